@@ -1,0 +1,44 @@
+//! The contract's own version. The module writes it into `sync_contract`, every client and bridge compares it at
+//! connect: bindings that no longer fit are a typed error and never an empty world.
+
+use std::fmt;
+
+/// Name and version of the protocol.
+pub const PROTOCOL: &str = "spacetime.sync.v1";
+/// Version of tables, reducers, procedures and frames. Raised with every change of them.
+pub const SCHEMA_VERSION: u32 = 1;
+/// sha256 of the module's schema, of which the client's bindings are generated. `scripts/bindings` prints it, and
+/// the test `lane::contract::module_and_bindings_agree` fails when it is out of date.
+pub const SCHEMA_HASH: &str = "unset";
+
+/// What one side says its contract is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contract {
+    /// See [`PROTOCOL`].
+    pub protocol: String,
+    /// See [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// See [`SCHEMA_HASH`].
+    pub schema_hash: String,
+}
+
+impl Contract {
+    /// The contract this code was built with.
+    pub fn ours() -> Self {
+        Self {
+            protocol: PROTOCOL.to_owned(),
+            schema_version: SCHEMA_VERSION,
+            schema_hash: SCHEMA_HASH.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Contract {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} schema {} ({})",
+            self.protocol, self.schema_version, self.schema_hash
+        )
+    }
+}

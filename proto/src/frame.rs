@@ -1,0 +1,368 @@
+//! Frames: consecutive events of one stream as one value, the unit of appending, keeping and paging.
+//!
+//! Decoding checks everything but the payloads against their hashes: lengths, names, and the chain from the
+//! frame's base to its end. Payloads are hashed by the bridge before a frame is sent and by the client before it
+//! is applied; the module, which hashes five times slower, checks the chain over the hashes alone.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::event::Event;
+use crate::hash::{ChainHash, PayloadHash};
+use crate::id::{IdempotencyKey, InvalidId, Kind, Seq};
+use crate::{limit, wire};
+
+/// A checked frame.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    first_seq: Seq,
+    base_chain: ChainHash,
+    events: Vec<wire::Event>,
+    links: Vec<ChainHash>,
+}
+
+/// Why bytes are not a frame.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Not the protobuf message that a frame is.
+    #[error("the frame cannot be decoded: {0}")]
+    Malformed(String),
+    /// Longer than [`limit::FRAME_BYTES`].
+    #[error("the frame has {found} bytes, at most {} are allowed", limit::FRAME_BYTES)]
+    TooLarge {
+        /// Its length in bytes.
+        found: usize,
+    },
+    /// No event, or more than [`limit::FRAME_EVENTS`].
+    #[error("the frame holds {found} events, 1 to {} are allowed", limit::FRAME_EVENTS)]
+    EventCount {
+        /// How many it holds.
+        found: usize,
+    },
+    /// The first position is 0, or the last one is past the end of all positions.
+    #[error("a frame cannot begin at seq {found}")]
+    FirstSeq {
+        /// The position it was said to begin at.
+        found: u64,
+    },
+    /// An event's key or kind is no name of the lane.
+    #[error("event {seq}: {invalid}")]
+    Id {
+        /// The event's position.
+        seq: Seq,
+        /// What is wrong with it.
+        invalid: InvalidId,
+    },
+    /// An event's payload is empty or longer than [`limit::PAYLOAD_BYTES`].
+    #[error(
+        "event {seq}: the payload has {found} bytes, 1 to {} are allowed",
+        limit::PAYLOAD_BYTES
+    )]
+    PayloadSize {
+        /// The event's position.
+        seq: Seq,
+        /// Its length in bytes.
+        found: usize,
+    },
+    /// An event's payload hash is not 32 bytes.
+    #[error("event {seq}: the payload hash has {found} bytes, expected 32")]
+    PayloadHashLength {
+        /// The event's position.
+        seq: Seq,
+        /// Its length in bytes.
+        found: usize,
+    },
+}
+
+impl Frame {
+    /// Decodes and checks the bytes of a frame that begins at `first_seq`, after a log that ends with `base_chain`.
+    pub fn decode(first_seq: u64, base_chain: ChainHash, bytes: Bytes) -> Result<Self, FrameError> {
+        if bytes.len() > limit::FRAME_BYTES {
+            return Err(FrameError::TooLarge { found: bytes.len() });
+        }
+        let events = wire::EventFrame::decode(bytes)
+            .map_err(|error| FrameError::Malformed(error.to_string()))?
+            .events;
+        if events.is_empty() || events.len() > limit::FRAME_EVENTS {
+            return Err(FrameError::EventCount { found: events.len() });
+        }
+        let first = Seq::new(first_seq)
+            .filter(|seq| *seq > Seq::ZERO && Seq::MAX.since(*seq) >= events.len() as u64)
+            .ok_or(FrameError::FirstSeq { found: first_seq })?;
+        let mut links = Vec::with_capacity(events.len());
+        let mut chain = base_chain;
+        let mut seq = first;
+        for event in &events {
+            let invalid = |invalid| FrameError::Id { seq, invalid };
+            IdempotencyKey::check(&event.idempotency_key).map_err(invalid)?;
+            Kind::check(&event.kind).map_err(invalid)?;
+            if event.payload.is_empty() || event.payload.len() > limit::PAYLOAD_BYTES {
+                return Err(FrameError::PayloadSize {
+                    seq,
+                    found: event.payload.len(),
+                });
+            }
+            let payload_hash = PayloadHash::from_slice(&event.payload_hash).ok_or(FrameError::PayloadHashLength {
+                seq,
+                found: event.payload_hash.len(),
+            })?;
+            chain = chain.link_text(
+                seq,
+                event.committed_at_us,
+                &payload_hash,
+                &event.idempotency_key,
+                &event.kind,
+            );
+            links.push(chain);
+            seq = seq.next();
+        }
+        Ok(Self {
+            first_seq: first,
+            base_chain,
+            events,
+            links,
+        })
+    }
+
+    /// The bytes of a frame of these events, which the caller knows to be consecutive.
+    pub fn encode(events: &[Event]) -> Bytes {
+        encode(
+            events
+                .iter()
+                .map(|event| wire::Event {
+                    idempotency_key: event.idempotency_key.as_str().to_owned(),
+                    kind: event.kind.as_str().to_owned(),
+                    payload: event.payload.clone(),
+                    payload_hash: Bytes::copy_from_slice(event.payload_hash.as_bytes()),
+                    committed_at_us: event.committed_at_us,
+                })
+                .collect(),
+        )
+    }
+
+    /// The position of the first event.
+    pub fn first_seq(&self) -> Seq {
+        self.first_seq
+    }
+
+    /// The position of the last event.
+    pub fn last_seq(&self) -> Seq {
+        self.first_seq.plus(self.events.len() as u64 - 1)
+    }
+
+    /// The chain hash before the first event.
+    pub fn base_chain(&self) -> ChainHash {
+        self.base_chain
+    }
+
+    /// The chain hash of the last event.
+    pub fn last_chain(&self) -> ChainHash {
+        self.links[self.links.len() - 1]
+    }
+
+    /// The chain hash at a position from just before the first event to the last one.
+    pub fn chain_at(&self, seq: Seq) -> Option<ChainHash> {
+        if seq.next() == self.first_seq {
+            return Some(self.base_chain);
+        }
+        if seq < self.first_seq {
+            return None;
+        }
+        self.links.get(seq.since(self.first_seq) as usize).copied()
+    }
+
+    /// The bytes of the frame that remains when the events up to `seq` are cut off; none if nothing remains.
+    pub fn encode_after(self, seq: Seq) -> Option<Bytes> {
+        let cut = (seq.next().since(self.first_seq) as usize).min(self.events.len());
+        let rest: Vec<_> = self.events.into_iter().skip(cut).collect();
+        (!rest.is_empty()).then(|| encode(rest))
+    }
+
+    /// The events, each with its hashes; those up to and including `after` are left out.
+    pub fn into_events_after(self, after: Seq) -> impl Iterator<Item = Event> {
+        let first = self.first_seq;
+        let skip = after.next().since(first) as usize;
+        self.events
+            .into_iter()
+            .zip(self.links)
+            .enumerate()
+            .skip(skip)
+            .map(move |(at, (event, chain_hash))| Event {
+                seq: first.plus(at as u64),
+                // Infallible: `decode` checked keys, kinds and hash lengths, and nothing else makes a `Frame`.
+                idempotency_key: IdempotencyKey::new(&event.idempotency_key).expect("checked by decode"),
+                kind: Kind::new(&event.kind).expect("checked by decode"),
+                payload_hash: PayloadHash::from_slice(&event.payload_hash).expect("checked by decode"),
+                payload: event.payload,
+                chain_hash,
+                committed_at_us: event.committed_at_us,
+            })
+    }
+}
+
+fn encode(events: Vec<wire::Event>) -> Bytes {
+    let mut frame = wire::EventFrame {
+        events,
+        padding: Bytes::new(),
+    };
+    let bare = frame.encoded_len();
+    if bare < limit::FRAME_PADDED_BYTES {
+        frame.padding = Bytes::from_static(&[0; limit::FRAME_PADDED_BYTES]).slice(..limit::FRAME_PADDED_BYTES - bare);
+    }
+    frame.encode_to_vec().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::StreamId;
+
+    fn stream() -> StreamId {
+        StreamId::new("runtime.run.1.events").unwrap()
+    }
+
+    fn log(sizes: &[usize]) -> Vec<Event> {
+        let mut chain = ChainHash::genesis(&stream());
+        sizes
+            .iter()
+            .enumerate()
+            .map(|(at, size)| {
+                let seq = Seq::new(at as u64 + 1).unwrap();
+                let payload = Bytes::from(vec![at as u8; *size]);
+                let payload_hash = PayloadHash::of(&payload);
+                let idempotency_key = IdempotencyKey::new(&format!("key-{at}")).unwrap();
+                let kind = Kind::new("test.event").unwrap();
+                chain = chain.link(seq, 1_000 + at as i64, &payload_hash, &idempotency_key, &kind);
+                Event {
+                    seq,
+                    idempotency_key,
+                    kind,
+                    payload,
+                    payload_hash,
+                    chain_hash: chain,
+                    committed_at_us: 1_000 + at as i64,
+                }
+            })
+            .collect()
+    }
+
+    fn frame(events: &[Event], base: ChainHash) -> Frame {
+        Frame::decode(events[0].seq.get(), base, Frame::encode(events)).unwrap()
+    }
+
+    #[test]
+    fn a_frame_carries_every_field_and_rebuilds_the_chain() {
+        let events = log(&[1, 70_000, 3]);
+        let decoded = frame(&events, ChainHash::genesis(&stream()));
+        assert_eq!(decoded.last_chain(), events[2].chain_hash);
+        assert_eq!(decoded.into_events_after(Seq::ZERO).collect::<Vec<_>>(), events);
+    }
+
+    #[test]
+    fn a_frame_is_cut_at_any_position() {
+        let events = log(&[5; 4]);
+        let whole = frame(&events, ChainHash::genesis(&stream()));
+        for cut in 0..4 {
+            let rest = whole.clone().encode_after(events[cut].seq);
+            match rest {
+                None => assert_eq!(cut, 3),
+                Some(bytes) => {
+                    let rest = Frame::decode(cut as u64 + 2, events[cut].chain_hash, bytes).unwrap();
+                    assert_eq!(rest.into_events_after(Seq::ZERO).collect::<Vec<_>>(), events[cut + 1..]);
+                }
+            }
+            let after: Vec<_> = whole.clone().into_events_after(events[cut].seq).collect();
+            assert_eq!(after, events[cut + 1..]);
+        }
+    }
+
+    #[test]
+    fn a_small_frame_is_padded_to_the_blob_threshold_and_a_large_one_is_not() {
+        let small = Frame::encode(&log(&[10]));
+        assert!(small.len() >= limit::FRAME_PADDED_BYTES && small.len() <= limit::FRAME_PADDED_BYTES + 3);
+        let events = log(&[2_000]);
+        assert!(Frame::encode(&events).len() < 2_000 + 200);
+    }
+
+    #[test]
+    fn the_chain_pins_every_field() {
+        let events = log(&[8, 8]);
+        let mut other = events.clone();
+        other[1].kind = Kind::new("test.other").unwrap();
+        assert_ne!(
+            frame(&other, ChainHash::genesis(&stream())).last_chain(),
+            events[1].chain_hash
+        );
+        let mut other = events.clone();
+        other[1].committed_at_us += 1;
+        assert_ne!(
+            frame(&other, ChainHash::genesis(&stream())).last_chain(),
+            events[1].chain_hash
+        );
+        let mut other = events.clone();
+        other[0].idempotency_key = IdempotencyKey::new("other").unwrap();
+        assert_ne!(
+            frame(&other, ChainHash::genesis(&stream())).last_chain(),
+            events[1].chain_hash
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_frame_is_refused_with_what_is_wrong() {
+        let base = ChainHash::genesis(&stream());
+        let decode = |first, events: &[Event]| Frame::decode(first, base, Frame::encode(events)).map(|_| ());
+        assert_eq!(decode(1, &[]), Err(FrameError::EventCount { found: 0 }));
+        assert_eq!(
+            decode(1, &log(&[1; 1_001])),
+            Err(FrameError::EventCount { found: 1_001 })
+        );
+        assert_eq!(decode(0, &log(&[1])), Err(FrameError::FirstSeq { found: 0 }));
+        assert_eq!(
+            decode(u64::MAX, &log(&[1])),
+            Err(FrameError::FirstSeq { found: u64::MAX })
+        );
+        assert_eq!(
+            decode(1, &log(&[0])),
+            Err(FrameError::PayloadSize {
+                seq: Seq::new(1).unwrap(),
+                found: 0
+            })
+        );
+        assert_eq!(
+            decode(1, &log(&[1, 262_145])),
+            Err(FrameError::PayloadSize {
+                seq: Seq::new(2).unwrap(),
+                found: 262_145
+            })
+        );
+        let huge = Frame::decode(1, base, vec![0; limit::FRAME_BYTES + 1].into());
+        assert_eq!(
+            huge.map(|_| ()),
+            Err(FrameError::TooLarge {
+                found: limit::FRAME_BYTES + 1
+            })
+        );
+        assert!(matches!(
+            Frame::decode(1, base, vec![0xff; 40].into()),
+            Err(FrameError::Malformed(_))
+        ));
+    }
+
+    /// The chain is part of the contract: SQL computes it too. These bytes never change.
+    #[test]
+    fn the_hashes_are_pinned() {
+        let events = log(&[3]);
+        assert_eq!(
+            events[0].payload_hash.to_string(),
+            "sha256:709e80c88487a2411e1ee4dfb9f22a861492d20c4765150c0c794abd70f8147c"
+        );
+        assert_eq!(
+            ChainHash::genesis(&stream()).to_string(),
+            "sha256:305184485a25b6d379033854dd952c8715a27105783fe7c51c172fafec4da258"
+        );
+        assert_eq!(
+            events[0].chain_hash.to_string(),
+            "sha256:c424460a6a011625336475d2b6d7c134339535a1beef2e4fbb98466cc1068098"
+        );
+    }
+}

@@ -1,0 +1,116 @@
+//! The two hashes of an event, and the chain that makes a log one thing.
+//!
+//! ```text
+//! payload_hash = sha256(payload)
+//! chain(0)     = sha256("spacetime.sync.v1/stream\0" ‖ stream_id)
+//! chain(seq)   = sha256(chain(seq − 1) ‖ seq ‖ committed_at_us ‖ payload_hash ‖ len(key) ‖ key ‖ kind)
+//! ```
+//! Numbers are big-endian: `seq` and `committed_at_us` 8 bytes, `len(key)` 2 bytes. Two parties that hold the
+//! same chain hash at the same seq hold the same events up to there, every field of them: the stream's name is
+//! in chain(0), so a log cannot pass for another stream's.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+use crate::id::{IdempotencyKey, Kind, Seq, StreamId};
+
+const GENESIS: &[u8] = b"spacetime.sync.v1/stream\0";
+
+macro_rules! hash {
+    ($(#[$doc:meta])* $type:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+        pub struct $type([u8; 32]);
+
+        impl $type {
+            /// Takes the 32 bytes of a hash as they are.
+            pub fn from_bytes(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+
+            /// Takes a hash from foreign bytes, if they are 32.
+            pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(Self)
+            }
+
+            /// The 32 bytes.
+            pub fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("sha256:")?;
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    };
+}
+
+hash!(
+    /// sha256 of an event's payload.
+    PayloadHash
+);
+hash!(
+    /// The hash of a stream's log up to and including one event.
+    ChainHash
+);
+
+impl PayloadHash {
+    /// Hashes a payload.
+    pub fn of(payload: &[u8]) -> Self {
+        Self(Sha256::digest(payload).into())
+    }
+}
+
+impl ChainHash {
+    /// chain(0): of a stream's empty log.
+    pub fn genesis(stream_id: &StreamId) -> Self {
+        let mut hasher = Sha256::new();
+        hasher.update(GENESIS);
+        hasher.update(stream_id.as_str());
+        Self(hasher.finalize().into())
+    }
+
+    /// chain(seq), where `self` is chain(seq − 1).
+    #[must_use]
+    pub fn link(
+        &self,
+        seq: Seq,
+        committed_at_us: i64,
+        payload_hash: &PayloadHash,
+        key: &IdempotencyKey,
+        kind: &Kind,
+    ) -> Self {
+        self.link_text(seq, committed_at_us, payload_hash, key.as_str(), kind.as_str())
+    }
+
+    /// As [`ChainHash::link`], over a key and a kind that were checked without being made into ids.
+    pub(crate) fn link_text(
+        &self,
+        seq: Seq,
+        committed_at_us: i64,
+        payload_hash: &PayloadHash,
+        key: &str,
+        kind: &str,
+    ) -> Self {
+        let mut hasher = Sha256::new();
+        hasher.update(self.0);
+        hasher.update(seq.get().to_be_bytes());
+        hasher.update(committed_at_us.to_be_bytes());
+        hasher.update(payload_hash.0);
+        // A key has at most 512 bytes: the cast loses nothing.
+        hasher.update((key.len() as u16).to_be_bytes());
+        hasher.update(key);
+        hasher.update(kind);
+        Self(hasher.finalize().into())
+    }
+}

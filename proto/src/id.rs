@@ -1,0 +1,244 @@
+//! Names and positions. Every one is checked when it is made, so that a value of these types is always valid.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::limit;
+
+/// Why a text is not a name of the lane.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidId {
+    /// Nothing where a name was expected.
+    #[error("{what} is empty")]
+    Empty {
+        /// Which name.
+        what: &'static str,
+    },
+    /// Longer than the contract allows.
+    #[error("{what} has {found} bytes, at most {most} are allowed")]
+    TooLong {
+        /// Which name.
+        what: &'static str,
+        /// Its length in bytes.
+        found: usize,
+        /// The bound.
+        most: usize,
+    },
+    /// A character outside the allowed set.
+    #[error("{what} holds {found:?} at byte {at}; allowed are {allowed}")]
+    Character {
+        /// Which name.
+        what: &'static str,
+        /// The first offending character.
+        found: char,
+        /// Its byte position.
+        at: usize,
+        /// The allowed set, in words.
+        allowed: &'static str,
+    },
+}
+
+const NAME_CHARACTERS: &str = "ASCII letters and digits and . _ - : / @ + = ~ %";
+const KEY_CHARACTERS: &str = "all but control characters";
+
+fn name_character(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | ':' | '/' | '@' | '+' | '=' | '~' | '%')
+}
+
+fn check(
+    what: &'static str,
+    text: &str,
+    most: usize,
+    allowed: &'static str,
+    good: impl Fn(char) -> bool,
+) -> Result<(), InvalidId> {
+    if text.is_empty() {
+        return Err(InvalidId::Empty { what });
+    }
+    if text.len() > most {
+        return Err(InvalidId::TooLong {
+            what,
+            found: text.len(),
+            most,
+        });
+    }
+    match text.char_indices().find(|(_, c)| !good(*c)) {
+        Some((at, found)) => Err(InvalidId::Character {
+            what,
+            found,
+            at,
+            allowed,
+        }),
+        None => Ok(()),
+    }
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $what:literal, $most:expr, $allowed:expr, $good:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $type(Arc<str>);
+
+        impl $type {
+            /// Checks a text and makes it a name.
+            pub fn new(text: &str) -> Result<Self, InvalidId> {
+                Self::check(text)?;
+                Ok(Self(text.into()))
+            }
+
+            /// Checks a text without making it a name.
+            pub fn check(text: &str) -> Result<(), InvalidId> {
+                check($what, text, $most, $allowed, $good)
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &self.0)
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                Self::new(text)
+            }
+        }
+    };
+}
+
+name!(
+    /// The name of an ordered log, e.g. `runtime.run.42.events`.
+    StreamId,
+    "stream_id",
+    limit::STREAM_ID_BYTES,
+    NAME_CHARACTERS,
+    name_character
+);
+name!(
+    /// What makes a repeated append of the same event harmless: unique in its stream.
+    IdempotencyKey,
+    "idempotency_key",
+    limit::IDEMPOTENCY_KEY_BYTES,
+    KEY_CHARACTERS,
+    |c| !c.is_control()
+);
+name!(
+    /// What an event's payload is, in the words of the runtime.
+    Kind,
+    "kind",
+    limit::KIND_BYTES,
+    NAME_CHARACTERS,
+    name_character
+);
+
+/// A position in a stream: 1, 2, 3 … without gaps. [`Seq::ZERO`] stands before the first event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Seq(u64);
+
+impl Seq {
+    /// Before the first event: the head of an empty stream.
+    pub const ZERO: Self = Self(0);
+    /// The last position there can be: Postgres counts in signed 64 bits.
+    pub const MAX: Self = Self(i64::MAX as u64);
+
+    /// A position, unless it is past [`Seq::MAX`].
+    pub fn new(value: u64) -> Option<Self> {
+        (value <= Self::MAX.0).then_some(Self(value))
+    }
+
+    /// From a `BIGINT` of the authority, unless it is negative.
+    pub fn from_sql(value: i64) -> Option<Self> {
+        u64::try_from(value).ok().map(Self)
+    }
+
+    /// As a `BIGINT` of the authority.
+    pub fn to_sql(self) -> i64 {
+        self.0 as i64
+    }
+
+    /// As the plain number that SpacetimeDB's columns and the wire hold.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The next position. Saturates at [`Seq::MAX`], which no log reaches: at a million events a second it
+    /// takes 290,000 years.
+    #[must_use]
+    pub fn next(self) -> Self {
+        self.plus(1)
+    }
+
+    /// `count` positions further, saturating like [`Seq::next`].
+    #[must_use]
+    pub fn plus(self, count: u64) -> Self {
+        Self(self.0.saturating_add(count).min(Self::MAX.0))
+    }
+
+    /// How many positions this one is past `earlier`; 0 if it is not.
+    pub fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_checked_when_it_is_made() {
+        let long = "x".repeat(256);
+        for (text, good) in [
+            ("runtime.run.42.events", true),
+            ("runtime.topic.a%3Ab", true),
+            ("", false),
+            (long.as_str(), false),
+            ("a b", false),
+            ("a'b", false),
+            ("a*", false),
+            ("stream\u{0430}", false),
+            ("a\0b", false),
+        ] {
+            assert_eq!(StreamId::new(text).is_ok(), good, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_may_be_any_text_without_control_characters() {
+        assert!(IdempotencyKey::new("topic:ü \"q\" 'x'").is_ok());
+        assert_eq!(
+            IdempotencyKey::new("a\nb"),
+            Err(InvalidId::Character {
+                what: "idempotency_key",
+                found: '\n',
+                at: 1,
+                allowed: KEY_CHARACTERS
+            })
+        );
+    }
+
+    #[test]
+    fn a_seq_never_leaves_the_range_of_the_authority() {
+        assert_eq!(Seq::new(u64::MAX), None);
+        assert_eq!(Seq::from_sql(-1), None);
+        assert_eq!(Seq::MAX.next(), Seq::MAX);
+        assert_eq!(Seq::from_sql(Seq::MAX.to_sql()), Some(Seq::MAX));
+    }
+}

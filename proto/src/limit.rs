@@ -1,0 +1,21 @@
+//! The bounds of the contract. Whoever accepts bytes checks them; nobody relies on a peer's check.
+
+/// Longest stream id, in bytes.
+pub const STREAM_ID_BYTES: usize = 255;
+/// Longest idempotency key, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES: usize = 512;
+/// Longest kind, in bytes.
+pub const KIND_BYTES: usize = 128;
+/// Largest payload of one event, in bytes.
+pub const PAYLOAD_BYTES: usize = 256 * 1024;
+/// Most events in one frame.
+pub const FRAME_EVENTS: usize = 1_000;
+/// Largest frame, in bytes, as encoded: the largest event fits with room to spare.
+pub const FRAME_BYTES: usize = 1024 * 1024;
+/// Frames shorter than this are padded up to it: SpacetimeDB keeps a value of more than 992 bytes outside
+/// its table pages, and only then does the cost of an insert not grow with the table (docs/adr/0002).
+pub const FRAME_PADDED_BYTES: usize = 993;
+/// Most bytes of frames in one answer of `read_events`; one frame is always allowed.
+pub const PAGE_BYTES: usize = 1024 * 1024;
+/// Most stream heads asked for in one call of `read_heads`.
+pub const HEADS: usize = 1_000;
