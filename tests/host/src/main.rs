@@ -1,0 +1,139 @@
+//! An embedded SpacetimeDB host for the development and the tests of Spacetime Sync.
+//!
+//! Wires a data directory, the published engine (`spacetimedb-core`) and an HTTP listener together and waits for a
+//! signal. Data, WebAssembly, SQL, subscriptions and tokens are the engine's own; what is written here is the thin
+//! layer that the official server puts around it. It never runs JavaScript modules and is never meant for production.
+
+mod auth;
+mod call;
+mod database;
+mod error;
+mod identity;
+mod logs;
+mod metrics;
+mod node;
+mod publish;
+mod registry;
+mod routes;
+mod schema;
+mod sql;
+mod subscribe;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use axum::serve::ListenerExt as _;
+use clap::Parser;
+use spacetimedb::startup;
+use spacetimedb::util::jobs::JobCores;
+use spacetimedb_paths::FromPathUnchecked as _;
+use spacetimedb_paths::server::ServerDataDir;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::node::Node;
+
+#[global_allocator]
+static ALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// An embedded SpacetimeDB host, for development and tests only.
+///
+/// It serves one data directory over HTTP and WebSocket as the official server does, with the same engine and the
+/// same commit log. It is not hardened, has no TLS and no limits on who may publish: never put it on a network.
+#[derive(Parser)]
+#[command(name = "spacetime-sync-host", version)]
+struct Args {
+    /// Directory that holds the databases, the keys and the pid file; created when it is missing.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Address to listen on. Port 0 takes a free port, which the line on stdout then names.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
+    listen: SocketAddr,
+    /// Allow an address that other machines can reach.
+    #[arg(long)]
+    allow_remote: bool,
+}
+
+fn main() -> ExitCode {
+    stop_on_panic();
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("spacetime-sync-host: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    if !args.allow_remote && !args.listen.ip().is_loopback() {
+        bail!(
+            "{} can be reached by other machines: listen on 127.0.0.1, or add --allow-remote if that is meant",
+            args.listen
+        );
+    }
+    // Stdout carries the one line that says where the host listens; everything else goes to stderr.
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing::Level::WARN.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .init();
+
+    let data_dir = ServerDataDir::from_path_unchecked(args.data_dir);
+    let cores = startup::pin_threads();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all();
+    cores.tokio.configure(&mut builder);
+    let runtime = builder.build().context("cannot start the async runtime")?;
+    cores.rayon.configure(runtime.handle());
+    let databases = cores.databases.make_database_runners();
+    runtime.block_on(serve(data_dir, args.listen, databases))
+}
+
+/// After a panic the engine's memory and its log may have come apart: the process ends, and the next start reads the
+/// log.
+fn stop_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(101);
+    }));
+}
+
+async fn serve(data_dir: ServerDataDir, listen: SocketAddr, cores: JobCores) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    // The pid file first: a second host on the same directory must hear of that, whatever its address.
+    let claim = node::claim(&data_dir)?;
+    let listener = tokio::net::TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("cannot listen on {listen}"))?;
+    let address = listener.local_addr()?;
+    let node = Arc::new(Node::open(data_dir, claim, address.port(), cores).await?);
+    // Every log is replayed before the first request: the engine gives a second caller only five seconds to wait.
+    node.launch_all().await?;
+
+    let app = routes::router(node.clone());
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "listening on http://{address}")?;
+    stdout.flush()?;
+    drop(stdout);
+
+    let listener = listener.tap_io(|tcp| {
+        if let Err(e) = tcp.set_nodelay(true) {
+            tracing::warn!("cannot set TCP_NODELAY: {e}");
+        }
+    });
+    tokio::select! {
+        served = axum::serve(listener, app) => served?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    node.shut_down().await
+}
