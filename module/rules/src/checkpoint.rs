@@ -1,0 +1,83 @@
+//! May this checkpoint be acknowledged?
+
+use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq};
+
+use crate::append::Head;
+
+/// What an accepted acknowledgement changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ack {
+    /// The same checkpoint again: nothing changes.
+    Repeated,
+    /// A newer one.
+    Moved,
+}
+
+/// Decides over a checkpoint. `held` tells the chain hash of an event that is held, none below the window: what is
+/// no longer held cannot be compared and is taken as said.
+pub fn decide(
+    previous: Option<(Seq, ChainHash)>,
+    head: Head,
+    seq: Seq,
+    chain: ChainHash,
+    held: impl FnOnce(Seq) -> Option<ChainHash>,
+) -> Result<Ack, Refusal> {
+    if let Some((before, before_chain)) = previous {
+        if seq < before {
+            let message = format!("seq {before} was acknowledged before, {seq} is behind it");
+            return Err(Refusal::new(RefusalCode::CheckpointBehind, message).at_head(head.seq.get()));
+        }
+        if seq == before && chain == before_chain {
+            return Ok(Ack::Repeated);
+        }
+    }
+    if seq > head.seq {
+        let message = format!("seq {seq} is past the head {}", head.seq);
+        return Err(Refusal::new(RefusalCode::CheckpointAhead, message).at_head(head.seq.get()));
+    }
+    let expected = if seq == head.seq { Some(head.chain) } else { held(seq) };
+    match expected {
+        Some(expected) if expected != chain => {
+            let message = format!("the chain at seq {seq} is {expected}, the checkpoint says {chain}");
+            Err(Refusal::new(RefusalCode::ChainMismatch, message).at_head(head.seq.get()))
+        }
+        _ => Ok(Ack::Moved),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seq(value: u64) -> Seq {
+        Seq::new(value).unwrap()
+    }
+
+    fn chain(value: u8) -> ChainHash {
+        ChainHash::from_bytes([value; 32])
+    }
+
+    /// The log held is 3..=9, the chain hash at seq n is all n.
+    fn ack(previous: Option<u64>, at: u64, of: u8) -> Result<Ack, RefusalCode> {
+        let held = |seq: Seq| (seq.get() >= 3).then(|| chain(seq.get() as u8));
+        let previous = previous.map(|value| (seq(value), chain(value as u8)));
+        decide(previous, Head { seq: seq(9), chain: chain(9) }, seq(at), chain(of), held).map_err(|refusal| refusal.code)
+    }
+
+    #[test]
+    fn a_checkpoint_only_moves_forward_and_only_on_the_chain() {
+        for (previous, at, of, expected) in [
+            (None, 5, 5, Ok(Ack::Moved)),
+            (Some(4), 9, 9, Ok(Ack::Moved)),
+            (Some(5), 5, 5, Ok(Ack::Repeated)),
+            (None, 2, 77, Ok(Ack::Moved)),
+            (Some(6), 5, 5, Err(RefusalCode::CheckpointBehind)),
+            (Some(6), 10, 10, Err(RefusalCode::CheckpointAhead)),
+            (Some(6), 8, 77, Err(RefusalCode::ChainMismatch)),
+            (Some(6), 6, 77, Err(RefusalCode::ChainMismatch)),
+            (None, 9, 77, Err(RefusalCode::ChainMismatch)),
+        ] {
+            assert_eq!(ack(previous, at, of), expected, "{previous:?} then {at}");
+        }
+    }
+}

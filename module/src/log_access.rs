@@ -1,0 +1,69 @@
+//! Reading the log's tables the way the rules want to see them.
+
+use bytes::Bytes;
+use spacetime_sync_proto::{ChainHash, Frame, Seq, StreamId, limit};
+use spacetime_sync_rules::append::Head;
+use spacetime_sync_rules::stream_key;
+use spacetime_sync_rules::trust::{Trust, not_configured};
+use spacetimedb::sats::u256;
+use spacetimedb::{Identity, ReducerContext};
+
+use crate::refuse::{Refused, refused};
+use crate::tables::{SyncEvent, SyncTrust, stream_grant, sync_event, sync_head, sync_trust};
+
+/// The one row of `sync_trust`, which `init` writes.
+pub fn trust_row(ctx: &ReducerContext) -> Result<SyncTrust, Refused> {
+    ctx.db.sync_trust().id().find(0).ok_or_else(|| refused(not_configured()))
+}
+
+impl SyncTrust {
+    pub fn trust(&self) -> Trust<Identity> {
+        Trust { owner: self.owner, bridge: self.bridge }
+    }
+
+    pub fn stream_key(&self, stream_id: &StreamId) -> Result<u64, Refused> {
+        if self.key_secret.is_empty() {
+            return Err(refused(not_configured()));
+        }
+        Ok(stream_key::derive(&self.key_secret, stream_id))
+    }
+}
+
+pub fn chain_to_column(chain: ChainHash) -> u256 {
+    u256::from_be_bytes(*chain.as_bytes())
+}
+
+pub fn chain_from_column(column: u256) -> ChainHash {
+    ChainHash::from_bytes(column.to_be_bytes())
+}
+
+/// A position out of a column that only this module writes.
+pub fn seq_from_column(column: u64) -> Seq {
+    Seq::new(column).unwrap_or(Seq::MAX)
+}
+
+pub fn head(ctx: &ReducerContext, stream_key: u64, stream_id: &StreamId) -> Head {
+    match ctx.db.sync_head().stream_key().find(stream_key) {
+        None => Head::empty(stream_id),
+        Some(row) => Head { seq: seq_from_column(row.head_seq), chain: chain_from_column(row.head_chain) },
+    }
+}
+
+pub fn holds_grant(ctx: &ReducerContext, identity: Identity, stream_key: u64) -> bool {
+    ctx.db.stream_grant().by_holder().filter((identity, stream_key)).next().is_some()
+}
+
+/// The frames that hold something of `from..from + FRAME_EVENTS`, in order. No frame is longer than that, so if
+/// there is an event at `from`, the first of them holds it. A range is bounded at both ends because the host
+/// gathers all of it before it hands out the first row.
+pub fn frames_from(ctx: &ReducerContext, stream_key: u64, from: Seq) -> impl Iterator<Item = SyncEvent> {
+    let to = from.plus(limit::FRAME_EVENTS as u64 - 1);
+    ctx.db.sync_event().by_stream_seq().filter((stream_key, from.get()..=to.get()))
+}
+
+/// The chain hash of an event that is held, none if it is not.
+pub fn held_chain(ctx: &ReducerContext, stream_key: u64, seq: Seq) -> Option<ChainHash> {
+    let row = frames_from(ctx, stream_key, seq).next()?;
+    let frame = Frame::decode(row.first_seq, chain_from_column(row.base_chain), Bytes::from(row.frame)).ok()?;
+    frame.chain_at(seq)
+}

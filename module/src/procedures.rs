@@ -1,0 +1,92 @@
+//! What clients and bridge ask for: pages of the log and heads. Each checks who asks, as the filters do for
+//! subscriptions.
+
+use spacetime_sync_proto::{Refusal, RefusalCode, Seq, limit};
+use spacetimedb::sats::u256;
+use spacetimedb::{ProcedureContext, ReducerContext, SpacetimeType, procedure};
+
+use crate::log_access::{chain_to_column, frames_from, head, holds_grant, trust_row};
+use crate::reducers::ack_checkpoint::forbidden_stream;
+use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
+use crate::tables::{SyncEvent, sync_head};
+
+/// A part of a stream's log.
+#[derive(SpacetimeType)]
+pub struct EventPage {
+    /// What the stream is called in `sync_event`.
+    pub stream_key: u64,
+    /// The stream's head at the time of the page.
+    pub head_seq: u64,
+    /// Its chain hash, big-endian.
+    pub head_chain: u256,
+    /// Position of the first event held; 1 for an empty log.
+    pub oldest_seq: u64,
+    /// Consecutive frames. The first one holds the event after the position asked for, and may begin before it. Empty
+    /// at the head, and below the window.
+    pub frames: Vec<SyncEvent>,
+}
+
+/// A stream's head, as the bridge wants to know it after a reconnect.
+#[derive(SpacetimeType)]
+pub struct HeadReport {
+    /// 0 for a stream that is not held.
+    pub head_seq: u64,
+    /// Chain hash of the last event held, big-endian.
+    pub head_chain: u256,
+}
+
+/// The frames after `after_seq`, as many as fit a page. Needs a grant for the stream, or to be owner or bridge.
+#[procedure]
+pub fn read_events(ctx: &mut ProcedureContext, stream_id: String, after_seq: u64) -> Result<EventPage, Refused> {
+    ctx.with_tx(|tx| page(tx, &stream_id, after_seq))
+}
+
+fn page(ctx: &ReducerContext, stream_id: &str, after_seq: u64) -> Result<EventPage, Refused> {
+    let trust = trust_row(ctx)?;
+    let stream_id = parse_stream_id(stream_id)?;
+    let stream_key = trust.stream_key(&stream_id)?;
+    if !holds_grant(ctx, ctx.sender(), stream_key) && trust.trust().operator(ctx.sender()).is_err() {
+        return Err(refused(forbidden_stream()));
+    }
+    let after = Seq::new(after_seq).ok_or_else(|| invalid_argument(format!("{after_seq} is no seq")))?;
+    let head = head(ctx, stream_key, &stream_id);
+    let oldest_seq = ctx.db.sync_head().stream_key().find(stream_key).map_or(1, |row| row.oldest_seq);
+
+    let mut frames = Vec::new();
+    let (mut reached, mut bytes) = (after, 0);
+    'page: while reached < head.seq && reached.get() + 1 >= oldest_seq {
+        for row in frames_from(ctx, stream_key, reached.next()) {
+            bytes += row.frame.len();
+            if !frames.is_empty() && bytes > limit::PAGE_BYTES {
+                break 'page;
+            }
+            reached = Seq::new(row.last_seq).unwrap_or(Seq::MAX);
+            frames.push(row);
+        }
+    }
+    Ok(EventPage { stream_key, head_seq: head.seq.get(), head_chain: chain_to_column(head.chain), oldest_seq, frames })
+}
+
+/// The heads of streams, in the order asked for. For the owner and the bridge.
+#[procedure]
+pub fn read_heads(ctx: &mut ProcedureContext, stream_ids: Vec<String>) -> Result<Vec<HeadReport>, Refused> {
+    ctx.with_tx(|tx| heads(tx, &stream_ids))
+}
+
+fn heads(ctx: &ReducerContext, stream_ids: &[String]) -> Result<Vec<HeadReport>, Refused> {
+    let trust = trust_row(ctx)?;
+    trust.trust().operator(ctx.sender()).map_err(refused)?;
+    if stream_ids.len() > limit::HEADS {
+        let message = format!("{} streams asked for, at most {} are allowed", stream_ids.len(), limit::HEADS);
+        return Err(refused(Refusal::new(RefusalCode::InvalidArgument, message)));
+    }
+    stream_ids
+        .iter()
+        .map(|stream_id| {
+            let stream_id = parse_stream_id(stream_id)?;
+            let head = head(ctx, trust.stream_key(&stream_id)?, &stream_id);
+            Ok(HeadReport { head_seq: head.seq.get(), head_chain: chain_to_column(head.chain) })
+        })
+        .collect()
+}
+

@@ -1,0 +1,66 @@
+//! Appends a frame of consecutive events. One transaction: all or nothing, and a repeat changes nothing.
+
+use bytes::Bytes;
+use spacetime_sync_proto::{ChainHash, StreamId};
+use spacetime_sync_rules::append::{self, Append, Head, Request};
+use spacetimedb::sats::u256;
+use spacetimedb::{ReducerContext, Table, reducer};
+
+use crate::log_access::{chain_from_column, chain_to_column, head, held_chain, trust_row};
+use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
+use crate::tables::{SyncEvent, SyncHead, SyncStream, sync_event, sync_head, sync_stream};
+
+/// `base_chain` is the chain hash before the frame's first event, big-endian.
+#[reducer]
+pub fn append_sync_events(
+    ctx: &ReducerContext,
+    stream_id: String,
+    first_seq: u64,
+    base_chain: u256,
+    frame: Vec<u8>,
+) -> Result<(), Refused> {
+    append_frame(ctx, &stream_id, first_seq, chain_from_column(base_chain), Bytes::from(frame))
+}
+
+pub fn append_frame(
+    ctx: &ReducerContext,
+    stream_id: &str,
+    first_seq: u64,
+    base_chain: ChainHash,
+    frame: Bytes,
+) -> Result<(), Refused> {
+    let trust = trust_row(ctx)?;
+    trust.trust().bridge_only(ctx.sender()).map_err(refused)?;
+    let stream_id = parse_stream_id(stream_id)?;
+    let stream_key = trust.stream_key(&stream_id)?;
+    let before = head(ctx, stream_key, &stream_id);
+    let request = Request { first_seq, base_chain, frame };
+    let decided = append::decide(before, request, |seq| held_chain(ctx, stream_key, seq)).map_err(refused)?;
+    let Append::Extend { first_seq, frame, head: after } = decided else { return Ok(()) };
+
+    ctx.db.sync_event().insert(SyncEvent {
+        stream_key,
+        first_seq: first_seq.get(),
+        last_seq: after.seq.get(),
+        base_chain: chain_to_column(before.chain),
+        frame: frame.into(),
+    });
+    write_head(ctx, &stream_id, stream_key, after)
+}
+
+fn write_head(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, after: Head) -> Result<(), Refused> {
+    let head_chain = chain_to_column(after.chain);
+    match ctx.db.sync_head().stream_key().find(stream_key) {
+        Some(row) => {
+            ctx.db.sync_head().stream_key().update(SyncHead { head_seq: after.seq.get(), head_chain, ..row });
+        }
+        None => {
+            let row = SyncStream { stream_key, stream_id: stream_id.as_str().to_owned(), created_at: ctx.timestamp };
+            ctx.db.sync_stream().try_insert(row).map_err(|error| {
+                invalid_argument(format!("stream {stream_id} has the key of another stream, choose another name: {error}"))
+            })?;
+            ctx.db.sync_head().insert(SyncHead { stream_key, head_seq: after.seq.get(), oldest_seq: 1, head_chain });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! What runs by itself: when the database is made, and around every connection, HTTP call and SQL request.
+
+use spacetime_sync_proto::contract::Contract;
+use spacetimedb::{ReducerContext, Table, reducer};
+
+use crate::tables::{SyncContract, SyncTrust, sync_contract, sync_trust};
+
+#[reducer(init)]
+pub fn init(ctx: &ReducerContext) {
+    ctx.db.sync_trust().insert(SyncTrust { id: 0, owner: ctx.sender(), bridge: None, key_secret: Vec::new() });
+    write_contract(ctx);
+}
+
+/// Nothing runs when a module is updated, so the first connection after it brings the contract row up to date: before
+/// that connection can read it.
+#[reducer(client_connected)]
+pub fn client_connected(ctx: &ReducerContext) {
+    let ours = contract_row();
+    let current = ctx.db.sync_contract().id().find(0).is_some_and(|held| {
+        held.protocol == ours.protocol
+            && held.schema_version == ours.schema_version
+            && held.schema_hash == ours.schema_hash
+    });
+    if !current {
+        write_contract(ctx);
+    }
+}
+
+fn contract_row() -> SyncContract {
+    let Contract { protocol, schema_version, schema_hash } = Contract::ours();
+    SyncContract { id: 0, protocol, schema_version, schema_hash }
+}
+
+fn write_contract(ctx: &ReducerContext) {
+    ctx.db.sync_contract().id().delete(0);
+    ctx.db.sync_contract().insert(contract_row());
+}

@@ -1,0 +1,18 @@
+//! Refusals on their way out: a reducer's error is a text, ours is always the JSON of a `Refusal`.
+
+use spacetime_sync_proto::{InvalidId, Refusal, RefusalCode, StreamId};
+
+/// How a reducer or a procedure says no.
+pub type Refused = String;
+
+pub fn refused(refusal: Refusal) -> Refused {
+    refusal.to_wire()
+}
+
+pub fn invalid_argument(message: impl Into<String>) -> Refused {
+    refused(Refusal::new(RefusalCode::InvalidArgument, message))
+}
+
+pub fn stream_id(text: &str) -> Result<StreamId, Refused> {
+    StreamId::new(text).map_err(|invalid: InvalidId| invalid_argument(invalid.to_string()))
+}

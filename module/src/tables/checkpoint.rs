@@ -1,0 +1,25 @@
+//! How far each client says it has applied. For operators' eyes: a client's own store is what it resumes from.
+
+use spacetimedb::sats::u256;
+use spacetimedb::{Filter, Identity, Timestamp, client_visibility_filter, table};
+
+#[table(
+    accessor = sync_checkpoint,
+    public,
+    index(accessor = by_holder, btree(columns = [identity, stream_key]))
+)]
+pub struct SyncCheckpoint {
+    #[primary_key]
+    #[auto_inc]
+    pub checkpoint_id: u64,
+    pub identity: Identity,
+    pub stream_key: u64,
+    /// Position of the last event applied.
+    pub seq: u64,
+    /// Its chain hash, big-endian.
+    pub chain_hash: u256,
+    pub acked_at: Timestamp,
+}
+
+#[client_visibility_filter]
+const OWN_CHECKPOINTS: Filter = Filter::Sql("SELECT * FROM sync_checkpoint WHERE identity = :sender");

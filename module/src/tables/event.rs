@@ -1,0 +1,27 @@
+//! The log: a row is a frame of consecutive events (docs/adr/0002).
+
+use spacetimedb::sats::u256;
+use spacetimedb::{Filter, client_visibility_filter, table};
+
+#[table(
+    accessor = sync_event,
+    public,
+    index(accessor = by_stream_seq, btree(columns = [stream_key, last_seq]))
+)]
+pub struct SyncEvent {
+    #[index(btree)]
+    pub stream_key: u64,
+    /// Position of the frame's first event.
+    pub first_seq: u64,
+    /// Position of the frame's last event: the frame is wanted by who is behind it.
+    pub last_seq: u64,
+    /// Chain hash before the frame's first event, big-endian.
+    pub base_chain: u256,
+    /// The events: a `spacetime.sync.v1.EventFrame` of proto/sync.proto.
+    pub frame: Vec<u8>,
+}
+
+#[client_visibility_filter]
+const GRANTED_EVENTS: Filter = Filter::Sql(
+    "SELECT e.* FROM sync_event e JOIN stream_grant g ON e.stream_key = g.stream_key WHERE g.identity = :sender",
+);

@@ -1,0 +1,21 @@
+//! The end of each stream's log. Fixed size: rewritten with every frame.
+
+use spacetimedb::sats::u256;
+use spacetimedb::{Filter, client_visibility_filter, table};
+
+#[table(accessor = sync_head, public)]
+pub struct SyncHead {
+    #[primary_key]
+    pub stream_key: u64,
+    /// Position of the last event held.
+    pub head_seq: u64,
+    /// Position of the first event held.
+    pub oldest_seq: u64,
+    /// Chain hash of the last event held, big-endian.
+    pub head_chain: u256,
+}
+
+#[client_visibility_filter]
+const GRANTED_HEADS: Filter = Filter::Sql(
+    "SELECT h.* FROM sync_head h JOIN stream_grant g ON h.stream_key = g.stream_key WHERE g.identity = :sender",
+);

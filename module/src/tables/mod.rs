@@ -1,0 +1,20 @@
+//! What is held, and who sees it.
+//!
+//! Rows of fixed size and rows with bytes are kept apart: a head is rewritten with every frame and must cost the
+//! same however many streams there are (docs/adr/0002).
+
+mod checkpoint;
+mod contract;
+mod event;
+mod head;
+mod stream;
+mod trust;
+mod grant;
+
+pub use grant::*;
+pub use checkpoint::*;
+pub use contract::*;
+pub use event::*;
+pub use head::*;
+pub use stream::*;
+pub use trust::*;
