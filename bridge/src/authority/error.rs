@@ -1,0 +1,208 @@
+//! What can go wrong between the bridge and the authority, and what to do about it.
+
+use std::time::Duration;
+
+use spacetime_sync_proto::refusal::RefusalClass;
+use spacetime_sync_proto::{Seq, StreamId};
+
+/// An error of the authority's side.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The server cannot be reached, is starting or stopping, or has run out of something.
+    #[error("postgres at {server} is not available; the call may be repeated")]
+    Unavailable {
+        /// Host, port and database, without the password.
+        server: String,
+        /// What the driver says.
+        source: sqlx::Error,
+    },
+    /// A call took longer than it may. Its connection was given up.
+    #[error("postgres at {server} did not answer {what} within {limit:?}; the call may be repeated")]
+    TimedOut {
+        /// Host, port and database, without the password.
+        server: String,
+        /// The call.
+        what: &'static str,
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// The database is without our migrations, or lacks some.
+    #[error(
+        "the database at {server} has migration {found} of the lane, expected {expected}; run: spacetime-sync migrate"
+    )]
+    NotMigrated {
+        /// Host, port and database, without the password.
+        server: String,
+        /// The newest version applied; 0 for none.
+        found: i64,
+        /// The newest version this build knows.
+        expected: i64,
+    },
+    /// The database has migrations that this build does not know.
+    #[error(
+        "the database at {server} has migration {found} of the lane, this build knows up to {expected}; \
+         upgrade the bridge"
+    )]
+    NewerSchema {
+        /// Host, port and database, without the password.
+        server: String,
+        /// The newest version applied.
+        found: i64,
+        /// The newest version this build knows.
+        expected: i64,
+    },
+    /// A migration was applied that is not the one of this build, though it has the same version.
+    #[error(
+        "migration {version} in the database at {server} is not the one of this build; \
+         run the bridge that the database was migrated with, or restore the migration"
+    )]
+    ForeignMigration {
+        /// Host, port and database, without the password.
+        server: String,
+        /// Its version.
+        version: i64,
+    },
+    /// The migrations could not be applied.
+    #[error("the migrations of the lane could not be applied to the database at {server}")]
+    Migrate {
+        /// Host, port and database, without the password.
+        server: String,
+        /// What the migrator says.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// The server or the database is not one the lane can live in.
+    #[error("postgres at {server} has {what} {found}, expected {expected}")]
+    Unsupported {
+        /// Host, port and database, without the password.
+        server: String,
+        /// Which property.
+        what: &'static str,
+        /// What it is.
+        found: String,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// The url is none of Postgres.
+    #[error("the url of postgres is malformed, expected postgres://user:password@host:port/database")]
+    Url {
+        /// What the driver says. Never holds the password.
+        source: sqlx::Error,
+    },
+    /// The server does not let us in, or does not let us do what we must.
+    #[error("postgres at {server} denies access; check the role, its password and its rights on schema runtime")]
+    Denied {
+        /// Host, port and database, without the password.
+        server: String,
+        /// What the driver says.
+        source: sqlx::Error,
+    },
+    /// An append was refused: the class SY of the authority's functions.
+    #[error("{code}: {message}; {hint}")]
+    Refused {
+        /// `SY001` to `SY007`, as migration 1 lists them.
+        code: String,
+        /// What was expected and what was found.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The authority holds what the contract does not allow. Only hands in the tables can do that.
+    #[error("stream {stream_id} holds {what} at seq {seq} that the contract does not allow; restore it from a backup")]
+    Corrupt {
+        /// The stream.
+        stream_id: String,
+        /// The position.
+        seq: i64,
+        /// Which field.
+        what: &'static str,
+    },
+    /// The stream is unknown to the authority, or shorter than the caller believes.
+    #[error(
+        "stream {stream_id} has no seq {seq} in the authority; \
+         was Postgres restored from a backup older than SpacetimeDB?"
+    )]
+    NoSuchSeq {
+        /// The stream.
+        stream_id: StreamId,
+        /// The position.
+        seq: Seq,
+    },
+    /// A statement failed in a way that only a defect or a foreign change explains.
+    #[error("postgres at {server} failed a statement of the bridge")]
+    Failed {
+        /// Host, port and database, without the password.
+        server: String,
+        /// What the driver says.
+        source: sqlx::Error,
+    },
+}
+
+impl AuthorityError {
+    /// What to do about it.
+    pub fn class(&self) -> RefusalClass {
+        match self {
+            Self::Unavailable { .. } | Self::TimedOut { .. } => RefusalClass::Retry,
+            Self::Refused { .. } | Self::Corrupt { .. } | Self::NoSuchSeq { .. } => RefusalClass::Reject,
+            Self::NotMigrated { .. }
+            | Self::NewerSchema { .. }
+            | Self::ForeignMigration { .. }
+            | Self::Migrate { .. }
+            | Self::Unsupported { .. }
+            | Self::Url { .. }
+            | Self::Denied { .. }
+            | Self::Failed { .. } => RefusalClass::Fatal,
+        }
+    }
+
+    /// The SQLSTATE of a refused append.
+    pub fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Refused { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+
+    pub(super) fn from_driver(server: &str, error: sqlx::Error) -> Self {
+        let server = server.to_owned();
+        let Some(database_error) = error
+            .as_database_error()
+            .and_then(|error| error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>())
+        else {
+            return match error {
+                sqlx::Error::Io(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed
+                // A connection that is cut in the middle of a message.
+                | sqlx::Error::Protocol(_) => Self::Unavailable { server, source: error },
+                _ => Self::Failed { server, source: error },
+            };
+        };
+        let code = database_error.code();
+        match code.get(..2).unwrap_or_default() {
+            "SY" => Self::Refused {
+                code: code.to_owned(),
+                message: database_error.message().to_owned(),
+                hint: database_error.hint().unwrap_or_default().to_owned(),
+            },
+            // 08 connection, 25 read-only (a standby, or after a failover), 40 rollback (deadlock, serialization),
+            // 53 resources, 55 lock, 57 cancel and shutdown, 58 system.
+            "08" | "25" | "40" | "53" | "55" | "57" | "58" => Self::Unavailable { server, source: error },
+            "28" | "3D" => Self::Denied { server, source: error },
+            _ if code == "42501" => Self::Denied { server, source: error },
+            _ => Self::Failed { server, source: error },
+        }
+    }
+}
+
+/// An error inside a call, before it is known whose connection it was.
+pub(super) enum CallError {
+    Driver(sqlx::Error),
+    Content(AuthorityError),
+}
+
+impl From<sqlx::Error> for CallError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Driver(error)
+    }
+}

@@ -1,0 +1,102 @@
+//! Reading a stream's log in pages.
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgConnection, PgRow, PgTypeInfo, PgValueRef, Postgres};
+use sqlx::{Row, Type};
+
+use super::error::{AuthorityError, CallError};
+
+/// A page. The window function counts the bytes on the server, so that what is past the bound never leaves it;
+/// `octet_length` does not read a payload that is stored out of line. The first event always comes.
+const PAGE: &str = "
+    select seq, idempotency_key, kind, payload, payload_hash, chain_hash, committed_at
+    from (
+      select *, sum(octet_length(payload)) over (order by seq rows unbounded preceding) as bytes
+      from runtime.sync_stream_events
+      where stream_id = $1 and seq > $2
+      order by seq limit $3
+    ) page
+    where bytes <= $4 or bytes = octet_length(payload)
+    order by seq";
+
+/// Postgres counts microseconds since 2000-01-01, the contract since 1970-01-01.
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+pub(super) async fn read_events(
+    connection: &mut PgConnection,
+    stream_id: &StreamId,
+    after: Seq,
+    max_events: usize,
+    max_bytes: usize,
+) -> Result<Vec<Event>, CallError> {
+    let limit = i64::try_from(max_events).unwrap_or(i64::MAX);
+    let mut rows = sqlx::query(PAGE)
+        .bind(stream_id.as_str())
+        .bind(after.to_sql())
+        .bind(limit)
+        .bind(i64::try_from(max_bytes).unwrap_or(i64::MAX))
+        .fetch(connection);
+    let mut events: Vec<Event> = Vec::with_capacity(max_events.min(1_000));
+    while let Some(row) = rows.try_next().await? {
+        let event = decode(stream_id, &row, events.last().map(|event| &event.kind))?;
+        events.push(event);
+    }
+    Ok(events)
+}
+
+fn decode(stream_id: &StreamId, row: &PgRow, last_kind: Option<&Kind>) -> Result<Event, CallError> {
+    let seq: i64 = row.try_get(0)?;
+    let corrupt = |what| {
+        CallError::Content(AuthorityError::Corrupt {
+            stream_id: stream_id.as_str().to_owned(),
+            seq,
+            what,
+        })
+    };
+    let key: &str = row.try_get(1)?;
+    let kind: &str = row.try_get(2)?;
+    let payload: &[u8] = row.try_get(3)?;
+    let payload_hash: &[u8] = row.try_get(4)?;
+    let chain_hash: &[u8] = row.try_get(5)?;
+    let Timestamp(committed_at_us) = row.try_get(6)?;
+    Ok(Event {
+        seq: Seq::from_sql(seq).ok_or_else(|| corrupt("a position"))?,
+        idempotency_key: IdempotencyKey::new(key).map_err(|_| corrupt("a key"))?,
+        // Neighbours mostly are of one kind: sharing it spares checking and allocating it.
+        kind: match last_kind {
+            Some(last) if last.as_str() == kind => last.clone(),
+            _ => Kind::new(kind).map_err(|_| corrupt("a kind"))?,
+        },
+        payload: Bytes::copy_from_slice(payload),
+        payload_hash: PayloadHash::from_slice(payload_hash).ok_or_else(|| corrupt("a payload hash"))?,
+        chain_hash: ChainHash::from_slice(chain_hash).ok_or_else(|| corrupt("a chain hash"))?,
+        committed_at_us,
+    })
+}
+
+/// A `timestamptz` as microseconds since 1970-01-01 UTC.
+struct Timestamp(i64);
+
+impl Type<Postgres> for Timestamp {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("timestamptz")
+    }
+
+    fn compatible(_: &PgTypeInfo) -> bool {
+        true
+    }
+}
+
+impl<'r> sqlx::Decode<'r, Postgres> for Timestamp {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        // Statements are prepared, and their results binary.
+        let since_2000 = i64::from_be_bytes(value.as_bytes()?.try_into()?);
+        since_2000
+            .checked_add(POSTGRES_EPOCH_US)
+            .map(Self)
+            .ok_or_else(|| "a time out of range".into())
+    }
+}

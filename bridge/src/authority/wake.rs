@@ -1,0 +1,55 @@
+//! The wake-up: a hint that something was appended, sent only to a bridge that sleeps. It may be missed.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+
+use super::error::AuthorityError;
+
+const CHANNEL: &str = "sync_wake";
+
+/// Listens for wake-ups on a connection of its own.
+#[derive(Debug)]
+pub struct WakeListener {
+    server: String,
+    listener: PgListener,
+    /// The listener's connections come from here; one at a time.
+    _pool: PgPool,
+}
+
+impl WakeListener {
+    pub(super) async fn start(
+        server: &str,
+        options: &PgConnectOptions,
+        limit: Duration,
+    ) -> Result<WakeListener, AuthorityError> {
+        let driver = |error| AuthorityError::from_driver(server, error);
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .acquire_timeout(limit)
+            .connect_lazy_with(options.clone());
+        let mut listener = PgListener::connect_with(&pool).await.map_err(driver)?;
+        listener.listen(CHANNEL).await.map_err(driver)?;
+        Ok(WakeListener {
+            server: server.to_owned(),
+            listener,
+            _pool: pool,
+        })
+    }
+
+    /// Resolves at a wake-up, and also when the connection was lost, for then one may have been missed. It connects
+    /// anew by itself; an error says that this failed, and it may be called again. May be cancelled.
+    pub async fn woken(&mut self) -> Result<(), AuthorityError> {
+        match self.listener.try_recv().await {
+            Ok(Some(_)) => {
+                while self.listener.next_buffered().is_some() {}
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(AuthorityError::from_driver(&self.server, error)),
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! One stream's way through the core.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use spacetime_sync_proto::{ChainHash, Refusal, Seq};
+
+use super::{CallId, Prepared};
+use crate::authority::StreamPosition;
+
+/// Most frames of one stream that are read and not yet sent: enough to keep sending while the next page is read.
+const READY_FRAMES: usize = 8;
+
+/// Why a stream goes no further until a person has looked at it and restarted the bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HaltReason {
+    /// The module refused a frame.
+    Refused(Refusal),
+    /// The authority's own log is broken: a gap, a payload that is not what was hashed, a link that does not follow.
+    BrokenLog(String),
+    /// SpacetimeDB holds another log than the authority.
+    Diverged {
+        /// Where it was noticed.
+        seq: Seq,
+    },
+    /// SpacetimeDB holds more than the authority: the authority was restored to an earlier time.
+    AheadOfAuthority,
+    /// Calls fail again and again for no reason that is ours.
+    Failing {
+        /// How often in a row.
+        attempts: u32,
+        /// The last error.
+        message: String,
+    },
+}
+
+impl HaltReason {
+    /// The machine's part.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::BrokenLog(_) => "broken_log",
+            Self::Diverged { .. } => "diverged",
+            Self::AheadOfAuthority => "ahead_of_authority",
+            Self::Failing { .. } => "failing",
+        }
+    }
+}
+
+impl fmt::Display for HaltReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refusal) => write!(f, "the module refused a frame: {refusal}"),
+            Self::BrokenLog(what) => write!(f, "the authority's log is broken: {what}"),
+            Self::Diverged { seq } => write!(f, "SpacetimeDB holds another log than the authority at seq {seq}"),
+            Self::AheadOfAuthority => write!(f, "SpacetimeDB holds more than the authority"),
+            Self::Failing { attempts, message } => write!(f, "{attempts} calls failed in a row: {message}"),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Mode {
+    /// Read, send, wait for acknowledgements.
+    Flowing,
+    /// A call failed: wait for those in flight, then do this.
+    Draining(Drain),
+    /// The head was asked for.
+    Learning,
+    /// Left alone until then.
+    Resting(Duration),
+    /// Goes no further.
+    Halted(HaltReason),
+}
+
+#[derive(Debug)]
+pub(super) enum Drain {
+    Learn,
+    Halt(HaltReason),
+}
+
+#[derive(Debug)]
+pub(super) struct Flying {
+    pub(super) call: CallId,
+    pub(super) last_seq: Seq,
+    pub(super) bytes: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// The authority's head, as far as it is known.
+    pub(super) wanted: Seq,
+    /// The last seq read, and its chain hash where it is known.
+    pub(super) read: Seq,
+    pub(super) read_chain: Option<ChainHash>,
+    /// The last seq acknowledged as durable.
+    pub(super) durable: Seq,
+    pub(super) ready: VecDeque<Prepared>,
+    pub(super) in_flight: VecDeque<Flying>,
+    pub(super) reading: bool,
+    pub(super) queued_to_read: bool,
+    pub(super) queued_to_send: bool,
+    /// Failures in a row.
+    pub(super) attempts: u32,
+    pub(super) mode: Mode,
+}
+
+impl Stream {
+    pub(super) fn new(published: Seq) -> Self {
+        Self {
+            wanted: published,
+            read: published,
+            read_chain: None,
+            durable: published,
+            ready: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            reading: false,
+            queued_to_read: false,
+            queued_to_send: false,
+            attempts: 0,
+            mode: Mode::Flowing,
+        }
+    }
+
+    /// The authority's word on where the stream stands.
+    pub(super) fn found(&mut self, position: &StreamPosition) {
+        self.wanted = self.wanted.max(position.head_seq);
+        // Another bridge has published more than this one has read: go on from there.
+        if position.published_seq > self.read && !self.is_underway() {
+            self.restart_at(position.published_seq);
+        }
+    }
+
+    pub(super) fn wants_page(&self) -> bool {
+        matches!(self.mode, Mode::Flowing) && !self.reading && self.read < self.wanted && self.ready.len() < READY_FRAMES
+    }
+
+    pub(super) fn push(&mut self, prepared: Prepared) {
+        self.read = prepared.last_seq;
+        self.read_chain = Some(prepared.last_chain);
+        self.ready.push_back(prepared);
+    }
+
+    /// Everything before `seq` is held; the next page begins after it.
+    pub(super) fn restart_at(&mut self, seq: Seq) {
+        self.read = seq;
+        self.read_chain = None;
+        self.durable = seq;
+    }
+
+    pub(super) fn fail(&mut self, drain: Drain) {
+        self.mode = Mode::Draining(drain);
+    }
+
+    /// Gives up what is ready and says how many bytes that was.
+    pub(super) fn drop_ready(&mut self) -> usize {
+        self.ready.drain(..).map(|prepared| prepared.size()).sum()
+    }
+
+    fn is_underway(&self) -> bool {
+        self.reading || !self.ready.is_empty() || !self.in_flight.is_empty()
+    }
+
+    /// Whether there is something to do for it that is not a person's to do.
+    pub(super) fn is_busy(&self) -> bool {
+        match self.mode {
+            Mode::Flowing => self.is_underway() || self.durable < self.wanted,
+            Mode::Draining(_) | Mode::Learning | Mode::Resting(_) => true,
+            Mode::Halted(_) => !self.in_flight.is_empty(),
+        }
+    }
+}
