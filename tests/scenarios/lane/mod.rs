@@ -1,0 +1,3 @@
+//! From the authority to the clients.
+
+mod authority;

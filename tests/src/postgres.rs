@@ -1,0 +1,589 @@
+//! A throw-away Postgres for tests: a real cluster with real durability in a temporary folder, from the binaries of
+//! this machine. With `DATABASE_URL` set, fresh databases on that server instead.
+//!
+//! Nothing outlives the test process, however it ends: a keeper, a shell that waits for the end of its input, stops the
+//! server and removes the folder. Processes are ended by their ids.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, getuid, kill_process};
+use spacetime_sync_bridge::authority::{Authority, AuthorityError};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
+use tokio::sync::OnceCell;
+
+const OLDEST: u32 = 15;
+const START_LIMIT: Duration = Duration::from_secs(30);
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why there is no Postgres to test with.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// No usable binaries.
+    #[error(
+        "found no Postgres {OLDEST} or later by pg_config, in PATH or in /usr/lib/postgresql; install it \
+         (Debian: apt-get install postgresql, macOS: brew install postgresql@17) or set DATABASE_URL"
+    )]
+    NoBinaries,
+    /// The tests run as root, and there is no other user to run Postgres as.
+    #[error("Postgres refuses to run as root, and there is neither a user postgres nor nobody; run as another user")]
+    NoUser,
+    /// A program failed.
+    #[error("{program} failed: {output}")]
+    Program {
+        /// Its path.
+        program: PathBuf,
+        /// What it wrote.
+        output: String,
+    },
+    /// The server did not come up.
+    #[error("postgres did not accept connections within {START_LIMIT:?}; its log:\n{log}")]
+    NotUp {
+        /// The end of its log.
+        log: String,
+    },
+    /// The server of `DATABASE_URL` is not ours to kill.
+    #[error("the server of DATABASE_URL cannot be killed or restarted; unset DATABASE_URL to test with a cluster")]
+    NotOurs,
+    /// Files or processes.
+    #[error("{what}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// SQL.
+    #[error("{what}")]
+    Sql {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: sqlx::Error,
+    },
+    /// The migrations of the lane.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+}
+
+fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> ClusterError {
+    move |source| ClusterError::Io { what, source }
+}
+
+fn sql_error(what: &'static str) -> impl FnOnce(sqlx::Error) -> ClusterError {
+    move |source| ClusterError::Sql { what, source }
+}
+
+/// A Postgres server for tests. Ours is stopped and deleted on drop.
+#[derive(Debug)]
+pub struct Cluster {
+    own: Option<Own>,
+    /// Of the maintenance database.
+    url: String,
+    template: OnceCell<String>,
+}
+
+#[derive(Debug)]
+struct Own {
+    folder: tempfile::TempDir,
+    bin: PathBuf,
+    user: Option<User>,
+    port: u16,
+    server: Mutex<Option<Child>>,
+    /// Waits for the end of its input, which is the end of this process.
+    keeper: Mutex<Child>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct User {
+    uid: u32,
+    gid: u32,
+}
+
+/// A fresh database.
+#[derive(Debug)]
+pub struct Database {
+    name: String,
+    url: String,
+    /// Where to drop it when this value goes; none if the whole cluster will be deleted.
+    drop_at: Option<String>,
+}
+
+impl Cluster {
+    /// Starts a cluster, or takes the server of `DATABASE_URL`.
+    pub async fn start() -> Result<Self, ClusterError> {
+        if let Ok(url) = std::env::var("DATABASE_URL") {
+            return Ok(Self {
+                own: None,
+                url,
+                template: OnceCell::new(),
+            });
+        }
+        let own = tokio::task::spawn_blocking(Own::create)
+            .await
+            .map_err(|error| ClusterError::Io {
+                what: "the start of postgres was interrupted",
+                source: io::Error::other(error),
+            })??;
+        let cluster = Self {
+            url: format!("postgres://postgres@127.0.0.1:{}/postgres", own.port),
+            own: Some(own),
+            template: OnceCell::new(),
+        };
+        cluster.up().await?;
+        Ok(cluster)
+    }
+
+    /// The cluster that the tests of this process share.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Cluster> = OnceCell::const_new();
+        SHARED
+            .get_or_init(|| async {
+                match Self::start().await {
+                    Ok(cluster) => cluster,
+                    Err(error) => panic!("no Postgres to test with: {error}"),
+                }
+            })
+            .await
+    }
+
+    /// The url of the maintenance database.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Host and port, e.g. to put a proxy before it.
+    pub fn addr(&self) -> Option<std::net::SocketAddr> {
+        self.own.as_ref().map(|own| ([127, 0, 0, 1], own.port).into())
+    }
+
+    /// Whether this is a cluster of our own, which can be killed.
+    pub fn can_be_killed(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// Power loss: SIGKILL to the server and all its processes. Returns when all are gone.
+    pub fn kill(&self) -> Result<(), ClusterError> {
+        self.own.as_ref().ok_or(ClusterError::NotOurs)?.kill()
+    }
+
+    /// Starts the server again on the same data and the same port, after [`Cluster::kill`] or instead of it.
+    pub async fn restart(&self) -> Result<(), ClusterError> {
+        let own = self.own.as_ref().ok_or(ClusterError::NotOurs)?;
+        own.kill()?;
+        own.spawn()?;
+        self.up().await
+    }
+
+    /// A fresh database with the migrations of the lane.
+    pub async fn create_database(&self) -> Result<Database, ClusterError> {
+        let template = self
+            .template
+            .get_or_try_init(|| async {
+                let database = self.create("template0").await?;
+                Authority::migrate(&database.url).await?;
+                // It stays for as long as the cluster does.
+                let mut database = database;
+                database.drop_at = None;
+                Ok::<_, ClusterError>(database.name.clone())
+            })
+            .await?;
+        self.create(template).await
+    }
+
+    /// A fresh database without anything in it.
+    pub async fn create_empty_database(&self) -> Result<Database, ClusterError> {
+        self.create("template0").await
+    }
+
+    async fn create(&self, template: &str) -> Result<Database, ClusterError> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "sync_test_{}_{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let options: sqlx::postgres::PgConnectOptions = self.url.parse().map_err(sql_error("the url is malformed"))?;
+        let mut connection = options.connect().await.map_err(sql_error("cannot connect"))?;
+        connection
+            .execute(&*format!(
+                "create database {name} template {template} encoding 'UTF8' strategy wal_log"
+            ))
+            .await
+            .map_err(sql_error("cannot create a database"))?;
+        connection.close().await.map_err(sql_error("cannot disconnect"))?;
+        Ok(Database {
+            url: options.database(&name).to_url_lossy().to_string(),
+            name,
+            drop_at: self.own.is_none().then(|| self.url.clone()),
+        })
+    }
+
+    async fn up(&self) -> Result<(), ClusterError> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            match PgConnection::connect(&self.url).await {
+                Ok(connection) => return connection.close().await.map_err(sql_error("cannot disconnect")),
+                Err(_) if Instant::now() < deadline && self.own.as_ref().is_none_or(Own::runs) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(_) => {
+                    let log = self.own.as_ref().map(Own::log).unwrap_or_default();
+                    return Err(ClusterError::NotUp { log });
+                }
+            }
+        }
+    }
+}
+
+impl Database {
+    /// Its url.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its url by way of another address, e.g. a proxy's.
+    pub fn url_at(&self, addr: std::net::SocketAddr) -> Result<String, ClusterError> {
+        let options: sqlx::postgres::PgConnectOptions = self.url.parse().map_err(sql_error("the url is malformed"))?;
+        Ok(options
+            .host(&addr.ip().to_string())
+            .port(addr.port())
+            .to_url_lossy()
+            .to_string())
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let Some(url) = self.drop_at.take() else { return };
+        let statement = format!("drop database if exists {} with (force)", self.name);
+        // A thread of its own, for a runtime cannot be blocked on from inside of itself.
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let mut connection = PgConnection::connect(&url).await.map_err(io::Error::other)?;
+                connection.execute(&*statement).await.map_err(io::Error::other)
+            })
+        })
+        .join();
+        if !matches!(dropped, Ok(Ok(_))) {
+            eprintln!("the test database {} was not dropped: {dropped:?}", self.name);
+        }
+    }
+}
+
+impl Own {
+    fn create() -> Result<Self, ClusterError> {
+        let bin = binaries()?;
+        let user = if getuid().is_root() { Some(other_user()?) } else { None };
+        let folder = tempfile::Builder::new()
+            .prefix("sync-postgres-")
+            // World-readable, so that another user's processes can enter; the data folder itself is closed by initdb.
+            .permissions(fs::Permissions::from_mode(0o755))
+            .tempdir()
+            .map_err(io_error("cannot make a temporary folder"))?;
+        if let Some(user) = user {
+            std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid))
+                .map_err(io_error("cannot give the temporary folder to another user"))?;
+        }
+        let initdb = bin.join("initdb");
+        let made = command(&initdb, folder.path(), user)
+            .args([
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--no-locale",
+                "--no-sync",
+                "--username=postgres",
+            ])
+            .arg("--pgdata")
+            .arg(folder.path().join("data"))
+            .output()
+            .map_err(io_error("cannot run initdb"))?;
+        if !made.status.success() {
+            return Err(ClusterError::Program {
+                program: initdb,
+                output: String::from_utf8_lossy(&made.stderr).into_owned(),
+            });
+        }
+        let keeper = keeper(folder.path())?;
+        // Free a moment ago; that somebody else takes it now is shown by the server's log.
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .map_err(io_error("cannot find a free port"))?
+            .port();
+        let own = Self {
+            folder,
+            bin,
+            user,
+            port,
+            server: Mutex::new(None),
+            keeper: Mutex::new(keeper),
+        };
+        own.spawn()?;
+        Ok(own)
+    }
+
+    fn spawn(&self) -> Result<(), ClusterError> {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("log"))
+            .map_err(io_error("cannot open the server's log"))?;
+        let log_too = log.try_clone().map_err(io_error("cannot open the server's log"))?;
+        let mut sockets = OsString::from("unix_socket_directories=");
+        sockets.push(self.folder.path());
+        let server = command(&self.bin.join("postgres"), self.folder.path(), self.user)
+            .arg("-D")
+            .arg(self.folder.path().join("data"))
+            .args(["-p", &self.port.to_string()])
+            .args(["-c", "listen_addresses=127.0.0.1"])
+            .arg("-c")
+            .arg(sockets)
+            .args([
+                "-c",
+                "fsync=on",
+                "-c",
+                "max_connections=200",
+                "-c",
+                "shared_buffers=128MB",
+            ])
+            .args(["-c", "max_wal_size=4GB", "-c", "log_line_prefix=%m [%p] %q%a %d "])
+            .stdout(log)
+            .stderr(log_too)
+            // Ctrl-C is for the tests: the keeper ends the server.
+            .process_group(0)
+            .spawn()
+            .map_err(io_error("cannot run postgres"))?;
+        *self.server() = Some(server);
+        Ok(())
+    }
+
+    fn server(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.server.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn runs(&self) -> bool {
+        matches!(self.server().as_mut().map(Child::try_wait), Some(Ok(None)))
+    }
+
+    fn log(&self) -> String {
+        let log = fs::read(self.folder.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log[log.len().saturating_sub(4_000)..]).into_owned()
+    }
+
+    fn kill(&self) -> Result<(), ClusterError> {
+        let Some(mut server) = self.server().take() else {
+            return Ok(());
+        };
+        let postmaster = Pid::from_child(&server);
+        // Stopped first, so that it makes no child that is missed. A process that is gone already is no error.
+        let _ = kill_process(postmaster, Signal::STOP);
+        let children = children_of(postmaster);
+        let _ = kill_process(postmaster, Signal::KILL);
+        for child in &children {
+            let _ = kill_process(*child, Signal::KILL);
+        }
+        server.wait().map_err(io_error("cannot wait for postgres"))?;
+        let deadline = Instant::now() + STOP_LIMIT;
+        while children.iter().any(|child| runs(*child)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            eprintln!("the test cluster was not stopped: {error}");
+        }
+        let keeper = self.keeper.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // The end of its input sets it to work; there is nothing left for it but to end.
+        drop(keeper.stdin.take());
+        let _ = keeper.wait();
+    }
+}
+
+fn command(program: &Path, folder: &Path, user: Option<User>) -> Command {
+    let mut command = Command::new(program);
+    command
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .env("LC_ALL", "C")
+        .env_remove("PGDATA")
+        .env_remove("PGPORT");
+    if let Some(user) = user {
+        command.gid(user.gid).uid(user.uid);
+    }
+    command
+}
+
+fn keeper(folder: &Path) -> Result<Child, ClusterError> {
+    // SIGQUIT is Postgres's immediate shutdown, which takes its children along.
+    let script = r#"
+        cat >/dev/null
+        pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && kill -QUIT "$pid" 2>/dev/null
+        tries=0
+        while [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && [ "$tries" -lt 100 ]; do
+            tries=$((tries + 1))
+            sleep 0.05
+        done
+        rm -rf "$1"
+    "#;
+    Command::new("sh")
+        .args(["-c", script, "keeper"])
+        .arg(folder)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .map_err(io_error("cannot run sh"))
+}
+
+/// Ids and parents of all processes, from /proc or, where there is none, from ps.
+fn processes() -> Vec<(Pid, i32)> {
+    let parse = |pid: &str, parent: &str| Some((Pid::from_raw(pid.parse().ok()?)?, parent.parse().ok()?));
+    let Ok(entries) = fs::read_dir("/proc") else {
+        let listed = Command::new("ps").args(["-A", "-o", "pid=,ppid="]).output();
+        let listed = listed.map(|output| output.stdout).unwrap_or_default();
+        return String::from_utf8_lossy(&listed)
+            .lines()
+            .filter_map(|line| {
+                let mut fields = line.split_whitespace();
+                parse(fields.next()?, fields.next()?)
+            })
+            .collect();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            // pid (name) state parent …, and the name may hold anything; a zombie is no process any more.
+            let mut after_name = stat.rsplit_once(')')?.1.split_whitespace();
+            let state = after_name.next()?;
+            let parent = after_name.next()?;
+            if state == "Z" {
+                return None;
+            }
+            parse(entry.file_name().to_str()?, parent)
+        })
+        .collect()
+}
+
+fn children_of(parent: Pid) -> Vec<Pid> {
+    let parent = parent.as_raw_nonzero().get();
+    let all = processes().into_iter();
+    all.filter(|(_, of)| *of == parent).map(|(pid, _)| pid).collect()
+}
+
+fn runs(pid: Pid) -> bool {
+    processes().iter().any(|(running, _)| *running == pid)
+}
+
+/// The folder of the newest usable binaries.
+fn binaries() -> Result<PathBuf, ClusterError> {
+    let mut folders = Vec::new();
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
+        folders.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    }
+    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    if let Ok(versions) = fs::read_dir("/usr/lib/postgresql") {
+        folders.extend(versions.flatten().map(|version| version.path().join("bin")));
+    }
+    folders
+        .into_iter()
+        .filter(|folder| folder.join("initdb").is_file() && folder.join("postgres").is_file())
+        .filter_map(|folder| Some((major_version(&folder.join("postgres"))?, folder)))
+        .filter(|(version, _)| *version >= OLDEST)
+        .max_by_key(|(version, _)| *version)
+        .map(|(_, folder)| folder)
+        .ok_or(ClusterError::NoBinaries)
+}
+
+/// Of `postgres (PostgreSQL) 15.18 (…)`, 15.
+fn major_version(postgres: &Path) -> Option<u32> {
+    let output = Command::new(postgres).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let digits = |c: char| !c.is_ascii_digit();
+    let version = text
+        .split_whitespace()
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    version.split(digits).next()?.parse().ok()
+}
+
+fn other_user() -> Result<User, ClusterError> {
+    let users = fs::read_to_string("/etc/passwd").map_err(io_error("cannot read /etc/passwd"))?;
+    let find = |name: &str| {
+        users.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            if fields.next()? != name {
+                return None;
+            }
+            Some(User {
+                uid: fields.nth(1)?.parse().ok()?,
+                gid: fields.next()?.parse().ok()?,
+            })
+        })
+    };
+    find("postgres").or_else(|| find("nobody")).ok_or(ClusterError::NoUser)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_committed_survives_a_kill() {
+        let cluster = Cluster::start().await.unwrap();
+        if !cluster.can_be_killed() {
+            assert!(matches!(cluster.kill(), Err(ClusterError::NotOurs)));
+            return;
+        }
+        let database = cluster.create_empty_database().await.unwrap();
+        let mut connection = PgConnection::connect(database.url()).await.unwrap();
+        connection.execute("create table kept as select 7 as n").await.unwrap();
+        cluster.kill().unwrap();
+        assert!(connection.execute("select 1").await.is_err());
+        assert!(PgConnection::connect(database.url()).await.is_err());
+        cluster.restart().await.unwrap();
+        let mut connection = PgConnection::connect(database.url()).await.unwrap();
+        let n: i32 = sqlx::query_scalar("select n from kept")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        assert_eq!(n, 7);
+        let folder = cluster.own.as_ref().unwrap().folder.path().to_owned();
+        drop(cluster);
+        assert!(!folder.exists());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_database_is_fresh_and_migrated() {
+        let cluster = Cluster::shared().await;
+        let (one, two) = (
+            cluster.create_database().await.unwrap(),
+            cluster.create_database().await.unwrap(),
+        );
+        assert_ne!(one.name(), two.name());
+        for database in [one, two] {
+            let authority = Authority::connect(database.url(), 1).await.unwrap();
+            assert_eq!(authority.streams_after(None, 10).await.unwrap(), []);
+        }
+    }
+}

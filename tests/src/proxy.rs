@@ -1,0 +1,411 @@
+//! A TCP proxy that breaks what runs through it: cut connections, refused ones, and bytes that stop flowing in one
+//! direction or both while the connection stays open.
+//!
+//! It never changes, drops or reorders bytes of a connection that stays open, and buffers at most 64 KiB a direction.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+const BUFFER: usize = 64 * 1024;
+
+/// Which way bytes flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From who connects to the target.
+    ToTarget,
+    /// From the target to who connected.
+    ToClient,
+}
+
+/// Counters since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections that reached the target.
+    pub connections: u64,
+    /// Connections that are open.
+    pub open: u64,
+    /// Bytes passed on to the target.
+    pub to_target: u64,
+    /// Bytes passed on to who connected.
+    pub to_client: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Faults {
+    refuse: bool,
+    stall_to_target: bool,
+    stall_to_client: bool,
+    /// Connections older than the last cut are to end.
+    cuts: u64,
+}
+
+impl Faults {
+    fn stalled(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::ToTarget => self.stall_to_target,
+            Direction::ToClient => self.stall_to_client,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    connections: AtomicU64,
+    open: AtomicU64,
+    to_target: AtomicU64,
+    to_client: AtomicU64,
+}
+
+/// A proxy in front of one target. Its connections end when it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    addr: SocketAddr,
+    faults: watch::Sender<Faults>,
+    /// Whether the listener is open, as the task has it.
+    listening: watch::Receiver<bool>,
+    counters: Arc<Counters>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Listens on a free port of the loopback, and passes on to `target`.
+    pub async fn start(target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let addr = listener.local_addr()?;
+        let (faults, heard) = watch::channel(Faults {
+            refuse: false,
+            stall_to_target: false,
+            stall_to_client: false,
+            cuts: 0,
+        });
+        let (opened, listening) = watch::channel(true);
+        let counters = Arc::new(Counters::default());
+        let task = tokio::spawn(listen(listener, addr, target, heard, opened, counters.clone()));
+        Ok(Self {
+            addr,
+            faults,
+            listening,
+            counters,
+            task,
+        })
+    }
+
+    /// Where to connect to.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Ends all connections, with a reset to both sides. New ones are accepted.
+    pub fn cut(&self) {
+        self.faults.send_modify(|faults| faults.cuts += 1);
+    }
+
+    /// Closes the door: who connects is refused. Open connections go on. Returns when it is so.
+    pub async fn refuse(&self) {
+        self.faults.send_modify(|faults| faults.refuse = true);
+        self.wait_listening(false).await;
+    }
+
+    /// Opens the door again, at the same address. Returns when it is so.
+    pub async fn accept(&self) {
+        self.faults.send_modify(|faults| faults.refuse = false);
+        self.wait_listening(true).await;
+    }
+
+    /// Lets no more bytes through in a direction; connections stay open, new ones too.
+    pub fn stall(&self, direction: Direction) {
+        self.set_stalled(direction, true);
+    }
+
+    /// Lets bytes through again, beginning with those held back.
+    pub fn resume(&self, direction: Direction) {
+        self.set_stalled(direction, false);
+    }
+
+    /// The counters.
+    pub fn counts(&self) -> Counts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            connections: load(&self.counters.connections),
+            open: load(&self.counters.open),
+            to_target: load(&self.counters.to_target),
+            to_client: load(&self.counters.to_client),
+        }
+    }
+
+    fn set_stalled(&self, direction: Direction, stalled: bool) {
+        self.faults.send_modify(|faults| match direction {
+            Direction::ToTarget => faults.stall_to_target = stalled,
+            Direction::ToClient => faults.stall_to_client = stalled,
+        });
+    }
+
+    async fn wait_listening(&self, wanted: bool) {
+        // The task only ends with this value.
+        let _ = self.listening.clone().wait_for(|listening| *listening == wanted).await;
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn listen(
+    listener: TcpListener,
+    addr: SocketAddr,
+    target: SocketAddr,
+    mut faults: watch::Receiver<Faults>,
+    opened: watch::Sender<bool>,
+    counters: Arc<Counters>,
+) {
+    let mut listener = Some(listener);
+    // Whatever is in here ends with this task.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let refuse = faults.borrow_and_update().refuse;
+        if refuse {
+            listener = None;
+        } else if listener.is_none() {
+            listener = rebind(addr);
+            if listener.is_none() {
+                // Somebody's outgoing connection has the port for a moment.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                continue;
+            }
+        }
+        opened.send_replace(listener.is_some());
+        let accepted = async {
+            match &listener {
+                Some(listener) => listener.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = faults.changed() => if changed.is_err() { return },
+            Some(_) = connections.join_next() => {}
+            accepted = accepted => if let Ok((client, _)) = accepted {
+                connections.spawn(serve(client, target, faults.clone(), counters.clone()));
+            },
+        }
+    }
+}
+
+fn rebind(addr: SocketAddr) -> Option<TcpListener> {
+    let socket = TcpSocket::new_v4().ok()?;
+    socket.set_reuseaddr(true).ok()?;
+    socket.bind(addr).ok()?;
+    socket.listen(1024).ok()
+}
+
+async fn serve(client: TcpStream, target: SocketAddr, mut faults: watch::Receiver<Faults>, counters: Arc<Counters>) {
+    let born = faults.borrow_and_update().cuts;
+    let Ok(target) = TcpStream::connect(target).await else {
+        reset(&client);
+        return;
+    };
+    let _ = (client.set_nodelay(true), target.set_nodelay(true));
+    counters.connections.fetch_add(1, Ordering::Relaxed);
+    counters.open.fetch_add(1, Ordering::Relaxed);
+    let both = async {
+        tokio::join!(
+            pump(
+                &client,
+                &target,
+                Direction::ToTarget,
+                faults.clone(),
+                &counters.to_target
+            ),
+            pump(
+                &target,
+                &client,
+                Direction::ToClient,
+                faults.clone(),
+                &counters.to_client
+            ),
+        )
+    };
+    let mut cut = faults.clone();
+    tokio::select! {
+        _ = both => {}
+        _ = cut.wait_for(|faults| faults.cuts > born) => {
+            reset(&client);
+            reset(&target);
+        }
+    }
+    counters.open.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Makes the end of a connection a reset instead of an orderly close.
+fn reset(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Passes bytes on until the end of input or an error, which it passes on as an end of output.
+async fn pump(
+    from: &TcpStream,
+    to: &TcpStream,
+    direction: Direction,
+    mut faults: watch::Receiver<Faults>,
+    counter: &AtomicU64,
+) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = match read(from, &mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(length) => length,
+        };
+        // What arrives in a stall waits here, and the reading stops with it.
+        if faults.wait_for(|faults| !faults.stalled(direction)).await.is_err() {
+            return;
+        }
+        let mut rest = &buffer[..length];
+        while !rest.is_empty() {
+            if to.writable().await.is_err() {
+                return;
+            }
+            match to.try_write(rest) {
+                Ok(written) => {
+                    counter.fetch_add(written as u64, Ordering::Relaxed);
+                    rest = &rest[written..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+    // An end that arrives in a stall waits like bytes do.
+    if faults.wait_for(|faults| !faults.stalled(direction)).await.is_ok() {
+        let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
+    }
+}
+
+/// A read through a shared reference: the halves of a split stream would close it in order when they are dropped,
+/// where a cut wants a reset.
+async fn read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        from.readable().await?;
+        match from.try_read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(5);
+    const NOT_YET: Duration = Duration::from_millis(50);
+
+    async fn echo() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut read, mut write) = stream.split();
+                    tokio::io::copy(&mut read, &mut write).await
+                });
+            }
+        });
+        addr
+    }
+
+    async fn round_trip(stream: &mut TcpStream) -> io::Result<()> {
+        let mut back = [0; 4];
+        timeout(SOON, async {
+            stream.write_all(b"ping").await?;
+            stream.read_exact(&mut back).await
+        })
+        .await??;
+        assert_eq!(&back, b"ping");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_both_ways_and_are_counted() {
+        let proxy = Proxy::start(echo().await).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        round_trip(&mut stream).await.unwrap();
+        let expected = Counts {
+            connections: 1,
+            open: 1,
+            to_target: 4,
+            to_client: 4,
+        };
+        assert_eq!(proxy.counts(), expected);
+        let mut large = vec![7; 1 << 20];
+        let (mut read, mut write) = stream.split();
+        let sent = large.clone();
+        let (wrote, got) = tokio::join!(write.write_all(&sent), read.read_exact(&mut large));
+        wrote.unwrap();
+        got.unwrap();
+        assert_eq!(large, sent);
+    }
+
+    #[tokio::test]
+    async fn a_cut_ends_open_connections_and_not_later_ones() {
+        let proxy = Proxy::start(echo().await).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        round_trip(&mut stream).await.unwrap();
+        proxy.cut();
+        let read = timeout(SOON, stream.read(&mut [0; 1])).await.unwrap();
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        round_trip(&mut stream).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refusing_proxy_keeps_what_is_open() {
+        let proxy = Proxy::start(echo().await).await.unwrap();
+        let mut open = TcpStream::connect(proxy.addr()).await.unwrap();
+        round_trip(&mut open).await.unwrap();
+        proxy.refuse().await;
+        let refused = TcpStream::connect(proxy.addr()).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        round_trip(&mut open).await.unwrap();
+        proxy.accept().await;
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        round_trip(&mut stream).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stall_holds_bytes_back_in_one_direction() {
+        let proxy = Proxy::start(echo().await).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        round_trip(&mut stream).await.unwrap();
+        proxy.stall(Direction::ToClient);
+        stream.write_all(b"held").await.unwrap();
+        let mut back = [0; 4];
+        assert!(timeout(NOT_YET, stream.read_exact(&mut back)).await.is_err());
+        assert_eq!(proxy.counts().to_target, 8);
+        proxy.resume(Direction::ToClient);
+        timeout(SOON, stream.read_exact(&mut back)).await.unwrap().unwrap();
+        assert_eq!(&back, b"held");
+    }
+
+    #[tokio::test]
+    async fn a_cut_reaches_a_stalled_connection() {
+        let proxy = Proxy::start(echo().await).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        round_trip(&mut stream).await.unwrap();
+        proxy.stall(Direction::ToTarget);
+        stream.write_all(b"lost").await.unwrap();
+        proxy.cut();
+        assert!(timeout(SOON, stream.read(&mut [0; 1])).await.unwrap().is_err());
+    }
+}
