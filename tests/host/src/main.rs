@@ -40,6 +40,9 @@ use crate::node::Node;
 #[global_allocator]
 static ALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// What goes to stderr unless `RUST_LOG` says otherwise. The snapshot worker warns of every database that is new.
+const LOG_FILTER: &str = "warn,spacetimedb_engine::snapshot=error";
+
 /// An embedded SpacetimeDB host, for development and tests only.
 ///
 /// It serves one data directory over HTTP and WebSocket as the official server does, with the same engine and the
@@ -77,10 +80,9 @@ fn run(args: Args) -> anyhow::Result<()> {
         );
     }
     // Stdout carries the one line that says where the host listens; everything else goes to stderr.
-    let filter = EnvFilter::builder()
-        .with_default_directive(tracing::Level::WARN.into())
-        .from_env_lossy();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
     tracing_subscriber::fmt()
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .with_env_filter(filter)
         .init();

@@ -9,16 +9,27 @@ use spacetimedb::{
     reducer, table,
 };
 
+#[cfg(not(feature = "incompatible"))]
+type Text = String;
+#[cfg(feature = "incompatible")]
+type Text = u32;
+
 /// A note that anyone can read.
+#[cfg(not(feature = "breaking"))]
 #[table(accessor = note, public)]
 pub struct Note {
     #[primary_key]
     pub id: u64,
-    #[cfg(not(feature = "incompatible"))]
-    pub text: String,
-    #[cfg(feature = "incompatible")]
-    pub text: u32,
-    #[cfg(feature = "breaking")]
+    pub text: Text,
+}
+
+/// A note that anyone can read, and rate.
+#[cfg(feature = "breaking")]
+#[table(accessor = note, public)]
+pub struct Note {
+    #[primary_key]
+    pub id: u64,
+    pub text: Text,
     #[default(7)]
     pub stars: u32,
 }
@@ -79,13 +90,19 @@ pub fn init(ctx: &ReducerContext) -> Result<(), String> {
 /// Refuses whoever is called `unwelcome`.
 #[reducer(client_connected)]
 pub fn client_connected(ctx: &ReducerContext) -> Result<(), String> {
-    let unwelcome = ctx.sender_auth().jwt().is_some_and(|token| token.subject() == "unwelcome");
-    if unwelcome { Err("you are not welcome here".into()) } else { Ok(()) }
+    let unwelcome = ctx
+        .sender_auth()
+        .jwt()
+        .is_some_and(|token| token.subject() == "unwelcome");
+    if unwelcome {
+        Err("you are not welcome here".into())
+    } else {
+        Ok(())
+    }
 }
 
-#[cfg(not(feature = "incompatible"))]
 #[reducer]
-pub fn add_note(ctx: &ReducerContext, id: u64, text: String) -> Result<(), String> {
+pub fn add_note(ctx: &ReducerContext, id: u64, text: Text) -> Result<(), String> {
     let note = Note {
         id,
         text,
@@ -103,13 +120,20 @@ pub fn add_label(ctx: &ReducerContext, name: String) {
 
 #[reducer]
 pub fn add_diary(ctx: &ReducerContext, id: u64, text: String) {
-    ctx.db.diary().insert(Diary { id, owner: ctx.sender(), text });
+    ctx.db.diary().insert(Diary {
+        id,
+        owner: ctx.sender(),
+        text,
+    });
 }
 
 #[reducer]
 pub fn introduce(ctx: &ReducerContext) -> Result<(), String> {
     let claims = ctx.sender_auth().jwt().ok_or("no token")?.raw_payload().to_owned();
-    ctx.db.guest().insert(Guest { identity: ctx.sender(), claims });
+    ctx.db.guest().insert(Guest {
+        identity: ctx.sender(),
+        claims,
+    });
     Ok(())
 }
 
@@ -125,15 +149,19 @@ pub fn say(_ctx: &ReducerContext, text: String) {
 
 #[reducer]
 pub fn start_clock(ctx: &ReducerContext) {
-    ctx.db
-        .clock_schedule()
-        .insert(ClockSchedule { scheduled_id: 0, scheduled_at: Duration::from_millis(20).into() });
+    ctx.db.clock_schedule().insert(ClockSchedule {
+        scheduled_id: 0,
+        scheduled_at: Duration::from_millis(20).into(),
+    });
 }
 
 #[reducer]
 pub fn tick(ctx: &ReducerContext, _row: ClockSchedule) {
     if let Some(clock) = ctx.db.clock().id().find(0) {
-        ctx.db.clock().id().update(Clock { ticks: clock.ticks + 1, ..clock });
+        ctx.db.clock().id().update(Clock {
+            ticks: clock.ticks + 1,
+            ..clock
+        });
     }
 }
 

@@ -1,0 +1,288 @@
+//! Publishing: who may, what an update may change, and what it does to connected clients.
+
+use reqwest::Method;
+use serde_json::json;
+use spacetimedb_lib::Identity;
+use tokio::io::AsyncWriteExt as _;
+
+use crate::support::{Gone, Host, Socket, eventually, module, send};
+
+#[tokio::test]
+async fn the_first_publish_creates_and_the_next_one_updates() {
+    let (_dir, host, owner) = Host::with_demo().await;
+    let identity = host.get("/v1/database/demo/identity", None).await.ok().text;
+    let updated = host.publish("demo", "", "plain", &owner).await.ok().json();
+    assert_eq!(
+        updated,
+        json!({ "Success": { "domain": "demo", "database_identity": identity, "op": "updated" } })
+    );
+
+    let unnamed = send(
+        host.request(Method::POST, "/v1/database", Some(&owner))
+            .body(module("plain")),
+    )
+    .await
+    .ok()
+    .json();
+    let success = &unnamed["Success"];
+    assert_eq!((&success["domain"], &success["op"]), (&json!(null), &json!("created")));
+    let identity = success["database_identity"].as_str().unwrap();
+    host.call(identity, "add_note", json!([1, "by identity"]), &owner)
+        .await
+        .ok();
+}
+
+#[tokio::test]
+async fn a_database_tells_who_it_is() {
+    let (_dir, host, owner) = Host::with_demo().await;
+    let identity = host.get("/v1/database/demo/identity", None).await.ok().text;
+    let info = host.get("/v1/database/demo", None).await.ok().json();
+    assert_eq!(
+        info["database_identity"]["__identity__"],
+        json!(format!("0x{identity}"))
+    );
+    assert_eq!(
+        info["owner_identity"]["__identity__"],
+        json!(format!("0x{}", owner.identity))
+    );
+    assert_eq!(info["host_type"], json!({ "Wasm": [] }));
+    assert_eq!(
+        host.get(&format!("/v1/database/{identity}/names"), None)
+            .await
+            .ok()
+            .json(),
+        json!({ "names": ["demo"] })
+    );
+    assert_eq!(
+        host.get("/v1/database/nobody", None).await.pair(),
+        (404, "`nobody` not found")
+    );
+    let unused = Identity::from_claims("no", "body");
+    assert_eq!(
+        host.get(&format!("/v1/database/{unused}"), None).await.pair(),
+        (404, "No such database.")
+    );
+}
+
+#[tokio::test]
+async fn only_the_owner_may_update_clear_plan_and_delete() {
+    let (_dir, host, owner) = Host::with_demo().await;
+    let stranger = host.newcomer().await;
+    assert_eq!(host.publish("demo", "", "compatible", &stranger).await.status, 403);
+    assert_eq!(
+        host.publish("demo", "?clear=true", "plain", &stranger).await.status,
+        403
+    );
+    assert_eq!(host.plan("demo", "compatible", &stranger).await.status, 403);
+    assert_eq!(
+        send(host.request(Method::DELETE, "/v1/database/demo", Some(&stranger)))
+            .await
+            .status,
+        403
+    );
+
+    let mut socket = Socket::open(&host, "demo", &stranger).await;
+    send(host.request(Method::DELETE, "/v1/database/demo", Some(&owner)))
+        .await
+        .ok();
+    assert!(matches!(socket.end().await, Gone::Closed { code: 1001, .. }));
+    assert_eq!(host.get("/v1/database/demo", None).await.status, 404);
+    let again = host.publish("demo", "", "plain", &stranger).await.ok().json();
+    assert_eq!(again["Success"]["op"], "created");
+}
+
+#[tokio::test]
+async fn a_module_that_cannot_start_leaves_nothing_behind() {
+    let (dir, host, owner) = Host::with_demo().await;
+    let refused = host.publish("still", "", "stillborn", &owner).await;
+    assert_eq!(refused.status, 500);
+    assert!(refused.text.contains("this module never starts"), "{}", refused.text);
+    let rubbish = send(
+        host.request(Method::PUT, "/v1/database/still", Some(&owner))
+            .body("not a module"),
+    )
+    .await;
+    assert_eq!(rubbish.status, 500);
+    let rubbish = send(
+        host.request(Method::PUT, "/v1/database/demo", Some(&owner))
+            .body("not a module"),
+    )
+    .await;
+    assert_eq!(rubbish.status, 500);
+    let javascript = host.publish("still", "?host_type=Js", "plain", &owner).await;
+    assert_eq!(
+        javascript.pair(),
+        (400, "this host runs WebAssembly modules only, not Js")
+    );
+    assert_eq!(host.publish("Not_A_Name", "", "plain", &owner).await.status, 400);
+    assert_eq!(host.get("/v1/database/still", None).await.status, 404);
+    host.call("demo", "add_note", json!([1, "still here"]), &owner)
+        .await
+        .ok();
+
+    host.kill().await;
+    let host = Host::start(dir.path()).await;
+    assert_eq!(
+        host.publish("still", "", "plain", &owner).await.ok().json()["Success"]["op"],
+        "created"
+    );
+    host.call("demo", "add_note", json!([2, "still here"]), &owner)
+        .await
+        .ok();
+}
+
+#[tokio::test]
+async fn clearing_throws_the_rows_away_for_good() {
+    let (dir, host, owner) = Host::with_demo().await;
+    host.call("demo", "add_note", json!([1, "gone"]), &owner).await.ok();
+    let before = host.get("/v1/database/demo/identity", None).await.ok().text;
+    let mut socket = Socket::open(&host, "demo", &owner).await;
+    let cleared = host.publish("demo", "?clear=true", "plain", &owner).await.ok().json();
+    assert_eq!(cleared["Success"]["op"], "updated");
+    assert!(matches!(socket.end().await, Gone::Closed { code: 1001, .. }));
+    assert_eq!(host.rows("demo", "SELECT * FROM note", &owner).await, json!([]));
+    host.call("demo", "add_note", json!([2, "new"]), &owner).await.ok();
+
+    // The acknowledgement over HTTP says nothing about durability; a confirmed read does.
+    assert_eq!(
+        host.rows("demo", "SELECT * FROM note", &owner).await,
+        json!([[2, "new"]])
+    );
+    host.kill().await;
+    let host = Host::start(dir.path()).await;
+    assert_eq!(
+        host.rows("demo", "SELECT * FROM note", &owner).await,
+        json!([[2, "new"]])
+    );
+    assert_eq!(host.get("/v1/database/demo/identity", None).await.ok().text, before);
+}
+
+#[tokio::test]
+async fn a_compatible_update_keeps_rows_and_clients() {
+    let (dir, host, owner) = Host::with_demo().await;
+    host.call("demo", "add_note", json!([1, "old"]), &owner).await.ok();
+    let mut connected = Socket::open(&host, "demo", &owner).await;
+    assert_eq!(connected.subscribe("SELECT * FROM note").await, Ok(1));
+    assert_eq!(host.call("demo", "add_label", json!(["x"]), &owner).await.status, 404);
+
+    let plan = host.plan("demo", "compatible", &owner).await.ok().json();
+    assert_eq!(plan["AutoMigrate"]["break_clients"], json!(false));
+    assert!(
+        plan["AutoMigrate"]["migrate_plan"].as_str().unwrap().contains("label"),
+        "{plan}"
+    );
+    host.publish("demo", "", "compatible", &owner).await.ok();
+
+    // Who was connected still is, hears of what happens and reaches the new module.
+    host.call("demo", "add_note", json!([2, "new"]), &owner).await.ok();
+    assert_eq!(connected.next_inserts().await.len(), 1);
+    assert_eq!(
+        connected
+            .call("add_label", &("from an old connection".to_owned(),))
+            .await,
+        Ok(())
+    );
+    let mut fresh = Socket::open(&host, "demo", &owner).await;
+    assert_eq!(fresh.subscribe("SELECT * FROM label").await, Ok(1));
+    assert_eq!(
+        host.rows("demo", "SELECT id FROM note", &owner)
+            .await
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+
+    // An update is durable when it is answered.
+    host.kill().await;
+    let host = Host::start(dir.path()).await;
+    host.call("demo", "add_label", json!(["after the restart"]), &owner)
+        .await
+        .ok();
+}
+
+#[tokio::test]
+async fn an_update_that_breaks_clients_needs_their_owners_word() {
+    let (_dir, host, owner) = Host::with_demo().await;
+    host.call("demo", "add_note", json!([1, "old"]), &owner).await.ok();
+    let mut connected = Socket::open(&host, "demo", &owner).await;
+    assert_eq!(connected.subscribe("SELECT * FROM note").await, Ok(1));
+
+    let refused = host.publish("demo", "", "breaking", &owner).await;
+    assert_eq!(refused.status, 400, "{}", refused.text);
+    assert!(refused.text.contains("client-breaking change"), "{}", refused.text);
+    let refused = host.publish("demo", "?policy=BreakClients", "breaking", &owner).await;
+    assert_eq!(
+        refused.pair(),
+        (
+            400,
+            "Migration policy is set to `BreakClients`, but no migration token was provided."
+        )
+    );
+    assert_eq!(
+        connected.call("add_note", &(2_u64, "undisturbed".to_owned())).await,
+        Ok(())
+    );
+
+    let plan = host.plan("demo", "breaking", &owner).await.ok().json();
+    assert_eq!(plan["AutoMigrate"]["break_clients"], json!(true));
+    let token = plan["AutoMigrate"]["token"].as_str().unwrap();
+    let query = format!("?policy=BreakClients&token={token}");
+    host.publish("demo", &query, "breaking", &owner).await.ok();
+    connected.end().await;
+    let rows = host
+        .rows("demo", "SELECT id, stars FROM note WHERE id = 1", &owner)
+        .await;
+    assert_eq!(rows, json!([[1, 7]]));
+}
+
+#[tokio::test]
+async fn an_update_that_cannot_be_done_automatically_is_refused() {
+    let (_dir, host, owner) = Host::with_demo().await;
+    let refused = host.publish("demo", "", "incompatible", &owner).await;
+    assert_eq!(refused.status, 400, "{}", refused.text);
+    assert!(
+        refused.text.starts_with("Database update rejected: "),
+        "{}",
+        refused.text
+    );
+    let plan = host.plan("demo", "incompatible", &owner).await.ok().json();
+    assert!(
+        plan["ManualMigrate"]["reason"].as_str().unwrap().contains("text"),
+        "{plan}"
+    );
+    host.call("demo", "add_note", json!([1, "undisturbed"]), &owner)
+        .await
+        .ok();
+    // Who does not need the rows can still move on.
+    host.publish("demo", "?clear=true", "incompatible", &owner).await.ok();
+    host.call("demo", "add_note", json!([1, 5]), &owner).await.ok();
+}
+
+#[tokio::test]
+async fn a_publisher_that_hangs_up_leaves_a_whole_database() {
+    let (_dir, host, owner) = Host::with_demo().await;
+    let wasm = module("plain");
+    let head = format!(
+        "PUT /v1/database/hasty HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
+        owner.token,
+        wasm.len()
+    );
+    let mut tcp = tokio::net::TcpStream::connect(host.url.trim_start_matches("http://"))
+        .await
+        .unwrap();
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    tcp.write_all(&wasm).await.unwrap();
+    tcp.shutdown().await.unwrap();
+    drop(tcp);
+    eventually("the database is there", async || {
+        (host.get("/v1/database/hasty", None).await.status == 200).then_some(())
+    })
+    .await;
+    // Behind the one that was left alone: it has been finished when this one is answered.
+    assert_eq!(
+        host.publish("hasty", "", "plain", &owner).await.ok().json()["Success"]["op"],
+        "updated"
+    );
+    host.call("hasty", "add_note", json!([1, "whole"]), &owner).await.ok();
+}
