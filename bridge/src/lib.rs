@@ -1,3 +1,14 @@
-//! In the making.
+//! The bridge: carries what the runtime committed in Postgres into SpacetimeDB.
+//!
+//! [`core`] decides, [`authority`] and [`stdb`] do, [`pump`] wires them; [`status`] is what [`http`] tells. It keeps no
+//! state of its own: the authority knows what is published, SpacetimeDB knows what it holds, and whatever was under
+//! way in a crash is done again.
 
 pub mod authority;
+pub mod config;
+pub mod core;
+pub mod http;
+pub mod publish;
+pub mod pump;
+pub mod status;
+pub mod stdb;

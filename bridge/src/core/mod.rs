@@ -9,7 +9,7 @@ mod prepare;
 mod reconcile;
 mod stream;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use spacetime_sync_proto::refusal::RefusalClass;
@@ -92,8 +92,8 @@ pub enum Input {
         /// The stream.
         stream_id: StreamId,
     },
-    /// The authority's log ends before what SpacetimeDB acknowledged.
-    AboveAuthority(StreamId),
+    /// Something outside the core found that a stream cannot go on.
+    Halt(StreamId, HaltReason),
     /// Time has passed.
     Tick,
 }
@@ -177,6 +177,8 @@ pub struct Core {
     to_read: VecDeque<StreamId>,
     /// Streams that may have something to send, in turn.
     to_send: VecDeque<StreamId>,
+    /// Streams left alone for a while, by the end of it.
+    resting: BTreeSet<(Duration, StreamId)>,
     calls: HashMap<CallId, StreamId>,
     next_call: u64,
     reads: usize,
@@ -194,6 +196,7 @@ impl Core {
             streams: HashMap::new(),
             to_read: VecDeque::new(),
             to_send: VecDeque::new(),
+            resting: BTreeSet::new(),
             calls: HashMap::new(),
             next_call: 0,
             reads: 0,
@@ -216,17 +219,21 @@ impl Core {
             }
             Input::Positions(positions) => positions.into_iter().for_each(|position| self.found(position)),
             Input::Page { epoch, stream_id, page } => self.page(epoch, stream_id, page, out),
-            Input::PageFailed { epoch, stream_id } => self.page_failed(now, epoch, &stream_id),
+            Input::PageFailed { epoch, stream_id } => self.page_failed(epoch, &stream_id),
             Input::Acked(call) => self.acked(call, out),
             Input::Refused(call, refusal) => self.refused(call, refusal, out),
             Input::Lost(call, message) => self.lost(call, message, out),
-            Input::Learned { epoch, stream_id, verdict } => self.learned(now, epoch, stream_id, verdict, out),
+            Input::Learned {
+                epoch,
+                stream_id,
+                verdict,
+            } => self.learned(now, epoch, stream_id, verdict, out),
             Input::LearnFailed { epoch, stream_id } => {
                 if self.link == Some(epoch) {
                     self.rest(now, &stream_id);
                 }
             }
-            Input::AboveAuthority(stream_id) => self.halt(stream_id, HaltReason::AheadOfAuthority, out),
+            Input::Halt(stream_id, reason) => self.halt(stream_id, reason, out),
             Input::Tick => self.wake(now, out),
         }
         self.send(out);
@@ -253,17 +260,30 @@ impl Core {
         }
     }
 
+    /// Whether a stream goes no further.
+    pub fn is_halted(&self, stream_id: &StreamId) -> bool {
+        self.streams
+            .get(stream_id)
+            .is_some_and(|stream| matches!(stream.mode, Mode::Halted(_)))
+    }
+
     /// The streams that go no further, and why.
     pub fn halted(&self) -> impl Iterator<Item = (&StreamId, &HaltReason)> {
-        self.streams.iter().filter_map(|(stream_id, stream)| match &stream.mode {
-            Mode::Halted(reason) => Some((stream_id, reason)),
-            Mode::Flowing | Mode::Draining(_) | Mode::Learning | Mode::Resting(_) => None,
-        })
+        self.streams
+            .iter()
+            .filter_map(|(stream_id, stream)| match &stream.mode {
+                Mode::Halted(reason) => Some((stream_id, reason)),
+                Mode::Flowing | Mode::Draining(_) | Mode::Learning | Mode::Resting(_) => None,
+            })
     }
 
     /// A new link, or none: all that is not recorded in the authority is forgotten, except what is halted.
     fn forget(&mut self) {
-        self.streams.retain(|_, stream| matches!(stream.mode, Mode::Halted(_)));
+        self.streams.retain(|_, stream| {
+            stream.forget_underway();
+            matches!(stream.mode, Mode::Halted(_))
+        });
+        self.resting.clear();
         self.to_read.clear();
         self.to_send.clear();
         self.calls.clear();
@@ -276,28 +296,37 @@ impl Core {
             return;
         }
         if !self.streams.contains_key(&position.stream_id) && self.streams.len() >= self.limits.idle_streams {
-            self.streams.retain(|_, stream| stream.is_busy() || matches!(stream.mode, Mode::Halted(_)));
+            self.streams
+                .retain(|_, stream| stream.is_busy() || matches!(stream.mode, Mode::Halted(_)));
         }
-        let stream =
-            self.streams.entry(position.stream_id.clone()).or_insert_with(|| Stream::new(position.published_seq));
+        let stream = self
+            .streams
+            .entry(position.stream_id.clone())
+            .or_insert_with(|| Stream::new(position.published_seq));
         stream.found(&position);
-        if stream.wants_page() && !stream.queued_to_read {
-            stream.queued_to_read = true;
-            self.to_read.push_back(position.stream_id);
-        }
+        self.queue_to_read(&position.stream_id);
     }
 
     fn read(&mut self, out: &mut Vec<Effect>) {
         let Some(epoch) = self.link else { return };
         while !self.draining && self.reads < self.limits.reads && self.bytes < self.limits.bytes {
-            let Some(stream_id) = self.to_read.pop_front() else { return };
-            let Some(stream) = self.streams.get_mut(&stream_id) else { continue };
+            let Some(stream_id) = self.to_read.pop_front() else {
+                return;
+            };
+            let Some(stream) = self.streams.get_mut(&stream_id) else {
+                continue;
+            };
             stream.queued_to_read = false;
             if stream.wants_page() {
                 stream.reading = true;
                 self.reads += 1;
                 let (after, base_chain) = (stream.read, stream.read_chain);
-                out.push(Effect::Read { epoch, stream_id, after, base_chain });
+                out.push(Effect::Read {
+                    epoch,
+                    stream_id,
+                    after,
+                    base_chain,
+                });
             }
         }
     }
@@ -313,7 +342,9 @@ impl Core {
             return;
         }
         self.reads -= 1;
-        let Some(stream) = self.streams.get_mut(&stream_id) else { return };
+        let Some(stream) = self.streams.get_mut(&stream_id) else {
+            return;
+        };
         stream.reading = false;
         if !matches!(stream.mode, Mode::Flowing) {
             return;
@@ -322,8 +353,13 @@ impl Core {
             Err(reason) => {
                 // What is in flight is sound and is waited for; what is ready before the bad page goes out first.
                 stream.fail(Drain::Halt(reason));
-                self.settle(stream_id, out);
+                return self.settle(stream_id, out);
             }
+            // Asked for before the stream was set back or forward: not what is wanted any more.
+            Ok(frames)
+                if frames
+                    .first()
+                    .is_some_and(|frame| frame.first_seq != stream.read.next()) => {}
             Ok(frames) => {
                 if frames.is_empty() {
                     stream.wanted = stream.read;
@@ -336,25 +372,28 @@ impl Core {
                     stream.queued_to_send = true;
                     self.to_send.push_back(stream_id.clone());
                 }
-                if stream.wants_page() && !stream.queued_to_read {
-                    stream.queued_to_read = true;
-                    self.to_read.push_back(stream_id);
-                }
+            }
+        }
+        self.queue_to_read(&stream_id);
+    }
+
+    /// The next positions bring the stream back: nothing of it is lost.
+    fn page_failed(&mut self, epoch: LinkEpoch, stream_id: &StreamId) {
+        if self.link == Some(epoch) {
+            self.reads -= 1;
+            if let Some(stream) = self.streams.get_mut(stream_id) {
+                stream.reading = false;
             }
         }
     }
 
-    fn page_failed(&mut self, now: Duration, epoch: LinkEpoch, stream_id: &StreamId) {
-        if self.link != Some(epoch) {
-            return;
-        }
-        self.reads -= 1;
-        if let Some(stream) = self.streams.get_mut(stream_id) {
-            stream.reading = false;
-            if matches!(stream.mode, Mode::Flowing) && stream.in_flight.is_empty() && stream.ready.is_empty() {
-                self.rest(now, stream_id);
-            }
-            // Otherwise the next positions bring it back: nothing of it is lost.
+    fn queue_to_read(&mut self, stream_id: &StreamId) {
+        if let Some(stream) = self.streams.get_mut(stream_id)
+            && stream.wants_page()
+            && !stream.queued_to_read
+        {
+            stream.queued_to_read = true;
+            self.to_read.push_back(stream_id.clone());
         }
     }
 
@@ -363,19 +402,33 @@ impl Core {
             return;
         }
         while self.calls.len() < self.limits.calls {
-            let Some(stream_id) = self.to_send.pop_front() else { return };
-            let Some(stream) = self.streams.get_mut(&stream_id) else { continue };
+            let Some(stream_id) = self.to_send.pop_front() else {
+                return;
+            };
+            let Some(stream) = self.streams.get_mut(&stream_id) else {
+                continue;
+            };
             stream.queued_to_send = false;
-            let Some(prepared) = stream.ready.pop_front() else { continue };
+            let Some(prepared) = stream.ready.pop_front() else {
+                continue;
+            };
             let call = CallId(self.next_call);
             self.next_call += 1;
-            stream.in_flight.push_back(stream::Flying { call, last_seq: prepared.last_seq, bytes: prepared.size() });
+            stream.in_flight.push_back(stream::Flying {
+                call,
+                last_seq: prepared.last_seq,
+                bytes: prepared.size(),
+            });
             if !stream.ready.is_empty() {
                 stream.queued_to_send = true;
                 self.to_send.push_back(stream_id.clone());
             }
             self.calls.insert(call, stream_id.clone());
-            out.push(Effect::Append { call, stream_id, prepared });
+            out.push(Effect::Append {
+                call,
+                stream_id,
+                prepared,
+            });
         }
     }
 
@@ -390,22 +443,28 @@ impl Core {
     }
 
     fn acked(&mut self, call: CallId, out: &mut Vec<Effect>) {
-        let Some((stream_id, seq)) = self.landed(call) else { return };
-        let Some(stream) = self.streams.get_mut(&stream_id) else { return };
+        let Some((stream_id, seq)) = self.landed(call) else {
+            return;
+        };
+        let Some(stream) = self.streams.get_mut(&stream_id) else {
+            return;
+        };
         stream.attempts = 0;
         if seq > stream.durable {
             stream.durable = seq;
-            out.push(Effect::Advance { stream_id: stream_id.clone(), seq });
+            out.push(Effect::Advance {
+                stream_id: stream_id.clone(),
+                seq,
+            });
         }
-        if stream.wants_page() && !stream.queued_to_read {
-            stream.queued_to_read = true;
-            self.to_read.push_back(stream_id.clone());
-        }
+        self.queue_to_read(&stream_id);
         self.settle(stream_id, out);
     }
 
     fn refused(&mut self, call: CallId, refusal: Refusal, out: &mut Vec<Effect>) {
-        let Some((stream_id, _)) = self.landed(call) else { return };
+        let Some((stream_id, _)) = self.landed(call) else {
+            return;
+        };
         let drain = match refusal.code.class() {
             RefusalClass::Fatal => return out.push(Effect::DropLink(refusal)),
             RefusalClass::Retry => Drain::Learn,
@@ -416,10 +475,17 @@ impl Core {
     }
 
     fn lost(&mut self, call: CallId, message: String, out: &mut Vec<Effect>) {
-        let Some((stream_id, _)) = self.landed(call) else { return };
-        let Some(stream) = self.streams.get_mut(&stream_id) else { return };
+        let Some((stream_id, _)) = self.landed(call) else {
+            return;
+        };
+        let Some(stream) = self.streams.get_mut(&stream_id) else {
+            return;
+        };
         let drain = if stream.attempts >= self.limits.attempts {
-            Drain::Halt(HaltReason::Failing { attempts: stream.attempts, message })
+            Drain::Halt(HaltReason::Failing {
+                attempts: stream.attempts,
+                message,
+            })
         } else {
             Drain::Learn
         };
@@ -439,7 +505,9 @@ impl Core {
 
     /// Ends the draining of a stream with nothing left in flight.
     fn settle(&mut self, stream_id: StreamId, out: &mut Vec<Effect>) {
-        let (Some(epoch), Some(stream)) = (self.link, self.streams.get_mut(&stream_id)) else { return };
+        let (Some(epoch), Some(stream)) = (self.link, self.streams.get_mut(&stream_id)) else {
+            return;
+        };
         if !stream.in_flight.is_empty() || !stream.ready.is_empty() {
             return;
         }
@@ -464,16 +532,24 @@ impl Core {
         if self.link != Some(epoch) {
             return;
         }
-        let Some(stream) = self.streams.get_mut(&stream_id) else { return };
+        let Some(stream) = self.streams.get_mut(&stream_id) else {
+            return;
+        };
         match verdict {
             Verdict::InStep(seq) => stream.restart_at(seq),
             Verdict::Ahead(seq) => {
                 stream.restart_at(seq);
-                out.push(Effect::Advance { stream_id: stream_id.clone(), seq });
+                out.push(Effect::Advance {
+                    stream_id: stream_id.clone(),
+                    seq,
+                });
             }
             Verdict::Behind(seq) => {
                 stream.restart_at(seq);
-                out.push(Effect::Rewind { stream_id: stream_id.clone(), to: seq });
+                out.push(Effect::Rewind {
+                    stream_id: stream_id.clone(),
+                    to: seq,
+                });
             }
             Verdict::Apart(reason) => return self.halt(stream_id, reason, out),
         }
@@ -483,34 +559,41 @@ impl Core {
     /// Leaves a stream alone for a moment that grows with every failure in a row.
     fn rest(&mut self, now: Duration, stream_id: &StreamId) {
         if let Some(stream) = self.streams.get_mut(stream_id) {
-            let shift = stream.attempts.min(6);
-            stream.mode = Mode::Resting(now + REST * 2u32.pow(shift));
+            let until = now + REST * 2u32.pow(stream.attempts.min(6));
+            stream.mode = Mode::Resting(until);
+            self.resting.insert((until, stream_id.clone()));
         }
     }
 
     fn wake(&mut self, now: Duration, out: &mut Vec<Effect>) {
         let Some(epoch) = self.link else { return };
-        for (stream_id, stream) in &mut self.streams {
-            let Mode::Resting(until) = stream.mode else { continue };
+        while let Some((until, stream_id)) = self.resting.pop_first() {
             if until > now {
+                self.resting.insert((until, stream_id));
+                return;
+            }
+            let Some(stream) = self.streams.get_mut(&stream_id) else {
+                continue;
+            };
+            if !matches!(stream.mode, Mode::Resting(mine) if mine == until) {
                 continue;
             }
             if stream.durable == stream.read {
                 stream.mode = Mode::Flowing;
-                if stream.wants_page() && !stream.queued_to_read {
-                    stream.queued_to_read = true;
-                    self.to_read.push_back(stream_id.clone());
-                }
+                self.queue_to_read(&stream_id);
             } else {
                 // Its head could not be learned: ask again.
                 stream.mode = Mode::Learning;
-                out.push(Effect::Learn { epoch, stream_id: stream_id.clone() });
+                out.push(Effect::Learn { epoch, stream_id });
             }
         }
     }
 
     fn halt(&mut self, stream_id: StreamId, reason: HaltReason, out: &mut Vec<Effect>) {
-        let stream = self.streams.entry(stream_id.clone()).or_insert_with(|| Stream::new(Seq::ZERO));
+        let stream = self
+            .streams
+            .entry(stream_id.clone())
+            .or_insert_with(|| Stream::new(Seq::ZERO));
         if matches!(stream.mode, Mode::Halted(_)) {
             return;
         }
@@ -525,7 +608,10 @@ const REST: Duration = Duration::from_millis(50);
 
 /// What a refusal means that is none: a text that is not ours.
 pub fn foreign_refusal(text: &str) -> Refusal {
-    Refusal::new(RefusalCode::InvalidArgument, format!("the module answered with no refusal of the lane: {text}"))
+    Refusal::new(
+        RefusalCode::InvalidArgument,
+        format!("the module answered with no refusal of the lane: {text}"),
+    )
 }
 
 #[cfg(test)]

@@ -42,10 +42,14 @@ pub fn prepare(
             return Err(HaltReason::BrokenLog(format!("seq {} follows seq {seq}", event.seq)));
         }
         if !event.payload_matches() {
-            return Err(HaltReason::BrokenLog(format!("the payload of seq {expected} is not what was hashed")));
+            return Err(HaltReason::BrokenLog(format!(
+                "the payload of seq {expected} is not what was hashed"
+            )));
         }
         if !event.follows(&chain) {
-            return Err(HaltReason::BrokenLog(format!("seq {expected} does not follow the chain before it")));
+            return Err(HaltReason::BrokenLog(format!(
+                "seq {expected} does not follow the chain before it"
+            )));
         }
         (seq, chain) = (event.seq, event.chain_hash);
     }

@@ -49,8 +49,11 @@ mod tests {
     fn every_pair_of_heads_has_its_verdict() {
         let seq = |value| Seq::new(value).unwrap();
         let chain = |value| ChainHash::from_bytes([value; 32]);
-        let position =
-            StreamPosition { stream_id: StreamId::new("s").unwrap(), head_seq: seq(9), published_seq: seq(5) };
+        let position = StreamPosition {
+            stream_id: StreamId::new("s").unwrap(),
+            head_seq: seq(9),
+            published_seq: seq(5),
+        };
         for (held, theirs, ours, expected) in [
             (5, 5, Some(5), Verdict::InStep(seq(5))),
             (8, 8, Some(8), Verdict::Ahead(seq(8))),
@@ -58,7 +61,10 @@ mod tests {
             (5, 5, Some(6), Verdict::Apart(HaltReason::Diverged { seq: seq(5) })),
             (12, 12, None, Verdict::Apart(HaltReason::AheadOfAuthority)),
         ] {
-            let held = Held { seq: seq(held), chain: chain(theirs) };
+            let held = Held {
+                seq: seq(held),
+                chain: chain(theirs),
+            };
             assert_eq!(reconcile(&position, held, ours.map(chain)), expected);
         }
     }

@@ -133,7 +133,10 @@ impl Stream {
     }
 
     pub(super) fn wants_page(&self) -> bool {
-        matches!(self.mode, Mode::Flowing) && !self.reading && self.read < self.wanted && self.ready.len() < READY_FRAMES
+        matches!(self.mode, Mode::Flowing)
+            && !self.reading
+            && self.read < self.wanted
+            && self.ready.len() < READY_FRAMES
     }
 
     pub(super) fn push(&mut self, prepared: Prepared) {
@@ -156,6 +159,13 @@ impl Stream {
     /// Gives up what is ready and says how many bytes that was.
     pub(super) fn drop_ready(&mut self) -> usize {
         self.ready.drain(..).map(|prepared| prepared.size()).sum()
+    }
+
+    /// What was under way belongs to a link that is gone.
+    pub(super) fn forget_underway(&mut self) {
+        self.ready.clear();
+        self.in_flight.clear();
+        (self.reading, self.queued_to_read, self.queued_to_send) = (false, false, false);
     }
 
     fn is_underway(&self) -> bool {

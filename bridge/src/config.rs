@@ -1,0 +1,483 @@
+//! The configuration: one tree, from a TOML file and the environment, checked as a whole before anything starts.
+//!
+//! Every key can be set by environment, which wins over the file: `SPACETIME_SYNC__AUTHORITY__URL` is `authority.url`.
+//! A key that does not exist is an error in both places. Secrets are never printed.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use spacetime_sync_proto::limit;
+
+use crate::core::Limits;
+
+/// Prefix of the environment's keys.
+pub const ENV_PREFIX: &str = "SPACETIME_SYNC__";
+
+/// A text that is never printed.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// The whole configuration of `spacetime-sync run`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The runtime's Postgres.
+    pub authority: AuthorityConfig,
+    /// Where the lane leads.
+    pub spacetimedb: SpacetimeConfig,
+    /// The bridge's own HTTP side.
+    #[serde(default)]
+    pub http: HttpConfig,
+    /// How the bridge behaves.
+    #[serde(default)]
+    pub bridge: BridgeConfig,
+    /// Bounds.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+}
+
+/// `[authority]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthorityConfig {
+    /// `postgres://user:password@host:port/database`
+    pub url: Secret,
+    /// Connections of the pool; the lead and the wake-up have one more each.
+    #[serde(default = "default_pool_size")]
+    pub pool_size: u32,
+}
+
+/// `[spacetimedb]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpacetimeConfig {
+    /// `http://host:port` of the server.
+    pub uri: String,
+    /// Name or identity of the database the module is published to.
+    pub database: String,
+    /// File that holds the token of the bridge's identity.
+    pub token_file: Option<PathBuf>,
+    /// The token itself, for who keeps secrets in the environment. One of the two is needed.
+    pub token: Option<Secret>,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// Where health and metrics are served.
+    pub listen: SocketAddr,
+}
+
+/// `[bridge]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BridgeConfig {
+    /// Whether to take the lead first, so that a second bridge on the same database waits as a standby. Two bridges
+    /// without a lead are safe and do everything twice.
+    pub lead: bool,
+    /// Work without progress for this long turns the health red.
+    pub stall_after_ms: u64,
+    /// How long a stop may wait for what is in flight.
+    pub drain_ms: u64,
+    /// A call not acknowledged for this long means that the link is dead.
+    pub ack_deadline_ms: u64,
+    /// How long connecting to SpacetimeDB may take.
+    pub connect_deadline_ms: u64,
+    /// The slowest look for dirty streams, while nothing happens.
+    pub idle_poll_ms: u64,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Events of one page read from the authority.
+    pub page_events: usize,
+    /// Bytes of payload of one page.
+    pub page_bytes: usize,
+    /// Bytes of one frame.
+    pub frame_bytes: usize,
+    /// Pages being read at once.
+    pub reads: usize,
+    /// Calls in flight at once.
+    pub calls: usize,
+    /// Bytes read and not yet acknowledged.
+    pub bytes: usize,
+    /// Dirty streams asked for at once.
+    pub dirty_streams: usize,
+    /// Streams remembered while nothing is to be done for them.
+    pub idle_streams: usize,
+    /// How often in a row a stream's calls may fail for no known reason before it is halted.
+    pub attempts: u32,
+}
+
+fn default_pool_size() -> u32 {
+    6
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+        }
+    }
+}
+
+impl Default for BridgeConfig {
+    fn default() -> Self {
+        Self {
+            lead: true,
+            stall_after_ms: 10_000,
+            drain_ms: 10_000,
+            ack_deadline_ms: 10_000,
+            connect_deadline_ms: 10_000,
+            idle_poll_ms: 250,
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            page_events: 1_000,
+            page_bytes: 1024 * 1024,
+            frame_bytes: 256 * 1024,
+            reads: 4,
+            calls: 64,
+            bytes: 8 * 1024 * 1024,
+            dirty_streams: 1_000,
+            idle_streams: 100_000,
+            attempts: 8,
+        }
+    }
+}
+
+/// Why a configuration is none.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file or the environment holds something that is no configuration.
+    #[error("{origin} is not a configuration of the bridge: {message}")]
+    Malformed {
+        /// The file, or the environment.
+        origin: String,
+        /// What and where.
+        message: String,
+    },
+    /// A value is out of its range, or one that is needed is missing.
+    #[error("{key}: {message}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What was expected and what was found.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads the file, if there is one, and the environment over it; checks everything.
+    pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let mut tree = match path {
+            None => toml::Table::new(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                // The position and the message, but not the line itself: it may hold a secret.
+                toml::from_str(&text).map_err(|error| ConfigError::Malformed {
+                    origin: path.display().to_string(),
+                    message: error.message().to_owned(),
+                })?
+            }
+        };
+        let mut from_environment = false;
+        for (key, value) in environment {
+            if let Some(path) = key.strip_prefix(ENV_PREFIX) {
+                from_environment = true;
+                overlay(&mut tree, &key, path, value)?;
+            }
+        }
+        let origin = match (path, from_environment) {
+            (Some(path), false) => path.display().to_string(),
+            (Some(path), true) => format!("{} with the environment", path.display()),
+            (None, _) => "the environment".to_owned(),
+        };
+        let config: Self =
+            toml::Value::Table(tree)
+                .try_into()
+                .map_err(|error: toml::de::Error| ConfigError::Malformed {
+                    origin,
+                    message: error.message().to_owned(),
+                })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |key, message: String| Err(ConfigError::Value { key, message });
+        let uri = &self.spacetimedb.uri;
+        if !uri.starts_with("http://") && !uri.starts_with("https://") {
+            return value(
+                "spacetimedb.uri",
+                format!("expected http://… or https://…, found {uri:?}"),
+            );
+        }
+        if self.spacetimedb.database.is_empty() {
+            return value(
+                "spacetimedb.database",
+                "expected the name of a database, found nothing".to_owned(),
+            );
+        }
+        match (&self.spacetimedb.token, &self.spacetimedb.token_file) {
+            (None, None) => {
+                return value(
+                    "spacetimedb.token_file",
+                    "expected this or spacetimedb.token, found neither".to_owned(),
+                );
+            }
+            (Some(_), Some(_)) => {
+                return value(
+                    "spacetimedb.token",
+                    "expected this or spacetimedb.token_file, found both".to_owned(),
+                );
+            }
+            (Some(_), None) | (None, Some(_)) => {}
+        }
+        let limits = &self.limits;
+        for (key, found, least, most) in [
+            ("limits.page_events", limits.page_events, 1, 10_000),
+            ("limits.page_bytes", limits.page_bytes, 1, 16 * 1024 * 1024),
+            (
+                "limits.frame_bytes",
+                limits.frame_bytes,
+                1,
+                limit::FRAME_BYTES - limit::PAYLOAD_BYTES,
+            ),
+            ("limits.reads", limits.reads, 1, 1_000),
+            ("limits.calls", limits.calls, 1, 1_000),
+            ("limits.bytes", limits.bytes, 1, 1024 * 1024 * 1024),
+            ("limits.dirty_streams", limits.dirty_streams, 1, 100_000),
+            ("limits.idle_streams", limits.idle_streams, 1, 10_000_000),
+            ("limits.attempts", limits.attempts as usize, 1, 1_000),
+            ("authority.pool_size", self.authority.pool_size as usize, 2, 1_000),
+            (
+                "bridge.stall_after_ms",
+                self.bridge.stall_after_ms as usize,
+                100,
+                3_600_000,
+            ),
+            ("bridge.drain_ms", self.bridge.drain_ms as usize, 1, 3_600_000),
+            (
+                "bridge.ack_deadline_ms",
+                self.bridge.ack_deadline_ms as usize,
+                100,
+                3_600_000,
+            ),
+            (
+                "bridge.connect_deadline_ms",
+                self.bridge.connect_deadline_ms as usize,
+                100,
+                3_600_000,
+            ),
+            ("bridge.idle_poll_ms", self.bridge.idle_poll_ms as usize, 1, 60_000),
+        ] {
+            if found < least || found > most {
+                return value(key, format!("expected {least} to {most}, found {found}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The token of the bridge's identity, from wherever it is kept.
+    pub fn token(&self) -> Result<Secret, ConfigError> {
+        match (&self.spacetimedb.token, &self.spacetimedb.token_file) {
+            (Some(token), _) => Ok(token.clone()),
+            (None, Some(path)) => read_token(path),
+            (None, None) => Ok(Secret(String::new())),
+        }
+    }
+
+    /// The bounds of the core.
+    pub fn core_limits(&self) -> Limits {
+        Limits {
+            reads: self.limits.reads.min(self.authority.pool_size as usize - 1),
+            calls: self.limits.calls,
+            bytes: self.limits.bytes,
+            idle_streams: self.limits.idle_streams,
+            attempts: self.limits.attempts,
+        }
+    }
+}
+
+impl BridgeConfig {
+    /// See [`BridgeConfig::stall_after_ms`].
+    pub fn stall_after(&self) -> Duration {
+        Duration::from_millis(self.stall_after_ms)
+    }
+}
+
+/// Reads a token out of its file.
+pub fn read_token(path: &Path) -> Result<Secret, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Secret(text.trim().to_owned()))
+}
+
+/// Sets `a.b` for `A__B`. A value that reads as a number or a truth value is one, all else is text.
+fn overlay(tree: &mut toml::Table, key: &str, path: &str, value: String) -> Result<(), ConfigError> {
+    let malformed = |message: &str| ConfigError::Malformed {
+        origin: key.to_owned(),
+        message: message.to_owned(),
+    };
+    let path = path.to_ascii_lowercase();
+    let Some((section, name)) = path.split_once("__") else {
+        return Err(malformed("expected SECTION__KEY after the prefix"));
+    };
+    let section = tree
+        .entry(section)
+        .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    let section = section.as_table_mut().ok_or_else(|| malformed("not a section"))?;
+    let parsed = match (value.parse::<i64>(), value.parse::<bool>()) {
+        (Ok(number), _) => toml::Value::Integer(number),
+        (_, Ok(truth)) => toml::Value::Boolean(truth),
+        _ => toml::Value::String(value),
+    };
+    section.insert(name.to_owned(), parsed);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+        [authority]
+        url = "postgres://u:hunter2@h/d"
+        [spacetimedb]
+        uri = "http://127.0.0.1:3000"
+        database = "lane"
+        token_file = "token"
+    "#;
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bridge.toml");
+        std::fs::write(&path, text).unwrap();
+        let environment = environment
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Config::load(Some(&path), environment).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let config = load(
+            FILE,
+            &[
+                ("SPACETIME_SYNC__LIMITS__CALLS", "7"),
+                ("SPACETIME_SYNC__BRIDGE__LEAD", "false"),
+                ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "other"),
+                ("UNRELATED", "x"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(
+            (
+                config.limits.calls,
+                config.bridge.lead,
+                config.spacetimedb.database.as_str()
+            ),
+            (7, false, "other")
+        );
+    }
+
+    #[test]
+    fn everything_can_come_from_the_environment() {
+        let environment = [
+            ("SPACETIME_SYNC__AUTHORITY__URL", "postgres://h/d"),
+            ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://h"),
+            ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "lane"),
+            ("SPACETIME_SYNC__SPACETIMEDB__TOKEN", "t"),
+        ];
+        let environment = environment
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        assert_eq!(Config::load(None, environment).unwrap().limits.calls, 64);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, environment, expected) in [
+            (format!("{FILE}\n[limits]\ncals = 3"), vec![], "unknown field `cals`"),
+            (
+                FILE.to_owned(),
+                vec![("SPACETIME_SYNC__LIMITS__CALS", "3")],
+                "unknown field `cals`",
+            ),
+            (FILE.to_owned(), vec![("SPACETIME_SYNC__CALLS", "3")], "SECTION__KEY"),
+            (
+                format!("{FILE}\n[limits]\ncalls = 0"),
+                vec![],
+                "limits.calls: expected 1 to 1000, found 0",
+            ),
+            (format!("{FILE}\n[limits]\ncalls = \"many\""), vec![], "invalid type"),
+            (
+                FILE.replace("http://", "ws://"),
+                vec![],
+                "spacetimedb.uri: expected http://",
+            ),
+            (FILE.replace("token_file = \"token\"", ""), vec![], "found neither"),
+            (
+                FILE.replace("[authority]", "[authorities]"),
+                vec![],
+                "unknown field `authorities`",
+            ),
+            ("[authority".to_owned(), vec![], "is not a configuration"),
+        ] {
+            let error = load(&text, &environment).unwrap_err();
+            assert!(error.contains(expected), "expected {expected:?} in {error:?}");
+            assert!(!error.contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn no_secret_is_printed() {
+        let config = load(&FILE.replace("token_file = \"token\"", "token = \"hunter3\""), &[]).unwrap();
+        let printed = format!("{config:?}");
+        assert!(!printed.contains("hunter"), "{printed}");
+    }
+}

@@ -1,0 +1,388 @@
+use super::*;
+use bytes::Bytes;
+
+const LIMITS: Limits = Limits {
+    reads: 2,
+    calls: 3,
+    bytes: 100,
+    idle_streams: 10,
+    attempts: 2,
+};
+
+/// A core with its clock, and what it asked for last.
+struct Bench {
+    core: Core,
+    now: Duration,
+}
+
+fn stream(name: &str) -> StreamId {
+    StreamId::new(name).unwrap()
+}
+
+fn seq(value: u64) -> Seq {
+    Seq::new(value).unwrap()
+}
+
+fn chain(value: u64) -> ChainHash {
+    ChainHash::from_bytes([value as u8; 32])
+}
+
+/// A frame of ten bytes that holds `first..=last`.
+fn prepared(first: u64, last: u64) -> Prepared {
+    Prepared {
+        first_seq: seq(first),
+        last_seq: seq(last),
+        base_chain: chain(first - 1),
+        last_chain: chain(last),
+        frame: Bytes::from_static(&[0; 10]),
+    }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut bench = Self {
+            core: Core::new(LIMITS),
+            now: Duration::ZERO,
+        };
+        bench.step(Input::LinkUp);
+        bench
+    }
+
+    fn step(&mut self, input: Input) -> Vec<Effect> {
+        let mut out = Vec::new();
+        self.core.step(self.now, input, &mut out);
+        out
+    }
+
+    fn found(&mut self, name: &str, published: u64, head: u64) -> Vec<Effect> {
+        self.step(Input::Positions(vec![StreamPosition {
+            stream_id: stream(name),
+            head_seq: seq(head),
+            published_seq: seq(published),
+        }]))
+    }
+
+    fn epoch(&self) -> LinkEpoch {
+        self.core.link.unwrap()
+    }
+
+    fn page(&mut self, name: &str, frames: Vec<Prepared>) -> Vec<Effect> {
+        self.step(Input::Page {
+            epoch: self.epoch(),
+            stream_id: stream(name),
+            page: Ok(frames),
+        })
+    }
+
+    fn learned(&mut self, name: &str, verdict: Verdict) -> Vec<Effect> {
+        self.step(Input::Learned {
+            epoch: self.epoch(),
+            stream_id: stream(name),
+            verdict,
+        })
+    }
+
+    fn later(&mut self, millis: u64) -> Vec<Effect> {
+        self.now += Duration::from_millis(millis);
+        self.step(Input::Tick)
+    }
+}
+
+fn reads(effects: &[Effect]) -> Vec<(String, u64)> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Read { stream_id, after, .. } => Some((stream_id.to_string(), after.get())),
+            _ => None,
+        })
+        .collect()
+}
+
+fn calls(effects: &[Effect]) -> Vec<(CallId, u64, u64)> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Append { call, prepared, .. } => Some((*call, prepared.first_seq.get(), prepared.last_seq.get())),
+            _ => None,
+        })
+        .collect()
+}
+
+fn advances(effects: &[Effect]) -> Vec<u64> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Advance { seq, .. } => Some(seq.get()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn refusal(code: RefusalCode) -> Refusal {
+    Refusal::new(code, "")
+}
+
+#[test]
+fn a_dirty_stream_is_read_sent_and_published_only_when_durable() {
+    let mut bench = Bench::new();
+    assert_eq!(reads(&bench.found("a", 4, 6)), [("a".to_owned(), 4)]);
+    let sent = bench.page("a", vec![prepared(5, 6)]);
+    assert_eq!(advances(&sent), [0u64; 0]);
+    let sent = calls(&sent);
+    assert_eq!((sent[0].1, sent[0].2), (5, 6));
+    assert_eq!(advances(&bench.step(Input::Acked(sent[0].0))), [6]);
+    assert_eq!(bench.core.load(), Load::default());
+}
+
+#[test]
+fn the_next_page_is_read_while_the_last_one_is_in_flight() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 10);
+    let out = bench.page("a", vec![prepared(1, 5)]);
+    assert_eq!(calls(&out).len(), 1);
+    assert_eq!(reads(&out), [("a".to_owned(), 5)]);
+}
+
+#[test]
+fn nothing_is_read_or_sent_past_the_bounds() {
+    let mut bench = Bench::new();
+    for name in ["a", "b", "c"] {
+        bench.found(name, 0, 100);
+    }
+    assert_eq!(bench.core.reads, 2, "two reads at once");
+    let out = bench.page("a", (1..=10).map(|at| prepared(at, at)).collect());
+    assert_eq!(calls(&out).len(), 3, "three calls at once");
+    assert_eq!(reads(&out), [], "a hundred bytes are under way");
+    let first = calls(&out)[0].0;
+    assert_eq!(calls(&bench.step(Input::Acked(first))).len(), 1);
+}
+
+#[test]
+fn streams_take_turns() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 100);
+    bench.found("b", 0, 100);
+    let mut flying = calls(&bench.page("a", (1..=6).map(|at| prepared(at, at)).collect()));
+    bench.page("b", vec![prepared(1, 1), prepared(2, 2)]);
+    let mut turns = Vec::new();
+    for _ in 0..4 {
+        let out = bench.step(Input::Acked(flying.remove(0).0));
+        flying.extend(calls(&out));
+        turns.extend(out.iter().filter_map(|effect| match effect {
+            Effect::Append { stream_id, .. } => Some(stream_id.to_string()),
+            _ => None,
+        }));
+    }
+    assert_eq!(turns, ["a", "b", "a", "b"]);
+}
+
+#[test]
+fn a_refused_stream_is_halted_and_the_others_run_on() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 9);
+    bench.found("b", 0, 9);
+    let a = calls(&bench.page("a", vec![prepared(1, 1), prepared(2, 2)]));
+    let halted = bench.step(Input::Refused(a[0].0, refusal(RefusalCode::EventConflict)));
+    assert!(
+        !halted.iter().any(|effect| matches!(effect, Effect::Halted { .. })),
+        "one call is still in flight"
+    );
+    let halted = bench.step(Input::Refused(a[1].0, refusal(RefusalCode::SeqGap)));
+    assert!(
+        matches!(&halted[..], [Effect::Halted { reason: HaltReason::Refused(why), .. }] if why.code == RefusalCode::EventConflict),
+        "the first refusal is the reason: {halted:?}"
+    );
+    assert_eq!(reads(&bench.found("a", 0, 20)), []);
+    assert_eq!(calls(&bench.page("b", vec![prepared(1, 1)])).len(), 1);
+    bench.step(Input::LinkDown);
+    bench.step(Input::LinkUp);
+    assert_eq!(reads(&bench.found("a", 0, 20)), [], "halted over a reconnect, too");
+    assert_eq!(bench.core.load().halted_streams, 1);
+}
+
+#[test]
+fn a_gap_is_answered_by_learning_the_head() {
+    let mut bench = Bench::new();
+    bench.found("a", 7, 9);
+    let sent = calls(&bench.page("a", vec![prepared(8, 8), prepared(9, 9)]));
+    bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+    let out = bench.step(Input::Refused(sent[1].0, refusal(RefusalCode::SeqGap)));
+    assert!(matches!(out[..], [Effect::Learn { .. }]));
+    let out = bench.learned("a", Verdict::Behind(seq(3)));
+    assert!(matches!(&out[..], [Effect::Rewind { to, .. }] if *to == seq(3)));
+    assert_eq!(reads(&bench.later(10_000)), [("a".to_owned(), 3)]);
+}
+
+#[test]
+fn a_page_asked_for_before_a_setback_is_not_used() {
+    let mut bench = Bench::new();
+    bench.found("a", 7, 30);
+    let out = bench.page("a", vec![prepared(8, 8)]);
+    assert_eq!(reads(&out), [("a".to_owned(), 8)]);
+    bench.step(Input::Refused(calls(&out)[0].0, refusal(RefusalCode::SeqGap)));
+    bench.learned("a", Verdict::Behind(seq(3)));
+    bench.later(10_000);
+    let out = bench.page("a", vec![prepared(9, 9)]);
+    assert_eq!((calls(&out).len(), reads(&out)), (0, vec![("a".to_owned(), 3)]));
+}
+
+#[test]
+fn a_stream_that_keeps_failing_is_halted_in_the_end() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 1);
+    for attempt in 0..=LIMITS.attempts {
+        let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
+        let out = bench.step(Input::Lost(sent[0].0, "trapped".to_owned()));
+        if attempt < LIMITS.attempts {
+            assert!(matches!(out[..], [Effect::Learn { .. }]), "{attempt}: {out:?}");
+            bench.learned("a", Verdict::InStep(seq(0)));
+            assert_eq!(reads(&bench.later(60_000)), [("a".to_owned(), 0)]);
+        } else {
+            assert!(matches!(
+                &out[..],
+                [Effect::Halted {
+                    reason: HaltReason::Failing { attempts: 2, .. },
+                    ..
+                }]
+            ));
+        }
+    }
+}
+
+#[test]
+fn what_is_not_acknowledged_when_the_link_breaks_is_sent_again() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 2);
+    let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+    bench.step(Input::LinkDown);
+    assert_eq!(
+        bench.step(Input::Acked(sent[0].0)),
+        [],
+        "an answer of the old link says nothing"
+    );
+    bench.step(Input::LinkUp);
+    assert_eq!(reads(&bench.found("a", 0, 2)), [("a".to_owned(), 0)]);
+}
+
+#[test]
+fn what_makes_every_call_fail_drops_the_link() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 2);
+    let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+    let out = bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::Unauthorized)));
+    assert!(matches!(&out[..], [Effect::DropLink(why)] if why.code == RefusalCode::Unauthorized));
+}
+
+#[test]
+fn a_broken_log_halts_after_what_is_sound_is_out() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 9);
+    let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+    let bad = Err(HaltReason::BrokenLog("seq 5 follows seq 2".to_owned()));
+    let out = bench.step(Input::Page {
+        epoch: bench.epoch(),
+        stream_id: stream("a"),
+        page: bad,
+    });
+    assert_eq!(out, []);
+    let out = bench.step(Input::Acked(sent[0].0));
+    assert_eq!(advances(&out), [2]);
+    assert!(out.iter().any(|effect| matches!(
+        effect,
+        Effect::Halted {
+            reason: HaltReason::BrokenLog(_),
+            ..
+        }
+    )));
+}
+
+#[test]
+fn a_drain_sends_what_was_read_and_reads_no_more() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 9);
+    bench.core.drain();
+    let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+    assert!(!bench.core.is_drained());
+    let out = bench.step(Input::Acked(sent[0].0));
+    assert_eq!((reads(&out), advances(&out)), (vec![], vec![2]));
+    assert!(bench.core.is_drained());
+}
+
+#[test]
+fn another_bridge_that_is_ahead_is_followed() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 2);
+    let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+    bench.step(Input::Acked(sent[0].0));
+    assert_eq!(reads(&bench.found("a", 5, 8)), [("a".to_owned(), 5)]);
+}
+
+mod pages {
+    use super::*;
+    use spacetime_sync_proto::{Event, Frame, IdempotencyKey, Kind, PayloadHash};
+
+    fn log(sizes: &[usize]) -> Vec<Event> {
+        let mut chain = ChainHash::genesis(&stream("a"));
+        (1u64..)
+            .zip(sizes)
+            .map(|(at, size)| {
+                let payload = Bytes::from(vec![7; *size]);
+                let (key, kind) = (IdempotencyKey::new(&format!("k{at}")).unwrap(), Kind::new("t").unwrap());
+                let payload_hash = PayloadHash::of(&payload);
+                chain = chain.link(seq(at), 0, &payload_hash, &key, &kind);
+                Event {
+                    seq: seq(at),
+                    idempotency_key: key,
+                    kind,
+                    payload,
+                    payload_hash,
+                    chain_hash: chain,
+                    committed_at_us: 0,
+                }
+            })
+            .collect()
+    }
+
+    fn prepare_all(events: &[Event], frame_bytes: usize) -> Result<Vec<Prepared>, HaltReason> {
+        prepare(Seq::ZERO, ChainHash::genesis(&stream("a")), events, frame_bytes)
+    }
+
+    #[test]
+    fn a_page_becomes_frames_that_hold_all_of_it() {
+        let events = log(&[100, 300, 100, 5_000, 10, 10]);
+        let frames = prepare_all(&events, 600).unwrap();
+        let cuts: Vec<_> = frames
+            .iter()
+            .map(|frame| (frame.first_seq.get(), frame.last_seq.get()))
+            .collect();
+        assert_eq!(cuts, [(1, 2), (3, 3), (4, 4), (5, 6)]);
+        let mut held = Vec::new();
+        for frame in frames {
+            let decoded = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.frame).unwrap();
+            assert_eq!(decoded.last_chain(), frame.last_chain);
+            held.extend(decoded.into_events_after(Seq::ZERO));
+        }
+        assert_eq!(held, events);
+    }
+
+    #[test]
+    fn a_log_that_is_not_what_it_claims_is_found_out() {
+        let broken = |change: fn(&mut Vec<Event>)| {
+            let mut events = log(&[5; 4]);
+            change(&mut events);
+            prepare_all(&events, 10_000).map(|_| ())
+        };
+        assert_eq!(broken(|_| {}), Ok(()));
+        for (name, answer) in [
+            ("a gap", broken(|events| drop(events.remove(1)))),
+            (
+                "a payload",
+                broken(|events| events[2].payload = Bytes::from_static(b"other")),
+            ),
+            ("a kind", broken(|events| events[2].kind = Kind::new("u").unwrap())),
+            ("a link", broken(|events| events[1].chain_hash = chain(9))),
+        ] {
+            assert!(matches!(answer, Err(HaltReason::BrokenLog(_))), "{name}");
+        }
+    }
+}

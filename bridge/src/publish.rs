@@ -1,0 +1,274 @@
+//! `spacetime-sync publish`: the module onto a server, without the SpacetimeDB CLI.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use rand::RngCore as _;
+use serde::Serialize;
+use serde_json::Value;
+use spacetime_sync_proto::RefusalCode;
+use spacetimedb_sdk::Identity;
+
+use crate::config::{ConfigError, Secret, read_token};
+use crate::stdb::StdbError;
+use crate::stdb::admin::{Admin, Breaking};
+
+/// What to publish where.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// `http://…` of the server.
+    pub uri: String,
+    /// Name of the database.
+    pub database: String,
+    /// Token of the owner. Made with a new identity if there is no such file.
+    pub owner_token: PathBuf,
+    /// Token of the bridge. Made with a new identity if there is no such file.
+    pub bridge_token: PathBuf,
+    /// The module.
+    pub wasm: Vec<u8>,
+    /// How far a change may go.
+    pub breaking: Breaking,
+}
+
+/// What changed.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Name of the database.
+    pub database: String,
+    /// Whether it was there before.
+    pub created: bool,
+    /// Identity of the owner.
+    pub owner: String,
+    /// Identity of the bridge.
+    pub bridge: String,
+    /// `+ name`, `- name` and `~ name` of tables, reducers and the rest of the schema.
+    pub changes: Vec<String>,
+}
+
+/// Why nothing was published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The server.
+    #[error(transparent)]
+    Stdb(#[from] StdbError),
+    /// A token file.
+    #[error(transparent)]
+    Token(#[from] ConfigError),
+    /// A token file could not be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A token is none.
+    #[error("{} holds no token: {message}", path.display())]
+    NoToken {
+        /// The file.
+        path: PathBuf,
+        /// What was expected.
+        message: &'static str,
+    },
+    /// The module could not be built.
+    #[error("the module in {} could not be built: {message}", path.display())]
+    Build {
+        /// The folder.
+        path: PathBuf,
+        /// What went wrong.
+        message: String,
+    },
+}
+
+/// Publishes or updates, and configures trust.
+pub async fn publish(request: Request) -> Result<Report, PublishError> {
+    let owner = token_or_new(&request.uri, &request.owner_token).await?;
+    let bridge = token_or_new(&request.uri, &request.bridge_token).await?;
+    let bridge_identity = identity(&request.bridge_token, &bridge)?;
+    let owner_identity = identity(&request.owner_token, &owner)?;
+    let admin = Admin::new(&request.uri, &request.database, owner);
+    let before = admin.schema().await?;
+    admin.publish(request.wasm, request.breaking).await?;
+    let after = admin.schema().await?;
+    configure(&admin, &bridge_identity).await?;
+    // Makes sure that what runs is what this build talks to.
+    admin.check_contract().await?;
+    let (held, holds) = (parts(before.as_ref()), parts(after.as_ref()));
+    Ok(Report {
+        database: request.database,
+        created: before.is_none(),
+        owner: owner_identity,
+        bridge: bridge_identity,
+        changes: changes(&held, &holds),
+    })
+}
+
+/// Builds the module in `folder` and reads what came out.
+pub async fn build_module(folder: &Path) -> Result<Vec<u8>, PublishError> {
+    let failed = |message: String| PublishError::Build {
+        path: folder.to_owned(),
+        message,
+    };
+    let output = tokio::process::Command::new("cargo")
+        .args([
+            "build",
+            "--release",
+            "--target",
+            "wasm32-unknown-unknown",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
+        .current_dir(folder)
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .await
+        .map_err(|error| failed(format!("cargo cannot be run: {error}")))?;
+    if !output.status.success() {
+        return Err(failed(format!("cargo ended with {}", output.status)));
+    }
+    let artifact = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact")
+        .filter_map(|message| message["filenames"][0].as_str().map(PathBuf::from))
+        .rfind(|path| path.extension().is_some_and(|extension| extension == "wasm"))
+        .ok_or_else(|| failed("cargo built no wasm".to_owned()))?;
+    std::fs::read(&artifact).map_err(|error| failed(format!("{}: {error}", artifact.display())))
+}
+
+/// The identity that a token stands for: a hash of its issuer and subject.
+pub fn identity(path: &Path, token: &Secret) -> Result<String, PublishError> {
+    let no_token = |message| PublishError::NoToken {
+        path: path.to_owned(),
+        message,
+    };
+    let payload = token
+        .expose()
+        .split('.')
+        .nth(1)
+        .ok_or_else(|| no_token("expected a JWT"))?;
+    let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(payload)
+        .map_err(|_| no_token("expected a JWT with a payload in base64url"))?;
+    let claims: Value = serde_json::from_slice(&payload).map_err(|_| no_token("expected claims in JSON"))?;
+    match (claims["iss"].as_str(), claims["sub"].as_str()) {
+        (Some(issuer), Some(subject)) => Ok(Identity::from_claims(issuer, subject).to_hex().to_string()),
+        _ => Err(no_token("expected the claims iss and sub")),
+    }
+}
+
+async fn token_or_new(uri: &str, path: &Path) -> Result<Secret, PublishError> {
+    if path.exists() {
+        return Ok(read_token(path)?);
+    }
+    let credential = Admin::new_identity(uri).await?;
+    let write = |source| PublishError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(write)?;
+    writeln!(file, "{}", credential.token.expose()).map_err(write)?;
+    Ok(credential.token)
+}
+
+async fn configure(admin: &Admin, bridge: &str) -> Result<(), StdbError> {
+    match admin.configure(bridge, "").await {
+        // The secret of the stream keys is not set yet.
+        Err(StdbError::Refused(refusal)) if refusal.code == RefusalCode::InvalidArgument => {
+            let mut secret = [0; 32];
+            rand::rng().fill_bytes(&mut secret);
+            admin.configure(bridge, &hex::encode(secret)).await
+        }
+        answer => answer,
+    }
+}
+
+/// The named parts of a schema, each with all that makes it what it is.
+fn parts(schema: Option<&Value>) -> BTreeMap<String, String> {
+    let mut parts = BTreeMap::new();
+    let Some(schema) = schema else { return parts };
+    let types = &schema["typespace"]["types"];
+    for (section, what) in [
+        ("tables", "table"),
+        ("reducers", "reducer"),
+        ("misc_exports", "procedure"),
+    ] {
+        for part in schema[section].as_array().into_iter().flatten() {
+            let body = part
+                .as_object()
+                .and_then(|export| export.get("Procedure"))
+                .unwrap_or(part);
+            let Some(name) = body["name"].as_str() else { continue };
+            let row = body["product_type_ref"].as_u64().map(|at| &types[at as usize]);
+            parts.insert(
+                format!("{what} {name}"),
+                format!("{body} {}", row.unwrap_or(&Value::Null)),
+            );
+        }
+    }
+    for filter in schema["row_level_security"].as_array().into_iter().flatten() {
+        parts.insert(
+            format!("filter {}", filter["sql"].as_str().unwrap_or_default()),
+            String::new(),
+        );
+    }
+    parts
+}
+
+fn changes(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<String> {
+    let added = after
+        .keys()
+        .filter(|name| !before.contains_key(*name))
+        .map(|name| format!("+ {name}"));
+    let removed = before
+        .keys()
+        .filter(|name| !after.contains_key(*name))
+        .map(|name| format!("- {name}"));
+    let changed = after
+        .iter()
+        .filter(|(name, body)| before.get(*name).is_some_and(|held| held != *body))
+        .map(|(name, _)| format!("~ {name}"));
+    added.chain(removed).chain(changed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_changed_schema_is_told_part_by_part() {
+        let schema = |tables: Value, types: Value| json!({ "typespace": { "types": types }, "tables": tables });
+        let before = schema(
+            json!([{"name": "a", "product_type_ref": 0}, {"name": "b"}]),
+            json!(["x"]),
+        );
+        let after = schema(
+            json!([{"name": "a", "product_type_ref": 0}, {"name": "c"}]),
+            json!(["y"]),
+        );
+        assert_eq!(
+            changes(&parts(Some(&before)), &parts(Some(&after))),
+            ["+ table c", "- table b", "~ table a"]
+        );
+        assert_eq!(changes(&parts(None), &parts(Some(&before))), ["+ table a", "+ table b"]);
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused_without_showing_it() {
+        for text in ["", "abc", "a.!.c", "a.e30.c"] {
+            let error = identity(Path::new("f"), &Secret::from(text.to_owned()))
+                .unwrap_err()
+                .to_string();
+            assert!(error.starts_with("f holds no token"), "{error}");
+        }
+    }
+}

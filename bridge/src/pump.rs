@@ -1,0 +1,647 @@
+//! The pump: turns the core, carries out what it asks for, and feeds back what became of it.
+//!
+//! One task owns the core. Reads, comparisons and bookkeeping run in tasks of their own and answer through one channel,
+//! so nothing that waits ever holds up another stream.
+
+mod ledger;
+mod pace;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use spacetime_sync_proto::refusal::RefusalClass;
+use spacetime_sync_proto::{ChainHash, Seq, StreamId};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::authority::{Authority, AuthorityError, Leadership, StreamPosition};
+use crate::config::{Config, ConfigError};
+use crate::core::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, Prepared, Verdict, prepare, reconcile};
+use crate::status::{Role, Status};
+use crate::stdb::StdbError;
+use crate::stdb::link::{Answer, Link, Target};
+use ledger::Ledger;
+use pace::Pace;
+
+/// How often a standby asks for the lead.
+const LEAD_EVERY: Duration = Duration::from_millis(500);
+/// How often the pump turns when nothing happens: rests end and deadlines are looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// Wait before the first try to connect again, and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Streams compared at once after a reconnect.
+const RECONCILE_STREAMS: usize = 1_000;
+/// Inputs taken in one turn, before the core is asked to act on them.
+const INPUTS_PER_TURN: usize = 256;
+
+/// Why the bridge ends by itself: a person must change something.
+#[derive(Debug, thiserror::Error)]
+pub enum PumpError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The authority.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+}
+
+/// Runs until told to stop, then finishes what is in flight.
+pub async fn run(config: Config, status: Arc<Status>, mut stop: watch::Receiver<bool>) -> Result<(), PumpError> {
+    let token = config.token()?;
+    let target = Target {
+        uri: config.spacetimedb.uri.clone(),
+        database: config.spacetimedb.database.clone(),
+        token,
+        deadline: Duration::from_millis(config.bridge.connect_deadline_ms),
+    };
+    let authority = tokio::select! {
+        connected = connect_authority(&config, &status) => connected?,
+        _ = stopped(&mut stop) => return Ok(()),
+    };
+    loop {
+        let lead = if config.bridge.lead {
+            tokio::select! {
+                lead = take_lead(&authority, &status) => Some(lead),
+                _ = stopped(&mut stop) => return Ok(()),
+            }
+        } else {
+            None
+        };
+        status.role(Role::Leading);
+        let ended = Pump::new(&config, authority.clone(), status.clone(), target.clone())
+            .lead(lead, &mut stop)
+            .await;
+        match ended {
+            Ended::Stopped => {
+                authority.close().await;
+                return Ok(());
+            }
+            Ended::LeadLost => tracing::warn!("the lead is lost; standing by"),
+        }
+    }
+}
+
+/// A database that is away is waited for; one that is wrong ends the bridge.
+async fn connect_authority(config: &Config, status: &Status) -> Result<Authority, AuthorityError> {
+    let mut backoff = Backoff::new();
+    loop {
+        match Authority::connect(config.authority.url.expose(), config.authority.pool_size).await {
+            Ok(authority) => {
+                status.authority(Ok(()));
+                return Ok(authority);
+            }
+            Err(error) if error.class() == RefusalClass::Retry => {
+                let wait = backoff.next();
+                tracing::warn!(error = chain(&error), ?wait, "the authority is away");
+                status.authority(Err(chain(&error)));
+                status.beat(crate::core::Load::default(), None);
+                tokio::time::sleep(wait).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn take_lead(authority: &Authority, status: &Status) -> Leadership {
+    let mut announced = false;
+    loop {
+        match authority.try_lead().await {
+            Ok(Some(lead)) => {
+                tracing::info!("leading");
+                status.authority(Ok(()));
+                return lead;
+            }
+            Ok(None) => {
+                if !announced {
+                    tracing::info!("another bridge leads; standing by");
+                    announced = true;
+                }
+                status.authority(Ok(()));
+                status.role(Role::Standby);
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the lead cannot be asked for");
+                status.authority(Err(chain(&error)));
+            }
+        }
+        status.idle_beat();
+        tokio::time::sleep(LEAD_EVERY).await;
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that nobody can stop us any more, as when everything ends.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+enum Ended {
+    Stopped,
+    LeadLost,
+}
+
+/// What tasks tell the pump.
+enum News {
+    Input(Input),
+    Polled(Result<Vec<StreamPosition>, AuthorityError>, Duration),
+    Woken,
+    Connected(Result<Link, StdbError>),
+    /// Streams whose log in the authority ends before what SpacetimeDB acknowledged.
+    AboveHead(Vec<StreamId>),
+}
+
+enum Wire {
+    /// Being connected, or waiting to be.
+    Down,
+    Up(Arc<Link>),
+}
+
+struct Pump<'a> {
+    config: &'a Config,
+    authority: Authority,
+    status: Arc<Status>,
+    target: Target,
+    core: Core,
+    wire: Wire,
+    backoff: Backoff,
+    pace: Pace,
+    /// Calls in flight: when they were sent and how many events they hold.
+    calls: HashMap<CallId, (Instant, u64)>,
+    /// Halted streams are not looked at any more, nor counted as work.
+    ledger: Ledger,
+    /// After which stream the next look for dirty ones begins.
+    poll_after: Option<StreamId>,
+    poll_lag: u64,
+    polling: bool,
+    started: Instant,
+    tasks: JoinSet<()>,
+    news: mpsc::UnboundedSender<News>,
+    inbox: mpsc::UnboundedReceiver<News>,
+    answers: mpsc::UnboundedSender<Answer>,
+    answered: mpsc::UnboundedReceiver<Answer>,
+}
+
+impl<'a> Pump<'a> {
+    fn new(config: &'a Config, authority: Authority, status: Arc<Status>, target: Target) -> Self {
+        let (news, inbox) = mpsc::unbounded_channel();
+        let (answers, answered) = mpsc::unbounded_channel();
+        let ledger = Ledger::start(authority.clone(), {
+            let news = news.clone();
+            move |streams| drop(news.send(News::AboveHead(streams)))
+        });
+        Self {
+            config,
+            authority,
+            status,
+            target,
+            core: Core::new(config.core_limits()),
+            wire: Wire::Down,
+            backoff: Backoff::new(),
+            pace: Pace::new(Duration::from_millis(config.bridge.idle_poll_ms)),
+            calls: HashMap::new(),
+            ledger,
+            poll_after: None,
+            poll_lag: 0,
+            polling: false,
+            started: Instant::now(),
+            tasks: JoinSet::new(),
+            news,
+            inbox,
+            answers,
+            answered,
+        }
+    }
+
+    async fn lead(mut self, mut lead: Option<Leadership>, stop: &mut watch::Receiver<bool>) -> Ended {
+        self.listen();
+        self.connect(Duration::ZERO);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut draining: Option<Instant> = None;
+        loop {
+            let poll_at = self.pace.next_poll(Instant::now());
+            let mut effects = Vec::new();
+            tokio::select! {
+                biased;
+                _ = stopped(stop), if draining.is_none() => {
+                    tracing::info!("stopping: finishing what is in flight");
+                    self.status.role(Role::Draining);
+                    self.core.drain();
+                    draining = Some(Instant::now() + Duration::from_millis(self.config.bridge.drain_ms));
+                }
+                () = lost(&mut lead) => {
+                    self.core.drain();
+                    drop(lead.take());
+                    return Ended::LeadLost;
+                }
+                Some(answer) = self.answered.recv() => {
+                    self.answer(answer, &mut effects);
+                    for _ in 1..INPUTS_PER_TURN {
+                        let Ok(answer) = self.answered.try_recv() else { break };
+                        self.answer(answer, &mut effects);
+                    }
+                }
+                Some(news) = self.inbox.recv() => self.hear(news, &mut effects),
+                _ = tick.tick() => self.tick(&mut effects),
+                () = tokio::time::sleep_until(poll_at.into()), if !self.polling && draining.is_none() => self.poll(),
+                Some(_) = self.tasks.join_next() => {}
+            }
+            self.carry_out(effects);
+            self.status.beat(self.core.load(), Some(self.poll_lag));
+            if let Some(deadline) = draining {
+                let link_gone = matches!(self.wire, Wire::Down);
+                if self.core.is_drained() || link_gone || Instant::now() > deadline {
+                    self.wire = Wire::Down;
+                    self.ledger.finish().await;
+                    if self.config.bridge.lead {
+                        let _ = self.authority.set_sleeping(false).await;
+                    }
+                    if let Some(lead) = lead.take() {
+                        lead.release().await;
+                    }
+                    return Ended::Stopped;
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, input: Input, effects: &mut Vec<Effect>) {
+        self.core.step(self.started.elapsed(), input, effects);
+    }
+
+    fn answer(&mut self, answer: Answer, effects: &mut Vec<Effect>) {
+        match answer {
+            Answer::Acked(call) => {
+                // Answers of an earlier link are not in the books.
+                if let Some((_, events)) = self.calls.remove(&call) {
+                    self.status.progress(events);
+                    self.step(Input::Acked(call), effects);
+                }
+            }
+            Answer::Refused(call, refusal) => {
+                if self.calls.remove(&call).is_some() {
+                    self.status.count(|counters| counters.refused_calls += 1);
+                    self.step(Input::Refused(call, refusal), effects);
+                }
+            }
+            Answer::Lost(call, message) => {
+                if self.calls.remove(&call).is_some() {
+                    self.status.count(|counters| counters.lost_calls += 1);
+                    self.step(Input::Lost(call, message), effects);
+                }
+            }
+            Answer::Closed(why) => {
+                if matches!(self.wire, Wire::Up(_)) {
+                    self.link_down(why, effects);
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, news: News, effects: &mut Vec<Effect>) {
+        match news {
+            News::Input(input) => self.step(input, effects),
+            News::Woken => {
+                self.status.count(|counters| counters.wakes += 1);
+                self.pace.woken(Instant::now());
+            }
+            News::Polled(positions, took) => self.polled(positions, took, effects),
+            News::AboveHead(streams) => {
+                for stream_id in streams {
+                    self.step(Input::Halt(stream_id, HaltReason::AheadOfAuthority), effects);
+                }
+            }
+            News::Connected(Ok(link)) => {
+                tracing::info!(uri = self.target.uri, database = self.target.database, "the link is up");
+                self.status.link(Ok(()));
+                self.backoff = Backoff::new();
+                self.wire = Wire::Up(Arc::new(link));
+                self.step(Input::LinkUp, effects);
+                self.pace.woken(Instant::now());
+            }
+            News::Connected(Err(error)) => {
+                let wait = self.backoff.next();
+                match error.class() {
+                    RefusalClass::Retry => tracing::warn!(error = chain(&error), ?wait, "no link to SpacetimeDB"),
+                    RefusalClass::Reject | RefusalClass::Fatal => {
+                        tracing::error!(
+                            error = chain(&error),
+                            ?wait,
+                            "no link to SpacetimeDB until this is mended"
+                        );
+                    }
+                }
+                self.status.link(Err(chain(&error)));
+                self.connect(wait);
+            }
+        }
+    }
+
+    fn polled(
+        &mut self,
+        positions: Result<Vec<StreamPosition>, AuthorityError>,
+        took: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.polling = false;
+        let now = Instant::now();
+        match positions {
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the authority cannot be asked for dirty streams");
+                self.status.authority(Err(chain(&error)));
+                self.pace.failed(now);
+            }
+            Ok(positions) => {
+                self.status.authority(Ok(()));
+                self.status.count(|counters| counters.polls += 1);
+                let whole = positions.len() < self.config.limits.dirty_streams;
+                let live = positions
+                    .iter()
+                    .filter(|position| !self.core.is_halted(&position.stream_id));
+                let lag: u64 = live
+                    .map(|position| position.head_seq.since(position.published_seq))
+                    .sum();
+                // A look that did not reach the end says nothing about the streams past it.
+                self.poll_lag = if whole && self.poll_after.is_none() {
+                    lag
+                } else {
+                    self.poll_lag.max(lag)
+                };
+                self.poll_after = if whole {
+                    None
+                } else {
+                    positions.last().map(|last| last.stream_id.clone())
+                };
+                let fell_asleep = self.pace.polled(now, lag > 0, took);
+                if let Some(sleeping) = fell_asleep {
+                    let authority = self.authority.clone();
+                    self.tasks.spawn(async move {
+                        if let Err(error) = authority.set_sleeping(sleeping).await {
+                            tracing::debug!(error = chain(&error), "the wake-up flag could not be set");
+                        }
+                    });
+                }
+                self.step(Input::Positions(positions), effects);
+            }
+        }
+    }
+
+    fn tick(&mut self, effects: &mut Vec<Effect>) {
+        self.step(Input::Tick, effects);
+        let deadline = Duration::from_millis(self.config.bridge.ack_deadline_ms);
+        if self.calls.values().any(|(sent, _)| sent.elapsed() > deadline) {
+            self.link_down(format!("a call was not answered for {deadline:?}"), effects);
+        }
+    }
+
+    fn link_down(&mut self, why: String, effects: &mut Vec<Effect>) {
+        let wait = self.backoff.next();
+        tracing::warn!(why, ?wait, "the link is down");
+        self.status.link(Err(why));
+        self.wire = Wire::Down;
+        self.calls.clear();
+        self.step(Input::LinkDown, effects);
+        self.connect(wait);
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Append {
+                    call,
+                    stream_id,
+                    prepared,
+                } => {
+                    let Wire::Up(link) = &self.wire else { continue };
+                    let events = prepared.last_seq.since(prepared.first_seq) + 1;
+                    self.calls.insert(call, (Instant::now(), events));
+                    link.append(call, &stream_id, prepared);
+                }
+                Effect::Read {
+                    epoch,
+                    stream_id,
+                    after,
+                    base_chain,
+                } => {
+                    self.spawn_read(epoch, stream_id, after, base_chain);
+                }
+                Effect::Learn { epoch, stream_id } => self.spawn_learn(epoch, stream_id),
+                Effect::Advance { stream_id, seq } => self.ledger.advance(stream_id, seq),
+                Effect::Rewind { stream_id, to } => {
+                    tracing::warn!(%stream_id, %to, "SpacetimeDB holds less than was published: publishing again");
+                    self.ledger.rewind(stream_id, to);
+                }
+                Effect::Halted { stream_id, reason } => {
+                    tracing::error!(%stream_id, %reason, code = reason.code(), "stream halted");
+                    self.status.halted(stream_id, reason);
+                }
+                Effect::DropLink(refusal) => {
+                    let mut effects = Vec::new();
+                    self.link_down(refusal.to_string(), &mut effects);
+                    self.carry_out(effects);
+                }
+            }
+        }
+    }
+
+    fn spawn_read(&mut self, epoch: LinkEpoch, stream_id: StreamId, after: Seq, base_chain: Option<ChainHash>) {
+        let (authority, news) = (self.authority.clone(), self.news.clone());
+        let limits = &self.config.limits;
+        let (page_events, page_bytes, frame_bytes) = (limits.page_events, limits.page_bytes, limits.frame_bytes);
+        self.tasks.spawn(async move {
+            let page = async {
+                let base = match base_chain {
+                    Some(chain) => chain,
+                    None => match authority.chain_at(&stream_id, after).await? {
+                        Some(chain) => chain,
+                        None => return Ok(Err(HaltReason::AheadOfAuthority)),
+                    },
+                };
+                let events = authority
+                    .read_events(&stream_id, after, page_events, page_bytes)
+                    .await?;
+                Ok::<Result<Vec<Prepared>, HaltReason>, AuthorityError>(prepare(after, base, &events, frame_bytes))
+            };
+            let input = match page.await {
+                Ok(page) => Input::Page { epoch, stream_id, page },
+                Err(error) if error.class() == RefusalClass::Reject => Input::Page {
+                    epoch,
+                    stream_id,
+                    page: Err(HaltReason::BrokenLog(chain(&error))),
+                },
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), %stream_id, "a page could not be read");
+                    Input::PageFailed { epoch, stream_id }
+                }
+            };
+            let _ = news.send(News::Input(input));
+        });
+    }
+
+    fn spawn_learn(&mut self, epoch: LinkEpoch, stream_id: StreamId) {
+        let Wire::Up(link) = &self.wire else { return };
+        let (link, authority, news) = (link.clone(), self.authority.clone(), self.news.clone());
+        self.tasks.spawn(async move {
+            let input = match learn(&link, &authority, &stream_id).await {
+                Ok(verdict) => Input::Learned {
+                    epoch,
+                    stream_id,
+                    verdict,
+                },
+                Err(why) => {
+                    tracing::warn!(why, %stream_id, "the head of a stream could not be learned");
+                    Input::LearnFailed { epoch, stream_id }
+                }
+            };
+            let _ = news.send(News::Input(input));
+        });
+    }
+
+    fn poll(&mut self) {
+        self.polling = true;
+        let (authority, news) = (self.authority.clone(), self.news.clone());
+        let (after, limit) = (self.poll_after.clone(), self.config.limits.dirty_streams);
+        self.tasks.spawn(async move {
+            let started = Instant::now();
+            let positions = authority.dirty_streams(after.as_ref(), limit).await;
+            let _ = news.send(News::Polled(positions, started.elapsed()));
+        });
+    }
+
+    fn connect(&mut self, wait: Duration) {
+        let (target, answers, news) = (self.target.clone(), self.answers.clone(), self.news.clone());
+        let (authority, ledger) = (self.authority.clone(), self.ledger.handle());
+        self.tasks.spawn(async move {
+            tokio::time::sleep(wait).await;
+            let connected = async {
+                let link = Link::connect(target, answers).await?;
+                // What was acknowledged on the last link is recorded first, or it would look like more than published.
+                ledger.settled().await;
+                reconcile_all(&link, &authority, &ledger, &news).await?;
+                Ok(link)
+            };
+            let connected = connected.await;
+            let _ = news.send(News::Connected(connected));
+        });
+    }
+
+    fn listen(&mut self) {
+        let (authority, news) = (self.authority.clone(), self.news.clone());
+        self.tasks.spawn(async move {
+            loop {
+                if let Ok(mut listener) = authority.listen().await {
+                    while listener.woken().await.is_ok() {
+                        if news.send(News::Woken).is_err() {
+                            return;
+                        }
+                    }
+                }
+                // Without a listener the bridge polls, only slower.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+}
+
+/// Compares every stream that the authority holds with SpacetimeDB, so that one which was restored, wiped or replaced
+/// is noticed at once and not when the next event comes.
+async fn reconcile_all(
+    link: &Link,
+    authority: &Authority,
+    ledger: &ledger::Handle,
+    news: &mpsc::UnboundedSender<News>,
+) -> Result<(), StdbError> {
+    let unavailable = |error: AuthorityError| StdbError::Unavailable {
+        uri: "the authority".to_owned(),
+        message: chain(&error),
+    };
+    let mut after = None;
+    loop {
+        let positions = authority
+            .streams_after(after.as_ref(), RECONCILE_STREAMS)
+            .await
+            .map_err(unavailable)?;
+        let Some(last) = positions.last() else { break };
+        after = Some(last.stream_id.clone());
+        let names: Vec<StreamId> = positions.iter().map(|position| position.stream_id.clone()).collect();
+        let heads = link.heads(&names).await?;
+        for (position, held) in positions.iter().zip(heads) {
+            if held.seq == position.published_seq {
+                continue;
+            }
+            let chain_there = authority
+                .chain_at(&position.stream_id, held.seq)
+                .await
+                .map_err(unavailable)?;
+            let stream_id = position.stream_id.clone();
+            match reconcile(position, held, chain_there) {
+                Verdict::InStep(_) => {}
+                Verdict::Ahead(seq) => ledger.advance(stream_id, seq),
+                Verdict::Behind(to) => {
+                    let published = position.published_seq;
+                    tracing::warn!(%stream_id, %published, %to, "SpacetimeDB holds less than was published: publishing again");
+                    ledger.rewind(stream_id, to);
+                }
+                Verdict::Apart(reason) => drop(news.send(News::Input(Input::Halt(stream_id, reason)))),
+            }
+        }
+    }
+    ledger.settled().await;
+    Ok(())
+}
+
+async fn learn(link: &Link, authority: &Authority, stream_id: &StreamId) -> Result<Verdict, String> {
+    let heads = link
+        .heads(std::slice::from_ref(stream_id))
+        .await
+        .map_err(|error| chain(&error))?;
+    let held = *heads.first().ok_or("no head came back")?;
+    let position = authority.position(stream_id).await.map_err(|error| chain(&error))?;
+    let position = position.unwrap_or(StreamPosition {
+        stream_id: stream_id.clone(),
+        head_seq: Seq::ZERO,
+        published_seq: Seq::ZERO,
+    });
+    let chain_there = authority
+        .chain_at(stream_id, held.seq)
+        .await
+        .map_err(|error| chain(&error))?;
+    Ok(reconcile(&position, held, chain_there))
+}
+
+async fn lost(lead: &mut Option<Leadership>) {
+    match lead {
+        Some(lead) => lead.lost().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// An error and all its sources on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Growing waits with jitter, so that many bridges or clients do not come back at the same moment.
+struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    fn new() -> Self {
+        Self { failures: 0 }
+    }
+
+    fn next(&mut self) -> Duration {
+        let (first, most) = BACKOFF;
+        let wait = first.saturating_mul(2u32.saturating_pow(self.failures)).min(most);
+        self.failures = self.failures.saturating_add(1);
+        wait.mul_f64(rand::rng().random_range(0.5..1.0))
+    }
+}

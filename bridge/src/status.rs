@@ -1,0 +1,296 @@
+//! What the bridge says about itself: to `/healthz`, to `/readyz`, to metrics. Written by the pump, read by HTTP.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use spacetime_sync_proto::StreamId;
+
+use crate::core::{HaltReason, Load};
+
+/// What this bridge is at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Not connected to the authority yet.
+    Starting,
+    /// Another bridge leads.
+    Standby,
+    /// This one carries.
+    Leading,
+    /// Finishing what is in flight.
+    Draining,
+}
+
+/// Counters, from the start of the process.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Counters {
+    /// Events acknowledged as durable.
+    pub published_events: u64,
+    /// Frames acknowledged as durable.
+    pub published_frames: u64,
+    /// Calls that were refused with a code of ours.
+    pub refused_calls: u64,
+    /// Calls that failed for another reason.
+    pub lost_calls: u64,
+    /// Times the link to SpacetimeDB was made.
+    pub links: u64,
+    /// Times a look at the authority failed.
+    pub authority_failures: u64,
+    /// Looks for dirty streams.
+    pub polls: u64,
+    /// Wake-ups that came.
+    pub wakes: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    role: Role,
+    link: Result<(), String>,
+    authority: Result<(), String>,
+    load: Load,
+    lag: u64,
+    halted: BTreeMap<StreamId, HaltReason>,
+    counters: Counters,
+    /// Since when there has been work, none if there is none.
+    work_since: Option<Instant>,
+    last_progress: Instant,
+    last_beat: Instant,
+}
+
+/// Shared between the pump and the HTTP side.
+#[derive(Debug)]
+pub struct Status {
+    stall_after: Duration,
+    state: Mutex<State>,
+}
+
+/// What `/healthz` answers.
+#[derive(Debug, Serialize)]
+pub struct Health {
+    /// False when there is work and no progress, or when the pump itself has stopped turning.
+    pub healthy: bool,
+    /// False until the authority and, for who leads, SpacetimeDB are connected.
+    pub ready: bool,
+    /// What this bridge is at the moment.
+    pub role: Role,
+    /// What is wrong, in words; empty when nothing is.
+    pub problems: Vec<String>,
+    /// Streams that go no further.
+    pub halted: Vec<Halted>,
+    /// How long there has been work without progress.
+    pub stalled_ms: u64,
+    /// Events committed and not yet published.
+    pub lag_events: u64,
+}
+
+/// A halted stream.
+#[derive(Debug, Clone, Serialize)]
+pub struct Halted {
+    /// The stream.
+    pub stream_id: String,
+    /// The machine's part of the reason.
+    pub code: &'static str,
+    /// The person's part.
+    pub reason: String,
+}
+
+impl Status {
+    /// At the start of the process.
+    pub fn new(stall_after: Duration) -> Self {
+        let now = Instant::now();
+        let state = State {
+            role: Role::Starting,
+            link: Err("not connected yet".to_owned()),
+            authority: Err("not connected yet".to_owned()),
+            load: Load::default(),
+            lag: 0,
+            halted: BTreeMap::new(),
+            counters: Counters::default(),
+            work_since: None,
+            last_progress: now,
+            last_beat: now,
+        };
+        Self {
+            stall_after,
+            state: Mutex::new(state),
+        }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        // A poisoned lock means a panic while counting: what was counted is still true.
+        change(&mut self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    pub(crate) fn role(&self, role: Role) {
+        self.with(|state| state.role = role);
+    }
+
+    pub(crate) fn link(&self, link: Result<(), String>) {
+        self.with(|state| {
+            if link.is_ok() {
+                state.counters.links += 1;
+            }
+            state.link = link;
+        });
+    }
+
+    pub(crate) fn authority(&self, authority: Result<(), String>) {
+        self.with(|state| {
+            if authority.is_err() {
+                state.counters.authority_failures += 1;
+            }
+            state.authority = authority;
+        });
+    }
+
+    pub(crate) fn halted(&self, stream_id: StreamId, reason: HaltReason) {
+        self.with(|state| state.halted.insert(stream_id, reason));
+    }
+
+    pub(crate) fn count(&self, change: impl FnOnce(&mut Counters)) {
+        self.with(|state| change(&mut state.counters));
+    }
+
+    pub(crate) fn progress(&self, events: u64) {
+        self.with(|state| {
+            state.counters.published_events += events;
+            state.counters.published_frames += 1;
+            state.last_progress = Instant::now();
+        });
+    }
+
+    /// Once a turn of the pump: it turns, and this is what there is to do. `lag` is what a look at the authority
+    /// found, none if it did not look.
+    pub(crate) fn beat(&self, load: Load, lag: Option<u64>) {
+        self.with(|state| {
+            let now = Instant::now();
+            state.last_beat = now;
+            state.load = load;
+            if let Some(lag) = lag {
+                state.lag = lag;
+            }
+            // While the authority cannot be asked, there may be work: silence is no sign of health.
+            let work = load.busy_streams > 0 || state.lag > 0 || state.authority.is_err();
+            match (work, state.work_since) {
+                (true, None) => state.work_since = Some(now),
+                (false, Some(_)) => state.work_since = None,
+                (true, Some(_)) | (false, None) => {}
+            }
+        });
+    }
+
+    /// A turn of the loop of a standby, which has no work.
+    pub(crate) fn idle_beat(&self) {
+        self.with(|state| {
+            state.last_beat = Instant::now();
+            state.work_since = None;
+        });
+    }
+
+    /// How things are.
+    pub fn health(&self) -> Health {
+        self.with(|state| {
+            let now = Instant::now();
+            let stalled = state
+                .work_since
+                .map_or(Duration::ZERO, |since| now - since.max(state.last_progress));
+            let mut problems = Vec::new();
+            let stuck = now - state.last_beat > self.stall_after;
+            if stuck {
+                problems.push(format!(
+                    "the bridge's loop has not turned for {:?}",
+                    now - state.last_beat
+                ));
+            }
+            if stalled > self.stall_after {
+                problems.push(format!("work and no progress for {stalled:?}"));
+            }
+            if let Err(why) = &state.authority {
+                problems.push(format!("authority: {why}"));
+            }
+            if let (Err(why), Role::Leading) = (&state.link, state.role) {
+                problems.push(format!("spacetimedb: {why}"));
+            }
+            let ready = match state.role {
+                Role::Starting | Role::Draining => false,
+                Role::Standby => state.authority.is_ok(),
+                Role::Leading => state.authority.is_ok() && state.link.is_ok(),
+            };
+            let halted = state.halted.iter().map(|(stream_id, reason)| Halted {
+                stream_id: stream_id.to_string(),
+                code: reason.code(),
+                reason: reason.to_string(),
+            });
+            Health {
+                healthy: !stuck && stalled <= self.stall_after,
+                ready,
+                role: state.role,
+                problems,
+                halted: halted.collect(),
+                stalled_ms: u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX),
+                lag_events: state.lag,
+            }
+        })
+    }
+
+    /// The counters, and what is under way.
+    pub fn snapshot(&self) -> (Counters, Load) {
+        self.with(|state| (state.counters, state.load))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy(streams: usize) -> Load {
+        Load {
+            busy_streams: streams,
+            ..Load::default()
+        }
+    }
+
+    fn wait_until(condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !condition() {
+            assert!(Instant::now() < deadline, "the condition never held");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn work_without_progress_turns_red_and_progress_turns_green() {
+        let status = Status::new(Duration::from_millis(20));
+        status.authority(Ok(()));
+        let beat = |load| {
+            status.beat(load, Some(0));
+            status.health().healthy
+        };
+        assert!(beat(busy(1)));
+        wait_until(|| !beat(busy(1)));
+        status.progress(1);
+        assert!(beat(busy(1)));
+        wait_until(|| !beat(busy(1)));
+        assert!(beat(busy(0)), "no work, no reason to worry");
+    }
+
+    #[test]
+    fn an_authority_that_cannot_be_asked_counts_as_work() {
+        let status = Status::new(Duration::from_millis(20));
+        status.authority(Err("refused".to_owned()));
+        wait_until(|| {
+            status.beat(busy(0), None);
+            !status.health().healthy
+        });
+    }
+
+    #[test]
+    fn a_loop_that_stands_still_is_red_even_without_work() {
+        let status = Status::new(Duration::from_millis(20));
+        status.authority(Ok(()));
+        status.beat(busy(0), Some(0));
+        wait_until(|| !status.health().healthy);
+    }
+}

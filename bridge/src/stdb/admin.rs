@@ -1,0 +1,261 @@
+//! The HTTP side of a SpacetimeDB server: what publishing, configuring and checking need.
+
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde_json::{Value, json};
+use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::{Refusal, StreamId};
+
+use super::StdbError;
+use crate::config::Secret;
+
+/// How long a request may take, except publishing.
+const REQUEST_LIMIT: Duration = Duration::from_secs(20);
+/// How long publishing may take: the server compiles the module.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(180);
+/// What a reducer's own error comes as.
+const REDUCER_ERROR: u16 = 530;
+
+/// An identity of a server and the token that proves it.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    /// Hex.
+    pub identity: String,
+    /// The bearer token.
+    pub token: Secret,
+}
+
+/// One database of a server, over HTTP.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    http: reqwest::Client,
+    uri: String,
+    database: String,
+    token: Secret,
+}
+
+/// How far a publish may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breaking {
+    /// Only what every connected client survives.
+    Refuse,
+    /// Also what disconnects clients.
+    DisconnectClients,
+    /// Delete everything the database holds, and begin anew.
+    DeleteData,
+}
+
+impl Admin {
+    /// For one database, with the token of who acts.
+    pub fn new(uri: &str, database: &str, token: Secret) -> Self {
+        Self {
+            http: reqwest::Client::new(),
+            uri: uri.trim_end_matches('/').to_owned(),
+            database: database.to_owned(),
+            token,
+        }
+    }
+
+    /// Asks a server for a new identity.
+    pub async fn new_identity(uri: &str) -> Result<Credential, StdbError> {
+        let admin = Self::new(uri, "", Secret::from(String::new()));
+        let request = admin
+            .http
+            .post(format!("{}/v1/identity", admin.uri))
+            .timeout(REQUEST_LIMIT);
+        let answer: Value = admin.json(admin.send("identity", request).await?, "identity").await?;
+        match (answer["identity"].as_str(), answer["token"].as_str()) {
+            (Some(identity), Some(token)) => Ok(Credential {
+                identity: identity.to_owned(),
+                token: Secret::from(token.to_owned()),
+            }),
+            _ => Err(admin.unexpected("identity", "no identity and token".to_owned())),
+        }
+    }
+
+    /// Checks that the database is there, runs our module and speaks our contract.
+    pub async fn check_contract(&self) -> Result<(), StdbError> {
+        let foreign = |message: String| StdbError::ForeignModule {
+            database: self.database.clone(),
+            message,
+        };
+        let request = self.request(Method::POST, "/sql").body("SELECT * FROM sync_contract");
+        let response = self.send("the contract", request).await?;
+        if response.status() == StatusCode::BAD_REQUEST {
+            return Err(foreign(text(response).await));
+        }
+        let answer: Value = self
+            .json(self.success("the contract", response).await?, "the contract")
+            .await?;
+        let row = &answer[0]["rows"][0];
+        let found = match (row[1].as_str(), row[2].as_u64(), row[3].as_str()) {
+            (Some(protocol), Some(version), Some(hash)) => Contract {
+                protocol: protocol.to_owned(),
+                schema_version: u32::try_from(version).unwrap_or(u32::MAX),
+                schema_hash: hash.to_owned(),
+            },
+            _ => return Err(foreign("no row in sync_contract".to_owned())),
+        };
+        let expected = Contract::ours();
+        if found != expected {
+            return Err(StdbError::ContractMismatch {
+                database: self.database.clone(),
+                found,
+                expected,
+            });
+        }
+        Ok(())
+    }
+
+    /// The module's schema; none if there is no such database.
+    pub async fn schema(&self) -> Result<Option<Value>, StdbError> {
+        let request = self.request(Method::GET, "/schema").query(&[("version", "9")]);
+        match self.send("the schema", request).await {
+            Ok(response) => Ok(Some(
+                self.json(self.success("the schema", response).await?, "the schema")
+                    .await?,
+            )),
+            Err(StdbError::NoDatabase { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Publishes a module, or updates it. A change that goes further than `breaking` allows is refused by the server.
+    pub async fn publish(&self, wasm: Vec<u8>, breaking: Breaking) -> Result<(), StdbError> {
+        let query: &[(&str, &str)] = match breaking {
+            Breaking::Refuse => &[],
+            Breaking::DisconnectClients => &[("policy", "BreakClients")],
+            Breaking::DeleteData => &[("clear", "true")],
+        };
+        let request = self
+            .request(Method::PUT, "")
+            .query(query)
+            .timeout(PUBLISH_LIMIT)
+            .body(wasm);
+        let response = self.send("publish", request).await?;
+        self.success("publish", response).await.map(|_| ())
+    }
+
+    /// Says which identity the bridge has. `key_secret` is hex; empty keeps the one that is set.
+    pub async fn configure(&self, bridge: &str, key_secret: &str) -> Result<(), StdbError> {
+        self.call("configure", json!([{ "__identity__": prefixed(bridge) }, key_secret]))
+            .await
+    }
+
+    /// Lets an identity read a stream.
+    pub async fn grant(&self, identity: &str, stream_id: &StreamId) -> Result<(), StdbError> {
+        self.call(
+            "grant_stream",
+            json!([{ "__identity__": prefixed(identity) }, stream_id.as_str()]),
+        )
+        .await
+    }
+
+    /// Takes that right away.
+    pub async fn revoke(&self, identity: &str, stream_id: &StreamId) -> Result<(), StdbError> {
+        self.call(
+            "revoke_stream",
+            json!([{ "__identity__": prefixed(identity) }, stream_id.as_str()]),
+        )
+        .await
+    }
+
+    /// Calls a reducer.
+    pub async fn call(&self, reducer: &'static str, arguments: Value) -> Result<(), StdbError> {
+        let request = self.request(Method::POST, &format!("/call/{reducer}")).json(&arguments);
+        let response = self.send(reducer, request).await?;
+        if response.status().as_u16() == REDUCER_ERROR {
+            let text = text(response).await;
+            return Err(match Refusal::from_wire(&text) {
+                Some(refusal) => StdbError::Refused(refusal),
+                None => self.unexpected(reducer, text),
+            });
+        }
+        self.success(reducer, response).await.map(|_| ())
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http
+            .request(method, format!("{}/v1/database/{}{path}", self.uri, self.database))
+            .bearer_auth(self.token.expose())
+            .timeout(REQUEST_LIMIT)
+    }
+
+    /// Sends, and sorts out what every route has in common.
+    async fn send(&self, what: &'static str, request: RequestBuilder) -> Result<Response, StdbError> {
+        let response = request.send().await.map_err(|error| self.transport(what, &error))?;
+        match response.status() {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(StdbError::Unauthorized {
+                uri: self.uri.clone(),
+                message: text(response).await,
+            }),
+            StatusCode::NOT_FOUND => {
+                let message = text(response).await;
+                // A missing reducer is a 404, too.
+                if message.contains("reducer") {
+                    Err(StdbError::ForeignModule {
+                        database: self.database.clone(),
+                        message,
+                    })
+                } else {
+                    Err(StdbError::NoDatabase {
+                        uri: self.uri.clone(),
+                        database: self.database.clone(),
+                    })
+                }
+            }
+            _ => Ok(response),
+        }
+    }
+
+    async fn success(&self, what: &'static str, response: Response) -> Result<Response, StdbError> {
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        Err(self.unexpected(what, format!("{status}: {}", text(response).await)))
+    }
+
+    async fn json(&self, response: Response, what: &'static str) -> Result<Value, StdbError> {
+        response.json().await.map_err(|error| self.transport(what, &error))
+    }
+
+    fn transport(&self, what: &'static str, error: &reqwest::Error) -> StdbError {
+        if error.is_timeout() {
+            return StdbError::TimedOut {
+                uri: self.uri.clone(),
+                what,
+            };
+        }
+        let mut message = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        StdbError::Unavailable {
+            uri: self.uri.clone(),
+            message,
+        }
+    }
+
+    fn unexpected(&self, what: &'static str, message: String) -> StdbError {
+        StdbError::Unexpected {
+            uri: self.uri.clone(),
+            what,
+            message,
+        }
+    }
+}
+
+async fn text(response: Response) -> String {
+    response
+        .text()
+        .await
+        .unwrap_or_else(|error| format!("(unreadable: {error})"))
+}
+
+fn prefixed(identity: &str) -> String {
+    format!("0x{}", identity.trim_start_matches("0x"))
+}

@@ -1,0 +1,200 @@
+//! The live link: one WebSocket, on which frames are appended with confirmed reads, so that an answer means durable.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use spacetime_sync_bindings::{DbConnection, append_sync_events, read_heads};
+use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamId};
+use spacetimedb_sdk::{Compression, DbContext};
+use tokio::sync::{mpsc, oneshot};
+
+use super::admin::Admin;
+use super::{StdbError, chain_from_column, chain_to_column};
+use crate::config::Secret;
+use crate::core::{CallId, Held, Prepared, foreign_refusal};
+
+/// How long an answer about heads may take.
+const HEADS_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where and as whom to connect.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// `http://…`
+    pub uri: String,
+    /// The database.
+    pub database: String,
+    /// The bridge's token.
+    pub token: Secret,
+    /// How long connecting may take.
+    pub deadline: Duration,
+}
+
+/// What became of a call.
+#[derive(Debug)]
+pub enum Answer {
+    /// Committed, and durable.
+    Acked(CallId),
+    /// Refused by the module.
+    Refused(CallId, Refusal),
+    /// Failed otherwise.
+    Lost(CallId, String),
+    /// The link is gone; calls without an answer may or may not have arrived.
+    Closed(String),
+}
+
+/// A link that is up. Dropping it closes it.
+pub struct Link {
+    target: Target,
+    connection: Arc<DbConnection>,
+    answers: mpsc::UnboundedSender<Answer>,
+    pump: tokio::task::JoinHandle<()>,
+}
+
+impl Link {
+    /// Checks the contract, connects, and makes sure that the module takes this identity for the bridge. Answers come
+    /// through the channel; there are never more of them than calls in flight.
+    pub async fn connect(target: Target, answers: mpsc::UnboundedSender<Answer>) -> Result<Self, StdbError> {
+        let deadline = target.deadline;
+        let uri = target.uri.clone();
+        tokio::time::timeout(deadline, Self::connect_unbounded(target, answers))
+            .await
+            .unwrap_or(Err(StdbError::TimedOut {
+                uri,
+                what: "connecting",
+            }))
+    }
+
+    async fn connect_unbounded(target: Target, answers: mpsc::UnboundedSender<Answer>) -> Result<Self, StdbError> {
+        Admin::new(&target.uri, &target.database, target.token.clone())
+            .check_contract()
+            .await?;
+        let unavailable = |message: String| StdbError::Unavailable {
+            uri: target.uri.clone(),
+            message,
+        };
+        let (connected, is_connected) = oneshot::channel();
+        let builder = DbConnection::builder()
+            .with_uri(target.uri.as_str())
+            .with_database_name(target.database.as_str())
+            .with_token(Some(target.token.expose()))
+            .with_compression(Compression::None)
+            .with_confirmed_reads(true)
+            .on_connect(move |_, _, _| {
+                let _ = connected.send(());
+            });
+        // `build` blocks until the handshake is over.
+        let connection = tokio::task::spawn_blocking(move || builder.build())
+            .await
+            .map_err(|error| unavailable(error.to_string()))?
+            .map_err(|error| unavailable(error.to_string()))?;
+        let connection = Arc::new(connection);
+        let pump = tokio::spawn({
+            let (connection, answers) = (connection.clone(), answers.clone());
+            async move {
+                let why = match connection.run_async().await {
+                    Ok(()) => "the server closed the connection".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                let _ = answers.send(Answer::Closed(why));
+            }
+        });
+        let link = Self {
+            target,
+            connection,
+            answers,
+            pump,
+        };
+        is_connected
+            .await
+            .map_err(|_| link.unavailable("closed during the handshake"))?;
+        link.heads(&[]).await?;
+        Ok(link)
+    }
+
+    /// Sends a frame on its way. The answer comes through the channel, or never, if the link breaks.
+    pub fn append(&self, call: CallId, stream_id: &StreamId, prepared: Prepared) {
+        let answers = self.answers.clone();
+        let sent = self.connection.reducers.append_sync_events_then(
+            stream_id.as_str().to_owned(),
+            prepared.first_seq.get(),
+            chain_to_column(&prepared.base_chain),
+            prepared.frame.into(),
+            move |_, result| {
+                let answer = match result {
+                    Ok(Ok(())) => Answer::Acked(call),
+                    Ok(Err(text)) => match Refusal::from_wire(&text) {
+                        Some(refusal) => Answer::Refused(call, refusal),
+                        None => Answer::Lost(call, foreign_refusal(&text).message),
+                    },
+                    Err(error) => Answer::Lost(call, error.to_string()),
+                };
+                let _ = answers.send(answer);
+            },
+        );
+        if let Err(error) = sent {
+            let _ = self.answers.send(Answer::Closed(error.to_string()));
+        }
+    }
+
+    /// The heads of streams as SpacetimeDB durably holds them, in the order asked for.
+    pub async fn heads(&self, stream_ids: &[StreamId]) -> Result<Vec<Held>, StdbError> {
+        let (answer, answered) = oneshot::channel();
+        let names = stream_ids
+            .iter()
+            .map(|stream_id| stream_id.as_str().to_owned())
+            .collect();
+        self.connection
+            .procedures
+            .read_heads_then(names, move |_, result| drop(answer.send(result)));
+        let result = tokio::time::timeout(HEADS_LIMIT, answered)
+            .await
+            .map_err(|_| StdbError::TimedOut {
+                uri: self.target.uri.clone(),
+                what: "read_heads",
+            })?
+            .map_err(|_| self.unavailable("closed before it answered"))?;
+        let unexpected = |message: String| StdbError::Unexpected {
+            uri: self.target.uri.clone(),
+            what: "read_heads",
+            message,
+        };
+        let reports = match result {
+            Err(error) => return Err(unexpected(error.to_string())),
+            Ok(Err(text)) => {
+                return Err(Refusal::from_wire(&text).map_or_else(|| unexpected(text), StdbError::Refused));
+            }
+            Ok(Ok(reports)) => reports,
+        };
+        if reports.len() != stream_ids.len() {
+            return Err(unexpected(format!(
+                "{} heads for {} streams",
+                reports.len(),
+                stream_ids.len()
+            )));
+        }
+        let held = |(stream_id, report): (&StreamId, &spacetime_sync_bindings::HeadReport)| {
+            let seq = Seq::new(report.head_seq).unwrap_or(Seq::MAX);
+            let chain = if seq == Seq::ZERO {
+                ChainHash::genesis(stream_id)
+            } else {
+                chain_from_column(report.head_chain)
+            };
+            Held { seq, chain }
+        };
+        Ok(stream_ids.iter().zip(&reports).map(held).collect())
+    }
+
+    fn unavailable(&self, message: &str) -> StdbError {
+        StdbError::Unavailable {
+            uri: self.target.uri.clone(),
+            message: message.to_owned(),
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = self.connection.disconnect();
+        self.pump.abort();
+    }
+}
