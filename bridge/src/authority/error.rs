@@ -171,9 +171,7 @@ impl AuthorityError {
             return match error {
                 sqlx::Error::Io(_)
                 | sqlx::Error::PoolTimedOut
-                | sqlx::Error::PoolClosed
-                | sqlx::Error::WorkerCrashed
-                // A connection that is cut in the middle of a message.
+                                // A connection that is cut in the middle of a message.
                 | sqlx::Error::Protocol(_) => Self::Unavailable { server, source: error },
                 _ => Self::Failed { server, source: error },
             };

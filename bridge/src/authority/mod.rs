@@ -4,31 +4,30 @@
 //! class retry. Every call is bounded in time, so that a dead network never holds the bridge up.
 //! What it never does: verify hashes and chains (the core does), or write to the log except where `append` is called.
 
+mod connections;
 mod error;
 mod leadership;
 mod log;
 mod schema;
 mod wake;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, Seq, StreamId};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
-use sqlx::{PgPool, Row};
+use sqlx::Row;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::time::timeout;
 
 pub use error::AuthorityError;
 pub use leadership::Leadership;
 pub use wake::WakeListener;
 
+use connections::{CALL_LIMIT, Connections};
 use error::CallError;
 
-/// How long a connection may take to be had, be it from the pool or made anew.
-const ACQUIRE_LIMIT: Duration = Duration::from_secs(5);
-/// How long a call may take, before its connection is given up.
-const CALL_LIMIT: Duration = Duration::from_secs(30);
-/// The same on the server, a little shorter, so that it mostly is the server who ends it.
+/// How long a statement may take on the server: a little less than a call may, so that mostly the server ends it.
 const STATEMENT_LIMIT_MS: &str = "25000";
 /// How long applying the migrations may take.
 const MIGRATE_LIMIT: Duration = Duration::from_secs(600);
@@ -64,33 +63,24 @@ pub struct NewEvent {
     pub payload: Bytes,
 }
 
-/// The runtime's Postgres. Cheap to clone; clones share one pool of connections.
+/// The runtime's Postgres. Cheap to clone; clones share their connections.
 #[derive(Debug, Clone)]
 pub struct Authority {
-    server: String,
-    options: PgConnectOptions,
-    pool: PgPool,
+    connections: Arc<Connections>,
 }
 
 impl Authority {
     /// Connects, and checks that the database has exactly the migrations of this build.
-    pub async fn connect(url: &str, pool_size: u32) -> Result<Self, AuthorityError> {
+    pub async fn connect(url: &str, pool_size: usize) -> Result<Self, AuthorityError> {
         let (server, options) = parse(url)?;
-        let pool = PgPoolOptions::new()
-            .max_connections(pool_size.max(1))
-            .acquire_timeout(ACQUIRE_LIMIT)
-            .idle_timeout(Duration::from_secs(300))
-            // A ping before every call would double its latency. A dead connection fails its call, of class retry.
-            .test_before_acquire(false)
-            .connect_lazy_with(options.clone());
-        let authority = Self { server, options, pool };
-        let server = &authority.server;
-        authority
-            .bounded("the check of the schema", async |connection| {
-                schema::check(server, connection).await.map_err(CallError::Content)
-            })
-            .await?;
-        Ok(authority)
+        let connections = Arc::new(Connections::new(server, options, pool_size));
+        let check = async |connection: &mut PgConnection| {
+            schema::check(connections.server(), connection)
+                .await
+                .map_err(CallError::Content)
+        };
+        connections.run("the check of the schema", check).await?;
+        Ok(Self { connections })
     }
 
     /// Applies the migrations that the database lacks. Several at once are safe.
@@ -143,7 +133,8 @@ impl Authority {
     /// The heads of one stream; none if nothing was ever appended to it.
     pub async fn position(&self, stream_id: &StreamId) -> Result<Option<StreamPosition>, AuthorityError> {
         let found = self
-            .bounded("position", async |connection| {
+            .connections
+            .run("position", async |connection| {
                 let row = sqlx::query(
                     "select stream_id, head_seq, published_seq from runtime.sync_streams
                      where stream_id = $1 and head_seq > 0",
@@ -164,16 +155,17 @@ impl Authority {
         after: Option<&StreamId>,
         limit: usize,
     ) -> Result<Vec<StreamPosition>, AuthorityError> {
-        self.bounded(what, async |connection| {
-            let rows = sqlx::query(sql)
-                // No id is empty: the empty text stands before all of them.
-                .bind(after.map_or("", StreamId::as_str))
-                .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-                .fetch_all(connection)
-                .await?;
-            rows.iter().map(position).collect()
-        })
-        .await
+        self.connections
+            .run(what, async |connection| {
+                let rows = sqlx::query(sql)
+                    // No id is empty: the empty text stands before all of them.
+                    .bind(after.map_or("", StreamId::as_str))
+                    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                    .fetch_all(connection)
+                    .await?;
+                rows.iter().map(position).collect()
+            })
+            .await
     }
 
     /// The events after a position, in order: at most `max_events`, and at most `max_bytes` of payload, except that
@@ -185,10 +177,11 @@ impl Authority {
         max_events: usize,
         max_bytes: usize,
     ) -> Result<Vec<Event>, AuthorityError> {
-        self.bounded("read_events", async |connection| {
-            log::read_events(connection, stream_id, after, max_events, max_bytes).await
-        })
-        .await
+        self.connections
+            .run("read_events", async |connection| {
+                log::read_events(connection, stream_id, after, max_events, max_bytes).await
+            })
+            .await
     }
 
     /// The chain hash at a position; none if the log ends before it. At seq 0 it is that of the empty log, whether
@@ -197,26 +190,27 @@ impl Authority {
         if seq == Seq::ZERO {
             return Ok(Some(ChainHash::genesis(stream_id)));
         }
-        self.bounded("chain_at", async |connection| {
-            let found: Option<Vec<u8>> = sqlx::query_scalar(
-                "select chain_hash from runtime.sync_stream_events where stream_id = $1 and seq = $2",
-            )
-            .bind(stream_id.as_str())
-            .bind(seq.to_sql())
-            .fetch_optional(connection)
-            .await?;
-            match found {
-                None => Ok(None),
-                Some(bytes) => ChainHash::from_slice(&bytes).map(Some).ok_or_else(|| {
-                    CallError::Content(AuthorityError::Corrupt {
-                        stream_id: stream_id.as_str().to_owned(),
-                        seq: seq.to_sql(),
-                        what: "a chain hash",
-                    })
-                }),
-            }
-        })
-        .await
+        self.connections
+            .run("chain_at", async |connection| {
+                let found: Option<Vec<u8>> = sqlx::query_scalar(
+                    "select chain_hash from runtime.sync_stream_events where stream_id = $1 and seq = $2",
+                )
+                .bind(stream_id.as_str())
+                .bind(seq.to_sql())
+                .fetch_optional(connection)
+                .await?;
+                match found {
+                    None => Ok(None),
+                    Some(bytes) => ChainHash::from_slice(&bytes).map(Some).ok_or_else(|| {
+                        CallError::Content(AuthorityError::Corrupt {
+                            stream_id: stream_id.as_str().to_owned(),
+                            seq: seq.to_sql(),
+                            what: "a chain hash",
+                        })
+                    }),
+                }
+            })
+            .await
     }
 
     /// Records that SpacetimeDB durably holds these streams up to these seqs. One statement for all of them; never
@@ -227,11 +221,12 @@ impl Authority {
         }
         let ids: Vec<&str> = to.iter().map(|(stream_id, _)| stream_id.as_str()).collect();
         let seqs: Vec<i64> = to.iter().map(|(_, seq)| seq.to_sql()).collect();
-        self.bounded("advance_published", async |connection| {
-            // `asked` leaves out what has nothing to do, so that a repeat writes nothing and meets no lock. A row that
-            // is missing altogether counts as a log of length 0.
-            let rows = sqlx::query(
-                "with asked as (
+        self.connections
+            .run("advance_published", async |connection| {
+                // `asked` leaves out what has nothing to do, so that a repeat writes nothing and meets no lock. A row that
+                // is missing altogether counts as a log of length 0.
+                let rows = sqlx::query(
+                    "with asked as (
                    select w.stream_id, max(w.seq) as seq
                    from unnest($1::text[], $2::bigint[]) as w(stream_id, seq) group by w.stream_id
                  ), free as (
@@ -249,84 +244,90 @@ impl Authority {
                  left join runtime.sync_streams s on s.stream_id = a.stream_id collate \"C\"
                  left join free f on f.stream_id = a.stream_id collate \"C\"
                  where coalesce(s.published_seq, 0) < a.seq and (f.stream_id is null or f.seq > f.head_seq)",
-            )
-            .bind(&ids)
-            .bind(&seqs)
-            .fetch_all(connection)
-            .await?;
-            let mut advanced = Advanced::default();
-            for row in &rows {
-                let id = stream_id(row.try_get(0)?)?;
-                if row.try_get(1)? {
-                    advanced.locked.push(id);
-                } else {
-                    advanced.above_head.push(id);
+                )
+                .bind(&ids)
+                .bind(&seqs)
+                .fetch_all(connection)
+                .await?;
+                let mut advanced = Advanced::default();
+                for row in &rows {
+                    let id = stream_id(row.try_get(0)?)?;
+                    if row.try_get(1)? {
+                        advanced.locked.push(id);
+                    } else {
+                        advanced.above_head.push(id);
+                    }
                 }
-            }
-            Ok(advanced)
-        })
-        .await
+                Ok(advanced)
+            })
+            .await
     }
 
     /// Sets a stream's published seq back, because SpacetimeDB holds less than was recorded. Never forwards. Waits for
     /// a writer that holds the row.
     pub async fn rewind_published(&self, stream_id: &StreamId, to: Seq) -> Result<(), AuthorityError> {
-        self.bounded("rewind_published", async |connection| {
-            sqlx::query(
-                "update runtime.sync_streams set published_seq = $2, published_at = clock_timestamp()
+        self.connections
+            .run("rewind_published", async |connection| {
+                sqlx::query(
+                    "update runtime.sync_streams set published_seq = $2, published_at = clock_timestamp()
                  where stream_id = $1 and published_seq > $2",
-            )
-            .bind(stream_id.as_str())
-            .bind(to.to_sql())
-            .execute(connection)
-            .await?;
-            Ok(())
-        })
-        .await
+                )
+                .bind(stream_id.as_str())
+                .bind(to.to_sql())
+                .execute(connection)
+                .await?;
+                Ok(())
+            })
+            .await
     }
 
     /// Says whether the bridge sleeps and wants to be woken. After falling asleep, look for dirty streams once more, and
     /// go on polling slowly: an append at this very moment does not see it.
     pub async fn set_sleeping(&self, sleeping: bool) -> Result<(), AuthorityError> {
-        self.bounded("set_sleeping", async |connection| {
-            sqlx::query("update runtime.sync_bridge_wake set sleeping = $1 where sleeping <> $1")
-                .bind(sleeping)
-                .execute(connection)
-                .await?;
-            Ok(())
-        })
-        .await
+        self.connections
+            .run("set_sleeping", async |connection| {
+                sqlx::query("update runtime.sync_bridge_wake set sleeping = $1 where sleeping <> $1")
+                    .bind(sleeping)
+                    .execute(connection)
+                    .await?;
+                Ok(())
+            })
+            .await
     }
 
     /// Begins to listen for wake-ups, on a connection of its own.
     pub async fn listen(&self) -> Result<WakeListener, AuthorityError> {
         self.limit(
             "listen",
-            WakeListener::start(&self.server, &self.options, ACQUIRE_LIMIT),
+            WakeListener::start(self.connections.server(), self.connections.options()),
         )
         .await
     }
 
     /// Takes the lead if no other bridge has it, on a connection of its own.
     pub async fn try_lead(&self) -> Result<Option<Leadership>, AuthorityError> {
-        self.limit("try_lead", Leadership::try_take(&self.server, &self.options))
-            .await
+        self.limit(
+            "try_lead",
+            Leadership::try_take(self.connections.server(), self.connections.options()),
+        )
+        .await
     }
 
     /// Appends one event, in a transaction of its own, for tools and tests: the runtime calls the SQL function inside
     /// its own transactions.
     pub async fn append(&self, stream_id: &StreamId, event: &NewEvent) -> Result<Seq, AuthorityError> {
-        self.bounded("append", async |connection| {
-            let seq: i64 = sqlx::query_scalar("select runtime.sync_append($1, $2, $3, $4)")
-                .bind(stream_id.as_str())
-                .bind(event.idempotency_key.as_str())
-                .bind(event.kind.as_str())
-                .bind(&event.payload[..])
-                .fetch_one(connection)
-                .await?;
-            appended_at(stream_id, seq)
-        })
-        .await
+        self.connections
+            .run("append", async |connection| {
+                let seq: i64 = sqlx::query_scalar("select runtime.sync_append($1, $2, $3, $4)")
+                    .bind(stream_id.as_str())
+                    .bind(event.idempotency_key.as_str())
+                    .bind(event.kind.as_str())
+                    .bind(&event.payload[..])
+                    .fetch_one(connection)
+                    .await?;
+                appended_at(stream_id, seq)
+            })
+            .await
     }
 
     /// Appends events in one transaction of its own, at most 10,000, and returns their seqs in the order given.
@@ -334,51 +335,23 @@ impl Authority {
         let keys: Vec<&str> = events.iter().map(|event| event.idempotency_key.as_str()).collect();
         let kinds: Vec<&str> = events.iter().map(|event| event.kind.as_str()).collect();
         let payloads: Vec<&[u8]> = events.iter().map(|event| &event.payload[..]).collect();
-        self.bounded("append_batch", async |connection| {
-            let seqs: Vec<i64> = sqlx::query_scalar("select runtime.sync_append_batch($1, $2, $3, $4)")
-                .bind(stream_id.as_str())
-                .bind(&keys)
-                .bind(&kinds)
-                .bind(&payloads)
-                .fetch_one(connection)
-                .await?;
-            seqs.into_iter().map(|seq| appended_at(stream_id, seq)).collect()
-        })
-        .await
+        self.connections
+            .run("append_batch", async |connection| {
+                let seqs: Vec<i64> = sqlx::query_scalar("select runtime.sync_append_batch($1, $2, $3, $4)")
+                    .bind(stream_id.as_str())
+                    .bind(&keys)
+                    .bind(&kinds)
+                    .bind(&payloads)
+                    .fetch_one(connection)
+                    .await?;
+                seqs.into_iter().map(|seq| appended_at(stream_id, seq)).collect()
+            })
+            .await
     }
 
-    /// Closes all connections of the pool, after what is under way.
+    /// Closes the connections that no call has.
     pub async fn close(&self) {
-        self.pool.close().await;
-    }
-
-    /// Runs one call on a connection of the pool, within [`CALL_LIMIT`].
-    async fn bounded<T>(
-        &self,
-        what: &'static str,
-        call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, CallError>,
-    ) -> Result<T, AuthorityError> {
-        let driver = |error| AuthorityError::from_driver(&self.server, error);
-        let mut connection = self.pool.acquire().await.map_err(driver)?;
-        match timeout(CALL_LIMIT, call(&mut connection)).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(CallError::Content(error))) => Err(error),
-            Ok(Err(CallError::Driver(error))) => {
-                // The driver does not tell every dead connection from a living one.
-                if error.as_database_error().is_none() {
-                    connection.close_on_drop();
-                }
-                Err(driver(error))
-            }
-            Err(_) => {
-                connection.close_on_drop();
-                Err(AuthorityError::TimedOut {
-                    server: self.server.clone(),
-                    what,
-                    limit: CALL_LIMIT,
-                })
-            }
-        }
+        self.connections.close().await;
     }
 
     /// Bounds what makes a connection of its own.
@@ -387,17 +360,23 @@ impl Authority {
         what: &'static str,
         call: impl Future<Output = Result<T, AuthorityError>>,
     ) -> Result<T, AuthorityError> {
-        timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| {
-            Err(AuthorityError::TimedOut {
-                server: self.server.clone(),
-                what,
-                limit: CALL_LIMIT,
-            })
-        })
+        match timeout(CALL_LIMIT, call).await {
+            Ok(result) => result,
+            Err(_) => Err(self.connections.timed_out(what, CALL_LIMIT)),
+        }
     }
 }
 
 fn parse(url: &str) -> Result<(String, PgConnectOptions), AuthorityError> {
+    // The driver takes any scheme.
+    if !["postgres://", "postgresql://"]
+        .iter()
+        .any(|scheme| url.starts_with(scheme))
+    {
+        return Err(AuthorityError::Url {
+            source: sqlx::Error::Configuration("the scheme is another one".into()),
+        });
+    }
     let options: PgConnectOptions = url.parse().map_err(|source| AuthorityError::Url { source })?;
     let options = options.application_name("spacetime-sync").options([
         ("statement_timeout", STATEMENT_LIMIT_MS),
@@ -405,6 +384,11 @@ fn parse(url: &str) -> Result<(String, PgConnectOptions), AuthorityError> {
         ("tcp_keepalives_idle", "10"),
         ("tcp_keepalives_interval", "5"),
         ("tcp_keepalives_count", "3"),
+        // Every statement of the bridge goes through an index, in its order. Before the first ANALYZE of a table that
+        // has just grown, the planner believes it empty and would sort all of it for every page.
+        ("enable_seqscan", "off"),
+        ("enable_bitmapscan", "off"),
+        ("enable_sort", "off"),
     ]);
     let server = match options.get_socket() {
         Some(socket) => socket.display().to_string(),

@@ -8,6 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use super::error::AuthorityError;
 
 const CHANNEL: &str = "sync_wake";
+const RECONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Listens for wake-ups on a connection of its own.
 #[derive(Debug)]
@@ -19,17 +20,13 @@ pub struct WakeListener {
 }
 
 impl WakeListener {
-    pub(super) async fn start(
-        server: &str,
-        options: &PgConnectOptions,
-        limit: Duration,
-    ) -> Result<WakeListener, AuthorityError> {
+    pub(super) async fn start(server: &str, options: &PgConnectOptions) -> Result<WakeListener, AuthorityError> {
         let driver = |error| AuthorityError::from_driver(server, error);
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .max_lifetime(None)
             .idle_timeout(None)
-            .acquire_timeout(limit)
+            .acquire_timeout(RECONNECT_LIMIT)
             .connect_lazy_with(options.clone());
         let mut listener = PgListener::connect_with(&pool).await.map_err(driver)?;
         listener.listen(CHANNEL).await.map_err(driver)?;

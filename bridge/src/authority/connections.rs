@@ -1,0 +1,115 @@
+//! A bounded set of connections.
+//!
+//! Not sqlx's own pool: that one pings a connection at every release, a round trip a call, and without a bound in time,
+//! so that a network that goes silent after a call takes the connection's place away for a quarter of an hour. Here a
+//! connection comes back as it is after an answer of the server, and in every other case is given up.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::error::{AuthorityError, CallError};
+
+/// How long a call may wait for its turn, and how long making a connection may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a call may take on its connection.
+pub(super) const CALL_LIMIT: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(super) struct Connections {
+    server: String,
+    options: PgConnectOptions,
+    turns: Semaphore,
+    idle: Mutex<Vec<PgConnection>>,
+}
+
+impl Connections {
+    pub(super) fn new(server: String, options: PgConnectOptions, most: usize) -> Self {
+        Self {
+            server,
+            options,
+            turns: Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)),
+            idle: Mutex::default(),
+        }
+    }
+
+    pub(super) fn server(&self) -> &str {
+        &self.server
+    }
+
+    pub(super) fn options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    /// Runs one call. When it is cancelled, its connection ends with it.
+    pub(super) async fn run<T>(
+        &self,
+        what: &'static str,
+        call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, CallError>,
+    ) -> Result<T, AuthorityError> {
+        // The semaphore is never closed, so the inner result says nothing.
+        let _turn = timeout(CONNECT_LIMIT, self.turns.acquire())
+            .await
+            .map_err(|_| self.timed_out("with a free connection", CONNECT_LIMIT))?;
+        let idle = self.idle().pop();
+        let mut connection = match idle {
+            Some(connection) => connection,
+            None => timeout(CONNECT_LIMIT, self.options.connect())
+                .await
+                .map_err(|_| self.timed_out("a connect", CONNECT_LIMIT))?
+                .map_err(|error| AuthorityError::from_driver(&self.server, error))?,
+        };
+        match timeout(CALL_LIMIT, call(&mut connection)).await {
+            Ok(Ok(value)) => {
+                self.idle().push(connection);
+                Ok(value)
+            }
+            Ok(Err(CallError::Content(error))) => Err(error),
+            Ok(Err(CallError::Driver(error))) => {
+                let code = error.as_database_error().map(|error| error.code().unwrap_or_default());
+                // 57P: the server is going away. No code: the connection has.
+                match code {
+                    Some(code) if !code.starts_with("57P") => self.idle().push(connection),
+                    _ => self.forget_idle(),
+                }
+                Err(AuthorityError::from_driver(&self.server, error))
+            }
+            Err(_) => {
+                self.forget_idle();
+                Err(self.timed_out(what, CALL_LIMIT))
+            }
+        }
+    }
+
+    /// Ends the connections that no call has.
+    pub(super) async fn close(&self) {
+        let idle = std::mem::take(&mut *self.idle());
+        for connection in idle {
+            if let Err(error) = connection.close().await {
+                tracing::debug!(%error, "a connection was gone before it was closed");
+            }
+        }
+    }
+
+    pub(super) fn timed_out(&self, what: &'static str, limit: Duration) -> AuthorityError {
+        AuthorityError::TimedOut {
+            server: self.server.clone(),
+            what,
+            limit,
+        }
+    }
+
+    /// What ended one connection most likely ended all: otherwise each of them would cost a call to find out.
+    fn forget_idle(&self) {
+        self.idle().clear();
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<PgConnection>> {
+        // Nothing panics while it is locked.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
