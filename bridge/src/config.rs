@@ -67,7 +67,7 @@ pub struct AuthorityConfig {
     pub url: Secret,
     /// Connections of the pool; the lead and the wake-up have one more each.
     #[serde(default = "default_pool_size")]
-    pub pool_size: u32,
+    pub pool_size: usize,
 }
 
 /// `[spacetimedb]`
@@ -135,7 +135,7 @@ pub struct LimitsConfig {
     pub attempts: u32,
 }
 
-fn default_pool_size() -> u32 {
+fn default_pool_size() -> usize {
     6
 }
 
@@ -291,7 +291,7 @@ impl Config {
             ("limits.dirty_streams", limits.dirty_streams, 1, 100_000),
             ("limits.idle_streams", limits.idle_streams, 1, 10_000_000),
             ("limits.attempts", limits.attempts as usize, 1, 1_000),
-            ("authority.pool_size", self.authority.pool_size as usize, 2, 1_000),
+            ("authority.pool_size", self.authority.pool_size, 2, 1_000),
             (
                 "bridge.stall_after_ms",
                 self.bridge.stall_after_ms as usize,
@@ -332,7 +332,7 @@ impl Config {
     /// The bounds of the core.
     pub fn core_limits(&self) -> Limits {
         Limits {
-            reads: self.limits.reads.min(self.authority.pool_size as usize - 1),
+            reads: self.limits.reads.min(self.authority.pool_size - 1),
             calls: self.limits.calls,
             bytes: self.limits.bytes,
             idle_streams: self.limits.idle_streams,

@@ -1,4 +1,26 @@
 //! What the tests of the lane stand on: real processes to run it with, and faults to break it with.
 
+pub mod follower;
+pub mod lane;
+pub mod load;
 pub mod postgres;
+pub mod process;
 pub mod proxy;
+pub mod server;
+
+use std::time::Duration;
+
+/// How often a condition is looked at while it is waited for.
+pub(crate) const STEP: Duration = Duration::from_millis(10);
+
+/// Waits until a condition holds, and says whether it came to that.
+pub async fn until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = tokio::time::Instant::now() + limit;
+    while !condition() {
+        if tokio::time::Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(STEP).await;
+    }
+    true
+}

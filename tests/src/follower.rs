@@ -1,0 +1,235 @@
+//! A client as a process of its own: the example `follow`, which writes every event it applies into SQLite.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rusqlite::{Connection, OpenFlags};
+use spacetime_sync_bridge::authority::Authority;
+use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
+
+use crate::process::{Process, built};
+
+/// A client, running or not.
+#[derive(Debug)]
+pub struct Follower {
+    uri: String,
+    database: String,
+    token_file: PathBuf,
+    identity: String,
+    store: PathBuf,
+    streams: Vec<StreamId>,
+    options: Vec<String>,
+    process: Option<Process>,
+}
+
+/// What a client has applied against what the authority holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Events applied, over all streams.
+    pub applied: u64,
+    /// Events of the authority that are missing.
+    pub missing: u64,
+    /// Positions that are missing before the last one applied.
+    pub gaps: u64,
+    /// Events applied more than once.
+    pub duplicates: u64,
+    /// Events that are not, field by field, those of the authority.
+    pub different: u64,
+}
+
+impl Verdict {
+    /// Whether the client's log is the authority's, byte for byte.
+    pub fn is_equal(&self) -> bool {
+        self.missing == 0 && self.gaps == 0 && self.duplicates == 0 && self.different == 0
+    }
+}
+
+impl Follower {
+    pub(crate) fn new(
+        uri: &str,
+        database: &str,
+        token_file: &Path,
+        identity: &str,
+        store: &Path,
+        streams: &[StreamId],
+    ) -> Self {
+        Self {
+            uri: uri.to_owned(),
+            database: database.to_owned(),
+            token_file: token_file.to_owned(),
+            identity: identity.to_owned(),
+            store: store.to_owned(),
+            streams: streams.to_vec(),
+            options: Vec::new(),
+            process: None,
+        }
+    }
+
+    /// Reaches SpacetimeDB through another address, e.g. a proxy's.
+    #[must_use]
+    pub fn at(mut self, addr: SocketAddr) -> Self {
+        self.uri = format!("http://{addr}");
+        self
+    }
+
+    /// Adds a command-line option.
+    #[must_use]
+    pub fn option(mut self, name: &str, value: impl ToString) -> Self {
+        self.options.extend([name.to_owned(), value.to_string()]);
+        self
+    }
+
+    /// Takes all further command-line options away.
+    pub fn clear_options(&mut self) {
+        self.options.clear();
+    }
+
+    /// Its identity, in hex.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// The file that holds its token.
+    pub fn token_file(&self) -> &Path {
+        &self.token_file
+    }
+
+    /// Its SQLite file.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// Starts it, on what it has applied before.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let mut command = Command::new(built("examples/follow"));
+        command.args(["--uri", &self.uri, "--database", &self.database]);
+        command.arg("--token-file").arg(&self.token_file).arg("--db").arg(&self.store);
+        for stream_id in &self.streams {
+            command.args(["--stream", stream_id.as_str()]);
+        }
+        command.args(&self.options).env("NO_COLOR", "1");
+        self.process = None;
+        self.process = Some(Process::start("client", &mut command, &self.store.with_extension("log"))?);
+        Ok(())
+    }
+
+    /// The process, if it was started.
+    pub fn process(&self) -> anyhow::Result<&Process> {
+        self.process.as_ref().ok_or_else(|| anyhow::anyhow!("the client was not started"))
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        if let Some(process) = &self.process {
+            process.kill();
+        }
+    }
+
+    /// How many events it has applied; 0 before its store is there.
+    pub fn applied(&self) -> u64 {
+        let count = || {
+            let store = self.open()?;
+            // By the positions, not by counting rows: a table of a million rows is asked every few milliseconds.
+            let mut heads = store.prepare("SELECT max(seq) FROM applied WHERE stream_id = ?1")?;
+            let mut sum = 0;
+            for stream_id in &self.streams {
+                sum += heads.query_row([stream_id.as_str()], |row| row.get::<_, Option<u64>>(0))?.unwrap_or(0);
+            }
+            Ok::<u64, rusqlite::Error>(sum)
+        };
+        count().unwrap_or(0)
+    }
+
+    /// Waits until it has applied so many events.
+    pub async fn until_applied(&self, events: u64, limit: Duration) -> anyhow::Result<()> {
+        let done = crate::until(limit, || {
+            self.applied() >= events || self.process.as_ref().is_some_and(|process| !process.is_running())
+        })
+        .await;
+        let applied = self.applied();
+        anyhow::ensure!(done && applied >= events, "the client applied {applied} of {events} events: {}", self.log());
+        Ok(())
+    }
+
+    /// What it has said.
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Milliseconds from commit to applied, of the events from `first_seq` on.
+    pub fn latencies_ms(&self, stream_id: &StreamId, first_seq: u64, last_seq: u64) -> anyhow::Result<Vec<f64>> {
+        let store = self.open()?;
+        let mut rows = store.prepare(
+            "SELECT applied_at_us - committed_at_us FROM applied WHERE stream_id = ?1 AND seq BETWEEN ?2 AND ?3",
+        )?;
+        let rows = rows.query_map(rusqlite::params![stream_id.as_str(), first_seq, last_seq], |row| {
+            Ok(row.get::<_, i64>(0)? as f64 / 1_000.0)
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Compares what it applied with the authority, event by event and field by field.
+    pub async fn compare(&self, authority: &Authority) -> anyhow::Result<Verdict> {
+        let mut verdict = Verdict::default();
+        for stream_id in &self.streams {
+            let applied = self.applied_log(stream_id)?;
+            verdict.applied += applied.len() as u64;
+            let mut seqs: Vec<u64> = applied.iter().map(|event| event.seq.get()).collect();
+            seqs.sort_unstable();
+            verdict.duplicates += seqs.windows(2).filter(|pair| pair[0] == pair[1]).count() as u64;
+            seqs.dedup();
+            verdict.gaps += seqs.last().copied().unwrap_or(0) - seqs.len() as u64;
+            let (mut after, mut at) = (Seq::ZERO, 0);
+            loop {
+                let page = authority.read_events(stream_id, after, 5_000, 64 << 20).await?;
+                let Some(last) = page.last() else { break };
+                after = last.seq;
+                for event in &page {
+                    match applied.get(at) {
+                        Some(found) if found == event => {}
+                        Some(_) => verdict.different += 1,
+                        None => verdict.missing += 1,
+                    }
+                    at += 1;
+                }
+            }
+            // What the authority never had.
+            verdict.different += applied.len().saturating_sub(at) as u64;
+        }
+        Ok(verdict)
+    }
+
+    /// What it applied of a stream, in the order in which it did.
+    pub fn applied_log(&self, stream_id: &StreamId) -> anyhow::Result<Vec<Event>> {
+        let store = self.open()?;
+        let mut rows = store.prepare(
+            "SELECT seq, idempotency_key, kind, payload, payload_hash, chain_hash, committed_at_us
+             FROM applied WHERE stream_id = ?1 ORDER BY rowid",
+        )?;
+        let events = rows.query_map([stream_id.as_str()], |row| {
+            let text = |at| row.get::<_, String>(at);
+            let hash = |at| row.get::<_, [u8; 32]>(at);
+            let foreign = |error| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error);
+            Ok(Event {
+                seq: Seq::new(row.get(0)?).unwrap_or(Seq::MAX),
+                idempotency_key: IdempotencyKey::new(&text(1)?).map_err(|error| foreign(Box::new(error)))?,
+                kind: Kind::new(&text(2)?).map_err(|error| foreign(Box::new(error)))?,
+                payload: Bytes::from(row.get::<_, Vec<u8>>(3)?),
+                payload_hash: PayloadHash::from_bytes(hash(4)?),
+                chain_hash: ChainHash::from_bytes(hash(5)?),
+                committed_at_us: row.get(6)?,
+            })
+        })?;
+        Ok(events.collect::<Result<_, _>>()?)
+    }
+
+    fn open(&self) -> Result<Connection, rusqlite::Error> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let store = Connection::open_with_flags(&self.store, flags)?;
+        store.busy_timeout(Duration::from_secs(5))?;
+        Ok(store)
+    }
+}

@@ -1,0 +1,219 @@
+//! A whole lane: authority, SpacetimeDB with the module, bridges and followers, each a real process.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::process::Signal;
+use serde_json::Value;
+use spacetime_sync_bridge::authority::Authority;
+use spacetime_sync_bridge::config::read_token;
+use spacetime_sync_bridge::publish::{Request, publish};
+use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
+use spacetime_sync_proto::StreamId;
+
+use crate::follower::Follower;
+use crate::postgres::{Cluster, Database};
+use crate::process::{Process, built};
+use crate::server::Server;
+use crate::until;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Lane {
+    /// Everything the processes write.
+    pub folder: tempfile::TempDir,
+    /// The runtime's database.
+    pub database: Database,
+    /// The same, connected.
+    pub authority: Authority,
+    /// SpacetimeDB.
+    pub server: Server,
+    /// Name of the database there.
+    pub name: String,
+    next: std::sync::atomic::AtomicU32,
+}
+
+/// What differs from a bridge that simply runs.
+#[derive(Debug, Clone, Default)]
+pub struct BridgeOptions {
+    /// Reach the authority here, e.g. through a proxy.
+    pub authority_at: Option<SocketAddr>,
+    /// Reach SpacetimeDB here.
+    pub server_at: Option<SocketAddr>,
+    /// Further keys of the configuration, as `section.key` and a value.
+    pub set: Vec<(&'static str, String)>,
+}
+
+/// A running bridge.
+#[derive(Debug)]
+pub struct Bridge {
+    /// The process.
+    pub process: Process,
+    http: String,
+}
+
+impl Lane {
+    /// Everything but bridge and followers, on the cluster that all tests share.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_on(Cluster::shared().await).await
+    }
+
+    /// The same on a cluster of its own, which can be killed.
+    pub async fn start_on(cluster: &Cluster) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("sync-lane-").tempdir()?;
+        let database = cluster.create_database().await?;
+        let authority = Authority::connect(database.url(), 8).await?;
+        let data = folder.path().join("host");
+        std::fs::create_dir(&data)?;
+        let server = Server::start(&data).await?;
+        let name = format!("lane-{}", database.name().replace('_', "-"));
+        let lane = Self { folder, database, authority, server, name, next: 0.into() };
+        lane.publish(Breaking::Refuse).await?;
+        Ok(lane)
+    }
+
+    /// Publishes the module, as `spacetime-sync publish` does.
+    pub async fn publish(&self, breaking: Breaking) -> anyhow::Result<()> {
+        let request = Request {
+            uri: self.server.uri().to_owned(),
+            database: self.name.clone(),
+            owner_token: self.path("owner.token"),
+            bridge_token: self.path("bridge.token"),
+            wasm: module_wasm()?,
+            breaking,
+        };
+        publish(request).await?;
+        Ok(())
+    }
+
+    /// A path in the lane's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The module's HTTP side, as its owner.
+    pub fn owner(&self) -> anyhow::Result<Admin> {
+        Ok(Admin::new(self.server.uri(), &self.name, read_token(&self.path("owner.token"))?))
+    }
+
+    /// Starts a bridge.
+    pub fn bridge(&self) -> anyhow::Result<Bridge> {
+        self.bridge_with(&BridgeOptions::default())
+    }
+
+    /// Starts a bridge that differs.
+    pub fn bridge_with(&self, options: &BridgeOptions) -> anyhow::Result<Bridge> {
+        let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let http = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let url = match options.authority_at {
+            Some(addr) => self.database.url_at(addr)?,
+            None => self.database.url().to_owned(),
+        };
+        let uri = options.server_at.map_or(self.server.uri().to_owned(), |addr| format!("http://{addr}"));
+        let mut command = Command::new(built("spacetime-sync"));
+        command.arg("run").env("RUST_LOG", "info,sqlx=warn").env("NO_COLOR", "1");
+        let token_file = self.path("bridge.token").display().to_string();
+        let keys = [
+            ("authority.url", url),
+            ("spacetimedb.uri", uri),
+            ("spacetimedb.database", self.name.clone()),
+            ("spacetimedb.token_file", token_file),
+            ("http.listen", http.to_string()),
+        ];
+        for (key, value) in keys.iter().chain(&options.set) {
+            command.env(format!("SPACETIME_SYNC__{}", key.replace('.', "__").to_uppercase()), value);
+        }
+        let process = Process::start("bridge", &mut command, &self.path(&format!("bridge-{number}.log")))?;
+        Ok(Bridge { process, http: format!("http://{http}") })
+    }
+
+    /// Makes a new client identity that may read these streams, and does not start it.
+    pub async fn client(&self, streams: &[StreamId]) -> anyhow::Result<Follower> {
+        let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let credential = Admin::new_identity(self.server.uri()).await?;
+        let token_file = self.path(&format!("client-{number}.token"));
+        std::fs::write(&token_file, credential.token.expose())?;
+        let owner = self.owner()?;
+        for stream_id in streams {
+            owner.grant(&credential.identity, stream_id).await?;
+        }
+        Ok(Follower::new(
+            self.server.uri(),
+            &self.name,
+            &token_file,
+            &credential.identity,
+            &self.path(&format!("client-{number}.sqlite")),
+            streams,
+        ))
+    }
+
+    /// Waits until everything that is committed is published, and says whether it came to that.
+    pub async fn published(&self, limit: Duration) -> bool {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            if let Ok(dirty) = self.authority.dirty_streams(None, 1).await
+                && dirty.is_empty()
+            {
+                return true;
+            }
+            if tokio::time::Instant::now() > deadline {
+                return false;
+            }
+            tokio::time::sleep(crate::STEP).await;
+        }
+    }
+}
+
+impl Bridge {
+    /// What `/healthz` and the like say, and whether it is good.
+    pub async fn ask(&self, path: &str) -> anyhow::Result<(bool, Value)> {
+        let response = reqwest::get(format!("{}{path}", self.http)).await?;
+        Ok((response.status().is_success(), response.json().await?))
+    }
+
+    /// The text at a path.
+    pub async fn text(&self, path: &str) -> anyhow::Result<String> {
+        Ok(reqwest::get(format!("{}{path}", self.http)).await?.text().await?)
+    }
+
+    /// Waits until an answer is what is wanted.
+    pub async fn until(&self, path: &str, limit: Duration, wanted: impl Fn(bool, &Value) -> bool) -> anyhow::Result<Value> {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let answer = self.ask(path).await;
+            if let Ok((good, body)) = &answer
+                && wanted(*good, body)
+            {
+                return Ok(body.clone());
+            }
+            anyhow::ensure!(tokio::time::Instant::now() < deadline, "{path} never was as wanted, at last: {answer:?}");
+            tokio::time::sleep(crate::STEP).await;
+        }
+    }
+
+    /// SIGTERM, and how it ended.
+    pub async fn stop(&self) -> anyhow::Result<i32> {
+        self.process.signal(Signal::TERM);
+        let ended = self.process.ended(Duration::from_secs(30)).await.context("the bridge did not stop")?;
+        ended.code().context("the bridge was killed")
+    }
+}
+
+/// The module as it was built by the scripts.
+pub fn module_wasm() -> anyhow::Result<Vec<u8>> {
+    let path = std::env::var("SYNC_MODULE_WASM").context("SYNC_MODULE_WASM is not set: start through ./scripts")?;
+    std::fs::read(Path::new(&path)).with_context(|| path.clone())
+}
+
+/// A stream's name.
+pub fn stream(number: usize) -> StreamId {
+    StreamId::new(&format!("runtime.run.{number}.events")).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Waits for a condition that asks nothing.
+pub async fn wait(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
+    assert!(until(limit, condition).await, "{what}: not within {limit:?}");
+}

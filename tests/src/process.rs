@@ -1,0 +1,124 @@
+//! Real processes, started from the binaries that were built with this crate, ended by their id.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::until;
+
+/// A child process. Killed on drop.
+#[derive(Debug)]
+pub struct Process {
+    name: &'static str,
+    log: PathBuf,
+    child: Mutex<Child>,
+}
+
+impl Process {
+    /// Starts it, with both its outputs in `log`.
+    pub fn start(name: &'static str, command: &mut Command, log: &Path) -> io::Result<Self> {
+        let output = File::options().create(true).append(true).open(log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("{name}: {:?}: {error}", command.get_program())))?;
+        Ok(Self { name, log: log.to_owned(), child: Mutex::new(child) })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        self.child().id()
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&self) {
+        let mut child = self.child();
+        // An error means that it has ended already.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let mut child = self.child();
+        if let Ok(None) = child.try_wait()
+            && let Some(pid) = Pid::from_raw(child.id() as i32)
+        {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Whether it is still there.
+    pub fn is_running(&self) -> bool {
+        matches!(self.child().try_wait(), Ok(None))
+    }
+
+    /// How it ended; none if it has not within the limit.
+    pub async fn ended(&self, limit: Duration) -> Option<ExitStatus> {
+        let mut status = None;
+        until(limit, || {
+            status = self.child().try_wait().ok().flatten();
+            status.is_some()
+        })
+        .await;
+        status
+    }
+
+    /// All it has said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Resident memory in MB at the moment and at its highest; none when it is gone.
+    pub fn memory_mb(&self) -> Option<(u64, u64)> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kb| kb / 1024)
+        };
+        Some((field("VmRSS:")?, field("VmHWM:")?))
+    }
+
+    /// CPU time it has used so far; none when it is gone.
+    pub fn cpu(&self) -> Option<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+        Some(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+    }
+
+    fn child(&self) -> std::sync::MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail = log.char_indices().rev().nth(4_000).map_or(0, |(at, _)| at);
+            eprintln!("--- {} said:\n{}\n---", self.name, &log[tail..]);
+        }
+    }
+}
+
+/// A binary or an example that was built together with this one: `name` or `examples/name`.
+pub fn built(name: &str) -> PathBuf {
+    // target/release/deps/scenarios-… or target/release/demo
+    let mut folder = std::env::current_exe().unwrap_or_default();
+    folder.pop();
+    if folder.ends_with("deps") {
+        folder.pop();
+    }
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is not built: start through ./scripts", path.display());
+    path
+}

@@ -1,0 +1,102 @@
+//! A SpacetimeDB server to test with: the embedded host as a process of our own, or the one of `SYNC_STDB_URL`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::process::Process;
+use crate::until;
+
+const UP_LIMIT: Duration = Duration::from_secs(60);
+
+/// A SpacetimeDB server.
+#[derive(Debug)]
+pub struct Server {
+    uri: String,
+    own: Option<Own>,
+}
+
+#[derive(Debug)]
+struct Own {
+    binary: PathBuf,
+    folder: PathBuf,
+    addr: SocketAddr,
+    process: Process,
+}
+
+impl Server {
+    /// The server of `SYNC_STDB_URL`, or a host of our own that keeps its data in `folder`.
+    pub async fn start(folder: &Path) -> anyhow::Result<Self> {
+        if let Ok(uri) = std::env::var("SYNC_STDB_URL") {
+            return Ok(Self { uri: uri.trim_end_matches('/').to_owned(), own: None });
+        }
+        let binary = PathBuf::from(std::env::var("SYNC_HOST_BIN").context("SYNC_HOST_BIN is not set: start through ./scripts")?);
+        // Free a moment ago; a restart takes the same port again.
+        let addr = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let process = spawn(&binary, folder, addr)?;
+        let server = Self { uri: format!("http://{addr}"), own: Some(Own { binary, folder: folder.to_owned(), addr, process }) };
+        server.up().await?;
+        Ok(server)
+    }
+
+    /// `http://host:port`
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// Where it listens, e.g. for a proxy in front of it.
+    pub fn addr(&self) -> anyhow::Result<SocketAddr> {
+        let authority = self.uri.trim_start_matches("http://").trim_start_matches("https://");
+        std::net::ToSocketAddrs::to_socket_addrs(authority)?.next().context("the server has no address")
+    }
+
+    /// Whether it is ours to kill.
+    pub fn is_own(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// The process, if it is ours.
+    pub fn process(&self) -> Option<&Process> {
+        self.own.as_ref().map(|own| &own.process)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        if let Some(own) = &self.own {
+            own.process.kill();
+        }
+    }
+
+    /// Up again on the same data and the same port, after a kill.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        let own = self.own.as_mut().context("not a server of ours")?;
+        own.process.kill();
+        own.process = spawn(&own.binary, &own.folder, own.addr)?;
+        self.up().await
+    }
+
+    async fn up(&self) -> anyhow::Result<()> {
+        let addr = self.addr()?;
+        let up = until(UP_LIMIT, || {
+            let alive = self.own.as_ref().is_none_or(|own| own.process.is_running());
+            !alive || std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(200)).is_ok()
+        })
+        .await;
+        let alive = self.own.as_ref().is_none_or(|own| own.process.is_running());
+        anyhow::ensure!(up && alive, "the host did not come up: {}", self.log());
+        Ok(())
+    }
+
+    fn log(&self) -> String {
+        self.own.as_ref().map(|own| own.process.log()).unwrap_or_default()
+    }
+}
+
+fn spawn(binary: &Path, folder: &Path, addr: SocketAddr) -> anyhow::Result<Process> {
+    let mut command = Command::new(binary);
+    command.arg("--data-dir").arg(folder).arg("--listen").arg(addr.to_string());
+    Ok(Process::start("host", &mut command, &folder.with_extension("log"))?)
+}
