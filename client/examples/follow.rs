@@ -1,0 +1,203 @@
+//! Follows streams into a SQLite file: a program to copy.
+//!
+//! Every event becomes a row of the table `applied`, in the same transaction that moves the stream's checkpoint. Kill
+//! it at any time and start it again: it goes on where it was. A line of JSON on stdout says whenever its phase, or
+//! that of a stream, has changed.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use clap::Parser;
+use serde_json::{Value, json};
+use spacetime_sync_client::rusqlite::{Transaction, params};
+use spacetime_sync_client::{
+    ClientConfig, Event, HandlerError, Phase, SqliteStore, Status, StreamId, StreamPhase, SyncClient,
+};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Parser)]
+struct Args {
+    /// Where SpacetimeDB listens.
+    #[arg(long, default_value = "http://127.0.0.1:3000")]
+    uri: String,
+    /// Name of the database.
+    #[arg(long)]
+    database: String,
+    /// A file with the token.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    /// The SQLite file to write to.
+    #[arg(long)]
+    db: PathBuf,
+    /// A stream to follow. May be repeated.
+    #[arg(long = "stream", required = true)]
+    streams: Vec<StreamId>,
+    /// End with success when every stream has got to this position.
+    #[arg(long)]
+    until: Option<u64>,
+    /// Take at least so long for each batch.
+    #[arg(long, default_value_t = 0)]
+    slow_ms: u64,
+}
+
+const APPLIED: &str = "CREATE TABLE IF NOT EXISTS applied (stream_id TEXT NOT NULL, seq INTEGER NOT NULL, \
+     idempotency_key TEXT NOT NULL, kind TEXT NOT NULL, payload BLOB NOT NULL, payload_hash BLOB NOT NULL, \
+     chain_hash BLOB NOT NULL, committed_at_us INTEGER NOT NULL, applied_at_us INTEGER NOT NULL, \
+     PRIMARY KEY (stream_id, seq)) STRICT";
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(EnvFilter::from_default_env())
+        .init();
+
+    let mut config = ClientConfig::new(&args.uri, &args.database, args.streams.clone());
+    if let Some(path) = &args.token_file {
+        let token = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        config.token = Some(token.trim().to_owned());
+    }
+    let mut store = SqliteStore::open(&args.db)?;
+    store
+        .connection()
+        .execute_batch(APPLIED)
+        .context("making the table of applied events")?;
+
+    let slow = Duration::from_millis(args.slow_ms);
+    let handler = move |transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event]| {
+        std::thread::sleep(slow);
+        write(transaction, stream, events)
+    };
+    let client = SyncClient::start(config, store, handler)?;
+
+    let mut status = client.status();
+    let mut shown = Phases::default();
+    let status = loop {
+        let now = status.borrow_and_update().clone();
+        shown.show(&now);
+        let stopped = matches!(now.phase, Phase::Stopped { .. });
+        if stopped || has_reached(&now, args.until) {
+            break client.stop().await;
+        }
+        tokio::select! {
+            changed = status.changed() => if changed.is_err() { break client.stop().await },
+            _ = tokio::signal::ctrl_c() => break client.stop().await,
+        }
+    };
+    shown.show(&status);
+    let done = args.until.is_none() || has_reached(&status, args.until);
+    let requested = matches!(&status.phase, Phase::Stopped { reason } if reason.code() == "requested");
+    Ok(if done && requested {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn write(transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event]) -> Result<(), HandlerError> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_err(HandlerError::stop)?
+        .as_micros();
+    let mut insert = transaction.prepare_cached("INSERT INTO applied VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
+    for event in events {
+        insert.execute(params![
+            stream.as_str(),
+            event.seq.to_sql(),
+            event.idempotency_key.as_str(),
+            event.kind.as_str(),
+            &event.payload[..],
+            event.payload_hash.as_bytes(),
+            event.chain_hash.as_bytes(),
+            event.committed_at_us,
+            now as i64,
+        ])?;
+    }
+    Ok(())
+}
+
+fn has_reached(status: &Status, until: Option<u64>) -> bool {
+    until.is_some_and(|until| status.streams.values().all(|stream| stream.applied.seq.get() >= until))
+}
+
+/// What was shown last, so that only changes of phase are.
+#[derive(Default)]
+struct Phases(Option<(&'static str, BTreeMap<StreamId, &'static str>)>);
+
+impl Phases {
+    fn show(&mut self, status: &Status) {
+        let streams = status
+            .streams
+            .iter()
+            .map(|(id, stream)| (id.clone(), stream.phase.code()))
+            .collect();
+        let phases = Some((status.phase.code(), streams));
+        if self.0 != phases {
+            println!("{}", to_json(status));
+            self.0 = phases;
+        }
+    }
+}
+
+fn to_json(status: &Status) -> Value {
+    let (reason, detail) = match &status.phase {
+        Phase::Backoff { reason, .. } => (Some(reason.code()), Some(reason.to_string())),
+        Phase::Stopped { reason } => (Some(reason.code()), Some(describe(reason))),
+        Phase::Idle | Phase::Connecting { .. } | Phase::CatchingUp { .. } | Phase::Live => (None, None),
+    };
+    let streams: BTreeMap<_, _> = status
+        .streams
+        .iter()
+        .map(|(id, stream)| {
+            let reason = match &stream.phase {
+                StreamPhase::Stopped { reason } => Some((reason.code(), reason.to_string())),
+                StreamPhase::Forbidden { code } => Some(("forbidden", format!("{code:?}"))),
+                StreamPhase::Retrying { message } => Some(("retrying", message.clone())),
+                StreamPhase::Waiting | StreamPhase::CatchingUp | StreamPhase::Live | StreamPhase::Unanswered => None,
+            };
+            let value = json!({
+                "phase": stream.phase.code(),
+                "applied": stream.applied.seq.get(),
+                "head": stream.head.map(|head| head.get()),
+                "reason": reason.as_ref().map(|(code, _)| code),
+                "detail": reason.as_ref().map(|(_, detail)| detail),
+            });
+            (id.as_str().to_owned(), value)
+        })
+        .collect();
+    let counters = &status.counters;
+    json!({
+        "phase": status.phase.code(),
+        "reason": reason,
+        "detail": detail,
+        "streams": streams,
+        "counters": {
+            "events_applied": counters.events_applied,
+            "frames": counters.frames,
+            "duplicates_dropped": counters.duplicates_dropped,
+            "holes_paged": counters.holes_paged,
+            "pages": counters.pages,
+            "resubscriptions": counters.resubscriptions,
+            "overruns": counters.overruns,
+            "apply_failures": counters.apply_failures,
+            "reads_refused": counters.reads_refused,
+            "reconnects": counters.reconnects,
+            "acks": counters.acks,
+            "acks_refused": counters.acks_refused,
+        },
+    })
+}
+
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

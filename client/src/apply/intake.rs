@@ -1,0 +1,74 @@
+//! What becomes of a frame at a cursor: it continues the log, repeats it, leaves a hole before it, or contradicts it.
+
+use spacetime_sync_proto::{Frame, Seq};
+
+use super::{Batch, RawFrame, StreamStop};
+use crate::checkpoint::Checkpoint;
+
+/// What a frame is to a cursor.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Intake {
+    /// It continues the log.
+    Next {
+        /// What is new in it.
+        batch: Batch,
+        /// How many of its events were there already.
+        repeated: u64,
+    },
+    /// All of it was there already.
+    Repeated(u64),
+    /// Something is missing before it.
+    Hole,
+}
+
+/// Checks a frame against the cursor, and against what a page said the log is at its head.
+pub(super) fn take(frame: RawFrame, cursor: Checkpoint, claim: Option<Checkpoint>) -> Result<Intake, StreamStop> {
+    let events = frame.last_seq.since(frame.first_seq) + 1;
+    if frame.first_seq > cursor.seq.next() {
+        return Ok(Intake::Hole);
+    }
+    // A frame that ends before the cursor holds no position whose hash is still known.
+    if frame.last_seq < cursor.seq {
+        return Ok(Intake::Repeated(events));
+    }
+    let (seq, bytes) = (frame.first_seq, frame.bytes.len());
+    let checked =
+        Frame::decode(seq.get(), frame.base_chain, frame.bytes).map_err(|error| StreamStop::BadFrame { seq, error })?;
+    if checked.last_seq() != frame.last_seq {
+        return Err(StreamStop::FrameExtent {
+            seq,
+            expected: frame.last_seq,
+            found: checked.last_seq(),
+        });
+    }
+    for known in std::iter::once(cursor).chain(claim) {
+        if let Some(found) = checked.chain_at(known.seq).filter(|found| *found != known.chain_hash) {
+            return Err(StreamStop::ChainMismatch {
+                seq: known.seq,
+                expected: known.chain_hash,
+                found,
+            });
+        }
+    }
+    if frame.last_seq == cursor.seq {
+        return Ok(Intake::Repeated(events));
+    }
+    let to = Checkpoint {
+        seq: checked.last_seq(),
+        chain_hash: checked.last_chain(),
+    };
+    let events: Vec<_> = checked.into_events_after(cursor.seq).collect();
+    Ok(Intake::Next {
+        repeated: repeated(seq, cursor.seq),
+        batch: Batch {
+            from: cursor,
+            to,
+            events,
+            bytes,
+        },
+    })
+}
+
+fn repeated(first: Seq, cursor: Seq) -> u64 {
+    cursor.next().since(first)
+}

@@ -1,0 +1,527 @@
+//! One stream's states and how each input moves it between them.
+
+use spacetime_sync_proto::{RefusalCode, Seq};
+
+use super::intake::{self, Intake};
+use super::{ApplyFailure, Counters, Effect, Input, Page, RawFrame, StreamStop, SubscriptionId, may_be_granted_later};
+use crate::checkpoint::Checkpoint;
+use crate::config::StreamBounds;
+
+/// Where a stream stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// No connection.
+    Offline,
+    /// Reading pages until the head is near.
+    Paging,
+    /// A subscription from the cursor was asked for.
+    Subscribing(SubscriptionId),
+    /// The subscription delivers.
+    Live(SubscriptionId),
+    /// The subscription delivers while a newer one is asked for.
+    Renewing {
+        /// The one that delivers.
+        old: SubscriptionId,
+        /// The one that takes over.
+        new: SubscriptionId,
+    },
+    /// The module refused; asked again later.
+    Refused(RefusalCode),
+    /// A read came to nothing; asked again later.
+    Unanswered,
+    /// Applying failed; tried again later, from what is saved.
+    Retrying {
+        /// What went wrong last.
+        message: String,
+    },
+    /// No further.
+    Stopped(StreamStop),
+}
+
+/// A page that was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    after: Checkpoint,
+    /// The head as it was known then: what was heard since is newer than the page may be.
+    known: Option<Seq>,
+}
+
+/// One stream of a client.
+#[derive(Debug)]
+pub struct Stream {
+    bounds: StreamBounds,
+    mode: Mode,
+    connected: bool,
+    /// What was handed out for applying.
+    cursor: Checkpoint,
+    /// What is saved.
+    applied: Checkpoint,
+    /// The head, as far as it was heard of on this connection.
+    known: Option<Seq>,
+    /// What a page said the log is at the head, until the cursor has got there.
+    claim: Option<Checkpoint>,
+    reading: Option<Reading>,
+    unapplied_bytes: usize,
+    bytes_per_event: usize,
+    failures: u32,
+    subscriptions: u32,
+}
+
+impl Stream {
+    /// A stream that goes on from what is saved.
+    pub fn new(applied: Checkpoint, bounds: StreamBounds) -> Self {
+        Self {
+            bounds,
+            mode: Mode::Offline,
+            connected: false,
+            cursor: applied,
+            applied,
+            known: None,
+            claim: None,
+            reading: None,
+            unapplied_bytes: 0,
+            bytes_per_event: 0,
+            failures: 0,
+            subscriptions: 0,
+        }
+    }
+
+    /// Where it stands.
+    pub fn mode(&self) -> &Mode {
+        &self.mode
+    }
+
+    /// What is saved.
+    pub fn applied(&self) -> Checkpoint {
+        self.applied
+    }
+
+    /// The head, as far as it was heard of on this connection.
+    pub fn known_head(&self) -> Option<Seq> {
+        self.known
+    }
+
+    /// Bytes of frames that were handed out and are not saved yet.
+    pub fn unapplied_bytes(&self) -> usize {
+        self.unapplied_bytes
+    }
+
+    /// Whether a page is under way.
+    pub fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+
+    /// Whether everything that is known of is applied, and whatever comes next will be delivered.
+    pub fn is_current(&self) -> bool {
+        self.is_delivering() && self.known == Some(self.applied.seq)
+    }
+
+    /// Whether a subscription delivers.
+    pub fn is_delivering(&self) -> bool {
+        match self.mode {
+            Mode::Live(_) | Mode::Renewing { .. } => true,
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => false,
+        }
+    }
+
+    /// Takes what happened and answers with what is to be done, in order.
+    pub fn step(&mut self, input: Input, counters: &mut Counters) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match input {
+            Input::Connected => self.connected(),
+            Input::Disconnected => self.disconnected(),
+            Input::Page(page) => self.page(page, counters, &mut effects),
+            Input::ReadRefused(refusal) => {
+                self.reading = None;
+                counters.reads_refused += 1;
+                if may_be_granted_later(refusal.code) {
+                    self.ask_later(Mode::Refused(refusal.code), &mut effects);
+                } else {
+                    self.stop(StreamStop::Refused(refusal), &mut effects);
+                }
+            }
+            Input::ReadFailed => {
+                self.reading = None;
+                counters.reads_refused += 1;
+                self.ask_later(Mode::Unanswered, &mut effects);
+            }
+            Input::AskAgain => self.ask_again(),
+            Input::Frame(frame) => self.live_frame(frame, counters, &mut effects),
+            Input::Subscribed(id) => self.subscribed(id, &mut effects),
+            Input::SubscriptionFailed(id) => {
+                if self.owns(id) {
+                    self.ask_later(Mode::Unanswered, &mut effects);
+                }
+            }
+            Input::GrantLost => self.ask_later(Mode::Refused(RefusalCode::ForbiddenStream), &mut effects),
+            Input::Overrun => self.overrun(counters, &mut effects),
+            Input::Renew => self.renew(counters, &mut effects),
+            Input::Verify => {
+                if self.is_delivering() && self.reading.is_none() {
+                    self.read(&mut effects);
+                }
+            }
+            Input::Applied { to, released } => {
+                counters.events_applied += to.seq.since(self.applied.seq);
+                self.applied = to;
+                self.failures = 0;
+                self.release(released);
+            }
+            Input::Dropped { released } => self.release(released),
+            Input::ApplyFailed { failure, released } => {
+                self.release(released);
+                counters.apply_failures += 1;
+                self.apply_failed(failure, &mut effects);
+            }
+        }
+        self.settle(counters, &mut effects);
+        effects
+    }
+
+    fn connected(&mut self) {
+        self.connected = true;
+        self.known = None;
+        match self.mode {
+            Mode::Offline => self.mode = Mode::Paging,
+            Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn disconnected(&mut self) {
+        self.connected = false;
+        self.reading = None;
+        self.claim = None;
+        match self.mode {
+            Mode::Offline | Mode::Retrying { .. } | Mode::Stopped(_) => {}
+            Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Refused(_)
+            | Mode::Unanswered => self.mode = Mode::Offline,
+        }
+    }
+
+    fn ask_again(&mut self) {
+        match self.mode {
+            Mode::Refused(_) | Mode::Unanswered | Mode::Retrying { .. } => {
+                self.mode = if self.connected { Mode::Paging } else { Mode::Offline };
+                self.known = None;
+            }
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn page(&mut self, page: Page, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        let Some(reading) = self.reading.take() else { return };
+        counters.pages += 1;
+        match self.mode {
+            Mode::Offline | Mode::Refused(_) | Mode::Unanswered | Mode::Retrying { .. } | Mode::Stopped(_) => return,
+            Mode::Paging | Mode::Subscribing(_) | Mode::Live(_) | Mode::Renewing { .. } => {}
+        }
+        if let Err(stop) = self.take_page(reading, page, counters, effects) {
+            self.stop(stop, effects);
+        }
+    }
+
+    fn take_page(
+        &mut self,
+        reading: Reading,
+        page: Page,
+        counters: &mut Counters,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), StreamStop> {
+        let (after, head) = (reading.after, page.head);
+        if head.seq < after.seq {
+            return Err(StreamStop::AheadOfLane {
+                applied: after.seq,
+                head: head.seq,
+            });
+        }
+        if head.seq == after.seq && head.chain_hash != after.chain_hash {
+            let (expected, found) = (after.chain_hash, head.chain_hash);
+            return Err(StreamStop::ChainMismatch {
+                seq: after.seq,
+                expected,
+                found,
+            });
+        }
+        if head.seq > self.cursor.seq && page.oldest_seq > self.cursor.seq.next() {
+            return Err(StreamStop::BelowWindow {
+                applied: self.cursor.seq,
+                oldest: page.oldest_seq,
+            });
+        }
+        let heard_since = self.known.filter(|known| Some(*known) > reading.known);
+        self.known = Some(heard_since.unwrap_or(head.seq).max(head.seq).max(self.cursor.seq));
+        self.claim = Some(head).filter(|head| head.seq > self.cursor.seq);
+        let (mut bytes, mut events) = (0, 0);
+        for frame in page.frames {
+            bytes += frame.bytes.len();
+            events += frame.last_seq.since(frame.first_seq) as usize + 1;
+            self.take(frame, counters, effects)?;
+        }
+        if events > 0 {
+            self.bytes_per_event = bytes.div_ceil(events);
+        }
+        if self.cursor.seq < head.seq && self.cursor.seq == after.seq {
+            // A page that leads nowhere: asking at once would only bring it again.
+            self.ask_later(Mode::Unanswered, effects);
+        }
+        Ok(())
+    }
+
+    fn live_frame(&mut self, frame: RawFrame, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        self.known = self.known.max(Some(frame.last_seq));
+        match self.mode {
+            // Left over from a subscription that was given up: the head it tells of is paged.
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => return,
+            Mode::Subscribing(_) | Mode::Live(_) | Mode::Renewing { .. } => {}
+        }
+        match self.take(frame, counters, effects) {
+            Err(stop) => self.stop(stop, effects),
+            Ok(()) if self.unapplied_bytes > self.bounds.unapplied_bytes => self.overrun(counters, effects),
+            Ok(()) => {}
+        }
+    }
+
+    fn take(&mut self, frame: RawFrame, counters: &mut Counters, effects: &mut Vec<Effect>) -> Result<(), StreamStop> {
+        counters.frames += 1;
+        match intake::take(frame, self.cursor, self.claim)? {
+            Intake::Hole => {}
+            Intake::Repeated(events) => counters.duplicates_dropped += events,
+            Intake::Next { batch, repeated } => {
+                counters.duplicates_dropped += repeated;
+                self.cursor = batch.to;
+                self.claim = self.claim.filter(|claim| claim.seq > self.cursor.seq);
+                self.unapplied_bytes += batch.bytes;
+                effects.push(Effect::Apply(batch));
+            }
+        }
+        Ok(())
+    }
+
+    fn subscribed(&mut self, id: SubscriptionId, effects: &mut Vec<Effect>) {
+        match self.mode {
+            Mode::Subscribing(asked) if asked == id => self.mode = Mode::Live(id),
+            Mode::Renewing { old, new } if new == id => {
+                effects.push(Effect::Unsubscribe { id: old });
+                self.mode = Mode::Live(new);
+            }
+            // One that was given up before it began.
+            Mode::Subscribing(_) | Mode::Renewing { .. } => {}
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Live(_)
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn renew(&mut self, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        match self.mode {
+            Mode::Live(old) => {
+                let new = self.subscribe(effects);
+                counters.resubscriptions += 1;
+                self.mode = Mode::Renewing { old, new };
+            }
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Renewing { .. }
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn overrun(&mut self, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        match self.mode {
+            Mode::Subscribing(_) | Mode::Live(_) | Mode::Renewing { .. } => {
+                counters.overruns += 1;
+                self.leave(Mode::Paging, effects);
+            }
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn apply_failed(&mut self, failure: ApplyFailure, effects: &mut Vec<Effect>) {
+        match failure {
+            ApplyFailure::Payload { seq, expected, found } => {
+                self.stop(StreamStop::PayloadMismatch { seq, expected, found }, effects);
+            }
+            ApplyFailure::Stop { message } => {
+                self.stop(
+                    StreamStop::Handler {
+                        attempts: self.failures + 1,
+                        message,
+                    },
+                    effects,
+                );
+            }
+            ApplyFailure::Retry { message } => {
+                self.failures += 1;
+                if self.failures >= self.bounds.apply_attempts {
+                    self.stop(
+                        StreamStop::Handler {
+                            attempts: self.failures,
+                            message,
+                        },
+                        effects,
+                    );
+                } else if !self.is_stopped() {
+                    self.cursor = self.applied;
+                    self.claim = None;
+                    self.leave(Mode::Retrying { message }, effects);
+                    effects.push(Effect::RetryLater { attempt: self.failures });
+                }
+            }
+        }
+    }
+
+    fn ask_later(&mut self, mode: Mode, effects: &mut Vec<Effect>) {
+        match self.mode {
+            Mode::Offline | Mode::Retrying { .. } | Mode::Stopped(_) => {}
+            Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Refused(_)
+            | Mode::Unanswered => {
+                self.leave(mode, effects);
+                effects.push(Effect::AskLater);
+            }
+        }
+    }
+
+    fn stop(&mut self, stop: StreamStop, effects: &mut Vec<Effect>) {
+        if !self.is_stopped() {
+            self.leave(Mode::Stopped(stop), effects);
+        }
+    }
+
+    /// Gives up whatever subscriptions the present mode has.
+    fn leave(&mut self, next: Mode, effects: &mut Vec<Effect>) {
+        match self.mode {
+            Mode::Subscribing(id) | Mode::Live(id) => effects.push(Effect::Unsubscribe { id }),
+            Mode::Renewing { old, new } => {
+                effects.push(Effect::Unsubscribe { id: old });
+                effects.push(Effect::Unsubscribe { id: new });
+            }
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+        self.mode = next;
+    }
+
+    /// Asks for whatever the state lacks. Run after every input, so that no input has to think of it.
+    fn settle(&mut self, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        if self.reading.is_some() {
+            return;
+        }
+        match self.mode {
+            Mode::Paging => match self.known {
+                Some(known) if self.is_near(known) => {
+                    if self.unapplied_bytes <= self.bounds.resume_bytes {
+                        let id = self.subscribe(effects);
+                        self.mode = Mode::Subscribing(id);
+                    }
+                }
+                Some(_) | None => self.read(effects),
+            },
+            Mode::Live(_) | Mode::Renewing { .. } => {
+                if self.known.is_some_and(|known| known > self.cursor.seq) {
+                    counters.holes_paged += 1;
+                    self.read(effects);
+                }
+            }
+            Mode::Offline
+            | Mode::Subscribing(_)
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn is_near(&self, known: Seq) -> bool {
+        let behind = known.since(self.cursor.seq);
+        behind == 0
+            || (behind <= self.bounds.subscribe_within_events
+                && behind.saturating_mul(self.bytes_per_event as u64) <= self.bounds.subscribe_within_bytes)
+    }
+
+    fn read(&mut self, effects: &mut Vec<Effect>) {
+        self.reading = Some(Reading {
+            after: self.cursor,
+            known: self.known,
+        });
+        effects.push(Effect::Read { after: self.cursor.seq });
+    }
+
+    fn subscribe(&mut self, effects: &mut Vec<Effect>) -> SubscriptionId {
+        self.subscriptions += 1;
+        let id = SubscriptionId(self.subscriptions);
+        effects.push(Effect::Subscribe {
+            id,
+            after: self.cursor.seq,
+        });
+        id
+    }
+
+    fn owns(&self, id: SubscriptionId) -> bool {
+        match self.mode {
+            Mode::Subscribing(own) | Mode::Live(own) => own == id,
+            Mode::Renewing { old, new } => old == id || new == id,
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => false,
+        }
+    }
+
+    fn release(&mut self, bytes: usize) {
+        self.unapplied_bytes = self.unapplied_bytes.saturating_sub(bytes);
+    }
+
+    fn is_stopped(&self) -> bool {
+        matches!(self.mode, Mode::Stopped(_))
+    }
+}

@@ -1,0 +1,94 @@
+//! The handle that an application holds.
+
+use spacetime_sync_proto::StreamId;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::applier::{Applier, BatchBounds, Handler};
+use crate::checkpoint::Checkpoint;
+use crate::config::ClientConfig;
+use crate::engine::Engine;
+use crate::error::StartError;
+use crate::status::{Phase, Status, StopReason};
+use crate::store::CheckpointStore;
+
+/// Follows streams until it is stopped or dropped. Connecting, catching up, going live and coming back after failures
+/// are its own affair; an application watches its [`Status`].
+#[derive(Debug)]
+pub struct SyncClient {
+    status: watch::Receiver<Status>,
+    stop: oneshot::Sender<()>,
+    engine: JoinHandle<()>,
+}
+
+impl SyncClient {
+    /// Checks the configuration and the store, and starts. Reads the checkpoints before it returns, so it may block
+    /// for as long as that takes; the host is only sought afterwards.
+    ///
+    /// Must be called inside a multi-thread tokio runtime.
+    pub fn start<S, H>(config: ClientConfig, mut store: S, handler: H) -> Result<Self, StartError>
+    where
+        S: CheckpointStore,
+        H: Handler<S>,
+    {
+        config.check()?;
+        let runtime = Handle::try_current().map_err(|_| StartError::Runtime)?;
+        if runtime.runtime_flavor() == RuntimeFlavor::CurrentThread {
+            return Err(StartError::Runtime);
+        }
+        store.bind(&config.database)?;
+        let streams = config
+            .streams
+            .iter()
+            .map(|id| Ok((id.clone(), store.load(id)?.unwrap_or_else(|| Checkpoint::start(id)))))
+            .collect::<Result<Vec<(StreamId, Checkpoint)>, StartError>>()?;
+        let bounds = BatchBounds {
+            events: config.limits.batch_events,
+            bytes: config.limits.batch_bytes,
+        };
+        let applier = Applier::start(store, handler, streams.clone(), bounds).map_err(StartError::Thread)?;
+        let (stop, stopped) = oneshot::channel();
+        let (engine, status) = Engine::new(config, streams, applier);
+        Ok(Self {
+            status,
+            stop,
+            engine: runtime.spawn(engine.run(stopped)),
+        })
+    }
+
+    /// The client's state, to look at or to wait for changes of.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Finishes the batch that is being applied, tells the module how far it got, and ends.
+    pub async fn stop(self) -> Status {
+        // A client that has stopped by itself no longer listens.
+        let _ = self.stop.send(());
+        // A panic of the task shows in the status.
+        let _ = self.engine.await;
+        last_status(self.status).await
+    }
+
+    /// Waits until the client has stopped, by itself or by a failure.
+    pub async fn stopped(&self) -> Status {
+        last_status(self.status.clone()).await
+    }
+}
+
+async fn last_status(mut status: watch::Receiver<Status>) -> Status {
+    let stopped = status
+        .wait_for(|status| matches!(status.phase, Phase::Stopped { .. }))
+        .await
+        .map(|status| status.clone());
+    if let Ok(status) = stopped {
+        return status;
+    }
+    Status {
+        phase: Phase::Stopped {
+            reason: StopReason::Defect,
+        },
+        ..status.borrow().clone()
+    }
+}

@@ -1,0 +1,352 @@
+//! What a client is told: where the lane is, who it is, which streams, and every bound that it keeps.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use spacetime_sync_proto::StreamId;
+
+use crate::error::ConfigError;
+
+/// What a client is told.
+#[derive(Clone)]
+pub struct ClientConfig {
+    /// Where SpacetimeDB listens: `http://host:port` or `https://host`.
+    pub uri: String,
+    /// Name of the database that the module is published as.
+    pub database: String,
+    /// The token to connect with. Never shown.
+    pub token: Option<String>,
+    /// The streams to follow, each once.
+    pub streams: Vec<StreamId>,
+    /// Whether the host delivers only what is durable. Without it an applied event can be lost by the host in a power
+    /// failure, and the stream then stops as ahead of its lane.
+    pub confirmed_reads: bool,
+    /// Whether the host compresses large messages. Worth it over a network, not on one machine.
+    pub compression: bool,
+    /// How long to wait between attempts to connect.
+    pub backoff: Backoff,
+    /// Every bound in time and memory.
+    pub limits: Limits,
+}
+
+impl ClientConfig {
+    /// With the defaults: confirmed reads, no compression.
+    pub fn new(uri: impl Into<String>, database: impl Into<String>, streams: Vec<StreamId>) -> Self {
+        Self {
+            uri: uri.into(),
+            database: database.into(),
+            token: None,
+            streams,
+            confirmed_reads: true,
+            compression: false,
+            backoff: Backoff::default(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// Refuses what cannot work, before anything is opened.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let uri: tungstenite::http::Uri =
+            self.uri
+                .parse()
+                .map_err(|error: tungstenite::http::uri::InvalidUri| ConfigError::Uri {
+                    found: self.uri.clone(),
+                    detail: error.to_string(),
+                })?;
+        let scheme = uri.scheme_str().unwrap_or_default();
+        if !["http", "https", "ws", "wss"].contains(&scheme) || uri.authority().is_none() || uri.query().is_some() {
+            let detail = "a scheme, a host and no query are needed".to_owned();
+            return Err(ConfigError::Uri {
+                found: self.uri.clone(),
+                detail,
+            });
+        }
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if self.database.is_empty() || !self.database.chars().all(good) {
+            return Err(ConfigError::Database {
+                found: self.database.clone(),
+            });
+        }
+        if self
+            .token
+            .as_ref()
+            .is_some_and(|token| token.is_empty() || !token.chars().all(|c| c.is_ascii_graphic()))
+        {
+            return Err(ConfigError::Token);
+        }
+        if self.streams.is_empty() {
+            return Err(ConfigError::NoStreams);
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = self.streams.iter().find(|stream| !seen.insert(*stream)) {
+            return Err(ConfigError::StreamTwice { stream: twice.clone() });
+        }
+        self.limits.check()?;
+        self.backoff.check()
+    }
+}
+
+impl fmt::Debug for ClientConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientConfig")
+            .field("uri", &self.uri)
+            .field("database", &self.database)
+            .field("token", &self.token.as_ref().map(|_| "(redacted)"))
+            .field("streams", &self.streams)
+            .field("confirmed_reads", &self.confirmed_reads)
+            .field("compression", &self.compression)
+            .field("backoff", &self.backoff)
+            .field("limits", &self.limits)
+            .finish()
+    }
+}
+
+/// How long to wait between attempts that fail: doubling from `first` to `most`, each somewhere in its upper half, so
+/// that many clients of a host that comes back do not come back at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backoff {
+    /// Before the second attempt: 250 ms.
+    pub first: Duration,
+    /// Never longer: 8 s.
+    pub most: Duration,
+    /// A connection that served this long makes the next failure the first again: 10 s.
+    pub stable_after: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            first: Duration::from_millis(250),
+            most: Duration::from_secs(8),
+            stable_after: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Backoff {
+    /// The wait after the `attempt`th failure in a row (1, 2, …); `roll` is random, from 0 up to 1.
+    pub fn delay(&self, attempt: u32, roll: f64) -> Duration {
+        let doubled = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(16));
+        doubled.min(self.most).mul_f64(0.5 + roll.clamp(0.0, 1.0) / 2.0)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.first.is_zero() || self.most < self.first {
+            return Err(ConfigError::Limit {
+                name: "backoff",
+                needed: "0 < first <= most",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Every bound in time and memory, with its default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of frames that were received and are not applied yet, over all streams: 16 MiB. Past it nothing more is
+    /// read, and live streams go back to paging, which only brings what was asked for.
+    pub unapplied_bytes: usize,
+    /// Of these a stream may have so many when it goes live again after it lagged: 1 MiB.
+    pub resume_bytes: usize,
+    /// Bytes of rows delivered by all subscriptions before the largest is replaced by one from a later position, for
+    /// the SDK keeps every row of a subscription: 16 MiB. Replacing brings the rows once more.
+    pub subscribed_bytes: usize,
+    /// Pages under way at the same time, over all streams: 4.
+    pub pages_in_flight: usize,
+    /// A stream subscribes when it is so many events behind its head: 2,000 …
+    pub subscribe_within_events: u64,
+    /// … and about so many bytes: 1 MiB. Until then it pages.
+    pub subscribe_within_bytes: u64,
+    /// Events applied in one transaction: 4,000 …
+    pub batch_events: usize,
+    /// … or bytes of frames, whichever comes first, but at least one frame: 4 MiB.
+    pub batch_bytes: usize,
+    /// How often a batch is tried that the handler asks to retry, or whose store is busy: 8. Then its stream stops.
+    pub apply_attempts: u32,
+    /// From the first packet of a connection to the host's contract: 10 s.
+    pub connect_timeout: Duration,
+    /// When nothing was heard for so long, the head of a live stream is asked for: 5 s.
+    pub heartbeat_after: Duration,
+    /// When a call is under way and nothing is heard for so long, the connection is given up: 7 s.
+    pub silence_timeout: Duration,
+    /// When a single call is not answered for so long, the connection is given up, whatever else is heard: 60 s.
+    pub answer_timeout: Duration,
+    /// Each live stream's head is asked for at least this often, so that a lost delivery heals: 30 s.
+    pub verify_every: Duration,
+    /// When the module refused a stream, it is asked for again after so long: 5 s. A grant may come later.
+    pub ask_again_after: Duration,
+    /// A stream counts as live until something known has been unapplied for so long: 1 s.
+    pub live_grace: Duration,
+    /// A moved checkpoint is acknowledged at most this often per stream: 5 s.
+    pub ack_every: Duration,
+    /// Acknowledgements sent in one go, every quarter second: 8.
+    pub acks_at_once: usize,
+    /// How long a stopping client waits for its last acknowledgements: 1 s.
+    pub stop_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            unapplied_bytes: 16 << 20,
+            resume_bytes: 1 << 20,
+            subscribed_bytes: 16 << 20,
+            pages_in_flight: 4,
+            subscribe_within_events: 2_000,
+            subscribe_within_bytes: 1 << 20,
+            batch_events: 4_000,
+            batch_bytes: 4 << 20,
+            apply_attempts: 8,
+            connect_timeout: Duration::from_secs(10),
+            heartbeat_after: Duration::from_secs(5),
+            silence_timeout: Duration::from_secs(7),
+            answer_timeout: Duration::from_secs(60),
+            verify_every: Duration::from_secs(30),
+            ask_again_after: Duration::from_secs(5),
+            live_grace: Duration::from_secs(1),
+            ack_every: Duration::from_secs(5),
+            acks_at_once: 8,
+            stop_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |name, needed| Err(ConfigError::Limit { name, needed });
+        if self.pages_in_flight == 0 {
+            return wrong("pages_in_flight", "at least 1");
+        }
+        if self.batch_events == 0 || self.batch_bytes == 0 {
+            return wrong("batch_events and batch_bytes", "at least 1");
+        }
+        if self.apply_attempts == 0 {
+            return wrong("apply_attempts", "at least 1");
+        }
+        if self.resume_bytes >= self.unapplied_bytes {
+            return wrong("resume_bytes", "less than unapplied_bytes");
+        }
+        if self.subscribed_bytes == 0 {
+            return wrong("subscribed_bytes", "at least 1");
+        }
+        let times = [
+            self.connect_timeout,
+            self.heartbeat_after,
+            self.silence_timeout,
+            self.verify_every,
+        ];
+        if times.iter().any(Duration::is_zero) || self.ask_again_after.is_zero() {
+            return wrong("timeouts", "longer than 0");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn of_stream(&self) -> StreamBounds {
+        StreamBounds {
+            unapplied_bytes: self.unapplied_bytes,
+            resume_bytes: self.resume_bytes,
+            subscribe_within_events: self.subscribe_within_events,
+            subscribe_within_bytes: self.subscribe_within_bytes,
+            apply_attempts: self.apply_attempts,
+        }
+    }
+}
+
+/// What the pure core needs to know of [`Limits`].
+#[derive(Debug, Clone)]
+pub struct StreamBounds {
+    /// See [`Limits::unapplied_bytes`].
+    pub unapplied_bytes: usize,
+    /// See [`Limits::resume_bytes`].
+    pub resume_bytes: usize,
+    /// See [`Limits::subscribe_within_events`].
+    pub subscribe_within_events: u64,
+    /// See [`Limits::subscribe_within_bytes`].
+    pub subscribe_within_bytes: u64,
+    /// See [`Limits::apply_attempts`].
+    pub apply_attempts: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> ClientConfig {
+        ClientConfig::new("http://127.0.0.1:3000", "lane", vec![StreamId::new("a").unwrap()])
+    }
+
+    #[test]
+    fn the_token_is_never_shown() {
+        let shown = format!(
+            "{:?}",
+            ClientConfig {
+                token: Some("very-secret".to_owned()),
+                ..config()
+            }
+        );
+        assert!(!shown.contains("very-secret"), "{shown}");
+        assert!(shown.contains("(redacted)"), "{shown}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused() {
+        assert!(config().check().is_ok());
+        for wrong in ["", "127.0.0.1", "ftp://host", "http://host/?x=1", "http://a b"] {
+            assert!(
+                ClientConfig {
+                    uri: wrong.to_owned(),
+                    ..config()
+                }
+                .check()
+                .is_err(),
+                "{wrong:?}"
+            );
+        }
+        for wrong in ["", "a/b", "a b", "a?b"] {
+            assert!(
+                ClientConfig {
+                    database: wrong.to_owned(),
+                    ..config()
+                }
+                .check()
+                .is_err(),
+                "{wrong:?}"
+            );
+        }
+        for wrong in ["", "a\nb", "ü"] {
+            assert_eq!(
+                ClientConfig {
+                    token: Some(wrong.to_owned()),
+                    ..config()
+                }
+                .check(),
+                Err(ConfigError::Token)
+            );
+        }
+        assert_eq!(
+            ClientConfig {
+                streams: Vec::new(),
+                ..config()
+            }
+            .check(),
+            Err(ConfigError::NoStreams)
+        );
+        let stream = StreamId::new("a").unwrap();
+        let twice = ClientConfig {
+            streams: vec![stream.clone(), stream.clone()],
+            ..config()
+        };
+        assert_eq!(twice.check(), Err(ConfigError::StreamTwice { stream }));
+    }
+
+    #[test]
+    fn the_wait_doubles_up_to_its_bound_and_is_jittered() {
+        let backoff = Backoff::default();
+        let longest: Vec<_> = (1..=8).map(|attempt| backoff.delay(attempt, 1.0).as_millis()).collect();
+        assert_eq!(longest, [250, 500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000]);
+        assert_eq!(backoff.delay(1, 0.0).as_millis(), 125);
+        assert_eq!(backoff.delay(u32::MAX, 0.0).as_millis(), 4_000);
+    }
+}

@@ -1,0 +1,96 @@
+//! Doing what the core asks for.
+
+use spacetime_sync_proto::limit;
+use tokio::time::Instant;
+
+use super::Engine;
+use super::follower::Delivered;
+use super::net::{Net, Up};
+use crate::apply::{Effect, Input, Mode};
+use crate::link::Link;
+
+impl Engine {
+    /// Feeds one input to one stream and does what comes of it.
+    pub(super) fn step(&mut self, at: usize, input: Input) {
+        let stream = &mut self.followers[at].stream;
+        let before = stream.unapplied_bytes();
+        let effects = stream.step(input, &mut self.counters);
+        self.unapplied_bytes = self.unapplied_bytes - before + stream.unapplied_bytes();
+        if self.stopping {
+            return;
+        }
+        for effect in effects {
+            self.perform(at, effect);
+        }
+    }
+
+    fn perform(&mut self, at: usize, effect: Effect) {
+        let now = Instant::now();
+        match effect {
+            Effect::Read { after } => self.reads.push_back((at, after)),
+            Effect::Subscribe { id, after } => {
+                let follower = &mut self.followers[at];
+                let (Some(key), Net::Up(Up { link, .. })) = (follower.key, &self.net) else {
+                    return;
+                };
+                let subscription = link.subscribe(at, id, key, after);
+                follower.subscriptions.push(Delivered { subscription, bytes: 0 });
+                follower.asked_at.get_or_insert(now);
+            }
+            Effect::Unsubscribe { id } => {
+                if let Some(delivered) = self.followers[at].take_subscription(id) {
+                    self.subscribed_bytes = self.subscribed_bytes.saturating_sub(delivered.bytes);
+                    delivered.subscription.end();
+                }
+            }
+            Effect::Apply(batch) => self.applier.hand_over(at, batch),
+            Effect::AskLater => self.followers[at].ask_at = Some(now + self.config.limits.ask_again_after),
+            Effect::RetryLater { attempt } => {
+                let pause = self.config.backoff.delay(attempt, rand::random());
+                self.followers[at].ask_at = Some(now + pause);
+            }
+        }
+    }
+
+    /// Starts reads in the order they were asked for, as long as what they bring has room.
+    pub(super) fn start_reads(&mut self) {
+        while let Some((at, after)) = self.reads.front().copied() {
+            let coming = (self.reads_under_way + 1) * limit::PAGE_BYTES;
+            let idle = self.unapplied_bytes == 0 && self.reads_under_way == 0;
+            if self.reads_under_way >= self.config.limits.pages_in_flight
+                || !(idle || self.unapplied_bytes + coming <= self.config.limits.unapplied_bytes)
+            {
+                return;
+            }
+            let Some(link) = self.link() else { return };
+            link.read(at, &self.followers[at].id, after);
+            self.reads.pop_front();
+            self.reads_under_way += 1;
+            self.followers[at].asked_at.get_or_insert(Instant::now());
+        }
+    }
+
+    /// The SDK keeps every row of a subscription: the largest gives way to one from where its stream has got to.
+    pub(super) fn renew_if_large(&mut self) {
+        if self.subscribed_bytes <= self.config.limits.subscribed_bytes {
+            return;
+        }
+        let renewing = |mode: &Mode| matches!(mode, Mode::Renewing { .. });
+        if self.followers.iter().any(|follower| renewing(follower.stream.mode())) {
+            return;
+        }
+        let largest = (0..self.followers.len())
+            .filter(|at| matches!(self.followers[*at].stream.mode(), Mode::Live(_)))
+            .max_by_key(|at| self.followers[*at].delivered_bytes());
+        if let Some(at) = largest {
+            self.step(at, Input::Renew);
+        }
+    }
+
+    pub(super) fn link(&self) -> Option<&Link> {
+        match &self.net {
+            Net::Up(up) if up.serving => Some(&up.link),
+            Net::Up(_) | Net::Waiting { .. } | Net::Connecting { .. } => None,
+        }
+    }
+}

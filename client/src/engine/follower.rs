@@ -1,0 +1,118 @@
+//! One stream as the engine keeps it: the core's state, and what belongs to it outside of the core.
+
+use std::time::Duration;
+
+use spacetime_sync_proto::{Seq, StreamId};
+use tokio::time::Instant;
+
+use crate::apply::{Mode, Stream, SubscriptionId};
+use crate::link::Subscription;
+use crate::status::{StreamPhase, StreamStatus};
+
+pub(super) struct Follower {
+    pub(super) id: StreamId,
+    pub(super) stream: Stream,
+    /// What the module calls the stream, once it has said so.
+    pub(super) key: Option<u64>,
+    pub(super) subscriptions: Vec<Delivered>,
+    /// When to ask again after a refusal or a failure.
+    pub(super) ask_at: Option<Instant>,
+    /// When the oldest call that is not answered was made.
+    pub(super) asked_at: Option<Instant>,
+    pub(super) verified_at: Instant,
+    /// The last position that was acknowledged, or is being acknowledged.
+    pub(super) acked: Seq,
+    pub(super) acked_at: Option<Instant>,
+    /// The head as last heard of, on any connection.
+    head: Option<Seq>,
+    live: bool,
+    behind_since: Option<Instant>,
+}
+
+/// A subscription and how many bytes of rows it has brought.
+pub(super) struct Delivered {
+    pub(super) subscription: Subscription,
+    pub(super) bytes: usize,
+}
+
+impl Follower {
+    pub(super) fn new(id: StreamId, stream: Stream, now: Instant) -> Self {
+        let acked = stream.applied().seq;
+        Self {
+            id,
+            stream,
+            key: None,
+            subscriptions: Vec::new(),
+            ask_at: None,
+            asked_at: None,
+            verified_at: now,
+            acked,
+            acked_at: None,
+            head: None,
+            live: false,
+            behind_since: None,
+        }
+    }
+
+    /// Forgets what went with the connection.
+    pub(super) fn offline(&mut self) {
+        self.subscriptions.clear();
+        self.asked_at = None;
+        // A call that was under way may have come to nothing.
+        self.acked_at = None;
+    }
+
+    /// Notes what the core's state means at this time.
+    pub(super) fn observe(&mut self, now: Instant, grace: Duration) {
+        self.head = self.stream.known_head().or(self.head);
+        if !self.stream.is_delivering() {
+            (self.live, self.behind_since) = (false, None);
+        } else if self.stream.is_current() {
+            (self.live, self.behind_since) = (true, None);
+        } else {
+            let since = *self.behind_since.get_or_insert(now);
+            self.live &= now.duration_since(since) < grace;
+        }
+    }
+
+    pub(super) fn status(&self) -> StreamStatus {
+        StreamStatus {
+            applied: self.stream.applied(),
+            head: self.head,
+            phase: self.phase(),
+        }
+    }
+
+    fn phase(&self) -> StreamPhase {
+        match self.stream.mode() {
+            Mode::Offline => StreamPhase::Waiting,
+            Mode::Paging | Mode::Subscribing(_) => StreamPhase::CatchingUp,
+            Mode::Live(_) | Mode::Renewing { .. } if self.live => StreamPhase::Live,
+            Mode::Live(_) | Mode::Renewing { .. } => StreamPhase::CatchingUp,
+            Mode::Refused(code) => StreamPhase::Forbidden { code: *code },
+            Mode::Unanswered => StreamPhase::Unanswered,
+            Mode::Retrying { message } => StreamPhase::Retrying {
+                message: message.clone(),
+            },
+            Mode::Stopped(reason) => StreamPhase::Stopped { reason: reason.clone() },
+        }
+    }
+
+    /// Takes a subscription out; how many bytes of rows go with it.
+    pub(super) fn take_subscription(&mut self, id: SubscriptionId) -> Option<Delivered> {
+        let at = self
+            .subscriptions
+            .iter()
+            .position(|delivered| delivered.subscription.id == id)?;
+        Some(self.subscriptions.remove(at))
+    }
+
+    pub(super) fn delivered_bytes(&self) -> usize {
+        self.subscriptions.iter().map(|delivered| delivered.bytes).sum()
+    }
+
+    /// Whether a checkpoint is due to be acknowledged.
+    pub(super) fn owes_ack(&self, now: Instant, every: Duration) -> bool {
+        self.stream.applied().seq > self.acked && self.acked_at.is_none_or(|at| now.duration_since(at) >= every)
+    }
+}

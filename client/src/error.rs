@@ -1,0 +1,125 @@
+//! The errors of the client's surface, each with what to do about it.
+
+use std::error::Error;
+
+use spacetime_sync_proto::StreamId;
+use spacetime_sync_proto::refusal::RefusalClass;
+
+use crate::store::StoreError;
+
+/// What to do about an error. The lane has one word for it, whoever says no.
+pub type ErrorClass = RefusalClass;
+
+/// Why a client was not started. Nothing was changed, nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration cannot work.
+    #[error("the client's configuration is wrong")]
+    Config(#[from] ConfigError),
+    /// The checkpoints cannot be used.
+    #[error("the client's store cannot be used")]
+    Store(#[from] StoreError),
+    /// There is no runtime to run in, or one with a single thread, which the SDK's connecting would block.
+    #[error("a client needs to be started inside a multi-thread tokio runtime")]
+    Runtime,
+    /// The thread that applies could not be made.
+    #[error("the thread that applies events cannot be started")]
+    Thread(#[source] std::io::Error),
+}
+
+impl StartError {
+    /// What to do about it.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Config(error) => error.class(),
+            Self::Store(error) => error.class(),
+            Self::Runtime => ErrorClass::Fatal,
+            Self::Thread(_) => ErrorClass::Retry,
+        }
+    }
+}
+
+/// Why a configuration cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not where SpacetimeDB can listen.
+    #[error("uri: expected http://host:port or https://host, found {found:?}: {detail}")]
+    Uri {
+        /// What was given.
+        found: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// No name of a database.
+    #[error("database: expected letters, digits and - _ . , found {found:?}")]
+    Database {
+        /// What was given.
+        found: String,
+    },
+    /// Something in the token that no token has. The token is not shown.
+    #[error("token: expected visible ASCII characters and no blanks; is there a line break at its end?")]
+    Token,
+    /// Nothing to follow.
+    #[error("streams: at least one is needed")]
+    NoStreams,
+    /// The same stream more than once.
+    #[error("streams: {stream} is named twice")]
+    StreamTwice {
+        /// The stream.
+        stream: StreamId,
+    },
+    /// A bound that would stop the client from working.
+    #[error("limits: {name} must be {needed}")]
+    Limit {
+        /// Which bound.
+        name: &'static str,
+        /// What it must be.
+        needed: &'static str,
+    },
+}
+
+impl ConfigError {
+    /// What to do about it: a person changes the configuration.
+    pub fn class(&self) -> ErrorClass {
+        ErrorClass::Fatal
+    }
+}
+
+/// How a handler says that it did not apply a batch. The transaction is rolled back either way.
+#[derive(Debug, thiserror::Error)]
+pub enum HandlerError {
+    /// The same batch, or a shorter or longer one that begins at the same event, is handed over again after a pause,
+    /// at most [`Limits::apply_attempts`](crate::Limits::apply_attempts) times in a row; then the stream stops.
+    #[error("the handler asks for a retry: {0}")]
+    Retry(#[source] Box<dyn Error + Send + Sync>),
+    /// The stream stops at once. Other streams go on.
+    #[error("the handler stops the stream: {0}")]
+    Stop(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl HandlerError {
+    /// With a text in place of an error.
+    pub fn retry(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Retry(error.into())
+    }
+
+    /// With a text in place of an error.
+    pub fn stop(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Stop(error.into())
+    }
+
+    /// What to do about it.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Retry(_) => ErrorClass::Retry,
+            Self::Stop(_) => ErrorClass::Reject,
+        }
+    }
+}
+
+/// A statement that failed may succeed later: the database may have been locked or full.
+impl From<rusqlite::Error> for HandlerError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::retry(error)
+    }
+}

@@ -1,0 +1,140 @@
+//! Making a connection, and telling apart why there is none.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use spacetime_sync_bindings::DbConnection;
+use spacetimedb_sdk::Compression;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tungstenite::http::StatusCode;
+
+use super::{Inbound, Inbox, Link, push};
+use crate::config::ClientConfig;
+use crate::status::Disconnect;
+
+/// Why there is no connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ConnectFailure {
+    /// The host does not accept the token.
+    Unauthorized,
+    /// It may work later.
+    Later(Disconnect),
+}
+
+/// Connects on a thread of its own, for the SDK blocks while it does; a thread of the runtime's would keep a program
+/// from ending.
+pub(crate) fn connect(config: &ClientConfig) -> oneshot::Receiver<Result<Link, ConnectFailure>> {
+    let (sender, receiver) = oneshot::channel();
+    let (config, runtime) = (config.clone(), Handle::current());
+    let spawned = std::thread::Builder::new()
+        .name("spacetime-sync-connect".to_owned())
+        .spawn(move || {
+            let _entered = runtime.enter();
+            // When nobody waits any more, the link is dropped here.
+            let _ = sender.send(open(&config));
+        });
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "no thread to connect on");
+    }
+    receiver
+}
+
+fn open(config: &ClientConfig) -> Result<Link, ConnectFailure> {
+    let inbox = Inbox::default();
+    let identified = Arc::clone(&inbox);
+    let compression = if config.compression {
+        Compression::Gzip
+    } else {
+        Compression::None
+    };
+    DbConnection::builder()
+        .with_uri(config.uri.as_str())
+        .with_database_name(config.database.as_str())
+        .with_token(config.token.as_deref())
+        .with_compression(compression)
+        .with_confirmed_reads(config.confirmed_reads)
+        .on_connect(move |_, identity, _| push(&identified, Inbound::Identified(identity)))
+        .build()
+        .map(|connection| Link::new(connection, inbox))
+        .map_err(|error| classify(&error, &config.database))
+}
+
+fn classify(error: &spacetimedb_sdk::Error, database: &str) -> ConnectFailure {
+    match http_status(error) {
+        Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => ConnectFailure::Unauthorized,
+        Some(StatusCode::NOT_FOUND) => ConnectFailure::Later(Disconnect::NoDatabase(database.to_owned())),
+        Some(_) | None => ConnectFailure::Later(Disconnect::Unreachable(error.to_string())),
+    }
+}
+
+/// With what the host answered in place of a WebSocket.
+fn http_status(error: &spacetimedb_sdk::Error) -> Option<StatusCode> {
+    let spacetimedb_sdk::Error::FailedToConnect { source } = error else {
+        return None;
+    };
+    // The SDK's error has its cause here and nowhere else.
+    #[allow(deprecated)]
+    let mut cause = source.cause().and_then(Error::source);
+    while let Some(error) = cause {
+        let socket = error
+            .downcast_ref::<Arc<tungstenite::Error>>()
+            .map(|error| &**error)
+            .or_else(|| error.downcast_ref::<tungstenite::Error>());
+        if let Some(tungstenite::Error::Http(response)) = socket {
+            return Some(response.status());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use spacetime_sync_proto::StreamId;
+
+    use super::*;
+
+    /// A host that answers every request with one status.
+    async fn refused_with(status: &'static str) -> ConnectFailure {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let host = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).unwrap();
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").unwrap();
+        });
+        let streams = vec![StreamId::new("a").unwrap()];
+        let config = ClientConfig::new(format!("http://{address}"), "lane", streams);
+        let failure = connect(&config).await.unwrap().err().unwrap();
+        host.join().unwrap();
+        failure
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_refused_token_is_told_from_a_missing_database_and_from_trouble() {
+        assert_eq!(refused_with("401 Unauthorized").await, ConnectFailure::Unauthorized);
+        let missing = ConnectFailure::Later(Disconnect::NoDatabase("lane".to_owned()));
+        assert_eq!(refused_with("404 Not Found").await, missing);
+        let trouble = refused_with("503 Service Unavailable").await;
+        assert!(
+            matches!(trouble, ConnectFailure::Later(Disconnect::Unreachable(_))),
+            "{trouble:?}"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_host_that_is_not_there_is_tried_again() {
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let config = ClientConfig::new(format!("http://{closed}"), "lane", vec![StreamId::new("a").unwrap()]);
+        let failure = connect(&config).await.unwrap().err().unwrap();
+        assert!(
+            matches!(failure, ConnectFailure::Later(Disconnect::Unreachable(_))),
+            "{failure:?}"
+        );
+    }
+}

@@ -1,0 +1,326 @@
+//! One connection, by the SDK: what comes in becomes [`Inbound`], message by message; what goes out are calls and
+//! subscriptions. It decides nothing, and it does not reconnect: a link that failed is dropped for a new one.
+
+mod connect;
+
+pub(crate) use connect::{ConnectFailure, connect};
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use spacetime_sync_bindings::{
+    DbConnection, EventPage, StreamGrant, StreamGrantTableAccess, SubscriptionHandle, SyncContract,
+    SyncContractTableAccess, SyncEvent, SyncEventTableAccess, ack_checkpoint, read_events,
+};
+use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamId};
+use spacetimedb_sdk::{DbContext, Identity, SubscriptionHandle as _, Table, TableWithPrimaryKey, u256};
+
+use crate::apply::{Page, RawFrame, SubscriptionId};
+use crate::checkpoint::Checkpoint;
+use crate::status::Disconnect;
+
+/// How long a link that was given up may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What a message brought.
+#[derive(Debug)]
+pub(crate) enum Inbound {
+    /// The host says who we are.
+    Identified(Identity),
+    /// The module says what it speaks.
+    Contract(Contract),
+    /// What the module speaks has been seen, if it said so at all.
+    ContractSeen,
+    /// The module knows no contract, or no grants.
+    NoModule { detail: String },
+    /// We may read one more stream; which one, only the module can tell.
+    GrantCame,
+    /// We may no longer read the stream with this key.
+    GrantLost { stream_key: u64 },
+    /// A row of a subscription.
+    Frame { stream_key: u64, frame: RawFrame },
+    /// The rows that a subscription began with have been seen.
+    Subscribed { stream: usize, id: SubscriptionId },
+    /// The host ended a subscription, or never began it.
+    SubscriptionFailed {
+        stream: usize,
+        id: SubscriptionId,
+        detail: String,
+    },
+    /// The answer to a read.
+    Page {
+        stream: usize,
+        answer: Result<(u64, Page), CallFailure>,
+    },
+    /// The answer to an acknowledgement.
+    Acked {
+        stream: usize,
+        seq: Seq,
+        answer: Result<(), CallFailure>,
+    },
+}
+
+/// Why a call was not answered as hoped.
+#[derive(Debug)]
+pub(crate) enum CallFailure {
+    Refused(Refusal),
+    /// What the module or the host said in its place.
+    Failed(String),
+}
+
+type Inbox = Arc<Mutex<Vec<Inbound>>>;
+
+/// A connection.
+pub(crate) struct Link {
+    connection: DbConnection,
+    inbox: Inbox,
+}
+
+impl Link {
+    pub(crate) fn new(connection: DbConnection, inbox: Inbox) -> Self {
+        let into = |inbox: &Inbox| Arc::clone(inbox);
+        let to = into(&inbox);
+        connection.db.sync_event().on_insert(move |_, row| {
+            let stream_key = row.stream_key;
+            push(
+                &to,
+                Inbound::Frame {
+                    stream_key,
+                    frame: raw_frame(row.clone()),
+                },
+            );
+        });
+        let to = into(&inbox);
+        connection
+            .db
+            .sync_contract()
+            .on_insert(move |_, row| push(&to, Inbound::Contract(contract(row))));
+        let to = into(&inbox);
+        connection
+            .db
+            .sync_contract()
+            .on_update(move |_, _, row| push(&to, Inbound::Contract(contract(row))));
+        let to = into(&inbox);
+        connection
+            .db
+            .stream_grant()
+            .on_insert(move |_, _| push(&to, Inbound::GrantCame));
+        let to = into(&inbox);
+        connection.db.stream_grant().on_delete(move |_, row: &StreamGrant| {
+            push(
+                &to,
+                Inbound::GrantLost {
+                    stream_key: row.stream_key,
+                },
+            );
+        });
+        Self { connection, inbox }
+    }
+
+    /// Takes one message and returns what it brought, frames first and in the order of their streams. Nothing is lost
+    /// when the future is dropped.
+    pub(crate) async fn next(&self) -> Result<Vec<Inbound>, Disconnect> {
+        // The SDK panics when a call meets a connection that has just broken.
+        match AssertUnwindSafe(self.connection.advance_one_message_async())
+            .catch_unwind()
+            .await
+        {
+            Ok(Ok(())) => {}
+            Ok(Err(spacetimedb_sdk::Error::Disconnected)) => return Err(Disconnect::Closed),
+            Ok(Err(error)) => return Err(Disconnect::Failed(error.to_string())),
+            Err(_) => return Err(Disconnect::Closed),
+        }
+        let mut inbound = std::mem::take(&mut *lock(&self.inbox));
+        if inbound.len() > 1 {
+            inbound.sort_by_key(|inbound| match inbound {
+                Inbound::Contract(_) | Inbound::Identified(_) => (0, 0, Seq::ZERO),
+                Inbound::Frame { stream_key, frame } => (1, *stream_key, frame.first_seq),
+                Inbound::ContractSeen
+                | Inbound::NoModule { .. }
+                | Inbound::GrantCame
+                | Inbound::GrantLost { .. }
+                | Inbound::Subscribed { .. }
+                | Inbound::SubscriptionFailed { .. }
+                | Inbound::Page { .. }
+                | Inbound::Acked { .. } => (2, 0, Seq::ZERO),
+            });
+        }
+        Ok(inbound)
+    }
+
+    /// Asks what the module speaks.
+    pub(crate) fn watch_contract(&self) {
+        let (seen, failed) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
+        self.connection
+            .subscription_builder()
+            .on_applied(move |_| push(&seen, Inbound::ContractSeen))
+            .on_error(move |_, error| {
+                push(
+                    &failed,
+                    Inbound::NoModule {
+                        detail: error.to_string(),
+                    },
+                )
+            })
+            .subscribe("SELECT * FROM sync_contract");
+    }
+
+    /// Asks to be told when a stream may be read, or may no longer.
+    pub(crate) fn watch_grants(&self, identity: Identity) {
+        let failed = Arc::clone(&self.inbox);
+        self.connection
+            .subscription_builder()
+            .on_error(move |_, error| {
+                push(
+                    &failed,
+                    Inbound::NoModule {
+                        detail: error.to_string(),
+                    },
+                )
+            })
+            .subscribe(format!(
+                "SELECT * FROM stream_grant WHERE identity = 0x{}",
+                identity.to_hex()
+            ));
+    }
+
+    /// Asks for the frames after a position.
+    pub(crate) fn read(&self, stream: usize, stream_id: &StreamId, after: Seq) {
+        let inbox = Arc::clone(&self.inbox);
+        self.connection
+            .procedures
+            .read_events_then(stream_id.as_str().to_owned(), after.get(), move |_, answer| {
+                let answer = match answer {
+                    Ok(Ok(answer)) => Ok((answer.stream_key, page(answer))),
+                    Ok(Err(text)) => Err(call_failure(text)),
+                    Err(error) => Err(CallFailure::Failed(error.to_string())),
+                };
+                push(&inbox, Inbound::Page { stream, answer });
+            });
+    }
+
+    /// Subscribes to the frames after a position.
+    pub(crate) fn subscribe(&self, stream: usize, id: SubscriptionId, stream_key: u64, after: Seq) -> Subscription {
+        let (seen, failed) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
+        let query = format!("SELECT * FROM sync_event WHERE stream_key = {stream_key} AND last_seq > {after}");
+        let handle = self
+            .connection
+            .subscription_builder()
+            .on_applied(move |_| push(&seen, Inbound::Subscribed { stream, id }))
+            .on_error(move |_, error| {
+                push(
+                    &failed,
+                    Inbound::SubscriptionFailed {
+                        stream,
+                        id,
+                        detail: error.to_string(),
+                    },
+                );
+            })
+            .subscribe(query);
+        Subscription { id, handle }
+    }
+
+    /// Tells the module how far a stream is applied.
+    pub(crate) fn ack(&self, stream: usize, stream_id: &StreamId, checkpoint: Checkpoint) {
+        let (inbox, seq) = (Arc::clone(&self.inbox), checkpoint.seq);
+        let chain_hash = u256::from_be_bytes(*checkpoint.chain_hash.as_bytes());
+        let sent = self.connection.reducers.ack_checkpoint_then(
+            stream_id.as_str().to_owned(),
+            seq.get(),
+            chain_hash,
+            move |_, answer| {
+                let answer = match answer {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(text)) => Err(call_failure(text)),
+                    Err(error) => Err(CallFailure::Failed(error.to_string())),
+                };
+                push(&inbox, Inbound::Acked { stream, seq, answer });
+            },
+        );
+        if let Err(error) = sent {
+            tracing::debug!(%stream_id, %error, "the acknowledgement could not be sent");
+        }
+    }
+
+    /// Says goodbye in the background. Messages that still come are dropped as they do.
+    pub(crate) fn close(self) {
+        tokio::spawn(async move {
+            let goodbye = async {
+                let _ = self.connection.disconnect();
+                while self.next().await.is_ok() {}
+            };
+            let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+        });
+    }
+}
+
+/// A subscription to one stream.
+pub(crate) struct Subscription {
+    pub(crate) id: SubscriptionId,
+    handle: SubscriptionHandle,
+}
+
+impl Subscription {
+    /// Gives it up. The host sends its rows once more, for the SDK to drop them.
+    pub(crate) fn end(self) {
+        if let Err(error) = self.handle.unsubscribe() {
+            tracing::debug!(%error, "the subscription had ended before");
+        }
+    }
+}
+
+fn lock(inbox: &Inbox) -> MutexGuard<'_, Vec<Inbound>> {
+    // Nothing panics while it holds the lock: a push is all that is done under it.
+    inbox.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn push(inbox: &Inbox, inbound: Inbound) {
+    lock(inbox).push(inbound);
+}
+
+fn call_failure(text: String) -> CallFailure {
+    Refusal::from_wire(&text).map_or(CallFailure::Failed(text), CallFailure::Refused)
+}
+
+fn contract(row: &SyncContract) -> Contract {
+    Contract {
+        protocol: row.protocol.clone(),
+        schema_version: row.schema_version,
+        schema_hash: row.schema_hash.clone(),
+    }
+}
+
+fn page(page: EventPage) -> Page {
+    let head = Checkpoint {
+        seq: seq(page.head_seq),
+        chain_hash: chain(page.head_chain),
+    };
+    Page {
+        head,
+        oldest_seq: seq(page.oldest_seq),
+        frames: page.frames.into_iter().map(raw_frame).collect(),
+    }
+}
+
+fn raw_frame(row: SyncEvent) -> RawFrame {
+    RawFrame {
+        first_seq: seq(row.first_seq),
+        last_seq: seq(row.last_seq),
+        base_chain: chain(row.base_chain),
+        bytes: Bytes::from(row.frame),
+    }
+}
+
+/// A column out of all range becomes the end of the range, which no log reaches: the core refuses what follows.
+fn seq(column: u64) -> Seq {
+    Seq::new(column).unwrap_or(Seq::MAX)
+}
+
+fn chain(column: u256) -> ChainHash {
+    ChainHash::from_bytes(column.to_be_bytes())
+}

@@ -1,0 +1,274 @@
+//! Checkpoints in a SQLite file, which may be the application's own: our two tables stand beside its tables.
+
+use std::path::Path;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use spacetime_sync_proto::{ChainHash, Seq, StreamId};
+
+use super::{CheckpointStore, CommitError, Effects, StoreError};
+use crate::checkpoint::Checkpoint;
+
+/// What the tables hold and mean. Raised when that changes.
+const FORMAT: u32 = 1;
+const META: &str = "spacetime_sync_meta";
+const CHECKPOINT: &str = "spacetime_sync_checkpoint";
+/// How long a statement waits for another connection's lock.
+const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+// SQLite keeps these texts as they are: a table whose text is another one was not made here.
+const CREATE_META: &str = "CREATE TABLE spacetime_sync_meta (id INTEGER PRIMARY KEY CHECK (id = 0), \
+     application TEXT NOT NULL, format INTEGER NOT NULL, database TEXT NOT NULL) STRICT";
+const CREATE_CHECKPOINT: &str = "CREATE TABLE spacetime_sync_checkpoint (stream_id TEXT PRIMARY KEY, \
+     seq INTEGER NOT NULL, chain_hash BLOB NOT NULL) STRICT, WITHOUT ROWID";
+const APPLICATION: &str = "spacetime-sync";
+
+/// The default store. A client that is started with it puts the file into WAL mode with `synchronous = NORMAL`: a crash of the process loses
+/// nothing, a power failure may lose the last transactions, but then checkpoint and effects are lost together and
+/// the events come again. An application that must not see its effects undone asks for `PRAGMA synchronous = FULL`
+/// with [`SqliteStore::connection`].
+#[derive(Debug)]
+pub struct SqliteStore {
+    path: String,
+    connection: Connection,
+}
+
+impl SqliteStore {
+    /// Opens a file, or makes it. Our tables are made by the first client that is started with it; until then
+    /// nothing in an existing file is changed.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let path = path.as_ref();
+        let shown = path.display().to_string();
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(|error| StoreError::Open {
+            path: shown.clone(),
+            detail: error.to_string(),
+        })?;
+        let mut store = Self {
+            path: shown,
+            connection,
+        };
+        store
+            .connection
+            .busy_timeout(BUSY_TIMEOUT)
+            .map_err(|error| store.failed(error))?;
+        store.inspect()?;
+        Ok(store)
+    }
+
+    /// The connection, for the application to make its own tables before the client is started.
+    pub fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
+    fn prepare(&mut self) -> rusqlite::Result<()> {
+        let mode: String = self
+            .connection
+            .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+        if mode != "wal" {
+            tracing::warn!(
+                path = self.path,
+                mode,
+                "the file cannot be put into WAL mode, saving is slower"
+            );
+        }
+        self.connection.pragma_update(None, "synchronous", "NORMAL")
+    }
+
+    fn create(&mut self, database: &str) -> rusqlite::Result<()> {
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(CREATE_META)?;
+        transaction.execute_batch(CREATE_CHECKPOINT)?;
+        transaction.execute(
+            "INSERT INTO spacetime_sync_meta (id, application, format, database) VALUES (0, ?1, ?2, ?3)",
+            params![APPLICATION, FORMAT, database],
+        )?;
+        transaction.commit()
+    }
+
+    /// Reads everything of ours that is there. Never writes.
+    fn inspect(&mut self) -> Result<Option<String>, StoreError> {
+        let (meta, checkpoint) = (self.shape(META)?, self.shape(CHECKPOINT)?);
+        let Some(meta) = meta else {
+            return match checkpoint {
+                None => Ok(None),
+                Some(_) => Err(self.foreign(CHECKPOINT, format!("it stands without {META}"))),
+            };
+        };
+        // A newer format may have other columns: its number alone is looked at.
+        let format: u32 = self
+            .connection
+            .query_row("SELECT format FROM spacetime_sync_meta WHERE id = 0", [], |row| {
+                row.get(0)
+            })
+            .map_err(|error| self.unreadable(META, error))?;
+        if format > FORMAT {
+            return Err(StoreError::NewerFormat {
+                path: self.path.clone(),
+                expected: FORMAT,
+                found: format,
+            });
+        }
+        if meta != CREATE_META {
+            return Err(self.foreign(META, format!("it was made with {meta:?}")));
+        }
+        match checkpoint {
+            None => return Err(self.foreign(META, format!("it stands without {CHECKPOINT}"))),
+            Some(found) if found != CREATE_CHECKPOINT => {
+                return Err(self.foreign(CHECKPOINT, format!("it was made with {found:?}")));
+            }
+            Some(_) => {}
+        }
+        let (application, database): (String, String) = self
+            .connection
+            .query_row(
+                "SELECT application, database FROM spacetime_sync_meta WHERE id = 0",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .map_err(|error| self.unreadable(META, error))?;
+        if application != APPLICATION || format != FORMAT {
+            return Err(self.foreign(META, format!("it belongs to {application:?}, format {format}")));
+        }
+        let check: String = self
+            .connection
+            .query_row(&format!("PRAGMA quick_check({CHECKPOINT})"), [], |row| row.get(0))
+            .map_err(|error| self.failed(error))?;
+        if check != "ok" {
+            return Err(StoreError::Corrupt {
+                path: self.path.clone(),
+                detail: check,
+            });
+        }
+        Ok(Some(database))
+    }
+
+    /// With what statement a table was made; none if there is no such table.
+    fn shape(&self, table: &str) -> Result<Option<String>, StoreError> {
+        self.connection
+            .query_row("SELECT sql FROM sqlite_schema WHERE name = ?1", [table], |row| {
+                row.get(0)
+            })
+            .optional()
+            .map_err(|error| self.failed(error))
+    }
+
+    fn foreign(&self, table: &'static str, detail: String) -> StoreError {
+        StoreError::Foreign {
+            path: self.path.clone(),
+            table,
+            detail,
+        }
+    }
+
+    /// A table of ours that cannot be read the way we wrote it is damaged, or was never ours.
+    fn unreadable(&self, table: &'static str, error: rusqlite::Error) -> StoreError {
+        match error {
+            rusqlite::Error::QueryReturnedNoRows => self.foreign(table, "its row is missing".to_owned()),
+            rusqlite::Error::SqliteFailure(failure, _) if failure.code != ErrorCode::Unknown => self.failed(error),
+            error => self.foreign(table, error.to_string()),
+        }
+    }
+
+    fn failed(&self, error: rusqlite::Error) -> StoreError {
+        failed(&self.path, error)
+    }
+}
+
+fn failed(path: &str, error: rusqlite::Error) -> StoreError {
+    let (path, detail) = (path.to_owned(), error.to_string());
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt { path, detail },
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Busy { path, detail },
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
+            StoreError::Open { path, detail }
+        }
+        _ => StoreError::Failed { path, detail },
+    }
+}
+
+fn read(path: &str, connection: &Connection, stream_id: &StreamId) -> Result<Option<Checkpoint>, StoreError> {
+    let found: Option<(i64, Vec<u8>)> = connection
+        .prepare_cached("SELECT seq, chain_hash FROM spacetime_sync_checkpoint WHERE stream_id = ?1")
+        .and_then(|mut select| {
+            select
+                .query_row([stream_id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()
+        })
+        .map_err(|error| failed(path, error))?;
+    let Some((seq, chain_hash)) = found else {
+        return Ok(None);
+    };
+    let bad = |detail: String| StoreError::BadCheckpoint {
+        path: path.to_owned(),
+        stream_id: stream_id.clone(),
+        detail,
+    };
+    let length = chain_hash.len();
+    Ok(Some(Checkpoint {
+        seq: Seq::from_sql(seq).ok_or_else(|| bad(format!("seq {seq} is negative")))?,
+        chain_hash: ChainHash::from_slice(&chain_hash)
+            .ok_or_else(|| bad(format!("its chain hash has {length} bytes, expected 32")))?,
+    }))
+}
+
+impl CheckpointStore for SqliteStore {
+    type Transaction<'t> = Transaction<'t>;
+
+    fn bind(&mut self, database: &str) -> Result<(), StoreError> {
+        let found = self.inspect()?;
+        if let Some(found) = found.clone().filter(|found| found != database) {
+            return Err(StoreError::OtherDatabase {
+                path: self.path.clone(),
+                expected: database.to_owned(),
+                found,
+            });
+        }
+        self.prepare().map_err(|error| self.failed(error))?;
+        if found.is_none() {
+            self.create(database).map_err(|error| self.failed(error))?;
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, stream_id: &StreamId) -> Result<Option<Checkpoint>, StoreError> {
+        read(&self.path, &self.connection, stream_id)
+    }
+
+    fn commit(
+        &mut self,
+        stream_id: &StreamId,
+        from: &Checkpoint,
+        to: &Checkpoint,
+        effects: &mut Effects<'_, Self>,
+    ) -> Result<(), CommitError> {
+        let path = &self.path;
+        let broken = |error| CommitError::Store(failed(path, error));
+        let mut transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(broken)?;
+        let kept = read(path, &transaction, stream_id)?.unwrap_or_else(|| Checkpoint::start(stream_id));
+        if kept != *from {
+            return Err(CommitError::Store(StoreError::Moved {
+                path: path.clone(),
+                stream_id: stream_id.clone(),
+                expected: from.seq,
+                found: kept.seq,
+            }));
+        }
+        effects(&mut transaction).map_err(CommitError::Handler)?;
+        transaction
+            .prepare_cached(
+                "INSERT INTO spacetime_sync_checkpoint (stream_id, seq, chain_hash) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT (stream_id) DO UPDATE SET seq = excluded.seq, chain_hash = excluded.chain_hash",
+            )
+            .and_then(|mut save| save.execute(params![stream_id.as_str(), to.seq.to_sql(), to.chain_hash.as_bytes()]))
+            .map_err(broken)?;
+        transaction.commit().map_err(broken)
+    }
+}
+
+#[cfg(test)]
+mod tests;
