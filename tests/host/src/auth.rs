@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use axum::body::Body;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderValue, header, request::Parts};
 use axum::middleware::Next;
@@ -134,8 +135,14 @@ fn token_of(parts: &Parts) -> Result<Option<String>, Failure> {
 }
 
 /// Gives each request its [`Caller`], and tells the client in the response which identity it acted as.
+///
+/// Reads the body to its end first: a refusal that left half a module unread would close the connection, and the client
+/// might see that instead of the refusal.
 pub(crate) async fn identify(State(node): State<App>, mut request: Request, next: Next) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX)
+        .await
+        .map_err(Failure::bad_request)?;
     let caller = match Caller::of_request(&node, &parts).await? {
         Some(caller) => caller,
         None => Caller::mint(&node)?,
@@ -143,7 +150,7 @@ pub(crate) async fn identify(State(node): State<App>, mut request: Request, next
     let identity = HeaderValue::from_str(&caller.identity().to_hex()).map_err(Failure::internal)?;
     let mut token = HeaderValue::from_str(&caller.token).map_err(Failure::internal)?;
     token.set_sensitive(true);
-    request = Request::from_parts(parts, body);
+    request = Request::from_parts(parts, Body::from(body));
     request.extensions_mut().insert(caller);
     let mut response = next.run(request).await;
     response.headers_mut().insert("spacetime-identity", identity);

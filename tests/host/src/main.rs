@@ -87,7 +87,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .init();
 
-    let data_dir = ServerDataDir::from_path_unchecked(args.data_dir);
+    let data_dir = std::path::absolute(&args.data_dir).context("the data directory has no path")?;
+    let data_dir = ServerDataDir::from_path_unchecked(data_dir);
     let cores = startup::pin_threads();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all();
@@ -95,7 +96,10 @@ fn run(args: Args) -> anyhow::Result<()> {
     let runtime = builder.build().context("cannot start the async runtime")?;
     cores.rayon.configure(runtime.handle());
     let databases = cores.databases.make_database_runners();
-    runtime.block_on(serve(data_dir, args.listen, databases))
+    let served = runtime.block_on(serve(data_dir, args.listen, databases));
+    // Everything is flushed. Ending the runtime too would cancel the engine's background work, which panics then.
+    std::mem::forget(runtime);
+    served
 }
 
 /// After a panic the engine's memory and its log may have come apart: the process ends, and the next start reads the

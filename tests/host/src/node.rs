@@ -104,21 +104,28 @@ impl Node {
         })
     }
 
-    /// Replays every database's log and starts its module.
+    /// Launches every database.
     pub(crate) async fn launch_all(&self) -> anyhow::Result<()> {
         for entry in self.registry.all() {
             let started = Instant::now();
-            let launched = self
-                .hosts
-                .get_or_launch_module_host_with_bootstrap(entry.database(), entry.replica)
-                .await;
-            let launched = launched.with_context(|| format!("cannot start database {}", entry.identity))?;
-            if let Some(bootstrap) = launched.bootstrap_completion {
-                bootstrap.wait().await?;
-            }
+            self.launch(&entry)
+                .await
+                .with_context(|| format!("cannot start database {}", entry.identity))?;
             tracing::info!("database {} is up after {:?}", entry.identity, started.elapsed());
         }
         Ok(())
+    }
+
+    /// Replays a database's log and starts its module; an empty one is set up with its initial program, durably.
+    pub(crate) async fn launch(&self, entry: &Entry) -> anyhow::Result<()> {
+        let launched = self
+            .hosts
+            .get_or_launch_module_host_with_bootstrap(entry.database(), entry.replica)
+            .await?;
+        match launched.bootstrap_completion {
+            Some(bootstrap) => bootstrap.wait().await,
+            None => Ok(()),
+        }
     }
 
     /// Flushes and stops every database.
@@ -147,10 +154,10 @@ impl Node {
     }
 
     /// The module of a database, and every one that replaces it.
+    ///
+    /// Launches nothing: a request that comes while its database is removed must not bring it back to life.
     pub(crate) async fn watch_module(&self, entry: &Entry) -> Result<watch::Receiver<ModuleHost>, Failure> {
-        Ok(self
-            .hosts
-            .watch_maybe_launch_module_host(entry.database(), entry.replica)
-            .await?)
+        let running = self.hosts.watch_module_host(entry.replica).await;
+        running.map_err(|_| Failure::Unavailable("The database is being started, updated or removed: try again."))
     }
 }

@@ -124,10 +124,10 @@ async fn create(
         .registry
         .create(name, identity, caller.identity(), program)
         .map_err(Failure::internal)?;
-    if let Err(e) = launch(node, &entry).await {
+    if let Err(e) = node.launch(&entry).await {
         node.stop(&entry).await?;
         node.registry.remove(identity).map_err(Failure::internal)?;
-        return Err(e);
+        return Err(e.into());
     }
     Ok(())
 }
@@ -136,10 +136,10 @@ async fn clear(node: &Node, old: &Entry, wasm: Bytes) -> Result<(), Failure> {
     let program = check(node, old.identity, old.owner, &wasm).await?;
     let entry = node.registry.clear(old, program).map_err(Failure::internal)?;
     node.stop(old).await?;
-    if let Err(e) = launch(node, &entry).await {
+    if let Err(e) = node.launch(&entry).await {
         node.stop(&entry).await?;
         node.registry.restore(old).map_err(Failure::internal)?;
-        return Err(e);
+        return Err(e.into());
     }
     Ok(())
 }
@@ -157,18 +157,6 @@ async fn check(node: &Node, identity: Identity, owner: Identity, wasm: &Bytes) -
     };
     node.hosts.check_module_validity(database, program).await?;
     node.programs.put(wasm).await.map_err(Failure::internal)
-}
-
-/// Sets an empty database up with its initial program, durably.
-async fn launch(node: &Node, entry: &Entry) -> Result<(), Failure> {
-    let launched = node
-        .hosts
-        .get_or_launch_module_host_with_bootstrap(entry.database(), entry.replica)
-        .await?;
-    if let Some(bootstrap) = launched.bootstrap_completion {
-        bootstrap.wait().await?;
-    }
-    Ok(())
 }
 
 async fn update(node: &Node, entry: &Entry, policy: MigrationPolicy, wasm: Bytes) -> Result<(), Failure> {

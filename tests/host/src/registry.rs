@@ -61,11 +61,11 @@ impl<'de> Deserialize<'de> for NameOrIdentity {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RegistryError {
-    #[error("cannot read {path}, the list of databases: {source}")]
+    #[error("cannot read {path}, the list of databases")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} is not a list of databases: {source}")]
+    #[error("{path} is not a list of databases")]
     Parse { path: PathBuf, source: serde_json::Error },
-    #[error("cannot write {path}, the list of databases: {source}")]
+    #[error("cannot write {path}, the list of databases")]
     Write { path: PathBuf, source: std::io::Error },
 }
 

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::{Host, host_command};
+use crate::support::{Host, Socket, host_command};
 
 #[tokio::test]
 async fn a_second_host_on_the_same_directory_is_refused() {
@@ -67,7 +67,12 @@ async fn help_says_what_the_host_is_not_for() {
 async fn a_terminated_host_exits_cleanly_and_finds_everything_again() {
     let (dir, host, owner) = Host::with_demo().await;
     host.call("demo", "add_note", json!([1, "kept"]), &owner).await.ok();
+    // Busy and with company.
+    host.call("demo", "start_clock", json!([]), &owner).await.ok();
+    let mut socket = Socket::open(&host, "demo", &owner).await;
+    assert_eq!(socket.subscribe("SELECT * FROM clock").await, Ok(1));
     let (status, mut stdout) = host.terminate().await;
+    socket.end().await;
     assert!(status.success(), "{status}");
     assert_eq!(stdout.next_line().await.unwrap(), None, "stdout carries one line only");
 
@@ -78,4 +83,22 @@ async fn a_terminated_host_exits_cleanly_and_finds_everything_again() {
     );
     // The same keys as before: the owner is still the owner.
     host.publish("demo", "", "plain", &owner).await.ok();
+}
+
+#[tokio::test]
+async fn a_damaged_list_of_databases_is_named_and_left_alone() {
+    let dir = TempDir::new().unwrap();
+    let list = dir.path().join("databases.json");
+    std::fs::write(&list, "{ not JSON").unwrap();
+    let refused = host_command()
+        .arg("--data-dir")
+        .arg(dir.path())
+        .args(["--listen", "127.0.0.1:0"])
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("databases.json is not a list of databases: "), "{said}");
+    assert_eq!(std::fs::read_to_string(&list).unwrap(), "{ not JSON");
 }
