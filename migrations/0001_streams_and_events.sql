@@ -88,7 +88,10 @@ create trigger sync_stream_events_append_only
   before update or delete or truncate on runtime.sync_stream_events
   for each statement execute function runtime.sync_refuse_change();
 
--- One row: whether a bridge sleeps and wants a notification on channel sync_wake.
+-- One row: whether a bridge sleeps and wants a notification on channel sync_wake. An append that turns a clean stream
+-- dirty looks here; no other does. NOTIFY takes a lock that all commits of the server share, so it is sent to a bridge that
+-- sleeps and to nobody else. A bridge that falls asleep at this very moment may be missed: it polls, slowly, and the
+-- notification is only a hint.
 create table runtime.sync_bridge_wake (
   singleton boolean primary key default true check (singleton),
   sleeping boolean not null default false
@@ -142,19 +145,11 @@ begin
   end if;
 end $$;
 
--- Called when an append turns a clean stream dirty. NOTIFY takes a lock that all commits of the server share, so it is
--- sent to a bridge that sleeps and to nobody else. A bridge that falls asleep at this very moment may be missed: it
--- polls, slowly, and the notification is only a hint.
-create function runtime.sync_wake() returns void language plpgsql as $$
-begin
-  if exists (select from runtime.sync_bridge_wake where sleeping) then
-    perform pg_notify('sync_wake', '');
-  end if;
-end $$;
-
 -- Appends one event and returns its seq. The same key with the same kind and payload again: the first seq, and nothing
 -- is written. The same key with anything else: SY001. Takes part in the caller's transaction, and other appends to the
--- stream wait for its end: append late and commit soon, and in one order if several streams are appended to.
+-- stream wait for its end: append late and commit soon, and in one order if several streams are appended to. Many
+-- events of one transaction belong into one batch: the versions of the stream's row that single appends leave behind can
+-- only be cleared away after the transaction, and every append walks over them.
 create function runtime.sync_append(stream_id text, idempotency_key text, kind text, payload bytea) returns bigint
 language plpgsql as $$
 #variable_conflict use_variable
@@ -187,7 +182,10 @@ begin
             || convert_to(idempotency_key, 'UTF8')
             || convert_to(kind, 'UTF8'))
       where s.stream_id = stream_id collate "C"
-      returning s.head_seq, s.head_chain, s.head_at, s.published_seq into head;
+      -- The flag is only looked up when the stream was clean: a subquery in CASE runs when it is reached.
+      returning s.head_seq, s.head_chain, s.head_at,
+        case when s.published_seq = s.head_seq - 1 then (select w.sleeping from runtime.sync_bridge_wake w) end as wake
+      into head;
     exit when found;
     -- First use. Who comes second waits here for the first, and then finds the row.
     insert into runtime.sync_streams (stream_id, head_chain)
@@ -200,8 +198,8 @@ begin
     values (stream_id, head.head_seq, head.head_at, idempotency_key, kind, payload, hash, head.head_chain)
     on conflict on constraint sync_stream_events_key do nothing;
   if found then
-    if head.published_seq = head.head_seq - 1 then
-      perform runtime.sync_wake();
+    if head.wake then
+      perform pg_notify('sync_wake', '');
     end if;
     return head.head_seq;
   end if;
@@ -359,8 +357,8 @@ begin
   update runtime.sync_streams s
     set head_seq = s.head_seq + given, head_chain = chain, head_at = now_at
     where s.stream_id = stream_id collate "C";
-  if head.published_seq = head.head_seq then
-    perform runtime.sync_wake();
+  if head.published_seq = head.head_seq and (select w.sleeping from runtime.sync_bridge_wake w) then
+    perform pg_notify('sync_wake', '');
   end if;
   return array(select generate_series(head.head_seq + 1, head.head_seq + given));
 end $$;
