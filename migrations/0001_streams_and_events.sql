@@ -44,7 +44,7 @@ create table runtime.sync_streams (
   published_at timestamptz,
   -- An index predicate over head_seq itself would make every append a non-HOT update, for Postgres then counts head_seq
   -- as indexed. This column only changes between clean and dirty, so appends to a stream that is dirty already stay HOT:
-  -- 20,000 of 20,000 in pg_stat_user_tables.n_tup_hot_upd.
+  -- 187,684 of 187,754 updates in pg_stat_user_tables.n_tup_hot_upd, with 16 streams and 16 writers.
   dirty boolean not null generated always as (published_seq < head_seq) stored,
   created_at timestamptz not null default clock_timestamp(),
   constraint sync_streams_id_length check (octet_length(stream_id) between 1 and 255),
