@@ -145,13 +145,13 @@ impl Backoff {
 /// Every bound in time and memory, with its default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of frames that were received and are not applied yet, over all streams: 16 MiB. Past it nothing more is
+    /// Bytes of frames that were received and are not applied yet, over all streams: 8 MiB. Past it nothing more is
     /// read, and live streams go back to paging, which only brings what was asked for.
     pub unapplied_bytes: usize,
     /// Of these a stream may have so many when it goes live again after it lagged: 1 MiB.
     pub resume_bytes: usize,
     /// Bytes of rows delivered by all subscriptions before the largest is replaced by one from a later position, for
-    /// the SDK keeps every row of a subscription: 16 MiB. Replacing brings the rows once more.
+    /// the SDK keeps every row of a subscription: 8 MiB. Replacing brings the rows once more.
     pub subscribed_bytes: usize,
     /// Pages under way at the same time, over all streams: 4.
     pub pages_in_flight: usize,
@@ -161,7 +161,7 @@ pub struct Limits {
     pub subscribe_within_bytes: u64,
     /// Events applied in one transaction: 4,000 …
     pub batch_events: usize,
-    /// … or bytes of frames, whichever comes first, but at least one frame: 4 MiB.
+    /// … or bytes of frames, whichever comes first, but at least one frame: 2 MiB.
     pub batch_bytes: usize,
     /// How often a batch is tried that the handler asks to retry, or whose store is busy: 8. Then its stream stops.
     pub apply_attempts: u32,
@@ -190,14 +190,14 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            unapplied_bytes: 16 << 20,
+            unapplied_bytes: 8 << 20,
             resume_bytes: 1 << 20,
-            subscribed_bytes: 16 << 20,
+            subscribed_bytes: 8 << 20,
             pages_in_flight: 4,
             subscribe_within_events: 2_000,
             subscribe_within_bytes: 1 << 20,
             batch_events: 4_000,
-            batch_bytes: 4 << 20,
+            batch_bytes: 2 << 20,
             apply_attempts: 8,
             connect_timeout: Duration::from_secs(10),
             heartbeat_after: Duration::from_secs(5),

@@ -61,6 +61,8 @@ pub struct Stream {
     /// What a page said the log is at the head, until the cursor has got there.
     claim: Option<Checkpoint>,
     reading: Option<Reading>,
+    /// Whether a page has just said where the head is: only then it is known how much a subscription would bring.
+    fresh: bool,
     unapplied_bytes: usize,
     bytes_per_event: usize,
     failures: u32,
@@ -79,6 +81,7 @@ impl Stream {
             known: None,
             claim: None,
             reading: None,
+            fresh: false,
             unapplied_bytes: 0,
             bytes_per_event: 0,
             failures: 0,
@@ -133,6 +136,7 @@ impl Stream {
     /// Takes what happened and answers with what is to be done, in order.
     pub fn step(&mut self, input: Input, counters: &mut Counters) -> Vec<Effect> {
         let mut effects = Vec::new();
+        self.fresh = false;
         match input {
             Input::Connected => self.connected(),
             Input::Disconnected => self.disconnected(),
@@ -272,6 +276,7 @@ impl Stream {
         }
         let heard_since = self.known.filter(|known| Some(*known) > reading.known);
         self.known = Some(heard_since.unwrap_or(head.seq).max(head.seq).max(self.cursor.seq));
+        self.fresh = true;
         self.claim = Some(head).filter(|head| head.seq > self.cursor.seq);
         let (mut bytes, mut events) = (0, 0);
         for frame in page.frames {
@@ -456,11 +461,11 @@ impl Stream {
         }
         match self.mode {
             Mode::Paging => match self.known {
-                Some(known) if self.is_near(known) => {
-                    if self.unapplied_bytes <= self.bounds.resume_bytes {
-                        let id = self.subscribe(effects);
-                        self.mode = Mode::Subscribing(id);
-                    }
+                // Applying lags: the input that says it does no more comes back here.
+                Some(known) if self.is_near(known) && self.unapplied_bytes > self.bounds.resume_bytes => {}
+                Some(known) if self.is_near(known) && self.fresh => {
+                    let id = self.subscribe(effects);
+                    self.mode = Mode::Subscribing(id);
                 }
                 Some(_) | None => self.read(effects),
             },

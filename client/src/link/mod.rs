@@ -76,7 +76,7 @@ type Inbox = Arc<Mutex<Vec<Inbound>>>;
 
 /// A connection.
 pub(crate) struct Link {
-    connection: DbConnection,
+    connection: Box<DbConnection>,
     inbox: Inbox,
 }
 
@@ -118,7 +118,10 @@ impl Link {
                 },
             );
         });
-        Self { connection, inbox }
+        Self {
+            connection: Box::new(connection),
+            inbox,
+        }
     }
 
     /// Takes one message and returns what it brought, frames first and in the order of their streams. Nothing is lost
