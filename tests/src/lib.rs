@@ -1,5 +1,6 @@
 //! What the tests of the lane stand on: real processes to run it with, and faults to break it with.
 
+pub mod bench;
 pub mod follower;
 pub mod lane;
 pub mod load;

@@ -40,6 +40,11 @@ impl Writer {
         }
     }
 
+    /// The stream it writes to.
+    pub fn stream_id(&self) -> &StreamId {
+        &self.stream_id
+    }
+
     /// Events appended so far.
     pub fn written(&self) -> u64 {
         self.written

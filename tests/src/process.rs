@@ -23,7 +23,7 @@ impl Process {
     /// Starts it, with both its outputs in `log`.
     pub fn start(name: &'static str, command: &mut Command, log: &Path) -> io::Result<Self> {
         let output = File::options().create(true).append(true).open(log)?;
-        let child = command
+        let child = dying_with_us(command)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -108,6 +108,20 @@ impl Drop for Process {
             eprintln!("--- {} said:\n{}\n---", self.name, &log[tail..]);
         }
     }
+}
+
+/// The same command, killed by the kernel when the thread that starts it is gone: a run that is interrupted leaves no
+/// process behind.
+fn dying_with_us(command: &Command) -> Command {
+    let mut wrapped = Command::new("setpriv");
+    wrapped.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(key, value),
+            None => wrapped.env_remove(key),
+        };
+    }
+    wrapped
 }
 
 /// A binary or an example that was built together with this one: `name` or `examples/name`.

@@ -1,0 +1,100 @@
+//! The measurements behind `scripts/bench`: what each part carries alone, and what the lane carries.
+
+pub mod bare;
+pub mod lane;
+pub mod report;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, RngCore, SeedableRng};
+use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
+
+/// How large the payloads of a run are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// All the same.
+    Bytes(usize),
+    /// 64 to 4,096 bytes, small ones more often.
+    Mix,
+}
+
+impl Size {
+    /// What the runs are made for.
+    pub const ALL: [Self; 6] =
+        [Self::Bytes(64), Self::Bytes(256), Self::Bytes(512), Self::Bytes(1_024), Self::Bytes(4_096), Self::Mix];
+
+    /// Name in the report.
+    pub fn name(self) -> String {
+        match self {
+            Self::Bytes(bytes) => bytes.to_string(),
+            Self::Mix => "mix".to_owned(),
+        }
+    }
+
+    /// A payload of random bytes.
+    pub fn payload(self, random: &mut StdRng) -> Bytes {
+        let length = match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Mix => [64, 64, 64, 256, 256, 512, 512, 1_024, 1_024, 4_096][random.random_range(0..10)],
+        };
+        let mut payload = vec![0; length];
+        random.fill_bytes(&mut payload);
+        Bytes::from(payload)
+    }
+}
+
+/// An endless log of a stream, made ahead of the measurement.
+#[derive(Debug)]
+pub struct Log {
+    size: Size,
+    random: StdRng,
+    seq: Seq,
+    chain: ChainHash,
+}
+
+impl Log {
+    /// The log of a stream, from its first event.
+    pub fn new(stream_id: &StreamId, size: Size) -> Self {
+        Self { size, random: StdRng::seed_from_u64(7), seq: Seq::ZERO, chain: ChainHash::genesis(stream_id) }
+    }
+
+    /// The chain hash of the last event made.
+    pub fn chain(&self) -> ChainHash {
+        self.chain
+    }
+
+    /// The next events.
+    pub fn events(&mut self, count: usize) -> Vec<Event> {
+        (0..count).map(|_| self.event()).collect()
+    }
+
+    fn event(&mut self) -> Event {
+        self.seq = self.seq.next();
+        let name = |text: String| IdempotencyKey::new(&text).unwrap_or_else(|error| panic!("{error}"));
+        let idempotency_key = name(format!("run:42:events:{}", self.seq));
+        let kind = Kind::new("run.event").unwrap_or_else(|error| panic!("{error}"));
+        let payload = self.size.payload(&mut self.random);
+        let payload_hash = PayloadHash::of(&payload);
+        let committed_at_us = self.seq.get() as i64;
+        self.chain = self.chain.link(self.seq, committed_at_us, &payload_hash, &idempotency_key, &kind);
+        Event { seq: self.seq, idempotency_key, kind, payload, payload_hash, chain_hash: self.chain, committed_at_us }
+    }
+}
+
+/// Events in a time, per second.
+pub fn rate(events: u64, took: Duration) -> f64 {
+    events as f64 / took.as_secs_f64().max(1e-9)
+}
+
+/// The value below which so many of a hundred lie.
+pub fn percentile(sorted: &[f64], of_hundred: f64) -> f64 {
+    let at = (sorted.len() as f64 * of_hundred / 100.0).ceil() as usize;
+    sorted.get(at.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(f64::NAN)
+}
+
+/// Seconds since the start, for lines of progress.
+pub fn since(started: Instant) -> String {
+    format!("{:6.1}s", started.elapsed().as_secs_f64())
+}

@@ -1,0 +1,195 @@
+//! See `scripts/demo`: runs the whole lane once on this machine and says whether it held.
+//!
+//! Two phases. Paced: events one at a time, to see what a single one takes from commit to applied. Burst: the rest in
+//! bulk, to see what the lane carries. Then each client's log is compared with the authority's, byte for byte.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use serde_json::json;
+use spacetime_sync_proto::StreamId;
+use spacetime_sync_tests::bench::{percentile, rate, since};
+use spacetime_sync_tests::follower::{Follower, Verdict};
+use spacetime_sync_tests::lane::{Lane, stream};
+use spacetime_sync_tests::load::{Payload, Writer};
+use spacetime_sync_tests::postgres::Cluster;
+
+/// At most this part of the events, and this many, are paced.
+const PACED: (u64, u64) = (10, 2_000);
+/// Paced events per second.
+const PACE: u64 = 1_000;
+/// Events of a transaction in the burst.
+const BULK: u64 = 500;
+/// How long nothing may move before the demo gives up.
+const STALL: Duration = Duration::from_secs(60);
+
+/// Runs the whole lane once: authority, SpacetimeDB, bridge and clients.
+#[derive(Parser)]
+struct Args {
+    /// Events in all.
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
+    events: u64,
+    /// Clients, each following every stream.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=100))]
+    clients: u64,
+    /// Bytes of a payload.
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=262_144))]
+    payload: u64,
+    /// Streams.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    streams: u64,
+    /// Ends with one line of JSON on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let started = Instant::now();
+    let say = |text: String| eprintln!("{} {text}", since(started));
+
+    say("starting Postgres, SpacetimeDB and the module".to_owned());
+    let cluster = Cluster::start().await?;
+    let lane = Lane::start_on(&cluster).await?;
+    let streams: Vec<StreamId> = (1..=args.streams as usize).map(stream).collect();
+    say(format!("database {} at {}", lane.name, lane.server.uri()));
+    let bridge = lane.bridge()?;
+    bridge.until("/readyz", STALL, |ready, _| ready).await?;
+    say("the bridge is ready".to_owned());
+    let mut clients = Vec::new();
+    for _ in 0..args.clients {
+        let mut client = lane.client(&streams).await?;
+        client.start()?;
+        clients.push(client);
+    }
+    for client in &clients {
+        let live = spacetime_sync_tests::until(STALL, || client.log().contains(r#""phase":"live","reason":null"#)).await;
+        anyhow::ensure!(live, "a client did not go live: {}", client.log());
+    }
+    say(format!("{} clients are live on {} streams", args.clients, args.streams));
+
+    let mut writers: Vec<Writer> = (0u64..)
+        .zip(&streams)
+        .map(|(at, id)| Writer::new(&lane.authority, id, "demo", Payload::Fixed(args.payload as usize), at))
+        .collect();
+
+    let paced = (args.events / PACED.0).min(PACED.1);
+    let mut beat = tokio::time::interval(Duration::from_micros(1_000_000 / PACE));
+    for event in 0..paced {
+        beat.tick().await;
+        let turn = (event % args.streams) as usize;
+        writers[turn].append(1).await?;
+    }
+    await_all(&clients, paced, &say).await?;
+    let mut latencies = Vec::new();
+    for client in &clients {
+        for writer in &writers {
+            latencies.extend(client.latencies_ms(writer.stream_id(), 1, writer.written())?);
+        }
+    }
+    latencies.sort_by(f64::total_cmp);
+    say(format!("{paced} events at {PACE} per second are applied"));
+
+    let burst = args.events - paced;
+    let burst_started = Instant::now();
+    let mut tasks = Vec::new();
+    for (at, mut writer) in (0u64..).zip(writers) {
+        let share = burst / args.streams + u64::from(at < burst % args.streams);
+        tasks.push(tokio::spawn(async move {
+            let mut left = share;
+            while left > 0 {
+                let size = left.min(BULK);
+                writer.append(size as usize).await?;
+                left -= size;
+            }
+            Ok::<(), anyhow::Error>(())
+        }));
+    }
+    for task in tasks {
+        task.await??;
+    }
+    let written = burst_started.elapsed();
+    say(format!("{burst} events are committed, {:.0} per second", rate(burst, written)));
+    await_all(&clients, args.events, &say).await?;
+    let per_second = rate(burst, burst_started.elapsed());
+
+    say("comparing every client's log with the authority's".to_owned());
+    let mut verdicts = Vec::new();
+    for client in &clients {
+        verdicts.push(client.compare(&lane.authority).await?);
+    }
+    let stopped = bridge.stop().await?;
+    let held = verdicts.iter().all(Verdict::is_equal)
+        && verdicts.iter().all(|verdict| verdict.applied == args.events)
+        && stopped == 0;
+    let (p50, p99) = (percentile(&latencies, 50.0), percentile(&latencies, 99.0));
+    let sum = |of: fn(&Verdict) -> u64| verdicts.iter().map(of).sum::<u64>();
+    let chain_ok = sum(|verdict| verdict.different + verdict.missing) == 0;
+    let summary = format!(
+        "\n  {} events of {} bytes over {} streams to {} clients\n  \
+           applied            {}\n  \
+           gaps               {}\n  \
+           applied twice      {}\n  \
+           equal to Postgres  {}\n  \
+           events per second  {per_second:.0} (committed in bulk and applied by every client)\n  \
+           commit to applied  p50 {p50:.1} ms, p99 {p99:.1} ms (at {PACE} single events per second)\n",
+        args.events,
+        args.payload,
+        args.streams,
+        args.clients,
+        verdicts.iter().map(|verdict| verdict.applied.to_string()).collect::<Vec<_>>().join(", "),
+        sum(|verdict| verdict.gaps),
+        sum(|verdict| verdict.duplicates),
+        if chain_ok { "yes, byte for byte" } else { "NO" },
+    );
+    if args.json || std::io::stdout().is_terminal() {
+        eprintln!("{summary}");
+    } else {
+        println!("{summary}");
+    }
+    if args.json {
+        let round = |value: f64| (value * 100.0).round() / 100.0;
+        println!(
+            "{}",
+            json!({
+                "events": args.events,
+                "clients": args.clients,
+                "applied": verdicts.iter().map(|verdict| verdict.applied).collect::<Vec<_>>(),
+                "gaps": sum(|verdict| verdict.gaps),
+                "duplicates_applied": sum(|verdict| verdict.duplicates),
+                "chain_ok": chain_ok,
+                "events_per_second": per_second.round(),
+                "p50_ms": if latencies.is_empty() { None } else { Some(round(p50)) },
+                "p99_ms": if latencies.is_empty() { None } else { Some(round(p99)) },
+            })
+        );
+    }
+    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Waits until every client has applied so many events, and shows how far they are.
+async fn await_all(clients: &[Follower], events: u64, say: &impl Fn(String)) -> anyhow::Result<()> {
+    let (mut last, mut moved, mut shown) = (0, Instant::now(), Instant::now());
+    loop {
+        let applied: Vec<u64> = clients.iter().map(Follower::applied).collect();
+        if applied.iter().all(|applied| *applied >= events) {
+            return Ok(());
+        }
+        let sum = applied.iter().sum();
+        if sum > last {
+            (last, moved) = (sum, Instant::now());
+        }
+        if shown.elapsed() > Duration::from_secs(2) {
+            say(format!("applied {applied:?} of {events}"));
+            shown = Instant::now();
+        }
+        for client in clients {
+            anyhow::ensure!(client.process()?.is_running(), "a client has ended: {}", client.log());
+        }
+        anyhow::ensure!(moved.elapsed() < STALL, "nothing moved for {STALL:?}: applied {applied:?} of {events}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
