@@ -1,6 +1,7 @@
 //! The measurements behind `scripts/bench`: what each part carries alone, and what the lane carries.
 
 pub mod bare;
+pub mod client;
 pub mod lane;
 pub mod report;
 

@@ -82,7 +82,8 @@ pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usiz
     let mut log = Log::new(&stream_id, size);
     let mut sent = Seq::ZERO;
     // The first frames warm up connection, module and allocator.
-    append(&bridge, &stream_id, &mut log, cut, window / 10, &mut sent).await?;
+    send(&bridge, &stream_id, make(&mut log, cut, window / 10)).await?;
+    sent = sent.plus(window / 10);
     let mut timed = async |events: u64| -> anyhow::Result<f64> {
         let frames = make(&mut log, cut, events);
         let started = Instant::now();
@@ -92,9 +93,6 @@ pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usiz
             received.iter().all(|(_, last)| last.load(Ordering::Relaxed) >= sent.get())
         });
         anyhow::ensure!(all.await, "a subscriber did not get everything");
-        let host = lane.server.process();
-        let (cpu, mb) = (host.and_then(|p| p.cpu()), host.and_then(|p| p.memory_mb()));
-        eprintln!("  {:.0}/s at {} cpu {:?} mem {:?}", rate(events, started.elapsed()), sent, cpu, mb);
         Ok(rate(events, started.elapsed()))
     };
     let empty = timed(window).await?;
@@ -107,19 +105,6 @@ pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usiz
     let host_mb = lane.server.process().and_then(|process| process.memory_mb()).map_or(0, |(now, _)| now);
     let _ = bridge.disconnect();
     Ok(Run { empty, full, held: filled, host_mb })
-}
-
-async fn append(
-    bridge: &DbConnection,
-    stream_id: &StreamId,
-    log: &mut Log,
-    cut: Cut,
-    events: u64,
-    sent: &mut Seq,
-) -> anyhow::Result<()> {
-    send(bridge, stream_id, make(log, cut, events)).await?;
-    *sent = sent.plus(events);
-    Ok(())
 }
 
 /// A frame on its way: first position, chain hash before it, bytes.

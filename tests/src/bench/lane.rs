@@ -1,1 +1,194 @@
-//! The whole lane.
+//! The whole lane: from the authority to clients that are processes of their own.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use spacetime_sync_bridge::authority::{Authority, NewEvent};
+use spacetime_sync_proto::{IdempotencyKey, Kind, StreamId};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+
+use super::client::ClientReport;
+use super::{Log, Size, rate};
+use crate::follower::Follower;
+use crate::lane::{Bridge, Lane, stream};
+use crate::postgres::Cluster;
+
+/// Streams of a run, each with a writer of its own.
+pub const STREAMS: usize = 4;
+/// Events of one transaction of a bulk writer.
+const BULK: usize = 500;
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// A lane with a backlog or under load.
+#[derive(Debug)]
+pub struct Runner {
+    /// The lane.
+    pub lane: Lane,
+    streams: Vec<StreamId>,
+}
+
+/// What a run measured.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Events per second, applied by every client.
+    pub events_per_second: f64,
+    /// What the clients say.
+    pub clients: Vec<ClientReport>,
+    /// Memory at the highest, of the bridge.
+    pub bridge_mb: u64,
+    /// Memory at the highest, of the host.
+    pub host_mb: u64,
+}
+
+impl Runner {
+    /// A lane without a bridge.
+    pub async fn start(cluster: &Cluster) -> anyhow::Result<Self> {
+        Ok(Self { lane: Lane::start_on(cluster).await?, streams: (1..=STREAMS).map(stream).collect() })
+    }
+
+    /// Commits so many events in bulk, by one writer a stream. Returns how long that took.
+    pub async fn write(&self, events: u64, size: Size) -> anyhow::Result<Duration> {
+        let started = Instant::now();
+        let mut writers = JoinSet::new();
+        for stream_id in &self.streams {
+            let (authority, stream_id) = (self.lane.authority.clone(), stream_id.clone());
+            writers.spawn(async move { bulk(&authority, &stream_id, events / STREAMS as u64, size).await });
+        }
+        while let Some(written) = writers.join_next().await {
+            written??;
+        }
+        Ok(started.elapsed())
+    }
+
+    /// Publishes a committed backlog to clients that wait for it. Timed from the start of the bridge.
+    pub async fn drain(&self, events: u64, clients: usize) -> anyhow::Result<Run> {
+        let children = self.clients(clients, events).await?;
+        let started = Instant::now();
+        let bridge = self.lane.bridge()?;
+        self.finish(events, started, &bridge, children).await
+    }
+
+    /// Commits in bulk while the bridge and the clients run.
+    pub async fn stream(&self, events: u64, size: Size, clients: usize) -> anyhow::Result<Run> {
+        let bridge = self.lane.bridge()?;
+        bridge.until("/readyz", LIMIT, |ready, _| ready).await?;
+        let children = self.clients(clients, events).await?;
+        let started = Instant::now();
+        let (written, run) = tokio::join!(self.write(events, size), self.finish(events, started, &bridge, children));
+        written?;
+        run
+    }
+
+    /// Commits single events at a fixed rate, each in a transaction of its own.
+    pub async fn paced(&self, per_second: u64, events: u64, size: Size) -> anyhow::Result<Run> {
+        let bridge = self.lane.bridge()?;
+        bridge.until("/readyz", LIMIT, |ready, _| ready).await?;
+        let children = self.clients(1, events).await?;
+        let started = Instant::now();
+        let mut writers = JoinSet::new();
+        let pace = Duration::from_micros(1_000_000 * STREAMS as u64 / per_second);
+        for (at, stream_id) in (0u32..).zip(&self.streams) {
+            let (authority, stream_id) = (self.lane.authority.clone(), stream_id.clone());
+            writers.spawn(async move {
+                let mut log = Log::new(&stream_id, size);
+                let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + pace / 4 * at, pace);
+                for _ in 0..events / STREAMS as u64 {
+                    beat.tick().await;
+                    authority.append_batch(&stream_id, &log.new_events(1)).await?;
+                }
+                Ok::<(), anyhow::Error>(())
+            });
+        }
+        let finished = self.finish(events, started, &bridge, children).await;
+        while let Some(written) = writers.join_next().await {
+            written??;
+        }
+        finished
+    }
+
+    /// A client that was away while everything was published.
+    pub async fn catch_up(&self, events: u64) -> anyhow::Result<Run> {
+        let bridge = self.lane.bridge()?;
+        anyhow::ensure!(self.lane.published(LIMIT).await, "the backlog was not published");
+        let started = Instant::now();
+        let children = self.clients(1, events).await?;
+        let mut run = self.finish(events, started, &bridge, children).await?;
+        run.events_per_second = events as f64 / run.clients[0].seconds_from_start;
+        Ok(run)
+    }
+
+    async fn clients(&self, count: usize, until: u64) -> anyhow::Result<Vec<Child>> {
+        let mut children = Vec::new();
+        for _ in 0..count {
+            let client = self.lane.client(&self.streams).await?;
+            children.push(self.spawn(&client, until)?);
+        }
+        Ok(children)
+    }
+
+    fn spawn(&self, client: &Follower, until: u64) -> anyhow::Result<Child> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["client", "--uri", self.lane.server.uri(), "--database", &self.lane.name]);
+        command.arg("--token-file").arg(client.token_file()).arg("--db").arg(PathBuf::from(client.store()));
+        command.args(["--until", &until.to_string()]);
+        for stream_id in &self.streams {
+            command.args(["--stream", stream_id.as_str()]);
+        }
+        Ok(command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?)
+    }
+
+    async fn finish(
+        &self,
+        events: u64,
+        started: Instant,
+        bridge: &Bridge,
+        children: Vec<Child>,
+    ) -> anyhow::Result<Run> {
+        let mut clients = Vec::new();
+        for child in children {
+            let output = tokio::time::timeout(LIMIT, child.wait_with_output()).await.context("a client takes too long")??;
+            clients.push(serde_json::from_slice(&output.stdout).context("a client failed")?);
+        }
+        let took = started.elapsed();
+        let peak = |process: Option<&crate::process::Process>| {
+            process.and_then(crate::process::Process::memory_mb).map_or(0, |(_, peak)| peak)
+        };
+        Ok(Run {
+            events_per_second: rate(events, took),
+            clients,
+            bridge_mb: peak(Some(&bridge.process)),
+            host_mb: peak(self.lane.server.process()),
+        })
+    }
+}
+
+async fn bulk(authority: &Authority, stream_id: &StreamId, events: u64, size: Size) -> anyhow::Result<()> {
+    let mut log = Log::new(stream_id, size);
+    let mut left = usize::try_from(events)?;
+    while left > 0 {
+        let count = left.min(BULK);
+        authority.append_batch(stream_id, &log.new_events(count)).await?;
+        left -= count;
+    }
+    Ok(())
+}
+
+impl Log {
+    /// The next events, as the authority is asked to append them.
+    fn new_events(&mut self, count: usize) -> Vec<NewEvent> {
+        (0..count)
+            .map(|_| {
+                self.seq = self.seq.next();
+                NewEvent {
+                    idempotency_key: IdempotencyKey::new(&format!("run:42:events:{}", self.seq))
+                        .unwrap_or_else(|error| panic!("{error}")),
+                    kind: Kind::new("run.event").unwrap_or_else(|error| panic!("{error}")),
+                    payload: self.size.payload(&mut self.random),
+                }
+            })
+            .collect()
+    }
+}

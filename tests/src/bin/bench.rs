@@ -1,14 +1,39 @@
 //! See `scripts/bench`.
 
-use spacetime_sync_tests::bench::bare::{self, Cut};
-use spacetime_sync_tests::bench::Size;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use spacetime_sync_tests::bench::client::{self, ClientArgs};
+use spacetime_sync_tests::bench::report;
+
+/// How fast the lane is, and what bounds it.
+#[derive(Parser)]
+struct Args {
+    /// Two minutes instead of a quarter of an hour: fewer events, fewer sizes.
+    #[arg(long)]
+    quick: bool,
+    /// Ends with one line of JSON on stdout.
+    #[arg(long)]
+    json: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The client of a measurement: started by the measurement itself.
+    #[command(hide = true)]
+    Client(ClientArgs),
+}
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    for (size, subs) in [(512, 0), (512, 1), (4096, 0), (512, 0)] {
-        let size = Size::Bytes(size);
-        let r = bare::run(size, Cut::BACKLOG, 100_000, 500_000, subs).await?;
-        println!("{:>5} backlog {subs} sub: empty {:.0} full {:.0} flat {:.2} mb {}", size.name(), r.empty, r.full, r.flatness(), r.host_mb);
+async fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    match args.command {
+        Some(Command::Client(args)) => {
+            println!("{}", serde_json::to_string(&client::run(args).await?)?);
+        }
+        None => report::run(args.quick, args.json).await?,
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

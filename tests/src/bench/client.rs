@@ -1,0 +1,134 @@
+//! The client of a measurement, as a process of its own: applies, counts, and says what it saw when it is done.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use spacetime_sync_client::rusqlite::Transaction;
+use spacetime_sync_client::{ClientConfig, Event, HandlerError, SqliteStore, StreamId, SyncClient};
+
+use super::percentile;
+
+/// What the process is told.
+#[derive(Debug, Args)]
+pub struct ClientArgs {
+    /// Where SpacetimeDB listens.
+    #[arg(long)]
+    pub uri: String,
+    /// The database.
+    #[arg(long)]
+    pub database: String,
+    /// A file with the token.
+    #[arg(long)]
+    pub token_file: PathBuf,
+    /// The SQLite file to save checkpoints in.
+    #[arg(long)]
+    pub db: PathBuf,
+    /// A stream to follow.
+    #[arg(long = "stream", required = true)]
+    pub streams: Vec<StreamId>,
+    /// Ends when this many events are applied over all streams.
+    #[arg(long)]
+    pub until: u64,
+}
+
+/// What it says in the end, as one line of JSON.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClientReport {
+    /// Events applied.
+    pub applied: u64,
+    /// From the first to the last one.
+    pub seconds: f64,
+    /// From the start of the process to the last one.
+    pub seconds_from_start: f64,
+    /// Half of the events took no longer from append to applied.
+    pub p50_ms: f64,
+    /// 99 of 100 took no longer.
+    pub p99_ms: f64,
+    /// Its memory at the highest.
+    pub peak_rss_mb: u64,
+    /// Subscriptions made anew to keep memory bounded.
+    pub resubscriptions: u64,
+}
+
+#[derive(Default)]
+struct Seen {
+    applied: u64,
+    first_us: i64,
+    last_us: i64,
+    latencies_ms: Vec<f64>,
+}
+
+/// Runs the client until it has applied all.
+pub async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
+    let started_us = now_us();
+    let mut config = ClientConfig::new(&args.uri, &args.database, args.streams.clone());
+    config.token = Some(std::fs::read_to_string(&args.token_file)?.trim().to_owned());
+    let mut store = SqliteStore::open(&args.db)?;
+    store.connection().execute_batch(
+        "CREATE TABLE IF NOT EXISTS tally (stream_id TEXT PRIMARY KEY, events INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT",
+    )?;
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let handler = {
+        let seen = seen.clone();
+        move |transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event]| {
+            tally(transaction, stream, events)?;
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = now_us();
+            if seen.applied == 0 {
+                seen.first_us = now;
+            }
+            seen.last_us = now;
+            seen.applied += events.len() as u64;
+            seen.latencies_ms.extend(events.iter().map(|event| (now - event.committed_at_us) as f64 / 1_000.0));
+            Ok::<(), HandlerError>(())
+        }
+    };
+    let client = SyncClient::start(config, store, handler)?;
+    let mut status = client.status();
+    loop {
+        let applied: u64 = status.borrow_and_update().streams.values().map(|stream| stream.applied.seq.get()).sum();
+        if applied >= args.until {
+            break;
+        }
+        status.changed().await.context("the client has stopped")?;
+    }
+    let resubscriptions = client.stop().await.counters.resubscriptions;
+    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    seen.latencies_ms.sort_by(f64::total_cmp);
+    Ok(ClientReport {
+        applied: seen.applied,
+        seconds: (seen.last_us - seen.first_us) as f64 / 1e6,
+        seconds_from_start: (seen.last_us - started_us) as f64 / 1e6,
+        p50_ms: percentile(&seen.latencies_ms, 50.0),
+        p99_ms: percentile(&seen.latencies_ms, 99.0),
+        peak_rss_mb: peak_rss_mb(),
+        resubscriptions,
+    })
+}
+
+/// The application's own effect: one row a batch, in the transaction of the checkpoint.
+fn tally(transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event]) -> Result<(), HandlerError> {
+    let bytes: usize = events.iter().map(|event| event.payload.len()).sum();
+    transaction
+        .prepare_cached(
+            "INSERT INTO tally VALUES (?1, ?2, ?3)
+             ON CONFLICT (stream_id) DO UPDATE SET events = events + ?2, bytes = bytes + ?3",
+        )?
+        .execute((stream.as_str(), events.len() as i64, bytes as i64))?;
+    Ok(())
+}
+
+fn now_us() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
+}
+
+/// This process's memory at the highest.
+pub fn peak_rss_mb() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) / 1024
+}
