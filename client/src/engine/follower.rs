@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use spacetime_sync_proto::{Seq, StreamId};
+use spacetime_sync_proto::{RefusalCode, Seq, StreamId};
 use tokio::time::Instant;
 
 use crate::apply::{Mode, Stream, SubscriptionId};
@@ -26,6 +26,8 @@ pub(super) struct Follower {
     /// The head as last heard of, on any connection.
     head: Option<Seq>,
     live: bool,
+    /// What the module said last, until it has said something else: asking again is no progress yet.
+    refused: Option<RefusalCode>,
     behind_since: Option<Instant>,
 }
 
@@ -50,6 +52,7 @@ impl Follower {
             acked_at: None,
             head: None,
             live: false,
+            refused: None,
             behind_since: None,
         }
     }
@@ -65,6 +68,18 @@ impl Follower {
     /// Notes what the core's state means at this time.
     pub(super) fn observe(&mut self, now: Instant, grace: Duration) {
         self.head = self.stream.known_head().or(self.head);
+        self.refused = match self.stream.mode() {
+            Mode::Refused(code) => Some(*code),
+            Mode::Paging if self.stream.known_head().is_none() => self.refused,
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => None,
+        };
         if !self.stream.is_delivering() {
             (self.live, self.behind_since) = (false, None);
         } else if self.stream.is_current() {
@@ -84,6 +99,9 @@ impl Follower {
     }
 
     fn phase(&self) -> StreamPhase {
+        if let Some(code) = self.refused {
+            return StreamPhase::Forbidden { code };
+        }
         match self.stream.mode() {
             Mode::Offline => StreamPhase::Waiting,
             Mode::Paging | Mode::Subscribing(_) => StreamPhase::CatchingUp,

@@ -126,7 +126,10 @@ impl Engine {
                 self.back_off(Disconnect::ConnectTimeout(self.config.limits.connect_timeout));
             }
             Event::Net(NetEvent::Message(Ok(message))) => {
-                if let Net::Up(up) = &mut self.net {
+                // The SDK also wakes for what goes out, which says nothing about the other end.
+                if let Net::Up(up) = &mut self.net
+                    && !message.is_empty()
+                {
                     up.heard_at = Instant::now();
                 }
                 for inbound in message {

@@ -66,7 +66,7 @@ impl Engine {
             return;
         };
         let limits = &self.config.limits;
-        let silent = now.duration_since(*heard_at) >= limits.heartbeat_after;
+        let silent = self.reads_under_way == 0 && now.duration_since(*heard_at) >= limits.heartbeat_after;
         let mut due: Vec<_> = (0..self.followers.len())
             .filter(|at| self.followers[*at].stream.is_delivering() && !self.followers[*at].stream.is_reading())
             .filter(|at| silent || now.duration_since(self.followers[*at].verified_at) >= limits.verify_every)
