@@ -54,12 +54,14 @@ pub(crate) struct Job {
 }
 
 /// What became of batches of one stream.
+#[derive(Debug, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) stream: usize,
     pub(crate) released: usize,
     pub(crate) result: Applied,
 }
 
+#[derive(Debug, PartialEq)]
 pub(crate) enum Applied {
     To(Checkpoint),
     Dropped,
@@ -164,13 +166,11 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             }
             // Streams take turns, so that a busy one does not starve the others.
             let Some(stream) = turn.pop_front() else { continue };
-            let Some(outcome) = self.apply_some(stream) else {
-                continue;
-            };
+            let sent = self.apply_some(stream);
             if !self.streams[stream].batches.is_empty() {
                 turn.push_back(stream);
             }
-            if self.outgoing.send(outcome).is_err() {
+            if sent.is_err() {
                 return;
             }
         }
@@ -184,16 +184,15 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         batches.push_back(job.batch);
     }
 
-    fn apply_some(&mut self, stream: usize) -> Option<Outcome> {
+    /// Applies what is queued for a stream, as much as goes into one transaction. Fails when nobody listens any more.
+    fn apply_some(&mut self, stream: usize) -> Result<(), Gone> {
         let queue = &mut self.streams[stream];
-        let first = queue.batches.pop_front()?;
+        let Some(first) = queue.batches.pop_front() else {
+            return Ok(());
+        };
         let (mut to, mut released, mut events) = (first.to, first.bytes, first.events);
         if first.from != queue.applied {
-            return Some(Outcome {
-                stream,
-                released,
-                result: Applied::Dropped,
-            });
+            return self.tell(stream, released, Applied::Dropped);
         }
         while let Some(next) = queue.batches.front() {
             if next.from != to
@@ -207,18 +206,35 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             released += next.bytes;
             events.extend(next.events);
         }
-        let result = self.apply(stream, to, &events);
-        Some(Outcome {
-            stream,
-            released,
-            result,
-        })
+        let Some((bad, failure)) = altered(&events) else {
+            let result = self.apply(stream, to, &events);
+            return self.tell(stream, released, result);
+        };
+        // What comes before the altered payload is good.
+        if let Some(last) = events[..bad].last() {
+            let to = Checkpoint {
+                seq: last.seq,
+                chain_hash: last.chain_hash,
+            };
+            match self.apply(stream, to, &events[..bad]) {
+                Applied::To(to) => self.tell(stream, 0, Applied::To(to))?,
+                other => return self.tell(stream, released, other),
+            }
+        }
+        self.tell(stream, released, Applied::Failed(failure))
+    }
+
+    fn tell(&self, stream: usize, released: usize, result: Applied) -> Result<(), Gone> {
+        self.outgoing
+            .send(Outcome {
+                stream,
+                released,
+                result,
+            })
+            .map_err(|_| Gone)
     }
 
     fn apply(&mut self, stream: usize, to: Checkpoint, events: &[Event]) -> Applied {
-        if let Some(failure) = altered(events) {
-            return Applied::Failed(failure);
-        }
         let queue = &mut self.streams[stream];
         let (store, handler) = (&mut self.store, &mut self.handler);
         let mut panicked = None;
@@ -256,12 +272,15 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
     }
 }
 
-/// The first payload that is not what its hash says.
-fn altered(events: &[Event]) -> Option<ApplyFailure> {
-    events.iter().find_map(|event| {
+/// Nobody listens any more.
+struct Gone;
+
+/// The first payload that is not what its hash says, and where it is.
+fn altered(events: &[Event]) -> Option<(usize, ApplyFailure)> {
+    events.iter().enumerate().find_map(|(at, event)| {
         let found = PayloadHash::of(&event.payload);
         let (seq, expected) = (event.seq, event.payload_hash);
-        (found != expected).then_some(ApplyFailure::Payload { seq, expected, found })
+        (found != expected).then_some((at, ApplyFailure::Payload { seq, expected, found }))
     })
 }
 
@@ -282,3 +301,6 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
         (None, None) => "no message".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ mod stream;
 #[cfg(test)]
 mod property;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use stream::{Mode, Stream};
 

@@ -9,13 +9,13 @@ use super::*;
 use crate::config::{Limits, StreamBounds};
 
 /// A log to follow.
-pub(super) struct Log {
-    pub(super) start: Checkpoint,
-    pub(super) events: Vec<Event>,
+pub(crate) struct Log {
+    pub(crate) start: Checkpoint,
+    pub(crate) events: Vec<Event>,
 }
 
 impl Log {
-    pub(super) fn new(name: &str, events: u64) -> Self {
+    pub(crate) fn new(name: &str, events: u64) -> Self {
         let stream_id = StreamId::new(name).unwrap();
         let start = Checkpoint::start(&stream_id);
         let mut log = Self {
@@ -26,7 +26,7 @@ impl Log {
         log
     }
 
-    pub(super) fn append(&mut self) {
+    pub(crate) fn append(&mut self) {
         let seq = self.head().seq.next();
         let payload = Bytes::from(format!("payload {seq}"));
         let payload_hash = PayloadHash::of(&payload);
@@ -47,11 +47,11 @@ impl Log {
         });
     }
 
-    pub(super) fn head(&self) -> Checkpoint {
+    pub(crate) fn head(&self) -> Checkpoint {
         self.at(self.events.len() as u64)
     }
 
-    pub(super) fn at(&self, seq: u64) -> Checkpoint {
+    pub(crate) fn at(&self, seq: u64) -> Checkpoint {
         match seq.checked_sub(1) {
             None => self.start,
             Some(at) => {
@@ -65,7 +65,7 @@ impl Log {
     }
 
     /// The events from one position to another as a frame.
-    pub(super) fn frame(&self, first: u64, last: u64) -> RawFrame {
+    pub(crate) fn frame(&self, first: u64, last: u64) -> RawFrame {
         let events = &self.events[first as usize - 1..last as usize];
         RawFrame {
             first_seq: Seq::new(first).unwrap(),
@@ -84,7 +84,7 @@ impl Log {
     }
 }
 
-pub(super) fn bounds() -> StreamBounds {
+pub(crate) fn bounds() -> StreamBounds {
     Limits::default().of_stream()
 }
 
