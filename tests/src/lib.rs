@@ -7,6 +7,7 @@ pub mod load;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod schema;
 pub mod server;
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
 //! From the authority to the clients.
 
 mod authority;
+mod contract;
