@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags};
+use serde_json::Value;
 use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
 
@@ -38,6 +39,17 @@ pub struct Verdict {
     pub duplicates: u64,
     /// Events that are not, field by field, those of the authority.
     pub different: u64,
+}
+
+/// What a client has saved of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Saved {
+    /// Position of the checkpoint.
+    pub checkpoint: u64,
+    /// Position of the last event applied.
+    pub last: u64,
+    /// Events applied.
+    pub events: u64,
 }
 
 impl Verdict {
@@ -151,6 +163,40 @@ impl Follower {
         .await;
         let applied = self.applied();
         anyhow::ensure!(done && applied >= events, "the client applied {applied} of {events} events: {}", self.log());
+        Ok(())
+    }
+
+    /// What it has saved of each stream, as of one moment; nothing before its store is there.
+    pub fn saved(&self) -> anyhow::Result<Vec<Saved>> {
+        let mut store = self.open()?;
+        let snapshot = store.transaction()?;
+        let tables = "SELECT count(*) FROM sqlite_schema WHERE name IN ('applied', 'spacetime_sync_checkpoint')";
+        if snapshot.query_row(tables, [], |row| row.get::<_, u64>(0))? < 2 {
+            return Ok(Vec::new());
+        }
+        let mut saved = Vec::new();
+        for stream_id in &self.streams {
+            let found = snapshot.query_row(
+                "SELECT coalesce((SELECT seq FROM spacetime_sync_checkpoint WHERE stream_id = ?1), 0),
+                        coalesce(max(seq), 0), count(*) FROM applied WHERE stream_id = ?1",
+                [stream_id.as_str()],
+                |row| Ok(Saved { checkpoint: row.get(0)?, last: row.get(1)?, events: row.get(2)? }),
+            )?;
+            saved.push(found);
+        }
+        Ok(saved)
+    }
+
+    /// The last state it has told of; null before the first.
+    pub fn status(&self) -> Value {
+        let log = self.log();
+        log.lines().rev().find_map(|line| serde_json::from_str(line).ok()).unwrap_or_default()
+    }
+
+    /// Waits until it is live on all its streams.
+    pub async fn until_live(&self, limit: Duration) -> anyhow::Result<()> {
+        let live = crate::until(limit, || self.status()["phase"] == "live").await;
+        anyhow::ensure!(live, "the client is not live: {}", self.log());
         Ok(())
     }
 

@@ -150,6 +150,41 @@ impl Lane {
         ))
     }
 
+    /// Lets a client read streams: again, after its grants were deleted.
+    pub async fn grant(&self, client: &Follower, streams: &[StreamId]) -> anyhow::Result<()> {
+        let owner = self.owner()?;
+        for stream_id in streams {
+            owner.grant(client.identity(), stream_id).await?;
+        }
+        Ok(())
+    }
+
+    /// The last seq that SpacetimeDB holds of each stream; 0 for one that it does not hold.
+    pub async fn held(&self, streams: &[StreamId]) -> anyhow::Result<Vec<u64>> {
+        let names: Vec<&str> = streams.iter().map(StreamId::as_str).collect();
+        let answer = reqwest::Client::new()
+            .post(format!("{}/v1/database/{}/call/read_heads", self.server.uri(), self.name))
+            .bearer_auth(read_token(&self.path("owner.token"))?.expose())
+            .json(&serde_json::json!([names]))
+            .send()
+            .await?
+            .error_for_status()?;
+        let answer: Value = answer.json().await?;
+        let heads = answer.get("ok").or(answer.get(1)).and_then(Value::as_array);
+        let heads = heads.with_context(|| format!("no heads: {answer}"))?;
+        heads.iter().map(|head| head[0].as_u64().with_context(|| format!("no head: {head}"))).collect()
+    }
+
+    /// The last seq of each stream that the authority has recorded as held by SpacetimeDB.
+    pub async fn recorded(&self, streams: &[StreamId]) -> anyhow::Result<Vec<u64>> {
+        let mut recorded = Vec::new();
+        for stream_id in streams {
+            let position = self.authority.position(stream_id).await?;
+            recorded.push(position.map_or(0, |position| position.published_seq.get()));
+        }
+        Ok(recorded)
+    }
+
     /// Waits until everything that is committed is published, and says whether it came to that.
     pub async fn published(&self, limit: Duration) -> bool {
         let deadline = tokio::time::Instant::now() + limit;

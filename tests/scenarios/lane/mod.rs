@@ -2,3 +2,4 @@
 
 mod authority;
 mod contract;
+mod faults;

@@ -1,0 +1,128 @@
+//! SIGKILL of each process of the lane, and SIGTERM of the bridge.
+
+use spacetime_sync_tests::postgres::Cluster;
+
+use super::{FAULTS, RECOVERY, SOON, Scene, ready};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_bridge_loses_and_doubles_nothing() {
+    let mut scene = Scene::start(2).await;
+    scene.write();
+    for _ in 0..FAULTS {
+        let bridge = scene.bridge().await;
+        scene.pause().await;
+        bridge.process.kill();
+        scene.published_is_held().await;
+    }
+    let _bridge = scene.lane.bridge().unwrap();
+    scene.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_host_comes_back_and_everyone_goes_on() {
+    let mut scene = Scene::start(2).await;
+    if !scene.lane.server.is_own() {
+        eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");
+        return;
+    }
+    let bridge = scene.lane.bridge().unwrap();
+    scene.write();
+    for _ in 0..FAULTS {
+        if scene.random_bool() {
+            ready(&bridge).await;
+        }
+        scene.pause().await;
+        scene.lane.server.restart().await.unwrap();
+    }
+    scene.settle().await;
+    assert!(bridge.process.is_running());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_recorded_as_published_survives_a_kill_of_the_host() {
+    let mut scene = Scene::start(1).await;
+    if !scene.lane.server.is_own() {
+        eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");
+        return;
+    }
+    scene.write();
+    for _ in 0..FAULTS {
+        let bridge = scene.lane.bridge().unwrap();
+        ready(&bridge).await;
+        scene.pause().await;
+        scene.lane.server.kill();
+        // It writes down what was acknowledged, and ends: nobody publishes anything again before the comparison.
+        bridge.until("/readyz", SOON, |ready, _| !ready).await.unwrap();
+        assert_eq!(bridge.stop().await.unwrap(), 0);
+        scene.lane.server.restart().await.unwrap();
+        scene.published_is_held().await;
+    }
+    let _bridge = scene.lane.bridge().unwrap();
+    scene.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_client_has_saved_checkpoint_and_effects_together() {
+    let mut scene = Scene::start(2).await;
+    let _bridge = scene.lane.bridge().unwrap();
+    scene.write();
+    for _ in 0..2 * FAULTS {
+        scene.pause().await;
+        let client = &mut scene.clients[0];
+        client.kill();
+        for saved in client.saved().unwrap() {
+            assert_eq!((saved.checkpoint, saved.events), (saved.last, saved.last), "{saved:?}");
+        }
+        client.start().unwrap();
+    }
+    scene.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_postgres_comes_back_and_everyone_goes_on() {
+    let cluster = Cluster::start().await.unwrap();
+    if !cluster.can_be_killed() {
+        eprintln!("skipped: the server of DATABASE_URL is not ours to kill");
+        return;
+    }
+    let mut scene = Scene::start_on(&cluster, 2).await;
+    let bridge = scene.lane.bridge().unwrap();
+    scene.write();
+    for _ in 0..FAULTS {
+        if scene.random_bool() {
+            ready(&bridge).await;
+        }
+        scene.pause().await;
+        cluster.kill().unwrap();
+        scene.pause().await;
+        cluster.restart().await.unwrap();
+    }
+    scene.settle().await;
+    scene.published_is_held().await;
+    assert!(bridge.process.is_running());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_is_told_to_stop_finishes_what_is_in_flight() {
+    let mut scene = Scene::start(1).await;
+    scene.write();
+    for _ in 0..FAULTS {
+        let bridge = scene.bridge().await;
+        scene.pause().await;
+        assert_eq!(bridge.stop().await.unwrap(), 0);
+        scene.published_is_held().await;
+    }
+    // A backlog, and no writer that holds a row: what is acknowledged is recorded to the last event.
+    scene.pause().await;
+    scene.stop_writing().await;
+    let bridge = scene.lane.bridge().unwrap();
+    let carries = bridge.until("/internal/v1/spacetime/sync/metrics", RECOVERY, |_, metrics| {
+        metrics["counters"]["published_events"].as_u64() > Some(0)
+    });
+    carries.await.unwrap();
+    assert_eq!(bridge.stop().await.unwrap(), 0);
+    let held = scene.lane.held(&scene.streams).await.unwrap();
+    assert_eq!(scene.lane.recorded(&scene.streams).await.unwrap(), held);
+    let _bridge = scene.lane.bridge().unwrap();
+    scene.settle().await;
+}
