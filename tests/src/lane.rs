@@ -63,7 +63,12 @@ impl Lane {
 
     /// The same on a cluster of its own, which can be killed.
     pub async fn start_on(cluster: &Cluster) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("sync-lane-").tempdir()?;
+        Self::start_in(cluster, &std::env::temp_dir()).await
+    }
+
+    /// The same, with SpacetimeDB's data below `parent`.
+    pub async fn start_in(cluster: &Cluster, parent: &Path) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("sync-lane-").tempdir_in(parent)?;
         let database = cluster.create_database().await?;
         let authority = Authority::connect(database.url(), 8).await?;
         let data = folder.path().join("host");

@@ -1,5 +1,6 @@
 //! SpacetimeDB alone: an SDK loop that appends to the module, with subscribers, and no Postgres anywhere.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,9 +14,12 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::{Log, Size, rate};
 use crate::lane::{Lane, stream};
+use crate::postgres::Cluster;
 
-/// Calls in flight.
-const IN_FLIGHT: usize = 16;
+/// Frames in flight while each holds many events, and while each holds one.
+const IN_FLIGHT: (usize, usize) = (16, 64);
+/// A file system in memory: where a run is not about the disk.
+const IN_MEMORY: &str = "/dev/shm";
 
 /// How a run cuts its log into frames.
 #[derive(Debug, Clone, Copy)]
@@ -26,13 +30,16 @@ pub struct Cut {
     pub bytes: usize,
     /// Whether small frames are padded, as the contract does. Without, to show why.
     pub padded: bool,
+    /// Whether the commit log is on the disk. In memory it shows what the size of the table costs, and not what the
+    /// disk gives after its first burst.
+    pub on_disk: bool,
 }
 
 impl Cut {
     /// What the bridge does when there is a backlog.
-    pub const BACKLOG: Self = Self { events: 1_000, bytes: 256 * 1024, padded: true };
+    pub const BACKLOG: Self = Self { events: 1_000, bytes: 256 * 1024, padded: true, on_disk: true };
     /// What the bridge does when events come one at a time.
-    pub const LIVE: Self = Self { events: 1, bytes: 256 * 1024, padded: true };
+    pub const LIVE: Self = Self { events: 1, bytes: 256 * 1024, padded: true, on_disk: true };
 
     fn encode(self, events: &[Event]) -> Vec<u8> {
         if self.padded {
@@ -72,7 +79,10 @@ impl Run {
 /// Appends `window` events to an empty table, fills it up to `held`, and appends `window` more; both windows are timed
 /// until the last event is acknowledged as durable and every subscriber has it.
 pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usize) -> anyhow::Result<Run> {
-    let lane = Lane::start().await?;
+    let memory = Path::new(IN_MEMORY);
+    let parent = if cut.on_disk || !memory.is_dir() { std::env::temp_dir() } else { memory.to_owned() };
+    let lane = Lane::start_in(Cluster::shared().await, &parent).await?;
+    let in_flight = if cut.events > 1 { IN_FLIGHT.0 } else { IN_FLIGHT.1 };
     let stream_id = stream(1);
     let bridge = connect(&lane, "bridge.token").await?;
     let mut received = Vec::new();
@@ -82,12 +92,12 @@ pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usiz
     let mut log = Log::new(&stream_id, size);
     let mut sent = Seq::ZERO;
     // The first frames warm up connection, module and allocator.
-    send(&bridge, &stream_id, make(&mut log, cut, window / 10)).await?;
+    send(&bridge, &stream_id, make(&mut log, cut, window / 10), in_flight).await?;
     sent = sent.plus(window / 10);
     let mut timed = async |events: u64| -> anyhow::Result<f64> {
         let frames = make(&mut log, cut, events);
         let started = Instant::now();
-        send(&bridge, &stream_id, frames).await?;
+        send(&bridge, &stream_id, frames, in_flight).await?;
         sent = sent.plus(events);
         let all = crate::until(Duration::from_secs(120), || {
             received.iter().all(|(_, last)| last.load(Ordering::Relaxed) >= sent.get())
@@ -127,8 +137,13 @@ fn make(log: &mut Log, cut: Cut, events: u64) -> Vec<Made> {
     frames
 }
 
-async fn send(bridge: &DbConnection, stream_id: &StreamId, frames: Vec<Made>) -> anyhow::Result<()> {
-    let slots = Arc::new(Semaphore::new(IN_FLIGHT));
+async fn send(
+    bridge: &DbConnection,
+    stream_id: &StreamId,
+    frames: Vec<Made>,
+    in_flight: usize,
+) -> anyhow::Result<()> {
+    let slots = Arc::new(Semaphore::new(in_flight));
     let failed = Arc::new(std::sync::Mutex::new(None));
     for (first_seq, base_chain, frame) in frames {
         let slot = slots.clone().acquire_owned().await?;
@@ -146,7 +161,7 @@ async fn send(bridge: &DbConnection, stream_id: &StreamId, frames: Vec<Made>) ->
             },
         )?;
     }
-    let _all = slots.acquire_many(IN_FLIGHT as u32).await?;
+    let _all = slots.acquire_many(in_flight as u32).await?;
     let failure = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
     match failure {
         None => Ok(()),
