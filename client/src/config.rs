@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use spacetime_sync_proto::StreamId;
+use spacetime_sync_proto::{StreamId, limit};
 
 use crate::error::ConfigError;
 
@@ -150,10 +150,14 @@ pub struct Limits {
     pub unapplied_bytes: usize,
     /// Of these a stream may have so many when it goes live again after it lagged: 1 MiB.
     pub resume_bytes: usize,
-    /// Bytes of rows delivered by all subscriptions before the largest is replaced by one from a later position, for
-    /// the SDK keeps every row of a subscription: 4 MiB. Replacing brings the rows once more, and delivery pauses
-    /// meanwhile: some 7 ms a MiB on two busy cores.
+    /// Bytes of rows that subscriptions may bring before they are replaced by ones from later positions: 4 MiB. The SDK
+    /// keeps every row of a subscription, and queues what is not yet taken without a bound of its own, so a
+    /// subscription also ends so far ahead of the cursor: the host never sends more than was asked for. Replacing
+    /// brings the rows once more.
     pub subscribed_bytes: usize,
+    /// When a host is so far behind with sending that replacing takes effect too late, and so many bytes of rows have
+    /// come meanwhile, the connection is replaced, which frees them all at once: 24 MiB.
+    pub reconnect_bytes: usize,
     /// Pages under way at the same time, over all streams: 4.
     pub pages_in_flight: usize,
     /// A stream subscribes when it is so many events behind its head: 2,000 …
@@ -194,6 +198,7 @@ impl Default for Limits {
             unapplied_bytes: 8 << 20,
             resume_bytes: 1 << 20,
             subscribed_bytes: 4 << 20,
+            reconnect_bytes: 24 << 20,
             pages_in_flight: 4,
             subscribe_within_events: 2_000,
             subscribe_within_bytes: 1 << 20,
@@ -229,8 +234,8 @@ impl Limits {
         if self.resume_bytes >= self.unapplied_bytes {
             return wrong("resume_bytes", "less than unapplied_bytes");
         }
-        if self.subscribed_bytes == 0 {
-            return wrong("subscribed_bytes", "at least 1");
+        if self.subscribed_bytes == 0 || self.reconnect_bytes <= self.subscribed_bytes {
+            return wrong("subscribed_bytes", "at least 1, and less than reconnect_bytes");
         }
         let times = [
             self.connect_timeout,
@@ -244,8 +249,10 @@ impl Limits {
         Ok(())
     }
 
-    pub(crate) fn of_stream(&self) -> StreamBounds {
+    pub(crate) fn of_stream(&self, streams: usize) -> StreamBounds {
         StreamBounds {
+            window_bytes: self.subscribed_bytes / streams.max(1),
+            window_events: limit::FRAME_EVENTS as u64,
             unapplied_bytes: self.unapplied_bytes,
             resume_bytes: self.resume_bytes,
             subscribe_within_events: self.subscribe_within_events,
@@ -268,6 +275,10 @@ pub struct StreamBounds {
     pub subscribe_within_bytes: u64,
     /// See [`Limits::apply_attempts`].
     pub apply_attempts: u32,
+    /// This stream's part of [`Limits::subscribed_bytes`].
+    pub window_bytes: usize,
+    /// The least that a subscription brings, however large events are: a whole frame, or it might bring none.
+    pub window_events: u64,
 }
 
 #[cfg(test)]

@@ -136,6 +136,8 @@ pub enum Effect {
         id: SubscriptionId,
         /// The position.
         after: Seq,
+        /// The last position it brings: what bounds how far the host may run ahead.
+        to: Seq,
     },
     /// Give up a subscription.
     Unsubscribe {
@@ -283,6 +285,8 @@ pub struct Counters {
     pub reads_refused: u64,
     /// Connections made after the first.
     pub reconnects: u64,
+    /// Connections given up because the host was too far behind with sending.
+    pub connections_overfull: u64,
     /// Checkpoints that the module took down.
     pub acks: u64,
     /// Checkpoints that the module refused.

@@ -28,7 +28,8 @@ struct World {
     queue: VecDeque<Batch>,
     /// What is under way to the client, in the order of the connection.
     wire: VecDeque<Input>,
-    subscriptions: Vec<SubscriptionId>,
+    /// Each with the last position it brings.
+    subscriptions: Vec<(SubscriptionId, Seq)>,
     connected: bool,
     read: Option<Seq>,
     ask: bool,
@@ -44,6 +45,9 @@ impl World {
             resume_bytes: rng.random_range(0..5_000),
             subscribe_within_events: rng.random_range(0..20),
             apply_attempts: u32::MAX,
+            // Frames have up to 5 events.
+            window_bytes: rng.random_range(1..20_000),
+            window_events: rng.random_range(5..30),
             ..bounds()
         };
         let mut world = Self {
@@ -97,15 +101,15 @@ impl World {
                     );
                     self.read = Some(after);
                 }
-                Effect::Subscribe { id, after } => {
+                Effect::Subscribe { id, after, to } => {
                     assert!(self.connected);
-                    self.subscriptions.push(id);
+                    self.subscriptions.push((id, to));
                     let mut rows = self.frames(after.get());
-                    rows.retain(|_| !self.faults || self.rng.random_bool(0.95));
+                    rows.retain(|frame| frame.last_seq <= to && (!self.faults || self.rng.random_bool(0.95)));
                     self.wire.extend(rows.into_iter().map(Input::Frame));
                     self.wire.push_back(Input::Subscribed(id));
                 }
-                Effect::Unsubscribe { id } => self.subscriptions.retain(|held| *held != id),
+                Effect::Unsubscribe { id } => self.subscriptions.retain(|(held, _)| *held != id),
                 Effect::Apply(batch) => {
                     let events = batch.events.iter().map(|event| event.seq.get());
                     assert!(events.eq(batch.from.seq.get() + 1..=batch.to.seq.get()));
@@ -126,8 +130,8 @@ impl World {
         let before = self.log.head().seq.get();
         (0..self.rng.random_range(1..8)).for_each(|_| self.log.append());
         self.cut();
-        if !self.subscriptions.is_empty() {
-            for frame in self.frames(before) {
+        for frame in self.frames(before) {
+            if self.subscriptions.iter().any(|(_, to)| frame.last_seq <= *to) {
                 self.wire.push_back(Input::Frame(frame));
             }
         }

@@ -38,6 +38,9 @@ pub enum Mode {
     Stopped(StreamStop),
 }
 
+/// What an event is taken to weigh before one was seen.
+const UNKNOWN_EVENT_BYTES: usize = 4_096;
+
 /// A page that was asked for.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
@@ -65,6 +68,8 @@ pub struct Stream {
     fresh: bool,
     unapplied_bytes: usize,
     bytes_per_event: usize,
+    /// Where the present subscription is half used up.
+    renew_at: Seq,
     failures: u32,
     subscriptions: u32,
 }
@@ -84,6 +89,7 @@ impl Stream {
             fresh: false,
             unapplied_bytes: 0,
             bytes_per_event: 0,
+            renew_at: Seq::ZERO,
             failures: 0,
             subscriptions: 0,
         }
@@ -183,6 +189,9 @@ impl Stream {
                 counters.apply_failures += 1;
                 self.apply_failed(failure, &mut effects);
             }
+        }
+        if matches!(self.mode, Mode::Live(_)) && self.cursor.seq >= self.renew_at {
+            self.renew(counters, &mut effects);
         }
         self.settle(counters, &mut effects);
         effects
@@ -296,6 +305,10 @@ impl Stream {
 
     fn live_frame(&mut self, frame: RawFrame, counters: &mut Counters, effects: &mut Vec<Effect>) {
         self.known = self.known.max(Some(frame.last_seq));
+        let events = frame.last_seq.since(frame.first_seq) as usize + 1;
+        // Larger events count at once, smaller ones little by little: a window errs to the small side.
+        let slowly = self.bytes_per_event - self.bytes_per_event / 8;
+        self.bytes_per_event = frame.bytes.len().div_ceil(events).max(slowly);
         match self.mode {
             // Left over from a subscription that was given up: the head it tells of is paged.
             Mode::Offline
@@ -502,11 +515,24 @@ impl Stream {
     fn subscribe(&mut self, effects: &mut Vec<Effect>) -> SubscriptionId {
         self.subscriptions += 1;
         let id = SubscriptionId(self.subscriptions);
+        let (after, window) = (self.cursor.seq, self.window());
+        self.renew_at = after.plus(window.div_ceil(2));
         effects.push(Effect::Subscribe {
             id,
-            after: self.cursor.seq,
+            after,
+            to: after.plus(window),
         });
         id
+    }
+
+    /// How many events a subscription may bring.
+    fn window(&self) -> u64 {
+        let each = if self.bytes_per_event == 0 {
+            UNKNOWN_EVENT_BYTES
+        } else {
+            self.bytes_per_event
+        };
+        ((self.bounds.window_bytes / each) as u64).max(self.bounds.window_events)
     }
 
     fn owns(&self, id: SubscriptionId) -> bool {

@@ -85,7 +85,7 @@ impl Log {
 }
 
 pub(crate) fn bounds() -> StreamBounds {
-    Limits::default().of_stream()
+    Limits::default().of_stream(1)
 }
 
 fn seq(value: u64) -> Seq {
@@ -139,7 +139,7 @@ impl Case {
 fn show(effect: &Effect) -> String {
     match effect {
         Effect::Read { after } => format!("read after {after}"),
-        Effect::Subscribe { id, after } => format!("subscribe {} after {after}", id.0),
+        Effect::Subscribe { id, after, .. } => format!("subscribe {} after {after}", id.0),
         Effect::Unsubscribe { id } => format!("unsubscribe {}", id.0),
         Effect::Apply(batch) => format!("apply {}..={}", batch.from.seq.next(), batch.to.seq),
         Effect::AskLater => "ask later".to_owned(),
@@ -528,4 +528,25 @@ fn the_genesis_of_a_log_is_part_of_the_check() {
     case.step(Input::Connected);
     case.expect(log.page(vec![log.frame(1, 3)]), &[]);
     assert_eq!(case.stopped().code(), "chain_mismatch");
+}
+
+#[test]
+fn a_subscription_brings_so_much_and_is_renewed_when_half_of_it_has_come() {
+    let mut log = Log::new("s", 10);
+    let narrow = StreamBounds {
+        window_bytes: 0,
+        window_events: 4,
+        ..bounds()
+    };
+    let mut case = Case::within(log.head(), narrow);
+    case.step(Input::Connected);
+    let asked = case.stream.step(log.page(vec![]), &mut case.counters);
+    let (id, after, to) = (SubscriptionId(1), seq(10), seq(14));
+    assert_eq!(asked, [Effect::Subscribe { id, after, to }]);
+    case.step(Input::Subscribed(id));
+    (0..2).for_each(|_| log.append());
+    case.expect(Input::Frame(log.frame(11, 11)), &["apply 11..=11"]);
+    let frame = Input::Frame(log.frame(12, 12));
+    case.expect(frame, &["apply 12..=12", "subscribe 2 after 12"]);
+    case.expect(Input::Subscribed(SubscriptionId(2)), &["unsubscribe 1"]);
 }

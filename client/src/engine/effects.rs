@@ -28,12 +28,12 @@ impl Engine {
         let now = Instant::now();
         match effect {
             Effect::Read { after } => self.reads.push_back((at, after)),
-            Effect::Subscribe { id, after } => {
+            Effect::Subscribe { id, after, to } => {
                 let follower = &mut self.followers[at];
                 let (Some(key), Net::Up(Up { link, .. })) = (follower.key, &self.net) else {
                     return;
                 };
-                let subscription = link.subscribe(at, id, key, after);
+                let subscription = link.subscribe(at, id, key, after, to);
                 follower.subscriptions.push(Delivered { subscription, bytes: 0 });
                 follower.asked_at.get_or_insert(now);
             }
@@ -84,6 +84,16 @@ impl Engine {
             .max_by_key(|at| self.followers[*at].delivered_bytes());
         if let Some(at) = largest {
             self.step(at, Input::Renew);
+        }
+    }
+
+    /// A host that is behind with sending learns late of what is asked of it: until then every row it has sent stays
+    /// in the SDK's cache. A new connection pages what the old one had under way.
+    pub(super) fn reconnect_if_overfull(&mut self) {
+        if self.subscribed_bytes > self.config.limits.reconnect_bytes {
+            tracing::info!(bytes = self.subscribed_bytes, "too much is under way, connecting anew");
+            self.counters.connections_overfull += 1;
+            self.hang_up(Instant::now());
         }
     }
 

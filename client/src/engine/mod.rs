@@ -61,9 +61,10 @@ impl Engine {
         applier: Applier,
     ) -> (Self, watch::Receiver<Status>) {
         let now = Instant::now();
+        let bounds = config.limits.of_stream(streams.len());
         let followers: Vec<_> = streams
             .into_iter()
-            .map(|(id, applied)| Follower::new(id, Stream::new(applied, config.limits.of_stream()), now))
+            .map(|(id, applied)| Follower::new(id, Stream::new(applied, bounds.clone()), now))
             .collect();
         let (status, watched) = watch::channel(Status {
             phase: Phase::Idle,
@@ -135,6 +136,7 @@ impl Engine {
                 for inbound in message {
                     self.inbound(inbound)?;
                 }
+                self.reconnect_if_overfull();
             }
             Event::Net(NetEvent::Message(Err(reason))) => self.back_off(reason),
             Event::Tick => self.tick(),

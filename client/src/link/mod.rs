@@ -206,10 +206,19 @@ impl Link {
             });
     }
 
-    /// Subscribes to the frames after a position.
-    pub(crate) fn subscribe(&self, stream: usize, id: SubscriptionId, stream_key: u64, after: Seq) -> Subscription {
+    /// Subscribes to the frames that end after a position and no later than another.
+    pub(crate) fn subscribe(
+        &self,
+        stream: usize,
+        id: SubscriptionId,
+        stream_key: u64,
+        after: Seq,
+        to: Seq,
+    ) -> Subscription {
         let (seen, failed) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
-        let query = format!("SELECT * FROM sync_event WHERE stream_key = {stream_key} AND last_seq > {after}");
+        let query = format!(
+            "SELECT * FROM sync_event WHERE stream_key = {stream_key} AND last_seq > {after} AND last_seq <= {to}"
+        );
         let handle = self
             .connection
             .subscription_builder()
