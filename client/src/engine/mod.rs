@@ -176,13 +176,17 @@ impl Engine {
         let attempt = self.attempt.max(1);
         let retry_in = self.config.backoff.delay(attempt, rand::random());
         tracing::info!(%reason, attempt, ?retry_in, "no connection");
-        let net = std::mem::replace(
-            &mut self.net,
-            Net::Waiting {
-                until: Instant::now() + retry_in,
-            },
-        );
-        if let Net::Up(up) = net {
+        self.hang_up(Instant::now() + retry_in);
+        self.set_phase(Phase::Backoff {
+            attempt,
+            retry_in,
+            reason,
+        });
+    }
+
+    /// Ends the connection, if there is one; the next attempt comes at the given time.
+    fn hang_up(&mut self, until: Instant) {
+        if let Net::Up(up) = std::mem::replace(&mut self.net, Net::Waiting { until }) {
             up.link.close();
         }
         self.reads.clear();
@@ -191,11 +195,6 @@ impl Engine {
             self.followers[at].offline();
             self.step(at, Input::Disconnected);
         }
-        self.set_phase(Phase::Backoff {
-            attempt,
-            retry_in,
-            reason,
-        });
     }
 
     fn inbound(&mut self, inbound: Inbound) -> Result<(), StopReason> {
