@@ -109,8 +109,8 @@ struct GrantArgs {
     /// Token of the owner or of the bridge.
     #[arg(long)]
     token_file: PathBuf,
-    /// The identity that may read.
-    #[arg(long)]
+    /// The identity that may read, in hex.
+    #[arg(long, value_parser = identity_in_hex)]
     identity: String,
     /// The stream; may be given several times.
     #[arg(long = "stream", required = true)]
@@ -176,6 +176,15 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             println!("{}", identity(&token_file, &read_token(&token_file)?)?);
             Ok(())
         }
+    }
+}
+
+fn identity_in_hex(text: &str) -> Result<String, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    if digits.len() == 64 && digits.chars().all(|c| c.is_ascii_hexdigit()) {
+        Ok(digits.to_owned())
+    } else {
+        Err("expected 64 hexadecimal digits, as `spacetime-sync identity` prints them".to_owned())
     }
 }
 

@@ -73,6 +73,15 @@ pub enum PublishError {
         /// What was expected.
         message: &'static str,
     },
+    /// What was to be published is no module.
+    #[error(
+        "expected a module in WebAssembly, found {found}; build one with: cargo build --release --target \
+         wasm32-unknown-unknown"
+    )]
+    NotWasm {
+        /// What it is instead.
+        found: String,
+    },
     /// The module could not be built.
     #[error("the module in {} could not be built: {message}", path.display())]
     Build {
@@ -85,6 +94,7 @@ pub enum PublishError {
 
 /// Publishes or updates, and configures trust.
 pub async fn publish(request: Request) -> Result<Report, PublishError> {
+    must_be_wasm(&request.wasm)?;
     let owner = token_or_new(&request.uri, &request.owner_token).await?;
     let bridge = token_or_new(&request.uri, &request.bridge_token).await?;
     let bridge_identity = identity(&request.bridge_token, &bridge)?;
@@ -158,6 +168,19 @@ pub fn identity(path: &Path, token: &Secret) -> Result<String, PublishError> {
         (Some(issuer), Some(subject)) => Ok(Identity::from_claims(issuer, subject).to_hex().to_string()),
         _ => Err(no_token("expected the claims iss and sub")),
     }
+}
+
+/// Before anything is made anywhere: a server says no more than that it could not parse it.
+fn must_be_wasm(bytes: &[u8]) -> Result<(), PublishError> {
+    const MAGIC: &[u8] = b"\0asm";
+    if bytes.starts_with(MAGIC) {
+        return Ok(());
+    }
+    let found = match bytes.len() {
+        0 => "an empty file".to_owned(),
+        length => format!("{length} bytes that are something else"),
+    };
+    Err(PublishError::NotWasm { found })
 }
 
 async fn token_or_new(uri: &str, path: &Path) -> Result<Secret, PublishError> {

@@ -46,6 +46,27 @@ pub enum Breaking {
     DeleteData,
 }
 
+/// What it would come to when a module is published over the one that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// There is no such database yet.
+    New,
+    /// The server can take everything over.
+    Update {
+        /// What would change, in the server's words.
+        changes: String,
+        /// Whether every client would be disconnected.
+        breaks_clients: bool,
+        /// Proof that this plan was seen, which the server asks for before it disconnects clients.
+        token: String,
+    },
+    /// The server cannot take over what the database holds.
+    Impossible {
+        /// Why, in the server's words.
+        reason: String,
+    },
+}
+
 impl Admin {
     /// For one database, with the token of who acts.
     pub fn new(uri: &str, database: &str, token: Secret) -> Self {
@@ -121,19 +142,69 @@ impl Admin {
         }
     }
 
-    /// Publishes a module, or updates it. A change that goes further than `breaking` allows is refused by the server.
-    pub async fn publish(&self, wasm: Vec<u8>, breaking: Breaking) -> Result<(), StdbError> {
-        let query: &[(&str, &str)] = match breaking {
-            Breaking::Refuse => &[],
-            Breaking::DisconnectClients => &[("policy", "BreakClients")],
-            Breaking::DeleteData => &[("clear", "true")],
-        };
+    /// Asks what publishing a module would come to, without doing it.
+    pub async fn plan(&self, wasm: Vec<u8>) -> Result<Plan, StdbError> {
+        const WHAT: &str = "the plan";
         let request = self
-            .request(Method::PUT, "")
-            .query(query)
+            .request(Method::POST, "/pre_publish")
+            .query(&[("style", "NoColor")])
             .timeout(PUBLISH_LIMIT)
             .body(wasm);
-        let response = self.send("publish", request).await?;
+        let answer: Value = match self.send(WHAT, request).await {
+            Ok(response) => self.json(self.success(WHAT, response).await?, WHAT).await?,
+            Err(StdbError::NoDatabase { .. }) => return Ok(Plan::New),
+            Err(error) => return Err(error),
+        };
+        if let Some(reason) = answer["ManualMigrate"]["reason"].as_str() {
+            return Ok(Plan::Impossible {
+                reason: reason.trim().to_owned(),
+            });
+        }
+        let plan = &answer["AutoMigrate"];
+        match (
+            plan["migrate_plan"].as_str(),
+            plan["break_clients"].as_bool(),
+            plan["token"].as_str(),
+        ) {
+            (Some(changes), Some(breaks_clients), Some(token)) => Ok(Plan::Update {
+                changes: changes.trim().to_owned(),
+                breaks_clients,
+                token: token.to_owned(),
+            }),
+            _ => Err(self.unexpected(WHAT, answer.to_string())),
+        }
+    }
+
+    /// Publishes a module, or updates it. What goes further than `breaking` allows is refused before anything changes.
+    pub async fn publish(&self, wasm: Vec<u8>, breaking: Breaking) -> Result<(), StdbError> {
+        let mut request = self.request(Method::PUT, "").timeout(PUBLISH_LIMIT);
+        if breaking == Breaking::DeleteData {
+            request = request.query(&[("clear", "true")]);
+        } else {
+            match self.plan(wasm.clone()).await? {
+                // Without a policy the server itself refuses what would disconnect clients.
+                Plan::New
+                | Plan::Update {
+                    breaks_clients: false, ..
+                } => {}
+                Plan::Update { token, .. } if breaking == Breaking::DisconnectClients => {
+                    request = request.query(&[("policy", "BreakClients"), ("token", &token)]);
+                }
+                Plan::Update { changes, .. } => {
+                    return Err(StdbError::BreaksClients {
+                        database: self.database.clone(),
+                        plan: changes,
+                    });
+                }
+                Plan::Impossible { reason } => {
+                    return Err(StdbError::NeedsDeletion {
+                        database: self.database.clone(),
+                        reason,
+                    });
+                }
+            }
+        }
+        let response = self.send("publish", request.body(wasm)).await?;
         self.success("publish", response).await.map(|_| ())
     }
 
@@ -186,14 +257,19 @@ impl Admin {
     async fn send(&self, what: &'static str, request: RequestBuilder) -> Result<Response, StdbError> {
         let response = request.send().await.map_err(|error| self.transport(what, &error))?;
         match response.status() {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(StdbError::Unauthorized {
+            StatusCode::UNAUTHORIZED => Err(StdbError::Unauthorized {
                 uri: self.uri.clone(),
+                message: text(response).await,
+            }),
+            StatusCode::FORBIDDEN => Err(StdbError::Forbidden {
+                uri: self.uri.clone(),
+                database: self.database.clone(),
                 message: text(response).await,
             }),
             StatusCode::NOT_FOUND => {
                 let message = text(response).await;
-                // A missing reducer is a 404, too.
-                if message.contains("reducer") {
+                // A missing function is a 404, too; what is no reducer is looked for among the procedures.
+                if message.contains("reducer") || message.contains("procedure") {
                     Err(StdbError::ForeignModule {
                         database: self.database.clone(),
                         message,

@@ -37,6 +37,19 @@ pub enum StdbError {
         /// What it says.
         message: String,
     },
+    /// The token is good, but not of who may do this.
+    #[error(
+        "spacetimedb at {uri} does not let this identity do that to database {database:?}: {message}; use the token of \
+         the identity that published it"
+    )]
+    Forbidden {
+        /// The server.
+        uri: String,
+        /// The name.
+        database: String,
+        /// What it says.
+        message: String,
+    },
     /// There is no such database.
     #[error("spacetimedb at {uri} has no database {database:?}; run: spacetime-sync publish")]
     NoDatabase {
@@ -65,6 +78,28 @@ pub enum StdbError {
         /// What this build was made with.
         expected: Contract,
     },
+    /// The new module would disconnect clients.
+    #[error(
+        "nothing was published: the new module would disconnect every client of database {database:?}; if that is \
+         what you want, allow it with --break-clients\n{plan}"
+    )]
+    BreaksClients {
+        /// The name.
+        database: String,
+        /// What would change, as the server says it.
+        plan: String,
+    },
+    /// There is no way from the module that runs to the new one.
+    #[error(
+        "nothing was published: database {database:?} cannot be taken over by the new module; make the change a \
+         compatible one, or delete what the database holds with --delete-data, and the bridge publishes it again\n{reason}"
+    )]
+    NeedsDeletion {
+        /// The name.
+        database: String,
+        /// What stands in the way, as the server says it.
+        reason: String,
+    },
     /// The module refused.
     #[error("the module refused: {0}")]
     Refused(Refusal),
@@ -87,6 +122,9 @@ impl StdbError {
             Self::Unavailable { .. } | Self::TimedOut { .. } | Self::Unexpected { .. } => RefusalClass::Retry,
             Self::Refused(refusal) => refusal.code.class(),
             Self::Unauthorized { .. }
+            | Self::Forbidden { .. }
+            | Self::BreaksClients { .. }
+            | Self::NeedsDeletion { .. }
             | Self::NoDatabase { .. }
             | Self::ForeignModule { .. }
             | Self::ContractMismatch { .. } => RefusalClass::Fatal,
