@@ -9,6 +9,8 @@ pub mod process;
 pub mod proxy;
 pub mod schema;
 pub mod server;
+pub mod tool;
+pub mod variant;
 
 use std::time::Duration;
 

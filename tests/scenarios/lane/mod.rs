@@ -3,3 +3,4 @@
 mod authority;
 mod contract;
 mod faults;
+mod publish;
