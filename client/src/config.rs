@@ -252,7 +252,7 @@ impl Limits {
     pub(crate) fn of_stream(&self, streams: usize) -> StreamBounds {
         StreamBounds {
             window_bytes: self.subscribed_bytes / streams.max(1),
-            window_events: limit::FRAME_EVENTS as u64,
+            window_events: 2 * limit::FRAME_EVENTS as u64,
             unapplied_bytes: self.unapplied_bytes,
             resume_bytes: self.resume_bytes,
             subscribe_within_events: self.subscribe_within_events,
@@ -277,7 +277,8 @@ pub struct StreamBounds {
     pub apply_attempts: u32,
     /// This stream's part of [`Limits::subscribed_bytes`].
     pub window_bytes: usize,
-    /// The least that a subscription brings, however large events are: a whole frame, or it might bring none.
+    /// The least that a subscription brings, however large events are: two whole frames. A frame that ends past the
+    /// subscription is not sent, so the longest one has to fit behind a cursor that is just short of the half.
     pub window_events: u64,
 }
 

@@ -47,7 +47,7 @@ impl World {
             apply_attempts: u32::MAX,
             // Frames have up to 5 events.
             window_bytes: rng.random_range(1..20_000),
-            window_events: rng.random_range(5..30),
+            window_events: rng.random_range(10..30),
             ..bounds()
         };
         let mut world = Self {

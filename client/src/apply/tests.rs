@@ -550,3 +550,21 @@ fn a_subscription_brings_so_much_and_is_renewed_when_half_of_it_has_come() {
     case.expect(frame, &["apply 12..=12", "subscribe 2 after 12"]);
     case.expect(Input::Subscribed(SubscriptionId(2)), &["unsubscribe 1"]);
 }
+
+#[test]
+fn the_longest_frame_fits_a_subscription_that_is_not_yet_renewed() {
+    let log = Log::new("s", 10);
+    let narrow = StreamBounds {
+        window_bytes: 0,
+        ..bounds()
+    };
+    let mut case = Case::within(log.head(), narrow);
+    case.step(Input::Connected);
+    let asked = case.stream.step(log.page(vec![]), &mut case.counters);
+    let [Effect::Subscribe { after, to, .. }] = asked[..] else {
+        panic!("{asked:?}")
+    };
+    let longest = spacetime_sync_proto::limit::FRAME_EVENTS as u64;
+    let last_before_renewal = after.plus(to.since(after).div_ceil(2) - 1);
+    assert!(last_before_renewal.plus(longest) <= to);
+}
