@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::Engine;
 use super::follower::Delivered;
 use super::net::{Net, Up};
-use crate::apply::{Effect, Input, Mode};
+use crate::apply::{Effect, Input, Mode, SubscriptionId};
 use crate::link::Link;
 
 impl Engine {
@@ -34,13 +34,25 @@ impl Engine {
                     return;
                 };
                 let subscription = link.subscribe(at, id, key, after, to);
-                follower.subscriptions.push(Delivered { subscription, bytes: 0 });
+                follower.subscriptions.push(Delivered {
+                    id,
+                    subscription: Some(subscription),
+                    bytes: 0,
+                });
                 follower.asked_at.get_or_insert(now);
             }
             Effect::Unsubscribe { id } => {
-                if let Some(delivered) = self.followers[at].take_subscription(id) {
-                    self.subscribed_bytes = self.subscribed_bytes.saturating_sub(delivered.bytes);
-                    delivered.subscription.end();
+                let Some(delivered) = self.followers[at].subscription(id) else {
+                    return;
+                };
+                let Some(subscription) = delivered.subscription.take() else {
+                    return;
+                };
+                self.subscribed_bytes = self.subscribed_bytes.saturating_sub(delivered.bytes);
+                self.leaving_bytes += delivered.bytes;
+                let ends = self.link().is_some_and(|link| link.unsubscribe(at, id, subscription));
+                if !ends {
+                    self.unsubscribed(at, id);
                 }
             }
             Effect::Apply(batch) => self.applier.hand_over(at, batch),
@@ -49,6 +61,24 @@ impl Engine {
                 let pause = self.config.backoff.delay(attempt, rand::random());
                 self.followers[at].ask_at = Some(now + pause);
             }
+        }
+    }
+
+    /// Takes note of a row that the SDK has put into its cache.
+    pub(super) fn delivered(&mut self, at: usize, bytes: usize) {
+        if let Some(delivered) = self.followers[at].subscriptions.last_mut() {
+            delivered.bytes += bytes;
+            match delivered.subscription {
+                Some(_) => self.subscribed_bytes += bytes,
+                None => self.leaving_bytes += bytes,
+            }
+        }
+    }
+
+    /// The host has ended a subscription and the SDK has dropped its rows.
+    pub(super) fn unsubscribed(&mut self, at: usize, id: SubscriptionId) {
+        if let Some(bytes) = self.followers[at].forget(id) {
+            self.leaving_bytes = self.leaving_bytes.saturating_sub(bytes);
         }
     }
 
@@ -90,8 +120,11 @@ impl Engine {
     /// A host that is behind with sending learns late of what is asked of it: until then every row it has sent stays
     /// in the SDK's cache. A new connection pages what the old one had under way.
     pub(super) fn reconnect_if_overfull(&mut self) {
-        if self.subscribed_bytes > self.config.limits.reconnect_bytes {
-            tracing::info!(bytes = self.subscribed_bytes, "too much is under way, connecting anew");
+        if self.subscribed_bytes + self.leaving_bytes > self.config.limits.reconnect_bytes {
+            tracing::info!(
+                bytes = self.subscribed_bytes + self.leaving_bytes,
+                "too much is under way, connecting anew"
+            );
             self.counters.connections_overfull += 1;
             self.hang_up(Instant::now());
         }

@@ -31,9 +31,11 @@ pub(super) struct Follower {
     behind_since: Option<Instant>,
 }
 
-/// A subscription and how many bytes of rows it has brought.
+/// A subscription and how many bytes of rows it has brought. The SDK keeps them until the host has ended it.
 pub(super) struct Delivered {
-    pub(super) subscription: Subscription,
+    pub(super) id: SubscriptionId,
+    /// None while it ends.
+    pub(super) subscription: Option<Subscription>,
     pub(super) bytes: usize,
 }
 
@@ -116,13 +118,14 @@ impl Follower {
         }
     }
 
-    /// Takes a subscription out; how many bytes of rows go with it.
-    pub(super) fn take_subscription(&mut self, id: SubscriptionId) -> Option<Delivered> {
-        let at = self
-            .subscriptions
-            .iter()
-            .position(|delivered| delivered.subscription.id == id)?;
-        Some(self.subscriptions.remove(at))
+    pub(super) fn subscription(&mut self, id: SubscriptionId) -> Option<&mut Delivered> {
+        self.subscriptions.iter_mut().find(|delivered| delivered.id == id)
+    }
+
+    /// Forgets a subscription that has ended; how many bytes of rows went with it.
+    pub(super) fn forget(&mut self, id: SubscriptionId) -> Option<usize> {
+        let at = self.subscriptions.iter().position(|delivered| delivered.id == id)?;
+        Some(self.subscriptions.remove(at).bytes)
     }
 
     pub(super) fn delivered_bytes(&self) -> usize {

@@ -40,7 +40,10 @@ pub(crate) struct Engine {
     reads: VecDeque<(usize, Seq)>,
     reads_under_way: usize,
     unapplied_bytes: usize,
+    /// Bytes of rows that subscriptions have brought …
     subscribed_bytes: usize,
+    /// … and those that are being ended.
+    leaving_bytes: usize,
     ack_turn: usize,
     counters: Counters,
     stopping: bool,
@@ -86,6 +89,7 @@ impl Engine {
             reads_under_way: 0,
             unapplied_bytes: 0,
             subscribed_bytes: 0,
+            leaving_bytes: 0,
             ack_turn: 0,
             counters: Counters::default(),
             stopping: false,
@@ -190,7 +194,7 @@ impl Engine {
             up.link.close();
         }
         self.reads.clear();
-        (self.reads_under_way, self.subscribed_bytes) = (0, 0);
+        (self.reads_under_way, self.subscribed_bytes, self.leaving_bytes) = (0, 0, 0);
         for at in 0..self.followers.len() {
             self.followers[at].offline();
             self.step(at, Input::Disconnected);
@@ -234,11 +238,7 @@ impl Engine {
             }
             Inbound::Frame { stream_key, frame } => {
                 if let Some(at) = self.by_key.get(&stream_key).copied() {
-                    let bytes = frame.bytes.len();
-                    if let Some(delivered) = self.followers[at].subscriptions.last_mut() {
-                        delivered.bytes += bytes;
-                        self.subscribed_bytes += bytes;
-                    }
+                    self.delivered(at, frame.bytes.len());
                     self.step(at, Input::Frame(frame));
                     if self.unapplied_bytes > self.config.limits.unapplied_bytes {
                         self.step(at, Input::Overrun);
@@ -250,6 +250,7 @@ impl Engine {
                 self.followers[stream].asked_at = None;
                 self.step(stream, Input::Subscribed(id));
             }
+            Inbound::Unsubscribed { stream, id } => self.unsubscribed(stream, id),
             Inbound::SubscriptionFailed { stream, id, detail } => {
                 self.followers[stream].asked_at = None;
                 tracing::warn!(stream = %self.followers[stream].id, detail, "a subscription failed");

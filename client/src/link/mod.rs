@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use spacetime_sync_bindings::{
-    DbConnection, EventPage, StreamGrant, StreamGrantTableAccess, SubscriptionHandle, SyncContract,
-    SyncContractTableAccess, SyncEvent, SyncEventTableAccess, ack_checkpoint, read_events,
+    DbConnection, EventPage, StreamGrant, StreamGrantTableAccess, SubscriptionEventContext, SubscriptionHandle,
+    SyncContract, SyncContractTableAccess, SyncEvent, SyncEventTableAccess, ack_checkpoint, read_events,
 };
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamId};
@@ -45,6 +45,8 @@ pub(crate) enum Inbound {
     Frame { stream_key: u64, frame: RawFrame },
     /// The rows that a subscription began with have been seen.
     Subscribed { stream: usize, id: SubscriptionId },
+    /// A subscription that was given up has ended, and its rows are dropped.
+    Unsubscribed { stream: usize, id: SubscriptionId },
     /// The host ended a subscription, or never began it.
     SubscriptionFailed {
         stream: usize,
@@ -147,6 +149,7 @@ impl Link {
                 | Inbound::GrantCame
                 | Inbound::GrantLost { .. }
                 | Inbound::Subscribed { .. }
+                | Inbound::Unsubscribed { .. }
                 | Inbound::SubscriptionFailed { .. }
                 | Inbound::Page { .. }
                 | Inbound::Acked { .. } => (2, 0, Seq::ZERO),
@@ -234,7 +237,15 @@ impl Link {
                 );
             })
             .subscribe(query);
-        Subscription { id, handle }
+        Subscription(handle)
+    }
+
+    /// Gives a subscription up; false if it has ended before. The host sends its rows once more, for the SDK to drop
+    /// them.
+    pub(crate) fn unsubscribe(&self, stream: usize, id: SubscriptionId, subscription: Subscription) -> bool {
+        let inbox = Arc::clone(&self.inbox);
+        let ended = move |_: &SubscriptionEventContext| push(&inbox, Inbound::Unsubscribed { stream, id });
+        subscription.0.unsubscribe_then(Box::new(ended)).is_ok()
     }
 
     /// Tells the module how far a stream is applied.
@@ -272,19 +283,7 @@ impl Link {
 }
 
 /// A subscription to one stream.
-pub(crate) struct Subscription {
-    pub(crate) id: SubscriptionId,
-    handle: SubscriptionHandle,
-}
-
-impl Subscription {
-    /// Gives it up. The host sends its rows once more, for the SDK to drop them.
-    pub(crate) fn end(self) {
-        if let Err(error) = self.handle.unsubscribe() {
-            tracing::debug!(%error, "the subscription had ended before");
-        }
-    }
-}
+pub(crate) struct Subscription(SubscriptionHandle);
 
 fn lock(inbox: &Inbox) -> MutexGuard<'_, Vec<Inbound>> {
     // Nothing panics while it holds the lock: a push is all that is done under it.
