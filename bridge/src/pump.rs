@@ -31,6 +31,8 @@ const LEAD_EVERY: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(50);
 /// Wait before the first try to connect again, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// A link that was up this long makes the next wait the first again.
+const STABLE: Duration = Duration::from_secs(10);
 /// Streams compared at once after a reconnect.
 const RECONCILE_STREAMS: usize = 1_000;
 /// Inputs taken in one turn, before the core is asked to act on them.
@@ -78,7 +80,10 @@ pub async fn run(config: Config, status: Arc<Status>, mut stop: watch::Receiver<
                 authority.close().await;
                 return Ok(());
             }
-            Ended::LeadLost => tracing::warn!("the lead is lost; standing by"),
+            Ended::LeadLost => {
+                tracing::warn!("the lead is lost; standing by");
+                status.lead_lost();
+            }
         }
     }
 }
@@ -154,7 +159,10 @@ enum News {
 enum Wire {
     /// Being connected, or waiting to be.
     Down,
-    Up(Arc<Link>),
+    Up {
+        link: Arc<Link>,
+        since: Instant,
+    },
 }
 
 struct Pump<'a> {
@@ -173,6 +181,8 @@ struct Pump<'a> {
     /// After which stream the next look for dirty ones begins.
     poll_after: Option<StreamId>,
     poll_lag: u64,
+    /// Whether writers are asked for a wake-up. Carried out by one task, so that the last word holds.
+    asleep: watch::Sender<bool>,
     polling: bool,
     started: Instant,
     tasks: JoinSet<()>,
@@ -203,6 +213,7 @@ impl<'a> Pump<'a> {
             ledger,
             poll_after: None,
             poll_lag: 0,
+            asleep: watch::Sender::new(false),
             polling: false,
             started: Instant::now(),
             tasks: JoinSet::new(),
@@ -215,6 +226,7 @@ impl<'a> Pump<'a> {
 
     async fn lead(mut self, mut lead: Option<Leadership>, stop: &mut watch::Receiver<bool>) -> Ended {
         self.listen();
+        self.tell_writers();
         self.connect(Duration::ZERO);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -292,7 +304,7 @@ impl<'a> Pump<'a> {
                 }
             }
             Answer::Closed(why) => {
-                if matches!(self.wire, Wire::Up(_)) {
+                if matches!(self.wire, Wire::Up { .. }) {
                     self.link_down(why, effects);
                 }
             }
@@ -314,28 +326,32 @@ impl<'a> Pump<'a> {
             }
             News::Connected(Ok(link)) => {
                 tracing::info!(uri = self.target.uri, database = self.target.database, "the link is up");
+                if link.is_closed() {
+                    return self.unconnected("closed as soon as it was up".to_owned());
+                }
                 self.status.link(Ok(()));
-                self.backoff = Backoff::new();
-                self.wire = Wire::Up(Arc::new(link));
+                self.calls.clear();
+                self.wire = Wire::Up {
+                    link: Arc::new(link),
+                    since: Instant::now(),
+                };
                 self.step(Input::LinkUp, effects);
                 self.pace.woken(Instant::now());
             }
             News::Connected(Err(error)) => {
-                let wait = self.backoff.next();
-                match error.class() {
-                    RefusalClass::Retry => tracing::warn!(error = chain(&error), ?wait, "no link to SpacetimeDB"),
-                    RefusalClass::Reject | RefusalClass::Fatal => {
-                        tracing::error!(
-                            error = chain(&error),
-                            ?wait,
-                            "no link to SpacetimeDB until this is mended"
-                        );
-                    }
+                if error.class() != RefusalClass::Retry {
+                    tracing::error!(error = chain(&error), "no link to SpacetimeDB until this is mended");
                 }
-                self.status.link(Err(chain(&error)));
-                self.connect(wait);
+                self.unconnected(chain(&error));
             }
         }
+    }
+
+    fn unconnected(&mut self, why: String) {
+        let wait = self.backoff.next();
+        tracing::warn!(why, ?wait, "no link to SpacetimeDB");
+        self.status.link(Err(why));
+        self.connect(wait);
     }
 
     fn polled(
@@ -373,14 +389,10 @@ impl<'a> Pump<'a> {
                 } else {
                     positions.last().map(|last| last.stream_id.clone())
                 };
-                let fell_asleep = self.pace.polled(now, lag > 0, took);
-                if let Some(sleeping) = fell_asleep {
-                    let authority = self.authority.clone();
-                    self.tasks.spawn(async move {
-                        if let Err(error) = authority.set_sleeping(sleeping).await {
-                            tracing::debug!(error = chain(&error), "the wake-up flag could not be set");
-                        }
-                    });
+                // Without a link there is nothing to hurry for.
+                let hurry = lag > 0 && matches!(self.wire, Wire::Up { .. });
+                if let Some(asleep) = self.pace.polled(now, hurry, took) {
+                    self.asleep.send_replace(asleep);
                 }
                 self.step(Input::Positions(positions), effects);
             }
@@ -396,6 +408,11 @@ impl<'a> Pump<'a> {
     }
 
     fn link_down(&mut self, why: String, effects: &mut Vec<Effect>) {
+        if let Wire::Up { since, .. } = self.wire
+            && since.elapsed() > STABLE
+        {
+            self.backoff = Backoff::new();
+        }
         let wait = self.backoff.next();
         tracing::warn!(why, ?wait, "the link is down");
         self.status.link(Err(why));
@@ -413,7 +430,7 @@ impl<'a> Pump<'a> {
                     stream_id,
                     prepared,
                 } => {
-                    let Wire::Up(link) = &self.wire else { continue };
+                    let Wire::Up { link, .. } = &self.wire else { continue };
                     let events = prepared.last_seq.since(prepared.first_seq) + 1;
                     self.calls.insert(call, (Instant::now(), events));
                     link.append(call, &stream_id, prepared);
@@ -436,6 +453,8 @@ impl<'a> Pump<'a> {
                     tracing::error!(%stream_id, %reason, code = reason.code(), "stream halted");
                     self.status.halted(stream_id, reason);
                 }
+                // Of several calls that were refused so, the first has dropped it.
+                Effect::DropLink(_) if matches!(self.wire, Wire::Down) => {}
                 Effect::DropLink(refusal) => {
                     let mut effects = Vec::new();
                     self.link_down(refusal.to_string(), &mut effects);
@@ -480,7 +499,7 @@ impl<'a> Pump<'a> {
     }
 
     fn spawn_learn(&mut self, epoch: LinkEpoch, stream_id: StreamId) {
-        let Wire::Up(link) = &self.wire else { return };
+        let Wire::Up { link, .. } = &self.wire else { return };
         let (link, authority, news) = (link.clone(), self.authority.clone(), self.news.clone());
         self.tasks.spawn(async move {
             let input = match learn(&link, &authority, &stream_id).await {
@@ -526,6 +545,19 @@ impl<'a> Pump<'a> {
         });
     }
 
+    /// Keeps the authority's wake-up flag at what it should be.
+    fn tell_writers(&mut self) {
+        let (authority, mut asleep) = (self.authority.clone(), self.asleep.subscribe());
+        self.tasks.spawn(async move {
+            while asleep.changed().await.is_ok() {
+                let sleeping = *asleep.borrow_and_update();
+                if let Err(error) = authority.set_sleeping(sleeping).await {
+                    tracing::debug!(error = chain(&error), "the wake-up flag could not be set");
+                }
+            }
+        });
+    }
+
     fn listen(&mut self) {
         let (authority, news) = (self.authority.clone(), self.news.clone());
         self.tasks.spawn(async move {
@@ -566,17 +598,12 @@ async fn reconcile_all(
         after = Some(last.stream_id.clone());
         let names: Vec<StreamId> = positions.iter().map(|position| position.stream_id.clone()).collect();
         let heads = link.heads(&names).await?;
-        for (position, held) in positions.iter().zip(heads) {
-            if held.seq == position.published_seq {
-                continue;
-            }
-            let chain_there = authority
-                .chain_at(&position.stream_id, held.seq)
-                .await
-                .map_err(unavailable)?;
+        let at: Vec<_> = names.into_iter().zip(heads.iter().map(|held| held.seq)).collect();
+        let chains = authority.chains_at(&at).await.map_err(unavailable)?;
+        for ((position, held), chain_there) in positions.iter().zip(heads).zip(chains) {
             let stream_id = position.stream_id.clone();
             match reconcile(position, held, chain_there) {
-                Verdict::InStep(_) => {}
+                Verdict::InStep(seq) => ledger.cap(stream_id, seq),
                 Verdict::Ahead(seq) => ledger.advance(stream_id, seq),
                 Verdict::Behind(to) => {
                     let published = position.published_seq;

@@ -181,6 +181,18 @@ impl Status {
         });
     }
 
+    /// The connection that held the lead is gone, and the link was given up with it. Whether the authority is there is
+    /// found out by asking for the lead anew.
+    pub(crate) fn lead_lost(&self) {
+        self.with(|state| {
+            let why = "the connection that held the lead is gone".to_owned();
+            state.role = Role::Standby;
+            state.authority = Err(why.clone());
+            state.link = Err(why);
+            state.load = Load::default();
+        });
+    }
+
     /// A turn of the loop of a standby, which has no work.
     pub(crate) fn idle_beat(&self) {
         self.with(|state| {
@@ -284,6 +296,21 @@ mod tests {
             status.beat(busy(0), None);
             !status.health().healthy
         });
+    }
+
+    #[test]
+    fn who_lost_the_lead_is_not_ready_before_the_authority_answers_again() {
+        let status = Status::new(Duration::from_secs(60));
+        status.role(Role::Leading);
+        status.authority(Ok(()));
+        status.link(Ok(()));
+        assert!(status.health().ready);
+        status.lead_lost();
+        assert!(!status.health().ready);
+        status.authority(Ok(()));
+        assert!(status.health().ready, "as a standby");
+        status.role(Role::Leading);
+        assert!(!status.health().ready, "the link of before is gone");
     }
 
     #[test]

@@ -13,12 +13,19 @@ use crate::tables::{SyncEvent, SyncTrust, stream_grant, sync_event, sync_head, s
 
 /// The one row of `sync_trust`, which `init` writes.
 pub fn trust_row(ctx: &ReducerContext) -> Result<SyncTrust, Refused> {
-    ctx.db.sync_trust().id().find(0).ok_or_else(|| refused(not_configured()))
+    ctx.db
+        .sync_trust()
+        .id()
+        .find(0)
+        .ok_or_else(|| refused(not_configured()))
 }
 
 impl SyncTrust {
     pub fn trust(&self) -> Trust<Identity> {
-        Trust { owner: self.owner, bridge: self.bridge }
+        Trust {
+            owner: self.owner,
+            bridge: self.bridge,
+        }
     }
 
     pub fn stream_key(&self, stream_id: &StreamId) -> Result<u64, Refused> {
@@ -45,25 +52,46 @@ pub fn seq_from_column(column: u64) -> Seq {
 pub fn head(ctx: &ReducerContext, stream_key: u64, stream_id: &StreamId) -> Head {
     match ctx.db.sync_head().stream_key().find(stream_key) {
         None => Head::empty(stream_id),
-        Some(row) => Head { seq: seq_from_column(row.head_seq), chain: chain_from_column(row.head_chain) },
+        Some(row) => Head {
+            seq: seq_from_column(row.head_seq),
+            chain: chain_from_column(row.head_chain),
+        },
     }
 }
 
 pub fn holds_grant(ctx: &ReducerContext, identity: Identity, stream_key: u64) -> bool {
-    ctx.db.stream_grant().by_holder().filter((identity, stream_key)).next().is_some()
+    ctx.db
+        .stream_grant()
+        .by_holder()
+        .filter((identity, stream_key))
+        .next()
+        .is_some()
 }
 
-/// The frames that hold something of `from..from + FRAME_EVENTS`, in order. No frame is longer than that, so if
-/// there is an event at `from`, the first of them holds it. A range is bounded at both ends because the host
-/// gathers all of it before it hands out the first row.
-pub fn frames_from(ctx: &ReducerContext, stream_key: u64, from: Seq) -> impl Iterator<Item = SyncEvent> {
-    let to = from.plus(limit::FRAME_EVENTS as u64 - 1);
-    ctx.db.sync_event().by_stream_seq().filter((stream_key, from.get()..=to.get()))
+/// The next frames from `from` on, in order: a few, and none only if there is none. The host gathers a whole range
+/// before it hands out the first row, so a short one is asked for first. No frame has more events than the longest.
+pub fn frames_from(ctx: &ReducerContext, stream_key: u64, from: Seq) -> Vec<SyncEvent> {
+    for span in FRAME_SPANS {
+        let to = from.plus(span - 1);
+        let rows: Vec<_> = ctx
+            .db
+            .sync_event()
+            .by_stream_seq()
+            .filter((stream_key, from.get()..=to.get()))
+            .collect();
+        if !rows.is_empty() {
+            return rows;
+        }
+    }
+    Vec::new()
 }
+
+/// Positions looked at for the next frames.
+const FRAME_SPANS: [u64; 3] = [32, 256, limit::FRAME_EVENTS as u64];
 
 /// The chain hash of an event that is held, none if it is not.
 pub fn held_chain(ctx: &ReducerContext, stream_key: u64, seq: Seq) -> Option<ChainHash> {
-    let row = frames_from(ctx, stream_key, seq).next()?;
+    let row = frames_from(ctx, stream_key, seq).into_iter().next()?;
     let frame = Frame::decode(row.first_seq, chain_from_column(row.base_chain), Bytes::from(row.frame)).ok()?;
     frame.chain_at(seq)
 }

@@ -50,12 +50,22 @@ fn page(ctx: &ReducerContext, stream_id: &str, after_seq: u64) -> Result<EventPa
     }
     let after = Seq::new(after_seq).ok_or_else(|| invalid_argument(format!("{after_seq} is no seq")))?;
     let head = head(ctx, stream_key, &stream_id);
-    let oldest_seq = ctx.db.sync_head().stream_key().find(stream_key).map_or(1, |row| row.oldest_seq);
+    let oldest_seq = ctx
+        .db
+        .sync_head()
+        .stream_key()
+        .find(stream_key)
+        .map_or(1, |row| row.oldest_seq);
 
     let mut frames = Vec::new();
     let (mut reached, mut bytes) = (after, 0);
     'page: while reached < head.seq && reached.get() + 1 >= oldest_seq {
-        for row in frames_from(ctx, stream_key, reached.next()) {
+        let rows = frames_from(ctx, stream_key, reached.next());
+        // Only if somebody deleted rows of the log: the client finds out that the page leads nowhere.
+        if rows.is_empty() {
+            break;
+        }
+        for row in rows {
             bytes += row.frame.len();
             if !frames.is_empty() && bytes > limit::PAGE_BYTES {
                 break 'page;
@@ -64,7 +74,13 @@ fn page(ctx: &ReducerContext, stream_id: &str, after_seq: u64) -> Result<EventPa
             frames.push(row);
         }
     }
-    Ok(EventPage { stream_key, head_seq: head.seq.get(), head_chain: chain_to_column(head.chain), oldest_seq, frames })
+    Ok(EventPage {
+        stream_key,
+        head_seq: head.seq.get(),
+        head_chain: chain_to_column(head.chain),
+        oldest_seq,
+        frames,
+    })
 }
 
 /// The heads of streams, in the order asked for. For the owner and the bridge.
@@ -77,7 +93,11 @@ fn heads(ctx: &ReducerContext, stream_ids: &[String]) -> Result<Vec<HeadReport>,
     let trust = trust_row(ctx)?;
     trust.trust().operator(ctx.sender()).map_err(refused)?;
     if stream_ids.len() > limit::HEADS {
-        let message = format!("{} streams asked for, at most {} are allowed", stream_ids.len(), limit::HEADS);
+        let message = format!(
+            "{} streams asked for, at most {} are allowed",
+            stream_ids.len(),
+            limit::HEADS
+        );
         return Err(refused(Refusal::new(RefusalCode::InvalidArgument, message)));
     }
     stream_ids
@@ -85,8 +105,10 @@ fn heads(ctx: &ReducerContext, stream_ids: &[String]) -> Result<Vec<HeadReport>,
         .map(|stream_id| {
             let stream_id = parse_stream_id(stream_id)?;
             let head = head(ctx, trust.stream_key(&stream_id)?, &stream_id);
-            Ok(HeadReport { head_seq: head.seq.get(), head_chain: chain_to_column(head.chain) })
+            Ok(HeadReport {
+                head_seq: head.seq.get(),
+                head_chain: chain_to_column(head.chain),
+            })
         })
         .collect()
 }
-

@@ -213,6 +213,36 @@ impl Authority {
             .await
     }
 
+    /// As [`Authority::chain_at`] for many streams in one statement, in the order asked for.
+    pub async fn chains_at(&self, at: &[(StreamId, Seq)]) -> Result<Vec<Option<ChainHash>>, AuthorityError> {
+        let ids: Vec<&str> = at.iter().map(|(stream_id, _)| stream_id.as_str()).collect();
+        let seqs: Vec<i64> = at.iter().map(|(_, seq)| seq.to_sql()).collect();
+        self.connections
+            .run("chains_at", async |connection| {
+                let rows = sqlx::query(
+                    "select w.place, e.chain_hash
+                 from unnest($1::text[], $2::bigint[]) with ordinality as w(stream_id, seq, place)
+                 join runtime.sync_stream_events e on e.stream_id = w.stream_id collate \"C\" and e.seq = w.seq",
+                )
+                .bind(&ids)
+                .bind(&seqs)
+                .fetch_all(connection)
+                .await?;
+                let genesis =
+                    |(stream_id, seq): &(StreamId, Seq)| (*seq == Seq::ZERO).then(|| ChainHash::genesis(stream_id));
+                let mut chains: Vec<_> = at.iter().map(genesis).collect();
+                for row in &rows {
+                    let (place, chain): (i64, &[u8]) = (row.try_get(0)?, row.try_get(1)?);
+                    // Places count from 1.
+                    if let Some(slot) = usize::try_from(place - 1).ok().and_then(|place| chains.get_mut(place)) {
+                        *slot = ChainHash::from_slice(chain);
+                    }
+                }
+                Ok(chains)
+            })
+            .await
+    }
+
     /// Records that SpacetimeDB durably holds these streams up to these seqs. One statement for all of them; never
     /// backwards, never above a head, and it never waits for a writer.
     pub async fn advance_published(&self, to: &[(StreamId, Seq)]) -> Result<Advanced, AuthorityError> {

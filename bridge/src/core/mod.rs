@@ -33,7 +33,7 @@ pub struct Limits {
     pub bytes: usize,
     /// Streams remembered while nothing is to be done for them.
     pub idle_streams: usize,
-    /// How often in a row a stream may fail for an unknown reason before it is halted.
+    /// How often in a row a stream may fail without an acknowledgement in between before it is halted.
     pub attempts: u32,
 }
 
@@ -229,7 +229,7 @@ impl Core {
                 verdict,
             } => self.learned(now, epoch, stream_id, verdict, out),
             Input::LearnFailed { epoch, stream_id } => {
-                if self.link == Some(epoch) {
+                if self.link == Some(epoch) && self.is_learning(&stream_id) {
                     self.rest(now, &stream_id);
                 }
             }
@@ -465,9 +465,11 @@ impl Core {
         let Some((stream_id, _)) = self.landed(call) else {
             return;
         };
+        let attempts = self.streams.get(&stream_id).map_or(0, |stream| stream.attempts);
         let drain = match refusal.code.class() {
             RefusalClass::Fatal => return out.push(Effect::DropLink(refusal)),
-            RefusalClass::Retry => Drain::Learn,
+            RefusalClass::Retry if attempts < self.limits.attempts => Drain::Learn,
+            RefusalClass::Retry => Drain::Halt(HaltReason::Refused(refusal)),
             RefusalClass::Reject => Drain::Halt(HaltReason::Refused(refusal)),
         };
         self.fail(&stream_id, drain);
@@ -529,7 +531,8 @@ impl Core {
         verdict: Verdict,
         out: &mut Vec<Effect>,
     ) {
-        if self.link != Some(epoch) {
+        // Halted meanwhile: what was learned changes nothing.
+        if self.link != Some(epoch) || !self.is_learning(&stream_id) {
             return;
         }
         let Some(stream) = self.streams.get_mut(&stream_id) else {
@@ -554,6 +557,12 @@ impl Core {
             Verdict::Apart(reason) => return self.halt(stream_id, reason, out),
         }
         self.rest(now, &stream_id);
+    }
+
+    fn is_learning(&self, stream_id: &StreamId) -> bool {
+        self.streams
+            .get(stream_id)
+            .is_some_and(|stream| matches!(stream.mode, Mode::Learning))
     }
 
     /// Leaves a stream alone for a moment that grows with every failure in a row.

@@ -250,6 +250,49 @@ fn a_stream_that_keeps_failing_is_halted_in_the_end() {
 }
 
 #[test]
+fn a_stream_whose_gap_does_not_close_is_halted_in_the_end() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 1);
+    for attempt in 0..=LIMITS.attempts {
+        let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
+        let out = bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+        if attempt < LIMITS.attempts {
+            assert!(matches!(out[..], [Effect::Learn { .. }]), "{attempt}: {out:?}");
+            bench.learned("a", Verdict::InStep(seq(0)));
+            bench.later(60_000);
+        } else {
+            assert!(
+                matches!(
+                    &out[..],
+                    [Effect::Halted {
+                        reason: HaltReason::Refused(_),
+                        ..
+                    }]
+                ),
+                "{out:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_is_halted_while_its_head_is_asked_for_stays_halted() {
+    let mut bench = Bench::new();
+    bench.found("a", 7, 9);
+    let sent = calls(&bench.page("a", vec![prepared(8, 8)]));
+    bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+    bench.step(Input::Halt(stream("a"), HaltReason::AheadOfAuthority));
+    bench.learned("a", Verdict::InStep(seq(7)));
+    assert_eq!(bench.later(60_000), []);
+    bench.step(Input::LearnFailed {
+        epoch: bench.epoch(),
+        stream_id: stream("a"),
+    });
+    assert_eq!(bench.later(60_000), []);
+    assert!(bench.core.is_halted(&stream("a")));
+}
+
+#[test]
 fn what_is_not_acknowledged_when_the_link_breaks_is_sent_again() {
     let mut bench = Bench::new();
     bench.found("a", 0, 2);

@@ -23,6 +23,7 @@ const FINISH: Duration = Duration::from_secs(5);
 enum Entry {
     Advance(StreamId, Seq),
     Rewind(StreamId, Seq),
+    Cap(StreamId, Seq),
     Settled(oneshot::Sender<()>),
 }
 
@@ -37,6 +38,11 @@ impl Handle {
 
     pub(super) fn rewind(&self, stream_id: StreamId, to: Seq) {
         let _ = self.0.send(Entry::Rewind(stream_id, to));
+    }
+
+    /// SpacetimeDB holds just this much: what waits to be written down and says more is of the past.
+    pub(super) fn cap(&self, stream_id: StreamId, at: Seq) {
+        let _ = self.0.send(Entry::Cap(stream_id, at));
     }
 
     /// Resolves when all that was said before is written down, but for rows that a writer holds.
@@ -138,6 +144,11 @@ impl<F: Fn(Vec<StreamId>) + Send> Writer<F> {
                 while let Err(error) = self.authority.rewind_published(&stream_id, to).await {
                     tracing::warn!(error = chain(&error), %stream_id, "a rewind could not be written down");
                     tokio::time::sleep(RETRY).await;
+                }
+            }
+            Entry::Cap(stream_id, at) => {
+                if self.pending.get(&stream_id).is_some_and(|pending| *pending > at) {
+                    self.pending.remove(&stream_id);
                 }
             }
             Entry::Settled(done) => settled.push(done),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spacetime_sync_bindings::{DbConnection, append_sync_events, read_heads};
-use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId};
 use spacetimedb_sdk::{Compression, DbContext};
 use tokio::sync::{mpsc, oneshot};
 
@@ -107,8 +107,37 @@ impl Link {
         is_connected
             .await
             .map_err(|_| link.unavailable("closed during the handshake"))?;
-        link.heads(&[]).await?;
+        link.may_append().await?;
         Ok(link)
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.pump.is_finished()
+    }
+
+    /// Asks for something that can never be appended: who may append is told what is wrong with it, everybody else
+    /// that they may not.
+    async fn may_append(&self) -> Result<(), StdbError> {
+        let (answer, answered) = oneshot::channel();
+        let no_chain = chain_to_column(&ChainHash::from_bytes([0; 32]));
+        let reducers = &self.connection.reducers;
+        let sent = reducers.append_sync_events_then(String::new(), 0, no_chain, Vec::new(), move |_, result| {
+            let _ = answer.send(result.map_err(|error| error.to_string()));
+        });
+        sent.map_err(|error| self.unavailable(&error.to_string()))?;
+        let result = answered
+            .await
+            .map_err(|_| self.unavailable("closed before it answered"))?;
+        match result.map(|outcome| outcome.map_err(|text| Refusal::from_wire(&text).ok_or(text))) {
+            Ok(Err(Ok(refusal))) if refusal.code == RefusalCode::InvalidArgument => Ok(()),
+            Ok(Err(Ok(refusal))) => Err(StdbError::Refused(refusal)),
+            other => Err(StdbError::Unexpected {
+                uri: self.target.uri.clone(),
+                what: "an append of nothing",
+                message: format!("{other:?}"),
+            }),
+        }
     }
 
     /// Sends a frame on its way. The answer comes through the channel, or never, if the link breaks.

@@ -18,16 +18,29 @@ pub fn ack_checkpoint(ctx: &ReducerContext, stream_id: String, seq: u64, chain_h
         return Err(refused(forbidden_stream()));
     }
     let at = Seq::new(seq).ok_or_else(|| invalid_argument(format!("{seq} is no seq")))?;
-    let held = ctx.db.sync_checkpoint().by_holder().filter((identity, stream_key)).next();
-    let previous = held.as_ref().map(|row| (seq_from_column(row.seq), chain_from_column(row.chain_hash)));
+    let held = ctx
+        .db
+        .sync_checkpoint()
+        .by_holder()
+        .filter((identity, stream_key))
+        .next();
+    let previous = held
+        .as_ref()
+        .map(|row| (seq_from_column(row.seq), chain_from_column(row.chain_hash)));
     let chain = chain_from_column(chain_hash);
     let log_head = head(ctx, stream_key, &stream_id);
     match checkpoint::decide(previous, log_head, at, chain, |seq| held_chain(ctx, stream_key, seq)).map_err(refused)? {
         Ack::Repeated => {}
         Ack::Moved => {
             let checkpoint_id = held.map_or(0, |row| row.checkpoint_id);
-            let row =
-                SyncCheckpoint { checkpoint_id, identity, stream_key, seq, chain_hash, acked_at: ctx.timestamp };
+            let row = SyncCheckpoint {
+                checkpoint_id,
+                identity,
+                stream_key,
+                seq,
+                chain_hash,
+                acked_at: ctx.timestamp,
+            };
             if checkpoint_id == 0 {
                 ctx.db.sync_checkpoint().insert(row);
             } else {
@@ -40,5 +53,8 @@ pub fn ack_checkpoint(ctx: &ReducerContext, stream_id: String, seq: u64, chain_h
 
 /// The same answer whether or not the stream exists.
 pub fn forbidden_stream() -> Refusal {
-    Refusal::new(RefusalCode::ForbiddenStream, "no grant for this stream: ask the operator for one")
+    Refusal::new(
+        RefusalCode::ForbiddenStream,
+        "no grant for this stream: ask the operator for one",
+    )
 }

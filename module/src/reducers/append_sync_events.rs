@@ -19,7 +19,13 @@ pub fn append_sync_events(
     base_chain: u256,
     frame: Vec<u8>,
 ) -> Result<(), Refused> {
-    append_frame(ctx, &stream_id, first_seq, chain_from_column(base_chain), Bytes::from(frame))
+    append_frame(
+        ctx,
+        &stream_id,
+        first_seq,
+        chain_from_column(base_chain),
+        Bytes::from(frame),
+    )
 }
 
 pub fn append_frame(
@@ -34,9 +40,20 @@ pub fn append_frame(
     let stream_id = parse_stream_id(stream_id)?;
     let stream_key = trust.stream_key(&stream_id)?;
     let before = head(ctx, stream_key, &stream_id);
-    let request = Request { first_seq, base_chain, frame };
+    let request = Request {
+        first_seq,
+        base_chain,
+        frame,
+    };
     let decided = append::decide(before, request, |seq| held_chain(ctx, stream_key, seq)).map_err(refused)?;
-    let Append::Extend { first_seq, frame, head: after } = decided else { return Ok(()) };
+    let Append::Extend {
+        first_seq,
+        frame,
+        head: after,
+    } = decided
+    else {
+        return Ok(());
+    };
 
     ctx.db.sync_event().insert(SyncEvent {
         stream_key,
@@ -52,14 +69,29 @@ fn write_head(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, after
     let head_chain = chain_to_column(after.chain);
     match ctx.db.sync_head().stream_key().find(stream_key) {
         Some(row) => {
-            ctx.db.sync_head().stream_key().update(SyncHead { head_seq: after.seq.get(), head_chain, ..row });
+            ctx.db.sync_head().stream_key().update(SyncHead {
+                head_seq: after.seq.get(),
+                head_chain,
+                ..row
+            });
         }
         None => {
-            let row = SyncStream { stream_key, stream_id: stream_id.as_str().to_owned(), created_at: ctx.timestamp };
+            let row = SyncStream {
+                stream_key,
+                stream_id: stream_id.as_str().to_owned(),
+                created_at: ctx.timestamp,
+            };
             ctx.db.sync_stream().try_insert(row).map_err(|error| {
-                invalid_argument(format!("stream {stream_id} has the key of another stream, choose another name: {error}"))
+                invalid_argument(format!(
+                    "stream {stream_id} has the key of another stream, choose another name: {error}"
+                ))
             })?;
-            ctx.db.sync_head().insert(SyncHead { stream_key, head_seq: after.seq.get(), oldest_seq: 1, head_chain });
+            ctx.db.sync_head().insert(SyncHead {
+                stream_key,
+                head_seq: after.seq.get(),
+                oldest_seq: 1,
+                head_chain,
+            });
         }
     }
     Ok(())

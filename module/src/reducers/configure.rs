@@ -13,7 +13,8 @@ use crate::tables::sync_trust;
 pub fn configure(ctx: &ReducerContext, bridge: Identity, key_secret: String) -> Result<(), Refused> {
     let mut row = trust_row(ctx)?;
     row.trust().owner_only(ctx.sender()).map_err(refused)?;
-    let secret = hex::decode(&key_secret).map_err(|error| invalid_argument(format!("key_secret is not hex: {error}")))?;
+    let secret =
+        hex::decode(&key_secret).map_err(|error| invalid_argument(format!("key_secret is not hex: {error}")))?;
     if !secret.is_empty() && !row.key_secret.is_empty() && secret != row.key_secret {
         return Err(refused(Refusal::new(
             RefusalCode::KeySecretFixed,

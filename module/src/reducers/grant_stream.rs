@@ -12,7 +12,11 @@ pub fn grant_stream(ctx: &ReducerContext, identity: Identity, stream_id: String)
     row.trust().operator(ctx.sender()).map_err(refused)?;
     let stream_key = row.stream_key(&parse_stream_id(&stream_id)?)?;
     if !holds_grant(ctx, identity, stream_key) {
-        ctx.db.stream_grant().insert(StreamGrant { grant_id: 0, identity, stream_key });
+        ctx.db.stream_grant().insert(StreamGrant {
+            grant_id: 0,
+            identity,
+            stream_key,
+        });
     }
     Ok(())
 }

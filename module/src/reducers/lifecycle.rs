@@ -7,7 +7,12 @@ use crate::tables::{SyncContract, SyncTrust, sync_contract, sync_trust};
 
 #[reducer(init)]
 pub fn init(ctx: &ReducerContext) {
-    ctx.db.sync_trust().insert(SyncTrust { id: 0, owner: ctx.sender(), bridge: None, key_secret: Vec::new() });
+    ctx.db.sync_trust().insert(SyncTrust {
+        id: 0,
+        owner: ctx.sender(),
+        bridge: None,
+        key_secret: Vec::new(),
+    });
     write_contract(ctx);
 }
 
@@ -27,8 +32,17 @@ pub fn client_connected(ctx: &ReducerContext) {
 }
 
 fn contract_row() -> SyncContract {
-    let Contract { protocol, schema_version, schema_hash } = Contract::ours();
-    SyncContract { id: 0, protocol, schema_version, schema_hash }
+    let Contract {
+        protocol,
+        schema_version,
+        schema_hash,
+    } = Contract::ours();
+    SyncContract {
+        id: 0,
+        protocol,
+        schema_version,
+        schema_hash,
+    }
 }
 
 fn write_contract(ctx: &ReducerContext) {

@@ -6,15 +6,15 @@
 mod checkpoint;
 mod contract;
 mod event;
+mod grant;
 mod head;
 mod stream;
 mod trust;
-mod grant;
 
-pub use grant::*;
 pub use checkpoint::*;
 pub use contract::*;
 pub use event::*;
+pub use grant::*;
 pub use head::*;
 pub use stream::*;
 pub use trust::*;
