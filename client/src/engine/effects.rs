@@ -126,6 +126,8 @@ impl Engine {
                 "too much is under way, connecting anew"
             );
             self.counters.connections_overfull += 1;
+            // Nothing failed: the next attempt is a first one.
+            self.attempt = 0;
             self.hang_up(Instant::now());
         }
     }
