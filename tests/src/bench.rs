@@ -23,8 +23,14 @@ pub enum Size {
 
 impl Size {
     /// What the runs are made for.
-    pub const ALL: [Self; 6] =
-        [Self::Bytes(64), Self::Bytes(256), Self::Bytes(512), Self::Bytes(1_024), Self::Bytes(4_096), Self::Mix];
+    pub const ALL: [Self; 6] = [
+        Self::Bytes(64),
+        Self::Bytes(256),
+        Self::Bytes(512),
+        Self::Bytes(1_024),
+        Self::Bytes(4_096),
+        Self::Mix,
+    ];
 
     /// Name in the report.
     pub fn name(self) -> String {
@@ -58,7 +64,12 @@ pub struct Log {
 impl Log {
     /// The log of a stream, from its first event.
     pub fn new(stream_id: &StreamId, size: Size) -> Self {
-        Self { size, random: StdRng::seed_from_u64(7), seq: Seq::ZERO, chain: ChainHash::genesis(stream_id) }
+        Self {
+            size,
+            random: StdRng::seed_from_u64(7),
+            seq: Seq::ZERO,
+            chain: ChainHash::genesis(stream_id),
+        }
     }
 
     /// The chain hash of the last event made.
@@ -79,8 +90,18 @@ impl Log {
         let payload = self.size.payload(&mut self.random);
         let payload_hash = PayloadHash::of(&payload);
         let committed_at_us = self.seq.get() as i64;
-        self.chain = self.chain.link(self.seq, committed_at_us, &payload_hash, &idempotency_key, &kind);
-        Event { seq: self.seq, idempotency_key, kind, payload, payload_hash, chain_hash: self.chain, committed_at_us }
+        self.chain = self
+            .chain
+            .link(self.seq, committed_at_us, &payload_hash, &idempotency_key, &kind);
+        Event {
+            seq: self.seq,
+            idempotency_key,
+            kind,
+            payload,
+            payload_hash,
+            chain_hash: self.chain,
+            committed_at_us,
+        }
     }
 }
 
@@ -92,7 +113,10 @@ pub fn rate(events: u64, took: Duration) -> f64 {
 /// The value below which so many of a hundred lie.
 pub fn percentile(sorted: &[f64], of_hundred: f64) -> f64 {
     let at = (sorted.len() as f64 * of_hundred / 100.0).ceil() as usize;
-    sorted.get(at.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(f64::NAN)
+    sorted
+        .get(at.clamp(1, sorted.len().max(1)) - 1)
+        .copied()
+        .unwrap_or(f64::NAN)
 }
 
 /// Seconds since the start, for lines of progress.

@@ -118,19 +118,29 @@ impl Follower {
     pub fn start(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(built("examples/follow"));
         command.args(["--uri", &self.uri, "--database", &self.database]);
-        command.arg("--token-file").arg(&self.token_file).arg("--db").arg(&self.store);
+        command
+            .arg("--token-file")
+            .arg(&self.token_file)
+            .arg("--db")
+            .arg(&self.store);
         for stream_id in &self.streams {
             command.args(["--stream", stream_id.as_str()]);
         }
         command.args(&self.options).env("NO_COLOR", "1");
         self.process = None;
-        self.process = Some(Process::start("client", &mut command, &self.store.with_extension("log"))?);
+        self.process = Some(Process::start(
+            "client",
+            &mut command,
+            &self.store.with_extension("log"),
+        )?);
         Ok(())
     }
 
     /// The process, if it was started.
     pub fn process(&self) -> anyhow::Result<&Process> {
-        self.process.as_ref().ok_or_else(|| anyhow::anyhow!("the client was not started"))
+        self.process
+            .as_ref()
+            .ok_or_else(|| anyhow::anyhow!("the client was not started"))
     }
 
     /// SIGKILL.
@@ -148,7 +158,9 @@ impl Follower {
             let mut heads = store.prepare("SELECT max(seq) FROM applied WHERE stream_id = ?1")?;
             let mut sum = 0;
             for stream_id in &self.streams {
-                sum += heads.query_row([stream_id.as_str()], |row| row.get::<_, Option<u64>>(0))?.unwrap_or(0);
+                sum += heads
+                    .query_row([stream_id.as_str()], |row| row.get::<_, Option<u64>>(0))?
+                    .unwrap_or(0);
             }
             Ok::<u64, rusqlite::Error>(sum)
         };
@@ -162,7 +174,11 @@ impl Follower {
         })
         .await;
         let applied = self.applied();
-        anyhow::ensure!(done && applied >= events, "the client applied {applied} of {events} events: {}", self.log());
+        anyhow::ensure!(
+            done && applied >= events,
+            "the client applied {applied} of {events} events: {}",
+            self.log()
+        );
         Ok(())
     }
 
@@ -180,7 +196,13 @@ impl Follower {
                 "SELECT coalesce((SELECT seq FROM spacetime_sync_checkpoint WHERE stream_id = ?1), 0),
                         coalesce(max(seq), 0), count(*) FROM applied WHERE stream_id = ?1",
                 [stream_id.as_str()],
-                |row| Ok(Saved { checkpoint: row.get(0)?, last: row.get(1)?, events: row.get(2)? }),
+                |row| {
+                    Ok(Saved {
+                        checkpoint: row.get(0)?,
+                        last: row.get(1)?,
+                        events: row.get(2)?,
+                    })
+                },
             )?;
             saved.push(found);
         }
@@ -190,7 +212,10 @@ impl Follower {
     /// The last state it has told of; null before the first.
     pub fn status(&self) -> Value {
         let log = self.log();
-        log.lines().rev().find_map(|line| serde_json::from_str(line).ok()).unwrap_or_default()
+        log.lines()
+            .rev()
+            .find_map(|line| serde_json::from_str(line).ok())
+            .unwrap_or_default()
     }
 
     /// Waits until it is live on all its streams.

@@ -75,7 +75,14 @@ impl Lane {
         std::fs::create_dir(&data)?;
         let server = Server::start(&data).await?;
         let name = format!("lane-{}", database.name().replace('_', "-"));
-        let lane = Self { folder, database, authority, server, name, next: 0.into() };
+        let lane = Self {
+            folder,
+            database,
+            authority,
+            server,
+            name,
+            next: 0.into(),
+        };
         lane.publish(Breaking::Refuse).await?;
         Ok(lane)
     }
@@ -101,7 +108,11 @@ impl Lane {
 
     /// The module's HTTP side, as its owner.
     pub fn owner(&self) -> anyhow::Result<Admin> {
-        Ok(Admin::new(self.server.uri(), &self.name, read_token(&self.path("owner.token"))?))
+        Ok(Admin::new(
+            self.server.uri(),
+            &self.name,
+            read_token(&self.path("owner.token"))?,
+        ))
     }
 
     /// Starts a bridge.
@@ -117,9 +128,14 @@ impl Lane {
             Some(addr) => self.database.url_at(addr)?,
             None => self.database.url().to_owned(),
         };
-        let uri = options.server_at.map_or(self.server.uri().to_owned(), |addr| format!("http://{addr}"));
+        let uri = options
+            .server_at
+            .map_or(self.server.uri().to_owned(), |addr| format!("http://{addr}"));
         let mut command = Command::new(built("spacetime-sync"));
-        command.arg("run").env("RUST_LOG", "info,sqlx=warn").env("NO_COLOR", "1");
+        command
+            .arg("run")
+            .env("RUST_LOG", "info,sqlx=warn")
+            .env("NO_COLOR", "1");
         let token_file = self.path("bridge.token").display().to_string();
         let keys = [
             ("authority.url", url),
@@ -129,10 +145,16 @@ impl Lane {
             ("http.listen", http.to_string()),
         ];
         for (key, value) in keys.iter().chain(&options.set) {
-            command.env(format!("SPACETIME_SYNC__{}", key.replace('.', "__").to_uppercase()), value);
+            command.env(
+                format!("SPACETIME_SYNC__{}", key.replace('.', "__").to_uppercase()),
+                value,
+            );
         }
         let process = Process::start("bridge", &mut command, &self.path(&format!("bridge-{number}.log")))?;
-        Ok(Bridge { process, http: format!("http://{http}") })
+        Ok(Bridge {
+            process,
+            http: format!("http://{http}"),
+        })
     }
 
     /// Makes a new client identity that may read these streams, and does not start it.
@@ -168,7 +190,11 @@ impl Lane {
     pub async fn held(&self, streams: &[StreamId]) -> anyhow::Result<Vec<u64>> {
         let names: Vec<&str> = streams.iter().map(StreamId::as_str).collect();
         let answer = reqwest::Client::new()
-            .post(format!("{}/v1/database/{}/call/read_heads", self.server.uri(), self.name))
+            .post(format!(
+                "{}/v1/database/{}/call/read_heads",
+                self.server.uri(),
+                self.name
+            ))
             .bearer_auth(read_token(&self.path("owner.token"))?.expose())
             .json(&serde_json::json!([names]))
             .send()
@@ -177,7 +203,10 @@ impl Lane {
         let answer: Value = answer.json().await?;
         let heads = answer.get("ok").or(answer.get(1)).and_then(Value::as_array);
         let heads = heads.with_context(|| format!("no heads: {answer}"))?;
-        heads.iter().map(|head| head[0].as_u64().with_context(|| format!("no head: {head}"))).collect()
+        heads
+            .iter()
+            .map(|head| head[0].as_u64().with_context(|| format!("no head: {head}")))
+            .collect()
     }
 
     /// The last seq of each stream that the authority has recorded as held by SpacetimeDB.
@@ -220,7 +249,12 @@ impl Bridge {
     }
 
     /// Waits until an answer is what is wanted.
-    pub async fn until(&self, path: &str, limit: Duration, wanted: impl Fn(bool, &Value) -> bool) -> anyhow::Result<Value> {
+    pub async fn until(
+        &self,
+        path: &str,
+        limit: Duration,
+        wanted: impl Fn(bool, &Value) -> bool,
+    ) -> anyhow::Result<Value> {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
             let answer = self.ask(path).await;
@@ -229,7 +263,10 @@ impl Bridge {
             {
                 return Ok(body.clone());
             }
-            anyhow::ensure!(tokio::time::Instant::now() < deadline, "{path} never was as wanted, at last: {answer:?}");
+            anyhow::ensure!(
+                tokio::time::Instant::now() < deadline,
+                "{path} never was as wanted, at last: {answer:?}"
+            );
             tokio::time::sleep(crate::STEP).await;
         }
     }
@@ -237,7 +274,11 @@ impl Bridge {
     /// SIGTERM, and how it ended.
     pub async fn stop(&self) -> anyhow::Result<i32> {
         self.process.signal(Signal::TERM);
-        let ended = self.process.ended(Duration::from_secs(30)).await.context("the bridge did not stop")?;
+        let ended = self
+            .process
+            .ended(Duration::from_secs(30))
+            .await
+            .context("the bridge did not stop")?;
         ended.code().context("the bridge was killed")
     }
 }

@@ -29,7 +29,11 @@ impl Process {
             .stderr(output)
             .spawn()
             .map_err(|error| io::Error::new(error.kind(), format!("{name}: {:?}: {error}", command.get_program())))?;
-        Ok(Self { name, log: log.to_owned(), child: Mutex::new(child) })
+        Ok(Self {
+            name,
+            log: log.to_owned(),
+            child: Mutex::new(child),
+        })
     }
 
     /// Its id.
@@ -91,7 +95,9 @@ impl Process {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
-        Some(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+        Some(Duration::from_secs_f64(
+            ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+        ))
     }
 
     fn child(&self) -> std::sync::MutexGuard<'_, Child> {
@@ -114,7 +120,10 @@ impl Drop for Process {
 /// process behind.
 fn dying_with_us(command: &Command) -> Command {
     let mut wrapped = Command::new("setpriv");
-    wrapped.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+    wrapped
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(command.get_program())
+        .args(command.get_args());
     for (key, value) in command.get_envs() {
         match value {
             Some(value) => wrapped.env(key, value),
@@ -133,6 +142,10 @@ pub fn built(name: &str) -> PathBuf {
         folder.pop();
     }
     let path = folder.join(name);
-    assert!(path.exists(), "{} is not built: start through ./scripts", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built: start through ./scripts",
+        path.display()
+    );
     path
 }

@@ -31,13 +31,25 @@ impl Server {
     /// The server of `SYNC_STDB_URL`, or a host of our own that keeps its data in `folder`.
     pub async fn start(folder: &Path) -> anyhow::Result<Self> {
         if let Ok(uri) = std::env::var("SYNC_STDB_URL") {
-            return Ok(Self { uri: uri.trim_end_matches('/').to_owned(), own: None });
+            return Ok(Self {
+                uri: uri.trim_end_matches('/').to_owned(),
+                own: None,
+            });
         }
-        let binary = PathBuf::from(std::env::var("SYNC_HOST_BIN").context("SYNC_HOST_BIN is not set: start through ./scripts")?);
+        let binary =
+            PathBuf::from(std::env::var("SYNC_HOST_BIN").context("SYNC_HOST_BIN is not set: start through ./scripts")?);
         // Free a moment ago; a restart takes the same port again.
         let addr = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let process = spawn(&binary, folder, addr)?;
-        let server = Self { uri: format!("http://{addr}"), own: Some(Own { binary, folder: folder.to_owned(), addr, process }) };
+        let server = Self {
+            uri: format!("http://{addr}"),
+            own: Some(Own {
+                binary,
+                folder: folder.to_owned(),
+                addr,
+                process,
+            }),
+        };
         server.up().await?;
         Ok(server)
     }
@@ -50,7 +62,9 @@ impl Server {
     /// Where it listens, e.g. for a proxy in front of it.
     pub fn addr(&self) -> anyhow::Result<SocketAddr> {
         let authority = self.uri.trim_start_matches("http://").trim_start_matches("https://");
-        std::net::ToSocketAddrs::to_socket_addrs(authority)?.next().context("the server has no address")
+        std::net::ToSocketAddrs::to_socket_addrs(authority)?
+            .next()
+            .context("the server has no address")
     }
 
     /// Whether it is ours to kill.
@@ -97,6 +111,10 @@ impl Server {
 
 fn spawn(binary: &Path, folder: &Path, addr: SocketAddr) -> anyhow::Result<Process> {
     let mut command = Command::new(binary);
-    command.arg("--data-dir").arg(folder).arg("--listen").arg(addr.to_string());
+    command
+        .arg("--data-dir")
+        .arg(folder)
+        .arg("--listen")
+        .arg(addr.to_string());
     Ok(Process::start("host", &mut command, &folder.with_extension("log"))?)
 }

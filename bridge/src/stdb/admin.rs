@@ -122,8 +122,8 @@ impl Admin {
         if found != expected {
             return Err(StdbError::ContractMismatch {
                 database: self.database.clone(),
-                found,
-                expected,
+                found: Box::new(found),
+                expected: Box::new(expected),
             });
         }
         Ok(())

@@ -74,9 +74,9 @@ pub enum StdbError {
         /// The name.
         database: String,
         /// What the module says.
-        found: Contract,
+        found: Box<Contract>,
         /// What this build was made with.
-        expected: Contract,
+        expected: Box<Contract>,
     },
     /// The new module would disconnect clients.
     #[error(

@@ -15,7 +15,10 @@ pub struct Head {
 impl Head {
     /// The head of a stream that holds nothing.
     pub fn empty(stream_id: &StreamId) -> Self {
-        Self { seq: Seq::ZERO, chain: ChainHash::genesis(stream_id) }
+        Self {
+            seq: Seq::ZERO,
+            chain: ChainHash::genesis(stream_id),
+        }
     }
 }
 
@@ -52,7 +55,10 @@ pub fn decide(head: Head, request: Request, held: impl FnOnce(Seq) -> Option<Cha
     let bytes = request.frame.clone();
     let frame = Frame::decode(request.first_seq, request.base_chain, request.frame).map_err(invalid_frame)?;
     let next = head.seq.next();
-    let new_head = Head { seq: frame.last_seq(), chain: frame.last_chain() };
+    let new_head = Head {
+        seq: frame.last_seq(),
+        chain: frame.last_chain(),
+    };
 
     if frame.first_seq() > next {
         let message = format!("the frame begins at seq {}, expected {next}", frame.first_seq());
@@ -68,11 +74,19 @@ pub fn decide(head: Head, request: Request, held: impl FnOnce(Seq) -> Option<Cha
             );
             return Err(Refusal::new(RefusalCode::ChainMismatch, message).at_head(head.seq.get()));
         }
-        return Ok(Append::Extend { first_seq: next, frame: bytes, head: new_head });
+        return Ok(Append::Extend {
+            first_seq: next,
+            frame: bytes,
+            head: new_head,
+        });
     }
     // The frame repeats events that are held. A chain hash that agrees at one position agrees on all before it.
     let repeated_to = frame.last_seq().min(head.seq);
-    let held = if repeated_to == head.seq { Some(head.chain) } else { held(repeated_to) };
+    let held = if repeated_to == head.seq {
+        Some(head.chain)
+    } else {
+        held(repeated_to)
+    };
     match held {
         None => {
             let message = format!("seq {repeated_to} is older than what is held, so a repeat cannot be compared");
@@ -84,7 +98,11 @@ pub fn decide(head: Head, request: Request, held: impl FnOnce(Seq) -> Option<Cha
         }
         Some(_) => Ok(match frame.encode_after(head.seq) {
             None => Append::Absorbed,
-            Some(rest) => Append::Extend { first_seq: next, frame: rest, head: new_head },
+            Some(rest) => Append::Extend {
+                first_seq: next,
+                frame: rest,
+                head: new_head,
+            },
         }),
     }
 }
@@ -113,22 +131,42 @@ mod tests {
                 let idempotency_key = IdempotencyKey::new(&format!("k{seq}")).unwrap();
                 let kind = Kind::new("t").unwrap();
                 chain = chain.link(seq, 0, &payload_hash, &idempotency_key, &kind);
-                Event { seq, idempotency_key, kind, payload, payload_hash, chain_hash: chain, committed_at_us: 0 }
+                Event {
+                    seq,
+                    idempotency_key,
+                    kind,
+                    payload,
+                    payload_hash,
+                    chain_hash: chain,
+                    committed_at_us: 0,
+                }
             })
             .collect()
     }
 
     fn head_of(log: &[Event]) -> Head {
-        log.last().map_or(Head::empty(&stream()), |last| Head { seq: last.seq, chain: last.chain_hash })
+        log.last().map_or(Head::empty(&stream()), |last| Head {
+            seq: last.seq,
+            chain: last.chain_hash,
+        })
     }
 
     /// Asks to append events `from..=to` of `log` to a module that holds `held`.
     fn ask(held: &[Event], log: &[Event], from: usize, to: usize) -> Result<Append, RefusalCode> {
-        let base = if from == 1 { ChainHash::genesis(&stream()) } else { log[from - 2].chain_hash };
-        let request =
-            Request { first_seq: from as u64, base_chain: base, frame: Frame::encode(&log[from - 1..to]) };
-        decide(head_of(held), request, |seq| held.get(seq.get() as usize - 1).map(|event| event.chain_hash))
-            .map_err(|refusal| refusal.code)
+        let base = if from == 1 {
+            ChainHash::genesis(&stream())
+        } else {
+            log[from - 2].chain_hash
+        };
+        let request = Request {
+            first_seq: from as u64,
+            base_chain: base,
+            frame: Frame::encode(&log[from - 1..to]),
+        };
+        decide(head_of(held), request, |seq| {
+            held.get(seq.get() as usize - 1).map(|event| event.chain_hash)
+        })
+        .map_err(|refusal| refusal.code)
     }
 
     fn extends(answer: Result<Append, RefusalCode>, from: u64, log: &[Event]) {
@@ -136,7 +174,11 @@ mod tests {
             Ok(Append::Extend { first_seq, frame, head }) => {
                 assert_eq!(first_seq.get(), from);
                 assert_eq!(head, head_of(log));
-                let base = Head { seq: first_seq, chain: head.chain }.chain;
+                let base = Head {
+                    seq: first_seq,
+                    chain: head.chain,
+                }
+                .chain;
                 let decoded = Frame::decode(from, base, frame).unwrap();
                 assert_eq!(decoded.last_seq(), head.seq);
             }
@@ -202,7 +244,11 @@ mod tests {
 
     #[test]
     fn a_malformed_frame_changes_nothing() {
-        let request = Request { first_seq: 1, base_chain: ChainHash::genesis(&stream()), frame: vec![1, 2, 3].into() };
+        let request = Request {
+            first_seq: 1,
+            base_chain: ChainHash::genesis(&stream()),
+            frame: vec![1, 2, 3].into(),
+        };
         let answer = decide(Head::empty(&stream()), request, |_| None);
         assert_eq!(answer.map_err(|refusal| refusal.code), Err(RefusalCode::InvalidFrame));
     }

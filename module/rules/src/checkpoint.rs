@@ -61,7 +61,17 @@ mod tests {
     fn ack(previous: Option<u64>, at: u64, of: u8) -> Result<Ack, RefusalCode> {
         let held = |seq: Seq| (seq.get() >= 3).then(|| chain(seq.get() as u8));
         let previous = previous.map(|value| (seq(value), chain(value as u8)));
-        decide(previous, Head { seq: seq(9), chain: chain(9) }, seq(at), chain(of), held).map_err(|refusal| refusal.code)
+        decide(
+            previous,
+            Head {
+                seq: seq(9),
+                chain: chain(9),
+            },
+            seq(at),
+            chain(of),
+            held,
+        )
+        .map_err(|refusal| refusal.code)
     }
 
     #[test]

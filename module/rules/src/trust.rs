@@ -14,7 +14,11 @@ pub struct Trust<I> {
 impl<I: Copy + Eq> Trust<I> {
     /// Only the owner: configuration.
     pub fn owner_only(&self, caller: I) -> Result<(), Refusal> {
-        if caller == self.owner { Ok(()) } else { Err(unauthorized("only the owner of this database may do this")) }
+        if caller == self.owner {
+            Ok(())
+        } else {
+            Err(unauthorized("only the owner of this database may do this"))
+        }
     }
 
     /// Only the bridge: appending. The owner may not: what is appended comes from the authority or not at all.
@@ -54,12 +58,24 @@ mod tests {
 
     #[test]
     fn each_right_belongs_to_who_holds_it() {
-        let trust = Trust { owner: 1, bridge: Some(2) };
+        let trust = Trust {
+            owner: 1,
+            bridge: Some(2),
+        };
         let code = |answer: Result<(), Refusal>| answer.err().map(|refusal| refusal.code);
         let unauthorized = Some(RefusalCode::Unauthorized);
-        assert_eq!([1, 2, 3].map(|who| code(trust.owner_only(who))), [None, unauthorized, unauthorized]);
-        assert_eq!([1, 2, 3].map(|who| code(trust.bridge_only(who))), [unauthorized, None, unauthorized]);
-        assert_eq!([1, 2, 3].map(|who| code(trust.operator(who))), [None, None, unauthorized]);
+        assert_eq!(
+            [1, 2, 3].map(|who| code(trust.owner_only(who))),
+            [None, unauthorized, unauthorized]
+        );
+        assert_eq!(
+            [1, 2, 3].map(|who| code(trust.bridge_only(who))),
+            [unauthorized, None, unauthorized]
+        );
+        assert_eq!(
+            [1, 2, 3].map(|who| code(trust.operator(who))),
+            [None, None, unauthorized]
+        );
         let unset = Trust { owner: 1, bridge: None };
         assert_eq!(code(unset.bridge_only(1)), Some(RefusalCode::NotConfigured));
         assert_eq!([1, 3].map(|who| code(unset.operator(who))), [None, unauthorized]);

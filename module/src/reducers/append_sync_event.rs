@@ -12,6 +12,8 @@ use crate::refuse::{Refused, invalid_argument};
 /// `base_chain` is the chain hash before the event, big-endian; `committed_at_us` is the authority's time. The payload
 /// is hashed here.
 #[reducer]
+// A reducer's arguments are its wire format.
+#[allow(clippy::too_many_arguments)]
 pub fn append_sync_event(
     ctx: &ReducerContext,
     stream_id: String,

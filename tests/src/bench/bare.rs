@@ -37,9 +37,19 @@ pub struct Cut {
 
 impl Cut {
     /// What the bridge does when there is a backlog.
-    pub const BACKLOG: Self = Self { events: 1_000, bytes: 256 * 1024, padded: true, on_disk: true };
+    pub const BACKLOG: Self = Self {
+        events: 1_000,
+        bytes: 256 * 1024,
+        padded: true,
+        on_disk: true,
+    };
     /// What the bridge does when events come one at a time.
-    pub const LIVE: Self = Self { events: 1, bytes: 256 * 1024, padded: true, on_disk: true };
+    pub const LIVE: Self = Self {
+        events: 1,
+        bytes: 256 * 1024,
+        padded: true,
+        on_disk: true,
+    };
 
     fn encode(self, events: &[Event]) -> Vec<u8> {
         if self.padded {
@@ -52,7 +62,10 @@ impl Cut {
             payload_hash: event.payload_hash.as_bytes().to_vec().into(),
             committed_at_us: event.committed_at_us,
         });
-        prost::Message::encode_to_vec(&wire::EventFrame { events: events.collect(), padding: Default::default() })
+        prost::Message::encode_to_vec(&wire::EventFrame {
+            events: events.collect(),
+            padding: Default::default(),
+        })
     }
 }
 
@@ -80,7 +93,11 @@ impl Run {
 /// until the last event is acknowledged as durable and every subscriber has it.
 pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usize) -> anyhow::Result<Run> {
     let memory = Path::new(IN_MEMORY);
-    let parent = if cut.on_disk || !memory.is_dir() { std::env::temp_dir() } else { memory.to_owned() };
+    let parent = if cut.on_disk || !memory.is_dir() {
+        std::env::temp_dir()
+    } else {
+        memory.to_owned()
+    };
     let lane = Lane::start_in(Cluster::shared().await, &parent).await?;
     let in_flight = if cut.events > 1 { IN_FLIGHT.0 } else { IN_FLIGHT.1 };
     let stream_id = stream(1);
@@ -100,7 +117,9 @@ pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usiz
         send(&bridge, &stream_id, frames, in_flight).await?;
         sent = sent.plus(events);
         let all = crate::until(Duration::from_secs(120), || {
-            received.iter().all(|(_, last)| last.load(Ordering::Relaxed) >= sent.get())
+            received
+                .iter()
+                .all(|(_, last)| last.load(Ordering::Relaxed) >= sent.get())
         });
         anyhow::ensure!(all.await, "a subscriber did not get everything");
         Ok(rate(events, started.elapsed()))
@@ -112,9 +131,18 @@ pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usiz
         filled += window.min(held - filled);
     }
     let full = timed(window).await?;
-    let host_mb = lane.server.process().and_then(|process| process.memory_mb()).map_or(0, |(now, _)| now);
+    let host_mb = lane
+        .server
+        .process()
+        .and_then(|process| process.memory_mb())
+        .map_or(0, |(now, _)| now);
     let _ = bridge.disconnect();
-    Ok(Run { empty, full, held: filled, host_mb })
+    Ok(Run {
+        empty,
+        full,
+        held: filled,
+        host_mb,
+    })
 }
 
 /// A frame on its way: first position, chain hash before it, bytes.
@@ -137,12 +165,7 @@ fn make(log: &mut Log, cut: Cut, events: u64) -> Vec<Made> {
     frames
 }
 
-async fn send(
-    bridge: &DbConnection,
-    stream_id: &StreamId,
-    frames: Vec<Made>,
-    in_flight: usize,
-) -> anyhow::Result<()> {
+async fn send(bridge: &DbConnection, stream_id: &StreamId, frames: Vec<Made>, in_flight: usize) -> anyhow::Result<()> {
     let slots = Arc::new(Semaphore::new(in_flight));
     let failed = Arc::new(std::sync::Mutex::new(None));
     for (first_seq, base_chain, frame) in frames {
@@ -201,10 +224,15 @@ async fn subscribe(lane: &Lane, stream_id: &StreamId) -> anyhow::Result<(Arc<DbC
     let token = std::fs::read_to_string(follower.token_file())?;
     let connection = connect_as(lane.server.uri(), &lane.name, token.trim()).await?;
     let (answer, answered) = oneshot::channel();
-    connection.procedures.read_events_then(stream_id.as_str().to_owned(), 0, move |_, result| {
-        let _ = answer.send(result);
-    });
-    let page = answered.await?.map_err(|error| anyhow::anyhow!("{error}"))?.map_err(anyhow::Error::msg)?;
+    connection
+        .procedures
+        .read_events_then(stream_id.as_str().to_owned(), 0, move |_, result| {
+            let _ = answer.send(result);
+        });
+    let page = answered
+        .await?
+        .map_err(|error| anyhow::anyhow!("{error}"))?
+        .map_err(anyhow::Error::msg)?;
     let last = Arc::new(AtomicU64::new(0));
     connection.db.sync_event().on_insert({
         let last = last.clone();
@@ -218,7 +246,10 @@ async fn subscribe(lane: &Lane, stream_id: &StreamId) -> anyhow::Result<(Arc<DbC
         .on_applied(move |_| {
             let _ = applied.send(());
         })
-        .subscribe(format!("SELECT * FROM sync_event WHERE stream_key = {} AND last_seq > 0", page.stream_key));
+        .subscribe(format!(
+            "SELECT * FROM sync_event WHERE stream_key = {} AND last_seq > 0",
+            page.stream_key
+        ));
     is_applied.await.context("the subscription was refused")?;
     Ok((connection, last))
 }

@@ -83,14 +83,23 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
             }
             seen.last_us = now;
             seen.applied += events.len() as u64;
-            seen.latencies_ms.extend(events.iter().map(|event| (now - event.committed_at_us) as f64 / 1_000.0));
+            seen.latencies_ms.extend(
+                events
+                    .iter()
+                    .map(|event| (now - event.committed_at_us) as f64 / 1_000.0),
+            );
             Ok::<(), HandlerError>(())
         }
     };
     let client = SyncClient::start(config, store, handler)?;
     let mut status = client.status();
     loop {
-        let applied: u64 = status.borrow_and_update().streams.values().map(|stream| stream.applied.seq.get()).sum();
+        let applied: u64 = status
+            .borrow_and_update()
+            .streams
+            .values()
+            .map(|stream| stream.applied.seq.get())
+            .sum();
         if applied >= args.until {
             break;
         }
@@ -123,12 +132,16 @@ fn tally(transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event])
 }
 
 fn now_us() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros() as i64)
 }
 
 /// This process's memory at the highest.
 pub fn peak_rss_mb() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) / 1024
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0)
+        / 1024
 }

@@ -46,7 +46,10 @@ pub struct Run {
 impl Runner {
     /// A lane without a bridge.
     pub async fn start(cluster: &Cluster) -> anyhow::Result<Self> {
-        Ok(Self { lane: Lane::start_on(cluster).await?, streams: (1..=STREAMS).map(stream).collect() })
+        Ok(Self {
+            lane: Lane::start_on(cluster).await?,
+            streams: (1..=STREAMS).map(stream).collect(),
+        })
     }
 
     /// Commits so many events in bulk, by one writer a stream. Returns how long that took.
@@ -77,7 +80,10 @@ impl Runner {
         bridge.until("/readyz", LIMIT, |ready, _| ready).await?;
         let children = self.clients(clients, events).await?;
         let started = Instant::now();
-        let (written, run) = tokio::join!(self.write(events, size), self.finish(events, started, &bridge, children));
+        let (written, run) = tokio::join!(
+            self.write(events, size),
+            self.finish(events, started, &bridge, children)
+        );
         written?;
         run
     }
@@ -132,7 +138,11 @@ impl Runner {
     fn spawn(&self, client: &Follower, until: u64) -> anyhow::Result<Child> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["client", "--uri", self.lane.server.uri(), "--database", &self.lane.name]);
-        command.arg("--token-file").arg(client.token_file()).arg("--db").arg(PathBuf::from(client.store()));
+        command
+            .arg("--token-file")
+            .arg(client.token_file())
+            .arg("--db")
+            .arg(PathBuf::from(client.store()));
         command.args(["--until", &until.to_string()]);
         for stream_id in &self.streams {
             command.args(["--stream", stream_id.as_str()]);
@@ -149,12 +159,16 @@ impl Runner {
     ) -> anyhow::Result<Run> {
         let mut clients = Vec::new();
         for child in children {
-            let output = tokio::time::timeout(LIMIT, child.wait_with_output()).await.context("a client takes too long")??;
+            let output = tokio::time::timeout(LIMIT, child.wait_with_output())
+                .await
+                .context("a client takes too long")??;
             clients.push(serde_json::from_slice(&output.stdout).context("a client failed")?);
         }
         let took = started.elapsed();
         let peak = |process: Option<&crate::process::Process>| {
-            process.and_then(crate::process::Process::memory_mb).map_or(0, |(_, peak)| peak)
+            process
+                .and_then(crate::process::Process::memory_mb)
+                .map_or(0, |(_, peak)| peak)
         };
         Ok(Run {
             events_per_second: rate(events, took),

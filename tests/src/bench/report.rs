@@ -86,7 +86,10 @@ pub async fn run(quick: bool, as_json: bool) -> anyhow::Result<()> {
     }
     say("the same without a subscriber".to_owned());
     let alone = bare::run(Size::Bytes(512), Cut::BACKLOG, extent.window, extent.held, 0).await?;
-    say(format!("    512 B: {:>7.0} on an empty table, {:>7.0} with {} held", alone.empty, alone.full, alone.held));
+    say(format!(
+        "    512 B: {:>7.0} on an empty table, {:>7.0} with {} held",
+        alone.empty, alone.full, alone.held
+    ));
 
     say("SpacetimeDB alone: one event a frame, as live; padded as the contract does, and not".to_owned());
     let (window, held) = extent.live;
@@ -145,19 +148,36 @@ pub async fn run(quick: bool, as_json: bool) -> anyhow::Result<()> {
     say("the whole lane with bulk writers at the same time, 512 B, one client".to_owned());
     let runner = Runner::start(&cluster).await?;
     let streamed = runner.stream(extent.lane, Size::Bytes(512), 1).await?;
-    say(format!("  {:>7.0} committed, published and applied per second; {}", streamed.events_per_second, memory(&streamed)));
+    say(format!(
+        "  {:>7.0} committed, published and applied per second; {}",
+        streamed.events_per_second,
+        memory(&streamed)
+    ));
 
     say("a client that was away, 512 B".to_owned());
     let runner = Runner::start(&cluster).await?;
     runner.write(extent.lane, Size::Bytes(512)).await?;
     let caught_up = runner.catch_up(extent.lane).await?;
-    say(format!("  {:>7.0} events per second from start to live; {}", caught_up.events_per_second, memory(&caught_up)));
+    say(format!(
+        "  {:>7.0} events per second from start to live; {}",
+        caught_up.events_per_second,
+        memory(&caught_up)
+    ));
 
-    say(format!("latency at {PACE} single events per second, 512 B, commit to applied"));
+    say(format!(
+        "latency at {PACE} single events per second, 512 B, commit to applied"
+    ));
     let runner = Runner::start(&cluster).await?;
-    let paced = runner.paced(PACE, PACE * extent.paced.as_secs(), Size::Bytes(512)).await?;
+    let paced = runner
+        .paced(PACE, PACE * extent.paced.as_secs(), Size::Bytes(512))
+        .await?;
     let latency = &paced.clients[0];
-    say(format!("  p50 {:.2} ms, p99 {:.2} ms; {}", latency.p50_ms, latency.p99_ms, memory(&paced)));
+    say(format!(
+        "  p50 {:.2} ms, p99 {:.2} ms; {}",
+        latency.p50_ms,
+        latency.p99_ms,
+        memory(&paced)
+    ));
 
     if as_json {
         let runs = [drained.as_ref(), Some(&streamed), Some(&caught_up), Some(&paced)];
@@ -185,7 +205,10 @@ pub async fn run(quick: bool, as_json: bool) -> anyhow::Result<()> {
 
 fn memory(run: &Run) -> String {
     let client = run.clients.iter().map(|client| client.peak_rss_mb).max().unwrap_or(0);
-    format!("peak memory: bridge {} MB, host {} MB, client {client} MB", run.bridge_mb, run.host_mb)
+    format!(
+        "peak memory: bridge {} MB, host {} MB, client {client} MB",
+        run.bridge_mb, run.host_mb
+    )
 }
 
 fn peaks<'a>(runs: impl Iterator<Item = &'a Run> + Clone) -> Value {

@@ -66,7 +66,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         clients.push(client);
     }
     for client in &clients {
-        let live = spacetime_sync_tests::until(STALL, || client.log().contains(r#""phase":"live","reason":null"#)).await;
+        let live =
+            spacetime_sync_tests::until(STALL, || client.log().contains(r#""phase":"live","reason":null"#)).await;
         anyhow::ensure!(live, "a client did not go live: {}", client.log());
     }
     say(format!("{} clients are live on {} streams", args.clients, args.streams));
@@ -112,7 +113,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         task.await??;
     }
     let written = burst_started.elapsed();
-    say(format!("{burst} events are committed, {:.0} per second", rate(burst, written)));
+    say(format!(
+        "{burst} events are committed, {:.0} per second",
+        rate(burst, written)
+    ));
     await_all(&clients, args.events, &say).await?;
     let per_second = rate(burst, burst_started.elapsed());
 
@@ -140,7 +144,11 @@ async fn main() -> anyhow::Result<ExitCode> {
         args.payload,
         args.streams,
         args.clients,
-        verdicts.iter().map(|verdict| verdict.applied.to_string()).collect::<Vec<_>>().join(", "),
+        verdicts
+            .iter()
+            .map(|verdict| verdict.applied.to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
         sum(|verdict| verdict.gaps),
         sum(|verdict| verdict.duplicates),
         if chain_ok { "yes, byte for byte" } else { "NO" },
@@ -189,7 +197,10 @@ async fn await_all(clients: &[Follower], events: u64, say: &impl Fn(String)) -> 
         for client in clients {
             anyhow::ensure!(client.process()?.is_running(), "a client has ended: {}", client.log());
         }
-        anyhow::ensure!(moved.elapsed() < STALL, "nothing moved for {STALL:?}: applied {applied:?} of {events}");
+        anyhow::ensure!(
+            moved.elapsed() < STALL,
+            "nothing moved for {STALL:?}: applied {applied:?} of {events}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
