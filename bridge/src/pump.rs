@@ -3,6 +3,8 @@
 //! One task owns the core. Reads, comparisons and bookkeeping run in tasks of their own and answer through one channel,
 //! so nothing that waits ever holds up another stream.
 
+mod backoff;
+mod compare;
 mod ledger;
 mod pace;
 
@@ -10,7 +12,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rand::Rng;
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{ChainHash, Seq, StreamId};
 use tokio::sync::{mpsc, watch};
@@ -18,10 +19,12 @@ use tokio::task::JoinSet;
 
 use crate::authority::{Authority, AuthorityError, Leadership, StreamPosition};
 use crate::config::{Config, ConfigError};
-use crate::core::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, Prepared, Verdict, prepare, reconcile};
+use crate::core::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, Prepared, prepare};
 use crate::status::{Role, Status};
 use crate::stdb::StdbError;
 use crate::stdb::link::{Answer, Link, Target};
+use backoff::Backoff;
+use compare::{learn, reconcile_all};
 use ledger::Ledger;
 use pace::Pace;
 
@@ -29,12 +32,8 @@ use pace::Pace;
 const LEAD_EVERY: Duration = Duration::from_millis(500);
 /// How often the pump turns when nothing happens: rests end and deadlines are looked at.
 const TICK: Duration = Duration::from_millis(50);
-/// Wait before the first try to connect again, and at most.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// A link that was up this long makes the next wait the first again.
 const STABLE: Duration = Duration::from_secs(10);
-/// Streams compared at once after a reconnect.
-const RECONCILE_STREAMS: usize = 1_000;
 /// Inputs taken in one turn, before the core is asked to act on them.
 const INPUTS_PER_TURN: usize = 256;
 
@@ -576,67 +575,6 @@ impl<'a> Pump<'a> {
     }
 }
 
-/// Compares every stream that the authority holds with SpacetimeDB, so that one which was restored, wiped or replaced
-/// is noticed at once and not when the next event comes.
-async fn reconcile_all(
-    link: &Link,
-    authority: &Authority,
-    ledger: &ledger::Handle,
-    news: &mpsc::UnboundedSender<News>,
-) -> Result<(), StdbError> {
-    let unavailable = |error: AuthorityError| StdbError::Unavailable {
-        uri: "the authority".to_owned(),
-        message: chain(&error),
-    };
-    let mut after = None;
-    loop {
-        let positions = authority
-            .streams_after(after.as_ref(), RECONCILE_STREAMS)
-            .await
-            .map_err(unavailable)?;
-        let Some(last) = positions.last() else { break };
-        after = Some(last.stream_id.clone());
-        let names: Vec<StreamId> = positions.iter().map(|position| position.stream_id.clone()).collect();
-        let heads = link.heads(&names).await?;
-        let at: Vec<_> = names.into_iter().zip(heads.iter().map(|held| held.seq)).collect();
-        let chains = authority.chains_at(&at).await.map_err(unavailable)?;
-        for ((position, held), chain_there) in positions.iter().zip(heads).zip(chains) {
-            let stream_id = position.stream_id.clone();
-            match reconcile(position, held, chain_there) {
-                Verdict::InStep(seq) => ledger.cap(stream_id, seq),
-                Verdict::Ahead(seq) => ledger.advance(stream_id, seq),
-                Verdict::Behind(to) => {
-                    let published = position.published_seq;
-                    tracing::warn!(%stream_id, %published, %to, "SpacetimeDB holds less than was published: publishing again");
-                    ledger.rewind(stream_id, to);
-                }
-                Verdict::Apart(reason) => drop(news.send(News::Input(Input::Halt(stream_id, reason)))),
-            }
-        }
-    }
-    ledger.settled().await;
-    Ok(())
-}
-
-async fn learn(link: &Link, authority: &Authority, stream_id: &StreamId) -> Result<Verdict, String> {
-    let heads = link
-        .heads(std::slice::from_ref(stream_id))
-        .await
-        .map_err(|error| chain(&error))?;
-    let held = *heads.first().ok_or("no head came back")?;
-    let position = authority.position(stream_id).await.map_err(|error| chain(&error))?;
-    let position = position.unwrap_or(StreamPosition {
-        stream_id: stream_id.clone(),
-        head_seq: Seq::ZERO,
-        published_seq: Seq::ZERO,
-    });
-    let chain_there = authority
-        .chain_at(stream_id, held.seq)
-        .await
-        .map_err(|error| chain(&error))?;
-    Ok(reconcile(&position, held, chain_there))
-}
-
 async fn lost(lead: &mut Option<Leadership>) {
     match lead {
         Some(lead) => lead.lost().await,
@@ -653,22 +591,4 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Growing waits with jitter, so that many bridges or clients do not come back at the same moment.
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    fn new() -> Self {
-        Self { failures: 0 }
-    }
-
-    fn next(&mut self) -> Duration {
-        let (first, most) = BACKOFF;
-        let wait = first.saturating_mul(2u32.saturating_pow(self.failures)).min(most);
-        self.failures = self.failures.saturating_add(1);
-        wait.mul_f64(rand::rng().random_range(0.5..1.0))
-    }
 }
