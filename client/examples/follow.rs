@@ -41,6 +41,12 @@ struct Args {
     /// Take at least so long for each batch.
     #[arg(long, default_value_t = 0)]
     slow_ms: u64,
+    /// Give the connection up when an answer was due for so long.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    silence_ms: Option<u64>,
+    /// Wait at most so long between attempts to connect.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    retry_ms: Option<u64>,
 }
 
 const APPLIED: &str = "CREATE TABLE IF NOT EXISTS applied (stream_id TEXT NOT NULL, seq INTEGER NOT NULL, \
@@ -60,6 +66,14 @@ async fn main() -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.token_file {
         let token = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         config.token = Some(token.trim().to_owned());
+    }
+    if let Some(silence) = args.silence_ms.map(Duration::from_millis) {
+        config.limits.silence_timeout = silence;
+        config.limits.heartbeat_after = silence.div_f64(2.0);
+    }
+    if let Some(retry) = args.retry_ms.map(Duration::from_millis) {
+        config.backoff.first = config.backoff.first.min(retry);
+        config.backoff.most = retry;
     }
     let mut store = SqliteStore::open(&args.db)?;
     store
@@ -186,6 +200,7 @@ fn to_json(status: &Status) -> Value {
             "apply_failures": counters.apply_failures,
             "reads_refused": counters.reads_refused,
             "reconnects": counters.reconnects,
+            "connections_overfull": counters.connections_overfull,
             "acks": counters.acks,
             "acks_refused": counters.acks_refused,
         },
