@@ -24,6 +24,8 @@ pub struct Follower {
     streams: Vec<StreamId>,
     options: Vec<String>,
     process: Option<Process>,
+    /// Bytes of its log that are of earlier lives.
+    before: usize,
 }
 
 /// What a client has applied against what the authority holds.
@@ -77,6 +79,7 @@ impl Follower {
             streams: streams.to_vec(),
             options: Vec::new(),
             process: None,
+            before: 0,
         }
     }
 
@@ -127,6 +130,7 @@ impl Follower {
             command.args(["--stream", stream_id.as_str()]);
         }
         command.args(&self.options).env("NO_COLOR", "1");
+        self.before = self.log().len();
         self.process = None;
         self.process = Some(Process::start(
             "client",
@@ -209,10 +213,12 @@ impl Follower {
         Ok(saved)
     }
 
-    /// The last state it has told of; null before the first.
+    /// The last state it has told of since its start; null before the first.
     pub fn status(&self) -> Value {
         let log = self.log();
-        log.lines()
+        log.get(self.before..)
+            .unwrap_or_default()
+            .lines()
             .rev()
             .find_map(|line| serde_json::from_str(line).ok())
             .unwrap_or_default()

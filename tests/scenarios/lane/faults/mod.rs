@@ -4,7 +4,13 @@
 //! What is random follows from a seed, which each scenario prints; `SYNC_SEED` gives it again. The moments themselves
 //! also depend on the machine.
 
+mod bridges;
+mod clients;
+mod health;
 mod kills;
+mod network;
+mod poison;
+mod wipe;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,6 +88,23 @@ impl Scene {
     fn write(&mut self) {
         assert!(self.load.is_none(), "one load at a time");
         self.load = Some(Load::start(&self.lane.authority, &self.streams, &mut self.random));
+    }
+
+    /// Writes so many events in all, in large transactions.
+    async fn write_bulk(&mut self, events: u64, largest: usize) {
+        let share = events / self.streams.len() as u64;
+        for stream_id in &self.streams {
+            let seed = self.random.random();
+            let mut writer = Writer::new(
+                &self.lane.authority,
+                stream_id,
+                &format!("bulk-{seed}"),
+                Payload::UpTo(largest),
+                seed,
+            );
+            writer.append_all(share, 1_000).await.unwrap();
+            self.committed += share;
+        }
     }
 
     /// Ends the load, and says how many events were committed in all.

@@ -1,0 +1,80 @@
+//! Clients that are slow, and clients that were away for long.
+
+use std::time::Duration;
+
+use spacetime_sync_tests::lane::{stream, wait};
+use spacetime_sync_tests::load::{Payload, Writer};
+
+use super::{RECOVERY, SOON, Scene};
+
+/// Bytes of a large payload, and how many of them go by: about 220 MB.
+const LARGE: (usize, u64) = (200_000, 1_100);
+/// Most memory that a slow client may ever have.
+const MEMORY_MB: u64 = 200;
+/// How long a client that keeps up may take after a commit, while two cores are shared by everything.
+const KEEPS_UP: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_client_is_bounded_in_memory_and_holds_nobody_up() {
+    let mut scene = Scene::start(0).await;
+    scene.streams = vec![stream(1)];
+    let (mut quick, slow) = (scene.client().await, scene.client().await);
+    let mut slow = slow.option("--slow-ms", 150);
+    quick.start().unwrap();
+    slow.start().unwrap();
+    let _bridge = scene.lane.bridge().unwrap();
+    let mut writer = Writer::new(
+        &scene.lane.authority,
+        &scene.streams[0],
+        "large",
+        Payload::Fixed(LARGE.0),
+        1,
+    );
+    writer.append_all(LARGE.1, 5).await.unwrap();
+    scene.committed = LARGE.1;
+    assert!(scene.lane.published(RECOVERY).await);
+    quick.until_applied(LARGE.1, KEEPS_UP).await.unwrap();
+    let behind = LARGE.1 - slow.applied();
+    assert!(
+        behind > 20,
+        "the slow client is {behind} events behind: it was not slow"
+    );
+    slow.until_applied(LARGE.1, RECOVERY).await.unwrap();
+    let most = [&quick, &slow].map(|client| client.process().unwrap().memory_mb().unwrap().1);
+    eprintln!("the slow client was {behind} events behind; MB of memory at most, quick and slow: {most:?}");
+    assert!(
+        most.iter().all(|most| *most < MEMORY_MB),
+        "MB of memory at most, quick and slow: {most:?}"
+    );
+    scene.is_equal(&quick).await;
+    scene.is_equal(&slow).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_was_away_for_100_000_events_catches_up_and_goes_live() {
+    let mut scene = Scene::start(2).await;
+    let _bridge = scene.lane.bridge().unwrap();
+    scene.write();
+    let away = &scene.clients[0];
+    wait(SOON, "the first events", || away.applied() > 100).await;
+    away.kill();
+    scene.stop_writing().await;
+    scene.write_bulk(100_000, 300).await;
+    assert!(scene.lane.published(RECOVERY).await);
+    let missed = scene.committed - scene.clients[0].applied();
+    assert!(missed >= 100_000, "it missed {missed} events");
+    // Writers go on while it catches up, so that history and live meet under way.
+    scene.write();
+    let started = std::time::Instant::now();
+    scene.clients[0].start().unwrap();
+    scene.clients[0].until_live(RECOVERY).await.unwrap();
+    let applied = scene.clients[0].applied();
+    assert!(
+        applied >= scene.committed,
+        "live at {applied} events, {} were there at its start",
+        scene.committed
+    );
+    eprintln!("live {:?} after its start, {missed} events later", started.elapsed());
+    scene.pause().await;
+    scene.settle().await;
+}

@@ -1,0 +1,209 @@
+//! Streams that cannot go on: they stand still with a reason, nothing is overwritten, and the others go on.
+
+use spacetime_sync_bindings::{DbConnection, append_sync_event};
+use spacetime_sync_proto::{ChainHash, StreamId};
+use spacetime_sync_tests::lane::{Bridge, Lane};
+use spacetimedb_sdk::__codegen::__sats::u256;
+use spacetimedb_sdk::DbContext;
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::sync::oneshot;
+
+use super::{RECOVERY, SOON, Scene, ready};
+
+/// Waits until a stream is halted, and says why: code and reason.
+async fn halted(bridge: &Bridge, stream_id: &StreamId) -> (String, String) {
+    let entry = |health: &serde_json::Value| {
+        let halted = health["halted"].as_array()?;
+        halted
+            .iter()
+            .find(|entry| entry["stream_id"] == stream_id.as_str())
+            .cloned()
+    };
+    let health = bridge
+        .until("/healthz", SOON, |_, health| entry(health).is_some())
+        .await
+        .unwrap();
+    let entry = entry(&health).unwrap();
+    let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+    (text("code"), text("reason"))
+}
+
+/// Waits until nothing but `left` is unpublished, and checks that one who follows the others has all of them.
+async fn others_go_on(scene: &mut Scene, bridge: &Bridge, left: &[StreamId]) {
+    let client = scene.clients.pop().unwrap();
+    scene.stop_writing().await;
+    let deadline = tokio::time::Instant::now() + RECOVERY;
+    loop {
+        let dirty = scene.lane.authority.dirty_streams(None, 100).await.unwrap();
+        if dirty.iter().all(|position| left.contains(&position.stream_id)) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "still unpublished: {dirty:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let others: Vec<StreamId> = scene.streams.iter().filter(|id| !left.contains(id)).cloned().collect();
+    let published = scene.lane.recorded(&others).await.unwrap().iter().sum();
+    client.until_applied(published, RECOVERY).await.unwrap();
+    let verdict = client.compare(&scene.lane.authority).await.unwrap();
+    assert!(verdict.is_equal() && verdict.applied == published, "{verdict:?}");
+    // It is the stream that is ill, not the bridge.
+    let (healthy, health) = bridge.ask("/healthz").await.unwrap();
+    assert!(healthy, "{health}");
+    let metrics = bridge.text("/metrics").await.unwrap();
+    assert!(
+        metrics.contains(&format!("\nspacetime_sync_halted_streams {}\n", left.len())),
+        "{metrics}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tampered_event_halts_its_stream_and_no_other() {
+    let mut scene = Scene::start(0).await;
+    let poisoned = scene.streams[1].clone();
+    let others: Vec<StreamId> = scene.streams.iter().filter(|id| **id != poisoned).cloned().collect();
+    let (mut client, mut its_client) = (
+        scene.lane.client(&others).await.unwrap(),
+        scene.lane.client(std::slice::from_ref(&poisoned)).await.unwrap(),
+    );
+    client.start().unwrap();
+    its_client.start().unwrap();
+    scene.clients.push(client);
+    let bridge = scene.lane.bridge().unwrap();
+    ready(&bridge).await;
+    scene.write();
+    scene.pause().await;
+    assert_eq!(bridge.stop().await.unwrap(), 0);
+    // An event that is not published yet, changed behind the back of the trigger that refuses it.
+    let mut superuser = PgConnection::connect(scene.lane.database.url()).await.unwrap();
+    let before = scene.lane.held(&scene.streams).await.unwrap()[1];
+    let tampered = before + 50;
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let position = scene.lane.authority.position(&poisoned).await.unwrap().unwrap();
+        if position.head_seq.get() > tampered {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline);
+        scene.pause().await;
+    }
+    superuser
+        .execute("set session_replication_role = replica")
+        .await
+        .unwrap();
+    let changed = sqlx::query(
+        "update runtime.sync_stream_events set payload = 'something else' where stream_id = $1 and seq = $2",
+    )
+    .bind(poisoned.as_str())
+    .bind(i64::try_from(tampered).unwrap())
+    .execute(&mut superuser)
+    .await
+    .unwrap();
+    assert_eq!(changed.rows_affected(), 1);
+
+    let bridge = scene.lane.bridge().unwrap();
+    let (code, reason) = halted(&bridge, &poisoned).await;
+    assert_eq!(code, "broken_log");
+    assert!(reason.contains(&format!("seq {tampered}")), "{reason}");
+    scene.pause().await;
+    others_go_on(&mut scene, &bridge, std::slice::from_ref(&poisoned)).await;
+    let held = scene.lane.held(std::slice::from_ref(&poisoned)).await.unwrap()[0];
+    assert!(held >= before && held < tampered, "held {held}, tampered {tampered}");
+    let saved = its_client.saved().unwrap()[0];
+    assert!(saved.last <= held, "{saved:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_another_origin_halts_its_stream_and_is_not_overwritten() {
+    let mut scene = Scene::start(0).await;
+    // One that is there before the bridge is, and one that comes while it runs.
+    let (early, late) = (scene.streams[1].clone(), scene.streams[2].clone());
+    let foreign = [early.clone(), late.clone()];
+    let others: Vec<StreamId> = scene
+        .streams
+        .iter()
+        .filter(|id| !foreign.contains(id))
+        .cloned()
+        .collect();
+    let mut client = scene.lane.client(&others).await.unwrap();
+    client.start().unwrap();
+    scene.clients.push(client);
+    append_as_bridge(&scene.lane, &early).await;
+    let bridge = scene.lane.bridge().unwrap();
+    ready(&bridge).await;
+    append_as_bridge(&scene.lane, &late).await;
+    let log = log_of(&scene.lane).await;
+    scene.write();
+    for stream_id in &foreign {
+        let (code, reason) = halted(&bridge, stream_id).await;
+        assert!(["refused", "diverged"].contains(&code.as_str()), "{code}: {reason}");
+        eprintln!("{stream_id}: {code}: {reason}");
+    }
+    scene.pause().await;
+    others_go_on(&mut scene, &bridge, &foreign).await;
+    assert_eq!(scene.lane.held(&foreign).await.unwrap(), [1, 1]);
+    let still = log_of(&scene.lane).await;
+    assert!(log.iter().all(|row| still.contains(row)), "a row was overwritten");
+    // A new bridge comes to the same end.
+    bridge.process.kill();
+    let bridge = scene.lane.bridge().unwrap();
+    for stream_id in &foreign {
+        assert_eq!(halted(&bridge, stream_id).await.0, "diverged");
+    }
+    assert_eq!(scene.lane.held(&foreign).await.unwrap(), [1, 1]);
+}
+
+/// Appends an event at seq 1 that the authority knows nothing of, with the rights of the bridge.
+async fn append_as_bridge(lane: &Lane, stream_id: &StreamId) {
+    let token = std::fs::read_to_string(lane.path("bridge.token")).unwrap();
+    let builder = DbConnection::builder()
+        .with_uri(lane.server.uri())
+        .with_database_name(lane.name.as_str())
+        .with_token(Some(token.trim()));
+    let connection = tokio::task::spawn_blocking(move || builder.build())
+        .await
+        .unwrap()
+        .unwrap();
+    connection.run_threaded();
+    let genesis = u256::from_be_bytes(*ChainHash::genesis(stream_id).as_bytes());
+    let (answer, answered) = oneshot::channel();
+    let (key, kind, payload) = (
+        "foreign".to_owned(),
+        "foreign".to_owned(),
+        b"not of the authority".to_vec(),
+    );
+    connection
+        .reducers
+        .append_sync_event_then(
+            stream_id.as_str().to_owned(),
+            1,
+            genesis,
+            key,
+            kind,
+            payload,
+            1,
+            move |_, result| {
+                drop(answer.send(result));
+            },
+        )
+        .unwrap();
+    answered.await.unwrap().unwrap().unwrap();
+    connection.disconnect().unwrap();
+}
+
+/// Every row of the log that SpacetimeDB holds, as text.
+async fn log_of(lane: &Lane) -> Vec<String> {
+    let token = std::fs::read_to_string(lane.path("owner.token")).unwrap();
+    let answer: serde_json::Value = reqwest::Client::new()
+        .post(format!("{}/v1/database/{}/sql", lane.server.uri(), lane.name))
+        .bearer_auth(token.trim())
+        .body("SELECT * FROM sync_event")
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let rows = answer[0]["rows"].as_array().unwrap();
+    assert!(!rows.is_empty());
+    rows.iter().map(ToString::to_string).collect()
+}

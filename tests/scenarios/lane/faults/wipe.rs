@@ -1,0 +1,59 @@
+//! A SpacetimeDB that has lost everything.
+
+use spacetime_sync_bridge::stdb::admin::Breaking;
+
+use super::{RECOVERY, SOON, Scene, ready};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_spacetimedb_is_filled_again_from_the_authority() {
+    let mut scene = Scene::start(1).await;
+    let bridge = scene.lane.bridge().unwrap();
+    ready(&bridge).await;
+    scene.write();
+    scene.pause().await;
+    // While everything is stopped.
+    assert_eq!(bridge.stop().await.unwrap(), 0);
+    scene.clients[0].kill();
+    scene.pause().await;
+    scene.stop_writing().await;
+    let applied = scene.clients[0].applied();
+    scene.lane.publish(Breaking::DeleteData).await.unwrap();
+    assert_eq!(scene.lane.held(&scene.streams).await.unwrap(), [0; 4]);
+    let bridge = scene.lane.bridge().unwrap();
+    let mut fresh = scene.client().await;
+    fresh.start().unwrap();
+    fresh.until_applied(scene.committed, RECOVERY).await.unwrap();
+    scene.is_equal(&fresh).await;
+    // A client with a checkpoint of before just goes on: its chain is that of the authority.
+    assert!(applied > 0 && scene.clients[0].applied() == applied);
+    scene.lane.grant(&scene.clients[0], &scene.streams).await.unwrap();
+    scene.clients[0].start().unwrap();
+    scene.clients.push(fresh);
+    scene.write();
+    scene.pause().await;
+    scene.settle().await;
+
+    // While everything runs. A client that asks before the bridge is done stops with a reason, for its checkpoint is
+    // above the head, and goes on when it is started again.
+    scene.write();
+    scene.pause().await;
+    scene.lane.publish(Breaking::DeleteData).await.unwrap();
+    let refilled = bridge.until("/internal/v1/spacetime/sync/metrics", SOON, |_, metrics| {
+        metrics["counters"]["links"].as_u64() > Some(1) && metrics["health"]["ready"] == true
+    });
+    refilled.await.unwrap();
+    scene.stop_writing().await;
+    assert!(scene.lane.published(RECOVERY).await);
+    for client in &mut scene.clients {
+        scene.lane.grant(client, &scene.streams).await.unwrap();
+        let ahead = r#""reason":"ahead_of_lane""#;
+        assert!(
+            client.process().unwrap().is_running() || client.log().contains(ahead),
+            "{}",
+            client.log()
+        );
+        client.kill();
+        client.start().unwrap();
+    }
+    scene.settle().await;
+}
