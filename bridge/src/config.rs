@@ -187,6 +187,12 @@ pub enum ConfigError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// A file for a token with nothing in it.
+    #[error("{} is empty and holds no token", path.display())]
+    EmptyToken {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file or the environment holds something that is no configuration.
     #[error("{origin} is not a configuration of the bridge: {message}")]
     Malformed {
@@ -354,7 +360,10 @@ pub fn read_token(path: &Path) -> Result<Secret, ConfigError> {
         path: path.to_owned(),
         source,
     })?;
-    Ok(Secret(text.trim().to_owned()))
+    match text.trim() {
+        "" => Err(ConfigError::EmptyToken { path: path.to_owned() }),
+        token => Ok(Secret(token.to_owned())),
+    }
 }
 
 /// Sets `a.b` for `A__B`. A value that reads as a number or a truth value is one, all else is text.
