@@ -141,7 +141,28 @@ impl SqliteStore {
                 detail: check,
             });
         }
+        self.check_rows()?;
         Ok(Some(database))
+    }
+
+    /// Looks at every checkpoint before anything is written, and not only at those that are asked for later.
+    fn check_rows(&self) -> Result<(), StoreError> {
+        let failed = |error| self.failed(error);
+        let mut select = self
+            .connection
+            .prepare("SELECT stream_id, seq, chain_hash FROM spacetime_sync_checkpoint")
+            .map_err(failed)?;
+        let rows = select
+            .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?)))
+            .map_err(failed)?;
+        for row in rows {
+            let (name, seq, chain_hash) = row.map_err(failed)?;
+            // What is no stream's name is never asked for.
+            if let Ok(stream_id) = StreamId::new(&name) {
+                to_checkpoint(&self.path, &stream_id, seq, chain_hash)?;
+            }
+        }
+        Ok(())
     }
 
     /// With what statement a table was made; none if there is no such table.
@@ -200,17 +221,21 @@ fn read(path: &str, connection: &Connection, stream_id: &StreamId) -> Result<Opt
     let Some((seq, chain_hash)) = found else {
         return Ok(None);
     };
+    to_checkpoint(path, stream_id, seq, chain_hash).map(Some)
+}
+
+fn to_checkpoint(path: &str, stream_id: &StreamId, seq: i64, chain_hash: Vec<u8>) -> Result<Checkpoint, StoreError> {
     let bad = |detail: String| StoreError::BadCheckpoint {
         path: path.to_owned(),
         stream_id: stream_id.clone(),
         detail,
     };
     let length = chain_hash.len();
-    Ok(Some(Checkpoint {
+    Ok(Checkpoint {
         seq: Seq::from_sql(seq).ok_or_else(|| bad(format!("seq {seq} is negative")))?,
         chain_hash: ChainHash::from_slice(&chain_hash)
             .ok_or_else(|| bad(format!("its chain hash has {length} bytes, expected 32")))?,
-    }))
+    })
 }
 
 impl CheckpointStore for SqliteStore {

@@ -246,6 +246,13 @@ fn a_checkpoint_that_cannot_be_one_is_refused() {
             save(&mut store, checkpoint(1), checkpoint(2)),
             Err(CommitError::Store(StoreError::BadCheckpoint { .. }))
         ));
+        // A store that is opened on it does not even change the mode of the file.
+        drop(store);
+        file.sql("PRAGMA journal_mode = DELETE");
+        assert!(
+            matches!(file.refusal("lane"), StoreError::BadCheckpoint { .. }),
+            "{wrong}"
+        );
     }
 }
 
