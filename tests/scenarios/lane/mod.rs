@@ -3,4 +3,5 @@
 mod authority;
 mod contract;
 mod faults;
+mod hostile;
 mod publish;

@@ -307,6 +307,10 @@ async fn what_cannot_be_published_is_refused_before_anything_is_made() {
     desk.publish(&foreign, &[])
         .await
         .failed(1, &["nothing was published", "Removed table: sync_event"]);
+    // Not even who allows clients to be disconnected loses rows by it.
+    desk.publish(&foreign, &["--break-clients"])
+        .await
+        .failed(1, &["table contains data"]);
     assert_eq!(desk.head().await, 1);
 }
 

@@ -1,0 +1,304 @@
+//! Who may call what, before and after the owner has said whom the module trusts.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use spacetime_sync_bridge::stdb::admin::Credential;
+use spacetime_sync_proto::{ChainHash, RefusalCode};
+
+use super::{Module, SECRET, Said, append_arguments, column, identity, log, newcomer, stream};
+
+/// What each kind of caller is told: stranger, nobody, client with a grant, bridge, owner.
+type Verdicts = [Option<RefusalCode>; 5];
+
+#[tokio::test]
+async fn each_function_is_for_those_who_may_and_for_nobody_else() {
+    let module = Module::start().await;
+    let id = stream("runtime.run.1.events");
+    let events = log(&id, 2, 1);
+    module.append(&id, &events, &ChainHash::genesis(&id)).await.done();
+    let client = module.client(&[&id]).await;
+    let stranger = newcomer(&module.server).await;
+    let third = newcomer(&module.server).await;
+    let (name, end) = (id.as_str(), column(&events[1].chain_hash));
+
+    // Each is a repeat of what was done, so that being allowed to changes nothing either.
+    let unauthorized = Some(RefusalCode::Unauthorized);
+    let forbidden = Some(RefusalCode::ForbiddenStream);
+    module
+        .call(Some(&client), "ack_checkpoint", &json!([name, 2, end]))
+        .await
+        .done();
+    module.as_owner().grant(&third.identity, &id).await.unwrap();
+    let single = json!([
+        name,
+        1,
+        column(&ChainHash::genesis(&id)),
+        "key-1",
+        "test.event",
+        hex::encode([1; 10]),
+        7
+    ]);
+    let functions: BTreeMap<&str, (Value, Verdicts)> = BTreeMap::from([
+        (
+            "append_sync_event",
+            (single, [unauthorized, unauthorized, unauthorized, None, unauthorized]),
+        ),
+        (
+            "append_sync_events",
+            (
+                append_arguments(&id, &events, &ChainHash::genesis(&id)),
+                [unauthorized, unauthorized, unauthorized, None, unauthorized],
+            ),
+        ),
+        (
+            "configure",
+            (
+                json!([identity(&module.bridge), ""]),
+                [unauthorized, unauthorized, unauthorized, unauthorized, None],
+            ),
+        ),
+        (
+            "grant_stream",
+            (
+                json!([identity(&third), name]),
+                [unauthorized, unauthorized, unauthorized, None, None],
+            ),
+        ),
+        (
+            "revoke_stream",
+            (
+                json!([identity(&third), "another.stream"]),
+                [unauthorized, unauthorized, unauthorized, None, None],
+            ),
+        ),
+        (
+            "ack_checkpoint",
+            (
+                json!([name, 2, end]),
+                [forbidden, forbidden, None, forbidden, forbidden],
+            ),
+        ),
+        (
+            "read_events",
+            (json!([name, 0]), [forbidden, forbidden, None, None, None]),
+        ),
+        (
+            "read_heads",
+            (json!([[name]]), [unauthorized, unauthorized, unauthorized, None, None]),
+        ),
+    ]);
+    let callers: [(&str, Option<&Credential>); 5] = [
+        ("a stranger", Some(&stranger)),
+        ("nobody", None),
+        ("a client", Some(&client)),
+        ("the bridge", Some(&module.bridge)),
+        ("the owner", Some(&module.owner)),
+    ];
+
+    let before = module.everything().await;
+    let schema = module.as_owner().schema().await.unwrap().unwrap();
+    let reducers = schema["reducers"].as_array().unwrap().iter();
+    let (lifecycle, reducers): (Vec<_>, Vec<_>) =
+        reducers.partition(|reducer| reducer["lifecycle"].get("some").is_some());
+    let procedures = schema["misc_exports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|export| &export["Procedure"]);
+    let mut named = 0;
+    for function in reducers.into_iter().chain(procedures) {
+        let function = function["name"].as_str().unwrap();
+        let (arguments, verdicts) = functions
+            .get(function)
+            .unwrap_or_else(|| panic!("say here who may call {function}"));
+        named += 1;
+        for ((who, caller), expected) in callers.into_iter().zip(verdicts) {
+            let said = module.call(caller, function, arguments).await;
+            assert!(!matches!(said, Said::Failed(..)), "{who} calls {function}: {said:?}");
+            assert_eq!(said.code(), *expected, "{who} calls {function}: {said:?}");
+            assert_eq!(module.everything().await, before, "{who} calls {function}");
+        }
+    }
+    assert_eq!(named, functions.len(), "a function of this list is gone");
+    assert!(!lifecycle.is_empty());
+    for reducer in lifecycle {
+        let name = reducer["name"].as_str().unwrap();
+        for (who, caller) in callers {
+            let said = module.call(caller, name, &json!([])).await;
+            assert!(matches!(said, Said::Failed(400, _)), "{who} calls {name}: {said:?}");
+        }
+    }
+    assert_eq!(module.everything().await, before);
+    // The same answer for a stream that does not exist: nobody learns which ones do.
+    let there = module.call(Some(&stranger), "read_events", &json!([name, 0])).await;
+    let not_there = module
+        .call(Some(&stranger), "read_events", &json!(["no.such.stream", 0]))
+        .await;
+    assert_eq!(there, not_there);
+}
+
+#[tokio::test]
+async fn nothing_is_done_before_the_owner_has_configured_and_the_secret_stays() {
+    let module = Module::start_unconfigured().await;
+    let id = stream("runtime.run.1.events");
+    let events = log(&id, 3, 1);
+    let stranger = newcomer(&module.server).await;
+    let (owner, bridge) = (Some(&module.owner), Some(&module.bridge));
+    let append = append_arguments(&id, &events[..1], &ChainHash::genesis(&id));
+    let name = id.as_str();
+    let unset = RefusalCode::NotConfigured;
+    let before = module.everything().await;
+    for (who, function, arguments, code) in [
+        (owner, "append_sync_events", append.clone(), unset),
+        (bridge, "append_sync_events", append.clone(), unset),
+        (owner, "grant_stream", json!([identity(&stranger), name]), unset),
+        (
+            bridge,
+            "grant_stream",
+            json!([identity(&stranger), name]),
+            RefusalCode::Unauthorized,
+        ),
+        (owner, "revoke_stream", json!([identity(&stranger), name]), unset),
+        (owner, "read_heads", json!([[name]]), unset),
+        (owner, "read_events", json!([name, 0]), unset),
+        (bridge, "read_events", json!([name, 0]), unset),
+        (bridge, "ack_checkpoint", json!([name, 0, "0x0"]), unset),
+        (
+            owner,
+            "configure",
+            json!([identity(&module.bridge), ""]),
+            RefusalCode::InvalidArgument,
+        ),
+        (
+            owner,
+            "configure",
+            json!([identity(&module.bridge), &SECRET[2..]]),
+            RefusalCode::InvalidArgument,
+        ),
+        (
+            owner,
+            "configure",
+            json!([identity(&module.bridge), "not hex"]),
+            RefusalCode::InvalidArgument,
+        ),
+        (
+            bridge,
+            "configure",
+            json!([identity(&module.bridge), SECRET]),
+            RefusalCode::Unauthorized,
+        ),
+    ] {
+        let refusal = module.call(who, function, &arguments).await.refused(code);
+        assert!(
+            code != unset || refusal.message.contains("spacetime-sync publish"),
+            "{refusal:?}"
+        );
+        assert_eq!(module.everything().await, before, "{function} {arguments}");
+    }
+
+    let configure = async |bridge: &Credential, secret: &str| {
+        module
+            .call(owner, "configure", &json!([identity(bridge), secret]))
+            .await
+    };
+    configure(&module.bridge, SECRET).await.done();
+    module.append(&id, &events[..1], &ChainHash::genesis(&id)).await.done();
+    let client = module.client(&[&id]).await;
+    let before = module.everything().await;
+    let other = "ff".repeat(16);
+    let refusal = configure(&stranger, &other).await.refused(RefusalCode::KeySecretFixed);
+    assert!(refusal.message.contains("leave key_secret empty"), "{refusal:?}");
+    configure(&module.bridge, "zz")
+        .await
+        .refused(RefusalCode::InvalidArgument);
+    configure(&module.bridge, SECRET).await.done();
+    assert_eq!(module.everything().await, before, "the same again is no change");
+
+    // Another bridge: the streams keep their keys, so grants and logs go on.
+    configure(&stranger, "").await.done();
+    let next = append_arguments(&id, &events[1..2], &events[0].chain_hash);
+    module
+        .call(bridge, "append_sync_events", &next)
+        .await
+        .refused(RefusalCode::Unauthorized);
+    module.call(Some(&stranger), "append_sync_events", &next).await.done();
+    let page = module
+        .call(Some(&client), "read_events", &json!([name, 0]))
+        .await
+        .done();
+    assert_eq!(page[1], 2, "{page}");
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_acknowledged_by_its_own_client_and_only_forward() {
+    let module = Module::start().await;
+    let [id, other] = [stream("runtime.run.1.events"), stream("runtime.run.2.events")];
+    let events = log(&id, 6, 1);
+    for (from, to) in [(1, 3), (4, 6)] {
+        let base = super::chain_before(&id, &events, from);
+        module.append(&id, &events[from - 1..to], &base).await.done();
+    }
+    module
+        .append(&other, &log(&other, 1, 1), &ChainHash::genesis(&other))
+        .await
+        .done();
+    let [first, second] = [module.client(&[&id]).await, module.client(&[&id, &other]).await];
+    let ack = async |who: &Credential, name: &str, seq: u64, chain: &ChainHash| {
+        module
+            .call(Some(who), "ack_checkpoint", &json!([name, seq, column(chain)]))
+            .await
+    };
+    let name = id.as_str();
+    let chain = |seq: usize| &events[seq - 1].chain_hash;
+    ack(&first, name, 2, chain(2)).await.done();
+    let before = module.everything().await;
+    ack(&first, name, 2, chain(2)).await.done();
+    assert_eq!(module.everything().await, before, "the same again is no change");
+    for (what, seq, of, code) in [
+        ("behind", 1, chain(1), RefusalCode::CheckpointBehind),
+        ("past the head", 7, chain(6), RefusalCode::CheckpointAhead),
+        ("the same seq on another chain", 2, chain(3), RefusalCode::ChainMismatch),
+        ("a later seq on another chain", 5, chain(4), RefusalCode::ChainMismatch),
+        ("the head on another chain", 6, chain(5), RefusalCode::ChainMismatch),
+        ("no seq at all", u64::MAX, chain(6), RefusalCode::InvalidArgument),
+    ] {
+        ack(&first, name, seq, of).await.refused(code);
+        assert_eq!(module.everything().await, before, "{what}");
+    }
+    ack(&first, other.as_str(), 1, chain(1))
+        .await
+        .refused(RefusalCode::ForbiddenStream);
+    ack(&first, "no.such.stream", 0, chain(1))
+        .await
+        .refused(RefusalCode::ForbiddenStream);
+    ack(&first, "no stream", 0, chain(1))
+        .await
+        .refused(RefusalCode::InvalidArgument);
+    ack(&first, name, 6, chain(6)).await.done();
+    ack(&second, name, 4, chain(4)).await.done();
+    ack(&second, other.as_str(), 0, &ChainHash::genesis(&other))
+        .await
+        .done();
+
+    // Each sees its own, however it asks; an operator sees all.
+    let seqs = async |who: &Credential, statement: &str| {
+        let rows = module.sql(Some(who), statement).await.unwrap();
+        let mut seqs: Vec<_> = rows.iter().map(|row| row[0].as_u64().unwrap()).collect();
+        seqs.sort_unstable();
+        seqs
+    };
+    assert_eq!(seqs(&first, "SELECT seq FROM sync_checkpoint").await, [6]);
+    assert_eq!(seqs(&second, "SELECT seq FROM sync_checkpoint").await, [0, 4]);
+    assert_eq!(seqs(&module.owner, "SELECT seq FROM sync_checkpoint").await, [0, 4, 6]);
+    let theirs = format!("SELECT seq FROM sync_checkpoint WHERE identity = 0x{}", second.identity);
+    assert_eq!(seqs(&first, &theirs).await, [0; 0]);
+    assert_eq!(seqs(&second, &theirs).await, [0, 4]);
+    assert_eq!(seqs(&module.bridge, "SELECT seq FROM sync_checkpoint").await, [0; 0]);
+
+    // Without its grant a client does not move its checkpoint any more.
+    module.as_owner().revoke(&first.identity, &id).await.unwrap();
+    ack(&first, name, 6, chain(6))
+        .await
+        .refused(RefusalCode::ForbiddenStream);
+}

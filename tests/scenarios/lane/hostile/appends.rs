@@ -1,0 +1,335 @@
+//! Appends that are malformed, come out of order, repeat or contradict what is held.
+
+use bytes::Bytes;
+use prost::Message as _;
+use serde_json::{Value, json};
+use spacetime_sync_bindings::{DbConnection, append_sync_events};
+use spacetime_sync_proto::{ChainHash, Frame, Refusal, RefusalCode, Seq, limit, wire};
+use spacetimedb_sdk::{DbContext as _, u256};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Module, append_arguments, chain_before, column, log, stream};
+
+#[tokio::test]
+async fn what_is_no_frame_is_refused_and_changes_nothing() {
+    let module = Module::start().await;
+    let id = stream("runtime.run.1.events");
+    let events = log(&id, 4, 1);
+    module.append(&id, &events[..2], &ChainHash::genesis(&id)).await.done();
+    let before = module.everything().await;
+    let base = column(&events[1].chain_hash);
+
+    let one = |stream_id: &str, seq: u64, key: &str, kind: &str, payload: usize| {
+        json!([stream_id, seq, base, key, kind, "5a".repeat(payload), 0])
+    };
+    let (name, long) = (id.as_str(), "x".repeat(1_000));
+    for (what, arguments, code) in [
+        ("no payload", one(name, 3, "k", "t", 0), RefusalCode::InvalidFrame),
+        (
+            "a large payload",
+            one(name, 3, "k", "t", limit::PAYLOAD_BYTES + 1),
+            RefusalCode::InvalidFrame,
+        ),
+        ("no key", one(name, 3, "", "t", 1), RefusalCode::InvalidArgument),
+        (
+            "a long key",
+            one(name, 3, &long[..limit::IDEMPOTENCY_KEY_BYTES + 1], "t", 1),
+            RefusalCode::InvalidArgument,
+        ),
+        (
+            "a key with a line break",
+            one(name, 3, "a\nb", "t", 1),
+            RefusalCode::InvalidArgument,
+        ),
+        ("no kind", one(name, 3, "k", "", 1), RefusalCode::InvalidArgument),
+        (
+            "a long kind",
+            one(name, 3, "k", &long[..limit::KIND_BYTES + 1], 1),
+            RefusalCode::InvalidArgument,
+        ),
+        (
+            "a kind with a blank",
+            one(name, 3, "k", "a b", 1),
+            RefusalCode::InvalidArgument,
+        ),
+        ("no stream", one("", 3, "k", "t", 1), RefusalCode::InvalidArgument),
+        (
+            "a long stream",
+            one(&long[..limit::STREAM_ID_BYTES + 1], 3, "k", "t", 1),
+            RefusalCode::InvalidArgument,
+        ),
+        (
+            "a stream with a quote",
+            one("a'b", 3, "k", "t", 1),
+            RefusalCode::InvalidArgument,
+        ),
+        (
+            "a stream with a zero byte",
+            one("a\0b", 3, "k", "t", 1),
+            RefusalCode::InvalidArgument,
+        ),
+        (
+            "a stream in other letters",
+            one("str\u{435}am", 3, "k", "t", 1),
+            RefusalCode::InvalidArgument,
+        ),
+        ("seq 0", one(name, 0, "k", "t", 1), RefusalCode::InvalidFrame),
+        (
+            "a seq past the end",
+            one(name, u64::MAX, "k", "t", 1),
+            RefusalCode::InvalidArgument,
+        ),
+    ] {
+        let refusal = module
+            .call(Some(&module.bridge), "append_sync_event", &arguments)
+            .await
+            .refused(code);
+        assert_eq!(module.everything().await, before, "{what}: {refusal:?}");
+    }
+
+    let several = |first_seq: u64, frame: &[u8]| json!([name, first_seq, base, hex::encode(frame)]);
+    let wire = |key: &str, kind: &str, payload: usize, hash: usize| wire::Event {
+        idempotency_key: key.to_owned(),
+        kind: kind.to_owned(),
+        payload: vec![1; payload].into(),
+        payload_hash: vec![2; hash].into(),
+        committed_at_us: 0,
+    };
+    let frame = |events: Vec<wire::Event>| {
+        wire::EventFrame {
+            events,
+            padding: Bytes::new(),
+        }
+        .encode_to_vec()
+    };
+    let good = Frame::encode(&events[2..3]);
+    for (what, arguments) in [
+        ("nothing", several(3, &[])),
+        ("no event", several(3, &frame(Vec::new()))),
+        ("not protobuf", several(3, &[0xff; 100])),
+        ("half a frame", several(3, &good[..good.len() / 2])),
+        (
+            "too many events",
+            several(3, &frame(vec![wire("k", "t", 1, 32); limit::FRAME_EVENTS + 1])),
+        ),
+        (
+            "no payload",
+            several(3, &frame(vec![wire("k", "t", 1, 32), wire("l", "t", 0, 32)])),
+        ),
+        (
+            "a large payload",
+            several(3, &frame(vec![wire("k", "t", limit::PAYLOAD_BYTES + 1, 32)])),
+        ),
+        ("no key", several(3, &frame(vec![wire("", "t", 1, 32)]))),
+        ("no kind", several(3, &frame(vec![wire("k", "", 1, 32)]))),
+        ("half a hash", several(3, &frame(vec![wire("k", "t", 1, 16)]))),
+        ("seq 0", several(0, &good)),
+        ("a seq past the end", several(u64::MAX, &good)),
+        ("the last seq there can be", several(Seq::MAX.get(), &good)),
+    ] {
+        let said = module
+            .call(Some(&module.bridge), "append_sync_events", &arguments)
+            .await;
+        let refusal = said.refused(RefusalCode::InvalidFrame);
+        assert_eq!(module.everything().await, before, "{what}: {refusal:?}");
+    }
+
+    // What is no call at all never reaches the module.
+    for arguments in [
+        json!([]),
+        json!([name, 3]),
+        json!([name, "three", base, ""]),
+        json!([name, -1, base, ""]),
+        Value::Null,
+    ] {
+        let said = module
+            .call(Some(&module.bridge), "append_sync_events", &arguments)
+            .await;
+        assert!(matches!(said, super::Said::Failed(400, _)), "{arguments}: {said:?}");
+    }
+    assert_eq!(module.everything().await, before);
+    module.append(&id, &events[2..], &events[1].chain_hash).await.done();
+}
+
+#[tokio::test]
+async fn a_log_only_grows_by_what_follows_it() {
+    let module = Module::start().await;
+    let id = stream("runtime.run.1.events");
+    let (ours, other) = (log(&id, 9, 1), log(&id, 9, 2));
+    let base = |log: &[_], from: usize| chain_before(&id, log, from);
+    for (from, to) in [(1, 2), (3, 3), (4, 6)] {
+        module.append(&id, &ours[from - 1..to], &base(&ours, from)).await.done();
+    }
+    let before = module.everything().await;
+
+    // Repeats, whatever their cut, are absorbed.
+    for from in 1..=6 {
+        for to in from..=6 {
+            module.append(&id, &ours[from - 1..to], &base(&ours, from)).await.done();
+        }
+    }
+    let single = json!([
+        id.as_str(),
+        2,
+        column(&base(&ours, 2)),
+        "key-2",
+        "test.event",
+        hex::encode([1; 10]),
+        7
+    ]);
+    module
+        .call(Some(&module.bridge), "append_sync_event", &single)
+        .await
+        .done();
+    assert_eq!(module.everything().await, before, "a repeat changes nothing");
+
+    let mut renamed = ours.clone();
+    renamed[3].kind = spacetime_sync_proto::Kind::new("test.other").unwrap();
+    let mut moved = ours.clone();
+    moved[5].committed_at_us += 1;
+    for (what, log, from, to, code) in [
+        ("a skipped seq", &ours, 8, 9, RefusalCode::SeqGap),
+        ("other events at held seqs", &other, 1, 6, RefusalCode::EventConflict),
+        ("another last event", &other, 6, 6, RefusalCode::EventConflict),
+        ("another event and new ones", &other, 5, 9, RefusalCode::EventConflict),
+        ("another kind", &renamed, 4, 4, RefusalCode::EventConflict),
+        ("another time", &moved, 6, 6, RefusalCode::EventConflict),
+        (
+            "the next events of another log",
+            &other,
+            7,
+            9,
+            RefusalCode::ChainMismatch,
+        ),
+    ] {
+        let refusal = module
+            .append(&id, &log[from - 1..to], &base(log, from))
+            .await
+            .refused(code);
+        assert_eq!(refusal.head_seq, Some(6), "{what}: the head is told");
+        assert_eq!(module.everything().await, before, "{what}");
+    }
+    // The right events after a wrong chain.
+    let wrong = ChainHash::from_bytes([7; 32]);
+    module
+        .append(&id, &ours[6..], &wrong)
+        .await
+        .refused(RefusalCode::ChainMismatch);
+    module
+        .append(&id, &ours[2..3], &wrong)
+        .await
+        .refused(RefusalCode::EventConflict);
+    // The same key with another payload, one event at a time.
+    let single = json!([
+        id.as_str(),
+        2,
+        column(&base(&ours, 2)),
+        "key-2",
+        "test.event",
+        "ffff",
+        7
+    ]);
+    module
+        .call(Some(&module.bridge), "append_sync_event", &single)
+        .await
+        .refused(RefusalCode::EventConflict);
+    // A stream that is not there begins at 1, and a refused beginning does not make it.
+    module
+        .append(&stream("unknown"), &log(&stream("unknown"), 3, 1)[1..], &wrong)
+        .await
+        .refused(RefusalCode::SeqGap);
+    assert_eq!(module.everything().await, before);
+
+    // What overlaps brings only what is new.
+    module.append(&id, &ours[4..8], &base(&ours, 5)).await.done();
+    module.append(&id, &ours[8..], &base(&ours, 9)).await.done();
+    let page = module
+        .call(Some(&module.owner), "read_events", &json!([id.as_str(), 0]))
+        .await
+        .done();
+    assert_eq!((&page[1], &page[2]), (&json!(9), &json!(column(&ours[8].chain_hash))));
+    let extents: Vec<_> = page[4]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row[1].clone(), row[2].clone()))
+        .collect();
+    assert_eq!(
+        extents,
+        [(1, 2), (3, 3), (4, 6), (7, 8), (9, 9)].map(|(from, to)| (json!(from), json!(to)))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_refusals_come_over_the_socket() {
+    let module = Module::start().await;
+    let id = stream("runtime.run.1.events");
+    let (ours, other) = (log(&id, 3, 1), log(&id, 3, 2));
+    let (connected, is_connected) = oneshot::channel();
+    let connection = DbConnection::builder()
+        .with_uri(module.server.uri())
+        .with_database_name(module.name.as_str())
+        .with_token(Some(module.bridge.token.expose()))
+        .with_confirmed_reads(true)
+        .on_connect(|_, _, _| {
+            // Nobody waits any more only when the test has failed.
+            let _ = connected.send(());
+        })
+        .build()
+        .unwrap();
+    connection.run_threaded();
+    is_connected.await.unwrap();
+
+    let mut large = log(&id, 5, 3);
+    for event in &mut large {
+        event.payload = vec![3; limit::PAYLOAD_BYTES].into();
+    }
+
+    let (answers, mut answered) = mpsc::unbounded_channel();
+    let send = |first_seq: u64, base: &ChainHash, frame: Bytes| {
+        let answers = answers.clone();
+        let base = u256::from_be_bytes(*base.as_bytes());
+        connection
+            .reducers
+            .append_sync_events_then(
+                id.as_str().to_owned(),
+                first_seq,
+                base,
+                frame.into(),
+                move |_, answer| {
+                    let _ = answers.send(answer.unwrap().map_err(|text| Refusal::from_wire(&text).unwrap().code));
+                },
+            )
+            .unwrap();
+    };
+    let genesis = ChainHash::genesis(&id);
+    send(1, &genesis, Frame::encode(&ours[..2]));
+    send(1, &genesis, Frame::encode(&ours[..2]));
+    send(1, &genesis, Frame::encode(&other[..2]));
+    send(4, &genesis, Frame::encode(&other[..1]));
+    send(3, &genesis, Frame::encode(&ours[2..]));
+    // Over HTTP a server takes no call of that size.
+    send(3, &ours[1].chain_hash, vec![0xff; limit::FRAME_BYTES + 1].into());
+    send(3, &ours[1].chain_hash, Frame::encode(&large));
+    send(3, &ours[1].chain_hash, Bytes::new());
+    send(3, &ours[1].chain_hash, Frame::encode(&ours[2..]));
+    for expected in [
+        Ok(()),
+        Ok(()),
+        Err(RefusalCode::EventConflict),
+        Err(RefusalCode::SeqGap),
+        Err(RefusalCode::ChainMismatch),
+        Err(RefusalCode::InvalidFrame),
+        Err(RefusalCode::InvalidFrame),
+        Err(RefusalCode::InvalidFrame),
+        Ok(()),
+    ] {
+        assert_eq!(answered.recv().await.unwrap(), expected);
+    }
+    let arguments = append_arguments(&id, &ours, &genesis);
+    module
+        .call(Some(&module.bridge), "append_sync_events", &arguments)
+        .await
+        .done();
+    connection.disconnect().unwrap();
+}

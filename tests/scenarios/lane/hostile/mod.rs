@@ -1,0 +1,250 @@
+//! Wrong and hostile input, calls and reads without a right, and parties that do not fit together: each gets a clear
+//! refusal, and nothing is lost by it.
+
+mod access;
+mod appends;
+mod checkpoints;
+mod parties;
+mod visibility;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use spacetime_sync_bridge::stdb::admin::{Admin, Breaking, Credential};
+use spacetime_sync_proto::{
+    ChainHash, Event, Frame, IdempotencyKey, Kind, PayloadHash, Refusal, RefusalCode, Seq, StreamId,
+};
+use spacetime_sync_tests::lane::module_wasm;
+use spacetime_sync_tests::server::Server;
+
+/// The module on a server, with its owner and its bridge, and nothing before or behind it.
+struct Module {
+    server: Server,
+    name: String,
+    owner: Credential,
+    bridge: Credential,
+    _folder: tempfile::TempDir,
+}
+
+/// What a call came to.
+#[derive(Debug, Clone, PartialEq)]
+enum Said {
+    /// It was done; a procedure's value.
+    Done(Value),
+    /// The module refused, in the lane's own words.
+    Refused(Refusal),
+    /// The server did not let it come to that.
+    Failed(u16, String),
+}
+
+impl Said {
+    fn code(&self) -> Option<RefusalCode> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.code),
+            Self::Done(_) | Self::Failed(..) => None,
+        }
+    }
+
+    #[track_caller]
+    fn done(self) -> Value {
+        match self {
+            Self::Done(value) => value,
+            other => panic!("expected it to be done, found {other:?}"),
+        }
+    }
+
+    /// The refusal, which says something to a person, too.
+    #[track_caller]
+    fn refused(self, code: RefusalCode) -> Refusal {
+        match self {
+            Self::Refused(refusal) if refusal.code == code => {
+                assert!(refusal.message.len() > 10, "{refusal:?}");
+                refusal
+            }
+            other => panic!("expected {code:?}, found {other:?}"),
+        }
+    }
+}
+
+impl Module {
+    /// Published and configured.
+    async fn start() -> Self {
+        let module = Self::start_unconfigured().await;
+        module
+            .as_owner()
+            .configure(&module.bridge.identity, SECRET)
+            .await
+            .unwrap();
+        module
+    }
+
+    async fn start_unconfigured() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("host");
+        std::fs::create_dir(&data).unwrap();
+        let server = Server::start(&data).await.unwrap();
+        let [owner, bridge] = [newcomer(&server).await, newcomer(&server).await];
+        let name = format!("hostile-{}", &owner.identity[owner.identity.len() - 16..]);
+        let module = Self {
+            server,
+            name,
+            owner,
+            bridge,
+            _folder: folder,
+        };
+        module
+            .as_owner()
+            .publish(module_wasm().unwrap(), Breaking::Refuse)
+            .await
+            .unwrap();
+        module
+    }
+
+    fn as_owner(&self) -> Admin {
+        Admin::new(self.server.uri(), &self.name, self.owner.token.clone())
+    }
+
+    /// A new identity that may read these streams.
+    async fn client(&self, streams: &[&StreamId]) -> Credential {
+        let client = newcomer(&self.server).await;
+        for stream_id in streams {
+            self.as_owner().grant(&client.identity, stream_id).await.unwrap();
+        }
+        client
+    }
+
+    /// Calls a reducer or a procedure over HTTP; without a token the server makes up an identity.
+    async fn call(&self, caller: Option<&Credential>, function: &str, arguments: &Value) -> Said {
+        let request = self.request(caller, &format!("call/{function}")).json(arguments);
+        let response = request.send().await.unwrap();
+        let (status, text) = (response.status().as_u16(), response.text().await.unwrap());
+        match status {
+            200 if text.is_empty() => Said::Done(Value::Null),
+            200 => {
+                let value: Value = serde_json::from_str(&text).unwrap();
+                // A result: its two variants by number or by name.
+                if let Some(refused) = value.get("err").or_else(|| value.get(1).filter(|_| value[0] == 1)) {
+                    let text = refused.as_str().unwrap();
+                    return Said::Refused(Refusal::from_wire(text).unwrap_or_else(|| panic!("no refusal: {text}")));
+                }
+                Said::Done(value.get("ok").or_else(|| value.get(1)).unwrap().clone())
+            }
+            530 => Said::Refused(Refusal::from_wire(&text).unwrap_or_else(|| panic!("no refusal: {text}"))),
+            _ => Said::Failed(status, text),
+        }
+    }
+
+    /// Appends a frame as the bridge does.
+    async fn append(&self, stream_id: &StreamId, events: &[Event], base_chain: &ChainHash) -> Said {
+        self.call(
+            Some(&self.bridge),
+            "append_sync_events",
+            &append_arguments(stream_id, events, base_chain),
+        )
+        .await
+    }
+
+    /// The rows that a statement brings, or with what it was refused.
+    async fn sql(&self, caller: Option<&Credential>, statement: &str) -> Result<Vec<Value>, String> {
+        let response = self
+            .request(caller, "sql")
+            .body(statement.to_owned())
+            .send()
+            .await
+            .unwrap();
+        let (status, text) = (response.status(), response.text().await.unwrap());
+        if !status.is_success() {
+            return Err(text);
+        }
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        Ok(answer[0]["rows"].as_array().unwrap().clone())
+    }
+
+    /// Every row of every table, as the owner sees them.
+    async fn everything(&self) -> Vec<(String, Vec<Value>)> {
+        let mut all = Vec::new();
+        for table in self.tables().await {
+            let mut rows = self
+                .sql(Some(&self.owner), &format!("SELECT * FROM {table}"))
+                .await
+                .unwrap();
+            rows.sort_by_key(Value::to_string);
+            all.push((table, rows));
+        }
+        all
+    }
+
+    /// The names of all tables, private ones, too.
+    async fn tables(&self) -> Vec<String> {
+        let schema = self.as_owner().schema().await.unwrap().unwrap();
+        let tables = schema["tables"].as_array().unwrap().iter();
+        tables.map(|table| table["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn request(&self, caller: Option<&Credential>, path: &str) -> reqwest::RequestBuilder {
+        let url = format!("{}/v1/database/{}/{path}", self.server.uri(), self.name);
+        let request = reqwest::Client::new().post(url);
+        match caller {
+            Some(caller) => request.bearer_auth(caller.token.expose()),
+            None => request,
+        }
+    }
+}
+
+/// Hex, 16 bytes: the shortest that is taken.
+const SECRET: &str = "000102030405060708090a0b0c0d0e0f";
+
+async fn newcomer(server: &Server) -> Credential {
+    Admin::new_identity(server.uri()).await.unwrap()
+}
+
+fn stream(name: &str) -> StreamId {
+    StreamId::new(name).unwrap()
+}
+
+/// A log of `count` events whose payloads depend on `flavour`.
+fn log(stream_id: &StreamId, count: u64, flavour: u8) -> Vec<Event> {
+    let mut chain = ChainHash::genesis(stream_id);
+    (1..=count)
+        .map(|seq| {
+            let seq = Seq::new(seq).unwrap();
+            let payload = Bytes::from(vec![flavour; 10]);
+            let payload_hash = PayloadHash::of(&payload);
+            let idempotency_key = IdempotencyKey::new(&format!("key-{seq}")).unwrap();
+            let kind = Kind::new("test.event").unwrap();
+            chain = chain.link(seq, 7, &payload_hash, &idempotency_key, &kind);
+            Event {
+                seq,
+                idempotency_key,
+                kind,
+                payload,
+                payload_hash,
+                chain_hash: chain,
+                committed_at_us: 7,
+            }
+        })
+        .collect()
+}
+
+/// The chain hash before the event at `seq` of a log.
+fn chain_before(stream_id: &StreamId, log: &[Event], seq: usize) -> ChainHash {
+    if seq == 1 {
+        ChainHash::genesis(stream_id)
+    } else {
+        log[seq - 2].chain_hash
+    }
+}
+
+fn append_arguments(stream_id: &StreamId, events: &[Event], base_chain: &ChainHash) -> Value {
+    let frame = hex::encode(Frame::encode(events));
+    json!([stream_id.as_str(), events[0].seq.get(), column(base_chain), frame])
+}
+
+/// A chain hash as an argument of 256 bits.
+fn column(chain: &ChainHash) -> String {
+    format!("0x{}", hex::encode(chain.as_bytes()))
+}
+
+/// An identity as an argument.
+fn identity(credential: &Credential) -> Value {
+    json!({ "__identity__": format!("0x{}", credential.identity) })
+}

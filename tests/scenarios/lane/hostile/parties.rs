@@ -1,0 +1,464 @@
+//! Bridge and client beside a configuration, a database or a module that does not fit: they say what is wrong and what
+//! to do about it, change nothing, and go on by themselves where that can be mended under them.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
+use spacetime_sync_tests::lane::{BridgeOptions, Lane, stream, wait};
+use spacetime_sync_tests::load::{Payload, Writer};
+use spacetime_sync_tests::postgres::Cluster;
+use spacetime_sync_tests::process::{Process, built};
+use spacetime_sync_tests::tool;
+use spacetime_sync_tests::variant::Variant;
+use sqlx::{Connection as _, Executor as _, PgConnection};
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_configuration_is_refused_as_a_whole_and_never_shows_a_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let write = |name: &str, text: &str| {
+        std::fs::write(path(name), text).unwrap();
+        path(name)
+    };
+    let token_file = write("token", "a-secret-token\n");
+    let good = format!(
+        "[authority]\nurl = \"postgres://u:hunter2@h/d\"\n[spacetimedb]\nuri = \"http://127.0.0.1:3000\"\n\
+         database = \"lane\"\ntoken_file = \"{token_file}\"\n"
+    );
+    let without_token = good
+        .lines()
+        .filter(|line| !line.starts_with("token_file"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let empty = write("empty", "\n");
+    for (text, environment, said) in [
+        (
+            format!("{good}\n[limits]\ncals = 3"),
+            vec![],
+            &["bridge.toml", "unknown field `cals`"][..],
+        ),
+        (
+            format!("{good}\n[limit]\ncalls = 3"),
+            vec![],
+            &["unknown field `limit`"],
+        ),
+        (
+            good.clone(),
+            vec![("SPACETIME_SYNC__LIMITS__CALS", "3")],
+            &["unknown field `cals`"],
+        ),
+        (
+            good.clone(),
+            vec![("SPACETIME_SYNC__CALLS", "3")],
+            &["SPACETIME_SYNC__CALLS", "SECTION__KEY"],
+        ),
+        (
+            good.clone(),
+            vec![("SPACETIME_SYNC__LIMITS__CALLS", "many")],
+            &["invalid type", "many"],
+        ),
+        (
+            good.clone(),
+            vec![("SPACETIME_SYNC__LIMITS__CALLS", "0")],
+            &["limits.calls: expected 1 to", "found 0"],
+        ),
+        (
+            good.clone(),
+            vec![("SPACETIME_SYNC__SPACETIMEDB__URI", "ws://h")],
+            &["spacetimedb.uri", "expected http://"],
+        ),
+        (
+            good.clone(),
+            vec![("SPACETIME_SYNC__SPACETIMEDB__TOKEN", "hunter2")],
+            &["spacetimedb.token", "found both"],
+        ),
+        (
+            without_token.clone(),
+            vec![],
+            &["spacetimedb.token_file", "found neither"],
+        ),
+        (
+            good.replace("/token\"", "/no-such-token\""),
+            vec![],
+            &["cannot read", "no-such-token", "No such file"],
+        ),
+        (good.replace(&token_file, &empty), vec![], &["empty", "holds no token"]),
+        (
+            good.replace("[spacetimedb]", "[spacetimedb"),
+            vec![],
+            &["bridge.toml is not a configuration"],
+        ),
+        (
+            good.replace("url = \"postgres://u:hunter2@h/d\"", "url = \"postgres://u:hunter2@h/d"),
+            vec![],
+            &["bridge.toml"],
+        ),
+        (good.replace("url =", "uri ="), vec![], &["unknown field `uri`"]),
+    ] {
+        let file = write("bridge.toml", &text);
+        for command in [&["config", "check", "--config", &file][..], &["run", "--config", &file]] {
+            let ended = tool::run("spacetime-sync", command, &environment).await;
+            assert_eq!(ended.stdout, "", "{command:?}");
+            let stderr = ended.failed(1, said);
+            assert!(
+                !stderr.contains("hunter2") && !stderr.contains("a-secret-token"),
+                "{stderr}"
+            );
+        }
+    }
+    let missing = path("missing.toml");
+    let ended = tool::run("spacetime-sync", &["config", "check", "--config", &missing], &[]).await;
+    ended.failed(1, &["cannot read", "missing.toml", "No such file"]);
+
+    let file = write("bridge.toml", &good);
+    let shown = tool::run("spacetime-sync", &["config", "check", "--config", &file], &[])
+        .await
+        .good();
+    assert!(
+        shown.contains("database: \"lane\"") && shown.contains("(secret)"),
+        "{shown}"
+    );
+    assert!(
+        !shown.contains("hunter2") && !shown.contains("a-secret-token"),
+        "{shown}"
+    );
+}
+
+#[tokio::test]
+async fn a_bridge_does_not_start_on_a_database_that_is_not_of_its_release() {
+    let database = Cluster::shared().await.create_empty_database().await.unwrap();
+    let environment = [
+        ("SPACETIME_SYNC__AUTHORITY__URL", database.url()),
+        ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://127.0.0.1:9"),
+        ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "lane"),
+        ("SPACETIME_SYNC__SPACETIMEDB__TOKEN", "t"),
+        ("SPACETIME_SYNC__HTTP__LISTEN", "127.0.0.1:0"),
+    ];
+    let run = async || tool::run("spacetime-sync", &["run"], &environment).await;
+    let migrate = async || tool::run("spacetime-sync", &["migrate", "--database-url", database.url()], &[]).await;
+    run()
+        .await
+        .failed(1, &["has migration 0 of the lane", "run: spacetime-sync migrate"]);
+
+    migrate().await.good();
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    connection
+        .execute("select runtime.sync_append('s', 'k', 'kind', 'payload')")
+        .await
+        .unwrap();
+    let newer = "insert into spacetime_sync._sqlx_migrations (version, description, success, checksum, execution_time) \
+         values (9999, 'of a later release', true, '\\x00', 0)";
+    connection.execute(newer).await.unwrap();
+    for ended in [run().await, migrate().await] {
+        ended.failed(
+            1,
+            &[
+                "has migration 9999 of the lane, this build knows up to",
+                "upgrade the bridge",
+            ],
+        );
+    }
+    connection
+        .execute("delete from spacetime_sync._sqlx_migrations where version = 9999")
+        .await
+        .unwrap();
+    connection
+        .execute("update spacetime_sync._sqlx_migrations set checksum = '\\x00' where version = 1")
+        .await
+        .unwrap();
+    for ended in [run().await, migrate().await] {
+        ended.failed(1, &["migration 1 in the database", "is not the one of this build"]);
+    }
+    let held: (i64, i64) = sqlx::query_as("select head_seq, published_seq from runtime.sync_streams")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(held, (1, 0), "nothing was lost, and nothing carried");
+}
+
+/// Publishes a variant of the module beside the lane's.
+async fn publish(lane: &Lane, name: &str, variant: Variant) -> Admin {
+    let owner = Admin::new_identity(lane.server.uri()).await.unwrap();
+    let admin = Admin::new(lane.server.uri(), name, owner.token);
+    admin.publish(variant.wasm().unwrap(), Breaking::Refuse).await.unwrap();
+    admin
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_waits_beside_a_server_that_is_not_ready_for_it_and_says_why() {
+    let lane = Lane::start().await.unwrap();
+    let id = stream(1);
+    Writer::new(&lane.authority, &id, "w", Payload::UpTo(100), 1)
+        .append_all(10, 3)
+        .await
+        .unwrap();
+    let [foreign, other] = ["foreign", "other"].map(|what| format!("{}-{what}", lane.name));
+    publish(&lane, &foreign, Variant::Foreign).await;
+    publish(&lane, &other, Variant::OtherContract).await;
+    let stranger = Admin::new_identity(lane.server.uri()).await.unwrap();
+    for (file, token) in [
+        ("stranger.token", stranger.token.expose()),
+        ("rubbish.token", "a.rubbish.token"),
+        ("altered.token", &format!("{}x", stranger.token.expose())),
+    ] {
+        std::fs::write(lane.path(file), token).unwrap();
+    }
+    let away = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let set = |key: &'static str, value: String| BridgeOptions {
+        set: vec![(key, value)],
+        ..Default::default()
+    };
+    let token = |file: &str| set("spacetimedb.token_file", lane.path(file).display().to_string());
+    let mut waiting = Vec::new();
+    for (options, said) in [
+        (
+            set("spacetimedb.database", "no-such-lane".to_owned()),
+            &["has no database \"no-such-lane\"", "spacetime-sync publish"][..],
+        ),
+        (
+            set("spacetimedb.database", foreign.clone()),
+            &["does not run the module of the lane", "spacetime-sync publish"],
+        ),
+        (
+            set("spacetimedb.database", other.clone()),
+            &[
+                "this build speaks",
+                "0000000000000000",
+                "publish the module of this build",
+            ],
+        ),
+        (token("rubbish.token"), &["does not accept the token"]),
+        (token("altered.token"), &["does not accept the token"]),
+        (
+            token("stranger.token"),
+            &["the module refused", "only the bridge may do this"],
+        ),
+        (
+            token("owner.token"),
+            &["the module refused", "only the bridge may do this"],
+        ),
+        (
+            BridgeOptions {
+                server_at: Some(away),
+                ..Default::default()
+            },
+            &["is not available"],
+        ),
+    ] {
+        let mut options = options;
+        // All at once, none of them the standby of another.
+        options.set.push(("bridge.lead", "false".to_owned()));
+        options.set.push(("bridge.stall_after_ms", "500".to_owned()));
+        waiting.push((lane.bridge_with(&options).unwrap(), said));
+    }
+    for (bridge, said) in &waiting {
+        let because = |_: bool, body: &Value| {
+            let problems = body["problems"].to_string().replace("\\\"", "\"");
+            body["ready"] == false && said.iter().all(|text| problems.contains(text))
+        };
+        let body = bridge
+            .until("/readyz", SOON, |good, body| !good && because(good, body))
+            .await
+            .unwrap();
+        // There is work and no progress: that is no healthy bridge.
+        let health = bridge
+            .until("/healthz", SOON, |good, body| !good && because(good, body))
+            .await
+            .unwrap();
+        assert_eq!(health["lag_events"], 10, "{body}");
+        assert!(bridge.process.is_running(), "{said:?}");
+        for secret in [stranger.token.expose(), "a.rubbish.token"] {
+            assert!(!bridge.process.log().contains(secret), "{}", bridge.process.log());
+        }
+    }
+    let held = lane.authority.position(&id).await.unwrap().unwrap();
+    assert_eq!(held.published_seq.get(), 0, "nobody claims to have carried anything");
+
+    // What is mended under a waiting bridge needs no restart of it.
+    let owner = lane.path("no-such-lane.owner");
+    let mut arguments = vec!["publish", "--uri", lane.server.uri(), "--database", "no-such-lane"];
+    let files = [
+        owner,
+        lane.path("bridge.token"),
+        std::env::var("SYNC_MODULE_WASM").unwrap().into(),
+    ];
+    for (option, file) in ["--token-file", "--bridge-token-file", "--wasm"]
+        .into_iter()
+        .zip(&files)
+    {
+        arguments.extend([option, file.to_str().unwrap()]);
+    }
+    tool::run("spacetime-sync", &arguments, &[]).await.good();
+    waiting[0].0.until("/readyz", SOON, |good, _| good).await.unwrap();
+    assert!(lane.published(SOON).await);
+    waiting[0]
+        .0
+        .until("/healthz", SOON, |good, body| good && body["lag_events"] == 0)
+        .await
+        .unwrap();
+    for (bridge, _) in &waiting {
+        assert_eq!(bridge.stop().await.unwrap(), 0);
+    }
+}
+
+/// The last line of JSON that a client has said.
+fn last(said: &str) -> Value {
+    said.lines()
+        .rev()
+        .find_map(|line| serde_json::from_str(line).ok())
+        .unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_says_what_is_wrong_with_its_server_and_asks_again_only_where_that_can_help() {
+    let lane = Lane::start().await.unwrap();
+    let [foreign, other] = ["foreign", "other"].map(|what| format!("{}-{what}", lane.name));
+    publish(&lane, &foreign, Variant::Foreign).await;
+    publish(&lane, &other, Variant::OtherContract).await;
+    let client = lane.client(&[stream(1)]).await.unwrap();
+    let rubbish = lane.path("rubbish.token");
+    std::fs::write(&rubbish, "a.rubbish.token").unwrap();
+    let away = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let away = format!("http://{away}");
+    let arguments = |uri: &str, database: &str, token: &Path, store: &str| {
+        let store = lane.path(store);
+        let texts = [
+            "--uri",
+            uri,
+            "--database",
+            database,
+            "--token-file",
+            token.to_str().unwrap(),
+            "--db",
+        ];
+        let mut arguments: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+        arguments.extend([
+            store.to_str().unwrap().to_owned(),
+            "--stream".to_owned(),
+            stream(1).to_string(),
+        ]);
+        arguments
+    };
+    let uri = lane.server.uri();
+    for (database, token, code, said) in [
+        (
+            foreign.as_str(),
+            client.token_file(),
+            "no_module",
+            "is no module of the lane",
+        ),
+        (
+            &other,
+            client.token_file(),
+            "contract_mismatch",
+            "update whichever is older",
+        ),
+        (&lane.name, &rubbish, "unauthorized", "get a new one"),
+    ] {
+        let arguments = arguments(uri, database, token, &format!("{code}.sqlite"));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let ended = tool::run("examples/follow", &arguments, &[]).await;
+        assert_eq!(ended.code, 1, "{ended:?}");
+        let last = last(&ended.stdout);
+        assert_eq!(
+            (&last["phase"], &last["reason"]),
+            (&"stopped".into(), &code.into()),
+            "{last}"
+        );
+        assert!(last["detail"].as_str().unwrap().contains(said), "{last}");
+        assert!(
+            !ended.stdout.contains("a.rubbish.token") && !ended.stderr.contains("a.rubbish.token"),
+            "{ended:?}"
+        );
+    }
+    for (uri, database, code, said) in [
+        (
+            uri,
+            "no-such-lane",
+            "no_database",
+            "is the module published, and the name right?",
+        ),
+        (&away, lane.name.as_str(), "unreachable", "cannot connect"),
+    ] {
+        let arguments = arguments(uri, database, client.token_file(), &format!("{code}.sqlite"));
+        let log = lane.path(&format!("{code}.log"));
+        let waiting = Process::start("client", Command::new(built("examples/follow")).args(arguments), &log).unwrap();
+        wait(SOON, code, || {
+            let last = last(&waiting.log());
+            last["reason"] == code && last["detail"].as_str().is_some_and(|detail| detail.contains(said))
+        })
+        .await;
+        assert!(waiting.is_running(), "{code}: {}", waiting.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_told_which_stream_it_may_not_read_and_gets_on_with_the_others() {
+    let lane = Lane::start().await.unwrap();
+    let streams = [stream(1), stream(2)];
+    let mut writers = streams
+        .each_ref()
+        .map(|id| Writer::new(&lane.authority, id, "w", Payload::UpTo(100), 1));
+    for writer in &mut writers {
+        writer.append_all(10, 3).await.unwrap();
+    }
+    let bridge = lane.bridge().unwrap();
+    let mut client = lane.client(&streams).await.unwrap();
+    let owner = lane.owner().unwrap();
+    owner.revoke(client.identity(), &streams[1]).await.unwrap();
+    client.start().unwrap();
+
+    let is = |status: &Value, at: usize, phase: &str, applied: u64| {
+        let stream = &status["streams"][streams[at].as_str()];
+        stream["phase"] == phase
+            && (phase != "forbidden" || stream["reason"] == "forbidden")
+            && stream["applied"] == applied
+    };
+    wait(SOON, "the other stream is live", || {
+        client.applied() == 10 && is(&client.status(), 1, "forbidden", 0)
+    })
+    .await;
+    assert!(
+        client.status()["streams"][streams[1].as_str()]["detail"]
+            .as_str()
+            .unwrap()
+            .contains("ForbiddenStream")
+    );
+
+    // A grant that comes later is noticed on the connection that is up.
+    owner.grant(client.identity(), &streams[1]).await.unwrap();
+    client.until_applied(20, SOON).await.unwrap();
+    client.until_live(SOON).await.unwrap();
+
+    // One that is taken away, too; what comes then is not delivered, and the other stream goes on.
+    owner.revoke(client.identity(), &streams[1]).await.unwrap();
+    wait(SOON, "the stream is forbidden", || {
+        is(&client.status(), 1, "forbidden", 10)
+    })
+    .await;
+    for writer in &mut writers {
+        writer.append(3).await.unwrap();
+    }
+    assert!(lane.published(SOON).await);
+    client.until_applied(23, SOON).await.unwrap();
+    let applied = |id| client.applied_log(id).unwrap().len();
+    assert_eq!([applied(&streams[0]), applied(&streams[1])], [13, 10]);
+    assert!(client.process().unwrap().is_running());
+
+    // Granted again, it goes on where it was, and has everything once.
+    owner.grant(client.identity(), &streams[1]).await.unwrap();
+    client.until_applied(26, SOON).await.unwrap();
+    assert!(client.compare(&lane.authority).await.unwrap().is_equal());
+    assert_eq!(bridge.stop().await.unwrap(), 0);
+}
