@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use spacetime_sync_bridge::stdb::admin::Credential;
-use spacetime_sync_proto::{ChainHash, RefusalCode};
+use spacetime_sync_proto::{ChainHash, RefusalCode, limit};
 
 use super::{Module, SECRET, Said, append_arguments, column, identity, log, newcomer, stream};
 
@@ -136,6 +136,59 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
         .call(Some(&stranger), "read_events", &json!(["no.such.stream", 0]))
         .await;
     assert_eq!(there, not_there);
+}
+
+#[tokio::test]
+async fn a_name_or_a_position_that_is_none_is_refused_by_every_function() {
+    let module = Module::start().await;
+    let id = stream("runtime.run.1.events");
+    let client = module.client(&[&id]).await;
+    module
+        .append(&id, &log(&id, 1, 1), &ChainHash::genesis(&id))
+        .await
+        .done();
+    let before = module.everything().await;
+    let owner = Some(&module.owner);
+    for name in [
+        "",
+        "a b",
+        "a\0b",
+        "a;--",
+        "str\u{435}am",
+        &"x".repeat(limit::STREAM_ID_BYTES + 1),
+    ] {
+        for (caller, function, arguments) in [
+            (owner, "grant_stream", json!([identity(&client), name])),
+            (owner, "revoke_stream", json!([identity(&client), name])),
+            (owner, "read_heads", json!([[id.as_str(), name]])),
+            (Some(&client), "read_events", json!([name, 0])),
+            (Some(&client), "ack_checkpoint", json!([name, 0, "0x0"])),
+        ] {
+            let said = module.call(caller, function, &arguments).await;
+            said.refused(RefusalCode::InvalidArgument);
+        }
+    }
+    let many = vec![id.as_str(); limit::HEADS + 1];
+    let said = module.call(owner, "read_heads", &json!([many])).await;
+    said.refused(RefusalCode::InvalidArgument);
+    let said = module.call(owner, "read_heads", &json!([&many[1..]])).await;
+    assert_eq!(said.done().as_array().unwrap().len(), limit::HEADS);
+    for (after, frames) in [(0, 1), (1, 0), (2, 0), (i64::MAX as u64, 0)] {
+        let page = module
+            .call(Some(&client), "read_events", &json!([id.as_str(), after]))
+            .await
+            .done();
+        assert_eq!(
+            (&page[1], page[4].as_array().unwrap().len()),
+            (&json!(1), frames),
+            "after {after}"
+        );
+    }
+    let said = module
+        .call(Some(&client), "read_events", &json!([id.as_str(), u64::MAX]))
+        .await;
+    said.refused(RefusalCode::InvalidArgument);
+    assert_eq!(module.everything().await, before);
 }
 
 #[tokio::test]
