@@ -124,12 +124,14 @@ pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usiz
         anyhow::ensure!(all.await, "a subscriber did not get everything");
         Ok(rate(events, started.elapsed()))
     };
+    at_rest(&lane).await;
     let empty = timed(window).await?;
     let mut filled = window + window / 10;
     while filled < held {
         timed(window.min(held - filled)).await?;
         filled += window.min(held - filled);
     }
+    at_rest(&lane).await;
     let full = timed(window).await?;
     let host_mb = lane
         .server
@@ -143,6 +145,23 @@ pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usiz
         held: filled,
         host_mb,
     })
+}
+
+/// Waits until the host does nothing: a full segment of its log is compressed behind its back, on a core of its own.
+async fn at_rest(lane: &Lane) {
+    let Some(process) = lane.server.process() else { return };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut before = process.cpu();
+    while Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let now = process.cpu();
+        if let (Some(before), Some(now)) = (before, now)
+            && now - before < Duration::from_millis(25)
+        {
+            return;
+        }
+        before = now;
+    }
 }
 
 /// A frame on its way: first position, chain hash before it, bytes.

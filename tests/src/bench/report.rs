@@ -71,10 +71,16 @@ pub async fn run(quick: bool, as_json: bool) -> anyhow::Result<()> {
     let mut flatness = BTreeMap::new();
     let mut bare_rates = BTreeMap::new();
     for size in extent.sizes {
-        let run = bare::run(*size, Cut::BACKLOG, extent.window, extent.held, 1).await?;
+        let bare = bare::run(*size, Cut::BACKLOG, extent.window, 0, 1).await?;
+        let in_memory = Cut {
+            on_disk: false,
+            ..Cut::BACKLOG
+        };
+        let run = bare::run(*size, in_memory, extent.window, extent.held, 1).await?;
         say(format!(
-            "  {:>5} B: {:>7.0} on an empty table, {:>7.0} with {} held: flatness {:.2}; host {} MB",
+            "  {:>5} B: {:>7.0}; log in memory: {:>7.0} on an empty table, {:>7.0} with {} held: flatness {:.2}; host {} MB",
             size.name(),
+            bare.empty,
             run.empty,
             run.full,
             run.held,
@@ -82,7 +88,7 @@ pub async fn run(quick: bool, as_json: bool) -> anyhow::Result<()> {
             run.host_mb
         ));
         flatness.insert(size.name(), two(run.flatness()));
-        bare_rates.insert(size.name(), run.empty.round());
+        bare_rates.insert(size.name(), bare.empty.round());
     }
     say("the same without a subscriber".to_owned());
     let alone = bare::run(Size::Bytes(512), Cut::BACKLOG, extent.window, extent.held, 0).await?;
@@ -96,7 +102,7 @@ pub async fn run(quick: bool, as_json: bool) -> anyhow::Result<()> {
     let mut live_flatness = BTreeMap::new();
     for size in [Size::Bytes(256), Size::Bytes(480), Size::Mix] {
         for padded in [true, false] {
-            let cut = Cut { padded, ..Cut::LIVE };
+            let cut = Cut { padded, on_disk: false, ..Cut::LIVE };
             let run = bare::run(size, cut, window, held, 0).await?;
             say(format!(
                 "  {:>5} B {}: {:>6.0} on an empty table, {:>6.0} with {} held: flatness {:.2}; host {} MB",
