@@ -131,8 +131,15 @@ pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usiz
         timed(window.min(held - filled)).await?;
         filled += window.min(held - filled);
     }
-    at_rest(&lane).await;
-    let full = timed(window).await?;
+    // The engine begins a new segment with every gigabyte of log, and compresses the last one beside the work. One window
+    // of three may meet that, so the middle one counts.
+    let mut windows = Vec::new();
+    for _ in 0..3 {
+        at_rest(&lane).await;
+        windows.push(timed(window).await?);
+    }
+    windows.sort_by(f64::total_cmp);
+    let full = windows[1];
     let host_mb = lane
         .server
         .process()
