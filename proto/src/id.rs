@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::limit;
 
 /// Why a text is not a name of the lane.
@@ -39,6 +41,7 @@ pub enum InvalidId {
 }
 
 const NAME_CHARACTERS: &str = "ASCII letters and digits and . _ - : / @ + = ~ %";
+const LABEL_CHARACTERS: &str = "ASCII letters and digits and . _ - : @ + = ~ %";
 const KEY_CHARACTERS: &str = "all but control characters";
 
 fn name_character(c: char) -> bool {
@@ -142,6 +145,28 @@ name!(
     NAME_CHARACTERS,
     name_character
 );
+name!(
+    /// The name of a user, an organisation, a session, a device, a node or a region. Without `/`, which separates them in
+    /// a token's subject.
+    Label,
+    "name",
+    limit::NAME_BYTES,
+    LABEL_CHARACTERS,
+    |c| name_character(c) && c != '/'
+);
+
+impl Serialize for Label {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Label {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::new(&text).map_err(serde::de::Error::custom)
+    }
+}
 
 /// A position in a stream: 1, 2, 3 … without gaps. [`Seq::ZERO`] stands before the first event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -217,6 +242,14 @@ mod tests {
             ("a\0b", false),
         ] {
             assert_eq!(StreamId::new(text).is_ok(), good, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_label_has_no_slash_so_that_no_two_sessions_share_a_subject() {
+        assert!(Label::new("user@example.com").is_ok());
+        for text in ["", "a/b", "a b", "\u{430}", "a'"] {
+            assert!(Label::new(text).is_err(), "{text:?}");
         }
     }
 

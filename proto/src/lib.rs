@@ -1,9 +1,11 @@
 //! The contract of the lane: what authority, bridge, module and client must agree on, and nothing else.
 //!
 //! Ids and limits ([`id`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
-//! the closed set of refusal codes ([`refusal`]) and the contract's own version ([`contract`]).
+//! the closed set of refusal codes ([`refusal`]), who may see and do what ([`access`]) and the contract's own version
+//! ([`contract`]).
 //! No IO, no clock, no runtime: it builds for `wasm32-unknown-unknown` as it does for a desktop.
 
+pub mod access;
 pub mod contract;
 pub mod event;
 pub mod frame;
@@ -15,7 +17,7 @@ pub mod refusal;
 pub use event::Event;
 pub use frame::{Frame, FrameError};
 pub use hash::{ChainHash, PayloadHash};
-pub use id::{IdempotencyKey, InvalidId, Kind, Seq, StreamId};
+pub use id::{IdempotencyKey, InvalidId, Kind, Label, Seq, StreamId};
 pub use refusal::{Refusal, RefusalCode};
 
 /// The messages of `proto/sync.proto`, as generated.

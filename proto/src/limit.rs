@@ -19,3 +19,13 @@ pub const FRAME_PADDED_BYTES: usize = 993;
 pub const PAGE_BYTES: usize = 1024 * 1024;
 /// Most stream heads asked for in one call of `read_heads`.
 pub const HEADS: usize = 1_000;
+/// Most bytes of claims that are read.
+pub const CLAIMS_BYTES: usize = 16 * 1024;
+/// Most streams and patterns of one token.
+pub const TOKEN_STREAMS: usize = 256;
+/// Most streams that one session sees, those that its patterns come to included.
+pub const SESSION_GRANTS: usize = 10_000;
+/// Most streams that a session says it serves.
+pub const PRESENCE_SERVES: usize = 16;
+/// Longest name of a node, a region, a user, a session or a device, in bytes.
+pub const NAME_BYTES: usize = 128;

@@ -32,6 +32,54 @@ pub enum RefusalCode {
     CheckpointAhead,
     /// The secret that stream keys are derived with is set already, to another value.
     KeySecretFixed,
+    /// No bearer credential.
+    MissingAuthorization,
+    /// A credential that is no bearer's.
+    InvalidAuthorizationScheme,
+    /// A credential that is none: not signed by who is trusted, or not of the form that is expected here.
+    InvalidToken,
+    /// It has ended.
+    TokenExpired,
+    /// It is not good yet.
+    TokenNotYetValid,
+    /// It has no id.
+    MissingJti,
+    /// It does not say when it was signed.
+    MissingIat,
+    /// It was signed too long ago, or for too long.
+    TokenTooOld,
+    /// Its session was revoked.
+    TokenRevoked,
+    /// The session is bound to another device.
+    SessionBound,
+    /// The session lacks a scope that this asks for.
+    MissingScope,
+    /// A scope that does not exist, or that nobody is given here.
+    InvalidScope,
+    /// The subject may see none of what it asked for.
+    Forbidden,
+    /// The kind of client may not do this.
+    SurfacePolicyDenied,
+    /// A request that is none.
+    InvalidRequest,
+    /// The token would cover more streams than one session may have.
+    TooManyGrants,
+    /// Asked too often.
+    RateLimited,
+    /// The issuer cannot answer at the moment.
+    SyncTokenUnavailable,
+    /// There is nothing here, and will not be.
+    NotFound,
+    /// The client's build id is none.
+    InvalidClientBuild,
+    /// The client speaks another protocol.
+    UnsupportedProtocolVersion,
+    /// The client was built with a schema that is not served.
+    UnsupportedSchemaVersion,
+    /// The client is too old.
+    UpgradeRequired,
+    /// The client is too new.
+    UnsupportedClientBuild,
 }
 
 /// What to do about a refusal: everything that retries asks this and nothing else.
@@ -49,15 +97,43 @@ impl RefusalCode {
     /// What to do about it.
     pub fn class(self) -> RefusalClass {
         match self {
-            Self::SeqGap | Self::BelowWindow => RefusalClass::Retry,
+            Self::SeqGap
+            | Self::BelowWindow
+            // Another token may do.
+            | Self::TokenExpired
+            | Self::TokenNotYetValid
+            | Self::TokenTooOld
+            | Self::RateLimited
+            | Self::SyncTokenUnavailable => RefusalClass::Retry,
             Self::ForbiddenStream
             | Self::InvalidArgument
             | Self::InvalidFrame
             | Self::ChainMismatch
             | Self::EventConflict
             | Self::CheckpointBehind
-            | Self::CheckpointAhead => RefusalClass::Reject,
-            Self::Unauthorized | Self::NotConfigured | Self::KeySecretFixed => RefusalClass::Fatal,
+            | Self::CheckpointAhead
+            | Self::MissingScope => RefusalClass::Reject,
+            Self::Unauthorized
+            | Self::NotConfigured
+            | Self::KeySecretFixed
+            | Self::MissingAuthorization
+            | Self::InvalidAuthorizationScheme
+            | Self::InvalidToken
+            | Self::MissingJti
+            | Self::MissingIat
+            | Self::TokenRevoked
+            | Self::SessionBound
+            | Self::InvalidScope
+            | Self::Forbidden
+            | Self::SurfacePolicyDenied
+            | Self::InvalidRequest
+            | Self::TooManyGrants
+            | Self::NotFound
+            | Self::InvalidClientBuild
+            | Self::UnsupportedProtocolVersion
+            | Self::UnsupportedSchemaVersion
+            | Self::UpgradeRequired
+            | Self::UnsupportedClientBuild => RefusalClass::Fatal,
         }
     }
 }

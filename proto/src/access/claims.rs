@@ -1,0 +1,120 @@
+//! The claims of a sync token.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Scope, StreamPattern};
+use crate::id::Label;
+
+/// `aud` of every sync token, unless the operator sets another.
+pub const AUDIENCE: &str = "openagents-sync";
+/// What kind of token it is, and which version of these claims.
+pub const CLAIMS_VERSION: &str = "oa_sync_claims_v1";
+/// `sub` of the bridge's own token: no user has it, for a user's begins with `user:`.
+pub const SERVICE_SUBJECT: &str = "service:bridge";
+
+/// What a sync token says, field by field as it is signed. A field that is missing or of another type makes it none.
+///
+/// `sub` names the session, and not the user alone: SpacetimeDB makes the identity of `iss` and `sub`, grants and
+/// filters go by identity, and two sessions of a user have rights, and ends, of their own (docs/adr/0008).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncClaims {
+    /// The bridge that signed it.
+    pub iss: String,
+    /// See [`AUDIENCE`].
+    pub aud: String,
+    /// See [`SyncClaims::subject`] and [`SERVICE_SUBJECT`].
+    pub sub: String,
+    /// When it was signed, in seconds.
+    pub iat: u64,
+    /// From when it is good.
+    pub nbf: u64,
+    /// When it ends.
+    pub exp: u64,
+    /// `sync_<uuid>`
+    pub jti: String,
+    /// The user, as the session credential names it.
+    pub oa_user_id: Label,
+    /// The organisation, if the session is one of an organisation's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oa_org_id: Option<Label>,
+    /// The session.
+    pub oa_session_id: Label,
+    /// The device that the session is bound to.
+    pub oa_device_id: Label,
+    /// What it may do.
+    pub oa_sync_scopes: Vec<Scope>,
+    /// The topics that were asked for and are granted.
+    pub oa_sync_topics: Vec<String>,
+    /// The streams that it may see, those of the topics included.
+    pub oa_sync_streams: Vec<StreamPattern>,
+    /// See [`CLAIMS_VERSION`].
+    pub oa_claims_version: String,
+    /// What kind of client it is, e.g. `desktop`.
+    pub oa_client_surface: Label,
+    /// The client's build, `YYYYMMDDTHHMMSSZ`.
+    pub oa_client_build_id: String,
+    /// The protocol that the client speaks.
+    pub oa_protocol_version: String,
+    /// The schema version that the client was built with.
+    pub oa_schema_version: u32,
+}
+
+impl SyncClaims {
+    /// `sub` of a session's tokens.
+    pub fn subject(user_id: &Label, session_id: &Label) -> String {
+        format!("user:{user_id}/session:{session_id}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn claims() -> Value {
+        json!({
+            "iss": "https://sync.example", "aud": "openagents-sync", "sub": "user:7/session:s1",
+            "iat": 100, "nbf": 100, "exp": 400, "jti": "sync_1",
+            "oa_user_id": "7", "oa_org_id": "acme", "oa_session_id": "s1", "oa_device_id": "d1",
+            "oa_sync_scopes": ["sync.subscribe"], "oa_sync_topics": ["run:42:events"],
+            "oa_sync_streams": ["runtime.run.42.events", "user:7:*"], "oa_claims_version": "oa_sync_claims_v1",
+            "oa_client_surface": "desktop", "oa_client_build_id": "20261101T000000Z",
+            "oa_protocol_version": "spacetime.sync.v1", "oa_schema_version": 1,
+        })
+    }
+
+    #[test]
+    fn claims_cross_the_wire_as_they_are_named_upstream() {
+        let read: SyncClaims = serde_json::from_value(claims()).unwrap();
+        assert_eq!(read.sub, SyncClaims::subject(&read.oa_user_id, &read.oa_session_id));
+        assert_eq!(serde_json::to_value(&read).unwrap(), claims());
+    }
+
+    #[test]
+    fn claims_that_lack_a_field_or_have_it_of_another_type_are_none() {
+        for field in claims().as_object().unwrap().keys() {
+            if field != "oa_org_id" {
+                let mut without = claims();
+                without.as_object_mut().unwrap().remove(field);
+                assert!(serde_json::from_value::<SyncClaims>(without).is_err(), "{field}");
+            }
+            for wrong in [json!({}), json!(-1), json!(true), json!(1.5), json!([1])] {
+                let mut mistyped = claims();
+                mistyped[field] = wrong.clone();
+                assert!(
+                    serde_json::from_value::<SyncClaims>(mistyped).is_err(),
+                    "{field}: {wrong}"
+                );
+            }
+        }
+        for (field, wrong) in [
+            ("exp", json!("400")),
+            ("oa_sync_streams", json!(["*"])),
+            ("oa_sync_scopes", json!(["all"])),
+        ] {
+            let mut mistyped = claims();
+            mistyped[field] = wrong;
+            assert!(serde_json::from_value::<SyncClaims>(mistyped).is_err(), "{field}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Which clients are served: one rule, asked where a token is issued and again where a connection is let in.
+
+use serde::{Deserialize, Serialize};
+
+use crate::contract::{PROTOCOL, SCHEMA_VERSION};
+use crate::refusal::RefusalCode;
+
+/// The headers in which a client says what it is, and in which a refusal says what is served.
+pub mod headers {
+    /// The client's build.
+    pub const CLIENT_BUILD_ID: &str = "x-oa-client-build-id";
+    /// The protocol that it speaks.
+    pub const PROTOCOL_VERSION: &str = "x-oa-protocol-version";
+    /// The schema version that it was built with.
+    pub const SCHEMA_VERSION: &str = "x-oa-schema-version";
+    /// What kind of client it is.
+    pub const CLIENT_SURFACE: &str = "x-oa-client-surface";
+    /// Why a client is not served.
+    pub const CODE: &str = "x-oa-compatibility-code";
+    /// The oldest build that is served.
+    pub const MIN_CLIENT_BUILD_ID: &str = "x-oa-compatibility-min-client-build-id";
+    /// The newest build that is served; not there when there is none.
+    pub const MAX_CLIENT_BUILD_ID: &str = "x-oa-compatibility-max-client-build-id";
+    /// The oldest schema version that is served.
+    pub const MIN_SCHEMA_VERSION: &str = "x-oa-compatibility-min-schema-version";
+    /// The newest schema version that is served.
+    pub const MAX_SCHEMA_VERSION: &str = "x-oa-compatibility-max-schema-version";
+    /// The protocol that is served.
+    pub const SERVED_PROTOCOL_VERSION: &str = "x-oa-compatibility-protocol-version";
+    /// Whether a newer client would be served.
+    pub const UPGRADE_REQUIRED: &str = "x-oa-compatibility-upgrade-required";
+}
+
+/// What a client says it is. Anything may be in these fields: they are checked, not trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientVersion {
+    /// `YYYYMMDDTHHMMSSZ`
+    pub client_build_id: String,
+    /// See [`PROTOCOL`].
+    pub protocol_version: String,
+    /// See [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// What kind of client it is, e.g. `desktop`.
+    pub surface: String,
+}
+
+/// Which clients are served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Window {
+    /// The oldest build that is served.
+    pub min_client_build_id: String,
+    /// The newest build that is served; empty for no bound.
+    pub max_client_build_id: String,
+    /// The oldest schema version that is served.
+    pub min_schema_version: u32,
+    /// The newest schema version that is served.
+    pub max_schema_version: u32,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self {
+            min_client_build_id: "00000000T000000Z".to_owned(),
+            max_client_build_id: String::new(),
+            min_schema_version: SCHEMA_VERSION,
+            max_schema_version: SCHEMA_VERSION,
+        }
+    }
+}
+
+/// Why a client is not served: the body of a 426, and what a client shows its user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Incompatible {
+    /// One of the five codes of compatibility.
+    pub code: RefusalCode,
+    /// For people.
+    pub message: String,
+    /// Always false: the same client asking again changes nothing.
+    pub retryable: bool,
+    /// Whether a newer client would be served.
+    pub upgrade_required: bool,
+    /// The kind of client that asked.
+    pub surface: String,
+    /// See [`Window`].
+    pub min_client_build_id: String,
+    /// See [`Window`]; not there when there is no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_client_build_id: Option<String>,
+    /// See [`Window`].
+    pub min_schema_version: u32,
+    /// See [`Window`].
+    pub max_schema_version: u32,
+    /// The protocol that is served.
+    pub protocol_version: String,
+}
+
+impl Window {
+    /// Whether a window can be one: build ids that are some, and no bound below the other.
+    pub fn check_bounds(&self) -> Result<(), String> {
+        if !is_build_id(&self.min_client_build_id) {
+            return Err(format!(
+                "min_client_build_id: expected YYYYMMDDTHHMMSSZ, found {:?}",
+                self.min_client_build_id
+            ));
+        }
+        let max = &self.max_client_build_id;
+        if !max.is_empty() && (!is_build_id(max) || *max < self.min_client_build_id) {
+            return Err(format!(
+                "max_client_build_id: expected nothing, or YYYYMMDDTHHMMSSZ not below the least, found {max:?}"
+            ));
+        }
+        if self.min_schema_version > self.max_schema_version {
+            return Err(format!(
+                "min_schema_version: expected at most max_schema_version {}, found {}",
+                self.max_schema_version, self.min_schema_version
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a client is served. The order of the checks is part of the contract; what cannot be told is refused.
+    pub fn check(&self, client: &ClientVersion) -> Result<(), Box<Incompatible>> {
+        let build = client.client_build_id.as_str();
+        let (code, message, upgrade) = if !is_build_id(build) {
+            let message = "the client's build id is not of the form YYYYMMDDTHHMMSSZ".to_owned();
+            (RefusalCode::InvalidClientBuild, message, false)
+        } else if client.protocol_version != PROTOCOL {
+            let message = format!("this lane speaks {PROTOCOL}, the client another protocol: update the client");
+            (RefusalCode::UnsupportedProtocolVersion, message, true)
+        } else if !(self.min_schema_version..=self.max_schema_version).contains(&client.schema_version) {
+            let message = format!(
+                "schema versions {} to {} are served, the client has {}",
+                self.min_schema_version, self.max_schema_version, client.schema_version
+            );
+            let upgrade = client.schema_version < self.min_schema_version;
+            (RefusalCode::UnsupportedSchemaVersion, message, upgrade)
+        } else if build < self.min_client_build_id.as_str() {
+            let message = format!(
+                "builds from {} on are served: update the client",
+                self.min_client_build_id
+            );
+            (RefusalCode::UpgradeRequired, message, true)
+        } else if !self.max_client_build_id.is_empty() && build > self.max_client_build_id.as_str() {
+            let message = format!(
+                "builds up to {} are served, this one is newer",
+                self.max_client_build_id
+            );
+            (RefusalCode::UnsupportedClientBuild, message, false)
+        } else {
+            return Ok(());
+        };
+        Err(Box::new(Incompatible {
+            code,
+            message,
+            retryable: false,
+            upgrade_required: upgrade,
+            surface: client.surface.clone(),
+            min_client_build_id: self.min_client_build_id.clone(),
+            max_client_build_id: Some(self.max_client_build_id.clone()).filter(|max| !max.is_empty()),
+            min_schema_version: self.min_schema_version,
+            max_schema_version: self.max_schema_version,
+            protocol_version: PROTOCOL.to_owned(),
+        }))
+    }
+}
+
+/// Builds are compared as text, which is right for this form alone.
+fn is_build_id(text: &str) -> bool {
+    text.len() == 16
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            8 => byte == b'T',
+            15 => byte == b'Z',
+            _ => byte.is_ascii_digit(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Scenario {
+        name: String,
+        window: Window,
+        client: ClientVersion,
+        expected: Option<Expected>,
+    }
+
+    #[derive(Deserialize)]
+    struct Expected {
+        code: RefusalCode,
+        upgrade_required: bool,
+    }
+
+    #[test]
+    fn every_scenario_of_the_fixture_ends_as_it_says() {
+        let scenarios: Vec<Scenario> = serde_json::from_str(include_str!("../../fixtures/compatibility.json")).unwrap();
+        assert!(scenarios.len() >= 15);
+        for Scenario {
+            name,
+            window,
+            client,
+            expected,
+        } in scenarios
+        {
+            window.check_bounds().unwrap();
+            let found = window.check(&client).err();
+            assert_eq!(
+                found
+                    .as_ref()
+                    .map(|found| (found.code, found.upgrade_required, found.retryable)),
+                expected.map(|expected| (expected.code, expected.upgrade_required, false)),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_window_that_serves_nobody_is_none() {
+        let wrong = [
+            Window {
+                min_client_build_id: "2026".to_owned(),
+                ..Window::default()
+            },
+            Window {
+                max_client_build_id: "x".to_owned(),
+                ..Window::default()
+            },
+            Window {
+                min_client_build_id: "20260102T000000Z".to_owned(),
+                max_client_build_id: "20260101T000000Z".to_owned(),
+                ..Window::default()
+            },
+            Window {
+                min_schema_version: 3,
+                max_schema_version: 2,
+                ..Window::default()
+            },
+        ];
+        for window in wrong {
+            assert!(window.check_bounds().is_err(), "{window:?}");
+        }
+        assert_eq!(Window::default().check_bounds(), Ok(()));
+    }
+}

@@ -1,0 +1,18 @@
+//! Who may see and do what, as it crosses a process: scopes, streams and patterns, the claims of a token, the request
+//! for one and its answer, and which client builds are served.
+//!
+//! The bridge issues, the module enforces, the client asks: all three read these and nothing else.
+
+mod claims;
+mod compatibility;
+mod pattern;
+mod scope;
+mod token;
+mod topic;
+
+pub use claims::{AUDIENCE, CLAIMS_VERSION, SERVICE_SUBJECT, SyncClaims};
+pub use compatibility::{ClientVersion, Incompatible, Window, headers};
+pub use pattern::{InvalidPattern, StreamPattern};
+pub use scope::{Scope, UnknownScope};
+pub use token::{RETIRED_ROUTES, REVOKE_PATH, TOKEN_PATH, TTL_SECONDS, TokenRefusal, TokenRequest, TokenResponse};
+pub use topic::Topic;

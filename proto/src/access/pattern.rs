@@ -1,0 +1,190 @@
+//! One stream, or all whose names begin alike.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{InvalidId, StreamId};
+
+/// What ends a part of a name. A prefix ends with one of these, so that `user:1:*` never covers `user:10:…`.
+const SEPARATORS: [char; 3] = ['.', ':', '/'];
+
+/// Streams by name: `runtime.run.42.events` is one, `runtime.run.*` and `user:7:*` are all that begin so, also those
+/// that come to exist later.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum StreamPattern {
+    /// This stream and no other.
+    Exact(StreamId),
+    /// Every stream whose name begins with this text and goes on. It ends with a separator.
+    Prefix(String),
+}
+
+/// Why a text is no pattern.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidPattern {
+    /// Not even the name of a stream.
+    #[error(transparent)]
+    Name(#[from] InvalidId),
+    /// A prefix that ends within a part of a name.
+    #[error("{0:?} ends within a part of a name: expected . : or / before the *")]
+    Boundary(String),
+}
+
+impl StreamPattern {
+    /// Reads a pattern: a name, or a prefix that ends with a separator, and `*`.
+    pub fn new(text: &str) -> Result<Self, InvalidPattern> {
+        match text.strip_suffix('*') {
+            None => Ok(Self::Exact(StreamId::new(text)?)),
+            Some(prefix) if prefix.ends_with(SEPARATORS) => {
+                StreamId::check(prefix)?;
+                Ok(Self::Prefix(prefix.to_owned()))
+            }
+            Some(_) => Err(InvalidPattern::Boundary(text.to_owned())),
+        }
+    }
+
+    /// Whether a stream is among these.
+    pub fn matches(&self, stream_id: &StreamId) -> bool {
+        match self {
+            Self::Exact(only) => only == stream_id,
+            Self::Prefix(prefix) => {
+                stream_id.as_str().len() > prefix.len() && stream_id.as_str().starts_with(prefix.as_str())
+            }
+        }
+    }
+
+    /// The streams that are among both, if there can be any.
+    pub fn intersect(&self, other: &Self) -> Option<Self> {
+        match (self, other) {
+            (Self::Exact(stream_id), pattern) | (pattern, Self::Exact(stream_id)) => {
+                pattern.matches(stream_id).then(|| Self::Exact(stream_id.clone()))
+            }
+            (Self::Prefix(a), Self::Prefix(b)) => {
+                let (short, long) = if a.len() <= b.len() { (a, b) } else { (b, a) };
+                long.starts_with(short.as_str()).then(|| Self::Prefix(long.clone()))
+            }
+        }
+    }
+
+    /// What of `wanted` is among `allowed`, each once, in order.
+    pub fn intersection(wanted: &[Self], allowed: &[Self]) -> Vec<Self> {
+        let mut both: Vec<Self> = wanted
+            .iter()
+            .flat_map(|want| allowed.iter().filter_map(|allow| want.intersect(allow)))
+            .collect();
+        both.sort();
+        both.dedup();
+        both
+    }
+
+    /// Every prefix that covers this stream: what a stream that comes to exist is looked up by.
+    pub fn prefixes_of(stream_id: &StreamId) -> impl Iterator<Item = &str> {
+        let text = stream_id.as_str();
+        let ends = text.char_indices().filter(|(_, c)| SEPARATORS.contains(c));
+        ends.map(move |(at, _)| &text[..=at])
+            .filter(move |prefix| prefix.len() < text.len())
+    }
+}
+
+impl fmt::Display for StreamPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(stream_id) => stream_id.fmt(f),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
+impl From<StreamId> for StreamPattern {
+    fn from(stream_id: StreamId) -> Self {
+        Self::Exact(stream_id)
+    }
+}
+
+impl From<StreamPattern> for String {
+    fn from(pattern: StreamPattern) -> Self {
+        pattern.to_string()
+    }
+}
+
+impl TryFrom<String> for StreamPattern {
+    type Error = InvalidPattern;
+    fn try_from(text: String) -> Result<Self, InvalidPattern> {
+        Self::new(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(text: &str) -> StreamPattern {
+        StreamPattern::new(text).unwrap()
+    }
+
+    fn matches(text: &str, stream: &str) -> bool {
+        pattern(text).matches(&StreamId::new(stream).unwrap())
+    }
+
+    #[test]
+    fn a_pattern_covers_what_it_says_and_no_neighbour() {
+        for (text, stream, covered) in [
+            ("user:1", "user:1", true),
+            ("user:1", "user:10", false),
+            ("user:1", "user:1:notes", false),
+            ("user:1:*", "user:1:notes", true),
+            ("user:1:*", "user:10:notes", false),
+            ("user:1:*", "user:1:", false),
+            ("user:1:*", "user:1", false),
+            ("runtime.run.*", "runtime.run.42.events", true),
+            ("runtime.run.*", "runtime.runs.42.events", false),
+        ] {
+            assert_eq!(matches(text, stream), covered, "{text} {stream}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_refused() {
+        for text in [
+            "",
+            "*",
+            "user:1*",
+            "a**",
+            "*a",
+            "a.*.b",
+            "a'.*",
+            "str\u{435}am.*",
+            "a b.*",
+            "a.\0*",
+        ] {
+            assert!(StreamPattern::new(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_intersection_is_never_more_than_either() {
+        for (a, b, both) in [
+            ("a.b", "a.b", Some("a.b")),
+            ("a.b", "a.*", Some("a.b")),
+            ("a.*", "a.b.*", Some("a.b.*")),
+            ("a.*", "a.*", Some("a.*")),
+            ("a.*", "b.*", None),
+            ("a.b", "a.c", None),
+            ("a.b.*", "a.b", None),
+        ] {
+            let (a, b, both) = (pattern(a), pattern(b), both.map(pattern));
+            assert_eq!(a.intersect(&b), both);
+            assert_eq!(b.intersect(&a), both);
+        }
+    }
+
+    #[test]
+    fn a_stream_is_found_by_each_prefix_that_covers_it() {
+        let stream = StreamId::new("user:1:a.b/c").unwrap();
+        let prefixes: Vec<_> = StreamPattern::prefixes_of(&stream).collect();
+        assert_eq!(prefixes, ["user:", "user:1:", "user:1:a.", "user:1:a.b/"]);
+        let ends = StreamId::new("a.").unwrap();
+        assert_eq!(StreamPattern::prefixes_of(&ends).count(), 0);
+    }
+}
