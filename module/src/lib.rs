@@ -11,5 +11,6 @@ pub mod procedures;
 pub mod reducers;
 pub mod tables;
 
+mod access;
 mod log_access;
 mod refuse;

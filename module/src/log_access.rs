@@ -9,7 +9,7 @@ use spacetimedb::sats::u256;
 use spacetimedb::{Identity, ReducerContext};
 
 use crate::refuse::{Refused, refused};
-use crate::tables::{SyncEvent, SyncTrust, stream_grant, sync_event, sync_head, sync_trust};
+use crate::tables::{SyncEvent, SyncTrust, sync_event, sync_head, sync_trust};
 
 /// The one row of `sync_trust`, which `init` writes.
 pub fn trust_row(ctx: &ReducerContext) -> Result<SyncTrust, Refused> {
@@ -29,10 +29,14 @@ impl SyncTrust {
     }
 
     pub fn stream_key(&self, stream_id: &StreamId) -> Result<u64, Refused> {
+        Ok(stream_key::derive(self.secret()?, stream_id))
+    }
+
+    pub fn secret(&self) -> Result<&[u8], Refused> {
         if self.key_secret.is_empty() {
             return Err(refused(not_configured()));
         }
-        Ok(stream_key::derive(&self.key_secret, stream_id))
+        Ok(&self.key_secret)
     }
 }
 
@@ -57,15 +61,6 @@ pub fn head(ctx: &ReducerContext, stream_key: u64, stream_id: &StreamId) -> Head
             chain: chain_from_column(row.head_chain),
         },
     }
-}
-
-pub fn holds_grant(ctx: &ReducerContext, identity: Identity, stream_key: u64) -> bool {
-    ctx.db
-        .stream_grant()
-        .by_holder()
-        .filter((identity, stream_key))
-        .next()
-        .is_some()
 }
 
 /// The next frames from `from` on, in order: a few, and none only if there is none. The host gathers a whole range

@@ -5,8 +5,8 @@ use spacetime_sync_proto::{Refusal, RefusalCode, Seq, limit};
 use spacetimedb::sats::u256;
 use spacetimedb::{ProcedureContext, ReducerContext, SpacetimeType, procedure};
 
-use crate::log_access::{chain_to_column, frames_from, head, holds_grant, trust_row};
-use crate::reducers::ack_checkpoint::forbidden_stream;
+use crate::access::{forbidden_stream, may_read, operator};
+use crate::log_access::{chain_to_column, frames_from, head, trust_row};
 use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
 use crate::tables::{SyncEvent, sync_head};
 
@@ -45,7 +45,7 @@ fn page(ctx: &ReducerContext, stream_id: &str, after_seq: u64) -> Result<EventPa
     let trust = trust_row(ctx)?;
     let stream_id = parse_stream_id(stream_id)?;
     let stream_key = trust.stream_key(&stream_id)?;
-    if !holds_grant(ctx, ctx.sender(), stream_key) && trust.trust().operator(ctx.sender()).is_err() {
+    if !may_read(ctx, stream_key) && operator(ctx, &trust).is_err() {
         return Err(refused(forbidden_stream()));
     }
     let after = Seq::new(after_seq).ok_or_else(|| invalid_argument(format!("{after_seq} is no seq")))?;
@@ -91,7 +91,7 @@ pub fn read_heads(ctx: &mut ProcedureContext, stream_ids: Vec<String>) -> Result
 
 fn heads(ctx: &ReducerContext, stream_ids: &[String]) -> Result<Vec<HeadReport>, Refused> {
     let trust = trust_row(ctx)?;
-    trust.trust().operator(ctx.sender()).map_err(refused)?;
+    operator(ctx, &trust)?;
     if stream_ids.len() > limit::HEADS {
         let message = format!(
             "{} streams asked for, at most {} are allowed",

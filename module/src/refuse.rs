@@ -13,6 +13,10 @@ pub fn invalid_argument(message: impl Into<String>) -> Refused {
     refused(Refusal::new(RefusalCode::InvalidArgument, message))
 }
 
+pub fn unauthorized(message: &str) -> Refused {
+    refused(Refusal::new(RefusalCode::Unauthorized, message))
+}
+
 pub fn stream_id(text: &str) -> Result<StreamId, Refused> {
     StreamId::new(text).map_err(|invalid: InvalidId| invalid_argument(invalid.to_string()))
 }

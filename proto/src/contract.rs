@@ -6,11 +6,11 @@ use std::fmt;
 /// Name and version of the protocol.
 pub const PROTOCOL: &str = "spacetime.sync.v1";
 /// Version of tables, reducers, procedures and frames. Raised with every change of them.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 /// sha256 of what the module offers its clients, of which the bindings are generated: public tables, reducers,
 /// procedures and their types, and nothing that no client sees. `scripts/bindings` prints it, and the test
 /// `lane::contract::module_and_bindings_agree` fails when it is out of date.
-pub const SCHEMA_HASH: &str = "sha256:9b104b49cddbe18f204d21408fbe9befc8c403c11dc2a4128fd2977c8b9d343e";
+pub const SCHEMA_HASH: &str = "sha256:aa063ac3ac6af590fb34934e8f57f7fdc67a8a6d6ab4b61df21e62f48ffa50ae";
 
 /// What one side says its contract is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,5 +6,7 @@
 
 pub mod append;
 pub mod checkpoint;
+pub mod presence;
+pub mod session;
 pub mod stream_key;
 pub mod trust;

@@ -1,11 +1,12 @@
 //! Takes down how far a client has applied a stream: its own, and only forward.
 
-use spacetime_sync_proto::{Refusal, RefusalCode, Seq};
+use spacetime_sync_proto::Seq;
 use spacetime_sync_rules::checkpoint::{self, Ack};
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, Table, reducer};
 
-use crate::log_access::{chain_from_column, head, held_chain, holds_grant, seq_from_column, trust_row};
+use crate::access::may_acknowledge;
+use crate::log_access::{chain_from_column, head, held_chain, seq_from_column, trust_row};
 use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
 use crate::tables::{SyncCheckpoint, sync_checkpoint};
 
@@ -14,9 +15,7 @@ pub fn ack_checkpoint(ctx: &ReducerContext, stream_id: String, seq: u64, chain_h
     let stream_id = parse_stream_id(&stream_id)?;
     let stream_key = trust_row(ctx)?.stream_key(&stream_id)?;
     let identity = ctx.sender();
-    if !holds_grant(ctx, identity, stream_key) {
-        return Err(refused(forbidden_stream()));
-    }
+    may_acknowledge(ctx, stream_key)?;
     let at = Seq::new(seq).ok_or_else(|| invalid_argument(format!("{seq} is no seq")))?;
     let held = ctx
         .db
@@ -49,12 +48,4 @@ pub fn ack_checkpoint(ctx: &ReducerContext, stream_id: String, seq: u64, chain_h
         }
     }
     Ok(())
-}
-
-/// The same answer whether or not the stream exists.
-pub fn forbidden_stream() -> Refusal {
-    Refusal::new(
-        RefusalCode::ForbiddenStream,
-        "no grant for this stream: ask the operator for one",
-    )
 }

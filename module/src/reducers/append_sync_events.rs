@@ -6,6 +6,7 @@ use spacetime_sync_rules::append::{self, Append, Head, Request};
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, Table, reducer};
 
+use crate::access::{bridge_only, grant_new_stream};
 use crate::log_access::{chain_from_column, chain_to_column, head, held_chain, trust_row};
 use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
 use crate::tables::{SyncEvent, SyncHead, SyncStream, sync_event, sync_head, sync_stream};
@@ -36,7 +37,7 @@ pub fn append_frame(
     frame: Bytes,
 ) -> Result<(), Refused> {
     let trust = trust_row(ctx)?;
-    trust.trust().bridge_only(ctx.sender()).map_err(refused)?;
+    bridge_only(ctx, &trust)?;
     let stream_id = parse_stream_id(stream_id)?;
     let stream_key = trust.stream_key(&stream_id)?;
     let before = head(ctx, stream_key, &stream_id);
@@ -92,6 +93,7 @@ fn write_head(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, after
                 oldest_seq: 1,
                 head_chain,
             });
+            grant_new_stream(ctx, stream_id, stream_key);
         }
     }
     Ok(())

@@ -2,21 +2,29 @@
 
 use spacetimedb::{Identity, ReducerContext, Table, reducer};
 
-use crate::log_access::{holds_grant, trust_row};
-use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
+use crate::access::{grant_row, operator};
+use crate::log_access::trust_row;
+use crate::refuse::{Refused, stream_id as parse_stream_id};
 use crate::tables::{StreamGrant, stream_grant};
 
 #[reducer]
 pub fn grant_stream(ctx: &ReducerContext, identity: Identity, stream_id: String) -> Result<(), Refused> {
     let row = trust_row(ctx)?;
-    row.trust().operator(ctx.sender()).map_err(refused)?;
+    operator(ctx, &row)?;
     let stream_key = row.stream_key(&parse_stream_id(&stream_id)?)?;
-    if !holds_grant(ctx, identity, stream_key) {
-        ctx.db.stream_grant().insert(StreamGrant {
-            grant_id: 0,
-            identity,
-            stream_key,
-        });
+    let row = StreamGrant {
+        grant_id: 0,
+        identity,
+        stream_key,
+        standing: true,
+    };
+    match grant_row(ctx, identity, stream_key) {
+        None => drop(ctx.db.stream_grant().insert(row)),
+        Some(held) if held.standing => {}
+        // It outlives the session that it came with.
+        Some(StreamGrant { grant_id, .. }) => {
+            drop(ctx.db.stream_grant().grant_id().update(StreamGrant { grant_id, ..row }))
+        }
     }
     Ok(())
 }

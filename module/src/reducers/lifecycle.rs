@@ -3,6 +3,8 @@
 use spacetime_sync_proto::contract::Contract;
 use spacetimedb::{ReducerContext, Table, reducer};
 
+use crate::access::admit;
+use crate::refuse::Refused;
 use crate::tables::{SyncContract, SyncTrust, sync_contract, sync_trust};
 
 #[reducer(init)]
@@ -12,14 +14,15 @@ pub fn init(ctx: &ReducerContext) {
         owner: ctx.sender(),
         bridge: None,
         key_secret: Vec::new(),
+        issuer: None,
     });
     write_contract(ctx);
 }
 
 /// Nothing runs when a module is updated, so the first connection after it brings the contract row up to date: before
-/// that connection can read it.
+/// that connection can read it. Then: is whoever connects let in?
 #[reducer(client_connected)]
-pub fn client_connected(ctx: &ReducerContext) {
+pub fn client_connected(ctx: &ReducerContext) -> Result<(), Refused> {
     let ours = contract_row();
     let current = ctx.db.sync_contract().id().find(0).is_some_and(|held| {
         held.protocol == ours.protocol
@@ -29,6 +32,7 @@ pub fn client_connected(ctx: &ReducerContext) {
     if !current {
         write_contract(ctx);
     }
+    admit(ctx)
 }
 
 fn contract_row() -> SyncContract {

@@ -2,14 +2,15 @@
 
 use spacetimedb::{Identity, ReducerContext, reducer};
 
+use crate::access::operator;
 use crate::log_access::trust_row;
-use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
+use crate::refuse::{Refused, stream_id as parse_stream_id};
 use crate::tables::stream_grant;
 
 #[reducer]
 pub fn revoke_stream(ctx: &ReducerContext, identity: Identity, stream_id: String) -> Result<(), Refused> {
     let row = trust_row(ctx)?;
-    row.trust().operator(ctx.sender()).map_err(refused)?;
+    operator(ctx, &row)?;
     let stream_key = row.stream_key(&parse_stream_id(&stream_id)?)?;
     ctx.db.stream_grant().by_holder().delete((identity, stream_key));
     Ok(())

@@ -15,4 +15,7 @@ pub struct StreamGrant {
     /// One row per identity and stream: a second one would deliver every frame twice.
     #[index(btree)]
     pub stream_key: u64,
+    /// Given by hand, until it is taken by hand. Else it ends with its session.
+    #[default(true)]
+    pub standing: bool,
 }

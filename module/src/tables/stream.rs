@@ -2,7 +2,7 @@
 
 use spacetimedb::{Filter, Timestamp, client_visibility_filter, table};
 
-#[table(accessor = sync_stream, public)]
+#[table(accessor = sync_stream, public, index(accessor = by_name, btree(columns = [stream_id, stream_key])))]
 pub struct SyncStream {
     /// What every other table calls the stream.
     #[primary_key]

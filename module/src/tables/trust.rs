@@ -1,6 +1,6 @@
 //! Whom the module trusts. Private: no client sees it.
 
-use spacetimedb::{Identity, table};
+use spacetimedb::{Identity, SpacetimeType, table};
 
 #[table(accessor = sync_trust)]
 pub struct SyncTrust {
@@ -13,4 +13,25 @@ pub struct SyncTrust {
     pub bridge: Option<Identity>,
     /// What stream keys are derived with. Set once: another secret would rename every stream.
     pub key_secret: Vec<u8>,
+    /// Whose tokens open a session. While there is none anyone may connect, and sees what was granted by hand.
+    #[default(None::<Issuer>)]
+    pub issuer: Option<Issuer>,
+}
+
+/// An issuer of tokens, and what is asked of them.
+#[derive(SpacetimeType, Clone)]
+pub struct Issuer {
+    /// `iss`
+    pub url: String,
+    /// `aud`
+    pub audience: String,
+    /// The identity of the bridge's own token.
+    pub service: Identity,
+    /// How often ended sessions are looked for.
+    pub sweep_every_ms: u32,
+    /// Which clients are served: see `Window` of the contract.
+    pub min_client_build_id: String,
+    pub max_client_build_id: String,
+    pub min_schema_version: u32,
+    pub max_schema_version: u32,
 }

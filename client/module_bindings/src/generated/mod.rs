@@ -11,13 +11,19 @@ use spacetimedb_sdk::__codegen::{
 	__ws,
 };
 
+pub mod access_sweep_type;
 pub mod event_page_type;
+pub mod grant_pattern_type;
 pub mod head_report_type;
+pub mod issuer_type;
+pub mod revoked_session_type;
+pub mod session_presence_type;
 pub mod stream_grant_type;
 pub mod sync_checkpoint_type;
 pub mod sync_contract_type;
 pub mod sync_event_type;
 pub mod sync_head_type;
+pub mod sync_session_type;
 pub mod sync_stream_type;
 pub mod sync_trust_type;
 pub mod ack_checkpoint_reducer;
@@ -25,7 +31,12 @@ pub mod append_sync_event_reducer;
 pub mod append_sync_events_reducer;
 pub mod configure_reducer;
 pub mod grant_stream_reducer;
+pub mod revoke_session_reducer;
 pub mod revoke_stream_reducer;
+pub mod set_compatibility_reducer;
+pub mod trust_issuer_reducer;
+pub mod upsert_presence_reducer;
+pub mod session_presence_table;
 pub mod stream_grant_table;
 pub mod sync_checkpoint_table;
 pub mod sync_contract_table;
@@ -35,15 +46,22 @@ pub mod sync_stream_table;
 pub mod read_events_procedure;
 pub mod read_heads_procedure;
 
+pub use access_sweep_type::AccessSweep;
 pub use event_page_type::EventPage;
+pub use grant_pattern_type::GrantPattern;
 pub use head_report_type::HeadReport;
+pub use issuer_type::Issuer;
+pub use revoked_session_type::RevokedSession;
+pub use session_presence_type::SessionPresence;
 pub use stream_grant_type::StreamGrant;
 pub use sync_checkpoint_type::SyncCheckpoint;
 pub use sync_contract_type::SyncContract;
 pub use sync_event_type::SyncEvent;
 pub use sync_head_type::SyncHead;
+pub use sync_session_type::SyncSession;
 pub use sync_stream_type::SyncStream;
 pub use sync_trust_type::SyncTrust;
+pub use session_presence_table::*;
 pub use stream_grant_table::*;
 pub use sync_checkpoint_table::*;
 pub use sync_contract_table::*;
@@ -55,7 +73,11 @@ pub use append_sync_event_reducer::append_sync_event;
 pub use append_sync_events_reducer::append_sync_events;
 pub use configure_reducer::configure;
 pub use grant_stream_reducer::grant_stream;
+pub use revoke_session_reducer::revoke_session;
 pub use revoke_stream_reducer::revoke_stream;
+pub use set_compatibility_reducer::set_compatibility;
+pub use trust_issuer_reducer::trust_issuer;
+pub use upsert_presence_reducer::upsert_presence;
 pub use read_events_procedure::read_events;
 pub use read_heads_procedure::read_heads;
 
@@ -95,9 +117,30 @@ pub enum Reducer {
         identity: __sdk::Identity,
         stream_id: String,
 }    ,
+    RevokeSession {
+        session_id: String,
+}    ,
     RevokeStream {
         identity: __sdk::Identity,
         stream_id: String,
+}    ,
+    SetCompatibility {
+        min_client_build_id: String,
+        max_client_build_id: String,
+        min_schema_version: u32,
+        max_schema_version: u32,
+}    ,
+    TrustIssuer {
+        issuer: String,
+        audience: String,
+        sweep_every_ms: u32,
+}    ,
+    UpsertPresence {
+        session_id: String,
+        node_id: String,
+        status: String,
+        region: String,
+        serves: Vec::<String>,
 }    ,
 }
 
@@ -114,7 +157,11 @@ impl __sdk::Reducer for Reducer {
             Reducer::AppendSyncEvents { .. } => "append_sync_events",
             Reducer::Configure { .. } => "configure",
             Reducer::GrantStream { .. } => "grant_stream",
+            Reducer::RevokeSession { .. } => "revoke_session",
             Reducer::RevokeStream { .. } => "revoke_stream",
+            Reducer::SetCompatibility { .. } => "set_compatibility",
+            Reducer::TrustIssuer { .. } => "trust_issuer",
+            Reducer::UpsertPresence { .. } => "upsert_presence",
             _ => unreachable!(),
 }
 }
@@ -172,12 +219,50 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 identity: identity.clone(),
                 stream_id: stream_id.clone(),
 }),
+            Reducer::RevokeSession{
+                session_id,
+}             => __sats::bsatn::to_vec(&revoke_session_reducer::RevokeSessionArgs {
+                session_id: session_id.clone(),
+}),
             Reducer::RevokeStream{
                 identity,
                 stream_id,
 }             => __sats::bsatn::to_vec(&revoke_stream_reducer::RevokeStreamArgs {
                 identity: identity.clone(),
                 stream_id: stream_id.clone(),
+}),
+            Reducer::SetCompatibility{
+                min_client_build_id,
+                max_client_build_id,
+                min_schema_version,
+                max_schema_version,
+}             => __sats::bsatn::to_vec(&set_compatibility_reducer::SetCompatibilityArgs {
+                min_client_build_id: min_client_build_id.clone(),
+                max_client_build_id: max_client_build_id.clone(),
+                min_schema_version: min_schema_version.clone(),
+                max_schema_version: max_schema_version.clone(),
+}),
+            Reducer::TrustIssuer{
+                issuer,
+                audience,
+                sweep_every_ms,
+}             => __sats::bsatn::to_vec(&trust_issuer_reducer::TrustIssuerArgs {
+                issuer: issuer.clone(),
+                audience: audience.clone(),
+                sweep_every_ms: sweep_every_ms.clone(),
+}),
+            Reducer::UpsertPresence{
+                session_id,
+                node_id,
+                status,
+                region,
+                serves,
+}             => __sats::bsatn::to_vec(&upsert_presence_reducer::UpsertPresenceArgs {
+                session_id: session_id.clone(),
+                node_id: node_id.clone(),
+                status: status.clone(),
+                region: region.clone(),
+                serves: serves.clone(),
 }),
             _ => unreachable!(),
 }
@@ -188,7 +273,8 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
 #[allow(non_snake_case)]
 #[doc(hidden)]
 pub struct DbUpdate {
-        stream_grant: __sdk::TableUpdate<StreamGrant>,
+        session_presence: __sdk::TableUpdate<SessionPresence>,
+    stream_grant: __sdk::TableUpdate<StreamGrant>,
     sync_checkpoint: __sdk::TableUpdate<SyncCheckpoint>,
     sync_contract: __sdk::TableUpdate<SyncContract>,
     sync_event: __sdk::TableUpdate<SyncEvent>,
@@ -204,7 +290,8 @@ impl TryFrom<__ws::v2::TransactionUpdate> for DbUpdate {
         for table_update in __sdk::transaction_update_iter_table_updates(raw) {
             match &table_update.table_name[..] {
 
-        "stream_grant" => db_update.stream_grant.append(stream_grant_table::parse_table_update(table_update)?),
+        "session_presence" => db_update.session_presence.append(session_presence_table::parse_table_update(table_update)?),
+    "stream_grant" => db_update.stream_grant.append(stream_grant_table::parse_table_update(table_update)?),
     "sync_checkpoint" => db_update.sync_checkpoint.append(sync_checkpoint_table::parse_table_update(table_update)?),
     "sync_contract" => db_update.sync_contract.append(sync_contract_table::parse_table_update(table_update)?),
     "sync_event" => db_update.sync_event.append(sync_event_table::parse_table_update(table_update)?),
@@ -232,7 +319,8 @@ impl __sdk::DbUpdate for DbUpdate {
     fn apply_to_client_cache(&self, cache: &mut __sdk::ClientCache<RemoteModule>) -> AppliedDiff<'_> {
                     let mut diff = AppliedDiff::default();
                 
-                diff.stream_grant = cache.apply_diff_to_table::<StreamGrant>("stream_grant", &self.stream_grant).with_updates_by_pk(|row| &row.grant_id);
+                diff.session_presence = cache.apply_diff_to_table::<SessionPresence>("session_presence", &self.session_presence).with_updates_by_pk(|row| &row.presence_id);
+        diff.stream_grant = cache.apply_diff_to_table::<StreamGrant>("stream_grant", &self.stream_grant).with_updates_by_pk(|row| &row.grant_id);
         diff.sync_checkpoint = cache.apply_diff_to_table::<SyncCheckpoint>("sync_checkpoint", &self.sync_checkpoint).with_updates_by_pk(|row| &row.checkpoint_id);
         diff.sync_contract = cache.apply_diff_to_table::<SyncContract>("sync_contract", &self.sync_contract).with_updates_by_pk(|row| &row.id);
         diff.sync_event = cache.apply_diff_to_table::<SyncEvent>("sync_event", &self.sync_event);
@@ -245,7 +333,8 @@ fn parse_initial_rows(raw: __ws::v2::QueryRows) -> __sdk::Result<Self> {
                 let mut db_update = DbUpdate::default();
 for table_rows in raw.tables {
             match &table_rows.table[..] {
-                                "stream_grant" => db_update.stream_grant.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
+                                "session_presence" => db_update.session_presence.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
+                "stream_grant" => db_update.stream_grant.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "sync_checkpoint" => db_update.sync_checkpoint.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "sync_contract" => db_update.sync_contract.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "sync_event" => db_update.sync_event.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
@@ -258,7 +347,8 @@ fn parse_unsubscribe_rows(raw: __ws::v2::QueryRows) -> __sdk::Result<Self> {
                 let mut db_update = DbUpdate::default();
 for table_rows in raw.tables {
             match &table_rows.table[..] {
-                                "stream_grant" => db_update.stream_grant.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
+                                "session_presence" => db_update.session_presence.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
+                "stream_grant" => db_update.stream_grant.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "sync_checkpoint" => db_update.sync_checkpoint.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "sync_contract" => db_update.sync_contract.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "sync_event" => db_update.sync_event.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
@@ -273,7 +363,8 @@ for table_rows in raw.tables {
 #[allow(non_snake_case)]
 #[doc(hidden)]
 pub struct AppliedDiff<'r> {
-        stream_grant: __sdk::TableAppliedDiff<'r, StreamGrant>,
+        session_presence: __sdk::TableAppliedDiff<'r, SessionPresence>,
+    stream_grant: __sdk::TableAppliedDiff<'r, StreamGrant>,
     sync_checkpoint: __sdk::TableAppliedDiff<'r, SyncCheckpoint>,
     sync_contract: __sdk::TableAppliedDiff<'r, SyncContract>,
     sync_event: __sdk::TableAppliedDiff<'r, SyncEvent>,
@@ -289,7 +380,8 @@ impl __sdk::InModule for AppliedDiff<'_> {
 
 impl<'r> __sdk::AppliedDiff<'r> for AppliedDiff<'r> {
     fn invoke_row_callbacks(&self, event: &EventContext, callbacks: &mut __sdk::DbCallbacks<RemoteModule>) {
-                callbacks.invoke_table_row_callbacks::<StreamGrant>("stream_grant", &self.stream_grant, event);
+                callbacks.invoke_table_row_callbacks::<SessionPresence>("session_presence", &self.session_presence, event);
+        callbacks.invoke_table_row_callbacks::<StreamGrant>("stream_grant", &self.stream_grant, event);
         callbacks.invoke_table_row_callbacks::<SyncCheckpoint>("sync_checkpoint", &self.sync_checkpoint, event);
         callbacks.invoke_table_row_callbacks::<SyncContract>("sync_contract", &self.sync_contract, event);
         callbacks.invoke_table_row_callbacks::<SyncEvent>("sync_event", &self.sync_event, event);
@@ -946,7 +1038,8 @@ impl __sdk::SpacetimeModule for RemoteModule {
     type QueryBuilder = __sdk::QueryBuilder;
 
 fn register_tables(client_cache: &mut __sdk::ClientCache<Self>) {
-                stream_grant_table::register_table(client_cache);
+                session_presence_table::register_table(client_cache);
+        stream_grant_table::register_table(client_cache);
         sync_checkpoint_table::register_table(client_cache);
         sync_contract_table::register_table(client_cache);
         sync_event_table::register_table(client_cache);
@@ -954,7 +1047,8 @@ fn register_tables(client_cache: &mut __sdk::ClientCache<Self>) {
         sync_stream_table::register_table(client_cache);
 }
 const ALL_TABLE_NAMES: &'static [&'static str] = &[
-                "stream_grant",
+                "session_presence",
+        "stream_grant",
         "sync_checkpoint",
         "sync_contract",
         "sync_event",

@@ -16,6 +16,7 @@ pub struct StreamGrant {
     pub grant_id: u64,
     pub identity: __sdk::Identity,
     pub stream_key: u64,
+    pub standing: bool,
 }
 
 
@@ -31,6 +32,7 @@ pub struct StreamGrantCols {
     pub grant_id: __sdk::__query_builder::Col<StreamGrant, u64>,
     pub identity: __sdk::__query_builder::Col<StreamGrant, __sdk::Identity>,
     pub stream_key: __sdk::__query_builder::Col<StreamGrant, u64>,
+    pub standing: __sdk::__query_builder::Col<StreamGrant, bool>,
 }
 
 impl __sdk::__query_builder::HasCols for StreamGrant {
@@ -40,6 +42,7 @@ impl __sdk::__query_builder::HasCols for StreamGrant {
             grant_id: __sdk::__query_builder::Col::new(table_name, "grant_id"),
             identity: __sdk::__query_builder::Col::new(table_name, "identity"),
             stream_key: __sdk::__query_builder::Col::new(table_name, "stream_key"),
+            standing: __sdk::__query_builder::Col::new(table_name, "standing"),
 
         }
     }

@@ -9,6 +9,7 @@ use spacetimedb_sdk::__codegen::{
 	__ws,
 };
 
+use super::issuer_type::Issuer;
 
 #[derive(__lib::ser::Serialize, __lib::de::Deserialize, Clone, PartialEq, Debug)]
 #[sats(crate = __lib)]
@@ -17,6 +18,7 @@ pub struct SyncTrust {
     pub owner: __sdk::Identity,
     pub bridge: Option::<__sdk::Identity>,
     pub key_secret: Vec::<u8>,
+    pub issuer: Option::<Issuer>,
 }
 
 
@@ -33,6 +35,7 @@ pub struct SyncTrustCols {
     pub owner: __sdk::__query_builder::Col<SyncTrust, __sdk::Identity>,
     pub bridge: __sdk::__query_builder::Col<SyncTrust, Option::<__sdk::Identity>>,
     pub key_secret: __sdk::__query_builder::Col<SyncTrust, Vec::<u8>>,
+    pub issuer: __sdk::__query_builder::Col<SyncTrust, Option::<Issuer>>,
 }
 
 impl __sdk::__query_builder::HasCols for SyncTrust {
@@ -43,6 +46,7 @@ impl __sdk::__query_builder::HasCols for SyncTrust {
             owner: __sdk::__query_builder::Col::new(table_name, "owner"),
             bridge: __sdk::__query_builder::Col::new(table_name, "bridge"),
             key_secret: __sdk::__query_builder::Col::new(table_name, "key_secret"),
+            issuer: __sdk::__query_builder::Col::new(table_name, "issuer"),
 
         }
     }

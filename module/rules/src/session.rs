@@ -1,0 +1,318 @@
+//! May this token open, or renew, a session? And what may the session do?
+//!
+//! SpacetimeDB has checked the signature; whom it was signed by, for what, for whom and until when is checked here.
+
+use serde_json::Value;
+use spacetime_sync_proto::access::{CLAIMS_VERSION, ClientVersion, SERVICE_SUBJECT, Scope, StreamPattern, SyncClaims};
+use spacetime_sync_proto::access::{TTL_SECONDS, Window};
+use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
+
+/// How far the issuer's clock may be ahead of this one, in seconds.
+pub const SKEW_SECONDS: u64 = 60;
+/// For how long a revoked session is remembered, in seconds: past the end of every token it may hold, by every clock.
+pub const REVOKED_SECONDS: u64 = 1_800;
+
+/// Whose tokens are taken, and of which clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// `iss`
+    pub issuer: String,
+    /// `aud`
+    pub audience: String,
+    /// Which clients are served.
+    pub window: Window,
+}
+
+/// What a good token stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// The session's name.
+    pub session_id: Label,
+    /// Whose it is.
+    pub user_id: Label,
+    /// The organisation's, if it is one's.
+    pub org_id: Option<Label>,
+    /// The device that it is bound to.
+    pub device_id: Label,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// What it may see, as far as [`may_see`] says so.
+    pub streams: Vec<StreamPattern>,
+    /// When the token was signed, in seconds.
+    pub issued_at: u64,
+    /// When the session ends unless it is renewed, in seconds.
+    pub expires_at: u64,
+}
+
+/// Judges the claims of a token whose signature holds. `is_revoked` is asked for the session's name.
+pub fn admit(
+    claims: &str,
+    policy: &Policy,
+    now: u64,
+    is_revoked: impl FnOnce(&Label) -> bool,
+) -> Result<Session, Refusal> {
+    let claims = parse(claims)?;
+    if claims.iss != policy.issuer {
+        return Err(refused(RefusalCode::InvalidToken, "the token is of another issuer"));
+    }
+    if claims.aud != policy.audience || claims.oa_claims_version != CLAIMS_VERSION {
+        let message = "the token is for another purpose: ask the bridge for a sync token";
+        return Err(refused(RefusalCode::InvalidToken, message));
+    }
+    let latest = now.saturating_add(SKEW_SECONDS);
+    if claims.iat > latest || claims.nbf > latest {
+        return Err(refused(
+            RefusalCode::TokenNotYetValid,
+            "the token is not good yet: are the clocks right?",
+        ));
+    }
+    if claims.exp <= now {
+        return Err(expired());
+    }
+    if claims.exp <= claims.iat || claims.exp - claims.iat > *TTL_SECONDS.end() {
+        let message = format!("the token is good for more than {} s", TTL_SECONDS.end());
+        return Err(refused(RefusalCode::TokenTooOld, message));
+    }
+    if claims.oa_sync_streams.len() > limit::TOKEN_STREAMS {
+        let message = format!("the token names more than {} streams", limit::TOKEN_STREAMS);
+        return Err(refused(RefusalCode::TooManyGrants, message));
+    }
+    let service = claims.sub == SERVICE_SUBJECT;
+    if !service && claims.sub != SyncClaims::subject(&claims.oa_user_id, &claims.oa_session_id) {
+        return Err(refused(
+            RefusalCode::InvalidToken,
+            "the token's subject is not its session",
+        ));
+    }
+    if claims.oa_sync_scopes.contains(&Scope::Append) != service {
+        return Err(refused(
+            RefusalCode::InvalidScope,
+            "sync.append is the bridge's, and all that it has",
+        ));
+    }
+    if is_revoked(&claims.oa_session_id) {
+        return Err(refused(
+            RefusalCode::TokenRevoked,
+            "the session was revoked: sign in anew",
+        ));
+    }
+    if !service {
+        let client = ClientVersion {
+            client_build_id: claims.oa_client_build_id,
+            protocol_version: claims.oa_protocol_version,
+            schema_version: claims.oa_schema_version,
+            surface: claims.oa_client_surface.as_str().to_owned(),
+        };
+        let served = policy.window.check(&client);
+        served.map_err(|incompatible| refused(incompatible.code, incompatible.message))?;
+    }
+    Ok(Session {
+        session_id: claims.oa_session_id,
+        user_id: claims.oa_user_id,
+        org_id: claims.oa_org_id,
+        device_id: claims.oa_device_id,
+        scopes: claims.oa_sync_scopes,
+        streams: claims.oa_sync_streams,
+        issued_at: claims.iat,
+        expires_at: claims.exp,
+    })
+}
+
+/// Whose token it says it is; none for what is no claims at all.
+pub fn issuer(claims: &str) -> Option<String> {
+    let claims: Value = bounded(claims).and_then(|text| serde_json::from_str(text).ok())?;
+    claims["iss"].as_str().map(str::to_owned)
+}
+
+fn bounded(claims: &str) -> Option<&str> {
+    (claims.len() <= limit::CLAIMS_BYTES).then_some(claims)
+}
+
+fn parse(claims: &str) -> Result<SyncClaims, Refusal> {
+    let no_token = |detail: String| {
+        refused(
+            RefusalCode::InvalidToken,
+            format!("no claims of a sync token: {detail}"),
+        )
+    };
+    let text = bounded(claims).ok_or_else(|| no_token(format!("more than {} bytes", limit::CLAIMS_BYTES)))?;
+    let value: Value = serde_json::from_str(text).map_err(|error| no_token(error.to_string()))?;
+    for (field, code) in [("jti", RefusalCode::MissingJti), ("iat", RefusalCode::MissingIat)] {
+        if value.get(field).is_none() {
+            return Err(refused(code, format!("the token has no {field}")));
+        }
+    }
+    let claims: SyncClaims = serde_json::from_value(value).map_err(|error| no_token(error.to_string()))?;
+    if claims.jti.is_empty() {
+        return Err(refused(RefusalCode::MissingJti, "the token's jti is empty"));
+    }
+    Ok(claims)
+}
+
+/// Whether a session with these scopes may see a stream that its token names.
+pub fn may_see(scopes: &[Scope], stream_id: &StreamId) -> bool {
+    let lane = Scope::of_stream(stream_id);
+    scopes.contains(&Scope::Subscribe) && lane.is_none_or(|lane| scopes.contains(&lane))
+}
+
+/// What a session is told that has ended, or never was.
+pub fn expired() -> Refusal {
+    refused(
+        RefusalCode::TokenExpired,
+        "the session has ended: connect with a new token",
+    )
+}
+
+fn refused(code: RefusalCode, message: impl Into<String>) -> Refusal {
+    Refusal::new(code, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+
+    use super::*;
+
+    const NOW: u64 = 1_000_000;
+
+    fn policy() -> Policy {
+        Policy {
+            issuer: "https://sync.example".to_owned(),
+            audience: "openagents-sync".to_owned(),
+            window: Window {
+                min_client_build_id: "20260101T000000Z".to_owned(),
+                ..Window::default()
+            },
+        }
+    }
+
+    fn claims() -> Value {
+        json!({
+            "iss": "https://sync.example", "aud": "openagents-sync", "sub": "user:7/session:s1",
+            "iat": NOW - 10, "nbf": NOW - 10, "exp": NOW + 290, "jti": "sync_1",
+            "oa_user_id": "7", "oa_session_id": "s1", "oa_device_id": "d1",
+            "oa_sync_scopes": ["sync.subscribe", "runtime.run_events"], "oa_sync_topics": [],
+            "oa_sync_streams": ["user:7:*"], "oa_claims_version": "oa_sync_claims_v1",
+            "oa_client_surface": "desktop", "oa_client_build_id": "20261101T000000Z",
+            "oa_protocol_version": PROTOCOL, "oa_schema_version": SCHEMA_VERSION,
+        })
+    }
+
+    fn judge(changes: &[(&str, Value)]) -> Result<Session, RefusalCode> {
+        let mut claims = claims();
+        for (field, value) in changes {
+            claims[*field] = value.clone();
+        }
+        admit(&claims.to_string(), &policy(), NOW, |session| {
+            session.as_str() == "gone"
+        })
+        .map_err(|refusal| refusal.code)
+    }
+
+    #[test]
+    fn a_good_token_opens_its_session() {
+        let session = judge(&[]).unwrap();
+        assert_eq!((session.session_id.as_str(), session.expires_at), ("s1", NOW + 290));
+        assert!(may_see(
+            &session.scopes,
+            &StreamId::new("runtime.run.1.events").unwrap()
+        ));
+        assert!(!may_see(
+            &session.scopes,
+            &StreamId::new("runtime.worker.1.lifecycle").unwrap()
+        ));
+        assert!(!may_see(
+            &[Scope::RunEvents],
+            &StreamId::new("runtime.run.1.events").unwrap()
+        ));
+    }
+
+    #[test]
+    fn the_bridge_has_a_session_without_streams_whatever_its_build() {
+        let service = [
+            ("sub", json!("service:bridge")),
+            ("oa_sync_scopes", json!(["sync.append"])),
+            ("oa_sync_streams", json!([])),
+            ("oa_client_build_id", json!("")),
+        ];
+        assert_eq!(judge(&service).unwrap().scopes, [Scope::Append]);
+    }
+
+    #[test]
+    fn every_token_that_is_none_is_refused_by_its_code() {
+        for (changes, code) in [
+            (vec![("iss", json!("https://other.example"))], RefusalCode::InvalidToken),
+            (vec![("iss", json!("https://sync.example/"))], RefusalCode::InvalidToken),
+            (vec![("aud", json!("sessions"))], RefusalCode::InvalidToken),
+            (
+                vec![("oa_claims_version", json!("oa_sync_claims_v0"))],
+                RefusalCode::InvalidToken,
+            ),
+            (vec![("jti", json!(""))], RefusalCode::MissingJti),
+            (vec![("exp", json!("soon"))], RefusalCode::InvalidToken),
+            (vec![("exp", json!(NOW))], RefusalCode::TokenExpired),
+            (vec![("exp", json!(NOW - 30))], RefusalCode::TokenExpired),
+            (vec![("exp", json!(NOW + 891))], RefusalCode::TokenTooOld),
+            (vec![("iat", json!(NOW + 61))], RefusalCode::TokenNotYetValid),
+            (vec![("nbf", json!(NOW + 61))], RefusalCode::TokenNotYetValid),
+            (vec![("iat", json!(0))], RefusalCode::TokenTooOld),
+            (vec![("sub", json!("user:8/session:s1"))], RefusalCode::InvalidToken),
+            (vec![("sub", json!("service:bridge"))], RefusalCode::InvalidScope),
+            (
+                vec![("oa_sync_scopes", json!(["sync.append"]))],
+                RefusalCode::InvalidScope,
+            ),
+            (
+                vec![("oa_sync_scopes", json!(["sync.everything"]))],
+                RefusalCode::InvalidToken,
+            ),
+            (vec![("oa_sync_streams", json!(["user:7*"]))], RefusalCode::InvalidToken),
+            (
+                vec![("oa_sync_streams", json!(vec!["a"; 257]))],
+                RefusalCode::TooManyGrants,
+            ),
+            (
+                vec![("oa_session_id", json!("gone")), ("sub", json!("user:7/session:gone"))],
+                RefusalCode::TokenRevoked,
+            ),
+            (
+                vec![("oa_client_build_id", json!("1.0"))],
+                RefusalCode::InvalidClientBuild,
+            ),
+            (
+                vec![("oa_protocol_version", json!("v0"))],
+                RefusalCode::UnsupportedProtocolVersion,
+            ),
+            (
+                vec![("oa_schema_version", json!(999))],
+                RefusalCode::UnsupportedSchemaVersion,
+            ),
+            (
+                vec![("oa_client_build_id", json!("20251231T000000Z"))],
+                RefusalCode::UpgradeRequired,
+            ),
+            (
+                vec![("oa_client_surface", json!("x".repeat(1 << 20)))],
+                RefusalCode::InvalidToken,
+            ),
+        ] {
+            assert_eq!(judge(&changes).err(), Some(code), "{changes:.80?}");
+        }
+        let mut without = claims();
+        without.as_object_mut().unwrap().remove("iat");
+        let refusal = admit(&without.to_string(), &policy(), NOW, |_| false).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::MissingIat);
+    }
+
+    #[test]
+    fn the_clocks_may_differ_by_a_minute_but_an_end_is_an_end() {
+        let fresh = [
+            ("iat", json!(NOW + 60)),
+            ("nbf", json!(NOW + 60)),
+            ("exp", json!(NOW + 360)),
+        ];
+        assert!(judge(&fresh).is_ok());
+        assert!(judge(&[("exp", json!(NOW + 1))]).is_ok());
+    }
+}

@@ -1,0 +1,297 @@
+//! Who calls, and what they may: by their session, or by a grant that was given by hand.
+
+use spacetime_sync_proto::access::{Scope, StreamPattern, Window};
+use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
+use spacetime_sync_rules::session::{self, Policy, Session};
+use spacetime_sync_rules::stream_key;
+use spacetimedb::{Identity, ReducerContext, Table, Timestamp};
+
+use crate::log_access::trust_row;
+use crate::refuse::{Refused, refused, unauthorized};
+use crate::tables::{
+    GrantPattern, Issuer, StreamGrant, SyncSession, SyncTrust, grant_pattern, revoked_session, stream_grant,
+    sync_session, sync_stream,
+};
+
+/// Lets a connection in, or not. A token of the issuer opens its session, or renews it.
+pub fn admit(ctx: &ReducerContext) -> Result<(), Refused> {
+    let trust = trust_row(ctx)?;
+    let Some(issuer) = &trust.issuer else { return Ok(()) };
+    let auth = ctx.sender_auth();
+    let claims = auth.jwt().map(|jwt| jwt.raw_payload());
+    if let Some(claims) = claims
+        && session::issuer(claims).as_deref() == Some(issuer.url.as_str())
+    {
+        let is_revoked = |name: &Label| {
+            ctx.db
+                .revoked_session()
+                .session_id()
+                .find(name.as_str().to_owned())
+                .is_some()
+        };
+        let now = u64::try_from(ctx.timestamp.to_micros_since_unix_epoch() / 1_000_000).unwrap_or_default();
+        let session = session::admit(claims, &issuer.policy(), now, is_revoked).map_err(refused)?;
+        return open(ctx, &trust, session);
+    }
+    let caller = ctx.sender();
+    if trust.trust().operator(caller).is_ok() || has_standing_grant(ctx, caller) {
+        return Ok(());
+    }
+    Err(unauthorized(
+        "this lane lets in who has a token of its bridge: ask POST /api/sync/token there",
+    ))
+}
+
+impl Issuer {
+    pub fn policy(&self) -> Policy {
+        Policy {
+            issuer: self.url.clone(),
+            audience: self.audience.clone(),
+            window: Window {
+                min_client_build_id: self.min_client_build_id.clone(),
+                max_client_build_id: self.max_client_build_id.clone(),
+                min_schema_version: self.min_schema_version,
+                max_schema_version: self.max_schema_version,
+            },
+        }
+    }
+}
+
+fn open(ctx: &ReducerContext, trust: &SyncTrust, session: Session) -> Result<(), Refused> {
+    let identity = ctx.sender();
+    let sessions = ctx.db.sync_session();
+    let held = sessions.identity().find(identity);
+    if let Some(held) = &held {
+        if held.device_id != session.device_id.as_str() {
+            let message = "the session is bound to another device: sign in anew on this one";
+            return Err(refused(Refusal::new(RefusalCode::SessionBound, message)));
+        }
+        // The newest token says what the session may do. An older one lets in, and changes nothing.
+        if session.issued_at < held.issued_at {
+            return Ok(());
+        }
+    }
+    let row = SyncSession {
+        identity,
+        session_id: session.session_id.as_str().to_owned(),
+        user_id: session.user_id.as_str().to_owned(),
+        org_id: session.org_id.as_ref().map(|org| org.as_str().to_owned()),
+        device_id: session.device_id.as_str().to_owned(),
+        scopes: session.scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
+        issued_at: session.issued_at,
+        expires_at: at_second(session.expires_at),
+    };
+    if held.is_some() {
+        sessions.identity().update(row);
+    } else {
+        sessions.try_insert(row).map_err(|_| {
+            let message = "the session is another user's";
+            refused(Refusal::new(RefusalCode::SessionBound, message))
+        })?;
+    }
+    grant(ctx, trust, identity, &session)
+}
+
+/// Makes grants and patterns what the session's token says. What was there and still is, is not touched.
+fn grant(ctx: &ReducerContext, trust: &SyncTrust, identity: Identity, session: &Session) -> Result<(), Refused> {
+    let mut wanted = vec![trust.user_key(&session.user_id)?];
+    let mut prefixes = Vec::new();
+    for pattern in &session.streams {
+        match pattern {
+            StreamPattern::Exact(stream_id) if session::may_see(&session.scopes, stream_id) => {
+                wanted.push(trust.stream_key(stream_id)?);
+            }
+            StreamPattern::Exact(_) => {}
+            StreamPattern::Prefix(prefix) => {
+                prefixes.push(prefix.clone());
+                for row in ctx
+                    .db
+                    .sync_stream()
+                    .by_name()
+                    .filter(prefix.as_str()..end_of(prefix).as_str())
+                {
+                    if StreamId::new(&row.stream_id).is_ok_and(|id| session::may_see(&session.scopes, &id)) {
+                        wanted.push(row.stream_key);
+                    }
+                }
+            }
+        }
+        if wanted.len() > limit::SESSION_GRANTS {
+            let message = format!(
+                "the token covers more than {} streams: ask for fewer",
+                limit::SESSION_GRANTS
+            );
+            return Err(refused(Refusal::new(RefusalCode::TooManyGrants, message)));
+        }
+    }
+    wanted.sort_unstable();
+    wanted.dedup();
+
+    let grants = ctx.db.stream_grant();
+    let mut held = Vec::new();
+    for row in grants.by_holder().filter(identity) {
+        if row.standing || wanted.binary_search(&row.stream_key).is_ok() {
+            held.push(row.stream_key);
+        } else {
+            grants.grant_id().delete(row.grant_id);
+        }
+    }
+    held.sort_unstable();
+    for stream_key in wanted {
+        if held.binary_search(&stream_key).is_err() {
+            grants.insert(StreamGrant {
+                grant_id: 0,
+                identity,
+                stream_key,
+                standing: false,
+            });
+        }
+    }
+
+    let patterns = ctx.db.grant_pattern();
+    let before: Vec<String> = patterns.identity().filter(identity).map(|row| row.prefix).collect();
+    if before != prefixes {
+        patterns.identity().delete(identity);
+        for prefix in prefixes {
+            patterns.insert(GrantPattern {
+                pattern_id: 0,
+                identity,
+                prefix,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn at_second(second: u64) -> Timestamp {
+    let micros = i64::try_from(second).unwrap_or(i64::MAX).saturating_mul(1_000_000);
+    Timestamp::from_micros_since_unix_epoch(micros)
+}
+
+/// The first text after all that begin with this one. Names are ASCII.
+fn end_of(prefix: &str) -> String {
+    let mut end = prefix.to_owned();
+    end.push('\u{7f}');
+    end
+}
+
+/// A stream has come to exist: whoever was to see it when it does, does.
+pub fn grant_new_stream(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64) {
+    for prefix in StreamPattern::prefixes_of(stream_id) {
+        for pattern in ctx.db.grant_pattern().prefix().filter(prefix) {
+            let session = ctx.db.sync_session().identity().find(pattern.identity);
+            if session.is_some_and(|session| session::may_see(&session.scopes(), stream_id))
+                && grant_row(ctx, pattern.identity, stream_key).is_none()
+            {
+                let identity = pattern.identity;
+                let row = StreamGrant {
+                    grant_id: 0,
+                    identity,
+                    stream_key,
+                    standing: false,
+                };
+                ctx.db.stream_grant().insert(row);
+            }
+        }
+    }
+}
+
+/// Ends a session: what it sees ends with this transaction, on live connections too.
+pub fn end(ctx: &ReducerContext, identity: Identity) {
+    for row in ctx.db.stream_grant().by_holder().filter(identity) {
+        if !row.standing {
+            ctx.db.stream_grant().grant_id().delete(row.grant_id);
+        }
+    }
+    ctx.db.grant_pattern().identity().delete(identity);
+    ctx.db.sync_session().identity().delete(identity);
+}
+
+impl SyncSession {
+    pub fn scopes(&self) -> Vec<Scope> {
+        self.scopes.iter().filter_map(|scope| scope.parse().ok()).collect()
+    }
+
+    fn may(&self, scope: Scope) -> Result<(), Refused> {
+        if self.scopes.iter().any(|held| held == scope.as_str()) {
+            Ok(())
+        } else {
+            let message = format!("the session has no scope {scope}");
+            Err(refused(Refusal::new(RefusalCode::MissingScope, message)))
+        }
+    }
+}
+
+/// The caller's session, while it lasts. The sweep may be late; this is not.
+pub fn session(ctx: &ReducerContext) -> Option<SyncSession> {
+    let row = ctx.db.sync_session().identity().find(ctx.sender())?;
+    (row.expires_at > ctx.timestamp).then_some(row)
+}
+
+/// Whether the caller may read a stream.
+pub fn may_read(ctx: &ReducerContext, stream_key: u64) -> bool {
+    match grant_row(ctx, ctx.sender(), stream_key) {
+        Some(row) => row.standing || session(ctx).is_some(),
+        None => false,
+    }
+}
+
+/// Whether the caller may acknowledge what it has read of a stream.
+pub fn may_acknowledge(ctx: &ReducerContext, stream_key: u64) -> Result<(), Refused> {
+    match grant_row(ctx, ctx.sender(), stream_key) {
+        Some(row) if row.standing => Ok(()),
+        Some(_) => session(ctx)
+            .ok_or_else(|| refused(session::expired()))?
+            .may(Scope::CheckpointWrite),
+        None => Err(refused(forbidden_stream())),
+    }
+}
+
+/// Only the bridge.
+pub fn bridge_only(ctx: &ReducerContext, trust: &SyncTrust) -> Result<(), Refused> {
+    trust.trust().bridge_only(ctx.sender()).map_err(refused)?;
+    backed(ctx, trust)
+}
+
+/// Only the owner or the bridge.
+pub fn operator(ctx: &ReducerContext, trust: &SyncTrust) -> Result<(), Refused> {
+    trust.trust().operator(ctx.sender()).map_err(refused)?;
+    backed(ctx, trust)
+}
+
+/// A bridge that comes by token has a session as everyone has.
+fn backed(ctx: &ReducerContext, trust: &SyncTrust) -> Result<(), Refused> {
+    match &trust.issuer {
+        Some(issuer) if issuer.service == ctx.sender() => session(ctx)
+            .ok_or_else(|| refused(session::expired()))?
+            .may(Scope::Append),
+        _ => Ok(()),
+    }
+}
+
+pub fn grant_row(ctx: &ReducerContext, identity: Identity, stream_key: u64) -> Option<StreamGrant> {
+    ctx.db.stream_grant().by_holder().filter((identity, stream_key)).next()
+}
+
+fn has_standing_grant(ctx: &ReducerContext, identity: Identity) -> bool {
+    ctx.db
+        .stream_grant()
+        .by_holder()
+        .filter(identity)
+        .any(|row| row.standing)
+}
+
+impl SyncTrust {
+    /// The key of what all sessions of a user see.
+    pub fn user_key(&self, user_id: &Label) -> Result<u64, Refused> {
+        Ok(stream_key::derive_user(self.secret()?, user_id))
+    }
+}
+
+/// The same answer whether or not the stream exists.
+pub fn forbidden_stream() -> Refusal {
+    Refusal::new(
+        RefusalCode::ForbiddenStream,
+        "no grant for this stream: ask for a token that names it, or the operator for a grant",
+    )
+}

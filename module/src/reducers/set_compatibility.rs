@@ -1,0 +1,43 @@
+//! Says which clients are let in. The bridge asks the same of who wants a token.
+
+use spacetime_sync_proto::access::Window;
+use spacetimedb::{ReducerContext, reducer};
+
+use crate::access::operator;
+use crate::log_access::trust_row;
+use crate::refuse::{Refused, invalid_argument};
+use crate::tables::{Issuer, sync_trust};
+
+/// See `Window` of the contract. An empty `max_client_build_id` is no bound.
+#[reducer]
+pub fn set_compatibility(
+    ctx: &ReducerContext,
+    min_client_build_id: String,
+    max_client_build_id: String,
+    min_schema_version: u32,
+    max_schema_version: u32,
+) -> Result<(), Refused> {
+    let mut row = trust_row(ctx)?;
+    operator(ctx, &row)?;
+    let window = Window {
+        min_client_build_id,
+        max_client_build_id,
+        min_schema_version,
+        max_schema_version,
+    };
+    window.check_bounds().map_err(invalid_argument)?;
+    let issuer = row
+        .issuer
+        .ok_or_else(|| invalid_argument("no issuer is trusted yet: call trust_issuer before"))?;
+    if issuer.policy().window != window {
+        row.issuer = Some(Issuer {
+            min_client_build_id: window.min_client_build_id,
+            max_client_build_id: window.max_client_build_id,
+            min_schema_version,
+            max_schema_version,
+            ..issuer
+        });
+        ctx.db.sync_trust().id().update(row);
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! Says whose tokens open a session. From then on only who has one is let in, and who was granted a stream by hand.
+
+use spacetime_sync_proto::access::{SERVICE_SUBJECT, Window};
+use spacetimedb::{Identity, ReducerContext, ScheduleAt, Table, TimeDuration, reducer};
+
+use crate::log_access::trust_row;
+use crate::refuse::{Refused, invalid_argument, refused};
+use crate::tables::{AccessSweep, Issuer, access_sweep, sync_trust};
+
+/// How often ended sessions may be looked for, in milliseconds.
+const SWEEP_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
+
+/// `issuer` and `audience` are `iss` and `aud` of its tokens, letter by letter. An ended session sees nothing any more
+/// after `sweep_every_ms` at the latest.
+#[reducer]
+pub fn trust_issuer(
+    ctx: &ReducerContext,
+    issuer: String,
+    audience: String,
+    sweep_every_ms: u32,
+) -> Result<(), Refused> {
+    let mut row = trust_row(ctx)?;
+    row.trust().owner_only(ctx.sender()).map_err(refused)?;
+    if !(issuer.starts_with("https://") || issuer.starts_with("http://")) {
+        return Err(invalid_argument(format!(
+            "issuer: expected https://… or http://…, found {issuer:?}"
+        )));
+    }
+    if audience.is_empty() {
+        return Err(invalid_argument("audience: expected a name, found nothing"));
+    }
+    if !SWEEP_MS.contains(&sweep_every_ms) {
+        return Err(invalid_argument(format!(
+            "sweep_every_ms: expected {} to {}, found {sweep_every_ms}",
+            SWEEP_MS.start(),
+            SWEEP_MS.end()
+        )));
+    }
+    let window = row
+        .issuer
+        .as_ref()
+        .map_or_else(Window::default, |held| held.policy().window);
+    row.issuer = Some(Issuer {
+        service: Identity::from_claims(&issuer, SERVICE_SUBJECT),
+        url: issuer,
+        audience,
+        sweep_every_ms,
+        min_client_build_id: window.min_client_build_id,
+        max_client_build_id: window.max_client_build_id,
+        min_schema_version: window.min_schema_version,
+        max_schema_version: window.max_schema_version,
+    });
+    ctx.db.sync_trust().id().update(row);
+    schedule(ctx, sweep_every_ms);
+    Ok(())
+}
+
+fn schedule(ctx: &ReducerContext, every_ms: u32) {
+    let sweeps = ctx.db.access_sweep();
+    let before: Vec<u64> = sweeps.iter().map(|row| row.sweep_id).collect();
+    for sweep_id in before {
+        sweeps.sweep_id().delete(sweep_id);
+    }
+    let every = TimeDuration::from_micros(i64::from(every_ms) * 1_000);
+    sweeps.insert(AccessSweep {
+        sweep_id: 0,
+        scheduled_at: ScheduleAt::Interval(every),
+    });
+}

@@ -1,0 +1,36 @@
+//! Which sessions are there, as they say themselves. Seen by the sessions of the same user, and by who may read a stream
+//! that the session serves: a row for each of these audiences, joined with the grants as the log is.
+
+use spacetimedb::{Filter, Timestamp, client_visibility_filter, table};
+
+#[table(accessor = session_presence, public)]
+pub struct SessionPresence {
+    #[primary_key]
+    #[auto_inc]
+    pub presence_id: u64,
+    /// Who sees this row: holders of a grant with this key.
+    #[index(btree)]
+    pub audience_key: u64,
+    #[index(btree)]
+    pub session_id: String,
+    /// The machine or program.
+    pub node_id: String,
+    /// `online`, `busy`, `away` or `offline`.
+    pub status: String,
+    /// Of `offline`: `explicit_offline` or `ttl_expired`. Else empty.
+    pub reason: String,
+    /// Where it is; may be empty.
+    pub region: String,
+    /// Since when it is there without a break.
+    pub started_at: Timestamp,
+    /// Its last heartbeat.
+    pub last_seen: Timestamp,
+    /// Until when this is believed without another one.
+    #[index(btree)]
+    pub holds_until: Timestamp,
+}
+
+#[client_visibility_filter]
+const SEEN_PRESENCE: Filter = Filter::Sql(
+    "SELECT p.* FROM session_presence p JOIN stream_grant g ON p.audience_key = g.stream_key WHERE g.identity = :sender",
+);

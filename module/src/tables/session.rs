@@ -1,0 +1,48 @@
+//! Sessions: who is let in by a token, what they may do, and until when. Private: no client sees them.
+//!
+//! A session is one identity, for its tokens have one subject. Its newest token says what it may do; grants and patterns
+//! follow from it and end with it.
+
+use spacetimedb::{Identity, Timestamp, table};
+
+#[table(accessor = sync_session)]
+pub struct SyncSession {
+    #[primary_key]
+    pub identity: Identity,
+    #[unique]
+    pub session_id: String,
+    pub user_id: String,
+    pub org_id: Option<String>,
+    /// The device that it is bound to, by its first token.
+    pub device_id: String,
+    /// By their names.
+    pub scopes: Vec<String>,
+    /// When its newest token was signed, in seconds.
+    pub issued_at: u64,
+    /// When that token ends.
+    #[index(btree)]
+    pub expires_at: Timestamp,
+}
+
+/// What a session may see of streams that come to exist later.
+#[table(accessor = grant_pattern)]
+pub struct GrantPattern {
+    #[primary_key]
+    #[auto_inc]
+    pub pattern_id: u64,
+    #[index(btree)]
+    pub identity: Identity,
+    /// What the stream's name begins with.
+    #[index(btree)]
+    pub prefix: String,
+}
+
+/// Sessions that are let in no more.
+#[table(accessor = revoked_session)]
+pub struct RevokedSession {
+    #[primary_key]
+    pub session_id: String,
+    /// Past the end of every token it may hold: then it is forgotten.
+    #[index(btree)]
+    pub until: Timestamp,
+}
