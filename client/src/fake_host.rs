@@ -101,19 +101,19 @@ impl FakeHost {
     }
 
     pub(crate) fn do_not_accept(&self, token: &str, status: u16) {
-        self.change(|state| drop(state.unaccepted.insert(token.to_owned(), status)));
+        self.change(|state| _ = state.unaccepted.insert(token.to_owned(), status));
     }
 
     pub(crate) fn refuse(&self, token: &str, refusal: &str) {
-        self.change(|state| drop(state.refused.insert(token.to_owned(), refusal.to_owned())));
+        self.change(|state| _ = state.refused.insert(token.to_owned(), refusal.to_owned()));
     }
 
     pub(crate) fn refuse_reads(&self, token: &str, refusal: Refusal) {
-        self.change(|state| drop(state.read_refusal.insert(token.to_owned(), refusal)));
+        self.change(|state| _ = state.read_refusal.insert(token.to_owned(), refusal));
     }
 
     pub(crate) fn cut(&self, token: &str) {
-        self.change(|state| drop(state.cut.insert(token.to_owned())));
+        self.change(|state| _ = state.cut.insert(token.to_owned()));
     }
 
     pub(crate) fn cut_when_served(&self, next: &str, old: &str) {
@@ -121,7 +121,7 @@ impl FakeHost {
     }
 
     pub(crate) fn never_subscribe(&self, token: &str) {
-        self.change(|state| drop(state.stuck.insert(token.to_owned())));
+        self.change(|state| _ = state.stuck.insert(token.to_owned()));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -55,11 +55,11 @@ impl HttpTokens {
     {
         let bridge = bridge.into();
         let wrong = |detail: String| ConfigError::Bridge { detail };
-        let address = format!("{}{TOKEN_PATH}", bridge.trim_end_matches('/'));
-        let url = Url::parse(&address).map_err(|error| wrong(error.to_string()))?;
+        let mut url = Url::parse(&bridge).map_err(|error| wrong(error.to_string()))?;
         if !["http", "https"].contains(&url.scheme()) || !url.has_host() || url.query().is_some() {
             return Err(wrong("http or https, a host and no query are needed".to_owned()));
         }
+        url.set_path(&format!("{}{TOKEN_PATH}", url.path().trim_end_matches('/')));
         // A redirect would take the session credential to someone who was not named.
         let http = reqwest::Client::builder()
             .timeout(TIMEOUT)
