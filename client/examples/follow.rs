@@ -1,8 +1,8 @@
 //! Follows streams into a SQLite file: a program to copy.
 //!
 //! Every event becomes a row of the table `applied`, in the same transaction that moves the stream's checkpoint. Kill
-//! it at any time and start it again: it goes on where it was. A line of JSON on stdout says whenever its phase, or
-//! that of a stream, has changed.
+//! it at any time and start it again: it goes on where it was. A line of JSON on stdout says whenever its phase, that
+//! of a stream, or its token has changed.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +14,8 @@ use clap::Parser;
 use serde_json::{Value, json};
 use spacetime_sync_client::rusqlite::{Transaction, params};
 use spacetime_sync_client::{
-    ClientConfig, Event, HandlerError, Phase, SqliteStore, Status, StreamId, StreamPhase, SyncClient,
+    ClientConfig, Credential, Event, HandlerError, HttpTokens, Phase, SqliteStore, Status, StreamId, StreamPhase,
+    SyncClient, TokenError,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -27,8 +28,17 @@ struct Args {
     #[arg(long)]
     database: String,
     /// A file with the token.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "bridge")]
     token_file: Option<PathBuf>,
+    /// A bridge to ask for tokens, on the strength of the session's own credential.
+    #[arg(long, requires = "session_file")]
+    bridge: Option<String>,
+    /// A file with the credential of the session. It is read again for each token.
+    #[arg(long, requires = "bridge")]
+    session_file: Option<PathBuf>,
+    /// Which build of the program to say that this is, YYYYMMDDTHHMMSSZ.
+    #[arg(long)]
+    client_build_id: Option<String>,
     /// The SQLite file to write to.
     #[arg(long)]
     db: PathBuf,
@@ -57,15 +67,23 @@ const APPLIED: &str = "CREATE TABLE IF NOT EXISTS applied (stream_id TEXT NOT NU
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
+    // This library shows the headers that it sends, the token's too, when it is asked for everything.
+    let quiet = "tungstenite=debug".parse()?;
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_env_filter(EnvFilter::from_default_env())
+        .with_env_filter(EnvFilter::from_default_env().add_directive(quiet))
         .init();
 
     let mut config = ClientConfig::new(&args.uri, &args.database, args.streams.clone());
     if let Some(path) = &args.token_file {
         let token = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        config.token = Some(token.trim().to_owned());
+        config.credential = Credential::Fixed(token.trim().to_owned());
+    }
+    if let (Some(bridge), Some(path)) = (&args.bridge, &args.session_file) {
+        config.credential = Credential::provider(tokens(bridge, path.clone())?);
+    }
+    if let Some(build) = &args.client_build_id {
+        config.client_build_id.clone_from(build);
     }
     if let Some(silence) = args.silence_ms.map(Duration::from_millis) {
         config.limits.silence_timeout = silence;
@@ -112,6 +130,15 @@ async fn main() -> anyhow::Result<ExitCode> {
     })
 }
 
+fn tokens(bridge: &str, session: PathBuf) -> anyhow::Result<HttpTokens> {
+    let tokens = HttpTokens::new(bridge, move || {
+        let read = std::fs::read_to_string(&session);
+        let named = |error| TokenError::unavailable(format!("reading {}: {error}", session.display()));
+        std::future::ready(read.map_err(named))
+    });
+    Ok(tokens?)
+}
+
 fn write(transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event]) -> Result<(), HandlerError> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -138,9 +165,9 @@ fn has_reached(status: &Status, until: Option<u64>) -> bool {
     until.is_some_and(|until| status.streams.values().all(|stream| stream.applied.seq.get() >= until))
 }
 
-/// What was shown last, so that only changes of phase are.
+/// What was shown last, so that only changes of phase, and new tokens, are.
 #[derive(Default)]
-struct Phases(Option<(&'static str, BTreeMap<StreamId, &'static str>)>);
+struct Phases(Option<(&'static str, u64, BTreeMap<StreamId, &'static str>)>);
 
 impl Phases {
     fn show(&mut self, status: &Status) {
@@ -149,7 +176,7 @@ impl Phases {
             .iter()
             .map(|(id, stream)| (id.clone(), stream.phase.code()))
             .collect();
-        let phases = Some((status.phase.code(), streams));
+        let phases = Some((status.phase.code(), status.counters.refreshes, streams));
         if self.0 != phases {
             println!("{}", to_json(status));
             self.0 = phases;
@@ -158,11 +185,21 @@ impl Phases {
 }
 
 fn to_json(status: &Status) -> Value {
-    let (reason, detail) = match &status.phase {
-        Phase::Backoff { reason, .. } => (Some(reason.code()), Some(reason.to_string())),
-        Phase::Stopped { reason } => (Some(reason.code()), Some(describe(reason))),
-        Phase::Idle | Phase::Connecting { .. } | Phase::CatchingUp { .. } | Phase::Live => (None, None),
+    let (reason, detail, code) = match &status.phase {
+        Phase::Backoff { reason, .. } => (Some(reason.code()), Some(reason.to_string()), reason.refusal()),
+        Phase::Stopped { reason } => (Some(reason.code()), Some(describe(reason)), reason.refusal()),
+        Phase::Idle | Phase::Connecting { .. } | Phase::CatchingUp { .. } | Phase::Live => (None, None, None),
     };
+    let upgrade_required = matches!(&status.phase, Phase::Stopped { reason } if reason.upgrade_required());
+    let token = status.token.as_ref().map(|token| {
+        json!({
+            "refresh_due_in_s": token.refresh_due_in().as_secs(),
+            "expires_in_s": token.expires_in().as_secs(),
+            "failures": token.failures,
+            "granted_streams": token.granted_streams,
+            "session_id": token.session_id,
+        })
+    });
     let streams: BTreeMap<_, _> = status
         .streams
         .iter()
@@ -188,6 +225,9 @@ fn to_json(status: &Status) -> Value {
         "phase": status.phase.code(),
         "reason": reason,
         "detail": detail,
+        "code": code,
+        "upgrade_required": upgrade_required,
+        "token": token,
         "streams": streams,
         "counters": {
             "events_applied": counters.events_applied,
@@ -201,6 +241,8 @@ fn to_json(status: &Status) -> Value {
             "reads_refused": counters.reads_refused,
             "reconnects": counters.reconnects,
             "connections_overfull": counters.connections_overfull,
+            "refreshes": counters.refreshes,
+            "token_failures": counters.token_failures,
             "acks": counters.acks,
             "acks_refused": counters.acks_refused,
         },

@@ -4,9 +4,17 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use spacetime_sync_proto::access::ClientVersion;
+use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::{StreamId, limit};
 
+use crate::credential::{Credential, is_token};
 use crate::error::ConfigError;
+
+/// The build of an application that does not say which it is.
+pub const DEFAULT_BUILD_ID: &str = "20260101T000000Z";
+/// What kind of client an application is that does not say.
+pub const DEFAULT_SURFACE: &str = "desktop";
 
 /// What a client is told.
 #[derive(Clone)]
@@ -15,8 +23,12 @@ pub struct ClientConfig {
     pub uri: String,
     /// Name of the database that the module is published as.
     pub database: String,
-    /// The token to connect with. Never shown.
-    pub token: Option<String>,
+    /// What to connect with. Never shown.
+    pub credential: Credential,
+    /// The application's build, `YYYYMMDDTHHMMSSZ`: what an operator decides by whether it is served.
+    pub client_build_id: String,
+    /// What kind of client the application is.
+    pub surface: String,
     /// The streams to follow, each once.
     pub streams: Vec<StreamId>,
     /// Whether the host delivers only what is durable. Without it an applied event can be lost by the host in a power
@@ -36,7 +48,9 @@ impl ClientConfig {
         Self {
             uri: uri.into(),
             database: database.into(),
-            token: None,
+            credential: Credential::Anonymous,
+            client_build_id: DEFAULT_BUILD_ID.to_owned(),
+            surface: DEFAULT_SURFACE.to_owned(),
             streams,
             confirmed_reads: true,
             compression: false,
@@ -68,12 +82,15 @@ impl ClientConfig {
                 found: self.database.clone(),
             });
         }
-        if self
-            .token
-            .as_ref()
-            .is_some_and(|token| token.is_empty() || !token.chars().all(|c| c.is_ascii_graphic()))
-        {
-            return Err(ConfigError::Token);
+        match &self.credential {
+            Credential::Fixed(token) if !is_token(token) => return Err(ConfigError::Token),
+            Credential::Anonymous | Credential::Fixed(_) | Credential::Provider(_) => {}
+        }
+        // Whether the build is one that is served is the operator's to say; here it only has to fit into a header.
+        for (name, found) in [("client_build_id", &self.client_build_id), ("surface", &self.surface)] {
+            if !is_token(found) {
+                return Err(ConfigError::Version { name });
+            }
         }
         if self.streams.is_empty() {
             return Err(ConfigError::NoStreams);
@@ -85,6 +102,16 @@ impl ClientConfig {
         self.limits.check()?;
         self.backoff.check()
     }
+
+    /// What the client says it is.
+    pub(crate) fn version(&self) -> ClientVersion {
+        ClientVersion {
+            client_build_id: self.client_build_id.clone(),
+            protocol_version: PROTOCOL.to_owned(),
+            schema_version: SCHEMA_VERSION,
+            surface: self.surface.clone(),
+        }
+    }
 }
 
 impl fmt::Debug for ClientConfig {
@@ -92,7 +119,9 @@ impl fmt::Debug for ClientConfig {
         f.debug_struct("ClientConfig")
             .field("uri", &self.uri)
             .field("database", &self.database)
-            .field("token", &self.token.as_ref().map(|_| "(redacted)"))
+            .field("credential", &self.credential)
+            .field("client_build_id", &self.client_build_id)
+            .field("surface", &self.surface)
             .field("streams", &self.streams)
             .field("confirmed_reads", &self.confirmed_reads)
             .field("compression", &self.compression)
@@ -101,6 +130,9 @@ impl fmt::Debug for ClientConfig {
             .finish()
     }
 }
+
+/// No party that is asked makes a client wait for longer.
+const LONGEST_ASKED: Duration = Duration::from_secs(300);
 
 /// How long to wait between attempts that fail: doubling from `first` to `most`, each somewhere in its upper half, so
 /// that many clients of a host that comes back do not come back at once.
@@ -125,6 +157,13 @@ impl Default for Backoff {
 }
 
 impl Backoff {
+    /// The same, but no less than someone asked for, up to five minutes.
+    pub(crate) fn delay_of(&self, attempt: u32, asked: Option<Duration>, roll: f64) -> Duration {
+        // Those who were told the same wait should not come back at once either.
+        let asked = asked.unwrap_or_default().min(LONGEST_ASKED);
+        self.delay(attempt, roll).max(asked.mul_f64(1.0 + roll / 4.0))
+    }
+
     /// The wait after the `attempt`th failure in a row (1, 2, …); `roll` is random, from 0 up to 1.
     pub fn delay(&self, attempt: u32, roll: f64) -> Duration {
         let doubled = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(16));
@@ -172,6 +211,12 @@ pub struct Limits {
     pub apply_attempts: u32,
     /// From the first packet of a connection to the host's contract: 10 s.
     pub connect_timeout: Duration,
+    /// How long a [`TokenProvider`](crate::TokenProvider) may take: 15 s.
+    pub token_timeout: Duration,
+    /// How long asking a host why it closed a connection may take: 5 s.
+    pub reason_timeout: Duration,
+    /// How long the connection that a new token's replaces may go on, until all its streams have changed over: 5 s.
+    pub handover_timeout: Duration,
     /// When nothing was heard for so long, the head of a live stream is asked for: 5 s.
     pub heartbeat_after: Duration,
     /// When a call is under way and nothing is heard for so long, the connection is given up: 7 s.
@@ -206,6 +251,9 @@ impl Default for Limits {
             batch_bytes: 2 << 20,
             apply_attempts: 8,
             connect_timeout: Duration::from_secs(10),
+            token_timeout: Duration::from_secs(15),
+            reason_timeout: Duration::from_secs(5),
+            handover_timeout: Duration::from_secs(5),
             heartbeat_after: Duration::from_secs(5),
             silence_timeout: Duration::from_secs(7),
             answer_timeout: Duration::from_secs(60),
@@ -239,6 +287,9 @@ impl Limits {
         }
         let times = [
             self.connect_timeout,
+            self.token_timeout,
+            self.reason_timeout,
+            self.handover_timeout,
             self.heartbeat_after,
             self.silence_timeout,
             self.verify_every,
@@ -295,7 +346,7 @@ mod tests {
         let shown = format!(
             "{:?}",
             ClientConfig {
-                token: Some("very-secret".to_owned()),
+                credential: Credential::Fixed("very-secret".to_owned()),
                 ..config()
             }
         );
@@ -331,13 +382,23 @@ mod tests {
         for wrong in ["", "a\nb", "ü"] {
             assert_eq!(
                 ClientConfig {
-                    token: Some(wrong.to_owned()),
+                    credential: Credential::Fixed(wrong.to_owned()),
                     ..config()
                 }
                 .check(),
                 Err(ConfigError::Token)
             );
         }
+        assert_eq!(
+            ClientConfig {
+                client_build_id: "a\nb".to_owned(),
+                ..config()
+            }
+            .check(),
+            Err(ConfigError::Version {
+                name: "client_build_id"
+            })
+        );
         assert_eq!(
             ClientConfig {
                 streams: Vec::new(),
@@ -361,5 +422,10 @@ mod tests {
         assert_eq!(longest, [250, 500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000]);
         assert_eq!(backoff.delay(1, 0.0).as_millis(), 125);
         assert_eq!(backoff.delay(u32::MAX, 0.0).as_millis(), 4_000);
+        let asked = |seconds| backoff.delay_of(1, Some(Duration::from_secs(seconds)), 0.0);
+        assert_eq!(
+            [asked(0), asked(7), asked(u64::MAX)].map(|wait| wait.as_millis()),
+            [125, 7_000, 300_000]
+        );
     }
 }

@@ -59,6 +59,18 @@ pub enum ConfigError {
     /// Something in the token that no token has. The token is not shown.
     #[error("token: expected visible ASCII characters and no blanks; is there a line break at its end?")]
     Token,
+    /// What the client says of itself cannot be said.
+    #[error("{name}: expected visible ASCII characters and no blanks")]
+    Version {
+        /// Which field.
+        name: &'static str,
+    },
+    /// Not where a bridge can listen. The address is not shown: it may hold a password.
+    #[error("bridge: expected http://host:port or https://host: {detail}")]
+    Bridge {
+        /// What is wrong with it.
+        detail: String,
+    },
     /// Nothing to follow.
     #[error("streams: at least one is needed")]
     NoStreams,

@@ -25,7 +25,7 @@
 //! ```
 //!
 //! [`SyncClient`] is the handle, [`Status`] what it says, [`Handler`] what the application brings, [`CheckpointStore`]
-//! where it is saved. Within, [`apply`] decides and does nothing, `engine` does what it decided, `link` holds the
+//! where it is saved, [`Credential`] what it is let in by. Within, [`apply`] decides and does nothing, `engine` does what it decided, `link` holds the
 //! connection, `applier` the thread that the store and the handler run on.
 //!
 //! A client never writes events: commands go to the runtime. It never skips one either: what it cannot apply stops
@@ -33,6 +33,7 @@
 
 pub mod apply;
 pub mod config;
+pub mod credential;
 pub mod error;
 pub mod status;
 pub mod store;
@@ -41,6 +42,8 @@ mod applier;
 mod checkpoint;
 mod client;
 mod engine;
+#[cfg(test)]
+mod fake_host;
 mod link;
 
 pub use applier::Handler;
@@ -48,9 +51,13 @@ pub use apply::{Counters, StreamStop};
 pub use checkpoint::Checkpoint;
 pub use client::SyncClient;
 pub use config::{Backoff, ClientConfig, Limits};
+pub use credential::{AccessToken, Credential, HttpTokens, TokenError, TokenFuture, TokenProvider, WantedToken};
 pub use error::{ConfigError, ErrorClass, HandlerError, StartError};
-pub use status::{Disconnect, Phase, Status, StopReason, StreamPhase, StreamStatus};
+pub use status::{Disconnect, Phase, Status, StopReason, StreamPhase, StreamStatus, TokenStatus};
 pub use store::{CheckpointStore, CommitError, Effects, SqliteStore, StoreError};
 
 pub use rusqlite;
-pub use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
+pub use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern};
+pub use spacetime_sync_proto::{
+    ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Refusal, RefusalCode, Seq, StreamId,
+};

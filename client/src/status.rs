@@ -2,13 +2,15 @@
 //! subscription delivers and that everything known of is applied.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use spacetime_sync_proto::access::{Incompatible, StreamPattern};
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{Refusal, RefusalCode, Seq, StreamId};
 
 use crate::apply::{Counters, StreamStop};
 use crate::checkpoint::Checkpoint;
+use crate::credential::TokenError;
 use crate::error::ErrorClass;
 use crate::store::StoreError;
 
@@ -19,8 +21,38 @@ pub struct Status {
     pub phase: Phase,
     /// Each stream.
     pub streams: BTreeMap<StreamId, StreamStatus>,
+    /// The token that the present connection was made with; none without a connection or a
+    /// [`TokenProvider`](crate::TokenProvider).
+    pub token: Option<TokenStatus>,
     /// What was seen since the start.
     pub counters: Counters,
+}
+
+/// What is known of a token, which is not shown itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenStatus {
+    /// When the next one is asked for, for the first time or again.
+    pub refresh_at: Instant,
+    /// When it ends.
+    pub expires_at: Instant,
+    /// How often in a row asking for the next one has failed.
+    pub failures: u32,
+    /// What it lets be read.
+    pub granted_streams: Vec<StreamPattern>,
+    /// The session that it is of, if that is known.
+    pub session_id: Option<String>,
+}
+
+impl TokenStatus {
+    /// How long until the next one is asked for.
+    pub fn refresh_due_in(&self) -> Duration {
+        self.refresh_at.saturating_duration_since(Instant::now())
+    }
+
+    /// How long until it ends.
+    pub fn expires_in(&self) -> Duration {
+        self.expires_at.saturating_duration_since(Instant::now())
+    }
 }
 
 /// What a client as a whole is doing.
@@ -120,6 +152,18 @@ pub enum Disconnect {
     /// The SDK failed.
     #[error("the connection failed: {0}")]
     Failed(String),
+    /// There was no token to connect with.
+    #[error(transparent)]
+    NoToken(TokenError),
+    /// The host did not accept the token. Another one is asked for, once.
+    #[error("the host does not accept the token")]
+    Unauthorized,
+    /// The module did not let the connection in, for a reason that may pass.
+    #[error("the module refuses the connection: {0}")]
+    Refused(Refusal),
+    /// The token has ended and there was no other.
+    #[error("the token has ended before another one could be had")]
+    TokenEnded,
 }
 
 impl Disconnect {
@@ -132,6 +176,27 @@ impl Disconnect {
             Self::Closed => "closed",
             Self::Silence(_) => "silence",
             Self::Failed(_) => "failed",
+            Self::NoToken(_) => "no_token",
+            Self::Unauthorized => "unauthorized",
+            Self::Refused(_) => "refused",
+            Self::TokenEnded => "token_ended",
+        }
+    }
+
+    /// What the one who said no said, if that is the reason.
+    pub fn refusal(&self) -> Option<RefusalCode> {
+        match self {
+            Self::Refused(refusal) | Self::NoToken(TokenError::Refused { refusal, .. }) => Some(refusal.code),
+            Self::NoToken(TokenError::Incompatible(incompatible)) => Some(incompatible.code),
+            Self::NoToken(TokenError::Unavailable { .. })
+            | Self::Unreachable(_)
+            | Self::NoDatabase(_)
+            | Self::ConnectTimeout(_)
+            | Self::Closed
+            | Self::Silence(_)
+            | Self::Failed(_)
+            | Self::Unauthorized
+            | Self::TokenEnded => None,
         }
     }
 }
@@ -145,6 +210,12 @@ pub enum StopReason {
     /// The host does not accept the token.
     #[error("the host does not accept the token: get a new one and start the client anew")]
     Unauthorized,
+    /// The issuer of tokens or the module says no, and would again.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+    /// This build of the application is not served.
+    #[error("this build is not served: {0}")]
+    Incompatible(Box<Incompatible>),
     /// The module speaks another contract than this release.
     #[error("the module speaks {found}, this client {expected}: update whichever is older")]
     ContractMismatch {
@@ -176,6 +247,8 @@ impl StopReason {
         match self {
             Self::Requested => "requested",
             Self::Unauthorized => "unauthorized",
+            Self::Refused(_) => "refused",
+            Self::Incompatible(_) => "incompatible",
             Self::ContractMismatch { .. } => "contract_mismatch",
             Self::NoModule { .. } => "no_module",
             Self::Store(_) => "store",
@@ -189,11 +262,43 @@ impl StopReason {
         match self {
             Self::Requested => ErrorClass::Retry,
             Self::Unauthorized
+            | Self::Refused(_)
+            | Self::Incompatible(_)
             | Self::ContractMismatch { .. }
             | Self::NoModule { .. }
             | Self::Store(_)
             | Self::EveryStreamStopped
             | Self::Defect => ErrorClass::Fatal,
+        }
+    }
+
+    /// What the one who said no said, if that is the reason.
+    pub fn refusal(&self) -> Option<RefusalCode> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.code),
+            Self::Incompatible(incompatible) => Some(incompatible.code),
+            Self::Requested
+            | Self::Unauthorized
+            | Self::ContractMismatch { .. }
+            | Self::NoModule { .. }
+            | Self::Store(_)
+            | Self::EveryStreamStopped
+            | Self::Defect => None,
+        }
+    }
+
+    /// Whether a newer build of the application would be served: what to tell its user.
+    pub fn upgrade_required(&self) -> bool {
+        match self {
+            Self::Incompatible(incompatible) => incompatible.upgrade_required,
+            Self::Refused(refusal) => refusal.code == RefusalCode::UpgradeRequired,
+            Self::Requested
+            | Self::Unauthorized
+            | Self::ContractMismatch { .. }
+            | Self::NoModule { .. }
+            | Self::Store(_)
+            | Self::EveryStreamStopped
+            | Self::Defect => false,
         }
     }
 }

@@ -287,6 +287,10 @@ pub struct Counters {
     pub reconnects: u64,
     /// Connections given up because the host was too far behind with sending.
     pub connections_overfull: u64,
+    /// Connections that took over from one whose token was about to end.
+    pub refreshes: u64,
+    /// Times that no token could be had, or one was not accepted.
+    pub token_failures: u64,
     /// Checkpoints that the module took down.
     pub acks: u64,
     /// Checkpoints that the module refused.
@@ -296,7 +300,16 @@ pub struct Counters {
 /// How a read that was refused goes on.
 fn may_be_granted_later(code: RefusalCode) -> bool {
     match code {
-        RefusalCode::ForbiddenStream | RefusalCode::Unauthorized | RefusalCode::NotConfigured => true,
+        RefusalCode::ForbiddenStream
+        | RefusalCode::Unauthorized
+        | RefusalCode::NotConfigured
+        // The next token may be another one.
+        | RefusalCode::MissingScope
+        | RefusalCode::TokenExpired
+        | RefusalCode::TokenNotYetValid
+        | RefusalCode::TokenTooOld
+        | RefusalCode::RateLimited
+        | RefusalCode::SyncTokenUnavailable => true,
         RefusalCode::InvalidArgument
         | RefusalCode::InvalidFrame
         | RefusalCode::SeqGap
@@ -305,6 +318,24 @@ fn may_be_granted_later(code: RefusalCode) -> bool {
         | RefusalCode::BelowWindow
         | RefusalCode::CheckpointBehind
         | RefusalCode::CheckpointAhead
-        | RefusalCode::KeySecretFixed => false,
+        | RefusalCode::KeySecretFixed
+        | RefusalCode::MissingAuthorization
+        | RefusalCode::InvalidAuthorizationScheme
+        | RefusalCode::InvalidToken
+        | RefusalCode::MissingJti
+        | RefusalCode::MissingIat
+        | RefusalCode::TokenRevoked
+        | RefusalCode::SessionBound
+        | RefusalCode::InvalidScope
+        | RefusalCode::Forbidden
+        | RefusalCode::SurfacePolicyDenied
+        | RefusalCode::InvalidRequest
+        | RefusalCode::TooManyGrants
+        | RefusalCode::NotFound
+        | RefusalCode::InvalidClientBuild
+        | RefusalCode::UnsupportedProtocolVersion
+        | RefusalCode::UnsupportedSchemaVersion
+        | RefusalCode::UpgradeRequired
+        | RefusalCode::UnsupportedClientBuild => false,
     }
 }

@@ -5,9 +5,9 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::follower::Delivered;
-use super::net::{Net, Up};
+use super::net::{Generation, Net, Up};
 use crate::apply::{Effect, Input, Mode, SubscriptionId};
-use crate::link::Link;
+use crate::link::{Link, ReadId};
 
 impl Engine {
     /// Feeds one input to one stream and does what comes of it.
@@ -30,31 +30,20 @@ impl Engine {
             Effect::Read { after } => self.reads.push_back((at, after)),
             Effect::Subscribe { id, after, to } => {
                 let follower = &mut self.followers[at];
-                let (Some(key), Net::Up(Up { link, .. })) = (follower.key, &self.net) else {
+                let (Some(key), Net::Up(up)) = (follower.key, &self.net) else {
                     return;
                 };
+                let Up { link, generation, .. } = &**up;
                 let subscription = link.subscribe(at, id, key, after, to);
                 follower.subscriptions.push(Delivered {
                     id,
+                    generation: *generation,
                     subscription: Some(subscription),
                     bytes: 0,
                 });
                 follower.asked_at.get_or_insert(now);
             }
-            Effect::Unsubscribe { id } => {
-                let Some(delivered) = self.followers[at].subscription(id) else {
-                    return;
-                };
-                let Some(subscription) = delivered.subscription.take() else {
-                    return;
-                };
-                self.subscribed_bytes = self.subscribed_bytes.saturating_sub(delivered.bytes);
-                self.leaving_bytes += delivered.bytes;
-                let ends = self.link().is_some_and(|link| link.unsubscribe(at, id, subscription));
-                if !ends {
-                    self.unsubscribed(at, id);
-                }
-            }
+            Effect::Unsubscribe { id } => self.unsubscribe(at, id),
             Effect::Apply(batch) => self.applier.hand_over(at, batch),
             Effect::AskLater => self.followers[at].ask_at = Some(now + self.config.limits.ask_again_after),
             Effect::RetryLater { attempt } => {
@@ -64,9 +53,31 @@ impl Engine {
         }
     }
 
+    /// Gives a subscription up.
+    pub(super) fn unsubscribe(&mut self, at: usize, id: SubscriptionId) {
+        let Some(delivered) = self.followers[at].subscription(id) else {
+            return;
+        };
+        let Some(subscription) = delivered.subscription.take() else {
+            return;
+        };
+        let (bytes, generation) = (delivered.bytes, delivered.generation);
+        self.subscribed_bytes = self.subscribed_bytes.saturating_sub(bytes);
+        self.leaving_bytes += bytes;
+        let ends = match &self.net {
+            Net::Up(up) if up.generation == generation => up.link.unsubscribe(at, id, subscription),
+            // It ends with its connection.
+            Net::Up(_) | Net::Waiting { .. } | Net::Dialing(_) => false,
+        };
+        if !ends {
+            self.unsubscribed(at, id);
+        }
+    }
+
     /// Takes note of a row that the SDK has put into its cache.
-    pub(super) fn delivered(&mut self, at: usize, bytes: usize) {
-        if let Some(delivered) = self.followers[at].subscriptions.last_mut() {
+    pub(super) fn delivered(&mut self, from: Generation, at: usize, bytes: usize) {
+        let mut subscriptions = self.followers[at].subscriptions.iter_mut();
+        if let Some(delivered) = subscriptions.rfind(|delivered| delivered.generation == from) {
             delivered.bytes += bytes;
             match delivered.subscription {
                 Some(_) => self.subscribed_bytes += bytes,
@@ -92,8 +103,11 @@ impl Engine {
             {
                 return;
             }
-            let Some(link) = self.link() else { return };
-            link.read(at, &self.followers[at].id, after);
+            let Net::Up(up) = &self.net else { return };
+            self.read_ids += 1;
+            let read = ReadId(self.read_ids);
+            up.link.read(read, at, &self.followers[at].id, after);
+            self.followers[at].reading = Some((read, up.generation));
             self.reads.pop_front();
             self.reads_under_way += 1;
             self.followers[at].asked_at.get_or_insert(Instant::now());
@@ -134,8 +148,8 @@ impl Engine {
 
     pub(super) fn link(&self) -> Option<&Link> {
         match &self.net {
-            Net::Up(up) if up.serving => Some(&up.link),
-            Net::Up(_) | Net::Waiting { .. } | Net::Connecting { .. } => None,
+            Net::Up(up) => Some(&up.link),
+            Net::Waiting { .. } | Net::Dialing(_) => None,
         }
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use spacetime_sync_proto::{RefusalCode, Seq, StreamId};
 use tokio::time::Instant;
 
+use super::net::Generation;
 use crate::apply::{Mode, Stream, SubscriptionId};
-use crate::link::Subscription;
+use crate::link::{ReadId, Subscription};
 use crate::status::{StreamPhase, StreamStatus};
 
 pub(super) struct Follower {
@@ -17,6 +18,8 @@ pub(super) struct Follower {
     pub(super) subscriptions: Vec<Delivered>,
     /// When to ask again after a refusal or a failure.
     pub(super) ask_at: Option<Instant>,
+    /// The page that is under way, and on which connection.
+    pub(super) reading: Option<(ReadId, Generation)>,
     /// When the oldest call that is not answered was made.
     pub(super) asked_at: Option<Instant>,
     pub(super) verified_at: Instant,
@@ -34,6 +37,8 @@ pub(super) struct Follower {
 /// A subscription and how many bytes of rows it has brought. The SDK keeps them until the host has ended it.
 pub(super) struct Delivered {
     pub(super) id: SubscriptionId,
+    /// On which connection.
+    pub(super) generation: Generation,
     /// None while it ends.
     pub(super) subscription: Option<Subscription>,
     pub(super) bytes: usize,
@@ -48,6 +53,7 @@ impl Follower {
             key: None,
             subscriptions: Vec::new(),
             ask_at: None,
+            reading: None,
             asked_at: None,
             verified_at: now,
             acked,
@@ -62,6 +68,7 @@ impl Follower {
     /// Forgets what went with the connection.
     pub(super) fn offline(&mut self) {
         self.subscriptions.clear();
+        self.reading = None;
         self.asked_at = None;
         // A call that was under way may have come to nothing.
         self.acked_at = None;
@@ -126,6 +133,22 @@ impl Follower {
     pub(super) fn forget(&mut self, id: SubscriptionId) -> Option<usize> {
         let at = self.subscriptions.iter().position(|delivered| delivered.id == id)?;
         Some(self.subscriptions.remove(at).bytes)
+    }
+
+    /// Forgets all subscriptions of a connection.
+    pub(super) fn forget_all_of(&mut self, generation: Generation) -> Vec<Delivered> {
+        let all = std::mem::take(&mut self.subscriptions);
+        let (gone, kept) = all
+            .into_iter()
+            .partition(|delivered| delivered.generation == generation);
+        self.subscriptions = kept;
+        gone
+    }
+
+    /// Whether a subscription is one of this connection's.
+    pub(super) fn hangs_on(&self, id: SubscriptionId, generation: Generation) -> bool {
+        let this = |delivered: &Delivered| delivered.id == id && delivered.generation == generation;
+        self.subscriptions.iter().any(this)
     }
 
     pub(super) fn delivered_bytes(&self) -> usize {

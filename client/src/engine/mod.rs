@@ -1,12 +1,15 @@
 //! Runs the pure core: feeds it what the connection, the applier and the clock bring, does what it asks for, and says
 //! in [`Status`] how things stand. One task; whatever blocks happens elsewhere.
 
+mod access;
 mod effects;
 mod follower;
+mod handover;
 mod net;
 mod tick;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use spacetime_sync_proto::contract::Contract;
@@ -18,17 +21,18 @@ use crate::applier::{Applied, Applier, Outcome};
 use crate::apply::{Counters, Input, Mode, Stream};
 use crate::checkpoint::Checkpoint;
 use crate::config::ClientConfig;
-use crate::link::{CallFailure, ConnectFailure, Inbound, Link, connect};
+use crate::link::{CallFailure, Dial, DialAnswer, DialFailure, Inbound, Issued, Link, ReadId};
 use crate::status::{Disconnect, Phase, Status, StopReason, StreamPhase};
 
+use access::{Later, Tenure};
 use follower::Follower;
-use net::{Net, NetEvent, Up};
+use net::{Generation, Net, NetEvent, Up};
 
 /// How often timers are looked at.
 const TICK: Duration = Duration::from_millis(250);
 
 pub(crate) struct Engine {
-    config: ClientConfig,
+    config: Arc<ClientConfig>,
     applier: Applier,
     followers: Vec<Follower>,
     by_key: HashMap<u64, usize>,
@@ -36,6 +40,14 @@ pub(crate) struct Engine {
     /// How many attempts to connect there were since a connection last served.
     attempt: u32,
     connections: u64,
+    generations: u64,
+    read_ids: u64,
+    /// The token that was given last, while it is accepted.
+    held: Option<Issued>,
+    /// Whether the host did not accept the token of the last attempt.
+    unauthorized: bool,
+    /// Whether what is said of the token is out of date.
+    token_changed: bool,
     /// Streams whose read has to wait for its turn, and from where.
     reads: VecDeque<(usize, Seq)>,
     reads_under_way: usize,
@@ -75,16 +87,22 @@ impl Engine {
                 .iter()
                 .map(|follower| (follower.id.clone(), follower.status()))
                 .collect(),
+            token: None,
             counters: Counters::default(),
         });
         let engine = Self {
-            config,
+            config: Arc::new(config),
             applier,
             followers,
             by_key: HashMap::new(),
             net: Net::Waiting { until: now },
             attempt: 0,
             connections: 0,
+            generations: 0,
+            read_ids: 0,
+            held: None,
+            unauthorized: false,
+            token_changed: false,
             reads: VecDeque::new(),
             reads_under_way: 0,
             unapplied_bytes: 0,
@@ -122,65 +140,161 @@ impl Engine {
             Event::Outcome(Some(outcome)) => self.outcome(outcome)?,
             Event::Outcome(None) => return Err(StopReason::Defect),
             Event::Net(NetEvent::Due) => self.connect(),
-            Event::Net(NetEvent::Connected(Ok(link))) => self.connected(link),
-            Event::Net(NetEvent::Connected(Err(ConnectFailure::Unauthorized))) => {
-                return Err(StopReason::Unauthorized);
-            }
-            Event::Net(NetEvent::Connected(Err(ConnectFailure::Later(reason)))) => self.back_off(reason),
-            Event::Net(NetEvent::TimedOut) => {
-                self.back_off(Disconnect::ConnectTimeout(self.config.limits.connect_timeout));
-            }
+            Event::Net(NetEvent::Dialed(answer)) => self.dialed(answer)?,
+            Event::Net(NetEvent::Refreshed(answer)) => self.refreshed(answer)?,
             Event::Net(NetEvent::Message(Ok(message))) => {
+                let Net::Up(up) = &mut self.net else { return Ok(()) };
                 // The SDK also wakes for what goes out, which says nothing about the other end.
-                if let Net::Up(up) = &mut self.net
-                    && !message.is_empty()
-                {
+                if !message.is_empty() {
                     up.heard_at = Instant::now();
                 }
+                let from = up.generation;
                 for inbound in message {
-                    self.inbound(inbound)?;
+                    self.inbound(from, inbound)?;
                 }
                 self.reconnect_if_overfull();
             }
-            Event::Net(NetEvent::Message(Err(reason))) => self.back_off(reason),
+            Event::Net(NetEvent::Message(Err(reason))) => self.back_off(reason, None),
+            Event::Net(NetEvent::OldMessage(Ok(message))) => {
+                let Net::Up(up) = &self.net else { return Ok(()) };
+                let Some(from) = up.old.as_ref().map(|old| old.generation) else {
+                    return Ok(());
+                };
+                for inbound in message {
+                    self.inbound(from, inbound)?;
+                }
+                self.reconnect_if_overfull();
+            }
+            Event::Net(NetEvent::OldMessage(Err(reason))) => {
+                tracing::debug!(%reason, "the connection that was taken over from is gone");
+                self.old_is_gone();
+            }
             Event::Tick => self.tick(),
         }
+        self.hand_over(Instant::now());
         self.start_reads();
         self.publish()
     }
 
     fn connect(&mut self) {
+        let held = self.fresh_token(Instant::now());
+        self.dialing(Dial::start(Arc::clone(&self.config), held));
+    }
+
+    fn dialing(&mut self, dial: Dial) {
         self.attempt += 1;
-        let deadline = Instant::now() + self.config.limits.connect_timeout;
-        self.net = Net::Connecting {
-            answer: connect(&self.config),
-            deadline,
-        };
+        self.net = Net::Dialing(dial);
         self.set_phase(Phase::Connecting { attempt: self.attempt });
     }
 
-    fn connected(&mut self, link: Link) {
-        let now = Instant::now();
-        let deadline = match self.net {
-            Net::Connecting { deadline, .. } => deadline,
-            Net::Waiting { .. } | Net::Up(_) => now + self.config.limits.connect_timeout,
-        };
-        link.watch_contract();
-        self.net = Net::Up(Up {
-            link,
-            deadline,
-            serving: false,
-            heard_at: now,
-            stable_since: None,
-        });
+    /// An attempt is over, and there is no other connection.
+    fn dialed(&mut self, answer: DialAnswer) -> Result<(), StopReason> {
+        self.held = answer.issued;
+        match answer.result {
+            Ok((link, brought)) => self.serve(link, brought),
+            Err(failure) => {
+                let Later { reason, wait, .. } = self.judge(failure)?;
+                self.back_off(reason, wait);
+                Ok(())
+            }
+        }
     }
 
-    /// The connection is gone, or there was none.
-    fn back_off(&mut self, reason: Disconnect) {
+    /// An attempt to replace the connection, before its token ends, is over.
+    fn refreshed(&mut self, answer: DialAnswer) -> Result<(), StopReason> {
+        let (issued, now) = (answer.issued, Instant::now());
+        self.held = issued.clone();
+        let failure = match answer.result {
+            Ok((link, brought)) => {
+                self.unauthorized = false;
+                return self.take_over(link, issued, brought);
+            }
+            Err(failure) => failure,
+        };
+        let Later { reason, wait, .. } = self.judge(failure)?;
+        let Net::Up(up) = &mut self.net else { return Ok(()) };
+        up.next = None;
+        if let Some(tenure) = &mut up.tenure {
+            let failures = tenure.count_failure();
+            let retry_in = self.config.backoff.delay_of(failures, wait, rand::random());
+            tracing::info!(%reason, failures, ?retry_in, "the token is not replaced yet");
+            tenure.try_again_at(now + retry_in);
+        }
+        self.token_changed = true;
+        Ok(())
+    }
+
+    /// What an attempt that failed means for the next.
+    fn judge(&mut self, failure: DialFailure) -> Result<Later, StopReason> {
+        match failure {
+            DialFailure::NoToken(_) | DialFailure::Unauthorized | DialFailure::Refused(_) => {
+                self.counters.token_failures += 1;
+            }
+            DialFailure::Stop(_) | DialFailure::Later(_) => {}
+        }
+        let unauthorized = failure == DialFailure::Unauthorized;
+        let later = access::judge(failure, self.config.credential.is_renewable(), self.unauthorized)?;
+        self.unauthorized |= unauthorized;
+        if later.forget_token {
+            self.held = None;
+        }
+        Ok(later)
+    }
+
+    fn fresh_token(&self, now: Instant) -> Option<Issued> {
+        self.held.clone().filter(|held| access::is_fresh(held, now))
+    }
+
+    fn tenure(&mut self, issued: Option<Issued>) -> Option<Tenure> {
+        self.token_changed = true;
+        issued.map(|issued| Tenure::new(issued, rand::random()))
+    }
+
+    fn next_generation(&mut self) -> Generation {
+        self.generations += 1;
+        Generation(self.generations)
+    }
+
+    /// There is a connection, and its contract is ours: the streams may go.
+    fn serve(&mut self, link: Link, brought: Vec<Inbound>) -> Result<(), StopReason> {
+        let generation = self.next_generation();
+        let tenure = self.tenure(self.held.clone());
+        self.net = Net::Up(Box::new(Up {
+            link,
+            generation,
+            heard_at: Instant::now(),
+            stable_since: None,
+            tenure,
+            next: None,
+            old: None,
+        }));
+        self.unauthorized = false;
+        self.connections += 1;
+        self.counters.reconnects = self.connections - 1;
+        for at in 0..self.followers.len() {
+            self.step(at, Input::Connected);
+        }
+        for inbound in brought {
+            self.inbound(generation, inbound)?;
+        }
+        Ok(())
+    }
+
+    /// The connection is gone, or there was none. `wait` is how long to wait at least, if someone said so.
+    fn back_off(&mut self, reason: Disconnect, wait: Option<Duration>) {
         let attempt = self.attempt.max(1);
-        let retry_in = self.config.backoff.delay(attempt, rand::random());
-        tracing::info!(%reason, attempt, ?retry_in, "no connection");
+        let retry_in = self.config.backoff.delay_of(attempt, wait, rand::random());
+        let next = match &mut self.net {
+            Net::Up(up) => up.next.take(),
+            Net::Waiting { .. } | Net::Dialing(_) => None,
+        };
         self.hang_up(Instant::now() + retry_in);
+        if let Some(dial) = next {
+            tracing::info!(%reason, "no connection, the next one is on its way");
+            self.dialing(dial);
+            return;
+        }
+        tracing::info!(%reason, attempt, ?retry_in, "no connection");
         self.set_phase(Phase::Backoff {
             attempt,
             retry_in,
@@ -191,8 +305,13 @@ impl Engine {
     /// Ends the connection, if there is one; the next attempt comes at the given time.
     fn hang_up(&mut self, until: Instant) {
         if let Net::Up(up) = std::mem::replace(&mut self.net, Net::Waiting { until }) {
-            up.link.close();
+            let Up { link, old, .. } = *up;
+            link.close();
+            if let Some(old) = old {
+                old.link.close();
+            }
         }
+        self.token_changed = true;
         self.reads.clear();
         (self.reads_under_way, self.subscribed_bytes, self.leaving_bytes) = (0, 0, 0);
         for at in 0..self.followers.len() {
@@ -201,25 +320,14 @@ impl Engine {
         }
     }
 
-    fn inbound(&mut self, inbound: Inbound) -> Result<(), StopReason> {
+    fn inbound(&mut self, from: Generation, inbound: Inbound) -> Result<(), StopReason> {
         match inbound {
-            Inbound::Identified(identity) => {
-                if let Net::Up(up) = &self.net {
-                    up.link.watch_grants(identity);
-                }
-            }
+            // Who we are and what the module speaks was seen before the connection came here.
+            Inbound::Identified(_) | Inbound::ContractSeen => {}
             Inbound::Contract(found) => {
                 let expected = Contract::ours();
                 if found != expected {
                     return Err(StopReason::ContractMismatch { expected, found });
-                }
-                self.serve();
-            }
-            Inbound::ContractSeen => {
-                if let Net::Up(Up { serving: false, .. }) = &self.net {
-                    return Err(StopReason::NoModule {
-                        detail: "its table sync_contract is empty".to_owned(),
-                    });
                 }
             }
             Inbound::NoModule { detail } => return Err(StopReason::NoModule { detail }),
@@ -238,7 +346,7 @@ impl Engine {
             }
             Inbound::Frame { stream_key, frame } => {
                 if let Some(at) = self.by_key.get(&stream_key).copied() {
-                    self.delivered(at, frame.bytes.len());
+                    self.delivered(from, at, frame.bytes.len());
                     self.step(at, Input::Frame(frame));
                     if self.unapplied_bytes > self.config.limits.unapplied_bytes {
                         self.step(at, Input::Overrun);
@@ -254,45 +362,68 @@ impl Engine {
             Inbound::SubscriptionFailed { stream, id, detail } => {
                 self.followers[stream].asked_at = None;
                 tracing::warn!(stream = %self.followers[stream].id, detail, "a subscription failed");
-                self.step(stream, Input::SubscriptionFailed(id));
+                match &self.net {
+                    Net::Up(up) if up.generation != from => self.old_subscription_failed(stream, id),
+                    Net::Up(_) | Net::Waiting { .. } | Net::Dialing(_) => {
+                        self.step(stream, Input::SubscriptionFailed(id));
+                    }
+                }
             }
-            Inbound::Page { stream, answer } => self.page(stream, answer),
+            Inbound::Page { stream, read, answer } => self.page(stream, read, answer)?,
             Inbound::Acked { stream, seq, answer } => self.acked(stream, seq, answer),
         }
         Ok(())
     }
 
-    /// The contract is ours: the streams may go.
-    fn serve(&mut self) {
-        let Net::Up(up) = &mut self.net else { return };
-        if std::mem::replace(&mut up.serving, true) {
-            return;
-        }
-        self.connections += 1;
-        self.counters.reconnects = self.connections - 1;
-        for at in 0..self.followers.len() {
-            self.step(at, Input::Connected);
-        }
-    }
-
-    fn page(&mut self, at: usize, answer: Result<(u64, crate::apply::Page), CallFailure>) {
-        self.reads_under_way = self.reads_under_way.saturating_sub(1);
+    fn page(
+        &mut self,
+        at: usize,
+        read: ReadId,
+        answer: Result<(u64, crate::apply::Page), CallFailure>,
+    ) -> Result<(), StopReason> {
+        let now = Instant::now();
         let follower = &mut self.followers[at];
+        // The stream has begun anew meanwhile.
+        if follower.reading.is_none_or(|(awaited, _)| awaited != read) {
+            return Ok(());
+        }
+        follower.reading = None;
+        self.reads_under_way = self.reads_under_way.saturating_sub(1);
         follower.asked_at = None;
-        follower.verified_at = Instant::now();
+        follower.verified_at = now;
         let input = match answer {
             Ok((key, page)) => {
                 follower.key = Some(key);
                 self.by_key.insert(key, at);
                 Input::Page(page)
             }
-            Err(CallFailure::Refused(refusal)) => Input::ReadRefused(refusal),
+            Err(CallFailure::Refused(refusal)) if access::ends_session(refusal.code) => {
+                return Err(StopReason::Refused(refusal));
+            }
+            Err(CallFailure::Refused(refusal)) => {
+                if access::has_aged(refusal.code) {
+                    self.token_refused(now);
+                }
+                Input::ReadRefused(refusal)
+            }
             Err(CallFailure::Failed(detail)) => {
                 tracing::warn!(stream = %follower.id, detail, "a page was not answered as it should be");
                 Input::ReadFailed
             }
         };
         self.step(at, input);
+        Ok(())
+    }
+
+    /// The module accepts the token no more, though its time is not over by our reckoning.
+    fn token_refused(&mut self, now: Instant) {
+        self.held = None;
+        if let Net::Up(up) = &mut self.net
+            && let Some(tenure) = &mut up.tenure
+        {
+            tenure.is_refused(now);
+            self.token_changed = true;
+        }
     }
 
     fn acked(&mut self, at: usize, seq: Seq, answer: Result<(), CallFailure>) {
@@ -331,8 +462,15 @@ impl Engine {
         let (mut going, mut behind, mut ended) = (0, 0, 0);
         let (followers, counters) = (&mut self.followers, self.counters);
         let net = &mut self.net;
+        let token_changed = std::mem::take(&mut self.token_changed);
         self.status.send_if_modified(|status| {
-            let mut changed = status.counters != counters;
+            let mut changed = status.counters != counters || token_changed;
+            if token_changed {
+                status.token = match net {
+                    Net::Up(up) => up.tenure.as_ref().map(Tenure::status),
+                    Net::Waiting { .. } | Net::Dialing(_) => None,
+                };
+            }
             status.counters = counters;
             for follower in followers {
                 follower.observe(now, grace);
@@ -358,9 +496,6 @@ impl Engine {
                 }
             }
             let Net::Up(up) = net else { return changed };
-            if !up.serving {
-                return changed;
-            }
             let phase = match (going, behind) {
                 (0, _) => Phase::Idle,
                 (_, 0) => Phase::Live,
@@ -393,6 +528,10 @@ impl Engine {
             // The store's failure is either the reason already, or comes too late to be one.
             let _ = self.outcome(outcome);
         }
+        self.old_is_gone();
+        if let Net::Up(up) = &mut self.net {
+            up.next = None;
+        }
         let deadline = Instant::now() + self.config.limits.stop_timeout;
         let owed = self.ack_all();
         let answered = self.counters.acks + self.counters.acks_refused + owed;
@@ -419,3 +558,6 @@ impl Engine {
             .send_modify(|status| status.phase = Phase::Stopped { reason });
     }
 }
+
+#[cfg(test)]
+mod tests;

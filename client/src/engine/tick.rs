@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use super::Engine;
-use super::net::{Net, Up};
+use super::net::Net;
 use crate::apply::Input;
 use crate::status::Disconnect;
 
@@ -19,9 +19,10 @@ impl Engine {
             self.attempt = 0;
         }
         if let Some(reason) = self.silence(now) {
-            self.back_off(reason);
+            self.back_off(reason, None);
             return;
         }
+        self.refresh(now);
         self.verify(now);
         self.ack_some(now);
     }
@@ -37,36 +38,26 @@ impl Engine {
 
     /// Why the connection is to be given up, if it is.
     fn silence(&self, now: Instant) -> Option<Disconnect> {
-        let Net::Up(Up {
-            serving: true,
-            heard_at,
-            ..
-        }) = &self.net
-        else {
+        let Net::Up(up) = &self.net else { return None };
+        // A call may have gone to the other connection, which is given up soon.
+        if up.old.is_some() {
             return None;
-        };
+        }
         let limits = &self.config.limits;
         let asked_at = self.followers.iter().filter_map(|follower| follower.asked_at).min()?;
         if now.duration_since(asked_at) > limits.answer_timeout {
             return Some(Disconnect::Silence(limits.answer_timeout));
         }
-        (now.duration_since(asked_at.max(*heard_at)) > limits.silence_timeout)
+        (now.duration_since(asked_at.max(up.heard_at)) > limits.silence_timeout)
             .then_some(Disconnect::Silence(limits.silence_timeout))
     }
 
     /// Asks for the heads of live streams: one when nothing was heard for a while, to find out whether the connection
     /// still is one, and each now and then, so that a delivery that was lost does not stay lost.
     fn verify(&mut self, now: Instant) {
-        let Net::Up(Up {
-            serving: true,
-            heard_at,
-            ..
-        }) = &self.net
-        else {
-            return;
-        };
+        let Net::Up(up) = &self.net else { return };
         let limits = &self.config.limits;
-        let silent = self.reads_under_way == 0 && now.duration_since(*heard_at) >= limits.heartbeat_after;
+        let silent = self.reads_under_way == 0 && now.duration_since(up.heard_at) >= limits.heartbeat_after;
         let mut due: Vec<_> = (0..self.followers.len())
             .filter(|at| self.followers[*at].stream.is_delivering() && !self.followers[*at].stream.is_reading())
             .filter(|at| silent || now.duration_since(self.followers[*at].verified_at) >= limits.verify_every)

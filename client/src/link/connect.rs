@@ -15,16 +15,18 @@ use crate::status::Disconnect;
 
 /// Why there is no connection.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum ConnectFailure {
+pub(super) enum ConnectFailure {
     /// The host does not accept the token.
     Unauthorized,
+    /// The host knows the token and does not let it in.
+    Forbidden,
     /// It may work later.
     Later(Disconnect),
 }
 
 /// Connects on a thread of its own, for the SDK blocks while it does; a thread of the runtime's would keep a program
 /// from ending.
-pub(crate) fn connect(config: &ClientConfig) -> oneshot::Receiver<Result<Link, ConnectFailure>> {
+pub(super) fn connect(config: &ClientConfig, token: Option<String>) -> oneshot::Receiver<Result<Link, ConnectFailure>> {
     let (sender, receiver) = oneshot::channel();
     let (config, runtime) = (config.clone(), Handle::current());
     let spawned = std::thread::Builder::new()
@@ -32,7 +34,7 @@ pub(crate) fn connect(config: &ClientConfig) -> oneshot::Receiver<Result<Link, C
         .spawn(move || {
             let _entered = runtime.enter();
             // When nobody waits any more, the link is dropped here.
-            let _ = sender.send(open(&config));
+            let _ = sender.send(open(&config, token.as_deref()));
         });
     if let Err(error) = spawned {
         tracing::warn!(%error, "no thread to connect on");
@@ -40,7 +42,7 @@ pub(crate) fn connect(config: &ClientConfig) -> oneshot::Receiver<Result<Link, C
     receiver
 }
 
-fn open(config: &ClientConfig) -> Result<Link, ConnectFailure> {
+fn open(config: &ClientConfig, token: Option<&str>) -> Result<Link, ConnectFailure> {
     let inbox = Inbox::default();
     let identified = Arc::clone(&inbox);
     let compression = if config.compression {
@@ -51,7 +53,7 @@ fn open(config: &ClientConfig) -> Result<Link, ConnectFailure> {
     DbConnection::builder()
         .with_uri(config.uri.as_str())
         .with_database_name(config.database.as_str())
-        .with_token(config.token.as_deref())
+        .with_token(token)
         .with_compression(compression)
         .with_confirmed_reads(config.confirmed_reads)
         .on_connect(move |_, identity, _| push(&identified, Inbound::Identified(identity)))
@@ -62,7 +64,8 @@ fn open(config: &ClientConfig) -> Result<Link, ConnectFailure> {
 
 fn classify(error: &spacetimedb_sdk::Error, database: &str) -> ConnectFailure {
     match http_status(error) {
-        Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => ConnectFailure::Unauthorized,
+        Some(StatusCode::UNAUTHORIZED) => ConnectFailure::Unauthorized,
+        Some(StatusCode::FORBIDDEN) => ConnectFailure::Forbidden,
         Some(StatusCode::NOT_FOUND) => ConnectFailure::Later(Disconnect::NoDatabase(database.to_owned())),
         Some(_) | None => ConnectFailure::Later(Disconnect::Unreachable(error.to_string())),
     }
@@ -110,7 +113,7 @@ mod tests {
         });
         let streams = vec![StreamId::new("a").unwrap()];
         let config = ClientConfig::new(format!("http://{address}"), "lane", streams);
-        let failure = connect(&config).await.unwrap().err().unwrap();
+        let failure = connect(&config, None).await.unwrap().err().unwrap();
         host.join().unwrap();
         failure
     }
@@ -118,6 +121,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_refused_token_is_told_from_a_missing_database_and_from_trouble() {
         assert_eq!(refused_with("401 Unauthorized").await, ConnectFailure::Unauthorized);
+        assert_eq!(refused_with("403 Forbidden").await, ConnectFailure::Forbidden);
         let missing = ConnectFailure::Later(Disconnect::NoDatabase("lane".to_owned()));
         assert_eq!(refused_with("404 Not Found").await, missing);
         let trouble = refused_with("503 Service Unavailable").await;
@@ -131,7 +135,7 @@ mod tests {
     async fn a_host_that_is_not_there_is_tried_again() {
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let config = ClientConfig::new(format!("http://{closed}"), "lane", vec![StreamId::new("a").unwrap()]);
-        let failure = connect(&config).await.unwrap().err().unwrap();
+        let failure = connect(&config, None).await.unwrap().err().unwrap();
         assert!(
             matches!(failure, ConnectFailure::Later(Disconnect::Unreachable(_))),
             "{failure:?}"

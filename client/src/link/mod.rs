@@ -2,8 +2,10 @@
 //! subscriptions. It decides nothing, and it does not reconnect: a link that failed is dropped for a new one.
 
 mod connect;
+mod dial;
+mod reason;
 
-pub(crate) use connect::{ConnectFailure, connect};
+pub(crate) use dial::{Dial, DialAnswer, DialFailure, Issued};
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +31,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// What a message brought.
 #[derive(Debug)]
 pub(crate) enum Inbound {
-    /// The host says who we are.
+    /// The host says who we are. Comes first, and only once.
     Identified(Identity),
     /// The module says what it speaks.
     Contract(Contract),
@@ -56,6 +58,7 @@ pub(crate) enum Inbound {
     /// The answer to a read.
     Page {
         stream: usize,
+        read: ReadId,
         answer: Result<(u64, Page), CallFailure>,
     },
     /// The answer to an acknowledgement.
@@ -65,6 +68,10 @@ pub(crate) enum Inbound {
         answer: Result<(), CallFailure>,
     },
 }
+
+/// Which read: a stream that changed connections may still be told what it asked for before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ReadId(pub(crate) u64);
 
 /// Why a call was not answered as hoped.
 #[derive(Debug)]
@@ -195,7 +202,7 @@ impl Link {
     }
 
     /// Asks for the frames after a position.
-    pub(crate) fn read(&self, stream: usize, stream_id: &StreamId, after: Seq) {
+    pub(crate) fn read(&self, read: ReadId, stream: usize, stream_id: &StreamId, after: Seq) {
         let inbox = Arc::clone(&self.inbox);
         self.connection
             .procedures
@@ -205,7 +212,7 @@ impl Link {
                     Ok(Err(text)) => Err(call_failure(text)),
                     Err(error) => Err(CallFailure::Failed(error.to_string())),
                 };
-                push(&inbox, Inbound::Page { stream, answer });
+                push(&inbox, Inbound::Page { stream, read, answer });
             });
     }
 

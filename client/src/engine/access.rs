@@ -1,0 +1,309 @@
+//! What being let in asks for: when a token is replaced, and what an attempt that failed means. Decides only; the time
+//! and the roll of the dice are arguments.
+
+use std::time::Duration;
+
+use spacetime_sync_proto::RefusalCode;
+use tokio::time::Instant;
+
+use crate::credential::TokenError;
+use crate::error::ErrorClass;
+use crate::link::{DialFailure, Issued};
+use crate::status::{Disconnect, StopReason, TokenStatus};
+
+/// A token is replaced when so much of its time has passed at the latest, whatever its issuer says.
+const LATEST: f64 = 0.9;
+/// Clients whose tokens are replaced at the same time do so within this part of the time before.
+const JITTER: f64 = 0.1;
+
+/// How long the token of a connection is good for.
+#[derive(Debug)]
+pub(super) struct Tenure {
+    issued: Issued,
+    refresh_at: Instant,
+    expires_at: Instant,
+    failures: u32,
+}
+
+impl Tenure {
+    /// `roll` is random, from 0 up to 1.
+    pub(super) fn new(issued: Issued, roll: f64) -> Self {
+        let after = refresh_after(&issued).mul_f64(1.0 - JITTER * roll.clamp(0.0, 1.0));
+        Self {
+            refresh_at: issued.asked_at + after,
+            expires_at: issued.asked_at + issued.token.expires_in,
+            failures: 0,
+            issued,
+        }
+    }
+
+    /// When the token was asked for.
+    pub(super) fn asked_at(&self) -> Instant {
+        self.issued.asked_at
+    }
+
+    /// Whether another token is to be asked for.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now >= self.refresh_at
+    }
+
+    /// Whether it is good no more.
+    pub(super) fn has_ended(&self, now: Instant) -> bool {
+        now >= self.expires_at
+    }
+
+    /// When another one is asked for, for the first time or again.
+    pub(super) fn refresh_at(&self) -> Instant {
+        self.refresh_at
+    }
+
+    /// Another one is to be asked for at once: this one is accepted no more.
+    pub(super) fn is_refused(&mut self, now: Instant) {
+        // After a failure the wait stands.
+        if self.failures == 0 {
+            self.refresh_at = self.refresh_at.min(now);
+        }
+    }
+
+    /// Replacing it has failed; how often in a row.
+    pub(super) fn count_failure(&mut self) -> u32 {
+        self.failures += 1;
+        self.failures
+    }
+
+    /// When to try again.
+    pub(super) fn try_again_at(&mut self, at: Instant) {
+        self.refresh_at = at;
+    }
+
+    pub(super) fn status(&self) -> TokenStatus {
+        TokenStatus {
+            refresh_at: self.refresh_at.into_std(),
+            expires_at: self.expires_at.into_std(),
+            failures: self.failures,
+            granted_streams: self.issued.token.granted_streams.clone(),
+            session_id: self.issued.token.session_id.clone(),
+        }
+    }
+}
+
+fn refresh_after(issued: &Issued) -> Duration {
+    let token = &issued.token;
+    token.refresh_after.min(token.expires_in.mul_f64(LATEST))
+}
+
+/// Whether a token is still good for a new connection: one that is due to be replaced is not.
+pub(super) fn is_fresh(issued: &Issued, now: Instant) -> bool {
+    now < issued.asked_at + refresh_after(issued)
+}
+
+/// An attempt that failed is made again later.
+#[derive(Debug, PartialEq)]
+pub(super) struct Later {
+    pub(super) reason: Disconnect,
+    /// How long to wait at least, if someone said so.
+    pub(super) wait: Option<Duration>,
+    /// Whether the token that it was made with is to be used no more.
+    pub(super) forget_token: bool,
+}
+
+/// What an attempt that failed means. `renewable` says whether another token can be had, `unauthorized_before` whether
+/// the host did not accept the one before this one either.
+pub(super) fn judge(failure: DialFailure, renewable: bool, unauthorized_before: bool) -> Result<Later, StopReason> {
+    let later = |reason, forget_token| Later {
+        reason,
+        wait: None,
+        forget_token,
+    };
+    match failure {
+        DialFailure::Stop(reason) => Err(reason),
+        DialFailure::NoToken(error) if error.class() == ErrorClass::Retry => Ok(Later {
+            wait: error.retry_after(),
+            reason: Disconnect::NoToken(error),
+            forget_token: false,
+        }),
+        DialFailure::NoToken(TokenError::Incompatible(incompatible)) => Err(StopReason::Incompatible(incompatible)),
+        DialFailure::NoToken(TokenError::Refused { refusal, .. }) => Err(StopReason::Refused(refusal)),
+        // Always of class retry.
+        DialFailure::NoToken(error @ TokenError::Unavailable { .. }) => Ok(later(Disconnect::NoToken(error), false)),
+        DialFailure::Unauthorized if renewable && !unauthorized_before => Ok(later(Disconnect::Unauthorized, true)),
+        DialFailure::Unauthorized => Err(StopReason::Unauthorized),
+        DialFailure::Refused(refusal) => {
+            let may_pass = refusal.code.class() == ErrorClass::Retry && (renewable || !has_aged(refusal.code));
+            if may_pass {
+                Ok(later(Disconnect::Refused(refusal), true))
+            } else {
+                Err(StopReason::Refused(refusal))
+            }
+        }
+        DialFailure::Later(reason) => Ok(later(reason, false)),
+    }
+}
+
+/// Whether this token, and none but this, is the trouble, and stays it.
+pub(super) fn has_aged(code: RefusalCode) -> bool {
+    matches!(code, RefusalCode::TokenExpired | RefusalCode::TokenTooOld)
+}
+
+/// Whether a call that was refused so means that the session is over, and not only this call.
+pub(super) fn ends_session(code: RefusalCode) -> bool {
+    matches!(
+        code,
+        RefusalCode::TokenRevoked | RefusalCode::SessionBound | RefusalCode::SurfacePolicyDenied
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use spacetime_sync_proto::Refusal;
+    use spacetime_sync_proto::access::{ClientVersion, Window};
+
+    use super::*;
+    use crate::credential::AccessToken;
+
+    fn issued(refresh_after: u64, expires_in: u64, asked_at: Instant) -> Issued {
+        let token = AccessToken {
+            refresh_after: Duration::from_secs(refresh_after),
+            ..AccessToken::new("x", Duration::from_secs(expires_in))
+        };
+        Issued { token, asked_at }
+    }
+
+    #[test]
+    fn a_token_is_replaced_before_it_is_due_and_never_all_at_once() {
+        let now = Instant::now();
+        let due = |refresh_after, expires_in, roll| {
+            let tenure = Tenure::new(issued(refresh_after, expires_in, now), roll);
+            tenure.refresh_at().duration_since(now).as_secs()
+        };
+        assert_eq!(
+            [due(270, 300, 0.0), due(270, 300, 0.5), due(270, 300, 1.0)],
+            [270, 256, 243]
+        );
+        // An issuer that says nonsense is not followed.
+        assert_eq!([due(0, 300, 0.5), due(1_000, 300, 0.0)], [0, 270]);
+    }
+
+    #[test]
+    fn a_token_is_due_then_tried_again_and_ends() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut tenure = Tenure::new(issued(100, 200, start), 0.0);
+        assert!(!tenure.is_due(at(99)) && tenure.is_due(at(100)));
+        assert_eq!(tenure.count_failure(), 1);
+        tenure.try_again_at(at(110));
+        assert!(!tenure.is_due(at(109)) && tenure.is_due(at(110)));
+        tenure.is_refused(at(105));
+        assert!(
+            !tenure.is_due(at(105)),
+            "a refusal does not cut the wait after a failure short"
+        );
+        assert!(!tenure.has_ended(at(199)) && tenure.has_ended(at(200)));
+        assert_eq!(tenure.status().failures, 1);
+    }
+
+    #[test]
+    fn a_refusal_makes_a_token_due_at_once() {
+        let start = Instant::now();
+        let mut tenure = Tenure::new(issued(100, 200, start), 0.0);
+        tenure.is_refused(start);
+        assert!(tenure.is_due(start));
+    }
+
+    #[test]
+    fn a_held_token_is_used_again_until_it_is_due() {
+        let start = Instant::now();
+        let held = issued(100, 200, start);
+        assert!(is_fresh(&held, start + Duration::from_secs(99)));
+        assert!(!is_fresh(&held, start + Duration::from_secs(100)));
+    }
+
+    fn refused(code: RefusalCode) -> DialFailure {
+        DialFailure::Refused(Refusal::new(code, "no"))
+    }
+
+    fn no_token(code: RefusalCode) -> DialFailure {
+        DialFailure::NoToken(TokenError::refused(code, "no"))
+    }
+
+    /// A word for each verdict: what stops, or what is tried again and whether with a new token.
+    fn verdict(failure: DialFailure, renewable: bool, before: bool) -> String {
+        match judge(failure, renewable, before) {
+            Err(reason) => format!("stop: {}", reason.code()),
+            Ok(later) if later.forget_token => format!("later, new token: {}", later.reason.code()),
+            Ok(later) => format!("later: {}", later.reason.code()),
+        }
+    }
+
+    #[test]
+    fn what_retrying_cannot_mend_stops_and_all_else_is_tried_again() {
+        use RefusalCode::*;
+        for (failure, expected) in [
+            (no_token(Unauthorized), "stop: refused"),
+            (no_token(Forbidden), "stop: refused"),
+            (no_token(InvalidScope), "stop: refused"),
+            (no_token(TokenRevoked), "stop: refused"),
+            (no_token(MissingScope), "stop: refused"),
+            (no_token(TokenExpired), "later: no_token"),
+            (no_token(RateLimited), "later: no_token"),
+            (no_token(SyncTokenUnavailable), "later: no_token"),
+            (DialFailure::NoToken(TokenError::unavailable("x")), "later: no_token"),
+            (refused(TokenRevoked), "stop: refused"),
+            (refused(UpgradeRequired), "stop: refused"),
+            (refused(MissingScope), "stop: refused"),
+            (refused(TokenExpired), "later, new token: refused"),
+            (refused(TokenNotYetValid), "later, new token: refused"),
+            (DialFailure::Later(Disconnect::Closed), "later: closed"),
+            (DialFailure::Stop(StopReason::Defect), "stop: defect"),
+        ] {
+            let shown = format!("{failure:?}");
+            assert_eq!(verdict(failure, true, false), expected, "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_build_that_is_not_served_stops() {
+        let nobody = ClientVersion {
+            client_build_id: String::new(),
+            protocol_version: String::new(),
+            schema_version: 0,
+            surface: String::new(),
+        };
+        let incompatible = Window::default().check(&nobody).unwrap_err();
+        let failure = DialFailure::NoToken(TokenError::Incompatible(incompatible.clone()));
+        let reason = judge(failure, true, false).unwrap_err();
+        assert_eq!(reason, StopReason::Incompatible(incompatible));
+        assert_eq!(reason.refusal(), Some(RefusalCode::InvalidClientBuild));
+    }
+
+    #[test]
+    fn a_token_that_is_not_accepted_is_replaced_once() {
+        assert_eq!(
+            verdict(DialFailure::Unauthorized, true, false),
+            "later, new token: unauthorized"
+        );
+        assert_eq!(verdict(DialFailure::Unauthorized, true, true), "stop: unauthorized");
+        assert_eq!(verdict(DialFailure::Unauthorized, false, false), "stop: unauthorized");
+    }
+
+    #[test]
+    fn a_fixed_token_that_has_ended_stops() {
+        assert_eq!(
+            verdict(refused(RefusalCode::TokenExpired), false, false),
+            "stop: refused"
+        );
+        assert_eq!(
+            verdict(refused(RefusalCode::TokenNotYetValid), false, false),
+            "later, new token: refused"
+        );
+    }
+
+    #[test]
+    fn who_says_no_says_how_long_to_wait() {
+        let failure = DialFailure::NoToken(TokenError::Unavailable {
+            message: "busy".to_owned(),
+            retry_after: Some(Duration::from_secs(7)),
+        });
+        assert_eq!(judge(failure, true, false).unwrap().wait, Some(Duration::from_secs(7)));
+    }
+}

@@ -1,0 +1,413 @@
+//! A host with one stream, for tests of the whole client: it speaks what SpacetimeDB speaks over a WebSocket and over
+//! HTTP, lets in whom it is told to, and breaks where it is told to.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use spacetime_sync_bindings::{EventPage, SyncContract, SyncEvent};
+use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::{Refusal, StreamId};
+use spacetimedb_sdk::__codegen::__lib::{bsatn, de, ser};
+use spacetimedb_sdk::__codegen::__ws::common::{QuerySetId, RowSizeHint};
+use spacetimedb_sdk::__codegen::__ws::v2::*;
+use spacetimedb_sdk::{ConnectionId, Identity, TimeDuration, Timestamp, u256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::tungstenite::{Bytes as WsBytes, Message};
+
+use crate::apply::tests::Log;
+
+/// Its one stream.
+pub(crate) const STREAM: &str = "model";
+const KEY: u64 = 7;
+
+/// The host. It ends with the runtime of its test.
+#[derive(Clone)]
+pub(crate) struct FakeHost {
+    pub(crate) uri: String,
+    state: Arc<Mutex<State>>,
+    changed: watch::Sender<()>,
+}
+
+struct State {
+    log: Log,
+    /// Answers to tokens that are not let in: an HTTP status …
+    unaccepted: HashMap<String, u16>,
+    /// … or what `client_connected` says.
+    refused: HashMap<String, String>,
+    /// Tokens whose connections are closed.
+    cut: HashSet<String>,
+    /// Tokens whose subscriptions to the log are taken and never answered.
+    stuck: HashSet<String>,
+    /// When a connection with the first token has its contract, those with the second are closed.
+    cut_when: Option<(String, String)>,
+    /// What reads answer in place of a page.
+    read_refusal: HashMap<String, Refusal>,
+    seen: Seen,
+}
+
+/// What came to the host.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seen {
+    /// Tokens of connections that were let in, in order.
+    pub(crate) served: Vec<String>,
+    /// Tokens of connections that have ended.
+    pub(crate) ended: Vec<String>,
+    /// HTTP requests.
+    pub(crate) asked: Vec<String>,
+}
+
+impl FakeHost {
+    /// A host whose stream holds so many events.
+    pub(crate) async fn start(events: u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = Self {
+            uri: format!("http://{}", listener.local_addr().unwrap()),
+            state: Arc::new(Mutex::new(State {
+                log: Log::new(STREAM, events),
+                unaccepted: HashMap::new(),
+                refused: HashMap::new(),
+                cut: HashSet::new(),
+                stuck: HashSet::new(),
+                cut_when: None,
+                read_refusal: HashMap::new(),
+                seen: Seen::default(),
+            })),
+            changed: watch::channel(()).0,
+        };
+        let serving = host.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serving.clone().serve(stream));
+            }
+        });
+        host
+    }
+
+    pub(crate) fn append(&self) {
+        self.change(|state| state.log.append());
+    }
+
+    pub(crate) fn head(&self) -> u64 {
+        self.state().log.events.len() as u64
+    }
+
+    pub(crate) fn seen(&self) -> Seen {
+        self.state().seen.clone()
+    }
+
+    pub(crate) fn do_not_accept(&self, token: &str, status: u16) {
+        self.change(|state| _ = state.unaccepted.insert(token.to_owned(), status));
+    }
+
+    pub(crate) fn refuse(&self, token: &str, refusal: &str) {
+        self.change(|state| _ = state.refused.insert(token.to_owned(), refusal.to_owned()));
+    }
+
+    pub(crate) fn refuse_reads(&self, token: &str, refusal: Refusal) {
+        self.change(|state| _ = state.read_refusal.insert(token.to_owned(), refusal));
+    }
+
+    pub(crate) fn cut(&self, token: &str) {
+        self.change(|state| _ = state.cut.insert(token.to_owned()));
+    }
+
+    pub(crate) fn cut_when_served(&self, next: &str, old: &str) {
+        self.change(|state| state.cut_when = Some((next.to_owned(), old.to_owned())));
+    }
+
+    pub(crate) fn never_subscribe(&self, token: &str) {
+        self.change(|state| _ = state.stuck.insert(token.to_owned()));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.send_replace(());
+    }
+
+    async fn serve(self, mut stream: TcpStream) {
+        let mut head = vec![0; 8192];
+        // A client sends its request in one piece, and an upgrade waits for the answer.
+        let Ok(read) = stream.peek(&mut head).await else { return };
+        let head = String::from_utf8_lossy(&head[..read]).into_owned();
+        let token = head
+            .lines()
+            .find_map(|line| {
+                line.to_lowercase()
+                    .starts_with("authorization: bearer ")
+                    .then(|| line[22..].to_owned())
+            })
+            .unwrap_or_default();
+        let refused = self.state().refused.get(&token).cloned();
+        let unaccepted = self.state().unaccepted.get(&token).copied();
+        if head.starts_with("POST ") {
+            let mut request = vec![0; 8192];
+            let _ = stream.read(&mut request).await;
+            self.change(|state| state.seen.asked.push(token));
+            let (status, body) = match refused {
+                Some(refusal) => ("403 Forbidden", refusal),
+                None => ("200 OK", "[]".to_owned()),
+            };
+            let length = body.len();
+            let answer = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+            let _ = stream.write_all(answer.as_bytes()).await;
+            // What is left of the request is read, or closing would look like a failure.
+            let _ = stream.shutdown().await;
+            while stream.read(&mut request).await.is_ok_and(|read| read > 0) {}
+            return;
+        }
+        if let Some(status) = unaccepted {
+            let mut request = vec![0; 8192];
+            let _ = stream.read(&mut request).await;
+            let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n");
+            let _ = stream.write_all(answer.as_bytes()).await;
+            return;
+        }
+        #[allow(clippy::result_large_err)]
+        let accept = |_: &Request, mut response: Response| {
+            let protocol = BIN_PROTOCOL.parse().unwrap();
+            response.headers_mut().insert("sec-websocket-protocol", protocol);
+            Ok(response)
+        };
+        let Ok(mut socket) = tokio_tungstenite::accept_hdr_async(stream, accept).await else {
+            return;
+        };
+        if refused.is_some() {
+            let _ = socket.close(None).await;
+            return;
+        }
+        let mut changed = self.changed.subscribe();
+        let mut connection = Connection {
+            host: self.clone(),
+            token: token.clone(),
+            subscriptions: Vec::new(),
+        };
+        self.change(|state| state.seen.served.push(token.clone()));
+        let hello = ServerMessage::InitialConnection(InitialConnection {
+            identity: Identity::ZERO,
+            connection_id: ConnectionId::ZERO,
+            token: "".into(),
+        });
+        let mut out = vec![hello];
+        loop {
+            for message in out.drain(..) {
+                let mut bytes = vec![0];
+                bytes.extend(bsatn::to_vec(&message).unwrap());
+                if socket.send(Message::Binary(WsBytes::from(bytes))).await.is_err() {
+                    self.change(|state| state.seen.ended.push(token.clone()));
+                    return;
+                }
+            }
+            tokio::select! {
+                message = socket.next() => match message {
+                    Some(Ok(Message::Binary(bytes))) => {
+                        out = connection.answer(bsatn::from_slice(&bytes).unwrap());
+                    }
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => {
+                        self.change(|state| state.seen.ended.push(token.clone()));
+                        return;
+                    }
+                    Some(Ok(_)) => {}
+                },
+                _ = changed.changed() => {
+                    if self.state().cut.contains(&token) {
+                        self.change(|state| state.seen.ended.push(token.clone()));
+                        return;
+                    }
+                    out = connection.news();
+                }
+            }
+        }
+    }
+}
+
+struct Connection {
+    host: FakeHost,
+    token: String,
+    subscriptions: Vec<Subscribed>,
+}
+
+struct Subscribed {
+    id: QuerySetId,
+    from: u64,
+    sent: u64,
+    to: u64,
+}
+
+#[derive(de::Deserialize)]
+#[sats(crate = spacetimedb_sdk::__codegen::__lib)]
+struct ReadEvents {
+    stream_id: String,
+    after_seq: u64,
+}
+
+impl Connection {
+    fn answer(&mut self, message: ClientMessage) -> Vec<ServerMessage> {
+        match message {
+            ClientMessage::Subscribe(asked) => self.subscribe(asked).into_iter().collect(),
+            ClientMessage::Unsubscribe(asked) => {
+                let at = self.subscriptions.iter().position(|one| one.id == asked.query_set_id);
+                let rows = at.map(|at| {
+                    let gone = self.subscriptions.remove(at);
+                    query_rows("sync_event", &self.host.rows(gone.from, gone.sent))
+                });
+                vec![ServerMessage::UnsubscribeApplied(UnsubscribeApplied {
+                    request_id: asked.request_id,
+                    query_set_id: asked.query_set_id,
+                    rows,
+                })]
+            }
+            ClientMessage::CallProcedure(call) => {
+                assert_eq!(&*call.procedure, "read_events");
+                let answer = self.read(&bsatn::from_slice(&call.args).unwrap());
+                vec![ServerMessage::ProcedureResult(ProcedureResult {
+                    status: ProcedureStatus::Returned(bsatn::to_vec(&answer).unwrap().into()),
+                    timestamp: Timestamp::UNIX_EPOCH,
+                    total_host_execution_duration: TimeDuration::ZERO,
+                    request_id: call.request_id,
+                })]
+            }
+            ClientMessage::CallReducer(call) => vec![ServerMessage::ReducerResult(ReducerResult {
+                request_id: call.request_id,
+                timestamp: Timestamp::UNIX_EPOCH,
+                result: ReducerOutcome::OkEmpty,
+            })],
+            ClientMessage::OneOffQuery(_) => Vec::new(),
+        }
+    }
+
+    fn subscribe(&mut self, asked: Subscribe) -> Option<ServerMessage> {
+        let query = &*asked.query_strings[0];
+        let rows = if query.contains("sync_contract") {
+            let ours = Contract::ours();
+            let mut state = self.host.state();
+            if state.cut_when.as_ref().is_some_and(|(next, _)| *next == self.token)
+                && let Some((_, old)) = state.cut_when.take()
+            {
+                state.cut.insert(old);
+                self.host.changed.send_replace(());
+            }
+            let contract = SyncContract {
+                id: 0,
+                protocol: ours.protocol,
+                schema_version: ours.schema_version,
+                schema_hash: ours.schema_hash,
+            };
+            query_rows("sync_contract", &[contract])
+        } else if let Some(bounds) = query.strip_prefix(&format!("SELECT * FROM sync_event WHERE stream_key = {KEY} "))
+        {
+            if self.host.state().stuck.contains(&self.token) {
+                return None;
+            }
+            let numbers: Vec<u64> = bounds.split(' ').filter_map(|word| word.parse().ok()).collect();
+            let (from, to) = (numbers[0], numbers[1]);
+            let sent = self.host.head().min(to);
+            self.subscriptions.push(Subscribed {
+                id: asked.query_set_id,
+                from,
+                sent,
+                to,
+            });
+            query_rows("sync_event", &self.host.rows(from, sent))
+        } else {
+            QueryRows { tables: Box::new([]) }
+        };
+        Some(ServerMessage::SubscribeApplied(SubscribeApplied {
+            request_id: asked.request_id,
+            query_set_id: asked.query_set_id,
+            rows,
+        }))
+    }
+
+    fn read(&self, asked: &ReadEvents) -> Result<EventPage, String> {
+        assert_eq!(asked.stream_id, STREAM);
+        if let Some(refusal) = self.host.state().read_refusal.get(&self.token) {
+            return Err(refusal.to_wire());
+        }
+        let head = self.host.state().log.head();
+        Ok(EventPage {
+            stream_key: KEY,
+            head_seq: head.seq.get(),
+            head_chain: u256::from_be_bytes(*head.chain_hash.as_bytes()),
+            oldest_seq: 1,
+            frames: self.host.rows(asked.after_seq, head.seq.get()),
+        })
+    }
+
+    fn news(&mut self) -> Vec<ServerMessage> {
+        let head = self.host.head();
+        let mut query_sets = Vec::new();
+        for one in &mut self.subscriptions {
+            let until = head.min(one.to);
+            if until > one.sent {
+                let inserts = row_list(&self.host.rows(one.sent, until));
+                one.sent = until;
+                let rows = TableUpdateRows::PersistentTable(PersistentTableRows {
+                    inserts,
+                    deletes: BsatnRowList::default(),
+                });
+                query_sets.push(QuerySetUpdate {
+                    query_set_id: one.id,
+                    tables: Box::new([TableUpdate {
+                        table_name: "sync_event".into(),
+                        rows: Box::new([rows]),
+                    }]),
+                });
+            }
+        }
+        if query_sets.is_empty() {
+            return Vec::new();
+        }
+        let query_sets = query_sets.into();
+        vec![ServerMessage::TransactionUpdate(TransactionUpdate { query_sets })]
+    }
+}
+
+impl FakeHost {
+    /// One frame for each event after a position, up to another.
+    fn rows(&self, after: u64, to: u64) -> Vec<SyncEvent> {
+        let state = self.state();
+        let row = |seq| {
+            let frame = state.log.frame(seq, seq);
+            SyncEvent {
+                stream_key: KEY,
+                first_seq: seq,
+                last_seq: seq,
+                base_chain: u256::from_be_bytes(*frame.base_chain.as_bytes()),
+                frame: frame.bytes.to_vec(),
+            }
+        };
+        (after + 1..=to).map(row).collect()
+    }
+}
+
+fn query_rows<T: ser::Serialize>(table: &'static str, rows: &[T]) -> QueryRows {
+    QueryRows {
+        tables: Box::new([SingleTableRows {
+            table: table.into(),
+            rows: row_list(rows),
+        }]),
+    }
+}
+
+fn row_list<T: ser::Serialize>(rows: &[T]) -> BsatnRowList {
+    let (mut offsets, mut data) = (Vec::new(), Vec::new());
+    for row in rows {
+        offsets.push(data.len() as u64);
+        data.extend(bsatn::to_vec(row).unwrap());
+    }
+    BsatnRowList::new(RowSizeHint::RowOffsets(offsets.into()), Bytes::from(data))
+}
+
+/// The stream's id.
+pub(crate) fn stream() -> StreamId {
+    StreamId::new(STREAM).unwrap()
+}

@@ -1,0 +1,188 @@
+//! From nothing to a connection that serves: a token, the connection, the contract, and when the host closes instead,
+//! its reason. A task of its own, so that a connection that serves goes on meanwhile.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use spacetime_sync_proto::Refusal;
+use spacetime_sync_proto::contract::Contract;
+
+use super::connect::{ConnectFailure, connect};
+use super::reason::{Reason, ask_reason};
+use super::{Inbound, Link};
+use crate::config::ClientConfig;
+use crate::credential::{AccessToken, Credential, TokenError, WantedToken, is_token};
+use crate::status::{Disconnect, StopReason};
+
+/// A token that a provider gave, and when.
+#[derive(Debug, Clone)]
+pub(crate) struct Issued {
+    pub(crate) token: AccessToken,
+    /// Before it was asked for, so that it never seems good for longer than it is.
+    pub(crate) asked_at: Instant,
+}
+
+/// What became of an attempt.
+pub(crate) struct DialAnswer {
+    /// The token that it was made with, if a provider gave one: the next attempt may use it again.
+    pub(crate) issued: Option<Issued>,
+    /// A connection whose contract is ours, and what else its first messages brought.
+    pub(crate) result: Result<(Link, Vec<Inbound>), DialFailure>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, PartialEq)]
+pub(crate) enum DialFailure {
+    /// Nothing but a person mends it.
+    Stop(StopReason),
+    /// There is no token.
+    NoToken(TokenError),
+    /// The host does not accept the token.
+    Unauthorized,
+    /// The module does not let it in.
+    Refused(Refusal),
+    /// It may work later.
+    Later(Disconnect),
+}
+
+/// An attempt that is under way; given up when it is dropped.
+pub(crate) struct Dial {
+    answer: oneshot::Receiver<DialAnswer>,
+}
+
+impl Dial {
+    /// Begins an attempt, with a token that is held or a new one.
+    pub(crate) fn start(config: Arc<ClientConfig>, held: Option<Issued>) -> Self {
+        let (mut sender, answer) = oneshot::channel();
+        tokio::spawn(async move {
+            let answer = tokio::select! {
+                answer = dial(&config, held) => answer,
+                () = sender.closed() => return,
+            };
+            if let Err(DialAnswer {
+                result: Ok((link, _)), ..
+            }) = sender.send(answer)
+            {
+                link.close();
+            }
+        });
+        Self { answer }
+    }
+
+    /// What becomes of it. Nothing is lost when the future is dropped.
+    pub(crate) async fn answer(&mut self) -> DialAnswer {
+        match (&mut self.answer).await {
+            Ok(answer) => answer,
+            // The task ended without an answer: the provider or the SDK panicked.
+            Err(_) => DialAnswer {
+                issued: None,
+                result: Err(ended()),
+            },
+        }
+    }
+}
+
+fn ended() -> DialFailure {
+    DialFailure::Later(Disconnect::Failed("the attempt ended without an answer".to_owned()))
+}
+
+async fn dial(config: &ClientConfig, held: Option<Issued>) -> DialAnswer {
+    let (token, issued) = match (&config.credential, held) {
+        (Credential::Anonymous, _) => (None, None),
+        (Credential::Fixed(token), _) => (Some(token.clone()), None),
+        (Credential::Provider(_), Some(held)) => (Some(held.token.token.clone()), Some(held)),
+        (Credential::Provider(provider), None) => {
+            let asked_at = Instant::now();
+            let wanted = WantedToken::new(config.version(), &config.streams);
+            let within = config.limits.token_timeout;
+            let answer = timeout(within, provider.token(wanted)).await;
+            let late = || Err(TokenError::unavailable(format!("no answer within {within:?}")));
+            match answer.unwrap_or_else(|_| late()).and_then(checked) {
+                Ok(token) => (Some(token.token.clone()), Some(Issued { token, asked_at })),
+                Err(error) => {
+                    let result = Err(DialFailure::NoToken(error));
+                    return DialAnswer { issued: None, result };
+                }
+            }
+        }
+    };
+    let result = open(config, token).await;
+    DialAnswer { issued, result }
+}
+
+fn checked(token: AccessToken) -> Result<AccessToken, TokenError> {
+    if !is_token(&token.token) || token.expires_in.is_zero() {
+        let message = "what the provider gave is no token, or has ended";
+        return Err(TokenError::unavailable(message));
+    }
+    Ok(token)
+}
+
+async fn open(config: &ClientConfig, token: Option<String>) -> Result<(Link, Vec<Inbound>), DialFailure> {
+    let within = config.limits.connect_timeout;
+    let serving = async {
+        let link = match connect(config, token.clone()).await {
+            Ok(Ok(link)) => link,
+            Ok(Err(ConnectFailure::Unauthorized)) => return Err(Closed::Told(DialFailure::Unauthorized)),
+            Ok(Err(ConnectFailure::Forbidden)) => return Err(Closed::Untold(DialFailure::Unauthorized)),
+            Ok(Err(ConnectFailure::Later(reason))) => return Err(Closed::Told(DialFailure::Later(reason))),
+            Err(_) => return Err(Closed::Told(ended())),
+        };
+        let rest = until_serving(&link).await?;
+        Ok((link, rest))
+    };
+    let closed = match timeout(within, serving).await {
+        Ok(Ok(serving)) => return Ok(serving),
+        Ok(Err(closed)) => closed,
+        Err(_) => return Err(DialFailure::Later(Disconnect::ConnectTimeout(within))),
+    };
+    match closed {
+        Closed::Told(failure) => Err(failure),
+        Closed::Untold(failure) => Err(match ask_reason(config, token.as_deref()).await {
+            Some(Reason::Refused(refusal)) => DialFailure::Refused(refusal),
+            Some(Reason::Incompatible(incompatible)) => DialFailure::Stop(StopReason::Incompatible(incompatible)),
+            None => failure,
+        }),
+    }
+}
+
+/// Why a connection does not serve.
+enum Closed {
+    Told(DialFailure),
+    /// The host may say more when it is asked.
+    Untold(DialFailure),
+}
+
+/// Waits for the contract, and takes what comes with it.
+async fn until_serving(link: &Link) -> Result<Vec<Inbound>, Closed> {
+    let stop = |reason| Err(Closed::Told(DialFailure::Stop(reason)));
+    link.watch_contract();
+    let mut rest = Vec::new();
+    let mut serving = false;
+    loop {
+        let message = link.next().await;
+        for inbound in message.map_err(|reason| Closed::Untold(DialFailure::Later(reason)))? {
+            match inbound {
+                Inbound::Identified(identity) => link.watch_grants(identity),
+                Inbound::Contract(found) => {
+                    let expected = Contract::ours();
+                    if found != expected {
+                        return stop(StopReason::ContractMismatch { expected, found });
+                    }
+                    serving = true;
+                }
+                Inbound::ContractSeen if !serving => {
+                    let detail = "its table sync_contract is empty".to_owned();
+                    return stop(StopReason::NoModule { detail });
+                }
+                Inbound::NoModule { detail } => return stop(StopReason::NoModule { detail }),
+                other => rest.push(other),
+            }
+        }
+        if serving {
+            return Ok(rest);
+        }
+    }
+}
