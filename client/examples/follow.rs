@@ -245,6 +245,8 @@ fn to_json(status: &Status) -> Value {
             "token_failures": counters.token_failures,
             "acks": counters.acks,
             "acks_refused": counters.acks_refused,
+            "heartbeats": counters.heartbeats,
+            "heartbeats_refused": counters.heartbeats_refused,
         },
     })
 }

@@ -9,7 +9,8 @@ use crate::applier::{Applier, BatchBounds, Handler};
 use crate::checkpoint::Checkpoint;
 use crate::config::ClientConfig;
 use crate::engine::Engine;
-use crate::error::StartError;
+use crate::error::{PresenceError, StartError};
+use crate::presence::{Presence, PresenceHandle, Presences};
 use crate::status::{Phase, Status, StopReason};
 use crate::store::CheckpointStore;
 
@@ -18,6 +19,8 @@ use crate::store::CheckpointStore;
 #[derive(Debug)]
 pub struct SyncClient {
     status: watch::Receiver<Status>,
+    presence: watch::Sender<Option<Presence>>,
+    presences: watch::Sender<Presences>,
     stop: oneshot::Sender<()>,
     engine: JoinHandle<()>,
 }
@@ -49,9 +52,13 @@ impl SyncClient {
         };
         let applier = Applier::start(store, handler, streams.clone(), bounds).map_err(StartError::Thread)?;
         let (stop, stopped) = oneshot::channel();
-        let (engine, status) = Engine::new(config, streams, applier);
+        let (presence, said) = watch::channel(None);
+        let presences = watch::Sender::new(Presences::new());
+        let (engine, status) = Engine::new(config, streams, applier, said, presences.clone());
         Ok(Self {
             status,
+            presence,
+            presences,
             stop,
             engine: runtime.spawn(engine.run(stopped)),
         })
@@ -62,7 +69,25 @@ impl SyncClient {
         self.status.clone()
     }
 
-    /// Finishes the batch that is being applied, tells the module how far it got, and ends.
+    /// Says that this session is there, now and every five seconds while there is a connection. A client says one
+    /// thing at a time: what is said last counts. Needs a [`TokenProvider`](crate::TokenProvider) whose tokens name
+    /// their session.
+    pub fn presence(&self, presence: Presence) -> Result<PresenceHandle, PresenceError> {
+        let handle = PresenceHandle {
+            said: self.presence.clone(),
+        };
+        handle.update(presence)?;
+        Ok(handle)
+    }
+
+    /// Who is there, as last heard of: sessions of the same user, and those that serve a stream which may be read. Asked
+    /// for with the first call.
+    pub fn presences(&self) -> watch::Receiver<Presences> {
+        self.presences.subscribe()
+    }
+
+    /// Finishes the batch that is being applied, tells the module how far it got and that the session
+    /// leaves, and ends.
     pub async fn stop(self) -> Status {
         // A client that has stopped by itself no longer listens.
         let _ = self.stop.send(());

@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-use spacetime_sync_proto::StreamId;
 use spacetime_sync_proto::refusal::RefusalClass;
+use spacetime_sync_proto::{InvalidId, StreamId, limit};
 
 use crate::store::StoreError;
 
@@ -94,6 +94,30 @@ impl ConfigError {
     /// What to do about it: a person changes the configuration.
     pub fn class(&self) -> ErrorClass {
         ErrorClass::Fatal
+    }
+}
+
+/// Why something is not said of a session. Nothing was sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PresenceError {
+    /// No name of a node.
+    #[error("node_id is no name")]
+    NodeId(#[source] InvalidId),
+    /// No name of a region.
+    #[error("region is no name")]
+    Region(#[source] InvalidId),
+    /// Too many streams.
+    #[error("serves: expected at most {} streams, found {found}", limit::PRESENCE_SERVES)]
+    Serves {
+        /// How many.
+        found: usize,
+    },
+}
+
+impl PresenceError {
+    /// What to do about it: say something else.
+    pub fn class(&self) -> ErrorClass {
+        ErrorClass::Reject
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use spacetime_sync_bindings::{EventPage, SyncContract, SyncEvent};
+use spacetime_sync_bindings::{EventPage, SessionPresence, SyncContract, SyncEvent};
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::{Refusal, StreamId};
 use spacetimedb_sdk::__codegen::__lib::{bsatn, de, ser};
@@ -47,6 +47,7 @@ struct State {
     cut_when: Option<(String, String)>,
     /// What reads answer in place of a page.
     read_refusal: HashMap<String, Refusal>,
+    presence: Vec<SessionPresence>,
     seen: Seen,
 }
 
@@ -59,6 +60,8 @@ pub(crate) struct Seen {
     pub(crate) ended: Vec<String>,
     /// HTTP requests.
     pub(crate) asked: Vec<String>,
+    /// What was said of sessions: of which, on which node, and how it is there.
+    pub(crate) said: Vec<(String, String, String)>,
 }
 
 impl FakeHost {
@@ -75,6 +78,7 @@ impl FakeHost {
                 stuck: HashSet::new(),
                 cut_when: None,
                 read_refusal: HashMap::new(),
+                presence: Vec::new(),
                 seen: Seen::default(),
             })),
             changed: watch::channel(()).0,
@@ -189,6 +193,7 @@ impl FakeHost {
             host: self.clone(),
             token: token.clone(),
             subscriptions: Vec::new(),
+            presence: None,
         };
         self.change(|state| state.seen.served.push(token.clone()));
         let hello = ServerMessage::InitialConnection(InitialConnection {
@@ -233,6 +238,8 @@ struct Connection {
     host: FakeHost,
     token: String,
     subscriptions: Vec<Subscribed>,
+    /// What was sent of those who are there.
+    presence: Option<(QuerySetId, Vec<SessionPresence>)>,
 }
 
 struct Subscribed {
@@ -247,6 +254,16 @@ struct Subscribed {
 struct ReadEvents {
     stream_id: String,
     after_seq: u64,
+}
+
+#[derive(de::Deserialize)]
+#[sats(crate = spacetimedb_sdk::__codegen::__lib)]
+struct UpsertPresence {
+    session_id: String,
+    node_id: String,
+    status: String,
+    region: String,
+    serves: Vec<String>,
 }
 
 impl Connection {
@@ -275,13 +292,51 @@ impl Connection {
                     request_id: call.request_id,
                 })]
             }
-            ClientMessage::CallReducer(call) => vec![ServerMessage::ReducerResult(ReducerResult {
-                request_id: call.request_id,
-                timestamp: Timestamp::UNIX_EPOCH,
-                result: ReducerOutcome::OkEmpty,
-            })],
+            ClientMessage::CallReducer(call) => {
+                if &*call.reducer == "upsert_presence" {
+                    self.say(bsatn::from_slice(&call.args).unwrap());
+                }
+                vec![ServerMessage::ReducerResult(ReducerResult {
+                    request_id: call.request_id,
+                    timestamp: Timestamp::UNIX_EPOCH,
+                    result: ReducerOutcome::OkEmpty,
+                })]
+            }
             ClientMessage::OneOffQuery(_) => Vec::new(),
         }
+    }
+
+    fn say(&self, said: UpsertPresence) {
+        assert!(said.serves.is_empty());
+        self.host.change(|state| {
+            let heard = (said.session_id.clone(), said.node_id.clone(), said.status.clone());
+            state.seen.said.push(heard);
+            let times = state.seen.said.len() as i64;
+            let rows = &mut state.presence;
+            let at = rows.iter().position(|row| row.node_id == said.node_id);
+            let at = at.unwrap_or(rows.len());
+            let row = SessionPresence {
+                presence_id: at as u64 + 1,
+                audience_key: 1,
+                session_id: said.session_id,
+                node_id: said.node_id,
+                reason: if said.status == "offline" {
+                    "explicit_offline"
+                } else {
+                    ""
+                }
+                .to_owned(),
+                status: said.status,
+                region: said.region,
+                started_at: Timestamp::UNIX_EPOCH,
+                last_seen: Timestamp::from_micros_since_unix_epoch(times),
+                holds_until: Timestamp::UNIX_EPOCH,
+            };
+            match rows.get_mut(at) {
+                Some(held) => *held = row,
+                None => rows.push(row),
+            }
+        });
     }
 
     fn subscribe(&mut self, asked: Subscribe) -> Option<ServerMessage> {
@@ -317,6 +372,11 @@ impl Connection {
                 to,
             });
             query_rows("sync_event", &self.host.rows(from, sent))
+        } else if query == "SELECT * FROM session_presence" {
+            let rows = self.host.state().presence.clone();
+            let first = query_rows("session_presence", &rows);
+            self.presence = Some((asked.query_set_id, rows));
+            first
         } else {
             QueryRows { tables: Box::new([]) }
         };
@@ -350,17 +410,16 @@ impl Connection {
             if until > one.sent {
                 let inserts = row_list(&self.host.rows(one.sent, until));
                 one.sent = until;
-                let rows = TableUpdateRows::PersistentTable(PersistentTableRows {
-                    inserts,
-                    deletes: BsatnRowList::default(),
-                });
-                query_sets.push(QuerySetUpdate {
-                    query_set_id: one.id,
-                    tables: Box::new([TableUpdate {
-                        table_name: "sync_event".into(),
-                        rows: Box::new([rows]),
-                    }]),
-                });
+                query_sets.push(update(one.id, "sync_event", inserts, BsatnRowList::default()));
+            }
+        }
+        if let Some((id, sent)) = &mut self.presence {
+            let rows = self.host.state().presence.clone();
+            let gone: Vec<_> = sent.iter().filter(|row| !rows.contains(row)).cloned().collect();
+            let come: Vec<_> = rows.iter().filter(|row| !sent.contains(row)).cloned().collect();
+            if !come.is_empty() {
+                query_sets.push(update(*id, "session_presence", row_list(&come), row_list(&gone)));
+                *sent = rows;
             }
         }
         if query_sets.is_empty() {
@@ -386,6 +445,22 @@ impl FakeHost {
             }
         };
         (after + 1..=to).map(row).collect()
+    }
+}
+
+fn update(
+    query_set_id: QuerySetId,
+    table: &'static str,
+    inserts: BsatnRowList,
+    deletes: BsatnRowList,
+) -> QuerySetUpdate {
+    let rows = TableUpdateRows::PersistentTable(PersistentTableRows { inserts, deletes });
+    QuerySetUpdate {
+        query_set_id,
+        tables: Box::new([TableUpdate {
+            table_name: table.into(),
+            rows: Box::new([rows]),
+        }]),
     }
 }
 

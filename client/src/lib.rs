@@ -35,6 +35,7 @@ pub mod apply;
 pub mod config;
 pub mod credential;
 pub mod error;
+pub mod presence;
 pub mod status;
 pub mod store;
 
@@ -52,7 +53,8 @@ pub use checkpoint::Checkpoint;
 pub use client::SyncClient;
 pub use config::{Backoff, ClientConfig, Limits};
 pub use credential::{AccessToken, Credential, HttpTokens, TokenError, TokenFuture, TokenProvider, WantedToken};
-pub use error::{ConfigError, ErrorClass, HandlerError, StartError};
+pub use error::{ConfigError, ErrorClass, HandlerError, PresenceError, StartError};
+pub use presence::{OfflineReason, Presence, PresenceHandle, PresenceKey, PresenceStatus, Presences, SeenPresence};
 pub use status::{Disconnect, Phase, Status, StopReason, StreamPhase, StreamStatus, TokenStatus};
 pub use store::{CheckpointStore, CommitError, Effects, SqliteStore, StoreError};
 

@@ -295,6 +295,10 @@ pub struct Counters {
     pub acks: u64,
     /// Checkpoints that the module refused.
     pub acks_refused: u64,
+    /// Times that the module took down that this session is there, or is not.
+    pub heartbeats: u64,
+    /// Times that it refused to.
+    pub heartbeats_refused: u64,
 }
 
 /// How a read that was refused goes on.

@@ -37,6 +37,11 @@ impl Tenure {
         }
     }
 
+    /// The session that the token is of, if that is known.
+    pub(super) fn session_id(&self) -> Option<&str> {
+        self.issued.token.session_id.as_deref()
+    }
+
     /// When the token was asked for.
     pub(super) fn asked_at(&self) -> Instant {
         self.issued.asked_at

@@ -52,6 +52,8 @@ impl Engine {
             until: now + self.config.limits.handover_timeout,
         });
         (up.heard_at, up.tenure, up.next) = (now, tenure, None);
+        (up.watches_presence, up.presence_changed) = (false, false);
+        self.heartbeat.again();
         self.counters.refreshes += 1;
         tracing::debug!("a connection with a new token takes over");
         for inbound in brought {

@@ -6,6 +6,7 @@ mod effects;
 mod follower;
 mod handover;
 mod net;
+mod presence;
 mod tick;
 
 use std::collections::{HashMap, VecDeque};
@@ -22,6 +23,7 @@ use crate::apply::{Counters, Input, Mode, Stream};
 use crate::checkpoint::Checkpoint;
 use crate::config::ClientConfig;
 use crate::link::{CallFailure, Dial, DialAnswer, DialFailure, Inbound, Issued, Link, ReadId};
+use crate::presence::{Heartbeat, Presence, Presences};
 use crate::status::{Disconnect, Phase, Status, StopReason, StreamPhase};
 
 use access::{Later, Tenure};
@@ -57,6 +59,11 @@ pub(crate) struct Engine {
     /// … and those that are being ended.
     leaving_bytes: usize,
     ack_turn: usize,
+    /// What is to be said of this session.
+    presence: watch::Receiver<Option<Presence>>,
+    heartbeat: Heartbeat,
+    /// Whom it sees, for those who want to know.
+    presences: watch::Sender<Presences>,
     counters: Counters,
     stopping: bool,
     status: watch::Sender<Status>,
@@ -74,6 +81,8 @@ impl Engine {
         config: ClientConfig,
         streams: Vec<(StreamId, Checkpoint)>,
         applier: Applier,
+        presence: watch::Receiver<Option<Presence>>,
+        presences: watch::Sender<Presences>,
     ) -> (Self, watch::Receiver<Status>) {
         let now = Instant::now();
         let bounds = config.limits.of_stream(streams.len());
@@ -109,6 +118,9 @@ impl Engine {
             subscribed_bytes: 0,
             leaving_bytes: 0,
             ack_turn: 0,
+            presence,
+            heartbeat: Heartbeat::default(),
+            presences,
             counters: Counters::default(),
             stopping: false,
             status,
@@ -173,6 +185,7 @@ impl Engine {
         }
         self.hand_over(Instant::now());
         self.start_reads();
+        self.publish_presence();
         self.publish()
     }
 
@@ -267,7 +280,10 @@ impl Engine {
             tenure,
             next: None,
             old: None,
+            watches_presence: false,
+            presence_changed: false,
         }));
+        self.heartbeat.again();
         self.unauthorized = false;
         self.connections += 1;
         self.counters.reconnects = self.connections - 1;
@@ -371,6 +387,8 @@ impl Engine {
             }
             Inbound::Page { stream, read, answer } => self.page(stream, read, answer)?,
             Inbound::Acked { stream, seq, answer } => self.acked(stream, seq, answer),
+            Inbound::PresenceSaid { answer } => self.presence_said(answer),
+            Inbound::PresenceChanged => self.presence_changed(from),
         }
         Ok(())
     }
@@ -533,16 +551,18 @@ impl Engine {
             up.next = None;
         }
         let deadline = Instant::now() + self.config.limits.stop_timeout;
-        let owed = self.ack_all();
-        let answered = self.counters.acks + self.counters.acks_refused + owed;
-        while self.counters.acks + self.counters.acks_refused < answered {
+        let mut owed = self.ack_all() + self.leave(Instant::now());
+        while owed > 0 {
             let Ok(NetEvent::Message(Ok(message))) = timeout_at(deadline, self.net.next()).await else {
                 break;
             };
             for inbound in message {
-                if let Inbound::Acked { stream, seq, answer } = inbound {
-                    self.acked(stream, seq, answer);
+                match inbound {
+                    Inbound::Acked { stream, seq, answer } => self.acked(stream, seq, answer),
+                    Inbound::PresenceSaid { answer } => self.presence_said(answer),
+                    _ => continue,
                 }
+                owed = owed.saturating_sub(1);
             }
         }
         for at in 0..self.followers.len() {

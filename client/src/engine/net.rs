@@ -29,6 +29,10 @@ pub(super) struct Up {
     pub(super) next: Option<Dial>,
     /// The one that this one took over from, while streams still hang on it.
     pub(super) old: Option<Old>,
+    /// Whether it was asked who is there.
+    pub(super) watches_presence: bool,
+    /// Whether who is there may have changed since it was told.
+    pub(super) presence_changed: bool,
 }
 
 pub(super) struct Old {

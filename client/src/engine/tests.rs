@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::fake_host::{FakeHost, stream};
+use crate::presence::{OfflineReason, Presence, PresenceStatus, Presences};
 use crate::{
     AccessToken, ClientConfig, Credential, Phase, SqliteStore, Status, StopReason, SyncClient, TokenError, WantedToken,
 };
@@ -434,4 +435,51 @@ async fn a_provider_that_never_answers_or_panics_is_asked_again() {
     let run = Run::with(&host, Credential::provider(provider), calls).await;
     run.until_live().await;
     run.end().await;
+}
+
+fn said(status: &str, node: &str) -> (String, String, String) {
+    ("s1".to_owned(), node.to_owned(), status.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_says_that_it_is_there_over_connections_and_that_it_leaves() {
+    let host = FakeHost::start(5).await;
+    let run = Run::start(&host, &[Give::Token(600, 20_000)]).await;
+    let handle = run.client.presence(Presence::online("desk")).unwrap();
+    let mut seen = run.client.presences();
+    let found = timeout(SECONDS, seen.wait_for(|seen| !seen.is_empty())).await;
+    let (key, one) = found
+        .unwrap()
+        .unwrap()
+        .iter()
+        .next()
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .unwrap();
+    assert_eq!((key.session_id.as_str(), key.node_id.as_str()), ("s1", "desk"));
+    assert_eq!((one.status, one.reason), (PresenceStatus::Online, None));
+
+    // A new connection says so at once.
+    run.until("a refresh", |status| status.counters.refreshes == 1).await;
+    run.until("a heartbeat", |status| status.counters.heartbeats == 2).await;
+    let busy = Presence {
+        status: PresenceStatus::Busy,
+        ..Presence::online("desk")
+    };
+    handle.update(busy).unwrap();
+    let is_busy = |seen: &Presences| seen.values().all(|one| one.status == PresenceStatus::Busy);
+    timeout(SECONDS, seen.wait_for(is_busy)).await.unwrap().unwrap();
+
+    handle.clear();
+    let is_gone = |seen: &Presences| seen.values().all(|one| one.reason == Some(OfflineReason::Explicit));
+    timeout(SECONDS, seen.wait_for(is_gone)).await.unwrap().unwrap();
+    let expected = ["online", "online", "busy", "offline"].map(|status| said(status, "desk"));
+    assert_eq!(host.seen().said, expected);
+
+    let _handle = run.client.presence(Presence::online("couch")).unwrap();
+    run.until("a heartbeat", |status| status.counters.heartbeats == 5).await;
+    run.end().await;
+    assert_eq!(
+        host.seen().said[4..],
+        ["online", "offline"].map(|status| said(status, "couch"))
+    );
 }

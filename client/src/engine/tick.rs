@@ -25,6 +25,7 @@ impl Engine {
         self.refresh(now);
         self.verify(now);
         self.ack_some(now);
+        self.keep_presence(now);
     }
 
     fn ask_again(&mut self, now: Instant) {

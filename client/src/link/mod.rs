@@ -9,20 +9,22 @@ pub(crate) use dial::{Dial, DialAnswer, DialFailure, Issued};
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use spacetime_sync_bindings::{
-    DbConnection, EventPage, StreamGrant, StreamGrantTableAccess, SubscriptionEventContext, SubscriptionHandle,
-    SyncContract, SyncContractTableAccess, SyncEvent, SyncEventTableAccess, ack_checkpoint, read_events,
+    DbConnection, EventPage, SessionPresence, SessionPresenceTableAccess, StreamGrant, StreamGrantTableAccess,
+    SubscriptionEventContext, SubscriptionHandle, SyncContract, SyncContractTableAccess, SyncEvent,
+    SyncEventTableAccess, ack_checkpoint, read_events, upsert_presence,
 };
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamId};
-use spacetimedb_sdk::{DbContext, Identity, SubscriptionHandle as _, Table, TableWithPrimaryKey, u256};
+use spacetimedb_sdk::{DbContext, Identity, SubscriptionHandle as _, Table, TableWithPrimaryKey, Timestamp, u256};
 
 use crate::apply::{Page, RawFrame, SubscriptionId};
 use crate::checkpoint::Checkpoint;
+use crate::presence::{Presence, PresenceKey, PresenceRow, Presences, seen};
 use crate::status::Disconnect;
 
 /// How long a link that was given up may take to say goodbye.
@@ -61,6 +63,10 @@ pub(crate) enum Inbound {
         read: ReadId,
         answer: Result<(u64, Page), CallFailure>,
     },
+    /// The answer to what was said of this session.
+    PresenceSaid { answer: Result<(), CallFailure> },
+    /// Who is there is another, or is known for the first time.
+    PresenceChanged,
     /// The answer to an acknowledgement.
     Acked {
         stream: usize,
@@ -159,6 +165,8 @@ impl Link {
                 | Inbound::Unsubscribed { .. }
                 | Inbound::SubscriptionFailed { .. }
                 | Inbound::Page { .. }
+                | Inbound::PresenceSaid { .. }
+                | Inbound::PresenceChanged
                 | Inbound::Acked { .. } => (2, 0, Seq::ZERO),
             });
         }
@@ -277,6 +285,50 @@ impl Link {
         }
     }
 
+    /// Asks to be told who is there.
+    pub(crate) fn watch_presence(&self) {
+        let to = || Arc::clone(&self.inbox);
+        let (inserted, updated, deleted, seen) = (to(), to(), to(), to());
+        let table = self.connection.db.session_presence();
+        table.on_insert(move |_, _| push(&inserted, Inbound::PresenceChanged));
+        table.on_update(move |_, _, _| push(&updated, Inbound::PresenceChanged));
+        table.on_delete(move |_, _| push(&deleted, Inbound::PresenceChanged));
+        self.connection
+            .subscription_builder()
+            .on_applied(move |_| push(&seen, Inbound::PresenceChanged))
+            .on_error(|_, error| tracing::warn!(%error, "who is there cannot be seen"))
+            .subscribe("SELECT * FROM session_presence");
+    }
+
+    /// Who is there.
+    pub(crate) fn presences(&self) -> Presences {
+        seen(self.connection.db.session_presence().iter().map(presence_row))
+    }
+
+    /// Tells the module how this session is there.
+    pub(crate) fn say_presence(&self, session_id: &str, presence: &Presence) {
+        let inbox = Arc::clone(&self.inbox);
+        let serves = presence.serves.iter().map(|stream| stream.as_str().to_owned());
+        let sent = self.connection.reducers.upsert_presence_then(
+            session_id.to_owned(),
+            presence.node_id.clone(),
+            presence.status.as_str().to_owned(),
+            presence.region.clone(),
+            serves.collect(),
+            move |_, answer| {
+                let answer = match answer {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(text)) => Err(call_failure(text)),
+                    Err(error) => Err(CallFailure::Failed(error.to_string())),
+                };
+                push(&inbox, Inbound::PresenceSaid { answer });
+            },
+        );
+        if let Err(error) = sent {
+            tracing::debug!(%error, "the presence could not be sent");
+        }
+    }
+
     /// Says goodbye in the background. Messages that still come are dropped as they do.
     pub(crate) fn close(self) {
         tokio::spawn(async move {
@@ -311,6 +363,26 @@ fn contract(row: &SyncContract) -> Contract {
         schema_version: row.schema_version,
         schema_hash: row.schema_hash.clone(),
     }
+}
+
+fn presence_row(row: SessionPresence) -> PresenceRow {
+    PresenceRow {
+        key: PresenceKey {
+            session_id: row.session_id,
+            node_id: row.node_id,
+        },
+        status: row.status,
+        reason: row.reason,
+        region: row.region,
+        started_at: time(row.started_at),
+        last_seen: time(row.last_seen),
+    }
+}
+
+/// A time before the epoch becomes the epoch.
+fn time(column: Timestamp) -> SystemTime {
+    let micros = u64::try_from(column.to_micros_since_unix_epoch()).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_micros(micros)
 }
 
 fn page(page: EventPage) -> Page {
