@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use spacetime_sync_bindings::{EventPage, SessionPresence, SyncContract, SyncEvent};
+use spacetime_sync_bindings::{EventPage, SessionPresence, StreamGrant, SyncContract, SyncEvent};
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{Refusal, StreamId};
+use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
 use spacetimedb_sdk::__codegen::__lib::{bsatn, de, ser};
 use spacetimedb_sdk::__codegen::__ws::common::{QuerySetId, RowSizeHint};
 use spacetimedb_sdk::__codegen::__ws::v2::*;
@@ -48,6 +48,8 @@ struct State {
     /// What reads answer in place of a page.
     read_refusal: HashMap<String, Refusal>,
     presence: Vec<SessionPresence>,
+    /// Tokens whose session may not read the stream.
+    ungranted: HashSet<String>,
     seen: Seen,
 }
 
@@ -79,6 +81,7 @@ impl FakeHost {
                 cut_when: None,
                 read_refusal: HashMap::new(),
                 presence: Vec::new(),
+                ungranted: HashSet::new(),
                 seen: Seen::default(),
             })),
             changed: watch::channel(()).0,
@@ -126,6 +129,10 @@ impl FakeHost {
 
     pub(crate) fn never_subscribe(&self, token: &str) {
         self.change(|state| _ = state.stuck.insert(token.to_owned()));
+    }
+
+    pub(crate) fn take_grant(&self, token: &str) {
+        self.change(|state| _ = state.ungranted.insert(token.to_owned()));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -194,6 +201,7 @@ impl FakeHost {
             token: token.clone(),
             subscriptions: Vec::new(),
             presence: None,
+            grant: None,
         };
         self.change(|state| state.seen.served.push(token.clone()));
         let hello = ServerMessage::InitialConnection(InitialConnection {
@@ -240,6 +248,8 @@ struct Connection {
     subscriptions: Vec<Subscribed>,
     /// What was sent of those who are there.
     presence: Option<(QuerySetId, Vec<SessionPresence>)>,
+    /// The grant, while it is there.
+    grant: Option<(QuerySetId, StreamGrant)>,
 }
 
 struct Subscribed {
@@ -378,7 +388,18 @@ impl Connection {
             self.presence = Some((asked.query_set_id, rows));
             first
         } else {
-            QueryRows { tables: Box::new([]) }
+            assert!(
+                query.starts_with("SELECT * FROM stream_grant WHERE identity = "),
+                "{query}"
+            );
+            let grant = StreamGrant {
+                grant_id: 1,
+                identity: Identity::ZERO,
+                stream_key: KEY,
+                standing: false,
+            };
+            self.grant = Some((asked.query_set_id, grant.clone()));
+            query_rows("stream_grant", &[grant])
         };
         Some(ServerMessage::SubscribeApplied(SubscribeApplied {
             request_id: asked.request_id,
@@ -391,6 +412,9 @@ impl Connection {
         assert_eq!(asked.stream_id, STREAM);
         if let Some(refusal) = self.host.state().read_refusal.get(&self.token) {
             return Err(refusal.to_wire());
+        }
+        if self.host.state().ungranted.contains(&self.token) {
+            return Err(Refusal::new(RefusalCode::ForbiddenStream, "no grant").to_wire());
         }
         let head = self.host.state().log.head();
         Ok(EventPage {
@@ -421,6 +445,13 @@ impl Connection {
                 query_sets.push(update(*id, "session_presence", row_list(&come), row_list(&gone)));
                 *sent = rows;
             }
+        }
+        if self.host.state().ungranted.contains(&self.token)
+            && let Some((id, grant)) = self.grant.take()
+        {
+            // What is subscribed to brings nothing any more.
+            self.subscriptions.iter_mut().for_each(|one| one.to = one.sent);
+            query_sets.push(update(id, "stream_grant", BsatnRowList::default(), row_list(&[grant])));
         }
         if query_sets.is_empty() {
             return Vec::new();

@@ -244,10 +244,10 @@ mod tests {
             },
         );
         assert_eq!(heartbeat.due(None, at(0)), []);
-        assert_eq!(heartbeat.due(Some(&online), at(0)), [online.clone()]);
+        assert_eq!(heartbeat.due(Some(&online), at(0)), std::slice::from_ref(&online));
         assert_eq!(heartbeat.due(Some(&online), at(4_999)), []);
-        assert_eq!(heartbeat.due(Some(&online), at(5_000)), [online.clone()]);
-        assert_eq!(heartbeat.due(Some(&busy), at(5_250)), [busy.clone()]);
+        assert_eq!(heartbeat.due(Some(&online), at(5_000)), std::slice::from_ref(&online));
+        assert_eq!(heartbeat.due(Some(&busy), at(5_250)), std::slice::from_ref(&busy));
         heartbeat.again();
         assert_eq!(heartbeat.due(Some(&busy), at(5_500)), [busy]);
     }

@@ -8,13 +8,16 @@ use tokio::time::Instant;
 
 use crate::credential::TokenError;
 use crate::error::ErrorClass;
-use crate::link::{DialFailure, Issued};
+use crate::link::{CallFailure, DialFailure, Issued};
 use crate::status::{Disconnect, StopReason, TokenStatus};
 
 /// A token is replaced when so much of its time has passed at the latest, whatever its issuer says.
 const LATEST: f64 = 0.9;
 /// Clients whose tokens are replaced at the same time do so within this part of the time before.
 const JITTER: f64 = 0.1;
+
+/// A module that doubts every token has the client ask for one so often at most.
+const SOONEST: Duration = Duration::from_secs(1);
 
 /// How long the token of a connection is good for.
 #[derive(Debug)]
@@ -62,11 +65,12 @@ impl Tenure {
         self.refresh_at
     }
 
-    /// Another one is to be asked for at once: this one is accepted no more.
-    pub(super) fn is_refused(&mut self, now: Instant) {
+    /// The module accepts it no more, or for less: another one is to be asked for at once, or will say why there is
+    /// none.
+    pub(super) fn is_doubted(&mut self, now: Instant) {
         // After a failure the wait stands.
         if self.failures == 0 {
-            self.refresh_at = self.refresh_at.min(now);
+            self.refresh_at = self.refresh_at.min(now.max(self.issued.asked_at + SOONEST));
         }
     }
 
@@ -150,6 +154,16 @@ pub(super) fn has_aged(code: RefusalCode) -> bool {
     matches!(code, RefusalCode::TokenExpired | RefusalCode::TokenTooOld)
 }
 
+impl CallFailure {
+    /// Whether the module refused for the age of the token.
+    pub(super) fn is_of_aged_token(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => has_aged(refusal.code),
+            Self::Failed(_) => false,
+        }
+    }
+}
+
 /// Whether a call that was refused so means that the session is over, and not only this call.
 pub(super) fn ends_session(code: RefusalCode) -> bool {
     matches!(
@@ -198,21 +212,26 @@ mod tests {
         assert_eq!(tenure.count_failure(), 1);
         tenure.try_again_at(at(110));
         assert!(!tenure.is_due(at(109)) && tenure.is_due(at(110)));
-        tenure.is_refused(at(105));
+        tenure.is_doubted(at(105));
         assert!(
             !tenure.is_due(at(105)),
-            "a refusal does not cut the wait after a failure short"
+            "a doubt does not cut the wait after a failure short"
         );
         assert!(!tenure.has_ended(at(199)) && tenure.has_ended(at(200)));
         assert_eq!(tenure.status().failures, 1);
     }
 
     #[test]
-    fn a_refusal_makes_a_token_due_at_once() {
+    fn a_token_that_is_doubted_is_due_at_once_but_not_over_and_over() {
         let start = Instant::now();
         let mut tenure = Tenure::new(issued(100, 200, start), 0.0);
-        tenure.is_refused(start);
-        assert!(tenure.is_due(start));
+        tenure.is_doubted(start);
+        assert!(!tenure.is_due(start) && tenure.is_due(start + SOONEST));
+        let mut tenure = Tenure::new(issued(100, 200, start), 0.0);
+        let later = start + 2 * SOONEST;
+        assert!(!tenure.is_due(later));
+        tenure.is_doubted(later);
+        assert!(tenure.is_due(later));
     }
 
     #[test]

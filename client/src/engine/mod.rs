@@ -358,6 +358,8 @@ impl Engine {
             Inbound::GrantLost { stream_key } => {
                 if let Some(at) = self.by_key.get(&stream_key).copied() {
                     self.step(at, Input::GrantLost);
+                    // The issuer knows why: the session may be revoked, or ended by the host's clock.
+                    self.doubt_token_if(true);
                 }
             }
             Inbound::Frame { stream_key, frame } => {
@@ -419,9 +421,7 @@ impl Engine {
                 return Err(StopReason::Refused(refusal));
             }
             Err(CallFailure::Refused(refusal)) => {
-                if access::has_aged(refusal.code) {
-                    self.token_refused(now);
-                }
+                self.doubt_token_if(access::has_aged(refusal.code));
                 Input::ReadRefused(refusal)
             }
             Err(CallFailure::Failed(detail)) => {
@@ -433,13 +433,13 @@ impl Engine {
         Ok(())
     }
 
-    /// The module accepts the token no more, though its time is not over by our reckoning.
-    fn token_refused(&mut self, now: Instant) {
-        self.held = None;
-        if let Net::Up(up) = &mut self.net
-            && let Some(tenure) = &mut up.tenure
-        {
-            tenure.is_refused(now);
+    /// What the module does says that the token is good no more, or for less, though its time is not over by our
+    /// reckoning.
+    fn doubt_token_if(&mut self, doubted: bool) {
+        let Net::Up(up) = &mut self.net else { return };
+        if let Some(tenure) = up.tenure.as_mut().filter(|_| doubted) {
+            tenure.is_doubted(Instant::now());
+            self.held = None;
             self.token_changed = true;
         }
     }
@@ -449,6 +449,7 @@ impl Engine {
             Ok(()) => self.counters.acks += 1,
             Err(failure) => {
                 self.counters.acks_refused += 1;
+                self.doubt_token_if(failure.is_of_aged_token());
                 tracing::debug!(stream = %self.followers[at].id, %seq, ?failure, "an acknowledgement was refused");
             }
         }

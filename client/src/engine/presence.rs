@@ -43,6 +43,7 @@ impl Engine {
             Ok(()) => self.counters.heartbeats += 1,
             Err(failure) => {
                 self.counters.heartbeats_refused += 1;
+                self.doubt_token_if(failure.is_of_aged_token());
                 tracing::debug!(?failure, "the presence was refused");
             }
         }

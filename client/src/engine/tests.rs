@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use crate::fake_host::{FakeHost, stream};
 use crate::presence::{OfflineReason, Presence, PresenceStatus, Presences};
 use crate::{
-    AccessToken, ClientConfig, Credential, Phase, SqliteStore, Status, StopReason, SyncClient, TokenError, WantedToken,
+    AccessToken, ClientConfig, Credential, Phase, SqliteStore, Status, StopReason, StreamPhase, SyncClient, TokenError,
+    WantedToken,
 };
 
 const SECONDS: Duration = Duration::from_secs(20);
@@ -482,4 +483,29 @@ async fn a_session_says_that_it_is_there_over_connections_and_that_it_leaves() {
         host.seen().said[4..],
         ["online", "offline"].map(|status| said(status, "couch"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_loses_a_grant_asks_the_issuer_why() {
+    let host = FakeHost::start(5).await;
+    let revoked = Give::No(TokenError::refused(RefusalCode::TokenRevoked, "revoked"));
+    let run = Run::start(&host, &[Give::Token(60_000, 80_000), revoked]).await;
+    run.until_live().await;
+    host.take_grant(&token(1));
+    assert_eq!(run.stopped().await.refusal(), Some(RefusalCode::TokenRevoked));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_ended_by_the_hosts_clock_comes_back_with_a_new_token() {
+    let host = FakeHost::start(5).await;
+    let run = Run::start(&host, &[]).await;
+    run.until_live().await;
+    host.take_grant(&token(1));
+    run.until("forbidden", |status| {
+        matches!(status.streams[&stream()].phase, StreamPhase::Forbidden { .. })
+    })
+    .await;
+    host.append();
+    let (status, _) = run.end().await;
+    assert_eq!((status.counters.refreshes, status.counters.reconnects), (1, 0));
 }
