@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod follower;
+pub mod issuer;
 pub mod lane;
 pub mod load;
 pub mod postgres;

@@ -1,7 +1,7 @@
 //! What a module offers its clients: public tables, reducers, procedures and the types they are made of. Read from the
 //! schema of a published module, and from the generated bindings, so that the two can be compared.
 //!
-//! Nothing that no client sees is in it: private tables, indexes, sequences, row filters, lifecycle reducers.
+//! Nothing that no client sees is in it: private tables, indexes, sequences, row filters, lifecycle and scheduled reducers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -54,6 +54,15 @@ pub struct Field {
     pub r#type: String,
 }
 
+/// The reducers that a table calls when its rows are due. A client cannot.
+pub fn scheduled(schema: &Value) -> anyhow::Result<BTreeSet<String>> {
+    array(&schema["tables"])?
+        .iter()
+        .filter_map(|table| table["schedule"].get("some"))
+        .map(|schedule| text(&schedule["reducer_name"]))
+        .collect()
+}
+
 impl Surface {
     /// Out of what `GET schema?version=9` answers.
     pub fn of_schema(schema: &Value) -> anyhow::Result<Self> {
@@ -82,8 +91,9 @@ impl Surface {
                 surface.tables.insert(name, of_table(table, row, columns)?);
             }
         }
+        let scheduled = scheduled(schema)?;
         for reducer in array(&schema["reducers"])? {
-            if reducer["lifecycle"].get("some").is_none() {
+            if reducer["lifecycle"].get("some").is_none() && !scheduled.contains(&text(&reducer["name"])?) {
                 surface
                     .reducers
                     .insert(text(&reducer["name"])?, fields(&reducer["params"]["elements"], &names)?);

@@ -3,5 +3,5 @@
 mod authority;
 mod contract;
 mod faults;
-mod hostile;
+pub(crate) mod hostile;
 mod publish;

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use spacetime_sync_client::rusqlite::Transaction;
-use spacetime_sync_client::{ClientConfig, Event, HandlerError, SqliteStore, StreamId, SyncClient};
+use spacetime_sync_client::{ClientConfig, Credential, Event, HandlerError, SqliteStore, StreamId, SyncClient};
 
 use super::percentile;
 
@@ -66,7 +66,7 @@ struct Seen {
 pub async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
     let started_us = now_us();
     let mut config = ClientConfig::new(&args.uri, &args.database, args.streams.clone());
-    config.token = Some(std::fs::read_to_string(&args.token_file)?.trim().to_owned());
+    config.credential = Credential::Fixed(std::fs::read_to_string(&args.token_file)?.trim().to_owned());
     let mut store = SqliteStore::open(&args.db)?;
     store.connection().execute_batch(
         "CREATE TABLE IF NOT EXISTS tally (stream_id TEXT PRIMARY KEY, events INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT",

@@ -5,7 +5,7 @@ mod access;
 mod appends;
 mod checkpoints;
 mod parties;
-mod visibility;
+pub(crate) mod visibility;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -17,17 +17,17 @@ use spacetime_sync_tests::lane::module_wasm;
 use spacetime_sync_tests::server::Server;
 
 /// The module on a server, with its owner and its bridge, and nothing before or behind it.
-struct Module {
-    server: Server,
-    name: String,
-    owner: Credential,
-    bridge: Credential,
+pub(crate) struct Module {
+    pub(crate) server: Server,
+    pub(crate) name: String,
+    pub(crate) owner: Credential,
+    pub(crate) bridge: Credential,
     _folder: tempfile::TempDir,
 }
 
 /// What a call came to.
 #[derive(Debug, Clone, PartialEq)]
-enum Said {
+pub(crate) enum Said {
     /// It was done; a procedure's value.
     Done(Value),
     /// The module refused, in the lane's own words.
@@ -37,7 +37,7 @@ enum Said {
 }
 
 impl Said {
-    fn code(&self) -> Option<RefusalCode> {
+    pub(crate) fn code(&self) -> Option<RefusalCode> {
         match self {
             Self::Refused(refusal) => Some(refusal.code),
             Self::Done(_) | Self::Failed(..) => None,
@@ -45,7 +45,7 @@ impl Said {
     }
 
     #[track_caller]
-    fn done(self) -> Value {
+    pub(crate) fn done(self) -> Value {
         match self {
             Self::Done(value) => value,
             other => panic!("expected it to be done, found {other:?}"),
@@ -54,7 +54,7 @@ impl Said {
 
     /// The refusal, which says something to a person, too.
     #[track_caller]
-    fn refused(self, code: RefusalCode) -> Refusal {
+    pub(crate) fn refused(self, code: RefusalCode) -> Refusal {
         match self {
             Self::Refused(refusal) if refusal.code == code => {
                 assert!(refusal.message.len() > 10, "{refusal:?}");
@@ -67,7 +67,7 @@ impl Said {
 
 impl Module {
     /// Published and configured.
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let module = Self::start_unconfigured().await;
         module
             .as_owner()
@@ -77,7 +77,7 @@ impl Module {
         module
     }
 
-    async fn start_unconfigured() -> Self {
+    pub(crate) async fn start_unconfigured() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("host");
         std::fs::create_dir(&data).unwrap();
@@ -99,12 +99,12 @@ impl Module {
         module
     }
 
-    fn as_owner(&self) -> Admin {
+    pub(crate) fn as_owner(&self) -> Admin {
         Admin::new(self.server.uri(), &self.name, self.owner.token.clone())
     }
 
     /// A new identity that may read these streams.
-    async fn client(&self, streams: &[&StreamId]) -> Credential {
+    pub(crate) async fn client(&self, streams: &[&StreamId]) -> Credential {
         let client = newcomer(&self.server).await;
         for stream_id in streams {
             self.as_owner().grant(&client.identity, stream_id).await.unwrap();
@@ -113,7 +113,7 @@ impl Module {
     }
 
     /// Calls a reducer or a procedure over HTTP; without a token the server makes up an identity.
-    async fn call(&self, caller: Option<&Credential>, function: &str, arguments: &Value) -> Said {
+    pub(crate) async fn call(&self, caller: Option<&Credential>, function: &str, arguments: &Value) -> Said {
         let request = self.request(caller, &format!("call/{function}")).json(arguments);
         let response = request.send().await.unwrap();
         let (status, text) = (response.status().as_u16(), response.text().await.unwrap());
@@ -128,13 +128,14 @@ impl Module {
                 }
                 Said::Done(value.get("ok").or_else(|| value.get(1)).unwrap().clone())
             }
-            530 => Said::Refused(Refusal::from_wire(&text).unwrap_or_else(|| panic!("no refusal: {text}"))),
+            // The second: not let in.
+            530 | 403 if let Some(refusal) = Refusal::from_wire(&text) => Said::Refused(refusal),
             _ => Said::Failed(status, text),
         }
     }
 
     /// Appends a frame as the bridge does.
-    async fn append(&self, stream_id: &StreamId, events: &[Event], base_chain: &ChainHash) -> Said {
+    pub(crate) async fn append(&self, stream_id: &StreamId, events: &[Event], base_chain: &ChainHash) -> Said {
         self.call(
             Some(&self.bridge),
             "append_sync_events",
@@ -144,7 +145,7 @@ impl Module {
     }
 
     /// The rows that a statement brings, or with what it was refused.
-    async fn sql(&self, caller: Option<&Credential>, statement: &str) -> Result<Vec<Value>, String> {
+    pub(crate) async fn sql(&self, caller: Option<&Credential>, statement: &str) -> Result<Vec<Value>, String> {
         let response = self
             .request(caller, "sql")
             .body(statement.to_owned())
@@ -160,7 +161,7 @@ impl Module {
     }
 
     /// Every row of every table, as the owner sees them.
-    async fn everything(&self) -> Vec<(String, Vec<Value>)> {
+    pub(crate) async fn everything(&self) -> Vec<(String, Vec<Value>)> {
         let mut all = Vec::new();
         for table in self.tables().await {
             let mut rows = self
@@ -174,13 +175,13 @@ impl Module {
     }
 
     /// The names of all tables, private ones, too.
-    async fn tables(&self) -> Vec<String> {
+    pub(crate) async fn tables(&self) -> Vec<String> {
         let schema = self.as_owner().schema().await.unwrap().unwrap();
         let tables = schema["tables"].as_array().unwrap().iter();
         tables.map(|table| table["name"].as_str().unwrap().to_owned()).collect()
     }
 
-    fn request(&self, caller: Option<&Credential>, path: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, caller: Option<&Credential>, path: &str) -> reqwest::RequestBuilder {
         let url = format!("{}/v1/database/{}/{path}", self.server.uri(), self.name);
         let request = reqwest::Client::new().post(url);
         match caller {
@@ -191,18 +192,18 @@ impl Module {
 }
 
 /// Hex, 16 bytes: the shortest that is taken.
-const SECRET: &str = "000102030405060708090a0b0c0d0e0f";
+pub(crate) const SECRET: &str = "000102030405060708090a0b0c0d0e0f";
 
-async fn newcomer(server: &Server) -> Credential {
+pub(crate) async fn newcomer(server: &Server) -> Credential {
     Admin::new_identity(server.uri()).await.unwrap()
 }
 
-fn stream(name: &str) -> StreamId {
+pub(crate) fn stream(name: &str) -> StreamId {
     StreamId::new(name).unwrap()
 }
 
 /// A log of `count` events whose payloads depend on `flavour`.
-fn log(stream_id: &StreamId, count: u64, flavour: u8) -> Vec<Event> {
+pub(crate) fn log(stream_id: &StreamId, count: u64, flavour: u8) -> Vec<Event> {
     let mut chain = ChainHash::genesis(stream_id);
     (1..=count)
         .map(|seq| {
@@ -234,17 +235,17 @@ fn chain_before(stream_id: &StreamId, log: &[Event], seq: usize) -> ChainHash {
     }
 }
 
-fn append_arguments(stream_id: &StreamId, events: &[Event], base_chain: &ChainHash) -> Value {
+pub(crate) fn append_arguments(stream_id: &StreamId, events: &[Event], base_chain: &ChainHash) -> Value {
     let frame = hex::encode(Frame::encode(events));
     json!([stream_id.as_str(), events[0].seq.get(), column(base_chain), frame])
 }
 
 /// A chain hash as an argument of 256 bits.
-fn column(chain: &ChainHash) -> String {
+pub(crate) fn column(chain: &ChainHash) -> String {
     format!("0x{}", hex::encode(chain.as_bytes()))
 }
 
 /// An identity as an argument.
-fn identity(credential: &Credential) -> Value {
+pub(crate) fn identity(credential: &Credential) -> Value {
     json!({ "__identity__": format!("0x{}", credential.identity) })
 }

@@ -1,0 +1,342 @@
+//! Who is let in.
+
+use serde_json::{Value, json};
+use spacetime_sync_bridge::stdb::admin::{Admin, Credential};
+use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode};
+use spacetime_sync_tests::issuer::{Issuer, now};
+
+use super::{Guarded, SWEEP_MS, bearer};
+use crate::lane::hostile::{Module, Said, append_arguments, identity, log, newcomer, stream};
+
+/// Tries every door: a reducer, a procedure, SQL and a WebSocket.
+async fn refused_everywhere(guarded: &Guarded, who: Option<&Credential>, code: Option<RefusalCode>, what: &str) {
+    let module = &guarded.module;
+    for (function, arguments) in [
+        ("read_events", json!(["user:7:notes", 0])),
+        ("read_heads", json!([["user:7:notes"]])),
+        ("ack_checkpoint", json!(["user:7:notes", 0, "0x0"])),
+        ("upsert_presence", json!(["s1", "n1", "online", "", []])),
+    ] {
+        let said = module.call(who, function, &arguments).await;
+        match code {
+            Some(_) => assert_eq!(said.code(), code, "{what}: {function}: {said:?}"),
+            None => assert!(
+                matches!(said, Said::Failed(400..=431, _)),
+                "{what}: {function}: {said:?}"
+            ),
+        }
+    }
+    for table in module.tables().await {
+        let refused = module.sql(who, &format!("SELECT * FROM {table}")).await.unwrap_err();
+        let said = Refusal::from_wire(&refused).map(|refusal| refusal.code);
+        assert_eq!(said, code, "{what}: {table}: {refused}");
+    }
+    assert!(!connects(module, who).await, "{what}: a WebSocket");
+}
+
+/// Whether a WebSocket is let in.
+async fn connects(module: &Module, who: Option<&Credential>) -> bool {
+    let (said, answer) = tokio::sync::mpsc::unbounded_channel();
+    let failed = said.clone();
+    let built = spacetime_sync_bindings::DbConnection::builder()
+        .with_uri(module.server.uri())
+        .with_database_name(module.name.as_str())
+        .with_token(who.map(|who| who.token.expose()))
+        .on_connect(move |_, _, _| said.send(true).unwrap_or_default())
+        .on_disconnect(move |_, _| failed.send(false).unwrap_or_default())
+        .build();
+    let Ok(connection) = built else { return false };
+    let pump = tokio::spawn(async move { connection.run_async().await });
+    let mut answer = answer;
+    let let_in = tokio::time::timeout(std::time::Duration::from_secs(20), answer.recv()).await;
+    pump.abort();
+    let_in.expect("the host lets in or hangs up").unwrap_or(false)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_token_of_the_issuer_is_not_let_in() {
+    let guarded = Guarded::start().await;
+    let (module, issuer) = (&guarded.module, &guarded.issuer);
+    let id = stream("user:7:notes");
+    module
+        .append(&id, &log(&id, 2, 1), &ChainHash::genesis(&id))
+        .await
+        .done();
+    let good = issuer.claims("7", "s1", &["user:7:*"]);
+    let with = |field: &str, value: Value| {
+        let mut claims = good.clone();
+        claims[field] = value;
+        issuer.sign(&claims)
+    };
+    let without = |field: &str| {
+        let mut claims = good.clone();
+        claims.as_object_mut().unwrap().remove(field);
+        issuer.sign(&claims)
+    };
+    let other = Issuer::start().await.unwrap();
+    let mut elsewhere = good.clone();
+    elsewhere["iss"] = json!(other.url);
+    let stranger = newcomer(&module.server).await;
+
+    // The server itself refuses what is not signed, and tells nobody more.
+    for (what, token) in [
+        ("algorithm none", issuer.unsigned(&good)),
+        ("HS256 with the public key", issuer.sign_with_public_key(&good)),
+        ("another key under the same name", issuer.forge(&good)),
+        ("an unknown key", issuer.sign_as("unknown", &good)),
+        ("a token that ended long ago", with("exp", json!(now() - 120))),
+        ("an end that is no number", with("exp", json!("soon"))),
+        ("no subject", without("sub")),
+        ("no time", without("iat")),
+        ("rubbish", "a.b.c".to_owned()),
+    ] {
+        refused_everywhere(&guarded, Some(&bearer(token)), None, what).await;
+    }
+    for (what, token, code) in [
+        ("another issuer", other.sign(&elsewhere), RefusalCode::Unauthorized),
+        (
+            "another audience",
+            with("aud", json!("sessions")),
+            RefusalCode::InvalidToken,
+        ),
+        (
+            "another kind",
+            with("oa_claims_version", json!("oa_session_v1")),
+            RefusalCode::InvalidToken,
+        ),
+        ("no id", without("jti"), RefusalCode::MissingJti),
+        ("no end", without("exp"), RefusalCode::InvalidToken),
+        ("no beginning", without("nbf"), RefusalCode::InvalidToken),
+        (
+            "a beginning that is no number",
+            with("nbf", json!("now")),
+            RefusalCode::InvalidToken,
+        ),
+        // The server allows a minute more; the module does not.
+        (
+            "an end ten seconds ago",
+            with("exp", json!(now() - 10)),
+            RefusalCode::TokenExpired,
+        ),
+        (
+            "signed in the far future",
+            with("iat", json!(now() + 3_600)),
+            RefusalCode::TokenNotYetValid,
+        ),
+        (
+            "good in the far future",
+            with("nbf", json!(now() + 200)),
+            RefusalCode::TokenNotYetValid,
+        ),
+        (
+            "good for a day",
+            with("exp", json!(now() + 86_400)),
+            RefusalCode::TokenTooOld,
+        ),
+        (
+            "another session's subject",
+            with("sub", json!("user:7/session:s2")),
+            RefusalCode::InvalidToken,
+        ),
+        (
+            "the bridge's subject",
+            with("sub", json!("service:bridge")),
+            RefusalCode::InvalidScope,
+        ),
+        (
+            "the bridge's scope",
+            with("oa_sync_scopes", json!(["sync.append"])),
+            RefusalCode::InvalidScope,
+        ),
+        (
+            "a prefix that ends within a name",
+            with("oa_sync_streams", json!(["user:7*"])),
+            RefusalCode::InvalidToken,
+        ),
+        (
+            "every stream there is",
+            with("oa_sync_streams", json!(["*"])),
+            RefusalCode::InvalidToken,
+        ),
+        (
+            "a quote in a stream",
+            with("oa_sync_streams", json!(["a' OR '1'='1"])),
+            RefusalCode::InvalidToken,
+        ),
+        (
+            "a look-alike",
+            with("oa_sync_streams", json!(["us\u{435}r:7:*"])),
+            RefusalCode::InvalidToken,
+        ),
+        (
+            "a build that is none",
+            with("oa_client_build_id", json!("1.0")),
+            RefusalCode::InvalidClientBuild,
+        ),
+        (
+            "20 KB of claims",
+            with("oa_client_surface", json!("x".repeat(20_000))),
+            RefusalCode::Unauthorized,
+        ),
+    ] {
+        refused_everywhere(&guarded, Some(&bearer(token)), Some(code), what).await;
+    }
+    refused_everywhere(&guarded, None, Some(RefusalCode::Unauthorized), "nobody").await;
+    refused_everywhere(
+        &guarded,
+        Some(&stranger),
+        Some(RefusalCode::Unauthorized),
+        "an identity of the server",
+    )
+    .await;
+    // So much does not even fit a request: the server answers, or hangs up.
+    let megabyte = bearer(with("oa_client_surface", json!("x".repeat(1 << 20))));
+    let page = module
+        .request(Some(&megabyte), "call/read_events")
+        .json(&json!(["user:7:notes", 0]))
+        .send()
+        .await;
+    assert!(page.is_err() || page.is_ok_and(|page| page.status().is_client_error()));
+    assert!(!connects(module, Some(&megabyte)).await);
+    assert_eq!(guarded.grants().await, 0, "nobody left anything behind");
+
+    // And the same with nothing changed is let in.
+    assert!(connects(module, Some(&guarded.with(&good))).await);
+    let page = module
+        .call(Some(&guarded.with(&good)), "read_events", &json!(["user:7:notes", 0]))
+        .await;
+    assert_eq!(page.done()[1], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_and_whom_they_granted_a_stream_by_hand_are_let_in_without_a_token() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let id = stream("user:7:notes");
+    let by_hand = module.client(&[&id]).await;
+    module
+        .append(&id, &log(&id, 2, 1), &ChainHash::genesis(&id))
+        .await
+        .done();
+    for who in [&module.owner, &module.bridge, &by_hand] {
+        assert!(connects(module, Some(who)).await);
+        let page = module.call(Some(who), "read_events", &json!([id.as_str(), 0])).await;
+        assert_eq!(page.done()[1], 2);
+    }
+    module.as_owner().revoke(&by_hand.identity, &id).await.unwrap();
+    let said = module
+        .call(Some(&by_hand), "read_events", &json!([id.as_str(), 0]))
+        .await;
+    said.refused(RefusalCode::Unauthorized);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bridge_may_come_by_token_and_only_as_the_bridge() {
+    let guarded = Guarded::start().await;
+    let (module, issuer) = (&guarded.module, &guarded.issuer);
+    let service = spacetimedb_sdk::Identity::from_claims(&issuer.url, "service:bridge");
+    module.as_owner().configure(&service.to_hex(), "").await.unwrap();
+    let id = stream("runtime.run.1.events");
+    let append = append_arguments(&id, &log(&id, 1, 1), &ChainHash::genesis(&id));
+    let token = |claims: &Value| guarded.with(claims);
+
+    let client = guarded.session("7", "s1", &["runtime.run.1.events"]);
+    let operators = [
+        ("append_sync_events", append.clone()),
+        ("grant_stream", json!([identity(&module.bridge), id.as_str()])),
+        ("revoke_stream", json!([identity(&module.bridge), id.as_str()])),
+        ("revoke_session", json!(["s1"])),
+        ("read_heads", json!([[id.as_str()]])),
+        ("set_compatibility", json!(["20200101T000000Z", "", 1, 9])),
+    ];
+    for (function, arguments) in &operators {
+        let said = module.call(Some(&client), function, arguments).await;
+        said.refused(RefusalCode::Unauthorized);
+    }
+    let mut ended = issuer.service();
+    ended["exp"] = json!(now() - 5);
+    let said = module.call(Some(&token(&ended)), "append_sync_events", &append).await;
+    said.refused(RefusalCode::TokenExpired);
+    // The identity that was configured before is the bridge no more.
+    let said = module.call(Some(&module.bridge), "append_sync_events", &append).await;
+    said.refused(RefusalCode::Unauthorized);
+    for (function, arguments) in &operators {
+        module
+            .call(Some(&token(&issuer.service())), function, arguments)
+            .await
+            .done();
+    }
+    let owner_only = json!([issuer.url, "openagents-sync", SWEEP_MS]);
+    for who in [&client, &token(&issuer.service())] {
+        let said = module.call(Some(who), "trust_issuer", &owner_only).await;
+        assert!(
+            matches!(said.code(), Some(RefusalCode::Unauthorized | RefusalCode::TokenRevoked)),
+            "{said:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_every_scenario_of_the_fixture_are_let_in_or_refused_as_it_says() {
+    let guarded = Guarded::start().await;
+    let (module, issuer) = (&guarded.module, &guarded.issuer);
+    let scenarios: Vec<Value> =
+        serde_json::from_str(include_str!("../../../proto/fixtures/compatibility.json")).unwrap();
+    assert!(scenarios.len() >= 15);
+    for (number, scenario) in scenarios.iter().enumerate() {
+        let (window, client) = (&scenario["window"], &scenario["client"]);
+        let arguments = json!([
+            window["min_client_build_id"],
+            window["max_client_build_id"],
+            window["min_schema_version"],
+            window["max_schema_version"],
+        ]);
+        module
+            .call(Some(&module.owner), "set_compatibility", &arguments)
+            .await
+            .done();
+        let mut claims = issuer.claims("7", &format!("s{number}"), &["user:7:*"]);
+        claims["oa_client_build_id"] = client["client_build_id"].clone();
+        claims["oa_protocol_version"] = client["protocol_version"].clone();
+        claims["oa_schema_version"] = client["schema_version"].clone();
+        let who = guarded.with(&claims);
+        let said = module
+            .call(Some(&who), "read_events", &json!(["user:7:notes", 0]))
+            .await;
+        match scenario["expected"]["code"].as_str() {
+            // Let in; the stream does not exist yet.
+            None => assert_eq!(said.code(), Some(RefusalCode::ForbiddenStream), "{scenario}"),
+            Some(code) => {
+                let found = said.code().map(|code| serde_json::to_value(code).unwrap());
+                assert_eq!(found, Some(json!(code)), "{scenario}");
+            }
+        }
+    }
+    for wrong in [
+        json!(["2026", "", 1, 1]),
+        json!(["20260101T000000Z", "20250101T000000Z", 1, 1]),
+        json!(["20260101T000000Z", "", 2, 1]),
+    ] {
+        let said = module.call(Some(&module.owner), "set_compatibility", &wrong).await;
+        said.refused(RefusalCode::InvalidArgument);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuer_that_is_none_is_not_trusted() {
+    let module = Module::start().await;
+    for wrong in [
+        json!(["sync.example", "openagents-sync", 1_000]),
+        json!(["", "openagents-sync", 1_000]),
+        json!(["https://sync.example", "", 1_000]),
+        json!(["https://sync.example", "openagents-sync", 1]),
+        json!(["https://sync.example", "openagents-sync", 3_600_000]),
+    ] {
+        let said = module.call(Some(&module.owner), "trust_issuer", &wrong).await;
+        said.refused(RefusalCode::InvalidArgument);
+    }
+    // Nothing is shut yet.
+    let stranger = newcomer(&module.server).await;
+    let admin = Admin::new(module.server.uri(), &module.name, stranger.token.clone());
+    admin.check_contract().await.unwrap();
+}

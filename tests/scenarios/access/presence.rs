@@ -1,0 +1,143 @@
+//! Which sessions are there.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use spacetime_sync_bridge::stdb::admin::Credential;
+use spacetime_sync_proto::{ChainHash, RefusalCode};
+
+use super::Guarded;
+use crate::lane::hostile::{log, stream};
+
+impl Guarded {
+    async fn beat(&self, who: &Credential, session: &str, status: &str, serves: &[&str]) {
+        let said = self.say(who, session, status, serves).await;
+        assert_eq!(said, None);
+    }
+
+    async fn say(&self, who: &Credential, session: &str, status: &str, serves: &[&str]) -> Option<RefusalCode> {
+        let arguments = json!([session, format!("node-of-{session}"), status, "eu", serves]);
+        self.module.call(Some(who), "upsert_presence", &arguments).await.code()
+    }
+
+    /// Session, status and reason of every presence that a caller sees, each once.
+    async fn seen(&self, who: &Credential) -> Vec<[String; 3]> {
+        let statement = "SELECT session_id, status, reason FROM session_presence";
+        let rows = self.module.sql(Some(who), statement).await.unwrap();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let mut seen: Vec<_> = rows
+            .iter()
+            .map(|row| [text(&row[0]), text(&row[1]), text(&row[2])])
+            .collect();
+        seen.sort();
+        seen.dedup();
+        seen
+    }
+}
+
+fn is(session: &str, status: &str, reason: &str) -> [String; 3] {
+    [session, status, reason].map(str::to_owned)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_seen_by_its_user_and_by_who_reads_a_stream_that_it_serves() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let run = stream("runtime.run.1.events");
+    module
+        .append(&run, &log(&run, 1, 1), &ChainHash::genesis(&run))
+        .await
+        .done();
+    let worker = guarded.session("7", "worker", &["runtime.run.1.events"]);
+    let desktop = guarded.session("7", "desktop", &["user:7:*"]);
+    let reader = guarded.session("8", "reader", &["runtime.run.*"]);
+    let elsewhere = guarded.session("9", "elsewhere", &["runtime.run.2.events", "user:9:*"]);
+
+    guarded.beat(&worker, "worker", "online", &[]).await;
+    let online = [is("worker", "online", "")];
+    assert_eq!(guarded.seen(&desktop).await, online);
+    assert_eq!(guarded.seen(&reader).await, [[""; 3]; 0]);
+    guarded.beat(&worker, "worker", "online", &[run.as_str()]).await;
+    for who in [&worker, &desktop, &reader] {
+        assert_eq!(guarded.seen(who).await, online);
+    }
+    assert_eq!(guarded.seen(&elsewhere).await, [[""; 3]; 0]);
+    guarded.beat(&reader, "reader", "away", &[]).await;
+    assert_eq!(
+        guarded.seen(&worker).await,
+        online,
+        "it serves nothing, and is another user's"
+    );
+
+    guarded.beat(&worker, "worker", "offline", &[run.as_str()]).await;
+    assert_eq!(
+        guarded.seen(&desktop).await,
+        [is("worker", "offline", "explicit_offline")]
+    );
+    assert_eq!(
+        guarded.seen(&reader).await[1],
+        is("worker", "offline", "explicit_offline")
+    );
+    guarded.beat(&worker, "worker", "busy", &[]).await;
+    assert_eq!(guarded.seen(&desktop).await, [is("worker", "busy", "")]);
+    assert_eq!(
+        guarded.seen(&reader).await,
+        [is("reader", "away", "")],
+        "it serves the stream no more"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_speaks_for_itself_alone() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let [one, two] = ["one", "two"].map(|session| guarded.session("7", session, &["user:7:*"]));
+    guarded.beat(&one, "one", "online", &[]).await;
+    let refused = Some(RefusalCode::Unauthorized);
+    assert_eq!(
+        guarded.say(&two, "one", "offline", &[]).await,
+        refused,
+        "another session of the same user"
+    );
+    assert_eq!(
+        guarded
+            .say(&guarded.session("8", "three", &[]), "one", "offline", &[])
+            .await,
+        refused
+    );
+    assert_eq!(guarded.say(&module.owner, "one", "offline", &[]).await, refused);
+    assert_eq!(guarded.say(&module.bridge, "one", "offline", &[]).await, refused);
+    let forbidden = Some(RefusalCode::ForbiddenStream);
+    assert_eq!(
+        guarded.say(&two, "two", "online", &["user:8:notes"]).await,
+        forbidden,
+        "a stream that it may not see"
+    );
+    let invalid = Some(RefusalCode::InvalidArgument);
+    assert_eq!(guarded.say(&two, "two", "dancing", &[]).await, invalid);
+    assert_eq!(guarded.say(&two, "two", "online", &["user:*"]).await, invalid);
+    assert_eq!(guarded.seen(&two).await, [is("one", "online", "")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_silent_goes_offline_whatever_else_it_asks_for() {
+    let guarded = Guarded::start().await;
+    let [silent, alive] = ["silent", "alive"].map(|session| guarded.session("7", session, &["user:7:*"]));
+    guarded.beat(&silent, "silent", "online", &[]).await;
+    let began = Instant::now();
+    let went = loop {
+        // Its requests run the lifecycle reducers, and are no heartbeats.
+        guarded.beat(&alive, "alive", "online", &[]).await;
+        let seen = guarded.seen(&silent).await;
+        assert!(seen.contains(&is("alive", "online", "")), "{seen:?}");
+        if seen.contains(&is("silent", "offline", "ttl_expired")) {
+            break began.elapsed();
+        }
+        assert!(seen.contains(&is("silent", "online", "")), "{seen:?}");
+        assert!(began.elapsed() < Duration::from_secs(40), "it never goes offline");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert!(went > Duration::from_secs(29), "{went:?}");
+    guarded.beat(&silent, "silent", "online", &[]).await;
+    assert!(guarded.seen(&alive).await.contains(&is("silent", "online", "")));
+}

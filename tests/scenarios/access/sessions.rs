@@ -1,0 +1,401 @@
+//! What a session sees, and its end.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use spacetime_sync_bridge::stdb::admin::Credential;
+use spacetime_sync_proto::{ChainHash, Event, RefusalCode, StreamId};
+use spacetime_sync_tests::issuer::now;
+use spacetime_sync_tests::lane::wait;
+
+use super::{Guarded, SWEEP_MS};
+use crate::lane::hostile::visibility::Listener;
+use crate::lane::hostile::{Module, Said, column, log, stream};
+
+const SOON: Duration = Duration::from_secs(20);
+
+async fn append_all(module: &Module, id: &StreamId, count: u64) -> Vec<Event> {
+    let events = log(id, count, 1);
+    module.append(id, &events, &ChainHash::genesis(id)).await.done();
+    events
+}
+
+/// Which of these streams a caller may read.
+async fn readable<'a>(module: &Module, who: &Credential, ids: &[&'a StreamId]) -> Vec<&'a str> {
+    let mut readable = Vec::new();
+    for id in ids {
+        let said = module.call(Some(who), "read_events", &json!([id.as_str(), 0])).await;
+        match said.code() {
+            None => readable.push(id.as_str()),
+            Some(code) => assert_eq!(code, RefusalCode::ForbiddenStream, "{id}"),
+        }
+    }
+    let rows = module
+        .sql(Some(who), "SELECT stream_id FROM sync_stream")
+        .await
+        .unwrap();
+    let mut seen: Vec<&str> = rows.iter().map(|row| row[0].as_str().unwrap()).collect();
+    seen.sort_unstable();
+    let mut expected = readable.clone();
+    expected.sort_unstable();
+    assert_eq!(seen, expected, "SQL and procedures agree");
+    readable
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_sees_what_its_token_names_now_and_later_and_nothing_else() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let ids = [
+        "user:1:notes",
+        "user:10:notes",
+        "user:1",
+        "runtime.run.1.events",
+        "runtime.run.2.events",
+        "org:a:x",
+        "org:a:y",
+        "runtime.worker.1.lifecycle",
+    ]
+    .map(stream);
+    let [one, ten, bare, run_1, run_2, org_x, org_y, worker] = &ids;
+    let all: Vec<&StreamId> = ids.iter().collect();
+    for id in [one, ten, run_1, org_x, worker] {
+        append_all(module, id, 2).await;
+    }
+    let patterns = guarded.session("1", "patterns", &["user:1:*", "runtime.run.*"]);
+    let exact = guarded.session("2", "exact", &["user:1", "org:a:y", "runtime.worker.1.lifecycle"]);
+    // Without the scope of their kind, streams of the runtime are not seen.
+    let mut claims = guarded
+        .issuer
+        .claims("3", "scopeless", &["runtime.run.*", "org:a:x", "runtime.run.1.events"]);
+    claims["oa_sync_scopes"] = json!(["sync.subscribe"]);
+    let scopeless = guarded.with(&claims);
+    let mut claims = guarded.issuer.claims("4", "blind", &["org:a:x"]);
+    claims["oa_sync_scopes"] = json!(["sync.checkpoint.write", "runtime.run_events"]);
+    let blind = guarded.with(&claims);
+
+    let held = [one, ten, run_1, org_x, worker];
+    assert_eq!(readable(module, &patterns, &held).await, [one.as_str(), run_1.as_str()]);
+    assert_eq!(readable(module, &exact, &held).await, [""; 0]);
+    assert_eq!(readable(module, &scopeless, &held).await, [org_x.as_str()]);
+    assert_eq!(readable(module, &blind, &held).await, [""; 0]);
+
+    // Streams that come to exist while the sessions are there.
+    for id in [bare, run_2, org_y] {
+        append_all(module, id, 2).await;
+    }
+    let page = module
+        .call(Some(&patterns), "read_events", &json!([run_2.as_str(), 0]))
+        .await;
+    assert_eq!(page.done()[1], 2, "before the session is renewed by anything");
+    assert_eq!(
+        readable(module, &patterns, &all).await,
+        [one.as_str(), run_1.as_str(), run_2.as_str()]
+    );
+    assert_eq!(readable(module, &exact, &all).await, [bare.as_str(), org_y.as_str()]);
+    assert_eq!(readable(module, &scopeless, &all).await, [org_x.as_str()]);
+    assert_eq!(readable(module, &blind, &all).await, [""; 0]);
+    // The bridge's own rights are nobody's.
+    module
+        .call(Some(&patterns), "read_heads", &json!([[one.as_str()]]))
+        .await
+        .refused(RefusalCode::Unauthorized);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledging_asks_for_its_scope() {
+    let guarded = Guarded::start().await;
+    let (module, id) = (&guarded.module, stream("user:7:notes"));
+    let events = append_all(module, &id, 2).await;
+    let ack = json!([id.as_str(), 2, column(&events[1].chain_hash)]);
+    module
+        .call(Some(&guarded.session("7", "s1", &["user:7:*"])), "ack_checkpoint", &ack)
+        .await
+        .done();
+    let mut claims = guarded.issuer.claims("7", "s2", &["user:7:*"]);
+    claims["oa_sync_scopes"] = json!(["sync.subscribe"]);
+    let said = module.call(Some(&guarded.with(&claims)), "ack_checkpoint", &ack).await;
+    said.refused(RefusalCode::MissingScope);
+}
+
+/// A client with a live subscription, and events that go on coming.
+struct Stream<'a> {
+    module: &'a Module,
+    id: StreamId,
+    events: Vec<Event>,
+    appended: usize,
+}
+
+impl<'a> Stream<'a> {
+    async fn start(module: &'a Module, name: &str) -> Self {
+        let id = stream(name);
+        let events = log(&id, 5_000, 1);
+        let mut stream = Self {
+            module,
+            id,
+            events,
+            appended: 0,
+        };
+        stream.append().await;
+        stream
+    }
+
+    async fn append(&mut self) -> u64 {
+        let base = match self.appended {
+            0 => ChainHash::genesis(&self.id),
+            at => self.events[at - 1].chain_hash,
+        };
+        self.module
+            .append(&self.id, &self.events[self.appended..=self.appended], &base)
+            .await
+            .done();
+        self.appended += 1;
+        self.appended as u64
+    }
+
+    async fn listener(&self, who: &Credential) -> Listener {
+        let listener = Listener::connect(self.module, who).await;
+        for table in ["sync_event", "sync_head", "sync_stream", "stream_grant"] {
+            listener.subscribe(&format!("SELECT * FROM {table}")).await.unwrap();
+        }
+        listener
+    }
+
+    /// Appends until a listener hears no more, and says when that was.
+    async fn until_deaf(&mut self, listener: &Listener, limit: Duration) -> Instant {
+        let deadline = Instant::now() + limit;
+        loop {
+            let seq = self.append().await;
+            listener.fence().await;
+            // What it was sent is taken back when the grant goes, and nothing more comes.
+            if listener.guarded() == 0 {
+                return Instant::now();
+            }
+            assert!(listener.last_seq() >= seq, "a live session hears of everything");
+            assert!(Instant::now() < deadline, "it still hears");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_has_ended_sees_nothing_more_on_a_connection_that_is_up() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let mut stream = Stream::start(module, "user:7:notes").await;
+    let lasting = guarded.session("7", "lasting", &["user:7:*"]);
+    let mut claims = guarded.issuer.claims("7", "short", &["user:7:*"]);
+    claims["exp"] = json!(now() + 4);
+    let short = guarded.with(&claims);
+    let ends_in = Duration::from_secs(4);
+    let began = Instant::now();
+    let (brief, long) = (stream.listener(&short).await, stream.listener(&lasting).await);
+    assert_eq!([brief.last_seq(), long.last_seq()], [1, 1]);
+
+    let deaf = stream.until_deaf(&brief, SOON).await;
+    let late = deaf.duration_since(began).saturating_sub(ends_in);
+    eprintln!("a session's end was carried out {late:?} after it, looked for every {SWEEP_MS} ms");
+    assert!(
+        late < Duration::from_millis(u64::from(SWEEP_MS)) + Duration::from_secs(2),
+        "{late:?}"
+    );
+    for _ in 0..20 {
+        let seq = stream.append().await;
+        brief.fence().await;
+        assert_eq!(brief.guarded(), 0);
+        wait(SOON, "the other session of the same user hears", || {
+            long.last_seq() == seq
+        })
+        .await;
+    }
+    let read = json!([stream.id.as_str(), 0]);
+    module
+        .call(Some(&short), "read_events", &read)
+        .await
+        .refused(RefusalCode::TokenExpired);
+    module.call(Some(&lasting), "read_events", &read).await.done();
+
+    // A new token of the same session takes it up again, on the connection that was there, too.
+    let fresh = guarded.session("7", "short", &["user:7:*"]);
+    module.call(Some(&fresh), "read_events", &read).await.done();
+    let seq = stream.append().await;
+    wait(SOON, "the session hears again", || brief.last_seq() == seq).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_session_sees_nothing_more_and_does_not_come_back() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let mut stream = Stream::start(module, "user:7:notes").await;
+    let [revoked, other] = ["s1", "s2"].map(|session| guarded.session("7", session, &["user:7:*"]));
+    let (gone, stays) = (stream.listener(&revoked).await, stream.listener(&other).await);
+    let grants = guarded.grants().await;
+
+    for _ in 0..2 {
+        module
+            .call(Some(&module.owner), "revoke_session", &json!(["s1"]))
+            .await
+            .done();
+        gone.fence().await;
+        assert_eq!(gone.guarded(), 0, "what was delivered is taken back");
+        let seq = stream.append().await;
+        wait(SOON, "the other session hears", || stays.last_seq() == seq).await;
+        gone.fence().await;
+        assert_eq!(gone.guarded(), 0);
+    }
+    assert_eq!(guarded.grants().await, grants - 2);
+
+    let read = json!([stream.id.as_str(), 0]);
+    let renewed = guarded.session("7", "s1", &["user:7:*"]);
+    for who in [&revoked, &renewed] {
+        module
+            .call(Some(who), "read_events", &read)
+            .await
+            .refused(RefusalCode::TokenRevoked);
+        module
+            .call(Some(who), "upsert_presence", &json!(["s1", "n", "online", "", []]))
+            .await
+            .refused(RefusalCode::TokenRevoked);
+    }
+    module.call(Some(&other), "read_events", &read).await.done();
+    // A session can be revoked before it was ever seen.
+    module
+        .call(Some(&module.owner), "revoke_session", &json!(["s3"]))
+        .await
+        .done();
+    let early = guarded.session("7", "s3", &["user:7:*"]);
+    module
+        .call(Some(&early), "read_events", &read)
+        .await
+        .refused(RefusalCode::TokenRevoked);
+    for wrong in ["", "a/b", "a b"] {
+        module
+            .call(Some(&module.owner), "revoke_session", &json!([wrong]))
+            .await
+            .refused(RefusalCode::InvalidArgument);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_token_of_a_session_says_what_it_may() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let ids = ["user:7:a", "user:7:b"].map(stream);
+    let all: Vec<&StreamId> = ids.iter().collect();
+    for id in &ids {
+        append_all(module, id, 1).await;
+    }
+    let token = |signed: u64, streams: &[&str]| {
+        let mut claims = guarded.issuer.claims("7", "s1", streams);
+        claims["iat"] = json!(now() - 100 + signed);
+        claims["nbf"] = json!(now() - 100);
+        guarded.with(&claims)
+    };
+    let (old, newer, newest) = (
+        token(1, &["user:7:*"]),
+        token(2, &["user:7:a"]),
+        token(3, &["user:7:b", "user:7:c"]),
+    );
+    assert_eq!(readable(module, &old, &all).await, ["user:7:a", "user:7:b"]);
+    assert_eq!(readable(module, &newer, &all).await, ["user:7:a"]);
+    assert_eq!(
+        readable(module, &old, &all).await,
+        ["user:7:a"],
+        "an old token brings nothing back"
+    );
+    assert_eq!(readable(module, &newest, &all).await, ["user:7:b"]);
+    assert_eq!(readable(module, &newer, &all).await, ["user:7:b"]);
+    // What was granted by hand stays.
+    let identity = spacetimedb_sdk::Identity::from_claims(&guarded.issuer.url, "user:7/session:s1").to_hex();
+    module.as_owner().grant(&identity, &ids[0]).await.unwrap();
+    assert_eq!(
+        readable(module, &token(4, &["user:7:b"]), &all).await,
+        ["user:7:a", "user:7:b"]
+    );
+    module
+        .call(Some(&module.owner), "revoke_session", &json!(["s1"]))
+        .await
+        .done();
+    let grants = module
+        .sql(Some(&module.owner), "SELECT * FROM stream_grant")
+        .await
+        .unwrap();
+    assert_eq!(grants.len(), 1, "{grants:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_one_device_and_one_users() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let read = json!(["user:7:a", 0]);
+    let code = async |claims: &Value| {
+        module
+            .call(Some(&guarded.with(claims)), "read_events", &read)
+            .await
+            .code()
+    };
+    let first = guarded.issuer.claims("7", "s1", &["user:7:*"]);
+    assert_eq!(
+        code(&first).await,
+        Some(RefusalCode::ForbiddenStream),
+        "let in; there is no such stream"
+    );
+    let mut second = guarded.issuer.claims("7", "s1", &["user:7:*"]);
+    second["oa_device_id"] = json!("another");
+    assert_eq!(code(&second).await, Some(RefusalCode::SessionBound));
+    let thief = guarded.issuer.claims("8", "s1", &["user:7:*"]);
+    assert_eq!(code(&thief).await, Some(RefusalCode::SessionBound));
+    assert_eq!(code(&first).await, Some(RefusalCode::ForbiddenStream));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_of_sessions_is_the_owners_to_see() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let who = guarded.session("7", "s1", &["user:7:*"]);
+    module
+        .call(Some(&module.owner), "revoke_session", &json!(["s2"]))
+        .await
+        .done();
+    module
+        .call(Some(&who), "upsert_presence", &json!(["s1", "n", "online", "", []]))
+        .await
+        .done();
+    let by_hand = module.client(&[&stream("user:8:notes")]).await;
+    for table in [
+        "sync_session",
+        "grant_pattern",
+        "revoked_session",
+        "access_sweep",
+        "sync_trust",
+    ] {
+        let statement = format!("SELECT * FROM {table}");
+        assert!(
+            !module.sql(Some(&module.owner), &statement).await.unwrap().is_empty(),
+            "{table}"
+        );
+        for caller in [&who, &module.bridge, &by_hand] {
+            let refused = module.sql(Some(caller), &statement).await.unwrap_err();
+            assert!(refused.contains("no such table"), "{table}: {refused}");
+        }
+    }
+    // What anyone who is let in can read names no user, no session and no stream.
+    let grants = json!(module.sql(Some(&by_hand), "SELECT * FROM stream_grant").await.unwrap()).to_string();
+    assert!(grants.len() > 100, "{grants}");
+    for name in ["user", "notes", "s1"] {
+        assert!(!grants.contains(name), "{grants}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_but_the_database_sweeps() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let who = guarded.session("7", "s1", &["user:7:*"]);
+    let due = json!([{ "sweep_id": 1, "scheduled_at": { "Interval": { "__time_duration_micros__": 1 } } }]);
+    for caller in [&who, &module.owner, &module.bridge] {
+        let said = module.call(Some(caller), "sweep_access", &due).await;
+        // Newer hosts do not even offer it.
+        let refused = said.code() == Some(RefusalCode::Unauthorized) || matches!(said, Said::Failed(404, _));
+        assert!(refused, "{said:?}");
+    }
+}
