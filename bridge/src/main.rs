@@ -1,16 +1,24 @@
 //! `spacetime-sync`: the bridge daemon and the operator's tool.
 
+mod cli;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use spacetime_sync_bridge::auth::Issuer;
+use spacetime_sync_bridge::auth::keys::now;
+use spacetime_sync_bridge::auth::revocation::Messenger;
 use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::config::{Config, read_token};
-use spacetime_sync_bridge::publish::{Request, build_module, identity, publish};
+use spacetime_sync_bridge::publish::identity;
 use spacetime_sync_bridge::status::Status;
-use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
+use spacetime_sync_bridge::stdb::admin::Admin;
+use spacetime_sync_bridge::stdb::link::Target;
+use spacetime_sync_bridge::stdb::tokens::TokenSource;
 use spacetime_sync_bridge::{http, pump};
 use spacetime_sync_proto::StreamId;
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,7 +51,13 @@ enum Command {
         database_url: String,
     },
     /// Publish or update the module, and tell it which identity the bridge has.
-    Publish(PublishArgs),
+    Publish(cli::publish::PublishArgs),
+    /// The keys that sync tokens are signed with.
+    #[command(subcommand)]
+    Keys(cli::keys::KeysCommand),
+    /// Session credentials, signed with a key of your own: to try things, and for scripts.
+    #[command(subcommand)]
+    Session(cli::session::SessionCommand),
     /// Let an identity read a stream.
     Grant(GrantArgs),
     /// Take that right away.
@@ -66,46 +80,9 @@ enum ConfigCommand {
 }
 
 #[derive(Args)]
-struct ServerArgs {
-    /// http://host:port of the SpacetimeDB server.
-    #[arg(long)]
-    uri: String,
-    /// Name of the database.
-    #[arg(long)]
-    database: String,
-}
-
-#[derive(Args)]
-struct PublishArgs {
-    #[command(flatten)]
-    server: ServerArgs,
-    /// Token of the owner. A new identity is made when the file is not there.
-    #[arg(long)]
-    token_file: PathBuf,
-    /// Token of the bridge. A new identity is made when the file is not there.
-    #[arg(long)]
-    bridge_token_file: PathBuf,
-    /// A module that is built already.
-    #[arg(long, conflicts_with = "module")]
-    wasm: Option<PathBuf>,
-    /// Folder of the module, to build it.
-    #[arg(long, default_value = "module")]
-    module: PathBuf,
-    /// Allow a change that disconnects clients.
-    #[arg(long)]
-    break_clients: bool,
-    /// Delete everything the database holds and begin anew. The bridge publishes it again.
-    #[arg(long, conflicts_with = "break_clients")]
-    delete_data: bool,
-    /// Print the report as one JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
 struct GrantArgs {
     #[command(flatten)]
-    server: ServerArgs,
+    server: cli::ServerArgs,
     /// Token of the owner or of the bridge.
     #[arg(long)]
     token_file: PathBuf,
@@ -149,6 +126,8 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Config(ConfigCommand::Check { config }) => {
             let config = load(config)?;
             config.token()?;
+            config.admin_token()?;
+            Issuer::open(&config)?;
             println!("{config:#?}");
             Ok(())
         }
@@ -157,7 +136,9 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             println!("the database has all migrations of this build");
             Ok(())
         }
-        Command::Publish(args) => publish_module(args).await,
+        Command::Publish(args) => cli::publish::publish_module(args).await,
+        Command::Keys(command) => cli::keys::execute(command, now()),
+        Command::Session(command) => cli::session::execute(command, now()),
         Command::Grant(args) => {
             let admin = admin(&args)?;
             for stream in &args.streams {
@@ -202,12 +183,39 @@ fn admin(args: &GrantArgs) -> anyhow::Result<Admin> {
 
 async fn run(config: Config) -> anyhow::Result<()> {
     let status = Arc::new(Status::new(config.bridge.stall_after()));
+    let issuer = Issuer::open(&config)?.map(Arc::new);
+    let tokens = match (config.token()?, &issuer) {
+        (Some(token), _) => TokenSource::Fixed(token),
+        (None, Some(issuer)) => TokenSource::Signed(issuer.service().clone()),
+        (None, None) => anyhow::bail!("neither a token of the bridge nor an issuer that signs one"),
+    };
+    let target = Target {
+        uri: config.spacetimedb.uri.clone(),
+        database: config.spacetimedb.database.clone(),
+        tokens: tokens.clone(),
+        compatibility: issuer.as_ref().map(|issuer| issuer.window().clone()),
+        deadline: Duration::from_millis(config.bridge.connect_deadline_ms),
+    };
+    let messenger = issuer
+        .as_ref()
+        .map(|_| Messenger::new(&target.uri, &target.database, tokens));
+    if let (Some(issuer), Some(messenger), Some(issuing)) = (&issuer, &messenger, &config.issuer) {
+        tokio::spawn(keep_keys(issuer.clone(), issuing.keys_reload()));
+        let (issuer, messenger) = (issuer.clone(), messenger.clone());
+        tokio::spawn(async move { issuer.tell_revocations(messenger).await });
+    }
+    let side = http::Side {
+        status: status.clone(),
+        issuer: issuer.clone(),
+        messenger,
+        admin: config.admin_token()?.as_ref().map(http::AdminToken::new),
+    };
     let (stop, stopping) = watch::channel(false);
     let listener = tokio::net::TcpListener::bind(config.http.listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.http.listen))?;
     tracing::info!(http = %listener.local_addr()?, "listening");
-    tokio::spawn(axum::serve(listener, http::router(status.clone())).into_future());
+    tokio::spawn(http::server::serve(listener, http::router(side)));
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::spawn(async move {
         tokio::select! {
@@ -218,43 +226,17 @@ async fn run(config: Config) -> anyhow::Result<()> {
         // Kept, so that the receivers never see it gone before the process ends.
         std::future::pending::<()>().await;
     });
-    pump::run(config, status, stopping).await?;
+    pump::run(config, target, status, issuer, stopping).await?;
     tracing::info!("stopped");
     Ok(())
 }
 
-async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
-    let wasm = match &args.wasm {
-        Some(path) => std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
-        None => build_module(&args.module).await?,
-    };
-    let breaking = match (args.break_clients, args.delete_data) {
-        (false, false) => Breaking::Refuse,
-        (true, _) => Breaking::DisconnectClients,
-        (false, true) => Breaking::DeleteData,
-    };
-    let report = publish(Request {
-        uri: args.server.uri,
-        database: args.server.database,
-        owner_token: args.token_file,
-        bridge_token: args.bridge_token_file,
-        wasm,
-        breaking,
-    })
-    .await?;
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-        return Ok(());
+/// Looks again and again for keys that came or went.
+async fn keep_keys(issuer: Arc<Issuer>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let issuer = issuer.clone();
+        // Files are read in a thread where that holds up nobody. A panic there is told by the panic itself.
+        let _ = tokio::task::spawn_blocking(move || issuer.keys().reload()).await;
     }
-    println!(
-        "{} database {}",
-        if report.created { "created" } else { "updated" },
-        report.database
-    );
-    println!("owner  {}\nbridge {}", report.owner, report.bridge);
-    if report.changes.is_empty() {
-        println!("the schema is the same as before");
-    }
-    report.changes.iter().for_each(|change| println!("  {change}"));
-    Ok(())
 }

@@ -25,12 +25,32 @@ pub struct Request {
     pub database: String,
     /// Token of the owner. Made with a new identity if there is no such file.
     pub owner_token: PathBuf,
-    /// Token of the bridge. Made with a new identity if there is no such file.
-    pub bridge_token: PathBuf,
+    /// Which identity the bridge has.
+    pub bridge: Bridge,
     /// The module.
     pub wasm: Vec<u8>,
     /// How far a change may go.
     pub breaking: Breaking,
+}
+
+/// How the bridge proves itself.
+#[derive(Debug, Clone)]
+pub enum Bridge {
+    /// With the token in this file. Made with a new identity if there is no such file.
+    TokenFile(PathBuf),
+    /// With tokens that it signs, as it signs those of clients.
+    Issuer(Trust),
+}
+
+/// Whose tokens the module is to trust.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    /// `iss`
+    pub issuer: String,
+    /// `aud`
+    pub audience: String,
+    /// How often the module looks for sessions that have ended.
+    pub sweep_every_ms: u32,
 }
 
 /// What changed.
@@ -96,14 +116,21 @@ pub enum PublishError {
 pub async fn publish(request: Request) -> Result<Report, PublishError> {
     must_be_wasm(&request.wasm)?;
     let owner = token_or_new(&request.uri, &request.owner_token).await?;
-    let bridge = token_or_new(&request.uri, &request.bridge_token).await?;
-    let bridge_identity = identity(&request.bridge_token, &bridge)?;
+    let bridge_identity = match &request.bridge {
+        Bridge::TokenFile(path) => identity(path, &token_or_new(&request.uri, path).await?)?,
+        Bridge::Issuer(trust) => crate::auth::service::identity(&trust.issuer),
+    };
     let owner_identity = identity(&request.owner_token, &owner)?;
     let admin = Admin::new(&request.uri, &request.database, owner);
     let before = admin.schema().await?;
     admin.publish(request.wasm, request.breaking).await?;
     let after = admin.schema().await?;
     configure(&admin, &bridge_identity).await?;
+    if let Bridge::Issuer(trust) = &request.bridge {
+        admin
+            .trust_issuer(&trust.issuer, &trust.audience, trust.sweep_every_ms)
+            .await?;
+    }
     // Makes sure that what runs is what this build talks to.
     admin.check_contract().await?;
     let (held, holds) = (parts(before.as_ref()), parts(after.as_ref()));

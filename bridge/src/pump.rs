@@ -17,8 +17,9 @@ use spacetime_sync_proto::{ChainHash, Seq, StreamId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::auth::Issuer;
 use crate::authority::{Authority, AuthorityError, Leadership, StreamPosition};
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::core::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, Prepared, prepare};
 use crate::status::{Role, Status};
 use crate::stdb::StdbError;
@@ -40,27 +41,27 @@ const INPUTS_PER_TURN: usize = 256;
 /// Why the bridge ends by itself: a person must change something.
 #[derive(Debug, thiserror::Error)]
 pub enum PumpError {
-    /// The configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// The authority.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
 }
 
-/// Runs until told to stop, then finishes what is in flight.
-pub async fn run(config: Config, status: Arc<Status>, mut stop: watch::Receiver<bool>) -> Result<(), PumpError> {
-    let token = config.token()?;
-    let target = Target {
-        uri: config.spacetimedb.uri.clone(),
-        database: config.spacetimedb.database.clone(),
-        token,
-        deadline: Duration::from_millis(config.bridge.connect_deadline_ms),
-    };
+/// Runs until told to stop, then finishes what is in flight. The issuer, if there is one, is given the authority as soon
+/// as there is one.
+pub async fn run(
+    config: Config,
+    target: Target,
+    status: Arc<Status>,
+    issuer: Option<Arc<Issuer>>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), PumpError> {
     let authority = tokio::select! {
         connected = connect_authority(&config, &status) => connected?,
         _ = stopped(&mut stop) => return Ok(()),
     };
+    if let (Some(issuer), Some(issuing)) = (&issuer, &config.issuer) {
+        issuer.attach(authority.beside(issuing.pool_size));
+    }
     loop {
         let lead = if config.bridge.lead {
             tokio::select! {
@@ -71,9 +72,15 @@ pub async fn run(config: Config, status: Arc<Status>, mut stop: watch::Receiver<
             None
         };
         status.role(Role::Leading);
-        let ended = Pump::new(&config, authority.clone(), status.clone(), target.clone())
-            .lead(lead, &mut stop)
-            .await;
+        let ended = Pump::new(
+            &config,
+            authority.clone(),
+            status.clone(),
+            target.clone(),
+            issuer.clone(),
+        )
+        .lead(lead, &mut stop)
+        .await;
         match ended {
             Ended::Stopped => {
                 authority.close().await;
@@ -169,6 +176,7 @@ struct Pump<'a> {
     authority: Authority,
     status: Arc<Status>,
     target: Target,
+    issuer: Option<Arc<Issuer>>,
     core: Core,
     wire: Wire,
     backoff: Backoff,
@@ -192,7 +200,13 @@ struct Pump<'a> {
 }
 
 impl<'a> Pump<'a> {
-    fn new(config: &'a Config, authority: Authority, status: Arc<Status>, target: Target) -> Self {
+    fn new(
+        config: &'a Config,
+        authority: Authority,
+        status: Arc<Status>,
+        target: Target,
+        issuer: Option<Arc<Issuer>>,
+    ) -> Self {
         let (news, inbox) = mpsc::unbounded_channel();
         let (answers, answered) = mpsc::unbounded_channel();
         let ledger = Ledger::start(authority.clone(), {
@@ -204,6 +218,7 @@ impl<'a> Pump<'a> {
             authority,
             status,
             target,
+            issuer,
             core: Core::new(config.core_limits()),
             wire: Wire::Down,
             backoff: Backoff::new(),
@@ -329,6 +344,9 @@ impl<'a> Pump<'a> {
                     return self.unconnected("closed as soon as it was up".to_owned());
                 }
                 self.status.link(Ok(()));
+                if let Some(issuer) = &self.issuer {
+                    issuer.revocations.relinked();
+                }
                 self.calls.clear();
                 self.wire = Wire::Up {
                     link: Arc::new(link),

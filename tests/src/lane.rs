@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::config::read_token;
-use spacetime_sync_bridge::publish::{Request, publish};
+use spacetime_sync_bridge::publish::{Bridge as BridgeProof, Request, publish};
 use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
 use spacetime_sync_proto::StreamId;
 
@@ -93,7 +93,7 @@ impl Lane {
             uri: self.server.uri().to_owned(),
             database: self.name.clone(),
             owner_token: self.path("owner.token"),
-            bridge_token: self.path("bridge.token"),
+            bridge: BridgeProof::TokenFile(self.path("bridge.token")),
             wasm: module_wasm()?,
             breaking,
         };

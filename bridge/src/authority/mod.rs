@@ -4,6 +4,7 @@
 //! class retry. Every call is bounded in time, so that a dead network never holds the bridge up.
 //! What it never does: verify hashes and chains (the core does), or write to the log except where `append` is called.
 
+mod access;
 mod connections;
 mod error;
 mod leadership;
@@ -20,6 +21,7 @@ use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::time::timeout;
 
+pub use access::{Access, AccessQuestion, BoundSession};
 pub use error::AuthorityError;
 pub use leadership::Leadership;
 pub use wake::WakeListener;
@@ -81,6 +83,15 @@ impl Authority {
         };
         connections.run("the check of the schema", check).await?;
         Ok(Self { connections })
+    }
+
+    /// The same database with connections of its own, so that one kind of work never waits for another's turn.
+    #[must_use]
+    pub fn beside(&self, pool_size: usize) -> Self {
+        let (server, options) = (self.connections.server().to_owned(), self.connections.options().clone());
+        Self {
+            connections: Arc::new(Connections::new(server, options, pool_size)),
+        }
     }
 
     /// Applies the migrations that the database lacks. Several at once are safe.

@@ -468,6 +468,8 @@ impl Core {
         let attempts = self.streams.get(&stream_id).map_or(0, |stream| stream.attempts);
         let drain = match refusal.code.class() {
             RefusalClass::Fatal => return out.push(Effect::DropLink(refusal)),
+            // Says nothing about the stream: a link with a fresh token may do.
+            RefusalClass::Retry if is_about_the_token(refusal.code) => return out.push(Effect::DropLink(refusal)),
             RefusalClass::Retry if attempts < self.limits.attempts => Drain::Learn,
             RefusalClass::Retry => Drain::Halt(HaltReason::Refused(refusal)),
             RefusalClass::Reject => Drain::Halt(HaltReason::Refused(refusal)),
@@ -614,6 +616,14 @@ impl Core {
 
 /// The shortest rest of a stream that failed.
 const REST: Duration = Duration::from_millis(50);
+
+/// Whether a refusal was for the bridge's own credential, whatever was asked.
+fn is_about_the_token(code: RefusalCode) -> bool {
+    matches!(
+        code,
+        RefusalCode::TokenExpired | RefusalCode::TokenNotYetValid | RefusalCode::TokenTooOld
+    )
+}
 
 /// What a refusal means that is none: a text that is not ours.
 pub fn foreign_refusal(text: &str) -> Refusal {

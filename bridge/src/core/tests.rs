@@ -309,11 +309,20 @@ fn what_is_not_acknowledged_when_the_link_breaks_is_sent_again() {
 
 #[test]
 fn what_makes_every_call_fail_drops_the_link() {
-    let mut bench = Bench::new();
-    bench.found("a", 0, 2);
-    let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
-    let out = bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::Unauthorized)));
-    assert!(matches!(&out[..], [Effect::DropLink(why)] if why.code == RefusalCode::Unauthorized));
+    for code in [
+        RefusalCode::Unauthorized,
+        RefusalCode::TokenRevoked,
+        // A fresh token may do, and the stream has nothing to do with it.
+        RefusalCode::TokenExpired,
+        RefusalCode::TokenNotYetValid,
+        RefusalCode::TokenTooOld,
+    ] {
+        let mut bench = Bench::new();
+        bench.found("a", 0, 2);
+        let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+        let out = bench.step(Input::Refused(sent[0].0, refusal(code)));
+        assert!(matches!(&out[..], [Effect::DropLink(why)] if why.code == code));
+    }
 }
 
 #[test]

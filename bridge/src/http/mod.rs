@@ -1,148 +1,87 @@
-//! The bridge's HTTP side: how it is, and what it counts.
+//! The bridge's HTTP side: how it is and what it counts, tokens and the keys that verify them, and what an admin may do.
+//!
+//! Whoever has no business below `/internal/` is told no more than 401, whether or not there is something.
+
+mod admin;
+mod discovery;
+mod health;
+mod metrics;
+mod refusal;
+pub mod server;
+mod token;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Json, Response};
-use axum::routing::get;
-use serde_json::json;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH, TOKEN_PATH};
 
+use crate::auth::Issuer;
+use crate::auth::denial::Denial;
+use crate::auth::revocation::Messenger;
 use crate::status::Status;
+use refusal::{not_found, refuse};
+
+pub use admin::AdminToken;
+
+/// Largest body of a request.
+const BODY_BYTES: usize = 64 * 1024;
+/// How long a request may take, reading its body included.
+const REQUEST_LIMIT: Duration = Duration::from_secs(15);
+
+/// What the routes stand on.
+#[derive(Debug)]
+pub struct Side {
+    /// How the bridge is.
+    pub status: Arc<Status>,
+    /// Who issues tokens; none if nobody does.
+    pub issuer: Option<Arc<Issuer>>,
+    /// Who tells the module of revocations; none if nobody issues tokens.
+    pub messenger: Option<Messenger>,
+    /// The credential of an admin; none if nobody is one.
+    pub admin: Option<AdminToken>,
+}
 
 /// The routes.
-pub fn router(status: Arc<Status>) -> Router {
-    Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .route("/internal/v1/spacetime/sync/metrics", get(metrics_json))
-        .with_state(status)
-}
-
-/// 503 when there is work and no progress.
-async fn healthz(State(status): State<Arc<Status>>) -> Response {
-    let health = status.health();
-    (code(health.healthy), Json(health)).into_response()
-}
-
-/// 503 until both sides are connected.
-async fn readyz(State(status): State<Arc<Status>>) -> Response {
-    let health = status.health();
-    (code(health.ready), Json(health)).into_response()
-}
-
-fn code(good: bool) -> StatusCode {
-    if good {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
+pub fn router(side: Side) -> Router {
+    let side = Arc::new(side);
+    let mut router = Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(metrics::text))
+        .route(admin::METRICS_PATH, get(metrics::json))
+        .route(discovery::DOCUMENT_PATH, get(discovery::document))
+        .route(discovery::KEYS_PATH, get(discovery::keys))
+        .route(TOKEN_PATH, post(token::token).fallback(no_such_method))
+        .route(REVOKE_PATH, post(admin::revoke).fallback(no_such_method));
+    for route in RETIRED_ROUTES {
+        router = router.route(route, any(not_found));
     }
+    router
+        .fallback(not_found)
+        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .layer(middleware::from_fn_with_state(side.clone(), admin::guard))
+        .layer(middleware::from_fn(bounded))
+        .with_state(side)
 }
 
-/// In the text format of Prometheus.
-async fn metrics(State(status): State<Arc<Status>>) -> Response {
-    let (counters, load) = status.snapshot();
-    let health = status.health();
-    let mut text = String::new();
-    for (name, kind, help, value) in [
-        (
-            "published_events_total",
-            "counter",
-            "Events acknowledged as durable.",
-            counters.published_events,
-        ),
-        (
-            "published_frames_total",
-            "counter",
-            "Frames acknowledged as durable.",
-            counters.published_frames,
-        ),
-        (
-            "refused_calls_total",
-            "counter",
-            "Calls refused by the module.",
-            counters.refused_calls,
-        ),
-        (
-            "lost_calls_total",
-            "counter",
-            "Calls that failed otherwise.",
-            counters.lost_calls,
-        ),
-        (
-            "links_total",
-            "counter",
-            "Times the link to SpacetimeDB was made.",
-            counters.links,
-        ),
-        (
-            "authority_failures_total",
-            "counter",
-            "Looks at the authority that failed.",
-            counters.authority_failures,
-        ),
-        ("polls_total", "counter", "Looks for dirty streams.", counters.polls),
-        ("wakes_total", "counter", "Wake-ups by the authority.", counters.wakes),
-        (
-            "lag_events",
-            "gauge",
-            "Events committed and not yet published.",
-            health.lag_events,
-        ),
-        (
-            "calls_in_flight",
-            "gauge",
-            "Calls not yet acknowledged.",
-            load.calls as u64,
-        ),
-        (
-            "bytes_under_way",
-            "gauge",
-            "Bytes read and not yet acknowledged.",
-            load.bytes as u64,
-        ),
-        (
-            "busy_streams",
-            "gauge",
-            "Streams with something to do.",
-            load.busy_streams as u64,
-        ),
-        (
-            "halted_streams",
-            "gauge",
-            "Streams that go no further until a person looks.",
-            health.halted.len() as u64,
-        ),
-        (
-            "healthy",
-            "gauge",
-            "1 unless there is work and no progress.",
-            u64::from(health.healthy),
-        ),
-        (
-            "ready",
-            "gauge",
-            "1 when both sides are connected.",
-            u64::from(health.ready),
-        ),
-    ] {
-        text += &format!("# HELP spacetime_sync_{name} {help}\n# TYPE spacetime_sync_{name} {kind}\n");
-        text += &format!("spacetime_sync_{name} {value}\n");
-    }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+/// Gives up on a request that takes too long, and keeps answers out of caches unless they say otherwise.
+async fn bounded(request: Request, next: Next) -> Response {
+    let answer = tokio::time::timeout(REQUEST_LIMIT, next.run(request)).await;
+    let mut response = answer.unwrap_or_else(|_| refuse(&Denial::unavailable("the request took too long")));
+    let headers = response.headers_mut();
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
-/// The same for people and scripts.
-async fn metrics_json(State(status): State<Arc<Status>>) -> Response {
-    let (counters, load) = status.snapshot();
-    let health = status.health();
-    let bridge = json!({
-        "calls_in_flight": load.calls,
-        "bytes_under_way": load.bytes,
-        "busy_streams": load.busy_streams,
-    });
-    Json(json!({ "transport": "spacetime_ws", "counters": counters, "bridge": bridge, "health": health }))
-        .into_response()
+async fn no_such_method(State(_): State<Arc<Side>>) -> Response {
+    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response()
 }

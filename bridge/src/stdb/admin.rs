@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use spacetime_sync_proto::access::Window;
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::{Refusal, StreamId};
 
@@ -76,6 +77,12 @@ impl Admin {
             database: database.to_owned(),
             token,
         }
+    }
+
+    /// The same database with another token, over the same connections.
+    #[must_use]
+    pub fn with_token(&self, token: Secret) -> Self {
+        Self { token, ..self.clone() }
     }
 
     /// Asks a server for a new identity.
@@ -212,6 +219,23 @@ impl Admin {
     pub async fn configure(&self, bridge: &str, key_secret: &str) -> Result<(), StdbError> {
         self.call("configure", json!([{ "__identity__": prefixed(bridge) }, key_secret]))
             .await
+    }
+
+    /// Says whose tokens the module trusts, and how often it looks for sessions that have ended.
+    pub async fn trust_issuer(&self, issuer: &str, audience: &str, sweep_every_ms: u32) -> Result<(), StdbError> {
+        self.call("trust_issuer", json!([issuer, audience, sweep_every_ms]))
+            .await
+    }
+
+    /// Says which clients the module serves.
+    pub async fn set_compatibility(&self, window: &Window) -> Result<(), StdbError> {
+        let arguments = json!([
+            window.min_client_build_id,
+            window.max_client_build_id,
+            window.min_schema_version,
+            window.max_schema_version,
+        ]);
+        self.call("set_compatibility", arguments).await
     }
 
     /// Lets an identity read a stream.

@@ -4,17 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spacetime_sync_bindings::{DbConnection, append_sync_events, read_heads};
+use spacetime_sync_proto::access::Window;
 use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId};
 use spacetimedb_sdk::{Compression, DbContext};
 use tokio::sync::{mpsc, oneshot};
 
 use super::admin::Admin;
+use super::tokens::TokenSource;
 use super::{StdbError, chain_from_column, chain_to_column};
-use crate::config::Secret;
 use crate::core::{CallId, Held, Prepared, foreign_refusal};
 
 /// How long an answer about heads may take.
 const HEADS_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long after a failed renewal the next is tried.
+const RENEW_PAUSE: Duration = Duration::from_secs(5);
 
 /// Where and as whom to connect.
 #[derive(Debug, Clone)]
@@ -23,8 +27,10 @@ pub struct Target {
     pub uri: String,
     /// The database.
     pub database: String,
-    /// The bridge's token.
-    pub token: Secret,
+    /// The bridge's credential.
+    pub tokens: TokenSource,
+    /// Which clients the module is told to serve; none if tokens are not ours.
+    pub compatibility: Option<Window>,
     /// How long connecting may take.
     pub deadline: Duration,
 }
@@ -48,6 +54,7 @@ pub struct Link {
     connection: Arc<DbConnection>,
     answers: mpsc::UnboundedSender<Answer>,
     pump: tokio::task::JoinHandle<()>,
+    renewal: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Link {
@@ -65,9 +72,9 @@ impl Link {
     }
 
     async fn connect_unbounded(target: Target, answers: mpsc::UnboundedSender<Answer>) -> Result<Self, StdbError> {
-        Admin::new(&target.uri, &target.database, target.token.clone())
-            .check_contract()
-            .await?;
+        let token = target.tokens.token()?;
+        let admin = Admin::new(&target.uri, &target.database, token.clone());
+        admin.check_contract().await?;
         let unavailable = |message: String| StdbError::Unavailable {
             uri: target.uri.clone(),
             message,
@@ -76,7 +83,7 @@ impl Link {
         let builder = DbConnection::builder()
             .with_uri(target.uri.as_str())
             .with_database_name(target.database.as_str())
-            .with_token(Some(target.token.expose()))
+            .with_token(Some(token.expose()))
             .with_compression(Compression::None)
             .with_confirmed_reads(true)
             .on_connect(move |_, _, _| {
@@ -98,16 +105,24 @@ impl Link {
                 let _ = answers.send(Answer::Closed(why));
             }
         });
+        let renewal = target
+            .tokens
+            .renew_after()
+            .map(|every| tokio::spawn(renew(admin.clone(), target.tokens.clone(), every)));
         let link = Self {
             target,
             connection,
             answers,
             pump,
+            renewal,
         };
         is_connected
             .await
             .map_err(|_| link.unavailable("closed during the handshake"))?;
         link.may_append().await?;
+        if let Some(window) = &link.target.compatibility {
+            admin.set_compatibility(window).await?;
+        }
         Ok(link)
     }
 
@@ -225,5 +240,32 @@ impl Drop for Link {
     fn drop(&mut self) {
         let _ = self.connection.disconnect();
         self.pump.abort();
+        if let Some(renewal) = &self.renewal {
+            renewal.abort();
+        }
+    }
+}
+
+/// Shows the module a fresh token again and again, over HTTP: it goes by the newest that this identity came with, on
+/// whatever connection, so that the link itself goes on.
+async fn renew(admin: Admin, tokens: TokenSource, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        loop {
+            let renewed = match tokens.token() {
+                Ok(token) => admin.with_token(token).check_contract().await,
+                Err(error) => Err(error),
+            };
+            match renewed {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(
+                        error = crate::pump::chain(&error),
+                        "the bridge's token could not be renewed"
+                    );
+                    tokio::time::sleep(RENEW_PAUSE.min(every)).await;
+                }
+            }
+        }
     }
 }

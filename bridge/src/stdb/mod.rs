@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod link;
+pub mod tokens;
 
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::refusal::RefusalClass;
@@ -27,6 +28,9 @@ pub enum StdbError {
         /// What was asked.
         what: &'static str,
     },
+    /// The bridge signs its own tokens, and no key signs.
+    #[error("no signing key of the bridge is good at the moment; make one with: spacetime-sync keys add --dir DIR")]
+    NoSigner,
     /// The server does not take the token.
     #[error(
         "spacetimedb at {uri} does not accept the token: {message}; is it a token of this server, and not expired?"
@@ -119,7 +123,9 @@ impl StdbError {
     /// What to do about it. Only what a person must mend is fatal.
     pub fn class(&self) -> RefusalClass {
         match self {
-            Self::Unavailable { .. } | Self::TimedOut { .. } | Self::Unexpected { .. } => RefusalClass::Retry,
+            Self::Unavailable { .. } | Self::TimedOut { .. } | Self::Unexpected { .. } | Self::NoSigner => {
+                RefusalClass::Retry
+            }
             Self::Refused(refusal) => refusal.code.class(),
             Self::Unauthorized { .. }
             | Self::Forbidden { .. }

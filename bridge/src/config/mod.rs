@@ -3,23 +3,40 @@
 //! Every key can be set by environment, which wins over the file: `SPACETIME_SYNC__AUTHORITY__URL` is `authority.url`.
 //! A key that does not exist is an error in both places. Secrets are never printed.
 
+mod access;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use spacetime_sync_proto::access::Window;
 use spacetime_sync_proto::limit;
 
 use crate::core::Limits;
+
+pub use access::{IssuerConfig, SessionsConfig, check_issuer_url};
 
 /// Prefix of the environment's keys.
 pub const ENV_PREFIX: &str = "SPACETIME_SYNC__";
 
 /// A text that is never printed.
-#[derive(Clone, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone)]
 pub struct Secret(String);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // A secret of the environment that happens to read as a number or a truth value. What else it may be is not shown
+        // in the error.
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(text) => Ok(Self(text)),
+            toml::Value::Integer(number) => Ok(Self(number.to_string())),
+            toml::Value::Boolean(truth) => Ok(Self(truth.to_string())),
+            _ => Err(serde::de::Error::custom("expected a text for a secret")),
+        }
+    }
+}
 
 impl Secret {
     /// The text, for the one place that needs it.
@@ -57,6 +74,13 @@ pub struct Config {
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsConfig,
+    /// How tokens are issued; nobody is given one without it.
+    pub issuer: Option<IssuerConfig>,
+    /// Whose session credentials are taken.
+    pub sessions: Option<SessionsConfig>,
+    /// Which clients are served.
+    #[serde(default)]
+    pub compatibility: Window,
 }
 
 /// `[authority]`
@@ -80,7 +104,8 @@ pub struct SpacetimeConfig {
     pub database: String,
     /// File that holds the token of the bridge's identity.
     pub token_file: Option<PathBuf>,
-    /// The token itself, for who keeps secrets in the environment. One of the two is needed.
+    /// The token itself, for who keeps secrets in the environment. One of the two is needed, unless there is an
+    /// `[issuer]`: then the bridge signs its own.
     pub token: Option<Secret>,
 }
 
@@ -88,8 +113,12 @@ pub struct SpacetimeConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConfig {
-    /// Where health and metrics are served.
+    /// Where health, metrics and tokens are served.
     pub listen: SocketAddr,
+    /// The credential of `/internal/…`. Without one nobody is let in there, but to the metrics, which are open then.
+    pub admin_token: Option<Secret>,
+    /// File that holds it.
+    pub admin_token_file: Option<PathBuf>,
 }
 
 /// `[bridge]`
@@ -143,6 +172,8 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            admin_token: None,
+            admin_token_file: None,
         }
     }
 }
@@ -267,10 +298,10 @@ impl Config {
             );
         }
         match (&self.spacetimedb.token, &self.spacetimedb.token_file) {
-            (None, None) => {
+            (None, None) if self.issuer.is_none() => {
                 return value(
                     "spacetimedb.token_file",
-                    "expected this or spacetimedb.token, found neither".to_owned(),
+                    "expected this or spacetimedb.token or a section [issuer], found none of them".to_owned(),
                 );
             }
             (Some(_), Some(_)) => {
@@ -279,8 +310,9 @@ impl Config {
                     "expected this or spacetimedb.token_file, found both".to_owned(),
                 );
             }
-            (Some(_), None) | (None, Some(_)) => {}
+            (Some(_), None) | (None, Some(_)) | (None, None) => {}
         }
+        access::check(self)?;
         let limits = &self.limits;
         for (key, found, least, most) in [
             ("limits.page_events", limits.page_events, 1, 10_000),
@@ -326,12 +358,12 @@ impl Config {
         Ok(())
     }
 
-    /// The token of the bridge's identity, from wherever it is kept.
-    pub fn token(&self) -> Result<Secret, ConfigError> {
+    /// The token of the bridge's identity, from wherever it is kept; none if the bridge signs its own.
+    pub fn token(&self) -> Result<Option<Secret>, ConfigError> {
         match (&self.spacetimedb.token, &self.spacetimedb.token_file) {
-            (Some(token), _) => Ok(token.clone()),
-            (None, Some(path)) => read_token(path),
-            (None, None) => Ok(Secret(String::new())),
+            (Some(token), _) => Ok(Some(token.clone())),
+            (None, Some(path)) => read_token(path).map(Some),
+            (None, None) => Ok(None),
         }
     }
 
@@ -381,7 +413,8 @@ fn overlay(tree: &mut toml::Table, key: &str, path: &str, value: String) -> Resu
         .or_insert_with(|| toml::Value::Table(toml::Table::new()));
     let section = section.as_table_mut().ok_or_else(|| malformed("not a section"))?;
     let parsed = match (value.parse::<i64>(), value.parse::<bool>()) {
-        (Ok(number), _) => toml::Value::Integer(number),
+        // Only what would be written the same: a secret of digits loses no zero.
+        (Ok(number), _) if number.to_string() == value => toml::Value::Integer(number),
         (_, Ok(truth)) => toml::Value::Boolean(truth),
         _ => toml::Value::String(value),
     };
@@ -401,6 +434,45 @@ mod tests {
         database = "lane"
         token_file = "token"
     "#;
+
+    const ACCESS: &str = r#"
+        [issuer]
+        url = "https://lane.example/sync"
+        keys_dir = "keys"
+        [sessions]
+        issuer = "https://app.example"
+        audience = "runtime-sync"
+        public_keys = ["a.pem", "b.pem"]
+        [compatibility]
+        min_client_build_id = "20260101T000000Z"
+    "#;
+
+    #[test]
+    fn with_an_issuer_no_token_is_needed() {
+        let config = load(&format!("{}{ACCESS}", FILE.replace("token_file = \"token\"", "")), &[]).unwrap();
+        assert!(config.token().unwrap().is_none());
+        assert_eq!(config.issuer.unwrap().audience, "openagents-sync");
+        assert_eq!(config.sessions.unwrap().public_keys.len(), 2);
+        assert_eq!(config.compatibility.min_client_build_id, "20260101T000000Z");
+    }
+
+    #[test]
+    fn a_list_of_one_can_come_from_the_environment_and_secrets_of_digits_stay_whole() {
+        let environment = [
+            ("SPACETIME_SYNC__SESSIONS__PUBLIC_KEYS", "only.pem"),
+            ("SPACETIME_SYNC__HTTP__ADMIN_TOKEN", "00000000000000000042"),
+        ];
+        let config = load(&format!("{FILE}{ACCESS}"), &environment).unwrap();
+        assert_eq!(config.admin_token().unwrap().unwrap().expose(), "00000000000000000042");
+        assert_eq!(config.sessions.unwrap().public_keys, [PathBuf::from("only.pem")]);
+    }
+
+    #[test]
+    fn an_admin_credential_that_can_be_guessed_is_refused() {
+        let config = load(&format!("{FILE}[http]\nadmin_token = \"hunter2\""), &[]).unwrap();
+        let error = config.admin_token().unwrap_err().to_string();
+        assert!(error.contains("at least 16") && !error.contains("hunter2"), "{error}");
+    }
 
     fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
         let dir = tempfile::tempdir().unwrap();
@@ -469,7 +541,42 @@ mod tests {
                 vec![],
                 "spacetimedb.uri: expected http://",
             ),
-            (FILE.replace("token_file = \"token\"", ""), vec![], "found neither"),
+            (FILE.replace("token_file = \"token\"", ""), vec![], "found none of them"),
+            (
+                format!("{FILE}\n{}", ACCESS.replace("keys_dir", "#")),
+                vec![],
+                "issuer.keys_dir: expected this or",
+            ),
+            (
+                format!("{FILE}\n{}", ACCESS.replace("runtime-sync\"", "openagents-sync\"")),
+                vec![],
+                "sessions.issuer",
+            ),
+            (
+                format!("{FILE}\n{}", ACCESS.replace("example/sync\"", "example/\"")),
+                vec![],
+                "issuer.url: expected a url without",
+            ),
+            (
+                format!("{FILE}\n{}", ACCESS.replace("public_keys", "#")),
+                vec![],
+                "sessions.public_keys: expected this or",
+            ),
+            (
+                format!("{FILE}\n[sessions]\nissuer = \"a\"\naudience = \"b\""),
+                vec![],
+                "issuer.url: expected a section",
+            ),
+            (
+                format!("{FILE}\n[compatibility]\nmin_client_build_id = \"1\""),
+                vec![],
+                "min_client_build_id: expected",
+            ),
+            (
+                format!("{FILE}\n[http]\nadmin_token = [\"hunter2\"]"),
+                vec![],
+                "expected a text for a secret",
+            ),
             (
                 FILE.replace("[authority]", "[authorities]"),
                 vec![],
@@ -486,7 +593,10 @@ mod tests {
     #[test]
     fn no_secret_is_printed() {
         let config = load(&FILE.replace("token_file = \"token\"", "token = \"hunter3\""), &[]).unwrap();
-        let printed = format!("{config:?}");
+        let secrets = FILE.replace("token_file = \"token\"", "token = \"hunter3\"");
+        let issuing = ACCESS.replace("keys_dir = \"keys\"", "key = \"hunter4\"");
+        let issuing = load(&format!("{secrets}{issuing}[http]\nadmin_token = \"hunter5\""), &[]).unwrap();
+        let printed = format!("{config:?} {issuing:#?}");
         assert!(!printed.contains("hunter"), "{printed}");
     }
 }

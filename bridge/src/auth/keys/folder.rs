@@ -1,0 +1,289 @@
+//! The folder that signing keys are kept in, one a file.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use super::{KEY_BYTES, KeyError, Ring, SIGNS_IN_SECONDS, SigningKey, moment_from_name, moment_text};
+use crate::config::Secret;
+
+/// Most files of keys that are looked at.
+const FILES: usize = 64;
+
+/// The ring of a folder, or of the one key that has none.
+#[derive(Debug)]
+pub struct KeyFolder {
+    folder: Option<PathBuf>,
+    ring: RwLock<Arc<Ring>>,
+    last: Mutex<Last>,
+}
+
+/// What was found the last time.
+#[derive(Debug, Default)]
+struct Last {
+    keys: BTreeMap<String, Arc<SigningKey>>,
+    /// What was wrong, so that it is told once and not at every look.
+    wrong: Vec<String>,
+}
+
+/// One file of a folder, as an operator is told of it.
+#[derive(Debug)]
+pub struct KeyListing {
+    /// The file's name.
+    pub name: String,
+    /// The key's id and the moment from which it signs, or what is wrong with it.
+    pub key: Result<(String, u64), String>,
+}
+
+impl KeyFolder {
+    /// One key that signs for ever, and no folder.
+    pub fn single(key: SigningKey) -> Self {
+        Self {
+            folder: None,
+            ring: RwLock::new(Arc::new(Ring::new(vec![Arc::new(key)]))),
+            last: Mutex::default(),
+        }
+    }
+
+    /// Reads a folder. One without a key that signs now is refused.
+    pub fn open(folder: &Path, now: u64) -> Result<Self, KeyError> {
+        let keys = Self {
+            folder: Some(folder.to_owned()),
+            ring: RwLock::default(),
+            last: Mutex::default(),
+        };
+        keys.read(folder)?;
+        if keys.ring().signer(now).is_none() {
+            return Err(KeyError::Empty {
+                origin: folder.display().to_string(),
+            });
+        }
+        Ok(keys)
+    }
+
+    /// The keys of the last look.
+    pub fn ring(&self) -> Arc<Ring> {
+        self.ring.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks again. What cannot be read stays as it was.
+    pub fn reload(&self) {
+        let Some(folder) = &self.folder else { return };
+        if let Err(error) = self.read(folder) {
+            tracing::error!(
+                error = crate::pump::chain(&error),
+                "the signing keys cannot be read again"
+            );
+        }
+    }
+
+    fn read(&self, folder: &Path) -> Result<(), KeyError> {
+        let names = names(folder)?;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut keys, mut wrong) = (BTreeMap::new(), Vec::new());
+        for name in names {
+            match load(&folder.join(&name), &name) {
+                Ok(key) => {
+                    // The same key as before is the same value: nothing is made anew in every look.
+                    let known = last.keys.get(&name).filter(|known| known.kid == key.kid);
+                    let key = known.cloned().unwrap_or_else(|| Arc::new(key));
+                    keys.insert(name, key);
+                }
+                Err(error) => {
+                    // A file that is being replaced at this moment does not take its key away.
+                    if let Some(known) = last.keys.get(&name) {
+                        keys.insert(name, known.clone());
+                    }
+                    wrong.push(crate::pump::chain(&error));
+                }
+            }
+        }
+        for message in wrong.iter().filter(|message| !last.wrong.contains(message)) {
+            tracing::error!(message, "a signing key is left out");
+        }
+        if !keys.is_empty() || last.keys.is_empty() {
+            for (name, key) in &keys {
+                if !last.keys.contains_key(name) {
+                    tracing::info!(kid = key.kid, signs_from = moment_text(key.signs_from), "a signing key");
+                }
+            }
+            let ring = Arc::new(Ring::new(keys.values().cloned().collect()));
+            *self.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
+            last.keys = keys;
+        } else if !last.wrong.iter().any(|message| message.contains("empty now")) {
+            wrong.push(format!("{} is empty now: the keys of before stay", folder.display()));
+            tracing::error!(folder = %folder.display(), "no signing key is left: those of before stay");
+        }
+        last.wrong = wrong;
+        Ok(())
+    }
+}
+
+/// Makes a new key in a folder and returns its name and id. It signs in `signs_in` seconds; the first one of a folder
+/// signs at once.
+pub fn add_key(folder: &Path, signs_in: Option<u64>, now: u64) -> Result<(String, String), KeyError> {
+    fs::create_dir_all(folder).map_err(io_error("make", folder))?;
+    let first = names(folder)?.is_empty();
+    let delay = signs_in.unwrap_or(if first { 0 } else { SIGNS_IN_SECONDS });
+    let name = format!("{}.pem", moment_text(now.saturating_add(delay)));
+    let path = folder.join(&name);
+    let pem = SigningKey::generate()?;
+    let key = SigningKey::from_pem(&pem, 0, &name)?;
+    // Written beside it and linked: a reader never meets half a key, and a key that is there is never replaced.
+    let half = folder.join(format!(".{name}.{}", std::process::id()));
+    let written = write(&half, &pem).and_then(|()| fs::hard_link(&half, &path));
+    // If it cannot be removed it is only a file that nobody reads.
+    let _ = fs::remove_file(&half);
+    written.map_err(io_error("write", &path))?;
+    Ok((name, key.kid))
+}
+
+/// Every key of a folder, and what is wrong with those that are none.
+pub fn list_keys(folder: &Path) -> Result<Vec<KeyListing>, KeyError> {
+    let listing = |name: String| {
+        let key = load(&folder.join(&name), &name);
+        KeyListing {
+            name,
+            key: key
+                .map(|key| (key.kid.clone(), key.signs_from))
+                .map_err(|error| crate::pump::chain(&error)),
+        }
+    };
+    Ok(names(folder)?.into_iter().map(listing).collect())
+}
+
+fn write(path: &Path, pem: &Secret) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(pem.expose().as_bytes())?;
+    file.sync_all()
+}
+
+/// Names of what claims to be a key. What begins with a dot is somebody's scaffolding.
+fn names(folder: &Path) -> Result<Vec<String>, KeyError> {
+    let error = || io_error("read", folder);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(error())? {
+        let name = entry.map_err(error())?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".pem") && !name.starts_with('.') {
+            names.push(name);
+        }
+    }
+    names.sort();
+    // The newest matter.
+    let from = names.len().saturating_sub(FILES);
+    Ok(names.split_off(from))
+}
+
+fn load(path: &Path, name: &str) -> Result<SigningKey, KeyError> {
+    let origin = path.display().to_string();
+    let Some(signs_from) = moment_from_name(name) else {
+        return Err(KeyError::Name { origin });
+    };
+    let mut text = String::new();
+    let file = fs::File::open(path).map_err(io_error("read", path))?;
+    file.take(KEY_BYTES)
+        .read_to_string(&mut text)
+        .map_err(io_error("read", path))?;
+    SigningKey::from_pem(&Secret::from(text), signs_from, &origin)
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeyError + use<> {
+    let origin = path.display().to_string();
+    move |source| KeyError::Io { what, origin, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn signer(keys: &KeyFolder, now: u64) -> Option<String> {
+        keys.ring().signer(now).map(|key| key.kid().to_owned())
+    }
+
+    #[test]
+    fn the_first_key_signs_at_once_and_the_next_after_every_cache_has_seen_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (name, first) = add_key(folder.path(), None, NOW).unwrap();
+        let mode = fs::metadata(folder.path().join(&name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let keys = KeyFolder::open(folder.path(), NOW).unwrap();
+        let (_, second) = add_key(folder.path(), None, NOW).unwrap();
+        assert_eq!(
+            signer(&keys, NOW + SIGNS_IN_SECONDS),
+            Some(first.clone()),
+            "not looked at again yet"
+        );
+        keys.reload();
+        assert_eq!(signer(&keys, NOW), Some(first.clone()));
+        assert_eq!(keys.ring().published(NOW).count(), 2);
+        assert_eq!(signer(&keys, NOW + SIGNS_IN_SECONDS - 1), Some(first));
+        assert_eq!(signer(&keys, NOW + SIGNS_IN_SECONDS), Some(second));
+        assert!(
+            add_key(folder.path(), None, NOW).is_err(),
+            "a key that is there is never replaced"
+        );
+        let names = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(names, 2, "no scaffolding is left");
+    }
+
+    #[test]
+    fn a_bad_file_does_not_take_the_ring_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let (name, kid) = add_key(folder.path(), None, NOW).unwrap();
+        for bad in ["20200101T000000Z.pem", "key.pem", "20200101T000001Z.pem"] {
+            fs::write(folder.path().join(bad), "hunter2").unwrap();
+        }
+        let keys = KeyFolder::open(folder.path(), NOW).unwrap();
+        assert_eq!(signer(&keys, NOW), Some(kid.clone()));
+        fs::write(folder.path().join(&name), "half a k").unwrap();
+        keys.reload();
+        assert_eq!(
+            signer(&keys, NOW),
+            Some(kid.clone()),
+            "a file that turns bad keeps its key"
+        );
+        fs::remove_dir_all(folder.path()).unwrap();
+        keys.reload();
+        assert_eq!(signer(&keys, NOW), Some(kid), "a folder that is away keeps its keys");
+    }
+
+    #[test]
+    fn a_key_whose_file_is_removed_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, _) = add_key(folder.path(), Some(0), NOW - 10).unwrap();
+        let (_, second) = add_key(folder.path(), Some(0), NOW).unwrap();
+        let keys = KeyFolder::open(folder.path(), NOW).unwrap();
+        assert_eq!(keys.ring().published(NOW).count(), 2);
+        fs::remove_file(folder.path().join(first)).unwrap();
+        keys.reload();
+        let left: Vec<_> = keys.ring().published(NOW).map(|key| key.kid().to_owned()).collect();
+        assert_eq!(left, [second]);
+    }
+
+    #[test]
+    fn a_folder_without_a_key_that_signs_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            KeyFolder::open(folder.path(), NOW),
+            Err(KeyError::Empty { .. })
+        ));
+        add_key(folder.path(), Some(60), NOW).unwrap();
+        assert!(matches!(
+            KeyFolder::open(folder.path(), NOW),
+            Err(KeyError::Empty { .. })
+        ));
+        assert!(KeyFolder::open(folder.path(), NOW + 60).is_ok());
+        let nowhere = folder.path().join("nowhere");
+        assert!(matches!(KeyFolder::open(&nowhere, NOW), Err(KeyError::Io { .. })));
+    }
+}

@@ -1,0 +1,377 @@
+//! The issuer: gives sync tokens to sessions that prove themselves, for what the authority lets them read.
+//!
+//! What is decided is pure ([`policy`], [`issue`], [`limits`], the schedule of [`keys`]); [`Issuer`] carries it out against
+//! the authority. Everything that is remembered is bounded. It never trusts a request: neither for who asks, nor for what
+//! may be read.
+
+mod cache;
+mod counters;
+pub mod denial;
+pub mod issue;
+pub mod jws;
+pub mod keys;
+pub mod limits;
+pub mod policy;
+pub mod revocation;
+pub mod service;
+pub mod sessions;
+
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use spacetime_sync_proto::access::{ClientVersion, Incompatible, TokenRequest, TokenResponse, Window};
+use spacetime_sync_proto::{Label, RefusalCode};
+
+use crate::authority::{Access, AccessQuestion, Authority, BoundSession};
+use crate::config::Config;
+use cache::AccessCache;
+use denial::Denial;
+use issue::{Names, Order};
+use keys::{KeyError, KeyFolder, SigningKey, now};
+use limits::{Buckets, Rate, network};
+use policy::Wanted;
+use service::ServiceTokens;
+use sessions::{PublicKeyError, Session, SessionVerifier};
+
+pub use counters::{AuthCounters, AuthFailures};
+
+/// Why there is no issuer though one is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum IssuerError {
+    /// The signing keys.
+    #[error("the signing keys")]
+    Keys(#[from] KeyError),
+    /// The keys of the sessions' issuer.
+    #[error("the keys of [sessions]")]
+    Sessions(#[from] PublicKeyError),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Issuer {
+    names: Names,
+    window: Window,
+    keys: Arc<KeyFolder>,
+    sessions: SessionVerifier,
+    asked: Buckets<Label>,
+    failed: Buckets<IpAddr>,
+    cache: AccessCache,
+    authority: OnceLock<Authority>,
+    counters: counters::Totals,
+    service: Arc<ServiceTokens>,
+    pub(crate) revocations: revocation::Outbox,
+}
+
+impl Issuer {
+    /// Reads all keys of the configuration; none if it has no issuer.
+    pub fn open(config: &Config) -> Result<Option<Self>, IssuerError> {
+        let (Some(issuer), Some(sessions)) = (&config.issuer, &config.sessions) else {
+            return Ok(None);
+        };
+        let keys = match (&issuer.key, &issuer.keys_dir) {
+            (Some(pem), _) => KeyFolder::single(SigningKey::from_pem(pem, 0, "issuer.key")?),
+            (None, Some(folder)) => KeyFolder::open(folder, now())?,
+            // The configuration was checked for this.
+            (None, None) => return Ok(None),
+        };
+        let names = Names {
+            issuer: issuer.url.clone(),
+            audience: issuer.audience.clone(),
+        };
+        let (keys, started) = (Arc::new(keys), Instant::now());
+        let service = ServiceTokens::new(keys.clone(), &names, &config.compatibility, issuer.service_ttl_seconds);
+        Ok(Some(Self {
+            names,
+            window: config.compatibility.clone(),
+            keys,
+            sessions: SessionVerifier::new(sessions)?,
+            asked: Buckets::new(
+                Rate::per_minute(issuer.session_per_minute, issuer.session_burst),
+                started,
+            ),
+            failed: Buckets::new(
+                Rate::per_minute(issuer.failures_per_minute, issuer.failures_burst),
+                started,
+            ),
+            cache: AccessCache::new(issuer.policy_cache()),
+            authority: OnceLock::new(),
+            counters: counters::Totals::default(),
+            service: Arc::new(service),
+            revocations: revocation::Outbox::default(),
+        }))
+    }
+
+    /// `iss` and `aud`.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// The signing keys.
+    pub fn keys(&self) -> &KeyFolder {
+        &self.keys
+    }
+
+    /// What signs the bridge's own tokens.
+    pub fn service(&self) -> &Arc<ServiceTokens> {
+        &self.service
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> AuthCounters {
+        self.counters.read()
+    }
+
+    /// From here on there is an authority to ask.
+    pub fn attach(&self, authority: Authority) {
+        // A second one is the same.
+        let _ = self.authority.set(authority);
+    }
+
+    /// Which clients are served.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Whether this client is served.
+    pub fn check_client(&self, client: &ClientVersion) -> Result<(), Box<Incompatible>> {
+        self.window.check(client)
+    }
+
+    /// Who asks, by the value of the header `Authorization`.
+    pub async fn authenticate(&self, authorization: Option<&[u8]>, peer: IpAddr) -> Result<Session, Denial> {
+        let peer = network(peer);
+        let result = match self.failed.peek(&peer, Instant::now()) {
+            Err(wait) => Err(Denial::rate_limited(
+                "too many credentials of this address failed",
+                wait,
+            )),
+            Ok(()) => self.session(authorization).await,
+        };
+        result.map_err(|denial| {
+            let unproven = !matches!(
+                denial.code,
+                RefusalCode::RateLimited | RefusalCode::SyncTokenUnavailable
+            );
+            if unproven {
+                // That it is used up is told with the next credential.
+                let _ = self.failed.take(peer, Instant::now());
+            }
+            self.counted(denial)
+        })
+    }
+
+    async fn session(&self, authorization: Option<&[u8]>) -> Result<Session, Denial> {
+        let Some(value) = authorization else {
+            return Err(Denial::new(
+                RefusalCode::MissingAuthorization,
+                "expected the header Authorization: Bearer, found none",
+            ));
+        };
+        let scheme = || {
+            Denial::new(
+                RefusalCode::InvalidAuthorizationScheme,
+                "expected the header Authorization: Bearer, found another scheme",
+            )
+        };
+        let text = std::str::from_utf8(value).map_err(|_| scheme())?;
+        let (name, token) = text.split_once(' ').ok_or_else(scheme)?;
+        if !name.eq_ignore_ascii_case("bearer") {
+            return Err(scheme());
+        }
+        self.sessions.verify(token.trim(), now()).await
+    }
+
+    /// A token for a session. `client` was checked.
+    pub async fn token(
+        &self,
+        session: &Session,
+        client: &ClientVersion,
+        request: &TokenRequest,
+    ) -> Result<TokenResponse, Denial> {
+        self.grant(session, client, request)
+            .await
+            .inspect(|_| self.counters.minted())
+            .map_err(|denial| self.counted(denial))
+    }
+
+    /// Takes one from the session's bucket. Its body is not even read when there is none.
+    pub fn admit(&self, session: &Session) -> Result<(), Denial> {
+        self.asked
+            .take(session.session_id.clone(), Instant::now())
+            .map_err(|wait| self.counted(Denial::rate_limited("this session asks too often", wait)))
+    }
+
+    /// Counts a refusal of this side that no method of it made.
+    pub fn counted(&self, denial: Denial) -> Denial {
+        self.counters.denied(denial.code);
+        denial
+    }
+
+    async fn grant(
+        &self,
+        session: &Session,
+        client: &ClientVersion,
+        request: &TokenRequest,
+    ) -> Result<TokenResponse, Denial> {
+        let wanted = Wanted::read(request)?;
+        let surface = Label::new(&client.surface)
+            .map_err(|error| Denial::new(RefusalCode::InvalidRequest, format!("the client's surface: {error}")))?;
+        let device_id = device(session, &wanted)?;
+        let question = Arc::new(AccessQuestion {
+            session_id: session.session_id.clone(),
+            user_id: session.user_id.clone(),
+            org_id: session.org_id.clone(),
+            wanted: wanted.streams.clone(),
+        });
+        let asked_at = Instant::now();
+        let (access, epoch) = match self.cache.get(&question, asked_at) {
+            Ok(access) => (access, None),
+            Err(epoch) => {
+                let access = Arc::new(self.ask(self.authority()?.access(&question)).await?);
+                self.cache.put(epoch, question.clone(), access.clone(), asked_at);
+                (access, Some(epoch))
+            }
+        };
+        if let Some(known) = &access.session {
+            bound(known, session, &device_id)?;
+        }
+        let granted = wanted.grant(&access.allowed)?;
+        if access.session.as_ref().is_none_or(|known| known.bound_to.is_none()) {
+            let (authority, user_id) = (self.authority()?, &session.user_id);
+            let known = self
+                .ask(authority.bind_session(&session.session_id, user_id, &device_id))
+                .await?;
+            bound(&known, session, &device_id)?;
+            if let Some(epoch) = epoch {
+                let access = Access {
+                    session: Some(known),
+                    allowed: access.allowed.clone(),
+                };
+                self.cache.put(epoch, question, Arc::new(access), asked_at);
+            }
+        }
+        let now = now();
+        let ring = self.keys.ring();
+        let key = ring
+            .signer(now)
+            .ok_or_else(|| Denial::unavailable("there is no key that signs at the moment"))?;
+        let order = Order {
+            session,
+            device_id: &device_id,
+            client,
+            surface: &surface,
+            granted,
+            ttl_seconds: wanted.ttl_seconds,
+        };
+        issue::issue(key, &self.names, order, now)
+    }
+
+    fn authority(&self) -> Result<&Authority, Denial> {
+        self.authority
+            .get()
+            .ok_or_else(|| Denial::unavailable("the authority is not connected yet"))
+    }
+
+    /// What the authority answers; that it does not is logged here and told without its words.
+    async fn ask<T>(
+        &self,
+        call: impl Future<Output = Result<T, crate::authority::AuthorityError>>,
+    ) -> Result<T, Denial> {
+        call.await.map_err(|error| {
+            tracing::warn!(
+                error = crate::pump::chain(&error),
+                "the authority cannot be asked about a session"
+            );
+            Denial::unavailable("the authority cannot be asked at the moment")
+        })
+    }
+}
+
+/// The device that a request comes from: the session credential's, or, if that names none, the request's.
+fn device(session: &Session, wanted: &Wanted) -> Result<Label, Denial> {
+    match (&session.device_id, &wanted.device_id) {
+        (Some(proven), Some(named)) if proven != named => Err(another_device()),
+        (Some(device_id), _) | (None, Some(device_id)) => Ok(device_id.clone()),
+        (None, None) => Err(Denial::new(
+            RefusalCode::InvalidRequest,
+            "device_id: expected the device, which the session credential does not name",
+        )),
+    }
+}
+
+/// Whether a session that is known may have a token.
+fn bound(known: &BoundSession, session: &Session, device_id: &Label) -> Result<(), Denial> {
+    if known.revoked {
+        return Err(Denial::new(RefusalCode::TokenRevoked, "the session was revoked"));
+    }
+    match &known.bound_to {
+        Some((user_id, device)) if *user_id != session.user_id || device != device_id => Err(another_device()),
+        _ => Ok(()),
+    }
+}
+
+fn another_device() -> Denial {
+    Denial::new(RefusalCode::SessionBound, "the session is bound to another device")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(text: &str) -> Label {
+        Label::new(text).unwrap()
+    }
+
+    fn session(device: Option<&str>) -> Session {
+        Session {
+            user_id: label("7"),
+            session_id: label("s1"),
+            org_id: None,
+            device_id: device.map(label),
+            expires_at: 0,
+        }
+    }
+
+    #[test]
+    fn the_device_is_the_credentials_before_it_is_the_requests() {
+        let wanted = |device: Option<&str>| {
+            let request = TokenRequest {
+                scopes: vec!["sync.subscribe".to_owned()],
+                streams: vec!["a".to_owned()],
+                device_id: device.map(str::to_owned),
+                ..TokenRequest::default()
+            };
+            Wanted::read(&request).unwrap()
+        };
+        for (proven, named, expected) in [
+            (Some("d1"), None, Ok("d1")),
+            (None, Some("d1"), Ok("d1")),
+            (Some("d1"), Some("d1"), Ok("d1")),
+            (Some("d1"), Some("d2"), Err(RefusalCode::SessionBound)),
+            (None, None, Err(RefusalCode::InvalidRequest)),
+        ] {
+            let found = device(&session(proven), &wanted(named)).map_err(|denial| denial.code);
+            assert_eq!(found, expected.map(label), "{proven:?} {named:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_is_served_to_who_it_is_bound_to_until_it_is_revoked() {
+        let bound_to = |user: &str, device: &str| Some((label(user), label(device)));
+        for (bound_to, revoked, expected) in [
+            (None, false, None),
+            (bound_to("7", "d1"), false, None),
+            (bound_to("7", "d2"), false, Some(RefusalCode::SessionBound)),
+            (bound_to("8", "d1"), false, Some(RefusalCode::SessionBound)),
+            (bound_to("7", "d1"), true, Some(RefusalCode::TokenRevoked)),
+            (None, true, Some(RefusalCode::TokenRevoked)),
+        ] {
+            let known = BoundSession { bound_to, revoked };
+            let found = bound(&known, &session(None), &label("d1"))
+                .err()
+                .map(|denial| denial.code);
+            assert_eq!(found, expected, "{known:?}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The bridge's own credential: it signs tokens for itself, which let it append and nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use spacetime_sync_proto::Label;
+use spacetime_sync_proto::access::{CLAIMS_VERSION, SERVICE_SUBJECT, Scope, SyncClaims, Window};
+use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+use spacetimedb_sdk::Identity;
+
+use super::issue::{Names, token_id};
+use super::keys::{KeyFolder, now};
+use crate::config::Secret;
+
+/// What the bridge is called where a token names a user, a session, a device and a kind of client.
+const NAME: &str = "bridge";
+
+/// Signs the bridge's own tokens.
+#[derive(Debug)]
+pub struct ServiceTokens {
+    keys: Arc<KeyFolder>,
+    names: Names,
+    build_id: String,
+    schema_version: u32,
+    ttl_seconds: u64,
+}
+
+impl ServiceTokens {
+    /// With a build and a schema that are served, whichever are: the bridge is no client, and never outdated.
+    pub fn new(keys: Arc<KeyFolder>, names: &Names, window: &Window, ttl_seconds: u64) -> Self {
+        Self {
+            keys,
+            names: names.clone(),
+            build_id: window.min_client_build_id.clone(),
+            schema_version: SCHEMA_VERSION.clamp(window.min_schema_version, window.max_schema_version),
+            ttl_seconds,
+        }
+    }
+
+    /// A token that is good from now on; none while there is no key that signs.
+    pub fn token(&self) -> Option<Secret> {
+        let now = now();
+        let name = Label::new(NAME).ok()?;
+        let claims = SyncClaims {
+            iss: self.names.issuer.clone(),
+            aud: self.names.audience.clone(),
+            sub: SERVICE_SUBJECT.to_owned(),
+            iat: now,
+            nbf: now,
+            exp: now + self.ttl_seconds,
+            jti: token_id(),
+            oa_user_id: name.clone(),
+            oa_org_id: None,
+            oa_session_id: name.clone(),
+            oa_device_id: name.clone(),
+            oa_sync_scopes: vec![Scope::Append],
+            oa_sync_topics: Vec::new(),
+            oa_sync_streams: Vec::new(),
+            oa_claims_version: CLAIMS_VERSION.to_owned(),
+            oa_client_surface: name,
+            oa_client_build_id: self.build_id.clone(),
+            oa_protocol_version: PROTOCOL.to_owned(),
+            oa_schema_version: self.schema_version,
+        };
+        self.keys.ring().signer(now)?.sign(&claims).ok()
+    }
+
+    /// After how long a new token is presented, so that the module never sees the end of one.
+    pub fn renew_after(&self) -> Duration {
+        Duration::from_secs(self.ttl_seconds) / 2
+    }
+}
+
+/// The identity, in hex, of the bridge that signs for an issuer.
+pub fn identity(issuer: &str) -> String {
+    Identity::from_claims(issuer, SERVICE_SUBJECT).to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::jws::Jws;
+    use crate::auth::keys::SigningKey;
+
+    #[test]
+    fn its_tokens_append_for_the_identity_that_is_configured() {
+        let pem = SigningKey::generate().unwrap();
+        let key = SigningKey::from_pem(&pem, 0, "test").unwrap();
+        let public = key.public();
+        let names = Names {
+            issuer: "https://lane.example".to_owned(),
+            audience: "openagents-sync".to_owned(),
+        };
+        let window = Window {
+            min_client_build_id: "20260101T000000Z".to_owned(),
+            min_schema_version: 7,
+            max_schema_version: 9,
+            ..Window::default()
+        };
+        let service = ServiceTokens::new(Arc::new(KeyFolder::single(key)), &names, &window, 900);
+        let token = service.token().unwrap();
+        let jws = Jws::parse(token.expose()).unwrap();
+        let claims: SyncClaims = serde_json::from_slice(jws.verified(&public).unwrap()).unwrap();
+        assert_eq!(
+            (claims.sub.as_str(), &claims.oa_sync_scopes[..]),
+            ("service:bridge", &[Scope::Append][..])
+        );
+        assert_eq!(claims.exp - claims.iat, 900);
+        let client = spacetime_sync_proto::access::ClientVersion {
+            client_build_id: claims.oa_client_build_id,
+            protocol_version: claims.oa_protocol_version,
+            schema_version: claims.oa_schema_version,
+            surface: claims.oa_client_surface.to_string(),
+        };
+        assert_eq!(window.check(&client), Ok(()));
+        assert_eq!(identity(&names.issuer).len(), 64);
+        assert!(!format!("{service:?}").contains("PRIVATE"));
+    }
+}

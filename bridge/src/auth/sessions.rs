@@ -1,0 +1,444 @@
+//! Who asks for a token: the caller's own session credential, verified against the keys of the runtime's issuer.
+//!
+//! Never: a credential in a log line or an error; an algorithm of the sender's choosing; a claim that is guessed.
+
+mod jwks;
+
+use std::path::{Path, PathBuf};
+
+use p256::elliptic_curve::sec1::ToEncodedPoint as _;
+use p256::pkcs8::DecodePublicKey as _;
+use p256::pkcs8::spki::{Error as SpkiError, SubjectPublicKeyInfoRef};
+use serde::Deserialize;
+use spacetime_sync_proto::{Label, RefusalCode};
+
+use super::denial::Denial;
+use super::jws::{Jws, PublicKey};
+use crate::config::SessionsConfig;
+
+use jwks::RemoteKeys;
+
+/// How far clocks may differ.
+pub const LEEWAY_SECONDS: u64 = 60;
+/// Most audiences of one credential.
+const AUDIENCES: usize = 16;
+/// Largest file of a public key.
+const KEY_BYTES: u64 = 16 * 1024;
+
+/// A session, as its credential says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// `sub`
+    pub user_id: Label,
+    /// `sid` or `session_id`
+    pub session_id: Label,
+    /// `org_id`
+    pub org_id: Option<Label>,
+    /// `device_id`
+    pub device_id: Option<Label>,
+    /// `exp`
+    pub expires_at: u64,
+}
+
+/// Verifies session credentials.
+#[derive(Debug)]
+pub struct SessionVerifier {
+    issuer: String,
+    audience: String,
+    fixed: Vec<PublicKey>,
+    remote: Option<RemoteKeys>,
+}
+
+/// Why a file holds no key to verify with.
+#[derive(Debug, thiserror::Error)]
+pub enum PublicKeyError {
+    /// It cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// It holds something else.
+    #[error("{} holds no public key: expected one PUBLIC KEY in PEM, of P-256, or RSA of 2048 to 8192 bits", path.display())]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl SessionVerifier {
+    /// Reads the keys of the configuration.
+    pub fn new(config: &SessionsConfig) -> Result<Self, PublicKeyError> {
+        let fixed: Result<Vec<_>, _> = config.public_keys.iter().map(|path| read_key(path)).collect();
+        Ok(Self {
+            issuer: config.issuer.clone(),
+            audience: config.audience.clone(),
+            fixed: fixed?,
+            remote: config.jwks_url.as_deref().map(RemoteKeys::new),
+        })
+    }
+
+    /// The session of a credential, or why it is none.
+    pub async fn verify(&self, token: &str, now: u64) -> Result<Session, Denial> {
+        let invalid = |message: &'static str| Denial::new(RefusalCode::InvalidToken, message);
+        let jws = Jws::parse(token).map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
+        let mut verified = self.fixed.iter().find_map(|key| jws.verified(key));
+        if let (None, Some(remote)) = (verified, &self.remote) {
+            let key = remote.key(jws.kid.as_deref(), jws.algorithm()).await?;
+            verified = key.and_then(|key| jws.verified(&key));
+        }
+        let claims =
+            verified.ok_or_else(|| invalid("the credential is not signed by an issuer that is trusted here"))?;
+        self.check(claims, now)
+    }
+
+    /// What signed claims must say. Their types are strict: a time is a whole number, a name is a name.
+    fn check(&self, claims: &[u8], now: u64) -> Result<Session, Denial> {
+        let invalid = |message: &'static str| Denial::new(RefusalCode::InvalidToken, message);
+        let malformed = || invalid("the credential's claims are not those of a session: iss, aud, sub, sid, iat, exp");
+        let claims: Claims = serde_json::from_slice(claims).map_err(|_| malformed())?;
+        if claims.iss != self.issuer {
+            return Err(invalid("the credential is of another issuer"));
+        }
+        if !claims.aud.holds(&self.audience) {
+            return Err(invalid("the credential is for another audience"));
+        }
+        let Some(issued_at) = claims.iat else {
+            return Err(Denial::new(
+                RefusalCode::MissingIat,
+                "the credential does not say when it was signed",
+            ));
+        };
+        if claims.exp.saturating_add(LEEWAY_SECONDS) <= now {
+            return Err(Denial::new(RefusalCode::TokenExpired, "the credential has ended"));
+        }
+        let latest = now.saturating_add(LEEWAY_SECONDS);
+        if issued_at > latest || claims.nbf.is_some_and(|from| from > latest) {
+            return Err(Denial::new(
+                RefusalCode::TokenNotYetValid,
+                "the credential is not good yet",
+            ));
+        }
+        let session_id = match (claims.sid, claims.session_id) {
+            (Some(sid), Some(other)) if sid != other => return Err(malformed()),
+            (Some(session_id), _) | (None, Some(session_id)) => session_id,
+            (None, None) => return Err(malformed()),
+        };
+        Ok(Session {
+            user_id: claims.sub,
+            session_id,
+            org_id: claims.org_id,
+            device_id: claims.device_id,
+            expires_at: claims.exp,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    iss: String,
+    aud: Audience,
+    sub: Label,
+    exp: u64,
+    #[serde(default, deserialize_with = "there")]
+    iat: Option<u64>,
+    #[serde(default, deserialize_with = "there")]
+    nbf: Option<u64>,
+    sid: Option<Label>,
+    session_id: Option<Label>,
+    org_id: Option<Label>,
+    device_id: Option<Label>,
+}
+
+/// A number, if the field is there: `null` is no time.
+fn there<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    u64::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Audience {
+    fn holds(&self, wanted: &str) -> bool {
+        match self {
+            Self::One(audience) => audience == wanted,
+            Self::Many(audiences) => {
+                audiences.len() <= AUDIENCES && audiences.iter().any(|audience| audience == wanted)
+            }
+        }
+    }
+}
+
+/// An RSA key out of a SubjectPublicKeyInfo, as PKCS#1.
+struct RsaSpki(Vec<u8>);
+
+impl TryFrom<SubjectPublicKeyInfoRef<'_>> for RsaSpki {
+    type Error = SpkiError;
+    fn try_from(info: SubjectPublicKeyInfoRef<'_>) -> Result<Self, SpkiError> {
+        const RSA_ENCRYPTION: &str = "1.2.840.113549.1.1.1";
+        if info.algorithm.oid.to_string() != RSA_ENCRYPTION {
+            return Err(SpkiError::OidUnknown {
+                oid: info.algorithm.oid,
+            });
+        }
+        Ok(Self(info.subject_public_key.raw_bytes().to_vec()))
+    }
+}
+
+fn read_key(path: &Path) -> Result<PublicKey, PublicKeyError> {
+    let read = |source| PublicKeyError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let length = std::fs::metadata(path).map_err(read)?.len();
+    let pem = if length <= KEY_BYTES {
+        std::fs::read_to_string(path).map_err(read)?
+    } else {
+        String::new()
+    };
+    key_from_pem(&pem).ok_or_else(|| PublicKeyError::NoKey { path: path.to_owned() })
+}
+
+fn key_from_pem(pem: &str) -> Option<PublicKey> {
+    if let Ok(key) = p256::PublicKey::from_public_key_pem(pem.trim()) {
+        return Some(PublicKey::P256(key.to_encoded_point(false).as_bytes().to_vec()));
+    }
+    let RsaSpki(der) = RsaSpki::from_public_key_pem(pem.trim()).ok()?;
+    // Shorter keys are refused by whoever verifies; they are better refused here.
+    let least = 2048 / 8;
+    (der.len() > least).then_some(PublicKey::RsaDer(der))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::keys::tests::key;
+    use crate::config::Secret;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+
+    const NOW: u64 = 1_800_000_000;
+    /// Of a throw-away key of 2048 bits, made with: openssl genpkey -algorithm rsa | openssl pkey -pubout
+    const RSA: &str = "-----BEGIN PUBLIC KEY-----
+MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAuiUqas5ZGTKKyrtBABSj
+K1ODStWewe71aMSQFk8pktDLu2B/Mk/V76FAsERJcibOk8A3tWY/txcer6NNUclW
+2XY2gc7Gb7HP2na+7iAbp8atwjnK0uJAw3xfTrz5ukhdbT3yntJP4hhECvJvUDIJ
+UigHLk0AkTDVrI87g1HRwstQgCjbwEGz1GNgSwDwLmXQ6WNdmyuD3wr4iIRKaZu4
+jO1/bjwz3uNVXXlc7RMopNLN8dStpsnMcLE6EycRyImi3MOjdLoCuuGG86lDDYgu
+/EfKAlogs2C0tnoRWoZHO1UI5jTrMWRNQbOYUR7aRnXqMM1Oh8HQ1Wku0/ar8brU
+MwIDAQAB
+-----END PUBLIC KEY-----";
+
+    fn claims() -> Value {
+        json!({
+            "iss": "https://app.example", "aud": "runtime-sync", "sub": "7", "sid": "s1",
+            "iat": NOW - 100, "nbf": NOW - 100, "exp": NOW + 3_600,
+            "org_id": "acme", "device_id": "d1",
+        })
+    }
+
+    fn verifier(key: &Arc<crate::auth::keys::SigningKey>) -> SessionVerifier {
+        SessionVerifier {
+            issuer: "https://app.example".to_owned(),
+            audience: "runtime-sync".to_owned(),
+            fixed: vec![key.public()],
+            remote: None,
+        }
+    }
+
+    async fn verify(change: impl FnOnce(&mut Value)) -> Result<Session, RefusalCode> {
+        let key = key(0);
+        let mut claims = claims();
+        change(&mut claims);
+        let token = key.sign(&claims).unwrap();
+        verifier(&key).verify(token.expose(), NOW).await.map_err(|denial| {
+            assert!(!denial.to_string().contains(token.expose()));
+            denial.code
+        })
+    }
+
+    fn without(field: &'static str) -> impl FnOnce(&mut Value) {
+        move |claims| drop(claims.as_object_mut().unwrap().remove(field))
+    }
+
+    fn with(field: &'static str, value: Value) -> impl FnOnce(&mut Value) {
+        move |claims| claims[field] = value
+    }
+
+    #[tokio::test]
+    async fn a_good_credential_is_a_session() {
+        let session = verify(|_| {}).await.unwrap();
+        let label = |text| Label::new(text).unwrap();
+        assert_eq!((session.user_id, session.session_id), (label("7"), label("s1")));
+        assert_eq!(
+            (session.org_id, session.device_id),
+            (Some(label("acme")), Some(label("d1")))
+        );
+        for change in [
+            ("aud", json!(["other", "runtime-sync"])),
+            ("session_id", json!("s1")),
+            ("scope", json!("x")),
+        ] {
+            assert!(verify(with(change.0, change.1)).await.is_ok(), "{}", change.0);
+        }
+        for field in ["org_id", "device_id", "nbf"] {
+            assert!(verify(without(field)).await.is_ok(), "{field}");
+        }
+    }
+
+    #[tokio::test]
+    async fn claims_that_are_missing_or_mistyped_are_refused() {
+        for field in ["iss", "aud", "sub", "sid", "exp"] {
+            assert_eq!(verify(without(field)).await, Err(RefusalCode::InvalidToken), "{field}");
+        }
+        assert_eq!(verify(without("iat")).await, Err(RefusalCode::MissingIat));
+        for (field, value) in [
+            ("iss", json!("https://app.example/")),
+            ("iss", json!(["https://app.example"])),
+            ("aud", json!("openagents-sync")),
+            ("aud", json!([])),
+            ("aud", json!(vec!["runtime-sync"; 17])),
+            ("sub", json!(7)),
+            ("sub", json!("")),
+            ("sub", json!("a/b")),
+            ("sub", json!("stre\u{430}m")),
+            ("sub", json!("x".repeat(129))),
+            ("sid", json!(null)),
+            ("sid", json!({})),
+            ("session_id", json!("another")),
+            ("exp", json!("1900000000")),
+            ("exp", json!(1_900_000_000.5)),
+            ("exp", json!(-1)),
+            ("exp", json!(null)),
+            ("exp", json!(true)),
+            ("exp", json!([1_900_000_000])),
+            ("iat", json!("1")),
+            ("iat", json!(null)),
+            ("nbf", json!("1")),
+            ("nbf", json!(null)),
+            ("org_id", json!(1)),
+            ("device_id", json!("a b")),
+        ] {
+            assert_eq!(
+                verify(with(field, value.clone())).await,
+                Err(RefusalCode::InvalidToken),
+                "{field}: {value}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn times_are_taken_with_a_leeway_and_no_more() {
+        for (field, value, expected) in [
+            ("exp", NOW - LEEWAY_SECONDS + 1, None),
+            ("exp", NOW - LEEWAY_SECONDS, Some(RefusalCode::TokenExpired)),
+            ("exp", 0, Some(RefusalCode::TokenExpired)),
+            ("exp", u64::MAX, None),
+            ("nbf", NOW + LEEWAY_SECONDS, None),
+            ("nbf", NOW + LEEWAY_SECONDS + 1, Some(RefusalCode::TokenNotYetValid)),
+            ("iat", NOW + LEEWAY_SECONDS, None),
+            ("iat", NOW + LEEWAY_SECONDS + 1, Some(RefusalCode::TokenNotYetValid)),
+            ("iat", u64::MAX, Some(RefusalCode::TokenNotYetValid)),
+        ] {
+            assert_eq!(
+                verify(with(field, json!(value))).await.err(),
+                expected,
+                "{field}: {value}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn the_algorithm_is_the_keys_and_never_the_senders() {
+        let key = key(0);
+        let verifier = verifier(&key);
+        let good = key.sign(&claims()).unwrap();
+        let (signed, signature) = good.expose().rsplit_once('.').unwrap();
+        let (_, payload) = signed.split_once('.').unwrap();
+        let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let PublicKey::P256(point) = key.public() else { panic!() };
+        let secret = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &point);
+        let hs256 = format!("{}.{payload}", part(json!({ "alg": "HS256", "typ": "JWT" })));
+        let tag = URL_SAFE_NO_PAD.encode(ring::hmac::sign(&secret, hs256.as_bytes()));
+        let es256 = json!({ "alg": "ES256", "typ": "JWT" });
+        for token in [
+            format!("{}.{payload}.", part(json!({ "alg": "none" }))),
+            format!("{}.{payload}.{signature}", part(json!({ "alg": "none" }))),
+            format!("{}.{payload}.{signature}", part(json!({ "alg": "None", "typ": "JWT" }))),
+            format!("{hs256}.{tag}"),
+            format!("{}.{payload}.{signature}", part(json!({ "alg": "RS256" }))),
+            format!("{}.{payload}.{signature}", part(json!({ "alg": "ES384" }))),
+            format!("{}.{payload}.{signature}", part(json!({ "typ": "JWT" }))),
+            format!(
+                "{}.{payload}.{signature}",
+                part(json!({ "alg": "ES256", "typ": "dpop+jwt" }))
+            ),
+            format!(
+                "{}.{payload}.{signature}",
+                part(json!({ "alg": "ES256", "crit": ["exp"] }))
+            ),
+            format!("{}.{payload}.{signature}", part(json!({ "alg": "ES256", "kid": 1 }))),
+            // The header is signed, too.
+            format!("{}.{payload}.{signature}", part(es256)),
+            format!("{signed}."),
+            format!("{signed}.{}", URL_SAFE_NO_PAD.encode([0; 64])),
+            format!("{signed}.{signature}A"),
+            format!("{signed}.{signature}="),
+            format!("{signed}.{signature}.x"),
+            format!("{signed} .{signature}"),
+            signed.to_owned(),
+            String::new(),
+            "..".to_owned(),
+            "a.b.c".to_owned(),
+            "x".repeat(1024 * 1024),
+        ] {
+            let denial = verifier.verify(&token, NOW).await.unwrap_err();
+            assert_eq!(
+                denial.code,
+                RefusalCode::InvalidToken,
+                "{}",
+                &token[..token.len().min(80)]
+            );
+        }
+        assert!(verifier.verify(good.expose(), NOW).await.is_ok());
+        let other = self::key(0).sign(&claims()).unwrap();
+        assert!(verifier.verify(other.expose(), NOW).await.is_err(), "another key");
+    }
+
+    #[tokio::test]
+    async fn a_megabyte_of_claims_is_not_read() {
+        let key = key(0);
+        let mut claims = claims();
+        claims["more"] = json!("x".repeat(1024 * 1024));
+        let token: Secret = key.sign(&claims).unwrap();
+        let denial = verifier(&key).verify(token.expose(), NOW).await.unwrap_err();
+        assert_eq!(
+            (denial.code, denial.message.as_ref()),
+            (RefusalCode::InvalidToken, "the token is too long")
+        );
+    }
+
+    #[test]
+    fn public_keys_are_read_and_nothing_else() {
+        let pem = crate::auth::keys::SigningKey::generate().unwrap();
+        let public = crate::auth::keys::SigningKey::from_pem(&pem, 0, "test")
+            .unwrap()
+            .public_pem()
+            .unwrap();
+        assert!(matches!(key_from_pem(&public), Some(PublicKey::P256(_))));
+        assert!(matches!(key_from_pem(RSA), Some(PublicKey::RsaDer(_))));
+        assert!(
+            key_from_pem(pem.expose()).is_none(),
+            "a private key is not for verifying"
+        );
+        assert!(key_from_pem("").is_none());
+    }
+}

@@ -1,0 +1,281 @@
+//! Keys that an issuer publishes: fetched when they are needed, kept, and asked for again as seldom as can be.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use tokio::sync::Mutex;
+
+use crate::auth::denial::Denial;
+use crate::auth::jws::{Algorithm, PublicKey};
+
+/// For how long a set is good without asking.
+const FRESH: Duration = Duration::from_secs(300);
+/// For how long a set is used when a newer one cannot be had.
+const STALE: Duration = Duration::from_secs(3_600);
+/// The least time between two requests, whatever happens: a flood of unknown ids costs the issuer nothing.
+const PAUSE: Duration = Duration::from_secs(30);
+/// How long a request may take.
+const FETCH_LIMIT: Duration = Duration::from_secs(5);
+/// Largest key set.
+const SET_BYTES: usize = 64 * 1024;
+/// Most keys of a set that are looked at.
+const KEYS: usize = 64;
+
+/// The keys at a url.
+#[derive(Debug)]
+pub(super) struct RemoteKeys {
+    url: String,
+    http: reqwest::Client,
+    held: RwLock<Option<Arc<Held>>>,
+    /// When the url was asked last, and whether it answered. Who holds the lock asks.
+    asked: Mutex<Option<(Instant, bool)>>,
+}
+
+struct Held {
+    keys: Vec<(Option<String>, PublicKey)>,
+    at: Instant,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kids: Vec<_> = self.keys.iter().map(|(kid, _)| kid).collect();
+        f.debug_tuple("Held").field(&kids).finish()
+    }
+}
+
+impl Held {
+    /// By id; without one only if there is no choice.
+    fn key(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<PublicKey> {
+        let mut fitting = self
+            .keys
+            .iter()
+            .filter(|(known, key)| key.algorithm() == algorithm && (kid.is_none() || known.as_deref() == kid));
+        let found = fitting.next()?;
+        fitting.next().is_none().then(|| found.1.clone())
+    }
+}
+
+impl RemoteKeys {
+    pub(super) fn new(url: &str) -> Self {
+        let http = reqwest::Client::builder()
+            .timeout(FETCH_LIMIT)
+            .redirect(reqwest::redirect::Policy::none())
+            .build();
+        Self {
+            url: url.to_owned(),
+            // Without its options a client is only slower to give up.
+            http: http.unwrap_or_default(),
+            held: RwLock::default(),
+            asked: Mutex::default(),
+        }
+    }
+
+    /// The key of an id; none if the issuer has none.
+    pub(super) async fn key(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Option<PublicKey>, Denial> {
+        if let Some(key) = self.within(FRESH).and_then(|held| held.key(kid, algorithm)) {
+            return Ok(Some(key));
+        }
+        let answered = self.refresh().await;
+        match self.within(STALE).map(|held| held.key(kid, algorithm)) {
+            Some(Some(key)) => Ok(Some(key)),
+            Some(None) if answered => Ok(None),
+            _ => Err(Denial::unavailable(
+                "the keys of the sessions' issuer cannot be had at the moment",
+            )),
+        }
+    }
+
+    fn within(&self, age: Duration) -> Option<Arc<Held>> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner).clone();
+        held.filter(|held| held.at.elapsed() < age)
+    }
+
+    /// Asks, unless it was asked a moment ago. Says whether the last answer was a good one.
+    async fn refresh(&self) -> bool {
+        let mut asked = self.asked.lock().await;
+        if let Some((at, answered)) = *asked
+            && at.elapsed() < PAUSE
+        {
+            return answered;
+        }
+        let fetched = self.fetch().await;
+        *asked = Some((Instant::now(), fetched.is_ok()));
+        match fetched {
+            Ok(keys) => {
+                tracing::info!(url = self.url, keys = keys.len(), "the keys of the sessions' issuer");
+                let held = Held {
+                    keys,
+                    at: Instant::now(),
+                };
+                *self.held.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(held));
+                true
+            }
+            Err(why) => {
+                tracing::warn!(url = self.url, why, "the keys of the sessions' issuer cannot be had");
+                false
+            }
+        }
+    }
+
+    async fn fetch(&self) -> Result<Vec<(Option<String>, PublicKey)>, String> {
+        let sent = self.http.get(&self.url).send().await;
+        let mut response = sent.map_err(|error| crate::pump::chain(&error.without_url()))?;
+        if !response.status().is_success() {
+            return Err(format!("it answered {}", response.status()));
+        }
+        let mut body = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() <= SET_BYTES => body.extend_from_slice(&chunk),
+                Ok(Some(_)) => return Err(format!("it has more than {SET_BYTES} bytes")),
+                Ok(None) => break,
+                Err(error) => return Err(crate::pump::chain(&error.without_url())),
+            }
+        }
+        keys(&body)
+    }
+}
+
+#[derive(Deserialize)]
+struct KeySet {
+    keys: Vec<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct PublishedKey {
+    kty: String,
+    kid: Option<String>,
+    crv: Option<String>,
+    x: Option<String>,
+    y: Option<String>,
+    n: Option<String>,
+    e: Option<String>,
+    alg: Option<String>,
+    #[serde(rename = "use")]
+    purpose: Option<String>,
+}
+
+/// The keys of a set that we verify with; others, and what is no key, are passed over.
+fn keys(set: &[u8]) -> Result<Vec<(Option<String>, PublicKey)>, String> {
+    let set: KeySet = serde_json::from_slice(set).map_err(|_| "it is no key set".to_owned())?;
+    let known = set.keys.into_iter().take(KEYS).filter_map(|value| {
+        let key: PublishedKey = serde_json::from_value(value).ok()?;
+        let kid = key.kid.clone();
+        Some((kid, public_key(key)?))
+    });
+    Ok(known.collect())
+}
+
+fn public_key(key: PublishedKey) -> Option<PublicKey> {
+    if key.purpose.is_some_and(|purpose| purpose != "sig") {
+        return None;
+    }
+    let bytes = |text: Option<String>| URL_SAFE_NO_PAD.decode(text?).ok();
+    let public = match key.kty.as_str() {
+        "EC" if key.crv.as_deref() == Some("P-256") => {
+            let (x, y) = (bytes(key.x)?, bytes(key.y)?);
+            if x.len() != 32 || y.len() != 32 {
+                return None;
+            }
+            let point = [&[4][..], &x, &y].concat();
+            p256::PublicKey::from_sec1_bytes(&point).ok()?;
+            PublicKey::P256(point)
+        }
+        "RSA" => {
+            let (n, e) = (bytes(key.n)?, bytes(key.e)?);
+            if !(256..=1024).contains(&n.len()) || e.len() > 8 {
+                return None;
+            }
+            PublicKey::Rsa { n, e }
+        }
+        _ => return None,
+    };
+    // A key for one algorithm is not used with another.
+    let named = key.alg.is_none_or(|alg| alg == public.algorithm().as_str());
+    named.then_some(public)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::keys::Ring;
+    use crate::auth::keys::tests::key;
+    use serde_json::{Value, json};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn set(change: impl FnOnce(&mut Value)) -> usize {
+        let mut set = Ring::new(vec![key(0)]).jwks(0);
+        change(&mut set["keys"][0]);
+        keys(set.to_string().as_bytes()).unwrap().len()
+    }
+
+    #[test]
+    fn keys_that_are_not_for_this_are_passed_over() {
+        assert_eq!(set(|_| {}), 1);
+        for (field, value) in [
+            ("kty", json!("oct")),
+            ("kty", json!("RSA")),
+            ("crv", json!("P-384")),
+            ("x", json!("AAAA")),
+            ("y", json!(URL_SAFE_NO_PAD.encode([1; 32]))),
+            ("use", json!("enc")),
+            ("alg", json!("HS256")),
+            ("kid", json!(7)),
+        ] {
+            assert_eq!(set(|key| key[field] = value.clone()), 0, "{field}: {value}");
+        }
+        assert!(keys(b"{}").is_err());
+        assert!(keys(b"<html>").is_err());
+    }
+
+    /// An issuer that counts how often it is asked.
+    async fn issuer(body: String) -> (String, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counter = asked.clone();
+        let app = axum::Router::new().route(
+            "/keys",
+            axum::routing::get(move || {
+                counter.fetch_add(1, Ordering::SeqCst);
+                async move { body }
+            }),
+        );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/keys", listener.local_addr().unwrap());
+        tokio::spawn(axum::serve(listener, app).into_future());
+        (url, asked)
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_unknown_ids_asks_once() {
+        let ring = Ring::new(vec![key(0), key(1)]);
+        let kid = ring.signer(0).unwrap().kid().to_owned();
+        let (url, asked) = issuer(ring.jwks(0).to_string()).await;
+        let keys = RemoteKeys::new(&url);
+        for number in 0..100 {
+            let unknown = format!("unknown-{number}");
+            assert!(keys.key(Some(&unknown), Algorithm::Es256).await.unwrap().is_none());
+        }
+        assert!(keys.key(Some(&kid), Algorithm::Es256).await.unwrap().is_some());
+        assert!(
+            keys.key(Some(&kid), Algorithm::Rs256).await.unwrap().is_none(),
+            "the other algorithm"
+        );
+        assert!(
+            keys.key(None, Algorithm::Es256).await.unwrap().is_none(),
+            "which of two?"
+        );
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn an_issuer_that_cannot_be_asked_or_says_too_much_is_unavailable() {
+        let (too_much, _) = issuer("x".repeat(SET_BYTES + 1)).await;
+        for url in ["http://127.0.0.1:1/keys", &too_much] {
+            let denial = RemoteKeys::new(url).key(Some("k"), Algorithm::Es256).await.unwrap_err();
+            assert_eq!(denial.code, spacetime_sync_proto::RefusalCode::SyncTokenUnavailable);
+        }
+    }
+}

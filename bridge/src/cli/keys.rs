@@ -1,0 +1,49 @@
+//! `spacetime-sync keys`
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use spacetime_sync_bridge::auth::keys::{add_key, list_keys, moment_from_name, moment_text};
+
+#[derive(Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Make a new key, which takes over when every SpacetimeDB has seen it: after 2 h 15 min. The first one of a folder
+    /// signs at once.
+    Add {
+        /// The folder: `issuer.keys_dir` of the bridge.
+        #[arg(long)]
+        dir: PathBuf,
+        /// After how many seconds it signs instead.
+        #[arg(long)]
+        in_seconds: Option<u64>,
+    },
+    /// Show the keys of a folder, without what is secret about them.
+    List {
+        /// The folder.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+pub(crate) fn execute(command: KeysCommand, now: u64) -> anyhow::Result<()> {
+    match command {
+        KeysCommand::Add { dir, in_seconds } => {
+            let (name, kid) = add_key(&dir, in_seconds, now)?;
+            let from = moment_from_name(&name).filter(|from| *from > now);
+            let when = from.map_or("signs from now on".to_owned(), |from| {
+                format!("is published from now on, and signs from {}", moment_text(from))
+            });
+            println!("{}: key {kid} {when}", dir.join(name).display());
+        }
+        KeysCommand::List { dir } => {
+            for listing in list_keys(&dir)? {
+                match listing.key {
+                    Ok((kid, from)) if from > now => println!("{} {kid} signs later", listing.name),
+                    Ok((kid, _)) => println!("{} {kid}", listing.name),
+                    Err(why) => println!("{} is no key: {why}", listing.name),
+                }
+            }
+        }
+    }
+    Ok(())
+}

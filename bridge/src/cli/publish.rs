@@ -1,0 +1,100 @@
+//! `spacetime-sync publish`
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use spacetime_sync_bridge::config::check_issuer_url;
+use spacetime_sync_bridge::publish::{Bridge, Request, Trust, build_module, publish};
+use spacetime_sync_bridge::stdb::admin::Breaking;
+use spacetime_sync_proto::access::AUDIENCE;
+
+use super::ServerArgs;
+
+/// How often the module looks for sessions that have ended, unless it is told otherwise.
+const SWEEP_MS: u32 = 1_000;
+
+#[derive(Args)]
+pub(crate) struct PublishArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Token of the owner. A new identity is made when the file is not there.
+    #[arg(long)]
+    token_file: PathBuf,
+    /// Token of the bridge. A new identity is made when the file is not there. Not with --issuer.
+    #[arg(long, required_unless_present = "issuer", conflicts_with = "issuer")]
+    bridge_token_file: Option<PathBuf>,
+    /// Trust the tokens of this issuer: the `issuer.url` of the bridge, which then signs its own token, too.
+    #[arg(long, value_parser = issuer_url)]
+    issuer: Option<String>,
+    /// For whom those tokens are: the `issuer.audience` of the bridge.
+    #[arg(long, default_value = AUDIENCE, requires = "issuer")]
+    audience: String,
+    /// How often, in milliseconds, the module looks for sessions that have ended.
+    #[arg(long, default_value_t = SWEEP_MS, requires = "issuer", value_parser = clap::value_parser!(u32).range(50..=600_000))]
+    sweep_ms: u32,
+    /// A module that is built already.
+    #[arg(long, conflicts_with = "module")]
+    wasm: Option<PathBuf>,
+    /// Folder of the module, to build it.
+    #[arg(long, default_value = "module")]
+    module: PathBuf,
+    /// Allow a change that disconnects clients.
+    #[arg(long)]
+    break_clients: bool,
+    /// Delete everything the database holds and begin anew. The bridge publishes it again.
+    #[arg(long, conflicts_with = "break_clients")]
+    delete_data: bool,
+    /// Print the report as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
+    let wasm = match &args.wasm {
+        Some(path) => std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
+        None => build_module(&args.module).await?,
+    };
+    let breaking = match (args.break_clients, args.delete_data) {
+        (false, false) => Breaking::Refuse,
+        (true, _) => Breaking::DisconnectClients,
+        (false, true) => Breaking::DeleteData,
+    };
+    let bridge = match (args.issuer, args.bridge_token_file) {
+        (Some(issuer), _) => Bridge::Issuer(Trust {
+            issuer,
+            audience: args.audience,
+            sweep_every_ms: args.sweep_ms,
+        }),
+        (None, Some(path)) => Bridge::TokenFile(path),
+        (None, None) => anyhow::bail!("expected --bridge-token-file or --issuer, found neither"),
+    };
+    let report = publish(Request {
+        uri: args.server.uri,
+        database: args.server.database,
+        owner_token: args.token_file,
+        bridge,
+        wasm,
+        breaking,
+    })
+    .await?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+        return Ok(());
+    }
+    println!(
+        "{} database {}",
+        if report.created { "created" } else { "updated" },
+        report.database
+    );
+    println!("owner  {}\nbridge {}", report.owner, report.bridge);
+    if report.changes.is_empty() {
+        println!("the schema is the same as before");
+    }
+    report.changes.iter().for_each(|change| println!("  {change}"));
+    Ok(())
+}
+
+fn issuer_url(text: &str) -> Result<String, String> {
+    check_issuer_url(text).map(|()| text.to_owned())
+}

@@ -1,0 +1,276 @@
+//! `[issuer]`, `[sessions]` and `[compatibility]`: how the bridge issues tokens.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use spacetime_sync_proto::access::AUDIENCE;
+
+use super::{Config, ConfigError, Secret};
+
+/// Shortest admin credential, in bytes: one that is guessed is none.
+const ADMIN_TOKEN_BYTES: usize = 16;
+/// Most files of public keys of sessions.
+const PUBLIC_KEYS: usize = 16;
+
+/// `[issuer]`: with it the bridge issues sync tokens, and signs its own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerConfig {
+    /// `iss` of every token: the url at which SpacetimeDB finds `/.well-known/openid-configuration` of this bridge.
+    pub url: String,
+    /// `aud` of every token.
+    #[serde(default = "default_audience")]
+    pub audience: String,
+    /// Folder of the signing keys, see `spacetime-sync keys`.
+    pub keys_dir: Option<PathBuf>,
+    /// The one signing key, in PEM, for who keeps secrets in the environment. One of the two is needed.
+    pub key: Option<Secret>,
+    /// For how long a token of the bridge itself is good; it shows a new one at half of that.
+    #[serde(default = "default_service_ttl_seconds")]
+    pub service_ttl_seconds: u64,
+    /// How often the folder is read again.
+    #[serde(default = "default_keys_reload_ms")]
+    pub keys_reload_ms: u64,
+    /// For how long an answer of the authority about a session is good; 0 asks every time.
+    #[serde(default = "default_policy_cache_ms")]
+    pub policy_cache_ms: u64,
+    /// Connections to the authority for tokens.
+    #[serde(default = "default_pool_size")]
+    pub pool_size: usize,
+    /// Tokens that one session may ask for, per minute.
+    #[serde(default = "default_session_per_minute")]
+    pub session_per_minute: u32,
+    /// The same at once.
+    #[serde(default = "default_session_burst")]
+    pub session_burst: u32,
+    /// Failed authentications of one address, per minute.
+    #[serde(default = "default_failures_per_minute")]
+    pub failures_per_minute: u32,
+    /// The same at once.
+    #[serde(default = "default_failures_burst")]
+    pub failures_burst: u32,
+}
+
+/// `[sessions]`: whose session credentials are taken.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionsConfig {
+    /// `iss` of a session credential.
+    pub issuer: String,
+    /// `aud` of a session credential.
+    pub audience: String,
+    /// Files with public keys in PEM: P-256 for ES256, RSA for RS256. One path, or a list of them.
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub public_keys: Vec<PathBuf>,
+    /// Where the key set of the issuer is published.
+    pub jwks_url: Option<String>,
+}
+
+fn default_audience() -> String {
+    AUDIENCE.to_owned()
+}
+
+fn default_service_ttl_seconds() -> u64 {
+    900
+}
+
+fn default_keys_reload_ms() -> u64 {
+    5_000
+}
+
+fn default_policy_cache_ms() -> u64 {
+    2_000
+}
+
+fn default_pool_size() -> usize {
+    4
+}
+
+fn default_session_per_minute() -> u32 {
+    30
+}
+
+fn default_session_burst() -> u32 {
+    30
+}
+
+fn default_failures_per_minute() -> u32 {
+    60
+}
+
+fn default_failures_burst() -> u32 {
+    60
+}
+
+impl IssuerConfig {
+    /// See [`IssuerConfig::keys_reload_ms`].
+    pub fn keys_reload(&self) -> Duration {
+        Duration::from_millis(self.keys_reload_ms)
+    }
+
+    /// See [`IssuerConfig::policy_cache_ms`].
+    pub fn policy_cache(&self) -> Duration {
+        Duration::from_millis(self.policy_cache_ms)
+    }
+}
+
+/// Whether a text can be an issuer: SpacetimeDB appends the path of the discovery document to it.
+pub fn check_issuer_url(url: &str) -> Result<(), String> {
+    if url.starts_with("http://") || url.starts_with("https://") {
+        if url.ends_with('/') || url.contains(['?', '#', ' ']) {
+            return Err(format!(
+                "expected a url without a slash at the end, a query or a fragment, found {url:?}"
+            ));
+        }
+        return Ok(());
+    }
+    Err(format!("expected http://… or https://…, found {url:?}"))
+}
+
+/// What `[issuer]`, `[sessions]`, `[compatibility]` and the admin credential must be, each alone and together.
+pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
+    let value = |key, message: String| Err(ConfigError::Value { key, message });
+    if let Err(message) = config.compatibility.check_bounds() {
+        return value("compatibility", message);
+    }
+    if config.http.admin_token.is_some() && config.http.admin_token_file.is_some() {
+        return value(
+            "http.admin_token",
+            "expected this or http.admin_token_file, found both".to_owned(),
+        );
+    }
+    match (&config.issuer, &config.sessions) {
+        (None, None) => Ok(()),
+        (Some(_), None) => value(
+            "sessions.issuer",
+            "expected a section [sessions] beside [issuer], found none: whose sessions are given tokens?".to_owned(),
+        ),
+        (None, Some(_)) => value(
+            "issuer.url",
+            "expected a section [issuer] beside [sessions], found none".to_owned(),
+        ),
+        (Some(issuer), Some(sessions)) => {
+            check_issuer(issuer)?;
+            check_sessions(issuer, sessions)
+        }
+    }
+}
+
+fn check_issuer(issuer: &IssuerConfig) -> Result<(), ConfigError> {
+    let value = |key, message: String| Err(ConfigError::Value { key, message });
+    if let Err(message) = check_issuer_url(&issuer.url) {
+        return value("issuer.url", message);
+    }
+    if issuer.audience.is_empty() {
+        return value("issuer.audience", "expected a name, found nothing".to_owned());
+    }
+    match (&issuer.keys_dir, &issuer.key) {
+        (None, None) => {
+            return value(
+                "issuer.keys_dir",
+                "expected this or issuer.key, found neither; make a first key with: spacetime-sync keys add --dir DIR"
+                    .to_owned(),
+            );
+        }
+        (Some(_), Some(_)) => {
+            return value("issuer.key", "expected this or issuer.keys_dir, found both".to_owned());
+        }
+        (Some(_), None) | (None, Some(_)) => {}
+    }
+    for (key, found, least, most) in [
+        ("issuer.service_ttl_seconds", issuer.service_ttl_seconds, 2, 900),
+        ("issuer.keys_reload_ms", issuer.keys_reload_ms, 100, 60_000),
+        ("issuer.policy_cache_ms", issuer.policy_cache_ms, 0, 60_000),
+        ("issuer.pool_size", issuer.pool_size as u64, 1, 1_000),
+        (
+            "issuer.session_per_minute",
+            issuer.session_per_minute.into(),
+            1,
+            1_000_000,
+        ),
+        ("issuer.session_burst", issuer.session_burst.into(), 1, 1_000_000),
+        (
+            "issuer.failures_per_minute",
+            issuer.failures_per_minute.into(),
+            1,
+            1_000_000,
+        ),
+        ("issuer.failures_burst", issuer.failures_burst.into(), 1, 1_000_000),
+    ] {
+        if found < least || found > most {
+            return value(key, format!("expected {least} to {most}, found {found}"));
+        }
+    }
+    Ok(())
+}
+
+fn check_sessions(issuer: &IssuerConfig, sessions: &SessionsConfig) -> Result<(), ConfigError> {
+    let value = |key, message: String| Err(ConfigError::Value { key, message });
+    if sessions.issuer.is_empty() {
+        return value("sessions.issuer", "expected a name, found nothing".to_owned());
+    }
+    if sessions.audience.is_empty() {
+        return value("sessions.audience", "expected a name, found nothing".to_owned());
+    }
+    if sessions.issuer == issuer.url || sessions.audience == issuer.audience {
+        return value(
+            "sessions.issuer",
+            "expected another issuer and another audience than those of [issuer]: a sync token is no session credential"
+                .to_owned(),
+        );
+    }
+    if sessions.public_keys.is_empty() && sessions.jwks_url.is_none() {
+        return value(
+            "sessions.public_keys",
+            "expected this or sessions.jwks_url, found neither".to_owned(),
+        );
+    }
+    if sessions.public_keys.len() > PUBLIC_KEYS {
+        return value(
+            "sessions.public_keys",
+            format!("expected at most {PUBLIC_KEYS}, found {}", sessions.public_keys.len()),
+        );
+    }
+    match &sessions.jwks_url {
+        Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => value(
+            "sessions.jwks_url",
+            format!("expected http://… or https://…, found {url:?}"),
+        ),
+        _ => Ok(()),
+    }
+}
+
+impl Config {
+    /// The admin credential of the HTTP side; none if there is none, and nobody is an admin.
+    pub fn admin_token(&self) -> Result<Option<Secret>, ConfigError> {
+        let token = match (&self.http.admin_token, &self.http.admin_token_file) {
+            (Some(token), _) => token.clone(),
+            (None, Some(path)) => super::read_token(path)?,
+            (None, None) => return Ok(None),
+        };
+        if token.expose().len() < ADMIN_TOKEN_BYTES {
+            return Err(ConfigError::Value {
+                key: "http.admin_token",
+                message: format!(
+                    "expected at least {ADMIN_TOKEN_BYTES} characters, found {}",
+                    token.expose().len()
+                ),
+            });
+        }
+        Ok(Some(token))
+    }
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a path or a list of paths")]
+    enum Paths {
+        One(PathBuf),
+        Many(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(deserializer)? {
+        Paths::One(path) => vec![path],
+        Paths::Many(paths) => paths,
+    })
+}

@@ -1,0 +1,41 @@
+//! What whoever verifies our tokens asks for: the discovery document of OpenID Connect, and the key set.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Json, Response};
+use serde_json::json;
+
+use super::Side;
+use super::refusal::not_found;
+use crate::auth::keys::now;
+
+pub(super) const DOCUMENT_PATH: &str = "/.well-known/openid-configuration";
+pub(super) const KEYS_PATH: &str = "/.well-known/jwks.json";
+/// For how long others may keep them: much less than a new key is published before it signs.
+const CACHE: &str = "public, max-age=300";
+
+pub(super) async fn document(State(side): State<Arc<Side>>) -> Response {
+    let Some(issuer) = &side.issuer else {
+        return not_found().await;
+    };
+    let url = &issuer.names().issuer;
+    let document = json!({
+        "issuer": url,
+        "jwks_uri": format!("{url}{KEYS_PATH}"),
+        "id_token_signing_alg_values_supported": ["ES256"],
+        "response_types_supported": ["token"],
+        "subject_types_supported": ["public"],
+        "token_endpoint": format!("{url}{}", spacetime_sync_proto::access::TOKEN_PATH),
+        "scopes_supported": spacetime_sync_proto::access::Scope::ALL,
+    });
+    ([(header::CACHE_CONTROL, CACHE)], Json(document)).into_response()
+}
+
+pub(super) async fn keys(State(side): State<Arc<Side>>) -> Response {
+    let Some(issuer) = &side.issuer else {
+        return not_found().await;
+    };
+    ([(header::CACHE_CONTROL, CACHE)], Json(issuer.keys().ring().jwks(now()))).into_response()
+}

@@ -1,0 +1,29 @@
+//! Whether it works, and whether it is ready.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Json, Response};
+
+use super::Side;
+
+/// 503 when there is work and no progress.
+pub(super) async fn healthz(State(side): State<Arc<Side>>) -> Response {
+    let health = side.status.health();
+    (code(health.healthy), Json(health)).into_response()
+}
+
+/// 503 until both sides are connected.
+pub(super) async fn readyz(State(side): State<Arc<Side>>) -> Response {
+    let health = side.status.health();
+    (code(health.ready), Json(health)).into_response()
+}
+
+fn code(good: bool) -> StatusCode {
+    if good {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}

@@ -1,0 +1,180 @@
+//! What it counts, in two forms.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Json, Response};
+use serde_json::json;
+
+use super::Side;
+use crate::auth::AuthCounters;
+use crate::core::Load;
+use crate::status::{Counters, Health};
+
+type Line = (&'static str, &'static str, &'static str, u64);
+
+/// In the text format of Prometheus.
+pub(super) async fn text(State(side): State<Arc<Side>>) -> Response {
+    let (counters, load) = side.status.snapshot();
+    let mut lines = lane(counters, load, &side.status.health());
+    lines.extend(side.issuer.iter().flat_map(|issuer| tokens(issuer.counters())));
+    let mut text = String::new();
+    for (name, kind, help, value) in lines {
+        text += &format!("# HELP spacetime_sync_{name} {help}\n# TYPE spacetime_sync_{name} {kind}\n");
+        text += &format!("spacetime_sync_{name} {value}\n");
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+/// The same for people and scripts.
+pub(super) async fn json(State(side): State<Arc<Side>>) -> Response {
+    let (counters, load) = side.status.snapshot();
+    let health = side.status.health();
+    let bridge = json!({
+        "calls_in_flight": load.calls,
+        "bytes_under_way": load.bytes,
+        "busy_streams": load.busy_streams,
+    });
+    let tokens = side.issuer.as_ref().map(|issuer| issuer.counters()).unwrap_or_default();
+    Json(json!({
+        "transport": "spacetime_ws",
+        "counters": counters,
+        "bridge": bridge,
+        "health": health,
+        "minted_total": tokens.minted_total,
+        "rate_limited_total": tokens.rate_limited_total,
+        "auth_failures": tokens.auth_failures,
+    }))
+    .into_response()
+}
+
+fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
+    vec![
+        (
+            "published_events_total",
+            "counter",
+            "Events acknowledged as durable.",
+            counters.published_events,
+        ),
+        (
+            "published_frames_total",
+            "counter",
+            "Frames acknowledged as durable.",
+            counters.published_frames,
+        ),
+        (
+            "refused_calls_total",
+            "counter",
+            "Calls refused by the module.",
+            counters.refused_calls,
+        ),
+        (
+            "lost_calls_total",
+            "counter",
+            "Calls that failed otherwise.",
+            counters.lost_calls,
+        ),
+        (
+            "links_total",
+            "counter",
+            "Times the link to SpacetimeDB was made.",
+            counters.links,
+        ),
+        (
+            "authority_failures_total",
+            "counter",
+            "Looks at the authority that failed.",
+            counters.authority_failures,
+        ),
+        ("polls_total", "counter", "Looks for dirty streams.", counters.polls),
+        ("wakes_total", "counter", "Wake-ups by the authority.", counters.wakes),
+        (
+            "lag_events",
+            "gauge",
+            "Events committed and not yet published.",
+            health.lag_events,
+        ),
+        (
+            "calls_in_flight",
+            "gauge",
+            "Calls not yet acknowledged.",
+            load.calls as u64,
+        ),
+        (
+            "bytes_under_way",
+            "gauge",
+            "Bytes read and not yet acknowledged.",
+            load.bytes as u64,
+        ),
+        (
+            "busy_streams",
+            "gauge",
+            "Streams with something to do.",
+            load.busy_streams as u64,
+        ),
+        (
+            "halted_streams",
+            "gauge",
+            "Streams that go no further until a person looks.",
+            health.halted.len() as u64,
+        ),
+        (
+            "healthy",
+            "gauge",
+            "1 unless there is work and no progress.",
+            u64::from(health.healthy),
+        ),
+        (
+            "ready",
+            "gauge",
+            "1 when both sides are connected.",
+            u64::from(health.ready),
+        ),
+    ]
+}
+
+fn tokens(counters: AuthCounters) -> Vec<Line> {
+    let failures = counters.auth_failures;
+    [
+        ("minted_total", "Tokens that were given.", counters.minted_total),
+        (
+            "rate_limited_total",
+            "Requests for tokens that came too often.",
+            counters.rate_limited_total,
+        ),
+        (
+            "auth_failures_unauthorized_total",
+            "Requests without a credential.",
+            failures.unauthorized_total,
+        ),
+        (
+            "auth_failures_forbidden_total",
+            "Requests for what the subject may not have.",
+            failures.forbidden_total,
+        ),
+        (
+            "auth_failures_invalid_token_total",
+            "Requests with a credential that is none.",
+            failures.invalid_token_total,
+        ),
+        (
+            "auth_failures_token_expired_total",
+            "Requests with a credential that has ended.",
+            failures.token_expired_total,
+        ),
+        (
+            "auth_failures_token_not_yet_valid_total",
+            "Requests with a credential that is not good yet.",
+            failures.token_not_yet_valid_total,
+        ),
+        (
+            "auth_failures_token_revoked_total",
+            "Requests of sessions that were revoked.",
+            failures.token_revoked_total,
+        ),
+    ]
+    .into_iter()
+    .map(|(name, help, value)| (name, "counter", help, value))
+    .collect()
+}

@@ -1,0 +1,135 @@
+//! `POST /api/sync/token`.
+//!
+//! In this order, which is part of the contract: what the client is, how often it failed, who asks and how often, what it
+//! asks for, what of that it may have.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Json, Response};
+use spacetime_sync_proto::RefusalCode;
+use spacetime_sync_proto::access::{ClientVersion, TokenRequest, Window, headers};
+
+use super::refusal::{incompatible, refuse};
+use super::{BODY_BYTES, Side};
+use crate::auth::denial::Denial;
+
+/// The kind of client that does not say what it is.
+const UNKNOWN_SURFACE: &str = "unknown";
+/// Most bytes of a header of the client's that are looked at.
+const HEADER_BYTES: usize = 128;
+
+pub(super) async fn token(
+    State(side): State<Arc<Side>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response {
+    let Some(issuer) = &side.issuer else {
+        return refuse(&Denial::unavailable("this bridge issues no tokens"));
+    };
+    let (parts, body) = request.into_parts();
+    let client = client(&parts.headers, issuer.window());
+    if let Err(why) = issuer.check_client(&client) {
+        return incompatible(&why);
+    }
+    let answer = async {
+        let authorization = parts.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+        let session = issuer.authenticate(authorization, peer.ip()).await?;
+        issuer.admit(&session)?;
+        let request = read(body).await?;
+        issuer.token(&session, &client, &request).await
+    };
+    match answer.await {
+        Ok(token) => Json(token).into_response(),
+        Err(denial) => refuse(&denial),
+    }
+}
+
+/// What a client says it is. What it does not say, or says twice or in no text, is nothing that is served.
+fn client(sent: &HeaderMap, window: &Window) -> ClientVersion {
+    let said = |name: &str| {
+        let mut values = sent.get_all(name).iter();
+        let value = values.next()?.to_str().ok()?;
+        (values.next().is_none() && value.len() <= HEADER_BYTES).then(|| value.to_owned())
+    };
+    let digits = |text: &String| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let schema_version = said(headers::SCHEMA_VERSION).filter(digits);
+    ClientVersion {
+        client_build_id: said(headers::CLIENT_BUILD_ID).unwrap_or_default(),
+        protocol_version: said(headers::PROTOCOL_VERSION).unwrap_or_default(),
+        schema_version: schema_version
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_else(|| unserved_schema(window)),
+        surface: said(headers::CLIENT_SURFACE).unwrap_or_else(|| UNKNOWN_SURFACE.to_owned()),
+    }
+}
+
+/// A schema version that is not served, for a client that names none.
+fn unserved_schema(window: &Window) -> u32 {
+    if window.min_schema_version > 0 {
+        0
+    } else {
+        window.max_schema_version.saturating_add(1)
+    }
+}
+
+async fn read(body: Body) -> Result<TokenRequest, Denial> {
+    let invalid = |message: String| Denial::new(RefusalCode::InvalidRequest, message);
+    let bytes = to_bytes(body, BODY_BYTES)
+        .await
+        .map_err(|_| invalid(format!("the body is not there, or has more than {BODY_BYTES} bytes")))?;
+    // Where it went wrong, but not what stood there.
+    serde_json::from_slice(&bytes).map_err(|error| {
+        invalid(format!(
+            "the body is no request for a token (line {}, column {}): expected an object with scopes, streams, topics, \
+             ttl_seconds and device_id",
+            error.line(),
+            error.column()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn says(pairs: &[(&'static str, &str)]) -> ClientVersion {
+        let mut sent = HeaderMap::new();
+        for (name, value) in pairs {
+            sent.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        client(&sent, &Window::default())
+    }
+
+    #[test]
+    fn what_a_client_does_not_say_once_and_plainly_is_nothing_that_is_served() {
+        let good = [
+            (headers::CLIENT_BUILD_ID, "20260601T000000Z"),
+            (headers::PROTOCOL_VERSION, "spacetime.sync.v1"),
+            (headers::SCHEMA_VERSION, "1"),
+            (headers::CLIENT_SURFACE, "desktop"),
+        ];
+        let code = |pairs: &[_]| Window::default().check(&says(pairs)).err().map(|why| why.code);
+        assert_eq!(code(&good), None);
+        assert_eq!(code(&good[..3]), None, "the surface is looked at later");
+        assert_eq!(code(&[]), Some(RefusalCode::InvalidClientBuild));
+        assert_eq!(code(&good[..1]), Some(RefusalCode::UnsupportedProtocolVersion));
+        assert_eq!(code(&good[..2]), Some(RefusalCode::UnsupportedSchemaVersion));
+        for schema in ["", "+1", "1.0", "99999999999", "one", "-1", " "] {
+            let wrong = [good[0], good[1], (headers::SCHEMA_VERSION, schema)];
+            assert_eq!(code(&wrong), Some(RefusalCode::UnsupportedSchemaVersion), "{schema:?}");
+        }
+        let twice = [good[0], good[0], good[1], good[2]];
+        assert_eq!(code(&twice), Some(RefusalCode::InvalidClientBuild));
+        let all = Window {
+            min_schema_version: 0,
+            max_schema_version: 7,
+            ..Window::default()
+        };
+        assert_eq!(unserved_schema(&all), 8);
+    }
+}
