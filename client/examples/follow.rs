@@ -68,7 +68,7 @@ const APPLIED: &str = "CREATE TABLE IF NOT EXISTS applied (stream_id TEXT NOT NU
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     // This library shows the headers that it sends, the token's too, when it is asked for everything.
-    let quiet = "tungstenite=debug".parse()?;
+    let quiet = "tungstenite=info".parse()?;
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(EnvFilter::from_default_env().add_directive(quiet))

@@ -575,8 +575,10 @@ impl Engine {
             up.link.close();
         }
         tracing::info!(%reason, "the client has stopped");
-        self.status
-            .send_modify(|status| status.phase = Phase::Stopped { reason });
+        self.status.send_modify(|status| {
+            status.phase = Phase::Stopped { reason };
+            status.token = None;
+        });
     }
 }
 
