@@ -3,4 +3,5 @@
 // A test that cannot go on says so by failing.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod lane;

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod follower;
+pub mod issuing;
 pub mod lane;
 pub mod load;
 pub mod postgres;
@@ -9,6 +10,7 @@ pub mod process;
 pub mod proxy;
 pub mod schema;
 pub mod server;
+pub mod stub;
 pub mod tool;
 pub mod variant;
 
