@@ -208,6 +208,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         status: status.clone(),
         issuer: issuer.clone(),
         messenger,
+        behind_proxy: config.http.behind_proxy,
         admin: config.admin_token()?.as_ref().map(http::AdminToken::new),
     };
     let (stop, stopping) = watch::channel(false);

@@ -3,6 +3,7 @@
 pub mod bare;
 pub mod client;
 pub mod lane;
+pub mod minting;
 pub mod report;
 
 use std::time::{Duration, Instant};

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod follower;
 pub mod issuer;
+pub mod issuing;
 pub mod lane;
 pub mod load;
 pub mod postgres;
@@ -10,6 +11,7 @@ pub mod process;
 pub mod proxy;
 pub mod schema;
 pub mod server;
+pub mod stub;
 pub mod tool;
 pub mod variant;
 

@@ -133,12 +133,12 @@ mod tests {
     fn what_was_asked_before_a_revocation_is_not_remembered_after_it() {
         let (cache, now, asked) = (AccessCache::new(GOOD_FOR), Instant::now(), question(1, "a"));
         let epoch = cache.get(&asked, now).unwrap_err();
-        cache.forget(&[asked.session_id.clone()]);
+        cache.forget(std::slice::from_ref(&asked.session_id));
         cache.put(epoch, asked.clone(), access(), now);
         let epoch = cache.get(&asked, now).unwrap_err();
         cache.put(epoch, asked.clone(), access(), now);
         assert!(cache.get(&asked, now).is_ok());
-        cache.forget(&[asked.session_id.clone()]);
+        cache.forget(std::slice::from_ref(&asked.session_id));
         assert!(cache.get(&asked, now).is_err());
     }
 

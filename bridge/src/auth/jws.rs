@@ -7,6 +7,8 @@ use ring::signature;
 use serde::Deserialize;
 use spacetime_sync_proto::limit;
 
+use super::json::object;
+
 /// Longest compact form that is looked at: claims, header and signature, a third longer in base64.
 const TOKEN_BYTES: usize = (limit::CLAIMS_BYTES + 4 * 1024) / 3 * 4;
 /// Longest `kid`.
@@ -122,7 +124,7 @@ impl<'a> Jws<'a> {
         let (signed, signature) = token.rsplit_once('.').ok_or(Malformed::Form)?;
         let (header, payload) = signed.split_once('.').ok_or(Malformed::Form)?;
         let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| Malformed::Form);
-        let header: Header = serde_json::from_slice(&decode(header)?).map_err(|_| Malformed::Form)?;
+        let header: Header = object(&decode(header)?).map_err(|_| Malformed::Form)?;
         let algorithm = match header.alg.as_str() {
             "ES256" => Algorithm::Es256,
             "RS256" => Algorithm::Rs256,

@@ -8,6 +8,7 @@ mod cache;
 mod counters;
 pub mod denial;
 pub mod issue;
+pub mod json;
 pub mod jws;
 pub mod keys;
 pub mod limits;

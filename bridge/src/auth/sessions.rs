@@ -13,6 +13,7 @@ use serde::Deserialize;
 use spacetime_sync_proto::{Label, RefusalCode};
 
 use super::denial::Denial;
+use super::json::object;
 use super::jws::{Jws, PublicKey};
 use crate::config::SessionsConfig;
 
@@ -98,7 +99,7 @@ impl SessionVerifier {
     fn check(&self, claims: &[u8], now: u64) -> Result<Session, Denial> {
         let invalid = |message: &'static str| Denial::new(RefusalCode::InvalidToken, message);
         let malformed = || invalid("the credential's claims are not those of a session: iss, aud, sub, sid, iat, exp");
-        let claims: Claims = serde_json::from_slice(claims).map_err(|_| malformed())?;
+        let claims: Claims = object(claims).map_err(|_| malformed())?;
         if claims.iss != self.issuer {
             return Err(invalid("the credential is of another issuer"));
         }

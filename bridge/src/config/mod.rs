@@ -115,6 +115,8 @@ pub struct SpacetimeConfig {
 pub struct HttpConfig {
     /// Where health, metrics and tokens are served.
     pub listen: SocketAddr,
+    /// Whether every request comes by a proxy of ours: then the address that `x-forwarded-for` ends with is who asks.
+    pub behind_proxy: bool,
     /// The credential of `/internal/…`. Without one nobody is let in there, but to the metrics, which are open then.
     pub admin_token: Option<Secret>,
     /// File that holds it.
@@ -172,6 +174,7 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            behind_proxy: false,
             admin_token: None,
             admin_token_file: None,
         }

@@ -15,6 +15,7 @@ use subtle::ConstantTimeEq as _;
 use super::Side;
 use super::refusal::refuse;
 use crate::auth::denial::Denial;
+use crate::auth::json::object;
 use crate::auth::revocation::{REASON_BYTES, SESSIONS};
 use crate::config::Secret;
 
@@ -108,7 +109,7 @@ pub(super) async fn revoke(State(side): State<Arc<Side>>, body: Bytes) -> Respon
 
 fn read(body: &[u8]) -> Result<(Vec<Label>, String), Denial> {
     let invalid = |message: String| Denial::new(RefusalCode::InvalidRequest, message);
-    let revocation: Revocation = serde_json::from_slice(body).map_err(|error| {
+    let revocation: Revocation = object(body).map_err(|error| {
         invalid(format!(
             "the body is no revocation (line {}, column {}): expected an object with session_id or session_ids, and \
              reason",

@@ -43,6 +43,8 @@ pub struct Side {
     pub issuer: Option<Arc<Issuer>>,
     /// Who tells the module of revocations; none if nobody issues tokens.
     pub messenger: Option<Messenger>,
+    /// Whether every request comes by a proxy of ours, which says for whom.
+    pub behind_proxy: bool,
     /// The credential of an admin; none if nobody is one.
     pub admin: Option<AdminToken>,
 }

@@ -44,7 +44,7 @@ pub(super) fn incompatible(why: &Incompatible) -> Response {
     ];
     let mut response = (StatusCode::UPGRADE_REQUIRED, Json(why)).into_response();
     for (name, value) in said {
-        if let Some(Ok(value)) = value.map(|value| HeaderValue::try_from(value)) {
+        if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
             response.headers_mut().insert(HeaderName::from_static(name), value);
         }
     }

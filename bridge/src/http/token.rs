@@ -3,7 +3,7 @@
 //! In this order, which is part of the contract: what the client is, how often it failed, who asks and how often, what it
 //! asks for, what of that it may have.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::body::{Body, to_bytes};
@@ -16,9 +16,12 @@ use spacetime_sync_proto::access::{ClientVersion, TokenRequest, Window, headers}
 use super::refusal::{incompatible, refuse};
 use super::{BODY_BYTES, Side};
 use crate::auth::denial::Denial;
+use crate::auth::json::object;
 
 /// The kind of client that does not say what it is.
 const UNKNOWN_SURFACE: &str = "unknown";
+/// Where a proxy says for whom it asks.
+const FORWARDED_FOR: &str = "x-forwarded-for";
 /// Most bytes of a header of the client's that are looked at.
 const HEADER_BYTES: usize = 128;
 
@@ -37,7 +40,9 @@ pub(super) async fn token(
     }
     let answer = async {
         let authorization = parts.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-        let session = issuer.authenticate(authorization, peer.ip()).await?;
+        let session = issuer
+            .authenticate(authorization, asker(&parts.headers, peer.ip(), side.behind_proxy))
+            .await?;
         issuer.admit(&session)?;
         let request = read(body).await?;
         issuer.token(&session, &client, &request).await
@@ -46,6 +51,16 @@ pub(super) async fn token(
         Ok(token) => Json(token).into_response(),
         Err(denial) => refuse(&denial),
     }
+}
+
+/// Whose address it is. What a proxy of ours adds to the header stands last; what stands before that anybody can write.
+fn asker(sent: &HeaderMap, peer: IpAddr, behind_proxy: bool) -> IpAddr {
+    if !behind_proxy {
+        return peer;
+    }
+    let last = sent.get_all(FORWARDED_FOR).iter().next_back();
+    let last = last.and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
+    last.unwrap_or(peer)
 }
 
 /// What a client says it is. What it does not say, or says twice or in no text, is nothing that is served.
@@ -82,7 +97,7 @@ async fn read(body: Body) -> Result<TokenRequest, Denial> {
         .await
         .map_err(|_| invalid(format!("the body is not there, or has more than {BODY_BYTES} bytes")))?;
     // Where it went wrong, but not what stood there.
-    serde_json::from_slice(&bytes).map_err(|error| {
+    object(&bytes).map_err(|error| {
         invalid(format!(
             "the body is no request for a token (line {}, column {}): expected an object with scopes, streams, topics, \
              ttl_seconds and device_id",
@@ -103,6 +118,24 @@ mod tests {
             sent.append(*name, HeaderValue::from_str(value).unwrap());
         }
         client(&sent, &Window::default())
+    }
+
+    #[test]
+    fn an_address_is_the_peers_or_the_last_that_a_proxy_of_ours_says() {
+        let peer: IpAddr = "10.0.0.1".parse().unwrap();
+        let of = |values: &[&str], behind_proxy| {
+            let mut sent = HeaderMap::new();
+            for value in values {
+                sent.append(FORWARDED_FOR, HeaderValue::from_str(value).unwrap());
+            }
+            asker(&sent, peer, behind_proxy).to_string()
+        };
+        assert_eq!(of(&["1.2.3.4"], false), "10.0.0.1");
+        assert_eq!(of(&["1.2.3.4"], true), "1.2.3.4");
+        assert_eq!(of(&["6.6.6.6, 1.2.3.4"], true), "1.2.3.4");
+        assert_eq!(of(&["6.6.6.6", "1.2.3.4"], true), "1.2.3.4");
+        assert_eq!(of(&["6.6.6.6, x"], true), "10.0.0.1");
+        assert_eq!(of(&[], true), "10.0.0.1");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use spacetime_sync_bridge::stdb::admin::{Admin, Credential};
 use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode};
 use spacetime_sync_tests::issuer::{Issuer, now};
 
-use super::{Guarded, SWEEP_MS, bearer};
+use super::guarded::{Guarded, SWEEP_MS, bearer};
 use crate::lane::hostile::{Module, Said, append_arguments, identity, log, newcomer, stream};
 
 /// Tries every door: a reducer, a procedure, SQL and a WebSocket.

@@ -1,57 +1,18 @@
 //! Who may see and do what: tokens, the sessions that they open, and their end.
 
 mod admission;
+mod compatibility;
+mod guarded;
+mod keys;
 mod presence;
+mod revocation;
 mod sessions;
+mod tokens;
 
-use serde_json::{Value, json};
-use spacetime_sync_bridge::config::Secret;
-use spacetime_sync_bridge::stdb::admin::Credential;
-use spacetime_sync_tests::issuer::Issuer;
+use spacetime_sync_tests::issuing::Desk;
+use spacetime_sync_tests::postgres::Cluster;
 
-use crate::lane::hostile::Module;
-
-/// How often the module looks for ended sessions here, in milliseconds.
-const SWEEP_MS: u32 = 250;
-
-/// The module, and an issuer that it trusts.
-struct Guarded {
-    module: Module,
-    issuer: Issuer,
-}
-
-impl Guarded {
-    async fn start() -> Self {
-        let (module, issuer) = (Module::start().await, Issuer::start().await.unwrap());
-        let trusted = json!([issuer.url, "openagents-sync", SWEEP_MS]);
-        module.call(Some(&module.owner), "trust_issuer", &trusted).await.done();
-        Self { module, issuer }
-    }
-
-    /// Who comes with these claims.
-    fn with(&self, claims: &Value) -> Credential {
-        bearer(self.issuer.sign(claims))
-    }
-
-    /// A session that may see these streams.
-    fn session(&self, user: &str, session: &str, streams: &[&str]) -> Credential {
-        self.with(&self.issuer.claims(user, session, streams))
-    }
-
-    /// The grants that there are, by hand and by session.
-    async fn grants(&self) -> usize {
-        let rows = self
-            .module
-            .sql(Some(&self.module.owner), "SELECT * FROM stream_grant")
-            .await;
-        rows.unwrap().len()
-    }
-}
-
-/// The identity is the server's to work out.
-fn bearer(token: String) -> Credential {
-    Credential {
-        identity: String::new(),
-        token: Secret::from(token),
-    }
+/// A desk on the cluster that all tests share.
+async fn desk() -> Desk {
+    Desk::new(Cluster::shared().await).await.unwrap()
 }

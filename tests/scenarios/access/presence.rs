@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use spacetime_sync_bridge::stdb::admin::Credential;
 use spacetime_sync_proto::{ChainHash, RefusalCode};
 
-use super::Guarded;
+use super::guarded::Guarded;
 use crate::lane::hostile::{log, stream};
 
 impl Guarded {

@@ -8,7 +8,7 @@ use spacetime_sync_proto::{ChainHash, Event, RefusalCode, StreamId};
 use spacetime_sync_tests::issuer::now;
 use spacetime_sync_tests::lane::wait;
 
-use super::{Guarded, SWEEP_MS};
+use super::guarded::{Guarded, SWEEP_MS};
 use crate::lane::hostile::visibility::Listener;
 use crate::lane::hostile::{Module, Said, column, log, stream};
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::bare::{self, Cut};
 use super::lane::{Run, Runner};
+use super::minting;
 use super::{Size, since};
 use crate::postgres::Cluster;
 
@@ -31,6 +32,8 @@ struct Extent {
     many: usize,
     /// How long single events are paced.
     paced: Duration,
+    /// How long tokens are asked for.
+    minting: Duration,
 }
 
 const FULL: Extent = Extent {
@@ -42,6 +45,7 @@ const FULL: Extent = Extent {
     lane: 400_000,
     many: 20,
     paced: Duration::from_secs(30),
+    minting: Duration::from_secs(20),
 };
 
 const QUICK: Extent = Extent {
@@ -53,6 +57,7 @@ const QUICK: Extent = Extent {
     lane: 200_000,
     many: 5,
     paced: Duration::from_secs(8),
+    minting: Duration::from_secs(5),
 };
 
 /// Measures, tells, and ends with one line of JSON if asked to.
@@ -190,6 +195,13 @@ pub async fn run(quick: bool, as_json: bool) -> anyhow::Result<()> {
         memory(&paced)
     ));
 
+    say("tokens: a bridge on one core, many sessions over kept connections".to_owned());
+    let minted = minting::run(&cluster, extent.minting).await?;
+    say(format!(
+        "  {:>7.0} per second, p50 {:.2} ms, p99 {:.2} ms; bridge {} MB",
+        minted.per_second, minted.p50_ms, minted.p99_ms, minted.bridge_mb
+    ));
+
     if as_json {
         let runs = [drained.as_ref(), Some(&streamed), Some(&caught_up), Some(&paced)];
         println!(
@@ -207,6 +219,9 @@ pub async fn run(quick: bool, as_json: bool) -> anyhow::Result<()> {
                 "catch_up_events_per_second": caught_up.events_per_second.round(),
                 "p50_ms": two(latency.p50_ms),
                 "p99_ms": two(latency.p99_ms),
+                "minting_per_second": minted.per_second.round(),
+                "minting_p50_ms": two(minted.p50_ms),
+                "minting_p99_ms": two(minted.p99_ms),
                 "peak_rss_mb": peaks(runs.into_iter().flatten()),
             })
         );

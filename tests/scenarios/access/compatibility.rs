@@ -1,0 +1,130 @@
+//! Which clients are given a token: the scenarios of the contract's fixture, over HTTP.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use spacetime_sync_proto::access::{ClientVersion, Window, headers};
+use spacetime_sync_tests::issuing::answer;
+
+use super::desk;
+
+#[derive(Deserialize)]
+struct Scenario {
+    name: String,
+    window: Window,
+    client: ClientVersion,
+    expected: Option<Value>,
+}
+
+#[tokio::test]
+async fn every_scenario_of_the_fixture_ends_as_it_says() {
+    let desk = desk().await;
+    desk.allow("everyone", "notes").await.unwrap();
+    let scenarios: Vec<Scenario> =
+        serde_json::from_str(include_str!("../../../proto/fixtures/compatibility.json")).unwrap();
+    let mut by_window: BTreeMap<String, Vec<Scenario>> = BTreeMap::new();
+    for scenario in scenarios {
+        by_window
+            .entry(format!("{:?}", scenario.window))
+            .or_default()
+            .push(scenario);
+    }
+    assert!(by_window.len() > 1);
+    for (at, scenarios) in by_window.into_values().enumerate() {
+        let window = scenarios[0].window.clone();
+        let bridge = desk
+            .bridge(&[
+                ("compatibility.min_client_build_id", window.min_client_build_id.clone()),
+                ("compatibility.max_client_build_id", window.max_client_build_id.clone()),
+                (
+                    "compatibility.min_schema_version",
+                    window.min_schema_version.to_string(),
+                ),
+                (
+                    "compatibility.max_schema_version",
+                    window.max_schema_version.to_string(),
+                ),
+                ("bridge.lead", "false".to_owned()),
+            ])
+            .await
+            .unwrap();
+        let credential = desk.session("7", &format!("s{at}"));
+        for Scenario {
+            name, client, expected, ..
+        } in scenarios
+        {
+            let schema = client.schema_version.to_string();
+            let request = bridge
+                .client_of(
+                    &client.client_build_id,
+                    &client.protocol_version,
+                    &schema,
+                    &client.surface,
+                )
+                .bearer_auth(&credential)
+                .json(&json!({ "scopes": ["sync.subscribe"], "streams": ["notes"] }));
+            let response = request.send().await.unwrap();
+            let said = response.headers().clone();
+            let (status, body) = answer(response).await.unwrap();
+            let Some(expected) = expected else {
+                assert_eq!(status, 200, "{name}: {body}");
+                continue;
+            };
+            assert_eq!(status, 426, "{name}: {body}");
+            let header = |name: &str| said.get(name).map(|value| value.to_str().unwrap().to_owned());
+            assert_eq!(body["code"], expected["code"], "{name}");
+            assert_eq!(body["upgrade_required"], expected["upgrade_required"], "{name}");
+            assert_eq!(body["retryable"], false, "{name}");
+            assert_eq!(body["surface"], client.surface, "{name}");
+            assert_eq!(header(headers::CODE).as_deref(), body["code"].as_str(), "{name}");
+            assert_eq!(
+                header(headers::UPGRADE_REQUIRED),
+                Some(body["upgrade_required"].to_string()),
+                "{name}"
+            );
+            assert_eq!(
+                header(headers::MIN_CLIENT_BUILD_ID),
+                Some(window.min_client_build_id.clone()),
+                "{name}"
+            );
+            let max = Some(window.max_client_build_id.clone()).filter(|max| !max.is_empty());
+            assert_eq!(header(headers::MAX_CLIENT_BUILD_ID), max, "{name}");
+            assert_eq!(
+                header(headers::MIN_SCHEMA_VERSION),
+                Some(window.min_schema_version.to_string()),
+                "{name}"
+            );
+            assert_eq!(
+                header(headers::MAX_SCHEMA_VERSION),
+                Some(window.max_schema_version.to_string()),
+                "{name}"
+            );
+            assert_eq!(
+                header(headers::SERVED_PROTOCOL_VERSION).as_deref(),
+                Some("spacetime.sync.v1"),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_client_is_comes_before_who_asks() {
+    let desk = desk().await;
+    let bridge = desk.bridge(&[]).await.unwrap();
+    let url = bridge.url("/api/sync/token");
+    let (status, body) = answer(bridge.http().post(&url).send().await.unwrap()).await.unwrap();
+    assert_eq!((status, &body["code"]), (426, &json!("invalid_client_build")));
+    let unknown = bridge
+        .client_of("20260601T120000Z", "khala.sync.v1", "1", "desktop")
+        .body("{");
+    let (status, body) = answer(unknown.send().await.unwrap()).await.unwrap();
+    assert_eq!((status, &body["code"]), (426, &json!("unsupported_protocol_version")));
+    // Nobody failed to prove who they are: they were not asked.
+    let failures = &bridge.metrics().await.unwrap()["auth_failures"];
+    assert!(
+        failures.as_object().unwrap().values().all(|count| count == 0),
+        "{failures}"
+    );
+}

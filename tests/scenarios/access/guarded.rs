@@ -1,0 +1,53 @@
+//! The module behind an issuer that a test signs as.
+
+use serde_json::{Value, json};
+use spacetime_sync_bridge::config::Secret;
+use spacetime_sync_bridge::stdb::admin::Credential;
+use spacetime_sync_tests::issuer::Issuer;
+
+use crate::lane::hostile::Module;
+
+/// How often the module looks for ended sessions here, in milliseconds.
+pub(super) const SWEEP_MS: u32 = 250;
+
+/// The module, and an issuer that it trusts.
+pub(super) struct Guarded {
+    pub(super) module: Module,
+    pub(super) issuer: Issuer,
+}
+
+impl Guarded {
+    pub(super) async fn start() -> Self {
+        let (module, issuer) = (Module::start().await, Issuer::start().await.unwrap());
+        let trusted = json!([issuer.url, "openagents-sync", SWEEP_MS]);
+        module.call(Some(&module.owner), "trust_issuer", &trusted).await.done();
+        Self { module, issuer }
+    }
+
+    /// Who comes with these claims.
+    pub(super) fn with(&self, claims: &Value) -> Credential {
+        bearer(self.issuer.sign(claims))
+    }
+
+    /// A session that may see these streams.
+    pub(super) fn session(&self, user: &str, session: &str, streams: &[&str]) -> Credential {
+        self.with(&self.issuer.claims(user, session, streams))
+    }
+
+    /// The grants that there are, by hand and by session.
+    pub(super) async fn grants(&self) -> usize {
+        let rows = self
+            .module
+            .sql(Some(&self.module.owner), "SELECT * FROM stream_grant")
+            .await;
+        rows.unwrap().len()
+    }
+}
+
+/// The identity is the server's to work out.
+pub(super) fn bearer(token: String) -> Credential {
+    Credential {
+        identity: String::new(),
+        token: Secret::from(token),
+    }
+}

@@ -1,0 +1,261 @@
+//! A bridge that issues tokens, an authority with owners and policy for it, and sessions that ask.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use reqwest::{RequestBuilder, Response};
+use serde_json::{Value, json};
+use spacetime_sync_bridge::auth::keys::{SigningKey, add_key, now};
+use spacetime_sync_bridge::authority::Authority;
+use spacetime_sync_proto::access::{REVOKE_PATH, TOKEN_PATH, headers};
+use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+use sqlx::Connection as _;
+
+use crate::postgres::{Cluster, Database};
+use crate::process::{Process, built};
+use crate::until;
+
+/// `iss` of the sync tokens: a name as good as any, where nobody verifies them by it.
+pub const ISSUER: &str = "https://lane.example";
+/// `iss` of the session credentials.
+pub const APP: &str = "https://app.example";
+/// `aud` of the session credentials.
+pub const APP_AUDIENCE: &str = "runtime-sync";
+/// The admin credential.
+pub const ADMIN: &str = "admin-credential-of-the-tests";
+/// A build that every window of the tests serves, unless it says otherwise.
+pub const BUILD: &str = "20260601T120000Z";
+const UP_LIMIT: Duration = Duration::from_secs(30);
+
+/// What several bridges share: the database and the keys.
+#[derive(Debug)]
+pub struct Desk {
+    /// Everything that is written.
+    pub folder: tempfile::TempDir,
+    /// The runtime's database.
+    pub database: Database,
+    /// The same, connected.
+    pub authority: Authority,
+    /// Signs session credentials.
+    pub app: SigningKey,
+    next: std::sync::atomic::AtomicU32,
+}
+
+/// A running bridge.
+#[derive(Debug)]
+pub struct Issuing {
+    /// The process.
+    pub process: Process,
+    http: String,
+    client: reqwest::Client,
+}
+
+impl Desk {
+    /// With one signing key and one of the app's.
+    pub async fn new(cluster: &Cluster) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("sync-issuer-").tempdir()?;
+        let database = cluster.create_database().await?;
+        let authority = Authority::connect(database.url(), 4).await?;
+        add_key(&folder.path().join("keys"), None, now())?;
+        let pem = SigningKey::generate()?;
+        let app = SigningKey::from_pem(&pem, 0, "app.pem")?;
+        std::fs::write(folder.path().join("app.pem"), pem.expose())?;
+        let public = app.public_pem().context("no public key")?;
+        std::fs::write(folder.path().join("app.pub.pem"), public)?;
+        Ok(Self {
+            folder,
+            database,
+            authority,
+            app,
+            next: 0.into(),
+        })
+    }
+
+    /// A path in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The environment of a bridge: a configuration without a file.
+    pub fn environment(&self, http: &str, set: &[(&str, String)]) -> Vec<(String, String)> {
+        let path = |name: &str| self.path(name).display().to_string();
+        let mut keys = vec![
+            ("authority.url", self.database.url().to_owned()),
+            // Nobody listens there: the link is not what is tested.
+            ("spacetimedb.uri", "http://127.0.0.1:9".to_owned()),
+            ("spacetimedb.database", "lane".to_owned()),
+            ("http.listen", http.to_owned()),
+            ("http.admin_token", ADMIN.to_owned()),
+            ("issuer.url", ISSUER.to_owned()),
+            ("issuer.keys_dir", path("keys")),
+            ("issuer.keys_reload_ms", "100".to_owned()),
+            ("sessions.issuer", APP.to_owned()),
+            ("sessions.audience", APP_AUDIENCE.to_owned()),
+            ("sessions.public_keys", path("app.pub.pem")),
+        ];
+        for (key, value) in set {
+            keys.retain(|(known, _)| known != key);
+            if !value.is_empty() {
+                keys.push((key, value.clone()));
+            }
+        }
+        let name = |key: &str| format!("SPACETIME_SYNC__{}", key.replace('.', "__").to_uppercase());
+        keys.into_iter().map(|(key, value)| (name(key), value)).collect()
+    }
+
+    /// Starts a bridge with further keys of the configuration, and waits until it can issue. An empty value takes a key
+    /// out.
+    pub async fn bridge(&self, set: &[(&str, String)]) -> anyhow::Result<Issuing> {
+        self.bridge_by(Command::new(built("spacetime-sync")), "info,sqlx=warn", set)
+            .await
+    }
+
+    /// The same, by another command, and saying more or less.
+    pub async fn bridge_by(&self, mut command: Command, says: &str, set: &[(&str, String)]) -> anyhow::Result<Issuing> {
+        let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let http = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        command.arg("run").env("RUST_LOG", says).env("NO_COLOR", "1");
+        command.envs(self.environment(&http, set));
+        let process = Process::start("bridge", &mut command, &self.path(&format!("bridge-{number}.log")))?;
+        let issuing = Issuing {
+            process,
+            http: format!("http://{http}"),
+            client: reqwest::Client::new(),
+        };
+        // The authority is connected when the bridge has a role, and a moment later it is ready for tokens.
+        let deadline = tokio::time::Instant::now() + UP_LIMIT;
+        loop {
+            let health = issuing.client.get(issuing.url("/healthz")).send().await;
+            if let Ok(health) = health
+                && health.json::<Value>().await?["role"] != "starting"
+            {
+                return Ok(issuing);
+            }
+            anyhow::ensure!(
+                issuing.process.is_running(),
+                "the bridge ended: {}",
+                issuing.process.log()
+            );
+            anyhow::ensure!(tokio::time::Instant::now() < deadline, "the bridge did not come up");
+            tokio::time::sleep(crate::STEP).await;
+        }
+    }
+
+    /// Runs SQL as the runtime does.
+    pub async fn sql(&self, text: &str) -> anyhow::Result<()> {
+        let mut connection = sqlx::PgConnection::connect(self.database.url()).await?;
+        sqlx::raw_sql(text).execute(&mut connection).await?;
+        connection.close().await?;
+        Ok(())
+    }
+
+    /// Lets a user, an organisation or everyone read a pattern.
+    pub async fn allow(&self, principal: &str, pattern: &str) -> anyhow::Result<()> {
+        self.sql(&format!(
+            "insert into runtime.sync_access_policy values ('{principal}', '{pattern}') on conflict do nothing"
+        ))
+        .await
+    }
+
+    /// Says who owns a stream: `user` and `org` as SQL.
+    pub async fn own(&self, stream: &str, user: &str, org: &str) -> anyhow::Result<()> {
+        self.sql(&format!(
+            "insert into runtime.sync_stream_owners values ('{stream}', {user}, {org})"
+        ))
+        .await
+    }
+
+    /// The claims of a good session credential.
+    pub fn claims(&self, user: &str, session: &str) -> Value {
+        json!({
+            "iss": APP, "aud": APP_AUDIENCE, "sub": user, "sid": session, "device_id": format!("{session}-device"),
+            "iat": now(), "exp": now() + 3_600,
+        })
+    }
+
+    /// A session credential with these claims.
+    pub fn sign(&self, claims: &Value) -> String {
+        let token = self.app.sign(claims);
+        token.map(|token| token.expose().to_owned()).unwrap_or_default()
+    }
+
+    /// A good session credential.
+    pub fn session(&self, user: &str, session: &str) -> String {
+        self.sign(&self.claims(user, session))
+    }
+}
+
+impl Issuing {
+    /// A url of it.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.http)
+    }
+
+    /// A request for a token, of a client that is served, with this credential and not yet a body.
+    pub fn ask(&self, credential: &str) -> RequestBuilder {
+        self.client_of(BUILD, PROTOCOL, &SCHEMA_VERSION.to_string(), "desktop")
+            .bearer_auth(credential)
+    }
+
+    /// A request for a token of a client that says so of itself.
+    pub fn client_of(&self, build: &str, protocol: &str, schema: &str, surface: &str) -> RequestBuilder {
+        // Not every text can be sent as a header: what cannot is sent as bytes.
+        let value = |text: &str| reqwest::header::HeaderValue::from_bytes(text.as_bytes());
+        let mut request = self.client.post(self.url(TOKEN_PATH));
+        for (name, text) in [
+            (headers::CLIENT_BUILD_ID, build),
+            (headers::PROTOCOL_VERSION, protocol),
+            (headers::SCHEMA_VERSION, schema),
+            (headers::CLIENT_SURFACE, surface),
+        ] {
+            if let Ok(value) = value(text) {
+                request = request.header(name, value);
+            }
+        }
+        request
+    }
+
+    /// Asks for a token to read these streams.
+    pub async fn token(&self, credential: &str, streams: &[&str]) -> anyhow::Result<(u16, Value)> {
+        let body = json!({ "scopes": ["sync.subscribe", "runtime.run_events"], "streams": streams });
+        answer(self.ask(credential).json(&body).send().await?).await
+    }
+
+    /// Gets a path without a credential.
+    pub async fn get(&self, path: &str) -> anyhow::Result<(u16, Value)> {
+        answer(self.client.get(self.url(path)).send().await?).await
+    }
+
+    /// What the metrics of an admin say.
+    pub async fn metrics(&self) -> anyhow::Result<Value> {
+        let path = "/internal/v1/spacetime/sync/metrics";
+        let response = self.client.get(self.url(path)).bearer_auth(ADMIN).send().await?;
+        Ok(response.error_for_status()?.json().await?)
+    }
+
+    /// Revokes sessions as an admin.
+    pub async fn revoke(&self, sessions: &[&str]) -> anyhow::Result<(u16, Value)> {
+        let body = json!({ "session_ids": sessions, "reason": "lost" });
+        let request = self.client.post(self.url(REVOKE_PATH)).bearer_auth(ADMIN);
+        answer(request.json(&body).send().await?).await
+    }
+
+    /// The client that all requests go through.
+    pub fn http(&self) -> &reqwest::Client {
+        &self.client
+    }
+
+    /// Waits until its log holds a text.
+    pub async fn said(&self, text: &str) -> bool {
+        until(UP_LIMIT, || self.process.log().contains(text)).await
+    }
+}
+
+/// Status and body of an answer; null for a body that is no JSON.
+pub async fn answer(response: Response) -> anyhow::Result<(u16, Value)> {
+    let status = response.status().as_u16();
+    let body = response.bytes().await?;
+    Ok((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
+}
