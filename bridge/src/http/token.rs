@@ -111,6 +111,7 @@ async fn read(body: Body) -> Result<TokenRequest, Denial> {
 mod tests {
     use super::*;
     use axum::http::HeaderValue;
+    use spacetime_sync_proto::contract::SCHEMA_VERSION;
 
     fn says(pairs: &[(&'static str, &str)]) -> ClientVersion {
         let mut sent = HeaderMap::new();
@@ -140,10 +141,11 @@ mod tests {
 
     #[test]
     fn what_a_client_does_not_say_once_and_plainly_is_nothing_that_is_served() {
+        let served = SCHEMA_VERSION.to_string();
         let good = [
             (headers::CLIENT_BUILD_ID, "20260601T000000Z"),
             (headers::PROTOCOL_VERSION, "spacetime.sync.v1"),
-            (headers::SCHEMA_VERSION, "1"),
+            (headers::SCHEMA_VERSION, served.as_str()),
             (headers::CLIENT_SURFACE, "desktop"),
         ];
         let code = |pairs: &[_]| Window::default().check(&says(pairs)).err().map(|why| why.code);
