@@ -18,7 +18,7 @@ use crate::process::{Process, built};
 pub struct Follower {
     uri: String,
     database: String,
-    token_file: PathBuf,
+    credential: Credential,
     identity: String,
     store: PathBuf,
     streams: Vec<StreamId>,
@@ -26,6 +26,15 @@ pub struct Follower {
     process: Option<Process>,
     /// Bytes of its log that are of earlier lives.
     before: usize,
+}
+
+/// How a client proves itself.
+#[derive(Debug, Clone)]
+pub(crate) enum Credential {
+    /// With the token in this file.
+    Token(PathBuf),
+    /// With tokens of the bridge at this url, for the session credential in this file.
+    Session(String, PathBuf),
 }
 
 /// What a client has applied against what the authority holds.
@@ -65,7 +74,7 @@ impl Follower {
     pub(crate) fn new(
         uri: &str,
         database: &str,
-        token_file: &Path,
+        credential: Credential,
         identity: &str,
         store: &Path,
         streams: &[StreamId],
@@ -73,7 +82,7 @@ impl Follower {
         Self {
             uri: uri.to_owned(),
             database: database.to_owned(),
-            token_file: token_file.to_owned(),
+            credential,
             identity: identity.to_owned(),
             store: store.to_owned(),
             streams: streams.to_vec(),
@@ -88,6 +97,19 @@ impl Follower {
     pub fn at(mut self, addr: SocketAddr) -> Self {
         self.uri = format!("http://{addr}");
         self
+    }
+
+    /// Follows other streams than those it was made for.
+    #[must_use]
+    pub fn following(mut self, streams: &[StreamId]) -> Self {
+        self.streams = streams.to_vec();
+        self
+    }
+
+    /// The name of its session, if it has one.
+    pub fn session(&self) -> Option<String> {
+        let name = self.store.file_stem()?.to_str()?.strip_prefix("client-")?;
+        matches!(self.credential, Credential::Session(..)).then(|| format!("session-{name}"))
     }
 
     /// Adds a command-line option.
@@ -107,9 +129,11 @@ impl Follower {
         &self.identity
     }
 
-    /// The file that holds its token.
+    /// The file that holds its token, or its session credential.
     pub fn token_file(&self) -> &Path {
-        &self.token_file
+        match &self.credential {
+            Credential::Token(file) | Credential::Session(_, file) => file,
+        }
     }
 
     /// Its SQLite file.
@@ -121,11 +145,11 @@ impl Follower {
     pub fn start(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(built("examples/follow"));
         command.args(["--uri", &self.uri, "--database", &self.database]);
-        command
-            .arg("--token-file")
-            .arg(&self.token_file)
-            .arg("--db")
-            .arg(&self.store);
+        match &self.credential {
+            Credential::Token(file) => command.arg("--token-file").arg(file),
+            Credential::Session(bridge, file) => command.args(["--bridge", bridge, "--session-file"]).arg(file),
+        };
+        command.arg("--db").arg(&self.store);
         for stream_id in &self.streams {
             command.args(["--stream", stream_id.as_str()]);
         }

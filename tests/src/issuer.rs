@@ -1,50 +1,45 @@
 //! An issuer of tokens in this process: it publishes its key as OIDC asks for, and signs whatever a test wants signed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
-use axum::routing::get;
-use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use p256::SecretKey;
-use p256::elliptic_curve::sec1::ToEncodedPoint as _;
-use p256::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
 use serde_json::{Value, json};
+use spacetime_sync_bridge::auth::keys::{Ring, SigningKey, now};
 use spacetime_sync_proto::access::{AUDIENCE, CLAIMS_VERSION, SERVICE_SUBJECT};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
-use tokio::net::TcpListener;
 
-/// A build id that every window of the tests serves.
-pub const BUILD: &str = "20261101T000000Z";
+use crate::issuing::BUILD;
+use crate::stub::Stub;
 
 /// See the module.
+#[derive(Debug)]
 pub struct Issuer {
     /// `iss`
     pub url: String,
-    key: SecretKey,
+    key: Arc<SigningKey>,
     counter: std::sync::atomic::AtomicU64,
 }
 
 impl Issuer {
     /// Begins to publish a new key.
     pub async fn start() -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let key = new_key();
-        let discovery = json!({ "issuer": url, "jwks_uri": format!("{url}/keys") });
-        let point = key.public_key().to_encoded_point(false);
-        let coordinate = |bytes: Option<&p256::FieldBytes>| bytes.map(|bytes| URL_SAFE_NO_PAD.encode(bytes));
-        let keys = json!({ "keys": [{
-            "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": KID,
-            "x": coordinate(point.x()), "y": coordinate(point.y()),
-        }] });
-        let app = Router::new()
-            .route("/.well-known/openid-configuration", get(async move || Json(discovery)))
-            .route("/keys", get(async move || Json(keys)));
-        tokio::spawn(async move { axum::serve(listener, app).await });
+        let key = Arc::new(new_key()?);
+        let keys = Ring::new(vec![key.clone()]).jwks(now()).to_string();
+        let stub = Stub::start(move |asked| match asked.path.as_str() {
+            "/keys" => (200, keys.clone()),
+            "/.well-known/openid-configuration" => {
+                let url = format!("http://{}", asked.host);
+                (
+                    200,
+                    json!({ "issuer": url, "jwks_uri": format!("{url}/keys") }).to_string(),
+                )
+            }
+            _ => (404, "null".to_owned()),
+        })
+        .await?;
         Ok(Self {
-            url,
+            url: stub.url().to_owned(),
             key,
             counter: 0.into(),
         })
@@ -75,66 +70,52 @@ impl Issuer {
 
     /// Signs.
     pub fn sign(&self, claims: &Value) -> String {
-        sign(&self.key, KID, claims)
+        sign(&self.key, claims)
     }
 
-    /// Signs with a key that is not published, and says it is.
-    pub fn forge(&self, claims: &Value) -> String {
-        sign(&new_key(), KID, claims)
+    /// Signed by a key that is not published, under the name of the one that is.
+    pub fn forge(&self, claims: &Value) -> anyhow::Result<String> {
+        let (own, other) = (sign(&self.key, claims), sign(&new_key()?, claims));
+        let signature = other.rsplit('.').next().unwrap_or_default();
+        Ok(format!("{}.{signature}", signed_part(&own)))
     }
 
-    /// Signs, and names a key that there is not.
-    pub fn sign_as(&self, kid: &str, claims: &Value) -> String {
-        sign(&self.key, kid, claims)
+    /// Signed by a key that is not published, and says so.
+    pub fn sign_as_nobody(&self, claims: &Value) -> anyhow::Result<String> {
+        Ok(sign(&new_key()?, claims))
     }
 
     /// Not signed at all, and says so.
     pub fn unsigned(&self, claims: &Value) -> String {
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        format!(
-            "{}.{}.",
-            part(&json!({ "alg": "none", "typ": "JWT", "kid": KID })),
-            part(claims)
-        )
+        format!("{}.", self.headed("none", claims))
     }
 
     /// Signed by a secret that is no secret: the published key.
     pub fn sign_with_public_key(&self, claims: &Value) -> String {
-        let pem = self
-            .key
-            .public_key()
-            .to_public_key_pem(LineEnding::LF)
-            .unwrap_or_else(|error| panic!("{error}"));
-        let header = Header {
-            kid: Some(KID.to_owned()),
-            ..Header::new(Algorithm::HS256)
-        };
-        jsonwebtoken::encode(&header, claims, &EncodingKey::from_secret(pem.as_bytes()))
-            .unwrap_or_else(|error| panic!("{error}"))
+        let secret = self.key.public_pem().unwrap_or_default();
+        let signed = self.headed("HS256", claims);
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes());
+        let signature = ring::hmac::sign(&key, signed.as_bytes());
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    fn headed(&self, algorithm: &str, claims: &Value) -> String {
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let header = json!({ "alg": algorithm, "typ": "JWT", "kid": self.key.kid() });
+        format!("{}.{}", part(&header), part(claims))
     }
 }
 
-const KID: &str = "first";
-
-fn new_key() -> SecretKey {
-    SecretKey::from_slice(&rand::random::<[u8; 32]>()).unwrap_or_else(|_| new_key())
+fn new_key() -> anyhow::Result<SigningKey> {
+    Ok(SigningKey::from_pem(&SigningKey::generate()?, 0, "test.pem")?)
 }
 
-fn sign(key: &SecretKey, kid: &str, claims: &Value) -> String {
-    let pem = key
-        .to_pkcs8_pem(LineEnding::LF)
-        .unwrap_or_else(|error| panic!("{error}"));
-    let header = Header {
-        kid: Some(kid.to_owned()),
-        ..Header::new(Algorithm::ES256)
-    };
-    let key = EncodingKey::from_ec_pem(pem.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
-    jsonwebtoken::encode(&header, claims, &key).unwrap_or_else(|error| panic!("{error}"))
+fn sign(key: &SigningKey, claims: &Value) -> String {
+    key.sign(claims)
+        .map(|token| token.expose().to_owned())
+        .unwrap_or_default()
 }
 
-/// Unix seconds.
-pub fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+fn signed_part(token: &str) -> &str {
+    token.rsplit_once('.').map_or("", |(signed, _)| signed)
 }

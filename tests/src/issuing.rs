@@ -1,6 +1,6 @@
 //! A bridge that issues tokens, an authority with owners and policy for it, and sessions that ask.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -29,6 +29,14 @@ pub const ADMIN: &str = "admin-credential-of-the-tests";
 pub const BUILD: &str = "20260601T120000Z";
 const UP_LIMIT: Duration = Duration::from_secs(30);
 
+/// The keys of a bridge and of the application whose sessions it takes.
+#[derive(Debug)]
+pub struct Keys {
+    folder: PathBuf,
+    /// Signs session credentials.
+    pub app: SigningKey,
+}
+
 /// What several bridges share: the database and the keys.
 #[derive(Debug)]
 pub struct Desk {
@@ -38,8 +46,8 @@ pub struct Desk {
     pub database: Database,
     /// The same, connected.
     pub authority: Authority,
-    /// Signs session credentials.
-    pub app: SigningKey,
+    /// The keys, in the folder.
+    pub keys: Keys,
     next: std::sync::atomic::AtomicU32,
 }
 
@@ -52,23 +60,67 @@ pub struct Issuing {
     client: reqwest::Client,
 }
 
+impl Keys {
+    /// One signing key, and one of the application's.
+    pub fn make(folder: &Path) -> anyhow::Result<Self> {
+        add_key(&folder.join("keys"), None, now())?;
+        let pem = SigningKey::generate()?;
+        let app = SigningKey::from_pem(&pem, 0, "app.pem")?;
+        std::fs::write(folder.join("app.pem"), pem.expose())?;
+        let public = app.public_pem().context("no public key")?;
+        std::fs::write(folder.join("app.pub.pem"), public)?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            app,
+        })
+    }
+
+    /// The configuration of a bridge that issues as `issuer`.
+    pub fn configuration(&self, issuer: &str) -> Vec<(&'static str, String)> {
+        let path = |name: &str| self.folder.join(name).display().to_string();
+        vec![
+            ("http.admin_token", ADMIN.to_owned()),
+            ("issuer.url", issuer.to_owned()),
+            ("issuer.keys_dir", path("keys")),
+            ("issuer.keys_reload_ms", "100".to_owned()),
+            ("sessions.issuer", APP.to_owned()),
+            ("sessions.audience", APP_AUDIENCE.to_owned()),
+            ("sessions.public_keys", path("app.pub.pem")),
+        ]
+    }
+
+    /// The claims of a good session credential.
+    pub fn claims(&self, user: &str, session: &str) -> Value {
+        json!({
+            "iss": APP, "aud": APP_AUDIENCE, "sub": user, "sid": session, "device_id": format!("{session}-device"),
+            "iat": now(), "exp": now() + 3_600,
+        })
+    }
+
+    /// A session credential with these claims.
+    pub fn sign(&self, claims: &Value) -> String {
+        let token = self.app.sign(claims);
+        token.map(|token| token.expose().to_owned()).unwrap_or_default()
+    }
+
+    /// A good session credential.
+    pub fn session(&self, user: &str, session: &str) -> String {
+        self.sign(&self.claims(user, session))
+    }
+}
+
 impl Desk {
     /// With one signing key and one of the app's.
     pub async fn new(cluster: &Cluster) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("sync-issuer-").tempdir()?;
         let database = cluster.create_database().await?;
         let authority = Authority::connect(database.url(), 4).await?;
-        add_key(&folder.path().join("keys"), None, now())?;
-        let pem = SigningKey::generate()?;
-        let app = SigningKey::from_pem(&pem, 0, "app.pem")?;
-        std::fs::write(folder.path().join("app.pem"), pem.expose())?;
-        let public = app.public_pem().context("no public key")?;
-        std::fs::write(folder.path().join("app.pub.pem"), public)?;
+        let keys = Keys::make(folder.path())?;
         Ok(Self {
             folder,
             database,
             authority,
-            app,
+            keys,
             next: 0.into(),
         })
     }
@@ -80,21 +132,14 @@ impl Desk {
 
     /// The environment of a bridge: a configuration without a file.
     pub fn environment(&self, http: &str, set: &[(&str, String)]) -> Vec<(String, String)> {
-        let path = |name: &str| self.path(name).display().to_string();
         let mut keys = vec![
             ("authority.url", self.database.url().to_owned()),
             // Nobody listens there: the link is not what is tested.
             ("spacetimedb.uri", "http://127.0.0.1:9".to_owned()),
             ("spacetimedb.database", "lane".to_owned()),
             ("http.listen", http.to_owned()),
-            ("http.admin_token", ADMIN.to_owned()),
-            ("issuer.url", ISSUER.to_owned()),
-            ("issuer.keys_dir", path("keys")),
-            ("issuer.keys_reload_ms", "100".to_owned()),
-            ("sessions.issuer", APP.to_owned()),
-            ("sessions.audience", APP_AUDIENCE.to_owned()),
-            ("sessions.public_keys", path("app.pub.pem")),
         ];
+        keys.extend(self.keys.configuration(ISSUER));
         for (key, value) in set {
             keys.retain(|(known, _)| known != key);
             if !value.is_empty() {
@@ -169,21 +214,17 @@ impl Desk {
 
     /// The claims of a good session credential.
     pub fn claims(&self, user: &str, session: &str) -> Value {
-        json!({
-            "iss": APP, "aud": APP_AUDIENCE, "sub": user, "sid": session, "device_id": format!("{session}-device"),
-            "iat": now(), "exp": now() + 3_600,
-        })
+        self.keys.claims(user, session)
     }
 
     /// A session credential with these claims.
     pub fn sign(&self, claims: &Value) -> String {
-        let token = self.app.sign(claims);
-        token.map(|token| token.expose().to_owned()).unwrap_or_default()
+        self.keys.sign(claims)
     }
 
     /// A good session credential.
     pub fn session(&self, user: &str, session: &str) -> String {
-        self.sign(&self.claims(user, session))
+        self.keys.session(user, session)
     }
 }
 

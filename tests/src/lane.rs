@@ -10,15 +10,21 @@ use rustix::process::Signal;
 use serde_json::Value;
 use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::config::read_token;
-use spacetime_sync_bridge::publish::{Bridge as BridgeProof, Request, publish};
+use spacetime_sync_bridge::publish::{Bridge as BridgeProof, Request, Trust, publish};
 use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
 use spacetime_sync_proto::StreamId;
+use spacetime_sync_proto::access::AUDIENCE;
+use sqlx::Connection as _;
 
-use crate::follower::Follower;
+use crate::follower::{Credential, Follower};
+use crate::issuing::Keys;
 use crate::postgres::{Cluster, Database};
 use crate::process::{Process, built};
 use crate::server::Server;
 use crate::until;
+
+/// How often the module of a lane of tokens looks for ended sessions, in milliseconds.
+const SWEEP_MS: u32 = 1_000;
 
 /// See the module.
 #[derive(Debug)]
@@ -33,7 +39,17 @@ pub struct Lane {
     pub server: Server,
     /// Name of the database there.
     pub name: String,
+    /// Of a lane of tokens: what they are signed with.
+    tokens: Option<Tokens>,
     next: std::sync::atomic::AtomicU32,
+}
+
+/// Bridge and clients prove themselves by tokens that the bridge issues.
+#[derive(Debug)]
+struct Tokens {
+    keys: Keys,
+    /// Where its one bridge listens: the issuer of the tokens.
+    http: SocketAddr,
 }
 
 /// What differs from a bridge that simply runs.
@@ -45,6 +61,8 @@ pub struct BridgeOptions {
     pub server_at: Option<SocketAddr>,
     /// Further keys of the configuration, as `section.key` and a value.
     pub set: Vec<(&'static str, String)>,
+    /// What it writes down, as `RUST_LOG`.
+    pub says: Option<String>,
 }
 
 /// A running bridge.
@@ -66,8 +84,26 @@ impl Lane {
         Self::start_in(cluster, &std::env::temp_dir()).await
     }
 
+    /// A lane on which all prove themselves by tokens of its bridge, of which there is one at a time.
+    pub async fn start_with_tokens(cluster: &Cluster) -> anyhow::Result<Self> {
+        let mut lane = Self::unpublished(cluster, &std::env::temp_dir()).await?;
+        lane.tokens = Some(Tokens {
+            keys: Keys::make(lane.folder.path())?,
+            // Free a moment ago; every bridge of this lane takes it.
+            http: std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?,
+        });
+        lane.publish(Breaking::Refuse).await?;
+        Ok(lane)
+    }
+
     /// The same, with SpacetimeDB's data below `parent`.
     pub async fn start_in(cluster: &Cluster, parent: &Path) -> anyhow::Result<Self> {
+        let lane = Self::unpublished(cluster, parent).await?;
+        lane.publish(Breaking::Refuse).await?;
+        Ok(lane)
+    }
+
+    async fn unpublished(cluster: &Cluster, parent: &Path) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("sync-lane-").tempdir_in(parent)?;
         let database = cluster.create_database().await?;
         let authority = Authority::connect(database.url(), 8).await?;
@@ -75,16 +111,15 @@ impl Lane {
         std::fs::create_dir(&data)?;
         let server = Server::start(&data).await?;
         let name = format!("lane-{}", database.name().replace('_', "-"));
-        let lane = Self {
+        Ok(Self {
             folder,
             database,
             authority,
             server,
             name,
+            tokens: None,
             next: 0.into(),
-        };
-        lane.publish(Breaking::Refuse).await?;
-        Ok(lane)
+        })
     }
 
     /// Publishes the module, as `spacetime-sync publish` does.
@@ -93,7 +128,14 @@ impl Lane {
             uri: self.server.uri().to_owned(),
             database: self.name.clone(),
             owner_token: self.path("owner.token"),
-            bridge: BridgeProof::TokenFile(self.path("bridge.token")),
+            bridge: match &self.tokens {
+                None => BridgeProof::TokenFile(self.path("bridge.token")),
+                Some(tokens) => BridgeProof::Issuer(Trust {
+                    issuer: tokens.url(),
+                    audience: AUDIENCE.to_owned(),
+                    sweep_every_ms: SWEEP_MS,
+                }),
+            },
             wasm: module_wasm()?,
             breaking,
         };
@@ -123,33 +165,16 @@ impl Lane {
     /// Starts a bridge that differs.
     pub fn bridge_with(&self, options: &BridgeOptions) -> anyhow::Result<Bridge> {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let http = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let url = match options.authority_at {
-            Some(addr) => self.database.url_at(addr)?,
-            None => self.database.url().to_owned(),
+        let http = match &self.tokens {
+            None => std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?,
+            Some(tokens) => tokens.http,
         };
-        let uri = options
-            .server_at
-            .map_or(self.server.uri().to_owned(), |addr| format!("http://{addr}"));
         let mut command = Command::new(built("spacetime-sync"));
         command
             .arg("run")
-            .env("RUST_LOG", "info,sqlx=warn")
-            .env("NO_COLOR", "1");
-        let token_file = self.path("bridge.token").display().to_string();
-        let keys = [
-            ("authority.url", url),
-            ("spacetimedb.uri", uri),
-            ("spacetimedb.database", self.name.clone()),
-            ("spacetimedb.token_file", token_file),
-            ("http.listen", http.to_string()),
-        ];
-        for (key, value) in keys.iter().chain(&options.set) {
-            command.env(
-                format!("SPACETIME_SYNC__{}", key.replace('.', "__").to_uppercase()),
-                value,
-            );
-        }
+            .env("RUST_LOG", options.says.as_deref().unwrap_or("info,sqlx=warn"))
+            .env("NO_COLOR", "1")
+            .envs(self.environment(options, http)?);
         let process = Process::start("bridge", &mut command, &self.path(&format!("bridge-{number}.log")))?;
         Ok(Bridge {
             process,
@@ -157,24 +182,90 @@ impl Lane {
         })
     }
 
-    /// Makes a new client identity that may read these streams, and does not start it.
+    /// The configuration of a bridge that listens there, as its environment.
+    pub fn environment(&self, options: &BridgeOptions, http: SocketAddr) -> anyhow::Result<Vec<(String, String)>> {
+        let url = match options.authority_at {
+            Some(addr) => self.database.url_at(addr)?,
+            None => self.database.url().to_owned(),
+        };
+        let uri = options
+            .server_at
+            .map_or(self.server.uri().to_owned(), |addr| format!("http://{addr}"));
+        let mut keys = vec![
+            ("authority.url", url),
+            ("spacetimedb.uri", uri),
+            ("spacetimedb.database", self.name.clone()),
+            ("http.listen", http.to_string()),
+        ];
+        match &self.tokens {
+            None => keys.push((
+                "spacetimedb.token_file",
+                self.path("bridge.token").display().to_string(),
+            )),
+            Some(tokens) => keys.extend(tokens.keys.configuration(&tokens.url())),
+        }
+        keys.extend(options.set.iter().cloned());
+        let name = |key: &str| format!("SPACETIME_SYNC__{}", key.replace('.', "__").to_uppercase());
+        Ok(keys.into_iter().map(|(key, value)| (name(key), value)).collect())
+    }
+
+    /// Makes a new client that may read these streams, and does not start it.
     pub async fn client(&self, streams: &[StreamId]) -> anyhow::Result<Follower> {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let credential = Admin::new_identity(self.server.uri()).await?;
-        let token_file = self.path(&format!("client-{number}.token"));
-        std::fs::write(&token_file, credential.token.expose())?;
-        let owner = self.owner()?;
-        for stream_id in streams {
-            owner.grant(&credential.identity, stream_id).await?;
-        }
+        let (credential, identity) = match &self.tokens {
+            None => {
+                let credential = Admin::new_identity(self.server.uri()).await?;
+                let token_file = self.path(&format!("client-{number}.token"));
+                std::fs::write(&token_file, credential.token.expose())?;
+                let owner = self.owner()?;
+                for stream_id in streams {
+                    owner.grant(&credential.identity, stream_id).await?;
+                }
+                (Credential::Token(token_file), credential.identity)
+            }
+            Some(tokens) => {
+                let (user, session) = (format!("user-{number}"), format!("session-{number}"));
+                let session_file = self.path(&format!("client-{number}.session"));
+                std::fs::write(&session_file, tokens.keys.session(&user, &session))?;
+                let patterns: Vec<&str> = streams.iter().map(StreamId::as_str).collect();
+                self.allow(&format!("user:{user}"), &patterns).await?;
+                let subject = format!("user:{user}/session:{session}");
+                let identity = spacetimedb_sdk::Identity::from_claims(&tokens.url(), &subject);
+                (
+                    Credential::Session(tokens.url(), session_file),
+                    identity.to_hex().to_string(),
+                )
+            }
+        };
         Ok(Follower::new(
             self.server.uri(),
             &self.name,
-            &token_file,
-            &credential.identity,
+            credential,
+            &identity,
             &self.path(&format!("client-{number}.sqlite")),
             streams,
         ))
+    }
+
+    /// Lets a user, an organisation or everyone ask for tokens that cover these patterns.
+    pub async fn allow(&self, principal: &str, patterns: &[&str]) -> anyhow::Result<()> {
+        let mut connection = sqlx::PgConnection::connect(self.database.url()).await?;
+        for pattern in patterns {
+            sqlx::query(
+                "insert into runtime.sync_access_policy (principal, pattern) values ($1, $2) on conflict do nothing",
+            )
+            .bind(principal)
+            .bind(pattern)
+            .execute(&mut connection)
+            .await?;
+        }
+        connection.close().await?;
+        Ok(())
+    }
+
+    /// The keys of a lane of tokens.
+    pub fn keys(&self) -> anyhow::Result<&Keys> {
+        Ok(&self.tokens.as_ref().context("not a lane of tokens")?.keys)
     }
 
     /// Lets a client read streams: again, after its grants were deleted.
@@ -236,7 +327,18 @@ impl Lane {
     }
 }
 
+impl Tokens {
+    fn url(&self) -> String {
+        format!("http://{}", self.http)
+    }
+}
+
 impl Bridge {
+    /// `http://host:port` of its HTTP side.
+    pub fn url(&self) -> &str {
+        &self.http
+    }
+
     /// What `/healthz` and the like say, and whether it is good.
     pub async fn ask(&self, path: &str) -> anyhow::Result<(bool, Value)> {
         let response = reqwest::get(format!("{}{path}", self.http)).await?;

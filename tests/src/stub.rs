@@ -9,6 +9,8 @@ use tokio::net::{TcpListener, TcpStream};
 /// What was asked.
 #[derive(Debug, Clone)]
 pub struct Asked {
+    /// `Host`
+    pub host: String,
     /// Path and query.
     pub path: String,
     /// `Authorization`, if it was sent.
@@ -69,7 +71,7 @@ async fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, answer: &Answers) -> 
             return Ok(());
         }
         let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-        let (mut length, mut authorization) = (0, None);
+        let (mut length, mut authorization, mut host) = (0, None, String::new());
         loop {
             line.clear();
             stream.read_line(&mut line).await?;
@@ -78,6 +80,7 @@ async fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, answer: &Answers) -> 
             };
             match name.to_ascii_lowercase().as_str() {
                 "content-length" => length = value.trim().parse().unwrap_or(0),
+                "host" => host = value.trim().to_owned(),
                 "authorization" => authorization = Some(value.trim().to_owned()),
                 _ => {}
             }
@@ -85,6 +88,7 @@ async fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, answer: &Answers) -> 
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await?;
         let asked = Asked {
+            host,
             path,
             authorization,
             body: String::from_utf8_lossy(&body).into_owned(),

@@ -8,6 +8,7 @@ mod presence;
 mod revocation;
 mod sessions;
 mod tokens;
+mod whole_lane;
 
 use spacetime_sync_tests::issuing::Desk;
 use spacetime_sync_tests::postgres::Cluster;

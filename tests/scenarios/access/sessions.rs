@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use spacetime_sync_bridge::auth::keys::now;
 use spacetime_sync_bridge::stdb::admin::Credential;
 use spacetime_sync_proto::{ChainHash, Event, RefusalCode, StreamId};
-use spacetime_sync_tests::issuer::now;
 use spacetime_sync_tests::lane::wait;
 
 use super::guarded::{Guarded, SWEEP_MS};

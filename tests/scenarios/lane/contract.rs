@@ -111,7 +111,12 @@ fn every_change_of_the_schema_is_noticed(schema: &Value, bindings: &Surface) {
             reducer["params"]["elements"][1]["algebraic_type"] = json!({ "I64": [] });
         }),
         ("a procedure that answers otherwise", &|schema| {
-            schema["misc_exports"][0]["Procedure"]["return_type"] = json!({ "String": [] });
+            let exports = schema["misc_exports"].as_array_mut().unwrap();
+            let procedure = exports
+                .iter_mut()
+                .find_map(|export| export.get_mut("Procedure"))
+                .unwrap();
+            procedure["return_type"] = json!({ "String": [] });
         }),
     ];
     for (what, change) in changes {

@@ -1,4 +1,5 @@
-//! See `scripts/demo`: runs the whole lane once on this machine and says whether it held.
+//! See `scripts/demo`: runs the whole lane once on this machine and says whether it held. Everyone proves itself by tokens
+//! that the bridge issues.
 //!
 //! Two phases. Paced: events one at a time, to see what a single one takes from commit to applied. Burst: the rest in
 //! bulk, to see what the lane carries. Then each client's log is compared with the authority's, byte for byte.
@@ -53,7 +54,7 @@ async fn main() -> anyhow::Result<ExitCode> {
 
     say("starting Postgres, SpacetimeDB and the module".to_owned());
     let cluster = Cluster::start().await?;
-    let lane = Lane::start_on(&cluster).await?;
+    let lane = Lane::start_with_tokens(&cluster).await?;
     let streams: Vec<StreamId> = (1..=args.streams as usize).map(stream).collect();
     say(format!("database {} at {}", lane.name, lane.server.uri()));
     let bridge = lane.bridge()?;
