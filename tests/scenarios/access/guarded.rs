@@ -18,8 +18,12 @@ pub(super) struct Guarded {
 
 impl Guarded {
     pub(super) async fn start() -> Self {
+        Self::sweeping_every(SWEEP_MS).await
+    }
+
+    pub(super) async fn sweeping_every(sweep_ms: u32) -> Self {
         let (module, issuer) = (Module::start().await, Issuer::start().await.unwrap());
-        let trusted = json!([issuer.url, "openagents-sync", SWEEP_MS]);
+        let trusted = json!([issuer.url, "openagents-sync", sweep_ms]);
         module.call(Some(&module.owner), "trust_issuer", &trusted).await.done();
         Self { module, issuer }
     }

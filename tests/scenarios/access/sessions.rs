@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use spacetime_sync_bindings::read_events;
 use spacetime_sync_bridge::auth::keys::now;
 use spacetime_sync_bridge::stdb::admin::Credential;
-use spacetime_sync_proto::{ChainHash, Event, RefusalCode, StreamId};
+use spacetime_sync_proto::{ChainHash, Event, Refusal, RefusalCode, StreamId};
 use spacetime_sync_tests::lane::wait;
+use tokio::sync::oneshot;
 
 use super::guarded::{Guarded, SWEEP_MS};
 use crate::lane::hostile::visibility::Listener;
@@ -219,6 +221,50 @@ async fn a_session_that_has_ended_sees_nothing_more_on_a_connection_that_is_up()
     module.call(Some(&fresh), "read_events", &read).await.done();
     let seq = stream.append().await;
     wait(SOON, "the session hears again", || brief.last_seq() == seq).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_on_a_connection_that_is_up_end_with_the_session_and_wait_for_no_sweep() {
+    let guarded = Guarded::sweeping_every(60_000).await;
+    let module = &guarded.module;
+    let id = stream("user:7:notes");
+    append_all(module, &id, 2).await;
+    let mut claims = guarded.issuer.claims("7", "short", &["user:7:*"]);
+    let ends = now() + 3;
+    claims["exp"] = json!(ends);
+    let listener = Listener::connect(module, &guarded.with(&claims)).await;
+    let deadline = Instant::now() + SOON;
+    loop {
+        let (answer, answered) = oneshot::channel();
+        let asked_at = now();
+        let call = listener
+            .connection
+            .procedures
+            .read_events_then(id.to_string(), 0, move |_, page| {
+                // Nobody waits any more only when the test has failed.
+                let _ = answer.send(page);
+            });
+        call.unwrap();
+        match answered.await.unwrap().unwrap() {
+            Ok(page) => assert!(
+                page.head_seq == 2 && asked_at <= ends,
+                "it reads {} s after its end",
+                asked_at - ends
+            ),
+            Err(refused) => {
+                assert_eq!(Refusal::from_wire(&refused).unwrap().code, RefusalCode::ForbiddenStream);
+                assert!(now() >= ends, "refused before its end");
+                break;
+            }
+        }
+        assert!(Instant::now() < deadline, "it still reads");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let sessions = module
+        .sql(Some(&module.owner), "SELECT session_id FROM sync_session")
+        .await
+        .unwrap();
+    assert_eq!(sessions.len(), 1, "no sweep has been: {sessions:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
