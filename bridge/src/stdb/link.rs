@@ -1,8 +1,10 @@
 //! The live link: one WebSocket, on which frames are appended with confirmed reads, so that an answer means durable.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use spacetime_sync_bindings::{DbConnection, append_sync_events, read_heads};
 use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId};
 use spacetimedb_sdk::{Compression, DbContext};
@@ -91,9 +93,11 @@ impl Link {
         let pump = tokio::spawn({
             let (connection, answers) = (connection.clone(), answers.clone());
             async move {
-                let why = match connection.run_async().await {
-                    Ok(()) => "the server closed the connection".to_owned(),
-                    Err(error) => error.to_string(),
+                // The SDK panics when a call meets a connection that has just broken.
+                let why = match AssertUnwindSafe(connection.run_async()).catch_unwind().await {
+                    Ok(Ok(())) => "the server closed the connection".to_owned(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "the connection broke while a call was being sent".to_owned(),
                 };
                 let _ = answers.send(Answer::Closed(why));
             }
@@ -223,7 +227,8 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let _ = self.connection.disconnect();
+        // After a panic of the SDK, its locks are poisoned and it panics here, too. There is nothing left to close then.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.connection.disconnect()));
         self.pump.abort();
     }
 }
