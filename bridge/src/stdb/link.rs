@@ -89,6 +89,9 @@ impl Link {
             .await
             .map_err(|error| unavailable(error.to_string()))?
             .map_err(|error| unavailable(error.to_string()))?;
+        if let Err(error) = super::nodelay::everywhere() {
+            tracing::debug!(%error, "small messages may be delayed");
+        }
         let connection = Arc::new(connection);
         let pump = tokio::spawn({
             let (connection, answers) = (connection.clone(), answers.clone());

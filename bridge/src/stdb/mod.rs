@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod link;
+mod nodelay;
 
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::refusal::RefusalClass;
