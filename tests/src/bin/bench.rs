@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use spacetime_sync_tests::bench::client::{self, ClientArgs};
-use spacetime_sync_tests::bench::report;
+use spacetime_sync_tests::bench::report::{self, Part};
 
 /// How fast the lane is, and what bounds it.
 #[derive(Parser)]
@@ -15,6 +15,9 @@ struct Args {
     /// Ends with one line of JSON on stdout.
     #[arg(long)]
     json: bool,
+    /// Measures this part alone; may be repeated.
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -33,7 +36,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(Command::Client(args)) => {
             println!("{}", serde_json::to_string(&client::run(args).await?)?);
         }
-        None => report::run(args.quick, args.json).await?,
+        None => report::run(args.quick, args.json, &args.only).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
