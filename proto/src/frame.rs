@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use crate::event::Event;
 use crate::hash::{ChainHash, PayloadHash};
@@ -125,19 +126,26 @@ impl Frame {
     }
 
     /// The bytes of a frame of these events, which the caller knows to be consecutive.
+    ///
+    /// Written field by field: a message of the generated types would be three allocations an event.
     pub fn encode(events: &[Event]) -> Bytes {
-        encode(
-            events
-                .iter()
-                .map(|event| wire::Event {
-                    idempotency_key: event.idempotency_key.as_str().to_owned(),
-                    kind: event.kind.as_str().to_owned(),
-                    payload: event.payload.clone(),
-                    payload_hash: Bytes::copy_from_slice(event.payload_hash.as_bytes()),
-                    committed_at_us: event.committed_at_us,
-                })
-                .collect(),
-        )
+        let lengths: Vec<usize> = events.iter().map(length).collect();
+        let bare: usize = lengths.iter().map(|length| delimited(*length)).sum();
+        let padding = limit::FRAME_PADDED_BYTES.saturating_sub(bare);
+        let mut out = Vec::with_capacity(bare + if padding > 0 { delimited(padding) } else { 0 });
+        for (event, length) in events.iter().zip(lengths) {
+            encode_key(1, WireType::LengthDelimited, &mut out);
+            encode_varint(length as u64, &mut out);
+            for (tag, bytes) in fields(event) {
+                put(tag, bytes, &mut out);
+            }
+            if event.committed_at_us != 0 {
+                encode_key(5, WireType::Varint, &mut out);
+                encode_varint(event.committed_at_us as u64, &mut out);
+            }
+        }
+        put(15, &[0; limit::FRAME_PADDED_BYTES][..padding], &mut out);
+        out.into()
     }
 
     /// The position of the first event.
@@ -182,21 +190,67 @@ impl Frame {
     pub fn into_events_after(self, after: Seq) -> impl Iterator<Item = Event> {
         let first = self.first_seq;
         let skip = after.next().since(first) as usize;
+        let mut last_kind: Option<Kind> = None;
         self.events
             .into_iter()
             .zip(self.links)
             .enumerate()
             .skip(skip)
-            .map(move |(at, (event, chain_hash))| Event {
-                seq: first.plus(at as u64),
-                // Infallible: `decode` checked keys, kinds and hash lengths, and nothing else makes a `Frame`.
-                idempotency_key: IdempotencyKey::new(&event.idempotency_key).expect("checked by decode"),
-                kind: Kind::new(&event.kind).expect("checked by decode"),
-                payload_hash: PayloadHash::from_slice(&event.payload_hash).expect("checked by decode"),
-                payload: event.payload,
-                chain_hash,
-                committed_at_us: event.committed_at_us,
+            .map(move |(at, (event, chain_hash))| {
+                // Neighbours mostly are of one kind: sharing it spares checking and allocating it.
+                let kind = match last_kind.take() {
+                    Some(last) if last.as_str() == event.kind => last,
+                    // Infallible: `decode` checked keys, kinds and hash lengths, and nothing else makes a `Frame`.
+                    _ => Kind::new(&event.kind).expect("checked by decode"),
+                };
+                last_kind = Some(kind.clone());
+                Event {
+                    seq: first.plus(at as u64),
+                    idempotency_key: IdempotencyKey::new(&event.idempotency_key).expect("checked by decode"),
+                    kind,
+                    payload_hash: PayloadHash::from_slice(&event.payload_hash).expect("checked by decode"),
+                    payload: event.payload,
+                    chain_hash,
+                    committed_at_us: event.committed_at_us,
+                }
             })
+    }
+}
+
+/// The fields of an event that are bytes, with their tags.
+fn fields(event: &Event) -> [(u32, &[u8]); 4] {
+    [
+        (1, event.idempotency_key.as_str().as_bytes()),
+        (2, event.kind.as_str().as_bytes()),
+        (3, &event.payload),
+        (4, event.payload_hash.as_bytes()),
+    ]
+}
+
+/// The length of an event as a message. A field with its default value is left out, as everywhere in protobuf.
+fn length(event: &Event) -> usize {
+    let bytes: usize = fields(event)
+        .iter()
+        .filter(|(_, bytes)| !bytes.is_empty())
+        .map(|(_, bytes)| delimited(bytes.len()))
+        .sum();
+    let time = match event.committed_at_us {
+        0 => 0,
+        time => 1 + encoded_len_varint(time as u64),
+    };
+    bytes + time
+}
+
+/// The length of a field of so many bytes: a tag below 16, the length, the bytes.
+fn delimited(bytes: usize) -> usize {
+    1 + encoded_len_varint(bytes as u64) + bytes
+}
+
+fn put(tag: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    if !bytes.is_empty() {
+        encode_key(tag, WireType::LengthDelimited, out);
+        encode_varint(bytes.len() as u64, out);
+        out.extend_from_slice(bytes);
     }
 }
 
@@ -256,6 +310,31 @@ mod tests {
         let decoded = frame(&events, ChainHash::genesis(&stream()));
         assert_eq!(decoded.last_chain(), events[2].chain_hash);
         assert_eq!(decoded.into_events_after(Seq::ZERO).collect::<Vec<_>>(), events);
+    }
+
+    #[test]
+    fn the_bytes_of_a_frame_are_those_of_the_generated_message() {
+        for sizes in [
+            &[][..],
+            &[0],
+            &[1],
+            &[1, 0, 127, 128],
+            &[70_000, 3],
+            &[16_383, 16_384, 1],
+        ] {
+            let mut events = log(sizes);
+            for (event, time) in events.iter_mut().zip([0, 1, -1, i64::MAX]) {
+                event.committed_at_us = time;
+            }
+            let generated = events.iter().map(|event| wire::Event {
+                idempotency_key: event.idempotency_key.to_string(),
+                kind: event.kind.to_string(),
+                payload: event.payload.clone(),
+                payload_hash: Bytes::copy_from_slice(event.payload_hash.as_bytes()),
+                committed_at_us: event.committed_at_us,
+            });
+            assert_eq!(Frame::encode(&events), encode(generated.collect()), "{sizes:?}");
+        }
     }
 
     #[test]

@@ -6,12 +6,18 @@ pub mod lane;
 pub mod minting;
 pub mod report;
 
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
+
+const MIX: [usize; 10] = [64, 64, 64, 256, 256, 512, 512, 1_024, 1_024, 4_096];
+/// A file system in memory: where a run is not about the disk.
+const IN_MEMORY: &str = "/dev/shm";
 
 /// How large the payloads of a run are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +47,19 @@ impl Size {
         }
     }
 
+    /// Bytes of a payload, on average.
+    pub fn mean(self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes as u64,
+            Self::Mix => MIX.iter().sum::<usize>() as u64 / MIX.len() as u64,
+        }
+    }
+
     /// A payload of random bytes.
     pub fn payload(self, random: &mut StdRng) -> Bytes {
         let length = match self {
             Self::Bytes(bytes) => bytes,
-            Self::Mix => [64, 64, 64, 256, 256, 512, 512, 1_024, 1_024, 4_096][random.random_range(0..10)],
+            Self::Mix => MIX[random.random_range(0..MIX.len())],
         };
         let mut payload = vec![0; length];
         random.fill_bytes(&mut payload);
@@ -118,6 +132,35 @@ pub fn percentile(sorted: &[f64], of_hundred: f64) -> f64 {
         .get(at.clamp(1, sorted.len().max(1)) - 1)
         .copied()
         .unwrap_or(f64::NAN)
+}
+
+/// The middle one; of two, the better one.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Where to put what the disk must not slow down; the temporary folder, if this machine has no such place.
+pub fn in_memory() -> PathBuf {
+    let memory = Path::new(IN_MEMORY);
+    if memory.is_dir() {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
+}
+
+/// Milliseconds that the disk of the temporary folder takes to make 8 kB durable: what a commit cannot go below.
+pub fn fsync_ms() -> std::io::Result<f64> {
+    let mut file = tempfile::tempfile()?;
+    let mut took = Vec::new();
+    for _ in 0..100 {
+        file.write_all(&[1; 8_192])?;
+        let started = Instant::now();
+        file.sync_data()?;
+        took.push(started.elapsed().as_secs_f64() * 1_000.0);
+    }
+    Ok(median(&mut took))
 }
 
 /// Seconds since the start, for lines of progress.

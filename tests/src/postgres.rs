@@ -121,6 +121,11 @@ pub struct Database {
 impl Cluster {
     /// Starts a cluster, or takes the server of `DATABASE_URL`.
     pub async fn start() -> Result<Self, ClusterError> {
+        Self::start_in(&std::env::temp_dir()).await
+    }
+
+    /// The same, with the cluster's data below `parent`.
+    pub async fn start_in(parent: &Path) -> Result<Self, ClusterError> {
         if let Ok(url) = std::env::var("DATABASE_URL") {
             return Ok(Self {
                 own: None,
@@ -128,7 +133,8 @@ impl Cluster {
                 template: OnceCell::new(),
             });
         }
-        let own = tokio::task::spawn_blocking(Own::create)
+        let parent = parent.to_owned();
+        let own = tokio::task::spawn_blocking(move || Own::create(&parent))
             .await
             .map_err(|error| ClusterError::Io {
                 what: "the start of postgres was interrupted",
@@ -287,14 +293,14 @@ impl Drop for Database {
 }
 
 impl Own {
-    fn create() -> Result<Self, ClusterError> {
+    fn create(parent: &Path) -> Result<Self, ClusterError> {
         let bin = binaries()?;
         let user = if getuid().is_root() { Some(other_user()?) } else { None };
         let folder = tempfile::Builder::new()
             .prefix("sync-postgres-")
             // World-readable, so that another user's processes can enter; the data folder itself is closed by initdb.
             .permissions(fs::Permissions::from_mode(0o755))
-            .tempdir()
+            .tempdir_in(parent)
             .map_err(io_error("cannot make a temporary folder"))?;
         if let Some(user) = user {
             std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid))

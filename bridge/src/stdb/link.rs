@@ -1,8 +1,10 @@
 //! The live link: one WebSocket, on which frames are appended with confirmed reads, so that an answer means durable.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use spacetime_sync_bindings::{DbConnection, append_sync_events, read_heads};
 use spacetime_sync_proto::access::Window;
 use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId};
@@ -94,13 +96,18 @@ impl Link {
             .await
             .map_err(|error| unavailable(error.to_string()))?
             .map_err(|error| unavailable(error.to_string()))?;
+        if let Err(error) = super::nodelay::everywhere() {
+            tracing::debug!(%error, "small messages may be delayed");
+        }
         let connection = Arc::new(connection);
         let pump = tokio::spawn({
             let (connection, answers) = (connection.clone(), answers.clone());
             async move {
-                let why = match connection.run_async().await {
-                    Ok(()) => "the server closed the connection".to_owned(),
-                    Err(error) => error.to_string(),
+                // The SDK panics when a call meets a connection that has just broken.
+                let why = match AssertUnwindSafe(connection.run_async()).catch_unwind().await {
+                    Ok(Ok(())) => "the server closed the connection".to_owned(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "the connection broke while a call was being sent".to_owned(),
                 };
                 let _ = answers.send(Answer::Closed(why));
             }
@@ -238,7 +245,8 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let _ = self.connection.disconnect();
+        // After a panic of the SDK, its locks are poisoned and it panics here, too. There is nothing left to close then.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.connection.disconnect()));
         self.pump.abort();
         if let Some(renewal) = &self.renewal {
             renewal.abort();

@@ -4,6 +4,8 @@ pub mod admin;
 pub mod link;
 pub mod tokens;
 
+mod nodelay;
+
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{ChainHash, Refusal};

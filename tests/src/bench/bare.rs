@@ -12,14 +12,14 @@ use spacetimedb_sdk::__codegen::__sats::u256;
 use spacetimedb_sdk::{Compression, DbContext, Table};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Log, Size, rate};
+use super::{Log, Size, in_memory, median};
 use crate::lane::{Lane, stream};
 use crate::postgres::Cluster;
 
 /// Frames in flight while each holds many events, and while each holds one.
 const IN_FLIGHT: (usize, usize) = (16, 64);
-/// A file system in memory: where a run is not about the disk.
-const IN_MEMORY: &str = "/dev/shm";
+/// What an event costs in a frame beside its payload, about.
+const EVENT_OVERHEAD: u64 = 64;
 
 /// How a run cuts its log into frames.
 #[derive(Debug, Clone, Copy)]
@@ -69,15 +69,35 @@ impl Cut {
     }
 }
 
-/// What one run measured.
+/// How much is timed at once, and how often.
 #[derive(Debug, Clone, Copy)]
+pub struct Window {
+    /// Events of a window, at most.
+    pub events: u64,
+    /// Bytes of a window, about, at most.
+    pub bytes: u64,
+    /// Windows on an empty table, each on a database of its own, and windows on a full one.
+    pub samples: usize,
+}
+
+impl Window {
+    fn events(self, size: Size) -> u64 {
+        self.events.min(self.bytes / (size.mean() + EVENT_OVERHEAD)).max(1)
+    }
+}
+
+/// What one run measured.
+#[derive(Debug, Clone)]
 pub struct Run {
-    /// Events per second while the table was empty at first.
+    /// Events per second while the table was empty at first: the middle one of the windows.
     pub empty: f64,
     /// The same with the events of before held.
     pub full: f64,
     /// Events held then.
     pub held: u64,
+    /// Events per second of the windows in which the engine began a new segment of its log, and so took a snapshot and
+    /// compressed the last one beside the work. They count for nothing else.
+    pub beside_compression: Vec<f64>,
     /// Resident memory of the host at the end, in MB.
     pub host_mb: u64,
 }
@@ -89,86 +109,155 @@ impl Run {
     }
 }
 
-/// Appends `window` events to an empty table, fills it up to `held`, and appends `window` more; both windows are timed
-/// until the last event is acknowledged as durable and every subscriber has it.
-pub async fn run(size: Size, cut: Cut, window: u64, held: u64, subscribers: usize) -> anyhow::Result<Run> {
-    let memory = Path::new(IN_MEMORY);
-    let parent = if cut.on_disk || !memory.is_dir() {
-        std::env::temp_dir()
-    } else {
-        memory.to_owned()
-    };
-    let lane = Lane::start_in(Cluster::shared().await, &parent).await?;
-    let in_flight = if cut.events > 1 { IN_FLIGHT.0 } else { IN_FLIGHT.1 };
-    let stream_id = stream(1);
-    let bridge = connect(&lane, "bridge.token").await?;
-    let mut received = Vec::new();
-    for _ in 0..subscribers {
-        received.push(subscribe(&lane, &stream_id).await?);
+/// Events per second on an empty table.
+pub async fn rate(size: Size, cut: Cut, window: Window, subscribers: usize) -> anyhow::Result<f64> {
+    let mut bare = Bare::start(size, cut, subscribers).await?;
+    bare.warm_up(window.events(size) / 10).await?;
+    bare.timed(window.events(size)).await
+}
+
+/// The same on several empty tables, then on one that is filled up to `held`. A window ends when the last event is
+/// acknowledged as durable and every subscriber has it.
+pub async fn run(size: Size, cut: Cut, window: Window, held: u64, subscribers: usize) -> anyhow::Result<Run> {
+    let events = window.events(size);
+    let mut empty = Vec::new();
+    for _ in 1..window.samples {
+        empty.push(rate(size, cut, window, subscribers).await?);
     }
-    let mut log = Log::new(&stream_id, size);
-    let mut sent = Seq::ZERO;
-    // The first frames warm up connection, module and allocator.
-    send(&bridge, &stream_id, make(&mut log, cut, window / 10), in_flight).await?;
-    sent = sent.plus(window / 10);
-    let mut timed = async |events: u64| -> anyhow::Result<f64> {
-        let frames = make(&mut log, cut, events);
-        let started = Instant::now();
-        send(&bridge, &stream_id, frames, in_flight).await?;
-        sent = sent.plus(events);
-        let all = crate::until(Duration::from_secs(120), || {
-            received
-                .iter()
-                .all(|(_, last)| last.load(Ordering::Relaxed) >= sent.get())
-        });
-        anyhow::ensure!(all.await, "a subscriber did not get everything");
-        Ok(rate(events, started.elapsed()))
-    };
-    at_rest(&lane).await;
-    let empty = timed(window).await?;
-    let mut filled = window + window / 10;
-    while filled < held {
-        timed(window.min(held - filled)).await?;
-        filled += window.min(held - filled);
+    let mut bare = Bare::start(size, cut, subscribers).await?;
+    bare.warm_up(events / 10).await?;
+    empty.push(bare.timed(events).await?);
+    while bare.sent.get() < held {
+        bare.append(events.min(held - bare.sent.get())).await?;
     }
-    // The engine begins a new segment with every gigabyte of log, and compresses the last one beside the work. One window
-    // of three may meet that, so the middle one counts.
-    let mut windows = Vec::new();
-    for _ in 0..3 {
-        at_rest(&lane).await;
-        windows.push(timed(window).await?);
+    let held = bare.sent.get();
+    let (mut full, mut beside_compression) = (Vec::new(), Vec::new());
+    while full.len() < window.samples && beside_compression.len() < window.samples {
+        bare.at_rest().await;
+        let segments = bare.segments();
+        let rate = bare.timed(events).await?;
+        if bare.segments() == segments {
+            full.push(rate);
+        } else {
+            beside_compression.push(rate);
+        }
     }
-    windows.sort_by(f64::total_cmp);
-    let full = windows[1];
-    let host_mb = lane
-        .server
-        .process()
-        .and_then(|process| process.memory_mb())
-        .map_or(0, |(now, _)| now);
-    let _ = bridge.disconnect();
+    anyhow::ensure!(!full.is_empty(), "the engine began a new segment in every window");
     Ok(Run {
-        empty,
-        full,
-        held: filled,
-        host_mb,
+        empty: median(&mut empty),
+        full: median(&mut full),
+        held,
+        beside_compression,
+        host_mb: bare.host_mb(),
     })
 }
 
-/// Waits until the host does nothing: a full segment of its log is compressed behind its back, on a core of its own.
-async fn at_rest(lane: &Lane) {
-    let Some(process) = lane.server.process() else { return };
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let mut before = process.cpu();
-    while Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let now = process.cpu();
-        if let (Some(before), Some(now)) = (before, now)
-            && now - before < Duration::from_millis(25)
-        {
-            return;
+/// A host, an SDK connection that appends as the bridge, and subscribers.
+struct Bare {
+    lane: Lane,
+    bridge: Arc<DbConnection>,
+    stream_id: StreamId,
+    received: Vec<(Arc<DbConnection>, Arc<AtomicU64>)>,
+    log: Log,
+    cut: Cut,
+    sent: Seq,
+}
+
+impl Bare {
+    async fn start(size: Size, cut: Cut, subscribers: usize) -> anyhow::Result<Self> {
+        let parent = if cut.on_disk { std::env::temp_dir() } else { in_memory() };
+        let lane = Lane::start_in(Cluster::shared().await, &parent).await?;
+        let stream_id = stream(1);
+        let bridge = connect(&lane, "bridge.token").await?;
+        let mut received = Vec::new();
+        for _ in 0..subscribers {
+            received.push(subscribe(&lane, &stream_id).await?);
         }
-        before = now;
+        Ok(Self {
+            log: Log::new(&stream_id, size),
+            lane,
+            bridge,
+            stream_id,
+            received,
+            cut,
+            sent: Seq::ZERO,
+        })
     }
+
+    /// The first frames warm up connection, module and allocator.
+    async fn warm_up(&mut self, events: u64) -> anyhow::Result<()> {
+        self.append(events).await?;
+        self.at_rest().await;
+        Ok(())
+    }
+
+    async fn append(&mut self, events: u64) -> anyhow::Result<()> {
+        self.timed(events).await.map(drop)
+    }
+
+    /// Events per second.
+    async fn timed(&mut self, events: u64) -> anyhow::Result<f64> {
+        let frames = make(&mut self.log, self.cut, events);
+        let in_flight = if self.cut.events > 1 { IN_FLIGHT.0 } else { IN_FLIGHT.1 };
+        let started = Instant::now();
+        send(&self.bridge, &self.stream_id, frames, in_flight).await?;
+        self.sent = self.sent.plus(events);
+        let all = crate::until(Duration::from_secs(120), || {
+            self.received
+                .iter()
+                .all(|(_, last)| last.load(Ordering::Relaxed) >= self.sent.get())
+        });
+        anyhow::ensure!(all.await, "a subscriber did not get everything");
+        Ok(super::rate(events, started.elapsed()))
+    }
+
+    /// Waits until the host does nothing: a full segment of its log is compressed behind its back, on a core of its own.
+    async fn at_rest(&self) {
+        let Some(process) = self.lane.server.process() else {
+            return;
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut before = process.cpu();
+        while Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = process.cpu();
+            if let (Some(before), Some(now)) = (before, now)
+                && now - before < Duration::from_millis(25)
+            {
+                return;
+            }
+            before = now;
+        }
+    }
+
+    /// Segments of the engine's log.
+    fn segments(&self) -> usize {
+        segments(self.lane.folder.path())
+    }
+
+    /// Resident memory of the host, in MB.
+    fn host_mb(&self) -> u64 {
+        let process = self.lane.server.process();
+        process
+            .and_then(|process| process.memory_mb())
+            .map_or(0, |(now, _)| now)
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        let _ = self.bridge.disconnect();
+    }
+}
+
+fn segments(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => segments(&entry.path()),
+            _ => usize::from(entry.file_name().to_string_lossy().ends_with(".stdb.log")),
+        })
+        .sum()
 }
 
 /// A frame on its way: first position, chain hash before it, bytes.

@@ -40,6 +40,8 @@ pub struct ClientArgs {
 pub struct ClientReport {
     /// Events applied.
     pub applied: u64,
+    /// CPU time it used.
+    pub cpu_seconds: f64,
     /// From the first to the last one.
     pub seconds: f64,
     /// From the start of the process to the last one.
@@ -110,6 +112,7 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
     seen.latencies_ms.sort_by(f64::total_cmp);
     Ok(ClientReport {
         applied: seen.applied,
+        cpu_seconds: crate::process::cpu("self").unwrap_or_default().as_secs_f64(),
         seconds: (seen.last_us - seen.first_us) as f64 / 1e6,
         seconds_from_start: (seen.last_us - started_us) as f64 / 1e6,
         p50_ms: percentile(&seen.latencies_ms, 50.0),

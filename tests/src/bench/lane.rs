@@ -1,6 +1,6 @@
 //! The whole lane: from the authority to clients that are processes of their own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use super::{Log, Size, rate};
 use crate::follower::Follower;
 use crate::lane::{Bridge, Lane, stream};
 use crate::postgres::Cluster;
+use crate::process::Process;
 
 /// Streams of a run, each with a writer of its own.
 pub const STREAMS: usize = 4;
@@ -37,6 +38,8 @@ pub struct Run {
     pub events_per_second: f64,
     /// What the clients say.
     pub clients: Vec<ClientReport>,
+    /// Microseconds of CPU an event, of bridge, host and the first client.
+    pub cpu_us: [f64; 3],
     /// Memory at the highest, of the bridge.
     pub bridge_mb: u64,
     /// Memory at the highest, of the host.
@@ -46,8 +49,13 @@ pub struct Run {
 impl Runner {
     /// A lane without a bridge.
     pub async fn start(cluster: &Cluster) -> anyhow::Result<Self> {
+        Self::start_in(cluster, &std::env::temp_dir()).await
+    }
+
+    /// The same, with SpacetimeDB's data below `parent`.
+    pub async fn start_in(cluster: &Cluster, parent: &Path) -> anyhow::Result<Self> {
         Ok(Self {
-            lane: Lane::start_on(cluster).await?,
+            lane: Lane::start_in(cluster, parent).await?,
             streams: (1..=STREAMS).map(stream).collect(),
         })
     }
@@ -157,7 +165,10 @@ impl Runner {
         bridge: &Bridge,
         children: Vec<Child>,
     ) -> anyhow::Result<Run> {
-        let mut clients = Vec::new();
+        let cpu = |process: Option<&Process>| process.and_then(Process::cpu).unwrap_or_default();
+        let processes = [Some(&bridge.process), self.lane.server.process()];
+        let before = processes.map(cpu);
+        let mut clients: Vec<ClientReport> = Vec::new();
         for child in children {
             let output = tokio::time::timeout(LIMIT, child.wait_with_output())
                 .await
@@ -165,13 +176,17 @@ impl Runner {
             clients.push(serde_json::from_slice(&output.stdout).context("a client failed")?);
         }
         let took = started.elapsed();
-        let peak = |process: Option<&crate::process::Process>| {
-            process
-                .and_then(crate::process::Process::memory_mb)
-                .map_or(0, |(_, peak)| peak)
-        };
+        let after = processes.map(cpu);
+        let peak = |process: Option<&Process>| process.and_then(Process::memory_mb).map_or(0, |(_, peak)| peak);
+        let us = |cpu: Duration| cpu.as_secs_f64() * 1e6 / events as f64;
+        let first = clients.first().context("no client")?;
         Ok(Run {
             events_per_second: rate(events, took),
+            cpu_us: [
+                us(after[0].saturating_sub(before[0])),
+                us(after[1].saturating_sub(before[1])),
+                first.cpu_seconds * 1e6 / events as f64,
+            ],
             clients,
             bridge_mb: peak(Some(&bridge.process)),
             host_mb: peak(self.lane.server.process()),

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use clap::ValueEnum as _;
+use serde_json::{Map, Value, json};
 
-use super::bare::{self, Cut};
+use super::bare::{self, Cut, Window};
 use super::lane::{Run, Runner};
 use super::minting;
-use super::{Size, since};
+use super::{Size, fsync_ms, in_memory, median, since};
 use crate::postgres::Cluster;
 
 /// Events per second at which the latency is measured.
@@ -20,14 +21,16 @@ struct Extent {
     sizes: &'static [Size],
     /// Sizes for the whole lane.
     lane_sizes: &'static [Size],
-    /// Events of a timed window.
-    window: u64,
+    /// What is timed at once.
+    window: Window,
     /// Events held before the last window.
     held: u64,
     /// The same for single events, which take longer.
-    live: (u64, u64),
+    live: (Window, u64),
     /// Events of a run of the whole lane.
     lane: u64,
+    /// Runs of the lane and of SpacetimeDB alone, in turn.
+    rounds: usize,
     /// Clients of the run with many.
     many: usize,
     /// How long single events are paced.
@@ -39,10 +42,22 @@ struct Extent {
 const FULL: Extent = Extent {
     sizes: &Size::ALL,
     lane_sizes: &Size::ALL,
-    window: 100_000,
+    window: Window {
+        events: 100_000,
+        bytes: 128 << 20,
+        samples: 5,
+    },
     held: 500_000,
-    live: (25_000, 500_000),
+    live: (
+        Window {
+            events: 25_000,
+            bytes: 128 << 20,
+            samples: 5,
+        },
+        500_000,
+    ),
     lane: 400_000,
+    rounds: 3,
     many: 20,
     paced: Duration::from_secs(30),
     minting: Duration::from_secs(20),
@@ -51,182 +66,293 @@ const FULL: Extent = Extent {
 const QUICK: Extent = Extent {
     sizes: &[Size::Bytes(64), Size::Bytes(512), Size::Bytes(4_096), Size::Mix],
     lane_sizes: &[Size::Bytes(512)],
-    window: 50_000,
+    window: Window {
+        events: 100_000,
+        bytes: 128 << 20,
+        samples: 3,
+    },
     held: 500_000,
-    live: (10_000, 50_000),
+    live: (
+        Window {
+            events: 10_000,
+            bytes: 128 << 20,
+            samples: 3,
+        },
+        50_000,
+    ),
     lane: 200_000,
+    rounds: 1,
     many: 5,
     paced: Duration::from_secs(8),
     minting: Duration::from_secs(5),
 };
 
-/// Measures, tells, and ends with one line of JSON if asked to.
-pub async fn run(quick: bool, as_json: bool) -> anyhow::Result<()> {
-    let extent = if quick { &QUICK } else { &FULL };
-    let started = Instant::now();
-    let say = |text: String| {
-        if as_json {
-            eprintln!("{} {text}", since(started));
-        } else {
-            println!("{} {text}", since(started));
-        }
-    };
+/// A part of the report. Each stands alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// SpacetimeDB without Postgres, frames as for a backlog.
+    Alone,
+    /// The same with one event a frame.
+    Live,
+    /// A committed backlog through the whole lane.
+    Lane,
+    /// The same with many clients.
+    Many,
+    /// Bulk writers at the same time.
+    Stream,
+    /// A client that was away.
+    Away,
+    /// Commit to applied of single events.
+    Latency,
+    /// Tokens given out by a bridge on one core.
+    Minting,
+}
 
-    say("SpacetimeDB alone: frames as for a backlog, one subscriber; events per second".to_owned());
-    let mut flatness = BTreeMap::new();
-    let mut bare_rates = BTreeMap::new();
-    for size in extent.sizes {
-        let bare = bare::run(*size, Cut::BACKLOG, extent.window, 0, 1).await?;
+/// Measures these parts, or all, tells, and ends with one line of JSON if asked to.
+pub async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Result<()> {
+    let mut report = Report {
+        extent: if quick { &QUICK } else { &FULL },
+        as_json,
+        started: Instant::now(),
+        cluster: Cluster::start().await?,
+        json: Map::new(),
+        runs: Vec::new(),
+    };
+    for part in Part::value_variants() {
+        if !only.is_empty() && !only.contains(part) {
+            continue;
+        }
+        match part {
+            Part::Alone => report.alone().await?,
+            Part::Live => report.live().await?,
+            Part::Lane => report.lane().await?,
+            Part::Many => report.many().await?,
+            Part::Stream => report.stream().await?,
+            Part::Away => report.away().await?,
+            Part::Latency => report.latency().await?,
+            Part::Minting => report.minting().await?,
+        }
+    }
+    if as_json {
+        report.put("peak_rss_mb", peaks(report.runs.iter()));
+        println!("{}", Value::Object(report.json));
+    }
+    Ok(())
+}
+
+struct Report {
+    extent: &'static Extent,
+    as_json: bool,
+    started: Instant,
+    cluster: Cluster,
+    json: Map<String, Value>,
+    /// Whose memory is told in the end.
+    runs: Vec<Run>,
+}
+
+impl Report {
+    fn say(&self, text: &str) {
+        if self.as_json {
+            eprintln!("{} {text}", since(self.started));
+        } else {
+            println!("{} {text}", since(self.started));
+        }
+    }
+
+    fn put(&mut self, key: &str, value: impl Into<Value>) {
+        self.json.insert(key.to_owned(), value.into());
+    }
+
+    async fn alone(&mut self) -> anyhow::Result<()> {
+        self.say("SpacetimeDB alone: frames as for a backlog; events per second, the middle of some windows");
+        let Extent { window, held, .. } = *self.extent;
+        let mut flatness = BTreeMap::new();
         let in_memory = Cut {
             on_disk: false,
             ..Cut::BACKLOG
         };
-        // Nobody subscribes: a plain subscriber keeps all it gets, and would be what slows down.
-        let run = bare::run(*size, in_memory, extent.window, extent.held, 0).await?;
-        say(format!(
-            "  {:>5} B: {:>7.0}; log in memory: {:>7.0} on an empty table, {:>7.0} with {} held: flatness {:.2}; host {} MB",
-            size.name(),
-            bare.empty,
-            run.empty,
-            run.full,
-            run.held,
-            run.flatness(),
-            run.host_mb
-        ));
-        flatness.insert(size.name(), two(run.flatness()));
-        bare_rates.insert(size.name(), bare.empty.round());
+        for size in self.extent.sizes {
+            // Nobody subscribes: a plain subscriber keeps all it gets, and would be what slows down.
+            let run = bare::run(*size, in_memory, window, held, 0).await?;
+            self.say(&format!("  {:>5} B, log in memory: {}", size.name(), flat(&run)));
+            flatness.insert(size.name(), two(run.flatness()));
+        }
+        let alone = bare::run(Size::Bytes(512), Cut::BACKLOG, window, held, 0).await?;
+        self.say(&format!("    512 B, log on disk:   {}", flat(&alone)));
+        self.put("flatness", json!(flatness));
+        Ok(())
     }
-    say("the same without a subscriber".to_owned());
-    let alone = bare::run(Size::Bytes(512), Cut::BACKLOG, extent.window, extent.held, 0).await?;
-    say(format!(
-        "    512 B: {:>7.0} on an empty table, {:>7.0} with {} held",
-        alone.empty, alone.full, alone.held
-    ));
 
-    say("SpacetimeDB alone: one event a frame, as live; padded as the contract does, and not".to_owned());
-    let (window, held) = extent.live;
-    let mut live_flatness = BTreeMap::new();
-    for size in [Size::Bytes(256), Size::Bytes(480), Size::Mix] {
-        for padded in [true, false] {
-            let cut = Cut {
-                padded,
-                on_disk: false,
-                ..Cut::LIVE
-            };
-            let run = bare::run(size, cut, window, held, 0).await?;
-            say(format!(
-                "  {:>5} B {}: {:>6.0} on an empty table, {:>6.0} with {} held: flatness {:.2}; host {} MB",
-                size.name(),
-                if padded { "padded  " } else { "unpadded" },
-                run.empty,
-                run.full,
-                run.held,
-                run.flatness(),
-                run.host_mb
-            ));
-            if padded {
-                live_flatness.insert(size.name(), two(run.flatness()));
+    async fn live(&mut self) -> anyhow::Result<()> {
+        self.say("SpacetimeDB alone: one event a frame, as live; padded as the contract does, and not");
+        let (window, held) = self.extent.live;
+        let mut flatness = BTreeMap::new();
+        for size in [Size::Bytes(256), Size::Bytes(480), Size::Mix] {
+            for padded in [true, false] {
+                let cut = Cut {
+                    padded,
+                    on_disk: false,
+                    ..Cut::LIVE
+                };
+                let run = bare::run(size, cut, window, held, 0).await?;
+                let padding = if padded { "padded  " } else { "unpadded" };
+                self.say(&format!("  {:>5} B {padding}: {}", size.name(), flat(&run)));
+                if padded {
+                    flatness.insert(size.name(), two(run.flatness()));
+                }
             }
         }
+        self.put("flatness_single_events", json!(flatness));
+        Ok(())
     }
 
-    let cluster = Cluster::start().await?;
-    say("the whole lane: a committed backlog, one client; events per second".to_owned());
-    let mut lane_rates = BTreeMap::new();
-    let mut drained = None;
-    for size in extent.lane_sizes {
-        let runner = Runner::start(&cluster).await?;
-        let wrote = runner.write(extent.lane, *size).await?;
-        let run = runner.drain(extent.lane, 1).await?;
-        say(format!(
-            "  {:>5} B: {:>7.0} ({:.2} of bare); written at {:.0}; {}",
-            size.name(),
+    async fn lane(&mut self) -> anyhow::Result<()> {
+        self.say("the whole lane: a committed backlog, one client; beside SpacetimeDB alone with one subscriber");
+        let events = self.extent.lane;
+        let (mut bare_rates, mut lane_rates) = (BTreeMap::new(), BTreeMap::new());
+        for size in self.extent.lane_sizes {
+            // Both in turn, so that what else the machine does meets both.
+            let (mut bare, mut lane, mut written, mut last) = (Vec::new(), Vec::new(), Vec::new(), None);
+            for _ in 0..self.extent.rounds {
+                bare.push(bare::rate(*size, Cut::BACKLOG, self.extent.window, 1).await?);
+                let runner = Runner::start(&self.cluster).await?;
+                written.push(super::rate(events, runner.write(events, *size).await?));
+                let run = runner.drain(events, 1).await?;
+                lane.push(run.events_per_second);
+                last = Some(run);
+            }
+            let (bare, lane) = (median(&mut bare), median(&mut lane));
+            let Some(run) = last else { continue };
+            self.say(&format!(
+                "  {:>5} B: {lane:>7.0}, alone {bare:>7.0} ({:.2} of it); written at {:.0}; {}; {}",
+                size.name(),
+                lane / bare,
+                median(&mut written),
+                cpu(&run),
+                memory(&run)
+            ));
+            bare_rates.insert(size.name(), bare.round());
+            lane_rates.insert(size.name(), lane.round());
+            if *size == Size::Bytes(512) {
+                self.put("bare_events_per_second", bare.round());
+                self.put("lane_events_per_second", lane.round());
+                self.put("lane_of_bare", two(lane / bare));
+                self.runs.push(run);
+            }
+        }
+        self.put("bare_by_payload", json!(bare_rates));
+        self.put("lane_by_payload", json!(lane_rates));
+        Ok(())
+    }
+
+    async fn many(&mut self) -> anyhow::Result<()> {
+        let (events, clients) = (self.extent.lane / 2, self.extent.many);
+        self.say(&format!(
+            "the whole lane: a committed backlog, 512 B, {clients} clients"
+        ));
+        let runner = Runner::start(&self.cluster).await?;
+        runner.write(events, Size::Bytes(512)).await?;
+        let run = runner.drain(events, clients).await?;
+        self.say(&format!(
+            "  {:>7.0} each, {:.0} deliveries per second",
             run.events_per_second,
-            run.events_per_second / bare_rates.get(&size.name()).copied().unwrap_or(f64::NAN),
-            super::rate(extent.lane, wrote),
+            run.events_per_second * clients as f64
+        ));
+        self.put(
+            "clients",
+            json!({ "many": clients, "events_per_second_each": run.events_per_second.round() }),
+        );
+        Ok(())
+    }
+
+    async fn stream(&mut self) -> anyhow::Result<()> {
+        self.say("the whole lane with bulk writers at the same time, 512 B, one client");
+        let runner = Runner::start(&self.cluster).await?;
+        let run = runner.stream(self.extent.lane, Size::Bytes(512), 1).await?;
+        self.say(&format!(
+            "  {:>7.0} committed, published and applied per second; {}",
+            run.events_per_second,
             memory(&run)
         ));
-        lane_rates.insert(size.name(), run.events_per_second.round());
-        if *size == Size::Bytes(512) {
-            drained = Some(run);
+        self.put("streaming_events_per_second", run.events_per_second.round());
+        self.runs.push(run);
+        Ok(())
+    }
+
+    async fn away(&mut self) -> anyhow::Result<()> {
+        self.say("a client that was away, 512 B");
+        let runner = Runner::start(&self.cluster).await?;
+        runner.write(self.extent.lane, Size::Bytes(512)).await?;
+        let run = runner.catch_up(self.extent.lane).await?;
+        self.say(&format!(
+            "  {:>7.0} events per second from start to live; {}",
+            run.events_per_second,
+            memory(&run)
+        ));
+        self.put("catch_up_events_per_second", run.events_per_second.round());
+        self.runs.push(run);
+        Ok(())
+    }
+
+    async fn latency(&mut self) -> anyhow::Result<()> {
+        self.say(&format!(
+            "latency at {PACE} single events per second, 512 B, commit to applied; the disk takes {:.2} ms to sync",
+            fsync_ms()?
+        ));
+        let events = PACE * self.extent.paced.as_secs();
+        let memory_only = Cluster::start_in(&in_memory()).await?;
+        for (cluster, parent, place, key) in [
+            (&self.cluster, std::env::temp_dir(), "on the disk", ""),
+            (&memory_only, in_memory(), "in memory  ", "_in_memory"),
+        ] {
+            let runner = Runner::start_in(cluster, &parent).await?;
+            let run = runner.paced(PACE, events, Size::Bytes(512)).await?;
+            let (p50, p99) = (run.clients[0].p50_ms, run.clients[0].p99_ms);
+            self.say(&format!(
+                "  {place}: p50 {p50:.2} ms, p99 {p99:.2} ms; {}",
+                memory(&run)
+            ));
+            self.json.insert(format!("p50_ms{key}"), two(p50).into());
+            self.json.insert(format!("p99_ms{key}"), two(p99).into());
+            self.runs.push(run);
         }
+        Ok(())
     }
-    let runner = Runner::start(&cluster).await?;
-    runner.write(extent.lane / 2, Size::Bytes(512)).await?;
-    let many = runner.drain(extent.lane / 2, extent.many).await?;
-    say(format!(
-        "    512 B, {} clients: {:>7.0} each, {:.0} deliveries per second",
-        extent.many,
-        many.events_per_second,
-        many.events_per_second * extent.many as f64
-    ));
 
-    say("the whole lane with bulk writers at the same time, 512 B, one client".to_owned());
-    let runner = Runner::start(&cluster).await?;
-    let streamed = runner.stream(extent.lane, Size::Bytes(512), 1).await?;
-    say(format!(
-        "  {:>7.0} committed, published and applied per second; {}",
-        streamed.events_per_second,
-        memory(&streamed)
-    ));
-
-    say("a client that was away, 512 B".to_owned());
-    let runner = Runner::start(&cluster).await?;
-    runner.write(extent.lane, Size::Bytes(512)).await?;
-    let caught_up = runner.catch_up(extent.lane).await?;
-    say(format!(
-        "  {:>7.0} events per second from start to live; {}",
-        caught_up.events_per_second,
-        memory(&caught_up)
-    ));
-
-    say(format!(
-        "latency at {PACE} single events per second, 512 B, commit to applied"
-    ));
-    let runner = Runner::start(&cluster).await?;
-    let paced = runner
-        .paced(PACE, PACE * extent.paced.as_secs(), Size::Bytes(512))
-        .await?;
-    let latency = &paced.clients[0];
-    say(format!(
-        "  p50 {:.2} ms, p99 {:.2} ms; {}",
-        latency.p50_ms,
-        latency.p99_ms,
-        memory(&paced)
-    ));
-
-    say("tokens: a bridge on one core, many sessions over kept connections".to_owned());
-    let minted = minting::run(&cluster, extent.minting).await?;
-    say(format!(
-        "  {:>7.0} per second, p50 {:.2} ms, p99 {:.2} ms; bridge {} MB",
-        minted.per_second, minted.p50_ms, minted.p99_ms, minted.bridge_mb
-    ));
-
-    if as_json {
-        let runs = [drained.as_ref(), Some(&streamed), Some(&caught_up), Some(&paced)];
-        println!(
-            "{}",
-            json!({
-                "bare_events_per_second": bare_rates["512"],
-                "bare_by_payload": bare_rates,
-                "lane_events_per_second": lane_rates["512"],
-                "lane_by_payload": lane_rates,
-                "lane_of_bare": two(lane_rates["512"] / bare_rates["512"]),
-                "streaming_events_per_second": streamed.events_per_second.round(),
-                "clients": { "many": extent.many, "events_per_second_each": many.events_per_second.round() },
-                "flatness": flatness,
-                "flatness_single_events": live_flatness,
-                "catch_up_events_per_second": caught_up.events_per_second.round(),
-                "p50_ms": two(latency.p50_ms),
-                "p99_ms": two(latency.p99_ms),
-                "minting_per_second": minted.per_second.round(),
-                "minting_p50_ms": two(minted.p50_ms),
-                "minting_p99_ms": two(minted.p99_ms),
-                "peak_rss_mb": peaks(runs.into_iter().flatten()),
-            })
-        );
+    async fn minting(&mut self) -> anyhow::Result<()> {
+        self.say("tokens: a bridge on one core, many sessions over kept connections");
+        let minted = minting::run(&self.cluster, self.extent.minting).await?;
+        self.say(&format!(
+            "  {:>7.0} per second, p50 {:.2} ms, p99 {:.2} ms; bridge {} MB",
+            minted.per_second, minted.p50_ms, minted.p99_ms, minted.bridge_mb
+        ));
+        self.put("minting_per_second", minted.per_second.round());
+        self.put("minting_p50_ms", two(minted.p50_ms));
+        self.put("minting_p99_ms", two(minted.p99_ms));
+        Ok(())
     }
-    Ok(())
+}
+
+fn flat(run: &bare::Run) -> String {
+    let compression = if run.beside_compression.is_empty() {
+        String::new()
+    } else {
+        let rates: Vec<_> = run.beside_compression.iter().map(|rate| format!("{rate:.0}")).collect();
+        format!("; beside the engine's compression {}", rates.join(", "))
+    };
+    format!(
+        "{:>7.0} on an empty table, {:>7.0} with {} held: flatness {:.2}; host {} MB{compression}",
+        run.empty,
+        run.full,
+        run.held,
+        run.flatness(),
+        run.host_mb
+    )
+}
+
+fn cpu(run: &Run) -> String {
+    let [bridge, host, client] = run.cpu_us;
+    format!("CPU an event: bridge {bridge:.2} µs, host {host:.2} µs, client {client:.2} µs")
 }
 
 fn memory(run: &Run) -> String {

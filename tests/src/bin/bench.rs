@@ -1,15 +1,10 @@
 //! See `scripts/bench`.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use spacetime_sync_tests::bench::client::{self, ClientArgs};
-use spacetime_sync_tests::bench::{minting, report};
-use spacetime_sync_tests::postgres::Cluster;
-
-/// How long tokens are asked for when nothing else is measured.
-const MINTING: Duration = Duration::from_secs(10);
+use spacetime_sync_tests::bench::report::{self, Part};
 
 /// How fast the lane is, and what bounds it.
 #[derive(Parser)]
@@ -20,6 +15,9 @@ struct Args {
     /// Ends with one line of JSON on stdout.
     #[arg(long)]
     json: bool,
+    /// Measures this part alone; may be repeated.
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -29,8 +27,6 @@ enum Command {
     /// The client of a measurement: started by the measurement itself.
     #[command(hide = true)]
     Client(ClientArgs),
-    /// Only how many tokens a bridge gives out.
-    Minting,
 }
 
 #[tokio::main]
@@ -40,11 +36,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(Command::Client(args)) => {
             println!("{}", serde_json::to_string(&client::run(args).await?)?);
         }
-        Some(Command::Minting) => {
-            let minted = minting::run(&Cluster::start().await?, MINTING).await?;
-            println!("{}", serde_json::to_string(&minted)?);
-        }
-        None => report::run(args.quick, args.json).await?,
+        None => report::run(args.quick, args.json, &args.only).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

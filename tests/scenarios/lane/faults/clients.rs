@@ -5,7 +5,7 @@ use std::time::Duration;
 use spacetime_sync_tests::lane::{stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};
 
-use super::{RECOVERY, SOON, Scene};
+use super::{FAULTS, Pace, RECOVERY, SOON, Scene};
 
 /// Bytes of a large payload, and how many of them go by: about 220 MB.
 const LARGE: (usize, u64) = (200_000, 1_100);
@@ -63,8 +63,8 @@ async fn a_client_that_was_away_for_100_000_events_catches_up_and_goes_live() {
     assert!(scene.lane.published(RECOVERY).await);
     let missed = scene.committed - scene.clients[0].applied();
     assert!(missed >= 100_000, "it missed {missed} events");
-    // Writers go on while it catches up, so that history and live meet under way.
-    scene.write();
+    // Writers go on without a pause while it catches up, so that history and live meet under way.
+    scene.write_at(Pace::Dense);
     let started = std::time::Instant::now();
     scene.clients[0].start().unwrap();
     scene.clients[0].until_live(RECOVERY).await.unwrap();
@@ -75,6 +75,12 @@ async fn a_client_that_was_away_for_100_000_events_catches_up_and_goes_live() {
         scene.committed
     );
     eprintln!("live {:?} after its start, {missed} events later", started.elapsed());
-    scene.pause().await;
+    // The same from many places near the head.
+    for _ in 0..2 * FAULTS {
+        scene.clients[0].kill();
+        scene.pause().await;
+        scene.clients[0].start().unwrap();
+        scene.clients[0].until_live(SOON).await.unwrap();
+    }
     scene.settle().await;
 }

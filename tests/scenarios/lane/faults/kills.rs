@@ -1,5 +1,9 @@
 //! SIGKILL of each process of the lane, and SIGTERM of the bridge.
 
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use spacetime_sync_tests::follower::Follower;
 use spacetime_sync_tests::postgres::Cluster;
 
 use super::{FAULTS, RECOVERY, SOON, Scene, ready};
@@ -46,7 +50,8 @@ async fn what_is_recorded_as_published_survives_a_kill_of_the_host() {
         return;
     }
     scene.write();
-    for _ in 0..FAULTS {
+    // Each kill by itself may find everything written.
+    for _ in 0..2 * FAULTS {
         let bridge = scene.lane.bridge().unwrap();
         ready(&bridge).await;
         scene.pause().await;
@@ -66,16 +71,29 @@ async fn a_killed_client_has_saved_checkpoint_and_effects_together() {
     let mut scene = Scene::start(2).await;
     let _bridge = scene.lane.bridge().unwrap();
     scene.write();
+    let mut looks = 0;
     for _ in 0..2 * FAULTS {
-        scene.pause().await;
+        let pause = scene.random.random_range(30..600);
+        let killed_at = Instant::now() + Duration::from_millis(pause);
         let client = &mut scene.clients[0];
-        client.kill();
-        for saved in client.saved().unwrap() {
-            assert_eq!((saved.checkpoint, saved.events), (saved.last, saved.last), "{saved:?}");
+        // What another connection sees is what a kill at that moment would leave, and looks are cheaper than kills.
+        while Instant::now() < killed_at {
+            is_whole(client);
+            looks += 1;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        client.kill();
+        is_whole(client);
         client.start().unwrap();
     }
     scene.settle().await;
+    eprintln!("{looks} looks between {} kills", 2 * FAULTS);
+}
+
+fn is_whole(client: &Follower) {
+    for saved in client.saved().unwrap() {
+        assert_eq!((saved.checkpoint, saved.events), (saved.last, saved.last), "{saved:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

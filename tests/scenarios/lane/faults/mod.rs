@@ -86,8 +86,12 @@ impl Scene {
 
     /// Begins to write to all streams.
     fn write(&mut self) {
+        self.write_at(Pace::Mixed);
+    }
+
+    fn write_at(&mut self, pace: Pace) {
         assert!(self.load.is_none(), "one load at a time");
-        self.load = Some(Load::start(&self.lane.authority, &self.streams, &mut self.random));
+        self.load = Some(Load::start(&self.lane.authority, &self.streams, pace, &mut self.random));
     }
 
     /// Writes so many events in all, in large transactions.
@@ -172,6 +176,15 @@ impl Scene {
     }
 }
 
+/// How a writer writes.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// Transactions and payloads of all sizes, with pauses between them.
+    Mixed,
+    /// Small events one by one without a pause: something is always on its way.
+    Dense,
+}
+
 /// Writers that run until they are stopped, one for each stream.
 struct Load {
     stop: Arc<AtomicBool>,
@@ -179,13 +192,17 @@ struct Load {
 }
 
 impl Load {
-    fn start(authority: &Authority, streams: &[StreamId], random: &mut StdRng) -> Self {
+    fn start(authority: &Authority, streams: &[StreamId], pace: Pace, random: &mut StdRng) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let writer = |(stream_id, most): (&StreamId, usize)| {
+        let writer = |(stream_id, payload): (&StreamId, usize)| {
+            let most = match pace {
+                Pace::Mixed => payload,
+                Pace::Dense => PAYLOADS[0],
+            };
             let seed = random.random();
             let name = format!("load-{seed}");
             let writer = Writer::new(authority, stream_id, &name, Payload::UpTo(most), seed);
-            tokio::spawn(write(writer, most, StdRng::seed_from_u64(seed), stop.clone()))
+            tokio::spawn(write(writer, pace, most, StdRng::seed_from_u64(seed), stop.clone()))
         };
         let writers = streams.iter().zip(PAYLOADS.into_iter().cycle()).map(writer).collect();
         Self { stop, writers }
@@ -201,11 +218,16 @@ impl Load {
     }
 }
 
-async fn write(mut writer: Writer, largest: usize, mut random: StdRng, stop: Arc<AtomicBool>) -> u64 {
+async fn write(mut writer: Writer, pace: Pace, largest: usize, mut random: StdRng, stop: Arc<AtomicBool>) -> u64 {
     let most = (TRANSACTION / largest).clamp(1, 20);
     while !stop.load(Ordering::Relaxed) {
-        writer.append(random.random_range(1..=most)).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(random.random_range(1..25))).await;
+        match pace {
+            Pace::Mixed => {
+                writer.append(random.random_range(1..=most)).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(random.random_range(1..25))).await;
+            }
+            Pace::Dense => writer.append(1).await.unwrap(),
+        }
     }
     writer.written()
 }

@@ -8,8 +8,10 @@ use spacetime_sync_tests::lane::{BridgeOptions, wait};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::proxy::{Direction, Proxy};
 
-use super::{FAULTS, SOON, Scene, ready};
+use super::{FAULTS, Pace, SOON, Scene, ready};
 
+/// How soon a bridge has a new link when it was told that the old one broke: long before it would miss an answer.
+const BACK: Duration = Duration::from_secs(5);
 const DIRECTIONS: [Direction; 2] = [Direction::ToTarget, Direction::ToClient];
 
 impl Scene {
@@ -65,6 +67,31 @@ async fn connections_cut_between_any_two_lose_and_double_nothing() {
     }
     scene.settle().await;
     assert!(bridge.process.is_running());
+}
+
+/// A link may break while a call is on its way into it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_whose_link_breaks_at_any_moment_is_back_at_once() {
+    let mut scene = Scene::start(1).await;
+    let proxy = scene.proxy_to_server().await;
+    let options = BridgeOptions {
+        server_at: Some(proxy.addr()),
+        ..BridgeOptions::default()
+    };
+    scene.write_at(Pace::Dense);
+    for _ in 0..5 * FAULTS {
+        let bridge = scene.lane.bridge_with(&options).unwrap();
+        ready(&bridge).await;
+        let pause = scene.random.random_range(0..20);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        proxy.cut();
+        let back = bridge.until("/internal/v1/spacetime/sync/metrics", BACK, |_, metrics| {
+            metrics["counters"]["links"].as_u64() > Some(1)
+        });
+        back.await.unwrap();
+    }
+    let _bridge = scene.lane.bridge().unwrap();
+    scene.settle().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
