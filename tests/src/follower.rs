@@ -212,6 +212,10 @@ impl Follower {
 
     /// What it has saved of each stream, as of one moment; nothing before its store is there.
     pub fn saved(&self) -> anyhow::Result<Vec<Saved>> {
+        // A client that has only just been started has made no file yet.
+        if !self.store.exists() {
+            return Ok(Vec::new());
+        }
         let mut store = self.open()?;
         let snapshot = store.transaction()?;
         let tables = "SELECT count(*) FROM sqlite_schema WHERE name IN ('applied', 'spacetime_sync_checkpoint')";

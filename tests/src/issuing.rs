@@ -13,6 +13,7 @@ use spacetime_sync_proto::access::{REVOKE_PATH, TOKEN_PATH, headers};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use sqlx::Connection as _;
 
+use crate::port;
 use crate::postgres::{Cluster, Database};
 use crate::process::{Process, built};
 use crate::until;
@@ -160,7 +161,7 @@ impl Desk {
     /// The same, by another command, and saying more or less.
     pub async fn bridge_by(&self, mut command: Command, says: &str, set: &[(&str, String)]) -> anyhow::Result<Issuing> {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let http = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let http = port::free()?.to_string();
         command.arg("run").env("RUST_LOG", says).env("NO_COLOR", "1");
         command.envs(self.environment(&http, set));
         let process = Process::start("bridge", &mut command, &self.path(&format!("bridge-{number}.log")))?;

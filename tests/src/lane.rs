@@ -18,6 +18,7 @@ use sqlx::Connection as _;
 
 use crate::follower::{Credential, Follower};
 use crate::issuing::Keys;
+use crate::port;
 use crate::postgres::{Cluster, Database};
 use crate::process::{Process, built};
 use crate::server::Server;
@@ -89,8 +90,8 @@ impl Lane {
         let mut lane = Self::unpublished(cluster, &std::env::temp_dir()).await?;
         lane.tokens = Some(Tokens {
             keys: Keys::make(lane.folder.path())?,
-            // Free a moment ago; every bridge of this lane takes it.
-            http: std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?,
+            // Every bridge of this lane takes it.
+            http: port::free()?,
         });
         lane.publish(Breaking::Refuse).await?;
         Ok(lane)
@@ -166,7 +167,7 @@ impl Lane {
     pub fn bridge_with(&self, options: &BridgeOptions) -> anyhow::Result<Bridge> {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let http = match &self.tokens {
-            None => std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?,
+            None => port::free()?,
             Some(tokens) => tokens.http,
         };
         let mut command = Command::new(built("spacetime-sync"));

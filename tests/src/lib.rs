@@ -6,6 +6,7 @@ pub mod issuer;
 pub mod issuing;
 pub mod lane;
 pub mod load;
+pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

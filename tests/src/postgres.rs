@@ -7,7 +7,6 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -327,10 +326,7 @@ impl Own {
         }
         let keeper = keeper(folder.path())?;
         // Free a moment ago; that somebody else takes it now is shown by the server's log.
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .map_err(io_error("cannot find a free port"))?
-            .port();
+        let port = crate::port::free().map_err(io_error("cannot find a free port"))?.port();
         let own = Self {
             folder,
             bin,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::port;
 use crate::process::Process;
 use crate::until;
 
@@ -38,8 +39,8 @@ impl Server {
         }
         let binary =
             PathBuf::from(std::env::var("SYNC_HOST_BIN").context("SYNC_HOST_BIN is not set: start through ./scripts")?);
-        // Free a moment ago; a restart takes the same port again.
-        let addr = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        // A restart takes the same port again.
+        let addr = port::free()?;
         let process = spawn(&binary, folder, addr)?;
         let server = Self {
             uri: format!("http://{addr}"),

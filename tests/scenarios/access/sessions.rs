@@ -237,14 +237,13 @@ async fn calls_on_a_connection_that_is_up_end_with_the_session_and_wait_for_no_s
     loop {
         let (answer, answered) = oneshot::channel();
         let asked_at = now();
-        let call = listener
+        listener
             .connection
             .procedures
             .read_events_then(id.to_string(), 0, move |_, page| {
                 // Nobody waits any more only when the test has failed.
                 let _ = answer.send(page);
             });
-        call.unwrap();
         match answered.await.unwrap().unwrap() {
             Ok(page) => assert!(
                 page.head_seq == 2 && asked_at <= ends,
