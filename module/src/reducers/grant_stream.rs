@@ -18,12 +18,15 @@ pub fn grant_stream(ctx: &ReducerContext, identity: Identity, stream_id: String)
         stream_key,
         standing: true,
     };
+    let grants = ctx.db.stream_grant();
     match grant_row(ctx, identity, stream_key) {
-        None => drop(ctx.db.stream_grant().insert(row)),
+        None => {
+            grants.insert(row);
+        }
         Some(held) if held.standing => {}
         // It outlives the session that it came with.
         Some(StreamGrant { grant_id, .. }) => {
-            drop(ctx.db.stream_grant().grant_id().update(StreamGrant { grant_id, ..row }))
+            grants.grant_id().update(StreamGrant { grant_id, ..row });
         }
     }
     Ok(())
