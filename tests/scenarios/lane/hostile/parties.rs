@@ -80,7 +80,7 @@ async fn a_configuration_is_refused_as_a_whole_and_never_shows_a_secret() {
         (
             without_token.clone(),
             vec![],
-            &["spacetimedb.token_file", "found neither"],
+            &["spacetimedb.token_file", "[issuer]", "found none of them"],
         ),
         (
             good.replace("/token\"", "/no-such-token\""),
