@@ -368,3 +368,11 @@ async fn subscribe(lane: &Lane, stream_id: &StreamId) -> anyhow::Result<(Arc<DbC
     is_applied.await.context("the subscription was refused")?;
     Ok((connection, last))
 }
+
+/// Touches so much memory once, and gives it back. A virtual machine gets memory that it never used from its host page by
+/// page, here at 0.3 GB/s instead of 2.7, and a table that grows into it would seem to slow down by itself.
+pub fn touch_memory(bytes: usize) {
+    let mut memory = vec![0_u8; bytes];
+    memory.iter_mut().step_by(4_096).for_each(|byte| *byte = 1);
+    std::hint::black_box(&memory);
+}
