@@ -29,3 +29,5 @@ pub const SESSION_GRANTS: usize = 10_000;
 pub const PRESENCE_SERVES: usize = 16;
 /// Longest name of a node, a region, a user, a session or a device, in bytes.
 pub const NAME_BYTES: usize = 128;
+/// How often the module may look for ended sessions, in milliseconds.
+pub const SWEEP_MS: std::ops::RangeInclusive<u32> = 100..=60_000;

@@ -8,6 +8,7 @@ use spacetime_sync_bridge::config::check_issuer_url;
 use spacetime_sync_bridge::publish::{Bridge, Request, Trust, build_module, publish};
 use spacetime_sync_bridge::stdb::admin::Breaking;
 use spacetime_sync_proto::access::AUDIENCE;
+use spacetime_sync_proto::limit;
 
 use super::ServerArgs;
 
@@ -31,7 +32,7 @@ pub(crate) struct PublishArgs {
     #[arg(long, default_value = AUDIENCE, requires = "issuer")]
     audience: String,
     /// How often, in milliseconds, the module looks for sessions that have ended.
-    #[arg(long, default_value_t = SWEEP_MS, requires = "issuer", value_parser = clap::value_parser!(u32).range(50..=600_000))]
+    #[arg(long, default_value_t = SWEEP_MS, requires = "issuer", value_parser = sweep_ms)]
     sweep_ms: u32,
     /// A module that is built already.
     #[arg(long, conflicts_with = "module")]
@@ -97,4 +98,11 @@ pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
 
 fn issuer_url(text: &str) -> Result<String, String> {
     check_issuer_url(text).map(|()| text.to_owned())
+}
+
+/// What the module takes, so that nothing is published before it would refuse.
+fn sweep_ms(text: &str) -> Result<u32, String> {
+    let (least, most) = (limit::SWEEP_MS.start(), limit::SWEEP_MS.end());
+    let found = text.parse().ok().filter(|found| limit::SWEEP_MS.contains(found));
+    found.ok_or_else(|| format!("expected {least} to {most}"))
 }

@@ -1,14 +1,12 @@
 //! Says whose tokens open a session. From then on only who has one is let in, and who was granted a stream by hand.
 
 use spacetime_sync_proto::access::{SERVICE_SUBJECT, Window};
+use spacetime_sync_proto::limit;
 use spacetimedb::{Identity, ReducerContext, ScheduleAt, Table, TimeDuration, reducer};
 
 use crate::log_access::trust_row;
 use crate::refuse::{Refused, invalid_argument, refused};
 use crate::tables::{AccessSweep, Issuer, access_sweep, sync_trust};
-
-/// How often ended sessions may be looked for, in milliseconds.
-const SWEEP_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
 
 /// `issuer` and `audience` are `iss` and `aud` of its tokens, letter by letter. An ended session sees nothing any more
 /// after `sweep_every_ms` at the latest.
@@ -29,11 +27,11 @@ pub fn trust_issuer(
     if audience.is_empty() {
         return Err(invalid_argument("audience: expected a name, found nothing"));
     }
-    if !SWEEP_MS.contains(&sweep_every_ms) {
+    if !limit::SWEEP_MS.contains(&sweep_every_ms) {
         return Err(invalid_argument(format!(
             "sweep_every_ms: expected {} to {}, found {sweep_every_ms}",
-            SWEEP_MS.start(),
-            SWEEP_MS.end()
+            limit::SWEEP_MS.start(),
+            limit::SWEEP_MS.end()
         )));
     }
     let window = row
