@@ -122,38 +122,54 @@ async fn a_client_that_is_not_served_is_told_so_and_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_bridge_renews_its_own_session_and_its_key_without_a_break() {
+async fn the_bridge_renews_its_own_session_and_its_link_goes_on() {
     let lane = lane().await;
+    let lasts = Duration::from_secs(4);
     let options = BridgeOptions {
-        set: vec![("issuer.service_ttl_seconds", "60".to_owned())],
+        set: vec![("issuer.service_ttl_seconds", lasts.as_secs().to_string())],
         ..BridgeOptions::default()
     };
     let bridge = lane.bridge_with(&options).unwrap();
+    let mut one = writer(&lane, &stream(1));
+    one.append(1).await.unwrap();
+    assert!(lane.published(SOON).await);
+    let began = Instant::now();
+    while began.elapsed() < 3 * lasts {
+        one.append(1).await.unwrap();
+        assert!(lane.published(SOON).await);
+    }
+    let metrics = bridge.text("/metrics").await.unwrap();
+    assert!(metrics.contains("spacetime_sync_links_total 1\n"), "{metrics}");
+    assert!(metrics.contains("spacetime_sync_refused_calls_total 0\n"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_published_before_it_signs_and_who_is_there_stays() {
+    let lane = lane().await;
+    let bridge = lane.bridge().unwrap();
     let mut first = lane.client(&[stream(1)]).await.unwrap();
     first.start().unwrap();
     let mut one = writer(&lane, &stream(1));
     one.append(10).await.unwrap();
     applies(&first, 10).await;
-    // The next key is published at once, and signs a little later: SpacetimeDB has it by then.
     let signs_from = now() + 3;
-    let kid_of = async || {
+    let keys = async || {
         let jwks = format!("{}/.well-known/jwks.json", bridge.url());
         let jwks: Value = reqwest::get(jwks).await.unwrap().json().await.unwrap();
         jwks["keys"].as_array().unwrap().len()
     };
-    assert_eq!(kid_of().await, 1);
+    assert_eq!(keys().await, 1);
     add_key(&lane.path("keys"), Some(3), now()).unwrap();
     let deadline = Instant::now() + SOON;
-    while kid_of().await < 2 {
+    while keys().await < 2 {
         assert!(Instant::now() < deadline, "the key is published");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     wait(SOON, "the next key signs", || now() > signs_from).await;
-    // SpacetimeDB fetched the keys before there was the second one, and takes minutes until it asks again; the whole
-    // schedule is for that. A client that comes now waits, and says why; who is there stays.
+    // SpacetimeDB has fetched the keys before there was the second one, and takes minutes until it asks again: that is
+    // what the schedule is for. Who has connected stays.
     one.append(10).await.unwrap();
     applies(&first, 20).await;
-    assert!(bridge.process.is_running());
 }
 
 /// Tokens of four seconds for a client in this process, signed by an issuer in this process.
