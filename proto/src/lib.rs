@@ -13,6 +13,7 @@ pub mod hash;
 pub mod id;
 pub mod limit;
 pub mod refusal;
+pub mod retention;
 pub mod stale;
 
 pub use event::Event;
