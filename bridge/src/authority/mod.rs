@@ -50,6 +50,8 @@ pub struct StreamPosition {
     pub head_seq: Seq,
     /// Up to where SpacetimeDB is known to hold it durably.
     pub published_seq: Seq,
+    /// The position before the first event that is kept here.
+    pub floor_seq: Seq,
 }
 
 /// What became of [`Authority::advance_published`]. Streams in neither list are at or past what was asked for.
@@ -124,7 +126,7 @@ impl Authority {
     ) -> Result<Vec<StreamPosition>, AuthorityError> {
         self.positions(
             "dirty_streams",
-            "select stream_id, head_seq, published_seq from runtime.sync_streams
+            "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
              where dirty and stream_id > $1 order by stream_id limit $2",
             after,
             limit,
@@ -140,7 +142,7 @@ impl Authority {
     ) -> Result<Vec<StreamPosition>, AuthorityError> {
         self.positions(
             "streams_after",
-            "select stream_id, head_seq, published_seq from runtime.sync_streams
+            "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
              where head_seq > 0 and stream_id > $1 order by stream_id limit $2",
             after,
             limit,
@@ -154,7 +156,7 @@ impl Authority {
             .connections
             .run("position", async |connection| {
                 let row = sqlx::query(
-                    "select stream_id, head_seq, published_seq from runtime.sync_streams
+                    "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
                      where stream_id = $1 and head_seq > 0",
                 )
                 .bind(stream_id.as_str())
@@ -487,6 +489,7 @@ fn position(row: &sqlx::postgres::PgRow) -> Result<StreamPosition, CallError> {
     Ok(StreamPosition {
         head_seq: seq(row.try_get(1)?, "a head_seq")?,
         published_seq: seq(row.try_get(2)?, "a published_seq")?,
+        floor_seq: seq(row.try_get(3)?, "an oldest_seq")?,
         stream_id,
     })
 }
