@@ -7,6 +7,7 @@ mod config;
 mod frame;
 mod page;
 mod request;
+mod store;
 mod text;
 mod token;
 
@@ -22,6 +23,7 @@ pub const ALL: &[&Entry] = &[
     &token::SESSION,
     &token::JWKS,
     &token::KEY,
+    &store::STORE,
     &config::CONFIG,
     &request::REQUEST,
     &answer::ANSWER,
