@@ -178,9 +178,9 @@ impl Frame {
 
     /// The bytes of the frame that remains when the events after `seq` are cut off; none if nothing remains.
     pub fn encode_until(self, seq: Seq) -> Option<Bytes> {
-        let keep = seq.next().since(self.first_seq) as usize;
-        let rest: Vec<_> = self.events.into_iter().take(keep).collect();
-        (!rest.is_empty()).then(|| encode(rest))
+        let keep = (seq.next().since(self.first_seq) as usize).min(self.events.len());
+        let rest = self.events[..keep].iter().map(|event| Fields::at(&self.bytes, event));
+        (keep > 0).then(|| encode(rest))
     }
 
     /// When the last event was committed, in microseconds since 1970-01-01 UTC, by the authority's clock.
