@@ -11,7 +11,7 @@ use spacetime_sync_proto::access::{
 };
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::limit;
-use spacetime_sync_rules::session::{Policy, SKEW_SECONDS, admit};
+use spacetime_sync_rules::session::{self, Policy, SKEW_SECONDS};
 
 use crate::lane::{ISSUER, NOW};
 use crate::mutate;
@@ -70,7 +70,9 @@ impl Target for Claims {
             audience: AUDIENCE.to_owned(),
             window: window(),
         };
-        let Ok(session) = admit(text, &policy, NOW, |name| name.as_str() == "gone") else {
+        let claims = session::Claims::read(text);
+        let admitted = claims.and_then(|claims| session::admit(claims, &policy, NOW, |name| name.as_str() == "gone"));
+        let Ok(session) = admitted else {
             return Ok(Verdict::Refused);
         };
         ensure!(text.len() <= limit::CLAIMS_BYTES);
