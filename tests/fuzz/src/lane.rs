@@ -10,7 +10,9 @@ use spacetime_sync_proto::{ChainHash, Event, Frame, IdempotencyKey, Kind, Payloa
 
 /// The time, in seconds, where it is an argument.
 pub(crate) const NOW: u64 = 1_800_000_000;
-/// Ends long after whoever runs this.
+/// Before whoever runs this, where the clock is the machine's.
+pub(crate) const LONG_AGO: u64 = 1_700_000_000;
+/// After all of them.
 pub(crate) const FOR_EVER: u64 = 4_102_444_800;
 /// `iss` of sync tokens.
 pub(crate) const ISSUER: &str = "https://lane.example/sync";

@@ -245,12 +245,25 @@ impl Target for Requests {
         let end = input.windows(2).position(|two| two == b"\n\n")?;
         let (head, body) = (&input[..end], &input[end + 2..]);
         let mut head = head.to_vec();
+        if rng.random_bool(0.2) {
+            head = other_credential(rng, &head).unwrap_or(head);
+        }
         if rng.random_bool(0.3) {
             mutate::bytes(rng, &mut head, &[], REQUEST.dictionary, 8_192);
         }
         let body = mutate::json(rng, body, REQUEST.dictionary)?;
         Some([&head[..], b"\n\n", &body].concat())
     }
+}
+
+/// With a credential that says something else, in the form of one.
+fn other_credential(rng: &mut StdRng, head: &[u8]) -> Option<Vec<u8>> {
+    let scheme = b"Bearer ";
+    let from = head.windows(scheme.len()).position(|text| text == scheme)? + scheme.len();
+    let length = head[from..].iter().position(|byte| *byte == b'\n');
+    let to = length.map_or(head.len(), |length| from + length);
+    let token = mutate::compact(rng, &head[from..to], REQUEST.dictionary)?;
+    Some([&head[..from], &token, &head[to..]].concat())
 }
 
 fn is_admin(value: &str) -> bool {

@@ -14,7 +14,7 @@ use spacetime_sync_bridge::auth::sessions::{LEEWAY_SECONDS, Session, SessionVeri
 use spacetime_sync_bridge::config::{Secret, SessionsConfig};
 use spacetime_sync_proto::{RefusalCode, limit};
 
-use crate::lane::{FOR_EVER, NOW, SESSIONS, key, pem};
+use crate::lane::{FOR_EVER, LONG_AGO, NOW, SESSIONS, key, pem};
 use crate::mutate;
 use crate::target::{Entry, Seed, Target, Verdict};
 
@@ -117,7 +117,7 @@ const DICTIONARY: &[&[u8]] = &[
 fn claims() -> anyhow::Result<Vec<(&'static str, Value)>> {
     let good = json!({
         "iss": SESSIONS.0, "aud": SESSIONS.1, "sub": "7", "sid": "s1",
-        "iat": NOW - 100, "nbf": NOW - 100, "exp": FOR_EVER, "org_id": "acme", "device_id": "d1",
+        "iat": LONG_AGO, "nbf": LONG_AGO, "exp": FOR_EVER, "org_id": "acme", "device_id": "d1",
     });
     let bare = json!({
         "iss": SESSIONS.0, "aud": ["other", SESSIONS.1], "sub": "7", "session_id": "s2", "iat": NOW, "exp": NOW + 60,
@@ -319,7 +319,7 @@ fn jwks_seeds() -> anyhow::Result<Vec<Seed>> {
     let keys = [key(1)?, key(2)?].map(std::sync::Arc::new);
     let two = Ring::new(keys.to_vec()).jwks(NOW);
     let one = Ring::new(keys[..1].to_vec()).jwks(NOW);
-    let modulus = "u".repeat(342);
+    let modulus = format!("{}Q", "u".repeat(341));
     let rsa = json!({ "keys": [{ "kty": "RSA", "n": modulus, "e": "AQAB", "alg": "RS256", "kid": "r" }, { "kty": "oct", "k": "AA" }] });
     Ok(vec![
         Seed::new("one", one.to_string()),
