@@ -90,6 +90,7 @@ impl Target for Appends {
                     first_seq,
                     frame,
                     head: after,
+                    last_at_us,
                 }),
                 Ok(sent),
             ) => {
@@ -100,6 +101,7 @@ impl Target for Appends {
                 );
                 let written = Frame::decode(first_seq.get(), head.chain, frame)?;
                 ensure!(written.last_seq() == after.seq && written.last_chain() == after.chain);
+                ensure!(written.last_at_us() == last_at_us);
                 ensure!(
                     written
                         .into_events_after(Seq::ZERO)

@@ -343,6 +343,7 @@ fn row(log: &Log, first: u64, last: u64) -> SyncEvent {
         first_seq: first,
         last_seq: last,
         base_chain: column(log.at(first - 1)),
+        last_at: 0,
         frame: log.frame(first, last).to_vec(),
     }
 }
@@ -359,6 +360,7 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
             head_seq: head,
             head_chain: column(log.at(head)),
             oldest_seq: 1,
+            durable_reads: true,
             frames: frames.iter().map(|(first, last)| row(&log, *first, *last)).collect(),
         })
     };
