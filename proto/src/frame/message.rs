@@ -27,7 +27,9 @@ pub(super) fn read(bytes: &[u8], mut each: impl FnMut(Places)) -> Result<(), Fra
                 let event = reader.delimited(wire_type)?;
                 each(event_in(bytes, event)?);
             }
-            (15, wire_type) => drop(reader.delimited(wire_type)?),
+            (15, wire_type) => {
+                reader.delimited(wire_type)?;
+            }
             (tag, wire_type) => reader.skip(tag, wire_type)?,
         }
     }
