@@ -14,6 +14,7 @@ use spacetime_sync_bridge::auth::keys::now;
 use spacetime_sync_bridge::auth::revocation::Messenger;
 use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::config::{Config, read_token};
+use spacetime_sync_bridge::history::Histories;
 use spacetime_sync_bridge::publish::identity;
 use spacetime_sync_bridge::status::Status;
 use spacetime_sync_bridge::stdb::admin::Admin;
@@ -191,9 +192,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
         let (issuer, messenger) = (issuer.clone(), messenger.clone());
         tokio::spawn(async move { issuer.tell_revocations(messenger).await });
     }
+    let histories = issuer
+        .as_ref()
+        .map(|_| Arc::new(Histories::new(&config.history, config.limits.frame_bytes)));
     let side = http::Side {
         status: status.clone(),
         issuer: issuer.clone(),
+        histories: histories.clone(),
         messenger,
         behind_proxy: config.http.behind_proxy,
         admin: config.admin_token()?.as_ref().map(http::AdminToken::new),
@@ -214,7 +219,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         // Kept, so that the receivers never see it gone before the process ends.
         std::future::pending::<()>().await;
     });
-    pump::run(config, target, status, issuer, stopping).await?;
+    pump::run(config, target, status, issuer, histories, stopping).await?;
     tracing::info!("stopped");
     Ok(())
 }

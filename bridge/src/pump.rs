@@ -23,6 +23,7 @@ use crate::auth::Issuer;
 use crate::authority::{Authority, AuthorityError, Leadership, StreamPosition};
 use crate::config::Config;
 use crate::core::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, Prepared, prepare};
+use crate::history::Histories;
 use crate::status::{Role, Status};
 use crate::stdb::StdbError;
 use crate::stdb::link::{Answer, Link, Target};
@@ -50,13 +51,14 @@ pub enum PumpError {
     Authority(#[from] AuthorityError),
 }
 
-/// Runs until told to stop, then finishes what is in flight. The issuer, if there is one, is given the authority as soon
-/// as there is one.
+/// Runs until told to stop, then finishes what is in flight. Issuer and histories, if there are any, are given the
+/// authority as soon as there is one.
 pub async fn run(
     config: Config,
     target: Target,
     status: Arc<Status>,
     issuer: Option<Arc<Issuer>>,
+    histories: Option<Arc<Histories>>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), PumpError> {
     let authority = tokio::select! {
@@ -65,6 +67,9 @@ pub async fn run(
     };
     if let (Some(issuer), Some(issuing)) = (&issuer, &config.issuer) {
         issuer.attach(authority.beside(issuing.pool_size));
+    }
+    if let Some(histories) = &histories {
+        histories.attach(&authority);
     }
     loop {
         let lead = if config.bridge.lead {

@@ -1,8 +1,8 @@
 //! The contract of the lane: what authority, bridge, module and client must agree on, and nothing else.
 //!
 //! Ids and limits ([`id`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
-//! the closed set of refusal codes ([`refusal`]), cursors that lead nowhere ([`stale`]), who may see and do what ([`access`]) and the contract's own version
-//! ([`contract`]).
+//! pages of the authority's log ([`page`]), the closed set of refusal codes ([`refusal`]), cursors that lead nowhere
+//! ([`stale`]), who may see and do what ([`access`]) and the contract's own version ([`contract`]).
 //! No IO, no clock, no runtime: it builds for `wasm32-unknown-unknown` as it does for a desktop.
 
 pub mod access;
@@ -12,6 +12,7 @@ pub mod frame;
 pub mod hash;
 pub mod id;
 pub mod limit;
+pub mod page;
 pub mod refusal;
 pub mod retention;
 pub mod stale;

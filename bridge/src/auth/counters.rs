@@ -57,6 +57,7 @@ impl Totals {
                 &self.unauthorized
             }
             RefusalCode::Forbidden
+            | RefusalCode::ForbiddenStream
             | RefusalCode::SessionBound
             | RefusalCode::MissingScope
             | RefusalCode::SurfacePolicyDenied => &self.forbidden,

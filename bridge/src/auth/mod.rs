@@ -13,6 +13,7 @@ pub mod jws;
 pub mod keys;
 pub mod limits;
 pub mod policy;
+pub mod reader;
 pub mod revocation;
 pub mod service;
 pub mod sessions;
@@ -163,24 +164,7 @@ impl Issuer {
     }
 
     async fn session(&self, authorization: Option<&[u8]>) -> Result<Session, Denial> {
-        let Some(value) = authorization else {
-            return Err(Denial::new(
-                RefusalCode::MissingAuthorization,
-                "expected the header Authorization: Bearer, found none",
-            ));
-        };
-        let scheme = || {
-            Denial::new(
-                RefusalCode::InvalidAuthorizationScheme,
-                "expected the header Authorization: Bearer, found another scheme",
-            )
-        };
-        let text = std::str::from_utf8(value).map_err(|_| scheme())?;
-        let (name, token) = text.split_once(' ').ok_or_else(scheme)?;
-        if !name.eq_ignore_ascii_case("bearer") {
-            return Err(scheme());
-        }
-        self.sessions.verify(token.trim(), now()).await
+        self.sessions.verify(bearer(authorization)?.trim(), now()).await
     }
 
     /// A token for a session. `client` was checked.
@@ -286,6 +270,27 @@ impl Issuer {
             );
             Denial::unavailable("the authority cannot be asked at the moment")
         })
+    }
+}
+
+/// The credential of a header `Authorization`.
+fn bearer(authorization: Option<&[u8]>) -> Result<&str, Denial> {
+    let Some(value) = authorization else {
+        return Err(Denial::new(
+            RefusalCode::MissingAuthorization,
+            "expected the header Authorization: Bearer, found none",
+        ));
+    };
+    let scheme = || {
+        Denial::new(
+            RefusalCode::InvalidAuthorizationScheme,
+            "expected the header Authorization: Bearer, found another scheme",
+        )
+    };
+    let text = std::str::from_utf8(value).map_err(|_| scheme())?;
+    match text.split_once(' ') {
+        Some((name, token)) if name.eq_ignore_ascii_case("bearer") => Ok(token),
+        Some(_) | None => Err(scheme()),
     }
 }
 

@@ -273,7 +273,7 @@ fn after_all(prefix: &str) -> String {
     text
 }
 
-fn bound_session(row: &PgRow) -> Result<BoundSession, CallError> {
+pub(super) fn bound_session(row: &PgRow) -> Result<BoundSession, CallError> {
     let bound: (Option<String>, Option<String>) = (row.try_get("user_id")?, row.try_get("device_id")?);
     let bound_to = match bound {
         (Some(user_id), Some(device_id)) => Some((label(&user_id)?, label(&device_id)?)),

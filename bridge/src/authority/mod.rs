@@ -12,6 +12,7 @@
 mod access;
 mod connections;
 mod error;
+mod history;
 mod leadership;
 mod log;
 mod retention;
@@ -29,8 +30,9 @@ use tokio::time::timeout;
 
 pub use access::{Access, AccessQuestion, BoundSession};
 pub use error::AuthorityError;
+pub use history::History;
 pub use leadership::Leadership;
-pub use retention::{Beat, Extent, RetentionClass, Snapshot};
+pub use retention::{Beat, Extent, RetentionClass};
 pub use wake::WakeListener;
 
 use connections::{CALL_LIMIT, Connections};
@@ -207,32 +209,9 @@ impl Authority {
     /// The chain hash at a position; none if the log ends before it, or begins after the event that follows it. At seq 0
     /// it is that of the empty log, whether the stream exists or not.
     pub async fn chain_at(&self, stream_id: &StreamId, seq: Seq) -> Result<Option<ChainHash>, AuthorityError> {
-        if seq == Seq::ZERO {
-            return Ok(Some(ChainHash::genesis(stream_id)));
-        }
         self.connections
             .run("chain_at", async |connection| {
-                let found: Option<Vec<u8>> = sqlx::query_scalar(
-                    "(select chain_hash from runtime.sync_stream_events
-                      where stream_id = $1 and seq >= $2 and seq <= $2 order by seq limit 1)
-                     union all
-                     (select floor_chain from runtime.sync_streams where stream_id = $1 and oldest_seq > 1 and oldest_seq = $2 + 1)
-                     limit 1",
-                )
-                .bind(stream_id.as_str())
-                .bind(seq.to_sql())
-                .fetch_optional(connection)
-                .await?;
-                match found {
-                    None => Ok(None),
-                    Some(bytes) => ChainHash::from_slice(&bytes).map(Some).ok_or_else(|| {
-                        CallError::Content(AuthorityError::Corrupt {
-                            stream_id: stream_id.as_str().to_owned(),
-                            seq: seq.to_sql(),
-                            what: "a chain hash",
-                        })
-                    }),
-                }
+                chain_at(connection, stream_id, seq).await
             })
             .await
     }
@@ -527,4 +506,35 @@ mod tests {
         assert!(!format!("{error:?} {error}").contains("secret"));
         assert!(matches!(error, AuthorityError::Url { .. }));
     }
+}
+
+async fn chain_at(
+    connection: &mut PgConnection,
+    stream_id: &StreamId,
+    seq: Seq,
+) -> Result<Option<ChainHash>, CallError> {
+    if seq == Seq::ZERO {
+        return Ok(Some(ChainHash::genesis(stream_id)));
+    }
+    let found: Option<Vec<u8>> = sqlx::query_scalar(
+        "(select chain_hash from runtime.sync_stream_events
+          where stream_id = $1 and seq >= $2 and seq <= $2 order by seq limit 1)
+         union all
+         (select floor_chain from runtime.sync_streams where stream_id = $1 and oldest_seq > 1 and oldest_seq = $2 + 1)
+         limit 1",
+    )
+    .bind(stream_id.as_str())
+    .bind(seq.to_sql())
+    .fetch_optional(connection)
+    .await?;
+    let chain = |bytes: Vec<u8>| {
+        ChainHash::from_slice(&bytes).ok_or_else(|| {
+            CallError::Content(AuthorityError::Corrupt {
+                stream_id: stream_id.as_str().to_owned(),
+                seq: seq.to_sql(),
+                what: "a chain hash",
+            })
+        })
+    };
+    found.map(chain).transpose()
 }

@@ -1,9 +1,10 @@
 //! What is kept, from where on, and what stands for the rest.
 
 use bytes::Bytes;
+use spacetime_sync_proto::page::Snapshot;
 use spacetime_sync_proto::{ChainHash, PayloadHash, Seq, StreamId};
 use sqlx::Row;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgConnection, PgRow};
 
 use super::error::{AuthorityError, CallError};
 use super::{Authority, stream_id};
@@ -55,21 +56,6 @@ impl Extent {
     }
 }
 
-/// What stands for a stream's events up to a position.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The runtime's name for it.
-    pub doc_key: String,
-    /// The last event that is in it.
-    pub seq: Seq,
-    /// The chain hash there.
-    pub chain_hash: ChainHash,
-    /// The document.
-    pub payload: Bytes,
-    /// Its sha256.
-    pub payload_hash: PayloadHash,
-}
-
 /// Which history the authority holds, and how far it has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beat {
@@ -116,13 +102,7 @@ impl Authority {
     /// From where to where a stream's log goes; none if nothing was ever appended to it.
     pub async fn extent(&self, stream_id: &StreamId) -> Result<Option<Extent>, AuthorityError> {
         self.connections
-            .run("extent", async |connection| {
-                let row = sqlx::query(EXTENT)
-                    .bind(stream_id.as_str())
-                    .fetch_optional(connection)
-                    .await?;
-                row.as_ref().map(extent).transpose()
-            })
+            .run("extent", async |connection| extent_of(connection, stream_id).await)
             .await
     }
 
@@ -229,6 +209,17 @@ impl Authority {
             })
             .await
     }
+}
+
+pub(super) async fn extent_of(
+    connection: &mut PgConnection,
+    stream_id: &StreamId,
+) -> Result<Option<Extent>, CallError> {
+    let row = sqlx::query(EXTENT)
+        .bind(stream_id.as_str())
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(extent).transpose()
 }
 
 fn extent(row: &PgRow) -> Result<Extent, CallError> {

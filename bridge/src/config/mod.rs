@@ -5,6 +5,7 @@
 
 mod access;
 mod retention;
+mod history;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use crate::core::Limits;
 
 pub use access::{IssuerConfig, SessionsConfig};
 pub use retention::{RetentionConfig, Windows};
+pub use history::HistoryConfig;
 
 /// Prefix of the environment's keys.
 pub const ENV_PREFIX: &str = "SPACETIME_SYNC__";
@@ -83,6 +85,9 @@ pub struct Config {
     pub issuer: Option<IssuerConfig>,
     /// Whose session credentials are taken.
     pub sessions: Option<SessionsConfig>,
+    /// How clients read of the authority's log by themselves.
+    #[serde(default)]
+    pub history: HistoryConfig,
     /// Which clients are served.
     #[serde(default)]
     pub compatibility: Window,
@@ -321,6 +326,7 @@ impl Config {
             (Some(_), None) | (None, Some(_)) | (None, None) => {}
         }
         access::check(self)?;
+        self.history.check()?;
         let limits = &self.limits;
         for (key, found, least, most) in [
             ("limits.page_events", limits.page_events, 1, 10_000),

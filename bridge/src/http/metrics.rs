@@ -10,6 +10,7 @@ use serde_json::json;
 use super::Side;
 use crate::auth::AuthCounters;
 use crate::core::Load;
+use crate::history::Delivery;
 use crate::status::{Counters, Health};
 
 type Line = (&'static str, &'static str, &'static str, u64);
@@ -19,6 +20,11 @@ pub(super) async fn text(State(side): State<Arc<Side>>) -> Response {
     let (counters, load) = side.status.snapshot();
     let mut lines = lane(counters, load, &side.status.health());
     lines.extend(side.issuer.iter().flat_map(|issuer| tokens(issuer.counters())));
+    lines.extend(
+        side.histories
+            .iter()
+            .flat_map(|histories| history(histories.delivery())),
+    );
     let mut text = String::new();
     for (name, kind, help, value) in lines {
         text += &format!("# HELP spacetime_sync_{name} {help}\n# TYPE spacetime_sync_{name} {kind}\n");
@@ -36,6 +42,11 @@ pub(super) async fn json(State(side): State<Arc<Side>>) -> Response {
         "bytes_under_way": load.bytes,
         "busy_streams": load.busy_streams,
     });
+    let delivery = side
+        .histories
+        .as_ref()
+        .map(|histories| histories.delivery())
+        .unwrap_or_default();
     let tokens = side.issuer.as_ref().map(|issuer| issuer.counters()).unwrap_or_default();
     Json(json!({
         "transport": "spacetime_ws",
@@ -45,6 +56,7 @@ pub(super) async fn json(State(side): State<Arc<Side>>) -> Response {
         "minted_total": tokens.minted_total,
         "rate_limited_total": tokens.rate_limited_total,
         "auth_failures": tokens.auth_failures,
+        "delivery": delivery,
     }))
     .into_response()
 }
@@ -189,4 +201,45 @@ fn tokens(counters: AuthCounters) -> Vec<Line> {
     .into_iter()
     .map(|(name, help, value)| (name, "counter", help, value))
     .collect()
+}
+
+fn history(delivery: Delivery) -> Vec<Line> {
+    vec![
+        (
+            "history_served_messages_total",
+            "counter",
+            "Events sent out of the authority.",
+            delivery.served_messages,
+        ),
+        (
+            "history_polls_total",
+            "counter",
+            "Requests for them.",
+            delivery.total_polls,
+        ),
+        (
+            "stale_cursor_events_total",
+            "counter",
+            "Requests with a cursor that cannot be continued.",
+            delivery.stale_cursor_events_total,
+        ),
+        (
+            "history_broken_log_total",
+            "counter",
+            "Requests that met a log which is not what it claims.",
+            delivery.broken_log_total,
+        ),
+        (
+            "history_max_replay_lag",
+            "gauge",
+            "How far behind who asked was, at most, of late.",
+            delivery.max_replay_lag,
+        ),
+        (
+            "history_active_consumers",
+            "gauge",
+            "Sessions that asked of late.",
+            delivery.active_consumers,
+        ),
+    ]
 }

@@ -1,10 +1,12 @@
-//! The bridge's HTTP side: how it is and what it counts, tokens and the keys that verify them, and what an admin may do.
+//! The bridge's HTTP side: how it is and what it counts, tokens and the keys that verify them, the log for who holds a
+//! token, and what an admin may do.
 //!
 //! Whoever has no business below `/internal/` is told no more than 401, whether or not there is something.
 
 mod admin;
 mod discovery;
 mod health;
+mod history;
 mod metrics;
 mod refusal;
 pub mod server;
@@ -20,10 +22,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH, TOKEN_PATH};
+use tower_http::compression::CompressionLayer;
 
 use crate::auth::Issuer;
 use crate::auth::denial::Denial;
 use crate::auth::revocation::Messenger;
+use crate::history::Histories;
 use crate::status::Status;
 use refusal::{not_found, refuse};
 
@@ -41,6 +45,8 @@ pub struct Side {
     pub status: Arc<Status>,
     /// Who issues tokens; none if nobody does.
     pub issuer: Option<Arc<Issuer>>,
+    /// Who reads the log for clients; none if nobody issues tokens.
+    pub histories: Option<Arc<Histories>>,
     /// Who tells the module of revocations; none if nobody issues tokens.
     pub messenger: Option<Messenger>,
     /// Whether every request comes by a proxy of ours, which says for whom.
@@ -52,7 +58,12 @@ pub struct Side {
 /// The routes.
 pub fn router(side: Side) -> Router {
     let side = Arc::new(side);
+    let log = Router::new()
+        .route(history::EVENTS_PATH, get(history::events))
+        .route(history::SNAPSHOT_PATH, get(history::snapshot))
+        .layer(CompressionLayer::new());
     let mut router = Router::new()
+        .merge(log)
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(metrics::text))

@@ -54,7 +54,7 @@ pub(super) async fn token(
 }
 
 /// Whose address it is. What a proxy of ours adds to the header stands last; what stands before that anybody can write.
-fn asker(sent: &HeaderMap, peer: IpAddr, behind_proxy: bool) -> IpAddr {
+pub(super) fn asker(sent: &HeaderMap, peer: IpAddr, behind_proxy: bool) -> IpAddr {
     if !behind_proxy {
         return peer;
     }

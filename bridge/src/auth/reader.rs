@@ -1,0 +1,252 @@
+//! Who reads the log over HTTP: by the sync token that opens a connection to the lane, under the rules of the module.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, SyncClaims};
+use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
+use spacetime_sync_rules::session::{self, Policy, Session};
+
+use super::denial::Denial;
+use super::jws::{Jws, Malformed};
+use super::keys::{Ring, now};
+use super::limits::network;
+use super::{Issuer, bearer};
+use crate::authority::{Authority, BoundSession};
+
+/// Why somebody may not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoReader {
+    /// For who asks, or what for.
+    Denied(Denial),
+    /// The client is not served.
+    Incompatible(Box<Incompatible>),
+}
+
+impl From<Denial> for NoReader {
+    fn from(denial: Denial) -> Self {
+        Self::Denied(denial)
+    }
+}
+
+/// The bearer of a good sync token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reader(Session);
+
+impl Reader {
+    /// The session that reads.
+    pub fn session(&self) -> &Session {
+        &self.0
+    }
+
+    /// Whether the token lets it read a stream.
+    pub fn may_read(&self, stream_id: &StreamId) -> Result<(), Denial> {
+        let Session { scopes, streams, .. } = &self.0;
+        let needed = [Some(Scope::Subscribe), Scope::of_stream(stream_id)];
+        if let Some(lacking) = needed.into_iter().flatten().find(|scope| !scopes.contains(scope)) {
+            let message = format!("the session has no scope {lacking}");
+            return Err(Denial::new(RefusalCode::MissingScope, message));
+        }
+        if streams.iter().any(|pattern| pattern.matches(stream_id)) {
+            return Ok(());
+        }
+        // The same whether or not the stream exists.
+        Err(Denial::new(
+            RefusalCode::ForbiddenStream,
+            "no grant for this stream: ask for a token that names it",
+        ))
+    }
+}
+
+impl Issuer {
+    /// Who reads, by the value of the header `Authorization`. What is known of its session is asked of the authority each
+    /// time: a revocation counts from the moment it is there.
+    pub async fn reader(
+        &self,
+        authorization: Option<&[u8]>,
+        peer: IpAddr,
+        authority: &Authority,
+    ) -> Result<Reader, NoReader> {
+        let peer = network(peer);
+        let counted = |refused| match refused {
+            NoReader::Denied(denial) => NoReader::Denied(self.counted(denial)),
+            NoReader::Incompatible(_) => refused,
+        };
+        if let Err(wait) = self.failed.peek(&peer, Instant::now()) {
+            let denial = Denial::rate_limited("too many credentials of this address failed", wait);
+            return Err(counted(denial.into()));
+        }
+        let policy = Policy {
+            issuer: self.names.issuer.clone(),
+            audience: self.names.audience.clone(),
+            window: self.window.clone(),
+        };
+        let reader = bearer(authorization)
+            .map_err(NoReader::from)
+            .and_then(|token| verify(token, &self.keys.ring(), &policy, now()))
+            .map_err(|refused| {
+                // That it is used up is told with the next credential.
+                let _ = self.failed.take(peer, Instant::now());
+                counted(refused)
+            })?;
+        let known = self.ask(authority.session(&reader.0.session_id)).await?;
+        known
+            .map_or(Ok(()), |known| lasts(&known, &reader.0))
+            .map_err(counted)?;
+        Ok(reader)
+    }
+}
+
+/// What the module does when somebody connects, and what SpacetimeDB has done before.
+fn verify(token: &str, ring: &Ring, policy: &Policy, now: u64) -> Result<Reader, NoReader> {
+    let invalid = |message: String| Denial::new(RefusalCode::InvalidToken, message);
+    let jws = Jws::parse(token.trim()).map_err(|error: Malformed| invalid(error.to_string()))?;
+    let key = ring.published(now).find(|key| Some(key.kid()) == jws.kid.as_deref());
+    let claims = key.and_then(|key| jws.verified(&key.public()).map(<[u8]>::to_vec));
+    let claims = claims.and_then(|claims| String::from_utf8(claims).ok());
+    let claims = claims.ok_or_else(|| invalid("the token is not signed by this bridge".to_owned()))?;
+    session::admit(&claims, policy, now, |_| false)
+        .map(Reader)
+        .map_err(|refusal| refused(refusal, &claims, policy))
+}
+
+/// A client that is not served is told which are.
+fn refused(refusal: Refusal, claims: &str, policy: &Policy) -> NoReader {
+    let client = serde_json::from_str(claims).map(|claims: SyncClaims| ClientVersion {
+        client_build_id: claims.oa_client_build_id,
+        protocol_version: claims.oa_protocol_version,
+        schema_version: claims.oa_schema_version,
+        surface: claims.oa_client_surface.as_str().to_owned(),
+    });
+    match client.map(|client| policy.window.check(&client)) {
+        Ok(Err(incompatible)) if incompatible.code == refusal.code => NoReader::Incompatible(incompatible),
+        Ok(_) | Err(_) => Denial::new(refusal.code, refusal.message).into(),
+    }
+}
+
+fn lasts(known: &BoundSession, session: &Session) -> Result<(), NoReader> {
+    if known.revoked {
+        return Err(Denial::new(RefusalCode::TokenRevoked, "the session was revoked").into());
+    }
+    match &known.bound_to {
+        Some((user_id, device_id)) if *user_id != session.user_id || *device_id != session.device_id => {
+            Err(super::another_device().into())
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use spacetime_sync_proto::Label;
+    use spacetime_sync_proto::access::Window;
+    use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+
+    use super::*;
+    use crate::auth::keys::PUBLISHED_AFTER_SECONDS;
+    use crate::auth::keys::tests::key;
+
+    const NOW: u64 = 1_000_000;
+
+    fn policy() -> Policy {
+        Policy {
+            issuer: "https://lane.example".to_owned(),
+            audience: "openagents-sync".to_owned(),
+            window: Window::default(),
+        }
+    }
+
+    fn claims() -> Value {
+        json!({
+            "iss": "https://lane.example", "aud": "openagents-sync", "sub": "user:7/session:s1",
+            "iat": NOW - 10, "nbf": NOW - 10, "exp": NOW + 290, "jti": "sync_1",
+            "oa_user_id": "7", "oa_session_id": "s1", "oa_device_id": "d1",
+            "oa_sync_scopes": ["sync.subscribe"], "oa_sync_topics": [],
+            "oa_sync_streams": ["user:7:*", "notes", "runtime.run.1.events"], "oa_claims_version": "oa_sync_claims_v1",
+            "oa_client_surface": "desktop", "oa_client_build_id": "20261101T000000Z",
+            "oa_protocol_version": PROTOCOL, "oa_schema_version": SCHEMA_VERSION,
+        })
+    }
+
+    fn code(result: Result<Reader, NoReader>) -> Option<RefusalCode> {
+        match result {
+            Ok(_) => None,
+            Err(NoReader::Denied(denial)) => Some(denial.code),
+            Err(NoReader::Incompatible(incompatible)) => Some(incompatible.code),
+        }
+    }
+
+    #[test]
+    fn a_token_is_taken_of_every_key_that_is_published_and_of_no_other() {
+        let (old, new, foreign) = (key(0), key(NOW - 100), key(0));
+        let ring = Ring::new(vec![old.clone(), new.clone()]);
+        let read = |key: &crate::auth::keys::SigningKey, now| {
+            code(verify(key.sign(&claims()).unwrap().expose(), &ring, &policy(), now))
+        };
+        assert_eq!(read(&old, NOW), None, "its time is over, but not that of its tokens");
+        assert_eq!(read(&new, NOW), None);
+        assert_eq!(read(&foreign, NOW), Some(RefusalCode::InvalidToken));
+        let later = NOW + PUBLISHED_AFTER_SECONDS;
+        assert_eq!(
+            read(&old, later),
+            Some(RefusalCode::InvalidToken),
+            "nobody publishes it any more"
+        );
+    }
+
+    #[test]
+    fn what_the_module_would_not_let_in_does_not_read() {
+        let key = key(0);
+        let ring = Ring::new(vec![key.clone()]);
+        for (field, value, expected) in [
+            ("iss", json!("https://other.example"), RefusalCode::InvalidToken),
+            ("aud", json!("sessions"), RefusalCode::InvalidToken),
+            ("exp", json!(NOW), RefusalCode::TokenExpired),
+            ("nbf", json!(NOW + 61), RefusalCode::TokenNotYetValid),
+            ("oa_schema_version", json!(999), RefusalCode::UnsupportedSchemaVersion),
+            ("oa_client_build_id", json!("1"), RefusalCode::InvalidClientBuild),
+            ("jti", json!(""), RefusalCode::MissingJti),
+        ] {
+            let mut claims = claims();
+            claims[field] = value;
+            let token = key.sign(&claims).unwrap();
+            let found = code(verify(token.expose(), &ring, &policy(), NOW));
+            assert_eq!(found, Some(expected), "{field}");
+        }
+        let service = json!({ "iss": "https://lane.example", "sub": "service:bridge" });
+        let token = key.sign(&service).unwrap();
+        assert!(code(verify(token.expose(), &ring, &policy(), NOW)).is_some());
+    }
+
+    #[test]
+    fn a_reader_reads_what_its_token_names_in_its_scopes() {
+        let key = key(0);
+        let ring = Ring::new(vec![key.clone()]);
+        let token = key.sign(&claims()).unwrap();
+        let reader = verify(token.expose(), &ring, &policy(), NOW).unwrap();
+        for (stream, expected) in [
+            ("notes", None),
+            ("user:7:a/b", None),
+            ("user:70:a", Some(RefusalCode::ForbiddenStream)),
+            ("notes2", Some(RefusalCode::ForbiddenStream)),
+            ("runtime.run.1.events", Some(RefusalCode::MissingScope)),
+        ] {
+            let may = reader.may_read(&StreamId::new(stream).unwrap());
+            assert_eq!(may.err().map(|denial| denial.code), expected, "{stream}");
+        }
+        let label = |text: &str| Label::new(text).unwrap();
+        for (bound_to, revoked, good) in [
+            (Some(("7", "d1")), false, true),
+            (None, false, true),
+            (Some(("7", "d2")), false, false),
+            (Some(("8", "d1")), false, false),
+            (Some(("7", "d1")), true, false),
+            (None, true, false),
+        ] {
+            let bound_to = bound_to.map(|(user, device)| (label(user), label(device)));
+            let known = BoundSession { bound_to, revoked };
+            assert_eq!(lasts(&known, reader.session()).is_ok(), good, "{known:?}");
+        }
+    }
+}

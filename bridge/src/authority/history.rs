@@ -1,0 +1,79 @@
+//! What clients read of the log by themselves, each answer as of one moment.
+
+use spacetime_sync_proto::{ChainHash, Event, Label, Seq, StreamId};
+use sqlx::Connection as _;
+use sqlx::postgres::PgConnection;
+
+use super::access::{BoundSession, bound_session};
+use super::error::CallError;
+use super::retention::{Extent, extent_of};
+use super::{Authority, AuthorityError, chain_at, log};
+
+/// How a stream and a position in it stood at one moment, and what followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    /// From where to where the log goes; none if nothing was ever appended.
+    pub extent: Option<Extent>,
+    /// The chain hash at the position; none if the log does not go there.
+    pub chain: Option<ChainHash>,
+    /// The events that follow.
+    pub events: Vec<Event>,
+}
+
+impl Authority {
+    /// What follows a position, and all that is needed to judge the position: in one transaction that sees one moment, so
+    /// that a purge, an append or a rewind meanwhile changes nothing.
+    pub async fn history(
+        &self,
+        stream_id: &StreamId,
+        after: Seq,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<History, AuthorityError> {
+        self.connections
+            .run("history", async |connection| {
+                // Rolled back by the next use of the connection if it is dropped in between.
+                let mut moment = connection
+                    .begin_with("begin isolation level repeatable read read only")
+                    .await?;
+                let history = history(&mut moment, stream_id, after, max_events, max_bytes).await?;
+                moment.commit().await?;
+                Ok(history)
+            })
+            .await
+    }
+
+    /// What is known of a session; none if it never had a token and was never revoked.
+    pub async fn session(&self, session_id: &Label) -> Result<Option<BoundSession>, AuthorityError> {
+        self.connections
+            .run("session", async |connection| {
+                let row = sqlx::query(
+                    "select user_id, device_id, revoked_at is not null as revoked
+                     from runtime.sync_sessions where session_id = $1",
+                )
+                .bind(session_id.as_str())
+                .fetch_optional(connection)
+                .await?;
+                row.as_ref().map(bound_session).transpose()
+            })
+            .await
+    }
+}
+
+async fn history(
+    connection: &mut PgConnection,
+    stream_id: &StreamId,
+    after: Seq,
+    max_events: usize,
+    max_bytes: usize,
+) -> Result<History, CallError> {
+    let extent = extent_of(&mut *connection, stream_id).await?;
+    let chain = chain_at(&mut *connection, stream_id, after).await?;
+    let events = match &extent {
+        Some(extent) if chain.is_some() && extent.floor() <= after && after < extent.head_seq => {
+            log::read_events(&mut *connection, stream_id, after, max_events, max_bytes).await?
+        }
+        Some(_) | None => Vec::new(),
+    };
+    Ok(History { extent, chain, events })
+}

@@ -1,0 +1,234 @@
+//! `GET /api/sync/streams/{stream_id}/events` and `…/snapshot`: the authority's log, for who may read it in the lane.
+//!
+//! In this order: who asks, which stream and whether it may be read, how often, what of it. `stream_id` is one segment of
+//! the path; see [`path_segment`](spacetime_sync_proto::page::path_segment).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Json, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, PROTOBUF, Snapshot};
+use spacetime_sync_proto::{ChainHash, Frame, RefusalCode, Seq, StreamId};
+
+use super::Side;
+use super::refusal::{incompatible, refuse};
+use super::token::asker;
+use crate::auth::denial::Denial;
+use crate::auth::reader::NoReader;
+use crate::history::{Cursor, Histories, NoPage};
+
+pub(super) const EVENTS_PATH: &str = "/api/sync/streams/{stream_id}/events";
+pub(super) const SNAPSHOT_PATH: &str = "/api/sync/streams/{stream_id}/snapshot";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    /// The position.
+    after: u64,
+    /// The chain hash there, to be told if it is another.
+    chain: Option<String>,
+    /// Most events; a page holds no more than it holds, whatever this says.
+    limit: Option<u64>,
+}
+
+pub(super) async fn events(
+    State(side): State<Arc<Side>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(stream_id): Path<String>,
+    sent: HeaderMap,
+    uri: Uri,
+) -> Response {
+    let answer = async {
+        let (histories, stream_id) = admitted(&side, peer, &stream_id, &sent).await?;
+        let (cursor, most) = read(&uri)?;
+        match histories.page(&stream_id, cursor, most).await {
+            Ok(page) if wants_json(&sent) => Ok(Json(readable(&page)?).into_response()),
+            Ok(page) => Ok(protobuf(page.encode())),
+            Err(NoPage::Stale(stale)) => Ok((StatusCode::GONE, Json(stale)).into_response()),
+            Err(NoPage::Denied(denial)) => Err(denial.into()),
+        }
+    };
+    answer.await.unwrap_or_else(told)
+}
+
+pub(super) async fn snapshot(
+    State(side): State<Arc<Side>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(stream_id): Path<String>,
+    sent: HeaderMap,
+) -> Response {
+    let answer = async {
+        let (histories, stream_id) = admitted(&side, peer, &stream_id, &sent).await?;
+        let snapshot = histories.snapshot(&stream_id).await?;
+        if wants_json(&sent) {
+            return Ok(Json(readable_document(&snapshot)).into_response());
+        }
+        Ok(protobuf(snapshot.encode()))
+    };
+    answer.await.unwrap_or_else(told)
+}
+
+/// Who may read this stream, now.
+async fn admitted<'a>(
+    side: &'a Side,
+    peer: SocketAddr,
+    stream_id: &str,
+    sent: &HeaderMap,
+) -> Result<(&'a Histories, StreamId), NoReader> {
+    let (Some(issuer), Some(histories)) = (&side.issuer, &side.histories) else {
+        return Err(Denial::unavailable("this bridge issues no tokens, so nobody reads by one").into());
+    };
+    let authorization = sent.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    let asker = asker(sent, peer.ip(), side.behind_proxy);
+    let reader = issuer.reader(authorization, asker, histories.authority()?).await?;
+    let stream_id = StreamId::new(stream_id)
+        .map_err(|error| Denial::new(RefusalCode::InvalidArgument, format!("the stream's name: {error}")))?;
+    reader.may_read(&stream_id).map_err(|denial| issuer.counted(denial))?;
+    let session_id = &reader.session().session_id;
+    histories.admit(session_id).map_err(|denial| issuer.counted(denial))?;
+    Ok((histories, stream_id))
+}
+
+fn told(refused: NoReader) -> Response {
+    match refused {
+        NoReader::Denied(denial) => refuse(&denial),
+        NoReader::Incompatible(why) => incompatible(&why),
+    }
+}
+
+fn read(uri: &Uri) -> Result<(Cursor, usize), Denial> {
+    let invalid = |message: String| Denial::new(RefusalCode::InvalidArgument, message);
+    let Query(asked) = Query::<Asked>::try_from_uri(uri).map_err(|_| {
+        let expected = "expected after=<seq>, and at most chain=sha256:<64 hexadecimal digits> and limit=<events>";
+        invalid(expected.to_owned())
+    })?;
+    let after = Seq::new(asked.after).ok_or_else(|| invalid(format!("after: {} is no seq", asked.after)))?;
+    let chain = asked.chain.map(|text| text.parse::<ChainHash>()).transpose();
+    let chain =
+        chain.map_err(|_| invalid("chain: expected sha256: and 64 lower-case hexadecimal digits".to_owned()))?;
+    let most = asked.limit.unwrap_or(PAGE_EVENTS as u64);
+    if most == 0 {
+        return Err(invalid("limit: expected at least 1, found 0".to_owned()));
+    }
+    Ok((Cursor { after, chain }, usize::try_from(most).unwrap_or(usize::MAX)))
+}
+
+fn wants_json(sent: &HeaderMap) -> bool {
+    let accepts = |name: &str| {
+        let mut values = sent
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok());
+        values.any(|value| {
+            value
+                .split(',')
+                .any(|one| one.split(';').next().unwrap_or_default().trim() == name)
+        })
+    };
+    accepts("application/json") && !accepts(PROTOBUF)
+}
+
+fn protobuf(bytes: bytes::Bytes) -> Response {
+    ([(header::CONTENT_TYPE, PROTOBUF)], bytes).into_response()
+}
+
+/// A page for people: event by event.
+fn readable(page: &EventPage) -> Result<Value, Denial> {
+    let mut events = Vec::new();
+    for frame in &page.frames {
+        // We have just encoded it.
+        let read = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.frame.clone());
+        let read = read.map_err(|_| Denial::unavailable("the page cannot be shown as JSON"))?;
+        events.extend(read.into_events_after(Seq::ZERO).map(|event| {
+            json!({
+                "seq": event.seq,
+                "idempotency_key": event.idempotency_key,
+                "kind": event.kind,
+                "payload": STANDARD.encode(&event.payload),
+                "payload_hash": event.payload_hash,
+                "chain_hash": event.chain_hash,
+                "committed_at_us": event.committed_at_us,
+            })
+        }));
+    }
+    Ok(json!({
+        "head_seq": page.head_seq,
+        "head_chain": page.head_chain,
+        "oldest_seq": page.oldest_seq,
+        "events": events,
+    }))
+}
+
+fn readable_document(snapshot: &Snapshot) -> Value {
+    json!({
+        "doc_key": snapshot.doc_key,
+        "seq": snapshot.seq,
+        "chain_hash": snapshot.chain_hash,
+        "payload": STANDARD.encode(&snapshot.payload),
+        "payload_hash": snapshot.payload_hash,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_read_strictly() {
+        let read = |query: &str| read(&format!("/x?{query}").parse().unwrap());
+        let chain = format!("sha256:{}", "0a".repeat(32));
+        let (cursor, most) = read(&format!("after=7&chain={chain}&limit=3")).unwrap();
+        assert_eq!((cursor.after.get(), most), (7, 3));
+        assert_eq!(cursor.chain.unwrap().to_string(), chain);
+        assert_eq!(read("after=0").unwrap().1, PAGE_EVENTS);
+        assert!(read("after=9223372036854775807").is_ok());
+        assert!(
+            read("after=1&limit=18446744073709551615").is_ok(),
+            "as many as there are"
+        );
+        for query in [
+            "",
+            "after=",
+            "after=-1",
+            "after=%2B1",
+            "after=1.5",
+            "after=9223372036854775808",
+            "after=99999999999999999999",
+            "after=1&after=2",
+            "after=1&chain=",
+            "after=1&chain=sha256:00",
+            "after=1&limit=0",
+            "after=1&limit=-1",
+            "after=1&limit=x",
+            "after=1&before=2",
+            "chain=x",
+        ] {
+            assert!(read(query).is_err(), "{query}");
+        }
+        let long = format!("after=1&chain=sha256:{}", "A".repeat(64));
+        assert!(read(&long).is_err());
+    }
+
+    #[test]
+    fn json_is_for_who_asks_for_it_and_for_nothing_better() {
+        for (accept, json) in [
+            ("application/json", true),
+            ("text/html, application/json;q=0.9", true),
+            ("*/*", false),
+            (PROTOBUF, false),
+            ("application/json, application/x-protobuf", false),
+            ("application/jsonx", false),
+        ] {
+            let mut sent = HeaderMap::new();
+            sent.insert(header::ACCEPT, accept.parse().unwrap());
+            assert_eq!(wants_json(&sent), json, "{accept}");
+        }
+        assert!(!wants_json(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,266 @@
+//! Parts of a stream's log, and what stands for its beginning, as the authority answers over HTTP.
+//!
+//! Decoding checks the form alone: hashes and the chain are checked by whoever goes on from a page.
+
+use std::ops::RangeInclusive;
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::hash::{ChainHash, PayloadHash};
+use crate::id::{Seq, StreamId};
+use crate::wire;
+
+/// Where streams are read from the authority.
+pub const STREAMS_PATH: &str = "/api/sync/streams";
+/// What a page or a document is, unless JSON was asked for.
+pub const PROTOBUF: &str = "application/x-protobuf";
+/// Most events in one page.
+pub const PAGE_EVENTS: usize = 4_000;
+/// Largest document, in bytes.
+pub const DOCUMENT_BYTES: usize = 16 * 1024 * 1024;
+/// Lengths of a document's name, in bytes.
+pub const DOC_KEY_BYTES: RangeInclusive<usize> = 1..=512;
+
+/// A stream's name as one segment of a path: `/` and `%` are written `%2F` and `%25`, all else stands for itself. Names
+/// of dots alone cannot be written so that nobody on the way takes them for a step in the path: none.
+pub fn path_segment(stream_id: &StreamId) -> Option<String> {
+    let name = stream_id.as_str();
+    (!matches!(name, "." | "..")).then(|| name.replace('%', "%25").replace('/', "%2F"))
+}
+
+/// Consecutive events, as they are cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageFrame {
+    /// Position of the first event.
+    pub first_seq: Seq,
+    /// Position of the last event.
+    pub last_seq: Seq,
+    /// Chain hash before the first event.
+    pub base_chain: ChainHash,
+    /// The encoded events.
+    pub frame: Bytes,
+}
+
+/// A part of a stream's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventPage {
+    /// The stream's head when the page was made.
+    pub head_seq: Seq,
+    /// The chain hash there.
+    pub head_chain: ChainHash,
+    /// Position of the first event that is kept.
+    pub oldest_seq: Seq,
+    /// Consecutive frames. The first one holds the event after the position asked for.
+    pub frames: Vec<PageFrame>,
+}
+
+/// What stands for a stream's events up to a position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The runtime's name for it.
+    pub doc_key: String,
+    /// The last event that is in it.
+    pub seq: Seq,
+    /// The chain hash there.
+    pub chain_hash: ChainHash,
+    /// The document.
+    pub payload: Bytes,
+    /// Its sha256.
+    pub payload_hash: PayloadHash,
+}
+
+/// Why bytes are no page or no document.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PageError {
+    /// Not the protobuf message that it should be.
+    #[error("it cannot be decoded: {0}")]
+    Malformed(String),
+    /// A position that is none.
+    #[error("{0} is no seq")]
+    Seq(u64),
+    /// A hash of another length.
+    #[error("a hash has {0} bytes, expected 32")]
+    Hash(usize),
+    /// A document without a name, or with too long a one.
+    #[error("the document's name has {0} bytes, expected 1 to 512")]
+    DocKey(usize),
+    /// A document that is empty or too large.
+    #[error("the document has {0} bytes, expected 1 to {DOCUMENT_BYTES}")]
+    Document(usize),
+}
+
+fn seq(value: u64) -> Result<Seq, PageError> {
+    Seq::new(value).ok_or(PageError::Seq(value))
+}
+
+fn chain(bytes: &[u8]) -> Result<ChainHash, PageError> {
+    ChainHash::from_slice(bytes).ok_or(PageError::Hash(bytes.len()))
+}
+
+fn malformed(error: prost::DecodeError) -> PageError {
+    PageError::Malformed(error.to_string())
+}
+
+impl EventPage {
+    /// The bytes that cross the wire.
+    pub fn encode(&self) -> Bytes {
+        let frame = |frame: &PageFrame| wire::PageFrame {
+            first_seq: frame.first_seq.get(),
+            last_seq: frame.last_seq.get(),
+            base_chain: Bytes::copy_from_slice(frame.base_chain.as_bytes()),
+            frame: frame.frame.clone(),
+        };
+        let page = wire::EventPage {
+            head_seq: self.head_seq.get(),
+            head_chain: Bytes::copy_from_slice(self.head_chain.as_bytes()),
+            oldest_seq: self.oldest_seq.get(),
+            frames: self.frames.iter().map(frame).collect(),
+        };
+        page.encode_to_vec().into()
+    }
+
+    /// Reads what crossed the wire.
+    pub fn decode(bytes: Bytes) -> Result<Self, PageError> {
+        let page = wire::EventPage::decode(bytes).map_err(malformed)?;
+        let frame = |frame: wire::PageFrame| {
+            Ok(PageFrame {
+                first_seq: seq(frame.first_seq)?,
+                last_seq: seq(frame.last_seq)?,
+                base_chain: chain(&frame.base_chain)?,
+                frame: frame.frame,
+            })
+        };
+        Ok(Self {
+            head_seq: seq(page.head_seq)?,
+            head_chain: chain(&page.head_chain)?,
+            oldest_seq: seq(page.oldest_seq)?,
+            frames: page.frames.into_iter().map(frame).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl Snapshot {
+    /// The bytes that cross the wire.
+    pub fn encode(&self) -> Bytes {
+        let snapshot = wire::Snapshot {
+            doc_key: self.doc_key.clone(),
+            seq: self.seq.get(),
+            chain_hash: Bytes::copy_from_slice(self.chain_hash.as_bytes()),
+            payload: self.payload.clone(),
+            payload_hash: Bytes::copy_from_slice(self.payload_hash.as_bytes()),
+        };
+        snapshot.encode_to_vec().into()
+    }
+
+    /// Reads what crossed the wire.
+    pub fn decode(bytes: Bytes) -> Result<Self, PageError> {
+        let snapshot = wire::Snapshot::decode(bytes).map_err(malformed)?;
+        if !DOC_KEY_BYTES.contains(&snapshot.doc_key.len()) {
+            return Err(PageError::DocKey(snapshot.doc_key.len()));
+        }
+        if snapshot.payload.is_empty() || snapshot.payload.len() > DOCUMENT_BYTES {
+            return Err(PageError::Document(snapshot.payload.len()));
+        }
+        let hash = &snapshot.payload_hash;
+        Ok(Self {
+            doc_key: snapshot.doc_key,
+            seq: seq(snapshot.seq)?,
+            chain_hash: chain(&snapshot.chain_hash)?,
+            payload_hash: PayloadHash::from_slice(hash).ok_or(PageError::Hash(hash.len()))?,
+            payload: snapshot.payload,
+        })
+    }
+
+    /// Whether the document is the one that was hashed.
+    pub fn payload_matches(&self) -> bool {
+        PayloadHash::of(&self.payload) == self.payload_hash
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(value: u64) -> Seq {
+        Seq::new(value).unwrap()
+    }
+
+    fn page() -> EventPage {
+        EventPage {
+            head_seq: at(9),
+            head_chain: ChainHash::from_bytes([1; 32]),
+            oldest_seq: at(2),
+            frames: vec![PageFrame {
+                first_seq: at(3),
+                last_seq: at(4),
+                base_chain: ChainHash::from_bytes([2; 32]),
+                frame: Bytes::from_static(b"ab"),
+            }],
+        }
+    }
+
+    fn snapshot() -> Snapshot {
+        let payload = Bytes::from_static(b"{}");
+        Snapshot {
+            doc_key: "runtime/run_summary:1".to_owned(),
+            seq: at(7),
+            chain_hash: ChainHash::from_bytes([3; 32]),
+            payload_hash: PayloadHash::of(&payload),
+            payload,
+        }
+    }
+
+    #[test]
+    fn pages_and_documents_cross_the_wire() {
+        assert_eq!(EventPage::decode(page().encode()), Ok(page()));
+        assert_eq!(Snapshot::decode(snapshot().encode()), Ok(snapshot()));
+        assert!(snapshot().payload_matches());
+        let mut golden = vec![8, 9, 18, 32];
+        golden.extend([1; 32]);
+        golden.extend([24, 2, 34, 42, 8, 3, 16, 4, 26, 32]);
+        golden.extend([2; 32]);
+        golden.extend([34, 2, b'a', b'b']);
+        assert_eq!(page().encode(), golden);
+    }
+
+    #[test]
+    fn what_is_none_is_refused() {
+        let wrong = wire::EventPage {
+            head_seq: u64::MAX,
+            ..wire::EventPage::default()
+        };
+        assert_eq!(
+            EventPage::decode(wrong.encode_to_vec().into()),
+            Err(PageError::Seq(u64::MAX))
+        );
+        assert_eq!(EventPage::decode(Bytes::new()), Err(PageError::Hash(0)));
+        assert!(matches!(
+            EventPage::decode(Bytes::from_static(b"<html>")),
+            Err(PageError::Malformed(_))
+        ));
+        assert_eq!(Snapshot::decode(Bytes::new()), Err(PageError::DocKey(0)));
+        let empty = Snapshot {
+            payload: Bytes::new(),
+            ..snapshot()
+        };
+        assert_eq!(Snapshot::decode(empty.encode()), Err(PageError::Document(0)));
+    }
+
+    #[test]
+    fn a_name_is_one_segment_of_a_path() {
+        for (name, segment) in [
+            ("runtime.run.1.events", Some("runtime.run.1.events")),
+            ("user:7:a/b", Some("user:7:a%2Fb")),
+            ("a%2Fb", Some("a%252Fb")),
+            ("a+b@c=d~e", Some("a+b@c=d~e")),
+            ("..", None),
+            (".", None),
+            ("...", Some("...")),
+            ("../x", Some("..%2Fx")),
+        ] {
+            let stream_id = StreamId::new(name).unwrap();
+            assert_eq!(path_segment(&stream_id).as_deref(), segment, "{name}");
+        }
+    }
+}
