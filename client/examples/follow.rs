@@ -208,6 +208,7 @@ fn to_json(status: &Status) -> Value {
                 StreamPhase::Stopped { reason } => Some((reason.code(), reason.to_string())),
                 StreamPhase::Forbidden { code } => Some(("forbidden", format!("{code:?}"))),
                 StreamPhase::Retrying { message } => Some(("retrying", message.clone())),
+                StreamPhase::Recovering { rung, .. } => Some((rung.code(), format!("{rung:?}"))),
                 StreamPhase::Waiting | StreamPhase::CatchingUp | StreamPhase::Live | StreamPhase::Unanswered => None,
             };
             let value = json!({
@@ -235,6 +236,10 @@ fn to_json(status: &Status) -> Value {
             "duplicates_dropped": counters.duplicates_dropped,
             "holes_paged": counters.holes_paged,
             "pages": counters.pages,
+            "history_pages": counters.history_pages,
+            "history_failures": counters.history_failures,
+            "stale_cursors": counters.stale_cursors,
+            "beginnings": counters.beginnings,
             "resubscriptions": counters.resubscriptions,
             "overruns": counters.overruns,
             "apply_failures": counters.apply_failures,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use spacetime_sync_proto::{Event, PayloadHash, StreamId};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
-use crate::apply::{ApplyFailure, Batch};
+use crate::apply::{ApplyFailure, Batch, Beginning};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ErrorClass, HandlerError};
 use crate::store::{CheckpointStore, CommitError, StoreError};
@@ -27,6 +27,22 @@ pub trait Handler<S: CheckpointStore>: Send + 'static {
         stream_id: &StreamId,
         events: &[Event],
     ) -> Result<(), HandlerError>;
+
+    /// Begins a stream anew within `transaction`, in which the checkpoint is moved there too: what was applied of it
+    /// counts no more, and is replaced by the document, if there is one, or by nothing. What comes next are the events
+    /// after `beginning.at`. Only asked of those who chose
+    /// [`Restart`](crate::StaleAnswer::Restart) or [`Rebootstrap`](crate::StaleAnswer::Rebootstrap).
+    fn begin_anew(
+        &mut self,
+        transaction: &mut S::Transaction<'_>,
+        stream_id: &StreamId,
+        beginning: &Beginning,
+    ) -> Result<(), HandlerError> {
+        let _ = (transaction, stream_id, beginning);
+        Err(HandlerError::stop(
+            "this handler does not know how to begin a stream anew: it needs `Handler::begin_anew`",
+        ))
+    }
 }
 
 impl<S, F> Handler<S> for F
@@ -47,10 +63,16 @@ where
 /// How long the thread sleeps before it looks whether it should end.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
-/// A batch for the stream with this index.
+/// For the stream with this index.
 pub(crate) struct Job {
     pub(crate) stream: usize,
-    pub(crate) batch: Batch,
+    pub(crate) work: Work,
+}
+
+/// What is to be applied.
+pub(crate) enum Work {
+    Batch(Batch),
+    Begin(Box<Beginning>),
 }
 
 /// What became of batches of one stream.
@@ -64,6 +86,7 @@ pub(crate) struct Outcome {
 #[derive(Debug, PartialEq)]
 pub(crate) enum Applied {
     To(Checkpoint),
+    BegunAnew(Checkpoint),
     Dropped,
     Failed(ApplyFailure),
     StoreFailed(StoreError),
@@ -92,7 +115,7 @@ impl Applier {
             .map(|(id, applied)| StreamQueue {
                 id,
                 applied,
-                batches: VecDeque::new(),
+                queue: VecDeque::new(),
             })
             .collect();
         let mut worker = Worker {
@@ -113,9 +136,9 @@ impl Applier {
         })
     }
 
-    pub(crate) fn hand_over(&self, stream: usize, batch: Batch) {
+    pub(crate) fn hand_over(&self, stream: usize, work: Work) {
         // A thread that is gone has closed the channel of outcomes too, and that is acted on.
-        let _ = self.jobs.send(Job { stream, batch });
+        let _ = self.jobs.send(Job { stream, work });
     }
 
     /// The next outcome; none when the thread has ended.
@@ -139,7 +162,7 @@ pub(crate) struct BatchBounds {
 struct StreamQueue {
     id: StreamId,
     applied: Checkpoint,
-    batches: VecDeque<Batch>,
+    queue: VecDeque<Work>,
 }
 
 struct Worker<S, H> {
@@ -167,7 +190,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             // Streams take turns, so that a busy one does not starve the others.
             let Some(stream) = turn.pop_front() else { continue };
             let sent = self.apply_some(stream);
-            if !self.streams[stream].batches.is_empty() {
+            if !self.streams[stream].queue.is_empty() {
                 turn.push_back(stream);
             }
             if sent.is_err() {
@@ -177,31 +200,38 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
     }
 
     fn enqueue(&mut self, job: Job, turn: &mut VecDeque<usize>) {
-        let batches = &mut self.streams[job.stream].batches;
-        if batches.is_empty() {
+        let queue = &mut self.streams[job.stream].queue;
+        if queue.is_empty() {
             turn.push_back(job.stream);
         }
-        batches.push_back(job.batch);
+        queue.push_back(job.work);
     }
 
     /// Applies what is queued for a stream, as much as goes into one transaction. Fails when nobody listens any more.
     fn apply_some(&mut self, stream: usize) -> Result<(), Gone> {
         let queue = &mut self.streams[stream];
-        let Some(first) = queue.batches.pop_front() else {
-            return Ok(());
+        let first = match queue.queue.pop_front() {
+            None => return Ok(()),
+            Some(Work::Batch(first)) => first,
+            Some(Work::Begin(beginning)) => {
+                let result = self.begin_anew(stream, &beginning);
+                return self.tell(stream, 0, result);
+            }
         };
         let (mut to, mut released, mut events) = (first.to, first.bytes, first.events);
         if first.from != queue.applied {
             return self.tell(stream, released, Applied::Dropped);
         }
-        while let Some(next) = queue.batches.front() {
+        while let Some(Work::Batch(next)) = queue.queue.front() {
             if next.from != to
                 || events.len() + next.events.len() > self.bounds.events
                 || released + next.bytes > self.bounds.bytes
             {
                 break;
             }
-            let Some(next) = queue.batches.pop_front() else { break };
+            let Some(Work::Batch(next)) = queue.queue.pop_front() else {
+                break;
+            };
             to = next.to;
             released += next.bytes;
             events.extend(next.events);
@@ -239,37 +269,77 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         let (store, handler) = (&mut self.store, &mut self.handler);
         let mut panicked = None;
         let mut effects = |transaction: &mut S::Transaction<'_>| {
-            catch_unwind(AssertUnwindSafe(|| handler.apply(transaction, &queue.id, events))).unwrap_or_else(|panic| {
-                let message = panic_message(&*panic);
-                panicked = Some(message.clone());
-                Err(HandlerError::stop(message))
-            })
+            unwound(&mut panicked, || handler.apply(transaction, &queue.id, events))
         };
         let saved = store.commit(&queue.id, &queue.applied, &to, &mut effects);
-        if let Some(message) = panicked {
-            return Applied::Failed(ApplyFailure::Stop {
-                message: format!("it panicked: {message}"),
-            });
-        }
-        match saved {
+        match judge(saved, panicked) {
             Ok(()) => {
                 queue.applied = to;
                 Applied::To(to)
             }
-            Err(CommitError::Handler(HandlerError::Retry(error))) => Applied::Failed(ApplyFailure::Retry {
-                message: chain(&*error),
-            }),
-            Err(CommitError::Handler(HandlerError::Stop(error))) => Applied::Failed(ApplyFailure::Stop {
-                message: chain(&*error),
-            }),
-            Err(CommitError::Store(error)) => match error.class() {
-                ErrorClass::Retry => Applied::Failed(ApplyFailure::Retry {
-                    message: error.to_string(),
-                }),
-                ErrorClass::Reject | ErrorClass::Fatal => Applied::StoreFailed(error),
-            },
+            Err(applied) => applied,
         }
     }
+
+    fn begin_anew(&mut self, stream: usize, beginning: &Beginning) -> Applied {
+        if let Some(document) = &beginning.document {
+            let (seq, expected, found) = (document.seq, document.payload_hash, PayloadHash::of(&document.payload));
+            if found != expected {
+                return Applied::Failed(ApplyFailure::Payload { seq, expected, found });
+            }
+        }
+        let queue = &mut self.streams[stream];
+        if beginning.from != queue.applied {
+            return Applied::Failed(ApplyFailure::Retry {
+                message: "the store stands elsewhere than the stream was thought to".to_owned(),
+            });
+        }
+        let (store, handler) = (&mut self.store, &mut self.handler);
+        let mut panicked = None;
+        let mut effects = |transaction: &mut S::Transaction<'_>| {
+            unwound(&mut panicked, || handler.begin_anew(transaction, &queue.id, beginning))
+        };
+        let saved = store.begin_anew(&queue.id, &queue.applied, &beginning.at, &mut effects);
+        match judge(saved, panicked) {
+            Ok(()) => {
+                queue.applied = beginning.at;
+                Applied::BegunAnew(beginning.at)
+            }
+            Err(applied) => applied,
+        }
+    }
+}
+
+/// A panic of the application's, as a failure.
+fn unwound(panicked: &mut Option<String>, call: impl FnOnce() -> Result<(), HandlerError>) -> Result<(), HandlerError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let message = panic_message(&*panic);
+        *panicked = Some(message.clone());
+        Err(HandlerError::stop(message))
+    })
+}
+
+/// What is told of work that was not saved.
+fn judge(saved: Result<(), CommitError>, panicked: Option<String>) -> Result<(), Applied> {
+    if let Some(message) = panicked {
+        return Err(Applied::Failed(ApplyFailure::Stop {
+            message: format!("it panicked: {message}"),
+        }));
+    }
+    saved.map_err(|error| match error {
+        CommitError::Handler(HandlerError::Retry(error)) => Applied::Failed(ApplyFailure::Retry {
+            message: chain(&*error),
+        }),
+        CommitError::Handler(HandlerError::Stop(error)) => Applied::Failed(ApplyFailure::Stop {
+            message: chain(&*error),
+        }),
+        CommitError::Store(error) => match error.class() {
+            ErrorClass::Retry => Applied::Failed(ApplyFailure::Retry {
+                message: error.to_string(),
+            }),
+            ErrorClass::Reject | ErrorClass::Fatal => Applied::StoreFailed(error),
+        },
+    })
 }
 
 /// Nobody listens any more.

@@ -10,6 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::ClientConfig;
 use crate::engine::Engine;
 use crate::error::{PresenceError, StartError};
+use crate::history::Source;
 use crate::presence::{Presence, PresenceHandle, Presences};
 use crate::status::{Phase, Status, StopReason};
 use crate::store::CheckpointStore;
@@ -36,6 +37,7 @@ impl SyncClient {
         H: Handler<S>,
     {
         config.check()?;
+        let history = Source::of(&config)?;
         let runtime = Handle::try_current().map_err(|_| StartError::Runtime)?;
         if runtime.runtime_flavor() == RuntimeFlavor::CurrentThread {
             return Err(StartError::Runtime);
@@ -54,7 +56,7 @@ impl SyncClient {
         let (stop, stopped) = oneshot::channel();
         let (presence, said) = watch::channel(None);
         let presences = watch::Sender::new(Presences::new());
-        let (engine, status) = Engine::new(config, streams, applier, said, presences.clone());
+        let (engine, status) = Engine::new(config, history, streams, applier, said, presences.clone());
         Ok(Self {
             status,
             presence,

@@ -1,6 +1,6 @@
 //! What a client is told: where the lane is, who it is, which streams, and every bound that it keeps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -36,10 +36,63 @@ pub struct ClientConfig {
     pub confirmed_reads: bool,
     /// Whether the host compresses large messages. Worth it over a network, not on one machine.
     pub compression: bool,
+    /// Where the authority's log is read.
+    pub history: History,
+    /// What to do about a stale cursor.
+    pub on_stale: StaleAnswer,
+    /// The same for single streams.
+    pub on_stale_of: BTreeMap<StreamId, StaleAnswer>,
     /// How long to wait between attempts to connect.
     pub backoff: Backoff,
     /// Every bound in time and memory.
     pub limits: Limits,
+}
+
+/// What to do when what was applied cannot be continued event by event: it is too old for the authority, or is no part of
+/// its log any more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StaleAnswer {
+    /// Stop the stream, and let a person decide.
+    #[default]
+    Stop,
+    /// Begin anew at the oldest event that the authority keeps. What came before it is never seen.
+    Restart,
+    /// Begin anew from the document that stands for the events before, if the stream has one.
+    Rebootstrap(WithoutDocument),
+}
+
+/// What to do where there is no document to begin from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WithoutDocument {
+    /// As [`StaleAnswer::Stop`].
+    #[default]
+    Stop,
+    /// As [`StaleAnswer::Restart`].
+    Restart,
+}
+
+/// Where the authority's log is read: what SpacetimeDB holds no longer, and who is right when it contradicts what was
+/// applied.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub enum History {
+    /// Where tokens come from, if that is a bridge: [`HttpTokens`](crate::HttpTokens).
+    #[default]
+    OfCredential,
+    /// At the bridge with this address, with the token that the client connects with.
+    At(String),
+    /// Nowhere: a stream stops where it cannot go on by the lane alone.
+    Off,
+}
+
+impl fmt::Debug for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OfCredential => "OfCredential",
+            // The address may hold a password.
+            Self::At(_) => "At((redacted))",
+            Self::Off => "Off",
+        })
+    }
 }
 
 impl ClientConfig {
@@ -54,6 +107,9 @@ impl ClientConfig {
             streams,
             confirmed_reads: true,
             compression: false,
+            history: History::default(),
+            on_stale: StaleAnswer::default(),
+            on_stale_of: BTreeMap::new(),
             backoff: Backoff::default(),
             limits: Limits::default(),
         }
@@ -125,6 +181,9 @@ impl fmt::Debug for ClientConfig {
             .field("streams", &self.streams)
             .field("confirmed_reads", &self.confirmed_reads)
             .field("compression", &self.compression)
+            .field("history", &self.history)
+            .field("on_stale", &self.on_stale)
+            .field("on_stale_of", &self.on_stale_of)
             .field("backoff", &self.backoff)
             .field("limits", &self.limits)
             .finish()
@@ -209,6 +268,13 @@ pub struct Limits {
     pub batch_bytes: usize,
     /// How often a batch is tried that the handler asks to retry, or whose store is busy: 8. Then its stream stops.
     pub apply_attempts: u32,
+    /// Requests to the authority under way at the same time, over all streams: 2.
+    pub history_in_flight: usize,
+    /// How long one of them may take: 30 s.
+    pub history_timeout: Duration,
+    /// How often a stream begins anew, and how often it lets a lane be that contradicts the authority, before it stops:
+    /// 3. Counted anew when it has been live for [`Backoff::stable_after`].
+    pub recovery_attempts: u32,
     /// From the first packet of a connection to the host's contract: 10 s.
     pub connect_timeout: Duration,
     /// How long a [`TokenProvider`](crate::TokenProvider) may take: 15 s.
@@ -250,6 +316,9 @@ impl Default for Limits {
             batch_events: 4_000,
             batch_bytes: 2 << 20,
             apply_attempts: 8,
+            history_in_flight: 2,
+            history_timeout: Duration::from_secs(30),
+            recovery_attempts: 3,
             connect_timeout: Duration::from_secs(10),
             token_timeout: Duration::from_secs(15),
             reason_timeout: Duration::from_secs(5),
@@ -270,8 +339,8 @@ impl Default for Limits {
 impl Limits {
     fn check(&self) -> Result<(), ConfigError> {
         let wrong = |name, needed| Err(ConfigError::Limit { name, needed });
-        if self.pages_in_flight == 0 {
-            return wrong("pages_in_flight", "at least 1");
+        if self.pages_in_flight == 0 || self.history_in_flight == 0 {
+            return wrong("pages_in_flight and history_in_flight", "at least 1");
         }
         if self.batch_events == 0 || self.batch_bytes == 0 {
             return wrong("batch_events and batch_bytes", "at least 1");
@@ -293,6 +362,7 @@ impl Limits {
             self.heartbeat_after,
             self.silence_timeout,
             self.verify_every,
+            self.history_timeout,
         ];
         if times.iter().any(Duration::is_zero) || self.ask_again_after.is_zero() {
             return wrong("timeouts", "longer than 0");
@@ -309,6 +379,9 @@ impl Limits {
             subscribe_within_events: self.subscribe_within_events,
             subscribe_within_bytes: self.subscribe_within_bytes,
             apply_attempts: self.apply_attempts,
+            recovery_attempts: self.recovery_attempts,
+            history: false,
+            on_stale: StaleAnswer::default(),
         }
     }
 }
@@ -326,6 +399,12 @@ pub struct StreamBounds {
     pub subscribe_within_bytes: u64,
     /// See [`Limits::apply_attempts`].
     pub apply_attempts: u32,
+    /// See [`Limits::recovery_attempts`].
+    pub recovery_attempts: u32,
+    /// Whether the authority can be asked.
+    pub history: bool,
+    /// See [`ClientConfig::on_stale`].
+    pub on_stale: StaleAnswer,
     /// This stream's part of [`Limits::subscribed_bytes`].
     pub window_bytes: usize,
     /// The least that a subscription brings, however large events are: two whole frames. A frame that ends past the

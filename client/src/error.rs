@@ -71,6 +71,9 @@ pub enum ConfigError {
         /// What is wrong with it.
         detail: String,
     },
+    /// The authority's log is read by token only.
+    #[error("history: a bridge is named, and no credential to read there with")]
+    HistoryWithoutCredential,
     /// Nothing to follow.
     #[error("streams: at least one is needed")]
     NoStreams,

@@ -45,13 +45,14 @@ mod client;
 mod engine;
 #[cfg(test)]
 mod fake_host;
+mod history;
 mod link;
 
 pub use applier::Handler;
-pub use apply::{Counters, StreamStop};
+pub use apply::{Beginning, Counters, Rung, StreamStop};
 pub use checkpoint::Checkpoint;
 pub use client::SyncClient;
-pub use config::{Backoff, ClientConfig, Limits};
+pub use config::{Backoff, ClientConfig, History, Limits, StaleAnswer, WithoutDocument};
 pub use credential::{AccessToken, Credential, HttpTokens, TokenError, TokenFuture, TokenProvider, WantedToken};
 pub use error::{ConfigError, ErrorClass, HandlerError, PresenceError, StartError};
 pub use presence::{OfflineReason, Presence, PresenceHandle, PresenceKey, PresenceStatus, Presences, SeenPresence};
@@ -60,6 +61,7 @@ pub use store::{CheckpointStore, CommitError, Effects, SqliteStore, StoreError};
 
 pub use rusqlite;
 pub use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern};
+pub use spacetime_sync_proto::page::Snapshot;
 pub use spacetime_sync_proto::{
-    ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Refusal, RefusalCode, Seq, StreamId,
+    ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId,
 };

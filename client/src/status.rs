@@ -8,7 +8,7 @@ use spacetime_sync_proto::access::{Incompatible, StreamPattern};
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::{Refusal, RefusalCode, Seq, StreamId};
 
-use crate::apply::{Counters, StreamStop};
+use crate::apply::{Counters, Rung, StreamStop};
 use crate::checkpoint::Checkpoint;
 use crate::credential::TokenError;
 use crate::error::ErrorClass;
@@ -119,6 +119,14 @@ pub enum StreamPhase {
     },
     /// The module did not answer as it should; asked again like a forbidden one.
     Unanswered,
+    /// The lane does not continue what was applied: its beginning is gone from there, it is behind, or it is another log.
+    /// What goes on is found out with the authority.
+    Recovering {
+        /// How far that has got.
+        rung: Rung,
+        /// How often it was tried.
+        attempt: u32,
+    },
     /// Applying failed and is tried again.
     Retrying {
         /// What went wrong.
@@ -326,6 +334,7 @@ impl StreamPhase {
             Self::Live => "live",
             Self::Forbidden { .. } => "forbidden",
             Self::Unanswered => "unanswered",
+            Self::Recovering { .. } => "recovering",
             Self::Retrying { .. } => "retrying",
             Self::Stopped { .. } => "stopped",
         }

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use spacetime_sync_proto::Seq;
+use spacetime_sync_proto::page::Snapshot;
+use spacetime_sync_proto::{Seq, StaleCursor, StaleReason};
 
 use super::*;
 use crate::apply::tests::Log;
@@ -37,6 +38,20 @@ impl CheckpointStore for Memory {
         self.0.lock().unwrap().append(&mut transaction);
         Ok(())
     }
+
+    fn begin_anew(
+        &mut self,
+        stream_id: &StreamId,
+        from: &Checkpoint,
+        at: &Checkpoint,
+        effects: &mut Effects<'_, Self>,
+    ) -> Result<(), CommitError> {
+        let mut transaction = Vec::new();
+        effects(&mut transaction).map_err(CommitError::Handler)?;
+        transaction.push(format!("{stream_id} anew {}..{}", from.seq, at.seq));
+        self.0.lock().unwrap().append(&mut transaction);
+        Ok(())
+    }
 }
 
 const BOUNDS: BatchBounds = BatchBounds {
@@ -54,7 +69,7 @@ fn worker<H: Handler<Memory>>(
     let streams = logs.iter().enumerate().map(|(at, log)| StreamQueue {
         id: StreamId::new(&format!("s{at}")).unwrap(),
         applied: log.start,
-        batches: VecDeque::new(),
+        queue: VecDeque::new(),
     });
     let worker = Worker {
         store: store.clone(),
@@ -79,7 +94,12 @@ fn batch(log: &Log, first: u64, last: u64) -> Batch {
 fn run<H: Handler<Memory>>(worker: &mut Worker<Memory, H>, jobs: Vec<(usize, Batch)>) {
     let (sender, incoming) = std::sync::mpsc::channel();
     for (stream, batch) in jobs {
-        sender.send(Job { stream, batch }).unwrap();
+        sender
+            .send(Job {
+                stream,
+                work: Work::Batch(batch),
+            })
+            .unwrap();
     }
     drop(sender);
     worker.run(&incoming, &AtomicBool::new(false));
@@ -198,4 +218,110 @@ fn a_handler_that_panics_stops_its_stream_and_not_the_thread() {
     assert!(matches!(&told[0].2, Applied::Failed(ApplyFailure::Stop { message })
         if message.contains("a defect of the application")));
     assert_eq!(told[1].2, Applied::To(b.at(2)));
+}
+
+/// A handler that knows how to begin anew.
+struct Anew;
+
+impl Handler<Memory> for Anew {
+    fn apply(&mut self, _: &mut Vec<String>, _: &StreamId, _: &[Event]) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    fn begin_anew(
+        &mut self,
+        transaction: &mut Vec<String>,
+        stream_id: &StreamId,
+        beginning: &Beginning,
+    ) -> Result<(), HandlerError> {
+        let document = beginning.document.as_ref().map(|document| document.doc_key.clone());
+        transaction.push(format!("{stream_id} cleared for {document:?}"));
+        Ok(())
+    }
+}
+
+fn beginning(log: &Log, from: u64, at: u64) -> Beginning {
+    let payload = Bytes::from_static(b"document");
+    Beginning {
+        from: log.at(from),
+        at: log.at(at),
+        document: Some(Snapshot {
+            doc_key: "doc".to_owned(),
+            seq: log.at(at).seq,
+            chain_hash: log.at(at).chain_hash,
+            payload_hash: PayloadHash::of(&payload),
+            payload,
+        }),
+        stale: StaleCursor {
+            code: Default::default(),
+            stream_id: StreamId::new("s0").unwrap(),
+            requested_after_seq: log.at(from).seq,
+            oldest_available_cursor: log.at(at).seq,
+            oldest_available_chain: log.at(at).chain_hash,
+            head_cursor: log.head().seq,
+            reason_codes: vec![StaleReason::RetentionFloorBreach],
+            replay_lag: 0,
+            replay_budget_events: None,
+            snapshot_cursor: None,
+        },
+    }
+}
+
+fn begin<H: Handler<Memory>>(worker: &mut Worker<Memory, H>, beginning: Beginning, then: Option<Batch>) {
+    let (sender, incoming) = std::sync::mpsc::channel();
+    let works = [Some(Work::Begin(Box::new(beginning))), then.map(Work::Batch)];
+    for work in works.into_iter().flatten() {
+        sender.send(Job { stream: 0, work }).unwrap();
+    }
+    drop(sender);
+    worker.run(&incoming, &AtomicBool::new(false));
+}
+
+#[test]
+fn a_new_beginning_is_one_transaction_and_events_go_on_from_there() {
+    let log = Log::new("s0", 9);
+    let (mut worker, store, mut outcomes) = worker(&[&log], Anew, BOUNDS);
+    begin(&mut worker, beginning(&log, 0, 5), Some(batch(&log, 6, 9)));
+    assert_eq!(
+        told(&mut outcomes),
+        [(0, 0, Applied::BegunAnew(log.at(5))), (0, 10, Applied::To(log.at(9)))]
+    );
+    assert_eq!(
+        *store.0.lock().unwrap(),
+        ["s0 cleared for Some(\"doc\")", "s0 anew 0..5", "s0 5..9"]
+    );
+}
+
+#[test]
+fn a_handler_that_knows_no_beginning_stops_with_a_word_and_nothing_is_moved() {
+    let log = Log::new("s0", 9);
+    let (mut worker, store, mut outcomes) = worker(&[&log], all_good, BOUNDS);
+    begin(&mut worker, beginning(&log, 0, 5), Some(batch(&log, 6, 9)));
+    let told = told(&mut outcomes);
+    assert!(
+        matches!(&told[0].2, Applied::Failed(ApplyFailure::Stop { message }) if message.contains("begin_anew")),
+        "{told:?}"
+    );
+    assert_eq!(told[1].2, Applied::Dropped);
+    assert!(store.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn an_altered_document_or_one_for_another_position_is_never_begun_from() {
+    let log = Log::new("s0", 9);
+    let (mut worker, store, mut outcomes) = worker(&[&log], Anew, BOUNDS);
+    let mut altered = beginning(&log, 0, 5);
+    altered.document.as_mut().unwrap().payload = Bytes::from_static(b"other");
+    begin(&mut worker, altered, None);
+    begin(&mut worker, beginning(&log, 3, 5), None);
+    let told = told(&mut outcomes);
+    assert!(
+        matches!(told[0].2, Applied::Failed(ApplyFailure::Payload { .. })),
+        "{told:?}"
+    );
+    assert!(
+        matches!(told[1].2, Applied::Failed(ApplyFailure::Retry { .. })),
+        "{told:?}"
+    );
+    assert!(store.0.lock().unwrap().is_empty());
 }

@@ -1,5 +1,7 @@
 //! What becomes of a frame at a cursor: it continues the log, repeats it, leaves a hole before it, or contradicts it.
 
+use std::collections::VecDeque;
+
 use spacetime_sync_proto::{Frame, Seq};
 
 use super::{Batch, RawFrame, StreamStop};
@@ -16,20 +18,35 @@ pub(super) enum Intake {
         repeated: u64,
     },
     /// All of it was there already.
-    Repeated(u64),
+    Repeated {
+        /// How many events.
+        events: u64,
+        /// Whether it was found to be the same.
+        compared: bool,
+    },
     /// Something is missing before it.
     Hole,
 }
 
-/// Checks a frame against the cursor, and against what a page said the log is at its head.
-pub(super) fn take(frame: RawFrame, cursor: Checkpoint, claim: Option<Checkpoint>) -> Result<Intake, StreamStop> {
+/// Checks a frame against the cursor, against what a page said the log is at its head, and, if it comes again, against
+/// some positions before the cursor.
+pub(super) fn take(
+    frame: RawFrame,
+    cursor: Checkpoint,
+    claim: Option<Checkpoint>,
+    recent: &VecDeque<Checkpoint>,
+) -> Result<Intake, StreamStop> {
     let events = frame.last_seq.since(frame.first_seq) + 1;
     if frame.first_seq > cursor.seq.next() {
         return Ok(Intake::Hole);
     }
-    // A frame that ends before the cursor holds no position whose hash is still known.
-    if frame.last_seq < cursor.seq {
-        return Ok(Intake::Repeated(events));
+    let held = |known: &&Checkpoint| (frame.first_seq..=frame.last_seq).contains(&known.seq);
+    let known_before = recent.iter().rev().find(held).copied();
+    if frame.last_seq < cursor.seq && known_before.is_none() {
+        return Ok(Intake::Repeated {
+            events,
+            compared: false,
+        });
     }
     let (seq, bytes) = (frame.first_seq, frame.bytes.len());
     let checked =
@@ -41,7 +58,7 @@ pub(super) fn take(frame: RawFrame, cursor: Checkpoint, claim: Option<Checkpoint
             found: checked.last_seq(),
         });
     }
-    for known in std::iter::once(cursor).chain(claim) {
+    for known in std::iter::once(cursor).chain(claim).chain(known_before) {
         if let Some(found) = checked.chain_at(known.seq).filter(|found| *found != known.chain_hash) {
             return Err(StreamStop::ChainMismatch {
                 seq: known.seq,
@@ -50,8 +67,8 @@ pub(super) fn take(frame: RawFrame, cursor: Checkpoint, claim: Option<Checkpoint
             });
         }
     }
-    if frame.last_seq == cursor.seq {
-        return Ok(Intake::Repeated(events));
+    if frame.last_seq <= cursor.seq {
+        return Ok(Intake::Repeated { events, compared: true });
     }
     let to = Checkpoint {
         seq: checked.last_seq(),

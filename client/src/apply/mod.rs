@@ -3,20 +3,23 @@
 //! [`Stream::step`] takes what happened and answers with what is to be done. It never does IO, never looks at a clock
 //! and never waits, so that the simulation runs the very code that is shipped. What it guarantees, whatever the
 //! inputs: the events it hands out are consecutive, each follows the chain, and the cursor only ever moves back to
-//! what is saved.
+//! what is saved, or to a new beginning that the store has saved.
 
 mod intake;
 mod stream;
 
 #[cfg(test)]
+mod ladder;
+#[cfg(test)]
 mod property;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use stream::{Mode, Stream};
+pub use stream::{Mode, Rung, Stream};
 
 use bytes::Bytes;
-use spacetime_sync_proto::{ChainHash, Event, FrameError, PayloadHash, Refusal, RefusalCode, Seq};
+use spacetime_sync_proto::page::Snapshot;
+use spacetime_sync_proto::{ChainHash, Event, FrameError, PayloadHash, Refusal, RefusalCode, Seq, StaleCursor};
 
 use crate::checkpoint::Checkpoint;
 
@@ -77,6 +80,25 @@ pub enum Input {
     Renew,
     /// Nothing was heard for a while: ask where the head is.
     Verify,
+    /// The host took a row of a subscription away.
+    Gone {
+        /// Position of its last event.
+        last_seq: Seq,
+    },
+    /// The stream has been live for a while.
+    Settled,
+    /// The answer to [`Effect::ReadHistory`].
+    HistoryPage(Page),
+    /// The authority's side said no to [`Effect::ReadHistory`] or [`Effect::ReadDocument`].
+    HistoryRefused(Refusal),
+    /// One of these came to nothing, for a reason that is no refusal.
+    HistoryFailed,
+    /// The authority says that the position which [`Effect::ReadHistory`] named leads nowhere.
+    Stale(Box<StaleCursor>),
+    /// The answer to [`Effect::ReadDocument`]; none if there is no document.
+    Document(Option<Box<Snapshot>>),
+    /// [`Effect::BeginAnew`] is saved. If it is not, that is an [`Input::ApplyFailed`].
+    BegunAnew(Checkpoint),
     /// A batch and its checkpoint are saved.
     Applied {
         /// The checkpoint.
@@ -146,6 +168,20 @@ pub enum Effect {
     },
     /// Apply these events and save the checkpoint with them.
     Apply(Batch),
+    /// Ask the authority for what follows a position, and whether it is one of its log.
+    ReadHistory {
+        /// The position, and the chain hash there.
+        after: Checkpoint,
+    },
+    /// Ask the authority for the document that stands for the events that are gone.
+    ReadDocument,
+    /// Have store and handler begin anew.
+    BeginAnew(Box<Beginning>),
+    /// Send [`Input::AskAgain`] after a pause that grows with the attempt.
+    RecoverLater {
+        /// How many pauses there were in a row.
+        attempt: u32,
+    },
     /// Send [`Input::AskAgain`] in a while: a refusal may not last.
     AskLater,
     /// Send [`Input::AskAgain`] after a pause that grows with the attempt: applying failed.
@@ -166,6 +202,19 @@ pub struct Batch {
     pub events: Vec<Event>,
     /// What they cost in memory, about.
     pub bytes: usize,
+}
+
+/// Where a stream begins anew, because what was applied cannot be continued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beginning {
+    /// What is saved.
+    pub from: Checkpoint,
+    /// Where it goes on: what is before is in the document, or is no more.
+    pub at: Checkpoint,
+    /// What stands for the events up to there. Its hash is not yet compared.
+    pub document: Option<Snapshot>,
+    /// Why.
+    pub stale: StaleCursor,
 }
 
 /// Why a stream goes no further until a person has looked at it. Other streams are not touched by it.
@@ -214,8 +263,8 @@ pub enum StreamStop {
     },
     /// More was applied than the lane has.
     #[error(
-        "seq {applied} was applied, the lane's head is {head}: the lane lost or never had the difference; let the \
-         bridge publish the stream anew, or give this client a fresh store"
+        "seq {applied} was applied, the lane's head is {head}: the lane lost or never had the difference; configure \
+         `history`, so that the authority can be asked, or let the bridge publish the stream anew"
     )]
     AheadOfLane {
         /// The client's position.
@@ -225,7 +274,8 @@ pub enum StreamStop {
     },
     /// What comes next is no longer held by the lane.
     #[error(
-        "seq {applied} was applied, the lane holds events from {oldest} on: what lies between must come from the authority"
+        "seq {applied} was applied, the lane holds events from {oldest} on: what lies between must come from the \
+         authority; configure `history` with the address of the bridge"
     )]
     BelowWindow {
         /// The client's position.
@@ -233,6 +283,9 @@ pub enum StreamStop {
         /// The first event held.
         oldest: Seq,
     },
+    /// What was applied cannot be continued, and the configured answer is to stop, or has not helped.
+    #[error(transparent)]
+    StaleCursor(Box<StaleCursor>),
     /// The handler gave up.
     #[error("the handler gave up after {attempts} attempts: {message}")]
     Handler {
@@ -256,6 +309,7 @@ impl StreamStop {
             Self::FrameExtent { .. } => "frame_extent",
             Self::AheadOfLane { .. } => "ahead_of_lane",
             Self::BelowWindow { .. } => "below_window",
+            Self::StaleCursor(_) => "stale_cursor",
             Self::Handler { .. } => "handler",
             Self::Refused(_) => "refused",
         }
@@ -275,6 +329,14 @@ pub struct Counters {
     pub holes_paged: u64,
     /// Pages read.
     pub pages: u64,
+    /// Pages read from the authority.
+    pub history_pages: u64,
+    /// Requests to the authority that were refused or came to nothing.
+    pub history_failures: u64,
+    /// Times that the authority said that what was applied cannot be continued.
+    pub stale_cursors: u64,
+    /// Times that a stream began anew.
+    pub beginnings: u64,
     /// Times that a subscription was replaced by one from a later position.
     pub resubscriptions: u64,
     /// Times that a stream went back to paging because applying lagged.

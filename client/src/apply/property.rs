@@ -1,19 +1,21 @@
 //! Seeded runs of one stream against a model of the lane and of the applier. Injected: reordered, repeated, lost and
 //! overlapping frames, pages of any size and cut, holes, lost connections, refusals, overruns, renewals, failing and
-//! slow applying. Not injected: bytes that were altered, which the small cases cover.
+//! slow applying; a window that moves, a lane that is wiped and filled again, an authority that is purged or does not
+//! answer. Not injected: bytes that were altered and logs that fork, which the small cases cover.
 //!
-//! Whatever happens, what is applied is a prefix of the log, each event once; and when faults stop, all of it.
+//! Whatever happens, what is applied is a prefix of the log, each event once; and when faults stop, all of it. Only what
+//! the authority had purged before it was read is left out, and then the stream was begun anew.
 
 use std::collections::VecDeque;
 
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use spacetime_sync_proto::{Refusal, RefusalCode};
+use spacetime_sync_proto::{PayloadHash, Refusal, RefusalCode, StaleReason, StreamId};
 
 use super::tests::{Log, bounds};
 use super::*;
-use crate::config::StreamBounds;
+use crate::config::{StaleAnswer, StreamBounds, WithoutDocument};
 
 struct World {
     rng: StdRng,
@@ -25,15 +27,39 @@ struct World {
     /// What the applier has saved.
     saved: Checkpoint,
     saved_events: u64,
-    queue: VecDeque<Batch>,
+    /// Events that were gone before they were read.
+    skipped: u64,
+    queue: VecDeque<Work>,
     /// What is under way to the client, in the order of the connection.
     wire: VecDeque<Input>,
     /// Each with the last position it brings.
     subscriptions: Vec<(SubscriptionId, Seq)>,
     connected: bool,
     read: Option<Seq>,
+    /// What the authority was asked.
+    asked: Option<Asked>,
+    /// The lane holds what comes after this position …
+    swept: u64,
+    /// … up to this one.
+    published: u64,
+    /// The authority holds what comes after this position.
+    floor: u64,
+    /// Where there is a document.
+    document: Option<u64>,
+    wipes: u64,
     ask: bool,
     faults: bool,
+}
+
+enum Work {
+    Batch(Batch),
+    Begin(Box<Beginning>),
+}
+
+#[derive(Clone, Copy)]
+enum Asked {
+    Events(Checkpoint),
+    Document,
 }
 
 impl World {
@@ -45,6 +71,13 @@ impl World {
             resume_bytes: rng.random_range(0..5_000),
             subscribe_within_events: rng.random_range(0..20),
             apply_attempts: u32::MAX,
+            recovery_attempts: u32::MAX,
+            history: true,
+            on_stale: if rng.random_bool(0.5) {
+                StaleAnswer::Restart
+            } else {
+                StaleAnswer::Rebootstrap(WithoutDocument::Restart)
+            },
             // Frames have up to 5 events.
             window_bytes: rng.random_range(1..20_000),
             window_events: rng.random_range(10..30),
@@ -56,17 +89,25 @@ impl World {
             cuts: Vec::new(),
             saved: log.start,
             saved_events: 0,
+            skipped: 0,
             queue: VecDeque::new(),
             wire: VecDeque::new(),
             subscriptions: Vec::new(),
             connected: false,
             read: None,
+            asked: None,
+            swept: 0,
+            published: 0,
+            floor: 0,
+            document: None,
+            wipes: 0,
             ask: false,
             faults: true,
             rng,
             log,
         };
         world.cut();
+        world.published = world.log.head().seq.get();
         world
     }
 
@@ -79,11 +120,12 @@ impl World {
         }
     }
 
+    /// What the lane holds after a position; nothing below its window.
     fn frames(&self, after: u64) -> Vec<RawFrame> {
         let mut first = 1;
         let mut frames = Vec::new();
         for end in &self.cuts {
-            if *end > after {
+            if *end > after && first > self.swept && *end <= self.published {
                 frames.push(self.log.frame(first, *end));
             }
             first = end + 1;
@@ -113,9 +155,25 @@ impl World {
                 Effect::Apply(batch) => {
                     let events = batch.events.iter().map(|event| event.seq.get());
                     assert!(events.eq(batch.from.seq.get() + 1..=batch.to.seq.get()));
-                    self.queue.push_back(batch);
+                    self.queue.push_back(Work::Batch(batch));
                 }
-                Effect::AskLater | Effect::RetryLater { .. } => self.ask = true,
+                Effect::BeginAnew(beginning) => {
+                    assert_eq!(
+                        beginning.from, self.saved,
+                        "nothing is under way when a stream begins anew"
+                    );
+                    assert!(
+                        beginning.from.seq.get() < self.floor,
+                        "what can be continued is not begun anew"
+                    );
+                    self.queue.push_back(Work::Begin(beginning));
+                }
+                Effect::ReadHistory { after } => {
+                    assert!(self.connected);
+                    self.asked = Some(Asked::Events(after));
+                }
+                Effect::ReadDocument => self.asked = Some(Asked::Document),
+                Effect::AskLater | Effect::RetryLater { .. } | Effect::RecoverLater { .. } => self.ask = true,
             }
         }
         assert!(
@@ -127,13 +185,133 @@ impl World {
     }
 
     fn append(&mut self) {
-        let before = self.log.head().seq.get();
+        let in_step = self.published == self.log.head().seq.get();
         (0..self.rng.random_range(1..8)).for_each(|_| self.log.append());
         self.cut();
+        if in_step {
+            self.publish(self.log.head().seq.get());
+        }
+    }
+
+    fn publish(&mut self, to: u64) {
+        let before = std::mem::replace(&mut self.published, to);
         for frame in self.frames(before) {
             if self.subscriptions.iter().any(|(_, to)| frame.last_seq <= *to) {
                 self.wire.push_back(Input::Frame(frame));
             }
+        }
+    }
+
+    /// A frame more of what a wiped lane lacks, from a full window on.
+    fn refill(&mut self) {
+        let head = self.log.head().seq.get();
+        if self.published == 0 && self.wipes > 0 {
+            let window = self.rng.random_range(1..30);
+            let begins = self
+                .cuts
+                .iter()
+                .copied()
+                .filter(|end| *end <= head.saturating_sub(window));
+            let begin = begins.max().unwrap_or(0).max(self.cut_at(self.floor));
+            (self.swept, self.published) = (begin, begin);
+        }
+        if let Some(next) = self.cuts.iter().copied().find(|end| *end > self.published) {
+            self.publish(next);
+        }
+    }
+
+    /// The first end of a frame at a position or past it.
+    fn cut_at(&self, seq: u64) -> u64 {
+        if seq == 0 {
+            return 0;
+        }
+        self.cuts.iter().copied().find(|end| *end >= seq).unwrap_or(seq)
+    }
+
+    fn sweep(&mut self) {
+        let ends: Vec<u64> = self.cuts.iter().copied().filter(|end| *end < self.published).collect();
+        if let Some(end) = ends.get(self.rng.random_range(0..ends.len().max(1))) {
+            self.swept = self.swept.max(*end);
+        }
+    }
+
+    fn wipe(&mut self) {
+        self.wipes += 1;
+        let last_seq = Seq::new(self.published).unwrap();
+        (self.swept, self.published) = (0, 0);
+        if self.rng.random_bool(0.5) {
+            self.disconnect();
+        } else {
+            self.wire.push_back(Input::Gone { last_seq });
+        }
+    }
+
+    fn purge(&mut self) {
+        let head = self.log.head().seq.get();
+        self.floor = self.floor.max(self.rng.random_range(0..=head));
+        self.document = self
+            .rng
+            .random_bool(0.5)
+            .then(|| self.rng.random_range(self.floor..=head));
+    }
+
+    fn answer_history(&mut self) {
+        let Some(asked) = self.asked.take() else { return };
+        if self.faults && self.rng.random_bool(0.1) {
+            let refusal = Refusal::new(RefusalCode::ForbiddenStream, "not now");
+            let failed = [Input::HistoryFailed, Input::HistoryRefused(refusal)];
+            let at = self.rng.random_range(0..2);
+            return self.step(failed[at].clone());
+        }
+        let head = self.log.head();
+        let input = match asked {
+            Asked::Document => Input::Document(self.document.map(|seq| Box::new(self.document_at(seq)))),
+            Asked::Events(after) if after.seq.get() < self.floor => Input::Stale(Box::new(self.stale(after))),
+            Asked::Events(after) => {
+                assert_eq!(self.log.at(after.seq.get()), after);
+                let (mut frames, mut first) = (Vec::new(), after.seq.get() + 1);
+                for _ in 0..self.rng.random_range(1..5) {
+                    let last = (first + self.rng.random_range(0..6)).min(head.seq.get());
+                    if first <= last {
+                        frames.push(self.log.frame(first, last));
+                    }
+                    first = last + 1;
+                }
+                let oldest_seq = Seq::new(self.floor + 1).unwrap();
+                Input::HistoryPage(Page {
+                    head,
+                    oldest_seq,
+                    frames,
+                })
+            }
+        };
+        self.step(input);
+    }
+
+    fn stale(&self, after: Checkpoint) -> StaleCursor {
+        let floor = self.log.at(self.floor);
+        StaleCursor {
+            code: Default::default(),
+            stream_id: StreamId::new("model").unwrap(),
+            requested_after_seq: after.seq,
+            oldest_available_cursor: floor.seq,
+            oldest_available_chain: floor.chain_hash,
+            head_cursor: self.log.head().seq,
+            reason_codes: vec![StaleReason::RetentionFloorBreach],
+            replay_lag: self.log.head().seq.since(after.seq),
+            replay_budget_events: None,
+            snapshot_cursor: self.document.and_then(Seq::new),
+        }
+    }
+
+    fn document_at(&self, seq: u64) -> Snapshot {
+        let payload = Bytes::from_static(b"{}");
+        Snapshot {
+            doc_key: "doc".to_owned(),
+            seq: Seq::new(seq).unwrap(),
+            chain_hash: self.log.at(seq).chain_hash,
+            payload_hash: PayloadHash::of(&payload),
+            payload,
         }
     }
 
@@ -149,11 +327,16 @@ impl World {
             };
             return self.wire.push_back(failed);
         }
-        let mut frames = self.frames(after.get());
+        // None at the head, and none below the window.
+        let mut frames = if after.get() >= self.swept {
+            self.frames(after.get())
+        } else {
+            Vec::new()
+        };
         frames.truncate(self.rng.random_range(1..5));
-        let oldest_seq = Seq::ZERO.next();
+        let oldest_seq = Seq::new(self.swept + 1).unwrap();
         self.wire.push_back(Input::Page(Page {
-            head: self.log.head(),
+            head: self.log.at(self.published),
             oldest_seq,
             frames,
         }));
@@ -183,12 +366,28 @@ impl World {
     }
 
     fn apply(&mut self) {
-        let Some(batch) = self.queue.pop_front() else { return };
+        let fails = self.faults && self.rng.random_bool(0.02);
+        let batch = match self.queue.pop_front() {
+            None => return,
+            Some(Work::Begin(_)) if fails => {
+                let failure = ApplyFailure::Retry {
+                    message: "injected".to_owned(),
+                };
+                return self.step(Input::ApplyFailed { failure, released: 0 });
+            }
+            Some(Work::Begin(beginning)) => {
+                assert_eq!(beginning.from, self.saved);
+                self.skipped += beginning.at.seq.get() - self.saved.seq.get();
+                self.saved = beginning.at;
+                return self.step(Input::BegunAnew(beginning.at));
+            }
+            Some(Work::Batch(batch)) => batch,
+        };
         let released = batch.bytes;
         if batch.from != self.saved {
             return self.step(Input::Dropped { released });
         }
-        if self.faults && self.rng.random_bool(0.02) {
+        if fails {
             let failure = ApplyFailure::Retry {
                 message: "injected".to_owned(),
             };
@@ -204,6 +403,7 @@ impl World {
     fn disconnect(&mut self) {
         self.connected = false;
         self.read = None;
+        self.asked = None;
         self.wire.clear();
         self.subscriptions.clear();
         self.step(Input::Disconnected);
@@ -221,12 +421,17 @@ impl World {
             12..16 => self.step(Input::Renew),
             16..17 if self.faults => self.step(Input::GrantLost),
             17..20 => self.step(Input::Verify),
-            20..30 if self.ask => {
+            20..21 if self.faults && self.rng.random_bool(0.3) => self.sweep(),
+            21..22 if self.faults && self.rng.random_bool(0.1) => self.wipe(),
+            22..23 if self.faults && self.rng.random_bool(0.05) => self.purge(),
+            23..26 => self.refill(),
+            26..34 if self.ask => {
                 self.ask = false;
                 self.step(Input::AskAgain);
             }
-            30..50 => self.answer(),
-            50..75 => self.apply(),
+            34..42 => self.answer_history(),
+            42..56 => self.answer(),
+            56..78 => self.apply(),
             _ => self.deliver(),
         }
     }
@@ -253,10 +458,11 @@ fn run(seed: u64) -> World {
 
 #[test]
 fn whatever_happens_the_whole_log_is_applied_once_and_in_order() {
-    let mut seen = Counters::default();
+    let (mut seen, mut wipes) = (Counters::default(), 0);
     for seed in 0..300 {
         let world = run(seed);
-        assert_eq!(world.saved_events, world.log.events.len() as u64, "seed {seed}");
+        let log = world.log.events.len() as u64;
+        assert_eq!(world.saved_events + world.skipped, log, "seed {seed}");
         assert_eq!(world.counters.events_applied, world.saved_events, "seed {seed}");
         seen.holes_paged += world.counters.holes_paged;
         seen.duplicates_dropped += world.counters.duplicates_dropped;
@@ -264,6 +470,11 @@ fn whatever_happens_the_whole_log_is_applied_once_and_in_order() {
         seen.apply_failures += world.counters.apply_failures;
         seen.resubscriptions += world.counters.resubscriptions;
         seen.reads_refused += world.counters.reads_refused;
+        seen.history_pages += world.counters.history_pages;
+        seen.history_failures += world.counters.history_failures;
+        seen.stale_cursors += world.counters.stale_cursors;
+        seen.beginnings += world.counters.beginnings;
+        wipes += world.wipes;
     }
     // A run that meets no fault would prove nothing.
     for (what, count) in [
@@ -273,6 +484,11 @@ fn whatever_happens_the_whole_log_is_applied_once_and_in_order() {
         ("failures", seen.apply_failures),
         ("renewals", seen.resubscriptions),
         ("refusals", seen.reads_refused),
+        ("pages of the authority", seen.history_pages),
+        ("failures of the authority", seen.history_failures),
+        ("stale cursors", seen.stale_cursors),
+        ("beginnings", seen.beginnings),
+        ("wipes", wipes),
     ] {
         assert!(count > 100, "{what}: {count}");
     }

@@ -1,11 +1,20 @@
 //! One stream's states and how each input moves it between them.
 
+mod recovery;
+
+use std::collections::VecDeque;
+
 use spacetime_sync_proto::{RefusalCode, Seq};
 
 use super::intake::{self, Intake};
-use super::{ApplyFailure, Counters, Effect, Input, Page, RawFrame, StreamStop, SubscriptionId, may_be_granted_later};
+use super::{
+    ApplyFailure, Beginning, Counters, Effect, Input, Page, RawFrame, StreamStop, SubscriptionId, may_be_granted_later,
+};
 use crate::checkpoint::Checkpoint;
 use crate::config::StreamBounds;
+
+pub use recovery::Rung;
+use recovery::{Asking, Recovery};
 
 /// Where a stream stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +38,8 @@ pub enum Mode {
     Refused(RefusalCode),
     /// A read came to nothing; asked again later.
     Unanswered,
+    /// The lane does not continue what was applied; finding out what does.
+    Recovering(Rung),
     /// Applying failed; tried again later, from what is saved.
     Retrying {
         /// What went wrong last.
@@ -40,6 +51,8 @@ pub enum Mode {
 
 /// What an event is taken to weigh before one was seen.
 const UNKNOWN_EVENT_BYTES: usize = 4_096;
+/// Ends of batches that are remembered.
+const RECENT: usize = 64;
 
 /// A page that was asked for.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +60,8 @@ struct Reading {
     after: Checkpoint,
     /// The head as it was known then: what was heard since is newer than the page may be.
     known: Option<Seq>,
+    /// How often the stream had begun anew by then.
+    begun: u32,
 }
 
 /// One stream of a client.
@@ -72,6 +87,15 @@ pub struct Stream {
     renew_at: Seq,
     failures: u32,
     subscriptions: u32,
+    /// Where the last batches ended: what comes again is compared with them.
+    recent: VecDeque<Checkpoint>,
+    /// Whether something was seen that only the head can explain.
+    doubtful: bool,
+    /// What the authority, or the store, was asked.
+    asking: Option<Asking>,
+    /// What the store and the handler are to begin from.
+    beginning: Option<Box<Beginning>>,
+    recovery: Recovery,
 }
 
 impl Stream {
@@ -92,6 +116,11 @@ impl Stream {
             renew_at: Seq::ZERO,
             failures: 0,
             subscriptions: 0,
+            recent: VecDeque::new(),
+            doubtful: false,
+            asking: None,
+            beginning: None,
+            recovery: Recovery::default(),
         }
     }
 
@@ -134,6 +163,7 @@ impl Stream {
             | Mode::Subscribing(_)
             | Mode::Refused(_)
             | Mode::Unanswered
+            | Mode::Recovering(_)
             | Mode::Retrying { .. }
             | Mode::Stopped(_) => false,
         }
@@ -177,6 +207,15 @@ impl Stream {
                     self.read(&mut effects);
                 }
             }
+            // A rewind takes away what was applied last; retention never does.
+            Input::Gone { last_seq } => self.doubtful |= self.is_delivering() && last_seq >= self.cursor.seq,
+            Input::Settled => self.settled(),
+            Input::HistoryPage(page) => self.history_page(page, counters, &mut effects),
+            Input::HistoryRefused(refusal) => self.history_refused(refusal, counters, &mut effects),
+            Input::HistoryFailed => self.history_failed(counters, &mut effects),
+            Input::Stale(stale) => self.stale(stale, counters, &mut effects),
+            Input::Document(document) => self.document(document, &mut effects),
+            Input::BegunAnew(at) => self.begun_anew(at, counters),
             Input::Applied { to, released } => {
                 counters.events_applied += to.seq.since(self.applied.seq);
                 self.applied = to;
@@ -208,6 +247,7 @@ impl Stream {
             | Mode::Renewing { .. }
             | Mode::Refused(_)
             | Mode::Unanswered
+            | Mode::Recovering(_)
             | Mode::Retrying { .. }
             | Mode::Stopped(_) => {}
         }
@@ -217,9 +257,15 @@ impl Stream {
         self.connected = false;
         self.reading = None;
         self.claim = None;
+        // The store begins anew whether or not there is a connection.
+        if self.asking != Some(Asking::ToBegin) {
+            self.asking = None;
+        }
         match self.mode {
             Mode::Offline | Mode::Retrying { .. } | Mode::Stopped(_) => {}
-            Mode::Paging
+            Mode::Recovering(_) if self.asking.is_some() => {}
+            Mode::Recovering(_)
+            | Mode::Paging
             | Mode::Subscribing(_)
             | Mode::Live(_)
             | Mode::Renewing { .. }
@@ -230,7 +276,10 @@ impl Stream {
 
     fn ask_again(&mut self) {
         match self.mode {
-            Mode::Refused(_) | Mode::Unanswered | Mode::Retrying { .. } => {
+            Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Recovering(Rung::AwaitLane(_) | Rung::AwaitAuthority) => {
                 self.mode = if self.connected { Mode::Paging } else { Mode::Offline };
                 self.known = None;
             }
@@ -239,6 +288,7 @@ impl Stream {
             | Mode::Subscribing(_)
             | Mode::Live(_)
             | Mode::Renewing { .. }
+            | Mode::Recovering(Rung::Replay { .. } | Rung::Consult(_) | Rung::Document(_) | Rung::BeginAnew(_))
             | Mode::Stopped(_) => {}
         }
     }
@@ -247,11 +297,20 @@ impl Stream {
         let Some(reading) = self.reading.take() else { return };
         counters.pages += 1;
         match self.mode {
-            Mode::Offline | Mode::Refused(_) | Mode::Unanswered | Mode::Retrying { .. } | Mode::Stopped(_) => return,
+            Mode::Offline
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => return,
             Mode::Paging | Mode::Subscribing(_) | Mode::Live(_) | Mode::Renewing { .. } => {}
         }
+        // It was asked for from a position that counts no more.
+        if reading.begun != self.recovery.begun {
+            return;
+        }
         if let Err(stop) = self.take_page(reading, page, counters, effects) {
-            self.stop(stop, effects);
+            self.contradicted(stop, effects);
         }
     }
 
@@ -296,6 +355,7 @@ impl Stream {
         if events > 0 {
             self.bytes_per_event = bytes.div_ceil(events);
         }
+        self.recovery.waits = 0;
         if self.cursor.seq < head.seq && self.cursor.seq == after.seq {
             // A page that leads nowhere: asking at once would only bring it again.
             self.ask_later(Mode::Unanswered, effects);
@@ -315,12 +375,13 @@ impl Stream {
             | Mode::Paging
             | Mode::Refused(_)
             | Mode::Unanswered
+            | Mode::Recovering(_)
             | Mode::Retrying { .. }
             | Mode::Stopped(_) => return,
             Mode::Subscribing(_) | Mode::Live(_) | Mode::Renewing { .. } => {}
         }
         match self.take(frame, counters, effects) {
-            Err(stop) => self.stop(stop, effects),
+            Err(stop) => self.contradicted(stop, effects),
             Ok(()) if self.unapplied_bytes > self.bounds.unapplied_bytes => self.overrun(counters, effects),
             Ok(()) => {}
         }
@@ -328,12 +389,19 @@ impl Stream {
 
     fn take(&mut self, frame: RawFrame, counters: &mut Counters, effects: &mut Vec<Effect>) -> Result<(), StreamStop> {
         counters.frames += 1;
-        match intake::take(frame, self.cursor, self.claim)? {
+        match intake::take(frame, self.cursor, self.claim, &self.recent)? {
             Intake::Hole => {}
-            Intake::Repeated(events) => counters.duplicates_dropped += events,
+            Intake::Repeated { events, compared } => {
+                counters.duplicates_dropped += events;
+                self.doubtful |= !compared && self.is_delivering();
+            }
             Intake::Next { batch, repeated } => {
                 counters.duplicates_dropped += repeated;
                 self.cursor = batch.to;
+                if self.recent.len() == RECENT {
+                    self.recent.pop_front();
+                }
+                self.recent.push_back(batch.to);
                 self.claim = self.claim.filter(|claim| claim.seq > self.cursor.seq);
                 self.unapplied_bytes += batch.bytes;
                 effects.push(Effect::Apply(batch));
@@ -356,6 +424,7 @@ impl Stream {
             | Mode::Live(_)
             | Mode::Refused(_)
             | Mode::Unanswered
+            | Mode::Recovering(_)
             | Mode::Retrying { .. }
             | Mode::Stopped(_) => {}
         }
@@ -374,6 +443,7 @@ impl Stream {
             | Mode::Renewing { .. }
             | Mode::Refused(_)
             | Mode::Unanswered
+            | Mode::Recovering(_)
             | Mode::Retrying { .. }
             | Mode::Stopped(_) => {}
         }
@@ -389,6 +459,7 @@ impl Stream {
             | Mode::Paging
             | Mode::Refused(_)
             | Mode::Unanswered
+            | Mode::Recovering(_)
             | Mode::Retrying { .. }
             | Mode::Stopped(_) => {}
         }
@@ -421,6 +492,7 @@ impl Stream {
                 } else if !self.is_stopped() {
                     self.cursor = self.applied;
                     self.claim = None;
+                    self.asking = None;
                     self.leave(Mode::Retrying { message }, effects);
                     effects.push(Effect::RetryLater { attempt: self.failures });
                 }
@@ -431,10 +503,13 @@ impl Stream {
     fn ask_later(&mut self, mode: Mode, effects: &mut Vec<Effect>) {
         match self.mode {
             Mode::Offline | Mode::Retrying { .. } | Mode::Stopped(_) => {}
+            // What comes next is read anew, and refused then.
+            Mode::Recovering(_) if self.asking == Some(Asking::ToBegin) => {}
             Mode::Paging
             | Mode::Subscribing(_)
             | Mode::Live(_)
             | Mode::Renewing { .. }
+            | Mode::Recovering(_)
             | Mode::Refused(_)
             | Mode::Unanswered => {
                 self.leave(mode, effects);
@@ -451,6 +526,7 @@ impl Stream {
 
     /// Gives up whatever subscriptions the present mode has.
     fn leave(&mut self, next: Mode, effects: &mut Vec<Effect>) {
+        self.doubtful = false;
         match self.mode {
             Mode::Subscribing(id) | Mode::Live(id) => effects.push(Effect::Unsubscribe { id }),
             Mode::Renewing { old, new } => {
@@ -461,6 +537,7 @@ impl Stream {
             | Mode::Paging
             | Mode::Refused(_)
             | Mode::Unanswered
+            | Mode::Recovering(_)
             | Mode::Retrying { .. }
             | Mode::Stopped(_) => {}
         }
@@ -469,6 +546,7 @@ impl Stream {
 
     /// Asks for whatever the state lacks. Run after every input, so that no input has to think of it.
     fn settle(&mut self, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        self.recover(effects);
         if self.reading.is_some() {
             return;
         }
@@ -483,8 +561,9 @@ impl Stream {
                 Some(_) | None => self.read(effects),
             },
             Mode::Live(_) | Mode::Renewing { .. } => {
-                if self.known.is_some_and(|known| known > self.cursor.seq) {
-                    counters.holes_paged += 1;
+                let hole = self.known.is_some_and(|known| known > self.cursor.seq);
+                counters.holes_paged += u64::from(hole);
+                if hole || std::mem::take(&mut self.doubtful) {
                     self.read(effects);
                 }
             }
@@ -492,6 +571,7 @@ impl Stream {
             | Mode::Subscribing(_)
             | Mode::Refused(_)
             | Mode::Unanswered
+            | Mode::Recovering(_)
             | Mode::Retrying { .. }
             | Mode::Stopped(_) => {}
         }
@@ -508,7 +588,9 @@ impl Stream {
         self.reading = Some(Reading {
             after: self.cursor,
             known: self.known,
+            begun: self.recovery.begun,
         });
+        self.doubtful = false;
         effects.push(Effect::Read { after: self.cursor.seq });
     }
 
@@ -543,6 +625,7 @@ impl Stream {
             | Mode::Paging
             | Mode::Refused(_)
             | Mode::Unanswered
+            | Mode::Recovering(_)
             | Mode::Retrying { .. }
             | Mode::Stopped(_) => false,
         }

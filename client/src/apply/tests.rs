@@ -28,7 +28,22 @@ impl Log {
 
     pub(crate) fn append(&mut self) {
         let seq = self.head().seq.next();
-        let payload = Bytes::from(format!("payload {seq}"));
+        self.append_payload(&format!("payload {seq}"));
+    }
+
+    /// Another log, which is this one up to a position.
+    pub(crate) fn fork(&self, at: u64, events: u64) -> Self {
+        let mut fork = Self {
+            start: self.start,
+            events: self.events[..at as usize].to_vec(),
+        };
+        (at..events).for_each(|at| fork.append_payload(&format!("forked {at} of {}", self.events.len())));
+        fork
+    }
+
+    pub(crate) fn append_payload(&mut self, payload: &str) {
+        let seq = self.head().seq.next();
+        let payload = Bytes::from(payload.to_owned());
         let payload_hash = PayloadHash::of(&payload);
         let idempotency_key = IdempotencyKey::new(&format!("key-{seq}")).unwrap();
         let kind = Kind::new("test.event").unwrap();
@@ -88,13 +103,13 @@ pub(crate) fn bounds() -> StreamBounds {
     Limits::default().of_stream(1)
 }
 
-fn seq(value: u64) -> Seq {
+pub(super) fn seq(value: u64) -> Seq {
     Seq::new(value).unwrap()
 }
 
-struct Case {
-    stream: Stream,
-    counters: Counters,
+pub(super) struct Case {
+    pub(super) stream: Stream,
+    pub(super) counters: Counters,
 }
 
 impl Case {
@@ -102,7 +117,7 @@ impl Case {
         Self::within(applied, bounds())
     }
 
-    fn within(applied: Checkpoint, bounds: StreamBounds) -> Self {
+    pub(super) fn within(applied: Checkpoint, bounds: StreamBounds) -> Self {
         Self {
             stream: Stream::new(applied, bounds),
             counters: Counters::default(),
@@ -119,16 +134,16 @@ impl Case {
         case
     }
 
-    fn step(&mut self, input: Input) -> Vec<String> {
+    pub(super) fn step(&mut self, input: Input) -> Vec<String> {
         self.stream.step(input, &mut self.counters).iter().map(show).collect()
     }
 
     /// Steps and expects what comes of it, in words.
-    fn expect(&mut self, input: Input, effects: &[&str]) {
+    pub(super) fn expect(&mut self, input: Input, effects: &[&str]) {
         assert_eq!(self.step(input), effects);
     }
 
-    fn stopped(&self) -> &StreamStop {
+    pub(super) fn stopped(&self) -> &StreamStop {
         match self.stream.mode() {
             Mode::Stopped(stop) => stop,
             other => panic!("not stopped but {other:?}"),
@@ -142,12 +157,16 @@ fn show(effect: &Effect) -> String {
         Effect::Subscribe { id, after, .. } => format!("subscribe {} after {after}", id.0),
         Effect::Unsubscribe { id } => format!("unsubscribe {}", id.0),
         Effect::Apply(batch) => format!("apply {}..={}", batch.from.seq.next(), batch.to.seq),
+        Effect::ReadHistory { after } => format!("history after {}", after.seq),
+        Effect::ReadDocument => "document".to_owned(),
+        Effect::BeginAnew(beginning) => format!("begin at {}", beginning.at.seq),
+        Effect::RecoverLater { attempt } => format!("recover later {attempt}"),
         Effect::AskLater => "ask later".to_owned(),
         Effect::RetryLater { attempt } => format!("retry later {attempt}"),
     }
 }
 
-fn applied(log: &Log, to: u64) -> Input {
+pub(super) fn applied(log: &Log, to: u64) -> Input {
     Input::Applied {
         to: log.at(to),
         released: usize::MAX,

@@ -40,6 +40,7 @@ type Session = dyn Fn() -> Pin<Box<dyn Future<Output = Result<String, TokenError
 pub struct HttpTokens {
     http: reqwest::Client,
     url: Url,
+    bridge: String,
     session: Box<Session>,
     ttl: Option<Duration>,
     device_id: Option<String>,
@@ -54,21 +55,20 @@ impl HttpTokens {
         R: Future<Output = Result<String, TokenError>> + Send + 'static,
     {
         let bridge = bridge.into();
-        let wrong = |detail: String| ConfigError::Bridge { detail };
-        let mut url = Url::parse(&bridge).map_err(|error| wrong(error.to_string()))?;
-        if !["http", "https"].contains(&url.scheme()) || !url.has_host() || url.query().is_some() {
-            return Err(wrong("http or https, a host and no query are needed".to_owned()));
-        }
+        let mut url = bridge_url(&bridge)?;
         url.set_path(&format!("{}{TOKEN_PATH}", url.path().trim_end_matches('/')));
         // A redirect would take the session credential to someone who was not named.
         let http = reqwest::Client::builder()
             .timeout(TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|error| wrong(error.without_url().to_string()))?;
+            .map_err(|error| ConfigError::Bridge {
+                detail: error.without_url().to_string(),
+            })?;
         Ok(Self {
             http,
             url,
+            bridge,
             session: Box::new(move || Box::pin(session())),
             ttl: None,
             device_id: None,
@@ -131,6 +131,20 @@ impl TokenProvider for HttpTokens {
     fn token(&self, wanted: WantedToken) -> TokenFuture<'_> {
         Box::pin(self.ask(wanted))
     }
+
+    fn bridge(&self) -> Option<&str> {
+        Some(&self.bridge)
+    }
+}
+
+/// The address of a bridge.
+pub(crate) fn bridge_url(address: &str) -> Result<Url, ConfigError> {
+    let wrong = |detail: String| ConfigError::Bridge { detail };
+    let url = Url::parse(address).map_err(|error| wrong(error.to_string()))?;
+    if !["http", "https"].contains(&url.scheme()) || !url.has_host() || url.query().is_some() {
+        return Err(wrong("http or https, a host and no query are needed".to_owned()));
+    }
+    Ok(url)
 }
 
 impl fmt::Debug for HttpTokens {

@@ -6,7 +6,7 @@
 mod http;
 
 pub use http::HttpTokens;
-pub(crate) use http::read_up_to;
+pub(crate) use http::{bridge_url, read_up_to};
 
 use std::fmt;
 use std::future::Future;
@@ -76,6 +76,11 @@ impl fmt::Debug for Credential {
 pub trait TokenProvider: Send + Sync + 'static {
     /// Gives a token for what is wanted, or says why there is none.
     fn token(&self, wanted: WantedToken) -> TokenFuture<'_>;
+
+    /// The bridge that the tokens come from, if the same one is to be asked for the authority's log.
+    fn bridge(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// What a [`TokenProvider`] answers with.

@@ -45,6 +45,11 @@ impl Tenure {
         self.issued.token.session_id.as_deref()
     }
 
+    /// The token.
+    pub(super) fn token(&self) -> &str {
+        &self.issued.token.token
+    }
+
     /// When the token was asked for.
     pub(super) fn asked_at(&self) -> Instant {
         self.issued.asked_at

@@ -6,7 +6,9 @@ use tokio::time::Instant;
 use super::Engine;
 use super::follower::Delivered;
 use super::net::{Generation, Net, Up};
+use crate::applier::Work;
 use crate::apply::{Effect, Input, Mode, SubscriptionId};
+use crate::history::Question;
 use crate::link::{Link, ReadId};
 
 impl Engine {
@@ -44,7 +46,15 @@ impl Engine {
                 follower.asked_at.get_or_insert(now);
             }
             Effect::Unsubscribe { id } => self.unsubscribe(at, id),
-            Effect::Apply(batch) => self.applier.hand_over(at, batch),
+            Effect::Apply(batch) => self.applier.hand_over(at, Work::Batch(batch)),
+            Effect::BeginAnew(beginning) => self.applier.hand_over(at, Work::Begin(beginning)),
+            Effect::ReadHistory { after } => self.ask_authority(at, Question::Events(after)),
+            Effect::ReadDocument => self.ask_authority(at, Question::Document),
+            Effect::RecoverLater { attempt } => {
+                let wait = self.followers[at].wait_for_authority.take();
+                let pause = self.config.backoff.delay_of(attempt, wait, rand::random());
+                self.followers[at].ask_at = Some(now + pause);
+            }
             Effect::AskLater => self.followers[at].ask_at = Some(now + self.config.limits.ask_again_after),
             Effect::RetryLater { attempt } => {
                 let pause = self.config.backoff.delay(attempt, rand::random());
@@ -96,8 +106,9 @@ impl Engine {
     /// Starts reads in the order they were asked for, as long as what they bring has room.
     pub(super) fn start_reads(&mut self) {
         while let Some((at, after)) = self.reads.front().copied() {
-            let coming = (self.reads_under_way + 1) * limit::PAGE_BYTES;
-            let idle = self.unapplied_bytes == 0 && self.reads_under_way == 0;
+            let under_way = self.reads_under_way + self.questions_under_way();
+            let coming = (under_way + 1) * limit::PAGE_BYTES;
+            let idle = self.unapplied_bytes == 0 && under_way == 0;
             if self.reads_under_way >= self.config.limits.pages_in_flight
                 || !(idle || self.unapplied_bytes + coming <= self.config.limits.unapplied_bytes)
             {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use spacetime_sync_proto::{RefusalCode, Seq, StreamId};
 use tokio::time::Instant;
 
+use super::history::Asked;
 use super::net::Generation;
 use crate::apply::{Mode, Stream, SubscriptionId};
 use crate::link::{ReadId, Subscription};
@@ -20,6 +21,10 @@ pub(super) struct Follower {
     pub(super) ask_at: Option<Instant>,
     /// The page that is under way, and on which connection.
     pub(super) reading: Option<(ReadId, Generation)>,
+    /// What the authority was asked, while it has not answered.
+    pub(super) asked_authority: Option<Asked>,
+    /// How long it asked to be left alone.
+    pub(super) wait_for_authority: Option<Duration>,
     /// When the oldest call that is not answered was made.
     pub(super) asked_at: Option<Instant>,
     pub(super) verified_at: Instant,
@@ -29,6 +34,9 @@ pub(super) struct Follower {
     /// The head as last heard of, on any connection.
     head: Option<Seq>,
     live: bool,
+    /// Since when it is, and whether the core has been told that it has been for a while.
+    pub(super) live_since: Option<Instant>,
+    pub(super) settled: bool,
     /// What the module said last, until it has said something else: asking again is no progress yet.
     refused: Option<RefusalCode>,
     behind_since: Option<Instant>,
@@ -54,12 +62,16 @@ impl Follower {
             subscriptions: Vec::new(),
             ask_at: None,
             reading: None,
+            asked_authority: None,
+            wait_for_authority: None,
             asked_at: None,
             verified_at: now,
             acked,
             acked_at: None,
             head: None,
             live: false,
+            live_since: None,
+            settled: false,
             refused: None,
             behind_since: None,
         }
@@ -86,6 +98,7 @@ impl Follower {
             | Mode::Live(_)
             | Mode::Renewing { .. }
             | Mode::Unanswered
+            | Mode::Recovering(_)
             | Mode::Retrying { .. }
             | Mode::Stopped(_) => None,
         };
@@ -97,6 +110,8 @@ impl Follower {
             let since = *self.behind_since.get_or_insert(now);
             self.live &= now.duration_since(since) < grace;
         }
+        self.live_since = self.live.then(|| self.live_since.unwrap_or(now));
+        self.settled &= self.live;
     }
 
     pub(super) fn status(&self) -> StreamStatus {
@@ -118,6 +133,10 @@ impl Follower {
             Mode::Live(_) | Mode::Renewing { .. } => StreamPhase::CatchingUp,
             Mode::Refused(code) => StreamPhase::Forbidden { code: *code },
             Mode::Unanswered => StreamPhase::Unanswered,
+            Mode::Recovering(rung) => StreamPhase::Recovering {
+                rung: rung.clone(),
+                attempt: self.stream.recovery_attempt(),
+            },
             Mode::Retrying { message } => StreamPhase::Retrying {
                 message: message.clone(),
             },

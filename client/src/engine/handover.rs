@@ -130,6 +130,7 @@ impl Engine {
             self.reads_under_way = self.reads_under_way.saturating_sub(1);
         }
         self.followers[at].asked_at = None;
+        self.withdraw(at);
         self.reads.retain(|(stream, _)| *stream != at);
         let left: Vec<_> = self.followers[at].subscriptions.iter().map(|left| left.id).collect();
         for id in left {
@@ -164,6 +165,7 @@ impl Engine {
             | Mode::Paging
             | Mode::Refused(_)
             | Mode::Unanswered
+            | Mode::Recovering(_)
             | Mode::Retrying { .. }
             | Mode::Stopped(_) => None,
         }

@@ -5,6 +5,7 @@ mod access;
 mod effects;
 mod follower;
 mod handover;
+mod history;
 mod net;
 mod presence;
 mod tick;
@@ -15,19 +16,21 @@ use std::time::Duration;
 
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::{Seq, StreamId};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use crate::applier::{Applied, Applier, Outcome};
 use crate::apply::{Counters, Input, Mode, Stream};
 use crate::checkpoint::Checkpoint;
-use crate::config::ClientConfig;
+use crate::config::{ClientConfig, StreamBounds};
+use crate::history::{Question, Source};
 use crate::link::{CallFailure, Dial, DialAnswer, DialFailure, Inbound, Issued, Link, ReadId};
 use crate::presence::{Heartbeat, Presence, Presences};
 use crate::status::{Disconnect, Phase, Status, StopReason, StreamPhase};
 
 use access::{Later, Tenure};
 use follower::Follower;
+use history::Answered;
 use net::{Generation, Net, NetEvent, Up};
 
 /// How often timers are looked at.
@@ -53,6 +56,12 @@ pub(crate) struct Engine {
     /// Streams whose read has to wait for its turn, and from where.
     reads: VecDeque<(usize, Seq)>,
     reads_under_way: usize,
+    /// Who is asked what the lane does not hold; none if nobody is.
+    history: Option<Arc<Source>>,
+    /// Streams that have something to ask there, and wait for their turn.
+    questions: VecDeque<(usize, Question)>,
+    question_ids: u64,
+    answers: (mpsc::UnboundedSender<Answered>, mpsc::UnboundedReceiver<Answered>),
     unapplied_bytes: usize,
     /// Bytes of rows that subscriptions have brought …
     subscribed_bytes: usize,
@@ -73,12 +82,14 @@ enum Event {
     Stop,
     Outcome(Option<Outcome>),
     Net(NetEvent),
+    Authority(Answered),
     Tick,
 }
 
 impl Engine {
     pub(crate) fn new(
         config: ClientConfig,
+        history: Option<Source>,
         streams: Vec<(StreamId, Checkpoint)>,
         applier: Applier,
         presence: watch::Receiver<Option<Presence>>,
@@ -88,7 +99,14 @@ impl Engine {
         let bounds = config.limits.of_stream(streams.len());
         let followers: Vec<_> = streams
             .into_iter()
-            .map(|(id, applied)| Follower::new(id, Stream::new(applied, bounds.clone()), now))
+            .map(|(id, applied)| {
+                let bounds = StreamBounds {
+                    history: history.is_some(),
+                    on_stale: config.on_stale_of.get(&id).copied().unwrap_or(config.on_stale),
+                    ..bounds.clone()
+                };
+                Follower::new(id, Stream::new(applied, bounds), now)
+            })
             .collect();
         let (status, watched) = watch::channel(Status {
             phase: Phase::Idle,
@@ -114,6 +132,10 @@ impl Engine {
             token_changed: false,
             reads: VecDeque::new(),
             reads_under_way: 0,
+            history: history.map(Arc::new),
+            questions: VecDeque::new(),
+            question_ids: 0,
+            answers: mpsc::unbounded_channel(),
             unapplied_bytes: 0,
             subscribed_bytes: 0,
             leaving_bytes: 0,
@@ -137,6 +159,8 @@ impl Engine {
                 _ = &mut stop => Event::Stop,
                 outcome = self.applier.next() => Event::Outcome(outcome),
                 event = self.net.next() => Event::Net(event),
+                // Never closed: one end of it is here.
+                Some(answered) = self.answers.1.recv() => Event::Authority(answered),
                 _ = ticks.tick() => Event::Tick,
             };
             if let Err(reason) = self.handle(event) {
@@ -181,10 +205,12 @@ impl Engine {
                 tracing::debug!(%reason, "the connection that was taken over from is gone");
                 self.old_is_gone();
             }
+            Event::Authority(answered) => self.authority_answered(answered)?,
             Event::Tick => self.tick(),
         }
         self.hand_over(Instant::now());
         self.start_reads();
+        self.start_questions();
         self.publish_presence();
         self.publish()
     }
@@ -332,6 +358,7 @@ impl Engine {
         (self.reads_under_way, self.subscribed_bytes, self.leaving_bytes) = (0, 0, 0);
         for at in 0..self.followers.len() {
             self.followers[at].offline();
+            self.withdraw(at);
             self.step(at, Input::Disconnected);
         }
     }
@@ -370,6 +397,11 @@ impl Engine {
                         self.step(at, Input::Overrun);
                     }
                     self.renew_if_large();
+                }
+            }
+            Inbound::Gone { stream_key, last_seq } => {
+                if let Some(at) = self.by_key.get(&stream_key).copied() {
+                    self.step(at, Input::Gone { last_seq });
                 }
             }
             Inbound::Subscribed { stream, id } => {
@@ -463,6 +495,12 @@ impl Engine {
         } = outcome;
         let input = match result {
             Applied::To(to) => Input::Applied { to, released },
+            Applied::BegunAnew(at) => {
+                tracing::warn!(stream = %self.followers[stream].id, %at.seq, "the stream has begun anew");
+                // What was acknowledged counts no more.
+                self.followers[stream].acked = at.seq;
+                Input::BegunAnew(at)
+            }
             Applied::Dropped => Input::Dropped { released },
             Applied::Failed(failure) => {
                 tracing::warn!(stream = %self.followers[stream].id, ?failure, "a batch was not applied");
@@ -500,6 +538,7 @@ impl Engine {
                     StreamPhase::Waiting
                     | StreamPhase::CatchingUp
                     | StreamPhase::Live
+                    | StreamPhase::Recovering { .. }
                     | StreamPhase::Retrying { .. } => {
                         going += 1;
                         behind += usize::from(found.phase != StreamPhase::Live);

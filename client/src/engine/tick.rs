@@ -11,6 +11,7 @@ impl Engine {
     pub(super) fn tick(&mut self) {
         let now = Instant::now();
         self.ask_again(now);
+        self.settle(now);
         if let Net::Up(up) = &self.net
             && up
                 .stable_since
@@ -33,6 +34,21 @@ impl Engine {
             if self.followers[at].ask_at.is_some_and(|due| due <= now) {
                 self.followers[at].ask_at = None;
                 self.step(at, Input::AskAgain);
+            }
+        }
+    }
+
+    /// What comes after a while of being live is a new trouble.
+    fn settle(&mut self, now: Instant) {
+        let after = self.config.backoff.stable_after;
+        for at in 0..self.followers.len() {
+            let follower = &mut self.followers[at];
+            let stable = follower
+                .live_since
+                .is_some_and(|since| now.duration_since(since) >= after);
+            if stable && !follower.settled {
+                follower.settled = true;
+                self.step(at, Input::Settled);
             }
         }
     }

@@ -47,6 +47,8 @@ pub(crate) enum Inbound {
     GrantLost { stream_key: u64 },
     /// A row of a subscription.
     Frame { stream_key: u64, frame: RawFrame },
+    /// A row of a subscription is no more: the host has deleted it, or the subscription has ended.
+    Gone { stream_key: u64, last_seq: Seq },
     /// The rows that a subscription began with have been seen.
     Subscribed { stream: usize, id: SubscriptionId },
     /// A subscription that was given up has ended, and its rows are dropped.
@@ -110,6 +112,11 @@ impl Link {
             );
         });
         let to = into(&inbox);
+        connection.db.sync_event().on_delete(move |_, row| {
+            let (stream_key, last_seq) = (row.stream_key, Seq::new(row.last_seq).unwrap_or(Seq::MAX));
+            push(&to, Inbound::Gone { stream_key, last_seq });
+        });
+        let to = into(&inbox);
         connection
             .db
             .sync_contract()
@@ -161,6 +168,7 @@ impl Link {
                 | Inbound::NoModule { .. }
                 | Inbound::GrantCame
                 | Inbound::GrantLost { .. }
+                | Inbound::Gone { .. }
                 | Inbound::Subscribed { .. }
                 | Inbound::Unsubscribed { .. }
                 | Inbound::SubscriptionFailed { .. }

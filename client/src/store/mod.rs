@@ -28,13 +28,25 @@ pub trait CheckpointStore: Send + 'static {
     /// A stream's checkpoint; none if nothing was ever applied.
     fn load(&mut self, stream_id: &StreamId) -> Result<Option<Checkpoint>, StoreError>;
 
-    /// Runs `effects` and moves the checkpoint from `from` to `to`, both or neither. Refuses if `from` is not what is
-    /// kept.
+    /// Runs `effects` and moves the checkpoint forward from `from` to `to`, both or neither. Refuses if `from` is not what
+    /// is kept, or `to` not past it.
     fn commit(
         &mut self,
         stream_id: &StreamId,
         from: &Checkpoint,
         to: &Checkpoint,
+        effects: &mut Effects<'_, Self>,
+    ) -> Result<(), CommitError>
+    where
+        Self: Sized;
+
+    /// Runs `effects` and puts the checkpoint to `at`, wherever that is, both or neither. Refuses if `from` is not what is
+    /// kept. The one way in which a checkpoint ever moves otherwise than forward: for a stream that begins anew.
+    fn begin_anew(
+        &mut self,
+        stream_id: &StreamId,
+        from: &Checkpoint,
+        at: &Checkpoint,
         effects: &mut Effects<'_, Self>,
     ) -> Result<(), CommitError>
     where
@@ -132,6 +144,18 @@ pub enum StoreError {
         /// What is there.
         found: Seq,
     },
+    /// A checkpoint was to be moved back, which only a new beginning may do.
+    #[error("{path}: the checkpoint of {stream_id} was to be moved from seq {from} to {to}; please report it")]
+    Backwards {
+        /// Which file.
+        path: String,
+        /// Of which stream.
+        stream_id: StreamId,
+        /// What is kept.
+        from: Seq,
+        /// Where to.
+        to: Seq,
+    },
     /// Somebody else is writing.
     #[error("{path}: busy ({detail})")]
     Busy {
@@ -162,6 +186,7 @@ impl StoreError {
             | Self::OtherDatabase { .. }
             | Self::BadCheckpoint { .. }
             | Self::Moved { .. }
+            | Self::Backwards { .. }
             | Self::Failed { .. } => ErrorClass::Fatal,
         }
     }

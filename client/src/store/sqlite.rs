@@ -342,6 +342,37 @@ impl CheckpointStore for SqliteStore {
         to: &Checkpoint,
         effects: &mut Effects<'_, Self>,
     ) -> Result<(), CommitError> {
+        if to.seq <= from.seq {
+            return Err(CommitError::Store(StoreError::Backwards {
+                path: self.path.clone(),
+                stream_id: stream_id.clone(),
+                from: from.seq,
+                to: to.seq,
+            }));
+        }
+        self.save(stream_id, from, to, effects)
+    }
+
+    fn begin_anew(
+        &mut self,
+        stream_id: &StreamId,
+        from: &Checkpoint,
+        at: &Checkpoint,
+        effects: &mut Effects<'_, Self>,
+    ) -> Result<(), CommitError> {
+        self.save(stream_id, from, at, effects)
+    }
+}
+
+impl SqliteStore {
+    /// Effects and checkpoint in one transaction.
+    fn save(
+        &mut self,
+        stream_id: &StreamId,
+        from: &Checkpoint,
+        to: &Checkpoint,
+        effects: &mut Effects<'_, Self>,
+    ) -> Result<(), CommitError> {
         let path = &self.path;
         let broken = |error| CommitError::Store(failed(path, error));
         let mut transaction = self

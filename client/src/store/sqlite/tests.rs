@@ -143,6 +143,38 @@ fn a_checkpoint_that_somebody_else_moved_is_not_overwritten() {
 }
 
 #[test]
+fn a_checkpoint_moves_otherwise_than_forward_only_for_a_new_beginning() {
+    let file = File::new();
+    let mut store = file.store();
+    save(&mut store, start(), checkpoint(9)).unwrap();
+    for back in [checkpoint(4), checkpoint(9), start()] {
+        let refused = save(&mut store, checkpoint(9), back).unwrap_err();
+        assert!(
+            matches!(refused, CommitError::Store(StoreError::Backwards { .. })),
+            "{refused}"
+        );
+    }
+    let begin = |store: &mut SqliteStore, from, at, effects: &mut Effects<'_, SqliteStore>| {
+        store.begin_anew(&stream(), &from, &at, effects)
+    };
+    let mut refuse = |_: &mut Transaction<'_>| Err(HandlerError::stop("no"));
+    assert!(begin(&mut store, checkpoint(9), checkpoint(4), &mut refuse).is_err());
+    assert_eq!(store.load(&stream()).unwrap(), Some(checkpoint(9)));
+    let mut clear = |transaction: &mut Transaction<'_>| {
+        transaction.execute_batch("CREATE TABLE cleared (x INTEGER)")?;
+        Ok(())
+    };
+    assert!(
+        begin(&mut store, checkpoint(8), checkpoint(4), &mut clear).is_err(),
+        "not what is kept"
+    );
+    begin(&mut store, checkpoint(9), checkpoint(4), &mut clear).unwrap();
+    assert_eq!(store.load(&stream()).unwrap(), Some(checkpoint(4)));
+    file.sql("SELECT x FROM cleared");
+    save(&mut store, checkpoint(4), checkpoint(5)).unwrap();
+}
+
+#[test]
 fn the_tables_of_an_application_stand_beside_ours() {
     let file = File::new();
     file.sql("CREATE TABLE document (id INTEGER PRIMARY KEY, text TEXT); INSERT INTO document VALUES (1, 'kept')");
