@@ -8,7 +8,8 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use spacetime_sync_bindings::{EventPage, SessionPresence, StreamGrant, SyncContract, SyncEvent};
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
+use spacetime_sync_proto::page::{self, PageFrame, Snapshot};
+use spacetime_sync_proto::{PayloadHash, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId};
 use spacetimedb_sdk::__codegen::__lib::{bsatn, de, ser};
 use spacetimedb_sdk::__codegen::__ws::common::{QuerySetId, RowSizeHint};
 use spacetimedb_sdk::__codegen::__ws::v2::*;
@@ -50,6 +51,14 @@ struct State {
     presence: Vec<SessionPresence>,
     /// Tokens whose session may not read the stream.
     ungranted: HashSet<String>,
+    /// The lane holds the events after this position, up to the other, if it has not all.
+    swept: u64,
+    published: Option<u64>,
+    /// The authority holds the events after this position.
+    floor: u64,
+    document: Option<Snapshot>,
+    /// What it answers in place of history, and how often.
+    unserved: Option<(u16, u32)>,
     seen: Seen,
 }
 
@@ -64,6 +73,8 @@ pub(crate) struct Seen {
     pub(crate) asked: Vec<String>,
     /// What was said of sessions: of which, on which node, and how it is there.
     pub(crate) said: Vec<(String, String, String)>,
+    /// What was asked of the authority: by which token, and where.
+    pub(crate) histories: Vec<(String, String)>,
 }
 
 impl FakeHost {
@@ -82,6 +93,11 @@ impl FakeHost {
                 read_refusal: HashMap::new(),
                 presence: Vec::new(),
                 ungranted: HashSet::new(),
+                swept: 0,
+                published: None,
+                floor: 0,
+                document: None,
+                unserved: None,
                 seen: Seen::default(),
             })),
             changed: watch::channel(()).0,
@@ -99,8 +115,44 @@ impl FakeHost {
         self.change(|state| state.log.append());
     }
 
+    /// The lane's head.
     pub(crate) fn head(&self) -> u64 {
-        self.state().log.events.len() as u64
+        self.state().head()
+    }
+
+    /// The lane holds what is after one position, up to another.
+    pub(crate) fn hold(&self, swept: u64, published: u64) {
+        self.change(|state| (state.swept, state.published) = (swept, Some(published)));
+    }
+
+    /// The lane holds everything after a position.
+    pub(crate) fn hold_after(&self, swept: u64) {
+        self.change(|state| (state.swept, state.published) = (swept, None));
+    }
+
+    /// The authority holds what is after a position.
+    pub(crate) fn purge(&self, floor: u64) {
+        self.change(|state| state.floor = floor);
+    }
+
+    /// There is a document that stands for the events up to a position; altered, if it is to be.
+    pub(crate) fn put_document(&self, seq: u64, altered: bool) {
+        let payload = Bytes::from_static(b"what was");
+        self.change(|state| {
+            let at = state.log.at(seq);
+            state.document = Some(Snapshot {
+                doc_key: "doc".to_owned(),
+                seq: at.seq,
+                chain_hash: at.chain_hash,
+                payload_hash: PayloadHash::of(if altered { b"another" } else { &payload }),
+                payload,
+            });
+        });
+    }
+
+    /// The authority answers with a status so many times.
+    pub(crate) fn do_not_serve(&self, status: u16, times: u32) {
+        self.change(|state| state.unserved = Some((status, times)));
     }
 
     pub(crate) fn seen(&self) -> Seen {
@@ -144,6 +196,26 @@ impl FakeHost {
         self.changed.send_replace(());
     }
 
+    async fn serve_history(&self, mut stream: TcpStream, token: String, path: String) {
+        let mut request = vec![0; 8192];
+        let _ = stream.read(&mut request).await;
+        let mut answer = self.state().history(&path);
+        self.change(|state| {
+            if let Some((status, times)) = &mut state.unserved
+                && *times > 0
+            {
+                *times -= 1;
+                answer = (*status, Vec::new());
+            }
+            state.seen.histories.push((token, path));
+        });
+        let (status, body) = answer;
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status} Said\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+        let _ = stream.write_all(&[head.as_bytes(), &body].concat()).await;
+        let _ = stream.shutdown().await;
+    }
+
     async fn serve(self, mut stream: TcpStream) {
         let mut head = vec![0; 8192];
         // A client sends its request in one piece, and an upgrade waits for the answer.
@@ -157,6 +229,10 @@ impl FakeHost {
                     .then(|| line[22..].to_owned())
             })
             .unwrap_or_default();
+        if let Some(path) = head.strip_prefix("GET /api/sync/streams/") {
+            let path = path.split(' ').next().unwrap_or_default().to_owned();
+            return self.serve_history(stream, token, path).await;
+        }
         let refused = self.state().refused.get(&token).cloned();
         let unaccepted = self.state().unaccepted.get(&token).copied();
         if head.starts_with("POST ") {
@@ -239,6 +315,72 @@ impl FakeHost {
                 }
             }
         }
+    }
+}
+
+impl State {
+    fn head(&self) -> u64 {
+        self.published.unwrap_or(self.log.events.len() as u64)
+    }
+
+    /// What the authority answers.
+    fn history(&self, path: &str) -> (u16, Vec<u8>) {
+        let stream_id = stream();
+        let Some(query) = path.strip_prefix(&format!("{STREAM}/events?after=")) else {
+            assert_eq!(path, format!("{STREAM}/snapshot"));
+            return match &self.document {
+                Some(document) => (200, document.encode().to_vec()),
+                None => (
+                    404,
+                    br#"{"code":"not_found","message":"none","retryable":false}"#.to_vec(),
+                ),
+            };
+        };
+        let (after, chain) = query.split_once("&chain=").unwrap();
+        let after: u64 = after.parse().unwrap();
+        let head = self.log.head();
+        let mut reason_codes = Vec::new();
+        if after < self.floor {
+            reason_codes.push(StaleReason::RetentionFloorBreach);
+        }
+        if after > head.seq.get() {
+            reason_codes.push(StaleReason::AheadOfHead);
+        } else if self.log.at(after).chain_hash.to_string().replace(':', "%3A") != chain {
+            reason_codes.push(StaleReason::ChainMismatch);
+        }
+        let floor = self.log.at(self.floor);
+        if !reason_codes.is_empty() {
+            let stale = StaleCursor {
+                code: Default::default(),
+                stream_id,
+                requested_after_seq: Seq::new(after).unwrap(),
+                oldest_available_cursor: floor.seq,
+                oldest_available_chain: floor.chain_hash,
+                head_cursor: head.seq,
+                reason_codes,
+                replay_lag: head.seq.get().saturating_sub(after),
+                replay_budget_events: None,
+                snapshot_cursor: self.document.as_ref().map(|document| document.seq),
+            };
+            return (410, serde_json::to_vec(&stale).unwrap());
+        }
+        // Few at a time, so that it takes some.
+        let frames = (after + 1..=head.seq.get()).take(10).map(|seq| {
+            let frame = self.log.frame(seq, seq);
+            PageFrame {
+                first_seq: frame.first_seq,
+                last_seq: frame.last_seq,
+                base_chain: frame.base_chain,
+                frame: frame.bytes,
+            }
+        });
+        let page = page::EventPage {
+            head_seq: head.seq,
+            head_chain: head.chain_hash,
+            oldest_seq: floor.seq.next(),
+            frames: frames.collect(),
+        };
+        (200, page.encode().to_vec())
     }
 }
 
@@ -374,7 +516,7 @@ impl Connection {
             }
             let numbers: Vec<u64> = bounds.split(' ').filter_map(|word| word.parse().ok()).collect();
             let (from, to) = (numbers[0], numbers[1]);
-            let sent = self.host.head().min(to);
+            let sent = self.host.head().min(to).max(from);
             self.subscriptions.push(Subscribed {
                 id: asked.query_set_id,
                 from,
@@ -416,14 +558,20 @@ impl Connection {
         if self.host.state().ungranted.contains(&self.token) {
             return Err(Refusal::new(RefusalCode::ForbiddenStream, "no grant").to_wire());
         }
-        let head = self.host.state().log.head();
+        let state = self.host.state();
+        let (swept, head) = (state.swept, state.log.at(state.head()));
+        drop(state);
         Ok(EventPage {
             stream_key: KEY,
             head_seq: head.seq.get(),
             head_chain: u256::from_be_bytes(*head.chain_hash.as_bytes()),
-            oldest_seq: 1,
             durable_reads: true,
-            frames: self.host.rows(asked.after_seq, head.seq.get()),
+            oldest_seq: swept + 1,
+            frames: if asked.after_seq < swept {
+                Vec::new()
+            } else {
+                self.host.rows(asked.after_seq, head.seq.get())
+            },
         })
     }
 

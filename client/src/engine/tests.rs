@@ -13,9 +13,11 @@ use tokio::time::timeout;
 use crate::fake_host::{FakeHost, stream};
 use crate::presence::{OfflineReason, Presence, PresenceStatus, Presences};
 use crate::{
-    AccessToken, ClientConfig, Credential, Phase, SqliteStore, Status, StopReason, StreamPhase, SyncClient, TokenError,
-    WantedToken,
+    AccessToken, Beginning, ClientConfig, Credential, Handler, HandlerError, Phase, SqliteStore, Status, StopReason,
+    StreamPhase, SyncClient, TokenError, WantedToken,
 };
+
+mod recovery;
 
 const SECONDS: Duration = Duration::from_secs(20);
 
@@ -54,10 +56,37 @@ struct Run {
     host: FakeHost,
     client: SyncClient,
     applied: Arc<Mutex<Vec<u64>>>,
+    /// Where the stream has begun anew, and from what document.
+    begun: Arc<Mutex<Vec<(u64, Option<String>)>>>,
     asked: Arc<Mutex<usize>>,
     /// Each phase that was seen since the client was live.
     phases: Arc<Mutex<Vec<Phase>>>,
     _store: tempfile::TempDir,
+}
+
+struct Recorder {
+    applied: Arc<Mutex<Vec<u64>>>,
+    begun: Arc<Mutex<Vec<(u64, Option<String>)>>>,
+}
+
+impl Handler<SqliteStore> for Recorder {
+    fn apply(&mut self, _: &mut rusqlite::Transaction<'_>, _: &StreamId, events: &[Event]) -> Result<(), HandlerError> {
+        let seqs = events.iter().map(|event| event.seq.get());
+        self.applied.lock().unwrap().extend(seqs);
+        Ok(())
+    }
+
+    fn begin_anew(
+        &mut self,
+        _: &mut rusqlite::Transaction<'_>,
+        _: &StreamId,
+        beginning: &Beginning,
+    ) -> Result<(), HandlerError> {
+        let document = beginning.document.as_ref().map(|document| document.doc_key.clone());
+        self.begun.lock().unwrap().push((beginning.at.seq.get(), document));
+        self.applied.lock().unwrap().clear();
+        Ok(())
+    }
 }
 
 /// What a provider gives, in order; then tokens that are good for long.
@@ -93,6 +122,15 @@ impl Run {
     }
 
     async fn with(host: &FakeHost, credential: Credential, asked: Arc<Mutex<usize>>) -> Self {
+        Self::configured(host, credential, asked, |_| {}).await
+    }
+
+    async fn configured(
+        host: &FakeHost,
+        credential: Credential,
+        asked: Arc<Mutex<usize>>,
+        configure: impl FnOnce(&mut ClientConfig),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(directory.path().join("store")).unwrap();
         let mut config = ClientConfig::new(&host.uri, "lane", vec![stream()]);
@@ -106,10 +144,12 @@ impl Run {
         config.limits.verify_every = Duration::from_secs(60);
         let applied: Arc<Mutex<Vec<u64>>> = Arc::default();
         let to = Arc::clone(&applied);
-        let handler = move |_: &mut rusqlite::Transaction<'_>, _: &StreamId, events: &[Event]| {
-            to.lock().unwrap().extend(events.iter().map(|event| event.seq.get()));
-            Ok(())
+        let begun: Arc<Mutex<Vec<(u64, Option<String>)>>> = Arc::default();
+        let handler = Recorder {
+            applied: to,
+            begun: Arc::clone(&begun),
         };
+        configure(&mut config);
         let client = SyncClient::start(config, store, handler).unwrap();
         let mut status = client.status();
         let phases: Arc<Mutex<Vec<Phase>>> = Arc::default();
@@ -127,6 +167,7 @@ impl Run {
             host: host.clone(),
             client,
             applied,
+            begun,
             asked,
             phases,
             _store: directory,

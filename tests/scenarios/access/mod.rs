@@ -3,6 +3,7 @@
 mod admission;
 mod compatibility;
 mod guarded;
+mod history;
 mod keys;
 mod presence;
 mod revocation;
