@@ -10,12 +10,12 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use spacetime_sync_client::rusqlite::{Transaction, params};
 use spacetime_sync_client::{
-    ClientConfig, Credential, Event, HandlerError, HttpTokens, Phase, SqliteStore, Status, StreamId, StreamPhase,
-    SyncClient, TokenError,
+    Beginning, ClientConfig, Credential, Event, Handler, HandlerError, History, HttpTokens, Phase, SqliteStore,
+    StaleAnswer, Status, StreamId, StreamPhase, SyncClient, TokenError, WithoutDocument,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -48,6 +48,12 @@ struct Args {
     /// End with success when every stream has got to this position.
     #[arg(long)]
     until: Option<u64>,
+    /// A bridge to read there what SpacetimeDB holds no longer. The one of --bridge, if that is given.
+    #[arg(long, conflicts_with = "bridge", requires = "token_file")]
+    history: Option<String>,
+    /// What to do when what was applied cannot be continued.
+    #[arg(long, value_enum, default_value_t = OnStale::Stop)]
+    on_stale: OnStale,
     /// Take at least so long for each batch.
     #[arg(long, default_value_t = 0)]
     slow_ms: u64,
@@ -58,6 +64,33 @@ struct Args {
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     retry_ms: Option<u64>,
 }
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OnStale {
+    /// Stop.
+    Stop,
+    /// Begin anew at the oldest event there is.
+    Restart,
+    /// Begin anew from the stream's document, or stop.
+    Rebootstrap,
+    /// Begin anew from the stream's document, or at the oldest event there is.
+    RebootstrapOrRestart,
+}
+
+impl From<OnStale> for StaleAnswer {
+    fn from(on_stale: OnStale) -> Self {
+        match on_stale {
+            OnStale::Stop => Self::Stop,
+            OnStale::Restart => Self::Restart,
+            OnStale::Rebootstrap => Self::Rebootstrap(WithoutDocument::Stop),
+            OnStale::RebootstrapOrRestart => Self::Rebootstrap(WithoutDocument::Restart),
+        }
+    }
+}
+
+/// Where streams have begun anew, and from what document.
+const BEGUN: &str = "CREATE TABLE IF NOT EXISTS begun (stream_id TEXT NOT NULL, seq INTEGER NOT NULL, \
+     doc_key TEXT, document BLOB, reasons TEXT NOT NULL) STRICT";
 
 const APPLIED: &str = "CREATE TABLE IF NOT EXISTS applied (stream_id TEXT NOT NULL, seq INTEGER NOT NULL, \
      idempotency_key TEXT NOT NULL, kind TEXT NOT NULL, payload BLOB NOT NULL, payload_hash BLOB NOT NULL, \
@@ -97,14 +130,15 @@ async fn main() -> anyhow::Result<ExitCode> {
     store
         .connection()
         .execute_batch(APPLIED)
-        .context("making the table of applied events")?;
+        .and_then(|()| store.connection().execute_batch(BEGUN))
+        .context("making the tables of applied events")?;
 
+    config.on_stale = args.on_stale.into();
+    if let Some(bridge) = &args.history {
+        config.history = History::At(bridge.clone());
+    }
     let slow = Duration::from_millis(args.slow_ms);
-    let handler = move |transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event]| {
-        std::thread::sleep(slow);
-        write(transaction, stream, events)
-    };
-    let client = SyncClient::start(config, store, handler)?;
+    let client = SyncClient::start(config, store, Rows { slow })?;
 
     let mut status = client.status();
     let mut shown = Phases::default();
@@ -137,6 +171,44 @@ fn tokens(bridge: &str, session: PathBuf) -> anyhow::Result<HttpTokens> {
         std::future::ready(read.map_err(named))
     });
     Ok(tokens?)
+}
+
+/// Makes a row of each event.
+struct Rows {
+    slow: Duration,
+}
+
+impl Handler<SqliteStore> for Rows {
+    fn apply(
+        &mut self,
+        transaction: &mut Transaction<'_>,
+        stream: &StreamId,
+        events: &[Event],
+    ) -> Result<(), HandlerError> {
+        std::thread::sleep(self.slow);
+        write(transaction, stream, events)
+    }
+
+    fn begin_anew(
+        &mut self,
+        transaction: &mut Transaction<'_>,
+        stream: &StreamId,
+        beginning: &Beginning,
+    ) -> Result<(), HandlerError> {
+        transaction.execute("DELETE FROM applied WHERE stream_id = ?1", [stream.as_str()])?;
+        let document = beginning.document.as_ref();
+        transaction.execute(
+            "INSERT INTO begun VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![
+                stream.as_str(),
+                beginning.at.seq.to_sql(),
+                document.map(|document| &document.doc_key),
+                document.map(|document| &document.payload[..]),
+                json!(beginning.stale.reason_codes).to_string(),
+            ],
+        )?;
+        Ok(())
+    }
 }
 
 fn write(transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event]) -> Result<(), HandlerError> {

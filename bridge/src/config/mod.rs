@@ -4,8 +4,8 @@
 //! A key that does not exist is an error in both places. Secrets are never printed.
 
 mod access;
-mod retention;
 mod history;
+mod retention;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ use spacetime_sync_proto::limit;
 use crate::core::Limits;
 
 pub use access::{IssuerConfig, SessionsConfig};
-pub use retention::{RetentionConfig, Windows};
 pub use history::HistoryConfig;
+pub use retention::{RetentionConfig, Windows};
 
 /// Prefix of the environment's keys.
 pub const ENV_PREFIX: &str = "SPACETIME_SYNC__";

@@ -95,7 +95,8 @@ async fn read_all(bridge: &Issuing, token: &str, name: &str) -> Result<Vec<Event
 }
 
 async fn whole_log(desk: &Desk, name: &str) -> Vec<Event> {
-    let read = desk.authority.read_events(&id(name), Seq::ZERO, 100_000, 1 << 30);
+    let id = id(name);
+    let read = desk.authority.read_events(&id, Seq::ZERO, 100_000, 1 << 30);
     read.await.unwrap()
 }
 

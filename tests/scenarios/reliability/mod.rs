@@ -2,3 +2,4 @@
 
 mod restore;
 mod retention;
+mod stale;

@@ -99,7 +99,7 @@ async fn a_stale_cursor_has_the_answer_that_was_chosen() {
         (stopped(&status), status.counters.stale_cursors),
         (Some("stale_cursor"), 1)
     );
-    assert_eq!(stops.seqs(), []);
+    assert!(stops.seqs().is_empty());
 
     let restarts = run(&host, StaleAnswer::Restart).await;
     restarts.until("live", |status| status.phase == Phase::Live).await;
