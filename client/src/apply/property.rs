@@ -423,7 +423,7 @@ impl World {
             17..20 => self.step(Input::Verify),
             20..21 if self.faults && self.rng.random_bool(0.3) => self.sweep(),
             21..22 if self.faults && self.rng.random_bool(0.1) => self.wipe(),
-            22..23 if self.faults && self.rng.random_bool(0.15) => self.purge(),
+            22..23 if self.faults && self.rng.random_bool(0.4) => self.purge(),
             23..26 => self.refill(),
             26..34 if self.ask => {
                 self.ask = false;

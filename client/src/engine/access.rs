@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use spacetime_sync_proto::RefusalCode;
+use spacetime_sync_proto::{RefusalCode, StreamId};
 use tokio::time::Instant;
 
 use crate::credential::TokenError;
@@ -48,6 +48,12 @@ impl Tenure {
     /// The token.
     pub(super) fn token(&self) -> &str {
         &self.issued.token.token
+    }
+
+    /// Whether the token lets a stream be read, by what its issuer said.
+    pub(super) fn grants(&self, stream_id: &StreamId) -> bool {
+        let granted = &self.issued.token.granted_streams;
+        granted.iter().any(|pattern| pattern.matches(stream_id))
     }
 
     /// When the token was asked for.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{Seq, StreamId};
+use spacetime_sync_proto::{RefusalCode, Seq, StreamId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
@@ -453,7 +453,9 @@ impl Engine {
                 return Err(StopReason::Refused(refusal));
             }
             Err(CallFailure::Refused(refusal)) => {
-                self.doubt_token_if(access::has_aged(refusal.code));
+                // A module that was published anew knows nothing of a session that was opened before.
+                let forgotten = refusal.code == RefusalCode::ForbiddenStream && self.is_granted(at);
+                self.doubt_token_if(forgotten || access::has_aged(refusal.code));
                 Input::ReadRefused(refusal)
             }
             Err(CallFailure::Failed(detail)) => {
@@ -463,6 +465,14 @@ impl Engine {
         };
         self.step(at, input);
         Ok(())
+    }
+
+    /// Whether the token of this connection names a stream.
+    fn is_granted(&self, at: usize) -> bool {
+        let Net::Up(up) = &self.net else { return false };
+        up.tenure
+            .as_ref()
+            .is_some_and(|tenure| tenure.grants(&self.followers[at].id))
     }
 
     /// What the module does says that the token is good no more, or for less, though its time is not over by our
