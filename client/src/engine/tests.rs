@@ -57,16 +57,19 @@ struct Run {
     client: SyncClient,
     applied: Arc<Mutex<Vec<u64>>>,
     /// Where the stream has begun anew, and from what document.
-    begun: Arc<Mutex<Vec<(u64, Option<String>)>>>,
+    begun: Arc<Mutex<Vec<Begun>>>,
     asked: Arc<Mutex<usize>>,
     /// Each phase that was seen since the client was live.
     phases: Arc<Mutex<Vec<Phase>>>,
     _store: tempfile::TempDir,
 }
 
+/// Where a stream has begun anew, and from what document.
+type Begun = (u64, Option<String>);
+
 struct Recorder {
     applied: Arc<Mutex<Vec<u64>>>,
-    begun: Arc<Mutex<Vec<(u64, Option<String>)>>>,
+    begun: Arc<Mutex<Vec<Begun>>>,
 }
 
 impl Handler<SqliteStore> for Recorder {
@@ -144,7 +147,7 @@ impl Run {
         config.limits.verify_every = Duration::from_secs(60);
         let applied: Arc<Mutex<Vec<u64>>> = Arc::default();
         let to = Arc::clone(&applied);
-        let begun: Arc<Mutex<Vec<(u64, Option<String>)>>> = Arc::default();
+        let begun: Arc<Mutex<Vec<Begun>>> = Arc::default();
         let handler = Recorder {
             applied: to,
             begun: Arc::clone(&begun),
