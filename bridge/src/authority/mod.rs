@@ -483,31 +483,6 @@ fn appended_at(stream_id: &StreamId, seq: i64) -> Result<Seq, CallError> {
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The bridge runs every call inside of spawned tasks.
-    #[test]
-    fn calls_can_be_spawned() {
-        fn check<T: Send>(_: impl FnOnce(&'static Authority) -> T) {}
-        check(|authority| authority.dirty_streams(None, 1));
-        check(|authority| authority.advance_published(&[]));
-        check(|authority| authority.set_sleeping(true));
-        check(|authority| authority.listen());
-        check(|authority| authority.try_lead());
-    }
-
-    #[test]
-    fn a_url_is_named_without_its_password() {
-        let (server, _) = parse("postgres://me:secret@db.example:5433/runtime").unwrap();
-        assert_eq!(server, "db.example:5433/runtime");
-        let error = parse("mysql://me:secret@db.example/runtime").map(|_| ()).unwrap_err();
-        assert!(!format!("{error:?} {error}").contains("secret"));
-        assert!(matches!(error, AuthorityError::Url { .. }));
-    }
-}
-
 async fn chain_at(
     connection: &mut PgConnection,
     stream_id: &StreamId,
@@ -537,4 +512,29 @@ async fn chain_at(
         })
     };
     found.map(chain).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bridge runs every call inside of spawned tasks.
+    #[test]
+    fn calls_can_be_spawned() {
+        fn check<T: Send>(_: impl FnOnce(&'static Authority) -> T) {}
+        check(|authority| authority.dirty_streams(None, 1));
+        check(|authority| authority.advance_published(&[]));
+        check(|authority| authority.set_sleeping(true));
+        check(|authority| authority.listen());
+        check(|authority| authority.try_lead());
+    }
+
+    #[test]
+    fn a_url_is_named_without_its_password() {
+        let (server, _) = parse("postgres://me:secret@db.example:5433/runtime").unwrap();
+        assert_eq!(server, "db.example:5433/runtime");
+        let error = parse("mysql://me:secret@db.example/runtime").map(|_| ()).unwrap_err();
+        assert!(!format!("{error:?} {error}").contains("secret"));
+        assert!(matches!(error, AuthorityError::Url { .. }));
+    }
 }
