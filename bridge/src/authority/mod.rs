@@ -231,7 +231,7 @@ impl Authority {
                    union all
                    (select floor_chain from runtime.sync_streams
                     where stream_id >= w.stream_id collate \"C\" and stream_id <= w.stream_id collate \"C\"
-                      and oldest_seq > 1 and oldest_seq = w.seq + 1)
+                      and oldest_seq > 1 and oldest_seq - 1 = w.seq)
                    limit 1
                  ) e",
                 )
@@ -495,7 +495,7 @@ async fn chain_at(
         "(select chain_hash from runtime.sync_stream_events
           where stream_id = $1 and seq >= $2 and seq <= $2 order by seq limit 1)
          union all
-         (select floor_chain from runtime.sync_streams where stream_id = $1 and oldest_seq > 1 and oldest_seq = $2 + 1)
+         (select floor_chain from runtime.sync_streams where stream_id = $1 and oldest_seq > 1 and oldest_seq - 1 = $2)
          limit 1",
     )
     .bind(stream_id.as_str())

@@ -271,7 +271,7 @@ async fn who_may_not_read_the_lane_may_not_read_the_log() {
         );
     }
     // A key that is superseded is good for as long as its tokens are.
-    add_key(&desk.path("keys"), None, now() + 1).unwrap();
+    add_key(&desk.path("keys"), Some(1), now()).unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     loop {
         let newer = self::token(&bridge, &desk.session("7", "s1"), &[NOTES]).await;
