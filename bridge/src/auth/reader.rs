@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, SyncClaims};
 use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
-use spacetime_sync_rules::session::{self, Policy, Session};
+use spacetime_sync_rules::session::{self, Claims, Policy, Session};
 
 use super::denial::Denial;
 use super::jws::{Jws, Malformed};
@@ -105,7 +105,8 @@ fn verify(token: &str, ring: &Ring, policy: &Policy, now: u64) -> Result<Reader,
     let claims = key.and_then(|key| jws.verified(&key.public()).map(<[u8]>::to_vec));
     let claims = claims.and_then(|claims| String::from_utf8(claims).ok());
     let claims = claims.ok_or_else(|| invalid("the token is not signed by this bridge".to_owned()))?;
-    session::admit(&claims, policy, now, |_| false)
+    Claims::read(&claims)
+        .and_then(|claims| session::admit(claims, policy, now, |_| false))
         .map(Reader)
         .map_err(|refusal| refused(refusal, &claims, policy))
 }

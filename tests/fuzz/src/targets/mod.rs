@@ -5,6 +5,7 @@ mod answer;
 mod append;
 mod config;
 mod frame;
+mod history;
 mod page;
 mod request;
 mod store;
@@ -18,6 +19,7 @@ pub const ALL: &[&Entry] = &[
     &frame::FRAME,
     &append::APPEND,
     &page::PAGE,
+    &history::HISTORY,
     &access::CLAIMS,
     &token::CREDENTIAL,
     &token::SESSION,

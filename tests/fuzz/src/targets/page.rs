@@ -10,7 +10,7 @@ use rand::seq::IndexedRandom as _;
 use spacetime_sync_bindings::{EventPage, SyncEvent};
 use spacetime_sync_client::apply::{Effect, Input, Mode, Page, RawFrame, Stream, SubscriptionId};
 use spacetime_sync_client::config::StreamBounds;
-use spacetime_sync_client::{Checkpoint, Counters};
+use spacetime_sync_client::{Checkpoint, Counters, StaleAnswer};
 use spacetime_sync_proto::{Refusal, limit};
 use spacetimedb_sdk::__codegen::__lib::bsatn;
 use spacetimedb_sdk::u256;
@@ -32,7 +32,7 @@ pub(super) const PAGE: Entry = Entry {
 const APPLIED: u64 = 4;
 const STREAM_KEY: u64 = 7;
 
-fn log() -> anyhow::Result<Log> {
+pub(super) fn log() -> anyhow::Result<Log> {
     Log::new(
         "runtime.run.1.events",
         &[10, 20, 1, 500, 3, 7, 80, 9, 1, 200, 30, 4, 1_000, 5],
@@ -332,6 +332,9 @@ fn bounds() -> StreamBounds {
         subscribe_within_events: 4,
         subscribe_within_bytes: 4_000,
         apply_attempts: 3,
+        recovery_attempts: 3,
+        history: false,
+        on_stale: StaleAnswer::Stop,
         window_bytes: 4_000,
         window_events: 10,
     }

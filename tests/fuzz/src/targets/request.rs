@@ -19,6 +19,7 @@ use spacetime_sync_bridge::auth::Issuer;
 use spacetime_sync_bridge::auth::policy::Wanted;
 use spacetime_sync_bridge::auth::revocation::Messenger;
 use spacetime_sync_bridge::config::{Config, Secret};
+use spacetime_sync_bridge::history::Histories;
 use spacetime_sync_bridge::http::{AdminToken, Side, router};
 use spacetime_sync_bridge::status::Status;
 use spacetime_sync_bridge::stdb::tokens::TokenSource;
@@ -41,6 +42,7 @@ pub(super) const REQUEST: Entry = Entry {
     dictionary: &[
         b"POST /api/sync/token",
         b"GET /.well-known/jwks.json",
+        b"GET /api/sync/streams/",
         b"/internal/v1/sync/sessions/revoke",
         b"/internal//v1/",
         b"authorization: Bearer ",
@@ -91,6 +93,7 @@ impl Requests {
         let side = Side {
             status: Arc::new(Status::new(Duration::from_secs(10))),
             issuer: Some(Arc::new(issuer)),
+            histories: Some(Arc::new(Histories::new(&config.history, config.limits.frame_bytes))),
             messenger: Some(messenger),
             behind_proxy: true,
             admin: Some(AdminToken::new(&Secret::from(ADMIN.to_owned()))),
@@ -327,6 +330,11 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
         Seed::new("revoke", post(REVOKE_PATH, &admin, &revocation)),
         Seed::new("keys", "GET /.well-known/jwks.json"),
         Seed::new("health", "GET /healthz"),
+        Seed::new(
+            "events",
+            "GET /api/sync/streams/runtime.run.1.events/events?after=0&limit=3",
+        ),
+        Seed::new("snapshot", "GET /api/sync/streams/runtime%2Frun/snapshot"),
         Seed::new("internal", "GET /internal/v1/spacetime/sync/metrics"),
     ])
 }

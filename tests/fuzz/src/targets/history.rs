@@ -1,0 +1,102 @@
+//! What the authority answers over HTTP: pages, documents, and cursors that lead nowhere.
+
+use anyhow::ensure;
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use spacetime_sync_proto::page::{DOC_KEY_BYTES, DOCUMENT_BYTES, EventPage, PageFrame, Snapshot};
+use spacetime_sync_proto::stale::StaleCode;
+use spacetime_sync_proto::{PayloadHash, Seq, StaleCursor, StaleReason};
+
+use super::page::log;
+use crate::mutate;
+use crate::target::{Entry, Seed, Target, Verdict};
+
+pub(super) const HISTORY: Entry = Entry {
+    name: "history",
+    about: "pages, documents and stale cursors of the authority's: read, written, read again; what is taken is in its bounds",
+    dictionary: &[
+        b"stale_cursor",
+        b"reason_codes",
+        b"retention_floor_breach",
+        b"chain_mismatch",
+        b"sha256:",
+        b"null",
+    ],
+    most: 16 * 1024,
+    open: || Ok(Box::new(Answers)),
+    seeds,
+};
+
+struct Answers;
+
+impl Target for Answers {
+    fn check(&mut self, input: &[u8]) -> anyhow::Result<Verdict> {
+        let mut taken = false;
+        if let Ok(page) = EventPage::decode(Bytes::copy_from_slice(input)) {
+            ensure!(EventPage::decode(page.encode()).as_ref() == Ok(&page));
+            taken = true;
+        }
+        if let Ok(document) = Snapshot::decode(Bytes::copy_from_slice(input)) {
+            ensure!(Snapshot::decode(document.encode()).as_ref() == Ok(&document));
+            ensure!(DOC_KEY_BYTES.contains(&document.doc_key.len()));
+            ensure!((1..=DOCUMENT_BYTES).contains(&document.payload.len()));
+            let hash = PayloadHash::of(&document.payload);
+            ensure!(document.payload_matches() == (hash == document.payload_hash));
+            taken = true;
+        }
+        if let Ok(stale) = serde_json::from_slice::<StaleCursor>(input) {
+            let again: StaleCursor = serde_json::from_slice(&serde_json::to_vec(&stale)?)?;
+            ensure!(again == stale);
+            ensure!(stale.head_cursor <= Seq::MAX && stale.code == StaleCode::StaleCursor);
+            taken = true;
+        }
+        Ok(Verdict::taken(taken))
+    }
+
+    fn vary(&self, rng: &mut StdRng, input: &[u8]) -> Option<Vec<u8>> {
+        mutate::json(rng, input, HISTORY.dictionary)
+    }
+}
+
+fn seeds() -> anyhow::Result<Vec<Seed>> {
+    let log = log()?;
+    let head = log.head();
+    let frame = |first: u64, last: u64| PageFrame {
+        first_seq: Seq::ZERO.plus(first),
+        last_seq: Seq::ZERO.plus(last),
+        base_chain: log.at(first - 1).unwrap_or(head).chain_hash,
+        frame: log.frame(first, last),
+    };
+    let page = |frames| EventPage {
+        head_seq: head.seq,
+        head_chain: head.chain_hash,
+        oldest_seq: Seq::ZERO.next(),
+        frames,
+    };
+    let payload = Bytes::from_static(b"what the events up to here come to");
+    let document = Snapshot {
+        doc_key: "runtime/run_summary:1".to_owned(),
+        seq: head.seq,
+        chain_hash: head.chain_hash,
+        payload_hash: PayloadHash::of(&payload),
+        payload,
+    };
+    let stale = StaleCursor {
+        code: StaleCode::StaleCursor,
+        stream_id: log.stream_id.clone(),
+        requested_after_seq: Seq::ZERO,
+        oldest_available_cursor: Seq::ZERO.plus(3),
+        oldest_available_chain: head.chain_hash,
+        head_cursor: head.seq,
+        reason_codes: vec![StaleReason::RetentionFloorBreach, StaleReason::ReplayBudgetExceeded],
+        replay_lag: 9,
+        replay_budget_events: Some(5),
+        snapshot_cursor: Some(head.seq),
+    };
+    Ok(vec![
+        Seed::new("page", page(vec![frame(1, 4), frame(5, 9)]).encode().to_vec()),
+        Seed::new("empty", page(Vec::new()).encode().to_vec()),
+        Seed::new("document", document.encode().to_vec()),
+        Seed::new("stale", serde_json::to_vec(&stale)?),
+    ])
+}
