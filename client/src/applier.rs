@@ -256,6 +256,14 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
                 queue.applied = to;
                 Applied::To(to)
             }
+            Err(CommitError::Handler(HandlerError::Retry(error))) if is_full(&*error) => {
+                Applied::Failed(ApplyFailure::Full {
+                    message: chain(&*error),
+                })
+            }
+            Err(CommitError::Store(error @ StoreError::Full { .. })) => Applied::Failed(ApplyFailure::Full {
+                message: error.to_string(),
+            }),
             Err(CommitError::Handler(HandlerError::Retry(error))) => Applied::Failed(ApplyFailure::Retry {
                 message: chain(&*error),
             }),
@@ -282,6 +290,14 @@ fn altered(events: &[Event]) -> Option<(usize, ApplyFailure)> {
         let (seq, expected) = (event.seq, event.payload_hash);
         (found != expected).then_some((at, ApplyFailure::Payload { seq, expected, found }))
     })
+}
+
+/// Whether a statement of the handler's found no room.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let code = error
+        .downcast_ref::<rusqlite::Error>()
+        .and_then(rusqlite::Error::sqlite_error_code);
+    code == Some(rusqlite::ErrorCode::DiskFull)
 }
 
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
