@@ -140,7 +140,7 @@ const LONGEST_ASKED: Duration = Duration::from_secs(300);
 pub struct Backoff {
     /// Before the second attempt: 250 ms.
     pub first: Duration,
-    /// Never longer: 8 s.
+    /// Never longer: 4 s.
     pub most: Duration,
     /// A connection that served this long makes the next failure the first again: 10 s.
     pub stable_after: Duration,
@@ -150,7 +150,7 @@ impl Default for Backoff {
     fn default() -> Self {
         Self {
             first: Duration::from_millis(250),
-            most: Duration::from_secs(8),
+            most: Duration::from_secs(4),
             stable_after: Duration::from_secs(10),
         }
     }
@@ -209,7 +209,7 @@ pub struct Limits {
     pub batch_bytes: usize,
     /// How often a batch is tried that the handler asks to retry, or whose store is busy: 8. Then its stream stops.
     pub apply_attempts: u32,
-    /// From the first packet of a connection to the host's contract: 10 s.
+    /// From the first packet of a connection to the host's contract: 5 s.
     pub connect_timeout: Duration,
     /// How long a [`TokenProvider`](crate::TokenProvider) may take: 15 s.
     pub token_timeout: Duration,
@@ -217,9 +217,9 @@ pub struct Limits {
     pub reason_timeout: Duration,
     /// How long the connection that a new token's replaces may go on, until all its streams have changed over: 5 s.
     pub handover_timeout: Duration,
-    /// When nothing was heard for so long, the head of a live stream is asked for: 5 s.
+    /// When nothing was heard for so long, the head of a live stream is asked for: 3 s.
     pub heartbeat_after: Duration,
-    /// When a call is under way and nothing is heard for so long, the connection is given up: 7 s.
+    /// When a call is under way and nothing is heard for so long, the connection is given up: 4 s.
     pub silence_timeout: Duration,
     /// When a single call is not answered for so long, the connection is given up, whatever else is heard: 60 s.
     pub answer_timeout: Duration,
@@ -250,12 +250,12 @@ impl Default for Limits {
             batch_events: 4_000,
             batch_bytes: 2 << 20,
             apply_attempts: 8,
-            connect_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
             token_timeout: Duration::from_secs(15),
             reason_timeout: Duration::from_secs(5),
             handover_timeout: Duration::from_secs(5),
-            heartbeat_after: Duration::from_secs(5),
-            silence_timeout: Duration::from_secs(7),
+            heartbeat_after: Duration::from_secs(3),
+            silence_timeout: Duration::from_secs(4),
             answer_timeout: Duration::from_secs(60),
             verify_every: Duration::from_secs(30),
             ask_again_after: Duration::from_secs(5),
@@ -419,9 +419,9 @@ mod tests {
     fn the_wait_doubles_up_to_its_bound_and_is_jittered() {
         let backoff = Backoff::default();
         let longest: Vec<_> = (1..=8).map(|attempt| backoff.delay(attempt, 1.0).as_millis()).collect();
-        assert_eq!(longest, [250, 500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000]);
+        assert_eq!(longest, [250, 500, 1_000, 2_000, 4_000, 4_000, 4_000, 4_000]);
         assert_eq!(backoff.delay(1, 0.0).as_millis(), 125);
-        assert_eq!(backoff.delay(u32::MAX, 0.0).as_millis(), 4_000);
+        assert_eq!(backoff.delay(u32::MAX, 0.0).as_millis(), 2_000);
         let asked = |seconds| backoff.delay_of(1, Some(Duration::from_secs(seconds)), 0.0);
         assert_eq!(
             [asked(0), asked(7), asked(u64::MAX)].map(|wait| wait.as_millis()),
