@@ -9,6 +9,7 @@ pub mod authority;
 pub mod config;
 pub mod core;
 pub mod http;
+pub mod parity;
 pub mod publish;
 pub mod pump;
 pub mod status;

@@ -58,6 +58,8 @@ enum Command {
     /// Session credentials, signed with a key of your own: to try things, and for scripts.
     #[command(subcommand)]
     Session(cli::session::SessionCommand),
+    /// Compare authority, SpacetimeDB and clients while all of them move. Fails if anything differs.
+    Parity(cli::parity::ParityArgs),
     /// Let an identity read a stream.
     Grant(GrantArgs),
     /// Take that right away.
@@ -139,6 +141,12 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Publish(args) => cli::publish::publish_module(args).await,
         Command::Keys(command) => cli::keys::execute(command, now()),
         Command::Session(command) => cli::session::execute(command, now()),
+        Command::Parity(args) => {
+            let config = load(args.config.clone())?;
+            let issuer = Issuer::open(&config)?.map(Arc::new);
+            let target = target(&config, issuer.as_deref())?;
+            cli::parity::compare(args, config, target).await
+        }
         Command::Grant(args) => {
             let admin = admin(&args)?;
             for stream in &args.streams {
@@ -184,21 +192,10 @@ fn admin(args: &GrantArgs) -> anyhow::Result<Admin> {
 async fn run(config: Config) -> anyhow::Result<()> {
     let status = Arc::new(Status::new(config.bridge.stall_after()));
     let issuer = Issuer::open(&config)?.map(Arc::new);
-    let tokens = match (config.token()?, &issuer) {
-        (Some(token), _) => TokenSource::Fixed(token),
-        (None, Some(issuer)) => TokenSource::Signed(issuer.service().clone()),
-        (None, None) => anyhow::bail!("neither a token of the bridge nor an issuer that signs one"),
-    };
-    let target = Target {
-        uri: config.spacetimedb.uri.clone(),
-        database: config.spacetimedb.database.clone(),
-        tokens: tokens.clone(),
-        compatibility: issuer.as_ref().map(|issuer| issuer.window().clone()),
-        deadline: Duration::from_millis(config.bridge.connect_deadline_ms),
-    };
+    let target = target(&config, issuer.as_deref())?;
     let messenger = issuer
         .as_ref()
-        .map(|_| Messenger::new(&target.uri, &target.database, tokens));
+        .map(|_| Messenger::new(&target.uri, &target.database, target.tokens.clone()));
     if let (Some(issuer), Some(messenger), Some(issuing)) = (&issuer, &messenger, &config.issuer) {
         tokio::spawn(keep_keys(issuer.clone(), issuing.keys_reload()));
         let (issuer, messenger) = (issuer.clone(), messenger.clone());
@@ -230,6 +227,22 @@ async fn run(config: Config) -> anyhow::Result<()> {
     pump::run(config, target, status, issuer, stopping).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Where SpacetimeDB is, and what lets the bridge in.
+fn target(config: &Config, issuer: Option<&Issuer>) -> anyhow::Result<Target> {
+    let tokens = match (config.token()?, issuer) {
+        (Some(token), _) => TokenSource::Fixed(token),
+        (None, Some(issuer)) => TokenSource::Signed(issuer.service().clone()),
+        (None, None) => anyhow::bail!("neither a token of the bridge nor an issuer that signs one"),
+    };
+    Ok(Target {
+        uri: config.spacetimedb.uri.clone(),
+        database: config.spacetimedb.database.clone(),
+        tokens,
+        compatibility: issuer.map(|issuer| issuer.window().clone()),
+        deadline: Duration::from_millis(config.bridge.connect_deadline_ms),
+    })
 }
 
 /// Looks again and again for keys that came or went.

@@ -8,13 +8,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::process::Signal;
 use serde_json::Value;
+use spacetime_sync_bindings::{DbConnection, append_sync_event};
 use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::config::read_token;
 use spacetime_sync_bridge::publish::{Bridge as BridgeProof, Request, Trust, publish};
 use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
-use spacetime_sync_proto::StreamId;
 use spacetime_sync_proto::access::AUDIENCE;
+use spacetime_sync_proto::{ChainHash, StreamId};
+use spacetimedb_sdk::__codegen::__sats::u256;
+use spacetimedb_sdk::DbContext as _;
 use sqlx::Connection as _;
+use tokio::sync::oneshot;
 
 use crate::follower::{Credential, Follower};
 use crate::issuing::Keys;
@@ -320,6 +324,33 @@ impl Lane {
             .iter()
             .map(|head| head[0].as_u64().with_context(|| format!("no head: {head}")))
             .collect()
+    }
+
+    /// Appends an event at seq 1 that the authority knows nothing of, with the rights of the bridge.
+    pub async fn append_as_bridge(&self, stream_id: &StreamId) -> anyhow::Result<()> {
+        let token = read_token(&self.path("bridge.token"))?;
+        let builder = DbConnection::builder()
+            .with_uri(self.server.uri())
+            .with_database_name(self.name.as_str())
+            .with_token(Some(token.expose()));
+        let connection = tokio::task::spawn_blocking(move || builder.build()).await??;
+        connection.run_threaded();
+        let genesis = u256::from_be_bytes(*ChainHash::genesis(stream_id).as_bytes());
+        let (answer, answered) = oneshot::channel();
+        let (key, kind, payload) = ("foreign", "foreign", b"not of the authority");
+        connection.reducers.append_sync_event_then(
+            stream_id.as_str().to_owned(),
+            1,
+            genesis,
+            key.to_owned(),
+            kind.to_owned(),
+            payload.to_vec(),
+            1,
+            move |_, result| drop(answer.send(result)),
+        )?;
+        let appended = answered.await??;
+        connection.disconnect()?;
+        appended.map_err(anyhow::Error::msg)
     }
 
     /// The last seq of each stream that the authority has recorded as held by SpacetimeDB.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use spacetime_sync_bindings::{DbConnection, append_sync_events, read_heads};
+use spacetime_sync_bindings::{DbConnection, SyncEvent, append_sync_events, read_events, read_heads};
 use spacetime_sync_proto::access::Window;
-use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Frame, FrameError, Refusal, RefusalCode, Seq, StreamId};
 use spacetimedb_sdk::{Compression, DbContext};
 use tokio::sync::{mpsc, oneshot};
 
@@ -48,6 +48,15 @@ pub enum Answer {
     Lost(CallId, String),
     /// The link is gone; calls without an answer may or may not have arrived.
     Closed(String),
+}
+
+/// A part of a stream's log.
+#[derive(Debug)]
+pub struct HeldPage {
+    /// Position of the first event that is held.
+    pub oldest: Seq,
+    /// Consecutive frames; the first may begin before what was asked for.
+    pub frames: Vec<Result<Frame, FrameError>>,
 }
 
 /// A link that is up. Dropping it closes it.
@@ -233,6 +242,39 @@ impl Link {
             Held { seq, chain }
         };
         Ok(stream_ids.iter().zip(&reports).map(held).collect())
+    }
+
+    /// The frames after a position, as SpacetimeDB holds them. What does not read as a frame is told as what it is.
+    pub async fn page(&self, stream_id: &StreamId, after: Seq) -> Result<HeldPage, StdbError> {
+        let (answer, answered) = oneshot::channel();
+        let name = stream_id.as_str().to_owned();
+        self.connection
+            .procedures
+            .read_events_then(name, after.get(), move |_, result| drop(answer.send(result)));
+        let result = tokio::time::timeout(HEADS_LIMIT, answered)
+            .await
+            .map_err(|_| StdbError::TimedOut {
+                uri: self.target.uri.clone(),
+                what: "read_events",
+            })?
+            .map_err(|_| self.unavailable("closed before it answered"))?;
+        let unexpected = |message: String| StdbError::Unexpected {
+            uri: self.target.uri.clone(),
+            what: "read_events",
+            message,
+        };
+        let page = match result {
+            Err(error) => return Err(unexpected(error.to_string())),
+            Ok(Err(text)) => {
+                return Err(Refusal::from_wire(&text).map_or_else(|| unexpected(text), StdbError::Refused));
+            }
+            Ok(Ok(page)) => page,
+        };
+        let decode = |row: SyncEvent| Frame::decode(row.first_seq, chain_from_column(row.base_chain), row.frame.into());
+        Ok(HeldPage {
+            oldest: Seq::new(page.oldest_seq).unwrap_or(Seq::MAX),
+            frames: page.frames.into_iter().map(decode).collect(),
+        })
     }
 
     fn unavailable(&self, message: &str) -> StdbError {
