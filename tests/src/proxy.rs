@@ -29,6 +29,8 @@ pub enum Direction {
 /// Counters since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
+    /// Connections that were asked for, whether they reached the target or not.
+    pub asked: u64,
     /// Connections that reached the target.
     pub connections: u64,
     /// Connections that are open, those whose peer has vanished included.
@@ -62,6 +64,7 @@ impl Faults {
 
 #[derive(Debug, Default)]
 struct Counters {
+    asked: AtomicU64,
     connections: AtomicU64,
     open: AtomicU64,
     to_target: AtomicU64,
@@ -151,6 +154,7 @@ impl Proxy {
     pub fn counts(&self) -> Counts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
+            asked: load(&self.counters.asked),
             connections: load(&self.counters.connections),
             open: load(&self.counters.open),
             to_target: load(&self.counters.to_target),
@@ -225,6 +229,7 @@ fn rebind(addr: SocketAddr) -> Option<TcpListener> {
 
 async fn serve(client: TcpStream, mut faults: watch::Receiver<Faults>, counters: Arc<Counters>) {
     let born = *faults.borrow_and_update();
+    counters.asked.fetch_add(1, Ordering::Relaxed);
     let Ok(target) = TcpStream::connect(born.target).await else {
         reset(&client);
         return;
@@ -379,6 +384,7 @@ mod tests {
         let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
         round_trip(&mut stream).await.unwrap();
         let expected = Counts {
+            asked: 1,
             connections: 1,
             open: 1,
             to_target: 4,

@@ -35,7 +35,7 @@ pub(super) async fn host(scale: Scale, seed: u64, logs: Option<&Path>, record: &
     let (_folder, disk) = disk()?;
     let setting = Setting {
         lane: LaneOptions {
-            data: Some(disk.folder().join("host")),
+            data: Some(disk.folder().to_owned()),
             ..LaneOptions::default()
         },
         ..Setting::default()

@@ -8,6 +8,7 @@
 //! What no drill does: alter bytes under way (TCP and the chain hash are for that), or break the authority's own disk.
 
 pub mod report;
+pub mod soak;
 pub mod stage;
 pub mod storm;
 
@@ -288,7 +289,7 @@ pub async fn perform(drill: Drill, scale: Scale, seed: u64, logs: Option<&Path>)
     let (started, mut record) = (Instant::now(), Record::default());
     let played = tokio::time::timeout(DRILL, drill.play(scale, seed, logs, &mut record)).await;
     let played = played.unwrap_or_else(|_| Err(anyhow::anyhow!("not over after {DRILL:?}")));
-    record.outcome(drill, seed, started.elapsed(), played)
+    record.outcome_of(&drill.name(), seed, started.elapsed(), played)
 }
 
 impl Record {
@@ -305,7 +306,7 @@ impl Record {
         self.figures.insert(name.to_owned(), value.into());
     }
 
-    fn outcome(self, drill: Drill, seed: u64, took: Duration, played: anyhow::Result<()>) -> Outcome {
+    fn outcome_of(self, drill: &str, seed: u64, took: Duration, played: anyhow::Result<()>) -> Outcome {
         let worst = self.recoveries.iter().max().copied();
         let sum = |of: fn(&Verdict) -> u64| self.verdicts.iter().map(of).sum::<u64>();
         let log = Log {
@@ -333,7 +334,7 @@ impl Record {
             Ok(()) => (Held::Held, None),
         };
         Outcome {
-            drill: drill.name(),
+            drill: drill.to_owned(),
             verdict,
             why,
             seed,

@@ -240,6 +240,7 @@ impl Stage {
                 std::fs::copy(&path, logs.join(name))?;
             }
         }
+        std::fs::write(logs.join("host.log"), self.lane.server.log())?;
         if let Some(log) = self.cluster.log_file() {
             std::fs::copy(log, logs.join("postgres.log"))?;
         }

@@ -188,7 +188,7 @@ struct Fleet {
 
 /// When attempts and returns came, and what they cost the host.
 struct Storm {
-    /// Connections that were made, by the milliseconds after the fault's end.
+    /// Connections that were asked for, by the milliseconds after the fault's end.
     attempts: Vec<(u64, u64)>,
     back_ms: Vec<u64>,
     peak_mb: u64,
@@ -338,10 +338,10 @@ impl Fleet {
             cpu,
             took: Duration::ZERO,
         };
-        let mut counted = self.way.counts().connections;
+        let mut counted = self.way.counts().asked;
         let mut looked = Instant::now();
         loop {
-            let connections = self.way.counts().connections;
+            let connections = self.way.counts().asked;
             if connections > counted {
                 let at = ended.elapsed().as_millis() as u64;
                 storm
