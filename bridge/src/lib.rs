@@ -12,5 +12,6 @@ pub mod http;
 pub mod parity;
 pub mod publish;
 pub mod pump;
+pub mod repair;
 pub mod status;
 pub mod stdb;

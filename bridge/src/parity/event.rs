@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use spacetime_sync_proto::{ChainHash, Event, PayloadHash, Seq, StreamId};
 
-use super::{BETWEEN_LOOKS, LOOKS, Mismatch, Parity, ParityError, Party, Round, mismatch};
-use crate::stdb::link::HeldPage;
+use super::{BETWEEN_LOOKS, LOOKS, Parity, ParityError, Party, Round, mismatch};
+use crate::stdb::upkeep::HeldPage;
 
 /// Events of the authority read at once, and bytes of payload.
 const PAGE: (usize, usize) = (1_000, 4 << 20);
@@ -25,7 +25,10 @@ impl Parity<'_> {
         let before = Seq::new(seq.get() - 1).unwrap_or(Seq::ZERO);
         for look in 1..=LOOKS {
             let page = self.link.page(stream_id, before).await?;
-            let held = held(&page, before, seq);
+            let held = match page {
+                Ok(page) => held(page, before, seq),
+                Err(why) => Held::Nothing(format!("what lies there is no frame: {why}")),
+            };
             let base = self.authority.chain_at(stream_id, before).await?;
             let event = self
                 .authority
@@ -47,7 +50,12 @@ impl Parity<'_> {
     pub(super) async fn whole(&self, stream_id: &StreamId, round: &mut Round) -> Result<(), ParityError> {
         let held = self.link.heads(std::slice::from_ref(stream_id)).await?;
         let end = held.first().map_or(Seq::ZERO, |held| held.seq);
-        let (mut after, mut base) = (Seq::ZERO, Some(ChainHash::genesis(stream_id)));
+        // What both still hold.
+        let window = self.link.page(stream_id, Seq::ZERO).await?;
+        let window = window.map_or(Seq::ZERO, |page| page.oldest_seq.previous());
+        let floor = self.authority.position(stream_id).await?;
+        let mut after = floor.map_or(Seq::ZERO, |position| position.floor_seq).max(window);
+        let mut base = self.authority.chain_at(stream_id, after).await?;
         let mut lane: VecDeque<Event> = VecDeque::new();
         while after < end {
             let events = self.authority.read_events(stream_id, after, PAGE.0, PAGE.1).await?;
@@ -60,10 +68,9 @@ impl Parity<'_> {
                 let seq = after.next();
                 if lane.front().is_none_or(|event| event.seq != seq) {
                     let page = self.link.page(stream_id, after).await?;
-                    lane = page
-                        .frames
+                    let frames = page.map(|page| page.frames).unwrap_or_default();
+                    lane = frames
                         .into_iter()
-                        .flatten()
                         .flat_map(|frame| frame.into_events_after(after))
                         .collect();
                 }
@@ -102,6 +109,11 @@ impl Parity<'_> {
     ) -> Result<(), ParityError> {
         round.events = 1;
         let Some(event) = event.filter(|event| event.seq == seq) else {
+            let position = self.authority.position(stream_id).await?;
+            if position.is_some_and(|position| position.floor_seq >= seq) {
+                round.events = 0;
+                return Ok(());
+            }
             round.comparisons = 1;
             let what = "the event is missing".to_owned();
             round.found(Some(mismatch(Party::Authority, stream_id, seq, what)));
@@ -155,17 +167,17 @@ fn take(round: &mut Round, compared: Round, look: u32) -> bool {
     true
 }
 
-fn held(page: &HeldPage, before: Seq, seq: Seq) -> Held {
-    if seq < page.oldest {
+fn held(page: HeldPage, before: Seq, seq: Seq) -> Held {
+    if seq < page.oldest_seq {
         return Held::BelowWindow;
     }
-    match page.frames.first() {
+    let mut events = page
+        .frames
+        .into_iter()
+        .flat_map(|frame| frame.into_events_after(before));
+    match events.find(|event| event.seq == seq) {
+        Some(event) => Held::Event(Box::new(event)),
         None => Held::Nothing("the event is missing".to_owned()),
-        Some(Err(error)) => Held::Nothing(format!("what lies there is no frame: {error}")),
-        Some(Ok(frame)) => match frame.clone().into_events_after(before).find(|event| event.seq == seq) {
-            Some(event) => Held::Event(Box::new(event)),
-            None => Held::Nothing("the frame does not hold the event".to_owned()),
-        },
     }
 }
 

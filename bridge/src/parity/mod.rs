@@ -178,8 +178,8 @@ impl Parity<'_> {
             }
             let held = self.link.heads(std::slice::from_ref(stream_id)).await?;
             let held = held.first().copied();
-            let head = self.authority.position(stream_id).await?;
-            let head = head.map_or(Seq::ZERO, |position| position.head_seq);
+            let position = self.authority.position(stream_id).await?;
+            let (floor, head) = position.map_or((Seq::ZERO, Seq::ZERO), |found| (found.floor_seq, found.head_seq));
             let (mut positions, mut client_behind) = (0, vec![0; self.clients.len()]);
             if let Some(held) = held {
                 positions += 1;
@@ -192,6 +192,10 @@ impl Parity<'_> {
             for (at, (client, saved)) in self.clients.iter().zip(&saved).enumerate() {
                 // A client that does not follow the stream says nothing about it.
                 let Some((seq, chain)) = saved else { continue };
+                // Nobody knows any more what was there; the client finds that out by itself.
+                if *seq < floor {
+                    continue;
+                }
                 positions += 1;
                 client_behind[at] = head.get().saturating_sub(seq.get());
                 let party = Party::Client(client.path().to_owned());
@@ -246,9 +250,9 @@ fn mismatch(party: Party, stream_id: &StreamId, seq: Seq, what: String) -> Misma
 }
 
 /// Which events are compared, by stream; none stands for all of a stream. Only what is published, so that SpacetimeDB is
-/// known to hold it.
+/// known to hold it, and what the authority still has.
 fn chosen(streams: &[StreamPosition], extent: Extent) -> Vec<(StreamId, Option<Vec<Seq>>)> {
-    let published = |position: &StreamPosition| position.published_seq.min(position.head_seq).get();
+    let published = |position: &StreamPosition| position.published_seq.min(position.head_seq).since(position.floor_seq);
     let events: u64 = streams.iter().map(published).sum();
     let count = match extent {
         Extent::Sample(count) if count < events => count,
@@ -269,7 +273,7 @@ fn chosen(streams: &[StreamPosition], extent: Extent) -> Vec<(StreamId, Option<V
         let end = before + published(position);
         let mut seqs = Vec::new();
         while let Some(place) = picked.next_if(|place| *place < end) {
-            seqs.extend(Seq::new(place - before + 1));
+            seqs.extend(Seq::new(position.floor_seq.get() + place - before + 1));
         }
         if !seqs.is_empty() {
             chosen.push((position.stream_id.clone(), Some(seqs)));
@@ -285,6 +289,7 @@ mod tests {
 
     fn position(name: &str, head: u64, published: u64) -> StreamPosition {
         StreamPosition {
+            floor_seq: Seq::ZERO,
             stream_id: StreamId::new(name).unwrap(),
             head_seq: Seq::new(head).unwrap(),
             published_seq: Seq::new(published).unwrap(),
@@ -292,19 +297,30 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_is_spread_over_all_that_is_published_and_nothing_else() {
-        let streams = [position("a", 10, 5), position("b", 3, 0), position("c", 2_000, 1_000)];
-        let chosen = chosen(&streams, Extent::Sample(400));
+    fn a_sample_is_spread_over_all_that_is_published_and_kept_and_nothing_else() {
+        let purged = StreamPosition {
+            floor_seq: Seq::new(500).unwrap(),
+            ..position("d", 1_500, 1_500)
+        };
+        let streams = [
+            position("a", 10, 5),
+            position("b", 3, 0),
+            position("c", 2_000, 1_000),
+            purged,
+        ];
+        let chosen = chosen(&streams, Extent::Sample(800));
         let of = |name: &str| chosen.iter().find(|(stream_id, _)| stream_id.as_str() == name);
         assert!(of("b").is_none());
-        let seqs: Vec<u64> = of("c")
-            .unwrap()
-            .1
-            .clone()
-            .unwrap()
-            .iter()
-            .map(|seq| seq.get())
-            .collect();
+        let seqs = |name: &str| -> Vec<u64> {
+            let seqs = of(name).unwrap().1.clone().unwrap();
+            seqs.iter().map(|seq| seq.get()).collect()
+        };
+        assert!(
+            seqs("d").iter().all(|seq| (501..=1_500).contains(seq)),
+            "{:?}",
+            seqs("d")
+        );
+        let seqs = seqs("c");
         assert!(
             seqs.len() > 200 && seqs.iter().all(|seq| (1..=1_000).contains(seq)),
             "{seqs:?}"

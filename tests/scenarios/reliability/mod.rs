@@ -1,4 +1,7 @@
-//! What the lane survives: quick versions of the drills of `scripts/chaos`, and parity while everything moves.
+//! What operators meet: restores, retention, and what is left of a stream then; quick versions of the drills of
+//! `scripts/chaos`; parity while everything moves.
 
 mod drills;
 mod parity;
+mod restore;
+mod retention;
