@@ -134,11 +134,13 @@ impl fmt::Debug for ClientConfig {
 /// No party that is asked makes a client wait for longer.
 const LONGEST_ASKED: Duration = Duration::from_secs(300);
 
-/// How long to wait between attempts that fail: doubling from `first` to `most`, each somewhere in its upper half, so
-/// that many clients of a host that comes back do not come back at once.
+/// How long to wait between attempts: the first comes somewhere within `spread`, so that many clients that lose their
+/// connections at once do not come back at once. Then doubling from `first` to `most`, each somewhere in its upper half.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backoff {
-    /// Before the second attempt: 250 ms.
+    /// Before the attempt that follows a connection that was lost, at most: 1 s.
+    pub spread: Duration,
+    /// Before the one after that: 250 ms.
     pub first: Duration,
     /// Never longer: 4 s.
     pub most: Duration,
@@ -149,6 +151,7 @@ pub struct Backoff {
 impl Default for Backoff {
     fn default() -> Self {
         Self {
+            spread: Duration::from_secs(1),
             first: Duration::from_millis(250),
             most: Duration::from_secs(4),
             stable_after: Duration::from_secs(10),
@@ -166,7 +169,10 @@ impl Backoff {
 
     /// The wait after the `attempt`th failure in a row (1, 2, …); `roll` is random, from 0 up to 1.
     pub fn delay(&self, attempt: u32, roll: f64) -> Duration {
-        let doubled = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(16));
+        if attempt <= 1 {
+            return self.spread.mul_f64(roll.clamp(0.0, 1.0));
+        }
+        let doubled = self.first.saturating_mul(1 << (attempt - 2).min(16));
         doubled.min(self.most).mul_f64(0.5 + roll.clamp(0.0, 1.0) / 2.0)
     }
 
@@ -419,13 +425,14 @@ mod tests {
     fn the_wait_doubles_up_to_its_bound_and_is_jittered() {
         let backoff = Backoff::default();
         let longest: Vec<_> = (1..=8).map(|attempt| backoff.delay(attempt, 1.0).as_millis()).collect();
-        assert_eq!(longest, [250, 500, 1_000, 2_000, 4_000, 4_000, 4_000, 4_000]);
-        assert_eq!(backoff.delay(1, 0.0).as_millis(), 125);
+        assert_eq!(longest, [1_000, 250, 500, 1_000, 2_000, 4_000, 4_000, 4_000]);
+        assert_eq!([0.0, 0.5].map(|roll| backoff.delay(1, roll).as_millis()), [0, 500]);
+        assert_eq!(backoff.delay(2, 0.0).as_millis(), 125);
         assert_eq!(backoff.delay(u32::MAX, 0.0).as_millis(), 2_000);
         let asked = |seconds| backoff.delay_of(1, Some(Duration::from_secs(seconds)), 0.0);
         assert_eq!(
             [asked(0), asked(7), asked(u64::MAX)].map(|wait| wait.as_millis()),
-            [125, 7_000, 300_000]
+            [0, 7_000, 300_000]
         );
     }
 }

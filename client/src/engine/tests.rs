@@ -97,6 +97,7 @@ impl Run {
         let store = SqliteStore::open(directory.path().join("store")).unwrap();
         let mut config = ClientConfig::new(&host.uri, "lane", vec![stream()]);
         config.credential = credential;
+        config.backoff.spread = Duration::from_millis(20);
         config.backoff.first = Duration::from_millis(20);
         config.backoff.most = Duration::from_millis(100);
         config.limits.handover_timeout = Duration::from_millis(500);
