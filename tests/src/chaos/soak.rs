@@ -2,8 +2,8 @@
 //!
 //! Flat means: of all that was measured after the warm-up, what a process of a kind had in the last third is no more than
 //! it had in the first, but for [`SLACK`]. Processes are killed and started again in between, so what is compared is what
-//! nine of ten looks saw at most. SpacetimeDB keeps its log in memory: what it grows by is held against the bytes that were
-//! committed meanwhile, unless the log is bounded, and then it is flat as well.
+//! nine of ten looks saw at most. SpacetimeDB keeps its log in memory; windows bound it here, and until they do, what it
+//! grows by is held against the bytes that were committed meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use sqlx::Connection as _;
 
 use super::stage::{Setting, Stage};
 use super::{Held, Outcome, Record};
+use crate::lane::BridgeOptions;
 use crate::process::Process;
 use crate::proxy::Direction;
 
@@ -22,6 +23,8 @@ const WARM_UP: (f64, Duration) = (0.2, Duration::from_secs(180));
 const SLACK: (f64, f64) = (1.15, 12.0);
 /// What SpacetimeDB may keep of an event, in bytes for each byte of payload and beside that.
 const KEPT: (f64, f64) = (3.0, 1_500.0);
+/// Events of a stream that SpacetimeDB keeps: more than are committed while a fault lasts.
+const WINDOW: u64 = 5_000;
 /// How long a silence lasts.
 const SILENCE: Duration = Duration::from_secs(4);
 const AWAY: Duration = Duration::from_millis(800);
@@ -95,7 +98,11 @@ pub async fn soak(soak: Soak) -> Outcome {
 }
 
 async fn play(soak: Soak, record: &mut Record, looks: &mut Vec<Look>) -> anyhow::Result<()> {
-    let mut stage = Stage::set(Setting::default(), soak.seed).await?;
+    let mut stage = Stage::set(setting(), soak.seed).await?;
+    stage
+        .lane
+        .sql(&format!("update runtime.sync_retention set window_events = {WINDOW}"))
+        .await?;
     let played = faults(&mut stage, soak, record, looks).await;
     let payload = payload_bytes(&stage).await;
     stage.close(played, record, None).await?;
@@ -105,6 +112,20 @@ async fn play(soak: Soak, record: &mut Record, looks: &mut Vec<Look>) -> anyhow:
         record.figure("not_flat", why);
     }
     Ok(())
+}
+
+/// A lane whose log is bounded in SpacetimeDB.
+fn setting() -> Setting {
+    Setting {
+        bridge: BridgeOptions {
+            set: vec![
+                ("retention.windows", "on".to_owned()),
+                ("retention.every_ms", "1000".to_owned()),
+            ],
+            ..BridgeOptions::default()
+        },
+        ..Setting::default()
+    }
 }
 
 async fn faults(stage: &mut Stage, soak: Soak, record: &mut Record, looks: &mut Vec<Look>) -> anyhow::Result<()> {
