@@ -11,6 +11,7 @@ pub mod config;
 pub mod core;
 pub mod history;
 pub mod http;
+pub mod parity;
 pub mod publish;
 pub mod pump;
 pub mod repair;

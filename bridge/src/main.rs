@@ -57,6 +57,8 @@ enum Command {
     /// Session credentials, signed with a key of your own: to try things, and for scripts.
     #[command(subcommand)]
     Session(cli::session::SessionCommand),
+    /// Compare authority, SpacetimeDB and clients while all of them move. Fails if anything differs.
+    Parity(cli::parity::ParityArgs),
     /// Let an identity read a stream.
     Grant(GrantArgs),
     /// Take that right away.
@@ -142,6 +144,12 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Publish(args) => cli::publish::publish_module(args).await,
         Command::Keys(command) => cli::keys::execute(command, now()),
         Command::Session(command) => cli::session::execute(command, now()),
+        Command::Parity(args) => {
+            let config = cli::load(args.config.clone())?;
+            let issuer = Issuer::open(&config)?.map(Arc::new);
+            let target = cli::target(&config, issuer.as_ref())?;
+            cli::parity::compare(args, config, target).await
+        }
         Command::Grant(args) => {
             let admin = admin(&args)?;
             for stream in &args.streams {

@@ -65,8 +65,12 @@ pub async fn run(
         connected = connect_authority(&config, &status) => connected?,
         _ = stopped(&mut stop) => return Ok(()),
     };
+    // Clones share their connections.
+    let mut sides = vec![authority.clone()];
     if let (Some(issuer), Some(issuing)) = (&issuer, &config.issuer) {
-        issuer.attach(authority.beside(issuing.pool_size));
+        let desk = authority.beside(issuing.pool_size);
+        sides.push(desk.clone());
+        issuer.attach(desk);
     }
     if let Some(histories) = &histories {
         histories.attach(&authority);
@@ -97,6 +101,7 @@ pub async fn run(
             }
             Ended::LeadLost => {
                 tracing::warn!("the lead is lost; standing by");
+                sides.iter().for_each(Authority::forget_connections);
                 status.lead_lost();
             }
         }

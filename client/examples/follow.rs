@@ -123,6 +123,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         config.limits.heartbeat_after = silence.div_f64(2.0);
     }
     if let Some(retry) = args.retry_ms.map(Duration::from_millis) {
+        config.backoff.spread = config.backoff.spread.min(retry);
         config.backoff.first = config.backoff.first.min(retry);
         config.backoff.most = retry;
     }

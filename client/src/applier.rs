@@ -327,6 +327,12 @@ fn judge(saved: Result<(), CommitError>, panicked: Option<String>) -> Result<(),
         }));
     }
     saved.map_err(|error| match error {
+        CommitError::Handler(HandlerError::Retry(error)) if is_full(&*error) => Applied::Failed(ApplyFailure::Full {
+            message: chain(&*error),
+        }),
+        CommitError::Store(error @ StoreError::Full { .. }) => Applied::Failed(ApplyFailure::Full {
+            message: error.to_string(),
+        }),
         CommitError::Handler(HandlerError::Retry(error)) => Applied::Failed(ApplyFailure::Retry {
             message: chain(&*error),
         }),
@@ -352,6 +358,14 @@ fn altered(events: &[Event]) -> Option<(usize, ApplyFailure)> {
         let (seq, expected) = (event.seq, event.payload_hash);
         (found != expected).then_some((at, ApplyFailure::Payload { seq, expected, found }))
     })
+}
+
+/// Whether a statement of the handler's found no room.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let code = error
+        .downcast_ref::<rusqlite::Error>()
+        .and_then(rusqlite::Error::sqlite_error_code);
+    code == Some(rusqlite::ErrorCode::DiskFull)
 }
 
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {

@@ -193,13 +193,15 @@ impl fmt::Debug for ClientConfig {
 /// No party that is asked makes a client wait for longer.
 const LONGEST_ASKED: Duration = Duration::from_secs(300);
 
-/// How long to wait between attempts that fail: doubling from `first` to `most`, each somewhere in its upper half, so
-/// that many clients of a host that comes back do not come back at once.
+/// How long to wait between attempts: the first comes somewhere within `spread`, so that many clients that lose their
+/// connections at once do not come back at once. Then doubling from `first` to `most`, each somewhere in its upper half.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backoff {
-    /// Before the second attempt: 250 ms.
+    /// Before the attempt that follows a connection that was lost, at most: 1 s.
+    pub spread: Duration,
+    /// Before the one after that: 250 ms.
     pub first: Duration,
-    /// Never longer: 8 s.
+    /// Never longer: 4 s.
     pub most: Duration,
     /// A connection that served this long makes the next failure the first again: 10 s.
     pub stable_after: Duration,
@@ -208,8 +210,9 @@ pub struct Backoff {
 impl Default for Backoff {
     fn default() -> Self {
         Self {
+            spread: Duration::from_secs(1),
             first: Duration::from_millis(250),
-            most: Duration::from_secs(8),
+            most: Duration::from_secs(4),
             stable_after: Duration::from_secs(10),
         }
     }
@@ -225,7 +228,10 @@ impl Backoff {
 
     /// The wait after the `attempt`th failure in a row (1, 2, …); `roll` is random, from 0 up to 1.
     pub fn delay(&self, attempt: u32, roll: f64) -> Duration {
-        let doubled = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(16));
+        if attempt <= 1 {
+            return self.spread.mul_f64(roll.clamp(0.0, 1.0));
+        }
+        let doubled = self.first.saturating_mul(1 << (attempt - 2).min(16));
         doubled.min(self.most).mul_f64(0.5 + roll.clamp(0.0, 1.0) / 2.0)
     }
 
@@ -275,7 +281,7 @@ pub struct Limits {
     /// How often a stream begins anew, and how often it lets a lane be that contradicts the authority, before it stops:
     /// 3. Counted anew when it has been live for [`Backoff::stable_after`].
     pub recovery_attempts: u32,
-    /// From the first packet of a connection to the host's contract: 10 s.
+    /// From the first packet of a connection to the host's contract: 5 s.
     pub connect_timeout: Duration,
     /// How long a [`TokenProvider`](crate::TokenProvider) may take: 15 s.
     pub token_timeout: Duration,
@@ -283,9 +289,9 @@ pub struct Limits {
     pub reason_timeout: Duration,
     /// How long the connection that a new token's replaces may go on, until all its streams have changed over: 5 s.
     pub handover_timeout: Duration,
-    /// When nothing was heard for so long, the head of a live stream is asked for: 5 s.
+    /// When nothing was heard for so long, the head of a live stream is asked for: 3 s.
     pub heartbeat_after: Duration,
-    /// When a call is under way and nothing is heard for so long, the connection is given up: 7 s.
+    /// When a call is under way and nothing is heard for so long, the connection is given up: 4 s.
     pub silence_timeout: Duration,
     /// When a single call is not answered for so long, the connection is given up, whatever else is heard: 60 s.
     pub answer_timeout: Duration,
@@ -319,12 +325,12 @@ impl Default for Limits {
             history_in_flight: 2,
             history_timeout: Duration::from_secs(30),
             recovery_attempts: 3,
-            connect_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
             token_timeout: Duration::from_secs(15),
             reason_timeout: Duration::from_secs(5),
             handover_timeout: Duration::from_secs(5),
-            heartbeat_after: Duration::from_secs(5),
-            silence_timeout: Duration::from_secs(7),
+            heartbeat_after: Duration::from_secs(3),
+            silence_timeout: Duration::from_secs(4),
             answer_timeout: Duration::from_secs(60),
             verify_every: Duration::from_secs(30),
             ask_again_after: Duration::from_secs(5),
@@ -498,13 +504,14 @@ mod tests {
     fn the_wait_doubles_up_to_its_bound_and_is_jittered() {
         let backoff = Backoff::default();
         let longest: Vec<_> = (1..=8).map(|attempt| backoff.delay(attempt, 1.0).as_millis()).collect();
-        assert_eq!(longest, [250, 500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000]);
-        assert_eq!(backoff.delay(1, 0.0).as_millis(), 125);
-        assert_eq!(backoff.delay(u32::MAX, 0.0).as_millis(), 4_000);
+        assert_eq!(longest, [1_000, 250, 500, 1_000, 2_000, 4_000, 4_000, 4_000]);
+        assert_eq!([0.0, 0.5].map(|roll| backoff.delay(1, roll).as_millis()), [0, 500]);
+        assert_eq!(backoff.delay(2, 0.0).as_millis(), 125);
+        assert_eq!(backoff.delay(u32::MAX, 0.0).as_millis(), 2_000);
         let asked = |seconds| backoff.delay_of(1, Some(Duration::from_secs(seconds)), 0.0);
         assert_eq!(
             [asked(0), asked(7), asked(u64::MAX)].map(|wait| wait.as_millis()),
-            [125, 7_000, 300_000]
+            [0, 7_000, 300_000]
         );
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
 
-use crate::process::{Process, built};
+use crate::process::{Environment, Process, built};
 
 /// A client, running or not.
 #[derive(Debug)]
@@ -21,8 +21,10 @@ pub struct Follower {
     credential: Credential,
     identity: String,
     store: PathBuf,
+    log: PathBuf,
     streams: Vec<StreamId>,
     options: Vec<String>,
+    environment: Environment,
     process: Option<Process>,
     /// Bytes of its log that are of earlier lives.
     before: usize,
@@ -85,8 +87,10 @@ impl Follower {
             credential,
             identity: identity.to_owned(),
             store: store.to_owned(),
+            log: store.with_extension("log"),
             streams: streams.to_vec(),
             options: Vec::new(),
+            environment: Environment::new(),
             process: None,
             before: 0,
         }
@@ -103,6 +107,22 @@ impl Follower {
     #[must_use]
     pub fn following(mut self, streams: &[StreamId]) -> Self {
         self.streams = streams.to_vec();
+        self
+    }
+
+    /// Keeps its store in another folder.
+    #[must_use]
+    pub fn stored_in(mut self, folder: &Path) -> Self {
+        if let Some(name) = self.store.file_name() {
+            self.store = folder.join(name);
+        }
+        self
+    }
+
+    /// Finds more in its environment.
+    #[must_use]
+    pub fn environment(mut self, environment: Environment) -> Self {
+        self.environment.extend(environment);
         self
     }
 
@@ -153,14 +173,11 @@ impl Follower {
         for stream_id in &self.streams {
             command.args(["--stream", stream_id.as_str()]);
         }
-        command.args(&self.options).env("NO_COLOR", "1");
+        let environment = self.environment.iter().map(|(key, value)| (key, value));
+        command.args(&self.options).env("NO_COLOR", "1").envs(environment);
         self.before = self.log().len();
         self.process = None;
-        self.process = Some(Process::start(
-            "client",
-            &mut command,
-            &self.store.with_extension("log"),
-        )?);
+        self.process = Some(Process::start("client", &mut command, &self.log)?);
         Ok(())
     }
 
@@ -180,19 +197,22 @@ impl Follower {
 
     /// How many events it has applied; 0 before its store is there.
     pub fn applied(&self) -> u64 {
-        let count = || {
+        self.heads().iter().sum()
+    }
+
+    /// Position of the last event applied of each stream; 0 before its store is there.
+    pub fn heads(&self) -> Vec<u64> {
+        let read = || -> Result<Vec<u64>, rusqlite::Error> {
             let store = self.open()?;
             // By the positions, not by counting rows: a table of a million rows is asked every few milliseconds.
             let mut heads = store.prepare("SELECT max(seq) FROM applied WHERE stream_id = ?1")?;
-            let mut sum = 0;
-            for stream_id in &self.streams {
-                sum += heads
-                    .query_row([stream_id.as_str()], |row| row.get::<_, Option<u64>>(0))?
-                    .unwrap_or(0);
-            }
-            Ok::<u64, rusqlite::Error>(sum)
+            let head = |stream_id: &StreamId| {
+                let head = heads.query_row([stream_id.as_str()], |row| row.get::<_, Option<u64>>(0))?;
+                Ok(head.unwrap_or(0))
+            };
+            self.streams.iter().map(head).collect()
         };
-        count().unwrap_or(0)
+        read().unwrap_or_else(|_| vec![0; self.streams.len()])
     }
 
     /// Waits until it has applied so many events.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::process::Signal;
 use serde_json::Value;
+use spacetime_sync_bindings::{DbConnection, append_sync_event};
 use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::config::read_token;
 use spacetime_sync_bridge::publish::{Bridge as BridgeProof, Request, Trust, publish};
@@ -15,15 +16,18 @@ use spacetime_sync_bridge::repair::Sides;
 use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
 use spacetime_sync_bridge::stdb::link::{Link, Target};
 use spacetime_sync_bridge::stdb::tokens::TokenSource;
-use spacetime_sync_proto::StreamId;
 use spacetime_sync_proto::access::AUDIENCE;
+use spacetime_sync_proto::{ChainHash, StreamId};
+use spacetimedb_sdk::__codegen::__sats::u256;
+use spacetimedb_sdk::DbContext as _;
 use sqlx::Connection as _;
+use tokio::sync::oneshot;
 
 use crate::follower::{Credential, Follower};
 use crate::issuing::Keys;
 use crate::port;
 use crate::postgres::{Cluster, Database};
-use crate::process::{Process, built};
+use crate::process::{Environment, Process, built};
 use crate::server::Server;
 use crate::until;
 
@@ -67,6 +71,19 @@ pub struct BridgeOptions {
     pub set: Vec<(&'static str, String)>,
     /// What it writes down, as `RUST_LOG`.
     pub says: Option<String>,
+    /// What else is in its environment.
+    pub environment: Environment,
+}
+
+/// What differs from a lane that simply is.
+#[derive(Debug, Clone, Default)]
+pub struct LaneOptions {
+    /// Where SpacetimeDB keeps its data.
+    pub data: Option<PathBuf>,
+    /// What else is in the environment of SpacetimeDB.
+    pub environment: Environment,
+    /// Whether all prove themselves by tokens of its bridge, of which there is one at a time.
+    pub tokens: bool,
 }
 
 /// A running bridge.
@@ -90,40 +107,47 @@ impl Lane {
 
     /// A lane on which all prove themselves by tokens of its bridge, of which there is one at a time.
     pub async fn start_with_tokens(cluster: &Cluster) -> anyhow::Result<Self> {
-        let mut lane = Self::unpublished(cluster, &std::env::temp_dir()).await?;
-        lane.tokens = Some(Tokens {
-            keys: Keys::make(lane.folder.path())?,
-            // Every bridge of this lane takes it.
-            http: port::free()?,
-        });
-        lane.publish(Breaking::Refuse).await?;
-        Ok(lane)
+        let options = LaneOptions {
+            tokens: true,
+            ..LaneOptions::default()
+        };
+        Self::start_with(cluster, &std::env::temp_dir(), &options).await
     }
 
     /// The same, with SpacetimeDB's data below `parent`.
     pub async fn start_in(cluster: &Cluster, parent: &Path) -> anyhow::Result<Self> {
-        let lane = Self::unpublished(cluster, parent).await?;
-        lane.publish(Breaking::Refuse).await?;
-        Ok(lane)
+        Self::start_with(cluster, parent, &LaneOptions::default()).await
     }
 
-    async fn unpublished(cluster: &Cluster, parent: &Path) -> anyhow::Result<Self> {
+    /// A lane below `parent` that differs.
+    pub async fn start_with(cluster: &Cluster, parent: &Path, options: &LaneOptions) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("sync-lane-").tempdir_in(parent)?;
         let database = cluster.create_database().await?;
         let authority = Authority::connect(database.url(), 8).await?;
-        let data = folder.path().join("host");
-        std::fs::create_dir(&data)?;
-        let server = Server::start(&data).await?;
+        let data = options.data.clone().unwrap_or_else(|| folder.path().join("host"));
+        std::fs::create_dir_all(&data)?;
+        let server = Server::start_with(&data, &options.environment).await?;
         let name = format!("lane-{}", database.name().replace('_', "-"));
-        Ok(Self {
+        let tokens = if options.tokens {
+            Some(Tokens {
+                keys: Keys::make(folder.path())?,
+                // Every bridge of this lane takes it.
+                http: port::free()?,
+            })
+        } else {
+            None
+        };
+        let lane = Self {
             folder,
             database,
             authority,
             server,
             name,
-            tokens: None,
+            tokens,
             next: 0.into(),
-        })
+        };
+        lane.publish(Breaking::Refuse).await?;
+        Ok(lane)
     }
 
     /// Publishes the module, as `spacetime-sync publish` does.
@@ -178,6 +202,7 @@ impl Lane {
             .arg("run")
             .env("RUST_LOG", options.says.as_deref().unwrap_or("info,sqlx=warn"))
             .env("NO_COLOR", "1")
+            .envs(options.environment.iter().map(|(key, value)| (key, value)))
             .envs(self.environment(options, http)?);
         let process = Process::start("bridge", &mut command, &self.path(&format!("bridge-{number}.log")))?;
         Ok(Bridge {
@@ -337,6 +362,33 @@ impl Lane {
             .iter()
             .map(|head| head[0].as_u64().with_context(|| format!("no head: {head}")))
             .collect()
+    }
+
+    /// Appends an event at seq 1 that the authority knows nothing of, with the rights of the bridge.
+    pub async fn append_as_bridge(&self, stream_id: &StreamId) -> anyhow::Result<()> {
+        let token = read_token(&self.path("bridge.token"))?;
+        let builder = DbConnection::builder()
+            .with_uri(self.server.uri())
+            .with_database_name(self.name.as_str())
+            .with_token(Some(token.expose()));
+        let connection = tokio::task::spawn_blocking(move || builder.build()).await??;
+        connection.run_threaded();
+        let genesis = u256::from_be_bytes(*ChainHash::genesis(stream_id).as_bytes());
+        let (answer, answered) = oneshot::channel();
+        let (key, kind, payload) = ("foreign", "foreign", b"not of the authority");
+        connection.reducers.append_sync_event_then(
+            stream_id.as_str().to_owned(),
+            1,
+            genesis,
+            key.to_owned(),
+            kind.to_owned(),
+            payload.to_vec(),
+            1,
+            move |_, result| drop(answer.send(result)),
+        )?;
+        let appended = answered.await??;
+        connection.disconnect()?;
+        appended.map_err(anyhow::Error::msg)
     }
 
     /// The last seq of each stream that the authority has recorded as held by SpacetimeDB.

@@ -1,6 +1,9 @@
 //! What the tests of the lane stand on: real processes to run it with, and faults to break it with.
 
 pub mod bench;
+pub mod chaos;
+pub mod clock;
+pub mod disk;
 pub mod follower;
 pub mod issuer;
 pub mod issuing;
@@ -10,6 +13,7 @@ pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod scene;
 pub mod schema;
 pub mod server;
 pub mod stub;

@@ -1,11 +1,21 @@
 //! Load on the authority: events whose bytes follow from a seed, appended one by one or in bulk.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use spacetime_sync_bridge::authority::{Authority, AuthorityError, NewEvent};
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{IdempotencyKey, Kind, StreamId};
+use tokio::task::JoinHandle;
+
+/// Largest payload of each stream under [`Load`], in turn.
+pub const PAYLOADS: [usize; 4] = [64, 1_000, 8_000, 100_000];
+/// Bytes of one transaction of a writer under [`Load`], about.
+const TRANSACTION: usize = 64 * 1024;
 
 /// How large payloads are.
 #[derive(Debug, Clone, Copy)]
@@ -92,4 +102,78 @@ impl Writer {
             payload: Bytes::from(payload),
         }
     }
+}
+
+/// How a writer writes.
+#[derive(Debug, Clone, Copy)]
+pub enum Pace {
+    /// Transactions and payloads of all sizes, with pauses between them.
+    Mixed,
+    /// The same, few a second: what a machine that has other things to do carries for as long as one likes.
+    Gentle,
+    /// Small events one by one without a pause: something is always on its way.
+    Dense,
+}
+
+impl Pace {
+    /// Largest payload, most events of a transaction, and the milliseconds between two of them.
+    fn of(self, payload: usize) -> (usize, usize, std::ops::Range<u64>) {
+        let most = |bytes: usize| (TRANSACTION / bytes).clamp(1, 20);
+        match self {
+            Self::Mixed => (payload, most(payload), 1..25),
+            Self::Gentle => (payload, most(4 * payload), 20..100),
+            Self::Dense => (PAYLOADS[0], 1, 0..1),
+        }
+    }
+}
+
+/// Writers that run until they are stopped, one for each stream.
+#[derive(Debug)]
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    writers: Vec<JoinHandle<Result<u64, AuthorityError>>>,
+}
+
+impl Load {
+    /// Begins to write.
+    pub fn start(authority: &Authority, streams: &[StreamId], pace: Pace, random: &mut StdRng) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let writer = |(stream_id, payload): (&StreamId, usize)| {
+            let (largest, most, pauses) = pace.of(payload);
+            let seed = random.random();
+            let name = format!("load-{seed}");
+            let writer = Writer::new(authority, stream_id, &name, Payload::UpTo(largest), seed);
+            let (random, stop) = (StdRng::seed_from_u64(seed), stop.clone());
+            tokio::spawn(write(writer, most, pauses, random, stop))
+        };
+        let writers = streams.iter().zip(PAYLOADS.into_iter().cycle()).map(writer).collect();
+        Self { stop, writers }
+    }
+
+    /// Ends it, and says how many events it committed.
+    pub async fn stop(self) -> anyhow::Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut committed = 0;
+        for writer in self.writers {
+            committed += writer.await??;
+        }
+        Ok(committed)
+    }
+}
+
+async fn write(
+    mut writer: Writer,
+    most: usize,
+    pauses: std::ops::Range<u64>,
+    mut random: StdRng,
+    stop: Arc<AtomicBool>,
+) -> Result<u64, AuthorityError> {
+    while !stop.load(Ordering::Relaxed) {
+        writer.append(random.random_range(1..=most)).await?;
+        let pause = random.random_range(pauses.clone());
+        if pause > 0 {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+    }
+    Ok(writer.written())
 }

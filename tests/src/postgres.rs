@@ -5,6 +5,7 @@
 //! server and removes the folder. Processes are ended by their ids.
 
 mod restore;
+mod standby;
 
 pub use restore::Backup;
 
@@ -23,6 +24,8 @@ use rustix::process::{Pid, Signal, getuid, kill_process};
 use spacetime_sync_bridge::authority::{Authority, AuthorityError};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
 use tokio::sync::OnceCell;
+
+use crate::process::Environment;
 
 const OLDEST: u32 = 15;
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -100,6 +103,7 @@ struct Own {
     folder: tempfile::TempDir,
     bin: PathBuf,
     user: Option<User>,
+    environment: Environment,
     port: u16,
     server: Mutex<Option<Child>>,
     /// Waits for the end of its input, which is the end of this process.
@@ -129,6 +133,11 @@ impl Cluster {
 
     /// The same, with the cluster's data below `parent`.
     pub async fn start_in(parent: &Path) -> Result<Self, ClusterError> {
+        Self::start_with(parent, &Environment::new()).await
+    }
+
+    /// The same, with more in the environment of a cluster of our own.
+    pub async fn start_with(parent: &Path, environment: &Environment) -> Result<Self, ClusterError> {
         if let Ok(url) = std::env::var("DATABASE_URL") {
             return Ok(Self {
                 own: None,
@@ -136,8 +145,19 @@ impl Cluster {
                 template: OnceCell::new(),
             });
         }
-        let parent = parent.to_owned();
-        let own = tokio::task::spawn_blocking(move || Own::create(&parent))
+        let (parent, environment) = (parent.to_owned(), environment.clone());
+        let initdb = [
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-sync",
+            "--username=postgres",
+        ];
+        Self::of(move || Own::create(&parent, environment, "initdb", &initdb.map(str::to_owned))).await
+    }
+
+    async fn of(create: impl FnOnce() -> Result<Own, ClusterError> + Send + 'static) -> Result<Self, ClusterError> {
+        let own = tokio::task::spawn_blocking(create)
             .await
             .map_err(|error| ClusterError::Io {
                 what: "the start of postgres was interrupted",
@@ -173,6 +193,11 @@ impl Cluster {
     /// Host and port, e.g. to put a proxy before it.
     pub fn addr(&self) -> Option<std::net::SocketAddr> {
         self.own.as_ref().map(|own| ([127, 0, 0, 1], own.port).into())
+    }
+
+    /// What the server of our own has written down.
+    pub fn log_file(&self) -> Option<PathBuf> {
+        self.own.as_ref().map(|own| own.folder.path().join("log"))
     }
 
     /// Whether this is a cluster of our own, which can be killed.
@@ -296,7 +321,13 @@ impl Drop for Database {
 }
 
 impl Own {
-    fn create(parent: &Path) -> Result<Self, ClusterError> {
+    /// The server's data is made by a program of Postgres.
+    fn create(
+        parent: &Path,
+        environment: Environment,
+        maker: &str,
+        arguments: &[String],
+    ) -> Result<Self, ClusterError> {
         let bin = binaries()?;
         let user = if getuid().is_root() { Some(other_user()?) } else { None };
         let folder = tempfile::Builder::new()
@@ -309,22 +340,16 @@ impl Own {
             std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid))
                 .map_err(io_error("cannot give the temporary folder to another user"))?;
         }
-        let initdb = bin.join("initdb");
-        let made = command(&initdb, folder.path(), user)
-            .args([
-                "--auth=trust",
-                "--encoding=UTF8",
-                "--no-locale",
-                "--no-sync",
-                "--username=postgres",
-            ])
+        let maker = bin.join(maker);
+        let made = command(&maker, folder.path(), user)
+            .args(arguments)
             .arg("--pgdata")
             .arg(folder.path().join("data"))
             .output()
-            .map_err(io_error("cannot run initdb"))?;
+            .map_err(io_error("cannot make the data of a cluster"))?;
         if !made.status.success() {
             return Err(ClusterError::Program {
-                program: initdb,
+                program: maker,
                 output: String::from_utf8_lossy(&made.stderr).into_owned(),
             });
         }
@@ -335,6 +360,7 @@ impl Own {
             folder,
             bin,
             user,
+            environment,
             port,
             server: Mutex::new(None),
             keeper: Mutex::new(keeper),
@@ -353,6 +379,7 @@ impl Own {
         let mut sockets = OsString::from("unix_socket_directories=");
         sockets.push(self.folder.path());
         let server = command(&self.bin.join("postgres"), self.folder.path(), self.user)
+            .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .arg("-D")
             .arg(self.folder.path().join("data"))
             .args(["-p", &self.port.to_string()])

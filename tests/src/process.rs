@@ -11,6 +11,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::until;
 
+/// What a process finds in its environment beside what is in ours.
+pub type Environment = Vec<(String, String)>;
+
 /// A child process. Killed on drop.
 #[derive(Debug)]
 pub struct Process {

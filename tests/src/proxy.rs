@@ -1,7 +1,8 @@
-//! A TCP proxy that breaks what runs through it: cut connections, refused ones, and bytes that stop flowing in one
-//! direction or both while the connection stays open.
+//! A TCP proxy that breaks what runs through it: cut connections, refused ones, bytes that stop flowing in one direction
+//! or both while the connection stays open, and peers that vanish without a word.
 //!
-//! It never changes, drops or reorders bytes of a connection that stays open, and buffers at most 64 KiB a direction.
+//! It never changes or reorders bytes, and buffers at most 64 KiB a direction. It drops them only of connections whose
+//! peer has vanished, of which nothing is ever passed on again.
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,9 +29,11 @@ pub enum Direction {
 /// Counters since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
+    /// Connections that were asked for, whether they reached the target or not.
+    pub asked: u64,
     /// Connections that reached the target.
     pub connections: u64,
-    /// Connections that are open.
+    /// Connections that are open, those whose peer has vanished included.
     pub open: u64,
     /// Bytes passed on to the target.
     pub to_target: u64,
@@ -40,11 +43,14 @@ pub struct Counts {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Faults {
+    target: SocketAddr,
     refuse: bool,
     stall_to_target: bool,
     stall_to_client: bool,
     /// Connections older than the last cut are to end.
     cuts: u64,
+    /// Connections older than this have lost their peer.
+    vanished: u64,
 }
 
 impl Faults {
@@ -58,6 +64,7 @@ impl Faults {
 
 #[derive(Debug, Default)]
 struct Counters {
+    asked: AtomicU64,
     connections: AtomicU64,
     open: AtomicU64,
     to_target: AtomicU64,
@@ -81,14 +88,16 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let addr = listener.local_addr()?;
         let (faults, heard) = watch::channel(Faults {
+            target,
             refuse: false,
             stall_to_target: false,
             stall_to_client: false,
             cuts: 0,
+            vanished: 0,
         });
         let (opened, listening) = watch::channel(true);
         let counters = Arc::new(Counters::default());
-        let task = tokio::spawn(listen(listener, addr, target, heard, opened, counters.clone()));
+        let task = tokio::spawn(listen(listener, addr, heard, opened, counters.clone()));
         Ok(Self {
             addr,
             faults,
@@ -106,6 +115,17 @@ impl Proxy {
     /// Ends all connections, with a reset to both sides. New ones are accepted.
     pub fn cut(&self) {
         self.faults.send_modify(|faults| faults.cuts += 1);
+    }
+
+    /// Both peers of every connection that is open vanish for each other: nothing passes any more and nobody is told, until
+    /// the connections are cut. New ones are as they should be.
+    pub fn vanish(&self) {
+        self.faults.send_modify(|faults| faults.vanished += 1);
+    }
+
+    /// Leads new connections elsewhere.
+    pub fn redirect(&self, target: SocketAddr) {
+        self.faults.send_modify(|faults| faults.target = target);
     }
 
     /// Closes the door: who connects is refused. Open connections go on. Returns when it is so.
@@ -134,6 +154,7 @@ impl Proxy {
     pub fn counts(&self) -> Counts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
+            asked: load(&self.counters.asked),
             connections: load(&self.counters.connections),
             open: load(&self.counters.open),
             to_target: load(&self.counters.to_target),
@@ -163,7 +184,6 @@ impl Drop for Proxy {
 async fn listen(
     listener: TcpListener,
     addr: SocketAddr,
-    target: SocketAddr,
     mut faults: watch::Receiver<Faults>,
     opened: watch::Sender<bool>,
     counters: Arc<Counters>,
@@ -194,7 +214,7 @@ async fn listen(
             changed = faults.changed() => if changed.is_err() { return },
             Some(_) = connections.join_next() => {}
             accepted = accepted => if let Ok((client, _)) = accepted {
-                connections.spawn(serve(client, target, faults.clone(), counters.clone()));
+                connections.spawn(serve(client, faults.clone(), counters.clone()));
             },
         }
     }
@@ -207,15 +227,17 @@ fn rebind(addr: SocketAddr) -> Option<TcpListener> {
     socket.listen(1024).ok()
 }
 
-async fn serve(client: TcpStream, target: SocketAddr, mut faults: watch::Receiver<Faults>, counters: Arc<Counters>) {
-    let born = faults.borrow_and_update().cuts;
-    let Ok(target) = TcpStream::connect(target).await else {
+async fn serve(client: TcpStream, mut faults: watch::Receiver<Faults>, counters: Arc<Counters>) {
+    let born = *faults.borrow_and_update();
+    counters.asked.fetch_add(1, Ordering::Relaxed);
+    let Ok(target) = TcpStream::connect(born.target).await else {
         reset(&client);
         return;
     };
     let _ = (client.set_nodelay(true), target.set_nodelay(true));
     counters.connections.fetch_add(1, Ordering::Relaxed);
     counters.open.fetch_add(1, Ordering::Relaxed);
+    let (mut vanished, mut cut) = (faults.clone(), faults.clone());
     let both = async {
         tokio::join!(
             pump(
@@ -234,13 +256,25 @@ async fn serve(client: TcpStream, target: SocketAddr, mut faults: watch::Receive
             ),
         )
     };
-    let mut cut = faults.clone();
+    let was_cut = async {
+        let _ = cut.wait_for(|faults| faults.cuts > born.cuts).await;
+    };
+    let passes = async {
+        tokio::select! {
+            biased;
+            _ = vanished.wait_for(|faults| faults.vanished > born.vanished) => {}
+            _ = both => return,
+        }
+        // Each side may send for as long as it likes, and close: the other one never hears of it.
+        tokio::join!(swallow(&client), swallow(&target));
+        std::future::pending().await
+    };
     tokio::select! {
-        _ = both => {}
-        _ = cut.wait_for(|faults| faults.cuts > born) => {
+        () = was_cut => {
             reset(&client);
             reset(&target);
         }
+        () = passes => {}
     }
     counters.open.fetch_sub(1, Ordering::Relaxed);
 }
@@ -287,6 +321,14 @@ async fn pump(
     if faults.wait_for(|faults| !faults.stalled(direction)).await.is_ok() {
         let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
     }
+}
+
+/// Takes bytes to its end, and passes none on.
+async fn swallow(from: &TcpStream) {
+    let mut buffer = vec![0; BUFFER];
+    while let Ok(length) = read(from, &mut buffer).await
+        && length > 0
+    {}
 }
 
 /// A read through a shared reference: the halves of a split stream would close it in order when they are dropped,
@@ -342,6 +384,7 @@ mod tests {
         let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
         round_trip(&mut stream).await.unwrap();
         let expected = Counts {
+            asked: 1,
             connections: 1,
             open: 1,
             to_target: 4,
@@ -407,5 +450,34 @@ mod tests {
         stream.write_all(b"lost").await.unwrap();
         proxy.cut();
         assert!(timeout(SOON, stream.read(&mut [0; 1])).await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_vanished_peer_hears_nothing_and_says_nothing() {
+        let proxy = Proxy::start(echo().await).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        round_trip(&mut stream).await.unwrap();
+        let before = proxy.counts();
+        proxy.vanish();
+        let mut other = TcpStream::connect(proxy.addr()).await.unwrap();
+        round_trip(&mut other).await.unwrap();
+        // More than any buffer between here and there holds.
+        timeout(SOON, stream.write_all(&vec![0; 16 << 20]))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(timeout(NOT_YET, stream.read(&mut [0; 1])).await.is_err());
+        assert_eq!(proxy.counts().to_target, before.to_target + 4);
+        proxy.cut();
+        assert!(timeout(SOON, stream.read(&mut [0; 1])).await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_redirected_proxy_leads_new_connections_elsewhere() {
+        let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let proxy = Proxy::start(nobody).await.unwrap();
+        proxy.redirect(echo().await);
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        round_trip(&mut stream).await.unwrap();
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use crate::port;
-use crate::process::Process;
+use crate::process::{Environment, Process};
 use crate::until;
 
 const UP_LIMIT: Duration = Duration::from_secs(60);
@@ -24,6 +24,7 @@ pub struct Server {
 struct Own {
     binary: PathBuf,
     folder: PathBuf,
+    environment: Environment,
     addr: SocketAddr,
     process: Process,
 }
@@ -31,6 +32,11 @@ struct Own {
 impl Server {
     /// The server of `SYNC_STDB_URL`, or a host of our own that keeps its data in `folder`.
     pub async fn start(folder: &Path) -> anyhow::Result<Self> {
+        Self::start_with(folder, &Environment::new()).await
+    }
+
+    /// The same, with more in the environment of a host of our own.
+    pub async fn start_with(folder: &Path, environment: &Environment) -> anyhow::Result<Self> {
         if let Ok(uri) = std::env::var("SYNC_STDB_URL") {
             return Ok(Self {
                 uri: uri.trim_end_matches('/').to_owned(),
@@ -41,12 +47,13 @@ impl Server {
             PathBuf::from(std::env::var("SYNC_HOST_BIN").context("SYNC_HOST_BIN is not set: start through ./scripts")?);
         // A restart takes the same port again.
         let addr = port::free()?;
-        let process = spawn(&binary, folder, addr)?;
+        let process = spawn(&binary, folder, environment, addr)?;
         let server = Self {
             uri: format!("http://{addr}"),
             own: Some(Own {
                 binary,
                 folder: folder.to_owned(),
+                environment: environment.clone(),
                 addr,
                 process,
             }),
@@ -89,30 +96,50 @@ impl Server {
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         let own = self.own.as_mut().context("not a server of ours")?;
         own.process.kill();
-        own.process = spawn(&own.binary, &own.folder, own.addr)?;
+        own.process = spawn(&own.binary, &own.folder, &own.environment, own.addr)?;
         self.up().await
     }
 
     async fn up(&self) -> anyhow::Result<()> {
         let addr = self.addr()?;
-        let up = until(UP_LIMIT, || {
-            let alive = self.own.as_ref().is_none_or(|own| own.process.is_running());
-            !alive || std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(200)).is_ok()
-        })
-        .await;
-        let alive = self.own.as_ref().is_none_or(|own| own.process.is_running());
-        anyhow::ensure!(up && alive, "the host did not come up: {}", self.log());
+        let up = until(UP_LIMIT, || !self.runs() || connects(addr)).await;
+        anyhow::ensure!(up && self.runs(), "the host did not come up: {}", self.log());
         Ok(())
     }
 
-    fn log(&self) -> String {
+    fn runs(&self) -> bool {
+        self.own.as_ref().is_none_or(|own| own.process.is_running())
+    }
+
+    /// Whether it runs and can be connected to.
+    pub fn is_up(&self) -> bool {
+        self.runs() && self.addr().is_ok_and(connects)
+    }
+
+    /// Starts it again if it has ended, and says whether it had. Does not wait for it.
+    pub fn revive(&mut self) -> anyhow::Result<bool> {
+        let own = self.own.as_mut().context("not a server of ours")?;
+        let ended = !own.process.is_running();
+        if ended {
+            own.process = spawn(&own.binary, &own.folder, &own.environment, own.addr)?;
+        }
+        Ok(ended)
+    }
+
+    /// All that a server of ours has said.
+    pub fn log(&self) -> String {
         self.own.as_ref().map(|own| own.process.log()).unwrap_or_default()
     }
 }
 
-fn spawn(binary: &Path, folder: &Path, addr: SocketAddr) -> anyhow::Result<Process> {
+fn connects(addr: SocketAddr) -> bool {
+    std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(200)).is_ok()
+}
+
+fn spawn(binary: &Path, folder: &Path, environment: &Environment, addr: SocketAddr) -> anyhow::Result<Process> {
     let mut command = Command::new(binary);
     command
+        .envs(environment.iter().map(|(key, value)| (key, value)))
         .arg("--data-dir")
         .arg(folder)
         .arg("--listen")

@@ -104,7 +104,7 @@ impl Connections {
     }
 
     /// What ended one connection most likely ended all: otherwise each of them would cost a call to find out.
-    fn forget_idle(&self) {
+    pub(super) fn forget_idle(&self) {
         self.idle().clear();
     }
 

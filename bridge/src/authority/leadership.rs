@@ -1,5 +1,6 @@
 //! Which bridge leads. Two at once are safe by construction and only waste work: this avoids the waste.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -9,6 +10,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::error::AuthorityError;
+
+/// Which session of the server held the lead. Process ids come again; with its start one names a session for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LeadSession {
+    pid: i32,
+    started: String,
+}
 
 /// Key of the session advisory lock, of which every database has its own: "sync" and "lead" in ASCII.
 const LOCK: i64 = 0x7379_6e63_6c65_6164;
@@ -26,9 +34,13 @@ pub struct Leadership {
 }
 
 impl Leadership {
+    /// `lost` is the session in which this process had the lead until it stopped to answer. When the lead is taken, it may
+    /// be by that one, of which the server has not noticed that its client is gone: it is ended, so that nobody waits
+    /// until it does.
     pub(super) async fn try_take(
         server: &str,
         options: &PgConnectOptions,
+        lost: &Arc<Mutex<Option<LeadSession>>>,
     ) -> Result<Option<Leadership>, AuthorityError> {
         let driver = |error| AuthorityError::from_driver(server, error);
         let mut connection = options.connect().await.map_err(driver)?;
@@ -38,9 +50,34 @@ impl Leadership {
             .await
             .map_err(driver)?;
         if taken {
+            let (pid, started) =
+                sqlx::query_as("select pid, backend_start::text from pg_stat_activity where pid = pg_backend_pid()")
+                    .fetch_one(&mut connection)
+                    .await
+                    .map_err(driver)?;
+            let session = LeadSession { pid, started };
             let (held, given_up) = oneshot::channel();
-            let keeper = tokio::spawn(keep(connection, given_up));
+            let keeper = tokio::spawn(keep(connection, session, given_up, lost.clone()));
             return Ok(Some(Leadership { keeper, held }));
+        }
+        let ghost = lock(lost).clone();
+        if let Some(LeadSession { pid, started }) = ghost {
+            let ended: Option<bool> = sqlx::query_scalar(
+                "select pg_terminate_backend(pid) from pg_stat_activity
+                 where pid = $1 and backend_start = $2::text::timestamptz",
+            )
+            .bind(pid)
+            .bind(started)
+            .fetch_optional(&mut connection)
+            .await
+            .map_err(driver)?;
+            *lock(lost) = None;
+            if ended == Some(true) {
+                tracing::warn!(
+                    pid,
+                    "the server still held the lead for a connection that is gone; that session is ended"
+                );
+            }
         }
         connection.close().await.map_err(driver)?;
         Ok(None)
@@ -61,9 +98,22 @@ impl Leadership {
     }
 }
 
-async fn keep(mut connection: PgConnection, given_up: oneshot::Receiver<()>) {
+fn lock(lost: &Mutex<Option<LeadSession>>) -> MutexGuard<'_, Option<LeadSession>> {
+    // Nothing panics while it is locked.
+    lost.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn keep(
+    mut connection: PgConnection,
+    session: LeadSession,
+    given_up: oneshot::Receiver<()>,
+    lost: Arc<Mutex<Option<LeadSession>>>,
+) {
     tokio::select! {
-        () = gone(&mut connection) => return,
+        () = gone(&mut connection) => {
+            *lock(&lost) = Some(session);
+            return;
+        }
         _ = given_up => {}
     }
     if let Err(error) = connection.close().await {

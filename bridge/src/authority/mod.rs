@@ -19,7 +19,7 @@ mod retention;
 mod schema;
 mod wake;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,6 +37,7 @@ pub use wake::WakeListener;
 
 use connections::{CALL_LIMIT, Connections};
 use error::CallError;
+use leadership::LeadSession;
 
 /// How long a statement may take on the server: a little less than a call may, so that mostly the server ends it.
 const STATEMENT_LIMIT_MS: &str = "25000";
@@ -80,6 +81,8 @@ pub struct NewEvent {
 #[derive(Debug, Clone)]
 pub struct Authority {
     connections: Arc<Connections>,
+    /// The session in which this process had the lead until it stopped to answer.
+    lost_lead: Arc<Mutex<Option<LeadSession>>>,
 }
 
 impl Authority {
@@ -93,7 +96,8 @@ impl Authority {
                 .map_err(CallError::Content)
         };
         connections.run("the check of the schema", check).await?;
-        Ok(Self { connections })
+        let lost_lead = Arc::default();
+        Ok(Self { connections, lost_lead })
     }
 
     /// The same database with connections of its own, so that one kind of work never waits for another's turn.
@@ -102,7 +106,13 @@ impl Authority {
         let (server, options) = (self.connections.server().to_owned(), self.connections.options().clone());
         Self {
             connections: Arc::new(Connections::new(server, options, pool_size)),
+            lost_lead: self.lost_lead.clone(),
         }
+    }
+
+    /// Gives up the connections that no call has: what ended one has most likely ended all of them.
+    pub fn forget_connections(&self) {
+        self.connections.forget_idle();
     }
 
     /// Applies the migrations that the database lacks. Several at once are safe.
@@ -352,7 +362,7 @@ impl Authority {
     pub async fn try_lead(&self) -> Result<Option<Leadership>, AuthorityError> {
         self.limit(
             "try_lead",
-            Leadership::try_take(self.connections.server(), self.connections.options()),
+            Leadership::try_take(self.connections.server(), self.connections.options(), &self.lost_lead),
         )
         .await
     }
@@ -425,9 +435,9 @@ fn parse(url: &str) -> Result<(String, PgConnectOptions), AuthorityError> {
     let options = options.application_name("spacetime-sync").options([
         ("statement_timeout", STATEMENT_LIMIT_MS),
         // The server's side of the connection: a bridge that vanished gives up its locks, the lead above all.
-        ("tcp_keepalives_idle", "10"),
-        ("tcp_keepalives_interval", "5"),
-        ("tcp_keepalives_count", "3"),
+        ("tcp_keepalives_idle", "3"),
+        ("tcp_keepalives_interval", "2"),
+        ("tcp_keepalives_count", "2"),
         // Every statement of the bridge goes through an index, in its order. Before the first ANALYZE of a table that
         // has just grown, the planner believes it empty and would sort all of it for every page.
         ("enable_seqscan", "off"),

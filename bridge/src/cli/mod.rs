@@ -1,6 +1,7 @@
 //! The commands of `spacetime-sync` beside running it.
 
 pub(crate) mod keys;
+pub(crate) mod parity;
 pub(crate) mod publish;
 pub(crate) mod repair;
 pub(crate) mod session;

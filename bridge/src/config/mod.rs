@@ -197,8 +197,8 @@ impl Default for BridgeConfig {
             lead: true,
             stall_after_ms: 10_000,
             drain_ms: 10_000,
-            ack_deadline_ms: 10_000,
-            connect_deadline_ms: 10_000,
+            ack_deadline_ms: 6_000,
+            connect_deadline_ms: 5_000,
             idle_poll_ms: 250,
         }
     }

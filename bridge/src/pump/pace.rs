@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 /// The quickest look.
 const BUSY: Duration = Duration::from_millis(1);
-/// A look never takes more than a fifth of the time.
+/// A look takes no more than a fifth of the time, unless the wait for that would be longer than the slowest one: a look
+/// that hung says nothing about the next.
 const SHARE: u32 = 4;
 /// From this wait on the bridge counts as asleep and asks to be woken.
 const ASLEEP: Duration = Duration::from_millis(32);
@@ -36,7 +37,7 @@ impl Pace {
     /// A look is done. Says whether the wake-up flag must change: on falling asleep and on waking.
     pub(super) fn polled(&mut self, now: Instant, found: bool, took: Duration) -> Option<bool> {
         self.wait = if found { BUSY } else { (self.wait * 2).min(self.slowest) };
-        self.next = Some(now + self.wait.max(took * SHARE));
+        self.next = Some(now + self.wait.max((took * SHARE).min(self.slowest)));
         let asleep = self.wait >= ASLEEP.min(self.slowest);
         let changed = asleep != self.asleep;
         self.asleep = asleep;
@@ -79,5 +80,8 @@ mod tests {
         let (mut pace, now) = (Pace::new(Duration::from_millis(250)), Instant::now());
         pace.polled(now, true, Duration::from_millis(10));
         assert_eq!(pace.next_poll(now) - now, Duration::from_millis(40));
+        // A network that was silent meanwhile.
+        pace.polled(now, true, Duration::from_secs(5));
+        assert_eq!(pace.next_poll(now) - now, Duration::from_millis(250));
     }
 }

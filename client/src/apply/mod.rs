@@ -128,6 +128,11 @@ pub enum ApplyFailure {
         /// What went wrong, for a person.
         message: String,
     },
+    /// There is no room to save it. However long that lasts, it is no fault of the stream.
+    Full {
+        /// What went wrong, for a person.
+        message: String,
+    },
     /// The handler wants no more of this stream.
     Stop {
         /// What went wrong, for a person.

@@ -489,14 +489,23 @@ impl Stream {
                         },
                         effects,
                     );
-                } else if !self.is_stopped() {
-                    self.cursor = self.applied;
-                    self.claim = None;
-                    self.asking = None;
-                    self.leave(Mode::Retrying { message }, effects);
-                    effects.push(Effect::RetryLater { attempt: self.failures });
+                } else {
+                    self.try_again(message, self.failures, effects);
                 }
             }
+            // Not counted, and looked for as rarely as the waits allow.
+            ApplyFailure::Full { message } => self.try_again(message, self.bounds.apply_attempts, effects),
+        }
+    }
+
+    /// Begins anew from what is saved, after a pause.
+    fn try_again(&mut self, message: String, attempt: u32, effects: &mut Vec<Effect>) {
+        if !self.is_stopped() {
+            self.cursor = self.applied;
+            self.claim = None;
+            self.asking = None;
+            self.leave(Mode::Retrying { message }, effects);
+            effects.push(Effect::RetryLater { attempt });
         }
     }
 

@@ -489,6 +489,31 @@ fn a_failed_batch_is_tried_again_from_what_is_saved() {
 }
 
 #[test]
+fn a_full_disk_is_waited_for_however_long_it_is_full() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    log.append();
+    case.expect(Input::Frame(log.frame(11, 11)), &["apply 11..=11"]);
+    let full = || Input::ApplyFailed {
+        failure: ApplyFailure::Full {
+            message: "no room".to_owned(),
+        },
+        released: 0,
+    };
+    let pause = format!("retry later {}", bounds().apply_attempts);
+    case.expect(full(), &["unsubscribe 1", &pause]);
+    for _ in 0..3 * bounds().apply_attempts {
+        case.expect(Input::AskAgain, &["read after 10"]);
+        case.step(log.page(vec![log.frame(11, 11)]));
+        assert!(case.step(full()).contains(&pause));
+    }
+    case.step(Input::AskAgain);
+    case.step(log.page(vec![log.frame(11, 11)]));
+    case.expect(applied(&log, 11), &[]);
+    assert_eq!(case.stream.applied(), log.head());
+}
+
+#[test]
 fn an_altered_payload_or_a_handler_that_gives_up_stops_the_stream_at_once() {
     let log = Log::new("s", 10);
     let failures = [

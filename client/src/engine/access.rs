@@ -127,9 +127,8 @@ pub(super) struct Later {
     pub(super) forget_token: bool,
 }
 
-/// What an attempt that failed means. `renewable` says whether another token can be had, `unauthorized_before` whether
-/// the host did not accept the one before this one either.
-pub(super) fn judge(failure: DialFailure, renewable: bool, unauthorized_before: bool) -> Result<Later, StopReason> {
+/// What an attempt that failed means. `renewable` says whether another token can be had.
+pub(super) fn judge(failure: DialFailure, renewable: bool) -> Result<Later, StopReason> {
     let later = |reason, forget_token| Later {
         reason,
         wait: None,
@@ -146,7 +145,8 @@ pub(super) fn judge(failure: DialFailure, renewable: bool, unauthorized_before: 
         DialFailure::NoToken(TokenError::Refused { refusal, .. }) => Err(StopReason::Refused(refusal)),
         // Always of class retry.
         DialFailure::NoToken(error @ TokenError::Unavailable { .. }) => Ok(later(Disconnect::NoToken(error), false)),
-        DialFailure::Unauthorized if renewable && !unauthorized_before => Ok(later(Disconnect::Unauthorized, true)),
+        // A host whose clock is wrong, or that has not read the issuer's newest key, accepts no token for a while.
+        DialFailure::Unauthorized if renewable => Ok(later(Disconnect::Unauthorized, true)),
         DialFailure::Unauthorized => Err(StopReason::Unauthorized),
         DialFailure::Refused(refusal) => {
             let may_pass = refusal.code.class() == ErrorClass::Retry && (renewable || !has_aged(refusal.code));
@@ -262,8 +262,8 @@ mod tests {
     }
 
     /// A word for each verdict: what stops, or what is tried again and whether with a new token.
-    fn verdict(failure: DialFailure, renewable: bool, before: bool) -> String {
-        match judge(failure, renewable, before) {
+    fn verdict(failure: DialFailure, renewable: bool) -> String {
+        match judge(failure, renewable) {
             Err(reason) => format!("stop: {}", reason.code()),
             Ok(later) if later.forget_token => format!("later, new token: {}", later.reason.code()),
             Ok(later) => format!("later: {}", later.reason.code()),
@@ -292,7 +292,7 @@ mod tests {
             (DialFailure::Stop(StopReason::Defect), "stop: defect"),
         ] {
             let shown = format!("{failure:?}");
-            assert_eq!(verdict(failure, true, false), expected, "{shown}");
+            assert_eq!(verdict(failure, true), expected, "{shown}");
         }
     }
 
@@ -306,29 +306,23 @@ mod tests {
         };
         let incompatible = Window::default().check(&nobody).unwrap_err();
         let failure = DialFailure::NoToken(TokenError::Incompatible(incompatible.clone()));
-        let reason = judge(failure, true, false).unwrap_err();
+        let reason = judge(failure, true).unwrap_err();
         assert_eq!(reason, StopReason::Incompatible(incompatible));
         assert_eq!(reason.refusal(), Some(RefusalCode::InvalidClientBuild));
     }
 
     #[test]
-    fn a_token_that_is_not_accepted_is_replaced_once() {
-        assert_eq!(
-            verdict(DialFailure::Unauthorized, true, false),
-            "later, new token: unauthorized"
-        );
-        assert_eq!(verdict(DialFailure::Unauthorized, true, true), "stop: unauthorized");
-        assert_eq!(verdict(DialFailure::Unauthorized, false, false), "stop: unauthorized");
+    fn a_token_that_is_not_accepted_is_replaced() {
+        let expected = "later, new token: unauthorized";
+        assert_eq!(verdict(DialFailure::Unauthorized, true), expected);
+        assert_eq!(verdict(DialFailure::Unauthorized, false), "stop: unauthorized");
     }
 
     #[test]
     fn a_fixed_token_that_has_ended_stops() {
+        assert_eq!(verdict(refused(RefusalCode::TokenExpired), false), "stop: refused");
         assert_eq!(
-            verdict(refused(RefusalCode::TokenExpired), false, false),
-            "stop: refused"
-        );
-        assert_eq!(
-            verdict(refused(RefusalCode::TokenNotYetValid), false, false),
+            verdict(refused(RefusalCode::TokenNotYetValid), false),
             "later, new token: refused"
         );
     }
@@ -339,6 +333,6 @@ mod tests {
             message: "busy".to_owned(),
             retry_after: Some(Duration::from_secs(7)),
         });
-        assert_eq!(judge(failure, true, false).unwrap().wait, Some(Duration::from_secs(7)));
+        assert_eq!(judge(failure, true).unwrap().wait, Some(Duration::from_secs(7)));
     }
 }

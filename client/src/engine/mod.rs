@@ -49,8 +49,6 @@ pub(crate) struct Engine {
     read_ids: u64,
     /// The token that was given last, while it is accepted.
     held: Option<Issued>,
-    /// Whether the host did not accept the token of the last attempt.
-    unauthorized: bool,
     /// Whether what is said of the token is out of date.
     token_changed: bool,
     /// Streams whose read has to wait for its turn, and from where.
@@ -128,7 +126,6 @@ impl Engine {
             generations: 0,
             read_ids: 0,
             held: None,
-            unauthorized: false,
             token_changed: false,
             reads: VecDeque::new(),
             reads_under_way: 0,
@@ -245,7 +242,6 @@ impl Engine {
         self.held = issued.clone();
         let failure = match answer.result {
             Ok((link, brought)) => {
-                self.unauthorized = false;
                 return self.take_over(link, issued, brought);
             }
             Err(failure) => failure,
@@ -271,9 +267,7 @@ impl Engine {
             }
             DialFailure::Stop(_) | DialFailure::Later(_) => {}
         }
-        let unauthorized = failure == DialFailure::Unauthorized;
-        let later = access::judge(failure, self.config.credential.is_renewable(), self.unauthorized)?;
-        self.unauthorized |= unauthorized;
+        let later = access::judge(failure, self.config.credential.is_renewable())?;
         if later.forget_token {
             self.held = None;
         }
@@ -310,7 +304,6 @@ impl Engine {
             presence_changed: false,
         }));
         self.heartbeat.again();
-        self.unauthorized = false;
         self.connections += 1;
         self.counters.reconnects = self.connections - 1;
         for at in 0..self.followers.len() {

@@ -138,6 +138,7 @@ impl Run {
         let store = SqliteStore::open(directory.path().join("store")).unwrap();
         let mut config = ClientConfig::new(&host.uri, "lane", vec![stream()]);
         config.credential = credential;
+        config.backoff.spread = Duration::from_millis(20);
         config.backoff.first = Duration::from_millis(20);
         config.backoff.most = Duration::from_millis(100);
         config.limits.handover_timeout = Duration::from_millis(500);
@@ -411,7 +412,7 @@ async fn a_connection_that_is_closed_without_a_reason_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_the_host_does_not_accept_is_replaced_once() {
+async fn a_token_that_the_host_does_not_accept_is_replaced_until_one_is() {
     let host = FakeHost::start(5).await;
     host.do_not_accept(&token(1), 401);
     let run = Run::start(&host, &[]).await;
@@ -419,12 +420,15 @@ async fn a_token_that_the_host_does_not_accept_is_replaced_once() {
     let (status, _) = run.end().await;
     assert_eq!(status.counters.token_failures, 1);
 
-    for number in 1..=2 {
+    let host = FakeHost::start(5).await;
+    for number in 1..=3 {
         host.do_not_accept(&token(number), 401);
     }
     let run = Run::start(&host, &[]).await;
-    assert_eq!(run.stopped().await, StopReason::Unauthorized);
-    assert_eq!(*run.asked.lock().unwrap(), 2);
+    run.until_live().await;
+    assert_eq!(host.seen().served, [token(4)]);
+    let (status, _) = run.end().await;
+    assert_eq!(status.counters.token_failures, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

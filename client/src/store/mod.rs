@@ -156,6 +156,14 @@ pub enum StoreError {
         /// Where to.
         to: Seq,
     },
+    /// There is no room.
+    #[error("{path}: {detail}; make room, and the client goes on by itself")]
+    Full {
+        /// Which file.
+        path: String,
+        /// SQLite's words.
+        detail: String,
+    },
     /// Somebody else is writing.
     #[error("{path}: busy ({detail})")]
     Busy {
@@ -165,7 +173,7 @@ pub enum StoreError {
         detail: String,
     },
     /// Reading or writing failed.
-    #[error("{path}: {detail}; is the disk full or failing?")]
+    #[error("{path}: {detail}; is the disk failing?")]
     Failed {
         /// Which file.
         path: String,
@@ -178,7 +186,7 @@ impl StoreError {
     /// What to do about it.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Busy { .. } => ErrorClass::Retry,
+            Self::Busy { .. } | Self::Full { .. } => ErrorClass::Retry,
             Self::Open { .. }
             | Self::Corrupt { .. }
             | Self::Foreign { .. }

@@ -183,7 +183,10 @@ impl Store {
             let expected = match store.commit(&log.stream_id, &from, &to, &mut |_: &mut Transaction<'_>| Ok(())) {
                 Ok(()) => Some(to),
                 Err(CommitError::Store(
-                    StoreError::Corrupt { .. } | StoreError::Failed { .. } | StoreError::Open { .. },
+                    StoreError::Corrupt { .. }
+                    | StoreError::Failed { .. }
+                    | StoreError::Full { .. }
+                    | StoreError::Open { .. },
                 )) => *found,
                 Err(other) => anyhow::bail!("{}: {other}", log.stream_id),
             };

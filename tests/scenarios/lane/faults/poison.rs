@@ -1,12 +1,8 @@
 //! Streams that cannot go on: they stand still with a reason, nothing is overwritten, and the others go on.
 
-use spacetime_sync_bindings::{DbConnection, append_sync_event};
-use spacetime_sync_proto::{ChainHash, StreamId};
+use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::lane::{Bridge, Lane};
-use spacetimedb_sdk::__codegen::__sats::u256;
-use spacetimedb_sdk::DbContext;
 use sqlx::{Connection, Executor, PgConnection};
-use tokio::sync::oneshot;
 
 use super::{RECOVERY, SOON, Scene, ready};
 
@@ -127,10 +123,10 @@ async fn an_event_of_another_origin_halts_its_stream_and_is_not_overwritten() {
     let mut client = scene.lane.client(&others).await.unwrap();
     client.start().unwrap();
     scene.clients.push(client);
-    append_as_bridge(&scene.lane, &early).await;
+    scene.lane.append_as_bridge(&early).await.unwrap();
     let bridge = scene.lane.bridge().unwrap();
     ready(&bridge).await;
-    append_as_bridge(&scene.lane, &late).await;
+    scene.lane.append_as_bridge(&late).await.unwrap();
     let log = log_of(&scene.lane).await;
     scene.write();
     for stream_id in &foreign {
@@ -150,44 +146,6 @@ async fn an_event_of_another_origin_halts_its_stream_and_is_not_overwritten() {
         assert_eq!(halted(&bridge, stream_id).await.0, "diverged");
     }
     assert_eq!(scene.lane.held(&foreign).await.unwrap(), [1, 1]);
-}
-
-/// Appends an event at seq 1 that the authority knows nothing of, with the rights of the bridge.
-async fn append_as_bridge(lane: &Lane, stream_id: &StreamId) {
-    let token = std::fs::read_to_string(lane.path("bridge.token")).unwrap();
-    let builder = DbConnection::builder()
-        .with_uri(lane.server.uri())
-        .with_database_name(lane.name.as_str())
-        .with_token(Some(token.trim()));
-    let connection = tokio::task::spawn_blocking(move || builder.build())
-        .await
-        .unwrap()
-        .unwrap();
-    connection.run_threaded();
-    let genesis = u256::from_be_bytes(*ChainHash::genesis(stream_id).as_bytes());
-    let (answer, answered) = oneshot::channel();
-    let (key, kind, payload) = (
-        "foreign".to_owned(),
-        "foreign".to_owned(),
-        b"not of the authority".to_vec(),
-    );
-    connection
-        .reducers
-        .append_sync_event_then(
-            stream_id.as_str().to_owned(),
-            1,
-            genesis,
-            key,
-            kind,
-            payload,
-            1,
-            move |_, result| {
-                drop(answer.send(result));
-            },
-        )
-        .unwrap();
-    answered.await.unwrap().unwrap().unwrap();
-    connection.disconnect().unwrap();
 }
 
 /// Every row of the log that SpacetimeDB holds, as text.

@@ -44,8 +44,9 @@ async fn a_wiped_spacetimedb_is_filled_again_from_the_authority() {
     refilled.await.unwrap();
     scene.stop_writing().await;
     assert!(scene.lane.published(RECOVERY).await);
-    for client in &mut scene.clients {
-        scene.lane.grant(client, &scene.streams).await.unwrap();
+    let stage = &mut *scene;
+    for client in &mut stage.clients {
+        stage.lane.grant(client, &stage.streams).await.unwrap();
         let ahead = r#""reason":"ahead_of_lane""#;
         assert!(
             client.process().unwrap().is_running() || client.log().contains(ahead),

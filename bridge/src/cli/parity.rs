@@ -1,0 +1,118 @@
+//! `spacetime-sync parity`
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::json;
+use spacetime_sync_bridge::authority::Authority;
+use spacetime_sync_bridge::config::Config;
+use spacetime_sync_bridge::parity::{ClientFile, Extent, Parity, Round};
+use spacetime_sync_bridge::stdb::link::{Link, Target};
+use tokio::sync::mpsc;
+
+/// Connections to the authority: it asks one thing after the other.
+const POOL: usize = 2;
+
+#[derive(Args)]
+pub(crate) struct ParityArgs {
+    /// The configuration of the bridge, which says where authority and SpacetimeDB are; as with `run`, every key can come
+    /// from the environment.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Events that are compared one by one.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
+    sample: u64,
+    /// Compare every event that SpacetimeDB holds.
+    #[arg(long, conflicts_with = "sample")]
+    whole: bool,
+    /// Compare again and again for so many seconds.
+    #[arg(long)]
+    watch: Option<u64>,
+    /// How many seconds from one comparison to the next.
+    #[arg(long, default_value_t = 30, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
+    every: u64,
+    /// The SQLite file of a client; may be given several times.
+    #[arg(long = "client")]
+    clients: Vec<PathBuf>,
+    /// The table in which those clients keep their events, with the columns of the example `follow`.
+    #[arg(long, requires = "clients")]
+    client_table: Option<String>,
+    /// Ends with one line of JSON on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Compares, and fails if anything differs.
+pub(crate) async fn compare(args: ParityArgs, config: Config, target: Target) -> anyhow::Result<()> {
+    let authority = Authority::connect(config.authority.url.expose(), POOL).await?;
+    // Nothing is appended, so there are no answers.
+    let (answers, _none) = mpsc::unbounded_channel();
+    let link = Link::connect(target, answers).await?;
+    let table = args.client_table.as_deref();
+    let clients: Result<Vec<_>, _> = args.clients.iter().map(|path| ClientFile::new(path, table)).collect();
+    let clients = clients?;
+    let parity = Parity {
+        authority: &authority,
+        link: &link,
+        clients: &clients,
+    };
+    let extent = if args.whole {
+        Extent::Whole
+    } else {
+        Extent::Sample(args.sample)
+    };
+    let started = Instant::now();
+    let mut rounds = Vec::new();
+    loop {
+        let begun = Instant::now();
+        let round = parity
+            .round(extent)
+            .await
+            .context("the comparison did not come to an end")?;
+        tell(&round, clients.len(), begun.elapsed());
+        rounds.push(round);
+        let next = begun + Duration::from_secs(args.every);
+        if args
+            .watch
+            .is_none_or(|watch| next > started + Duration::from_secs(watch))
+        {
+            break;
+        }
+        tokio::time::sleep_until(next.into()).await;
+    }
+    let mismatches: usize = rounds.iter().map(|round| round.mismatches.len()).sum();
+    let worst = rounds.iter().map(Round::mismatch_ratio).fold(0.0, f64::max);
+    if args.json {
+        println!(
+            "{}",
+            json!({ "mismatches": mismatches, "worst_ratio": worst, "rounds": rounds })
+        );
+    }
+    anyhow::ensure!(
+        mismatches == 0,
+        "{mismatches} mismatches: authority, SpacetimeDB and clients do not hold the same"
+    );
+    Ok(())
+}
+
+fn tell(round: &Round, clients: usize, took: Duration) {
+    eprintln!(
+        "{} streams, {} positions and {} events compared in {took:.1?} between authority, SpacetimeDB and {clients} clients: \
+         {} mismatches ({:.4}); {} only after another look, {} below the window; behind by {} (SpacetimeDB) and {} (clients) \
+         events",
+        round.streams,
+        round.positions,
+        round.events,
+        round.mismatches.len(),
+        round.mismatch_ratio(),
+        round.settled_by_another_look,
+        round.events_below_window,
+        round.spacetimedb_behind,
+        round.clients_behind,
+    );
+    for mismatch in round.mismatches.iter().take(20) {
+        eprintln!("  {mismatch}");
+    }
+}

@@ -1,0 +1,71 @@
+//! The drills that no other scenario covers, one fault of each kind.
+
+use rand::Rng;
+use spacetime_sync_tests::chaos::{Drill, Held, Scale, perform};
+
+/// What a drill needs a server of its own for.
+fn is_ours() -> bool {
+    let foreign = ["DATABASE_URL", "SYNC_STDB_URL"]
+        .into_iter()
+        .find(|name| std::env::var_os(name).is_some());
+    if let Some(foreign) = foreign {
+        eprintln!("skipped: the server of {foreign} is not ours to break");
+    }
+    foreign.is_none()
+}
+
+async fn holds(drill: Drill) {
+    if !is_ours() {
+        return;
+    }
+    let seed = std::env::var("SYNC_SEED").map_or_else(|_| rand::rng().random(), |seed| seed.parse().unwrap());
+    eprintln!("SYNC_SEED={seed}");
+    let outcome = perform(drill, Scale::QUICK, seed, None).await;
+    assert_ne!(outcome.verdict, Held::Failed, "{outcome}\n{outcome:#?}");
+    eprintln!("{outcome}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_vanishes_for_the_bridge_is_found_out() {
+    holds(Drill::HalfOpenBridgePostgres).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spacetimedb_that_vanishes_for_the_bridge_is_found_out() {
+    holds(Drill::HalfOpenBridgeSpacetimedb).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spacetimedb_that_vanishes_for_the_clients_is_found_out() {
+    holds(Drill::HalfOpenClientSpacetimedb).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_parts_bridge_and_postgres_costs_no_more_than_its_time() {
+    holds(Drill::PartitionBridgePostgres).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_of_spacetimedb_is_outlived() {
+    holds(Drill::DiskFullHost).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_waits_while_its_disk_is_full() {
+    holds(Drill::DiskFullClient).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_takes_over_from_a_killed_postgres() {
+    holds(Drill::PostgresFailover).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_may_jump() {
+    holds(Drill::ClockJump).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_all_lose_their_connections_all_come_back() {
+    holds(Drill::ReconnectStorm).await;
+}

@@ -1,0 +1,84 @@
+//! Wall clocks that jump: those of Postgres, SpacetimeDB, bridge and clients, one at a time, on a lane of tokens, where
+//! clocks say what is still good.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::stage::{Setting, Stage};
+use super::{Record, Scale};
+use crate::clock::Clock;
+use crate::lane::{BridgeOptions, LaneOptions};
+
+/// Further than any token is good for.
+const JUMP_S: i64 = 3_600;
+
+/// Everybody's clock.
+struct Clocks {
+    all: [(&'static str, Clock); 4],
+    /// What the clocks need. Goes last.
+    _folder: tempfile::TempDir,
+}
+
+fn clocks() -> anyhow::Result<Clocks> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::Builder::new()
+        .prefix("sync-clock-")
+        // Postgres runs as another user.
+        .permissions(std::fs::Permissions::from_mode(0o755))
+        .tempdir()?;
+    let clock = |name| Ok::<_, std::io::Error>((name, Clock::make(folder.path(), name)?));
+    Ok(Clocks {
+        all: [
+            clock("postgres")?,
+            clock("spacetimedb")?,
+            clock("bridge")?,
+            clock("clients")?,
+        ],
+        _folder: folder,
+    })
+}
+
+pub(super) async fn jump(scale: Scale, seed: u64, logs: Option<&Path>, record: &mut Record) -> anyhow::Result<()> {
+    let clocks = clocks()?;
+    let [postgres, spacetimedb, bridge, clients] = clocks.all.each_ref().map(|(_, clock)| clock.environment());
+    let setting = Setting {
+        lane: LaneOptions {
+            environment: spacetimedb,
+            tokens: true,
+            data: None,
+        },
+        bridge: BridgeOptions {
+            environment: bridge,
+            ..BridgeOptions::default()
+        },
+        postgres,
+        client: clients,
+        ..Setting::default()
+    };
+    let mut stage = Stage::set(setting, seed).await?;
+    let played = set_clocks(&mut stage, &clocks, scale, record).await;
+    stage.close(played, record, logs).await
+}
+
+async fn set_clocks(stage: &mut Stage, clocks: &Clocks, scale: Scale, record: &mut Record) -> anyhow::Result<()> {
+    for _ in 0..scale.faults.min(2) {
+        for (whose, clock) in &clocks.all {
+            for (seconds, way) in [(JUMP_S, "an hour ahead"), (-JUMP_S, "an hour back")] {
+                stage.pause().await;
+                clock.set(seconds)?;
+                record.fault(&format!("clock of {whose} {way}"));
+                // Long enough for whoever goes by the clock to have looked at it, and some connections to break meanwhile.
+                let lasts = stage.lasting(scale.longest / 2).max(Duration::from_millis(1_500));
+                tokio::time::sleep(lasts / 2).await;
+                stage.ways.clients.cut();
+                stage.ways.bridge_spacetimedb.cut();
+                record.fault("connections cut while a clock is wrong");
+                tokio::time::sleep(lasts / 2).await;
+                clock.set(0)?;
+                eprintln!("  the clock of {whose} was {way}");
+                stage.recovers(record, Instant::now()).await?;
+            }
+        }
+    }
+    Ok(())
+}

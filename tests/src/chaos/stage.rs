@@ -1,0 +1,249 @@
+//! Where a drill is played: a lane whose every connection leads through a proxy, clients, load, and a look at the lag.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use spacetime_sync_bridge::authority::Authority;
+
+use super::{RECOVERY, Record};
+use crate::follower::Follower;
+use crate::lane::{Bridge, BridgeOptions, Lane, LaneOptions};
+use crate::load::Pace;
+use crate::postgres::Cluster;
+use crate::process::Environment;
+use crate::proxy::Proxy;
+use crate::scene::{Scene, ready};
+
+/// Nothing that was committed longer ago than this is missing: the lag is zero.
+const ZERO_LAG: Duration = Duration::from_millis(500);
+/// How long a recovery that is too slow is still watched, to say how slow.
+const WATCHED: Duration = Duration::from_secs(60);
+/// How long the start may take.
+const START: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(20);
+/// A look at an authority that does not answer says nothing.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
+/// What differs from a stage that simply is.
+#[derive(Debug)]
+pub struct Setting {
+    /// Of SpacetimeDB and of who lets whom in.
+    pub lane: LaneOptions,
+    /// Of the bridge.
+    pub bridge: BridgeOptions,
+    /// In the environment of Postgres.
+    pub postgres: Environment,
+    /// In the environment of the clients.
+    pub client: Environment,
+    /// How many clients there are.
+    pub clients: usize,
+    /// Where the first client keeps its store, if not beside the others.
+    pub store: Option<std::path::PathBuf>,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self {
+            lane: LaneOptions::default(),
+            bridge: BridgeOptions::default(),
+            postgres: Environment::new(),
+            client: Environment::new(),
+            clients: 2,
+            store: None,
+        }
+    }
+}
+
+/// Everything leads through these.
+#[derive(Debug)]
+pub struct Ways {
+    /// From the writers to Postgres.
+    pub writers: Proxy,
+    /// From the bridge to Postgres.
+    pub bridge_postgres: Proxy,
+    /// From the bridge to SpacetimeDB.
+    pub bridge_spacetimedb: Proxy,
+    /// From the clients to SpacetimeDB.
+    pub clients: Proxy,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Stage {
+    /// Lane, clients and load.
+    pub scene: Scene,
+    /// The bridge that runs.
+    pub bridge: Bridge,
+    /// How bridges are started here.
+    pub options: BridgeOptions,
+    /// Its connections.
+    pub ways: Ways,
+    /// The server that is written to. After the lane, which goes before it.
+    pub cluster: Cluster,
+}
+
+impl Deref for Stage {
+    type Target = Scene;
+
+    fn deref(&self) -> &Scene {
+        &self.scene
+    }
+}
+
+impl DerefMut for Stage {
+    fn deref_mut(&mut self) -> &mut Scene {
+        &mut self.scene
+    }
+}
+
+impl Stage {
+    /// A lane that carries: bridge and clients are live, and the load runs.
+    pub async fn set(setting: Setting, seed: u64) -> anyhow::Result<Self> {
+        let cluster = Cluster::start_with(&std::env::temp_dir(), &setting.postgres).await?;
+        let postgres = cluster
+            .addr()
+            .ok_or_else(|| anyhow::anyhow!("a cluster of our own is needed"))?;
+        let mut lane = Lane::start_with(&cluster, &std::env::temp_dir(), &setting.lane).await?;
+        let server = lane.server.addr()?;
+        let ways = Ways {
+            writers: Proxy::start(postgres).await?,
+            bridge_postgres: Proxy::start(postgres).await?,
+            bridge_spacetimedb: Proxy::start(server).await?,
+            clients: Proxy::start(server).await?,
+        };
+        // Whatever asks the authority from here on finds it where it then is.
+        lane.authority = Authority::connect(&lane.database.url_at(ways.writers.addr())?, 12).await?;
+        let options = BridgeOptions {
+            authority_at: Some(ways.bridge_postgres.addr()),
+            server_at: Some(ways.bridge_spacetimedb.addr()),
+            ..setting.bridge
+        };
+        let bridge = lane.bridge_with(&options)?;
+        ready(&bridge, START).await?;
+        let mut scene = Scene::new(lane, seed);
+        for number in 0..setting.clients {
+            let client = scene.client().await?.at(ways.clients.addr());
+            let mut client = client.environment(setting.client.clone());
+            if let (0, Some(folder)) = (number, &setting.store) {
+                client = client.stored_in(folder);
+            }
+            client.start()?;
+            scene.clients.push(client);
+        }
+        for client in &scene.clients {
+            client.until_live(START).await?;
+        }
+        scene.write(Pace::Gentle);
+        let stage = Self {
+            scene,
+            bridge,
+            options,
+            ways,
+            cluster,
+        };
+        let took = stage.lag_is_zero(Instant::now(), START).await?;
+        eprintln!("  the lane carries after {took:.1?}");
+        Ok(stage)
+    }
+
+    /// A fault has ended just now: waits until the lag is zero, and writes down how long that took.
+    pub async fn recovers(&self, record: &mut Record, ended: Instant) -> anyhow::Result<()> {
+        record.recovered(self.lag_is_zero(ended, WATCHED).await?);
+        Ok(())
+    }
+
+    /// How long it takes from `since` until every client has all that was committed up to half a second ago, events of
+    /// every stream that were committed after `since` among it.
+    async fn lag_is_zero(&self, since: Instant, limit: Duration) -> anyhow::Result<Duration> {
+        let mut looks: VecDeque<(Instant, Vec<u64>)> = VecDeque::new();
+        let mut before: Option<Vec<u64>> = None;
+        let mut reached = None;
+        loop {
+            let looked = Instant::now();
+            if let Ok(Ok(heads)) = tokio::time::timeout(LOOK_LIMIT, self.committed_heads()).await {
+                let before = before.get_or_insert_with(|| heads.clone());
+                if heads.iter().zip(before.iter()).all(|(head, before)| head > before) {
+                    looks.push_back((looked, heads));
+                }
+            }
+            let applied: Vec<_> = self.clients.iter().map(Follower::heads).collect();
+            let all_have = |heads: &[u64]| {
+                let has = |applied: &Vec<u64>| applied.iter().zip(heads).all(|(applied, head)| applied >= head);
+                applied.iter().all(has)
+            };
+            while looks.front().is_some_and(|(_, heads)| all_have(heads)) {
+                reached = looks.pop_front().map(|(at, _)| at);
+            }
+            if reached.is_some_and(|at| at.elapsed() <= ZERO_LAG) {
+                return Ok(since.elapsed());
+            }
+            anyhow::ensure!(
+                since.elapsed() < limit,
+                "the lag is not zero {limit:?} after the fault's end: committed {:?}, applied {applied:?}",
+                looks.back().map(|(_, heads)| heads)
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn committed_heads(&self) -> anyhow::Result<Vec<u64>> {
+        let mut heads = Vec::new();
+        for stream_id in &self.streams {
+            let position = self.lane.authority.position(stream_id).await?;
+            heads.push(position.map_or(0, |position| position.head_seq.get()));
+        }
+        Ok(heads)
+    }
+
+    /// How long a fault of this kind is to last, as the seed has it.
+    pub fn lasting(&mut self, most: Duration) -> Duration {
+        most.mul_f64(self.random.random_range(0.3..1.0))
+    }
+
+    /// A bridge as it was started here, in place of the one that there is.
+    pub fn start_bridge(&mut self) -> anyhow::Result<()> {
+        self.bridge = self.scene.lane.bridge_with(&self.options)?;
+        Ok(())
+    }
+
+    /// Ends the load and compares all logs, if the drill went well so far; keeps the logs of all processes.
+    pub(super) async fn close(
+        mut self,
+        played: anyhow::Result<()>,
+        record: &mut Record,
+        logs: Option<&Path>,
+    ) -> anyhow::Result<()> {
+        let settled = match played {
+            Ok(()) => self.settle(record).await,
+            Err(error) => Err(error),
+        };
+        record.committed = self.committed;
+        if let Some(logs) = logs {
+            self.keep_logs(logs)?;
+        }
+        settled
+    }
+
+    async fn settle(&mut self, record: &mut Record) -> anyhow::Result<()> {
+        record.verdicts = self.scene.settle(RECOVERY).await?;
+        self.published_is_held().await
+    }
+
+    fn keep_logs(&self, logs: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(logs)?;
+        for entry in std::fs::read_dir(self.lane.folder.path())? {
+            let path = entry?.path();
+            if let (Some("log"), Some(name)) = (path.extension().and_then(|is| is.to_str()), path.file_name()) {
+                std::fs::copy(&path, logs.join(name))?;
+            }
+        }
+        std::fs::write(logs.join("host.log"), self.lane.server.log())?;
+        if let Some(log) = self.cluster.log_file() {
+            std::fs::copy(log, logs.join("postgres.log"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,110 @@
+//! A disk that is small and can be full: a file system in memory, of which nothing is left when this process ends.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::getuid;
+
+/// What takes the room away.
+const BALLAST: &str = "ballast";
+const BLOCK: usize = 64 * 1024;
+
+/// See the module.
+#[derive(Debug)]
+pub struct SmallDisk {
+    folder: PathBuf,
+    /// Waits for the end of its input, which is the end of this process, and takes the disk away.
+    keeper: Child,
+}
+
+impl SmallDisk {
+    /// Whether this process may make one.
+    pub fn is_allowed() -> bool {
+        getuid().is_root()
+    }
+
+    /// Makes one of so many MB, at a folder that is made for it.
+    pub fn make(folder: &Path, mb: u64) -> io::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mb}m,mode=755"), "tmpfs"])
+            .arg(folder)
+            .output()?;
+        if !mounted.status.success() {
+            return Err(io::Error::other(String::from_utf8_lossy(&mounted.stderr).into_owned()));
+        }
+        let keeper = Command::new("sh")
+            .args(["-c", r#"cat >/dev/null; umount -l "$1""#, "keeper"])
+            .arg(folder)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            keeper,
+        })
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Takes all room away, and says how many bytes that were.
+    pub fn fill(&self) -> io::Result<u64> {
+        let mut ballast = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join(BALLAST))?;
+        let mut block = &[0; BLOCK][..];
+        while !block.is_empty() {
+            match ballast.write(block) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => block = &block[..block.len() / 2],
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(ballast.metadata()?.len())
+    }
+
+    /// Gives the room back.
+    pub fn free(&self) -> io::Result<()> {
+        std::fs::remove_file(self.folder.join(BALLAST))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        // An error means that the keeper has ended already.
+        let _ = self.keeper.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_takes_nothing_until_there_is_room_again() {
+        if !SmallDisk::is_allowed() {
+            eprintln!("skipped: only root may mount");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let disk = SmallDisk::make(&folder.path().join("disk"), 2).unwrap();
+        let file = disk.folder().join("file");
+        std::fs::write(&file, [1; 4_096]).unwrap();
+        assert!(disk.fill().unwrap() > 1 << 20);
+        let full = std::fs::write(&file, [2; 8_192]).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        disk.free().unwrap();
+        std::fs::write(&file, [3; 8_192]).unwrap();
+        drop(disk);
+        assert!(!file.exists());
+    }
+}

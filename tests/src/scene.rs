@@ -1,0 +1,130 @@
+//! A lane with clients that follow all its streams and a writer for each stream: what scenarios and drills play on.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use spacetime_sync_proto::StreamId;
+
+use crate::follower::{Follower, Verdict};
+use crate::lane::{Bridge, Lane, stream};
+use crate::load::{Load, PAYLOADS, Pace, Payload, Writer};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Scene {
+    /// Everything but bridges and clients.
+    pub lane: Lane,
+    /// Its streams.
+    pub streams: Vec<StreamId>,
+    /// The clients whose logs are compared in the end.
+    pub clients: Vec<Follower>,
+    /// What is random.
+    pub random: StdRng,
+    /// Events committed by writers that have ended.
+    pub committed: u64,
+    load: Option<Load>,
+}
+
+impl Scene {
+    /// With a stream for each size of payload, and neither clients nor load yet.
+    pub fn new(lane: Lane, seed: u64) -> Self {
+        Self {
+            lane,
+            streams: (1..=PAYLOADS.len()).map(stream).collect(),
+            clients: Vec::new(),
+            random: StdRng::seed_from_u64(seed),
+            committed: 0,
+            load: None,
+        }
+    }
+
+    /// One more client, which does not run yet.
+    pub async fn client(&self) -> anyhow::Result<Follower> {
+        self.lane.client(&self.streams).await
+    }
+
+    /// Begins to write to all streams.
+    pub fn write(&mut self, pace: Pace) {
+        assert!(self.load.is_none(), "one load at a time");
+        self.load = Some(Load::start(&self.lane.authority, &self.streams, pace, &mut self.random));
+    }
+
+    /// Writes so many events in all, in large transactions.
+    pub async fn write_bulk(&mut self, events: u64, largest: usize) -> anyhow::Result<()> {
+        let share = events / self.streams.len() as u64;
+        for stream_id in &self.streams {
+            let seed = self.random.random();
+            let name = format!("bulk-{seed}");
+            let payload = Payload::UpTo(largest);
+            let mut writer = Writer::new(&self.lane.authority, stream_id, &name, payload, seed);
+            writer.append_all(share, 1_000).await?;
+            self.committed += share;
+        }
+        Ok(())
+    }
+
+    /// Ends the load, and says how many events were committed in all.
+    pub async fn stop_writing(&mut self) -> anyhow::Result<u64> {
+        if let Some(load) = self.load.take() {
+            self.committed += load.stop().await?;
+        }
+        Ok(self.committed)
+    }
+
+    /// A moment of random length.
+    pub async fn pause(&mut self) {
+        let pause = self.random.random_range(30..600);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+
+    /// Either, as the seed has it.
+    pub fn random_bool(&mut self) -> bool {
+        self.random.random_bool(0.5)
+    }
+
+    /// What is recorded as published is held. Both only grow, and the record is read first.
+    pub async fn published_is_held(&self) -> anyhow::Result<()> {
+        let recorded = self.lane.recorded(&self.streams).await?;
+        let held = self.lane.held(&self.streams).await?;
+        let sound = recorded.iter().zip(&held).all(|(recorded, held)| recorded <= held);
+        anyhow::ensure!(sound, "recorded as published {recorded:?}, held {held:?}");
+        Ok(())
+    }
+
+    /// After the last fault: the lane gets whole by itself, and every client's log is the authority's.
+    pub async fn settle(&mut self, limit: Duration) -> anyhow::Result<Vec<Verdict>> {
+        let committed = self.stop_writing().await?;
+        anyhow::ensure!(
+            self.lane.published(limit).await,
+            "not everything committed is published within {limit:?}"
+        );
+        let held: u64 = self.lane.held(&self.streams).await?.iter().sum();
+        anyhow::ensure!(
+            held == committed,
+            "SpacetimeDB holds {held} of {committed} committed events"
+        );
+        let mut verdicts = Vec::new();
+        for client in &self.clients {
+            client.until_applied(committed, limit).await?;
+            verdicts.push(self.is_equal(client).await?);
+        }
+        Ok(verdicts)
+    }
+
+    /// Compares what a client applied with the authority.
+    pub async fn is_equal(&self, client: &Follower) -> anyhow::Result<Verdict> {
+        let verdict = client.compare(&self.lane.authority).await?;
+        anyhow::ensure!(
+            verdict.is_equal() && verdict.applied == self.committed,
+            "of {} committed events: {verdict:?}",
+            self.committed
+        );
+        Ok(verdict)
+    }
+}
+
+/// Waits until a bridge is connected on both sides.
+pub async fn ready(bridge: &Bridge, limit: Duration) -> anyhow::Result<()> {
+    bridge.until("/readyz", limit, |ready, _| ready).await.map(|_| ())
+}
