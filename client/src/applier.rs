@@ -1,6 +1,8 @@
 //! The thread that applies: takes batches, hashes their payloads, runs the handler inside the store's transaction,
 //! says how it went. It never skips: a batch that does not begin where its stream's saved log ends is thrown away.
 
+mod stepped;
+
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +18,8 @@ use crate::apply::{ApplyFailure, Batch};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ErrorClass, HandlerError};
 use crate::store::{CheckpointStore, CommitError, StoreError};
+
+pub use stepped::Stepped;
 
 /// Makes of events what the application wants of them.
 pub trait Handler<S: CheckpointStore>: Send + 'static {

@@ -48,6 +48,8 @@ mod fake_host;
 mod link;
 
 pub use applier::Handler;
+#[doc(hidden)]
+pub use applier::Stepped;
 pub use apply::{Counters, StreamStop};
 pub use checkpoint::Checkpoint;
 pub use client::SyncClient;

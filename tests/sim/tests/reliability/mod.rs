@@ -1,0 +1,3 @@
+//! What proves that nothing is lost.
+
+mod sim;
