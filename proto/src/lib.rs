@@ -12,6 +12,8 @@ pub mod frame;
 pub mod hash;
 pub mod id;
 pub mod limit;
+#[doc(hidden)]
+pub mod mutant;
 pub mod refusal;
 
 pub use event::Event;

@@ -1,6 +1,6 @@
 //! What becomes of a frame at a cursor: it continues the log, repeats it, leaves a hole before it, or contradicts it.
 
-use spacetime_sync_proto::{Frame, Seq};
+use spacetime_sync_proto::{Frame, Seq, mutant};
 
 use super::{Batch, RawFrame, StreamStop};
 use crate::checkpoint::Checkpoint;
@@ -24,7 +24,7 @@ pub(super) enum Intake {
 /// Checks a frame against the cursor, and against what a page said the log is at its head.
 pub(super) fn take(frame: RawFrame, cursor: Checkpoint, claim: Option<Checkpoint>) -> Result<Intake, StreamStop> {
     let events = frame.last_seq.since(frame.first_seq) + 1;
-    if frame.first_seq > cursor.seq.next() {
+    if frame.first_seq > cursor.seq.next() && !mutant::on("client-applies-over-a-hole") {
         return Ok(Intake::Hole);
     }
     // A frame that ends before the cursor holds no position whose hash is still known.
@@ -42,6 +42,9 @@ pub(super) fn take(frame: RawFrame, cursor: Checkpoint, claim: Option<Checkpoint
         });
     }
     for known in std::iter::once(cursor).chain(claim) {
+        if mutant::on("client-skips-the-chain-check") {
+            break;
+        }
         if let Some(found) = checked.chain_at(known.seq).filter(|found| *found != known.chain_hash) {
             return Err(StreamStop::ChainMismatch {
                 seq: known.seq,
@@ -57,7 +60,12 @@ pub(super) fn take(frame: RawFrame, cursor: Checkpoint, claim: Option<Checkpoint
         seq: checked.last_seq(),
         chain_hash: checked.last_chain(),
     };
-    let events: Vec<_> = checked.into_events_after(cursor.seq).collect();
+    let after = if mutant::on("client-applies-duplicates") {
+        Seq::ZERO
+    } else {
+        cursor.seq
+    };
+    let events: Vec<_> = checked.into_events_after(after).collect();
     Ok(Intake::Next {
         repeated: repeated(seq, cursor.seq),
         batch: Batch {

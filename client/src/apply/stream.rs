@@ -1,6 +1,6 @@
 //! One stream's states and how each input moves it between them.
 
-use spacetime_sync_proto::{RefusalCode, Seq};
+use spacetime_sync_proto::{RefusalCode, Seq, mutant};
 
 use super::intake::{self, Intake};
 use super::{ApplyFailure, Counters, Effect, Input, Page, RawFrame, StreamStop, SubscriptionId, may_be_granted_later};
@@ -263,6 +263,15 @@ impl Stream {
         effects: &mut Vec<Effect>,
     ) -> Result<(), StreamStop> {
         let (after, head) = (reading.after, page.head);
+        if mutant::on("client-starts-at-the-head") && after.seq == Seq::ZERO {
+            self.cursor = head;
+            self.applied = head;
+        }
+        if mutant::on("client-clamps-to-the-head") && head.seq < after.seq {
+            self.cursor = head;
+            self.applied = head;
+            return Ok(());
+        }
         if head.seq < after.seq {
             return Err(StreamStop::AheadOfLane {
                 applied: after.seq,
@@ -286,7 +295,7 @@ impl Stream {
         let heard_since = self.known.filter(|known| Some(*known) > reading.known);
         self.known = Some(heard_since.unwrap_or(head.seq).max(head.seq).max(self.cursor.seq));
         self.fresh = true;
-        self.claim = Some(head).filter(|head| head.seq > self.cursor.seq);
+        self.claim = Some(head).filter(|head| head.seq > self.cursor.seq && !mutant::on("client-takes-any-page"));
         let (mut bytes, mut events) = (0, 0);
         for frame in page.frames {
             bytes += frame.bytes.len();
@@ -419,7 +428,9 @@ impl Stream {
                         effects,
                     );
                 } else if !self.is_stopped() {
-                    self.cursor = self.applied;
+                    if !mutant::on("client-goes-on-after-a-failure") {
+                        self.cursor = self.applied;
+                    }
                     self.claim = None;
                     self.leave(Mode::Retrying { message }, effects);
                     effects.push(Effect::RetryLater { attempt: self.failures });
@@ -483,7 +494,7 @@ impl Stream {
                 Some(_) | None => self.read(effects),
             },
             Mode::Live(_) | Mode::Renewing { .. } => {
-                if self.known.is_some_and(|known| known > self.cursor.seq) {
+                if self.known.is_some_and(|known| known > self.cursor.seq) && !mutant::on("client-pages-no-hole") {
                     counters.holes_paged += 1;
                     self.read(effects);
                 }

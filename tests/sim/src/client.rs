@@ -195,6 +195,16 @@ impl Client {
     }
 }
 
+/// An input in a few words.
+fn words(input: &Input) -> String {
+    match input {
+        Input::Page(page) => format!("of {} frames and the head {}", page.frames.len(), page.head.seq),
+        Input::Frame(frame) => format!("of {}..={}", frame.first_seq, frame.last_seq),
+        Input::Applied { to, .. } => format!("that it is applied up to {}", to.seq),
+        other => format!("{other:?}"),
+    }
+}
+
 impl World {
     fn client_in(&mut self, at: usize, after: Micros, step: ClientStep) {
         let life = self.clients[at].life;
@@ -341,6 +351,11 @@ impl World {
 
     /// Feeds one input to one stream and does what comes of it, as the engine does.
     fn feed(&mut self, at: usize, stream: usize, input: Input) {
+        let heard = if self.is_telling() {
+            words(&input)
+        } else {
+            String::new()
+        };
         let client = &mut self.clients[at];
         let core = &mut client.followers[stream].stream;
         let (before, was_stopped) = (core.unapplied_bytes(), matches!(core.mode(), Mode::Stopped(_)));
@@ -351,6 +366,8 @@ impl World {
             self.coverage.seen("client: stream stopped");
             say!(self, "client {at}: stream {stream} stopped, {why}");
         }
+        let mode = self.clients[at].followers[stream].stream.mode();
+        say!(self, "client {at}: stream {stream} hears {heard}: {mode:?}");
         for effect in effects {
             self.perform(at, stream, effect);
         }

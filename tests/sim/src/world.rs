@@ -119,7 +119,7 @@ pub(crate) struct World {
 }
 
 /// Lines of a story that are kept, the last ones.
-const STORY_LINES: usize = 400;
+const STORY_LINES: usize = 4_000;
 
 /// Adds a line to the story, if one is told.
 macro_rules! say {
