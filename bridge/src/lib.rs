@@ -11,5 +11,6 @@ pub mod core;
 pub mod http;
 pub mod publish;
 pub mod pump;
+pub mod repair;
 pub mod status;
 pub mod stdb;

@@ -17,8 +17,6 @@ use spacetime_sync_bridge::config::{Config, read_token};
 use spacetime_sync_bridge::publish::identity;
 use spacetime_sync_bridge::status::Status;
 use spacetime_sync_bridge::stdb::admin::Admin;
-use spacetime_sync_bridge::stdb::link::Target;
-use spacetime_sync_bridge::stdb::tokens::TokenSource;
 use spacetime_sync_bridge::{http, pump};
 use spacetime_sync_proto::StreamId;
 use tokio::signal::unix::{SignalKind, signal};
@@ -62,6 +60,12 @@ enum Command {
     Grant(GrantArgs),
     /// Take that right away.
     Revoke(GrantArgs),
+    /// Compare what SpacetimeDB holds with the authority. Fails if something is not as it should be.
+    Verify(cli::repair::VerifyArgs),
+    /// After a restore: make SpacetimeDB forget what the authority does not have.
+    Rewind(cli::repair::ChangeArgs),
+    /// Have the windows of streams filled anew from the authority.
+    Republish(cli::repair::RepublishArgs),
     /// Print the identity that a token stands for.
     Identity {
         /// The file that holds the token.
@@ -122,9 +126,9 @@ fn main() -> ExitCode {
 
 async fn execute(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run { config } => run(load(config)?).await,
+        Command::Run { config } => run(cli::load(config)?).await,
         Command::Config(ConfigCommand::Check { config }) => {
-            let config = load(config)?;
+            let config = cli::load(config)?;
             config.token()?;
             config.admin_token()?;
             Issuer::open(&config)?;
@@ -153,6 +157,9 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Verify(args) => cli::repair::verify(args).await,
+        Command::Rewind(args) => cli::repair::rewind(args).await,
+        Command::Republish(args) => cli::repair::republish(args).await,
         Command::Identity { token_file } => {
             println!("{}", identity(&token_file, &read_token(&token_file)?)?);
             Ok(())
@@ -169,10 +176,6 @@ fn identity_in_hex(text: &str) -> Result<String, String> {
     }
 }
 
-fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
-    Ok(Config::load(path.as_deref(), std::env::vars())?)
-}
-
 fn admin(args: &GrantArgs) -> anyhow::Result<Admin> {
     Ok(Admin::new(
         &args.server.uri,
@@ -184,21 +187,10 @@ fn admin(args: &GrantArgs) -> anyhow::Result<Admin> {
 async fn run(config: Config) -> anyhow::Result<()> {
     let status = Arc::new(Status::new(config.bridge.stall_after()));
     let issuer = Issuer::open(&config)?.map(Arc::new);
-    let tokens = match (config.token()?, &issuer) {
-        (Some(token), _) => TokenSource::Fixed(token),
-        (None, Some(issuer)) => TokenSource::Signed(issuer.service().clone()),
-        (None, None) => anyhow::bail!("neither a token of the bridge nor an issuer that signs one"),
-    };
-    let target = Target {
-        uri: config.spacetimedb.uri.clone(),
-        database: config.spacetimedb.database.clone(),
-        tokens: tokens.clone(),
-        compatibility: issuer.as_ref().map(|issuer| issuer.window().clone()),
-        deadline: Duration::from_millis(config.bridge.connect_deadline_ms),
-    };
+    let target = cli::target(&config, issuer.as_ref())?;
     let messenger = issuer
         .as_ref()
-        .map(|_| Messenger::new(&target.uri, &target.database, tokens));
+        .map(|_| Messenger::new(&target.uri, &target.database, target.tokens.clone()));
     if let (Some(issuer), Some(messenger), Some(issuing)) = (&issuer, &messenger, &config.issuer) {
         tokio::spawn(keep_keys(issuer.clone(), issuing.keys_reload()));
         let (issuer, messenger) = (issuer.clone(), messenger.clone());

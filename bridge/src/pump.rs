@@ -7,6 +7,8 @@ mod backoff;
 mod compare;
 mod ledger;
 mod pace;
+mod policy;
+mod upkeep;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,9 +27,11 @@ use crate::status::{Role, Status};
 use crate::stdb::StdbError;
 use crate::stdb::link::{Answer, Link, Target};
 use backoff::Backoff;
-use compare::{learn, reconcile_all};
+use compare::{authority_away, learn, reconcile_all};
 use ledger::Ledger;
 use pace::Pace;
+use policy::Policy;
+use upkeep::Upkeep;
 
 /// How often a standby asks for the lead.
 const LEAD_EVERY: Duration = Duration::from_millis(500);
@@ -157,9 +161,18 @@ enum News {
     Input(Input),
     Polled(Result<Vec<StreamPosition>, AuthorityError>, Duration),
     Woken,
-    Connected(Result<Link, StdbError>),
+    Connected(Result<Connected, StdbError>),
+    /// An operator has put things right: everything is compared anew.
+    EpochBegun,
     /// Streams whose log in the authority ends before what SpacetimeDB acknowledged.
     AboveHead(Vec<StreamId>),
+}
+
+/// A link that is up, and what was found out when it was made.
+struct Connected {
+    link: Link,
+    policy: Policy,
+    epoch: String,
 }
 
 enum Wire {
@@ -168,6 +181,9 @@ enum Wire {
     Up {
         link: Arc<Link>,
         since: Instant,
+        policy: watch::Receiver<Policy>,
+        /// Ends with the link.
+        _upkeep: JoinSet<()>,
     },
 }
 
@@ -239,8 +255,14 @@ impl<'a> Pump<'a> {
     }
 
     async fn lead(mut self, mut lead: Option<Leadership>, stop: &mut watch::Receiver<bool>) -> Ended {
+        self.status.none_halted();
         self.listen();
         self.tell_writers();
+        if self.config.retention.purge {
+            let every = Duration::from_millis(self.config.retention.every_ms);
+            let purge = upkeep::purge(self.authority.clone(), self.status.clone(), every);
+            self.tasks.spawn(purge);
+        }
         self.connect(Duration::ZERO);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -338,7 +360,13 @@ impl<'a> Pump<'a> {
                     self.step(Input::Halt(stream_id, HaltReason::AheadOfAuthority), effects);
                 }
             }
-            News::Connected(Ok(link)) => {
+            News::EpochBegun => {
+                tracing::info!("a new epoch begins: everything is compared anew");
+                self.status.none_halted();
+                self.link_down("a new epoch begins".to_owned(), effects);
+                self.step(Input::Anew, effects);
+            }
+            News::Connected(Ok(Connected { link, policy, epoch })) => {
                 tracing::info!(uri = self.target.uri, database = self.target.database, "the link is up");
                 if link.is_closed() {
                     return self.unconnected("closed as soon as it was up".to_owned());
@@ -348,9 +376,23 @@ impl<'a> Pump<'a> {
                     issuer.revocations.relinked();
                 }
                 self.calls.clear();
+                let link = Arc::new(link);
+                let (policy, known) = watch::channel(policy);
+                let upkeep = Upkeep {
+                    link: link.clone(),
+                    authority: self.authority.clone(),
+                    status: self.status.clone(),
+                    policy,
+                    news: self.news.clone(),
+                    epoch,
+                };
+                let (config, mut ends_with_it) = (self.config.clone(), JoinSet::new());
+                ends_with_it.spawn(async move { upkeep.run(&config).await });
                 self.wire = Wire::Up {
-                    link: Arc::new(link),
+                    link,
                     since: Instant::now(),
+                    policy: known,
+                    _upkeep: ends_with_it,
                 };
                 self.step(Input::LinkUp, effects);
                 self.pace.woken(Instant::now());
@@ -516,10 +558,13 @@ impl<'a> Pump<'a> {
     }
 
     fn spawn_learn(&mut self, epoch: LinkEpoch, stream_id: StreamId) {
-        let Wire::Up { link, .. } = &self.wire else { return };
-        let (link, authority, news) = (link.clone(), self.authority.clone(), self.news.clone());
+        let Wire::Up { link, policy, .. } = &self.wire else {
+            return;
+        };
+        let (link, policy) = (link.clone(), policy.borrow().clone());
+        let (authority, news) = (self.authority.clone(), self.news.clone());
         self.tasks.spawn(async move {
-            let input = match learn(&link, &authority, &stream_id).await {
+            let input = match learn(&link, &authority, &policy, &stream_id).await {
                 Ok(verdict) => Input::Learned {
                     epoch,
                     stream_id,
@@ -548,14 +593,19 @@ impl<'a> Pump<'a> {
     fn connect(&mut self, wait: Duration) {
         let (target, answers, news) = (self.target.clone(), self.answers.clone(), self.news.clone());
         let (authority, ledger) = (self.authority.clone(), self.ledger.handle());
+        let applies_windows = self.config.applies_windows();
         self.tasks.spawn(async move {
             tokio::time::sleep(wait).await;
             let connected = async {
                 let link = Link::connect(target, answers).await?;
                 // What was acknowledged on the last link is recorded first, or it would look like more than published.
                 ledger.settled().await;
-                reconcile_all(&link, &authority, &ledger, &news).await?;
-                Ok(link)
+                let away = |error| authority_away(&error);
+                let epoch = authority.epoch().await.map_err(away)?.epoch;
+                let policy = Policy::read(&authority, applies_windows).await.map_err(away)?;
+                link.set_retention(&policy.classes).await?;
+                reconcile_all(&link, &authority, &ledger, &policy, &news).await?;
+                Ok(Connected { link, policy, epoch })
             };
             let connected = connected.await;
             let _ = news.send(News::Connected(connected));

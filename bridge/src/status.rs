@@ -42,6 +42,8 @@ pub struct Counters {
     pub polls: u64,
     /// Wake-ups that came.
     pub wakes: u64,
+    /// Events that were removed from the authority's log.
+    pub purged_events: u64,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,8 @@ struct State {
     load: Load,
     lag: u64,
     halted: BTreeMap<StreamId, HaltReason>,
+    /// Why the authority cannot be the one whose events were carried before.
+    restored: Option<String>,
     counters: Counters,
     /// Since when there has been work, none if there is none.
     work_since: Option<Instant>,
@@ -79,6 +83,8 @@ pub struct Health {
     pub problems: Vec<String>,
     /// Streams that go no further.
     pub halted: Vec<Halted>,
+    /// Whether the authority is behind what was carried before: it was restored, and needs `spacetime-sync rewind`.
+    pub authority_restored: bool,
     /// How long there has been work without progress.
     pub stalled_ms: u64,
     /// Events committed and not yet published.
@@ -107,6 +113,7 @@ impl Status {
             load: Load::default(),
             lag: 0,
             halted: BTreeMap::new(),
+            restored: None,
             counters: Counters::default(),
             work_since: None,
             last_progress: now,
@@ -147,6 +154,20 @@ impl Status {
 
     pub(crate) fn halted(&self, stream_id: StreamId, reason: HaltReason) {
         self.with(|state| state.halted.insert(stream_id, reason));
+    }
+
+    /// Nothing is halted any more: every stream is looked at anew.
+    pub(crate) fn none_halted(&self) {
+        self.with(|state| state.halted.clear());
+    }
+
+    pub(crate) fn restored(&self, restored: Option<String>) {
+        self.with(|state| state.restored = restored);
+    }
+
+    /// Whether the authority was found to be behind what was carried before.
+    pub fn is_restored(&self) -> bool {
+        self.with(|state| state.restored.is_some())
     }
 
     pub(crate) fn count(&self, change: impl FnOnce(&mut Counters)) {
@@ -219,6 +240,9 @@ impl Status {
             if stalled > self.stall_after {
                 problems.push(format!("work and no progress for {stalled:?}"));
             }
+            if let Some(why) = &state.restored {
+                problems.push(why.clone());
+            }
             if let Err(why) = &state.authority {
                 problems.push(format!("authority: {why}"));
             }
@@ -241,6 +265,7 @@ impl Status {
                 role: state.role,
                 problems,
                 halted: halted.collect(),
+                authority_restored: state.restored.is_some(),
                 stalled_ms: u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX),
                 lag_events: state.lag,
             }

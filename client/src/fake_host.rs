@@ -422,6 +422,7 @@ impl Connection {
             head_seq: head.seq.get(),
             head_chain: u256::from_be_bytes(*head.chain_hash.as_bytes()),
             oldest_seq: 1,
+            durable_reads: true,
             frames: self.host.rows(asked.after_seq, head.seq.get()),
         })
     }
@@ -472,6 +473,7 @@ impl FakeHost {
                 first_seq: seq,
                 last_seq: seq,
                 base_chain: u256::from_be_bytes(*frame.base_chain.as_bytes()),
+                last_at: 0,
                 frame: frame.bytes.to_vec(),
             }
         };

@@ -1,6 +1,7 @@
 //! Reading the log's tables the way the rules want to see them.
 
 use bytes::Bytes;
+use spacetime_sync_proto::retention::class_of;
 use spacetime_sync_proto::{ChainHash, Frame, Seq, StreamId, limit};
 use spacetime_sync_rules::append::Head;
 use spacetime_sync_rules::stream_key;
@@ -9,7 +10,7 @@ use spacetimedb::sats::u256;
 use spacetimedb::{Identity, ReducerContext};
 
 use crate::refuse::{Refused, refused};
-use crate::tables::{SyncEvent, SyncTrust, sync_event, sync_head, sync_trust};
+use crate::tables::{RetentionClass, SyncEvent, SyncTrust, sync_event, sync_head, sync_trust};
 
 /// The one row of `sync_trust`, which `init` writes.
 pub fn trust_row(ctx: &ReducerContext) -> Result<SyncTrust, Refused> {
@@ -83,6 +84,11 @@ pub fn frames_from(ctx: &ReducerContext, stream_key: u64, from: Seq) -> Vec<Sync
 
 /// Positions looked at for the next frames.
 const FRAME_SPANS: [u64; 3] = [32, 256, limit::FRAME_EVENTS as u64];
+
+/// The class of a stream, if it has one.
+pub fn stream_class<'a>(classes: &'a [RetentionClass], stream_id: &str) -> Option<&'a RetentionClass> {
+    class_of(classes, |class| &class.stream_prefix, stream_id)
+}
 
 /// The chain hash of an event that is held, none if it is not.
 pub fn held_chain(ctx: &ReducerContext, stream_key: u64, seq: Seq) -> Option<ChainHash> {

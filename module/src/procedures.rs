@@ -1,14 +1,14 @@
 //! What clients and bridge ask for: pages of the log and heads. Each checks who asks, as the filters do for
 //! subscriptions.
 
-use spacetime_sync_proto::{Refusal, RefusalCode, Seq, limit};
+use spacetime_sync_proto::{Refusal, RefusalCode, Seq, StreamId, limit};
 use spacetimedb::sats::u256;
-use spacetimedb::{ProcedureContext, ReducerContext, SpacetimeType, procedure};
+use spacetimedb::{ProcedureContext, ReducerContext, SpacetimeType, Table, procedure};
 
 use crate::access::{forbidden_stream, may_read, operator};
-use crate::log_access::{chain_to_column, frames_from, head, trust_row};
+use crate::log_access::{chain_to_column, frames_from, head, stream_class, trust_row};
 use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
-use crate::tables::{SyncEvent, sync_head};
+use crate::tables::{SyncEvent, SyncStream, retention_class, sync_head, sync_stream};
 
 /// A part of a stream's log.
 #[derive(SpacetimeType)]
@@ -21,6 +21,8 @@ pub struct EventPage {
     pub head_chain: u256,
     /// Position of the first event held; 1 for an empty log.
     pub oldest_seq: u64,
+    /// Whether clients may see the stream's events only when they are durable.
+    pub durable_reads: bool,
     /// Consecutive frames. The first one holds the event after the position asked for, and may begin before it. Empty
     /// at the head, and below the window.
     pub frames: Vec<SyncEvent>,
@@ -79,8 +81,50 @@ fn page(ctx: &ReducerContext, stream_id: &str, after_seq: u64) -> Result<EventPa
         head_seq: head.seq.get(),
         head_chain: chain_to_column(head.chain),
         oldest_seq,
+        durable_reads: durable_reads(ctx, &stream_id),
         frames,
     })
+}
+
+/// Unless its class says otherwise.
+fn durable_reads(ctx: &ReducerContext, stream_id: &StreamId) -> bool {
+    let classes: Vec<_> = ctx.db.retention_class().iter().collect();
+    stream_class(&classes, stream_id.as_str()).is_none_or(|class| class.durable_reads)
+}
+
+/// A stream, as an operator compares it.
+#[derive(SpacetimeType)]
+pub struct StreamReport {
+    pub stream_id: String,
+    /// Position of the first event held; one past the head if none is.
+    pub oldest_seq: u64,
+    pub head_seq: u64,
+    /// Chain hash of the last event, big-endian.
+    pub head_chain: u256,
+}
+
+/// The streams whose names come after `after`, in order, at most `limit::HEADS`. For the owner and the bridge.
+#[procedure]
+pub fn read_streams(ctx: &mut ProcedureContext, after: String) -> Result<Vec<StreamReport>, Refused> {
+    ctx.with_tx(|tx| streams(tx, &after))
+}
+
+fn streams(ctx: &ReducerContext, after: &str) -> Result<Vec<StreamReport>, Refused> {
+    operator(ctx, &trust_row(ctx)?)?;
+    let heads = ctx.db.sync_head();
+    // The next possible name: with a range that includes its start, that leaves `after` itself out.
+    let from = format!("{after}\0");
+    let report = |stream: SyncStream| {
+        let head = heads.stream_key().find(stream.stream_key)?;
+        Some(StreamReport {
+            stream_id: stream.stream_id,
+            oldest_seq: head.oldest_seq,
+            head_seq: head.head_seq,
+            head_chain: head.head_chain,
+        })
+    };
+    let named = ctx.db.sync_stream().by_name().filter(from.as_str()..);
+    Ok(named.filter_map(report).take(limit::HEADS).collect())
 }
 
 /// The heads of streams, in the order asked for. For the owner and the bridge.

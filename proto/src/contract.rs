@@ -6,11 +6,11 @@ use std::fmt;
 /// Name and version of the protocol.
 pub const PROTOCOL: &str = "spacetime.sync.v1";
 /// Version of tables, reducers, procedures and frames. Raised with every change of them.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 /// sha256 of what the module offers its clients, of which the bindings are generated: public tables, reducers,
 /// procedures and their types, and nothing that no client sees. `scripts/bindings` prints it, and the test
 /// `lane::contract::module_and_bindings_agree` fails when it is out of date.
-pub const SCHEMA_HASH: &str = "sha256:f8a476e41c8bdea5d3450f15e3a8a21778b4c9f12e3a57f0de6f64567ff30230";
+pub const SCHEMA_HASH: &str = "sha256:1d59ce728fe9a4deb864ccd8afbe0d620008e0ae1f8f9f43d943a74ff7c71c70";
 
 /// What one side says its contract is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -186,6 +186,18 @@ impl Frame {
         (!rest.is_empty()).then(|| encode(rest))
     }
 
+    /// The bytes of the frame that remains when the events after `seq` are cut off; none if nothing remains.
+    pub fn encode_until(self, seq: Seq) -> Option<Bytes> {
+        let keep = seq.next().since(self.first_seq) as usize;
+        let rest: Vec<_> = self.events.into_iter().take(keep).collect();
+        (!rest.is_empty()).then(|| encode(rest))
+    }
+
+    /// When the last event was committed, in microseconds since 1970-01-01 UTC, by the authority's clock.
+    pub fn last_at_us(&self) -> i64 {
+        self.events.last().map_or(0, |event| event.committed_at_us)
+    }
+
     /// The events, each with its hashes; those up to and including `after` are left out.
     pub fn into_events_after(self, after: Seq) -> impl Iterator<Item = Event> {
         let first = self.first_seq;

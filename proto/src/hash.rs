@@ -11,11 +11,34 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use crate::id::{IdempotencyKey, Kind, Seq, StreamId};
 
 const GENESIS: &[u8] = b"spacetime.sync.v1/stream\0";
+
+/// A text that is no hash.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no hash: expected sha256: and 64 lower-case hexadecimal digits")]
+pub struct InvalidHash(String);
+
+fn parse(text: &str) -> Option<[u8; 32]> {
+    let digits = text.strip_prefix("sha256:")?.as_bytes();
+    if digits.len() != 64 {
+        return None;
+    }
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
+}
 
 macro_rules! hash {
     ($(#[$doc:meta])* $type:ident) => {
@@ -44,6 +67,25 @@ macro_rules! hash {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("sha256:")?;
                 self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = InvalidHash;
+            fn from_str(text: &str) -> Result<Self, InvalidHash> {
+                parse(text).map(Self).ok_or_else(|| InvalidHash(text.to_owned()))
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
             }
         }
 
@@ -112,5 +154,28 @@ impl ChainHash {
         hasher.update(key);
         hasher.update(kind);
         Self(hasher.finalize().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_is_read_as_it_is_written_and_nothing_else_is() {
+        let hash = PayloadHash::of(b"x");
+        let text = hash.to_string();
+        assert_eq!(text.parse(), Ok(hash));
+        let long = format!("{text}0");
+        for bad in [
+            "",
+            "sha256:",
+            &text[..70],
+            &long,
+            &text.to_uppercase(),
+            &text.replace("sha256", "sha512"),
+        ] {
+            assert!(bad.parse::<PayloadHash>().is_err(), "{bad}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The contract of the lane: what authority, bridge, module and client must agree on, and nothing else.
 //!
 //! Ids and limits ([`id`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
-//! the closed set of refusal codes ([`refusal`]), who may see and do what ([`access`]) and the contract's own version
+//! the closed set of refusal codes ([`refusal`]), cursors that lead nowhere ([`stale`]), who may see and do what ([`access`]) and the contract's own version
 //! ([`contract`]).
 //! No IO, no clock, no runtime: it builds for `wasm32-unknown-unknown` as it does for a desktop.
 
@@ -15,12 +15,15 @@ pub mod limit;
 #[doc(hidden)]
 pub mod mutant;
 pub mod refusal;
+pub mod retention;
+pub mod stale;
 
 pub use event::Event;
 pub use frame::{Frame, FrameError};
 pub use hash::{ChainHash, PayloadHash};
 pub use id::{IdempotencyKey, InvalidId, Kind, Label, Seq, StreamId};
 pub use refusal::{Refusal, RefusalCode};
+pub use stale::{StaleCursor, StaleReason};
 
 /// The messages of `proto/sync.proto`, as generated.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

@@ -19,6 +19,8 @@ pub const FRAME_PADDED_BYTES: usize = 993;
 pub const PAGE_BYTES: usize = 1024 * 1024;
 /// Most stream heads asked for in one call of `read_heads`.
 pub const HEADS: usize = 1_000;
+/// Most classes of retention.
+pub const RETENTION_CLASSES: usize = 256;
 /// Most bytes of claims that are read.
 pub const CLAIMS_BYTES: usize = 16 * 1024;
 /// Most streams and patterns of one token.

@@ -30,6 +30,8 @@ pub enum RefusalCode {
     CheckpointBehind,
     /// The checkpoint is past the stream's head.
     CheckpointAhead,
+    /// The authority is behind the history that was carried before: it was restored.
+    EpochBehind,
     /// The secret that stream keys are derived with is set already, to another value.
     KeySecretFixed,
     /// No bearer credential.
@@ -116,6 +118,7 @@ impl RefusalCode {
             Self::Unauthorized
             | Self::NotConfigured
             | Self::KeySecretFixed
+            | Self::EpochBehind
             | Self::MissingAuthorization
             | Self::InvalidAuthorizationScheme
             | Self::InvalidToken

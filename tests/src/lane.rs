@@ -11,7 +11,10 @@ use serde_json::Value;
 use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::config::read_token;
 use spacetime_sync_bridge::publish::{Bridge as BridgeProof, Request, Trust, publish};
+use spacetime_sync_bridge::repair::Sides;
 use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
+use spacetime_sync_bridge::stdb::link::{Link, Target};
+use spacetime_sync_bridge::stdb::tokens::TokenSource;
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_proto::access::AUDIENCE;
 use sqlx::Connection as _;
@@ -262,6 +265,41 @@ impl Lane {
         }
         connection.close().await?;
         Ok(())
+    }
+
+    /// Runs a statement on the authority.
+    pub async fn sql(&self, statement: &str) -> anyhow::Result<()> {
+        let mut connection = sqlx::PgConnection::connect(self.database.url()).await?;
+        sqlx::Executor::execute(&mut connection, statement).await?;
+        connection.close().await?;
+        Ok(())
+    }
+
+    /// A link like the bridge's, for looking at what is held.
+    pub async fn link(&self) -> anyhow::Result<Link> {
+        let target = Target {
+            uri: self.server.uri().to_owned(),
+            database: self.name.clone(),
+            tokens: TokenSource::Fixed(read_token(&self.path("bridge.token"))?),
+            compatibility: None,
+            deadline: Duration::from_secs(10),
+        };
+        let (answers, _) = tokio::sync::mpsc::unbounded_channel();
+        Ok(Link::connect(target, answers).await?)
+    }
+
+    /// Compares all that SpacetimeDB holds with the authority, event by event.
+    pub async fn verified(&self) {
+        let sides = Sides {
+            authority: self.authority.clone(),
+            link: self.link().await.unwrap_or_else(|error| panic!("{error:#}")),
+            streams: Vec::new(),
+        };
+        let reports = sides.verify(true).await.unwrap_or_else(|error| panic!("{error:#}"));
+        for report in &reports {
+            assert!(report.findings.is_empty(), "{report:?}");
+        }
+        assert!(reports.iter().any(|report| report.compared > 0), "nothing was compared");
     }
 
     /// The keys of a lane of tokens.

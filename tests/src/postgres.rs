@@ -4,6 +4,10 @@
 //! Nothing outlives the test process, however it ends: a keeper, a shell that waits for the end of its input, stops the
 //! server and removes the folder. Processes are ended by their ids.
 
+mod restore;
+
+pub use restore::Backup;
+
 use std::ffi::OsString;
 use std::fs;
 use std::io;

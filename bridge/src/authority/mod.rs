@@ -14,6 +14,7 @@ mod connections;
 mod error;
 mod leadership;
 mod log;
+mod retention;
 mod schema;
 mod wake;
 
@@ -29,6 +30,7 @@ use tokio::time::timeout;
 pub use access::{Access, AccessQuestion, BoundSession};
 pub use error::AuthorityError;
 pub use leadership::Leadership;
+pub use retention::{Beat, Extent, RetentionClass, Snapshot};
 pub use wake::WakeListener;
 
 use connections::{CALL_LIMIT, Connections};
@@ -48,6 +50,8 @@ pub struct StreamPosition {
     pub head_seq: Seq,
     /// Up to where SpacetimeDB is known to hold it durably.
     pub published_seq: Seq,
+    /// The position before the first event that is kept here.
+    pub floor_seq: Seq,
 }
 
 /// What became of [`Authority::advance_published`]. Streams in neither list are at or past what was asked for.
@@ -122,7 +126,7 @@ impl Authority {
     ) -> Result<Vec<StreamPosition>, AuthorityError> {
         self.positions(
             "dirty_streams",
-            "select stream_id, head_seq, published_seq from runtime.sync_streams
+            "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
              where dirty and stream_id > $1 order by stream_id limit $2",
             after,
             limit,
@@ -138,7 +142,7 @@ impl Authority {
     ) -> Result<Vec<StreamPosition>, AuthorityError> {
         self.positions(
             "streams_after",
-            "select stream_id, head_seq, published_seq from runtime.sync_streams
+            "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
              where head_seq > 0 and stream_id > $1 order by stream_id limit $2",
             after,
             limit,
@@ -152,7 +156,7 @@ impl Authority {
             .connections
             .run("position", async |connection| {
                 let row = sqlx::query(
-                    "select stream_id, head_seq, published_seq from runtime.sync_streams
+                    "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
                      where stream_id = $1 and head_seq > 0",
                 )
                 .bind(stream_id.as_str())
@@ -200,8 +204,8 @@ impl Authority {
             .await
     }
 
-    /// The chain hash at a position; none if the log ends before it. At seq 0 it is that of the empty log, whether
-    /// the stream exists or not.
+    /// The chain hash at a position; none if the log ends before it, or begins after the event that follows it. At seq 0
+    /// it is that of the empty log, whether the stream exists or not.
     pub async fn chain_at(&self, stream_id: &StreamId, seq: Seq) -> Result<Option<ChainHash>, AuthorityError> {
         if seq == Seq::ZERO {
             return Ok(Some(ChainHash::genesis(stream_id)));
@@ -209,8 +213,11 @@ impl Authority {
         self.connections
             .run("chain_at", async |connection| {
                 let found: Option<Vec<u8>> = sqlx::query_scalar(
-                    "select chain_hash from runtime.sync_stream_events
-                     where stream_id = $1 and seq >= $2 and seq <= $2 order by seq limit 1",
+                    "(select chain_hash from runtime.sync_stream_events
+                      where stream_id = $1 and seq >= $2 and seq <= $2 order by seq limit 1)
+                     union all
+                     (select floor_chain from runtime.sync_streams where stream_id = $1 and oldest_seq > 1 and oldest_seq = $2 + 1)
+                     limit 1",
                 )
                 .bind(stream_id.as_str())
                 .bind(seq.to_sql())
@@ -240,8 +247,13 @@ impl Authority {
                     "select w.place, e.chain_hash
                  from unnest($1::text[], $2::bigint[]) with ordinality as w(stream_id, seq, place)
                  cross join lateral (
-                   select chain_hash from runtime.sync_stream_events
-                   where stream_id = w.stream_id collate \"C\" and seq >= w.seq and seq <= w.seq order by seq limit 1
+                   (select chain_hash from runtime.sync_stream_events
+                    where stream_id = w.stream_id collate \"C\" and seq >= w.seq and seq <= w.seq order by seq limit 1)
+                   union all
+                   (select floor_chain from runtime.sync_streams
+                    where stream_id >= w.stream_id collate \"C\" and stream_id <= w.stream_id collate \"C\"
+                      and oldest_seq > 1 and oldest_seq = w.seq + 1)
+                   limit 1
                  ) e",
                 )
                 .bind(&ids)
@@ -477,6 +489,7 @@ fn position(row: &sqlx::postgres::PgRow) -> Result<StreamPosition, CallError> {
     Ok(StreamPosition {
         head_seq: seq(row.try_get(1)?, "a head_seq")?,
         published_seq: seq(row.try_get(2)?, "a published_seq")?,
+        floor_seq: seq(row.try_get(3)?, "an oldest_seq")?,
         stream_id,
     })
 }

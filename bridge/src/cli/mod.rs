@@ -2,9 +2,18 @@
 
 pub(crate) mod keys;
 pub(crate) mod publish;
+pub(crate) mod repair;
 pub(crate) mod session;
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
 use clap::Args;
+use spacetime_sync_bridge::auth::Issuer;
+use spacetime_sync_bridge::config::Config;
+use spacetime_sync_bridge::stdb::link::Target;
+use spacetime_sync_bridge::stdb::tokens::TokenSource;
 
 #[derive(Args)]
 pub(crate) struct ServerArgs {
@@ -14,4 +23,24 @@ pub(crate) struct ServerArgs {
     /// Name of the database.
     #[arg(long)]
     pub(crate) database: String,
+}
+
+pub(crate) fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
+    Ok(Config::load(path.as_deref(), std::env::vars())?)
+}
+
+/// Where the configuration leads, and as whom: by the bridge's token, or one that its issuer signs.
+pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::Result<Target> {
+    let tokens = match (config.token()?, issuer) {
+        (Some(token), _) => TokenSource::Fixed(token),
+        (None, Some(issuer)) => TokenSource::Signed(issuer.service().clone()),
+        (None, None) => anyhow::bail!("neither a token of the bridge nor an issuer that signs one"),
+    };
+    Ok(Target {
+        uri: config.spacetimedb.uri.clone(),
+        database: config.spacetimedb.database.clone(),
+        tokens,
+        compatibility: issuer.map(|issuer| issuer.window().clone()),
+        deadline: Duration::from_millis(config.bridge.connect_deadline_ms),
+    })
 }

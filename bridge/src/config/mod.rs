@@ -4,6 +4,7 @@
 //! A key that does not exist is an error in both places. Secrets are never printed.
 
 mod access;
+mod retention;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use spacetime_sync_proto::limit;
 use crate::core::Limits;
 
 pub use access::{IssuerConfig, SessionsConfig, check_issuer_url};
+pub use retention::{RetentionConfig, Windows};
 
 /// Prefix of the environment's keys.
 pub const ENV_PREFIX: &str = "SPACETIME_SYNC__";
@@ -74,6 +76,9 @@ pub struct Config {
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsConfig,
+    /// How long events are kept.
+    #[serde(default)]
+    pub retention: RetentionConfig,
     /// How tokens are issued; nobody is given one without it.
     pub issuer: Option<IssuerConfig>,
     /// Whose session credentials are taken.
@@ -353,6 +358,8 @@ impl Config {
                 3_600_000,
             ),
             ("bridge.idle_poll_ms", self.bridge.idle_poll_ms as usize, 1, 60_000),
+            ("retention.every_ms", self.retention.every_ms as usize, 10, 86_400_000),
+            ("retention.beat_ms", self.retention.beat_ms as usize, 10, 3_600_000),
         ] {
             if found < least || found > most {
                 return value(key, format!("expected {least} to {most}, found {found}"));

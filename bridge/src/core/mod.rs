@@ -52,6 +52,8 @@ pub enum Input {
     LinkUp,
     /// SpacetimeDB is gone. What was in flight may or may not have arrived.
     LinkDown,
+    /// The link is given up because an operator has put things right: what was halted is looked at anew.
+    Anew,
     /// The authority says where these streams stand.
     Positions(Vec<StreamPosition>),
     /// A page was read and prepared.
@@ -218,6 +220,11 @@ impl Core {
                     self.publish_in_flight(out);
                 }
                 self.forget();
+                self.link = None;
+            }
+            Input::Anew => {
+                self.forget();
+                self.streams.clear();
                 self.link = None;
             }
             Input::Positions(positions) => positions.into_iter().for_each(|position| self.found(position)),
@@ -582,6 +589,18 @@ impl Core {
                 out.push(Effect::Rewind {
                     stream_id: stream_id.clone(),
                     to: seq,
+                });
+            }
+            // The window was begun anew before this was told. What was published may be past it, or before it.
+            Verdict::Refill(seq) => {
+                stream.restart_at(seq);
+                out.push(Effect::Rewind {
+                    stream_id: stream_id.clone(),
+                    to: seq,
+                });
+                out.push(Effect::Advance {
+                    stream_id: stream_id.clone(),
+                    seq,
                 });
             }
             Verdict::Apart(reason) => return self.halt(stream_id, reason, out),

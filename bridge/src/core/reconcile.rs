@@ -23,12 +23,28 @@ pub enum Verdict {
     Ahead(Seq),
     /// It holds less: it was restored or wiped. The rest is published again.
     Behind(Seq),
+    /// It holds so much less that its window begins anew after this position.
+    Refill(Seq),
     /// No way on without a person.
     Apart(HaltReason),
 }
 
-/// Compares. `chain_there` is the authority's chain hash at `held.seq`, none if its log ends before.
-pub fn reconcile(position: &StreamPosition, held: Held, chain_there: Option<ChainHash>) -> Verdict {
+/// Compares. `chain_there` is the authority's chain hash at `held.seq`, none if its log ends before; `window` is how many of
+/// the newest events SpacetimeDB holds, none if it holds all.
+pub fn reconcile(
+    position: &StreamPosition,
+    held: Held,
+    chain_there: Option<ChainHash>,
+    window: Option<u64>,
+) -> Verdict {
+    // A window as full as it may be, but no fuller than the log.
+    let window_floor = window.map_or(Seq::ZERO, |events| {
+        Seq::new(position.head_seq.get().saturating_sub(events)).unwrap_or(Seq::ZERO)
+    });
+    let begin = window_floor.max(position.floor_seq);
+    if held.seq < position.floor_seq {
+        return Verdict::Refill(begin);
+    }
     match chain_there {
         None => Verdict::Apart(HaltReason::AheadOfAuthority),
         Some(_) if mutant::on("bridge-compares-no-heads") => Verdict::InStep(position.published_seq),
@@ -36,6 +52,7 @@ pub fn reconcile(position: &StreamPosition, held: Held, chain_there: Option<Chai
         Some(_) => match held.seq.cmp(&position.published_seq) {
             std::cmp::Ordering::Equal => Verdict::InStep(held.seq),
             std::cmp::Ordering::Greater => Verdict::Ahead(held.seq),
+            std::cmp::Ordering::Less if held.seq < begin => Verdict::Refill(begin),
             std::cmp::Ordering::Less => Verdict::Behind(held.seq),
         },
     }
@@ -50,23 +67,40 @@ mod tests {
     fn every_pair_of_heads_has_its_verdict() {
         let seq = |value| Seq::new(value).unwrap();
         let chain = |value| ChainHash::from_bytes([value; 32]);
-        let position = StreamPosition {
+        let position = |floor| StreamPosition {
             stream_id: StreamId::new("s").unwrap(),
             head_seq: seq(9),
             published_seq: seq(5),
+            floor_seq: seq(floor),
         };
-        for (held, theirs, ours, expected) in [
-            (5, 5, Some(5), Verdict::InStep(seq(5))),
-            (8, 8, Some(8), Verdict::Ahead(seq(8))),
-            (0, 0, Some(0), Verdict::Behind(seq(0))),
-            (5, 5, Some(6), Verdict::Apart(HaltReason::Diverged { seq: seq(5) })),
-            (12, 12, None, Verdict::Apart(HaltReason::AheadOfAuthority)),
+        for (held, theirs, ours, floor, window, expected) in [
+            (5, 5, Some(5), 0, None, Verdict::InStep(seq(5))),
+            (8, 8, Some(8), 0, Some(1), Verdict::Ahead(seq(8))),
+            (0, 0, Some(0), 0, None, Verdict::Behind(seq(0))),
+            (0, 0, Some(0), 0, Some(9), Verdict::Behind(seq(0))),
+            (0, 0, Some(0), 0, Some(6), Verdict::Refill(seq(3))),
+            (3, 3, Some(3), 0, Some(6), Verdict::Behind(seq(3))),
+            (1, 7, None, 4, None, Verdict::Refill(seq(4))),
+            (1, 7, None, 4, Some(2), Verdict::Refill(seq(7))),
+            (4, 4, Some(4), 4, None, Verdict::Behind(seq(4))),
+            // What is waited for is published, however much that is.
+            (5, 5, Some(5), 0, Some(1), Verdict::InStep(seq(5))),
+            (
+                5,
+                5,
+                Some(6),
+                0,
+                Some(1),
+                Verdict::Apart(HaltReason::Diverged { seq: seq(5) }),
+            ),
+            (12, 12, None, 0, Some(1), Verdict::Apart(HaltReason::AheadOfAuthority)),
         ] {
             let held = Held {
                 seq: seq(held),
                 chain: chain(theirs),
             };
-            assert_eq!(reconcile(&position, held, ours.map(chain)), expected);
+            let found = reconcile(&position(floor), held, ours.map(chain), window);
+            assert_eq!(found, expected, "{held:?} above {floor}, {window:?}");
         }
     }
 }

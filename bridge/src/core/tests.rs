@@ -59,6 +59,7 @@ impl Bench {
             stream_id: stream(name),
             head_seq: seq(head),
             published_seq: seq(published),
+            floor_seq: Seq::ZERO,
         }]))
     }
 
@@ -437,4 +438,30 @@ mod pages {
             assert!(matches!(answer, Err(HaltReason::BrokenLog(_))), "{name}");
         }
     }
+}
+
+#[test]
+fn what_an_operator_has_put_right_is_looked_at_anew() {
+    let mut bench = Bench::new();
+    bench.step(Input::Halt(stream("a"), HaltReason::AheadOfAuthority));
+    bench.step(Input::LinkDown);
+    bench.step(Input::Anew);
+    bench.step(Input::LinkUp);
+    assert_eq!(reads(&bench.found("a", 0, 20)), [("a".to_owned(), 0)]);
+    assert_eq!(bench.core.load().halted_streams, 0);
+}
+
+#[test]
+fn a_window_that_began_anew_is_recorded_whichever_side_of_it_was_published() {
+    let mut bench = Bench::new();
+    bench.found("a", 7, 90);
+    let sent = calls(&bench.page("a", vec![prepared(8, 8)]));
+    bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+    let out = bench.learned("a", Verdict::Refill(seq(80)));
+    let rewound = out
+        .iter()
+        .any(|effect| matches!(effect, Effect::Rewind { to, .. } if *to == seq(80)));
+    assert!(rewound, "{out:?}");
+    assert_eq!(advances(&out), [80]);
+    assert_eq!(reads(&bench.later(1_000)), [("a".to_owned(), 80)]);
 }

@@ -90,6 +90,18 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
         ("polls_total", "counter", "Looks for dirty streams.", counters.polls),
         ("wakes_total", "counter", "Wake-ups by the authority.", counters.wakes),
         (
+            "purged_events_total",
+            "counter",
+            "Events removed from the authority's log by retention.",
+            counters.purged_events,
+        ),
+        (
+            "authority_restored",
+            "gauge",
+            "1 when the authority is behind what was carried before.",
+            u64::from(health.authority_restored),
+        ),
+        (
             "lag_events",
             "gauge",
             "Events committed and not yet published.",

@@ -98,6 +98,7 @@ fn status(code: RefusalCode) -> StatusCode {
         | RefusalCode::BelowWindow
         | RefusalCode::CheckpointBehind
         | RefusalCode::CheckpointAhead
-        | RefusalCode::KeySecretFixed => StatusCode::CONFLICT,
+        | RefusalCode::KeySecretFixed
+        | RefusalCode::EpochBehind => StatusCode::CONFLICT,
     }
 }

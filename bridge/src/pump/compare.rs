@@ -4,6 +4,7 @@ use spacetime_sync_proto::{Seq, StreamId};
 use tokio::sync::mpsc;
 
 use super::ledger::Handle;
+use super::policy::Policy;
 use super::{News, chain};
 use crate::authority::{Authority, AuthorityError, StreamPosition};
 use crate::core::{Input, Verdict, reconcile};
@@ -19,12 +20,10 @@ pub(super) async fn reconcile_all(
     link: &Link,
     authority: &Authority,
     ledger: &Handle,
+    policy: &Policy,
     news: &mpsc::UnboundedSender<News>,
 ) -> Result<(), StdbError> {
-    let unavailable = |error: AuthorityError| StdbError::Unavailable {
-        uri: "the authority".to_owned(),
-        message: chain(&error),
-    };
+    let unavailable = |error: AuthorityError| authority_away(&error);
     let mut after = None;
     loop {
         let positions = authority
@@ -39,13 +38,21 @@ pub(super) async fn reconcile_all(
         let chains = authority.chains_at(&at).await.map_err(unavailable)?;
         for ((position, held), chain_there) in positions.iter().zip(heads).zip(chains) {
             let stream_id = position.stream_id.clone();
-            match reconcile(position, held, chain_there) {
+            match reconcile(position, held, chain_there, policy.window(&stream_id)) {
                 Verdict::InStep(seq) => ledger.cap(stream_id, seq),
                 Verdict::Ahead(seq) => ledger.advance(stream_id, seq),
                 Verdict::Behind(to) => {
                     let published = position.published_seq;
                     tracing::warn!(%stream_id, %published, %to, "SpacetimeDB holds less than was published: publishing again");
                     ledger.rewind(stream_id, to);
+                }
+                Verdict::Refill(after) => {
+                    let published = position.published_seq;
+                    tracing::warn!(%stream_id, %published, %after, "SpacetimeDB holds less than was published: its window begins anew");
+                    if let Some(filled) = refill(link, authority, &stream_id, after).await? {
+                        ledger.rewind(stream_id.clone(), filled);
+                        ledger.advance(stream_id, filled);
+                    }
                 }
                 Verdict::Apart(reason) => drop(news.send(News::Input(Input::Halt(stream_id, reason)))),
             }
@@ -55,7 +62,38 @@ pub(super) async fn reconcile_all(
     Ok(())
 }
 
-pub(super) async fn learn(link: &Link, authority: &Authority, stream_id: &StreamId) -> Result<Verdict, String> {
+/// Begins a stream's window anew after a position. None if the authority has purged that meanwhile: then the next comparison
+/// says where.
+async fn refill(
+    link: &Link,
+    authority: &Authority,
+    stream_id: &StreamId,
+    after: Seq,
+) -> Result<Option<Seq>, StdbError> {
+    let chain_there = authority
+        .chain_at(stream_id, after)
+        .await
+        .map_err(|error| authority_away(&error))?;
+    let Some(chain_there) = chain_there else {
+        return Ok(None);
+    };
+    link.rewind(stream_id, after, chain_there).await?;
+    Ok(Some(after))
+}
+
+pub(super) fn authority_away(error: &AuthorityError) -> StdbError {
+    StdbError::Unavailable {
+        uri: "the authority".to_owned(),
+        message: chain(error),
+    }
+}
+
+pub(super) async fn learn(
+    link: &Link,
+    authority: &Authority,
+    policy: &Policy,
+    stream_id: &StreamId,
+) -> Result<Verdict, String> {
     let heads = link
         .heads(std::slice::from_ref(stream_id))
         .await
@@ -66,10 +104,18 @@ pub(super) async fn learn(link: &Link, authority: &Authority, stream_id: &Stream
         stream_id: stream_id.clone(),
         head_seq: Seq::ZERO,
         published_seq: Seq::ZERO,
+        floor_seq: Seq::ZERO,
     });
     let chain_there = authority
         .chain_at(stream_id, held.seq)
         .await
         .map_err(|error| chain(&error))?;
-    Ok(reconcile(&position, held, chain_there))
+    let verdict = reconcile(&position, held, chain_there, policy.window(stream_id));
+    if let Verdict::Refill(after) = verdict {
+        let filled = refill(link, authority, stream_id, after)
+            .await
+            .map_err(|error| chain(&error))?;
+        filled.ok_or("the authority purged what the window was to begin with")?;
+    }
+    Ok(verdict)
 }

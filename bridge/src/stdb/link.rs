@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use spacetime_sync_bindings::{DbConnection, append_sync_events, read_heads};
+use spacetime_sync_bindings::{DbConnection, RemoteProcedures, RemoteReducers, append_sync_events, read_heads};
 use spacetime_sync_proto::access::Window;
 use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId};
+use spacetimedb_sdk::__codegen::InternalError;
 use spacetimedb_sdk::{Compression, DbContext};
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,8 +17,8 @@ use super::tokens::TokenSource;
 use super::{StdbError, chain_from_column, chain_to_column};
 use crate::core::{CallId, Held, Prepared, foreign_refusal};
 
-/// How long an answer about heads may take.
-const HEADS_LIMIT: Duration = Duration::from_secs(20);
+/// How long an answer to a call may take that appends nothing.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long after a failed renewal the next is tried.
 const RENEW_PAUSE: Duration = Duration::from_secs(5);
@@ -197,31 +198,10 @@ impl Link {
         self.connection
             .procedures
             .read_heads_then(names, move |_, result| drop(answer.send(result)));
-        let result = tokio::time::timeout(HEADS_LIMIT, answered)
-            .await
-            .map_err(|_| StdbError::TimedOut {
-                uri: self.target.uri.clone(),
-                what: "read_heads",
-            })?
-            .map_err(|_| self.unavailable("closed before it answered"))?;
-        let unexpected = |message: String| StdbError::Unexpected {
-            uri: self.target.uri.clone(),
-            what: "read_heads",
-            message,
-        };
-        let reports = match result {
-            Err(error) => return Err(unexpected(error.to_string())),
-            Ok(Err(text)) => {
-                return Err(Refusal::from_wire(&text).map_or_else(|| unexpected(text), StdbError::Refused));
-            }
-            Ok(Ok(reports)) => reports,
-        };
+        let reports = self.outcome("read_heads", answered).await?;
         if reports.len() != stream_ids.len() {
-            return Err(unexpected(format!(
-                "{} heads for {} streams",
-                reports.len(),
-                stream_ids.len()
-            )));
+            let message = format!("{} heads for {} streams", reports.len(), stream_ids.len());
+            return Err(self.unexpected("read_heads", message));
         }
         let held = |(stream_id, report): (&StreamId, &spacetime_sync_bindings::HeadReport)| {
             let seq = Seq::new(report.head_seq).unwrap_or(Seq::MAX);
@@ -235,7 +215,46 @@ impl Link {
         Ok(stream_ids.iter().zip(&reports).map(held).collect())
     }
 
-    fn unavailable(&self, message: &str) -> StdbError {
+    /// Waits for what a call brings.
+    pub(super) async fn outcome<T>(
+        &self,
+        what: &'static str,
+        answered: oneshot::Receiver<Result<Result<T, String>, InternalError>>,
+    ) -> Result<T, StdbError> {
+        let outcome = tokio::time::timeout(ANSWER_LIMIT, answered)
+            .await
+            .map_err(|_| StdbError::TimedOut {
+                uri: self.target.uri.clone(),
+                what,
+            })?
+            .map_err(|_| self.unavailable("closed before it answered"))?;
+        match outcome {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(text)) => Err(match Refusal::from_wire(&text) {
+                Some(refusal) => StdbError::Refused(refusal),
+                None => self.unexpected(what, text),
+            }),
+            Err(error) => Err(self.unexpected(what, error.to_string())),
+        }
+    }
+
+    pub(super) fn reducers(&self) -> &RemoteReducers {
+        &self.connection.reducers
+    }
+
+    pub(super) fn procedures(&self) -> &RemoteProcedures {
+        &self.connection.procedures
+    }
+
+    pub(super) fn unexpected(&self, what: &'static str, message: String) -> StdbError {
+        StdbError::Unexpected {
+            uri: self.target.uri.clone(),
+            what,
+            message,
+        }
+    }
+
+    pub(super) fn unavailable(&self, message: &str) -> StdbError {
         StdbError::Unavailable {
             uri: self.target.uri.clone(),
             message: message.to_owned(),

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod link;
 pub mod tokens;
+pub mod upkeep;
 
 mod nodelay;
 

@@ -323,6 +323,7 @@ fn may_be_granted_later(code: RefusalCode) -> bool {
         | RefusalCode::CheckpointBehind
         | RefusalCode::CheckpointAhead
         | RefusalCode::KeySecretFixed
+        | RefusalCode::EpochBehind
         | RefusalCode::MissingAuthorization
         | RefusalCode::InvalidAuthorizationScheme
         | RefusalCode::InvalidToken

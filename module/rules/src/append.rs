@@ -46,6 +46,8 @@ pub enum Append {
         frame: Bytes,
         /// The head when they are written.
         head: Head,
+        /// When the last of them was committed, in microseconds, by the authority's clock.
+        last_at_us: i64,
     },
 }
 
@@ -54,7 +56,7 @@ pub enum Append {
 pub fn decide(head: Head, request: Request, held: impl FnOnce(Seq) -> Option<ChainHash>) -> Result<Append, Refusal> {
     let bytes = request.frame.clone();
     let frame = Frame::decode(request.first_seq, request.base_chain, request.frame).map_err(invalid_frame)?;
-    let next = head.seq.next();
+    let (next, last_at_us) = (head.seq.next(), frame.last_at_us());
     let new_head = Head {
         seq: frame.last_seq(),
         chain: frame.last_chain(),
@@ -85,6 +87,7 @@ pub fn decide(head: Head, request: Request, held: impl FnOnce(Seq) -> Option<Cha
             first_seq: next,
             frame: bytes,
             head: new_head,
+            last_at_us,
         });
     }
     // The frame repeats events that are held. A chain hash that agrees at one position agrees on all before it.
@@ -112,6 +115,7 @@ pub fn decide(head: Head, request: Request, held: impl FnOnce(Seq) -> Option<Cha
                 first_seq: next,
                 frame: rest,
                 head: new_head,
+                last_at_us,
             },
         }),
     }
@@ -181,7 +185,9 @@ mod tests {
 
     fn extends(answer: Result<Append, RefusalCode>, from: u64, log: &[Event]) {
         match answer {
-            Ok(Append::Extend { first_seq, frame, head }) => {
+            Ok(Append::Extend {
+                first_seq, frame, head, ..
+            }) => {
                 assert_eq!(first_seq.get(), from);
                 assert_eq!(head, head_of(log));
                 let base = Head {

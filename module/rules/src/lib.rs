@@ -7,6 +7,8 @@
 pub mod append;
 pub mod checkpoint;
 pub mod presence;
+pub mod retention;
+pub mod rewind;
 pub mod session;
 pub mod stream_key;
 pub mod trust;

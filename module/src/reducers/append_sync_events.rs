@@ -6,6 +6,7 @@ use spacetime_sync_rules::append::{self, Append, Head, Request};
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, Table, reducer};
 
+use super::sweep_log::look_at;
 use crate::access::{bridge_only, grant_new_stream};
 use crate::log_access::{chain_from_column, chain_to_column, head, held_chain, trust_row};
 use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
@@ -51,6 +52,7 @@ pub fn append_frame(
         first_seq,
         frame,
         head: after,
+        last_at_us,
     } = decided
     else {
         return Ok(());
@@ -61,9 +63,12 @@ pub fn append_frame(
         first_seq: first_seq.get(),
         last_seq: after.seq.get(),
         base_chain: chain_to_column(before.chain),
+        last_at: last_at_us,
         frame: frame.into(),
     });
-    write_head(ctx, &stream_id, stream_key, after)
+    write_head(ctx, &stream_id, stream_key, after)?;
+    look_at(ctx, stream_key, before.seq, after.seq);
+    Ok(())
 }
 
 fn write_head(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, after: Head) -> Result<(), Refused> {
@@ -76,25 +81,29 @@ fn write_head(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, after
                 ..row
             });
         }
-        None => {
-            let row = SyncStream {
-                stream_key,
-                stream_id: stream_id.as_str().to_owned(),
-                created_at: ctx.timestamp,
-            };
-            ctx.db.sync_stream().try_insert(row).map_err(|error| {
-                invalid_argument(format!(
-                    "stream {stream_id} has the key of another stream, choose another name: {error}"
-                ))
-            })?;
-            ctx.db.sync_head().insert(SyncHead {
-                stream_key,
-                head_seq: after.seq.get(),
-                oldest_seq: 1,
-                head_chain,
-            });
-            grant_new_stream(ctx, stream_id, stream_key);
-        }
+        None => new_stream(ctx, stream_id, stream_key, after)?,
     }
+    Ok(())
+}
+
+/// A stream with its name, its head, and the grants of sessions whose patterns cover it.
+pub fn new_stream(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, head: Head) -> Result<(), Refused> {
+    let row = SyncStream {
+        stream_key,
+        stream_id: stream_id.as_str().to_owned(),
+        created_at: ctx.timestamp,
+    };
+    ctx.db.sync_stream().try_insert(row).map_err(|error| {
+        invalid_argument(format!(
+            "stream {stream_id} has the key of another stream, choose another name: {error}"
+        ))
+    })?;
+    ctx.db.sync_head().insert(SyncHead {
+        stream_key,
+        head_seq: head.seq.get(),
+        oldest_seq: 1,
+        head_chain: chain_to_column(head.chain),
+    });
+    grant_new_stream(ctx, stream_id, stream_key);
     Ok(())
 }

@@ -3,6 +3,7 @@
 use spacetime_sync_proto::contract::Contract;
 use spacetimedb::{ReducerContext, Table, reducer};
 
+use super::sweep_log;
 use crate::access::admit;
 use crate::refuse::Refused;
 use crate::tables::{SyncContract, SyncTrust, sync_contract, sync_trust};
@@ -50,6 +51,7 @@ fn contract_row() -> SyncContract {
 }
 
 fn write_contract(ctx: &ReducerContext) {
+    sweep_log::schedule(ctx);
     ctx.db.sync_contract().id().delete(0);
     ctx.db.sync_contract().insert(contract_row());
 }

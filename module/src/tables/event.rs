@@ -17,6 +17,8 @@ pub struct SyncEvent {
     pub last_seq: u64,
     /// Chain hash before the frame's first event, big-endian.
     pub base_chain: u256,
+    /// When its last event was committed, in microseconds since 1970-01-01 UTC, by the authority's clock.
+    pub last_at: i64,
     /// The events: a `spacetime.sync.v1.EventFrame` of proto/sync.proto.
     pub frame: Vec<u8>,
 }

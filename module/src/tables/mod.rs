@@ -5,10 +5,12 @@
 
 mod checkpoint;
 mod contract;
+mod epoch;
 mod event;
 mod grant;
 mod head;
 mod presence;
+mod retention;
 mod session;
 mod stream;
 mod sweep;
@@ -16,10 +18,12 @@ mod trust;
 
 pub use checkpoint::*;
 pub use contract::*;
+pub use epoch::*;
 pub use event::*;
 pub use grant::*;
 pub use head::*;
 pub use presence::*;
+pub use retention::*;
 pub use session::*;
 pub use stream::*;
 pub use sweep::*;

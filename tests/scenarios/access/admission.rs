@@ -7,7 +7,7 @@ use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode};
 use spacetime_sync_tests::issuer::Issuer;
 
 use super::guarded::{Guarded, SWEEP_MS, bearer};
-use crate::lane::hostile::{Module, Said, append_arguments, identity, log, newcomer, stream};
+use crate::lane::hostile::{Module, Said, append_arguments, column, identity, log, newcomer, stream};
 
 /// Tries every door: a reducer, a procedure, SQL and a WebSocket.
 async fn refused_everywhere(guarded: &Guarded, who: Option<&Credential>, code: Option<RefusalCode>, what: &str) {
@@ -248,6 +248,13 @@ async fn the_bridge_may_come_by_token_and_only_as_the_bridge() {
         ("revoke_stream", json!([identity(&module.bridge), id.as_str()])),
         ("revoke_session", json!(["s1"])),
         ("read_heads", json!([[id.as_str()]])),
+        ("read_streams", json!([""])),
+        ("set_retention", json!([[]])),
+        ("mark_epoch", json!(["e", 1, true])),
+        (
+            "rewind_stream",
+            json!([id.as_str(), 0, column(&ChainHash::genesis(&id))]),
+        ),
         ("set_compatibility", json!(["20200101T000000Z", "", 1, 9])),
     ];
     for (function, arguments) in &operators {

@@ -437,10 +437,12 @@ async fn nobody_but_the_database_sweeps() {
     let module = &guarded.module;
     let who = guarded.session("7", "s1", &["user:7:*"]);
     let due = json!([{ "sweep_id": 1, "scheduled_at": { "Interval": { "__time_duration_micros__": 1 } } }]);
-    for caller in [&who, &module.owner, &module.bridge] {
-        let said = module.call(Some(caller), "sweep_access", &due).await;
-        // Newer hosts do not even offer it.
-        let refused = said.code() == Some(RefusalCode::Unauthorized) || matches!(said, Said::Failed(404, _));
-        assert!(refused, "{said:?}");
+    for sweep in ["sweep_access", "sweep_log"] {
+        for caller in [&who, &module.owner, &module.bridge] {
+            let said = module.call(Some(caller), sweep, &due).await;
+            // Newer hosts do not even offer it.
+            let refused = said.code() == Some(RefusalCode::Unauthorized) || matches!(said, Said::Failed(404, _));
+            assert!(refused, "{sweep}: {said:?}");
+        }
     }
 }

@@ -18,6 +18,7 @@ pub struct EventPage {
     pub head_seq: u64,
     pub head_chain: __sats::u256,
     pub oldest_seq: u64,
+    pub durable_reads: bool,
     pub frames: Vec::<SyncEvent>,
 }
 

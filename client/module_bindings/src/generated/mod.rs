@@ -16,9 +16,15 @@ pub mod event_page_type;
 pub mod grant_pattern_type;
 pub mod head_report_type;
 pub mod issuer_type;
+pub mod lane_epoch_type;
+pub mod log_sweep_type;
+pub mod log_window_type;
+pub mod retention_class_type;
+pub mod retention_rule_type;
 pub mod revoked_session_type;
 pub mod session_presence_type;
 pub mod stream_grant_type;
+pub mod stream_report_type;
 pub mod sync_checkpoint_type;
 pub mod sync_contract_type;
 pub mod sync_event_type;
@@ -31,9 +37,12 @@ pub mod append_sync_event_reducer;
 pub mod append_sync_events_reducer;
 pub mod configure_reducer;
 pub mod grant_stream_reducer;
+pub mod mark_epoch_reducer;
 pub mod revoke_session_reducer;
 pub mod revoke_stream_reducer;
+pub mod rewind_stream_reducer;
 pub mod set_compatibility_reducer;
+pub mod set_retention_reducer;
 pub mod trust_issuer_reducer;
 pub mod upsert_presence_reducer;
 pub mod session_presence_table;
@@ -45,15 +54,22 @@ pub mod sync_head_table;
 pub mod sync_stream_table;
 pub mod read_events_procedure;
 pub mod read_heads_procedure;
+pub mod read_streams_procedure;
 
 pub use access_sweep_type::AccessSweep;
 pub use event_page_type::EventPage;
 pub use grant_pattern_type::GrantPattern;
 pub use head_report_type::HeadReport;
 pub use issuer_type::Issuer;
+pub use lane_epoch_type::LaneEpoch;
+pub use log_sweep_type::LogSweep;
+pub use log_window_type::LogWindow;
+pub use retention_class_type::RetentionClass;
+pub use retention_rule_type::RetentionRule;
 pub use revoked_session_type::RevokedSession;
 pub use session_presence_type::SessionPresence;
 pub use stream_grant_type::StreamGrant;
+pub use stream_report_type::StreamReport;
 pub use sync_checkpoint_type::SyncCheckpoint;
 pub use sync_contract_type::SyncContract;
 pub use sync_event_type::SyncEvent;
@@ -73,13 +89,17 @@ pub use append_sync_event_reducer::append_sync_event;
 pub use append_sync_events_reducer::append_sync_events;
 pub use configure_reducer::configure;
 pub use grant_stream_reducer::grant_stream;
+pub use mark_epoch_reducer::mark_epoch;
 pub use revoke_session_reducer::revoke_session;
 pub use revoke_stream_reducer::revoke_stream;
+pub use rewind_stream_reducer::rewind_stream;
 pub use set_compatibility_reducer::set_compatibility;
+pub use set_retention_reducer::set_retention;
 pub use trust_issuer_reducer::trust_issuer;
 pub use upsert_presence_reducer::upsert_presence;
 pub use read_events_procedure::read_events;
 pub use read_heads_procedure::read_heads;
+pub use read_streams_procedure::read_streams;
 
 #[derive(Clone, PartialEq, Debug)]
 
@@ -117,6 +137,11 @@ pub enum Reducer {
         identity: __sdk::Identity,
         stream_id: String,
 }    ,
+    MarkEpoch {
+        epoch: String,
+        beat: u64,
+        begin: bool,
+}    ,
     RevokeSession {
         session_id: String,
 }    ,
@@ -124,11 +149,19 @@ pub enum Reducer {
         identity: __sdk::Identity,
         stream_id: String,
 }    ,
+    RewindStream {
+        stream_id: String,
+        seq: u64,
+        chain_hash: __sats::u256,
+}    ,
     SetCompatibility {
         min_client_build_id: String,
         max_client_build_id: String,
         min_schema_version: u32,
         max_schema_version: u32,
+}    ,
+    SetRetention {
+        rules: Vec::<RetentionRule>,
 }    ,
     TrustIssuer {
         issuer: String,
@@ -157,9 +190,12 @@ impl __sdk::Reducer for Reducer {
             Reducer::AppendSyncEvents { .. } => "append_sync_events",
             Reducer::Configure { .. } => "configure",
             Reducer::GrantStream { .. } => "grant_stream",
+            Reducer::MarkEpoch { .. } => "mark_epoch",
             Reducer::RevokeSession { .. } => "revoke_session",
             Reducer::RevokeStream { .. } => "revoke_stream",
+            Reducer::RewindStream { .. } => "rewind_stream",
             Reducer::SetCompatibility { .. } => "set_compatibility",
+            Reducer::SetRetention { .. } => "set_retention",
             Reducer::TrustIssuer { .. } => "trust_issuer",
             Reducer::UpsertPresence { .. } => "upsert_presence",
             _ => unreachable!(),
@@ -219,6 +255,15 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 identity: identity.clone(),
                 stream_id: stream_id.clone(),
 }),
+            Reducer::MarkEpoch{
+                epoch,
+                beat,
+                begin,
+}             => __sats::bsatn::to_vec(&mark_epoch_reducer::MarkEpochArgs {
+                epoch: epoch.clone(),
+                beat: beat.clone(),
+                begin: begin.clone(),
+}),
             Reducer::RevokeSession{
                 session_id,
 }             => __sats::bsatn::to_vec(&revoke_session_reducer::RevokeSessionArgs {
@@ -231,6 +276,15 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 identity: identity.clone(),
                 stream_id: stream_id.clone(),
 }),
+            Reducer::RewindStream{
+                stream_id,
+                seq,
+                chain_hash,
+}             => __sats::bsatn::to_vec(&rewind_stream_reducer::RewindStreamArgs {
+                stream_id: stream_id.clone(),
+                seq: seq.clone(),
+                chain_hash: chain_hash.clone(),
+}),
             Reducer::SetCompatibility{
                 min_client_build_id,
                 max_client_build_id,
@@ -241,6 +295,11 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 max_client_build_id: max_client_build_id.clone(),
                 min_schema_version: min_schema_version.clone(),
                 max_schema_version: max_schema_version.clone(),
+}),
+            Reducer::SetRetention{
+                rules,
+}             => __sats::bsatn::to_vec(&set_retention_reducer::SetRetentionArgs {
+                rules: rules.clone(),
 }),
             Reducer::TrustIssuer{
                 issuer,

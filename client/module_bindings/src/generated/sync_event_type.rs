@@ -17,6 +17,7 @@ pub struct SyncEvent {
     pub first_seq: u64,
     pub last_seq: u64,
     pub base_chain: __sats::u256,
+    pub last_at: i64,
     pub frame: Vec::<u8>,
 }
 
@@ -34,6 +35,7 @@ pub struct SyncEventCols {
     pub first_seq: __sdk::__query_builder::Col<SyncEvent, u64>,
     pub last_seq: __sdk::__query_builder::Col<SyncEvent, u64>,
     pub base_chain: __sdk::__query_builder::Col<SyncEvent, __sats::u256>,
+    pub last_at: __sdk::__query_builder::Col<SyncEvent, i64>,
     pub frame: __sdk::__query_builder::Col<SyncEvent, Vec::<u8>>,
 }
 
@@ -45,6 +47,7 @@ impl __sdk::__query_builder::HasCols for SyncEvent {
             first_seq: __sdk::__query_builder::Col::new(table_name, "first_seq"),
             last_seq: __sdk::__query_builder::Col::new(table_name, "last_seq"),
             base_chain: __sdk::__query_builder::Col::new(table_name, "base_chain"),
+            last_at: __sdk::__query_builder::Col::new(table_name, "last_at"),
             frame: __sdk::__query_builder::Col::new(table_name, "frame"),
 
         }

@@ -107,6 +107,31 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
                 [unauthorized, unauthorized, unauthorized, invalid, invalid],
             ),
         ),
+        (
+            "set_retention",
+            (
+                json!([[{ "class": "", "stream_prefix": "", "window_events": 0, "window_age": 0, "durable_reads": true }]]),
+                [unauthorized, unauthorized, unauthorized, invalid, invalid],
+            ),
+        ),
+        (
+            "rewind_stream",
+            (
+                json!(["no name", 0, end]),
+                [unauthorized, unauthorized, unauthorized, invalid, invalid],
+            ),
+        ),
+        (
+            "mark_epoch",
+            (
+                json!(["", 0, true]),
+                [unauthorized, unauthorized, unauthorized, invalid, invalid],
+            ),
+        ),
+        (
+            "read_streams",
+            (json!([""]), [unauthorized, unauthorized, unauthorized, None, None]),
+        ),
         // None of these has a session.
         (
             "upsert_presence",
@@ -129,7 +154,7 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
     let schema = module.as_owner().schema().await.unwrap().unwrap();
     // See `access::sessions::nobody_but_the_database_sweeps`.
     let scheduled = scheduled(&schema).unwrap();
-    assert_eq!(scheduled.len(), 1, "{scheduled:?}");
+    assert_eq!(scheduled.len(), 2, "{scheduled:?}");
     let reducers = schema["reducers"].as_array().unwrap().iter();
     let reducers = reducers.filter(|reducer| !scheduled.contains(reducer["name"].as_str().unwrap()));
     let (lifecycle, reducers): (Vec<_>, Vec<_>) =

@@ -1,0 +1,269 @@
+//! What is kept, from where on, and what stands for the rest.
+
+use bytes::Bytes;
+use spacetime_sync_proto::{ChainHash, PayloadHash, Seq, StreamId};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::error::{AuthorityError, CallError};
+use super::{Authority, stream_id};
+
+/// How long the events of a class of streams are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetentionClass {
+    /// Its name.
+    pub class: String,
+    /// What the names of its streams begin with; the longest beginning decides.
+    pub stream_prefix: String,
+    /// Newest events of a stream that SpacetimeDB keeps, at most.
+    pub window_events: u64,
+    /// How old they get there, in microseconds.
+    pub window_age_us: i64,
+    /// Whether clients see its events only when SpacetimeDB holds them durably.
+    pub durable_reads: bool,
+}
+
+/// From where to where the authority's log of a stream goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// The first event kept; one past the head if none is.
+    pub oldest_seq: Seq,
+    /// The chain hash before it.
+    pub floor_chain: ChainHash,
+    /// The last event.
+    pub head_seq: Seq,
+    /// The chain hash there.
+    pub head_chain: ChainHash,
+    /// Newest events that SpacetimeDB keeps, at most.
+    pub window_events: u64,
+    /// How far behind a client may be and still be brought up event by event.
+    pub replay_budget_events: Option<u64>,
+    /// The position of the document that stands for the events before.
+    pub snapshot_seq: Option<Seq>,
+}
+
+impl Extent {
+    /// The position before the first event kept.
+    pub fn floor(&self) -> Seq {
+        self.oldest_seq.previous()
+    }
+
+    /// Where SpacetimeDB's window begins when it is filled from nothing: as full as it may be, but no fuller than the log.
+    pub fn window_floor(&self) -> Seq {
+        let full = Seq::new(self.head_seq.get().saturating_sub(self.window_events)).unwrap_or(Seq::ZERO);
+        full.max(self.floor())
+    }
+}
+
+/// What stands for a stream's events up to a position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The runtime's name for it.
+    pub doc_key: String,
+    /// The last event that is in it.
+    pub seq: Seq,
+    /// The chain hash there.
+    pub chain_hash: ChainHash,
+    /// The document.
+    pub payload: Bytes,
+    /// Its sha256.
+    pub payload_hash: PayloadHash,
+}
+
+/// Which history the authority holds, and how far it has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    /// The history.
+    pub epoch: String,
+    /// How far it has come: counts up within an epoch.
+    pub beat: u64,
+}
+
+const EXTENT: &str = "
+    select s.stream_id, s.oldest_seq, s.floor_chain, s.head_seq, s.head_chain,
+      c.window_events, c.replay_budget_events, d.seq
+    from runtime.sync_streams s
+    cross join lateral runtime.sync_class(s.stream_id) c
+    left join runtime.sync_snapshots d on d.stream_id >= s.stream_id and d.stream_id <= s.stream_id
+    where s.stream_id >= $1 and s.stream_id <= $1 and s.head_seq > 0";
+
+impl Authority {
+    /// The classes, in the order of their names.
+    pub async fn retention_classes(&self) -> Result<Vec<RetentionClass>, AuthorityError> {
+        self.connections
+            .run("retention_classes", async |connection| {
+                let rows = sqlx::query(
+                    "select class, stream_prefix, window_events,
+                       (extract(epoch from window_age) * 1000000)::bigint, durable_reads
+                     from runtime.sync_retention order by class",
+                )
+                .fetch_all(connection)
+                .await?;
+                let class = |row: &PgRow| -> Result<_, CallError> {
+                    Ok(RetentionClass {
+                        class: row.try_get(0)?,
+                        stream_prefix: row.try_get(1)?,
+                        window_events: count(row.try_get(2)?),
+                        window_age_us: row.try_get(3)?,
+                        durable_reads: row.try_get(4)?,
+                    })
+                };
+                rows.iter().map(class).collect()
+            })
+            .await
+    }
+
+    /// From where to where a stream's log goes; none if nothing was ever appended to it.
+    pub async fn extent(&self, stream_id: &StreamId) -> Result<Option<Extent>, AuthorityError> {
+        self.connections
+            .run("extent", async |connection| {
+                let row = sqlx::query(EXTENT)
+                    .bind(stream_id.as_str())
+                    .fetch_optional(connection)
+                    .await?;
+                row.as_ref().map(extent).transpose()
+            })
+            .await
+    }
+
+    /// The document that stands for a stream's events up to a position, if there is one.
+    pub async fn snapshot(&self, stream_id: &StreamId) -> Result<Option<Snapshot>, AuthorityError> {
+        self.connections
+            .run("snapshot", async |connection| {
+                let row = sqlx::query(
+                    "select doc_key, seq, chain_hash, payload, payload_hash from runtime.sync_snapshots
+                     where stream_id >= $1 and stream_id <= $1",
+                )
+                .bind(stream_id.as_str())
+                .fetch_optional(connection)
+                .await?;
+                let Some(row) = row else { return Ok(None) };
+                let (seq, chain_hash, payload_hash): (i64, &[u8], &[u8]) =
+                    (row.try_get(1)?, row.try_get(2)?, row.try_get(4)?);
+                let payload: &[u8] = row.try_get(3)?;
+                Ok(Some(Snapshot {
+                    doc_key: row.try_get(0)?,
+                    seq: Seq::from_sql(seq).ok_or_else(|| corrupt(stream_id, seq, "a snapshot's seq"))?,
+                    chain_hash: ChainHash::from_slice(chain_hash)
+                        .ok_or_else(|| corrupt(stream_id, seq, "a snapshot's chain hash"))?,
+                    payload: Bytes::copy_from_slice(payload),
+                    payload_hash: PayloadHash::from_slice(payload_hash)
+                        .ok_or_else(|| corrupt(stream_id, seq, "a snapshot's payload hash"))?,
+                }))
+            })
+            .await
+    }
+
+    /// Streams whose class does not keep all their events here, in the order of their ids, from just after `after`.
+    pub async fn purgeable_streams(
+        &self,
+        after: Option<&StreamId>,
+        limit: usize,
+    ) -> Result<Vec<StreamId>, AuthorityError> {
+        self.connections
+            .run("purgeable_streams", async |connection| {
+                let ids: Vec<String> = sqlx::query_scalar(
+                    "select s.stream_id from runtime.sync_streams s
+                     cross join lateral runtime.sync_class(s.stream_id) c
+                     where s.stream_id > $1 and (c.log_events is not null or c.log_age is not null)
+                     order by s.stream_id limit $2",
+                )
+                .bind(after.map_or("", StreamId::as_str))
+                .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                .fetch_all(connection)
+                .await?;
+                ids.iter().map(|id| stream_id(id)).collect()
+            })
+            .await
+    }
+
+    /// Removes the oldest events of a stream that its class keeps no longer, at most `most`, and says how many.
+    pub async fn purge(&self, stream_id: &StreamId, most: i32) -> Result<u64, AuthorityError> {
+        self.connections
+            .run("purge", async |connection| {
+                let gone: i64 = sqlx::query_scalar("select runtime.sync_purge($1, $2)")
+                    .bind(stream_id.as_str())
+                    .bind(most)
+                    .fetch_one(connection)
+                    .await?;
+                Ok(count(gone))
+            })
+            .await
+    }
+
+    /// Which history this is, one beat further.
+    pub async fn beat(&self) -> Result<Beat, AuthorityError> {
+        self.told_epoch(
+            "beat",
+            "update runtime.sync_epoch set beat = beat + 1 returning epoch::text, beat",
+        )
+        .await
+    }
+
+    /// Which history this is.
+    pub async fn epoch(&self) -> Result<Beat, AuthorityError> {
+        self.told_epoch("epoch", "select epoch::text, beat from runtime.sync_epoch")
+            .await
+    }
+
+    /// Begins another history.
+    pub async fn begin_epoch(&self) -> Result<Beat, AuthorityError> {
+        self.told_epoch(
+            "begin_epoch",
+            "update runtime.sync_epoch set epoch = gen_random_uuid(), beat = 0 returning epoch::text, beat",
+        )
+        .await
+    }
+
+    async fn told_epoch(&self, what: &'static str, sql: &'static str) -> Result<Beat, AuthorityError> {
+        self.connections
+            .run(what, async |connection| {
+                let (epoch, beat): (String, i64) = sqlx::query_as(sql).fetch_one(connection).await?;
+                Ok(Beat {
+                    epoch,
+                    beat: count(beat),
+                })
+            })
+            .await
+    }
+}
+
+fn extent(row: &PgRow) -> Result<Extent, CallError> {
+    let id: String = row.try_get(0)?;
+    let id = stream_id(&id)?;
+    let seq = |at: usize, what| -> Result<Seq, CallError> {
+        let value: i64 = row.try_get(at)?;
+        Seq::from_sql(value).ok_or_else(|| corrupt(&id, value, what))
+    };
+    let (oldest_seq, head_seq) = (seq(1, "an oldest_seq")?, seq(3, "a head_seq")?);
+    let chain =
+        |bytes: &[u8], at: Seq| ChainHash::from_slice(bytes).ok_or_else(|| corrupt(&id, at.to_sql(), "a chain hash"));
+    let (floor_chain, head_chain): (Option<&[u8]>, &[u8]) = (row.try_get(2)?, row.try_get(4)?);
+    let floor_chain = match floor_chain {
+        None => ChainHash::genesis(&id),
+        Some(bytes) => chain(bytes, oldest_seq.previous())?,
+    };
+    let (budget, snapshot): (Option<i64>, Option<i64>) = (row.try_get(6)?, row.try_get(7)?);
+    Ok(Extent {
+        oldest_seq,
+        floor_chain,
+        head_seq,
+        head_chain: chain(head_chain, head_seq)?,
+        window_events: count(row.try_get(5)?),
+        replay_budget_events: budget.map(count),
+        snapshot_seq: snapshot.and_then(Seq::from_sql),
+    })
+}
+
+/// A column that a constraint keeps from being negative.
+fn count(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or_default()
+}
+
+fn corrupt(stream_id: &StreamId, seq: i64, what: &'static str) -> CallError {
+    CallError::Content(AuthorityError::Corrupt {
+        stream_id: stream_id.as_str().to_owned(),
+        seq,
+        what,
+    })
+}

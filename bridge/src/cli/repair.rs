@@ -1,0 +1,130 @@
+//! `verify`, `rewind` and `republish`: what an operator does after a restore.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::json;
+use spacetime_sync_bridge::auth::Issuer;
+use spacetime_sync_bridge::authority::Authority;
+use spacetime_sync_bridge::repair::{Report, Sides};
+use spacetime_sync_bridge::stdb::link::Link;
+use spacetime_sync_proto::StreamId;
+use tokio::sync::mpsc;
+
+use super::{load, target};
+
+#[derive(Args)]
+pub(crate) struct RepairArgs {
+    /// The bridge's configuration, in TOML: where both sides are, and who acts.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Only this stream; may be given several times.
+    #[arg(long = "stream")]
+    streams: Vec<StreamId>,
+    /// One JSON object instead of words.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    repair: RepairArgs,
+    /// Read all that SpacetimeDB holds, event by event, and not only the ends of its logs.
+    #[arg(long)]
+    deep: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ChangeArgs {
+    #[command(flatten)]
+    repair: RepairArgs,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct RepublishArgs {
+    #[command(flatten)]
+    change: ChangeArgs,
+    /// All streams.
+    #[arg(long, conflicts_with = "streams", required_unless_present = "streams")]
+    all: bool,
+}
+
+pub(crate) async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
+    let sides = sides(&args.repair).await?;
+    let reports = sides.verify(args.deep).await?;
+    tell("verify", &reports, &args.repair, false);
+    let wrong = reports.iter().filter(|report| !report.findings.is_empty()).count();
+    anyhow::ensure!(
+        wrong == 0,
+        "{wrong} of {} streams are not as they should be",
+        reports.len()
+    );
+    Ok(())
+}
+
+pub(crate) async fn rewind(args: ChangeArgs) -> anyhow::Result<()> {
+    let reports = sides(&args.repair).await?.rewind(args.dry_run).await?;
+    tell("rewind", &reports, &args.repair, args.dry_run);
+    Ok(())
+}
+
+pub(crate) async fn republish(args: RepublishArgs) -> anyhow::Result<()> {
+    let ChangeArgs { repair, dry_run } = args.change;
+    let reports = sides(&repair).await?.republish(dry_run).await?;
+    tell("republish", &reports, &repair, dry_run);
+    Ok(())
+}
+
+async fn sides(args: &RepairArgs) -> anyhow::Result<Sides> {
+    let config = load(args.config.clone())?;
+    let authority = Authority::connect(config.authority.url.expose(), 2).await?;
+    let issuer = Issuer::open(&config)?.map(Arc::new);
+    let (answers, _) = mpsc::unbounded_channel();
+    let link = Link::connect(target(&config, issuer.as_ref())?, answers)
+        .await
+        .context("SpacetimeDB")?;
+    Ok(Sides {
+        authority,
+        link,
+        streams: args.streams.clone(),
+    })
+}
+
+fn tell(command: &str, reports: &[Report], args: &RepairArgs, dry_run: bool) {
+    let wrong: Vec<_> = reports.iter().filter(|report| !report.findings.is_empty()).collect();
+    let rewound = reports.iter().filter(|report| report.rewound_to.is_some()).count();
+    if args.json {
+        let worth_telling = |report: &&Report| !report.findings.is_empty() || report.rewound_to.is_some();
+        let told: Vec<_> = reports.iter().filter(worth_telling).collect();
+        let all = json!({
+            "command": command,
+            "dry_run": dry_run,
+            "streams": reports.len(),
+            "events_compared": reports.iter().map(|report| report.compared).sum::<u64>(),
+            "wrong": wrong.len(),
+            "rewound": rewound,
+            "reports": told,
+        });
+        println!("{all}");
+        return;
+    }
+    for report in reports {
+        for finding in &report.findings {
+            println!("{}: {finding}", report.stream_id);
+        }
+        if let Some(to) = report.rewound_to {
+            let would = if dry_run { "would end" } else { "ends" };
+            println!(
+                "{}: SpacetimeDB {would} at seq {to}, and the bridge goes on from there",
+                report.stream_id
+            );
+        }
+    }
+    println!("{} streams, {} not as they should be", reports.len(), wrong.len());
+}

@@ -1,0 +1,119 @@
+//! Up to where a stream is the same on both sides. Chain hashes that agree at one position agree on all before it, so the last
+//! common position is found by halving.
+
+use spacetime_sync_proto::{ChainHash, Seq};
+
+use super::RepairError;
+use crate::authority::Authority;
+use crate::stdb::link::Link;
+use crate::stdb::upkeep::HeldStream;
+
+/// See the module.
+pub struct Common<'a> {
+    authority: &'a Authority,
+    link: &'a Link,
+    held: &'a HeldStream,
+}
+
+impl<'a> Common<'a> {
+    /// Of one stream.
+    pub fn new(authority: &'a Authority, link: &'a Link, held: &'a HeldStream) -> Self {
+        Self { authority, link, held }
+    }
+
+    /// Whether what is held ends with something of the authority's log.
+    pub async fn agrees_at_head(&self) -> Result<bool, RepairError> {
+        let head = self.held.head;
+        self.agrees(head.seq, head.chain).await
+    }
+
+    /// The last position at which both sides agree, from just before the first event held on; none if they agree nowhere.
+    pub async fn last(&self) -> Result<Option<Seq>, RepairError> {
+        let floor = self.held.oldest_seq.previous();
+        let Some(chain) = self.held_chain(floor).await? else {
+            return Ok(None);
+        };
+        if !self.agrees(floor, chain).await? {
+            return Ok(None);
+        }
+        // Both agree at `low`, and do not above `high`.
+        let (mut low, mut high) = (floor, self.held.head.seq);
+        while low < high {
+            let middle = low.plus(high.since(low).div_ceil(2));
+            let agrees = match self.held_chain(middle).await? {
+                Some(chain) => self.agrees(middle, chain).await?,
+                None => false,
+            };
+            if agrees {
+                low = middle;
+            } else {
+                high = middle.previous();
+            }
+        }
+        Ok(Some(low))
+    }
+
+    /// Reads all that is held and holds every event against its payload hash, and every frame against the one before and the
+    /// authority. Says how many events there are, or what is wrong.
+    pub async fn walk(&self) -> Result<Result<u64, String>, RepairError> {
+        let (mut after, mut chain, mut events) = (self.held.oldest_seq.previous(), None, 0);
+        while after < self.held.head.seq {
+            let page = match self.link.page(&self.held.stream_id, after).await? {
+                Ok(page) => page,
+                Err(what) => return Ok(Err(what)),
+            };
+            // Retention has gone on meanwhile.
+            if page.oldest_seq > after.next() {
+                (after, chain) = (page.oldest_seq.previous(), None);
+                continue;
+            }
+            if page.frames.is_empty() {
+                return Ok(Err(format!("no frame holds seq {}", after.next())));
+            }
+            for frame in page.frames {
+                let (first, last) = (frame.first_seq(), frame.last_seq());
+                if first > after.next() {
+                    return Ok(Err(format!("no frame holds seq {}", after.next())));
+                }
+                if chain.is_some_and(|chain| frame.chain_at(after) != Some(chain)) {
+                    return Ok(Err(format!("the frame at seq {first} does not follow the one before")));
+                }
+                let last_chain = frame.last_chain();
+                if !self.agrees(last, last_chain).await? {
+                    return Ok(Err(format!("the frame at seq {first} is not the authority's")));
+                }
+                for event in frame.into_events_after(after) {
+                    if !event.payload_matches() {
+                        return Ok(Err(format!("the payload of seq {} is not what was hashed", event.seq)));
+                    }
+                    events += 1;
+                }
+                (after, chain) = (last, Some(last_chain));
+            }
+        }
+        Ok(Ok(events))
+    }
+
+    /// Whether the authority has this chain hash there. What it has purged is taken as said.
+    async fn agrees(&self, seq: Seq, chain: ChainHash) -> Result<bool, RepairError> {
+        let stream_id = &self.held.stream_id;
+        match self.authority.chain_at(stream_id, seq).await? {
+            Some(there) => Ok(there == chain),
+            None => {
+                let extent = self.authority.extent(stream_id).await?;
+                Ok(extent.is_some_and(|extent| seq < extent.floor()))
+            }
+        }
+    }
+
+    /// The chain hash that is held at a position, if it is held.
+    async fn held_chain(&self, seq: Seq) -> Result<Option<ChainHash>, RepairError> {
+        if seq == self.held.head.seq {
+            return Ok(Some(self.held.head.chain));
+        }
+        let page = self.link.page(&self.held.stream_id, seq).await?;
+        Ok(page
+            .ok()
+            .and_then(|page| page.frames.first().and_then(|frame| frame.chain_at(seq))))
+    }
+}

@@ -1,0 +1,298 @@
+//! What an operator does after a restore: look where authority and SpacetimeDB part ([`verify`]), make SpacetimeDB end where
+//! the authority's logs do ([`rewind`]), have windows filled anew ([`republish`]).
+//!
+//! The authority is right by definition. Nothing here writes an event, on either side; what SpacetimeDB is made to forget it
+//! is given again by the bridge. Safe while a bridge runs: it refuses what does not follow, and a new epoch makes it compare
+//! everything anew.
+
+mod common;
+
+use std::fmt;
+
+use serde::Serialize;
+use spacetime_sync_proto::{ChainHash, Seq, StreamId};
+
+use crate::authority::{Authority, AuthorityError, Beat, Extent, StreamPosition};
+use crate::core::Held;
+use crate::stdb::StdbError;
+use crate::stdb::link::Link;
+use crate::stdb::upkeep::HeldStream;
+
+pub use common::Common;
+
+/// Streams asked for at once.
+const STREAMS: usize = 1_000;
+
+/// Why a command could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum RepairError {
+    /// The authority.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// SpacetimeDB.
+    #[error(transparent)]
+    Stdb(#[from] StdbError),
+    /// Neither side has the stream.
+    #[error("neither the authority nor SpacetimeDB has stream {0}")]
+    NoStream(StreamId),
+}
+
+/// Both sides, and what part of them is looked at.
+pub struct Sides {
+    /// The authority.
+    pub authority: Authority,
+    /// SpacetimeDB.
+    pub link: Link,
+    /// These streams only; all if there are none.
+    pub streams: Vec<StreamId>,
+}
+
+/// What is wrong with a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "finding", rename_all = "snake_case")]
+pub enum Finding {
+    /// SpacetimeDB holds events that the authority has not, or has others in their place.
+    Parted {
+        /// The last position up to which both have the same, if what is held reaches there.
+        common_seq: Option<Seq>,
+        /// Where SpacetimeDB's log ends.
+        held_head: Seq,
+        /// Where the authority's ends.
+        head: Seq,
+    },
+    /// SpacetimeDB holds something that is no log.
+    Broken {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// SpacetimeDB holds less than is recorded as published.
+    Behind {
+        /// Where SpacetimeDB's log ends.
+        held_head: Seq,
+        /// What is recorded.
+        published: Seq,
+    },
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Parted {
+                common_seq: Some(common),
+                held_head,
+                head,
+            } => write!(
+                f,
+                "the same up to seq {common}; then SpacetimeDB, which goes to {held_head}, has other events than the \
+                 authority, which goes to {head}"
+            ),
+            Self::Parted {
+                common_seq: None,
+                held_head,
+                head,
+            } => write!(
+                f,
+                "nothing that SpacetimeDB holds, up to seq {held_head}, is of the authority's log, which goes to {head}"
+            ),
+            Self::Broken { what } => write!(f, "what SpacetimeDB holds is no log: {what}"),
+            Self::Behind { held_head, published } => write!(
+                f,
+                "SpacetimeDB holds events up to seq {held_head}, and {published} is recorded as published: the bridge fills \
+                 it when it next connects"
+            ),
+        }
+    }
+}
+
+/// What became of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The stream.
+    pub stream_id: StreamId,
+    /// Events of it that were compared.
+    pub compared: u64,
+    /// What is wrong with it.
+    pub findings: Vec<Finding>,
+    /// Where SpacetimeDB's log was made to end, or would have been.
+    pub rewound_to: Option<Seq>,
+}
+
+/// A stream on both sides.
+struct Pair {
+    stream_id: StreamId,
+    /// None if the authority has nothing of it.
+    position: Option<StreamPosition>,
+    extent: Option<Extent>,
+    /// None if SpacetimeDB has nothing of it.
+    held: Option<HeldStream>,
+}
+
+impl Sides {
+    /// Compares. `deep` reads all that SpacetimeDB holds, event by event; otherwise the ends are compared.
+    pub async fn verify(&self, deep: bool) -> Result<Vec<Report>, RepairError> {
+        let mut reports = Vec::new();
+        for pair in self.pairs().await? {
+            reports.push(self.compare(&pair, deep).await?);
+        }
+        Ok(reports)
+    }
+
+    /// Makes SpacetimeDB forget what is not of the authority's log, and begins a new epoch. Reports what was, or would be,
+    /// made to end elsewhere.
+    pub async fn rewind(&self, dry_run: bool) -> Result<Vec<Report>, RepairError> {
+        let mut reports = Vec::new();
+        for pair in self.pairs().await? {
+            let mut report = self.compare(&pair, false).await?;
+            let parted = report.findings.iter().find_map(|finding| match finding {
+                Finding::Parted { common_seq, .. } => Some(*common_seq),
+                Finding::Broken { .. } | Finding::Behind { .. } => None,
+            });
+            if let Some(common) = parted {
+                let (to, chain) = match common {
+                    Some(seq) => (seq, self.authority.chain_at(&pair.stream_id, seq).await?),
+                    None => pair.window_floor(&self.authority).await?,
+                };
+                // Purged this very moment: the next run sees the new floor.
+                let Some(chain) = chain else { continue };
+                report.rewound_to = Some(to);
+                if !dry_run {
+                    self.end_at(&pair.stream_id, to, chain).await?;
+                }
+            }
+            reports.push(report);
+        }
+        self.begin_epoch(dry_run).await?;
+        Ok(reports)
+    }
+
+    /// Makes SpacetimeDB forget the streams and begin their windows anew, which the bridge then fills.
+    pub async fn republish(&self, dry_run: bool) -> Result<Vec<Report>, RepairError> {
+        let mut reports = Vec::new();
+        for pair in self.pairs().await? {
+            let (to, chain) = pair.window_floor(&self.authority).await?;
+            let Some(chain) = chain else { continue };
+            if !dry_run {
+                self.end_at(&pair.stream_id, to, chain).await?;
+            }
+            reports.push(Report {
+                stream_id: pair.stream_id,
+                compared: 0,
+                findings: Vec::new(),
+                rewound_to: Some(to),
+            });
+        }
+        self.begin_epoch(dry_run).await?;
+        Ok(reports)
+    }
+
+    /// Which epoch each side is at: the authority's, and why SpacetimeDB would not take it.
+    pub async fn epoch(&self) -> Result<Beat, RepairError> {
+        Ok(self.authority.epoch().await?)
+    }
+
+    async fn end_at(&self, stream_id: &StreamId, to: Seq, chain: ChainHash) -> Result<(), RepairError> {
+        self.link.rewind(stream_id, to, chain).await?;
+        self.authority.rewind_published(stream_id, to).await?;
+        self.authority.advance_published(&[(stream_id.clone(), to)]).await?;
+        Ok(())
+    }
+
+    async fn begin_epoch(&self, dry_run: bool) -> Result<(), RepairError> {
+        if !dry_run {
+            let beat = self.authority.begin_epoch().await?;
+            self.link.mark_epoch(&beat, true).await?;
+        }
+        Ok(())
+    }
+
+    /// Every stream that one of the sides has, or those that were asked for.
+    async fn pairs(&self) -> Result<Vec<Pair>, RepairError> {
+        let (mut held, mut after) = (Vec::new(), None);
+        loop {
+            let streams = self.link.streams(after.as_ref()).await?;
+            let Some(last) = streams.last() else { break };
+            after = Some(last.stream_id.clone());
+            held.extend(streams);
+        }
+        let (mut positions, mut after) = (Vec::new(), None);
+        loop {
+            let streams = self.authority.streams_after(after.as_ref(), STREAMS).await?;
+            let Some(last) = streams.last() else { break };
+            after = Some(last.stream_id.clone());
+            positions.extend(streams);
+        }
+        let mut names: Vec<StreamId> = held.iter().map(|held| held.stream_id.clone()).collect();
+        names.extend(positions.iter().map(|position| position.stream_id.clone()));
+        names.sort();
+        names.dedup();
+        if let Some(unknown) = self.streams.iter().find(|name| names.binary_search(name).is_err()) {
+            return Err(RepairError::NoStream(unknown.clone()));
+        }
+        if !self.streams.is_empty() {
+            names.retain(|name| self.streams.contains(name));
+        }
+        let mut pairs = Vec::with_capacity(names.len());
+        for stream_id in names {
+            pairs.push(Pair {
+                extent: self.authority.extent(&stream_id).await?,
+                position: positions
+                    .iter()
+                    .find(|position| position.stream_id == stream_id)
+                    .cloned(),
+                held: held.iter().find(|held| held.stream_id == stream_id).cloned(),
+                stream_id,
+            });
+        }
+        Ok(pairs)
+    }
+
+    async fn compare(&self, pair: &Pair, deep: bool) -> Result<Report, RepairError> {
+        let mut report = Report {
+            stream_id: pair.stream_id.clone(),
+            compared: 0,
+            findings: Vec::new(),
+            rewound_to: None,
+        };
+        let held = match &pair.held {
+            Some(held) => held.clone(),
+            None => HeldStream {
+                stream_id: pair.stream_id.clone(),
+                oldest_seq: Seq::ZERO.next(),
+                head: Held {
+                    seq: Seq::ZERO,
+                    chain: ChainHash::genesis(&pair.stream_id),
+                },
+            },
+        };
+        let common = Common::new(&self.authority, &self.link, &held);
+        if deep {
+            match common.walk().await? {
+                Ok(compared) => report.compared = compared,
+                Err(what) => report.findings.push(Finding::Broken { what }),
+            }
+        }
+        if !common.agrees_at_head().await? {
+            report.findings.push(Finding::Parted {
+                common_seq: common.last().await?,
+                held_head: held.head.seq,
+                head: pair.extent.as_ref().map_or(Seq::ZERO, |extent| extent.head_seq),
+            });
+        } else if let Some(position) = &pair.position
+            && held.head.seq < position.published_seq
+        {
+            report.findings.push(Finding::Behind {
+                held_head: held.head.seq,
+                published: position.published_seq,
+            });
+        }
+        Ok(report)
+    }
+}
+
+impl Pair {
+    /// Where the stream's window begins when it is filled from nothing, and the chain hash there.
+    async fn window_floor(&self, authority: &Authority) -> Result<(Seq, Option<ChainHash>), RepairError> {
+        let floor = self.extent.as_ref().map_or(Seq::ZERO, Extent::window_floor);
+        Ok((floor, authority.chain_at(&self.stream_id, floor).await?))
+    }
+}

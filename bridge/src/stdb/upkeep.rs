@@ -1,0 +1,166 @@
+//! What else is asked of the module on the live link: what it holds, how long, and where its logs end.
+
+use spacetime_sync_bindings::{
+    EventPage, RemoteProcedures, RemoteReducers, RetentionRule, StreamReport, mark_epoch, read_events, read_streams,
+    rewind_stream, set_retention,
+};
+use spacetime_sync_proto::{ChainHash, Frame, Refusal, RefusalCode, Seq, StreamId};
+use spacetimedb_sdk::__codegen::InternalError;
+use tokio::sync::oneshot;
+
+use super::link::Link;
+use super::{StdbError, chain_from_column, chain_to_column};
+use crate::authority::{Beat, RetentionClass};
+use crate::core::Held;
+
+/// What a call brought, before it is known whether a refusal of ours is in it.
+type Outcome<T> = Result<Result<T, String>, InternalError>;
+
+/// A stream as SpacetimeDB holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldStream {
+    /// Its name.
+    pub stream_id: StreamId,
+    /// The first event held; one past the head if none is.
+    pub oldest_seq: Seq,
+    /// Its end.
+    pub head: Held,
+}
+
+/// A part of a stream's log as SpacetimeDB holds it.
+#[derive(Debug)]
+pub struct HeldPage {
+    /// The first event held; one past the head if none is.
+    pub oldest_seq: Seq,
+    /// The stream's end.
+    pub head: Held,
+    /// The first holds the event after the position asked for.
+    pub frames: Vec<Frame>,
+}
+
+impl Link {
+    /// Makes the log that is held end where the authority's has `chain` at `to`. In steps, each a transaction.
+    pub async fn rewind(&self, stream_id: &StreamId, to: Seq, chain: ChainHash) -> Result<(), StdbError> {
+        loop {
+            let held = self.heads(std::slice::from_ref(stream_id)).await?;
+            if held.first() == Some(&Held { seq: to, chain }) {
+                return Ok(());
+            }
+            self.reducer("rewind_stream", |reducers, answer| {
+                let name = stream_id.as_str().to_owned();
+                reducers.rewind_stream_then(name, to.get(), chain_to_column(&chain), move |_, result| {
+                    drop(answer.send(result));
+                })
+            })
+            .await?;
+        }
+    }
+
+    /// Says how long events are held.
+    pub async fn set_retention(&self, classes: &[RetentionClass]) -> Result<(), StdbError> {
+        let rules = classes.iter().map(|class| RetentionRule {
+            class: class.class.clone(),
+            stream_prefix: class.stream_prefix.clone(),
+            window_events: class.window_events,
+            window_age: class.window_age_us,
+            durable_reads: class.durable_reads,
+        });
+        let rules = rules.collect();
+        self.reducer("set_retention", |reducers, answer| {
+            reducers.set_retention_then(rules, move |_, result| drop(answer.send(result)))
+        })
+        .await
+    }
+
+    /// Says which history of the authority this is. `Some` tells why it cannot be the one that was carried before.
+    pub async fn mark_epoch(&self, beat: &Beat, begin: bool) -> Result<Option<Refusal>, StdbError> {
+        let told = self.reducer("mark_epoch", |reducers, answer| {
+            reducers.mark_epoch_then(beat.epoch.clone(), beat.beat, begin, move |_, result| {
+                drop(answer.send(result));
+            })
+        });
+        match told.await {
+            Ok(()) => Ok(None),
+            Err(StdbError::Refused(refusal)) if refusal.code == RefusalCode::EpochBehind => Ok(Some(refusal)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The streams that are held and whose names come after `after`, in order, a bounded number.
+    pub async fn streams(&self, after: Option<&StreamId>) -> Result<Vec<HeldStream>, StdbError> {
+        let after = after.map_or("", StreamId::as_str).to_owned();
+        let reports = self
+            .procedure("read_streams", |procedures, answer| {
+                procedures.read_streams_then(after, move |_, result| drop(answer.send(result)));
+            })
+            .await?;
+        let held = |report: StreamReport| {
+            let invalid = |error: &dyn std::fmt::Display| self.unexpected("read_streams", error.to_string());
+            let seq = |value| Seq::new(value).ok_or_else(|| invalid(&format_args!("{value} for a seq")));
+            Ok(HeldStream {
+                stream_id: StreamId::new(&report.stream_id).map_err(|error| invalid(&error))?,
+                oldest_seq: seq(report.oldest_seq)?,
+                head: Held {
+                    seq: seq(report.head_seq)?,
+                    chain: chain_from_column(report.head_chain),
+                },
+            })
+        };
+        reports.into_iter().map(held).collect()
+    }
+
+    /// What is held after a position, a bounded part of it. `Err` in it tells which frame is none.
+    pub async fn page(&self, stream_id: &StreamId, after: Seq) -> Result<Result<HeldPage, String>, StdbError> {
+        let name = stream_id.as_str().to_owned();
+        let page: EventPage = self
+            .procedure("read_events", |procedures, answer| {
+                procedures.read_events_then(name, after.get(), move |_, result| drop(answer.send(result)));
+            })
+            .await?;
+        let seq =
+            |value: u64| Seq::new(value).ok_or_else(|| self.unexpected("read_events", format!("{value} for a seq")));
+        let mut frames = Vec::with_capacity(page.frames.len());
+        for row in page.frames {
+            let base = chain_from_column(row.base_chain);
+            match Frame::decode(row.first_seq, base, row.frame.into()) {
+                Ok(frame) if frame.last_seq().get() == row.last_seq => frames.push(frame),
+                Ok(frame) => {
+                    let (said, found) = (row.last_seq, frame.last_seq());
+                    return Ok(Err(format!(
+                        "the frame at seq {} is said to end at {said} and ends at {found}",
+                        row.first_seq
+                    )));
+                }
+                Err(error) => return Ok(Err(format!("the frame at seq {} is none: {error}", row.first_seq))),
+            }
+        }
+        Ok(Ok(HeldPage {
+            oldest_seq: seq(page.oldest_seq)?,
+            head: Held {
+                seq: seq(page.head_seq)?,
+                chain: chain_from_column(page.head_chain),
+            },
+            frames,
+        }))
+    }
+
+    async fn reducer(
+        &self,
+        what: &'static str,
+        send: impl FnOnce(&RemoteReducers, oneshot::Sender<Outcome<()>>) -> spacetimedb_sdk::Result<()>,
+    ) -> Result<(), StdbError> {
+        let (answer, answered) = oneshot::channel();
+        send(self.reducers(), answer).map_err(|error| self.unavailable(&error.to_string()))?;
+        self.outcome(what, answered).await
+    }
+
+    async fn procedure<T>(
+        &self,
+        what: &'static str,
+        send: impl FnOnce(&RemoteProcedures, oneshot::Sender<Outcome<T>>),
+    ) -> Result<T, StdbError> {
+        let (answer, answered) = oneshot::channel();
+        send(self.procedures(), answer);
+        self.outcome(what, answered).await
+    }
+}

@@ -1,0 +1,107 @@
+//! How a held log is made to end where the authority's does.
+
+use spacetime_sync_proto::{ChainHash, Seq};
+
+use crate::append::Head;
+
+/// The log that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// The position before its first event.
+    pub floor: Seq,
+    /// Its end.
+    pub head: Head,
+}
+
+/// The next step. Each leaves a log whose every part follows the chain, so that the steps can be transactions of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It ends there.
+    Done,
+    /// The events after this position go. What is before them is the authority's, or goes with the next step.
+    Cut {
+        /// The last event that stays.
+        after: Seq,
+    },
+    /// Nothing is held any more, and the log begins anew after the target.
+    Begin,
+}
+
+/// Decides. `there` is the chain hash that is held at the target, if it is held: the position before the first event has
+/// one, too.
+pub fn decide(held: Held, target: Head, there: Option<ChainHash>, most: u64) -> Step {
+    if held.head == target {
+        return Step::Done;
+    }
+    let keeps = target.seq >= held.floor && target.seq < held.head.seq && there == Some(target.chain);
+    let floor = if keeps { target.seq } else { held.floor };
+    if held.head.seq == floor {
+        return Step::Begin;
+    }
+    let reach = Seq::new(held.head.seq.get().saturating_sub(most)).unwrap_or(Seq::ZERO);
+    Step::Cut {
+        after: floor.max(reach),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seq(value: u64) -> Seq {
+        Seq::new(value).unwrap()
+    }
+
+    fn chain(value: u8) -> ChainHash {
+        ChainHash::from_bytes([value; 32])
+    }
+
+    fn step(floor: u64, head: u64, target: u64, there: Option<u8>) -> Step {
+        let held = Held {
+            floor: seq(floor),
+            head: Head {
+                seq: seq(head),
+                chain: chain(1),
+            },
+        };
+        let target = Head {
+            seq: seq(target),
+            chain: chain(2),
+        };
+        decide(held, target, there.map(chain), 100)
+    }
+
+    #[test]
+    fn what_is_held_past_the_target_goes_a_bounded_piece_at_a_time() {
+        assert_eq!(step(0, 500, 450, Some(2)), Step::Cut { after: seq(450) });
+        assert_eq!(step(0, 500, 10, Some(2)), Step::Cut { after: seq(400) });
+        assert_eq!(step(0, 110, 10, Some(2)), Step::Cut { after: seq(10) });
+    }
+
+    #[test]
+    fn another_log_goes_altogether_and_begins_anew() {
+        assert_eq!(step(0, 500, 450, Some(3)), Step::Cut { after: seq(400) });
+        assert_eq!(step(0, 50, 40, Some(3)), Step::Cut { after: seq(0) });
+        assert_eq!(step(40, 40, 40, Some(3)), Step::Begin);
+    }
+
+    #[test]
+    fn a_target_outside_of_what_is_held_is_where_the_log_begins() {
+        assert_eq!(step(40, 90, 30, None), Step::Cut { after: seq(40) });
+        assert_eq!(step(40, 90, 100, None), Step::Cut { after: seq(40) });
+        assert_eq!(step(40, 40, 100, None), Step::Begin);
+    }
+
+    #[test]
+    fn nothing_is_done_twice() {
+        let end = Head {
+            seq: seq(7),
+            chain: chain(1),
+        };
+        let held = Held {
+            floor: seq(2),
+            head: end,
+        };
+        assert_eq!(decide(held, end, None, 100), Step::Done);
+    }
+}

@@ -1,0 +1,76 @@
+//! Says how long events are held. The bridge hands on what the authority's policy says.
+
+use spacetime_sync_proto::limit;
+use spacetimedb::{ReducerContext, SpacetimeType, Table, reducer};
+
+use crate::access::operator;
+use crate::log_access::trust_row;
+use crate::refuse::{Refused, invalid_argument};
+use crate::tables::{LogWindow, RetentionClass, log_window, retention_class};
+
+/// A class of streams, by what their names begin with.
+#[derive(SpacetimeType)]
+pub struct RetentionRule {
+    pub class: String,
+    pub stream_prefix: String,
+    /// Newest events of a stream that are held, at most.
+    pub window_events: u64,
+    /// How old they get, in microseconds.
+    pub window_age: i64,
+    /// Whether clients may see its events only when they are durable.
+    pub durable_reads: bool,
+}
+
+/// All classes at once: those that are not named are gone, and a stream without a class keeps everything.
+#[reducer]
+pub fn set_retention(ctx: &ReducerContext, rules: Vec<RetentionRule>) -> Result<(), Refused> {
+    operator(ctx, &trust_row(ctx)?)?;
+    if rules.len() > limit::RETENTION_CLASSES {
+        return Err(invalid_argument(format!(
+            "{} classes, at most {} are allowed",
+            rules.len(),
+            limit::RETENTION_CLASSES
+        )));
+    }
+    for rule in &rules {
+        let named = (1..=limit::NAME_BYTES).contains(&rule.class.len());
+        let bounded =
+            rule.stream_prefix.len() <= limit::STREAM_ID_BYTES && rule.window_events > 0 && rule.window_age > 0;
+        if !(named && bounded) {
+            return Err(invalid_argument(format!(
+                "class {:?}: expected a name, a prefix of at most {} bytes, a count and an age above 0",
+                rule.class,
+                limit::STREAM_ID_BYTES
+            )));
+        }
+    }
+    let held = ctx.db.retention_class();
+    let before: Vec<_> = held.iter().map(|row| row.class).collect();
+    for class in before {
+        held.class().delete(class);
+    }
+    for rule in rules {
+        held.try_insert(RetentionClass {
+            class: rule.class,
+            stream_prefix: rule.stream_prefix,
+            window_events: rule.window_events,
+            window_age: rule.window_age,
+            durable_reads: rule.durable_reads,
+        })
+        .map_err(|error| invalid_argument(format!("a class is named twice: {error}")))?;
+    }
+    // What was enough for the rules before may be too much now.
+    let windows: Vec<LogWindow> = ctx
+        .db
+        .log_window()
+        .iter()
+        .filter(|row| row.due_at > ctx.timestamp)
+        .collect();
+    for row in windows {
+        ctx.db.log_window().stream_key().update(LogWindow {
+            due_at: ctx.timestamp,
+            ..row
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! Classes of streams: the longest beginning of a stream's name decides, in the authority, the bridge and the module alike.
+
+/// The class of a stream; none if no class has a beginning of its name.
+pub fn class_of<'a, T>(classes: &'a [T], prefix: impl Fn(&T) -> &str, stream_id: &str) -> Option<&'a T> {
+    classes
+        .iter()
+        .filter(|class| stream_id.starts_with(prefix(class)))
+        .max_by_key(|class| prefix(class).len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_beginning_decides() {
+        let classes = ["", "runtime.", "runtime.run_summaries"];
+        for (stream_id, expected) in [
+            ("other", Some("")),
+            ("runtime.run.1.events", Some("runtime.")),
+            ("runtime.run_summaries:1", Some("runtime.run_summaries")),
+        ] {
+            assert_eq!(class_of(&classes, |class| *class, stream_id).copied(), expected);
+        }
+        assert_eq!(class_of(&classes[1..], |class| *class, "other"), None);
+    }
+}

@@ -1,0 +1,91 @@
+//! Stale cursors: positions from which a stream cannot be continued event by event, and where it can be begun anew.
+
+use serde::{Deserialize, Serialize};
+
+use crate::hash::ChainHash;
+use crate::id::{Seq, StreamId};
+
+/// Why a cursor is stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StaleReason {
+    /// What comes next is kept nowhere any more.
+    RetentionFloorBreach,
+    /// The head is further away than the stream's class allows to be caught up with event by event.
+    ReplayBudgetExceeded,
+    /// The position is past the authority's head: what was applied is no part of its log.
+    AheadOfHead,
+    /// What was applied up to the position is another log than the authority's.
+    ChainMismatch,
+}
+
+/// The answer to a stale cursor: HTTP 410, and what a client's stream stops with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error(
+    "stream {stream_id} cannot be continued after seq {requested_after_seq}: {reason_codes:?}; the authority keeps what \
+     comes after {oldest_available_cursor}, up to {head_cursor}"
+)]
+pub struct StaleCursor {
+    /// Always `stale_cursor`.
+    pub code: StaleCode,
+    /// Which stream.
+    pub stream_id: StreamId,
+    /// The position that was to be continued.
+    pub requested_after_seq: Seq,
+    /// The first position from which the stream can be continued.
+    pub oldest_available_cursor: Seq,
+    /// The chain hash there.
+    pub oldest_available_chain: ChainHash,
+    /// The stream's head.
+    pub head_cursor: Seq,
+    /// Every reason there is.
+    pub reason_codes: Vec<StaleReason>,
+    /// How far the head is away.
+    pub replay_lag: u64,
+    /// How far it may be away, if that is bounded.
+    pub replay_budget_events: Option<u64>,
+    /// The position of the document that stands for the events before, if there is one to start from.
+    pub snapshot_cursor: Option<Seq>,
+}
+
+/// The machine's name of a stale cursor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StaleCode {
+    /// The only one.
+    #[default]
+    StaleCursor,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_crosses_the_wire_with_every_field() {
+        let stream_id = StreamId::new("runtime.run.1.events").unwrap();
+        let stale = StaleCursor {
+            code: StaleCode::StaleCursor,
+            requested_after_seq: Seq::new(3).unwrap(),
+            oldest_available_cursor: Seq::new(10).unwrap(),
+            oldest_available_chain: ChainHash::from_bytes([0xab; 32]),
+            head_cursor: Seq::new(90).unwrap(),
+            reason_codes: vec![StaleReason::RetentionFloorBreach, StaleReason::ReplayBudgetExceeded],
+            replay_lag: 87,
+            replay_budget_events: Some(50),
+            snapshot_cursor: None,
+            stream_id,
+        };
+        let text = concat!(
+            r#"{"code":"stale_cursor","stream_id":"runtime.run.1.events","requested_after_seq":3,"#,
+            r#""oldest_available_cursor":10,"#,
+            r#""oldest_available_chain":"sha256:abababababababababababababababababababababababababababababababab","#,
+            r#""head_cursor":90,"reason_codes":["retention_floor_breach","replay_budget_exceeded"],"#,
+            r#""replay_lag":87,"replay_budget_events":50,"snapshot_cursor":null}"#
+        );
+        assert_eq!(serde_json::to_string(&stale).unwrap(), text);
+        assert_eq!(serde_json::from_str::<StaleCursor>(text).unwrap(), stale);
+        let negative = text.replace("\"head_cursor\":90", "\"head_cursor\":18446744073709551615");
+        assert!(serde_json::from_str::<StaleCursor>(&negative).is_err());
+    }
+}

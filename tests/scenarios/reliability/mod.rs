@@ -1,0 +1,4 @@
+//! What operators meet: restores, retention, and what is left of a stream then.
+
+mod restore;
+mod retention;

@@ -1,0 +1,160 @@
+//! How long events are kept, in SpacetimeDB and in the authority.
+
+use std::time::Duration;
+
+use spacetime_sync_bridge::authority::Authority;
+use spacetime_sync_bridge::stdb::admin::Breaking;
+use spacetime_sync_bridge::stdb::upkeep::HeldStream;
+use spacetime_sync_proto::{Seq, StreamId};
+use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, stream};
+use spacetime_sync_tests::load::{Payload, Writer};
+
+/// How soon a policy is carried out.
+const SOON: Duration = Duration::from_secs(20);
+
+/// A bridge that applies windows, and looks at the policy all the time.
+fn keeping(lane: &Lane) -> Bridge {
+    let options = BridgeOptions {
+        set: vec![
+            ("retention.windows", "on".to_owned()),
+            ("retention.every_ms", "100".to_owned()),
+            ("retention.beat_ms", "50".to_owned()),
+        ],
+        ..BridgeOptions::default()
+    };
+    lane.bridge_with(&options).unwrap()
+}
+
+async fn policy(lane: &Lane, set: &str) {
+    lane.sql(&format!(
+        "update runtime.sync_retention set {set} where class = 'otherwise'"
+    ))
+    .await
+    .unwrap();
+}
+
+async fn write(authority: &Authority, stream_id: &StreamId, events: u64) {
+    let seed = events;
+    let mut writer = Writer::new(authority, stream_id, &format!("w{seed}"), Payload::Fixed(100), seed);
+    writer.append_all(events, 500).await.unwrap();
+}
+
+async fn held_until(lane: &Lane, stream_id: &StreamId, wanted: impl Fn(&HeldStream) -> bool) -> HeldStream {
+    let link = lane.link().await.unwrap();
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let streams = link.streams(None).await.unwrap();
+        let held = streams.into_iter().find(|held| held.stream_id == *stream_id);
+        if let Some(held) = &held
+            && wanted(held)
+        {
+            return held.clone();
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "never as wanted, at last {held:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn seq(value: u64) -> Seq {
+    Seq::new(value).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_keeps_the_newest_events_and_follows_the_policy() {
+    let lane = Lane::start().await.unwrap();
+    let stream_id = stream(1);
+    policy(&lane, "window_events = 2000").await;
+    write(&lane.authority, &stream_id, 5_000).await;
+    let bridge = keeping(&lane);
+    let held = held_until(&lane, &stream_id, |held| {
+        held.head.seq == seq(5_000) && held.oldest_seq > seq(2_000)
+    })
+    .await;
+    // Whole frames leave: what is held is the window, and less than a frame more.
+    assert!(held.oldest_seq <= seq(3_001), "{held:?}");
+    policy(&lane, "window_events = 10").await;
+    held_until(&lane, &stream_id, |held| held.oldest_seq > seq(4_000)).await;
+    // What is left is still the authority's, and what comes later follows it.
+    write(&lane.authority, &stream_id, 1_000).await;
+    held_until(&lane, &stream_id, |held| held.head.seq == seq(6_000)).await;
+    lane.verified().await;
+    assert_eq!(bridge.stop().await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_get_no_older_than_their_class_says_and_the_log_goes_on_from_an_empty_window() {
+    let lane = Lane::start().await.unwrap();
+    let stream_id = stream(1);
+    policy(&lane, "window_age = '1 second'").await;
+    write(&lane.authority, &stream_id, 300).await;
+    let _bridge = keeping(&lane);
+    held_until(&lane, &stream_id, |held| {
+        held.head.seq == seq(300) && held.oldest_seq == seq(301)
+    })
+    .await;
+    policy(&lane, "window_age = '1 hour'").await;
+    write(&lane.authority, &stream_id, 200).await;
+    held_until(&lane, &stream_id, |held| {
+        held.head.seq == seq(500) && held.oldest_seq == seq(301)
+    })
+    .await;
+    lane.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_authority_removes_what_its_policy_says_and_nothing_that_is_not_published() {
+    let lane = Lane::start().await.unwrap();
+    let stream_id = stream(1);
+    policy(&lane, "window_events = 500, log_events = 1000").await;
+    write(&lane.authority, &stream_id, 5_000).await;
+    assert_eq!(lane.authority.purge(&stream_id, 1_000).await.unwrap(), 0);
+    let chain = lane.authority.chain_at(&stream_id, seq(4_000)).await.unwrap();
+    let _bridge = keeping(&lane);
+    let deadline = tokio::time::Instant::now() + SOON;
+    let extent = loop {
+        let extent = lane.authority.extent(&stream_id).await.unwrap().unwrap();
+        if extent.oldest_seq == seq(4_001) {
+            break extent;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{extent:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    // The chain hash there outlives the event that it was of.
+    assert_eq!(Some(extent.floor_chain), chain);
+    assert_eq!(lane.authority.chain_at(&stream_id, seq(4_000)).await.unwrap(), chain);
+    assert_eq!(lane.authority.chain_at(&stream_id, seq(3_999)).await.unwrap(), None);
+    let page = lane
+        .authority
+        .read_events(&stream_id, seq(4_000), 10, 1_000_000)
+        .await
+        .unwrap();
+    assert!(page[0].follows(&extent.floor_chain));
+    // By hand, nothing is removed.
+    let refused = lane.sql("delete from runtime.sync_stream_events").await.unwrap_err();
+    assert!(refused.to_string().contains("expected only inserts"), "{refused}");
+    write(&lane.authority, &stream_id, 700).await;
+    held_until(&lane, &stream_id, |held| held.head.seq == seq(5_700)).await;
+    lane.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_spacetimedb_gets_its_windows_back_and_not_the_whole_log() {
+    let lane = Lane::start().await.unwrap();
+    let (long, short) = (stream(1), stream(2));
+    policy(&lane, "window_events = 1000, log_events = 2000").await;
+    write(&lane.authority, &long, 5_000).await;
+    write(&lane.authority, &short, 300).await;
+    let bridge = keeping(&lane);
+    assert!(lane.published(SOON).await);
+    assert_eq!(bridge.stop().await.unwrap(), 0);
+    lane.publish(Breaking::DeleteData).await.unwrap();
+    let _bridge = keeping(&lane);
+    let held = held_until(&lane, &long, |held| held.head.seq == seq(5_000)).await;
+    assert!(held.oldest_seq >= seq(4_001), "{held:?}");
+    let held = held_until(&lane, &short, |held| held.head.seq == seq(300)).await;
+    assert_eq!(held.oldest_seq, seq(1));
+    lane.verified().await;
+}
