@@ -67,6 +67,7 @@ pub fn decide(head: Head, request: Request, held: impl FnOnce(Seq) -> Option<Cha
             first_seq: frame.first_seq(),
             frame: bytes,
             head: new_head,
+            last_at_us,
         });
     }
     if frame.first_seq() > next {

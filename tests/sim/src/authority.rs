@@ -82,6 +82,7 @@ impl Log {
             stream_id: self.id.clone(),
             head_seq: self.head(),
             published_seq: self.published,
+            floor_seq: Seq::ZERO,
         }
     }
 

@@ -19,7 +19,8 @@ use crate::world::{Step, World, say};
 const TICK: Micros = 50 * MILLISECOND;
 const LEAD_EVERY: Micros = 500 * MILLISECOND;
 const ACK_DEADLINE: Micros = 10 * SECOND;
-const HEADS_LIMIT: Micros = 10 * SECOND;
+const ANSWER_LIMIT: Micros = 20 * SECOND;
+const BEAT: Micros = 10 * SECOND;
 const CONNECT_LIMIT: Micros = 10 * SECOND;
 const SLOWEST_POLL: Micros = 250 * MILLISECOND;
 const DRAIN: Micros = 2 * SECOND;
@@ -48,6 +49,10 @@ pub(crate) enum BridgeStep {
         heads: Vec<Held>,
     },
     LinkUp {
+        conn: ConnId,
+    },
+    /// Something is said on the link, whatever else there is to say.
+    Beat {
         conn: ConnId,
     },
     /// A page is asked for; the chain hash before it may have to be looked up first.
@@ -97,6 +102,7 @@ enum Ask {
         epoch: LinkEpoch,
         stream: usize,
     },
+    Beat,
 }
 
 #[derive(Debug)]
@@ -283,6 +289,13 @@ impl World {
                     bridge.calls.clear();
                     bridge.failures = 0;
                     self.bridge_core(at, Input::LinkUp);
+                    self.bridge_in(at, BEAT, BridgeStep::Beat { conn });
+                }
+            }
+            BridgeStep::Beat { conn } => {
+                if matches!(self.bridges[at].wire, Wire::Up(own) if own == conn) {
+                    self.ask_heads(at, conn, Vec::new(), Ask::Beat);
+                    self.bridge_in(at, BEAT, BridgeStep::Beat { conn });
                 }
             }
             BridgeStep::Read {
@@ -322,7 +335,7 @@ impl World {
                 if self.authority_is_away() {
                     return self.learn_failed(at, epoch, stream);
                 }
-                let verdict = reconcile(&position, held, self.logs[stream].chain_at(held.seq));
+                let verdict = reconcile(&position, held, self.logs[stream].chain_at(held.seq), None);
                 say!(self, "bridge {at}: learns of stream {stream}: {verdict:?}");
                 self.saw(&verdict);
                 let hop = self.hop();
@@ -333,9 +346,14 @@ impl World {
                 };
                 self.bridge_in(at, hop, BridgeStep::Hear(input));
             }
-            BridgeStep::HeadsTimedOut { ask } => match self.bridges[at].asks.remove(&ask) {
+            BridgeStep::HeadsTimedOut { ask: nth } => match self.bridges[at].asks.remove(&nth) {
                 None => {}
-                Some(Ask::Learn { epoch, stream }) => self.learn_failed(at, epoch, stream),
+                Some(ask @ (Ask::Learn { .. } | Ask::Beat)) => {
+                    self.coverage.seen("bridge: call not answered");
+                    // Whoever asked hears of it with the link.
+                    self.bridges[at].asks.insert(nth, ask);
+                    self.link_down(at);
+                }
                 Some(Ask::Compare { conn, .. }) => self.bridge_takes(at, BridgeStep::ConnectFails { conn }),
             },
             BridgeStep::Hear(input) => self.bridge_core(at, input),
@@ -353,6 +371,7 @@ impl World {
             Verdict::InStep(_) => "bridge: heads in step",
             Verdict::Ahead(_) => "bridge: heads ahead",
             Verdict::Behind(_) => "bridge: heads behind",
+            Verdict::Refill(_) => "bridge: window refilled",
             Verdict::Apart(_) => "bridge: heads apart",
         });
     }
@@ -483,7 +502,7 @@ impl World {
         bridge.next_ask += 1;
         let nth = bridge.next_ask;
         bridge.asks.insert(nth, ask);
-        self.bridge_in(at, HEADS_LIMIT, BridgeStep::HeadsTimedOut { ask: nth });
+        self.bridge_in(at, ANSWER_LIMIT, BridgeStep::HeadsTimedOut { ask: nth });
         self.send_up(conn, ToHost::Heads { ask: nth, streams });
     }
 
@@ -510,7 +529,7 @@ impl World {
                 }
             }
             FromHost::Heads { ask, heads } => match bridge.asks.remove(&ask) {
-                None => {}
+                None | Some(Ask::Beat) => {}
                 Some(Ask::Learn { epoch, stream }) => {
                     let (held, hop) = (heads[0], self.hop());
                     self.bridge_in(at, hop, BridgeStep::LearnPosition { epoch, stream, held });
@@ -554,12 +573,14 @@ impl World {
         }
         for (position, held) in positions.iter().zip(heads) {
             let stream = self.stream_at(&position.stream_id);
-            let verdict = reconcile(position, held, self.logs[stream].chain_at(held.seq));
+            let verdict = reconcile(position, held, self.logs[stream].chain_at(held.seq), None);
             self.saw(&verdict);
             match verdict {
                 Verdict::InStep(seq) => self.ledger_says(at, Entry::Cap(stream, seq)),
                 Verdict::Ahead(seq) => self.ledger_says(at, Entry::Advance(stream, seq)),
                 Verdict::Behind(to) => self.ledger_says(at, Entry::Rewind(stream, to)),
+                // Windows are not modelled.
+                Verdict::Refill(_) => {}
                 Verdict::Apart(reason) => {
                     let stream_id = position.stream_id.clone();
                     self.bridge_in(at, 0, BridgeStep::Hear(Input::Halt(stream_id, reason)));

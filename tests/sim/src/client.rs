@@ -124,6 +124,13 @@ impl Follower {
         }
     }
 
+    /// A page that is under way is still waited for.
+    fn subscription_answered(&mut self) {
+        if self.reading.is_none() {
+            self.asked_at = None;
+        }
+    }
+
     pub(crate) fn forgives(&self, code: &str) -> bool {
         self.forgiven.contains(code)
     }
@@ -515,11 +522,11 @@ impl World {
                 }
             }
             FromHost::Subscribed { stream, id } => {
-                client.followers[stream].asked_at = None;
+                client.followers[stream].subscription_answered();
                 self.feed(at, stream, Input::Subscribed(id));
             }
             FromHost::SubscriptionFailed { stream, id } => {
-                client.followers[stream].asked_at = None;
+                client.followers[stream].subscription_answered();
                 self.feed(at, stream, Input::SubscriptionFailed(id));
             }
             FromHost::Page { read, stream, answer } => {

@@ -336,7 +336,10 @@ impl World {
             },
         };
         self.coverage.seen(what);
-        let Append::Extend { first_seq, frame, head } = decided? else {
+        let Append::Extend {
+            first_seq, frame, head, ..
+        } = decided?
+        else {
             return Ok(());
         };
         self.host_writes(stream, first_seq, frame, head);

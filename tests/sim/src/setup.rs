@@ -6,7 +6,7 @@ use spacetime_sync_bridge::core::Limits;
 use spacetime_sync_client::config::StreamBounds;
 
 use crate::agenda::{Micros, SECOND};
-use crate::fault::{Planned, plan};
+use crate::fault::{Fault, Planned, plan};
 
 /// A run before it has begun. The same setup always runs the same way.
 #[derive(Debug, Clone)]
@@ -102,6 +102,15 @@ impl Setup {
     pub fn with(self, defect: Defect) -> Self {
         let defect = Some(defect);
         Self { defect, ..self }
+    }
+
+    /// The same with as many faults, and of these kinds alone.
+    #[must_use]
+    pub fn only(mut self, kinds: &[Fault]) -> Self {
+        for (nth, planned) in self.plan.iter_mut().enumerate() {
+            planned.fault = kinds[nth % kinds.len()];
+        }
+        self
     }
 
     /// A generator of its own for each use, so that a fault less does not change what is written.

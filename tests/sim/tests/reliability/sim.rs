@@ -61,3 +61,28 @@ fn a_fault_that_never_happened_is_noticed() {
     let missing = Coverage::default().missing(SEEDS);
     assert!(missing.len() > Fault::ALL.len());
 }
+
+/// Found by seed 37,777 of 200,000: a head was asked for on a connection that had fallen silent, nothing else was under
+/// way, and nobody noticed.
+#[test]
+fn a_silent_link_is_given_up_though_only_a_head_is_asked_for() {
+    hold(&[Fault::AppendTraps, Fault::BridgeSilent]);
+}
+
+/// Found by seed 29,106 of 200,000: a subscription that was given up long ago was answered while a page was waited for, and
+/// the connection then fell silent.
+#[test]
+fn a_silent_connection_is_given_up_whatever_else_was_answered() {
+    hold(&[Fault::ClientSilent, Fault::StoreBusy, Fault::Renewed, Fault::ClientSlow]);
+}
+
+/// These faults and no other, in many runs.
+fn hold(faults: &[Fault]) {
+    for seed in 0..600 {
+        let setup = Setup::of(seed).only(faults);
+        if let Some(violation) = run(&setup, false).violation {
+            let story = shrink(&setup).map(|story| story.to_string());
+            panic!("seed {seed}: {violation}\n{}", story.unwrap_or_default());
+        }
+    }
+}
