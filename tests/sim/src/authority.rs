@@ -21,6 +21,8 @@ pub(crate) struct Log {
     pub(crate) start: Checkpoint,
     pub(crate) events: Vec<Event>,
     pub(crate) published: Seq,
+    /// The last position that is purged. The oracle remembers what was there.
+    pub(crate) floor: Seq,
     /// A position whose payload was altered, and what it reads as.
     pub(crate) tampered: Option<(Seq, Bytes)>,
     /// Until when a writer holds its row.
@@ -36,6 +38,7 @@ impl Log {
             id,
             events: Vec::new(),
             published: Seq::ZERO,
+            floor: Seq::ZERO,
             tampered: None,
             locked_until: 0,
             kind: Kind::new("sim").expect("a kind"),
@@ -52,6 +55,20 @@ impl Log {
             None => Some(self.start.chain_hash),
             Some(at) => self.events.get(at as usize).map(|event| event.chain_hash),
         }
+    }
+
+    /// The same, as the authority answers: what is purged it does not know.
+    pub(crate) fn kept_chain_at(&self, seq: Seq) -> Option<ChainHash> {
+        (seq >= self.floor).then(|| self.chain_at(seq)).flatten()
+    }
+
+    /// As the SQL function: the newest events stay, and whatever is not published.
+    pub(crate) fn purge(&mut self, keeps: u64) -> u64 {
+        let old = Seq::ZERO.plus(self.head().get().saturating_sub(keeps));
+        let to = old.min(self.published).max(self.floor);
+        let gone = to.since(self.floor);
+        self.floor = to;
+        gone
     }
 
     /// As the SQL function: the same key again returns the first seq and writes nothing.
@@ -82,7 +99,7 @@ impl Log {
             stream_id: self.id.clone(),
             head_seq: self.head(),
             published_seq: self.published,
-            floor_seq: Seq::ZERO,
+            floor_seq: self.floor,
         }
     }
 
@@ -91,7 +108,7 @@ impl Log {
         let mut sum = 0;
         self.events
             .iter()
-            .skip(after.get() as usize)
+            .skip(after.max(self.floor).get() as usize)
             .take(most)
             .enumerate()
             .take_while(|(at, event)| {

@@ -10,6 +10,7 @@ use spacetime_sync_bridge::core::{
     CallId, Core, Effect, HaltReason, Held, Input, Limits, LinkEpoch, Verdict, prepare, reconcile,
 };
 use spacetime_sync_proto::{ChainHash, Seq};
+use spacetime_sync_rules::append::Head;
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::ledger::{Entry, Ledger, Then};
@@ -103,6 +104,16 @@ enum Ask {
         stream: usize,
     },
     Beat,
+    Refill {
+        conn: ConnId,
+        stream: usize,
+        after: Seq,
+    },
+    LearnRefill {
+        epoch: LinkEpoch,
+        stream: usize,
+        after: Seq,
+    },
 }
 
 #[derive(Debug)]
@@ -117,6 +128,8 @@ pub(crate) struct Bridge {
     calls: BTreeMap<CallId, Micros>,
     asks: BTreeMap<u64, Ask>,
     next_ask: u64,
+    /// Windows that are being begun anew before the link is up.
+    refills: u32,
     pub(crate) ledger: Ledger,
     failures: u32,
     poll_wait: Micros,
@@ -136,6 +149,7 @@ impl Bridge {
             calls: BTreeMap::new(),
             asks: BTreeMap::new(),
             next_ask: 0,
+            refills: 0,
             ledger: Ledger::default(),
             failures: 0,
             poll_wait: MILLISECOND,
@@ -280,6 +294,12 @@ impl World {
             }
             BridgeStep::Compare { conn } => self.compare(at, conn),
             BridgeStep::CompareChains { conn, positions, heads } => self.compare_chains(at, conn, positions, heads),
+            // A window that is to begin anew has to have begun.
+            BridgeStep::LinkUp { conn } if self.bridges[at].refills > 0 => {
+                if matches!(self.bridges[at].wire, Wire::Connecting(own) if own == conn) {
+                    self.bridge_in(at, 5 * MILLISECOND, BridgeStep::LinkUp { conn });
+                }
+            }
             BridgeStep::LinkUp { conn } => {
                 if matches!(self.bridges[at].wire, Wire::Connecting(own) if own == conn) {
                     say!(self, "bridge {at}: link up");
@@ -335,9 +355,18 @@ impl World {
                 if self.authority_is_away() {
                     return self.learn_failed(at, epoch, stream);
                 }
-                let verdict = reconcile(&position, held, self.logs[stream].chain_at(held.seq), None);
+                let verdict = reconcile(
+                    &position,
+                    held,
+                    self.logs[stream].kept_chain_at(held.seq),
+                    self.setup.window(),
+                );
                 say!(self, "bridge {at}: learns of stream {stream}: {verdict:?}");
                 self.saw(&verdict);
+                if let (Verdict::Refill(after), Wire::Up(conn)) = (&verdict, &self.bridges[at].wire) {
+                    let (conn, after) = (*conn, *after);
+                    return self.refill(at, conn, stream, after, Ask::LearnRefill { epoch, stream, after });
+                }
                 let hop = self.hop();
                 let input = Input::Learned {
                     epoch,
@@ -348,13 +377,15 @@ impl World {
             }
             BridgeStep::HeadsTimedOut { ask: nth } => match self.bridges[at].asks.remove(&nth) {
                 None => {}
-                Some(ask @ (Ask::Learn { .. } | Ask::Beat)) => {
+                Some(ask @ (Ask::Learn { .. } | Ask::LearnRefill { .. } | Ask::Beat)) => {
                     self.coverage.seen("bridge: call not answered");
                     // Whoever asked hears of it with the link.
                     self.bridges[at].asks.insert(nth, ask);
                     self.link_down(at);
                 }
-                Some(Ask::Compare { conn, .. }) => self.bridge_takes(at, BridgeStep::ConnectFails { conn }),
+                Some(Ask::Compare { conn, .. } | Ask::Refill { conn, .. }) => {
+                    self.bridge_takes(at, BridgeStep::ConnectFails { conn })
+                }
             },
             BridgeStep::Hear(input) => self.bridge_core(at, input),
             BridgeStep::Ledger => self.ledger_turns(at),
@@ -481,7 +512,7 @@ impl World {
         if self.authority_is_away() {
             return self.bridge_in(at, hop, BridgeStep::Hear(Input::PageFailed { epoch, stream_id }));
         }
-        let step = match base.or_else(|| self.logs[stream].chain_at(after)) {
+        let step = match base.or_else(|| self.logs[stream].kept_chain_at(after)) {
             Some(base) => BridgeStep::ReadEvents {
                 epoch,
                 stream,
@@ -495,6 +526,34 @@ impl World {
             }),
         };
         self.bridge_in(at, hop, step);
+    }
+
+    /// Asks the module to begin a window anew after a position, if the authority still knows what is there.
+    fn refill(&mut self, at: usize, conn: ConnId, stream: usize, after: Seq, ask: Ask) {
+        let Some(chain) = self.logs[stream].kept_chain_at(after) else {
+            return match ask {
+                Ask::Refill { .. } => self.bridges[at].refills -= 1,
+                _ => {
+                    if let Ask::LearnRefill { epoch, stream, .. } = ask {
+                        self.learn_failed(at, epoch, stream);
+                    }
+                }
+            };
+        };
+        let bridge = &mut self.bridges[at];
+        bridge.next_ask += 1;
+        let nth = bridge.next_ask;
+        bridge.asks.insert(nth, ask);
+        self.bridge_in(at, ANSWER_LIMIT, BridgeStep::HeadsTimedOut { ask: nth });
+        let target = Head { seq: after, chain };
+        self.send_up(
+            conn,
+            ToHost::Rewind {
+                ask: nth,
+                stream,
+                target,
+            },
+        );
     }
 
     fn ask_heads(&mut self, at: usize, conn: ConnId, streams: Vec<usize>, ask: Ask) {
@@ -533,6 +592,23 @@ impl World {
                 Some(Ask::Learn { epoch, stream }) => {
                     let (held, hop) = (heads[0], self.hop());
                     self.bridge_in(at, hop, BridgeStep::LearnPosition { epoch, stream, held });
+                }
+                Some(Ask::Refill { stream, after, .. }) => {
+                    self.bridges[at].refills -= 1;
+                    self.ledger_says(at, Entry::Rewind(stream, after));
+                    self.ledger_says(at, Entry::Advance(stream, after));
+                }
+                Some(Ask::LearnRefill { epoch, stream, after }) => {
+                    let stream_id = self.logs[stream].id.clone();
+                    let verdict = Verdict::Refill(after);
+                    self.bridge_core(
+                        at,
+                        Input::Learned {
+                            epoch,
+                            stream_id,
+                            verdict,
+                        },
+                    );
                 }
                 Some(Ask::Compare { conn, positions }) => {
                     let hop = self.hop();
@@ -573,14 +649,21 @@ impl World {
         }
         for (position, held) in positions.iter().zip(heads) {
             let stream = self.stream_at(&position.stream_id);
-            let verdict = reconcile(position, held, self.logs[stream].chain_at(held.seq), None);
+            let verdict = reconcile(
+                position,
+                held,
+                self.logs[stream].kept_chain_at(held.seq),
+                self.setup.window(),
+            );
             self.saw(&verdict);
             match verdict {
                 Verdict::InStep(seq) => self.ledger_says(at, Entry::Cap(stream, seq)),
                 Verdict::Ahead(seq) => self.ledger_says(at, Entry::Advance(stream, seq)),
                 Verdict::Behind(to) => self.ledger_says(at, Entry::Rewind(stream, to)),
-                // Windows are not modelled.
-                Verdict::Refill(_) => {}
+                Verdict::Refill(after) => {
+                    self.bridges[at].refills += 1;
+                    self.refill(at, conn, stream, after, Ask::Refill { conn, stream, after });
+                }
                 Verdict::Apart(reason) => {
                     let stream_id = position.stream_id.clone();
                     self.bridge_in(at, 0, BridgeStep::Hear(Input::Halt(stream_id, reason)));
@@ -597,6 +680,7 @@ impl World {
         let bridge = &mut self.bridges[at];
         bridge.wire = Wire::Down;
         bridge.asks.clear();
+        bridge.refills = 0;
         let wait = ((200 * MILLISECOND) << bridge.failures.min(5)).min(5 * SECOND);
         bridge.failures += 1;
         if !bridge.draining {
@@ -616,7 +700,7 @@ impl World {
         self.bridges[at].calls.clear();
         self.bridge_core(at, Input::LinkDown);
         for ask in asks.into_values() {
-            if let Ask::Learn { epoch, stream } = ask {
+            if let Ask::Learn { epoch, stream } | Ask::LearnRefill { epoch, stream, .. } = ask {
                 self.learn_failed(at, epoch, stream);
             }
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 
 use rand::Rng as _;
-use spacetime_sync_client::apply::{Counters, Effect, Input, Mode, Stream, SubscriptionId};
+use spacetime_sync_client::apply::{Counters, Effect, Input, Mode, Stream, StreamStop, SubscriptionId};
 use spacetime_sync_client::{Checkpoint, CheckpointStore as _, Stepped, StreamId};
 use spacetime_sync_proto::{RefusalCode, Seq};
 
@@ -183,6 +183,12 @@ impl Client {
 
     pub(crate) fn is_stopped(&self, stream: usize) -> bool {
         matches!(self.followers[stream].stream.mode(), Mode::Stopped(_))
+    }
+
+    /// Whether it would need what SpacetimeDB holds no more.
+    pub(crate) fn is_below_window(&self, stream: usize) -> bool {
+        let mode = self.followers[stream].stream.mode();
+        matches!(mode, Mode::Stopped(StreamStop::BelowWindow { .. }))
     }
 
     pub(crate) fn forgive(&mut self, stream: usize, code: &'static str) {

@@ -28,6 +28,8 @@ const SEEN: &[&str] = &[
     "bridge: heads in step",
     "bridge: heads ahead",
     "bridge: heads behind",
+    "bridge: window refilled",
+    "module: window begun anew",
     "bridge: stream halted",
     "bridge: ack deadline",
     "bridge: lead taken",
@@ -45,7 +47,7 @@ const SEEN: &[&str] = &[
 
 impl Coverage {
     /// How many seeds a run needs before everything listed must have happened.
-    pub const FLOOR_SEEDS: u64 = 200;
+    pub const FLOOR_SEEDS: u64 = 500;
 
     pub(crate) fn struck(&mut self, fault: Fault) {
         *self.faults.entry(fault).or_default() += 1;
@@ -64,6 +66,11 @@ impl Coverage {
     /// How often a fault struck.
     pub fn of(&self, fault: Fault) -> u64 {
         self.faults.get(&fault).copied().unwrap_or_default()
+    }
+
+    /// How often something was seen.
+    pub fn times(&self, what: &str) -> u64 {
+        self.seen.get(what).copied().unwrap_or_default()
     }
 
     /// Adds what happened in another run.

@@ -106,6 +106,10 @@ faults! {
     AuthorityClock => "authority: clock jumps",
     /// A writer does not learn whether it committed, and repeats.
     WriterUnknown => "writer: outcome unknown, repeats",
+    /// What is past the window leaves SpacetimeDB.
+    Swept => "retention: window swept",
+    /// What is old and published leaves the authority.
+    Purged => "retention: authority purged",
     /// A payload in the authority is not the one that was hashed.
     Tampered => "poison: payload altered in the authority",
     /// SpacetimeDB takes an event of another origin.
@@ -153,6 +157,8 @@ impl Fault {
             | Self::HostKilled
             | Self::HostSlowDisk
             | Self::RowLocked
+            | Self::Swept
+            | Self::Purged
             | Self::AuthorityClock
             | Self::WriterUnknown => 4,
         }

@@ -13,6 +13,8 @@ use spacetime_sync_client::apply::{Page, RawFrame, SubscriptionId};
 use spacetime_sync_proto::{ChainHash, Event, Frame, PayloadHash, Refusal, RefusalCode, Seq};
 use spacetime_sync_rules::append::{self, Append, Head, Request};
 use spacetime_sync_rules::checkpoint::{self, Ack};
+use spacetime_sync_rules::retention::Window;
+use spacetime_sync_rules::rewind;
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
@@ -24,6 +26,8 @@ use crate::world::{Step, World, say};
 pub(crate) struct Table {
     pub(crate) frames: Vec<RawFrame>,
     pub(crate) head: Head,
+    /// The position before the first event that is held.
+    pub(crate) floor: Seq,
     /// The head that survives a crash.
     pub(crate) durable: Head,
 }
@@ -41,6 +45,12 @@ enum Undo {
     Append {
         stream: usize,
         before: Head,
+        after: Head,
+    },
+    /// Anything else that happened to a table.
+    Table {
+        stream: usize,
+        before: Box<Table>,
         after: Head,
     },
     Grant {
@@ -95,6 +105,8 @@ pub(crate) struct Host {
     snapshots: VecDeque<Snapshot>,
 }
 
+/// Most events that one step of a rewind removes.
+const REWIND_EVENTS: u64 = 16;
 /// Snapshots that a restore may go back to.
 const SNAPSHOTS: usize = 3;
 
@@ -107,6 +119,7 @@ impl Table {
         Self {
             frames: Vec::new(),
             head,
+            floor: start.seq,
             durable: head,
         }
     }
@@ -118,6 +131,29 @@ impl Table {
         Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone())
             .ok()?
             .chain_at(seq)
+    }
+
+    /// Removes the events after a position; a frame that the cut goes through is written anew.
+    fn cut(&mut self, after: Seq) {
+        let whole = self.frames.partition_point(|frame| frame.last_seq <= after);
+        let through = self.frames.drain(whole..).next();
+        let Some(first) = through else { return };
+        self.head = Head {
+            seq: after,
+            chain: first.base_chain,
+        };
+        if first.first_seq <= after
+            && let Ok(frame) = Frame::decode(first.first_seq.get(), first.base_chain, first.bytes.clone())
+            && let Some(chain) = frame.chain_at(after)
+            && let Some(bytes) = frame.encode_until(after)
+        {
+            self.head.chain = chain;
+            self.frames.push(RawFrame {
+                last_seq: after,
+                bytes,
+                ..first
+            });
+        }
     }
 
     fn frames_after(&self, after: Seq) -> &[RawFrame] {
@@ -163,6 +199,7 @@ impl World {
             HostStep::Snapshot => {
                 let tables = self.host.tables.iter().map(|table| Table {
                     head: table.durable,
+                    floor: table.floor.min(table.durable.seq),
                     frames: {
                         let durable = table
                             .frames
@@ -206,7 +243,7 @@ impl World {
             && *offset <= up_to
         {
             let undo = self.host.undo.pop_front().map(|(_, undo)| undo);
-            if let Some(Undo::Append { stream, after, .. }) = undo {
+            if let Some(Undo::Append { stream, after, .. } | Undo::Table { stream, after, .. }) = undo {
                 self.host.tables[stream].durable = after;
             }
         }
@@ -264,6 +301,10 @@ impl World {
                 };
                 let heads = streams.iter().map(held).collect();
                 self.answer_soon(conn, FromHost::Heads { ask, heads });
+            }
+            ToHost::Rewind { ask, stream, target } => {
+                self.host_rewinds(stream, target);
+                self.emit(conn, FromHost::Heads { ask, heads: Vec::new() });
             }
             ToHost::Read { read, stream, after } => {
                 let Party::Client(client) = party else { return };
@@ -383,6 +424,79 @@ impl World {
         }
     }
 
+    /// As the reducer: step by step, each a transaction.
+    fn host_rewinds(&mut self, stream: usize, target: Head) {
+        loop {
+            let table = &self.host.tables[stream];
+            let held = rewind::Held {
+                floor: table.floor,
+                head: table.head,
+            };
+            let there = if target.seq == table.floor {
+                table
+                    .frames
+                    .first()
+                    .map_or(Some(table.head.chain), |first| Some(first.base_chain))
+            } else {
+                table.chain_at(target.seq)
+            };
+            let step = rewind::decide(held, target, there, REWIND_EVENTS);
+            let before = Box::new(table.clone());
+            let table = &mut self.host.tables[stream];
+            match step {
+                rewind::Step::Done => return,
+                rewind::Step::Cut { after } => {
+                    table.cut(after);
+                    self.coverage.seen("module: log cut");
+                }
+                rewind::Step::Begin => {
+                    table.head = target;
+                    table.floor = target.seq;
+                    self.coverage.seen("module: window begun anew");
+                }
+            }
+            let after = self.host.tables[stream].head;
+            say!(self, "host: stream {stream} ends at {} now", after.seq);
+            self.commit(Undo::Table { stream, before, after });
+        }
+    }
+
+    /// What is past the window goes, in whole frames.
+    pub(crate) fn host_sweeps(&mut self, stream: usize) -> bool {
+        let Some(events) = self.setup.window().filter(|_| self.host.up) else {
+            return false;
+        };
+        let window = Window {
+            events,
+            age_us: i64::MAX,
+        };
+        let table = &self.host.tables[stream];
+        let to = window.past_count(table.head.seq.get());
+        let gone = table.frames.partition_point(|frame| frame.first_seq.get() <= to);
+        if gone == 0 {
+            return false;
+        }
+        let (before, after) = (Box::new(table.clone()), table.head);
+        let table = &mut self.host.tables[stream];
+        table.frames.drain(..gone);
+        table.floor = table
+            .frames
+            .first()
+            .map_or(after.seq, |first| first.first_seq.previous());
+        let floor = table.floor;
+        say!(self, "host: stream {stream} is held after {floor} only");
+        self.commit(Undo::Table { stream, before, after });
+        // A frame that the limit goes through leaves whole.
+        let longest = self.setup.page.events as u64;
+        let kept = after.seq.since(floor);
+        if kept + longest < events.min(after.seq.get()) {
+            self.violate("I7", || {
+                format!("stream {stream}: the window is {events} events, {kept} are held")
+            });
+        }
+        true
+    }
+
     fn page(&mut self, client: usize, stream: usize, after: Seq) -> Result<Page, Option<Refusal>> {
         if self.strikes(Fault::PageFails, Some(client), None) {
             if self.dice.net.random_bool(0.5) {
@@ -399,8 +513,12 @@ impl World {
             chain_hash: table.head.chain,
         };
         let mut bytes = 0;
-        let frames: Vec<_> = table
-            .frames_after(after)
+        let held = if after < table.floor {
+            &[]
+        } else {
+            table.frames_after(after)
+        };
+        let frames: Vec<_> = held
             .iter()
             .enumerate()
             .take_while(|(at, frame)| {
@@ -411,7 +529,7 @@ impl World {
             .collect();
         let page = Page {
             head,
-            oldest_seq: Seq::ZERO.next(),
+            oldest_seq: table.floor.next(),
             frames,
         };
         Ok(self.bend_page(client, stream, page))
@@ -539,6 +657,12 @@ impl World {
                     let table = &mut self.host.tables[stream];
                     table.frames.pop();
                     table.head = before;
+                }
+                Undo::Table { stream, before, .. } => {
+                    let table = &mut self.host.tables[stream];
+                    table.frames = before.frames;
+                    table.head = before.head;
+                    table.floor = before.floor;
                 }
                 Undo::Grant { client, stream, was } => self.host.granted[client][stream] = was,
                 Undo::Ack { client, stream, was } => self.host.acks[client][stream] = was,

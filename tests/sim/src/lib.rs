@@ -12,10 +12,11 @@
 //! processes that die between any two steps and come back, that stand still, that are stopped; SpacetimeDB that loses
 //! what is not durable, is set back to a snapshot or wiped; an authority that is away, whose rows are locked, whose clock
 //! jumps; two bridges with and without a lead; stores that are busy, roll back, fail, or lose their last writes; failing
-//! handlers and slow consumers; grants taken and given back; writers that repeat; and what nobody should ever meet:
+//! handlers and slow consumers; windows that are swept, an authority that is purged, windows that are filled anew; grants taken and given back; writers that repeat; and what nobody should ever meet:
 //! altered payloads, events of another origin, rows and pages that are not what they claim.
 //!
-//! **Not injected**: retention, history out of the authority, rewinds of the authority and their epochs; tokens and their
+//! **Not injected**: history out of the authority for clients below the window (they stop, and are left there), an authority
+//! that is restored to an earlier time, and what an operator does about it; tokens and their
 //! renewal over two connections; delivery without confirmed reads; bytes that are no frame (see the small cases of
 //! `proto`); a row that was forged together with all that could contradict it. The order of messages on one connection is
 //! TCP's, but for the rows of subscriptions. One assumption: what SpacetimeDB answers under confirmed reads waits until

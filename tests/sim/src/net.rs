@@ -6,6 +6,7 @@ use spacetime_sync_bridge::core::{CallId, Held, Prepared};
 use spacetime_sync_client::Checkpoint;
 use spacetime_sync_client::apply::{Page, RawFrame, SubscriptionId};
 use spacetime_sync_proto::{Refusal, Seq};
+use spacetime_sync_rules::append::Head;
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
@@ -46,6 +47,11 @@ pub(crate) enum ToHost {
     Heads {
         ask: u64,
         streams: Vec<usize>,
+    },
+    Rewind {
+        ask: u64,
+        stream: usize,
+        target: Head,
     },
     Read {
         read: u64,

@@ -147,10 +147,8 @@ impl World {
             StreamStop::Handler { attempts, .. } => *attempts >= self.setup.bounds.apply_attempts,
             StreamStop::ChainMismatch { .. } => follower.forgives("chain_mismatch") || excuses.foreign.is_some(),
             StreamStop::PayloadMismatch { .. } => follower.forgives("payload_mismatch"),
-            StreamStop::BadFrame { .. }
-            | StreamStop::FrameExtent { .. }
-            | StreamStop::BelowWindow { .. }
-            | StreamStop::Refused(_) => false,
+            StreamStop::BelowWindow { .. } => self.setup.window().is_some(),
+            StreamStop::BadFrame { .. } | StreamStop::FrameExtent { .. } | StreamStop::Refused(_) => false,
         };
         if !may {
             let why = stop.to_string();
@@ -199,8 +197,9 @@ impl World {
                 && table.durable.seq == head
                 && self.clients.iter().all(|client| {
                     client.running
-                        && client.followers[stream].stream.is_current()
-                        && client.followers[stream].stream.applied().seq == head
+                        && (client.is_below_window(stream)
+                            || client.followers[stream].stream.is_current()
+                                && client.followers[stream].stream.applied().seq == head)
                 })
         }) && self.now > self.setup.until + crate::agenda::SECOND
     }
@@ -238,7 +237,8 @@ impl World {
                     held.extend(frame.into_events_after(Seq::ZERO));
                 }
             }
-            if held != self.logs[stream].events {
+            let floor = self.host.tables[stream].floor.get() as usize;
+            if held != self.logs[stream].events[floor..] {
                 self.violate("I1", || {
                     format!("stream {stream}: SpacetimeDB does not hold the authority's log")
                 });
@@ -247,7 +247,7 @@ impl World {
                 let state = self.clients[client].store.look();
                 let same = state.saved[stream].effects == self.logs[stream].events;
                 drop(state);
-                if !same {
+                if !same && !self.clients[client].is_below_window(stream) {
                     self.violate("I1", || {
                         format!("client {client}, stream {stream}: not the authority's log")
                     });

@@ -35,6 +35,8 @@ pub struct Setup {
     pub(crate) batch: (usize, usize),
     pub(crate) pages_in_flight: usize,
     pub(crate) host_page_bytes: usize,
+    /// How many of a stream's newest events SpacetimeDB holds, where it does not hold all.
+    window: u64,
 }
 
 /// What is planted in the model, so that finding and minimising can be tested.
@@ -92,6 +94,7 @@ impl Setup {
             batch: (rng.random_range(1..40), rng.random_range(1_000..40_000)),
             pages_in_flight: rng.random_range(1..=4),
             host_page_bytes: rng.random_range(1_000..20_000),
+            window: rng.random_range(5..40),
             defect: None,
             plan: plan(&mut rng, until),
         }
@@ -111,6 +114,12 @@ impl Setup {
             planned.fault = kinds[nth % kinds.len()];
         }
         self
+    }
+
+    /// The policy of retention: how many of the newest events SpacetimeDB holds; none if it holds all.
+    pub(crate) fn window(&self) -> Option<u64> {
+        let sweeps = self.plan.iter().any(|planned| planned.fault == Fault::Swept);
+        sweeps.then_some(self.window)
     }
 
     /// A generator of its own for each use, so that a fault less does not change what is written.

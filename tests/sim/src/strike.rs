@@ -126,6 +126,14 @@ impl World {
                 self.authority_clock_us += hours * 3_600 * 1_000_000;
                 true
             }
+            Fault::Swept => self.host_sweeps(stream),
+            Fault::Purged => {
+                let keeps = self.setup.window().map(|window| 2 * window);
+                let away = self.now < self.authority_away_until;
+                keeps
+                    .filter(|_| !away)
+                    .is_some_and(|keeps| self.logs[stream].purge(keeps) > 0)
+            }
             Fault::Tampered => self.tamper(stream),
             Fault::Foreign => self.host_takes_foreign(stream),
         };

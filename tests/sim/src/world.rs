@@ -391,7 +391,9 @@ impl World {
             }
         }
         for at in 0..self.clients.len() {
-            if self.clients[at].running && sound.iter().any(|stream| self.clients[at].is_stopped(*stream)) {
+            let client = &self.clients[at];
+            let stopped = |stream: &usize| client.is_stopped(*stream) && !client.is_below_window(*stream);
+            if client.running && sound.iter().any(stopped) {
                 say!(self, "operator: restarts client {at}");
                 self.coverage.seen("operator: client restarted");
                 self.client_dies(at, SECOND);

@@ -1,5 +1,5 @@
-//! `mutants`: switches on one deliberate defect after the other and shows which test notices. Started by
-//! `scripts/mutants`, which builds everything with the switch in it.
+//! `mutants`: switches on one deliberate defect after the other and shows which test notices. Builds the tests with the
+//! switch in them; programs and module only for defects that show on real processes alone. Started by `scripts/mutants`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,9 +17,6 @@ use serde_json::{Value, json};
 struct Arguments {
     /// Only these; all of them if none is named.
     names: Vec<String>,
-    /// What `cargo test --no-run --message-format=json` said: where the tests are.
-    #[arg(long)]
-    tests: PathBuf,
     /// For machines.
     #[arg(long)]
     json: bool,
@@ -258,6 +255,18 @@ const MUTANTS: &[Mutant] = &[
         &[rules("checkpoint::")],
     ),
     pure(
+        "module-sweeps-the-whole-window",
+        "I7",
+        "retention removes what clients may still page",
+        &[SIM, rules("retention::")],
+    ),
+    pure(
+        "module-rewinds-on-any-chain",
+        "I3",
+        "a rewind keeps what is of another log",
+        &[rules("rewind::")],
+    ),
+    pure(
         "module-lets-an-ended-token-in",
         "I9",
         "a token's end is not looked at",
@@ -330,11 +339,17 @@ fn main() -> anyhow::Result<()> {
         let known: Vec<_> = MUTANTS.iter().map(|mutant| mutant.name).collect();
         bail!("there is no mutant {unknown}; there are {}", known.join(", "));
     }
-    let runner = Runner {
-        binaries: binaries(&arguments.tests)?,
-        folder: PathBuf::from("target/mutants"),
+    let mut runner = Runner {
+        binaries: BTreeMap::new(),
+        folder: std::env::current_dir()?.join("target/mutants"),
     };
     std::fs::create_dir_all(&runner.folder)?;
+    runner.build_tests(&["--lib", "--test", "sim"])?;
+    if chosen.iter().any(|mutant| mutant.in_wasm) {
+        runner.build_module("none")?;
+        cargo(WORKSPACE, &["build", "--bins", "--examples"])?;
+        runner.build_tests(&["--test", "scenarios"])?;
+    }
     runner.whole(&chosen)?;
 
     println!("{:<42} {:<7} {:>7}  caught by", "mutant", "breaks", "seconds");
@@ -365,24 +380,80 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the test binaries are, by target and kind.
-fn binaries(messages: &Path) -> anyhow::Result<BTreeMap<(String, String), PathBuf>> {
-    let text = std::fs::read_to_string(messages).with_context(|| messages.display().to_string())?;
-    let mut found = BTreeMap::new();
-    for line in text.lines() {
-        let Ok(message) = serde_json::from_str::<Value>(line) else {
-            continue;
-        };
-        if let (Some(executable), Some(true)) = (message["executable"].as_str(), message["profile"]["test"].as_bool()) {
-            let target = message["target"]["name"].as_str().unwrap_or_default();
-            let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
-            found.insert((target.to_owned(), kind.to_owned()), PathBuf::from(executable));
-        }
-    }
-    Ok(found)
+/// What is built natively.
+const WORKSPACE: &[&str] = &[
+    "--locked",
+    "--release",
+    "--workspace",
+    "--exclude",
+    "spacetime-sync-module",
+    "--features",
+    "spacetime-sync-proto/mutants",
+];
+/// What is published.
+const MODULE: &[&str] = &[
+    "--locked",
+    "--release",
+    "--package",
+    "spacetime-sync-module",
+    "--target",
+    "wasm32-unknown-unknown",
+    "--features",
+    "spacetime-sync-proto/mutants",
+];
+
+/// Runs cargo and returns what it says.
+fn cargo(what: &[&str], how: &[&str]) -> anyhow::Result<String> {
+    let (verb, rest) = how.split_first().context("cargo is to do something")?;
+    let output = Command::new("cargo")
+        .arg(verb)
+        .args(what)
+        .args(rest)
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(output.status.success(), "cargo {verb} fails");
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 impl Runner {
+    /// Builds tests and remembers where they are, by target and kind.
+    fn build_tests(&mut self, which: &[&str]) -> anyhow::Result<()> {
+        let how = [&["test", "--no-run", "--message-format", "json"], which].concat();
+        for line in cargo(WORKSPACE, &how)?.lines() {
+            let Ok(message) = serde_json::from_str::<Value>(line) else {
+                continue;
+            };
+            if let (Some(executable), Some(true)) =
+                (message["executable"].as_str(), message["profile"]["test"].as_bool())
+            {
+                let target = message["target"]["name"].as_str().unwrap_or_default();
+                let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
+                let key = (target.to_owned(), kind.to_owned());
+                self.binaries.insert(key, PathBuf::from(executable));
+            }
+        }
+        Ok(())
+    }
+
+    /// The module with a defect in it, or none.
+    fn build_module(&self, mutant: &str) -> anyhow::Result<PathBuf> {
+        let built = Command::new("cargo")
+            .arg("build")
+            .args(MODULE)
+            .env("SYNC_MUTANT", mutant)
+            .stderr(Stdio::null())
+            .status()?;
+        ensure!(built.success(), "the module with {mutant} does not build");
+        let wasm = self.wasm(mutant);
+        let made = "target/wasm32-unknown-unknown/release/spacetime_sync_module.wasm";
+        std::fs::copy(made, &wasm)?;
+        Ok(wasm)
+    }
+
+    fn wasm(&self, mutant: &str) -> PathBuf {
+        self.folder.join(format!("{mutant}.wasm"))
+    }
+
     /// Without any defect all that is to notice one must be green, or nothing is proved.
     fn whole(&self, chosen: &[&Mutant]) -> anyhow::Result<()> {
         let mut all: Vec<_> = chosen.iter().flat_map(|mutant| mutant.caught_by).copied().collect();
@@ -390,7 +461,7 @@ impl Runner {
         all.dedup();
         for tests in all {
             let started = Instant::now();
-            if let Some(failed) = self.run(tests, None, None)? {
+            if let Some(failed) = self.run(tests, None, &self.wasm("none"))? {
                 bail!("without any defect, {failed} fails: see {}", self.folder.display());
             }
             eprintln!(
@@ -405,13 +476,13 @@ impl Runner {
     fn judge(&self, mutant: &'static Mutant) -> anyhow::Result<Verdict> {
         let started = Instant::now();
         let wasm = if mutant.in_wasm {
-            Some(self.module(mutant)?)
+            self.build_module(mutant.name)?
         } else {
-            None
+            self.wasm("none")
         };
         let mut caught_by = None;
         for tests in mutant.caught_by {
-            caught_by = self.run(*tests, Some(mutant), wasm.as_deref())?;
+            caught_by = self.run(*tests, Some(mutant), &wasm)?;
             if caught_by.is_some() {
                 break;
             }
@@ -423,26 +494,8 @@ impl Runner {
         })
     }
 
-    /// The module with a defect in it.
-    fn module(&self, mutant: &Mutant) -> anyhow::Result<PathBuf> {
-        let built = Command::new("cargo")
-            .args(["build", "--locked", "--release", "--package", "spacetime-sync-module"])
-            .args(["--target", "wasm32-unknown-unknown"])
-            .args(["--features", "spacetime-sync-proto/mutants"])
-            .env("SYNC_MUTANT", mutant.name)
-            .stderr(Stdio::null())
-            .status()?;
-        ensure!(built.success(), "the module with {} does not build", mutant.name);
-        let wasm = std::env::current_dir()?.join(self.folder.join(format!("{}.wasm", mutant.name)));
-        std::fs::copy(
-            "target/wasm32-unknown-unknown/release/spacetime_sync_module.wasm",
-            &wasm,
-        )?;
-        Ok(wasm)
-    }
-
     /// Runs tests and says which one failed first, if one did.
-    fn run(&self, tests: Tests, mutant: Option<&Mutant>, wasm: Option<&Path>) -> anyhow::Result<Option<String>> {
+    fn run(&self, tests: Tests, mutant: Option<&Mutant>, wasm: &Path) -> anyhow::Result<Option<String>> {
         let key = (tests.target.to_owned(), tests.kind.to_owned());
         let binary = self
             .binaries
@@ -462,10 +515,7 @@ impl Runner {
         if let Some(mutant) = mutant {
             command.env("SYNC_MUTANT", mutant.name);
         }
-        if let Some(wasm) = wasm {
-            command.env("SYNC_MODULE_WASM", wasm);
-        }
-        // Scenarios find the programs beside the place where tests are run.
+        command.env("SYNC_MODULE_WASM", wasm);
         let mut child = command.spawn().with_context(|| binary.display().to_string())?;
         let deadline = Instant::now() + LIMIT;
         let status = loop {

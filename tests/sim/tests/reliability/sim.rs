@@ -66,23 +66,29 @@ fn a_fault_that_never_happened_is_noticed() {
 /// way, and nobody noticed.
 #[test]
 fn a_silent_link_is_given_up_though_only_a_head_is_asked_for() {
-    hold(&[Fault::AppendTraps, Fault::BridgeSilent]);
+    let seen = hold(&[Fault::AppendTraps, Fault::BridgeSilent]);
+    assert!(seen.times("bridge: call not answered") > 0, "{seen}");
 }
 
 /// Found by seed 29,106 of 200,000: a subscription that was given up long ago was answered while a page was waited for, and
 /// the connection then fell silent.
 #[test]
 fn a_silent_connection_is_given_up_whatever_else_was_answered() {
-    hold(&[Fault::ClientSilent, Fault::StoreBusy, Fault::Renewed, Fault::ClientSlow]);
+    let seen = hold(&[Fault::ClientSilent, Fault::StoreBusy, Fault::Renewed, Fault::ClientSlow]);
+    assert!(seen.times("client: silence noticed") > 0, "{seen}");
 }
 
 /// These faults and no other, in many runs.
-fn hold(faults: &[Fault]) {
+fn hold(faults: &[Fault]) -> Coverage {
+    let mut seen = Coverage::default();
     for seed in 0..600 {
         let setup = Setup::of(seed).only(faults);
-        if let Some(violation) = run(&setup, false).violation {
+        let ended = run(&setup, false);
+        seen.add(&ended.coverage);
+        if let Some(violation) = ended.violation {
             let story = shrink(&setup).map(|story| story.to_string());
             panic!("seed {seed}: {violation}\n{}", story.unwrap_or_default());
         }
     }
+    seen
 }
