@@ -457,6 +457,7 @@ fn a_window_that_began_anew_is_recorded_whichever_side_of_it_was_published() {
     bench.found("a", 7, 90);
     let sent = calls(&bench.page("a", vec![prepared(8, 8)]));
     bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+    bench.page("a", vec![prepared(9, 9)]);
     let out = bench.learned("a", Verdict::Refill(seq(80)));
     let rewound = out
         .iter()
