@@ -132,13 +132,11 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             config.token()?;
             config.admin_token()?;
             Issuer::open(&config)?;
-            println!("{config:#?}");
-            Ok(())
+            cli::say(format_args!("{config:#?}"))
         }
         Command::Migrate { database_url } => {
             Authority::migrate(&database_url).await?;
-            println!("the database has all migrations of this build");
-            Ok(())
+            cli::say("the database has all migrations of this build")
         }
         Command::Publish(args) => cli::publish::publish_module(args).await,
         Command::Keys(command) => cli::keys::execute(command, now()),
@@ -160,10 +158,7 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Verify(args) => cli::repair::verify(args).await,
         Command::Rewind(args) => cli::repair::rewind(args).await,
         Command::Republish(args) => cli::repair::republish(args).await,
-        Command::Identity { token_file } => {
-            println!("{}", identity(&token_file, &read_token(&token_file)?)?);
-            Ok(())
-        }
+        Command::Identity { token_file } => cli::say(identity(&token_file, &read_token(&token_file)?)?),
     }
 }
 

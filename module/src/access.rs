@@ -2,7 +2,7 @@
 
 use spacetime_sync_proto::access::{Scope, StreamPattern, Window};
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit, mutant};
-use spacetime_sync_rules::session::{self, Policy, Session};
+use spacetime_sync_rules::session::{self, Claims, Policy, Session};
 use spacetime_sync_rules::stream_key;
 use spacetimedb::{Identity, ReducerContext, Table, Timestamp};
 
@@ -18,9 +18,9 @@ pub fn admit(ctx: &ReducerContext) -> Result<(), Refused> {
     let trust = trust_row(ctx)?;
     let Some(issuer) = &trust.issuer else { return Ok(()) };
     let auth = ctx.sender_auth();
-    let claims = auth.jwt().map(|jwt| jwt.raw_payload());
+    let claims = auth.jwt().and_then(|jwt| Claims::read(jwt.raw_payload()).ok());
     if let Some(claims) = claims
-        && session::issuer(claims).as_deref() == Some(issuer.url.as_str())
+        && claims.issuer() == Some(issuer.url.as_str())
     {
         let is_revoked = |name: &Label| {
             ctx.db

@@ -2,23 +2,29 @@
 //!
 //! Decoding checks everything but the payloads against their hashes: lengths, names, and the chain from the
 //! frame's base to its end. Payloads are hashed by the bridge before a frame is sent and by the client before it
-//! is applied; the module, which hashes five times slower, checks the chain over the hashes alone.
+//! is applied; the module, which hashes five times slower, checks the chain over the hashes alone. Checking copies nothing
+//! out of the frame: events are made of it only for who asks for them.
+
+mod message;
+
+use std::ops::Range;
 
 use bytes::Bytes;
-use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use crate::event::Event;
 use crate::hash::{ChainHash, PayloadHash};
 use crate::id::{IdempotencyKey, InvalidId, Kind, Seq};
-use crate::{limit, wire};
+use crate::limit;
+use message::Places;
 
 /// A checked frame.
 #[derive(Debug, Clone)]
 pub struct Frame {
     first_seq: Seq,
     base_chain: ChainHash,
-    events: Vec<wire::Event>,
+    bytes: Bytes,
+    events: Vec<Places>,
     links: Vec<ChainHash>,
 }
 
@@ -81,45 +87,45 @@ impl Frame {
         if bytes.len() > limit::FRAME_BYTES {
             return Err(FrameError::TooLarge { found: bytes.len() });
         }
-        let events = wire::EventFrame::decode(bytes)
-            .map_err(|error| FrameError::Malformed(error.to_string()))?
-            .events;
-        if events.is_empty() || events.len() > limit::FRAME_EVENTS {
-            return Err(FrameError::EventCount { found: events.len() });
+        // More than may be are not kept, but the message is read to its end: what is malformed is told first.
+        let (mut events, mut count) = (Vec::new(), 0);
+        message::read(&bytes, |event| {
+            count += 1;
+            if count <= limit::FRAME_EVENTS {
+                events.push(event);
+            }
+        })?;
+        if count == 0 || count > limit::FRAME_EVENTS {
+            return Err(FrameError::EventCount { found: count });
         }
         let first = Seq::new(first_seq)
-            .filter(|seq| *seq > Seq::ZERO && Seq::MAX.since(*seq) >= events.len() as u64)
+            .filter(|seq| *seq > Seq::ZERO && Seq::MAX.since(*seq) >= count as u64)
             .ok_or(FrameError::FirstSeq { found: first_seq })?;
-        let mut links = Vec::with_capacity(events.len());
+        let mut links = Vec::with_capacity(count);
         let mut chain = base_chain;
         let mut seq = first;
         for event in &events {
             let invalid = |invalid| FrameError::Id { seq, invalid };
-            IdempotencyKey::check(&event.idempotency_key).map_err(invalid)?;
-            Kind::check(&event.kind).map_err(invalid)?;
-            if event.payload.is_empty() || event.payload.len() > limit::PAYLOAD_BYTES {
-                return Err(FrameError::PayloadSize {
-                    seq,
-                    found: event.payload.len(),
-                });
+            let (key, kind) = (text(&bytes, &event.idempotency_key), text(&bytes, &event.kind));
+            IdempotencyKey::check(key).map_err(invalid)?;
+            Kind::check(kind).map_err(invalid)?;
+            let found = event.payload.len();
+            if found == 0 || found > limit::PAYLOAD_BYTES {
+                return Err(FrameError::PayloadSize { seq, found });
             }
-            let payload_hash = PayloadHash::from_slice(&event.payload_hash).ok_or(FrameError::PayloadHashLength {
-                seq,
-                found: event.payload_hash.len(),
-            })?;
-            chain = chain.link_text(
-                seq,
-                event.committed_at_us,
-                &payload_hash,
-                &event.idempotency_key,
-                &event.kind,
-            );
+            let payload_hash =
+                PayloadHash::from_slice(part(&bytes, &event.payload_hash)).ok_or(FrameError::PayloadHashLength {
+                    seq,
+                    found: event.payload_hash.len(),
+                })?;
+            chain = chain.link_text(seq, event.committed_at_us, &payload_hash, key, kind);
             links.push(chain);
             seq = seq.next();
         }
         Ok(Self {
             first_seq: first,
             base_chain,
+            bytes,
             events,
             links,
         })
@@ -129,23 +135,7 @@ impl Frame {
     ///
     /// Written field by field: a message of the generated types would be three allocations an event.
     pub fn encode(events: &[Event]) -> Bytes {
-        let lengths: Vec<usize> = events.iter().map(length).collect();
-        let bare: usize = lengths.iter().map(|length| delimited(*length)).sum();
-        let padding = limit::FRAME_PADDED_BYTES.saturating_sub(bare);
-        let mut out = Vec::with_capacity(bare + if padding > 0 { delimited(padding) } else { 0 });
-        for (event, length) in events.iter().zip(lengths) {
-            encode_key(1, WireType::LengthDelimited, &mut out);
-            encode_varint(length as u64, &mut out);
-            for (tag, bytes) in fields(event) {
-                put(tag, bytes, &mut out);
-            }
-            if event.committed_at_us != 0 {
-                encode_key(5, WireType::Varint, &mut out);
-                encode_varint(event.committed_at_us as u64, &mut out);
-            }
-        }
-        put(15, &[0; limit::FRAME_PADDED_BYTES][..padding], &mut out);
-        out.into()
+        encode(events.iter().map(Fields::of))
     }
 
     /// The position of the first event.
@@ -182,15 +172,15 @@ impl Frame {
     /// The bytes of the frame that remains when the events up to `seq` are cut off; none if nothing remains.
     pub fn encode_after(self, seq: Seq) -> Option<Bytes> {
         let cut = (seq.next().since(self.first_seq) as usize).min(self.events.len());
-        let rest: Vec<_> = self.events.into_iter().skip(cut).collect();
-        (!rest.is_empty()).then(|| encode(rest))
+        let rest = self.events[cut..].iter().map(|event| Fields::at(&self.bytes, event));
+        (cut < self.events.len()).then(|| encode(rest))
     }
 
     /// The bytes of the frame that remains when the events after `seq` are cut off; none if nothing remains.
     pub fn encode_until(self, seq: Seq) -> Option<Bytes> {
-        let keep = seq.next().since(self.first_seq) as usize;
-        let rest: Vec<_> = self.events.into_iter().take(keep).collect();
-        (!rest.is_empty()).then(|| encode(rest))
+        let keep = (seq.next().since(self.first_seq) as usize).min(self.events.len());
+        let rest = self.events[..keep].iter().map(|event| Fields::at(&self.bytes, event));
+        (keep > 0).then(|| encode(rest))
     }
 
     /// When the last event was committed, in microseconds since 1970-01-01 UTC, by the authority's clock.
@@ -200,7 +190,7 @@ impl Frame {
 
     /// The events, each with its hashes; those up to and including `after` are left out.
     pub fn into_events_after(self, after: Seq) -> impl Iterator<Item = Event> {
-        let first = self.first_seq;
+        let (first, bytes) = (self.first_seq, self.bytes);
         let skip = after.next().since(first) as usize;
         let mut last_kind: Option<Kind> = None;
         self.events
@@ -209,19 +199,22 @@ impl Frame {
             .enumerate()
             .skip(skip)
             .map(move |(at, (event, chain_hash))| {
+                let kind = text(&bytes, &event.kind);
                 // Neighbours mostly are of one kind: sharing it spares checking and allocating it.
                 let kind = match last_kind.take() {
-                    Some(last) if last.as_str() == event.kind => last,
+                    Some(last) if last.as_str() == kind => last,
                     // Infallible: `decode` checked keys, kinds and hash lengths, and nothing else makes a `Frame`.
-                    _ => Kind::new(&event.kind).expect("checked by decode"),
+                    _ => Kind::new(kind).expect("checked by decode"),
                 };
                 last_kind = Some(kind.clone());
+                let key = text(&bytes, &event.idempotency_key);
+                let payload_hash = part(&bytes, &event.payload_hash);
                 Event {
                     seq: first.plus(at as u64),
-                    idempotency_key: IdempotencyKey::new(&event.idempotency_key).expect("checked by decode"),
+                    idempotency_key: IdempotencyKey::new(key).expect("checked by decode"),
                     kind,
-                    payload_hash: PayloadHash::from_slice(&event.payload_hash).expect("checked by decode"),
-                    payload: event.payload,
+                    payload_hash: PayloadHash::from_slice(payload_hash).expect("checked by decode"),
+                    payload: bytes.slice(event.payload.start as usize..event.payload.end as usize),
                     chain_hash,
                     committed_at_us: event.committed_at_us,
                 }
@@ -229,28 +222,79 @@ impl Frame {
     }
 }
 
-/// The fields of an event that are bytes, with their tags.
-fn fields(event: &Event) -> [(u32, &[u8]); 4] {
-    [
-        (1, event.idempotency_key.as_str().as_bytes()),
-        (2, event.kind.as_str().as_bytes()),
-        (3, &event.payload),
-        (4, event.payload_hash.as_bytes()),
-    ]
+fn part<'a>(bytes: &'a [u8], place: &Range<u32>) -> &'a [u8] {
+    &bytes[place.start as usize..place.end as usize]
 }
 
-/// The length of an event as a message. A field with its default value is left out, as everywhere in protobuf.
-fn length(event: &Event) -> usize {
-    let bytes: usize = fields(event)
-        .iter()
-        .filter(|(_, bytes)| !bytes.is_empty())
-        .map(|(_, bytes)| delimited(bytes.len()))
-        .sum();
-    let time = match event.committed_at_us {
-        0 => 0,
-        time => 1 + encoded_len_varint(time as u64),
-    };
-    bytes + time
+fn text<'a>(bytes: &'a [u8], place: &Range<u32>) -> &'a str {
+    // Infallible: `message::read` takes only texts for the places of texts.
+    std::str::from_utf8(part(bytes, place)).expect("checked when it was read")
+}
+
+/// The fields of an event as they are written: those that are bytes with their tags, and the time.
+struct Fields<'a> {
+    bytes: [(u32, &'a [u8]); 4],
+    committed_at_us: i64,
+}
+
+impl<'a> Fields<'a> {
+    fn of(event: &'a Event) -> Self {
+        Self {
+            bytes: [
+                (1, event.idempotency_key.as_str().as_bytes()),
+                (2, event.kind.as_str().as_bytes()),
+                (3, &event.payload),
+                (4, event.payload_hash.as_bytes()),
+            ],
+            committed_at_us: event.committed_at_us,
+        }
+    }
+
+    fn at(bytes: &'a [u8], event: &Places) -> Self {
+        Self {
+            bytes: [
+                (1, part(bytes, &event.idempotency_key)),
+                (2, part(bytes, &event.kind)),
+                (3, part(bytes, &event.payload)),
+                (4, part(bytes, &event.payload_hash)),
+            ],
+            committed_at_us: event.committed_at_us,
+        }
+    }
+
+    /// The length as a message. A field with its default value is left out, as everywhere in protobuf.
+    fn length(&self) -> usize {
+        let bytes: usize = self
+            .bytes
+            .iter()
+            .filter(|(_, bytes)| !bytes.is_empty())
+            .map(|(_, bytes)| delimited(bytes.len()))
+            .sum();
+        let time = match self.committed_at_us {
+            0 => 0,
+            time => 1 + encoded_len_varint(time as u64),
+        };
+        bytes + time
+    }
+}
+
+fn encode<'a>(events: impl Iterator<Item = Fields<'a>> + Clone) -> Bytes {
+    let bare: usize = events.clone().map(|event| delimited(event.length())).sum();
+    let padding = limit::FRAME_PADDED_BYTES.saturating_sub(bare);
+    let mut out = Vec::with_capacity(bare + if padding > 0 { delimited(padding) } else { 0 });
+    for event in events {
+        encode_key(1, WireType::LengthDelimited, &mut out);
+        encode_varint(event.length() as u64, &mut out);
+        for (tag, bytes) in event.bytes {
+            put(tag, bytes, &mut out);
+        }
+        if event.committed_at_us != 0 {
+            encode_key(5, WireType::Varint, &mut out);
+            encode_varint(event.committed_at_us as u64, &mut out);
+        }
+    }
+    put(15, &[0; limit::FRAME_PADDED_BYTES][..padding], &mut out);
+    out.into()
 }
 
 /// The length of a field of so many bytes: a tag below 16, the length, the bytes.
@@ -266,22 +310,12 @@ fn put(tag: u32, bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn encode(events: Vec<wire::Event>) -> Bytes {
-    let mut frame = wire::EventFrame {
-        events,
-        padding: Bytes::new(),
-    };
-    let bare = frame.encoded_len();
-    if bare < limit::FRAME_PADDED_BYTES {
-        frame.padding = Bytes::from_static(&[0; limit::FRAME_PADDED_BYTES]).slice(..limit::FRAME_PADDED_BYTES - bare);
-    }
-    frame.encode_to_vec().into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::id::StreamId;
+    use crate::wire;
+    use prost::Message;
 
     fn stream() -> StreamId {
         StreamId::new("runtime.run.1.events").unwrap()
@@ -312,6 +346,19 @@ mod tests {
             .collect()
     }
 
+    fn generated(events: Vec<wire::Event>) -> Bytes {
+        let mut frame = wire::EventFrame {
+            events,
+            padding: Bytes::new(),
+        };
+        let bare = frame.encoded_len();
+        if bare < limit::FRAME_PADDED_BYTES {
+            frame.padding =
+                Bytes::from_static(&[0; limit::FRAME_PADDED_BYTES]).slice(..limit::FRAME_PADDED_BYTES - bare);
+        }
+        frame.encode_to_vec().into()
+    }
+
     fn frame(events: &[Event], base: ChainHash) -> Frame {
         Frame::decode(events[0].seq.get(), base, Frame::encode(events)).unwrap()
     }
@@ -338,14 +385,14 @@ mod tests {
             for (event, time) in events.iter_mut().zip([0, 1, -1, i64::MAX]) {
                 event.committed_at_us = time;
             }
-            let generated = events.iter().map(|event| wire::Event {
+            let messages = events.iter().map(|event| wire::Event {
                 idempotency_key: event.idempotency_key.to_string(),
                 kind: event.kind.to_string(),
                 payload: event.payload.clone(),
                 payload_hash: Bytes::copy_from_slice(event.payload_hash.as_bytes()),
                 committed_at_us: event.committed_at_us,
             });
-            assert_eq!(Frame::encode(&events), encode(generated.collect()), "{sizes:?}");
+            assert_eq!(Frame::encode(&events), generated(messages.collect()), "{sizes:?}");
         }
     }
 

@@ -65,6 +65,10 @@ fn check(
             most,
         });
     }
+    // Nearly every name is plain ASCII, and without decoding that is seen at once.
+    if text.bytes().all(|byte| byte.is_ascii() && good(char::from(byte))) {
+        return Ok(());
+    }
     match text.char_indices().find(|(_, c)| !good(*c)) {
         Some((at, found)) => Err(InvalidId::Character {
             what,

@@ -4,5 +4,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod command_line;
 mod lane;
 mod reliability;

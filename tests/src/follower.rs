@@ -338,3 +338,24 @@ impl Follower {
         Ok(store)
     }
 }
+
+/// Makes a client's file say that it applied something else, in the form in which a client would have saved it.
+pub fn forge_checkpoint(
+    store: &Path,
+    stream_id: &StreamId,
+    change: impl FnOnce(u64, [u8; 32]) -> (u64, [u8; 32]),
+) -> anyhow::Result<()> {
+    let store = Connection::open(store)?;
+    let (seq, chain_hash) = store.query_row(
+        "SELECT seq, chain_hash FROM spacetime_sync_checkpoint WHERE stream_id = ?1",
+        [stream_id.as_str()],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    let (seq, chain_hash) = change(seq, chain_hash);
+    let checksum = PayloadHash::of(&[&seq.to_be_bytes()[..], &chain_hash, stream_id.as_str().as_bytes()].concat());
+    store.execute(
+        "UPDATE spacetime_sync_checkpoint SET seq = ?2, chain_hash = ?3, checksum = ?4 WHERE stream_id = ?1",
+        (stream_id.as_str(), seq, chain_hash, checksum.as_bytes()),
+    )?;
+    Ok(())
+}

@@ -18,6 +18,7 @@ use super::jws::{Jws, PublicKey};
 use crate::config::SessionsConfig;
 
 use jwks::RemoteKeys;
+pub use jwks::published_keys;
 
 /// How far clocks may differ.
 pub const LEEWAY_SECONDS: u64 = 60;

@@ -191,16 +191,19 @@ impl Authority {
             .await
     }
 
-    /// Which history this is, one beat further.
-    pub async fn beat(&self) -> Result<Beat, AuthorityError> {
-        self.told_epoch(
-            "beat",
-            "update runtime.sync_epoch set beat = beat + 1 returning epoch::text, beat",
-        )
-        .await
+    /// Goes one beat further.
+    pub async fn beat(&self) -> Result<(), AuthorityError> {
+        self.connections
+            .run("beat", async |connection| {
+                sqlx::query("update runtime.sync_epoch set beat = beat + 1")
+                    .execute(connection)
+                    .await?;
+                Ok(())
+            })
+            .await
     }
 
-    /// Which history this is.
+    /// Which history this is, and how far it has come.
     pub async fn epoch(&self) -> Result<Beat, AuthorityError> {
         self.told_epoch("epoch", "select epoch::text, beat from runtime.sync_epoch")
             .await

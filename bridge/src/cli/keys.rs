@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::say;
 use clap::Subcommand;
 use spacetime_sync_bridge::auth::keys::{add_key, list_keys, moment_from_name, moment_text};
 
@@ -33,14 +34,14 @@ pub(crate) fn execute(command: KeysCommand, now: u64) -> anyhow::Result<()> {
             let when = from.map_or("signs from now on".to_owned(), |from| {
                 format!("is published from now on, and signs from {}", moment_text(from))
             });
-            println!("{}: key {kid} {when}", dir.join(name).display());
+            say(format_args!("{}: key {kid} {when}", dir.join(name).display()))?;
         }
         KeysCommand::List { dir } => {
             for listing in list_keys(&dir)? {
                 match listing.key {
-                    Ok((kid, from)) if from > now => println!("{} {kid} signs later", listing.name),
-                    Ok((kid, _)) => println!("{} {kid}", listing.name),
-                    Err(why) => println!("{} is no key: {why}", listing.name),
+                    Ok((kid, from)) if from > now => say(format_args!("{} {kid} signs later", listing.name))?,
+                    Ok((kid, _)) => say(format_args!("{} {kid}", listing.name))?,
+                    Err(why) => say(format_args!("{} is no key: {why}", listing.name))?,
                 }
             }
         }

@@ -5,10 +5,13 @@ pub(crate) mod publish;
 pub(crate) mod repair;
 pub(crate) mod session;
 
+use std::fmt::Display;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use spacetime_sync_bridge::auth::Issuer;
 use spacetime_sync_bridge::config::Config;
@@ -43,4 +46,12 @@ pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::R
         compatibility: issuer.map(|issuer| issuer.window().clone()),
         deadline: Duration::from_millis(config.bridge.connect_deadline_ms),
     })
+}
+
+/// Prints a line. Whoever reads it may have enough, as `head` has: what is done is done, and nobody is told.
+pub(crate) fn say(line: impl Display) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to the standard output"),
+    }
 }

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
-use spacetime_sync_bridge::config::check_issuer_url;
 use spacetime_sync_bridge::publish::{Bridge, Request, Trust, build_module, publish};
 use spacetime_sync_bridge::stdb::admin::Breaking;
-use spacetime_sync_proto::access::AUDIENCE;
+use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 use spacetime_sync_proto::limit;
 
-use super::ServerArgs;
+use super::{ServerArgs, say};
 
 /// How often the module looks for sessions that have ended, unless it is told otherwise.
 const SWEEP_MS: u32 = 1_000;
@@ -80,20 +79,18 @@ pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
     })
     .await?;
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-        return Ok(());
+        return say(serde_json::to_string(&report)?);
     }
-    println!(
-        "{} database {}",
-        if report.created { "created" } else { "updated" },
-        report.database
-    );
-    println!("owner  {}\nbridge {}", report.owner, report.bridge);
+    let done = if report.created { "created" } else { "updated" };
+    say(format_args!("{done} database {}", report.database))?;
+    say(format_args!("owner  {}\nbridge {}", report.owner, report.bridge))?;
     if report.changes.is_empty() {
-        println!("the schema is the same as before");
+        say("the schema is the same as before")?;
     }
-    report.changes.iter().for_each(|change| println!("  {change}"));
-    Ok(())
+    report
+        .changes
+        .iter()
+        .try_for_each(|change| say(format_args!("  {change}")))
 }
 
 fn issuer_url(text: &str) -> Result<String, String> {

@@ -13,7 +13,7 @@ use spacetime_sync_bridge::stdb::link::Link;
 use spacetime_sync_proto::StreamId;
 use tokio::sync::mpsc;
 
-use super::{load, target};
+use super::{load, say, target};
 
 #[derive(Args)]
 pub(crate) struct RepairArgs {
@@ -58,7 +58,7 @@ pub(crate) struct RepublishArgs {
 pub(crate) async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
     let sides = sides(&args.repair).await?;
     let reports = sides.verify(args.deep).await?;
-    tell("verify", &reports, &args.repair, false);
+    tell("verify", &reports, &args.repair, false)?;
     let wrong = reports.iter().filter(|report| !report.findings.is_empty()).count();
     anyhow::ensure!(
         wrong == 0,
@@ -70,15 +70,13 @@ pub(crate) async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
 
 pub(crate) async fn rewind(args: ChangeArgs) -> anyhow::Result<()> {
     let reports = sides(&args.repair).await?.rewind(args.dry_run).await?;
-    tell("rewind", &reports, &args.repair, args.dry_run);
-    Ok(())
+    tell("rewind", &reports, &args.repair, args.dry_run)
 }
 
 pub(crate) async fn republish(args: RepublishArgs) -> anyhow::Result<()> {
     let ChangeArgs { repair, dry_run } = args.change;
     let reports = sides(&repair).await?.republish(dry_run).await?;
-    tell("republish", &reports, &repair, dry_run);
-    Ok(())
+    tell("republish", &reports, &repair, dry_run)
 }
 
 async fn sides(args: &RepairArgs) -> anyhow::Result<Sides> {
@@ -96,7 +94,7 @@ async fn sides(args: &RepairArgs) -> anyhow::Result<Sides> {
     })
 }
 
-fn tell(command: &str, reports: &[Report], args: &RepairArgs, dry_run: bool) {
+fn tell(command: &str, reports: &[Report], args: &RepairArgs, dry_run: bool) -> anyhow::Result<()> {
     let wrong: Vec<_> = reports.iter().filter(|report| !report.findings.is_empty()).collect();
     let rewound = reports.iter().filter(|report| report.rewound_to.is_some()).count();
     if args.json {
@@ -111,20 +109,23 @@ fn tell(command: &str, reports: &[Report], args: &RepairArgs, dry_run: bool) {
             "rewound": rewound,
             "reports": told,
         });
-        println!("{all}");
-        return;
+        return say(all);
     }
     for report in reports {
         for finding in &report.findings {
-            println!("{}: {finding}", report.stream_id);
+            say(format_args!("{}: {finding}", report.stream_id))?;
         }
         if let Some(to) = report.rewound_to {
             let would = if dry_run { "would end" } else { "ends" };
-            println!(
+            say(format_args!(
                 "{}: SpacetimeDB {would} at seq {to}, and the bridge goes on from there",
                 report.stream_id
-            );
+            ))?;
         }
     }
-    println!("{} streams, {} not as they should be", reports.len(), wrong.len());
+    say(format_args!(
+        "{} streams, {} not as they should be",
+        reports.len(),
+        wrong.len()
+    ))
 }

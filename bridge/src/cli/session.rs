@@ -9,6 +9,8 @@ use spacetime_sync_bridge::auth::keys::SigningKey;
 use spacetime_sync_bridge::config::Secret;
 use spacetime_sync_proto::Label;
 
+use super::say;
+
 #[derive(Subcommand)]
 pub(crate) enum SessionCommand {
     /// Sign a session credential and print it.
@@ -58,6 +60,5 @@ pub(crate) fn execute(command: SessionCommand, now: u64) -> anyhow::Result<()> {
         }
     }
     let token = key.sign(&claims).ok().context("the credential could not be signed")?;
-    println!("{}", token.expose());
-    Ok(())
+    say(token.expose())
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
-use spacetime_sync_proto::access::AUDIENCE;
+use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 
 use super::{Config, ConfigError, Secret};
 
@@ -113,19 +113,6 @@ impl IssuerConfig {
     pub fn policy_cache(&self) -> Duration {
         Duration::from_millis(self.policy_cache_ms)
     }
-}
-
-/// Whether a text can be an issuer: SpacetimeDB appends the path of the discovery document to it.
-pub fn check_issuer_url(url: &str) -> Result<(), String> {
-    if url.starts_with("http://") || url.starts_with("https://") {
-        if url.ends_with('/') || url.contains(['?', '#', ' ']) {
-            return Err(format!(
-                "expected a url without a slash at the end, a query or a fragment, found {url:?}"
-            ));
-        }
-        return Ok(());
-    }
-    Err(format!("expected http://… or https://…, found {url:?}"))
 }
 
 /// What `[issuer]`, `[sessions]`, `[compatibility]` and the admin credential must be, each alone and together.

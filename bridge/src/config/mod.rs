@@ -17,7 +17,7 @@ use spacetime_sync_proto::limit;
 
 use crate::core::Limits;
 
-pub use access::{IssuerConfig, SessionsConfig, check_issuer_url};
+pub use access::{IssuerConfig, SessionsConfig};
 pub use retention::{RetentionConfig, Windows};
 
 /// Prefix of the environment's keys.

@@ -66,7 +66,7 @@ impl Upkeep {
     }
 
     async fn beat(&self) -> Result<(), UpkeepError> {
-        let beat = self.authority.beat().await?;
+        let beat = self.authority.epoch().await?;
         if beat.epoch != self.epoch {
             let _ = self.news.send(News::EpochBegun);
             return Ok(());
@@ -77,7 +77,12 @@ impl Upkeep {
         {
             tracing::error!(%refusal, "the authority was restored");
         }
+        let accepted = refused.is_none();
         self.status.restored(refused.map(|refusal| refusal.message));
+        // An authority that is behind stays where it is: it must not catch up with what it has lost.
+        if accepted {
+            self.authority.beat().await?;
+        }
         Ok(())
     }
 

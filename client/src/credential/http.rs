@@ -89,6 +89,12 @@ impl HttpTokens {
         self
     }
 
+    /// What an answer of the bridge says, for a provider that asks by an HTTP client of its own. What it does not say in a
+    /// form of ours is told by its status.
+    pub fn read_answer(status: StatusCode, answered: &HeaderMap, body: &[u8]) -> Result<AccessToken, TokenError> {
+        read_answer(status, answered, body)
+    }
+
     async fn ask(&self, wanted: WantedToken) -> Result<AccessToken, TokenError> {
         let session = (self.session)().await?;
         let session = session.trim();
@@ -154,7 +160,6 @@ fn version_headers(client: &ClientVersion) -> Result<HeaderMap, TokenError> {
     Ok(map)
 }
 
-/// What an answer of the bridge says. What it does not say in a form of ours is told by its status.
 fn read_answer(status: StatusCode, answered: &HeaderMap, body: &[u8]) -> Result<AccessToken, TokenError> {
     if status == StatusCode::OK {
         return read_token(body);

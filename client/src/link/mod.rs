@@ -105,7 +105,7 @@ impl Link {
                 &to,
                 Inbound::Frame {
                     stream_key,
-                    frame: raw_frame(row.clone()),
+                    frame: RawFrame::from(row.clone()),
                 },
             );
         });
@@ -216,7 +216,7 @@ impl Link {
             .procedures
             .read_events_then(stream_id.as_str().to_owned(), after.get(), move |_, answer| {
                 let answer = match answer {
-                    Ok(Ok(answer)) => Ok((answer.stream_key, page(answer))),
+                    Ok(Ok(answer)) => Ok((answer.stream_key, Page::from(answer))),
                     Ok(Err(text)) => Err(call_failure(text)),
                     Err(error) => Err(CallFailure::Failed(error.to_string())),
                 };
@@ -385,24 +385,28 @@ fn time(column: Timestamp) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_micros(micros)
 }
 
-fn page(page: EventPage) -> Page {
-    let head = Checkpoint {
-        seq: seq(page.head_seq),
-        chain_hash: chain(page.head_chain),
-    };
-    Page {
-        head,
-        oldest_seq: seq(page.oldest_seq),
-        frames: page.frames.into_iter().map(raw_frame).collect(),
+impl From<EventPage> for Page {
+    fn from(page: EventPage) -> Self {
+        let head = Checkpoint {
+            seq: seq(page.head_seq),
+            chain_hash: chain(page.head_chain),
+        };
+        Self {
+            head,
+            oldest_seq: seq(page.oldest_seq),
+            frames: page.frames.into_iter().map(RawFrame::from).collect(),
+        }
     }
 }
 
-fn raw_frame(row: SyncEvent) -> RawFrame {
-    RawFrame {
-        first_seq: seq(row.first_seq),
-        last_seq: seq(row.last_seq),
-        base_chain: chain(row.base_chain),
-        bytes: Bytes::from(row.frame),
+impl From<SyncEvent> for RawFrame {
+    fn from(row: SyncEvent) -> Self {
+        Self {
+            first_seq: seq(row.first_seq),
+            last_seq: seq(row.last_seq),
+            base_chain: chain(row.base_chain),
+            bytes: Bytes::from(row.frame),
+        }
     }
 }
 

@@ -3,13 +3,15 @@
 use std::path::Path;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
-use spacetime_sync_proto::{ChainHash, Seq, StreamId, mutant};
+use spacetime_sync_proto::{ChainHash, PayloadHash, Seq, StreamId, mutant};
 
 use super::{CheckpointStore, CommitError, Effects, StoreError};
 use crate::checkpoint::Checkpoint;
 
 /// What the tables hold and mean. Raised when that changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The same without checksums: taken over by the first client that is started with it.
+const FORMAT_WITHOUT_CHECKSUMS: u32 = 1;
 const META: &str = "spacetime_sync_meta";
 const CHECKPOINT: &str = "spacetime_sync_checkpoint";
 /// How long a statement waits for another connection's lock.
@@ -19,6 +21,8 @@ const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 const CREATE_META: &str = "CREATE TABLE spacetime_sync_meta (id INTEGER PRIMARY KEY CHECK (id = 0), \
      application TEXT NOT NULL, format INTEGER NOT NULL, database TEXT NOT NULL) STRICT";
 const CREATE_CHECKPOINT: &str = "CREATE TABLE spacetime_sync_checkpoint (stream_id TEXT PRIMARY KEY, \
+     seq INTEGER NOT NULL, chain_hash BLOB NOT NULL, checksum BLOB NOT NULL) STRICT, WITHOUT ROWID";
+const CREATE_CHECKPOINT_WITHOUT_CHECKSUMS: &str = "CREATE TABLE spacetime_sync_checkpoint (stream_id TEXT PRIMARY KEY, \
      seq INTEGER NOT NULL, chain_hash BLOB NOT NULL) STRICT, WITHOUT ROWID";
 const APPLICATION: &str = "spacetime-sync";
 
@@ -87,8 +91,29 @@ impl SqliteStore {
         transaction.commit()
     }
 
-    /// Reads everything of ours that is there. Never writes.
-    fn inspect(&mut self) -> Result<Option<String>, StoreError> {
+    /// Gives every checkpoint its checksum, all or none.
+    fn take_over(&mut self) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let failed = |error| failed(&path, error);
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(failed)?;
+        let kept = rows(&path, &transaction, FORMAT_WITHOUT_CHECKSUMS)?;
+        let make = || {
+            transaction.execute_batch("DROP TABLE spacetime_sync_checkpoint")?;
+            transaction.execute_batch(CREATE_CHECKPOINT)?;
+            kept.iter()
+                .try_for_each(|(stream_id, at)| save(&transaction, stream_id, at))?;
+            transaction
+                .execute("UPDATE spacetime_sync_meta SET format = ?1", [FORMAT])
+                .map(drop)
+        };
+        make().and_then(|()| transaction.commit()).map_err(failed)
+    }
+
+    /// Reads everything of ours that is there: the database that it is of, and the format. Never writes.
+    fn inspect(&mut self) -> Result<Option<(String, u32)>, StoreError> {
         let (meta, checkpoint) = (self.shape(META)?, self.shape(CHECKPOINT)?);
         let Some(meta) = meta else {
             return match checkpoint {
@@ -113,9 +138,13 @@ impl SqliteStore {
         if meta != CREATE_META {
             return Err(self.foreign(META, format!("it was made with {meta:?}")));
         }
+        let expected = match format {
+            FORMAT_WITHOUT_CHECKSUMS => CREATE_CHECKPOINT_WITHOUT_CHECKSUMS,
+            _ => CREATE_CHECKPOINT,
+        };
         match checkpoint {
             None => return Err(self.foreign(META, format!("it stands without {CHECKPOINT}"))),
-            Some(found) if found != CREATE_CHECKPOINT => {
+            Some(found) if found != expected => {
                 return Err(self.foreign(CHECKPOINT, format!("it was made with {found:?}")));
             }
             Some(_) => {}
@@ -128,7 +157,7 @@ impl SqliteStore {
                 |row| Ok((row.get(0)?, row.get(1)?)),
             )
             .map_err(|error| self.unreadable(META, error))?;
-        if application != APPLICATION || format != FORMAT {
+        if application != APPLICATION || !(FORMAT_WITHOUT_CHECKSUMS..=FORMAT).contains(&format) {
             return Err(self.foreign(META, format!("it belongs to {application:?}, format {format}")));
         }
         let check: String = self
@@ -141,28 +170,9 @@ impl SqliteStore {
                 detail: check,
             });
         }
-        self.check_rows()?;
-        Ok(Some(database))
-    }
-
-    /// Looks at every checkpoint before anything is written, and not only at those that are asked for later.
-    fn check_rows(&self) -> Result<(), StoreError> {
-        let failed = |error| self.failed(error);
-        let mut select = self
-            .connection
-            .prepare("SELECT stream_id, seq, chain_hash FROM spacetime_sync_checkpoint")
-            .map_err(failed)?;
-        let rows = select
-            .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?)))
-            .map_err(failed)?;
-        for row in rows {
-            let (name, seq, chain_hash) = row.map_err(failed)?;
-            // What is no stream's name is never asked for.
-            if let Ok(stream_id) = StreamId::new(&name) {
-                to_checkpoint(&self.path, &stream_id, seq, chain_hash)?;
-            }
-        }
-        Ok(())
+        // Every checkpoint is looked at before anything is written, and not only those that are asked for later.
+        rows(&self.path, &self.connection, format)?;
+        Ok(Some((database, format)))
     }
 
     /// With what statement a table was made; none if there is no such table.
@@ -209,33 +219,95 @@ fn failed(path: &str, error: rusqlite::Error) -> StoreError {
     }
 }
 
+/// Every checkpoint there is. One that is damaged is an error, also where it is the name that is: what is under another
+/// name would not be found, and its stream would be applied again from its beginning.
+fn rows(path: &str, connection: &Connection, format: u32) -> Result<Vec<(StreamId, Checkpoint)>, StoreError> {
+    let failed = |error| failed(path, error);
+    let columns = match format {
+        FORMAT_WITHOUT_CHECKSUMS => "stream_id, seq, chain_hash, NULL",
+        _ => "stream_id, seq, chain_hash, checksum",
+    };
+    let mut select = connection
+        .prepare(&format!("SELECT {columns} FROM spacetime_sync_checkpoint"))
+        .map_err(failed)?;
+    let found = select
+        .query_map([], |row| {
+            Ok((row.get::<_, String>(0)?, (row.get(1)?, row.get(2)?, row.get(3)?)))
+        })
+        .map_err(failed)?;
+    let mut rows = Vec::new();
+    for row in found {
+        let (name, (seq, chain_hash, checksum)) = row.map_err(failed)?;
+        let stream_id = StreamId::new(&name).map_err(|invalid| StoreError::Corrupt {
+            path: path.to_owned(),
+            detail: format!("a checkpoint of no stream: {invalid}"),
+        })?;
+        let at = to_checkpoint(path, &stream_id, seq, chain_hash, checksum)?;
+        rows.push((stream_id, at));
+    }
+    Ok(rows)
+}
+
 fn read(path: &str, connection: &Connection, stream_id: &StreamId) -> Result<Option<Checkpoint>, StoreError> {
-    let found: Option<(i64, Vec<u8>)> = connection
-        .prepare_cached("SELECT seq, chain_hash FROM spacetime_sync_checkpoint WHERE stream_id = ?1")
+    let found: Option<(i64, Vec<u8>, Vec<u8>)> = connection
+        .prepare_cached("SELECT seq, chain_hash, checksum FROM spacetime_sync_checkpoint WHERE stream_id = ?1")
         .and_then(|mut select| {
             select
-                .query_row([stream_id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+                .query_row([stream_id.as_str()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
                 .optional()
         })
         .map_err(|error| failed(path, error))?;
-    let Some((seq, chain_hash)) = found else {
+    let Some((seq, chain_hash, checksum)) = found else {
         return Ok(None);
     };
-    to_checkpoint(path, stream_id, seq, chain_hash).map(Some)
+    to_checkpoint(path, stream_id, seq, chain_hash, Some(checksum)).map(Some)
 }
 
-fn to_checkpoint(path: &str, stream_id: &StreamId, seq: i64, chain_hash: Vec<u8>) -> Result<Checkpoint, StoreError> {
+/// `checksum` is none in a file of a format that has none.
+fn to_checkpoint(
+    path: &str,
+    stream_id: &StreamId,
+    seq: i64,
+    chain_hash: Vec<u8>,
+    checksum: Option<Vec<u8>>,
+) -> Result<Checkpoint, StoreError> {
     let bad = |detail: String| StoreError::BadCheckpoint {
         path: path.to_owned(),
         stream_id: stream_id.clone(),
         detail,
     };
     let length = chain_hash.len();
-    Ok(Checkpoint {
+    let at = Checkpoint {
         seq: Seq::from_sql(seq).ok_or_else(|| bad(format!("seq {seq} is negative")))?,
         chain_hash: ChainHash::from_slice(&chain_hash)
             .ok_or_else(|| bad(format!("its chain hash has {length} bytes, expected 32")))?,
-    })
+    };
+    match checksum {
+        Some(found) if found != sum(stream_id, &at) => Err(bad(format!("its checksum is not that of seq {seq}"))),
+        Some(_) | None => Ok(at),
+    }
+}
+
+/// SQLite does not notice a bit that turned within a row. With this it is told from a checkpoint that was saved.
+fn sum(stream_id: &StreamId, at: &Checkpoint) -> [u8; 32] {
+    let bytes = [
+        &at.seq.get().to_be_bytes()[..],
+        at.chain_hash.as_bytes(),
+        stream_id.as_str().as_bytes(),
+    ]
+    .concat();
+    *PayloadHash::of(&bytes).as_bytes()
+}
+
+fn save(transaction: &Transaction<'_>, stream_id: &StreamId, at: &Checkpoint) -> rusqlite::Result<()> {
+    let mut save = transaction.prepare_cached(
+        "INSERT INTO spacetime_sync_checkpoint (stream_id, seq, chain_hash, checksum) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT (stream_id) DO UPDATE \
+         SET seq = excluded.seq, chain_hash = excluded.chain_hash, checksum = excluded.checksum",
+    )?;
+    let (seq, sum) = (at.seq.to_sql(), sum(stream_id, at));
+    save.execute(params![stream_id.as_str(), seq, at.chain_hash.as_bytes(), sum])
+        .map(drop)
 }
 
 impl CheckpointStore for SqliteStore {
@@ -243,18 +315,20 @@ impl CheckpointStore for SqliteStore {
 
     fn bind(&mut self, database: &str) -> Result<(), StoreError> {
         let found = self.inspect()?;
-        if let Some(found) = found.clone().filter(|found| found != database) {
+        if let Some((found, _)) = found.as_ref().filter(|(found, _)| found != database) {
             return Err(StoreError::OtherDatabase {
                 path: self.path.clone(),
                 expected: database.to_owned(),
-                found,
+                found: found.clone(),
             });
         }
-        self.prepare().map_err(|error| self.failed(error))?;
-        if found.is_none() {
-            self.create(database).map_err(|error| self.failed(error))?;
+        // The mode of the file is changed last: what is refused before is left as it was.
+        match found {
+            None => self.create(database).map_err(|error| self.failed(error))?,
+            Some((_, FORMAT_WITHOUT_CHECKSUMS)) => self.take_over()?,
+            Some(_) => {}
         }
-        Ok(())
+        self.prepare().map_err(|error| self.failed(error))
     }
 
     fn load(&mut self, stream_id: &StreamId) -> Result<Option<Checkpoint>, StoreError> {
@@ -288,13 +362,7 @@ impl CheckpointStore for SqliteStore {
             transaction.commit().map_err(broken)?;
             transaction = self.connection.transaction().map_err(broken)?;
         }
-        transaction
-            .prepare_cached(
-                "INSERT INTO spacetime_sync_checkpoint (stream_id, seq, chain_hash) VALUES (?1, ?2, ?3) \
-                 ON CONFLICT (stream_id) DO UPDATE SET seq = excluded.seq, chain_hash = excluded.chain_hash",
-            )
-            .and_then(|mut save| save.execute(params![stream_id.as_str(), to.seq.to_sql(), to.chain_hash.as_bytes()]))
-            .map_err(broken)?;
+        save(&transaction, stream_id, to).map_err(broken)?;
         transaction.commit().map_err(broken)
     }
 }

@@ -44,14 +44,54 @@ pub struct Session {
     pub expires_at: u64,
 }
 
+/// The claims of a token, as JSON: which they are is said by [`admit`].
+#[derive(Debug)]
+pub struct Claims(Value);
+
+impl Claims {
+    /// Reads them.
+    pub fn read(text: &str) -> Result<Self, Refusal> {
+        if text.len() > limit::CLAIMS_BYTES {
+            return Err(no_token(format!("more than {} bytes", limit::CLAIMS_BYTES)));
+        }
+        let value = serde_json::from_str(text).map_err(|error| no_token(error.to_string()))?;
+        Ok(Self(value))
+    }
+
+    /// Whose token it says it is.
+    pub fn issuer(&self) -> Option<&str> {
+        self.0.get("iss")?.as_str()
+    }
+
+    fn sync(self) -> Result<SyncClaims, Refusal> {
+        for (field, code) in [("jti", RefusalCode::MissingJti), ("iat", RefusalCode::MissingIat)] {
+            if self.0.get(field).is_none() {
+                return Err(refused(code, format!("the token has no {field}")));
+            }
+        }
+        let claims: SyncClaims = serde_json::from_value(self.0).map_err(|error| no_token(error.to_string()))?;
+        if claims.jti.is_empty() {
+            return Err(refused(RefusalCode::MissingJti, "the token's jti is empty"));
+        }
+        Ok(claims)
+    }
+}
+
+fn no_token(detail: String) -> Refusal {
+    refused(
+        RefusalCode::InvalidToken,
+        format!("no claims of a sync token: {detail}"),
+    )
+}
+
 /// Judges the claims of a token whose signature holds. `is_revoked` is asked for the session's name.
 pub fn admit(
-    claims: &str,
+    claims: Claims,
     policy: &Policy,
     now: u64,
     is_revoked: impl FnOnce(&Label) -> bool,
 ) -> Result<Session, Refusal> {
-    let claims = parse(claims)?;
+    let claims = claims.sync()?;
     if claims.iss != policy.issuer {
         return Err(refused(RefusalCode::InvalidToken, "the token is of another issuer"));
     }
@@ -118,37 +158,6 @@ pub fn admit(
     })
 }
 
-/// Whose token it says it is; none for what is no claims at all.
-pub fn issuer(claims: &str) -> Option<String> {
-    let claims: Value = bounded(claims).and_then(|text| serde_json::from_str(text).ok())?;
-    claims["iss"].as_str().map(str::to_owned)
-}
-
-fn bounded(claims: &str) -> Option<&str> {
-    (claims.len() <= limit::CLAIMS_BYTES).then_some(claims)
-}
-
-fn parse(claims: &str) -> Result<SyncClaims, Refusal> {
-    let no_token = |detail: String| {
-        refused(
-            RefusalCode::InvalidToken,
-            format!("no claims of a sync token: {detail}"),
-        )
-    };
-    let text = bounded(claims).ok_or_else(|| no_token(format!("more than {} bytes", limit::CLAIMS_BYTES)))?;
-    let value: Value = serde_json::from_str(text).map_err(|error| no_token(error.to_string()))?;
-    for (field, code) in [("jti", RefusalCode::MissingJti), ("iat", RefusalCode::MissingIat)] {
-        if value.get(field).is_none() {
-            return Err(refused(code, format!("the token has no {field}")));
-        }
-    }
-    let claims: SyncClaims = serde_json::from_value(value).map_err(|error| no_token(error.to_string()))?;
-    if claims.jti.is_empty() {
-        return Err(refused(RefusalCode::MissingJti, "the token's jti is empty"));
-    }
-    Ok(claims)
-}
-
 /// Whether a session with these scopes may see a stream that its token names.
 pub fn may_see(scopes: &[Scope], stream_id: &StreamId) -> bool {
     let lane = Scope::of_stream(stream_id);
@@ -204,10 +213,9 @@ mod tests {
         for (field, value) in changes {
             claims[*field] = value.clone();
         }
-        admit(&claims.to_string(), &policy(), NOW, |session| {
-            session.as_str() == "gone"
-        })
-        .map_err(|refusal| refusal.code)
+        Claims::read(&claims.to_string())
+            .and_then(|claims| admit(claims, &policy(), NOW, |session| session.as_str() == "gone"))
+            .map_err(|refusal| refusal.code)
     }
 
     #[test]
@@ -301,8 +309,25 @@ mod tests {
         }
         let mut without = claims();
         without.as_object_mut().unwrap().remove("iat");
-        let refusal = admit(&without.to_string(), &policy(), NOW, |_| false).unwrap_err();
+        let refusal = admit(Claims(without), &policy(), NOW, |_| false).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::MissingIat);
+    }
+
+    #[test]
+    fn whose_token_it_is_is_known_before_it_is_judged() {
+        let issuer = |text: &str| Claims::read(text).ok()?.issuer().map(str::to_owned);
+        assert_eq!(issuer(&claims().to_string()).as_deref(), Some("https://sync.example"));
+        for text in [
+            "",
+            "null",
+            "[]",
+            "{}",
+            r#"{"iss":1}"#,
+            r#"["iss"]"#,
+            &" ".repeat(1 << 20),
+        ] {
+            assert_eq!(issuer(text), None, "{text:.20}");
+        }
     }
 
     #[test]

@@ -15,21 +15,23 @@ use crate::tables::{
 };
 
 /// How often it looks for streams that are due.
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_millis(250);
 /// How long a stream is left alone for which nothing is to be done, unless it grows.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// A stream is looked at again each time that it has grown by so many events.
 pub const LOOK_EVERY_EVENTS: u64 = 512;
 /// Most streams in one sweep.
 const STREAMS: usize = 1_000;
-/// Most events that one sweep removes, about.
-const EVENTS: u64 = 16_384;
+/// Most frames that one sweep removes, about.
+const FRAMES: u64 = 4_096;
+/// Events whose frames are removed at once.
+const STEP_EVENTS: u64 = 4_096;
 /// Most bytes of frames that one sweep reads to see how old they are, about.
 const BYTES: usize = 8 * 1024 * 1024;
 
 /// What one sweep may still do.
 struct Effort {
-    events: u64,
+    frames: u64,
     bytes: usize,
 }
 
@@ -46,7 +48,7 @@ pub fn sweep_log(ctx: &ReducerContext, _due: LogSweep) -> Result<(), Refused> {
     let windows = ctx.db.log_window();
     let due: Vec<LogWindow> = windows.due_at().filter(..=ctx.timestamp).take(STREAMS).collect();
     let mut effort = Effort {
-        events: EVENTS,
+        frames: FRAMES,
         bytes: BYTES,
     };
     for row in due {
@@ -82,19 +84,21 @@ fn sweep_stream(
     let mut oldest = head.oldest_seq;
 
     let past_count = window.past_count(head.head_seq);
-    if past_count >= oldest {
-        let to = past_count.min(oldest + effort.events);
-        effort.events = effort.events.saturating_sub(to + 1 - oldest);
+    let mut looked_to = oldest.saturating_sub(1);
+    while looked_to < past_count {
+        if effort.frames == 0 {
+            begin_at(ctx, head, oldest);
+            return None;
+        }
+        let to = past_count.min(looked_to + STEP_EVENTS);
         let gone = ctx.db.sync_event().by_stream_seq().delete((stream_key, oldest..=to));
+        effort.frames = effort.frames.saturating_sub(gone);
+        looked_to = to;
         if gone > 0 {
             let next = frames_from(ctx, stream_key, seq_from_column(to).next())
                 .into_iter()
                 .next();
             oldest = next.map_or(head.head_seq + 1, |frame| frame.first_seq);
-        }
-        if to < past_count {
-            begin_at(ctx, head, oldest);
-            return None;
         }
     }
 

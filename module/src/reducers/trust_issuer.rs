@@ -1,6 +1,6 @@
 //! Says whose tokens open a session. From then on only who has one is let in, and who was granted a stream by hand.
 
-use spacetime_sync_proto::access::{SERVICE_SUBJECT, Window};
+use spacetime_sync_proto::access::{SERVICE_SUBJECT, Window, check_issuer_url};
 use spacetime_sync_proto::limit;
 use spacetimedb::{Identity, ReducerContext, ScheduleAt, Table, TimeDuration, reducer};
 
@@ -19,11 +19,7 @@ pub fn trust_issuer(
 ) -> Result<(), Refused> {
     let mut row = trust_row(ctx)?;
     row.trust().owner_only(ctx.sender()).map_err(refused)?;
-    if !(issuer.starts_with("https://") || issuer.starts_with("http://")) {
-        return Err(invalid_argument(format!(
-            "issuer: expected https://… or http://…, found {issuer:?}"
-        )));
-    }
+    check_issuer_url(&issuer).map_err(|message| invalid_argument(format!("issuer: {message}")))?;
     if audience.is_empty() {
         return Err(invalid_argument("audience: expected a name, found nothing"));
     }

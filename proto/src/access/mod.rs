@@ -5,6 +5,7 @@
 
 mod claims;
 mod compatibility;
+mod issuer;
 mod pattern;
 mod scope;
 mod token;
@@ -12,6 +13,7 @@ mod topic;
 
 pub use claims::{AUDIENCE, CLAIMS_VERSION, SERVICE_SUBJECT, SyncClaims};
 pub use compatibility::{ClientVersion, Incompatible, Window, headers};
+pub use issuer::check_issuer_url;
 pub use pattern::{InvalidPattern, StreamPattern};
 pub use scope::{Scope, UnknownScope};
 pub use token::{RETIRED_ROUTES, REVOKE_PATH, TOKEN_PATH, TTL_SECONDS, TokenRefusal, TokenRequest, TokenResponse};

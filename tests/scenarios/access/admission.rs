@@ -336,6 +336,9 @@ async fn an_issuer_that_is_none_is_not_trusted() {
     for wrong in [
         json!(["sync.example", "openagents-sync", 1_000]),
         json!(["", "openagents-sync", 1_000]),
+        json!(["https://sync.example/", "openagents-sync", 1_000]),
+        json!(["https://sync.example?a=b", "openagents-sync", 1_000]),
+        json!(["https://sync example", "openagents-sync", 1_000]),
         json!(["https://sync.example", "", 1_000]),
         json!(["https://sync.example", "openagents-sync", 1]),
         json!(["https://sync.example", "openagents-sync", 3_600_000]),

@@ -135,7 +135,7 @@ impl RemoteKeys {
                 Err(error) => return Err(crate::pump::chain(&error.without_url())),
             }
         }
-        keys(&body)
+        published_keys(&body)
     }
 }
 
@@ -158,8 +158,8 @@ struct PublishedKey {
     purpose: Option<String>,
 }
 
-/// The keys of a set that we verify with; others, and what is no key, are passed over.
-fn keys(set: &[u8]) -> Result<Vec<(Option<String>, PublicKey)>, String> {
+/// The keys of a set that we verify with, and their ids; others, and what is no key, are passed over.
+pub fn published_keys(set: &[u8]) -> Result<Vec<(Option<String>, PublicKey)>, String> {
     let set: KeySet = serde_json::from_slice(set).map_err(|_| "it is no key set".to_owned())?;
     let known = set.keys.into_iter().take(KEYS).filter_map(|value| {
         let key: PublishedKey = serde_json::from_value(value).ok()?;
@@ -209,7 +209,7 @@ mod tests {
     fn set(change: impl FnOnce(&mut Value)) -> usize {
         let mut set = Ring::new(vec![key(0)]).jwks(0);
         change(&mut set["keys"][0]);
-        keys(set.to_string().as_bytes()).unwrap().len()
+        published_keys(set.to_string().as_bytes()).unwrap().len()
     }
 
     #[test]
@@ -227,8 +227,8 @@ mod tests {
         ] {
             assert_eq!(set(|key| key[field] = value.clone()), 0, "{field}: {value}");
         }
-        assert!(keys(b"{}").is_err());
-        assert!(keys(b"<html>").is_err());
+        assert!(published_keys(b"{}").is_err());
+        assert!(published_keys(b"<html>").is_err());
     }
 
     /// An issuer that counts how often it is asked.

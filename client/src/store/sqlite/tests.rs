@@ -230,13 +230,13 @@ fn a_newer_format_is_refused_whatever_its_shape() {
     let file = File::new();
     file.sql(
         "CREATE TABLE spacetime_sync_meta (id INTEGER, format INTEGER, other TEXT); \
-         INSERT INTO spacetime_sync_meta VALUES (0, 2, 'x')",
+         INSERT INTO spacetime_sync_meta VALUES (0, 3, 'x')",
     );
     assert!(matches!(
         file.refusal("lane"),
         StoreError::NewerFormat {
-            expected: 1,
-            found: 2,
+            expected: 2,
+            found: 3,
             ..
         }
     ));
@@ -284,4 +284,58 @@ fn a_path_that_cannot_be_opened_is_told() {
     let file = File::new();
     let refused = SqliteStore::open(file.folder.path().join("missing/store.db")).unwrap_err();
     assert!(matches!(refused, StoreError::Open { .. }), "{refused}");
+}
+
+#[test]
+fn a_checkpoint_with_a_turned_bit_is_refused_whatever_the_bit() {
+    for wrong in [
+        "seq = 2",
+        "chain_hash = x'0000000000000000000000000000000000000000000000000000000000000001'",
+        "stream_id = 'r'",
+        "stream_id = 's s'",
+        "checksum = x''",
+    ] {
+        let file = File::new();
+        let mut store = file.store();
+        save(&mut store, start(), checkpoint(1)).unwrap();
+        drop(store);
+        file.sql(&format!(
+            "UPDATE spacetime_sync_checkpoint SET {wrong}; PRAGMA journal_mode = DELETE"
+        ));
+        let refused = file.refusal("lane");
+        assert!(
+            matches!(refused, StoreError::BadCheckpoint { .. } | StoreError::Corrupt { .. }),
+            "{wrong}: {refused}"
+        );
+    }
+}
+
+#[test]
+fn a_file_without_checksums_is_taken_over_with_all_that_it_holds() {
+    let file = File::new();
+    let made = |checkpoints: &str| {
+        format!(
+            "{CREATE_META}; {CREATE_CHECKPOINT_WITHOUT_CHECKSUMS}; \
+             INSERT INTO spacetime_sync_meta VALUES (0, 'spacetime-sync', 1, 'lane'); \
+             INSERT INTO spacetime_sync_checkpoint VALUES {checkpoints}"
+        )
+    };
+    let nine = "09".repeat(32);
+    file.sql(&made(&format!("('s', 9, x'{nine}'), ('t', 9, x'{nine}')")));
+    assert!(matches!(file.refusal("other"), StoreError::OtherDatabase { .. }));
+    let mut store = file.store();
+    for stream in ["s", "t"] {
+        assert_eq!(
+            store.load(&StreamId::new(stream).unwrap()),
+            Ok(Some(checkpoint(9))),
+            "{stream}"
+        );
+    }
+    save(&mut store, checkpoint(9), checkpoint(10)).unwrap();
+    drop(store);
+    assert_eq!(file.store().load(&stream()), Ok(Some(checkpoint(10))));
+
+    let file = File::new();
+    file.sql(&made("('s', -1, x'00')"));
+    assert!(matches!(file.refusal("lane"), StoreError::BadCheckpoint { .. }));
 }

@@ -237,7 +237,7 @@ async fn a_name_or_a_position_that_is_none_is_refused_by_every_function() {
             .await
             .done();
         assert_eq!(
-            (&page[1], page[4].as_array().unwrap().len()),
+            (&page[1], page[5].as_array().unwrap().len()),
             (&json!(1), frames),
             "after {after}"
         );

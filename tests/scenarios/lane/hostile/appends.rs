@@ -248,7 +248,7 @@ async fn a_log_only_grows_by_what_follows_it() {
         .await
         .done();
     assert_eq!((&page[1], &page[2]), (&json!(9), &json!(column(&ours[8].chain_hash))));
-    let extents: Vec<_> = page[4]
+    let extents: Vec<_> = page[5]
         .as_array()
         .unwrap()
         .iter()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use serde_json::Value;
 use spacetime_sync_proto::StreamId;
-use spacetime_sync_tests::follower::Follower;
+use spacetime_sync_tests::follower::{Follower, forge_checkpoint};
 use spacetime_sync_tests::lane::{Lane, stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::tool::{self, Ended};
@@ -113,12 +113,14 @@ async fn a_file_that_is_not_the_clients_own_stops_it_and_stays_as_it_is() {
     let half = bytes.len() / 2;
     bytes[100..half].fill(0x55);
     std::fs::write(&damaged, bytes).unwrap();
-    let newer = desk.copy("newer.sqlite", "UPDATE spacetime_sync_meta SET format = 2");
+    let newer = desk.copy("newer.sqlite", "UPDATE spacetime_sync_meta SET format = 3");
     let short = desk.copy(
         "short.sqlite",
         "UPDATE spacetime_sync_checkpoint SET chain_hash = x'00'",
     );
     let negative = desk.copy("negative.sqlite", "UPDATE spacetime_sync_checkpoint SET seq = -1");
+    let turned = "UPDATE spacetime_sync_checkpoint SET seq = seq + 1 WHERE stream_id = 'runtime.run.1.events'";
+    let turned = desk.copy("turned.sqlite", turned);
     let whole = desk.copy("whole.sqlite", "");
     for (path, database, said) in [
         (
@@ -143,7 +145,7 @@ async fn a_file_that_is_not_the_clients_own_stops_it_and_stays_as_it_is() {
             &newer,
             &name,
             &[
-                "written in format 2, this release knows 1",
+                "written in format 3, this release knows 2",
                 "use the release that wrote it",
             ],
         ),
@@ -158,6 +160,14 @@ async fn a_file_that_is_not_the_clients_own_stops_it_and_stays_as_it_is() {
             &[
                 "the checkpoint of runtime.run.1.events is not one",
                 "seq -1 is negative",
+            ],
+        ),
+        (
+            &turned,
+            &name,
+            &[
+                "the checkpoint of runtime.run.1.events is not one",
+                "its checksum is not that of seq 21",
             ],
         ),
         (
@@ -176,11 +186,11 @@ async fn a_file_that_is_not_the_clients_own_stops_it_and_stays_as_it_is() {
     }
 
     // A client's file with a checkpoint that the lane does not know.
-    let ahead = "UPDATE spacetime_sync_checkpoint SET seq = seq + 5 WHERE stream_id = 'runtime.run.1.events'";
-    let ahead = desk.copy("ahead.sqlite", ahead);
-    let wrong =
-        "UPDATE spacetime_sync_checkpoint SET chain_hash = randomblob(32) WHERE stream_id = 'runtime.run.1.events'";
-    let wrong = desk.copy("wrong.sqlite", wrong);
+    let first = &desk.streams[0];
+    let ahead = desk.copy("ahead.sqlite", "");
+    forge_checkpoint(&ahead, first, |seq, chain_hash| (seq + 5, chain_hash)).unwrap();
+    let wrong = desk.copy("wrong.sqlite", "");
+    forge_checkpoint(&wrong, first, |seq, _| (seq, [7; 32])).unwrap();
     for (path, code, said) in [
         (&ahead, "ahead_of_lane", "seq 25 was applied, the lane's head is 20"),
         (

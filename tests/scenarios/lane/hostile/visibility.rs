@@ -43,6 +43,10 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
         ("sync_stream", Seen::Granted),
         ("sync_checkpoint", Seen::Own),
         ("sync_trust", Seen::Owner),
+        ("lane_epoch", Seen::Owner),
+        ("retention_class", Seen::Owner),
+        ("log_window", Seen::Owner),
+        ("log_sweep", Seen::Owner),
         ("sync_session", Seen::OwnerOfSessions),
         ("grant_pattern", Seen::OwnerOfSessions),
         ("revoked_session", Seen::OwnerOfSessions),
@@ -61,6 +65,10 @@ async fn no_statement_shows_a_row_that_is_not_for_its_caller() {
     let [reader, elsewhere] = [module.client(&[&secret]).await, module.client(&[&other]).await];
     let ack = json!([secret.as_str(), 3, column(&log(&secret, 3, 1)[2].chain_hash)]);
     module.call(Some(&reader), "ack_checkpoint", &ack).await.done();
+    let class = json!([[{ "class": "c", "stream_prefix": "", "window_events": 9, "window_age": 1_i64 << 60, "durable_reads": true }]]);
+    module.call(Some(&module.owner), "set_retention", &class).await.done();
+    let epoch = json!(["e", 1, false]);
+    module.call(Some(&module.owner), "mark_epoch", &epoch).await.done();
     let stranger = newcomer(&module.server).await;
     let page = module
         .call(Some(&module.owner), "read_events", &json!([secret.as_str(), 0]))

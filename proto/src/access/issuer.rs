@@ -1,0 +1,41 @@
+//! The name of an issuer, which is a url.
+
+/// Whether a text can be an issuer: SpacetimeDB appends the path of the discovery document to it.
+pub fn check_issuer_url(url: &str) -> Result<(), String> {
+    let Some(rest) = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")) else {
+        return Err(format!("expected http://… or https://…, found {url:?}"));
+    };
+    if rest.is_empty() || url.ends_with('/') || url.contains(|c: char| "?#".contains(c) || !c.is_ascii_graphic()) {
+        return Err(format!(
+            "expected a url without a slash at the end, a query or a fragment, found {url:?}"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_path_can_be_appended_to_is_an_issuer() {
+        for (url, good) in [
+            ("https://lane.example", true),
+            ("https://lane.example/sync", true),
+            ("http://127.0.0.1:7070", true),
+            ("https://lane.example/", false),
+            ("https://lane.example/sync/", false),
+            ("https://lane.example?a", false),
+            ("https://lane.example#a", false),
+            ("https://lane.example/a b", false),
+            ("https://lane.example/a\n", false),
+            ("https://l\u{e4}ne.example", false),
+            ("https://", false),
+            ("lane.example", false),
+            ("ws://lane.example", false),
+            ("", false),
+        ] {
+            assert_eq!(check_issuer_url(url).is_ok(), good, "{url:?}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The message of a frame, read where it lies: an event is places in its bytes, and nothing is copied. What is read and
+//! what is refused is exactly what the generated message does.
+
+use std::ops::Range;
+
+use prost::DecodeError;
+use prost::encoding::{DecodeContext, WireType, check_wire_type, decode_key, decode_varint, skip_field};
+
+use super::FrameError;
+
+/// Where the fields of an event are. A field that is not there is empty.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Places {
+    pub(super) idempotency_key: Range<u32>,
+    pub(super) kind: Range<u32>,
+    pub(super) payload: Range<u32>,
+    pub(super) payload_hash: Range<u32>,
+    pub(super) committed_at_us: i64,
+}
+
+/// Reads a message that is not longer than a frame may be, and gives each event of it to `each`, as they stand there.
+pub(super) fn read(bytes: &[u8], mut each: impl FnMut(Places)) -> Result<(), FrameError> {
+    let mut reader = Reader { bytes, at: 0 };
+    while reader.at < bytes.len() {
+        match reader.key()? {
+            (1, wire_type) => {
+                let event = reader.delimited(wire_type)?;
+                each(event_in(bytes, event)?);
+            }
+            (15, wire_type) => {
+                reader.delimited(wire_type)?;
+            }
+            (tag, wire_type) => reader.skip(tag, wire_type)?,
+        }
+    }
+    Ok(())
+}
+
+fn event_in(bytes: &[u8], event: Range<usize>) -> Result<Places, FrameError> {
+    let mut reader = Reader {
+        bytes: &bytes[..event.end],
+        at: event.start,
+    };
+    let mut places = Places::default();
+    // Of a field that stands there twice the last one counts.
+    while reader.at < event.end {
+        match reader.key()? {
+            (1, wire_type) => places.idempotency_key = reader.text(wire_type)?,
+            (2, wire_type) => places.kind = reader.text(wire_type)?,
+            (3, wire_type) => places.payload = place(reader.delimited(wire_type)?),
+            (4, wire_type) => places.payload_hash = place(reader.delimited(wire_type)?),
+            (5, wire_type) => {
+                check_wire_type(WireType::Varint, wire_type).map_err(malformed)?;
+                places.committed_at_us = reader.varint()? as i64;
+            }
+            (tag, wire_type) => reader.skip(tag, wire_type)?,
+        }
+    }
+    Ok(places)
+}
+
+/// A frame has at most a mebibyte: the casts lose nothing.
+fn place(range: Range<usize>) -> Range<u32> {
+    range.start as u32..range.end as u32
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn take<T>(&mut self, read: impl FnOnce(&mut &[u8]) -> Result<T, DecodeError>) -> Result<T, FrameError> {
+        let mut rest = &self.bytes[self.at..];
+        let value = read(&mut rest).map_err(malformed)?;
+        self.at = self.bytes.len() - rest.len();
+        Ok(value)
+    }
+
+    fn key(&mut self) -> Result<(u32, WireType), FrameError> {
+        self.take(|rest| decode_key(rest))
+    }
+
+    fn varint(&mut self) -> Result<u64, FrameError> {
+        self.take(|rest| decode_varint(rest))
+    }
+
+    fn skip(&mut self, tag: u32, wire_type: WireType) -> Result<(), FrameError> {
+        self.take(|rest| skip_field(wire_type, tag, rest, DecodeContext::default()))
+    }
+
+    fn delimited(&mut self, wire_type: WireType) -> Result<Range<usize>, FrameError> {
+        check_wire_type(WireType::LengthDelimited, wire_type).map_err(malformed)?;
+        let length = self.varint()?;
+        let left = self.bytes.len() - self.at;
+        match usize::try_from(length).ok().filter(|length| *length <= left) {
+            Some(length) => {
+                let start = self.at;
+                self.at += length;
+                Ok(start..self.at)
+            }
+            None => Err(FrameError::Malformed(format!(
+                "a field of {length} bytes where {left} are left"
+            ))),
+        }
+    }
+
+    fn text(&mut self, wire_type: WireType) -> Result<Range<u32>, FrameError> {
+        let range = self.delimited(wire_type)?;
+        match std::str::from_utf8(&self.bytes[range.clone()]) {
+            Ok(_) => Ok(place(range)),
+            Err(error) => Err(FrameError::Malformed(format!("a text that is none: {error}"))),
+        }
+    }
+}
+
+fn malformed(error: DecodeError) -> FrameError {
+    FrameError::Malformed(error.to_string())
+}

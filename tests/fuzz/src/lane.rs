@@ -1,0 +1,92 @@
+//! The log, keys and clock that all targets share: the same in every run.
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use p256::pkcs8::{EncodePrivateKey as _, LineEnding};
+use spacetime_sync_bridge::auth::keys::SigningKey;
+use spacetime_sync_bridge::config::Secret;
+use spacetime_sync_client::Checkpoint;
+use spacetime_sync_proto::{ChainHash, Event, Frame, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
+
+/// The time, in seconds, where it is an argument.
+pub(crate) const NOW: u64 = 1_800_000_000;
+/// Before whoever runs this, where the clock is the machine's.
+pub(crate) const LONG_AGO: u64 = 1_700_000_000;
+/// After all of them.
+pub(crate) const FOR_EVER: u64 = 4_102_444_800;
+/// `iss` of sync tokens.
+pub(crate) const ISSUER: &str = "https://lane.example/sync";
+/// `iss` and `aud` of session credentials.
+pub(crate) const SESSIONS: (&str, &str) = ("https://app.example", "runtime-sync");
+
+/// A stream's log.
+pub(crate) struct Log {
+    pub(crate) stream_id: StreamId,
+    pub(crate) events: Vec<Event>,
+}
+
+impl Log {
+    /// With an event for each of these payload sizes.
+    pub(crate) fn new(stream: &str, sizes: &[usize]) -> anyhow::Result<Self> {
+        let stream_id = StreamId::new(stream)?;
+        let mut chain = ChainHash::genesis(&stream_id);
+        let mut events = Vec::new();
+        for (at, size) in sizes.iter().enumerate() {
+            let seq = Seq::ZERO.plus(at as u64 + 1);
+            let payload = Bytes::from(vec![at as u8; *size]);
+            let payload_hash = PayloadHash::of(&payload);
+            let idempotency_key = IdempotencyKey::new(&format!("topic:ü:seq:{at}"))?;
+            let kind = Kind::new(if at % 3 == 0 { "run.started" } else { "run.step" })?;
+            let committed_at_us = [1_000_000, 0, -1][at % 3];
+            chain = chain.link(seq, committed_at_us, &payload_hash, &idempotency_key, &kind);
+            events.push(Event {
+                seq,
+                idempotency_key,
+                kind,
+                payload,
+                payload_hash,
+                chain_hash: chain,
+                committed_at_us,
+            });
+        }
+        Ok(Self { stream_id, events })
+    }
+
+    /// Where it stands after so many events; none past its end.
+    pub(crate) fn at(&self, seq: u64) -> Option<Checkpoint> {
+        match seq.checked_sub(1) {
+            None => Some(Checkpoint::start(&self.stream_id)),
+            Some(at) => self.events.get(usize::try_from(at).ok()?).map(|event| Checkpoint {
+                seq: event.seq,
+                chain_hash: event.chain_hash,
+            }),
+        }
+    }
+
+    pub(crate) fn head(&self) -> Checkpoint {
+        self.at(self.events.len() as u64)
+            .unwrap_or_else(|| Checkpoint::start(&self.stream_id))
+    }
+
+    /// The events from one position to another, encoded.
+    pub(crate) fn frame(&self, first: u64, last: u64) -> Bytes {
+        Frame::encode(&self.events[first as usize - 1..last as usize])
+    }
+}
+
+/// A key that is made of its number and is no secret.
+pub(crate) fn pem(number: u8) -> anyhow::Result<Secret> {
+    let key = p256::SecretKey::from_slice(&[number; 32]).context("a number of a key")?;
+    let pem = key.to_pkcs8_pem(LineEnding::LF).context("a key in PEM")?;
+    Ok(Secret::from(pem.to_string()))
+}
+
+/// The same, to sign with.
+pub(crate) fn key(number: u8) -> anyhow::Result<SigningKey> {
+    Ok(SigningKey::from_pem(&pem(number)?, 0, "a key of the fuzzer's")?)
+}
+
+/// A folder in memory where the system has one: a disk that is written through makes every input wait for it.
+pub(crate) fn folder() -> std::io::Result<tempfile::TempDir> {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())
+}

@@ -1,0 +1,277 @@
+//! Runs a target: the whole corpus first, then inputs made of it, until a bound is reached or something does not hold.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+use serde::Serialize;
+
+use crate::corpus;
+use crate::coverage::Coverage;
+use crate::mutate;
+use crate::target::{Entry, Target, Verdict};
+
+/// Nothing that is parsed here may take longer.
+const SLOWEST: Duration = Duration::from_secs(5);
+/// Most inputs that are kept because they reached something new.
+const KEPT: usize = 20_000;
+/// How often a finding is tried smaller.
+const SMALLER: usize = 2_000;
+
+/// When to end. Whatever is reached first.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// After so long.
+    pub time: Duration,
+    /// After so many inputs.
+    pub executions: u64,
+}
+
+/// What became of a run.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The target.
+    pub target: &'static str,
+    /// What its inputs followed from.
+    pub seed: u64,
+    /// Inputs given to it, those of the corpus included.
+    pub executions: u64,
+    /// How many of them it took.
+    pub taken: u64,
+    /// How many it refused.
+    pub refused: u64,
+    /// Inputs in the corpus.
+    pub corpus: usize,
+    /// Inputs kept because they reached something new.
+    pub kept: usize,
+    /// Edges of the code that were reached; none in a build that does not count them.
+    pub edges: Option<usize>,
+    /// How long it took.
+    pub seconds: f64,
+    /// What did not hold.
+    pub finding: Option<Finding>,
+}
+
+/// Something that did not hold.
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    /// What.
+    pub message: String,
+    /// For which input.
+    #[serde(skip)]
+    pub input: Vec<u8>,
+}
+
+thread_local! {
+    /// Whether a panic of this thread is one of a target's.
+    static WATCHED: Cell<bool> = const { Cell::new(false) };
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Panics of a target are told by the finding, with their place; all others as ever.
+fn watch_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if WATCHED.get() {
+                PANIC.set(panic.to_string());
+            } else {
+                before(panic);
+            }
+        }));
+    });
+}
+
+/// A target that is run, and opened anew when it has panicked.
+struct Runner {
+    entry: &'static Entry,
+    target: Box<dyn Target>,
+}
+
+impl Runner {
+    fn new(entry: &'static Entry) -> anyhow::Result<Self> {
+        watch_panics();
+        let target = (entry.open)()?;
+        Ok(Self { entry, target })
+    }
+
+    fn check(&mut self, input: &[u8]) -> anyhow::Result<Result<Verdict, String>> {
+        let started = Instant::now();
+        WATCHED.set(true);
+        let answer: Result<_, Box<dyn Any + Send>> = catch_unwind(AssertUnwindSafe(|| self.target.check(input)));
+        WATCHED.set(false);
+        let took = started.elapsed();
+        Ok(match answer {
+            Ok(Ok(_)) if took > SLOWEST => Err(format!("it took {took:?}")),
+            Ok(Ok(verdict)) => Ok(verdict),
+            Ok(Err(error)) => Err(format!("{error:#}")),
+            Err(_) => {
+                self.target = (self.entry.open)()?;
+                Err(PANIC.take())
+            }
+        })
+    }
+
+    /// The shortest input, as far as it is worth looking, for which something does not hold.
+    fn smallest(&mut self, finding: Finding) -> anyhow::Result<Finding> {
+        let mut smallest = finding;
+        let mut tries = 0;
+        let mut part = smallest.input.len() / 2;
+        while part > 0 {
+            let mut at = 0;
+            while at < smallest.input.len() && tries < SMALLER {
+                tries += 1;
+                let mut input = smallest.input.clone();
+                input.drain(at..(at + part).min(smallest.input.len()));
+                match self.check(&input)? {
+                    Err(message) => smallest = Finding { message, input },
+                    Ok(_) => at += part,
+                }
+            }
+            part /= 2;
+        }
+        Ok(smallest)
+    }
+}
+
+/// Gives one input to a target: what it answered, or what did not hold.
+pub fn replay(entry: &'static Entry, input: &[u8]) -> anyhow::Result<Result<Verdict, String>> {
+    Runner::new(entry)?.check(input)
+}
+
+/// Gives every input of the corpus to a target. Ends at the first that does not hold.
+pub fn replay_corpus(entry: &'static Entry) -> anyhow::Result<Report> {
+    fuzz(
+        entry,
+        0,
+        Bounds {
+            time: Duration::MAX,
+            executions: 0,
+        },
+        &mut None,
+    )
+}
+
+/// Runs a target. The corpus is given to it whatever the bounds.
+pub fn fuzz(
+    entry: &'static Entry,
+    seed: u64,
+    bounds: Bounds,
+    coverage: &mut Option<Coverage>,
+) -> anyhow::Result<Report> {
+    let started = Instant::now();
+    let mut runner = Runner::new(entry)?;
+    let inputs = corpus::load(entry)?;
+    let mut pool = Pool::default();
+    let mut report = Report {
+        target: entry.name,
+        seed,
+        executions: 0,
+        taken: 0,
+        refused: 0,
+        corpus: inputs.len(),
+        kept: 0,
+        edges: None,
+        seconds: 0.0,
+        finding: None,
+    };
+    if let Some(coverage) = coverage {
+        coverage.forget();
+    }
+    let mut rng = StdRng::seed_from_u64(seed ^ name_hash(entry.name));
+    let mut inputs = inputs.into_iter();
+    loop {
+        let (input, of_corpus) = match inputs.next() {
+            Some(input) => (input.bytes, true),
+            None if report.executions.saturating_sub(report.corpus as u64) >= bounds.executions => break,
+            None if started.elapsed() >= bounds.time => break,
+            None => (made(&mut rng, entry, &*runner.target, &pool), false),
+        };
+        if let Some(coverage) = coverage {
+            coverage.clear();
+        }
+        let answer = runner.check(&input)?;
+        let new = coverage.as_mut().is_some_and(Coverage::is_new);
+        report.executions += 1;
+        let verdict = match answer {
+            Ok(verdict) => verdict,
+            Err(message) => {
+                report.finding = Some(runner.smallest(Finding { message, input })?);
+                break;
+            }
+        };
+        match verdict {
+            Verdict::Taken => report.taken += 1,
+            Verdict::Refused => report.refused += 1,
+        }
+        if of_corpus {
+            pool.put(input, verdict);
+        } else if new && report.kept < KEPT {
+            report.kept += 1;
+            pool.put(input, verdict);
+        }
+    }
+    report.edges = coverage.as_ref().map(Coverage::edges);
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// What inputs are made of.
+#[derive(Default)]
+struct Pool {
+    inputs: Vec<Vec<u8>>,
+    /// Which of them were taken. There are many more ways to be refused, and they would crowd these out.
+    taken: Vec<usize>,
+}
+
+impl Pool {
+    fn put(&mut self, input: Vec<u8>, verdict: Verdict) {
+        match verdict {
+            Verdict::Taken => self.taken.push(self.inputs.len()),
+            Verdict::Refused => {}
+        }
+        self.inputs.push(input);
+    }
+
+    fn choose(&self, rng: &mut StdRng) -> &[u8] {
+        let newest = rng.random_range(0..self.inputs.len().min(16));
+        let any = rng.random_range(0..self.inputs.len());
+        let at = match rng.random_range(0..6) {
+            // What was found last is looked into most.
+            0 => self.inputs.len() - 1 - newest,
+            1 | 2 => any,
+            _ => self.taken.choose(rng).copied().unwrap_or(any),
+        };
+        &self.inputs[at]
+    }
+}
+
+fn made(rng: &mut StdRng, entry: &Entry, target: &dyn Target, pool: &Pool) -> Vec<u8> {
+    let mut input = pool.choose(rng).to_vec();
+    let formed = rng.random_range(0..4);
+    if formed > 0
+        && let Some(changed) = target.vary(rng, &input)
+    {
+        input = changed;
+        if formed < 3 {
+            input.truncate(entry.most);
+            return input;
+        }
+    }
+    let other = pool.choose(rng);
+    mutate::bytes(rng, &mut input, other, entry.dictionary, entry.most);
+    input
+}
+
+/// The same in every build, as the hashes of the standard library need not be.
+fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}

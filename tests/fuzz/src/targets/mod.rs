@@ -1,0 +1,39 @@
+//! Every target.
+
+mod access;
+mod answer;
+mod append;
+mod config;
+mod frame;
+mod page;
+mod request;
+mod store;
+mod text;
+mod token;
+
+use crate::target::Entry;
+
+/// All of them.
+pub const ALL: &[&Entry] = &[
+    &frame::FRAME,
+    &append::APPEND,
+    &page::PAGE,
+    &access::CLAIMS,
+    &token::CREDENTIAL,
+    &token::SESSION,
+    &token::JWKS,
+    &token::KEY,
+    &store::STORE,
+    &config::CONFIG,
+    &request::REQUEST,
+    &answer::ANSWER,
+    &text::REFUSAL,
+    &text::PATTERN,
+    &text::TOPIC,
+    &text::ID,
+];
+
+/// By name.
+pub fn named(name: &str) -> Option<&'static Entry> {
+    ALL.iter().copied().find(|entry| entry.name == name)
+}

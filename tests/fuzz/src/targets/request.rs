@@ -1,0 +1,332 @@
+//! Requests to the bridge, through its routes as they are: headers, credentials, bodies.
+//!
+//! Whatever is sent, the answer is one of the contract's, in its form, and tells nothing of a credential. What only a
+//! session may be told, only a credential that our key signed was told.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use rand::Rng as _;
+use rand::rngs::StdRng;
+use serde_json::json;
+use spacetime_sync_bridge::auth::Issuer;
+use spacetime_sync_bridge::auth::policy::Wanted;
+use spacetime_sync_bridge::auth::revocation::Messenger;
+use spacetime_sync_bridge::config::{Config, Secret};
+use spacetime_sync_bridge::http::{AdminToken, Side, router};
+use spacetime_sync_bridge::status::Status;
+use spacetime_sync_bridge::stdb::tokens::TokenSource;
+use spacetime_sync_proto::RefusalCode;
+use spacetime_sync_proto::access::{
+    Incompatible, REVOKE_PATH, TOKEN_PATH, TTL_SECONDS, TokenRefusal, TokenRequest, headers,
+};
+use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+use spacetime_sync_proto::limit;
+use tower::ServiceExt as _;
+
+use super::token;
+use crate::lane::{ISSUER, pem};
+use crate::mutate;
+use crate::target::{Entry, Seed, Target, Verdict};
+
+pub(super) const REQUEST: Entry = Entry {
+    name: "request",
+    about: "the bridge's routes: the token endpoint, revocation, and what is not there",
+    dictionary: &[
+        b"POST /api/sync/token",
+        b"GET /.well-known/jwks.json",
+        b"/internal/v1/sync/sessions/revoke",
+        b"/internal//v1/",
+        b"authorization: Bearer ",
+        b"x-oa-client-build-id: 20261101T000000Z",
+        b"x-oa-schema-version: 1",
+        b"x-oa-client-surface: desktop",
+        b"x-forwarded-for: 1.2.3.4",
+        b"content-length: 0",
+        b"scopes",
+        b"streams",
+        b"topics",
+        b"ttl_seconds",
+        b"device_id",
+        b"session_id",
+        b"sync.subscribe",
+        b"sync.append",
+        b"runtime.run.*",
+        b"run:42:events",
+    ],
+    most: 80 * 1024,
+    open: || Ok(Box::new(Requests::new()?)),
+    seeds,
+};
+
+const ADMIN: &str = "an-admin-credential-of-the-fuzzers";
+
+struct Requests {
+    router: Router,
+    runtime: tokio::runtime::Runtime,
+    signed: Vec<String>,
+    _folder: tempfile::TempDir,
+}
+
+impl Requests {
+    fn new() -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        token::sessions_config(folder.path())?;
+        let file = folder.path().join("bridge.toml");
+        std::fs::write(&file, configuration(folder.path())?)?;
+        let config = Config::load(Some(&file), std::iter::empty())?;
+        let issuer = Issuer::open(&config)?.context("no issuer")?;
+        // Nothing that is sent here gets that far: there is no authority.
+        let messenger = Messenger::new(
+            "http://127.0.0.1:1",
+            "lane",
+            TokenSource::Fixed(Secret::from("none".to_owned())),
+        );
+        let side = Side {
+            status: Arc::new(Status::new(Duration::from_secs(10))),
+            issuer: Some(Arc::new(issuer)),
+            messenger: Some(messenger),
+            behind_proxy: true,
+            admin: Some(AdminToken::new(&Secret::from(ADMIN.to_owned()))),
+        };
+        Ok(Self {
+            router: router(side),
+            runtime: tokio::runtime::Builder::new_current_thread().enable_time().build()?,
+            signed: token::signed_messages()?,
+            _folder: folder,
+        })
+    }
+
+    /// Status, headers and body of the answer.
+    fn ask(&self, request: Request<Body>) -> anyhow::Result<(StatusCode, axum::http::HeaderMap, Vec<u8>)> {
+        let router = self.router.clone();
+        self.runtime.block_on(async {
+            let answer = router.oneshot(request).await?;
+            let (parts, body) = answer.into_parts();
+            let body = axum::body::to_bytes(body, 1 << 20).await?;
+            Ok((parts.status, parts.headers, body.to_vec()))
+        })
+    }
+}
+
+fn configuration(folder: &std::path::Path) -> anyhow::Result<String> {
+    let key = pem(3)?.expose().replace('\n', "\\n");
+    let (p256, rsa) = (folder.join("p256.pem"), folder.join("rsa.pem"));
+    Ok(format!(
+        r#"[authority]
+url = "postgres://nobody@127.0.0.1:1/none"
+[spacetimedb]
+uri = "http://127.0.0.1:1"
+database = "lane"
+[issuer]
+url = "{ISSUER}"
+key = "{key}"
+session_per_minute = 1000000
+session_burst = 1000000
+failures_per_minute = 1000000
+failures_burst = 1000000
+[sessions]
+issuer = "{}"
+audience = "{}"
+public_keys = ["{}", "{}"]
+[compatibility]
+min_client_build_id = "20260101T000000Z"
+max_client_build_id = "20271231T000000Z"
+min_schema_version = 1
+max_schema_version = 1000000
+"#,
+        crate::lane::SESSIONS.0,
+        crate::lane::SESSIONS.1,
+        p256.display(),
+        rsa.display(),
+    ))
+}
+
+/// A request as it would stand on the wire, taken apart as leniently as can be; none if it cannot be one at all, and never
+/// gets to the routes.
+fn read(input: &[u8]) -> Option<Request<Body>> {
+    let end = input.windows(2).position(|two| two == b"\n\n").unwrap_or(input.len());
+    let (head, body) = (&input[..end], input.get(end + 2..).unwrap_or_default());
+    let mut lines = head.split(|byte| *byte == b'\n');
+    let first = std::str::from_utf8(lines.next()?).ok()?;
+    let (method, target) = first.split_once(' ')?;
+    let mut request = Request::new(Body::from(body.to_vec()));
+    *request.method_mut() = Method::from_bytes(method.as_bytes()).ok()?;
+    *request.uri_mut() = target.parse::<Uri>().ok()?;
+    for line in lines {
+        let at = line.iter().position(|byte| *byte == b':')?;
+        let name = HeaderName::from_bytes(&line[..at]).ok()?;
+        let value = HeaderValue::from_bytes(line[at + 1..].trim_ascii()).ok()?;
+        request.headers_mut().append(name, value);
+    }
+    let peer: SocketAddr = ([127, 0, 0, 1], 40_000).into();
+    request.extensions_mut().insert(ConnectInfo(peer));
+    Some(request)
+}
+
+impl Target for Requests {
+    fn check(&mut self, input: &[u8]) -> anyhow::Result<Verdict> {
+        let Some(request) = read(input) else {
+            return Ok(Verdict::Refused);
+        };
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let authorization = request.headers().get(header::AUTHORIZATION).cloned();
+        let credential = authorization
+            .as_ref()
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let body = input
+            .windows(2)
+            .position(|two| two == b"\n\n")
+            .map_or(&[][..], |end| &input[end + 2..]);
+        let (status, said, answer) = self.ask(request)?;
+
+        ensure!(said.contains_key(header::CACHE_CONTROL) && said.contains_key(header::X_CONTENT_TYPE_OPTIONS));
+        ensure!(status != StatusCode::INTERNAL_SERVER_ERROR, "500");
+        let text = String::from_utf8_lossy(&answer);
+        if let Some((_, secret)) = credential.as_deref().and_then(|value| value.split_once(' '))
+            && secret.len() > 64
+        {
+            ensure!(!text.contains(secret), "the answer tells the credential");
+        }
+        let internal = path == "/internal" || path.starts_with("/internal/");
+        if internal && credential.as_deref().is_none_or(|value| !is_admin(value)) {
+            ensure!(
+                status == StatusCode::UNAUTHORIZED,
+                "{path} answers {status} to who is no admin"
+            );
+            return Ok(Verdict::Refused);
+        }
+        if method != Method::POST || (path != TOKEN_PATH && path != REVOKE_PATH) {
+            return Ok(Verdict::taken(status == StatusCode::OK));
+        }
+        if status == StatusCode::UPGRADE_REQUIRED {
+            let why: Incompatible = serde_json::from_slice(&answer)?;
+            ensure!(!why.retryable && said.contains_key(headers::CODE));
+            return Ok(Verdict::Refused);
+        }
+        if path == REVOKE_PATH && status == StatusCode::PAYLOAD_TOO_LARGE {
+            return Ok(Verdict::Refused);
+        }
+        let refusal: TokenRefusal = serde_json::from_slice(&answer).with_context(|| format!("{status}: {text}"))?;
+        let done = refusal.code == RefusalCode::SyncTokenUnavailable;
+        if path == TOKEN_PATH {
+            let before_who = matches!(
+                refusal.code,
+                RefusalCode::MissingAuthorization
+                    | RefusalCode::InvalidAuthorizationScheme
+                    | RefusalCode::InvalidToken
+                    | RefusalCode::TokenExpired
+                    | RefusalCode::TokenNotYetValid
+                    | RefusalCode::MissingIat
+            );
+            ensure!(before_who == (status == StatusCode::UNAUTHORIZED), "{status}: {text}");
+            if !before_who {
+                let token = credential.as_deref().and_then(|value| value.split_once(' '));
+                let message = token.and_then(|(_, token)| Some(token.trim().rsplit_once('.')?.0));
+                ensure!(
+                    self.signed.iter().any(|signed| Some(signed.as_str()) == message),
+                    "{text} is told to who is not signed by us"
+                );
+            }
+            if done {
+                wanted(body)?;
+            }
+        }
+        Ok(Verdict::taken(done))
+    }
+
+    fn vary(&self, rng: &mut StdRng, input: &[u8]) -> Option<Vec<u8>> {
+        let end = input.windows(2).position(|two| two == b"\n\n")?;
+        let (head, body) = (&input[..end], &input[end + 2..]);
+        let mut head = head.to_vec();
+        if rng.random_bool(0.2) {
+            head = other_credential(rng, &head).unwrap_or(head);
+        }
+        if rng.random_bool(0.3) {
+            mutate::bytes(rng, &mut head, &[], REQUEST.dictionary, 8_192);
+        }
+        let body = mutate::json(rng, body, REQUEST.dictionary)?;
+        Some([&head[..], b"\n\n", &body].concat())
+    }
+}
+
+/// With a credential that says something else, in the form of one.
+fn other_credential(rng: &mut StdRng, head: &[u8]) -> Option<Vec<u8>> {
+    let scheme = b"Bearer ";
+    let from = head.windows(scheme.len()).position(|text| text == scheme)? + scheme.len();
+    let length = head[from..].iter().position(|byte| *byte == b'\n');
+    let to = length.map_or(head.len(), |length| from + length);
+    let token = mutate::compact(rng, &head[from..to], REQUEST.dictionary)?;
+    Some([&head[..from], &token, &head[to..]].concat())
+}
+
+fn is_admin(value: &str) -> bool {
+    let (scheme, token) = value.split_at_checked(7).unwrap_or_default();
+    scheme.eq_ignore_ascii_case("bearer ") && token == ADMIN
+}
+
+/// A body that got as far as the authority is a request that makes sense.
+fn wanted(body: &[u8]) -> anyhow::Result<()> {
+    ensure!(body.len() <= 64 * 1024);
+    let request: TokenRequest = serde_json::from_slice(body)?;
+    let wanted = Wanted::read(&request)?;
+    ensure!(!wanted.scopes.is_empty() && !wanted.streams.is_empty());
+    ensure!(wanted.streams.len() <= limit::TOKEN_STREAMS && TTL_SECONDS.contains(&wanted.ttl_seconds));
+    let granted = wanted.grant(&wanted.streams);
+    if let Ok(granted) = granted {
+        ensure!(granted.streams.len() <= limit::TOKEN_STREAMS && granted.scopes == wanted.scopes);
+        let asked = |stream: &spacetime_sync_proto::access::StreamPattern| {
+            wanted
+                .streams
+                .iter()
+                .any(|wanted| wanted.intersect(stream).as_ref() == Some(stream))
+        };
+        ensure!(granted.streams.iter().all(asked), "more is granted than was asked for");
+    }
+    Ok(())
+}
+
+fn seeds() -> anyhow::Result<Vec<Seed>> {
+    let credential = token::credential()?;
+    let client = format!(
+        "{}: 20261101T000000Z\n{}: {PROTOCOL}\n{}: {SCHEMA_VERSION}\n{}: desktop",
+        headers::CLIENT_BUILD_ID,
+        headers::PROTOCOL_VERSION,
+        headers::SCHEMA_VERSION,
+        headers::CLIENT_SURFACE,
+    );
+    let post = |path: &str, headers: &str, body: &serde_json::Value| format!("POST {path}\n{headers}\n\n{body}");
+    let body = json!({
+        "scopes": ["sync.subscribe", "runtime.run_events"], "streams": ["runtime.run.42.events", "user:7:*"],
+        "topics": ["run:42:events"], "ttl_seconds": 300, "device_id": "d1",
+    });
+    let asking = format!("authorization: Bearer {credential}\n{client}");
+    let admin = format!("authorization: Bearer {ADMIN}");
+    let revocation = json!({ "session_id": "s1", "session_ids": ["s2"], "reason": "lost" });
+    Ok(vec![
+        Seed::new("token", post(TOKEN_PATH, &asking, &body)),
+        Seed::new(
+            "token-least",
+            post(
+                TOKEN_PATH,
+                &asking,
+                &json!({ "scopes": ["sync.subscribe"], "streams": ["a"] }),
+            ),
+        ),
+        Seed::new("token-anonymous", post(TOKEN_PATH, &client, &body)),
+        Seed::new(
+            "token-old",
+            post(TOKEN_PATH, "x-forwarded-for: 1.2.3.4, 5.6.7.8", &body),
+        ),
+        Seed::new("revoke", post(REVOKE_PATH, &admin, &revocation)),
+        Seed::new("keys", "GET /.well-known/jwks.json"),
+        Seed::new("health", "GET /healthz"),
+        Seed::new("internal", "GET /internal/v1/spacetime/sync/metrics"),
+    ])
+}

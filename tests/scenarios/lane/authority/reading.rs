@@ -1,0 +1,125 @@
+//! What the bridge reads of the log, and what it writes down.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_and_dirty_streams_are_paged_in_order() {
+    let (_database, authority) = setup().await;
+    let ids: Vec<_> = ["B", "a", "a.1", "a:1", "b"].map(stream).into();
+    for id in &ids {
+        authority.append(id, &event("k", "k", b"p")).await.unwrap();
+    }
+    authority.advance_published(&[(ids[1].clone(), seq(1))]).await.unwrap();
+    let mut all = Vec::new();
+    while let Some(next) = authority.streams_after(all.last(), 2).await.unwrap().into_iter().next() {
+        all.push(next.stream_id);
+    }
+    assert_eq!(all, ids);
+    let dirty = authority.dirty_streams(None, 2).await.unwrap();
+    let found: Vec<_> = dirty.iter().map(|position| position.stream_id.as_str()).collect();
+    assert_eq!(found, ["B", "a.1"]);
+    assert_eq!((dirty[0].head_seq, dirty[0].published_seq), (seq(1), Seq::ZERO));
+    let rest = authority.dirty_streams(Some(&dirty[1].stream_id), 9).await.unwrap();
+    let found: Vec<_> = rest.iter().map(|position| position.stream_id.as_str()).collect();
+    assert_eq!(found, ["a:1", "b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn published_moves_forward_only_and_never_above_the_head() {
+    let (_database, authority) = setup().await;
+    let id = stream("s");
+    authority.append_batch(&id, &numbered(1, 5)).await.unwrap();
+    let published = async || authority.position(&id).await.unwrap().unwrap().published_seq;
+    let to = |to| [(id.clone(), seq(to))];
+
+    assert_eq!(authority.advance_published(&to(3)).await.unwrap(), Advanced::default());
+    assert_eq!(published().await, seq(3));
+    assert_eq!(authority.advance_published(&to(2)).await.unwrap(), Advanced::default());
+    assert_eq!(published().await, seq(3));
+
+    // One that is wrong does not hold the others up.
+    let (other, missing) = (stream("other"), stream("missing"));
+    authority.append(&other, &event("k", "k", b"p")).await.unwrap();
+    let asked = [(id.clone(), seq(6)), (other.clone(), seq(1)), (missing.clone(), seq(1))];
+    let mut advanced = authority.advance_published(&asked).await.unwrap();
+    advanced.above_head.sort();
+    assert_eq!(advanced.above_head, [missing, id.clone()]);
+    assert_eq!(advanced.locked, []);
+    assert_eq!(published().await, seq(3));
+    assert_eq!(authority.position(&other).await.unwrap().unwrap().published_seq, seq(1));
+
+    // Named twice in one call: the further one counts.
+    let twice = [(id.clone(), seq(5)), (id.clone(), seq(4))];
+    assert_eq!(authority.advance_published(&twice).await.unwrap(), Advanced::default());
+    assert_eq!(published().await, seq(5));
+    assert_eq!(authority.dirty_streams(None, 9).await.unwrap(), []);
+
+    authority.rewind_published(&id, seq(2)).await.unwrap();
+    assert_eq!(published().await, seq(2));
+    authority.rewind_published(&id, seq(4)).await.unwrap();
+    assert_eq!(published().await, seq(2));
+    assert_eq!(authority.dirty_streams(None, 9).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_holds_a_stream_never_holds_the_bridge_up() {
+    let (database, authority) = setup().await;
+    let (held, free) = (stream("held"), stream("free"));
+    for id in [&held, &free] {
+        authority.append(id, &event("k", "k", b"p")).await.unwrap();
+    }
+    let mut connection = client(&database).await;
+    let mut transaction = connection.begin().await.unwrap();
+    transaction
+        .execute("select runtime.sync_append('held', 'k2', 'k', 'p')")
+        .await
+        .unwrap();
+
+    let asked = [(held.clone(), seq(1)), (free.clone(), seq(1))];
+    let advanced = timeout(SOON, authority.advance_published(&asked))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(advanced.locked, std::slice::from_ref(&held));
+    assert_eq!(advanced.above_head, []);
+    assert_eq!(authority.position(&free).await.unwrap().unwrap().published_seq, seq(1));
+    assert_eq!(
+        authority.position(&held).await.unwrap().unwrap().published_seq,
+        Seq::ZERO
+    );
+    transaction.commit().await.unwrap();
+    assert_eq!(authority.advance_published(&asked).await.unwrap(), Advanced::default());
+    let position = authority.position(&held).await.unwrap().unwrap();
+    assert_eq!((position.published_seq, position.head_seq), (seq(1), seq(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_is_bounded_in_events_and_in_bytes() {
+    let (_database, authority) = setup().await;
+    let id = stream("s");
+    let events: Vec<_> = (1..=20)
+        .map(|n| event(&format!("k{n}"), "k", &vec![n; 100_000]))
+        .collect();
+    authority.append_batch(&id, &events).await.unwrap();
+    let page = async |after, max_events, max_bytes| {
+        let page = authority
+            .read_events(&id, seq(after), max_events, max_bytes)
+            .await
+            .unwrap();
+        page.iter().map(|event| event.seq.get()).collect::<Vec<_>>()
+    };
+    assert_eq!(page(0, 3, ALL).await, [1, 2, 3]);
+    assert_eq!(page(0, 100, 350_000).await, [1, 2, 3]);
+    assert_eq!(page(0, 100, 300_000).await, [1, 2, 3]);
+    assert_eq!(page(17, 100, 1_000_000).await, [18, 19, 20]);
+    assert_eq!(page(5, 100, 1).await, [6], "the first event always comes");
+    assert!(page(20, 100, ALL).await.is_empty());
+    assert!(page(0, 0, ALL).await.is_empty());
+    assert_eq!(
+        authority
+            .read_events(&stream("none"), Seq::ZERO, 10, ALL)
+            .await
+            .unwrap(),
+        []
+    );
+}
