@@ -473,6 +473,8 @@ impl<'a> Pump<'a> {
         let deadline = Duration::from_millis(self.config.bridge.ack_deadline_ms);
         if self.calls.values().any(|(sent, _)| sent.elapsed() > deadline) {
             self.link_down(format!("a call was not answered for {deadline:?}"), effects);
+        } else if matches!(&self.wire, Wire::Up { link, .. } if link.is_silent()) {
+            self.link_down("a question was not answered".to_owned(), effects);
         }
     }
 

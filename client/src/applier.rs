@@ -1,6 +1,8 @@
 //! The thread that applies: takes batches, hashes their payloads, runs the handler inside the store's transaction,
 //! says how it went. It never skips: a batch that does not begin where its stream's saved log ends is thrown away.
 
+mod stepped;
+
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,13 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use spacetime_sync_proto::{Event, PayloadHash, StreamId};
+use spacetime_sync_proto::{Event, PayloadHash, StreamId, mutant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::apply::{ApplyFailure, Batch, Beginning};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ErrorClass, HandlerError};
 use crate::store::{CheckpointStore, CommitError, StoreError};
+
+pub use stepped::Stepped;
 
 /// Makes of events what the application wants of them.
 pub trait Handler<S: CheckpointStore>: Send + 'static {
@@ -219,7 +223,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             }
         };
         let (mut to, mut released, mut events) = (first.to, first.bytes, first.events);
-        if first.from != queue.applied {
+        if first.from != queue.applied && !mutant::on("client-applies-what-does-not-continue") {
             return self.tell(stream, released, Applied::Dropped);
         }
         while let Some(Work::Batch(next)) = queue.queue.front() {
@@ -356,7 +360,8 @@ fn altered(events: &[Event]) -> Option<(usize, ApplyFailure)> {
     events.iter().enumerate().find_map(|(at, event)| {
         let found = PayloadHash::of(&event.payload);
         let (seq, expected) = (event.seq, event.payload_hash);
-        (found != expected).then_some((at, ApplyFailure::Payload { seq, expected, found }))
+        (found != expected && !mutant::on("client-takes-an-altered-payload"))
+            .then_some((at, ApplyFailure::Payload { seq, expected, found }))
     })
 }
 

@@ -49,6 +49,8 @@ mod history;
 mod link;
 
 pub use applier::Handler;
+#[doc(hidden)]
+pub use applier::Stepped;
 pub use apply::{Beginning, Counters, Rung, StreamStop};
 pub use checkpoint::Checkpoint;
 pub use client::SyncClient;

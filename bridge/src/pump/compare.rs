@@ -49,7 +49,7 @@ pub(super) async fn reconcile_all(
                 Verdict::Refill(after) => {
                     let published = position.published_seq;
                     tracing::warn!(%stream_id, %published, %after, "SpacetimeDB holds less than was published: its window begins anew");
-                    if let Some(filled) = refill(link, authority, &stream_id, after).await? {
+                    if let Some(filled) = refill(link, authority, &stream_id, held.seq, after).await? {
                         ledger.rewind(stream_id.clone(), filled);
                         ledger.advance(stream_id, filled);
                     }
@@ -62,12 +62,13 @@ pub(super) async fn reconcile_all(
     Ok(())
 }
 
-/// Begins a stream's window anew after a position. None if the authority has purged that meanwhile: then the next comparison
+/// Begins the window of a stream, whose head was `seen`, anew after a position. None if the authority has purged that meanwhile: then the next comparison
 /// says where.
 async fn refill(
     link: &Link,
     authority: &Authority,
     stream_id: &StreamId,
+    seen: Seq,
     after: Seq,
 ) -> Result<Option<Seq>, StdbError> {
     let chain_there = authority
@@ -77,7 +78,7 @@ async fn refill(
     let Some(chain_there) = chain_there else {
         return Ok(None);
     };
-    link.rewind(stream_id, after, chain_there).await?;
+    link.rewind(stream_id, seen, after, chain_there).await?;
     Ok(Some(after))
 }
 
@@ -112,7 +113,7 @@ pub(super) async fn learn(
         .map_err(|error| chain(&error))?;
     let verdict = reconcile(&position, held, chain_there, policy.window(stream_id));
     if let Verdict::Refill(after) = verdict {
-        let filled = refill(link, authority, stream_id, after)
+        let filled = refill(link, authority, stream_id, held.seq, after)
             .await
             .map_err(|error| chain(&error))?;
         filled.ok_or("the authority purged what the window was to begin with")?;

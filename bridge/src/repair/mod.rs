@@ -10,7 +10,7 @@ mod common;
 use std::fmt;
 
 use serde::Serialize;
-use spacetime_sync_proto::{ChainHash, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, RefusalCode, Seq, StreamId};
 
 use crate::authority::{Authority, AuthorityError, Beat, Extent, StreamPosition};
 use crate::core::Held;
@@ -191,7 +191,15 @@ impl Sides {
     }
 
     async fn end_at(&self, stream_id: &StreamId, to: Seq, chain: ChainHash) -> Result<(), RepairError> {
-        self.link.rewind(stream_id, to, chain).await?;
+        // A bridge may run meanwhile.
+        loop {
+            let held = self.link.heads(std::slice::from_ref(stream_id)).await?;
+            let seen = held.first().map_or(Seq::ZERO, |held| held.seq);
+            match self.link.rewind(stream_id, seen, to, chain).await {
+                Err(StdbError::Refused(refusal)) if refusal.code == RefusalCode::SeqGap => {}
+                rewound => break rewound?,
+            }
+        }
         self.authority.rewind_published(stream_id, to).await?;
         self.authority.advance_published(&[(stream_id.clone(), to)]).await?;
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -58,6 +59,8 @@ pub struct Link {
     answers: mpsc::UnboundedSender<Answer>,
     pump: tokio::task::JoinHandle<()>,
     renewal: Option<tokio::task::JoinHandle<()>>,
+    /// A call was not answered in time.
+    silent: AtomicBool,
 }
 
 impl Link {
@@ -123,6 +126,7 @@ impl Link {
             answers,
             pump,
             renewal,
+            silent: AtomicBool::new(false),
         };
         is_connected
             .await
@@ -132,6 +136,11 @@ impl Link {
             admin.set_compatibility(window).await?;
         }
         Ok(link)
+    }
+
+    /// Whether a call was not answered in time: nothing says that another one would be.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     /// Whether the connection has ended.
@@ -223,9 +232,12 @@ impl Link {
     ) -> Result<T, StdbError> {
         let outcome = tokio::time::timeout(ANSWER_LIMIT, answered)
             .await
-            .map_err(|_| StdbError::TimedOut {
-                uri: self.target.uri.clone(),
-                what,
+            .map_err(|_| {
+                self.silent.store(true, Ordering::Relaxed);
+                StdbError::TimedOut {
+                    uri: self.target.uri.clone(),
+                    what,
+                }
             })?
             .map_err(|_| self.unavailable("closed before it answered"))?;
         match outcome {

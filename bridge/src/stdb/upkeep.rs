@@ -39,20 +39,24 @@ pub struct HeldPage {
 }
 
 impl Link {
-    /// Makes the log that is held end where the authority's has `chain` at `to`. In steps, each a transaction.
-    pub async fn rewind(&self, stream_id: &StreamId, to: Seq, chain: ChainHash) -> Result<(), StdbError> {
+    /// Makes the log that is held end where the authority's has `chain` at `to`. In steps, each a transaction, the first of
+    /// which is refused if the log does not end at `seen` any more: somebody else is at work on it.
+    pub async fn rewind(&self, stream_id: &StreamId, seen: Seq, to: Seq, chain: ChainHash) -> Result<(), StdbError> {
+        let mut seen = seen;
         loop {
-            let held = self.heads(std::slice::from_ref(stream_id)).await?;
-            if held.first() == Some(&Held { seq: to, chain }) {
-                return Ok(());
-            }
             self.reducer("rewind_stream", |reducers, answer| {
-                let name = stream_id.as_str().to_owned();
-                reducers.rewind_stream_then(name, to.get(), chain_to_column(&chain), move |_, result| {
+                let (name, chain) = (stream_id.as_str().to_owned(), chain_to_column(&chain));
+                reducers.rewind_stream_then(name, to.get(), chain, seen.get(), move |_, result| {
                     drop(answer.send(result));
                 })
             })
             .await?;
+            let held = self.heads(std::slice::from_ref(stream_id)).await?;
+            match held.first() {
+                Some(held) if *held == (Held { seq: to, chain }) => return Ok(()),
+                Some(held) => seen = held.seq,
+                None => return Err(self.unexpected("read_heads", "no head".to_owned())),
+            }
         }
     }
 

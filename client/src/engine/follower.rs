@@ -86,6 +86,14 @@ impl Follower {
         self.acked_at = None;
     }
 
+    /// A subscription has begun or failed, perhaps one that was given up long ago. A page that is under way is still
+    /// waited for: without that, a connection that falls silent meanwhile would never be noticed.
+    pub(super) fn subscription_answered(&mut self) {
+        if self.reading.is_none() {
+            self.asked_at = None;
+        }
+    }
+
     /// Notes what the core's state means at this time.
     pub(super) fn observe(&mut self, now: Instant, grace: Duration) {
         self.head = self.stream.known_head().or(self.head);

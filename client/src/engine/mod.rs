@@ -398,12 +398,12 @@ impl Engine {
                 }
             }
             Inbound::Subscribed { stream, id } => {
-                self.followers[stream].asked_at = None;
+                self.followers[stream].subscription_answered();
                 self.step(stream, Input::Subscribed(id));
             }
             Inbound::Unsubscribed { stream, id } => self.unsubscribed(stream, id),
             Inbound::SubscriptionFailed { stream, id, detail } => {
-                self.followers[stream].asked_at = None;
+                self.followers[stream].subscription_answered();
                 tracing::warn!(stream = %self.followers[stream].id, detail, "a subscription failed");
                 match &self.net {
                     Net::Up(up) if up.generation != from => self.old_subscription_failed(stream, id),

@@ -1,6 +1,6 @@
 //! How a held log is made to end where the authority's does.
 
-use spacetime_sync_proto::{ChainHash, Seq};
+use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, mutant};
 
 use crate::append::Head;
 
@@ -27,13 +27,24 @@ pub enum Step {
     Begin,
 }
 
+/// Whoever moves a log's end says what he saw of it: another bridge may have moved it since, and its work is not undone.
+pub fn is_as_seen(held: Held, seen: Seq) -> Result<(), Refusal> {
+    if held.head.seq == seen {
+        return Ok(());
+    }
+    let message = format!("the log ends at seq {}, it was thought to end at {seen}", held.head.seq);
+    Err(Refusal::new(RefusalCode::SeqGap, message).at_head(held.head.seq.get()))
+}
+
 /// Decides. `there` is the chain hash that is held at the target, if it is held: the position before the first event has
 /// one, too.
 pub fn decide(held: Held, target: Head, there: Option<ChainHash>, most: u64) -> Step {
     if held.head == target {
         return Step::Done;
     }
-    let keeps = target.seq >= held.floor && target.seq < held.head.seq && there == Some(target.chain);
+    let keeps = target.seq >= held.floor
+        && target.seq < held.head.seq
+        && (there == Some(target.chain) || mutant::on("module-rewinds-on-any-chain"));
     let floor = if keeps { target.seq } else { held.floor };
     if held.head.seq == floor {
         return Step::Begin;
@@ -90,6 +101,20 @@ mod tests {
         assert_eq!(step(40, 90, 30, None), Step::Cut { after: seq(40) });
         assert_eq!(step(40, 90, 100, None), Step::Cut { after: seq(40) });
         assert_eq!(step(40, 40, 100, None), Step::Begin);
+    }
+
+    #[test]
+    fn what_another_has_moved_since_is_left_alone() {
+        let held = |head| Held {
+            floor: seq(0),
+            head: Head {
+                seq: seq(head),
+                chain: chain(1),
+            },
+        };
+        assert_eq!(is_as_seen(held(7), seq(7)), Ok(()));
+        let refused = is_as_seen(held(9), seq(7)).unwrap_err();
+        assert_eq!((refused.code, refused.head_seq), (RefusalCode::SeqGap, Some(9)));
     }
 
     #[test]

@@ -13,15 +13,21 @@ use crate::access::operator;
 use crate::log_access::{
     chain_from_column, chain_to_column, frames_from, head, held_chain, seq_from_column, trust_row,
 };
-use crate::refuse::{Refused, invalid_argument, stream_id as parse_stream_id};
+use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
 use crate::tables::{SyncEvent, SyncHead, sync_checkpoint, sync_event, sync_head};
 
 /// Most events that one step removes.
 const EVENTS: u64 = 8_192;
 
-/// `chain_hash` is the authority's at `seq`.
+/// `chain_hash` is the authority's at `seq`, `seen_seq` the head as the caller saw it.
 #[reducer]
-pub fn rewind_stream(ctx: &ReducerContext, stream_id: String, seq: u64, chain_hash: u256) -> Result<(), Refused> {
+pub fn rewind_stream(
+    ctx: &ReducerContext,
+    stream_id: String,
+    seq: u64,
+    chain_hash: u256,
+    seen_seq: u64,
+) -> Result<(), Refused> {
     let trust = trust_row(ctx)?;
     operator(ctx, &trust)?;
     let stream_id = parse_stream_id(&stream_id)?;
@@ -45,6 +51,7 @@ pub fn rewind_stream(ctx: &ReducerContext, stream_id: String, seq: u64, chain_ha
         floor: seq_from_column(row.oldest_seq).previous(),
         head: head(ctx, stream_key, &stream_id),
     };
+    rewind::is_as_seen(held, seq_from_column(seen_seq)).map_err(refused)?;
     let there = if target.seq == held.floor {
         floor_chain(ctx, stream_key, held)
     } else {

@@ -253,7 +253,7 @@ async fn the_bridge_may_come_by_token_and_only_as_the_bridge() {
         ("mark_epoch", json!(["e", 1, true])),
         (
             "rewind_stream",
-            json!([id.as_str(), 0, column(&ChainHash::genesis(&id))]),
+            json!([id.as_str(), 0, column(&ChainHash::genesis(&id)), 1]),
         ),
         ("set_compatibility", json!(["20200101T000000Z", "", 1, 9])),
     ];

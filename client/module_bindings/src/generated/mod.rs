@@ -153,6 +153,7 @@ pub enum Reducer {
         stream_id: String,
         seq: u64,
         chain_hash: __sats::u256,
+        seen_seq: u64,
 }    ,
     SetCompatibility {
         min_client_build_id: String,
@@ -280,10 +281,12 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 stream_id,
                 seq,
                 chain_hash,
+                seen_seq,
 }             => __sats::bsatn::to_vec(&rewind_stream_reducer::RewindStreamArgs {
                 stream_id: stream_id.clone(),
                 seq: seq.clone(),
                 chain_hash: chain_hash.clone(),
+                seen_seq: seen_seq.clone(),
 }),
             Reducer::SetCompatibility{
                 min_client_build_id,

@@ -102,6 +102,29 @@ fn effects_and_checkpoint_are_saved_together_or_not_at_all() {
 }
 
 #[test]
+fn effects_go_with_a_checkpoint_that_cannot_be_written() {
+    let file = File::new();
+    file.sql("CREATE TABLE effect (n INTEGER)");
+    let mut store = file.store();
+    save(&mut store, start(), checkpoint(1)).unwrap();
+    file.sql(
+        "CREATE TRIGGER full BEFORE INSERT ON spacetime_sync_checkpoint \
+         BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    let mut write = |transaction: &mut Transaction<'_>| {
+        transaction.execute("INSERT INTO effect VALUES (1)", [])?;
+        Ok(())
+    };
+    let failed = store.commit(&stream(), &checkpoint(1), &checkpoint(2), &mut write);
+    assert!(matches!(failed, Err(CommitError::Store(_))), "{failed:?}");
+    let effects: i64 = store
+        .connection
+        .query_row("SELECT count(*) FROM effect", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!((effects, store.load(&stream())), (0, Ok(Some(checkpoint(1)))));
+}
+
+#[test]
 fn a_process_that_dies_within_a_transaction_leaves_nothing_of_it() {
     let file = File::new();
     file.sql("CREATE TABLE effect (n INTEGER)");

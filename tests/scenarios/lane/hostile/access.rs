@@ -117,7 +117,7 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
         (
             "rewind_stream",
             (
-                json!(["no name", 0, end]),
+                json!(["no name", 0, end, 0]),
                 [unauthorized, unauthorized, unauthorized, invalid, invalid],
             ),
         ),

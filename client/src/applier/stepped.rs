@@ -1,0 +1,83 @@
+//! The applying thread without its thread: whoever holds it gives it its turns. For the simulation.
+
+use std::collections::VecDeque;
+
+use spacetime_sync_proto::StreamId;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::{Applied, BatchBounds, Handler, Job, Outcome, StreamQueue, Work, Worker};
+use crate::apply::{Batch, Beginning, Input};
+use crate::checkpoint::Checkpoint;
+use crate::store::{CheckpointStore, StoreError};
+
+/// See the module.
+pub struct Stepped<S, H> {
+    worker: Worker<S, H>,
+    turn: VecDeque<usize>,
+    outcomes: UnboundedReceiver<Outcome>,
+}
+
+impl<S: CheckpointStore, H: Handler<S>> Stepped<S, H> {
+    /// An applier of these streams, at most so many events and bytes in a transaction.
+    pub fn new(store: S, handler: H, streams: Vec<(StreamId, Checkpoint)>, events: usize, bytes: usize) -> Self {
+        let (outgoing, outcomes) = tokio::sync::mpsc::unbounded_channel();
+        let queue = |(id, applied)| StreamQueue {
+            id,
+            applied,
+            queue: VecDeque::new(),
+        };
+        let worker = Worker {
+            store,
+            handler,
+            streams: streams.into_iter().map(queue).collect(),
+            bounds: BatchBounds { events, bytes },
+            outgoing,
+        };
+        Self {
+            worker,
+            turn: VecDeque::new(),
+            outcomes,
+        }
+    }
+
+    /// Queues a batch for the stream with this index.
+    pub fn hand_over(&mut self, stream: usize, batch: Batch) {
+        let work = Work::Batch(batch);
+        self.worker.enqueue(Job { stream, work }, &mut self.turn);
+    }
+
+    /// Queues a new beginning for it.
+    pub fn begin_anew(&mut self, stream: usize, beginning: Box<Beginning>) {
+        let work = Work::Begin(beginning);
+        self.worker.enqueue(Job { stream, work }, &mut self.turn);
+    }
+
+    /// Applies for the stream whose turn it is; whether there is more to do.
+    pub fn work(&mut self) -> bool {
+        if let Some(stream) = self.turn.pop_front() {
+            // Somebody listens: the other end of the channel is in `self`.
+            let _ = self.worker.apply_some(stream);
+            if !self.worker.streams[stream].queue.is_empty() {
+                self.turn.push_back(stream);
+            }
+        }
+        !self.turn.is_empty()
+    }
+
+    /// What became of a batch, as its stream is to hear it; or why the store is of no use any more.
+    pub fn outcome(&mut self) -> Option<(usize, Result<Input, StoreError>)> {
+        let Outcome {
+            stream,
+            released,
+            result,
+        } = self.outcomes.try_recv().ok()?;
+        let input = match result {
+            Applied::To(to) => Ok(Input::Applied { to, released }),
+            Applied::BegunAnew(at) => Ok(Input::BegunAnew(at)),
+            Applied::Dropped => Ok(Input::Dropped { released }),
+            Applied::Failed(failure) => Ok(Input::ApplyFailed { failure, released }),
+            Applied::StoreFailed(error) => Err(error),
+        };
+        Some((stream, input))
+    }
+}

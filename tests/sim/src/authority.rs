@@ -1,0 +1,127 @@
+//! A model of the authority: logs with chains, `published_seq`, and writers that commit. What it holds is the oracle of
+//! everything else.
+
+use bytes::Bytes;
+use spacetime_sync_bridge::authority::StreamPosition;
+use spacetime_sync_client::Checkpoint;
+use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
+
+use crate::agenda::Micros;
+
+/// An event that a writer wants appended.
+#[derive(Debug, Clone)]
+pub(crate) struct NewEvent {
+    pub(crate) key: IdempotencyKey,
+    pub(crate) payload: Bytes,
+}
+
+#[derive(Debug)]
+pub(crate) struct Log {
+    pub(crate) id: StreamId,
+    pub(crate) start: Checkpoint,
+    pub(crate) events: Vec<Event>,
+    pub(crate) published: Seq,
+    /// The last position that is purged. The oracle remembers what was there.
+    pub(crate) floor: Seq,
+    /// A position whose payload was altered, and what it reads as.
+    pub(crate) tampered: Option<(Seq, Bytes)>,
+    /// Until when a writer holds its row.
+    pub(crate) locked_until: Micros,
+    kind: Kind,
+}
+
+impl Log {
+    pub(crate) fn new(at: usize) -> Self {
+        let id = StreamId::new(&format!("stream.{at}")).expect("a name");
+        Self {
+            start: Checkpoint::start(&id),
+            id,
+            events: Vec::new(),
+            published: Seq::ZERO,
+            floor: Seq::ZERO,
+            tampered: None,
+            locked_until: 0,
+            kind: Kind::new("sim").expect("a kind"),
+        }
+    }
+
+    pub(crate) fn head(&self) -> Seq {
+        Seq::ZERO.plus(self.events.len() as u64)
+    }
+
+    /// The chain hash at a position; none if the log ends before.
+    pub(crate) fn chain_at(&self, seq: Seq) -> Option<ChainHash> {
+        match seq.get().checked_sub(1) {
+            None => Some(self.start.chain_hash),
+            Some(at) => self.events.get(at as usize).map(|event| event.chain_hash),
+        }
+    }
+
+    /// The same, as the authority answers: what is purged it does not know.
+    pub(crate) fn kept_chain_at(&self, seq: Seq) -> Option<ChainHash> {
+        (seq >= self.floor).then(|| self.chain_at(seq)).flatten()
+    }
+
+    /// As the SQL function: the newest events stay, and whatever is not published.
+    pub(crate) fn purge(&mut self, keeps: u64) -> u64 {
+        let old = Seq::ZERO.plus(self.head().get().saturating_sub(keeps));
+        let to = old.min(self.published).max(self.floor);
+        let gone = to.since(self.floor);
+        self.floor = to;
+        gone
+    }
+
+    /// As the SQL function: the same key again returns the first seq and writes nothing.
+    pub(crate) fn append(&mut self, new: &NewEvent, clock_us: i64) -> (Seq, bool) {
+        if let Some(held) = self.events.iter().rev().find(|event| event.idempotency_key == new.key) {
+            return (held.seq, false);
+        }
+        let seq = self.head().next();
+        let (before, not_before) = self.events.last().map_or((self.start.chain_hash, i64::MIN), |last| {
+            (last.chain_hash, last.committed_at_us)
+        });
+        let committed_at_us = clock_us.max(not_before);
+        let payload_hash = PayloadHash::of(&new.payload);
+        self.events.push(Event {
+            seq,
+            idempotency_key: new.key.clone(),
+            kind: self.kind.clone(),
+            payload: new.payload.clone(),
+            payload_hash,
+            chain_hash: before.link(seq, committed_at_us, &payload_hash, &new.key, &self.kind),
+            committed_at_us,
+        });
+        (seq, true)
+    }
+
+    pub(crate) fn position(&self) -> StreamPosition {
+        StreamPosition {
+            stream_id: self.id.clone(),
+            head_seq: self.head(),
+            published_seq: self.published,
+            floor_seq: self.floor,
+        }
+    }
+
+    /// A page as the bridge reads it: the first event always comes.
+    pub(crate) fn read(&self, after: Seq, most: usize, bytes: usize) -> Vec<Event> {
+        let mut sum = 0;
+        self.events
+            .iter()
+            .skip(after.max(self.floor).get() as usize)
+            .take(most)
+            .enumerate()
+            .take_while(|(at, event)| {
+                sum += event.payload.len();
+                *at == 0 || sum <= bytes
+            })
+            .map(|(_, event)| match &self.tampered {
+                Some((seq, payload)) if *seq == event.seq => Event {
+                    payload: payload.clone(),
+                    ..event.clone()
+                },
+                _ => event.clone(),
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,119 @@
+//! What really happened in runs, counted.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Map, Value, json};
+
+use crate::fault::Fault;
+
+/// Counts of what was injected and of what came of it.
+#[derive(Debug, Clone, Default)]
+pub struct Coverage {
+    faults: BTreeMap<Fault, u64>,
+    seen: BTreeMap<&'static str, u64>,
+}
+
+/// What must have come of faults in a large run, at the least once for each of [`Coverage::FLOOR_SEEDS`] seeds.
+const SEEN: &[&str] = &[
+    "module: extended",
+    "module: absorbed",
+    "module: cut and extended",
+    "module: seq_gap",
+    "module: event_conflict",
+    "module: chain_mismatch",
+    "ack: moved",
+    "ack: repeated or behind",
+    "bridge: link up",
+    "bridge: heads in step",
+    "bridge: heads ahead",
+    "bridge: heads behind",
+    "bridge: window refilled",
+    "module: window begun anew",
+    "bridge: stream halted",
+    "bridge: ack deadline",
+    "bridge: lead taken",
+    "client: hole paged",
+    "client: duplicate dropped",
+    "client: overrun",
+    "client: resubscribed",
+    "client: reconnected",
+    "client: silence noticed",
+    "client: stream stopped",
+    "client: grant came back",
+    "client: batch thrown away",
+    "durable transactions lost with the host",
+];
+
+impl Coverage {
+    /// How many seeds a run needs before everything listed must have happened.
+    pub const FLOOR_SEEDS: u64 = 500;
+
+    pub(crate) fn struck(&mut self, fault: Fault) {
+        *self.faults.entry(fault).or_default() += 1;
+    }
+
+    pub(crate) fn seen(&mut self, what: &'static str) {
+        self.seen_times(what, 1);
+    }
+
+    pub(crate) fn seen_times(&mut self, what: &'static str, times: u64) {
+        if times > 0 {
+            *self.seen.entry(what).or_default() += times;
+        }
+    }
+
+    /// How often a fault struck.
+    pub fn of(&self, fault: Fault) -> u64 {
+        self.faults.get(&fault).copied().unwrap_or_default()
+    }
+
+    /// How often something was seen.
+    pub fn times(&self, what: &str) -> u64 {
+        self.seen.get(what).copied().unwrap_or_default()
+    }
+
+    /// Adds what happened in another run.
+    pub fn add(&mut self, other: &Self) {
+        for (fault, count) in &other.faults {
+            *self.faults.entry(*fault).or_default() += count;
+        }
+        for (what, count) in &other.seen {
+            *self.seen.entry(what).or_default() += count;
+        }
+    }
+
+    /// What happened less than once in [`Self::FLOOR_SEEDS`] seeds, though it is listed: a run that meets no fault
+    /// proves nothing.
+    pub fn missing(&self, seeds: u64) -> Vec<(&'static str, u64)> {
+        let floor = (seeds / Self::FLOOR_SEEDS).max(1);
+        let faults = Fault::ALL.iter().map(|fault| (fault.name(), self.of(*fault)));
+        let seen = SEEN
+            .iter()
+            .map(|what| (*what, self.seen.get(what).copied().unwrap_or_default()));
+        faults.chain(seen).filter(|(_, count)| *count < floor).collect()
+    }
+
+    /// For machines.
+    pub fn to_json(&self) -> Value {
+        let faults: Map<_, _> = Fault::ALL
+            .iter()
+            .map(|fault| (fault.name().to_owned(), json!(self.of(*fault))))
+            .collect();
+        json!({ "injected": faults, "seen": self.seen })
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<46} {:>12}", "injected", "times")?;
+        for fault in Fault::ALL {
+            writeln!(f, "  {:<44} {:>12}", fault.name(), self.of(*fault))?;
+        }
+        writeln!(f, "{:<46} {:>12}", "seen", "times")?;
+        for (what, count) in &self.seen {
+            writeln!(f, "  {what:<44} {count:>12}")?;
+        }
+        Ok(())
+    }
+}

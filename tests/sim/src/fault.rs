@@ -1,0 +1,233 @@
+//! What can go wrong, and the plan of what does.
+
+use std::fmt;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::agenda::{MILLISECOND, Micros, SECOND};
+
+macro_rules! faults {
+    ($($(#[$doc:meta])* $kind:ident => $name:literal,)*) => {
+        /// A kind of fault.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Fault {
+            $($(#[$doc])* $kind,)*
+        }
+
+        impl Fault {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$kind,)*];
+
+            /// What it is called in tables and stories.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)*
+                }
+            }
+        }
+    };
+}
+
+faults! {
+    /// A connection of a bridge breaks; what was on its way up may still arrive.
+    BridgeCut => "bridge: connection cut",
+    /// A connection of a bridge carries nothing any more, and nobody says so.
+    BridgeSilent => "bridge: connection silent",
+    /// Everything to and from a bridge is late.
+    BridgeLate => "bridge: messages delayed",
+    /// Calls of a connection that is gone arrive when the next one serves already.
+    BridgeStray => "bridge: calls of a dead connection",
+    /// An append traps: nothing of it is done.
+    AppendTraps => "append: done nothing, answer unknown",
+    /// An append is done and its answer says nothing.
+    AppendUnknown => "append: done, answer unknown",
+    /// A bridge dies and comes back.
+    BridgeKilled => "bridge: killed",
+    /// A bridge is stopped in good order and comes back.
+    BridgeStopped => "bridge: stopped",
+    /// A bridge stands still for a while, as a process does that is swapped out: its clock jumps.
+    BridgePaused => "bridge: clock jumps (stands still)",
+    /// A bridge loses the lead and does not notice for a while.
+    LeadLost => "bridge: lead lost unnoticed",
+    /// A connection of a client breaks.
+    ClientCut => "client: connection cut",
+    /// A connection of a client carries nothing any more, and nobody says so.
+    ClientSilent => "client: connection silent",
+    /// Everything to and from a client is late.
+    ClientLate => "client: messages delayed",
+    /// An attempt to connect fails.
+    DialFails => "client: connecting fails",
+    /// A row of a subscription is lost.
+    RowLost => "rows: lost",
+    /// Rows of a subscription come once more.
+    RowRepeated => "rows: repeated",
+    /// A row is overtaken by those behind it.
+    RowLate => "rows: reordered",
+    /// A page fails, or is refused in a way that may pass.
+    PageFails => "page: failed or refused",
+    /// The host ends a subscription, or never begins it.
+    SubscriptionFails => "subscription: failed",
+    /// A client's process dies and comes back.
+    ClientKilled => "client: killed",
+    /// A client stands still for a while.
+    ClientPaused => "client: clock jumps (stands still)",
+    /// A client applies slowly for a while.
+    ClientSlow => "client: slow consumer",
+    /// A subscription is replaced before it has to be.
+    Renewed => "client: subscription renewed",
+    /// A handler asks for a retry.
+    HandlerFails => "client: handler fails",
+    /// The store is busy: nothing is saved.
+    StoreBusy => "store: busy",
+    /// Writing fails in the middle: the transaction is rolled back.
+    StoreRolledBack => "store: transaction torn and rolled back",
+    /// The store fails for good: the client stops and is started again.
+    StoreFails => "store: failed for good",
+    /// A transaction is saved, and its client dies before it knows.
+    StoreUnknown => "store: saved, then killed",
+    /// The machine of a client loses power: the last transactions are gone.
+    StoreLost => "store: last writes lost with the power",
+    /// The grants of a client for a stream are taken, and given back later.
+    Revoked => "grant: revoked, later granted",
+    /// SpacetimeDB dies: what is not durable is gone.
+    HostKilled => "host: killed",
+    /// What is committed becomes durable late.
+    HostSlowDisk => "host: slow disk",
+    /// SpacetimeDB is set back to an older snapshot.
+    HostRestored => "host: restored from an older snapshot",
+    /// SpacetimeDB is wiped.
+    HostWiped => "host: wiped",
+    /// The authority is away for a while; locks and leads of its sessions are gone.
+    AuthorityAway => "authority: away",
+    /// A writer holds a stream's row.
+    RowLocked => "authority: row locked",
+    /// The authority's clock jumps.
+    AuthorityClock => "authority: clock jumps",
+    /// A writer does not learn whether it committed, and repeats.
+    WriterUnknown => "writer: outcome unknown, repeats",
+    /// What is past the window leaves SpacetimeDB.
+    Swept => "retention: window swept",
+    /// What is old and published leaves the authority.
+    Purged => "retention: authority purged",
+    /// A payload in the authority is not the one that was hashed.
+    Tampered => "poison: payload altered in the authority",
+    /// SpacetimeDB takes an event of another origin.
+    Foreign => "poison: event of another origin",
+    /// A payload is altered on its way to a client.
+    RowAltered => "poison: row altered on its way",
+    /// A row of another log comes to a client.
+    RowForged => "poison: row of another log",
+    /// A page does not lead to the head that it claims.
+    PageForged => "poison: page is not what it claims",
+}
+
+impl Fault {
+    /// How often it is planned, against others.
+    fn weight(self) -> u32 {
+        match self {
+            Self::HostWiped | Self::HostRestored | Self::Tampered | Self::Foreign => 1,
+            Self::RowAltered | Self::RowForged | Self::PageForged => 1,
+            Self::BridgeSilent | Self::ClientSilent | Self::StoreFails => 2,
+            Self::BridgePaused | Self::ClientPaused | Self::AuthorityAway | Self::LeadLost => 2,
+            Self::BridgeCut
+            | Self::BridgeLate
+            | Self::BridgeStray
+            | Self::AppendTraps
+            | Self::AppendUnknown
+            | Self::BridgeKilled
+            | Self::BridgeStopped
+            | Self::ClientCut
+            | Self::ClientLate
+            | Self::DialFails
+            | Self::RowLost
+            | Self::RowRepeated
+            | Self::RowLate
+            | Self::PageFails
+            | Self::SubscriptionFails
+            | Self::ClientKilled
+            | Self::ClientSlow
+            | Self::Renewed
+            | Self::HandlerFails
+            | Self::StoreBusy
+            | Self::StoreRolledBack
+            | Self::StoreUnknown
+            | Self::StoreLost
+            | Self::Revoked
+            | Self::HostKilled
+            | Self::HostSlowDisk
+            | Self::RowLocked
+            | Self::Swept
+            | Self::Purged
+            | Self::AuthorityClock
+            | Self::WriterUnknown => 4,
+        }
+    }
+
+    /// The longest that it lasts.
+    fn longest(self) -> Micros {
+        match self {
+            Self::BridgePaused | Self::ClientPaused => 14 * SECOND,
+            Self::ClientSlow | Self::Revoked | Self::HostSlowDisk => 4 * SECOND,
+            _ => 2 * SECOND,
+        }
+    }
+}
+
+/// One fault of a plan. What it hits is a number that is taken modulo what there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Planned {
+    /// When it strikes, or waits for something to strike at.
+    pub at: Micros,
+    /// What.
+    pub fault: Fault,
+    /// Which bridge or client.
+    pub party: usize,
+    /// Which stream.
+    pub stream: usize,
+    /// For how long, where it lasts.
+    pub lasts: Micros,
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:>9.3} s  {} (party {}, stream {}, {} ms)",
+            self.at as f64 / SECOND as f64,
+            self.fault.name(),
+            self.party,
+            self.stream,
+            self.lasts / MILLISECOND
+        )
+    }
+}
+
+/// Plans faults. A run knows only some kinds, so that each kind also meets a lane that is otherwise well.
+pub(crate) fn plan(rng: &mut StdRng, until: Micros) -> Vec<Planned> {
+    let share = rng.random_range(0.1..0.9);
+    let mut kinds = Vec::new();
+    for fault in Fault::ALL {
+        if rng.random_bool(share) {
+            kinds.extend(std::iter::repeat_n(*fault, fault.weight() as usize));
+        }
+    }
+    if kinds.is_empty() {
+        return Vec::new();
+    }
+    let count = rng.random_range(3..40);
+    let mut plan: Vec<_> = (0..count)
+        .map(|_| {
+            let fault = kinds[rng.random_range(0..kinds.len())];
+            Planned {
+                at: rng.random_range(100 * MILLISECOND..until),
+                fault,
+                party: rng.random_range(0..64),
+                stream: rng.random_range(0..64),
+                lasts: rng.random_range(0..fault.longest()),
+            }
+        })
+        .collect();
+    plan.sort_by_key(|planned| planned.at);
+    plan
+}

@@ -1,0 +1,261 @@
+//! What must hold after every step, whatever happened. The authority's logs say what is right.
+
+use spacetime_sync_client::apply::{Mode, RawFrame, StreamStop};
+use spacetime_sync_proto::{Event, Frame, Seq};
+use spacetime_sync_rules::append::Head;
+
+use crate::world::World;
+
+impl World {
+    /// Looks at everything that a step may have changed.
+    pub(crate) fn check(&mut self) {
+        for stream in 0..self.setup.streams {
+            self.check_lane(stream);
+        }
+        for client in 0..self.setup.clients {
+            for stream in 0..self.setup.streams {
+                self.check_client(client, stream);
+            }
+        }
+        for at in 0..self.bridges.len() {
+            self.check_bridge(at);
+        }
+    }
+
+    fn check_lane(&mut self, stream: usize) {
+        let (log, table) = (&self.logs[stream], &self.host.tables[stream]);
+        let (head, durable, published) = (table.head, table.durable.seq, log.published);
+        let excuses = &mut self.excuses[stream];
+        if excuses.set_back_from.is_some_and(|from| durable >= from) {
+            excuses.set_back_from = None;
+        }
+        let forgiven = excuses.set_back_from.unwrap_or(Seq::ZERO);
+        let foreign = excuses.foreign.as_ref().filter(|event| event.seq == head.seq);
+        let expected = log.chain_at(head.seq);
+        if expected != Some(head.chain) && foreign.is_none_or(|event| event.chain_hash != head.chain) {
+            return self.violate("I3", || {
+                format!("stream {stream}: SpacetimeDB holds {head:?}, the authority {expected:?} there")
+            });
+        }
+        if published > durable.max(forgiven) {
+            self.violate("I4", || {
+                format!("stream {stream}: published up to {published}, durable up to {durable}")
+            });
+        }
+    }
+
+    /// A frame that is about to be held, after what is held.
+    pub(crate) fn check_frame(&mut self, stream: usize, before: Head, frame: &RawFrame, head: Head) {
+        let follows = frame.first_seq == before.seq.next();
+        let decoded = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone());
+        let Ok(decoded) = decoded.as_ref() else {
+            return self.violate("I3", || {
+                format!("stream {stream}: what is held is no frame: {decoded:?}")
+            });
+        };
+        let ends = decoded.last_seq() == head.seq && decoded.last_chain() == head.chain;
+        if !follows || !ends {
+            return self.violate("I3", || {
+                format!(
+                    "stream {stream}: {}..={} is held after {}, and does not continue it",
+                    frame.first_seq,
+                    decoded.last_seq(),
+                    before.seq
+                )
+            });
+        }
+        for event in decoded.clone().into_events_after(Seq::ZERO) {
+            if !self.is_event(stream, &event) || !event.payload_matches() {
+                let seq = event.seq;
+                self.violate("I3", || {
+                    format!("stream {stream}: what is held at {seq} is no event of it")
+                });
+            }
+        }
+    }
+
+    fn is_event(&self, stream: usize, event: &Event) -> bool {
+        let at = event.seq.get() as usize - 1;
+        self.logs[stream].events.get(at) == Some(event) || self.excuses[stream].foreign.as_ref() == Some(event)
+    }
+
+    fn check_client(&mut self, client: usize, stream: usize) {
+        let party = &self.clients[client];
+        let state = party.store.look();
+        let saved = &state.saved[stream];
+        let (at, effects) = (saved.checkpoint, saved.effects.len() as u64);
+        let last = saved.effects.last();
+        let torn = effects != at.seq.get() || last.is_some_and(|last| last.chain_hash != at.chain_hash);
+        let checked = party.followers[stream].checked.min(saved.effects.len());
+        let fresh = saved.effects[checked..].to_vec();
+        let before_fresh = if fresh.is_empty() { None } else { checked.checked_sub(1) };
+        let before_fresh = before_fresh.map(|at| saved.effects[at].clone());
+        drop(state);
+        self.clients[client].followers[stream].checked = checked + fresh.len();
+        if torn {
+            return self.violate("I6", || {
+                format!("client {client}, stream {stream}: {effects} events were applied, the checkpoint says {at:?}")
+            });
+        }
+        let mut before = before_fresh;
+        for (nth, event) in (checked as u64 + 1..).zip(fresh) {
+            let foreign = self.excuses[stream].foreign.as_ref();
+            let on_foreign = before.is_some_and(|before| Some(&before) == foreign);
+            if event.seq.get() != nth || !self.is_event(stream, &event) || on_foreign {
+                let seq = event.seq;
+                return self.violate("I1 I2 I7", || {
+                    format!("client {client}, stream {stream}: the {nth}th event applied is {seq}, and not the log's")
+                });
+            }
+            let durable = self.host.tables[stream].durable.seq;
+            let forgiven = self.excuses[stream].set_back_from.unwrap_or(Seq::ZERO);
+            if event.seq > durable.max(forgiven) {
+                let seq = event.seq;
+                return self.violate("I5", || {
+                    format!("client {client}, stream {stream}: {seq} is applied, durable is {durable}")
+                });
+            }
+            before = Some(event);
+        }
+        self.check_follower(client, stream);
+    }
+
+    fn check_follower(&mut self, client: usize, stream: usize) {
+        let party = &self.clients[client];
+        if !party.running {
+            return;
+        }
+        let follower = &party.followers[stream];
+        let applied = follower.stream.applied();
+        let saved = party.store.look().saved[stream].checkpoint;
+        if applied.seq > saved.seq || applied.seq < follower.loaded {
+            return self.violate("I8", || {
+                format!("client {client}, stream {stream}: counts from {applied:?}, saved is {saved:?}")
+            });
+        }
+        let most = self.setup.bounds.unapplied_bytes + (self.setup.pages_in_flight + 1) * (1 << 20);
+        if party.unapplied_bytes > most {
+            let bytes = party.unapplied_bytes;
+            return self.violate("bounds", || format!("client {client}: {bytes} bytes are not applied"));
+        }
+        let Mode::Stopped(stop) = follower.stream.mode() else {
+            return;
+        };
+        let excuses = &self.excuses[stream];
+        let may = match stop {
+            StreamStop::AheadOfLane { .. } => excuses.was_set_back || excuses.foreign.is_some(),
+            StreamStop::Handler { attempts, .. } => *attempts >= self.setup.bounds.apply_attempts,
+            StreamStop::ChainMismatch { .. } => follower.forgives("chain_mismatch") || excuses.foreign.is_some(),
+            StreamStop::PayloadMismatch { .. } => follower.forgives("payload_mismatch"),
+            StreamStop::BelowWindow { .. } => self.setup.window().is_some(),
+            StreamStop::StaleCursor(_)
+            | StreamStop::BadFrame { .. }
+            | StreamStop::FrameExtent { .. }
+            | StreamStop::Refused(_) => false,
+        };
+        if !may {
+            let why = stop.to_string();
+            self.violate("I8 I13", || {
+                format!("client {client}, stream {stream} stopped for nothing: {why}")
+            });
+        }
+    }
+
+    fn check_bridge(&mut self, at: usize) {
+        let bridge = &self.bridges[at];
+        if !bridge.running {
+            return;
+        }
+        let load = bridge.core.load();
+        let page = self.setup.page.bytes + 1_000 * (self.setup.page.events + 1);
+        let most = self.setup.limits.bytes + (self.setup.limits.reads + 1) * page;
+        if load.calls > self.setup.limits.calls || load.bytes > most {
+            return self.violate("bounds", || format!("bridge {at}: {load:?}"));
+        }
+        if load.halted_streams == 0 {
+            return;
+        }
+        for stream in 0..self.setup.streams {
+            let id = &self.logs[stream].id;
+            let halted = self.bridges[at].core.halted().find(|(halted, _)| *halted == id);
+            if let Some((_, reason)) = halted
+                && !self.excuses[stream].halts.contains(reason.code())
+            {
+                let why = reason.to_string();
+                return self.violate("I13", || {
+                    format!("bridge {at}, stream {stream} halted for nothing: {why}")
+                });
+            }
+        }
+    }
+
+    /// Whether every stream that can go on has arrived everywhere.
+    pub(crate) fn is_healed(&self) -> bool {
+        let sound = |stream: &usize| !self.is_poisoned(*stream);
+        (0..self.setup.streams).filter(sound).all(|stream| {
+            let (log, table) = (&self.logs[stream], &self.host.tables[stream]);
+            let head = log.head();
+            head.get() > 0
+                && log.published == head
+                && table.durable.seq == head
+                && self.clients.iter().all(|client| {
+                    client.running
+                        && (client.is_below_window(stream)
+                            || client.followers[stream].stream.is_current()
+                                && client.followers[stream].stream.applied().seq == head)
+                })
+        }) && self.now > self.setup.until + crate::agenda::SECOND
+    }
+
+    /// What lags, in words.
+    pub(crate) fn lag(&self) -> String {
+        let mut lines = Vec::new();
+        for (stream, log) in self.logs.iter().enumerate().filter(|(at, _)| !self.is_poisoned(*at)) {
+            let table = &self.host.tables[stream];
+            let clients = self.clients.iter().map(|client| {
+                let follower = &client.followers[stream].stream;
+                format!("{} {:?}", follower.applied().seq, follower.mode())
+            });
+            lines.push(format!(
+                "stream {stream}: head {}, published {}, held {}, durable {}, applied {}",
+                log.head(),
+                log.published,
+                table.head.seq,
+                table.durable.seq,
+                clients.collect::<Vec<_>>().join(", ")
+            ));
+        }
+        lines.join("; ")
+    }
+
+    /// At the end, every log is compared as a whole.
+    pub(crate) fn check_whole(&mut self) {
+        for stream in (0..self.setup.streams)
+            .filter(|at| !self.is_poisoned(*at))
+            .collect::<Vec<_>>()
+        {
+            let mut held: Vec<Event> = Vec::new();
+            for frame in &self.host.tables[stream].frames {
+                if let Ok(frame) = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone()) {
+                    held.extend(frame.into_events_after(Seq::ZERO));
+                }
+            }
+            let floor = self.host.tables[stream].floor.get() as usize;
+            if held != self.logs[stream].events[floor..] {
+                self.violate("I1", || {
+                    format!("stream {stream}: SpacetimeDB does not hold the authority's log")
+                });
+            }
+            for client in 0..self.setup.clients {
+                let state = self.clients[client].store.look();
+                let same = state.saved[stream].effects == self.logs[stream].events;
+                drop(state);
+                if !same && !self.clients[client].is_below_window(stream) {
+                    self.violate("I1", || {
+                        format!("client {client}, stream {stream}: not the authority's log")
+                    });
+                }
+            }
+        }
+    }
+}

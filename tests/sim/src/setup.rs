@@ -1,0 +1,133 @@
+//! What a run is: its size, its bounds, and the plan of its faults, all out of one seed.
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use spacetime_sync_bridge::core::Limits;
+use spacetime_sync_client::StaleAnswer;
+use spacetime_sync_client::config::StreamBounds;
+
+use crate::agenda::{Micros, SECOND};
+use crate::fault::{Fault, Planned, plan};
+
+/// A run before it has begun. The same setup always runs the same way.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Where all chance comes from.
+    pub seed: u64,
+    /// How many streams there are.
+    pub streams: usize,
+    /// How many clients follow all of them.
+    pub clients: usize,
+    /// How many bridges run.
+    pub bridges: usize,
+    /// Whether bridges ask for the lead, or all run at once.
+    pub lead: bool,
+    /// Transactions of writers.
+    pub writes: usize,
+    /// When faults and writers stop.
+    pub until: Micros,
+    /// The faults.
+    pub plan: Vec<Planned>,
+    /// Something wrong in the model itself, to see that it is found.
+    pub defect: Option<Defect>,
+    pub(crate) limits: Limits,
+    pub(crate) page: PageLimits,
+    pub(crate) bounds: StreamBounds,
+    pub(crate) batch: (usize, usize),
+    pub(crate) pages_in_flight: usize,
+    pub(crate) host_page_bytes: usize,
+    /// How many of a stream's newest events SpacetimeDB holds, where it does not hold all.
+    window: u64,
+}
+
+/// What is planted in the model, so that finding and minimising can be tested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Defect {
+    /// A store whose rolled back transactions leave their effects behind.
+    EffectsOutliveRollback,
+    /// A host that acknowledges before what it acknowledges is durable.
+    AckBeforeDurable,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PageLimits {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
+    pub(crate) frame_bytes: usize,
+}
+
+impl Setup {
+    /// What a seed stands for.
+    pub fn of(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let until = rng.random_range(2..12) * SECOND;
+        let unapplied_bytes = rng.random_range(3_000..100_000);
+        Self {
+            seed,
+            streams: rng.random_range(1..=4),
+            clients: rng.random_range(1..=3),
+            bridges: if rng.random_bool(0.4) { 2 } else { 1 },
+            lead: rng.random_bool(0.5),
+            writes: rng.random_range(5..80),
+            until,
+            limits: Limits {
+                reads: rng.random_range(1..=4),
+                calls: rng.random_range(1..=8),
+                bytes: rng.random_range(1_000..60_000),
+                idle_streams: rng.random_range(1..=8),
+                attempts: rng.random_range(3..=8),
+            },
+            page: PageLimits {
+                events: rng.random_range(1..=20),
+                bytes: rng.random_range(100..20_000),
+                frame_bytes: rng.random_range(100..4_000),
+            },
+            bounds: StreamBounds {
+                unapplied_bytes,
+                resume_bytes: rng.random_range(0..3_000),
+                subscribe_within_events: rng.random_range(0..20),
+                subscribe_within_bytes: rng.random_range(0..40_000),
+                apply_attempts: rng.random_range(2..=8),
+                window_bytes: rng.random_range(1..20_000),
+                // Two whole frames at least: frames have no more events than a page has.
+                window_events: rng.random_range(40..80),
+                recovery_attempts: 3,
+                history: false,
+                on_stale: StaleAnswer::Stop,
+            },
+            batch: (rng.random_range(1..40), rng.random_range(1_000..40_000)),
+            pages_in_flight: rng.random_range(1..=4),
+            host_page_bytes: rng.random_range(1_000..20_000),
+            window: rng.random_range(5..40),
+            defect: None,
+            plan: plan(&mut rng, until),
+        }
+    }
+
+    /// The same with something wrong in the model.
+    #[must_use]
+    pub fn with(self, defect: Defect) -> Self {
+        let defect = Some(defect);
+        Self { defect, ..self }
+    }
+
+    /// The same with as many faults, and of these kinds alone.
+    #[must_use]
+    pub fn only(mut self, kinds: &[Fault]) -> Self {
+        for (nth, planned) in self.plan.iter_mut().enumerate() {
+            planned.fault = kinds[nth % kinds.len()];
+        }
+        self
+    }
+
+    /// The policy of retention: how many of the newest events SpacetimeDB holds; none if it holds all.
+    pub(crate) fn window(&self) -> Option<u64> {
+        let sweeps = self.plan.iter().any(|planned| planned.fault == Fault::Swept);
+        sweeps.then_some(self.window)
+    }
+
+    /// A generator of its own for each use, so that a fault less does not change what is written.
+    pub(crate) fn rng(&self, of: u64) -> StdRng {
+        StdRng::seed_from_u64(self.seed.rotate_left(17) ^ of.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+}

@@ -1,0 +1,246 @@
+//! Faults strike: at once, or at the next thing of their kind.
+
+use bytes::Bytes;
+use rand::Rng as _;
+use spacetime_sync_client::apply::{Page, RawFrame};
+use spacetime_sync_proto::{ChainHash, Event, Frame, PayloadHash, Seq};
+
+use crate::agenda::{MILLISECOND, Micros};
+use crate::bridge::BridgeStep;
+use crate::client::ClientStep;
+use crate::fault::{Fault, Planned};
+use crate::store::StoreFault;
+use crate::world::{Armed, Step, World, say};
+
+impl World {
+    /// Carries a planned fault out. What finds nothing to strike at is not counted.
+    pub(crate) fn strike(&mut self, planned: Planned) {
+        let Planned {
+            fault, party, lasts, ..
+        } = planned;
+        let bridge = party % self.setup.bridges;
+        let client = party % self.setup.clients;
+        let stream = planned.stream % self.setup.streams;
+        let struck = match fault {
+            Fault::AppendTraps
+            | Fault::AppendUnknown
+            | Fault::BridgeStray
+            | Fault::DialFails
+            | Fault::RowLost
+            | Fault::RowRepeated
+            | Fault::RowLate
+            | Fault::PageFails
+            | Fault::SubscriptionFails
+            | Fault::StoreUnknown
+            | Fault::WriterUnknown
+            | Fault::RowAltered
+            | Fault::RowForged
+            | Fault::PageForged => {
+                self.armed.push(Armed { planned });
+                return;
+            }
+            Fault::HandlerFails => self.arm_store(client, StoreFault::Handler),
+            Fault::StoreBusy => self.arm_store(client, StoreFault::Busy),
+            Fault::StoreRolledBack => self.arm_store(client, StoreFault::RolledBack),
+            Fault::StoreFails => self.arm_store(client, StoreFault::Fails),
+            Fault::BridgeCut => self.bridges[bridge].conn().map(|conn| self.cut(conn)).is_some(),
+            Fault::ClientCut => self.clients[client].conn().map(|conn| self.cut(conn)).is_some(),
+            Fault::BridgeSilent => self.silence(self.bridges[bridge].conn()),
+            Fault::ClientSilent => self.silence(self.clients[client].conn()),
+            Fault::BridgeLate => self.bridges[bridge]
+                .conn()
+                .map(|conn| self.delay(conn, lasts))
+                .is_some(),
+            Fault::ClientLate => self.clients[client]
+                .conn()
+                .map(|conn| self.delay(conn, lasts))
+                .is_some(),
+            Fault::BridgeKilled => self.bridge_dies(bridge, lasts),
+            Fault::BridgeStopped => self.bridge_is_told(bridge, BridgeStep::Stop),
+            Fault::BridgePaused => {
+                self.bridges[bridge].paused_until = self.now + lasts;
+                self.bridges[bridge].running
+            }
+            Fault::LeadLost => self.lose_lead(),
+            Fault::ClientKilled => self.client_dies(client, lasts),
+            Fault::ClientPaused => {
+                self.clients[client].paused_until = self.now + lasts;
+                self.clients[client].running
+            }
+            Fault::ClientSlow => {
+                self.clients[client].slow_until = self.now + lasts;
+                true
+            }
+            Fault::Renewed => {
+                let life = self.clients[client].life;
+                let step = ClientStep::Renew { stream };
+                self.agenda.push(self.now, Step::Client { at: client, life, step });
+                true
+            }
+            Fault::StoreLost => {
+                let most = 1 + planned.stream % 3;
+                let running = self.clients[client].running;
+                let lost = if running {
+                    self.clients[client].store.lose(most)
+                } else {
+                    0
+                };
+                say!(self, "client {client}: power is cut, {lost} transactions are gone");
+                if lost > 0 {
+                    self.power_is_lost(client);
+                    self.client_dies(client, lasts);
+                }
+                lost > 0
+            }
+            Fault::Revoked => {
+                let entitled = self.host.entitled[client][stream];
+                if entitled {
+                    self.revoke(client, stream);
+                    self.agenda.push(self.now + lasts, Step::Granted { client, stream });
+                }
+                entitled
+            }
+            Fault::HostKilled => {
+                let up = self.host.up;
+                self.host_dies(lasts);
+                up
+            }
+            Fault::HostSlowDisk => {
+                self.host.slow_until = self.now + lasts;
+                true
+            }
+            Fault::HostRestored | Fault::HostWiped => {
+                let up = self.host.up;
+                if up {
+                    self.host_set_back(fault == Fault::HostWiped);
+                }
+                up
+            }
+            Fault::AuthorityAway => self.authority_goes(lasts),
+            Fault::RowLocked => {
+                self.logs[stream].locked_until = self.now + lasts;
+                true
+            }
+            Fault::AuthorityClock => {
+                let hours = planned.stream as i64 - 32;
+                self.authority_clock_us += hours * 3_600 * 1_000_000;
+                true
+            }
+            Fault::Swept => self.host_sweeps(stream),
+            Fault::Purged => {
+                let keeps = self.setup.window().map(|window| 2 * window);
+                let away = self.now < self.authority_away_until;
+                keeps
+                    .filter(|_| !away)
+                    .is_some_and(|keeps| self.logs[stream].purge(keeps) > 0)
+            }
+            Fault::Tampered => self.tamper(stream),
+            Fault::Foreign => self.host_takes_foreign(stream),
+        };
+        if struck {
+            self.coverage.struck(fault);
+            say!(
+                self,
+                "FAULT {} (party {party}, stream {stream}, {} ms)",
+                fault.name(),
+                lasts / MILLISECOND
+            );
+        }
+    }
+
+    fn silence(&mut self, conn: Option<crate::net::ConnId>) -> bool {
+        if let Some(conn) = conn {
+            self.conns[conn.0].silent = true;
+        }
+        conn.is_some()
+    }
+
+    /// The store counts for itself what struck.
+    fn arm_store(&mut self, client: usize, fault: StoreFault) -> bool {
+        self.clients[client].store.look().next = Some(fault);
+        false
+    }
+
+    fn authority_goes(&mut self, lasts: Micros) -> bool {
+        self.authority_away_until = self.now + lasts;
+        // A lead is held by a session, and sessions end with their server.
+        self.lose_lead();
+        true
+    }
+
+    /// Whoever leads finds out after a while, if it was not its own connection that told it.
+    fn lose_lead(&mut self) -> bool {
+        let Some((at, life)) = self.lead.take() else {
+            return false;
+        };
+        let after = self.dice.work.random_range(0..5_500 * MILLISECOND);
+        let step = BridgeStep::LeadLost;
+        self.agenda.push(self.now + after, Step::Bridge { at, life, step });
+        true
+    }
+
+    fn tamper(&mut self, stream: usize) -> bool {
+        let log = &mut self.logs[stream];
+        if log.tampered.is_some() || log.events.is_empty() || self.excuses[stream].foreign.is_some() {
+            return false;
+        }
+        // What is published is only read again after a wipe.
+        let seq = log.published.next().min(log.head());
+        log.tampered = Some((seq, Bytes::from_static(b"altered")));
+        self.excuses[stream].halts.insert("broken_log");
+        true
+    }
+
+    /// What becomes of a row on its way to a client.
+    pub(crate) fn bend_row(&mut self, client: usize, stream: usize, frame: RawFrame) -> RawFrame {
+        if self.strikes(Fault::RowForged, Some(client), None) {
+            self.clients[client].forgive(stream, "chain_mismatch");
+            return RawFrame {
+                base_chain: ChainHash::from_bytes([7; 32]),
+                ..frame
+            };
+        }
+        if self.strikes(Fault::RowAltered, Some(client), None) {
+            self.clients[client].forgive(stream, "payload_mismatch");
+            return altered(&frame, false).unwrap_or(frame);
+        }
+        frame
+    }
+
+    /// The same for a page. Only a last event that was exchanged together with its hash contradicts the head alone.
+    pub(crate) fn bend_page(&mut self, client: usize, stream: usize, mut page: Page) -> Page {
+        let whole = page.frames.last().is_some_and(|last| last.last_seq == page.head.seq);
+        if whole && self.strikes(Fault::PageForged, Some(client), None) {
+            self.clients[client].forgive(stream, "chain_mismatch");
+            if let Some(last) = page.frames.last_mut()
+                && let Some(forged) = altered(last, true)
+            {
+                *last = forged;
+            }
+        }
+        page
+    }
+
+    /// SpacetimeDB lost what was durable.
+    pub(crate) fn set_back(&mut self, stream: usize, held: Seq) {
+        let excuses = &mut self.excuses[stream];
+        excuses.was_set_back = true;
+        let published = self.logs[stream].published;
+        excuses.set_back_from = Some(excuses.set_back_from.unwrap_or(Seq::ZERO).max(held).max(published));
+    }
+}
+
+/// The last event's payload is another one, and so is its hash, if that is asked for.
+fn altered(frame: &RawFrame, with_hash: bool) -> Option<RawFrame> {
+    let decoded = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone()).ok()?;
+    let mut events: Vec<Event> = decoded.into_events_after(Seq::ZERO).collect();
+    let last = events.last_mut()?;
+    last.payload = Bytes::from_static(b"bent");
+    if with_hash {
+        last.payload_hash = PayloadHash::of(&last.payload);
+    }
+    Some(RawFrame {
+        bytes: Frame::encode(&events),
+        ..frame.clone()
+    })
+}

@@ -1,0 +1,3 @@
+//! The simulation, as part of every test run.
+
+mod reliability;

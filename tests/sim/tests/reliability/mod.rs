@@ -1,0 +1,4 @@
+//! What proves that nothing is lost.
+
+mod release;
+mod sim;
