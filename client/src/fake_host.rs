@@ -50,6 +50,8 @@ struct State {
     presence: Vec<SessionPresence>,
     /// Tokens whose session may not read the stream.
     ungranted: HashSet<String>,
+    /// Whether the stream's class allows only reads of what is durable.
+    durable_reads: bool,
     seen: Seen,
 }
 
@@ -58,6 +60,8 @@ struct State {
 pub(crate) struct Seen {
     /// Tokens of connections that were let in, in order.
     pub(crate) served: Vec<String>,
+    /// Which of them had asked for what is durable only.
+    pub(crate) confirmed: Vec<bool>,
     /// Tokens of connections that have ended.
     pub(crate) ended: Vec<String>,
     /// HTTP requests.
@@ -82,6 +86,7 @@ impl FakeHost {
                 read_refusal: HashMap::new(),
                 presence: Vec::new(),
                 ungranted: HashSet::new(),
+                durable_reads: true,
                 seen: Seen::default(),
             })),
             changed: watch::channel(()).0,
@@ -135,6 +140,10 @@ impl FakeHost {
         self.change(|state| _ = state.ungranted.insert(token.to_owned()));
     }
 
+    pub(crate) fn allow_early_reads(&self, allowed: bool) {
+        self.change(|state| state.durable_reads = !allowed);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -157,6 +166,10 @@ impl FakeHost {
                     .then(|| line[22..].to_owned())
             })
             .unwrap_or_default();
+        let confirmed = head
+            .lines()
+            .next()
+            .is_some_and(|asked| asked.contains("confirmed=true"));
         let refused = self.state().refused.get(&token).cloned();
         let unaccepted = self.state().unaccepted.get(&token).copied();
         if head.starts_with("POST ") {
@@ -203,7 +216,10 @@ impl FakeHost {
             presence: None,
             grant: None,
         };
-        self.change(|state| state.seen.served.push(token.clone()));
+        self.change(|state| {
+            state.seen.served.push(token.clone());
+            state.seen.confirmed.push(confirmed);
+        });
         let hello = ServerMessage::InitialConnection(InitialConnection {
             identity: Identity::ZERO,
             connection_id: ConnectionId::ZERO,
@@ -416,13 +432,16 @@ impl Connection {
         if self.host.state().ungranted.contains(&self.token) {
             return Err(Refusal::new(RefusalCode::ForbiddenStream, "no grant").to_wire());
         }
-        let head = self.host.state().log.head();
+        let (head, durable_reads) = {
+            let state = self.host.state();
+            (state.log.head(), state.durable_reads)
+        };
         Ok(EventPage {
             stream_key: KEY,
             head_seq: head.seq.get(),
             head_chain: u256::from_be_bytes(*head.chain_hash.as_bytes()),
             oldest_seq: 1,
-            durable_reads: true,
+            durable_reads,
             frames: self.host.rows(asked.after_seq, head.seq.get()),
         })
     }

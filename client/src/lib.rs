@@ -51,7 +51,7 @@ pub use applier::Handler;
 pub use apply::{Counters, StreamStop};
 pub use checkpoint::Checkpoint;
 pub use client::SyncClient;
-pub use config::{Backoff, ClientConfig, Limits};
+pub use config::{Backoff, ClientConfig, Limits, Reads};
 pub use credential::{AccessToken, Credential, HttpTokens, TokenError, TokenFuture, TokenProvider, WantedToken};
 pub use error::{ConfigError, ErrorClass, HandlerError, PresenceError, StartError};
 pub use presence::{OfflineReason, Presence, PresenceHandle, PresenceKey, PresenceStatus, Presences, SeenPresence};

@@ -40,6 +40,8 @@ pub struct Page {
     pub head: Checkpoint,
     /// Position of the first event the lane still holds.
     pub oldest_seq: Seq,
+    /// Whether the stream's class lets it be delivered only over a connection that brings what is durable.
+    pub durable_reads: bool,
     /// Consecutive frames; the first may begin before what was asked for.
     pub frames: Vec<RawFrame>,
 }
@@ -233,6 +235,13 @@ pub enum StreamStop {
         /// The first event held.
         oldest: Seq,
     },
+    /// The stream is of a class that is delivered only when it is durable, and this client reads early. Nothing that came
+    /// with this answer was applied.
+    #[error(
+        "the stream's class allows only reads of what is durable, and this client reads early: follow the stream with \
+         `Reads::Confirmed`, in a client of its own if others are to stay early"
+    )]
+    DurableReads,
     /// The handler gave up.
     #[error("the handler gave up after {attempts} attempts: {message}")]
     Handler {
@@ -256,6 +265,7 @@ impl StreamStop {
             Self::FrameExtent { .. } => "frame_extent",
             Self::AheadOfLane { .. } => "ahead_of_lane",
             Self::BelowWindow { .. } => "below_window",
+            Self::DurableReads => "durable_reads",
             Self::Handler { .. } => "handler",
             Self::Refused(_) => "refused",
         }

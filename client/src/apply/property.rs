@@ -155,6 +155,7 @@ impl World {
         self.wire.push_back(Input::Page(Page {
             head: self.log.head(),
             oldest_seq,
+            durable_reads: true,
             frames,
         }));
     }

@@ -5,7 +5,7 @@ use spacetime_sync_proto::{RefusalCode, Seq};
 use super::intake::{self, Intake};
 use super::{ApplyFailure, Counters, Effect, Input, Page, RawFrame, StreamStop, SubscriptionId, may_be_granted_later};
 use crate::checkpoint::Checkpoint;
-use crate::config::StreamBounds;
+use crate::config::{Reads, StreamBounds};
 
 /// Where a stream stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -262,6 +262,10 @@ impl Stream {
         counters: &mut Counters,
         effects: &mut Vec<Effect>,
     ) -> Result<(), StreamStop> {
+        match self.bounds.reads {
+            Reads::Early if page.durable_reads => return Err(StreamStop::DurableReads),
+            Reads::Early | Reads::Confirmed => {}
+        }
         let (after, head) = (reading.after, page.head);
         if head.seq < after.seq {
             return Err(StreamStop::AheadOfLane {

@@ -21,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use crate::applier::{Applied, Applier, Outcome};
 use crate::apply::{Counters, Input, Mode, Stream};
 use crate::checkpoint::Checkpoint;
-use crate::config::ClientConfig;
+use crate::config::{ClientConfig, StreamBounds};
 use crate::link::{CallFailure, Dial, DialAnswer, DialFailure, Inbound, Issued, Link, ReadId};
 use crate::presence::{Heartbeat, Presence, Presences};
 use crate::status::{Disconnect, Phase, Status, StopReason, StreamPhase};
@@ -85,7 +85,10 @@ impl Engine {
         presences: watch::Sender<Presences>,
     ) -> (Self, watch::Receiver<Status>) {
         let now = Instant::now();
-        let bounds = config.limits.of_stream(streams.len());
+        let bounds = StreamBounds {
+            reads: config.reads,
+            ..config.limits.of_stream(streams.len())
+        };
         let followers: Vec<_> = streams
             .into_iter()
             .map(|(id, applied)| Follower::new(id, Stream::new(applied, bounds.clone()), now))
