@@ -31,18 +31,18 @@ const FAULTS: usize = 6;
 /// How soon the lane must be whole again by itself.
 const RECOVERY: Duration = Duration::from_secs(40);
 /// How long a fault may take to happen or to be seen.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// Largest payload of each stream, in turn.
 const PAYLOADS: [usize; 4] = [64, 1_000, 8_000, 100_000];
 /// Bytes of one transaction of a writer, about.
 const TRANSACTION: usize = 64 * 1024;
 
 /// A lane, clients that follow all its streams, and a writer for each stream.
-struct Scene {
-    lane: Lane,
-    streams: Vec<StreamId>,
-    clients: Vec<Follower>,
-    random: StdRng,
+pub(crate) struct Scene {
+    pub(crate) lane: Lane,
+    pub(crate) streams: Vec<StreamId>,
+    pub(crate) clients: Vec<Follower>,
+    pub(crate) random: StdRng,
     load: Option<Load>,
     /// Events committed by writers that have ended.
     committed: u64,
@@ -50,7 +50,7 @@ struct Scene {
 
 impl Scene {
     /// With clients that run, and no load yet.
-    async fn start(clients: usize) -> Self {
+    pub(crate) async fn start(clients: usize) -> Self {
         Self::start_on(Cluster::shared().await, clients).await
     }
 
@@ -89,7 +89,7 @@ impl Scene {
         self.write_at(Pace::Mixed);
     }
 
-    fn write_at(&mut self, pace: Pace) {
+    pub(crate) fn write_at(&mut self, pace: Pace) {
         assert!(self.load.is_none(), "one load at a time");
         self.load = Some(Load::start(&self.lane.authority, &self.streams, pace, &mut self.random));
     }
@@ -120,13 +120,13 @@ impl Scene {
     }
 
     /// A moment of random length.
-    async fn pause(&mut self) {
+    pub(crate) async fn pause(&mut self) {
         let pause = self.random.random_range(30..600);
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
 
     /// Either, as the seed has it.
-    fn random_bool(&mut self) -> bool {
+    pub(crate) fn random_bool(&mut self) -> bool {
         self.random.random_bool(0.5)
     }
 
@@ -140,7 +140,7 @@ impl Scene {
     }
 
     /// What is recorded as published is held. Both only grow, and the record is read first.
-    async fn published_is_held(&self) {
+    pub(crate) async fn published_is_held(&self) {
         let recorded = self.lane.recorded(&self.streams).await.unwrap();
         let held = self.lane.held(&self.streams).await.unwrap();
         let sound = recorded.iter().zip(&held).all(|(recorded, held)| recorded <= held);
@@ -148,7 +148,7 @@ impl Scene {
     }
 
     /// After the last fault: the lane gets whole by itself, and every client's log is the authority's.
-    async fn settle(&mut self) {
+    pub(crate) async fn settle(&mut self) {
         let committed = self.stop_writing().await;
         assert!(
             self.lane.published(RECOVERY).await,
@@ -178,7 +178,7 @@ impl Scene {
 
 /// How a writer writes.
 #[derive(Clone, Copy)]
-enum Pace {
+pub(crate) enum Pace {
     /// Transactions and payloads of all sizes, with pauses between them.
     Mixed,
     /// Small events one by one without a pause: something is always on its way.
@@ -233,6 +233,6 @@ async fn write(mut writer: Writer, pace: Pace, largest: usize, mut random: StdRn
 }
 
 /// Waits until a bridge is connected on both sides.
-async fn ready(bridge: &Bridge) {
+pub(crate) async fn ready(bridge: &Bridge) {
     bridge.until("/readyz", SOON, |ready, _| ready).await.unwrap();
 }
