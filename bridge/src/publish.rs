@@ -131,7 +131,7 @@ pub async fn publish(request: Request) -> Result<Report, PublishError> {
             .trust_issuer(&trust.issuer, &trust.audience, trust.sweep_every_ms)
             .await?;
     }
-    // Makes sure that what runs is what this build talks to.
+    // Makes sure that what runs is what this build talks to, and that a power cut does not undo it.
     admin.check_contract().await?;
     let (held, holds) = (parts(before.as_ref()), parts(after.as_ref()));
     Ok(Report {

@@ -14,7 +14,7 @@ use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use spacetime_sync_client::rusqlite::{Transaction, params};
 use spacetime_sync_client::{
-    Beginning, ClientConfig, Credential, Event, Handler, HandlerError, History, HttpTokens, Phase, SqliteStore,
+    Beginning, ClientConfig, Credential, Event, Handler, HandlerError, History, HttpTokens, Phase, Reads, SqliteStore,
     StaleAnswer, Status, StreamId, StreamPhase, SyncClient, TokenError, WithoutDocument,
 };
 use tracing_subscriber::EnvFilter;
@@ -60,6 +60,9 @@ struct Args {
     /// Give the connection up when an answer was due for so long.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     silence_ms: Option<u64>,
+    /// Have events as soon as they are committed, before they are durable, of streams whose class allows it.
+    #[arg(long)]
+    early: bool,
     /// Wait at most so long between attempts to connect.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     retry_ms: Option<u64>,
@@ -117,6 +120,9 @@ async fn main() -> anyhow::Result<ExitCode> {
     }
     if let Some(build) = &args.client_build_id {
         config.client_build_id.clone_from(build);
+    }
+    if args.early {
+        config.reads = Reads::Early;
     }
     if let Some(silence) = args.silence_ms.map(Duration::from_millis) {
         config.limits.silence_timeout = silence;

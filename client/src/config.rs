@@ -31,9 +31,8 @@ pub struct ClientConfig {
     pub surface: String,
     /// The streams to follow, each once.
     pub streams: Vec<StreamId>,
-    /// Whether the host delivers only what is durable. Without it an applied event can be lost by the host in a power
-    /// failure, and the stream then stops as ahead of its lane.
-    pub confirmed_reads: bool,
+    /// Whether only what is durable is delivered.
+    pub reads: Reads,
     /// Whether the host compresses large messages. Worth it over a network, not on one machine.
     pub compression: bool,
     /// Where the authority's log is read.
@@ -105,7 +104,7 @@ impl ClientConfig {
             client_build_id: DEFAULT_BUILD_ID.to_owned(),
             surface: DEFAULT_SURFACE.to_owned(),
             streams,
-            confirmed_reads: true,
+            reads: Reads::Confirmed,
             compression: false,
             history: History::default(),
             on_stale: StaleAnswer::default(),
@@ -179,7 +178,7 @@ impl fmt::Debug for ClientConfig {
             .field("client_build_id", &self.client_build_id)
             .field("surface", &self.surface)
             .field("streams", &self.streams)
-            .field("confirmed_reads", &self.confirmed_reads)
+            .field("reads", &self.reads)
             .field("compression", &self.compression)
             .field("history", &self.history)
             .field("on_stale", &self.on_stale)
@@ -187,6 +186,30 @@ impl fmt::Debug for ClientConfig {
             .field("backoff", &self.backoff)
             .field("limits", &self.limits)
             .finish()
+    }
+}
+
+/// When the host delivers what it has committed. It is a property of a connection, so of all streams of a client: who
+/// wants some streams early follows them with a client of their own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// When it is durable: what was applied is never lost by the host.
+    #[default]
+    Confirmed,
+    /// At once, and only of streams whose class allows it; the others stop with
+    /// [`StreamStop::DurableReads`](crate::StreamStop::DurableReads), and nothing of them is applied. A power failure may
+    /// take from the host what was applied. It comes again, being in the authority; a stream that asks before it is there
+    /// stops as ahead of its lane.
+    Early,
+}
+
+impl Reads {
+    /// Whether a connection is to ask for what is durable only.
+    pub(crate) fn are_confirmed(self) -> bool {
+        match self {
+            Self::Confirmed => true,
+            Self::Early => false,
+        }
     }
 }
 
@@ -388,11 +411,12 @@ impl Limits {
             recovery_attempts: self.recovery_attempts,
             history: false,
             on_stale: StaleAnswer::default(),
+            reads: Reads::default(),
         }
     }
 }
 
-/// What the pure core needs to know of [`Limits`].
+/// What the pure core needs to know of [`Limits`], and of how the connection reads.
 #[derive(Debug, Clone)]
 pub struct StreamBounds {
     /// See [`Limits::unapplied_bytes`].
@@ -411,6 +435,8 @@ pub struct StreamBounds {
     pub history: bool,
     /// See [`ClientConfig::on_stale`].
     pub on_stale: StaleAnswer,
+    /// See [`ClientConfig::reads`].
+    pub reads: Reads,
     /// This stream's part of [`Limits::subscribed_bytes`].
     pub window_bytes: usize,
     /// The least that a subscription brings, however large events are: two whole frames. A frame that ends past the

@@ -59,6 +59,8 @@ struct State {
     document: Option<Snapshot>,
     /// What it answers in place of history, and how often.
     unserved: Option<(u16, u32)>,
+    /// Whether the stream's class allows only reads of what is durable.
+    durable_reads: bool,
     seen: Seen,
 }
 
@@ -67,6 +69,8 @@ struct State {
 pub(crate) struct Seen {
     /// Tokens of connections that were let in, in order.
     pub(crate) served: Vec<String>,
+    /// Which of them had asked for what is durable only.
+    pub(crate) confirmed: Vec<bool>,
     /// Tokens of connections that have ended.
     pub(crate) ended: Vec<String>,
     /// HTTP requests.
@@ -98,6 +102,7 @@ impl FakeHost {
                 floor: 0,
                 document: None,
                 unserved: None,
+                durable_reads: true,
                 seen: Seen::default(),
             })),
             changed: watch::channel(()).0,
@@ -187,6 +192,10 @@ impl FakeHost {
         self.change(|state| _ = state.ungranted.insert(token.to_owned()));
     }
 
+    pub(crate) fn allow_early_reads(&self, allowed: bool) {
+        self.change(|state| state.durable_reads = !allowed);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -233,6 +242,10 @@ impl FakeHost {
             let path = path.split(' ').next().unwrap_or_default().to_owned();
             return self.serve_history(stream, token, path).await;
         }
+        let confirmed = head
+            .lines()
+            .next()
+            .is_some_and(|asked| asked.contains("confirmed=true"));
         let refused = self.state().refused.get(&token).cloned();
         let unaccepted = self.state().unaccepted.get(&token).copied();
         if head.starts_with("POST ") {
@@ -279,7 +292,10 @@ impl FakeHost {
             presence: None,
             grant: None,
         };
-        self.change(|state| state.seen.served.push(token.clone()));
+        self.change(|state| {
+            state.seen.served.push(token.clone());
+            state.seen.confirmed.push(confirmed);
+        });
         let hello = ServerMessage::InitialConnection(InitialConnection {
             identity: Identity::ZERO,
             connection_id: ConnectionId::ZERO,
@@ -560,12 +576,13 @@ impl Connection {
         }
         let state = self.host.state();
         let (swept, head) = (state.swept, state.log.at(state.head()));
+        let durable_reads = state.durable_reads;
         drop(state);
         Ok(EventPage {
             stream_key: KEY,
             head_seq: head.seq.get(),
             head_chain: u256::from_be_bytes(*head.chain_hash.as_bytes()),
-            durable_reads: true,
+            durable_reads,
             oldest_seq: swept + 1,
             frames: if asked.after_seq < swept {
                 Vec::new()

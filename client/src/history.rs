@@ -186,6 +186,8 @@ fn raw(page: EventPage) -> Page {
             chain_hash: page.head_chain,
         },
         oldest_seq: page.oldest_seq,
+        // What the authority says is durable, on whatever connection the lane is read.
+        durable_reads: false,
         frames: page.frames.into_iter().map(frame).collect(),
     }
 }

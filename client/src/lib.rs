@@ -54,7 +54,7 @@ pub use applier::Stepped;
 pub use apply::{Beginning, Counters, Rung, StreamStop};
 pub use checkpoint::Checkpoint;
 pub use client::SyncClient;
-pub use config::{Backoff, ClientConfig, History, Limits, StaleAnswer, WithoutDocument};
+pub use config::{Backoff, ClientConfig, History, Limits, Reads, StaleAnswer, WithoutDocument};
 pub use credential::{AccessToken, Credential, HttpTokens, TokenError, TokenFuture, TokenProvider, WantedToken};
 pub use error::{ConfigError, ErrorClass, HandlerError, PresenceError, StartError};
 pub use presence::{OfflineReason, Presence, PresenceHandle, PresenceKey, PresenceStatus, Presences, SeenPresence};

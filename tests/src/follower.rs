@@ -139,6 +139,13 @@ impl Follower {
         self
     }
 
+    /// Adds a command-line option that has no value.
+    #[must_use]
+    pub fn flag(mut self, name: &str) -> Self {
+        self.options.push(name.to_owned());
+        self
+    }
+
     /// Takes all further command-line options away.
     pub fn clear_options(&mut self) {
         self.options.clear();

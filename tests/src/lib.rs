@@ -11,6 +11,7 @@ pub mod lane;
 pub mod load;
 pub mod port;
 pub mod postgres;
+pub mod power;
 pub mod process;
 pub mod proxy;
 pub mod scene;

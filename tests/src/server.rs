@@ -6,12 +6,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use rustix::process::Signal;
 
 use crate::port;
+use crate::power::{Ledger, Lost};
 use crate::process::{Environment, Process};
 use crate::until;
 
 const UP_LIMIT: Duration = Duration::from_secs(60);
+const DOWN_LIMIT: Duration = Duration::from_secs(30);
 
 /// A SpacetimeDB server.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ struct Own {
     environment: Environment,
     addr: SocketAddr,
     process: Process,
+    /// What it has synced, and how much longer each sync takes.
+    power: Option<(Ledger, Duration)>,
 }
 
 impl Server {
@@ -47,7 +52,7 @@ impl Server {
             PathBuf::from(std::env::var("SYNC_HOST_BIN").context("SYNC_HOST_BIN is not set: start through ./scripts")?);
         // A restart takes the same port again.
         let addr = port::free()?;
-        let process = spawn(&binary, folder, environment, addr)?;
+        let process = spawn(&binary, folder, environment, addr, None)?;
         let server = Self {
             uri: format!("http://{addr}"),
             own: Some(Own {
@@ -56,6 +61,7 @@ impl Server {
                 environment: environment.clone(),
                 addr,
                 process,
+                power: None,
             }),
         };
         server.up().await?;
@@ -96,8 +102,33 @@ impl Server {
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         let own = self.own.as_mut().context("not a server of ours")?;
         own.process.kill();
-        own.process = spawn(&own.binary, &own.folder, &own.environment, own.addr)?;
+        own.process = spawn(&own.binary, &own.folder, &own.environment, own.addr, own.power.as_ref())?;
         self.up().await
+    }
+
+    /// From here on it writes down what it syncs, so that its power can be cut, and each sync takes so much longer.
+    /// Whatever it has committed so far is safe. It is started anew for this.
+    pub async fn slow_syncs(&mut self, delay: Duration) -> anyhow::Result<()> {
+        let own = self.own.as_mut().context("not a server of ours")?;
+        own.process.signal(Signal::TERM);
+        let ended = own.process.ended(DOWN_LIMIT).await;
+        anyhow::ensure!(
+            ended.is_some_and(|status| status.success()),
+            "the host did not stop: {ended:?}"
+        );
+        let ledger = Ledger::begin(&own.folder.with_extension("synced"), &own.folder)?;
+        own.power = Some((ledger, delay));
+        self.restart().await
+    }
+
+    /// SIGKILL, and up again with nothing but what it had synced. After [`slow_syncs`](Self::slow_syncs).
+    pub async fn cut_power(&mut self) -> anyhow::Result<Lost> {
+        let own = self.own.as_ref().context("not a server of ours")?;
+        let (ledger, _) = own.power.as_ref().context("nothing is known of its syncs")?;
+        own.process.kill();
+        let lost = ledger.cut(&own.folder)?;
+        self.restart().await?;
+        Ok(lost)
     }
 
     async fn up(&self) -> anyhow::Result<()> {
@@ -121,7 +152,7 @@ impl Server {
         let own = self.own.as_mut().context("not a server of ours")?;
         let ended = !own.process.is_running();
         if ended {
-            own.process = spawn(&own.binary, &own.folder, &own.environment, own.addr)?;
+            own.process = spawn(&own.binary, &own.folder, &own.environment, own.addr, own.power.as_ref())?;
         }
         Ok(ended)
     }
@@ -136,7 +167,13 @@ fn connects(addr: SocketAddr) -> bool {
     std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(200)).is_ok()
 }
 
-fn spawn(binary: &Path, folder: &Path, environment: &Environment, addr: SocketAddr) -> anyhow::Result<Process> {
+fn spawn(
+    binary: &Path,
+    folder: &Path,
+    environment: &Environment,
+    addr: SocketAddr,
+    power: Option<&(Ledger, Duration)>,
+) -> anyhow::Result<Process> {
     let mut command = Command::new(binary);
     command
         .envs(environment.iter().map(|(key, value)| (key, value)))
@@ -144,5 +181,9 @@ fn spawn(binary: &Path, folder: &Path, environment: &Environment, addr: SocketAd
         .arg(folder)
         .arg("--listen")
         .arg(addr.to_string());
+    if let Some((ledger, delay)) = power {
+        command.arg("--sync-ledger").arg(ledger.file());
+        command.args(["--sync-delay-ms", &delay.as_millis().to_string()]);
+    }
     Ok(Process::start("host", &mut command, &folder.with_extension("log"))?)
 }

@@ -102,13 +102,17 @@ impl Admin {
         }
     }
 
-    /// Checks that the database is there, runs our module and speaks our contract.
+    /// Checks that the database is there, runs our module and speaks our contract. Whatever was answered before is
+    /// durable then.
     pub async fn check_contract(&self) -> Result<(), StdbError> {
         let foreign = |message: String| StdbError::ForeignModule {
             database: self.database.clone(),
             message,
         };
-        let request = self.request(Method::POST, "/sql").body("SELECT * FROM sync_contract");
+        let request = self
+            .request(Method::POST, "/sql")
+            .query(&[("confirmed", "true")])
+            .body("SELECT * FROM sync_contract");
         let response = self.send("the contract", request).await?;
         if response.status() == StatusCode::BAD_REQUEST {
             return Err(foreign(text(response).await));

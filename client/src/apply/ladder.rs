@@ -26,6 +26,7 @@ fn lane(log: &Log, oldest: u64, frames: Vec<RawFrame>) -> Input {
     Input::Page(Page {
         head: log.head(),
         oldest_seq: seq(oldest),
+        durable_reads: true,
         frames,
     })
 }
@@ -34,6 +35,7 @@ fn history(log: &Log, frames: Vec<RawFrame>) -> Input {
     Input::HistoryPage(Page {
         head: log.head(),
         oldest_seq: seq(1),
+        durable_reads: true,
         frames,
     })
 }
@@ -358,6 +360,7 @@ fn a_live_stream_notices_another_log_at_positions_that_it_holds() {
     let short = Page {
         head: other.at(23),
         oldest_seq: seq(1),
+        durable_reads: true,
         frames: vec![],
     };
     unknown.expect(Input::Page(short), &["unsubscribe 1", "history after 30"]);

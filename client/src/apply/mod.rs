@@ -43,6 +43,8 @@ pub struct Page {
     pub head: Checkpoint,
     /// Position of the first event the lane still holds.
     pub oldest_seq: Seq,
+    /// Whether the stream's class lets it be delivered only over a connection that brings what is durable.
+    pub durable_reads: bool,
     /// Consecutive frames; the first may begin before what was asked for.
     pub frames: Vec<RawFrame>,
 }
@@ -291,6 +293,13 @@ pub enum StreamStop {
     /// What was applied cannot be continued, and the configured answer is to stop, or has not helped.
     #[error(transparent)]
     StaleCursor(Box<StaleCursor>),
+    /// The stream is of a class that is delivered only when it is durable, and this client reads early. Nothing that came
+    /// with this answer was applied.
+    #[error(
+        "the stream's class allows only reads of what is durable, and this client reads early: follow the stream with \
+         `Reads::Confirmed`, in a client of its own if others are to stay early"
+    )]
+    DurableReads,
     /// The handler gave up.
     #[error("the handler gave up after {attempts} attempts: {message}")]
     Handler {
@@ -315,6 +324,7 @@ impl StreamStop {
             Self::AheadOfLane { .. } => "ahead_of_lane",
             Self::BelowWindow { .. } => "below_window",
             Self::StaleCursor(_) => "stale_cursor",
+            Self::DurableReads => "durable_reads",
             Self::Handler { .. } => "handler",
             Self::Refused(_) => "refused",
         }

@@ -281,6 +281,7 @@ impl World {
                 Input::HistoryPage(Page {
                     head,
                     oldest_seq,
+                    durable_reads: true,
                     frames,
                 })
             }
@@ -338,6 +339,7 @@ impl World {
         self.wire.push_back(Input::Page(Page {
             head: self.log.at(self.published),
             oldest_seq,
+            durable_reads: true,
             frames,
         }));
     }

@@ -11,7 +11,7 @@ use super::{
     ApplyFailure, Beginning, Counters, Effect, Input, Page, RawFrame, StreamStop, SubscriptionId, may_be_granted_later,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::StreamBounds;
+use crate::config::{Reads, StreamBounds};
 
 pub use recovery::Rung;
 use recovery::{Asking, Recovery};
@@ -321,6 +321,10 @@ impl Stream {
         counters: &mut Counters,
         effects: &mut Vec<Effect>,
     ) -> Result<(), StreamStop> {
+        match self.bounds.reads {
+            Reads::Early if page.durable_reads => return Err(StreamStop::DurableReads),
+            Reads::Early | Reads::Confirmed => {}
+        }
         let (after, head) = (reading.after, page.head);
         if mutant::on("client-starts-at-the-head") && after.seq == Seq::ZERO {
             self.cursor = head;

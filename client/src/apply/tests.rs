@@ -6,7 +6,7 @@ use spacetime_sync_proto::{
 };
 
 use super::*;
-use crate::config::{Limits, StreamBounds};
+use crate::config::{Limits, Reads, StreamBounds};
 
 /// A log to follow.
 pub(crate) struct Log {
@@ -91,9 +91,14 @@ impl Log {
     }
 
     fn page(&self, frames: Vec<RawFrame>) -> Input {
+        self.page_of_class(true, frames)
+    }
+
+    fn page_of_class(&self, durable_reads: bool, frames: Vec<RawFrame>) -> Input {
         Input::Page(Page {
             head: self.head(),
             oldest_seq: Seq::new(1).unwrap(),
+            durable_reads,
             frames,
         })
     }
@@ -214,6 +219,7 @@ fn live_frames_are_applied_as_they_come_and_repeats_are_dropped() {
     let page = Page {
         head: log.at(12),
         oldest_seq: seq(1),
+        durable_reads: true,
         frames: vec![],
     };
     case.expect(Input::Page(page), &[]);
@@ -333,6 +339,7 @@ fn a_cursor_is_never_moved_to_suit_the_lane() {
         Input::Page(Page {
             head: log.head(),
             oldest_seq: seq(6),
+            durable_reads: true,
             frames: vec![log.frame(6, 10)],
         }),
         &[],
@@ -350,9 +357,51 @@ fn a_cursor_is_never_moved_to_suit_the_lane() {
     let page = Page {
         head: log.head(),
         oldest_seq: seq(6),
+        durable_reads: true,
         frames: vec![log.frame(6, 10)],
     };
     at_the_edge.expect(Input::Page(page), &["apply 6..=10", "subscribe 1 after 10"]);
+}
+
+fn early() -> StreamBounds {
+    StreamBounds {
+        reads: Reads::Early,
+        ..bounds()
+    }
+}
+
+#[test]
+fn what_must_be_durable_is_not_applied_when_read_early() {
+    let log = Log::new("s", 10);
+    let frames = || vec![log.frame(1, 10)];
+    let mut refused = Case::within(log.start, early());
+    refused.step(Input::Connected);
+    refused.expect(log.page(frames()), &[]);
+    assert_eq!(refused.stopped(), &StreamStop::DurableReads);
+    refused.expect(Input::Frame(log.frame(1, 10)), &[]);
+
+    let mut allowed = Case::within(log.start, early());
+    allowed.step(Input::Connected);
+    allowed.expect(
+        log.page_of_class(false, frames()),
+        &["apply 1..=10", "subscribe 1 after 10"],
+    );
+
+    let mut confirmed = Case::new(log.start);
+    confirmed.step(Input::Connected);
+    confirmed.expect(log.page(frames()), &["apply 1..=10", "subscribe 1 after 10"]);
+}
+
+#[test]
+fn a_class_that_must_be_durable_from_now_on_is_not_delivered_early_any_more() {
+    let log = Log::new("s", 10);
+    let mut case = Case::within(log.head(), early());
+    case.step(Input::Connected);
+    case.step(log.page_of_class(false, vec![]));
+    case.step(Input::Subscribed(SubscriptionId(1)));
+    case.expect(Input::Verify, &["read after 10"]);
+    case.expect(log.page(vec![]), &["unsubscribe 1"]);
+    assert_eq!(case.stopped(), &StreamStop::DurableReads);
 }
 
 #[test]

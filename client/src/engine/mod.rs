@@ -94,7 +94,10 @@ impl Engine {
         presences: watch::Sender<Presences>,
     ) -> (Self, watch::Receiver<Status>) {
         let now = Instant::now();
-        let bounds = config.limits.of_stream(streams.len());
+        let bounds = StreamBounds {
+            reads: config.reads,
+            ..config.limits.of_stream(streams.len())
+        };
         let followers: Vec<_> = streams
             .into_iter()
             .map(|(id, applied)| {

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use crate::fake_host::{FakeHost, stream};
 use crate::presence::{OfflineReason, Presence, PresenceStatus, Presences};
 use crate::{
-    AccessToken, Beginning, ClientConfig, Credential, Handler, HandlerError, Phase, SqliteStore, Status, StopReason,
-    StreamPhase, SyncClient, TokenError, WantedToken,
+    AccessToken, Beginning, ClientConfig, Credential, Handler, HandlerError, Phase, Reads, SqliteStore, Status,
+    StopReason, StreamPhase, StreamStop, SyncClient, TokenError, WantedToken,
 };
 
 mod recovery;
@@ -126,6 +126,10 @@ impl Run {
 
     async fn with(host: &FakeHost, credential: Credential, asked: Arc<Mutex<usize>>) -> Self {
         Self::configured(host, credential, asked, |_| {}).await
+    }
+
+    async fn reading(reads: Reads, host: &FakeHost, credential: Credential, asked: Arc<Mutex<usize>>) -> Self {
+        Self::configured(host, credential, asked, |config| config.reads = reads).await
     }
 
     async fn configured(
@@ -562,4 +566,32 @@ async fn a_session_that_ended_by_the_hosts_clock_comes_back_with_a_new_token() {
     host.append();
     let (status, _) = run.end().await;
     assert_eq!((status.counters.refreshes, status.counters.reconnects), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_asks_for_it_is_served_early() {
+    for (reads, allowed, confirmed) in [
+        (Reads::Confirmed, false, true),
+        (Reads::Confirmed, true, true),
+        (Reads::Early, true, false),
+    ] {
+        let host = FakeHost::start(5).await;
+        host.allow_early_reads(allowed);
+        let run = Run::reading(reads, &host, Credential::Anonymous, Arc::default()).await;
+        run.until_live().await;
+        host.append();
+        run.end().await;
+        assert_eq!(host.seen().confirmed, [confirmed], "{reads:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_must_be_durable_is_applied_early() {
+    let host = FakeHost::start(5).await;
+    let run = Run::reading(Reads::Early, &host, Credential::Anonymous, Arc::default()).await;
+    assert_eq!(run.stopped().await, StopReason::EveryStreamStopped);
+    let status = run.client.status().borrow().clone();
+    let reason = StreamStop::DurableReads;
+    assert_eq!(status.streams[&stream()].phase, StreamPhase::Stopped { reason });
+    assert_eq!(*run.applied.lock().unwrap(), [0_u64; 0]);
 }

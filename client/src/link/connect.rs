@@ -55,7 +55,7 @@ fn open(config: &ClientConfig, token: Option<&str>) -> Result<Link, ConnectFailu
         .with_database_name(config.database.as_str())
         .with_token(token)
         .with_compression(compression)
-        .with_confirmed_reads(config.confirmed_reads)
+        .with_confirmed_reads(config.reads.are_confirmed())
         .on_connect(move |_, identity, _| push(&identified, Inbound::Identified(identity)))
         .build()
         .map(|connection| Link::new(connection, inbox))

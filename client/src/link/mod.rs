@@ -402,6 +402,7 @@ impl From<EventPage> for Page {
         Self {
             head,
             oldest_seq: seq(page.oldest_seq),
+            durable_reads: page.durable_reads,
             frames: page.frames.into_iter().map(RawFrame::from).collect(),
         }
     }

@@ -9,6 +9,7 @@ mod call;
 mod database;
 mod error;
 mod identity;
+mod ledger;
 mod logs;
 mod metrics;
 mod node;
@@ -24,6 +25,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use axum::serve::ListenerExt as _;
@@ -59,6 +61,12 @@ struct Args {
     /// Allow an address that other machines can reach.
     #[arg(long)]
     allow_remote: bool,
+    /// For tests that cut the power: file in which every sync is written down, with what it made safe.
+    #[arg(long, value_name = "FILE")]
+    sync_ledger: Option<PathBuf>,
+    /// How much longer each sync takes, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 0, requires = "sync_ledger")]
+    sync_delay_ms: u64,
 }
 
 fn main() -> ExitCode {
@@ -78,6 +86,10 @@ fn run(args: Args) -> anyhow::Result<()> {
             "{} can be reached by other machines: listen on 127.0.0.1, or add --allow-remote if that is meant",
             args.listen
         );
+    }
+    if let Some(file) = &args.sync_ledger {
+        let delay = Duration::from_millis(args.sync_delay_ms);
+        ledger::keep(file, delay).with_context(|| format!("cannot keep the ledger {}", file.display()))?;
     }
     // Stdout carries the one line that says where the host listens; everything else goes to stderr.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));

@@ -2,6 +2,6 @@
 
 mod authority;
 mod contract;
-mod faults;
+pub(crate) mod faults;
 pub(crate) mod hostile;
 mod publish;

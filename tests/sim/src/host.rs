@@ -546,6 +546,7 @@ impl World {
         let page = Page {
             head,
             oldest_seq: table.floor.next(),
+            durable_reads: true,
             frames,
         };
         Ok(self.bend_page(client, stream, page))

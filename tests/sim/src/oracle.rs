@@ -148,7 +148,8 @@ impl World {
             StreamStop::ChainMismatch { .. } => follower.forgives("chain_mismatch") || excuses.foreign.is_some(),
             StreamStop::PayloadMismatch { .. } => follower.forgives("payload_mismatch"),
             StreamStop::BelowWindow { .. } => self.setup.window().is_some(),
-            StreamStop::StaleCursor(_)
+            StreamStop::DurableReads
+            | StreamStop::StaleCursor(_)
             | StreamStop::BadFrame { .. }
             | StreamStop::FrameExtent { .. }
             | StreamStop::Refused(_) => false,

@@ -4,7 +4,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use spacetime_sync_bridge::core::Limits;
 use spacetime_sync_client::StaleAnswer;
-use spacetime_sync_client::config::StreamBounds;
+use spacetime_sync_client::config::{Reads, StreamBounds};
 
 use crate::agenda::{Micros, SECOND};
 use crate::fault::{Fault, Planned, plan};
@@ -93,6 +93,7 @@ impl Setup {
                 window_events: rng.random_range(40..80),
                 recovery_attempts: 3,
                 history: false,
+                reads: Reads::Confirmed,
                 on_stale: StaleAnswer::Stop,
             },
             batch: (rng.random_range(1..40), rng.random_range(1_000..40_000)),

@@ -115,6 +115,7 @@ impl Stream {
             StreamStop::PayloadMismatch { .. }
             | StreamStop::BadFrame { .. }
             | StreamStop::FrameExtent { .. }
+            | StreamStop::DurableReads
             | StreamStop::Handler { .. }
             | StreamStop::StaleCursor(_)
             | StreamStop::Refused(_) => return self.stop(stop, effects),

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use spacetime_sync_bindings::{EventPage, SyncEvent};
 use spacetime_sync_client::apply::{Effect, Input, Mode, Page, RawFrame, Stream, SubscriptionId};
-use spacetime_sync_client::config::StreamBounds;
+use spacetime_sync_client::config::{Reads, StreamBounds};
 use spacetime_sync_client::{Checkpoint, Counters, StaleAnswer};
 use spacetime_sync_proto::{Refusal, limit};
 use spacetimedb_sdk::__codegen::__lib::bsatn;
@@ -335,6 +335,7 @@ fn bounds() -> StreamBounds {
         recovery_attempts: 3,
         history: false,
         on_stale: StaleAnswer::Stop,
+        reads: Reads::Confirmed,
         window_bytes: 4_000,
         window_events: 10,
     }

@@ -27,10 +27,10 @@ const FAULTS: usize = 6;
 /// How soon the lane must be whole again by itself.
 const RECOVERY: Duration = Duration::from_secs(40);
 /// How long a fault may take to happen or to be seen.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A scene in which whatever fails fails the test.
-struct Scene(scene::Scene);
+pub(crate) struct Scene(scene::Scene);
 
 impl Deref for Scene {
     type Target = scene::Scene;
@@ -48,11 +48,11 @@ impl DerefMut for Scene {
 
 impl Scene {
     /// With clients that run, and no load yet.
-    async fn start(clients: usize) -> Self {
+    pub(crate) async fn start(clients: usize) -> Self {
         Self::start_on(Cluster::shared().await, clients).await
     }
 
-    async fn start_on(cluster: &Cluster, clients: usize) -> Self {
+    pub(crate) async fn start_on(cluster: &Cluster, clients: usize) -> Self {
         let seed = match std::env::var("SYNC_SEED") {
             Ok(seed) => seed.parse().expect("SYNC_SEED is a number"),
             Err(_) => rand::rng().random(),
@@ -67,28 +67,28 @@ impl Scene {
         scene
     }
 
-    async fn client(&self) -> Follower {
+    pub(crate) async fn client(&self) -> Follower {
         self.0.client().await.unwrap()
     }
 
-    fn write(&mut self) {
+    pub(crate) fn write(&mut self) {
         self.write_at(Pace::Mixed);
     }
 
-    fn write_at(&mut self, pace: Pace) {
+    pub(crate) fn write_at(&mut self, pace: Pace) {
         self.0.write(pace);
     }
 
-    async fn write_bulk(&mut self, events: u64, largest: usize) {
+    pub(crate) async fn write_bulk(&mut self, events: u64, largest: usize) {
         self.0.write_bulk(events, largest).await.unwrap();
     }
 
-    async fn stop_writing(&mut self) -> u64 {
+    pub(crate) async fn stop_writing(&mut self) -> u64 {
         self.0.stop_writing().await.unwrap()
     }
 
     /// A bridge that carries, or is about to: faults hit it in all states.
-    async fn bridge(&mut self) -> Bridge {
+    pub(crate) async fn bridge(&mut self) -> Bridge {
         let bridge = self.lane.bridge().unwrap();
         if self.random.random_bool(0.8) {
             ready(&bridge).await;
@@ -96,11 +96,11 @@ impl Scene {
         bridge
     }
 
-    async fn published_is_held(&self) {
+    pub(crate) async fn published_is_held(&self) {
         self.0.published_is_held().await.unwrap();
     }
 
-    async fn settle(&mut self) {
+    pub(crate) async fn settle(&mut self) {
         let verdicts = self.0.settle(RECOVERY).await.unwrap();
         eprintln!(
             "{} events, each applied once by {} clients",
@@ -109,12 +109,12 @@ impl Scene {
         );
     }
 
-    async fn is_equal(&self, client: &Follower) {
+    pub(crate) async fn is_equal(&self, client: &Follower) {
         self.0.is_equal(client).await.unwrap();
     }
 }
 
 /// Waits until a bridge is connected on both sides.
-async fn ready(bridge: &Bridge) {
+pub(crate) async fn ready(bridge: &Bridge) {
     scene::ready(bridge, SOON).await.unwrap();
 }

@@ -1,0 +1,254 @@
+//! The power of SpacetimeDB's machine is cut: what was never synced is gone, and nobody had been told of it but those
+//! who asked for that.
+
+use std::time::Duration;
+
+use rand::Rng;
+use serde_json::Value;
+use spacetime_sync_bridge::config::read_token;
+use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
+use spacetime_sync_proto::StreamId;
+use spacetime_sync_tests::follower::Follower;
+use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, stream, wait};
+use spacetime_sync_tests::load::{Pace, Payload, Writer};
+
+use crate::lane::faults::{SOON, Scene, ready};
+
+/// How often the power is cut in a scenario.
+const CUTS: usize = 8;
+/// How much longer a sync takes under load: what is committed is that far ahead of what is durable.
+const SLOW: Duration = Duration::from_millis(60);
+/// How much longer it takes where a cut must hit something: longer than it takes from an answer to the cut.
+const VERY_SLOW: Duration = Duration::from_millis(800);
+/// Calls that are answered as soon as they are committed.
+const CALLS: usize = 20;
+/// Databases that are published and cut.
+const MODULES: u32 = 4;
+/// How long a first snapshot is being synced, about: it has some thirty files.
+const SNAPSHOT: Duration = Duration::from_millis(1_800);
+
+/// Without this the other scenarios would prove nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_takes_what_was_answered_before_it_was_durable() {
+    let mut lane = Lane::start().await.unwrap();
+    if !lane.server.is_own() {
+        eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");
+        return;
+    }
+    let someone = Admin::new_identity(lane.server.uri()).await.unwrap().identity;
+    let owner = lane.owner().unwrap();
+    owner.grant(&someone, &stream(1)).await.unwrap();
+    lane.server.slow_syncs(VERY_SLOW).await.unwrap();
+
+    for number in 2..2 + CALLS {
+        // Over plain HTTP an answer means committed.
+        owner.grant(&someone, &stream(number)).await.unwrap();
+    }
+    let lost = lane.server.cut_power().await.unwrap();
+    let left = grants(&lane).await;
+    eprintln!("{left} of {} answered calls are left, {lost:?}", 1 + CALLS);
+    assert!(left <= CALLS, "the last call was answered, and is there after the cut");
+    assert!(left >= 1, "what was durable is there");
+    assert!(
+        lost.bytes > 0,
+        "what was being synced is gone, though the kernel has it"
+    );
+
+    // What is said to be durable after a cut is there after the next.
+    owner.grant(&someone, &stream(1)).await.unwrap();
+    owner.grant(&someone, &stream(1 + CALLS)).await.unwrap();
+    let written = durable(&lane).await;
+    lane.server.cut_power().await.unwrap();
+    assert_eq!(grants(&lane).await, written);
+}
+
+/// A new database is new folders, a program, a log and its first snapshot, and its owner is told that all is well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_that_was_published_is_there_after_a_cut() {
+    let mut lane = Lane::start().await.unwrap();
+    if !lane.server.is_own() {
+        eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");
+        return;
+    }
+    lane.server.slow_syncs(SLOW).await.unwrap();
+    let (first, mut files) = (lane.name.clone(), 0);
+    for number in 0..MODULES {
+        lane.name = format!("{first}-{number}");
+        lane.publish(Breaking::Refuse).await.unwrap();
+        // The first snapshot is still being written: its parts are there and not yet safe, later more of them are.
+        tokio::time::sleep(number * SNAPSHOT / MODULES).await;
+        files += lane.server.cut_power().await.unwrap().files;
+        for number in 0..=number {
+            lane.name = format!("{first}-{number}");
+            // Names its streams: it is configured, too.
+            assert_eq!(lane.held(&[stream(1)]).await.unwrap(), [0]);
+        }
+    }
+    eprintln!("{files} files were gone after {MODULES} cuts");
+    assert!(files > 0, "no cut has hit a snapshot");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_was_delivered_or_recorded_is_lost_with_the_power() {
+    let mut scene = Scene::start(2).await;
+    if !scene.lane.server.is_own() {
+        eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");
+        return;
+    }
+    scene.lane.server.slow_syncs(SLOW).await.unwrap();
+    scene.write_at(Pace::Mixed);
+    let mut lost = 0;
+    for _ in 0..CUTS {
+        let bridge = scene.lane.bridge().unwrap();
+        carries(&scene, &bridge).await;
+        scene.pause().await;
+        // One client begins to page while the others are live: a page, too, must hold nothing that can be lost.
+        let clients = scene.clients.len();
+        let at = scene.random.random_range(0..clients);
+        scene.clients[at].kill();
+        scene.clients[at].start().unwrap();
+        scene.pause().await;
+
+        scene.lane.server.kill();
+        // It writes down what was acknowledged, or nothing more; nobody publishes before the comparison.
+        if scene.random_bool() {
+            bridge.until("/readyz", SOON, |ready, _| !ready).await.unwrap();
+            assert_eq!(bridge.stop().await.unwrap(), 0);
+        } else {
+            bridge.process.kill();
+        }
+        lost += scene.lane.server.cut_power().await.unwrap().bytes;
+        scene.published_is_held().await;
+        applied_is_held(&scene).await;
+    }
+    assert!(lost > 0, "no cut has hit anything");
+    eprintln!("{lost} bytes were lost in {CUTS} cuts");
+    let _bridge = scene.lane.bridge().unwrap();
+    scene.settle().await;
+    applied_is_held(&scene).await;
+}
+
+/// What a class allows to be read early is there before it is durable, for who asks for it, and can be lost. What it does
+/// not allow is delivered to such a client in no case.
+#[tokio::test(flavor = "multi_thread")]
+async fn early_reads_are_for_classes_that_allow_them_and_for_those_who_ask() {
+    let mut lane = Lane::start().await.unwrap();
+    if !lane.server.is_own() {
+        eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");
+        return;
+    }
+    let (allowed, durable) = (StreamId::new("runtime.notifications.user.1").unwrap(), stream(1));
+    let both = [allowed.clone(), durable.clone()];
+    let mut confirmed = lane.client(&both).await.unwrap();
+    let mut early = lane.client(&both).await.unwrap().flag("--early");
+    let bridge = told_of_classes(&lane).await;
+    lane.server.slow_syncs(VERY_SLOW).await.unwrap();
+    confirmed.start().unwrap();
+    early.start().unwrap();
+    confirmed.until_live(SOON).await.unwrap();
+    let phases = |client: &Follower| {
+        let streams = &client.status()["streams"];
+        let phase = |id: &StreamId| format!("{}", streams[id.as_str()]["phase"]);
+        (phase(&allowed), phase(&durable))
+    };
+    let (live, stopped) = ("\"live\"".to_owned(), "\"stopped\"".to_owned());
+    wait(SOON, "the early client has its verdicts", || {
+        phases(&early) == (live.clone(), stopped.clone())
+    })
+    .await;
+    let refused = &early.status()["streams"][durable.as_str()];
+    assert_eq!(refused["reason"], "durable_reads");
+    assert!(refused["detail"].as_str().unwrap().contains("Reads::Confirmed"));
+
+    ready(&bridge).await;
+    for stream_id in &both {
+        let mut writer = Writer::new(&lane.authority, stream_id, "one", Payload::Fixed(100), 1);
+        writer.append(1).await.unwrap();
+    }
+    wait(SOON, "the early client has its event", || early.applied() == 1).await;
+    lane.server.kill();
+    bridge.process.kill();
+    lane.server.cut_power().await.unwrap();
+    assert_eq!(lane.held(&both).await.unwrap(), [0, 0], "nothing was durable");
+    assert_eq!(early.applied_log(&allowed).unwrap().len(), 1);
+    assert_eq!(confirmed.applied(), 0, "nobody else was told");
+
+    // It comes again, for it is in the authority, and it is the same.
+    let _bridge = told_of_classes(&lane).await;
+    assert!(lane.published(SOON).await);
+    confirmed.until_applied(2, SOON).await.unwrap();
+    early.start().unwrap();
+    wait(SOON, "the early client goes on", || {
+        phases(&early) == (live.clone(), stopped.clone())
+    })
+    .await;
+    let logs = |client: &Follower| both.each_ref().map(|id| client.applied_log(id).unwrap());
+    let [notifications, events] = logs(&confirmed);
+    assert_eq!((notifications.len(), events.len()), (1, 1));
+    assert_eq!(logs(&early), [notifications, Vec::new()]);
+}
+
+/// A bridge that has told the module what each class allows.
+async fn told_of_classes(lane: &Lane) -> Bridge {
+    let options = BridgeOptions {
+        set: vec![("retention.windows", "on".to_owned())],
+        ..BridgeOptions::default()
+    };
+    let bridge = lane.bridge_with(&options).unwrap();
+    let deadline = tokio::time::Instant::now() + SOON;
+    while count(lane, "retention_class", true).await == 0 {
+        assert!(tokio::time::Instant::now() < deadline, "the module knows no class");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bridge
+}
+
+/// Waits until something new has got through to each client that can get it.
+async fn carries(scene: &Scene, bridge: &Bridge) {
+    ready(bridge).await;
+    let before: Vec<u64> = scene.clients.iter().map(|client| client.applied()).collect();
+    wait(SOON, "something is delivered", || {
+        let mut clients = scene.clients.iter().zip(&before);
+        clients.all(|(client, before)| client.applied() > *before)
+    })
+    .await;
+}
+
+/// What clients have applied is held, after a cut and before anyone has published it anew.
+async fn applied_is_held(scene: &Scene) {
+    let held = scene.lane.held(&scene.streams).await.unwrap();
+    for client in &scene.clients {
+        let applied: Vec<u64> = client.saved().unwrap().iter().map(|saved| saved.last).collect();
+        let sound = applied.iter().zip(&held).all(|(applied, held)| applied <= held);
+        assert!(sound, "applied {applied:?}, held {held:?}: {}", client.status());
+    }
+}
+
+/// How many grants there are, as far as they are committed.
+async fn grants(lane: &Lane) -> usize {
+    count(lane, "stream_grant", false).await
+}
+
+/// How many grants there are, and each of them is durable.
+async fn durable(lane: &Lane) -> usize {
+    count(lane, "stream_grant", true).await
+}
+
+async fn count(lane: &Lane, table: &str, confirmed: bool) -> usize {
+    let token = read_token(&lane.path("owner.token")).unwrap();
+    let answer: Value = reqwest::Client::new()
+        .post(format!("{}/v1/database/{}/sql", lane.server.uri(), lane.name))
+        .query(&[("confirmed", confirmed)])
+        .bearer_auth(token.expose())
+        .body(format!("SELECT * FROM {table}"))
+        .send()
+        .await
+        .unwrap()
+        .error_for_status()
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let rows = answer[0]["rows"].as_array();
+    rows.unwrap_or_else(|| panic!("no rows: {answer}")).len()
+}
