@@ -26,6 +26,11 @@ async fn holds(drill: Drill) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_lacks_what_the_lane_has_lost_is_brought_up_by_the_authority() {
+    holds(Drill::StaleCursor).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_that_vanishes_for_the_bridge_is_found_out() {
     holds(Drill::HalfOpenBridgePostgres).await;
 }

@@ -17,6 +17,7 @@ mod disk;
 mod failover;
 mod network;
 mod restarts;
+mod stale;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,8 @@ macro_rules! played {
 pub enum Drill {
     /// Clients and bridge are away while much is committed, and go on where they were.
     ReplayAndResume,
+    /// What a client lacks has left SpacetimeDB; then SpacetimeDB loses everything.
+    StaleCursor,
     /// Two bridges publish everything twice, over links that break, to clients whose connections do.
     DuplicateDelivery,
     /// The bridge is killed or told to end, and started again.
@@ -195,6 +198,9 @@ impl Drill {
         let setting = Setting::default();
         match self {
             Self::ReplayAndResume => played!(setting, scale, seed, logs, record, restarts::replay_and_resume),
+            Self::StaleCursor => {
+                played!(stale::with_history(), scale, seed, logs, record, stale::stale_cursor)
+            }
             Self::DuplicateDelivery => {
                 played!(
                     restarts::two_bridges(),
