@@ -350,8 +350,10 @@ pub struct Counters {
     pub history_failures: u64,
     /// Times that the authority said that what was applied cannot be continued.
     pub stale_cursors: u64,
-    /// Times that a stream began anew.
-    pub beginnings: u64,
+    /// Times that a stream began anew from a document.
+    pub rebootstraps: u64,
+    /// Times that it began anew without one.
+    pub restarts: u64,
     /// Times that a subscription was replaced by one from a later position.
     pub resubscriptions: u64,
     /// Times that a stream went back to paging because applying lagged.

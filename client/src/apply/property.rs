@@ -475,7 +475,8 @@ fn whatever_happens_the_whole_log_is_applied_once_and_in_order() {
         seen.history_pages += world.counters.history_pages;
         seen.history_failures += world.counters.history_failures;
         seen.stale_cursors += world.counters.stale_cursors;
-        seen.beginnings += world.counters.beginnings;
+        seen.rebootstraps += world.counters.rebootstraps;
+        seen.restarts += world.counters.restarts;
         wipes += world.wipes;
     }
     // A run that meets no fault would prove nothing.
@@ -489,7 +490,7 @@ fn whatever_happens_the_whole_log_is_applied_once_and_in_order() {
         ("pages of the authority", seen.history_pages),
         ("failures of the authority", seen.history_failures),
         ("stale cursors", seen.stale_cursors),
-        ("beginnings", seen.beginnings),
+        ("beginnings", seen.rebootstraps + seen.restarts),
         ("wipes", wipes),
     ] {
         assert!(count > 100, "{what}: {count}");

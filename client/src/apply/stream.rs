@@ -258,7 +258,7 @@ impl Stream {
         self.reading = None;
         self.claim = None;
         // The store begins anew whether or not there is a connection.
-        if self.asking != Some(Asking::ToBegin) {
+        if !self.is_beginning() {
             self.asking = None;
         }
         match self.mode {
@@ -528,7 +528,7 @@ impl Stream {
         match self.mode {
             Mode::Offline | Mode::Retrying { .. } | Mode::Stopped(_) => {}
             // What comes next is read anew, and refused then.
-            Mode::Recovering(_) if self.asking == Some(Asking::ToBegin) => {}
+            Mode::Recovering(_) if self.is_beginning() => {}
             Mode::Paging
             | Mode::Subscribing(_)
             | Mode::Live(_)
@@ -658,6 +658,11 @@ impl Stream {
 
     fn release(&mut self, bytes: usize) {
         self.unapplied_bytes = self.unapplied_bytes.saturating_sub(bytes);
+    }
+
+    /// Whether the store was asked to begin anew, and has not answered.
+    fn is_beginning(&self) -> bool {
+        matches!(self.asking, Some(Asking::ToBegin { .. }))
     }
 
     fn is_stopped(&self) -> bool {

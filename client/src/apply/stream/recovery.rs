@@ -60,7 +60,9 @@ pub(super) enum Asking {
     /// What follows this position.
     ForEvents(Checkpoint),
     ForDocument,
-    ToBegin,
+    ToBegin {
+        from_document: bool,
+    },
 }
 
 /// How far the ladder was climbed since the stream was last live for a while.
@@ -155,8 +157,9 @@ impl Stream {
                 let Some(beginning) = self.beginning.take_if(|_| saved) else {
                     return;
                 };
+                let from_document = beginning.document.is_some();
                 effects.push(Effect::BeginAnew(beginning));
-                Asking::ToBegin
+                Asking::ToBegin { from_document }
             }
             Rung::AwaitLane(_) | Rung::AwaitAuthority => return,
         };
@@ -343,8 +346,12 @@ impl Stream {
 
     /// Store and handler stand at the new beginning.
     pub(super) fn begun_anew(&mut self, at: Checkpoint, counters: &mut Counters) {
-        self.asking = None;
-        counters.beginnings += 1;
+        match self.asking.take() {
+            Some(Asking::ToBegin { from_document: true }) => counters.rebootstraps += 1,
+            Some(Asking::ToBegin { from_document: false } | Asking::ForEvents(_) | Asking::ForDocument) | None => {
+                counters.restarts += 1;
+            }
+        }
         (self.applied, self.cursor) = (at, at);
         (self.claim, self.known) = (None, None);
         self.recent.clear();

@@ -115,7 +115,7 @@ async fn a_stale_cursor_has_the_answer_that_was_chosen() {
     let status = bootstraps.until("live", |status| status.phase == Phase::Live).await;
     assert_eq!(*bootstraps.begun.lock().unwrap(), [(60, Some("doc".to_owned()))]);
     assert_eq!(bootstraps.seqs(), (61..=80).collect::<Vec<_>>());
-    assert_eq!(status.counters.beginnings, 1);
+    assert_eq!((status.counters.rebootstraps, status.counters.restarts), (1, 0));
 
     host.put_document(60, true);
     let altered = run(&host, StaleAnswer::Rebootstrap(WithoutDocument::Stop)).await;
