@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use crate::auth::Issuer;
 use crate::authority::{Authority, AuthorityError, Leadership, StreamPosition};
 use crate::config::Config;
-use crate::core::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, Prepared, prepare};
+use crate::core::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, prepare};
 use crate::history::Histories;
 use crate::status::{Role, Status};
 use crate::stdb::StdbError;
@@ -542,19 +542,28 @@ impl<'a> Pump<'a> {
         self.tasks.spawn(async move {
             let page = async {
                 let base = match base_chain {
-                    Some(chain) => chain,
-                    None => match authority.chain_at(&stream_id, after).await? {
-                        Some(chain) => chain,
-                        None => return Ok(Err(HaltReason::AheadOfAuthority)),
-                    },
+                    Some(chain) => Some(chain),
+                    None => authority.chain_at(&stream_id, after).await?,
                 };
                 let events = authority
                     .read_events(&stream_id, after, page_events, page_bytes)
                     .await?;
-                Ok::<Result<Vec<Prepared>, HaltReason>, AuthorityError>(prepare(after, base, &events, frame_bytes))
+                let continues = events.first().is_none_or(|first| first.seq == after.next());
+                if base.is_none() || !continues {
+                    let position = authority.position(&stream_id).await?;
+                    if position.is_some_and(|position| after < position.floor_seq) {
+                        return Ok(None);
+                    }
+                }
+                Ok::<_, AuthorityError>(Some(match base {
+                    Some(base) => prepare(after, base, &events, frame_bytes),
+                    None => Err(HaltReason::AheadOfAuthority),
+                }))
             };
             let input = match page.await {
-                Ok(page) => Input::Page { epoch, stream_id, page },
+                Ok(Some(page)) => Input::Page { epoch, stream_id, page },
+                // Only what is published is purged: another bridge has done so, and the next positions say how far.
+                Ok(None) => Input::PageFailed { epoch, stream_id },
                 Err(error) if error.class() == RefusalClass::Reject => Input::Page {
                     epoch,
                     stream_id,

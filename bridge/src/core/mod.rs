@@ -585,7 +585,7 @@ impl Core {
                 });
             }
             Verdict::Behind(seq) => {
-                stream.restart_at(seq);
+                stream.set_back_to(seq);
                 out.push(Effect::Rewind {
                     stream_id: stream_id.clone(),
                     to: seq,
@@ -593,7 +593,7 @@ impl Core {
             }
             // The window was begun anew before this was told. What was published may be past it, or before it.
             Verdict::Refill(seq) => {
-                stream.restart_at(seq);
+                stream.set_back_to(seq);
                 out.push(Effect::Rewind {
                     stream_id: stream_id.clone(),
                     to: seq,
@@ -603,6 +603,7 @@ impl Core {
                     seq,
                 });
             }
+            Verdict::Unknown => {}
             Verdict::Apart(reason) => return self.halt(stream_id, reason, out),
         }
         self.rest(now, &stream_id);

@@ -25,6 +25,8 @@ pub enum Verdict {
     Behind(Seq),
     /// It holds so much less that its window begins anew after this position.
     Refill(Seq),
+    /// The authority purged what was to be compared: it is compared again.
+    Unknown,
     /// No way on without a person.
     Apart(HaltReason),
 }
@@ -46,7 +48,9 @@ pub fn reconcile(
         return Verdict::Refill(begin);
     }
     match chain_there {
-        None => Verdict::Apart(HaltReason::AheadOfAuthority),
+        None if held.seq > position.head_seq => Verdict::Apart(HaltReason::AheadOfAuthority),
+        // It was there when the position was read.
+        None => Verdict::Unknown,
         Some(_) if mutant::on("bridge-compares-no-heads") => Verdict::InStep(position.published_seq),
         Some(chain) if chain != held.chain => Verdict::Apart(HaltReason::Diverged { seq: held.seq }),
         Some(_) => match held.seq.cmp(&position.published_seq) {
@@ -93,6 +97,7 @@ mod tests {
                 Some(1),
                 Verdict::Apart(HaltReason::Diverged { seq: seq(5) }),
             ),
+            (5, 5, None, 0, None, Verdict::Unknown),
             (12, 12, None, 0, Some(1), Verdict::Apart(HaltReason::AheadOfAuthority)),
         ] {
             let held = Held {

@@ -103,6 +103,8 @@ pub(super) struct Stream {
     pub(super) queued_to_send: bool,
     /// Failures in a row.
     pub(super) attempts: u32,
+    /// SpacetimeDB holds less than is recorded as published, and the record may not say so yet.
+    set_back: bool,
     pub(super) mode: Mode,
 }
 
@@ -119,6 +121,7 @@ impl Stream {
             queued_to_read: false,
             queued_to_send: false,
             attempts: 0,
+            set_back: false,
             mode: Mode::Flowing,
         }
     }
@@ -126,8 +129,10 @@ impl Stream {
     /// The authority's word on where the stream stands.
     pub(super) fn found(&mut self, position: &StreamPosition) {
         self.wanted = self.wanted.max(position.head_seq);
-        // Another bridge has published more than this one has read: go on from there.
-        if position.published_seq > self.read && !self.is_underway() {
+        if position.published_seq <= self.read {
+            self.set_back = false;
+        } else if !self.set_back && !self.is_underway() {
+            // Another bridge has published more than this one has read: go on from there.
             self.restart_at(position.published_seq);
         }
     }
@@ -150,6 +155,12 @@ impl Stream {
         self.read = seq;
         self.read_chain = None;
         self.durable = seq;
+    }
+
+    /// SpacetimeDB holds less than was published: until the record says so, it is not gone by.
+    pub(super) fn set_back_to(&mut self, seq: Seq) {
+        self.restart_at(seq);
+        self.set_back = true;
     }
 
     pub(super) fn fail(&mut self, drain: Drain) {

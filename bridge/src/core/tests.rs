@@ -466,3 +466,15 @@ fn a_window_that_began_anew_is_recorded_whichever_side_of_it_was_published() {
     assert_eq!(advances(&out), [80]);
     assert_eq!(reads(&bench.later(1_000)), [("a".to_owned(), 80)]);
 }
+
+#[test]
+fn a_record_that_is_not_yet_set_back_is_not_gone_by() {
+    let mut bench = Bench::new();
+    bench.found("a", 7, 9);
+    let sent = calls(&bench.page("a", vec![prepared(8, 9)]));
+    bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+    bench.learned("a", Verdict::Behind(seq(3)));
+    // A writer holds the stream's row: the rewind waits to be written down.
+    assert_eq!(reads(&bench.found("a", 7, 9)), []);
+    assert_eq!(reads(&bench.later(10_000)), [("a".to_owned(), 3)]);
+}

@@ -54,6 +54,8 @@ pub(super) async fn reconcile_all(
                         ledger.advance(stream_id, filled);
                     }
                 }
+                // What is not recorded is sent again, and absorbed.
+                Verdict::Unknown => {}
                 Verdict::Apart(reason) => drop(news.send(News::Input(Input::Halt(stream_id, reason)))),
             }
         }

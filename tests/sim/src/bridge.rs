@@ -336,6 +336,11 @@ impl World {
                     Input::PageFailed { epoch, stream_id }
                 } else {
                     let events = self.logs[stream].read(after, limits.events, limits.bytes);
+                    if after < self.logs[stream].floor {
+                        self.coverage.seen("bridge: page purged before it was read");
+                        let hop = self.hop();
+                        return self.bridge_in(at, hop, BridgeStep::Hear(Input::PageFailed { epoch, stream_id }));
+                    }
                     let page = prepare(after, base, &events, limits.frame_bytes);
                     Input::Page { epoch, stream_id, page }
                 };
@@ -404,6 +409,7 @@ impl World {
             Verdict::Ahead(_) => "bridge: heads ahead",
             Verdict::Behind(_) => "bridge: heads behind",
             Verdict::Refill(_) => "bridge: window refilled",
+            Verdict::Unknown => "bridge: compared with what was purged",
             Verdict::Apart(_) => "bridge: heads apart",
         });
     }
@@ -520,6 +526,7 @@ impl World {
                 after,
                 base,
             },
+            None if after < self.logs[stream].floor => BridgeStep::Hear(Input::PageFailed { epoch, stream_id }),
             None => BridgeStep::Hear(Input::Page {
                 epoch,
                 stream_id,
@@ -674,6 +681,7 @@ impl World {
                     let ask = Ask::Refill { conn, stream, after };
                     self.refill(at, conn, stream, held.seq, after, ask);
                 }
+                Verdict::Unknown => {}
                 Verdict::Apart(reason) => {
                     let stream_id = position.stream_id.clone();
                     self.bridge_in(at, 0, BridgeStep::Hear(Input::Halt(stream_id, reason)));

@@ -1,6 +1,7 @@
 //! A SpacetimeDB that has lost everything.
 
 use spacetime_sync_bridge::stdb::admin::Breaking;
+use spacetime_sync_tests::lane::wait;
 
 use super::{RECOVERY, SOON, Scene, ready};
 
@@ -10,7 +11,7 @@ async fn a_wiped_spacetimedb_is_filled_again_from_the_authority() {
     let bridge = scene.lane.bridge().unwrap();
     ready(&bridge).await;
     scene.write();
-    scene.pause().await;
+    wait(SOON, "a client applies", || scene.clients[0].applied() > 0).await;
     // While everything is stopped.
     assert_eq!(bridge.stop().await.unwrap(), 0);
     scene.clients[0].kill();
