@@ -21,6 +21,8 @@ use crate::core::{CallId, Held, Prepared, foreign_refusal};
 /// How long an answer to a call may take that appends nothing.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
+/// How often it is looked whether the connection has ended, while an answer is waited for.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long after a failed renewal the next is tried.
 const RENEW_PAUSE: Duration = Duration::from_secs(5);
 
@@ -224,13 +226,27 @@ impl Link {
         Ok(stream_ids.iter().zip(&reports).map(held).collect())
     }
 
+    /// Resolves when the connection has ended.
+    async fn closed(&self) {
+        while !self.is_closed() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// Waits for what a call brings.
     pub(super) async fn outcome<T>(
         &self,
         what: &'static str,
         answered: oneshot::Receiver<Result<Result<T, String>, InternalError>>,
     ) -> Result<T, StdbError> {
-        let outcome = tokio::time::timeout(ANSWER_LIMIT, answered)
+        // The SDK keeps what it promised to call when its connection has ended.
+        let answer = async {
+            tokio::select! {
+                answer = answered => answer.ok(),
+                () = self.closed() => None,
+            }
+        };
+        let outcome = tokio::time::timeout(ANSWER_LIMIT, answer)
             .await
             .map_err(|_| {
                 self.silent.store(true, Ordering::Relaxed);
@@ -239,7 +255,7 @@ impl Link {
                     what,
                 }
             })?
-            .map_err(|_| self.unavailable("closed before it answered"))?;
+            .ok_or_else(|| self.unavailable("closed before it answered"))?;
         match outcome {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(text)) => Err(match Refusal::from_wire(&text) {
