@@ -12,6 +12,8 @@ use spacetime_sync_bridge::parity::{ClientFile, Extent, Parity, Round};
 use spacetime_sync_bridge::stdb::link::{Link, Target};
 use tokio::sync::mpsc;
 
+use super::say;
+
 /// Connections to the authority: it asks one thing after the other.
 const POOL: usize = 2;
 
@@ -85,10 +87,7 @@ pub(crate) async fn compare(args: ParityArgs, config: Config, target: Target) ->
     let mismatches: usize = rounds.iter().map(|round| round.mismatches.len()).sum();
     let worst = rounds.iter().map(Round::mismatch_ratio).fold(0.0, f64::max);
     if args.json {
-        println!(
-            "{}",
-            json!({ "mismatches": mismatches, "worst_ratio": worst, "rounds": rounds })
-        );
+        say(json!({ "mismatches": mismatches, "worst_ratio": worst, "rounds": rounds }))?;
     }
     anyhow::ensure!(
         mismatches == 0,

@@ -12,7 +12,7 @@ use std::fmt;
 use serde::Serialize;
 use spacetime_sync_proto::{ChainHash, RefusalCode, Seq, StreamId};
 
-use crate::authority::{Authority, AuthorityError, Beat, Extent, StreamPosition};
+use crate::authority::{Authority, AuthorityError, Extent, StreamPosition};
 use crate::core::Held;
 use crate::stdb::StdbError;
 use crate::stdb::link::Link;
@@ -183,11 +183,6 @@ impl Sides {
         }
         self.begin_epoch(dry_run).await?;
         Ok(reports)
-    }
-
-    /// Which epoch each side is at: the authority's, and why SpacetimeDB would not take it.
-    pub async fn epoch(&self) -> Result<Beat, RepairError> {
-        Ok(self.authority.epoch().await?)
     }
 
     async fn end_at(&self, stream_id: &StreamId, to: Seq, chain: ChainHash) -> Result<(), RepairError> {
