@@ -144,12 +144,7 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Publish(args) => cli::publish::publish_module(args).await,
         Command::Keys(command) => cli::keys::execute(command, now()),
         Command::Session(command) => cli::session::execute(command, now()),
-        Command::Parity(args) => {
-            let config = cli::load(args.config.clone())?;
-            let issuer = Issuer::open(&config)?.map(Arc::new);
-            let target = cli::target(&config, issuer.as_ref())?;
-            cli::parity::compare(args, config, target).await
-        }
+        Command::Parity(args) => cli::parity::compare(args).await,
         Command::Grant(args) => {
             let admin = admin(&args)?;
             for stream in &args.streams {

@@ -15,9 +15,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use spacetime_sync_bridge::auth::Issuer;
+use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::config::Config;
-use spacetime_sync_bridge::stdb::link::Target;
+use spacetime_sync_bridge::stdb::link::{Link, Target};
 use spacetime_sync_bridge::stdb::tokens::TokenSource;
+use tokio::sync::mpsc;
+
+/// Connections to the authority of a command that asks one thing after the other.
+const CONNECTIONS: usize = 2;
 
 #[derive(Args)]
 pub(crate) struct ServerArgs {
@@ -47,6 +52,18 @@ pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::R
         compatibility: issuer.map(|issuer| issuer.window().clone()),
         deadline: Duration::from_millis(config.bridge.connect_deadline_ms),
     })
+}
+
+/// Both sides of the lane, for a command that asks one thing after the other and appends nothing.
+pub(crate) async fn both_sides(config: &Config) -> anyhow::Result<(Authority, Link)> {
+    let authority = Authority::connect(config.authority.url.expose(), CONNECTIONS).await?;
+    let issuer = Issuer::open(config)?.map(Arc::new);
+    // Nothing is appended, so there are no answers.
+    let (answers, _) = mpsc::unbounded_channel();
+    let link = Link::connect(target(config, issuer.as_ref())?, answers)
+        .await
+        .context("SpacetimeDB")?;
+    Ok((authority, link))
 }
 
 /// Prints a line. Whoever reads it may have enough, as `head` has: what is done is done, and nobody is told.

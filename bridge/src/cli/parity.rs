@@ -6,23 +6,16 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
-use spacetime_sync_bridge::authority::Authority;
-use spacetime_sync_bridge::config::Config;
 use spacetime_sync_bridge::parity::{ClientFile, Extent, Parity, Round};
-use spacetime_sync_bridge::stdb::link::{Link, Target};
-use tokio::sync::mpsc;
 
-use super::say;
-
-/// Connections to the authority: it asks one thing after the other.
-const POOL: usize = 2;
+use super::{both_sides, load, say};
 
 #[derive(Args)]
 pub(crate) struct ParityArgs {
     /// The configuration of the bridge, which says where authority and SpacetimeDB are; as with `run`, every key can come
     /// from the environment.
     #[arg(long)]
-    pub(crate) config: Option<PathBuf>,
+    config: Option<PathBuf>,
     /// Events that are compared one by one.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     sample: u64,
@@ -47,11 +40,8 @@ pub(crate) struct ParityArgs {
 }
 
 /// Compares, and fails if anything differs.
-pub(crate) async fn compare(args: ParityArgs, config: Config, target: Target) -> anyhow::Result<()> {
-    let authority = Authority::connect(config.authority.url.expose(), POOL).await?;
-    // Nothing is appended, so there are no answers.
-    let (answers, _none) = mpsc::unbounded_channel();
-    let link = Link::connect(target, answers).await?;
+pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
+    let (authority, link) = both_sides(&load(args.config)?).await?;
     let table = args.client_table.as_deref();
     let clients: Result<Vec<_>, _> = args.clients.iter().map(|path| ClientFile::new(path, table)).collect();
     let clients = clients?;

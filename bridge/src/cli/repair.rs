@@ -1,19 +1,13 @@
 //! `verify`, `rewind` and `republish`: what an operator does after a restore.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
-use spacetime_sync_bridge::auth::Issuer;
-use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::repair::{Report, Sides};
-use spacetime_sync_bridge::stdb::link::Link;
 use spacetime_sync_proto::StreamId;
-use tokio::sync::mpsc;
 
-use super::{load, say, target};
+use super::{both_sides, load, say};
 
 #[derive(Args)]
 pub(crate) struct RepairArgs {
@@ -80,13 +74,7 @@ pub(crate) async fn republish(args: RepublishArgs) -> anyhow::Result<()> {
 }
 
 async fn sides(args: &RepairArgs) -> anyhow::Result<Sides> {
-    let config = load(args.config.clone())?;
-    let authority = Authority::connect(config.authority.url.expose(), 2).await?;
-    let issuer = Issuer::open(&config)?.map(Arc::new);
-    let (answers, _) = mpsc::unbounded_channel();
-    let link = Link::connect(target(&config, issuer.as_ref())?, answers)
-        .await
-        .context("SpacetimeDB")?;
+    let (authority, link) = both_sides(&load(args.config.clone())?).await?;
     Ok(Sides {
         authority,
         link,

@@ -64,8 +64,8 @@ pub(super) async fn reconcile_all(
     Ok(())
 }
 
-/// Begins the window of a stream, whose head was `seen`, anew after a position. None if the authority has purged that meanwhile: then the next comparison
-/// says where.
+/// Begins the window of a stream, whose head was `seen`, anew after a position. None if the authority has purged that
+/// meanwhile: then the next comparison says where.
 async fn refill(
     link: &Link,
     authority: &Authority,

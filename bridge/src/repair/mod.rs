@@ -7,12 +7,13 @@
 
 mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
 use spacetime_sync_proto::{ChainHash, RefusalCode, Seq, StreamId};
 
-use crate::authority::{Authority, AuthorityError, Extent, StreamPosition};
+use crate::authority::{Authority, AuthorityError, StreamPosition};
 use crate::core::Held;
 use crate::stdb::StdbError;
 use crate::stdb::link::Link;
@@ -122,7 +123,6 @@ struct Pair {
     stream_id: StreamId,
     /// None if the authority has nothing of it.
     position: Option<StreamPosition>,
-    extent: Option<Extent>,
     /// None if SpacetimeDB has nothing of it.
     held: Option<HeldStream>,
 }
@@ -210,43 +210,33 @@ impl Sides {
 
     /// Every stream that one of the sides has, or those that were asked for.
     async fn pairs(&self) -> Result<Vec<Pair>, RepairError> {
-        let (mut held, mut after) = (Vec::new(), None);
+        let mut pairs = BTreeMap::new();
+        let mut after = None;
         loop {
             let streams = self.link.streams(after.as_ref()).await?;
             let Some(last) = streams.last() else { break };
             after = Some(last.stream_id.clone());
-            held.extend(streams);
+            for held in streams {
+                let pair = Pair::of(&mut pairs, &held.stream_id);
+                pair.held = Some(held);
+            }
         }
-        let (mut positions, mut after) = (Vec::new(), None);
+        let mut after = None;
         loop {
             let streams = self.authority.streams_after(after.as_ref(), STREAMS).await?;
             let Some(last) = streams.last() else { break };
             after = Some(last.stream_id.clone());
-            positions.extend(streams);
+            for position in streams {
+                let pair = Pair::of(&mut pairs, &position.stream_id);
+                pair.position = Some(position);
+            }
         }
-        let mut names: Vec<StreamId> = held.iter().map(|held| held.stream_id.clone()).collect();
-        names.extend(positions.iter().map(|position| position.stream_id.clone()));
-        names.sort();
-        names.dedup();
-        if let Some(unknown) = self.streams.iter().find(|name| names.binary_search(name).is_err()) {
-            return Err(RepairError::NoStream(unknown.clone()));
+        if self.streams.is_empty() {
+            return Ok(pairs.into_values().collect());
         }
-        if !self.streams.is_empty() {
-            names.retain(|name| self.streams.contains(name));
-        }
-        let mut pairs = Vec::with_capacity(names.len());
-        for stream_id in names {
-            pairs.push(Pair {
-                extent: self.authority.extent(&stream_id).await?,
-                position: positions
-                    .iter()
-                    .find(|position| position.stream_id == stream_id)
-                    .cloned(),
-                held: held.iter().find(|held| held.stream_id == stream_id).cloned(),
-                stream_id,
-            });
-        }
-        Ok(pairs)
+        let asked: BTreeSet<_> = self.streams.iter().collect();
+        let found = |stream_id: &StreamId| pairs.remove(stream_id).ok_or(RepairError::NoStream(stream_id.clone()));
+        asked.into_iter().map(found).collect()
     }
 
     async fn compare(&self, pair: &Pair, deep: bool) -> Result<Report, RepairError> {
@@ -278,7 +268,7 @@ impl Sides {
             report.findings.push(Finding::Parted {
                 common_seq: common.last().await?,
                 held_head: held.head.seq,
-                head: pair.extent.as_ref().map_or(Seq::ZERO, |extent| extent.head_seq),
+                head: pair.position.as_ref().map_or(Seq::ZERO, |position| position.head_seq),
             });
         } else if let Some(position) = &pair.position
             && held.head.seq < position.published_seq
@@ -293,9 +283,19 @@ impl Sides {
 }
 
 impl Pair {
+    /// The pair of a stream among these, which may be new.
+    fn of<'a>(pairs: &'a mut BTreeMap<StreamId, Self>, stream_id: &StreamId) -> &'a mut Self {
+        pairs.entry(stream_id.clone()).or_insert_with(|| Self {
+            stream_id: stream_id.clone(),
+            position: None,
+            held: None,
+        })
+    }
+
     /// Where the stream's window begins when it is filled from nothing, and the chain hash there.
     async fn window_floor(&self, authority: &Authority) -> Result<(Seq, Option<ChainHash>), RepairError> {
-        let floor = self.extent.as_ref().map_or(Seq::ZERO, Extent::window_floor);
+        let extent = authority.extent(&self.stream_id).await?;
+        let floor = extent.map_or(Seq::ZERO, |extent| extent.window_floor());
         Ok((floor, authority.chain_at(&self.stream_id, floor).await?))
     }
 }
