@@ -35,6 +35,7 @@ use spacetimedb::util::jobs::JobCores;
 use spacetimedb_paths::FromPathUnchecked as _;
 use spacetimedb_paths::server::ServerDataDir;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tracing_subscriber::EnvFilter;
 
 use crate::node::Node;
@@ -114,14 +115,33 @@ fn run(args: Args) -> anyhow::Result<()> {
     served
 }
 
+/// How the engine panics when a call's database has no log any more. It catches that, and fails the call.
+const LOG_GONE: &str = "local durability: actor vanished";
+/// Somebody must find out why.
+static LOG_IS_GONE: Notify = Notify::const_new();
+
 /// After a panic the engine's memory and its log may have come apart: the process ends, and the next start reads the
-/// log.
+/// log. A log that is gone is no such case by itself: a call may have waited for its turn while its database was
+/// cleared or deleted.
 fn stop_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload_as_str().is_some_and(|text| text.starts_with(LOG_GONE)) {
+            return LOG_IS_GONE.notify_one();
+        }
         report(panic);
         std::process::exit(101);
     }));
+}
+
+/// Waits until a database that should be there has lost its log, as on a full disk.
+async fn lost_a_log(node: &Node) {
+    loop {
+        LOG_IS_GONE.notified().await;
+        if !node.is_whole().await {
+            return;
+        }
+    }
 }
 
 async fn serve(data_dir: ServerDataDir, listen: SocketAddr, cores: JobCores) -> anyhow::Result<()> {
@@ -150,6 +170,7 @@ async fn serve(data_dir: ServerDataDir, listen: SocketAddr, cores: JobCores) -> 
     });
     tokio::select! {
         served = axum::serve(listener, app) => served?,
+        () = lost_a_log(&node) => bail!("a database has lost its log: start again, and what is in it is there"),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

@@ -141,6 +141,21 @@ impl Node {
         Ok(self.hosts.exit_module_host(entry.replica, EXIT_WITHIN).await?)
     }
 
+    /// Whether every database is there and can write to its log. Waits while one is made, replaced or removed.
+    pub(crate) async fn is_whole(&self) -> bool {
+        let _as_it_is = self.publishing.lock().await;
+        for entry in self.registry.all() {
+            let log = match self.module(&entry).await {
+                Ok(module) => module.durable_tx_offset(),
+                Err(_) => None,
+            };
+            if log.is_none_or(|log| log.get().is_err()) {
+                return false;
+            }
+        }
+        true
+    }
+
     pub(crate) fn find(&self, wanted: &NameOrIdentity) -> Result<Entry, Failure> {
         self.registry.find(wanted).ok_or_else(|| match wanted {
             NameOrIdentity::Name(name) => Failure::NoSuchName(name.clone()),

@@ -1,11 +1,20 @@
 //! Publishing: who may, what an update may change, and what it does to connected clients.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use reqwest::Method;
 use serde_json::json;
 use spacetimedb_lib::Identity;
 use tokio::io::AsyncWriteExt as _;
+use tokio::task::JoinSet;
 
-use crate::support::{Gone, Host, Socket, module, send};
+use crate::support::{Gone, Host, Person, Socket, module, send};
+
+/// Who calls while a database is cleared, how many calls each has on their way, and how often it is cleared.
+const CALLERS: u64 = 4;
+const IN_FLIGHT: u64 = 1_000;
+const CLEARED: usize = 5;
 
 #[tokio::test]
 async fn the_first_publish_creates_and_the_next_one_updates() {
@@ -155,6 +164,46 @@ async fn clearing_throws_the_rows_away_for_good() {
         json!([[2, "new"]])
     );
     assert_eq!(host.get("/v1/database/demo/identity", None).await.ok().text, before);
+}
+
+/// Calls and calls, with many on their way at once.
+async fn flood(host: Arc<Host>, owner: Arc<Person>, caller: u64) {
+    let mut socket = Socket::open(&host, "demo", &owner).await;
+    for call in 0_u64.. {
+        let note = (call * CALLERS + caller, "x".repeat(200));
+        socket.start_call("add_note", &note).await;
+        if call >= IN_FLIGHT && socket.next().await.is_err() {
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_while_their_database_is_cleared_leave_the_host_alone() {
+    let (_dir, host, owner) = Host::with_demo().await;
+    let (host, owner) = (Arc::new(host), Arc::new(owner));
+    let over = Arc::new(AtomicBool::new(false));
+    let mut callers = JoinSet::new();
+    for caller in 0..CALLERS {
+        let (host, owner, over) = (host.clone(), owner.clone(), over.clone());
+        callers.spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                // Ends, with a panic if it was sending, when its database does.
+                let _ = tokio::spawn(flood(host.clone(), owner.clone(), caller)).await;
+            }
+        });
+    }
+    for _ in 0..CLEARED {
+        host.publish("demo", "?clear=true", "plain", &owner).await.ok();
+    }
+    over.store(true, Ordering::Relaxed);
+    host.publish("demo", "?clear=true", "plain", &owner).await.ok();
+    while let Some(called) = callers.join_next().await {
+        called.unwrap();
+    }
+    host.call("demo", "add_note", json!([u64::MAX, "here"]), &owner)
+        .await
+        .ok();
 }
 
 #[tokio::test]
