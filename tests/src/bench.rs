@@ -8,7 +8,7 @@ pub mod report;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -161,6 +161,27 @@ pub fn fsync_ms() -> std::io::Result<f64> {
         took.push(started.elapsed().as_secs_f64() * 1_000.0);
     }
     Ok(median(&mut took))
+}
+
+/// What the machine's memory takes at the moment, in MB per second: where it was never used before, and then again. A virtual
+/// machine may get it page by page from its host, and give it back as soon as it is free.
+pub fn memory_mb_per_second() -> (f64, f64) {
+    const MB: usize = 256;
+    let mut memory = vec![0_u8; MB << 20];
+    let mut fill = |value| {
+        let started = Instant::now();
+        memory.fill(value);
+        std::hint::black_box(&memory);
+        MB as f64 / started.elapsed().as_secs_f64()
+    };
+    (fill(1), fill(2))
+}
+
+/// Microseconds since 1970.
+pub fn now_us() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros() as i64)
 }
 
 /// Seconds since the start, for lines of progress.

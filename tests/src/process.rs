@@ -94,8 +94,8 @@ impl Process {
     }
 
     /// CPU time it has used so far; none when it is gone.
-    pub fn cpu(&self) -> Option<Duration> {
-        cpu(&self.id().to_string())
+    pub fn cpu(&self) -> Option<Cpu> {
+        Cpu::of(&self.id().to_string())
     }
 
     fn child(&self) -> std::sync::MutexGuard<'_, Child> {
@@ -103,14 +103,36 @@ impl Process {
     }
 }
 
-/// CPU time that a process, by its id or as `self`, has used so far; none when it is gone.
-pub fn cpu(process: &str) -> Option<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
-    Some(Duration::from_secs_f64(
-        ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
-    ))
+/// CPU time of a process.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cpu {
+    /// In its own code.
+    pub user: Duration,
+    /// In the kernel, on its behalf.
+    pub kernel: Duration,
+}
+
+impl Cpu {
+    /// What a process, by its id or as `self`, has used so far; none when it is gone.
+    pub fn of(process: &str) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let time = |field: usize| {
+            let ticks: f64 = fields.get(field)?.parse().ok()?;
+            Some(Duration::from_secs_f64(
+                ticks / rustix::param::clock_ticks_per_second() as f64,
+            ))
+        };
+        Some(Self {
+            user: time(11)?,
+            kernel: time(12)?,
+        })
+    }
+
+    /// Both.
+    pub fn whole(self) -> Duration {
+        self.user + self.kernel
+    }
 }
 
 impl Drop for Process {

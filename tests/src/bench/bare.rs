@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::{Log, Size, in_memory, median};
 use crate::lane::{Lane, stream};
 use crate::postgres::Cluster;
+use crate::process::{Cpu, Process};
 
 /// Frames in flight while each holds many events, and while each holds one.
 const IN_FLIGHT: (usize, usize) = (16, 64);
@@ -76,7 +77,7 @@ pub struct Window {
     pub events: u64,
     /// Bytes of a window, about, at most.
     pub bytes: u64,
-    /// Windows on an empty table, each on a database of its own, and windows on a full one.
+    /// Pairs of windows: one on an empty table of a SpacetimeDB of its own, then one on the full table.
     pub samples: usize,
 }
 
@@ -86,13 +87,20 @@ impl Window {
     }
 }
 
+/// What a window showed.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Events per second.
+    pub rate: f64,
+    /// Microseconds of CPU an event, in the host's own code; 0 if the host is no process of ours.
+    pub user_us: f64,
+}
+
 /// What one run measured.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// Events per second while the table was empty at first: the middle one of the windows.
-    pub empty: f64,
-    /// The same with the events of before held.
-    pub full: f64,
+    /// Windows on an empty table, and after each one with the events of before held.
+    pub pairs: Vec<(Pace, Pace)>,
     /// Events held then.
     pub held: u64,
     /// Events per second of the windows in which the engine began a new segment of its log, and so took a snapshot and
@@ -103,49 +111,63 @@ pub struct Run {
 }
 
 impl Run {
-    /// How flat the rate is in the size of the table.
+    /// Events per second on an empty table: the middle one of the windows.
+    pub fn empty(&self) -> f64 {
+        self.middle(|(empty, _)| empty.rate)
+    }
+
+    /// The same with the events of before held.
+    pub fn full(&self) -> f64 {
+        self.middle(|(_, full)| full.rate)
+    }
+
+    /// How flat the rate is in the size of the table: the middle one of the pairs. What else the machine does meets both
+    /// windows of a pair.
     pub fn flatness(&self) -> f64 {
-        self.full / self.empty
+        self.middle(|(empty, full)| full.rate / empty.rate)
+    }
+
+    /// How much of its own CPU time the host needs for an event on an empty table, for each that it needs on a full one. It
+    /// is what the table costs and nothing else: memory and disk are the kernel's.
+    pub fn cpu_flatness(&self) -> f64 {
+        self.middle(|(empty, full)| empty.user_us / full.user_us)
+    }
+
+    fn middle(&self, of: impl Fn(&(Pace, Pace)) -> f64) -> f64 {
+        median(&mut self.pairs.iter().map(of).collect::<Vec<_>>())
     }
 }
 
-/// Events per second on an empty table.
-pub async fn rate(size: Size, cut: Cut, window: Window, subscribers: usize) -> anyhow::Result<f64> {
+/// How it goes on an empty table.
+pub async fn empty(size: Size, cut: Cut, window: Window, subscribers: usize) -> anyhow::Result<Pace> {
     let mut bare = Bare::start(size, cut, subscribers).await?;
     bare.warm_up(window.events(size) / 10).await?;
     bare.timed(window.events(size)).await
 }
 
-/// The same on several empty tables, then on one that is filled up to `held`. A window ends when the last event is
-/// acknowledged as durable and every subscriber has it.
+/// The same in turn with a table that was filled up to `held` first. A window ends when the last event is acknowledged as
+/// durable and every subscriber has it.
 pub async fn run(size: Size, cut: Cut, window: Window, held: u64, subscribers: usize) -> anyhow::Result<Run> {
     let events = window.events(size);
-    let mut empty = Vec::new();
-    for _ in 1..window.samples {
-        empty.push(rate(size, cut, window, subscribers).await?);
-    }
     let mut bare = Bare::start(size, cut, subscribers).await?;
-    bare.warm_up(events / 10).await?;
-    empty.push(bare.timed(events).await?);
     while bare.sent.get() < held {
-        bare.append(events.min(held - bare.sent.get())).await?;
+        bare.timed(events.min(held - bare.sent.get())).await?;
     }
-    let held = bare.sent.get();
-    let (mut full, mut beside_compression) = (Vec::new(), Vec::new());
-    while full.len() < window.samples && beside_compression.len() < window.samples {
+    let (mut pairs, mut beside_compression) = (Vec::new(), Vec::new());
+    while pairs.len() < window.samples && beside_compression.len() < window.samples {
+        let empty = empty(size, cut, window, subscribers).await?;
         bare.at_rest().await;
         let segments = bare.segments();
-        let rate = bare.timed(events).await?;
+        let full = bare.timed(events).await?;
         if bare.segments() == segments {
-            full.push(rate);
+            pairs.push((empty, full));
         } else {
-            beside_compression.push(rate);
+            beside_compression.push(full.rate);
         }
     }
-    anyhow::ensure!(!full.is_empty(), "the engine began a new segment in every window");
+    anyhow::ensure!(!pairs.is_empty(), "the engine began a new segment in every window");
     Ok(Run {
-        empty: median(&mut empty),
-        full: median(&mut full),
+        pairs,
         held,
         beside_compression,
         host_mb: bare.host_mb(),
@@ -186,20 +208,15 @@ impl Bare {
 
     /// The first frames warm up connection, module and allocator.
     async fn warm_up(&mut self, events: u64) -> anyhow::Result<()> {
-        self.append(events).await?;
+        self.timed(events).await?;
         self.at_rest().await;
         Ok(())
     }
 
-    async fn append(&mut self, events: u64) -> anyhow::Result<()> {
-        self.timed(events).await.map(drop)
-    }
-
-    /// Events per second.
-    async fn timed(&mut self, events: u64) -> anyhow::Result<f64> {
+    async fn timed(&mut self, events: u64) -> anyhow::Result<Pace> {
         let frames = make(&mut self.log, self.cut, events);
         let in_flight = if self.cut.events > 1 { IN_FLIGHT.0 } else { IN_FLIGHT.1 };
-        let started = Instant::now();
+        let (started, cpu) = (Instant::now(), self.cpu());
         send(&self.bridge, &self.stream_id, frames, in_flight).await?;
         self.sent = self.sent.plus(events);
         let all = crate::until(Duration::from_secs(120), || {
@@ -208,22 +225,26 @@ impl Bare {
                 .all(|(_, last)| last.load(Ordering::Relaxed) >= self.sent.get())
         });
         anyhow::ensure!(all.await, "a subscriber did not get everything");
-        Ok(super::rate(events, started.elapsed()))
+        let rate = super::rate(events, started.elapsed());
+        let user = self.cpu().user.saturating_sub(cpu.user);
+        Ok(Pace {
+            rate,
+            user_us: user.as_secs_f64() * 1e6 / events as f64,
+        })
+    }
+
+    fn cpu(&self) -> Cpu {
+        self.lane.server.process().and_then(Process::cpu).unwrap_or_default()
     }
 
     /// Waits until the host does nothing: a full segment of its log is compressed behind its back, on a core of its own.
     async fn at_rest(&self) {
-        let Some(process) = self.lane.server.process() else {
-            return;
-        };
         let deadline = Instant::now() + Duration::from_secs(60);
-        let mut before = process.cpu();
+        let mut before = self.cpu().whole();
         while Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(500)).await;
-            let now = process.cpu();
-            if let (Some(before), Some(now)) = (before, now)
-                && now - before < Duration::from_millis(25)
-            {
+            let now = self.cpu().whole();
+            if now.saturating_sub(before) < Duration::from_millis(100) {
                 return;
             }
             before = now;
@@ -367,12 +388,4 @@ async fn subscribe(lane: &Lane, stream_id: &StreamId) -> anyhow::Result<(Arc<DbC
         ));
     is_applied.await.context("the subscription was refused")?;
     Ok((connection, last))
-}
-
-/// Touches so much memory once, and gives it back. A virtual machine gets memory that it never used from its host page by
-/// page, here at 0.3 GB/s instead of 2.7, and a table that grows into it would seem to slow down by itself.
-pub fn touch_memory(bytes: usize) {
-    let mut memory = vec![0_u8; bytes];
-    memory.iter_mut().step_by(4_096).for_each(|byte| *byte = 1);
-    std::hint::black_box(&memory);
 }

@@ -1,8 +1,8 @@
 //! The client of a measurement, as a process of its own: applies, counts, and says what it saw when it is done.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use spacetime_sync_client::rusqlite::Transaction;
 use spacetime_sync_client::{ClientConfig, Credential, Event, HandlerError, SqliteStore, StreamId, SyncClient};
 
-use super::percentile;
+use super::{now_us, percentile};
+use crate::process::Cpu;
 
 /// What the process is told.
 #[derive(Debug, Args)]
@@ -33,6 +34,9 @@ pub struct ClientArgs {
     /// Ends when this many events are applied over all streams.
     #[arg(long)]
     pub until: u64,
+    /// Says when each event was applied.
+    #[arg(long)]
+    pub each: bool,
 }
 
 /// What it says in the end, as one line of JSON.
@@ -50,6 +54,8 @@ pub struct ClientReport {
     pub p50_ms: f64,
     /// 99 of 100 took no longer.
     pub p99_ms: f64,
+    /// When the events of each stream were applied, from seq 1 on, in microseconds; if asked for.
+    pub applied_at_us: BTreeMap<StreamId, Vec<i64>>,
     /// Its memory at the highest.
     pub peak_rss_mb: u64,
     /// Subscriptions made anew to keep memory bounded.
@@ -62,6 +68,7 @@ struct Seen {
     first_us: i64,
     last_us: i64,
     latencies_ms: Vec<f64>,
+    applied_at_us: BTreeMap<StreamId, Vec<i64>>,
 }
 
 /// Runs the client until it has applied all.
@@ -90,6 +97,10 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
                     .iter()
                     .map(|event| (now - event.committed_at_us) as f64 / 1_000.0),
             );
+            if args.each {
+                let applied_at_us = seen.applied_at_us.entry(stream.clone()).or_default();
+                applied_at_us.extend(events.iter().map(|_| now));
+            }
             Ok::<(), HandlerError>(())
         }
     };
@@ -112,11 +123,12 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
     seen.latencies_ms.sort_by(f64::total_cmp);
     Ok(ClientReport {
         applied: seen.applied,
-        cpu_seconds: crate::process::cpu("self").unwrap_or_default().as_secs_f64(),
+        cpu_seconds: Cpu::of("self").unwrap_or_default().whole().as_secs_f64(),
         seconds: (seen.last_us - seen.first_us) as f64 / 1e6,
         seconds_from_start: (seen.last_us - started_us) as f64 / 1e6,
         p50_ms: percentile(&seen.latencies_ms, 50.0),
         p99_ms: percentile(&seen.latencies_ms, 99.0),
+        applied_at_us: std::mem::take(&mut seen.applied_at_us),
         peak_rss_mb: peak_rss_mb(),
         resubscriptions,
     })
@@ -132,12 +144,6 @@ fn tally(transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event])
         )?
         .execute((stream.as_str(), events.len() as i64, bytes as i64))?;
     Ok(())
-}
-
-fn now_us() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as i64)
 }
 
 /// This process's memory at the highest.

@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
 use super::client::ClientReport;
-use super::{Log, Size, rate};
+use super::{Log, Size, now_us, percentile, rate};
 use crate::follower::Follower;
 use crate::lane::{Bridge, Lane, stream};
 use crate::postgres::Cluster;
@@ -44,6 +44,15 @@ pub struct Run {
     pub bridge_mb: u64,
     /// Memory at the highest, of the host.
     pub host_mb: u64,
+}
+
+/// How long something took.
+#[derive(Debug, Clone, Copy)]
+pub struct Latency {
+    /// Half of them no longer.
+    pub p50_ms: f64,
+    /// 99 of 100 no longer.
+    pub p99_ms: f64,
 }
 
 impl Runner {
@@ -96,11 +105,13 @@ impl Runner {
         run
     }
 
-    /// Commits single events at a fixed rate, each in a transaction of its own.
-    pub async fn paced(&self, per_second: u64, events: u64, size: Size) -> anyhow::Result<Run> {
+    /// Commits single events at a fixed rate, each in a transaction of its own. Says, too, how long it was from when a writer
+    /// knew its event committed until the client had applied it.
+    pub async fn paced(&self, per_second: u64, events: u64, size: Size) -> anyhow::Result<(Run, Latency)> {
         let bridge = self.lane.bridge()?;
         bridge.until("/readyz", LIMIT, |ready, _| ready).await?;
-        let children = self.clients(1, events).await?;
+        let client = self.lane.client(&self.streams).await?;
+        let children = vec![self.spawn(&client, events, true)?];
         let started = Instant::now();
         let mut writers = JoinSet::new();
         let pace = Duration::from_micros(1_000_000 * STREAMS as u64 / per_second);
@@ -109,18 +120,31 @@ impl Runner {
             writers.spawn(async move {
                 let mut log = Log::new(&stream_id, size);
                 let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + pace / 4 * at, pace);
+                let mut committed_at_us = Vec::new();
                 for _ in 0..events / STREAMS as u64 {
                     beat.tick().await;
                     authority.append_batch(&stream_id, &log.new_events(1)).await?;
+                    committed_at_us.push(now_us());
                 }
-                Ok::<(), anyhow::Error>(())
+                Ok::<_, anyhow::Error>((stream_id, committed_at_us))
             });
         }
-        let finished = self.finish(events, started, &bridge, children).await;
+        let mut run = self.finish(events, started, &bridge, children).await?;
+        let applied_at_us = std::mem::take(&mut run.clients[0].applied_at_us);
+        let mut took_ms = Vec::new();
         while let Some(written) = writers.join_next().await {
-            written??;
+            let (stream_id, committed_at_us) = written??;
+            let applied_at_us = applied_at_us.get(&stream_id).context("a stream was not applied")?;
+            anyhow::ensure!(applied_at_us.len() == committed_at_us.len(), "not all was applied");
+            let both = applied_at_us.iter().zip(committed_at_us);
+            took_ms.extend(both.map(|(applied, committed)| (applied - committed) as f64 / 1_000.0));
         }
-        finished
+        took_ms.sort_by(f64::total_cmp);
+        let latency = Latency {
+            p50_ms: percentile(&took_ms, 50.0),
+            p99_ms: percentile(&took_ms, 99.0),
+        };
+        Ok((run, latency))
     }
 
     /// A client that was away while everything was published.
@@ -138,12 +162,12 @@ impl Runner {
         let mut children = Vec::new();
         for _ in 0..count {
             let client = self.lane.client(&self.streams).await?;
-            children.push(self.spawn(&client, until)?);
+            children.push(self.spawn(&client, until, false)?);
         }
         Ok(children)
     }
 
-    fn spawn(&self, client: &Follower, until: u64) -> anyhow::Result<Child> {
+    fn spawn(&self, client: &Follower, until: u64, each: bool) -> anyhow::Result<Child> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["client", "--uri", self.lane.server.uri(), "--database", &self.lane.name]);
         command
@@ -152,6 +176,9 @@ impl Runner {
             .arg("--db")
             .arg(PathBuf::from(client.store()));
         command.args(["--until", &until.to_string()]);
+        if each {
+            command.arg("--each");
+        }
         for stream_id in &self.streams {
             command.args(["--stream", stream_id.as_str()]);
         }
@@ -165,7 +192,7 @@ impl Runner {
         bridge: &Bridge,
         children: Vec<Child>,
     ) -> anyhow::Result<Run> {
-        let cpu = |process: Option<&Process>| process.and_then(Process::cpu).unwrap_or_default();
+        let cpu = |process: Option<&Process>| process.and_then(Process::cpu).unwrap_or_default().whole();
         let processes = [Some(&bridge.process), self.lane.server.process()];
         let before = processes.map(cpu);
         let mut clients: Vec<ClientReport> = Vec::new();

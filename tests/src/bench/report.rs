@@ -9,14 +9,11 @@ use serde_json::{Map, Value, json};
 use super::bare::{self, Cut, Window};
 use super::lane::{Run, Runner};
 use super::minting;
-use super::{Size, fsync_ms, in_memory, median, since};
+use super::{Size, fsync_ms, in_memory, median, memory_mb_per_second, since};
 use crate::postgres::Cluster;
 
 /// Events per second at which the latency is measured.
 const PACE: u64 = 1_000;
-
-/// What the largest run comes to, its log in memory included.
-const MEMORY: usize = 7 << 30;
 
 /// How much is measured.
 struct Extent {
@@ -121,6 +118,7 @@ pub async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Result<()
         json: Map::new(),
         runs: Vec::new(),
     };
+    report.machine()?;
     for part in Part::value_variants() {
         if !only.is_empty() && !only.contains(part) {
             continue;
@@ -166,11 +164,23 @@ impl Report {
         self.json.insert(key.to_owned(), value.into());
     }
 
+    /// What the figures stand on: the same program on the same machine may find it five times slower at another hour.
+    fn machine(&mut self) -> anyhow::Result<()> {
+        let ((first, again), sync) = (memory_mb_per_second(), fsync_ms()?);
+        self.say(&format!(
+            "the machine: memory takes {first:.0} MB/s when first used, {again:.0} MB/s then; the disk {sync:.2} ms to sync"
+        ));
+        self.put(
+            "machine",
+            json!({ "first_use_mb_per_second": first.round(), "memory_mb_per_second": again.round(), "sync_ms": two(sync) }),
+        );
+        Ok(())
+    }
+
     async fn alone(&mut self) -> anyhow::Result<()> {
         self.say("SpacetimeDB alone: frames as for a backlog; events per second, the middle of some windows");
         let Extent { window, held, .. } = *self.extent;
-        bare::touch_memory(MEMORY);
-        let mut flatness = BTreeMap::new();
+        let (mut flatness, mut cpu_flatness) = (BTreeMap::new(), BTreeMap::new());
         let in_memory = Cut {
             on_disk: false,
             ..Cut::BACKLOG
@@ -180,10 +190,12 @@ impl Report {
             let run = bare::run(*size, in_memory, window, held, 0).await?;
             self.say(&format!("  {:>5} B, log in memory: {}", size.name(), flat(&run)));
             flatness.insert(size.name(), two(run.flatness()));
+            cpu_flatness.insert(size.name(), two(run.cpu_flatness()));
         }
         let alone = bare::run(Size::Bytes(512), Cut::BACKLOG, window, held, 0).await?;
         self.say(&format!("    512 B, log on disk:   {}", flat(&alone)));
         self.put("flatness", json!(flatness));
+        self.put("cpu_flatness", json!(cpu_flatness));
         Ok(())
     }
 
@@ -218,7 +230,7 @@ impl Report {
             // Both in turn, so that what else the machine does meets both.
             let (mut bare, mut lane, mut written, mut last) = (Vec::new(), Vec::new(), Vec::new(), None);
             for _ in 0..self.extent.rounds {
-                bare.push(bare::rate(*size, Cut::BACKLOG, self.extent.window, 1).await?);
+                bare.push(bare::empty(*size, Cut::BACKLOG, self.extent.window, 1).await?.rate);
                 let runner = Runner::start(&self.cluster).await?;
                 written.push(super::rate(events, runner.write(events, *size).await?));
                 let run = runner.drain(events, 1).await?;
@@ -300,8 +312,7 @@ impl Report {
 
     async fn latency(&mut self) -> anyhow::Result<()> {
         self.say(&format!(
-            "latency at {PACE} single events per second, 512 B, commit to applied; the disk takes {:.2} ms to sync",
-            fsync_ms()?
+            "latency at {PACE} single events per second, 512 B, commit to applied"
         ));
         let events = PACE * self.extent.paced.as_secs();
         let memory_only = Cluster::start_in(&in_memory()).await?;
@@ -310,14 +321,26 @@ impl Report {
             (&memory_only, in_memory(), "in memory  ", "_in_memory"),
         ] {
             let runner = Runner::start_in(cluster, &parent).await?;
-            let run = runner.paced(PACE, events, Size::Bytes(512)).await?;
-            let (p50, p99) = (run.clients[0].p50_ms, run.clients[0].p99_ms);
+            let (run, from_commit) = runner.paced(PACE, events, Size::Bytes(512)).await?;
+            let from_append = &run.clients[0];
             self.say(&format!(
-                "  {place}: p50 {p50:.2} ms, p99 {p99:.2} ms; {}",
+                "  {place}: from the writer's commit p50 {:.2} ms, p99 {:.2} ms; from its append, before it, p50 {:.2} ms, \
+                 p99 {:.2} ms; {}; {}",
+                from_commit.p50_ms,
+                from_commit.p99_ms,
+                from_append.p50_ms,
+                from_append.p99_ms,
+                cpu(&run),
                 memory(&run)
             ));
-            self.json.insert(format!("p50_ms{key}"), two(p50).into());
-            self.json.insert(format!("p99_ms{key}"), two(p99).into());
+            for (name, value) in [
+                ("p50_ms", from_commit.p50_ms),
+                ("p99_ms", from_commit.p99_ms),
+                ("p50_ms_from_append", from_append.p50_ms),
+                ("p99_ms_from_append", from_append.p99_ms),
+            ] {
+                self.json.insert(format!("{name}{key}"), two(value).into());
+            }
             self.runs.push(run);
         }
         Ok(())
@@ -345,11 +368,12 @@ fn flat(run: &bare::Run) -> String {
         format!("; beside the engine's compression {}", rates.join(", "))
     };
     format!(
-        "{:>7.0} on an empty table, {:>7.0} with {} held: flatness {:.2}; host {} MB{compression}",
-        run.empty,
-        run.full,
+        "{:>7.0} on an empty table, {:>7.0} with {} held: flatness {:.2}, of the host's own CPU {:.2}; host {} MB{compression}",
+        run.empty(),
+        run.full(),
         run.held,
         run.flatness(),
+        run.cpu_flatness(),
         run.host_mb
     )
 }

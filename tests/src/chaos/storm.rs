@@ -255,7 +255,7 @@ async fn write(
 fn host(stage: &Stage) -> anyhow::Result<(Duration, u64)> {
     let process = stage.lane.server.process().context("not a server of ours")?;
     let (memory, _) = process.memory_mb().context("SpacetimeDB is gone")?;
-    Ok((process.cpu().context("SpacetimeDB is gone")?, memory))
+    Ok((process.cpu().context("SpacetimeDB is gone")?.whole(), memory))
 }
 
 fn rounded(value: f64) -> f64 {
