@@ -142,11 +142,6 @@ impl Server {
         self.own.as_ref().is_none_or(|own| own.process.is_running())
     }
 
-    /// Whether it runs and can be connected to.
-    pub fn is_up(&self) -> bool {
-        self.runs() && self.addr().is_ok_and(connects)
-    }
-
     /// Starts it again if it has ended, and says whether it had. Does not wait for it.
     pub fn revive(&mut self) -> anyhow::Result<bool> {
         let own = self.own.as_mut().context("not a server of ours")?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::stage::{Setting, Stage};
-use super::{RECOVERY, Record, Scale, Skipped};
+use super::{Record, Scale, Skipped};
 use crate::disk::SmallDisk;
 use crate::lane::LaneOptions;
 use crate::until;
@@ -61,13 +61,8 @@ async fn fill_host(stage: &mut Stage, disk: &SmallDisk, scale: Scale, record: &m
         }
         disk.free()?;
         let ended = Instant::now();
-        let up = until(RECOVERY, || {
-            // The supervisor's turn comes when it comes.
-            restarts += u64::from(stage.lane.server.revive().unwrap_or(false));
-            stage.lane.server.is_up()
-        });
-        anyhow::ensure!(up.await, "SpacetimeDB is not up again: {}", stage.lane.server.log());
-        stage.recovers(record, ended).await?;
+        // SpacetimeDB may find out only now that it lost its log.
+        restarts += stage.recovers_supervised(record, ended).await?;
         stage.published_is_held().await?;
     }
     record.figure("host_started_again_by_supervisor", restarts);

@@ -137,31 +137,48 @@ impl Stage {
             client.until_live(START).await?;
         }
         scene.write(Pace::Gentle);
-        let stage = Self {
+        let mut stage = Self {
             scene,
             bridge,
             options,
             ways,
             cluster,
         };
-        let took = stage.lag_is_zero(Instant::now(), START).await?;
+        let took = stage.lag_is_zero(Instant::now(), START, |_| Ok(())).await?;
         eprintln!("  the lane carries after {took:.1?}");
         Ok(stage)
     }
 
     /// A fault has ended just now: waits until the lag is zero, and writes down how long that took.
-    pub async fn recovers(&self, record: &mut Record, ended: Instant) -> anyhow::Result<()> {
-        record.recovered(self.lag_is_zero(ended, WATCHED).await?);
+    pub async fn recovers(&mut self, record: &mut Record, ended: Instant) -> anyhow::Result<()> {
+        record.recovered(self.lag_is_zero(ended, WATCHED, |_| Ok(())).await?);
         Ok(())
     }
 
+    /// The same while a supervisor starts SpacetimeDB again whenever it has ended. Says how often that was.
+    pub async fn recovers_supervised(&mut self, record: &mut Record, ended: Instant) -> anyhow::Result<u64> {
+        let mut restarts = 0;
+        let supervise = |stage: &mut Self| {
+            restarts += u64::from(stage.lane.server.revive()?);
+            Ok(())
+        };
+        record.recovered(self.lag_is_zero(ended, WATCHED, supervise).await?);
+        Ok(restarts)
+    }
+
     /// How long it takes from `since` until every client has all that was committed up to half a second ago, events of
-    /// every stream that were committed after `since` among it.
-    async fn lag_is_zero(&self, since: Instant, limit: Duration) -> anyhow::Result<Duration> {
+    /// every stream that were committed after `since` among it. What is to be done `meanwhile` is done at every look.
+    async fn lag_is_zero(
+        &mut self,
+        since: Instant,
+        limit: Duration,
+        mut meanwhile: impl FnMut(&mut Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Duration> {
         let mut looks: VecDeque<(Instant, Vec<u64>)> = VecDeque::new();
         let mut before: Option<Vec<u64>> = None;
         let mut reached = None;
         loop {
+            meanwhile(self)?;
             let looked = Instant::now();
             if let Ok(Ok(heads)) = tokio::time::timeout(LOOK_LIMIT, self.committed_heads()).await {
                 let before = before.get_or_insert_with(|| heads.clone());
