@@ -364,6 +364,28 @@ impl Lane {
             .collect()
     }
 
+    /// The rows that a query of the owner gives on SpacetimeDB; with `durable` not before they are.
+    pub async fn rows(&self, query: impl Into<String>, durable: bool) -> anyhow::Result<Vec<Value>> {
+        let answer: Value = reqwest::Client::new()
+            .post(format!("{}/v1/database/{}/sql", self.server.uri(), self.name))
+            .query(&[("confirmed", durable)])
+            .bearer_auth(read_token(&self.path("owner.token"))?.expose())
+            .body(query.into())
+            .send()
+            .await?
+            .error_for_status()?
+            .json()
+            .await?;
+        let rows = answer[0]["rows"].as_array();
+        rows.cloned().with_context(|| format!("no rows: {answer}"))
+    }
+
+    /// The first event that SpacetimeDB holds of each stream, in no order.
+    pub async fn oldest_held(&self) -> anyhow::Result<Vec<u64>> {
+        let rows = self.rows("SELECT oldest_seq FROM sync_head", false).await?;
+        Ok(rows.iter().filter_map(|row| row[0].as_u64()).collect())
+    }
+
     /// Appends an event at seq 1 that the authority knows nothing of, with the rights of the bridge.
     pub async fn append_as_bridge(&self, stream_id: &StreamId) -> anyhow::Result<()> {
         let token = read_token(&self.path("bridge.token"))?;

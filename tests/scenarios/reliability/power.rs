@@ -4,8 +4,6 @@
 use std::time::Duration;
 
 use rand::Rng;
-use serde_json::Value;
-use spacetime_sync_bridge::config::read_token;
 use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::follower::Follower;
@@ -235,20 +233,6 @@ async fn durable(lane: &Lane) -> usize {
 }
 
 async fn count(lane: &Lane, table: &str, confirmed: bool) -> usize {
-    let token = read_token(&lane.path("owner.token")).unwrap();
-    let answer: Value = reqwest::Client::new()
-        .post(format!("{}/v1/database/{}/sql", lane.server.uri(), lane.name))
-        .query(&[("confirmed", confirmed)])
-        .bearer_auth(token.expose())
-        .body(format!("SELECT * FROM {table}"))
-        .send()
-        .await
-        .unwrap()
-        .error_for_status()
-        .unwrap()
-        .json()
-        .await
-        .unwrap();
-    let rows = answer[0]["rows"].as_array();
-    rows.unwrap_or_else(|| panic!("no rows: {answer}")).len()
+    let rows = lane.rows(format!("SELECT * FROM {table}"), confirmed).await;
+    rows.unwrap().len()
 }

@@ -4,28 +4,20 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
-use spacetime_sync_bridge::config::read_token;
 use spacetime_sync_bridge::stdb::admin::Breaking;
 use spacetime_sync_client::{Seq, StreamId};
 use spacetime_sync_tests::follower::Follower;
 use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::postgres::Cluster;
-use sqlx::Connection as _;
 
 const SOON: Duration = Duration::from_secs(60);
-
-async fn sql(lane: &Lane, text: &str) {
-    let mut connection = sqlx::PgConnection::connect(lane.database.url()).await.unwrap();
-    sqlx::raw_sql(text).execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
-}
 
 /// A lane of tokens whose window is short, and its bridge.
 async fn lane(window: u64) -> (Lane, Bridge) {
     let lane = Lane::start_with_tokens(Cluster::shared().await).await.unwrap();
     let policy = format!("update runtime.sync_retention set window_events = {window} where class = 'otherwise'");
-    sql(&lane, &policy).await;
+    lane.sql(&policy).await.unwrap();
     let bridge = bridge(&lane);
     (lane, bridge)
 }
@@ -44,12 +36,7 @@ fn writer(lane: &Lane, id: &StreamId, name: &str) -> Writer {
 
 /// The first event that SpacetimeDB holds of the one stream of a lane; 0 without one.
 async fn oldest(lane: &Lane) -> u64 {
-    let request = reqwest::Client::new()
-        .post(format!("{}/v1/database/{}/sql", lane.server.uri(), lane.name))
-        .bearer_auth(read_token(&lane.path("owner.token")).unwrap().expose())
-        .body("SELECT oldest_seq FROM sync_head");
-    let answer: Value = request.send().await.unwrap().json().await.unwrap();
-    answer[0]["rows"][0][0].as_u64().unwrap_or_default()
+    lane.oldest_held().await.unwrap().first().copied().unwrap_or_default()
 }
 
 async fn swept_past(lane: &Lane, seq: u64) {
@@ -110,11 +97,9 @@ async fn a_client_below_the_window_is_brought_up_by_the_authority_and_joins_the_
     assert!(lane.published(SOON).await);
     swept_past(&lane, 25_000).await;
     // While events come, windows move, and the authority's own log is purged behind the client.
-    sql(
-        &lane,
-        "update runtime.sync_retention set log_events = 31000 where class = 'otherwise'",
-    )
-    .await;
+    lane.sql("update runtime.sync_retention set log_events = 31000 where class = 'otherwise'")
+        .await
+        .unwrap();
     let mut fresh = lane.client(std::slice::from_ref(&id)).await.unwrap();
     away.start().unwrap();
     fresh.start().unwrap();
@@ -124,11 +109,9 @@ async fn a_client_below_the_window_is_brought_up_by_the_authority_and_joins_the_
         purged += lane.authority.purge(&id, 100).await.unwrap();
         assert!(purged < 1_500 || away.applied() > purged, "{}", away.log());
         if purged >= 1_000 {
-            sql(
-                &lane,
-                "update runtime.sync_retention set log_events = null where class = 'otherwise'",
-            )
-            .await;
+            lane.sql("update runtime.sync_retention set log_events = null where class = 'otherwise'")
+                .await
+                .unwrap();
         }
     }
     is_live(&away).await;
@@ -206,11 +189,9 @@ async fn below_the_authoritys_floor_each_answer_is_what_was_chosen() {
     }
     assert!(lane.published(SOON).await);
     swept_past(&lane, 3_000).await;
-    sql(
-        &lane,
-        "update runtime.sync_retention set log_events = 1200 where class = 'otherwise'",
-    )
-    .await;
+    lane.sql("update runtime.sync_retention set log_events = 1200 where class = 'otherwise'")
+        .await
+        .unwrap();
     while lane.authority.purge(&id, 1_000).await.unwrap() > 0 {}
     let floor = lane.authority.extent(&id).await.unwrap().unwrap().floor().get();
     assert_eq!(floor, 3_000);
@@ -235,11 +216,11 @@ async fn below_the_authoritys_floor_each_answer_is_what_was_chosen() {
     either.start().unwrap();
     is_live(either).await;
     assert_eq!(begun(either), [(floor, None, reasons.clone())]);
-    sql(
-        &lane,
-        &format!("select runtime.sync_put_snapshot('{id}', 'runtime/run_summary:1', 3500, '\\x7b7d')"),
-    )
-    .await;
+    lane.sql(&format!(
+        "select runtime.sync_put_snapshot('{id}', 'runtime/run_summary:1', 3500, '\\x7b7d')"
+    ))
+    .await
+    .unwrap();
     rebootstrap.kill();
     rebootstrap.start().unwrap();
     is_live(rebootstrap).await;
@@ -265,7 +246,7 @@ async fn restore(lane: &Lane, id: &StreamId, seq: u64) {
              (select chain_hash from runtime.sync_stream_events e where e.stream_id = '{id}' and e.seq = {seq})
            where s.stream_id = '{id}'"
     );
-    sql(lane, &text).await;
+    lane.sql(&text).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

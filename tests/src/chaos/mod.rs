@@ -36,15 +36,6 @@ pub const RECOVERY: Duration = Duration::from_secs(10);
 /// How long a drill may take altogether.
 const DRILL: Duration = Duration::from_secs(600);
 
-/// Sets a stage, plays on it, and takes it down, whatever came of it.
-macro_rules! played {
-    ($setting:expr, $scale:ident, $seed:ident, $logs:ident, $record:ident, $play:path $(, $more:expr)*) => {{
-        let mut stage = Stage::set($setting, $seed).await?;
-        let played = $play(&mut stage, $scale, $record $(, $more)*).await;
-        stage.close(played, $record, $logs).await
-    }};
-}
-
 /// What is done to the lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Drill {
@@ -196,96 +187,33 @@ impl Drill {
 
     async fn play(self, scale: Scale, seed: u64, logs: Option<&Path>, record: &mut Record) -> anyhow::Result<()> {
         let setting = Setting::default();
+        /// Sets a stage, plays on it, and takes it down, whatever came of it.
+        macro_rules! played {
+            ($setting:expr, $play:path $(, $more:expr)*) => {{
+                let mut stage = Stage::set($setting, seed).await?;
+                let played = $play(&mut stage, scale, record $(, $more)*).await;
+                stage.close(played, record, logs).await
+            }};
+        }
         match self {
-            Self::ReplayAndResume => played!(setting, scale, seed, logs, record, restarts::replay_and_resume),
-            Self::StaleCursor => {
-                played!(stale::with_history(), scale, seed, logs, record, stale::stale_cursor)
-            }
-            Self::DuplicateDelivery => {
-                played!(
-                    restarts::two_bridges(),
-                    scale,
-                    seed,
-                    logs,
-                    record,
-                    restarts::duplicate_delivery
-                )
-            }
-            Self::RestartBridge => played!(setting, scale, seed, logs, record, restarts::bridge),
-            Self::RestartSpacetimedb => played!(setting, scale, seed, logs, record, restarts::spacetimedb),
-            Self::RestartClient => played!(setting, scale, seed, logs, record, restarts::client),
-            Self::RestartPostgres => played!(setting, scale, seed, logs, record, restarts::postgres),
-            Self::PartitionBridgePostgres => {
-                played!(
-                    setting,
-                    scale,
-                    seed,
-                    logs,
-                    record,
-                    network::partition,
-                    Pair::BridgePostgres
-                )
-            }
-            Self::PartitionBridgeSpacetimedb => {
-                played!(
-                    setting,
-                    scale,
-                    seed,
-                    logs,
-                    record,
-                    network::partition,
-                    Pair::BridgeSpacetimedb
-                )
-            }
-            Self::PartitionClientSpacetimedb => {
-                played!(
-                    setting,
-                    scale,
-                    seed,
-                    logs,
-                    record,
-                    network::partition,
-                    Pair::ClientSpacetimedb
-                )
-            }
-            Self::HalfOpenBridgePostgres => {
-                played!(
-                    setting,
-                    scale,
-                    seed,
-                    logs,
-                    record,
-                    network::half_open,
-                    Pair::BridgePostgres
-                )
-            }
-            Self::HalfOpenBridgeSpacetimedb => {
-                played!(
-                    setting,
-                    scale,
-                    seed,
-                    logs,
-                    record,
-                    network::half_open,
-                    Pair::BridgeSpacetimedb
-                )
-            }
-            Self::HalfOpenClientSpacetimedb => {
-                played!(
-                    setting,
-                    scale,
-                    seed,
-                    logs,
-                    record,
-                    network::half_open,
-                    Pair::ClientSpacetimedb
-                )
-            }
+            Self::ReplayAndResume => played!(setting, restarts::replay_and_resume),
+            Self::StaleCursor => played!(stale::with_history(), stale::stale_cursor),
+            Self::DuplicateDelivery => played!(restarts::two_bridges(), restarts::duplicate_delivery),
+            Self::RestartBridge => played!(setting, restarts::bridge),
+            Self::RestartSpacetimedb => played!(setting, restarts::spacetimedb),
+            Self::RestartClient => played!(setting, restarts::client),
+            Self::RestartPostgres => played!(setting, restarts::postgres),
+            Self::PartitionBridgePostgres => played!(setting, network::partition, Pair::BridgePostgres),
+            Self::PartitionBridgeSpacetimedb => played!(setting, network::partition, Pair::BridgeSpacetimedb),
+            Self::PartitionClientSpacetimedb => played!(setting, network::partition, Pair::ClientSpacetimedb),
+            Self::HalfOpenBridgePostgres => played!(setting, network::half_open, Pair::BridgePostgres),
+            Self::HalfOpenBridgeSpacetimedb => played!(setting, network::half_open, Pair::BridgeSpacetimedb),
+            Self::HalfOpenClientSpacetimedb => played!(setting, network::half_open, Pair::ClientSpacetimedb),
             Self::DiskFullHost => disk::host(scale, seed, logs, record).await,
             Self::DiskFullClient => disk::client(scale, seed, logs, record).await,
-            Self::PostgresFailover => played!(setting, scale, seed, logs, record, failover::failover),
+            Self::PostgresFailover => played!(setting, failover::failover),
             Self::ClockJump => clock::jump(scale, seed, logs, record).await,
-            Self::ReconnectStorm => played!(setting, scale, seed, logs, record, storm::storm),
+            Self::ReconnectStorm => played!(setting, storm::storm),
         }
     }
 }

@@ -4,8 +4,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use serde_json::Value;
-use spacetime_sync_bridge::config::read_token;
 use spacetime_sync_bridge::stdb::admin::Breaking;
 
 use super::stage::{Setting, Stage};
@@ -64,21 +62,13 @@ pub(super) async fn stale_cursor(stage: &mut Stage, scale: Scale, record: &mut R
 
 /// Waits until SpacetimeDB holds less than a client lacks.
 async fn windows_are_past(stage: &Stage, heads: &[u64]) -> anyhow::Result<()> {
-    let lane = &stage.lane;
-    let token = read_token(&lane.path("owner.token"))?;
     let deadline = Instant::now() + SOON;
     loop {
-        let request = reqwest::Client::new()
-            .post(format!("{}/v1/database/{}/sql", lane.server.uri(), lane.name))
-            .bearer_auth(token.expose())
-            .body("SELECT oldest_seq FROM sync_head");
-        let answer: Value = request.send().await?.json().await?;
-        let rows = answer[0]["rows"].as_array().context("no rows")?;
-        let oldest: u64 = rows.iter().filter_map(|row| row[0].as_u64()).sum();
+        let oldest: u64 = stage.lane.oldest_held().await?.iter().sum();
         if oldest > heads.iter().sum::<u64>() + heads.len() as u64 {
             return Ok(());
         }
-        anyhow::ensure!(Instant::now() < deadline, "the windows never move: {answer}");
+        anyhow::ensure!(Instant::now() < deadline, "the windows never move from {oldest}");
         tokio::time::sleep(crate::STEP).await;
     }
 }

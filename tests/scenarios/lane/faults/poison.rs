@@ -150,18 +150,7 @@ async fn an_event_of_another_origin_halts_its_stream_and_is_not_overwritten() {
 
 /// Every row of the log that SpacetimeDB holds, as text.
 async fn log_of(lane: &Lane) -> Vec<String> {
-    let token = std::fs::read_to_string(lane.path("owner.token")).unwrap();
-    let answer: serde_json::Value = reqwest::Client::new()
-        .post(format!("{}/v1/database/{}/sql", lane.server.uri(), lane.name))
-        .bearer_auth(token.trim())
-        .body("SELECT * FROM sync_event")
-        .send()
-        .await
-        .unwrap()
-        .json()
-        .await
-        .unwrap();
-    let rows = answer[0]["rows"].as_array().unwrap();
+    let rows = lane.rows("SELECT * FROM sync_event", false).await.unwrap();
     assert!(!rows.is_empty());
     rows.iter().map(ToString::to_string).collect()
 }
