@@ -9,9 +9,8 @@ use super::{SOON, Scene, ready};
 
 /// Work without progress for so long is red.
 const STALL: Duration = Duration::from_millis(1_500);
-/// How long the bridge is looked at while nothing happens, and the share of a core it may use. It is 0.01 that is promised,
-/// on a machine with nothing else to do; a busy one needs up to three times as long for the same.
-const IDLE: (Duration, f64) = (Duration::from_secs(8), 0.03);
+/// How long the bridge is looked at while nothing happens, and the share of a core it may use.
+const IDLE: (Duration, f64) = (Duration::from_secs(8), 0.01);
 /// From commit to applied, of the first event after that.
 const FIRST_EVENT_MS: f64 = 500.0;
 
