@@ -34,6 +34,19 @@ struct Own {
     power: Option<(Ledger, Duration)>,
 }
 
+impl Own {
+    fn spawn_again(&mut self) -> anyhow::Result<()> {
+        self.process = spawn(
+            &self.binary,
+            &self.folder,
+            &self.environment,
+            self.addr,
+            self.power.as_ref(),
+        )?;
+        Ok(())
+    }
+}
+
 impl Server {
     /// The server of `SYNC_STDB_URL`, or a host of our own that keeps its data in `folder`.
     pub async fn start(folder: &Path) -> anyhow::Result<Self> {
@@ -102,7 +115,7 @@ impl Server {
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         let own = self.own.as_mut().context("not a server of ours")?;
         own.process.kill();
-        own.process = spawn(&own.binary, &own.folder, &own.environment, own.addr, own.power.as_ref())?;
+        own.spawn_again()?;
         self.up().await
     }
 
@@ -147,7 +160,7 @@ impl Server {
         let own = self.own.as_mut().context("not a server of ours")?;
         let ended = !own.process.is_running();
         if ended {
-            own.process = spawn(&own.binary, &own.folder, &own.environment, own.addr, own.power.as_ref())?;
+            own.spawn_again()?;
         }
         Ok(ended)
     }
