@@ -115,7 +115,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(execute(cli.command));
+    // Among the workers, where the sockets and timers are, or every wake-up would pass through one of them first.
+    let ended = runtime
+        .block_on(runtime.spawn(execute(cli.command)))
+        .unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()));
     // What still blocks, such as a handshake with a dead server, is not waited for.
     runtime.shutdown_background();
     match ended {

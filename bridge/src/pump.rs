@@ -36,8 +36,10 @@ use upkeep::Upkeep;
 
 /// How often a standby asks for the lead.
 const LEAD_EVERY: Duration = Duration::from_millis(500);
-/// How often the pump turns when nothing happens: rests end and deadlines are looked at.
+/// How often the pump turns while something is under way: rests end and deadlines are looked at.
 const TICK: Duration = Duration::from_millis(50);
+/// How often it turns while nothing is: every turn costs, and all there is to notice is a link that fell silent.
+const IDLE_TICK: Duration = Duration::from_millis(500);
 /// A link that was up this long makes the next wait the first again.
 const STABLE: Duration = Duration::from_secs(10);
 /// Inputs taken in one turn, before the core is asked to act on them.
@@ -274,11 +276,13 @@ impl<'a> Pump<'a> {
             self.tasks.spawn(purge);
         }
         self.connect(Duration::ZERO);
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let idle_tick = IDLE_TICK.min(self.config.bridge.stall_after() / 2);
+        let (mut ticked, mut load) = (Instant::now(), self.core.load());
         let mut draining: Option<Instant> = None;
         loop {
             let poll_at = self.pace.next_poll(Instant::now());
+            let busy = load.busy_streams > 0 || draining.is_some();
+            let tick_at = ticked + if busy { TICK } else { idle_tick };
             let mut effects = Vec::new();
             tokio::select! {
                 biased;
@@ -301,12 +305,16 @@ impl<'a> Pump<'a> {
                     }
                 }
                 Some(news) = self.inbox.recv() => self.hear(news, &mut effects),
-                _ = tick.tick() => self.tick(&mut effects),
+                () = tokio::time::sleep_until(tick_at.into()) => {
+                    ticked = Instant::now();
+                    self.tick(&mut effects);
+                }
                 () = tokio::time::sleep_until(poll_at.into()), if !self.polling && draining.is_none() => self.poll(),
                 Some(_) = self.tasks.join_next() => {}
             }
             self.carry_out(effects);
-            self.status.beat(self.core.load(), Some(self.poll_lag));
+            load = self.core.load();
+            self.status.beat(load, Some(self.poll_lag));
             if let Some(deadline) = draining {
                 let link_gone = matches!(self.wire, Wire::Down);
                 if self.core.is_drained() || link_gone || Instant::now() > deadline {
