@@ -401,8 +401,7 @@ impl Limits {
 
     pub(crate) fn of_stream(&self, streams: usize) -> StreamBounds {
         StreamBounds {
-            window_bytes: self.subscribed_bytes / streams.max(1),
-            window_events: 2 * limit::FRAME_EVENTS as u64,
+            window_bytes: (self.subscribed_bytes / streams.max(1)).max(limit::FRAME_BYTES),
             unapplied_bytes: self.unapplied_bytes,
             resume_bytes: self.resume_bytes,
             subscribe_within_events: self.subscribe_within_events,
@@ -437,11 +436,9 @@ pub struct StreamBounds {
     pub on_stale: StaleAnswer,
     /// See [`ClientConfig::reads`].
     pub reads: Reads,
-    /// This stream's part of [`Limits::subscribed_bytes`].
+    /// This stream's part of [`Limits::subscribed_bytes`], and a large frame at least: however many streams there are,
+    /// a subscription is not renewed for every few events.
     pub window_bytes: usize,
-    /// The least that a subscription brings, however large events are: two whole frames. A frame that ends past the
-    /// subscription is not sent, so the longest one has to fit behind a cursor that is just short of the half.
-    pub window_events: u64,
 }
 
 #[cfg(test)]

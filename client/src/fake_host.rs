@@ -531,7 +531,7 @@ impl Connection {
                 return None;
             }
             let numbers: Vec<u64> = bounds.split(' ').filter_map(|word| word.parse().ok()).collect();
-            let (from, to) = (numbers[0], numbers[1]);
+            let (from, to) = (numbers[0], numbers[2]);
             let sent = self.host.head().min(to).max(from);
             self.subscriptions.push(Subscribed {
                 id: asked.query_set_id,

@@ -80,7 +80,6 @@ impl World {
             },
             // Frames have up to 5 events.
             window_bytes: rng.random_range(1..20_000),
-            window_events: rng.random_range(10..30),
             ..bounds()
         };
         let mut world = Self {
@@ -147,7 +146,7 @@ impl World {
                     assert!(self.connected);
                     self.subscriptions.push((id, to));
                     let mut rows = self.frames(after.get());
-                    rows.retain(|frame| frame.last_seq <= to && (!self.faults || self.rng.random_bool(0.95)));
+                    rows.retain(|frame| frame.first_seq <= to && (!self.faults || self.rng.random_bool(0.95)));
                     self.wire.extend(rows.into_iter().map(Input::Frame));
                     self.wire.push_back(Input::Subscribed(id));
                 }
@@ -196,7 +195,7 @@ impl World {
     fn publish(&mut self, to: u64) {
         let before = std::mem::replace(&mut self.published, to);
         for frame in self.frames(before) {
-            if self.subscriptions.iter().any(|(_, to)| frame.last_seq <= *to) {
+            if self.subscriptions.iter().any(|(_, to)| frame.first_seq <= *to) {
                 self.wire.push_back(Input::Frame(frame));
             }
         }

@@ -50,7 +50,7 @@ pub enum Mode {
 }
 
 /// What an event is taken to weigh before one was seen.
-const UNKNOWN_EVENT_BYTES: usize = 4_096;
+pub(super) const UNKNOWN_EVENT_BYTES: usize = 4_096;
 /// Ends of batches that are remembered.
 const RECENT: usize = 64;
 
@@ -632,14 +632,14 @@ impl Stream {
         id
     }
 
-    /// How many events a subscription may bring.
+    /// In how many positions the frames begin that a subscription brings.
     fn window(&self) -> u64 {
         let each = if self.bytes_per_event == 0 {
             UNKNOWN_EVENT_BYTES
         } else {
             self.bytes_per_event
         };
-        ((self.bounds.window_bytes / each) as u64).max(self.bounds.window_events)
+        ((self.bounds.window_bytes / each) as u64).max(1)
     }
 
     fn owns(&self, id: SubscriptionId) -> bool {

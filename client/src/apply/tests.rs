@@ -6,6 +6,7 @@ use spacetime_sync_proto::{
 };
 
 use super::*;
+use crate::apply::stream::UNKNOWN_EVENT_BYTES;
 use crate::config::{Limits, Reads, StreamBounds};
 
 /// A log to follow.
@@ -634,8 +635,7 @@ fn the_genesis_of_a_log_is_part_of_the_check() {
 fn a_subscription_brings_so_much_and_is_renewed_when_half_of_it_has_come() {
     let mut log = Log::new("s", 10);
     let narrow = StreamBounds {
-        window_bytes: 0,
-        window_events: 4,
+        window_bytes: 4 * UNKNOWN_EVENT_BYTES,
         ..bounds()
     };
     let mut case = Case::within(log.head(), narrow);
@@ -652,19 +652,22 @@ fn a_subscription_brings_so_much_and_is_renewed_when_half_of_it_has_come() {
 }
 
 #[test]
-fn the_longest_frame_fits_a_subscription_that_is_not_yet_renewed() {
+fn what_comes_next_begins_in_the_subscription_however_narrow_it_is() {
     let log = Log::new("s", 10);
-    let narrow = StreamBounds {
-        window_bytes: 0,
-        ..bounds()
-    };
-    let mut case = Case::within(log.head(), narrow);
-    case.step(Input::Connected);
-    let asked = case.stream.step(log.page(vec![]), &mut case.counters);
-    let [Effect::Subscribe { after, to, .. }] = asked[..] else {
-        panic!("{asked:?}")
-    };
-    let longest = spacetime_sync_proto::limit::FRAME_EVENTS as u64;
-    let last_before_renewal = after.plus(to.since(after).div_ceil(2) - 1);
-    assert!(last_before_renewal.plus(longest) <= to);
+    for window_bytes in [0, 1, 1_000, 100_000] {
+        let mut case = Case::within(
+            log.head(),
+            StreamBounds {
+                window_bytes,
+                ..bounds()
+            },
+        );
+        case.step(Input::Connected);
+        let asked = case.stream.step(log.page(vec![]), &mut case.counters);
+        let [Effect::Subscribe { after, to, .. }] = asked[..] else {
+            panic!("{asked:?}")
+        };
+        let last_before_renewal = after.plus(to.since(after).div_ceil(2) - 1);
+        assert!(last_before_renewal < to);
+    }
 }

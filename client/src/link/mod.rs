@@ -19,6 +19,7 @@ use spacetime_sync_bindings::{
     SyncEventTableAccess, ack_checkpoint, read_events, upsert_presence,
 };
 use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::limit::FRAME_EVENTS;
 use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamId};
 use spacetimedb_sdk::{DbContext, Identity, SubscriptionHandle as _, Table, TableWithPrimaryKey, Timestamp, u256};
 
@@ -232,7 +233,8 @@ impl Link {
             });
     }
 
-    /// Subscribes to the frames that end after a position and no later than another.
+    /// Subscribes to the frames that end after a position and begin no later than another, so that what comes next is
+    /// among them however long it is.
     pub(crate) fn subscribe(
         &self,
         stream: usize,
@@ -242,8 +244,11 @@ impl Link {
         to: Seq,
     ) -> Subscription {
         let (seen, failed) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
+        // The index is by the end, and no frame is longer.
+        let ends = to.plus(FRAME_EVENTS as u64 - 1);
         let query = format!(
-            "SELECT * FROM sync_event WHERE stream_key = {stream_key} AND last_seq > {after} AND last_seq <= {to}"
+            "SELECT * FROM sync_event WHERE stream_key = {stream_key} \
+             AND last_seq > {after} AND last_seq <= {ends} AND first_seq <= {to}"
         );
         let handle = self
             .connection

@@ -420,7 +420,7 @@ impl World {
             let Party::Client(client) = self.conns[conn.0].party else {
                 return None;
             };
-            let sees = |sub: &Sub| sub.stream == stream && frame.last_seq > sub.after && frame.last_seq <= sub.to;
+            let sees = |sub: &Sub| sub.stream == stream && frame.last_seq > sub.after && frame.first_seq <= sub.to;
             (self.host.granted[client][stream] && subs.iter().any(sees)).then_some(*conn)
         };
         let seers: Vec<_> = self.host.open.iter().filter_map(see).collect();
@@ -576,7 +576,7 @@ impl World {
         let mut rows: Vec<_> = table
             .frames_after(after)
             .iter()
-            .filter(|row| row.last_seq <= to)
+            .filter(|row| row.first_seq <= to)
             .cloned()
             .collect();
         rows.shuffle(&mut self.dice.net);

@@ -1,7 +1,5 @@
 //! Clients that are slow, and clients that were away for long.
 
-use std::time::Duration;
-
 use spacetime_sync_tests::lane::{stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};
 
@@ -10,16 +8,16 @@ use super::{FAULTS, Pace, RECOVERY, SOON, Scene};
 /// Bytes of a large payload, and how many of them go by: about 220 MB.
 const LARGE: (usize, u64) = (200_000, 1_100);
 /// Most memory that a slow client may ever have.
-const MEMORY_MB: u64 = 200;
-/// How long a client that keeps up may take after a commit, while two cores are shared by everything.
-const KEEPS_UP: Duration = Duration::from_secs(5);
+const MEMORY_MB: u64 = 150;
+/// What the slow client takes for a batch, which is ten of them at most: far longer than the lane does, on any machine.
+const SLOW_MS: u64 = 1_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_client_is_bounded_in_memory_and_holds_nobody_up() {
     let mut scene = Scene::start(0).await;
     scene.streams = vec![stream(1)];
     let (mut quick, slow) = (scene.client().await, scene.client().await);
-    let mut slow = slow.option("--slow-ms", 150);
+    let mut slow = slow.option("--slow-ms", SLOW_MS);
     quick.start().unwrap();
     slow.start().unwrap();
     let _bridge = scene.lane.bridge().unwrap();
@@ -33,19 +31,22 @@ async fn a_slow_client_is_bounded_in_memory_and_holds_nobody_up() {
     writer.append_all(LARGE.1, 5).await.unwrap();
     scene.committed = LARGE.1;
     assert!(scene.lane.published(RECOVERY).await);
-    quick.until_applied(LARGE.1, KEEPS_UP).await.unwrap();
+    quick.until_applied(LARGE.1, RECOVERY).await.unwrap();
     let behind = LARGE.1 - slow.applied();
     assert!(
-        behind > 20,
+        behind > LARGE.1 / 2,
         "the slow client is {behind} events behind: it was not slow"
     );
-    slow.until_applied(LARGE.1, RECOVERY).await.unwrap();
     let most = [&quick, &slow].map(|client| client.process().unwrap().memory_mb().unwrap().1);
     eprintln!("the slow client was {behind} events behind; MB of memory at most, quick and slow: {most:?}");
     assert!(
         most.iter().all(|most| *most < MEMORY_MB),
         "MB of memory at most, quick and slow: {most:?}"
     );
+    slow.kill();
+    slow.clear_options();
+    slow.start().unwrap();
+    slow.until_applied(LARGE.1, RECOVERY).await.unwrap();
     scene.is_equal(&quick).await;
     scene.is_equal(&slow).await;
 }
