@@ -12,6 +12,7 @@
 mod client_file;
 mod event;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -263,9 +264,14 @@ fn chosen(streams: &[StreamPosition], extent: Extent) -> Vec<(StreamId, Option<V
                 .collect();
         }
     };
-    let mut picked: Vec<u64> = (0..count).map(|_| rand::rng().random_range(0..events)).collect();
-    picked.sort_unstable();
-    picked.dedup();
+    // Floyd's: as many different ones as were asked for, and each set of them as likely as any other.
+    let mut picked = BTreeSet::new();
+    for last in events - count..events {
+        let place = rand::rng().random_range(0..=last);
+        if !picked.insert(place) {
+            picked.insert(last);
+        }
+    }
     let mut picked = picked.into_iter().peekable();
     let mut before = 0;
     let mut chosen = Vec::new();
@@ -309,6 +315,8 @@ mod tests {
             purged,
         ];
         let chosen = chosen(&streams, Extent::Sample(800));
+        let counts = chosen.iter().filter_map(|(_, seqs)| Some(seqs.as_ref()?.len()));
+        assert_eq!(counts.sum::<usize>(), 800, "as many different ones as were asked for");
         let of = |name: &str| chosen.iter().find(|(stream_id, _)| stream_id.as_str() == name);
         assert!(of("b").is_none());
         let seqs = |name: &str| -> Vec<u64> {
