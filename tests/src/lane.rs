@@ -31,6 +31,10 @@ use crate::process::{Environment, Process, built};
 use crate::server::Server;
 use crate::until;
 
+/// How long a bridge may take until it can be told to stop.
+const START: Duration = Duration::from_secs(30);
+/// How long it may take to stop.
+const STOP: Duration = Duration::from_secs(30);
 /// How often the module of a lane of tokens looks for ended sessions, in milliseconds.
 const SWEEP_MS: u32 = 1_000;
 
@@ -486,14 +490,14 @@ impl Bridge {
         }
     }
 
-    /// SIGTERM, and how it ended.
+    /// SIGTERM, as soon as it can be told anything, and how it ended.
     pub async fn stop(&self) -> anyhow::Result<i32> {
+        let listens = until(START, || {
+            self.process.handles(Signal::TERM) || !self.process.is_running()
+        });
+        anyhow::ensure!(listens.await, "the bridge did not start within {START:?}");
         self.process.signal(Signal::TERM);
-        let ended = self
-            .process
-            .ended(Duration::from_secs(30))
-            .await
-            .context("the bridge did not stop")?;
+        let ended = self.process.ended(STOP).await.context("the bridge did not stop")?;
         ended.code().context("the bridge was killed")
     }
 }

@@ -17,7 +17,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getuid, kill_process};
@@ -240,12 +239,8 @@ impl Cluster {
     }
 
     async fn create(&self, template: &str) -> Result<Database, ClusterError> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "sync_test_{}_{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        // A server that is not ours may know those of earlier runs, whose processes had the same ids.
+        let name = format!("sync_test_{:016x}", rand::random::<u64>());
         let options: sqlx::postgres::PgConnectOptions = self.url.parse().map_err(sql_error("the url is malformed"))?;
         let mut connection = options.connect().await.map_err(sql_error("cannot connect"))?;
         connection

@@ -62,6 +62,16 @@ impl Process {
         }
     }
 
+    /// Whether it has got so far that it handles a signal, instead of being ended by it.
+    pub fn handles(&self, signal: Signal) -> bool {
+        let caught = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+            u64::from_str_radix(mask.trim(), 16).ok()
+        };
+        caught().is_some_and(|mask| mask & 1 << (signal.as_raw() - 1) != 0)
+    }
+
     /// Whether it is still there.
     pub fn is_running(&self) -> bool {
         matches!(self.child().try_wait(), Ok(None))

@@ -349,6 +349,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::until;
 
     const SOON: Duration = Duration::from_secs(5);
     const NOT_YET: Duration = Duration::from_millis(50);
@@ -434,8 +435,8 @@ mod tests {
         proxy.stall(Direction::ToClient);
         stream.write_all(b"held").await.unwrap();
         let mut back = [0; 4];
+        assert!(until(SOON, || proxy.counts().to_target == 8).await);
         assert!(timeout(NOT_YET, stream.read_exact(&mut back)).await.is_err());
-        assert_eq!(proxy.counts().to_target, 8);
         proxy.resume(Direction::ToClient);
         timeout(SOON, stream.read_exact(&mut back)).await.unwrap().unwrap();
         assert_eq!(&back, b"held");

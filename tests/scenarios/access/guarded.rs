@@ -38,6 +38,15 @@ impl Guarded {
         self.with(&self.issuer.claims(user, session, streams))
     }
 
+    /// A session called `short`, with a token of these times: the newest that was shown says when it ends.
+    pub(super) fn short(&self, signed: u64, ends: u64) -> Credential {
+        let mut claims = self.issuer.claims("7", "short", &["user:7:*"]);
+        for (claim, time) in [("iat", signed), ("nbf", signed), ("exp", ends)] {
+            claims[claim] = json!(time);
+        }
+        self.with(&claims)
+    }
+
     /// The grants that there are, by hand and by session.
     pub(super) async fn grants(&self) -> usize {
         let rows = self

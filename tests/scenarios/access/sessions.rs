@@ -169,11 +169,12 @@ impl<'a> Stream<'a> {
         loop {
             let seq = self.append().await;
             listener.fence().await;
+            let heard = listener.last_seq();
             // What it was sent is taken back when the grant goes, and nothing more comes.
             if listener.guarded() == 0 {
                 return Instant::now();
             }
-            assert!(listener.last_seq() >= seq, "a live session hears of everything");
+            assert!(heard >= seq, "a live session hears of everything");
             assert!(Instant::now() < deadline, "it still hears");
         }
     }
@@ -184,15 +185,16 @@ async fn a_session_that_has_ended_sees_nothing_more_on_a_connection_that_is_up()
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let mut stream = Stream::start(module, "user:7:notes").await;
+    let read = json!([stream.id.as_str(), 0]);
     let lasting = guarded.session("7", "lasting", &["user:7:*"]);
-    let mut claims = guarded.issuer.claims("7", "short", &["user:7:*"]);
-    claims["exp"] = json!(now() + 4);
-    let short = guarded.with(&claims);
-    let ends_in = Duration::from_secs(4);
-    let began = Instant::now();
-    let (brief, long) = (stream.listener(&short).await, stream.listener(&lasting).await);
+    let brief = guarded.short(now() - 10, now() + 300);
+    let (brief, long) = (stream.listener(&brief).await, stream.listener(&lasting).await);
     assert_eq!([brief.last_seq(), long.last_seq()], [1, 1]);
 
+    let ends_in = Duration::from_secs(4);
+    let began = Instant::now();
+    let short = guarded.short(now(), now() + ends_in.as_secs());
+    module.call(Some(&short), "read_events", &read).await.done();
     let deaf = stream.until_deaf(&brief, SOON).await;
     let late = deaf.duration_since(began).saturating_sub(ends_in);
     eprintln!("a session's end was carried out {late:?} after it, looked for every {SWEEP_MS} ms");
@@ -209,7 +211,6 @@ async fn a_session_that_has_ended_sees_nothing_more_on_a_connection_that_is_up()
         })
         .await;
     }
-    let read = json!([stream.id.as_str(), 0]);
     module
         .call(Some(&short), "read_events", &read)
         .await
@@ -229,10 +230,11 @@ async fn calls_on_a_connection_that_is_up_end_with_the_session_and_wait_for_no_s
     let module = &guarded.module;
     let id = stream("user:7:notes");
     append_all(module, &id, 2).await;
-    let mut claims = guarded.issuer.claims("7", "short", &["user:7:*"]);
-    let ends = now() + 3;
-    claims["exp"] = json!(ends);
-    let listener = Listener::connect(module, &guarded.with(&claims)).await;
+    let listener = Listener::connect(module, &guarded.short(now() - 10, now() + 300)).await;
+    let ends = now() + 4;
+    let read = json!([id.as_str(), 0]);
+    let short = guarded.short(now(), ends);
+    module.call(Some(&short), "read_events", &read).await.done();
     let deadline = Instant::now() + SOON;
     loop {
         let (answer, answered) = oneshot::channel();

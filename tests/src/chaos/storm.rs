@@ -32,6 +32,9 @@ use crate::until;
 
 /// The stream that the fleet follows: few and small events, so that it is about connections.
 const STREAM: usize = 9;
+/// Below the lane's folder: where the fleet keeps its stores, and the file there that says which event is the last.
+const FOLDER: &str = "fleet";
+const LAST: &str = "last";
 const EVERY: Duration = Duration::from_millis(500);
 /// How long the fleet may take to be there for the first time.
 const JOIN: Duration = Duration::from_secs(120);
@@ -95,7 +98,7 @@ struct Seen {
     last: u64,
 }
 
-/// Runs the clients until SIGTERM.
+/// Runs the clients until SIGTERM, and then until each has the event that [`LAST`] names.
 pub async fn fleet(args: FleetArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut clients = Vec::new();
@@ -121,6 +124,17 @@ pub async fn fleet(args: FleetArgs) -> anyhow::Result<()> {
         clients.push((client, seen));
     }
     terminate.recv().await;
+    let last: u64 = std::fs::read_to_string(args.folder.join(LAST))?.parse()?;
+    let deadline = tokio::time::Instant::now() + RECOVERY;
+    for (client, _) in &clients {
+        let mut status = client.status();
+        let has_it = |status: &Status| {
+            let stream = status.streams.get(&args.stream);
+            stream.is_some_and(|stream| stream.applied.seq.get() >= last)
+        };
+        // Who does not get there says in the end where it is.
+        let _ = tokio::time::timeout_at(deadline, status.wait_for(has_it)).await;
+    }
     for (number, (client, seen)) in clients.into_iter().enumerate() {
         let status = client.stop().await;
         let applied = status.streams.get(&args.stream).map(|stream| stream.applied);
@@ -200,9 +214,8 @@ pub(super) async fn storm(stage: &mut Stage, scale: Scale, record: &mut Record) 
     let stream_id = stream(STREAM);
     let joined = Instant::now();
     let fleet = Fleet::start(stage, scale.storm, &stream_id).await?;
-    let authority = stage.lane.authority.clone();
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let writer = tokio::spawn(write(authority.clone(), stream_id.clone(), stop.clone()));
+    let writer = tokio::spawn(write(stage.lane.authority.clone(), stream_id.clone(), stop.clone()));
     fleet.live(JOIN, 0).await?;
     record.figure("clients", fleet.size);
     record.figure("joined_after_ms", joined.elapsed().as_millis() as u64);
@@ -234,7 +247,7 @@ pub(super) async fn storm(stage: &mut Stage, scale: Scale, record: &mut Record) 
 
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     let written = writer.await??;
-    fleet.ends_equal(&authority, &stream_id, written, record).await
+    fleet.ends_equal(stage, &stream_id, written, record).await
 }
 
 /// Writes to the stream of the fleet, and says how much.
@@ -265,7 +278,7 @@ fn rounded(value: f64) -> f64 {
 impl Fleet {
     async fn start(stage: &Stage, size: usize, stream_id: &StreamId) -> anyhow::Result<Self> {
         let way = Proxy::start(stage.lane.server.addr()?).await?;
-        let (tokens, folder) = (stage.lane.path("fleet.tokens"), stage.lane.path("fleet"));
+        let (tokens, folder) = (stage.lane.path("fleet.tokens"), stage.lane.path(FOLDER));
         std::fs::create_dir(&folder)?;
         std::fs::write(&tokens, identities(stage, size, stream_id).await?.join("\n"))?;
         let mut command = Command::new(built("chaos"));
@@ -357,9 +370,13 @@ impl Fleet {
                     storm.back_ms = live.values().map(|at| at - ended_ms).collect();
                     break;
                 }
+                anyhow::ensure!(
+                    ended.elapsed() < JOIN,
+                    "{} of {} clients are back",
+                    live.len(),
+                    self.size
+                );
             }
-            let live = self.live_since(ended_ms).len();
-            anyhow::ensure!(ended.elapsed() < JOIN, "{live} of {} clients are back", self.size);
             tokio::time::sleep(SAMPLE).await;
         }
         storm.back_ms.sort_unstable();
@@ -371,16 +388,17 @@ impl Fleet {
     /// Waits until each has all that was written, ends them, and compares where they are with the authority.
     async fn ends_equal(
         self,
-        authority: &Authority,
+        stage: &Stage,
         stream_id: &StreamId,
         written: u64,
         record: &mut Record,
     ) -> anyhow::Result<()> {
-        // A client that says that it is live has all that was known; the last event may be on its way.
-        tokio::time::sleep(EVERY).await;
+        std::fs::write(stage.lane.path(FOLDER).join(LAST), written.to_string())?;
         self.process.signal(rustix::process::Signal::TERM);
         self.process.ended(JOIN).await.context("the fleet did not end")?;
-        let head = authority
+        let head = stage
+            .lane
+            .authority
             .chain_at(stream_id, Seq::new(written).context("no seq")?)
             .await?;
         let head = head.map(|head: ChainHash| hex::encode(head.as_bytes()));

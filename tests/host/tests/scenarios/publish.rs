@@ -166,10 +166,13 @@ async fn clearing_throws_the_rows_away_for_good() {
     assert_eq!(host.get("/v1/database/demo/identity", None).await.ok().text, before);
 }
 
-/// Calls and calls, with many on their way at once.
-async fn flood(host: Arc<Host>, owner: Arc<Person>, caller: u64) {
+/// Calls and calls, with many on their way at once, until it is over.
+async fn flood(host: Arc<Host>, owner: Arc<Person>, caller: u64, over: Arc<AtomicBool>) {
     let mut socket = Socket::open(&host, "demo", &owner).await;
     for call in 0_u64.. {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
         let note = (call * CALLERS + caller, "x".repeat(200));
         socket.start_call("add_note", &note).await;
         if call >= IN_FLIGHT && socket.next().await.is_err() {
@@ -189,7 +192,7 @@ async fn calls_that_wait_while_their_database_is_cleared_leave_the_host_alone() 
         callers.spawn(async move {
             while !over.load(Ordering::Relaxed) {
                 // Ends, with a panic if it was sending, when its database does.
-                let _ = tokio::spawn(flood(host.clone(), owner.clone(), caller)).await;
+                let _ = tokio::spawn(flood(host.clone(), owner.clone(), caller, over.clone())).await;
             }
         });
     }

@@ -131,8 +131,8 @@ async fn a_bridge_that_is_told_to_stop_finishes_what_is_in_flight() {
         scene.published_is_held().await;
     }
     // A backlog, and no writer that holds a row: what is acknowledged is recorded to the last event.
-    scene.pause().await;
     scene.stop_writing().await;
+    scene.write_bulk(20_000, 300).await;
     let bridge = scene.lane.bridge().unwrap();
     let carries = bridge.until("/internal/v1/spacetime/sync/metrics", RECOVERY, |_, metrics| {
         metrics["counters"]["published_events"].as_u64() > Some(0)
