@@ -10,7 +10,7 @@ use super::sweep_log::look_at;
 use crate::access::{bridge_only, grant_new_stream};
 use crate::log_access::{chain_from_column, chain_to_column, head, held_chain, trust_row};
 use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
-use crate::tables::{SyncEvent, SyncHead, SyncStream, sync_event, sync_head, sync_stream};
+use crate::tables::{SyncEvent, SyncHead, SyncStream, SyncTrust, sync_event, sync_head, sync_stream};
 
 /// `base_chain` is the chain hash before the frame's first event, big-endian.
 #[reducer]
@@ -21,24 +21,21 @@ pub fn append_sync_events(
     base_chain: u256,
     frame: Vec<u8>,
 ) -> Result<(), Refused> {
-    append_frame(
-        ctx,
-        &stream_id,
-        first_seq,
-        chain_from_column(base_chain),
-        Bytes::from(frame),
-    )
+    let trust = trust_row(ctx)?;
+    bridge_only(ctx, &trust)?;
+    let base_chain = chain_from_column(base_chain);
+    append_frame(ctx, &trust, &stream_id, first_seq, base_chain, Bytes::from(frame))
 }
 
+/// Appends what the bridge sent: whether it was the bridge, the caller has asked.
 pub fn append_frame(
     ctx: &ReducerContext,
+    trust: &SyncTrust,
     stream_id: &str,
     first_seq: u64,
     base_chain: ChainHash,
     frame: Bytes,
 ) -> Result<(), Refused> {
-    let trust = trust_row(ctx)?;
-    bridge_only(ctx, &trust)?;
     let stream_id = parse_stream_id(stream_id)?;
     let stream_key = trust.stream_key(&stream_id)?;
     let before = head(ctx, stream_key, &stream_id);

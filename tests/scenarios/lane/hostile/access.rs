@@ -413,3 +413,20 @@ async fn a_checkpoint_is_acknowledged_by_its_own_client_and_only_forward() {
         .await
         .refused(RefusalCode::ForbiddenStream);
 }
+
+#[tokio::test]
+async fn who_may_not_append_is_told_so_before_what_it_sent_is_looked_at() {
+    let module = Module::start().await;
+    let before = module.everything().await;
+    let single = |seq: u64, payload: usize| json!(["a", seq, "0x0", "key", "kind", hex::encode(vec![1; payload]), 7]);
+    let stranger = newcomer(&module.server).await;
+    for (function, arguments) in [
+        ("append_sync_event", single(1, limit::PAYLOAD_BYTES + 1)),
+        ("append_sync_event", single(u64::MAX, 1)),
+        ("append_sync_events", json!(["a b", u64::MAX, "0x0", "ff"])),
+    ] {
+        let said = module.call(Some(&stranger), function, &arguments).await;
+        said.refused(RefusalCode::Unauthorized);
+    }
+    assert_eq!(module.everything().await, before);
+}
