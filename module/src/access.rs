@@ -10,7 +10,7 @@ use crate::log_access::trust_row;
 use crate::refuse::{Refused, refused, unauthorized};
 use crate::tables::{
     GrantPattern, Issuer, StreamGrant, SyncSession, SyncTrust, grant_pattern, revoked_session, stream_grant,
-    sync_session, sync_stream,
+    sync_checkpoint, sync_session, sync_stream,
 };
 
 /// Lets a connection in, or not. A token of the issuer opens its session, or renews it.
@@ -133,7 +133,7 @@ fn grant(ctx: &ReducerContext, trust: &SyncTrust, identity: Identity, session: &
         if row.standing || wanted.binary_search(&row.stream_key).is_ok() {
             held.push(row.stream_key);
         } else {
-            grants.grant_id().delete(row.grant_id);
+            take(ctx, &row);
         }
     }
     held.sort_unstable();
@@ -196,11 +196,18 @@ pub fn grant_new_stream(ctx: &ReducerContext, stream_id: &StreamId, stream_key: 
     }
 }
 
+/// Takes the right to read a stream away, and with it what its holder said of how far it has read.
+pub fn take(ctx: &ReducerContext, grant: &StreamGrant) {
+    ctx.db.stream_grant().grant_id().delete(grant.grant_id);
+    let held = ctx.db.sync_checkpoint().by_holder();
+    held.delete((grant.identity, grant.stream_key));
+}
+
 /// Ends a session: what it sees ends with this transaction, on live connections too.
 pub fn end(ctx: &ReducerContext, identity: Identity) {
     for row in ctx.db.stream_grant().by_holder().filter(identity) {
         if !row.standing && !mutant::on("module-sweep-keeps-grants") {
-            ctx.db.stream_grant().grant_id().delete(row.grant_id);
+            take(ctx, &row);
         }
     }
     ctx.db.grant_pattern().identity().delete(identity);

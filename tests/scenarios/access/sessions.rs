@@ -368,6 +368,50 @@ async fn the_newest_token_of_a_session_says_what_it_may() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_session_acknowledged_goes_with_its_grant() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let ids = ["user:7:a", "user:7:b", "user:7:c"].map(stream);
+    let token = |signed: u64, streams: &[&str]| {
+        let mut claims = guarded.issuer.claims("7", "s1", streams);
+        claims["iat"] = json!(now() - 100 + signed);
+        guarded.with(&claims)
+    };
+    let first = token(1, &["user:7:*"]);
+    for id in &ids {
+        let events = append_all(module, id, 1).await;
+        let ack = json!([id.as_str(), 1, column(&events[0].chain_hash)]);
+        module.call(Some(&first), "ack_checkpoint", &ack).await.done();
+    }
+    let acknowledged = async || {
+        let rows = module.sql(Some(&module.owner), "SELECT * FROM sync_checkpoint").await;
+        rows.unwrap().len()
+    };
+    let reads = async |who: &Credential| {
+        let page = json!([ids[0].as_str(), 0]);
+        module.call(Some(who), "read_events", &page).await.done();
+    };
+    reads(&token(30, &["user:7:*"])).await;
+    assert_eq!(
+        acknowledged().await,
+        3,
+        "a newer token with the same streams changes nothing"
+    );
+    reads(&token(60, &["user:7:a", "user:7:b"])).await;
+    assert_eq!(acknowledged().await, 2);
+    // What was granted by hand outlives the session, and what was said under it.
+    let identity = spacetimedb_sdk::Identity::from_claims(&guarded.issuer.url, "user:7/session:s1").to_hex();
+    module.as_owner().grant(&identity, &ids[0]).await.unwrap();
+    module
+        .call(Some(&module.owner), "revoke_session", &json!(["s1"]))
+        .await
+        .done();
+    assert_eq!(acknowledged().await, 1);
+    module.as_owner().revoke(&identity, &ids[0]).await.unwrap();
+    assert_eq!(acknowledged().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_one_device_and_one_users() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
