@@ -1,16 +1,18 @@
 //! Who calls, and what they may: by their session, or by a grant that was given by hand.
 
+use std::collections::BTreeSet;
+
 use spacetime_sync_proto::access::{Scope, StreamPattern, Window};
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit, mutant};
-use spacetime_sync_rules::session::{self, Claims, Policy, Session};
+use spacetime_sync_rules::session::{self, Claims, Newest, Policy, Session};
 use spacetime_sync_rules::stream_key;
 use spacetimedb::{Identity, ReducerContext, Table, Timestamp};
 
 use crate::log_access::trust_row;
 use crate::refuse::{Refused, refused, unauthorized};
 use crate::tables::{
-    GrantPattern, Issuer, StreamGrant, SyncSession, SyncTrust, grant_pattern, revoked_session, stream_grant,
-    sync_session, sync_stream,
+    GrantCount, GrantPattern, Issuer, StreamGrant, SyncSession, SyncStream, SyncTrust, grant_count, grant_pattern,
+    revoked_session, stream_grant, sync_checkpoint, sync_session, sync_stream,
 };
 
 /// Lets a connection in, or not. A token of the issuer opens its session, or renews it.
@@ -89,68 +91,82 @@ fn open(ctx: &ReducerContext, trust: &SyncTrust, session: Session) -> Result<(),
             refused(Refusal::new(RefusalCode::SessionBound, message))
         })?;
     }
-    grant(ctx, trust, identity, &session)
+    grant(ctx, trust, identity, &session, held.as_ref())
 }
 
-/// Makes grants and patterns what the session's token says. What was there and still is, is not touched.
-fn grant(ctx: &ReducerContext, trust: &SyncTrust, identity: Identity, session: &Session) -> Result<(), Refused> {
-    let mut wanted = vec![trust.user_key(&session.user_id)?];
-    let mut prefixes = Vec::new();
+/// Makes grants and patterns what the session's token says: the streams that it names, and the newest under its patterns.
+/// What was there and still is, is not touched.
+fn grant(
+    ctx: &ReducerContext,
+    trust: &SyncTrust,
+    identity: Identity,
+    session: &Session,
+    before: Option<&SyncSession>,
+) -> Result<(), Refused> {
+    let mut wanted = BTreeSet::from([trust.user_key(&session.user_id)?]);
+    let mut prefixes = BTreeSet::new();
     for pattern in &session.streams {
         match pattern {
             StreamPattern::Exact(stream_id) if session::may_see(&session.scopes, stream_id) => {
-                wanted.push(trust.stream_key(stream_id)?);
+                wanted.insert(trust.stream_key(stream_id)?);
             }
             StreamPattern::Exact(_) => {}
             StreamPattern::Prefix(prefix) => {
-                prefixes.push(prefix.clone());
-                for row in ctx
-                    .db
-                    .sync_stream()
-                    .by_name()
-                    .filter(prefix.as_str()..end_of(prefix).as_str())
-                {
-                    if StreamId::new(&row.stream_id).is_ok_and(|id| session::may_see(&session.scopes, &id)) {
-                        wanted.push(row.stream_key);
-                    }
-                }
+                prefixes.insert(prefix.clone());
             }
         }
-        if wanted.len() > limit::SESSION_GRANTS {
-            let message = format!(
-                "the token covers more than {} streams: ask for fewer",
-                limit::SESSION_GRANTS
-            );
-            return Err(refused(Refusal::new(RefusalCode::TooManyGrants, message)));
-        }
     }
-    wanted.sort_unstable();
-    wanted.dedup();
-
-    let grants = ctx.db.stream_grant();
-    let mut held = Vec::new();
-    for row in grants.by_holder().filter(identity) {
-        if row.standing || wanted.binary_search(&row.stream_key).is_ok() {
-            held.push(row.stream_key);
-        } else {
-            grants.grant_id().delete(row.grant_id);
-        }
-    }
-    held.sort_unstable();
-    for stream_key in wanted {
-        if held.binary_search(&stream_key).is_err() {
-            grants.insert(StreamGrant {
-                grant_id: 0,
-                identity,
-                stream_key,
-                standing: false,
-            });
-        }
-    }
-
     let patterns = ctx.db.grant_pattern();
-    let before: Vec<String> = patterns.identity().filter(identity).map(|row| row.prefix).collect();
-    if before != prefixes {
+    let held_prefixes: BTreeSet<String> = patterns.identity().filter(identity).map(|row| row.prefix).collect();
+    let grants = ctx.db.stream_grant();
+    let held: Vec<StreamGrant> = grants.by_holder().filter(identity).collect();
+
+    let streams = ctx.db.sync_stream();
+    let mut newest = Newest::new(limit::PATTERN_GRANTS);
+    let mut consider = |stream: SyncStream| {
+        let covered = StreamId::new(&stream.stream_id).is_ok_and(|id| session.covers(&id));
+        if covered && !wanted.contains(&stream.stream_key) {
+            newest.add(stream.created_at, stream.stream_key);
+        }
+    };
+    let same_patterns = held_prefixes == prefixes && before.is_some_and(|before| before.scopes() == session.scopes);
+    if same_patterns && has_had_room(ctx, identity) {
+        // Whatever came to exist since the last token was granted then: all the streams need not be gone through again.
+        held.iter()
+            .filter_map(|row| streams.stream_key().find(row.stream_key))
+            .for_each(&mut consider);
+    } else {
+        for prefix in &prefixes {
+            streams
+                .by_name()
+                .filter(prefix.as_str()..end_of(prefix).as_str())
+                .for_each(&mut consider);
+        }
+    }
+    wanted.extend(newest.keys());
+
+    let mut missing = wanted.clone();
+    for row in held {
+        let is_wanted = missing.remove(&row.stream_key);
+        if !is_wanted && !row.standing {
+            take(ctx, &row);
+        }
+    }
+    for stream_key in missing {
+        grants.insert(StreamGrant {
+            grant_id: 0,
+            identity,
+            stream_key,
+            standing: false,
+        });
+    }
+
+    ctx.db.grant_count().identity().delete(identity);
+    if !prefixes.is_empty() {
+        let grants = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
+        ctx.db.grant_count().insert(GrantCount { identity, grants });
+    }
+    if held_prefixes != prefixes {
         patterns.identity().delete(identity);
         for prefix in prefixes {
             patterns.insert(GrantPattern {
@@ -161,6 +177,12 @@ fn grant(ctx: &ReducerContext, trust: &SyncTrust, identity: Identity, session: &
         }
     }
     Ok(())
+}
+
+/// Whether there was room for every stream that came to exist since the session's last token.
+fn has_had_room(ctx: &ReducerContext, identity: Identity) -> bool {
+    let count = ctx.db.grant_count().identity().find(identity);
+    count.is_some_and(|count| (count.grants as usize) < limit::SESSION_GRANTS)
 }
 
 fn at_second(second: u64) -> Timestamp {
@@ -175,35 +197,52 @@ fn end_of(prefix: &str) -> String {
     end
 }
 
-/// A stream has come to exist: whoever was to see it when it does, does.
+/// A stream has come to exist: whoever was to see it when it does, does. A session that sees as many as one may is granted
+/// it with its next token.
 pub fn grant_new_stream(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64) {
+    let counts = ctx.db.grant_count();
     for prefix in StreamPattern::prefixes_of(stream_id) {
         for pattern in ctx.db.grant_pattern().prefix().filter(prefix) {
-            let session = ctx.db.sync_session().identity().find(pattern.identity);
-            if session.is_some_and(|session| session::may_see(&session.scopes(), stream_id))
-                && grant_row(ctx, pattern.identity, stream_key).is_none()
-            {
-                let identity = pattern.identity;
-                let row = StreamGrant {
-                    grant_id: 0,
-                    identity,
-                    stream_key,
-                    standing: false,
-                };
-                ctx.db.stream_grant().insert(row);
+            let identity = pattern.identity;
+            let session = ctx.db.sync_session().identity().find(identity);
+            let may_see = session.is_some_and(|session| session::may_see(&session.scopes(), stream_id));
+            if !may_see || grant_row(ctx, identity, stream_key).is_some() {
+                continue;
             }
+            // A session without a count is older than this table: its next token has it counted.
+            if let Some(count) = counts.identity().find(identity) {
+                if count.grants as usize >= limit::SESSION_GRANTS {
+                    continue;
+                }
+                let grants = count.grants + 1;
+                counts.identity().update(GrantCount { grants, ..count });
+            }
+            ctx.db.stream_grant().insert(StreamGrant {
+                grant_id: 0,
+                identity,
+                stream_key,
+                standing: false,
+            });
         }
     }
+}
+
+/// Takes the right to read a stream away, and with it what its holder said of how far it has read.
+pub fn take(ctx: &ReducerContext, grant: &StreamGrant) {
+    ctx.db.stream_grant().grant_id().delete(grant.grant_id);
+    let held = ctx.db.sync_checkpoint().by_holder();
+    held.delete((grant.identity, grant.stream_key));
 }
 
 /// Ends a session: what it sees ends with this transaction, on live connections too.
 pub fn end(ctx: &ReducerContext, identity: Identity) {
     for row in ctx.db.stream_grant().by_holder().filter(identity) {
         if !row.standing && !mutant::on("module-sweep-keeps-grants") {
-            ctx.db.stream_grant().grant_id().delete(row.grant_id);
+            take(ctx, &row);
         }
     }
     ctx.db.grant_pattern().identity().delete(identity);
+    ctx.db.grant_count().identity().delete(identity);
     ctx.db.sync_session().identity().delete(identity);
 }
 
@@ -289,6 +328,28 @@ impl SyncTrust {
     pub fn user_key(&self, user_id: &Label) -> Result<u64, Refused> {
         Ok(stream_key::derive_user(self.secret()?, user_id))
     }
+}
+
+/// What a caller is told that holds no grant for a stream: whether its patterns would have covered it, it may know.
+pub fn no_grant(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64) -> Refusal {
+    if is_left_out(ctx, stream_id, stream_key) {
+        let message = "the session sees what its token names and the newest streams under its patterns, and this one is \
+                       neither: ask for a token that names it";
+        return Refusal::new(RefusalCode::TooManyGrants, message);
+    }
+    forbidden_stream()
+}
+
+/// Whether the caller's patterns cover a stream, and there were too many newer ones.
+fn is_left_out(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64) -> bool {
+    let Some(session) = session(ctx) else { return false };
+    let count = ctx.db.grant_count().identity().find(session.identity);
+    let is_bounded = count.is_some_and(|count| count.grants as usize >= limit::PATTERN_GRANTS);
+    let covers = |pattern: GrantPattern| StreamPattern::prefixes_of(stream_id).any(|prefix| prefix == pattern.prefix);
+    is_bounded
+        && session::may_see(&session.scopes(), stream_id)
+        && ctx.db.grant_pattern().identity().filter(session.identity).any(covers)
+        && ctx.db.sync_stream().stream_key().find(stream_key).is_some()
 }
 
 /// The same answer whether or not the stream exists.

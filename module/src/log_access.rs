@@ -65,16 +65,14 @@ pub fn head(ctx: &ReducerContext, stream_key: u64, stream_id: &StreamId) -> Head
 }
 
 /// The next frames from `from` on, in order: a few, and none only if there is none. The host gathers a whole range
-/// before it hands out the first row, so a short one is asked for first. No frame has more events than the longest.
+/// before it hands out the first row, so short ones are asked for, one after the other. No frame has more events than the
+/// longest.
 pub fn frames_from(ctx: &ReducerContext, stream_key: u64, from: Seq) -> Vec<SyncEvent> {
-    for span in FRAME_SPANS {
-        let to = from.plus(span - 1);
-        let rows: Vec<_> = ctx
-            .db
-            .sync_event()
-            .by_stream_seq()
-            .filter((stream_key, from.get()..=to.get()))
-            .collect();
+    let log = ctx.db.sync_event();
+    for skipped in (0..limit::FRAME_EVENTS as u64).step_by(LOOK_EVENTS) {
+        let start = from.plus(skipped).get();
+        let end = from.plus(skipped + LOOK_EVENTS as u64 - 1).get();
+        let rows: Vec<_> = log.by_stream_seq().filter((stream_key, start..=end)).collect();
         if !rows.is_empty() {
             return rows;
         }
@@ -82,8 +80,8 @@ pub fn frames_from(ctx: &ReducerContext, stream_key: u64, from: Seq) -> Vec<Sync
     Vec::new()
 }
 
-/// Positions looked at for the next frames.
-const FRAME_SPANS: [u64; 3] = [32, 256, limit::FRAME_EVENTS as u64];
+/// Positions looked at in one range: the frames that end there have some 8 MiB if each event is of the largest.
+const LOOK_EVENTS: usize = 32;
 
 /// The class of a stream, if it has one.
 pub fn stream_class<'a>(classes: &'a [RetentionClass], stream_id: &str) -> Option<&'a RetentionClass> {

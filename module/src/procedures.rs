@@ -5,7 +5,7 @@ use spacetime_sync_proto::{Refusal, RefusalCode, Seq, StreamId, limit};
 use spacetimedb::sats::u256;
 use spacetimedb::{ProcedureContext, ReducerContext, SpacetimeType, Table, procedure};
 
-use crate::access::{forbidden_stream, may_read, operator};
+use crate::access::{may_read, no_grant, operator};
 use crate::log_access::{chain_to_column, frames_from, head, stream_class, trust_row};
 use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
 use crate::tables::{SyncEvent, SyncStream, retention_class, sync_head, sync_stream};
@@ -48,7 +48,7 @@ fn page(ctx: &ReducerContext, stream_id: &str, after_seq: u64) -> Result<EventPa
     let stream_id = parse_stream_id(stream_id)?;
     let stream_key = trust.stream_key(&stream_id)?;
     if !may_read(ctx, stream_key) && operator(ctx, &trust).is_err() {
-        return Err(refused(forbidden_stream()));
+        return Err(refused(no_grant(ctx, &stream_id, stream_key)));
     }
     let after = Seq::new(after_seq).ok_or_else(|| invalid_argument(format!("{after_seq} is no seq")))?;
     let head = head(ctx, stream_key, &stream_id);

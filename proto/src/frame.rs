@@ -166,19 +166,19 @@ impl Frame {
         if seq < self.first_seq {
             return None;
         }
-        self.links.get(seq.since(self.first_seq) as usize).copied()
+        self.links.get(seq.offset_from(self.first_seq)).copied()
     }
 
     /// The bytes of the frame that remains when the events up to `seq` are cut off; none if nothing remains.
     pub fn encode_after(self, seq: Seq) -> Option<Bytes> {
-        let cut = (seq.next().since(self.first_seq) as usize).min(self.events.len());
+        let cut = seq.next().offset_from(self.first_seq).min(self.events.len());
         let rest = self.events[cut..].iter().map(|event| Fields::at(&self.bytes, event));
         (cut < self.events.len()).then(|| encode(rest))
     }
 
     /// The bytes of the frame that remains when the events after `seq` are cut off; none if nothing remains.
     pub fn encode_until(self, seq: Seq) -> Option<Bytes> {
-        let keep = (seq.next().since(self.first_seq) as usize).min(self.events.len());
+        let keep = seq.next().offset_from(self.first_seq).min(self.events.len());
         let rest = self.events[..keep].iter().map(|event| Fields::at(&self.bytes, event));
         (keep > 0).then(|| encode(rest))
     }
@@ -191,7 +191,7 @@ impl Frame {
     /// The events, each with its hashes; those up to and including `after` are left out.
     pub fn into_events_after(self, after: Seq) -> impl Iterator<Item = Event> {
         let (first, bytes) = (self.first_seq, self.bytes);
-        let skip = after.next().since(first) as usize;
+        let skip = after.next().offset_from(first);
         let mut last_kind: Option<Kind> = None;
         self.events
             .into_iter()
@@ -411,6 +411,22 @@ mod tests {
             }
             let after: Vec<_> = whole.clone().into_events_after(events[cut].seq).collect();
             assert_eq!(after, events[cut + 1..]);
+        }
+    }
+
+    #[test]
+    fn a_position_far_past_a_frame_is_none_of_its_own() {
+        let whole = frame(&log(&[5; 4]), ChainHash::genesis(&stream()));
+        // The first of these is the same as seq 2 to an index of 32 bits, which the module's are.
+        for far in [Seq::new((1 << 32) + 2).unwrap(), Seq::MAX] {
+            assert_eq!(whole.chain_at(far), None);
+            assert_eq!(whole.clone().encode_after(far), None);
+            let all = whole.clone().encode_until(far).unwrap();
+            assert_eq!(
+                Frame::decode(1, whole.base_chain(), all).unwrap().last_seq(),
+                whole.last_seq()
+            );
+            assert_eq!(whole.clone().into_events_after(far).count(), 0);
         }
     }
 

@@ -225,6 +225,12 @@ impl Seq {
     pub fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
+
+    /// The same as an index into what begins at `earlier`. Where positions are wider than indices, those that no index
+    /// reaches are past every end, and not back at some beginning.
+    pub(crate) fn offset_from(self, earlier: Self) -> usize {
+        usize::try_from(self.since(earlier)).unwrap_or(usize::MAX)
+    }
 }
 
 impl Serialize for Seq {

@@ -27,6 +27,10 @@ pub const CLAIMS_BYTES: usize = 16 * 1024;
 pub const TOKEN_STREAMS: usize = 256;
 /// Most streams that one session sees, those that its patterns come to included.
 pub const SESSION_GRANTS: usize = 10_000;
+/// Most of these that its patterns come to when its token is taken: the newest (docs/adr/0012).
+pub const PATTERN_GRANTS: usize = 9_000;
+// What a token names, and what is every session's of a user, always fits; so do some streams that come to exist later.
+const _: () = assert!(PATTERN_GRANTS + TOKEN_STREAMS + 1 < SESSION_GRANTS);
 /// Most streams that a session says it serves.
 pub const PRESENCE_SERVES: usize = 16;
 /// Longest name of a node, a region, a user, a session or a device, in bytes.

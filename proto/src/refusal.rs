@@ -64,7 +64,7 @@ pub enum RefusalCode {
     SurfacePolicyDenied,
     /// A request that is none.
     InvalidRequest,
-    /// The token would cover more streams than one session may have.
+    /// More streams than one token may name, or one session may see.
     TooManyGrants,
     /// Asked too often.
     RateLimited,

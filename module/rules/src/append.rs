@@ -122,7 +122,8 @@ pub fn decide(head: Head, request: Request, held: impl FnOnce(Seq) -> Option<Cha
     }
 }
 
-fn invalid_frame(error: FrameError) -> Refusal {
+/// What is said of a frame that is none.
+pub fn invalid_frame(error: FrameError) -> Refusal {
     Refusal::new(RefusalCode::InvalidFrame, error.to_string())
 }
 

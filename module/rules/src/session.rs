@@ -2,6 +2,8 @@
 //!
 //! SpacetimeDB has checked the signature; whom it was signed by, for what, for whom and until when is checked here.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use spacetime_sync_proto::access::{CLAIMS_VERSION, ClientVersion, SERVICE_SUBJECT, Scope, StreamPattern, SyncClaims};
 use spacetime_sync_proto::access::{TTL_SECONDS, Window};
@@ -164,6 +166,47 @@ pub fn may_see(scopes: &[Scope], stream_id: &StreamId) -> bool {
     scopes.contains(&Scope::Subscribe) && lane.is_none_or(|lane| scopes.contains(&lane))
 }
 
+impl Session {
+    /// Whether it may see a stream by one of its patterns.
+    pub fn covers(&self, stream_id: &StreamId) -> bool {
+        let under = |pattern: &StreamPattern| match pattern {
+            StreamPattern::Exact(_) => false,
+            StreamPattern::Prefix(_) => pattern.matches(stream_id),
+        };
+        may_see(&self.scopes, stream_id) && self.streams.iter().any(under)
+    }
+}
+
+/// The streams that a session sees by its patterns: the newest, as many as there is room for.
+#[derive(Debug)]
+pub struct Newest<T> {
+    room: usize,
+    streams: BTreeSet<(T, u64)>,
+}
+
+impl<T: Ord> Newest<T> {
+    /// None yet.
+    pub fn new(room: usize) -> Self {
+        Self {
+            room,
+            streams: BTreeSet::new(),
+        }
+    }
+
+    /// One more stream, by the time that it came to exist. The same again changes nothing.
+    pub fn add(&mut self, created_at: T, stream_key: u64) {
+        self.streams.insert((created_at, stream_key));
+        if self.streams.len() > self.room {
+            self.streams.pop_first();
+        }
+    }
+
+    /// The keys of those that are left.
+    pub fn keys(self) -> impl Iterator<Item = u64> {
+        self.streams.into_iter().map(|(_, stream_key)| stream_key)
+    }
+}
+
 /// What a session is told that has ended, or never was.
 pub fn expired() -> Refusal {
     refused(
@@ -234,6 +277,37 @@ mod tests {
             &[Scope::RunEvents],
             &StreamId::new("runtime.run.1.events").unwrap()
         ));
+    }
+
+    #[test]
+    fn a_pattern_covers_what_begins_so_and_only_with_the_scope_of_its_kind() {
+        let streams = json!(["user:7:*", "runtime.*", "org:a:x"]);
+        let session = judge(&[("oa_sync_streams", streams)]).unwrap();
+        let covered = [
+            "user:7:notes",
+            "user:7:",
+            "runtime.run.1.events",
+            "runtime.worker.1.lifecycle",
+            "org:a:x",
+        ]
+        .map(|name| session.covers(&StreamId::new(name).unwrap()));
+        assert_eq!(covered, [true, false, true, false, false]);
+    }
+
+    #[test]
+    fn of_more_streams_than_there_is_room_for_the_newest_stay() {
+        let kept = |room, streams: &[(i64, u64)]| {
+            let mut newest = Newest::new(room);
+            for (created_at, stream_key) in streams {
+                newest.add(*created_at, *stream_key);
+            }
+            newest.keys().collect::<Vec<_>>()
+        };
+        assert_eq!(kept(2, &[(3, 30), (1, 10), (2, 20)]), [20, 30]);
+        // Two patterns may come to the same stream.
+        assert_eq!(kept(2, &[(3, 30), (2, 20), (3, 30)]), [20, 30]);
+        assert_eq!(kept(2, &[(1, 11), (1, 12), (1, 10)]), [11, 12]);
+        assert_eq!(kept(0, &[(1, 10)]), [0; 0]);
     }
 
     #[test]

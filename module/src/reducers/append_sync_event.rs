@@ -1,13 +1,15 @@
 //! Appends one event: a frame of one.
 
 use bytes::Bytes;
-use spacetime_sync_proto::{Event, Frame, IdempotencyKey, InvalidId, Kind, PayloadHash, Seq};
+use spacetime_sync_proto::{Event, Frame, FrameError, IdempotencyKey, InvalidId, Kind, PayloadHash, Seq, limit};
+use spacetime_sync_rules::append::invalid_frame;
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, reducer};
 
 use super::append_sync_events::append_frame;
-use crate::log_access::chain_from_column;
-use crate::refuse::{Refused, invalid_argument};
+use crate::access::bridge_only;
+use crate::log_access::{chain_from_column, trust_row};
+use crate::refuse::{Refused, invalid_argument, refused};
 
 /// `base_chain` is the chain hash before the event, big-endian; `committed_at_us` is the authority's time. The payload
 /// is hashed here.
@@ -24,10 +26,18 @@ pub fn append_sync_event(
     payload: Vec<u8>,
     committed_at_us: i64,
 ) -> Result<(), Refused> {
+    // Hashing is the module's most costly work: only for the bridge, and only of what can be an event.
+    let trust = trust_row(ctx)?;
+    bridge_only(ctx, &trust)?;
     let invalid = |invalid: InvalidId| invalid_argument(invalid.to_string());
     let base_chain = chain_from_column(base_chain);
+    let at = Seq::new(seq).ok_or_else(|| invalid_argument(format!("{seq} is no seq")))?;
+    let found = payload.len();
+    if found > limit::PAYLOAD_BYTES {
+        return Err(refused(invalid_frame(FrameError::PayloadSize { seq: at, found })));
+    }
     let event = Event {
-        seq: Seq::new(seq).ok_or_else(|| invalid_argument(format!("{seq} is no seq")))?,
+        seq: at,
         idempotency_key: IdempotencyKey::new(&idempotency_key).map_err(invalid)?,
         kind: Kind::new(&kind).map_err(invalid)?,
         payload_hash: PayloadHash::of(&payload),
@@ -36,5 +46,5 @@ pub fn append_sync_event(
         chain_hash: base_chain,
         committed_at_us,
     };
-    append_frame(ctx, &stream_id, seq, base_chain, Frame::encode(&[event]))
+    append_frame(ctx, &trust, &stream_id, seq, base_chain, Frame::encode(&[event]))
 }

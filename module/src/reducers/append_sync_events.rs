@@ -6,11 +6,11 @@ use spacetime_sync_rules::append::{self, Append, Head, Request};
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, Table, reducer};
 
-use super::sweep_log::look_at;
+use super::sweep_log::{is_mark_passed, look_at};
 use crate::access::{bridge_only, grant_new_stream};
 use crate::log_access::{chain_from_column, chain_to_column, head, held_chain, trust_row};
 use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
-use crate::tables::{SyncEvent, SyncHead, SyncStream, sync_event, sync_head, sync_stream};
+use crate::tables::{SyncEvent, SyncHead, SyncStream, SyncTrust, sync_event, sync_head, sync_stream};
 
 /// `base_chain` is the chain hash before the frame's first event, big-endian.
 #[reducer]
@@ -21,24 +21,21 @@ pub fn append_sync_events(
     base_chain: u256,
     frame: Vec<u8>,
 ) -> Result<(), Refused> {
-    append_frame(
-        ctx,
-        &stream_id,
-        first_seq,
-        chain_from_column(base_chain),
-        Bytes::from(frame),
-    )
+    let trust = trust_row(ctx)?;
+    bridge_only(ctx, &trust)?;
+    let base_chain = chain_from_column(base_chain);
+    append_frame(ctx, &trust, &stream_id, first_seq, base_chain, Bytes::from(frame))
 }
 
+/// Appends what the bridge sent: whether it was the bridge, the caller has asked.
 pub fn append_frame(
     ctx: &ReducerContext,
+    trust: &SyncTrust,
     stream_id: &str,
     first_seq: u64,
     base_chain: ChainHash,
     frame: Bytes,
 ) -> Result<(), Refused> {
-    let trust = trust_row(ctx)?;
-    bridge_only(ctx, &trust)?;
     let stream_id = parse_stream_id(stream_id)?;
     let stream_key = trust.stream_key(&stream_id)?;
     let before = head(ctx, stream_key, &stream_id);
@@ -66,24 +63,27 @@ pub fn append_frame(
         last_at: last_at_us,
         frame: frame.into(),
     });
-    write_head(ctx, &stream_id, stream_key, after)?;
-    look_at(ctx, stream_key, before.seq, after.seq);
+    let held_nothing = write_head(ctx, &stream_id, stream_key, after)?;
+    if held_nothing || is_mark_passed(before.seq, after.seq) {
+        look_at(ctx, stream_key);
+    }
     Ok(())
 }
 
-fn write_head(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, after: Head) -> Result<(), Refused> {
+/// Says whether the stream held nothing before: it did not exist, or its window was empty.
+fn write_head(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, after: Head) -> Result<bool, Refused> {
     let head_chain = chain_to_column(after.chain);
-    match ctx.db.sync_head().stream_key().find(stream_key) {
-        Some(row) => {
-            ctx.db.sync_head().stream_key().update(SyncHead {
-                head_seq: after.seq.get(),
-                head_chain,
-                ..row
-            });
-        }
-        None => new_stream(ctx, stream_id, stream_key, after)?,
-    }
-    Ok(())
+    let Some(row) = ctx.db.sync_head().stream_key().find(stream_key) else {
+        new_stream(ctx, stream_id, stream_key, after)?;
+        return Ok(true);
+    };
+    let held_nothing = row.oldest_seq > row.head_seq;
+    ctx.db.sync_head().stream_key().update(SyncHead {
+        head_seq: after.seq.get(),
+        head_chain,
+        ..row
+    });
+    Ok(held_nothing)
 }
 
 /// A stream with its name, its head, and the grants of sessions whose patterns cover it.

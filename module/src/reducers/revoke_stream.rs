@@ -3,18 +3,19 @@
 use spacetime_sync_proto::mutant;
 use spacetimedb::{Identity, ReducerContext, reducer};
 
-use crate::access::operator;
+use crate::access::{grant_row, operator, take};
 use crate::log_access::trust_row;
 use crate::refuse::{Refused, stream_id as parse_stream_id};
-use crate::tables::stream_grant;
 
 #[reducer]
 pub fn revoke_stream(ctx: &ReducerContext, identity: Identity, stream_id: String) -> Result<(), Refused> {
     let row = trust_row(ctx)?;
     operator(ctx, &row)?;
     let stream_key = row.stream_key(&parse_stream_id(&stream_id)?)?;
-    if !mutant::on("module-revocation-keeps-grants") {
-        ctx.db.stream_grant().by_holder().delete((identity, stream_key));
+    if let Some(grant) = grant_row(ctx, identity, stream_key)
+        && !mutant::on("module-revocation-keeps-grants")
+    {
+        take(ctx, &grant);
     }
     Ok(())
 }

@@ -71,7 +71,9 @@ pub fn rewind_stream(
     }
     let ends = ctx.db.sync_head().stream_key().find(stream_key);
     if ends.is_some_and(|row| row.head_seq == target.seq.get()) {
-        forget_checkpoints(ctx, stream_key, target.seq);
+        // A client that was further may begin again from here: what it said before is of a log that is gone.
+        let past = target.seq.next().get();
+        ctx.db.sync_checkpoint().by_stream_seq().delete((stream_key, past..));
     }
     Ok(())
 }
@@ -123,18 +125,4 @@ fn cut(ctx: &ReducerContext, row: SyncHead, floor: Seq, after: Seq) -> Result<()
         ..row
     });
     Ok(())
-}
-
-/// A client that was further may begin again from here: what it said before is of a log that is gone.
-fn forget_checkpoints(ctx: &ReducerContext, stream_key: u64, after: Seq) {
-    let past: Vec<u64> = ctx
-        .db
-        .sync_checkpoint()
-        .iter()
-        .filter(|row| row.stream_key == stream_key && row.seq > after.get())
-        .map(|row| row.checkpoint_id)
-        .collect();
-    for checkpoint_id in past {
-        ctx.db.sync_checkpoint().checkpoint_id().delete(checkpoint_id);
-    }
 }

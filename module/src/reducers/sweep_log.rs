@@ -19,7 +19,7 @@ const EVERY: Duration = Duration::from_millis(250);
 /// How long a stream is left alone for which nothing is to be done, unless it grows.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// A stream is looked at again each time that it has grown by so many events.
-pub const LOOK_EVERY_EVENTS: u64 = 512;
+const LOOK_EVERY_EVENTS: u64 = 512;
 /// Most streams in one sweep.
 const STREAMS: usize = 1_000;
 /// Most frames that one sweep removes, about.
@@ -140,11 +140,13 @@ fn begin_at(ctx: &ReducerContext, head: SyncHead, oldest_seq: u64) {
     }
 }
 
-/// A stream that came to be, or grew across a mark: it is looked at with the next sweep.
-pub fn look_at(ctx: &ReducerContext, stream_key: u64, before: Seq, after: Seq) {
-    if before > Seq::ZERO && before.get() / LOOK_EVERY_EVENTS == after.get() / LOOK_EVERY_EVENTS {
-        return;
-    }
+/// Whether a stream has grown so far that it is to be looked at.
+pub fn is_mark_passed(before: Seq, after: Seq) -> bool {
+    before.get() / LOOK_EVERY_EVENTS != after.get() / LOOK_EVERY_EVENTS
+}
+
+/// The stream is looked at with the next sweep.
+pub fn look_at(ctx: &ReducerContext, stream_key: u64) {
     let windows = ctx.db.log_window();
     let row = LogWindow {
         stream_key,

@@ -1,4 +1,5 @@
-//! How far each client says it has applied. For operators' eyes: a client's own store is what it resumes from.
+//! How far each client says it has applied. For operators' eyes: a client's own store is what it resumes from. A row goes
+//! with the grant that it was said under, so that there are never more of these than of grants.
 
 use spacetimedb::sats::u256;
 use spacetimedb::{Filter, Identity, Timestamp, client_visibility_filter, table};
@@ -6,7 +7,8 @@ use spacetimedb::{Filter, Identity, Timestamp, client_visibility_filter, table};
 #[table(
     accessor = sync_checkpoint,
     public,
-    index(accessor = by_holder, btree(columns = [identity, stream_key]))
+    index(accessor = by_holder, btree(columns = [identity, stream_key])),
+    index(accessor = by_stream_seq, btree(columns = [stream_key, seq]))
 )]
 pub struct SyncCheckpoint {
     #[primary_key]

@@ -37,6 +37,16 @@ pub struct GrantPattern {
     pub prefix: String,
 }
 
+/// How many streams a session with patterns sees: counted, so that a stream that comes to exist is granted within the
+/// bound without a look at all that are.
+#[table(accessor = grant_count)]
+pub struct GrantCount {
+    #[primary_key]
+    pub identity: Identity,
+    /// May be too high until its next token is taken, never too low.
+    pub grants: u32,
+}
+
 /// Sessions that are let in no more.
 #[table(accessor = revoked_session)]
 pub struct RevokedSession {

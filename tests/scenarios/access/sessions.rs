@@ -6,13 +6,14 @@ use serde_json::{Value, json};
 use spacetime_sync_bindings::read_events;
 use spacetime_sync_bridge::auth::keys::now;
 use spacetime_sync_bridge::stdb::admin::Credential;
-use spacetime_sync_proto::{ChainHash, Event, Refusal, RefusalCode, StreamId};
+use spacetime_sync_proto::{ChainHash, Event, Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_tests::lane::wait;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use super::guarded::{Guarded, SWEEP_MS};
 use crate::lane::hostile::visibility::Listener;
-use crate::lane::hostile::{Module, Said, column, log, stream};
+use crate::lane::hostile::{Module, Said, append_arguments, column, log, stream};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -369,6 +370,124 @@ async fn the_newest_token_of_a_session_says_what_it_may() {
     assert_eq!(grants.len(), 1, "{grants:?}");
 }
 
+/// Makes streams of one event each, many at a time.
+async fn make_streams(module: &Module, numbers: std::ops::Range<usize>) {
+    let client = reqwest::Client::new();
+    let url = format!(
+        "{}/v1/database/{}/call/append_sync_events",
+        module.server.uri(),
+        module.name
+    );
+    let mut at_once = JoinSet::new();
+    for number in numbers {
+        if at_once.len() == 32 {
+            at_once.join_next().await.unwrap().unwrap();
+        }
+        let id = stream(&format!("user:7:{number}"));
+        let arguments = append_arguments(&id, &log(&id, 1, 1), &ChainHash::genesis(&id));
+        let request = client.post(&url).bearer_auth(module.bridge.token.expose());
+        let request = request.json(&arguments).send();
+        at_once.spawn(async move { assert_eq!(request.await.unwrap().status(), 200) });
+    }
+    at_once.join_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_patterns_come_to_more_than_it_may_see_sees_the_newest_and_what_it_names() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let start = now() - 100;
+    let token = |session: &str, signed: u64, streams: &[&str]| {
+        let mut claims = guarded.issuer.claims("7", session, streams);
+        claims["iat"] = json!(start + signed);
+        guarded.with(&claims)
+    };
+    let reads = async |who: &Credential, id: &str| {
+        let said = module.call(Some(who), "read_events", &json!([id, 0])).await;
+        said.code()
+    };
+    make_streams(module, 0..1).await;
+    make_streams(module, 1..limit::SESSION_GRANTS).await;
+    let early = token("early", 1, &["user:7:*"]);
+    let naming = token("naming", 1, &["user:7:*", "user:7:0"]);
+    make_streams(module, limit::SESSION_GRANTS..limit::SESSION_GRANTS + 1).await;
+
+    // It is let in. The user's own key is one more grant.
+    let of_patterns = limit::PATTERN_GRANTS + 1;
+    assert_eq!(reads(&early, "user:7:10000").await, None);
+    assert_eq!(guarded.grants().await, of_patterns);
+    assert_eq!(reads(&early, "user:7:0").await, Some(RefusalCode::TooManyGrants));
+    assert_eq!(reads(&early, "user:7:none").await, Some(RefusalCode::ForbiddenStream));
+    assert_eq!(reads(&early, "user:8:0").await, Some(RefusalCode::ForbiddenStream));
+    assert_eq!(reads(&naming, "user:7:0").await, None);
+    module
+        .call(Some(&module.owner), "revoke_session", &json!(["naming"]))
+        .await
+        .done();
+
+    // What comes to exist is seen at once, up to the bound; what comes after that, with the next token.
+    let last = limit::SESSION_GRANTS + 1 + limit::SESSION_GRANTS - of_patterns;
+    make_streams(module, limit::SESSION_GRANTS + 1..last).await;
+    make_streams(module, last..last + 1).await;
+    assert_eq!(guarded.grants().await, limit::SESSION_GRANTS);
+    let older = token("early", 0, &["user:7:*"]);
+    let newer = token("early", 2, &["user:7:*"]);
+    let [granted, past] = [last - 1, last].map(|number| format!("user:7:{number}"));
+    assert_eq!(reads(&older, &granted).await, None);
+    assert_eq!(reads(&older, &past).await, Some(RefusalCode::TooManyGrants));
+    assert_eq!(reads(&newer, &past).await, None);
+    assert_eq!(guarded.grants().await, of_patterns);
+    // What a newer token covers no more is not seen any longer.
+    let fewer = token("early", 3, &["user:7:0", "user:8:*"]);
+    assert_eq!(reads(&fewer, &past).await, Some(RefusalCode::ForbiddenStream));
+    assert_eq!(reads(&fewer, "user:7:0").await, None);
+    assert_eq!(guarded.grants().await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_session_acknowledged_goes_with_its_grant() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let ids = ["user:7:a", "user:7:b", "user:7:c"].map(stream);
+    let token = |signed: u64, streams: &[&str]| {
+        let mut claims = guarded.issuer.claims("7", "s1", streams);
+        claims["iat"] = json!(now() - 100 + signed);
+        guarded.with(&claims)
+    };
+    let first = token(1, &["user:7:*"]);
+    for id in &ids {
+        let events = append_all(module, id, 1).await;
+        let ack = json!([id.as_str(), 1, column(&events[0].chain_hash)]);
+        module.call(Some(&first), "ack_checkpoint", &ack).await.done();
+    }
+    let acknowledged = async || {
+        let rows = module.sql(Some(&module.owner), "SELECT * FROM sync_checkpoint").await;
+        rows.unwrap().len()
+    };
+    let reads = async |who: &Credential| {
+        let page = json!([ids[0].as_str(), 0]);
+        module.call(Some(who), "read_events", &page).await.done();
+    };
+    reads(&token(30, &["user:7:*"])).await;
+    assert_eq!(
+        acknowledged().await,
+        3,
+        "a newer token with the same streams changes nothing"
+    );
+    reads(&token(60, &["user:7:a", "user:7:b"])).await;
+    assert_eq!(acknowledged().await, 2);
+    // What was granted by hand outlives the session, and what was said under it.
+    let identity = spacetimedb_sdk::Identity::from_claims(&guarded.issuer.url, "user:7/session:s1").to_hex();
+    module.as_owner().grant(&identity, &ids[0]).await.unwrap();
+    module
+        .call(Some(&module.owner), "revoke_session", &json!(["s1"]))
+        .await
+        .done();
+    assert_eq!(acknowledged().await, 1);
+    module.as_owner().revoke(&identity, &ids[0]).await.unwrap();
+    assert_eq!(acknowledged().await, 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_one_device_and_one_users() {
     let guarded = Guarded::start().await;
@@ -411,6 +530,7 @@ async fn what_is_held_of_sessions_is_the_owners_to_see() {
     for table in [
         "sync_session",
         "grant_pattern",
+        "grant_count",
         "revoked_session",
         "access_sweep",
         "sync_trust",

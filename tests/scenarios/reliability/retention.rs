@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::stdb::admin::Breaking;
 use spacetime_sync_bridge::stdb::upkeep::HeldStream;
 use spacetime_sync_proto::{Seq, StreamId};
 use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, stream};
 use spacetime_sync_tests::load::{Payload, Writer};
+
+use crate::lane::hostile::{Module, column, log};
 
 /// How soon a policy is carried out.
 const SOON: Duration = Duration::from_secs(20);
@@ -157,4 +160,31 @@ async fn a_wiped_spacetimedb_gets_its_windows_back_and_not_the_whole_log() {
     let held = held_until(&lane, &short, |held| held.head.seq == seq(300)).await;
     assert_eq!(held.oldest_seq, seq(1));
     lane.verified().await;
+}
+
+#[tokio::test]
+async fn a_window_that_was_empty_ages_from_its_first_event_on() {
+    let module = Module::start().await;
+    let id = stream(1);
+    let events = log(&id, 7, 1);
+    // As after a wipe: nothing is held of what the authority holds no longer.
+    let begun = json!([id.as_str(), 5, column(&events[4].chain_hash), 0]);
+    module.call(Some(&module.bridge), "rewind_stream", &begun).await.done();
+    let class =
+        json!([[{ "class": "c", "stream_prefix": "", "window_events": 9, "window_age": 1, "durable_reads": true }]]);
+    module.call(Some(&module.owner), "set_retention", &class).await.done();
+    for number in [5, 6] {
+        let (event, base) = (&events[number..=number], &events[number - 1].chain_hash);
+        module.append(&id, event, base).await.done();
+        let left = format!("SELECT oldest_seq FROM sync_head WHERE oldest_seq = {}", number + 2);
+        let deadline = tokio::time::Instant::now() + SOON;
+        while module.sql(Some(&module.owner), &left).await.unwrap().is_empty() {
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "event {} is held for good",
+                number + 1
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 }

@@ -413,3 +413,45 @@ async fn a_checkpoint_is_acknowledged_by_its_own_client_and_only_forward() {
         .await
         .refused(RefusalCode::ForbiddenStream);
 }
+
+#[tokio::test]
+async fn who_may_not_append_is_told_so_before_what_it_sent_is_looked_at() {
+    let module = Module::start().await;
+    let before = module.everything().await;
+    let single = |seq: u64, payload: usize| json!(["a", seq, "0x0", "key", "kind", hex::encode(vec![1; payload]), 7]);
+    let stranger = newcomer(&module.server).await;
+    for (function, arguments) in [
+        ("append_sync_event", single(1, limit::PAYLOAD_BYTES + 1)),
+        ("append_sync_event", single(u64::MAX, 1)),
+        ("append_sync_events", json!(["a b", u64::MAX, "0x0", "ff"])),
+    ] {
+        let said = module.call(Some(&stranger), function, &arguments).await;
+        said.refused(RefusalCode::Unauthorized);
+    }
+    assert_eq!(module.everything().await, before);
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_past_a_rewind_is_forgotten_and_nothing_else() {
+    let module = Module::start().await;
+    let [id, other] = [stream("runtime.run.1.events"), stream("runtime.run.2.events")];
+    let logs = [&id, &other].map(|id| (id, log(id, 6, 1)));
+    let [behind, past] = [module.client(&[&id]).await, module.client(&[&id, &other]).await];
+    for (id, events) in &logs {
+        module.append(id, events, &ChainHash::genesis(id)).await.done();
+        for (who, seq) in [(&behind, 3), (&past, 5)] {
+            let ack = json!([id.as_str(), seq, column(&events[seq - 1].chain_hash)]);
+            module.call(Some(who), "ack_checkpoint", &ack).await;
+        }
+    }
+    let acknowledged = async || {
+        let rows = module.sql(Some(&module.owner), "SELECT seq FROM sync_checkpoint").await;
+        let mut seqs: Vec<_> = rows.unwrap().iter().map(|row| row[0].as_u64().unwrap()).collect();
+        seqs.sort_unstable();
+        seqs
+    };
+    assert_eq!(acknowledged().await, [3, 5, 5]);
+    let rewind = json!([id.as_str(), 3, column(&logs[0].1[2].chain_hash), 6]);
+    module.call(Some(&module.owner), "rewind_stream", &rewind).await.done();
+    assert_eq!(acknowledged().await, [3, 5]);
+}

@@ -333,3 +333,29 @@ async fn the_same_refusals_come_over_the_socket() {
         .done();
     connection.disconnect().unwrap();
 }
+
+#[tokio::test]
+async fn a_page_begins_with_the_frame_of_its_first_event_wherever_that_ends() {
+    let module = Module::start().await;
+    let id = stream("runtime.run.1.events");
+    let long = limit::FRAME_EVENTS;
+    let events = log(&id, long as u64 + 2, 1);
+    for (from, to) in [(0, long), (long, long + 1), (long + 1, long + 2)] {
+        let base = super::chain_before(&id, &events, from + 1);
+        module.append(&id, &events[from..to], &base).await.done();
+    }
+    for after in [0_usize, 1, 31, 32, 33, 500, 966, 967, 968, 999, 1_000, 1_001] {
+        let said = module
+            .call(Some(&module.owner), "read_events", &json!([id.as_str(), after]))
+            .await;
+        let page = said.done();
+        let firsts: Vec<_> = page[5]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|frame| frame[1].as_u64().unwrap())
+            .collect();
+        let expected = &[1, 1_001, 1_002][after.saturating_sub(long - 1).min(2)..];
+        assert_eq!(firsts, expected, "after {after}");
+    }
+}

@@ -49,6 +49,7 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
         ("log_sweep", Seen::Owner),
         ("sync_session", Seen::OwnerOfSessions),
         ("grant_pattern", Seen::OwnerOfSessions),
+        ("grant_count", Seen::OwnerOfSessions),
         ("revoked_session", Seen::OwnerOfSessions),
         ("access_sweep", Seen::OwnerOfSessions),
         ("session_presence", Seen::Audience),
