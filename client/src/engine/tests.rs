@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -102,7 +103,10 @@ enum Give {
 
 impl Run {
     async fn start(host: &FakeHost, give: &[Give]) -> Self {
-        LazyLock::force(&LOG);
+        Self::giving(host, give, |_| {}).await
+    }
+
+    async fn giving(host: &FakeHost, give: &[Give], configure: impl FnOnce(&mut ClientConfig)) -> Self {
         let asked = Arc::new(Mutex::new(0));
         let (count, mut queue) = (Arc::clone(&asked), VecDeque::from(give.to_vec()));
         let queue = Mutex::new(std::mem::take(&mut queue));
@@ -121,7 +125,7 @@ impl Run {
             };
             std::future::ready(given)
         };
-        Self::with(host, Credential::provider(provider), asked).await
+        Self::configured(host, Credential::provider(provider), asked, configure).await
     }
 
     async fn with(host: &FakeHost, credential: Credential, asked: Arc<Mutex<usize>>) -> Self {
@@ -138,6 +142,7 @@ impl Run {
         asked: Arc<Mutex<usize>>,
         configure: impl FnOnce(&mut ClientConfig),
     ) -> Self {
+        LazyLock::force(&LOG);
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(directory.path().join("store")).unwrap();
         let mut config = ClientConfig::new(&host.uri, "lane", vec![stream()]);
@@ -145,7 +150,9 @@ impl Run {
         config.backoff.spread = Duration::from_millis(20);
         config.backoff.first = Duration::from_millis(20);
         config.backoff.most = Duration::from_millis(100);
-        config.limits.handover_timeout = Duration::from_millis(500);
+        // However slow the machine is: who tests their ends sets them.
+        config.limits.handover_timeout = Duration::from_secs(60);
+        config.limits.live_grace = Duration::from_secs(60);
         // What was not delivered stays missing for as long as a test waits: nothing asks for it again.
         config.limits.heartbeat_after = Duration::from_secs(60);
         config.limits.silence_timeout = Duration::from_secs(60);
@@ -251,10 +258,14 @@ fn refused(code: RefusalCode) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_replaced_while_events_flow_and_the_client_stays_live() {
     let host = FakeHost::start(50).await;
-    let run = Run::start(&host, &vec![Give::Token(300, 20_000); 6]).await;
+    let run = Run::start(&host, &vec![Give::Token(300, 20_000); 100]).await;
     run.until_live().await;
     let appending = appending(&host);
-    let status = run.until("refreshes", |status| status.counters.refreshes == 4).await;
+    let status = run
+        .until("refreshes and events", |status| {
+            status.counters.refreshes >= 4 && status.counters.events_applied > 100
+        })
+        .await;
     let shown = status.token.unwrap();
     assert_eq!(shown.session_id.as_deref(), Some("s1"));
     assert!(shown.expires_in() > Duration::from_secs(10) && shown.refresh_due_in() < Duration::from_secs(1));
@@ -262,7 +273,6 @@ async fn tokens_are_replaced_while_events_flow_and_the_client_stays_live() {
     let served = host.seen().served;
     let (status, phases) = run.end().await;
     assert_eq!(phases, [Phase::Live]);
-    assert!(status.counters.events_applied > 100, "{:?}", status.counters);
     assert_eq!((status.counters.reconnects, status.counters.token_failures), (0, 0));
     // What came meanwhile was delivered, not missed and asked for.
     assert_eq!((status.counters.holes_paged, status.counters.pages), (0, 1));
@@ -306,7 +316,11 @@ async fn a_connection_that_dies_while_its_successor_takes_over_costs_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_cannot_change_over_in_time_begins_anew() {
     let host = FakeHost::start(5).await;
-    let run = Run::start(&host, &[Give::Token(300, 20_000), Give::Token(2_000, 20_000)]).await;
+    let give = [Give::Token(300, 20_000), Give::Token(2_000, 20_000)];
+    let run = Run::giving(&host, &give, |config| {
+        config.limits.handover_timeout = Duration::from_millis(500);
+    })
+    .await;
     run.until_live().await;
     host.never_subscribe(&token(2));
     run.until("a refresh", |status| status.counters.refreshes == 1).await;
@@ -367,14 +381,28 @@ async fn a_refresh_that_is_refused_for_good_stops_the_client() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_ends_before_there_is_another_ends_the_connection() {
     let host = FakeHost::start(5).await;
-    let mut give = vec![Give::Token(300, 700)];
-    give.extend(vec![Give::No(TokenError::unavailable("down")); 12]);
-    let run = Run::start(&host, &give).await;
+    let (asked, down) = (Arc::new(Mutex::new(0)), Arc::new(AtomicBool::new(true)));
+    let (count, is_down) = (Arc::clone(&asked), Arc::clone(&down));
+    let provider = move |_: WantedToken| {
+        let mut count = count.lock().unwrap();
+        *count += 1;
+        let given = match *count {
+            1 => Ok(AccessToken {
+                refresh_after: Duration::from_millis(300),
+                ..AccessToken::new(token(1), Duration::from_secs(5))
+            }),
+            _ if is_down.load(Ordering::Relaxed) => Err(TokenError::unavailable("down")),
+            number => Ok(AccessToken::new(token(number), Duration::from_secs(60))),
+        };
+        std::future::ready(given)
+    };
+    let run = Run::with(&host, Credential::provider(provider), asked).await;
     run.until_live().await;
     run.until("the end of the token", |status| {
         matches!(&status.phase, Phase::Backoff { .. })
     })
     .await;
+    down.store(false, Ordering::Relaxed);
     run.until_live().await;
     let (status, _) = run.end().await;
     assert_eq!(status.counters.reconnects, 1);

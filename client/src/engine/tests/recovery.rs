@@ -5,7 +5,6 @@ use crate::{History, StaleAnswer, WithoutDocument};
 
 /// A client whose token comes with the number of the request, and that asks the authority at the host.
 async fn run(host: &FakeHost, on_stale: StaleAnswer) -> Run {
-    LazyLock::force(&LOG);
     let asked = Arc::new(Mutex::new(0));
     let count = Arc::clone(&asked);
     let provider = move |_: WantedToken| {
