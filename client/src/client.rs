@@ -1,7 +1,7 @@
 //! The handle that an application holds.
 
 use spacetime_sync_proto::StreamId;
-use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -30,7 +30,7 @@ impl SyncClient {
     /// Checks the configuration and the store, and starts. Reads the checkpoints before it returns, so it may block
     /// for as long as that takes; the host is only sought afterwards.
     ///
-    /// Must be called inside a multi-thread tokio runtime.
+    /// Must be called inside a tokio runtime.
     pub fn start<S, H>(config: ClientConfig, mut store: S, handler: H) -> Result<Self, StartError>
     where
         S: CheckpointStore,
@@ -39,9 +39,6 @@ impl SyncClient {
         config.check()?;
         let history = Source::of(&config)?;
         let runtime = Handle::try_current().map_err(|_| StartError::Runtime)?;
-        if runtime.runtime_flavor() == RuntimeFlavor::CurrentThread {
-            return Err(StartError::Runtime);
-        }
         store.bind(&config.database)?;
         let streams = config
             .streams

@@ -19,8 +19,8 @@ pub enum StartError {
     /// The checkpoints cannot be used.
     #[error("the client's store cannot be used")]
     Store(#[from] StoreError),
-    /// There is no runtime to run in, or one with a single thread, which the SDK's connecting would block.
-    #[error("a client needs to be started inside a multi-thread tokio runtime")]
+    /// There is no runtime to run in.
+    #[error("a client needs to be started inside a tokio runtime")]
     Runtime,
     /// The thread that applies could not be made.
     #[error("the thread that applies events cannot be started")]

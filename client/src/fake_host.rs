@@ -61,6 +61,8 @@ struct State {
     unserved: Option<(u16, u32)>,
     /// Whether the stream's class allows only reads of what is durable.
     durable_reads: bool,
+    /// Whether connections are taken and never answered.
+    hung: bool,
     seen: Seen,
 }
 
@@ -73,6 +75,10 @@ pub(crate) struct Seen {
     pub(crate) confirmed: Vec<bool>,
     /// Tokens of connections that have ended.
     pub(crate) ended: Vec<String>,
+    /// Connections that were never answered …
+    pub(crate) unanswered: usize,
+    /// … and how many of them were given up.
+    pub(crate) given_up: usize,
     /// HTTP requests.
     pub(crate) asked: Vec<String>,
     /// What was said of sessions: of which, on which node, and how it is there.
@@ -103,6 +109,7 @@ impl FakeHost {
                 document: None,
                 unserved: None,
                 durable_reads: true,
+                hung: false,
                 seen: Seen::default(),
             })),
             changed: watch::channel(()).0,
@@ -158,6 +165,11 @@ impl FakeHost {
     /// The authority answers with a status so many times.
     pub(crate) fn do_not_serve(&self, status: u16, times: u32) {
         self.change(|state| state.unserved = Some((status, times)));
+    }
+
+    /// Takes connections from here on, and never answers them; or answers again.
+    pub(crate) fn hang(&self, hung: bool) {
+        self.change(|state| state.hung = hung);
     }
 
     pub(crate) fn seen(&self) -> Seen {
@@ -226,6 +238,12 @@ impl FakeHost {
     }
 
     async fn serve(self, mut stream: TcpStream) {
+        if self.state().hung {
+            self.change(|state| state.seen.unanswered += 1);
+            let mut request = vec![0; 8192];
+            while stream.read(&mut request).await.is_ok_and(|read| read > 0) {}
+            return self.change(|state| state.seen.given_up += 1);
+        }
         let mut head = vec![0; 8192];
         // A client sends its request in one piece, and an upgrade waits for the answer.
         let Ok(read) = stream.peek(&mut head).await else { return };

@@ -444,6 +444,31 @@ async fn a_connection_that_is_closed_without_a_reason_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn attempts_at_a_host_that_never_answers_leave_nothing_behind() {
+    let host = FakeHost::start(5).await;
+    host.hang(true);
+    let run = Run::configured(&host, Credential::Anonymous, Arc::default(), |config| {
+        config.limits.connect_timeout = Duration::from_millis(250);
+    })
+    .await;
+    run.until("attempts", |_| host.seen().unanswered >= 10).await;
+    // A socket that is closed was let go of by the thread that waited at it.
+    run.until("their ends", |_| host.seen().given_up >= 10).await;
+    host.hang(false);
+    run.until_live().await;
+    run.end().await;
+}
+
+#[tokio::test]
+async fn a_runtime_with_one_thread_is_enough() {
+    let host = FakeHost::start(50).await;
+    let run = Run::start(&host, &[]).await;
+    run.until_live().await;
+    host.append();
+    run.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_the_host_does_not_accept_is_replaced_until_one_is() {
     let host = FakeHost::start(5).await;
     host.do_not_accept(&token(1), 401);

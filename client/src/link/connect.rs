@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use spacetime_sync_bindings::DbConnection;
 use spacetimedb_sdk::Compression;
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::runtime::{Builder, Runtime};
 use tungstenite::http::StatusCode;
 
 use super::{Inbound, Inbox, Link, push};
@@ -24,25 +23,42 @@ pub(super) enum ConnectFailure {
     Later(Disconnect),
 }
 
-/// Connects on a thread of its own, for the SDK blocks while it does; a thread of the runtime's would keep a program
-/// from ending.
-pub(super) fn connect(config: &ClientConfig, token: Option<String>) -> oneshot::Receiver<Result<Link, ConnectFailure>> {
-    let (sender, receiver) = oneshot::channel();
-    let (config, runtime) = (config.clone(), Handle::current());
-    let spawned = std::thread::Builder::new()
-        .name("spacetime-sync-connect".to_owned())
-        .spawn(move || {
-            let _entered = runtime.enter();
-            // When nobody waits any more, the link is dropped here.
-            let _ = sender.send(open(&config, token.as_deref()));
-        });
-    if let Err(error) = spawned {
-        tracing::warn!(%error, "no thread to connect on");
+/// Connects. The SDK blocks a thread until the host has answered, however long that takes: when nobody waits any more,
+/// the thread and the socket end with the runtime that they are of.
+pub(super) async fn connect(config: &ClientConfig, token: Option<String>) -> Result<Link, ConnectFailure> {
+    let failed = |detail: String| ConnectFailure::Later(Disconnect::Failed(detail));
+    let mut builder = Builder::new_multi_thread();
+    builder
+        .worker_threads(1)
+        .thread_name("spacetime-sync-link")
+        .enable_all();
+    let runtime = builder
+        .build()
+        .map_err(|error| failed(format!("no thread to connect on: {error}")))?;
+    let threads = runtime.handle().clone();
+    let runtime = LinkRuntime(Some(runtime));
+    let config = config.clone();
+    let opening = threads.spawn_blocking(move || open(&config, token.as_deref()));
+    match opening.await {
+        Ok(opened) => opened.map(|(connection, inbox)| Link::new(connection, inbox, runtime)),
+        Err(error) => Err(failed(format!("connecting ended without an answer: {error}"))),
     }
-    receiver
 }
 
-fn open(config: &ClientConfig, token: Option<&str>) -> Result<Link, ConnectFailure> {
+/// What one connection runs in, from the attempt to make it on. Whatever the SDK waits for at a socket ends with it; the
+/// search for a host's address, which the system makes, ends by itself.
+pub(super) struct LinkRuntime(Option<Runtime>);
+
+impl Drop for LinkRuntime {
+    fn drop(&mut self) {
+        // Where a connection is dropped, nothing may wait for threads to end.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn open(config: &ClientConfig, token: Option<&str>) -> Result<(DbConnection, Inbox), ConnectFailure> {
     let inbox = Inbox::default();
     let identified = Arc::clone(&inbox);
     let compression = if config.compression {
@@ -58,7 +74,7 @@ fn open(config: &ClientConfig, token: Option<&str>) -> Result<Link, ConnectFailu
         .with_confirmed_reads(config.reads.are_confirmed())
         .on_connect(move |_, identity, _| push(&identified, Inbound::Identified(identity)))
         .build()
-        .map(|connection| Link::new(connection, inbox))
+        .map(|connection| (connection, inbox))
         .map_err(|error| classify(&error, &config.database))
 }
 
@@ -113,7 +129,7 @@ mod tests {
         });
         let streams = vec![StreamId::new("a").unwrap()];
         let config = ClientConfig::new(format!("http://{address}"), "lane", streams);
-        let failure = connect(&config, None).await.unwrap().err().unwrap();
+        let failure = connect(&config, None).await.err().unwrap();
         host.join().unwrap();
         failure
     }
@@ -135,7 +151,7 @@ mod tests {
     async fn a_host_that_is_not_there_is_tried_again() {
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let config = ClientConfig::new(format!("http://{closed}"), "lane", vec![StreamId::new("a").unwrap()]);
-        let failure = connect(&config, None).await.unwrap().err().unwrap();
+        let failure = connect(&config, None).await.err().unwrap();
         assert!(
             matches!(failure, ConnectFailure::Later(Disconnect::Unreachable(_))),
             "{failure:?}"

@@ -76,16 +76,15 @@ impl Dial {
         match (&mut self.answer).await {
             Ok(answer) => answer,
             // The task ended without an answer: the provider or the SDK panicked.
-            Err(_) => DialAnswer {
-                issued: None,
-                result: Err(ended()),
-            },
+            Err(_) => {
+                let reason = Disconnect::Failed("the attempt ended without an answer".to_owned());
+                DialAnswer {
+                    issued: None,
+                    result: Err(DialFailure::Later(reason)),
+                }
+            }
         }
     }
-}
-
-fn ended() -> DialFailure {
-    DialFailure::Later(Disconnect::Failed("the attempt ended without an answer".to_owned()))
 }
 
 async fn dial(config: &ClientConfig, held: Option<Issued>) -> DialAnswer {
@@ -124,11 +123,10 @@ async fn open(config: &ClientConfig, token: Option<String>) -> Result<(Link, Vec
     let within = config.limits.connect_timeout;
     let serving = async {
         let link = match connect(config, token.clone()).await {
-            Ok(Ok(link)) => link,
-            Ok(Err(ConnectFailure::Unauthorized)) => return Err(Closed::Told(DialFailure::Unauthorized)),
-            Ok(Err(ConnectFailure::Forbidden)) => return Err(Closed::Untold(DialFailure::Unauthorized)),
-            Ok(Err(ConnectFailure::Later(reason))) => return Err(Closed::Told(DialFailure::Later(reason))),
-            Err(_) => return Err(Closed::Told(ended())),
+            Ok(link) => link,
+            Err(ConnectFailure::Unauthorized) => return Err(Closed::Told(DialFailure::Unauthorized)),
+            Err(ConnectFailure::Forbidden) => return Err(Closed::Untold(DialFailure::Unauthorized)),
+            Err(ConnectFailure::Later(reason)) => return Err(Closed::Told(DialFailure::Later(reason))),
         };
         let rest = until_serving(&link).await?;
         Ok((link, rest))

@@ -28,6 +28,8 @@ use crate::checkpoint::Checkpoint;
 use crate::presence::{Presence, PresenceKey, PresenceRow, Presences, seen};
 use crate::status::Disconnect;
 
+use connect::LinkRuntime;
+
 /// How long a link that was given up may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -96,10 +98,11 @@ type Inbox = Arc<Mutex<Vec<Inbound>>>;
 pub(crate) struct Link {
     connection: Box<DbConnection>,
     inbox: Inbox,
+    _runtime: LinkRuntime,
 }
 
 impl Link {
-    pub(crate) fn new(connection: DbConnection, inbox: Inbox) -> Self {
+    fn new(connection: DbConnection, inbox: Inbox, runtime: LinkRuntime) -> Self {
         let into = |inbox: &Inbox| Arc::clone(inbox);
         let to = into(&inbox);
         connection.db.sync_event().on_insert(move |_, row| {
@@ -144,6 +147,7 @@ impl Link {
         Self {
             connection: Box::new(connection),
             inbox,
+            _runtime: runtime,
         }
     }
 
