@@ -20,8 +20,6 @@ use crate::error::ConfigError;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest answer that is read.
 const ANSWER_BYTES: usize = 64 * 1024;
-/// No token is good for longer, whatever an answer says.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 type Session = dyn Fn() -> Pin<Box<dyn Future<Output = Result<String, TokenError>> + Send>> + Send + Sync;
 
@@ -227,8 +225,8 @@ fn read_token(body: &[u8]) -> Result<AccessToken, TokenError> {
     }
     Ok(AccessToken {
         token: response.token,
-        refresh_after: Duration::from_secs(response.refresh_after_in).min(LONGEST),
-        expires_in: Duration::from_secs(response.expires_in).min(LONGEST),
+        refresh_after: Duration::from_secs(response.refresh_after_in),
+        expires_in: Duration::from_secs(response.expires_in),
         granted_streams: response.granted_streams,
         session_id: Some(response.session_id.to_string()),
     })

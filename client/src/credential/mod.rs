@@ -136,6 +136,9 @@ pub struct AccessToken {
     pub session_id: Option<String>,
 }
 
+/// No token is taken to be good for longer, whatever its provider says: past it another one is asked for.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
 impl AccessToken {
     /// A token of which nothing else is known. It is replaced when nine tenths of its time have passed.
     pub fn new(token: impl Into<String>, expires_in: Duration) -> Self {
@@ -146,6 +149,16 @@ impl AccessToken {
             granted_streams: Vec::new(),
             session_id: None,
         }
+    }
+
+    /// The token as it is used; none if it cannot be.
+    pub(crate) fn usable(self) -> Option<Self> {
+        let usable = is_token(&self.token) && !self.expires_in.is_zero();
+        usable.then(|| Self {
+            refresh_after: self.refresh_after.min(LONGEST),
+            expires_in: self.expires_in.min(LONGEST),
+            ..self
+        })
     }
 }
 
@@ -250,6 +263,14 @@ mod tests {
             assert!(!shown.contains("very-secret"), "{shown}");
             assert!(shown.contains("(redacted)"), "{shown}");
         }
+    }
+
+    #[test]
+    fn a_token_that_is_never_to_end_is_good_for_a_day() {
+        let token = AccessToken::new("x", Duration::MAX).usable().unwrap();
+        assert_eq!((token.refresh_after, token.expires_in), (LONGEST, LONGEST));
+        assert_eq!(AccessToken::new("x", Duration::ZERO).usable(), None);
+        assert_eq!(AccessToken::new("x\n", LONGEST).usable(), None);
     }
 
     #[test]

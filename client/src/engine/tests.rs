@@ -363,6 +363,15 @@ async fn a_new_token_outlives_the_connection_that_failed_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_never_to_end_is_used() {
+    let host = FakeHost::start(5).await;
+    let provider = |_: WantedToken| std::future::ready(Ok(AccessToken::new(token(1), Duration::MAX)));
+    let run = Run::with(&host, Credential::provider(provider), Arc::default()).await;
+    run.until_live().await;
+    run.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refresh_that_is_refused_for_good_stops_the_client() {
     let host = FakeHost::start(5).await;
     let give = [

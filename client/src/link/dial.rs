@@ -13,7 +13,7 @@ use super::connect::{ConnectFailure, connect};
 use super::reason::{Reason, ask_reason};
 use super::{Inbound, Link};
 use crate::config::ClientConfig;
-use crate::credential::{AccessToken, Credential, TokenError, WantedToken, is_token};
+use crate::credential::{AccessToken, Credential, TokenError, WantedToken};
 use crate::status::{Disconnect, StopReason};
 
 /// A token that a provider gave, and when.
@@ -98,7 +98,9 @@ async fn dial(config: &ClientConfig, held: Option<Issued>) -> DialAnswer {
             let within = config.limits.token_timeout;
             let answer = timeout(within, provider.token(wanted)).await;
             let late = || Err(TokenError::unavailable(format!("no answer within {within:?}")));
-            match answer.unwrap_or_else(|_| late()).and_then(checked) {
+            let unusable = || TokenError::unavailable("what the provider gave is no token, or has ended");
+            let token = answer.unwrap_or_else(|_| late());
+            match token.and_then(|token| token.usable().ok_or_else(unusable)) {
                 Ok(token) => (Some(token.token.clone()), Some(Issued { token, asked_at })),
                 Err(error) => {
                     let result = Err(DialFailure::NoToken(error));
@@ -109,14 +111,6 @@ async fn dial(config: &ClientConfig, held: Option<Issued>) -> DialAnswer {
     };
     let result = open(config, token).await;
     DialAnswer { issued, result }
-}
-
-fn checked(token: AccessToken) -> Result<AccessToken, TokenError> {
-    if !is_token(&token.token) || token.expires_in.is_zero() {
-        let message = "what the provider gave is no token, or has ended";
-        return Err(TokenError::unavailable(message));
-    }
-    Ok(token)
 }
 
 async fn open(config: &ClientConfig, token: Option<String>) -> Result<(Link, Vec<Inbound>), DialFailure> {

@@ -262,15 +262,6 @@ async fn an_answer_that_is_too_long_or_no_token_is_not_taken() {
 }
 
 #[tokio::test]
-async fn times_out_of_all_range_are_cut() {
-    let mut body = response();
-    body["expires_in"] = json!(u64::MAX);
-    body["refresh_after_in"] = json!(u64::MAX);
-    let token = asked(answer("200 OK", &[], &body.to_string())).await.unwrap();
-    assert_eq!((token.expires_in, token.refresh_after), (LONGEST, LONGEST));
-}
-
-#[tokio::test]
 async fn a_bridge_that_is_not_there_or_hangs_up_is_asked_again() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = tokens(&format!("http://{closed}")).token(wanted()).await.unwrap_err();
