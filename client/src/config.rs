@@ -213,6 +213,19 @@ impl Reads {
     }
 }
 
+/// No time that is configured is longer: added to any instant, it is one that every clock knows.
+const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+fn check_longest<const N: usize>(times: [(&'static str, Duration); N]) -> Result<(), ConfigError> {
+    match times.into_iter().find(|(_, time)| *time > LONGEST_TIME) {
+        None => Ok(()),
+        Some((name, _)) => Err(ConfigError::Limit {
+            name,
+            needed: "at most 365 days",
+        }),
+    }
+}
+
 /// No party that is asked makes a client wait for longer.
 const LONGEST_ASKED: Duration = Duration::from_secs(300);
 
@@ -265,11 +278,15 @@ impl Backoff {
                 needed: "0 < first <= most",
             });
         }
-        Ok(())
+        check_longest([
+            ("backoff.spread", self.spread),
+            ("backoff.most", self.most),
+            ("backoff.stable_after", self.stable_after),
+        ])
     }
 }
 
-/// Every bound in time and memory, with its default.
+/// Every bound in time and memory, with its default. No time may be longer than 365 days.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of frames that were received and are not applied yet, over all streams: 8 MiB. Past it nothing more is
@@ -383,20 +400,27 @@ impl Limits {
         if self.subscribed_bytes == 0 || self.reconnect_bytes <= self.subscribed_bytes {
             return wrong("subscribed_bytes", "at least 1, and less than reconnect_bytes");
         }
-        let times = [
-            self.connect_timeout,
-            self.token_timeout,
-            self.reason_timeout,
-            self.handover_timeout,
-            self.heartbeat_after,
-            self.silence_timeout,
-            self.verify_every,
-            self.history_timeout,
+        let never_zero = [
+            ("connect_timeout", self.connect_timeout),
+            ("token_timeout", self.token_timeout),
+            ("reason_timeout", self.reason_timeout),
+            ("handover_timeout", self.handover_timeout),
+            ("heartbeat_after", self.heartbeat_after),
+            ("silence_timeout", self.silence_timeout),
+            ("verify_every", self.verify_every),
+            ("history_timeout", self.history_timeout),
+            ("ask_again_after", self.ask_again_after),
         ];
-        if times.iter().any(Duration::is_zero) || self.ask_again_after.is_zero() {
-            return wrong("timeouts", "longer than 0");
+        if let Some((name, _)) = never_zero.iter().find(|(_, time)| time.is_zero()) {
+            return wrong(name, "longer than 0");
         }
-        Ok(())
+        check_longest(never_zero)?;
+        check_longest([
+            ("answer_timeout", self.answer_timeout),
+            ("live_grace", self.live_grace),
+            ("ack_every", self.ack_every),
+            ("stop_timeout", self.stop_timeout),
+        ])
     }
 
     pub(crate) fn of_stream(&self, streams: usize) -> StreamBounds {
@@ -521,6 +545,36 @@ mod tests {
             ..config()
         };
         assert_eq!(twice.check(), Err(ConfigError::StreamTwice { stream }));
+    }
+
+    #[test]
+    fn no_time_is_zero_where_it_would_spin_nor_longer_than_a_year() {
+        type Set = fn(&mut ClientConfig, Duration);
+        let needed = |set: Set, time| {
+            let mut config = config();
+            set(&mut config, time);
+            config.check().err().map(|error| error.to_string())
+        };
+        let year = Duration::from_secs(365 * 24 * 60 * 60);
+        let zero = "limits: ask_again_after must be longer than 0";
+        let long = |name| format!("limits: {name} must be at most 365 days");
+        let set: Set = |config, time| config.limits.ask_again_after = time;
+        assert_eq!(needed(set, Duration::ZERO).as_deref(), Some(zero));
+        assert_eq!(needed(set, year), None);
+        assert_eq!(needed(set, Duration::MAX), Some(long("ask_again_after")));
+        let times: [(&str, Set); 5] = [
+            ("handover_timeout", |config, time| config.limits.handover_timeout = time),
+            ("stop_timeout", |config, time| config.limits.stop_timeout = time),
+            ("backoff.spread", |config, time| config.backoff.spread = time),
+            ("backoff.most", |config, time| config.backoff.most = time),
+            ("backoff.stable_after", |config, time| {
+                config.backoff.stable_after = time
+            }),
+        ];
+        for (name, set) in times {
+            assert_eq!(needed(set, year), None);
+            assert_eq!(needed(set, year + Duration::from_nanos(1)), Some(long(name)));
+        }
     }
 
     #[test]
