@@ -36,7 +36,7 @@ pub(super) fn take(
     claim: Option<Checkpoint>,
     recent: &VecDeque<Checkpoint>,
 ) -> Result<Intake, StreamStop> {
-    let events = frame.last_seq.since(frame.first_seq) + 1;
+    let events = frame.claimed_events();
     if frame.first_seq > cursor.seq.next() && !mutant::on("client-applies-over-a-hole") {
         return Ok(Intake::Hole);
     }

@@ -36,6 +36,13 @@ pub struct RawFrame {
     pub bytes: Bytes,
 }
 
+impl RawFrame {
+    /// How many events its row says that it holds.
+    fn claimed_events(&self) -> u64 {
+        self.last_seq.since(self.first_seq).saturating_add(1)
+    }
+}
+
 /// A part of a stream's log, as the module answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {

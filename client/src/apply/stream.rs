@@ -50,7 +50,7 @@ pub enum Mode {
 }
 
 /// What an event is taken to weigh before one was seen.
-pub(super) const UNKNOWN_EVENT_BYTES: usize = 4_096;
+pub(super) const UNKNOWN_EVENT_BYTES: u64 = 4_096;
 /// Ends of batches that are remembered.
 const RECENT: usize = 64;
 
@@ -82,7 +82,7 @@ pub struct Stream {
     /// Whether a page has just said where the head is: only then it is known how much a subscription would bring.
     fresh: bool,
     unapplied_bytes: usize,
-    bytes_per_event: usize,
+    bytes_per_event: u64,
     /// Where the present subscription is half used up.
     renew_at: Seq,
     failures: u32,
@@ -359,10 +359,10 @@ impl Stream {
         self.known = Some(heard_since.unwrap_or(head.seq).max(head.seq).max(self.cursor.seq));
         self.fresh = true;
         self.claim = Some(head).filter(|head| head.seq > self.cursor.seq && !mutant::on("client-takes-any-page"));
-        let (mut bytes, mut events) = (0, 0);
+        let (mut bytes, mut events) = (0, 0_u64);
         for frame in page.frames {
-            bytes += frame.bytes.len();
-            events += frame.last_seq.since(frame.first_seq) as usize + 1;
+            bytes += frame.bytes.len() as u64;
+            events = events.saturating_add(frame.claimed_events());
             self.take(frame, counters, effects)?;
         }
         if events > 0 {
@@ -378,10 +378,10 @@ impl Stream {
 
     fn live_frame(&mut self, frame: RawFrame, counters: &mut Counters, effects: &mut Vec<Effect>) {
         self.known = self.known.max(Some(frame.last_seq));
-        let events = frame.last_seq.since(frame.first_seq) as usize + 1;
         // Larger events count at once, smaller ones little by little: a window errs to the small side.
         let slowly = self.bytes_per_event - self.bytes_per_event / 8;
-        self.bytes_per_event = frame.bytes.len().div_ceil(events).max(slowly);
+        let bytes = frame.bytes.len() as u64;
+        self.bytes_per_event = bytes.div_ceil(frame.claimed_events()).max(slowly);
         match self.mode {
             // Left over from a subscription that was given up: the head it tells of is paged.
             Mode::Offline
@@ -606,7 +606,7 @@ impl Stream {
         let behind = known.since(self.cursor.seq);
         behind == 0
             || (behind <= self.bounds.subscribe_within_events
-                && behind.saturating_mul(self.bytes_per_event as u64) <= self.bounds.subscribe_within_bytes)
+                && behind.saturating_mul(self.bytes_per_event) <= self.bounds.subscribe_within_bytes)
     }
 
     fn read(&mut self, effects: &mut Vec<Effect>) {
@@ -639,7 +639,7 @@ impl Stream {
         } else {
             self.bytes_per_event
         };
-        ((self.bounds.window_bytes / each) as u64).max(1)
+        (self.bounds.window_bytes as u64 / each).max(1)
     }
 
     fn owns(&self, id: SubscriptionId) -> bool {

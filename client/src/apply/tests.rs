@@ -416,6 +416,23 @@ fn a_page_that_leads_nowhere_is_not_asked_for_in_a_loop() {
 }
 
 #[test]
+fn rows_that_claim_more_events_than_can_be_counted_weigh_nothing() {
+    let log = Log::new("s", 10);
+    let mut case = Case::new(log.start);
+    case.step(Input::Connected);
+    let claims = |last_seq| RawFrame {
+        first_seq: seq(12),
+        last_seq,
+        base_chain: log.start.chain_hash,
+        bytes: vec![0; 2 << 20].into(),
+    };
+    // With the first nine events these are one more than 64 bits count.
+    let hostile = [Seq::MAX, Seq::MAX, seq(27)].map(claims);
+    let frames = [log.frame(1, 9)].into_iter().chain(hostile).collect();
+    case.expect(log.page(frames), &["apply 1..=9", "subscribe 1 after 9"]);
+}
+
+#[test]
 fn a_refusal_that_may_pass_is_asked_again_and_another_stops() {
     let log = Log::new("s", 1);
     let mut case = Case::new(log.start);
@@ -635,7 +652,7 @@ fn the_genesis_of_a_log_is_part_of_the_check() {
 fn a_subscription_brings_so_much_and_is_renewed_when_half_of_it_has_come() {
     let mut log = Log::new("s", 10);
     let narrow = StreamBounds {
-        window_bytes: 4 * UNKNOWN_EVENT_BYTES,
+        window_bytes: 4 * UNKNOWN_EVENT_BYTES as usize,
         ..bounds()
     };
     let mut case = Case::within(log.head(), narrow);

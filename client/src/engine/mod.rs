@@ -548,8 +548,10 @@ impl Engine {
                     | StreamPhase::Retrying { .. } => {
                         going += 1;
                         behind += usize::from(found.phase != StreamPhase::Live);
-                        applied += found.applied.seq.get();
-                        target += found.head.unwrap_or(found.applied.seq).max(found.applied.seq).get();
+                        let head = found.head.unwrap_or(found.applied.seq).max(found.applied.seq);
+                        applied = found.applied.seq.get().saturating_add(applied);
+                        // A host may claim any head.
+                        target = head.get().saturating_add(target);
                     }
                 }
                 if let Some(shown) = status.streams.get_mut(&follower.id)

@@ -396,10 +396,11 @@ fn presence_row(row: SessionPresence) -> PresenceRow {
     }
 }
 
-/// A time before the epoch becomes the epoch.
+/// A time before the epoch, or past what this machine can tell, becomes the epoch.
 fn time(column: Timestamp) -> SystemTime {
+    let epoch = SystemTime::UNIX_EPOCH;
     let micros = u64::try_from(column.to_micros_since_unix_epoch()).unwrap_or_default();
-    SystemTime::UNIX_EPOCH + Duration::from_micros(micros)
+    epoch.checked_add(Duration::from_micros(micros)).unwrap_or(epoch)
 }
 
 impl From<EventPage> for Page {
