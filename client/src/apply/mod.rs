@@ -307,12 +307,12 @@ pub enum StreamStop {
          `Reads::Confirmed`, in a client of its own if others are to stay early"
     )]
     DurableReads,
-    /// The handler gave up.
-    #[error("the handler gave up after {attempts} attempts: {message}")]
+    /// The handler stopped the stream, or applying has failed too often in a row, in the handler or in the store.
+    #[error("applying was given up after {attempts} attempts: {message}")]
     Handler {
         /// How often it was tried.
         attempts: u32,
-        /// What it said last.
+        /// What went wrong last.
         message: String,
     },
     /// The module refused in a way that no retry changes.

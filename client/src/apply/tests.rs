@@ -553,6 +553,9 @@ fn a_failed_batch_is_tried_again_from_what_is_saved() {
     }
     case.step(retry());
     assert_eq!(case.stopped().code(), "handler");
+    // The store may have been the one that was busy.
+    let said = case.stopped().to_string();
+    assert_eq!(said, "applying was given up after 8 attempts: busy");
 }
 
 #[test]
