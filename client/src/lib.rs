@@ -28,6 +28,9 @@
 //! where it is saved, [`Credential`] what it is let in by. Within, [`apply`] decides and does nothing, `engine` does what it decided, `link` holds the
 //! connection, `applier` the thread that the store and the handler run on.
 //!
+//! The SDK panics when a connection breaks in the midst of a call, and a handler may panic: the client catches both and
+//! goes on. An application that is built with `panic = "abort"` ends with them instead.
+//!
 //! A client never writes events: commands go to the runtime. It never skips one either: what it cannot apply stops
 //! its stream, with a reason, and the other streams go on.
 
