@@ -300,7 +300,8 @@ pub struct Limits {
     /// brings the rows once more.
     pub subscribed_bytes: usize,
     /// When a host is so far behind with sending that replacing takes effect too late, and so many bytes of rows have
-    /// come meanwhile, the connection is replaced, which frees them all at once: 24 MiB.
+    /// come meanwhile, the connection is replaced, which frees them all at once: 24 MiB. The SDK keeps each row twice, as
+    /// it came and as it was read: twice this is most of what a client holds at its peak.
     pub reconnect_bytes: usize,
     /// Pages under way at the same time, over all streams: 4.
     pub pages_in_flight: usize,
