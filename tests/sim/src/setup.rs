@@ -89,8 +89,6 @@ impl Setup {
                 subscribe_within_bytes: rng.random_range(0..40_000),
                 apply_attempts: rng.random_range(2..=8),
                 window_bytes: rng.random_range(1..20_000),
-                // Two whole frames at least: frames have no more events than a page has.
-                window_events: rng.random_range(40..80),
                 recovery_attempts: 3,
                 history: false,
                 reads: Reads::Confirmed,
