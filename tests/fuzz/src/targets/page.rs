@@ -337,7 +337,6 @@ fn bounds() -> StreamBounds {
         on_stale: StaleAnswer::Stop,
         reads: Reads::Confirmed,
         window_bytes: 4_000,
-        window_events: 10,
     }
 }
 
