@@ -17,3 +17,4 @@ pub mod pump;
 pub mod repair;
 pub mod status;
 pub mod stdb;
+pub mod tasks;

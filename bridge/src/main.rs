@@ -2,6 +2,7 @@
 
 mod cli;
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,10 +19,13 @@ use spacetime_sync_bridge::history::Histories;
 use spacetime_sync_bridge::publish::identity;
 use spacetime_sync_bridge::status::Status;
 use spacetime_sync_bridge::stdb::admin::Admin;
+use spacetime_sync_bridge::tasks::joined;
 use spacetime_sync_bridge::{http, pump};
 use spacetime_sync_proto::StreamId;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
 /// Carries what the runtime commits in Postgres into SpacetimeDB.
@@ -115,19 +119,22 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // Among the workers, where the sockets and timers are, or every wake-up would pass through one of them first.
-    let ended = runtime
-        .block_on(runtime.spawn(execute(cli.command)))
-        .unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()));
-    // What still blocks, such as a handshake with a dead server, is not waited for.
-    runtime.shutdown_background();
-    match ended {
+    match to_the_end(runtime, execute(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs it, and passes its panic on.
+fn to_the_end<T: Send + 'static>(runtime: Runtime, work: impl Future<Output = T> + Send + 'static) -> T {
+    // Among the workers, where the sockets and timers are, or every wake-up would pass through one of them first.
+    let ended = runtime.block_on(runtime.spawn(work));
+    // What still blocks, such as a handshake with a dead server, is not waited for, after a panic either.
+    runtime.shutdown_background();
+    ended.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))
 }
 
 async fn execute(command: Command) -> anyhow::Result<()> {
@@ -193,10 +200,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let messenger = issuer
         .as_ref()
         .map(|_| Messenger::new(&target.uri, &target.database, target.tokens.clone()));
+    let mut beside = JoinSet::new();
     if let (Some(issuer), Some(messenger), Some(issuing)) = (&issuer, &messenger, &config.issuer) {
-        tokio::spawn(keep_keys(issuer.clone(), issuing.keys_reload()));
+        beside.spawn(keep_keys(issuer.clone(), issuing.keys_reload()));
         let (issuer, messenger) = (issuer.clone(), messenger.clone());
-        tokio::spawn(async move { issuer.tell_revocations(messenger).await });
+        beside.spawn(async move { issuer.tell_revocations(messenger).await });
     }
     let histories = issuer
         .as_ref()
@@ -214,9 +222,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}", config.http.listen))?;
     tracing::info!(http = %listener.local_addr()?, "listening");
-    tokio::spawn(http::server::serve(listener, http::router(side)));
+    beside.spawn(http::server::serve(listener, http::router(side)));
     let mut terminate = signal(SignalKind::terminate())?;
-    tokio::spawn(async move {
+    beside.spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
@@ -225,9 +233,20 @@ async fn run(config: Config) -> anyhow::Result<()> {
         // Kept, so that the receivers never see it gone before the process ends.
         std::future::pending::<()>().await;
     });
-    pump::run(config, target, status, issuer, histories, stopping).await?;
+    tokio::select! {
+        ended = pump::run(config, target, status, issuer, histories, stopping) => ended?,
+        never = outlast(beside) => match never {},
+    }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What runs beside the pump runs for as long as the process: all that can come of it is a panic.
+async fn outlast(mut tasks: JoinSet<()>) -> Infallible {
+    while let Some(ended) = tasks.join_next().await {
+        joined(ended);
+    }
+    std::future::pending().await
 }
 
 /// Looks again and again for keys that came or went.
@@ -235,7 +254,34 @@ async fn keep_keys(issuer: Arc<Issuer>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
         let issuer = issuer.clone();
-        // Files are read in a thread where that holds up nobody. A panic there is told by the panic itself.
-        let _ = tokio::task::spawn_blocking(move || issuer.keys().reload()).await;
+        // Files are read in a thread where that holds up nobody.
+        joined(tokio::task::spawn_blocking(move || issuer.keys().reload()).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_not_held_up_by_what_still_blocks() {
+        let (release, blocked) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        let main = std::thread::spawn(move || {
+            let runtime = Runtime::new().unwrap();
+            let work = async move {
+                tokio::task::spawn_blocking(move || blocked.recv());
+                panic!("on purpose")
+            };
+            let ended = catch_unwind(AssertUnwindSafe(|| to_the_end::<()>(runtime, work)));
+            tell.send(ended.is_err()).unwrap();
+        });
+        let ended = told.recv_timeout(Duration::from_secs(10));
+        drop(release);
+        main.join().unwrap();
+        assert_eq!(ended, Ok(true));
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{ChainHash, Seq, StreamId};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::auth::Issuer;
 use crate::authority::{Authority, AuthorityError, Leadership, StreamPosition};
@@ -27,6 +27,7 @@ use crate::history::Histories;
 use crate::status::{Role, Status};
 use crate::stdb::StdbError;
 use crate::stdb::link::{Answer, Link, Target};
+use crate::tasks::joined;
 use backoff::Backoff;
 use compare::{authority_away, learn, reconcile_all};
 use ledger::Ledger;
@@ -194,8 +195,8 @@ enum Wire {
         link: Arc<Link>,
         since: Instant,
         policy: watch::Receiver<Policy>,
-        /// Ends with the link.
-        _upkeep: JoinSet<()>,
+        /// One of the tasks, to be ended with the link.
+        upkeep: AbortHandle,
     },
 }
 
@@ -220,6 +221,7 @@ struct Pump<'a> {
     asleep: watch::Sender<bool>,
     polling: bool,
     started: Instant,
+    /// All of them are needed: a panic in one is one of the pump.
     tasks: JoinSet<()>,
     news: mpsc::UnboundedSender<News>,
     inbox: mpsc::UnboundedReceiver<News>,
@@ -237,7 +239,8 @@ impl<'a> Pump<'a> {
     ) -> Self {
         let (news, inbox) = mpsc::unbounded_channel();
         let (answers, answered) = mpsc::unbounded_channel();
-        let ledger = Ledger::start(authority.clone(), {
+        let mut tasks = JoinSet::new();
+        let ledger = Ledger::start(&mut tasks, authority.clone(), {
             let news = news.clone();
             move |streams| drop(news.send(News::AboveHead(streams)))
         });
@@ -258,7 +261,7 @@ impl<'a> Pump<'a> {
             asleep: watch::Sender::new(false),
             polling: false,
             started: Instant::now(),
-            tasks: JoinSet::new(),
+            tasks,
             news,
             inbox,
             answers,
@@ -297,6 +300,8 @@ impl<'a> Pump<'a> {
                     drop(lead.take());
                     return Ended::LeadLost;
                 }
+                // Before what comes all the time under load, or a panic would be noticed when that ends.
+                Some(ended) = self.tasks.join_next() => drop(joined(ended)),
                 Some(answer) = self.answered.recv() => {
                     self.answer(answer, &mut effects);
                     for _ in 1..INPUTS_PER_TURN {
@@ -310,7 +315,6 @@ impl<'a> Pump<'a> {
                     self.tick(&mut effects);
                 }
                 () = tokio::time::sleep_until(poll_at.into()), if !self.polling && draining.is_none() => self.poll(),
-                Some(_) = self.tasks.join_next() => {}
             }
             self.carry_out(effects);
             load = self.core.load();
@@ -318,7 +322,7 @@ impl<'a> Pump<'a> {
             if let Some(deadline) = draining {
                 let link_gone = matches!(self.wire, Wire::Down);
                 if self.core.is_drained() || link_gone || Instant::now() > deadline {
-                    self.wire = Wire::Down;
+                    self.cut();
                     self.ledger.finish().await;
                     if self.config.bridge.lead {
                         let _ = self.authority.set_sleeping(false).await;
@@ -404,13 +408,13 @@ impl<'a> Pump<'a> {
                     news: self.news.clone(),
                     epoch,
                 };
-                let (config, mut ends_with_it) = (self.config.clone(), JoinSet::new());
-                ends_with_it.spawn(async move { upkeep.run(&config).await });
+                let config = self.config.clone();
+                let upkeep = self.tasks.spawn(async move { upkeep.run(&config).await });
                 self.wire = Wire::Up {
                     link,
                     since: Instant::now(),
                     policy: known,
-                    _upkeep: ends_with_it,
+                    upkeep,
                 };
                 self.step(Input::LinkUp, effects);
                 self.pace.woken(Instant::now());
@@ -495,10 +499,16 @@ impl<'a> Pump<'a> {
         let wait = self.backoff.next();
         tracing::warn!(why, ?wait, "the link is down");
         self.status.link(Err(why));
-        self.wire = Wire::Down;
+        self.cut();
         self.calls.clear();
         self.step(Input::LinkDown, effects);
         self.connect(wait);
+    }
+
+    fn cut(&mut self) {
+        if let Wire::Up { upkeep, .. } = std::mem::replace(&mut self.wire, Wire::Down) {
+            upkeep.abort();
+        }
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -689,3 +699,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::error::AuthorityError;
+use crate::tasks::joined;
 
 /// Which session of the server held the lead. Process ids come again; with its start one names a session for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,14 +88,14 @@ impl Leadership {
     /// called again, as often as one likes.
     pub async fn lost(&mut self) {
         if !self.keeper.is_finished() {
-            let _ = (&mut self.keeper).await;
+            joined((&mut self.keeper).await);
         }
     }
 
     /// Gives the lead up at once, so that a standby need not wait for the server to notice.
     pub async fn release(self) {
         drop(self.held);
-        let _ = self.keeper.await;
+        joined(self.keeper.await);
     }
 }
 

@@ -100,6 +100,16 @@ impl Authority {
         Ok(Self { connections, lost_lead })
     }
 
+    /// One that nobody has asked yet whether it is there.
+    #[cfg(test)]
+    pub(crate) fn unconnected(url: &str) -> Self {
+        let (server, options) = parse(url).unwrap();
+        Self {
+            connections: Arc::new(Connections::new(server, options, 1)),
+            lost_lead: Arc::default(),
+        }
+    }
+
     /// The same database with connections of its own, so that one kind of work never waits for another's turn.
     #[must_use]
     pub fn beside(&self, pool_size: usize) -> Self {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use spacetime_sync_proto::{Seq, StreamId};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use super::chain;
 use crate::authority::Authority;
@@ -56,21 +56,24 @@ impl Handle {
 
 pub(super) struct Ledger {
     handle: Handle,
-    task: JoinHandle<()>,
 }
 
 impl Ledger {
-    /// `above_head` hears of streams whose log in the authority ends before what was acknowledged.
-    pub(super) fn start(authority: Authority, above_head: impl Fn(Vec<StreamId>) + Send + 'static) -> Self {
+    /// As one of `tasks`. `above_head` hears of streams whose log in the authority ends before what was acknowledged.
+    pub(super) fn start(
+        tasks: &mut JoinSet<()>,
+        authority: Authority,
+        above_head: impl Fn(Vec<StreamId>) + Send + 'static,
+    ) -> Self {
         let (entries, book) = mpsc::unbounded_channel();
         let writer = Writer {
             authority,
             above_head,
             pending: HashMap::new(),
         };
+        tasks.spawn(writer.run(book));
         Self {
             handle: Handle(entries),
-            task: tokio::spawn(writer.run(book)),
         }
     }
 
@@ -91,12 +94,6 @@ impl Ledger {
         if tokio::time::timeout(FINISH, self.handle.settled()).await.is_err() {
             tracing::warn!("not all that is published could be written down; the next start finds out");
         }
-    }
-}
-
-impl Drop for Ledger {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -1,0 +1,43 @@
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
+
+use super::*;
+use crate::stdb::tokens::TokenSource;
+
+/// Where nobody listens: what is tested here is what the pump makes of what it hears.
+const NOWHERE: [(&str, &str); 4] = [
+    ("SPACETIME_SYNC__AUTHORITY__URL", "postgres://nobody@127.0.0.1:1/none"),
+    ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://127.0.0.1:1"),
+    ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "lane"),
+    ("SPACETIME_SYNC__SPACETIMEDB__TOKEN", "none"),
+];
+
+fn config() -> Config {
+    let set = NOWHERE.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    Config::load(None, set.into_iter()).unwrap()
+}
+
+fn pump(config: &Config) -> Pump<'_> {
+    let target = Target {
+        uri: config.spacetimedb.uri.clone(),
+        database: config.spacetimedb.database.clone(),
+        tokens: TokenSource::Fixed(config.token().unwrap().unwrap()),
+        compatibility: None,
+        deadline: Duration::from_secs(1),
+    };
+    let authority = Authority::unconnected(config.authority.url.expose());
+    let status = Arc::new(Status::new(Duration::from_secs(10)));
+    Pump::new(config, authority, status, target, None)
+}
+
+#[tokio::test]
+async fn a_panic_in_a_task_of_the_pump_is_one_of_the_pump() {
+    let config = config();
+    let mut pump = pump(&config);
+    pump.tasks.spawn(async { panic!("on purpose") });
+    let (_stop, mut stopping) = watch::channel(false);
+    let led = AssertUnwindSafe(pump.lead(None, &mut stopping)).catch_unwind();
+    let led = tokio::time::timeout(Duration::from_secs(10), led).await;
+    assert!(led.expect("it goes on").is_err());
+}
