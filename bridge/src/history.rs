@@ -196,7 +196,7 @@ pub struct Histories {
 pub struct Delivery {
     /// Events that were sent.
     pub served_messages: u64,
-    /// Pages and documents that were asked for, by who may have them.
+    /// Pages and documents that were asked for with a good token.
     pub total_polls: u64,
     /// Cursors that could not be continued.
     pub stale_cursor_events_total: u64,

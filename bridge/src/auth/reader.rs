@@ -59,14 +59,8 @@ impl Reader {
 }
 
 impl Issuer {
-    /// Who reads, by the value of the header `Authorization`. What is known of its session is asked of the authority each
-    /// time: a revocation counts from the moment it is there.
-    pub async fn reader(
-        &self,
-        authorization: Option<&[u8]>,
-        peer: IpAddr,
-        authority: &Authority,
-    ) -> Result<Reader, NoReader> {
+    /// Who reads, by the value of the header `Authorization`. Whether its session lasts is another question.
+    pub fn reader(&self, authorization: Option<&[u8]>, peer: IpAddr) -> Result<Reader, NoReader> {
         let peer = network(peer);
         let counted = |refused| match refused {
             NoReader::Denied(denial) => NoReader::Denied(self.counted(denial)),
@@ -81,19 +75,23 @@ impl Issuer {
             audience: self.names.audience.clone(),
             window: self.window.clone(),
         };
-        let reader = bearer(authorization)
+        bearer(authorization)
             .map_err(NoReader::from)
             .and_then(|token| verify(token, &self.keys.ring(), &policy, now()))
             .map_err(|refused| {
                 // That it is used up is told with the next credential.
                 let _ = self.failed.take(peer, Instant::now());
                 counted(refused)
-            })?;
+            })
+    }
+
+    /// Whether the session of a reader lasts. Asked of the authority each time: a revocation counts from the moment it is
+    /// there.
+    pub async fn lasts(&self, reader: &Reader, authority: &Authority) -> Result<(), Denial> {
         let known = self.ask(authority.session(&reader.0.session_id)).await?;
         known
             .map_or(Ok(()), |known| lasts(&known, &reader.0))
-            .map_err(counted)?;
-        Ok(reader)
+            .map_err(|denial| self.counted(denial))
     }
 }
 
@@ -125,13 +123,13 @@ fn refused(refusal: Refusal, claims: &str, policy: &Policy) -> NoReader {
     }
 }
 
-fn lasts(known: &BoundSession, session: &Session) -> Result<(), NoReader> {
+fn lasts(known: &BoundSession, session: &Session) -> Result<(), Denial> {
     if known.revoked {
-        return Err(Denial::new(RefusalCode::TokenRevoked, "the session was revoked").into());
+        return Err(Denial::new(RefusalCode::TokenRevoked, "the session was revoked"));
     }
     match &known.bound_to {
         Some((user_id, device_id)) if *user_id != session.user_id || *device_id != session.device_id => {
-            Err(super::another_device().into())
+            Err(super::another_device())
         }
         Some(_) | None => Ok(()),
     }

@@ -1,7 +1,8 @@
 //! `GET /api/sync/streams/{stream_id}/events` and `…/snapshot`: the authority's log, for who may read it in the lane.
 //!
-//! In this order: who asks, which stream and whether it may be read, how often, what of it. `stream_id` is one segment of
-//! the path; see [`path_segment`](spacetime_sync_proto::page::path_segment).
+//! In this order: who asks and how often, before anything is asked of the authority; whether the session lasts and may
+//! read the stream; what of it. `stream_id` is one segment of the path; see
+//! [`path_segment`](spacetime_sync_proto::page::path_segment).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -86,12 +87,13 @@ async fn admitted<'a>(
     };
     let authorization = sent.get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let asker = asker(sent, peer.ip(), side.behind_proxy);
-    let reader = issuer.reader(authorization, asker, histories.authority()?).await?;
+    let reader = issuer.reader(authorization, asker)?;
+    let session_id = &reader.session().session_id;
+    histories.admit(session_id).map_err(|denial| issuer.counted(denial))?;
+    issuer.lasts(&reader, histories.authority()?).await?;
     let stream_id = StreamId::new(stream_id)
         .map_err(|error| Denial::new(RefusalCode::InvalidArgument, format!("the stream's name: {error}")))?;
     reader.may_read(&stream_id).map_err(|denial| issuer.counted(denial))?;
-    let session_id = &reader.session().session_id;
-    histories.admit(session_id).map_err(|denial| issuer.counted(denial))?;
     Ok((histories, stream_id))
 }
 

@@ -548,4 +548,11 @@ async fn who_asks_too_often_waits() {
     assert!((30..=60).contains(&retry_after), "{retry_after}");
     let other = self::token(&bridge, &desk.session("7", "s2"), &[NOTES]).await;
     assert_eq!(refused(get(&bridge, NOTES, "?after=0"), &other).await.0, 200);
+    // What may not be read costs the authority a question, too.
+    let curious = self::token(&bridge, &desk.session("7", "s3"), &[NOTES]).await;
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(refused(get(&bridge, "secret", "?after=0"), &curious).await.0);
+    }
+    assert_eq!(statuses, [403, 403, 403, 429]);
 }
