@@ -361,11 +361,7 @@ impl<'a> Pump<'a> {
                     self.step(Input::Lost(call, message), effects);
                 }
             }
-            Answer::Closed(why) => {
-                if matches!(self.wire, Wire::Up { .. }) {
-                    self.link_down(why, effects);
-                }
-            }
+            Answer::Closed(why) => self.link_down(why, effects),
         }
     }
 
@@ -490,10 +486,11 @@ impl<'a> Pump<'a> {
         }
     }
 
+    /// Gives the link up and connects anew, unless that is under way: what ends a link is often told more than once, and
+    /// two that connect would take each other's link away.
     fn link_down(&mut self, why: String, effects: &mut Vec<Effect>) {
-        if let Wire::Up { since, .. } = self.wire
-            && since.elapsed() > STABLE
-        {
+        let Wire::Up { since, .. } = self.wire else { return };
+        if since.elapsed() > STABLE {
             self.backoff = Backoff::new();
         }
         let wait = self.backoff.next();
@@ -542,8 +539,6 @@ impl<'a> Pump<'a> {
                     tracing::error!(%stream_id, %reason, code = reason.code(), "stream halted");
                     self.status.halted(stream_id, reason);
                 }
-                // Of several calls that were refused so, the first has dropped it.
-                Effect::DropLink(_) if matches!(self.wire, Wire::Down) => {}
                 Effect::DropLink(refusal) => {
                     let mut effects = Vec::new();
                     self.link_down(refusal.to_string(), &mut effects);

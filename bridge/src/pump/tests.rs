@@ -1,6 +1,7 @@
 use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
+use spacetime_sync_proto::{Refusal, RefusalCode};
 
 use super::*;
 use crate::stdb::tokens::TokenSource;
@@ -40,4 +41,17 @@ async fn a_panic_in_a_task_of_the_pump_is_one_of_the_pump() {
     let led = AssertUnwindSafe(pump.lead(None, &mut stopping)).catch_unwind();
     let led = tokio::time::timeout(Duration::from_secs(10), led).await;
     assert!(led.expect("it goes on").is_err());
+}
+
+#[tokio::test]
+async fn a_link_that_is_down_is_not_connected_twice() {
+    let config = config();
+    let mut pump = pump(&config);
+    pump.connect(Duration::ZERO);
+    let tasks = pump.tasks.len();
+    let mut effects = Vec::new();
+    pump.hear(News::EpochBegun, &mut effects);
+    pump.answer(Answer::Closed("again".to_owned()), &mut effects);
+    pump.carry_out(vec![Effect::DropLink(Refusal::new(RefusalCode::TokenExpired, ""))]);
+    assert_eq!(pump.tasks.len(), tasks);
 }
