@@ -184,7 +184,6 @@ enum News {
 /// A link that is up, and what was found out when it was made.
 struct Connected {
     link: Link,
-    policy: Policy,
     epoch: String,
 }
 
@@ -194,7 +193,6 @@ enum Wire {
     Up {
         link: Arc<Link>,
         since: Instant,
-        policy: watch::Receiver<Policy>,
         /// One of the tasks, to be ended with the link.
         upkeep: AbortHandle,
     },
@@ -208,6 +206,8 @@ struct Pump<'a> {
     issuer: Option<Arc<Issuer>>,
     core: Core,
     wire: Wire,
+    /// What the module took last.
+    policy: watch::Sender<Policy>,
     backoff: Backoff,
     pace: Pace,
     /// Calls in flight: when they were sent and how many events they hold.
@@ -252,6 +252,7 @@ impl<'a> Pump<'a> {
             issuer,
             core: Core::new(config.core_limits()),
             wire: Wire::Down,
+            policy: watch::Sender::default(),
             backoff: Backoff::new(),
             pace: Pace::new(Duration::from_millis(config.bridge.idle_poll_ms)),
             calls: HashMap::new(),
@@ -384,7 +385,7 @@ impl<'a> Pump<'a> {
                 self.link_down("a new epoch begins".to_owned(), effects);
                 self.step(Input::Anew, effects);
             }
-            News::Connected(Ok(Connected { link, policy, epoch })) => {
+            News::Connected(Ok(Connected { link, epoch })) => {
                 tracing::info!(uri = self.target.uri, database = self.target.database, "the link is up");
                 if link.is_closed() {
                     return self.unconnected("closed as soon as it was up".to_owned());
@@ -395,12 +396,11 @@ impl<'a> Pump<'a> {
                 }
                 self.calls.clear();
                 let link = Arc::new(link);
-                let (policy, known) = watch::channel(policy);
                 let upkeep = Upkeep {
                     link: link.clone(),
                     authority: self.authority.clone(),
                     status: self.status.clone(),
-                    policy,
+                    policy: self.policy.clone(),
                     news: self.news.clone(),
                     epoch,
                 };
@@ -409,7 +409,6 @@ impl<'a> Pump<'a> {
                 self.wire = Wire::Up {
                     link,
                     since: Instant::now(),
-                    policy: known,
                     upkeep,
                 };
                 self.step(Input::LinkUp, effects);
@@ -592,10 +591,10 @@ impl<'a> Pump<'a> {
     }
 
     fn spawn_learn(&mut self, epoch: LinkEpoch, stream_id: StreamId) {
-        let Wire::Up { link, policy, .. } = &self.wire else {
+        let Wire::Up { link, .. } = &self.wire else {
             return;
         };
-        let (link, policy) = (link.clone(), policy.borrow().clone());
+        let (link, policy) = (link.clone(), self.policy.borrow().clone());
         let (authority, news) = (self.authority.clone(), self.news.clone());
         self.tasks.spawn(async move {
             let input = match learn(&link, &authority, &policy, &stream_id).await {
@@ -627,7 +626,7 @@ impl<'a> Pump<'a> {
     fn connect(&mut self, wait: Duration) {
         let (target, answers, news) = (self.target.clone(), self.answers.clone(), self.news.clone());
         let (authority, ledger) = (self.authority.clone(), self.ledger.handle());
-        let applies_windows = self.config.applies_windows();
+        let (applies_windows, policy) = (self.config.applies_windows(), self.policy.clone());
         self.tasks.spawn(async move {
             tokio::time::sleep(wait).await;
             let connected = async {
@@ -636,10 +635,18 @@ impl<'a> Pump<'a> {
                 ledger.settled().await;
                 let away = |error| authority_away(&error);
                 let epoch = authority.epoch().await.map_err(away)?.epoch;
-                let policy = Policy::read(&authority, applies_windows).await.map_err(away)?;
-                link.set_retention(&policy.classes).await?;
+                let newest = Policy::read(&authority, applies_windows).await.map_err(away)?;
+                match link.set_retention(&newest.classes).await {
+                    Ok(()) => drop(policy.send_replace(newest)),
+                    // No event waits for that: the module keeps the policy that it has, and the upkeep goes on trying.
+                    Err(StdbError::Refused(refusal)) if refusal.code.class() == RefusalClass::Reject => {
+                        tracing::warn!(%refusal, "the module does not take the policy of retention");
+                    }
+                    Err(error) => return Err(error),
+                }
+                let policy = policy.borrow().clone();
                 reconcile_all(&link, &authority, &ledger, &policy, &news).await?;
-                Ok(Connected { link, policy, epoch })
+                Ok(Connected { link, epoch })
             };
             let connected = connected.await;
             let _ = news.send(News::Connected(connected));

@@ -88,6 +88,24 @@ async fn a_window_keeps_the_newest_events_and_follows_the_policy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_the_module_refuses_holds_up_no_event() {
+    let lane = Lane::start().await.unwrap();
+    let stream_id = stream(1);
+    policy(&lane, "window_events = 10").await;
+    let more = "insert into runtime.sync_retention (class, stream_prefix, window_events, window_age)
+        select 'more_' || n, 'more.' || n, 1, '1 day' from generate_series(1, 256) n";
+    lane.sql(more).await.unwrap();
+    write(&lane.authority, &stream_id, 2_000).await;
+    let _bridge = keeping(&lane);
+    let held = held_until(&lane, &stream_id, |held| held.head.seq == seq(2_000)).await;
+    assert_eq!(held.oldest_seq, seq(1), "{held:?}");
+    // It is taken as soon as it can be.
+    lane.sql("delete from runtime.sync_retention where class like 'more%'").await.unwrap();
+    held_until(&lane, &stream_id, |held| held.oldest_seq > seq(1_000)).await;
+    lane.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn events_get_no_older_than_their_class_says_and_the_log_goes_on_from_an_empty_window() {
     let lane = Lane::start().await.unwrap();
     let stream_id = stream(1);
