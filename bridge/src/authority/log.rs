@@ -61,7 +61,8 @@ fn decode(stream_id: &StreamId, row: &PgRow, last_kind: Option<&Kind>) -> Result
     let payload: &[u8] = row.try_get(3)?;
     let payload_hash: &[u8] = row.try_get(4)?;
     let chain_hash: &[u8] = row.try_get(5)?;
-    let Timestamp(committed_at_us) = row.try_get(6)?;
+    // Postgres knows times that no clock tells, infinity for one.
+    let Timestamp(committed_at_us) = row.try_get(6).map_err(|_| corrupt("a time"))?;
     Ok(Event {
         seq: Seq::from_sql(seq).ok_or_else(|| corrupt("a position"))?,
         idempotency_key: IdempotencyKey::new(key).map_err(|_| corrupt("a key"))?,

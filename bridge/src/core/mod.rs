@@ -229,7 +229,7 @@ impl Core {
             }
             Input::Positions(positions) => positions.into_iter().for_each(|position| self.found(position)),
             Input::Page { epoch, stream_id, page } => self.page(epoch, stream_id, page, out),
-            Input::PageFailed { epoch, stream_id } => self.page_failed(epoch, &stream_id),
+            Input::PageFailed { epoch, stream_id } => self.page_failed(now, epoch, &stream_id),
             Input::Acked(call) => self.acked(call, out),
             Input::Refused(call, refusal) => self.refused(call, refusal, out),
             Input::Lost(call, message) => self.lost(call, message, out),
@@ -239,8 +239,11 @@ impl Core {
                 verdict,
             } => self.learned(now, epoch, stream_id, verdict, out),
             Input::LearnFailed { epoch, stream_id } => {
-                if self.link == Some(epoch) && self.is_learning(&stream_id) {
-                    self.rest(now, &stream_id);
+                if self.link == Some(epoch)
+                    && let Some(stream) = self.streams.get(&stream_id)
+                    && matches!(stream.mode, Mode::Learning)
+                {
+                    self.rest(now, &stream_id, stream.attempts);
                 }
             }
             Input::Halt(stream_id, reason) => self.halt(stream_id, reason, out),
@@ -386,6 +389,7 @@ impl Core {
                     .first()
                     .is_some_and(|frame| frame.first_seq != stream.read.next()) => {}
             Ok(frames) => {
+                stream.failed_pages = 0;
                 if frames.is_empty() {
                     stream.wanted = stream.read;
                 }
@@ -402,13 +406,20 @@ impl Core {
         self.queue_to_read(&stream_id);
     }
 
-    /// The next positions bring the stream back: nothing of it is lost.
-    fn page_failed(&mut self, epoch: LinkEpoch, stream_id: &StreamId) {
-        if self.link == Some(epoch) {
-            self.reads -= 1;
-            if let Some(stream) = self.streams.get_mut(stream_id) {
-                stream.reading = false;
-            }
+    /// Nothing of the stream is lost: it is read again after a rest, or when what is in flight is acknowledged.
+    fn page_failed(&mut self, now: Duration, epoch: LinkEpoch, stream_id: &StreamId) {
+        if self.link != Some(epoch) {
+            return;
+        }
+        self.reads -= 1;
+        let Some(stream) = self.streams.get_mut(stream_id) else {
+            return;
+        };
+        stream.reading = false;
+        if matches!(stream.mode, Mode::Flowing) && !stream.is_underway() {
+            let failures = stream.failed_pages;
+            stream.failed_pages = failures.saturating_add(1);
+            self.rest(now, stream_id, failures);
         }
     }
 
@@ -606,7 +617,8 @@ impl Core {
             Verdict::Unknown => {}
             Verdict::Apart(reason) => return self.halt(stream_id, reason, out),
         }
-        self.rest(now, &stream_id);
+        let failures = stream.attempts;
+        self.rest(now, &stream_id, failures);
     }
 
     fn is_learning(&self, stream_id: &StreamId) -> bool {
@@ -616,9 +628,9 @@ impl Core {
     }
 
     /// Leaves a stream alone for a moment that grows with every failure in a row.
-    fn rest(&mut self, now: Duration, stream_id: &StreamId) {
+    fn rest(&mut self, now: Duration, stream_id: &StreamId, failures: u32) {
         if let Some(stream) = self.streams.get_mut(stream_id) {
-            let until = now + REST * 2u32.pow(stream.attempts.min(6));
+            let until = now + REST * 2u32.pow(failures.min(6));
             stream.mode = Mode::Resting(until);
             self.resting.insert((until, stream_id.clone()));
         }

@@ -101,8 +101,10 @@ pub(super) struct Stream {
     pub(super) reading: bool,
     pub(super) queued_to_read: bool,
     pub(super) queued_to_send: bool,
-    /// Failures in a row.
+    /// Calls that failed in a row.
     pub(super) attempts: u32,
+    /// Pages that could not be read, in a row.
+    pub(super) failed_pages: u32,
     /// SpacetimeDB holds less than is recorded as published, and the record may not say so yet.
     set_back: bool,
     pub(super) mode: Mode,
@@ -121,6 +123,7 @@ impl Stream {
             queued_to_read: false,
             queued_to_send: false,
             attempts: 0,
+            failed_pages: 0,
             set_back: false,
             mode: Mode::Flowing,
         }
@@ -179,7 +182,7 @@ impl Stream {
         (self.reading, self.queued_to_read, self.queued_to_send) = (false, false, false);
     }
 
-    fn is_underway(&self) -> bool {
+    pub(super) fn is_underway(&self) -> bool {
         self.reading || !self.ready.is_empty() || !self.in_flight.is_empty()
     }
 

@@ -309,6 +309,28 @@ fn what_is_not_acknowledged_when_the_link_breaks_is_sent_again() {
 }
 
 #[test]
+fn a_page_that_cannot_be_read_is_asked_for_ever_more_seldom() {
+    let mut bench = Bench::new();
+    let failed = |bench: &mut Bench| {
+        let (epoch, stream_id) = (bench.epoch(), stream("a"));
+        bench.step(Input::PageFailed { epoch, stream_id })
+    };
+    bench.found("a", 0, 9);
+    for wait in [50, 100, 200, 400, 800, 1_600, 3_200, 3_200] {
+        assert_eq!(failed(&mut bench), []);
+        assert_eq!(reads(&bench.found("a", 0, 9)), [], "a look at the authority is no reason");
+        assert_eq!(bench.later(wait - 1), []);
+        assert_eq!(reads(&bench.later(1)), [("a".to_owned(), 0)]);
+    }
+    let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
+    assert_eq!(failed(&mut bench), [], "the next one, while a call is in flight");
+    let acked = bench.step(Input::Acked(sent[0].0));
+    assert_eq!(reads(&acked), [("a".to_owned(), 1)]);
+    failed(&mut bench);
+    assert_eq!(reads(&bench.later(50)), [("a".to_owned(), 1)], "from the shortest rest on");
+}
+
+#[test]
 fn what_makes_every_call_fail_drops_the_link() {
     for code in [
         RefusalCode::Unauthorized,

@@ -123,3 +123,29 @@ async fn a_page_is_bounded_in_events_and_in_bytes() {
         []
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_no_clock_tells_is_a_fault_of_its_stream() {
+    let (database, authority) = setup().await;
+    for name in ["s", "sound"] {
+        authority.append(&stream(name), &event("k", "k", b"p")).await.unwrap();
+    }
+    client(&database)
+        .await
+        .execute(
+            "set session_replication_role = replica;
+             update runtime.sync_stream_events set committed_at = 'infinity' where stream_id = 's'",
+        )
+        .await
+        .unwrap();
+    let error = authority
+        .read_events(&stream("s"), Seq::ZERO, 10, ALL)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, AuthorityError::Corrupt { seq: 1, .. }) && error.class() == RefusalClass::Reject,
+        "{error:?}"
+    );
+    let sound = authority.read_events(&stream("sound"), Seq::ZERO, 10, ALL).await;
+    assert_eq!(sound.unwrap().len(), 1);
+}
