@@ -175,6 +175,12 @@ pub struct Core {
     link: Option<LinkEpoch>,
     epochs: u64,
     streams: HashMap<StreamId, Stream>,
+    /// How many of them are busy, and how many are halted: counted as they change, for there may be very many of them and
+    /// somebody asks at every turn.
+    busy: usize,
+    halted: usize,
+    /// All streams that are idle, and some that were, the oldest first.
+    idle: VecDeque<StreamId>,
     /// Streams that may have something to read, in turn.
     to_read: VecDeque<StreamId>,
     /// Streams that may have something to send, in turn.
@@ -196,6 +202,9 @@ impl Core {
             link: None,
             epochs: 0,
             streams: HashMap::new(),
+            busy: 0,
+            halted: 0,
+            idle: VecDeque::new(),
             to_read: VecDeque::new(),
             to_send: VecDeque::new(),
             resting: BTreeSet::new(),
@@ -209,6 +218,7 @@ impl Core {
 
     /// Takes in what happened at `now` and adds what is to be done about it.
     pub fn step(&mut self, now: Duration, input: Input, out: &mut Vec<Effect>) {
+        let about = self.about(&input).cloned();
         match input {
             Input::LinkUp => {
                 self.forget();
@@ -225,6 +235,7 @@ impl Core {
             Input::Anew => {
                 self.forget();
                 self.streams.clear();
+                self.halted = 0;
                 self.link = None;
             }
             Input::Positions(positions) => positions.into_iter().for_each(|position| self.found(position)),
@@ -249,8 +260,48 @@ impl Core {
             Input::Halt(stream_id, reason) => self.halt(stream_id, reason, out),
             Input::Tick => self.wake(now, out),
         }
+        if let Some(stream_id) = about {
+            self.count(&stream_id);
+        }
+        // Neither makes a busy stream idle or an idle one busy.
         self.send(out);
         self.read(out);
+    }
+
+    /// The one stream that an input changes. Those that change several count them by themselves.
+    fn about<'a>(&'a self, input: &'a Input) -> Option<&'a StreamId> {
+        match input {
+            Input::Page { stream_id, .. }
+            | Input::PageFailed { stream_id, .. }
+            | Input::Learned { stream_id, .. }
+            | Input::LearnFailed { stream_id, .. }
+            | Input::Halt(stream_id, _) => Some(stream_id),
+            Input::Acked(call) | Input::Refused(call, _) | Input::Lost(call, _) => self.calls.get(call),
+            Input::LinkUp | Input::LinkDown | Input::Anew | Input::Positions(_) | Input::Tick => None,
+        }
+    }
+
+    /// Counts a stream as what it has become, and forgets an idle one if there are too many of those.
+    fn count(&mut self, stream_id: &StreamId) {
+        let Some(stream) = self.streams.get_mut(stream_id) else {
+            return;
+        };
+        let is_busy = stream.is_busy();
+        let was_busy = std::mem::replace(&mut stream.counted_busy, is_busy);
+        self.busy = self.busy + usize::from(is_busy) - usize::from(was_busy);
+        if stream.is_idle() && !stream.queued_idle {
+            stream.queued_idle = true;
+            self.idle.push_back(stream_id.clone());
+        }
+        if self.idle.len() > self.limits.idle_streams
+            && let Some(oldest) = self.idle.pop_front()
+            && let Some(stream) = self.streams.get_mut(&oldest)
+        {
+            stream.queued_idle = false;
+            if stream.is_idle() {
+                self.streams.remove(&oldest);
+            }
+        }
     }
 
     /// From here on nothing new is read: what was read is sent, what was sent is waited for.
@@ -268,8 +319,8 @@ impl Core {
         Load {
             calls: self.calls.len(),
             bytes: self.bytes,
-            busy_streams: self.streams.values().filter(|stream| stream.is_busy()).count(),
-            halted_streams: self.halted().count(),
+            busy_streams: self.busy,
+            halted_streams: self.halted,
         }
     }
 
@@ -296,6 +347,8 @@ impl Core {
             stream.forget_underway();
             matches!(stream.mode, Mode::Halted(_))
         });
+        self.busy = 0;
+        self.idle.clear();
         self.resting.clear();
         self.to_read.clear();
         self.to_send.clear();
@@ -320,21 +373,18 @@ impl Core {
         if self.link.is_none() {
             return;
         }
-        if !self.streams.contains_key(&position.stream_id) && self.streams.len() >= self.limits.idle_streams {
-            self.streams
-                .retain(|_, stream| stream.is_busy() || matches!(stream.mode, Mode::Halted(_)));
-        }
         let stream = self
             .streams
             .entry(position.stream_id.clone())
             .or_insert_with(|| Stream::new(position.published_seq));
         stream.found(&position);
         self.queue_to_read(&position.stream_id);
+        self.count(&position.stream_id);
     }
 
     fn read(&mut self, out: &mut Vec<Effect>) {
         let Some(epoch) = self.link else { return };
-        if mutant::on("bridge-halts-every-stream") && self.halted().count() > 0 {
+        if mutant::on("bridge-halts-every-stream") && self.halted > 0 {
             return;
         }
         while !self.draining && self.reads < self.limits.reads && self.bytes < self.limits.bytes {
@@ -652,6 +702,7 @@ impl Core {
             if stream.durable == stream.read {
                 stream.mode = Mode::Flowing;
                 self.queue_to_read(&stream_id);
+                self.count(&stream_id);
             } else {
                 // Its head could not be learned: ask again.
                 stream.mode = Mode::Learning;
@@ -670,6 +721,7 @@ impl Core {
         }
         self.bytes -= stream.drop_ready();
         stream.mode = Mode::Halted(reason.clone());
+        self.halted += 1;
         out.push(Effect::Halted { stream_id, reason });
     }
 }

@@ -101,6 +101,9 @@ pub(super) struct Stream {
     pub(super) reading: bool,
     pub(super) queued_to_read: bool,
     pub(super) queued_to_send: bool,
+    pub(super) queued_idle: bool,
+    /// Whether it is among those that the core counts as busy.
+    pub(super) counted_busy: bool,
     /// Calls that failed in a row.
     pub(super) attempts: u32,
     /// Pages that could not be read, in a row.
@@ -122,6 +125,8 @@ impl Stream {
             reading: false,
             queued_to_read: false,
             queued_to_send: false,
+            queued_idle: false,
+            counted_busy: false,
             attempts: 0,
             failed_pages: 0,
             set_back: false,
@@ -180,10 +185,16 @@ impl Stream {
         self.ready.clear();
         self.in_flight.clear();
         (self.reading, self.queued_to_read, self.queued_to_send) = (false, false, false);
+        (self.queued_idle, self.counted_busy) = (false, false);
     }
 
     pub(super) fn is_underway(&self) -> bool {
         self.reading || !self.ready.is_empty() || !self.in_flight.is_empty()
+    }
+
+    /// Whether nothing is to be done for it, and nothing would be lost with it.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.is_busy() && !matches!(self.mode, Mode::Halted(_))
     }
 
     /// Whether there is something to do for it that is not a person's to do.

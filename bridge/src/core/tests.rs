@@ -51,6 +51,16 @@ impl Bench {
     fn step(&mut self, input: Input) -> Vec<Effect> {
         let mut out = Vec::new();
         self.core.step(self.now, input, &mut out);
+        let streams = || self.core.streams.values();
+        let busy = streams().filter(|stream| stream.is_busy()).count();
+        let idle = streams().filter(|stream| stream.is_idle()).count();
+        let Load {
+            busy_streams,
+            halted_streams,
+            ..
+        } = self.core.load();
+        assert_eq!((busy_streams, halted_streams), (busy, self.core.halted().count()));
+        assert!(idle <= LIMITS.idle_streams, "{idle} are idle");
         out
     }
 
@@ -156,6 +166,35 @@ fn nothing_is_read_or_sent_past_the_bounds() {
     assert_eq!(reads(&out), [], "a hundred bytes are under way");
     let first = calls(&out)[0].0;
     assert_eq!(calls(&bench.step(Input::Acked(first))).len(), 1);
+}
+
+#[test]
+fn idle_streams_are_forgotten_past_their_bound_and_busy_ones_never() {
+    let mut bench = Bench::new();
+    bench.found("busy", 0, 9);
+    for number in 0..100 {
+        let name = format!("s{number}");
+        bench.found(&name, 0, 1);
+        let sent = calls(&bench.page(&name, vec![prepared(1, 1)]));
+        bench.step(Input::Acked(sent[0].0));
+    }
+    let mut left: Vec<_> = bench.core.streams.keys().map(StreamId::to_string).collect();
+    left.sort();
+    let newest = (90..100).map(|number| format!("s{number}"));
+    let expected: Vec<_> = std::iter::once("busy".to_owned()).chain(newest).collect();
+    assert_eq!(left, expected);
+}
+
+#[test]
+fn a_stream_that_turns_out_to_be_published_is_idle_after_its_rest() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 1);
+    let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
+    bench.step(Input::Lost(sent[0].0, "trapped".to_owned()));
+    assert_eq!(advances(&bench.learned("a", Verdict::Ahead(seq(1)))), [1]);
+    assert_eq!(bench.core.load().busy_streams, 1);
+    bench.later(10_000);
+    assert_eq!(bench.core.load(), Load::default());
 }
 
 #[test]
