@@ -296,8 +296,7 @@ impl Admin {
             }),
             StatusCode::NOT_FOUND => {
                 let message = text(response).await;
-                // A missing function is a 404, too; what is no reducer is looked for among the procedures.
-                if message.contains("reducer") || message.contains("procedure") {
+                if is_about_a_function(&message) {
                     Err(StdbError::ForeignModule {
                         database: self.database.clone(),
                         message,
@@ -360,6 +359,32 @@ async fn text(response: Response) -> String {
         .unwrap_or_else(|error| format!("(unreadable: {error})"))
 }
 
+/// Whether a 404 is for a reducer that is not there, or a procedure, among which it is looked for next. One for a database
+/// holds its name in quotes, whatever that is made of.
+fn is_about_a_function(message: &str) -> bool {
+    message
+        .split_whitespace()
+        .any(|word| matches!(word, "reducer" | "procedure"))
+}
+
 fn prefixed(identity: &str) -> String {
     format!("0x{}", identity.trim_start_matches("0x"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_database_is_not_taken_for_a_missing_function() {
+        for (message, expected) in [
+            ("no such reducer", true),
+            ("No such procedure", true),
+            ("`reducer-lab` not found", false),
+            ("`procedure` not found", false),
+            ("No such database.", false),
+        ] {
+            assert_eq!(is_about_a_function(message), expected, "{message}");
+        }
+    }
 }

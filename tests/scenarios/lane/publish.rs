@@ -25,9 +25,9 @@ impl Desk {
         let data = folder.path().join("host");
         std::fs::create_dir(&data).unwrap();
         let server = Server::start(&data).await.unwrap();
-        // On a server that others use, too.
+        // On a server that others use, too. In the name is what the server says of a missing function.
         let newcomer = Admin::new_identity(server.uri()).await.unwrap().identity;
-        let database = format!("publish-{}", &newcomer[newcomer.len() - 16..]);
+        let database = format!("no-such-reducer-{}", &newcomer[newcomer.len() - 16..]);
         std::fs::write(folder.path().join("module.wasm"), module_wasm().unwrap()).unwrap();
         Self {
             folder,
