@@ -4,13 +4,13 @@
 //! who asks how often. What it never does: send an event whose hashes are not right, or move a cursor.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, PageFrame, Snapshot};
 use spacetime_sync_proto::{ChainHash, Event, Label, RefusalCode, Seq, StaleCursor, StaleReason, StreamId, limit};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::auth::denial::Denial;
@@ -186,9 +186,16 @@ pub struct Histories {
     authority: OnceLock<Authority>,
     pool_size: usize,
     frame_bytes: usize,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
     asked: Buckets<Label>,
     totals: Mutex<Totals>,
+}
+
+/// One of the answers that are made and sent at once. Whoever is slow to take an answer keeps it until then: an answer is
+/// in memory for as long.
+#[derive(Debug)]
+pub struct Turn {
+    _permit: OwnedSemaphorePermit,
 }
 
 /// What was counted, as the metrics name it.
@@ -224,7 +231,7 @@ impl Histories {
             authority: OnceLock::new(),
             pool_size: config.pool_size,
             frame_bytes,
-            turns: Semaphore::new(config.requests),
+            turns: Arc::new(Semaphore::new(config.requests)),
             asked: Buckets::new(
                 Rate::per_minute(config.session_per_minute, config.session_burst),
                 Instant::now(),
@@ -265,8 +272,13 @@ impl Histories {
     }
 
     /// A page of what follows a cursor.
-    pub async fn page(&self, stream_id: &StreamId, cursor: Cursor, most: usize) -> Result<EventPage, NoPage> {
-        let _turn = self.turn().await?;
+    pub async fn page(
+        &self,
+        _turn: &Turn,
+        stream_id: &StreamId,
+        cursor: Cursor,
+        most: usize,
+    ) -> Result<EventPage, NoPage> {
         let authority = self.authority()?;
         let most = most.clamp(1, PAGE_EVENTS);
         let read = authority.history(stream_id, cursor.after, most, limit::PAGE_BYTES);
@@ -318,8 +330,7 @@ impl Histories {
     }
 
     /// The document that stands for the beginning of a stream.
-    pub async fn snapshot(&self, stream_id: &StreamId) -> Result<Snapshot, Denial> {
-        let _turn = self.turn().await?;
+    pub async fn snapshot(&self, _turn: &Turn, stream_id: &StreamId) -> Result<Snapshot, Denial> {
         let snapshot = self.authority()?.snapshot(stream_id).await;
         let snapshot = snapshot.map_err(|error| self.failed(stream_id, &error))?;
         let none = || Denial::new(RefusalCode::NotFound, "the stream has no document to start from");
@@ -351,9 +362,10 @@ impl Histories {
         Denial::unavailable("the authority cannot be asked at the moment")
     }
 
-    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Denial> {
-        match timeout(TURN, self.turns.acquire()).await {
-            Ok(Ok(turn)) => Ok(turn),
+    /// Waits for a turn, for a moment.
+    pub async fn turn(&self) -> Result<Turn, Denial> {
+        match timeout(TURN, self.turns.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(Turn { _permit: permit }),
             // Never closed.
             Ok(Err(_)) | Err(_) => Err(Denial::rate_limited("too many read history at the moment", TURN)),
         }

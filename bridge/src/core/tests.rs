@@ -357,7 +357,11 @@ fn a_page_that_cannot_be_read_is_asked_for_ever_more_seldom() {
     bench.found("a", 0, 9);
     for wait in [50, 100, 200, 400, 800, 1_600, 3_200, 3_200] {
         assert_eq!(failed(&mut bench), []);
-        assert_eq!(reads(&bench.found("a", 0, 9)), [], "a look at the authority is no reason");
+        assert_eq!(
+            reads(&bench.found("a", 0, 9)),
+            [],
+            "a look at the authority is no reason"
+        );
         assert_eq!(bench.later(wait - 1), []);
         assert_eq!(reads(&bench.later(1)), [("a".to_owned(), 0)]);
     }
@@ -366,7 +370,11 @@ fn a_page_that_cannot_be_read_is_asked_for_ever_more_seldom() {
     let acked = bench.step(Input::Acked(sent[0].0));
     assert_eq!(reads(&acked), [("a".to_owned(), 1)]);
     failed(&mut bench);
-    assert_eq!(reads(&bench.later(50)), [("a".to_owned(), 1)], "from the shortest rest on");
+    assert_eq!(
+        reads(&bench.later(50)),
+        [("a".to_owned(), 1)],
+        "from the shortest rest on"
+    );
 }
 
 #[test]

@@ -12,8 +12,9 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Json, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, PROTOBUF, Snapshot};
 use spacetime_sync_proto::{ChainHash, Frame, RefusalCode, Seq, StreamId};
 
@@ -22,7 +23,7 @@ use super::refusal::{incompatible, refuse};
 use super::token::asker;
 use crate::auth::denial::Denial;
 use crate::auth::reader::NoReader;
-use crate::history::{Cursor, Histories, NoPage};
+use crate::history::{Cursor, Histories, NoPage, Turn};
 
 pub(super) const EVENTS_PATH: &str = "/api/sync/streams/{stream_id}/events";
 pub(super) const SNAPSHOT_PATH: &str = "/api/sync/streams/{stream_id}/snapshot";
@@ -48,9 +49,10 @@ pub(super) async fn events(
     let answer = async {
         let (histories, stream_id) = admitted(&side, peer, &stream_id, &sent).await?;
         let (cursor, most) = read(&uri)?;
-        match histories.page(&stream_id, cursor, most).await {
-            Ok(page) if wants_json(&sent) => Ok(Json(readable(&page)?).into_response()),
-            Ok(page) => Ok(protobuf(page.encode())),
+        let turn = histories.turn().await?;
+        match histories.page(&turn, &stream_id, cursor, most).await {
+            Ok(page) if wants_json(&sent) => Ok(json(turn, &readable(&page)?)),
+            Ok(page) => Ok(protobuf(turn, page.encode())),
             Err(NoPage::Stale(stale)) => Ok((StatusCode::GONE, Json(stale)).into_response()),
             Err(NoPage::Denied(denial)) => Err(denial.into()),
         }
@@ -66,11 +68,12 @@ pub(super) async fn snapshot(
 ) -> Response {
     let answer = async {
         let (histories, stream_id) = admitted(&side, peer, &stream_id, &sent).await?;
-        let snapshot = histories.snapshot(&stream_id).await?;
+        let turn = histories.turn().await?;
+        let snapshot = histories.snapshot(&turn, &stream_id).await?;
         if wants_json(&sent) {
-            return Ok(Json(readable_document(&snapshot)).into_response());
+            return Ok(json(turn, &readable_document(&snapshot)));
         }
-        Ok(protobuf(snapshot.encode()))
+        Ok(protobuf(turn, snapshot.encode()))
     };
     answer.await.unwrap_or_else(told)
 }
@@ -136,8 +139,27 @@ fn wants_json(sent: &HeaderMap) -> bool {
     accepts("application/json") && !accepts(PROTOBUF)
 }
 
-fn protobuf(bytes: bytes::Bytes) -> Response {
-    ([(header::CONTENT_TYPE, PROTOBUF)], bytes).into_response()
+fn protobuf(turn: Turn, bytes: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, PROTOBUF)], held(turn, bytes)).into_response()
+}
+
+fn json(turn: Turn, value: &Value) -> Response {
+    let text = held(turn, value.to_string().into());
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+/// Bytes that give their turn back when they are sent.
+fn held(turn: Turn, bytes: Bytes) -> Bytes {
+    struct Held {
+        bytes: Bytes,
+        _turn: Turn,
+    }
+    impl AsRef<[u8]> for Held {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+    Bytes::from_owner(Held { bytes, _turn: turn })
 }
 
 /// A page for people: event by event.
@@ -148,7 +170,7 @@ fn readable(page: &EventPage) -> Result<Value, Denial> {
         let read = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.frame.clone());
         let read = read.map_err(|_| Denial::unavailable("the page cannot be shown as JSON"))?;
         events.extend(read.into_events_after(Seq::ZERO).map(|event| {
-            json!({
+            serde_json::json!({
                 "seq": event.seq,
                 "idempotency_key": event.idempotency_key,
                 "kind": event.kind,
@@ -159,7 +181,7 @@ fn readable(page: &EventPage) -> Result<Value, Denial> {
             })
         }));
     }
-    Ok(json!({
+    Ok(serde_json::json!({
         "head_seq": page.head_seq,
         "head_chain": page.head_chain,
         "oldest_seq": page.oldest_seq,
@@ -168,7 +190,7 @@ fn readable(page: &EventPage) -> Result<Value, Denial> {
 }
 
 fn readable_document(snapshot: &Snapshot) -> Value {
-    json!({
+    serde_json::json!({
         "doc_key": snapshot.doc_key,
         "seq": snapshot.seq,
         "chain_hash": snapshot.chain_hash,
@@ -179,7 +201,10 @@ fn readable_document(snapshot: &Snapshot) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
+    use crate::config::HistoryConfig;
 
     #[test]
     fn what_is_asked_for_is_read_strictly() {
@@ -214,6 +239,21 @@ mod tests {
         }
         let long = format!("after=1&chain=sha256:{}", "A".repeat(64));
         assert!(read(&long).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_turn_lasts_until_the_last_byte_of_its_answer_is_let_go_of() {
+        let config = HistoryConfig {
+            requests: 1,
+            ..HistoryConfig::default()
+        };
+        let histories = Histories::new(&config, 1_000);
+        let answer = held(histories.turn().await.unwrap(), Bytes::from_static(b"answer"));
+        let unsent = answer.slice(5..);
+        drop(answer);
+        assert!(histories.turn().now_or_never().is_none());
+        drop(unsent);
+        assert!(histories.turn().now_or_never().is_some());
     }
 
     #[test]

@@ -1,15 +1,17 @@
-//! Connections: kept alive, bounded in number, in time and in the size of what they send.
+//! Connections: kept alive, bounded in number, in time, in the size of what they send and in how slowly they take answers.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 /// Most connections at once; those beyond wait to be accepted.
 const CONNECTIONS: usize = 4_096;
@@ -17,6 +19,9 @@ const CONNECTIONS: usize = 4_096;
 const HEADERS_LIMIT: Duration = Duration::from_secs(60);
 /// Largest headers: the largest credential fits.
 const HEADERS_BYTES: usize = 64 * 1024;
+/// How long an answer may take to be sent before its connection is ended, at the least; at the most, twice as long. A
+/// client of ours has given up by then.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// After a failed accept, as when there are no more files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -38,27 +43,88 @@ pub async fn serve(listener: TcpListener, router: Router) {
         };
         let router = router.clone();
         tokio::spawn(async move {
-            serve_one(stream, peer, router).await;
+            serve_one(stream, peer, router, ANSWER_LIMIT).await;
             drop(turn);
         });
     }
 }
 
-async fn serve_one(stream: tokio::net::TcpStream, peer: SocketAddr, router: Router) {
+async fn serve_one(stream: tokio::net::TcpStream, peer: SocketAddr, router: Router, answer_limit: Duration) {
     // Answers are small, and each is waited for.
     let _ = stream.set_nodelay(true);
     let routes = TowerToHyperService::new(router);
+    let (answering, answers) = watch::channel(Weak::new());
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
-        hyper::service::Service::call(&routes, request)
+        let (response, answering) = (hyper::service::Service::call(&routes, request), answering.clone());
+        async move {
+            let unsent = Arc::new(());
+            answering.send_replace(Arc::downgrade(&unsent));
+            response.await.map(|response| {
+                response.map(|body| {
+                    body.map_frame(move |frame| {
+                        let _unsent = unsent.clone();
+                        frame.map_data(|bytes| Bytes::from_owner(Part { bytes, _unsent }))
+                    })
+                })
+            })
+        }
     });
-    let served = hyper::server::conn::http1::Builder::new()
+    let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_LIMIT)
         .max_buf_size(HEADERS_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, %peer, "a connection broke off");
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        served = connection => if let Err(error) = served {
+            tracing::debug!(%error, %peer, "a connection broke off");
+        },
+        () = overdue(answers, answer_limit) => tracing::debug!(%peer, "an answer was taken too slowly"),
+    }
+}
+
+/// A part of an answer, which is let go of when it is sent.
+struct Part {
+    bytes: Bytes,
+    _unsent: Arc<()>,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Resolves when an answer, which is there as long as something of it is to be sent, takes too long.
+async fn overdue(mut answers: watch::Receiver<Weak<()>>, limit: Duration) {
+    while answers.changed().await.is_ok() {
+        let answer = answers.borrow_and_update().clone();
+        tokio::time::sleep(limit).await;
+        if answer.strong_count() > 0 {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_does_not_take_an_answer_is_not_waited_for() {
+        // More than the kernel takes in advance.
+        let router = Router::new().route("/", get(async || vec![0; 64 << 20]));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let served = serve_one(stream, peer, router, Duration::from_millis(50));
+        let ended = timeout(Duration::from_secs(20), served).await;
+        assert!(ended.is_ok(), "the connection goes on");
     }
 }

@@ -100,7 +100,9 @@ async fn a_policy_that_the_module_refuses_holds_up_no_event() {
     let held = held_until(&lane, &stream_id, |held| held.head.seq == seq(2_000)).await;
     assert_eq!(held.oldest_seq, seq(1), "{held:?}");
     // It is taken as soon as it can be.
-    lane.sql("delete from runtime.sync_retention where class like 'more%'").await.unwrap();
+    lane.sql("delete from runtime.sync_retention where class like 'more%'")
+        .await
+        .unwrap();
     held_until(&lane, &stream_id, |held| held.oldest_seq > seq(1_000)).await;
     lane.verified().await;
 }
