@@ -279,6 +279,14 @@ impl<'a> Pump<'a> {
             let purge = upkeep::purge(self.authority.clone(), self.status.clone(), every);
             self.tasks.spawn(purge);
         }
+        if let Some(days) = self
+            .config
+            .sessions
+            .as_ref()
+            .and_then(|sessions| sessions.remember_days)
+        {
+            self.tasks.spawn(upkeep::forget_sessions(self.authority.clone(), days));
+        }
         self.connect(Duration::ZERO);
         let idle_tick = IDLE_TICK.min(self.config.bridge.stall_after() / 2);
         let (mut ticked, mut load) = (Instant::now(), self.core.load());

@@ -220,6 +220,41 @@ impl Authority {
             })
             .await
     }
+
+    /// Forgets sessions whose first token and whose revocation are more than so many days old, among the `limit` whose ids
+    /// come after `after`. A revocation that SpacetimeDB has not taken stays. Returns the last one that was looked at, none
+    /// at the end, and how many are gone.
+    pub async fn forget_sessions(
+        &self,
+        days: u16,
+        after: Option<&Label>,
+        limit: usize,
+    ) -> Result<(Option<Label>, u64), AuthorityError> {
+        self.connections
+            .run("forget_sessions", async |connection| {
+                let (last, gone): (Option<String>, i64) = sqlx::query_as(
+                    "with part as (
+                       select session_id from runtime.sync_sessions where session_id > $1 order by session_id limit $2
+                     ), gone as (
+                       delete from runtime.sync_sessions s using part p
+                       where s.session_id >= p.session_id and s.session_id <= p.session_id
+                         and greatest(s.bound_at, s.revoked_at) < now() - make_interval(days => $3)
+                         and (s.revoked_at is null or s.delivered_at is not null)
+                       returning s.session_id
+                     )
+                     select (select max(session_id) from part), (select count(*) from gone)",
+                )
+                // No id is empty: the empty text stands before all of them.
+                .bind(after.map_or("", Label::as_str))
+                .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                .bind(i32::from(days))
+                .fetch_one(connection)
+                .await?;
+                let last = last.as_deref().map(label).transpose()?;
+                Ok((last, u64::try_from(gone).unwrap_or_default()))
+            })
+            .await
+    }
 }
 
 fn principals(question: &AccessQuestion) -> Vec<String> {

@@ -65,6 +65,9 @@ pub struct SessionsConfig {
     pub public_keys: Vec<PathBuf>,
     /// Where the key set of the issuer is published.
     pub jwks_url: Option<String>,
+    /// For how many days the authority remembers a session after its first token or its revocation; for ever if it is not
+    /// said. A session that is forgotten is a new one: no credential of it may be good for longer.
+    pub remember_days: Option<u16>,
 }
 
 fn default_audience() -> String {
@@ -218,6 +221,9 @@ fn check_sessions(issuer: &IssuerConfig, sessions: &SessionsConfig) -> Result<()
             "sessions.public_keys",
             format!("expected at most {PUBLIC_KEYS}, found {}", sessions.public_keys.len()),
         );
+    }
+    if sessions.remember_days == Some(0) {
+        return value("sessions.remember_days", "expected at least 1, found 0".to_owned());
     }
     match &sessions.jwks_url {
         Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => value(

@@ -579,6 +579,11 @@ mod tests {
                 "sessions.public_keys: expected this or",
             ),
             (
+                format!("{FILE}\n{ACCESS}"),
+                vec![("SPACETIME_SYNC__SESSIONS__REMEMBER_DAYS", "0")],
+                "sessions.remember_days: expected at least 1",
+            ),
+            (
                 format!("{FILE}\n[sessions]\nissuer = \"a\"\naudience = \"b\""),
                 vec![],
                 "issuer.url: expected a section",

@@ -1,10 +1,10 @@
 //! What is done now and then, beside the events: the authority's progress is written down on both sides, a changed policy is
-//! handed on, and the authority's log is purged.
+//! handed on, the authority's log is purged, and sessions that are over are forgotten.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use spacetime_sync_proto::StreamId;
+use spacetime_sync_proto::{Label, StreamId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -20,6 +20,10 @@ use crate::stdb::link::Link;
 const PURGE_EVENTS: i32 = 1_000;
 /// Streams asked for at once.
 const PURGE_STREAMS: usize = 1_000;
+/// How often sessions are forgotten: they are kept for days, and every look goes through all of them.
+const FORGET_EVERY: Duration = Duration::from_secs(60 * 60);
+/// Sessions looked at in one statement.
+const FORGET_SESSIONS: usize = 1_000;
 
 #[derive(Debug, thiserror::Error)]
 enum UpkeepError {
@@ -123,5 +127,30 @@ async fn purge_once(authority: &Authority, status: &Status) -> Result<(), Author
                 }
             }
         }
+    }
+}
+
+/// Forgets sessions again and again, with a connection of its own.
+pub(super) async fn forget_sessions(authority: Authority, days: u16) {
+    let authority = authority.beside(1);
+    loop {
+        match forget_sessions_once(&authority, days).await {
+            Ok(0) => {}
+            Ok(gone) => tracing::info!(gone, "sessions that are over are forgotten"),
+            Err(error) => tracing::warn!(error = chain(&error), "sessions that are over could not be forgotten"),
+        }
+        tokio::time::sleep(FORGET_EVERY).await;
+    }
+}
+
+async fn forget_sessions_once(authority: &Authority, days: u16) -> Result<u64, AuthorityError> {
+    let (mut all_gone, mut after) = (0, None::<Label>);
+    loop {
+        let (last, gone) = authority.forget_sessions(days, after.as_ref(), FORGET_SESSIONS).await?;
+        all_gone += gone;
+        if last.is_none() {
+            return Ok(all_gone);
+        }
+        after = last;
     }
 }

@@ -4,6 +4,7 @@ mod appends;
 mod connections;
 mod costs;
 mod reading;
+mod sessions;
 mod wake;
 
 use std::collections::HashSet;
