@@ -132,6 +132,17 @@ async fn whatever_is_tampered_with_is_found_where_it_is() {
     let found = mismatches(&found);
     assert!(!fits && found.contains(&("authority".to_owned(), 9)), "{found:?}");
     assert!(found.iter().all(|(_, seq)| *seq == 9), "{found:?}");
+    // A log that begins past all that SpacetimeDB holds.
+    for change in [
+        "delete from runtime.sync_stream_events where stream_id = $1",
+        "select runtime.sync_append($1, 'later', 'k', 'p')",
+    ] {
+        let change = sqlx::query(change).bind(stream_id.as_str());
+        change.execute(&mut superuser).await.unwrap();
+    }
+    let compared = tokio::time::timeout(SOON, parity(&scene, &[], &["--whole"])).await;
+    let (fits, found) = compared.expect("the comparison has no end");
+    assert!(!fits && mismatches(&found).contains(&("authority".to_owned(), 1)), "{found}");
 }
 
 /// SpacetimeDB holds an event of another origin: the bridge halts that stream, and parity says why.
