@@ -41,6 +41,15 @@ use leadership::LeadSession;
 
 /// How long a statement may take on the server: a little less than a call may, so that mostly the server ends it.
 const STATEMENT_LIMIT_MS: &str = "25000";
+/// What the names of streams are made of. Functions append under no other; a hand in the table may have written one, and
+/// no stream beside it must suffer from that.
+macro_rules! is_name {
+    () => {
+        "stream_id ~ '^[A-Za-z0-9._:/@+=~%-]+$'"
+    };
+}
+use is_name;
+
 /// How long applying the migrations may take.
 const MIGRATE_LIMIT: Duration = Duration::from_secs(600);
 
@@ -148,8 +157,12 @@ impl Authority {
     ) -> Result<Vec<StreamPosition>, AuthorityError> {
         self.positions(
             "dirty_streams",
-            "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
-             where dirty and stream_id > $1 order by stream_id limit $2",
+            concat!(
+                "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
+                 where dirty and stream_id > $1 and ",
+                is_name!(),
+                " order by stream_id limit $2"
+            ),
             after,
             limit,
         )
@@ -164,12 +177,31 @@ impl Authority {
     ) -> Result<Vec<StreamPosition>, AuthorityError> {
         self.positions(
             "streams_after",
-            "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
-             where head_seq > 0 and stream_id > $1 order by stream_id limit $2",
+            concat!(
+                "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
+                 where head_seq > 0 and stream_id > $1 and ",
+                is_name!(),
+                " order by stream_id limit $2"
+            ),
             after,
             limit,
         )
         .await
+    }
+
+    /// What stands in place of a stream's name and is none: nobody else is told of it.
+    pub async fn misnamed_streams(&self, limit: usize) -> Result<Vec<String>, AuthorityError> {
+        self.connections
+            .run("misnamed_streams", async |connection| {
+                let sql = concat!(
+                    "select stream_id from runtime.sync_streams where not ",
+                    is_name!(),
+                    " order by stream_id limit $1"
+                );
+                let names = sqlx::query_scalar(sql).bind(i64::try_from(limit).unwrap_or(i64::MAX));
+                Ok(names.fetch_all(connection).await?)
+            })
+            .await
     }
 
     /// The heads of one stream; none if nothing was ever appended to it.

@@ -7,7 +7,7 @@ use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 
 use super::error::{AuthorityError, CallError};
-use super::{Authority, stream_id};
+use super::{Authority, is_name, stream_id};
 
 /// How long the events of a class of streams are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,12 +142,13 @@ impl Authority {
     ) -> Result<Vec<StreamId>, AuthorityError> {
         self.connections
             .run("purgeable_streams", async |connection| {
-                let ids: Vec<String> = sqlx::query_scalar(
+                let ids: Vec<String> = sqlx::query_scalar(concat!(
                     "select s.stream_id from runtime.sync_streams s
                      cross join lateral runtime.sync_class(s.stream_id) c
-                     where s.stream_id > $1 and (c.log_events is not null or c.log_age is not null)
-                     order by s.stream_id limit $2",
-                )
+                     where s.stream_id > $1 and (c.log_events is not null or c.log_age is not null) and s.",
+                    is_name!(),
+                    " order by s.stream_id limit $2"
+                ))
                 .bind(after.map_or("", StreamId::as_str))
                 .bind(i64::try_from(limit).unwrap_or(i64::MAX))
                 .fetch_all(connection)

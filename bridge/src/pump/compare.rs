@@ -13,6 +13,8 @@ use crate::stdb::link::Link;
 
 /// Streams compared at once after a reconnect.
 const RECONCILE_STREAMS: usize = 1_000;
+/// Rows told of that are no streams.
+const MISNAMED: usize = 10;
 
 /// Compares every stream that the authority holds with SpacetimeDB, so that one which was restored, wiped or replaced
 /// is noticed at once and not when the next event comes.
@@ -24,6 +26,12 @@ pub(super) async fn reconcile_all(
     news: &mpsc::UnboundedSender<News>,
 ) -> Result<(), StdbError> {
     let unavailable = |error: AuthorityError| authority_away(&error);
+    for name in authority.misnamed_streams(MISNAMED).await.map_err(unavailable)? {
+        tracing::error!(
+            name,
+            "a row of runtime.sync_streams has a name that no stream can have: it is passed over"
+        );
+    }
     let mut after = None;
     loop {
         let positions = authority

@@ -142,7 +142,10 @@ async fn whatever_is_tampered_with_is_found_where_it_is() {
     }
     let compared = tokio::time::timeout(SOON, parity(&scene, &[], &["--whole"])).await;
     let (fits, found) = compared.expect("the comparison has no end");
-    assert!(!fits && mismatches(&found).contains(&("authority".to_owned(), 1)), "{found}");
+    assert!(
+        !fits && mismatches(&found).contains(&("authority".to_owned(), 1)),
+        "{found}"
+    );
 }
 
 /// SpacetimeDB holds an event of another origin: the bridge halts that stream, and parity says why.

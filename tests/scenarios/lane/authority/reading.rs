@@ -149,3 +149,29 @@ async fn a_time_that_no_clock_tells_is_a_fault_of_its_stream() {
     let sound = authority.read_events(&stream("sound"), Seq::ZERO, 10, ALL).await;
     assert_eq!(sound.unwrap().len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_no_stream_is_passed_over() {
+    let (database, authority) = setup().await;
+    for name in ["a", "z"] {
+        authority.append(&stream(name), &event("k", "k", b"p")).await.unwrap();
+    }
+    client(&database)
+        .await
+        .execute(
+            "insert into runtime.sync_streams (stream_id, head_seq, head_chain)
+                 values ('no name', 1, sha256('')), (e'b\n', 1, sha256(''));
+             update runtime.sync_retention set log_events = window_events",
+        )
+        .await
+        .unwrap();
+    let found = |positions: Vec<StreamPosition>| -> Vec<_> {
+        let names = positions.into_iter().map(|position| position.stream_id);
+        names.collect()
+    };
+    let expected = [stream("a"), stream("z")];
+    assert_eq!(found(authority.dirty_streams(None, 2).await.unwrap()), expected);
+    assert_eq!(found(authority.streams_after(None, 2).await.unwrap()), expected);
+    assert_eq!(authority.purgeable_streams(None, 2).await.unwrap(), expected);
+    assert_eq!(authority.misnamed_streams(10).await.unwrap(), ["b\n", "no name"]);
+}
