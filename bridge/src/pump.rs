@@ -124,7 +124,7 @@ async fn connect_authority(config: &Config, status: &Status) -> Result<Authority
                 let wait = backoff.next();
                 tracing::warn!(error = chain(&error), ?wait, "the authority is away");
                 status.authority(Err(chain(&error)));
-                status.beat(crate::core::Load::default(), None);
+                status.beat(Instant::now(), crate::core::Load::default(), None);
                 tokio::time::sleep(wait).await;
             }
             Err(error) => return Err(error),
@@ -135,7 +135,7 @@ async fn connect_authority(config: &Config, status: &Status) -> Result<Authority
 async fn take_lead(authority: &Authority, status: &Status) -> Leadership {
     let mut announced = false;
     loop {
-        match authority.try_lead().await {
+        match ask_for_lead(authority, status).await {
             Ok(Some(lead)) => {
                 tracing::info!("leading");
                 status.authority(Ok(()));
@@ -154,8 +154,19 @@ async fn take_lead(authority: &Authority, status: &Status) -> Leadership {
                 status.authority(Err(chain(&error)));
             }
         }
-        status.idle_beat();
+        status.idle_beat(Instant::now());
         tokio::time::sleep(LEAD_EVERY).await;
+    }
+}
+
+/// Asks for the lead. A server that is silent is waited for, and a standby that waits is none whose loop stands still.
+async fn ask_for_lead(authority: &Authority, status: &Status) -> Result<Option<Leadership>, AuthorityError> {
+    let mut asked = std::pin::pin!(authority.try_lead());
+    loop {
+        tokio::select! {
+            answer = &mut asked => return answer,
+            () = tokio::time::sleep(LEAD_EVERY) => status.idle_beat(Instant::now()),
+        }
     }
 }
 
@@ -327,7 +338,7 @@ impl<'a> Pump<'a> {
             }
             self.carry_out(effects);
             load = self.core.load();
-            self.status.beat(load, Some(self.poll_lag));
+            self.status.beat(Instant::now(), load, Some(self.poll_lag));
             if let Some(deadline) = draining {
                 let link_gone = matches!(self.wire, Wire::Down);
                 if self.core.is_drained() || link_gone || Instant::now() > deadline {
@@ -354,7 +365,7 @@ impl<'a> Pump<'a> {
             Answer::Acked(call) => {
                 // Answers of an earlier link are not in the books.
                 if let Some((_, events)) = self.calls.remove(&call) {
-                    self.status.progress(events);
+                    self.status.progress(Instant::now(), events);
                     self.step(Input::Acked(call), effects);
                 }
             }

@@ -1,4 +1,5 @@
-//! What the bridge says about itself: to `/healthz`, to `/readyz`, to metrics. Written by the pump, read by HTTP.
+//! What the bridge says about itself: to `/healthz`, to `/readyz`, to metrics. Written by the pump, read by HTTP. Time is an
+//! argument.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -174,19 +175,18 @@ impl Status {
         self.with(|state| change(&mut state.counters));
     }
 
-    pub(crate) fn progress(&self, events: u64) {
+    pub(crate) fn progress(&self, now: Instant, events: u64) {
         self.with(|state| {
             state.counters.published_events += events;
             state.counters.published_frames += 1;
-            state.last_progress = Instant::now();
+            state.last_progress = now;
         });
     }
 
     /// Once a turn of the pump: it turns, and this is what there is to do. `lag` is what a look at the authority
     /// found, none if it did not look.
-    pub(crate) fn beat(&self, load: Load, lag: Option<u64>) {
+    pub(crate) fn beat(&self, now: Instant, load: Load, lag: Option<u64>) {
         self.with(|state| {
-            let now = Instant::now();
             state.last_beat = now;
             state.load = load;
             if let Some(lag) = lag {
@@ -203,7 +203,7 @@ impl Status {
     }
 
     /// The connection that held the lead is gone, and the link was given up with it. Whether the authority is there is
-    /// found out by asking for the lead anew.
+    /// found out by asking for the lead anew; how the lane is, is for the next leader to say.
     pub(crate) fn lead_lost(&self) {
         self.with(|state| {
             let why = "the connection that held the lead is gone".to_owned();
@@ -211,21 +211,23 @@ impl Status {
             state.authority = Err(why.clone());
             state.link = Err(why);
             state.load = Load::default();
+            state.lag = 0;
+            state.halted.clear();
+            state.restored = None;
         });
     }
 
     /// A turn of the loop of a standby, which has no work.
-    pub(crate) fn idle_beat(&self) {
+    pub(crate) fn idle_beat(&self, now: Instant) {
         self.with(|state| {
-            state.last_beat = Instant::now();
+            state.last_beat = now;
             state.work_since = None;
         });
     }
 
     /// How things are.
-    pub fn health(&self) -> Health {
+    pub fn health(&self, now: Instant) -> Health {
         self.with(|state| {
-            let now = Instant::now();
             let stalled = state
                 .work_since
                 .map_or(Duration::ZERO, |since| now - since.max(state.last_progress));
@@ -289,60 +291,74 @@ mod tests {
         }
     }
 
-    fn wait_until(condition: impl Fn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !condition() {
-            assert!(Instant::now() < deadline, "the condition never held");
-            std::thread::yield_now();
-        }
+    const LIMIT: Duration = Duration::from_secs(10);
+    const MOMENT: Duration = Duration::from_millis(1);
+
+    /// Of a leader whose authority answers, and when it was made.
+    fn leading() -> (Status, Instant) {
+        let status = Status::new(LIMIT);
+        status.role(Role::Leading);
+        status.authority(Ok(()));
+        status.link(Ok(()));
+        (status, Instant::now())
     }
 
     #[test]
     fn work_without_progress_turns_red_and_progress_turns_green() {
-        let status = Status::new(Duration::from_millis(20));
-        status.authority(Ok(()));
-        let beat = |load| {
-            status.beat(load, Some(0));
-            status.health().healthy
+        let (status, start) = leading();
+        let healthy_at = |now, load| {
+            status.beat(now, load, Some(0));
+            status.health(now).healthy
         };
-        assert!(beat(busy(1)));
-        wait_until(|| !beat(busy(1)));
-        status.progress(1);
-        assert!(beat(busy(1)));
-        wait_until(|| !beat(busy(1)));
-        assert!(beat(busy(0)), "no work, no reason to worry");
+        assert!(healthy_at(start, busy(1)));
+        assert!(healthy_at(start + LIMIT, busy(1)));
+        assert!(!healthy_at(start + LIMIT + MOMENT, busy(1)));
+        status.progress(start + 2 * LIMIT, 1);
+        assert!(healthy_at(start + 3 * LIMIT, busy(1)));
+        assert!(!healthy_at(start + 3 * LIMIT + MOMENT, busy(1)));
+        assert!(healthy_at(start + 4 * LIMIT, busy(0)), "no work, no reason to worry");
     }
 
     #[test]
     fn an_authority_that_cannot_be_asked_counts_as_work() {
-        let status = Status::new(Duration::from_millis(20));
+        let (status, start) = leading();
         status.authority(Err("refused".to_owned()));
-        wait_until(|| {
-            status.beat(busy(0), None);
-            !status.health().healthy
-        });
+        for (after, healthy) in [(Duration::ZERO, true), (LIMIT, true), (LIMIT + MOMENT, false)] {
+            status.beat(start + after, busy(0), None);
+            assert_eq!(status.health(start + after).healthy, healthy, "{after:?}");
+        }
     }
 
     #[test]
     fn who_lost_the_lead_is_not_ready_before_the_authority_answers_again() {
-        let status = Status::new(Duration::from_secs(60));
-        status.role(Role::Leading);
-        status.authority(Ok(()));
-        status.link(Ok(()));
-        assert!(status.health().ready);
+        let (status, now) = leading();
+        assert!(status.health(now).ready);
         status.lead_lost();
-        assert!(!status.health().ready);
+        assert!(!status.health(now).ready);
         status.authority(Ok(()));
-        assert!(status.health().ready, "as a standby");
+        assert!(status.health(now).ready, "as a standby");
         status.role(Role::Leading);
-        assert!(!status.health().ready, "the link of before is gone");
+        assert!(!status.health(now).ready, "the link of before is gone");
+    }
+
+    #[test]
+    fn who_lost_the_lead_says_nothing_of_the_lane_any_more() {
+        let (status, now) = leading();
+        status.beat(now, busy(1), Some(7));
+        status.halted(StreamId::new("a").unwrap(), HaltReason::AheadOfAuthority);
+        status.restored(Some("behind".to_owned()));
+        status.lead_lost();
+        status.authority(Ok(()));
+        let health = status.health(now);
+        assert!(health.halted.is_empty() && !health.authority_restored && health.problems.is_empty());
+        assert_eq!(health.lag_events, 0);
     }
 
     #[test]
     fn a_loop_that_stands_still_is_red_even_without_work() {
-        let status = Status::new(Duration::from_millis(20));
-        status.authority(Ok(()));
-        status.beat(busy(0), Some(0));
-        wait_until(|| !status.health().healthy);
+        let (status, start) = leading();
+        status.beat(start, busy(0), Some(0));
+        assert!(status.health(start + LIMIT).healthy);
+        assert!(!status.health(start + LIMIT + MOMENT).healthy);
     }
 }

@@ -1,6 +1,7 @@
 //! Whether it works, and whether it is ready.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -10,13 +11,13 @@ use super::Side;
 
 /// 503 when there is work and no progress.
 pub(super) async fn healthz(State(side): State<Arc<Side>>) -> Response {
-    let health = side.status.health();
+    let health = side.status.health(Instant::now());
     (code(health.healthy), Json(health)).into_response()
 }
 
 /// 503 until both sides are connected.
 pub(super) async fn readyz(State(side): State<Arc<Side>>) -> Response {
-    let health = side.status.health();
+    let health = side.status.health(Instant::now());
     (code(health.ready), Json(health)).into_response()
 }
 

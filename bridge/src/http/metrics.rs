@@ -1,6 +1,7 @@
 //! What it counts, in two forms.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::http::header;
@@ -18,7 +19,7 @@ type Line = (&'static str, &'static str, &'static str, u64);
 /// In the text format of Prometheus.
 pub(super) async fn text(State(side): State<Arc<Side>>) -> Response {
     let (counters, load) = side.status.snapshot();
-    let mut lines = lane(counters, load, &side.status.health());
+    let mut lines = lane(counters, load, &side.status.health(Instant::now()));
     lines.extend(side.issuer.iter().flat_map(|issuer| tokens(issuer.counters())));
     lines.extend(
         side.histories
@@ -36,7 +37,7 @@ pub(super) async fn text(State(side): State<Arc<Side>>) -> Response {
 /// The same for people and scripts.
 pub(super) async fn json(State(side): State<Arc<Side>>) -> Response {
     let (counters, load) = side.status.snapshot();
-    let health = side.status.health();
+    let health = side.status.health(Instant::now());
     let bridge = json!({
         "calls_in_flight": load.calls,
         "bytes_under_way": load.bytes,

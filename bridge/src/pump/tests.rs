@@ -55,3 +55,21 @@ async fn a_link_that_is_down_is_not_connected_twice() {
     pump.carry_out(vec![Effect::DropLink(Refusal::new(RefusalCode::TokenExpired, ""))]);
     assert_eq!(pump.tasks.len(), tasks);
 }
+
+#[tokio::test]
+async fn a_standby_whose_authority_is_silent_does_not_stand_still() {
+    // It is connected to, and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://nobody@{}/none", silent.local_addr().unwrap());
+    let (authority, limit) = (Authority::unconnected(&url), Duration::from_secs(60));
+    let (status, start) = (Status::new(limit), Instant::now());
+    let turned = async {
+        while !status.health(start + limit + LEAD_EVERY / 2).healthy {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        _ = take_lead(&authority, &status) => panic!("who said so?"),
+        turned = tokio::time::timeout(Duration::from_secs(10), turned) => turned.unwrap(),
+    }
+}
