@@ -1,10 +1,10 @@
-//! How long to wait before connecting again.
+//! How long to wait before trying again.
 
 use std::time::Duration;
 
 use rand::Rng;
 
-/// Wait before the first try to connect again, and at most.
+/// Wait before the first try, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Growing waits with jitter, so that many bridges or clients do not come back at the same moment.

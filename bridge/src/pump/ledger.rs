@@ -8,6 +8,7 @@ use spacetime_sync_proto::{Seq, StreamId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::backoff::Backoff;
 use super::chain;
 use crate::authority::Authority;
 
@@ -138,9 +139,11 @@ impl<F: Fn(Vec<StreamId>) + Send> Writer<F> {
             Entry::Rewind(stream_id, to) => {
                 // What was acknowledged before is not held any more.
                 self.pending.remove(&stream_id);
+                let mut backoff = Backoff::new();
                 while let Err(error) = self.authority.rewind_published(&stream_id, to).await {
-                    tracing::warn!(error = chain(&error), %stream_id, "a rewind could not be written down");
-                    tokio::time::sleep(RETRY).await;
+                    let wait = backoff.next();
+                    tracing::warn!(error = chain(&error), %stream_id, ?wait, "a rewind could not be written down");
+                    tokio::time::sleep(wait).await;
                 }
             }
             Entry::Cap(stream_id, at) => {
