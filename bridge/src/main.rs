@@ -115,14 +115,14 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: no runtime: {error}");
+            cli::tell(format_args!("error: no runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
     match to_the_end(runtime, execute(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            cli::tell(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -265,6 +265,20 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+
+    #[test]
+    fn a_time_that_no_clock_reaches_is_refused() {
+        for (watch, every, good) in [
+            ("0", "1", true),
+            ("86400", "30", true),
+            ("18446744073709551615", "30", false),
+            ("1", "18446744073709551615", false),
+            ("1", "0", false),
+        ] {
+            let arguments = ["spacetime-sync", "parity", "--watch", watch, "--every", every];
+            assert_eq!(Cli::try_parse_from(arguments).is_ok(), good, "{arguments:?}");
+        }
+    }
 
     #[test]
     fn a_panic_is_not_held_up_by_what_still_blocks() {

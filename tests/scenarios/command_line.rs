@@ -34,3 +34,14 @@ fn a_reader_that_has_enough_ends_the_output_and_nothing_else() {
     let status = child.wait().unwrap();
     assert!(status.success() && said.is_empty(), "{status}: {said}");
 }
+
+#[test]
+fn an_error_that_nobody_reads_is_an_error_all_the_same() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut failing = config_check();
+    failing
+        .env("SPACETIME_SYNC__SPACETIMEDB__URI", "nowhere")
+        .stderr(writer);
+    assert_eq!(failing.status().unwrap().code(), Some(1));
+}

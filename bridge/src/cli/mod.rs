@@ -66,6 +66,11 @@ pub(crate) async fn both_sides(config: &Config) -> anyhow::Result<(Authority, Li
     Ok((authority, link))
 }
 
+/// Tells whoever watches a line. Nothing is lost if nobody does.
+pub(crate) fn tell(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Prints a line. Whoever reads it may have enough, as `head` has: what is done is done, and nobody is told.
 pub(crate) fn say(line: impl Display) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{line}") {

@@ -8,7 +8,10 @@ use clap::Args;
 use serde_json::json;
 use spacetime_sync_bridge::parity::{ClientFile, Extent, Parity, Round};
 
-use super::{both_sides, load, say};
+use super::{both_sides, load, say, tell};
+
+/// The longest time that is watched or waited, in seconds: a year.
+const LONGEST: u64 = 365 * 24 * 60 * 60;
 
 #[derive(Args)]
 pub(crate) struct ParityArgs {
@@ -23,10 +26,10 @@ pub(crate) struct ParityArgs {
     #[arg(long, conflicts_with = "sample")]
     whole: bool,
     /// Compare again and again for so many seconds.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
     watch: Option<u64>,
     /// How many seconds from one comparison to the next.
-    #[arg(long, default_value_t = 30, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 30, requires = "watch", value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
     every: u64,
     /// The SQLite file of a client; may be given several times.
     #[arg(long = "client")]
@@ -63,7 +66,7 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
             .round(extent)
             .await
             .context("the comparison did not come to an end")?;
-        tell(&round, clients.len(), begun.elapsed());
+        tell_of(&round, clients.len(), begun.elapsed());
         rounds.push(round);
         let next = begun + Duration::from_secs(args.every);
         if args
@@ -86,8 +89,8 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn tell(round: &Round, clients: usize, took: Duration) {
-    eprintln!(
+fn tell_of(round: &Round, clients: usize, took: Duration) {
+    tell(format_args!(
         "{} streams, {} positions and {} events compared in {took:.1?} between authority, SpacetimeDB and {clients} clients: \
          {} mismatches ({:.4}); {} only after another look, {} below the window; behind by {} (SpacetimeDB) and {} (clients) \
          events",
@@ -100,8 +103,8 @@ fn tell(round: &Round, clients: usize, took: Duration) {
         round.events_below_window,
         round.spacetimedb_behind,
         round.clients_behind,
-    );
+    ));
     for mismatch in round.mismatches.iter().take(20) {
-        eprintln!("  {mismatch}");
+        tell(format_args!("  {mismatch}"));
     }
 }
