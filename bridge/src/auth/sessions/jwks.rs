@@ -66,8 +66,8 @@ impl RemoteKeys {
             .build();
         Self {
             url: url.to_owned(),
-            // Without its options a client is only slower to give up.
-            http: http.unwrap_or_default(),
+            // As without any options: it fails where no client can be made at all.
+            http: http.expect("a client whose options are constants"),
             held: RwLock::default(),
             asked: Mutex::default(),
         }
