@@ -194,6 +194,8 @@ fn admin(args: &GrantArgs) -> anyhow::Result<Admin> {
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
+    // First of all: who is told to stop while it starts ends as well as later.
+    let mut terminate = signal(SignalKind::terminate())?;
     let status = Arc::new(Status::new(config.bridge.stall_after()));
     let issuer = Issuer::open(&config)?.map(Arc::new);
     let target = cli::target(&config, issuer.as_ref())?;
@@ -223,7 +225,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", config.http.listen))?;
     tracing::info!(http = %listener.local_addr()?, "listening");
     beside.spawn(http::server::serve(listener, http::router(side)));
-    let mut terminate = signal(SignalKind::terminate())?;
     beside.spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}

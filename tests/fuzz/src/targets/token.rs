@@ -172,6 +172,7 @@ pub(super) fn sessions_config(folder: &std::path::Path) -> anyhow::Result<Sessio
         audience: SESSIONS.1.to_owned(),
         public_keys: vec![p256, rsa],
         jwks_url: None,
+        remember_days: None,
     })
 }
 
