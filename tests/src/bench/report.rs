@@ -25,8 +25,9 @@ struct Extent {
     window: Window,
     /// Events held before the last window.
     held: u64,
-    /// The same for single events, which take longer.
+    /// The same for single events, which take longer, and payloads of these.
     live: (Window, u64),
+    live_sizes: &'static [Size],
     /// Events of a run of the whole lane.
     lane: u64,
     /// Runs of the lane and of SpacetimeDB alone, in turn.
@@ -56,6 +57,7 @@ const FULL: Extent = Extent {
         },
         500_000,
     ),
+    live_sizes: &[Size::Bytes(256), Size::Bytes(480), Size::Mix],
     lane: 400_000,
     rounds: 3,
     many: 20,
@@ -64,7 +66,7 @@ const FULL: Extent = Extent {
 };
 
 const QUICK: Extent = Extent {
-    sizes: &[Size::Bytes(64), Size::Bytes(512), Size::Bytes(4_096), Size::Mix],
+    sizes: &[Size::Bytes(64), Size::Bytes(512), Size::Mix],
     lane_sizes: &[Size::Bytes(512)],
     window: Window {
         events: 100_000,
@@ -80,10 +82,11 @@ const QUICK: Extent = Extent {
         },
         50_000,
     ),
+    live_sizes: &[Size::Bytes(480)],
     lane: 200_000,
     rounds: 1,
     many: 5,
-    paced: Duration::from_secs(8),
+    paced: Duration::from_secs(6),
     minting: Duration::from_secs(5),
 };
 
@@ -203,14 +206,14 @@ impl Report {
         self.say("SpacetimeDB alone: one event a frame, as live; padded as the contract does, and not");
         let (window, held) = self.extent.live;
         let mut flatness = BTreeMap::new();
-        for size in [Size::Bytes(256), Size::Bytes(480), Size::Mix] {
+        for size in self.extent.live_sizes {
             for padded in [true, false] {
                 let cut = Cut {
                     padded,
                     on_disk: false,
                     ..Cut::LIVE
                 };
-                let run = bare::run(size, cut, window, held, 0).await?;
+                let run = bare::run(*size, cut, window, held, 0).await?;
                 let padding = if padded { "padded  " } else { "unpadded" };
                 self.say(&format!("  {:>5} B {padding}: {}", size.name(), flat(&run)));
                 if padded {
