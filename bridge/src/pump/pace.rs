@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 /// The quickest look.
 const BUSY: Duration = Duration::from_millis(1);
-/// A look takes no more than a fifth of the time, unless the wait for that would be longer than the slowest one: a look
-/// that hung says nothing about the next.
+/// Looks take no more than a fifth of the time, unless the wait for that would be longer than the slowest one. One that
+/// hung says nothing about the next: how long they take is what the middle one of the last three took.
 const SHARE: u32 = 4;
 /// From this wait on the bridge counts as asleep and asks to be woken.
 const ASLEEP: Duration = Duration::from_millis(32);
@@ -16,6 +16,8 @@ const ASLEEP: Duration = Duration::from_millis(32);
 pub(super) struct Pace {
     slowest: Duration,
     wait: Duration,
+    /// What the last looks took, the newest last.
+    took: [Duration; 3],
     next: Option<Instant>,
     asleep: bool,
 }
@@ -25,6 +27,7 @@ impl Pace {
         Self {
             slowest: slowest.max(BUSY),
             wait: BUSY,
+            took: [Duration::ZERO; 3],
             next: None,
             asleep: false,
         }
@@ -37,7 +40,11 @@ impl Pace {
     /// A look is done. Says whether the wake-up flag must change: on falling asleep and on waking.
     pub(super) fn polled(&mut self, now: Instant, found: bool, took: Duration) -> Option<bool> {
         self.wait = if found { BUSY } else { (self.wait * 2).min(self.slowest) };
-        self.next = Some(now + self.wait.max((took * SHARE).min(self.slowest)));
+        self.took = [self.took[1], self.took[2], took];
+        let mut sorted = self.took;
+        sorted.sort_unstable();
+        let usual = sorted[1];
+        self.next = Some(now + self.wait.max((usual * SHARE).min(self.slowest)));
         let asleep = self.wait >= ASLEEP.min(self.slowest);
         let changed = asleep != self.asleep;
         self.asleep = asleep;
@@ -76,12 +83,14 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_look_is_followed_by_a_longer_wait() {
+    fn slow_looks_are_followed_by_longer_waits_and_one_alone_is_not() {
         let (mut pace, now) = (Pace::new(Duration::from_millis(250)), Instant::now());
-        pace.polled(now, true, Duration::from_millis(10));
-        assert_eq!(pace.next_poll(now) - now, Duration::from_millis(40));
-        // A network that was silent meanwhile.
-        pace.polled(now, true, Duration::from_secs(5));
-        assert_eq!(pace.next_poll(now) - now, Duration::from_millis(250));
+        let mut wait_after = |took| {
+            pace.polled(now, true, Duration::from_millis(took));
+            (pace.next_poll(now) - now).as_millis()
+        };
+        assert_eq!([10, 10, 12, 1, 1, 60, 1].map(&mut wait_after), [1, 40, 40, 40, 4, 4, 4]);
+        // A network that is silent.
+        assert_eq!([5_000, 5_000].map(&mut wait_after), [240, 250]);
     }
 }
