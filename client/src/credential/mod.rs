@@ -151,8 +151,8 @@ impl AccessToken {
         }
     }
 
-    /// The token as it is used; none if it cannot be.
-    pub(crate) fn usable(self) -> Option<Self> {
+    /// The token as the client uses it, whatever a provider says of its times; none if it cannot be sent or has ended.
+    pub fn usable(self) -> Option<Self> {
         let usable = is_token(&self.token) && !self.expires_in.is_zero();
         usable.then(|| Self {
             refresh_after: self.refresh_after.min(LONGEST),

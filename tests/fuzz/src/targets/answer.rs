@@ -19,7 +19,7 @@ use crate::target::{Entry, Seed, Target, Verdict};
 
 pub(super) const ANSWER: Entry = Entry {
     name: "answer",
-    about: "HttpTokens::read_answer in the client",
+    about: "HttpTokens::read_answer and AccessToken::usable in the client",
     dictionary: &[
         b"200",
         b"401",
@@ -63,6 +63,9 @@ impl Target for Answers {
         };
         match HttpTokens::read_answer(status, &answered, body) {
             Ok(token) => {
+                let Some(token) = token.usable() else {
+                    return Ok(Verdict::Refused);
+                };
                 ensure!(status == StatusCode::OK);
                 HeaderValue::from_str(&format!("Bearer {}", token.token)).context("a token that cannot be sent")?;
                 let day = Duration::from_secs(24 * 60 * 60);
