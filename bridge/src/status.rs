@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use spacetime_sync_proto::{StreamId, mutant};
+use spacetime_sync_proto::StreamId;
 
 use crate::core::{HaltReason, Load};
 
@@ -262,7 +262,7 @@ impl Status {
                 reason: reason.to_string(),
             });
             Health {
-                healthy: !stuck && stalled <= self.stall_after || mutant::on("bridge-is-always-green"),
+                healthy: !stuck && stalled <= self.stall_after,
                 ready,
                 role: state.role,
                 problems,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use spacetime_sync_proto::{Event, PayloadHash, StreamId, mutant};
+use spacetime_sync_proto::{Event, PayloadHash, StreamId};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::apply::{ApplyFailure, Batch, Beginning};
@@ -223,7 +223,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             }
         };
         let (mut to, mut released, mut events) = (first.to, first.bytes, first.events);
-        if first.from != queue.applied && !mutant::on("client-applies-what-does-not-continue") {
+        if first.from != queue.applied {
             return self.tell(stream, released, Applied::Dropped);
         }
         while let Some(Work::Batch(next)) = queue.queue.front() {
@@ -360,8 +360,7 @@ fn altered(events: &[Event]) -> Option<(usize, ApplyFailure)> {
     events.iter().enumerate().find_map(|(at, event)| {
         let found = PayloadHash::of(&event.payload);
         let (seq, expected) = (event.seq, event.payload_hash);
-        (found != expected && !mutant::on("client-takes-an-altered-payload"))
-            .then_some((at, ApplyFailure::Payload { seq, expected, found }))
+        (found != expected).then_some((at, ApplyFailure::Payload { seq, expected, found }))
     })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use spacetime_sync_proto::access::{Scope, StreamPattern, Window};
-use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit, mutant};
+use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_rules::session::{self, Claims, Newest, Policy, Session};
 use spacetime_sync_rules::stream_key;
 use spacetimedb::{Identity, ReducerContext, Table, Timestamp};
@@ -237,7 +237,7 @@ pub fn take(ctx: &ReducerContext, grant: &StreamGrant) {
 /// Ends a session: what it sees ends with this transaction, on live connections too.
 pub fn end(ctx: &ReducerContext, identity: Identity) {
     for row in ctx.db.stream_grant().by_holder().filter(identity) {
-        if !row.standing && !mutant::on("module-sweep-keeps-grants") {
+        if !row.standing {
             take(ctx, &row);
         }
     }
@@ -264,14 +264,14 @@ impl SyncSession {
 /// The caller's session, while it lasts. The sweep may be late; this is not.
 pub fn session(ctx: &ReducerContext) -> Option<SyncSession> {
     let row = ctx.db.sync_session().identity().find(ctx.sender())?;
-    (row.expires_at > ctx.timestamp || mutant::on("module-calls-outlive-the-session")).then_some(row)
+    (row.expires_at > ctx.timestamp).then_some(row)
 }
 
 /// Whether the caller may read a stream.
 pub fn may_read(ctx: &ReducerContext, stream_key: u64) -> bool {
     match grant_row(ctx, ctx.sender(), stream_key) {
         Some(row) => row.standing || session(ctx).is_some(),
-        None => mutant::on("module-reads-without-a-grant"),
+        None => false,
     }
 }
 
@@ -288,9 +288,6 @@ pub fn may_acknowledge(ctx: &ReducerContext, stream_key: u64) -> Result<(), Refu
 
 /// Only the bridge.
 pub fn bridge_only(ctx: &ReducerContext, trust: &SyncTrust) -> Result<(), Refused> {
-    if mutant::on("module-anyone-may-append") {
-        return Ok(());
-    }
     trust.trust().bridge_only(ctx.sender()).map_err(refused)?;
     backed(ctx, trust)
 }

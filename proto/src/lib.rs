@@ -12,8 +12,6 @@ pub mod frame;
 pub mod hash;
 pub mod id;
 pub mod limit;
-#[doc(hidden)]
-pub mod mutant;
 pub mod page;
 pub mod refusal;
 pub mod retention;

@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId, mutant};
+use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId};
 
 pub use prepare::{Prepared, prepare};
 pub use reconcile::{Held, Verdict, reconcile};
@@ -226,9 +226,6 @@ impl Core {
                 self.link = Some(LinkEpoch(self.epochs));
             }
             Input::LinkDown => {
-                if mutant::on("bridge-counts-in-flight-as-published") {
-                    self.publish_in_flight(out);
-                }
                 self.forget();
                 self.link = None;
             }
@@ -357,18 +354,6 @@ impl Core {
         self.bytes = 0;
     }
 
-    /// A defect: see `scripts/mutants`.
-    fn publish_in_flight(&self, out: &mut Vec<Effect>) {
-        for (stream_id, stream) in &self.streams {
-            if let Some(last) = stream.in_flight.back() {
-                out.push(Effect::Advance {
-                    stream_id: stream_id.clone(),
-                    seq: last.last_seq,
-                });
-            }
-        }
-    }
-
     fn found(&mut self, position: StreamPosition) {
         if self.link.is_none() {
             return;
@@ -384,9 +369,6 @@ impl Core {
 
     fn read(&mut self, out: &mut Vec<Effect>) {
         let Some(epoch) = self.link else { return };
-        if mutant::on("bridge-halts-every-stream") && self.halted > 0 {
-            return;
-        }
         while !self.draining && self.reads < self.limits.reads && self.bytes < self.limits.bytes {
             let Some(stream_id) = self.to_read.pop_front() else {
                 return;
@@ -510,12 +492,6 @@ impl Core {
                 self.to_send.push_back(stream_id.clone());
             }
             self.calls.insert(call, stream_id.clone());
-            if mutant::on("bridge-advances-at-send") {
-                out.push(Effect::Advance {
-                    stream_id: stream_id.clone(),
-                    seq: prepared.last_seq,
-                });
-            }
             out.push(Effect::Append {
                 call,
                 stream_id,
@@ -610,10 +586,6 @@ impl Core {
         match std::mem::replace(&mut stream.mode, Mode::Learning) {
             Mode::Draining(Drain::Learn) => {
                 stream.attempts += 1;
-                if mutant::on("bridge-goes-on-without-learning") {
-                    stream.mode = Mode::Flowing;
-                    return self.queue_to_read(&stream_id);
-                }
                 out.push(Effect::Learn { epoch, stream_id });
             }
             Mode::Draining(Drain::Halt(reason)) => self.halt(stream_id, reason, out),

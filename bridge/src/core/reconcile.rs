@@ -1,6 +1,6 @@
 //! What SpacetimeDB holds of a stream against what the authority knows.
 
-use spacetime_sync_proto::{ChainHash, Seq, mutant};
+use spacetime_sync_proto::{ChainHash, Seq};
 
 use super::HaltReason;
 use crate::authority::StreamPosition;
@@ -51,7 +51,6 @@ pub fn reconcile(
         None if held.seq > position.head_seq => Verdict::Apart(HaltReason::AheadOfAuthority),
         // It was there when the position was read.
         None => Verdict::Unknown,
-        Some(_) if mutant::on("bridge-compares-no-heads") => Verdict::InStep(position.published_seq),
         Some(chain) if chain != held.chain => Verdict::Apart(HaltReason::Diverged { seq: held.seq }),
         Some(_) => match held.seq.cmp(&position.published_seq) {
             std::cmp::Ordering::Equal => Verdict::InStep(held.seq),

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use spacetime_sync_proto::{Frame, Seq, mutant};
+use spacetime_sync_proto::{Frame, Seq};
 
 use super::{Batch, RawFrame, StreamStop};
 use crate::checkpoint::Checkpoint;
@@ -37,7 +37,7 @@ pub(super) fn take(
     recent: &VecDeque<Checkpoint>,
 ) -> Result<Intake, StreamStop> {
     let events = frame.claimed_events();
-    if frame.first_seq > cursor.seq.next() && !mutant::on("client-applies-over-a-hole") {
+    if frame.first_seq > cursor.seq.next() {
         return Ok(Intake::Hole);
     }
     let held = |known: &&Checkpoint| (frame.first_seq..=frame.last_seq).contains(&known.seq);
@@ -59,9 +59,6 @@ pub(super) fn take(
         });
     }
     for known in std::iter::once(cursor).chain(claim).chain(known_before) {
-        if mutant::on("client-skips-the-chain-check") {
-            break;
-        }
         if let Some(found) = checked.chain_at(known.seq).filter(|found| *found != known.chain_hash) {
             return Err(StreamStop::ChainMismatch {
                 seq: known.seq,
@@ -77,12 +74,7 @@ pub(super) fn take(
         seq: checked.last_seq(),
         chain_hash: checked.last_chain(),
     };
-    let after = if mutant::on("client-applies-duplicates") {
-        Seq::ZERO
-    } else {
-        cursor.seq
-    };
-    let events: Vec<_> = checked.into_events_after(after).collect();
+    let events: Vec<_> = checked.into_events_after(cursor.seq).collect();
     Ok(Intake::Next {
         repeated: repeated(seq, cursor.seq),
         batch: Batch {

@@ -4,7 +4,7 @@ mod recovery;
 
 use std::collections::VecDeque;
 
-use spacetime_sync_proto::{RefusalCode, Seq, mutant};
+use spacetime_sync_proto::{RefusalCode, Seq};
 
 use super::intake::{self, Intake};
 use super::{
@@ -326,15 +326,6 @@ impl Stream {
             Reads::Early | Reads::Confirmed => {}
         }
         let (after, head) = (reading.after, page.head);
-        if mutant::on("client-starts-at-the-head") && after.seq == Seq::ZERO {
-            self.cursor = head;
-            self.applied = head;
-        }
-        if mutant::on("client-clamps-to-the-head") && head.seq < after.seq {
-            self.cursor = head;
-            self.applied = head;
-            return Ok(());
-        }
         if head.seq < after.seq {
             return Err(StreamStop::AheadOfLane {
                 applied: after.seq,
@@ -358,7 +349,7 @@ impl Stream {
         let heard_since = self.known.filter(|known| Some(*known) > reading.known);
         self.known = Some(heard_since.unwrap_or(head.seq).max(head.seq).max(self.cursor.seq));
         self.fresh = true;
-        self.claim = Some(head).filter(|head| head.seq > self.cursor.seq && !mutant::on("client-takes-any-page"));
+        self.claim = Some(head).filter(|head| head.seq > self.cursor.seq);
         let (mut bytes, mut events) = (0, 0_u64);
         for frame in page.frames {
             bytes += frame.bytes.len() as u64;
@@ -514,9 +505,7 @@ impl Stream {
     /// Begins anew from what is saved, after a pause.
     fn try_again(&mut self, message: String, attempt: u32, effects: &mut Vec<Effect>) {
         if !self.is_stopped() {
-            if !mutant::on("client-goes-on-after-a-failure") {
-                self.cursor = self.applied;
-            }
+            self.cursor = self.applied;
             self.claim = None;
             self.asking = None;
             self.leave(Mode::Retrying { message }, effects);
@@ -585,8 +574,7 @@ impl Stream {
                 Some(_) | None => self.read(effects),
             },
             Mode::Live(_) | Mode::Renewing { .. } => {
-                let hole =
-                    self.known.is_some_and(|known| known > self.cursor.seq) && !mutant::on("client-pages-no-hole");
+                let hole = self.known.is_some_and(|known| known > self.cursor.seq);
                 counters.holes_paged += u64::from(hole);
                 if hole || std::mem::take(&mut self.doubtful) {
                     self.read(effects);

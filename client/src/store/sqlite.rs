@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
-use spacetime_sync_proto::{ChainHash, PayloadHash, Seq, StreamId, mutant};
+use spacetime_sync_proto::{ChainHash, PayloadHash, Seq, StreamId};
 
 use super::{CheckpointStore, CommitError, Effects, StoreError};
 use crate::checkpoint::Checkpoint;
@@ -381,7 +381,7 @@ impl SqliteStore {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(broken)?;
         let kept = read(path, &transaction, stream_id)?.unwrap_or_else(|| Checkpoint::start(stream_id));
-        if kept != *from && !mutant::on("store-overwrites-a-moved-checkpoint") {
+        if kept != *from {
             return Err(CommitError::Store(StoreError::Moved {
                 path: path.clone(),
                 stream_id: stream_id.clone(),
@@ -390,10 +390,6 @@ impl SqliteStore {
             }));
         }
         effects(&mut transaction).map_err(CommitError::Handler)?;
-        if mutant::on("store-saves-the-checkpoint-apart") {
-            transaction.commit().map_err(broken)?;
-            transaction = self.connection.transaction().map_err(broken)?;
-        }
         save(&transaction, stream_id, to).map_err(broken)?;
         transaction.commit().map_err(broken)
     }

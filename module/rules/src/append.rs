@@ -1,7 +1,7 @@
 //! May this frame be appended, and what of it is new?
 
 use bytes::Bytes;
-use spacetime_sync_proto::{ChainHash, Frame, FrameError, Refusal, RefusalCode, Seq, StreamId, mutant};
+use spacetime_sync_proto::{ChainHash, Frame, FrameError, Refusal, RefusalCode, Seq, StreamId};
 
 /// The end of a stream's log as it is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,20 +62,12 @@ pub fn decide(head: Head, request: Request, held: impl FnOnce(Seq) -> Option<Cha
         chain: frame.last_chain(),
     };
 
-    if frame.first_seq() > next && mutant::on("module-takes-a-gap") {
-        return Ok(Append::Extend {
-            first_seq: frame.first_seq(),
-            frame: bytes,
-            head: new_head,
-            last_at_us,
-        });
-    }
     if frame.first_seq() > next {
         let message = format!("the frame begins at seq {}, expected {next}", frame.first_seq());
         return Err(Refusal::new(RefusalCode::SeqGap, message).at_head(head.seq.get()));
     }
     if frame.first_seq() == next {
-        if frame.base_chain() != head.chain && !mutant::on("module-takes-another-chain") {
+        if frame.base_chain() != head.chain {
             let message = format!(
                 "the frame follows chain {} at seq {}, the log held ends with {}",
                 frame.base_chain(),
@@ -103,10 +95,7 @@ pub fn decide(head: Head, request: Request, held: impl FnOnce(Seq) -> Option<Cha
             let message = format!("seq {repeated_to} is older than what is held, so a repeat cannot be compared");
             Err(Refusal::new(RefusalCode::BelowWindow, message).at_head(head.seq.get()))
         }
-        Some(chain)
-            if frame.chain_at(repeated_to) != Some(chain)
-                && !mutant::on("module-takes-another-event-at-a-held-seq") =>
-        {
+        Some(chain) if frame.chain_at(repeated_to) != Some(chain) => {
             let message = format!("another event is held at or before seq {repeated_to}: its chain is {chain}");
             Err(Refusal::new(RefusalCode::EventConflict, message).at_head(head.seq.get()))
         }

@@ -1,6 +1,6 @@
 //! May this checkpoint be acknowledged?
 
-use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, mutant};
+use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq};
 
 use crate::append::Head;
 
@@ -23,7 +23,7 @@ pub fn decide(
     held: impl FnOnce(Seq) -> Option<ChainHash>,
 ) -> Result<Ack, Refusal> {
     if let Some((before, before_chain)) = previous {
-        if seq < before && !mutant::on("module-takes-acks-backwards") {
+        if seq < before {
             let message = format!("seq {before} was acknowledged before, {seq} is behind it");
             return Err(Refusal::new(RefusalCode::CheckpointBehind, message).at_head(head.seq.get()));
         }
@@ -31,13 +31,13 @@ pub fn decide(
             return Ok(Ack::Repeated);
         }
     }
-    if seq > head.seq && !mutant::on("module-takes-acks-past-the-head") {
+    if seq > head.seq {
         let message = format!("seq {seq} is past the head {}", head.seq);
         return Err(Refusal::new(RefusalCode::CheckpointAhead, message).at_head(head.seq.get()));
     }
     let expected = if seq == head.seq { Some(head.chain) } else { held(seq) };
     match expected {
-        Some(expected) if expected != chain && !mutant::on("module-takes-acks-of-another-log") => {
+        Some(expected) if expected != chain => {
             let message = format!("the chain at seq {seq} is {expected}, the checkpoint says {chain}");
             Err(Refusal::new(RefusalCode::ChainMismatch, message).at_head(head.seq.get()))
         }

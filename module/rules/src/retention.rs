@@ -1,7 +1,5 @@
 //! What of a stream's log leaves its window.
 
-use spacetime_sync_proto::mutant;
-
 /// How much of a stream is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
@@ -14,9 +12,6 @@ pub struct Window {
 impl Window {
     /// The last position that is past the count; 0 if none is.
     pub fn past_count(&self, head_seq: u64) -> u64 {
-        if mutant::on("module-sweeps-the-whole-window") {
-            return head_seq;
-        }
         head_seq.saturating_sub(self.events)
     }
 

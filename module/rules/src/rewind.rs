@@ -1,6 +1,6 @@
 //! How a held log is made to end where the authority's does.
 
-use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, mutant};
+use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq};
 
 use crate::append::Head;
 
@@ -42,9 +42,7 @@ pub fn decide(held: Held, target: Head, there: Option<ChainHash>, most: u64) -> 
     if held.head == target {
         return Step::Done;
     }
-    let keeps = target.seq >= held.floor
-        && target.seq < held.head.seq
-        && (there == Some(target.chain) || mutant::on("module-rewinds-on-any-chain"));
+    let keeps = target.seq >= held.floor && target.seq < held.head.seq && there == Some(target.chain);
     let floor = if keeps { target.seq } else { held.floor };
     if held.head.seq == floor {
         return Step::Begin;

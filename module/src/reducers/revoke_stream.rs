@@ -1,6 +1,5 @@
 //! Takes the right to read a stream away. Delivery ends with this transaction, on live connections too.
 
-use spacetime_sync_proto::mutant;
 use spacetimedb::{Identity, ReducerContext, reducer};
 
 use crate::access::{grant_row, operator, take};
@@ -12,9 +11,7 @@ pub fn revoke_stream(ctx: &ReducerContext, identity: Identity, stream_id: String
     let row = trust_row(ctx)?;
     operator(ctx, &row)?;
     let stream_key = row.stream_key(&parse_stream_id(&stream_id)?)?;
-    if let Some(grant) = grant_row(ctx, identity, stream_key)
-        && !mutant::on("module-revocation-keeps-grants")
-    {
+    if let Some(grant) = grant_row(ctx, identity, stream_key) {
         take(ctx, &grant);
     }
     Ok(())

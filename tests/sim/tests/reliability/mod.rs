@@ -1,4 +1,3 @@
 //! What proves that nothing is lost.
 
-mod release;
 mod sim;
