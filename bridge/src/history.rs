@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, PageFrame, Snapshot};
-use spacetime_sync_proto::{ChainHash, Event, Label, RefusalCode, Seq, StaleCursor, StaleReason, StreamId, limit};
+use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, Snapshot};
+use spacetime_sync_proto::{
+    ChainHash, Event, FrameRow, Label, RefusalCode, Seq, StaleCursor, StaleReason, StreamId, limit,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -144,11 +146,11 @@ pub fn page(
                 "seq {end} is not what the stream's row says of its head"
             )));
         }
-        frames.push(PageFrame {
+        frames.push(FrameRow {
             first_seq: prepared.first_seq,
             last_seq: prepared.last_seq,
             base_chain: prepared.base_chain,
-            frame: prepared.frame,
+            bytes: prepared.frame,
         });
     }
     if end > extent.head_seq {

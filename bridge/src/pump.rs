@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{ChainHash, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Seq, StreamId, StreamProgress};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::auth::Issuer;
-use crate::authority::{Authority, AuthorityError, Leadership, StreamPosition};
+use crate::authority::{Authority, AuthorityError, Leadership};
 use crate::config::Config;
 use crate::core::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, prepare};
 use crate::history::Histories;
@@ -183,7 +183,7 @@ enum Ended {
 /// What tasks tell the pump.
 enum News {
     Input(Input),
-    Polled(Result<Vec<StreamPosition>, AuthorityError>, Duration),
+    Polled(Result<Vec<StreamProgress>, AuthorityError>, Duration),
     Woken,
     Connected(Result<Connected, StdbError>),
     /// An operator has put things right: everything is compared anew.
@@ -451,7 +451,7 @@ impl<'a> Pump<'a> {
 
     fn polled(
         &mut self,
-        positions: Result<Vec<StreamPosition>, AuthorityError>,
+        positions: Result<Vec<StreamProgress>, AuthorityError>,
         took: Duration,
         effects: &mut Vec<Effect>,
     ) {

@@ -11,11 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use spacetime_sync_proto::{Event, PayloadHash, StreamId};
+use spacetime_sync_proto::{Event, PayloadHash, Position, StreamId};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::apply::{ApplyFailure, Batch, Beginning};
-use crate::checkpoint::Checkpoint;
 use crate::error::{ErrorClass, HandlerError};
 use crate::store::{CheckpointStore, CommitError, StoreError};
 
@@ -89,8 +88,8 @@ pub(crate) struct Outcome {
 
 #[derive(Debug, PartialEq)]
 pub(crate) enum Applied {
-    To(Checkpoint),
-    BegunAnew(Checkpoint),
+    To(Position),
+    BegunAnew(Position),
     Dropped,
     Failed(ApplyFailure),
     StoreFailed(StoreError),
@@ -108,7 +107,7 @@ impl Applier {
     pub(crate) fn start<S: CheckpointStore, H: Handler<S>>(
         store: S,
         handler: H,
-        streams: Vec<(StreamId, Checkpoint)>,
+        streams: Vec<(StreamId, Position)>,
         bounds: BatchBounds,
     ) -> std::io::Result<Self> {
         let (jobs, incoming) = std::sync::mpsc::channel();
@@ -165,7 +164,7 @@ pub(crate) struct BatchBounds {
 
 struct StreamQueue {
     id: StreamId,
-    applied: Checkpoint,
+    applied: Position,
     queue: VecDeque<Work>,
 }
 
@@ -246,9 +245,9 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         };
         // What comes before the altered payload is good.
         if let Some(last) = events[..bad].last() {
-            let to = Checkpoint {
+            let to = Position {
                 seq: last.seq,
-                chain_hash: last.chain_hash,
+                chain: last.chain_hash,
             };
             match self.apply(stream, to, &events[..bad]) {
                 Applied::To(to) => self.tell(stream, 0, Applied::To(to))?,
@@ -268,7 +267,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             .map_err(|_| Gone)
     }
 
-    fn apply(&mut self, stream: usize, to: Checkpoint, events: &[Event]) -> Applied {
+    fn apply(&mut self, stream: usize, to: Position, events: &[Event]) -> Applied {
         let queue = &mut self.streams[stream];
         let (store, handler) = (&mut self.store, &mut self.handler);
         let mut panicked = None;

@@ -1,12 +1,11 @@
 //! The handle that an application holds.
 
-use spacetime_sync_proto::StreamId;
+use spacetime_sync_proto::{Position, StreamId};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::applier::{Applier, BatchBounds, Handler};
-use crate::checkpoint::Checkpoint;
 use crate::config::ClientConfig;
 use crate::engine::Engine;
 use crate::error::{PresenceError, StartError};
@@ -43,8 +42,8 @@ impl SyncClient {
         let streams = config
             .streams
             .iter()
-            .map(|id| Ok((id.clone(), store.load(id)?.unwrap_or_else(|| Checkpoint::start(id)))))
-            .collect::<Result<Vec<(StreamId, Checkpoint)>, StartError>>()?;
+            .map(|id| Ok((id.clone(), store.load(id)?.unwrap_or_else(|| Position::start(id)))))
+            .collect::<Result<Vec<(StreamId, Position)>, StartError>>()?;
         let bounds = BatchBounds {
             events: config.limits.batch_events,
             bytes: config.limits.batch_bytes,

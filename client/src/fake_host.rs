@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use spacetime_sync_bindings::{EventPage, SessionPresence, StreamGrant, SyncContract, SyncEvent};
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::page::{self, PageFrame, Snapshot};
-use spacetime_sync_proto::{PayloadHash, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId};
+use spacetime_sync_proto::page::{self, Snapshot};
+use spacetime_sync_proto::{FrameRow, PayloadHash, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId};
 use spacetimedb_sdk::__codegen::__lib::{bsatn, de, ser};
 use spacetimedb_sdk::__codegen::__ws::common::{QuerySetId, RowSizeHint};
 use spacetimedb_sdk::__codegen::__ws::v2::*;
@@ -155,7 +155,7 @@ impl FakeHost {
             state.document = Some(Snapshot {
                 doc_key: "doc".to_owned(),
                 seq: at.seq,
-                chain_hash: at.chain_hash,
+                chain_hash: at.chain,
                 payload_hash: PayloadHash::of(if altered { b"another" } else { &payload }),
                 payload,
             });
@@ -379,7 +379,7 @@ impl State {
         }
         if after > head.seq.get() {
             reason_codes.push(StaleReason::AheadOfHead);
-        } else if self.log.at(after).chain_hash.to_string().replace(':', "%3A") != chain {
+        } else if self.log.at(after).chain.to_string().replace(':', "%3A") != chain {
             reason_codes.push(StaleReason::ChainMismatch);
         }
         let floor = self.log.at(self.floor);
@@ -389,7 +389,7 @@ impl State {
                 stream_id,
                 requested_after_seq: Seq::new(after).unwrap(),
                 oldest_available_cursor: floor.seq,
-                oldest_available_chain: floor.chain_hash,
+                oldest_available_chain: floor.chain,
                 head_cursor: head.seq,
                 reason_codes,
                 replay_lag: head.seq.get().saturating_sub(after),
@@ -401,16 +401,16 @@ impl State {
         // Few at a time, so that it takes some.
         let frames = (after + 1..=head.seq.get()).take(10).map(|seq| {
             let frame = self.log.frame(seq, seq);
-            PageFrame {
+            FrameRow {
                 first_seq: frame.first_seq,
                 last_seq: frame.last_seq,
                 base_chain: frame.base_chain,
-                frame: frame.bytes,
+                bytes: frame.bytes,
             }
         });
         let page = page::EventPage {
             head_seq: head.seq,
-            head_chain: head.chain_hash,
+            head_chain: head.chain,
             oldest_seq: floor.seq.next(),
             frames: frames.collect(),
         };
@@ -599,7 +599,7 @@ impl Connection {
         Ok(EventPage {
             stream_key: KEY,
             head_seq: head.seq.get(),
-            head_chain: u256::from_be_bytes(*head.chain_hash.as_bytes()),
+            head_chain: u256::from_be_bytes(*head.chain.as_bytes()),
             durable_reads,
             oldest_seq: swept + 1,
             frames: if asked.after_seq < swept {

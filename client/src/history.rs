@@ -9,10 +9,9 @@ use reqwest::{StatusCode, Url};
 use serde::de::DeserializeOwned;
 use spacetime_sync_proto::access::{Incompatible, TokenRefusal};
 use spacetime_sync_proto::page::{DOCUMENT_BYTES, EventPage, PROTOBUF, STREAMS_PATH, Snapshot, path_segment};
-use spacetime_sync_proto::{Refusal, RefusalCode, StaleCursor, StreamId, limit};
+use spacetime_sync_proto::{Position, Refusal, RefusalCode, StaleCursor, StreamId, limit};
 
-use crate::apply::{Page, RawFrame};
-use crate::checkpoint::Checkpoint;
+use crate::apply::Page;
 use crate::config::{ClientConfig, History};
 use crate::credential::{Credential, bridge_url, read_up_to};
 use crate::error::ConfigError;
@@ -28,7 +27,7 @@ const DOCUMENT_ANSWER_BYTES: usize = DOCUMENT_BYTES + ENVELOPE_BYTES;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Question {
     /// What follows a position.
-    Events(Checkpoint),
+    Events(Position),
     /// The document that stands for what is gone.
     Document,
 }
@@ -117,7 +116,7 @@ impl Source {
                 url.set_path(&format!("{base}{STREAMS_PATH}/{name}/events"));
                 url.query_pairs_mut()
                     .append_pair("after", &after.seq.to_string())
-                    .append_pair("chain", &after.chain_hash.to_string());
+                    .append_pair("chain", &after.chain.to_string());
             }
             Question::Document => url.set_path(&format!("{base}{STREAMS_PATH}/{name}/snapshot")),
         }
@@ -174,21 +173,15 @@ fn read(stream_id: &StreamId, question: Question, status: StatusCode, headers: &
 }
 
 fn raw(page: EventPage) -> Page {
-    let frame = |frame: spacetime_sync_proto::page::PageFrame| RawFrame {
-        first_seq: frame.first_seq,
-        last_seq: frame.last_seq,
-        base_chain: frame.base_chain,
-        bytes: frame.frame,
-    };
     Page {
-        head: Checkpoint {
+        head: Position {
             seq: page.head_seq,
-            chain_hash: page.head_chain,
+            chain: page.head_chain,
         },
         oldest_seq: page.oldest_seq,
         // What the authority says is durable, on whatever connection the lane is read.
         durable_reads: false,
-        frames: page.frames.into_iter().map(frame).collect(),
+        frames: page.frames,
     }
 }
 
@@ -217,10 +210,10 @@ mod tests {
         StreamId::new("user:7:a/b%c").unwrap()
     }
 
-    fn after() -> Checkpoint {
-        Checkpoint {
+    fn after() -> Position {
+        Position {
             seq: Seq::new(7).unwrap(),
-            chain_hash: ChainHash::from_bytes([0xab; 32]),
+            chain: ChainHash::from_bytes([0xab; 32]),
         }
     }
 
@@ -287,7 +280,7 @@ mod tests {
             stream_id: stream(),
             requested_after_seq: after().seq,
             oldest_available_cursor: Seq::new(9).unwrap(),
-            oldest_available_chain: after().chain_hash,
+            oldest_available_chain: after().chain,
             head_cursor: Seq::new(20).unwrap(),
             reason_codes: vec![StaleReason::RetentionFloorBreach],
             replay_lag: 13,

@@ -43,7 +43,6 @@ pub mod status;
 pub mod store;
 
 mod applier;
-mod checkpoint;
 mod client;
 mod engine;
 #[cfg(test)]
@@ -55,11 +54,12 @@ pub use applier::Handler;
 #[doc(hidden)]
 pub use applier::Stepped;
 pub use apply::{Beginning, Counters, Rung, StreamStop};
-pub use checkpoint::Checkpoint;
 pub use client::SyncClient;
 pub use config::{Backoff, ClientConfig, History, Limits, Reads, StaleAnswer, WithoutDocument};
 pub use credential::{AccessToken, Credential, HttpTokens, TokenError, TokenFuture, TokenProvider, WantedToken};
 pub use error::{ConfigError, ErrorClass, HandlerError, PresenceError, StartError};
+#[doc(hidden)]
+pub use link::frame_row;
 pub use presence::{OfflineReason, Presence, PresenceHandle, PresenceKey, PresenceStatus, Presences, SeenPresence};
 pub use status::{Disconnect, Phase, Status, StopReason, StreamPhase, StreamStatus, TokenStatus};
 pub use store::{CheckpointStore, CommitError, Effects, SqliteStore, StoreError};
@@ -68,5 +68,6 @@ pub use rusqlite;
 pub use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern};
 pub use spacetime_sync_proto::page::Snapshot;
 pub use spacetime_sync_proto::{
-    ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId,
+    ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Position, Refusal, RefusalCode, Seq, StaleCursor, StaleReason,
+    StreamId,
 };

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use spacetime_sync_proto::access::{Incompatible, StreamPattern};
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{Position, Refusal, RefusalCode, Seq, StreamId};
 
 use crate::apply::{Counters, Rung, StreamStop};
-use crate::checkpoint::Checkpoint;
 use crate::credential::TokenError;
 use crate::error::ErrorClass;
 use crate::store::StoreError;
@@ -94,7 +93,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq)]
 pub struct StreamStatus {
     /// What is applied and saved.
-    pub applied: Checkpoint,
+    pub applied: Position,
     /// The head, as last heard of; none before the first time.
     pub head: Option<Seq>,
     /// What the stream is doing.

@@ -2,8 +2,7 @@
 
 use bytes::Bytes;
 use spacetime_sync_proto::retention::class_of;
-use spacetime_sync_proto::{ChainHash, Frame, Seq, StreamId, limit};
-use spacetime_sync_rules::append::Head;
+use spacetime_sync_proto::{ChainHash, Frame, Position, Seq, StreamId, limit};
 use spacetime_sync_rules::stream_key;
 use spacetime_sync_rules::trust::{Trust, not_configured};
 use spacetimedb::sats::u256;
@@ -54,10 +53,10 @@ pub fn seq_from_column(column: u64) -> Seq {
     Seq::new(column).unwrap_or(Seq::MAX)
 }
 
-pub fn head(ctx: &ReducerContext, stream_key: u64, stream_id: &StreamId) -> Head {
+pub fn head(ctx: &ReducerContext, stream_key: u64, stream_id: &StreamId) -> Position {
     match ctx.db.sync_head().stream_key().find(stream_key) {
-        None => Head::empty(stream_id),
-        Some(row) => Head {
+        None => Position::start(stream_id),
+        Some(row) => Position {
             seq: seq_from_column(row.head_seq),
             chain: chain_from_column(row.head_chain),
         },

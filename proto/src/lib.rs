@@ -1,7 +1,7 @@
 //! The contract of the lane: what authority, bridge, module and client must agree on, and nothing else.
 //!
 //! Ids and limits ([`id`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
-//! pages of the authority's log ([`page`]), the closed set of refusal codes ([`refusal`]), cursors that lead nowhere
+//! positions and frame rows ([`position`]), pages of the authority's log ([`page`]), the closed set of refusal codes ([`refusal`]), cursors that lead nowhere
 //! ([`stale`]), who may see and do what ([`access`]) and the contract's own version ([`contract`]).
 //! No IO, no clock, no runtime: it builds for `wasm32-unknown-unknown` as it does for a desktop.
 
@@ -13,6 +13,7 @@ pub mod hash;
 pub mod id;
 pub mod limit;
 pub mod page;
+pub mod position;
 pub mod refusal;
 pub mod retention;
 pub mod stale;
@@ -21,6 +22,7 @@ pub use event::Event;
 pub use frame::{Frame, FrameError};
 pub use hash::{ChainHash, PayloadHash};
 pub use id::{IdempotencyKey, InvalidId, Kind, Label, Seq, StreamId};
+pub use position::{FrameRow, Position, StreamProgress};
 pub use refusal::{Refusal, RefusalCode};
 pub use stale::{StaleCursor, StaleReason};
 

@@ -9,6 +9,7 @@ use prost::Message;
 
 use crate::hash::{ChainHash, PayloadHash};
 use crate::id::{Seq, StreamId};
+use crate::position::FrameRow;
 use crate::wire;
 
 /// Where streams are read from the authority.
@@ -29,19 +30,6 @@ pub fn path_segment(stream_id: &StreamId) -> Option<String> {
     (!matches!(name, "." | "..")).then(|| name.replace('%', "%25").replace('/', "%2F"))
 }
 
-/// Consecutive events, as they are cut.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PageFrame {
-    /// Position of the first event.
-    pub first_seq: Seq,
-    /// Position of the last event.
-    pub last_seq: Seq,
-    /// Chain hash before the first event.
-    pub base_chain: ChainHash,
-    /// The encoded events.
-    pub frame: Bytes,
-}
-
 /// A part of a stream's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventPage {
@@ -52,7 +40,7 @@ pub struct EventPage {
     /// Position of the first event that is kept.
     pub oldest_seq: Seq,
     /// Consecutive frames. The first one holds the event after the position asked for.
-    pub frames: Vec<PageFrame>,
+    pub frames: Vec<FrameRow>,
 }
 
 /// What stands for a stream's events up to a position.
@@ -105,11 +93,11 @@ fn malformed(error: prost::DecodeError) -> PageError {
 impl EventPage {
     /// The bytes that cross the wire.
     pub fn encode(&self) -> Bytes {
-        let frame = |frame: &PageFrame| wire::PageFrame {
+        let frame = |frame: &FrameRow| wire::PageFrame {
             first_seq: frame.first_seq.get(),
             last_seq: frame.last_seq.get(),
             base_chain: Bytes::copy_from_slice(frame.base_chain.as_bytes()),
-            frame: frame.frame.clone(),
+            frame: frame.bytes.clone(),
         };
         let page = wire::EventPage {
             head_seq: self.head_seq.get(),
@@ -124,11 +112,11 @@ impl EventPage {
     pub fn decode(bytes: Bytes) -> Result<Self, PageError> {
         let page = wire::EventPage::decode(bytes).map_err(malformed)?;
         let frame = |frame: wire::PageFrame| {
-            Ok(PageFrame {
+            Ok(FrameRow {
                 first_seq: seq(frame.first_seq)?,
                 last_seq: seq(frame.last_seq)?,
                 base_chain: chain(&frame.base_chain)?,
-                frame: frame.frame,
+                bytes: frame.frame,
             })
         };
         Ok(Self {
@@ -191,11 +179,11 @@ mod tests {
             head_seq: at(9),
             head_chain: ChainHash::from_bytes([1; 32]),
             oldest_seq: at(2),
-            frames: vec![PageFrame {
+            frames: vec![FrameRow {
                 first_seq: at(3),
                 last_seq: at(4),
                 base_chain: ChainHash::from_bytes([2; 32]),
-                frame: Bytes::from_static(b"ab"),
+                bytes: Bytes::from_static(b"ab"),
             }],
         }
     }

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, Seq, StreamId, StreamProgress};
 use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::time::timeout;
@@ -52,19 +52,6 @@ use is_name;
 
 /// How long applying the migrations may take.
 const MIGRATE_LIMIT: Duration = Duration::from_secs(600);
-
-/// A stream and its two heads in the authority.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamPosition {
-    /// The stream.
-    pub stream_id: StreamId,
-    /// Its last seq.
-    pub head_seq: Seq,
-    /// Up to where SpacetimeDB is known to hold it durably.
-    pub published_seq: Seq,
-    /// The position before the first event that is kept here.
-    pub floor_seq: Seq,
-}
 
 /// What became of [`Authority::advance_published`]. Streams in neither list are at or past what was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -154,7 +141,7 @@ impl Authority {
         &self,
         after: Option<&StreamId>,
         limit: usize,
-    ) -> Result<Vec<StreamPosition>, AuthorityError> {
+    ) -> Result<Vec<StreamProgress>, AuthorityError> {
         self.positions(
             "dirty_streams",
             concat!(
@@ -174,7 +161,7 @@ impl Authority {
         &self,
         after: Option<&StreamId>,
         limit: usize,
-    ) -> Result<Vec<StreamPosition>, AuthorityError> {
+    ) -> Result<Vec<StreamProgress>, AuthorityError> {
         self.positions(
             "streams_after",
             concat!(
@@ -205,7 +192,7 @@ impl Authority {
     }
 
     /// The heads of one stream; none if nothing was ever appended to it.
-    pub async fn position(&self, stream_id: &StreamId) -> Result<Option<StreamPosition>, AuthorityError> {
+    pub async fn position(&self, stream_id: &StreamId) -> Result<Option<StreamProgress>, AuthorityError> {
         let found = self
             .connections
             .run("position", async |connection| {
@@ -228,7 +215,7 @@ impl Authority {
         sql: &'static str,
         after: Option<&StreamId>,
         limit: usize,
-    ) -> Result<Vec<StreamPosition>, AuthorityError> {
+    ) -> Result<Vec<StreamProgress>, AuthorityError> {
         self.connections
             .run(what, async |connection| {
                 let rows = sqlx::query(sql)
@@ -506,7 +493,7 @@ fn stream_id(text: &str) -> Result<StreamId, CallError> {
     })
 }
 
-fn position(row: &sqlx::postgres::PgRow) -> Result<StreamPosition, CallError> {
+fn position(row: &sqlx::postgres::PgRow) -> Result<StreamProgress, CallError> {
     let stream_id = stream_id(row.try_get(0)?)?;
     let seq = |value: i64, what| {
         Seq::from_sql(value).ok_or_else(|| {
@@ -517,7 +504,7 @@ fn position(row: &sqlx::postgres::PgRow) -> Result<StreamPosition, CallError> {
             })
         })
     };
-    Ok(StreamPosition {
+    Ok(StreamProgress {
         head_seq: seq(row.try_get(1)?, "a head_seq")?,
         published_seq: seq(row.try_get(2)?, "a published_seq")?,
         floor_seq: seq(row.try_get(3)?, "an oldest_seq")?,

@@ -13,14 +13,12 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId, StreamProgress};
 
 pub use prepare::{Prepared, prepare};
-pub use reconcile::{Held, Verdict, reconcile};
+pub use reconcile::{Verdict, reconcile};
 pub use stream::HaltReason;
 use stream::{Drain, Mode, Stream};
-
-use crate::authority::StreamPosition;
 
 /// Bounds of what is under way at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +53,7 @@ pub enum Input {
     /// The link is given up because an operator has put things right: what was halted is looked at anew.
     Anew,
     /// The authority says where these streams stand.
-    Positions(Vec<StreamPosition>),
+    Positions(Vec<StreamProgress>),
     /// A page was read and prepared.
     Page {
         /// When it was asked for.
@@ -354,7 +352,7 @@ impl Core {
         self.bytes = 0;
     }
 
-    fn found(&mut self, position: StreamPosition) {
+    fn found(&mut self, position: StreamProgress) {
         if self.link.is_none() {
             return;
         }

@@ -1,18 +1,8 @@
 //! What SpacetimeDB holds of a stream against what the authority knows.
 
-use spacetime_sync_proto::{ChainHash, Seq};
+use spacetime_sync_proto::{ChainHash, Position, Seq, StreamProgress};
 
 use super::HaltReason;
-use crate::authority::StreamPosition;
-
-/// The head of a stream as SpacetimeDB holds it, durably.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
-    /// Its last seq; 0 if it holds nothing.
-    pub seq: Seq,
-    /// Its chain hash there.
-    pub chain: ChainHash,
-}
 
 /// What follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +24,8 @@ pub enum Verdict {
 /// Compares. `chain_there` is the authority's chain hash at `held.seq`, none if its log ends before; `window` is how many of
 /// the newest events SpacetimeDB holds, none if it holds all.
 pub fn reconcile(
-    position: &StreamPosition,
-    held: Held,
+    position: &StreamProgress,
+    held: Position,
     chain_there: Option<ChainHash>,
     window: Option<u64>,
 ) -> Verdict {
@@ -70,7 +60,7 @@ mod tests {
     fn every_pair_of_heads_has_its_verdict() {
         let seq = |value| Seq::new(value).unwrap();
         let chain = |value| ChainHash::from_bytes([value; 32]);
-        let position = |floor| StreamPosition {
+        let position = |floor| StreamProgress {
             stream_id: StreamId::new("s").unwrap(),
             head_seq: seq(9),
             published_seq: seq(5),
@@ -99,7 +89,7 @@ mod tests {
             (5, 5, None, 0, None, Verdict::Unknown),
             (12, 12, None, 0, Some(1), Verdict::Apart(HaltReason::AheadOfAuthority)),
         ] {
-            let held = Held {
+            let held = Position {
                 seq: seq(held),
                 chain: chain(theirs),
             };

@@ -4,10 +4,9 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use spacetime_sync_proto::{ChainHash, Refusal, Seq};
+use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamProgress};
 
 use super::{CallId, Prepared};
-use crate::authority::StreamPosition;
 
 /// Most frames of one stream that are read and not yet sent: enough to keep sending while the next page is read.
 const READY_FRAMES: usize = 8;
@@ -135,7 +134,7 @@ impl Stream {
     }
 
     /// The authority's word on where the stream stands.
-    pub(super) fn found(&mut self, position: &StreamPosition) {
+    pub(super) fn found(&mut self, position: &StreamProgress) {
         self.wanted = self.wanted.max(position.head_seq);
         if position.published_seq <= self.read {
             self.set_back = false;

@@ -1,5 +1,6 @@
 use super::*;
 use bytes::Bytes;
+use spacetime_sync_proto::StreamProgress;
 
 const LIMITS: Limits = Limits {
     reads: 2,
@@ -65,7 +66,7 @@ impl Bench {
     }
 
     fn found(&mut self, name: &str, published: u64, head: u64) -> Vec<Effect> {
-        self.step(Input::Positions(vec![StreamPosition {
+        self.step(Input::Positions(vec![StreamProgress {
             stream_id: stream(name),
             head_seq: seq(head),
             published_seq: seq(published),

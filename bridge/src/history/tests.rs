@@ -175,7 +175,7 @@ fn a_page_is_cut_into_frames_that_lead_to_the_head() {
     let mut after = at(40);
     for frame in &page.frames {
         assert_eq!(frame.first_seq, after.next());
-        let read = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.frame.clone()).unwrap();
+        let read = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone()).unwrap();
         assert_eq!(read.last_seq(), frame.last_seq);
         assert_eq!(read.last_chain(), chain(&log, frame.last_seq.get()));
         after = frame.last_seq;
@@ -203,7 +203,7 @@ fn a_page_of_large_events_ends_where_it_is_large_enough() {
         snapshot_seq: None,
     };
     let page = page(&extent, at(0), chain(&log, 0), &log, 256 * 1024).unwrap();
-    let bytes: usize = page.frames.iter().map(|frame| frame.frame.len()).sum();
+    let bytes: usize = page.frames.iter().map(|frame| frame.bytes.len()).sum();
     assert!(bytes <= limit::PAGE_BYTES && page.frames.last().unwrap().last_seq < at(40));
 }
 

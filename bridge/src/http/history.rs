@@ -167,7 +167,7 @@ fn readable(page: &EventPage) -> Result<Value, Denial> {
     let mut events = Vec::new();
     for frame in &page.frames {
         // We have just encoded it.
-        let read = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.frame.clone());
+        let read = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone());
         let read = read.map_err(|_| Denial::unavailable("the page cannot be shown as JSON"))?;
         events.extend(read.into_events_after(Seq::ZERO).map(|event| {
             serde_json::json!({

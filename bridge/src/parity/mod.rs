@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use rand::Rng;
 use serde::Serialize;
-use spacetime_sync_proto::{ChainHash, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Seq, StreamId, StreamProgress};
 
-use crate::authority::{Authority, AuthorityError, StreamPosition};
+use crate::authority::{Authority, AuthorityError};
 use crate::stdb::StdbError;
 use crate::stdb::link::Link;
 
@@ -142,7 +142,7 @@ impl Parity<'_> {
         let mut round = Round::default();
         let mut streams = Vec::new();
         loop {
-            let after = streams.last().map(|position: &StreamPosition| &position.stream_id);
+            let after = streams.last().map(|position: &StreamProgress| &position.stream_id);
             let page = self.authority.streams_after(after, STREAMS).await?;
             let last = page.len() < STREAMS;
             streams.extend(page);
@@ -252,8 +252,8 @@ fn mismatch(party: Party, stream_id: &StreamId, seq: Seq, what: String) -> Misma
 
 /// Which events are compared, by stream; none stands for all of a stream. Only what is published, so that SpacetimeDB is
 /// known to hold it, and what the authority still has.
-fn chosen(streams: &[StreamPosition], extent: Extent) -> Vec<(StreamId, Option<Vec<Seq>>)> {
-    let published = |position: &StreamPosition| position.published_seq.min(position.head_seq).since(position.floor_seq);
+fn chosen(streams: &[StreamProgress], extent: Extent) -> Vec<(StreamId, Option<Vec<Seq>>)> {
+    let published = |position: &StreamProgress| position.published_seq.min(position.head_seq).since(position.floor_seq);
     let events: u64 = streams.iter().map(published).sum();
     let count = match extent {
         Extent::Sample(count) if count < events => count,
@@ -293,8 +293,8 @@ fn chosen(streams: &[StreamPosition], extent: Extent) -> Vec<(StreamId, Option<V
 mod tests {
     use super::*;
 
-    fn position(name: &str, head: u64, published: u64) -> StreamPosition {
-        StreamPosition {
+    fn position(name: &str, head: u64, published: u64) -> StreamProgress {
+        StreamProgress {
             floor_seq: Seq::ZERO,
             stream_id: StreamId::new(name).unwrap(),
             head_seq: Seq::new(head).unwrap(),
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_sample_is_spread_over_all_that_is_published_and_kept_and_nothing_else() {
-        let purged = StreamPosition {
+        let purged = StreamProgress {
             floor_seq: Seq::new(500).unwrap(),
             ..position("d", 1_500, 1_500)
         };

@@ -1,12 +1,12 @@
 //! Comparing what SpacetimeDB holds with the authority: all streams when a link is made, one when its calls fail.
 
-use spacetime_sync_proto::{Seq, StreamId};
+use spacetime_sync_proto::{Seq, StreamId, StreamProgress};
 use tokio::sync::mpsc;
 
 use super::ledger::Handle;
 use super::policy::Policy;
 use super::{News, chain};
-use crate::authority::{Authority, AuthorityError, StreamPosition};
+use crate::authority::{Authority, AuthorityError};
 use crate::core::{Input, Verdict, reconcile};
 use crate::stdb::StdbError;
 use crate::stdb::link::Link;
@@ -111,7 +111,7 @@ pub(super) async fn learn(
         .map_err(|error| chain(&error))?;
     let held = *heads.first().ok_or("no head came back")?;
     let position = authority.position(stream_id).await.map_err(|error| chain(&error))?;
-    let position = position.unwrap_or(StreamPosition {
+    let position = position.unwrap_or(StreamProgress {
         stream_id: stream_id.clone(),
         head_seq: Seq::ZERO,
         published_seq: Seq::ZERO,

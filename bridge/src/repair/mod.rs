@@ -11,10 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
-use spacetime_sync_proto::{ChainHash, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Position, RefusalCode, Seq, StreamId, StreamProgress};
 
-use crate::authority::{Authority, AuthorityError, StreamPosition};
-use crate::core::Held;
+use crate::authority::{Authority, AuthorityError};
 use crate::stdb::StdbError;
 use crate::stdb::link::Link;
 use crate::stdb::upkeep::HeldStream;
@@ -122,7 +121,7 @@ pub struct Report {
 struct Pair {
     stream_id: StreamId,
     /// None if the authority has nothing of it.
-    position: Option<StreamPosition>,
+    position: Option<StreamProgress>,
     /// None if SpacetimeDB has nothing of it.
     held: Option<HeldStream>,
 }
@@ -251,7 +250,7 @@ impl Sides {
             None => HeldStream {
                 stream_id: pair.stream_id.clone(),
                 oldest_seq: Seq::ZERO.next(),
-                head: Held {
+                head: Position {
                     seq: Seq::ZERO,
                     chain: ChainHash::genesis(&pair.stream_id),
                 },

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use spacetime_sync_bindings::{DbConnection, RemoteProcedures, RemoteReducers, append_sync_events, read_heads};
 use spacetime_sync_proto::access::Window;
-use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Position, Refusal, RefusalCode, Seq, StreamId};
 use spacetimedb_sdk::__codegen::InternalError;
 use spacetimedb_sdk::{Compression, DbContext};
 use tokio::sync::{mpsc, oneshot};
@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::admin::Admin;
 use super::tokens::TokenSource;
 use super::{StdbError, chain_from_column, chain_to_column};
-use crate::core::{CallId, Held, Prepared, foreign_refusal};
+use crate::core::{CallId, Prepared, foreign_refusal};
 
 /// How long an answer to a call may take that appends nothing.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
@@ -200,7 +200,7 @@ impl Link {
     }
 
     /// The heads of streams as SpacetimeDB durably holds them, in the order asked for.
-    pub async fn heads(&self, stream_ids: &[StreamId]) -> Result<Vec<Held>, StdbError> {
+    pub async fn heads(&self, stream_ids: &[StreamId]) -> Result<Vec<Position>, StdbError> {
         let (answer, answered) = oneshot::channel();
         let names = stream_ids
             .iter()
@@ -221,7 +221,7 @@ impl Link {
             } else {
                 chain_from_column(report.head_chain)
             };
-            Held { seq, chain }
+            Position { seq, chain }
         };
         Ok(stream_ids.iter().zip(&reports).map(held).collect())
     }

@@ -4,14 +4,13 @@ use spacetime_sync_bindings::{
     EventPage, RemoteProcedures, RemoteReducers, RetentionRule, StreamReport, mark_epoch, read_events, read_streams,
     rewind_stream, set_retention,
 };
-use spacetime_sync_proto::{ChainHash, Frame, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Frame, Position, Refusal, RefusalCode, Seq, StreamId};
 use spacetimedb_sdk::__codegen::InternalError;
 use tokio::sync::oneshot;
 
 use super::link::Link;
 use super::{StdbError, chain_from_column, chain_to_column};
 use crate::authority::{Beat, RetentionClass};
-use crate::core::Held;
 
 /// What a call brought, before it is known whether a refusal of ours is in it.
 type Outcome<T> = Result<Result<T, String>, InternalError>;
@@ -24,7 +23,7 @@ pub struct HeldStream {
     /// The first event held; one past the head if none is.
     pub oldest_seq: Seq,
     /// Its end.
-    pub head: Held,
+    pub head: Position,
 }
 
 /// A part of a stream's log as SpacetimeDB holds it.
@@ -33,7 +32,7 @@ pub struct HeldPage {
     /// The first event held; one past the head if none is.
     pub oldest_seq: Seq,
     /// The stream's end.
-    pub head: Held,
+    pub head: Position,
     /// The first holds the event after the position asked for.
     pub frames: Vec<Frame>,
 }
@@ -53,7 +52,7 @@ impl Link {
             .await?;
             let held = self.heads(std::slice::from_ref(stream_id)).await?;
             match held.first() {
-                Some(held) if *held == (Held { seq: to, chain }) => return Ok(()),
+                Some(held) if *held == (Position { seq: to, chain }) => return Ok(()),
                 Some(held) => seen = held.seq,
                 None => return Err(self.unexpected("read_heads", "no head".to_owned())),
             }
@@ -104,7 +103,7 @@ impl Link {
             Ok(HeldStream {
                 stream_id: StreamId::new(&report.stream_id).map_err(|error| invalid(&error))?,
                 oldest_seq: seq(report.oldest_seq)?,
-                head: Held {
+                head: Position {
                     seq: seq(report.head_seq)?,
                     chain: chain_from_column(report.head_chain),
                 },
@@ -140,7 +139,7 @@ impl Link {
         }
         Ok(Ok(HeldPage {
             oldest_seq: seq(page.oldest_seq)?,
-            head: Held {
+            head: Position {
                 seq: seq(page.head_seq)?,
                 chain: chain_from_column(page.head_chain),
             },

@@ -2,12 +2,11 @@
 
 use std::collections::VecDeque;
 
-use spacetime_sync_proto::StreamId;
+use spacetime_sync_proto::{Position, StreamId};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{Applied, BatchBounds, Handler, Job, Outcome, StreamQueue, Work, Worker};
 use crate::apply::{Batch, Beginning, Input};
-use crate::checkpoint::Checkpoint;
 use crate::store::{CheckpointStore, StoreError};
 
 /// See the module.
@@ -19,7 +18,7 @@ pub struct Stepped<S, H> {
 
 impl<S: CheckpointStore, H: Handler<S>> Stepped<S, H> {
     /// An applier of these streams, at most so many events and bytes in a transaction.
-    pub fn new(store: S, handler: H, streams: Vec<(StreamId, Checkpoint)>, events: usize, bytes: usize) -> Self {
+    pub fn new(store: S, handler: H, streams: Vec<(StreamId, Position)>, events: usize, bytes: usize) -> Self {
         let (outgoing, outcomes) = tokio::sync::mpsc::unbounded_channel();
         let queue = |(id, applied)| StreamQueue {
             id,

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use spacetime_sync_proto::page::Snapshot;
-use spacetime_sync_proto::{Seq, StaleCursor, StaleReason};
+use spacetime_sync_proto::{Position, Seq, StaleCursor, StaleReason};
 
 use super::*;
 use crate::apply::tests::Log;
@@ -21,15 +21,15 @@ impl CheckpointStore for Memory {
         Ok(())
     }
 
-    fn load(&mut self, _: &StreamId) -> Result<Option<Checkpoint>, StoreError> {
+    fn load(&mut self, _: &StreamId) -> Result<Option<Position>, StoreError> {
         Ok(None)
     }
 
     fn commit(
         &mut self,
         stream_id: &StreamId,
-        from: &Checkpoint,
-        to: &Checkpoint,
+        from: &Position,
+        to: &Position,
         effects: &mut Effects<'_, Self>,
     ) -> Result<(), CommitError> {
         let mut transaction = Vec::new();
@@ -42,8 +42,8 @@ impl CheckpointStore for Memory {
     fn begin_anew(
         &mut self,
         stream_id: &StreamId,
-        from: &Checkpoint,
-        at: &Checkpoint,
+        from: &Position,
+        at: &Position,
         effects: &mut Effects<'_, Self>,
     ) -> Result<(), CommitError> {
         let mut transaction = Vec::new();
@@ -248,7 +248,7 @@ fn beginning(log: &Log, from: u64, at: u64) -> Beginning {
         document: Some(Snapshot {
             doc_key: "doc".to_owned(),
             seq: log.at(at).seq,
-            chain_hash: log.at(at).chain_hash,
+            chain_hash: log.at(at).chain,
             payload_hash: PayloadHash::of(&payload),
             payload,
         }),
@@ -257,7 +257,7 @@ fn beginning(log: &Log, from: u64, at: u64) -> Beginning {
             stream_id: StreamId::new("s0").unwrap(),
             requested_after_seq: log.at(from).seq,
             oldest_available_cursor: log.at(at).seq,
-            oldest_available_chain: log.at(at).chain_hash,
+            oldest_available_chain: log.at(at).chain,
             head_cursor: log.head().seq,
             reason_codes: vec![StaleReason::RetentionFloorBreach],
             replay_lag: 0,

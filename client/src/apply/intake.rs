@@ -2,10 +2,9 @@
 
 use std::collections::VecDeque;
 
-use spacetime_sync_proto::{Frame, Seq};
+use spacetime_sync_proto::{Frame, FrameRow, Position, Seq};
 
-use super::{Batch, RawFrame, StreamStop};
-use crate::checkpoint::Checkpoint;
+use super::{Batch, StreamStop};
 
 /// What a frame is to a cursor.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,16 +30,16 @@ pub(super) enum Intake {
 /// Checks a frame against the cursor, against what a page said the log is at its head, and, if it comes again, against
 /// some positions before the cursor.
 pub(super) fn take(
-    frame: RawFrame,
-    cursor: Checkpoint,
-    claim: Option<Checkpoint>,
-    recent: &VecDeque<Checkpoint>,
+    frame: FrameRow,
+    cursor: Position,
+    claim: Option<Position>,
+    recent: &VecDeque<Position>,
 ) -> Result<Intake, StreamStop> {
     let events = frame.claimed_events();
     if frame.first_seq > cursor.seq.next() {
         return Ok(Intake::Hole);
     }
-    let held = |known: &&Checkpoint| (frame.first_seq..=frame.last_seq).contains(&known.seq);
+    let held = |known: &&Position| (frame.first_seq..=frame.last_seq).contains(&known.seq);
     let known_before = recent.iter().rev().find(held).copied();
     if frame.last_seq < cursor.seq && known_before.is_none() {
         return Ok(Intake::Repeated {
@@ -59,10 +58,10 @@ pub(super) fn take(
         });
     }
     for known in std::iter::once(cursor).chain(claim).chain(known_before) {
-        if let Some(found) = checked.chain_at(known.seq).filter(|found| *found != known.chain_hash) {
+        if let Some(found) = checked.chain_at(known.seq).filter(|found| *found != known.chain) {
             return Err(StreamStop::ChainMismatch {
                 seq: known.seq,
-                expected: known.chain_hash,
+                expected: known.chain,
                 found,
             });
         }
@@ -70,9 +69,9 @@ pub(super) fn take(
     if frame.last_seq <= cursor.seq {
         return Ok(Intake::Repeated { events, compared: true });
     }
-    let to = Checkpoint {
+    let to = Position {
         seq: checked.last_seq(),
-        chain_hash: checked.last_chain(),
+        chain: checked.last_chain(),
     };
     let events: Vec<_> = checked.into_events_after(cursor.seq).collect();
     Ok(Intake::Next {

@@ -1,7 +1,7 @@
 //! Small cases of the ladder: what a stream does when the lane does not continue what was applied.
 
 use bytes::Bytes;
-use spacetime_sync_proto::{PayloadHash, StaleReason, StreamId};
+use spacetime_sync_proto::{FrameRow, PayloadHash, Position, StaleReason, StreamId};
 
 use super::tests::{Case, Log, applied, bounds, seq};
 use super::*;
@@ -16,13 +16,13 @@ fn within(on_stale: StaleAnswer) -> StreamBounds {
     }
 }
 
-fn case(at: Checkpoint, on_stale: StaleAnswer) -> Case {
+fn case(at: Position, on_stale: StaleAnswer) -> Case {
     let mut case = Case::within(at, within(on_stale));
     case.step(Input::Connected);
     case
 }
 
-fn lane(log: &Log, oldest: u64, frames: Vec<RawFrame>) -> Input {
+fn lane(log: &Log, oldest: u64, frames: Vec<FrameRow>) -> Input {
     Input::Page(Page {
         head: log.head(),
         oldest_seq: seq(oldest),
@@ -31,7 +31,7 @@ fn lane(log: &Log, oldest: u64, frames: Vec<RawFrame>) -> Input {
     })
 }
 
-fn history(log: &Log, frames: Vec<RawFrame>) -> Input {
+fn history(log: &Log, frames: Vec<FrameRow>) -> Input {
     Input::HistoryPage(Page {
         head: log.head(),
         oldest_seq: seq(1),
@@ -46,7 +46,7 @@ fn stale(log: &Log, after: u64, floor: u64, snapshot: Option<u64>) -> Input {
         stream_id: StreamId::new("s").unwrap(),
         requested_after_seq: seq(after),
         oldest_available_cursor: seq(floor),
-        oldest_available_chain: log.at(floor).chain_hash,
+        oldest_available_chain: log.at(floor).chain,
         head_cursor: log.head().seq,
         reason_codes: vec![StaleReason::RetentionFloorBreach],
         replay_lag: log.head().seq.get().saturating_sub(after),
@@ -60,7 +60,7 @@ fn document(log: &Log, at: u64) -> Option<Box<Snapshot>> {
     Some(Box::new(Snapshot {
         doc_key: "doc".to_owned(),
         seq: seq(at),
-        chain_hash: log.at(at).chain_hash,
+        chain_hash: log.at(at).chain,
         payload_hash: PayloadHash::of(&payload),
         payload,
     }))

@@ -17,43 +17,22 @@ pub(crate) mod tests;
 
 pub use stream::{Mode, Rung, Stream};
 
-use bytes::Bytes;
 use spacetime_sync_proto::page::Snapshot;
-use spacetime_sync_proto::{ChainHash, Event, FrameError, PayloadHash, Refusal, RefusalCode, Seq, StaleCursor};
-
-use crate::checkpoint::Checkpoint;
-
-/// A frame as it came, unchecked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RawFrame {
-    /// Position of its first event.
-    pub first_seq: Seq,
-    /// Position of its last event.
-    pub last_seq: Seq,
-    /// Chain hash before its first event.
-    pub base_chain: ChainHash,
-    /// The encoded events.
-    pub bytes: Bytes,
-}
-
-impl RawFrame {
-    /// How many events its row says that it holds.
-    fn claimed_events(&self) -> u64 {
-        self.last_seq.since(self.first_seq).saturating_add(1)
-    }
-}
+use spacetime_sync_proto::{
+    ChainHash, Event, FrameError, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seq, StaleCursor,
+};
 
 /// A part of a stream's log, as the module answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     /// The stream's head when the page was made.
-    pub head: Checkpoint,
+    pub head: Position,
     /// Position of the first event the lane still holds.
     pub oldest_seq: Seq,
     /// Whether the stream's class lets it be delivered only over a connection that brings what is durable.
     pub durable_reads: bool,
     /// Consecutive frames; the first may begin before what was asked for.
-    pub frames: Vec<RawFrame>,
+    pub frames: Vec<FrameRow>,
 }
 
 /// Which subscription of a stream.
@@ -76,7 +55,7 @@ pub enum Input {
     /// The pause after [`Effect::AskLater`] or [`Effect::RetryLater`] is over, or a grant came.
     AskAgain,
     /// A row of the subscription.
-    Frame(RawFrame),
+    Frame(FrameRow),
     /// The rows that the subscription began with have all been seen.
     Subscribed(SubscriptionId),
     /// The host ended a subscription, or never began it.
@@ -107,11 +86,11 @@ pub enum Input {
     /// The answer to [`Effect::ReadDocument`]; none if there is no document.
     Document(Option<Box<Snapshot>>),
     /// [`Effect::BeginAnew`] is saved. If it is not, that is an [`Input::ApplyFailed`].
-    BegunAnew(Checkpoint),
+    BegunAnew(Position),
     /// A batch and its checkpoint are saved.
     Applied {
         /// The checkpoint.
-        to: Checkpoint,
+        to: Position,
         /// How many bytes of frames are done with.
         released: usize,
     },
@@ -185,7 +164,7 @@ pub enum Effect {
     /// Ask the authority for what follows a position, and whether it is one of its log.
     ReadHistory {
         /// The position, and the chain hash there.
-        after: Checkpoint,
+        after: Position,
     },
     /// Ask the authority for the document that stands for the events that are gone.
     ReadDocument,
@@ -209,9 +188,9 @@ pub enum Effect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     /// Where the log stands before them.
-    pub from: Checkpoint,
+    pub from: Position,
     /// Where it stands after them.
-    pub to: Checkpoint,
+    pub to: Position,
     /// The events, at least one.
     pub events: Vec<Event>,
     /// What they cost in memory, about.
@@ -222,9 +201,9 @@ pub struct Batch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beginning {
     /// What is saved.
-    pub from: Checkpoint,
+    pub from: Position,
     /// Where it goes on: what is before is in the document, or is no more.
-    pub at: Checkpoint,
+    pub at: Position,
     /// What stands for the events up to there. Its hash is not yet compared.
     pub document: Option<Snapshot>,
     /// Why.

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use spacetime_sync_proto::{PayloadHash, Refusal, RefusalCode, StaleReason, StreamId};
+use spacetime_sync_proto::{FrameRow, PayloadHash, Position, Refusal, RefusalCode, StaleReason, StreamId};
 
 use super::tests::{Log, bounds};
 use super::*;
@@ -25,7 +25,7 @@ struct World {
     /// Where frames of the lane end.
     cuts: Vec<u64>,
     /// What the applier has saved.
-    saved: Checkpoint,
+    saved: Position,
     saved_events: u64,
     /// Events that were gone before they were read.
     skipped: u64,
@@ -58,7 +58,7 @@ enum Work {
 
 #[derive(Clone, Copy)]
 enum Asked {
-    Events(Checkpoint),
+    Events(Position),
     Document,
 }
 
@@ -120,7 +120,7 @@ impl World {
     }
 
     /// What the lane holds after a position; nothing below its window.
-    fn frames(&self, after: u64) -> Vec<RawFrame> {
+    fn frames(&self, after: u64) -> Vec<FrameRow> {
         let mut first = 1;
         let mut frames = Vec::new();
         for end in &self.cuts {
@@ -288,14 +288,14 @@ impl World {
         self.step(input);
     }
 
-    fn stale(&self, after: Checkpoint) -> StaleCursor {
+    fn stale(&self, after: Position) -> StaleCursor {
         let floor = self.log.at(self.floor);
         StaleCursor {
             code: Default::default(),
             stream_id: StreamId::new("model").unwrap(),
             requested_after_seq: after.seq,
             oldest_available_cursor: floor.seq,
-            oldest_available_chain: floor.chain_hash,
+            oldest_available_chain: floor.chain,
             head_cursor: self.log.head().seq,
             reason_codes: vec![StaleReason::RetentionFloorBreach],
             replay_lag: self.log.head().seq.since(after.seq),
@@ -305,11 +305,11 @@ impl World {
     }
 
     fn document_at(&self, seq: u64) -> Snapshot {
-        let payload = Bytes::from_static(b"{}");
+        let payload = bytes::Bytes::from_static(b"{}");
         Snapshot {
             doc_key: "doc".to_owned(),
             seq: Seq::new(seq).unwrap(),
-            chain_hash: self.log.at(seq).chain_hash,
+            chain_hash: self.log.at(seq).chain,
             payload_hash: PayloadHash::of(&payload),
             payload,
         }

@@ -4,13 +4,10 @@ mod recovery;
 
 use std::collections::VecDeque;
 
-use spacetime_sync_proto::{RefusalCode, Seq};
+use spacetime_sync_proto::{FrameRow, Position, RefusalCode, Seq};
 
 use super::intake::{self, Intake};
-use super::{
-    ApplyFailure, Beginning, Counters, Effect, Input, Page, RawFrame, StreamStop, SubscriptionId, may_be_granted_later,
-};
-use crate::checkpoint::Checkpoint;
+use super::{ApplyFailure, Beginning, Counters, Effect, Input, Page, StreamStop, SubscriptionId, may_be_granted_later};
 use crate::config::{Reads, StreamBounds};
 
 pub use recovery::Rung;
@@ -57,7 +54,7 @@ const RECENT: usize = 64;
 /// A page that was asked for.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
-    after: Checkpoint,
+    after: Position,
     /// The head as it was known then: what was heard since is newer than the page may be.
     known: Option<Seq>,
     /// How often the stream had begun anew by then.
@@ -71,13 +68,13 @@ pub struct Stream {
     mode: Mode,
     connected: bool,
     /// What was handed out for applying.
-    cursor: Checkpoint,
+    cursor: Position,
     /// What is saved.
-    applied: Checkpoint,
+    applied: Position,
     /// The head, as far as it was heard of on this connection.
     known: Option<Seq>,
     /// What a page said the log is at the head, until the cursor has got there.
-    claim: Option<Checkpoint>,
+    claim: Option<Position>,
     reading: Option<Reading>,
     /// Whether a page has just said where the head is: only then it is known how much a subscription would bring.
     fresh: bool,
@@ -88,7 +85,7 @@ pub struct Stream {
     failures: u32,
     subscriptions: u32,
     /// Where the last batches ended: what comes again is compared with them.
-    recent: VecDeque<Checkpoint>,
+    recent: VecDeque<Position>,
     /// Whether something was seen that only the head can explain.
     doubtful: bool,
     /// What the authority, or the store, was asked.
@@ -100,7 +97,7 @@ pub struct Stream {
 
 impl Stream {
     /// A stream that goes on from what is saved.
-    pub fn new(applied: Checkpoint, bounds: StreamBounds) -> Self {
+    pub fn new(applied: Position, bounds: StreamBounds) -> Self {
         Self {
             bounds,
             mode: Mode::Offline,
@@ -130,7 +127,7 @@ impl Stream {
     }
 
     /// What is saved.
-    pub fn applied(&self) -> Checkpoint {
+    pub fn applied(&self) -> Position {
         self.applied
     }
 
@@ -332,8 +329,8 @@ impl Stream {
                 head: head.seq,
             });
         }
-        if head.seq == after.seq && head.chain_hash != after.chain_hash {
-            let (expected, found) = (after.chain_hash, head.chain_hash);
+        if head.seq == after.seq && head.chain != after.chain {
+            let (expected, found) = (after.chain, head.chain);
             return Err(StreamStop::ChainMismatch {
                 seq: after.seq,
                 expected,
@@ -367,7 +364,7 @@ impl Stream {
         Ok(())
     }
 
-    fn live_frame(&mut self, frame: RawFrame, counters: &mut Counters, effects: &mut Vec<Effect>) {
+    fn live_frame(&mut self, frame: FrameRow, counters: &mut Counters, effects: &mut Vec<Effect>) {
         self.known = self.known.max(Some(frame.last_seq));
         // Larger events count at once, smaller ones little by little: a window errs to the small side.
         let slowly = self.bytes_per_event - self.bytes_per_event / 8;
@@ -391,7 +388,7 @@ impl Stream {
         }
     }
 
-    fn take(&mut self, frame: RawFrame, counters: &mut Counters, effects: &mut Vec<Effect>) -> Result<(), StreamStop> {
+    fn take(&mut self, frame: FrameRow, counters: &mut Counters, effects: &mut Vec<Effect>) -> Result<(), StreamStop> {
         counters.frames += 1;
         match intake::take(frame, self.cursor, self.claim, &self.recent)? {
             Intake::Hole => {}

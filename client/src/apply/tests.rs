@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use spacetime_sync_proto::{
-    ChainHash, Event, Frame, IdempotencyKey, Kind, PayloadHash, Refusal, RefusalCode, Seq, StreamId,
+    ChainHash, Event, Frame, FrameRow, IdempotencyKey, Kind, PayloadHash, Position, Refusal, RefusalCode, Seq, StreamId,
 };
 
 use super::*;
@@ -11,14 +11,14 @@ use crate::config::{Limits, Reads, StreamBounds};
 
 /// A log to follow.
 pub(crate) struct Log {
-    pub(crate) start: Checkpoint,
+    pub(crate) start: Position,
     pub(crate) events: Vec<Event>,
 }
 
 impl Log {
     pub(crate) fn new(name: &str, events: u64) -> Self {
         let stream_id = StreamId::new(name).unwrap();
-        let start = Checkpoint::start(&stream_id);
+        let start = Position::start(&stream_id);
         let mut log = Self {
             start,
             events: Vec::new(),
@@ -48,10 +48,7 @@ impl Log {
         let payload_hash = PayloadHash::of(&payload);
         let idempotency_key = IdempotencyKey::new(&format!("key-{seq}")).unwrap();
         let kind = Kind::new("test.event").unwrap();
-        let chain_hash = self
-            .head()
-            .chain_hash
-            .link(seq, 7, &payload_hash, &idempotency_key, &kind);
+        let chain_hash = self.head().chain.link(seq, 7, &payload_hash, &idempotency_key, &kind);
         self.events.push(Event {
             seq,
             idempotency_key,
@@ -63,39 +60,39 @@ impl Log {
         });
     }
 
-    pub(crate) fn head(&self) -> Checkpoint {
+    pub(crate) fn head(&self) -> Position {
         self.at(self.events.len() as u64)
     }
 
-    pub(crate) fn at(&self, seq: u64) -> Checkpoint {
+    pub(crate) fn at(&self, seq: u64) -> Position {
         match seq.checked_sub(1) {
             None => self.start,
             Some(at) => {
                 let event = &self.events[at as usize];
-                Checkpoint {
+                Position {
                     seq: event.seq,
-                    chain_hash: event.chain_hash,
+                    chain: event.chain_hash,
                 }
             }
         }
     }
 
     /// The events from one position to another as a frame.
-    pub(crate) fn frame(&self, first: u64, last: u64) -> RawFrame {
+    pub(crate) fn frame(&self, first: u64, last: u64) -> FrameRow {
         let events = &self.events[first as usize - 1..last as usize];
-        RawFrame {
+        FrameRow {
             first_seq: Seq::new(first).unwrap(),
             last_seq: Seq::new(last).unwrap(),
-            base_chain: self.at(first - 1).chain_hash,
+            base_chain: self.at(first - 1).chain,
             bytes: Frame::encode(events),
         }
     }
 
-    fn page(&self, frames: Vec<RawFrame>) -> Input {
+    fn page(&self, frames: Vec<FrameRow>) -> Input {
         self.page_of_class(true, frames)
     }
 
-    fn page_of_class(&self, durable_reads: bool, frames: Vec<RawFrame>) -> Input {
+    fn page_of_class(&self, durable_reads: bool, frames: Vec<FrameRow>) -> Input {
         Input::Page(Page {
             head: self.head(),
             oldest_seq: Seq::new(1).unwrap(),
@@ -119,11 +116,11 @@ pub(super) struct Case {
 }
 
 impl Case {
-    fn new(applied: Checkpoint) -> Self {
+    fn new(applied: Position) -> Self {
         Self::within(applied, bounds())
     }
 
-    pub(super) fn within(applied: Checkpoint, bounds: StreamBounds) -> Self {
+    pub(super) fn within(applied: Position, bounds: StreamBounds) -> Self {
         Self {
             stream: Stream::new(applied, bounds),
             counters: Counters::default(),
@@ -278,7 +275,7 @@ fn a_frame_that_does_not_lead_to_the_head_is_never_applied() {
         let mut events = log.events[10..20].to_vec();
         events[4].payload = Bytes::from_static(b"other");
         events[4].payload_hash = PayloadHash::of(b"other");
-        RawFrame {
+        FrameRow {
             bytes: Frame::encode(&events),
             ..log.frame(11, 20)
         }
@@ -292,7 +289,7 @@ fn what_is_no_frame_stops_the_stream() {
     let mut log = Log::new("s", 10);
     let mut case = Case::live(&log);
     log.append();
-    let broken = RawFrame {
+    let broken = FrameRow {
         bytes: Bytes::from_static(b"\xff\xff\xff"),
         ..log.frame(11, 11)
     };
@@ -300,7 +297,7 @@ fn what_is_no_frame_stops_the_stream() {
     assert_eq!(case.stopped().code(), "bad_frame");
 
     let mut case = Case::live(&Log::new("s", 10));
-    let longer = RawFrame {
+    let longer = FrameRow {
         last_seq: seq(12),
         ..log.frame(11, 11)
     };
@@ -420,10 +417,10 @@ fn rows_that_claim_more_events_than_can_be_counted_weigh_nothing() {
     let log = Log::new("s", 10);
     let mut case = Case::new(log.start);
     case.step(Input::Connected);
-    let claims = |last_seq| RawFrame {
+    let claims = |last_seq| FrameRow {
         first_seq: seq(12),
         last_seq,
-        base_chain: log.start.chain_hash,
+        base_chain: log.start.chain,
         bytes: vec![0; 2 << 20].into(),
     };
     // With the first nine events these are one more than 64 bits count.
@@ -642,8 +639,8 @@ fn whatever_happens_to_a_subscription_that_was_given_up_changes_nothing() {
 #[test]
 fn the_genesis_of_a_log_is_part_of_the_check() {
     let log = Log::new("s", 3);
-    let mut case = Case::new(Checkpoint {
-        chain_hash: ChainHash::genesis(&StreamId::new("t").unwrap()),
+    let mut case = Case::new(Position {
+        chain: ChainHash::genesis(&StreamId::new("t").unwrap()),
         ..log.start
     });
     case.step(Input::Connected);

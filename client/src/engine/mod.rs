@@ -15,13 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{Position, RefusalCode, Seq, StreamId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use crate::applier::{Applied, Applier, Outcome};
 use crate::apply::{Counters, Input, Mode, Stream};
-use crate::checkpoint::Checkpoint;
 use crate::config::{ClientConfig, StreamBounds};
 use crate::history::{Question, Source};
 use crate::link::{CallFailure, Dial, DialAnswer, DialFailure, Inbound, Issued, Link, ReadId};
@@ -88,7 +87,7 @@ impl Engine {
     pub(crate) fn new(
         config: ClientConfig,
         history: Option<Source>,
-        streams: Vec<(StreamId, Checkpoint)>,
+        streams: Vec<(StreamId, Position)>,
         applier: Applier,
         presence: watch::Receiver<Option<Presence>>,
         presences: watch::Sender<Presences>,

@@ -20,11 +20,10 @@ use spacetime_sync_bindings::{
 };
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::limit::FRAME_EVENTS;
-use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, Seq, StreamId};
 use spacetimedb_sdk::{DbContext, Identity, SubscriptionHandle as _, Table, TableWithPrimaryKey, Timestamp, u256};
 
-use crate::apply::{Page, RawFrame, SubscriptionId};
-use crate::checkpoint::Checkpoint;
+use crate::apply::{Page, SubscriptionId};
 use crate::presence::{Presence, PresenceKey, PresenceRow, Presences, seen};
 use crate::status::Disconnect;
 
@@ -49,7 +48,7 @@ pub(crate) enum Inbound {
     /// We may no longer read the stream with this key.
     GrantLost { stream_key: u64 },
     /// A row of a subscription.
-    Frame { stream_key: u64, frame: RawFrame },
+    Frame { stream_key: u64, frame: FrameRow },
     /// A row of a subscription is no more: the host has deleted it, or the subscription has ended.
     Gone { stream_key: u64, last_seq: Seq },
     /// The rows that a subscription began with have been seen.
@@ -111,7 +110,7 @@ impl Link {
                 &to,
                 Inbound::Frame {
                     stream_key,
-                    frame: RawFrame::from(row.clone()),
+                    frame: frame_row(row.clone()),
                 },
             );
         });
@@ -281,9 +280,9 @@ impl Link {
     }
 
     /// Tells the module how far a stream is applied.
-    pub(crate) fn ack(&self, stream: usize, stream_id: &StreamId, checkpoint: Checkpoint) {
+    pub(crate) fn ack(&self, stream: usize, stream_id: &StreamId, checkpoint: Position) {
         let (inbox, seq) = (Arc::clone(&self.inbox), checkpoint.seq);
-        let chain_hash = u256::from_be_bytes(*checkpoint.chain_hash.as_bytes());
+        let chain_hash = u256::from_be_bytes(*checkpoint.chain.as_bytes());
         let sent = self.connection.reducers.ack_checkpoint_then(
             stream_id.as_str().to_owned(),
             seq.get(),
@@ -405,27 +404,27 @@ fn time(column: Timestamp) -> SystemTime {
 
 impl From<EventPage> for Page {
     fn from(page: EventPage) -> Self {
-        let head = Checkpoint {
+        let head = Position {
             seq: seq(page.head_seq),
-            chain_hash: chain(page.head_chain),
+            chain: chain(page.head_chain),
         };
         Self {
             head,
             oldest_seq: seq(page.oldest_seq),
             durable_reads: page.durable_reads,
-            frames: page.frames.into_iter().map(RawFrame::from).collect(),
+            frames: page.frames.into_iter().map(frame_row).collect(),
         }
     }
 }
 
-impl From<SyncEvent> for RawFrame {
-    fn from(row: SyncEvent) -> Self {
-        Self {
-            first_seq: seq(row.first_seq),
-            last_seq: seq(row.last_seq),
-            base_chain: chain(row.base_chain),
-            bytes: Bytes::from(row.frame),
-        }
+/// A row of the log as the core takes it.
+#[doc(hidden)]
+pub fn frame_row(row: SyncEvent) -> FrameRow {
+    FrameRow {
+        first_seq: seq(row.first_seq),
+        last_seq: seq(row.last_seq),
+        base_chain: chain(row.base_chain),
+        bytes: Bytes::from(row.frame),
     }
 }
 

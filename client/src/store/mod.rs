@@ -8,9 +8,8 @@ mod sqlite;
 
 pub use sqlite::SqliteStore;
 
-use spacetime_sync_proto::{Seq, StreamId};
+use spacetime_sync_proto::{Position, Seq, StreamId};
 
-use crate::checkpoint::Checkpoint;
 use crate::error::{ErrorClass, HandlerError};
 
 /// What writes an application's effects inside a store's transaction.
@@ -26,15 +25,15 @@ pub trait CheckpointStore: Send + 'static {
     fn bind(&mut self, database: &str) -> Result<(), StoreError>;
 
     /// A stream's checkpoint; none if nothing was ever applied.
-    fn load(&mut self, stream_id: &StreamId) -> Result<Option<Checkpoint>, StoreError>;
+    fn load(&mut self, stream_id: &StreamId) -> Result<Option<Position>, StoreError>;
 
     /// Runs `effects` and moves the checkpoint forward from `from` to `to`, both or neither. Refuses if `from` is not what
     /// is kept, or `to` not past it.
     fn commit(
         &mut self,
         stream_id: &StreamId,
-        from: &Checkpoint,
-        to: &Checkpoint,
+        from: &Position,
+        to: &Position,
         effects: &mut Effects<'_, Self>,
     ) -> Result<(), CommitError>
     where
@@ -45,8 +44,8 @@ pub trait CheckpointStore: Send + 'static {
     fn begin_anew(
         &mut self,
         stream_id: &StreamId,
-        from: &Checkpoint,
-        at: &Checkpoint,
+        from: &Position,
+        at: &Position,
         effects: &mut Effects<'_, Self>,
     ) -> Result<(), CommitError>
     where

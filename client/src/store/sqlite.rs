@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
-use spacetime_sync_proto::{ChainHash, PayloadHash, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, PayloadHash, Position, Seq, StreamId};
 
 use super::{CheckpointStore, CommitError, Effects, StoreError};
-use crate::checkpoint::Checkpoint;
 
 /// What the tables hold and mean. Raised when that changes.
 const FORMAT: u32 = 2;
@@ -222,7 +221,7 @@ fn failed(path: &str, error: rusqlite::Error) -> StoreError {
 
 /// Every checkpoint there is. One that is damaged is an error, also where it is the name that is: what is under another
 /// name would not be found, and its stream would be applied again from its beginning.
-fn rows(path: &str, connection: &Connection, format: u32) -> Result<Vec<(StreamId, Checkpoint)>, StoreError> {
+fn rows(path: &str, connection: &Connection, format: u32) -> Result<Vec<(StreamId, Position)>, StoreError> {
     let failed = |error| failed(path, error);
     let columns = match format {
         FORMAT_WITHOUT_CHECKSUMS => "stream_id, seq, chain_hash, NULL",
@@ -249,7 +248,7 @@ fn rows(path: &str, connection: &Connection, format: u32) -> Result<Vec<(StreamI
     Ok(rows)
 }
 
-fn read(path: &str, connection: &Connection, stream_id: &StreamId) -> Result<Option<Checkpoint>, StoreError> {
+fn read(path: &str, connection: &Connection, stream_id: &StreamId) -> Result<Option<Position>, StoreError> {
     let found: Option<(i64, Vec<u8>, Vec<u8>)> = connection
         .prepare_cached("SELECT seq, chain_hash, checksum FROM spacetime_sync_checkpoint WHERE stream_id = ?1")
         .and_then(|mut select| {
@@ -271,16 +270,16 @@ fn to_checkpoint(
     seq: i64,
     chain_hash: Vec<u8>,
     checksum: Option<Vec<u8>>,
-) -> Result<Checkpoint, StoreError> {
+) -> Result<Position, StoreError> {
     let bad = |detail: String| StoreError::BadCheckpoint {
         path: path.to_owned(),
         stream_id: stream_id.clone(),
         detail,
     };
     let length = chain_hash.len();
-    let at = Checkpoint {
+    let at = Position {
         seq: Seq::from_sql(seq).ok_or_else(|| bad(format!("seq {seq} is negative")))?,
-        chain_hash: ChainHash::from_slice(&chain_hash)
+        chain: ChainHash::from_slice(&chain_hash)
             .ok_or_else(|| bad(format!("its chain hash has {length} bytes, expected 32")))?,
     };
     match checksum {
@@ -290,24 +289,24 @@ fn to_checkpoint(
 }
 
 /// SQLite does not notice a bit that turned within a row. With this it is told from a checkpoint that was saved.
-fn sum(stream_id: &StreamId, at: &Checkpoint) -> [u8; 32] {
+fn sum(stream_id: &StreamId, at: &Position) -> [u8; 32] {
     let bytes = [
         &at.seq.get().to_be_bytes()[..],
-        at.chain_hash.as_bytes(),
+        at.chain.as_bytes(),
         stream_id.as_str().as_bytes(),
     ]
     .concat();
     *PayloadHash::of(&bytes).as_bytes()
 }
 
-fn save(transaction: &Transaction<'_>, stream_id: &StreamId, at: &Checkpoint) -> rusqlite::Result<()> {
+fn save(transaction: &Transaction<'_>, stream_id: &StreamId, at: &Position) -> rusqlite::Result<()> {
     let mut save = transaction.prepare_cached(
         "INSERT INTO spacetime_sync_checkpoint (stream_id, seq, chain_hash, checksum) VALUES (?1, ?2, ?3, ?4) \
          ON CONFLICT (stream_id) DO UPDATE \
          SET seq = excluded.seq, chain_hash = excluded.chain_hash, checksum = excluded.checksum",
     )?;
     let (seq, sum) = (at.seq.to_sql(), sum(stream_id, at));
-    save.execute(params![stream_id.as_str(), seq, at.chain_hash.as_bytes(), sum])
+    save.execute(params![stream_id.as_str(), seq, at.chain.as_bytes(), sum])
         .map(drop)
 }
 
@@ -332,15 +331,15 @@ impl CheckpointStore for SqliteStore {
         self.prepare().map_err(|error| self.failed(error))
     }
 
-    fn load(&mut self, stream_id: &StreamId) -> Result<Option<Checkpoint>, StoreError> {
+    fn load(&mut self, stream_id: &StreamId) -> Result<Option<Position>, StoreError> {
         read(&self.path, &self.connection, stream_id)
     }
 
     fn commit(
         &mut self,
         stream_id: &StreamId,
-        from: &Checkpoint,
-        to: &Checkpoint,
+        from: &Position,
+        to: &Position,
         effects: &mut Effects<'_, Self>,
     ) -> Result<(), CommitError> {
         if to.seq <= from.seq {
@@ -357,8 +356,8 @@ impl CheckpointStore for SqliteStore {
     fn begin_anew(
         &mut self,
         stream_id: &StreamId,
-        from: &Checkpoint,
-        at: &Checkpoint,
+        from: &Position,
+        at: &Position,
         effects: &mut Effects<'_, Self>,
     ) -> Result<(), CommitError> {
         self.save(stream_id, from, at, effects)
@@ -370,8 +369,8 @@ impl SqliteStore {
     fn save(
         &mut self,
         stream_id: &StreamId,
-        from: &Checkpoint,
-        to: &Checkpoint,
+        from: &Position,
+        to: &Position,
         effects: &mut Effects<'_, Self>,
     ) -> Result<(), CommitError> {
         let path = &self.path;
@@ -380,7 +379,7 @@ impl SqliteStore {
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(broken)?;
-        let kept = read(path, &transaction, stream_id)?.unwrap_or_else(|| Checkpoint::start(stream_id));
+        let kept = read(path, &transaction, stream_id)?.unwrap_or_else(|| Position::start(stream_id));
         if kept != *from {
             return Err(CommitError::Store(StoreError::Moved {
                 path: path.clone(),

@@ -1,26 +1,7 @@
 //! May this frame be appended, and what of it is new?
 
 use bytes::Bytes;
-use spacetime_sync_proto::{ChainHash, Frame, FrameError, Refusal, RefusalCode, Seq, StreamId};
-
-/// The end of a stream's log as it is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    /// Position of the last event; [`Seq::ZERO`] for an empty log.
-    pub seq: Seq,
-    /// Chain hash of the last event; the stream's first link for an empty log.
-    pub chain: ChainHash,
-}
-
-impl Head {
-    /// The head of a stream that holds nothing.
-    pub fn empty(stream_id: &StreamId) -> Self {
-        Self {
-            seq: Seq::ZERO,
-            chain: ChainHash::genesis(stream_id),
-        }
-    }
-}
+use spacetime_sync_proto::{ChainHash, Frame, FrameError, Position, Refusal, RefusalCode, Seq};
 
 /// A frame as the bridge asks for it to be appended.
 #[derive(Debug, Clone)]
@@ -45,7 +26,7 @@ pub enum Append {
         /// The encoded frame of the new events alone.
         frame: Bytes,
         /// The head when they are written.
-        head: Head,
+        head: Position,
         /// When the last of them was committed, in microseconds, by the authority's clock.
         last_at_us: i64,
     },
@@ -53,11 +34,15 @@ pub enum Append {
 
 /// Decides over a request. `held` tells the chain hash of an event that is held, none below the window; it is asked
 /// only when the request repeats something.
-pub fn decide(head: Head, request: Request, held: impl FnOnce(Seq) -> Option<ChainHash>) -> Result<Append, Refusal> {
+pub fn decide(
+    head: Position,
+    request: Request,
+    held: impl FnOnce(Seq) -> Option<ChainHash>,
+) -> Result<Append, Refusal> {
     let bytes = request.frame.clone();
     let frame = Frame::decode(request.first_seq, request.base_chain, request.frame).map_err(invalid_frame)?;
     let (next, last_at_us) = (head.seq.next(), frame.last_at_us());
-    let new_head = Head {
+    let new_head = Position {
         seq: frame.last_seq(),
         chain: frame.last_chain(),
     };
@@ -119,7 +104,7 @@ pub fn invalid_frame(error: FrameError) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spacetime_sync_proto::{Event, IdempotencyKey, Kind, PayloadHash};
+    use spacetime_sync_proto::{Event, IdempotencyKey, Kind, PayloadHash, StreamId};
 
     fn stream() -> StreamId {
         StreamId::new("s").unwrap()
@@ -149,8 +134,8 @@ mod tests {
             .collect()
     }
 
-    fn head_of(log: &[Event]) -> Head {
-        log.last().map_or(Head::empty(&stream()), |last| Head {
+    fn head_of(log: &[Event]) -> Position {
+        log.last().map_or(Position::start(&stream()), |last| Position {
             seq: last.seq,
             chain: last.chain_hash,
         })
@@ -181,7 +166,7 @@ mod tests {
             }) => {
                 assert_eq!(first_seq.get(), from);
                 assert_eq!(head, head_of(log));
-                let base = Head {
+                let base = Position {
                     seq: first_seq,
                     chain: head.chain,
                 }
@@ -256,7 +241,7 @@ mod tests {
             base_chain: ChainHash::genesis(&stream()),
             frame: vec![1, 2, 3].into(),
         };
-        let answer = decide(Head::empty(&stream()), request, |_| None);
+        let answer = decide(Position::start(&stream()), request, |_| None);
         assert_eq!(answer.map_err(|refusal| refusal.code), Err(RefusalCode::InvalidFrame));
     }
 }

@@ -1,8 +1,6 @@
 //! May this checkpoint be acknowledged?
 
-use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq};
-
-use crate::append::Head;
+use spacetime_sync_proto::{ChainHash, Position, Refusal, RefusalCode, Seq};
 
 /// What an accepted acknowledgement changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +15,7 @@ pub enum Ack {
 /// no longer held cannot be compared and is taken as said.
 pub fn decide(
     previous: Option<(Seq, ChainHash)>,
-    head: Head,
+    head: Position,
     seq: Seq,
     chain: ChainHash,
     held: impl FnOnce(Seq) -> Option<ChainHash>,
@@ -63,7 +61,7 @@ mod tests {
         let previous = previous.map(|value| (seq(value), chain(value as u8)));
         decide(
             previous,
-            Head {
+            Position {
                 seq: seq(9),
                 chain: chain(9),
             },

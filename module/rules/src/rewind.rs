@@ -1,16 +1,14 @@
 //! How a held log is made to end where the authority's does.
 
-use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq};
-
-use crate::append::Head;
+use spacetime_sync_proto::{ChainHash, Position, Refusal, RefusalCode, Seq};
 
 /// The log that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
+pub struct Extent {
     /// The position before its first event.
     pub floor: Seq,
     /// Its end.
-    pub head: Head,
+    pub head: Position,
 }
 
 /// The next step. Each leaves a log whose every part follows the chain, so that the steps can be transactions of their own.
@@ -28,7 +26,7 @@ pub enum Step {
 }
 
 /// Whoever moves a log's end says what he saw of it: another bridge may have moved it since, and its work is not undone.
-pub fn is_as_seen(held: Held, seen: Seq) -> Result<(), Refusal> {
+pub fn is_as_seen(held: Extent, seen: Seq) -> Result<(), Refusal> {
     if held.head.seq == seen {
         return Ok(());
     }
@@ -38,7 +36,7 @@ pub fn is_as_seen(held: Held, seen: Seq) -> Result<(), Refusal> {
 
 /// Decides. `there` is the chain hash that is held at the target, if it is held: the position before the first event has
 /// one, too.
-pub fn decide(held: Held, target: Head, there: Option<ChainHash>, most: u64) -> Step {
+pub fn decide(held: Extent, target: Position, there: Option<ChainHash>, most: u64) -> Step {
     if held.head == target {
         return Step::Done;
     }
@@ -66,14 +64,14 @@ mod tests {
     }
 
     fn step(floor: u64, head: u64, target: u64, there: Option<u8>) -> Step {
-        let held = Held {
+        let held = Extent {
             floor: seq(floor),
-            head: Head {
+            head: Position {
                 seq: seq(head),
                 chain: chain(1),
             },
         };
-        let target = Head {
+        let target = Position {
             seq: seq(target),
             chain: chain(2),
         };
@@ -103,9 +101,9 @@ mod tests {
 
     #[test]
     fn what_another_has_moved_since_is_left_alone() {
-        let held = |head| Held {
+        let held = |head| Extent {
             floor: seq(0),
-            head: Head {
+            head: Position {
                 seq: seq(head),
                 chain: chain(1),
             },
@@ -117,11 +115,11 @@ mod tests {
 
     #[test]
     fn nothing_is_done_twice() {
-        let end = Head {
+        let end = Position {
             seq: seq(7),
             chain: chain(1),
         };
-        let held = Held {
+        let held = Extent {
             floor: seq(2),
             head: end,
         };

@@ -1,8 +1,8 @@
 //! Appends a frame of consecutive events. One transaction: all or nothing, and a repeat changes nothing.
 
 use bytes::Bytes;
-use spacetime_sync_proto::{ChainHash, StreamId};
-use spacetime_sync_rules::append::{self, Append, Head, Request};
+use spacetime_sync_proto::{ChainHash, Position, StreamId};
+use spacetime_sync_rules::append::{self, Append, Request};
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, Table, reducer};
 
@@ -71,7 +71,7 @@ pub fn append_frame(
 }
 
 /// Says whether the stream held nothing before: it did not exist, or its window was empty.
-fn write_head(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, after: Head) -> Result<bool, Refused> {
+fn write_head(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, after: Position) -> Result<bool, Refused> {
     let head_chain = chain_to_column(after.chain);
     let Some(row) = ctx.db.sync_head().stream_key().find(stream_key) else {
         new_stream(ctx, stream_id, stream_key, after)?;
@@ -87,7 +87,7 @@ fn write_head(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, after
 }
 
 /// A stream with its name, its head, and the grants of sessions whose patterns cover it.
-pub fn new_stream(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, head: Head) -> Result<(), Refused> {
+pub fn new_stream(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64, head: Position) -> Result<(), Refused> {
     let row = SyncStream {
         stream_key,
         stream_id: stream_id.as_str().to_owned(),

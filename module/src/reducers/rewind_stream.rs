@@ -2,9 +2,8 @@
 //! for an operator after a restore. A bounded step each call; the caller looks at the head and calls again.
 
 use bytes::Bytes;
-use spacetime_sync_proto::{Frame, Seq};
-use spacetime_sync_rules::append::Head;
-use spacetime_sync_rules::rewind::{self, Held, Step};
+use spacetime_sync_proto::{Frame, Position, Seq};
+use spacetime_sync_rules::rewind::{self, Extent, Step};
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, Table, reducer};
 
@@ -32,14 +31,14 @@ pub fn rewind_stream(
     operator(ctx, &trust)?;
     let stream_id = parse_stream_id(&stream_id)?;
     let stream_key = trust.stream_key(&stream_id)?;
-    let target = Head {
+    let target = Position {
         seq: Seq::new(seq).ok_or_else(|| invalid_argument(format!("{seq} is no seq")))?,
         chain: chain_from_column(chain_hash),
     };
     let row = match ctx.db.sync_head().stream_key().find(stream_key) {
         Some(row) => row,
         None => {
-            new_stream(ctx, &stream_id, stream_key, Head::empty(&stream_id))?;
+            new_stream(ctx, &stream_id, stream_key, Position::start(&stream_id))?;
             ctx.db
                 .sync_head()
                 .stream_key()
@@ -47,7 +46,7 @@ pub fn rewind_stream(
                 .ok_or_else(|| invalid_argument("the stream cannot be made"))?
         }
     };
-    let held = Held {
+    let held = Extent {
         floor: seq_from_column(row.oldest_seq).previous(),
         head: head(ctx, stream_key, &stream_id),
     };
@@ -79,7 +78,7 @@ pub fn rewind_stream(
 }
 
 /// The chain hash before the first event that is held.
-fn floor_chain(ctx: &ReducerContext, stream_key: u64, held: Held) -> Option<spacetime_sync_proto::ChainHash> {
+fn floor_chain(ctx: &ReducerContext, stream_key: u64, held: Extent) -> Option<spacetime_sync_proto::ChainHash> {
     if held.head.seq == held.floor {
         return Some(held.head.chain);
     }

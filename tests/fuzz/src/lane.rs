@@ -5,8 +5,7 @@ use bytes::Bytes;
 use p256::pkcs8::{EncodePrivateKey as _, LineEnding};
 use spacetime_sync_bridge::auth::keys::SigningKey;
 use spacetime_sync_bridge::config::Secret;
-use spacetime_sync_client::Checkpoint;
-use spacetime_sync_proto::{ChainHash, Event, Frame, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Event, Frame, IdempotencyKey, Kind, PayloadHash, Position, Seq, StreamId};
 
 /// The time, in seconds, where it is an argument.
 pub(crate) const NOW: u64 = 1_800_000_000;
@@ -53,19 +52,19 @@ impl Log {
     }
 
     /// Where it stands after so many events; none past its end.
-    pub(crate) fn at(&self, seq: u64) -> Option<Checkpoint> {
+    pub(crate) fn at(&self, seq: u64) -> Option<Position> {
         match seq.checked_sub(1) {
-            None => Some(Checkpoint::start(&self.stream_id)),
-            Some(at) => self.events.get(usize::try_from(at).ok()?).map(|event| Checkpoint {
+            None => Some(Position::start(&self.stream_id)),
+            Some(at) => self.events.get(usize::try_from(at).ok()?).map(|event| Position {
                 seq: event.seq,
-                chain_hash: event.chain_hash,
+                chain: event.chain_hash,
             }),
         }
     }
 
-    pub(crate) fn head(&self) -> Checkpoint {
+    pub(crate) fn head(&self) -> Position {
         self.at(self.events.len() as u64)
-            .unwrap_or_else(|| Checkpoint::start(&self.stream_id))
+            .unwrap_or_else(|| Position::start(&self.stream_id))
     }
 
     /// The events from one position to another, encoded.

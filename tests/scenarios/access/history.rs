@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use spacetime_sync_bridge::auth::jws::Jws;
 use spacetime_sync_bridge::auth::keys::{SigningKey, add_key, now};
 use spacetime_sync_proto::page::{EventPage, PROTOBUF, STREAMS_PATH, Snapshot, path_segment};
-use spacetime_sync_proto::{ChainHash, Event, Frame, Seq, StreamId, limit};
+use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, Seq, StreamId, limit};
 use spacetime_sync_tests::issuing::{Desk, Issuing, answer};
 use spacetime_sync_tests::load::{Payload, Writer};
 
@@ -68,9 +68,7 @@ async fn page(bridge: &Issuing, token: &str, name: &str, after: u64, chain: Chai
 }
 
 fn events(page: &EventPage, after: Seq) -> Vec<Event> {
-    let read = |frame: &spacetime_sync_proto::page::PageFrame| {
-        Frame::decode(frame.first_seq.get(), frame.base_chain, frame.frame.clone()).unwrap()
-    };
+    let read = |frame: &FrameRow| Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone()).unwrap();
     let frames = page.frames.iter().map(read);
     frames
         .flat_map(|frame| frame.into_events_after(after).collect::<Vec<_>>())
@@ -82,7 +80,7 @@ async fn read_all(bridge: &Issuing, token: &str, name: &str) -> Result<Vec<Event
     let (mut log, mut after, mut chain) = (Vec::new(), Seq::ZERO, ChainHash::genesis(&id(name)));
     loop {
         let page = page(bridge, token, name, after.get(), chain).await?;
-        let bytes: usize = page.frames.iter().map(|frame| frame.frame.len()).sum();
+        let bytes: usize = page.frames.iter().map(|frame| frame.bytes.len()).sum();
         assert!(bytes <= limit::PAGE_BYTES || page.frames.len() == 1);
         let read = events(&page, after);
         let Some(last) = read.last() else {

@@ -2,9 +2,9 @@
 //! everything else.
 
 use bytes::Bytes;
-use spacetime_sync_bridge::authority::StreamPosition;
-use spacetime_sync_client::Checkpoint;
-use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
+use spacetime_sync_proto::{
+    ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Position, Seq, StreamId, StreamProgress,
+};
 
 use crate::agenda::Micros;
 
@@ -18,7 +18,7 @@ pub(crate) struct NewEvent {
 #[derive(Debug)]
 pub(crate) struct Log {
     pub(crate) id: StreamId,
-    pub(crate) start: Checkpoint,
+    pub(crate) start: Position,
     pub(crate) events: Vec<Event>,
     pub(crate) published: Seq,
     /// The last position that is purged. The oracle remembers what was there.
@@ -34,7 +34,7 @@ impl Log {
     pub(crate) fn new(at: usize) -> Self {
         let id = StreamId::new(&format!("stream.{at}")).expect("a name");
         Self {
-            start: Checkpoint::start(&id),
+            start: Position::start(&id),
             id,
             events: Vec::new(),
             published: Seq::ZERO,
@@ -52,7 +52,7 @@ impl Log {
     /// The chain hash at a position; none if the log ends before.
     pub(crate) fn chain_at(&self, seq: Seq) -> Option<ChainHash> {
         match seq.get().checked_sub(1) {
-            None => Some(self.start.chain_hash),
+            None => Some(self.start.chain),
             Some(at) => self.events.get(at as usize).map(|event| event.chain_hash),
         }
     }
@@ -77,7 +77,7 @@ impl Log {
             return (held.seq, false);
         }
         let seq = self.head().next();
-        let (before, not_before) = self.events.last().map_or((self.start.chain_hash, i64::MIN), |last| {
+        let (before, not_before) = self.events.last().map_or((self.start.chain, i64::MIN), |last| {
             (last.chain_hash, last.committed_at_us)
         });
         let committed_at_us = clock_us.max(not_before);
@@ -94,8 +94,8 @@ impl Log {
         (seq, true)
     }
 
-    pub(crate) fn position(&self) -> StreamPosition {
-        StreamPosition {
+    pub(crate) fn position(&self) -> StreamProgress {
+        StreamProgress {
             stream_id: self.id.clone(),
             head_seq: self.head(),
             published_seq: self.published,

@@ -5,12 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::Rng as _;
-use spacetime_sync_bridge::authority::StreamPosition;
 use spacetime_sync_bridge::core::{
-    CallId, Core, Effect, HaltReason, Held, Input, Limits, LinkEpoch, Verdict, prepare, reconcile,
+    CallId, Core, Effect, HaltReason, Input, Limits, LinkEpoch, Verdict, prepare, reconcile,
 };
-use spacetime_sync_proto::{ChainHash, Seq};
-use spacetime_sync_rules::append::Head;
+use spacetime_sync_proto::{ChainHash, Position, Seq, StreamProgress};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::ledger::{Entry, Ledger, Then};
@@ -35,7 +33,7 @@ pub(crate) enum BridgeStep {
     Tick,
     /// The look for dirty streams reaches the authority.
     Poll,
-    Polled(Option<Vec<StreamPosition>>),
+    Polled(Option<Vec<StreamProgress>>),
     Connect,
     ConnectFails {
         conn: ConnId,
@@ -46,8 +44,8 @@ pub(crate) enum BridgeStep {
     },
     CompareChains {
         conn: ConnId,
-        positions: Vec<StreamPosition>,
-        heads: Vec<Held>,
+        positions: Vec<StreamProgress>,
+        heads: Vec<Position>,
     },
     LinkUp {
         conn: ConnId,
@@ -72,12 +70,12 @@ pub(crate) enum BridgeStep {
     LearnPosition {
         epoch: LinkEpoch,
         stream: usize,
-        held: Held,
+        held: Position,
     },
     LearnChain {
         epoch: LinkEpoch,
-        held: Held,
-        position: StreamPosition,
+        held: Position,
+        position: StreamProgress,
     },
     HeadsTimedOut {
         ask: u64,
@@ -97,7 +95,7 @@ enum Wire {
 enum Ask {
     Compare {
         conn: ConnId,
-        positions: Vec<StreamPosition>,
+        positions: Vec<StreamProgress>,
     },
     Learn {
         epoch: LinkEpoch,
@@ -414,7 +412,7 @@ impl World {
         });
     }
 
-    fn polled(&mut self, at: usize, positions: Option<Vec<StreamPosition>>) {
+    fn polled(&mut self, at: usize, positions: Option<Vec<StreamProgress>>) {
         let up = matches!(self.bridges[at].wire, Wire::Up(_));
         let wait = &mut self.bridges[at].poll_wait;
         match positions {
@@ -553,7 +551,7 @@ impl World {
         let nth = bridge.next_ask;
         bridge.asks.insert(nth, ask);
         self.bridge_in(at, ANSWER_LIMIT, BridgeStep::HeadsTimedOut { ask: nth });
-        let target = Head { seq: after, chain };
+        let target = Position { seq: after, chain };
         self.send_up(
             conn,
             ToHost::Rewind {
@@ -656,7 +654,7 @@ impl World {
         self.ask_heads(at, conn, streams, Ask::Compare { conn, positions });
     }
 
-    fn compare_chains(&mut self, at: usize, conn: ConnId, positions: Vec<StreamPosition>, heads: Vec<Held>) {
+    fn compare_chains(&mut self, at: usize, conn: ConnId, positions: Vec<StreamProgress>, heads: Vec<Position>) {
         if !matches!(self.bridges[at].wire, Wire::Connecting(own) if own == conn) {
             return;
         }

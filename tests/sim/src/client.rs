@@ -6,8 +6,8 @@ use std::fmt;
 
 use rand::Rng as _;
 use spacetime_sync_client::apply::{Counters, Effect, Input, Mode, Stream, StreamStop, SubscriptionId};
-use spacetime_sync_client::{Checkpoint, CheckpointStore as _, Stepped, StreamId};
-use spacetime_sync_proto::{RefusalCode, Seq};
+use spacetime_sync_client::{CheckpointStore as _, Stepped, StreamId};
+use spacetime_sync_proto::{Position, RefusalCode, Seq};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
@@ -107,7 +107,7 @@ impl fmt::Debug for Client {
 }
 
 impl Follower {
-    fn new(applied: Checkpoint, setup: &Setup, checked: usize, forgiven: BTreeSet<&'static str>) -> Self {
+    fn new(applied: Position, setup: &Setup, checked: usize, forgiven: BTreeSet<&'static str>) -> Self {
         Self {
             stream: Stream::new(applied, setup.bounds.clone()),
             loaded: applied.seq,
@@ -136,16 +136,16 @@ impl Follower {
     }
 }
 
-fn applier(store: &SimStore, streams: Vec<(StreamId, Checkpoint)>, setup: &Setup) -> Stepped<SimStore, Handler> {
+fn applier(store: &SimStore, streams: Vec<(StreamId, Position)>, setup: &Setup) -> Stepped<SimStore, Handler> {
     let (events, bytes) = setup.batch;
     Stepped::new(store.clone(), handler as Handler, streams, events, bytes)
 }
 
 impl Client {
-    pub(crate) fn new(setup: &Setup, starts: impl Iterator<Item = (StreamId, Checkpoint)>) -> Self {
+    pub(crate) fn new(setup: &Setup, starts: impl Iterator<Item = (StreamId, Position)>) -> Self {
         let starts: Vec<_> = starts.collect();
         let store = SimStore::new(starts.iter().cloned(), setup.defect);
-        let follower = |(_, start): &(StreamId, Checkpoint)| Follower::new(*start, setup, 0, BTreeSet::new());
+        let follower = |(_, start): &(StreamId, Position)| Follower::new(*start, setup, 0, BTreeSet::new());
         Self {
             life: 0,
             running: false,

@@ -7,11 +7,10 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use rand::Rng as _;
 use rand::seq::SliceRandom as _;
-use spacetime_sync_bridge::core::{CallId, Held, Prepared};
-use spacetime_sync_client::Checkpoint;
-use spacetime_sync_client::apply::{Page, RawFrame, SubscriptionId};
-use spacetime_sync_proto::{ChainHash, Event, Frame, PayloadHash, Refusal, RefusalCode, Seq};
-use spacetime_sync_rules::append::{self, Append, Head, Request};
+use spacetime_sync_bridge::core::{CallId, Prepared};
+use spacetime_sync_client::apply::{Page, SubscriptionId};
+use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seq};
+use spacetime_sync_rules::append::{self, Append, Request};
 use spacetime_sync_rules::checkpoint::{self, Ack};
 use spacetime_sync_rules::retention::Window;
 use spacetime_sync_rules::rewind;
@@ -24,12 +23,12 @@ use crate::world::{Step, World, say};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Table {
-    pub(crate) frames: Vec<RawFrame>,
-    pub(crate) head: Head,
+    pub(crate) frames: Vec<FrameRow>,
+    pub(crate) head: Position,
     /// The position before the first event that is held.
     pub(crate) floor: Seq,
     /// The head that survives a crash.
-    pub(crate) durable: Head,
+    pub(crate) durable: Position,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -44,14 +43,14 @@ struct Sub {
 enum Undo {
     Append {
         stream: usize,
-        before: Head,
-        after: Head,
+        before: Position,
+        after: Position,
     },
     /// Anything else that happened to a table.
     Table {
         stream: usize,
         before: Box<Table>,
-        after: Head,
+        after: Position,
     },
     Grant {
         client: usize,
@@ -61,14 +60,14 @@ enum Undo {
     Ack {
         client: usize,
         stream: usize,
-        was: Option<Checkpoint>,
+        was: Option<Position>,
     },
 }
 
 #[derive(Debug, Clone)]
 struct Snapshot {
     tables: Vec<Table>,
-    acks: Vec<Vec<Option<Checkpoint>>>,
+    acks: Vec<Vec<Option<Position>>>,
 }
 
 #[derive(Debug)]
@@ -93,7 +92,7 @@ pub(crate) struct Host {
     /// What the issuer lets each client see.
     pub(crate) entitled: Vec<Vec<bool>>,
     granted: Vec<Vec<bool>>,
-    pub(crate) acks: Vec<Vec<Option<Checkpoint>>>,
+    pub(crate) acks: Vec<Vec<Option<Position>>>,
     pub(crate) committed: u64,
     pub(crate) durable: u64,
     pub(crate) slow_until: Micros,
@@ -111,16 +110,12 @@ const REWIND_EVENTS: u64 = 16;
 const SNAPSHOTS: usize = 3;
 
 impl Table {
-    fn empty(start: Checkpoint) -> Self {
-        let head = Head {
-            seq: start.seq,
-            chain: start.chain_hash,
-        };
+    fn empty(start: Position) -> Self {
         Self {
             frames: Vec::new(),
-            head,
+            head: start,
             floor: start.seq,
-            durable: head,
+            durable: start,
         }
     }
 
@@ -138,7 +133,7 @@ impl Table {
         let whole = self.frames.partition_point(|frame| frame.last_seq <= after);
         let through = self.frames.drain(whole..).next();
         let Some(first) = through else { return };
-        self.head = Head {
+        self.head = Position {
             seq: after,
             chain: first.base_chain,
         };
@@ -148,7 +143,7 @@ impl Table {
             && let Some(bytes) = frame.encode_until(after)
         {
             self.head.chain = chain;
-            self.frames.push(RawFrame {
+            self.frames.push(FrameRow {
                 last_seq: after,
                 bytes,
                 ..first
@@ -156,13 +151,13 @@ impl Table {
         }
     }
 
-    fn frames_after(&self, after: Seq) -> &[RawFrame] {
+    fn frames_after(&self, after: Seq) -> &[FrameRow] {
         &self.frames[self.frames.partition_point(|frame| frame.last_seq <= after)..]
     }
 }
 
 impl Host {
-    pub(crate) fn new(setup: &Setup, starts: impl Iterator<Item = Checkpoint>) -> Self {
+    pub(crate) fn new(setup: &Setup, starts: impl Iterator<Item = Position>) -> Self {
         let all = |what| vec![vec![what; setup.streams]; setup.clients];
         Self {
             up: true,
@@ -292,13 +287,7 @@ impl World {
             }
             ToHost::Append { call, stream, prepared } => self.host_appends(conn, call, stream, prepared),
             ToHost::Heads { ask, streams } => {
-                let held = |stream: &usize| {
-                    let head = self.host.tables[*stream].head;
-                    Held {
-                        seq: head.seq,
-                        chain: head.chain,
-                    }
-                };
+                let held = |stream: &usize| self.host.tables[*stream].head;
                 let heads = streams.iter().map(held).collect();
                 self.answer_soon(conn, FromHost::Heads { ask, heads });
             }
@@ -393,9 +382,9 @@ impl World {
         Ok(())
     }
 
-    fn host_writes(&mut self, stream: usize, first_seq: Seq, bytes: Bytes, head: Head) {
+    fn host_writes(&mut self, stream: usize, first_seq: Seq, bytes: Bytes, head: Position) {
         let before = self.host.tables[stream].head;
-        let frame = RawFrame {
+        let frame = FrameRow {
             first_seq,
             last_seq: head.seq,
             base_chain: before.chain,
@@ -431,15 +420,12 @@ impl World {
     }
 
     /// As the reducer: step by step, each a transaction.
-    fn host_rewinds(&mut self, stream: usize, seen: Seq, target: Head) -> Option<Held> {
+    fn host_rewinds(&mut self, stream: usize, seen: Seq, target: Position) -> Option<Position> {
         let (table, mut first) = (&self.host.tables[stream], true);
-        let now = Held {
-            seq: table.head.seq,
-            chain: table.head.chain,
-        };
+        let now = table.head;
         loop {
             let table = &self.host.tables[stream];
-            let held = rewind::Held {
+            let held = rewind::Extent {
                 floor: table.floor,
                 head: table.head,
             };
@@ -524,10 +510,7 @@ impl World {
             return Err(Some(Refusal::new(RefusalCode::ForbiddenStream, "no grant")));
         }
         let table = &self.host.tables[stream];
-        let head = Checkpoint {
-            seq: table.head.seq,
-            chain_hash: table.head.chain,
-        };
+        let head = table.head;
         let mut bytes = 0;
         let held = if after < table.floor {
             &[]
@@ -585,14 +568,14 @@ impl World {
         }
     }
 
-    fn host_acks(&mut self, client: usize, stream: usize, at: Checkpoint) {
+    fn host_acks(&mut self, client: usize, stream: usize, at: Position) {
         if !self.host.granted[client][stream] {
             return;
         }
         let table = &self.host.tables[stream];
         let was = self.host.acks[client][stream];
-        let previous = was.map(|was| (was.seq, was.chain_hash));
-        match checkpoint::decide(previous, table.head, at.seq, at.chain_hash, |seq| table.chain_at(seq)) {
+        let previous = was.map(|was| (was.seq, was.chain));
+        match checkpoint::decide(previous, table.head, at.seq, at.chain, |seq| table.chain_at(seq)) {
             Ok(Ack::Moved) => {
                 self.coverage.seen("ack: moved");
                 if was.is_some_and(|was| was.seq >= at.seq) || at.seq > table.head.seq {
@@ -776,7 +759,7 @@ impl World {
             .halts
             .extend(["refused", "diverged", "ahead_of_authority"]);
         let frame = Frame::encode(std::slice::from_ref(&event));
-        let head = Head {
+        let head = Position {
             seq,
             chain: event.chain_hash,
         };

@@ -2,11 +2,9 @@
 //! may be late, and when a connection breaks, what was under way may or may not have arrived.
 
 use rand::Rng as _;
-use spacetime_sync_bridge::core::{CallId, Held, Prepared};
-use spacetime_sync_client::Checkpoint;
-use spacetime_sync_client::apply::{Page, RawFrame, SubscriptionId};
-use spacetime_sync_proto::{Refusal, Seq};
-use spacetime_sync_rules::append::Head;
+use spacetime_sync_bridge::core::{CallId, Prepared};
+use spacetime_sync_client::apply::{Page, SubscriptionId};
+use spacetime_sync_proto::{FrameRow, Position, Refusal, Seq};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
@@ -53,7 +51,7 @@ pub(crate) enum ToHost {
         stream: usize,
         /// The head as the bridge saw it.
         seen: Seq,
-        target: Head,
+        target: Position,
     },
     Read {
         read: u64,
@@ -72,7 +70,7 @@ pub(crate) enum ToHost {
     },
     Ack {
         stream: usize,
-        checkpoint: Checkpoint,
+        checkpoint: Position,
     },
 }
 
@@ -84,7 +82,7 @@ pub(crate) enum FromHost {
     Lost(CallId),
     Heads {
         ask: u64,
-        heads: Vec<Held>,
+        heads: Vec<Position>,
     },
     Page {
         read: u64,
@@ -93,7 +91,7 @@ pub(crate) enum FromHost {
     },
     Row {
         stream: usize,
-        frame: RawFrame,
+        frame: FrameRow,
     },
     Subscribed {
         stream: usize,
@@ -160,7 +158,7 @@ impl World {
     }
 
     /// A row may meet more than TCP does to it: the client's core promises to live through that, too.
-    fn send_row(&mut self, conn: ConnId, stream: usize, frame: RawFrame, at: Micros) {
+    fn send_row(&mut self, conn: ConnId, stream: usize, frame: FrameRow, at: Micros) {
         let Party::Client(client) = self.conns[conn.0].party else {
             return;
         };

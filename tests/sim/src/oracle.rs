@@ -1,8 +1,7 @@
 //! What must hold after every step, whatever happened. The authority's logs say what is right.
 
-use spacetime_sync_client::apply::{Mode, RawFrame, StreamStop};
-use spacetime_sync_proto::{Event, Frame, Seq};
-use spacetime_sync_rules::append::Head;
+use spacetime_sync_client::apply::{Mode, StreamStop};
+use spacetime_sync_proto::{Event, Frame, FrameRow, Position, Seq};
 
 use crate::world::World;
 
@@ -45,7 +44,7 @@ impl World {
     }
 
     /// A frame that is about to be held, after what is held.
-    pub(crate) fn check_frame(&mut self, stream: usize, before: Head, frame: &RawFrame, head: Head) {
+    pub(crate) fn check_frame(&mut self, stream: usize, before: Position, frame: &FrameRow, head: Position) {
         let follows = frame.first_seq == before.seq.next();
         let decoded = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone());
         let Ok(decoded) = decoded.as_ref() else {
@@ -85,7 +84,7 @@ impl World {
         let saved = &state.saved[stream];
         let (at, effects) = (saved.checkpoint, saved.effects.len() as u64);
         let last = saved.effects.last();
-        let torn = effects != at.seq.get() || last.is_some_and(|last| last.chain_hash != at.chain_hash);
+        let torn = effects != at.seq.get() || last.is_some_and(|last| last.chain_hash != at.chain);
         let checked = party.followers[stream].checked.min(saved.effects.len());
         let fresh = saved.effects[checked..].to_vec();
         let before_fresh = if fresh.is_empty() { None } else { checked.checked_sub(1) };

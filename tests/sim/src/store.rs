@@ -1,10 +1,9 @@
 //! A model of a client's store: effects and checkpoint in one transaction, and what can happen to that.
 
+use spacetime_sync_proto::Position;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use spacetime_sync_client::{
-    Checkpoint, CheckpointStore, CommitError, Effects, Event, HandlerError, StoreError, StreamId,
-};
+use spacetime_sync_client::{CheckpointStore, CommitError, Effects, Event, HandlerError, StoreError, StreamId};
 
 use crate::setup::Defect;
 
@@ -21,7 +20,7 @@ pub(crate) enum StoreFault {
 #[derive(Debug)]
 pub(crate) struct Saved {
     pub(crate) id: StreamId,
-    pub(crate) checkpoint: Checkpoint,
+    pub(crate) checkpoint: Position,
     pub(crate) effects: Vec<Event>,
 }
 
@@ -33,7 +32,7 @@ pub(crate) struct State {
     pub(crate) struck: u32,
     defect: Option<Defect>,
     /// The last transactions: which stream, and what was there before.
-    undo: Vec<(usize, Checkpoint, usize)>,
+    undo: Vec<(usize, Position, usize)>,
 }
 
 /// Shared by the client that uses it and the world that looks into it.
@@ -50,7 +49,7 @@ pub(crate) struct Transaction {
 const VOLATILE: usize = 3;
 
 impl SimStore {
-    pub(crate) fn new(streams: impl Iterator<Item = (StreamId, Checkpoint)>, defect: Option<Defect>) -> Self {
+    pub(crate) fn new(streams: impl Iterator<Item = (StreamId, Position)>, defect: Option<Defect>) -> Self {
         let saved = streams.map(|(id, checkpoint)| Saved {
             id,
             checkpoint,
@@ -101,7 +100,7 @@ impl CheckpointStore for SimStore {
         Ok(())
     }
 
-    fn load(&mut self, stream_id: &StreamId) -> Result<Option<Checkpoint>, StoreError> {
+    fn load(&mut self, stream_id: &StreamId) -> Result<Option<Position>, StoreError> {
         let state = self.look();
         let saved = state.saved.iter().find(|saved| saved.id == *stream_id);
         Ok(saved.map(|saved| saved.checkpoint))
@@ -110,8 +109,8 @@ impl CheckpointStore for SimStore {
     fn commit(
         &mut self,
         stream_id: &StreamId,
-        from: &Checkpoint,
-        to: &Checkpoint,
+        from: &Position,
+        to: &Position,
         effects: &mut Effects<'_, Self>,
     ) -> Result<(), CommitError> {
         let (path, detail) = ("model".to_owned(), "injected".to_owned());
@@ -166,8 +165,8 @@ impl CheckpointStore for SimStore {
     fn begin_anew(
         &mut self,
         stream_id: &StreamId,
-        from: &Checkpoint,
-        at: &Checkpoint,
+        from: &Position,
+        at: &Position,
         effects: &mut Effects<'_, Self>,
     ) -> Result<(), CommitError> {
         self.commit(stream_id, from, at, effects)

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use rand::Rng as _;
-use spacetime_sync_client::apply::{Page, RawFrame};
-use spacetime_sync_proto::{ChainHash, Event, Frame, PayloadHash, Seq};
+use spacetime_sync_client::apply::Page;
+use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, PayloadHash, Seq};
 
 use crate::agenda::{MILLISECOND, Micros};
 use crate::bridge::BridgeStep;
@@ -192,10 +192,10 @@ impl World {
     }
 
     /// What becomes of a row on its way to a client.
-    pub(crate) fn bend_row(&mut self, client: usize, stream: usize, frame: RawFrame) -> RawFrame {
+    pub(crate) fn bend_row(&mut self, client: usize, stream: usize, frame: FrameRow) -> FrameRow {
         if self.strikes(Fault::RowForged, Some(client), None) {
             self.clients[client].forgive(stream, "chain_mismatch");
-            return RawFrame {
+            return FrameRow {
                 base_chain: ChainHash::from_bytes([7; 32]),
                 ..frame
             };
@@ -231,7 +231,7 @@ impl World {
 }
 
 /// The last event's payload is another one, and so is its hash, if that is asked for.
-fn altered(frame: &RawFrame, with_hash: bool) -> Option<RawFrame> {
+fn altered(frame: &FrameRow, with_hash: bool) -> Option<FrameRow> {
     let decoded = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone()).ok()?;
     let mut events: Vec<Event> = decoded.into_events_after(Seq::ZERO).collect();
     let last = events.last_mut()?;
@@ -239,7 +239,7 @@ fn altered(frame: &RawFrame, with_hash: bool) -> Option<RawFrame> {
     if with_hash {
         last.payload_hash = PayloadHash::of(&last.payload);
     }
-    Some(RawFrame {
+    Some(FrameRow {
         bytes: Frame::encode(&events),
         ..frame.clone()
     })

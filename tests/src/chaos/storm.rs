@@ -143,7 +143,7 @@ pub async fn fleet(args: FleetArgs) -> anyhow::Result<()> {
         say(&Word::End {
             client: number,
             seq: applied.seq.get(),
-            chain: hex::encode(applied.chain_hash.as_bytes()),
+            chain: hex::encode(applied.chain.as_bytes()),
             handled: seen.handled,
             out_of_order: seen.out_of_order,
             reconnects: status.counters.reconnects,

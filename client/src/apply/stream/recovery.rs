@@ -11,11 +11,10 @@
 //! saved.
 
 use spacetime_sync_proto::page::Snapshot;
-use spacetime_sync_proto::{Refusal, Seq, StaleCursor};
+use spacetime_sync_proto::{Position, Refusal, Seq, StaleCursor};
 
 use super::{Mode, Stream};
 use crate::apply::{Beginning, Counters, Effect, Page, StreamStop, may_be_granted_later};
-use crate::checkpoint::Checkpoint;
 use crate::config::{StaleAnswer, WithoutDocument};
 
 /// Where a stream is on its way back onto the lane.
@@ -58,7 +57,7 @@ impl Rung {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asking {
     /// What follows this position.
-    ForEvents(Checkpoint),
+    ForEvents(Position),
     ForDocument,
     ToBegin {
         from_document: bool,
@@ -199,11 +198,11 @@ impl Stream {
         effects: &mut Vec<Effect>,
     ) -> Result<(), StreamStop> {
         let (head, cursor) = (page.head, self.cursor);
-        if head.seq == cursor.seq && head.chain_hash != cursor.chain_hash {
+        if head.seq == cursor.seq && head.chain != cursor.chain {
             return Err(StreamStop::ChainMismatch {
                 seq: cursor.seq,
-                expected: cursor.chain_hash,
-                found: head.chain_hash,
+                expected: cursor.chain,
+                found: head.chain,
             });
         }
         self.known = self.known.max(Some(head.seq));
@@ -302,9 +301,9 @@ impl Stream {
                 self.stop(StreamStop::StaleCursor(stale), effects);
             }
             StaleAnswer::Restart | StaleAnswer::Rebootstrap(WithoutDocument::Restart) => {
-                let at = Checkpoint {
+                let at = Position {
                     seq: stale.oldest_available_cursor,
-                    chain_hash: stale.oldest_available_chain,
+                    chain: stale.oldest_available_chain,
                 };
                 self.begin(at, None, stale, effects);
             }
@@ -321,20 +320,14 @@ impl Stream {
         let Some(document) = document else {
             return self.without_document(stale, effects);
         };
-        let at = Checkpoint {
+        let at = Position {
             seq: document.seq,
-            chain_hash: document.chain_hash,
+            chain: document.chain_hash,
         };
         self.begin(at, Some(*document), stale, effects);
     }
 
-    fn begin(
-        &mut self,
-        at: Checkpoint,
-        document: Option<Snapshot>,
-        stale: Box<StaleCursor>,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn begin(&mut self, at: Position, document: Option<Snapshot>, stale: Box<StaleCursor>, effects: &mut Vec<Effect>) {
         self.beginning = Some(Box::new(Beginning {
             from: self.cursor,
             at,
@@ -345,7 +338,7 @@ impl Stream {
     }
 
     /// Store and handler stand at the new beginning.
-    pub(super) fn begun_anew(&mut self, at: Checkpoint, counters: &mut Counters) {
+    pub(super) fn begun_anew(&mut self, at: Position, counters: &mut Counters) {
         match self.asking.take() {
             Some(Asking::ToBegin { from_document: true }) => counters.rebootstraps += 1,
             Some(Asking::ToBegin { from_document: false } | Asking::ForEvents(_) | Asking::ForDocument) | None => {

@@ -1,5 +1,6 @@
 //! What is kept, and what is refused without being touched.
 
+use spacetime_sync_proto::Position;
 use std::path::PathBuf;
 
 use super::*;
@@ -45,18 +46,18 @@ fn stream() -> StreamId {
     StreamId::new("s").unwrap()
 }
 
-fn checkpoint(seq: u64) -> Checkpoint {
-    Checkpoint {
+fn checkpoint(seq: u64) -> Position {
+    Position {
         seq: Seq::new(seq).unwrap(),
-        chain_hash: ChainHash::from_bytes([seq as u8; 32]),
+        chain: ChainHash::from_bytes([seq as u8; 32]),
     }
 }
 
-fn start() -> Checkpoint {
-    Checkpoint::start(&stream())
+fn start() -> Position {
+    Position::start(&stream())
 }
 
-fn save(store: &mut SqliteStore, from: Checkpoint, to: Checkpoint) -> Result<(), CommitError> {
+fn save(store: &mut SqliteStore, from: Position, to: Position) -> Result<(), CommitError> {
     store.commit(&stream(), &from, &to, &mut |_: &mut Transaction<'_>| Ok(()))
 }
 

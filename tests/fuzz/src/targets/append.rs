@@ -4,8 +4,8 @@
 
 use anyhow::{bail, ensure};
 use rand::rngs::StdRng;
-use spacetime_sync_proto::{Frame, RefusalCode, Seq, limit};
-use spacetime_sync_rules::append::{Append, Head, Request, decide};
+use spacetime_sync_proto::{Frame, Position, RefusalCode, Seq, limit};
+use spacetime_sync_rules::append::{Append, Request, decide};
 
 use super::frame;
 use crate::lane::Log;
@@ -46,9 +46,9 @@ impl Target for Appends {
         let Some(held) = self.log.at(HELD) else {
             bail!("the log is too short")
         };
-        let head = Head {
+        let head = Position {
             seq: held.seq,
-            chain: held.chain_hash,
+            chain: held.chain,
         };
         let request = Request {
             first_seq,
@@ -60,7 +60,7 @@ impl Target for Appends {
                 .log
                 .at(seq.get())
                 .filter(|_| seq.get() >= OLDEST && seq <= head.seq);
-            event.map(|at| at.chain_hash)
+            event.map(|at| at.chain)
         };
         let sent = Frame::decode(first_seq, base_chain, bytes);
         match (decide(head, request, kept), sent) {
@@ -73,7 +73,7 @@ impl Target for Appends {
                     RefusalCode::ChainMismatch => ensure!(base_chain != head.chain),
                     RefusalCode::EventConflict => {
                         let at = frame.last_seq().min(head.seq);
-                        ensure!(frame.chain_at(at) != self.log.at(at.get()).map(|held| held.chain_hash));
+                        ensure!(frame.chain_at(at) != self.log.at(at.get()).map(|held| held.chain));
                     }
                     RefusalCode::BelowWindow => ensure!(frame.last_seq().get() < OLDEST),
                     other => bail!("refused as {other:?}"),
@@ -81,7 +81,7 @@ impl Target for Appends {
             }
             (Ok(Append::Absorbed), Ok(frame)) => {
                 ensure!(frame.last_seq() <= head.seq);
-                let held = self.log.at(frame.last_seq().get()).map(|held| held.chain_hash);
+                let held = self.log.at(frame.last_seq().get()).map(|held| held.chain);
                 ensure!(held == Some(frame.last_chain()), "what is absorbed is not what is held");
                 return Ok(Verdict::Taken);
             }
@@ -122,7 +122,7 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
     let log = log()?;
     let other = Log::new("runtime.run.2.events", &[2; 12])?;
     let of = |log: &Log, first, last| {
-        let base = log.at(first - 1).unwrap_or_else(|| log.head()).chain_hash;
+        let base = log.at(first - 1).unwrap_or_else(|| log.head()).chain;
         frame::whole(first, base, &log.frame(first, last))
     };
     Ok(vec![

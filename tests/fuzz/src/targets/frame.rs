@@ -174,7 +174,7 @@ fn again(frame: Frame, first_seq: u64, base_chain: ChainHash) -> anyhow::Result<
 fn seeds() -> anyhow::Result<Vec<Seed>> {
     let log = Log::new("runtime.run.1.events", &[3, 40, 1, 300, 127, 128, 5, 2_000])?;
     let of = |first, last| {
-        let base = log.at(first - 1).unwrap_or_else(|| log.head()).chain_hash;
+        let base = log.at(first - 1).unwrap_or_else(|| log.head()).chain;
         whole(first, base, &log.frame(first, last))
     };
     let many = Log::new("runtime.run.2.events", &[1; 60])?;
@@ -185,15 +185,8 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
         Seed::new("unpadded", of(5, 8)),
         Seed::new(
             "many",
-            whole(
-                1,
-                many.at(0).unwrap_or_else(|| many.head()).chain_hash,
-                &many.frame(1, 60),
-            ),
+            whole(1, many.at(0).unwrap_or_else(|| many.head()).chain, &many.frame(1, 60)),
         ),
-        Seed::new(
-            "far",
-            whole(Seq::MAX.get() - 4, many.head().chain_hash, &many.frame(1, 3)),
-        ),
+        Seed::new("far", whole(Seq::MAX.get() - 4, many.head().chain, &many.frame(1, 3))),
     ])
 }

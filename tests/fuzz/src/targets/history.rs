@@ -3,9 +3,9 @@
 use anyhow::ensure;
 use bytes::Bytes;
 use rand::rngs::StdRng;
-use spacetime_sync_proto::page::{DOC_KEY_BYTES, DOCUMENT_BYTES, EventPage, PageFrame, Snapshot};
+use spacetime_sync_proto::page::{DOC_KEY_BYTES, DOCUMENT_BYTES, EventPage, Snapshot};
 use spacetime_sync_proto::stale::StaleCode;
-use spacetime_sync_proto::{PayloadHash, Seq, StaleCursor, StaleReason};
+use spacetime_sync_proto::{FrameRow, PayloadHash, Seq, StaleCursor, StaleReason};
 
 use super::page::log;
 use crate::mutate;
@@ -61,15 +61,15 @@ impl Target for Answers {
 fn seeds() -> anyhow::Result<Vec<Seed>> {
     let log = log()?;
     let head = log.head();
-    let frame = |first: u64, last: u64| PageFrame {
+    let frame = |first: u64, last: u64| FrameRow {
         first_seq: Seq::ZERO.plus(first),
         last_seq: Seq::ZERO.plus(last),
-        base_chain: log.at(first - 1).unwrap_or(head).chain_hash,
-        frame: log.frame(first, last),
+        base_chain: log.at(first - 1).unwrap_or(head).chain,
+        bytes: log.frame(first, last),
     };
     let page = |frames| EventPage {
         head_seq: head.seq,
-        head_chain: head.chain_hash,
+        head_chain: head.chain,
         oldest_seq: Seq::ZERO.next(),
         frames,
     };
@@ -77,7 +77,7 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
     let document = Snapshot {
         doc_key: "runtime/run_summary:1".to_owned(),
         seq: head.seq,
-        chain_hash: head.chain_hash,
+        chain_hash: head.chain,
         payload_hash: PayloadHash::of(&payload),
         payload,
     };
@@ -86,7 +86,7 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
         stream_id: log.stream_id.clone(),
         requested_after_seq: Seq::ZERO,
         oldest_available_cursor: Seq::ZERO.plus(3),
-        oldest_available_chain: head.chain_hash,
+        oldest_available_chain: head.chain,
         head_cursor: head.seq,
         reason_codes: vec![StaleReason::RetentionFloorBreach, StaleReason::ReplayBudgetExceeded],
         replay_lag: 9,

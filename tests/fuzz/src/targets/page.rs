@@ -8,10 +8,10 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use spacetime_sync_bindings::{EventPage, SyncEvent};
-use spacetime_sync_client::apply::{Effect, Input, Mode, Page, RawFrame, Stream, SubscriptionId};
+use spacetime_sync_client::apply::{Effect, Input, Mode, Page, Stream, SubscriptionId};
 use spacetime_sync_client::config::{Reads, StreamBounds};
-use spacetime_sync_client::{Checkpoint, Counters, StaleAnswer};
-use spacetime_sync_proto::{Refusal, limit};
+use spacetime_sync_client::{Counters, StaleAnswer};
+use spacetime_sync_proto::{Position, Refusal, limit};
 use spacetimedb_sdk::__codegen::__lib::bsatn;
 use spacetimedb_sdk::u256;
 
@@ -128,7 +128,7 @@ impl Target for Pages {
         for step in steps {
             let input = match step {
                 Step::Page(page) => Input::Page(Page::from(page)),
-                Step::Row(row) => Input::Frame(RawFrame::from(row)),
+                Step::Row(row) => Input::Frame(spacetime_sync_client::frame_row(row)),
                 Step::Subscribed(id) => Input::Subscribed(SubscriptionId(id.into())),
                 Step::Disconnected => Input::Disconnected,
                 Step::Connected => Input::Connected,
@@ -270,8 +270,8 @@ struct Watched<'a> {
     log: &'a Log,
     stream: Stream,
     counters: Counters,
-    applied: Checkpoint,
-    cursor: Checkpoint,
+    applied: Position,
+    cursor: Position,
     handed_out: usize,
 }
 
@@ -290,12 +290,12 @@ impl Watched<'_> {
             let (mut at, mut size) = (batch.from, 0);
             for event in &batch.events {
                 ensure!(event.seq == at.seq.next(), "{} after {}", event.seq, at.seq);
-                ensure!(event.follows(&at.chain_hash), "{} does not follow", event.seq);
+                ensure!(event.follows(&at.chain), "{} does not follow", event.seq);
                 ensure!(!event.payload.is_empty() && event.payload.len() <= limit::PAYLOAD_BYTES);
                 size += event.payload.len();
-                at = Checkpoint {
+                at = Position {
                     seq: event.seq,
-                    chain_hash: event.chain_hash,
+                    chain: event.chain_hash,
                 };
             }
             ensure!(
@@ -351,8 +351,8 @@ fn row(log: &Log, first: u64, last: u64) -> SyncEvent {
     }
 }
 
-fn column(at: Option<Checkpoint>) -> u256 {
-    at.map_or(u256::ZERO, |at| u256::from_be_bytes(*at.chain_hash.as_bytes()))
+fn column(at: Option<Position>) -> u256 {
+    at.map_or(u256::ZERO, |at| u256::from_be_bytes(*at.chain.as_bytes()))
 }
 
 fn seeds() -> anyhow::Result<Vec<Seed>> {

@@ -4,13 +4,14 @@
 //! It opens with the checkpoints that were written, or with a typed error that leaves it as it is. A checkpoint that was
 //! never written is never had from it, and one that was is never missing without an error.
 
+use spacetime_sync_proto::Position;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use rusqlite::Transaction;
-use spacetime_sync_client::{Checkpoint, CheckpointStore, CommitError, SqliteStore, StoreError};
+use spacetime_sync_client::{CheckpointStore, CommitError, SqliteStore, StoreError};
 
 use crate::lane::Log;
 use crate::mutate;
@@ -173,12 +174,12 @@ impl Store {
 
     /// What was had from it can be gone on from, and is kept. It may also be that the file turns out to be damaged where
     /// nothing was read before: then this is said, and what was had stays.
-    fn go_on(&self, store: &mut SqliteStore, loaded: &[Option<Checkpoint>]) -> anyhow::Result<()> {
+    fn go_on(&self, store: &mut SqliteStore, loaded: &[Option<Position>]) -> anyhow::Result<()> {
         for (log, found) in self.logs.iter().zip(loaded) {
-            let from = found.unwrap_or_else(|| Checkpoint::start(&log.stream_id));
-            let to = Checkpoint {
+            let from = found.unwrap_or_else(|| Position::start(&log.stream_id));
+            let to = Position {
                 seq: from.seq.next(),
-                chain_hash: log.head().chain_hash,
+                chain: log.head().chain,
             };
             let expected = match store.commit(&log.stream_id, &from, &to, &mut |_: &mut Transaction<'_>| Ok(())) {
                 Ok(()) => Some(to),
@@ -221,7 +222,7 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
         }
         let from = store
             .load(&log.stream_id)?
-            .unwrap_or_else(|| Checkpoint::start(&log.stream_id));
+            .unwrap_or_else(|| Position::start(&log.stream_id));
         let to = log.at(seq).context("the log is too short")?;
         let mut effects = |transaction: &mut Transaction<'_>| {
             transaction.execute("INSERT OR REPLACE INTO note VALUES (?1, x'00')", [to.seq.to_sql()])?;

@@ -1,6 +1,7 @@
 //! What the bridge reads of the log, and what it writes down.
 
 use super::*;
+use spacetime_sync_proto::StreamProgress;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_and_dirty_streams_are_paged_in_order() {
@@ -165,7 +166,7 @@ async fn a_row_that_is_no_stream_is_passed_over() {
         )
         .await
         .unwrap();
-    let found = |positions: Vec<StreamPosition>| -> Vec<_> {
+    let found = |positions: Vec<StreamProgress>| -> Vec<_> {
         let names = positions.into_iter().map(|position| position.stream_id);
         names.collect()
     };
