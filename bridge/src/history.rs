@@ -17,9 +17,9 @@ use tokio::time::timeout;
 
 use crate::auth::denial::Denial;
 use crate::auth::limits::{Buckets, Rate};
-use crate::authority::{Authority, AuthorityError, Extent, History};
 use crate::config::HistoryConfig;
 use crate::core::{HaltReason, prepare};
+use spacetime_sync_authority::{Authority, AuthorityError, Extent, History};
 
 /// How long a request waits for its turn.
 const TURN: Duration = Duration::from_secs(2);
@@ -355,10 +355,10 @@ impl Histories {
 
     fn failed(&self, stream_id: &StreamId, error: &AuthorityError) -> Denial {
         if let AuthorityError::Corrupt { .. } = error {
-            return self.broken(stream_id, &crate::pump::chain(error));
+            return self.broken(stream_id, &spacetime_sync_proto::error_text(error));
         }
         tracing::warn!(
-            error = crate::pump::chain(error),
+            error = spacetime_sync_proto::error_text(error),
             "the authority cannot be asked for history"
         );
         Denial::unavailable("the authority cannot be asked at the moment")

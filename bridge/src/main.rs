@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use spacetime_sync_authority::Authority;
 use spacetime_sync_bridge::auth::Issuer;
 use spacetime_sync_bridge::auth::keys::now;
 use spacetime_sync_bridge::auth::revocation::Messenger;
-use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::config::{Config, read_token};
 use spacetime_sync_bridge::history::Histories;
 use spacetime_sync_bridge::publish::identity;

@@ -12,9 +12,10 @@ use serde_json::Value;
 use spacetime_sync_proto::RefusalCode;
 use spacetimedb_sdk::Identity;
 
-use crate::config::{ConfigError, Secret, read_token};
+use crate::config::{ConfigError, read_token};
 use crate::stdb::StdbError;
 use crate::stdb::admin::{Admin, Breaking};
+use spacetime_sync_proto::Secret;
 
 /// What to publish where.
 #[derive(Debug, Clone)]

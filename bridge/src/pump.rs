@@ -15,12 +15,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{ChainHash, Seq, StreamId, StreamProgress};
+use spacetime_sync_proto::{ChainHash, Seq, StreamId, StreamProgress, error_text};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::auth::Issuer;
-use crate::authority::{Authority, AuthorityError, Leadership};
 use crate::config::Config;
 use crate::core::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, prepare};
 use crate::history::Histories;
@@ -33,6 +32,7 @@ use compare::{authority_away, learn, reconcile_all};
 use ledger::Ledger;
 use pace::Pace;
 use policy::Policy;
+use spacetime_sync_authority::{Authority, AuthorityError, Leadership};
 use upkeep::Upkeep;
 
 /// How often a standby asks for the lead.
@@ -122,8 +122,8 @@ async fn connect_authority(config: &Config, status: &Status) -> Result<Authority
             }
             Err(error) if error.class() == RefusalClass::Retry => {
                 let wait = backoff.next();
-                tracing::warn!(error = chain(&error), ?wait, "the authority is away");
-                status.authority(Err(chain(&error)));
+                tracing::warn!(error = error_text(&error), ?wait, "the authority is away");
+                status.authority(Err(error_text(&error)));
                 status.beat(Instant::now(), crate::core::Load::default(), None);
                 tokio::time::sleep(wait).await;
             }
@@ -150,8 +150,8 @@ async fn take_lead(authority: &Authority, status: &Status) -> Leadership {
                 status.role(Role::Standby);
             }
             Err(error) => {
-                tracing::warn!(error = chain(&error), "the lead cannot be asked for");
-                status.authority(Err(chain(&error)));
+                tracing::warn!(error = error_text(&error), "the lead cannot be asked for");
+                status.authority(Err(error_text(&error)));
             }
         }
         status.idle_beat(Instant::now());
@@ -435,9 +435,12 @@ impl<'a> Pump<'a> {
             }
             News::Connected(Err(error)) => {
                 if error.class() != RefusalClass::Retry {
-                    tracing::error!(error = chain(&error), "no link to SpacetimeDB until this is mended");
+                    tracing::error!(
+                        error = error_text(&error),
+                        "no link to SpacetimeDB until this is mended"
+                    );
                 }
-                self.unconnected(chain(&error));
+                self.unconnected(error_text(&error));
             }
         }
     }
@@ -459,8 +462,11 @@ impl<'a> Pump<'a> {
         let now = Instant::now();
         match positions {
             Err(error) => {
-                tracing::warn!(error = chain(&error), "the authority cannot be asked for dirty streams");
-                self.status.authority(Err(chain(&error)));
+                tracing::warn!(
+                    error = error_text(&error),
+                    "the authority cannot be asked for dirty streams"
+                );
+                self.status.authority(Err(error_text(&error)));
                 self.pace.failed(now);
             }
             Ok(positions) => {
@@ -598,10 +604,10 @@ impl<'a> Pump<'a> {
                 Err(error) if error.class() == RefusalClass::Reject => Input::Page {
                     epoch,
                     stream_id,
-                    page: Err(HaltReason::BrokenLog(chain(&error))),
+                    page: Err(HaltReason::BrokenLog(error_text(&error))),
                 },
                 Err(error) => {
-                    tracing::warn!(error = chain(&error), %stream_id, "a page could not be read");
+                    tracing::warn!(error = error_text(&error), %stream_id, "a page could not be read");
                     Input::PageFailed { epoch, stream_id }
                 }
             };
@@ -679,7 +685,7 @@ impl<'a> Pump<'a> {
             while asleep.changed().await.is_ok() {
                 let sleeping = *asleep.borrow_and_update();
                 if let Err(error) = authority.set_sleeping(sleeping).await {
-                    tracing::debug!(error = chain(&error), "the wake-up flag could not be set");
+                    tracing::debug!(error = error_text(&error), "the wake-up flag could not be set");
                 }
             }
         });
@@ -708,17 +714,6 @@ async fn lost(lead: &mut Option<Leadership>) {
         Some(lead) => lead.lost().await,
         None => std::future::pending().await,
     }
-}
-
-/// An error and all its sources on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

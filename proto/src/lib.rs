@@ -3,10 +3,12 @@
 //! Ids and limits ([`id`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
 //! positions and frame rows ([`position`]), pages of the authority's log ([`page`]), the closed set of refusal codes ([`refusal`]), cursors that lead nowhere
 //! ([`stale`]), who may see and do what ([`access`]) and the contract's own version ([`contract`]).
+//! Beside these stand [`Secret`] and [`error_text`], which every crate needs.
 //! No IO, no clock, no runtime: it builds for `wasm32-unknown-unknown` as it does for a desktop.
 
 pub mod access;
 pub mod contract;
+mod error_text;
 pub mod event;
 pub mod frame;
 pub mod hash;
@@ -16,14 +18,17 @@ pub mod page;
 pub mod position;
 pub mod refusal;
 pub mod retention;
+mod secret;
 pub mod stale;
 
+pub use error_text::error_text;
 pub use event::Event;
 pub use frame::{Frame, FrameError};
 pub use hash::{ChainHash, PayloadHash};
 pub use id::{IdempotencyKey, InvalidId, Kind, Label, Seq, StreamId};
 pub use position::{FrameRow, Position, StreamProgress};
 pub use refusal::{Refusal, RefusalCode};
+pub use secret::Secret;
 pub use stale::{StaleCursor, StaleReason};
 
 /// The messages of `proto/sync.proto`, as generated.

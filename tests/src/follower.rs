@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
-use spacetime_sync_bridge::authority::Authority;
+use spacetime_sync_authority::Authority;
 use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
 
 use crate::process::{Environment, Process, built};

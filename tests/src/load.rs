@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
-use spacetime_sync_bridge::authority::{Authority, AuthorityError, NewEvent};
+use spacetime_sync_authority::{Authority, AuthorityError, NewEvent};
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{IdempotencyKey, Kind, StreamId};
 use tokio::task::JoinHandle;

@@ -20,7 +20,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getuid, kill_process};
-use spacetime_sync_bridge::authority::{Authority, AuthorityError};
+use spacetime_sync_authority::{Authority, AuthorityError};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
 use tokio::sync::OnceCell;
 

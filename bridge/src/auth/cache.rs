@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use spacetime_sync_proto::Label;
 
-use crate::authority::{Access, AccessQuestion};
+use spacetime_sync_authority::{Access, AccessQuestion};
 
 /// Most sessions that are remembered; those beyond are asked about every time.
 const SESSIONS: usize = 10_000;

@@ -19,7 +19,7 @@ use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime, UtcDateTime};
 
 use super::jws::{self, PublicKey};
-use crate::config::Secret;
+use spacetime_sync_proto::Secret;
 
 pub use folder::{KeyFolder, KeyListing, add_key, list_keys};
 

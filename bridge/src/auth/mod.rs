@@ -25,7 +25,6 @@ use std::time::Instant;
 use spacetime_sync_proto::access::{ClientVersion, Incompatible, TokenRequest, TokenResponse, Window};
 use spacetime_sync_proto::{Label, RefusalCode};
 
-use crate::authority::{Access, AccessQuestion, Authority, BoundSession};
 use crate::config::Config;
 use cache::AccessCache;
 use denial::Denial;
@@ -35,6 +34,7 @@ use limits::{Buckets, Rate, network};
 use policy::Wanted;
 use service::ServiceTokens;
 use sessions::{PublicKeyError, Session, SessionVerifier};
+use spacetime_sync_authority::{Access, AccessQuestion, Authority, BoundSession};
 
 pub use counters::{AuthCounters, AuthFailures};
 
@@ -261,11 +261,11 @@ impl Issuer {
     /// What the authority answers; that it does not is logged here and told without its words.
     async fn ask<T>(
         &self,
-        call: impl Future<Output = Result<T, crate::authority::AuthorityError>>,
+        call: impl Future<Output = Result<T, spacetime_sync_authority::AuthorityError>>,
     ) -> Result<T, Denial> {
         call.await.map_err(|error| {
             tracing::warn!(
-                error = crate::pump::chain(&error),
+                error = spacetime_sync_proto::error_text(&error),
                 "the authority cannot be asked about a session"
             );
             Denial::unavailable("the authority cannot be asked at the moment")

@@ -12,7 +12,7 @@ use super::jws::{Jws, Malformed};
 use super::keys::{Ring, now};
 use super::limits::network;
 use super::{Issuer, bearer};
-use crate::authority::{Authority, BoundSession};
+use spacetime_sync_authority::{Authority, BoundSession};
 
 /// Why somebody may not read.
 #[derive(Debug, Clone, PartialEq, Eq)]

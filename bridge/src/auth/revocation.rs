@@ -13,11 +13,11 @@ use tokio::time::timeout;
 
 use super::Issuer;
 use super::denial::Denial;
-use crate::authority::{Authority, AuthorityError};
-use crate::pump::chain;
 use crate::stdb::StdbError;
 use crate::stdb::admin::Admin;
 use crate::stdb::tokens::TokenSource;
+use spacetime_sync_authority::{Authority, AuthorityError};
+use spacetime_sync_proto::error_text;
 
 /// Most sessions of one request.
 pub const SESSIONS: usize = 100;
@@ -60,7 +60,7 @@ impl Messenger {
     /// For one database.
     pub fn new(uri: &str, database: &str, tokens: TokenSource) -> Self {
         Self {
-            admin: Admin::new(uri, database, crate::config::Secret::from(String::new())),
+            admin: Admin::new(uri, database, spacetime_sync_proto::Secret::from(String::new())),
             tokens,
         }
     }
@@ -84,7 +84,7 @@ impl Issuer {
         let delivered = match timeout(WAIT, deliver(authority, messenger, session_ids)).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
-                tracing::warn!(error = chain(&error), "the module has not taken a revocation yet");
+                tracing::warn!(error = error_text(&error), "the module has not taken a revocation yet");
                 false
             }
             Err(_) => false,
@@ -108,7 +108,7 @@ impl Issuer {
                 Err(error) => {
                     // What is told at every failure would fill the log; what a person asked for is told by the request.
                     if rest == LOOK || woken {
-                        tracing::warn!(error = chain(&error), "revocations are not delivered");
+                        tracing::warn!(error = error_text(&error), "revocations are not delivered");
                     }
                     rest = (rest * 2).min(REST);
                 }

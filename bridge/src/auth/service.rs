@@ -10,7 +10,7 @@ use spacetimedb_sdk::Identity;
 
 use super::issue::{Names, token_id};
 use super::keys::{KeyFolder, now};
-use crate::config::Secret;
+use spacetime_sync_proto::Secret;
 
 /// What the bridge is called where a token names a user, a session, a device and a kind of client.
 const NAME: &str = "bridge";

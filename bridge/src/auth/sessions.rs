@@ -221,10 +221,10 @@ fn key_from_pem(pem: &str) -> Option<PublicKey> {
 mod tests {
     use super::*;
     use crate::auth::keys::tests::key;
-    use crate::config::Secret;
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use serde_json::{Value, json};
+    use spacetime_sync_proto::Secret;
     use std::sync::Arc;
 
     const NOW: u64 = 1_800_000_000;

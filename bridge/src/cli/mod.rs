@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use spacetime_sync_authority::Authority;
 use spacetime_sync_bridge::auth::Issuer;
-use spacetime_sync_bridge::authority::Authority;
 use spacetime_sync_bridge::config::Config;
 use spacetime_sync_bridge::stdb::link::{Link, Target};
 use spacetime_sync_bridge::stdb::tokens::TokenSource;

@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use spacetime_sync_bridge::auth::keys::SigningKey;
-use spacetime_sync_bridge::config::Secret;
 use spacetime_sync_proto::Label;
+use spacetime_sync_proto::Secret;
 
 use super::say;
 

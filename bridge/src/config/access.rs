@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 
-use super::{Config, ConfigError, Secret};
+use super::{Config, ConfigError};
+use spacetime_sync_proto::Secret;
 
 /// Shortest admin credential, in bytes: one that is guessed is none.
 const ADMIN_TOKEN_BYTES: usize = 16;

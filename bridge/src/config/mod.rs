@@ -7,14 +7,13 @@ mod access;
 mod history;
 mod retention;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use spacetime_sync_proto::access::Window;
-use spacetime_sync_proto::limit;
+use spacetime_sync_proto::{Secret, limit};
 
 use crate::core::Limits;
 
@@ -24,42 +23,6 @@ pub use retention::{RetentionConfig, Windows};
 
 /// Prefix of the environment's keys.
 pub const ENV_PREFIX: &str = "SPACETIME_SYNC__";
-
-/// A text that is never printed.
-#[derive(Clone)]
-pub struct Secret(String);
-
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // A secret of the environment that happens to read as a number or a truth value. What else it may be is not shown
-        // in the error.
-        match toml::Value::deserialize(deserializer)? {
-            toml::Value::String(text) => Ok(Self(text)),
-            toml::Value::Integer(number) => Ok(Self(number.to_string())),
-            toml::Value::Boolean(truth) => Ok(Self(truth.to_string())),
-            _ => Err(serde::de::Error::custom("expected a text for a secret")),
-        }
-    }
-}
-
-impl Secret {
-    /// The text, for the one place that needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
 
 /// The whole configuration of `spacetime-sync run`.
 #[derive(Debug, Clone, Deserialize)]
@@ -400,7 +363,7 @@ pub fn read_token(path: &Path) -> Result<Secret, ConfigError> {
     })?;
     match text.trim() {
         "" => Err(ConfigError::EmptyToken { path: path.to_owned() }),
-        token => Ok(Secret(token.to_owned())),
+        token => Ok(Secret::from(token.to_owned())),
     }
 }
 

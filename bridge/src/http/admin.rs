@@ -17,7 +17,7 @@ use super::refusal::refuse;
 use crate::auth::denial::Denial;
 use crate::auth::json::object;
 use crate::auth::revocation::{REASON_BYTES, SESSIONS};
-use crate::config::Secret;
+use spacetime_sync_proto::Secret;
 
 pub(super) const METRICS_PATH: &str = "/internal/v1/spacetime/sync/metrics";
 const GUARDED: &str = "/internal";

@@ -3,13 +3,14 @@
 use spacetime_sync_proto::{Seq, StreamId, StreamProgress};
 use tokio::sync::mpsc;
 
+use super::News;
 use super::ledger::Handle;
 use super::policy::Policy;
-use super::{News, chain};
-use crate::authority::{Authority, AuthorityError};
 use crate::core::{Input, Verdict, reconcile};
 use crate::stdb::StdbError;
 use crate::stdb::link::Link;
+use spacetime_sync_authority::{Authority, AuthorityError};
+use spacetime_sync_proto::error_text;
 
 /// Streams compared at once after a reconnect.
 const RECONCILE_STREAMS: usize = 1_000;
@@ -95,7 +96,7 @@ async fn refill(
 pub(super) fn authority_away(error: &AuthorityError) -> StdbError {
     StdbError::Unavailable {
         uri: "the authority".to_owned(),
-        message: chain(error),
+        message: error_text(error),
     }
 }
 
@@ -108,9 +109,12 @@ pub(super) async fn learn(
     let heads = link
         .heads(std::slice::from_ref(stream_id))
         .await
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| error_text(&error))?;
     let held = *heads.first().ok_or("no head came back")?;
-    let position = authority.position(stream_id).await.map_err(|error| chain(&error))?;
+    let position = authority
+        .position(stream_id)
+        .await
+        .map_err(|error| error_text(&error))?;
     let position = position.unwrap_or(StreamProgress {
         stream_id: stream_id.clone(),
         head_seq: Seq::ZERO,
@@ -120,12 +124,12 @@ pub(super) async fn learn(
     let chain_there = authority
         .chain_at(stream_id, held.seq)
         .await
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| error_text(&error))?;
     let verdict = reconcile(&position, held, chain_there, policy.window(stream_id));
     if let Verdict::Refill(after) = verdict {
         let filled = refill(link, authority, stream_id, held.seq, after)
             .await
-            .map_err(|error| chain(&error))?;
+            .map_err(|error| error_text(&error))?;
         filled.ok_or("the authority purged what the window was to begin with")?;
     }
     Ok(verdict)

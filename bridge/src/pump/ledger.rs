@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::backoff::Backoff;
-use super::chain;
-use crate::authority::Authority;
+use spacetime_sync_authority::Authority;
+use spacetime_sync_proto::error_text;
 
 /// How long advances are gathered. What is published and not yet written down is absorbed after a crash.
 const GATHER: Duration = Duration::from_millis(20);
@@ -142,7 +142,7 @@ impl<F: Fn(Vec<StreamId>) + Send> Writer<F> {
                 let mut backoff = Backoff::new();
                 while let Err(error) = self.authority.rewind_published(&stream_id, to).await {
                     let wait = backoff.next();
-                    tracing::warn!(error = chain(&error), %stream_id, ?wait, "a rewind could not be written down");
+                    tracing::warn!(error = error_text(&error), %stream_id, ?wait, "a rewind could not be written down");
                     tokio::time::sleep(wait).await;
                 }
             }
@@ -169,7 +169,10 @@ impl<F: Fn(Vec<StreamId>) + Send> Writer<F> {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(error = chain(&error), "what is published could not be written down");
+                    tracing::warn!(
+                        error = error_text(&error),
+                        "what is published could not be written down"
+                    );
                     again.extend(part.iter().cloned());
                 }
             }

@@ -3,7 +3,7 @@
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_proto::retention::class_of;
 
-use crate::authority::{Authority, AuthorityError, RetentionClass};
+use spacetime_sync_authority::{Authority, AuthorityError, RetentionClass};
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -27,7 +27,7 @@ fn pump(config: &Config) -> Pump<'_> {
         compatibility: None,
         deadline: Duration::from_secs(1),
     };
-    let authority = Authority::unconnected(config.authority.url.expose());
+    let authority = Authority::unconnected(config.authority.url.expose(), 1).unwrap();
     let status = Arc::new(Status::new(Duration::from_secs(10)));
     Pump::new(config, authority, status, target, None)
 }
@@ -61,7 +61,7 @@ async fn a_standby_whose_authority_is_silent_does_not_stand_still() {
     // It is connected to, and says nothing.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgres://nobody@{}/none", silent.local_addr().unwrap());
-    let (authority, limit) = (Authority::unconnected(&url), Duration::from_secs(60));
+    let (authority, limit) = (Authority::unconnected(&url, 1).unwrap(), Duration::from_secs(60));
     let (status, start) = (Status::new(limit), Instant::now());
     let turned = async {
         while !status.health(start + limit + LEAD_EVERY / 2).healthy {

@@ -8,13 +8,14 @@ use spacetime_sync_proto::{Label, StreamId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::News;
 use super::policy::Policy;
-use super::{News, chain};
-use crate::authority::{Authority, AuthorityError};
 use crate::config::Config;
 use crate::status::Status;
 use crate::stdb::StdbError;
 use crate::stdb::link::Link;
+use spacetime_sync_authority::{Authority, AuthorityError};
+use spacetime_sync_proto::error_text;
 
 /// Events that are removed in one transaction, and for which a writer of the stream may have to wait.
 const PURGE_EVENTS: i32 = 1_000;
@@ -55,14 +56,17 @@ impl Upkeep {
         loop {
             if let Err(error) = self.beat().await {
                 tracing::warn!(
-                    error = chain(&error),
+                    error = error_text(&error),
                     "the authority's progress could not be written down"
                 );
             }
             if policy_due <= Instant::now() {
                 policy_due = Instant::now() + every;
                 if let Err(error) = self.policy(config.applies_windows()).await {
-                    tracing::warn!(error = chain(&error), "the policy of retention could not be handed on");
+                    tracing::warn!(
+                        error = error_text(&error),
+                        "the policy of retention could not be handed on"
+                    );
                 }
             }
             tokio::time::sleep(beat).await;
@@ -106,7 +110,7 @@ pub(super) async fn purge(authority: Authority, status: Arc<Status>, every: Dura
     let authority = authority.beside(1);
     loop {
         if let Err(error) = purge_once(&authority, &status).await {
-            tracing::warn!(error = chain(&error), "the authority's log could not be purged");
+            tracing::warn!(error = error_text(&error), "the authority's log could not be purged");
         }
         tokio::time::sleep(every).await;
     }
@@ -137,7 +141,10 @@ pub(super) async fn forget_sessions(authority: Authority, days: u16) {
         match forget_sessions_once(&authority, days).await {
             Ok(0) => {}
             Ok(gone) => tracing::info!(gone, "sessions that are over are forgotten"),
-            Err(error) => tracing::warn!(error = chain(&error), "sessions that are over could not be forgotten"),
+            Err(error) => tracing::warn!(
+                error = error_text(&error),
+                "sessions that are over could not be forgotten"
+            ),
         }
         tokio::time::sleep(FORGET_EVERY).await;
     }

@@ -6,10 +6,10 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use spacetime_sync_proto::access::Window;
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{Refusal, StreamId};
+use spacetime_sync_proto::{Refusal, StreamId, error_text};
 
 use super::StdbError;
-use crate::config::Secret;
+use spacetime_sync_proto::Secret;
 
 /// How long a request may take, except publishing.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
@@ -331,15 +331,9 @@ impl Admin {
                 what,
             };
         }
-        let mut message = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            message = format!("{message}: {cause}");
-            source = cause.source();
-        }
         StdbError::Unavailable {
             uri: self.uri.clone(),
-            message,
+            message: error_text(error),
         }
     }
 

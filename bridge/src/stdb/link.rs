@@ -315,7 +315,7 @@ async fn renew(admin: Admin, tokens: TokenSource, every: Duration) {
                 Ok(()) => break,
                 Err(error) => {
                     tracing::warn!(
-                        error = crate::pump::chain(&error),
+                        error = spacetime_sync_proto::error_text(&error),
                         "the bridge's token could not be renewed"
                     );
                     tokio::time::sleep(RENEW_PAUSE.min(every)).await;

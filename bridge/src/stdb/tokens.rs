@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::StdbError;
 use crate::auth::service::ServiceTokens;
-use crate::config::Secret;
+use spacetime_sync_proto::Secret;
 
 /// Where a token comes from when one is needed.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::link::Link;
 use super::{StdbError, chain_from_column, chain_to_column};
-use crate::authority::{Beat, RetentionClass};
+use spacetime_sync_authority::{Beat, RetentionClass};
 
 /// What a call brought, before it is known whether a refusal of ours is in it.
 type Outcome<T> = Result<Result<T, String>, InternalError>;

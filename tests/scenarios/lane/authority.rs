@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use spacetime_sync_bridge::authority::{Advanced, Authority, AuthorityError, NewEvent};
+use spacetime_sync_authority::{Advanced, Authority, AuthorityError, NewEvent};
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, Seq, StreamId, limit};
 use spacetime_sync_tests::postgres::{Cluster, Database};

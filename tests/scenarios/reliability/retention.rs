@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use spacetime_sync_bridge::authority::Authority;
+use spacetime_sync_authority::Authority;
 use spacetime_sync_bridge::stdb::admin::Breaking;
 use spacetime_sync_bridge::stdb::upkeep::HeldStream;
 use spacetime_sync_proto::{Seq, StreamId};

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use spacetime_sync_bridge::authority::{Authority, NewEvent};
+use spacetime_sync_authority::{Authority, NewEvent};
 use spacetime_sync_proto::{IdempotencyKey, Kind, StreamId};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use spacetime_sync_bridge::authority::Authority;
+use spacetime_sync_authority::Authority;
 
 use super::{RECOVERY, Record};
 use crate::follower::Follower;

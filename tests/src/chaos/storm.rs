@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use spacetime_sync_bridge::authority::Authority;
+use spacetime_sync_authority::Authority;
 use spacetime_sync_bridge::stdb::admin::Admin;
 use spacetime_sync_client::rusqlite::Transaction;
 use spacetime_sync_client::{

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::{KEY_BYTES, KeyError, Ring, SIGNS_IN_SECONDS, SigningKey, moment_from_name, moment_text};
-use crate::config::Secret;
+use spacetime_sync_proto::Secret;
 
 /// Most files of keys that are looked at.
 const FILES: usize = 64;
@@ -74,7 +74,7 @@ impl KeyFolder {
         let Some(folder) = &self.folder else { return };
         if let Err(error) = self.read(folder) {
             tracing::error!(
-                error = crate::pump::chain(&error),
+                error = spacetime_sync_proto::error_text(&error),
                 "the signing keys cannot be read again"
             );
         }
@@ -97,7 +97,7 @@ impl KeyFolder {
                     if let Some(known) = last.keys.get(&name) {
                         keys.insert(name, known.clone());
                     }
-                    wrong.push(crate::pump::chain(&error));
+                    wrong.push(spacetime_sync_proto::error_text(&error));
                 }
             }
         }
@@ -149,7 +149,7 @@ pub fn list_keys(folder: &Path) -> Result<Vec<KeyListing>, KeyError> {
             name,
             key: key
                 .map(|key| (key.kid.clone(), key.signs_from))
-                .map_err(|error| crate::pump::chain(&error)),
+                .map_err(|error| spacetime_sync_proto::error_text(&error)),
         }
     };
     Ok(names(folder)?.into_iter().map(listing).collect())

@@ -122,7 +122,7 @@ impl RemoteKeys {
 
     async fn fetch(&self) -> Result<Vec<(Option<String>, PublicKey)>, String> {
         let sent = self.http.get(&self.url).send().await;
-        let mut response = sent.map_err(|error| crate::pump::chain(&error.without_url()))?;
+        let mut response = sent.map_err(|error| spacetime_sync_proto::error_text(&error.without_url()))?;
         if !response.status().is_success() {
             return Err(format!("it answered {}", response.status()));
         }
@@ -132,7 +132,7 @@ impl RemoteKeys {
                 Ok(Some(chunk)) if body.len() + chunk.len() <= SET_BYTES => body.extend_from_slice(&chunk),
                 Ok(Some(_)) => return Err(format!("it has more than {SET_BYTES} bytes")),
                 Ok(None) => break,
-                Err(error) => return Err(crate::pump::chain(&error.without_url())),
+                Err(error) => return Err(spacetime_sync_proto::error_text(&error.without_url())),
             }
         }
         published_keys(&body)

@@ -18,12 +18,13 @@ use serde_json::json;
 use spacetime_sync_bridge::auth::Issuer;
 use spacetime_sync_bridge::auth::policy::Wanted;
 use spacetime_sync_bridge::auth::revocation::Messenger;
-use spacetime_sync_bridge::config::{Config, Secret};
+use spacetime_sync_bridge::config::Config;
 use spacetime_sync_bridge::history::Histories;
 use spacetime_sync_bridge::http::{AdminToken, Side, router};
 use spacetime_sync_bridge::status::Status;
 use spacetime_sync_bridge::stdb::tokens::TokenSource;
 use spacetime_sync_proto::RefusalCode;
+use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{
     Incompatible, REVOKE_PATH, TOKEN_PATH, TTL_SECONDS, TokenRefusal, TokenRequest, headers,
 };

@@ -11,7 +11,8 @@ use spacetime_sync_bridge::auth::denial::Denial;
 use spacetime_sync_bridge::auth::jws::{Jws, PublicKey};
 use spacetime_sync_bridge::auth::keys::{Ring, SigningKey};
 use spacetime_sync_bridge::auth::sessions::{LEEWAY_SECONDS, Session, SessionVerifier, published_keys};
-use spacetime_sync_bridge::config::{Secret, SessionsConfig};
+use spacetime_sync_bridge::config::SessionsConfig;
+use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::{RefusalCode, limit};
 
 use crate::lane::{FOR_EVER, LONG_AGO, NOW, SESSIONS, key, pem};

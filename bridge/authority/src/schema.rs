@@ -8,7 +8,7 @@ use sqlx::{Connection, Executor};
 
 use super::error::AuthorityError;
 
-static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
+static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../../migrations");
 const LEDGER_SCHEMA: &str = "spacetime_sync";
 const OLDEST_SERVER: i32 = 150_000;
 

@@ -1,16 +1,16 @@
 //! Which bridge leads. Two at once are safe by construction and only waste work: this avoids the waste.
 
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{sleep, timeout};
 
 use super::error::AuthorityError;
-use crate::tasks::joined;
 
 /// Which session of the server held the lead. Process ids come again; with its start one names a session for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,14 +88,21 @@ impl Leadership {
     /// called again, as often as one likes.
     pub async fn lost(&mut self) {
         if !self.keeper.is_finished() {
-            joined((&mut self.keeper).await);
+            pass_on_panic((&mut self.keeper).await);
         }
     }
 
     /// Gives the lead up at once, so that a standby need not wait for the server to notice.
     pub async fn release(self) {
         drop(self.held);
-        joined(self.keeper.await);
+        pass_on_panic(self.keeper.await);
+    }
+}
+
+/// A panic of the keeper goes on in whoever waits for it.
+fn pass_on_panic(ended: Result<(), JoinError>) {
+    if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
+        resume_unwind(panic);
     }
 }
 

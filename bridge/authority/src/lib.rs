@@ -84,26 +84,24 @@ pub struct Authority {
 impl Authority {
     /// Connects, and checks that the database has exactly the migrations of this build.
     pub async fn connect(url: &str, pool_size: usize) -> Result<Self, AuthorityError> {
-        let (server, options) = parse(url)?;
-        let connections = Arc::new(Connections::new(server, options, pool_size));
+        let authority = Self::unconnected(url, pool_size)?;
+        let connections = &authority.connections;
         let check = async |connection: &mut PgConnection| {
             schema::check(connections.server(), connection)
                 .await
                 .map_err(CallError::Content)
         };
         connections.run("the check of the schema", check).await?;
-        let lost_lead = Arc::default();
-        Ok(Self { connections, lost_lead })
+        Ok(authority)
     }
 
-    /// One that nobody has asked yet whether it is there.
-    #[cfg(test)]
-    pub(crate) fn unconnected(url: &str) -> Self {
-        let (server, options) = parse(url).unwrap();
-        Self {
-            connections: Arc::new(Connections::new(server, options, 1)),
+    /// Connects with the first call, and does not check the migrations.
+    pub fn unconnected(url: &str, pool_size: usize) -> Result<Self, AuthorityError> {
+        let (server, options) = parse(url)?;
+        Ok(Self {
+            connections: Arc::new(Connections::new(server, options, pool_size)),
             lost_lead: Arc::default(),
-        }
+        })
     }
 
     /// The same database with connections of its own, so that one kind of work never waits for another's turn.
