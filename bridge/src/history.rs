@@ -18,8 +18,8 @@ use tokio::time::timeout;
 use crate::auth::denial::Denial;
 use crate::auth::limits::{Buckets, Rate};
 use crate::config::HistoryConfig;
-use crate::core::{HaltReason, prepare};
 use spacetime_sync_authority::{Authority, AuthorityError, Extent, History};
+use spacetime_sync_lane::{HaltReason, prepare};
 
 /// How long a request waits for its turn.
 const TURN: Duration = Duration::from_secs(2);

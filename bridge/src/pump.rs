@@ -21,7 +21,6 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::auth::Issuer;
 use crate::config::Config;
-use crate::core::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, prepare};
 use crate::history::Histories;
 use crate::status::{Role, Status};
 use crate::stdb::StdbError;
@@ -33,6 +32,7 @@ use ledger::Ledger;
 use pace::Pace;
 use policy::Policy;
 use spacetime_sync_authority::{Authority, AuthorityError, Leadership};
+use spacetime_sync_lane::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, prepare};
 use upkeep::Upkeep;
 
 /// How often a standby asks for the lead.
@@ -124,7 +124,7 @@ async fn connect_authority(config: &Config, status: &Status) -> Result<Authority
                 let wait = backoff.next();
                 tracing::warn!(error = error_text(&error), ?wait, "the authority is away");
                 status.authority(Err(error_text(&error)));
-                status.beat(Instant::now(), crate::core::Load::default(), None);
+                status.beat(Instant::now(), spacetime_sync_lane::Load::default(), None);
                 tokio::time::sleep(wait).await;
             }
             Err(error) => return Err(error),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use spacetime_sync_proto::StreamId;
 
-use crate::core::{HaltReason, Load};
+use spacetime_sync_lane::{HaltReason, Load};
 
 /// What this bridge is at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use spacetime_sync_proto::access::Window;
 use spacetime_sync_proto::{Secret, limit};
 
-use crate::core::Limits;
+use spacetime_sync_lane::Limits;
 
 pub use access::{IssuerConfig, SessionsConfig};
 pub use history::HistoryConfig;

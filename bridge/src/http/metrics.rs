@@ -10,9 +10,9 @@ use serde_json::json;
 
 use super::Side;
 use crate::auth::AuthCounters;
-use crate::core::Load;
 use crate::history::Delivery;
 use crate::status::{Counters, Health};
+use spacetime_sync_lane::Load;
 
 type Line = (&'static str, &'static str, &'static str, u64);
 

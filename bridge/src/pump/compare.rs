@@ -6,10 +6,10 @@ use tokio::sync::mpsc;
 use super::News;
 use super::ledger::Handle;
 use super::policy::Policy;
-use crate::core::{Input, Verdict, reconcile};
 use crate::stdb::StdbError;
 use crate::stdb::link::Link;
 use spacetime_sync_authority::{Authority, AuthorityError};
+use spacetime_sync_lane::{Input, Verdict, reconcile};
 use spacetime_sync_proto::error_text;
 
 /// Streams compared at once after a reconnect.

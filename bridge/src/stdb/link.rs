@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::admin::Admin;
 use super::tokens::TokenSource;
 use super::{StdbError, chain_from_column, chain_to_column};
-use crate::core::{CallId, Prepared, foreign_refusal};
+use spacetime_sync_lane::{CallId, Prepared, foreign_refusal};
 
 /// How long an answer to a call may take that appends nothing.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);

@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::Rng as _;
-use spacetime_sync_bridge::core::{
-    CallId, Core, Effect, HaltReason, Input, Limits, LinkEpoch, Verdict, prepare, reconcile,
-};
+use spacetime_sync_lane::{CallId, Core, Effect, HaltReason, Input, Limits, LinkEpoch, Verdict, prepare, reconcile};
 use spacetime_sync_proto::{ChainHash, Position, Seq, StreamProgress};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use rand::Rng as _;
-use spacetime_sync_bridge::core::{HaltReason, Input};
+use spacetime_sync_lane::{HaltReason, Input};
 use spacetime_sync_proto::Seq;
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};

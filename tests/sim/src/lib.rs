@@ -1,7 +1,7 @@
 //! The seeded simulation of the lane: the shipped code of its pure parts, run against models of everything else under
 //! virtual time.
 //!
-//! **Shipped code in it**: `bridge::core` ([`Core`], [`prepare`], [`reconcile`]), the module's rules
+//! **Shipped code in it**: `bridge/lane` ([`Core`], [`prepare`], [`reconcile`]), the module's rules
 //! ([`append::decide`], [`checkpoint::decide`]), `client::apply` ([`Stream`]) and the client's applier with its
 //! transactions. **Models**: the authority (logs with their chains, `published_seq`, writers, locks, leads),
 //! SpacetimeDB (frames, heads, grants, what is committed and what is durable, snapshots), the connections, the
@@ -24,9 +24,9 @@
 //!
 //! **The oracle** is the authority's log; see `oracle.rs`. A seed replays exactly. A run that fails is [minimised](shrink).
 //!
-//! [`Core`]: spacetime_sync_bridge::core::Core
-//! [`prepare`]: spacetime_sync_bridge::core::prepare
-//! [`reconcile`]: spacetime_sync_bridge::core::reconcile
+//! [`Core`]: spacetime_sync_lane::Core
+//! [`prepare`]: spacetime_sync_lane::prepare
+//! [`reconcile`]: spacetime_sync_lane::reconcile
 //! [`append::decide`]: spacetime_sync_rules::append::decide
 //! [`checkpoint::decide`]: spacetime_sync_rules::checkpoint::decide
 //! [`Stream`]: spacetime_sync_client::apply::Stream

@@ -2,8 +2,8 @@
 //! may be late, and when a connection breaks, what was under way may or may not have arrived.
 
 use rand::Rng as _;
-use spacetime_sync_bridge::core::{CallId, Prepared};
 use spacetime_sync_client::apply::{Page, SubscriptionId};
+use spacetime_sync_lane::{CallId, Prepared};
 use spacetime_sync_proto::{FrameRow, Position, Refusal, Seq};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};

@@ -2,9 +2,9 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use spacetime_sync_bridge::core::Limits;
 use spacetime_sync_client::StaleAnswer;
 use spacetime_sync_client::config::{Reads, StreamBounds};
+use spacetime_sync_lane::Limits;
 
 use crate::agenda::{Micros, SECOND};
 use crate::fault::{Fault, Planned, plan};
