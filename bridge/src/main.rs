@@ -3,7 +3,7 @@
 mod cli;
 
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +14,15 @@ use spacetime_sync_authority::Authority;
 use spacetime_sync_bridge::auth::Issuer;
 use spacetime_sync_bridge::auth::keys::now;
 use spacetime_sync_bridge::auth::revocation::Messenger;
-use spacetime_sync_bridge::config::{Config, read_token};
+use spacetime_sync_bridge::config::Config;
 use spacetime_sync_bridge::history::Histories;
-use spacetime_sync_bridge::publish::identity;
 use spacetime_sync_bridge::status::Status;
-use spacetime_sync_bridge::stdb::admin::Admin;
 use spacetime_sync_bridge::tasks::joined;
 use spacetime_sync_bridge::{http, pump};
 use spacetime_sync_proto::StreamId;
+use spacetime_sync_stdb::admin::Admin;
+use spacetime_sync_stdb::identity;
+use spacetime_sync_stdb::tokens::read_token;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -172,8 +173,13 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Verify(args) => cli::repair::verify(args).await,
         Command::Rewind(args) => cli::repair::rewind(args).await,
         Command::Republish(args) => cli::repair::republish(args).await,
-        Command::Identity { token_file } => cli::say(identity(&token_file, &read_token(&token_file)?)?),
+        Command::Identity { token_file } => cli::say(token_identity(&token_file)?),
     }
+}
+
+fn token_identity(token_file: &Path) -> anyhow::Result<String> {
+    let token = read_token(token_file)?;
+    identity::of_token(&token).with_context(|| format!("{} holds no token", token_file.display()))
 }
 
 fn identity_in_hex(text: &str) -> Result<String, String> {

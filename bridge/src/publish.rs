@@ -5,17 +5,16 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
 use rand::RngCore as _;
 use serde::Serialize;
 use serde_json::Value;
 use spacetime_sync_proto::RefusalCode;
-use spacetimedb_sdk::Identity;
 
-use crate::config::{ConfigError, read_token};
-use crate::stdb::StdbError;
-use crate::stdb::admin::{Admin, Breaking};
 use spacetime_sync_proto::Secret;
+use spacetime_sync_stdb::StdbError;
+use spacetime_sync_stdb::admin::{Admin, Breaking};
+use spacetime_sync_stdb::identity::{self, NotAToken};
+use spacetime_sync_stdb::tokens::{TokenFileError, read_token};
 
 /// What to publish where.
 #[derive(Debug, Clone)]
@@ -77,7 +76,7 @@ pub enum PublishError {
     Stdb(#[from] StdbError),
     /// A token file.
     #[error(transparent)]
-    Token(#[from] ConfigError),
+    Token(#[from] TokenFileError),
     /// A token file could not be written.
     #[error("cannot write {}", path.display())]
     Write {
@@ -86,13 +85,13 @@ pub enum PublishError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// A token is none.
-    #[error("{} holds no token: {message}", path.display())]
+    /// A file holds something else than a token.
+    #[error("{} holds no token", path.display())]
     NoToken {
         /// The file.
         path: PathBuf,
         /// What was expected.
-        message: &'static str,
+        source: NotAToken,
     },
     /// What was to be published is no module.
     #[error(
@@ -118,10 +117,10 @@ pub async fn publish(request: Request) -> Result<Report, PublishError> {
     must_be_wasm(&request.wasm)?;
     let owner = token_or_new(&request.uri, &request.owner_token).await?;
     let bridge_identity = match &request.bridge {
-        Bridge::TokenFile(path) => identity(path, &token_or_new(&request.uri, path).await?)?,
-        Bridge::Issuer(trust) => crate::auth::service::identity(&trust.issuer),
+        Bridge::TokenFile(path) => identity_in(path, &token_or_new(&request.uri, path).await?)?,
+        Bridge::Issuer(trust) => identity::of_bridge(&trust.issuer),
     };
-    let owner_identity = identity(&request.owner_token, &owner)?;
+    let owner_identity = identity_in(&request.owner_token, &owner)?;
     let admin = Admin::new(&request.uri, &request.database, owner);
     let before = admin.schema().await?;
     admin.publish(request.wasm, request.breaking).await?;
@@ -177,25 +176,11 @@ pub async fn build_module(folder: &Path) -> Result<Vec<u8>, PublishError> {
     std::fs::read(&artifact).map_err(|error| failed(format!("{}: {error}", artifact.display())))
 }
 
-/// The identity that a token stands for: a hash of its issuer and subject.
-pub fn identity(path: &Path, token: &Secret) -> Result<String, PublishError> {
-    let no_token = |message| PublishError::NoToken {
+fn identity_in(path: &Path, token: &Secret) -> Result<String, PublishError> {
+    identity::of_token(token).map_err(|source| PublishError::NoToken {
         path: path.to_owned(),
-        message,
-    };
-    let payload = token
-        .expose()
-        .split('.')
-        .nth(1)
-        .ok_or_else(|| no_token("expected a JWT"))?;
-    let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD
-        .decode(payload)
-        .map_err(|_| no_token("expected a JWT with a payload in base64url"))?;
-    let claims: Value = serde_json::from_slice(&payload).map_err(|_| no_token("expected claims in JSON"))?;
-    match (claims["iss"].as_str(), claims["sub"].as_str()) {
-        (Some(issuer), Some(subject)) => Ok(Identity::from_claims(issuer, subject).to_hex().to_string()),
-        _ => Err(no_token("expected the claims iss and sub")),
-    }
+        source,
+    })
 }
 
 /// Before anything is made anywhere: a server says no more than that it could not parse it.
@@ -311,15 +296,5 @@ mod tests {
             ["+ table c", "- table b", "~ table a"]
         );
         assert_eq!(changes(&parts(None), &parts(Some(&before))), ["+ table a", "+ table b"]);
-    }
-
-    #[test]
-    fn what_is_no_token_is_refused_without_showing_it() {
-        for text in ["", "abc", "a.!.c", "a.e30.c"] {
-            let error = identity(Path::new("f"), &Secret::from(text.to_owned()))
-                .unwrap_err()
-                .to_string();
-            assert!(error.starts_with("f holds no token"), "{error}");
-        }
     }
 }

@@ -23,8 +23,6 @@ use crate::auth::Issuer;
 use crate::config::Config;
 use crate::history::Histories;
 use crate::status::{Role, Status};
-use crate::stdb::StdbError;
-use crate::stdb::link::{Answer, Link, Target};
 use crate::tasks::joined;
 use backoff::Backoff;
 use compare::{authority_away, learn, reconcile_all};
@@ -33,6 +31,8 @@ use pace::Pace;
 use policy::Policy;
 use spacetime_sync_authority::{Authority, AuthorityError, Leadership};
 use spacetime_sync_lane::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, prepare};
+use spacetime_sync_stdb::StdbError;
+use spacetime_sync_stdb::link::{Appended, Link, OnClosed, Target};
 use upkeep::Upkeep;
 
 /// How often a standby asks for the lead.
@@ -190,6 +190,15 @@ enum News {
     EpochBegun,
     /// Streams whose log in the authority ends before what SpacetimeDB acknowledged.
     AboveHead(Vec<StreamId>),
+}
+
+/// What the link tells the pump.
+#[derive(Debug)]
+enum Answer {
+    /// What became of a call.
+    Appended(CallId, Appended),
+    /// The link is gone.
+    Closed(String),
 }
 
 /// A link that is up, and what was found out when it was made.
@@ -362,20 +371,20 @@ impl<'a> Pump<'a> {
 
     fn answer(&mut self, answer: Answer, effects: &mut Vec<Effect>) {
         match answer {
-            Answer::Acked(call) => {
+            Answer::Appended(call, Appended::Durable) => {
                 // Answers of an earlier link are not in the books.
                 if let Some((_, events)) = self.calls.remove(&call) {
                     self.status.progress(Instant::now(), events);
                     self.step(Input::Acked(call), effects);
                 }
             }
-            Answer::Refused(call, refusal) => {
+            Answer::Appended(call, Appended::Refused(refusal)) => {
                 if self.calls.remove(&call).is_some() {
                     self.status.count(|counters| counters.refused_calls += 1);
                     self.step(Input::Refused(call, refusal), effects);
                 }
             }
-            Answer::Lost(call, message) => {
+            Answer::Appended(call, Appended::Failed(message)) => {
                 if self.calls.remove(&call).is_some() {
                     self.status.count(|counters| counters.lost_calls += 1);
                     self.step(Input::Lost(call, message), effects);
@@ -543,7 +552,11 @@ impl<'a> Pump<'a> {
                     let Wire::Up { link, .. } = &self.wire else { continue };
                     let events = prepared.last_seq.since(prepared.first_seq) + 1;
                     self.calls.insert(call, (Instant::now(), events));
-                    link.append(call, &stream_id, prepared);
+                    let (first_seq, base_chain, answers) =
+                        (prepared.first_seq, prepared.base_chain, self.answers.clone());
+                    link.append(&stream_id, first_seq, &base_chain, prepared.frame, move |became| {
+                        let _ = answers.send(Answer::Appended(call, became));
+                    });
                 }
                 Effect::Read {
                     epoch,
@@ -650,12 +663,13 @@ impl<'a> Pump<'a> {
 
     fn connect(&mut self, wait: Duration) {
         let (target, answers, news) = (self.target.clone(), self.answers.clone(), self.news.clone());
+        let on_closed: OnClosed = Arc::new(move |why| drop(answers.send(Answer::Closed(why))));
         let (authority, ledger) = (self.authority.clone(), self.ledger.handle());
         let (applies_windows, policy) = (self.config.applies_windows(), self.policy.clone());
         self.tasks.spawn(async move {
             tokio::time::sleep(wait).await;
             let connected = async {
-                let link = Link::connect(target, answers).await?;
+                let link = Link::connect(target, on_closed).await?;
                 // What was acknowledged on the last link is recorded first, or it would look like more than published.
                 ledger.settled().await;
                 let away = |error| authority_away(&error);

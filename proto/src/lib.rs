@@ -8,6 +8,7 @@
 
 pub mod access;
 pub mod contract;
+pub mod epoch;
 mod error_text;
 pub mod event;
 pub mod frame;

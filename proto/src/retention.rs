@@ -1,5 +1,20 @@
 //! Classes of streams: the longest beginning of a stream's name decides, in the authority, the bridge and the module alike.
 
+/// How long the events of a class of streams are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetentionClass {
+    /// Its name.
+    pub class: String,
+    /// What the names of its streams begin with; the longest beginning decides.
+    pub stream_prefix: String,
+    /// Newest events of a stream that SpacetimeDB keeps, at most.
+    pub window_events: u64,
+    /// How old they get there, in microseconds.
+    pub window_age_us: i64,
+    /// Whether clients see its events only when SpacetimeDB holds them durably.
+    pub durable_reads: bool,
+}
+
 /// The class of a stream; none if no class has a beginning of its name.
 pub fn class_of<'a, T>(classes: &'a [T], prefix: impl Fn(&T) -> &str, stream_id: &str) -> Option<&'a T> {
     classes

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,14 +11,14 @@ use rustix::process::Signal;
 use serde_json::Value;
 use spacetime_sync_authority::Authority;
 use spacetime_sync_bindings::{DbConnection, append_sync_event};
-use spacetime_sync_bridge::config::read_token;
 use spacetime_sync_bridge::publish::{Bridge as BridgeProof, Request, Trust, publish};
 use spacetime_sync_bridge::repair::Sides;
-use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
-use spacetime_sync_bridge::stdb::link::{Link, Target};
-use spacetime_sync_bridge::stdb::tokens::TokenSource;
 use spacetime_sync_proto::access::AUDIENCE;
 use spacetime_sync_proto::{ChainHash, StreamId};
+use spacetime_sync_stdb::admin::{Admin, Breaking};
+use spacetime_sync_stdb::link::{Link, Target};
+use spacetime_sync_stdb::tokens::TokenSource;
+use spacetime_sync_stdb::tokens::read_token;
 use spacetimedb_sdk::__codegen::__sats::u256;
 use spacetimedb_sdk::DbContext as _;
 use sqlx::Connection as _;
@@ -313,8 +314,7 @@ impl Lane {
             compatibility: None,
             deadline: Duration::from_secs(10),
         };
-        let (answers, _) = tokio::sync::mpsc::unbounded_channel();
-        Ok(Link::connect(target, answers).await?)
+        Ok(Link::connect(target, Arc::new(|_| {})).await?)
     }
 
     /// Compares all that SpacetimeDB holds with the authority, event by event.

@@ -32,7 +32,7 @@ pub use access::{Access, AccessQuestion, BoundSession};
 pub use error::AuthorityError;
 pub use history::History;
 pub use leadership::Leadership;
-pub use retention::{Beat, Extent, RetentionClass};
+pub use retention::Extent;
 pub use wake::WakeListener;
 
 use connections::{CALL_LIMIT, Connections};

@@ -1,28 +1,15 @@
 //! What is kept, from where on, and what stands for the rest.
 
 use bytes::Bytes;
+use spacetime_sync_proto::epoch::AuthorityEpoch;
 use spacetime_sync_proto::page::Snapshot;
+use spacetime_sync_proto::retention::RetentionClass;
 use spacetime_sync_proto::{ChainHash, PayloadHash, Seq, StreamId};
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 
 use super::error::{AuthorityError, CallError};
 use super::{Authority, is_name, stream_id};
-
-/// How long the events of a class of streams are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RetentionClass {
-    /// Its name.
-    pub class: String,
-    /// What the names of its streams begin with; the longest beginning decides.
-    pub stream_prefix: String,
-    /// Newest events of a stream that SpacetimeDB keeps, at most.
-    pub window_events: u64,
-    /// How old they get there, in microseconds.
-    pub window_age_us: i64,
-    /// Whether clients see its events only when SpacetimeDB holds them durably.
-    pub durable_reads: bool,
-}
 
 /// From where to where the authority's log of a stream goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,15 +41,6 @@ impl Extent {
         let full = Seq::new(self.head_seq.get().saturating_sub(self.window_events)).unwrap_or(Seq::ZERO);
         full.max(self.floor())
     }
-}
-
-/// Which history the authority holds, and how far it has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Beat {
-    /// The history.
-    pub epoch: String,
-    /// How far it has come: counts up within an epoch.
-    pub beat: u64,
 }
 
 const EXTENT: &str = "
@@ -185,13 +163,13 @@ impl Authority {
     }
 
     /// Which history this is, and how far it has come.
-    pub async fn epoch(&self) -> Result<Beat, AuthorityError> {
+    pub async fn epoch(&self) -> Result<AuthorityEpoch, AuthorityError> {
         self.told_epoch("epoch", "select epoch::text, beat from runtime.sync_epoch")
             .await
     }
 
     /// Begins another history.
-    pub async fn begin_epoch(&self) -> Result<Beat, AuthorityError> {
+    pub async fn begin_epoch(&self) -> Result<AuthorityEpoch, AuthorityError> {
         self.told_epoch(
             "begin_epoch",
             "update runtime.sync_epoch set epoch = gen_random_uuid(), beat = 0 returning epoch::text, beat",
@@ -199,11 +177,11 @@ impl Authority {
         .await
     }
 
-    async fn told_epoch(&self, what: &'static str, sql: &'static str) -> Result<Beat, AuthorityError> {
+    async fn told_epoch(&self, what: &'static str, sql: &'static str) -> Result<AuthorityEpoch, AuthorityError> {
         self.connections
             .run(what, async |connection| {
                 let (epoch, beat): (String, i64) = sqlx::query_as(sql).fetch_one(connection).await?;
-                Ok(Beat {
+                Ok(AuthorityEpoch {
                     epoch,
                     beat: count(beat),
                 })

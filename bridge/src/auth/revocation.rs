@@ -13,11 +13,11 @@ use tokio::time::timeout;
 
 use super::Issuer;
 use super::denial::Denial;
-use crate::stdb::StdbError;
-use crate::stdb::admin::Admin;
-use crate::stdb::tokens::TokenSource;
 use spacetime_sync_authority::{Authority, AuthorityError};
 use spacetime_sync_proto::error_text;
+use spacetime_sync_stdb::StdbError;
+use spacetime_sync_stdb::admin::Admin;
+use spacetime_sync_stdb::tokens::TokenSource;
 
 /// Most sessions of one request.
 pub const SESSIONS: usize = 100;

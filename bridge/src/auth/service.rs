@@ -6,11 +6,11 @@ use std::time::Duration;
 use spacetime_sync_proto::Label;
 use spacetime_sync_proto::access::{CLAIMS_VERSION, SERVICE_SUBJECT, Scope, SyncClaims, Window};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
-use spacetimedb_sdk::Identity;
 
 use super::issue::{Names, token_id};
 use super::keys::{KeyFolder, now};
 use spacetime_sync_proto::Secret;
+use spacetime_sync_stdb::tokens::Signer;
 
 /// What the bridge is called where a token names a user, a session, a device and a kind of client.
 const NAME: &str = "bridge";
@@ -36,9 +36,10 @@ impl ServiceTokens {
             ttl_seconds,
         }
     }
+}
 
-    /// A token that is good from now on; none while there is no key that signs.
-    pub fn token(&self) -> Option<Secret> {
+impl Signer for ServiceTokens {
+    fn token(&self) -> Option<Secret> {
         let now = now();
         let name = Label::new(NAME).ok()?;
         let claims = SyncClaims {
@@ -65,15 +66,9 @@ impl ServiceTokens {
         self.keys.ring().signer(now)?.sign(&claims).ok()
     }
 
-    /// After how long a new token is presented, so that the module never sees the end of one.
-    pub fn renew_after(&self) -> Duration {
+    fn renew_after(&self) -> Duration {
         Duration::from_secs(self.ttl_seconds) / 2
     }
-}
-
-/// The identity, in hex, of the bridge that signs for an issuer.
-pub fn identity(issuer: &str) -> String {
-    Identity::from_claims(issuer, SERVICE_SUBJECT).to_hex().to_string()
 }
 
 #[cfg(test)]
@@ -113,7 +108,6 @@ mod tests {
             surface: claims.oa_client_surface.to_string(),
         };
         assert_eq!(window.check(&client), Ok(()));
-        assert_eq!(identity(&names.issuer).len(), 64);
         assert!(!format!("{service:?}").contains("PRIVATE"));
     }
 }

@@ -17,9 +17,8 @@ use clap::Args;
 use spacetime_sync_authority::Authority;
 use spacetime_sync_bridge::auth::Issuer;
 use spacetime_sync_bridge::config::Config;
-use spacetime_sync_bridge::stdb::link::{Link, Target};
-use spacetime_sync_bridge::stdb::tokens::TokenSource;
-use tokio::sync::mpsc;
+use spacetime_sync_stdb::link::{Link, Target};
+use spacetime_sync_stdb::tokens::TokenSource;
 
 /// Connections to the authority of a command that asks one thing after the other.
 const CONNECTIONS: usize = 2;
@@ -58,9 +57,8 @@ pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::R
 pub(crate) async fn both_sides(config: &Config) -> anyhow::Result<(Authority, Link)> {
     let authority = Authority::connect(config.authority.url.expose(), CONNECTIONS).await?;
     let issuer = Issuer::open(config)?.map(Arc::new);
-    // Nothing is appended, so there are no answers.
-    let (answers, _) = mpsc::unbounded_channel();
-    let link = Link::connect(target(config, issuer.as_ref())?, answers)
+    // What the command asks next finds out that the link has ended.
+    let link = Link::connect(target(config, issuer.as_ref())?, Arc::new(|_| {}))
         .await
         .context("SpacetimeDB")?;
     Ok((authority, link))

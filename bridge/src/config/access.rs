@@ -8,6 +8,7 @@ use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 
 use super::{Config, ConfigError};
 use spacetime_sync_proto::Secret;
+use spacetime_sync_stdb::tokens::read_token;
 
 /// Shortest admin credential, in bytes: one that is guessed is none.
 const ADMIN_TOKEN_BYTES: usize = 16;
@@ -240,7 +241,7 @@ impl Config {
     pub fn admin_token(&self) -> Result<Option<Secret>, ConfigError> {
         let token = match (&self.http.admin_token, &self.http.admin_token_file) {
             (Some(token), _) => token.clone(),
-            (None, Some(path)) => super::read_token(path)?,
+            (None, Some(path)) => read_token(path)?,
             (None, None) => return Ok(None),
         };
         if token.expose().len() < ADMIN_TOKEN_BYTES {

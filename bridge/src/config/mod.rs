@@ -16,6 +16,7 @@ use spacetime_sync_proto::access::Window;
 use spacetime_sync_proto::{Secret, limit};
 
 use spacetime_sync_lane::Limits;
+use spacetime_sync_stdb::tokens::{TokenFileError, read_token};
 
 pub use access::{IssuerConfig, SessionsConfig};
 pub use history::HistoryConfig;
@@ -194,12 +195,9 @@ pub enum ConfigError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// A file for a token with nothing in it.
-    #[error("{} is empty and holds no token", path.display())]
-    EmptyToken {
-        /// The file.
-        path: PathBuf,
-    },
+    /// A file gives no token.
+    #[error(transparent)]
+    Token(#[from] TokenFileError),
     /// The file or the environment holds something that is no configuration.
     #[error("{origin} is not a configuration of the bridge: {message}")]
     Malformed {
@@ -331,7 +329,7 @@ impl Config {
     pub fn token(&self) -> Result<Option<Secret>, ConfigError> {
         match (&self.spacetimedb.token, &self.spacetimedb.token_file) {
             (Some(token), _) => Ok(Some(token.clone())),
-            (None, Some(path)) => read_token(path).map(Some),
+            (None, Some(path)) => Ok(Some(read_token(path)?)),
             (None, None) => Ok(None),
         }
     }
@@ -352,18 +350,6 @@ impl BridgeConfig {
     /// See [`BridgeConfig::stall_after_ms`].
     pub fn stall_after(&self) -> Duration {
         Duration::from_millis(self.stall_after_ms)
-    }
-}
-
-/// Reads a token out of its file.
-pub fn read_token(path: &Path) -> Result<Secret, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    match text.trim() {
-        "" => Err(ConfigError::EmptyToken { path: path.to_owned() }),
-        token => Ok(Secret::from(token.to_owned())),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use spacetime_sync_proto::{ChainHash, Event, PayloadHash, Seq, StreamId};
 
 use super::{BETWEEN_LOOKS, LOOKS, Parity, ParityError, Party, Round, mismatch};
-use crate::stdb::upkeep::HeldPage;
+use spacetime_sync_stdb::upkeep::HeldPage;
 
 /// Events of the authority read at once, and bytes of payload.
 const PAGE: (usize, usize) = (1_000, 4 << 20);

@@ -21,9 +21,9 @@ use rand::Rng;
 use serde::Serialize;
 use spacetime_sync_proto::{ChainHash, Seq, StreamId, StreamProgress};
 
-use crate::stdb::StdbError;
-use crate::stdb::link::Link;
 use spacetime_sync_authority::{Authority, AuthorityError};
+use spacetime_sync_stdb::StdbError;
+use spacetime_sync_stdb::link::Link;
 
 pub use client_file::{ClientFile, ClientFileError};
 

@@ -6,11 +6,11 @@ use tokio::sync::mpsc;
 use super::News;
 use super::ledger::Handle;
 use super::policy::Policy;
-use crate::stdb::StdbError;
-use crate::stdb::link::Link;
 use spacetime_sync_authority::{Authority, AuthorityError};
 use spacetime_sync_lane::{Input, Verdict, reconcile};
 use spacetime_sync_proto::error_text;
+use spacetime_sync_stdb::StdbError;
+use spacetime_sync_stdb::link::Link;
 
 /// Streams compared at once after a reconnect.
 const RECONCILE_STREAMS: usize = 1_000;

@@ -1,9 +1,9 @@
 //! The authority's policy of retention, as this bridge carries it out.
 
 use spacetime_sync_proto::StreamId;
-use spacetime_sync_proto::retention::class_of;
+use spacetime_sync_proto::retention::{RetentionClass, class_of};
 
-use spacetime_sync_authority::{Authority, AuthorityError, RetentionClass};
+use spacetime_sync_authority::{Authority, AuthorityError};
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

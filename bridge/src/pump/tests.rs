@@ -4,7 +4,7 @@ use futures_util::FutureExt;
 use spacetime_sync_proto::{Refusal, RefusalCode};
 
 use super::*;
-use crate::stdb::tokens::TokenSource;
+use spacetime_sync_stdb::tokens::TokenSource;
 
 /// Where nobody listens: what is tested here is what the pump makes of what it hears.
 const NOWHERE: [(&str, &str); 4] = [

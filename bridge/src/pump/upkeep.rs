@@ -12,10 +12,10 @@ use super::News;
 use super::policy::Policy;
 use crate::config::Config;
 use crate::status::Status;
-use crate::stdb::StdbError;
-use crate::stdb::link::Link;
 use spacetime_sync_authority::{Authority, AuthorityError};
 use spacetime_sync_proto::error_text;
+use spacetime_sync_stdb::StdbError;
+use spacetime_sync_stdb::link::Link;
 
 /// Events that are removed in one transaction, and for which a writer of the stream may have to wait.
 const PURGE_EVENTS: i32 = 1_000;

@@ -4,9 +4,9 @@
 use spacetime_sync_proto::{ChainHash, Seq};
 
 use super::RepairError;
-use crate::stdb::link::Link;
-use crate::stdb::upkeep::HeldStream;
 use spacetime_sync_authority::Authority;
+use spacetime_sync_stdb::link::Link;
+use spacetime_sync_stdb::upkeep::HeldStream;
 
 /// See the module.
 pub struct Common<'a> {

@@ -13,10 +13,10 @@ use std::fmt;
 use serde::Serialize;
 use spacetime_sync_proto::{ChainHash, Position, RefusalCode, Seq, StreamId, StreamProgress};
 
-use crate::stdb::StdbError;
-use crate::stdb::link::Link;
-use crate::stdb::upkeep::HeldStream;
 use spacetime_sync_authority::{Authority, AuthorityError};
+use spacetime_sync_stdb::StdbError;
+use spacetime_sync_stdb::link::Link;
+use spacetime_sync_stdb::upkeep::HeldStream;
 
 pub use common::Common;
 

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 use spacetime_sync_bridge::auth::keys::now;
-use spacetime_sync_bridge::stdb::admin::{Admin, Credential};
 use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode};
+use spacetime_sync_stdb::admin::{Admin, Credential};
 use spacetime_sync_tests::issuer::Issuer;
 
 use super::guarded::{Guarded, SWEEP_MS, bearer};

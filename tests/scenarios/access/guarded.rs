@@ -1,8 +1,8 @@
 //! The module behind an issuer that a test signs as.
 
 use serde_json::{Value, json};
-use spacetime_sync_bridge::stdb::admin::Credential;
 use spacetime_sync_proto::Secret;
+use spacetime_sync_stdb::admin::Credential;
 use spacetime_sync_tests::issuer::Issuer;
 
 use crate::lane::hostile::Module;

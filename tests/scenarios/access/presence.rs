@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use spacetime_sync_bridge::stdb::admin::Credential;
 use spacetime_sync_proto::{ChainHash, RefusalCode};
+use spacetime_sync_stdb::admin::Credential;
 
 use super::guarded::Guarded;
 use crate::lane::hostile::{log, stream};

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
 use spacetime_sync_proto::contract::SCHEMA_HASH;
+use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_tests::lane::module_wasm;
 use spacetime_sync_tests::schema::Surface;
 use spacetime_sync_tests::server::Server;

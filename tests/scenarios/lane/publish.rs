@@ -4,9 +4,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use spacetime_sync_bridge::config::read_token;
-use spacetime_sync_bridge::stdb::admin::Admin;
 use spacetime_sync_proto::StreamId;
+use spacetime_sync_stdb::admin::Admin;
+use spacetime_sync_stdb::tokens::read_token;
 use spacetime_sync_tests::lane::module_wasm;
 use spacetime_sync_tests::server::Server;
 use spacetime_sync_tests::tool::{self, Ended};

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use rand::Rng;
-use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
 use spacetime_sync_proto::StreamId;
+use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_tests::follower::Follower;
 use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, stream, wait};
 use spacetime_sync_tests::load::{Pace, Payload, Writer};

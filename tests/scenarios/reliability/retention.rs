@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use spacetime_sync_authority::Authority;
-use spacetime_sync_bridge::stdb::admin::Breaking;
-use spacetime_sync_bridge::stdb::upkeep::HeldStream;
 use spacetime_sync_proto::{Seq, StreamId};
+use spacetime_sync_stdb::admin::Breaking;
+use spacetime_sync_stdb::upkeep::HeldStream;
 use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, stream};
 use spacetime_sync_tests::load::{Payload, Writer};
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
-use spacetime_sync_bridge::stdb::admin::Breaking;
 use spacetime_sync_client::{Seq, StreamId};
+use spacetime_sync_stdb::admin::Breaking;
 use spacetime_sync_tests::follower::Follower;
 use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};

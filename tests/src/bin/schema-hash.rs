@@ -1,8 +1,8 @@
 //! Publishes the module of `SYNC_MODULE_WASM` to a throw-away database and prints what `SCHEMA_HASH` has to be.
 
 use anyhow::Context as _;
-use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
 use spacetime_sync_proto::contract::SCHEMA_HASH;
+use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_tests::lane::module_wasm;
 use spacetime_sync_tests::schema::Surface;
 use spacetime_sync_tests::server::Server;

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use spacetime_sync_bridge::stdb::admin::Breaking;
+use spacetime_sync_stdb::admin::Breaking;
 
 use super::stage::{Setting, Stage};
 use super::{Record, Scale};

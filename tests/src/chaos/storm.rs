@@ -13,12 +13,12 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use spacetime_sync_authority::Authority;
-use spacetime_sync_bridge::stdb::admin::Admin;
 use spacetime_sync_client::rusqlite::Transaction;
 use spacetime_sync_client::{
     ClientConfig, Credential, Event, HandlerError, Phase, SqliteStore, Status, StreamId, SyncClient,
 };
 use spacetime_sync_proto::{ChainHash, Seq};
+use spacetime_sync_stdb::admin::Admin;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 

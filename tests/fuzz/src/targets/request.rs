@@ -22,7 +22,6 @@ use spacetime_sync_bridge::config::Config;
 use spacetime_sync_bridge::history::Histories;
 use spacetime_sync_bridge::http::{AdminToken, Side, router};
 use spacetime_sync_bridge::status::Status;
-use spacetime_sync_bridge::stdb::tokens::TokenSource;
 use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{
@@ -30,6 +29,7 @@ use spacetime_sync_proto::access::{
 };
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::limit;
+use spacetime_sync_stdb::tokens::TokenSource;
 use tower::ServiceExt as _;
 
 use super::token;

@@ -1,6 +1,6 @@
 //! A SpacetimeDB that has lost everything.
 
-use spacetime_sync_bridge::stdb::admin::Breaking;
+use spacetime_sync_stdb::admin::Breaking;
 use spacetime_sync_tests::lane::wait;
 
 use super::{RECOVERY, SOON, Scene, ready};

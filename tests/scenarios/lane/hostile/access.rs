@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use spacetime_sync_bridge::stdb::admin::Credential;
 use spacetime_sync_proto::{ChainHash, RefusalCode, limit};
+use spacetime_sync_stdb::admin::Credential;
 use spacetime_sync_tests::schema::scheduled;
 
 use super::{Module, SECRET, Said, append_arguments, column, identity, log, newcomer, stream};

@@ -9,10 +9,10 @@ pub(crate) mod visibility;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use spacetime_sync_bridge::stdb::admin::{Admin, Breaking, Credential};
 use spacetime_sync_proto::{
     ChainHash, Event, Frame, IdempotencyKey, Kind, PayloadHash, Refusal, RefusalCode, Seq, StreamId,
 };
+use spacetime_sync_stdb::admin::{Admin, Breaking, Credential};
 use spacetime_sync_tests::lane::module_wasm;
 use spacetime_sync_tests::server::Server;
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use spacetime_sync_bridge::stdb::admin::{Admin, Breaking};
+use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_tests::lane::{BridgeOptions, Lane, stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::postgres::Cluster;

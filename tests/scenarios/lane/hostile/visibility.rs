@@ -8,8 +8,8 @@ use spacetime_sync_bindings::{
     DbConnection, StreamGrantTableAccess as _, SyncCheckpointTableAccess as _, SyncEventTableAccess as _,
     SyncHeadTableAccess as _, SyncStreamTableAccess as _,
 };
-use spacetime_sync_bridge::stdb::admin::Credential;
 use spacetime_sync_proto::{ChainHash, RefusalCode};
+use spacetime_sync_stdb::admin::Credential;
 use spacetime_sync_tests::lane::wait;
 use spacetimedb_sdk::{DbContext as _, Table as _};
 use tokio::sync::oneshot;

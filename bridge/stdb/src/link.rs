@@ -5,18 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use spacetime_sync_bindings::{DbConnection, RemoteProcedures, RemoteReducers, append_sync_events, read_heads};
 use spacetime_sync_proto::access::Window;
-use spacetime_sync_proto::{ChainHash, Position, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Position, Refusal, RefusalCode, Seq, StreamId, error_text};
 use spacetimedb_sdk::__codegen::InternalError;
 use spacetimedb_sdk::{Compression, DbContext};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::admin::Admin;
 use super::tokens::TokenSource;
 use super::{StdbError, chain_from_column, chain_to_column};
-use spacetime_sync_lane::{CallId, Prepared, foreign_refusal};
 
 /// How long an answer to a call may take that appends nothing.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
@@ -41,24 +41,25 @@ pub struct Target {
     pub deadline: Duration,
 }
 
-/// What became of a call.
+/// What became of an append.
 #[derive(Debug)]
-pub enum Answer {
-    /// Committed, and durable.
-    Acked(CallId),
-    /// Refused by the module.
-    Refused(CallId, Refusal),
-    /// Failed otherwise.
-    Lost(CallId, String),
-    /// The link is gone; calls without an answer may or may not have arrived.
-    Closed(String),
+pub enum Appended {
+    /// SpacetimeDB holds the frame durably.
+    Durable,
+    /// The module refused the frame.
+    Refused(Refusal),
+    /// The call failed in another way.
+    Failed(String),
 }
+
+/// Told why the link has ended, at least once. Appends without an answer may or may not have arrived.
+pub type OnClosed = Arc<dyn Fn(String) + Send + Sync>;
 
 /// A link that is up. Dropping it closes it.
 pub struct Link {
     target: Target,
     connection: Arc<DbConnection>,
-    answers: mpsc::UnboundedSender<Answer>,
+    on_closed: OnClosed,
     pump: tokio::task::JoinHandle<()>,
     renewal: Option<tokio::task::JoinHandle<()>>,
     /// A call was not answered in time.
@@ -66,12 +67,11 @@ pub struct Link {
 }
 
 impl Link {
-    /// Checks the contract, connects, and makes sure that the module takes this identity for the bridge. Answers come
-    /// through the channel; there are never more of them than calls in flight.
-    pub async fn connect(target: Target, answers: mpsc::UnboundedSender<Answer>) -> Result<Self, StdbError> {
+    /// Checks the contract, connects, and makes sure that the module takes this identity for the bridge.
+    pub async fn connect(target: Target, on_closed: OnClosed) -> Result<Self, StdbError> {
         let deadline = target.deadline;
         let uri = target.uri.clone();
-        tokio::time::timeout(deadline, Self::connect_unbounded(target, answers))
+        tokio::time::timeout(deadline, Self::connect_unbounded(target, on_closed))
             .await
             .unwrap_or(Err(StdbError::TimedOut {
                 uri,
@@ -79,7 +79,7 @@ impl Link {
             }))
     }
 
-    async fn connect_unbounded(target: Target, answers: mpsc::UnboundedSender<Answer>) -> Result<Self, StdbError> {
+    async fn connect_unbounded(target: Target, on_closed: OnClosed) -> Result<Self, StdbError> {
         let token = target.tokens.token()?;
         let admin = Admin::new(&target.uri, &target.database, token.clone());
         admin.check_contract().await?;
@@ -102,12 +102,14 @@ impl Link {
             .await
             .map_err(|error| unavailable(error.to_string()))?
             .map_err(|error| unavailable(error.to_string()))?;
-        if let Err(error) = super::nodelay::everywhere() {
-            tracing::debug!(%error, "small messages may be delayed");
+        if let Some(port) = port_of(&target.uri)
+            && let Err(error) = super::nodelay::on_connections_to(port)
+        {
+            tracing::debug!(%error, "the kernel may delay small messages to SpacetimeDB");
         }
         let connection = Arc::new(connection);
         let pump = tokio::spawn({
-            let (connection, answers) = (connection.clone(), answers.clone());
+            let (connection, on_closed) = (connection.clone(), on_closed.clone());
             async move {
                 // The SDK panics when a call meets a connection that has just broken.
                 let why = match AssertUnwindSafe(connection.run_async()).catch_unwind().await {
@@ -115,7 +117,7 @@ impl Link {
                     Ok(Err(error)) => error.to_string(),
                     Err(_) => "the connection broke while a call was being sent".to_owned(),
                 };
-                let _ = answers.send(Answer::Closed(why));
+                on_closed(why);
             }
         });
         let renewal = target
@@ -125,7 +127,7 @@ impl Link {
         let link = Self {
             target,
             connection,
-            answers,
+            on_closed,
             pump,
             renewal,
             silent: AtomicBool::new(false),
@@ -174,28 +176,33 @@ impl Link {
         }
     }
 
-    /// Sends a frame on its way. The answer comes through the channel, or never, if the link breaks.
-    pub fn append(&self, call: CallId, stream_id: &StreamId, prepared: Prepared) {
-        let answers = self.answers.clone();
+    /// Sends a frame on its way. `done` is told what became of it, or never, if the link breaks.
+    pub fn append(
+        &self,
+        stream_id: &StreamId,
+        first_seq: Seq,
+        base_chain: &ChainHash,
+        frame: Bytes,
+        done: impl FnOnce(Appended) + Send + 'static,
+    ) {
         let sent = self.connection.reducers.append_sync_events_then(
             stream_id.as_str().to_owned(),
-            prepared.first_seq.get(),
-            chain_to_column(&prepared.base_chain),
-            prepared.frame.into(),
+            first_seq.get(),
+            chain_to_column(base_chain),
+            frame.into(),
             move |_, result| {
-                let answer = match result {
-                    Ok(Ok(())) => Answer::Acked(call),
+                done(match result {
+                    Ok(Ok(())) => Appended::Durable,
                     Ok(Err(text)) => match Refusal::from_wire(&text) {
-                        Some(refusal) => Answer::Refused(call, refusal),
-                        None => Answer::Lost(call, foreign_refusal(&text).message),
+                        Some(refusal) => Appended::Refused(refusal),
+                        None => Appended::Failed(format!("the module answered with no refusal of the lane: {text}")),
                     },
-                    Err(error) => Answer::Lost(call, error.to_string()),
-                };
-                let _ = answers.send(answer);
+                    Err(error) => Appended::Failed(error.to_string()),
+                });
             },
         );
         if let Err(error) = sent {
-            let _ = self.answers.send(Answer::Closed(error.to_string()));
+            (self.on_closed)(error.to_string());
         }
     }
 
@@ -301,6 +308,10 @@ impl Drop for Link {
     }
 }
 
+fn port_of(uri: &str) -> Option<u16> {
+    reqwest::Url::parse(uri).ok()?.port_or_known_default()
+}
+
 /// Shows the module a fresh token again and again, over HTTP: it goes by the newest that this identity came with, on
 /// whatever connection, so that the link itself goes on.
 async fn renew(admin: Admin, tokens: TokenSource, every: Duration) {
@@ -314,10 +325,7 @@ async fn renew(admin: Admin, tokens: TokenSource, every: Duration) {
             match renewed {
                 Ok(()) => break,
                 Err(error) => {
-                    tracing::warn!(
-                        error = spacetime_sync_proto::error_text(&error),
-                        "the bridge's token could not be renewed"
-                    );
+                    tracing::warn!(error = error_text(&error), "the bridge's token could not be renewed");
                     tokio::time::sleep(RENEW_PAUSE.min(every)).await;
                 }
             }

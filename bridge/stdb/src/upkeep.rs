@@ -4,13 +4,14 @@ use spacetime_sync_bindings::{
     EventPage, RemoteProcedures, RemoteReducers, RetentionRule, StreamReport, mark_epoch, read_events, read_streams,
     rewind_stream, set_retention,
 };
+use spacetime_sync_proto::epoch::AuthorityEpoch;
+use spacetime_sync_proto::retention::RetentionClass;
 use spacetime_sync_proto::{ChainHash, Frame, Position, Refusal, RefusalCode, Seq, StreamId};
 use spacetimedb_sdk::__codegen::InternalError;
 use tokio::sync::oneshot;
 
 use super::link::Link;
 use super::{StdbError, chain_from_column, chain_to_column};
-use spacetime_sync_authority::{Beat, RetentionClass};
 
 /// What a call brought, before it is known whether a refusal of ours is in it.
 type Outcome<T> = Result<Result<T, String>, InternalError>;
@@ -76,9 +77,9 @@ impl Link {
     }
 
     /// Says which history of the authority this is. `Some` tells why it cannot be the one that was carried before.
-    pub async fn mark_epoch(&self, beat: &Beat, begin: bool) -> Result<Option<Refusal>, StdbError> {
+    pub async fn mark_epoch(&self, epoch: &AuthorityEpoch, begin: bool) -> Result<Option<Refusal>, StdbError> {
         let told = self.reducer("mark_epoch", |reducers, answer| {
-            reducers.mark_epoch_then(beat.epoch.clone(), beat.beat, begin, move |_, result| {
+            reducers.mark_epoch_then(epoch.epoch.clone(), epoch.beat, begin, move |_, result| {
                 drop(answer.send(result));
             })
         });
