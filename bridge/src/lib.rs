@@ -5,13 +5,8 @@
 //! It keeps no state of its own: the authority knows what is published, SpacetimeDB knows what it holds, and whatever was
 //! under way in a crash is done again.
 
-pub mod auth;
 pub mod config;
-pub mod history;
 pub mod http;
-pub mod parity;
-pub mod publish;
 pub mod pump;
-pub mod repair;
 pub mod status;
 pub mod tasks;

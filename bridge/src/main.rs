@@ -11,14 +11,15 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use spacetime_sync_authority::Authority;
-use spacetime_sync_bridge::auth::Issuer;
-use spacetime_sync_bridge::auth::keys::now;
-use spacetime_sync_bridge::auth::revocation::Messenger;
 use spacetime_sync_bridge::config::Config;
-use spacetime_sync_bridge::history::Histories;
 use spacetime_sync_bridge::status::Status;
 use spacetime_sync_bridge::tasks::joined;
 use spacetime_sync_bridge::{http, pump};
+use spacetime_sync_issuer::Issuer;
+use spacetime_sync_issuer::history::Histories;
+use spacetime_sync_issuer::http::Desk;
+use spacetime_sync_issuer::keys::now;
+use spacetime_sync_issuer::revocation::Messenger;
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_stdb::admin::Admin;
 use spacetime_sync_stdb::identity;
@@ -143,9 +144,9 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Run { config } => run(cli::load(config)?).await,
         Command::Config(ConfigCommand::Check { config }) => {
             let config = cli::load(config)?;
-            config.token()?;
+            config.spacetimedb.token()?;
             config.admin_token()?;
-            Issuer::open(&config)?;
+            config.open_issuer()?;
             cli::say(format_args!("{config:#?}"))
         }
         Command::Migrate { database_url } => {
@@ -203,7 +204,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     // First of all: who is told to stop while it starts ends as well as later.
     let mut terminate = signal(SignalKind::terminate())?;
     let status = Arc::new(Status::new(config.bridge.stall_after()));
-    let issuer = Issuer::open(&config)?.map(Arc::new);
+    let issuer = config.open_issuer()?;
     let target = cli::target(&config, issuer.as_ref())?;
     let messenger = issuer
         .as_ref()
@@ -217,12 +218,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let histories = issuer
         .as_ref()
         .map(|_| Arc::new(Histories::new(&config.history, config.limits.frame_bytes)));
+    let desk = match (&issuer, &histories, messenger) {
+        (Some(issuer), Some(histories), Some(messenger)) => Some(Arc::new(Desk {
+            issuer: issuer.clone(),
+            histories: histories.clone(),
+            messenger,
+            behind_proxy: config.http.behind_proxy,
+        })),
+        _ => None,
+    };
     let side = http::Side {
         status: status.clone(),
-        issuer: issuer.clone(),
-        histories: histories.clone(),
-        messenger,
-        behind_proxy: config.http.behind_proxy,
+        desk,
         admin: config.admin_token()?.as_ref().map(http::AdminToken::new),
     };
     let (stop, stopping) = watch::channel(false);

@@ -19,9 +19,7 @@ use spacetime_sync_proto::{ChainHash, Seq, StreamId, StreamProgress, error_text}
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::auth::Issuer;
 use crate::config::Config;
-use crate::history::Histories;
 use crate::status::{Role, Status};
 use crate::tasks::joined;
 use backoff::Backoff;
@@ -30,6 +28,8 @@ use ledger::Ledger;
 use pace::Pace;
 use policy::Policy;
 use spacetime_sync_authority::{Authority, AuthorityError, Leadership};
+use spacetime_sync_issuer::Issuer;
+use spacetime_sync_issuer::history::Histories;
 use spacetime_sync_lane::{CallId, Core, Effect, HaltReason, Input, LinkEpoch, prepare};
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::link::{Appended, Link, OnClosed, Target};
@@ -420,7 +420,7 @@ impl<'a> Pump<'a> {
                 }
                 self.status.link(Ok(()));
                 if let Some(issuer) = &self.issuer {
-                    issuer.revocations.relinked();
+                    issuer.relinked();
                 }
                 self.calls.clear();
                 let link = Arc::new(link);

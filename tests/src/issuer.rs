@@ -5,7 +5,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
-use spacetime_sync_bridge::auth::keys::{Ring, SigningKey, now};
+use spacetime_sync_issuer::keys::{Ring, SigningKey, now};
 use spacetime_sync_proto::access::{AUDIENCE, CLAIMS_VERSION, SERVICE_SUBJECT};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 

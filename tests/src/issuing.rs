@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 use spacetime_sync_authority::Authority;
-use spacetime_sync_bridge::auth::keys::{SigningKey, add_key, now};
+use spacetime_sync_issuer::keys::{SigningKey, add_key, now};
 use spacetime_sync_proto::access::{REVOKE_PATH, TOKEN_PATH, headers};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use sqlx::Connection as _;

@@ -17,6 +17,7 @@ mod leadership;
 mod log;
 mod retention;
 mod schema;
+pub mod settings;
 mod wake;
 
 use std::sync::{Arc, Mutex};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::say;
 use clap::Subcommand;
-use spacetime_sync_bridge::auth::keys::{add_key, list_keys, moment_from_name, moment_text};
+use spacetime_sync_issuer::keys::{add_key, list_keys, moment_from_name, moment_text};
 
 #[derive(Subcommand)]
 pub(crate) enum KeysCommand {

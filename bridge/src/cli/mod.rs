@@ -15,8 +15,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use spacetime_sync_authority::Authority;
-use spacetime_sync_bridge::auth::Issuer;
 use spacetime_sync_bridge::config::Config;
+use spacetime_sync_issuer::Issuer;
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
 
@@ -39,7 +39,7 @@ pub(crate) fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
 
 /// Where the configuration leads, and as whom: by the bridge's token, or one that its issuer signs.
 pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::Result<Target> {
-    let tokens = match (config.token()?, issuer) {
+    let tokens = match (config.spacetimedb.token()?, issuer) {
         (Some(token), _) => TokenSource::Fixed(token),
         (None, Some(issuer)) => TokenSource::Signed(issuer.service().clone()),
         (None, None) => anyhow::bail!("neither a token of the bridge nor an issuer that signs one"),
@@ -56,7 +56,7 @@ pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::R
 /// Both sides of the lane, for a command that asks one thing after the other and appends nothing.
 pub(crate) async fn both_sides(config: &Config) -> anyhow::Result<(Authority, Link)> {
     let authority = Authority::connect(config.authority.url.expose(), CONNECTIONS).await?;
-    let issuer = Issuer::open(config)?.map(Arc::new);
+    let issuer = config.open_issuer()?;
     // What the command asks next finds out that the link has ended.
     let link = Link::connect(target(config, issuer.as_ref())?, Arc::new(|_| {}))
         .await

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
-use spacetime_sync_bridge::parity::{ClientFile, Extent, Parity, Round};
+use spacetime_sync_ops::parity::{ClientFile, Extent, Parity, Round};
 
 use super::{both_sides, load, say, tell};
 

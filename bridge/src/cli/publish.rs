@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
-use spacetime_sync_bridge::publish::{Bridge, Request, Trust, build_module, publish};
+use spacetime_sync_ops::publish::{Bridge, Request, Trust, build_module, publish};
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 use spacetime_sync_proto::limit;
 use spacetime_sync_stdb::admin::Breaking;

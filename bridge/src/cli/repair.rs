@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use spacetime_sync_bridge::repair::{Report, Sides};
+use spacetime_sync_ops::repair::{Report, Sides};
 use spacetime_sync_proto::StreamId;
 
 use super::{both_sides, load, say};

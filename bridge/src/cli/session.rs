@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use spacetime_sync_bridge::auth::keys::SigningKey;
+use spacetime_sync_issuer::keys::SigningKey;
 use spacetime_sync_proto::Label;
 use spacetime_sync_proto::Secret;
 

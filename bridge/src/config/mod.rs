@@ -3,27 +3,31 @@
 //! Every key can be set by environment, which wins over the file: `SPACETIME_SYNC__AUTHORITY__URL` is `authority.url`.
 //! A key that does not exist is an error in both places. Secrets are never printed.
 
-mod access;
-mod history;
 mod retention;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use spacetime_sync_proto::access::Window;
 use spacetime_sync_proto::{Secret, limit};
 
+use spacetime_sync_authority::settings::AuthorityConfig;
+use spacetime_sync_issuer::settings::{self, BadSetting, HistoryConfig, IssuerConfig, SessionsConfig};
+use spacetime_sync_issuer::{Issuer, IssuerError};
 use spacetime_sync_lane::Limits;
+use spacetime_sync_stdb::settings::SpacetimeConfig;
 use spacetime_sync_stdb::tokens::{TokenFileError, read_token};
 
-pub use access::{IssuerConfig, SessionsConfig};
-pub use history::HistoryConfig;
 pub use retention::{RetentionConfig, Windows};
 
 /// Prefix of the environment's keys.
 pub const ENV_PREFIX: &str = "SPACETIME_SYNC__";
+
+/// Shortest admin credential, in bytes, so that nobody guesses it.
+const ADMIN_TOKEN_BYTES: usize = 16;
 
 /// The whole configuration of `spacetime-sync run`.
 #[derive(Debug, Clone, Deserialize)]
@@ -55,32 +59,6 @@ pub struct Config {
     /// Which clients are served.
     #[serde(default)]
     pub compatibility: Window,
-}
-
-/// `[authority]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AuthorityConfig {
-    /// `postgres://user:password@host:port/database`
-    pub url: Secret,
-    /// Connections of the pool; the lead and the wake-up have one more each.
-    #[serde(default = "default_pool_size")]
-    pub pool_size: usize,
-}
-
-/// `[spacetimedb]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SpacetimeConfig {
-    /// `http://host:port` of the server.
-    pub uri: String,
-    /// Name or identity of the database the module is published to.
-    pub database: String,
-    /// File that holds the token of the bridge's identity.
-    pub token_file: Option<PathBuf>,
-    /// The token itself, for who keeps secrets in the environment. One of the two is needed, unless there is an
-    /// `[issuer]`: then the bridge signs its own.
-    pub token: Option<Secret>,
 }
 
 /// `[http]`
@@ -138,10 +116,6 @@ pub struct LimitsConfig {
     pub idle_streams: usize,
     /// How often in a row a stream's calls may fail for no known reason before it is halted.
     pub attempts: u32,
-}
-
-fn default_pool_size() -> usize {
-    6
 }
 
 impl Default for HttpConfig {
@@ -216,6 +190,12 @@ pub enum ConfigError {
     },
 }
 
+impl From<BadSetting> for ConfigError {
+    fn from(BadSetting { key, message }: BadSetting) -> Self {
+        Self::Value { key, message }
+    }
+}
+
 impl Config {
     /// Reads the file, if there is one, and the environment over it; checks everything.
     pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
@@ -286,7 +266,16 @@ impl Config {
             }
             (Some(_), None) | (None, Some(_)) | (None, None) => {}
         }
-        access::check(self)?;
+        if let Err(message) = self.compatibility.check_bounds() {
+            return value("compatibility", message);
+        }
+        if self.http.admin_token.is_some() && self.http.admin_token_file.is_some() {
+            return value(
+                "http.admin_token",
+                "expected this or http.admin_token_file, found both".to_owned(),
+            );
+        }
+        settings::check(self.issuer.as_ref(), self.sessions.as_ref())?;
         self.history.check()?;
         let limits = &self.limits;
         for (key, found, least, most) in [
@@ -325,12 +314,32 @@ impl Config {
         Ok(())
     }
 
-    /// The token of the bridge's identity, from wherever it is kept; none if the bridge signs its own.
-    pub fn token(&self) -> Result<Option<Secret>, ConfigError> {
-        match (&self.spacetimedb.token, &self.spacetimedb.token_file) {
-            (Some(token), _) => Ok(Some(token.clone())),
-            (None, Some(path)) => Ok(Some(read_token(path)?)),
-            (None, None) => Ok(None),
+    /// The admin credential of the HTTP side; `None` if there is none, and nobody is an admin.
+    pub fn admin_token(&self) -> Result<Option<Secret>, ConfigError> {
+        let token = match (&self.http.admin_token, &self.http.admin_token_file) {
+            (Some(token), _) => token.clone(),
+            (None, Some(path)) => read_token(path)?,
+            (None, None) => return Ok(None),
+        };
+        if token.expose().len() < ADMIN_TOKEN_BYTES {
+            return Err(ConfigError::Value {
+                key: "http.admin_token",
+                message: format!(
+                    "expected at least {ADMIN_TOKEN_BYTES} characters, found {}",
+                    token.expose().len()
+                ),
+            });
+        }
+        Ok(Some(token))
+    }
+
+    /// Opens the issuer that is configured, if one is.
+    pub fn open_issuer(&self) -> Result<Option<Arc<Issuer>>, IssuerError> {
+        match (&self.issuer, &self.sessions) {
+            (Some(issuer), Some(sessions)) => {
+                Issuer::open(issuer, sessions, &self.compatibility).map(|issuer| Some(Arc::new(issuer)))
+            }
+            _ => Ok(None),
         }
     }
 
@@ -378,185 +387,4 @@ fn overlay(tree: &mut toml::Table, key: &str, path: &str, value: String) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FILE: &str = r#"
-        [authority]
-        url = "postgres://u:hunter2@h/d"
-        [spacetimedb]
-        uri = "http://127.0.0.1:3000"
-        database = "lane"
-        token_file = "token"
-    "#;
-
-    const ACCESS: &str = r#"
-        [issuer]
-        url = "https://lane.example/sync"
-        keys_dir = "keys"
-        [sessions]
-        issuer = "https://app.example"
-        audience = "runtime-sync"
-        public_keys = ["a.pem", "b.pem"]
-        [compatibility]
-        min_client_build_id = "20260101T000000Z"
-    "#;
-
-    #[test]
-    fn with_an_issuer_no_token_is_needed() {
-        let config = load(&format!("{}{ACCESS}", FILE.replace("token_file = \"token\"", "")), &[]).unwrap();
-        assert!(config.token().unwrap().is_none());
-        assert_eq!(config.issuer.unwrap().audience, "openagents-sync");
-        assert_eq!(config.sessions.unwrap().public_keys.len(), 2);
-        assert_eq!(config.compatibility.min_client_build_id, "20260101T000000Z");
-    }
-
-    #[test]
-    fn a_list_of_one_can_come_from_the_environment_and_secrets_of_digits_stay_whole() {
-        let environment = [
-            ("SPACETIME_SYNC__SESSIONS__PUBLIC_KEYS", "only.pem"),
-            ("SPACETIME_SYNC__HTTP__ADMIN_TOKEN", "00000000000000000042"),
-        ];
-        let config = load(&format!("{FILE}{ACCESS}"), &environment).unwrap();
-        assert_eq!(config.admin_token().unwrap().unwrap().expose(), "00000000000000000042");
-        assert_eq!(config.sessions.unwrap().public_keys, [PathBuf::from("only.pem")]);
-    }
-
-    #[test]
-    fn an_admin_credential_that_can_be_guessed_is_refused() {
-        let config = load(&format!("{FILE}[http]\nadmin_token = \"hunter2\""), &[]).unwrap();
-        let error = config.admin_token().unwrap_err().to_string();
-        assert!(error.contains("at least 16") && !error.contains("hunter2"), "{error}");
-    }
-
-    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("bridge.toml");
-        std::fs::write(&path, text).unwrap();
-        let environment = environment
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        Config::load(Some(&path), environment).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn the_environment_wins_over_the_file() {
-        let config = load(
-            FILE,
-            &[
-                ("SPACETIME_SYNC__LIMITS__CALLS", "7"),
-                ("SPACETIME_SYNC__BRIDGE__LEAD", "false"),
-                ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "other"),
-                ("UNRELATED", "x"),
-            ],
-        )
-        .unwrap();
-        assert_eq!(
-            (
-                config.limits.calls,
-                config.bridge.lead,
-                config.spacetimedb.database.as_str()
-            ),
-            (7, false, "other")
-        );
-    }
-
-    #[test]
-    fn everything_can_come_from_the_environment() {
-        let environment = [
-            ("SPACETIME_SYNC__AUTHORITY__URL", "postgres://h/d"),
-            ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://h"),
-            ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "lane"),
-            ("SPACETIME_SYNC__SPACETIMEDB__TOKEN", "t"),
-        ];
-        let environment = environment
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        assert_eq!(Config::load(None, environment).unwrap().limits.calls, 64);
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        for (text, environment, expected) in [
-            (format!("{FILE}\n[limits]\ncals = 3"), vec![], "unknown field `cals`"),
-            (
-                FILE.to_owned(),
-                vec![("SPACETIME_SYNC__LIMITS__CALS", "3")],
-                "unknown field `cals`",
-            ),
-            (FILE.to_owned(), vec![("SPACETIME_SYNC__CALLS", "3")], "SECTION__KEY"),
-            (
-                format!("{FILE}\n[limits]\ncalls = 0"),
-                vec![],
-                "limits.calls: expected 1 to 1000, found 0",
-            ),
-            (format!("{FILE}\n[limits]\ncalls = \"many\""), vec![], "invalid type"),
-            (
-                FILE.replace("http://", "ws://"),
-                vec![],
-                "spacetimedb.uri: expected http://",
-            ),
-            (FILE.replace("token_file = \"token\"", ""), vec![], "found none of them"),
-            (
-                format!("{FILE}\n{}", ACCESS.replace("keys_dir", "#")),
-                vec![],
-                "issuer.keys_dir: expected this or",
-            ),
-            (
-                format!("{FILE}\n{}", ACCESS.replace("runtime-sync\"", "openagents-sync\"")),
-                vec![],
-                "sessions.issuer",
-            ),
-            (
-                format!("{FILE}\n{}", ACCESS.replace("example/sync\"", "example/\"")),
-                vec![],
-                "issuer.url: expected a url without",
-            ),
-            (
-                format!("{FILE}\n{}", ACCESS.replace("public_keys", "#")),
-                vec![],
-                "sessions.public_keys: expected this or",
-            ),
-            (
-                format!("{FILE}\n{ACCESS}"),
-                vec![("SPACETIME_SYNC__SESSIONS__REMEMBER_DAYS", "0")],
-                "sessions.remember_days: expected at least 1",
-            ),
-            (
-                format!("{FILE}\n[sessions]\nissuer = \"a\"\naudience = \"b\""),
-                vec![],
-                "issuer.url: expected a section",
-            ),
-            (
-                format!("{FILE}\n[compatibility]\nmin_client_build_id = \"1\""),
-                vec![],
-                "min_client_build_id: expected",
-            ),
-            (
-                format!("{FILE}\n[http]\nadmin_token = [\"hunter2\"]"),
-                vec![],
-                "expected a text for a secret",
-            ),
-            (
-                FILE.replace("[authority]", "[authorities]"),
-                vec![],
-                "unknown field `authorities`",
-            ),
-            ("[authority".to_owned(), vec![], "is not a configuration"),
-        ] {
-            let error = load(&text, &environment).unwrap_err();
-            assert!(error.contains(expected), "expected {expected:?} in {error:?}");
-            assert!(!error.contains("hunter2"));
-        }
-    }
-
-    #[test]
-    fn no_secret_is_printed() {
-        let config = load(&FILE.replace("token_file = \"token\"", "token = \"hunter3\""), &[]).unwrap();
-        let secrets = FILE.replace("token_file = \"token\"", "token = \"hunter3\"");
-        let issuing = ACCESS.replace("keys_dir = \"keys\"", "key = \"hunter4\"");
-        let issuing = load(&format!("{secrets}{issuing}[http]\nadmin_token = \"hunter5\""), &[]).unwrap();
-        let printed = format!("{config:?} {issuing:#?}");
-        assert!(!printed.contains("hunter"), "{printed}");
-    }
-}
+mod tests;

@@ -9,9 +9,9 @@ use axum::response::{IntoResponse, Json, Response};
 use serde_json::json;
 
 use super::Side;
-use crate::auth::AuthCounters;
-use crate::history::Delivery;
 use crate::status::{Counters, Health};
+use spacetime_sync_issuer::AuthCounters;
+use spacetime_sync_issuer::history::Delivery;
 use spacetime_sync_lane::Load;
 
 type Line = (&'static str, &'static str, &'static str, u64);
@@ -20,12 +20,10 @@ type Line = (&'static str, &'static str, &'static str, u64);
 pub(super) async fn text(State(side): State<Arc<Side>>) -> Response {
     let (counters, load) = side.status.snapshot();
     let mut lines = lane(counters, load, &side.status.health(Instant::now()));
-    lines.extend(side.issuer.iter().flat_map(|issuer| tokens(issuer.counters())));
-    lines.extend(
-        side.histories
-            .iter()
-            .flat_map(|histories| history(histories.delivery())),
-    );
+    if let Some(desk) = &side.desk {
+        lines.extend(tokens(desk.issuer.counters()));
+        lines.extend(history(desk.histories.delivery()));
+    }
     let mut text = String::new();
     for (name, kind, help, value) in lines {
         text += &format!("# HELP spacetime_sync_{name} {help}\n# TYPE spacetime_sync_{name} {kind}\n");
@@ -43,12 +41,9 @@ pub(super) async fn json(State(side): State<Arc<Side>>) -> Response {
         "bytes_under_way": load.bytes,
         "busy_streams": load.busy_streams,
     });
-    let delivery = side
-        .histories
-        .as_ref()
-        .map(|histories| histories.delivery())
-        .unwrap_or_default();
-    let tokens = side.issuer.as_ref().map(|issuer| issuer.counters()).unwrap_or_default();
+    let desk = side.desk.as_ref();
+    let delivery = desk.map(|desk| desk.histories.delivery()).unwrap_or_default();
+    let tokens = desk.map(|desk| desk.issuer.counters()).unwrap_or_default();
     Json(json!({
         "transport": "spacetime_ws",
         "counters": counters,

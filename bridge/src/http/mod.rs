@@ -4,37 +4,27 @@
 //! Whoever has no business below `/internal/` is told no more than 401, whether or not there is something.
 
 mod admin;
-mod discovery;
 mod health;
-mod history;
 mod metrics;
-mod refusal;
 pub mod server;
-mod token;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
-use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH, TOKEN_PATH};
-use tower_http::compression::CompressionLayer;
+use axum::response::Response;
+use axum::routing::get;
+use spacetime_sync_issuer::denial::Denial;
+use spacetime_sync_issuer::http::refusal::{not_found, refuse};
+use spacetime_sync_issuer::http::{BODY_BYTES, Desk};
 
-use crate::auth::Issuer;
-use crate::auth::denial::Denial;
-use crate::auth::revocation::Messenger;
-use crate::history::Histories;
 use crate::status::Status;
-use refusal::{not_found, refuse};
 
 pub use admin::AdminToken;
 
-/// Largest body of a request.
-const BODY_BYTES: usize = 64 * 1024;
 /// How long a request may take, reading its body included.
 const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 
@@ -43,14 +33,8 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 pub struct Side {
     /// How the bridge is.
     pub status: Arc<Status>,
-    /// Who issues tokens; none if nobody does.
-    pub issuer: Option<Arc<Issuer>>,
-    /// Who reads the log for clients; none if nobody issues tokens.
-    pub histories: Option<Arc<Histories>>,
-    /// Who tells the module of revocations; none if nobody issues tokens.
-    pub messenger: Option<Messenger>,
-    /// Whether every request comes by a proxy of ours, which says for whom.
-    pub behind_proxy: bool,
+    /// What the issuer's routes stand on; `None` if this bridge issues no tokens.
+    pub desk: Option<Arc<Desk>>,
     /// The credential of an admin; none if nobody is one.
     pub admin: Option<AdminToken>,
 }
@@ -58,29 +42,17 @@ pub struct Side {
 /// The routes.
 pub fn router(side: Side) -> Router {
     let side = Arc::new(side);
-    let log = Router::new()
-        .route(history::EVENTS_PATH, get(history::events))
-        .route(history::SNAPSHOT_PATH, get(history::snapshot))
-        .layer(CompressionLayer::new());
-    let mut router = Router::new()
-        .merge(log)
+    Router::new()
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(metrics::text))
         .route(admin::METRICS_PATH, get(metrics::json))
-        .route(discovery::DOCUMENT_PATH, get(discovery::document))
-        .route(discovery::KEYS_PATH, get(discovery::keys))
-        .route(TOKEN_PATH, post(token::token).fallback(no_such_method))
-        .route(REVOKE_PATH, post(admin::revoke).fallback(no_such_method));
-    for route in RETIRED_ROUTES {
-        router = router.route(route, any(not_found));
-    }
-    router
+        .with_state(side.clone())
+        .merge(spacetime_sync_issuer::http::router(side.desk.clone()))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(BODY_BYTES))
-        .layer(middleware::from_fn_with_state(side.clone(), admin::guard))
+        .layer(middleware::from_fn_with_state(side, admin::guard))
         .layer(middleware::from_fn(bounded))
-        .with_state(side)
 }
 
 /// Gives up on a request that takes too long, and keeps answers out of caches unless they say otherwise.
@@ -93,8 +65,4 @@ async fn bounded(request: Request, next: Next) -> Response {
         .or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
-}
-
-async fn no_such_method(State(_): State<Arc<Side>>) -> Response {
-    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response()
 }

@@ -23,7 +23,7 @@ fn pump(config: &Config) -> Pump<'_> {
     let target = Target {
         uri: config.spacetimedb.uri.clone(),
         database: config.spacetimedb.database.clone(),
-        tokens: TokenSource::Fixed(config.token().unwrap().unwrap()),
+        tokens: TokenSource::Fixed(config.spacetimedb.token().unwrap().unwrap()),
         compatibility: None,
         deadline: Duration::from_secs(1),
     };

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod identity;
 pub mod link;
+pub mod settings;
 pub mod tokens;
 pub mod upkeep;
 

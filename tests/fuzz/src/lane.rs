@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use bytes::Bytes;
 use p256::pkcs8::{EncodePrivateKey as _, LineEnding};
-use spacetime_sync_bridge::auth::keys::SigningKey;
+use spacetime_sync_issuer::keys::SigningKey;
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::{ChainHash, Event, Frame, IdempotencyKey, Kind, PayloadHash, Position, Seq, StreamId};
 

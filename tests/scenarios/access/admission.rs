@@ -1,7 +1,7 @@
 //! Who is let in.
 
 use serde_json::{Value, json};
-use spacetime_sync_bridge::auth::keys::now;
+use spacetime_sync_issuer::keys::now;
 use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode};
 use spacetime_sync_stdb::admin::{Admin, Credential};
 use spacetime_sync_tests::issuer::Issuer;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
-use spacetime_sync_bridge::auth::jws::{Jws, PublicKey};
-use spacetime_sync_bridge::auth::keys::{SigningKey, add_key, now};
+use spacetime_sync_issuer::jws::{Jws, PublicKey};
+use spacetime_sync_issuer::keys::{SigningKey, add_key, now};
 use spacetime_sync_tests::issuing::{ISSUER, Issuing};
 use spacetime_sync_tests::tool;
 

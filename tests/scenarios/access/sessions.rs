@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use spacetime_sync_bindings::read_events;
-use spacetime_sync_bridge::auth::keys::now;
+use spacetime_sync_issuer::keys::now;
 use spacetime_sync_proto::{ChainHash, Event, Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_stdb::admin::Credential;
 use spacetime_sync_tests::lane::wait;

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use spacetime_sync_bridge::auth::keys::{add_key, now};
 use spacetime_sync_client::{
     AccessToken, ClientConfig, Credential, Event, HandlerError, Phase, Presence, SqliteStore, StreamId, SyncClient,
     TokenError, WantedToken,
 };
+use spacetime_sync_issuer::keys::{add_key, now};
 use spacetime_sync_proto::access::REVOKE_PATH;
 use spacetime_sync_tests::follower::Follower;
 use spacetime_sync_tests::issuer::Issuer;

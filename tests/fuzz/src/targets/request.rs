@@ -15,13 +15,13 @@ use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, head
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use serde_json::json;
-use spacetime_sync_bridge::auth::Issuer;
-use spacetime_sync_bridge::auth::policy::Wanted;
-use spacetime_sync_bridge::auth::revocation::Messenger;
 use spacetime_sync_bridge::config::Config;
-use spacetime_sync_bridge::history::Histories;
 use spacetime_sync_bridge::http::{AdminToken, Side, router};
 use spacetime_sync_bridge::status::Status;
+use spacetime_sync_issuer::history::Histories;
+use spacetime_sync_issuer::http::Desk;
+use spacetime_sync_issuer::policy::Wanted;
+use spacetime_sync_issuer::revocation::Messenger;
 use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{
@@ -84,19 +84,22 @@ impl Requests {
         let file = folder.path().join("bridge.toml");
         std::fs::write(&file, configuration(folder.path())?)?;
         let config = Config::load(Some(&file), std::iter::empty())?;
-        let issuer = Issuer::open(&config)?.context("no issuer")?;
+        let issuer = config.open_issuer()?.context("no issuer")?;
         // Nothing that is sent here gets that far: there is no authority.
         let messenger = Messenger::new(
             "http://127.0.0.1:1",
             "lane",
             TokenSource::Fixed(Secret::from("none".to_owned())),
         );
+        let desk = Desk {
+            issuer,
+            histories: Arc::new(Histories::new(&config.history, config.limits.frame_bytes)),
+            messenger,
+            behind_proxy: true,
+        };
         let side = Side {
             status: Arc::new(Status::new(Duration::from_secs(10))),
-            issuer: Some(Arc::new(issuer)),
-            histories: Some(Arc::new(Histories::new(&config.history, config.limits.frame_bytes))),
-            messenger: Some(messenger),
-            behind_proxy: true,
+            desk: Some(Arc::new(desk)),
             admin: Some(AdminToken::new(&Secret::from(ADMIN.to_owned()))),
         };
         Ok(Self {

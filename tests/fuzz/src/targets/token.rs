@@ -7,11 +7,11 @@ use anyhow::{Context as _, bail, ensure};
 use futures_util::FutureExt as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
-use spacetime_sync_bridge::auth::denial::Denial;
-use spacetime_sync_bridge::auth::jws::{Jws, PublicKey};
-use spacetime_sync_bridge::auth::keys::{Ring, SigningKey};
-use spacetime_sync_bridge::auth::sessions::{LEEWAY_SECONDS, Session, SessionVerifier, published_keys};
-use spacetime_sync_bridge::config::SessionsConfig;
+use spacetime_sync_issuer::denial::Denial;
+use spacetime_sync_issuer::jws::{Jws, PublicKey};
+use spacetime_sync_issuer::keys::{Ring, SigningKey};
+use spacetime_sync_issuer::sessions::{LEEWAY_SECONDS, Session, SessionVerifier, published_keys};
+use spacetime_sync_issuer::settings::SessionsConfig;
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::{RefusalCode, limit};
 

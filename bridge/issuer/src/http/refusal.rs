@@ -5,10 +5,10 @@ use axum::response::{IntoResponse, Json, Response};
 use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::access::{Incompatible, TokenRefusal, headers};
 
-use crate::auth::denial::Denial;
+use crate::denial::Denial;
 
 /// A refusal with the status of its code.
-pub(super) fn refuse(denial: &Denial) -> Response {
+pub fn refuse(denial: &Denial) -> Response {
     let mut response = (status(denial.code), Json(denial.body())).into_response();
     if let Some(wait) = denial.retry_after {
         // Whole seconds, and never sooner than it helps.
@@ -52,7 +52,7 @@ pub(super) fn incompatible(why: &Incompatible) -> Response {
 }
 
 /// Always the same: for what was never here and for what is gone.
-pub(super) async fn not_found() -> Response {
+pub async fn not_found() -> Response {
     let body = TokenRefusal {
         code: RefusalCode::NotFound,
         message: "there is nothing here".to_owned(),

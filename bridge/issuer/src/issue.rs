@@ -136,8 +136,8 @@ pub(super) fn token_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::jws::Jws;
-    use crate::auth::keys::tests::key;
+    use crate::jws::Jws;
+    use crate::keys::tests::key;
     use spacetime_sync_proto::access::{Scope, StreamPattern};
 
     const NOW: u64 = 1_800_000_000;

@@ -143,8 +143,8 @@ mod tests {
     use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 
     use super::*;
-    use crate::auth::keys::PUBLISHED_AFTER_SECONDS;
-    use crate::auth::keys::tests::key;
+    use crate::keys::PUBLISHED_AFTER_SECONDS;
+    use crate::keys::tests::key;
 
     const NOW: u64 = 1_000_000;
 
@@ -180,7 +180,7 @@ mod tests {
     fn a_token_is_taken_of_every_key_that_is_published_and_of_no_other() {
         let (old, new, foreign) = (key(0), key(NOW - 100), key(0));
         let ring = Ring::new(vec![old.clone(), new.clone()]);
-        let read = |key: &crate::auth::keys::SigningKey, now| {
+        let read = |key: &crate::keys::SigningKey, now| {
             code(verify(key.sign(&claims()).unwrap().expose(), &ring, &policy(), now))
         };
         assert_eq!(read(&old, NOW), None, "its time is over, but not that of its tokens");

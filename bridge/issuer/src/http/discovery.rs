@@ -7,20 +7,20 @@ use axum::http::header;
 use axum::response::{IntoResponse, Json, Response};
 use serde_json::json;
 
-use super::Side;
+use super::Desk;
 use super::refusal::not_found;
-use crate::auth::keys::now;
+use crate::keys::now;
 
 pub(super) const DOCUMENT_PATH: &str = "/.well-known/openid-configuration";
 pub(super) const KEYS_PATH: &str = "/.well-known/jwks.json";
 /// For how long others may keep them: much less than a new key is published before it signs.
 const CACHE: &str = "public, max-age=300";
 
-pub(super) async fn document(State(side): State<Arc<Side>>) -> Response {
-    let Some(issuer) = &side.issuer else {
+pub(super) async fn document(State(desk): State<Option<Arc<Desk>>>) -> Response {
+    let Some(desk) = desk else {
         return not_found().await;
     };
-    let url = &issuer.names().issuer;
+    let url = &desk.issuer.names().issuer;
     let document = json!({
         "issuer": url,
         "jwks_uri": format!("{url}{KEYS_PATH}"),
@@ -33,9 +33,13 @@ pub(super) async fn document(State(side): State<Arc<Side>>) -> Response {
     ([(header::CACHE_CONTROL, CACHE)], Json(document)).into_response()
 }
 
-pub(super) async fn keys(State(side): State<Arc<Side>>) -> Response {
-    let Some(issuer) = &side.issuer else {
+pub(super) async fn keys(State(desk): State<Option<Arc<Desk>>>) -> Response {
+    let Some(desk) = desk else {
         return not_found().await;
     };
-    ([(header::CACHE_CONTROL, CACHE)], Json(issuer.keys().ring().jwks(now()))).into_response()
+    (
+        [(header::CACHE_CONTROL, CACHE)],
+        Json(desk.issuer.keys().ring().jwks(now())),
+    )
+        .into_response()
 }

@@ -8,8 +8,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-use crate::auth::denial::Denial;
-use crate::auth::jws::{Algorithm, PublicKey};
+use crate::denial::Denial;
+use crate::jws::{Algorithm, PublicKey};
 
 /// For how long a set is good without asking.
 const FRESH: Duration = Duration::from_secs(300);
@@ -201,8 +201,8 @@ fn public_key(key: PublishedKey) -> Option<PublicKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::keys::Ring;
-    use crate::auth::keys::tests::key;
+    use crate::keys::Ring;
+    use crate::keys::tests::key;
     use serde_json::{Value, json};
     use std::sync::atomic::{AtomicUsize, Ordering};
 

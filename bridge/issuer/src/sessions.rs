@@ -15,7 +15,7 @@ use spacetime_sync_proto::{Label, RefusalCode};
 use super::denial::Denial;
 use super::json::object;
 use super::jws::{Jws, PublicKey};
-use crate::config::SessionsConfig;
+use super::settings::SessionsConfig;
 
 use jwks::RemoteKeys;
 pub use jwks::published_keys;
@@ -220,7 +220,7 @@ fn key_from_pem(pem: &str) -> Option<PublicKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::keys::tests::key;
+    use crate::keys::tests::key;
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use serde_json::{Value, json};
@@ -247,7 +247,7 @@ MwIDAQAB
         })
     }
 
-    fn verifier(key: &Arc<crate::auth::keys::SigningKey>) -> SessionVerifier {
+    fn verifier(key: &Arc<crate::keys::SigningKey>) -> SessionVerifier {
         SessionVerifier {
             issuer: "https://app.example".to_owned(),
             audience: "runtime-sync".to_owned(),
@@ -430,8 +430,8 @@ MwIDAQAB
 
     #[test]
     fn public_keys_are_read_and_nothing_else() {
-        let pem = crate::auth::keys::SigningKey::generate().unwrap();
-        let public = crate::auth::keys::SigningKey::from_pem(&pem, 0, "test")
+        let pem = crate::keys::SigningKey::generate().unwrap();
+        let public = crate::keys::SigningKey::from_pem(&pem, 0, "test")
             .unwrap()
             .public_pem()
             .unwrap();

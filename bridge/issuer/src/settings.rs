@@ -1,17 +1,12 @@
-//! `[issuer]`, `[sessions]` and `[compatibility]`: how the bridge issues tokens.
+//! The sections `[issuer]`, `[sessions]` and `[history]` of the bridge's configuration.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 
-use super::{Config, ConfigError};
-use spacetime_sync_proto::Secret;
-use spacetime_sync_stdb::tokens::read_token;
-
-/// Shortest admin credential, in bytes: one that is guessed is none.
-const ADMIN_TOKEN_BYTES: usize = 16;
 /// Most files of public keys of sessions.
 const PUBLIC_KEYS: usize = 16;
 
@@ -120,27 +115,73 @@ impl IssuerConfig {
     }
 }
 
-/// What `[issuer]`, `[sessions]`, `[compatibility]` and the admin credential must be, each alone and together.
-pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    let value = |key, message: String| Err(ConfigError::Value { key, message });
-    if let Err(message) = config.compatibility.check_bounds() {
-        return value("compatibility", message);
+/// `[history]`: what clients read of the authority's log by themselves. Nobody does without an `[issuer]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HistoryConfig {
+    /// Connections to the authority for it.
+    pub pool_size: usize,
+    /// Requests that are being answered at once; those beyond wait for a moment.
+    pub requests: usize,
+    /// Requests of one session, per minute.
+    pub session_per_minute: u32,
+    /// The same at once.
+    pub session_burst: u32,
+}
+
+impl Default for HistoryConfig {
+    fn default() -> Self {
+        Self {
+            pool_size: 2,
+            requests: 8,
+            session_per_minute: 600,
+            session_burst: 200,
+        }
     }
-    if config.http.admin_token.is_some() && config.http.admin_token_file.is_some() {
-        return value(
-            "http.admin_token",
-            "expected this or http.admin_token_file, found both".to_owned(),
-        );
+}
+
+impl HistoryConfig {
+    /// Checks the bounds.
+    pub fn check(&self) -> Result<(), BadSetting> {
+        for (key, found, most) in [
+            ("history.pool_size", self.pool_size as u64, 1_000),
+            ("history.requests", self.requests as u64, 10_000),
+            ("history.session_per_minute", self.session_per_minute.into(), 1_000_000),
+            ("history.session_burst", self.session_burst.into(), 1_000_000),
+        ] {
+            if found < 1 || found > most {
+                let message = format!("expected 1 to {most}, found {found}");
+                return Err(BadSetting { key, message });
+            }
+        }
+        Ok(())
     }
-    match (&config.issuer, &config.sessions) {
+}
+
+/// A value that is out of its range, or one that is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadSetting {
+    /// The key.
+    pub key: &'static str,
+    /// What was expected and what was found.
+    pub message: String,
+}
+
+/// What `[issuer]` and `[sessions]` must be, each alone and together.
+pub fn check(issuer: Option<&IssuerConfig>, sessions: Option<&SessionsConfig>) -> Result<(), BadSetting> {
+    let value = |key, message: &str| {
+        let message = message.to_owned();
+        Err(BadSetting { key, message })
+    };
+    match (issuer, sessions) {
         (None, None) => Ok(()),
         (Some(_), None) => value(
             "sessions.issuer",
-            "expected a section [sessions] beside [issuer], found none: whose sessions are given tokens?".to_owned(),
+            "expected a section [sessions] beside [issuer], found none: whose sessions are given tokens?",
         ),
         (None, Some(_)) => value(
             "issuer.url",
-            "expected a section [issuer] beside [sessions], found none".to_owned(),
+            "expected a section [issuer] beside [sessions], found none",
         ),
         (Some(issuer), Some(sessions)) => {
             check_issuer(issuer)?;
@@ -149,8 +190,8 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     }
 }
 
-fn check_issuer(issuer: &IssuerConfig) -> Result<(), ConfigError> {
-    let value = |key, message: String| Err(ConfigError::Value { key, message });
+fn check_issuer(issuer: &IssuerConfig) -> Result<(), BadSetting> {
+    let value = |key, message: String| Err(BadSetting { key, message });
     if let Err(message) = check_issuer_url(&issuer.url) {
         return value("issuer.url", message);
     }
@@ -197,8 +238,8 @@ fn check_issuer(issuer: &IssuerConfig) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn check_sessions(issuer: &IssuerConfig, sessions: &SessionsConfig) -> Result<(), ConfigError> {
-    let value = |key, message: String| Err(ConfigError::Value { key, message });
+fn check_sessions(issuer: &IssuerConfig, sessions: &SessionsConfig) -> Result<(), BadSetting> {
+    let value = |key, message: String| Err(BadSetting { key, message });
     if sessions.issuer.is_empty() {
         return value("sessions.issuer", "expected a name, found nothing".to_owned());
     }
@@ -233,27 +274,6 @@ fn check_sessions(issuer: &IssuerConfig, sessions: &SessionsConfig) -> Result<()
             format!("expected http://… or https://…, found {url:?}"),
         ),
         _ => Ok(()),
-    }
-}
-
-impl Config {
-    /// The admin credential of the HTTP side; none if there is none, and nobody is an admin.
-    pub fn admin_token(&self) -> Result<Option<Secret>, ConfigError> {
-        let token = match (&self.http.admin_token, &self.http.admin_token_file) {
-            (Some(token), _) => token.clone(),
-            (None, Some(path)) => read_token(path)?,
-            (None, None) => return Ok(None),
-        };
-        if token.expose().len() < ADMIN_TOKEN_BYTES {
-            return Err(ConfigError::Value {
-                key: "http.admin_token",
-                message: format!(
-                    "expected at least {ADMIN_TOKEN_BYTES} characters, found {}",
-                    token.expose().len()
-                ),
-            });
-        }
-        Ok(Some(token))
     }
 }
 

@@ -18,12 +18,12 @@ use serde_json::Value;
 use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, PROTOBUF, Snapshot};
 use spacetime_sync_proto::{ChainHash, Frame, RefusalCode, Seq, StreamId};
 
-use super::Side;
+use super::Desk;
 use super::refusal::{incompatible, refuse};
 use super::token::asker;
-use crate::auth::denial::Denial;
-use crate::auth::reader::NoReader;
+use crate::denial::Denial;
 use crate::history::{Cursor, Histories, NoPage, Turn};
+use crate::reader::NoReader;
 
 pub(super) const EVENTS_PATH: &str = "/api/sync/streams/{stream_id}/events";
 pub(super) const SNAPSHOT_PATH: &str = "/api/sync/streams/{stream_id}/snapshot";
@@ -40,14 +40,14 @@ struct Asked {
 }
 
 pub(super) async fn events(
-    State(side): State<Arc<Side>>,
+    State(desk): State<Option<Arc<Desk>>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(stream_id): Path<String>,
     sent: HeaderMap,
     uri: Uri,
 ) -> Response {
     let answer = async {
-        let (histories, stream_id) = admitted(&side, peer, &stream_id, &sent).await?;
+        let (histories, stream_id) = admitted(desk.as_deref(), peer, &stream_id, &sent).await?;
         let (cursor, most) = read(&uri)?;
         let turn = histories.turn().await?;
         match histories.page(&turn, &stream_id, cursor, most).await {
@@ -61,13 +61,13 @@ pub(super) async fn events(
 }
 
 pub(super) async fn snapshot(
-    State(side): State<Arc<Side>>,
+    State(desk): State<Option<Arc<Desk>>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(stream_id): Path<String>,
     sent: HeaderMap,
 ) -> Response {
     let answer = async {
-        let (histories, stream_id) = admitted(&side, peer, &stream_id, &sent).await?;
+        let (histories, stream_id) = admitted(desk.as_deref(), peer, &stream_id, &sent).await?;
         let turn = histories.turn().await?;
         let snapshot = histories.snapshot(&turn, &stream_id).await?;
         if wants_json(&sent) {
@@ -80,16 +80,17 @@ pub(super) async fn snapshot(
 
 /// Who may read this stream, now.
 async fn admitted<'a>(
-    side: &'a Side,
+    desk: Option<&'a Desk>,
     peer: SocketAddr,
     stream_id: &str,
     sent: &HeaderMap,
 ) -> Result<(&'a Histories, StreamId), NoReader> {
-    let (Some(issuer), Some(histories)) = (&side.issuer, &side.histories) else {
+    let Some(desk) = desk else {
         return Err(Denial::unavailable("this bridge issues no tokens, so nobody reads by one").into());
     };
+    let (issuer, histories) = (&desk.issuer, &desk.histories);
     let authorization = sent.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let asker = asker(sent, peer.ip(), side.behind_proxy);
+    let asker = asker(sent, peer.ip(), desk.behind_proxy);
     let reader = issuer.reader(authorization, asker)?;
     let session_id = &reader.session().session_id;
     histories.admit(session_id).map_err(|denial| issuer.counted(denial))?;
@@ -204,7 +205,7 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::config::HistoryConfig;
+    use crate::settings::HistoryConfig;
 
     #[test]
     fn what_is_asked_for_is_read_strictly() {

@@ -15,9 +15,9 @@ use spacetime_sync_proto::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::auth::denial::Denial;
-use crate::auth::limits::{Buckets, Rate};
-use crate::config::HistoryConfig;
+use crate::denial::Denial;
+use crate::limits::{Buckets, Rate};
+use crate::settings::HistoryConfig;
 use spacetime_sync_authority::{Authority, AuthorityError, Extent, History};
 use spacetime_sync_lane::{HaltReason, prepare};
 

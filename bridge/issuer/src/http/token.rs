@@ -14,9 +14,9 @@ use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::access::{ClientVersion, TokenRequest, Window, headers};
 
 use super::refusal::{incompatible, refuse};
-use super::{BODY_BYTES, Side};
-use crate::auth::denial::Denial;
-use crate::auth::json::object;
+use super::{BODY_BYTES, Desk};
+use crate::denial::Denial;
+use crate::json::object;
 
 /// The kind of client that does not say what it is.
 const UNKNOWN_SURFACE: &str = "unknown";
@@ -26,13 +26,14 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 const HEADER_BYTES: usize = 128;
 
 pub(super) async fn token(
-    State(side): State<Arc<Side>>,
+    State(desk): State<Option<Arc<Desk>>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request,
 ) -> Response {
-    let Some(issuer) = &side.issuer else {
+    let Some(desk) = desk else {
         return refuse(&Denial::unavailable("this bridge issues no tokens"));
     };
+    let issuer = &desk.issuer;
     let (parts, body) = request.into_parts();
     let client = client(&parts.headers, issuer.window());
     if let Err(why) = issuer.check_client(&client) {
@@ -41,7 +42,7 @@ pub(super) async fn token(
     let answer = async {
         let authorization = parts.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
         let session = issuer
-            .authenticate(authorization, asker(&parts.headers, peer.ip(), side.behind_proxy))
+            .authenticate(authorization, asker(&parts.headers, peer.ip(), desk.behind_proxy))
             .await?;
         issuer.admit(&session)?;
         let request = read(body).await?;

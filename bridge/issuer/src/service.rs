@@ -74,8 +74,8 @@ impl Signer for ServiceTokens {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::jws::Jws;
-    use crate::auth::keys::SigningKey;
+    use crate::jws::Jws;
+    use crate::keys::SigningKey;
 
     #[test]
     fn its_tokens_append_for_the_identity_that_is_configured() {

@@ -241,9 +241,9 @@ pub fn now() -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::auth::jws::Jws;
+    use crate::jws::Jws;
 
-    pub(in crate::auth) fn key(signs_from: u64) -> Arc<SigningKey> {
+    pub(crate) fn key(signs_from: u64) -> Arc<SigningKey> {
         let pem = SigningKey::generate().unwrap();
         Arc::new(SigningKey::from_pem(&pem, signs_from, "test").unwrap())
     }

@@ -7,6 +7,8 @@
 mod cache;
 mod counters;
 pub mod denial;
+pub mod history;
+pub mod http;
 pub mod issue;
 pub mod json;
 pub mod jws;
@@ -17,6 +19,7 @@ pub mod reader;
 pub mod revocation;
 pub mod service;
 pub mod sessions;
+pub mod settings;
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -25,7 +28,6 @@ use std::time::Instant;
 use spacetime_sync_proto::access::{ClientVersion, Incompatible, TokenRequest, TokenResponse, Window};
 use spacetime_sync_proto::{Label, RefusalCode};
 
-use crate::config::Config;
 use cache::AccessCache;
 use denial::Denial;
 use issue::{Names, Order};
@@ -34,6 +36,7 @@ use limits::{Buckets, Rate, network};
 use policy::Wanted;
 use service::ServiceTokens;
 use sessions::{PublicKeyError, Session, SessionVerifier};
+use settings::{IssuerConfig, SessionsConfig};
 use spacetime_sync_authority::{Access, AccessQuestion, Authority, BoundSession};
 
 pub use counters::{AuthCounters, AuthFailures};
@@ -41,6 +44,9 @@ pub use counters::{AuthCounters, AuthFailures};
 /// Why there is no issuer though one is configured.
 #[derive(Debug, thiserror::Error)]
 pub enum IssuerError {
+    /// The configuration names none.
+    #[error("expected issuer.keys_dir or issuer.key, found neither")]
+    NoKeys,
     /// The signing keys.
     #[error("the signing keys")]
     Keys(#[from] KeyError),
@@ -62,30 +68,26 @@ pub struct Issuer {
     authority: OnceLock<Authority>,
     counters: counters::Totals,
     service: Arc<ServiceTokens>,
-    pub(crate) revocations: revocation::Outbox,
+    revocations: revocation::Outbox,
 }
 
 impl Issuer {
-    /// Reads all keys of the configuration; none if it has no issuer.
-    pub fn open(config: &Config) -> Result<Option<Self>, IssuerError> {
-        let (Some(issuer), Some(sessions)) = (&config.issuer, &config.sessions) else {
-            return Ok(None);
-        };
+    /// Reads all keys. `window` says which clients are served.
+    pub fn open(issuer: &IssuerConfig, sessions: &SessionsConfig, window: &Window) -> Result<Self, IssuerError> {
         let keys = match (&issuer.key, &issuer.keys_dir) {
             (Some(pem), _) => KeyFolder::single(SigningKey::from_pem(pem, 0, "issuer.key")?),
             (None, Some(folder)) => KeyFolder::open(folder, now())?,
-            // The configuration was checked for this.
-            (None, None) => return Ok(None),
+            (None, None) => return Err(IssuerError::NoKeys),
         };
         let names = Names {
             issuer: issuer.url.clone(),
             audience: issuer.audience.clone(),
         };
         let (keys, started) = (Arc::new(keys), Instant::now());
-        let service = ServiceTokens::new(keys.clone(), &names, &config.compatibility, issuer.service_ttl_seconds);
-        Ok(Some(Self {
+        let service = ServiceTokens::new(keys.clone(), &names, window, issuer.service_ttl_seconds);
+        Ok(Self {
             names,
-            window: config.compatibility.clone(),
+            window: window.clone(),
             keys,
             sessions: SessionVerifier::new(sessions)?,
             asked: Buckets::new(
@@ -101,7 +103,7 @@ impl Issuer {
             counters: counters::Totals::default(),
             service: Arc::new(service),
             revocations: revocation::Outbox::default(),
-        }))
+        })
     }
 
     /// `iss` and `aud`.
@@ -128,6 +130,11 @@ impl Issuer {
     pub fn attach(&self, authority: Authority) {
         // A second one is the same.
         let _ = self.authority.set(authority);
+    }
+
+    /// The link to SpacetimeDB is a new one: what the module was told may be lost, and is told again.
+    pub fn relinked(&self) {
+        self.revocations.relinked();
     }
 
     /// Which clients are served.

@@ -1,0 +1,62 @@
+//! The issuer's routes: tokens, the keys that verify them, revocation, and the log for who holds a token.
+
+mod discovery;
+mod history;
+pub mod refusal;
+mod revocation;
+mod token;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH, TOKEN_PATH};
+
+use crate::Issuer;
+use crate::history::Histories;
+use crate::revocation::Messenger;
+use tower_http::compression::CompressionLayer;
+
+use refusal::not_found;
+
+/// Largest body of a request.
+pub const BODY_BYTES: usize = 64 * 1024;
+
+/// What the routes stand on.
+#[derive(Debug)]
+pub struct Desk {
+    /// Who issues tokens.
+    pub issuer: Arc<Issuer>,
+    /// Who reads the log for clients.
+    pub histories: Arc<Histories>,
+    /// Who tells the module of revocations.
+    pub messenger: Messenger,
+    /// Whether every request comes by a proxy of the operator's, which says for whom.
+    pub behind_proxy: bool,
+}
+
+/// The routes. Without a desk, as on a bridge without an issuer, they say that this bridge issues no tokens. Who may ask
+/// for a revocation is for the caller to guard.
+pub fn router(desk: Option<Arc<Desk>>) -> Router {
+    let log = Router::new()
+        .route(history::EVENTS_PATH, get(history::events))
+        .route(history::SNAPSHOT_PATH, get(history::snapshot))
+        .layer(CompressionLayer::new());
+    let mut router = Router::new()
+        .merge(log)
+        .route(discovery::DOCUMENT_PATH, get(discovery::document))
+        .route(discovery::KEYS_PATH, get(discovery::keys))
+        .route(TOKEN_PATH, post(token::token).fallback(no_such_method))
+        .route(REVOKE_PATH, post(revocation::revoke).fallback(no_such_method));
+    for route in RETIRED_ROUTES {
+        router = router.route(route, any(not_found));
+    }
+    router.with_state(desk)
+}
+
+async fn no_such_method(State(_): State<Option<Arc<Desk>>>) -> Response {
+    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response()
+}

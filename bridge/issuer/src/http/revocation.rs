@@ -1,0 +1,100 @@
+//! `POST` on the path of revocations: an admin ends sessions.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::response::{IntoResponse, Json, Response};
+use serde::Deserialize;
+use serde_json::json;
+use spacetime_sync_proto::{Label, RefusalCode};
+
+use super::Desk;
+use super::refusal::refuse;
+use crate::denial::Denial;
+use crate::json::object;
+use crate::revocation::{REASON_BYTES, SESSIONS};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Revocation {
+    session_id: Option<Label>,
+    #[serde(default)]
+    session_ids: Vec<Label>,
+    #[serde(default)]
+    reason: String,
+}
+
+/// Revokes sessions. Answers when the authority has it, and says whether the module has it, too.
+pub(super) async fn revoke(State(desk): State<Option<Arc<Desk>>>, body: Bytes) -> Response {
+    let Some(desk) = desk else {
+        return refuse(&Denial::unavailable("this bridge issues no tokens"));
+    };
+    let (session_ids, reason) = match read(&body) {
+        Ok(revocation) => revocation,
+        Err(denial) => return refuse(&denial),
+    };
+    // On its own: once it is begun it is carried out, whether or not somebody waits for the answer.
+    let revoked = tokio::spawn({
+        let ids = session_ids.clone();
+        async move { desk.issuer.revoke(&desk.messenger, &ids, &reason).await }
+    });
+    let unknown = |_| Err(Denial::unavailable("the revocation broke off; ask again"));
+    match revoked.await.unwrap_or_else(unknown) {
+        Ok(delivered) => Json(json!({ "revoked": session_ids, "delivered": delivered })).into_response(),
+        Err(denial) => refuse(&denial),
+    }
+}
+
+fn read(body: &[u8]) -> Result<(Vec<Label>, String), Denial> {
+    let invalid = |message: String| Denial::new(RefusalCode::InvalidRequest, message);
+    let revocation: Revocation = object(body).map_err(|error| {
+        invalid(format!(
+            "the body is no revocation (line {}, column {}): expected an object with session_id or session_ids, and \
+             reason",
+            error.line(),
+            error.column()
+        ))
+    })?;
+    let mut session_ids = revocation.session_ids;
+    session_ids.extend(revocation.session_id);
+    if session_ids.is_empty() || session_ids.len() > SESSIONS {
+        return Err(invalid(format!(
+            "expected 1 to {SESSIONS} sessions, found {}",
+            session_ids.len()
+        )));
+    }
+    if revocation.reason.len() > REASON_BYTES || revocation.reason.contains('\0') {
+        return Err(invalid(format!(
+            "reason: expected at most {REASON_BYTES} bytes of text"
+        )));
+    }
+    Ok((session_ids, revocation.reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_revocation_is_refused() {
+        assert_eq!(read(br#"{"session_id":"a","session_ids":["b"]}"#).unwrap().0.len(), 2);
+        let many = format!(r#"{{"session_ids":{:?}}}"#, vec!["a"; SESSIONS + 1]);
+        let long = format!(r#"{{"session_id":"a","reason":"{}"}}"#, "x".repeat(REASON_BYTES + 1));
+        for body in [
+            "",
+            "{}",
+            "[]",
+            r#"{"session_id":"a b"}"#,
+            r#"{"session_id":"a","x":1}"#,
+            &many,
+            &long,
+        ] {
+            assert_eq!(
+                read(body.as_bytes()).unwrap_err().code,
+                RefusalCode::InvalidRequest,
+                "{body:.40}"
+            );
+        }
+    }
+}

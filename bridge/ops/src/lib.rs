@@ -1,0 +1,8 @@
+//! The operator's tools, without their command line.
+//!
+//! [`publish`] puts the module onto a server. [`parity`] compares what authority, SpacetimeDB and clients hold, and only
+//! reads. [`repair`] is what an operator does after a restore.
+
+pub mod parity;
+pub mod publish;
+pub mod repair;

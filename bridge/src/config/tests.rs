@@ -1,0 +1,180 @@
+use super::*;
+
+const FILE: &str = r#"
+    [authority]
+    url = "postgres://u:hunter2@h/d"
+    [spacetimedb]
+    uri = "http://127.0.0.1:3000"
+    database = "lane"
+    token_file = "token"
+"#;
+
+const ACCESS: &str = r#"
+    [issuer]
+    url = "https://lane.example/sync"
+    keys_dir = "keys"
+    [sessions]
+    issuer = "https://app.example"
+    audience = "runtime-sync"
+    public_keys = ["a.pem", "b.pem"]
+    [compatibility]
+    min_client_build_id = "20260101T000000Z"
+"#;
+
+#[test]
+fn with_an_issuer_no_token_is_needed() {
+    let config = load(&format!("{}{ACCESS}", FILE.replace("token_file = \"token\"", "")), &[]).unwrap();
+    assert!(config.spacetimedb.token().unwrap().is_none());
+    assert_eq!(config.issuer.unwrap().audience, "openagents-sync");
+    assert_eq!(config.sessions.unwrap().public_keys.len(), 2);
+    assert_eq!(config.compatibility.min_client_build_id, "20260101T000000Z");
+}
+
+#[test]
+fn a_list_of_one_can_come_from_the_environment_and_secrets_of_digits_stay_whole() {
+    let environment = [
+        ("SPACETIME_SYNC__SESSIONS__PUBLIC_KEYS", "only.pem"),
+        ("SPACETIME_SYNC__HTTP__ADMIN_TOKEN", "00000000000000000042"),
+    ];
+    let config = load(&format!("{FILE}{ACCESS}"), &environment).unwrap();
+    assert_eq!(config.admin_token().unwrap().unwrap().expose(), "00000000000000000042");
+    assert_eq!(config.sessions.unwrap().public_keys, [PathBuf::from("only.pem")]);
+}
+
+#[test]
+fn an_admin_credential_that_can_be_guessed_is_refused() {
+    let config = load(&format!("{FILE}[http]\nadmin_token = \"hunter2\""), &[]).unwrap();
+    let error = config.admin_token().unwrap_err().to_string();
+    assert!(error.contains("at least 16") && !error.contains("hunter2"), "{error}");
+}
+
+fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bridge.toml");
+    std::fs::write(&path, text).unwrap();
+    let environment = environment
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    Config::load(Some(&path), environment).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let config = load(
+        FILE,
+        &[
+            ("SPACETIME_SYNC__LIMITS__CALLS", "7"),
+            ("SPACETIME_SYNC__BRIDGE__LEAD", "false"),
+            ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "other"),
+            ("UNRELATED", "x"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(
+        (
+            config.limits.calls,
+            config.bridge.lead,
+            config.spacetimedb.database.as_str()
+        ),
+        (7, false, "other")
+    );
+}
+
+#[test]
+fn everything_can_come_from_the_environment() {
+    let environment = [
+        ("SPACETIME_SYNC__AUTHORITY__URL", "postgres://h/d"),
+        ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://h"),
+        ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "lane"),
+        ("SPACETIME_SYNC__SPACETIMEDB__TOKEN", "t"),
+    ];
+    let environment = environment
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    assert_eq!(Config::load(None, environment).unwrap().limits.calls, 64);
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    for (text, environment, expected) in [
+        (format!("{FILE}\n[limits]\ncals = 3"), vec![], "unknown field `cals`"),
+        (
+            FILE.to_owned(),
+            vec![("SPACETIME_SYNC__LIMITS__CALS", "3")],
+            "unknown field `cals`",
+        ),
+        (FILE.to_owned(), vec![("SPACETIME_SYNC__CALLS", "3")], "SECTION__KEY"),
+        (
+            format!("{FILE}\n[limits]\ncalls = 0"),
+            vec![],
+            "limits.calls: expected 1 to 1000, found 0",
+        ),
+        (format!("{FILE}\n[limits]\ncalls = \"many\""), vec![], "invalid type"),
+        (
+            FILE.replace("http://", "ws://"),
+            vec![],
+            "spacetimedb.uri: expected http://",
+        ),
+        (FILE.replace("token_file = \"token\"", ""), vec![], "found none of them"),
+        (
+            format!("{FILE}\n{}", ACCESS.replace("keys_dir", "#")),
+            vec![],
+            "issuer.keys_dir: expected this or",
+        ),
+        (
+            format!("{FILE}\n{}", ACCESS.replace("runtime-sync\"", "openagents-sync\"")),
+            vec![],
+            "sessions.issuer",
+        ),
+        (
+            format!("{FILE}\n{}", ACCESS.replace("example/sync\"", "example/\"")),
+            vec![],
+            "issuer.url: expected a url without",
+        ),
+        (
+            format!("{FILE}\n{}", ACCESS.replace("public_keys", "#")),
+            vec![],
+            "sessions.public_keys: expected this or",
+        ),
+        (
+            format!("{FILE}\n{ACCESS}"),
+            vec![("SPACETIME_SYNC__SESSIONS__REMEMBER_DAYS", "0")],
+            "sessions.remember_days: expected at least 1",
+        ),
+        (
+            format!("{FILE}\n[sessions]\nissuer = \"a\"\naudience = \"b\""),
+            vec![],
+            "issuer.url: expected a section",
+        ),
+        (
+            format!("{FILE}\n[compatibility]\nmin_client_build_id = \"1\""),
+            vec![],
+            "min_client_build_id: expected",
+        ),
+        (
+            format!("{FILE}\n[http]\nadmin_token = [\"hunter2\"]"),
+            vec![],
+            "expected a text for a secret",
+        ),
+        (
+            FILE.replace("[authority]", "[authorities]"),
+            vec![],
+            "unknown field `authorities`",
+        ),
+        ("[authority".to_owned(), vec![], "is not a configuration"),
+    ] {
+        let error = load(&text, &environment).unwrap_err();
+        assert!(error.contains(expected), "expected {expected:?} in {error:?}");
+        assert!(!error.contains("hunter2"));
+    }
+}
+
+#[test]
+fn no_secret_is_printed() {
+    let config = load(&FILE.replace("token_file = \"token\"", "token = \"hunter3\""), &[]).unwrap();
+    let secrets = FILE.replace("token_file = \"token\"", "token = \"hunter3\"");
+    let issuing = ACCESS.replace("keys_dir = \"keys\"", "key = \"hunter4\"");
+    let issuing = load(&format!("{secrets}{issuing}[http]\nadmin_token = \"hunter5\""), &[]).unwrap();
+    let printed = format!("{config:?} {issuing:#?}");
+    assert!(!printed.contains("hunter"), "{printed}");
+}
