@@ -32,8 +32,7 @@ pub use refusal::{Refusal, RefusalCode};
 pub use secret::Secret;
 pub use stale::{StaleCursor, StaleReason};
 
-/// The messages of `proto/sync.proto`, as generated.
+/// The messages of `proto/sync.proto`, as `prost-build` generates them. `tests/wire.rs` keeps the two in step.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
-pub mod wire {
-    include!(concat!(env!("OUT_DIR"), "/spacetime.sync.v1.rs"));
-}
+#[rustfmt::skip]
+pub mod wire;

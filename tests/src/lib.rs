@@ -1,9 +1,8 @@
 //! What the tests of the lane stand on: real processes to run it with, and faults to break it with.
 
-pub mod bench;
-pub mod chaos;
 pub mod clock;
 pub mod disk;
+pub mod figures;
 pub mod follower;
 pub mod issuer;
 pub mod issuing;
@@ -24,7 +23,7 @@ pub mod variant;
 use std::time::Duration;
 
 /// How often a condition is looked at while it is waited for.
-pub(crate) const STEP: Duration = Duration::from_millis(10);
+pub const STEP: Duration = Duration::from_millis(10);
 
 /// Waits until a condition holds, and says whether it came to that.
 pub async fn until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {

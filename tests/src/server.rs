@@ -1,4 +1,6 @@
-//! A SpacetimeDB server to test with: the embedded host as a process of our own, or the one of `SYNC_STDB_URL`.
+//! A SpacetimeDB server to test with: a process of our own, or the one of `SYNC_STDB_URL`.
+
+mod program;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use crate::port;
 use crate::power::{Ledger, Lost};
 use crate::process::{Environment, Process};
 use crate::until;
+use program::Program;
 
 const UP_LIMIT: Duration = Duration::from_secs(60);
 const DOWN_LIMIT: Duration = Duration::from_secs(30);
@@ -25,7 +28,7 @@ pub struct Server {
 
 #[derive(Debug)]
 struct Own {
-    binary: PathBuf,
+    program: Program,
     folder: PathBuf,
     environment: Environment,
     addr: SocketAddr,
@@ -37,7 +40,7 @@ struct Own {
 impl Own {
     fn spawn_again(&mut self) -> anyhow::Result<()> {
         self.process = spawn(
-            &self.binary,
+            &self.program,
             &self.folder,
             &self.environment,
             self.addr,
@@ -61,15 +64,23 @@ impl Server {
                 own: None,
             });
         }
-        let binary =
-            PathBuf::from(std::env::var("SYNC_HOST_BIN").context("SYNC_HOST_BIN is not set: start through ./scripts")?);
+        let program = Program::chosen()?;
+        Self::start_program(program, folder, environment).await
+    }
+
+    /// The official server whose `spacetime` this is, with its data in `folder`.
+    pub async fn start_official(spacetime: &Path, folder: &Path) -> anyhow::Result<Self> {
+        Self::start_program(Program::Official(spacetime.to_owned()), folder, &Environment::new()).await
+    }
+
+    async fn start_program(program: Program, folder: &Path, environment: &Environment) -> anyhow::Result<Self> {
         // A restart takes the same port again.
         let addr = port::free()?;
-        let process = spawn(&binary, folder, environment, addr, None)?;
+        let process = spawn(&program, folder, environment, addr, None)?;
         let server = Self {
             uri: format!("http://{addr}"),
             own: Some(Own {
-                binary,
+                program,
                 folder: folder.to_owned(),
                 environment: environment.clone(),
                 addr,
@@ -123,6 +134,10 @@ impl Server {
     /// Whatever it has committed so far is safe. It is started anew for this.
     pub async fn slow_syncs(&mut self, delay: Duration) -> anyhow::Result<()> {
         let own = self.own.as_mut().context("not a server of ours")?;
+        anyhow::ensure!(
+            matches!(own.program, Program::Embedded(_)),
+            "only the embedded host writes down what it syncs: unset SYNC_SPACETIME"
+        );
         own.process.signal(Signal::TERM);
         let ended = own.process.ended(DOWN_LIMIT).await;
         anyhow::ensure!(
@@ -176,19 +191,16 @@ fn connects(addr: SocketAddr) -> bool {
 }
 
 fn spawn(
-    binary: &Path,
+    program: &Program,
     folder: &Path,
     environment: &Environment,
     addr: SocketAddr,
     power: Option<&(Ledger, Duration)>,
 ) -> anyhow::Result<Process> {
-    let mut command = Command::new(binary);
+    let mut command = Command::new(program.path());
     command
         .envs(environment.iter().map(|(key, value)| (key, value)))
-        .arg("--data-dir")
-        .arg(folder)
-        .arg("--listen")
-        .arg(addr.to_string());
+        .args(program.arguments(folder, addr));
     if let Some((ledger, delay)) = power {
         command.arg("--sync-ledger").arg(ledger.file());
         command.args(["--sync-delay-ms", &delay.as_millis().to_string()]);

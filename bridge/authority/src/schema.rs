@@ -3,17 +3,66 @@
 //! sqlx keeps its ledger in a table `_sqlx_migrations` of the first schema of the search path. Ours stands in a schema
 //! of its own, so that it never meets the ledger of an application that uses sqlx in the same database.
 
+use std::sync::LazyLock;
+
+use futures_util::future::BoxFuture;
+use sqlx::error::BoxDynError;
+use sqlx::migrate::{Migration, MigrationSource, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Executor};
 
 use super::error::AuthorityError;
 
-static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../../migrations");
+macro_rules! embedded {
+    ($name:literal) => {
+        ($name, include_str!(concat!("../../../migrations/", $name)))
+    };
+}
+
+/// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder compiles all of sqlx a second
+/// time, for the compiler's side.
+const FILES: [(&str, &str); 4] = [
+    embedded!("0001_streams_and_events.sql"),
+    embedded!("0002_access.sql"),
+    embedded!("0003_appends_without_statistics.sql"),
+    embedded!("0004_retention.sql"),
+];
+
+static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());
+
 const LEDGER_SCHEMA: &str = "spacetime_sync";
 const OLDEST_SERVER: i32 = 150_000;
 
+/// Hands [`MIGRATIONS`] to sqlx.
+#[derive(Debug)]
+struct Embedded;
+
+impl MigrationSource<'static> for Embedded {
+    fn resolve(self) -> BoxFuture<'static, Result<Vec<Migration>, BoxDynError>> {
+        Box::pin(std::future::ready(Ok(MIGRATIONS.clone())))
+    }
+}
+
+/// A migration from the name of its file, `VERSION_WORDS.sql`, and what stands in it.
+fn migration(name: &'static str, sql: &'static str) -> Migration {
+    let (version, words) = name
+        .trim_end_matches(".sql")
+        .split_once('_')
+        .unwrap_or_else(|| panic!("{name} is not named VERSION_WORDS.sql"));
+    let version = version
+        .parse()
+        .unwrap_or_else(|error| panic!("{name} does not begin with a version: {error}"));
+    Migration::new(
+        version,
+        words.replace('_', " ").into(),
+        MigrationType::Simple,
+        sql.into(),
+        false,
+    )
+}
+
 fn expected() -> i64 {
-    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
 /// Applies what is missing. Several at once are safe: the migrator holds an advisory lock.
@@ -43,16 +92,15 @@ pub(super) async fn migrate(server: &str, options: &PgConnectOptions) -> Result<
         ))
         .await
         .map_err(driver)?;
-    MIGRATOR
-        .run_direct(&mut connection)
-        .await
-        .map_err(|source| match source {
-            sqlx::migrate::MigrateError::Execute(error) => driver(error),
-            source => AuthorityError::Migrate {
-                server: server.to_owned(),
-                source,
-            },
-        })?;
+    let failed = |source| match source {
+        sqlx::migrate::MigrateError::Execute(error) => driver(error),
+        source => AuthorityError::Migrate {
+            server: server.to_owned(),
+            source,
+        },
+    };
+    let migrator = Migrator::new(Embedded).await.map_err(failed)?;
+    migrator.run_direct(&mut connection).await.map_err(failed)?;
     connection.close().await.map_err(driver)
 }
 
@@ -63,7 +111,7 @@ pub(super) async fn check(server: &str, connection: &mut PgConnection) -> Result
         .await
         .map_err(|error| AuthorityError::from_driver(server, error))?;
     check_known(server, &ledger)?;
-    let missing = MIGRATOR
+    let missing = MIGRATIONS
         .iter()
         .any(|ours| !ledger.iter().any(|row| row.version == ours.version && row.success));
     if missing {
@@ -105,7 +153,7 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<Applied>, sqlx::Er
 
 fn check_known(server: &str, ledger: &[Applied]) -> Result<(), AuthorityError> {
     for row in ledger {
-        let Some(ours) = MIGRATOR.iter().find(|ours| ours.version == row.version) else {
+        let Some(ours) = MIGRATIONS.iter().find(|ours| ours.version == row.version) else {
             return Err(AuthorityError::NewerSchema {
                 server: server.to_owned(),
                 found: ledger.iter().map(|row| row.version).max().unwrap_or(row.version),
@@ -143,4 +191,50 @@ async fn check_server(server: &str, connection: &mut PgConnection) -> Result<(),
         return Err(unsupported("a database of encoding", encoding, "UTF8"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_the_folder_is_embedded() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations");
+        let files = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
+        let mut names: Vec<String> = files
+            .map(|file| file.unwrap_or_else(|error| panic!("{folder}: {error}")))
+            .map(|file| file.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        assert_eq!(names, FILES.map(|(name, _)| name));
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// As databases that exist have recorded them: a bridge refuses a database whose record differs.
+    #[test]
+    fn a_migration_has_the_version_the_description_and_the_checksum_that_databases_hold() {
+        let recorded: Vec<(i64, &str, String)> = MIGRATIONS
+            .iter()
+            .map(|migration| {
+                (
+                    migration.version,
+                    &*migration.description,
+                    hex(&migration.checksum[..8]),
+                )
+            })
+            .collect();
+        let expected = [
+            (1, "streams and events", "d9bff8010ef57156"),
+            (2, "access", "8ca13397e264bbaa"),
+            (3, "appends without statistics", "a3d5583fadbd2dac"),
+            (4, "retention", "219d4bc57326bba4"),
+        ];
+        assert_eq!(
+            recorded,
+            expected.map(|(version, words, checksum)| (version, words, checksum.to_owned()))
+        );
+    }
 }

@@ -1,5 +1,7 @@
 //! The module and the bindings that bridge and client are built with are the same contract.
 
+mod bindings;
+
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -24,15 +26,15 @@ async fn published_schema() -> Value {
     admin.schema().await.unwrap().unwrap()
 }
 
-fn bindings() -> Surface {
+fn bindings_surface() -> Surface {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/module_bindings/src/generated");
-    Surface::of_bindings(&folder).unwrap()
+    bindings::surface(&folder).unwrap()
 }
 
 #[tokio::test]
 async fn module_and_bindings_agree() {
     let schema = published_schema().await;
-    let (module, bindings) = (Surface::of_schema(&schema).unwrap(), bindings());
+    let (module, bindings) = (Surface::of_schema(&schema).unwrap(), bindings_surface());
     let differences = bindings.differences(&module);
     assert!(
         differences.is_empty(),

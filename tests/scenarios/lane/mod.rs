@@ -4,4 +4,5 @@ mod authority;
 mod contract;
 pub(crate) mod faults;
 pub(crate) mod hostile;
+mod official;
 mod publish;

@@ -1,7 +1,7 @@
 //! The drills that no other scenario covers, one fault of each kind.
 
 use rand::Rng;
-use spacetime_sync_tests::chaos::{Drill, Held, Scale, perform};
+use spacetime_sync_chaos::{Drill, Held, Scale, perform};
 
 /// What a drill needs a server of its own for.
 fn is_ours() -> bool {

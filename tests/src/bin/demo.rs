@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde_json::json;
 use spacetime_sync_proto::StreamId;
-use spacetime_sync_tests::bench::{percentile, rate, since};
+use spacetime_sync_tests::figures::{percentile, rate, since};
 use spacetime_sync_tests::follower::{Follower, Verdict};
 use spacetime_sync_tests::lane::{Lane, stream};
 use spacetime_sync_tests::load::{Payload, Writer};

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum as _;
 use serde_json::{Map, Value, json};
 
-use super::bare::{self, Cut, Window};
-use super::lane::{Run, Runner};
-use super::minting;
-use super::{Size, fsync_ms, in_memory, median, memory_mb_per_second, since};
-use crate::postgres::Cluster;
+use crate::bare::{self, Cut, Window};
+use crate::lane::{Run, Runner};
+use crate::measure::{Size, fsync_ms, in_memory, memory_mb_per_second};
+use crate::minting;
+use spacetime_sync_tests::figures::{median, rate, since};
+use spacetime_sync_tests::postgres::Cluster;
 
 /// Events per second at which the latency is measured.
 const PACE: u64 = 1_000;
@@ -92,7 +93,7 @@ const QUICK: Extent = Extent {
 
 /// A part of the report. Each stands alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Part {
+pub(crate) enum Part {
     /// SpacetimeDB without Postgres, frames as for a backlog.
     Alone,
     /// The same with one event a frame.
@@ -112,7 +113,7 @@ pub enum Part {
 }
 
 /// Measures these parts, or all, tells, and ends with one line of JSON if asked to.
-pub async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Result<()> {
+pub(crate) async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Result<()> {
     let mut report = Report {
         extent: if quick { &QUICK } else { &FULL },
         as_json,
@@ -241,7 +242,7 @@ impl Report {
             for _ in 0..self.extent.rounds {
                 bare.push(bare::empty(*size, Cut::BACKLOG, as_much, 1).await?.rate);
                 let runner = Runner::start(&self.cluster).await?;
-                written.push(super::rate(events, runner.write(events, *size).await?));
+                written.push(rate(events, runner.write(events, *size).await?));
                 let run = runner.drain(events, 1).await?;
                 lane.push(run.events_per_second);
                 last = Some(run);

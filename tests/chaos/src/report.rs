@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::{Held, Outcome, Plan};
+use crate::{Held, Outcome, Plan};
 
 /// A report that grows with each drill, so that one that is broken off is there as far as it got.
 #[derive(Debug)]

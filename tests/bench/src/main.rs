@@ -1,10 +1,18 @@
-//! See `scripts/bench`.
+//! See `scripts/bench`: what each part of the lane carries alone, and what the lane carries.
+
+mod bare;
+mod client;
+mod lane;
+mod measure;
+mod minting;
+mod report;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use spacetime_sync_tests::bench::client::{self, ClientArgs};
-use spacetime_sync_tests::bench::report::{self, Part};
+
+use client::ClientArgs;
+use report::Part;
 
 /// How fast the lane is, and what bounds it.
 #[derive(Parser)]

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::stage::Stage;
-use super::{Record, Scale};
-use crate::proxy::{Direction, Proxy};
+use crate::stage::Stage;
+use crate::{Record, Scale};
+use spacetime_sync_tests::proxy::{Direction, Proxy};
 
 /// Who no longer reaches whom.
 #[derive(Debug, Clone, Copy)]

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use super::stage::Stage;
-use super::{Record, Scale};
+use crate::stage::Stage;
+use crate::{Record, Scale};
 
 pub(super) async fn failover(stage: &mut Stage, scale: Scale, record: &mut Record) -> anyhow::Result<()> {
     for _ in 0..scale.faults.min(2) {

@@ -22,13 +22,13 @@ use spacetime_sync_stdb::admin::Admin;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
-use super::stage::Stage;
-use super::{RECOVERY, Record, Scale};
-use crate::lane::stream;
-use crate::load::{Payload, Writer};
-use crate::process::{Process, built};
-use crate::proxy::Proxy;
-use crate::until;
+use crate::stage::Stage;
+use crate::{RECOVERY, Record, Scale};
+use spacetime_sync_tests::lane::stream;
+use spacetime_sync_tests::load::{Payload, Writer};
+use spacetime_sync_tests::process::{Process, built};
+use spacetime_sync_tests::proxy::Proxy;
+use spacetime_sync_tests::until;
 
 /// The stream that the fleet follows: few and small events, so that it is about connections.
 const STREAM: usize = 9;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use rand::Rng;
-use spacetime_sync_tests::chaos::Held;
-use spacetime_sync_tests::chaos::soak::{Soak, soak};
+use spacetime_sync_chaos::Held;
+use spacetime_sync_chaos::soak::{Soak, soak};
 
 /// Load and faults for long; in the end equal logs and flat memory.
 #[derive(Parser)]

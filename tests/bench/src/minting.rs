@@ -16,10 +16,10 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::percentile;
-use crate::issuing::{BUILD, Desk};
-use crate::postgres::Cluster;
-use crate::process::built;
+use spacetime_sync_tests::figures::{percentile, rate};
+use spacetime_sync_tests::issuing::{BUILD, Desk};
+use spacetime_sync_tests::postgres::Cluster;
+use spacetime_sync_tests::process::built;
 
 /// Sessions that ask in turn: so many that the authority is asked for nearly every token, as it is in life.
 const SESSIONS: usize = 20_000;
@@ -30,19 +30,19 @@ const BRIDGE_CORE: usize = 0;
 
 /// What was measured.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Minted {
+pub(crate) struct Minted {
     /// Tokens given out.
-    pub per_second: f64,
+    pub(crate) per_second: f64,
     /// Half of the requests took no longer.
     pub p50_ms: f64,
     /// 99 of 100 took no longer.
     pub p99_ms: f64,
     /// The bridge's memory at the highest.
-    pub bridge_mb: u64,
+    pub(crate) bridge_mb: u64,
 }
 
 /// Measures for so long.
-pub async fn run(cluster: &Cluster, window: Duration) -> anyhow::Result<Minted> {
+pub(crate) async fn run(cluster: &Cluster, window: Duration) -> anyhow::Result<Minted> {
     let desk = Desk::new(cluster).await?;
     desk.sql(&format!(
         "insert into runtime.sync_stream_owners
@@ -70,7 +70,7 @@ pub async fn run(cluster: &Cluster, window: Duration) -> anyhow::Result<Minted> 
     let (count, took, mut latencies) = drive(address, requests, Some(window)).await?;
     latencies.sort_by(f64::total_cmp);
     Ok(Minted {
-        per_second: super::rate(count, took),
+        per_second: rate(count, took),
         p50_ms: percentile(&latencies, 50.0),
         p99_ms: percentile(&latencies, 99.0),
         bridge_mb: bridge.process.memory_mb().map_or(0, |(_, most)| most),

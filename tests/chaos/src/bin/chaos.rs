@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use rand::Rng;
-use spacetime_sync_tests::chaos::storm::{FleetArgs, fleet};
-use spacetime_sync_tests::chaos::{Drill, Plan, Scale, run};
+use spacetime_sync_chaos::storm::{FleetArgs, fleet};
+use spacetime_sync_chaos::{Drill, Plan, Scale, run};
 
 /// Breaks the lane in every way there is a drill for, and says whether it got whole again by itself.
 #[derive(Parser)]

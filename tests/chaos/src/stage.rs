@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use spacetime_sync_authority::Authority;
 
-use super::{RECOVERY, Record};
-use crate::follower::Follower;
-use crate::lane::{Bridge, BridgeOptions, Lane, LaneOptions};
-use crate::load::Pace;
-use crate::postgres::Cluster;
-use crate::process::Environment;
-use crate::proxy::Proxy;
-use crate::scene::{Scene, ready};
+use crate::{RECOVERY, Record};
+use spacetime_sync_tests::follower::Follower;
+use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, LaneOptions};
+use spacetime_sync_tests::load::Pace;
+use spacetime_sync_tests::postgres::Cluster;
+use spacetime_sync_tests::process::Environment;
+use spacetime_sync_tests::proxy::Proxy;
+use spacetime_sync_tests::scene::{Scene, ready};
 
 /// Nothing that was committed longer ago than this is missing: the lag is zero.
 const ZERO_LAG: Duration = Duration::from_millis(500);

@@ -12,10 +12,11 @@ use spacetimedb_sdk::__codegen::__sats::u256;
 use spacetimedb_sdk::{Compression, DbContext, Table};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Log, Size, in_memory, median};
-use crate::lane::{Lane, stream};
-use crate::postgres::Cluster;
-use crate::process::{Cpu, Process};
+use crate::measure::{Log, Size, in_memory};
+use spacetime_sync_tests::figures::{median, rate};
+use spacetime_sync_tests::lane::{Lane, stream};
+use spacetime_sync_tests::postgres::Cluster;
+use spacetime_sync_tests::process::{Cpu, Process};
 
 /// Frames in flight while each holds many events, and while each holds one.
 const IN_FLIGHT: (usize, usize) = (16, 64);
@@ -24,28 +25,28 @@ const EVENT_OVERHEAD: u64 = 64;
 
 /// How a run cuts its log into frames.
 #[derive(Debug, Clone, Copy)]
-pub struct Cut {
+pub(crate) struct Cut {
     /// Events in a frame, at most.
-    pub events: usize,
+    pub(crate) events: usize,
     /// Bytes in a frame, about.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
     /// Whether small frames are padded, as the contract does. Without, to show why.
-    pub padded: bool,
+    pub(crate) padded: bool,
     /// Whether the commit log is on the disk. In memory it shows what the size of the table costs, and not what the
     /// disk gives after its first burst.
-    pub on_disk: bool,
+    pub(crate) on_disk: bool,
 }
 
 impl Cut {
     /// What the bridge does when there is a backlog.
-    pub const BACKLOG: Self = Self {
+    pub(crate) const BACKLOG: Self = Self {
         events: 1_000,
         bytes: 256 * 1024,
         padded: true,
         on_disk: true,
     };
     /// What the bridge does when events come one at a time.
-    pub const LIVE: Self = Self {
+    pub(crate) const LIVE: Self = Self {
         events: 1,
         bytes: 256 * 1024,
         padded: true,
@@ -72,13 +73,13 @@ impl Cut {
 
 /// How much is timed at once, and how often.
 #[derive(Debug, Clone, Copy)]
-pub struct Window {
+pub(crate) struct Window {
     /// Events of a window, at most.
-    pub events: u64,
+    pub(crate) events: u64,
     /// Bytes of a window, about, at most.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Pairs of windows: one on an empty table of a SpacetimeDB of its own, then one on the full table.
-    pub samples: usize,
+    pub(crate) samples: usize,
 }
 
 impl Window {
@@ -89,47 +90,47 @@ impl Window {
 
 /// What a window showed.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub(crate) struct Pace {
     /// Events per second.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// Microseconds of CPU an event, in the host's own code; 0 if the host is no process of ours.
-    pub user_us: f64,
+    pub(crate) user_us: f64,
 }
 
 /// What one run measured.
 #[derive(Debug, Clone)]
-pub struct Run {
+pub(crate) struct Run {
     /// Windows on an empty table, and after each one with the events of before held.
-    pub pairs: Vec<(Pace, Pace)>,
+    pub(crate) pairs: Vec<(Pace, Pace)>,
     /// Events held then.
-    pub held: u64,
+    pub(crate) held: u64,
     /// Events per second of the windows in which the engine began a new segment of its log, and so took a snapshot and
     /// compressed the last one beside the work. They count for nothing else.
-    pub beside_compression: Vec<f64>,
+    pub(crate) beside_compression: Vec<f64>,
     /// Resident memory of the host at the end, in MB.
-    pub host_mb: u64,
+    pub(crate) host_mb: u64,
 }
 
 impl Run {
     /// Events per second on an empty table: the middle one of the windows.
-    pub fn empty(&self) -> f64 {
+    pub(crate) fn empty(&self) -> f64 {
         self.middle(|(empty, _)| empty.rate)
     }
 
     /// The same with the events of before held.
-    pub fn full(&self) -> f64 {
+    pub(crate) fn full(&self) -> f64 {
         self.middle(|(_, full)| full.rate)
     }
 
     /// How flat the rate is in the size of the table: the middle one of the pairs. What else the machine does meets both
     /// windows of a pair.
-    pub fn flatness(&self) -> f64 {
+    pub(crate) fn flatness(&self) -> f64 {
         self.middle(|(empty, full)| full.rate / empty.rate)
     }
 
     /// How much of its own CPU time the host needs for an event on an empty table, for each that it needs on a full one. It
     /// is what the table costs and nothing else: memory and disk are the kernel's.
-    pub fn cpu_flatness(&self) -> f64 {
+    pub(crate) fn cpu_flatness(&self) -> f64 {
         self.middle(|(empty, full)| empty.user_us / full.user_us)
     }
 
@@ -139,7 +140,7 @@ impl Run {
 }
 
 /// How it goes on an empty table.
-pub async fn empty(size: Size, cut: Cut, window: Window, subscribers: usize) -> anyhow::Result<Pace> {
+pub(crate) async fn empty(size: Size, cut: Cut, window: Window, subscribers: usize) -> anyhow::Result<Pace> {
     let mut bare = Bare::start(size, cut, subscribers).await?;
     bare.warm_up(window.events(size) / 10).await?;
     bare.timed(window.events(size)).await
@@ -147,7 +148,7 @@ pub async fn empty(size: Size, cut: Cut, window: Window, subscribers: usize) -> 
 
 /// The same in turn with a table that was filled up to `held` first. A window ends when the last event is acknowledged as
 /// durable and every subscriber has it.
-pub async fn run(size: Size, cut: Cut, window: Window, held: u64, subscribers: usize) -> anyhow::Result<Run> {
+pub(crate) async fn run(size: Size, cut: Cut, window: Window, held: u64, subscribers: usize) -> anyhow::Result<Run> {
     let events = window.events(size);
     let mut bare = Bare::start(size, cut, subscribers).await?;
     while bare.sent.get() < held {
@@ -219,13 +220,13 @@ impl Bare {
         let (started, cpu) = (Instant::now(), self.cpu());
         send(&self.bridge, &self.stream_id, frames, in_flight).await?;
         self.sent = self.sent.plus(events);
-        let all = crate::until(Duration::from_secs(120), || {
+        let all = spacetime_sync_tests::until(Duration::from_secs(120), || {
             self.received
                 .iter()
                 .all(|(_, last)| last.load(Ordering::Relaxed) >= self.sent.get())
         });
         anyhow::ensure!(all.await, "a subscriber did not get everything");
-        let rate = super::rate(events, started.elapsed());
+        let rate = rate(events, started.elapsed());
         let user = self.cpu().user.saturating_sub(cpu.user);
         Ok(Pace {
             rate,
@@ -329,7 +330,7 @@ async fn send(bridge: &DbConnection, stream_id: &StreamId, frames: Vec<Made>, in
 }
 
 /// A plain SDK connection.
-pub async fn connect(lane: &Lane, token_file: &str) -> anyhow::Result<Arc<DbConnection>> {
+pub(crate) async fn connect(lane: &Lane, token_file: &str) -> anyhow::Result<Arc<DbConnection>> {
     let token = std::fs::read_to_string(lane.path(token_file)).context("no token")?;
     connect_as(lane.server.uri(), &lane.name, token.trim()).await
 }

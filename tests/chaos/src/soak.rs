@@ -11,11 +11,11 @@ use rand::seq::SliceRandom;
 use serde_json::{Map, Value, json};
 use sqlx::Connection as _;
 
-use super::stage::{Setting, Stage};
-use super::{Held, Outcome, Record};
-use crate::lane::BridgeOptions;
-use crate::process::Process;
-use crate::proxy::Direction;
+use crate::stage::{Setting, Stage};
+use crate::{Held, Outcome, Record};
+use spacetime_sync_tests::lane::BridgeOptions;
+use spacetime_sync_tests::process::Process;
+use spacetime_sync_tests::proxy::Direction;
 
 /// A part of the run in which memory may still grow, and the most of it.
 const WARM_UP: (f64, Duration) = (0.2, Duration::from_secs(180));

@@ -10,45 +10,46 @@ use spacetime_sync_proto::{IdempotencyKey, Kind, StreamId};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use super::client::ClientReport;
-use super::{Log, Size, now_us, percentile, rate};
-use crate::follower::Follower;
-use crate::lane::{Bridge, Lane, stream};
-use crate::postgres::Cluster;
-use crate::process::Process;
+use crate::client::ClientReport;
+use crate::measure::{Log, Size, now_us};
+use spacetime_sync_tests::figures::{percentile, rate};
+use spacetime_sync_tests::follower::Follower;
+use spacetime_sync_tests::lane::{Bridge, Lane, stream};
+use spacetime_sync_tests::postgres::Cluster;
+use spacetime_sync_tests::process::Process;
 
 /// Streams of a run, each with a writer of its own.
-pub const STREAMS: usize = 4;
+pub(crate) const STREAMS: usize = 4;
 /// Events of one transaction of a bulk writer.
 const BULK: usize = 500;
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// A lane with a backlog or under load.
 #[derive(Debug)]
-pub struct Runner {
+pub(crate) struct Runner {
     /// The lane.
-    pub lane: Lane,
+    pub(crate) lane: Lane,
     streams: Vec<StreamId>,
 }
 
 /// What a run measured.
 #[derive(Debug, Clone)]
-pub struct Run {
+pub(crate) struct Run {
     /// Events per second, applied by every client.
-    pub events_per_second: f64,
+    pub(crate) events_per_second: f64,
     /// What the clients say.
-    pub clients: Vec<ClientReport>,
+    pub(crate) clients: Vec<ClientReport>,
     /// Microseconds of CPU an event, of bridge, host and the first client.
-    pub cpu_us: [f64; 3],
+    pub(crate) cpu_us: [f64; 3],
     /// Memory at the highest, of the bridge.
-    pub bridge_mb: u64,
+    pub(crate) bridge_mb: u64,
     /// Memory at the highest, of the host.
-    pub host_mb: u64,
+    pub(crate) host_mb: u64,
 }
 
 /// How long something took.
 #[derive(Debug, Clone, Copy)]
-pub struct Latency {
+pub(crate) struct Latency {
     /// Half of them no longer.
     pub p50_ms: f64,
     /// 99 of 100 no longer.
@@ -57,12 +58,12 @@ pub struct Latency {
 
 impl Runner {
     /// A lane without a bridge.
-    pub async fn start(cluster: &Cluster) -> anyhow::Result<Self> {
+    pub(crate) async fn start(cluster: &Cluster) -> anyhow::Result<Self> {
         Self::start_in(cluster, &std::env::temp_dir()).await
     }
 
     /// The same, with SpacetimeDB's data below `parent`.
-    pub async fn start_in(cluster: &Cluster, parent: &Path) -> anyhow::Result<Self> {
+    pub(crate) async fn start_in(cluster: &Cluster, parent: &Path) -> anyhow::Result<Self> {
         Ok(Self {
             lane: Lane::start_in(cluster, parent).await?,
             streams: (1..=STREAMS).map(stream).collect(),
@@ -70,7 +71,7 @@ impl Runner {
     }
 
     /// Commits so many events in bulk, by one writer a stream. Returns how long that took.
-    pub async fn write(&self, events: u64, size: Size) -> anyhow::Result<Duration> {
+    pub(crate) async fn write(&self, events: u64, size: Size) -> anyhow::Result<Duration> {
         let started = Instant::now();
         let mut writers = JoinSet::new();
         for stream_id in &self.streams {
@@ -84,7 +85,7 @@ impl Runner {
     }
 
     /// Publishes a committed backlog to clients that wait for it. Timed from the start of the bridge.
-    pub async fn drain(&self, events: u64, clients: usize) -> anyhow::Result<Run> {
+    pub(crate) async fn drain(&self, events: u64, clients: usize) -> anyhow::Result<Run> {
         let children = self.clients(clients, events).await?;
         let started = Instant::now();
         let bridge = self.lane.bridge()?;
@@ -92,7 +93,7 @@ impl Runner {
     }
 
     /// Commits in bulk while the bridge and the clients run.
-    pub async fn stream(&self, events: u64, size: Size, clients: usize) -> anyhow::Result<Run> {
+    pub(crate) async fn stream(&self, events: u64, size: Size, clients: usize) -> anyhow::Result<Run> {
         let bridge = self.lane.bridge()?;
         bridge.until("/readyz", LIMIT, |ready, _| ready).await?;
         let children = self.clients(clients, events).await?;
@@ -107,7 +108,7 @@ impl Runner {
 
     /// Commits single events at a fixed rate, each in a transaction of its own. Says, too, how long it was from when a writer
     /// knew its event committed until the client had applied it.
-    pub async fn paced(&self, per_second: u64, events: u64, size: Size) -> anyhow::Result<(Run, Latency)> {
+    pub(crate) async fn paced(&self, per_second: u64, events: u64, size: Size) -> anyhow::Result<(Run, Latency)> {
         let bridge = self.lane.bridge()?;
         bridge.until("/readyz", LIMIT, |ready, _| ready).await?;
         let client = self.lane.client(&self.streams).await?;
@@ -148,7 +149,7 @@ impl Runner {
     }
 
     /// A client that was away while everything was published.
-    pub async fn catch_up(&self, events: u64) -> anyhow::Result<Run> {
+    pub(crate) async fn catch_up(&self, events: u64) -> anyhow::Result<Run> {
         let bridge = self.lane.bridge()?;
         anyhow::ensure!(self.lane.published(LIMIT).await, "the backlog was not published");
         let started = Instant::now();

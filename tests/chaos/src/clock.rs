@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::stage::{Setting, Stage};
-use super::{Record, Scale};
-use crate::clock::Clock;
-use crate::lane::{BridgeOptions, LaneOptions};
+use crate::stage::{Setting, Stage};
+use crate::{Record, Scale};
+use spacetime_sync_tests::clock::Clock;
+use spacetime_sync_tests::lane::{BridgeOptions, LaneOptions};
 
 /// Further than any token is good for.
 const JUMP_S: i64 = 3_600;

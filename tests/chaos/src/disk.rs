@@ -5,11 +5,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::stage::{Setting, Stage};
-use super::{Record, Scale, Skipped};
-use crate::disk::SmallDisk;
-use crate::lane::LaneOptions;
-use crate::until;
+use crate::stage::{Setting, Stage};
+use crate::{Record, Scale, Skipped};
+use spacetime_sync_tests::disk::SmallDisk;
+use spacetime_sync_tests::lane::LaneOptions;
+use spacetime_sync_tests::until;
 
 /// Room for what a drill writes.
 const MB: u64 = 512;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use spacetime_sync_stdb::admin::Breaking;
 
-use super::stage::{Setting, Stage};
-use super::{Record, Scale};
-use crate::lane::{BridgeOptions, LaneOptions};
+use crate::stage::{Setting, Stage};
+use crate::{Record, Scale};
+use spacetime_sync_tests::lane::{BridgeOptions, LaneOptions};
 
 /// How long a sweep may take to begin.
 const SOON: Duration = Duration::from_secs(30);
@@ -69,6 +69,6 @@ async fn windows_are_past(stage: &Stage, heads: &[u64]) -> anyhow::Result<()> {
             return Ok(());
         }
         anyhow::ensure!(Instant::now() < deadline, "the windows never move from {oldest}");
-        tokio::time::sleep(crate::STEP).await;
+        tokio::time::sleep(spacetime_sync_tests::STEP).await;
     }
 }

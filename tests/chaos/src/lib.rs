@@ -27,8 +27,8 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::follower::Verdict;
 use network::Pair;
+use spacetime_sync_tests::follower::Verdict;
 use stage::{Setting, Stage};
 
 /// How soon after a fault's end the lag must be zero again.

@@ -10,56 +10,57 @@ use serde::{Deserialize, Serialize};
 use spacetime_sync_client::rusqlite::Transaction;
 use spacetime_sync_client::{ClientConfig, Credential, Event, HandlerError, SqliteStore, StreamId, SyncClient};
 
-use super::{now_us, percentile};
-use crate::process::Cpu;
+use crate::measure::now_us;
+use spacetime_sync_tests::figures::percentile;
+use spacetime_sync_tests::process::Cpu;
 
 /// What the process is told.
 #[derive(Debug, Args)]
-pub struct ClientArgs {
+pub(crate) struct ClientArgs {
     /// Where SpacetimeDB listens.
     #[arg(long)]
-    pub uri: String,
+    pub(crate) uri: String,
     /// The database.
     #[arg(long)]
-    pub database: String,
+    pub(crate) database: String,
     /// A file with the token.
     #[arg(long)]
-    pub token_file: PathBuf,
+    pub(crate) token_file: PathBuf,
     /// The SQLite file to save checkpoints in.
     #[arg(long)]
-    pub db: PathBuf,
+    pub(crate) db: PathBuf,
     /// A stream to follow.
     #[arg(long = "stream", required = true)]
-    pub streams: Vec<StreamId>,
+    pub(crate) streams: Vec<StreamId>,
     /// Ends when this many events are applied over all streams.
     #[arg(long)]
-    pub until: u64,
+    pub(crate) until: u64,
     /// Says when each event was applied.
     #[arg(long)]
-    pub each: bool,
+    pub(crate) each: bool,
 }
 
 /// What it says in the end, as one line of JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ClientReport {
+pub(crate) struct ClientReport {
     /// Events applied.
-    pub applied: u64,
+    pub(crate) applied: u64,
     /// CPU time it used.
-    pub cpu_seconds: f64,
+    pub(crate) cpu_seconds: f64,
     /// From the first to the last one.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// From the start of the process to the last one.
-    pub seconds_from_start: f64,
+    pub(crate) seconds_from_start: f64,
     /// Half of the events took no longer from append to applied.
     pub p50_ms: f64,
     /// 99 of 100 took no longer.
     pub p99_ms: f64,
     /// When the events of each stream were applied, from seq 1 on, in microseconds; if asked for.
-    pub applied_at_us: BTreeMap<StreamId, Vec<i64>>,
+    pub(crate) applied_at_us: BTreeMap<StreamId, Vec<i64>>,
     /// Its memory at the highest.
-    pub peak_rss_mb: u64,
+    pub(crate) peak_rss_mb: u64,
     /// Subscriptions made anew to keep memory bounded.
-    pub resubscriptions: u64,
+    pub(crate) resubscriptions: u64,
 }
 
 #[derive(Default)]
@@ -72,7 +73,7 @@ struct Seen {
 }
 
 /// Runs the client until it has applied all.
-pub async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
+pub(crate) async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
     let started_us = now_us();
     let mut config = ClientConfig::new(&args.uri, &args.database, args.streams.clone());
     config.credential = Credential::Fixed(std::fs::read_to_string(&args.token_file)?.trim().to_owned());
@@ -147,7 +148,7 @@ fn tally(transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event])
 }
 
 /// This process's memory at the highest.
-pub fn peak_rss_mb() -> u64 {
+pub(crate) fn peak_rss_mb() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())

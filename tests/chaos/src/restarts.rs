@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::stage::{Setting, Stage};
-use super::{Record, Scale};
-use crate::lane::{Bridge, BridgeOptions};
-use crate::scene::ready;
+use crate::stage::{Setting, Stage};
+use crate::{Record, Scale};
+use spacetime_sync_tests::lane::{Bridge, BridgeOptions};
+use spacetime_sync_tests::scene::ready;
 
 /// How long a process that ended is away at most.
 const AWAY: Duration = Duration::from_secs(3);

@@ -1,19 +1,14 @@
-//! The measurements behind `scripts/bench`: what each part carries alone, and what the lane carries.
-
-pub mod bare;
-pub mod client;
-pub mod lane;
-pub mod minting;
-pub mod report;
+//! What is measured with: payloads, logs that are made ahead, and what the machine itself takes.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
+use spacetime_sync_tests::figures::median;
 
 const MIX: [usize; 10] = [64, 64, 64, 256, 256, 512, 512, 1_024, 1_024, 4_096];
 /// A file system in memory: where a run is not about the disk.
@@ -21,7 +16,7 @@ const IN_MEMORY: &str = "/dev/shm";
 
 /// How large the payloads of a run are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Size {
+pub(crate) enum Size {
     /// All the same.
     Bytes(usize),
     /// 64 to 4,096 bytes, small ones more often.
@@ -30,7 +25,7 @@ pub enum Size {
 
 impl Size {
     /// What the runs are made for.
-    pub const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Bytes(64),
         Self::Bytes(256),
         Self::Bytes(512),
@@ -40,7 +35,7 @@ impl Size {
     ];
 
     /// Name in the report.
-    pub fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         match self {
             Self::Bytes(bytes) => bytes.to_string(),
             Self::Mix => "mix".to_owned(),
@@ -48,7 +43,7 @@ impl Size {
     }
 
     /// Bytes of a payload, on average.
-    pub fn mean(self) -> u64 {
+    pub(crate) fn mean(self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes as u64,
             Self::Mix => MIX.iter().sum::<usize>() as u64 / MIX.len() as u64,
@@ -56,7 +51,7 @@ impl Size {
     }
 
     /// A payload of random bytes.
-    pub fn payload(self, random: &mut StdRng) -> Bytes {
+    pub(crate) fn payload(self, random: &mut StdRng) -> Bytes {
         let length = match self {
             Self::Bytes(bytes) => bytes,
             Self::Mix => MIX[random.random_range(0..MIX.len())],
@@ -69,16 +64,16 @@ impl Size {
 
 /// An endless log of a stream, made ahead of the measurement.
 #[derive(Debug)]
-pub struct Log {
-    size: Size,
-    random: StdRng,
-    seq: Seq,
+pub(crate) struct Log {
+    pub(crate) size: Size,
+    pub(crate) random: StdRng,
+    pub(crate) seq: Seq,
     chain: ChainHash,
 }
 
 impl Log {
     /// The log of a stream, from its first event.
-    pub fn new(stream_id: &StreamId, size: Size) -> Self {
+    pub(crate) fn new(stream_id: &StreamId, size: Size) -> Self {
         Self {
             size,
             random: StdRng::seed_from_u64(7),
@@ -88,12 +83,12 @@ impl Log {
     }
 
     /// The chain hash of the last event made.
-    pub fn chain(&self) -> ChainHash {
+    pub(crate) fn chain(&self) -> ChainHash {
         self.chain
     }
 
     /// The next events.
-    pub fn events(&mut self, count: usize) -> Vec<Event> {
+    pub(crate) fn events(&mut self, count: usize) -> Vec<Event> {
         (0..count).map(|_| self.event()).collect()
     }
 
@@ -120,28 +115,8 @@ impl Log {
     }
 }
 
-/// Events in a time, per second.
-pub fn rate(events: u64, took: Duration) -> f64 {
-    events as f64 / took.as_secs_f64().max(1e-9)
-}
-
-/// The value below which so many of a hundred lie.
-pub fn percentile(sorted: &[f64], of_hundred: f64) -> f64 {
-    let at = (sorted.len() as f64 * of_hundred / 100.0).ceil() as usize;
-    sorted
-        .get(at.clamp(1, sorted.len().max(1)) - 1)
-        .copied()
-        .unwrap_or(f64::NAN)
-}
-
-/// The middle one; of two, the better one.
-pub fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// Where to put what the disk must not slow down; the temporary folder, if this machine has no such place.
-pub fn in_memory() -> PathBuf {
+pub(crate) fn in_memory() -> PathBuf {
     let memory = Path::new(IN_MEMORY);
     if memory.is_dir() {
         memory.to_owned()
@@ -151,7 +126,7 @@ pub fn in_memory() -> PathBuf {
 }
 
 /// Milliseconds that the disk of the temporary folder takes to make 8 kB durable: what a commit cannot go below.
-pub fn fsync_ms() -> std::io::Result<f64> {
+pub(crate) fn fsync_ms() -> std::io::Result<f64> {
     let mut file = tempfile::tempfile()?;
     let mut took = Vec::new();
     for _ in 0..100 {
@@ -165,7 +140,7 @@ pub fn fsync_ms() -> std::io::Result<f64> {
 
 /// What the machine's memory takes at the moment, in MB per second: where it was never used before, and then again. A virtual
 /// machine may get it page by page from its host, and give it back as soon as it is free.
-pub fn memory_mb_per_second() -> (f64, f64) {
+pub(crate) fn memory_mb_per_second() -> (f64, f64) {
     const MB: usize = 256;
     let mut memory = vec![0_u8; MB << 20];
     let mut fill = |value| {
@@ -178,13 +153,8 @@ pub fn memory_mb_per_second() -> (f64, f64) {
 }
 
 /// Microseconds since 1970.
-pub fn now_us() -> i64 {
+pub(crate) fn now_us() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_micros() as i64)
-}
-
-/// Seconds since the start, for lines of progress.
-pub fn since(started: Instant) -> String {
-    format!("{:6.1}s", started.elapsed().as_secs_f64())
 }
