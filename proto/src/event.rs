@@ -47,3 +47,49 @@ impl Event {
         self.payload.len() + self.idempotency_key.as_str().len() + self.kind.as_str().len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::StreamId;
+
+    fn genesis() -> ChainHash {
+        ChainHash::genesis(&StreamId::new("runtime.run.1.events").unwrap())
+    }
+
+    fn first() -> Event {
+        let payload = Bytes::from_static(b"payload");
+        let payload_hash = PayloadHash::of(&payload);
+        let (idempotency_key, kind) = (IdempotencyKey::new("key").unwrap(), Kind::new("kind.a").unwrap());
+        let seq = Seq::ZERO.next();
+        Event {
+            seq,
+            chain_hash: genesis().link(seq, 5, &payload_hash, &idempotency_key, &kind),
+            idempotency_key,
+            kind,
+            payload,
+            payload_hash,
+            committed_at_us: 5,
+        }
+    }
+
+    #[test]
+    fn a_payload_that_is_not_the_one_that_was_hashed_is_noticed() {
+        let mut event = first();
+        assert!(event.payload_matches());
+        event.payload = Bytes::from_static(b"Payload");
+        assert!(!event.payload_matches());
+    }
+
+    #[test]
+    fn an_event_follows_the_log_that_its_chain_hash_continues_and_no_other() {
+        let event = first();
+        assert!(event.follows(&genesis()));
+        assert!(!event.follows(&event.chain_hash));
+    }
+
+    #[test]
+    fn the_size_of_an_event_counts_payload_key_and_kind() {
+        assert_eq!(first().size(), "payload".len() + "key".len() + "kind.a".len());
+    }
+}

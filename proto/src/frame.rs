@@ -415,6 +415,66 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_knows_its_positions_and_the_chain_at_each() {
+        let events = log(&[5; 5]);
+        let part = frame(&events[2..], events[1].chain_hash);
+        assert_eq!((part.first_seq(), part.last_seq()), (events[2].seq, events[4].seq));
+        assert_eq!(part.last_at_us(), events[4].committed_at_us);
+        assert_eq!(part.chain_at(events[0].seq), None);
+        for event in &events[1..] {
+            assert_eq!(part.chain_at(event.seq), Some(event.chain_hash), "seq {}", event.seq);
+        }
+        assert_eq!(part.chain_at(events[4].seq.next()), None);
+    }
+
+    #[test]
+    fn a_frame_keeps_what_is_up_to_a_position() {
+        let events = log(&[5; 3]);
+        let part = frame(&events[1..], events[0].chain_hash);
+        assert_eq!(part.clone().encode_until(events[0].seq), None);
+        let kept = part.clone().encode_until(events[1].seq).unwrap();
+        assert_eq!(kept, Frame::encode(&events[1..2]));
+        assert_eq!(part.encode_until(events[2].seq).unwrap(), Frame::encode(&events[1..]));
+    }
+
+    #[test]
+    fn each_event_keeps_its_own_kind() {
+        let mut events = log(&[5; 4]);
+        let mut chain = ChainHash::genesis(&stream());
+        for (event, kind) in events.iter_mut().zip(["a", "b", "b", "a"]) {
+            event.kind = Kind::new(kind).unwrap();
+            chain = chain.link_text(
+                event.seq,
+                event.committed_at_us,
+                &event.payload_hash,
+                event.idempotency_key.as_str(),
+                kind,
+            );
+            event.chain_hash = chain;
+        }
+        let decoded = frame(&events, ChainHash::genesis(&stream()));
+        assert_eq!(decoded.into_events_after(Seq::ZERO).collect::<Vec<_>>(), events);
+    }
+
+    #[test]
+    fn a_frame_of_the_largest_size_is_taken() {
+        let base = ChainHash::genesis(&stream());
+        let most_events = log(&[1; limit::FRAME_EVENTS]);
+        assert_eq!(
+            frame(&most_events, base).last_seq(),
+            most_events[limit::FRAME_EVENTS - 1].seq
+        );
+        let longest_payload = log(&[limit::PAYLOAD_BYTES]);
+        assert_eq!(
+            frame(&longest_payload, base).last_chain(),
+            longest_payload[0].chain_hash
+        );
+        // A frame as long as it may be is looked into, and these bytes are no message.
+        let most_bytes = Frame::decode(1, base, vec![0; limit::FRAME_BYTES].into());
+        assert!(matches!(most_bytes, Err(FrameError::Malformed(_))));
+    }
+
+    #[test]
     fn a_position_far_past_a_frame_is_none_of_its_own() {
         let whole = frame(&log(&[5; 4]), ChainHash::genesis(&stream()));
         // The first of these is the same as seq 2 to an index of 32 bits, which the module's are.
