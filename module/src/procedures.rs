@@ -1,13 +1,15 @@
 //! What clients and bridge ask for: pages of the log and heads. Each checks who asks, as the filters do for
 //! subscriptions.
 
-use spacetime_sync_proto::{Refusal, RefusalCode, Seq, StreamId, limit};
+use spacetime_sync_proto::{Refusal, RefusalCode, StreamId, limit};
+use spacetime_sync_rules::log::{HeadRow, LogRows};
+use spacetime_sync_rules::page::{self, Page};
 use spacetimedb::sats::u256;
 use spacetimedb::{ProcedureContext, ReducerContext, SpacetimeType, Table, procedure};
 
 use crate::access::{may_read, no_grant, operator};
-use crate::log_access::{chain_to_column, frames_from, head, stream_class, trust_row};
-use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
+use crate::log_access::{StreamRows, chain_to_column, event_row, seq_argument, stream_class, trust_row};
+use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
 use crate::tables::{SyncEvent, SyncStream, retention_class, sync_head, sync_stream};
 
 /// A part of a stream's log.
@@ -40,49 +42,30 @@ pub struct HeadReport {
 /// The frames after `after_seq`, as many as fit a page. Needs a grant for the stream, or to be owner or bridge.
 #[procedure]
 pub fn read_events(ctx: &mut ProcedureContext, stream_id: String, after_seq: u64) -> Result<EventPage, Refused> {
-    ctx.with_tx(|tx| page(tx, &stream_id, after_seq))
+    ctx.with_tx(|tx| read_page(tx, &stream_id, after_seq))
 }
 
-fn page(ctx: &ReducerContext, stream_id: &str, after_seq: u64) -> Result<EventPage, Refused> {
+fn read_page(ctx: &ReducerContext, stream_id: &str, after_seq: u64) -> Result<EventPage, Refused> {
     let trust = trust_row(ctx)?;
     let stream_id = parse_stream_id(stream_id)?;
     let stream_key = trust.stream_key(&stream_id)?;
     if !may_read(ctx, stream_key) && operator(ctx, &trust).is_err() {
         return Err(refused(no_grant(ctx, &stream_id, stream_key)));
     }
-    let after = Seq::new(after_seq).ok_or_else(|| invalid_argument(format!("{after_seq} is no seq")))?;
-    let head = head(ctx, stream_key, &stream_id);
-    let oldest_seq = ctx
-        .db
-        .sync_head()
-        .stream_key()
-        .find(stream_key)
-        .map_or(1, |row| row.oldest_seq);
-
-    let mut frames = Vec::new();
-    let (mut reached, mut bytes) = (after, 0);
-    'page: while reached < head.seq && reached.get() + 1 >= oldest_seq {
-        let rows = frames_from(ctx, stream_key, reached.next());
-        // Only if somebody deleted rows of the log: the client finds out that the page leads nowhere.
-        if rows.is_empty() {
-            break;
-        }
-        for row in rows {
-            bytes += row.frame.len();
-            if !frames.is_empty() && bytes > limit::PAGE_BYTES {
-                break 'page;
-            }
-            reached = Seq::new(row.last_seq).unwrap_or(Seq::MAX);
-            frames.push(row);
-        }
-    }
+    let after = seq_argument(after_seq)?;
+    let rows = StreamRows {
+        ctx,
+        stream_key,
+        stream_id: &stream_id,
+    };
+    let Page { held, frames } = page::read(&rows, &stream_id, after, limit::PAGE_BYTES);
     Ok(EventPage {
         stream_key,
-        head_seq: head.seq.get(),
-        head_chain: chain_to_column(head.chain),
-        oldest_seq,
+        head_seq: held.head.seq.get(),
+        head_chain: chain_to_column(held.head.chain),
+        oldest_seq: held.oldest_seq.get(),
         durable_reads: durable_reads(ctx, &stream_id),
-        frames,
+        frames: frames.into_iter().map(|stored| event_row(stream_key, stored)).collect(),
     })
 }
 
@@ -148,7 +131,12 @@ fn heads(ctx: &ReducerContext, stream_ids: &[String]) -> Result<Vec<HeadReport>,
         .iter()
         .map(|stream_id| {
             let stream_id = parse_stream_id(stream_id)?;
-            let head = head(ctx, trust.stream_key(&stream_id)?, &stream_id);
+            let rows = StreamRows {
+                ctx,
+                stream_key: trust.stream_key(&stream_id)?,
+                stream_id: &stream_id,
+            };
+            let HeadRow { head, .. } = rows.head().unwrap_or_else(|| HeadRow::start(&stream_id));
             Ok(HeadReport {
                 head_seq: head.seq.get(),
                 head_chain: chain_to_column(head.chain),

@@ -1,12 +1,15 @@
-//! May this frame be appended, and what of it is new?
+//! Appending: may this frame be appended, and what of it is new?
 
 use bytes::Bytes;
-use spacetime_sync_proto::{ChainHash, Frame, FrameError, Position, Refusal, RefusalCode, Seq};
+use spacetime_sync_proto::{ChainHash, Frame, FrameError, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId};
 
-/// A frame as the bridge asks for it to be appended.
+use crate::log::{HeadRow, LogRows, StoredFrame, chain_of_held};
+use crate::retention::must_look_after_append;
+
+/// A frame that the bridge asks to append.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Position of the frame's first event.
+    /// Seq of the frame's first event. Nobody has checked it.
     pub first_seq: u64,
     /// Chain hash before the frame's first event.
     pub base_chain: ChainHash,
@@ -21,19 +24,63 @@ pub enum Append {
     Absorbed,
     /// These events are new.
     Extend {
-        /// Position of the first new event.
+        /// Seq of the first new event.
         first_seq: Seq,
         /// The encoded frame of the new events alone.
         frame: Bytes,
-        /// The head when they are written.
+        /// The head once they are written.
         head: Position,
         /// When the last of them was committed, in microseconds, by the authority's clock.
         last_at_us: i64,
     },
 }
 
-/// Decides over a request. `held` tells the chain hash of an event that is held, none below the window; it is asked
-/// only when the request repeats something.
+/// What became of an accepted request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appended {
+    /// Every event was held already, and nothing changed.
+    Absorbed,
+    /// Events were added.
+    Extended {
+        /// Whether the next sweep must look at the stream.
+        must_look: bool,
+    },
+}
+
+/// Appends to a stream what of the request is new. The first frame creates the stream.
+pub fn append(rows: &mut impl LogRows, stream_id: &StreamId, request: Request) -> Result<Appended, Refusal> {
+    let row = rows.head();
+    let before = row.unwrap_or_else(|| HeadRow::start(stream_id));
+    let decided = decide(before.head, request, |seq| chain_of_held(&*rows, before, seq))?;
+    let Append::Extend {
+        first_seq,
+        frame,
+        head,
+        last_at_us,
+    } = decided
+    else {
+        return Ok(Appended::Absorbed);
+    };
+    let after = HeadRow { head, ..before };
+    match row {
+        None => rows.create(after)?,
+        Some(_) => rows.update_head(after),
+    }
+    rows.insert_frame(StoredFrame {
+        frame: FrameRow {
+            first_seq,
+            last_seq: head.seq,
+            base_chain: before.head.chain,
+            bytes: frame,
+        },
+        last_at_us,
+    });
+    let must_look = must_look_after_append(before, head.seq);
+    Ok(Appended::Extended { must_look })
+}
+
+/// Decides about a request. `held` returns the chain hash of an event, or none if the event is not held any more. It is
+/// called only if the request repeats something.
 pub fn decide(
     head: Position,
     request: Request,
@@ -96,7 +143,7 @@ pub fn decide(
     }
 }
 
-/// What is said of a frame that is none.
+/// The refusal of bytes that are not a frame.
 pub fn invalid_frame(error: FrameError) -> Refusal {
     Refusal::new(RefusalCode::InvalidFrame, error.to_string())
 }
@@ -104,144 +151,163 @@ pub fn invalid_frame(error: FrameError) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spacetime_sync_proto::{Event, IdempotencyKey, Kind, PayloadHash, StreamId};
+    use crate::log::memory::MemoryLog;
+    use crate::log::tests::{events, frame_row, head_of, held, stream};
+    use spacetime_sync_proto::Event;
 
-    fn stream() -> StreamId {
-        StreamId::new("s").unwrap()
-    }
-
-    /// A log of `count` events; `flavour` changes every payload.
-    fn log(count: u64, flavour: u8) -> Vec<Event> {
-        let mut chain = ChainHash::genesis(&stream());
-        (1..=count)
-            .map(|seq| {
-                let seq = Seq::new(seq).unwrap();
-                let payload = Bytes::from(vec![flavour; 10]);
-                let payload_hash = PayloadHash::of(&payload);
-                let idempotency_key = IdempotencyKey::new(&format!("k{seq}")).unwrap();
-                let kind = Kind::new("t").unwrap();
-                chain = chain.link(seq, 0, &payload_hash, &idempotency_key, &kind);
-                Event {
-                    seq,
-                    idempotency_key,
-                    kind,
-                    payload,
-                    payload_hash,
-                    chain_hash: chain,
-                    committed_at_us: 0,
-                }
-            })
-            .collect()
-    }
-
-    fn head_of(log: &[Event]) -> Position {
-        log.last().map_or(Position::start(&stream()), |last| Position {
-            seq: last.seq,
-            chain: last.chain_hash,
-        })
-    }
-
-    /// Asks to append events `from..=to` of `log` to a module that holds `held`.
-    fn ask(held: &[Event], log: &[Event], from: usize, to: usize) -> Result<Append, RefusalCode> {
-        let base = if from == 1 {
-            ChainHash::genesis(&stream())
-        } else {
-            log[from - 2].chain_hash
-        };
+    /// Asks to append events `from..=to` of `log` to a stream that holds `held`, one event a frame.
+    fn ask(rows: &mut MemoryLog, log: &[Event], from: usize, to: usize) -> Result<Appended, RefusalCode> {
+        let row = frame_row(log, from, to);
         let request = Request {
-            first_seq: from as u64,
-            base_chain: base,
-            frame: Frame::encode(&log[from - 1..to]),
+            first_seq: row.first_seq.get(),
+            base_chain: row.base_chain,
+            frame: row.bytes,
         };
-        decide(head_of(held), request, |seq| {
-            held.get(seq.get() as usize - 1).map(|event| event.chain_hash)
-        })
-        .map_err(|refusal| refusal.code)
+        append(rows, &stream(), request).map_err(|refusal| refusal.code)
     }
 
-    fn extends(answer: Result<Append, RefusalCode>, from: u64, log: &[Event]) {
-        match answer {
-            Ok(Append::Extend {
-                first_seq, frame, head, ..
-            }) => {
-                assert_eq!(first_seq.get(), from);
-                assert_eq!(head, head_of(log));
-                let base = Position {
-                    seq: first_seq,
-                    chain: head.chain,
-                }
-                .chain;
-                let decoded = Frame::decode(from, base, frame).unwrap();
-                assert_eq!(decoded.last_seq(), head.seq);
-            }
-            other => panic!("expected an extension, found {other:?}"),
-        }
+    /// Asks, and expects the log to be `log` then, with a new frame that begins at `first`.
+    fn extends(mut rows: MemoryLog, log: &[Event], from: usize, first: u64) {
+        let before = rows.frames.len();
+        let answer = ask(&mut rows, log, from, log.len());
+        assert!(matches!(answer, Ok(Appended::Extended { .. })), "{answer:?}");
+        assert_eq!(rows.head.unwrap().head, head_of(log));
+        assert_eq!(rows.frames.len(), before + 1);
+        let new = &rows.frames[before];
+        assert_eq!(new.frame.first_seq.get(), first);
+        let decoded = new.decode().unwrap();
+        assert_eq!(decoded.last_chain(), head_of(log).chain);
+        assert_eq!(new.last_at_us, log.last().unwrap().committed_at_us);
+    }
+
+    /// Asks, and expects nothing to change.
+    fn leaves(log: &[Event], asked: &[Event], from: usize, to: usize, expected: Result<Appended, RefusalCode>) {
+        let before = held(log);
+        let mut rows = before.clone();
+        assert_eq!(ask(&mut rows, asked, from, to), expected, "{from}..={to}");
+        assert_eq!(rows, before, "{from}..={to}");
     }
 
     #[test]
-    fn the_next_frame_extends_the_log() {
-        let log = log(5, 1);
-        extends(ask(&[], &log, 1, 5), 1, &log);
-        extends(ask(&log[..2], &log, 3, 5), 3, &log);
+    fn the_next_frame_extends_the_log_and_the_first_creates_the_stream() {
+        let log = events(5, 1);
+        extends(MemoryLog::default(), &log, 1, 1);
+        extends(held(&log[..2]), &log, 3, 3);
     }
 
     #[test]
     fn a_repeated_frame_is_absorbed_whatever_its_cut() {
-        let log = log(5, 1);
+        let log = events(5, 1);
         for from in 1..=5 {
             for to in from..=5 {
-                assert_eq!(ask(&log, &log, from, to), Ok(Append::Absorbed), "{from}..={to}");
+                leaves(&log, &log, from, to, Ok(Appended::Absorbed));
             }
         }
     }
 
     #[test]
     fn an_overlapping_frame_extends_by_what_is_new() {
-        let log = log(5, 1);
-        extends(ask(&log[..3], &log, 2, 5), 4, &log);
-        extends(ask(&log[..4], &log, 1, 5), 5, &log);
+        let log = events(5, 1);
+        extends(held(&log[..3]), &log, 2, 4);
+        extends(held(&log[..4]), &log, 1, 5);
     }
 
     #[test]
     fn a_skipped_seq_is_a_gap() {
-        let log = log(5, 1);
-        assert_eq!(ask(&log[..2], &log, 4, 5), Err(RefusalCode::SeqGap));
+        let log = events(5, 1);
+        leaves(&log[..2], &log, 4, 5, Err(RefusalCode::SeqGap));
     }
 
     #[test]
     fn another_event_at_a_held_seq_is_a_conflict_and_never_an_overwrite() {
-        let (ours, other) = (log(5, 1), log(5, 2));
-        assert_eq!(ask(&ours, &other, 1, 5), Err(RefusalCode::EventConflict));
-        assert_eq!(ask(&ours, &other, 2, 3), Err(RefusalCode::EventConflict));
-        assert_eq!(ask(&ours[..3], &other, 2, 5), Err(RefusalCode::EventConflict));
+        let (ours, other) = (events(5, 1), events(5, 2));
+        leaves(&ours, &other, 1, 5, Err(RefusalCode::EventConflict));
+        leaves(&ours, &other, 2, 3, Err(RefusalCode::EventConflict));
+        leaves(&ours[..3], &other, 2, 5, Err(RefusalCode::EventConflict));
     }
 
     #[test]
     fn a_frame_on_another_chain_is_refused() {
-        let (ours, other) = (log(5, 1), log(5, 2));
-        assert_eq!(ask(&ours[..3], &other, 4, 5), Err(RefusalCode::ChainMismatch));
+        let (ours, other) = (events(5, 1), events(5, 2));
+        leaves(&ours[..3], &other, 4, 5, Err(RefusalCode::ChainMismatch));
     }
 
     #[test]
     fn a_repeat_below_the_window_cannot_be_compared() {
-        let log = log(5, 1);
-        let request = Request {
-            first_seq: 1,
-            base_chain: ChainHash::genesis(&stream()),
-            frame: Frame::encode(&log[..2]),
-        };
-        let answer = decide(head_of(&log), request, |_| None);
-        assert_eq!(answer.map_err(|refusal| refusal.code), Err(RefusalCode::BelowWindow));
+        let log = events(5, 1);
+        let mut rows = held(&log);
+        rows.delete_frames_ending_in(Seq::ZERO..=log[2].seq);
+        rows.update_head(HeadRow {
+            oldest_seq: log[3].seq,
+            head: head_of(&log),
+        });
+        for (to, expected) in [
+            (2, Err(RefusalCode::BelowWindow)),
+            (3, Err(RefusalCode::BelowWindow)),
+            (4, Ok(Appended::Absorbed)),
+        ] {
+            assert_eq!(ask(&mut rows, &log, 1, to), expected, "1..={to}");
+        }
     }
 
     #[test]
     fn a_malformed_frame_changes_nothing() {
+        let mut rows = MemoryLog::default();
         let request = Request {
             first_seq: 1,
             base_chain: ChainHash::genesis(&stream()),
             frame: vec![1, 2, 3].into(),
         };
-        let answer = decide(Position::start(&stream()), request, |_| None);
-        assert_eq!(answer.map_err(|refusal| refusal.code), Err(RefusalCode::InvalidFrame));
+        let answer = append(&mut rows, &stream(), request).map_err(|refusal| refusal.code);
+        assert_eq!(answer, Err(RefusalCode::InvalidFrame));
+        assert_eq!(rows, MemoryLog::default());
+    }
+
+    #[test]
+    fn a_store_that_cannot_take_a_stream_in_keeps_no_frame_of_it() {
+        struct Full(MemoryLog);
+        impl LogRows for Full {
+            fn head(&self) -> Option<HeadRow> {
+                self.0.head()
+            }
+            fn create(&mut self, _: HeadRow) -> Result<(), Refusal> {
+                Err(Refusal::new(RefusalCode::InvalidArgument, "full"))
+            }
+            fn update_head(&mut self, row: HeadRow) {
+                self.0.update_head(row);
+            }
+            fn frames_ending_in(&self, range: std::ops::RangeInclusive<Seq>) -> Vec<StoredFrame> {
+                self.0.frames_ending_in(range)
+            }
+            fn insert_frame(&mut self, frame: StoredFrame) {
+                self.0.insert_frame(frame);
+            }
+            fn delete_frames_ending_in(&mut self, range: std::ops::RangeInclusive<Seq>) -> u64 {
+                self.0.delete_frames_ending_in(range)
+            }
+            fn delete_checkpoints_after(&mut self, seq: Seq) {
+                self.0.delete_checkpoints_after(seq);
+            }
+        }
+        let mut rows = Full(MemoryLog::default());
+        let row = frame_row(&events(2, 1), 1, 2);
+        let request = Request {
+            first_seq: 1,
+            base_chain: row.base_chain,
+            frame: row.bytes,
+        };
+        let answer = append(&mut rows, &stream(), request).map_err(|refusal| refusal.code);
+        assert_eq!(answer, Err(RefusalCode::InvalidArgument));
+        assert_eq!(rows.0, MemoryLog::default());
+    }
+
+    #[test]
+    fn a_sweep_looks_at_a_stream_that_held_nothing_and_at_one_that_has_grown_past_a_mark() {
+        let log = events(520, 1);
+        let mut rows = MemoryLog::default();
+        for (from, to, must_look) in [(1, 1, true), (2, 511, false), (512, 513, true), (514, 520, false)] {
+            let answer = ask(&mut rows, &log, from, to);
+            assert_eq!(answer, Ok(Appended::Extended { must_look }), "{from}..={to}");
+        }
     }
 }

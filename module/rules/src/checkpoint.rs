@@ -1,4 +1,4 @@
-//! May this checkpoint be acknowledged?
+//! Acknowledging: may this checkpoint be taken down?
 
 use spacetime_sync_proto::{ChainHash, Position, Refusal, RefusalCode, Seq};
 
@@ -11,21 +11,21 @@ pub enum Ack {
     Moved,
 }
 
-/// Decides over a checkpoint. `held` tells the chain hash of an event that is held, none below the window: what is
-/// no longer held cannot be compared and is taken as said.
+/// Decides about a checkpoint. `held` returns the chain hash of an event, or none if the event is not held any more: then
+/// nothing can be compared, and the checkpoint is taken as said.
 pub fn decide(
-    previous: Option<(Seq, ChainHash)>,
+    previous: Option<Position>,
     head: Position,
-    seq: Seq,
-    chain: ChainHash,
+    checkpoint: Position,
     held: impl FnOnce(Seq) -> Option<ChainHash>,
 ) -> Result<Ack, Refusal> {
-    if let Some((before, before_chain)) = previous {
-        if seq < before {
-            let message = format!("seq {before} was acknowledged before, {seq} is behind it");
+    let Position { seq, chain } = checkpoint;
+    if let Some(before) = previous {
+        if seq < before.seq {
+            let message = format!("seq {} was acknowledged before, {seq} is behind it", before.seq);
             return Err(Refusal::new(RefusalCode::CheckpointBehind, message).at_head(head.seq.get()));
         }
-        if seq == before && chain == before_chain {
+        if checkpoint == before {
             return Ok(Ack::Repeated);
         }
     }
@@ -55,21 +55,18 @@ mod tests {
         ChainHash::from_bytes([value; 32])
     }
 
+    fn position(at: u64, of: u8) -> Position {
+        Position {
+            seq: seq(at),
+            chain: chain(of),
+        }
+    }
+
     /// The log held is 3..=9, the chain hash at seq n is all n.
     fn ack(previous: Option<u64>, at: u64, of: u8) -> Result<Ack, RefusalCode> {
         let held = |seq: Seq| (seq.get() >= 3).then(|| chain(seq.get() as u8));
-        let previous = previous.map(|value| (seq(value), chain(value as u8)));
-        decide(
-            previous,
-            Position {
-                seq: seq(9),
-                chain: chain(9),
-            },
-            seq(at),
-            chain(of),
-            held,
-        )
-        .map_err(|refusal| refusal.code)
+        let previous = previous.map(|at| position(at, at as u8));
+        decide(previous, position(9, 9), position(at, of), held).map_err(|refusal| refusal.code)
     }
 
     #[test]

@@ -6,6 +6,8 @@
 
 pub mod append;
 pub mod checkpoint;
+pub mod log;
+pub mod page;
 pub mod presence;
 pub mod retention;
 pub mod rewind;

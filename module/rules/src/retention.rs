@@ -1,29 +1,153 @@
-//! What of a stream's log leaves its window.
+//! Retention: what of a stream's log leaves its window, and when a stream is looked at for that.
 
-/// How much of a stream is held.
+use spacetime_sync_proto::Seq;
+
+use crate::log::{HeadRow, LogRows, next_frames, oldest_after};
+
+/// A sweep looks again at a stream that has nothing to remove after this long, in microseconds.
+const LOOK_AGAIN_US: i64 = 600 * 1_000_000;
+/// A sweep looks at a stream again each time that the stream has grown by this many events.
+const LOOK_EVERY_EVENTS: u64 = 512;
+/// Frames that end within this many events are removed at once.
+const STEP_EVENTS: u64 = 4_096;
+
+/// How much of a stream SpacetimeDB holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// Newest events, at most.
+    /// How many of the newest events, at most.
     pub events: u64,
-    /// How old they get, in microseconds.
+    /// How old an event gets, in microseconds.
     pub age_us: i64,
 }
 
 impl Window {
-    /// The last position that is past the count; 0 if none is.
-    pub fn past_count(&self, head_seq: u64) -> u64 {
-        head_seq.saturating_sub(self.events)
+    /// The last seq that the count leaves no room for; zero if there is room for all.
+    pub fn past_count(&self, head: Seq) -> Seq {
+        // Infallible: it is not past the head.
+        Seq::new(head.get().saturating_sub(self.events)).unwrap_or(head)
     }
 
-    /// When a frame leaves for its age. Its newest event decides, and times never go back within a stream.
+    /// When a frame becomes too old. Its newest event decides, and times never go back within a stream.
     pub fn leaves_at(&self, last_at_us: i64) -> i64 {
         last_at_us.saturating_add(self.age_us)
     }
 
-    /// Whether it has left.
+    /// Whether a frame is too old.
     pub fn is_past_age(&self, last_at_us: i64, now_us: i64) -> bool {
         self.leaves_at(last_at_us) < now_us
     }
+}
+
+/// What one sweep may still do, over all the streams that it looks at. The last step may go past it a little.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// How many frames it may remove.
+    pub frames: u64,
+    /// How many bytes of frames it may read to see how old they are.
+    pub bytes: usize,
+}
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self {
+            frames: 4_096,
+            bytes: 8 * 1024 * 1024,
+        }
+    }
+}
+
+/// How far a sweep came with a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swept {
+    /// Everything is gone that had to go.
+    Done {
+        /// When the stream must be looked at again, in microseconds.
+        look_at_us: i64,
+    },
+    /// The effort was spent before everything was gone. The next sweep goes on.
+    Unfinished,
+}
+
+/// Removes from a stream's log what its window does not hold any more: whole frames, the oldest first.
+pub fn sweep(rows: &mut impl LogRows, window: Window, now_us: i64, effort: &mut Effort) -> Swept {
+    let Some(before) = rows.head() else {
+        return Swept::Done {
+            look_at_us: now_us.saturating_add(LOOK_AGAIN_US),
+        };
+    };
+    let mut held = before;
+    let swept = if remove_past_count(rows, &mut held, window, effort) {
+        remove_past_age(rows, &mut held, window, now_us, effort)
+    } else {
+        Swept::Unfinished
+    };
+    debug_assert!(held.oldest_seq >= before.oldest_seq && held.oldest_seq <= held.head.seq.next());
+    if held != before {
+        rows.update_head(held);
+    }
+    swept
+}
+
+/// Removes what the count leaves no room for. Returns whether that is done, or the effort was spent before.
+fn remove_past_count(rows: &mut impl LogRows, held: &mut HeadRow, window: Window, effort: &mut Effort) -> bool {
+    let past_count = window.past_count(held.head.seq);
+    let mut looked_to = held.held_after();
+    while looked_to < past_count {
+        if effort.frames == 0 {
+            return false;
+        }
+        let to = past_count.min(looked_to.plus(STEP_EVENTS));
+        let removed = rows.delete_frames_ending_in(held.oldest_seq..=to);
+        effort.frames = effort.frames.saturating_sub(removed);
+        looked_to = to;
+        if removed > 0 {
+            held.oldest_seq = oldest_after(&*rows, to, held.head.seq);
+        }
+    }
+    true
+}
+
+/// Removes what is too old, and returns when the next frame will be.
+fn remove_past_age(
+    rows: &mut impl LogRows,
+    held: &mut HeadRow,
+    window: Window,
+    now_us: i64,
+    effort: &mut Effort,
+) -> Swept {
+    let later = now_us.saturating_add(LOOK_AGAIN_US);
+    let first = held.oldest_seq;
+    let mut swept = Swept::Done { look_at_us: later };
+    'look: while !held.is_empty() {
+        let frames = next_frames(&*rows, held.oldest_seq);
+        if frames.is_empty() {
+            break;
+        }
+        for stored in frames {
+            if !window.is_past_age(stored.last_at_us, now_us) {
+                swept = Swept::Done {
+                    look_at_us: later.min(window.leaves_at(stored.last_at_us)),
+                };
+                break 'look;
+            }
+            if effort.bytes == 0 {
+                swept = Swept::Unfinished;
+                break 'look;
+            }
+            effort.bytes = effort.bytes.saturating_sub(stored.frame.bytes.len());
+            held.oldest_seq = stored.frame.last_seq.next();
+        }
+    }
+    if held.oldest_seq > first {
+        rows.delete_frames_ending_in(first..=held.held_after());
+    }
+    swept
+}
+
+/// Whether the next sweep must look at a stream because of an append: it held nothing, so that nobody knows when its
+/// first frame will be too old, or it has grown past a mark.
+pub fn must_look_after_append(before: HeadRow, head: Seq) -> bool {
+    before.is_empty() || before.head.seq.get() / LOOK_EVERY_EVENTS != head.get() / LOOK_EVERY_EVENTS
 }
 
 #[cfg(test)]
@@ -36,7 +160,8 @@ mod tests {
             events: 10,
             age_us: 100,
         };
-        assert_eq!([9, 10, 11, 25].map(|head| window.past_count(head)), [0, 0, 1, 15]);
+        let past_count = |head| window.past_count(Seq::new(head).unwrap()).get();
+        assert_eq!([9, 10, 11, 25].map(past_count), [0, 0, 1, 15]);
         assert!(!window.is_past_age(50, 150));
         assert!(window.is_past_age(50, 151));
         assert!(!window.is_past_age(i64::MAX, i64::MAX));

@@ -1,128 +1,364 @@
-//! How a held log is made to end where the authority's does.
+//! Rewinding: how a log is made to end where the authority's log does.
 
-use spacetime_sync_proto::{ChainHash, Position, Refusal, RefusalCode, Seq};
+use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId};
 
-/// The log that is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// The position before its first event.
-    pub floor: Seq,
-    /// Its end.
-    pub head: Position,
-}
+use crate::log::{HeadRow, LogRows, StoredFrame, chain_at, next_frames, oldest_after};
 
-/// The next step. Each leaves a log whose every part follows the chain, so that the steps can be transactions of their own.
+/// How many events one step removes, at most, unless a single frame holds more.
+pub const STEP_EVENTS: u64 = 8_192;
+
+/// What a step does. Each step leaves a log that follows its chain, so that each can be a transaction of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// It ends there.
+    /// Nothing: the log ends at the target.
     Done,
-    /// The events after this position go. What is before them is the authority's, or goes with the next step.
+    /// Removes the events after this seq.
     Cut {
         /// The last event that stays.
         after: Seq,
     },
-    /// Nothing is held any more, and the log begins anew after the target.
+    /// Removes the oldest events, because the log is broken where it was to be cut.
+    Drop,
+    /// Removes all that is left. The log goes on after the target.
     Begin,
 }
 
-/// Whoever moves a log's end says what he saw of it: another bridge may have moved it since, and its work is not undone.
-pub fn is_as_seen(held: Extent, seen: Seq) -> Result<(), Refusal> {
-    if held.head.seq == seen {
-        return Ok(());
+/// Takes the next step towards a log that ends at `target`, and returns what it did. `seen` is the head as the caller saw
+/// it. The caller repeats the call, with the head that is there by then, until the log ends at the target: every step
+/// moves the head, except on a log that somebody broke.
+pub fn step(
+    rows: &mut impl LogRows,
+    stream_id: &StreamId,
+    target: Position,
+    seen: Seq,
+    most_events: u64,
+) -> Result<Step, Refusal> {
+    let row = rows.head();
+    let held = row.unwrap_or_else(|| HeadRow::start(stream_id));
+    is_as_seen(held, seen)?;
+    let there = chain_at(&*rows, held, target.seq);
+    let (step, after) = match decide(held, target, there, most_events) {
+        Step::Cut { after } => match cut(rows, held, after) {
+            Some(shorter) => (Step::Cut { after }, shorter),
+            // Somebody deleted rows, or changed them: nobody knows what the log would end with.
+            None => (Step::Drop, drop_oldest(rows, held, most_events)),
+        },
+        Step::Drop => (Step::Drop, drop_oldest(rows, held, most_events)),
+        Step::Begin => {
+            rows.delete_frames_ending_in(held.oldest_seq..=held.head.seq);
+            (Step::Begin, HeadRow::empty_at(target))
+        }
+        Step::Done => (Step::Done, held),
+    };
+    match row {
+        None => rows.create(after)?,
+        Some(before) if before != after => rows.update_head(after),
+        Some(_) => {}
     }
-    let message = format!("the log ends at seq {}, it was thought to end at {seen}", held.head.seq);
-    Err(Refusal::new(RefusalCode::SeqGap, message).at_head(held.head.seq.get()))
+    if after.head == target {
+        // A reader that was further begins again from here. What it acknowledged is of a log that is gone.
+        rows.delete_checkpoints_after(target.seq);
+    }
+    Ok(step)
 }
 
-/// Decides. `there` is the chain hash that is held at the target, if it is held: the position before the first event has
-/// one, too.
-pub fn decide(held: Extent, target: Position, there: Option<ChainHash>, most: u64) -> Step {
+/// Whoever moves a log's end says where he saw it. Another bridge may have moved it since, and its work is not undone.
+fn is_as_seen(held: HeadRow, seen: Seq) -> Result<(), Refusal> {
+    let head = held.head.seq;
+    if head == seen {
+        return Ok(());
+    }
+    let message = format!("the caller saw the log end at seq {seen}, but it ends at seq {head}: look again");
+    Err(Refusal::new(RefusalCode::SeqGap, message).at_head(head.get()))
+}
+
+/// Decides. `there` is the chain hash of what is held at the target, if it is held.
+fn decide(held: HeadRow, target: Position, there: Option<ChainHash>, most_events: u64) -> Step {
+    let head = held.head.seq;
     if held.head == target {
         return Step::Done;
     }
-    let keeps = target.seq >= held.floor && target.seq < held.head.seq && there == Some(target.chain);
-    let floor = if keeps { target.seq } else { held.floor };
-    if held.head.seq == floor {
-        return Step::Begin;
+    // Infallible: it is not past the head.
+    let reach = Seq::new(head.get().saturating_sub(most_events)).unwrap_or(head);
+    let keeps = target.seq >= held.held_after() && target.seq < head && there == Some(target.chain);
+    if keeps {
+        return Step::Cut {
+            after: target.seq.max(reach),
+        };
     }
-    let reach = Seq::new(held.head.seq.get().saturating_sub(most)).unwrap_or(Seq::ZERO);
-    Step::Cut {
-        after: floor.max(reach),
+    if reach > held.held_after() {
+        return Step::Cut { after: reach };
+    }
+    Step::Begin
+}
+
+/// Removes the events after a seq and returns the head row that is then right. None, and nothing is removed, if the log
+/// is broken there.
+fn cut(rows: &mut impl LogRows, held: HeadRow, after: Seq) -> Option<HeadRow> {
+    let chain = chain_at(&*rows, held, after)?;
+    let next = next_frames(&*rows, after.next()).into_iter().next();
+    let shortened = match next {
+        // The cut goes through this frame.
+        Some(stored) if stored.frame.first_seq <= after => Some(shorten(stored, after)?),
+        Some(_) | None => None,
+    };
+    rows.delete_frames_ending_in(after.next()..=held.head.seq);
+    if let Some(stored) = shortened {
+        rows.insert_frame(stored);
+    }
+    Some(HeadRow {
+        head: Position { seq: after, chain },
+        ..held
+    })
+}
+
+/// The part of a frame up to a seq that is in it.
+fn shorten(stored: StoredFrame, to: Seq) -> Option<StoredFrame> {
+    let bytes = stored.decode()?.encode_until(to)?;
+    let mut shorter = StoredFrame {
+        frame: FrameRow {
+            last_seq: to,
+            bytes,
+            ..stored.frame
+        },
+        last_at_us: stored.last_at_us,
+    };
+    shorter.last_at_us = shorter.decode()?.last_at_us();
+    Some(shorter)
+}
+
+/// Removes the oldest frames, at least one, and returns the head row that is then right.
+fn drop_oldest(rows: &mut impl LogRows, held: HeadRow, most_events: u64) -> HeadRow {
+    let head = held.head.seq;
+    let first = next_frames(&*rows, held.oldest_seq).into_iter().next();
+    let first_ends = first.map_or(held.oldest_seq, |first| first.frame.last_seq);
+    let to = held.held_after().plus(most_events).max(first_ends).min(head);
+    rows.delete_frames_ending_in(held.oldest_seq..=to);
+    HeadRow {
+        oldest_seq: oldest_after(&*rows, to, head),
+        ..held
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::memory::MemoryLog;
+    use crate::log::tests::{events, head_of, held, hold, stream};
+    use crate::retention::{Effort, Window, sweep};
+    use spacetime_sync_proto::Event;
 
     fn seq(value: u64) -> Seq {
         Seq::new(value).unwrap()
     }
 
-    fn chain(value: u8) -> ChainHash {
-        ChainHash::from_bytes([value; 32])
+    fn one_step(rows: &mut MemoryLog, target: Position, most_events: u64) -> Step {
+        let seen = rows.head.map_or(Seq::ZERO, |row| row.head.seq);
+        step(rows, &stream(), target, seen, most_events).unwrap()
     }
 
-    fn step(floor: u64, head: u64, target: u64, there: Option<u8>) -> Step {
-        let held = Extent {
-            floor: seq(floor),
-            head: Position {
-                seq: seq(head),
-                chain: chain(1),
-            },
+    /// Rewinds to the end, and returns every step.
+    fn rewind(rows: &mut MemoryLog, target: Position, most_events: u64) -> Vec<Step> {
+        let mut steps = Vec::new();
+        while rows.head.is_none_or(|row| row.head != target) {
+            steps.push(one_step(rows, target, most_events));
+            assert!(steps.len() < 100, "it never ends: {steps:?}");
+        }
+        steps
+    }
+
+    /// The same log, without the events before `oldest`.
+    fn held_from(log: &[Event], oldest: usize) -> MemoryLog {
+        let mut rows = held(log);
+        let window = Window {
+            events: (log.len() + 1 - oldest) as u64,
+            age_us: i64::MAX,
         };
-        let target = Position {
-            seq: seq(target),
-            chain: chain(2),
-        };
-        decide(held, target, there.map(chain), 100)
+        sweep(&mut rows, window, 0, &mut Effort::default());
+        assert_eq!(rows.head.unwrap().oldest_seq, seq(oldest as u64));
+        rows
     }
 
     #[test]
     fn what_is_held_past_the_target_goes_a_bounded_piece_at_a_time() {
-        assert_eq!(step(0, 500, 450, Some(2)), Step::Cut { after: seq(450) });
-        assert_eq!(step(0, 500, 10, Some(2)), Step::Cut { after: seq(400) });
-        assert_eq!(step(0, 110, 10, Some(2)), Step::Cut { after: seq(10) });
+        let log = events(50, 1);
+        for (target, expected) in [
+            (45, vec![Step::Cut { after: seq(45) }]),
+            (35, vec![Step::Cut { after: seq(40) }, Step::Cut { after: seq(35) }]),
+        ] {
+            let mut rows = held(&log);
+            assert_eq!(rewind(&mut rows, head_of(&log[..target]), 10), expected);
+            assert_eq!(rows, held(&log[..target]));
+        }
+    }
+
+    #[test]
+    fn a_frame_that_the_cut_goes_through_is_written_anew() {
+        let log = events(9, 1);
+        let mut rows = MemoryLog::default();
+        hold(&mut rows, &log, 1, 4);
+        hold(&mut rows, &log, 5, 9);
+        rewind(&mut rows, head_of(&log[..7]), 100);
+        let mut expected = MemoryLog::default();
+        hold(&mut expected, &log, 1, 4);
+        hold(&mut expected, &log, 5, 7);
+        assert_eq!(rows, expected);
+    }
+
+    #[test]
+    fn a_log_can_be_cut_to_just_before_what_it_holds() {
+        let log = events(9, 1);
+        let mut rows = held_from(&log, 4);
+        assert_eq!(
+            rewind(&mut rows, head_of(&log[..3]), 4),
+            [Step::Cut { after: seq(5) }, Step::Cut { after: seq(3) }]
+        );
+        assert_eq!(rows.head, Some(HeadRow::empty_at(head_of(&log[..3]))));
+        assert_eq!(rows.frames, []);
     }
 
     #[test]
     fn another_log_goes_altogether_and_begins_anew() {
-        assert_eq!(step(0, 500, 450, Some(3)), Step::Cut { after: seq(400) });
-        assert_eq!(step(0, 50, 40, Some(3)), Step::Cut { after: seq(0) });
-        assert_eq!(step(40, 40, 40, Some(3)), Step::Begin);
+        let (log, other) = (events(25, 1), events(25, 2));
+        let unknown = Position {
+            seq: Seq::ZERO,
+            chain: head_of(&other).chain,
+        };
+        for target in [unknown, head_of(&other[..20]), head_of(&other)] {
+            let mut rows = held(&log);
+            let steps = rewind(&mut rows, target, 10);
+            assert_eq!(
+                steps,
+                [Step::Cut { after: seq(15) }, Step::Cut { after: seq(5) }, Step::Begin]
+            );
+            assert_eq!(rows.head, Some(HeadRow::empty_at(target)));
+            assert_eq!(rows.frames, []);
+        }
     }
 
     #[test]
     fn a_target_outside_of_what_is_held_is_where_the_log_begins() {
-        assert_eq!(step(40, 90, 30, None), Step::Cut { after: seq(40) });
-        assert_eq!(step(40, 90, 100, None), Step::Cut { after: seq(40) });
-        assert_eq!(step(40, 40, 100, None), Step::Begin);
+        let log = events(30, 1);
+        for target in [3, 30] {
+            let mut rows = held_from(&log[..20], 11);
+            let target = head_of(&log[..target]);
+            assert_eq!(
+                rewind(&mut rows, target, 6),
+                [Step::Cut { after: seq(14) }, Step::Begin]
+            );
+            assert_eq!(rows.head, Some(HeadRow::empty_at(target)));
+            assert_eq!(rows.frames, []);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_does_not_exist_begins_at_the_target() {
+        let log = events(5, 1);
+        let mut rows = MemoryLog::default();
+        assert_eq!(rewind(&mut rows, head_of(&log), 10), [Step::Begin]);
+        let mut rows = MemoryLog::default();
+        assert_eq!(rewind(&mut rows, head_of(&[]), 10), [Step::Done]);
+        assert_eq!(rows.head, Some(HeadRow::start(&stream())));
     }
 
     #[test]
     fn what_another_has_moved_since_is_left_alone() {
-        let held = |head| Extent {
-            floor: seq(0),
-            head: Position {
-                seq: seq(head),
-                chain: chain(1),
-            },
-        };
-        assert_eq!(is_as_seen(held(7), seq(7)), Ok(()));
-        let refused = is_as_seen(held(9), seq(7)).unwrap_err();
+        let log = events(9, 1);
+        let before = held(&log);
+        let mut rows = before.clone();
+        let refused = step(&mut rows, &stream(), head_of(&log[..3]), seq(7), 100).unwrap_err();
         assert_eq!((refused.code, refused.head_seq), (RefusalCode::SeqGap, Some(9)));
+        assert_eq!(rows, before);
     }
 
     #[test]
     fn nothing_is_done_twice() {
-        let end = Position {
-            seq: seq(7),
-            chain: chain(1),
-        };
-        let held = Extent {
-            floor: seq(2),
-            head: end,
-        };
-        assert_eq!(decide(held, end, None, 100), Step::Done);
+        let log = events(7, 1);
+        let mut rows = held(&log);
+        assert_eq!(one_step(&mut rows, head_of(&log), 100), Step::Done);
+        assert_eq!(rows, held(&log));
+    }
+
+    #[test]
+    fn the_last_step_forgets_the_checkpoints_past_the_target() {
+        let (log, other) = (events(9, 1), events(9, 2));
+        let mut rows = held(&log);
+        rows.checkpoints = [4, 6, 9].map(|at| (at, head_of(&log[..at as usize]))).into();
+        let target = head_of(&other[..6]);
+        assert_eq!(one_step(&mut rows, target, 5), Step::Cut { after: seq(4) });
+        assert_eq!(rows.checkpoints.len(), 3);
+        assert_eq!(one_step(&mut rows, target, 5), Step::Begin);
+        assert_eq!(rows.checkpoints.into_keys().collect::<Vec<_>>(), [4, 6]);
+    }
+
+    /// The owner deleted frames, and more were appended: the log says that it holds everything from seq 1 on.
+    #[test]
+    fn a_log_with_a_hole_never_ends_with_the_chain_of_another_seq() {
+        let log = events(9, 1);
+        for (hole, most_events) in [(0..5, 100), (0..5, 3), (3..7, 3), (4..9, 2), (0..9, 4)] {
+            for target in 0..=8 {
+                let mut rows = held(&log);
+                rows.frames.drain(hole.clone());
+                let target = head_of(&log[..target]);
+                let mut steps = 0;
+                while rows.head.unwrap().head != target {
+                    let step = one_step(&mut rows, target, most_events);
+                    let head = rows.head.unwrap().head;
+                    let rightful = head_of(&log[..head.seq.get() as usize]);
+                    assert_eq!(head, rightful, "after {step:?} towards {}, {hole:?}", target.seq);
+                    steps += 1;
+                    assert!(steps < 20, "it never ends");
+                }
+                let past = rows.frames_after(target.seq);
+                assert_eq!(past, [], "towards {}, {hole:?}", target.seq);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_log_with_a_hole_goes_from_its_beginning() {
+        let (log, other) = (events(25, 1), events(25, 2));
+        let mut rows = held(&log);
+        rows.frames.drain(12..18);
+        let steps = rewind(&mut rows, head_of(&other), 10);
+        // Nobody knows the chain hash at seq 15, where the log was to be cut.
+        assert_eq!(steps, [Step::Drop, Step::Drop, Step::Begin]);
+    }
+
+    #[test]
+    fn a_log_with_a_hole_keeps_what_precedes_the_hole() {
+        let log = events(30, 1);
+        let mut rows = held(&log);
+        rows.frames.drain(12..18);
+        rewind(&mut rows, head_of(&log[..12]), 100);
+        assert_eq!(rows, held(&log[..12]));
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_decoded_goes_altogether() {
+        let log = events(9, 1);
+        let mut broken = MemoryLog::default();
+        hold(&mut broken, &log, 1, 3);
+        hold(&mut broken, &log, 4, 9);
+        broken.frames[1].frame.bytes = vec![1, 2, 3].into();
+        let target = head_of(&log[..6]);
+        for (most_events, expected) in [(100, vec![Step::Begin]), (4, vec![Step::Drop, Step::Drop, Step::Begin])] {
+            let mut rows = broken.clone();
+            assert_eq!(rewind(&mut rows, target, most_events), expected);
+            assert_eq!(rows.head, Some(HeadRow::empty_at(target)));
+            assert_eq!(rows.frames, []);
+        }
+    }
+
+    #[test]
+    fn a_step_drops_a_frame_that_is_longer_than_the_step() {
+        let log = events(25, 1);
+        let mut rows = MemoryLog::default();
+        hold(&mut rows, &log, 1, 12);
+        hold(&mut rows, &log, 16, 25);
+        rows.frames[1].frame.bytes = vec![1, 2, 3].into();
+        let steps = rewind(&mut rows, head_of(&events(25, 2)), 5);
+        assert_eq!(steps[0], Step::Drop);
+        assert!(steps.len() < 6, "{steps:?}");
     }
 }

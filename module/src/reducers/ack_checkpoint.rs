@@ -1,13 +1,14 @@
 //! Takes down how far a client has applied a stream: its own, and only forward.
 
-use spacetime_sync_proto::Seq;
+use spacetime_sync_proto::Position;
 use spacetime_sync_rules::checkpoint::{self, Ack};
+use spacetime_sync_rules::log::{HeadRow, LogRows, chain_of_held};
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, Table, reducer};
 
 use crate::access::may_acknowledge;
-use crate::log_access::{chain_from_column, head, held_chain, seq_from_column, trust_row};
-use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
+use crate::log_access::{StreamRows, chain_from_column, seq_argument, seq_from_column, trust_row};
+use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
 use crate::tables::{SyncCheckpoint, sync_checkpoint};
 
 #[reducer]
@@ -16,22 +17,31 @@ pub fn ack_checkpoint(ctx: &ReducerContext, stream_id: String, seq: u64, chain_h
     let stream_key = trust_row(ctx)?.stream_key(&stream_id)?;
     let identity = ctx.sender();
     may_acknowledge(ctx, stream_key)?;
-    let at = Seq::new(seq).ok_or_else(|| invalid_argument(format!("{seq} is no seq")))?;
-    let held = ctx
+    let checkpoint = Position {
+        seq: seq_argument(seq)?,
+        chain: chain_from_column(chain_hash),
+    };
+    let acknowledged = ctx
         .db
         .sync_checkpoint()
         .by_holder()
         .filter((identity, stream_key))
         .next();
-    let previous = held
-        .as_ref()
-        .map(|row| (seq_from_column(row.seq), chain_from_column(row.chain_hash)));
-    let chain = chain_from_column(chain_hash);
-    let log_head = head(ctx, stream_key, &stream_id);
-    match checkpoint::decide(previous, log_head, at, chain, |seq| held_chain(ctx, stream_key, seq)).map_err(refused)? {
+    let previous = acknowledged.as_ref().map(|row| Position {
+        seq: seq_from_column(row.seq),
+        chain: chain_from_column(row.chain_hash),
+    });
+    let rows = StreamRows {
+        ctx,
+        stream_key,
+        stream_id: &stream_id,
+    };
+    let held = rows.head().unwrap_or_else(|| HeadRow::start(&stream_id));
+    let chain_of = |seq| chain_of_held(&rows, held, seq);
+    match checkpoint::decide(previous, held.head, checkpoint, chain_of).map_err(refused)? {
         Ack::Repeated => {}
         Ack::Moved => {
-            let checkpoint_id = held.map_or(0, |row| row.checkpoint_id);
+            let checkpoint_id = acknowledged.map_or(0, |row| row.checkpoint_id);
             let row = SyncCheckpoint {
                 checkpoint_id,
                 identity,

@@ -598,12 +598,11 @@ impl World {
                     let (held, hop) = (heads[0], self.hop());
                     self.bridge_in(at, hop, BridgeStep::LearnPosition { epoch, stream, held });
                 }
-                // Another bridge is at work on it: the comparison is made anew.
-                Some(Ask::Refill { conn, .. }) if !heads.is_empty() => {
-                    self.bridge_takes(at, BridgeStep::ConnectFails { conn });
-                }
-                Some(Ask::LearnRefill { epoch, stream, .. }) if !heads.is_empty() => {
-                    self.learn_failed(at, epoch, stream);
+                // Not at the target yet: the next step.
+                Some(ask @ (Ask::Refill { stream, after, .. } | Ask::LearnRefill { stream, after, .. }))
+                    if heads[0].seq != after =>
+                {
+                    self.refill(at, conn, stream, heads[0].seq, after, ask);
                 }
                 Some(Ask::Refill { stream, after, .. }) => {
                     self.bridges[at].refills -= 1;
@@ -626,6 +625,17 @@ impl World {
                     let hop = self.hop();
                     self.bridge_in(at, hop, BridgeStep::CompareChains { conn, positions, heads });
                 }
+            },
+            FromHost::Rewound { ask, answer } => match (bridge.asks.remove(&ask), answer) {
+                (Some(ask @ (Ask::Refill { stream, .. } | Ask::LearnRefill { stream, .. })), Ok(())) => {
+                    self.ask_heads(at, conn, vec![stream], ask);
+                }
+                // Another bridge is at work on it: the comparison is made anew.
+                (Some(Ask::Refill { conn, .. }), Err(_)) => {
+                    self.bridge_takes(at, BridgeStep::ConnectFails { conn });
+                }
+                (Some(Ask::LearnRefill { epoch, stream, .. }), Err(_)) => self.learn_failed(at, epoch, stream),
+                (None | Some(Ask::Beat | Ask::Learn { .. } | Ask::Compare { .. }), _) => {}
             },
             FromHost::Page { .. }
             | FromHost::Row { .. }

@@ -565,7 +565,11 @@ impl World {
                 };
                 self.feed(at, stream, input);
             }
-            FromHost::Acked(_) | FromHost::Refused(..) | FromHost::Lost(_) | FromHost::Heads { .. } => {}
+            FromHost::Acked(_)
+            | FromHost::Refused(..)
+            | FromHost::Lost(_)
+            | FromHost::Heads { .. }
+            | FromHost::Rewound { .. } => {}
         }
         self.start_reads(at);
     }

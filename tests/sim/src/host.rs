@@ -9,11 +9,13 @@ use rand::Rng as _;
 use rand::seq::SliceRandom as _;
 use spacetime_sync_client::apply::{Page, SubscriptionId};
 use spacetime_sync_lane::{CallId, Prepared};
-use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seq};
-use spacetime_sync_rules::append::{self, Append, Request};
+use spacetime_sync_proto::{Event, Frame, PayloadHash, Position, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_rules::append::{Appended, Request, append};
 use spacetime_sync_rules::checkpoint::{self, Ack};
-use spacetime_sync_rules::retention::Window;
-use spacetime_sync_rules::rewind;
+use spacetime_sync_rules::log::memory::MemoryLog;
+use spacetime_sync_rules::log::{HeadRow, chain_of_held};
+use spacetime_sync_rules::retention::{Effort, Window, sweep};
+use spacetime_sync_rules::{page, rewind};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
@@ -21,12 +23,12 @@ use crate::net::{ConnId, FromHost, Party, ToHost};
 use crate::setup::{Defect, Setup};
 use crate::world::{Step, World, say};
 
+/// A stream in the tables of the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Table {
-    pub(crate) frames: Vec<FrameRow>,
-    pub(crate) head: Position,
-    /// The position before the first event that is held.
-    pub(crate) floor: Seq,
+    stream_id: StreamId,
+    /// The rows. Checkpoints are those of clients, by their number.
+    pub(crate) log: MemoryLog,
     /// The head that survives a crash.
     pub(crate) durable: Position,
 }
@@ -39,35 +41,31 @@ struct Sub {
     to: Seq,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Undo {
     Append {
         stream: usize,
-        before: Position,
+        before: Option<HeadRow>,
         after: Position,
     },
-    /// Anything else that happened to a table.
-    Table {
+    /// Anything else that happened to a log.
+    Log {
         stream: usize,
-        before: Box<Table>,
+        before: Box<MemoryLog>,
         after: Position,
     },
     Grant {
         client: usize,
         stream: usize,
         was: bool,
+        /// With a grant goes what its holder acknowledged.
+        acknowledged: Option<Position>,
     },
     Ack {
         client: usize,
         stream: usize,
         was: Option<Position>,
     },
-}
-
-#[derive(Debug, Clone)]
-struct Snapshot {
-    tables: Vec<Table>,
-    acks: Vec<Vec<Option<Position>>>,
 }
 
 #[derive(Debug)]
@@ -92,7 +90,6 @@ pub(crate) struct Host {
     /// What the issuer lets each client see.
     pub(crate) entitled: Vec<Vec<bool>>,
     granted: Vec<Vec<bool>>,
-    pub(crate) acks: Vec<Vec<Option<Position>>>,
     pub(crate) committed: u64,
     pub(crate) durable: u64,
     pub(crate) slow_until: Micros,
@@ -101,71 +98,82 @@ pub(crate) struct Host {
     held_back: VecDeque<(u64, ConnId, FromHost)>,
     /// Connections that are open, as far as the host knows.
     open: BTreeMap<ConnId, Vec<Sub>>,
-    snapshots: VecDeque<Snapshot>,
+    snapshots: VecDeque<Vec<Table>>,
 }
 
-/// Most events that one step of a rewind removes.
+/// Most events that one step of a rewind removes: fewer than in the module, so that logs of a run take several steps.
 const REWIND_EVENTS: u64 = 16;
 /// Snapshots that a restore may go back to.
 const SNAPSHOTS: usize = 3;
 
 impl Table {
-    fn empty(start: Position) -> Self {
+    fn new(stream_id: &StreamId) -> Self {
         Self {
-            frames: Vec::new(),
-            head: start,
-            floor: start.seq,
-            durable: start,
+            stream_id: stream_id.clone(),
+            log: MemoryLog::default(),
+            durable: Position::start(stream_id),
         }
     }
 
-    /// The chain hash of an event that is held.
-    fn chain_at(&self, seq: Seq) -> Option<ChainHash> {
-        let at = self.frames.partition_point(|frame| frame.last_seq < seq);
-        let frame = self.frames.get(at)?;
-        Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone())
-            .ok()?
-            .chain_at(seq)
+    /// The head row; that of an empty log while the stream does not exist.
+    fn held(&self) -> HeadRow {
+        self.log.head.unwrap_or_else(|| HeadRow::start(&self.stream_id))
     }
 
-    /// Removes the events after a position; a frame that the cut goes through is written anew.
-    fn cut(&mut self, after: Seq) {
-        let whole = self.frames.partition_point(|frame| frame.last_seq <= after);
-        let through = self.frames.drain(whole..).next();
-        let Some(first) = through else { return };
-        self.head = Position {
-            seq: after,
-            chain: first.base_chain,
+    pub(crate) fn head(&self) -> Position {
+        self.held().head
+    }
+
+    /// The seq before the first event that is held.
+    pub(crate) fn held_after(&self) -> Seq {
+        self.held().held_after()
+    }
+
+    fn acknowledged(&self, client: usize) -> Option<Position> {
+        self.log.checkpoints.get(&(client as u64)).copied()
+    }
+
+    fn acknowledges(&mut self, client: usize, checkpoint: Option<Position>) {
+        match checkpoint {
+            Some(checkpoint) => self.log.checkpoints.insert(client as u64, checkpoint),
+            None => self.log.checkpoints.remove(&(client as u64)),
         };
-        if first.first_seq <= after
-            && let Ok(frame) = Frame::decode(first.first_seq.get(), first.base_chain, first.bytes.clone())
-            && let Some(chain) = frame.chain_at(after)
-            && let Some(bytes) = frame.encode_until(after)
-        {
-            self.head.chain = chain;
-            self.frames.push(FrameRow {
-                last_seq: after,
-                bytes,
-                ..first
-            });
-        }
     }
+}
 
-    fn frames_after(&self, after: Seq) -> &[FrameRow] {
-        &self.frames[self.frames.partition_point(|frame| frame.last_seq <= after)..]
+impl Undo {
+    /// Takes back what was committed, the newest first.
+    fn take_back(self, tables: &mut [Table], granted: &mut [Vec<bool>]) {
+        match self {
+            Self::Append { stream, before, .. } => {
+                let log = &mut tables[stream].log;
+                log.frames.pop();
+                log.head = before;
+            }
+            Self::Log { stream, before, .. } => tables[stream].log = *before,
+            Self::Grant {
+                client,
+                stream,
+                was,
+                acknowledged,
+            } => {
+                granted[client][stream] = was;
+                tables[stream].acknowledges(client, acknowledged);
+            }
+            Self::Ack { client, stream, was } => tables[stream].acknowledges(client, was),
+        }
     }
 }
 
 impl Host {
-    pub(crate) fn new(setup: &Setup, starts: impl Iterator<Item = Position>) -> Self {
+    pub(crate) fn new(setup: &Setup, stream_ids: impl Iterator<Item = StreamId>) -> Self {
         let all = |what| vec![vec![what; setup.streams]; setup.clients];
         Self {
             up: true,
             life: 0,
-            tables: starts.map(Table::empty).collect(),
+            tables: stream_ids.map(|stream_id| Table::new(&stream_id)).collect(),
             entitled: all(true),
             granted: all(false),
-            acks: vec![vec![None; setup.streams]; setup.clients],
             committed: 0,
             durable: 0,
             slow_until: 0,
@@ -192,22 +200,12 @@ impl World {
             }
             HostStep::Answers { conn, message } => self.emit(conn, message),
             HostStep::Snapshot => {
-                let tables = self.host.tables.iter().map(|table| Table {
-                    head: table.durable,
-                    floor: table.floor.min(table.durable.seq),
-                    frames: {
-                        let durable = table
-                            .frames
-                            .partition_point(|frame| frame.last_seq <= table.durable.seq);
-                        table.frames[..durable].to_vec()
-                    },
-                    durable: table.durable,
-                });
-                let snapshot = Snapshot {
-                    tables: tables.collect(),
-                    acks: self.host.acks.clone(),
-                };
-                self.host.snapshots.push_back(snapshot);
+                let mut tables = self.host.tables.clone();
+                let mut granted = self.host.granted.clone();
+                for (_, undo) in self.host.undo.iter().rev() {
+                    undo.clone().take_back(&mut tables, &mut granted);
+                }
+                self.host.snapshots.push_back(tables);
                 if self.host.snapshots.len() > SNAPSHOTS {
                     self.host.snapshots.pop_front();
                 }
@@ -238,7 +236,7 @@ impl World {
             && *offset <= up_to
         {
             let undo = self.host.undo.pop_front().map(|(_, undo)| undo);
-            if let Some(Undo::Append { stream, after, .. } | Undo::Table { stream, after, .. }) = undo {
+            if let Some(Undo::Append { stream, after, .. } | Undo::Log { stream, after, .. }) = undo {
                 self.host.tables[stream].durable = after;
             }
         }
@@ -287,8 +285,8 @@ impl World {
             }
             ToHost::Append { call, stream, prepared } => self.host_appends(conn, call, stream, prepared),
             ToHost::Heads { ask, streams } => {
-                let held = |stream: &usize| self.host.tables[*stream].head;
-                let heads = streams.iter().map(held).collect();
+                let head = |stream: &usize| self.host.tables[*stream].head();
+                let heads = streams.iter().map(head).collect();
                 self.answer_soon(conn, FromHost::Heads { ask, heads });
             }
             ToHost::Rewind {
@@ -297,9 +295,8 @@ impl World {
                 seen,
                 target,
             } => {
-                // A head in the answer says that it is another than the bridge saw.
-                let heads = self.host_rewinds(stream, seen, target).into_iter().collect();
-                self.emit(conn, FromHost::Heads { ask, heads });
+                let answer = self.host_rewinds(stream, seen, target);
+                self.emit(conn, FromHost::Rewound { ask, answer });
             }
             ToHost::Read { read, stream, after } => {
                 let Party::Client(client) = party else { return };
@@ -343,7 +340,7 @@ impl World {
             base_chain: prepared.base_chain,
             frame: prepared.frame,
         };
-        let answer = match self.decide(stream, request) {
+        let answer = match self.host_takes_frame(stream, request) {
             Ok(()) if unknown => FromHost::Lost(call),
             Ok(()) => FromHost::Acked(call),
             Err(refusal) => {
@@ -354,56 +351,46 @@ impl World {
         self.emit(conn, answer);
     }
 
-    /// What the reducer does: asks the rules, writes what they say.
-    fn decide(&mut self, stream: usize, request: Request) -> Result<(), Refusal> {
-        let table = &self.host.tables[stream];
-        let before = table.head;
-        let asked_from = request.first_seq;
-        let decided = append::decide(before, request, |seq| table.chain_at(seq));
-        let what = match &decided {
-            Ok(Append::Absorbed) => "module: absorbed",
-            Ok(Append::Extend { first_seq, .. }) if first_seq.get() > asked_from => "module: cut and extended",
-            Ok(Append::Extend { .. }) => "module: extended",
-            Err(refusal) => match refusal.code {
-                RefusalCode::SeqGap => "module: seq_gap",
-                RefusalCode::EventConflict => "module: event_conflict",
-                RefusalCode::ChainMismatch => "module: chain_mismatch",
-                _ => "module: other refusal",
-            },
-        };
-        self.coverage.seen(what);
-        let Append::Extend {
-            first_seq, frame, head, ..
-        } = decided?
-        else {
-            return Ok(());
-        };
-        self.host_writes(stream, first_seq, frame, head);
+    /// One call of `append_sync_events`.
+    fn host_takes_frame(&mut self, stream: usize, request: Request) -> Result<(), Refusal> {
+        let table = &mut self.host.tables[stream];
+        let (row, before, asked_from) = (table.log.head, table.head(), request.first_seq);
+        let answer = append(&mut table.log, &table.stream_id, request);
+        match answer {
+            Ok(Appended::Extended { .. }) => self.host_holds(stream, row, before, asked_from),
+            Ok(Appended::Absorbed) => self.coverage.seen("module: absorbed"),
+            Err(refusal) => {
+                self.coverage.seen(match refusal.code {
+                    RefusalCode::SeqGap => "module: seq_gap",
+                    RefusalCode::EventConflict => "module: event_conflict",
+                    RefusalCode::ChainMismatch => "module: chain_mismatch",
+                    _ => "module: other refusal",
+                });
+                return Err(refusal);
+            }
+        }
         Ok(())
     }
 
-    fn host_writes(&mut self, stream: usize, first_seq: Seq, bytes: Bytes, head: Position) {
-        let before = self.host.tables[stream].head;
-        let frame = FrameRow {
-            first_seq,
-            last_seq: head.seq,
-            base_chain: before.chain,
-            bytes,
+    /// A frame was added: it is committed, and goes to those who subscribed to it.
+    fn host_holds(&mut self, stream: usize, row: Option<HeadRow>, before: Position, asked_from: u64) {
+        let table = &self.host.tables[stream];
+        let (after, Some(stored)) = (table.head(), table.log.frames.last()) else {
+            return;
         };
-        say!(
-            self,
-            "host: holds {}..={} of stream {stream}",
-            frame.first_seq,
-            frame.last_seq
-        );
-        self.check_frame(stream, before, &frame, head);
-        let table = &mut self.host.tables[stream];
-        table.frames.push(frame.clone());
-        table.head = head;
+        let frame = stored.frame.clone();
+        let (first, last) = (frame.first_seq, frame.last_seq);
+        self.coverage.seen(if first.get() > asked_from {
+            "module: cut and extended"
+        } else {
+            "module: extended"
+        });
+        say!(self, "host: holds {first}..={last} of stream {stream}");
+        self.check_frame(stream, before, &frame, after);
         self.commit(Undo::Append {
             stream,
-            before,
-            after: head,
+            before: row,
+            after,
         });
         let see = |(conn, subs): (&ConnId, &Vec<Sub>)| {
             let Party::Client(client) = self.conns[conn.0].party else {
@@ -419,51 +406,40 @@ impl World {
         }
     }
 
-    /// As the reducer: step by step, each a transaction.
-    fn host_rewinds(&mut self, stream: usize, seen: Seq, target: Position) -> Option<Position> {
-        let (table, mut first) = (&self.host.tables[stream], true);
-        let now = table.head;
-        loop {
-            let table = &self.host.tables[stream];
-            let held = rewind::Extent {
-                floor: table.floor,
-                head: table.head,
-            };
-            if std::mem::take(&mut first) && rewind::is_as_seen(held, seen).is_err() {
+    /// One call of `rewind_stream`.
+    fn host_rewinds(&mut self, stream: usize, seen: Seq, target: Position) -> Result<(), Refusal> {
+        let table = &mut self.host.tables[stream];
+        let before = Box::new(table.log.clone());
+        let step = match rewind::step(&mut table.log, &table.stream_id, target, seen, REWIND_EVENTS) {
+            Ok(step) => step,
+            Err(refusal) => {
                 self.coverage.seen("module: another head than was seen");
-                return Some(now);
+                return Err(refusal);
             }
-            let table = &self.host.tables[stream];
-            let there = if target.seq == table.floor {
-                table
-                    .frames
-                    .first()
-                    .map_or(Some(table.head.chain), |first| Some(first.base_chain))
-            } else {
-                table.chain_at(target.seq)
-            };
-            let step = rewind::decide(held, target, there, REWIND_EVENTS);
-            let before = Box::new(table.clone());
-            let table = &mut self.host.tables[stream];
-            match step {
-                rewind::Step::Done => return None,
-                rewind::Step::Cut { after } => {
-                    table.cut(after);
-                    self.coverage.seen("module: log cut");
-                }
-                rewind::Step::Begin => {
-                    table.head = target;
-                    table.floor = target.seq;
-                    self.coverage.seen("module: window begun anew");
-                }
-            }
-            let after = self.host.tables[stream].head;
-            say!(self, "host: stream {stream} ends at {} now", after.seq);
-            self.commit(Undo::Table { stream, before, after });
-        }
+        };
+        self.coverage.seen(match step {
+            rewind::Step::Done => "module: nothing to rewind",
+            rewind::Step::Cut { .. } => "module: log cut",
+            rewind::Step::Drop => "module: broken log dropped",
+            rewind::Step::Begin => "module: window begun anew",
+        });
+        self.host_changed(stream, before);
+        Ok(())
     }
 
-    /// What is past the window goes, in whole frames.
+    /// A log was changed otherwise than by an append.
+    fn host_changed(&mut self, stream: usize, before: Box<MemoryLog>) {
+        let table = &self.host.tables[stream];
+        let (held_after, after) = (table.held_after(), table.head());
+        say!(
+            self,
+            "host: stream {stream} is held after {held_after}, and ends at {}",
+            after.seq
+        );
+        self.commit(Undo::Log { stream, before, after });
+    }
+
+    /// One sweep of a stream whose window is bounded. Returns whether anything was removed.
     pub(crate) fn host_sweeps(&mut self, stream: usize) -> bool {
         let Some(events) = self.setup.window().filter(|_| self.host.up) else {
             return false;
@@ -472,26 +448,16 @@ impl World {
             events,
             age_us: i64::MAX,
         };
-        let table = &self.host.tables[stream];
-        let to = window.past_count(table.head.seq.get());
-        let gone = table.frames.partition_point(|frame| frame.first_seq.get() <= to);
-        if gone == 0 {
+        let table = &mut self.host.tables[stream];
+        let before = Box::new(table.log.clone());
+        sweep(&mut table.log, window, 0, &mut Effort::default());
+        if table.log == *before {
             return false;
         }
-        let (before, after) = (Box::new(table.clone()), table.head);
-        let table = &mut self.host.tables[stream];
-        table.frames.drain(..gone);
-        table.floor = table
-            .frames
-            .first()
-            .map_or(after.seq, |first| first.first_seq.previous());
-        let floor = table.floor;
-        say!(self, "host: stream {stream} is held after {floor} only");
-        self.commit(Undo::Table { stream, before, after });
-        // A frame that the limit goes through leaves whole.
-        let longest = self.setup.page.events as u64;
-        let kept = after.seq.since(floor);
-        if kept + longest < events.min(after.seq.get()) {
+        let (head, held_after) = (table.head().seq, table.held_after());
+        self.host_changed(stream, before);
+        let kept = head.since(held_after);
+        if kept < events.min(head.get()) {
             self.violate("I7", || {
                 format!("stream {stream}: the window is {events} events, {kept} are held")
             });
@@ -499,6 +465,7 @@ impl World {
         true
     }
 
+    /// One call of `read_events`.
     fn page(&mut self, client: usize, stream: usize, after: Seq) -> Result<Page, Option<Refusal>> {
         if self.strikes(Fault::PageFails, Some(client), None) {
             if self.dice.net.random_bool(0.5) {
@@ -510,27 +477,12 @@ impl World {
             return Err(Some(Refusal::new(RefusalCode::ForbiddenStream, "no grant")));
         }
         let table = &self.host.tables[stream];
-        let head = table.head;
-        let mut bytes = 0;
-        let held = if after < table.floor {
-            &[]
-        } else {
-            table.frames_after(after)
-        };
-        let frames: Vec<_> = held
-            .iter()
-            .enumerate()
-            .take_while(|(at, frame)| {
-                bytes += frame.bytes.len();
-                *at == 0 || bytes <= self.setup.host_page_bytes
-            })
-            .map(|(_, frame)| frame.clone())
-            .collect();
+        let page::Page { held, frames } = page::read(&table.log, &table.stream_id, after, self.setup.host_page_bytes);
         let page = Page {
-            head,
-            oldest_seq: table.floor.next(),
+            head: held.head,
+            oldest_seq: held.oldest_seq,
             durable_reads: true,
-            frames,
+            frames: frames.into_iter().map(|stored| stored.frame).collect(),
         };
         Ok(self.bend_page(client, stream, page))
     }
@@ -556,12 +508,8 @@ impl World {
             return;
         }
         let table = &self.host.tables[stream];
-        let mut rows: Vec<_> = table
-            .frames_after(after)
-            .iter()
-            .filter(|row| row.first_seq <= to)
-            .cloned()
-            .collect();
+        let rows = table.log.frames_after(after).iter().map(|stored| &stored.frame);
+        let mut rows: Vec<_> = rows.filter(|row| row.first_seq <= to).cloned().collect();
         rows.shuffle(&mut self.dice.net);
         for frame in rows {
             self.emit(conn, FromHost::Row { stream, frame });
@@ -572,17 +520,16 @@ impl World {
         if !self.host.granted[client][stream] {
             return;
         }
-        let table = &self.host.tables[stream];
-        let was = self.host.acks[client][stream];
-        let previous = was.map(|was| (was.seq, was.chain));
-        match checkpoint::decide(previous, table.head, at.seq, at.chain, |seq| table.chain_at(seq)) {
+        let table = &mut self.host.tables[stream];
+        let (held, was) = (table.held(), table.acknowledged(client));
+        match checkpoint::decide(was, held.head, at, |seq| chain_of_held(&table.log, held, seq)) {
             Ok(Ack::Moved) => {
+                table.acknowledges(client, Some(at));
                 self.coverage.seen("ack: moved");
-                if was.is_some_and(|was| was.seq >= at.seq) || at.seq > table.head.seq {
-                    let head = table.head.seq;
+                let head = held.head.seq;
+                if was.is_some_and(|was| was.seq >= at.seq) || at.seq > head {
                     self.violate("acks", || format!("{was:?} became {at:?}, the head is {head}"));
                 }
-                self.host.acks[client][stream] = Some(at);
                 self.commit(Undo::Ack { client, stream, was });
             }
             Ok(Ack::Repeated) => self.coverage.seen("ack: repeated or behind"),
@@ -608,7 +555,17 @@ impl World {
         if was == granted {
             return;
         }
-        self.commit(Undo::Grant { client, stream, was });
+        let table = &mut self.host.tables[stream];
+        let acknowledged = table.acknowledged(client);
+        if !granted {
+            table.acknowledges(client, None);
+        }
+        self.commit(Undo::Grant {
+            client,
+            stream,
+            was,
+            acknowledged,
+        });
         let conns: Vec<_> = self
             .host
             .open
@@ -652,21 +609,7 @@ impl World {
             .seen_times("durable transactions lost with the host", lost);
         say!(self, "host: dies, {lost} transactions are not durable");
         while let Some((_, undo)) = self.host.undo.pop_back() {
-            match undo {
-                Undo::Append { stream, before, .. } => {
-                    let table = &mut self.host.tables[stream];
-                    table.frames.pop();
-                    table.head = before;
-                }
-                Undo::Table { stream, before, .. } => {
-                    let table = &mut self.host.tables[stream];
-                    table.frames = before.frames;
-                    table.head = before.head;
-                    table.floor = before.floor;
-                }
-                Undo::Grant { client, stream, was } => self.host.granted[client][stream] = was,
-                Undo::Ack { client, stream, was } => self.host.acks[client][stream] = was,
-            }
+            undo.take_back(&mut self.host.tables, &mut self.host.granted);
         }
         let host = &mut self.host;
         host.committed = host.durable;
@@ -710,34 +653,29 @@ impl World {
             return;
         }
         self.host_dies(300 * MILLISECOND);
-        let (tables, acks) = match snapshot {
-            Some(snapshot) => (snapshot.tables, snapshot.acks),
-            None => (
-                self.logs.iter().map(|log| Table::empty(log.start)).collect(),
-                vec![vec![None; self.setup.streams]; self.setup.clients],
-            ),
-        };
+        let fresh = || self.logs.iter().map(|log| Table::new(&log.id)).collect();
+        let tables: Vec<_> = snapshot.unwrap_or_else(fresh);
         if wiped {
             self.host.snapshots.clear();
             self.host.granted = vec![vec![false; self.setup.streams]; self.setup.clients];
         }
         for (stream, table) in tables.into_iter().enumerate() {
-            let lost_from = self.host.tables[stream].head.seq;
-            if table.head.seq < lost_from {
-                say!(self, "host: stream {stream} is back at {}", table.head.seq);
+            let lost_from = self.host.tables[stream].head().seq;
+            let head = table.head().seq;
+            if head < lost_from {
+                say!(self, "host: stream {stream} is back at {head}");
                 self.set_back(stream, lost_from);
             }
             self.host.tables[stream] = table;
         }
-        self.host.acks = acks;
     }
 
     /// An event of another origin is appended at the head, in the bridge's name.
     pub(crate) fn host_takes_foreign(&mut self, stream: usize) -> bool {
-        if self.is_poisoned(stream) || !self.host.up || self.host.tables[stream].head.seq.get() == 0 {
+        let head = self.host.tables[stream].head();
+        if self.is_poisoned(stream) || !self.host.up || head.seq == Seq::ZERO {
             return false;
         }
-        let head = self.host.tables[stream].head;
         let Some(model) = self.logs[stream].events.first().cloned() else {
             return false;
         };
@@ -758,12 +696,11 @@ impl World {
         self.excuses[stream]
             .halts
             .extend(["refused", "diverged", "ahead_of_authority"]);
-        let frame = Frame::encode(std::slice::from_ref(&event));
-        let head = Position {
-            seq,
-            chain: event.chain_hash,
+        let request = Request {
+            first_seq: seq.get(),
+            base_chain: head.chain,
+            frame: Frame::encode(std::slice::from_ref(&event)),
         };
-        self.host_writes(stream, seq, frame, head);
-        true
+        self.host_takes_frame(stream, request).is_ok()
     }
 }

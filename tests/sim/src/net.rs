@@ -84,6 +84,11 @@ pub(crate) enum FromHost {
         ask: u64,
         heads: Vec<Position>,
     },
+    /// What one step of a rewind came to.
+    Rewound {
+        ask: u64,
+        answer: Result<(), Refusal>,
+    },
     Page {
         read: u64,
         stream: usize,

@@ -23,7 +23,7 @@ impl World {
 
     fn check_lane(&mut self, stream: usize) {
         let (log, table) = (&self.logs[stream], &self.host.tables[stream]);
-        let (head, durable, published) = (table.head, table.durable.seq, log.published);
+        let (head, durable, published) = (table.head(), table.durable.seq, log.published);
         let excuses = &mut self.excuses[stream];
         if excuses.set_back_from.is_some_and(|from| durable >= from) {
             excuses.set_back_from = None;
@@ -220,7 +220,7 @@ impl World {
                 "stream {stream}: head {}, published {}, held {}, durable {}, applied {}",
                 log.head(),
                 log.published,
-                table.head.seq,
+                table.head().seq,
                 table.durable.seq,
                 clients.collect::<Vec<_>>().join(", ")
             ));
@@ -235,13 +235,14 @@ impl World {
             .collect::<Vec<_>>()
         {
             let mut held: Vec<Event> = Vec::new();
-            for frame in &self.host.tables[stream].frames {
+            for stored in &self.host.tables[stream].log.frames {
+                let frame = &stored.frame;
                 if let Ok(frame) = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone()) {
                     held.extend(frame.into_events_after(Seq::ZERO));
                 }
             }
-            let floor = self.host.tables[stream].floor.get() as usize;
-            if held != self.logs[stream].events[floor..] {
+            let held_after = self.host.tables[stream].held_after().get() as usize;
+            if held != self.logs[stream].events[held_after..] {
                 self.violate("I1", || {
                     format!("stream {stream}: SpacetimeDB does not hold the authority's log")
                 });

@@ -154,7 +154,7 @@ impl World {
         let starts = || logs.iter().map(|log| (log.id.clone(), log.start));
         let clients = (0..setup.clients).map(|_| Client::new(setup, starts())).collect();
         let bridges = (0..setup.bridges).map(|_| Bridge::new(setup.limits)).collect();
-        let host = Host::new(setup, logs.iter().map(|log| log.start));
+        let host = Host::new(setup, logs.iter().map(|log| log.id.clone()));
         let mut world = Self {
             now: 0,
             agenda: Agenda::new(),
