@@ -1,12 +1,14 @@
 //! The contract of the lane: what authority, bridge, module and client must agree on, and nothing else.
 //!
-//! Ids and limits ([`id`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
-//! positions and frame rows ([`position`]), pages of the authority's log ([`page`]), the closed set of refusal codes ([`refusal`]), cursors that lead nowhere
-//! ([`stale`]), who may see and do what ([`access`]) and the contract's own version ([`contract`]).
-//! Beside these stand [`Secret`] and [`error_text`], which every crate needs.
+//! Ids and limits ([`id`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]), positions and
+//! frame rows ([`position`]), pages of the authority's log ([`page`]), classes of retention ([`retention`]), the authority's
+//! history ([`epoch`]), the closed set of refusal codes ([`refusal`]), cursors that cannot be continued ([`stale`]), who may
+//! see and do what ([`access`]), the client's table that tools read ([`checkpoint_table`]), and the contract's own version
+//! ([`contract`]). Beside these stand [`Secret`] and [`error_text`], which every crate needs.
 //! No IO, no clock, no runtime: it builds for `wasm32-unknown-unknown` as it does for a desktop.
 
 pub mod access;
+pub mod checkpoint_table;
 pub mod contract;
 pub mod epoch;
 mod error_text;

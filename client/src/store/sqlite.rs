@@ -12,7 +12,7 @@ const FORMAT: u32 = 2;
 /// The same without checksums: taken over by the first client that is started with it.
 const FORMAT_WITHOUT_CHECKSUMS: u32 = 1;
 const META: &str = "spacetime_sync_meta";
-const CHECKPOINT: &str = "spacetime_sync_checkpoint";
+const CHECKPOINT: &str = spacetime_sync_proto::checkpoint_table::TABLE;
 /// How long a statement waits for another connection's lock.
 const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 

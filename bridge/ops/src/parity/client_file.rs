@@ -1,20 +1,21 @@
-//! A client's SQLite file, as a look from outside: its checkpoints, and the table that its application keeps events in, if
-//! it has one of that shape.
+//! A client's SQLite file, read from outside: its checkpoints, and the table in which its application keeps events, if
+//! that has the expected columns.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
-use spacetime_sync_proto::{ChainHash, PayloadHash, Seq, StreamId};
+use spacetime_sync_proto::checkpoint_table::{SELECT, SELECT_REACHED};
+use spacetime_sync_proto::{ChainHash, PayloadHash, Position, Seq, StreamId};
 
-/// How long a statement waits for the client.
+/// How long a statement waits for the client's lock.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// Why a client's file says nothing.
+/// Why a client's file cannot be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientFileError {
-    /// It cannot be read.
+    /// SQLite cannot read the file.
     #[error("{}: cannot be read as the file of a client", path.display())]
     Unreadable {
         /// The file.
@@ -22,22 +23,22 @@ pub enum ClientFileError {
         /// What SQLite says.
         source: rusqlite::Error,
     },
-    /// It holds a value that no release ever wrote.
+    /// The file holds a value that no release of the client writes.
     #[error("{}: {what}", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// What was found.
         what: String,
     },
-    /// The look itself ended.
-    #[error("{}: the look was interrupted", path.display())]
+    /// The thread that read the file died.
+    #[error("{}: reading was interrupted", path.display())]
     Interrupted {
         /// The file.
         path: PathBuf,
     },
-    /// The name of a table that could be something else in a statement.
-    #[error("{name:?} is no name of a table: expected letters, digits and _")]
+    /// The name could mean something else than a table in a statement.
+    #[error("{name:?} is not the name of a table: expected letters, digits and _")]
     Table {
         /// The name.
         name: String,
@@ -52,7 +53,7 @@ pub(super) struct Effect {
     pub(super) chain_hash: ChainHash,
 }
 
-/// See the module.
+/// The file of one client.
 #[derive(Debug, Clone)]
 pub struct ClientFile {
     path: Arc<PathBuf>,
@@ -60,8 +61,8 @@ pub struct ClientFile {
 }
 
 impl ClientFile {
-    /// `table` has the columns `stream_id`, `seq`, `payload`, `payload_hash` and `chain_hash`, as that of the example
-    /// `follow`; without it only checkpoints are compared.
+    /// `table` has the columns `stream_id`, `seq`, `payload`, `payload_hash` and `chain_hash`, as in the example `follow`.
+    /// Without a table, parity compares only checkpoints.
     pub fn new(path: &Path, table: Option<&str>) -> Result<Self, ClientFileError> {
         let is_name = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !name.is_empty();
         if let Some(name) = table.filter(|name| !is_name(name)) {
@@ -73,28 +74,32 @@ impl ClientFile {
         })
     }
 
-    /// Where it is.
+    /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// How far the client is in a stream; none if it has nothing of it.
-    pub(super) async fn checkpoint(&self, stream_id: &StreamId) -> Result<Option<(Seq, ChainHash)>, ClientFileError> {
-        let sql = "SELECT seq, chain_hash FROM spacetime_sync_checkpoint WHERE stream_id = ?1";
+    /// How far the client has applied a stream; `None` if it does not follow it.
+    pub(super) async fn checkpoint(&self, stream_id: &StreamId) -> Result<Option<Position>, ClientFileError> {
         let stream_id = stream_id.clone();
         let found = self
             .look(move |file| {
-                let row = file.query_row(sql, [stream_id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)));
+                let row = file.query_row(SELECT, [stream_id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)));
                 row.optional()
             })
             .await?;
         found
-            .map(|(seq, chain): (i64, Vec<u8>)| Ok((self.seq(seq)?, self.chain(&chain)?)))
+            .map(|(seq, chain): (i64, Vec<u8>)| {
+                Ok(Position {
+                    seq: self.seq(seq)?,
+                    chain: self.chain(&chain)?,
+                })
+            })
             .transpose()
     }
 
-    /// What the application keeps of an event below its checkpoint. None if that is not to be looked at, or not there
-    /// yet; none within if it should be there and is not.
+    /// What the application keeps of an event. `None` if parity does not look at the application's table, or if the
+    /// client has not come that far; `Some(None)` if the event should be there and is missing.
     pub(super) async fn effect(
         &self,
         stream_id: &StreamId,
@@ -106,8 +111,9 @@ impl ClientFile {
         let stream_id = stream_id.clone();
         let found = self
             .look(move |file| {
-                let sql = "SELECT seq >= ?2 FROM spacetime_sync_checkpoint WHERE stream_id = ?1";
-                let reached = file.query_row(sql, params![stream_id.as_str(), seq.to_sql()], |row| row.get(0));
+                let reached = file.query_row(SELECT_REACHED, params![stream_id.as_str(), seq.to_sql()], |row| {
+                    row.get(0)
+                });
                 if !reached.optional()?.unwrap_or(false) {
                     return Ok(None);
                 }
@@ -124,14 +130,14 @@ impl ClientFile {
             let payload_hash = PayloadHash::from_slice(&payload_hash);
             Ok(Effect {
                 payload,
-                payload_hash: payload_hash.ok_or_else(|| self.foreign("a payload hash has not 32 bytes"))?,
+                payload_hash: payload_hash.ok_or_else(|| self.foreign("a payload hash does not have 32 bytes"))?,
                 chain_hash: self.chain(&chain)?,
             })
         });
         Ok(Some(effect.transpose()?))
     }
 
-    /// Asks within one transaction, beside what moves.
+    /// Reads in one transaction, so that all of it is of one moment, while the client goes on.
     async fn look<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -159,7 +165,7 @@ impl ClientFile {
     }
 
     fn chain(&self, chain: &[u8]) -> Result<ChainHash, ClientFileError> {
-        ChainHash::from_slice(chain).ok_or_else(|| self.foreign("a chain hash has not 32 bytes"))
+        ChainHash::from_slice(chain).ok_or_else(|| self.foreign("a chain hash does not have 32 bytes"))
     }
 
     fn foreign(&self, what: &str) -> ClientFileError {
@@ -175,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_is_a_name_and_no_statement() {
+    fn the_name_of_a_table_cannot_be_a_statement() {
         let path = Path::new("x");
         assert!(ClientFile::new(path, Some("applied")).is_ok());
         for name in ["", "a b", "a;drop", "a\"", "ä"] {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use serde::Serialize;
-use spacetime_sync_proto::{ChainHash, Seq, StreamId, StreamProgress};
+use spacetime_sync_proto::{ChainHash, Position, Seq, StreamId, StreamProgress};
 
 use spacetime_sync_authority::{Authority, AuthorityError};
 use spacetime_sync_stdb::StdbError;
@@ -192,7 +192,9 @@ impl Parity<'_> {
             let published = held.map_or(Seq::ZERO, |held| held.seq);
             for (at, (client, saved)) in self.clients.iter().zip(&saved).enumerate() {
                 // A client that does not follow the stream says nothing about it.
-                let Some((seq, chain)) = saved else { continue };
+                let Some(Position { seq, chain }) = saved else {
+                    continue;
+                };
                 // Nobody knows any more what was there; the client finds that out by itself.
                 if *seq < floor {
                     continue;

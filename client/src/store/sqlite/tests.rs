@@ -372,3 +372,17 @@ fn a_file_without_checksums_is_taken_over_with_all_that_it_holds() {
     file.sql(&made("('s', -1, x'00')"));
     assert!(matches!(file.refusal("lane"), StoreError::BadCheckpoint { .. }));
 }
+
+#[test]
+fn an_operators_tool_reads_checkpoints_from_outside() {
+    use spacetime_sync_proto::checkpoint_table::{SELECT, SELECT_REACHED};
+    let file = File::new();
+    save(&mut file.store(), start(), checkpoint(7)).unwrap();
+    let outside = Connection::open(file.path()).unwrap();
+    let found = outside.query_row(SELECT, ["s"], |row| Ok((row.get(0)?, row.get(1)?)));
+    assert_eq!(found.unwrap(), (7, vec![7; 32]));
+    for (seq, expected) in [(7, true), (8, false)] {
+        let reached = outside.query_row(SELECT_REACHED, params!["s", seq], |row| row.get(0));
+        assert_eq!(reached, Ok(expected), "seq {seq}");
+    }
+}
