@@ -1,4 +1,4 @@
-//! What clients read of the log by themselves, each answer as of one moment.
+//! Reads the log for clients over HTTP. Each answer is of one moment.
 
 use spacetime_sync_proto::{ChainHash, Event, Label, Seq, StreamId};
 use sqlx::Connection as _;
@@ -9,20 +9,20 @@ use super::error::CallError;
 use super::retention::{Extent, extent_of};
 use super::{Authority, AuthorityError, chain_at, log};
 
-/// How a stream and a position in it stood at one moment, and what followed.
+/// A stream, a position in it and the events that follow, as they were at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History {
-    /// From where to where the log goes; none if nothing was ever appended.
+    /// Where the log begins and ends; `None` if nothing was ever appended.
     pub extent: Option<Extent>,
-    /// The chain hash at the position; none if the log does not go there.
+    /// The chain hash at the position; `None` if the log does not reach it.
     pub chain: Option<ChainHash>,
     /// The events that follow.
     pub events: Vec<Event>,
 }
 
 impl Authority {
-    /// What follows a position, and all that is needed to judge the position: in one transaction that sees one moment, so
-    /// that a purge, an append or a rewind meanwhile changes nothing.
+    /// The events after a position, and all that is needed to judge the position. One transaction reads both, so that a
+    /// purge, an append or a rewind in between changes nothing.
     pub async fn history(
         &self,
         stream_id: &StreamId,
@@ -32,7 +32,7 @@ impl Authority {
     ) -> Result<History, AuthorityError> {
         self.connections
             .run("history", async |connection| {
-                // Rolled back by the next use of the connection if it is dropped in between.
+                // If this call is dropped in between, the next use of the connection rolls the transaction back.
                 let mut moment = connection
                     .begin_with("begin isolation level repeatable read read only")
                     .await?;
@@ -43,7 +43,7 @@ impl Authority {
             .await
     }
 
-    /// What is known of a session; none if it never had a token and was never revoked.
+    /// What is known of a session; `None` if it never had a token and was never revoked.
     pub async fn session(&self, session_id: &Label) -> Result<Option<BoundSession>, AuthorityError> {
         self.connections
             .run("session", async |connection| {

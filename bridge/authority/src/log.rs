@@ -1,4 +1,4 @@
-//! Reading a stream's log in pages.
+//! Reads a stream's log in pages.
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -9,8 +9,8 @@ use sqlx::{Row, Type};
 
 use super::error::{AuthorityError, CallError};
 
-/// A page. The window function counts the bytes on the server, so that what is past the bound never leaves it;
-/// `octet_length` does not read a payload that is stored out of line. The first event always comes.
+/// One page. The window function counts the bytes on the server, so that events past the bound never leave it.
+/// `octet_length` does not read a payload that is stored out of line. The first event always comes, however large.
 const PAGE: &str = "
     select seq, idempotency_key, kind, payload, payload_hash, chain_hash, committed_at
     from (
@@ -61,12 +61,12 @@ fn decode(stream_id: &StreamId, row: &PgRow, last_kind: Option<&Kind>) -> Result
     let payload: &[u8] = row.try_get(3)?;
     let payload_hash: &[u8] = row.try_get(4)?;
     let chain_hash: &[u8] = row.try_get(5)?;
-    // Postgres knows times that no clock tells, infinity for one.
+    // Postgres has times that are not moments, such as infinity.
     let Timestamp(committed_at_us) = row.try_get(6).map_err(|_| corrupt("a time"))?;
     Ok(Event {
         seq: Seq::from_sql(seq).ok_or_else(|| corrupt("a position"))?,
         idempotency_key: IdempotencyKey::new(key).map_err(|_| corrupt("a key"))?,
-        // Neighbours mostly are of one kind: sharing it spares checking and allocating it.
+        // Neighbours mostly have one kind. Sharing it saves a check and an allocation.
         kind: match last_kind {
             Some(last) if last.as_str() == kind => last.clone(),
             _ => Kind::new(kind).map_err(|_| corrupt("a kind"))?,
@@ -93,7 +93,7 @@ impl Type<Postgres> for Timestamp {
 
 impl<'r> sqlx::Decode<'r, Postgres> for Timestamp {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
-        // Statements are prepared, and their results binary.
+        // The driver prepares statements, so results are binary.
         let since_2000 = i64::from_be_bytes(value.as_bytes()?.try_into()?);
         since_2000
             .checked_add(POSTGRES_EPOCH_US)

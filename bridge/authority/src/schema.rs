@@ -1,7 +1,7 @@
-//! The authority's migrations: applying them, and knowing whether a database has them.
+//! The authority's migrations: applies them, and checks whether a database has them.
 //!
-//! sqlx keeps its ledger in a table `_sqlx_migrations` of the first schema of the search path. Ours stands in a schema
-//! of its own, so that it never meets the ledger of an application that uses sqlx in the same database.
+//! sqlx keeps its list of applied migrations in a table `_sqlx_migrations` of the first schema of the search path. The lane's
+//! list has a schema of its own, so that it never meets that of an application that uses sqlx in the same database.
 
 use std::sync::LazyLock;
 
@@ -65,7 +65,7 @@ fn expected() -> i64 {
     MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
-/// Applies what is missing. Several at once are safe: the migrator holds an advisory lock.
+/// Applies the migrations that are missing. Several processes may do so at once: the migrator holds an advisory lock.
 pub(super) async fn migrate(server: &str, options: &PgConnectOptions) -> Result<(), AuthorityError> {
     let driver = |error| AuthorityError::from_driver(server, error);
     let mut connection = PgConnection::connect_with(options).await.map_err(driver)?;
@@ -73,7 +73,7 @@ pub(super) async fn migrate(server: &str, options: &PgConnectOptions) -> Result<
     let ledger = applied(&mut connection).await.map_err(driver)?;
     check_known(server, &ledger)?;
     if ledger.is_empty() {
-        // Two that come first at once: one of them may lose the race inside CREATE SCHEMA IF NOT EXISTS.
+        // When two processes come first at once, one may lose the race inside CREATE SCHEMA IF NOT EXISTS.
         let created = connection
             .execute(&*format!("create schema if not exists {LEDGER_SCHEMA}"))
             .await;
@@ -104,7 +104,7 @@ pub(super) async fn migrate(server: &str, options: &PgConnectOptions) -> Result<
     connection.close().await.map_err(driver)
 }
 
-/// Whether the database is one that this build can work with.
+/// Checks that this build can work with the database.
 pub(super) async fn check(server: &str, connection: &mut PgConnection) -> Result<(), AuthorityError> {
     check_server(server, connection).await?;
     let ledger = applied(connection)

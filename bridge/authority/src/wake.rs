@@ -1,4 +1,4 @@
-//! The wake-up: a hint that something was appended, sent only to a bridge that sleeps. It may be missed.
+//! Wake-ups: hints that something was appended. Writers send them only to a bridge that sleeps, and one may be lost.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const RECONNECT_LIMIT: Duration = Duration::from_secs(5);
 pub struct WakeListener {
     server: String,
     listener: PgListener,
-    /// The listener's connections come from here; one at a time.
+    /// Where the listener gets its connection, one at a time.
     _pool: PgPool,
 }
 
@@ -37,8 +37,8 @@ impl WakeListener {
         })
     }
 
-    /// Resolves at a wake-up, and also when the connection was lost, for then one may have been missed. It connects
-    /// anew by itself; an error says that this failed, and it may be called again. May be cancelled.
+    /// Resolves at a wake-up, and when the connection was lost, because a wake-up may have been lost with it. The listener
+    /// connects again by itself. After an error, which says that this failed, it may be called again. It may be cancelled.
     pub async fn woken(&mut self) -> Result<(), AuthorityError> {
         match self.listener.try_recv().await {
             Ok(Some(_)) => {

@@ -1,4 +1,4 @@
-//! What the authority said about sessions a moment ago. Time is an argument.
+//! Remembers for a moment what the authority answered about sessions. Time is an argument.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,10 +8,10 @@ use spacetime_sync_proto::Label;
 
 use spacetime_sync_authority::{Access, AccessQuestion};
 
-/// Most sessions that are remembered; those beyond are asked about every time.
+/// Most sessions whose answers are remembered. The authority is asked about further sessions every time.
 const SESSIONS: usize = 10_000;
 
-/// One answer a session, for the question it was given to.
+/// Holds one answer for each session, together with its question.
 #[derive(Debug)]
 pub(super) struct AccessCache {
     good_for: Duration,
@@ -21,8 +21,8 @@ pub(super) struct AccessCache {
 #[derive(Debug, Default)]
 struct State {
     answers: HashMap<Label, Answer>,
-    /// How often something was forgotten: an answer that was asked for before that says nothing any more.
-    epoch: u64,
+    /// Counts how often sessions were forgotten. An answer that was asked for in an earlier generation may be outdated.
+    generation: u64,
     swept: Option<Instant>,
 }
 
@@ -34,7 +34,7 @@ struct Answer {
 }
 
 impl AccessCache {
-    /// Nothing is remembered for longer than this; for no time at all, if it is zero.
+    /// An answer counts for `good_for`. Zero turns the cache off.
     pub(super) fn new(good_for: Duration) -> Self {
         Self {
             good_for,
@@ -42,7 +42,7 @@ impl AccessCache {
         }
     }
 
-    /// What was said to this very question, or the epoch to answer it in.
+    /// The answer to exactly this question, or the generation with which to [`put`](Self::put) one.
     pub(super) fn get(&self, question: &AccessQuestion, now: Instant) -> Result<Arc<Access>, u64> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state
@@ -51,13 +51,13 @@ impl AccessCache {
             .filter(|answer| now.saturating_duration_since(answer.at) < self.good_for)
             .filter(|answer| *answer.question == *question)
             .map(|answer| answer.access.clone())
-            .ok_or(state.epoch)
+            .ok_or(state.generation)
     }
 
-    /// Remembers an answer, unless something was forgotten since it was asked for.
-    pub(super) fn put(&self, epoch: u64, question: Arc<AccessQuestion>, access: Arc<Access>, asked_at: Instant) {
+    /// Remembers an answer, unless sessions were forgotten since it was asked for.
+    pub(super) fn put(&self, generation: u64, question: Arc<AccessQuestion>, access: Arc<Access>, asked_at: Instant) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.epoch != epoch || self.good_for.is_zero() {
+        if state.generation != generation || self.good_for.is_zero() {
             return;
         }
         let new = !state.answers.contains_key(&question.session_id);
@@ -85,10 +85,10 @@ impl AccessCache {
         state.answers.insert(session_id, answer);
     }
 
-    /// Forgets sessions, and what is just being asked about any.
+    /// Forgets sessions, and discards every answer that is still on its way.
     pub(super) fn forget(&self, session_ids: &[Label]) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.epoch += 1;
+        state.generation += 1;
         for session_id in session_ids {
             state.answers.remove(session_id);
         }
@@ -121,8 +121,8 @@ mod tests {
     #[test]
     fn an_answer_is_good_for_its_question_and_its_time() {
         let (cache, now, asked) = (AccessCache::new(GOOD_FOR), Instant::now(), question(1, "a"));
-        let epoch = cache.get(&asked, now).unwrap_err();
-        cache.put(epoch, asked.clone(), access(), now);
+        let generation = cache.get(&asked, now).unwrap_err();
+        cache.put(generation, asked.clone(), access(), now);
         assert!(cache.get(&asked, now + GOOD_FOR / 2).is_ok());
         assert!(cache.get(&asked, now + GOOD_FOR).is_err());
         assert!(cache.get(&question(1, "b"), now).is_err(), "another question");
@@ -130,27 +130,27 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_before_a_revocation_is_not_remembered_after_it() {
+    fn an_answer_asked_for_before_a_revocation_is_not_remembered_after_it() {
         let (cache, now, asked) = (AccessCache::new(GOOD_FOR), Instant::now(), question(1, "a"));
-        let epoch = cache.get(&asked, now).unwrap_err();
+        let generation = cache.get(&asked, now).unwrap_err();
         cache.forget(std::slice::from_ref(&asked.session_id));
-        cache.put(epoch, asked.clone(), access(), now);
-        let epoch = cache.get(&asked, now).unwrap_err();
-        cache.put(epoch, asked.clone(), access(), now);
+        cache.put(generation, asked.clone(), access(), now);
+        let generation = cache.get(&asked, now).unwrap_err();
+        cache.put(generation, asked.clone(), access(), now);
         assert!(cache.get(&asked, now).is_ok());
         cache.forget(std::slice::from_ref(&asked.session_id));
         assert!(cache.get(&asked, now).is_err());
     }
 
     #[test]
-    fn it_is_bounded_and_can_be_off() {
+    fn the_cache_is_bounded_and_can_be_turned_off() {
         let (cache, now) = (AccessCache::new(GOOD_FOR), Instant::now());
         for session in 0..SESSIONS + 10 {
             cache.put(0, question(session, "a"), access(), now);
         }
         assert_eq!(cache.state.lock().unwrap().answers.len(), SESSIONS);
         cache.put(0, question(SESSIONS + 10, "a"), access(), now + 2 * GOOD_FOR);
-        assert_eq!(cache.state.lock().unwrap().answers.len(), 1, "what is old made room");
+        assert_eq!(cache.state.lock().unwrap().answers.len(), 1, "old answers made room");
         let off = AccessCache::new(Duration::ZERO);
         off.put(0, question(1, "a"), access(), now);
         assert!(off.get(&question(1, "a"), now).is_err());

@@ -1,35 +1,35 @@
-//! What the issuer counts, from the start of the process.
+//! What the issuer counts since the process started.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use spacetime_sync_proto::RefusalCode;
 
-/// The counters at a moment.
+/// The counters at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct AuthCounters {
-    /// Tokens that were given.
+    /// Tokens signed for clients.
     pub minted_total: u64,
-    /// Requests that came too often.
+    /// Requests refused because a session or an address asked too often.
     pub rate_limited_total: u64,
-    /// Requests that were refused for who asked, by what was wrong.
+    /// Requests refused because of who asked, by reason.
     pub auth_failures: AuthFailures,
 }
 
-/// Requests that were refused for who asked, each counted once.
+/// Requests refused because of who asked. Each request counts once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct AuthFailures {
-    /// Without a credential, or with one of another scheme.
+    /// The request had no credential, or one of another scheme.
     pub unauthorized_total: u64,
-    /// With a good one that may not do this.
+    /// The credential was good, but does not allow this.
     pub forbidden_total: u64,
-    /// With one that is none.
+    /// The credential was malformed, or not signed by a trusted key.
     pub invalid_token_total: u64,
-    /// With one that has ended.
+    /// The credential had expired.
     pub token_expired_total: u64,
-    /// With one that is not good yet.
+    /// The credential was not valid yet.
     pub token_not_yet_valid_total: u64,
-    /// With one of a session that was revoked.
+    /// The session was revoked.
     pub token_revoked_total: u64,
 }
 
@@ -68,8 +68,28 @@ impl Totals {
             RefusalCode::TokenExpired => &self.token_expired,
             RefusalCode::TokenNotYetValid => &self.token_not_yet_valid,
             RefusalCode::TokenRevoked => &self.token_revoked,
-            // Requests that are none, clients that are not served, and our own troubles say nothing about who asked.
-            _ => return,
+            // Malformed requests, outdated clients and the issuer's own troubles say nothing about who asked.
+            RefusalCode::NotConfigured
+            | RefusalCode::InvalidArgument
+            | RefusalCode::InvalidFrame
+            | RefusalCode::SeqGap
+            | RefusalCode::ChainMismatch
+            | RefusalCode::EventConflict
+            | RefusalCode::BelowWindow
+            | RefusalCode::CheckpointBehind
+            | RefusalCode::CheckpointAhead
+            | RefusalCode::EpochBehind
+            | RefusalCode::KeySecretFixed
+            | RefusalCode::InvalidScope
+            | RefusalCode::InvalidRequest
+            | RefusalCode::TooManyGrants
+            | RefusalCode::SyncTokenUnavailable
+            | RefusalCode::NotFound
+            | RefusalCode::InvalidClientBuild
+            | RefusalCode::UnsupportedProtocolVersion
+            | RefusalCode::UnsupportedSchemaVersion
+            | RefusalCode::UpgradeRequired
+            | RefusalCode::UnsupportedClientBuild => return,
         };
         total.fetch_add(1, Ordering::Relaxed);
     }

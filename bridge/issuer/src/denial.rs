@@ -1,4 +1,4 @@
-//! Why somebody is not given what they ask for, before it becomes an answer of any protocol.
+//! Why the issuer refuses a request, before the refusal becomes an answer of any protocol.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -7,20 +7,20 @@ use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::access::TokenRefusal;
 use spacetime_sync_proto::refusal::RefusalClass;
 
-/// A refusal of the issuer. Its text never holds anything of a credential.
+/// A refusal. Its text never contains any part of a credential.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Denial {
-    /// The machine's part.
+    /// The reason, for programs.
     pub code: RefusalCode,
-    /// The person's part.
+    /// The reason, for people.
     pub message: Cow<'static, str>,
-    /// When to ask again, if asking again may help.
+    /// How long to wait before asking again, if asking again may help.
     pub retry_after: Option<Duration>,
 }
 
 impl Denial {
-    /// A refusal.
+    /// A refusal after which asking again does not help.
     pub fn new(code: RefusalCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             code,
@@ -29,7 +29,7 @@ impl Denial {
         }
     }
 
-    /// Asked too often.
+    /// The caller asked too often.
     pub fn rate_limited(message: &'static str, retry_after: Duration) -> Self {
         Self {
             retry_after: Some(retry_after),
@@ -45,12 +45,12 @@ impl Denial {
         }
     }
 
-    /// The body of an answer.
+    /// The refusal as the body of an answer.
     pub fn body(&self) -> TokenRefusal {
         TokenRefusal {
             code: self.code,
             message: self.message.clone().into_owned(),
-            // With a credential, as opposed to a request, that has ended, the same credential never helps.
+            // The class of an expired token is retry, because another token helps. The same credential never does.
             retryable: self.code.class() == RefusalClass::Retry && self.retry_after.is_some(),
             retry_after_ms: self
                 .retry_after

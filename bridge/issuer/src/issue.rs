@@ -1,4 +1,4 @@
-//! Making a token: its claims, and the answer that tells them.
+//! Makes a token: its claims, and the answer that describes them.
 
 use rand::RngCore as _;
 use spacetime_sync_proto::access::{CLAIMS_VERSION, ClientVersion, SyncClaims, TokenResponse};
@@ -11,12 +11,12 @@ use super::policy::Granted;
 use super::sessions::Session;
 use spacetime_sync_proto::RefusalCode;
 
-/// Seconds before a token's end at which a new one should be asked for.
+/// How many seconds before a token ends its client should ask for a new one.
 const REFRESH_BEFORE: u64 = 30;
-/// The least time that a token is good for, however soon its session ends.
+/// The shortest time for which a token is good, however soon its session ends.
 const LEAST_SECONDS: u64 = 60;
 
-/// Who signs, for whom.
+/// Who signs tokens, and for whom.
 #[derive(Debug, Clone)]
 pub struct Names {
     /// `iss`
@@ -25,24 +25,24 @@ pub struct Names {
     pub audience: String,
 }
 
-/// What a token is made of.
+/// All that a token is made of.
 #[derive(Debug)]
 pub struct Order<'a> {
     /// Who asks.
     pub session: &'a Session,
-    /// The device that the session is bound to.
+    /// The device to which the session is bound.
     pub device_id: &'a Label,
-    /// What the client says it is, and was checked to be.
+    /// What the client says about itself. The caller has checked it.
     pub client: &'a ClientVersion,
-    /// The kind of client.
+    /// The kind of client, such as `desktop`.
     pub surface: &'a Label,
-    /// What it is given.
+    /// What the token allows.
     pub granted: Granted,
-    /// For how long it asked.
+    /// For how long the request asked.
     pub ttl_seconds: u64,
 }
 
-/// Signs a token. `now` is in seconds.
+/// Signs a token. `now` is in seconds since 1970.
 pub fn issue(key: &SigningKey, names: &Names, order: Order<'_>, now: u64) -> Result<TokenResponse, Denial> {
     let Order {
         session,
@@ -52,7 +52,7 @@ pub fn issue(key: &SigningKey, names: &Names, order: Order<'_>, now: u64) -> Res
         granted,
         ttl_seconds,
     } = order;
-    // A token does not outlive its session by more than the least there is.
+    // A token may outlive its session, but by no more than the shortest time there is.
     let left = session.expires_at.saturating_sub(now).max(LEAST_SECONDS);
     let ttl = ttl_seconds.min(left);
     let claims = SyncClaims {
@@ -103,7 +103,7 @@ pub fn issue(key: &SigningKey, names: &Names, order: Order<'_>, now: u64) -> Res
     })
 }
 
-/// Signs claims that whoever reads them will read: not more than that many bytes.
+/// Signs claims, unless they are longer than a reader of tokens accepts.
 fn sign(key: &SigningKey, claims: &SyncClaims) -> Result<String, Denial> {
     let token = key
         .sign(claims)
@@ -201,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn a_token_ends_with_its_session_but_lives_a_minute() {
+    fn a_token_ends_with_its_session_but_lives_at_least_a_minute() {
         for (ttl, left, expected) in [(300, 120, 120), (300, 10, 60), (900, 900, 900), (60, 0, 60)] {
             assert_eq!(answer(ttl, left, 1).unwrap().0.expires_in, expected);
         }
     }
 
     #[test]
-    fn claims_that_nobody_would_read_are_not_signed() {
+    fn claims_longer_than_a_reader_accepts_are_not_signed() {
         assert!(answer(300, 300, 60).is_ok());
         assert_eq!(answer(300, 300, 100).unwrap_err().code, RefusalCode::InvalidRequest);
     }

@@ -1,8 +1,8 @@
-//! JSON from outside, read strictly.
+//! Reads JSON from outside strictly.
 
 use serde::de::{DeserializeOwned, Error as _};
 
-/// An object, and nothing that could be read as one: a list of its fields' values, for instance.
+/// Reads an object. serde would also read a struct from a list of its fields' values; this refuses one.
 pub fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
     match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'{') => serde_json::from_slice(bytes),

@@ -1,5 +1,5 @@
-//! Signed tokens in their compact form: taken apart, verified, made. The algorithm is always that of the key, never that
-//! of whoever sent the token.
+//! Signed tokens in their compact form: parsing, verifying, signing. The key decides on the algorithm, never the sender of the
+//! token.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,12 +9,12 @@ use spacetime_sync_proto::limit;
 
 use super::json::object;
 
-/// Longest compact form that is looked at: claims, header and signature, a third longer in base64.
+/// Longest compact form that is parsed: claims, header and signature, a third longer in base64.
 const TOKEN_BYTES: usize = (limit::CLAIMS_BYTES + 4 * 1024) / 3 * 4;
 /// Longest `kid`.
 const KID_BYTES: usize = 256;
 
-/// The algorithms that are taken. No shared secrets, and nothing unsigned.
+/// The algorithms that are accepted. None uses a shared secret, and none leaves a token unsigned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
     /// ECDSA on P-256 with SHA-256.
@@ -33,7 +33,7 @@ impl Algorithm {
     }
 }
 
-/// A key to verify with.
+/// A key that verifies signatures.
 #[derive(Clone)]
 pub enum PublicKey {
     /// A point of P-256, uncompressed.
@@ -45,7 +45,7 @@ pub enum PublicKey {
         /// The exponent.
         e: Vec<u8>,
     },
-    /// An RSA key as PKCS#1 writes it.
+    /// An RSA key in the form of PKCS#1.
     RsaDer(Vec<u8>),
 }
 
@@ -79,7 +79,7 @@ impl PublicKey {
     }
 }
 
-/// A token taken apart, of which nothing is verified yet.
+/// A parsed token. Nothing in it is verified yet.
 pub struct Jws<'a> {
     /// `kid` of its header.
     pub kid: Option<String>,
@@ -94,29 +94,29 @@ struct Header {
     alg: String,
     typ: Option<String>,
     kid: Option<String>,
-    /// Extensions that must be understood: none are.
+    /// Extensions that the reader must understand. This one understands none.
     crit: Option<serde_json::Value>,
 }
 
-/// Why a text is no token that could be verified.
+/// Why a text cannot be verified as a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Longer than any token of ours.
+    /// The text is longer than any token that is accepted.
     #[error("the token is too long")]
     TooLong,
-    /// Not three parts in base64url with JSON in them.
-    #[error("the token is not of the compact form of a signed token")]
+    /// The text is not three parts in base64url with JSON in them.
+    #[error("the token does not have the compact form of a signed token")]
     Form,
-    /// Its header is of another type, or asks for what is not understood.
-    #[error("the token is of a kind that is not taken here")]
+    /// The header names another type of token, or extensions that are not understood.
+    #[error("this kind of token is not accepted here")]
     Kind,
-    /// Signed in a way that is not taken.
+    /// The algorithm is not accepted.
     #[error("the token is not signed with ES256 or RS256")]
     Algorithm,
 }
 
 impl<'a> Jws<'a> {
-    /// Takes a token apart.
+    /// Parses a token.
     pub fn parse(token: &'a str) -> Result<Self, Malformed> {
         if token.len() > TOKEN_BYTES {
             return Err(Malformed::TooLong);
@@ -148,12 +148,12 @@ impl<'a> Jws<'a> {
         })
     }
 
-    /// What its header says it is signed with.
+    /// The algorithm that its header names.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The claims, if this key has signed them.
+    /// The claims, if this key signed them.
     pub fn verified(&self, key: &PublicKey) -> Option<&[u8]> {
         let ours = key.algorithm() == self.algorithm && key.verifies(self.message, &self.signature);
         ours.then_some(&self.payload[..])

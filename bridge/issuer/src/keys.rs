@@ -1,8 +1,8 @@
 //! The keys that sync tokens are signed with, and the schedule by which one follows another.
 //!
-//! A key is published from the moment its file is there, and signs from the moment that the file is named after. SpacetimeDB
-//! keeps a key set for up to two hours and refuses a `kid` that is not in it, so a new key is given that long.
-//! Never: a key in a log line or an error; a key in memory longer than its file is there.
+//! A key is published as soon as its file exists, and signs from the moment that the file is named after. SpacetimeDB keeps
+//! a key set for up to two hours and refuses a `kid` that is not in it, so a new key waits that long before it signs.
+//! Never: a key in a log line or an error; a key in memory longer than its file exists.
 
 mod folder;
 
@@ -23,39 +23,39 @@ use spacetime_sync_proto::Secret;
 
 pub use folder::{KeyFolder, KeyListing, add_key, list_keys};
 
-/// For how long a key that was superseded is still published: as long as a token lives, and clocks differ.
+/// How long a superseded key is still published: as long as a token lives, and as clocks may differ.
 pub const PUBLISHED_AFTER_SECONDS: u64 = 900 + 120;
-/// After how long a new key signs, unless the operator says otherwise: longer than SpacetimeDB keeps a key set.
+/// How long a new key waits before it signs, unless the operator says otherwise: longer than SpacetimeDB keeps a key set.
 pub const SIGNS_IN_SECONDS: u64 = 2 * 3_600 + 15 * 60;
 /// Largest file of a key.
 pub(super) const KEY_BYTES: u64 = 16 * 1024;
 
-/// Why a key is none. Never holds anything of it.
+/// Why there is no key. The error never contains any part of one.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Not a private key of P-256 in PEM.
+    /// The text is not a private key of P-256 in PEM.
     #[error("{origin} holds no signing key: expected a private key of P-256 in PEM (PKCS#8 or SEC1)")]
     NoKey {
-        /// The file, or the key of the configuration.
+        /// The file, or the key in the configuration.
         origin: String,
     },
     /// A file or the folder cannot be read or written.
     #[error("cannot {what} {origin}")]
     Io {
-        /// What was tried.
+        /// What the issuer tried to do.
         what: &'static str,
         /// The file or the folder.
         origin: String,
         /// What the system says.
         source: std::io::Error,
     },
-    /// The name of a file says no time.
+    /// The name of a file is not a moment.
     #[error("{origin} is not named YYYYMMDDTHHMMSSZ.pem, after the moment from which the key signs")]
     Name {
         /// The file.
         origin: String,
     },
-    /// There is no key that signs.
+    /// No key signs yet.
     #[error("{origin} holds no key that signs yet; make one with: spacetime-sync keys add --dir DIR")]
     Empty {
         /// The folder.
@@ -63,7 +63,7 @@ pub enum KeyError {
     },
 }
 
-/// A key that signs from some moment on.
+/// A private key that signs from some moment on.
 pub struct SigningKey {
     signs_from: u64,
     kid: String,
@@ -71,7 +71,7 @@ pub struct SigningKey {
     jwk: Jwk,
 }
 
-/// The public half, as it is published.
+/// The public half, in the form in which it is published.
 #[derive(Debug, Clone, Serialize)]
 struct Jwk {
     crv: &'static str,
@@ -90,12 +90,12 @@ impl std::fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// Reads a private key in PEM. `origin` is what an error calls it.
+    /// Reads a private key in PEM. An error calls it `origin`.
     pub fn from_pem(pem: &Secret, signs_from: u64, origin: &str) -> Result<Self, KeyError> {
         let none = || KeyError::NoKey {
             origin: origin.to_owned(),
         };
-        // A value of the environment often has its line ends written out.
+        // A value from the environment often has `\n` in place of its line ends.
         let pem = pem.expose().replace("\\n", "\n");
         let key = SecretKey::from_pkcs8_pem(pem.trim()).or_else(|_| SecretKey::from_sec1_pem(pem.trim()));
         let key = key.map_err(|_| none())?;
@@ -126,7 +126,7 @@ impl SigningKey {
         })
     }
 
-    /// Makes a new one, and returns it in PEM.
+    /// Makes a new key and returns it in PEM.
     pub fn generate() -> Result<Secret, KeyError> {
         let none = || KeyError::NoKey {
             origin: "the generator".to_owned(),
@@ -143,12 +143,12 @@ impl SigningKey {
         &self.kid
     }
 
-    /// From when it signs, in seconds.
+    /// The moment from which it signs, in seconds since 1970.
     pub fn signs_from(&self) -> u64 {
         self.signs_from
     }
 
-    /// What verifies what it signs.
+    /// The key that verifies its signatures.
     pub fn public(&self) -> PublicKey {
         PublicKey::P256(self.pair.public_key().as_ref().to_vec())
     }
@@ -172,21 +172,21 @@ impl SigningKey {
     }
 }
 
-/// RFC 7638: sha256 over the members that are required, in the order of their names. So they stand in [`Jwk`].
+/// RFC 7638: sha256 over the required members in the order of their names, which is the order of the fields of [`Jwk`].
 fn thumbprint(jwk: &Jwk) -> Option<String> {
     let text = serde_json::to_vec(jwk).ok()?;
     Some(URL_SAFE_NO_PAD.encode(ring::digest::digest(&ring::digest::SHA256, &text)))
 }
 
-/// All keys there are at a moment. Which of them signs is a question of time alone.
+/// All keys at one moment. Time alone decides which of them signs.
 #[derive(Debug, Default)]
 pub struct Ring {
-    /// By the moment from which they sign.
+    /// Sorted by the moment from which they sign.
     keys: Vec<Arc<SigningKey>>,
 }
 
 impl Ring {
-    /// A ring of these keys. Of two that are the same key, the one that signs first stays.
+    /// A ring of these keys. Where two files hold the same key, the earlier moment counts.
     pub fn new(mut keys: Vec<Arc<SigningKey>>) -> Self {
         keys.sort_by_key(|key| key.signs_from);
         let mut seen = std::collections::HashSet::new();
@@ -194,12 +194,12 @@ impl Ring {
         Self { keys }
     }
 
-    /// The key that signs: the newest whose time has come.
+    /// The key that signs: the newest one whose moment has come.
     pub fn signer(&self, now: u64) -> Option<&Arc<SigningKey>> {
         self.keys.iter().rfind(|key| key.signs_from <= now)
     }
 
-    /// The keys that are published: all but those that were superseded long ago.
+    /// The keys that are published: all except those that were superseded long ago.
     pub fn published(&self, now: u64) -> impl Iterator<Item = &Arc<SigningKey>> {
         self.keys.iter().enumerate().filter_map(move |(at, key)| {
             let superseded_at = self.keys.get(at + 1).map(|next| next.signs_from);
@@ -208,14 +208,14 @@ impl Ring {
         })
     }
 
-    /// The key set, as `/.well-known/jwks.json` answers it.
+    /// The key set with which `/.well-known/jwks.json` answers.
     pub fn jwks(&self, now: u64) -> Value {
         let keys: Vec<Value> = self.published(now).map(|key| key.published()).collect();
         json!({ "keys": keys })
     }
 }
 
-/// A moment as the name of a key's file says it, in seconds.
+/// The moment, in seconds since 1970, that the name of a key's file stands for.
 pub fn moment_from_name(name: &str) -> Option<u64> {
     let format = format_description!("[year][month][day]T[hour][minute][second]Z");
     let stem = name.strip_suffix(".pem")?;

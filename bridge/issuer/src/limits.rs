@@ -1,4 +1,4 @@
-//! Token buckets: how often somebody may do something. Time is an argument.
+//! Token buckets, which bound how often somebody may do something. Time is an argument.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -6,12 +6,12 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Most keys that are remembered.
+/// Most keys that have a bucket of their own.
 const KEYS: usize = 100_000;
-/// How often, at the most, keys that are as good as new are looked for when there are too many.
+/// The shortest time between two searches for full buckets, which make room when there are too many keys.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// A rate, and what may come at once.
+/// How often something may happen, on average and at once.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
     per_second: f64,
@@ -19,7 +19,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// So many a minute, and so many at once.
+    /// `count` a minute on average, and `burst` at once.
     pub fn per_minute(count: u32, burst: u32) -> Self {
         Self {
             per_second: f64::from(count.max(1)) / 60.0,
@@ -28,8 +28,8 @@ impl Rate {
     }
 }
 
-/// A bucket for each key. When there are too many keys, those that come last share one bucket, so that nobody's bucket is
-/// ever forgotten while it is not full.
+/// One bucket for each key. When there are too many keys, further ones share one bucket, so that no bucket is forgotten
+/// before it is full again.
 #[derive(Debug)]
 pub struct Buckets<K> {
     rate: Rate,
@@ -66,7 +66,7 @@ impl Bucket {
 }
 
 impl<K: Eq + Hash> Buckets<K> {
-    /// With no key in it.
+    /// Every bucket is full at the beginning.
     pub fn new(rate: Rate, now: Instant) -> Self {
         Self::bounded(rate, KEYS, now)
     }
@@ -87,7 +87,7 @@ impl<K: Eq + Hash> Buckets<K> {
         }
     }
 
-    /// Takes one, or says how long until there is one.
+    /// Takes one token, or says how long it takes until there is one.
     pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
         self.with(key, now, |bucket, rate| {
             bucket.wait(rate)?;
@@ -96,7 +96,7 @@ impl<K: Eq + Hash> Buckets<K> {
         })
     }
 
-    /// As [`Buckets::take`] without taking, and without remembering the key.
+    /// Answers as [`Buckets::take`] would, takes nothing and remembers no key.
     pub fn peek(&self, key: &K, now: Instant) -> Result<(), Duration> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let rest = (state.buckets.len() >= self.most).then_some(&state.rest);
@@ -134,7 +134,7 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 }
 
-/// Who an address stands for: a host of IPv6 has as many addresses as it likes within its network.
+/// Whom an address stands for: a host with IPv6 has as many addresses as it likes within its network of 64 bits.
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
@@ -185,19 +185,19 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_keys_is_bounded_and_forgets_nobody_who_is_held_up() {
+    fn a_flood_of_keys_is_bounded_and_forgets_no_bucket_that_is_not_full() {
         let start = Instant::now();
         let buckets = Buckets::bounded(Rate::per_minute(60, 2), 10, start);
         assert_eq!(buckets.take(0, start), Ok(()));
         assert_eq!(buckets.take(0, start), Ok(()));
         let through = (1..1_000).filter(|key| buckets.take(*key, start).is_ok()).count();
-        assert_eq!(through, 9 + 2, "nine of their own, and the two of the rest");
+        assert_eq!(through, 9 + 2, "nine have a bucket of their own, and two share one");
         assert!(buckets.take(0, start).is_err());
         assert_eq!(buckets.state.lock().unwrap().buckets.len(), 10);
         assert_eq!(
             buckets.take(5_000, start + 5 * SECOND),
             Ok(()),
-            "those at rest made room"
+            "full buckets made room"
         );
         assert_eq!(buckets.state.lock().unwrap().buckets.len(), 1);
     }

@@ -1,4 +1,4 @@
-//! What is granted of what is asked for: what the authority allows, and nothing besides. Pure.
+//! Decides what of a request is granted: what the authority allows, and nothing else. Pure.
 
 use std::collections::BTreeSet;
 
@@ -7,30 +7,30 @@ use spacetime_sync_proto::{Label, RefusalCode, StreamId, limit};
 
 use super::denial::Denial;
 
-/// For how long a token is good if its request does not say.
+/// For how long a token is good when its request does not say.
 pub const DEFAULT_TTL_SECONDS: u64 = 300;
 
-/// A request that makes sense, whether or not any of it is granted.
+/// A well-formed request. Nothing of it is granted yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// What it wants to do, each once, in order.
+    /// What the client wants to do, each scope once, in order.
     pub scopes: Vec<Scope>,
-    /// The streams, those of the topics included, each once, in order.
+    /// The streams, including those of the topics, each once, in order.
     pub streams: Vec<StreamPattern>,
-    /// The topics and what carries them.
+    /// The topics, and the streams that carry them.
     pub topics: Vec<(String, StreamId)>,
-    /// For how long.
+    /// For how long the token should be good.
     pub ttl_seconds: u64,
     /// The device, if the request names it.
     pub device_id: Option<Label>,
 }
 
-/// What a token is to say.
+/// What a token allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
-    /// What it may do.
+    /// What its client may do.
     pub scopes: Vec<Scope>,
-    /// The streams, those of the topics included.
+    /// The streams, including those of the topics.
     pub streams: Vec<StreamPattern>,
     /// The topics.
     pub topics: Vec<String>,
@@ -84,11 +84,11 @@ impl Wanted {
         })
     }
 
-    /// What of it is granted to who may read `allowed`.
+    /// What of the request is granted to a session that may read `allowed`.
     pub fn grant(&self, allowed: &[StreamPattern]) -> Result<Granted, Denial> {
         let both = StreamPattern::intersection(&self.streams, allowed);
         let in_scope = both.into_iter().filter(|pattern| match pattern {
-            // A prefix has streams of many kinds: the module asks for the scope of each.
+            // A prefix covers streams of many kinds. The module checks the scope of each when it is read.
             StreamPattern::Prefix(_) => true,
             StreamPattern::Exact(stream_id) => self.has_scope_of(stream_id),
         });
@@ -136,15 +136,15 @@ fn scopes(names: &[String]) -> Result<Vec<Scope>, Denial> {
     let mut scopes = BTreeSet::new();
     for (at, name) in names.iter().enumerate() {
         match name.parse() {
-            Ok(Scope::Append) => return Err(invalid(format!("{} is not given to clients", Scope::Append))),
+            Ok(Scope::Append) => return Err(invalid(format!("clients are not given {}", Scope::Append))),
             Ok(scope) => scopes.insert(scope),
-            Err(_) => return Err(invalid(format!("scopes[{at}] is no scope"))),
+            Err(_) => return Err(invalid(format!("scopes[{at}] is not a scope"))),
         };
     }
     Ok(scopes.into_iter().collect())
 }
 
-/// The same streams in as few patterns as these can say it.
+/// The same streams in as few of these patterns as possible.
 fn least(patterns: Vec<StreamPattern>) -> Vec<StreamPattern> {
     let prefixes: BTreeSet<String> = patterns
         .iter()

@@ -1,4 +1,4 @@
-//! Who reads the log over HTTP: by the sync token that opens a connection to the lane, under the rules of the module.
+//! Decides who may read the log over HTTP: whoever holds a sync token with which the module would let them connect.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -14,12 +14,12 @@ use super::limits::network;
 use super::{Issuer, bearer};
 use spacetime_sync_authority::{Authority, BoundSession};
 
-/// Why somebody may not read.
+/// Why a request may not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoReader {
-    /// For who asks, or what for.
+    /// The issuer refuses the credential, or what it asks for.
     Denied(Denial),
-    /// The client is not served.
+    /// The bridge does not serve this client.
     Incompatible(Box<Incompatible>),
 }
 
@@ -29,17 +29,17 @@ impl From<Denial> for NoReader {
     }
 }
 
-/// The bearer of a good sync token.
+/// The holder of a good sync token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reader(Session);
 
 impl Reader {
-    /// The session that reads.
+    /// Its session.
     pub fn session(&self) -> &Session {
         &self.0
     }
 
-    /// Whether the token lets it read a stream.
+    /// Whether the token allows reading a stream.
     pub fn may_read(&self, stream_id: &StreamId) -> Result<(), Denial> {
         let Session { scopes, streams, .. } = &self.0;
         let needed = [Some(Scope::Subscribe), Scope::of_stream(stream_id)];
@@ -50,7 +50,7 @@ impl Reader {
         if streams.iter().any(|pattern| pattern.matches(stream_id)) {
             return Ok(());
         }
-        // The same whether or not the stream exists.
+        // The answer does not depend on whether the stream exists.
         Err(Denial::new(
             RefusalCode::ForbiddenStream,
             "no grant for this stream: ask for a token that names it",
@@ -59,7 +59,7 @@ impl Reader {
 }
 
 impl Issuer {
-    /// Who reads, by the value of the header `Authorization`. Whether its session lasts is another question.
+    /// Verifies the value of the header `Authorization`. [`lasts`](Issuer::lasts) says whether the session still exists.
     pub fn reader(&self, authorization: Option<&[u8]>, peer: IpAddr) -> Result<Reader, NoReader> {
         let peer = network(peer);
         let counted = |refused| match refused {
@@ -79,14 +79,13 @@ impl Issuer {
             .map_err(NoReader::from)
             .and_then(|token| verify(token, &self.keys.ring(), &policy, now()))
             .map_err(|refused| {
-                // That it is used up is told with the next credential.
+                // If this was the last failure allowed, the next credential is told so.
                 let _ = self.failed.take(peer, Instant::now());
                 counted(refused)
             })
     }
 
-    /// Whether the session of a reader lasts. Asked of the authority each time: a revocation counts from the moment it is
-    /// there.
+    /// Whether the session of a reader still exists. The authority is asked each time, so that a revocation counts at once.
     pub async fn lasts(&self, reader: &Reader, authority: &Authority) -> Result<(), Denial> {
         let known = self.ask(authority.session(&reader.0.session_id)).await?;
         known
@@ -95,7 +94,7 @@ impl Issuer {
     }
 }
 
-/// What the module does when somebody connects, and what SpacetimeDB has done before.
+/// Checks what SpacetimeDB and then the module check when somebody connects.
 fn verify(token: &str, ring: &Ring, policy: &Policy, now: u64) -> Result<Reader, NoReader> {
     let invalid = |message: String| Denial::new(RefusalCode::InvalidToken, message);
     let jws = Jws::parse(token.trim()).map_err(|error: Malformed| invalid(error.to_string()))?;
@@ -109,7 +108,7 @@ fn verify(token: &str, ring: &Ring, policy: &Policy, now: u64) -> Result<Reader,
         .map_err(|refusal| refused(refusal, &claims, policy))
 }
 
-/// A client that is not served is told which are.
+/// Tells a client that the bridge does not serve which clients it serves.
 fn refused(refusal: Refusal, claims: &str, policy: &Policy) -> NoReader {
     let client = serde_json::from_str(claims).map(|claims: SyncClaims| ClientVersion {
         client_build_id: claims.oa_client_build_id,
@@ -177,25 +176,29 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_taken_of_every_key_that_is_published_and_of_no_other() {
+    fn a_token_of_every_published_key_is_accepted_and_of_no_other() {
         let (old, new, foreign) = (key(0), key(NOW - 100), key(0));
         let ring = Ring::new(vec![old.clone(), new.clone()]);
         let read = |key: &crate::keys::SigningKey, now| {
             code(verify(key.sign(&claims()).unwrap().expose(), &ring, &policy(), now))
         };
-        assert_eq!(read(&old, NOW), None, "its time is over, but not that of its tokens");
+        assert_eq!(
+            read(&old, NOW),
+            None,
+            "the key no longer signs, but its tokens are still good"
+        );
         assert_eq!(read(&new, NOW), None);
         assert_eq!(read(&foreign, NOW), Some(RefusalCode::InvalidToken));
         let later = NOW + PUBLISHED_AFTER_SECONDS;
         assert_eq!(
             read(&old, later),
             Some(RefusalCode::InvalidToken),
-            "nobody publishes it any more"
+            "the key is not published any more"
         );
     }
 
     #[test]
-    fn what_the_module_would_not_let_in_does_not_read() {
+    fn a_token_that_the_module_would_refuse_does_not_read() {
         let key = key(0);
         let ring = Ring::new(vec![key.clone()]);
         for (field, value, expected) in [
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_reads_what_its_token_names_in_its_scopes() {
+    fn a_reader_reads_what_its_token_names_and_its_scopes_allow() {
         let key = key(0);
         let ring = Ring::new(vec![key.clone()]);
         let token = key.sign(&claims()).unwrap();

@@ -1,4 +1,4 @@
-//! The bridge's own credential: it signs tokens for itself, which let it append and nothing else.
+//! The bridge's own credential: tokens that it signs for itself, which allow appending and nothing else.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::keys::{KeyFolder, now};
 use spacetime_sync_proto::Secret;
 use spacetime_sync_stdb::tokens::Signer;
 
-/// What the bridge is called where a token names a user, a session, a device and a kind of client.
+/// The bridge's name where a token names a user, a session, a device and a kind of client.
 const NAME: &str = "bridge";
 
 /// Signs the bridge's own tokens.
@@ -26,7 +26,7 @@ pub struct ServiceTokens {
 }
 
 impl ServiceTokens {
-    /// With a build and a schema that are served, whichever are: the bridge is no client, and never outdated.
+    /// Its tokens name a build and a schema within `window`: the bridge is not a client, and never outdated.
     pub fn new(keys: Arc<KeyFolder>, names: &Names, window: &Window, ttl_seconds: u64) -> Self {
         Self {
             keys,

@@ -1,6 +1,6 @@
-//! Who asks for a token: the caller's own session credential, verified against the keys of the runtime's issuer.
+//! Verifies who asks for a token: a session credential of the runtime, signed by the runtime's own issuer.
 //!
-//! Never: a credential in a log line or an error; an algorithm of the sender's choosing; a claim that is guessed.
+//! Never: a credential in a log line or an error; an algorithm that the sender chooses; a claim that is guessed.
 
 mod jwks;
 
@@ -27,7 +27,7 @@ const AUDIENCES: usize = 16;
 /// Largest file of a public key.
 const KEY_BYTES: u64 = 16 * 1024;
 
-/// A session, as its credential says it.
+/// A session, as its credential describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     /// `sub`
@@ -51,10 +51,10 @@ pub struct SessionVerifier {
     remote: Option<RemoteKeys>,
 }
 
-/// Why a file holds no key to verify with.
+/// Why a file gives no public key.
 #[derive(Debug, thiserror::Error)]
 pub enum PublicKeyError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
@@ -62,7 +62,7 @@ pub enum PublicKeyError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// It holds something else.
+    /// The file holds something else.
     #[error("{} holds no public key: expected one PUBLIC KEY in PEM, of P-256, or RSA of 2048 to 8192 bits", path.display())]
     NoKey {
         /// The file.
@@ -71,7 +71,7 @@ pub enum PublicKeyError {
 }
 
 impl SessionVerifier {
-    /// Reads the keys of the configuration.
+    /// Reads the keys that the configuration names.
     pub fn new(config: &SessionsConfig) -> Result<Self, PublicKeyError> {
         let fixed: Result<Vec<_>, _> = config.public_keys.iter().map(|path| read_key(path)).collect();
         Ok(Self {
@@ -82,7 +82,7 @@ impl SessionVerifier {
         })
     }
 
-    /// The session of a credential, or why it is none.
+    /// The session of a credential, or why the credential is refused.
     pub async fn verify(&self, token: &str, now: u64) -> Result<Session, Denial> {
         let invalid = |message: &'static str| Denial::new(RefusalCode::InvalidToken, message);
         let jws = Jws::parse(token).map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
@@ -92,17 +92,17 @@ impl SessionVerifier {
             verified = key.and_then(|key| jws.verified(&key));
         }
         let claims =
-            verified.ok_or_else(|| invalid("the credential is not signed by an issuer that is trusted here"))?;
+            verified.ok_or_else(|| invalid("the credential is not signed by an issuer that this bridge trusts"))?;
         self.check(claims, now)
     }
 
-    /// What signed claims must say. Their types are strict: a time is a whole number, a name is a name.
+    /// Checks signed claims. Their types are strict: a time is a whole number, a name is a valid label.
     fn check(&self, claims: &[u8], now: u64) -> Result<Session, Denial> {
         let invalid = |message: &'static str| Denial::new(RefusalCode::InvalidToken, message);
         let malformed = || invalid("the credential's claims are not those of a session: iss, aud, sub, sid, iat, exp");
         let claims: Claims = object(claims).map_err(|_| malformed())?;
         if claims.iss != self.issuer {
-            return Err(invalid("the credential is of another issuer"));
+            return Err(invalid("the credential comes from another issuer"));
         }
         if !claims.aud.holds(&self.audience) {
             return Err(invalid("the credential is for another audience"));
@@ -114,13 +114,13 @@ impl SessionVerifier {
             ));
         };
         if claims.exp.saturating_add(LEEWAY_SECONDS) <= now {
-            return Err(Denial::new(RefusalCode::TokenExpired, "the credential has ended"));
+            return Err(Denial::new(RefusalCode::TokenExpired, "the credential has expired"));
         }
         let latest = now.saturating_add(LEEWAY_SECONDS);
         if issued_at > latest || claims.nbf.is_some_and(|from| from > latest) {
             return Err(Denial::new(
                 RefusalCode::TokenNotYetValid,
-                "the credential is not good yet",
+                "the credential is not valid yet",
             ));
         }
         let session_id = match (claims.sid, claims.session_id) {
@@ -144,9 +144,9 @@ struct Claims {
     aud: Audience,
     sub: Label,
     exp: u64,
-    #[serde(default, deserialize_with = "there")]
+    #[serde(default, deserialize_with = "not_null")]
     iat: Option<u64>,
-    #[serde(default, deserialize_with = "there")]
+    #[serde(default, deserialize_with = "not_null")]
     nbf: Option<u64>,
     sid: Option<Label>,
     session_id: Option<Label>,
@@ -154,8 +154,8 @@ struct Claims {
     device_id: Option<Label>,
 }
 
-/// A number, if the field is there: `null` is no time.
-fn there<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+/// A field that may be missing, but not `null`.
+fn not_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     u64::deserialize(deserializer).map(Some)
 }
 
@@ -177,7 +177,7 @@ impl Audience {
     }
 }
 
-/// An RSA key out of a SubjectPublicKeyInfo, as PKCS#1.
+/// The RSA key in a SubjectPublicKeyInfo, in the form of PKCS#1.
 struct RsaSpki(Vec<u8>);
 
 impl TryFrom<SubjectPublicKeyInfoRef<'_>> for RsaSpki {
@@ -212,7 +212,7 @@ fn key_from_pem(pem: &str) -> Option<PublicKey> {
         return Some(PublicKey::P256(key.to_encoded_point(false).as_bytes().to_vec()));
     }
     let RsaSpki(der) = RsaSpki::from_public_key_pem(pem.trim()).ok()?;
-    // Shorter keys are refused by whoever verifies; they are better refused here.
+    // Verifying would refuse a shorter key each time; refusing it here names the file.
     let least = 2048 / 8;
     (der.len() > least).then_some(PublicKey::RsaDer(der))
 }

@@ -1,4 +1,4 @@
-//! What whoever verifies our tokens asks for: the discovery document of OpenID Connect, and the key set.
+//! The discovery document of OpenID Connect and the key set, for whoever verifies the issuer's tokens.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::keys::now;
 
 pub(super) const DOCUMENT_PATH: &str = "/.well-known/openid-configuration";
 pub(super) const KEYS_PATH: &str = "/.well-known/jwks.json";
-/// For how long others may keep them: much less than a new key is published before it signs.
+/// How long caches may keep both: much less than a new key waits before it signs.
 const CACHE: &str = "public, max-age=300";
 
 pub(super) async fn document(State(desk): State<Option<Arc<Desk>>>) -> Response {

@@ -1,7 +1,8 @@
-//! `GET /api/sync/streams/{stream_id}/events` and `…/snapshot`: the authority's log, for who may read it in the lane.
+//! `GET /api/sync/streams/{stream_id}/events` and `…/snapshot`: the authority's log, for clients that may read it in the
+//! lane.
 //!
-//! In this order: who asks and how often, before anything is asked of the authority; whether the session lasts and may
-//! read the stream; what of it. `stream_id` is one segment of the path; see
+//! Who asks and how often is checked before anything is asked of the authority. Then come whether the session still exists
+//! and may read the stream, and what the request asks for. `stream_id` is one segment of the path; see
 //! [`path_segment`](spacetime_sync_proto::page::path_segment).
 
 use std::net::SocketAddr;
@@ -31,11 +32,11 @@ pub(super) const SNAPSHOT_PATH: &str = "/api/sync/streams/{stream_id}/snapshot";
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asked {
-    /// The position.
+    /// The seq after which to read.
     after: u64,
-    /// The chain hash there, to be told if it is another.
+    /// The chain hash that the client has there. If the log has another one, the answer says so.
     chain: Option<String>,
-    /// Most events; a page holds no more than it holds, whatever this says.
+    /// Most events to send. A page has a limit of its own.
     limit: Option<u64>,
 }
 
@@ -78,7 +79,7 @@ pub(super) async fn snapshot(
     answer.await.unwrap_or_else(told)
 }
 
-/// Who may read this stream, now.
+/// Checks that the request may read this stream now.
 async fn admitted<'a>(
     desk: Option<&'a Desk>,
     peer: SocketAddr,
@@ -114,7 +115,7 @@ fn read(uri: &Uri) -> Result<(Cursor, usize), Denial> {
         let expected = "expected after=<seq>, and at most chain=sha256:<64 hexadecimal digits> and limit=<events>";
         invalid(expected.to_owned())
     })?;
-    let after = Seq::new(asked.after).ok_or_else(|| invalid(format!("after: {} is no seq", asked.after)))?;
+    let after = Seq::new(asked.after).ok_or_else(|| invalid(format!("after: {} is not a seq", asked.after)))?;
     let chain = asked.chain.map(|text| text.parse::<ChainHash>()).transpose();
     let chain =
         chain.map_err(|_| invalid("chain: expected sha256: and 64 lower-case hexadecimal digits".to_owned()))?;
@@ -149,7 +150,7 @@ fn json(turn: Turn, value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-/// Bytes that give their turn back when they are sent.
+/// Bytes that give their turn back once they are sent.
 fn held(turn: Turn, bytes: Bytes) -> Bytes {
     struct Held {
         bytes: Bytes,
@@ -163,11 +164,11 @@ fn held(turn: Turn, bytes: Bytes) -> Bytes {
     Bytes::from_owner(Held { bytes, _turn: turn })
 }
 
-/// A page for people: event by event.
+/// A page as JSON, event by event.
 fn readable(page: &EventPage) -> Result<Value, Denial> {
     let mut events = Vec::new();
     for frame in &page.frames {
-        // We have just encoded it.
+        // The page was encoded just before, so it decodes.
         let read = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone());
         let read = read.map_err(|_| Denial::unavailable("the page cannot be shown as JSON"))?;
         events.extend(read.into_events_after(Seq::ZERO).map(|event| {
@@ -208,7 +209,7 @@ mod tests {
     use crate::settings::HistoryConfig;
 
     #[test]
-    fn what_is_asked_for_is_read_strictly() {
+    fn a_query_is_read_strictly() {
         let read = |query: &str| read(&format!("/x?{query}").parse().unwrap());
         let chain = format!("sha256:{}", "0a".repeat(32));
         let (cursor, most) = read(&format!("after=7&chain={chain}&limit=3")).unwrap();
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_lasts_until_the_last_byte_of_its_answer_is_let_go_of() {
+    async fn a_turn_lasts_until_the_last_byte_of_its_answer_is_dropped() {
         let config = HistoryConfig {
             requests: 1,
             ..HistoryConfig::default()
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_for_who_asks_for_it_and_for_nothing_better() {
+    fn json_is_sent_only_to_clients_that_do_not_accept_protobuf() {
         for (accept, json) in [
             ("application/json", true),
             ("text/html, application/json;q=0.9", true),

@@ -34,12 +34,11 @@ pub struct Desk {
     pub histories: Arc<Histories>,
     /// Who tells the module of revocations.
     pub messenger: Messenger,
-    /// Whether every request comes by a proxy of the operator's, which says for whom.
+    /// Whether every request comes through the operator's proxy, which names the client's address.
     pub behind_proxy: bool,
 }
 
-/// The routes. Without a desk, as on a bridge without an issuer, they say that this bridge issues no tokens. Who may ask
-/// for a revocation is for the caller to guard.
+/// The routes. Without a desk they answer that this bridge issues no tokens. The caller guards who may revoke sessions.
 pub fn router(desk: Option<Arc<Desk>>) -> Router {
     let log = Router::new()
         .route(history::EVENTS_PATH, get(history::events))

@@ -1,4 +1,4 @@
-//! Refusals as answers.
+//! Turns refusals into HTTP answers.
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
@@ -7,11 +7,11 @@ use spacetime_sync_proto::access::{Incompatible, TokenRefusal, headers};
 
 use crate::denial::Denial;
 
-/// A refusal with the status of its code.
+/// The answer for a refusal, with the status of its code.
 pub fn refuse(denial: &Denial) -> Response {
     let mut response = (status(denial.code), Json(denial.body())).into_response();
     if let Some(wait) = denial.retry_after {
-        // Whole seconds, and never sooner than it helps.
+        // The header counts whole seconds. Rounding up never asks too early.
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         response
             .headers_mut()
@@ -25,7 +25,7 @@ pub fn refuse(denial: &Denial) -> Response {
     response
 }
 
-/// 426, in headers and in the body.
+/// The answer 426, which names the versions that are served in its headers and in its body.
 pub(super) fn incompatible(why: &Incompatible) -> Response {
     let code = serde_json::to_value(why.code).ok();
     let code = code
@@ -51,7 +51,7 @@ pub(super) fn incompatible(why: &Incompatible) -> Response {
     response
 }
 
-/// Always the same: for what was never here and for what is gone.
+/// The answer 404. It does not tell what never existed from what is gone.
 pub async fn not_found() -> Response {
     let body = TokenRefusal {
         code: RefusalCode::NotFound,

@@ -1,4 +1,4 @@
-//! `POST` on the path of revocations: an admin ends sessions.
+//! The route on which an admin revokes sessions.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ struct Revocation {
     reason: String,
 }
 
-/// Revokes sessions. Answers when the authority has it, and says whether the module has it, too.
+/// Revokes sessions. Answers once the authority has recorded it, and says whether the module has taken it, too.
 pub(super) async fn revoke(State(desk): State<Option<Arc<Desk>>>, body: Bytes) -> Response {
     let Some(desk) = desk else {
         return refuse(&Denial::unavailable("this bridge issues no tokens"));
@@ -34,12 +34,12 @@ pub(super) async fn revoke(State(desk): State<Option<Arc<Desk>>>, body: Bytes) -
         Ok(revocation) => revocation,
         Err(denial) => return refuse(&denial),
     };
-    // On its own: once it is begun it is carried out, whether or not somebody waits for the answer.
+    // In a task of its own, so that a revocation that has begun is carried out even if the admin hangs up.
     let revoked = tokio::spawn({
         let ids = session_ids.clone();
         async move { desk.issuer.revoke(&desk.messenger, &ids, &reason).await }
     });
-    let unknown = |_| Err(Denial::unavailable("the revocation broke off; ask again"));
+    let unknown = |_| Err(Denial::unavailable("the revocation was interrupted; ask again"));
     match revoked.await.unwrap_or_else(unknown) {
         Ok(delivered) => Json(json!({ "revoked": session_ids, "delivered": delivered })).into_response(),
         Err(denial) => refuse(&denial),
@@ -50,7 +50,7 @@ fn read(body: &[u8]) -> Result<(Vec<Label>, String), Denial> {
     let invalid = |message: String| Denial::new(RefusalCode::InvalidRequest, message);
     let revocation: Revocation = object(body).map_err(|error| {
         invalid(format!(
-            "the body is no revocation (line {}, column {}): expected an object with session_id or session_ids, and \
+            "the body is not a revocation (line {}, column {}): expected an object with session_id or session_ids, and \
              reason",
             error.line(),
             error.column()

@@ -1,7 +1,7 @@
 //! `POST /api/sync/token`.
 //!
-//! In this order, which is part of the contract: what the client is, how often it failed, who asks and how often, what it
-//! asks for, what of that it may have.
+//! The order of the checks is part of the contract: which client asks, how often its address failed, who asks and how often,
+//! what they ask for, and what of that they may have.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use super::{BODY_BYTES, Desk};
 use crate::denial::Denial;
 use crate::json::object;
 
-/// The kind of client that does not say what it is.
+/// The kind of a client that does not name it.
 const UNKNOWN_SURFACE: &str = "unknown";
-/// Where a proxy says for whom it asks.
+/// The header in which a proxy names the client's address.
 const FORWARDED_FOR: &str = "x-forwarded-for";
-/// Most bytes of a header of the client's that are looked at.
+/// Longest value of one of the client's headers that is read.
 const HEADER_BYTES: usize = 128;
 
 pub(super) async fn token(
@@ -54,7 +54,7 @@ pub(super) async fn token(
     }
 }
 
-/// Whose address it is. What a proxy of ours adds to the header stands last; what stands before that anybody can write.
+/// The address that asks. The operator's proxy adds it as the last one to the header; anybody can write those before.
 pub(super) fn asker(sent: &HeaderMap, peer: IpAddr, behind_proxy: bool) -> IpAddr {
     if !behind_proxy {
         return peer;
@@ -64,7 +64,7 @@ pub(super) fn asker(sent: &HeaderMap, peer: IpAddr, behind_proxy: bool) -> IpAdd
     last.unwrap_or(peer)
 }
 
-/// What a client says it is. What it does not say, or says twice or in no text, is nothing that is served.
+/// What a client says about itself. A header that is missing, doubled or not a text becomes a value that is not served.
 fn client(sent: &HeaderMap, window: &Window) -> ClientVersion {
     let said = |name: &str| {
         let mut values = sent.get_all(name).iter();
@@ -83,7 +83,7 @@ fn client(sent: &HeaderMap, window: &Window) -> ClientVersion {
     }
 }
 
-/// A schema version that is not served, for a client that names none.
+/// A schema version that the bridge does not serve, for a client that names none.
 fn unserved_schema(window: &Window) -> u32 {
     if window.min_schema_version > 0 {
         0
@@ -96,11 +96,11 @@ async fn read(body: Body) -> Result<TokenRequest, Denial> {
     let invalid = |message: String| Denial::new(RefusalCode::InvalidRequest, message);
     let bytes = to_bytes(body, BODY_BYTES)
         .await
-        .map_err(|_| invalid(format!("the body is not there, or has more than {BODY_BYTES} bytes")))?;
-    // Where it went wrong, but not what stood there.
+        .map_err(|_| invalid(format!("the body is missing, or has more than {BODY_BYTES} bytes")))?;
+    // The error tells where the body is wrong, but does not repeat it.
     object(&bytes).map_err(|error| {
         invalid(format!(
-            "the body is no request for a token (line {}, column {}): expected an object with scopes, streams, topics, \
+            "the body is not a request for a token (line {}, column {}): expected an object with scopes, streams, topics, \
              ttl_seconds and device_id",
             error.line(),
             error.column()
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_the_peers_or_the_last_that_a_proxy_of_ours_says() {
+    fn an_address_is_the_peers_or_the_last_that_the_operators_proxy_names() {
         let peer: IpAddr = "10.0.0.1".parse().unwrap();
         let of = |values: &[&str], behind_proxy| {
             let mut sent = HeaderMap::new();
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_does_not_say_once_and_plainly_is_nothing_that_is_served() {
+    fn a_client_that_does_not_name_its_version_once_and_plainly_is_not_served() {
         let served = SCHEMA_VERSION.to_string();
         let good = [
             (headers::CLIENT_BUILD_ID, "20260601T000000Z"),
@@ -151,7 +151,7 @@ mod tests {
         ];
         let code = |pairs: &[_]| Window::default().check(&says(pairs)).err().map(|why| why.code);
         assert_eq!(code(&good), None);
-        assert_eq!(code(&good[..3]), None, "the surface is looked at later");
+        assert_eq!(code(&good[..3]), None, "the surface is checked later");
         assert_eq!(code(&[]), Some(RefusalCode::InvalidClientBuild));
         assert_eq!(code(&good[..1]), Some(RefusalCode::UnsupportedProtocolVersion));
         assert_eq!(code(&good[..2]), Some(RefusalCode::UnsupportedSchemaVersion));

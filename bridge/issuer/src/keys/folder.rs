@@ -1,4 +1,4 @@
-//! The folder that signing keys are kept in, one a file.
+//! The folder that holds the signing keys, one in each file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use super::{KEY_BYTES, KeyError, Ring, SIGNS_IN_SECONDS, SigningKey, moment_from_name, moment_text};
 use spacetime_sync_proto::Secret;
 
-/// Most files of keys that are looked at.
+/// Most files that are read. The newest count.
 const FILES: usize = 64;
 
-/// The ring of a folder, or of the one key that has none.
+/// The ring of the keys in a folder, or of a single key without a folder.
 #[derive(Debug)]
 pub struct KeyFolder {
     folder: Option<PathBuf>,
@@ -21,15 +21,15 @@ pub struct KeyFolder {
     last: Mutex<Last>,
 }
 
-/// What was found the last time.
+/// What the last look at the folder found.
 #[derive(Debug, Default)]
 struct Last {
     keys: BTreeMap<String, Arc<SigningKey>>,
-    /// What was wrong, so that it is told once and not at every look.
+    /// What was wrong, so that it is logged once and not at every look.
     wrong: Vec<String>,
 }
 
-/// One file of a folder, as an operator is told of it.
+/// One file of a folder, for an operator.
 #[derive(Debug)]
 pub struct KeyListing {
     /// The file's name.
@@ -39,7 +39,7 @@ pub struct KeyListing {
 }
 
 impl KeyFolder {
-    /// One key that signs for ever, and no folder.
+    /// One key that always signs, without a folder.
     pub fn single(key: SigningKey) -> Self {
         Self {
             folder: None,
@@ -48,7 +48,7 @@ impl KeyFolder {
         }
     }
 
-    /// Reads a folder. One without a key that signs now is refused.
+    /// Reads a folder, and refuses one in which no key signs now.
     pub fn open(folder: &Path, now: u64) -> Result<Self, KeyError> {
         let keys = Self {
             folder: Some(folder.to_owned()),
@@ -102,27 +102,34 @@ impl KeyFolder {
             }
         }
         for message in wrong.iter().filter(|message| !last.wrong.contains(message)) {
-            tracing::error!(message, "a signing key is left out");
+            tracing::error!(message, "the issuer does not use a signing key");
         }
         if !keys.is_empty() || last.keys.is_empty() {
             for (name, key) in &keys {
                 if !last.keys.contains_key(name) {
-                    tracing::info!(kid = key.kid, signs_from = moment_text(key.signs_from), "a signing key");
+                    tracing::info!(
+                        kid = key.kid,
+                        signs_from = moment_text(key.signs_from),
+                        "the issuer has a signing key"
+                    );
                 }
             }
             let ring = Arc::new(Ring::new(keys.values().cloned().collect()));
             *self.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
             last.keys = keys;
         } else if !last.wrong.iter().any(|message| message.contains("empty now")) {
-            wrong.push(format!("{} is empty now: the keys of before stay", folder.display()));
-            tracing::error!(folder = %folder.display(), "no signing key is left: those of before stay");
+            wrong.push(format!(
+                "{} is empty now; the issuer keeps the keys that it has",
+                folder.display()
+            ));
+            tracing::error!(folder = %folder.display(), "the folder holds no signing key any more; the issuer keeps the keys that it has");
         }
         last.wrong = wrong;
         Ok(())
     }
 }
 
-/// Makes a new key in a folder and returns its name and id. It signs in `signs_in` seconds; the first one of a folder
+/// Makes a new key in a folder and returns its name and id. It signs after `signs_in` seconds; the first key of a folder
 /// signs at once.
 pub fn add_key(folder: &Path, signs_in: Option<u64>, now: u64) -> Result<(String, String), KeyError> {
     fs::create_dir_all(folder).map_err(io_error("make", folder))?;
@@ -132,16 +139,16 @@ pub fn add_key(folder: &Path, signs_in: Option<u64>, now: u64) -> Result<(String
     let path = folder.join(&name);
     let pem = SigningKey::generate()?;
     let key = SigningKey::from_pem(&pem, 0, &name)?;
-    // Written beside it and linked: a reader never meets half a key, and a key that is there is never replaced.
+    // The key is written under another name and then linked: a reader never meets half a key, and no key is replaced.
     let half = folder.join(format!(".{name}.{}", std::process::id()));
     let written = write(&half, &pem).and_then(|()| fs::hard_link(&half, &path));
-    // If it cannot be removed it is only a file that nobody reads.
+    // A file that cannot be removed does no harm: nobody reads it.
     let _ = fs::remove_file(&half);
     written.map_err(io_error("write", &path))?;
     Ok((name, key.kid))
 }
 
-/// Every key of a folder, and what is wrong with those that are none.
+/// Every file of a folder that should hold a key, and what is wrong with it.
 pub fn list_keys(folder: &Path) -> Result<Vec<KeyListing>, KeyError> {
     let listing = |name: String| {
         let key = load(&folder.join(&name), &name);
@@ -165,7 +172,7 @@ fn write(path: &Path, pem: &Secret) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Names of what claims to be a key. What begins with a dot is somebody's scaffolding.
+/// The names of the files that should hold a key. A name that begins with a dot is of a key that is being written.
 fn names(folder: &Path) -> Result<Vec<String>, KeyError> {
     let error = || io_error("read", folder);
     let mut names = Vec::new();
@@ -176,7 +183,6 @@ fn names(folder: &Path) -> Result<Vec<String>, KeyError> {
         }
     }
     names.sort();
-    // The newest matter.
     let from = names.len().saturating_sub(FILES);
     Ok(names.split_off(from))
 }
@@ -230,10 +236,10 @@ mod tests {
         assert_eq!(signer(&keys, NOW + SIGNS_IN_SECONDS), Some(second));
         assert!(
             add_key(folder.path(), None, NOW).is_err(),
-            "a key that is there is never replaced"
+            "an existing key is never replaced"
         );
         let names = fs::read_dir(folder.path()).unwrap().count();
-        assert_eq!(names, 2, "no scaffolding is left");
+        assert_eq!(names, 2, "no file under another name is left");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Events one by one: each party's own payload and hashes, field by field.
+//! Compares events one by one: the payload and the hashes that each party holds, field by field.
 
 use std::collections::VecDeque;
 
@@ -7,15 +7,15 @@ use spacetime_sync_proto::{ChainHash, Event, PayloadHash, Seq, StreamId};
 use super::{BETWEEN_LOOKS, LOOKS, Parity, ParityError, Party, Round, mismatch};
 use spacetime_sync_stdb::upkeep::HeldPage;
 
-/// Events of the authority read at once, and bytes of payload.
+/// Most events read from the authority at once, and most bytes of their payloads.
 const PAGE: (usize, usize) = (1_000, 4 << 20);
 
-/// What SpacetimeDB has at a position.
+/// What SpacetimeDB holds at a position.
 enum Held {
     Event(Box<Event>),
-    /// It holds later events only.
+    /// It holds only later events.
     BelowWindow,
-    /// Nothing, or nothing that reads as an event.
+    /// It holds no event there, or something that is not an event.
     Nothing(String),
 }
 
@@ -27,7 +27,7 @@ impl Parity<'_> {
             let page = self.link.page(stream_id, before).await?;
             let held = match page {
                 Ok(page) => held(page, before, seq),
-                Err(why) => Held::Nothing(format!("what lies there is no frame: {why}")),
+                Err(why) => Held::Nothing(format!("SpacetimeDB holds something else than a frame there: {why}")),
             };
             let base = self.authority.chain_at(stream_id, before).await?;
             let event = self
@@ -46,11 +46,11 @@ impl Parity<'_> {
         Ok(())
     }
 
-    /// Compares all events of a stream that SpacetimeDB held at the beginning.
+    /// Compares all events of a stream that SpacetimeDB holds when the comparison begins.
     pub(super) async fn whole(&self, stream_id: &StreamId, round: &mut Round) -> Result<(), ParityError> {
         let held = self.link.heads(std::slice::from_ref(stream_id)).await?;
         let end = held.first().map_or(Seq::ZERO, |held| held.seq);
-        // What both still hold.
+        // Both sides still hold everything after this.
         let window = self.link.page(stream_id, Seq::ZERO).await?;
         let window = window.map_or(Seq::ZERO, |page| page.oldest_seq.previous());
         let floor = self.authority.position(stream_id).await?;
@@ -62,7 +62,7 @@ impl Parity<'_> {
             events.retain(|event| event.seq <= end);
             if events.is_empty() {
                 let position = self.authority.position(stream_id).await?;
-                // Unless all that was left to compare has been purged meanwhile.
+                // The authority may have purged all that was left to compare.
                 if position.is_none_or(|position| position.floor_seq < end) {
                     let what = format!("the log has nothing after {after}, SpacetimeDB holds it up to {end}");
                     round.found(Some(mismatch(Party::Authority, stream_id, after.next(), what)));
@@ -91,7 +91,7 @@ impl Parity<'_> {
                 };
                 match compared {
                     Some(compared) => drop(take(round, compared, 1)),
-                    // By itself, with another look, and with words for what is wrong.
+                    // Comparing the event by itself looks again, and says what is wrong.
                     None => {
                         lane.clear();
                         self.event(stream_id, seq, round).await?;
@@ -150,7 +150,7 @@ impl Parity<'_> {
                     let sound = effect.payload_hash == event.payload_hash
                         && effect.chain_hash == event.chain_hash
                         && PayloadHash::of(&effect.payload) == event.payload_hash;
-                    (!sound).then(|| of_client("the event is another one than the authority's".to_owned()))
+                    (!sound).then(|| of_client("the event differs from the authority's".to_owned()))
                 }
             });
         }
@@ -158,7 +158,7 @@ impl Parity<'_> {
     }
 }
 
-/// Adds a look to what was found, if it is the last one or nothing was wrong; says whether it did.
+/// Counts a look, unless something did not fit and another look may follow. Says whether it counted.
 fn take(round: &mut Round, compared: Round, look: u32) -> bool {
     let fits = compared.mismatches.is_empty();
     if !fits && look < LOOKS {
@@ -222,7 +222,7 @@ fn different(expected: &Event, found: &Event) -> Option<String> {
             expected.payload_hash
         )
     } else {
-        "a field that the chain hash covers is another one".to_owned()
+        "a field that the chain hash covers differs".to_owned()
     })
 }
 
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_looked_at_again() {
+    fn a_mismatch_counts_only_after_the_last_look() {
         let wrong = || {
             let stream_id = StreamId::new("a").unwrap();
             Round {

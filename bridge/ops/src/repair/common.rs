@@ -1,5 +1,5 @@
-//! Up to where a stream is the same on both sides. Chain hashes that agree at one position agree on all before it, so the last
-//! common position is found by halving.
+//! Finds the last position at which both sides have the same log. Two logs whose chain hashes agree at a position agree in
+//! everything before it, so halving finds it.
 
 use spacetime_sync_proto::{ChainHash, Seq};
 
@@ -8,7 +8,7 @@ use spacetime_sync_authority::Authority;
 use spacetime_sync_stdb::link::Link;
 use spacetime_sync_stdb::upkeep::HeldStream;
 
-/// See the module.
+/// One stream on both sides.
 pub struct Common<'a> {
     authority: &'a Authority,
     link: &'a Link,
@@ -16,18 +16,19 @@ pub struct Common<'a> {
 }
 
 impl<'a> Common<'a> {
-    /// Of one stream.
+    /// `held` says what SpacetimeDB holds of the stream.
     pub fn new(authority: &'a Authority, link: &'a Link, held: &'a HeldStream) -> Self {
         Self { authority, link, held }
     }
 
-    /// Whether what is held ends with something of the authority's log.
+    /// Whether SpacetimeDB's log ends at a position of the authority's log.
     pub async fn agrees_at_head(&self) -> Result<bool, RepairError> {
         let head = self.held.head;
         self.agrees(head.seq, head.chain).await
     }
 
-    /// The last position at which both sides agree, from just before the first event held on; none if they agree nowhere.
+    /// The last position at which both sides agree, not before the first event that SpacetimeDB holds; `None` if they
+    /// agree nowhere.
     pub async fn last(&self) -> Result<Option<Seq>, RepairError> {
         let floor = self.held.oldest_seq.previous();
         let Some(chain) = self.held_chain(floor).await? else {
@@ -36,7 +37,7 @@ impl<'a> Common<'a> {
         if !self.agrees(floor, chain).await? {
             return Ok(None);
         }
-        // Both agree at `low`, and do not above `high`.
+        // The two sides agree at `low`, and differ everywhere above `high`.
         let (mut low, mut high) = (floor, self.held.head.seq);
         while low < high {
             let middle = low.plus(high.since(low).div_ceil(2));
@@ -53,8 +54,8 @@ impl<'a> Common<'a> {
         Ok(Some(low))
     }
 
-    /// Reads all that is held and holds every event against its payload hash, and every frame against the one before and the
-    /// authority. Says how many events there are, or what is wrong.
+    /// Reads everything that SpacetimeDB holds. Checks each event against its payload hash, and each frame against the frame
+    /// before it and against the authority. Returns how many events there are, or what is wrong.
     pub async fn walk(&self) -> Result<Result<u64, String>, RepairError> {
         let (mut after, mut chain, mut events) = (self.held.oldest_seq.previous(), None, 0);
         while after < self.held.head.seq {
@@ -62,7 +63,7 @@ impl<'a> Common<'a> {
                 Ok(page) => page,
                 Err(what) => return Ok(Err(what)),
             };
-            // Retention has gone on meanwhile.
+            // Retention has removed this part of the window in the meantime.
             if page.oldest_seq > after.next() {
                 (after, chain) = (page.oldest_seq.previous(), None);
                 continue;
@@ -94,7 +95,8 @@ impl<'a> Common<'a> {
         Ok(Ok(events))
     }
 
-    /// Whether the authority has this chain hash there. What it has purged is taken as said.
+    /// Whether the authority has this chain hash at this position. Below what it has purged, nobody can tell, and the answer
+    /// is yes.
     async fn agrees(&self, seq: Seq, chain: ChainHash) -> Result<bool, RepairError> {
         let stream_id = &self.held.stream_id;
         match self.authority.chain_at(stream_id, seq).await? {
@@ -106,7 +108,7 @@ impl<'a> Common<'a> {
         }
     }
 
-    /// The chain hash that is held at a position, if it is held.
+    /// The chain hash that SpacetimeDB holds at a position, if it holds the position.
     async fn held_chain(&self, seq: Seq) -> Result<Option<ChainHash>, RepairError> {
         if seq == self.held.head.seq {
             return Ok(Some(self.held.head.chain));
