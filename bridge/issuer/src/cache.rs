@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use spacetime_sync_proto::Label;
-
 use spacetime_sync_authority::{Access, AccessQuestion};
+use spacetime_sync_proto::Label;
 
 /// Most sessions whose answers are remembered. The authority is asked about further sessions every time.
 const SESSIONS: usize = 10_000;

@@ -1,13 +1,15 @@
-//! History: what clients read of the authority's log by themselves, because SpacetimeDB holds it no longer.
+//! History: clients read from the authority's log, over HTTP, what SpacetimeDB no longer holds.
 //!
 //! Judging a cursor and making a page are pure. [`Histories`] asks the authority, on connections of its own, and bounds
-//! who asks how often. What it never does: send an event whose hashes are not right, or move a cursor.
+//! how often a session may ask. It never sends an event whose hashes do not fit, and never moves a cursor.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use spacetime_sync_authority::{Authority, AuthorityError, Extent, History};
+use spacetime_sync_lane::{HaltReason, prepare};
 use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, Snapshot};
 use spacetime_sync_proto::{
     ChainHash, Event, FrameRow, Label, RefusalCode, Seq, StaleCursor, StaleReason, StreamId, limit,
@@ -18,40 +20,39 @@ use tokio::time::timeout;
 use crate::denial::Denial;
 use crate::limits::{Buckets, Rate};
 use crate::settings::HistoryConfig;
-use spacetime_sync_authority::{Authority, AuthorityError, Extent, History};
-use spacetime_sync_lane::{HaltReason, prepare};
 
 /// How long a request waits for its turn.
 const TURN: Duration = Duration::from_secs(2);
-/// When the bound on replays is smaller than the log, a stream is begun anew so far before it is reached that what is
-/// appended meanwhile does not reach it at once: a quarter of it.
+/// Where a client starts over when it may not replay the whole log. Starting at the bound itself would pass it with the
+/// next append, so the client starts a quarter of the bound (1 / `ROOM`) closer to the head.
 const ROOM: u64 = 4;
-/// For how long somebody who has asked counts as a consumer, and a lag as the largest.
+/// How long a session counts as a consumer after it asked, and how long a lag counts for the largest one.
 const RECENT: Duration = Duration::from_secs(60);
-/// Most consumers that are told apart.
+/// Most consumers that are counted.
 const CONSUMERS: usize = 10_000;
 
-/// A position of a client, and its chain hash if the client says it.
+/// Where a client wants to read on, and the chain hash there, if the client names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
-    /// The position.
+    /// The seq of the last event that the client has.
     pub after: Seq,
     /// The chain hash there.
     pub chain: Option<ChainHash>,
 }
 
-/// What a cursor comes to.
+/// What a cursor is worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judged {
-    /// It can be continued, on this chain.
+    /// The log continues it, from this chain hash.
     Good(ChainHash),
-    /// It cannot. The chain hash of where it can be begun anew is that of the floor, wherever that is.
+    /// The log does not continue it. [`judge`] always gives the chain hash of the floor; whoever names another position to
+    /// start over from looks its chain hash up.
     Stale(Box<StaleCursor>),
-    /// The log has no event there, though it goes from before to behind.
+    /// The log has no event there, although it begins before and ends after it.
     Broken,
 }
 
-/// Judges a cursor by how the log stood at one moment. Every reason against it is told.
+/// Judges a cursor against the log as it was at one moment, and names every reason against it.
 pub fn judge(stream_id: &StreamId, cursor: Cursor, history: &History) -> Judged {
     let empty = Extent {
         oldest_seq: Seq::ZERO.next(),
@@ -103,7 +104,7 @@ pub fn judge(stream_id: &StreamId, cursor: Cursor, history: &History) -> Judged 
     }
 }
 
-/// The first position from which a stream can be continued for a while.
+/// The first position from which a client can start over and stay within the bound for a while.
 fn beginning(extent: &Extent) -> Seq {
     let floor = extent.floor();
     match extent.replay_budget_events {
@@ -117,7 +118,7 @@ fn beginning(extent: &Extent) -> Seq {
     }
 }
 
-/// Cuts what follows a good cursor into frames, as for the lane: every hash is checked first.
+/// Cuts the events after a good cursor into frames. As for the lane, every hash is checked first.
 pub fn page(
     extent: &Extent,
     after: Seq,
@@ -143,7 +144,7 @@ pub fn page(
         end = prepared.last_seq;
         if end == extent.head_seq && prepared.last_chain != extent.head_chain {
             return Err(HaltReason::BrokenLog(format!(
-                "seq {end} is not what the stream's row says of its head"
+                "seq {end} does not have the chain hash that the stream's row names for its head"
             )));
         }
         frames.push(FrameRow {
@@ -170,9 +171,9 @@ pub fn page(
 /// Why there is no page.
 #[derive(Debug)]
 pub enum NoPage {
-    /// Begin anew.
+    /// The client must start over.
     Stale(Box<StaleCursor>),
-    /// For another reason.
+    /// The request is refused.
     Denied(Denial),
 }
 
@@ -182,7 +183,7 @@ impl From<Denial> for NoPage {
     }
 }
 
-/// See the module.
+/// Reads the authority's log for clients.
 #[derive(Debug)]
 pub struct Histories {
     authority: OnceLock<Authority>,
@@ -193,27 +194,26 @@ pub struct Histories {
     totals: Mutex<Totals>,
 }
 
-/// One of the answers that are made and sent at once. Whoever is slow to take an answer keeps it until then: an answer is
-/// in memory for as long.
+/// The right to make one of the answers that are in memory at once. It lasts until the client has taken its answer.
 #[derive(Debug)]
 pub struct Turn {
     _permit: OwnedSemaphorePermit,
 }
 
-/// What was counted, as the metrics name it.
+/// What was counted, under the names of the metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Delivery {
     /// Events that were sent.
     pub served_messages: u64,
-    /// Pages and documents that were asked for with a good token.
+    /// Requests for pages and documents with a good token.
     pub total_polls: u64,
-    /// Cursors that could not be continued.
+    /// Cursors that the log does not continue.
     pub stale_cursor_events_total: u64,
-    /// Pages that were not made because the log is not what it claims.
+    /// Pages that were refused because hashes in the log do not fit.
     pub broken_log_total: u64,
-    /// How far behind who asked was, at most, within the last minute or two.
+    /// How many events the furthest client was behind within the last two minutes.
     pub max_replay_lag: u64,
-    /// Sessions that have asked within the last minute.
+    /// Sessions that asked within the last minute.
     pub active_consumers: u64,
 }
 
@@ -227,7 +227,7 @@ struct Totals {
 }
 
 impl Histories {
-    /// Without an authority yet.
+    /// There is no authority to ask yet; see [`attach`](Histories::attach).
     pub fn new(config: &HistoryConfig, frame_bytes: usize) -> Self {
         Self {
             authority: OnceLock::new(),
@@ -242,9 +242,8 @@ impl Histories {
         }
     }
 
-    /// From here on there is an authority to ask, on connections of its own.
+    /// Gives it an authority, which it asks on connections of its own. A second call changes nothing.
     pub fn attach(&self, authority: &Authority) {
-        // A second one is the same.
         let _ = self.authority.set(authority.beside(self.pool_size));
     }
 
@@ -255,7 +254,7 @@ impl Histories {
             .ok_or_else(|| Denial::unavailable("the authority is not connected yet"))
     }
 
-    /// Takes one from a session's bucket, and counts it.
+    /// Takes a token from a session's bucket, and counts the session.
     pub fn admit(&self, session_id: &Label) -> Result<(), Denial> {
         let now = Instant::now();
         self.with(now, |totals| {
@@ -273,7 +272,7 @@ impl Histories {
         taken.map_err(|wait| Denial::rate_limited("this session reads history too often", wait))
     }
 
-    /// A page of what follows a cursor.
+    /// A page of the events after a cursor.
     pub async fn page(
         &self,
         _turn: &Turn,
@@ -299,11 +298,11 @@ impl Histories {
                     let chain = authority.chain_at(stream_id, at).await;
                     match chain.map_err(|error| self.failed(stream_id, &error))? {
                         Some(chain) => stale.oldest_available_chain = chain,
-                        // Purged since: the floor has passed it.
-                        None => return Err(Denial::unavailable("the log has moved on; ask again").into()),
+                        // The log was purged in between, and the floor has passed the position.
+                        None => return Err(Denial::unavailable("the log was purged in between; ask again").into()),
                     }
                 }
-                tracing::info!(%stream_id, reasons = ?stale.reason_codes, after = %stale.requested_after_seq, "a stale cursor");
+                tracing::info!(%stream_id, reasons = ?stale.reason_codes, after = %stale.requested_after_seq, "a client must start over: the log does not continue its cursor");
                 Err(NoPage::Stale(stale))
             }
         }
@@ -340,16 +339,16 @@ impl Histories {
         if snapshot.payload_matches() {
             Ok(snapshot)
         } else {
-            Err(self.broken(stream_id, "the document is not what was hashed"))
+            Err(self.broken(stream_id, "the document does not have its payload hash"))
         }
     }
 
     fn broken(&self, stream_id: &StreamId, reason: &str) -> Denial {
         self.with(Instant::now(), |totals| totals.counted.broken_log_total += 1);
-        tracing::error!(%stream_id, reason, "what the authority holds is not what it claims, and is not sent");
+        tracing::error!(%stream_id, reason, "hashes in the authority's log do not fit, and it is not sent");
         Denial::new(
             RefusalCode::ChainMismatch,
-            "what the authority holds of this stream is not what it claims; an operator has to look at it",
+            "the hashes of this stream do not fit in the authority; an operator has to look at it",
         )
     }
 
@@ -364,12 +363,15 @@ impl Histories {
         Denial::unavailable("the authority cannot be asked at the moment")
     }
 
-    /// Waits for a turn, for a moment.
+    /// Waits a moment for a turn.
     pub async fn turn(&self) -> Result<Turn, Denial> {
         match timeout(TURN, self.turns.clone().acquire_owned()).await {
             Ok(Ok(permit)) => Ok(Turn { _permit: permit }),
-            // Never closed.
-            Ok(Err(_)) | Err(_) => Err(Denial::rate_limited("too many read history at the moment", TURN)),
+            // Nobody closes the semaphore.
+            Ok(Err(_)) | Err(_) => Err(Denial::rate_limited(
+                "too many clients read history at the moment",
+                TURN,
+            )),
         }
     }
 
@@ -389,7 +391,7 @@ impl Histories {
     }
 
     fn with<T>(&self, now: Instant, count: impl FnOnce(&mut Totals) -> T) -> T {
-        // A poisoned lock means a panic while counting: what was counted is still true.
+        // A panic while counting poisons the lock, but leaves the counters true.
         let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let since = *totals.since.get_or_insert(now);
         let minutes = now.saturating_duration_since(since).as_secs() / RECENT.as_secs();

@@ -1,6 +1,7 @@
 //! Makes a token: its claims, and the answer that describes them.
 
 use rand::RngCore as _;
+use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::access::{CLAIMS_VERSION, ClientVersion, SyncClaims, TokenResponse};
 use spacetime_sync_proto::contract::PROTOCOL;
 use spacetime_sync_proto::{Label, limit};
@@ -9,7 +10,6 @@ use super::denial::Denial;
 use super::keys::SigningKey;
 use super::policy::Granted;
 use super::sessions::Session;
-use spacetime_sync_proto::RefusalCode;
 
 /// How many seconds before a token ends its client should ask for a new one.
 const REFRESH_BEFORE: u64 = 30;

@@ -6,6 +6,8 @@
 
 mod folder;
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use p256::SecretKey;
@@ -14,12 +16,11 @@ use p256::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, EncodePublicKey 
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::sync::Arc;
+use spacetime_sync_proto::Secret;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime, UtcDateTime};
 
 use super::jws::{self, PublicKey};
-use spacetime_sync_proto::Secret;
 
 pub use folder::{KeyFolder, KeyListing, add_key, list_keys};
 

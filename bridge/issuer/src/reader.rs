@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use spacetime_sync_authority::{Authority, BoundSession};
 use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, SyncClaims};
 use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
 use spacetime_sync_rules::session::{self, Claims, Policy, Session};
@@ -12,7 +13,6 @@ use super::jws::{Jws, Malformed};
 use super::keys::{Ring, now};
 use super::limits::network;
 use super::{Issuer, bearer};
-use spacetime_sync_authority::{Authority, BoundSession};
 
 /// Why a request may not read.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spacetime_sync_proto::Label;
+use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{CLAIMS_VERSION, SERVICE_SUBJECT, Scope, SyncClaims, Window};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+use spacetime_sync_stdb::tokens::Signer;
 
 use super::issue::{Names, token_id};
 use super::keys::{KeyFolder, now};
-use spacetime_sync_proto::Secret;
-use spacetime_sync_stdb::tokens::Signer;
 
 /// The bridge's name where a token names a user, a session, a device and a kind of client.
 const NAME: &str = "bridge";

@@ -16,7 +16,6 @@ use super::denial::Denial;
 use super::json::object;
 use super::jws::{Jws, PublicKey};
 use super::settings::SessionsConfig;
-
 use jwks::RemoteKeys;
 pub use jwks::published_keys;
 

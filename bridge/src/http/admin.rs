@@ -6,12 +6,12 @@ use axum::extract::{Request, State};
 use axum::http::header;
 use axum::middleware::Next;
 use axum::response::Response;
+use spacetime_sync_issuer::denial::Denial;
+use spacetime_sync_issuer::http::refusal::refuse;
 use spacetime_sync_proto::{RefusalCode, Secret};
 use subtle::ConstantTimeEq as _;
 
 use super::Side;
-use spacetime_sync_issuer::denial::Denial;
-use spacetime_sync_issuer::http::refusal::refuse;
 
 pub(super) const METRICS_PATH: &str = "/internal/v1/spacetime/sync/metrics";
 const GUARDED: &str = "/internal";

@@ -1,4 +1,4 @@
-//! Whether it works, and whether it is ready.
+//! Whether the bridge works, and whether it is ready.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! What it counts, in two forms.
+//! What the bridge counts, in two forms.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,12 +7,12 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Json, Response};
 use serde_json::json;
-
-use super::Side;
-use crate::status::{Counters, Health};
 use spacetime_sync_issuer::AuthCounters;
 use spacetime_sync_issuer::history::Delivery;
 use spacetime_sync_lane::Load;
+
+use super::Side;
+use crate::status::{Counters, Health};
 
 type Line = (&'static str, &'static str, &'static str, u64);
 
@@ -32,7 +32,7 @@ pub(super) async fn text(State(side): State<Arc<Side>>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
-/// The same for people and scripts.
+/// The same as JSON.
 pub(super) async fn json(State(side): State<Arc<Side>>) -> Response {
     let (counters, load) = side.status.snapshot();
     let health = side.status.health(Instant::now());
@@ -80,7 +80,7 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
         (
             "lost_calls_total",
             "counter",
-            "Calls that failed otherwise.",
+            "Calls that failed without a refusal.",
             counters.lost_calls,
         ),
         (
@@ -92,7 +92,7 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
         (
             "authority_failures_total",
             "counter",
-            "Looks at the authority that failed.",
+            "Questions to the authority that failed.",
             counters.authority_failures,
         ),
         ("polls_total", "counter", "Looks for dirty streams.", counters.polls),
@@ -106,7 +106,7 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
         (
             "authority_restored",
             "gauge",
-            "1 when the authority is behind what was carried before.",
+            "1 when the authority is behind the history that the bridge carried before.",
             u64::from(health.authority_restored),
         ),
         (
@@ -157,40 +157,40 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
 fn tokens(counters: AuthCounters) -> Vec<Line> {
     let failures = counters.auth_failures;
     [
-        ("minted_total", "Tokens that were given.", counters.minted_total),
+        ("minted_total", "Tokens signed for clients.", counters.minted_total),
         (
             "rate_limited_total",
-            "Requests for tokens that came too often.",
+            "Requests refused because they came too often.",
             counters.rate_limited_total,
         ),
         (
             "auth_failures_unauthorized_total",
-            "Requests without a credential.",
+            "Requests without a credential, or with one of another scheme.",
             failures.unauthorized_total,
         ),
         (
             "auth_failures_forbidden_total",
-            "Requests for what the subject may not have.",
+            "Requests whose credential does not allow what they asked for.",
             failures.forbidden_total,
         ),
         (
             "auth_failures_invalid_token_total",
-            "Requests with a credential that is none.",
+            "Requests with a malformed or foreign credential.",
             failures.invalid_token_total,
         ),
         (
             "auth_failures_token_expired_total",
-            "Requests with a credential that has ended.",
+            "Requests with an expired credential.",
             failures.token_expired_total,
         ),
         (
             "auth_failures_token_not_yet_valid_total",
-            "Requests with a credential that is not good yet.",
+            "Requests with a credential that is not valid yet.",
             failures.token_not_yet_valid_total,
         ),
         (
             "auth_failures_token_revoked_total",
-            "Requests of sessions that were revoked.",
+            "Requests of revoked sessions.",
             failures.token_revoked_total,
         ),
     ]
@@ -204,37 +204,37 @@ fn history(delivery: Delivery) -> Vec<Line> {
         (
             "history_served_messages_total",
             "counter",
-            "Events sent out of the authority.",
+            "Events read from the authority for clients.",
             delivery.served_messages,
         ),
         (
             "history_polls_total",
             "counter",
-            "Requests for them.",
+            "Requests for pages and documents of the authority's log.",
             delivery.total_polls,
         ),
         (
             "stale_cursor_events_total",
             "counter",
-            "Requests with a cursor that cannot be continued.",
+            "Requests whose cursor cannot be continued.",
             delivery.stale_cursor_events_total,
         ),
         (
             "history_broken_log_total",
             "counter",
-            "Requests that met a log which is not what it claims.",
+            "Requests that met a log whose hashes do not fit.",
             delivery.broken_log_total,
         ),
         (
             "history_max_replay_lag",
             "gauge",
-            "How far behind who asked was, at most, of late.",
+            "How many events the furthest client was behind within the last two minutes.",
             delivery.max_replay_lag,
         ),
         (
             "history_active_consumers",
             "gauge",
-            "Sessions that asked of late.",
+            "Sessions that asked within the last minute.",
             delivery.active_consumers,
         ),
     ]

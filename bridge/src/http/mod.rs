@@ -1,7 +1,6 @@
-//! The bridge's HTTP side: how it is and what it counts, tokens and the keys that verify them, the log for who holds a
-//! token, and what an admin may do.
+//! The bridge's HTTP side: health and metrics, and the issuer's routes.
 //!
-//! Whoever has no business below `/internal/` is told no more than 401, whether or not there is something.
+//! Below `/internal/` everybody but an admin is answered 401, whether or not the route exists.
 
 mod admin;
 mod health;
@@ -31,11 +30,11 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 /// What the routes stand on.
 #[derive(Debug)]
 pub struct Side {
-    /// How the bridge is.
+    /// What the bridge says about itself.
     pub status: Arc<Status>,
     /// What the issuer's routes stand on; `None` if this bridge issues no tokens.
     pub desk: Option<Arc<Desk>>,
-    /// The credential of an admin; none if nobody is one.
+    /// The credential of an admin; `None` if nobody is one.
     pub admin: Option<AdminToken>,
 }
 
@@ -55,7 +54,7 @@ pub fn router(side: Side) -> Router {
         .layer(middleware::from_fn(bounded))
 }
 
-/// Gives up on a request that takes too long, and keeps answers out of caches unless they say otherwise.
+/// Ends a request that takes too long, and keeps its answer out of caches unless the answer says otherwise.
 async fn bounded(request: Request, next: Next) -> Response {
     let answer = tokio::time::timeout(REQUEST_LIMIT, next.run(request)).await;
     let mut response = answer.unwrap_or_else(|_| refuse(&Denial::unavailable("the request took too long")));

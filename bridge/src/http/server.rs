@@ -1,4 +1,5 @@
-//! Connections: kept alive, bounded in number, in time, in the size of what they send and in how slowly they take answers.
+//! Serves connections. Their number is bounded, and so are how long one may be idle, how large its headers may be, and how
+//! slowly it may take an answer.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
@@ -13,23 +14,23 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-/// Most connections at once; those beyond wait to be accepted.
+/// Most connections at once. Further ones wait to be accepted.
 const CONNECTIONS: usize = 4_096;
-/// How long a connection may be idle, or take for the headers of a request.
+/// How long a connection may be idle, or take to send the headers of a request.
 const HEADERS_LIMIT: Duration = Duration::from_secs(60);
-/// Largest headers: the largest credential fits.
+/// Largest headers. The largest credential fits in.
 const HEADERS_BYTES: usize = 64 * 1024;
-/// How long an answer may take to be sent before its connection is ended, at the least; at the most, twice as long. A
-/// client of ours has given up by then.
+/// An answer that takes this long to be sent may end its connection, and one that takes twice as long does. A client of
+/// the lane has given up by then.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
-/// After a failed accept, as when there are no more files.
+/// The pause after a failed accept, as when the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves for as long as the process runs.
 pub async fn serve(listener: TcpListener, router: Router) {
     let turns = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        // Never closed, so it never fails.
+        // Nobody closes the semaphore.
         let Ok(turn) = turns.clone().acquire_owned().await else {
             return;
         };
@@ -50,7 +51,7 @@ pub async fn serve(listener: TcpListener, router: Router) {
 }
 
 async fn serve_one(stream: tokio::net::TcpStream, peer: SocketAddr, router: Router, answer_limit: Duration) {
-    // Answers are small, and each is waited for.
+    // Answers are small, and the client waits for each.
     let _ = stream.set_nodelay(true);
     let routes = TowerToHyperService::new(router);
     let (answering, answers) = watch::channel(Weak::new());
@@ -83,7 +84,7 @@ async fn serve_one(stream: tokio::net::TcpStream, peer: SocketAddr, router: Rout
     }
 }
 
-/// A part of an answer, which is let go of when it is sent.
+/// A part of an answer. hyper drops it once it is sent.
 struct Part {
     bytes: Bytes,
     _unsent: Arc<()>,
@@ -95,7 +96,7 @@ impl AsRef<[u8]> for Part {
     }
 }
 
-/// Resolves when an answer, which is there as long as something of it is to be sent, takes too long.
+/// Resolves when an answer takes too long. The watched value lives as long as a part of the answer is unsent.
 async fn overdue(mut answers: watch::Receiver<Weak<()>>, limit: Duration) {
     while answers.changed().await.is_ok() {
         let answer = answers.borrow_and_update().clone();
@@ -116,7 +117,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_does_not_take_an_answer_is_not_waited_for() {
+    async fn a_client_that_does_not_take_its_answer_is_cut_off() {
         // More than the kernel takes in advance.
         let router = Router::new().route("/", get(async || vec![0; 64 << 20]));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -125,6 +126,6 @@ mod tests {
         let (stream, peer) = listener.accept().await.unwrap();
         let served = serve_one(stream, peer, router, Duration::from_millis(50));
         let ended = timeout(Duration::from_secs(20), served).await;
-        assert!(ended.is_ok(), "the connection goes on");
+        assert!(ended.is_ok(), "the connection is still open");
     }
 }

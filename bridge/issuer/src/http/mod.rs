@@ -14,12 +14,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH, TOKEN_PATH};
+use tower_http::compression::CompressionLayer;
 
 use crate::Issuer;
 use crate::history::Histories;
 use crate::revocation::Messenger;
-use tower_http::compression::CompressionLayer;
-
 use refusal::not_found;
 
 /// Largest body of a request.

@@ -7,8 +7,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::{KEY_BYTES, KeyError, Ring, SIGNS_IN_SECONDS, SigningKey, moment_from_name, moment_text};
 use spacetime_sync_proto::Secret;
+
+use super::{KEY_BYTES, KeyError, Ring, SIGNS_IN_SECONDS, SigningKey, moment_from_name, moment_text};
 
 /// Most files that are read. The newest count.
 const FILES: usize = 64;

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 
 use spacetime_sync_proto::{ChainHash, Event, PayloadHash, Seq, StreamId};
+use spacetime_sync_stdb::upkeep::HeldPage;
 
 use super::{BETWEEN_LOOKS, LOOKS, Parity, ParityError, Party, Round, mismatch};
-use spacetime_sync_stdb::upkeep::HeldPage;
 
 /// Most events read from the authority at once, and most bytes of their payloads.
 const PAGE: (usize, usize) = (1_000, 4 << 20);

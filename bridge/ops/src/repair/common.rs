@@ -1,12 +1,12 @@
 //! Finds the last position at which both sides have the same log. Two logs whose chain hashes agree at a position agree in
 //! everything before it, so halving finds it.
 
-use spacetime_sync_proto::{ChainHash, Seq};
-
-use super::RepairError;
 use spacetime_sync_authority::Authority;
+use spacetime_sync_proto::{ChainHash, Seq};
 use spacetime_sync_stdb::link::Link;
 use spacetime_sync_stdb::upkeep::HeldStream;
+
+use super::RepairError;
 
 /// One stream on both sides.
 pub struct Common<'a> {
