@@ -1,0 +1,1 @@
+//! Stands in for JavaScript's `Temporal`, which only V8 calls.
