@@ -2,7 +2,7 @@
 //!
 //! Every event becomes a row of the table `applied`, in the same transaction that moves the stream's checkpoint. Kill
 //! it at any time and start it again: it goes on where it was. A line of JSON on stdout says whenever its phase, that
-//! of a stream, or its token has changed.
+//! of a stream, or its token has changed; with `--print` there is one for every event, too.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -45,6 +45,9 @@ struct Args {
     /// A stream to follow. May be repeated.
     #[arg(long = "stream", required = true)]
     streams: Vec<StreamId>,
+    /// Print every event that is applied, a line of JSON each.
+    #[arg(long)]
+    print: bool,
     /// End with success when every stream has got to this position.
     #[arg(long)]
     until: Option<u64>,
@@ -144,8 +147,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     if let Some(bridge) = &args.history {
         config.history = History::At(bridge.clone());
     }
-    let slow = Duration::from_millis(args.slow_ms);
-    let client = SyncClient::start(config, store, Rows { slow })?;
+    let rows = Rows {
+        slow: Duration::from_millis(args.slow_ms),
+        print: args.print,
+    };
+    let client = SyncClient::start(config, store, rows)?;
 
     let mut status = client.status();
     let mut shown = Phases::default();
@@ -183,6 +189,7 @@ fn tokens(bridge: &str, session: PathBuf) -> anyhow::Result<HttpTokens> {
 /// Makes a row of each event.
 struct Rows {
     slow: Duration,
+    print: bool,
 }
 
 impl Handler<SqliteStore> for Rows {
@@ -193,7 +200,11 @@ impl Handler<SqliteStore> for Rows {
         events: &[Event],
     ) -> Result<(), HandlerError> {
         std::thread::sleep(self.slow);
-        write(transaction, stream, events)
+        write(transaction, stream, events)?;
+        if self.print {
+            events.iter().for_each(|event| println!("{}", shown(stream, event)));
+        }
+        Ok(())
     }
 
     fn begin_anew(
@@ -238,6 +249,15 @@ fn write(transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event])
         ])?;
     }
     Ok(())
+}
+
+fn shown(stream: &StreamId, event: &Event) -> Value {
+    json!({
+        "stream": stream.as_str(),
+        "seq": event.seq.get(),
+        "kind": event.kind.as_str(),
+        "payload": String::from_utf8_lossy(&event.payload),
+    })
 }
 
 fn has_reached(status: &Status, until: Option<u64>) -> bool {

@@ -6,4 +6,5 @@
 mod access;
 mod command_line;
 mod lane;
+mod leftovers;
 mod reliability;

@@ -138,11 +138,7 @@ impl Cluster {
     /// The same, with more in the environment of a cluster of our own.
     pub async fn start_with(parent: &Path, environment: &Environment) -> Result<Self, ClusterError> {
         if let Ok(url) = std::env::var("DATABASE_URL") {
-            return Ok(Self {
-                own: None,
-                url,
-                template: OnceCell::new(),
-            });
+            return Ok(Self::at(&url));
         }
         let (parent, environment) = (parent.to_owned(), environment.clone());
         let initdb = [
@@ -153,6 +149,15 @@ impl Cluster {
             "--username=postgres",
         ];
         Self::of(move || Own::create(&parent, environment, "initdb", &initdb.map(str::to_owned))).await
+    }
+
+    /// The server of a url: databases are made there, and dropped again.
+    pub fn at(url: &str) -> Self {
+        Self {
+            own: None,
+            url: url.to_owned(),
+            template: OnceCell::new(),
+        }
     }
 
     async fn of(create: impl FnOnce() -> Result<Own, ClusterError> + Send + 'static) -> Result<Self, ClusterError> {
@@ -194,6 +199,13 @@ impl Cluster {
         self.own.as_ref().map(|own| ([127, 0, 0, 1], own.port).into())
     }
 
+    /// The `psql` that goes with the server.
+    pub fn psql(&self) -> PathBuf {
+        self.own
+            .as_ref()
+            .map_or_else(|| PathBuf::from("psql"), |own| own.bin.join("psql"))
+    }
+
     /// What the server of our own has written down.
     pub fn log_file(&self) -> Option<PathBuf> {
         self.own.as_ref().map(|own| own.folder.path().join("log"))
@@ -219,14 +231,17 @@ impl Cluster {
 
     /// A fresh database with the migrations of the lane.
     pub async fn create_database(&self) -> Result<Database, ClusterError> {
+        if self.own.is_none() {
+            // No template there: nobody would drop it.
+            let database = self.create("template0").await?;
+            Authority::migrate(&database.url).await?;
+            return Ok(database);
+        }
         let template = self
             .template
             .get_or_try_init(|| async {
                 let database = self.create("template0").await?;
                 Authority::migrate(&database.url).await?;
-                // It stays for as long as the cluster does.
-                let mut database = database;
-                database.drop_at = None;
                 Ok::<_, ClusterError>(database.name.clone())
             })
             .await?;

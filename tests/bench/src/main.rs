@@ -5,6 +5,7 @@ mod client;
 mod lane;
 mod measure;
 mod minting;
+mod reconnect;
 mod report;
 
 use std::process::ExitCode;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::bare::{self, Cut, Window};
 use crate::lane::{Run, Runner};
 use crate::measure::{Size, fsync_ms, in_memory, memory_mb_per_second};
-use crate::minting;
+use crate::{minting, reconnect};
 use spacetime_sync_tests::figures::{median, rate, since};
 use spacetime_sync_tests::postgres::Cluster;
 
@@ -39,6 +39,8 @@ struct Extent {
     paced: Duration,
     /// How long tokens are asked for.
     minting: Duration,
+    /// Streams of a bridge that loses its link, and how often it does.
+    reconnect: (&'static [usize], usize),
 }
 
 const FULL: Extent = Extent {
@@ -64,6 +66,7 @@ const FULL: Extent = Extent {
     many: 20,
     paced: Duration::from_secs(30),
     minting: Duration::from_secs(20),
+    reconnect: (&[1_000, 10_000, 100_000], 5),
 };
 
 const QUICK: Extent = Extent {
@@ -89,6 +92,7 @@ const QUICK: Extent = Extent {
     many: 5,
     paced: Duration::from_secs(6),
     minting: Duration::from_secs(5),
+    reconnect: (&[1_000], 3),
 };
 
 /// A part of the report. Each stands alone.
@@ -110,6 +114,8 @@ pub(crate) enum Part {
     Latency,
     /// Tokens given out by a bridge on one core.
     Minting,
+    /// The first event after the bridge has lost its link, by how many streams there are.
+    Reconnect,
 }
 
 /// Measures these parts, or all, tells, and ends with one line of JSON if asked to.
@@ -136,6 +142,7 @@ pub(crate) async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Re
             Part::Away => report.away().await?,
             Part::Latency => report.latency().await?,
             Part::Minting => report.minting().await?,
+            Part::Reconnect => report.reconnect().await?,
         }
     }
     if as_json {
@@ -366,6 +373,24 @@ impl Report {
         self.put("minting_per_second", minted.per_second.round());
         self.put("minting_p50_ms", two(minted.p50_ms));
         self.put("minting_p99_ms", two(minted.p99_ms));
+        Ok(())
+    }
+
+    async fn reconnect(&mut self) -> anyhow::Result<()> {
+        self.say("a bridge that loses its link: from there to the next event at a client");
+        let (counts, cuts) = self.extent.reconnect;
+        let mut seconds = BTreeMap::new();
+        for streams in counts {
+            let found = reconnect::run(&self.cluster, *streams, cuts).await?;
+            self.say(&format!(
+                "  {streams:>7} streams: {:.2} s, at the longest {:.2} s; their first events were published in {:.1} s",
+                found.delivered.as_secs_f64(),
+                found.longest.as_secs_f64(),
+                found.publish.as_secs_f64()
+            ));
+            seconds.insert(streams.to_string(), two(found.delivered.as_secs_f64()));
+        }
+        self.put("reconnect_seconds_by_streams", json!(seconds));
         Ok(())
     }
 }

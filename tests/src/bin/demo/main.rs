@@ -3,12 +3,18 @@
 //!
 //! Two phases. Paced: events one at a time, to see what a single one takes from commit to applied. Burst: the rest in
 //! bulk, to see what the lane carries. Then each client's log is compared with the authority's, byte for byte.
+//!
+//! Nothing is left behind, however it ends; with `--keep` the lane stays until it is told to end.
+
+mod keep;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use keep::{Commands, write_pid};
 use serde_json::json;
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::figures::{percentile, rate, since};
@@ -16,6 +22,7 @@ use spacetime_sync_tests::follower::{Follower, Verdict};
 use spacetime_sync_tests::lane::{Lane, stream};
 use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::postgres::Cluster;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// At most this part of the events, and this many, are paced.
 const PACED: (u64, u64) = (10, 2_000);
@@ -44,11 +51,36 @@ struct Args {
     /// Ends with one line of JSON on stdout.
     #[arg(long)]
     json: bool,
+    /// Leaves the lane running, and says what to do with it.
+    #[arg(long)]
+    keep: bool,
+    /// Where to write the id of the process that keeps the lane, as soon as it has said what to do.
+    #[arg(long, requires = "keep", hide = true)]
+    pid_file: Option<PathBuf>,
 }
+
+/// What a shell says of a program that was interrupted.
+const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
+    let mut terminated = signal(SignalKind::terminate())?;
+    let pid_file = args.pid_file.clone();
+    // Whoever is interrupted lets go of everything, so that servers end and folders go.
+    let ended = tokio::select! {
+        ended = run(args) => ended,
+        _ = terminated.recv() => Ok(ExitCode::from(INTERRUPTED)),
+        _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(INTERRUPTED)),
+    };
+    if let Some(file) = pid_file {
+        // It is not there if it was never written.
+        let _ = std::fs::remove_file(file);
+    }
+    ended
+}
+
+async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let say = |text: String| eprintln!("{} {text}", since(started));
 
@@ -126,10 +158,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     for client in &clients {
         verdicts.push(client.compare(&lane.authority).await?);
     }
-    let stopped = bridge.stop().await?;
-    let held = verdicts.iter().all(Verdict::is_equal)
-        && verdicts.iter().all(|verdict| verdict.applied == args.events)
-        && stopped == 0;
+    let held = verdicts.iter().all(Verdict::is_equal) && verdicts.iter().all(|verdict| verdict.applied == args.events);
     let (p50, p99) = (percentile(&latencies, 50.0), percentile(&latencies, 99.0));
     let sum = |of: fn(&Verdict) -> u64| verdicts.iter().map(of).sum::<u64>();
     let chain_ok = sum(|verdict| verdict.different + verdict.missing) == 0;
@@ -176,7 +205,22 @@ async fn main() -> anyhow::Result<ExitCode> {
             })
         );
     }
-    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // A lane that did not hold is nothing to go on with.
+    if args.keep && held {
+        let client = lane.client(&streams).await?;
+        let commands = Commands::of(&cluster.psql(), &lane, &bridge, &client, &streams[0]);
+        eprintln!("{}", commands.text(args.pid_file.as_deref()));
+        if let Some(file) = &args.pid_file {
+            write_pid(file)?;
+        }
+        std::future::pending::<()>().await;
+    }
+    let stopped = bridge.stop().await?;
+    Ok(if held && stopped == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Waits until every client has applied so many events, and shows how far they are.

@@ -1,0 +1,61 @@
+//! A lane that stays when the demo is over, and what to do with it.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use spacetime_sync_proto::StreamId;
+use spacetime_sync_tests::follower::Follower;
+use spacetime_sync_tests::lane::{Bridge, Lane};
+use spacetime_sync_tests::process::built;
+
+/// What to paste into a shell.
+pub(crate) struct Commands {
+    lane: String,
+    append: String,
+    follow: String,
+    health: String,
+    stop: String,
+}
+
+impl Commands {
+    /// For a lane with its bridge, and a client that may read its streams and was not started.
+    pub(crate) fn of(psql: &Path, lane: &Lane, bridge: &Bridge, client: &Follower, stream: &StreamId) -> Self {
+        let psql = psql.display();
+        // Without the options of the driver, which psql does not know.
+        let url = lane.database.url().split('?').next().unwrap_or_default();
+        let (name, uri) = (&lane.name, lane.server.uri());
+        Self {
+            lane: format!("database {name} at {uri}, files in {}", lane.folder.path().display()),
+            append: format!(
+                "{psql} '{url}' -c \"SELECT runtime.sync_append('{stream}', 'by-hand-1', 'note', convert_to('hello', 'UTF8'))\""
+            ),
+            follow: format!(
+                "{} --print --uri {uri} --database {name} --bridge {} --session-file {} --db {} --stream {stream}",
+                built("examples/follow").display(),
+                bridge.url(),
+                client.token_file().display(),
+                client.store().display()
+            ),
+            health: format!("curl {}/healthz", bridge.url()),
+            stop: format!("kill {}", std::process::id()),
+        }
+    }
+
+    /// The text of it.
+    pub(crate) fn text(&self, pid_file: Option<&Path>) -> String {
+        let stop = pid_file.map_or_else(|| self.stop.clone(), |file| format!("kill $(cat {})", file.display()));
+        format!(
+            "\nThe lane goes on running: {}.\n\n\
+             Follow a stream in another terminal (the session is good for an hour):\n  {}\n\n\
+             Append an event to it; with the same key again, nothing happens twice:\n  {}\n\n\
+             See whether the bridge is well:\n  {}\n\n\
+             Stop everything and delete it:\n  {stop}\n",
+            self.lane, self.follow, self.append, self.health
+        )
+    }
+}
+
+/// Writes the id of this process where a script finds it.
+pub(crate) fn write_pid(file: &Path) -> anyhow::Result<()> {
+    std::fs::write(file, format!("{}\n", std::process::id())).with_context(|| file.display().to_string())
+}
