@@ -297,6 +297,21 @@ mod tests {
     }
 
     #[test]
+    fn a_name_of_the_greatest_length_is_taken() {
+        assert!(StreamId::new(&"x".repeat(255)).is_ok());
+    }
+
+    #[test]
+    fn seqs_count_on_and_back_and_know_their_distance() {
+        let seq = |value| Seq::new(value).unwrap();
+        assert_eq!((seq(7).get(), seq(7).to_string()), (7, "7".to_owned()));
+        assert_eq!((seq(7).next(), seq(7).plus(5)), (seq(8), seq(12)));
+        assert_eq!((seq(7).previous(), Seq::ZERO.previous()), (seq(6), Seq::ZERO));
+        assert_eq!((seq(7).since(seq(3)), seq(3).since(seq(7))), (4, 0));
+        assert_eq!(seq(7).offset_from(seq(3)), 4);
+    }
+
+    #[test]
     fn a_seq_never_leaves_the_range_of_the_authority() {
         assert_eq!(Seq::new(u64::MAX), None);
         assert_eq!(Seq::from_sql(-1), None);

@@ -236,6 +236,28 @@ mod tests {
     }
 
     #[test]
+    fn a_document_that_is_not_the_one_that_was_hashed_is_noticed() {
+        let altered = Snapshot {
+            payload: Bytes::from_static(b"{ }"),
+            ..snapshot()
+        };
+        assert!(!altered.payload_matches());
+    }
+
+    #[test]
+    fn a_document_may_be_as_large_as_the_limit_and_no_larger() {
+        let sized = |bytes| {
+            let document = Snapshot {
+                payload: vec![b' '; bytes].into(),
+                ..snapshot()
+            };
+            Snapshot::decode(document.encode()).map(|read| read.payload.len())
+        };
+        assert_eq!(sized(DOCUMENT_BYTES), Ok(DOCUMENT_BYTES));
+        assert_eq!(sized(DOCUMENT_BYTES + 1), Err(PageError::Document(DOCUMENT_BYTES + 1)));
+    }
+
+    #[test]
     fn a_name_is_one_segment_of_a_path() {
         for (name, segment) in [
             ("runtime.run.1.events", Some("runtime.run.1.events")),

@@ -60,3 +60,27 @@ pub struct StreamProgress {
     /// The seq before the first event that the authority still keeps.
     pub floor_seq: Seq,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_claims_the_events_from_its_first_seq_to_its_last() {
+        let seq = |value| Seq::new(value).unwrap();
+        let row = FrameRow {
+            first_seq: seq(3),
+            last_seq: seq(7),
+            base_chain: ChainHash::from_bytes([0; 32]),
+            bytes: Bytes::new(),
+        };
+        assert_eq!(row.claimed_events(), 5);
+    }
+
+    #[test]
+    fn a_stream_starts_before_its_first_event() {
+        let stream_id = StreamId::new("runtime.run.1.events").unwrap();
+        let start = Position::start(&stream_id);
+        assert_eq!((start.seq, start.chain), (Seq::ZERO, ChainHash::genesis(&stream_id)));
+    }
+}

@@ -243,5 +243,11 @@ mod tests {
             assert!(window.check_bounds().is_err(), "{window:?}");
         }
         assert_eq!(Window::default().check_bounds(), Ok(()));
+        let one_build = Window {
+            min_client_build_id: "20260101T000000Z".to_owned(),
+            max_client_build_id: "20260101T000000Z".to_owned(),
+            ..Window::default()
+        };
+        assert_eq!(one_build.check_bounds(), Ok(()));
     }
 }

@@ -111,6 +111,7 @@ mod tests {
         ] {
             let id = Topic::new(topic).stream_id().unwrap();
             assert_eq!(id.as_str(), stream);
+            assert_eq!(Topic::new(topic).as_str(), topic);
             assert_eq!(Topic::of_stream(&id), Some(Topic::new(topic)), "{stream}");
         }
     }

@@ -117,3 +117,79 @@ impl Reader<'_> {
 fn malformed(error: DecodeError) -> FrameError {
     FrameError::Malformed(error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::wire;
+
+    fn events(bytes: &[u8]) -> Result<Vec<i64>, FrameError> {
+        let mut times = Vec::new();
+        read(bytes, |event| times.push(event.committed_at_us))?;
+        Ok(times)
+    }
+
+    fn message(times: &[i64]) -> Vec<u8> {
+        let event = |time: &i64| wire::Event {
+            kind: "a".to_owned(),
+            committed_at_us: *time,
+            ..wire::Event::default()
+        };
+        let frame = wire::EventFrame {
+            events: times.iter().map(event).collect(),
+            padding: vec![0; 3].into(),
+        };
+        frame.encode_to_vec()
+    }
+
+    /// A number, a text and eight bytes, in fields that neither message has.
+    fn unknown() -> Vec<u8> {
+        let (number, text) = ([0xa0, 1, 7], [0xaa, 1, 2, b'h', b'i']);
+        let bytes = [0xb1, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        [&number[..], &text, &bytes].concat()
+    }
+
+    #[test]
+    fn fields_of_a_later_version_are_skipped() {
+        let frame = [unknown(), message(&[4, 5]), unknown()].concat();
+        assert_eq!(events(&frame), Ok(vec![4, 5]));
+        let event = [unknown(), vec![5 << 3, 9], unknown()].concat();
+        let frame = [vec![1 << 3 | 2, event.len() as u8], event, message(&[6])].concat();
+        assert_eq!(events(&frame), Ok(vec![9, 6]));
+    }
+
+    #[test]
+    fn a_field_that_is_longer_than_what_is_left_is_malformed() {
+        let whole = message(&[4]);
+        for length in 1..whole.len() {
+            let read = events(&whole[..length]);
+            // Between two fields the message may end.
+            assert!(
+                matches!(read, Err(FrameError::Malformed(_)) | Ok(_)),
+                "{length}: {read:?}"
+            );
+            assert_eq!(
+                read.is_ok(),
+                wire::EventFrame::decode(&whole[..length]).is_ok(),
+                "{length}"
+            );
+        }
+        // Within an event, what is left is what is left of the event, and not of the frame.
+        let frame = [vec![1 << 3 | 2, 2, 2 << 3 | 2, 1], message(&[6])].concat();
+        assert!(matches!(events(&frame), Err(FrameError::Malformed(_))));
+    }
+
+    #[test]
+    fn a_field_of_another_type_is_malformed() {
+        for frame in [
+            [1 << 3, 0].as_slice(),
+            &[15 << 3, 0],
+            &[1 << 3 | 2, 2, 1 << 3, 0],
+            &[1 << 3 | 2, 2, 5 << 3 | 2, 0],
+        ] {
+            assert!(matches!(events(frame), Err(FrameError::Malformed(_))), "{frame:?}");
+        }
+    }
+}
