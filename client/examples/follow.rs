@@ -75,11 +75,11 @@ struct Args {
 enum OnStale {
     /// Stop.
     Stop,
-    /// Begin anew at the oldest event there is.
+    /// Start over at the oldest event there is.
     Restart,
-    /// Begin anew from the stream's document, or stop.
+    /// Start over from the stream's document, or stop.
     Rebootstrap,
-    /// Begin anew from the stream's document, or at the oldest event there is.
+    /// Start over from the stream's document, or at the oldest event there is.
     RebootstrapOrRestart,
 }
 
@@ -94,7 +94,7 @@ impl From<OnStale> for StaleAnswer {
     }
 }
 
-/// Where streams have begun anew, and from what document.
+/// Where streams have started over, and from what document.
 const BEGUN: &str = "CREATE TABLE IF NOT EXISTS begun (stream_id TEXT NOT NULL, seq INTEGER NOT NULL, \
      doc_key TEXT, document BLOB, reasons TEXT NOT NULL) STRICT";
 
@@ -207,7 +207,7 @@ impl Handler<SqliteStore> for Rows {
         Ok(())
     }
 
-    fn begin_anew(
+    fn start_over(
         &mut self,
         transaction: &mut Transaction<'_>,
         stream: &StreamId,

@@ -4,25 +4,27 @@ use spacetime_sync_proto::{Position, StreamId};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-use crate::applier::{Applier, BatchBounds, Handler};
 use crate::config::ClientConfig;
-use crate::engine::Engine;
 use crate::error::{PresenceError, StartError};
-use crate::history::Source;
-use crate::presence::{Presence, PresenceHandle, Presences};
-use crate::status::{Phase, Status, StopReason};
+use crate::presence::{Presence, PresenceHandle, PresenceWishes, Presences};
+use crate::runner::Runner;
+use crate::session::status::{Phase, Status, StopReason};
+use crate::session::{Session, Settings};
 use crate::store::CheckpointStore;
+use crate::store::applier::{Applier, BatchBounds, Handler};
+use crate::talk::history::Source;
 
 /// Follows streams until it is stopped or dropped. Connecting, catching up, going live and coming back after failures
 /// are its own affair; an application watches its [`Status`].
 #[derive(Debug)]
 pub struct SyncClient {
     status: watch::Receiver<Status>,
-    presence: watch::Sender<Option<Presence>>,
+    wishes: watch::Sender<PresenceWishes>,
     presences: watch::Sender<Presences>,
     stop: oneshot::Sender<()>,
-    engine: JoinHandle<()>,
+    runner: JoinHandle<()>,
 }
 
 impl SyncClient {
@@ -49,16 +51,24 @@ impl SyncClient {
             bytes: config.limits.batch_bytes,
         };
         let applier = Applier::start(store, handler, streams.clone(), bounds).map_err(StartError::Thread)?;
+        let bounded = streams.into_iter().map(|(id, applied)| {
+            let bounds = config.bounds_of(&id, history.is_some());
+            (id, applied, bounds)
+        });
+        let now = Instant::now().into_std();
+        let session = Session::new(Settings::of(&config), bounded.collect(), rand::random(), now);
         let (stop, stopped) = oneshot::channel();
-        let (presence, said) = watch::channel(None);
+        let (wishes, wished) = watch::channel(PresenceWishes::default());
         let presences = watch::Sender::new(Presences::new());
-        let (engine, status) = Engine::new(config, history, streams, applier, said, presences.clone());
+        let status = watch::Sender::new(session.status());
+        let watched = status.subscribe();
+        let runner = Runner::new(config, session, applier, history, status, presences.clone());
         Ok(Self {
-            status,
-            presence,
+            status: watched,
+            wishes,
             presences,
             stop,
-            engine: runtime.spawn(engine.run(stopped)),
+            runner: runtime.spawn(runner.run(stopped, wished)),
         })
     }
 
@@ -72,15 +82,17 @@ impl SyncClient {
     /// their session.
     pub fn presence(&self, presence: Presence) -> Result<PresenceHandle, PresenceError> {
         let handle = PresenceHandle {
-            said: self.presence.clone(),
+            wishes: self.wishes.clone(),
         };
         handle.update(presence)?;
         Ok(handle)
     }
 
-    /// Who is there, as last heard of: sessions of the same user, and those that serve a stream which may be read. Asked
-    /// for with the first call.
+    /// Who is there, as last heard of: sessions of the same user, and those that serve a stream which may be read. The
+    /// first call makes the client watch them.
     pub fn presences(&self) -> watch::Receiver<Presences> {
+        self.wishes
+            .send_if_modified(|wishes| !std::mem::replace(&mut wishes.watch, true));
         self.presences.subscribe()
     }
 
@@ -90,7 +102,7 @@ impl SyncClient {
         // A client that has stopped by itself no longer listens.
         let _ = self.stop.send(());
         // A panic of the task shows in the status.
-        let _ = self.engine.await;
+        let _ = self.runner.await;
         last_status(self.status).await
     }
 

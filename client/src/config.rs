@@ -54,9 +54,9 @@ pub enum StaleAnswer {
     /// Stop the stream, and let a person decide.
     #[default]
     Stop,
-    /// Begin anew at the oldest event that the authority keeps. What came before it is never seen.
+    /// Start over at the oldest event that the authority keeps. What came before it is never seen.
     Restart,
-    /// Begin anew from the document that stands for the events before, if the stream has one.
+    /// Start over from the document that stands for the events before, if the stream has one.
     Rebootstrap(WithoutDocument),
 }
 
@@ -156,6 +156,23 @@ impl ClientConfig {
         }
         self.limits.check()?;
         self.backoff.check()
+    }
+
+    /// What bounds one of the streams. `history` says whether the authority can be asked.
+    pub(crate) fn bounds_of(&self, stream_id: &StreamId, history: bool) -> StreamBounds {
+        let limits = &self.limits;
+        StreamBounds {
+            window_bytes: (limits.subscribed_bytes / self.streams.len().max(1)).max(limit::FRAME_BYTES),
+            unapplied_bytes: limits.unapplied_bytes,
+            resume_bytes: limits.resume_bytes,
+            subscribe_within_events: limits.subscribe_within_events,
+            subscribe_within_bytes: limits.subscribe_within_bytes,
+            apply_attempts: limits.apply_attempts,
+            recovery_attempts: limits.recovery_attempts,
+            history,
+            on_stale: self.on_stale_of.get(stream_id).copied().unwrap_or(self.on_stale),
+            reads: self.reads,
+        }
     }
 
     /// What the client says it is.
@@ -319,7 +336,7 @@ pub struct Limits {
     pub history_in_flight: usize,
     /// How long one of them may take: 30 s.
     pub history_timeout: Duration,
-    /// How often a stream begins anew, and how often it lets a lane be that contradicts the authority, before it stops:
+    /// How often a stream starts over, and how often it lets a lane be that contradicts the authority, before it stops:
     /// 3. Counted anew when it has been live for [`Backoff::stable_after`].
     pub recovery_attempts: u32,
     /// From the first packet of a connection to the host's contract: 5 s.
@@ -422,21 +439,6 @@ impl Limits {
             ("ack_every", self.ack_every),
             ("stop_timeout", self.stop_timeout),
         ])
-    }
-
-    pub(crate) fn of_stream(&self, streams: usize) -> StreamBounds {
-        StreamBounds {
-            window_bytes: (self.subscribed_bytes / streams.max(1)).max(limit::FRAME_BYTES),
-            unapplied_bytes: self.unapplied_bytes,
-            resume_bytes: self.resume_bytes,
-            subscribe_within_events: self.subscribe_within_events,
-            subscribe_within_bytes: self.subscribe_within_bytes,
-            apply_attempts: self.apply_attempts,
-            recovery_attempts: self.recovery_attempts,
-            history: false,
-            on_stale: StaleAnswer::default(),
-            reads: Reads::default(),
-        }
     }
 }
 

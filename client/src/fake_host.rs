@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_tungstenite::tungstenite::{Bytes as WsBytes, Message};
 
-use crate::apply::tests::Log;
+use crate::session::stream::tests::Log;
 
 /// Its one stream.
 pub(crate) const STREAM: &str = "model";

@@ -24,9 +24,10 @@
 //! # }
 //! ```
 //!
-//! [`SyncClient`] is the handle, [`Status`] what it says, [`Handler`] what the application brings, [`CheckpointStore`]
-//! where it is saved, [`Credential`] what it is let in by. Within, [`apply`] decides and does nothing, `engine` does what it decided, `link` holds the
-//! connection, `applier` the thread that the store and the handler run on.
+//! [`SyncClient`] is the handle, [`Status`] says how things stand, [`Handler`] is what the application brings,
+//! [`CheckpointStore`] is where it is saved, and a [`Credential`] opens the connection. Inside there are three rooms:
+//! `session` decides and never does IO, `talk` holds the connection and asks the bridge over HTTP, `store` saves
+//! checkpoints and runs the thread that applies. `talk` and `store` know `session` and not each other.
 //!
 //! The SDK panics when a connection breaks in the midst of a call, and a handler may panic: the client catches both and
 //! goes on. An application that is built with `panic = "abort"` ends with them instead.
@@ -34,35 +35,36 @@
 //! A client never writes events: commands go to the runtime. It never skips one either: what it cannot apply stops
 //! its stream, with a reason, and the other streams go on.
 
-pub mod apply;
 pub mod config;
 pub mod credential;
 pub mod error;
 pub mod presence;
-pub mod status;
+#[doc(hidden)]
+pub mod session;
 pub mod store;
 
-mod applier;
 mod client;
-mod engine;
 #[cfg(test)]
 mod fake_host;
-mod history;
-mod link;
+mod runner;
+mod talk;
+#[cfg(test)]
+mod whole_client;
 
-pub use applier::Handler;
-#[doc(hidden)]
-pub use applier::Stepped;
-pub use apply::{Beginning, Counters, Rung, StreamStop};
 pub use client::SyncClient;
 pub use config::{Backoff, ClientConfig, History, Limits, Reads, StaleAnswer, WithoutDocument};
-pub use credential::{AccessToken, Credential, HttpTokens, TokenError, TokenFuture, TokenProvider, WantedToken};
+pub use credential::{AccessToken, Credential, TokenError, TokenFuture, TokenProvider, WantedToken};
 pub use error::{ConfigError, ErrorClass, HandlerError, PresenceError, StartError};
-#[doc(hidden)]
-pub use link::frame_row;
 pub use presence::{OfflineReason, Presence, PresenceHandle, PresenceKey, PresenceStatus, Presences, SeenPresence};
+pub use session::status;
+pub use session::stream::{Beginning, Counters, Rung, StreamStop};
 pub use status::{Disconnect, Phase, Status, StopReason, StreamPhase, StreamStatus, TokenStatus};
-pub use store::{CheckpointStore, CommitError, Effects, SqliteStore, StoreError};
+#[doc(hidden)]
+pub use store::applier::Stepped;
+pub use store::{CheckpointStore, CommitError, Effects, Handler, SqliteStore, StoreError};
+#[doc(hidden)]
+pub use talk::link::frame_row;
+pub use talk::tokens::HttpTokens;
 
 pub use rusqlite;
 pub use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern};

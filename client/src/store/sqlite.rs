@@ -353,7 +353,7 @@ impl CheckpointStore for SqliteStore {
         self.save(stream_id, from, to, effects)
     }
 
-    fn begin_anew(
+    fn start_over(
         &mut self,
         stream_id: &StreamId,
         from: &Position,

@@ -641,6 +641,8 @@ impl World {
             | FromHost::Row { .. }
             | FromHost::Subscribed { .. }
             | FromHost::SubscriptionFailed { .. }
+            | FromHost::Unsubscribed { .. }
+            | FromHost::CheckpointTaken { .. }
             | FromHost::GrantCame
             | FromHost::GrantLost { .. } => {}
         }

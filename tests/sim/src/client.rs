@@ -1,83 +1,69 @@
-//! A client: the shipped core of each stream and the shipped applier, and a model of the engine around them
-//! (`client/src/engine`), with every call a step of its own.
+//! A client: the shipped [`Session`] and the shipped applier. Here is only what carries the session's commands out over
+//! the modelled connections, with every call a step of its own, as `client/src/runner.rs` does over real ones.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use rand::Rng as _;
-use spacetime_sync_client::apply::{Counters, Effect, Input, Mode, Stream, StreamStop, SubscriptionId};
-use spacetime_sync_client::{CheckpointStore as _, Stepped, StreamId};
+use spacetime_sync_client::session::status::{Disconnect, Phase, Status, StopReason};
+use spacetime_sync_client::session::stream::{Counters, Mode, StreamStop};
+use spacetime_sync_client::session::{
+    Applied, CallFailure, Command, ConnectionId, DialFailure, Event, Inbound, Issued, Outcome, ReadId, Session,
+};
+use spacetime_sync_client::{AccessToken, CheckpointStore as _, HandlerError, Stepped, StreamId};
 use spacetime_sync_proto::{Position, RefusalCode, Seq};
 
-use crate::agenda::{MILLISECOND, Micros, SECOND};
+use crate::agenda::{Micros, SECOND};
 use crate::fault::Fault;
 use crate::net::{ConnId, FromHost, Party, ToHost};
 use crate::setup::Setup;
 use crate::store::{SimStore, StoreFault, Transaction, handler};
 use crate::world::{Step, World, say};
 
-const TICK: Micros = 250 * MILLISECOND;
-const CONNECT_TIMEOUT: Micros = 10 * SECOND;
-const HEARTBEAT_AFTER: Micros = 5 * SECOND;
-const SILENCE: Micros = 7 * SECOND;
-const VERIFY_EVERY: Micros = 30 * SECOND;
-const ASK_AGAIN_AFTER: Micros = 5 * SECOND;
-const ACK_EVERY: Micros = 5 * SECOND;
-const STABLE_AFTER: Micros = 10 * SECOND;
-
 #[derive(Debug)]
 pub(crate) enum ClientStep {
-    Tick,
-    Dial,
+    /// The session asked to be woken.
+    Woken,
+    /// An attempt to connect is over, for this reason, if it is still under way.
     DialFails {
-        conn: ConnId,
+        connection: ConnectionId,
+        reason: Disconnect,
     },
     /// The applier has its turn.
     Work,
-    /// What became of a batch is known to the engine.
-    Applied {
-        stream: usize,
-        input: Input,
-    },
-    StoreFailed,
-    Renew {
-        stream: usize,
+    /// What became of work is known to the session.
+    Applied(Outcome),
+    ApplierEnded,
+    /// The application stops the client in good order, and starts it again after a while.
+    Stop {
+        back_after: Micros,
     },
 }
 
+/// A connection, or the attempt to make one.
 #[derive(Debug)]
-enum Net {
-    Waiting,
-    Dialing(ConnId),
-    Up {
-        conn: ConnId,
-        heard_at: Micros,
-        since: Micros,
-    },
+struct Line {
+    connection: ConnectionId,
+    conn: ConnId,
+    /// The token of an attempt, and what came before the host's welcome.
+    attempt: Option<(Issued, Vec<Inbound>)>,
 }
 
-type Handler =
-    fn(&mut Transaction, &StreamId, &[spacetime_sync_client::Event]) -> Result<(), spacetime_sync_client::HandlerError>;
-
+/// What the oracle knows of a stream of a client.
 #[derive(Debug)]
-pub(crate) struct Follower {
-    pub(crate) stream: Stream,
+pub(crate) struct Followed {
     /// What was saved when the process began.
     pub(crate) loaded: Seq,
     /// How many of the effects the oracle has seen.
     pub(crate) checked: usize,
-    /// Whether the module has said what the stream is called.
-    named: bool,
-    subscriptions: Vec<SubscriptionId>,
-    ask_at: Option<Micros>,
-    reading: Option<u64>,
-    asked_at: Option<Micros>,
-    verified_at: Micros,
-    acked: Seq,
-    acked_at: Option<Micros>,
     /// Reasons for which it may stop.
     forgiven: BTreeSet<&'static str>,
+    /// Whether it was seen to have stopped.
+    stopped: bool,
 }
+
+type Handler = fn(&mut Transaction, &StreamId, &[spacetime_sync_client::Event]) -> Result<(), HandlerError>;
 
 pub(crate) struct Client {
     pub(crate) life: u32,
@@ -85,54 +71,28 @@ pub(crate) struct Client {
     pub(crate) paused_until: Micros,
     pub(crate) slow_until: Micros,
     pub(crate) store: SimStore,
-    pub(crate) followers: Vec<Follower>,
-    pub(crate) unapplied_bytes: usize,
-    net: Net,
-    attempt: u32,
+    pub(crate) session: Session,
+    /// What the session shows, brought up to date after each step.
+    pub(crate) shown: Status,
+    pub(crate) followed: Vec<Followed>,
+    /// The time at which the run began, for the session: only differences count.
+    epoch: Instant,
+    lines: Vec<Line>,
+    /// When the session is woken next.
+    alarm: Option<Micros>,
     applier: Stepped<SimStore, Handler>,
     working: bool,
+    applier_stopped: bool,
     told_at: Micros,
-    reads: VecDeque<(usize, Seq)>,
-    reads_under_way: usize,
-    next_read: u64,
-    counters: Counters,
+    /// How long after a stop in good order the process comes back.
+    back_after: Option<Micros>,
     /// Of the processes before.
     before: Counters,
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("followers", &self.followers).finish()
-    }
-}
-
-impl Follower {
-    fn new(applied: Position, setup: &Setup, checked: usize, forgiven: BTreeSet<&'static str>) -> Self {
-        Self {
-            stream: Stream::new(applied, setup.bounds.clone()),
-            loaded: applied.seq,
-            checked,
-            named: false,
-            subscriptions: Vec::new(),
-            ask_at: None,
-            reading: None,
-            asked_at: None,
-            verified_at: 0,
-            acked: applied.seq,
-            acked_at: None,
-            forgiven,
-        }
-    }
-
-    /// A page that is under way is still waited for.
-    fn subscription_answered(&mut self) {
-        if self.reading.is_none() {
-            self.asked_at = None;
-        }
-    }
-
-    pub(crate) fn forgives(&self, code: &str) -> bool {
-        self.forgiven.contains(code)
+        f.debug_struct("Client").field("shown", &self.shown).finish()
     }
 }
 
@@ -141,79 +101,117 @@ fn applier(store: &SimStore, streams: Vec<(StreamId, Position)>, setup: &Setup) 
     Stepped::new(store.clone(), handler as Handler, streams, events, bytes)
 }
 
+fn session(streams: &[(StreamId, Position)], setup: &Setup, seed: u64, now: Instant) -> Session {
+    let bounded = streams.iter().map(|(id, at)| (id.clone(), *at, setup.bounds.clone()));
+    Session::new(setup.client.clone(), bounded.collect(), seed, now)
+}
+
 impl Client {
     pub(crate) fn new(setup: &Setup, starts: impl Iterator<Item = (StreamId, Position)>) -> Self {
         let starts: Vec<_> = starts.collect();
         let store = SimStore::new(starts.iter().cloned(), setup.defect);
-        let follower = |(_, start): &(StreamId, Position)| Follower::new(*start, setup, 0, BTreeSet::new());
+        let followed = |(_, start): &(StreamId, Position)| Followed {
+            loaded: start.seq,
+            checked: 0,
+            forgiven: BTreeSet::new(),
+            stopped: false,
+        };
+        let epoch = Instant::now();
+        let session = session(&starts, setup, 0, epoch);
         Self {
             life: 0,
             running: false,
             paused_until: 0,
             slow_until: 0,
-            followers: starts.iter().map(follower).collect(),
-            unapplied_bytes: 0,
-            net: Net::Waiting,
-            attempt: 0,
+            followed: starts.iter().map(followed).collect(),
+            shown: session.status(),
+            session,
+            epoch,
+            lines: Vec::new(),
+            alarm: None,
             applier: applier(&store, starts, setup),
             store,
             working: false,
+            applier_stopped: false,
             told_at: 0,
-            reads: VecDeque::new(),
-            reads_under_way: 0,
-            next_read: 0,
-            counters: Counters::default(),
+            back_after: None,
             before: Counters::default(),
         }
     }
 
+    /// The newest connection, or attempt at one.
     pub(crate) fn conn(&self) -> Option<ConnId> {
-        match self.net {
-            Net::Dialing(conn) | Net::Up { conn, .. } => Some(conn),
-            Net::Waiting => None,
-        }
+        self.lines.last().map(|line| line.conn)
     }
 
-    fn up(&self) -> Option<ConnId> {
-        match self.net {
-            Net::Up { conn, .. } => Some(conn),
-            Net::Dialing(_) | Net::Waiting => None,
-        }
+    fn line(&self, connection: ConnectionId) -> Option<ConnId> {
+        let line = self.lines.iter().find(|line| line.connection == connection);
+        line.map(|line| line.conn)
     }
 
     pub(crate) fn is_stopped(&self, stream: usize) -> bool {
-        matches!(self.followers[stream].stream.mode(), Mode::Stopped(_))
+        matches!(self.session.stream(stream).mode(), Mode::Stopped(_))
     }
 
     /// Whether it would need what SpacetimeDB holds no more.
     pub(crate) fn is_below_window(&self, stream: usize) -> bool {
-        let mode = self.followers[stream].stream.mode();
+        let mode = self.session.stream(stream).mode();
         matches!(mode, Mode::Stopped(StreamStop::BelowWindow { .. }))
     }
 
     pub(crate) fn forgive(&mut self, stream: usize, code: &'static str) {
-        self.followers[stream].forgiven.insert(code);
+        self.followed[stream].forgiven.insert(code);
     }
 
-    pub(crate) fn all_counters(&mut self) -> Counters {
-        let (now, before) = (self.counters, &mut self.before);
-        before.holes_paged += now.holes_paged;
-        before.duplicates_dropped += now.duplicates_dropped;
-        before.overruns += now.overruns;
-        before.resubscriptions += now.resubscriptions;
-        before.reconnects += now.reconnects;
-        before.events_applied += now.events_applied;
-        self.counters = Counters::default();
-        *before
+    pub(crate) fn forgives(&self, stream: usize, code: &str) -> bool {
+        self.followed[stream].forgiven.contains(code)
+    }
+
+    /// Of all its processes.
+    pub(crate) fn all_counters(&self) -> Counters {
+        let (now, before) = (self.session.counters(), self.before);
+        Counters {
+            holes_paged: before.holes_paged + now.holes_paged,
+            duplicates_dropped: before.duplicates_dropped + now.duplicates_dropped,
+            overruns: before.overruns + now.overruns,
+            resubscriptions: before.resubscriptions + now.resubscriptions,
+            reconnects: before.reconnects + now.reconnects,
+            refreshes: before.refreshes + now.refreshes,
+            connections_overfull: before.connections_overfull + now.connections_overfull,
+            acks_refused: before.acks_refused + now.acks_refused,
+            events_applied: before.events_applied + now.events_applied,
+            ..Counters::default()
+        }
     }
 }
 
-/// An input in a few words.
-fn words(input: &Input) -> String {
-    match input {
-        Input::Page(page) => format!("of {} frames and the head {}", page.frames.len(), page.head.seq),
-        Input::Frame(frame) => format!("of {}..={}", frame.first_seq, frame.last_seq),
-        Input::Applied { to, .. } => format!("that it is applied up to {}", to.seq),
+/// An event in a few words.
+fn words(event: &Event) -> String {
+    match event {
+        Event::Message { inbound, .. } => {
+            let each = inbound.iter().map(|inbound| match inbound {
+                Inbound::Page { stream, answer, .. } => match answer {
+                    Ok((_, page)) => {
+                        let (frames, head) = (page.frames.len(), page.head.seq);
+                        format!("a page of stream {stream}, {frames} frames, head {head}")
+                    }
+                    Err(failure) => format!("no page of stream {stream}: {failure:?}"),
+                },
+                Inbound::Frame { stream_key, frame } => {
+                    format!("{}..={} of stream {stream_key}", frame.first_seq, frame.last_seq)
+                }
+                other => format!("{other:?}"),
+            });
+            each.collect::<Vec<_>>().join(", ")
+        }
+        Event::Applied(outcome) => match &outcome.result {
+            Applied::To(to) => format!("stream {} is applied up to {}", outcome.stream, to.seq),
+            other => format!("stream {}: {other:?}", outcome.stream),
+        },
+        Event::Dialed { connection, result, .. } => match result {
+            Ok(_) => format!("connection {} serves", connection.0),
+            Err(failure) => format!("connection {} failed: {failure:?}", connection.0),
+        },
         other => format!("{other:?}"),
     }
 }
@@ -228,28 +226,28 @@ impl World {
         if self.clients[at].running {
             return;
         }
+        let seed = self.dice.work.random();
         let client = &mut self.clients[at];
-        client.all_counters();
+        client.before = client.all_counters();
         let mut starts = Vec::new();
-        let mut followers = Vec::new();
-        for (log, old) in self.logs.iter().zip(&client.followers) {
+        for (log, followed) in self.logs.iter().zip(&mut client.followed) {
             // Infallible: the model's store can always be read.
             let applied = client.store.load(&log.id).expect("readable").unwrap_or(log.start);
             starts.push((log.id.clone(), applied));
-            followers.push(Follower::new(applied, &self.setup, old.checked, old.forgiven.clone()));
+            (followed.loaded, followed.stopped) = (applied.seq, false);
         }
-        client.followers = followers;
+        let now = client.epoch + Duration::from_micros(self.now);
+        client.session = session(&starts, &self.setup, seed, now);
+        client.shown = client.session.status();
         client.applier = applier(&client.store, starts, &self.setup);
         client.running = true;
-        client.unapplied_bytes = 0;
-        client.net = Net::Waiting;
-        client.attempt = 0;
+        client.lines.clear();
+        client.alarm = None;
         client.working = false;
-        client.reads.clear();
-        client.reads_under_way = 0;
+        client.applier_stopped = false;
+        client.back_after = None;
         say!(self, "client {at}: starts");
-        self.client_in(at, 0, ClientStep::Dial);
-        self.client_in(at, TICK, ClientStep::Tick);
+        self.tell_client(at, Event::Woken);
     }
 
     /// The process is gone; says whether there was one.
@@ -258,8 +256,8 @@ impl World {
             return false;
         }
         say!(self, "client {at}: dies");
-        if let Some(conn) = self.clients[at].conn() {
-            self.hang_up(conn);
+        for line in std::mem::take(&mut self.clients[at].lines) {
+            self.hang_up(line.conn);
         }
         self.clients[at].life += 1;
         self.clients[at].running = false;
@@ -271,52 +269,247 @@ impl World {
     pub(crate) fn power_is_lost(&mut self, at: usize) {
         let client = &mut self.clients[at];
         let state = client.store.look();
-        for (follower, saved) in client.followers.iter_mut().zip(&state.saved) {
-            follower.checked = follower.checked.min(saved.effects.len());
+        for (followed, saved) in client.followed.iter_mut().zip(&state.saved) {
+            followed.checked = followed.checked.min(saved.effects.len());
         }
     }
 
     pub(crate) fn client_takes(&mut self, at: usize, step: ClientStep) {
         match step {
-            ClientStep::Tick => {
-                self.client_tick(at);
-                self.client_in(at, TICK, ClientStep::Tick);
+            ClientStep::Woken => {
+                self.clients[at].alarm = None;
+                self.tell_client(at, Event::Woken);
             }
-            ClientStep::Dial => {
-                if self.strikes(Fault::DialFails, Some(at), None) {
-                    return self.client_backs_off(at);
-                }
-                let conn = self.dial(Party::Client(at));
-                self.clients[at].attempt += 1;
-                self.clients[at].net = Net::Dialing(conn);
-                self.client_in(at, CONNECT_TIMEOUT, ClientStep::DialFails { conn });
-            }
-            ClientStep::DialFails { conn } => {
-                if matches!(self.clients[at].net, Net::Dialing(own) if own == conn) {
-                    self.client_backs_off(at);
+            ClientStep::DialFails { connection, reason } => {
+                let attempted = |line: &Line| line.connection == connection && line.attempt.is_some();
+                let lines = &mut self.clients[at].lines;
+                if let Some(nth) = lines.iter().position(attempted) {
+                    let line = lines.remove(nth);
+                    self.hang_up(line.conn);
+                    self.dial_failed(at, connection, line.attempt.map(|(token, _)| token), reason);
                 }
             }
             ClientStep::Work => self.work(at),
-            ClientStep::Applied { stream, input } => {
-                if matches!(input, Input::Dropped { .. }) {
+            ClientStep::Applied(outcome) => {
+                if outcome.result == Applied::Dropped {
                     self.coverage.seen("client: batch thrown away");
                 }
-                self.feed(at, stream, input);
+                self.tell_client(at, Event::Applied(outcome));
             }
-            ClientStep::StoreFailed => {
+            ClientStep::ApplierEnded => self.tell_client(at, Event::ApplierEnded),
+            ClientStep::Stop { back_after } => {
+                self.clients[at].back_after = Some(back_after);
+                self.tell_client(at, Event::Stop);
+            }
+        }
+    }
+
+    fn dial_failed(&mut self, at: usize, connection: ConnectionId, token: Option<Issued>, reason: Disconnect) {
+        let result = Err(DialFailure::Later(reason));
+        self.tell_client(
+            at,
+            Event::Dialed {
+                connection,
+                token,
+                result,
+            },
+        );
+    }
+
+    /// Tells the session what happened, and does what comes of it.
+    fn tell_client(&mut self, at: usize, event: Event) {
+        let heard = self.is_telling().then(|| words(&event));
+        let client = &mut self.clients[at];
+        let now = client.epoch + Duration::from_micros(self.now);
+        let mut commands = Vec::new();
+        client.session.step(now, event, &mut commands);
+        let phase = client.shown.phase.code();
+        client.session.show(&mut client.shown);
+        if let (true, Phase::Backoff { reason, .. }) = (phase != "backoff", &client.shown.phase)
+            && matches!(reason, Disconnect::Silence(_))
+        {
+            self.coverage.seen("client: silence noticed");
+        }
+        if let Some(heard) = heard {
+            let session = &self.clients[at].session;
+            let modes: Vec<_> = (0..self.setup.streams)
+                .map(|stream| session.stream(stream).mode())
+                .collect();
+            say!(self, "client {at}: {heard}: {modes:?}");
+        }
+        self.see_stopped(at);
+        let life = self.clients[at].life;
+        for command in commands {
+            self.carry_out(at, command);
+            if self.clients[at].life != life {
+                return;
+            }
+        }
+        if self.clients[at].session.has_ended() {
+            return self.client_has_ended(at);
+        }
+        self.set_alarm(at);
+    }
+
+    fn see_stopped(&mut self, at: usize) {
+        for stream in 0..self.setup.streams {
+            let client = &mut self.clients[at];
+            if let Mode::Stopped(stop) = client.session.stream(stream).mode()
+                && !std::mem::replace(&mut client.followed[stream].stopped, true)
+            {
+                let why = stop.to_string();
+                self.coverage.seen("client: stream stopped");
+                say!(self, "client {at}: stream {stream} stopped, {why}");
+            }
+        }
+    }
+
+    fn set_alarm(&mut self, at: usize) {
+        let client = &mut self.clients[at];
+        let Some(due) = client.session.due() else { return };
+        let due = due.saturating_duration_since(client.epoch).as_nanos().div_ceil(1_000);
+        let due = (due as Micros).max(self.now + 1);
+        if client.alarm.is_none_or(|alarm| due < alarm) {
+            client.alarm = Some(due);
+            self.client_in(at, due - self.now, ClientStep::Woken);
+        }
+    }
+
+    /// The session has come to its end: an operator, or whoever stopped it, starts it again.
+    fn client_has_ended(&mut self, at: usize) {
+        let Phase::Stopped { reason } = self.clients[at].shown.phase.clone() else {
+            return self.violate("I8", || format!("client {at} has ended and does not say why"));
+        };
+        match reason {
+            StopReason::Requested => {
+                self.coverage.seen("client: stopped in good order");
+                let back_after = self.clients[at].back_after.unwrap_or(SECOND);
+                self.client_dies(at, back_after);
+            }
+            StopReason::Store(_) => {
                 say!(self, "client {at}: its store has failed");
                 let back = self.dice.work.random_range(0..2 * SECOND);
                 self.client_dies(at, back);
-                return;
             }
-            ClientStep::Renew { stream } => self.feed(at, stream, Input::Renew),
+            StopReason::EveryStreamStopped => self.coverage.seen("client: every stream stopped"),
+            StopReason::Unauthorized
+            | StopReason::Refused(_)
+            | StopReason::Incompatible(_)
+            | StopReason::ContractMismatch { .. }
+            | StopReason::NoModule { .. }
+            | StopReason::Defect => self.violate("I13", || format!("client {at} stopped for nothing: {reason}")),
         }
-        self.start_reads(at);
+    }
+
+    fn carry_out(&mut self, at: usize, command: Command) {
+        match command {
+            Command::Dial { connection, token } => self.client_dials(at, connection, token),
+            Command::Close { connection } => {
+                let lines = &mut self.clients[at].lines;
+                if let Some(nth) = lines.iter().position(|line| line.connection == connection) {
+                    let line = lines.remove(nth);
+                    self.hang_up(line.conn);
+                }
+            }
+            Command::Read {
+                connection,
+                read,
+                stream,
+                after,
+            } => self.client_sends(
+                at,
+                connection,
+                ToHost::Read {
+                    read: read.0,
+                    stream,
+                    after,
+                },
+            ),
+            Command::Subscribe {
+                connection,
+                stream,
+                id,
+                after,
+                to,
+                ..
+            } => self.client_sends(at, connection, ToHost::Subscribe { stream, id, after, to }),
+            Command::Unsubscribe { connection, stream, id } => {
+                self.client_sends(at, connection, ToHost::Unsubscribe { stream, id });
+            }
+            Command::Acknowledge {
+                connection,
+                stream,
+                position,
+            } => {
+                let checkpoint = position;
+                self.client_sends(at, connection, ToHost::Ack { stream, checkpoint });
+            }
+            Command::Apply { stream, work } => {
+                let client = &mut self.clients[at];
+                client.applier.hand_over(stream, work);
+                if !client.working {
+                    self.work_later(at);
+                }
+            }
+            Command::StopApplier => {
+                let client = &mut self.clients[at];
+                client.applier_stopped = true;
+                let after = client.told_at.saturating_sub(self.now) + 1;
+                self.client_in(at, after, ClientStep::ApplierEnded);
+            }
+            Command::Withdraw { .. } => {}
+            // The streams of these runs have no history to ask, and nobody says or wants to know who is there.
+            Command::Ask { .. }
+            | Command::SayPresence { .. }
+            | Command::WatchPresence { .. }
+            | Command::ShowPresences { .. } => {
+                self.violate("I8", || {
+                    format!("client {at} asks for what it was not told to: {command:?}")
+                });
+            }
+        }
+    }
+
+    fn client_dials(&mut self, at: usize, connection: ConnectionId, token: Option<Issued>) {
+        let token = token.unwrap_or_else(|| {
+            let refresh_after = Duration::from_millis(self.dice.work.random_range(2_000..40_000));
+            Issued {
+                token: AccessToken {
+                    refresh_after,
+                    ..AccessToken::new("token", 2 * refresh_after)
+                },
+                asked_at: self.clients[at].epoch + Duration::from_micros(self.now),
+            }
+        });
+        let conn = self.dial(Party::Client(at));
+        self.clients[at].lines.push(Line {
+            connection,
+            conn,
+            attempt: Some((token, Vec::new())),
+        });
+        let (after, reason) = if self.strikes(Fault::DialFails, Some(at), None) {
+            (1, Disconnect::Unreachable("injected".to_owned()))
+        } else {
+            let within = self.setup.client.limits.connect_timeout;
+            (within.as_micros() as Micros, Disconnect::ConnectTimeout(within))
+        };
+        self.client_in(at, after, ClientStep::DialFails { connection, reason });
+    }
+
+    fn client_sends(&mut self, at: usize, connection: ConnectionId, message: ToHost) {
+        match self.clients[at].line(connection) {
+            Some(conn) => self.send_up(conn, message),
+            // It has broken, and the session has not heard of it: as in the runner, nothing is sent.
+            None => self.coverage.seen("client: call on a connection that broke"),
+        }
     }
 
     /// One transaction of the applier.
     fn work(&mut self, at: usize) {
         let client = &mut self.clients[at];
+        if client.applier_stopped {
+            return;
+        }
         let fault = client.store.look().next;
         let before = client.store.look().struck;
         let more = client.applier.work();
@@ -331,23 +524,28 @@ impl World {
             say!(self, "FAULT {} at client {at}", fault.name());
             self.coverage.struck(fault);
         }
-        while let Some((stream, result)) = self.clients[at].applier.outcome() {
-            if let Ok(Input::Applied { to, .. }) = &result {
-                say!(self, "client {at}: has applied stream {stream} up to {}", to.seq);
+        let mut outcomes = VecDeque::new();
+        while let Some(outcome) = self.clients[at].applier.outcome() {
+            outcomes.push_back(outcome);
+        }
+        for outcome in outcomes {
+            if let Applied::To(to) = &outcome.result {
+                say!(
+                    self,
+                    "client {at}: has applied stream {} up to {}",
+                    outcome.stream,
+                    to.seq
+                );
                 if self.strikes(Fault::StoreUnknown, Some(at), None) {
                     let back = self.dice.work.random_range(0..SECOND);
                     self.client_dies(at, back);
                     return;
                 }
             }
-            let step = match result {
-                Ok(input) => ClientStep::Applied { stream, input },
-                Err(_) => ClientStep::StoreFailed,
-            };
             // Through a channel: in order.
             let told_at = self.clients[at].told_at.max(self.now) + self.dice.work.random_range(1..500);
             self.clients[at].told_at = told_at;
-            self.client_in(at, told_at - self.now, step);
+            self.client_in(at, told_at - self.now, ClientStep::Applied(outcome));
         }
         if more {
             self.work_later(at);
@@ -357,265 +555,115 @@ impl World {
     fn work_later(&mut self, at: usize) {
         let slow = self.now < self.clients[at].slow_until;
         let most = if slow { 800 } else { 3 };
-        let after = self.dice.work.random_range(20..most * MILLISECOND);
+        let after = self.dice.work.random_range(20..most * crate::agenda::MILLISECOND);
         self.clients[at].working = true;
         self.client_in(at, after, ClientStep::Work);
     }
 
-    /// Feeds one input to one stream and does what comes of it, as the engine does.
-    fn feed(&mut self, at: usize, stream: usize, input: Input) {
-        let heard = if self.is_telling() {
-            words(&input)
-        } else {
-            String::new()
-        };
-        let client = &mut self.clients[at];
-        let core = &mut client.followers[stream].stream;
-        let (before, was_stopped) = (core.unapplied_bytes(), matches!(core.mode(), Mode::Stopped(_)));
-        let effects = core.step(input, &mut client.counters);
-        client.unapplied_bytes = client.unapplied_bytes - before + core.unapplied_bytes();
-        if !was_stopped && let Mode::Stopped(stop) = core.mode() {
-            let why = stop.to_string();
-            self.coverage.seen("client: stream stopped");
-            say!(self, "client {at}: stream {stream} stopped, {why}");
-        }
-        let mode = self.clients[at].followers[stream].stream.mode();
-        say!(self, "client {at}: stream {stream} hears {heard}: {mode:?}");
-        for effect in effects {
-            self.perform(at, stream, effect);
-        }
-    }
-
-    fn perform(&mut self, at: usize, stream: usize, effect: Effect) {
-        let now = self.now;
-        let client = &mut self.clients[at];
-        match effect {
-            Effect::Read { after } => client.reads.push_back((stream, after)),
-            Effect::Subscribe { id, after, to } => {
-                let follower = &mut client.followers[stream];
-                let (true, Some(conn)) = (follower.named, self.clients[at].up()) else {
-                    return;
-                };
-                let follower = &mut self.clients[at].followers[stream];
-                follower.subscriptions.push(id);
-                follower.asked_at.get_or_insert(now);
-                self.send_up(conn, ToHost::Subscribe { stream, id, after, to });
-            }
-            Effect::Unsubscribe { id } => {
-                client.followers[stream].subscriptions.retain(|held| *held != id);
-                if let Some(conn) = client.up() {
-                    self.send_up(conn, ToHost::Unsubscribe { stream, id });
-                }
-            }
-            Effect::Apply(batch) => {
-                client.applier.hand_over(stream, batch);
-                if !client.working {
-                    self.work_later(at);
-                }
-            }
-            Effect::AskLater => client.followers[stream].ask_at = Some(now + ASK_AGAIN_AFTER),
-            // The streams of these runs have no history to ask.
-            Effect::ReadHistory { .. } | Effect::ReadDocument | Effect::BeginAnew(_) => {
-                self.violate("I8", || {
-                    format!("client {at}, stream {stream} asks for a history that it does not have")
-                });
-            }
-            Effect::RetryLater { attempt } | Effect::RecoverLater { attempt } => {
-                let pause = self.client_pause(attempt);
-                self.clients[at].followers[stream].ask_at = Some(now + pause);
-            }
-        }
-    }
-
-    fn client_pause(&mut self, attempt: u32) -> Micros {
-        let doubled = ((250 * MILLISECOND) << attempt.saturating_sub(1).min(8)).min(8 * SECOND);
-        doubled / 2 + self.dice.work.random_range(0..doubled / 2)
-    }
-
-    fn start_reads(&mut self, at: usize) {
-        while let Some((stream, after)) = self.clients[at].reads.front().copied() {
-            let client = &mut self.clients[at];
-            let coming = (client.reads_under_way + 1) * self.setup.host_page_bytes;
-            let idle = client.unapplied_bytes == 0 && client.reads_under_way == 0;
-            if client.reads_under_way >= self.setup.pages_in_flight
-                || !(idle || client.unapplied_bytes + coming <= self.setup.bounds.unapplied_bytes)
-            {
-                return;
-            }
-            let Some(conn) = client.up() else { return };
-            client.next_read += 1;
-            let read = client.next_read;
-            client.followers[stream].reading = Some(read);
-            client.reads.pop_front();
-            client.reads_under_way += 1;
-            client.followers[stream].asked_at.get_or_insert(self.now);
-            self.send_up(conn, ToHost::Read { read, stream, after });
-        }
-    }
-
-    fn client_backs_off(&mut self, at: usize) {
-        let attempt = self.clients[at].attempt.max(1);
-        let pause = self.client_pause(attempt);
-        if let Some(conn) = self.clients[at].conn() {
-            self.hang_up(conn);
-        }
-        let client = &mut self.clients[at];
-        let was_up = client.up().is_some();
-        client.net = Net::Waiting;
-        client.reads.clear();
-        client.reads_under_way = 0;
-        for stream in 0..self.setup.streams {
-            let follower = &mut self.clients[at].followers[stream];
-            follower.subscriptions.clear();
-            follower.reading = None;
-            follower.asked_at = None;
-            follower.acked_at = None;
-            if was_up {
-                self.feed(at, stream, Input::Disconnected);
-            }
-        }
-        say!(self, "client {at}: no connection");
-        self.client_in(at, pause, ClientStep::Dial);
-    }
-
     pub(crate) fn client_conn_broken(&mut self, at: usize, conn: ConnId) {
-        let client = &self.clients[at];
+        let client = &mut self.clients[at];
         if client.paused_until > self.now {
             let until = client.paused_until;
             return self.agenda.push(until, Step::Broken { conn });
         }
-        if client.running && client.conn() == Some(conn) {
-            self.client_backs_off(at);
+        let Some(nth) = client.lines.iter().position(|line| line.conn == conn) else {
+            return;
+        };
+        let Line {
+            connection, attempt, ..
+        } = client.lines.remove(nth);
+        let reason = Disconnect::Closed;
+        match attempt {
+            Some((token, _)) => self.dial_failed(at, connection, Some(token), reason),
+            None => self.tell_client(at, Event::Closed { connection, reason }),
         }
     }
 
     pub(crate) fn client_hears(&mut self, at: usize, from: ConnId, message: FromHost) {
-        let now = self.now;
         let client = &mut self.clients[at];
-        if !client.running || client.conn() != Some(from) {
-            return;
-        }
-        if let Net::Up { heard_at, .. } = &mut client.net {
-            *heard_at = now;
-        }
-        match message {
-            FromHost::Welcome => {
-                client.net = Net::Up {
-                    conn: from,
-                    heard_at: now,
-                    since: now,
-                };
-                client.counters.reconnects += 1;
-                for stream in 0..self.setup.streams {
-                    self.feed(at, stream, Input::Connected);
-                }
-            }
-            FromHost::GrantCame => {
-                for stream in 0..self.setup.streams {
-                    let follower = &mut self.clients[at].followers[stream];
-                    if let Mode::Refused(_) = follower.stream.mode() {
-                        follower.ask_at = None;
-                        self.coverage.seen("client: grant came back");
-                        self.feed(at, stream, Input::AskAgain);
-                    }
-                }
-            }
-            FromHost::GrantLost { stream } => {
-                if client.followers[stream].named {
-                    self.feed(at, stream, Input::GrantLost);
-                }
-            }
-            FromHost::Row { stream, frame } => {
-                if client.followers[stream].named {
-                    self.feed(at, stream, Input::Frame(frame));
-                    if self.clients[at].unapplied_bytes > self.setup.bounds.unapplied_bytes {
-                        self.feed(at, stream, Input::Overrun);
-                    }
-                }
-            }
-            FromHost::Subscribed { stream, id } => {
-                client.followers[stream].subscription_answered();
-                self.feed(at, stream, Input::Subscribed(id));
-            }
-            FromHost::SubscriptionFailed { stream, id } => {
-                client.followers[stream].subscription_answered();
-                self.feed(at, stream, Input::SubscriptionFailed(id));
-            }
-            FromHost::Page { read, stream, answer } => {
-                let follower = &mut client.followers[stream];
-                if follower.reading != Some(read) {
-                    return;
-                }
-                follower.reading = None;
-                follower.asked_at = None;
-                follower.verified_at = now;
-                client.reads_under_way = client.reads_under_way.saturating_sub(1);
-                let input = match answer {
-                    Ok(page) => {
-                        follower.named = true;
-                        Input::Page(page)
-                    }
-                    Err(Some(refusal)) => {
-                        if refusal.code == RefusalCode::ForbiddenStream {
-                            self.coverage.seen("client: read forbidden");
-                        }
-                        Input::ReadRefused(refusal)
-                    }
-                    Err(None) => Input::ReadFailed,
-                };
-                self.feed(at, stream, input);
-            }
-            FromHost::Acked(_)
-            | FromHost::Refused(..)
-            | FromHost::Lost(_)
-            | FromHost::Heads { .. }
-            | FromHost::Rewound { .. } => {}
-        }
-        self.start_reads(at);
-    }
-
-    fn client_tick(&mut self, at: usize) {
-        let now = self.now;
-        for stream in 0..self.setup.streams {
-            let follower = &mut self.clients[at].followers[stream];
-            if follower.ask_at.is_some_and(|due| due <= now) {
-                follower.ask_at = None;
-                self.feed(at, stream, Input::AskAgain);
-            }
-        }
-        let client = &mut self.clients[at];
-        let Net::Up { conn, heard_at, since } = client.net else {
+        let Some(line) = client.lines.iter_mut().find(|line| line.conn == from) else {
             return;
         };
-        if now - since >= STABLE_AFTER {
-            client.attempt = 0;
-        }
-        let asked_at = client.followers.iter().filter_map(|follower| follower.asked_at).min();
-        if asked_at.is_some_and(|asked_at| now.saturating_sub(asked_at.max(heard_at)) > SILENCE) {
-            self.coverage.seen("client: silence noticed");
-            return self.client_backs_off(at);
-        }
-        let silent = client.reads_under_way == 0 && now.saturating_sub(heard_at) >= HEARTBEAT_AFTER;
-        let mut due: Vec<_> = (0..client.followers.len())
-            .filter(|at| {
-                let follower = &client.followers[*at];
-                follower.stream.is_delivering()
-                    && !follower.stream.is_reading()
-                    && (silent || now - follower.verified_at >= VERIFY_EVERY)
-            })
-            .collect();
-        due.sort_by_key(|at| client.followers[*at].verified_at);
-        due.truncate(if silent { 1 } else { self.setup.pages_in_flight });
-        for stream in due {
-            self.feed(at, stream, Input::Verify);
-        }
-        for stream in 0..self.setup.streams {
-            let follower = &mut self.clients[at].followers[stream];
-            let checkpoint = follower.stream.applied();
-            if checkpoint.seq > follower.acked && follower.acked_at.is_none_or(|at| now - at >= ACK_EVERY) {
-                (follower.acked, follower.acked_at) = (checkpoint.seq, Some(now));
-                self.send_up(conn, ToHost::Ack { stream, checkpoint });
+        let connection = line.connection;
+        if matches!(message, FromHost::Welcome) {
+            if let Some((token, brought)) = line.attempt.take() {
+                let (token, result) = (Some(token), Ok(brought));
+                self.tell_client(
+                    at,
+                    Event::Dialed {
+                        connection,
+                        token,
+                        result,
+                    },
+                );
             }
+            return;
         }
+        let Some(inbound) = inbound(message) else { return };
+        if let Some((_, brought)) = &mut line.attempt {
+            brought.push(inbound);
+            return;
+        }
+        let refused = |mode: &Mode| matches!(mode, Mode::Refused(_));
+        match &inbound {
+            Inbound::GrantCame => {
+                let streams = (0..self.setup.streams).filter(|stream| refused(client.session.stream(*stream).mode()));
+                let came_back = streams.count() as u64;
+                self.coverage.seen_times("client: grant came back", came_back);
+            }
+            Inbound::Page {
+                answer: Err(CallFailure::Refused(refusal)),
+                ..
+            } if refusal.code == RefusalCode::ForbiddenStream => self.coverage.seen("client: read forbidden"),
+            _ => {}
+        }
+        let inbound = vec![inbound];
+        self.tell_client(at, Event::Message { connection, inbound });
     }
+}
+
+/// What the session hears of it. The host calls a stream by its index.
+fn inbound(message: FromHost) -> Option<Inbound> {
+    Some(match message {
+        FromHost::GrantCame => Inbound::GrantCame,
+        FromHost::GrantLost { stream } => Inbound::GrantLost {
+            stream_key: stream as u64,
+        },
+        FromHost::Row { stream, frame } => Inbound::Frame {
+            stream_key: stream as u64,
+            frame,
+        },
+        FromHost::Subscribed { stream, id } => Inbound::Subscribed { stream, id },
+        FromHost::Unsubscribed { stream, id } => Inbound::Unsubscribed { stream, id },
+        FromHost::SubscriptionFailed { stream, id } => Inbound::SubscriptionFailed {
+            stream,
+            id,
+            detail: "injected".to_owned(),
+        },
+        FromHost::Page { read, stream, answer } => Inbound::Page {
+            stream,
+            read: ReadId(read),
+            answer: match answer {
+                Ok(page) => Ok((stream as u64, page)),
+                Err(Some(refusal)) => Err(CallFailure::Refused(refusal)),
+                Err(None) => Err(CallFailure::Failed("injected".to_owned())),
+            },
+        },
+        FromHost::CheckpointTaken { stream, seq, answer } => Inbound::Acked {
+            stream,
+            seq,
+            answer: answer.map_err(|refusal| match refusal {
+                Some(refusal) => CallFailure::Refused(refusal),
+                None => CallFailure::Failed("injected".to_owned()),
+            }),
+        },
+        FromHost::Welcome
+        | FromHost::Acked(_)
+        | FromHost::Refused(..)
+        | FromHost::Lost(_)
+        | FromHost::Heads { .. }
+        | FromHost::Rewound { .. } => {
+            return None;
+        }
+    })
 }

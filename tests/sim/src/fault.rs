@@ -74,8 +74,10 @@ faults! {
     ClientPaused => "client: clock jumps (stands still)",
     /// A client applies slowly for a while.
     ClientSlow => "client: slow consumer",
-    /// A subscription is replaced before it has to be.
-    Renewed => "client: subscription renewed",
+    /// A client is stopped in good order and comes back.
+    ClientStopped => "client: stopped",
+    /// An acknowledgement fails: nothing of it is done.
+    AckFails => "acknowledgement: failed",
     /// A handler asks for a retry.
     HandlerFails => "client: handler fails",
     /// The store is busy: nothing is saved.
@@ -147,7 +149,8 @@ impl Fault {
             | Self::SubscriptionFails
             | Self::ClientKilled
             | Self::ClientSlow
-            | Self::Renewed
+            | Self::ClientStopped
+            | Self::AckFails
             | Self::HandlerFails
             | Self::StoreBusy
             | Self::StoreRolledBack

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use rand::Rng as _;
 use rand::seq::SliceRandom as _;
-use spacetime_sync_client::apply::{Page, SubscriptionId};
+use spacetime_sync_client::session::stream::{Page, SubscriptionId};
 use spacetime_sync_lane::{CallId, Prepared};
 use spacetime_sync_proto::{Event, Frame, PayloadHash, Position, Refusal, RefusalCode, Seq, StreamId};
 use spacetime_sync_rules::append::{Appended, Request, append};
@@ -129,7 +129,7 @@ impl Table {
         self.held().held_after()
     }
 
-    fn acknowledged(&self, client: usize) -> Option<Position> {
+    pub(crate) fn acknowledged(&self, client: usize) -> Option<Position> {
         self.log.checkpoints.get(&(client as u64)).copied()
     }
 
@@ -308,11 +308,12 @@ impl World {
                 if let Some(subs) = self.host.open.get_mut(&conn) {
                     subs.retain(|sub| (sub.stream, sub.id) != (stream, id));
                 }
+                self.emit(conn, FromHost::Unsubscribed { stream, id });
             }
             ToHost::Ack { stream, checkpoint } => {
-                if let Party::Client(client) = party {
-                    self.host_acks(client, stream, checkpoint);
-                }
+                let Party::Client(client) = party else { return };
+                let (seq, answer) = (checkpoint.seq, self.host_acks(client, stream, checkpoint));
+                self.emit(conn, FromHost::CheckpointTaken { stream, seq, answer });
             }
         }
     }
@@ -516,9 +517,12 @@ impl World {
         }
     }
 
-    fn host_acks(&mut self, client: usize, stream: usize, at: Position) {
+    fn host_acks(&mut self, client: usize, stream: usize, at: Position) -> Result<(), Option<Refusal>> {
+        if self.strikes(Fault::AckFails, Some(client), None) {
+            return Err(None);
+        }
         if !self.host.granted[client][stream] {
-            return;
+            return Err(Some(Refusal::new(RefusalCode::ForbiddenStream, "no grant")));
         }
         let table = &mut self.host.tables[stream];
         let (held, was) = (table.held(), table.acknowledged(client));
@@ -531,13 +535,20 @@ impl World {
                     self.violate("acks", || format!("{was:?} became {at:?}, the head is {head}"));
                 }
                 self.commit(Undo::Ack { client, stream, was });
+                Ok(())
             }
-            Ok(Ack::Repeated) => self.coverage.seen("ack: repeated or behind"),
-            Err(refusal) => match refusal.code {
-                RefusalCode::CheckpointBehind => self.coverage.seen("ack: repeated or behind"),
-                RefusalCode::CheckpointAhead => self.coverage.seen("ack: ahead"),
-                _ => self.coverage.seen("ack: another chain"),
-            },
+            Ok(Ack::Repeated) => {
+                self.coverage.seen("ack: repeated or behind");
+                Ok(())
+            }
+            Err(refusal) => {
+                self.coverage.seen(match refusal.code {
+                    RefusalCode::CheckpointBehind => "ack: repeated or behind",
+                    RefusalCode::CheckpointAhead => "ack: ahead",
+                    _ => "ack: another chain",
+                });
+                Err(Some(refusal))
+            }
         }
     }
 

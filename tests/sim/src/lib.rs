@@ -2,10 +2,10 @@
 //! virtual time.
 //!
 //! **Shipped code in it**: `bridge/lane` ([`Core`], [`prepare`], [`reconcile`]), the module's rules
-//! ([`append::decide`], [`checkpoint::decide`]), `client::apply` ([`Stream`]) and the client's applier with its
-//! transactions. **Models**: the authority (logs with their chains, `published_seq`, writers, locks, leads),
+//! ([`append::decide`], [`checkpoint::decide`]), the whole client but for what it talks and stores
+//! with ([`Session`]), and its applier with its transactions. **Models**: the authority (logs with their chains, `published_seq`, writers, locks, leads),
 //! SpacetimeDB (frames, heads, grants, what is committed and what is durable, snapshots), the connections, the
-//! clients' stores, and what runs the cores: pump, ledger and engine, each call a step of its own.
+//! clients' stores, and what runs the bridge's core: pump and ledger, each call a step of its own.
 //!
 //! **Injected**: see [`Fault`]. Connections break, fall silent or are late; calls of a dead connection arrive late;
 //! calls whose outcome is unknown, done or not; rows lost, repeated and reordered; pages and subscriptions that fail;
@@ -16,8 +16,8 @@
 //! altered payloads, events of another origin, rows and pages that are not what they claim.
 //!
 //! **Not injected**: history out of the authority for clients below the window (they stop, and are left there), an authority
-//! that is restored to an earlier time, and what an operator does about it; tokens and their
-//! renewal over two connections; delivery without confirmed reads; bytes that are no frame (see the small cases of
+//! that is restored to an earlier time, and what an operator does about it; tokens
+//! that are refused or end; delivery without confirmed reads; bytes that are no frame (see the small cases of
 //! `proto`); a row that was forged together with all that could contradict it. The order of messages on one connection is
 //! TCP's, but for the rows of subscriptions. One assumption: what SpacetimeDB answers under confirmed reads waits until
 //! everything that was committed before is durable, also the answer to a call that changed nothing.
@@ -29,7 +29,7 @@
 //! [`reconcile`]: spacetime_sync_lane::reconcile
 //! [`append::decide`]: spacetime_sync_rules::append::decide
 //! [`checkpoint::decide`]: spacetime_sync_rules::checkpoint::decide
-//! [`Stream`]: spacetime_sync_client::apply::Stream
+//! [`Session`]: spacetime_sync_client::session::Session
 
 mod agenda;
 mod authority;

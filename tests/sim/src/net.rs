@@ -2,7 +2,7 @@
 //! may be late, and when a connection breaks, what was under way may or may not have arrived.
 
 use rand::Rng as _;
-use spacetime_sync_client::apply::{Page, SubscriptionId};
+use spacetime_sync_client::session::stream::{Page, SubscriptionId};
 use spacetime_sync_lane::{CallId, Prepared};
 use spacetime_sync_proto::{FrameRow, Position, Refusal, Seq};
 
@@ -102,9 +102,20 @@ pub(crate) enum FromHost {
         stream: usize,
         id: SubscriptionId,
     },
+    /// A subscription that was given up has ended.
+    Unsubscribed {
+        stream: usize,
+        id: SubscriptionId,
+    },
     SubscriptionFailed {
         stream: usize,
         id: SubscriptionId,
+    },
+    /// The answer to an acknowledgement of a client.
+    CheckpointTaken {
+        stream: usize,
+        seq: Seq,
+        answer: Result<(), Option<Refusal>>,
     },
     GrantCame,
     GrantLost {

@@ -1,6 +1,7 @@
 //! What must hold after every step, whatever happened. The authority's logs say what is right.
 
-use spacetime_sync_client::apply::{Mode, StreamStop};
+use spacetime_sync_client::StreamPhase;
+use spacetime_sync_client::session::stream::{Mode, StreamStop};
 use spacetime_sync_proto::{Event, Frame, FrameRow, Position, Seq};
 
 use crate::world::World;
@@ -85,12 +86,12 @@ impl World {
         let (at, effects) = (saved.checkpoint, saved.effects.len() as u64);
         let last = saved.effects.last();
         let torn = effects != at.seq.get() || last.is_some_and(|last| last.chain_hash != at.chain);
-        let checked = party.followers[stream].checked.min(saved.effects.len());
+        let checked = party.followed[stream].checked.min(saved.effects.len());
         let fresh = saved.effects[checked..].to_vec();
         let before_fresh = if fresh.is_empty() { None } else { checked.checked_sub(1) };
         let before_fresh = before_fresh.map(|at| saved.effects[at].clone());
         drop(state);
-        self.clients[client].followers[stream].checked = checked + fresh.len();
+        self.clients[client].followed[stream].checked = checked + fresh.len();
         if torn {
             return self.violate("I6", || {
                 format!("client {client}, stream {stream}: {effects} events were applied, the checkpoint says {at:?}")
@@ -124,28 +125,37 @@ impl World {
         if !party.running {
             return;
         }
-        let follower = &party.followers[stream];
-        let applied = follower.stream.applied();
+        let core = party.session.stream(stream);
+        let applied = core.applied();
         let saved = party.store.look().saved[stream].checkpoint;
-        if applied.seq > saved.seq || applied.seq < follower.loaded {
+        if applied.seq > saved.seq || applied.seq < party.followed[stream].loaded {
             return self.violate("I8", || {
                 format!("client {client}, stream {stream}: counts from {applied:?}, saved is {saved:?}")
             });
         }
-        let most = self.setup.bounds.unapplied_bytes + (self.setup.pages_in_flight + 1) * (1 << 20);
-        if party.unapplied_bytes > most {
-            let bytes = party.unapplied_bytes;
+        let most = self.setup.bounds.unapplied_bytes + (self.setup.client.limits.pages_in_flight + 1) * (1 << 20);
+        let bytes = party.session.unapplied_bytes();
+        if bytes > most {
             return self.violate("bounds", || format!("client {client}: {bytes} bytes are not applied"));
         }
-        let Mode::Stopped(stop) = follower.stream.mode() else {
+        let shown = &party.shown.streams[&self.logs[stream].id];
+        let delivers = core.is_delivering() || shown.phase != StreamPhase::Live;
+        if shown.applied != applied || !delivers {
+            let mode = format!("{:?}", core.mode());
+            let shown = shown.clone();
+            return self.violate("status", || {
+                format!("client {client}, stream {stream}: shows {shown:?}, is at {applied:?}, {mode}")
+            });
+        }
+        let Mode::Stopped(stop) = core.mode() else {
             return;
         };
         let excuses = &self.excuses[stream];
         let may = match stop {
             StreamStop::AheadOfLane { .. } => excuses.was_set_back || excuses.foreign.is_some(),
             StreamStop::Handler { attempts, .. } => *attempts >= self.setup.bounds.apply_attempts,
-            StreamStop::ChainMismatch { .. } => follower.forgives("chain_mismatch") || excuses.foreign.is_some(),
-            StreamStop::PayloadMismatch { .. } => follower.forgives("payload_mismatch"),
+            StreamStop::ChainMismatch { .. } => party.forgives(stream, "chain_mismatch") || excuses.foreign.is_some(),
+            StreamStop::PayloadMismatch { .. } => party.forgives(stream, "payload_mismatch"),
             StreamStop::BelowWindow { .. } => self.setup.window().is_some(),
             StreamStop::DurableReads
             | StreamStop::StaleCursor(_)
@@ -198,13 +208,22 @@ impl World {
             head.get() > 0
                 && log.published == head
                 && table.durable.seq == head
-                && self.clients.iter().all(|client| {
-                    client.running
-                        && (client.is_below_window(stream)
-                            || client.followers[stream].stream.is_current()
-                                && client.followers[stream].stream.applied().seq == head)
+                && self.clients.iter().enumerate().all(|(at, client)| {
+                    let core = client.session.stream(stream);
+                    let arrived = core.is_current() && core.applied().seq == head;
+                    client.running && (client.is_below_window(stream) || arrived && self.is_acknowledged(at, stream))
                 })
         }) && self.now > self.setup.until + crate::agenda::SECOND
+    }
+
+    /// Whether the module knows how far a client is. One that was set back forgets, and so does one whose log is rewound
+    /// for it: nobody tells the client.
+    fn is_acknowledged(&self, client: usize, stream: usize) -> bool {
+        let applied = self.clients[client].session.stream(stream).applied();
+        match self.host.tables[stream].acknowledged(client) {
+            Some(acknowledged) => acknowledged == applied,
+            None => self.excuses[stream].was_set_back,
+        }
     }
 
     /// What lags, in words.
@@ -212,9 +231,10 @@ impl World {
         let mut lines = Vec::new();
         for (stream, log) in self.logs.iter().enumerate().filter(|(at, _)| !self.is_poisoned(*at)) {
             let table = &self.host.tables[stream];
-            let clients = self.clients.iter().map(|client| {
-                let follower = &client.followers[stream].stream;
-                format!("{} {:?}", follower.applied().seq, follower.mode())
+            let clients = self.clients.iter().enumerate().map(|(at, client)| {
+                let (core, acknowledged) = (client.session.stream(stream), table.acknowledged(at).map(|ack| ack.seq));
+                let applied = core.applied().seq;
+                format!("{applied} {:?}, acknowledged {acknowledged:?}", core.mode())
             });
             lines.push(format!(
                 "stream {stream}: head {}, published {}, held {}, durable {}, applied {}",

@@ -3,7 +3,8 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use spacetime_sync_client::StaleAnswer;
-use spacetime_sync_client::config::{Reads, StreamBounds};
+use spacetime_sync_client::config::{Backoff, Limits as ClientLimits, Reads, StreamBounds};
+use spacetime_sync_client::session::Settings;
 use spacetime_sync_lane::Limits;
 
 use crate::agenda::{Micros, SECOND};
@@ -34,7 +35,8 @@ pub struct Setup {
     pub(crate) page: PageLimits,
     pub(crate) bounds: StreamBounds,
     pub(crate) batch: (usize, usize),
-    pub(crate) pages_in_flight: usize,
+    /// What a client is told. Every time in it is the shipped default.
+    pub(crate) client: Settings,
     pub(crate) host_page_bytes: usize,
     /// How many of a stream's newest events SpacetimeDB holds, where it does not hold all.
     window: u64,
@@ -62,6 +64,7 @@ impl Setup {
         let mut rng = StdRng::seed_from_u64(seed);
         let until = rng.random_range(2..12) * SECOND;
         let unapplied_bytes = rng.random_range(3_000..100_000);
+        let host_page_bytes = rng.random_range(1_000..20_000);
         Self {
             seed,
             streams: rng.random_range(1..=4),
@@ -95,8 +98,23 @@ impl Setup {
                 on_stale: StaleAnswer::Stop,
             },
             batch: (rng.random_range(1..40), rng.random_range(1_000..40_000)),
-            pages_in_flight: rng.random_range(1..=4),
-            host_page_bytes: rng.random_range(1_000..20_000),
+            client: {
+                let subscribed_bytes = rng.random_range(2_000..60_000);
+                Settings {
+                    limits: ClientLimits {
+                        unapplied_bytes,
+                        pages_in_flight: rng.random_range(1..=4),
+                        subscribed_bytes,
+                        reconnect_bytes: subscribed_bytes + rng.random_range(20_000..200_000),
+                        ..ClientLimits::default()
+                    },
+                    backoff: Backoff::default(),
+                    renewable: true,
+                    fixed_token: None,
+                    page_bytes: host_page_bytes,
+                }
+            },
+            host_page_bytes,
             window: rng.random_range(5..40),
             defect: None,
             plan: plan(&mut rng, until),

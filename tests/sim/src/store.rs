@@ -162,7 +162,7 @@ impl CheckpointStore for SimStore {
     }
 
     /// As any other change: nothing but the client forbids it to go back.
-    fn begin_anew(
+    fn start_over(
         &mut self,
         stream_id: &StreamId,
         from: &Position,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use rand::Rng as _;
-use spacetime_sync_client::apply::Page;
+use spacetime_sync_client::session::stream::Page;
 use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, PayloadHash, Seq};
 
 use crate::agenda::{MILLISECOND, Micros};
@@ -30,6 +30,7 @@ impl World {
             | Fault::RowRepeated
             | Fault::RowLate
             | Fault::PageFails
+            | Fault::AckFails
             | Fault::SubscriptionFails
             | Fault::StoreUnknown
             | Fault::WriterUnknown
@@ -71,11 +72,11 @@ impl World {
                 self.clients[client].slow_until = self.now + lasts;
                 true
             }
-            Fault::Renewed => {
+            Fault::ClientStopped => {
                 let life = self.clients[client].life;
-                let step = ClientStep::Renew { stream };
+                let step = ClientStep::Stop { back_after: lasts };
                 self.agenda.push(self.now, Step::Client { at: client, life, step });
-                true
+                self.clients[client].running
             }
             Fault::StoreLost => {
                 let most = 1 + planned.stream % 3;

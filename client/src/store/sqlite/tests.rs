@@ -179,7 +179,7 @@ fn a_checkpoint_moves_otherwise_than_forward_only_for_a_new_beginning() {
         );
     }
     let begin = |store: &mut SqliteStore, from, at, effects: &mut Effects<'_, SqliteStore>| {
-        store.begin_anew(&stream(), &from, &at, effects)
+        store.start_over(&stream(), &from, &at, effects)
     };
     let mut refuse = |_: &mut Transaction<'_>| Err(HandlerError::stop("no"));
     assert!(begin(&mut store, checkpoint(9), checkpoint(4), &mut refuse).is_err());

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
-use spacetime_sync_client::credential::HttpTokens;
+use spacetime_sync_client::HttpTokens;
 use spacetime_sync_client::{ErrorClass, TokenError};
 use spacetime_sync_proto::access::{CLAIMS_VERSION, headers};
 

@@ -1,0 +1,315 @@
+//! Carries out what the session decided: the one task of a client. It decides nothing. Whatever blocks happens elsewhere:
+//! on the thread that applies, in the runtime of a connection, or in a task of its own.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::Arc;
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+use crate::config::ClientConfig;
+use crate::presence::{PresenceWishes, Presences};
+use crate::session::status::{Disconnect, Status};
+use crate::session::{Answer, Command, ConnectionId, DialFailure, Event, Inbound, QuestionId, Session};
+use crate::store::applier::Applier;
+use crate::talk::dial::{DialAnswer, dial};
+use crate::talk::history::Source;
+use crate::talk::link::Link;
+
+pub(crate) struct Runner {
+    config: Arc<ClientConfig>,
+    session: Session,
+    applier: Applier,
+    /// Who is asked what the lane does not hold; nobody, if nobody is configured.
+    history: Option<Arc<Source>>,
+    /// Connections that were not given up: two at most.
+    links: Vec<(ConnectionId, Link)>,
+    /// Attempts to connect and questions to the authority. They end with the runner.
+    tasks: JoinSet<Done>,
+    /// Which task is at what.
+    errands: HashMap<tokio::task::Id, (Errand, AbortHandle)>,
+    status: watch::Sender<Status>,
+    presences: watch::Sender<Presences>,
+}
+
+/// What a task is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Errand {
+    Dial(ConnectionId),
+    Question(QuestionId, usize),
+}
+
+/// What a task came to.
+enum Done {
+    Dialed(DialAnswer),
+    Answered(Answer),
+}
+
+impl Runner {
+    pub(crate) fn new(
+        config: ClientConfig,
+        session: Session,
+        applier: Applier,
+        history: Option<Source>,
+        status: watch::Sender<Status>,
+        presences: watch::Sender<Presences>,
+    ) -> Self {
+        Self {
+            config: Arc::new(config),
+            session,
+            applier,
+            history: history.map(Arc::new),
+            links: Vec::new(),
+            tasks: JoinSet::new(),
+            errands: HashMap::new(),
+            status,
+            presences,
+        }
+    }
+
+    /// Runs until the session has ended.
+    pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>, mut wishes: watch::Receiver<PresenceWishes>) {
+        let mut commands = Vec::new();
+        let (mut stopping, mut applier_ended) = (false, false);
+        let alarm = sleep_until(Instant::now());
+        tokio::pin!(alarm);
+        while !self.session.has_ended() {
+            let due = self.session.due().map(Instant::from_std);
+            if let Some(due) = due.filter(|due| *due != alarm.deadline()) {
+                alarm.as_mut().reset(due);
+            }
+            // In this order, so that a busy connection starves nobody: what comes before it is bounded by what was asked
+            // for, and time by its clock.
+            let event = tokio::select! {
+                biased;
+                // The application waits for it.
+                _ = &mut stop, if !stopping => {
+                    stopping = true;
+                    Event::Stop
+                }
+                // Frees what unapplied events take up, so that more can be read.
+                outcome = self.applier.next(), if !applier_ended => match outcome {
+                    Some(outcome) => Event::Applied(outcome),
+                    None => {
+                        applier_ended = true;
+                        Event::ApplierEnded
+                    }
+                },
+                // Answers to attempts and questions, a few at a time.
+                Some(done) = self.tasks.join_next_with_id() => self.done(done),
+                // Timers.
+                () = &mut alarm, if due.is_some() => Event::Woken,
+                // An error says that the application dropped the handle, and the client is being stopped.
+                Ok(()) = wishes.changed() => {
+                    let wishes = wishes.borrow_and_update().clone();
+                    Event::Presence { said: wishes.said, watch: wishes.watch }
+                }
+                // Last, for there may always be a next message.
+                (connection, message) = next_message(&self.links) => self.message(connection, message),
+            };
+            self.session.step(Instant::now().into_std(), event, &mut commands);
+            for command in commands.drain(..) {
+                self.carry_out(command);
+            }
+            let session = &mut self.session;
+            self.status.send_if_modified(|shown| session.show(shown));
+        }
+    }
+
+    fn message(&mut self, connection: ConnectionId, message: Result<Vec<Inbound>, Disconnect>) -> Event {
+        match message {
+            Ok(inbound) => Event::Message { connection, inbound },
+            Err(reason) => {
+                self.close(connection);
+                Event::Closed { connection, reason }
+            }
+        }
+    }
+
+    /// A task has ended.
+    fn done(&mut self, done: Result<(tokio::task::Id, Done), JoinError>) -> Event {
+        let (id, done) = match done {
+            Ok((id, done)) => (id, Some(done)),
+            // It panicked, or was given up.
+            Err(error) => (error.id(), None),
+        };
+        let without_answer = || "it ended without an answer".to_owned();
+        match (self.errands.remove(&id).map(|(errand, _)| errand), done) {
+            (Some(Errand::Dial(connection)), Some(Done::Dialed(DialAnswer { token, result }))) => Event::Dialed {
+                connection,
+                token,
+                result: result.map(|(link, brought)| {
+                    self.links.push((connection, link));
+                    brought
+                }),
+            },
+            (Some(Errand::Dial(connection)), _) => Event::Dialed {
+                connection,
+                token: None,
+                result: Err(DialFailure::Later(Disconnect::Failed(without_answer()))),
+            },
+            (Some(Errand::Question(question, stream)), Some(Done::Answered(answer))) => Event::Answered {
+                question,
+                stream,
+                answer,
+            },
+            (Some(Errand::Question(question, stream)), _) => Event::Answered {
+                question,
+                stream,
+                answer: Answer::Failed {
+                    message: without_answer(),
+                    retry_after: None,
+                },
+            },
+            // Given up: a connection that it came to is closed as it is dropped here.
+            (None, Some(Done::Dialed(DialAnswer { result, .. }))) => {
+                if let Ok((link, _)) = result {
+                    link.close();
+                }
+                Event::Woken
+            }
+            (None, Some(Done::Answered(_)) | None) => Event::Woken,
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Dial { connection, token } => {
+                let config = Arc::clone(&self.config);
+                self.begin(Errand::Dial(connection), async move {
+                    Done::Dialed(dial(&config, token).await)
+                });
+            }
+            Command::Close { connection } => {
+                self.give_up(|errand| errand == Errand::Dial(connection));
+                self.close(connection);
+            }
+            Command::Read {
+                connection,
+                read,
+                stream,
+                after,
+            } => {
+                if let Some(link) = self.link(connection) {
+                    link.read(read, stream, &self.config.streams[stream], after);
+                }
+            }
+            Command::Subscribe {
+                connection,
+                stream,
+                id,
+                key,
+                after,
+                to,
+            } => {
+                if let Some(link) = self.link_mut(connection) {
+                    link.subscribe(stream, id, key, after, to);
+                }
+            }
+            Command::Unsubscribe { connection, stream, id } => {
+                if let Some(link) = self.link_mut(connection) {
+                    link.unsubscribe(stream, id);
+                }
+            }
+            Command::Acknowledge {
+                connection,
+                stream,
+                position,
+            } => {
+                if let Some(link) = self.link(connection) {
+                    link.ack(stream, &self.config.streams[stream], position);
+                }
+            }
+            Command::SayPresence {
+                connection,
+                session_id,
+                presence,
+            } => {
+                if let Some(link) = self.link(connection) {
+                    link.say_presence(&session_id, &presence);
+                }
+            }
+            Command::WatchPresence { connection } => {
+                if let Some(link) = self.link(connection) {
+                    link.watch_presence();
+                }
+            }
+            Command::ShowPresences { connection } => {
+                if let Some(found) = self.link(connection).map(Link::presences) {
+                    self.presences.send_if_modified(|shown| {
+                        let changed = *shown != found;
+                        *shown = found;
+                        changed
+                    });
+                }
+            }
+            Command::Ask {
+                question,
+                stream,
+                token,
+                about,
+            } => {
+                let (config, history) = (Arc::clone(&self.config), self.history.clone());
+                self.begin(Errand::Question(question, stream), async move {
+                    Done::Answered(match history {
+                        Some(source) => source.ask(token, &config.streams[stream], about).await,
+                        // No stream asks that was not told that it can.
+                        None => pending().await,
+                    })
+                });
+            }
+            Command::Withdraw { question } => {
+                self.give_up(|errand| matches!(errand, Errand::Question(asked, _) if asked == question));
+            }
+            Command::Apply { stream, work } => self.applier.hand_over(stream, work),
+            Command::StopApplier => self.applier.stop(),
+        }
+    }
+
+    fn begin(&mut self, errand: Errand, task: impl Future<Output = Done> + Send + 'static) {
+        let handle = self.tasks.spawn(task);
+        self.errands.insert(handle.id(), (errand, handle));
+    }
+
+    fn give_up(&mut self, which: impl Fn(Errand) -> bool) {
+        self.errands.retain(|_, (errand, handle)| {
+            let given_up = which(*errand);
+            if given_up {
+                handle.abort();
+            }
+            !given_up
+        });
+    }
+
+    fn close(&mut self, connection: ConnectionId) {
+        if let Some(at) = self.links.iter().position(|(id, _)| *id == connection) {
+            let (_, link) = self.links.swap_remove(at);
+            link.close();
+        }
+    }
+
+    /// A connection; none if it has broken, and the session has not heard of it yet.
+    fn link(&self, connection: ConnectionId) -> Option<&Link> {
+        let mut links = self.links.iter();
+        links.find_map(|(id, link)| (*id == connection).then_some(link))
+    }
+
+    fn link_mut(&mut self, connection: ConnectionId) -> Option<&mut Link> {
+        let mut links = self.links.iter_mut();
+        links.find_map(|(id, link)| (*id == connection).then_some(link))
+    }
+}
+
+/// The next message of any connection. Which of two is asked first is left to chance, so that neither starves the other.
+async fn next_message(links: &[(ConnectionId, Link)]) -> (ConnectionId, Result<Vec<Inbound>, Disconnect>) {
+    let of = async |at: usize| match links.get(at) {
+        Some((id, link)) => (*id, link.next().await),
+        None => pending().await,
+    };
+    tokio::select! {
+        message = of(0) => message,
+        message = of(1) => message,
+    }
+}

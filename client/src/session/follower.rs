@@ -1,0 +1,252 @@
+//! One stream as the session keeps it: the core's state, and what belongs to the stream outside of the core.
+
+use std::time::{Duration, Instant};
+
+use spacetime_sync_proto::{RefusalCode, Seq, StreamId};
+
+use super::acknowledgement::Acknowledgement;
+use super::event::{ConnectionId, QuestionId, ReadId};
+use super::status::{StreamPhase, StreamStatus};
+use super::stream::{Mode, Stream, SubscriptionId};
+use super::tally::Share;
+
+#[derive(Debug)]
+pub(super) struct Follower {
+    pub(super) id: StreamId,
+    pub(super) stream: Stream,
+    /// What the module calls the stream, once it has said so.
+    pub(super) key: Option<u64>,
+    pub(super) subscriptions: Vec<Subscription>,
+    /// When to ask again after a refusal or a failure.
+    pub(super) ask_at: Option<Instant>,
+    /// The page that is under way, and on which connection.
+    pub(super) reading: Option<(ReadId, ConnectionId)>,
+    /// What the authority was asked, while it has not answered.
+    pub(super) question: Option<QuestionId>,
+    /// How long it asked to be left alone.
+    pub(super) wait_for_authority: Option<Duration>,
+    /// When the oldest call was made that is not answered.
+    pub(super) asked_at: Option<Instant>,
+    pub(super) verified_at: Instant,
+    pub(super) acknowledgement: Acknowledgement,
+    /// The head as last heard of, on any connection.
+    head: Option<Seq>,
+    live: bool,
+    /// Since when it is live, and whether the core was told that it has been for a while.
+    live_since: Option<Instant>,
+    pub(super) told_stable: bool,
+    /// What the module said last, until it has said something else: asking again is no progress yet.
+    refused: Option<RefusalCode>,
+    behind_since: Option<Instant>,
+    /// How the session's tally counts it.
+    pub(super) share: Share,
+    /// Whether something happened to it that the tally does not know of.
+    pub(super) touched: bool,
+    /// Whether its status may be another than the one that is shown.
+    pub(super) unshown: bool,
+    /// Whether it still takes something from the connection that is handed over.
+    pub(super) uses_old: bool,
+}
+
+/// A subscription and how many bytes of rows it has brought. The SDK keeps them until the host has ended it.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    pub(super) id: SubscriptionId,
+    pub(super) connection: ConnectionId,
+    /// Whether it was given up, and the host has not ended it yet.
+    pub(super) leaving: bool,
+    pub(super) bytes: usize,
+}
+
+impl Follower {
+    pub(super) fn new(id: StreamId, stream: Stream, now: Instant) -> Self {
+        Self {
+            id,
+            stream,
+            key: None,
+            subscriptions: Vec::new(),
+            ask_at: None,
+            reading: None,
+            question: None,
+            wait_for_authority: None,
+            asked_at: None,
+            verified_at: now,
+            acknowledgement: Acknowledgement::default(),
+            head: None,
+            live: false,
+            live_since: None,
+            told_stable: false,
+            refused: None,
+            behind_since: None,
+            share: Share::default(),
+            touched: false,
+            unshown: false,
+            uses_old: false,
+        }
+    }
+
+    /// Forgets what went with the connections.
+    pub(super) fn offline(&mut self) {
+        self.subscriptions.clear();
+        self.reading = None;
+        self.asked_at = None;
+        self.uses_old = false;
+    }
+
+    /// A subscription has begun or failed, perhaps one that was given up long ago. A page that is under way is still
+    /// waited for: without that, a connection that falls silent meanwhile would never be noticed.
+    pub(super) fn subscription_answered(&mut self) {
+        if self.reading.is_none() {
+            self.asked_at = None;
+        }
+    }
+
+    /// Notes what the core's state means at this time. A stream that is behind stays live for `grace`.
+    pub(super) fn observe(&mut self, now: Instant, grace: Duration) {
+        self.head = self.stream.known_head().or(self.head);
+        self.refused = match self.stream.mode() {
+            Mode::Refused(code) => Some(*code),
+            Mode::Paging if self.stream.known_head().is_none() => self.refused,
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => None,
+        };
+        if !self.stream.is_delivering() {
+            (self.live, self.behind_since) = (false, None);
+        } else if self.stream.is_current() {
+            (self.live, self.behind_since) = (true, None);
+        } else {
+            let since = *self.behind_since.get_or_insert(now);
+            self.live &= now.saturating_duration_since(since) < grace;
+        }
+        self.live_since = self.live.then(|| self.live_since.unwrap_or(now));
+        self.told_stable &= self.live;
+    }
+
+    /// Whether it is live for the grace's sake alone, which ends with time.
+    pub(super) fn lives_on_grace(&self) -> bool {
+        self.live && self.behind_since.is_some()
+    }
+
+    /// Whether it has been live for so long.
+    pub(super) fn is_stable(&self, now: Instant, after: Duration) -> bool {
+        self.live_since
+            .is_some_and(|since| now.saturating_duration_since(since) >= after)
+    }
+
+    /// What it counts for.
+    pub(super) fn share(&self) -> Share {
+        if self.refused.is_some() {
+            return Share::Aside;
+        }
+        match self.stream.mode() {
+            Mode::Refused(_) | Mode::Unanswered => Share::Aside,
+            Mode::Stopped(_) => Share::Stopped,
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. } => {
+                let applied = self.stream.applied().seq;
+                Share::Going {
+                    live: self.live,
+                    applied: applied.get(),
+                    target: self.head.unwrap_or(applied).max(applied).get(),
+                }
+            }
+        }
+    }
+
+    pub(super) fn status(&self) -> StreamStatus {
+        StreamStatus {
+            applied: self.stream.applied(),
+            head: self.head,
+            phase: self.phase(),
+        }
+    }
+
+    fn phase(&self) -> StreamPhase {
+        if let Some(code) = self.refused {
+            return StreamPhase::Forbidden { code };
+        }
+        match self.stream.mode() {
+            Mode::Offline => StreamPhase::Waiting,
+            Mode::Paging | Mode::Subscribing(_) => StreamPhase::CatchingUp,
+            Mode::Live(_) | Mode::Renewing { .. } if self.live => StreamPhase::Live,
+            Mode::Live(_) | Mode::Renewing { .. } => StreamPhase::CatchingUp,
+            Mode::Refused(code) => StreamPhase::Forbidden { code: *code },
+            Mode::Unanswered => StreamPhase::Unanswered,
+            Mode::Recovering(rung) => StreamPhase::Recovering {
+                rung: rung.clone(),
+                attempt: self.stream.recovery_attempt(),
+            },
+            Mode::Retrying { message } => StreamPhase::Retrying {
+                message: message.clone(),
+            },
+            Mode::Stopped(reason) => StreamPhase::Stopped { reason: reason.clone() },
+        }
+    }
+
+    pub(super) fn subscription(&mut self, id: SubscriptionId) -> Option<&mut Subscription> {
+        self.subscriptions.iter_mut().find(|held| held.id == id)
+    }
+
+    /// Forgets a subscription that has ended.
+    pub(super) fn forget(&mut self, id: SubscriptionId) -> Option<Subscription> {
+        let at = self.subscriptions.iter().position(|held| held.id == id)?;
+        Some(self.subscriptions.remove(at))
+    }
+
+    /// Forgets all subscriptions of a connection.
+    pub(super) fn forget_all_of(&mut self, connection: ConnectionId) -> Vec<Subscription> {
+        let all = std::mem::take(&mut self.subscriptions);
+        let (gone, kept) = all.into_iter().partition(|held| held.connection == connection);
+        self.subscriptions = kept;
+        gone
+    }
+
+    /// Whether a subscription is one of this connection's.
+    pub(super) fn hangs_on(&self, id: SubscriptionId, connection: ConnectionId) -> bool {
+        let this = |held: &Subscription| held.id == id && held.connection == connection;
+        self.subscriptions.iter().any(this)
+    }
+
+    pub(super) fn delivered_bytes(&self) -> usize {
+        self.subscriptions.iter().map(|held| held.bytes).sum()
+    }
+
+    /// The subscription that the stream counts on.
+    pub(super) fn awaited(&self) -> Option<SubscriptionId> {
+        match *self.stream.mode() {
+            Mode::Subscribing(id) | Mode::Live(id) | Mode::Renewing { new: id, .. } => Some(id),
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => None,
+        }
+    }
+
+    /// Whether the stream would wait in vain if a connection were gone: for a page, or for the subscription that is to
+    /// deliver. What only delivers until another one does is no loss.
+    pub(super) fn waits_for(&self, connection: ConnectionId) -> bool {
+        self.reading.is_some_and(|(_, on)| on == connection)
+            || self.awaited().is_some_and(|id| self.hangs_on(id, connection))
+    }
+
+    /// Whether the stream still takes anything from a connection.
+    pub(super) fn uses(&self, connection: ConnectionId) -> bool {
+        let subscribed = |held: &Subscription| held.connection == connection && !held.leaving;
+        self.subscriptions.iter().any(subscribed) || self.waits_for(connection)
+    }
+}

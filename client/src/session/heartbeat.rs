@@ -1,0 +1,107 @@
+//! When the presence of this session is said, and what.
+
+use std::time::{Duration, Instant};
+
+use super::connection::Connection;
+use super::{Command, Session};
+use crate::presence::Presence;
+
+/// How often a session that is there says so.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// When something is to be said, and what.
+#[derive(Debug, Default)]
+pub(super) struct Heartbeat {
+    /// What was said last, while it is to be said again.
+    said: Option<Presence>,
+    said_at: Option<Instant>,
+}
+
+impl Heartbeat {
+    /// What is to be said at this time.
+    fn due(&mut self, wanted: Option<&Presence>, now: Instant) -> Vec<Presence> {
+        let mut due = Vec::new();
+        if let Some(said) = &self.said
+            && wanted.is_none_or(|wanted| wanted.node_id != said.node_id)
+        {
+            due.push(said.gone());
+        }
+        let rested = self
+            .said_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= HEARTBEAT);
+        if let Some(wanted) = wanted
+            && (rested || self.said.as_ref() != Some(wanted))
+        {
+            due.push(wanted.clone());
+            self.said_at = Some(now);
+        }
+        self.said = wanted.cloned();
+        due
+    }
+
+    /// There is another connection: it is said again at once.
+    pub(super) fn again(&mut self) {
+        self.said_at = None;
+    }
+}
+
+impl Session {
+    /// Says how this session is there, or that it is not any more, if that is due.
+    pub(super) fn say_presence(&mut self, wanted: Option<Presence>) {
+        let Connection::Up(up) = &mut self.connection else {
+            return;
+        };
+        // Only a provider knows the session. Without one there is nothing to speak for.
+        let Some(session_id) = up.tenure.as_ref().and_then(|tenure| tenure.session_id()) else {
+            return;
+        };
+        for presence in self.heartbeat.due(wanted.as_ref(), self.now) {
+            up.presence_calls += 1;
+            self.commands.push(Command::SayPresence {
+                connection: up.id,
+                session_id: session_id.to_owned(),
+                presence,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presence::PresenceStatus;
+
+    #[test]
+    fn a_session_is_said_to_be_there_at_once_when_it_changes_and_every_five_seconds() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut heartbeat = Heartbeat::default();
+        let (online, busy) = (
+            Presence::online("n"),
+            Presence {
+                status: PresenceStatus::Busy,
+                ..Presence::online("n")
+            },
+        );
+        assert_eq!(heartbeat.due(None, at(0)), []);
+        assert_eq!(heartbeat.due(Some(&online), at(0)), std::slice::from_ref(&online));
+        assert_eq!(heartbeat.due(Some(&online), at(4_999)), []);
+        assert_eq!(heartbeat.due(Some(&online), at(5_000)), std::slice::from_ref(&online));
+        assert_eq!(heartbeat.due(Some(&busy), at(5_250)), std::slice::from_ref(&busy));
+        heartbeat.again();
+        assert_eq!(heartbeat.due(Some(&busy), at(5_500)), [busy]);
+    }
+
+    #[test]
+    fn who_leaves_says_so_once_and_a_node_that_is_left_too() {
+        let now = Instant::now();
+        let mut heartbeat = Heartbeat::default();
+        let (one, other) = (Presence::online("one"), Presence::online("other"));
+        heartbeat.due(Some(&one), now);
+        let said = heartbeat.due(Some(&other), now);
+        assert_eq!(said, [one.gone(), other.clone()]);
+        assert_eq!(said[0].status, PresenceStatus::Offline);
+        assert_eq!(heartbeat.due(None, now), [other.gone()]);
+        assert_eq!(heartbeat.due(None, now), []);
+    }
+}

@@ -1,0 +1,139 @@
+//! What a message of a connection brought.
+
+use spacetime_sync_proto::Seq;
+use spacetime_sync_proto::contract::Contract;
+
+use super::connection::Connection;
+use super::counted::less;
+use super::event::{CallFailure, ConnectionId, Inbound};
+use super::status::StopReason;
+use super::stream::{Input, Mode};
+use super::{Command, Session};
+
+impl Session {
+    /// A message came, with everything it brought.
+    pub(super) fn message(&mut self, from: ConnectionId, message: Vec<Inbound>) -> Result<(), StopReason> {
+        if !self.heard(from, !message.is_empty()) {
+            return Ok(());
+        }
+        let mut presences = false;
+        for inbound in message {
+            presences |= matches!(inbound, Inbound::PresenceChanged);
+            self.inbound(from, inbound)?;
+        }
+        self.renew_if_large();
+        // Once for all that the message brought, and not as a connection says that is behind.
+        if presences && self.serving() == Some(from) {
+            self.commands.push(Command::ShowPresences { connection: from });
+        }
+        self.reconnect_if_overfull();
+        Ok(())
+    }
+
+    /// Whether a connection is one that counts. `something` is false when the SDK woke for what goes out, which says
+    /// nothing about the other end.
+    fn heard(&mut self, from: ConnectionId, something: bool) -> bool {
+        let now = self.now;
+        match &mut self.connection {
+            Connection::Up(up) if up.id == from => {
+                if something {
+                    up.heard_at = now;
+                }
+                true
+            }
+            Connection::Up(up) => up.old.as_ref().is_some_and(|old| old.id == from),
+            Connection::Waiting { .. } | Connection::Dialing(_) => false,
+        }
+    }
+
+    pub(super) fn inbound(&mut self, from: ConnectionId, inbound: Inbound) -> Result<(), StopReason> {
+        match inbound {
+            Inbound::Contract(found) => {
+                let expected = Contract::ours();
+                if found != expected {
+                    return Err(StopReason::ContractMismatch { expected, found });
+                }
+            }
+            Inbound::NoModule { detail } => return Err(StopReason::NoModule { detail }),
+            Inbound::GrantCame => {
+                for at in 0..self.followers.len() {
+                    if let Mode::Refused(_) = self.followers[at].stream.mode() {
+                        self.followers[at].ask_at = None;
+                        self.feed(at, Input::AskAgain);
+                    }
+                }
+            }
+            Inbound::GrantLost { stream_key } => {
+                if let Some(at) = self.by_key.get(&stream_key).copied() {
+                    self.feed(at, Input::GrantLost);
+                    // The issuer knows why: the session may be revoked, or ended by the host's clock.
+                    self.doubt_token_if(true);
+                }
+            }
+            Inbound::Frame { stream_key, frame } => {
+                if let Some(at) = self.by_key.get(&stream_key).copied() {
+                    self.delivered(from, at, frame.bytes.len());
+                    self.feed(at, Input::Frame(frame));
+                    if self.unapplied_bytes > self.settings.limits.unapplied_bytes {
+                        self.feed(at, Input::Overrun);
+                    }
+                }
+            }
+            Inbound::Gone { stream_key, last_seq } => {
+                if let Some(at) = self.by_key.get(&stream_key).copied() {
+                    self.feed(at, Input::Gone { last_seq });
+                }
+            }
+            Inbound::Subscribed { stream, id } => {
+                self.followers[stream].subscription_answered();
+                self.feed(stream, Input::Subscribed(id));
+            }
+            Inbound::Unsubscribed { stream, id } => self.unsubscribed(stream, id),
+            Inbound::SubscriptionFailed { stream, id, detail } => {
+                self.followers[stream].subscription_answered();
+                tracing::warn!(stream = %self.followers[stream].id, detail, "a subscription failed");
+                if self.handed_over() == Some(from) {
+                    self.old_subscription_failed(stream, id);
+                } else {
+                    self.feed(stream, Input::SubscriptionFailed(id));
+                }
+            }
+            Inbound::Page { stream, read, answer } => self.page(from, stream, read, answer)?,
+            Inbound::Acked { stream, seq, answer } => self.acked(from, stream, seq, &answer),
+            Inbound::PresenceSaid { answer } => self.presence_said(from, &answer),
+            // Shown once for the whole message.
+            Inbound::PresenceChanged => {}
+        }
+        Ok(())
+    }
+
+    /// The module has answered an acknowledgement.
+    pub(super) fn acked(&mut self, from: ConnectionId, at: usize, seq: Seq, answer: &Result<(), CallFailure>) {
+        self.followers[at].acknowledgement.answered(from, seq, answer);
+        match answer {
+            Ok(()) => self.counters.acks += 1,
+            Err(failure) => {
+                self.counters.acks_refused += 1;
+                self.doubt_token_if(failure.is_of_aged_token());
+                tracing::debug!(stream = %self.followers[at].id, %seq, ?failure, "an acknowledgement was refused");
+            }
+        }
+    }
+
+    /// The module has answered what was said of this session's presence.
+    pub(super) fn presence_said(&mut self, from: ConnectionId, answer: &Result<(), CallFailure>) {
+        if let Connection::Up(up) = &mut self.connection
+            && up.id == from
+        {
+            less(&mut up.presence_calls, 1);
+        }
+        match answer {
+            Ok(()) => self.counters.heartbeats += 1,
+            Err(failure) => {
+                self.counters.heartbeats_refused += 1;
+                self.doubt_token_if(failure.is_of_aged_token());
+                tracing::debug!(?failure, "the presence was refused");
+            }
+        }
+    }
+}

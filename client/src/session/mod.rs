@@ -1,0 +1,413 @@
+//! What decides: everything that a client does about its connections, tokens, streams, acknowledgements, reads, questions
+//! to the authority, presence and status.
+//!
+//! [`Session::step`] takes an [`Event`] with the time of it and answers with [`Command`]s. It never does IO, never looks
+//! at a clock, and takes its chance from a seed, so that the simulation runs the very code that is shipped. A small
+//! runner (`runner.rs`) carries the commands out and decides nothing.
+//!
+//! Whatever happens on a connection is named by its [`ConnectionId`]. A session has at most one connection that serves,
+//! one that is handed over, and one that is being made to take over; what comes from any other is ignored.
+//!
+//! Each stream has a pure core of its own, in [`stream`].
+
+pub mod command;
+pub mod event;
+pub mod settings;
+pub mod status;
+pub mod stream;
+pub mod token;
+
+mod acknowledgement;
+mod cache;
+mod connection;
+mod counted;
+mod ending;
+mod follower;
+mod handover;
+mod heartbeat;
+mod inbound;
+mod questions;
+mod reads;
+mod tally;
+mod timers;
+
+pub use command::{Command, Work};
+pub use event::{
+    Answer, Applied, CallFailure, ConnectionId, DialFailure, Event, Inbound, Outcome, Question, QuestionId, ReadId,
+};
+pub use settings::Settings;
+pub use token::Issued;
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use spacetime_sync_proto::{Position, StreamId};
+
+use crate::config::StreamBounds;
+use crate::presence::Presence;
+
+use cache::Cache;
+use connection::Connection;
+use ending::Life;
+use follower::Follower;
+use heartbeat::Heartbeat;
+use questions::Questions;
+use reads::Reads;
+use status::{Phase, Status, StopReason};
+use stream::{Counters, Effect, Input, Stream};
+use tally::Tally;
+
+/// A client's decisions. See the module.
+pub struct Session {
+    settings: Settings,
+    /// All chance there is: how long waits are.
+    dice: StdRng,
+    /// The time of the event that is being handled.
+    now: Instant,
+    /// What the event that is being handled has led to so far.
+    commands: Vec<Command>,
+    life: Life,
+    /// Whether the thread that applies has ended.
+    applier_ended: bool,
+    followers: Vec<Follower>,
+    /// Streams by what the module calls them.
+    by_key: HashMap<u64, usize>,
+    connection: Connection,
+    /// How many attempts to connect there were since a connection last served for long.
+    attempt: u32,
+    /// How many connections have served.
+    served: u64,
+    /// How many ids of connections, reads and questions were given.
+    ids: u64,
+    /// The token that was given last, while it is accepted.
+    held: Option<Issued>,
+    reads: Reads,
+    questions: Questions,
+    cache: Cache,
+    /// Bytes of frames that were handed to the applier and are not saved yet, over all streams.
+    unapplied_bytes: usize,
+    /// At which stream the search for checkpoints to acknowledge goes on.
+    ack_turn: usize,
+    /// What is to be said of this session's presence, and whether anybody wants to know who else is there.
+    presence: Option<Presence>,
+    watch_presence: bool,
+    heartbeat: Heartbeat,
+    /// When timers are looked at next.
+    tick_at: Instant,
+    counters: Counters,
+    phase: Phase,
+    tally: Tally,
+    /// Streams that something happened to since the tally was last brought up to date.
+    touched: Vec<usize>,
+    /// Streams whose status may be another than the one that was last shown.
+    unshown: Vec<usize>,
+    /// Whether what is shown of the token is out of date.
+    token_unshown: bool,
+}
+
+impl Session {
+    /// A session that has not begun yet: the first [`Event::Woken`] makes it connect. `streams` go on from what is
+    /// saved, and are called by their index from then on.
+    pub fn new(settings: Settings, streams: Vec<(StreamId, Position, StreamBounds)>, seed: u64, now: Instant) -> Self {
+        let followers: Vec<_> = streams
+            .into_iter()
+            .map(|(id, applied, bounds)| Follower::new(id, Stream::new(applied, bounds), now))
+            .collect();
+        let mut session = Self {
+            settings,
+            dice: StdRng::seed_from_u64(seed),
+            now,
+            commands: Vec::new(),
+            life: Life::Running,
+            applier_ended: false,
+            by_key: HashMap::new(),
+            connection: Connection::Waiting { until: now },
+            attempt: 0,
+            served: 0,
+            ids: 0,
+            held: None,
+            reads: Reads::default(),
+            questions: Questions::default(),
+            cache: Cache::default(),
+            unapplied_bytes: 0,
+            ack_turn: 0,
+            presence: None,
+            watch_presence: false,
+            heartbeat: Heartbeat::default(),
+            tick_at: now,
+            counters: Counters::default(),
+            phase: Phase::Idle,
+            tally: Tally::default(),
+            touched: Vec::new(),
+            unshown: Vec::new(),
+            token_unshown: false,
+            followers,
+        };
+        for at in 0..session.followers.len() {
+            let share = session.followers[at].share();
+            session.followers[at].share = share;
+            session.tally.add(share);
+        }
+        session
+    }
+
+    /// The status at the beginning.
+    pub fn status(&self) -> Status {
+        let streams = self.followers.iter();
+        Status {
+            phase: self.phase.clone(),
+            streams: streams
+                .map(|follower| (follower.id.clone(), follower.status()))
+                .collect(),
+            token: None,
+            counters: self.counters,
+        }
+    }
+
+    /// Brings what is shown up to date, and says whether anything has changed. Costs as much as streams have changed.
+    pub fn show(&mut self, shown: &mut Status) -> bool {
+        let mut changed = shown.counters != self.counters || shown.phase != self.phase;
+        shown.counters = self.counters;
+        if shown.phase != self.phase {
+            shown.phase = self.phase.clone();
+        }
+        if std::mem::take(&mut self.token_unshown) {
+            shown.token = self.token_status();
+            changed = true;
+        }
+        while let Some(at) = self.unshown.pop() {
+            let follower = &mut self.followers[at];
+            follower.unshown = false;
+            let found = follower.status();
+            if let Some(stream) = shown.streams.get_mut(&follower.id)
+                && *stream != found
+            {
+                *stream = found;
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// When [`Event::Woken`] is to come at the latest; never, while something else is waited for.
+    pub fn due(&self) -> Option<Instant> {
+        match &self.life {
+            Life::Running => Some(match &self.connection {
+                Connection::Waiting { until } => self.tick_at.min(*until),
+                Connection::Dialing(_) | Connection::Up(_) => self.tick_at,
+            }),
+            Life::Draining { .. } => None,
+            Life::Leaving { until, .. } => Some(*until),
+            Life::Ended => None,
+        }
+    }
+
+    /// Whether nothing more will come of it.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.life, Life::Ended)
+    }
+
+    /// One stream's core, to look at.
+    pub fn stream(&self, at: usize) -> &Stream {
+        &self.followers[at].stream
+    }
+
+    /// Bytes of frames that are not applied yet, over all streams.
+    pub fn unapplied_bytes(&self) -> usize {
+        self.unapplied_bytes
+    }
+
+    /// What was seen since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Takes what happened, and adds what is to be done.
+    pub fn step(&mut self, now: Instant, event: Event, commands: &mut Vec<Command>) {
+        self.now = self.now.max(now);
+        std::mem::swap(&mut self.commands, commands);
+        let result = match self.life {
+            Life::Running => self.run(event),
+            Life::Draining { .. } | Life::Leaving { .. } | Life::Ended => {
+                self.wind_down(event);
+                Ok(())
+            }
+        };
+        self.count_touched();
+        let result = result.and_then(|()| self.go_on());
+        if let Err(reason) = result {
+            self.begin_to_stop(reason);
+        }
+        self.count_touched();
+        self.derive_phase();
+        std::mem::swap(&mut self.commands, commands);
+    }
+
+    fn run(&mut self, event: Event) -> Result<(), StopReason> {
+        match event {
+            Event::Woken => self.woken(),
+            Event::Dialed {
+                connection,
+                token,
+                result,
+            } => return self.dialed(connection, token, result),
+            Event::Message { connection, inbound } => return self.message(connection, inbound),
+            Event::Closed { connection, reason } => self.closed(connection, reason),
+            Event::Answered {
+                question,
+                stream,
+                answer,
+            } => return self.answered(question, stream, answer),
+            Event::Applied(outcome) => return self.applied(outcome),
+            Event::ApplierEnded => {
+                self.applier_ended = true;
+                return Err(StopReason::Defect);
+            }
+            Event::Presence { said, watch } => (self.presence, self.watch_presence) = (said, watch),
+            Event::Stop => return Err(StopReason::Requested),
+        }
+        Ok(())
+    }
+
+    /// Does what the new state of things allows or asks for, whatever led to it.
+    fn go_on(&mut self) -> Result<(), StopReason> {
+        match self.life {
+            Life::Running => {}
+            Life::Draining { .. } | Life::Leaving { .. } | Life::Ended => return Ok(()),
+        }
+        self.end_handover_if_over();
+        self.start_reads();
+        self.start_questions();
+        if self.tally.stopped() == self.followers.len() {
+            return Err(StopReason::EveryStreamStopped);
+        }
+        Ok(())
+    }
+
+    /// Feeds one input to one stream and does what comes of it.
+    fn feed(&mut self, at: usize, input: Input) {
+        let stream = &mut self.followers[at].stream;
+        let before = stream.unapplied_bytes();
+        let effects = stream.step(input, &mut self.counters);
+        debug_assert!(self.unapplied_bytes >= before, "a stream has more unapplied than all");
+        self.unapplied_bytes = self.unapplied_bytes - before + stream.unapplied_bytes();
+        self.touch(at);
+        match self.life {
+            Life::Running => {}
+            // Nothing new is begun.
+            Life::Draining { .. } | Life::Leaving { .. } | Life::Ended => return,
+        }
+        for effect in effects {
+            self.perform(at, effect);
+        }
+    }
+
+    fn perform(&mut self, at: usize, effect: Effect) {
+        match effect {
+            Effect::Read { after } => self.reads.queue(at, after),
+            Effect::Subscribe { id, after, to } => self.subscribe(at, id, after, to),
+            Effect::Unsubscribe { id } => self.unsubscribe(at, id),
+            Effect::Apply(batch) => self.commands.push(Command::Apply {
+                stream: at,
+                work: Work::Batch(batch),
+            }),
+            Effect::StartOver(beginning) => self.commands.push(Command::Apply {
+                stream: at,
+                work: Work::StartOver(beginning),
+            }),
+            Effect::ReadHistory { after } => self.ask_authority(at, Question::Events(after)),
+            Effect::ReadDocument => self.ask_authority(at, Question::Document),
+            Effect::RecoverLater { attempt } => {
+                let wait = self.followers[at].wait_for_authority.take();
+                let pause = self.settings.backoff.delay_of(attempt, wait, self.dice.random());
+                self.followers[at].ask_at = Some(self.now + pause);
+            }
+            Effect::AskLater => {
+                self.followers[at].ask_at = Some(self.now + self.settings.limits.ask_again_after);
+            }
+            Effect::RetryLater { attempt } => {
+                let pause = self.settings.backoff.delay(attempt, self.dice.random());
+                self.followers[at].ask_at = Some(self.now + pause);
+            }
+        }
+    }
+
+    /// The thread that applies is done with some work.
+    fn applied(&mut self, outcome: Outcome) -> Result<(), StopReason> {
+        let Outcome {
+            stream: at,
+            released,
+            result,
+        } = outcome;
+        let follower = &mut self.followers[at];
+        let input = match result {
+            Applied::To(to) => Input::Applied { to, released },
+            Applied::StartedOver(from) => {
+                tracing::warn!(stream = %follower.id, %from.seq, "the stream has started over");
+                follower.acknowledgement.forget();
+                Input::StartedOver(from)
+            }
+            Applied::Dropped => Input::Dropped { released },
+            Applied::Failed(failure) => {
+                tracing::warn!(stream = %follower.id, ?failure, "a batch was not applied");
+                Input::ApplyFailed { failure, released }
+            }
+            Applied::StoreFailed(error) => return Err(StopReason::Store(error)),
+        };
+        self.feed(at, input);
+        Ok(())
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.ids += 1;
+        self.ids
+    }
+
+    /// Something happened to a stream.
+    fn touch(&mut self, at: usize) {
+        let follower = &mut self.followers[at];
+        if !std::mem::replace(&mut follower.touched, true) {
+            self.touched.push(at);
+        }
+    }
+
+    /// Brings the tally and the handover up to date with what happened to streams.
+    fn count_touched(&mut self) {
+        while let Some(at) = self.touched.pop() {
+            let follower = &mut self.followers[at];
+            follower.touched = false;
+            follower.observe(self.now, self.settings.limits.live_grace);
+            self.tally.remove(follower.share);
+            follower.share = follower.share();
+            self.tally.add(follower.share);
+            if !std::mem::replace(&mut follower.unshown, true) {
+                self.unshown.push(at);
+            }
+            self.hand_over(at);
+        }
+    }
+
+    /// What the client as a whole is doing.
+    fn derive_phase(&mut self) {
+        match self.life {
+            Life::Running => {}
+            Life::Draining { .. } | Life::Leaving { .. } | Life::Ended => return,
+        }
+        let Connection::Up(up) = &mut self.connection else {
+            return;
+        };
+        let phase = self.tally.phase();
+        up.stable_since = match phase {
+            Phase::Idle | Phase::Live => up.stable_since.or(Some(self.now)),
+            Phase::Connecting { .. } | Phase::CatchingUp { .. } | Phase::Backoff { .. } | Phase::Stopped { .. } => None,
+        };
+        if self.phase != phase {
+            self.phase = phase;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

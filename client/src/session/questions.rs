@@ -1,0 +1,132 @@
+//! Asking the authority, for streams that the lane does not continue: one question of each stream at a time, a few over
+//! all streams, and no more than what they bring has room for.
+
+use std::collections::VecDeque;
+
+use super::connection::Connection;
+use super::counted::less;
+use super::event::{Answer, Question, QuestionId};
+use super::status::StopReason;
+use super::stream::{Input, Mode, Rung};
+use super::{Command, Session, token};
+
+/// Questions of all streams.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    /// Streams that have something to ask and wait for their turn.
+    waiting: VecDeque<(usize, Question)>,
+    under_way: usize,
+}
+
+impl Questions {
+    pub(super) fn under_way(&self) -> usize {
+        self.under_way
+    }
+}
+
+impl Session {
+    /// Has a stream's question wait for its turn, in place of one that it has asked before.
+    pub(super) fn ask_authority(&mut self, at: usize, question: Question) {
+        self.withdraw(at);
+        self.questions.waiting.push_back((at, question));
+    }
+
+    /// What a stream has asked is not wanted any more.
+    pub(super) fn withdraw(&mut self, at: usize) {
+        if let Some(question) = self.followers[at].question.take() {
+            less(&mut self.questions.under_way, 1);
+            self.commands.push(Command::Withdraw { question });
+        }
+        self.questions.waiting.retain(|(stream, _)| *stream != at);
+    }
+
+    /// Starts questions in the order they were asked.
+    pub(super) fn start_questions(&mut self) {
+        while let Some((at, about)) = self.questions.waiting.front().copied() {
+            // The token to ask with is the connection's.
+            let Connection::Up(up) = &self.connection else { return };
+            let full = self.questions.under_way >= self.settings.limits.history_in_flight || !self.has_room_for_page();
+            // A document may be large: there is one at a time, until it is saved.
+            if full || (about == Question::Document && self.is_document_under_way(at)) {
+                return;
+            }
+            let token = up.tenure.as_ref().map(|tenure| tenure.token().to_owned());
+            let token = token.or_else(|| self.settings.fixed_token.clone());
+            let question = QuestionId(self.next_id());
+            self.commands.push(Command::Ask {
+                question,
+                stream: at,
+                token,
+                about,
+            });
+            self.questions.waiting.pop_front();
+            self.questions.under_way += 1;
+            debug_assert!(
+                self.followers[at].question.is_none(),
+                "a stream asks one question at a time"
+            );
+            self.followers[at].question = Some(question);
+        }
+    }
+
+    fn is_document_under_way(&self, at: usize) -> bool {
+        let holds = |other: usize| {
+            let follower = &self.followers[other];
+            match follower.stream.mode() {
+                Mode::Recovering(Rung::Document(_)) => follower.question.is_some(),
+                Mode::Recovering(Rung::StartOver(_)) => true,
+                Mode::Recovering(
+                    Rung::Replay { .. } | Rung::Consult(_) | Rung::AwaitLane(_) | Rung::AwaitAuthority,
+                )
+                | Mode::Offline
+                | Mode::Paging
+                | Mode::Subscribing(_)
+                | Mode::Live(_)
+                | Mode::Renewing { .. }
+                | Mode::Refused(_)
+                | Mode::Unanswered
+                | Mode::Retrying { .. }
+                | Mode::Stopped(_) => false,
+            }
+        };
+        (0..self.followers.len()).any(|other| other != at && holds(other))
+    }
+
+    /// The authority has answered, or nobody has.
+    pub(super) fn answered(&mut self, question: QuestionId, at: usize, answer: Answer) -> Result<(), StopReason> {
+        let follower = &mut self.followers[at];
+        // It was withdrawn, perhaps with its connection.
+        if follower.question != Some(question) {
+            return Ok(());
+        }
+        follower.question = None;
+        less(&mut self.questions.under_way, 1);
+        let input = match answer {
+            Answer::Page(page) => Input::HistoryPage(page),
+            Answer::Stale(stale) => {
+                tracing::warn!(stream = %follower.id, %stale, "the cursor is stale");
+                Input::Stale(stale)
+            }
+            Answer::Document(document) => Input::Document(document),
+            Answer::Unauthorized(refusal) | Answer::Refused(refusal) if token::ends_session(refusal.code) => {
+                return Err(StopReason::Refused(refusal));
+            }
+            Answer::Unauthorized(refusal) => {
+                tracing::warn!(stream = %follower.id, %refusal, "the bridge does not accept the token");
+                self.doubt_token_if(true);
+                Input::HistoryFailed
+            }
+            Answer::Refused(refusal) => {
+                tracing::warn!(stream = %follower.id, %refusal, "the bridge refuses to read the stream");
+                Input::HistoryRefused(refusal)
+            }
+            Answer::Failed { message, retry_after } => {
+                tracing::warn!(stream = %follower.id, message, "the authority was not asked");
+                follower.wait_for_authority = retry_after;
+                Input::HistoryFailed
+            }
+        };
+        self.feed(at, input);
+        Ok(())
+    }
+}

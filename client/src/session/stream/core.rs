@@ -1,0 +1,656 @@
+//! One stream's states and how each input moves it between them.
+
+mod recovery;
+
+use std::collections::VecDeque;
+
+use spacetime_sync_proto::{FrameRow, Position, RefusalCode, Seq};
+
+use super::intake::{self, Intake};
+use super::{ApplyFailure, Beginning, Counters, Effect, Input, Page, StreamStop, SubscriptionId, may_be_granted_later};
+use crate::config::{Reads, StreamBounds};
+
+pub use recovery::Rung;
+use recovery::{Asking, Recovery};
+
+/// Where a stream stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// No connection.
+    Offline,
+    /// Reading pages until the head is near.
+    Paging,
+    /// A subscription from the cursor was asked for.
+    Subscribing(SubscriptionId),
+    /// The subscription delivers.
+    Live(SubscriptionId),
+    /// The subscription delivers while a newer one is asked for.
+    Renewing {
+        /// The one that delivers.
+        old: SubscriptionId,
+        /// The one that takes over.
+        new: SubscriptionId,
+    },
+    /// The module refused; asked again later.
+    Refused(RefusalCode),
+    /// A read came to nothing; asked again later.
+    Unanswered,
+    /// The lane does not continue what was applied; finding out what does.
+    Recovering(Rung),
+    /// Applying failed; tried again later, from what is saved.
+    Retrying {
+        /// What went wrong last.
+        message: String,
+    },
+    /// No further.
+    Stopped(StreamStop),
+}
+
+/// What an event is taken to weigh before one was seen.
+pub(super) const UNKNOWN_EVENT_BYTES: u64 = 4_096;
+/// Ends of batches that are remembered.
+const RECENT: usize = 64;
+
+/// A page that was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    after: Position,
+    /// The head as it was known then: what was heard since is newer than the page may be.
+    known: Option<Seq>,
+    /// How often the stream had started over by then.
+    begun: u32,
+}
+
+/// One stream of a client.
+#[derive(Debug)]
+pub struct Stream {
+    bounds: StreamBounds,
+    mode: Mode,
+    connected: bool,
+    /// What was handed out for applying.
+    cursor: Position,
+    /// What is saved.
+    applied: Position,
+    /// The head, as far as it was heard of on this connection.
+    known: Option<Seq>,
+    /// What a page said the log is at the head, until the cursor has got there.
+    claim: Option<Position>,
+    reading: Option<Reading>,
+    /// Whether a page has just said where the head is: only then it is known how much a subscription would bring.
+    fresh: bool,
+    unapplied_bytes: usize,
+    bytes_per_event: u64,
+    /// Where the present subscription is half used up.
+    renew_at: Seq,
+    failures: u32,
+    subscriptions: u32,
+    /// Where the last batches ended: what comes again is compared with them.
+    recent: VecDeque<Position>,
+    /// Whether something was seen that only the head can explain.
+    doubtful: bool,
+    /// What the authority, or the store, was asked.
+    asking: Option<Asking>,
+    /// What the store and the handler are to begin from.
+    beginning: Option<Box<Beginning>>,
+    recovery: Recovery,
+}
+
+impl Stream {
+    /// A stream that goes on from what is saved.
+    pub fn new(applied: Position, bounds: StreamBounds) -> Self {
+        Self {
+            bounds,
+            mode: Mode::Offline,
+            connected: false,
+            cursor: applied,
+            applied,
+            known: None,
+            claim: None,
+            reading: None,
+            fresh: false,
+            unapplied_bytes: 0,
+            bytes_per_event: 0,
+            renew_at: Seq::ZERO,
+            failures: 0,
+            subscriptions: 0,
+            recent: VecDeque::new(),
+            doubtful: false,
+            asking: None,
+            beginning: None,
+            recovery: Recovery::default(),
+        }
+    }
+
+    /// Where it stands.
+    pub fn mode(&self) -> &Mode {
+        &self.mode
+    }
+
+    /// What is saved.
+    pub fn applied(&self) -> Position {
+        self.applied
+    }
+
+    /// The head, as far as it was heard of on this connection.
+    pub fn known_head(&self) -> Option<Seq> {
+        self.known
+    }
+
+    /// Bytes of frames that were handed out and are not saved yet.
+    pub fn unapplied_bytes(&self) -> usize {
+        self.unapplied_bytes
+    }
+
+    /// Whether a page is under way.
+    pub fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+
+    /// Whether everything that is known of is applied, and whatever comes next will be delivered.
+    pub fn is_current(&self) -> bool {
+        self.is_delivering() && self.known == Some(self.applied.seq)
+    }
+
+    /// Whether a subscription delivers.
+    pub fn is_delivering(&self) -> bool {
+        match self.mode {
+            Mode::Live(_) | Mode::Renewing { .. } => true,
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => false,
+        }
+    }
+
+    /// Takes what happened and answers with what is to be done, in order.
+    pub fn step(&mut self, input: Input, counters: &mut Counters) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.fresh = false;
+        match input {
+            Input::Connected => self.connected(),
+            Input::Disconnected => self.disconnected(),
+            Input::Page(page) => self.page(page, counters, &mut effects),
+            Input::ReadRefused(refusal) => {
+                self.reading = None;
+                counters.reads_refused += 1;
+                if may_be_granted_later(refusal.code) {
+                    self.ask_later(Mode::Refused(refusal.code), &mut effects);
+                } else {
+                    self.stop(StreamStop::Refused(refusal), &mut effects);
+                }
+            }
+            Input::ReadFailed => {
+                self.reading = None;
+                counters.reads_refused += 1;
+                self.ask_later(Mode::Unanswered, &mut effects);
+            }
+            Input::AskAgain => self.ask_again(),
+            Input::Frame(frame) => self.live_frame(frame, counters, &mut effects),
+            Input::Subscribed(id) => self.subscribed(id, &mut effects),
+            Input::SubscriptionFailed(id) => {
+                if self.owns(id) {
+                    self.ask_later(Mode::Unanswered, &mut effects);
+                }
+            }
+            Input::GrantLost => self.ask_later(Mode::Refused(RefusalCode::ForbiddenStream), &mut effects),
+            Input::Overrun => self.overrun(counters, &mut effects),
+            Input::Renew => self.renew(counters, &mut effects),
+            Input::Verify => {
+                if self.is_delivering() && self.reading.is_none() {
+                    self.read(&mut effects);
+                }
+            }
+            // A rewind takes away what was applied last; retention never does.
+            Input::Gone { last_seq } => self.doubtful |= self.is_delivering() && last_seq >= self.cursor.seq,
+            Input::Stable => self.note_stable(),
+            Input::HistoryPage(page) => self.history_page(page, counters, &mut effects),
+            Input::HistoryRefused(refusal) => self.history_refused(refusal, counters, &mut effects),
+            Input::HistoryFailed => self.history_failed(counters, &mut effects),
+            Input::Stale(stale) => self.stale(stale, counters, &mut effects),
+            Input::Document(document) => self.document(document, &mut effects),
+            Input::StartedOver(at) => self.started_over(at, counters),
+            Input::Applied { to, released } => {
+                counters.events_applied += to.seq.since(self.applied.seq);
+                self.applied = to;
+                self.failures = 0;
+                self.release(released);
+            }
+            Input::Dropped { released } => self.release(released),
+            Input::ApplyFailed { failure, released } => {
+                self.release(released);
+                counters.apply_failures += 1;
+                self.apply_failed(failure, &mut effects);
+            }
+        }
+        if matches!(self.mode, Mode::Live(_)) && self.cursor.seq >= self.renew_at {
+            self.renew(counters, &mut effects);
+        }
+        self.pursue(counters, &mut effects);
+        effects
+    }
+
+    fn connected(&mut self) {
+        self.connected = true;
+        self.known = None;
+        match self.mode {
+            Mode::Offline => self.mode = Mode::Paging,
+            Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn disconnected(&mut self) {
+        self.connected = false;
+        self.reading = None;
+        self.claim = None;
+        // The store starts over whether or not there is a connection.
+        if !self.is_beginning() {
+            self.asking = None;
+        }
+        match self.mode {
+            Mode::Offline | Mode::Retrying { .. } | Mode::Stopped(_) => {}
+            Mode::Recovering(_) if self.asking.is_some() => {}
+            Mode::Recovering(_)
+            | Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Refused(_)
+            | Mode::Unanswered => self.mode = Mode::Offline,
+        }
+    }
+
+    fn ask_again(&mut self) {
+        match self.mode {
+            Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Retrying { .. }
+            | Mode::Recovering(Rung::AwaitLane(_) | Rung::AwaitAuthority) => {
+                self.mode = if self.connected { Mode::Paging } else { Mode::Offline };
+                self.known = None;
+            }
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Recovering(Rung::Replay { .. } | Rung::Consult(_) | Rung::Document(_) | Rung::StartOver(_))
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn page(&mut self, page: Page, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        let Some(reading) = self.reading.take() else { return };
+        counters.pages += 1;
+        match self.mode {
+            Mode::Offline
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => return,
+            Mode::Paging | Mode::Subscribing(_) | Mode::Live(_) | Mode::Renewing { .. } => {}
+        }
+        // It was asked for from a position that counts no more.
+        if reading.begun != self.recovery.begun {
+            return;
+        }
+        if let Err(stop) = self.take_page(reading, page, counters, effects) {
+            self.contradicted(stop, effects);
+        }
+    }
+
+    fn take_page(
+        &mut self,
+        reading: Reading,
+        page: Page,
+        counters: &mut Counters,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), StreamStop> {
+        match self.bounds.reads {
+            Reads::Early if page.durable_reads => return Err(StreamStop::DurableReads),
+            Reads::Early | Reads::Confirmed => {}
+        }
+        let (after, head) = (reading.after, page.head);
+        if head.seq < after.seq {
+            return Err(StreamStop::AheadOfLane {
+                applied: after.seq,
+                head: head.seq,
+            });
+        }
+        if head.seq == after.seq && head.chain != after.chain {
+            let (expected, found) = (after.chain, head.chain);
+            return Err(StreamStop::ChainMismatch {
+                seq: after.seq,
+                expected,
+                found,
+            });
+        }
+        if head.seq > self.cursor.seq && page.oldest_seq > self.cursor.seq.next() {
+            return Err(StreamStop::BelowWindow {
+                applied: self.cursor.seq,
+                oldest: page.oldest_seq,
+            });
+        }
+        let heard_since = self.known.filter(|known| Some(*known) > reading.known);
+        self.known = Some(heard_since.unwrap_or(head.seq).max(head.seq).max(self.cursor.seq));
+        self.fresh = true;
+        self.claim = Some(head).filter(|head| head.seq > self.cursor.seq);
+        let (mut bytes, mut events) = (0, 0_u64);
+        for frame in page.frames {
+            bytes += frame.bytes.len() as u64;
+            events = events.saturating_add(frame.claimed_events());
+            self.take(frame, counters, effects)?;
+        }
+        if events > 0 {
+            self.bytes_per_event = bytes.div_ceil(events);
+        }
+        self.recovery.waits = 0;
+        if self.cursor.seq < head.seq && self.cursor.seq == after.seq {
+            // A page that leads nowhere: asking at once would only bring it again.
+            self.ask_later(Mode::Unanswered, effects);
+        }
+        Ok(())
+    }
+
+    fn live_frame(&mut self, frame: FrameRow, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        self.known = self.known.max(Some(frame.last_seq));
+        // Larger events count at once, smaller ones little by little: a window errs to the small side.
+        let slowly = self.bytes_per_event - self.bytes_per_event / 8;
+        let bytes = frame.bytes.len() as u64;
+        self.bytes_per_event = bytes.div_ceil(frame.claimed_events()).max(slowly);
+        match self.mode {
+            // Left over from a subscription that was given up: the head it tells of is paged.
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => return,
+            Mode::Subscribing(_) | Mode::Live(_) | Mode::Renewing { .. } => {}
+        }
+        match self.take(frame, counters, effects) {
+            Err(stop) => self.contradicted(stop, effects),
+            Ok(()) if self.unapplied_bytes > self.bounds.unapplied_bytes => self.overrun(counters, effects),
+            Ok(()) => {}
+        }
+    }
+
+    fn take(&mut self, frame: FrameRow, counters: &mut Counters, effects: &mut Vec<Effect>) -> Result<(), StreamStop> {
+        counters.frames += 1;
+        match intake::take(frame, self.cursor, self.claim, &self.recent)? {
+            Intake::Hole => {}
+            Intake::Repeated { events, compared } => {
+                counters.duplicates_dropped += events;
+                self.doubtful |= !compared && self.is_delivering();
+            }
+            Intake::Next { batch, repeated } => {
+                counters.duplicates_dropped += repeated;
+                self.cursor = batch.to;
+                if self.recent.len() == RECENT {
+                    self.recent.pop_front();
+                }
+                self.recent.push_back(batch.to);
+                self.claim = self.claim.filter(|claim| claim.seq > self.cursor.seq);
+                self.unapplied_bytes += batch.bytes;
+                effects.push(Effect::Apply(batch));
+            }
+        }
+        Ok(())
+    }
+
+    fn subscribed(&mut self, id: SubscriptionId, effects: &mut Vec<Effect>) {
+        match self.mode {
+            Mode::Subscribing(asked) if asked == id => self.mode = Mode::Live(id),
+            Mode::Renewing { old, new } if new == id => {
+                effects.push(Effect::Unsubscribe { id: old });
+                self.mode = Mode::Live(new);
+            }
+            // One that was given up before it began.
+            Mode::Subscribing(_) | Mode::Renewing { .. } => {}
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Live(_)
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn renew(&mut self, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        match self.mode {
+            Mode::Live(old) => {
+                let new = self.subscribe(effects);
+                counters.resubscriptions += 1;
+                self.mode = Mode::Renewing { old, new };
+            }
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Renewing { .. }
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn overrun(&mut self, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        match self.mode {
+            Mode::Subscribing(_) | Mode::Live(_) | Mode::Renewing { .. } => {
+                counters.overruns += 1;
+                self.leave(Mode::Paging, effects);
+            }
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn apply_failed(&mut self, failure: ApplyFailure, effects: &mut Vec<Effect>) {
+        match failure {
+            ApplyFailure::Payload { seq, expected, found } => {
+                self.stop(StreamStop::PayloadMismatch { seq, expected, found }, effects);
+            }
+            ApplyFailure::Stop { message } => {
+                self.stop(
+                    StreamStop::Handler {
+                        attempts: self.failures + 1,
+                        message,
+                    },
+                    effects,
+                );
+            }
+            ApplyFailure::Retry { message } => {
+                self.failures += 1;
+                if self.failures >= self.bounds.apply_attempts {
+                    self.stop(
+                        StreamStop::Handler {
+                            attempts: self.failures,
+                            message,
+                        },
+                        effects,
+                    );
+                } else {
+                    self.try_again(message, self.failures, effects);
+                }
+            }
+            // Not counted, and looked for as rarely as the waits allow.
+            ApplyFailure::Full { message } => self.try_again(message, self.bounds.apply_attempts, effects),
+        }
+    }
+
+    /// Goes back to what is saved, after a pause.
+    fn try_again(&mut self, message: String, attempt: u32, effects: &mut Vec<Effect>) {
+        if !self.is_stopped() {
+            self.cursor = self.applied;
+            self.claim = None;
+            self.asking = None;
+            self.leave(Mode::Retrying { message }, effects);
+            effects.push(Effect::RetryLater { attempt });
+        }
+    }
+
+    fn ask_later(&mut self, mode: Mode, effects: &mut Vec<Effect>) {
+        match self.mode {
+            Mode::Offline | Mode::Retrying { .. } | Mode::Stopped(_) => {}
+            // What comes next is read anew, and refused then.
+            Mode::Recovering(_) if self.is_beginning() => {}
+            Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Recovering(_)
+            | Mode::Refused(_)
+            | Mode::Unanswered => {
+                self.leave(mode, effects);
+                effects.push(Effect::AskLater);
+            }
+        }
+    }
+
+    fn stop(&mut self, stop: StreamStop, effects: &mut Vec<Effect>) {
+        if !self.is_stopped() {
+            self.leave(Mode::Stopped(stop), effects);
+        }
+    }
+
+    /// Gives up whatever subscriptions the present mode has.
+    fn leave(&mut self, next: Mode, effects: &mut Vec<Effect>) {
+        self.doubtful = false;
+        match self.mode {
+            Mode::Subscribing(id) | Mode::Live(id) => effects.push(Effect::Unsubscribe { id }),
+            Mode::Renewing { old, new } => {
+                effects.push(Effect::Unsubscribe { id: old });
+                effects.push(Effect::Unsubscribe { id: new });
+            }
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+        self.mode = next;
+    }
+
+    /// Asks for whatever the state lacks. Run after every input, so that no input has to think of it.
+    fn pursue(&mut self, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        self.recover(effects);
+        if self.reading.is_some() {
+            return;
+        }
+        match self.mode {
+            Mode::Paging => match self.known {
+                // Applying lags: the input that says it does no more comes back here.
+                Some(known) if self.is_near(known) && self.unapplied_bytes > self.bounds.resume_bytes => {}
+                Some(known) if self.is_near(known) && self.fresh => {
+                    let id = self.subscribe(effects);
+                    self.mode = Mode::Subscribing(id);
+                }
+                Some(_) | None => self.read(effects),
+            },
+            Mode::Live(_) | Mode::Renewing { .. } => {
+                let hole = self.known.is_some_and(|known| known > self.cursor.seq);
+                counters.holes_paged += u64::from(hole);
+                if hole || std::mem::take(&mut self.doubtful) {
+                    self.read(effects);
+                }
+            }
+            Mode::Offline
+            | Mode::Subscribing(_)
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => {}
+        }
+    }
+
+    fn is_near(&self, known: Seq) -> bool {
+        let behind = known.since(self.cursor.seq);
+        behind == 0
+            || (behind <= self.bounds.subscribe_within_events
+                && behind.saturating_mul(self.bytes_per_event) <= self.bounds.subscribe_within_bytes)
+    }
+
+    fn read(&mut self, effects: &mut Vec<Effect>) {
+        self.reading = Some(Reading {
+            after: self.cursor,
+            known: self.known,
+            begun: self.recovery.begun,
+        });
+        self.doubtful = false;
+        effects.push(Effect::Read { after: self.cursor.seq });
+    }
+
+    fn subscribe(&mut self, effects: &mut Vec<Effect>) -> SubscriptionId {
+        self.subscriptions += 1;
+        let id = SubscriptionId(self.subscriptions);
+        let (after, window) = (self.cursor.seq, self.window());
+        self.renew_at = after.plus(window.div_ceil(2));
+        effects.push(Effect::Subscribe {
+            id,
+            after,
+            to: after.plus(window),
+        });
+        id
+    }
+
+    /// In how many positions the frames begin that a subscription brings.
+    fn window(&self) -> u64 {
+        let each = if self.bytes_per_event == 0 {
+            UNKNOWN_EVENT_BYTES
+        } else {
+            self.bytes_per_event
+        };
+        (self.bounds.window_bytes as u64 / each).max(1)
+    }
+
+    fn owns(&self, id: SubscriptionId) -> bool {
+        match self.mode {
+            Mode::Subscribing(own) | Mode::Live(own) => own == id,
+            Mode::Renewing { old, new } => old == id || new == id,
+            Mode::Offline
+            | Mode::Paging
+            | Mode::Refused(_)
+            | Mode::Unanswered
+            | Mode::Recovering(_)
+            | Mode::Retrying { .. }
+            | Mode::Stopped(_) => false,
+        }
+    }
+
+    fn release(&mut self, bytes: usize) {
+        self.unapplied_bytes = self.unapplied_bytes.saturating_sub(bytes);
+    }
+
+    /// Whether the store was asked to start over, and has not answered.
+    fn is_beginning(&self) -> bool {
+        matches!(self.asking, Some(Asking::ToBegin { .. }))
+    }
+
+    fn is_stopped(&self) -> bool {
+        matches!(self.mode, Mode::Stopped(_))
+    }
+}

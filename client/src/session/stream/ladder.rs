@@ -1,0 +1,399 @@
+//! Small cases of the ladder: what a stream does when the lane does not continue what was applied.
+
+use bytes::Bytes;
+use spacetime_sync_proto::{FrameRow, PayloadHash, Position, StaleReason, StreamId};
+
+use super::tests::{Case, Log, applied, bounds, seq};
+use super::*;
+use crate::config::{StaleAnswer, StreamBounds, WithoutDocument};
+
+fn within(on_stale: StaleAnswer) -> StreamBounds {
+    StreamBounds {
+        history: true,
+        recovery_attempts: 2,
+        on_stale,
+        ..bounds()
+    }
+}
+
+fn case(at: Position, on_stale: StaleAnswer) -> Case {
+    let mut case = Case::within(at, within(on_stale));
+    case.step(Input::Connected);
+    case
+}
+
+fn lane(log: &Log, oldest: u64, frames: Vec<FrameRow>) -> Input {
+    Input::Page(Page {
+        head: log.head(),
+        oldest_seq: seq(oldest),
+        durable_reads: true,
+        frames,
+    })
+}
+
+fn history(log: &Log, frames: Vec<FrameRow>) -> Input {
+    Input::HistoryPage(Page {
+        head: log.head(),
+        oldest_seq: seq(1),
+        durable_reads: true,
+        frames,
+    })
+}
+
+fn stale(log: &Log, after: u64, floor: u64, snapshot: Option<u64>) -> Input {
+    Input::Stale(Box::new(StaleCursor {
+        code: Default::default(),
+        stream_id: StreamId::new("s").unwrap(),
+        requested_after_seq: seq(after),
+        oldest_available_cursor: seq(floor),
+        oldest_available_chain: log.at(floor).chain,
+        head_cursor: log.head().seq,
+        reason_codes: vec![StaleReason::RetentionFloorBreach],
+        replay_lag: log.head().seq.get().saturating_sub(after),
+        replay_budget_events: None,
+        snapshot_cursor: snapshot.map(seq),
+    }))
+}
+
+fn document(log: &Log, at: u64) -> Option<Box<Snapshot>> {
+    let payload = Bytes::from_static(b"{}");
+    Some(Box::new(Snapshot {
+        doc_key: "doc".to_owned(),
+        seq: seq(at),
+        chain_hash: log.at(at).chain,
+        payload_hash: PayloadHash::of(&payload),
+        payload,
+    }))
+}
+
+fn rung(case: &Case) -> &'static str {
+    match case.stream.mode() {
+        Mode::Recovering(rung) => rung.code(),
+        _ => "none",
+    }
+}
+
+#[test]
+fn what_the_lane_holds_no_longer_comes_from_the_authority_and_then_the_lane_goes_on() {
+    let log = Log::new("s", 5_000);
+    let mut case = case(log.at(10), StaleAnswer::Stop);
+    case.expect(lane(&log, 3_001, vec![]), &["history after 10"]);
+    assert_eq!(rung(&case), "replay");
+    case.expect(
+        history(&log, vec![log.frame(11, 900), log.frame(901, 1_500)]),
+        &["apply 11..=900", "apply 901..=1500", "history after 1500"],
+    );
+    // The authority's page goes past where the lane begins.
+    case.expect(
+        history(&log, vec![log.frame(1_501, 2_400), log.frame(2_401, 3_300)]),
+        &["apply 1501..=2400", "apply 2401..=3300", "read after 3300"],
+    );
+    let rest = case.step(lane(
+        &log,
+        3_001,
+        vec![log.frame(3_001, 4_000), log.frame(4_001, 5_000)],
+    ));
+    assert_eq!(
+        rest,
+        ["apply 3301..=4000", "apply 4001..=5000", "subscribe 1 after 5000"]
+    );
+    case.step(Input::Subscribed(SubscriptionId(1)));
+    case.step(applied(&log, 5_000));
+    assert!(case.stream.is_current());
+    assert_eq!(case.counters.history_pages, 2);
+}
+
+#[test]
+fn a_window_that_moves_on_during_a_replay_is_followed() {
+    let log = Log::new("s", 50);
+    let mut case = case(log.start, StaleAnswer::Stop);
+    case.expect(lane(&log, 11, vec![]), &["history after 0"]);
+    case.expect(
+        history(&log, vec![log.frame(1, 10)]),
+        &["apply 1..=10", "read after 10"],
+    );
+    case.expect(lane(&log, 21, vec![]), &["history after 10"]);
+    case.expect(
+        history(&log, vec![log.frame(11, 20)]),
+        &["apply 11..=20", "read after 20"],
+    );
+    case.expect(
+        lane(&log, 21, vec![log.frame(21, 50)]),
+        &["apply 21..=50", "subscribe 1 after 50"],
+    );
+}
+
+#[test]
+fn a_page_of_the_authority_is_checked_like_one_of_the_lane() {
+    let log = Log::new("s", 50);
+    let other = log.fork(20, 50);
+    let ask = || {
+        let mut case = case(log.at(20), StaleAnswer::Stop);
+        case.expect(lane(&log, 40, vec![]), &["history after 20"]);
+        case
+    };
+    let mut forked = ask();
+    forked.expect(history(&log, vec![other.frame(21, 50)]), &[]);
+    assert_eq!(forked.stopped().code(), "chain_mismatch");
+    let mut foreign = ask();
+    foreign.expect(history(&log, vec![Log::new("t", 50).frame(21, 30)]), &[]);
+    assert_eq!(foreign.stopped().code(), "chain_mismatch");
+    let mut hole = ask();
+    hole.expect(history(&log, vec![log.frame(31, 50)]), &["recover later 1"]);
+    assert_eq!(rung(&hole), "await_authority");
+    let mut bad = ask();
+    let mut frame = log.frame(21, 30);
+    frame.bytes = Bytes::from_static(b"no frame");
+    bad.expect(history(&log, vec![frame]), &[]);
+    assert_eq!(bad.stopped().code(), "bad_frame");
+}
+
+#[test]
+fn a_lane_that_is_being_filled_is_waited_for_while_the_authority_goes_on() {
+    let log = Log::new("s", 30);
+    let mut case = case(log.at(20), StaleAnswer::Restart);
+    let wiped = Log::new("s", 0);
+    case.expect(lane(&wiped, 1, vec![]), &["history after 20"]);
+    assert_eq!(rung(&case), "consult");
+    case.expect(
+        history(&log, vec![log.frame(21, 30)]),
+        &["apply 21..=30", "recover later 1"],
+    );
+    assert_eq!(rung(&case), "await_lane");
+    // It takes longer than any number of attempts.
+    let filling = Log::new("s", 7);
+    for attempt in 2..9 {
+        case.expect(Input::AskAgain, &["read after 30"]);
+        case.expect(lane(&filling, 1, vec![]), &["history after 30"]);
+        case.expect(history(&log, vec![]), &[&format!("recover later {attempt}")]);
+        assert_eq!(case.stream.recovery_attempt(), attempt);
+    }
+    case.expect(Input::AskAgain, &["read after 30"]);
+    case.expect(lane(&log, 1, vec![]), &["subscribe 1 after 30"]);
+    assert_eq!((case.counters.rebootstraps, case.counters.restarts), (0, 0));
+}
+
+#[test]
+fn a_lane_that_holds_another_log_than_the_authority_is_alarm_after_some_attempts() {
+    let log = Log::new("s", 30);
+    let other = log.fork(10, 40);
+    let mut case = case(log.at(20), StaleAnswer::Restart);
+    for attempt in 1..=2 {
+        case.expect(lane(&other, 1, vec![other.frame(21, 40)]), &["history after 20"]);
+        assert_eq!(rung(&case), "consult");
+        let effect = format!("recover later {attempt}");
+        let effects: &[&str] = if attempt == 1 {
+            &["apply 21..=30", &effect]
+        } else {
+            &[&effect]
+        };
+        let frames = if attempt == 1 { vec![log.frame(21, 30)] } else { vec![] };
+        case.expect(history(&log, frames), effects);
+        let at = case.step(Input::AskAgain);
+        assert_eq!(at, ["read after 30"]);
+        if attempt == 1 {
+            case.expect(lane(&other, 1, vec![other.frame(31, 40)]), &["history after 30"]);
+            case.expect(history(&log, vec![]), &["recover later 2"]);
+            case.expect(Input::AskAgain, &["read after 30"]);
+            break;
+        }
+    }
+    case.expect(lane(&other, 1, vec![other.frame(31, 40)]), &["history after 30"]);
+    case.expect(history(&log, vec![]), &[]);
+    assert_eq!(case.stopped().code(), "chain_mismatch");
+}
+
+#[test]
+fn a_stale_cursor_stops_by_default_and_is_never_moved() {
+    let log = Log::new("s", 90);
+    let mut case = case(log.at(3), StaleAnswer::Stop);
+    case.expect(lane(&log, 50, vec![]), &["history after 3"]);
+    case.expect(stale(&log, 3, 40, Some(60)), &[]);
+    let StreamStop::StaleCursor(stale) = case.stopped() else {
+        panic!("{:?}", case.stopped());
+    };
+    assert_eq!(stale.oldest_available_cursor, seq(40));
+    assert_eq!(case.stream.applied(), log.at(3));
+    assert_eq!(case.counters.stale_cursors, 1);
+}
+
+#[test]
+fn a_restart_begins_at_the_floor_once_what_was_handed_out_is_saved() {
+    let log = Log::new("s", 90);
+    let mut case = case(log.start, StaleAnswer::Restart);
+    case.expect(lane(&log, 50, vec![]), &["history after 0"]);
+    case.expect(
+        history(&log, vec![log.frame(1, 9)]),
+        &["apply 1..=9", "history after 9"],
+    );
+    case.expect(stale(&log, 9, 40, None), &[]);
+    assert_eq!(rung(&case), "start_over");
+    case.expect(applied(&log, 9), &["begin at 40"]);
+    // A connection that breaks meanwhile changes nothing.
+    case.expect(Input::Disconnected, &[]);
+    assert_eq!(rung(&case), "start_over");
+    case.expect(Input::Connected, &[]);
+    case.expect(Input::StartedOver(log.at(40)), &["read after 40"]);
+    assert_eq!(case.stream.applied(), log.at(40));
+    case.expect(lane(&log, 50, vec![]), &["history after 40"]);
+    case.expect(
+        history(&log, vec![log.frame(41, 60)]),
+        &["apply 41..=60", "read after 60"],
+    );
+    assert_eq!((case.counters.rebootstraps, case.counters.restarts), (0, 1));
+}
+
+#[test]
+fn a_rebootstrap_begins_from_the_document_or_as_is_said_without_one() {
+    let log = Log::new("s", 90);
+    let begun = |without, snapshot, answer: Option<Option<Box<Snapshot>>>| {
+        let mut case = case(log.at(3), StaleAnswer::Rebootstrap(without));
+        case.expect(lane(&log, 50, vec![]), &["history after 3"]);
+        let mut effects = case.step(stale(&log, 3, 40, snapshot));
+        if let Some(answer) = answer {
+            assert_eq!(effects, ["document"]);
+            assert_eq!(rung(&case), "document");
+            effects = case.step(Input::Document(answer));
+        }
+        match case.stream.mode() {
+            Mode::Stopped(stop) => stop.code().to_owned(),
+            _ => effects.concat(),
+        }
+    };
+    use WithoutDocument::{Restart, Stop};
+    assert_eq!(begun(Stop, Some(60), Some(document(&log, 70))), "begin at 70");
+    assert_eq!(begun(Stop, Some(60), Some(None)), "stale_cursor");
+    assert_eq!(begun(Restart, Some(60), Some(None)), "begin at 40");
+    assert_eq!(begun(Stop, None, None), "stale_cursor");
+    assert_eq!(begun(Restart, None, None), "begin at 40");
+}
+
+#[test]
+fn a_stream_begins_anew_so_often_and_no_more_until_it_was_live_for_a_while() {
+    let log = Log::new("s", 90);
+    let climb = |case: &mut Case, from: u64, to: u64| {
+        case.expect(lane(&log, 80, vec![]), &[&format!("history after {from}")]);
+        let effects = case.step(stale(&log, from, to, None));
+        if effects.is_empty() {
+            return false;
+        }
+        case.step(Input::StartedOver(log.at(to)));
+        true
+    };
+    let mut case = case(log.at(1), StaleAnswer::Restart);
+    assert!(climb(&mut case, 1, 10));
+    assert!(climb(&mut case, 10, 20));
+    assert!(!climb(&mut case, 20, 30));
+    assert_eq!(case.stopped().code(), "stale_cursor");
+
+    let mut case = self::case(log.at(1), StaleAnswer::Restart);
+    assert!(climb(&mut case, 1, 10));
+    case.step(Input::Stable);
+    assert!(climb(&mut case, 10, 20));
+    assert!(climb(&mut case, 20, 30));
+}
+
+#[test]
+fn an_answer_about_a_position_that_counts_no_more_is_asked_for_again() {
+    let log = Log::new("s", 90);
+    let mut case = case(log.at(3), StaleAnswer::Restart);
+    case.expect(lane(&log, 50, vec![]), &["history after 3"]);
+    case.expect(stale(&log, 2, 40, None), &["history after 3"]);
+    assert_eq!(case.counters.stale_cursors, 0);
+}
+
+#[test]
+fn an_authority_that_does_not_answer_is_asked_again_with_growing_pauses_and_refusals_are_told() {
+    let log = Log::new("s", 90);
+    let mut case = case(log.at(3), StaleAnswer::Restart);
+    for attempt in 1..20 {
+        case.expect(lane(&log, 50, vec![]), &["history after 3"]);
+        case.expect(Input::HistoryFailed, &[&format!("recover later {attempt}")]);
+        assert_eq!(rung(&case), "await_authority");
+        case.expect(Input::AskAgain, &["read after 3"]);
+    }
+    case.expect(lane(&log, 50, vec![]), &["history after 3"]);
+    let refused = |code| Input::HistoryRefused(Refusal::new(code, "no"));
+    case.expect(refused(RefusalCode::ForbiddenStream), &["ask later"]);
+    assert_eq!(case.stream.mode(), &Mode::Refused(RefusalCode::ForbiddenStream));
+    case.expect(Input::AskAgain, &["read after 3"]);
+    case.expect(lane(&log, 50, vec![]), &["history after 3"]);
+    case.expect(refused(RefusalCode::ChainMismatch), &[]);
+    assert_eq!(case.stopped().code(), "refused");
+}
+
+#[test]
+fn a_live_stream_notices_another_log_at_positions_that_it_holds() {
+    let log = Log::new("s", 30);
+    let other = log.fork(20, 40);
+    let live = || {
+        let mut case = Case::within(log.at(10), within(StaleAnswer::Stop));
+        case.step(Input::Connected);
+        case.step(lane(&Log::new("s", 10), 1, vec![]));
+        case.step(Input::Subscribed(SubscriptionId(1)));
+        case.step(Input::Frame(log.frame(11, 20)));
+        case.step(Input::Frame(log.frame(21, 25)));
+        case.step(Input::Frame(log.frame(26, 30)));
+        case
+    };
+    let mut before = live();
+    before.expect(Input::Frame(log.frame(21, 25)), &[]);
+    // It ends before the cursor, and where a batch ended.
+    before.expect(
+        Input::Frame(other.frame(21, 25)),
+        &["unsubscribe 1", "history after 30"],
+    );
+    assert_eq!(rung(&before), "consult");
+    let mut across = live();
+    across.expect(
+        Input::Frame(other.frame(26, 33)),
+        &["unsubscribe 1", "history after 30"],
+    );
+    let mut after = live();
+    after.expect(
+        Input::Frame(other.frame(31, 33)),
+        &["unsubscribe 1", "history after 30"],
+    );
+    // One that is known at no position makes it ask for the head, which tells.
+    let mut unknown = live();
+    unknown.expect(Input::Frame(other.frame(22, 23)), &["read after 30"]);
+    let short = Page {
+        head: other.at(23),
+        oldest_seq: seq(1),
+        durable_reads: true,
+        frames: vec![],
+    };
+    unknown.expect(Input::Page(short), &["unsubscribe 1", "history after 30"]);
+    // As does one that is taken away at the end of what was applied.
+    let mut rewound = live();
+    rewound.expect(Input::Gone { last_seq: seq(20) }, &[]);
+    rewound.expect(Input::Gone { last_seq: seq(30) }, &["read after 30"]);
+    rewound.expect(lane(&log, 1, vec![]), &[]);
+    assert!(rewound.stream.is_delivering());
+}
+
+#[test]
+fn a_failure_to_start_over_is_tried_again_from_where_the_store_stands() {
+    let log = Log::new("s", 90);
+    let mut case = case(log.at(3), StaleAnswer::Restart);
+    case.expect(lane(&log, 50, vec![]), &["history after 3"]);
+    case.expect(stale(&log, 3, 40, None), &["begin at 40"]);
+    let failed = |failure| Input::ApplyFailed { failure, released: 0 };
+    case.expect(
+        failed(ApplyFailure::Retry {
+            message: "busy".to_owned(),
+        }),
+        &["retry later 1"],
+    );
+    case.expect(Input::AskAgain, &["read after 3"]);
+    case.expect(lane(&log, 50, vec![]), &["history after 3"]);
+    case.expect(stale(&log, 3, 40, None), &["begin at 40"]);
+    case.expect(
+        failed(ApplyFailure::Stop {
+            message: "no".to_owned(),
+        }),
+        &[],
+    );
+    assert_eq!(case.stopped().code(), "handler");
+    assert_eq!(case.stream.applied(), log.at(3));
+}

@@ -1,0 +1,371 @@
+//! The thread that applies: takes batches, hashes their payloads, runs the handler inside the store's transaction,
+//! says how it went. It never skips: a batch that does not begin where its stream's saved log ends is thrown away.
+
+mod stepped;
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use spacetime_sync_proto::{Event, PayloadHash, Position, StreamId};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+use crate::error::{ErrorClass, HandlerError};
+use crate::session::stream::{ApplyFailure, Beginning};
+use crate::session::{Applied, Outcome, Work};
+use crate::store::{CheckpointStore, CommitError, StoreError};
+
+pub use stepped::Stepped;
+
+/// Makes of events what the application wants of them.
+pub trait Handler<S: CheckpointStore>: Send + 'static {
+    /// Applies consecutive events of one stream within `transaction`, in which the checkpoint is saved too: both or
+    /// neither. Called on a thread of its own, so it may block and be slow; nothing piles up meanwhile.
+    fn apply(
+        &mut self,
+        transaction: &mut S::Transaction<'_>,
+        stream_id: &StreamId,
+        events: &[Event],
+    ) -> Result<(), HandlerError>;
+
+    /// Starts a stream over within `transaction`, in which the checkpoint is moved there too: what was applied of it
+    /// counts no more, and is replaced by the document, if there is one, or by nothing. What comes next are the events
+    /// after `beginning.at`. Only asked of those who chose
+    /// [`Restart`](crate::StaleAnswer::Restart) or [`Rebootstrap`](crate::StaleAnswer::Rebootstrap).
+    fn start_over(
+        &mut self,
+        transaction: &mut S::Transaction<'_>,
+        stream_id: &StreamId,
+        beginning: &Beginning,
+    ) -> Result<(), HandlerError> {
+        let _ = (transaction, stream_id, beginning);
+        Err(HandlerError::stop(
+            "this handler does not know how to start a stream over: it needs `Handler::start_over`",
+        ))
+    }
+}
+
+impl<S, F> Handler<S> for F
+where
+    S: CheckpointStore,
+    F: FnMut(&mut S::Transaction<'_>, &StreamId, &[Event]) -> Result<(), HandlerError> + Send + 'static,
+{
+    fn apply(
+        &mut self,
+        transaction: &mut S::Transaction<'_>,
+        stream_id: &StreamId,
+        events: &[Event],
+    ) -> Result<(), HandlerError> {
+        self(transaction, stream_id, events)
+    }
+}
+
+/// How long the thread sleeps before it looks whether it should end.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
+/// Work for the stream with this index.
+struct Job {
+    stream: usize,
+    work: Work,
+}
+
+/// The runner's end of the thread. The channels have no bound of their own: the session hands over no more bytes than its
+/// limit of unapplied ones, and each batch has at least a padded frame's.
+pub(crate) struct Applier {
+    jobs: Sender<Job>,
+    outcomes: UnboundedReceiver<Outcome>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Applier {
+    pub(crate) fn start<S: CheckpointStore, H: Handler<S>>(
+        store: S,
+        handler: H,
+        streams: Vec<(StreamId, Position)>,
+        bounds: BatchBounds,
+    ) -> std::io::Result<Self> {
+        let (jobs, incoming) = std::sync::mpsc::channel();
+        let (outgoing, outcomes) = tokio::sync::mpsc::unbounded_channel();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let streams = streams
+            .into_iter()
+            .map(|(id, applied)| StreamQueue {
+                id,
+                applied,
+                queue: VecDeque::new(),
+            })
+            .collect();
+        let mut worker = Worker {
+            store,
+            handler,
+            streams,
+            bounds,
+            outgoing,
+        };
+        let stop = Arc::clone(&stopping);
+        std::thread::Builder::new()
+            .name("spacetime-sync-apply".to_owned())
+            .spawn(move || worker.run(&incoming, &stop))?;
+        Ok(Self {
+            jobs,
+            outcomes,
+            stopping,
+        })
+    }
+
+    pub(crate) fn hand_over(&self, stream: usize, work: Work) {
+        // A thread that is gone has closed the channel of outcomes too, and that is acted on.
+        let _ = self.jobs.send(Job { stream, work });
+    }
+
+    /// The next outcome; none when the thread has ended.
+    pub(crate) async fn next(&mut self) -> Option<Outcome> {
+        self.outcomes.recv().await
+    }
+
+    /// Lets the thread finish the batch it is at, and end.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+}
+
+/// How much is applied in one transaction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BatchBounds {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
+}
+
+struct StreamQueue {
+    id: StreamId,
+    applied: Position,
+    queue: VecDeque<Work>,
+}
+
+struct Worker<S, H> {
+    store: S,
+    handler: H,
+    streams: Vec<StreamQueue>,
+    bounds: BatchBounds,
+    outgoing: UnboundedSender<Outcome>,
+}
+
+impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
+    fn run(&mut self, incoming: &Receiver<Job>, stop: &AtomicBool) {
+        let mut turn = VecDeque::new();
+        while !stop.load(Ordering::Acquire) {
+            if turn.is_empty() {
+                match incoming.recv_timeout(STOP_POLL) {
+                    Ok(job) => self.enqueue(job, &mut turn),
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+            while let Ok(job) = incoming.try_recv() {
+                self.enqueue(job, &mut turn);
+            }
+            // Streams take turns, so that a busy one does not starve the others.
+            let Some(stream) = turn.pop_front() else { continue };
+            let sent = self.apply_some(stream);
+            if !self.streams[stream].queue.is_empty() {
+                turn.push_back(stream);
+            }
+            if sent.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn enqueue(&mut self, job: Job, turn: &mut VecDeque<usize>) {
+        let queue = &mut self.streams[job.stream].queue;
+        if queue.is_empty() {
+            turn.push_back(job.stream);
+        }
+        queue.push_back(job.work);
+    }
+
+    /// Applies what is queued for a stream, as much as goes into one transaction. Fails when nobody listens any more.
+    fn apply_some(&mut self, stream: usize) -> Result<(), Gone> {
+        let queue = &mut self.streams[stream];
+        let first = match queue.queue.pop_front() {
+            None => return Ok(()),
+            Some(Work::Batch(first)) => first,
+            Some(Work::StartOver(beginning)) => {
+                let result = self.start_over(stream, &beginning);
+                return self.tell(stream, 0, result);
+            }
+        };
+        let (mut to, mut released, mut events) = (first.to, first.bytes, first.events);
+        if first.from != queue.applied {
+            return self.tell(stream, released, Applied::Dropped);
+        }
+        while let Some(Work::Batch(next)) = queue.queue.front() {
+            if next.from != to
+                || events.len() + next.events.len() > self.bounds.events
+                || released + next.bytes > self.bounds.bytes
+            {
+                break;
+            }
+            let Some(Work::Batch(next)) = queue.queue.pop_front() else {
+                break;
+            };
+            to = next.to;
+            released += next.bytes;
+            events.extend(next.events);
+        }
+        let Some((bad, failure)) = altered(&events) else {
+            let result = self.apply(stream, to, &events);
+            return self.tell(stream, released, result);
+        };
+        // What comes before the altered payload is good.
+        if let Some(last) = events[..bad].last() {
+            let to = Position {
+                seq: last.seq,
+                chain: last.chain_hash,
+            };
+            match self.apply(stream, to, &events[..bad]) {
+                Applied::To(to) => self.tell(stream, 0, Applied::To(to))?,
+                other => return self.tell(stream, released, other),
+            }
+        }
+        self.tell(stream, released, Applied::Failed(failure))
+    }
+
+    fn tell(&self, stream: usize, released: usize, result: Applied) -> Result<(), Gone> {
+        self.outgoing
+            .send(Outcome {
+                stream,
+                released,
+                result,
+            })
+            .map_err(|_| Gone)
+    }
+
+    fn apply(&mut self, stream: usize, to: Position, events: &[Event]) -> Applied {
+        let queue = &mut self.streams[stream];
+        let (store, handler) = (&mut self.store, &mut self.handler);
+        let mut panicked = None;
+        let mut effects = |transaction: &mut S::Transaction<'_>| {
+            unwound(&mut panicked, || handler.apply(transaction, &queue.id, events))
+        };
+        let saved = store.commit(&queue.id, &queue.applied, &to, &mut effects);
+        match not_saved(saved, panicked) {
+            Ok(()) => {
+                queue.applied = to;
+                Applied::To(to)
+            }
+            Err(applied) => applied,
+        }
+    }
+
+    fn start_over(&mut self, stream: usize, beginning: &Beginning) -> Applied {
+        if let Some(document) = &beginning.document {
+            let (seq, expected, found) = (document.seq, document.payload_hash, PayloadHash::of(&document.payload));
+            if found != expected {
+                return Applied::Failed(ApplyFailure::Payload { seq, expected, found });
+            }
+        }
+        let queue = &mut self.streams[stream];
+        if beginning.from != queue.applied {
+            return Applied::Failed(ApplyFailure::Retry {
+                message: "the store stands elsewhere than the stream was thought to".to_owned(),
+            });
+        }
+        let (store, handler) = (&mut self.store, &mut self.handler);
+        let mut panicked = None;
+        let mut effects = |transaction: &mut S::Transaction<'_>| {
+            unwound(&mut panicked, || handler.start_over(transaction, &queue.id, beginning))
+        };
+        let saved = store.start_over(&queue.id, &queue.applied, &beginning.at, &mut effects);
+        match not_saved(saved, panicked) {
+            Ok(()) => {
+                queue.applied = beginning.at;
+                Applied::StartedOver(beginning.at)
+            }
+            Err(applied) => applied,
+        }
+    }
+}
+
+/// A panic of the application's, as a failure.
+fn unwound(panicked: &mut Option<String>, call: impl FnOnce() -> Result<(), HandlerError>) -> Result<(), HandlerError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let message = panic_message(&*panic);
+        *panicked = Some(message.clone());
+        Err(HandlerError::stop(message))
+    })
+}
+
+/// What became of work, unless it was saved.
+fn not_saved(saved: Result<(), CommitError>, panicked: Option<String>) -> Result<(), Applied> {
+    if let Some(message) = panicked {
+        return Err(Applied::Failed(ApplyFailure::Stop {
+            message: format!("it panicked: {message}"),
+        }));
+    }
+    saved.map_err(|error| match error {
+        CommitError::Handler(HandlerError::Retry(error)) if is_full(&*error) => Applied::Failed(ApplyFailure::Full {
+            message: chain(&*error),
+        }),
+        CommitError::Store(error @ StoreError::Full { .. }) => Applied::Failed(ApplyFailure::Full {
+            message: error.to_string(),
+        }),
+        CommitError::Handler(HandlerError::Retry(error)) => Applied::Failed(ApplyFailure::Retry {
+            message: chain(&*error),
+        }),
+        CommitError::Handler(HandlerError::Stop(error)) => Applied::Failed(ApplyFailure::Stop {
+            message: chain(&*error),
+        }),
+        CommitError::Store(error) => match error.class() {
+            ErrorClass::Retry => Applied::Failed(ApplyFailure::Retry {
+                message: error.to_string(),
+            }),
+            ErrorClass::Reject | ErrorClass::Fatal => Applied::StoreFailed(error),
+        },
+    })
+}
+
+/// Nobody listens any more.
+struct Gone;
+
+/// The first payload that is not what its hash says, and where it is.
+fn altered(events: &[Event]) -> Option<(usize, ApplyFailure)> {
+    events.iter().enumerate().find_map(|(at, event)| {
+        let found = PayloadHash::of(&event.payload);
+        let (seq, expected) = (event.seq, event.payload_hash);
+        (found != expected).then_some((at, ApplyFailure::Payload { seq, expected, found }))
+    })
+}
+
+/// Whether a statement of the handler's found no room.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let code = error
+        .downcast_ref::<rusqlite::Error>()
+        .and_then(rusqlite::Error::sqlite_error_code);
+    code == Some(rusqlite::ErrorCode::DiskFull)
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => (*text).to_owned(),
+        (None, Some(text)) => text.clone(),
+        (None, None) => "no message".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,328 @@
+//! The thread that applies, over a store in memory.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use spacetime_sync_proto::page::Snapshot;
+use spacetime_sync_proto::{Position, Seq, StaleCursor, StaleReason};
+
+use super::*;
+use crate::session::stream::Batch;
+use crate::session::stream::tests::Log;
+use crate::store::Effects;
+
+/// Keeps what was applied as text, and rolls it back with the checkpoint.
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Vec<String>>>);
+
+impl CheckpointStore for Memory {
+    type Transaction<'t> = Vec<String>;
+
+    fn bind(&mut self, _: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn load(&mut self, _: &StreamId) -> Result<Option<Position>, StoreError> {
+        Ok(None)
+    }
+
+    fn commit(
+        &mut self,
+        stream_id: &StreamId,
+        from: &Position,
+        to: &Position,
+        effects: &mut Effects<'_, Self>,
+    ) -> Result<(), CommitError> {
+        let mut transaction = Vec::new();
+        effects(&mut transaction).map_err(CommitError::Handler)?;
+        transaction.push(format!("{stream_id} {}..{}", from.seq, to.seq));
+        self.0.lock().unwrap().append(&mut transaction);
+        Ok(())
+    }
+
+    fn start_over(
+        &mut self,
+        stream_id: &StreamId,
+        from: &Position,
+        at: &Position,
+        effects: &mut Effects<'_, Self>,
+    ) -> Result<(), CommitError> {
+        let mut transaction = Vec::new();
+        effects(&mut transaction).map_err(CommitError::Handler)?;
+        transaction.push(format!("{stream_id} anew {}..{}", from.seq, at.seq));
+        self.0.lock().unwrap().append(&mut transaction);
+        Ok(())
+    }
+}
+
+const BOUNDS: BatchBounds = BatchBounds {
+    events: 100,
+    bytes: 1_000_000,
+};
+
+fn worker<H: Handler<Memory>>(
+    logs: &[&Log],
+    handler: H,
+    bounds: BatchBounds,
+) -> (Worker<Memory, H>, Memory, UnboundedReceiver<Outcome>) {
+    let store = Memory::default();
+    let (outgoing, outcomes) = tokio::sync::mpsc::unbounded_channel();
+    let streams = logs.iter().enumerate().map(|(at, log)| StreamQueue {
+        id: StreamId::new(&format!("s{at}")).unwrap(),
+        applied: log.start,
+        queue: VecDeque::new(),
+    });
+    let worker = Worker {
+        store: store.clone(),
+        handler,
+        streams: streams.collect(),
+        bounds,
+        outgoing,
+    };
+    (worker, store, outcomes)
+}
+
+fn batch(log: &Log, first: u64, last: u64) -> Batch {
+    let events = log.events[first as usize - 1..last as usize].to_vec();
+    Batch {
+        from: log.at(first - 1),
+        to: log.at(last),
+        events,
+        bytes: 10,
+    }
+}
+
+fn run<H: Handler<Memory>>(worker: &mut Worker<Memory, H>, jobs: Vec<(usize, Batch)>) {
+    let (sender, incoming) = std::sync::mpsc::channel();
+    for (stream, batch) in jobs {
+        sender
+            .send(Job {
+                stream,
+                work: Work::Batch(batch),
+            })
+            .unwrap();
+    }
+    drop(sender);
+    worker.run(&incoming, &AtomicBool::new(false));
+}
+
+fn told(outcomes: &mut UnboundedReceiver<Outcome>) -> Vec<(usize, usize, Applied)> {
+    std::iter::from_fn(|| outcomes.try_recv().ok())
+        .map(|told| (told.stream, told.released, told.result))
+        .collect()
+}
+
+fn all_good(_: &mut Vec<String>, _: &StreamId, _: &[Event]) -> Result<(), HandlerError> {
+    Ok(())
+}
+
+#[test]
+fn what_is_queued_for_one_stream_goes_into_one_transaction_up_to_its_bounds() {
+    let log = Log::new("s0", 10);
+    let bounds = BatchBounds { events: 6, ..BOUNDS };
+    let (mut worker, store, mut outcomes) = worker(&[&log], all_good, bounds);
+    run(
+        &mut worker,
+        vec![(0, batch(&log, 1, 3)), (0, batch(&log, 4, 6)), (0, batch(&log, 7, 10))],
+    );
+    assert_eq!(*store.0.lock().unwrap(), ["s0 0..6", "s0 6..10"]);
+    assert_eq!(
+        told(&mut outcomes),
+        [(0, 20, Applied::To(log.at(6))), (0, 10, Applied::To(log.at(10)))]
+    );
+}
+
+#[test]
+fn streams_take_turns() {
+    let (a, b) = (Log::new("s0", 6), Log::new("s1", 2));
+    let bounds = BatchBounds { events: 2, ..BOUNDS };
+    let (mut worker, store, _outcomes) = worker(&[&a, &b], all_good, bounds);
+    run(
+        &mut worker,
+        vec![
+            (0, batch(&a, 1, 2)),
+            (0, batch(&a, 3, 4)),
+            (0, batch(&a, 5, 6)),
+            (1, batch(&b, 1, 2)),
+        ],
+    );
+    assert_eq!(*store.0.lock().unwrap(), ["s0 0..2", "s1 0..2", "s0 2..4", "s0 4..6"]);
+}
+
+#[test]
+fn a_batch_that_does_not_continue_what_is_saved_is_thrown_away() {
+    let log = Log::new("s0", 6);
+    let (mut worker, store, mut outcomes) = worker(&[&log], all_good, BOUNDS);
+    run(
+        &mut worker,
+        vec![(0, batch(&log, 3, 4)), (0, batch(&log, 1, 2)), (0, batch(&log, 1, 2))],
+    );
+    assert_eq!(*store.0.lock().unwrap(), ["s0 0..2"]);
+    let to = Applied::To(log.at(2));
+    assert_eq!(
+        told(&mut outcomes),
+        [(0, 10, Applied::Dropped), (0, 10, to), (0, 10, Applied::Dropped)]
+    );
+}
+
+#[test]
+fn what_precedes_an_altered_payload_is_applied_and_nothing_after_it() {
+    let mut log = Log::new("s0", 6);
+    let expected = log.events[3].payload_hash;
+    log.events[3].payload = Bytes::from_static(b"altered");
+    let (mut worker, store, mut outcomes) = worker(&[&log], all_good, BOUNDS);
+    run(
+        &mut worker,
+        vec![(0, batch(&log, 1, 2)), (0, batch(&log, 3, 5)), (0, batch(&log, 6, 6))],
+    );
+    assert_eq!(*store.0.lock().unwrap(), ["s0 0..3"]);
+    let (seq, found) = (Seq::new(4).unwrap(), PayloadHash::of(b"altered"));
+    let failed = Applied::Failed(ApplyFailure::Payload { seq, expected, found });
+    assert_eq!(told(&mut outcomes), [(0, 0, Applied::To(log.at(3))), (0, 30, failed)]);
+}
+
+#[test]
+fn after_a_failure_what_followed_is_thrown_away_and_other_streams_go_on() {
+    let (a, b) = (Log::new("s0", 4), Log::new("s1", 2));
+    let bounds = BatchBounds { events: 2, ..BOUNDS };
+    let handler = |_: &mut Vec<String>, stream: &StreamId, _: &[Event]| match stream.as_str() {
+        "s0" => Err(HandlerError::retry("not now")),
+        _ => Ok(()),
+    };
+    let (mut worker, store, mut outcomes) = worker(&[&a, &b], handler, bounds);
+    run(
+        &mut worker,
+        vec![(0, batch(&a, 1, 2)), (0, batch(&a, 3, 4)), (1, batch(&b, 1, 2))],
+    );
+    assert_eq!(*store.0.lock().unwrap(), ["s1 0..2"]);
+    let failed = Applied::Failed(ApplyFailure::Retry {
+        message: "not now".to_owned(),
+    });
+    let to = Applied::To(b.at(2));
+    assert_eq!(
+        told(&mut outcomes),
+        [(0, 10, failed), (1, 10, to), (0, 10, Applied::Dropped)]
+    );
+}
+
+#[test]
+fn a_handler_that_panics_stops_its_stream_and_not_the_thread() {
+    let (a, b) = (Log::new("s0", 2), Log::new("s1", 2));
+    let handler = |_: &mut Vec<String>, stream: &StreamId, _: &[Event]| {
+        assert_ne!(stream.as_str(), "s0", "a defect of the application");
+        Ok(())
+    };
+    let (mut worker, store, mut outcomes) = worker(&[&a, &b], handler, BOUNDS);
+    run(&mut worker, vec![(0, batch(&a, 1, 2)), (1, batch(&b, 1, 2))]);
+    assert_eq!(*store.0.lock().unwrap(), ["s1 0..2"]);
+    let told = told(&mut outcomes);
+    assert!(matches!(&told[0].2, Applied::Failed(ApplyFailure::Stop { message })
+        if message.contains("a defect of the application")));
+    assert_eq!(told[1].2, Applied::To(b.at(2)));
+}
+
+/// A handler that knows how to start over.
+struct Anew;
+
+impl Handler<Memory> for Anew {
+    fn apply(&mut self, _: &mut Vec<String>, _: &StreamId, _: &[Event]) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    fn start_over(
+        &mut self,
+        transaction: &mut Vec<String>,
+        stream_id: &StreamId,
+        beginning: &Beginning,
+    ) -> Result<(), HandlerError> {
+        let document = beginning.document.as_ref().map(|document| document.doc_key.clone());
+        transaction.push(format!("{stream_id} cleared for {document:?}"));
+        Ok(())
+    }
+}
+
+fn beginning(log: &Log, from: u64, at: u64) -> Beginning {
+    let payload = Bytes::from_static(b"document");
+    Beginning {
+        from: log.at(from),
+        at: log.at(at),
+        document: Some(Snapshot {
+            doc_key: "doc".to_owned(),
+            seq: log.at(at).seq,
+            chain_hash: log.at(at).chain,
+            payload_hash: PayloadHash::of(&payload),
+            payload,
+        }),
+        stale: StaleCursor {
+            code: Default::default(),
+            stream_id: StreamId::new("s0").unwrap(),
+            requested_after_seq: log.at(from).seq,
+            oldest_available_cursor: log.at(at).seq,
+            oldest_available_chain: log.at(at).chain,
+            head_cursor: log.head().seq,
+            reason_codes: vec![StaleReason::RetentionFloorBreach],
+            replay_lag: 0,
+            replay_budget_events: None,
+            snapshot_cursor: None,
+        },
+    }
+}
+
+fn begin<H: Handler<Memory>>(worker: &mut Worker<Memory, H>, beginning: Beginning, then: Option<Batch>) {
+    let (sender, incoming) = std::sync::mpsc::channel();
+    let works = [Some(Work::StartOver(Box::new(beginning))), then.map(Work::Batch)];
+    for work in works.into_iter().flatten() {
+        sender.send(Job { stream: 0, work }).unwrap();
+    }
+    drop(sender);
+    worker.run(&incoming, &AtomicBool::new(false));
+}
+
+#[test]
+fn a_new_beginning_is_one_transaction_and_events_go_on_from_there() {
+    let log = Log::new("s0", 9);
+    let (mut worker, store, mut outcomes) = worker(&[&log], Anew, BOUNDS);
+    begin(&mut worker, beginning(&log, 0, 5), Some(batch(&log, 6, 9)));
+    assert_eq!(
+        told(&mut outcomes),
+        [(0, 0, Applied::StartedOver(log.at(5))), (0, 10, Applied::To(log.at(9)))]
+    );
+    assert_eq!(
+        *store.0.lock().unwrap(),
+        ["s0 cleared for Some(\"doc\")", "s0 anew 0..5", "s0 5..9"]
+    );
+}
+
+#[test]
+fn a_handler_that_knows_no_beginning_stops_with_a_word_and_nothing_is_moved() {
+    let log = Log::new("s0", 9);
+    let (mut worker, store, mut outcomes) = worker(&[&log], all_good, BOUNDS);
+    begin(&mut worker, beginning(&log, 0, 5), Some(batch(&log, 6, 9)));
+    let told = told(&mut outcomes);
+    assert!(
+        matches!(&told[0].2, Applied::Failed(ApplyFailure::Stop { message }) if message.contains("start_over")),
+        "{told:?}"
+    );
+    assert_eq!(told[1].2, Applied::Dropped);
+    assert!(store.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn an_altered_document_or_one_for_another_position_is_never_begun_from() {
+    let log = Log::new("s0", 9);
+    let (mut worker, store, mut outcomes) = worker(&[&log], Anew, BOUNDS);
+    let mut altered = beginning(&log, 0, 5);
+    altered.document.as_mut().unwrap().payload = Bytes::from_static(b"other");
+    begin(&mut worker, altered, None);
+    begin(&mut worker, beginning(&log, 3, 5), None);
+    let told = told(&mut outcomes);
+    assert!(
+        matches!(told[0].2, Applied::Failed(ApplyFailure::Payload { .. })),
+        "{told:?}"
+    );
+    assert!(
+        matches!(told[1].2, Applied::Failed(ApplyFailure::Retry { .. })),
+        "{told:?}"
+    );
+    assert!(store.0.lock().unwrap().is_empty());
+}

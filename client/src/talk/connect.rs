@@ -1,0 +1,160 @@
+//! Making a connection, and telling apart why there is none.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use spacetime_sync_bindings::DbConnection;
+use spacetimedb_sdk::Compression;
+use tokio::runtime::{Builder, Runtime};
+use tungstenite::http::StatusCode;
+
+use super::link::{Greeting, Inbox, Link, greet};
+use crate::config::ClientConfig;
+use crate::session::status::Disconnect;
+
+/// Why there is no connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ConnectFailure {
+    /// The host does not accept the token.
+    Unauthorized,
+    /// The host knows the token and does not let it in.
+    Forbidden,
+    /// It may work later.
+    Later(Disconnect),
+}
+
+/// Connects. The SDK blocks a thread until the host has answered, however long that takes: when nobody waits any more,
+/// the thread and the socket end with the runtime that they are of.
+pub(super) async fn connect(config: &ClientConfig, token: Option<String>) -> Result<Link, ConnectFailure> {
+    let failed = |detail: String| ConnectFailure::Later(Disconnect::Failed(detail));
+    let mut builder = Builder::new_multi_thread();
+    builder
+        .worker_threads(1)
+        .thread_name("spacetime-sync-link")
+        .enable_all();
+    let runtime = builder
+        .build()
+        .map_err(|error| failed(format!("no thread to connect on: {error}")))?;
+    let threads = runtime.handle().clone();
+    let runtime = LinkRuntime(Some(runtime));
+    let config = config.clone();
+    let opening = threads.spawn_blocking(move || open(&config, token.as_deref()));
+    match opening.await {
+        Ok(opened) => opened.map(|(connection, inbox)| Link::new(connection, inbox, runtime)),
+        Err(error) => Err(failed(format!("connecting ended without an answer: {error}"))),
+    }
+}
+
+/// What one connection runs in, from the attempt to make it on. Whatever the SDK waits for at a socket ends with it; the
+/// search for a host's address, which the system makes, ends by itself.
+pub(super) struct LinkRuntime(Option<Runtime>);
+
+impl Drop for LinkRuntime {
+    fn drop(&mut self) {
+        // Where a connection is dropped, nothing may wait for threads to end.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn open(config: &ClientConfig, token: Option<&str>) -> Result<(DbConnection, Inbox), ConnectFailure> {
+    let inbox = Inbox::default();
+    let identified = Arc::clone(&inbox);
+    let compression = if config.compression {
+        Compression::Gzip
+    } else {
+        Compression::None
+    };
+    DbConnection::builder()
+        .with_uri(config.uri.as_str())
+        .with_database_name(config.database.as_str())
+        .with_token(token)
+        .with_compression(compression)
+        .with_confirmed_reads(config.reads.are_confirmed())
+        .on_connect(move |_, identity, _| greet(&identified, Greeting::Identified(identity)))
+        .build()
+        .map(|connection| (connection, inbox))
+        .map_err(|error| classify(&error, &config.database))
+}
+
+fn classify(error: &spacetimedb_sdk::Error, database: &str) -> ConnectFailure {
+    match http_status(error) {
+        Some(StatusCode::UNAUTHORIZED) => ConnectFailure::Unauthorized,
+        Some(StatusCode::FORBIDDEN) => ConnectFailure::Forbidden,
+        Some(StatusCode::NOT_FOUND) => ConnectFailure::Later(Disconnect::NoDatabase(database.to_owned())),
+        Some(_) | None => ConnectFailure::Later(Disconnect::Unreachable(error.to_string())),
+    }
+}
+
+/// With what the host answered in place of a WebSocket.
+fn http_status(error: &spacetimedb_sdk::Error) -> Option<StatusCode> {
+    let spacetimedb_sdk::Error::FailedToConnect { source } = error else {
+        return None;
+    };
+    // The SDK's error has its cause here and nowhere else.
+    #[allow(deprecated)]
+    let mut cause = source.cause().and_then(Error::source);
+    while let Some(error) = cause {
+        let socket = error
+            .downcast_ref::<Arc<tungstenite::Error>>()
+            .map(|error| &**error)
+            .or_else(|| error.downcast_ref::<tungstenite::Error>());
+        if let Some(tungstenite::Error::Http(response)) = socket {
+            return Some(response.status());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use spacetime_sync_proto::StreamId;
+
+    use super::*;
+
+    /// A host that answers every request with one status.
+    async fn refused_with(status: &'static str) -> ConnectFailure {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let host = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).unwrap();
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").unwrap();
+        });
+        let streams = vec![StreamId::new("a").unwrap()];
+        let config = ClientConfig::new(format!("http://{address}"), "lane", streams);
+        let failure = connect(&config, None).await.err().unwrap();
+        host.join().unwrap();
+        failure
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_refused_token_is_told_from_a_missing_database_and_from_trouble() {
+        assert_eq!(refused_with("401 Unauthorized").await, ConnectFailure::Unauthorized);
+        assert_eq!(refused_with("403 Forbidden").await, ConnectFailure::Forbidden);
+        let missing = ConnectFailure::Later(Disconnect::NoDatabase("lane".to_owned()));
+        assert_eq!(refused_with("404 Not Found").await, missing);
+        let trouble = refused_with("503 Service Unavailable").await;
+        assert!(
+            matches!(trouble, ConnectFailure::Later(Disconnect::Unreachable(_))),
+            "{trouble:?}"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_host_that_is_not_there_is_tried_again() {
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let config = ClientConfig::new(format!("http://{closed}"), "lane", vec![StreamId::new("a").unwrap()]);
+        let failure = connect(&config, None).await.err().unwrap();
+        assert!(
+            matches!(failure, ConnectFailure::Later(Disconnect::Unreachable(_))),
+            "{failure:?}"
+        );
+    }
+}

@@ -1,0 +1,120 @@
+//! From nothing to a connection that serves: a token, the connection, the contract, and when the host closes instead,
+//! its reason.
+
+use tokio::time::{Instant, timeout};
+
+use spacetime_sync_proto::contract::Contract;
+
+use super::connect::{ConnectFailure, connect};
+use super::link::{Greeting, Link};
+use super::reason::{Reason, ask_reason};
+use crate::config::ClientConfig;
+use crate::credential::{Credential, TokenError, WantedToken};
+use crate::session::status::{Disconnect, StopReason};
+use crate::session::{DialFailure, Inbound, Issued};
+
+/// What became of an attempt.
+pub(crate) struct DialAnswer {
+    /// The token that it was made with, if a provider gave one.
+    pub(crate) token: Option<Issued>,
+    /// A connection whose contract is ours, and what else its first messages brought.
+    pub(crate) result: Result<(Link, Vec<Inbound>), DialFailure>,
+}
+
+/// Attempts a connection, with a token that is held or a new one. Given up when the future is dropped.
+pub(crate) async fn dial(config: &ClientConfig, held: Option<Issued>) -> DialAnswer {
+    let (text, token) = match (&config.credential, held) {
+        (Credential::Anonymous, _) => (None, None),
+        (Credential::Fixed(token), _) => (Some(token.clone()), None),
+        (Credential::Provider(_), Some(held)) => (Some(held.token.token.clone()), Some(held)),
+        (Credential::Provider(provider), None) => {
+            let asked_at = Instant::now().into_std();
+            let wanted = WantedToken::new(config.version(), &config.streams);
+            let within = config.limits.token_timeout;
+            let answer = timeout(within, provider.token(wanted)).await;
+            let late = || Err(TokenError::unavailable(format!("no answer within {within:?}")));
+            let unusable = || TokenError::unavailable("what the provider gave is no token, or has ended");
+            let token = answer.unwrap_or_else(|_| late());
+            match token.and_then(|token| token.usable().ok_or_else(unusable)) {
+                Ok(token) => (Some(token.token.clone()), Some(Issued { token, asked_at })),
+                Err(error) => {
+                    let result = Err(DialFailure::NoToken(error));
+                    return DialAnswer { token: None, result };
+                }
+            }
+        }
+    };
+    let result = open(config, text).await;
+    DialAnswer { token, result }
+}
+
+async fn open(config: &ClientConfig, token: Option<String>) -> Result<(Link, Vec<Inbound>), DialFailure> {
+    let within = config.limits.connect_timeout;
+    let serving = async {
+        let link = match connect(config, token.clone()).await {
+            Ok(link) => link,
+            Err(ConnectFailure::Unauthorized) => return Err(Closed::Told(DialFailure::Unauthorized)),
+            Err(ConnectFailure::Forbidden) => return Err(Closed::Untold(DialFailure::Unauthorized)),
+            Err(ConnectFailure::Later(reason)) => return Err(Closed::Told(DialFailure::Later(reason))),
+        };
+        let rest = until_serving(&link).await?;
+        Ok((link, rest))
+    };
+    let closed = match timeout(within, serving).await {
+        Ok(Ok(serving)) => return Ok(serving),
+        Ok(Err(closed)) => closed,
+        Err(_) => return Err(DialFailure::Later(Disconnect::ConnectTimeout(within))),
+    };
+    match closed {
+        Closed::Told(failure) => Err(failure),
+        Closed::Untold(failure) => Err(match ask_reason(config, token.as_deref()).await {
+            Some(Reason::Refused(refusal)) => DialFailure::Refused(refusal),
+            Some(Reason::Incompatible(incompatible)) => DialFailure::Stop(StopReason::Incompatible(incompatible)),
+            None => failure,
+        }),
+    }
+}
+
+/// Why a connection does not serve.
+enum Closed {
+    Told(DialFailure),
+    /// The host may say more when it is asked.
+    Untold(DialFailure),
+}
+
+/// Waits for the contract, and takes what comes with it.
+async fn until_serving(link: &Link) -> Result<Vec<Inbound>, Closed> {
+    let stop = |reason| Err(Closed::Told(DialFailure::Stop(reason)));
+    link.watch_contract();
+    let mut rest = Vec::new();
+    let mut serving = false;
+    loop {
+        let message = link.next().await;
+        for inbound in message.map_err(|reason| Closed::Untold(DialFailure::Later(reason)))? {
+            match inbound {
+                Inbound::Contract(found) => {
+                    let expected = Contract::ours();
+                    if found != expected {
+                        return stop(StopReason::ContractMismatch { expected, found });
+                    }
+                    serving = true;
+                }
+                Inbound::NoModule { detail } => return stop(StopReason::NoModule { detail }),
+                other => rest.push(other),
+            }
+        }
+        for greeting in link.greetings() {
+            match greeting {
+                Greeting::Identified(identity) => link.watch_grants(identity),
+                Greeting::ContractSeen if !serving => {
+                    let detail = "its table sync_contract is empty".to_owned();
+                    return stop(StopReason::NoModule { detail });
+                }
+                Greeting::ContractSeen => {}
+            }
+        }
+        if serving {
+            return Ok(rest);
+        }
+    }
+}

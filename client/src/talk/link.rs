@@ -1,0 +1,398 @@
+//! One connection, by the SDK: what comes in becomes [`Inbound`], message by message; what goes out are calls and
+//! subscriptions. It decides nothing, and it does not reconnect: a link that failed is dropped for a new one.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use spacetime_sync_bindings::{
+    DbConnection, EventPage, SessionPresence, SessionPresenceTableAccess, StreamGrant, StreamGrantTableAccess,
+    SubscriptionEventContext, SubscriptionHandle, SyncContract, SyncContractTableAccess, SyncEvent,
+    SyncEventTableAccess, ack_checkpoint, read_events, upsert_presence,
+};
+use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::limit::FRAME_EVENTS;
+use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, Seq, StreamId};
+use spacetimedb_sdk::{DbContext, Identity, SubscriptionHandle as _, Table, TableWithPrimaryKey, Timestamp, u256};
+
+use super::presence::{PresenceRow, seen};
+use crate::presence::{Presence, PresenceKey, Presences};
+use crate::session::status::Disconnect;
+use crate::session::stream::{Page, SubscriptionId};
+use crate::session::{CallFailure, Inbound, ReadId};
+
+use super::connect::LinkRuntime;
+
+/// How long a link that was given up may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What only the attempt to connect waits for.
+#[derive(Debug)]
+pub(super) enum Greeting {
+    /// The host says who the client is. Comes first, and only once.
+    Identified(Identity),
+    /// The module's contract has been seen, if the module said one at all.
+    ContractSeen,
+}
+
+/// What messages have brought.
+#[derive(Debug, Default)]
+pub(super) struct Brought {
+    greetings: Vec<Greeting>,
+    inbound: Vec<Inbound>,
+}
+
+pub(super) type Inbox = Arc<Mutex<Brought>>;
+
+/// A connection.
+pub(crate) struct Link {
+    connection: Box<DbConnection>,
+    inbox: Inbox,
+    /// The subscriptions to streams that were not given up.
+    subscriptions: HashMap<(usize, SubscriptionId), SubscriptionHandle>,
+    _runtime: LinkRuntime,
+}
+
+impl Link {
+    pub(super) fn new(connection: DbConnection, inbox: Inbox, runtime: LinkRuntime) -> Self {
+        let into = |inbox: &Inbox| Arc::clone(inbox);
+        let to = into(&inbox);
+        connection.db.sync_event().on_insert(move |_, row| {
+            let stream_key = row.stream_key;
+            push(
+                &to,
+                Inbound::Frame {
+                    stream_key,
+                    frame: frame_row(row.clone()),
+                },
+            );
+        });
+        let to = into(&inbox);
+        connection.db.sync_event().on_delete(move |_, row| {
+            let (stream_key, last_seq) = (row.stream_key, Seq::new(row.last_seq).unwrap_or(Seq::MAX));
+            push(&to, Inbound::Gone { stream_key, last_seq });
+        });
+        let to = into(&inbox);
+        connection
+            .db
+            .sync_contract()
+            .on_insert(move |_, row| push(&to, Inbound::Contract(contract(row))));
+        let to = into(&inbox);
+        connection
+            .db
+            .sync_contract()
+            .on_update(move |_, _, row| push(&to, Inbound::Contract(contract(row))));
+        let to = into(&inbox);
+        connection
+            .db
+            .stream_grant()
+            .on_insert(move |_, _| push(&to, Inbound::GrantCame));
+        let to = into(&inbox);
+        connection.db.stream_grant().on_delete(move |_, row: &StreamGrant| {
+            push(
+                &to,
+                Inbound::GrantLost {
+                    stream_key: row.stream_key,
+                },
+            );
+        });
+        Self {
+            connection: Box::new(connection),
+            inbox,
+            subscriptions: HashMap::new(),
+            _runtime: runtime,
+        }
+    }
+
+    /// Takes one message and returns what it brought, frames first and in the order of their streams. Nothing is lost
+    /// when the future is dropped.
+    pub(crate) async fn next(&self) -> Result<Vec<Inbound>, Disconnect> {
+        // The SDK panics when a call meets a connection that has just broken.
+        match AssertUnwindSafe(self.connection.advance_one_message_async())
+            .catch_unwind()
+            .await
+        {
+            Ok(Ok(())) => {}
+            Ok(Err(spacetimedb_sdk::Error::Disconnected)) => return Err(Disconnect::Closed),
+            Ok(Err(error)) => return Err(Disconnect::Failed(error.to_string())),
+            Err(_) => return Err(Disconnect::Closed),
+        }
+        let mut inbound = std::mem::take(&mut lock(&self.inbox).inbound);
+        if inbound.len() > 1 {
+            inbound.sort_by_key(|inbound| match inbound {
+                Inbound::Contract(_) => (0, 0, Seq::ZERO),
+                Inbound::Frame { stream_key, frame } => (1, *stream_key, frame.first_seq),
+                Inbound::NoModule { .. }
+                | Inbound::GrantCame
+                | Inbound::GrantLost { .. }
+                | Inbound::Gone { .. }
+                | Inbound::Subscribed { .. }
+                | Inbound::Unsubscribed { .. }
+                | Inbound::SubscriptionFailed { .. }
+                | Inbound::Page { .. }
+                | Inbound::PresenceSaid { .. }
+                | Inbound::PresenceChanged
+                | Inbound::Acked { .. } => (2, 0, Seq::ZERO),
+            });
+        }
+        Ok(inbound)
+    }
+
+    /// What the messages so far brought for the attempt to connect.
+    pub(super) fn greetings(&self) -> Vec<Greeting> {
+        std::mem::take(&mut lock(&self.inbox).greetings)
+    }
+
+    /// Asks what the module speaks.
+    pub(crate) fn watch_contract(&self) {
+        let (seen, failed) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
+        self.connection
+            .subscription_builder()
+            .on_applied(move |_| greet(&seen, Greeting::ContractSeen))
+            .on_error(move |_, error| {
+                push(
+                    &failed,
+                    Inbound::NoModule {
+                        detail: error.to_string(),
+                    },
+                )
+            })
+            .subscribe("SELECT * FROM sync_contract");
+    }
+
+    /// Asks to be told when a stream may be read, or may no longer.
+    pub(crate) fn watch_grants(&self, identity: Identity) {
+        let failed = Arc::clone(&self.inbox);
+        self.connection
+            .subscription_builder()
+            .on_error(move |_, error| {
+                push(
+                    &failed,
+                    Inbound::NoModule {
+                        detail: error.to_string(),
+                    },
+                )
+            })
+            .subscribe(format!(
+                "SELECT * FROM stream_grant WHERE identity = 0x{}",
+                identity.to_hex()
+            ));
+    }
+
+    /// Asks for the frames after a position.
+    pub(crate) fn read(&self, read: ReadId, stream: usize, stream_id: &StreamId, after: Seq) {
+        let inbox = Arc::clone(&self.inbox);
+        self.connection
+            .procedures
+            .read_events_then(stream_id.as_str().to_owned(), after.get(), move |_, answer| {
+                let answer = match answer {
+                    Ok(Ok(answer)) => Ok((answer.stream_key, Page::from(answer))),
+                    Ok(Err(text)) => Err(call_failure(text)),
+                    Err(error) => Err(CallFailure::Failed(error.to_string())),
+                };
+                push(&inbox, Inbound::Page { stream, read, answer });
+            });
+    }
+
+    /// Subscribes to the frames that end after a position and begin no later than another, so that what comes next is
+    /// among them however long it is.
+    pub(crate) fn subscribe(&mut self, stream: usize, id: SubscriptionId, stream_key: u64, after: Seq, to: Seq) {
+        let (seen, failed) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
+        // The index is by the end, and no frame is longer.
+        let ends = to.plus(FRAME_EVENTS as u64 - 1);
+        let query = format!(
+            "SELECT * FROM sync_event WHERE stream_key = {stream_key} \
+             AND last_seq > {after} AND last_seq <= {ends} AND first_seq <= {to}"
+        );
+        let handle = self
+            .connection
+            .subscription_builder()
+            .on_applied(move |_| push(&seen, Inbound::Subscribed { stream, id }))
+            .on_error(move |_, error| {
+                push(
+                    &failed,
+                    Inbound::SubscriptionFailed {
+                        stream,
+                        id,
+                        detail: error.to_string(),
+                    },
+                );
+            })
+            .subscribe(query);
+        self.subscriptions.insert((stream, id), handle);
+    }
+
+    /// Gives a subscription up. The host sends its rows once more, for the SDK to drop them.
+    pub(crate) fn unsubscribe(&mut self, stream: usize, id: SubscriptionId) {
+        let Some(handle) = self.subscriptions.remove(&(stream, id)) else {
+            return;
+        };
+        let inbox = Arc::clone(&self.inbox);
+        let ended = move |_: &SubscriptionEventContext| push(&inbox, Inbound::Unsubscribed { stream, id });
+        if handle.unsubscribe_then(Box::new(ended)).is_err() {
+            // It has ended before: said with the next message.
+            push(&self.inbox, Inbound::Unsubscribed { stream, id });
+        }
+    }
+
+    /// Tells the module how far a stream is applied.
+    pub(crate) fn ack(&self, stream: usize, stream_id: &StreamId, checkpoint: Position) {
+        let (inbox, seq) = (Arc::clone(&self.inbox), checkpoint.seq);
+        let chain_hash = u256::from_be_bytes(*checkpoint.chain.as_bytes());
+        let sent = self.connection.reducers.ack_checkpoint_then(
+            stream_id.as_str().to_owned(),
+            seq.get(),
+            chain_hash,
+            move |_, answer| {
+                let answer = match answer {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(text)) => Err(call_failure(text)),
+                    Err(error) => Err(CallFailure::Failed(error.to_string())),
+                };
+                push(&inbox, Inbound::Acked { stream, seq, answer });
+            },
+        );
+        if let Err(error) = sent {
+            tracing::debug!(%stream_id, %error, "the acknowledgement could not be sent");
+        }
+    }
+
+    /// Asks to be told who is there.
+    pub(crate) fn watch_presence(&self) {
+        let to = || Arc::clone(&self.inbox);
+        let (inserted, updated, deleted, seen) = (to(), to(), to(), to());
+        let table = self.connection.db.session_presence();
+        table.on_insert(move |_, _| push(&inserted, Inbound::PresenceChanged));
+        table.on_update(move |_, _, _| push(&updated, Inbound::PresenceChanged));
+        table.on_delete(move |_, _| push(&deleted, Inbound::PresenceChanged));
+        self.connection
+            .subscription_builder()
+            .on_applied(move |_| push(&seen, Inbound::PresenceChanged))
+            .on_error(|_, error| tracing::warn!(%error, "who is there cannot be seen"))
+            .subscribe("SELECT * FROM session_presence");
+    }
+
+    /// Who is there.
+    pub(crate) fn presences(&self) -> Presences {
+        seen(self.connection.db.session_presence().iter().map(presence_row))
+    }
+
+    /// Tells the module how this session is there.
+    pub(crate) fn say_presence(&self, session_id: &str, presence: &Presence) {
+        let inbox = Arc::clone(&self.inbox);
+        let serves = presence.serves.iter().map(|stream| stream.as_str().to_owned());
+        let sent = self.connection.reducers.upsert_presence_then(
+            session_id.to_owned(),
+            presence.node_id.clone(),
+            presence.status.as_str().to_owned(),
+            presence.region.clone(),
+            serves.collect(),
+            move |_, answer| {
+                let answer = match answer {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(text)) => Err(call_failure(text)),
+                    Err(error) => Err(CallFailure::Failed(error.to_string())),
+                };
+                push(&inbox, Inbound::PresenceSaid { answer });
+            },
+        );
+        if let Err(error) = sent {
+            tracing::debug!(%error, "the presence could not be sent");
+        }
+    }
+
+    /// Says goodbye in the background. Messages that still come are dropped as they do.
+    pub(crate) fn close(self) {
+        tokio::spawn(async move {
+            let goodbye = async {
+                let _ = self.connection.disconnect();
+                while self.next().await.is_ok() {}
+            };
+            let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+        });
+    }
+}
+
+fn lock(inbox: &Inbox) -> MutexGuard<'_, Brought> {
+    // Nothing panics while it holds the lock: a push is all that is done under it.
+    inbox.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn push(inbox: &Inbox, inbound: Inbound) {
+    lock(inbox).inbound.push(inbound);
+}
+
+pub(super) fn greet(inbox: &Inbox, greeting: Greeting) {
+    lock(inbox).greetings.push(greeting);
+}
+
+fn call_failure(text: String) -> CallFailure {
+    Refusal::from_wire(&text).map_or(CallFailure::Failed(text), CallFailure::Refused)
+}
+
+fn contract(row: &SyncContract) -> Contract {
+    Contract {
+        protocol: row.protocol.clone(),
+        schema_version: row.schema_version,
+        schema_hash: row.schema_hash.clone(),
+    }
+}
+
+fn presence_row(row: SessionPresence) -> PresenceRow {
+    PresenceRow {
+        key: PresenceKey {
+            session_id: row.session_id,
+            node_id: row.node_id,
+        },
+        status: row.status,
+        reason: row.reason,
+        region: row.region,
+        started_at: time(row.started_at),
+        last_seen: time(row.last_seen),
+    }
+}
+
+/// A time before the epoch, or past what this machine can tell, becomes the epoch.
+fn time(column: Timestamp) -> SystemTime {
+    let epoch = SystemTime::UNIX_EPOCH;
+    let micros = u64::try_from(column.to_micros_since_unix_epoch()).unwrap_or_default();
+    epoch.checked_add(Duration::from_micros(micros)).unwrap_or(epoch)
+}
+
+impl From<EventPage> for Page {
+    fn from(page: EventPage) -> Self {
+        let head = Position {
+            seq: seq(page.head_seq),
+            chain: chain(page.head_chain),
+        };
+        Self {
+            head,
+            oldest_seq: seq(page.oldest_seq),
+            durable_reads: page.durable_reads,
+            frames: page.frames.into_iter().map(frame_row).collect(),
+        }
+    }
+}
+
+/// A row of the log as the core takes it.
+#[doc(hidden)]
+pub fn frame_row(row: SyncEvent) -> FrameRow {
+    FrameRow {
+        first_seq: seq(row.first_seq),
+        last_seq: seq(row.last_seq),
+        base_chain: chain(row.base_chain),
+        bytes: Bytes::from(row.frame),
+    }
+}
+
+/// A column out of all range becomes the end of the range, which no log reaches: the core refuses what follows.
+fn seq(column: u64) -> Seq {
+    Seq::new(column).unwrap_or(Seq::MAX)
+}
+
+fn chain(column: u256) -> ChainHash {
+    ChainHash::from_bytes(column.to_be_bytes())
+}

@@ -1,0 +1,109 @@
+//! Finding out why a host closed a connection before it served.
+//!
+//! When the module's `client_connected` says no, a host accepts the WebSocket and closes it without a word. The same
+//! reducer runs around every HTTP request too, and there its error is the answer: so the same credential asks for the
+//! contract by HTTP.
+
+use reqwest::StatusCode;
+use spacetime_sync_proto::Refusal;
+use spacetime_sync_proto::access::Incompatible;
+
+use super::tokens::read_up_to;
+use crate::config::ClientConfig;
+
+/// Longest answer that is read: the contract, or a refusal.
+const ANSWER_BYTES: usize = 64 * 1024;
+/// What a host answers when a reducer failed.
+const REDUCER_FAILED: u16 = 530;
+
+/// What a module says that lets no connection in.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    Refused(Refusal),
+    Incompatible(Box<Incompatible>),
+}
+
+/// Asks the host why it closes; none if it does not say, or not in time.
+pub(super) async fn ask_reason(config: &ClientConfig, token: Option<&str>) -> Option<Reason> {
+    let ask = async {
+        let http = reqwest::Client::builder()
+            .timeout(config.limits.reason_timeout)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
+        let url = sql_url(&config.uri, &config.database);
+        let mut request = http.post(url).body("SELECT * FROM sync_contract");
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        request.send().await
+    };
+    let answer = match ask.await {
+        Ok(answer) => answer,
+        Err(error) => {
+            tracing::debug!(error = %error.without_url(), "the host does not say why it closes");
+            return None;
+        }
+    };
+    let status = answer.status();
+    if status != StatusCode::FORBIDDEN && status.as_u16() != REDUCER_FAILED {
+        return None;
+    }
+    read_reason(&read_up_to(answer, ANSWER_BYTES).await.ok()?)
+}
+
+fn read_reason(body: &[u8]) -> Option<Reason> {
+    let text = std::str::from_utf8(body).ok()?.trim();
+    // The larger form first: it would pass for the other.
+    if let Ok(incompatible) = serde_json::from_str(text) {
+        return Some(Reason::Incompatible(Box::new(incompatible)));
+    }
+    Refusal::from_wire(text).map(Reason::Refused)
+}
+
+/// The SDK takes addresses of WebSockets too.
+fn sql_url(uri: &str, database: &str) -> String {
+    let http = match uri.split_once("://") {
+        Some(("ws", rest)) => format!("http://{rest}"),
+        Some(("wss", rest)) => format!("https://{rest}"),
+        Some(_) | None => uri.to_owned(),
+    };
+    format!("{}/v1/database/{database}/sql", http.trim_end_matches('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use spacetime_sync_proto::RefusalCode;
+    use spacetime_sync_proto::access::{ClientVersion, Window};
+
+    use super::*;
+
+    #[test]
+    fn the_address_is_the_hosts_own() {
+        for uri in ["http://host:3000", "http://host:3000/", "ws://host:3000"] {
+            assert_eq!(sql_url(uri, "lane"), "http://host:3000/v1/database/lane/sql");
+        }
+        assert_eq!(sql_url("wss://host", "lane"), "https://host/v1/database/lane/sql");
+    }
+
+    #[test]
+    fn a_reason_is_a_refusal_of_ours_or_none() {
+        let refusal = Refusal::new(RefusalCode::TokenRevoked, "gone");
+        assert_eq!(
+            read_reason(refusal.to_wire().as_bytes()),
+            Some(Reason::Refused(refusal))
+        );
+        let client = ClientVersion {
+            client_build_id: "x".to_owned(),
+            protocol_version: String::new(),
+            schema_version: 1,
+            surface: String::new(),
+        };
+        let incompatible = Window::default().check(&client).unwrap_err();
+        let body = serde_json::to_vec(&incompatible).unwrap();
+        assert_eq!(read_reason(&body), Some(Reason::Incompatible(incompatible)));
+        for body in ["", "no such table", "{}", "\u{0}"] {
+            assert_eq!(read_reason(body.as_bytes()), None, "{body:?}");
+        }
+        assert_eq!(read_reason(&[0xff]), None);
+    }
+}
