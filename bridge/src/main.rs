@@ -14,7 +14,7 @@ use spacetime_sync_authority::Authority;
 use spacetime_sync_bridge::config::Config;
 use spacetime_sync_bridge::status::Status;
 use spacetime_sync_bridge::tasks::joined;
-use spacetime_sync_bridge::{http, pump};
+use spacetime_sync_bridge::{http, run};
 use spacetime_sync_issuer::Issuer;
 use spacetime_sync_issuer::history::Histories;
 use spacetime_sync_issuer::http::Desk;
@@ -248,14 +248,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
         std::future::pending::<()>().await;
     });
     tokio::select! {
-        ended = pump::run(config, target, status, issuer, histories, stopping) => ended?,
+        ended = run::run(config, target, status, issuer, histories, stopping) => ended?,
         never = outlast(beside) => match never {},
     }
     tracing::info!("stopped");
     Ok(())
 }
 
-/// What runs beside the pump runs for as long as the process: all that can come of it is a panic.
+/// What runs beside the lane runs for as long as the process: all that can come of it is a panic.
 async fn outlast(mut tasks: JoinSet<()>) -> Infallible {
     while let Some(ended) = tasks.join_next().await {
         joined(ended);

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{sleep, timeout};
 
+use super::connections::CALL_LIMIT;
 use super::error::AuthorityError;
 
 /// Which session of the server held the lead. Process ids come again; with its start one names a session for good.
@@ -34,17 +35,47 @@ pub struct Leadership {
     held: oneshot::Sender<()>,
 }
 
-impl Leadership {
-    /// `lost` is the session in which this process had the lead until it stopped to answer. When the lead is taken, it may
-    /// be by that one, of which the server has not noticed that its client is gone: it is ended, so that nobody waits
-    /// until it does.
-    pub(super) async fn try_take(
-        server: &str,
-        options: &PgConnectOptions,
-        lost: &Arc<Mutex<Option<LeadSession>>>,
-    ) -> Result<Option<Leadership>, AuthorityError> {
-        let driver = |error| AuthorityError::from_driver(server, error);
-        let mut connection = options.connect().await.map_err(driver)?;
+/// One who would lead. All attempts use one connection for as long as it lives, so that a standby costs the server one
+/// session and no more.
+#[derive(Debug)]
+pub struct Candidate {
+    server: String,
+    options: PgConnectOptions,
+    /// The session in which this process had the lead until it stopped to answer.
+    lost: Arc<Mutex<Option<LeadSession>>>,
+    connection: Option<PgConnection>,
+}
+
+impl Candidate {
+    pub(super) fn new(server: String, options: PgConnectOptions, lost: Arc<Mutex<Option<LeadSession>>>) -> Self {
+        Self {
+            server,
+            options,
+            lost,
+            connection: None,
+        }
+    }
+
+    /// Takes the lead if no other bridge has it. The lead goes with the connection.
+    pub async fn try_lead(&mut self) -> Result<Option<Leadership>, AuthorityError> {
+        // A connection that an attempt leaves without an answer is given up with it.
+        let connection = self.connection.take();
+        let asked = timeout(CALL_LIMIT, self.ask(connection)).await;
+        asked.unwrap_or_else(|_| {
+            Err(AuthorityError::TimedOut {
+                server: self.server.clone(),
+                what: "try_lead",
+                limit: CALL_LIMIT,
+            })
+        })
+    }
+
+    async fn ask(&mut self, connection: Option<PgConnection>) -> Result<Option<Leadership>, AuthorityError> {
+        let driver = |error| AuthorityError::from_driver(&self.server, error);
+        let mut connection = match connection {
+            Some(connection) => connection,
+            None => self.options.connect().await.map_err(driver)?,
+        };
         let taken: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
             .bind(LOCK)
             .fetch_one(&mut connection)
@@ -58,10 +89,12 @@ impl Leadership {
                     .map_err(driver)?;
             let session = LeadSession { pid, started };
             let (held, given_up) = oneshot::channel();
-            let keeper = tokio::spawn(keep(connection, session, given_up, lost.clone()));
+            let keeper = tokio::spawn(keep(connection, session, given_up, self.lost.clone()));
             return Ok(Some(Leadership { keeper, held }));
         }
-        let ghost = lock(lost).clone();
+        // The session that this process lost may hold the lead still, because the server has not noticed that its client
+        // is gone: it is ended, so that nobody waits until the server does.
+        let ghost = lock(&self.lost).clone();
         if let Some(LeadSession { pid, started }) = ghost {
             let ended: Option<bool> = sqlx::query_scalar(
                 "select pg_terminate_backend(pid) from pg_stat_activity
@@ -72,7 +105,7 @@ impl Leadership {
             .fetch_optional(&mut connection)
             .await
             .map_err(driver)?;
-            *lock(lost) = None;
+            *lock(&self.lost) = None;
             if ended == Some(true) {
                 tracing::warn!(
                     pid,
@@ -80,10 +113,12 @@ impl Leadership {
                 );
             }
         }
-        connection.close().await.map_err(driver)?;
+        self.connection = Some(connection);
         Ok(None)
     }
+}
 
+impl Leadership {
     /// Resolves when the lead is gone because its connection is, within about five seconds. May be cancelled and
     /// called again, as often as one likes.
     pub async fn lost(&mut self) {

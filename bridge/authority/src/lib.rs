@@ -18,6 +18,7 @@ mod log;
 mod retention;
 mod schema;
 pub mod settings;
+mod standing;
 mod wake;
 
 use std::sync::{Arc, Mutex};
@@ -32,8 +33,9 @@ use tokio::time::timeout;
 pub use access::{Access, AccessQuestion, BoundSession};
 pub use error::AuthorityError;
 pub use history::History;
-pub use leadership::Leadership;
+pub use leadership::{Candidate, Leadership};
 pub use retention::Extent;
+pub use standing::Standing;
 pub use wake::WakeListener;
 
 use connections::{CALL_LIMIT, Connections};
@@ -254,44 +256,6 @@ impl Authority {
             .await
     }
 
-    /// As [`Authority::chain_at`] for many streams in one statement, in the order asked for.
-    pub async fn chains_at(&self, at: &[(StreamId, Seq)]) -> Result<Vec<Option<ChainHash>>, AuthorityError> {
-        let ids: Vec<&str> = at.iter().map(|(stream_id, _)| stream_id.as_str()).collect();
-        let seqs: Vec<i64> = at.iter().map(|(_, seq)| seq.to_sql()).collect();
-        self.connections
-            .run("chains_at", async |connection| {
-                let rows = sqlx::query(
-                    "select w.place, e.chain_hash
-                 from unnest($1::text[], $2::bigint[]) with ordinality as w(stream_id, seq, place)
-                 cross join lateral (
-                   (select chain_hash from runtime.sync_stream_events
-                    where stream_id = w.stream_id collate \"C\" and seq >= w.seq and seq <= w.seq order by seq limit 1)
-                   union all
-                   (select floor_chain from runtime.sync_streams
-                    where stream_id >= w.stream_id collate \"C\" and stream_id <= w.stream_id collate \"C\"
-                      and oldest_seq > 1 and oldest_seq - 1 = w.seq)
-                   limit 1
-                 ) e",
-                )
-                .bind(&ids)
-                .bind(&seqs)
-                .fetch_all(connection)
-                .await?;
-                let genesis =
-                    |(stream_id, seq): &(StreamId, Seq)| (*seq == Seq::ZERO).then(|| ChainHash::genesis(stream_id));
-                let mut chains: Vec<_> = at.iter().map(genesis).collect();
-                for row in &rows {
-                    let (place, chain): (i64, &[u8]) = (row.try_get(0)?, row.try_get(1)?);
-                    // Places count from 1.
-                    if let Some(slot) = usize::try_from(place - 1).ok().and_then(|place| chains.get_mut(place)) {
-                        *slot = ChainHash::from_slice(chain);
-                    }
-                }
-                Ok(chains)
-            })
-            .await
-    }
-
     /// Records that SpacetimeDB durably holds these streams up to these seqs. One statement for all of them; never
     /// backwards, never above a head, and it never waits for a writer.
     pub async fn advance_published(&self, to: &[(StreamId, Seq)]) -> Result<Advanced, AuthorityError> {
@@ -386,13 +350,15 @@ impl Authority {
         .await
     }
 
+    /// One who would lead, and asks for it again and again on one connection.
+    pub fn candidate(&self) -> Candidate {
+        let (server, options) = (self.connections.server().to_owned(), self.connections.options().clone());
+        Candidate::new(server, options, self.lost_lead.clone())
+    }
+
     /// Takes the lead if no other bridge has it, on a connection of its own.
     pub async fn try_lead(&self) -> Result<Option<Leadership>, AuthorityError> {
-        self.limit(
-            "try_lead",
-            Leadership::try_take(self.connections.server(), self.connections.options(), &self.lost_lead),
-        )
-        .await
+        self.candidate().try_lead().await
     }
 
     /// Appends one event, in a transaction of its own, for tools and tests: the runtime calls the SQL function inside

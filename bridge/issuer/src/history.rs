@@ -11,9 +11,7 @@ use serde::Serialize;
 use spacetime_sync_authority::{Authority, AuthorityError, Extent, History};
 use spacetime_sync_lane::{HaltReason, prepare};
 use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, Snapshot};
-use spacetime_sync_proto::{
-    ChainHash, Event, FrameRow, Label, RefusalCode, Seq, StaleCursor, StaleReason, StreamId, limit,
-};
+use spacetime_sync_proto::{ChainHash, Event, Label, RefusalCode, Seq, StaleCursor, StaleReason, StreamId, limit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -137,22 +135,17 @@ pub fn page(
     let mut frames = Vec::new();
     let mut end = Seq::ZERO;
     for prepared in prepare(after, chain, events, frame_bytes)? {
-        bytes += prepared.frame.len();
+        bytes += prepared.size();
         if !frames.is_empty() && bytes > limit::PAGE_BYTES {
             break;
         }
-        end = prepared.last_seq;
+        end = prepared.row.last_seq;
         if end == extent.head_seq && prepared.last_chain != extent.head_chain {
             return Err(HaltReason::BrokenLog(format!(
                 "seq {end} does not have the chain hash that the stream's row names for its head"
             )));
         }
-        frames.push(FrameRow {
-            first_seq: prepared.first_seq,
-            last_seq: prepared.last_seq,
-            base_chain: prepared.base_chain,
-            bytes: prepared.frame,
-        });
+        frames.push(prepared.row);
     }
     if end > extent.head_seq {
         return Err(HaltReason::BrokenLog(format!(

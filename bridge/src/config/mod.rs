@@ -343,14 +343,29 @@ impl Config {
         }
     }
 
-    /// The bounds of the core.
-    pub fn core_limits(&self) -> Limits {
-        Limits {
-            reads: self.limits.reads.min(self.authority.pool_size - 1),
-            calls: self.limits.calls,
-            bytes: self.limits.bytes,
-            idle_streams: self.limits.idle_streams,
-            attempts: self.limits.attempts,
+    /// What the lane goes by.
+    pub fn lane(&self) -> spacetime_sync_lane::Settings {
+        let (limits, bridge, retention) = (&self.limits, &self.bridge, &self.retention);
+        let ms = Duration::from_millis;
+        spacetime_sync_lane::Settings {
+            limits: Limits {
+                reads: limits.reads.min(self.authority.pool_size - 1),
+                calls: limits.calls,
+                bytes: limits.bytes,
+                idle_streams: limits.idle_streams,
+                attempts: limits.attempts,
+            },
+            lead: bridge.lead,
+            stall_after: bridge.stall_after(),
+            drain: ms(bridge.drain_ms),
+            connect_deadline: ms(bridge.connect_deadline_ms),
+            ack_deadline: ms(bridge.ack_deadline_ms),
+            idle_poll: ms(bridge.idle_poll_ms),
+            dirty_streams: limits.dirty_streams,
+            compared_streams: limit::HEADS,
+            applies_windows: self.applies_windows(),
+            policy_every: ms(retention.every_ms),
+            beat_every: ms(retention.beat_ms),
         }
     }
 }

@@ -8,17 +8,18 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 
 use super::Side;
+use crate::status::health_json;
 
-/// 503 when there is work and no progress.
+/// 503 for what a restart or a person must mend; the body says what.
 pub(super) async fn healthz(State(side): State<Arc<Side>>) -> Response {
     let health = side.status.health(Instant::now());
-    (code(health.healthy), Json(health)).into_response()
+    (code(health.healthy), Json(health_json(&health))).into_response()
 }
 
-/// 503 until both sides are connected.
+/// 503 until the authority and, for who leads, SpacetimeDB are connected.
 pub(super) async fn readyz(State(side): State<Arc<Side>>) -> Response {
     let health = side.status.health(Instant::now());
-    (code(health.ready), Json(health)).into_response()
+    (code(health.ready), Json(health_json(&health))).into_response()
 }
 
 fn code(good: bool) -> StatusCode {

@@ -10,9 +10,10 @@ use serde_json::json;
 use spacetime_sync_issuer::AuthCounters;
 use spacetime_sync_issuer::history::Delivery;
 use spacetime_sync_lane::Load;
+use spacetime_sync_lane::health::{Counters, Health};
 
 use super::Side;
-use crate::status::{Counters, Health};
+use crate::status::{counters_json, health_json};
 
 type Line = (&'static str, &'static str, &'static str, u64);
 
@@ -46,9 +47,9 @@ pub(super) async fn json(State(side): State<Arc<Side>>) -> Response {
     let tokens = desk.map(|desk| desk.issuer.counters()).unwrap_or_default();
     Json(json!({
         "transport": "spacetime_ws",
-        "counters": counters,
+        "counters": counters_json(&counters),
         "bridge": bridge,
-        "health": health,
+        "health": health_json(&health),
         "minted_total": tokens.minted_total,
         "rate_limited_total": tokens.rate_limited_total,
         "auth_failures": tokens.auth_failures,
@@ -96,6 +97,12 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
             counters.authority_failures,
         ),
         ("polls_total", "counter", "Looks for dirty streams.", counters.polls),
+        (
+            "compared_streams_total",
+            "counter",
+            "Streams compared with SpacetimeDB after a link was made.",
+            counters.compared_streams,
+        ),
         ("wakes_total", "counter", "Wake-ups by the authority.", counters.wakes),
         (
             "purged_events_total",
@@ -112,8 +119,14 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
         (
             "lag_events",
             "gauge",
-            "Events committed and not yet published.",
-            health.lag_events,
+            "Events committed and not yet published, those of halted streams included.",
+            health.lag.live_events.saturating_add(health.lag.halted_events),
+        ),
+        (
+            "halted_lag_events",
+            "gauge",
+            "Events of halted streams, committed and not yet published.",
+            health.lag.halted_events,
         ),
         (
             "calls_in_flight",
@@ -142,7 +155,7 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
         (
             "healthy",
             "gauge",
-            "1 unless there is work and no progress.",
+            "0 for what a restart or a person must mend; the body of /healthz says what.",
             u64::from(health.healthy),
         ),
         (

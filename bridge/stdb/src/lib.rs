@@ -1,6 +1,7 @@
 //! SpacetimeDB, as the bridge meets it: the live link ([`link`]) and the plain HTTP side ([`admin`]).
 
 pub mod admin;
+mod handshake;
 pub mod identity;
 pub mod link;
 pub mod settings;

@@ -2,19 +2,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use spacetime_sync_bindings::{DbConnection, RemoteProcedures, RemoteReducers, append_sync_events, read_heads};
 use spacetime_sync_proto::access::Window;
-use spacetime_sync_proto::{ChainHash, Position, Refusal, RefusalCode, Seq, StreamId, error_text};
+use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId, error_text};
 use spacetimedb_sdk::__codegen::InternalError;
-use spacetimedb_sdk::{Compression, DbContext};
+use spacetimedb_sdk::DbContext;
 use tokio::sync::oneshot;
 
 use super::admin::Admin;
+use super::handshake::{self, LinkRuntime};
 use super::tokens::TokenSource;
 use super::{StdbError, chain_from_column, chain_to_column};
 
@@ -60,10 +59,11 @@ pub struct Link {
     target: Target,
     connection: Arc<DbConnection>,
     on_closed: OnClosed,
-    pump: tokio::task::JoinHandle<()>,
+    /// Reads what the server says, until the connection ends.
+    reader: tokio::task::JoinHandle<()>,
     renewal: Option<tokio::task::JoinHandle<()>>,
-    /// A call was not answered in time.
-    silent: AtomicBool,
+    /// What the connection runs in; ends with the link.
+    _runtime: LinkRuntime,
 }
 
 impl Link {
@@ -83,32 +83,18 @@ impl Link {
         let token = target.tokens.token()?;
         let admin = Admin::new(&target.uri, &target.database, token.clone());
         admin.check_contract().await?;
-        let unavailable = |message: String| StdbError::Unavailable {
-            uri: target.uri.clone(),
-            message,
-        };
         let (connected, is_connected) = oneshot::channel();
-        let builder = DbConnection::builder()
-            .with_uri(target.uri.as_str())
-            .with_database_name(target.database.as_str())
-            .with_token(Some(token.expose()))
-            .with_compression(Compression::None)
-            .with_confirmed_reads(true)
-            .on_connect(move |_, _, _| {
-                let _ = connected.send(());
-            });
-        // `build` blocks until the handshake is over.
-        let connection = tokio::task::spawn_blocking(move || builder.build())
-            .await
-            .map_err(|error| unavailable(error.to_string()))?
-            .map_err(|error| unavailable(error.to_string()))?;
+        let (connection, runtime) = handshake::open(&target, &token, move || {
+            let _ = connected.send(());
+        })
+        .await?;
         if let Some(port) = port_of(&target.uri)
             && let Err(error) = super::nodelay::on_connections_to(port)
         {
             tracing::debug!(%error, "the kernel may delay small messages to SpacetimeDB");
         }
         let connection = Arc::new(connection);
-        let pump = tokio::spawn({
+        let read = {
             let (connection, on_closed) = (connection.clone(), on_closed.clone());
             async move {
                 // The SDK panics when a call meets a connection that has just broken.
@@ -119,7 +105,12 @@ impl Link {
                 };
                 on_closed(why);
             }
-        });
+        };
+        // Beside the socket, or each answer would pass from thread to thread once more.
+        let reader = match runtime.handle() {
+            Some(threads) => threads.spawn(read),
+            None => tokio::spawn(read),
+        };
         let renewal = target
             .tokens
             .renew_after()
@@ -128,9 +119,9 @@ impl Link {
             target,
             connection,
             on_closed,
-            pump,
+            reader,
+            _runtime: runtime,
             renewal,
-            silent: AtomicBool::new(false),
         };
         is_connected
             .await
@@ -142,14 +133,19 @@ impl Link {
         Ok(link)
     }
 
-    /// Whether a call was not answered in time: nothing says that another one would be.
-    pub fn is_silent(&self) -> bool {
-        self.silent.load(Ordering::Relaxed)
+    /// Ends the connection, whoever holds the link still.
+    pub fn close(&self) {
+        // After a panic of the SDK, its locks are poisoned and it panics here, too. There is nothing left to close then.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.connection.disconnect()));
+        self.reader.abort();
+        if let Some(renewal) = &self.renewal {
+            renewal.abort();
+        }
     }
 
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
-        self.pump.is_finished()
+        self.reader.is_finished()
     }
 
     /// Asks for something that can never be appended: who may append is told what is wrong with it, everybody else
@@ -177,19 +173,12 @@ impl Link {
     }
 
     /// Sends a frame on its way. `done` is told what became of it, or never, if the link breaks.
-    pub fn append(
-        &self,
-        stream_id: &StreamId,
-        first_seq: Seq,
-        base_chain: &ChainHash,
-        frame: Bytes,
-        done: impl FnOnce(Appended) + Send + 'static,
-    ) {
+    pub fn append(&self, stream_id: &StreamId, frame: FrameRow, done: impl FnOnce(Appended) + Send + 'static) {
         let sent = self.connection.reducers.append_sync_events_then(
             stream_id.as_str().to_owned(),
-            first_seq.get(),
-            chain_to_column(base_chain),
-            frame.into(),
+            frame.first_seq.get(),
+            chain_to_column(&frame.base_chain),
+            frame.bytes.into(),
             move |_, result| {
                 done(match result {
                     Ok(Ok(())) => Appended::Durable,
@@ -255,12 +244,9 @@ impl Link {
         };
         let outcome = tokio::time::timeout(ANSWER_LIMIT, answer)
             .await
-            .map_err(|_| {
-                self.silent.store(true, Ordering::Relaxed);
-                StdbError::TimedOut {
-                    uri: self.target.uri.clone(),
-                    what,
-                }
+            .map_err(|_| StdbError::TimedOut {
+                uri: self.target.uri.clone(),
+                what,
             })?
             .ok_or_else(|| self.unavailable("closed before it answered"))?;
         match outcome {
@@ -299,12 +285,7 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // After a panic of the SDK, its locks are poisoned and it panics here, too. There is nothing left to close then.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.connection.disconnect()));
-        self.pump.abort();
-        if let Some(renewal) = &self.renewal {
-            renewal.abort();
-        }
+        self.close();
     }
 }
 

@@ -39,22 +39,32 @@ pub struct HeldPage {
 }
 
 impl Link {
-    /// Makes the log that is held end where the authority's has `chain` at `to`. In steps, each a transaction, the first of
-    /// which is refused if the log does not end at `seen` any more: somebody else is at work on it.
-    pub async fn rewind(&self, stream_id: &StreamId, seen: Seq, to: Seq, chain: ChainHash) -> Result<(), StdbError> {
-        let mut seen = seen;
-        loop {
-            self.reducer("rewind_stream", |reducers, answer| {
-                let (name, chain) = (stream_id.as_str().to_owned(), chain_to_column(&chain));
-                reducers.rewind_stream_then(name, to.get(), chain, seen.get(), move |_, result| {
-                    drop(answer.send(result));
-                })
+    /// Takes one step towards a log that ends at `to`, a transaction of bounded size. It is refused if the log does not end
+    /// at `seen` any more: somebody else is at work on it.
+    pub async fn rewind_step(&self, stream_id: &StreamId, seen: Seq, to: Position) -> Result<(), StdbError> {
+        self.reducer("rewind_stream", |reducers, answer| {
+            let (name, chain) = (stream_id.as_str().to_owned(), chain_to_column(&to.chain));
+            reducers.rewind_stream_then(name, to.seq.get(), chain, seen.get(), move |_, result| {
+                drop(answer.send(result));
             })
-            .await?;
+        })
+        .await
+    }
+
+    /// Makes the log that is held end where the authority's has `chain` at `to`, step by step. Each step but the last one
+    /// shortens the log, or the rewind is given up.
+    pub async fn rewind(&self, stream_id: &StreamId, seen: Seq, to: Seq, chain: ChainHash) -> Result<(), StdbError> {
+        let (mut seen, to) = (seen, Position { seq: to, chain });
+        loop {
+            self.rewind_step(stream_id, seen, to).await?;
             let held = self.heads(std::slice::from_ref(stream_id)).await?;
             match held.first() {
-                Some(held) if *held == (Position { seq: to, chain }) => return Ok(()),
-                Some(held) => seen = held.seq,
+                Some(held) if *held == to => return Ok(()),
+                Some(held) if held.seq < seen => seen = held.seq,
+                Some(held) => {
+                    let message = format!("a log that still ends at seq {}, not at {}", held.seq, to.seq);
+                    return Err(self.unexpected("rewind_stream", message));
+                }
                 None => return Err(self.unexpected("read_heads", "no head".to_owned())),
             }
         }

@@ -45,9 +45,13 @@ pub fn set_retention(ctx: &ReducerContext, rules: Vec<RetentionRule>) -> Result<
         }
     }
     let held = ctx.db.retention_class();
-    let before: Vec<_> = held.iter().map(|row| row.class).collect();
-    for class in before {
-        held.class().delete(class);
+    let before: Vec<_> = held.iter().collect();
+    // The bridge says it on every link. What is said again costs nothing, however many windows there are.
+    if are_the_same(&before, &rules) {
+        return Ok(());
+    }
+    for row in before {
+        held.class().delete(row.class);
     }
     for rule in rules {
         held.try_insert(RetentionClass {
@@ -73,4 +77,18 @@ pub fn set_retention(ctx: &ReducerContext, rules: Vec<RetentionRule>) -> Result<
         });
     }
     Ok(())
+}
+
+/// Whether the rules are just those that are held.
+fn are_the_same(held: &[RetentionClass], rules: &[RetentionRule]) -> bool {
+    let same = |row: &RetentionClass, rule: &RetentionRule| {
+        row.class == rule.class
+            && row.stream_prefix == rule.stream_prefix
+            && row.window_events == rule.window_events
+            && row.window_age == rule.window_age
+            && row.durable_reads == rule.durable_reads
+    };
+    held.len() == rules.len()
+        && held.iter().all(|row| rules.iter().any(|rule| same(row, rule)))
+        && rules.iter().all(|rule| held.iter().any(|row| same(row, rule)))
 }

@@ -25,6 +25,8 @@ pub(crate) struct Log {
     pub(crate) floor: Seq,
     /// A position whose payload was altered, and what it reads as.
     pub(crate) tampered: Option<(Seq, Bytes)>,
+    /// A position whose chain hash is none any more, as after a hand in the table.
+    pub(crate) corrupt: Option<Seq>,
     /// Until when a writer holds its row.
     pub(crate) locked_until: Micros,
     kind: Kind,
@@ -40,6 +42,7 @@ impl Log {
             published: Seq::ZERO,
             floor: Seq::ZERO,
             tampered: None,
+            corrupt: None,
             locked_until: 0,
             kind: Kind::new("sim").expect("a kind"),
         }

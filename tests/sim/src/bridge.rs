@@ -1,174 +1,147 @@
-//! A bridge: the shipped core, and a model of the pump and the ledger around it (`bridge/src/pump.rs`), with every call
-//! a step of its own, so that anything can come between.
+//! A bridge: the shipped lane, and an adapter that carries its commands out in this world. Every question and every answer
+//! is a step of its own, so that anything can come between.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::Rng as _;
-use spacetime_sync_lane::{CallId, Core, Effect, HaltReason, Input, Limits, LinkEpoch, Verdict, prepare, reconcile};
-use spacetime_sync_proto::{ChainHash, Position, Seq, StreamProgress};
+use spacetime_sync_lane::{
+    Answer, Command, Event, Failure, Lane, LinkId, Notice, Page, Record, Recorded, RequestId, Settings, Standing,
+    is_doubtful, judge,
+};
+use spacetime_sync_proto::epoch::AuthorityEpoch;
+use spacetime_sync_proto::refusal::RefusalClass;
+use spacetime_sync_proto::retention::RetentionClass;
+use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamId, StreamProgress};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
-use crate::ledger::{Entry, Ledger, Then};
+use crate::fault::Fault;
 use crate::net::{ConnId, FromHost, Party, ToHost};
 use crate::world::{Step, World, say};
 
-const TICK: Micros = 50 * MILLISECOND;
-const LEAD_EVERY: Micros = 500 * MILLISECOND;
-const ACK_DEADLINE: Micros = 10 * SECOND;
-const ANSWER_LIMIT: Micros = 20 * SECOND;
-const BEAT: Micros = 10 * SECOND;
-const CONNECT_LIMIT: Micros = 10 * SECOND;
-const SLOWEST_POLL: Micros = 250 * MILLISECOND;
-const DRAIN: Micros = 2 * SECOND;
+/// The longest that the end of a connection which was given up may take to be told.
+const LATE_END: Micros = 60 * SECOND;
 
 #[derive(Debug)]
 pub(crate) enum BridgeStep {
-    TakeLead,
+    /// The lane's timer.
+    Due,
+    /// A question reaches the authority.
+    Asked(Question),
+    /// Something happens.
+    Happens(Event),
     LeadLost,
     Stop,
-    DrainedBy,
-    Tick,
-    /// The look for dirty streams reaches the authority.
-    Poll,
-    Polled(Option<Vec<StreamProgress>>),
-    Connect,
-    ConnectFails {
-        conn: ConnId,
+}
+
+/// A question to the authority.
+#[derive(Debug)]
+pub(crate) enum Question {
+    Open(RequestId),
+    Lead(RequestId),
+    Listen(RequestId),
+    Sleep(RequestId, bool),
+    Look {
+        request: RequestId,
+        after: Option<StreamId>,
+        limit: usize,
+        asked: Micros,
     },
-    /// The ledger has settled: every stream is compared.
-    Compare {
-        conn: ConnId,
+    List {
+        request: RequestId,
+        after: Option<StreamId>,
+        limit: usize,
     },
-    CompareChains {
-        conn: ConnId,
-        positions: Vec<StreamProgress>,
-        heads: Vec<Position>,
-    },
-    LinkUp {
-        conn: ConnId,
-    },
-    /// Something is said on the link, whatever else there is to say.
-    Beat {
-        conn: ConnId,
-    },
-    /// A page is asked for; the chain hash before it may have to be looked up first.
-    Read {
-        epoch: LinkEpoch,
+    Standings(RequestId, Vec<(StreamId, Seq)>),
+    /// The chain hash before a page, where it is not known.
+    Base {
+        link: LinkId,
         stream: usize,
         after: Seq,
         base: Option<ChainHash>,
     },
-    ReadEvents {
-        epoch: LinkEpoch,
+    Events {
+        link: LinkId,
         stream: usize,
         after: Seq,
-        base: ChainHash,
+        base: Option<ChainHash>,
     },
-    LearnPosition {
-        epoch: LinkEpoch,
-        stream: usize,
-        held: Position,
-    },
-    LearnChain {
-        epoch: LinkEpoch,
-        held: Position,
-        position: StreamProgress,
-    },
-    HeadsTimedOut {
-        ask: u64,
-    },
-    Hear(Input),
-    Ledger,
+    Record(RequestId, Vec<Record>),
+    RecordExactly(RequestId, Vec<Record>),
+    Policy(RequestId),
+    Epoch(RequestId),
+    Beat(RequestId),
 }
 
-#[derive(Debug)]
-enum Wire {
-    Down,
-    Connecting(ConnId),
-    Up(ConnId),
-}
-
-#[derive(Debug)]
-enum Ask {
-    Compare {
-        conn: ConnId,
-        positions: Vec<StreamProgress>,
-    },
-    Learn {
-        epoch: LinkEpoch,
-        stream: usize,
-    },
-    Beat,
-    Refill {
-        conn: ConnId,
-        stream: usize,
-        after: Seq,
-    },
-    LearnRefill {
-        epoch: LinkEpoch,
-        stream: usize,
-        after: Seq,
-    },
+/// What a question on a link is about. The host model knows heads and rewinds; all else is for it a question about nothing.
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    Heads,
+    Rewind,
+    Retention,
+    Epoch,
 }
 
 #[derive(Debug)]
 pub(crate) struct Bridge {
     pub(crate) life: u32,
     pub(crate) running: bool,
-    pub(crate) core: Core,
+    pub(crate) lane: Lane,
     pub(crate) paused_until: Micros,
-    limits: Limits,
+    settings: Settings,
     started: Micros,
-    wire: Wire,
-    calls: BTreeMap<CallId, Micros>,
-    asks: BTreeMap<u64, Ask>,
-    next_ask: u64,
-    /// Windows that are being begun anew before the link is up.
-    refills: u32,
-    pub(crate) ledger: Ledger,
-    failures: u32,
-    poll_wait: Micros,
-    draining: bool,
+    /// Every connection of this life, those that were given up included: what they still say must find nothing.
+    conns: BTreeMap<LinkId, Conn>,
+    asked: BTreeMap<RequestId, Asked>,
+    /// When the timer goes off.
+    timer: Option<Micros>,
+    commands: Vec<Command>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Conn {
+    id: ConnId,
+    let_in: bool,
+    /// Not given up yet.
+    wanted: bool,
 }
 
 impl Bridge {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(settings: Settings) -> Self {
         Self {
             life: 0,
             running: false,
-            core: Core::new(limits),
+            lane: Lane::new(settings.clone(), 0),
             paused_until: 0,
-            limits,
+            settings,
             started: 0,
-            wire: Wire::Down,
-            calls: BTreeMap::new(),
-            asks: BTreeMap::new(),
-            next_ask: 0,
-            refills: 0,
-            ledger: Ledger::default(),
-            failures: 0,
-            poll_wait: MILLISECOND,
-            draining: false,
+            conns: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            timer: None,
+            commands: Vec::new(),
         }
     }
 
+    /// The connection that the bridge has or is making.
     pub(crate) fn conn(&self) -> Option<ConnId> {
-        match self.wire {
-            Wire::Up(conn) | Wire::Connecting(conn) => Some(conn),
-            Wire::Down => None,
-        }
+        let mut conns = self.conns.values().rev();
+        conns.find(|conn| conn.wanted).map(|conn| conn.id)
+    }
+
+    fn link(&self, conn: ConnId) -> Option<LinkId> {
+        let mut conns = self.conns.iter();
+        conns.find(|(_, of)| of.id == conn).map(|(link, _)| *link)
     }
 
     /// A process that knows nothing.
-    fn begin(&mut self, now: Micros) {
-        let limits = self.limits;
+    fn begin(&mut self, now: Micros, seed: u64) {
         *self = Self {
             life: self.life,
             running: true,
             paused_until: self.paused_until,
             started: now,
-            ..Self::new(limits)
+            lane: Lane::new(self.settings.clone(), seed),
+            ..Self::new(self.settings.clone())
         };
     }
 }
@@ -192,20 +165,10 @@ impl World {
         if self.bridges[at].running {
             return;
         }
-        let now = self.now;
-        self.bridges[at].begin(now);
+        let (now, seed) = (self.now, self.dice.work.random());
+        self.bridges[at].begin(now, seed);
         say!(self, "bridge {at}: starts");
-        if self.setup.lead {
-            self.bridge_in(at, 0, BridgeStep::TakeLead);
-        } else {
-            self.bridge_leads(at);
-        }
-    }
-
-    fn bridge_leads(&mut self, at: usize) {
-        self.bridge_in(at, 0, BridgeStep::Connect);
-        self.bridge_in(at, 0, BridgeStep::Tick);
-        self.bridge_in(at, 0, BridgeStep::Poll);
+        self.bridge_turns(at);
     }
 
     /// The process is gone; says whether there was one.
@@ -214,9 +177,8 @@ impl World {
             return false;
         }
         say!(self, "bridge {at}: dies");
-        if let Some(conn) = self.bridges[at].conn() {
-            self.hang_up(conn);
-        }
+        let conns: Vec<_> = self.bridges[at].conns.values().map(|conn| conn.id).collect();
+        conns.into_iter().for_each(|conn| self.hang_up(conn));
         let life = self.bridges[at].life;
         if self.lead == Some((at, life)) {
             self.lead = None;
@@ -227,416 +189,456 @@ impl World {
         true
     }
 
-    pub(crate) fn bridge_is_told(&mut self, at: usize, step: BridgeStep) -> bool {
-        let running = self.bridges[at].running && !self.bridges[at].draining;
+    pub(crate) fn bridge_is_told_to_stop(&mut self, at: usize) -> bool {
+        let running = self.bridges[at].running;
         if running {
-            self.bridge_in(at, 0, step);
+            self.bridge_in(at, 0, BridgeStep::Stop);
         }
         running
     }
 
     pub(crate) fn bridge_takes(&mut self, at: usize, step: BridgeStep) {
         match step {
-            BridgeStep::TakeLead => {
-                let life = self.bridges[at].life;
-                if self.lead.is_none() && !self.authority_is_away() {
-                    self.lead = Some((at, life));
-                    self.coverage.seen("bridge: lead taken");
-                    say!(self, "bridge {at}: leads");
-                    self.bridge_leads(at);
-                } else {
-                    self.bridge_in(at, LEAD_EVERY, BridgeStep::TakeLead);
+            BridgeStep::Due => {
+                let timer = &mut self.bridges[at].timer;
+                // Otherwise another time was set meanwhile. A process that stood still is late.
+                if timer.is_some_and(|timer| timer <= self.now) {
+                    *timer = None;
+                    self.bridge_turns(at);
                 }
             }
+            BridgeStep::Asked(question) => self.authority_hears(at, question),
+            BridgeStep::Happens(event) => self.bridge_feeds(at, event),
             BridgeStep::LeadLost => {
                 say!(self, "bridge {at}: has lost the lead");
-                // All that belongs to the pump goes; the process asks for the lead anew.
-                self.bridge_dies(at, 0);
+                self.bridge_feeds(at, Event::LeadLost);
             }
-            BridgeStep::Stop => {
-                self.bridges[at].core.drain();
-                self.bridges[at].draining = true;
-                self.bridge_in(at, DRAIN, BridgeStep::DrainedBy);
-                self.bridge_acts(at, Vec::new());
-            }
-            BridgeStep::DrainedBy => self.ledger_says(at, Entry::Settled(Then::Stopped)),
-            BridgeStep::Tick => {
-                self.bridge_core(at, Input::Tick);
-                let late = |sent: &Micros| self.now - sent > ACK_DEADLINE;
-                if self.bridges[at].calls.values().any(late) {
-                    self.coverage.seen("bridge: ack deadline");
-                    self.link_down(at);
-                }
-                self.bridge_in(at, TICK, BridgeStep::Tick);
-            }
-            BridgeStep::Poll => {
-                let positions = (!self.authority_is_away()).then(|| {
-                    let dirty = self.logs.iter().filter(|log| log.published < log.head());
-                    dirty.map(|log| log.position()).collect()
-                });
-                let after = self.hop();
-                self.bridge_in(at, after, BridgeStep::Polled(positions));
-            }
-            BridgeStep::Polled(positions) => self.polled(at, positions),
-            BridgeStep::Connect => {
-                let conn = self.dial(Party::Bridge(at));
-                self.bridges[at].wire = Wire::Connecting(conn);
-                self.bridge_in(at, CONNECT_LIMIT, BridgeStep::ConnectFails { conn });
-            }
-            BridgeStep::ConnectFails { conn } => {
-                if matches!(self.bridges[at].wire, Wire::Connecting(own) if own == conn) {
-                    self.unconnected(at);
-                }
-            }
-            BridgeStep::Compare { conn } => self.compare(at, conn),
-            BridgeStep::CompareChains { conn, positions, heads } => self.compare_chains(at, conn, positions, heads),
-            // A window that is to begin anew has to have begun.
-            BridgeStep::LinkUp { conn } if self.bridges[at].refills > 0 => {
-                if matches!(self.bridges[at].wire, Wire::Connecting(own) if own == conn) {
-                    self.bridge_in(at, 5 * MILLISECOND, BridgeStep::LinkUp { conn });
-                }
-            }
-            BridgeStep::LinkUp { conn } => {
-                if matches!(self.bridges[at].wire, Wire::Connecting(own) if own == conn) {
-                    say!(self, "bridge {at}: link up");
-                    self.coverage.seen("bridge: link up");
-                    let bridge = &mut self.bridges[at];
-                    bridge.wire = Wire::Up(conn);
-                    bridge.calls.clear();
-                    bridge.failures = 0;
-                    self.bridge_core(at, Input::LinkUp);
-                    self.bridge_in(at, BEAT, BridgeStep::Beat { conn });
-                }
-            }
-            BridgeStep::Beat { conn } => {
-                if matches!(self.bridges[at].wire, Wire::Up(own) if own == conn) {
-                    self.ask_heads(at, conn, Vec::new(), Ask::Beat);
-                    self.bridge_in(at, BEAT, BridgeStep::Beat { conn });
-                }
-            }
-            BridgeStep::Read {
-                epoch,
-                stream,
-                after,
-                base,
-            } => self.read_base(at, epoch, stream, after, base),
-            BridgeStep::ReadEvents {
-                epoch,
-                stream,
-                after,
-                base,
-            } => {
-                let stream_id = self.logs[stream].id.clone();
-                let limits = self.setup.page;
-                let input = if self.authority_is_away() {
-                    Input::PageFailed { epoch, stream_id }
-                } else {
-                    let events = self.logs[stream].read(after, limits.events, limits.bytes);
-                    if after < self.logs[stream].floor {
-                        self.coverage.seen("bridge: page purged before it was read");
-                        let hop = self.hop();
-                        return self.bridge_in(at, hop, BridgeStep::Hear(Input::PageFailed { epoch, stream_id }));
-                    }
-                    let page = prepare(after, base, &events, limits.frame_bytes);
-                    Input::Page { epoch, stream_id, page }
-                };
-                let hop = self.hop();
-                self.bridge_in(at, hop, BridgeStep::Hear(input));
-            }
-            BridgeStep::LearnPosition { epoch, stream, held } => {
-                if self.authority_is_away() {
-                    return self.learn_failed(at, epoch, stream);
-                }
-                let position = self.logs[stream].position();
-                let hop = self.hop();
-                self.bridge_in(at, hop, BridgeStep::LearnChain { epoch, held, position });
-            }
-            BridgeStep::LearnChain { epoch, held, position } => {
-                let stream = self.stream_at(&position.stream_id);
-                if self.authority_is_away() {
-                    return self.learn_failed(at, epoch, stream);
-                }
-                let verdict = reconcile(
-                    &position,
-                    held,
-                    self.logs[stream].kept_chain_at(held.seq),
-                    self.setup.window(),
-                );
-                say!(self, "bridge {at}: learns of stream {stream}: {verdict:?}");
-                self.saw(&verdict);
-                if let (Verdict::Refill(after), Wire::Up(conn)) = (&verdict, &self.bridges[at].wire) {
-                    let (conn, after) = (*conn, *after);
-                    let ask = Ask::LearnRefill { epoch, stream, after };
-                    return self.refill(at, conn, stream, held.seq, after, ask);
-                }
-                let hop = self.hop();
-                let input = Input::Learned {
-                    epoch,
-                    stream_id: position.stream_id,
-                    verdict,
-                };
-                self.bridge_in(at, hop, BridgeStep::Hear(input));
-            }
-            BridgeStep::HeadsTimedOut { ask: nth } => match self.bridges[at].asks.remove(&nth) {
-                None => {}
-                Some(ask @ (Ask::Learn { .. } | Ask::LearnRefill { .. } | Ask::Beat)) => {
-                    self.coverage.seen("bridge: call not answered");
-                    // Whoever asked hears of it with the link.
-                    self.bridges[at].asks.insert(nth, ask);
-                    self.link_down(at);
-                }
-                Some(Ask::Compare { conn, .. } | Ask::Refill { conn, .. }) => {
-                    self.bridge_takes(at, BridgeStep::ConnectFails { conn })
-                }
-            },
-            BridgeStep::Hear(input) => self.bridge_core(at, input),
-            BridgeStep::Ledger => self.ledger_turns(at),
+            BridgeStep::Stop => self.bridge_feeds(at, Event::Stop),
         }
     }
 
-    fn learn_failed(&mut self, at: usize, epoch: LinkEpoch, stream: usize) {
-        let stream_id = self.logs[stream].id.clone();
-        self.bridge_core(at, Input::LearnFailed { epoch, stream_id });
-    }
-
-    fn saw(&mut self, verdict: &Verdict) {
-        self.coverage.seen(match verdict {
-            Verdict::InStep(_) => "bridge: heads in step",
-            Verdict::Ahead(_) => "bridge: heads ahead",
-            Verdict::Behind(_) => "bridge: heads behind",
-            Verdict::Refill(_) => "bridge: window refilled",
-            Verdict::Unknown => "bridge: compared with what was purged",
-            Verdict::Apart(_) => "bridge: heads apart",
-        });
-    }
-
-    fn polled(&mut self, at: usize, positions: Option<Vec<StreamProgress>>) {
-        let up = matches!(self.bridges[at].wire, Wire::Up(_));
-        let wait = &mut self.bridges[at].poll_wait;
-        match positions {
-            None => *wait = SLOWEST_POLL,
-            Some(positions) => {
-                let found = up && !positions.is_empty();
-                *wait = if found {
-                    5 * MILLISECOND
-                } else {
-                    (*wait * 2).min(SLOWEST_POLL)
-                };
-                self.bridge_core(at, Input::Positions(positions));
-            }
-        }
-        if !self.bridges[at].draining {
-            let wait = self.bridges[at].poll_wait;
-            self.bridge_in(at, wait, BridgeStep::Poll);
-        }
-    }
-
-    /// Feeds the core and does what it asks for.
-    fn bridge_core(&mut self, at: usize, input: Input) {
-        let mut effects = Vec::new();
+    fn bridge_feeds(&mut self, at: usize, event: Event) {
         let bridge = &mut self.bridges[at];
         let now = Duration::from_micros(self.now - bridge.started);
-        bridge.core.step(now, input, &mut effects);
-        self.bridge_acts(at, effects);
+        bridge.lane.step(now, event, &mut bridge.commands);
+        self.bridge_turns(at);
     }
 
-    fn bridge_acts(&mut self, at: usize, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::Append {
-                    call,
-                    stream_id,
-                    prepared,
-                } => {
-                    let Wire::Up(conn) = self.bridges[at].wire else {
-                        continue;
-                    };
-                    let stream = self.stream_at(&stream_id);
-                    say!(
-                        self,
-                        "bridge {at}: sends {}..={} of stream {stream}",
-                        prepared.first_seq,
-                        prepared.last_seq
-                    );
-                    let now = self.now;
-                    self.bridges[at].calls.insert(call, now);
-                    self.send_up(conn, ToHost::Append { call, stream, prepared });
-                }
-                Effect::Read {
-                    epoch,
-                    stream_id,
-                    after,
-                    base_chain,
-                } => {
-                    let (stream, hop) = (self.stream_at(&stream_id), self.hop());
-                    let step = BridgeStep::Read {
-                        epoch,
-                        stream,
-                        after,
-                        base: base_chain,
-                    };
-                    self.bridge_in(at, hop, step);
-                }
-                Effect::Learn { epoch, stream_id } => {
-                    let Wire::Up(conn) = self.bridges[at].wire else {
-                        continue;
-                    };
-                    let stream = self.stream_at(&stream_id);
-                    self.ask_heads(at, conn, vec![stream], Ask::Learn { epoch, stream });
-                }
-                Effect::Advance { stream_id, seq } => {
-                    let stream = self.stream_at(&stream_id);
-                    self.ledger_says(at, Entry::Advance(stream, seq));
-                }
-                Effect::Rewind { stream_id, to } => {
-                    let stream = self.stream_at(&stream_id);
-                    self.ledger_says(at, Entry::Rewind(stream, to));
-                }
-                Effect::Halted { stream_id, reason } => {
-                    say!(self, "bridge {at}: {stream_id} halted, {reason}");
-                    self.coverage.seen("bridge: stream halted");
-                }
-                Effect::DropLink(refusal) => {
-                    say!(self, "bridge {at}: drops the link, {refusal}");
-                    self.link_down(at);
-                }
+    /// As the runner's turn: what is due is done, what is asked for is carried out, and the timer is set.
+    fn bridge_turns(&mut self, at: usize) {
+        let bridge = &mut self.bridges[at];
+        let now = Duration::from_micros(self.now - bridge.started);
+        bridge.lane.turn(now, &mut bridge.commands);
+        let commands = std::mem::take(&mut bridge.commands);
+        let life = bridge.life;
+        for command in commands {
+            self.bridge_does(at, command);
+            if self.bridges[at].life != life {
+                return;
             }
         }
         let bridge = &mut self.bridges[at];
-        if bridge.draining && bridge.core.is_drained() && bridge.running {
-            bridge.draining = false;
-            self.ledger_says(at, Entry::Settled(Then::Stopped));
+        let due = bridge.started + bridge.lane.next_due().as_nanos().div_ceil(1_000) as Micros;
+        let due = due.max(self.now);
+        if bridge.timer.is_none_or(|timer| due < timer) {
+            bridge.timer = Some(due);
+            self.bridge_in(at, due - self.now, BridgeStep::Due);
         }
     }
 
-    fn read_base(&mut self, at: usize, epoch: LinkEpoch, stream: usize, after: Seq, base: Option<ChainHash>) {
-        let stream_id = self.logs[stream].id.clone();
+    fn ask(&mut self, at: usize, question: Question) {
         let hop = self.hop();
-        if self.authority_is_away() {
-            return self.bridge_in(at, hop, BridgeStep::Hear(Input::PageFailed { epoch, stream_id }));
+        self.bridge_in(at, hop, BridgeStep::Asked(question));
+    }
+
+    fn reply(&mut self, at: usize, event: Event) {
+        let hop = self.hop();
+        self.bridge_in(at, hop, BridgeStep::Happens(event));
+    }
+
+    fn send(&mut self, at: usize, link: LinkId, message: ToHost) {
+        if let Some(conn) = self.bridges[at].conns.get(&link).filter(|conn| conn.wanted) {
+            self.send_up(conn.id, message);
         }
-        let step = match base.or_else(|| self.logs[stream].kept_chain_at(after)) {
-            Some(base) => BridgeStep::ReadEvents {
-                epoch,
+    }
+
+    fn bridge_does(&mut self, at: usize, command: Command) {
+        match command {
+            Command::OpenAuthority(request) => self.ask(at, Question::Open(request)),
+            Command::AskForLead(request) => self.ask(at, Question::Lead(request)),
+            Command::BeginLead => self.coverage.seen("bridge: lead taken"),
+            Command::EndLead => self.bridges[at].asked.clear(),
+            Command::Listen(request) => self.ask(at, Question::Listen(request)),
+            Command::SetSleeping(request, sleeping) => self.ask(at, Question::Sleep(request, sleeping)),
+            Command::Look { request, after, limit } => {
+                let asked = self.now;
+                let look = Question::Look {
+                    request,
+                    after,
+                    limit,
+                    asked,
+                };
+                self.ask(at, look);
+            }
+            Command::ListStreams { request, after, limit } => self.ask(at, Question::List { request, after, limit }),
+            Command::ReadStandings(request, streams) => self.ask(at, Question::Standings(request, streams)),
+            Command::ReadPage {
+                link,
+                stream_id,
+                after,
+                base_chain: base,
+            } => {
+                let stream = self.stream_at(&stream_id);
+                let page = Question::Base {
+                    link,
+                    stream,
+                    after,
+                    base,
+                };
+                self.ask(at, page);
+            }
+            Command::Record(request, records) => self.ask(at, Question::Record(request, records)),
+            Command::RecordExactly(request, records) => self.ask(at, Question::RecordExactly(request, records)),
+            Command::ReadPolicy(request) => self.ask(at, Question::Policy(request)),
+            Command::ReadEpoch(request) => self.ask(at, Question::Epoch(request)),
+            Command::AdvanceBeat(request) => self.ask(at, Question::Beat(request)),
+            Command::Dial(link) => {
+                let conn = Conn {
+                    id: self.dial(Party::Bridge(at)),
+                    let_in: false,
+                    wanted: true,
+                };
+                self.bridges[at].conns.insert(link, conn);
+            }
+            Command::HangUp(link) => {
+                let Some(conn) = self.bridges[at].conns.get_mut(&link) else {
+                    return;
+                };
+                conn.wanted = false;
+                let conn = conn.id;
+                self.hang_up(conn);
+                // Some task held it still: its end is told when the next link serves.
+                let late = self.dice.net.random_range(0..LATE_END);
+                let ended = Event::LinkClosed(link, "given up".to_owned());
+                self.bridge_in(at, late, BridgeStep::Happens(ended));
+            }
+            Command::Relinked => {}
+            Command::Append {
+                link,
+                call,
+                stream_id,
+                frame,
+            } => {
+                let stream = self.stream_at(&stream_id);
+                let (first, last) = (frame.first_seq, frame.last_seq);
+                say!(self, "bridge {at}: sends {first}..={last} of stream {stream}");
+                self.send(at, link, ToHost::Append { call, stream, frame });
+            }
+            Command::ReadHeads(link, request, streams) => {
+                let streams = streams.iter().map(|stream_id| self.stream_at(stream_id)).collect();
+                self.bridges[at].asked.insert(request, Asked::Heads);
+                self.send(at, link, ToHost::Heads { ask: request, streams });
+            }
+            Command::Rewind {
+                link,
+                request,
+                stream_id,
+                seen,
+                to: target,
+            } => {
+                let stream = self.stream_at(&stream_id);
+                self.bridges[at].asked.insert(request, Asked::Rewind);
+                let rewind = ToHost::Rewind {
+                    ask: request,
+                    stream,
+                    seen,
+                    target,
+                };
+                self.send(at, link, rewind);
+            }
+            Command::SetRetention(link, request, _) => self.ask_nothing(at, link, request, Asked::Retention),
+            Command::MarkEpoch(link, request, _) => self.ask_nothing(at, link, request, Asked::Epoch),
+            Command::Tell(notice) => self.bridge_says(at, &notice),
+            Command::End(ended) => {
+                if let Err(failure) = ended {
+                    self.violate("I10", || format!("bridge {at} ends by itself: {}", failure.text));
+                }
+                self.bridge_dies(at, SECOND);
+            }
+        }
+    }
+
+    fn ask_nothing(&mut self, at: usize, link: LinkId, request: RequestId, what: Asked) {
+        self.bridges[at].asked.insert(request, what);
+        let nothing = ToHost::Heads {
+            ask: request,
+            streams: Vec::new(),
+        };
+        self.send(at, link, nothing);
+    }
+
+    fn bridge_says(&mut self, at: usize, notice: &Notice) {
+        say!(self, "bridge {at}: {notice}");
+        match notice {
+            Notice::LinkUp => self.coverage.seen("bridge: link up"),
+            Notice::LinkDown { why, .. } if why.contains("did not answer a call") => {
+                self.coverage.seen("bridge: ack deadline");
+            }
+            Notice::LinkDown { why, .. } if why.contains("did not answer a question") => {
+                self.coverage.seen("bridge: call not answered");
+            }
+            Notice::SetBack { .. } => self.coverage.seen("bridge: heads behind"),
+            Notice::WindowBegun { .. } => self.coverage.seen("bridge: window refilled"),
+            Notice::Halted { .. } => self.coverage.seen("bridge: stream halted"),
+            Notice::AllCompared { .. } => self.coverage.seen("bridge: all streams compared"),
+            Notice::StandingBy => self.coverage.seen("bridge: stands by"),
+            _ => {}
+        }
+    }
+
+    /// The authority answers, or is away.
+    fn authority_hears(&mut self, at: usize, question: Question) {
+        let event = if self.authority_is_away() {
+            self.away(question)
+        } else {
+            match self.answer(at, question) {
+                Some(event) => event,
+                None => return,
+            }
+        };
+        self.reply(at, event);
+    }
+
+    fn away(&self, question: Question) -> Event {
+        let away = Failure {
+            class: RefusalClass::Retry,
+            refusal: None,
+            text: "the authority is away".to_owned(),
+        };
+        match question {
+            Question::Open(request) => Event::Opened(request, Err(away)),
+            Question::Lead(request) => Event::Lead(request, Err(away)),
+            Question::Listen(request) => Event::Listening(request, Err(away)),
+            Question::Sleep(request, _) => Event::SleepingSet(request, Err(away)),
+            Question::Look { request, asked, .. } => Event::Looked {
+                request,
+                found: Err(away),
+                took: Duration::from_micros(self.now - asked),
+            },
+            Question::List { request, .. } => Event::Listed(request, Err(away)),
+            Question::Standings(request, _) => Event::Standings(request, Err(away)),
+            Question::Base { link, stream, .. } | Question::Events { link, stream, .. } => Event::Page {
+                link,
+                stream_id: self.logs[stream].id.clone(),
+                page: Err(away),
+            },
+            Question::Record(request, _) | Question::RecordExactly(request, _) => Event::Recorded(request, Err(away)),
+            Question::Policy(request) => Event::Policy(request, Err(away)),
+            Question::Epoch(request) => Event::Epoch(request, Err(away)),
+            Question::Beat(request) => Event::BeatAdvanced(request, Err(away)),
+        }
+    }
+
+    fn answer(&mut self, at: usize, question: Question) -> Option<Event> {
+        Some(match question {
+            Question::Open(request) => Event::Opened(request, Ok(())),
+            Question::Lead(request) => {
+                let life = self.bridges[at].life;
+                let free = self.lead.is_none();
+                if free {
+                    self.lead = Some((at, life));
+                }
+                Event::Lead(request, Ok(free))
+            }
+            Question::Listen(request) => Event::Listening(request, Ok(())),
+            Question::Sleep(request, sleeping) => {
+                self.writers_wake = sleeping;
+                Event::SleepingSet(request, Ok(()))
+            }
+            Question::Look {
+                request,
+                after,
+                limit,
+                asked,
+            } => {
+                let dirty = self.logs.iter().filter(|log| log.published < log.head());
+                let found = dirty
+                    .map(|log| log.position())
+                    .filter(|progress| after.as_ref().is_none_or(|after| progress.stream_id > *after))
+                    .take(limit)
+                    .collect();
+                Event::Looked {
+                    request,
+                    found: Ok(found),
+                    took: Duration::from_micros(self.now - asked),
+                }
+            }
+            Question::List { request, after, limit } => {
+                let held = self.logs.iter().filter(|log| log.head() > Seq::ZERO);
+                let ids = held
+                    .map(|log| log.id.clone())
+                    .filter(|stream_id| after.as_ref().is_none_or(|after| stream_id > after))
+                    .take(limit)
+                    .collect();
+                Event::Listed(request, Ok(ids))
+            }
+            Question::Standings(request, streams) => {
+                let standings = streams.iter().map(|(stream_id, seq)| self.standing(stream_id, *seq));
+                let standings = standings.collect::<Vec<_>>();
+                Event::Standings(request, Ok(standings))
+            }
+            Question::Base {
+                link,
                 stream,
                 after,
                 base,
-            },
-            None if after < self.logs[stream].floor => BridgeStep::Hear(Input::PageFailed { epoch, stream_id }),
-            None => BridgeStep::Hear(Input::Page {
-                epoch,
-                stream_id,
-                page: Err(HaltReason::AheadOfAuthority),
-            }),
-        };
-        self.bridge_in(at, hop, step);
-    }
-
-    /// Asks the module to begin a window anew after a position, if the authority still knows what is there.
-    fn refill(&mut self, at: usize, conn: ConnId, stream: usize, seen: Seq, after: Seq, ask: Ask) {
-        let Some(chain) = self.logs[stream].kept_chain_at(after) else {
-            return match ask {
-                Ask::Refill { .. } => self.bridges[at].refills -= 1,
-                _ => {
-                    if let Ask::LearnRefill { epoch, stream, .. } = ask {
-                        self.learn_failed(at, epoch, stream);
-                    }
+            } => match base.map_or_else(|| self.log_chain_at(stream, after), |base| Ok(Some(base))) {
+                Ok(base) => {
+                    let events = Question::Events {
+                        link,
+                        stream,
+                        after,
+                        base,
+                    };
+                    self.ask(at, events);
+                    return None;
                 }
-            };
-        };
-        let bridge = &mut self.bridges[at];
-        bridge.next_ask += 1;
-        let nth = bridge.next_ask;
-        bridge.asks.insert(nth, ask);
-        self.bridge_in(at, ANSWER_LIMIT, BridgeStep::HeadsTimedOut { ask: nth });
-        let target = Position { seq: after, chain };
-        self.send_up(
-            conn,
-            ToHost::Rewind {
-                ask: nth,
-                stream,
-                seen,
-                target,
+                Err(text) => self.corrupt_page(link, stream, text),
             },
-        );
+            Question::Events {
+                link,
+                stream,
+                after,
+                base,
+            } => self.log_page(link, stream, after, base),
+            Question::Record(request, records) => Event::Recorded(request, Ok(self.record(records, false))),
+            Question::RecordExactly(request, records) => Event::Recorded(request, Ok(self.record(records, true))),
+            Question::Policy(request) => {
+                let class = |window_events| RetentionClass {
+                    class: "all".to_owned(),
+                    stream_prefix: String::new(),
+                    window_events,
+                    window_age_us: i64::MAX,
+                    durable_reads: true,
+                };
+                Event::Policy(request, Ok(self.setup.window().map(class).into_iter().collect()))
+            }
+            Question::Epoch(request) => {
+                let epoch = "the only one".to_owned();
+                Event::Epoch(request, Ok(AuthorityEpoch { epoch, beat: 1 }))
+            }
+            Question::Beat(request) => Event::BeatAdvanced(request, Ok(())),
+        })
     }
 
-    fn ask_heads(&mut self, at: usize, conn: ConnId, streams: Vec<usize>, ask: Ask) {
-        let bridge = &mut self.bridges[at];
-        bridge.next_ask += 1;
-        let nth = bridge.next_ask;
-        bridge.asks.insert(nth, ask);
-        self.bridge_in(at, ANSWER_LIMIT, BridgeStep::HeadsTimedOut { ask: nth });
-        self.send_up(conn, ToHost::Heads { ask: nth, streams });
+    /// A writer that commits wakes whoever listens. A wake-up may be missed.
+    pub(crate) fn wake_bridges(&mut self) {
+        for at in 0..self.bridges.len() {
+            if self.bridges[at].running && self.dice.work.random_bool(0.8) {
+                self.coverage.seen("bridge: woken");
+                self.reply(at, Event::Woken);
+            }
+        }
+    }
+
+    fn standing(&mut self, stream_id: &StreamId, seq: Seq) -> Result<Standing, String> {
+        let stream = self.stream_at(stream_id);
+        let progress: StreamProgress = self.logs[stream].position();
+        self.coverage.seen(match seq.cmp(&progress.published_seq) {
+            std::cmp::Ordering::Less => "bridge: asked below what is published",
+            std::cmp::Ordering::Equal => "bridge: heads in step",
+            std::cmp::Ordering::Greater => "bridge: heads ahead",
+        });
+        let chain = self.log_chain_at(stream, seq)?;
+        Ok(Standing { progress, chain })
+    }
+
+    fn log_chain_at(&self, stream: usize, seq: Seq) -> Result<Option<ChainHash>, String> {
+        let log = &self.logs[stream];
+        if log.corrupt == Some(seq) {
+            return Err(format!("{} holds a chain hash at seq {seq} that is none", log.id));
+        }
+        Ok(log.kept_chain_at(seq))
+    }
+
+    fn corrupt_page(&self, link: LinkId, stream: usize, text: String) -> Event {
+        Event::Page {
+            link,
+            stream_id: self.logs[stream].id.clone(),
+            page: Err(Failure {
+                class: RefusalClass::Reject,
+                refusal: None,
+                text,
+            }),
+        }
+    }
+
+    fn log_page(&mut self, link: LinkId, stream: usize, after: Seq, base: Option<ChainHash>) -> Event {
+        let limits = self.setup.page;
+        let log = &self.logs[stream];
+        let events = log.read(after, limits.events, limits.bytes);
+        if let Some(bad) = log.corrupt.filter(|bad| events.iter().any(|event| event.seq == *bad)) {
+            return self.corrupt_page(link, stream, format!("the chain hash at seq {bad} is none"));
+        }
+        let floor = is_doubtful(after, base, &events).then_some(log.floor);
+        let page = judge(after, base, floor, &events, limits.frame_bytes);
+        let stream_id = log.id.clone();
+        if page == Page::Purged {
+            self.coverage.seen("bridge: page purged before it was read");
+        }
+        Event::Page {
+            link,
+            stream_id,
+            page: Ok(page),
+        }
+    }
+
+    /// As the statements: a row that a writer holds is left out, and nothing goes above a head.
+    fn record(&mut self, records: Vec<Record>, exactly: bool) -> Recorded {
+        let mut recorded = Recorded::default();
+        for Record { stream_id, published } in records {
+            let stream = self.stream_at(&stream_id);
+            let now = self.now;
+            let log = &mut self.logs[stream];
+            let moves = published > log.published || exactly && published != log.published;
+            if !moves {
+                continue;
+            }
+            if log.locked_until > now {
+                recorded.locked.push(stream_id);
+                self.coverage.struck(Fault::RowLocked);
+            } else if published > log.head() {
+                recorded.above_head.push(stream_id);
+            } else {
+                log.published = published;
+                say!(self, "authority: stream {stream} is published up to {published}");
+            }
+        }
+        recorded
     }
 
     pub(crate) fn bridge_hears(&mut self, at: usize, conn: ConnId, message: FromHost) {
         let bridge = &mut self.bridges[at];
-        if !bridge.running || bridge.conn() != Some(conn) {
+        let (true, Some(link)) = (bridge.running, bridge.link(conn)) else {
             return;
-        }
-        match message {
-            FromHost::Welcome => self.ledger_says(at, Entry::Settled(Then::Compare(conn))),
-            FromHost::Acked(call) => {
-                if bridge.calls.remove(&call).is_some() {
-                    self.bridge_core(at, Input::Acked(call));
+        };
+        let event = match message {
+            FromHost::Welcome => {
+                if let Some(conn) = bridge.conns.get_mut(&link) {
+                    conn.let_in = true;
                 }
+                Event::Dialed(link, Ok(()))
             }
-            FromHost::Refused(call, refusal) => {
-                if bridge.calls.remove(&call).is_some() {
-                    self.bridge_core(at, Input::Refused(call, refusal));
-                }
-            }
-            FromHost::Lost(call) => {
-                if bridge.calls.remove(&call).is_some() {
-                    self.bridge_core(at, Input::Lost(call, "injected".to_owned()));
-                }
-            }
-            FromHost::Heads { ask, heads } => match bridge.asks.remove(&ask) {
-                None | Some(Ask::Beat) => {}
-                Some(Ask::Learn { epoch, stream }) => {
-                    let (held, hop) = (heads[0], self.hop());
-                    self.bridge_in(at, hop, BridgeStep::LearnPosition { epoch, stream, held });
-                }
-                // Not at the target yet: the next step.
-                Some(ask @ (Ask::Refill { stream, after, .. } | Ask::LearnRefill { stream, after, .. }))
-                    if heads[0].seq != after =>
-                {
-                    self.refill(at, conn, stream, heads[0].seq, after, ask);
-                }
-                Some(Ask::Refill { stream, after, .. }) => {
-                    self.bridges[at].refills -= 1;
-                    self.ledger_says(at, Entry::Rewind(stream, after));
-                    self.ledger_says(at, Entry::Advance(stream, after));
-                }
-                Some(Ask::LearnRefill { epoch, stream, after }) => {
-                    let stream_id = self.logs[stream].id.clone();
-                    let verdict = Verdict::Refill(after);
-                    self.bridge_core(
-                        at,
-                        Input::Learned {
-                            epoch,
-                            stream_id,
-                            verdict,
-                        },
-                    );
-                }
-                Some(Ask::Compare { conn, positions }) => {
-                    let hop = self.hop();
-                    self.bridge_in(at, hop, BridgeStep::CompareChains { conn, positions, heads });
-                }
+            FromHost::Acked(call) => Event::Answered(link, call, Answer::Acked),
+            FromHost::Refused(call, refusal) => Event::Answered(link, call, Answer::Refused(refusal)),
+            FromHost::Lost(call) => Event::Answered(link, call, Answer::Lost("injected".to_owned())),
+            FromHost::Heads { ask, heads } => match bridge.asked.remove(&ask) {
+                Some(Asked::Heads) => Event::Heads(link, ask, Ok(heads)),
+                Some(Asked::Retention) => Event::RetentionSet(link, ask, Ok(())),
+                Some(Asked::Epoch) => Event::EpochMarked(link, ask, Ok(Ok(()))),
+                Some(Asked::Rewind) | None => return,
             },
-            FromHost::Rewound { ask, answer } => match (bridge.asks.remove(&ask), answer) {
-                (Some(ask @ (Ask::Refill { stream, .. } | Ask::LearnRefill { stream, .. })), Ok(())) => {
-                    self.ask_heads(at, conn, vec![stream], ask);
-                }
-                // Another bridge is at work on it: the comparison is made anew.
-                (Some(Ask::Refill { conn, .. }), Err(_)) => {
-                    self.bridge_takes(at, BridgeStep::ConnectFails { conn });
-                }
-                (Some(Ask::LearnRefill { epoch, stream, .. }), Err(_)) => self.learn_failed(at, epoch, stream),
-                (None | Some(Ask::Beat | Ask::Learn { .. } | Ask::Compare { .. }), _) => {}
-            },
+            FromHost::Rewound { ask, answer } => Event::Rewound(link, ask, answer.map_err(refused)),
             FromHost::Page { .. }
             | FromHost::Row { .. }
             | FromHost::Subscribed { .. }
@@ -644,92 +646,9 @@ impl World {
             | FromHost::Unsubscribed { .. }
             | FromHost::CheckpointTaken { .. }
             | FromHost::GrantCame
-            | FromHost::GrantLost { .. } => {}
-        }
-    }
-
-    fn compare(&mut self, at: usize, conn: ConnId) {
-        if !matches!(self.bridges[at].wire, Wire::Connecting(own) if own == conn) {
-            return;
-        }
-        if self.authority_is_away() {
-            return self.unconnected(at);
-        }
-        let all = self.logs.iter().filter(|log| log.head() > Seq::ZERO);
-        let positions: Vec<_> = all.map(|log| log.position()).collect();
-        let streams = positions
-            .iter()
-            .map(|position| self.stream_at(&position.stream_id))
-            .collect();
-        self.ask_heads(at, conn, streams, Ask::Compare { conn, positions });
-    }
-
-    fn compare_chains(&mut self, at: usize, conn: ConnId, positions: Vec<StreamProgress>, heads: Vec<Position>) {
-        if !matches!(self.bridges[at].wire, Wire::Connecting(own) if own == conn) {
-            return;
-        }
-        if self.authority_is_away() {
-            return self.unconnected(at);
-        }
-        for (position, held) in positions.iter().zip(heads) {
-            let stream = self.stream_at(&position.stream_id);
-            let verdict = reconcile(
-                position,
-                held,
-                self.logs[stream].kept_chain_at(held.seq),
-                self.setup.window(),
-            );
-            self.saw(&verdict);
-            match verdict {
-                Verdict::InStep(seq) => self.ledger_says(at, Entry::Cap(stream, seq)),
-                Verdict::Ahead(seq) => self.ledger_says(at, Entry::Advance(stream, seq)),
-                Verdict::Behind(to) => self.ledger_says(at, Entry::Rewind(stream, to)),
-                Verdict::Refill(after) => {
-                    self.bridges[at].refills += 1;
-                    let ask = Ask::Refill { conn, stream, after };
-                    self.refill(at, conn, stream, held.seq, after, ask);
-                }
-                Verdict::Unknown => {}
-                Verdict::Apart(reason) => {
-                    let stream_id = position.stream_id.clone();
-                    self.bridge_in(at, 0, BridgeStep::Hear(Input::Halt(stream_id, reason)));
-                }
-            }
-        }
-        self.ledger_says(at, Entry::Settled(Then::LinkUp(conn)));
-    }
-
-    fn unconnected(&mut self, at: usize) {
-        if let Some(conn) = self.bridges[at].conn() {
-            self.hang_up(conn);
-        }
-        let bridge = &mut self.bridges[at];
-        bridge.wire = Wire::Down;
-        bridge.asks.clear();
-        bridge.refills = 0;
-        let wait = ((200 * MILLISECOND) << bridge.failures.min(5)).min(5 * SECOND);
-        bridge.failures += 1;
-        if !bridge.draining {
-            let wait = wait / 2 + self.dice.work.random_range(0..wait / 2);
-            self.bridge_in(at, wait, BridgeStep::Connect);
-        }
-    }
-
-    fn link_down(&mut self, at: usize) {
-        if !matches!(self.bridges[at].wire, Wire::Up(_)) {
-            return;
-        }
-        say!(self, "bridge {at}: link down");
-        // Who still waits for heads hears nothing more.
-        let asks = std::mem::take(&mut self.bridges[at].asks);
-        self.unconnected(at);
-        self.bridges[at].calls.clear();
-        self.bridge_core(at, Input::LinkDown);
-        for ask in asks.into_values() {
-            if let Ask::Learn { epoch, stream } | Ask::LearnRefill { epoch, stream, .. } = ask {
-                self.learn_failed(at, epoch, stream);
-            }
-        }
+            | FromHost::GrantLost { .. } => return,
+        };
+        self.bridge_feeds(at, event);
     }
 
     pub(crate) fn bridge_conn_broken(&mut self, at: usize, conn: ConnId) {
@@ -738,12 +657,28 @@ impl World {
             let until = bridge.paused_until;
             return self.agenda.push(until, Step::Broken { conn });
         }
-        if !bridge.running || bridge.conn() != Some(conn) {
+        let (true, Some(link)) = (bridge.running, bridge.link(conn)) else {
             return;
-        }
-        match bridge.wire {
-            Wire::Up(_) => self.link_down(at),
-            Wire::Connecting(_) | Wire::Down => self.unconnected(at),
-        }
+        };
+        let why = "the connection broke".to_owned();
+        let event = if bridge.conns[&link].let_in {
+            Event::LinkClosed(link, why)
+        } else {
+            let failure = Failure {
+                class: RefusalClass::Retry,
+                refusal: None,
+                text: why,
+            };
+            Event::Dialed(link, Err(failure))
+        };
+        self.bridge_feeds(at, event);
+    }
+}
+
+fn refused(refusal: Refusal) -> Failure {
+    Failure {
+        class: refusal.code.class(),
+        text: refusal.to_string(),
+        refusal: Some(refusal),
     }
 }

@@ -104,6 +104,10 @@ faults! {
     AuthorityAway => "authority: away",
     /// A writer holds a stream's row.
     RowLocked => "authority: row locked",
+    /// A chain hash in the authority is none any more.
+    Corrupted => "authority: chain hash corrupted",
+    /// The module refuses to begin a window anew.
+    RewindRefused => "rewind: refused",
     /// The authority's clock jumps.
     AuthorityClock => "authority: clock jumps",
     /// A writer does not learn whether it committed, and repeats.
@@ -128,7 +132,7 @@ impl Fault {
     /// How often it is planned, against others.
     fn weight(self) -> u32 {
         match self {
-            Self::HostWiped | Self::HostRestored | Self::Tampered | Self::Foreign => 1,
+            Self::HostWiped | Self::HostRestored | Self::Tampered | Self::Foreign | Self::Corrupted => 1,
             Self::RowAltered | Self::RowForged | Self::PageForged => 1,
             Self::BridgeSilent | Self::ClientSilent | Self::StoreFails => 2,
             Self::BridgePaused | Self::ClientPaused | Self::AuthorityAway | Self::LeadLost => 2,
@@ -160,6 +164,7 @@ impl Fault {
             | Self::HostKilled
             | Self::HostSlowDisk
             | Self::RowLocked
+            | Self::RewindRefused
             | Self::Swept
             | Self::Purged
             | Self::AuthorityClock
@@ -172,6 +177,7 @@ impl Fault {
         match self {
             Self::BridgePaused | Self::ClientPaused => 14 * SECOND,
             Self::ClientSlow | Self::Revoked | Self::HostSlowDisk => 4 * SECOND,
+            Self::RowLocked => 12 * SECOND,
             _ => 2 * SECOND,
         }
     }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use rand::Rng as _;
 use rand::seq::SliceRandom as _;
 use spacetime_sync_client::session::stream::{Page, SubscriptionId};
-use spacetime_sync_lane::{CallId, Prepared};
-use spacetime_sync_proto::{Event, Frame, PayloadHash, Position, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_lane::CallId;
+use spacetime_sync_proto::{Event, Frame, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seq, StreamId};
 use spacetime_sync_rules::append::{Appended, Request, append};
 use spacetime_sync_rules::checkpoint::{self, Ack};
 use spacetime_sync_rules::log::memory::MemoryLog;
@@ -283,7 +283,7 @@ impl World {
             ToHost::Goodbye => {
                 self.host.open.remove(&conn);
             }
-            ToHost::Append { call, stream, prepared } => self.host_appends(conn, call, stream, prepared),
+            ToHost::Append { call, stream, frame } => self.host_appends(conn, call, stream, frame),
             ToHost::Heads { ask, streams } => {
                 let head = |stream: &usize| self.host.tables[*stream].head();
                 let heads = streams.iter().map(head).collect();
@@ -295,7 +295,12 @@ impl World {
                 seen,
                 target,
             } => {
-                let answer = self.host_rewinds(stream, seen, target);
+                let answer = if self.strikes(Fault::RewindRefused, None, Some(stream)) {
+                    self.excuses[stream].halts.insert("refused");
+                    Err(Refusal::new(RefusalCode::InvalidArgument, "injected"))
+                } else {
+                    self.host_rewinds(stream, seen, target)
+                };
                 self.emit(conn, FromHost::Rewound { ask, answer });
             }
             ToHost::Read { read, stream, after } => {
@@ -324,7 +329,7 @@ impl World {
         self.host_step_in(self.host.life, after, HostStep::Answers { conn, message });
     }
 
-    fn host_appends(&mut self, conn: ConnId, call: CallId, stream: usize, prepared: Prepared) {
+    fn host_appends(&mut self, conn: ConnId, call: CallId, stream: usize, frame: FrameRow) {
         let Party::Bridge(bridge) = self.conns[conn.0].party else {
             return;
         };
@@ -337,9 +342,9 @@ impl World {
             self.excuses[stream].halts.insert("failing");
         }
         let request = Request {
-            first_seq: prepared.first_seq.get(),
-            base_chain: prepared.base_chain,
-            frame: prepared.frame,
+            first_seq: frame.first_seq.get(),
+            base_chain: frame.base_chain,
+            frame: frame.bytes,
         };
         let answer = match self.host_takes_frame(stream, request) {
             Ok(()) if unknown => FromHost::Lost(call),

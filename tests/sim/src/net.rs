@@ -3,7 +3,7 @@
 
 use rand::Rng as _;
 use spacetime_sync_client::session::stream::{Page, SubscriptionId};
-use spacetime_sync_lane::{CallId, Prepared};
+use spacetime_sync_lane::{CallId, RequestId};
 use spacetime_sync_proto::{FrameRow, Position, Refusal, Seq};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
@@ -40,14 +40,14 @@ pub(crate) enum ToHost {
     Append {
         call: CallId,
         stream: usize,
-        prepared: Prepared,
+        frame: FrameRow,
     },
     Heads {
-        ask: u64,
+        ask: RequestId,
         streams: Vec<usize>,
     },
     Rewind {
-        ask: u64,
+        ask: RequestId,
         stream: usize,
         /// The head as the bridge saw it.
         seen: Seq,
@@ -81,12 +81,12 @@ pub(crate) enum FromHost {
     Refused(CallId, Refusal),
     Lost(CallId),
     Heads {
-        ask: u64,
+        ask: RequestId,
         heads: Vec<Position>,
     },
     /// What one step of a rewind came to.
     Rewound {
-        ask: u64,
+        ask: RequestId,
         answer: Result<(), Refusal>,
     },
     Page {

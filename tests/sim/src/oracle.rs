@@ -176,7 +176,7 @@ impl World {
         if !bridge.running {
             return;
         }
-        let load = bridge.core.load();
+        let load = bridge.lane.load();
         let page = self.setup.page.bytes + 1_000 * (self.setup.page.events + 1);
         let most = self.setup.limits.bytes + (self.setup.limits.reads + 1) * page;
         if load.calls > self.setup.limits.calls || load.bytes > most {
@@ -187,7 +187,7 @@ impl World {
         }
         for stream in 0..self.setup.streams {
             let id = &self.logs[stream].id;
-            let halted = self.bridges[at].core.halted().find(|(halted, _)| *halted == id);
+            let halted = self.bridges[at].lane.halted().find(|(halted, _)| *halted == id);
             if let Some((_, reason)) = halted
                 && !self.excuses[stream].halts.contains(reason.code())
             {

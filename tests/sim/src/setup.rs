@@ -1,11 +1,13 @@
 //! What a run is: its size, its bounds, and the plan of its faults, all out of one seed.
 
+use std::time::Duration;
+
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use spacetime_sync_client::StaleAnswer;
 use spacetime_sync_client::config::{Backoff, Limits as ClientLimits, Reads, StreamBounds};
 use spacetime_sync_client::session::Settings;
-use spacetime_sync_lane::Limits;
+use spacetime_sync_lane::{Limits, Settings as LaneSettings};
 
 use crate::agenda::{Micros, SECOND};
 use crate::fault::{Fault, Planned, plan};
@@ -32,6 +34,8 @@ pub struct Setup {
     /// Something wrong in the model itself, to see that it is found.
     pub defect: Option<Defect>,
     pub(crate) limits: Limits,
+    /// How many dirty streams a bridge looks at once, and how many it compares.
+    pub(crate) at_once: (usize, usize),
     pub(crate) page: PageLimits,
     pub(crate) bounds: StreamBounds,
     pub(crate) batch: (usize, usize),
@@ -116,6 +120,7 @@ impl Setup {
             },
             host_page_bytes,
             window: rng.random_range(5..40),
+            at_once: (rng.random_range(1..=4), rng.random_range(1..=3)),
             defect: None,
             plan: plan(&mut rng, until),
         }
@@ -135,6 +140,24 @@ impl Setup {
             planned.fault = kinds[nth % kinds.len()];
         }
         self
+    }
+
+    /// What the bridges go by: the shipped values, but for the bounds.
+    pub(crate) fn lane(&self) -> LaneSettings {
+        LaneSettings {
+            limits: self.limits,
+            lead: self.lead,
+            stall_after: Duration::from_secs(10),
+            drain: Duration::from_secs(2),
+            connect_deadline: Duration::from_secs(5),
+            ack_deadline: Duration::from_secs(6),
+            idle_poll: Duration::from_millis(250),
+            dirty_streams: self.at_once.0,
+            compared_streams: self.at_once.1,
+            applies_windows: self.window().is_some(),
+            policy_every: Duration::from_secs(60),
+            beat_every: Duration::from_secs(10),
+        }
     }
 
     /// The policy of retention: how many of the newest events SpacetimeDB holds; none if it holds all.

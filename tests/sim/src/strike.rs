@@ -25,6 +25,7 @@ impl World {
             Fault::AppendTraps
             | Fault::AppendUnknown
             | Fault::BridgeStray
+            | Fault::RewindRefused
             | Fault::DialFails
             | Fault::RowLost
             | Fault::RowRepeated
@@ -57,7 +58,7 @@ impl World {
                 .map(|conn| self.delay(conn, lasts))
                 .is_some(),
             Fault::BridgeKilled => self.bridge_dies(bridge, lasts),
-            Fault::BridgeStopped => self.bridge_is_told(bridge, BridgeStep::Stop),
+            Fault::BridgeStopped => self.bridge_is_told_to_stop(bridge),
             Fault::BridgePaused => {
                 self.bridges[bridge].paused_until = self.now + lasts;
                 self.bridges[bridge].running
@@ -136,6 +137,7 @@ impl World {
                     .is_some_and(|keeps| self.logs[stream].purge(keeps) > 0)
             }
             Fault::Tampered => self.tamper(stream),
+            Fault::Corrupted => self.corrupt(stream),
             Fault::Foreign => self.host_takes_foreign(stream),
         };
         if struck {
@@ -188,6 +190,17 @@ impl World {
         // What is published is only read again after a wipe.
         let seq = log.published.next().min(log.head());
         log.tampered = Some((seq, Bytes::from_static(b"altered")));
+        self.excuses[stream].halts.insert("broken_log");
+        true
+    }
+
+    /// A hand in the table: the chain hash at the published position is none any more.
+    fn corrupt(&mut self, stream: usize) -> bool {
+        let log = &mut self.logs[stream];
+        if log.corrupt.is_some() || log.published == Seq::ZERO || log.published < log.floor.next() {
+            return false;
+        }
+        log.corrupt = Some(log.published);
         self.excuses[stream].halts.insert("broken_log");
         true
     }

@@ -102,6 +102,8 @@ pub(crate) struct World {
     pub(crate) logs: Vec<Log>,
     pub(crate) authority_away_until: Micros,
     pub(crate) authority_clock_us: i64,
+    /// Whether writers wake the bridges that listen.
+    pub(crate) writers_wake: bool,
     pub(crate) lead: Option<(usize, u32)>,
     pub(crate) host: Host,
     pub(crate) conns: Vec<Conn>,
@@ -153,7 +155,7 @@ impl World {
         let logs: Vec<_> = (0..setup.streams).map(Log::new).collect();
         let starts = || logs.iter().map(|log| (log.id.clone(), log.start));
         let clients = (0..setup.clients).map(|_| Client::new(setup, starts())).collect();
-        let bridges = (0..setup.bridges).map(|_| Bridge::new(setup.limits)).collect();
+        let bridges = (0..setup.bridges).map(|_| Bridge::new(setup.lane())).collect();
         let host = Host::new(setup, logs.iter().map(|log| log.id.clone()));
         let mut world = Self {
             now: 0,
@@ -167,6 +169,7 @@ impl World {
             logs,
             authority_away_until: 0,
             authority_clock_us: 1_000_000,
+            writers_wake: false,
             lead: None,
             host,
             conns: Vec::new(),
@@ -354,6 +357,9 @@ impl World {
         if !new {
             self.coverage.seen("authority: repeat returns the first seq");
         }
+        if new && self.writers_wake {
+            self.wake_bridges();
+        }
         if new && self.strikes(Fault::WriterUnknown, None, Some(stream)) {
             let again = self.now + self.dice.write.random_range(1..SECOND);
             self.agenda.push(again, Step::WriteAgain { stream, event });
@@ -386,8 +392,8 @@ impl World {
         self.agenda.push(self.now + OPERATOR_EVERY, Step::Operator);
         let sound: Vec<usize> = (0..self.setup.streams).filter(|at| !self.is_poisoned(*at)).collect();
         for at in 0..self.bridges.len() {
-            let core = &self.bridges[at].core;
-            if self.bridges[at].running && sound.iter().any(|stream| core.is_halted(&self.logs[*stream].id)) {
+            let lane = &self.bridges[at].lane;
+            if self.bridges[at].running && sound.iter().any(|stream| lane.is_halted(&self.logs[*stream].id)) {
                 say!(self, "operator: restarts bridge {at}");
                 self.coverage.seen("operator: bridge restarted");
                 self.bridge_dies(at, SECOND);
@@ -491,6 +497,8 @@ impl World {
 
     /// Whether a stream cannot be expected to go on: its log, or what SpacetimeDB holds of it, is not sound.
     pub(crate) fn is_poisoned(&self, stream: usize) -> bool {
-        self.logs[stream].tampered.is_some() || self.excuses[stream].foreign.is_some()
+        self.logs[stream].tampered.is_some()
+            || self.logs[stream].corrupt.is_some()
+            || self.excuses[stream].foreign.is_some()
     }
 }

@@ -1,9 +1,9 @@
-//! What the bridge decides: which stream to read next, what to send, what an answer means. Pure: it is told what
-//! happened and answers with what to do, does no IO and asks no clock, so the simulation runs the shipped code.
+//! Which stream to read next, what to send of it, and what an answer means.
 //!
-//! A stream is read ahead of what is sent, and sent ahead of what is acknowledged, within [`Limits`]. Only an
-//! acknowledgement moves what counts as published. Whatever is not acknowledged when the link breaks is forgotten: the
-//! authority's `published_seq` is where everything starts again, and what SpacetimeDB holds already it absorbs.
+//! A stream is compared with SpacetimeDB before it flows, unless a sweep has passed it on this link. It is read ahead of
+//! what is sent, and sent ahead of what is acknowledged, within [`Limits`]. Only an acknowledgement moves what counts as
+//! published. What is not acknowledged when the link breaks is forgotten: the comparison on the next link says where each
+//! stream starts again, and what SpacetimeDB holds already it absorbs.
 
 mod prepare;
 mod reconcile;
@@ -13,12 +13,16 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{ChainHash, Refusal, RefusalCode, Seq, StreamId, StreamProgress};
+use spacetime_sync_proto::{ChainHash, FrameRow, Refusal, RefusalCode, Seq, StreamId, StreamProgress};
 
-pub use prepare::{Prepared, prepare};
+pub use prepare::{ReadyFrame, is_doubtful, judge, prepare};
 pub use reconcile::{Verdict, reconcile};
 pub use stream::HaltReason;
-use stream::{Drain, Mode, Stream};
+use stream::{Landed, Mode, Next, Stream};
+
+use crate::compare::Coverage;
+use crate::message::Page;
+use crate::{CallId, LinkId};
 
 /// Bounds of what is under way at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,83 +33,69 @@ pub struct Limits {
     pub calls: usize,
     /// Bytes read and not yet acknowledged, over all streams. One page more may be under way for each read.
     pub bytes: usize,
-    /// Streams remembered while nothing is to be done for them.
+    /// Streams remembered while there is nothing to do for them.
     pub idle_streams: usize,
     /// How often in a row a stream may fail without an acknowledgement in between before it is halted.
     pub attempts: u32,
 }
 
-/// Names one call of `append_sync_events`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CallId(u64);
-
-/// Names one life of the link. What belongs to an earlier one is ignored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LinkEpoch(u64);
-
 /// What happened.
 #[derive(Debug)]
-pub enum Input {
-    /// SpacetimeDB is connected and its heads are reconciled with the authority.
-    LinkUp,
+pub(crate) enum Input {
+    /// SpacetimeDB is connected.
+    LinkUp(LinkId),
     /// SpacetimeDB is gone. What was in flight may or may not have arrived.
     LinkDown,
-    /// The link is given up because an operator has put things right: what was halted is looked at anew.
+    /// An operator has put things right: streams that were halted are looked at anew.
     Anew,
-    /// The authority says where these streams stand.
-    Positions(Vec<StreamProgress>),
-    /// A page was read and prepared.
+    /// The authority says how far these streams have come. The sweep has passed those in `swept`.
+    Found {
+        progress: Vec<StreamProgress>,
+        swept: Coverage,
+    },
+    /// A page was read.
     Page {
-        /// When it was asked for.
-        epoch: LinkEpoch,
-        /// The stream.
+        link: LinkId,
         stream_id: StreamId,
-        /// Frames in order, none if the authority holds nothing more; or why the page is no part of a log.
-        page: Result<Vec<Prepared>, HaltReason>,
+        page: Page,
     },
     /// A page could not be read for a reason that passes.
-    PageFailed {
-        /// When it was asked for.
-        epoch: LinkEpoch,
-        /// The stream.
-        stream_id: StreamId,
-    },
+    PageFailed { link: LinkId, stream_id: StreamId },
     /// A call was committed and is durable.
     Acked(CallId),
-    /// A call was refused.
+    /// The module refused a call.
     Refused(CallId, Refusal),
-    /// A call failed in a way that is no refusal of ours: what became of it is unknown.
+    /// A call failed without a refusal: what became of it is unknown.
     Lost(CallId, String),
-    /// The head of a draining stream was asked for and compared.
-    Learned {
-        /// When it was asked for.
-        epoch: LinkEpoch,
-        /// The stream.
-        stream_id: StreamId,
-        /// What the comparison says.
-        verdict: Verdict,
-    },
-    /// It could not be asked for a reason that passes.
-    LearnFailed {
-        /// When it was asked for.
-        epoch: LinkEpoch,
-        /// The stream.
-        stream_id: StreamId,
-    },
-    /// Something outside the core found that a stream cannot go on.
+    /// A stream was compared on this link, or could not be.
+    Compared(StreamId, Finding),
+    /// Something outside found that a stream cannot go on.
     Halt(StreamId, HaltReason),
     /// Time has passed.
     Tick,
 }
 
+/// What a comparison, or what followed from one, came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// SpacetimeDB holds `held`, the authority `head`, and this is what follows.
+    Compared { verdict: Verdict, held: Seq, head: Seq },
+    /// The window was begun anew after this seq.
+    Filled(Seq),
+    /// It could not be compared for a reason that passes.
+    NotCompared,
+    /// The window could not be begun anew. `counts` says whether the reason is this stream's.
+    NotFilled { message: String, counts: bool },
+    /// There is no way on without a person.
+    Broken(HaltReason),
+}
+
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Effect {
+pub(crate) enum Effect {
     /// Read a page and prepare it.
     Read {
-        /// To be given back with the answer.
-        epoch: LinkEpoch,
-        /// The stream.
+        link: LinkId,
         stream_id: StreamId,
         /// Events after this seq.
         after: Seq,
@@ -114,46 +104,34 @@ pub enum Effect {
     },
     /// Call `append_sync_events`.
     Append {
-        /// To be given back with the answer.
+        link: LinkId,
         call: CallId,
-        /// The stream.
         stream_id: StreamId,
-        /// The frame.
-        prepared: Prepared,
+        frame: FrameRow,
     },
     /// Record that SpacetimeDB durably holds the stream up to here.
-    Advance {
-        /// The stream.
+    Advance { stream_id: StreamId, seq: Seq },
+    /// Record that SpacetimeDB holds just this much, which may be less than was published.
+    SetBack { stream_id: StreamId, seq: Seq },
+    /// SpacetimeDB holds just what was recorded: what waits to be recorded and says anything else is of the past.
+    Holds { stream_id: StreamId, seq: Seq },
+    /// Compare the stream with SpacetimeDB.
+    Compare(StreamId),
+    /// Begin the stream's window anew.
+    Refill {
         stream_id: StreamId,
-        /// The last durable seq.
-        seq: Seq,
-    },
-    /// Record that SpacetimeDB holds less than was published.
-    Rewind {
-        /// The stream.
-        stream_id: StreamId,
-        /// The last seq it holds.
-        to: Seq,
-    },
-    /// Ask SpacetimeDB for the head of a stream and compare it with the authority.
-    Learn {
-        /// To be given back with the answer.
-        epoch: LinkEpoch,
-        /// The stream.
-        stream_id: StreamId,
+        /// SpacetimeDB's head as it was seen.
+        seen: Seq,
+        /// The window begins after this seq.
+        after: Seq,
     },
     /// Tell the operator that this stream goes no further.
-    Halted {
-        /// The stream.
-        stream_id: StreamId,
-        /// Why.
-        reason: HaltReason,
-    },
+    Halted { stream_id: StreamId, reason: HaltReason },
     /// Nothing at all can be appended on this link: drop it and connect anew later.
     DropLink(Refusal),
 }
 
-/// How many events wait at each step.
+/// How much is under way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Load {
     /// Calls not yet acknowledged.
@@ -166,12 +144,11 @@ pub struct Load {
     pub halted_streams: usize,
 }
 
-/// The bridge's decisions.
+/// All streams that there is something to do for, and those that are remembered.
 #[derive(Debug)]
-pub struct Core {
+pub(crate) struct Streams {
     limits: Limits,
-    link: Option<LinkEpoch>,
-    epochs: u64,
+    link: Option<LinkId>,
     streams: HashMap<StreamId, Stream>,
     /// How many of them are busy, and how many are halted: counted as they change, for there may be very many of them and
     /// somebody asks at every turn.
@@ -192,13 +169,11 @@ pub struct Core {
     draining: bool,
 }
 
-impl Core {
-    /// A core that has heard of nothing yet.
-    pub fn new(limits: Limits) -> Self {
+impl Streams {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             link: None,
-            epochs: 0,
             streams: HashMap::new(),
             busy: 0,
             halted: 0,
@@ -215,13 +190,12 @@ impl Core {
     }
 
     /// Takes in what happened at `now` and adds what is to be done about it.
-    pub fn step(&mut self, now: Duration, input: Input, out: &mut Vec<Effect>) {
+    pub(crate) fn step(&mut self, now: Duration, input: Input, out: &mut Vec<Effect>) {
         let about = self.about(&input).cloned();
         match input {
-            Input::LinkUp => {
+            Input::LinkUp(link) => {
                 self.forget();
-                self.epochs += 1;
-                self.link = Some(LinkEpoch(self.epochs));
+                self.link = Some(link);
             }
             Input::LinkDown => {
                 self.forget();
@@ -233,25 +207,15 @@ impl Core {
                 self.halted = 0;
                 self.link = None;
             }
-            Input::Positions(positions) => positions.into_iter().for_each(|position| self.found(position)),
-            Input::Page { epoch, stream_id, page } => self.page(epoch, stream_id, page, out),
-            Input::PageFailed { epoch, stream_id } => self.page_failed(now, epoch, &stream_id),
+            Input::Found { progress, swept } => {
+                progress.into_iter().for_each(|found| self.found(found, &swept, out));
+            }
+            Input::Page { link, stream_id, page } => self.page(now, link, stream_id, page, out),
+            Input::PageFailed { link, stream_id } => self.page_failed(now, link, &stream_id),
             Input::Acked(call) => self.acked(call, out),
             Input::Refused(call, refusal) => self.refused(call, refusal, out),
             Input::Lost(call, message) => self.lost(call, message, out),
-            Input::Learned {
-                epoch,
-                stream_id,
-                verdict,
-            } => self.learned(now, epoch, stream_id, verdict, out),
-            Input::LearnFailed { epoch, stream_id } => {
-                if self.link == Some(epoch)
-                    && let Some(stream) = self.streams.get(&stream_id)
-                    && matches!(stream.mode, Mode::Learning)
-                {
-                    self.rest(now, &stream_id, stream.attempts);
-                }
-            }
+            Input::Compared(stream_id, finding) => self.compared(now, stream_id, finding, out),
             Input::Halt(stream_id, reason) => self.halt(stream_id, reason, out),
             Input::Tick => self.wake(now, out),
         }
@@ -268,11 +232,10 @@ impl Core {
         match input {
             Input::Page { stream_id, .. }
             | Input::PageFailed { stream_id, .. }
-            | Input::Learned { stream_id, .. }
-            | Input::LearnFailed { stream_id, .. }
+            | Input::Compared(stream_id, _)
             | Input::Halt(stream_id, _) => Some(stream_id),
             Input::Acked(call) | Input::Refused(call, _) | Input::Lost(call, _) => self.calls.get(call),
-            Input::LinkUp | Input::LinkDown | Input::Anew | Input::Positions(_) | Input::Tick => None,
+            Input::LinkUp(_) | Input::LinkDown | Input::Anew | Input::Found { .. } | Input::Tick => None,
         }
     }
 
@@ -283,7 +246,11 @@ impl Core {
         };
         let is_busy = stream.is_busy();
         let was_busy = std::mem::replace(&mut stream.counted_busy, is_busy);
-        self.busy = self.busy + usize::from(is_busy) - usize::from(was_busy);
+        match (was_busy, is_busy) {
+            (false, true) => self.busy += 1,
+            (true, false) => less(&mut self.busy, 1),
+            (true, true) | (false, false) => {}
+        }
         if stream.is_idle() && !stream.queued_idle {
             stream.queued_idle = true;
             self.idle.push_back(stream_id.clone());
@@ -300,17 +267,17 @@ impl Core {
     }
 
     /// From here on nothing new is read: what was read is sent, what was sent is waited for.
-    pub fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         self.draining = true;
     }
 
     /// Whether nothing is under way any more.
-    pub fn is_drained(&self) -> bool {
+    pub(crate) fn is_drained(&self) -> bool {
         self.calls.is_empty() && self.to_send.is_empty() && self.reads == 0
     }
 
     /// How much is under way.
-    pub fn load(&self) -> Load {
+    pub(crate) fn load(&self) -> Load {
         Load {
             calls: self.calls.len(),
             bytes: self.bytes,
@@ -320,19 +287,26 @@ impl Core {
     }
 
     /// Whether a stream goes no further.
-    pub fn is_halted(&self, stream_id: &StreamId) -> bool {
+    pub(crate) fn is_halted(&self, stream_id: &StreamId) -> bool {
         self.streams
             .get(stream_id)
             .is_some_and(|stream| matches!(stream.mode, Mode::Halted(_)))
     }
 
+    /// Whether a stream was compared on this link and can go on.
+    pub(crate) fn is_met(&self, stream_id: &StreamId) -> bool {
+        self.streams
+            .get(stream_id)
+            .is_some_and(|stream| !matches!(stream.mode, Mode::Halted(_)))
+    }
+
     /// The streams that go no further, and why.
-    pub fn halted(&self) -> impl Iterator<Item = (&StreamId, &HaltReason)> {
+    pub(crate) fn halted(&self) -> impl Iterator<Item = (&StreamId, &HaltReason)> {
         self.streams
             .iter()
             .filter_map(|(stream_id, stream)| match &stream.mode {
                 Mode::Halted(reason) => Some((stream_id, reason)),
-                Mode::Flowing | Mode::Draining(_) | Mode::Learning | Mode::Resting(_) => None,
+                Mode::Flowing | Mode::Landing(_) | Mode::Comparing | Mode::Filling | Mode::Resting(..) => None,
             })
     }
 
@@ -352,21 +326,26 @@ impl Core {
         self.bytes = 0;
     }
 
-    fn found(&mut self, position: StreamProgress) {
+    fn found(&mut self, progress: StreamProgress, swept: &Coverage, out: &mut Vec<Effect>) {
         if self.link.is_none() {
             return;
         }
-        let stream = self
-            .streams
-            .entry(position.stream_id.clone())
-            .or_insert_with(|| Stream::new(position.published_seq));
-        stream.found(&position);
-        self.queue_to_read(&position.stream_id);
-        self.count(&position.stream_id);
+        let stream_id = progress.stream_id.clone();
+        let stream = self.streams.entry(stream_id.clone()).or_insert_with(|| {
+            let mut stream = Stream::new(progress.published_seq);
+            if !swept.has(&stream_id) {
+                stream.mode = Mode::Comparing;
+                out.push(Effect::Compare(stream_id.clone()));
+            }
+            stream
+        });
+        stream.found(&progress);
+        self.queue_to_read(&stream_id);
+        self.count(&stream_id);
     }
 
     fn read(&mut self, out: &mut Vec<Effect>) {
-        let Some(epoch) = self.link else { return };
+        let Some(link) = self.link else { return };
         while !self.draining && self.reads < self.limits.reads && self.bytes < self.limits.bytes {
             let Some(stream_id) = self.to_read.pop_front() else {
                 return;
@@ -380,7 +359,7 @@ impl Core {
                 self.reads += 1;
                 let (after, base_chain) = (stream.read, stream.read_chain);
                 out.push(Effect::Read {
-                    epoch,
+                    link,
                     stream_id,
                     after,
                     base_chain,
@@ -389,67 +368,72 @@ impl Core {
         }
     }
 
-    fn page(
-        &mut self,
-        epoch: LinkEpoch,
-        stream_id: StreamId,
-        page: Result<Vec<Prepared>, HaltReason>,
-        out: &mut Vec<Effect>,
-    ) {
-        if self.link != Some(epoch) {
+    fn page(&mut self, now: Duration, link: LinkId, stream_id: StreamId, page: Page, out: &mut Vec<Effect>) {
+        if self.link != Some(link) {
             return;
         }
-        self.reads -= 1;
-        let Some(stream) = self.streams.get_mut(&stream_id) else {
+        if matches!(page, Page::Purged) {
+            return self.page_failed(now, link, &stream_id);
+        }
+        let Some(stream) = self.page_is_read(&stream_id) else {
             return;
         };
-        stream.reading = false;
         if !matches!(stream.mode, Mode::Flowing) {
             return;
         }
         match page {
-            Err(reason) => {
+            Page::Broken(reason) => {
                 // What is in flight is sound and is waited for; what is ready before the bad page goes out first.
-                stream.fail(Drain::Halt(reason));
-                return self.settle(stream_id, out);
+                stream.mode = Mode::Landing(Landed::Halt(reason));
+                return self.when_landed(stream_id, out);
             }
             // Asked for before the stream was set back or forward: not what is wanted any more.
-            Ok(frames)
+            Page::Frames(frames)
                 if frames
                     .first()
-                    .is_some_and(|frame| frame.first_seq != stream.read.next()) => {}
-            Ok(frames) => {
+                    .is_some_and(|frame| frame.row.first_seq != stream.read.next()) => {}
+            Page::Frames(frames) => {
                 stream.failed_pages = 0;
                 if frames.is_empty() {
                     stream.wanted = stream.read;
                 }
-                for prepared in frames {
-                    self.bytes += prepared.size();
-                    stream.push(prepared);
+                let mut bytes = 0;
+                for frame in frames {
+                    bytes += frame.size();
+                    stream.push(frame);
                 }
                 if !stream.ready.is_empty() && !stream.queued_to_send {
                     stream.queued_to_send = true;
                     self.to_send.push_back(stream_id.clone());
                 }
+                self.bytes += bytes;
             }
+            Page::Purged => {}
         }
         self.queue_to_read(&stream_id);
     }
 
+    /// A read is over.
+    fn page_is_read(&mut self, stream_id: &StreamId) -> Option<&mut Stream> {
+        less(&mut self.reads, 1);
+        let stream = self.streams.get_mut(stream_id)?;
+        debug_assert!(stream.reading, "a page of {stream_id} that nobody asked for");
+        stream.reading = false;
+        Some(stream)
+    }
+
     /// Nothing of the stream is lost: it is read again after a rest, or when what is in flight is acknowledged.
-    fn page_failed(&mut self, now: Duration, epoch: LinkEpoch, stream_id: &StreamId) {
-        if self.link != Some(epoch) {
+    fn page_failed(&mut self, now: Duration, link: LinkId, stream_id: &StreamId) {
+        if self.link != Some(link) {
             return;
         }
-        self.reads -= 1;
-        let Some(stream) = self.streams.get_mut(stream_id) else {
+        let Some(stream) = self.page_is_read(stream_id) else {
             return;
         };
-        stream.reading = false;
         if matches!(stream.mode, Mode::Flowing) && !stream.is_underway() {
             let failures = stream.failed_pages;
             stream.failed_pages = failures.saturating_add(1);
-            self.rest(now, stream_id, failures);
+            self.rest(now, stream_id, failures, Next::Flow);
         }
     }
 
@@ -464,9 +448,7 @@ impl Core {
     }
 
     fn send(&mut self, out: &mut Vec<Effect>) {
-        if self.link.is_none() {
-            return;
-        }
+        let Some(link) = self.link else { return };
         while self.calls.len() < self.limits.calls {
             let Some(stream_id) = self.to_send.pop_front() else {
                 return;
@@ -475,15 +457,15 @@ impl Core {
                 continue;
             };
             stream.queued_to_send = false;
-            let Some(prepared) = stream.ready.pop_front() else {
+            let Some(frame) = stream.ready.pop_front() else {
                 continue;
             };
             let call = CallId(self.next_call);
             self.next_call += 1;
             stream.in_flight.push_back(stream::Flying {
                 call,
-                last_seq: prepared.last_seq,
-                bytes: prepared.size(),
+                last_seq: frame.row.last_seq,
+                bytes: frame.size(),
             });
             if !stream.ready.is_empty() {
                 stream.queued_to_send = true;
@@ -491,9 +473,10 @@ impl Core {
             }
             self.calls.insert(call, stream_id.clone());
             out.push(Effect::Append {
+                link,
                 call,
                 stream_id,
-                prepared,
+                frame: frame.row,
             });
         }
     }
@@ -504,7 +487,7 @@ impl Core {
         let stream = self.streams.get_mut(&stream_id)?;
         let at = stream.in_flight.iter().position(|flying| flying.call == call)?;
         let flying = stream.in_flight.remove(at)?;
-        self.bytes -= flying.bytes;
+        less(&mut self.bytes, flying.bytes);
         Some((stream_id, flying.last_seq))
     }
 
@@ -524,7 +507,7 @@ impl Core {
             });
         }
         self.queue_to_read(&stream_id);
-        self.settle(stream_id, out);
+        self.when_landed(stream_id, out);
     }
 
     fn refused(&mut self, call: CallId, refusal: Refusal, out: &mut Vec<Effect>) {
@@ -532,16 +515,16 @@ impl Core {
             return;
         };
         let attempts = self.streams.get(&stream_id).map_or(0, |stream| stream.attempts);
-        let drain = match refusal.code.class() {
+        let landed = match refusal.code.class() {
             RefusalClass::Fatal => return out.push(Effect::DropLink(refusal)),
             // Says nothing about the stream: a link with a fresh token may do.
             RefusalClass::Retry if is_about_the_token(refusal.code) => return out.push(Effect::DropLink(refusal)),
-            RefusalClass::Retry if attempts < self.limits.attempts => Drain::Learn,
-            RefusalClass::Retry => Drain::Halt(HaltReason::Refused(refusal)),
-            RefusalClass::Reject => Drain::Halt(HaltReason::Refused(refusal)),
+            RefusalClass::Retry if attempts < self.limits.attempts => Landed::Compare,
+            RefusalClass::Retry => Landed::Halt(HaltReason::Refused(refusal)),
+            RefusalClass::Reject => Landed::Halt(HaltReason::Refused(refusal)),
         };
-        self.fail(&stream_id, drain);
-        self.settle(stream_id, out);
+        self.fail(&stream_id, landed);
+        self.when_landed(stream_id, out);
     }
 
     fn lost(&mut self, call: CallId, message: String, out: &mut Vec<Effect>) {
@@ -551,132 +534,195 @@ impl Core {
         let Some(stream) = self.streams.get_mut(&stream_id) else {
             return;
         };
-        let drain = if stream.attempts >= self.limits.attempts {
-            Drain::Halt(HaltReason::Failing {
+        let landed = if stream.attempts >= self.limits.attempts {
+            Landed::Halt(HaltReason::Failing {
                 attempts: stream.attempts,
                 message,
             })
         } else {
-            Drain::Learn
+            Landed::Compare
         };
-        self.fail(&stream_id, drain);
-        self.settle(stream_id, out);
+        self.fail(&stream_id, landed);
+        self.when_landed(stream_id, out);
     }
 
-    /// A flowing stream drains from here on. The first failure counts: those behind it in flight follow from it.
-    fn fail(&mut self, stream_id: &StreamId, drain: Drain) {
+    /// A flowing stream sends nothing more and waits for what is in flight. The first failure counts: those behind it
+    /// follow from it.
+    fn fail(&mut self, stream_id: &StreamId, landed: Landed) {
         if let Some(stream) = self.streams.get_mut(stream_id)
             && matches!(stream.mode, Mode::Flowing)
         {
-            self.bytes -= stream.drop_ready();
-            stream.fail(drain);
+            less(&mut self.bytes, stream.drop_ready());
+            stream.mode = Mode::Landing(landed);
         }
     }
 
-    /// Ends the draining of a stream with nothing left in flight.
-    fn settle(&mut self, stream_id: StreamId, out: &mut Vec<Effect>) {
-        let (Some(epoch), Some(stream)) = (self.link, self.streams.get_mut(&stream_id)) else {
+    /// Goes on with a stream whose calls have all landed.
+    fn when_landed(&mut self, stream_id: StreamId, out: &mut Vec<Effect>) {
+        let Some(stream) = self.streams.get_mut(&stream_id) else {
             return;
         };
         if !stream.in_flight.is_empty() || !stream.ready.is_empty() {
             return;
         }
-        match std::mem::replace(&mut stream.mode, Mode::Learning) {
-            Mode::Draining(Drain::Learn) => {
-                stream.attempts += 1;
-                out.push(Effect::Learn { epoch, stream_id });
+        match std::mem::replace(&mut stream.mode, Mode::Comparing) {
+            Mode::Landing(Landed::Compare) => {
+                stream.attempts = stream.attempts.saturating_add(1);
+                out.push(Effect::Compare(stream_id));
             }
-            Mode::Draining(Drain::Halt(reason)) => self.halt(stream_id, reason, out),
-            other @ (Mode::Flowing | Mode::Learning | Mode::Resting(_) | Mode::Halted(_)) => stream.mode = other,
+            Mode::Landing(Landed::Halt(reason)) => self.halt(stream_id, reason, out),
+            other @ (Mode::Flowing | Mode::Comparing | Mode::Filling | Mode::Resting(..) | Mode::Halted(_)) => {
+                stream.mode = other;
+            }
         }
     }
 
-    fn learned(
-        &mut self,
-        now: Duration,
-        epoch: LinkEpoch,
-        stream_id: StreamId,
-        verdict: Verdict,
-        out: &mut Vec<Effect>,
-    ) {
-        // Halted meanwhile: what was learned changes nothing.
-        if self.link != Some(epoch) || !self.is_learning(&stream_id) {
+    fn compared(&mut self, now: Duration, stream_id: StreamId, finding: Finding, out: &mut Vec<Effect>) {
+        if self.link.is_none() {
             return;
         }
+        let is_of_refill = matches!(finding, Finding::Filled(_) | Finding::NotFilled { .. });
+        match self.streams.get(&stream_id).map(|stream| &stream.mode) {
+            Some(Mode::Comparing) if !is_of_refill => self.compared_waiting(now, stream_id, finding, out),
+            Some(Mode::Filling) if is_of_refill || matches!(finding, Finding::Broken(_)) => {
+                self.compared_waiting(now, stream_id, finding, out);
+            }
+            None => self.compared_idle(now, stream_id, finding, out),
+            Some(Mode::Halted(_)) => compared_halted(stream_id, &finding, out),
+            // It was compared meanwhile and flows, or failed since: what was found is of the past.
+            Some(Mode::Flowing | Mode::Landing(_) | Mode::Comparing | Mode::Filling | Mode::Resting(..)) => {}
+        }
+    }
+
+    /// Of a stream that waits for the comparison.
+    fn compared_waiting(&mut self, now: Duration, stream_id: StreamId, finding: Finding, out: &mut Vec<Effect>) {
+        let most = self.limits.attempts;
         let Some(stream) = self.streams.get_mut(&stream_id) else {
             return;
         };
-        match verdict {
-            Verdict::InStep(seq) => stream.restart_at(seq),
-            Verdict::Ahead(seq) => {
-                stream.restart_at(seq);
-                out.push(Effect::Advance {
-                    stream_id: stream_id.clone(),
-                    seq,
-                });
+        match finding {
+            Finding::Compared { verdict, held, head } => {
+                stream.wanted = stream.wanted.max(head);
+                match verdict {
+                    Verdict::InStep(seq) => {
+                        stream.restart_at(seq);
+                        out.push(holds(&stream_id, seq));
+                    }
+                    Verdict::Ahead(seq) => {
+                        stream.restart_at(seq);
+                        out.push(advance(&stream_id, seq));
+                    }
+                    Verdict::Behind(seq) => {
+                        stream.set_back_to(seq);
+                        out.push(set_back(&stream_id, seq));
+                    }
+                    Verdict::Refill(after) => {
+                        let seen = held;
+                        stream.mode = Mode::Filling;
+                        return out.push(Effect::Refill { stream_id, seen, after });
+                    }
+                    Verdict::Unknown => {
+                        let failures = stream.attempts;
+                        return self.rest(now, &stream_id, failures, Next::Compare);
+                    }
+                    Verdict::Apart(reason) => return self.halt(stream_id, reason, out),
+                }
             }
-            Verdict::Behind(seq) => {
+            // What was published may be past it, or before it.
+            Finding::Filled(seq) => {
                 stream.set_back_to(seq);
-                out.push(Effect::Rewind {
-                    stream_id: stream_id.clone(),
-                    to: seq,
-                });
+                out.push(set_back(&stream_id, seq));
             }
-            // The window was begun anew before this was told. What was published may be past it, or before it.
-            Verdict::Refill(seq) => {
-                stream.set_back_to(seq);
-                out.push(Effect::Rewind {
-                    stream_id: stream_id.clone(),
-                    to: seq,
-                });
-                out.push(Effect::Advance {
-                    stream_id: stream_id.clone(),
-                    seq,
-                });
+            Finding::NotCompared => {
+                let failures = stream.attempts.saturating_add(1);
+                return self.rest(now, &stream_id, failures, Next::Compare);
             }
-            Verdict::Unknown => {}
-            Verdict::Apart(reason) => return self.halt(stream_id, reason, out),
+            Finding::NotFilled { message, counts } => {
+                if counts {
+                    stream.attempts = stream.attempts.saturating_add(1);
+                }
+                let attempts = stream.attempts;
+                if counts && attempts > most {
+                    return self.halt(stream_id, HaltReason::Failing { attempts, message }, out);
+                }
+                return self.rest(now, &stream_id, attempts, Next::Compare);
+            }
+            Finding::Broken(reason) => return self.halt(stream_id, reason, out),
         }
+        // After a failure it is left alone for a while; a stream that was only new to this link flows at once.
         let failures = stream.attempts;
-        self.rest(now, &stream_id, failures);
+        if failures > 0 {
+            self.rest(now, &stream_id, failures, Next::Flow);
+        } else {
+            stream.mode = Mode::Flowing;
+            self.queue_to_read(&stream_id);
+        }
     }
 
-    fn is_learning(&self, stream_id: &StreamId) -> bool {
-        self.streams
-            .get(stream_id)
-            .is_some_and(|stream| matches!(stream.mode, Mode::Learning))
+    /// Of a stream that there was nothing to do for: it is remembered only if there is from here on.
+    fn compared_idle(&mut self, now: Duration, stream_id: StreamId, finding: Finding, out: &mut Vec<Effect>) {
+        match finding {
+            Finding::Compared {
+                verdict: Verdict::InStep(seq),
+                ..
+            } => out.push(holds(&stream_id, seq)),
+            Finding::Compared {
+                verdict: Verdict::Ahead(seq),
+                ..
+            } => out.push(advance(&stream_id, seq)),
+            // Whoever is being filled is remembered.
+            Finding::Filled(_) | Finding::NotFilled { .. } => {}
+            Finding::Compared { .. } | Finding::NotCompared | Finding::Broken(_) => {
+                let mut stream = Stream::new(Seq::ZERO);
+                stream.mode = Mode::Comparing;
+                self.streams.insert(stream_id.clone(), stream);
+                self.compared_waiting(now, stream_id, finding, out);
+            }
+        }
     }
 
     /// Leaves a stream alone for a moment that grows with every failure in a row.
-    fn rest(&mut self, now: Duration, stream_id: &StreamId, failures: u32) {
+    fn rest(&mut self, now: Duration, stream_id: &StreamId, failures: u32, next: Next) {
         if let Some(stream) = self.streams.get_mut(stream_id) {
             let until = now + REST * 2u32.pow(failures.min(6));
-            stream.mode = Mode::Resting(until);
+            stream.mode = Mode::Resting(until, next);
             self.resting.insert((until, stream_id.clone()));
         }
     }
 
+    /// When the next rest is over.
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        self.link?;
+        self.resting.first().map(|(until, _)| *until)
+    }
+
     fn wake(&mut self, now: Duration, out: &mut Vec<Effect>) {
-        let Some(epoch) = self.link else { return };
-        while let Some((until, stream_id)) = self.resting.pop_first() {
-            if until > now {
-                self.resting.insert((until, stream_id));
-                return;
-            }
+        if self.link.is_none() {
+            return;
+        }
+        while let Some((until, _)) = self.resting.first()
+            && *until <= now
+            && let Some((until, stream_id)) = self.resting.pop_first()
+        {
             let Some(stream) = self.streams.get_mut(&stream_id) else {
                 continue;
             };
-            if !matches!(stream.mode, Mode::Resting(mine) if mine == until) {
+            let Mode::Resting(mine, next) = stream.mode else {
+                continue;
+            };
+            if mine != until {
                 continue;
             }
-            if stream.durable == stream.read {
-                stream.mode = Mode::Flowing;
-                self.queue_to_read(&stream_id);
-                self.count(&stream_id);
-            } else {
-                // Its head could not be learned: ask again.
-                stream.mode = Mode::Learning;
-                out.push(Effect::Learn { epoch, stream_id });
+            match next {
+                Next::Flow => {
+                    stream.mode = Mode::Flowing;
+                    self.queue_to_read(&stream_id);
+                    self.count(&stream_id);
+                }
+                Next::Compare => {
+                    stream.mode = Mode::Comparing;
+                    out.push(Effect::Compare(stream_id));
+                }
             }
         }
     }
@@ -689,7 +735,7 @@ impl Core {
         if matches!(stream.mode, Mode::Halted(_)) {
             return;
         }
-        self.bytes -= stream.drop_ready();
+        less(&mut self.bytes, stream.drop_ready());
         stream.mode = Mode::Halted(reason.clone());
         self.halted += 1;
         out.push(Effect::Halted { stream_id, reason });
@@ -707,12 +753,38 @@ fn is_about_the_token(code: RefusalCode) -> bool {
     )
 }
 
-/// What a refusal means that is none: a text that is not ours.
-pub fn foreign_refusal(text: &str) -> Refusal {
-    Refusal::new(
-        RefusalCode::InvalidArgument,
-        format!("the module answered with no refusal of the lane: {text}"),
-    )
+/// Of a halted stream: the authority's record follows what SpacetimeDB holds, and nothing else happens.
+fn compared_halted(stream_id: StreamId, finding: &Finding, out: &mut Vec<Effect>) {
+    let Finding::Compared { verdict, .. } = finding else {
+        return;
+    };
+    match verdict {
+        Verdict::InStep(seq) => out.push(holds(&stream_id, *seq)),
+        Verdict::Ahead(seq) => out.push(advance(&stream_id, *seq)),
+        Verdict::Behind(seq) => out.push(set_back(&stream_id, *seq)),
+        Verdict::Refill(_) | Verdict::Unknown | Verdict::Apart(_) => {}
+    }
+}
+
+fn holds(stream_id: &StreamId, seq: Seq) -> Effect {
+    let stream_id = stream_id.clone();
+    Effect::Holds { stream_id, seq }
+}
+
+fn advance(stream_id: &StreamId, seq: Seq) -> Effect {
+    let stream_id = stream_id.clone();
+    Effect::Advance { stream_id, seq }
+}
+
+fn set_back(stream_id: &StreamId, seq: Seq) -> Effect {
+    let stream_id = stream_id.clone();
+    Effect::SetBack { stream_id, seq }
+}
+
+/// Takes from a count what was added to it before.
+fn less(count: &mut usize, by: usize) {
+    debug_assert!(*count >= by, "{by} is taken from {count}");
+    *count = count.saturating_sub(by);
 }
 
 #[cfg(test)]

@@ -1,29 +1,23 @@
 //! From a page of the authority's log to frames, with every hash checked.
 
-use bytes::Bytes;
-use spacetime_sync_proto::{ChainHash, Event, Frame, Seq, limit};
+use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, Seq, limit};
 
 use super::HaltReason;
+use crate::message::Page;
 
-/// A frame ready to be sent, whose hashes were found right.
+/// A frame whose hashes were found right.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prepared {
-    /// Position of the first event.
-    pub first_seq: Seq,
-    /// Position of the last event.
-    pub last_seq: Seq,
-    /// Chain hash before the first event.
-    pub base_chain: ChainHash,
-    /// Chain hash of the last event.
+pub struct ReadyFrame {
+    /// As it goes into a call.
+    pub row: FrameRow,
+    /// Chain hash of its last event.
     pub last_chain: ChainHash,
-    /// The encoded frame.
-    pub frame: Bytes,
 }
 
-impl Prepared {
+impl ReadyFrame {
     /// What it weighs.
     pub fn size(&self) -> usize {
-        self.frame.len()
+        self.row.bytes.len()
     }
 }
 
@@ -34,7 +28,7 @@ pub fn prepare(
     base_chain: ChainHash,
     events: &[Event],
     frame_bytes: usize,
-) -> Result<Vec<Prepared>, HaltReason> {
+) -> Result<Vec<ReadyFrame>, HaltReason> {
     let (mut seq, mut chain) = (after, base_chain);
     for event in events {
         let expected = seq.next();
@@ -67,12 +61,14 @@ pub fn prepare(
             .count();
         let (frame, later) = rest.split_at(fitting.max(1));
         let (first, last) = (&frame[0], &frame[frame.len() - 1]);
-        frames.push(Prepared {
-            first_seq: first.seq,
-            last_seq: last.seq,
-            base_chain: base,
+        frames.push(ReadyFrame {
+            row: FrameRow {
+                first_seq: first.seq,
+                last_seq: last.seq,
+                base_chain: base,
+                bytes: Frame::encode(frame),
+            },
             last_chain: last.chain_hash,
-            frame: Frame::encode(frame),
         });
         (base, rest) = (last.chain_hash, later);
     }
@@ -81,3 +77,30 @@ pub fn prepare(
 
 /// What an event costs in a frame beside its own bytes, at most: hash, time, tags and lengths.
 const EVENT_OVERHEAD: usize = 64;
+
+/// Whether a page can only be judged by one who knows up to where the authority has purged its log: it does not go on
+/// from where it was asked for.
+pub fn is_doubtful(after: Seq, base_chain: Option<ChainHash>, events: &[Event]) -> bool {
+    base_chain.is_none() || events.first().is_some_and(|first| first.seq != after.next())
+}
+
+/// What a page comes to. `base_chain` is the chain hash at `after`, if the authority has one; `floor` is up to where it has
+/// purged the log, as far as that was asked for.
+pub fn judge(
+    after: Seq,
+    base_chain: Option<ChainHash>,
+    floor: Option<Seq>,
+    events: &[Event],
+    frame_bytes: usize,
+) -> Page {
+    if is_doubtful(after, base_chain, events) && floor.is_some_and(|floor| after < floor) {
+        return Page::Purged;
+    }
+    match base_chain {
+        None => Page::Broken(HaltReason::AheadOfAuthority),
+        Some(base_chain) => match prepare(after, base_chain, events, frame_bytes) {
+            Ok(frames) => Page::Frames(frames),
+            Err(reason) => Page::Broken(reason),
+        },
+    }
+}

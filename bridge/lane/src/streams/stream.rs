@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamProgress};
 
-use super::{CallId, Prepared};
+use super::ReadyFrame;
+use crate::CallId;
 
 /// Most frames of one stream that are read and not yet sent: enough to keep sending while the next page is read.
 const READY_FRAMES: usize = 8;
@@ -63,20 +64,30 @@ impl fmt::Display for HaltReason {
 pub(super) enum Mode {
     /// Read, send, wait for acknowledgements.
     Flowing,
-    /// A call failed: wait for those in flight, then do this.
-    Draining(Drain),
-    /// The head was asked for.
-    Learning,
+    /// Something failed: wait until what is in flight has landed, then do this.
+    Landing(Landed),
+    /// Waits to be compared with SpacetimeDB.
+    Comparing,
+    /// Its window is being begun anew.
+    Filling,
     /// Left alone until then.
-    Resting(Duration),
+    Resting(Duration, Next),
     /// Goes no further.
     Halted(HaltReason),
 }
 
+/// What a stream does when what was in flight has landed.
 #[derive(Debug)]
-pub(super) enum Drain {
-    Learn,
+pub(super) enum Landed {
+    Compare,
     Halt(HaltReason),
+}
+
+/// What a stream does after a rest.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Next {
+    Flow,
+    Compare,
 }
 
 #[derive(Debug)]
@@ -95,13 +106,13 @@ pub(super) struct Stream {
     pub(super) read_chain: Option<ChainHash>,
     /// The last seq acknowledged as durable.
     pub(super) durable: Seq,
-    pub(super) ready: VecDeque<Prepared>,
+    pub(super) ready: VecDeque<ReadyFrame>,
     pub(super) in_flight: VecDeque<Flying>,
     pub(super) reading: bool,
     pub(super) queued_to_read: bool,
     pub(super) queued_to_send: bool,
     pub(super) queued_idle: bool,
-    /// Whether it is among those that the core counts as busy.
+    /// Whether it is counted as busy.
     pub(super) counted_busy: bool,
     /// Calls that failed in a row.
     pub(super) attempts: u32,
@@ -151,10 +162,11 @@ impl Stream {
             && self.ready.len() < READY_FRAMES
     }
 
-    pub(super) fn push(&mut self, prepared: Prepared) {
-        self.read = prepared.last_seq;
-        self.read_chain = Some(prepared.last_chain);
-        self.ready.push_back(prepared);
+    pub(super) fn push(&mut self, frame: ReadyFrame) {
+        debug_assert_eq!(frame.row.first_seq, self.read.next());
+        self.read = frame.row.last_seq;
+        self.read_chain = Some(frame.last_chain);
+        self.ready.push_back(frame);
     }
 
     /// Everything before `seq` is held; the next page begins after it.
@@ -170,13 +182,9 @@ impl Stream {
         self.set_back = true;
     }
 
-    pub(super) fn fail(&mut self, drain: Drain) {
-        self.mode = Mode::Draining(drain);
-    }
-
     /// Gives up what is ready and says how many bytes that was.
     pub(super) fn drop_ready(&mut self) -> usize {
-        self.ready.drain(..).map(|prepared| prepared.size()).sum()
+        self.ready.drain(..).map(|frame| frame.size()).sum()
     }
 
     /// What was under way belongs to a link that is gone.
@@ -200,7 +208,7 @@ impl Stream {
     pub(super) fn is_busy(&self) -> bool {
         match self.mode {
             Mode::Flowing => self.is_underway() || self.durable < self.wanted,
-            Mode::Draining(_) | Mode::Learning | Mode::Resting(_) => true,
+            Mode::Landing(_) | Mode::Comparing | Mode::Filling | Mode::Resting(..) => true,
             Mode::Halted(_) => !self.in_flight.is_empty(),
         }
     }

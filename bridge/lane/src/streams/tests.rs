@@ -1,6 +1,7 @@
-use super::*;
 use bytes::Bytes;
-use spacetime_sync_proto::StreamProgress;
+
+use super::*;
+use crate::ids::Ids;
 
 const LIMITS: Limits = Limits {
     reads: 2,
@@ -10,10 +11,12 @@ const LIMITS: Limits = Limits {
     attempts: 2,
 };
 
-/// A core with its clock, and what it asked for last.
+/// The streams with their clock, on a link whose sweep has passed all of them.
 struct Bench {
-    core: Core,
+    core: Streams,
     now: Duration,
+    ids: Ids,
+    swept: Coverage,
 }
 
 fn stream(name: &str) -> StreamId {
@@ -29,24 +32,33 @@ fn chain(value: u64) -> ChainHash {
 }
 
 /// A frame of ten bytes that holds `first..=last`.
-fn prepared(first: u64, last: u64) -> Prepared {
-    Prepared {
-        first_seq: seq(first),
-        last_seq: seq(last),
-        base_chain: chain(first - 1),
+fn prepared(first: u64, last: u64) -> ReadyFrame {
+    ReadyFrame {
+        row: FrameRow {
+            first_seq: seq(first),
+            last_seq: seq(last),
+            base_chain: chain(first - 1),
+            bytes: Bytes::from_static(&[0; 10]),
+        },
         last_chain: chain(last),
-        frame: Bytes::from_static(&[0; 10]),
     }
 }
 
 impl Bench {
     fn new() -> Self {
         let mut bench = Self {
-            core: Core::new(LIMITS),
+            core: Streams::new(LIMITS),
             now: Duration::ZERO,
+            ids: Ids::default(),
+            swept: Coverage::All,
         };
-        bench.step(Input::LinkUp);
+        bench.link_up();
         bench
+    }
+
+    fn link_up(&mut self) {
+        let link = self.ids.link();
+        self.step(Input::LinkUp(link));
     }
 
     fn step(&mut self, input: Input) -> Vec<Effect> {
@@ -66,32 +78,36 @@ impl Bench {
     }
 
     fn found(&mut self, name: &str, published: u64, head: u64) -> Vec<Effect> {
-        self.step(Input::Positions(vec![StreamProgress {
-            stream_id: stream(name),
-            head_seq: seq(head),
-            published_seq: seq(published),
-            floor_seq: Seq::ZERO,
-        }]))
+        self.step(Input::Found {
+            progress: vec![StreamProgress {
+                stream_id: stream(name),
+                head_seq: seq(head),
+                published_seq: seq(published),
+                floor_seq: Seq::ZERO,
+            }],
+            swept: self.swept.clone(),
+        })
     }
 
-    fn epoch(&self) -> LinkEpoch {
+    fn link(&self) -> LinkId {
         self.core.link.unwrap()
     }
 
-    fn page(&mut self, name: &str, frames: Vec<Prepared>) -> Vec<Effect> {
+    fn page(&mut self, name: &str, frames: Vec<ReadyFrame>) -> Vec<Effect> {
         self.step(Input::Page {
-            epoch: self.epoch(),
+            link: self.link(),
             stream_id: stream(name),
-            page: Ok(frames),
+            page: Page::Frames(frames),
         })
     }
 
     fn learned(&mut self, name: &str, verdict: Verdict) -> Vec<Effect> {
-        self.step(Input::Learned {
-            epoch: self.epoch(),
-            stream_id: stream(name),
-            verdict,
-        })
+        let (held, head) = (Seq::ZERO, Seq::ZERO);
+        self.compared(name, Finding::Compared { verdict, held, head })
+    }
+
+    fn compared(&mut self, name: &str, finding: Finding) -> Vec<Effect> {
+        self.step(Input::Compared(stream(name), finding))
     }
 
     fn later(&mut self, millis: u64) -> Vec<Effect> {
@@ -114,7 +130,7 @@ fn calls(effects: &[Effect]) -> Vec<(CallId, u64, u64)> {
     effects
         .iter()
         .filter_map(|effect| match effect {
-            Effect::Append { call, prepared, .. } => Some((*call, prepared.first_seq.get(), prepared.last_seq.get())),
+            Effect::Append { call, frame, .. } => Some((*call, frame.first_seq.get(), frame.last_seq.get())),
             _ => None,
         })
         .collect()
@@ -236,7 +252,7 @@ fn a_refused_stream_is_halted_and_the_others_run_on() {
     assert_eq!(reads(&bench.found("a", 0, 20)), []);
     assert_eq!(calls(&bench.page("b", vec![prepared(1, 1)])).len(), 1);
     bench.step(Input::LinkDown);
-    bench.step(Input::LinkUp);
+    bench.link_up();
     assert_eq!(reads(&bench.found("a", 0, 20)), [], "halted over a reconnect, too");
     assert_eq!(bench.core.load().halted_streams, 1);
 }
@@ -248,9 +264,9 @@ fn a_gap_is_answered_by_learning_the_head() {
     let sent = calls(&bench.page("a", vec![prepared(8, 8), prepared(9, 9)]));
     bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
     let out = bench.step(Input::Refused(sent[1].0, refusal(RefusalCode::SeqGap)));
-    assert!(matches!(out[..], [Effect::Learn { .. }]));
+    assert!(matches!(out[..], [Effect::Compare(_)]));
     let out = bench.learned("a", Verdict::Behind(seq(3)));
-    assert!(matches!(&out[..], [Effect::Rewind { to, .. }] if *to == seq(3)));
+    assert!(matches!(&out[..], [Effect::SetBack { seq: to, .. }] if *to == seq(3)));
     assert_eq!(reads(&bench.later(10_000)), [("a".to_owned(), 3)]);
 }
 
@@ -275,7 +291,7 @@ fn a_stream_that_keeps_failing_is_halted_in_the_end() {
         let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
         let out = bench.step(Input::Lost(sent[0].0, "trapped".to_owned()));
         if attempt < LIMITS.attempts {
-            assert!(matches!(out[..], [Effect::Learn { .. }]), "{attempt}: {out:?}");
+            assert!(matches!(out[..], [Effect::Compare(_)]), "{attempt}: {out:?}");
             bench.learned("a", Verdict::InStep(seq(0)));
             assert_eq!(reads(&bench.later(60_000)), [("a".to_owned(), 0)]);
         } else {
@@ -298,7 +314,7 @@ fn a_stream_whose_gap_does_not_close_is_halted_in_the_end() {
         let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
         let out = bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
         if attempt < LIMITS.attempts {
-            assert!(matches!(out[..], [Effect::Learn { .. }]), "{attempt}: {out:?}");
+            assert!(matches!(out[..], [Effect::Compare(_)]), "{attempt}: {out:?}");
             bench.learned("a", Verdict::InStep(seq(0)));
             bench.later(60_000);
         } else {
@@ -325,10 +341,7 @@ fn a_stream_that_is_halted_while_its_head_is_asked_for_stays_halted() {
     bench.step(Input::Halt(stream("a"), HaltReason::AheadOfAuthority));
     bench.learned("a", Verdict::InStep(seq(7)));
     assert_eq!(bench.later(60_000), []);
-    bench.step(Input::LearnFailed {
-        epoch: bench.epoch(),
-        stream_id: stream("a"),
-    });
+    bench.compared("a", Finding::NotCompared);
     assert_eq!(bench.later(60_000), []);
     assert!(bench.core.is_halted(&stream("a")));
 }
@@ -344,7 +357,7 @@ fn what_is_not_acknowledged_when_the_link_breaks_is_sent_again() {
         [],
         "an answer of the old link says nothing"
     );
-    bench.step(Input::LinkUp);
+    bench.link_up();
     assert_eq!(reads(&bench.found("a", 0, 2)), [("a".to_owned(), 0)]);
 }
 
@@ -352,8 +365,8 @@ fn what_is_not_acknowledged_when_the_link_breaks_is_sent_again() {
 fn a_page_that_cannot_be_read_is_asked_for_ever_more_seldom() {
     let mut bench = Bench::new();
     let failed = |bench: &mut Bench| {
-        let (epoch, stream_id) = (bench.epoch(), stream("a"));
-        bench.step(Input::PageFailed { epoch, stream_id })
+        let (link, stream_id) = (bench.link(), stream("a"));
+        bench.step(Input::PageFailed { link, stream_id })
     };
     bench.found("a", 0, 9);
     for wait in [50, 100, 200, 400, 800, 1_600, 3_200, 3_200] {
@@ -401,9 +414,9 @@ fn a_broken_log_halts_after_what_is_sound_is_out() {
     let mut bench = Bench::new();
     bench.found("a", 0, 9);
     let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
-    let bad = Err(HaltReason::BrokenLog("seq 5 follows seq 2".to_owned()));
+    let bad = Page::Broken(HaltReason::BrokenLog("seq 5 follows seq 2".to_owned()));
     let out = bench.step(Input::Page {
-        epoch: bench.epoch(),
+        link: bench.link(),
         stream_id: stream("a"),
         page: bad,
     });
@@ -466,7 +479,7 @@ mod pages {
             .collect()
     }
 
-    fn prepare_all(events: &[Event], frame_bytes: usize) -> Result<Vec<Prepared>, HaltReason> {
+    fn prepare_all(events: &[Event], frame_bytes: usize) -> Result<Vec<ReadyFrame>, HaltReason> {
         prepare(Seq::ZERO, ChainHash::genesis(&stream("a")), events, frame_bytes)
     }
 
@@ -476,12 +489,12 @@ mod pages {
         let frames = prepare_all(&events, 600).unwrap();
         let cuts: Vec<_> = frames
             .iter()
-            .map(|frame| (frame.first_seq.get(), frame.last_seq.get()))
+            .map(|frame| (frame.row.first_seq.get(), frame.row.last_seq.get()))
             .collect();
         assert_eq!(cuts, [(1, 2), (3, 3), (4, 4), (5, 6)]);
         let mut held = Vec::new();
         for frame in frames {
-            let decoded = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.frame).unwrap();
+            let decoded = Frame::decode(frame.row.first_seq.get(), frame.row.base_chain, frame.row.bytes).unwrap();
             assert_eq!(decoded.last_chain(), frame.last_chain);
             held.extend(decoded.into_events_after(Seq::ZERO));
         }
@@ -516,7 +529,7 @@ fn what_an_operator_has_put_right_is_looked_at_anew() {
     bench.step(Input::Halt(stream("a"), HaltReason::AheadOfAuthority));
     bench.step(Input::LinkDown);
     bench.step(Input::Anew);
-    bench.step(Input::LinkUp);
+    bench.link_up();
     assert_eq!(reads(&bench.found("a", 0, 20)), [("a".to_owned(), 0)]);
     assert_eq!(bench.core.load().halted_streams, 0);
 }
@@ -528,13 +541,96 @@ fn a_window_that_began_anew_is_recorded_whichever_side_of_it_was_published() {
     let sent = calls(&bench.page("a", vec![prepared(8, 8)]));
     bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
     bench.page("a", vec![prepared(9, 9)]);
-    let out = bench.learned("a", Verdict::Refill(seq(80)));
-    let rewound = out
-        .iter()
-        .any(|effect| matches!(effect, Effect::Rewind { to, .. } if *to == seq(80)));
-    assert!(rewound, "{out:?}");
-    assert_eq!(advances(&out), [80]);
+    let (stream_id, after) = (stream("a"), seq(80));
+    let refill = Effect::Refill {
+        stream_id: stream_id.clone(),
+        seen: Seq::ZERO,
+        after,
+    };
+    assert_eq!(bench.learned("a", Verdict::Refill(after)), [refill]);
+    let set_back = Effect::SetBack { stream_id, seq: after };
+    assert_eq!(bench.compared("a", Finding::Filled(after)), [set_back]);
     assert_eq!(reads(&bench.later(1_000)), [("a".to_owned(), 80)]);
+}
+
+#[test]
+fn a_stream_that_the_sweep_has_not_passed_is_compared_first_and_flows_at_once() {
+    let mut bench = Bench::new();
+    bench.swept = Coverage::Through(stream("b"));
+    assert_eq!(reads(&bench.found("a", 0, 2)), [("a".to_owned(), 0)]);
+    assert_eq!(bench.found("c", 7, 9), [Effect::Compare(stream("c"))]);
+    assert_eq!(bench.found("c", 7, 9), [], "it is asked for once");
+    let flows = bench.learned("c", Verdict::Behind(seq(5)));
+    assert_eq!(reads(&flows), [("c".to_owned(), 5)]);
+}
+
+#[test]
+fn what_the_sweep_finds_in_step_is_not_remembered() {
+    let mut bench = Bench::new();
+    let holds = Effect::Holds {
+        stream_id: stream("a"),
+        seq: seq(9),
+    };
+    assert_eq!(bench.learned("a", Verdict::InStep(seq(9))), [holds]);
+    assert_eq!(advances(&bench.learned("a", Verdict::Ahead(seq(9)))), [9]);
+    assert!(bench.core.streams.is_empty());
+}
+
+#[test]
+fn a_stream_that_the_sweep_finds_behind_flows_without_waiting_for_its_record() {
+    let mut bench = Bench::new();
+    let (verdict, held, head) = (Verdict::Behind(seq(4)), seq(4), seq(9));
+    let out = bench.compared("a", Finding::Compared { verdict, held, head });
+    assert_eq!(reads(&out), [("a".to_owned(), 4)]);
+}
+
+#[test]
+fn a_window_that_cannot_be_filled_is_tried_again_and_halts_its_stream_in_the_end() {
+    let mut bench = Bench::new();
+    bench.swept = Coverage::None;
+    bench.found("a", 0, 9);
+    let not_filled = || Finding::NotFilled {
+        message: "trapped".to_owned(),
+        counts: true,
+    };
+    for _ in 0..LIMITS.attempts {
+        bench.learned("a", Verdict::Refill(seq(5)));
+        assert_eq!(bench.compared("a", not_filled()), []);
+        assert_eq!(bench.later(10_000), [Effect::Compare(stream("a"))]);
+    }
+    bench.learned("a", Verdict::Refill(seq(5)));
+    let halted = bench.compared("a", not_filled());
+    assert!(
+        matches!(
+            &halted[..],
+            [Effect::Halted {
+                reason: HaltReason::Failing { .. },
+                ..
+            }]
+        ),
+        "{halted:?}"
+    );
+}
+
+#[test]
+fn a_window_that_is_being_filled_is_not_filled_a_second_time() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.learned("a", Verdict::Refill(seq(5))).len(), 1);
+    assert_eq!(bench.learned("a", Verdict::Refill(seq(5))), []);
+    assert_eq!(bench.compared("a", Finding::NotCompared), []);
+    assert_eq!(bench.later(10_000), []);
+    assert_eq!(bench.compared("a", Finding::Filled(seq(5))).len(), 1);
+}
+
+#[test]
+fn a_comparison_that_fails_for_a_reason_that_passes_is_made_again_for_ever() {
+    let mut bench = Bench::new();
+    bench.swept = Coverage::None;
+    bench.found("a", 0, 9);
+    for _ in 0..20 {
+        assert_eq!(bench.compared("a", Finding::NotCompared), []);
+        assert_eq!(bench.later(10_000), [Effect::Compare(stream("a"))]);
+    }
 }
 
 #[test]

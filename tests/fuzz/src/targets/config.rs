@@ -214,7 +214,7 @@ fn bounds(config: &Config) -> anyhow::Result<()> {
     ] {
         ensure!((1..=most).contains(&found), "{found} is not within 1 to {most}");
     }
-    ensure!(config.core_limits().reads >= 1, "nothing could be read");
+    ensure!(config.lane().limits.reads >= 1, "nothing could be read");
     ensure!(config.spacetimedb.uri.starts_with("http") && !config.spacetimedb.database.is_empty());
     ensure!(config.issuer.is_some() == config.sessions.is_some());
     ensure!(config.compatibility.check_bounds().is_ok());

@@ -81,11 +81,12 @@ async fn what_the_bridge_asks_does_not_cost_more_as_the_tables_grow() {
     let round = async || {
         authority.position(&id).await.unwrap();
         authority.chain_at(&id, seq(1)).await.unwrap();
-        authority.chains_at(&[(id.clone(), seq(1))]).await.unwrap();
+        authority.standings(&[(id.clone(), seq(1))]).await.unwrap();
         authority.read_events(&id, Seq::ZERO, 10, ALL).await.unwrap();
         authority.dirty_streams(None, 10).await.unwrap();
         authority.streams_after(None, 10).await.unwrap();
         authority.advance_published(&[(id.clone(), seq(1))]).await.unwrap();
+        authority.set_published(&[(id.clone(), Seq::ZERO)]).await.unwrap();
         authority.rewind_published(&id, Seq::ZERO).await.unwrap();
     };
     connection.execute(&*batch(1, 10)).await.unwrap();

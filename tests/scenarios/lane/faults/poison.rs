@@ -42,9 +42,11 @@ async fn others_go_on(scene: &mut Scene, bridge: &Bridge, left: &[StreamId]) {
     client.until_applied(published, RECOVERY).await.unwrap();
     let verdict = client.compare(&scene.lane.authority).await.unwrap();
     assert!(verdict.is_equal() && verdict.applied == published, "{verdict:?}");
-    // It is the stream that is ill, not the bridge.
+    // A person must look at the stream, and the bridge carries the others.
     let (healthy, health) = bridge.ask("/healthz").await.unwrap();
-    assert!(healthy, "{health}");
+    let named = health["problems"].to_string().contains(left[0].as_str());
+    assert!(!healthy && named && health["ready"] == true, "{health}");
+    assert_eq!(health["lag_events"], health["halted_lag_events"], "{health}");
     let metrics = bridge.text("/metrics").await.unwrap();
     assert!(
         metrics.contains(&format!("\nspacetime_sync_halted_streams {}\n", left.len())),

@@ -78,6 +78,37 @@ fn a_silent_connection_is_given_up_whatever_else_was_answered() {
     assert!(seen.times("client: silence noticed") > 0, "{seen}");
 }
 
+/// The oracle lets no other stream halt, and the lane of the others has to heal.
+#[test]
+fn a_stream_that_cannot_be_compared_or_filled_again_stops_no_other() {
+    let seen = hold(&[Fault::Corrupted, Fault::BridgeCut, Fault::HostRestored]);
+    assert!(
+        seen.of(Fault::Corrupted) > 0 && seen.times("bridge: stream halted") > 0,
+        "{seen}"
+    );
+    let seen = hold(&[Fault::RewindRefused, Fault::Swept, Fault::Purged, Fault::HostWiped]);
+    assert!(
+        seen.of(Fault::RewindRefused) > 0 && seen.times("bridge: stream halted") > 0,
+        "{seen}"
+    );
+}
+
+#[test]
+fn a_writer_that_holds_a_row_for_long_stops_neither_a_rewind_of_another_stream_nor_the_link() {
+    let seen = hold(&[Fault::RowLocked, Fault::HostWiped, Fault::BridgeCut]);
+    assert!(
+        seen.of(Fault::RowLocked) > 0 && seen.times("bridge: heads behind") > 0,
+        "{seen}"
+    );
+}
+
+/// The end of every link that is given up is told up to a minute later, when the next one serves.
+#[test]
+fn an_earlier_link_that_ends_late_takes_nothing_from_the_next() {
+    let seen = hold(&[Fault::BridgeSilent, Fault::BridgeStray, Fault::BridgeLate]);
+    assert!(seen.times("bridge: link up") > 600, "{seen}");
+}
+
 /// These faults and no other, in many runs.
 fn hold(faults: &[Fault]) -> Coverage {
     let mut seen = Coverage::default();

@@ -1,0 +1,487 @@
+//! What is said on the link now and then: which history the authority holds and how far it has come, and how long events
+//! are held.
+
+use std::time::Duration;
+
+use rand::Rng;
+use spacetime_sync_proto::epoch::AuthorityEpoch;
+use spacetime_sync_proto::refusal::RefusalClass;
+use spacetime_sync_proto::retention::{RetentionClass, class_of};
+use spacetime_sync_proto::{Refusal, StreamId};
+
+use crate::backoff::Backoff;
+use crate::ids::Ids;
+use crate::message::{Command, Failure};
+use crate::notice::Notice;
+use crate::{LinkId, RequestId};
+
+/// Waits before the policy is asked for again that a new link needs.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// The policy of retention, as the module carries it out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Policy {
+    /// Empty where SpacetimeDB is to hold everything.
+    classes: Vec<RetentionClass>,
+}
+
+impl Policy {
+    /// How many of a stream's newest events SpacetimeDB holds; nothing if it holds all.
+    pub(crate) fn window(&self, stream_id: &StreamId) -> Option<u64> {
+        let class = class_of(&self.classes, |class| &class.stream_prefix, stream_id.as_str());
+        class.map(|class| class.window_events)
+    }
+}
+
+#[derive(Debug)]
+enum PolicyStep {
+    /// Read again then.
+    Waiting(Duration),
+    Reading(RequestId),
+    Handing(RequestId, Policy),
+}
+
+#[derive(Debug)]
+enum EpochStep {
+    /// The next beat is then.
+    Waiting(Duration),
+    Reading(RequestId),
+    Marking(RequestId),
+    Advancing(RequestId),
+}
+
+/// What follows from an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing more.
+    Fine,
+    /// The authority holds another history than before: an operator has put things right.
+    EpochBegun,
+    /// The module has taken the beat, or says why the authority cannot be the one that was carried before.
+    Marked(Option<Refusal>),
+    /// Nothing can be asked on this link.
+    DropLink(String),
+}
+
+#[derive(Debug)]
+pub(crate) struct Beats {
+    beat: Duration,
+    every: Duration,
+    applies_windows: bool,
+    /// The link that is up, and what was found out on it.
+    link: Option<Linked>,
+    /// What the module took last, on whichever link.
+    policy: Policy,
+    /// The authority's epoch, as far as this process knows.
+    epoch: Option<String>,
+    backoff: Backoff,
+}
+
+#[derive(Debug)]
+struct Linked {
+    id: LinkId,
+    policy: PolicyStep,
+    epoch: EpochStep,
+    /// Whether the module behind this link has the policy, or refuses it.
+    has_policy: bool,
+    /// Whether the policy is known as far as it can be: streams may be compared.
+    settled: bool,
+    restored: bool,
+}
+
+impl Beats {
+    pub(crate) fn new(beat: Duration, every: Duration, applies_windows: bool) -> Self {
+        Self {
+            beat,
+            every,
+            applies_windows,
+            link: None,
+            policy: Policy::default(),
+            epoch: None,
+            backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+        }
+    }
+
+    pub(crate) fn link_up(&mut self, now: Duration, id: LinkId) {
+        self.backoff.reset();
+        self.link = Some(Linked {
+            id,
+            policy: PolicyStep::Waiting(now),
+            epoch: EpochStep::Waiting(now),
+            has_policy: false,
+            settled: false,
+            restored: false,
+        });
+    }
+
+    pub(crate) fn link_down(&mut self) {
+        self.link = None;
+    }
+
+    /// What the module behind the link goes by, once that is known.
+    pub(crate) fn settled_policy(&self) -> Option<&Policy> {
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.settled)
+            .then_some(&self.policy)
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        let link = self.link.as_ref()?;
+        let policy = match link.policy {
+            PolicyStep::Waiting(until) => Some(until),
+            PolicyStep::Reading(_) | PolicyStep::Handing(..) => None,
+        };
+        let epoch = match link.epoch {
+            EpochStep::Waiting(until) => Some(until),
+            EpochStep::Reading(_) | EpochStep::Marking(_) | EpochStep::Advancing(_) => None,
+        };
+        match (policy, epoch) {
+            (Some(policy), Some(epoch)) => Some(policy.min(epoch)),
+            (policy, epoch) => policy.or(epoch),
+        }
+    }
+
+    pub(crate) fn turn(&mut self, now: Duration, ids: &mut Ids, out: &mut Vec<Command>) {
+        let Some(link) = &mut self.link else { return };
+        if matches!(link.policy, PolicyStep::Waiting(until) if until <= now) {
+            if self.applies_windows {
+                let request = ids.request();
+                link.policy = PolicyStep::Reading(request);
+                out.push(Command::ReadPolicy(request));
+            } else {
+                self.hand_on(now, Policy::default(), ids, out);
+            }
+        }
+        let Some(link) = &mut self.link else { return };
+        if matches!(link.epoch, EpochStep::Waiting(until) if until <= now) {
+            let request = ids.request();
+            link.epoch = EpochStep::Reading(request);
+            out.push(Command::ReadEpoch(request));
+        }
+    }
+
+    /// Hands a policy on, if this link's module was not handed just that.
+    fn hand_on(&mut self, now: Duration, policy: Policy, ids: &mut Ids, out: &mut Vec<Command>) {
+        let Some(link) = &mut self.link else { return };
+        if link.has_policy && policy == self.policy {
+            link.policy = PolicyStep::Waiting(now + self.every);
+            return;
+        }
+        let request = ids.request();
+        out.push(Command::SetRetention(link.id, request, policy.classes.clone()));
+        link.policy = PolicyStep::Handing(request, policy);
+    }
+
+    /// The authority's policy was read.
+    pub(crate) fn read(
+        &mut self,
+        now: Duration,
+        request: RequestId,
+        classes: Result<Vec<RetentionClass>, Failure>,
+        dice: &mut impl Rng,
+        ids: &mut Ids,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(link) = &mut self.link else { return };
+        if !matches!(link.policy, PolicyStep::Reading(reading) if reading == request) {
+            return;
+        }
+        match classes {
+            Ok(classes) => self.hand_on(now, Policy { classes }, ids, out),
+            Err(failure) => {
+                out.push(Command::Tell(Notice::PolicyNotHandedOn { why: failure.text }));
+                // Streams are not compared before it is known, so a new link does not wait for the next regular look.
+                let wait = if link.settled {
+                    self.every
+                } else {
+                    self.backoff.next(dice)
+                };
+                link.policy = PolicyStep::Waiting(now + wait);
+            }
+        }
+    }
+
+    /// The module has taken a policy, or not.
+    pub(crate) fn handed(
+        &mut self,
+        now: Duration,
+        request: RequestId,
+        handed: Result<(), Failure>,
+        out: &mut Vec<Command>,
+    ) -> Verdict {
+        let Some(link) = &mut self.link else {
+            return Verdict::Fine;
+        };
+        let PolicyStep::Handing(handing, policy) = &mut link.policy else {
+            return Verdict::Fine;
+        };
+        if *handing != request {
+            return Verdict::Fine;
+        }
+        let policy = std::mem::take(policy);
+        link.policy = PolicyStep::Waiting(now + self.every);
+        // No event waits for a policy that the module does not take: it goes by the one that it has.
+        link.settled = true;
+        match handed {
+            Ok(()) => {
+                link.has_policy = true;
+                if policy != self.policy {
+                    let classes = policy.classes.len();
+                    out.push(Command::Tell(Notice::PolicyTaken { classes }));
+                    self.policy = policy;
+                }
+                Verdict::Fine
+            }
+            Err(failure) => match (failure.class, failure.refusal) {
+                (RefusalClass::Fatal, _) => Verdict::DropLink(failure.text),
+                (RefusalClass::Reject, Some(refusal)) => {
+                    out.push(Command::Tell(Notice::PolicyRefused { refusal }));
+                    Verdict::Fine
+                }
+                (RefusalClass::Retry, _) | (RefusalClass::Reject, None) => {
+                    out.push(Command::Tell(Notice::PolicyNotHandedOn { why: failure.text }));
+                    Verdict::Fine
+                }
+            },
+        }
+    }
+
+    /// The authority said which history it holds.
+    pub(crate) fn epoch(
+        &mut self,
+        now: Duration,
+        request: RequestId,
+        epoch: Result<AuthorityEpoch, Failure>,
+        ids: &mut Ids,
+        out: &mut Vec<Command>,
+    ) -> Verdict {
+        let Some(link) = &mut self.link else {
+            return Verdict::Fine;
+        };
+        if !matches!(link.epoch, EpochStep::Reading(reading) if reading == request) {
+            return Verdict::Fine;
+        }
+        match epoch {
+            Ok(epoch) => {
+                let before = self.epoch.replace(epoch.epoch.clone());
+                if before.is_some_and(|before| before != epoch.epoch) {
+                    link.epoch = EpochStep::Waiting(now + self.beat);
+                    return Verdict::EpochBegun;
+                }
+                let request = ids.request();
+                link.epoch = EpochStep::Marking(request);
+                out.push(Command::MarkEpoch(link.id, request, epoch));
+            }
+            Err(failure) => self.missed(now, failure, out),
+        }
+        Verdict::Fine
+    }
+
+    /// The module has taken the beat, or refuses it.
+    pub(crate) fn marked(
+        &mut self,
+        now: Duration,
+        request: RequestId,
+        marked: Result<Result<(), Refusal>, Failure>,
+        ids: &mut Ids,
+        out: &mut Vec<Command>,
+    ) -> Verdict {
+        let Some(link) = &mut self.link else {
+            return Verdict::Fine;
+        };
+        if !matches!(link.epoch, EpochStep::Marking(marking) if marking == request) {
+            return Verdict::Fine;
+        }
+        match marked {
+            Ok(Ok(())) => {
+                link.restored = false;
+                let request = ids.request();
+                link.epoch = EpochStep::Advancing(request);
+                out.push(Command::AdvanceBeat(request));
+                Verdict::Marked(None)
+            }
+            // An authority that is behind stays where it is: it must not catch up with what it has lost.
+            Ok(Err(refusal)) => {
+                if !std::mem::replace(&mut link.restored, true) {
+                    let refusal = refusal.clone();
+                    out.push(Command::Tell(Notice::Restored { refusal }));
+                }
+                link.epoch = EpochStep::Waiting(now + self.beat);
+                Verdict::Marked(Some(refusal))
+            }
+            Err(failure) if failure.class == RefusalClass::Fatal => Verdict::DropLink(failure.text),
+            Err(failure) => {
+                self.missed(now, failure, out);
+                Verdict::Fine
+            }
+        }
+    }
+
+    /// The authority went one beat further.
+    pub(crate) fn advanced(
+        &mut self,
+        now: Duration,
+        request: RequestId,
+        advanced: Result<(), Failure>,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(link) = &mut self.link else { return };
+        if !matches!(link.epoch, EpochStep::Advancing(advancing) if advancing == request) {
+            return;
+        }
+        match advanced {
+            Ok(()) => link.epoch = EpochStep::Waiting(now + self.beat),
+            Err(failure) => self.missed(now, failure, out),
+        }
+    }
+
+    fn missed(&mut self, now: Duration, failure: Failure, out: &mut Vec<Command>) {
+        if let Some(link) = &mut self.link {
+            link.epoch = EpochStep::Waiting(now + self.beat);
+        }
+        out.push(Command::Tell(Notice::NoBeat { why: failure.text }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1);
+    const BEAT: Duration = Duration::from_secs(10);
+    const EVERY: Duration = Duration::from_secs(60);
+
+    struct Bench {
+        beats: Beats,
+        ids: Ids,
+        dice: SmallRng,
+        out: Vec<Command>,
+    }
+
+    fn classes(window_events: u64) -> Vec<RetentionClass> {
+        vec![RetentionClass {
+            class: "all".to_owned(),
+            stream_prefix: String::new(),
+            window_events,
+            window_age_us: 1,
+            durable_reads: true,
+        }]
+    }
+
+    fn failure(class: RefusalClass) -> Failure {
+        Failure {
+            class,
+            refusal: None,
+            text: "no".to_owned(),
+        }
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self {
+                beats: Beats::new(BEAT, EVERY, true),
+                ids: Ids::default(),
+                dice: SmallRng::seed_from_u64(1),
+                out: Vec::new(),
+            }
+        }
+
+        fn turn(&mut self, now: Duration) -> Vec<Command> {
+            self.beats.turn(now, &mut self.ids, &mut self.out);
+            std::mem::take(&mut self.out)
+        }
+
+        fn link_up(&mut self, now: Duration) -> (RequestId, RequestId) {
+            let id = self.ids.link();
+            self.beats.link_up(now, id);
+            match self.turn(now)[..] {
+                [Command::ReadPolicy(policy), Command::ReadEpoch(epoch)] => (policy, epoch),
+                ref other => panic!("{other:?}"),
+            }
+        }
+
+        fn read(&mut self, now: Duration, request: RequestId, classes: Vec<RetentionClass>) -> Vec<Command> {
+            let (beats, ids, out) = (&mut self.beats, &mut self.ids, &mut self.out);
+            beats.read(now, request, Ok(classes), &mut self.dice, ids, out);
+            std::mem::take(&mut self.out)
+        }
+
+        fn epoch(&mut self, now: Duration, request: RequestId, epoch: &str) -> (Verdict, Vec<Command>) {
+            let epoch = AuthorityEpoch {
+                epoch: epoch.to_owned(),
+                beat: 1,
+            };
+            let verdict = self.beats.epoch(now, request, Ok(epoch), &mut self.ids, &mut self.out);
+            (verdict, std::mem::take(&mut self.out))
+        }
+    }
+
+    #[test]
+    fn a_policy_is_handed_on_once_for_each_link_and_again_when_it_changes() {
+        let mut bench = Bench::new();
+        for _ in 0..2 {
+            let (policy, _) = bench.link_up(NOW);
+            let [Command::SetRetention(_, request, _)] = bench.read(NOW, policy, classes(7))[..] else {
+                panic!("it is not handed on")
+            };
+            assert_eq!(bench.beats.settled_policy(), None);
+            bench.beats.handed(NOW, request, Ok(()), &mut bench.out);
+            bench.out.clear();
+            let any = StreamId::new("any").unwrap();
+            assert_eq!(bench.beats.settled_policy().unwrap().window(&any), Some(7));
+        }
+        let again = |bench: &mut Bench, now: Duration| match bench.turn(now)[..] {
+            [Command::ReadPolicy(request), ..] => request,
+            ref other => panic!("{other:?}"),
+        };
+        let request = again(&mut bench, NOW + EVERY);
+        assert_eq!(bench.read(NOW + EVERY, request, classes(7)), []);
+        let request = again(&mut bench, NOW + 2 * EVERY);
+        let changed = bench.read(NOW + 2 * EVERY, request, classes(8));
+        assert!(matches!(changed[..], [Command::SetRetention(..)]), "{changed:?}");
+    }
+
+    #[test]
+    fn a_policy_that_the_module_refuses_holds_up_no_stream() {
+        let mut bench = Bench::new();
+        let (policy, _) = bench.link_up(NOW);
+        let [Command::SetRetention(_, request, _)] = bench.read(NOW, policy, classes(7))[..] else {
+            panic!("it is not handed on")
+        };
+        let refused = Err(failure(RefusalClass::Reject));
+        assert_eq!(bench.beats.handed(NOW, request, refused, &mut bench.out), Verdict::Fine);
+        let any = StreamId::new("any").unwrap();
+        assert_eq!(bench.beats.settled_policy().unwrap().window(&any), None);
+    }
+
+    #[test]
+    fn an_authority_that_is_behind_stays_where_it_is() {
+        let mut bench = Bench::new();
+        let (_, epoch) = bench.link_up(NOW);
+        let (_, told) = bench.epoch(NOW, epoch, "one");
+        let [Command::MarkEpoch(_, request, _)] = told[..] else {
+            panic!("{told:?}")
+        };
+        let refusal = Refusal::new(spacetime_sync_proto::RefusalCode::EpochBehind, "behind");
+        let verdict = bench
+            .beats
+            .marked(NOW, request, Ok(Err(refusal.clone())), &mut bench.ids, &mut bench.out);
+        assert_eq!(verdict, Verdict::Marked(Some(refusal.clone())));
+        assert_eq!(bench.out, [Command::Tell(Notice::Restored { refusal })]);
+    }
+
+    #[test]
+    fn a_new_epoch_is_noticed_on_the_link_and_across_links() {
+        let mut bench = Bench::new();
+        let (_, epoch) = bench.link_up(NOW);
+        assert_eq!(bench.epoch(NOW, epoch, "one").0, Verdict::Fine);
+        let (_, epoch) = bench.link_up(NOW);
+        assert_eq!(bench.epoch(NOW, epoch, "two").0, Verdict::EpochBegun);
+        let (_, epoch) = bench.link_up(NOW);
+        assert_eq!(bench.epoch(NOW, epoch, "two").0, Verdict::Fine);
+    }
+}

@@ -1,0 +1,602 @@
+//! Compares what SpacetimeDB holds with the authority, stream by stream, on every link.
+//!
+//! Streams that want to flow are compared first, many in one batch, and each flows as soon as its own verdict is there.
+//! Beside that a sweep goes through all other streams in bounded pages, so that one which was restored, wiped or replaced
+//! is noticed before the next event comes to it. A batch that fails for a reason of some stream in it is halved until that
+//! stream stands alone: it waits or halts by itself.
+//!
+//! A window that has to begin anew is rewound step by step, each step a call and then a look at the head.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use spacetime_sync_proto::refusal::RefusalClass;
+use spacetime_sync_proto::{Position, RefusalCode, Seq, StreamId};
+
+use crate::backoff::Backoff;
+use crate::beats::Policy;
+use crate::message::{Command, Failure, Standing};
+use crate::notice::Notice;
+use crate::streams::{Finding, HaltReason, reconcile};
+use crate::{LinkId, RequestId, Turn};
+
+/// Windows that are begun anew at once.
+const REFILLS: usize = 8;
+/// Waits before the sweep goes on after the authority did not answer.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// Streams whose heads and standings are being read.
+#[derive(Debug)]
+struct Batch {
+    request: RequestId,
+    streams: Vec<StreamId>,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// SpacetimeDB was asked for the heads.
+    Heads,
+    /// The authority was asked what it has there.
+    Standings(Vec<Position>),
+}
+
+/// Where the sweep through all streams is.
+#[derive(Debug)]
+enum Sweep {
+    /// The next page is asked for then.
+    Waiting(Duration),
+    Listing(RequestId),
+    /// A page is being compared, the last stream of which is this one. `more` says whether another follows.
+    Comparing {
+        last: StreamId,
+        more: bool,
+    },
+    Done,
+}
+
+/// Which streams were compared on this link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Coverage {
+    None,
+    /// All up to this one, in the order of their ids.
+    Through(StreamId),
+    All,
+}
+
+/// A window that is being begun anew.
+#[derive(Debug)]
+struct Refill {
+    request: RequestId,
+    /// The head as it was seen last.
+    seen: Seq,
+    step: RefillStep,
+}
+
+#[derive(Debug)]
+enum RefillStep {
+    /// The authority was asked for the chain hash that the window begins after.
+    Chain(Seq),
+    /// The module was asked for a step.
+    Rewinding(Position),
+    /// It was asked where the log ends after that.
+    Looking(Position),
+}
+
+/// A stream's window is to begin anew.
+#[derive(Debug)]
+struct Wanted {
+    stream_id: StreamId,
+    seen: Seq,
+    after: Seq,
+}
+
+/// What was found out, for whoever runs the streams.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) findings: Vec<(StreamId, Finding)>,
+    /// Nothing can be asked on this link.
+    pub(crate) drop_link: Option<String>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Compare {
+    /// Streams compared in one batch, and listed in one page of the sweep.
+    batch: usize,
+    /// The link on which streams are compared; nothing before it is known how much SpacetimeDB is to hold.
+    link: Option<LinkId>,
+    /// Streams that wait to flow, the first first. Kept while there is a link that is not open yet.
+    wanted: VecDeque<StreamId>,
+    queued: HashSet<StreamId>,
+    /// Batches that failed as a whole, in smaller parts.
+    parts: VecDeque<Vec<StreamId>>,
+    urgent: Option<Batch>,
+    sweeping: Option<Batch>,
+    sweep: Sweep,
+    coverage: Coverage,
+    backoff: Backoff,
+    refills: BTreeMap<StreamId, Refill>,
+    refills_wanted: VecDeque<Wanted>,
+    began: Duration,
+    compared: u64,
+}
+
+impl Compare {
+    pub(crate) fn new(batch: usize) -> Self {
+        Self {
+            batch,
+            link: None,
+            wanted: VecDeque::new(),
+            queued: HashSet::new(),
+            parts: VecDeque::new(),
+            urgent: None,
+            sweeping: None,
+            sweep: Sweep::Done,
+            coverage: Coverage::None,
+            backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+            refills: BTreeMap::new(),
+            refills_wanted: VecDeque::new(),
+            began: Duration::ZERO,
+            compared: 0,
+        }
+    }
+
+    /// The link is gone: what was under way on it will not be answered.
+    pub(crate) fn close(&mut self) {
+        *self = Self::new(self.batch);
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// Begins to compare on a new link.
+    pub(crate) fn open(&mut self, now: Duration, link: LinkId) {
+        debug_assert!(self.link.is_none());
+        self.link = Some(link);
+        self.sweep = Sweep::Waiting(now);
+        self.began = now;
+    }
+
+    /// A stream wants to flow and has to be compared first.
+    pub(crate) fn want(&mut self, stream_id: StreamId) {
+        if self.queued.insert(stream_id.clone()) {
+            self.wanted.push_back(stream_id);
+        }
+    }
+
+    /// A stream's window is to begin anew after a position; SpacetimeDB's head was seen at `seen`.
+    pub(crate) fn want_refill(&mut self, stream_id: StreamId, seen: Seq, after: Seq) {
+        self.refills_wanted.push_back(Wanted { stream_id, seen, after });
+    }
+
+    /// Which streams the sweep has compared on this link.
+    pub(crate) fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        self.link?;
+        match self.sweep {
+            Sweep::Waiting(until) => Some(until),
+            Sweep::Listing(_) | Sweep::Comparing { .. } | Sweep::Done => None,
+        }
+    }
+
+    /// Begins what can begin.
+    pub(crate) fn turn(&mut self, turn: &mut Turn<'_>) {
+        let Some(link) = self.link else { return };
+        if self.urgent.is_none() {
+            let streams = self.parts.pop_front().unwrap_or_else(|| {
+                let most = self.wanted.len().min(self.batch);
+                let batch: Vec<_> = self.wanted.drain(..most).collect();
+                batch.iter().for_each(|stream_id| {
+                    self.queued.remove(stream_id);
+                });
+                batch
+            });
+            self.urgent = begin(link, streams, turn);
+        }
+        if matches!(self.sweep, Sweep::Waiting(until) if until <= turn.now) {
+            let request = turn.ids.request();
+            self.sweep = Sweep::Listing(request);
+            let after = match &self.coverage {
+                Coverage::None | Coverage::All => None,
+                Coverage::Through(last) => Some(last.clone()),
+            };
+            turn.out.push(Command::ListStreams {
+                request,
+                after,
+                limit: self.batch,
+            });
+        }
+        while self.refills.len() < REFILLS
+            && let Some(Wanted { stream_id, seen, after }) = self.refills_wanted.pop_front()
+        {
+            let request = turn.ids.request();
+            turn.out
+                .push(Command::ReadStandings(request, vec![(stream_id.clone(), after)]));
+            let refill = Refill {
+                request,
+                seen,
+                step: RefillStep::Chain(after),
+            };
+            let before = self.refills.insert(stream_id, refill);
+            debug_assert!(before.is_none(), "a window is begun anew twice at once");
+        }
+    }
+
+    /// A page of all streams. `is_met` says which of them have been compared on this link.
+    pub(crate) fn listed(
+        &mut self,
+        request: RequestId,
+        listed: Result<Vec<StreamId>, Failure>,
+        is_met: impl Fn(&StreamId) -> bool,
+        turn: &mut Turn<'_>,
+    ) {
+        let Some(link) = self.link else { return };
+        if !matches!(self.sweep, Sweep::Listing(listing) if listing == request) {
+            return;
+        }
+        match listed {
+            Err(failure) => {
+                let wait = self.backoff.next(turn.dice);
+                turn.out.push(Command::Tell(Notice::NotListed {
+                    why: failure.text,
+                    wait,
+                }));
+                self.sweep = Sweep::Waiting(turn.now + wait);
+            }
+            Ok(page) => {
+                self.backoff.reset();
+                let more = page.len() >= self.batch;
+                let Some(last) = page.last().cloned() else {
+                    return self.all_compared(turn);
+                };
+                let unmet: Vec<_> = page.into_iter().filter(|stream_id| !is_met(stream_id)).collect();
+                debug_assert!(self.sweeping.is_none());
+                self.sweeping = begin(link, unmet, turn);
+                self.sweep = Sweep::Comparing { last, more };
+                if self.sweeping.is_none() {
+                    self.page_compared(turn);
+                }
+            }
+        }
+    }
+
+    fn page_compared(&mut self, turn: &mut Turn<'_>) {
+        if let Sweep::Comparing { last, more } = std::mem::replace(&mut self.sweep, Sweep::Waiting(turn.now)) {
+            self.coverage = Coverage::Through(last);
+            if !more {
+                self.all_compared(turn);
+            }
+        }
+    }
+
+    fn all_compared(&mut self, turn: &mut Turn<'_>) {
+        self.sweep = Sweep::Done;
+        self.coverage = Coverage::All;
+        turn.out.push(Command::Tell(Notice::AllCompared {
+            streams: self.compared,
+            took: turn.now.saturating_sub(self.began),
+        }));
+    }
+
+    /// SpacetimeDB said where streams end.
+    pub(crate) fn heads(
+        &mut self,
+        request: RequestId,
+        heads: Result<Vec<Position>, Failure>,
+        turn: &mut Turn<'_>,
+    ) -> Found {
+        let mut found = Found::default();
+        if let Some(stream_id) = self.refill_of(request) {
+            self.refill_looked(stream_id, heads, turn, &mut found);
+            return found;
+        }
+        let is_asked = |batch: &Batch| batch.request == request && matches!(batch.stage, Stage::Heads);
+        let Some((slot, is_sweep)) = self.slot(is_asked) else {
+            return found;
+        };
+        let Some(batch) = slot.as_mut() else { return found };
+        match heads {
+            Ok(heads) if heads.len() == batch.streams.len() => {
+                batch.request = turn.ids.request();
+                let at = batch.streams.iter().cloned();
+                let at = at.zip(heads.iter().map(|head| head.seq)).collect();
+                turn.out.push(Command::ReadStandings(batch.request, at));
+                batch.stage = Stage::Standings(heads);
+            }
+            Ok(heads) => {
+                let failure = miscounted("heads", heads.len(), batch.streams.len());
+                self.failed(is_sweep, failure, true, turn, &mut found);
+            }
+            Err(failure) => self.failed(is_sweep, failure, true, turn, &mut found),
+        }
+        found
+    }
+
+    /// The authority said what it has there.
+    pub(crate) fn standings(
+        &mut self,
+        request: RequestId,
+        standings: Result<Vec<Result<Standing, String>>, Failure>,
+        policy: &Policy,
+        turn: &mut Turn<'_>,
+    ) -> Found {
+        let mut found = Found::default();
+        if let Some(stream_id) = self.refill_of(request) {
+            self.refill_chain(stream_id, standings, turn, &mut found);
+            return found;
+        }
+        let is_asked = |batch: &Batch| batch.request == request && matches!(batch.stage, Stage::Standings(_));
+        let Some((slot, is_sweep)) = self.slot(is_asked) else {
+            return found;
+        };
+        let standings = match standings {
+            Ok(standings) => standings,
+            Err(failure) => {
+                self.failed(is_sweep, failure, false, turn, &mut found);
+                return found;
+            }
+        };
+        let Some(batch) = slot.take() else { return found };
+        let Stage::Standings(heads) = batch.stage else {
+            return found;
+        };
+        debug_assert_eq!(standings.len(), batch.streams.len());
+        self.compared += batch.streams.len() as u64;
+        for ((stream_id, held), standing) in batch.streams.into_iter().zip(heads).zip(standings) {
+            let finding = match standing {
+                Ok(Standing { progress, chain }) => Finding::Compared {
+                    verdict: reconcile(&progress, held, chain, policy.window(&stream_id)),
+                    held: held.seq,
+                    head: progress.head_seq,
+                },
+                Err(why) => Finding::Broken(HaltReason::BrokenLog(why)),
+            };
+            found.findings.push((stream_id, finding));
+        }
+        if is_sweep {
+            self.page_compared(turn);
+        }
+        found
+    }
+
+    fn slot(&mut self, is_asked: impl Fn(&Batch) -> bool) -> Option<(&mut Option<Batch>, bool)> {
+        if self.urgent.as_ref().is_some_and(&is_asked) {
+            Some((&mut self.urgent, false))
+        } else if self.sweeping.as_ref().is_some_and(&is_asked) {
+            Some((&mut self.sweeping, true))
+        } else {
+            None
+        }
+    }
+
+    /// A batch came to nothing.
+    fn failed(&mut self, is_sweep: bool, failure: Failure, by_module: bool, turn: &mut Turn<'_>, found: &mut Found) {
+        let slot = if is_sweep { &mut self.sweeping } else { &mut self.urgent };
+        let Some(batch) = slot.take() else { return };
+        match failure.class {
+            // The module does not take this bridge for the bridge.
+            RefusalClass::Fatal if by_module => {
+                found.drop_link = Some(failure.text);
+                return;
+            }
+            RefusalClass::Retry => {
+                let (why, streams) = (failure.text, batch.streams);
+                if let Some(first) = streams.first() {
+                    let stream_id = first.clone();
+                    turn.out.push(Command::Tell(Notice::NotCompared { stream_id, why }));
+                }
+                // The sweep comes back to its page; whoever waits to flow is told to wait a little.
+                if !is_sweep {
+                    let waits = streams.into_iter().map(|stream_id| (stream_id, Finding::NotCompared));
+                    found.findings.extend(waits);
+                }
+            }
+            RefusalClass::Reject | RefusalClass::Fatal => match &batch.streams[..] {
+                [alone] => {
+                    let reason = HaltReason::BrokenLog(failure.text);
+                    found.findings.push((alone.clone(), Finding::Broken(reason)));
+                }
+                streams => {
+                    let (left, right) = streams.split_at(streams.len() / 2);
+                    self.parts.extend([left.to_vec(), right.to_vec()]);
+                }
+            },
+        }
+        if is_sweep && let Sweep::Comparing { .. } = self.sweep {
+            if failure.class == RefusalClass::Retry {
+                self.sweep = Sweep::Waiting(turn.now + self.backoff.next(turn.dice));
+            } else {
+                // Its parts are compared by themselves, and its streams met there.
+                self.page_compared(turn);
+            }
+        }
+    }
+
+    fn refill_of(&self, request: RequestId) -> Option<StreamId> {
+        let mut all = self.refills.iter();
+        let found = all.find(|(_, refill)| refill.request == request);
+        found.map(|(stream_id, _)| stream_id.clone())
+    }
+
+    /// The authority said which chain hash the window begins after.
+    fn refill_chain(
+        &mut self,
+        stream_id: StreamId,
+        standings: Result<Vec<Result<Standing, String>>, Failure>,
+        turn: &mut Turn<'_>,
+        found: &mut Found,
+    ) {
+        let Some(refill) = self.refills.get_mut(&stream_id) else {
+            return;
+        };
+        let RefillStep::Chain(after) = refill.step else { return };
+        let finding = match standings.map(|mut standings| standings.pop()) {
+            Ok(Some(Ok(Standing { chain: Some(chain), .. }))) => {
+                turn.out.push(Command::Tell(Notice::WindowBegun {
+                    stream_id: stream_id.clone(),
+                    after,
+                }));
+                return self.rewind(&stream_id, Position { seq: after, chain }, turn);
+            }
+            // Purged meanwhile: the next comparison says where the window begins.
+            Ok(Some(Ok(Standing { chain: None, .. })) | None) => Finding::NotFilled {
+                message: "the authority purged what the window was to begin after".to_owned(),
+                counts: false,
+            },
+            Ok(Some(Err(why))) => Finding::Broken(HaltReason::BrokenLog(why)),
+            Err(failure) => match failure.class {
+                RefusalClass::Retry | RefusalClass::Fatal => {
+                    let message = failure.text.clone();
+                    let (stream_id, why) = (stream_id.clone(), failure.text);
+                    turn.out.push(Command::Tell(Notice::NotCompared { stream_id, why }));
+                    Finding::NotFilled { message, counts: false }
+                }
+                RefusalClass::Reject => Finding::Broken(HaltReason::BrokenLog(failure.text)),
+            },
+        };
+        self.refills.remove(&stream_id);
+        found.findings.push((stream_id, finding));
+    }
+
+    fn rewind(&mut self, stream_id: &StreamId, to: Position, turn: &mut Turn<'_>) {
+        if let (Some(link), Some(refill)) = (self.link, self.refills.get_mut(stream_id)) {
+            refill.request = turn.ids.request();
+            refill.step = RefillStep::Rewinding(to);
+            turn.out.push(Command::Rewind {
+                link,
+                request: refill.request,
+                stream_id: stream_id.clone(),
+                seen: refill.seen,
+                to,
+            });
+        }
+    }
+
+    /// The module took a step, or did not.
+    pub(crate) fn rewound(&mut self, request: RequestId, rewound: Result<(), Failure>, turn: &mut Turn<'_>) -> Found {
+        let mut found = Found::default();
+        let (Some(link), Some(stream_id)) = (self.link, self.refill_of(request)) else {
+            return found;
+        };
+        let Some(refill) = self.refills.get_mut(&stream_id) else {
+            return found;
+        };
+        let RefillStep::Rewinding(to) = refill.step else {
+            return found;
+        };
+        match rewound {
+            Ok(()) => {
+                refill.request = turn.ids.request();
+                refill.step = RefillStep::Looking(to);
+                turn.out.push(Command::ReadHeads(link, refill.request, vec![stream_id]));
+            }
+            Err(failure) => self.refill_failed(stream_id, failure, turn, &mut found),
+        }
+        found
+    }
+
+    /// SpacetimeDB said where the log ends after a step.
+    fn refill_looked(
+        &mut self,
+        stream_id: StreamId,
+        heads: Result<Vec<Position>, Failure>,
+        turn: &mut Turn<'_>,
+        found: &mut Found,
+    ) {
+        let Some(refill) = self.refills.get_mut(&stream_id) else {
+            return;
+        };
+        let RefillStep::Looking(to) = refill.step else { return };
+        match heads.map(|heads| heads.first().copied()) {
+            Ok(Some(held)) if held == to => {
+                self.refills.remove(&stream_id);
+                found.findings.push((stream_id, Finding::Filled(to.seq)));
+            }
+            // Each step but the last one shortens the log.
+            Ok(Some(held)) if held.seq < refill.seen => {
+                refill.seen = held.seq;
+                self.rewind(&stream_id, to, turn);
+            }
+            Ok(held) => {
+                let text = format!(
+                    "a rewind to seq {} got no further than {}",
+                    to.seq,
+                    held.map_or("nowhere".to_owned(), |held| format!("seq {}", held.seq))
+                );
+                let failure = Failure {
+                    class: RefusalClass::Retry,
+                    refusal: None,
+                    text,
+                };
+                self.refill_failed(stream_id, failure, turn, found);
+            }
+            Err(failure) => self.refill_failed(stream_id, failure, turn, found),
+        }
+    }
+
+    fn refill_failed(&mut self, stream_id: StreamId, failure: Failure, turn: &mut Turn<'_>, found: &mut Found) {
+        self.refills.remove(&stream_id);
+        let why = failure.text.clone();
+        let finding = match (failure.class, failure.refusal) {
+            (RefusalClass::Fatal, _) => {
+                found.drop_link = Some(failure.text);
+                return;
+            }
+            (RefusalClass::Reject, Some(refusal)) => Finding::Broken(HaltReason::Refused(refusal)),
+            (RefusalClass::Reject, None) => Finding::NotFilled {
+                message: failure.text,
+                counts: true,
+            },
+            // Another bridge is at work on it.
+            (RefusalClass::Retry, Some(refusal)) if refusal.code == RefusalCode::SeqGap => Finding::NotFilled {
+                message: failure.text,
+                counts: false,
+            },
+            (RefusalClass::Retry, _) => Finding::NotFilled {
+                message: failure.text,
+                counts: true,
+            },
+        };
+        if !matches!(finding, Finding::Broken(_)) {
+            let stream_id = stream_id.clone();
+            turn.out.push(Command::Tell(Notice::NotCompared { stream_id, why }));
+        }
+        found.findings.push((stream_id, finding));
+    }
+}
+
+impl Coverage {
+    /// Whether the sweep has passed a stream, or would have if it had been there.
+    pub(crate) fn has(&self, stream_id: &StreamId) -> bool {
+        match self {
+            Self::None => false,
+            Self::Through(last) => stream_id <= last,
+            Self::All => true,
+        }
+    }
+}
+
+fn begin(link: LinkId, streams: Vec<StreamId>, turn: &mut Turn<'_>) -> Option<Batch> {
+    if streams.is_empty() {
+        return None;
+    }
+    let request = turn.ids.request();
+    turn.out.push(Command::ReadHeads(link, request, streams.clone()));
+    Some(Batch {
+        request,
+        streams,
+        stage: Stage::Heads,
+    })
+}
+
+fn miscounted(what: &str, found: usize, expected: usize) -> Failure {
+    Failure {
+        class: RefusalClass::Retry,
+        refusal: None,
+        text: format!("{found} {what} came for {expected} streams"),
+    }
+}

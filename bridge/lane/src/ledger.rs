@@ -1,0 +1,547 @@
+//! The ledger: what is still to be recorded in the authority about how far each stream is published.
+//!
+//! Many advances become one statement, and one statement is in flight at a time, so that a set-back and an advance of the
+//! same stream never overtake one another. A row that a writer holds, or that cannot be written at all, waits by itself:
+//! no other stream waits with it.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use rand::Rng;
+use spacetime_sync_proto::refusal::RefusalClass;
+use spacetime_sync_proto::{Seq, StreamId};
+
+use crate::RequestId;
+use crate::backoff::Backoff;
+use crate::ids::Ids;
+use crate::message::{Command, Failure, Record, Recorded};
+use crate::notice::Notice;
+
+/// How long advances are gathered. What is published and not yet recorded is absorbed after a crash.
+const GATHER: Duration = Duration::from_millis(20);
+/// Wait before a row that a writer held is tried again.
+const LOCKED: Duration = Duration::from_millis(100);
+/// Waits after the authority did not take a statement.
+const AWAY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Wait before a row is tried again that the authority refuses to write.
+const REFUSED: Duration = Duration::from_secs(10);
+/// Most streams in one statement.
+const STREAMS: usize = 1_000;
+
+/// What is to be recorded of one stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    published: Seq,
+    /// SpacetimeDB holds less than was recorded: the record goes back to just this seq.
+    back: bool,
+    /// Whether its place in the queue is taken, or it waits in `resting`.
+    place: Place,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Queued,
+    Resting(Duration),
+}
+
+/// A statement that the authority has not answered yet.
+#[derive(Debug)]
+struct Writing {
+    request: RequestId,
+    entries: Vec<(StreamId, Seq)>,
+    streams: HashSet<StreamId>,
+    back: bool,
+    /// Everything in it is of the past: if it fails, it is not tried again.
+    stale: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    entries: HashMap<StreamId, Entry>,
+    queue: VecDeque<StreamId>,
+    resting: BTreeSet<(Duration, StreamId)>,
+    writing: Option<Writing>,
+    /// When the next statement goes out, if there is something to write.
+    due: Option<Duration>,
+    /// Streams in one statement: fewer after one that the authority refused, until the stream is found that it refuses.
+    most: usize,
+    backoff: Backoff,
+    /// Streams whose record the authority refuses, and why.
+    refused: HashMap<StreamId, String>,
+}
+
+/// What a stream's record came to, for whoever knows the stream.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// The authority's log ends before what SpacetimeDB acknowledged.
+    pub(crate) above_head: Vec<StreamId>,
+}
+
+impl Ledger {
+    pub(crate) fn new() -> Self {
+        Self {
+            entries: HashMap::new(),
+            queue: VecDeque::new(),
+            resting: BTreeSet::new(),
+            writing: None,
+            due: None,
+            most: STREAMS,
+            backoff: Backoff::new(AWAY.0, AWAY.1),
+            refused: HashMap::new(),
+        }
+    }
+
+    /// SpacetimeDB durably holds a stream up to here.
+    pub(crate) fn advance(&mut self, now: Duration, stream_id: StreamId, to: Seq) {
+        self.put(now, stream_id, to, false);
+    }
+
+    /// SpacetimeDB holds a stream up to here only: what waits to be recorded and says more is of the past.
+    pub(crate) fn set_back(&mut self, now: Duration, stream_id: StreamId, to: Seq) {
+        if let Some(entry) = self.entries.get_mut(&stream_id) {
+            (entry.published, entry.back) = (to, true);
+        }
+        self.put(now, stream_id, to, true);
+    }
+
+    /// SpacetimeDB holds just this much, and the record said so when it was read: what waits to be recorded, or is being
+    /// recorded, and says anything else is of the past.
+    pub(crate) fn holds(&mut self, now: Duration, stream_id: StreamId, at: Seq) {
+        let in_flight = self
+            .writing
+            .as_ref()
+            .is_some_and(|writing| writing.streams.contains(&stream_id));
+        if in_flight || self.entries.contains_key(&stream_id) {
+            self.set_back(now, stream_id, at);
+        }
+    }
+
+    fn put(&mut self, now: Duration, stream_id: StreamId, to: Seq, back: bool) {
+        if let Some(entry) = self.entries.get_mut(&stream_id) {
+            entry.published = entry.published.max(to);
+            entry.back |= back;
+            return;
+        }
+        self.queue.push_back(stream_id.clone());
+        let entry = Entry {
+            published: to,
+            back,
+            place: Place::Queued,
+        };
+        self.entries.insert(stream_id, entry);
+        self.due.get_or_insert(now + GATHER);
+    }
+
+    /// A new link: every stream is compared, which finds out anew what is published. What waits is dropped, for it may
+    /// be no longer true.
+    pub(crate) fn forget(&mut self) {
+        self.entries.clear();
+        self.queue.clear();
+        self.resting.clear();
+        self.due = None;
+        self.refused.clear();
+        if let Some(writing) = &mut self.writing {
+            writing.stale = true;
+        }
+    }
+
+    /// Whether a statement is under way that was begun before the last link. Until it is answered, the authority's record
+    /// may still change to what is of the past.
+    pub(crate) fn writes_the_past(&self) -> bool {
+        self.writing.as_ref().is_some_and(|writing| writing.stale)
+    }
+
+    /// Whether all is recorded.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.writing.is_none()
+    }
+
+    /// Streams that are not recorded yet.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len() + self.writing.as_ref().map_or(0, |writing| writing.entries.len())
+    }
+
+    /// Streams whose record the authority refuses, and why.
+    pub(crate) fn refused(&self) -> &HashMap<StreamId, String> {
+        &self.refused
+    }
+
+    /// Writes at once what is left.
+    pub(crate) fn flush(&mut self, now: Duration) {
+        if !self.entries.is_empty() {
+            self.due = Some(now);
+        }
+    }
+
+    /// When there is something to do.
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        if self.writing.is_some() {
+            return None;
+        }
+        let rested = self.resting.first().map(|(until, _)| *until);
+        match (self.due, rested) {
+            (Some(due), Some(rested)) => Some(due.min(rested)),
+            (due, rested) => due.or(rested),
+        }
+    }
+
+    /// Sends the next statement if it is due.
+    pub(crate) fn turn(&mut self, now: Duration, ids: &mut Ids, out: &mut Vec<Command>) {
+        while let Some((until, _)) = self.resting.first()
+            && *until <= now
+            && let Some((_, stream_id)) = self.resting.pop_first()
+        {
+            if let Some(entry) = self.entries.get_mut(&stream_id) {
+                entry.place = Place::Queued;
+                self.queue.push_back(stream_id);
+                self.due.get_or_insert(now);
+            }
+        }
+        if self.writing.is_some() || self.due.is_none_or(|due| due > now) {
+            return;
+        }
+        self.due = None;
+        // One statement moves records one way: the streams at the front of the queue say which.
+        let mut back = None;
+        let mut entries = Vec::new();
+        while entries.len() < self.most
+            && let Some(stream_id) = self.queue.pop_front()
+        {
+            let Some(entry) = self.entries.get(&stream_id) else {
+                continue;
+            };
+            if !matches!(entry.place, Place::Queued) {
+                continue;
+            }
+            if *back.get_or_insert(entry.back) != entry.back {
+                self.queue.push_front(stream_id);
+                break;
+            }
+            if let Some(entry) = self.entries.remove(&stream_id) {
+                entries.push((stream_id, entry.published));
+            }
+        }
+        let Some(back) = back.filter(|_| !entries.is_empty()) else {
+            return;
+        };
+        if !self.queue.is_empty() {
+            self.due = Some(now);
+        }
+        let request = ids.request();
+        let records = entries
+            .iter()
+            .map(|(stream_id, published)| Record {
+                stream_id: stream_id.clone(),
+                published: *published,
+            })
+            .collect();
+        out.push(if back {
+            Command::RecordExactly(request, records)
+        } else {
+            Command::Record(request, records)
+        });
+        self.writing = Some(Writing {
+            request,
+            streams: entries.iter().map(|(stream_id, _)| stream_id.clone()).collect(),
+            entries,
+            back,
+            stale: false,
+        });
+    }
+
+    /// The authority has answered.
+    pub(crate) fn recorded(
+        &mut self,
+        now: Duration,
+        request: RequestId,
+        recorded: Result<Recorded, Failure>,
+        dice: &mut impl Rng,
+        out: &mut Vec<Command>,
+    ) -> Outcome {
+        let Some(writing) = self.writing.take_if(|writing| writing.request == request) else {
+            return Outcome::default();
+        };
+        let mut outcome = Outcome::default();
+        match recorded {
+            Ok(recorded) => {
+                self.backoff.reset();
+                self.most = (self.most * 2).min(STREAMS);
+                for (stream_id, published) in writing.entries {
+                    if recorded.locked.contains(&stream_id) {
+                        if !writing.stale {
+                            self.again(now + LOCKED, stream_id, published, writing.back);
+                        }
+                    } else {
+                        self.refused.remove(&stream_id);
+                    }
+                }
+                if !writing.stale {
+                    outcome.above_head = recorded.above_head;
+                }
+            }
+            Err(failure) => self.failed(now, writing, &failure, dice, out),
+        }
+        outcome
+    }
+
+    fn failed(
+        &mut self,
+        now: Duration,
+        writing: Writing,
+        failure: &Failure,
+        dice: &mut impl Rng,
+        out: &mut Vec<Command>,
+    ) {
+        let streams = writing.entries.len();
+        let alone = streams == 1;
+        let wait = match failure.class {
+            RefusalClass::Retry => self.backoff.next(dice),
+            // Some row in it cannot be written: smaller statements find out which.
+            RefusalClass::Reject | RefusalClass::Fatal if !alone => {
+                self.most = (streams / 2).max(1);
+                Duration::ZERO
+            }
+            RefusalClass::Reject | RefusalClass::Fatal => REFUSED,
+        };
+        let for_good = alone && failure.class != RefusalClass::Retry;
+        if !for_good {
+            let why = failure.text.clone();
+            out.push(Command::Tell(Notice::NotRecorded { streams, why }));
+        }
+        for (stream_id, published) in writing.entries {
+            if for_good && self.refused.insert(stream_id.clone(), failure.text.clone()).is_none() {
+                out.push(Command::Tell(Notice::CannotRecord {
+                    stream_id: stream_id.clone(),
+                    why: failure.text.clone(),
+                }));
+            }
+            if !writing.stale {
+                self.again(now + wait, stream_id, published, writing.back);
+            }
+        }
+        // What waits in the queue meets the same authority.
+        if failure.class == RefusalClass::Retry
+            && let Some(due) = &mut self.due
+        {
+            *due = (*due).max(now + wait);
+        }
+    }
+
+    /// Takes a record up again, unless something newer is known by now.
+    fn again(&mut self, until: Duration, stream_id: StreamId, published: Seq, back: bool) {
+        if let Some(newer) = self.entries.get_mut(&stream_id) {
+            // A newer set-back says what holds. A newer advance goes on from here.
+            if !newer.back {
+                newer.published = newer.published.max(published);
+                newer.back = back;
+            }
+            return;
+        }
+        self.resting.insert((until, stream_id.clone()));
+        let entry = Entry {
+            published,
+            back,
+            place: Place::Resting(until),
+        };
+        self.entries.insert(stream_id, entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1);
+
+    struct Bench {
+        ledger: Ledger,
+        ids: Ids,
+        dice: SmallRng,
+    }
+
+    fn stream(name: &str) -> StreamId {
+        StreamId::new(name).unwrap()
+    }
+
+    fn seq(value: u64) -> Seq {
+        Seq::new(value).unwrap()
+    }
+
+    fn failure(class: RefusalClass) -> Failure {
+        Failure {
+            class,
+            refusal: None,
+            text: "no".to_owned(),
+        }
+    }
+
+    type Statement = (RequestId, bool, Vec<(String, u64)>);
+
+    impl Bench {
+        fn new() -> Self {
+            Self {
+                ledger: Ledger::new(),
+                ids: Ids::default(),
+                dice: SmallRng::seed_from_u64(1),
+            }
+        }
+
+        /// The statement that goes out at a time, if one does.
+        fn at(&mut self, now: Duration) -> Option<Statement> {
+            let mut out = Vec::new();
+            self.ledger.turn(now, &mut self.ids, &mut out);
+            let records = |records: Vec<Record>| {
+                records
+                    .into_iter()
+                    .map(|record| (record.stream_id.to_string(), record.published.get()))
+                    .collect()
+            };
+            match out.pop() {
+                None => None,
+                Some(Command::Record(request, all)) => Some((request, false, records(all))),
+                Some(Command::RecordExactly(request, all)) => Some((request, true, records(all))),
+                Some(other) => panic!("{other:?}"),
+            }
+        }
+
+        fn recorded(&mut self, now: Duration, request: RequestId, recorded: Result<Recorded, Failure>) -> Outcome {
+            let mut out = Vec::new();
+            self.ledger.recorded(now, request, recorded, &mut self.dice, &mut out)
+        }
+    }
+
+    fn advance(streams: &[(&str, u64)]) -> Vec<(String, u64)> {
+        streams.iter().map(|(name, seq)| ((*name).to_owned(), *seq)).collect()
+    }
+
+    #[test]
+    fn advances_are_gathered_into_one_statement() {
+        let mut bench = Bench::new();
+        bench.ledger.advance(NOW, stream("a"), seq(1));
+        bench.ledger.advance(NOW, stream("b"), seq(7));
+        bench.ledger.advance(NOW + GATHER / 2, stream("a"), seq(3));
+        assert_eq!(bench.at(NOW + GATHER / 2), None);
+        assert_eq!(bench.ledger.next_due(), Some(NOW + GATHER));
+        let (request, back, records) = bench.at(NOW + GATHER).unwrap();
+        assert_eq!((back, records), (false, advance(&[("a", 3), ("b", 7)])));
+        assert!(!bench.ledger.is_empty());
+        bench.recorded(NOW + GATHER, request, Ok(Recorded::default()));
+        assert!(bench.ledger.is_empty() && bench.ledger.next_due().is_none());
+    }
+
+    #[test]
+    fn a_row_that_a_writer_holds_delays_no_other_stream() {
+        let mut bench = Bench::new();
+        bench.ledger.set_back(NOW, stream("held"), seq(1));
+        let (request, back, _) = bench.at(NOW + GATHER).unwrap();
+        assert!(back);
+        let locked = Recorded {
+            locked: vec![stream("held")],
+            above_head: Vec::new(),
+        };
+        bench.recorded(NOW + GATHER, request, Ok(locked));
+        bench.ledger.advance(NOW + GATHER, stream("free"), seq(5));
+        let (request, back, records) = bench.at(NOW + 2 * GATHER).unwrap();
+        assert_eq!((back, records), (false, advance(&[("free", 5)])));
+        bench.recorded(NOW + 2 * GATHER, request, Ok(Recorded::default()));
+        let (_, back, records) = bench.at(NOW + GATHER + LOCKED).unwrap();
+        assert_eq!((back, records), (true, advance(&[("held", 1)])));
+    }
+
+    #[test]
+    fn what_is_published_after_a_set_back_is_recorded_with_it() {
+        let mut bench = Bench::new();
+        bench.ledger.advance(NOW, stream("a"), seq(9));
+        bench.ledger.set_back(NOW, stream("a"), seq(4));
+        bench.ledger.advance(NOW, stream("a"), seq(6));
+        let (_, back, records) = bench.at(NOW + GATHER).unwrap();
+        assert_eq!((back, records), (true, advance(&[("a", 6)])));
+    }
+
+    #[test]
+    fn a_set_back_that_comes_while_an_advance_is_written_is_written_after_it() {
+        let mut bench = Bench::new();
+        bench.ledger.advance(NOW, stream("a"), seq(9));
+        let (request, ..) = bench.at(NOW + GATHER).unwrap();
+        bench.ledger.set_back(NOW + GATHER, stream("a"), seq(4));
+        assert_eq!(bench.at(NOW + 2 * GATHER), None, "one statement at a time");
+        bench.recorded(NOW + 2 * GATHER, request, Err(failure(RefusalClass::Retry)));
+        let (_, back, records) = bench.at(NOW + 10 * LOCKED).unwrap();
+        assert_eq!((back, records), (true, advance(&[("a", 4)])));
+    }
+
+    #[test]
+    fn a_set_back_that_was_overtaken_by_what_spacetimedb_holds_is_made_good() {
+        let mut bench = Bench::new();
+        bench.ledger.holds(NOW, stream("a"), seq(9));
+        assert!(bench.ledger.is_empty(), "nothing says anything else");
+        bench.ledger.set_back(NOW, stream("a"), seq(4));
+        let (request, ..) = bench.at(NOW + GATHER).unwrap();
+        bench.ledger.holds(NOW + GATHER, stream("a"), seq(9));
+        bench.recorded(NOW + GATHER, request, Ok(Recorded::default()));
+        let (_, back, records) = bench.at(NOW + 2 * GATHER).unwrap();
+        assert_eq!((back, records), (true, advance(&[("a", 9)])));
+    }
+
+    #[test]
+    fn a_stream_that_cannot_be_recorded_is_found_and_left_alone() {
+        let mut bench = Bench::new();
+        for name in ["a", "b", "bad", "d", "e"] {
+            bench.ledger.advance(NOW, stream(name), seq(1));
+        }
+        let (mut now, mut written) = (NOW + GATHER, Vec::new());
+        for _ in 0..20 {
+            let Some((request, _, records)) = bench.at(now) else {
+                break;
+            };
+            let is_bad = records.iter().any(|(name, _)| name == "bad");
+            if !is_bad {
+                written.extend(records.into_iter().map(|(name, _)| name));
+            }
+            let answer = if is_bad {
+                Err(failure(RefusalClass::Fatal))
+            } else {
+                Ok(Recorded::default())
+            };
+            bench.recorded(now, request, answer);
+            now += Duration::from_millis(1);
+        }
+        written.sort();
+        assert_eq!(written, ["a", "b", "d", "e"]);
+        assert_eq!(bench.ledger.refused().keys().collect::<Vec<_>>(), [&stream("bad")]);
+        // It is tried again, and what mended it shows.
+        let (request, ..) = bench.at(now + REFUSED).unwrap();
+        bench.recorded(now + REFUSED, request, Ok(Recorded::default()));
+        assert!(bench.ledger.refused().is_empty() && bench.ledger.is_empty());
+    }
+
+    #[test]
+    fn what_was_acknowledged_on_an_earlier_link_is_not_recorded_after_the_next_one() {
+        let mut bench = Bench::new();
+        bench.ledger.advance(NOW, stream("a"), seq(9));
+        let (request, ..) = bench.at(NOW + GATHER).unwrap();
+        bench.ledger.advance(NOW + GATHER, stream("b"), seq(2));
+        bench.ledger.forget();
+        assert!(bench.ledger.writes_the_past());
+        bench.recorded(NOW + GATHER, request, Err(failure(RefusalClass::Retry)));
+        assert!(!bench.ledger.writes_the_past() && bench.ledger.is_empty());
+    }
+
+    #[test]
+    fn an_authority_that_is_away_is_asked_ever_less_often() {
+        let mut bench = Bench::new();
+        bench.ledger.advance(NOW, stream("a"), seq(1));
+        let (mut now, mut waits) = (NOW + GATHER, Vec::new());
+        for _ in 0..9 {
+            let (request, ..) = bench.at(now).unwrap();
+            bench.recorded(now, request, Err(failure(RefusalClass::Retry)));
+            let due = bench.ledger.next_due().unwrap();
+            waits.push(due - now);
+            now = due;
+        }
+        assert!(waits[0] <= AWAY.0 && waits[8] >= AWAY.1 / 2, "{waits:?}");
+    }
+}

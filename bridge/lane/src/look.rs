@@ -1,0 +1,187 @@
+//! Looks for dirty streams, and what they say about the lag.
+
+use std::time::Duration;
+
+use spacetime_sync_proto::{StreamId, StreamProgress};
+
+use crate::RequestId;
+use crate::ids::Ids;
+use crate::message::Command;
+use crate::pace::Pace;
+
+/// Events that are committed and not yet published.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// Of streams that the bridge works on.
+    pub live_events: u64,
+    /// Of halted streams.
+    pub halted_events: u64,
+}
+
+impl Lag {
+    fn add(&mut self, other: Self) {
+        self.live_events = self.live_events.saturating_add(other.live_events);
+        self.halted_events = self.halted_events.saturating_add(other.halted_events);
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self {
+            live_events: self.live_events.max(other.live_events),
+            halted_events: self.halted_events.max(other.halted_events),
+        }
+    }
+}
+
+/// One look reads a bounded page of the dirty streams. A pass is as many looks as it takes to see all of them.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pace: Pace,
+    limit: usize,
+    asked: Option<RequestId>,
+    /// After which stream the next look of this pass begins.
+    after: Option<StreamId>,
+    /// What the looks of this pass have found so far.
+    pass: Lag,
+    /// What the last whole pass found.
+    last: Lag,
+}
+
+impl Look {
+    pub(crate) fn new(slowest: Duration, limit: usize) -> Self {
+        Self {
+            pace: Pace::new(slowest),
+            limit,
+            asked: None,
+            after: None,
+            pass: Lag::default(),
+            last: Lag::default(),
+        }
+    }
+
+    /// What is known of the lag: the last whole pass, or more where this one has found more already.
+    pub(crate) fn lag(&self) -> Lag {
+        self.last.max(self.pass)
+    }
+
+    /// Whether writers should wake the bridge.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.pace.is_asleep()
+    }
+
+    pub(crate) fn woken(&mut self, now: Duration) {
+        self.pace.woken(now);
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        self.asked.is_none().then(|| self.pace.due())
+    }
+
+    pub(crate) fn turn(&mut self, now: Duration, ids: &mut Ids, out: &mut Vec<Command>) {
+        if self.asked.is_none() && self.pace.due() <= now {
+            let request = ids.request();
+            self.asked = Some(request);
+            out.push(Command::Look {
+                request,
+                after: self.after.clone(),
+                limit: self.limit,
+            });
+        }
+    }
+
+    /// Whether an answer is to the question that is open.
+    pub(crate) fn hears(&mut self, request: RequestId) -> bool {
+        self.asked.take_if(|asked| *asked == request).is_some()
+    }
+
+    pub(crate) fn failed(&mut self, now: Duration) {
+        self.pace.failed(now);
+    }
+
+    /// A page of dirty streams. `has_link` says whether anything can be done about them.
+    pub(crate) fn found(
+        &mut self,
+        now: Duration,
+        page: &[StreamProgress],
+        took: Duration,
+        has_link: bool,
+        is_halted: impl Fn(&StreamId) -> bool,
+    ) {
+        let mut lag = Lag::default();
+        for progress in page {
+            let events = progress.head_seq.since(progress.published_seq);
+            let halted = is_halted(&progress.stream_id);
+            lag.add(Lag {
+                live_events: if halted { 0 } else { events },
+                halted_events: if halted { events } else { 0 },
+            });
+        }
+        self.pass.add(lag);
+        let whole = page.len() < self.limit;
+        if whole {
+            (self.last, self.pass) = (std::mem::take(&mut self.pass), Lag::default());
+            self.after = None;
+        } else {
+            self.after = page.last().map(|last| last.stream_id.clone());
+        }
+        // A pass is gone through at once, or the streams at its end would wait for all that are before them.
+        self.pace.looked(now, has_link && (lag.live_events > 0 || !whole), took);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spacetime_sync_proto::Seq;
+
+    use super::*;
+
+    const LIMIT: usize = 3;
+
+    fn page(names: &[&str]) -> Vec<StreamProgress> {
+        let of = |name: &&str| StreamProgress {
+            stream_id: StreamId::new(name).unwrap(),
+            head_seq: Seq::new(10).unwrap(),
+            published_seq: Seq::new(8).unwrap(),
+            floor_seq: Seq::ZERO,
+        };
+        names.iter().map(of).collect()
+    }
+
+    fn lag(live_events: u64, halted_events: u64) -> Lag {
+        Lag {
+            live_events,
+            halted_events,
+        }
+    }
+
+    fn found(look: &mut Look, names: &[&str]) -> Lag {
+        let halted = |stream_id: &StreamId| stream_id.as_str().starts_with("halted");
+        look.found(Duration::ZERO, &page(names), Duration::ZERO, true, halted);
+        look.lag()
+    }
+
+    #[test]
+    fn lag_falls_again_though_more_streams_are_halted_than_one_look_sees() {
+        let mut look = Look::new(Duration::from_millis(250), LIMIT);
+        let halted = ["halted.1", "halted.2", "halted.3"];
+        assert_eq!(found(&mut look, &halted), lag(0, 6));
+        assert_eq!(look.after, Some(StreamId::new("halted.3").unwrap()));
+        assert_eq!(found(&mut look, &["live"]), lag(2, 6));
+        assert_eq!(found(&mut look, &halted), lag(2, 6));
+        assert_eq!(found(&mut look, &[]), lag(0, 6), "the live one is published");
+    }
+
+    #[test]
+    fn a_pass_that_is_not_through_goes_on_at_once() {
+        let mut look = Look::new(Duration::from_millis(250), LIMIT);
+        for _ in 0..12 {
+            found(&mut look, &[]);
+        }
+        assert_eq!(look.next_due(), Some(Duration::from_millis(250)));
+        found(&mut look, &["halted.1", "halted.2", "halted.3"]);
+        assert_eq!(look.next_due(), Some(Duration::from_millis(1)));
+        found(&mut look, &["halted.4"]);
+        assert!(look.next_due() <= Some(Duration::from_millis(2)));
+        found(&mut look, &[]);
+        assert!(!look.is_asleep());
+    }
+}

@@ -1,0 +1,143 @@
+//! Opening the WebSocket.
+//!
+//! The SDK blocks a thread until the server has answered, however long that takes. So each connection has a runtime of its
+//! own from the attempt on: when nobody waits any more, the thread and the socket end with that runtime. What the system
+//! does not let end, such as the search for a host's address, is counted, and there are never many of those.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use spacetime_sync_bindings::DbConnection;
+use spacetime_sync_proto::Secret;
+use spacetimedb_sdk::Compression;
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use super::StdbError;
+use super::link::Target;
+
+/// Attempts that may hang at once.
+const MOST: usize = 8;
+
+/// Attempts that have not ended.
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
+/// What one connection runs in.
+pub(super) struct LinkRuntime(Option<Runtime>);
+
+impl LinkRuntime {
+    fn new() -> std::io::Result<Self> {
+        let mut builder = Builder::new_multi_thread();
+        builder
+            .worker_threads(1)
+            .thread_name("spacetime-sync-link")
+            .enable_all();
+        builder.build().map(|runtime| Self(Some(runtime)))
+    }
+
+    /// Where its tasks are spawned.
+    pub(super) fn handle(&self) -> Option<&Handle> {
+        self.0.as_ref().map(Runtime::handle)
+    }
+}
+
+impl Drop for LinkRuntime {
+    fn drop(&mut self) {
+        // Where a connection is dropped, nothing may wait for threads to end.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// One attempt, until its thread has ended.
+struct Attempt;
+
+impl Attempt {
+    fn begin() -> Option<Self> {
+        let begun = UNDER_WAY.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |attempts| {
+            (attempts < MOST).then_some(attempts + 1)
+        });
+        begun.is_ok().then_some(Self)
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Connects, and calls `connected` when the server has let the bridge in. Whoever stops waiting ends the attempt.
+pub(super) async fn open(
+    target: &Target,
+    token: &Secret,
+    connected: impl FnOnce() + Send + 'static,
+) -> Result<(DbConnection, LinkRuntime), StdbError> {
+    let unavailable = |message: String| StdbError::Unavailable {
+        uri: target.uri.clone(),
+        message,
+    };
+    let attempt = Attempt::begin()
+        .ok_or_else(|| unavailable(format!("{MOST} earlier attempts to connect still hang in the system")))?;
+    let runtime = LinkRuntime::new().map_err(|error| unavailable(format!("no thread to connect on: {error}")))?;
+    let Some(threads) = runtime.handle().cloned() else {
+        return Err(unavailable("no thread to connect on".to_owned()));
+    };
+    let builder = DbConnection::builder()
+        .with_uri(target.uri.as_str())
+        .with_database_name(target.database.as_str())
+        .with_token(Some(token.expose()))
+        .with_compression(Compression::None)
+        .with_confirmed_reads(true)
+        .on_connect(move |_, _, _| connected());
+    let opening = threads.spawn_blocking(move || {
+        let _attempt = attempt;
+        builder.build()
+    });
+    let connection = opening
+        .await
+        .map_err(|error| unavailable(format!("connecting ended without an answer: {error}")))?
+        .map_err(|error| unavailable(error.to_string()))?;
+    Ok((connection, runtime))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::tokens::TokenSource;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_attempt_that_nobody_waits_for_any_more_leaves_no_thread_behind() {
+        // It accepts connections and never answers.
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let token = Secret::from("none".to_owned());
+        let target = Target {
+            uri: format!("http://{}", silent.local_addr().unwrap()),
+            database: "lane".to_owned(),
+            tokens: TokenSource::Fixed(token.clone()),
+            compatibility: None,
+            deadline: Duration::from_secs(1),
+        };
+        for _ in 0..2 * MOST {
+            let attempt = open(&target, &token, || {});
+            let waited = tokio::time::timeout(Duration::from_millis(50), attempt).await;
+            assert!(waited.is_err(), "who answered?");
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while UNDER_WAY.load(Ordering::SeqCst) > 0 {
+                assert!(Instant::now() < deadline, "the thread of the attempt goes on");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_than_so_many_attempts_hang_at_once() {
+        let attempts: Vec<_> = std::iter::from_fn(Attempt::begin).take(2 * MOST).collect();
+        assert!(attempts.len() <= MOST);
+        assert!(Attempt::begin().is_none());
+        drop(attempts);
+    }
+}
