@@ -129,6 +129,11 @@ impl Follower {
         self.told_stable &= self.live;
     }
 
+    /// Whether the module does not let it be read.
+    pub(super) fn is_forbidden(&self) -> bool {
+        self.refused.is_some()
+    }
+
     /// Whether it is live for the grace's sake alone, which ends with time.
     pub(super) fn lives_on_grace(&self) -> bool {
         self.live && self.behind_since.is_some()

@@ -65,6 +65,8 @@ impl Session {
             }
             Inbound::GrantLost { stream_key } => {
                 if let Some(at) = self.by_key.get(&stream_key).copied() {
+                    // With the right to read it, the module has forgotten how far the stream was applied.
+                    self.followers[at].acknowledgement.forget();
                     self.feed(at, Input::GrantLost);
                     // The issuer knows why: the session may be revoked, or ended by the host's clock.
                     self.doubt_token_if(true);

@@ -261,6 +261,20 @@ fn an_acknowledgement_that_fails_is_said_again_though_nothing_new_comes() {
 }
 
 #[test]
+fn a_stream_whose_grant_was_lost_is_acknowledged_again_once_it_may_be_read() {
+    let mut case = Case::new(1, 3);
+    let connection = case.live();
+    assert_eq!(acknowledged(&case.wait(second())), [(0, 3)]);
+    let (seq, answer) = (Seq::new(3).unwrap(), Ok(()));
+    case.hear(connection, Inbound::Acked { stream: 0, seq, answer });
+    case.hear(connection, Inbound::GrantLost { stream_key: 0 });
+    assert_eq!(acknowledged(&case.wait(second())), [], "nobody would take it");
+    case.hear(connection, Inbound::GrantCame);
+    case.make_live(connection);
+    assert_eq!(acknowledged(&case.wait(second())), [(0, 3)]);
+}
+
+#[test]
 fn what_comes_from_a_connection_that_was_given_up_counts_for_nothing() {
     let mut case = Case::new(1, 3);
     let first = case.dial();

@@ -120,6 +120,10 @@ impl Session {
             .map(|at| (at + self.ack_turn) % streams)
             .filter(|at| {
                 let follower = &self.followers[*at];
+                // The module takes it from nobody who may not read the stream.
+                if follower.is_forbidden() {
+                    return false;
+                }
                 let applied = follower.stream.applied().seq;
                 let (every, lost_after) = (limits.ack_every, limits.answer_timeout);
                 follower.acknowledgement.is_due(applied, self.now, every, lost_after)
