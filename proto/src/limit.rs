@@ -33,6 +33,8 @@ pub const PATTERN_GRANTS: usize = 9_000;
 const _: () = assert!(PATTERN_GRANTS + TOKEN_STREAMS + 1 < SESSION_GRANTS);
 /// Most streams that a session says it serves.
 pub const PRESENCE_SERVES: usize = 16;
+/// Most nodes on which a session says that it is there, or was.
+pub const PRESENCE_NODES: usize = 16;
 /// Longest name of a node, a region, a user, a session or a device, in bytes.
 pub const NAME_BYTES: usize = 128;
 /// How often the module may look for ended sessions, in milliseconds.

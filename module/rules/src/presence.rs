@@ -1,5 +1,6 @@
-//! What a session may say of itself, and for how long it is believed.
+//! Presence: what a session may say of itself on one of its nodes, how long that is believed, and which rows it takes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
@@ -61,6 +62,81 @@ pub fn heartbeat(node_id: &str, status: &str, region: &str, serves: &[String]) -
     })
 }
 
+/// A row of `session_presence`: what a session last said on one node, for one audience.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldPresence {
+    /// The row's key.
+    pub presence_id: u64,
+    /// Who sees the row.
+    pub audience_key: u64,
+    /// The node.
+    pub node_id: String,
+    /// Whether the session is there.
+    pub is_there: bool,
+    /// Since when it is there without a break, in microseconds.
+    pub started_at_us: i64,
+    /// Its last heartbeat, in microseconds.
+    pub last_seen_us: i64,
+}
+
+/// What a heartbeat changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// Since when the session is there on this node without a break, in microseconds.
+    pub started_at_us: i64,
+    /// For each audience the row that is rewritten. None if the row is new.
+    pub rows: Vec<(u64, Option<u64>)>,
+    /// Rows that are deleted.
+    pub deleted: Vec<u64>,
+}
+
+/// Decides which rows a heartbeat takes. `held` are the rows of the session on all its nodes, and `audiences` is who is to
+/// see it on this node, each once. Nodes do not touch each other's rows, unless there is no room: then the node that left
+/// longest ago is forgotten.
+pub fn place(held: &[HeldPresence], node_id: &Label, audiences: &[u64], now_us: i64) -> Result<Placement, Refusal> {
+    let (own, others): (Vec<_>, Vec<_>) = held.iter().partition(|row| row.node_id == node_id.as_str());
+    let unbroken = own.iter().find(|row| row.is_there);
+    let rows = audiences.iter().map(|audience_key| {
+        let row = own.iter().find(|row| row.audience_key == *audience_key);
+        (*audience_key, row.map(|row| row.presence_id))
+    });
+    let unseen = own.iter().filter(|row| !audiences.contains(&row.audience_key));
+    let mut deleted: Vec<u64> = unseen.map(|row| row.presence_id).collect();
+    if own.is_empty() {
+        deleted.extend(make_room(&others)?);
+    }
+    Ok(Placement {
+        started_at_us: unbroken.map_or(now_us, |row| row.started_at_us),
+        rows: rows.collect(),
+        deleted,
+    })
+}
+
+/// The rows that go so that there is room for one more node.
+fn make_room(others: &[&HeldPresence]) -> Result<Vec<u64>, Refusal> {
+    /// A node: whether the session is there, and when it was last heard of.
+    type Node = (bool, i64);
+    let mut nodes: BTreeMap<&str, Node> = BTreeMap::new();
+    for row in others {
+        let (is_there, last_seen_us) = nodes.entry(&row.node_id).or_insert((false, i64::MIN));
+        *is_there |= row.is_there;
+        *last_seen_us = row.last_seen_us.max(*last_seen_us);
+    }
+    if nodes.len() < limit::PRESENCE_NODES {
+        return Ok(Vec::new());
+    }
+    let gone = nodes.iter().filter(|(_, (is_there, _))| !is_there);
+    let Some((forgotten, _)) = gone.min_by_key(|(_, (_, last_seen_us))| *last_seen_us) else {
+        let message = format!(
+            "node_id: the session is there on {} nodes, which is the most: say offline on one of them first",
+            nodes.len()
+        );
+        return Err(Refusal::new(RefusalCode::InvalidArgument, message));
+    };
+    let rows = others.iter().filter(|row| row.node_id == *forgotten);
+    Ok(rows.map(|row| row.presence_id).collect())
+}
+
 /// For how long a row holds without another heartbeat: then it is stale, or forgotten.
 pub fn holds_for(status: &str) -> Duration {
     if status == OFFLINE {
@@ -89,5 +165,74 @@ mod tests {
         assert_eq!(said("n1", "online", "e u", &[]), invalid);
         assert_eq!(said("n1", "online", "", &["user:7:*"]), invalid);
         assert_eq!(said("n1", "online", "", &["a"; 17]), invalid);
+    }
+
+    fn row(presence_id: u64, node_id: &str, audience_key: u64, is_there: bool, at_us: i64) -> HeldPresence {
+        HeldPresence {
+            presence_id,
+            audience_key,
+            node_id: node_id.to_owned(),
+            is_there,
+            started_at_us: at_us,
+            last_seen_us: at_us,
+        }
+    }
+
+    fn node(name: &str) -> Label {
+        Label::new(name).unwrap()
+    }
+
+    #[test]
+    fn two_nodes_of_a_session_do_not_touch_each_others_rows() {
+        let held = [
+            row(1, "laptop", 7, true, 100),
+            row(2, "laptop", 8, true, 100),
+            row(3, "worker", 7, true, 200),
+        ];
+        let placed = |name, audiences: &[u64]| place(&held, &node(name), audiences, 900).unwrap();
+        let expected = |started_at_us, rows: &[(u64, Option<u64>)], deleted: &[u64]| Placement {
+            started_at_us,
+            rows: rows.to_vec(),
+            deleted: deleted.to_vec(),
+        };
+        let laptop = expected(100, &[(7, Some(1)), (8, Some(2))], &[]);
+        assert_eq!(placed("laptop", &[7, 8]), laptop);
+        assert_eq!(placed("laptop", &[7]), expected(100, &[(7, Some(1))], &[2]));
+        let worker = expected(200, &[(7, Some(3)), (9, None)], &[]);
+        assert_eq!(placed("worker", &[7, 9]), worker);
+        assert_eq!(placed("phone", &[7]), expected(900, &[(7, None)], &[]));
+    }
+
+    #[test]
+    fn a_session_that_was_away_begins_anew() {
+        let held = [row(1, "laptop", 7, false, 100), row(2, "worker", 7, true, 200)];
+        let placed = place(&held, &node("laptop"), &[7], 900).unwrap();
+        assert_eq!((placed.started_at_us, placed.rows), (900, vec![(7, Some(1))]));
+    }
+
+    #[test]
+    fn a_session_has_a_bounded_number_of_nodes_and_forgets_those_that_left() {
+        let most = limit::PRESENCE_NODES as u64;
+        let mut held: Vec<_> = (1..=most)
+            .map(|at| row(at, &format!("n{at}"), 7, true, at as i64))
+            .collect();
+        held.push(row(most + 1, "n3", 8, true, 3));
+        let refused = place(&held, &node("new"), &[7], 900).unwrap_err();
+        assert_eq!(refused.code, RefusalCode::InvalidArgument);
+        assert!(
+            place(&held, &node("n5"), &[7], 900).is_ok(),
+            "a node that is known needs no room"
+        );
+        for gone in [3, 4] {
+            held.iter_mut()
+                .filter(|row| row.node_id == format!("n{gone}"))
+                .for_each(|row| row.is_there = false);
+        }
+        let placed = place(&held, &node("new"), &[7], 900).unwrap();
+        assert_eq!(
+            placed.deleted,
+            [3, most + 1],
+            "the node that left first is forgotten, on all its rows"
+        );
     }
 }

@@ -1,11 +1,11 @@
-//! A heartbeat: the caller's session is there, or says goodbye.
+//! A heartbeat: the caller's session is there on a node, or says goodbye. Each node of a session has rows of its own.
 //!
-//! Connections are not looked at: a lifecycle reducer also runs around every HTTP call and SQL request, and a connection
-//! that broke is not yet a session that is gone.
+//! The module does not go by connections: a lifecycle reducer also runs around every HTTP call and SQL request, and a
+//! session whose connection broke has not yet left.
 
 use spacetime_sync_proto::Label;
-use spacetime_sync_rules::presence::{self, OFFLINE};
-use spacetimedb::{ReducerContext, Table, reducer};
+use spacetime_sync_rules::presence::{self, HeldPresence, OFFLINE};
+use spacetimedb::{ReducerContext, Table, Timestamp, reducer};
 
 use crate::access::{forbidden_stream, may_read, session};
 use crate::log_access::trust_row;
@@ -38,33 +38,47 @@ pub fn upsert_presence(
     audiences.dedup();
 
     let rows = ctx.db.session_presence();
-    let held: Vec<SessionPresence> = rows.session_id().filter(session_id.as_str()).collect();
-    let unbroken = held.iter().find(|row| row.status != OFFLINE);
-    let started_at = unbroken.map_or(ctx.timestamp, |row| row.started_at);
-    for row in &held {
-        if audiences.binary_search(&row.audience_key).is_err() {
-            rows.presence_id().delete(row.presence_id);
-        }
+    let held: Vec<HeldPresence> = rows
+        .session_id()
+        .filter(session_id.as_str())
+        .map(HeldPresence::from)
+        .collect();
+    let now_us = ctx.timestamp.to_micros_since_unix_epoch();
+    let placement = presence::place(&held, &heartbeat.node_id, &audiences, now_us).map_err(refused)?;
+    for presence_id in placement.deleted {
+        rows.presence_id().delete(presence_id);
     }
-    for audience_key in audiences {
-        let before = held.iter().find(|row| row.audience_key == audience_key);
+    for (audience_key, presence_id) in placement.rows {
         let row = SessionPresence {
-            presence_id: before.map_or(0, |row| row.presence_id),
+            presence_id: presence_id.unwrap_or(0),
             audience_key,
             session_id: session_id.clone(),
             node_id: heartbeat.node_id.as_str().to_owned(),
             status: heartbeat.status.to_owned(),
             reason: heartbeat.reason.to_owned(),
             region: heartbeat.region.clone(),
-            started_at,
+            started_at: Timestamp::from_micros_since_unix_epoch(placement.started_at_us),
             last_seen: ctx.timestamp,
             holds_until: ctx.timestamp + presence::holds_for(heartbeat.status),
         };
-        if before.is_some() {
+        if presence_id.is_some() {
             rows.presence_id().update(row);
         } else {
             rows.insert(row);
         }
     }
     Ok(())
+}
+
+impl From<SessionPresence> for HeldPresence {
+    fn from(row: SessionPresence) -> Self {
+        Self {
+            presence_id: row.presence_id,
+            audience_key: row.audience_key,
+            node_id: row.node_id,
+            is_there: row.status != OFFLINE,
+            started_at_us: row.started_at.to_micros_since_unix_epoch(),
+            last_seen_us: row.last_seen.to_micros_since_unix_epoch(),
+        }
+    }
 }

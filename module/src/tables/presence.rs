@@ -1,5 +1,6 @@
-//! Which sessions are there, as they say themselves. Seen by the sessions of the same user, and by who may read a stream
-//! that the session serves: a row for each of these audiences, joined with the grants as the log is.
+//! Which sessions are there, and on which nodes, as they say themselves. The sessions of the same user see them, and so does
+//! who may read a stream that a session serves: there is a row for each node and each of these audiences, joined with the
+//! grants as the log is.
 
 use spacetimedb::{Filter, Timestamp, client_visibility_filter, table};
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use spacetime_sync_proto::limit::PRESENCE_NODES;
 use spacetime_sync_proto::{ChainHash, RefusalCode};
 use spacetime_sync_stdb::admin::Credential;
 
@@ -16,7 +17,19 @@ impl Guarded {
     }
 
     async fn say(&self, who: &Credential, session: &str, status: &str, serves: &[&str]) -> Option<RefusalCode> {
-        let arguments = json!([session, format!("node-of-{session}"), status, "eu", serves]);
+        self.say_on(&format!("node-of-{session}"), who, session, status, serves)
+            .await
+    }
+
+    async fn say_on(
+        &self,
+        node: &str,
+        who: &Credential,
+        session: &str,
+        status: &str,
+        serves: &[&str],
+    ) -> Option<RefusalCode> {
+        let arguments = json!([session, node, status, "eu", serves]);
         self.module.call(Some(who), "upsert_presence", &arguments).await.code()
     }
 
@@ -85,6 +98,43 @@ async fn a_session_is_seen_by_its_user_and_by_who_reads_a_stream_that_it_serves(
         [is("reader", "away", "")],
         "it serves the stream no more"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_of_a_session_are_there_each_for_itself() {
+    let guarded = Guarded::start().await;
+    let [desktop, other] = ["desktop", "other"].map(|session| guarded.session("7", session, &["user:7:*"]));
+    let on = async |node: &str, status: &str| {
+        let said = guarded.say_on(node, &desktop, "desktop", status, &[]).await;
+        assert_eq!(said, None, "{node} {status}");
+    };
+    let nodes = async || {
+        let statement = "SELECT node_id, status FROM session_presence";
+        let rows = guarded.module.sql(Some(&other), statement).await.unwrap();
+        let mut seen: Vec<_> = rows
+            .iter()
+            .map(|row| [&row[0], &row[1]].map(|value| value.as_str().unwrap().to_owned()))
+            .collect();
+        seen.sort();
+        seen
+    };
+    on("laptop", "online").await;
+    on("worker", "busy").await;
+    on("laptop", "online").await;
+    let both = [["laptop", "online"], ["worker", "busy"]].map(|row| row.map(str::to_owned));
+    assert_eq!(nodes().await, both);
+    on("worker", "offline").await;
+    let one = [["laptop", "online"], ["worker", "offline"]].map(|row| row.map(str::to_owned));
+    assert_eq!(nodes().await, one);
+    // The node that left makes room; as many as may be there at once may be.
+    for nth in 1..PRESENCE_NODES {
+        on(&format!("node-{nth}"), "online").await;
+    }
+    let seen = nodes().await;
+    assert_eq!(seen.len(), PRESENCE_NODES, "{seen:?}");
+    assert!(!seen.iter().any(|row| row[0] == "worker"), "{seen:?}");
+    let refused = guarded.say_on("one-too-many", &desktop, "desktop", "online", &[]).await;
+    assert_eq!(refused, Some(RefusalCode::InvalidArgument));
 }
 
 #[tokio::test(flavor = "multi_thread")]
