@@ -164,7 +164,20 @@ mod tests {
         assert_eq!(said("n1", "Online", "", &[]), invalid);
         assert_eq!(said("n1", "online", "e u", &[]), invalid);
         assert_eq!(said("n1", "online", "", &["user:7:*"]), invalid);
-        assert_eq!(said("n1", "online", "", &["a"; 17]), invalid);
+        assert!(said("n1", "online", "", &["a"; limit::PRESENCE_SERVES]).is_ok());
+        assert_eq!(said("n1", "online", "", &["a"; limit::PRESENCE_SERVES + 1]), invalid);
+    }
+
+    #[test]
+    fn who_is_there_must_say_so_again_soon_and_who_went_is_remembered_for_long() {
+        for status in STATUSES {
+            let expected = if status == "offline" {
+                FORGOTTEN_AFTER
+            } else {
+                STALE_AFTER
+            };
+            assert_eq!(holds_for(status), expected, "{status}");
+        }
     }
 
     fn row(presence_id: u64, node_id: &str, audience_key: u64, is_there: bool, at_us: i64) -> HeldPresence {

@@ -388,6 +388,20 @@ mod tests {
     }
 
     #[test]
+    fn a_token_at_the_limits_is_taken() {
+        let longest = [("iat", json!(NOW)), ("exp", json!(NOW + TTL_SECONDS.end()))];
+        assert!(judge(&longest).is_ok());
+        let most_streams = json!(vec!["a"; limit::TOKEN_STREAMS]);
+        assert!(judge(&[("oa_sync_streams", most_streams)]).is_ok());
+        let padded = |bytes: usize| {
+            let text = claims().to_string();
+            Claims::read(&(" ".repeat(bytes - text.len()) + &text)).map_err(|refusal| refusal.code)
+        };
+        assert!(padded(limit::CLAIMS_BYTES).is_ok());
+        assert_eq!(padded(limit::CLAIMS_BYTES + 1).err(), Some(RefusalCode::InvalidToken));
+    }
+
+    #[test]
     fn whose_token_it_is_is_known_before_it_is_judged() {
         let issuer = |text: &str| Claims::read(text).ok()?.issuer().map(str::to_owned);
         assert_eq!(issuer(&claims().to_string()).as_deref(), Some("https://sync.example"));
