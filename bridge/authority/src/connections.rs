@@ -12,7 +12,7 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::error::{AuthorityError, CallError};
+use super::error::{AuthorityError, CallError, connection_is_good};
 
 /// How long a call may wait for its turn, and how long making a connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -70,11 +70,10 @@ impl Connections {
             }
             Ok(Err(CallError::Content(error))) => Err(error),
             Ok(Err(CallError::Driver(error))) => {
-                let code = error.as_database_error().map(|error| error.code().unwrap_or_default());
-                // 57P: the server is going away. No code: the connection has.
-                match code {
-                    Some(code) if !code.starts_with("57P") => self.idle().push(connection),
-                    _ => self.forget_idle(),
+                if connection_is_good(&error) {
+                    self.idle().push(connection);
+                } else {
+                    self.forget_idle();
                 }
                 Err(AuthorityError::from_driver(&self.server, error))
             }

@@ -88,6 +88,14 @@ pub enum AuthorityError {
         /// What the driver says. Never holds the password.
         source: sqlx::Error,
     },
+    /// The server has no such database.
+    #[error("postgres at {server} has no such database; create it, or correct the end of the url")]
+    NoDatabase {
+        /// Host, port and database, without the password.
+        server: String,
+        /// What the driver says.
+        source: sqlx::Error,
+    },
     /// The server does not let us in, or does not let us do what we must.
     #[error("postgres at {server} denies access; check the role, its password and its rights on schema runtime")]
     Denied {
@@ -149,6 +157,7 @@ impl AuthorityError {
             | Self::Migrate { .. }
             | Self::Unsupported { .. }
             | Self::Url { .. }
+            | Self::NoDatabase { .. }
             | Self::Denied { .. }
             | Self::Failed { .. } => RefusalClass::Fatal,
         }
@@ -181,15 +190,46 @@ impl AuthorityError {
             "SY" => Self::Refused {
                 code: code.to_owned(),
                 message: database_error.message().to_owned(),
-                hint: database_error.hint().unwrap_or_default().to_owned(),
+                hint: hint(code, database_error).to_owned(),
             },
             // 08 connection, 25 read-only (a standby, or after a failover), 40 rollback (deadlock, serialization),
             // 53 resources, 55 lock, 57 cancel and shutdown, 58 system.
             "08" | "25" | "40" | "53" | "55" | "57" | "58" => Self::Unavailable { server, source: error },
-            "28" | "3D" => Self::Denied { server, source: error },
+            "3D" => Self::NoDatabase { server, source: error },
+            "28" => Self::Denied { server, source: error },
             _ if code == "42501" => Self::Denied { server, source: error },
             _ => Self::Failed { server, source: error },
         }
+    }
+}
+
+/// What to do about a refused append. SY005 stands for a payload that is too large and for one that is empty, and the
+/// function's hint fits the first.
+fn hint<'a>(code: &str, error: &'a sqlx::postgres::PgDatabaseError) -> &'a str {
+    let is_empty = ["payload has 0 bytes", "payload has no bytes"]
+        .iter()
+        .any(|beginning| error.message().starts_with(beginning));
+    if code == "SY005" && is_empty {
+        return "Give the event a payload of at least one byte.";
+    }
+    error.hint().unwrap_or_default()
+}
+
+/// Whether the connection can be used after this error. It can where the server has answered, whatever the answer was, and
+/// only then.
+pub(super) fn connection_is_good(error: &sqlx::Error) -> bool {
+    match error {
+        // 57P: the server is going away, and with it this connection.
+        sqlx::Error::Database(error) => !error.code().unwrap_or_default().starts_with("57P"),
+        sqlx::Error::RowNotFound
+        | sqlx::Error::TypeNotFound { .. }
+        | sqlx::Error::ColumnIndexOutOfBounds { .. }
+        | sqlx::Error::ColumnNotFound(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::Encode(_)
+        | sqlx::Error::Decode(_) => true,
+        // The driver may have more kinds than it names.
+        _ => false,
     }
 }
 

@@ -506,16 +506,19 @@ async fn chain_at(
     .bind(seq.to_sql())
     .fetch_optional(connection)
     .await?;
-    let chain = |bytes: Vec<u8>| {
-        ChainHash::from_slice(&bytes).ok_or_else(|| {
-            CallError::Content(AuthorityError::Corrupt {
-                stream_id: stream_id.as_str().to_owned(),
-                seq: seq.to_sql(),
-                what: "a chain hash",
-            })
-        })
-    };
-    found.map(chain).transpose()
+    found
+        .map(|bytes| chain_hash(stream_id, seq, &bytes))
+        .transpose()
+        .map_err(CallError::Content)
+}
+
+/// The chain hash that a column holds. One that is malformed is corrupt, wherever it is read.
+fn chain_hash(stream_id: &StreamId, seq: Seq, bytes: &[u8]) -> Result<ChainHash, AuthorityError> {
+    ChainHash::from_slice(bytes).ok_or_else(|| AuthorityError::Corrupt {
+        stream_id: stream_id.as_str().to_owned(),
+        seq: seq.to_sql(),
+        what: "a chain hash",
+    })
 }
 
 #[cfg(test)]

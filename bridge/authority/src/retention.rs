@@ -22,8 +22,8 @@ pub struct Extent {
     pub head_seq: Seq,
     /// The chain hash there.
     pub head_chain: ChainHash,
-    /// Newest events that SpacetimeDB keeps, at most.
-    pub window_events: u64,
+    /// Newest events that SpacetimeDB keeps, at most; none if the stream has no class, and SpacetimeDB keeps all.
+    pub window_events: Option<u64>,
     /// How far behind a client may be and still be brought up event by event.
     pub replay_budget_events: Option<u64>,
     /// The position of the document that stands for the events before.
@@ -38,7 +38,8 @@ impl Extent {
 
     /// Where SpacetimeDB's window begins when it is filled from nothing: as full as it may be, but no fuller than the log.
     pub fn window_floor(&self) -> Seq {
-        let full = Seq::new(self.head_seq.get().saturating_sub(self.window_events)).unwrap_or(Seq::ZERO);
+        let below = |events: u64| Seq::new(self.head_seq.get().saturating_sub(events));
+        let full = self.window_events.and_then(below).unwrap_or(Seq::ZERO);
         full.max(self.floor())
     }
 }
@@ -216,13 +217,15 @@ fn extent(row: &PgRow) -> Result<Extent, CallError> {
         None => ChainHash::genesis(&id),
         Some(bytes) => chain(bytes, oldest_seq.previous())?,
     };
-    let (budget, snapshot): (Option<i64>, Option<i64>) = (row.try_get(6)?, row.try_get(7)?);
+    // A stream without a class has a row all the same, of NULLs.
+    let (window, budget): (Option<i64>, Option<i64>) = (row.try_get(5)?, row.try_get(6)?);
+    let snapshot: Option<i64> = row.try_get(7)?;
     Ok(Extent {
         oldest_seq,
         floor_chain,
         head_seq,
         head_chain: chain(head_chain, head_seq)?,
-        window_events: count(row.try_get(5)?),
+        window_events: window.map(count),
         replay_budget_events: budget.map(count),
         snapshot_seq: snapshot.and_then(Seq::from_sql),
     })

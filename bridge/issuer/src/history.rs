@@ -57,7 +57,7 @@ pub fn judge(stream_id: &StreamId, cursor: Cursor, history: &History) -> Judged 
         floor_chain: ChainHash::genesis(stream_id),
         head_seq: Seq::ZERO,
         head_chain: ChainHash::genesis(stream_id),
-        window_events: 0,
+        window_events: None,
         replay_budget_events: None,
         snapshot_seq: None,
     };

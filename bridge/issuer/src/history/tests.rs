@@ -51,7 +51,7 @@ fn history(after: u64, budget: Option<u64>, snapshot: Option<u64>) -> History {
             floor_chain: chain(&log, 20),
             head_seq: at(100),
             head_chain: chain(&log, 100),
-            window_events: 10,
+            window_events: Some(10),
             replay_budget_events: budget,
             snapshot_seq: snapshot.map(at),
         }),
@@ -198,7 +198,7 @@ fn a_page_of_large_events_ends_where_it_is_large_enough() {
         floor_chain: chain(&log, 0),
         head_seq: at(40),
         head_chain: chain(&log, 40),
-        window_events: 10,
+        window_events: Some(10),
         replay_budget_events: None,
         snapshot_seq: None,
     };

@@ -176,3 +176,80 @@ async fn a_row_that_is_no_stream_is_passed_over() {
     assert_eq!(authority.purgeable_streams(None, 2).await.unwrap(), expected);
     assert_eq!(authority.misnamed_streams(10).await.unwrap(), ["b\n", "no name"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_without_a_class_keeps_everything_and_can_be_read() {
+    let (database, authority) = setup().await;
+    let id = stream("s");
+    authority.append_batch(&id, &numbered(1, 5)).await.unwrap();
+    client(&database)
+        .await
+        .execute("delete from runtime.sync_retention")
+        .await
+        .unwrap();
+    let history = authority.history(&id, seq(2), 10, ALL).await.unwrap();
+    assert_eq!(history.events.len(), 3);
+    let extent = history.extent.unwrap();
+    assert_eq!((extent.window_events, extent.window_floor()), (None, Seq::ZERO));
+    assert_eq!(authority.purge(&id, 10).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_the_expected_row_costs_no_connection() {
+    let database = Cluster::shared().await.create_database().await.unwrap();
+    let authority = Authority::connect(database.url(), 1).await.unwrap();
+    let mut other = client(&database).await;
+    other.execute("delete from runtime.sync_epoch").await.unwrap();
+    let mut backends = async || -> Vec<i32> {
+        sqlx::query_scalar(
+            "select pid from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
+               and application_name = 'spacetime-sync' order by pid",
+        )
+        .fetch_all(&mut other)
+        .await
+        .unwrap()
+    };
+    authority.dirty_streams(None, 1).await.unwrap();
+    // Those that set the database up may still be ending.
+    eventually("one connection", async || backends().await.len() == 1).await;
+    let before = backends().await;
+    let error = authority.epoch().await.unwrap_err();
+    assert_eq!(error.class(), RefusalClass::Fatal, "{error:?}");
+    authority.dirty_streams(None, 1).await.unwrap();
+    assert_eq!(backends().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_malformed_chain_hash_is_corrupt_wherever_it_is_read_and_a_fault_of_its_stream_alone() {
+    let (database, authority) = setup().await;
+    let [bad, sound] = ["bad", "sound"].map(stream);
+    for id in [&bad, &sound] {
+        authority.append(id, &event("k", "k", b"p")).await.unwrap();
+    }
+    client(&database)
+        .await
+        .execute(
+            "set session_replication_role = replica;
+             update runtime.sync_stream_events set chain_hash = '\\x00' where stream_id = 'bad'",
+        )
+        .await
+        .unwrap();
+    let corrupt = |error: &AuthorityError| {
+        let here = matches!(
+            error,
+            AuthorityError::Corrupt {
+                seq: 1,
+                what: "a chain hash",
+                ..
+            }
+        );
+        assert!(here && error.class() == RefusalClass::Reject, "{error:?}");
+    };
+    corrupt(&authority.chain_at(&bad, seq(1)).await.unwrap_err());
+    let asked = [(bad.clone(), seq(1)), (sound.clone(), seq(1))];
+    let found = authority.standings(&asked).await.unwrap();
+    corrupt(found[0].as_ref().unwrap_err());
+    let sound_chain = authority.chain_at(&sound, seq(1)).await.unwrap();
+    assert!(sound_chain.is_some());
+    assert_eq!(found[1].as_ref().unwrap().chain, sound_chain);
+}
