@@ -151,8 +151,9 @@ impl Authority {
             .await
     }
 
-    /// Revokes sessions, those too that never had a token. What is revoked stays as it was revoked first.
-    pub async fn revoke_sessions(&self, session_ids: &[Label], reason: &str) -> Result<(), AuthorityError> {
+    /// Revokes sessions, those too that never had a token. What is revoked stays as it was revoked first. Returns those that
+    /// never had a token.
+    pub async fn revoke_sessions(&self, session_ids: &[Label], reason: &str) -> Result<Vec<Label>, AuthorityError> {
         let ids: Vec<&str> = session_ids.iter().map(Label::as_str).collect();
         self.connections
             .run("revoke_sessions", async |connection| {
@@ -165,9 +166,20 @@ impl Authority {
                 )
                 .bind(&ids)
                 .bind(reason)
-                .execute(connection)
+                .execute(&mut *connection)
                 .await?;
-                Ok(())
+                let unknown: Vec<String> = sqlx::query_scalar(
+                    "select s.session_id from unnest($1::text[]) as w(session_id)
+                     cross join lateral (
+                       select session_id from runtime.sync_sessions
+                       where session_id >= w.session_id collate \"C\" and session_id <= w.session_id collate \"C\"
+                         and bound_at is null) s
+                     group by s.session_id order by s.session_id",
+                )
+                .bind(&ids)
+                .fetch_all(connection)
+                .await?;
+                unknown.iter().map(|text| label(text)).collect()
             })
             .await
     }

@@ -22,6 +22,7 @@ pub mod sessions;
 pub mod settings;
 
 use std::net::IpAddr;
+use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -147,31 +148,39 @@ impl Issuer {
         self.window.check(client)
     }
 
-    /// Who asks, by the value of the header `Authorization`.
-    pub async fn authenticate(&self, authorization: Option<&[u8]>, peer: IpAddr) -> Result<Session, Denial> {
+    /// Says whose session the value of the header `Authorization` proves.
+    pub async fn authenticate(self: &Arc<Self>, authorization: Option<&[u8]>, peer: IpAddr) -> Result<Session, Denial> {
         let peer = network(peer);
-        let result = match self.failed.peek(&peer, Instant::now()) {
-            Err(wait) => Err(Denial::rate_limited(
-                "too many credentials of this address failed",
-                wait,
-            )),
-            Ok(()) => self.session(authorization).await,
+        if let Err(wait) = self.failed.peek(&peer, Instant::now()) {
+            let denial = Denial::rate_limited("too many credentials of this address failed", wait);
+            return Err(self.counted(denial));
+        }
+        let credential = bearer(authorization).map(|token| token.trim().to_owned());
+        // In a task of its own: if the client hangs up while a key is fetched, its failure counts all the same.
+        let judged = tokio::spawn({
+            let issuer = self.clone();
+            async move { issuer.judge(credential, peer).await }
+        });
+        // Nobody cancels it, so it ends with an answer or with a panic.
+        judged.await.unwrap_or_else(|ended| resume_unwind(ended.into_panic()))
+    }
+
+    async fn judge(&self, credential: Result<String, Denial>, peer: IpAddr) -> Result<Session, Denial> {
+        let verified = match credential {
+            Ok(token) => self.sessions.verify(&token, now()).await,
+            Err(denial) => Err(denial),
         };
-        result.map_err(|denial| {
+        verified.map_err(|denial| {
             let unproven = !matches!(
                 denial.code,
                 RefusalCode::RateLimited | RefusalCode::SyncTokenUnavailable
             );
             if unproven {
-                // That it is used up is told with the next credential.
+                // The next credential of this address is refused if this one was the last that the limit allows.
                 let _ = self.failed.take(peer, Instant::now());
             }
             self.counted(denial)
         })
-    }
-
-    async fn session(&self, authorization: Option<&[u8]>) -> Result<Session, Denial> {
-        self.sessions.verify(bearer(authorization)?.trim(), now()).await
     }
 
     /// A token for a session. `client` was checked.
@@ -344,6 +353,61 @@ mod tests {
             device_id: device.map(label),
             expires_at: 0,
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_hangs_up_does_not_escape_the_limit_on_failures() {
+        let (requests, mut requested) = tokio::sync::mpsc::unbounded_channel();
+        let answer = Arc::new(tokio::sync::Semaphore::new(0));
+        let no_keys = axum::routing::get({
+            let answer = answer.clone();
+            move || {
+                requests.send(()).unwrap();
+                async move { answer.acquire().await.map(|_| r#"{"keys":[]}"#).unwrap() }
+            }
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let keys_of_sessions = format!("http://{}/keys", listener.local_addr().unwrap());
+        let app = axum::Router::new().route("/keys", no_keys);
+        tokio::spawn(axum::serve(listener, app).into_future());
+        let issuer = Arc::new(issuer(&keys_of_sessions));
+        let stranger: IpAddr = "10.0.0.1".parse().unwrap();
+        let token = keys::tests::key(0).sign(&serde_json::json!({ "sub": "7" })).unwrap();
+        let authorization = format!("Bearer {}", token.expose());
+
+        let asked = tokio::spawn({
+            let (issuer, authorization) = (issuer.clone(), authorization.clone());
+            async move { issuer.authenticate(Some(authorization.as_bytes()), stranger).await }
+        });
+        requested.recv().await.unwrap();
+        asked.abort();
+        assert!(asked.await.unwrap_err().is_cancelled());
+        answer.add_permits(10);
+
+        // Without a limit on what it may fail, this would go on for ever.
+        let limited = async {
+            while issuer.failed.peek(&stranger, Instant::now()).is_ok() {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        };
+        let limited = tokio::time::timeout(std::time::Duration::from_secs(10), limited).await;
+        assert!(limited.is_ok(), "the credential that failed was not counted");
+        let denial = issuer.authenticate(Some(authorization.as_bytes()), stranger).await;
+        assert_eq!(denial.unwrap_err().code, RefusalCode::RateLimited);
+    }
+
+    /// An issuer that lets one credential of each address fail, and fetches the keys of sessions.
+    fn issuer(keys_of_sessions: &str) -> Issuer {
+        let issuer = IssuerConfig {
+            key: Some(SigningKey::generate().unwrap()),
+            failures_per_minute: 1,
+            failures_burst: 1,
+            ..serde_json::from_value(serde_json::json!({ "url": "https://lane.example" })).unwrap()
+        };
+        let sessions = serde_json::json!({
+            "issuer": "https://app.example", "audience": "runtime-sync", "jwks_url": keys_of_sessions,
+        });
+        Issuer::open(&issuer, &serde_json::from_value(sessions).unwrap(), &Window::default()).unwrap()
     }
 
     #[test]

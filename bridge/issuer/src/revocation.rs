@@ -74,13 +74,22 @@ impl Messenger {
     }
 }
 
+/// What became of a revocation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revoked {
+    /// Whether the module has taken it by now.
+    pub delivered: bool,
+    /// Sessions that never had a token. They are revoked, too; but their ids may be mistyped.
+    pub unknown: Vec<Label>,
+}
+
 impl Issuer {
-    /// Revokes sessions, and says whether the module has taken it by now. From here on no token is given to them.
-    pub async fn revoke(&self, messenger: &Messenger, session_ids: &[Label], reason: &str) -> Result<bool, Denial> {
+    /// Revokes sessions. From here on no token is given to them.
+    pub async fn revoke(&self, messenger: &Messenger, session_ids: &[Label], reason: &str) -> Result<Revoked, Denial> {
         let authority = self.authority()?;
-        self.ask(authority.revoke_sessions(session_ids, reason)).await?;
+        let unknown = self.ask(authority.revoke_sessions(session_ids, reason)).await?;
         self.cache.forget(session_ids);
-        tracing::info!(sessions = session_ids.len(), "revoked");
+        tracing::info!(sessions = session_ids.len(), unknown = unknown.len(), "revoked");
         let delivered = match timeout(WAIT, deliver(authority, messenger, session_ids)).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
@@ -92,7 +101,7 @@ impl Issuer {
         if !delivered {
             self.revocations.woken.notify_one();
         }
-        Ok(delivered)
+        Ok(Revoked { delivered, unknown })
     }
 
     /// Tells the module what it has not taken yet, for as long as the process runs.

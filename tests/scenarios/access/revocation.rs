@@ -37,7 +37,10 @@ async fn a_revoked_session_is_served_nowhere_and_never_again() {
     // There is no SpacetimeDB that could have taken it.
     assert_eq!(
         (status, &body),
-        (200, &json!({ "revoked": ["s1", "never-seen"], "delivered": false }))
+        (
+            200,
+            &json!({ "revoked": ["s1", "never-seen"], "delivered": false, "unknown": ["never-seen"] })
+        )
     );
     let (status, body) = one.token(&credential, &["notes"]).await.unwrap();
     assert_eq!(

@@ -13,7 +13,7 @@ use super::Desk;
 use super::refusal::refuse;
 use crate::denial::Denial;
 use crate::json::object;
-use crate::revocation::{REASON_BYTES, SESSIONS};
+use crate::revocation::{REASON_BYTES, Revoked, SESSIONS};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,7 +25,8 @@ struct Revocation {
     reason: String,
 }
 
-/// Revokes sessions. Answers once the authority has recorded it, and says whether the module has taken it, too.
+/// Revokes sessions. Answers when the authority has it, and says whether the module has it, too, and which of the sessions
+/// never had a token.
 pub(super) async fn revoke(State(desk): State<Option<Arc<Desk>>>, body: Bytes) -> Response {
     let Some(desk) = desk else {
         return refuse(&Denial::unavailable("this bridge issues no tokens"));
@@ -41,7 +42,9 @@ pub(super) async fn revoke(State(desk): State<Option<Arc<Desk>>>, body: Bytes) -
     });
     let unknown = |_| Err(Denial::unavailable("the revocation was interrupted; ask again"));
     match revoked.await.unwrap_or_else(unknown) {
-        Ok(delivered) => Json(json!({ "revoked": session_ids, "delivered": delivered })).into_response(),
+        Ok(Revoked { delivered, unknown }) => {
+            Json(json!({ "revoked": session_ids, "delivered": delivered, "unknown": unknown })).into_response()
+        }
         Err(denial) => refuse(&denial),
     }
 }

@@ -1,5 +1,6 @@
 //! Keys that an issuer publishes: fetched when they are needed, kept, and asked for again as seldom as can be.
 
+use std::panic::resume_unwind;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -26,11 +27,14 @@ const KEYS: usize = 64;
 
 /// The keys at a url.
 #[derive(Debug)]
-pub(super) struct RemoteKeys {
+pub(super) struct RemoteKeys(Arc<Remote>);
+
+#[derive(Debug)]
+struct Remote {
     url: String,
     http: reqwest::Client,
     held: RwLock<Option<Arc<Held>>>,
-    /// When the url was asked last, and whether it answered. Who holds the lock asks.
+    /// When the url was asked last, and whether it answered. Whoever holds the lock asks.
     asked: Mutex<Option<(Instant, bool)>>,
 }
 
@@ -64,22 +68,30 @@ impl RemoteKeys {
             .timeout(FETCH_LIMIT)
             .redirect(reqwest::redirect::Policy::none())
             .build();
-        Self {
+        Self(Arc::new(Remote {
             url: url.to_owned(),
             // As without any options: it fails where no client can be made at all.
             http: http.expect("a client whose options are constants"),
             held: RwLock::default(),
             asked: Mutex::default(),
-        }
+        }))
     }
 
     /// The key of an id; none if the issuer has none.
     pub(super) async fn key(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Option<PublicKey>, Denial> {
-        if let Some(key) = self.within(FRESH).and_then(|held| held.key(kid, algorithm)) {
+        if let Some(key) = self.0.within(FRESH).and_then(|held| held.key(kid, algorithm)) {
             return Ok(Some(key));
         }
-        let answered = self.refresh().await;
-        match self.within(STALE).map(|held| held.key(kid, algorithm)) {
+        // In a task of its own: if the caller hangs up, the fetch goes on, and the pause after it holds.
+        let refreshed = tokio::spawn({
+            let remote = self.0.clone();
+            async move { remote.refresh().await }
+        });
+        // Nobody cancels it, so it ends with an answer or with a panic.
+        let answered = refreshed
+            .await
+            .unwrap_or_else(|ended| resume_unwind(ended.into_panic()));
+        match self.0.within(STALE).map(|held| held.key(kid, algorithm)) {
             Some(Some(key)) => Ok(Some(key)),
             Some(None) if answered => Ok(None),
             _ => Err(Denial::unavailable(
@@ -87,7 +99,9 @@ impl RemoteKeys {
             )),
         }
     }
+}
 
+impl Remote {
     fn within(&self, age: Duration) -> Option<Arc<Held>> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner).clone();
         held.filter(|held| held.at.elapsed() < age)
@@ -268,6 +282,41 @@ mod tests {
             "which of two?"
         );
         assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_hangs_up_does_not_escape_the_pause_between_two_fetches() {
+        let ring = Ring::new(vec![key(0)]);
+        let (kid, set) = (ring.signer(0).unwrap().kid().to_owned(), ring.jwks(0).to_string());
+        let (requests, mut requested) = tokio::sync::mpsc::unbounded_channel();
+        let answer = Arc::new(tokio::sync::Semaphore::new(0));
+        let app = axum::Router::new().route(
+            "/keys",
+            axum::routing::get({
+                let answer = answer.clone();
+                move || {
+                    requests.send(()).unwrap();
+                    async move { answer.acquire().await.map(|_| set).unwrap() }
+                }
+            }),
+        );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let keys = Arc::new(RemoteKeys::new(&format!(
+            "http://{}/keys",
+            listener.local_addr().unwrap()
+        )));
+        tokio::spawn(axum::serve(listener, app).into_future());
+        let caller = tokio::spawn({
+            let keys = keys.clone();
+            async move { keys.key(Some("unknown"), Algorithm::Es256).await }
+        });
+        requested.recv().await.unwrap();
+        caller.abort();
+        assert!(caller.await.unwrap_err().is_cancelled());
+
+        answer.add_permits(10);
+        assert!(keys.key(Some(&kid), Algorithm::Es256).await.unwrap().is_some());
+        assert!(requested.try_recv().is_err(), "the issuer was asked twice");
     }
 
     #[tokio::test]
