@@ -153,6 +153,16 @@ impl Admin {
         }
     }
 
+    /// The identity, in hex, of who published the database.
+    pub async fn owner(&self) -> Result<String, StdbError> {
+        const WHAT: &str = "the owner";
+        let response = self.send(WHAT, self.request(Method::GET, "")).await?;
+        let answer: Value = self.json(self.success(WHAT, response).await?, WHAT).await?;
+        let owner = answer["owner_identity"]["__identity__"].as_str();
+        let owner = owner.ok_or_else(|| self.unexpected(WHAT, answer.to_string()))?;
+        Ok(owner.trim_start_matches("0x").to_owned())
+    }
+
     /// Asks what publishing a module would come to, without doing it.
     pub async fn plan(&self, wasm: Vec<u8>) -> Result<Plan, StdbError> {
         const WHAT: &str = "the plan";
@@ -289,11 +299,7 @@ impl Admin {
                 uri: self.uri.clone(),
                 message: text(response).await,
             }),
-            StatusCode::FORBIDDEN => Err(StdbError::Forbidden {
-                uri: self.uri.clone(),
-                database: self.database.clone(),
-                message: text(response).await,
-            }),
+            StatusCode::FORBIDDEN => Err(self.forbidden(text(response).await)),
             StatusCode::NOT_FOUND => {
                 let message = text(response).await;
                 if is_about_a_function(&message) {
@@ -309,6 +315,19 @@ impl Admin {
                 }
             }
             _ => Ok(response),
+        }
+    }
+
+    /// A 403 is the server's own, or what the module's `client_connected` says about the caller.
+    fn forbidden(&self, message: String) -> StdbError {
+        let database = self.database.clone();
+        match Refusal::from_wire(&message) {
+            Some(refusal) => StdbError::NotLetIn { database, refusal },
+            None => StdbError::Forbidden {
+                uri: self.uri.clone(),
+                database,
+                message,
+            },
         }
     }
 

@@ -60,6 +60,14 @@ pub enum StdbError {
         /// What it says.
         message: String,
     },
+    /// The token is good, but the module does not let its identity in.
+    #[error("the module of database {database:?} does not let this identity in: {refusal}")]
+    NotLetIn {
+        /// The name.
+        database: String,
+        /// What the module says.
+        refusal: Refusal,
+    },
     /// There is no such database.
     #[error("spacetimedb at {uri} has no database {database:?}; run: spacetime-sync publish")]
     NoDatabase {
@@ -135,6 +143,7 @@ impl StdbError {
             Self::Refused(refusal) => refusal.code.class(),
             Self::Unauthorized { .. }
             | Self::Forbidden { .. }
+            | Self::NotLetIn { .. }
             | Self::BreaksClients { .. }
             | Self::NeedsDeletion { .. }
             | Self::NoDatabase { .. }

@@ -126,7 +126,7 @@ impl Link {
         is_connected
             .await
             .map_err(|_| link.unavailable("closed during the handshake"))?;
-        link.may_append().await?;
+        link.may_append(&admin).await?;
         if let Some(window) = &link.target.compatibility {
             admin.set_compatibility(window).await?;
         }
@@ -148,9 +148,26 @@ impl Link {
         self.reader.is_finished()
     }
 
-    /// Asks for something that can never be appended: who may append is told what is wrong with it, everybody else
-    /// that they may not.
-    async fn may_append(&self) -> Result<(), StdbError> {
+    /// Whether the module takes this identity for the bridge. Only the owner and the bridge may read heads, and the server
+    /// says who the owner is. The module logs every refusal as an error, so a good bridge must not need one.
+    async fn may_append(&self, admin: &Admin) -> Result<(), StdbError> {
+        match self.heads(&[]).await {
+            Ok(_) => {
+                let owner = admin.owner().await?;
+                let ours = self.connection.try_identity().map(|ours| ours.to_hex().to_string());
+                if ours.is_some_and(|ours| ours != owner) {
+                    return Ok(());
+                }
+            }
+            Err(StdbError::Refused(_)) => {}
+            Err(error) => return Err(error),
+        }
+        self.ask_to_append().await
+    }
+
+    /// Asks for something that can never be appended: the module tells whoever may append what is wrong with it, and
+    /// everybody else that they may not.
+    async fn ask_to_append(&self) -> Result<(), StdbError> {
         let (answer, answered) = oneshot::channel();
         let no_chain = chain_to_column(&ChainHash::from_bytes([0; 32]));
         let reducers = &self.connection.reducers;
