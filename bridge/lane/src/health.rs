@@ -304,6 +304,9 @@ impl Vitals {
             Role::Standby => condition.authority.is_here(),
             Role::Leading => condition.authority.is_here() && condition.link.is_here(),
         };
+        // After a restore to less than a beat ago only the streams show it.
+        let mut reasons = condition.halted.values();
+        let is_ahead = reasons.any(|reason| matches!(reason, HaltReason::AheadOfAuthority));
         Health {
             healthy: problems.healthy,
             ready,
@@ -314,7 +317,7 @@ impl Vitals {
                 .iter()
                 .map(|(stream_id, reason)| (stream_id.clone(), reason.clone()))
                 .collect(),
-            authority_restored: condition.restored.is_some(),
+            authority_restored: condition.restored.is_some() || is_ahead,
             stalled,
             lag: pulse.lag,
         }
@@ -459,6 +462,16 @@ mod tests {
         assert!(!healthy_at(&mut vitals, START + LIMIT + MOMENT, busy(0)));
         vitals.role(Role::Standby);
         assert!(healthy_at(&mut vitals, START + LIMIT + MOMENT, busy(0)));
+    }
+
+    #[test]
+    fn an_authority_that_lacks_events_was_restored_even_if_its_beat_does_not_show_it() {
+        let mut vitals = leading();
+        let stream_id = StreamId::new("s").unwrap();
+        vitals.halted(stream_id.clone(), HaltReason::BrokenLog("seq 3 is missing".to_owned()));
+        assert!(!vitals.health(START).authority_restored);
+        vitals.halted(stream_id, HaltReason::AheadOfAuthority);
+        assert!(vitals.health(START).authority_restored);
     }
 
     #[test]

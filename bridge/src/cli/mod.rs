@@ -8,15 +8,18 @@ pub(crate) mod session;
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use serde::Deserialize;
 use spacetime_sync_authority::Authority;
 use spacetime_sync_bridge::config::Config;
 use spacetime_sync_issuer::Issuer;
+use spacetime_sync_ops::repair::HaltedStream;
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
 
@@ -62,6 +65,50 @@ pub(crate) async fn both_sides(config: &Config) -> anyhow::Result<(Authority, Li
         .await
         .context("SpacetimeDB")?;
     Ok((authority, link))
+}
+
+/// How long a bridge may take to say how it is.
+const HEALTH_LIMIT: Duration = Duration::from_secs(5);
+
+#[derive(Deserialize)]
+struct Health {
+    role: String,
+    halted: Vec<HaltedStream>,
+}
+
+/// The streams that the bridge of this configuration has halted, if it runs and says so. That it does not is no error:
+/// somebody who repairs may have stopped it.
+pub(crate) async fn halted_streams(config: &Config) -> Vec<HaltedStream> {
+    let mut address = config.http.listen;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let ask = async {
+        let request = reqwest::Client::new().get(format!("http://{address}/healthz"));
+        // An unhealthy bridge answers, too.
+        request.timeout(HEALTH_LIMIT).send().await?.json::<Health>().await
+    };
+    match ask.await {
+        Ok(health) => {
+            if health.role != "leading" {
+                tell(format_args!(
+                    "note: the bridge at {address} does not lead ({}), so it cannot say which streams are halted",
+                    health.role
+                ));
+            }
+            health.halted
+        }
+        Err(error) => {
+            tell(format_args!(
+                "note: no bridge answers at {address}, so nobody can say which streams it has halted: {}",
+                error.without_url()
+            ));
+            Vec::new()
+        }
+    }
 }
 
 /// Tells whoever watches a line. Nothing is lost if nobody does.

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 use spacetime_sync_ops::parity::{ClientFile, Extent, Parity, Round};
 
-use super::{both_sides, load, say, tell};
+use super::{both_sides, halted_streams, load, say, tell};
 
 /// The longest time that is watched or waited, in seconds: a year.
 const LONGEST: u64 = 365 * 24 * 60 * 60;
@@ -44,7 +44,8 @@ pub(crate) struct ParityArgs {
 
 /// Compares, and fails if anything differs.
 pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
-    let (authority, link) = both_sides(&load(args.config)?).await?;
+    let config = load(args.config)?;
+    let (authority, link) = both_sides(&config).await?;
     let table = args.client_table.as_deref();
     let clients: Result<Vec<_>, _> = args.clients.iter().map(|path| ClientFile::new(path, table)).collect();
     let clients = clients?;
@@ -79,12 +80,17 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
     }
     let mismatches: usize = rounds.iter().map(|round| round.mismatches.len()).sum();
     let worst = rounds.iter().map(Round::mismatch_ratio).fold(0.0, f64::max);
+    let halted = halted_streams(&config).await;
+    for stream in &halted {
+        tell(format_args!("  {}: {stream}", stream.stream_id));
+    }
     if args.json {
-        say(json!({ "mismatches": mismatches, "worst_ratio": worst, "rounds": rounds }))?;
+        say(json!({ "mismatches": mismatches, "worst_ratio": worst, "halted": halted, "rounds": rounds }))?;
     }
     anyhow::ensure!(
-        mismatches == 0,
-        "{mismatches} mismatches: authority, SpacetimeDB and clients do not hold the same"
+        mismatches == 0 && halted.is_empty(),
+        "{mismatches} mismatches and {} halted streams: authority, SpacetimeDB and clients do not hold the same",
+        halted.len()
     );
     Ok(())
 }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use spacetime_sync_ops::repair::{Report, Sides};
+use spacetime_sync_bridge::config::Config;
+use spacetime_sync_ops::repair::{Finding, Report, Sides};
 use spacetime_sync_proto::StreamId;
 
-use super::{both_sides, load, say};
+use super::{both_sides, halted_streams, load, say};
 
 #[derive(Args)]
 pub(crate) struct RepairArgs {
@@ -50,8 +51,14 @@ pub(crate) struct RepublishArgs {
 }
 
 pub(crate) async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
-    let sides = sides(&args.repair).await?;
-    let reports = sides.verify(args.deep).await?;
+    let config = load(args.repair.config.clone())?;
+    let mut reports = sides_of(&config, &args.repair).await?.verify(args.deep).await?;
+    for halted in halted_streams(&config).await {
+        let report = reports.iter_mut().find(|report| report.stream_id == halted.stream_id);
+        if let Some(report) = report {
+            report.findings.push(Finding::Halted(halted));
+        }
+    }
     tell("verify", &reports, &args.repair, false)?;
     let wrong = reports.iter().filter(|report| !report.findings.is_empty()).count();
     anyhow::ensure!(
@@ -74,7 +81,11 @@ pub(crate) async fn republish(args: RepublishArgs) -> anyhow::Result<()> {
 }
 
 async fn sides(args: &RepairArgs) -> anyhow::Result<Sides> {
-    let (authority, link) = both_sides(&load(args.config.clone())?).await?;
+    sides_of(&load(args.config.clone())?, args).await
+}
+
+async fn sides_of(config: &Config, args: &RepairArgs) -> anyhow::Result<Sides> {
+    let (authority, link) = both_sides(config).await?;
     Ok(Sides {
         authority,
         link,

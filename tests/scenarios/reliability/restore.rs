@@ -1,5 +1,6 @@
 //! One of the two databases is an earlier one.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -23,11 +24,14 @@ async fn write(lane: &Lane, stream_id: &StreamId, name: &str, events: u64) {
     writer.append_all(events, 100).await.unwrap();
 }
 
-/// Runs a command of the operator's, and reads what it says as JSON.
+/// Runs a command of the operator's, and reads what it says as JSON. No bridge is asked.
 async fn operator(lane: &Lane, arguments: &[&str]) -> (i32, Value) {
-    let environment = lane
-        .environment(&BridgeOptions::default(), ([127, 0, 0, 1], 0).into())
-        .unwrap();
+    operator_beside(lane, ([127, 0, 0, 1], 0).into(), arguments).await
+}
+
+/// The same, beside a bridge that listens there.
+async fn operator_beside(lane: &Lane, http: SocketAddr, arguments: &[&str]) -> (i32, Value) {
+    let environment = lane.environment(&BridgeOptions::default(), http).unwrap();
     let environment: Vec<_> = environment
         .iter()
         .map(|(key, value)| (key.as_str(), value.as_str()))
@@ -213,6 +217,91 @@ async fn windows_are_republished_while_everything_runs() {
             .published_seq,
         Seq::new(600).unwrap()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_cannot_be_published_are_told_with_a_bridge_and_without_one() {
+    let lane = Lane::start().await.unwrap();
+    let [broken, sound] = [stream(1), stream(2)];
+    for stream_id in [&broken, &sound] {
+        write(&lane, stream_id, "w", 5).await;
+    }
+    // Behind the back of the trigger that refuses it.
+    let set = async |payload: &str| {
+        lane.sql(&format!(
+            "set session_replication_role = replica;
+             create table if not exists kept as select payload from runtime.sync_stream_events
+               where stream_id = '{broken}' and seq = 3;
+             update runtime.sync_stream_events set payload = {payload} where stream_id = '{broken}' and seq = 3"
+        ))
+        .await
+        .unwrap();
+    };
+    set("'something else'").await;
+    // What is wrong with which stream.
+    let findings = |said: &Value| -> Vec<(String, String, String)> {
+        let report = |report: &Value| {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let finding = &report["findings"][0];
+            let what = if finding["what"].is_null() { "reason" } else { "what" };
+            (
+                text(&report["stream_id"]),
+                text(&finding["finding"]),
+                text(&finding[what]),
+            )
+        };
+        said["reports"].as_array().unwrap().iter().map(report).collect()
+    };
+    let why = "the payload of seq 3 is not what was hashed";
+    for arguments in [&["verify"][..], &["verify", "--deep"]] {
+        let (code, said) = operator(&lane, arguments).await;
+        let found = findings(&said);
+        assert!(code == 1 && found.len() == 1, "{said}");
+        assert_eq!((&*found[0].0, &*found[0].1), (broken.as_str(), "unpublishable"));
+        assert!(found[0].2.contains(why), "{said}");
+    }
+    let (code, said) = operator(&lane, &["parity"]).await;
+    let mismatch = &said["rounds"][0]["mismatches"][0];
+    assert_eq!((code, &said["mismatches"]), (1, &1.into()), "{said}");
+    assert_eq!(
+        (&mismatch["party"], &mismatch["seq"]),
+        (&"authority".into(), &1.into()),
+        "{said}"
+    );
+    assert!(mismatch["what"].as_str().unwrap().contains(why), "{said}");
+
+    // The rows are restored, but the bridge has halted the stream before.
+    let bridge = lane.bridge_with(&watching()).unwrap();
+    let halted = |health: &Value, count: usize| health["halted"].as_array().is_some_and(|all| all.len() == count);
+    bridge
+        .until("/healthz", SOON, |_, health| halted(health, 1))
+        .await
+        .unwrap();
+    set("(select payload from kept)").await;
+    let http: SocketAddr = bridge.url().trim_start_matches("http://").parse().unwrap();
+    let (code, said) = operator_beside(&lane, http, &["verify", "--deep"]).await;
+    let found = findings(&said);
+    assert!(code == 1 && found.len() == 1, "{said}");
+    assert_eq!((&*found[0].0, &*found[0].1), (broken.as_str(), "halted"));
+    assert!(found[0].2.contains(why), "{said}");
+    let (code, said) = operator_beside(&lane, http, &["parity"]).await;
+    assert_eq!(
+        (code, &said["mismatches"], &said["halted"][0]["code"]),
+        (1, &0.into(), &"broken_log".into())
+    );
+
+    // As docs/recovery.md says.
+    let (code, _) = operator_beside(&lane, http, &["rewind"]).await;
+    assert_eq!(code, 0);
+    bridge
+        .until("/healthz", SOON, |_, health| halted(health, 0))
+        .await
+        .unwrap();
+    assert!(lane.published(SOON).await);
+    for arguments in [&["verify", "--deep"][..], &["parity"]] {
+        let (code, said) = operator_beside(&lane, http, arguments).await;
+        assert_eq!(code, 0, "{said}");
+    }
 }
 
 fn copy_folder(from: &std::path::Path, to: &std::path::Path) {

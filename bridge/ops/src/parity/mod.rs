@@ -21,6 +21,7 @@ use rand::Rng;
 use serde::Serialize;
 use spacetime_sync_proto::{ChainHash, Position, Seq, StreamId, StreamProgress};
 
+use crate::unpublished::{BrokenTail, Tail, broken_tail};
 use spacetime_sync_authority::{Authority, AuthorityError};
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::link::Link;
@@ -156,6 +157,17 @@ impl Parity<'_> {
             self.positions(&position.stream_id, &mut round, &mut behind).await?;
         }
         round.clients_behind = behind.into_iter().max().unwrap_or(0);
+        let tail = match extent {
+            Extent::Sample(_) => Tail::NextPage,
+            Extent::Whole => Tail::Whole,
+        };
+        for position in &streams {
+            let broken = broken_tail(self.authority, position, tail).await?;
+            round.found(broken.map(|BrokenTail { after, what }| {
+                let what = format!("committed and cannot be published: {what}");
+                mismatch(Party::Authority, &position.stream_id, after.next(), what)
+            }));
+        }
         for (stream_id, seqs) in chosen(&streams, extent) {
             match seqs {
                 Some(seqs) => {

@@ -9,10 +9,12 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use spacetime_sync_proto::{ChainHash, Position, RefusalCode, Seq, StreamId, StreamProgress};
 
+use crate::unpublished::{BrokenTail, Tail, broken_tail};
 use spacetime_sync_authority::{Authority, AuthorityError};
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::link::Link;
@@ -22,6 +24,9 @@ pub use common::Common;
 
 /// Streams asked for at once.
 const STREAMS: usize = 1_000;
+/// How often the rewind of a stream is tried while a bridge goes on appending to it, and the pause between two tries.
+const REWINDS: u32 = 50;
+const BETWEEN_REWINDS: Duration = Duration::from_millis(100);
 
 /// Why a command could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +40,12 @@ pub enum RepairError {
     /// Neither side has the stream.
     #[error("neither the authority nor SpacetimeDB has stream {0}")]
     NoStream(StreamId),
+    /// Something else writes to the stream all the time.
+    #[error(
+        "SpacetimeDB's log of stream {0} moved on {REWINDS} times while it was to be rewound; stop what writes to it, \
+         the bridge too, and run this again"
+    )]
+    Busy(StreamId),
 }
 
 /// Both sides, and what part of them is looked at.
@@ -72,6 +83,32 @@ pub enum Finding {
         /// What is recorded.
         published: Seq,
     },
+    /// The authority holds committed events that cannot be published.
+    Unpublishable(BrokenTail),
+    /// The bridge says that it has halted the stream.
+    Halted(HaltedStream),
+}
+
+/// A stream that the bridge has halted, as `/healthz` tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaltedStream {
+    /// The stream.
+    pub stream_id: StreamId,
+    /// The machine's part of the reason.
+    pub code: String,
+    /// The person's part.
+    pub reason: String,
+}
+
+impl fmt::Display for HaltedStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { code, reason, .. } = self;
+        write!(
+            f,
+            "the bridge has halted it and publishes nothing more of it: {reason}; docs/recovery.md says what to do about \
+             {code}"
+        )
+    }
 }
 
 impl fmt::Display for Finding {
@@ -100,6 +137,12 @@ impl fmt::Display for Finding {
                 "SpacetimeDB holds events up to seq {held_head}, and {published} is recorded as published: the bridge fills \
                  it when it next connects"
             ),
+            Self::Unpublishable(BrokenTail { after, what }) => write!(
+                f,
+                "events after seq {after} are committed and cannot be published: {what}; docs/recovery.md says what to do \
+                 about broken_log"
+            ),
+            Self::Halted(halted) => halted.fmt(f),
         }
     }
 }
@@ -144,7 +187,9 @@ impl Sides {
             let mut report = self.compare(&pair, false).await?;
             let parted = report.findings.iter().find_map(|finding| match finding {
                 Finding::Parted { common_seq, .. } => Some(*common_seq),
-                Finding::Broken { .. } | Finding::Behind { .. } => None,
+                Finding::Broken { .. } | Finding::Behind { .. } | Finding::Unpublishable(_) | Finding::Halted(_) => {
+                    None
+                }
             });
             if let Some(common) = parted {
                 let (to, chain) = match common {
@@ -185,14 +230,14 @@ impl Sides {
     }
 
     async fn end_at(&self, stream_id: &StreamId, to: Seq, chain: ChainHash) -> Result<(), RepairError> {
-        // A bridge may run meanwhile.
-        loop {
+        for tries in 1.. {
             let held = self.link.heads(std::slice::from_ref(stream_id)).await?;
             let seen = held.first().map_or(Seq::ZERO, |held| held.seq);
-            match self.link.rewind(stream_id, seen, to, chain).await {
-                Err(StdbError::Refused(refusal)) if refusal.code == RefusalCode::SeqGap => {}
-                rewound => break rewound?,
+            let outcome = self.link.rewind(stream_id, seen, to, chain).await;
+            if is_rewound(stream_id, outcome, tries)? {
+                break;
             }
+            tokio::time::sleep(BETWEEN_REWINDS).await;
         }
         self.authority.rewind_published(stream_id, to).await?;
         self.authority.advance_published(&[(stream_id.clone(), to)]).await?;
@@ -277,7 +322,27 @@ impl Sides {
                 published: position.published_seq,
             });
         }
+        if let Some(position) = &pair.position {
+            let tail = if deep { Tail::Whole } else { Tail::NextPage };
+            let broken = broken_tail(&self.authority, position, tail).await?;
+            report.findings.extend(broken.map(Finding::Unpublishable));
+        }
         Ok(report)
+    }
+}
+
+/// Whether a stream is rewound. It is tried again if somebody else, such as a bridge, was quicker to write to it, but not
+/// for ever.
+fn is_rewound(stream_id: &StreamId, outcome: Result<(), StdbError>, tries: u32) -> Result<bool, RepairError> {
+    match outcome {
+        Err(StdbError::Refused(refusal)) if refusal.code == RefusalCode::SeqGap => {
+            if tries < REWINDS {
+                Ok(false)
+            } else {
+                Err(RepairError::Busy(stream_id.clone()))
+            }
+        }
+        outcome => Ok(outcome.map(|()| true)?),
     }
 }
 
@@ -296,5 +361,35 @@ impl Pair {
         let extent = authority.extent(&self.stream_id).await?;
         let floor = extent.map_or(Seq::ZERO, |extent| extent.window_floor());
         Ok((floor, authority.chain_at(&self.stream_id, floor).await?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spacetime_sync_proto::Refusal;
+
+    use super::*;
+
+    #[test]
+    fn a_rewind_that_is_disturbed_is_tried_again_but_not_for_ever() {
+        let stream_id = StreamId::new("s").unwrap();
+        let refused = |code| Err(StdbError::Refused(Refusal::new(code, "no")));
+        let after = |outcome, tries| is_rewound(&stream_id, outcome, tries);
+        assert!(matches!(after(Ok(()), REWINDS), Ok(true)));
+        for tries in 1..REWINDS {
+            assert!(
+                matches!(after(refused(RefusalCode::SeqGap), tries), Ok(false)),
+                "{tries}"
+            );
+        }
+        assert!(matches!(
+            after(refused(RefusalCode::SeqGap), REWINDS),
+            Err(RepairError::Busy(_))
+        ));
+        let other = after(refused(RefusalCode::Unauthorized), 1);
+        assert!(
+            matches!(other, Err(RepairError::Stdb(StdbError::Refused(_)))),
+            "{other:?}"
+        );
     }
 }
