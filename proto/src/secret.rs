@@ -3,9 +3,9 @@
 use std::fmt;
 
 use serde::de::{Error, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A password, a token or a private key. Its `Debug` does not show it, and nothing serializes it.
+/// A password, a token or a private key. Neither its `Debug` nor what it serializes to shows it.
 #[derive(Clone)]
 pub struct Secret(String);
 
@@ -25,6 +25,12 @@ impl From<String> for Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(secret)")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("(secret)")
     }
 }
 

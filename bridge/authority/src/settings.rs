@@ -1,10 +1,10 @@
 //! The section `[authority]` of the bridge's configuration.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use spacetime_sync_proto::Secret;
 
 /// `[authority]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuthorityConfig {
     /// `postgres://user:password@host:port/database`

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 
@@ -11,7 +11,7 @@ use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 const PUBLIC_KEYS: usize = 16;
 
 /// `[issuer]`: with it the bridge issues sync tokens, and signs its own.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IssuerConfig {
     /// `iss` of every token: the url at which SpacetimeDB finds `/.well-known/openid-configuration` of this bridge.
@@ -50,7 +50,7 @@ pub struct IssuerConfig {
 }
 
 /// `[sessions]`: whose session credentials are taken.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionsConfig {
     /// `iss` of a session credential.
@@ -116,7 +116,7 @@ impl IssuerConfig {
 }
 
 /// `[history]`: what clients read of the authority's log by themselves. Nobody does without an `[issuer]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HistoryConfig {
     /// Connections to the authority for it.

@@ -4,13 +4,14 @@
 //! A key that does not exist is an error in both places. Secrets are never printed.
 
 mod retention;
+mod sources;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use spacetime_sync_proto::access::Window;
 use spacetime_sync_proto::{Secret, limit};
 
@@ -23,14 +24,20 @@ use spacetime_sync_stdb::tokens::{TokenFileError, read_token};
 
 pub use retention::{RetentionConfig, Windows};
 
+use sources::{Sources, line_at};
+
 /// Prefix of the environment's keys.
 pub const ENV_PREFIX: &str = "SPACETIME_SYNC__";
+/// What a variable begins with that was most likely meant to be one of them.
+const NEARLY_ENV_PREFIX: &str = "SPACETIME_SYNC_";
+/// Every key with its default and what it is for.
+pub const EXAMPLE: &str = include_str!("example.toml");
 
 /// Shortest admin credential, in bytes, so that nobody guesses it.
 const ADMIN_TOKEN_BYTES: usize = 16;
 
 /// The whole configuration of `spacetime-sync run`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The runtime's Postgres.
@@ -62,7 +69,7 @@ pub struct Config {
 }
 
 /// `[http]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConfig {
     /// Where health, metrics and tokens are served.
@@ -76,7 +83,7 @@ pub struct HttpConfig {
 }
 
 /// `[bridge]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BridgeConfig {
     /// Whether to take the lead first, so that a second bridge on the same database waits as a standby. Two bridges
@@ -95,7 +102,7 @@ pub struct BridgeConfig {
 }
 
 /// `[limits]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
     /// Events of one page read from the authority.
@@ -172,12 +179,22 @@ pub enum ConfigError {
     /// A file gives no token.
     #[error(transparent)]
     Token(#[from] TokenFileError),
-    /// The file or the environment holds something that is no configuration.
-    #[error("{origin} is not a configuration of the bridge: {message}")]
+    /// The file is no TOML, or a variable of the environment has no key in its name.
+    #[error("{origin}: {message}")]
     Malformed {
-        /// The file, or the environment.
+        /// The file and the line, or the variable.
         origin: String,
-        /// What and where.
+        /// What was expected.
+        message: String,
+    },
+    /// A key is unknown or missing, or its value is none that it can have.
+    #[error("{place}: {key}: {message}")]
+    Key {
+        /// The file and the line, or the variable.
+        place: String,
+        /// The key.
+        key: String,
+        /// What was expected and what was found.
         message: String,
     },
     /// A value is out of its range, or one that is needed is missing.
@@ -199,41 +216,61 @@ impl From<BadSetting> for ConfigError {
 impl Config {
     /// Reads the file, if there is one, and the environment over it; checks everything.
     pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let mut tree = match path {
-            None => toml::Table::new(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-                    path: path.to_owned(),
-                    source,
-                })?;
-                // The position and the message, but not the line itself: it may hold a secret.
-                toml::from_str(&text).map_err(|error| ConfigError::Malformed {
-                    origin: path.display().to_string(),
-                    message: error.message().to_owned(),
-                })?
-            }
-        };
-        let mut from_environment = false;
-        for (key, value) in environment {
-            if let Some(path) = key.strip_prefix(ENV_PREFIX) {
-                from_environment = true;
-                overlay(&mut tree, &key, path, value)?;
+        let mut sources = Sources::default();
+        let mut tree = toml::Table::new();
+        if let Some(path) = path {
+            let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            })?;
+            // The position and the message, but not the line itself: it may hold a secret.
+            tree = toml::from_str(&text).map_err(|error| {
+                let line = error.span().map_or(1, |span| line_at(&text, span.start));
+                ConfigError::Malformed {
+                    origin: format!("{}:{line}", path.display()),
+                    message: format!("expected TOML: {}", error.message()),
+                }
+            })?;
+            sources.file = Some((path, text));
+        }
+        for (variable, value) in environment {
+            if let Some(key) = variable.strip_prefix(ENV_PREFIX) {
+                let key = overlay(&mut tree, &variable, key, value)?;
+                sources.variables.insert(key, variable);
+            } else if let Some(rest) = variable.strip_prefix(NEARLY_ENV_PREFIX) {
+                tracing::warn!(
+                    "{variable} sets nothing: the names of keys have two underscores, as in {ENV_PREFIX}{}",
+                    rest.replacen('_', "__", 1)
+                );
             }
         }
-        let origin = match (path, from_environment) {
-            (Some(path), false) => path.display().to_string(),
-            (Some(path), true) => format!("{} with the environment", path.display()),
-            (None, _) => "the environment".to_owned(),
-        };
-        let config: Self =
-            toml::Value::Table(tree)
-                .try_into()
-                .map_err(|error: toml::de::Error| ConfigError::Malformed {
-                    origin,
-                    message: error.message().to_owned(),
-                })?;
-        config.check()?;
+        let config: Self = serde_path_to_error::deserialize(toml::Value::Table(tree)).map_err(|error| {
+            let key = error.path().to_string();
+            ConfigError::Key {
+                place: sources.place(&key),
+                message: error.into_inner().message().to_owned(),
+                key: if key == "." {
+                    "the configuration".to_owned()
+                } else {
+                    key
+                },
+            }
+        })?;
+        config.check().map_err(|error| match error {
+            ConfigError::Value { key, message } => ConfigError::Key {
+                place: sources.place(key),
+                key: key.to_owned(),
+                message,
+            },
+            other => other,
+        })?;
         Ok(config)
+    }
+
+    /// All keys with the values that they have, in TOML, without secrets.
+    pub fn to_toml(&self) -> String {
+        // Only a map whose keys are no texts cannot be written, and there is none.
+        toml::to_string(self).unwrap_or_else(|error| format!("# {error}\n"))
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -377,16 +414,17 @@ impl BridgeConfig {
     }
 }
 
-/// Sets `a.b` for `A__B`. A value that reads as a number or a truth value is one, all else is text.
-fn overlay(tree: &mut toml::Table, key: &str, path: &str, value: String) -> Result<(), ConfigError> {
+/// Sets `a.b` for `A__B`, and returns that key. A value that reads as a number or a truth value is one, all else is text.
+fn overlay(tree: &mut toml::Table, variable: &str, path: &str, value: String) -> Result<String, ConfigError> {
     let malformed = |message: &str| ConfigError::Malformed {
-        origin: key.to_owned(),
+        origin: variable.to_owned(),
         message: message.to_owned(),
     };
     let path = path.to_ascii_lowercase();
     let Some((section, name)) = path.split_once("__") else {
         return Err(malformed("expected SECTION__KEY after the prefix"));
     };
+    let key = format!("{section}.{name}");
     let section = tree
         .entry(section)
         .or_insert_with(|| toml::Value::Table(toml::Table::new()));
@@ -398,7 +436,7 @@ fn overlay(tree: &mut toml::Table, key: &str, path: &str, value: String) -> Resu
         _ => toml::Value::String(value),
     };
     section.insert(name.to_owned(), parsed);
-    Ok(())
+    Ok(key)
 }
 
 #[cfg(test)]

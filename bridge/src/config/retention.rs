@@ -1,11 +1,11 @@
 //! `[retention]`: how long events are kept is the authority's policy; here is whether and how often it is carried out.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Config;
 
 /// `[retention]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionConfig {
     /// Whether SpacetimeDB holds no more of a stream than its class says.
@@ -20,7 +20,7 @@ pub struct RetentionConfig {
 }
 
 /// Whether windows are applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Windows {
     /// Where there is an `[issuer]`: clients can be sent to this bridge for what SpacetimeDB does not hold.

@@ -161,7 +161,42 @@ fn what_is_wrong_is_named() {
             vec![],
             "unknown field `authorities`",
         ),
-        ("[authority".to_owned(), vec![], "is not a configuration"),
+        ("\n[authority".to_owned(), vec![], "bridge.toml:2: expected TOML: "),
+        (
+            format!("{FILE}\n[limits]\ncals = 3"),
+            vec![],
+            "bridge.toml:10: limits.cals: unknown field `cals`, expected one of ",
+        ),
+        (
+            format!("{FILE}\n[limits]\ncalls = 0"),
+            vec![],
+            "bridge.toml:10: limits.calls: expected 1 to 1000",
+        ),
+        (
+            format!("{FILE}\n[limits]\ncalls = 7"),
+            vec![("SPACETIME_SYNC__LIMITS__CALLS", "0")],
+            "SPACETIME_SYNC__LIMITS__CALLS: limits.calls: expected 1 to 1000",
+        ),
+        (
+            FILE.to_owned(),
+            vec![("SPACETIME_SYNC__LIMITS__CALLS", "many")],
+            "SPACETIME_SYNC__LIMITS__CALLS: limits.calls: invalid type: string \"many\"",
+        ),
+        (
+            FILE.replace("url =", "uri ="),
+            vec![],
+            "bridge.toml:3: authority.uri: unknown field `uri`",
+        ),
+        (
+            FILE.replace("token_file = \"token\"", ""),
+            vec![],
+            "bridge.toml:4: spacetimedb.token_file: expected this or",
+        ),
+        (
+            String::new(),
+            vec![],
+            "bridge.toml: the configuration: missing field `authority`",
+        ),
     ] {
         let error = load(&text, &environment).unwrap_err();
         assert!(error.contains(expected), "expected {expected:?} in {error:?}");
@@ -170,11 +205,71 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
+fn the_example_is_a_configuration_of_defaults_with_every_key() {
+    let example = load(EXAMPLE, &[]).unwrap();
+    let plain = load(FILE, &[]).unwrap();
+    let of = |config: &Config| toml::Table::try_from(config).unwrap();
+    let (shown, defaults) = (of(&example), of(&plain));
+    // Each key that is commented out shows its default.
+    let mut commented = toml::Table::new();
+    let mut section = String::new();
+    for line in EXAMPLE.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+        }
+        let is_key = |key: &str| key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        let pair = line.trim_start_matches("# ").split_once(" = ");
+        if let Some((key, value)) = pair.filter(|(key, _)| is_key(key)) {
+            let value: toml::Table = toml::from_str(&format!("v = {value}")).unwrap();
+            let keys = commented
+                .entry(&section)
+                .or_insert(toml::Value::Table(toml::Table::new()));
+            keys.as_table_mut().unwrap().insert(key.to_owned(), value["v"].clone());
+        }
+    }
+    for section in ["http", "bridge", "limits", "retention", "history", "compatibility"] {
+        for (key, value) in defaults[section].as_table().unwrap() {
+            assert_eq!(commented[section].get(key), Some(value), "{section}.{key}");
+            assert_eq!(shown[section].get(key), Some(value), "{section}.{key}");
+        }
+    }
+    for section in ["authority", "issuer"] {
+        for (key, value) in shown[section].as_table().unwrap() {
+            let is_secret = value.as_str() == Some("(secret)");
+            assert!(
+                is_secret || commented[section].get(key) == Some(value),
+                "{section}.{key}"
+            );
+        }
+    }
+    // An unknown key is told which keys there are.
+    for section in shown.keys() {
+        let mut text = toml::to_string(&commented_out(&shown, section)).unwrap();
+        text.push_str(&format!("[{section}]\nno_such_key = 1\n"));
+        let error = load(&text, &[]).unwrap_err();
+        let expected = error.split_once("expected ").unwrap().1;
+        for key in expected.split('`').skip(1).step_by(2) {
+            assert!(
+                commented[section].get(key).is_some(),
+                "{section}.{key} is not in the example"
+            );
+        }
+    }
+}
+
+fn commented_out(config: &toml::Table, section: &str) -> toml::Table {
+    let mut rest = config.clone();
+    rest.remove(section);
+    rest
+}
+
+#[test]
 fn no_secret_is_printed() {
     let config = load(&FILE.replace("token_file = \"token\"", "token = \"hunter3\""), &[]).unwrap();
     let secrets = FILE.replace("token_file = \"token\"", "token = \"hunter3\"");
     let issuing = ACCESS.replace("keys_dir = \"keys\"", "key = \"hunter4\"");
     let issuing = load(&format!("{secrets}{issuing}[http]\nadmin_token = \"hunter5\""), &[]).unwrap();
-    let printed = format!("{config:?} {issuing:#?}");
+    let printed = format!("{config:?} {issuing:#?} {}", issuing.to_toml());
     assert!(!printed.contains("hunter"), "{printed}");
+    assert!(printed.contains("admin_token = \"(secret)\""), "{printed}");
 }

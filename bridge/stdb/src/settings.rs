@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use spacetime_sync_proto::Secret;
 
 use crate::tokens::{TokenFileError, read_token};
 
 /// `[spacetimedb]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SpacetimeConfig {
     /// `http://host:port` of the server.

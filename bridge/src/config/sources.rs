@@ -1,0 +1,70 @@
+//! Where each key of a configuration comes from, so that an error can name file and line, or the variable.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use toml::de::{DeTable, DeValue};
+
+/// A file and the environment over it.
+#[derive(Debug, Default)]
+pub(super) struct Sources<'a> {
+    /// The path and the text.
+    pub(super) file: Option<(&'a Path, String)>,
+    /// The variable of each key that the environment sets.
+    pub(super) variables: BTreeMap<String, String>,
+}
+
+impl Sources<'_> {
+    /// Where a key is set, or where it is missing.
+    pub(super) fn place(&self, key: &str) -> String {
+        match (self.variables.get(key), &self.file) {
+            (Some(variable), _) => variable.clone(),
+            (None, Some((path, text))) => match line_of(text, key) {
+                Some(line) => format!("{}:{line}", path.display()),
+                None => path.display().to_string(),
+            },
+            (None, None) => "the environment (there is no --config)".to_owned(),
+        }
+    }
+}
+
+/// The line of a byte of a text; lines count from 1.
+pub(super) fn line_at(text: &str, at: usize) -> usize {
+    let before = text.bytes().take(at);
+    before.filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// The line of `section.key`, or of the section where it lacks the key.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let document = DeTable::parse(text).ok()?;
+    let (mut table, mut at) = (document.get_ref(), None);
+    for part in key.split('.') {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref() == part) else {
+            break;
+        };
+        at = Some(name.span().start);
+        let DeValue::Table(inner) = value.get_ref() else { break };
+        table = inner;
+    }
+    at.map(|at| line_at(text, at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_found_on_its_line_and_a_missing_one_in_its_section() {
+        let text = "# first\n[limits]\n\ncalls = 3\n[http]\nlisten = \"x\"\nbridge.lead = true\n";
+        for (key, line) in [
+            ("limits.calls", Some(4)),
+            ("limits.reads", Some(2)),
+            ("http.listen", Some(6)),
+            ("http.bridge.lead", Some(7)),
+            ("retention.beat_ms", None),
+        ] {
+            assert_eq!(line_of(text, key), line, "{key}");
+        }
+        assert_eq!(line_of("[limits", "limits"), None);
+    }
+}
