@@ -3,6 +3,7 @@
 mod cli;
 
 use std::convert::Infallible;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use spacetime_sync_authority::Authority;
-use spacetime_sync_bridge::config::Config;
+use spacetime_sync_bridge::config::{Config, EXAMPLE};
 use spacetime_sync_bridge::status::Status;
 use spacetime_sync_bridge::tasks::joined;
 use spacetime_sync_bridge::{http, run};
@@ -75,10 +76,14 @@ enum Command {
     Rewind(cli::repair::ChangeArgs),
     /// Have the windows of streams filled anew from the authority.
     Republish(cli::repair::RepublishArgs),
-    /// Print the identity that a token stands for.
+    /// Print the identity that a token stands for, or that a bridge has which signs its own tokens.
     Identity {
         /// The file that holds the token.
-        token_file: PathBuf,
+        #[arg(required_unless_present = "issuer", conflicts_with = "issuer")]
+        token_file: Option<PathBuf>,
+        /// The `issuer.url` of the bridge.
+        #[arg(long, value_parser = cli::publish::issuer_url)]
+        issuer: Option<String>,
     },
 }
 
@@ -90,6 +95,8 @@ enum ConfigCommand {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+    /// Print a configuration to begin with: every key, its default, and what it is for.
+    Example,
 }
 
 #[derive(Args)]
@@ -112,6 +119,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(shows_colours())
         .init();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -128,6 +136,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Colours are for a person at a terminal who wants them: https://no-color.org.
+fn shows_colours() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !unwanted
 }
 
 /// Runs it, and passes its panic on.
@@ -147,20 +161,22 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             config.spacetimedb.token()?;
             config.admin_token()?;
             config.open_issuer()?;
-            cli::say(format_args!("{config:#?}"))
+            cli::say(config.to_toml().trim_end())
         }
+        Command::Config(ConfigCommand::Example) => cli::say(EXAMPLE.trim_end()),
         Command::Migrate { database_url } => {
             Authority::migrate(&database_url).await?;
             cli::say("the database has all migrations of this build")
         }
         Command::Publish(args) => cli::publish::publish_module(args).await,
         Command::Keys(command) => cli::keys::execute(command, now()),
-        Command::Session(command) => cli::session::execute(command, now()),
+        Command::Session(command) => cli::session::execute(command, now()).await,
         Command::Parity(args) => cli::parity::compare(args).await,
         Command::Grant(args) => {
             let admin = admin(&args)?;
             for stream in &args.streams {
                 admin.grant(&args.identity, stream).await?;
+                cli::say(format_args!("{} may read {stream}", args.identity))?;
             }
             Ok(())
         }
@@ -168,13 +184,18 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             let admin = admin(&args)?;
             for stream in &args.streams {
                 admin.revoke(&args.identity, stream).await?;
+                cli::say(format_args!("{} may read {stream} no more", args.identity))?;
             }
             Ok(())
         }
         Command::Verify(args) => cli::repair::verify(args).await,
         Command::Rewind(args) => cli::repair::rewind(args).await,
         Command::Republish(args) => cli::repair::republish(args).await,
-        Command::Identity { token_file } => cli::say(token_identity(&token_file)?),
+        Command::Identity { token_file, issuer } => match (token_file, issuer) {
+            (Some(file), _) => cli::say(token_identity(&file)?),
+            (None, Some(issuer)) => cli::say(identity::of_bridge(&issuer)),
+            (None, None) => anyhow::bail!("expected a file with a token, or --issuer"),
+        },
     }
 }
 

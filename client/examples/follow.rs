@@ -5,6 +5,7 @@
 //! of a stream, or its token has changed; with `--print` there is one for every event, too.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -108,7 +109,9 @@ async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     // This library shows the headers that it sends, the token's too, when it is asked for everything.
     let quiet = "tungstenite=info".parse()?;
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
+        .with_ansi(colours)
         .with_writer(std::io::stderr)
         .with_env_filter(EnvFilter::from_default_env().add_directive(quiet))
         .init();

@@ -1,14 +1,18 @@
 //! The command line, without a lane.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
 
 use spacetime_sync_tests::process::built;
 
-/// What `spacetime-sync config check` needs, and nothing that a test's own environment says.
 fn config_check() -> Command {
+    tool(&["config", "check"])
+}
+
+/// The tool with a whole configuration, and nothing that a test's own environment says.
+fn tool(arguments: &[&str]) -> Command {
     let mut command = Command::new(built("spacetime-sync"));
-    command.args(["config", "check"]).env_clear().stderr(Stdio::piped());
+    command.args(arguments).env_clear().stderr(Stdio::piped());
     for (key, value) in [
         ("AUTHORITY__URL", "postgres://h/d"),
         ("SPACETIMEDB__URI", "http://h"),
@@ -23,7 +27,7 @@ fn config_check() -> Command {
 #[test]
 fn a_reader_that_has_enough_ends_the_output_and_nothing_else() {
     let whole = config_check().output().unwrap();
-    assert!(whole.status.success() && whole.stdout.len() > 1_000, "{whole:?}");
+    assert!(whole.status.success() && whole.stdout.len() > 500, "{whole:?}");
 
     // Nobody reads at all: the first line already meets a closed pipe.
     let (reader, writer) = std::io::pipe().unwrap();
@@ -33,6 +37,53 @@ fn a_reader_that_has_enough_ends_the_output_and_nothing_else() {
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     let status = child.wait().unwrap();
     assert!(status.success() && said.is_empty(), "{status}: {said}");
+}
+
+#[test]
+fn a_log_that_goes_to_a_file_holds_no_colours() {
+    let mut child = tool(&["run"])
+        .env("SPACETIME_SYNC__AUTHORITY__URL", "postgres://127.0.0.1:1/d")
+        .env("SPACETIME_SYNC__HTTP__LISTEN", "127.0.0.1:0")
+        .spawn()
+        .unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let said: Vec<String> = log.take(2).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(
+        said[0].contains("listening") && said[1].contains("the authority is away"),
+        "{said:?}"
+    );
+    assert!(said.iter().all(|line| !line.contains('\u{1b}')), "{said:?}");
+}
+
+#[test]
+fn a_variable_whose_name_is_nearly_a_key_is_not_passed_over_in_silence() {
+    let output = config_check()
+        .env("SPACETIME_SYNC_HTTP_LISTEN", "127.0.0.1:1")
+        .env("SPACETIME_SYNC__HTTP__BEHIND_PROXY", "true")
+        .output()
+        .unwrap();
+    let (said, warned) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{warned}");
+    assert!(
+        warned.contains("SPACETIME_SYNC_HTTP_LISTEN sets nothing") && warned.contains("SPACETIME_SYNC__HTTP__LISTEN"),
+        "{warned}"
+    );
+    assert!(
+        said.contains("listen = \"127.0.0.1:7070\"\nbehind_proxy = true\n"),
+        "{said}"
+    );
+    let whole = config_check().output().unwrap();
+    assert!(
+        whole.status.success() && whole.stderr.is_empty(),
+        "{}",
+        text(&whole.stderr)
+    );
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[test]

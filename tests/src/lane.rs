@@ -169,7 +169,7 @@ impl Lane {
                     sweep_every_ms: SWEEP_MS,
                 }),
             },
-            wasm: module_wasm()?,
+            wasm: Some(module_wasm()?),
             breaking,
         };
         publish(request).await?;

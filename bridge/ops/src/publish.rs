@@ -9,6 +9,7 @@ use rand::RngCore as _;
 use serde::Serialize;
 use serde_json::Value;
 use spacetime_sync_proto::RefusalCode;
+use spacetime_sync_proto::refusal::RefusalClass;
 
 use spacetime_sync_proto::Secret;
 use spacetime_sync_stdb::StdbError;
@@ -27,8 +28,8 @@ pub struct Request {
     pub owner_token: PathBuf,
     /// Which identity the bridge has.
     pub bridge: Bridge,
-    /// The module.
-    pub wasm: Vec<u8>,
+    /// The module; none if it is published already, and only its trust is to be configured.
+    pub wasm: Option<Vec<u8>>,
     /// How far a change may go.
     pub breaking: Breaking,
 }
@@ -102,6 +103,16 @@ pub enum PublishError {
         /// What it is instead.
         found: String,
     },
+    /// There is nothing to build.
+    #[error(
+        "there is no module in {}; run this in the repository, or say with --module where the module is, or with --wasm \
+         where a built one is",
+        path.display()
+    )]
+    NoModule {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The module could not be built.
     #[error("the module in {} could not be built: {message}", path.display())]
     Build {
@@ -112,20 +123,55 @@ pub enum PublishError {
     },
 }
 
-/// Publishes or updates, and configures trust.
+impl PublishError {
+    /// Whether it is certain that the server took nothing over. After an answer that did not come, the database may belong
+    /// to a new identity.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Stdb(error) => match error.class() {
+                RefusalClass::Fatal | RefusalClass::Reject => true,
+                RefusalClass::Retry => false,
+            },
+            Self::Token(_) | Self::Write { .. } | Self::NoToken { .. } | Self::NotWasm { .. } => true,
+            Self::NoModule { .. } | Self::Build { .. } => true,
+        }
+    }
+}
+
+/// Publishes or updates, and configures trust. If the server refuses, no new token file stays behind.
 pub async fn publish(request: Request) -> Result<Report, PublishError> {
-    must_be_wasm(&request.wasm)?;
-    let owner = token_or_new(&request.uri, &request.owner_token).await?;
+    if let Some(wasm) = &request.wasm {
+        must_be_wasm(wasm)?;
+    }
+    let mut unused = Vec::new();
+    let published = publish_as(request, &mut unused).await;
+    if published.as_ref().is_err_and(PublishError::is_refusal) {
+        unused.iter().for_each(|path| drop(std::fs::remove_file(path)));
+    }
+    published
+}
+
+/// The token files that are made stand in `unused` until the server knows their identities.
+async fn publish_as(request: Request, unused: &mut Vec<PathBuf>) -> Result<Report, PublishError> {
+    let owner = match &request.wasm {
+        Some(_) => token_or_new(&request.uri, &request.owner_token, unused).await?,
+        // A new identity owns no database.
+        None => read_token(&request.owner_token)?,
+    };
     let bridge_identity = match &request.bridge {
-        Bridge::TokenFile(path) => identity_in(path, &token_or_new(&request.uri, path).await?)?,
+        Bridge::TokenFile(path) => identity_in(path, &token_or_new(&request.uri, path, unused).await?)?,
         Bridge::Issuer(trust) => identity::of_bridge(&trust.issuer),
     };
     let owner_identity = identity_in(&request.owner_token, &owner)?;
     let admin = Admin::new(&request.uri, &request.database, owner);
     let before = admin.schema().await?;
-    admin.publish(request.wasm, request.breaking).await?;
+    if let Some(wasm) = request.wasm {
+        admin.publish(wasm, request.breaking).await?;
+        unused.clear();
+    }
     let after = admin.schema().await?;
     configure(&admin, &bridge_identity).await?;
+    unused.clear();
     if let Bridge::Issuer(trust) = &request.bridge {
         admin
             .trust_issuer(&trust.issuer, &trust.audience, trust.sweep_every_ms)
@@ -149,6 +195,11 @@ pub async fn build_module(folder: &Path) -> Result<Vec<u8>, PublishError> {
         path: folder.to_owned(),
         message,
     };
+    if !folder.join("Cargo.toml").is_file() {
+        return Err(PublishError::NoModule {
+            path: folder.to_owned(),
+        });
+    }
     let output = tokio::process::Command::new("cargo")
         .args([
             "build",
@@ -196,7 +247,7 @@ fn must_be_wasm(bytes: &[u8]) -> Result<(), PublishError> {
     Err(PublishError::NotWasm { found })
 }
 
-async fn token_or_new(uri: &str, path: &Path) -> Result<Secret, PublishError> {
+async fn token_or_new(uri: &str, path: &Path, unused: &mut Vec<PathBuf>) -> Result<Secret, PublishError> {
     if path.exists() {
         return Ok(read_token(path)?);
     }
@@ -211,6 +262,7 @@ async fn token_or_new(uri: &str, path: &Path) -> Result<Secret, PublishError> {
         .mode(0o600)
         .open(path)
         .map_err(write)?;
+    unused.push(path.to_owned());
     writeln!(file, "{}", credential.token.expose()).map_err(write)?;
     Ok(credential.token)
 }

@@ -14,7 +14,21 @@ use super::{ServerArgs, say};
 /// How often the module looks for sessions that have ended, unless it is told otherwise.
 const SWEEP_MS: u32 = 1_000;
 
+/// What `--help` says beyond the options.
+const CONFIGURATION: &str = "\
+What is configured:
+  Besides publishing, this calls two reducers of the module, as the owner. `configure` says which identity the bridge has,
+  and sets the secret from which stream keys are derived. `trust_issuer`, with --issuer, says whose tokens open a session.
+
+After `spacetime publish` the module runs, but trusts nobody. Run this once with --configure-only, or call the reducers:
+  spacetime call DATABASE configure '{\"__identity__\": \"0xBRIDGE\"}' '\"SECRET\"'
+  spacetime call DATABASE trust_issuer '\"ISSUER\"' '\"openagents-sync\"' 1000
+  BRIDGE is what `spacetime-sync identity --issuer ISSUER` prints, or `spacetime-sync identity FILE` for a bridge with a
+  token of its own. SECRET is the output of `openssl rand -hex 32`; leave it empty when the module is configured again.
+  ISSUER is the issuer.url of the bridge, and 1000 how often, in milliseconds, the module looks for ended sessions.";
+
 #[derive(Args)]
+#[command(after_help = CONFIGURATION)]
 pub(crate) struct PublishArgs {
     #[command(flatten)]
     server: ServerArgs,
@@ -39,6 +53,10 @@ pub(crate) struct PublishArgs {
     /// Folder of the module, to build it.
     #[arg(long, default_value = "module")]
     module: PathBuf,
+    /// Publish nothing: only configure the module that runs, after `spacetime publish`. The owner's token is then the one
+    /// that `spacetime login show --token` prints.
+    #[arg(long, conflicts_with_all = ["wasm", "module", "break_clients", "delete_data"])]
+    configure_only: bool,
     /// Allow a change that disconnects clients.
     #[arg(long)]
     break_clients: bool,
@@ -52,14 +70,16 @@ pub(crate) struct PublishArgs {
 
 pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
     let wasm = match &args.wasm {
-        Some(path) => std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
-        None => build_module(&args.module).await?,
+        _ if args.configure_only => None,
+        Some(path) => Some(std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?),
+        None => Some(build_module(&args.module).await?),
     };
     let breaking = match (args.break_clients, args.delete_data) {
         (false, false) => Breaking::Refuse,
         (true, _) => Breaking::DisconnectClients,
         (false, true) => Breaking::DeleteData,
     };
+    let configure_only = args.configure_only;
     let bridge = match (args.issuer, args.bridge_token_file) {
         (Some(issuer), _) => Bridge::Issuer(Trust {
             issuer,
@@ -81,10 +101,14 @@ pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
     if args.json {
         return say(serde_json::to_string(&report)?);
     }
-    let done = if report.created { "created" } else { "updated" };
+    let done = match (configure_only, report.created) {
+        (true, _) => "configured",
+        (false, true) => "created",
+        (false, false) => "updated",
+    };
     say(format_args!("{done} database {}", report.database))?;
     say(format_args!("owner  {}\nbridge {}", report.owner, report.bridge))?;
-    if report.changes.is_empty() {
+    if report.changes.is_empty() && !configure_only {
         say("the schema is the same as before")?;
     }
     report
@@ -93,7 +117,7 @@ pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
         .try_for_each(|change| say(format_args!("  {change}")))
 }
 
-fn issuer_url(text: &str) -> Result<String, String> {
+pub(crate) fn issuer_url(text: &str) -> Result<String, String> {
     check_issuer_url(text).map(|()| text.to_owned())
 }
 

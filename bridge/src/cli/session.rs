@@ -1,13 +1,17 @@
 //! `spacetime-sync session`
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use spacetime_sync_issuer::keys::SigningKey;
-use spacetime_sync_proto::Label;
-use spacetime_sync_proto::Secret;
+use spacetime_sync_issuer::keys::{SigningKey, moment_text};
+use spacetime_sync_proto::access::{Scope, TOKEN_PATH, TokenRequest, TokenResponse, headers};
+use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+use spacetime_sync_proto::{Label, Secret, StreamId};
+use spacetime_sync_stdb::tokens::read_token;
 
 use super::say;
 
@@ -15,6 +19,27 @@ use super::say;
 pub(crate) enum SessionCommand {
     /// Sign a session credential and print it.
     Sign(SignArgs),
+    /// Ask a bridge for a sync token, as a client does, and print it.
+    Token(TokenArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct TokenArgs {
+    /// The bridge: its `issuer.url`.
+    #[arg(long)]
+    bridge: String,
+    /// File with the session credential.
+    #[arg(long)]
+    session_file: PathBuf,
+    /// The stream, or a pattern of streams such as `runtime.run.*`; may be given several times.
+    #[arg(long = "stream", required = true)]
+    streams: Vec<String>,
+    /// The device, if the session credential does not name it.
+    #[arg(long)]
+    device: Option<String>,
+    /// Which build of a client asks; one of this moment unless it is given.
+    #[arg(long)]
+    client_build_id: Option<String>,
 }
 
 #[derive(Args)]
@@ -45,8 +70,55 @@ pub(crate) struct SignArgs {
     ttl: u64,
 }
 
-pub(crate) fn execute(command: SessionCommand, now: u64) -> anyhow::Result<()> {
-    let SessionCommand::Sign(args) = command;
+pub(crate) async fn execute(command: SessionCommand, now: u64) -> anyhow::Result<()> {
+    match command {
+        SessionCommand::Sign(args) => sign(args, now),
+        SessionCommand::Token(args) => token(args, now).await,
+    }
+}
+
+/// How long a bridge may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+async fn token(args: TokenArgs, now: u64) -> anyhow::Result<()> {
+    let credential = read_token(&args.session_file)?;
+    let of_stream = |stream: &String| StreamId::new(stream).ok().as_ref().and_then(Scope::of_stream);
+    let scopes: BTreeSet<String> = [Some(Scope::Subscribe)]
+        .into_iter()
+        .chain(args.streams.iter().map(of_stream))
+        .flatten()
+        .map(|scope| scope.to_string())
+        .collect();
+    let request = TokenRequest {
+        scopes: scopes.into_iter().collect(),
+        streams: args.streams,
+        device_id: args.device,
+        ..TokenRequest::default()
+    };
+    let response = reqwest::Client::new()
+        .post(format!("{}{TOKEN_PATH}", args.bridge.trim_end_matches('/')))
+        .timeout(ANSWER_LIMIT)
+        .bearer_auth(credential.expose())
+        .header(
+            headers::CLIENT_BUILD_ID,
+            args.client_build_id.unwrap_or_else(|| moment_text(now)),
+        )
+        .header(headers::PROTOCOL_VERSION, PROTOCOL)
+        .header(headers::SCHEMA_VERSION, SCHEMA_VERSION)
+        .json(&request)
+        .send()
+        .await
+        .with_context(|| format!("the bridge at {} cannot be asked", args.bridge))?;
+    let status = response.status();
+    if !status.is_success() {
+        let why = response.text().await.unwrap_or_default();
+        anyhow::bail!("the bridge gives no token: {status}: {why}");
+    }
+    let answer: TokenResponse = response.json().await.context("the bridge answered with no token")?;
+    say(answer.token)
+}
+
+fn sign(args: SignArgs, now: u64) -> anyhow::Result<()> {
     let origin = args.key.display().to_string();
     let pem = std::fs::read_to_string(&args.key).with_context(|| format!("cannot read {origin}"))?;
     let key = SigningKey::from_pem(&Secret::from(pem), 0, &origin)?;

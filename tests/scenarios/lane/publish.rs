@@ -4,8 +4,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use spacetime_sync_issuer::keys::{SigningKey, now};
 use spacetime_sync_proto::StreamId;
-use spacetime_sync_stdb::admin::Admin;
+use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_stdb::tokens::read_token;
 use spacetime_sync_tests::lane::module_wasm;
 use spacetime_sync_tests::server::Server;
@@ -182,6 +183,55 @@ async fn the_first_publish_makes_everything_and_the_second_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_module_that_runs_is_configured_without_being_published() {
+    let desk = Desk::new().await;
+    let wasm = desk.path("module.wasm");
+    let configure = [
+        "publish",
+        "--configure-only",
+        "--uri",
+        desk.server.uri(),
+        "--database",
+        &desk.database,
+    ];
+    let (owner, bridge) = (desk.path("owner.token"), desk.path("bridge.token"));
+    let as_owner = [
+        &configure[..],
+        &["--token-file", text(&owner), "--bridge-token-file", text(&bridge)],
+    ]
+    .concat();
+    let said = tool::run("spacetime-sync", &as_owner, &[]).await;
+    said.failed(1, &["cannot read", "owner.token"]);
+    assert!(!owner.exists(), "a new identity owns nothing");
+
+    // As after `spacetime publish`: the module runs and trusts nobody.
+    let credential = Admin::new_identity(desk.server.uri()).await.unwrap();
+    std::fs::write(&owner, credential.token.expose()).unwrap();
+    let admin = desk.admin("owner.token");
+    admin
+        .publish(std::fs::read(&wasm).unwrap(), Breaking::Refuse)
+        .await
+        .unwrap();
+    let said = tool::run("spacetime-sync", &as_owner, &[]).await.good();
+    let configured = format!(
+        "configured database {}\nowner  {}\n",
+        desk.database, credential.identity
+    );
+    assert!(said.starts_with(&configured), "{said}");
+    desk.append(1, &genesis()).await;
+
+    let issuer = [
+        &configure[..],
+        &["--token-file", text(&owner), "--issuer", "http://lane.example"],
+    ]
+    .concat();
+    let said = tool::run("spacetime-sync", &issuer, &[]).await.good();
+    let identity = ["identity", "--issuer", "http://lane.example"];
+    let identity = tool::run("spacetime-sync", &identity, &[]).await.good();
+    assert!(said.contains(&format!("\nbridge {identity}")), "{said}");
+}
+
+#[tokio::test]
 async fn an_update_goes_as_far_as_it_was_allowed_to() {
     let desk = Desk::new().await;
     desk.publish(&desk.path("module.wasm"), &[]).await.good();
@@ -287,6 +337,19 @@ async fn what_cannot_be_published_is_refused_before_anything_is_made() {
         .failed(1, &["is not available", "Connection refused"]);
     assert!(!owner.exists() && !bridge.exists(), "nothing was made");
 
+    let nowhere = tempfile::tempdir().unwrap();
+    let arguments = ["publish", "--uri", desk.server.uri(), "--database", "x", "--token-file"];
+    let arguments = [
+        &arguments[..],
+        &[text(&owner), "--bridge-token-file", text(&bridge)],
+        &["--module", text(nowhere.path())],
+    ]
+    .concat();
+    tool::run("spacetime-sync", &arguments, &[])
+        .await
+        .failed(1, &["there is no module in", "run this in the repository", "--wasm"]);
+    assert!(!owner.exists() && !bridge.exists(), "nothing was made");
+
     // Looks like WebAssembly and is none: only the server can tell.
     std::fs::write(desk.path("broken.wasm"), b"\0asm\x01\0\0\0rubbish").unwrap();
     desk.publish(&desk.path("broken.wasm"), &[])
@@ -330,6 +393,7 @@ async fn only_the_owner_publishes_and_only_with_a_token_of_this_server() {
             ],
         );
     }
+    assert!(!desk.path("other.token").exists(), "a new identity that owns nothing");
     // The bridge is not the owner either.
     desk.publish_as(&desk.path("bridge.token"), &wasm, &[])
         .await
@@ -340,14 +404,16 @@ async fn only_the_owner_publishes_and_only_with_a_token_of_this_server() {
     desk.publish_as(&desk.path("rubbish.token"), &wasm, &[])
         .await
         .failed(1, &["rubbish.token holds no token"]);
-    let elsewhere = Desk::new().await;
-    elsewhere.publish(&wasm, &[]).await.good();
-    let foreign = elsewhere.path("owner.token");
+    // As another server signs its tokens: in the same name, with a key of its own.
+    let key = SigningKey::from_pem(&SigningKey::generate().unwrap(), 0, "another server").unwrap();
+    let claims = json!({ "iss": "localhost", "sub": "somebody", "aud": ["spacetimedb"], "iat": now() });
+    let token = key.sign(&claims).unwrap();
+    let foreign = desk.path("foreign.token");
+    std::fs::write(&foreign, token.expose()).unwrap();
     let said = desk
         .publish_as(&foreign, &wasm, &[])
         .await
         .failed(1, &["does not accept the token", "of this server"]);
-    let token = read_token(&foreign).unwrap();
     assert!(!said.contains(token.expose()), "{said}");
 }
 
@@ -370,11 +436,14 @@ async fn grants_are_given_and_taken_by_owner_and_bridge_alone() {
     let stream = ["--identity", identity, "--stream", "s", "--stream", "t"];
     assert!(!reads().await);
     for token in ["owner.token", "bridge.token"] {
-        desk.tool("grant", token, &stream).await.good();
+        let said = desk.tool("grant", token, &stream).await.good();
+        assert_eq!(said, format!("{identity} may read s\n{identity} may read t\n"));
         desk.tool("grant", token, &stream).await.good();
         assert!(reads().await, "{token}");
         assert_eq!(desk.grants().await, 2, "a repeated grant is one grant");
-        desk.tool("revoke", token, &stream).await.good();
+        let said = desk.tool("revoke", token, &stream).await.good();
+        let ended = format!("{identity} may read s no more\n{identity} may read t no more\n");
+        assert_eq!(said, ended);
         desk.tool("revoke", token, &stream).await.good();
         assert!(!reads().await, "{token}");
     }
@@ -402,18 +471,14 @@ async fn grants_are_given_and_taken_by_owner_and_bridge_alone() {
         .await
         .failed(1, &["cannot read", "missing.token"]);
     let elsewhere = Desk {
-        database: "nowhere".to_owned(),
+        database: format!("{}-elsewhere", desk.database),
         ..desk
     };
+    let has_no_database = format!("has no database {:?}", elsewhere.database);
     elsewhere
         .tool("grant", "owner.token", &stream)
         .await
-        .failed(1, &["has no database \"nowhere\"", "spacetime-sync publish"]);
-
-    let elsewhere = Desk {
-        database: "blog".to_owned(),
-        ..elsewhere
-    };
+        .failed(1, &[&has_no_database, "spacetime-sync publish"]);
     // A module without the reducer is not taken for a database that is not there.
     elsewhere
         .publish(&elsewhere.variant(Variant::Compatible), &[])

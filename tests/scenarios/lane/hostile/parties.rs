@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use spacetime_sync_stdb::admin::{Admin, Breaking};
+use spacetime_sync_stdb::tokens::read_token;
 use spacetime_sync_tests::lane::{BridgeOptions, Lane, stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::postgres::Cluster;
@@ -40,7 +41,7 @@ async fn a_configuration_is_refused_as_a_whole_and_never_shows_a_secret() {
         (
             format!("{good}\n[limits]\ncals = 3"),
             vec![],
-            &["bridge.toml", "unknown field `cals`"][..],
+            &["bridge.toml:9: limits.cals: unknown field `cals`"][..],
         ),
         (
             format!("{good}\n[limit]\ncalls = 3"),
@@ -60,7 +61,7 @@ async fn a_configuration_is_refused_as_a_whole_and_never_shows_a_secret() {
         (
             good.clone(),
             vec![("SPACETIME_SYNC__LIMITS__CALLS", "many")],
-            &["invalid type", "many"],
+            &["SPACETIME_SYNC__LIMITS__CALLS: limits.calls: invalid type", "many"],
         ),
         (
             good.clone(),
@@ -91,7 +92,7 @@ async fn a_configuration_is_refused_as_a_whole_and_never_shows_a_secret() {
         (
             good.replace("[spacetimedb]", "[spacetimedb"),
             vec![],
-            &["bridge.toml is not a configuration"],
+            &["bridge.toml:3: expected TOML"],
         ),
         (
             good.replace("url = \"postgres://u:hunter2@h/d\"", "url = \"postgres://u:hunter2@h/d"),
@@ -120,7 +121,7 @@ async fn a_configuration_is_refused_as_a_whole_and_never_shows_a_secret() {
         .await
         .good();
     assert!(
-        shown.contains("database: \"lane\"") && shown.contains("(secret)"),
+        shown.contains("database = \"lane\"\n") && shown.contains("url = \"(secret)\"\n"),
         "{shown}"
     );
     assert!(
@@ -144,6 +145,10 @@ async fn a_bridge_does_not_start_on_a_database_that_is_not_of_its_release() {
     run()
         .await
         .failed(1, &["has migration 0 of the lane", "run: spacetime-sync migrate"]);
+
+    let elsewhere = database.url().replace(database.name(), "no_such_database");
+    let migrated = tool::run("spacetime-sync", &["migrate", "--database-url", &elsewhere], &[]).await;
+    migrated.failed(1, &["has no such database; create it"]);
 
     migrate().await.good();
     let mut connection = PgConnection::connect(database.url()).await.unwrap();
@@ -197,7 +202,10 @@ async fn a_bridge_waits_beside_a_server_that_is_not_ready_for_it_and_says_why() 
         .append_all(10, 3)
         .await
         .unwrap();
-    let [foreign, other] = ["foreign", "other"].map(|what| format!("{}-{what}", lane.name));
+    // Other lanes may share the server.
+    let [foreign, other, missing] = ["foreign", "other", "missing"].map(|what| format!("{}-{what}", lane.name));
+    let has_no_database = format!("has no database {missing:?}");
+    let no_database = [has_no_database.as_str(), "spacetime-sync publish"];
     publish(&lane, &foreign, Variant::Foreign).await;
     publish(&lane, &other, Variant::OtherContract).await;
     let stranger = Admin::new_identity(lane.server.uri()).await.unwrap();
@@ -219,10 +227,7 @@ async fn a_bridge_waits_beside_a_server_that_is_not_ready_for_it_and_says_why() 
     let token = |file: &str| set("spacetimedb.token_file", lane.path(file).display().to_string());
     let mut waiting = Vec::new();
     for (options, said) in [
-        (
-            set("spacetimedb.database", "no-such-lane".to_owned()),
-            &["has no database \"no-such-lane\"", "spacetime-sync publish"][..],
-        ),
+        (set("spacetimedb.database", missing.clone()), &no_database[..]),
         (
             set("spacetimedb.database", foreign.clone()),
             &["does not run the module of the lane", "spacetime-sync publish"],
@@ -283,8 +288,8 @@ async fn a_bridge_waits_beside_a_server_that_is_not_ready_for_it_and_says_why() 
     assert_eq!(held.published_seq.get(), 0, "nobody claims to have carried anything");
 
     // What is mended under a waiting bridge needs no restart of it.
-    let owner = lane.path("no-such-lane.owner");
-    let mut arguments = vec!["publish", "--uri", lane.server.uri(), "--database", "no-such-lane"];
+    let owner = lane.path("missing.owner");
+    let mut arguments = vec!["publish", "--uri", lane.server.uri(), "--database", &missing];
     let files = [
         owner,
         lane.path("bridge.token"),
@@ -320,7 +325,7 @@ fn last(said: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_says_what_is_wrong_with_its_server_and_asks_again_only_where_that_can_help() {
     let lane = Lane::start().await.unwrap();
-    let [foreign, other] = ["foreign", "other"].map(|what| format!("{}-{what}", lane.name));
+    let [foreign, other, missing] = ["foreign", "other", "missing"].map(|what| format!("{}-{what}", lane.name));
     publish(&lane, &foreign, Variant::Foreign).await;
     publish(&lane, &other, Variant::OtherContract).await;
     let client = lane.client(&[stream(1)]).await.unwrap();
@@ -385,7 +390,7 @@ async fn a_client_says_what_is_wrong_with_its_server_and_asks_again_only_where_t
     for (uri, database, code, said) in [
         (
             uri,
-            "no-such-lane",
+            missing.as_str(),
             "no_database",
             "is the module published, and the name right?",
         ),
@@ -461,4 +466,43 @@ async fn a_client_is_told_which_stream_it_may_not_read_and_gets_on_with_the_othe
     client.until_applied(26, SOON).await.unwrap();
     assert!(client.compare(&lane.authority).await.unwrap().is_equal());
     assert_eq!(bridge.stop().await.unwrap(), 0);
+}
+
+/// The errors that the module has logged.
+async fn errors_logged(lane: &Lane) -> Vec<String> {
+    let owner = read_token(&lane.path("owner.token")).unwrap();
+    let answer = reqwest::Client::new()
+        .get(format!("{}/v1/database/{}/logs", lane.server.uri(), lane.name))
+        .query(&[("num_lines", "1000")])
+        .bearer_auth(owner.expose())
+        .send()
+        .await
+        .unwrap();
+    let log = answer.error_for_status().unwrap().text().await.unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .filter(|line| {
+            line["level"]
+                .as_str()
+                .is_some_and(|level| level.eq_ignore_ascii_case("error"))
+        })
+        .map(|line| line["message"].to_string())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_bridge_leaves_no_error_in_the_log_of_the_module() {
+    let lane = Lane::start().await.unwrap();
+    let before = errors_logged(&lane).await;
+    let bridge = lane.bridge().unwrap();
+    bridge.until("/readyz", SOON, |ready, _| ready).await.unwrap();
+    assert_eq!(errors_logged(&lane).await, before);
+    // What is refused stands there.
+    let refused = lane
+        .owner()
+        .unwrap()
+        .call("rewind_stream", json!(["", 0, "0x0", 0]))
+        .await;
+    assert!(refused.is_err());
+    assert_eq!(errors_logged(&lane).await.len(), before.len() + 1);
 }
