@@ -35,6 +35,11 @@
 //! A client never writes events: commands go to the runtime. It never skips one either: what it cannot apply stops
 //! its stream, with a reason, and the other streams go on.
 
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 pub mod config;
 pub mod credential;
 pub mod error;
