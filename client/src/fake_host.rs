@@ -9,7 +9,10 @@ use futures_util::{SinkExt, StreamExt};
 use spacetime_sync_bindings::{EventPage, SessionPresence, StreamGrant, SyncContract, SyncEvent};
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::page::{self, Snapshot};
-use spacetime_sync_proto::{FrameRow, PayloadHash, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId};
+use spacetime_sync_proto::{PayloadHash, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId, limit};
+use spacetime_sync_rules::log::StoredFrame;
+use spacetime_sync_rules::log::memory::MemoryLog;
+use spacetime_sync_rules::{append, page as rules_page, rewind};
 use spacetimedb_sdk::__codegen::__lib::{bsatn, de, ser};
 use spacetimedb_sdk::__codegen::__ws::common::{QuerySetId, RowSizeHint};
 use spacetimedb_sdk::__codegen::__ws::v2::*;
@@ -51,9 +54,10 @@ struct State {
     presence: Vec<SessionPresence>,
     /// Tokens whose session may not read the stream.
     ungranted: HashSet<String>,
-    /// The lane holds the events after this position, up to the other, if it has not all.
-    swept: u64,
-    published: Option<u64>,
+    /// What SpacetimeDB holds of the log, one event a frame.
+    held: MemoryLog,
+    /// Whether what is appended is held at once.
+    follows: bool,
     /// The authority holds the events after this position.
     floor: u64,
     document: Option<Snapshot>,
@@ -103,8 +107,8 @@ impl FakeHost {
                 read_refusal: HashMap::new(),
                 presence: Vec::new(),
                 ungranted: HashSet::new(),
-                swept: 0,
-                published: None,
+                held: MemoryLog::default(),
+                follows: true,
                 floor: 0,
                 document: None,
                 unserved: None,
@@ -114,6 +118,7 @@ impl FakeHost {
             })),
             changed: watch::channel(()).0,
         };
+        host.hold_after(0);
         let serving = host.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -124,7 +129,12 @@ impl FakeHost {
     }
 
     pub(crate) fn append(&self) {
-        self.change(|state| state.log.append());
+        self.change(|state| {
+            state.log.append();
+            if state.follows {
+                state.publish(state.log.head().seq.get());
+            }
+        });
     }
 
     /// The lane's head.
@@ -132,14 +142,20 @@ impl FakeHost {
         self.state().head()
     }
 
-    /// The lane holds what is after one position, up to another.
-    pub(crate) fn hold(&self, swept: u64, published: u64) {
-        self.change(|state| (state.swept, state.published) = (swept, Some(published)));
+    /// SpacetimeDB holds what is after one position, up to another, and nothing that comes later.
+    pub(crate) fn hold(&self, after: u64, to: u64) {
+        self.change(|state| {
+            state.hold(after, to);
+            state.follows = false;
+        });
     }
 
-    /// The lane holds everything after a position.
-    pub(crate) fn hold_after(&self, swept: u64) {
-        self.change(|state| (state.swept, state.published) = (swept, None));
+    /// SpacetimeDB holds everything after a position.
+    pub(crate) fn hold_after(&self, after: u64) {
+        self.change(|state| {
+            state.hold(after, state.log.head().seq.get());
+            state.follows = true;
+        });
     }
 
     /// The authority holds what is after a position.
@@ -354,7 +370,33 @@ impl FakeHost {
 
 impl State {
     fn head(&self) -> u64 {
-        self.published.unwrap_or(self.log.events.len() as u64)
+        self.held.head.map_or(0, |row| row.head.seq.get())
+    }
+
+    fn hold(&mut self, after: u64, to: u64) {
+        self.held = MemoryLog::default();
+        let target = self.log.at(after);
+        rewind::step(&mut self.held, &stream(), target, Seq::ZERO, rewind::STEP_EVENTS).unwrap();
+        self.publish(to);
+    }
+
+    fn publish(&mut self, to: u64) {
+        for seq in self.head() + 1..=to {
+            let frame = self.log.frame(seq, seq);
+            let request = append::Request {
+                first_seq: seq,
+                base_chain: frame.base_chain,
+                frame: frame.bytes,
+            };
+            append::append(&mut self.held, &stream(), request).unwrap();
+        }
+    }
+
+    /// The rows of the frames after a position, up to another.
+    fn rows(&self, after: u64, to: u64) -> Vec<SyncEvent> {
+        let held = self.held.frames_after(Seq::new(after).unwrap()).iter();
+        let rows = held.filter(|stored| stored.frame.last_seq.get() <= to);
+        rows.cloned().map(sync_event).collect()
     }
 
     /// What the authority answers.
@@ -399,15 +441,9 @@ impl State {
             return (410, serde_json::to_vec(&stale).unwrap());
         }
         // Few at a time, so that it takes some.
-        let frames = (after + 1..=head.seq.get()).take(10).map(|seq| {
-            let frame = self.log.frame(seq, seq);
-            FrameRow {
-                first_seq: frame.first_seq,
-                last_seq: frame.last_seq,
-                base_chain: frame.base_chain,
-                bytes: frame.bytes,
-            }
-        });
+        let frames = (after + 1..=head.seq.get())
+            .take(10)
+            .map(|seq| self.log.frame(seq, seq));
         let page = page::EventPage {
             head_seq: head.seq,
             head_chain: head.chain,
@@ -431,8 +467,15 @@ struct Connection {
 struct Subscribed {
     id: QuerySetId,
     from: u64,
-    sent: u64,
     to: u64,
+    sent: Vec<SyncEvent>,
+}
+
+impl Subscribed {
+    /// The position up to which everything was sent.
+    fn sent_to(&self) -> u64 {
+        self.sent.last().map_or(self.from, |row| row.last_seq)
+    }
 }
 
 #[derive(de::Deserialize)]
@@ -460,7 +503,7 @@ impl Connection {
                 let at = self.subscriptions.iter().position(|one| one.id == asked.query_set_id);
                 let rows = at.map(|at| {
                     let gone = self.subscriptions.remove(at);
-                    query_rows("sync_event", &self.host.rows(gone.from, gone.sent))
+                    query_rows("sync_event", &gone.sent)
                 });
                 vec![ServerMessage::UnsubscribeApplied(UnsubscribeApplied {
                     request_id: asked.request_id,
@@ -550,14 +593,15 @@ impl Connection {
             }
             let numbers: Vec<u64> = bounds.split(' ').filter_map(|word| word.parse().ok()).collect();
             let (from, to) = (numbers[0], numbers[2]);
-            let sent = self.host.head().min(to).max(from);
+            let sent = self.host.state().rows(from, to);
+            let first = query_rows("sync_event", &sent);
             self.subscriptions.push(Subscribed {
                 id: asked.query_set_id,
                 from,
-                sent,
                 to,
+                sent,
             });
-            query_rows("sync_event", &self.host.rows(from, sent))
+            first
         } else if query == "SELECT * FROM session_presence" {
             let rows = self.host.state().presence.clone();
             let first = query_rows("session_presence", &rows);
@@ -593,32 +637,25 @@ impl Connection {
             return Err(Refusal::new(RefusalCode::ForbiddenStream, "no grant").to_wire());
         }
         let state = self.host.state();
-        let (swept, head) = (state.swept, state.log.at(state.head()));
-        let durable_reads = state.durable_reads;
-        drop(state);
+        let after = Seq::new(asked.after_seq).unwrap();
+        let page = rules_page::read(&state.held, &stream(), after, limit::PAGE_BYTES);
         Ok(EventPage {
             stream_key: KEY,
-            head_seq: head.seq.get(),
-            head_chain: u256::from_be_bytes(*head.chain.as_bytes()),
-            durable_reads,
-            oldest_seq: swept + 1,
-            frames: if asked.after_seq < swept {
-                Vec::new()
-            } else {
-                self.host.rows(asked.after_seq, head.seq.get())
-            },
+            head_seq: page.held.head.seq.get(),
+            head_chain: u256::from_be_bytes(*page.held.head.chain.as_bytes()),
+            durable_reads: state.durable_reads,
+            oldest_seq: page.held.oldest_seq.get(),
+            frames: page.frames.into_iter().map(sync_event).collect(),
         })
     }
 
     fn news(&mut self) -> Vec<ServerMessage> {
-        let head = self.host.head();
         let mut query_sets = Vec::new();
         for one in &mut self.subscriptions {
-            let until = head.min(one.to);
-            if until > one.sent {
-                let inserts = row_list(&self.host.rows(one.sent, until));
-                one.sent = until;
-                query_sets.push(update(one.id, "sync_event", inserts, BsatnRowList::default()));
+            let rows = self.host.state().rows(one.sent_to(), one.to);
+            if !rows.is_empty() {
+                query_sets.push(update(one.id, "sync_event", row_list(&rows), BsatnRowList::default()));
+                one.sent.extend(rows);
             }
         }
         if let Some((id, sent)) = &mut self.presence {
@@ -634,7 +671,7 @@ impl Connection {
             && let Some((id, grant)) = self.grant.take()
         {
             // What is subscribed to brings nothing any more.
-            self.subscriptions.iter_mut().for_each(|one| one.to = one.sent);
+            self.subscriptions.iter_mut().for_each(|one| one.to = one.sent_to());
             query_sets.push(update(id, "stream_grant", BsatnRowList::default(), row_list(&[grant])));
         }
         if query_sets.is_empty() {
@@ -645,22 +682,15 @@ impl Connection {
     }
 }
 
-impl FakeHost {
-    /// One frame for each event after a position, up to another.
-    fn rows(&self, after: u64, to: u64) -> Vec<SyncEvent> {
-        let state = self.state();
-        let row = |seq| {
-            let frame = state.log.frame(seq, seq);
-            SyncEvent {
-                stream_key: KEY,
-                first_seq: seq,
-                last_seq: seq,
-                base_chain: u256::from_be_bytes(*frame.base_chain.as_bytes()),
-                last_at: 0,
-                frame: frame.bytes.to_vec(),
-            }
-        };
-        (after + 1..=to).map(row).collect()
+fn sync_event(stored: StoredFrame) -> SyncEvent {
+    let frame = stored.frame;
+    SyncEvent {
+        stream_key: KEY,
+        first_seq: frame.first_seq.get(),
+        last_seq: frame.last_seq.get(),
+        base_chain: u256::from_be_bytes(*frame.base_chain.as_bytes()),
+        last_at: stored.last_at_us,
+        frame: frame.bytes.to_vec(),
     }
 }
 

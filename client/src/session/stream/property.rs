@@ -11,11 +11,19 @@ use std::collections::VecDeque;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use spacetime_sync_proto::{FrameRow, PayloadHash, Position, Refusal, RefusalCode, StaleReason, StreamId};
+use spacetime_sync_proto::{PayloadHash, Position, Refusal, RefusalCode, StaleReason, StreamId};
+use spacetime_sync_rules::append::{Appended, Request, append};
+use spacetime_sync_rules::log::HeadRow;
+use spacetime_sync_rules::log::memory::MemoryLog;
+use spacetime_sync_rules::retention::{Effort, Window, sweep};
+use spacetime_sync_rules::{page, rewind};
 
 use super::tests::{Log, bounds};
 use super::*;
 use crate::config::{StaleAnswer, StreamBounds, WithoutDocument};
+
+/// The stream that is followed.
+const STREAM: &str = "model";
 
 struct World {
     rng: StdRng,
@@ -38,10 +46,8 @@ struct World {
     read: Option<Seq>,
     /// What the authority was asked.
     asked: Option<Asked>,
-    /// The lane holds what comes after this position …
-    swept: u64,
-    /// … up to this one.
-    published: u64,
+    /// What SpacetimeDB holds.
+    held: MemoryLog,
     /// The authority holds what comes after this position.
     floor: u64,
     /// Where there is a document.
@@ -65,7 +71,7 @@ enum Asked {
 impl World {
     fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let log = Log::new("model", rng.random_range(0..40));
+        let log = Log::new(STREAM, rng.random_range(0..40));
         let bounds = StreamBounds {
             unapplied_bytes: rng.random_range(5_000..200_000),
             resume_bytes: rng.random_range(0..5_000),
@@ -95,8 +101,7 @@ impl World {
             connected: false,
             read: None,
             asked: None,
-            swept: 0,
-            published: 0,
+            held: MemoryLog::default(),
             floor: 0,
             document: None,
             wipes: 0,
@@ -106,7 +111,7 @@ impl World {
             log,
         };
         world.cut();
-        world.published = world.log.head().seq.get();
+        world.publish(world.log.head().seq.get());
         world
     }
 
@@ -119,17 +124,13 @@ impl World {
         }
     }
 
-    /// What the lane holds after a position; nothing below its window.
-    fn frames(&self, after: u64) -> Vec<FrameRow> {
-        let mut first = 1;
-        let mut frames = Vec::new();
-        for end in &self.cuts {
-            if *end > after && first > self.swept && *end <= self.published {
-                frames.push(self.log.frame(first, *end));
-            }
-            first = end + 1;
-        }
-        frames
+    fn head_row(&self) -> HeadRow {
+        self.held.head.unwrap_or_else(|| HeadRow::start(&stream_id()))
+    }
+
+    /// The last event that SpacetimeDB holds.
+    fn published(&self) -> u64 {
+        self.head_row().head.seq.get()
     }
 
     fn step(&mut self, input: Input) {
@@ -145,7 +146,8 @@ impl World {
                 Effect::Subscribe { id, after, to } => {
                     assert!(self.connected);
                     self.subscriptions.push((id, to));
-                    let mut rows = self.frames(after.get());
+                    let rows = self.held.frames_after(after).iter().map(|stored| stored.frame.clone());
+                    let mut rows: Vec<_> = rows.collect();
                     rows.retain(|frame| frame.first_seq <= to && (!self.faults || self.rng.random_bool(0.95)));
                     self.wire.extend(rows.into_iter().map(Input::Frame));
                     self.wire.push_back(Input::Subscribed(id));
@@ -184,7 +186,7 @@ impl World {
     }
 
     fn append(&mut self) {
-        let in_step = self.published == self.log.head().seq.get();
+        let in_step = self.published() == self.log.head().seq.get();
         (0..self.rng.random_range(1..8)).for_each(|_| self.log.append());
         self.cut();
         if in_step {
@@ -192,9 +194,18 @@ impl World {
         }
     }
 
+    /// The frames up to one that ends at a position are appended, and go to who subscribed.
     fn publish(&mut self, to: u64) {
-        let before = std::mem::replace(&mut self.published, to);
-        for frame in self.frames(before) {
+        let before = self.published();
+        for end in self.cuts.iter().filter(|end| (before + 1..=to).contains(end)) {
+            let frame = self.log.frame(self.published() + 1, *end);
+            let request = Request {
+                first_seq: frame.first_seq.get(),
+                base_chain: frame.base_chain,
+                frame: frame.bytes.clone(),
+            };
+            let appended = append(&mut self.held, &stream_id(), request).unwrap();
+            assert_ne!(appended, Appended::Absorbed);
             if self.subscriptions.iter().any(|(_, to)| frame.first_seq <= *to) {
                 self.wire.push_back(Input::Frame(frame));
             }
@@ -204,7 +215,7 @@ impl World {
     /// A frame more of what a wiped lane lacks, from a full window on.
     fn refill(&mut self) {
         let head = self.log.head().seq.get();
-        if self.published == 0 && self.wipes > 0 {
+        if self.published() == 0 && self.wipes > 0 {
             let window = self.rng.random_range(1..30);
             let begins = self
                 .cuts
@@ -212,9 +223,10 @@ impl World {
                 .copied()
                 .filter(|end| *end <= head.saturating_sub(window));
             let begin = begins.max().unwrap_or(0).max(self.cut_at(self.floor));
-            (self.swept, self.published) = (begin, begin);
+            let target = self.log.at(begin);
+            rewind::step(&mut self.held, &stream_id(), target, Seq::ZERO, rewind::STEP_EVENTS).unwrap();
         }
-        if let Some(next) = self.cuts.iter().copied().find(|end| *end > self.published) {
+        if let Some(next) = self.cuts.iter().copied().find(|end| *end > self.published()) {
             self.publish(next);
         }
     }
@@ -228,16 +240,21 @@ impl World {
     }
 
     fn sweep(&mut self) {
-        let ends: Vec<u64> = self.cuts.iter().copied().filter(|end| *end < self.published).collect();
+        let published = self.published();
+        let ends: Vec<u64> = self.cuts.iter().copied().filter(|end| *end < published).collect();
         if let Some(end) = ends.get(self.rng.random_range(0..ends.len().max(1))) {
-            self.swept = self.swept.max(*end);
+            let window = Window {
+                events: published - end,
+                age_us: i64::MAX,
+            };
+            sweep(&mut self.held, window, 0, &mut Effort::default());
         }
     }
 
     fn wipe(&mut self) {
         self.wipes += 1;
-        let last_seq = Seq::new(self.published).unwrap();
-        (self.swept, self.published) = (0, 0);
+        let last_seq = self.head_row().head.seq;
+        self.held = MemoryLog::default();
         if self.rng.random_bool(0.5) {
             self.disconnect();
         } else {
@@ -292,7 +309,7 @@ impl World {
         let floor = self.log.at(self.floor);
         StaleCursor {
             code: Default::default(),
-            stream_id: StreamId::new("model").unwrap(),
+            stream_id: stream_id(),
             requested_after_seq: after.seq,
             oldest_available_cursor: floor.seq,
             oldest_available_chain: floor.chain,
@@ -327,19 +344,14 @@ impl World {
             };
             return self.wire.push_back(failed);
         }
-        // None at the head, and none below the window.
-        let mut frames = if after.get() >= self.swept {
-            self.frames(after.get())
-        } else {
-            Vec::new()
-        };
-        frames.truncate(self.rng.random_range(1..5));
-        let oldest_seq = Seq::new(self.swept + 1).unwrap();
+        // The shortest frame has 993 bytes.
+        let most_bytes = self.rng.random_range(1..5_000);
+        let page = page::read(&self.held, &stream_id(), after, most_bytes);
         self.wire.push_back(Input::Page(Page {
-            head: self.log.at(self.published),
-            oldest_seq,
+            head: page.held.head,
+            oldest_seq: page.held.oldest_seq,
             durable_reads: true,
-            frames,
+            frames: page.frames.into_iter().map(|stored| stored.frame).collect(),
         }));
     }
 
@@ -436,6 +448,10 @@ impl World {
             _ => self.deliver(),
         }
     }
+}
+
+fn stream_id() -> StreamId {
+    StreamId::new(STREAM).unwrap()
 }
 
 fn run(seed: u64) -> World {
