@@ -105,12 +105,17 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use tokio::net::TcpListener;
+    use tokio::sync::Mutex;
 
     use super::*;
     use crate::tokens::TokenSource;
 
+    /// Both tests count the attempts of the whole process.
+    static COUNTING: Mutex<()> = Mutex::const_new(());
+
     #[tokio::test(flavor = "multi_thread")]
     async fn an_attempt_that_nobody_waits_for_any_more_leaves_no_thread_behind() {
+        let _alone = COUNTING.lock().await;
         // It accepts connections and never answers.
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let token = Secret::from("none".to_owned());
@@ -135,6 +140,7 @@ mod tests {
 
     #[test]
     fn no_more_than_so_many_attempts_hang_at_once() {
+        let _alone = COUNTING.blocking_lock();
         let attempts: Vec<_> = std::iter::from_fn(Attempt::begin).take(2 * MOST).collect();
         assert!(attempts.len() <= MOST);
         assert!(Attempt::begin().is_none());
