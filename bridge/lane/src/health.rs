@@ -169,13 +169,11 @@ impl Vitals {
         away(&mut self.change().link, now, why);
     }
 
-    /// The authority answers. Says whether it did not before.
-    pub(crate) fn authority_here(&mut self) -> bool {
-        if self.condition.authority.is_here() {
-            return false;
+    /// The authority answers.
+    pub(crate) fn authority_here(&mut self) {
+        if !self.condition.authority.is_here() {
+            self.change().authority = Reach::Here;
         }
-        self.change().authority = Reach::Here;
-        true
     }
 
     /// The authority does not answer. Says whether that, or the reason, is new.
@@ -440,7 +438,7 @@ mod tests {
                 "it is told once"
             );
             assert!(!healthy_at(&mut vitals, START + LIMIT + MOMENT, busy(0)), "{role:?}");
-            assert!(vitals.authority_here());
+            vitals.authority_here();
             assert!(healthy_at(&mut vitals, START + 2 * LIMIT, busy(0)), "{role:?}");
         }
     }

@@ -94,6 +94,8 @@ pub struct Lane {
     authority: Backoff,
     /// Whether a person was told that another bridge leads.
     stands_by: bool,
+    /// Whether a person was told that the authority is away.
+    told_away: bool,
     streams: Streams,
     link: Link,
     compare: Compare,
@@ -117,6 +119,7 @@ impl Lane {
             stage: Stage::Opening(Attempt::Waiting(Duration::ZERO)),
             authority: Backoff::new(AUTHORITY.0, AUTHORITY.1),
             stands_by: false,
+            told_away: false,
             streams: Streams::new(settings.limits),
             link: Link::new(settings.connect_deadline, settings.ack_deadline),
             compare: Compare::new(settings.compared_streams),
@@ -593,13 +596,15 @@ impl Lane {
 
     fn authority_here(&mut self, out: &mut Vec<Command>) {
         self.authority.reset();
-        if self.vitals.authority_here() {
+        self.vitals.authority_here();
+        if std::mem::take(&mut self.told_away) {
             out.push(Command::Tell(Notice::AuthorityBack));
         }
     }
 
     fn authority_away(&mut self, now: Duration, why: String, out: &mut Vec<Command>) {
         if self.vitals.authority_away(now, why.clone()) {
+            self.told_away = true;
             out.push(Command::Tell(Notice::AuthorityAway { why }));
         }
     }
