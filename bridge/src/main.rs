@@ -68,15 +68,15 @@ enum Command {
     Parity(cli::parity::ParityArgs),
     /// Let an identity read a stream.
     Grant(GrantArgs),
-    /// Take that right away.
+    /// Take away an identity's right to read a stream.
     Revoke(GrantArgs),
     /// Compare what SpacetimeDB holds with the authority. Fails if something is not as it should be.
     Verify(cli::repair::VerifyArgs),
     /// After a restore: make SpacetimeDB forget what the authority does not have.
     Rewind(cli::repair::ChangeArgs),
-    /// Have the windows of streams filled anew from the authority.
+    /// Have the bridge fill the windows of streams again from the authority.
     Republish(cli::repair::RepublishArgs),
-    /// Print the identity that a token stands for, or that a bridge has which signs its own tokens.
+    /// Print the identity that a token stands for, or that of a bridge that signs its own tokens.
     Identity {
         /// The file that holds the token.
         #[arg(required_unless_present = "issuer", conflicts_with = "issuer")]
@@ -89,7 +89,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Read it, check it and print what it comes to, without secrets.
+    /// Read and check the configuration, and print all values without secrets.
     Check {
         /// The configuration, in TOML.
         #[arg(long)]
@@ -144,11 +144,11 @@ fn shows_colours() -> bool {
     std::io::stderr().is_terminal() && !unwanted
 }
 
-/// Runs it, and passes its panic on.
+/// Runs the work to its end, and passes its panic on.
 fn to_the_end<T: Send + 'static>(runtime: Runtime, work: impl Future<Output = T> + Send + 'static) -> T {
-    // Among the workers, where the sockets and timers are, or every wake-up would pass through one of them first.
+    // On a worker, where the sockets and timers are. On this thread, every wake-up would pass through a worker first.
     let ended = runtime.block_on(runtime.spawn(work));
-    // What still blocks, such as a handshake with a dead server, is not waited for, after a panic either.
+    // This does not wait for threads that still block, such as in a handshake with a dead server, not even after a panic.
     runtime.shutdown_background();
     ended.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))
 }
@@ -222,7 +222,7 @@ fn admin(args: &GrantArgs) -> anyhow::Result<Admin> {
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
-    // First of all: who is told to stop while it starts ends as well as later.
+    // First of all, so that a bridge that is told to stop while it starts stops as it would later.
     let mut terminate = signal(SignalKind::terminate())?;
     let status = Arc::new(Status::new(config.bridge.stall_after()));
     let issuer = config.open_issuer()?;
@@ -265,7 +265,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
             _ = tokio::signal::ctrl_c() => {}
         }
         let _ = stop.send(true);
-        // Kept, so that the receivers never see it gone before the process ends.
+        // The sender stays, so that its receivers never see it gone before the process ends.
         std::future::pending::<()>().await;
     });
     tokio::select! {
@@ -284,12 +284,12 @@ async fn outlast(mut tasks: JoinSet<()>) -> Infallible {
     std::future::pending().await
 }
 
-/// Looks again and again for keys that came or went.
+/// Looks regularly for keys that were added or removed.
 async fn keep_keys(issuer: Arc<Issuer>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
         let issuer = issuer.clone();
-        // Files are read in a thread where that holds up nobody.
+        // Reading files blocks, so it happens on a thread for that.
         joined(tokio::task::spawn_blocking(move || issuer.keys().reload()).await);
     }
 }
@@ -302,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_that_no_clock_reaches_is_refused() {
+    fn a_time_beyond_every_clock_is_refused() {
         for (watch, every, good) in [
             ("0", "1", true),
             ("86400", "30", true),
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_not_held_up_by_what_still_blocks() {
+    fn a_panic_does_not_wait_for_a_thread_that_still_blocks() {
         let (release, blocked) = mpsc::channel::<()>();
         let (tell, told) = mpsc::channel();
         let main = std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! Who may read what, and which sessions there are: the SQL behind tokens and revocations.
+//! The SQL behind tokens and revocations: who may read what, and which sessions exist.
 
 use spacetime_sync_proto::access::StreamPattern;
 use spacetime_sync_proto::{Label, limit};
@@ -8,10 +8,10 @@ use sqlx::postgres::PgRow;
 use super::error::CallError;
 use super::{Authority, AuthorityError};
 
-/// Names read for one pattern: one more than a token may hold, so that too many are seen to be too many.
+/// Most names read for one pattern: one more than a token may hold, so that the caller notices when there are too many.
 const NAMES_PER_PATTERN: i64 = limit::TOKEN_STREAMS as i64 + 1;
 
-/// Whose access is asked for, and to what.
+/// Who asks for access, and to what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessQuestion {
     /// The session.
@@ -24,27 +24,27 @@ pub struct AccessQuestion {
     pub wanted: Vec<StreamPattern>,
 }
 
-/// What the authority says to that.
+/// The authority's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
-    /// The session, if it was given a token or revoked before.
+    /// The session, if it had a token or was revoked before.
     pub session: Option<BoundSession>,
-    /// What the subject may read, as far as it touches what was asked for.
+    /// What the subject may read, as far as it overlaps with what the question asks for.
     pub allowed: Vec<StreamPattern>,
 }
 
 /// A session that the authority knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BoundSession {
-    /// User and device of its first token; none if it never had one.
+    /// User and device of its first token; `None` if it never had one.
     pub bound_to: Option<(Label, Label)>,
     /// Whether it was revoked.
     pub revoked: bool,
 }
 
 impl Authority {
-    /// What a subject may read of what it asks for, and what is known of its session. One statement, and every lookup
-    /// in it is bounded by the question.
+    /// What a subject may read of what it asks for, and what is known of its session. This is one statement, and the
+    /// question bounds every lookup in it.
     pub async fn access(&self, question: &AccessQuestion) -> Result<Access, AuthorityError> {
         let Lookups {
             streams,
@@ -109,7 +109,7 @@ impl Authority {
                 };
                 let patterns: Vec<String> = row.try_get("patterns")?;
                 let streams: Vec<String> = row.try_get("streams")?;
-                // What is no pattern gives no right; the tables' checks let none in.
+                // A text that is not a pattern gives no right. The checks of the tables let none in.
                 let allowed = patterns.iter().chain(&streams);
                 let allowed = allowed.filter_map(|text| StreamPattern::new(text).ok());
                 Ok(Access {
@@ -120,7 +120,8 @@ impl Authority {
             .await
     }
 
-    /// Binds a session to the user and the device of its first token, unless it is bound, and says what it is then.
+    /// Binds a session to the user and the device of its first token, unless it is bound already. Returns what the session
+    /// is bound to afterwards.
     pub async fn bind_session(
         &self,
         session_id: &Label,
@@ -129,7 +130,7 @@ impl Authority {
     ) -> Result<BoundSession, AuthorityError> {
         self.connections
             .run("bind_session", async |connection| {
-                // What another bridge inserts at this moment is waited for, and seen by the next statement.
+                // If another bridge inserts the session at this moment, this waits for it, and the next statement sees it.
                 sqlx::query(
                     "insert into runtime.sync_sessions (session_id, user_id, device_id, bound_at)
                      values ($1, $2, $3, clock_timestamp()) on conflict do nothing",
@@ -151,7 +152,7 @@ impl Authority {
             .await
     }
 
-    /// Revokes sessions, those too that never had a token. What is revoked stays as it was revoked first. Returns those that
+    /// Revokes sessions, including those that never had a token. The first revocation of a session counts. Returns those that
     /// never had a token.
     pub async fn revoke_sessions(&self, session_ids: &[Label], reason: &str) -> Result<Vec<Label>, AuthorityError> {
         let ids: Vec<&str> = session_ids.iter().map(Label::as_str).collect();
@@ -217,7 +218,7 @@ impl Authority {
             .await
     }
 
-    /// Says that SpacetimeDB may have lost the revocations of the last so many seconds. Returns how many those are.
+    /// Records that SpacetimeDB may have lost the revocations of the last `seconds`. Returns how many these are.
     pub async fn redeliver_revocations(&self, seconds: f64) -> Result<u64, AuthorityError> {
         self.connections
             .run("redeliver_revocations", async |connection| {
@@ -233,9 +234,9 @@ impl Authority {
             .await
     }
 
-    /// Forgets sessions whose first token and whose revocation are more than so many days old, among the `limit` whose ids
-    /// come after `after`. A revocation that SpacetimeDB has not taken stays. Returns the last one that was looked at, none
-    /// at the end, and how many are gone.
+    /// Forgets sessions whose first token and whose revocation are older than so many days, among the next `limit` sessions
+    /// after `after`. A revocation that SpacetimeDB has not taken yet stays. Returns the last session of these, `None` at the
+    /// end, and how many were forgotten.
     pub async fn forget_sessions(
         &self,
         days: u16,
@@ -256,7 +257,7 @@ impl Authority {
                      )
                      select (select max(session_id) from part), (select count(*) from gone)",
                 )
-                // No id is empty: the empty text stands before all of them.
+                // No id is empty, so the empty text stands before all of them.
                 .bind(after.map_or("", Label::as_str))
                 .bind(i64::try_from(limit).unwrap_or(i64::MAX))
                 .bind(i32::from(days))
@@ -311,7 +312,7 @@ impl Lookups {
     }
 }
 
-/// The least text above all that begin with a prefix: its last character, an ASCII separator, raised by one.
+/// The least text above all texts that begin with a prefix: its last character, an ASCII separator, raised by one.
 fn after_all(prefix: &str) -> String {
     let mut text = prefix.to_owned();
     if let Some(last) = text.pop() {

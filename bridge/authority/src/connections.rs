@@ -1,8 +1,8 @@
 //! A bounded set of connections.
 //!
-//! Not sqlx's own pool: that one pings a connection at every release, a round trip a call, and without a bound in time,
-//! so that a network that goes silent after a call takes the connection's place away for a quarter of an hour. Here a
-//! connection comes back as it is after an answer of the server, and in every other case is given up.
+//! sqlx's own pool pings a connection at every release. That costs a round trip for each call, and it has no bound in time:
+//! when the network goes silent after a call, the connection's place is taken for a quarter of an hour. Here a connection
+//! comes back without a ping after an answer of the server, and is dropped in every other case.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -51,7 +51,7 @@ impl Connections {
         what: &'static str,
         call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, CallError>,
     ) -> Result<T, AuthorityError> {
-        // The semaphore is never closed, so the inner result says nothing.
+        // Nobody closes the semaphore, so the inner result is always a permit.
         let _turn = timeout(CONNECT_LIMIT, self.turns.acquire())
             .await
             .map_err(|_| self.timed_out("with a free connection", CONNECT_LIMIT))?;
@@ -84,7 +84,7 @@ impl Connections {
         }
     }
 
-    /// Ends the connections that no call has.
+    /// Closes the connections that no call uses.
     pub(super) async fn close(&self) {
         let idle = std::mem::take(&mut *self.idle());
         for connection in idle {
@@ -102,7 +102,8 @@ impl Connections {
         }
     }
 
-    /// What ended one connection most likely ended all: otherwise each of them would cost a call to find out.
+    /// Drops the connections that no call uses. Whatever ended one of them most likely ended all, and each would cost a call
+    /// to find out.
     pub(super) fn forget_idle(&self) {
         self.idle().clear();
     }

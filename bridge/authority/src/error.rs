@@ -5,7 +5,7 @@ use std::time::Duration;
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{Seq, StreamId};
 
-/// An error of the authority's side.
+/// An error on the authority's side.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// The server cannot be reached, is starting or stopping, or has run out of something.
@@ -16,7 +16,7 @@ pub enum AuthorityError {
         /// What the driver says.
         source: sqlx::Error,
     },
-    /// A call took longer than it may. Its connection was given up.
+    /// A call took longer than it may. Its connection was dropped.
     #[error("postgres at {server} did not answer {what} within {limit:?}; the call may be repeated")]
     TimedOut {
         /// Host, port and database, without the password.
@@ -26,7 +26,7 @@ pub enum AuthorityError {
         /// How long it may take.
         limit: Duration,
     },
-    /// The database is without our migrations, or lacks some.
+    /// The database lacks migrations of the lane.
     #[error(
         "the database at {server} has migration {found} of the lane, expected {expected}; run: spacetime-sync migrate"
     )]
@@ -51,7 +51,7 @@ pub enum AuthorityError {
         /// The newest version this build knows.
         expected: i64,
     },
-    /// A migration was applied that is not the one of this build, though it has the same version.
+    /// The database has a migration that differs from this build's migration of the same version.
     #[error(
         "migration {version} in the database at {server} is not the one of this build; \
          run the bridge that the database was migrated with, or restore the migration"
@@ -70,7 +70,7 @@ pub enum AuthorityError {
         /// What the migrator says.
         source: sqlx::migrate::MigrateError,
     },
-    /// The server or the database is not one the lane can live in.
+    /// The lane cannot work with this server or this database.
     #[error("postgres at {server} has {what} {found}, expected {expected}")]
     Unsupported {
         /// Host, port and database, without the password.
@@ -82,10 +82,10 @@ pub enum AuthorityError {
         /// What it must be.
         expected: &'static str,
     },
-    /// The url is none of Postgres.
+    /// The url is not one of Postgres.
     #[error("the url of postgres is malformed, expected postgres://user:password@host:port/database")]
     Url {
-        /// What the driver says. Never holds the password.
+        /// What the driver says. It never contains the password.
         source: sqlx::Error,
     },
     /// The server has no such database.
@@ -96,7 +96,7 @@ pub enum AuthorityError {
         /// What the driver says.
         source: sqlx::Error,
     },
-    /// The server does not let us in, or does not let us do what we must.
+    /// The server refuses the login, or something that the bridge must do.
     #[error("postgres at {server} denies access; check the role, its password and its rights on schema runtime")]
     Denied {
         /// Host, port and database, without the password.
@@ -104,7 +104,7 @@ pub enum AuthorityError {
         /// What the driver says.
         source: sqlx::Error,
     },
-    /// An append was refused: the class SY of the authority's functions.
+    /// An append was refused, with an SQLSTATE of the class SY.
     #[error("{code}: {message}; {hint}")]
     Refused {
         /// `SY001` to `SY007`, as migration 1 lists them.
@@ -114,7 +114,8 @@ pub enum AuthorityError {
         /// What to do.
         hint: String,
     },
-    /// The authority holds what the contract does not allow. Only hands in the tables can do that.
+    /// The authority holds something that the contract does not allow. Only somebody who writes into the tables by hand can
+    /// cause that.
     #[error("stream {stream_id} holds {what} at seq {seq} that the contract does not allow; restore it from a backup")]
     Corrupt {
         /// The stream.
@@ -233,7 +234,7 @@ pub(super) fn connection_is_good(error: &sqlx::Error) -> bool {
     }
 }
 
-/// An error inside a call, before it is known whose connection it was.
+/// An error inside a call, before the server's name is added to it.
 pub(super) enum CallError {
     Driver(sqlx::Error),
     Content(AuthorityError),

@@ -6,8 +6,9 @@ use sqlx::postgres::PgConnection;
 
 use super::access::{BoundSession, bound_session};
 use super::error::CallError;
+use super::log::{self, chain_at};
 use super::retention::{Extent, extent_of};
-use super::{Authority, AuthorityError, chain_at, log};
+use super::{Authority, AuthorityError};
 
 /// A stream, a position in it and the events that follow, as they were at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]

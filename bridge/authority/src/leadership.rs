@@ -1,4 +1,4 @@
-//! Which bridge leads. Two at once are safe by construction and only waste work: this avoids the waste.
+//! Decides which bridge leads. Two leaders at once would be safe, but would do all work twice.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,14 +13,14 @@ use tokio::time::{sleep, timeout};
 use super::connections::CALL_LIMIT;
 use super::error::AuthorityError;
 
-/// Which session of the server held the lead. Process ids come again; with its start one names a session for good.
+/// A session of the server that held the lead. The server reuses process ids, so the start belongs to the name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LeadSession {
     pid: i32,
     started: String,
 }
 
-/// Key of the session advisory lock, of which every database has its own: "sync" and "lead" in ASCII.
+/// Key of the advisory lock, which each database has for itself: "sync" and "lead" in ASCII.
 const LOCK: i64 = 0x7379_6e63_6c65_6164;
 const PING_EVERY: Duration = Duration::from_millis(500);
 const PING_LIMIT: Duration = Duration::from_secs(5);
@@ -28,10 +28,10 @@ const PING_LIMIT: Duration = Duration::from_secs(5);
 /// The lead, held for as long as this value and its connection live.
 #[derive(Debug)]
 pub struct Leadership {
-    /// Has the connection, and ends when it is gone. A task of its own, for whoever waits for the loss beside other
-    /// things cancels that wait all the time, and a ping must not begin anew with each of them.
+    /// Owns the connection, and ends when the connection is gone. It is a task of its own, because a caller that waits for
+    /// the loss beside other things cancels that wait all the time, and that must not restart a ping.
     keeper: JoinHandle<()>,
-    /// Gives the lead up when it is dropped.
+    /// Dropping it gives the lead up.
     held: oneshot::Sender<()>,
 }
 
@@ -109,7 +109,7 @@ impl Candidate {
             if ended == Some(true) {
                 tracing::warn!(
                     pid,
-                    "the server still held the lead for a connection that is gone; that session is ended"
+                    "the server still held the lead for a connection that is gone; ended that session"
                 );
             }
         }
@@ -119,22 +119,22 @@ impl Candidate {
 }
 
 impl Leadership {
-    /// Resolves when the lead is gone because its connection is, within about five seconds. May be cancelled and
-    /// called again, as often as one likes.
+    /// Resolves within about five seconds after the connection that holds the lead is gone. It may be cancelled and called
+    /// again.
     pub async fn lost(&mut self) {
         if !self.keeper.is_finished() {
             pass_on_panic((&mut self.keeper).await);
         }
     }
 
-    /// Gives the lead up at once, so that a standby need not wait for the server to notice.
+    /// Gives the lead up at once, so that a standby does not wait for the server to notice.
     pub async fn release(self) {
         drop(self.held);
         pass_on_panic(self.keeper.await);
     }
 }
 
-/// A panic of the keeper goes on in whoever waits for it.
+/// Continues a panic of the keeper in the caller.
 fn pass_on_panic(ended: Result<(), JoinError>) {
     if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
         resume_unwind(panic);

@@ -1,4 +1,4 @@
-//! Reads a stream's log in pages.
+//! Reads a stream's log: pages of events, and chain hashes.
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -7,7 +7,36 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgConnection, PgRow, PgTypeInfo, PgValueRef, Postgres};
 use sqlx::{Row, Type};
 
+use super::Authority;
 use super::error::{AuthorityError, CallError};
+
+impl Authority {
+    /// The events after a position, in order: at most `max_events`, and at most `max_bytes` of payload, except that
+    /// the first event always comes. Empty at the head.
+    pub async fn read_events(
+        &self,
+        stream_id: &StreamId,
+        after: Seq,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<Event>, AuthorityError> {
+        self.connections
+            .run("read_events", async |connection| {
+                read_events(connection, stream_id, after, max_events, max_bytes).await
+            })
+            .await
+    }
+
+    /// The chain hash at a position; none if the log ends before it, or begins after the event that follows it. At seq 0
+    /// it is that of the empty log, whether the stream exists or not.
+    pub async fn chain_at(&self, stream_id: &StreamId, seq: Seq) -> Result<Option<ChainHash>, AuthorityError> {
+        self.connections
+            .run("chain_at", async |connection| {
+                chain_at(connection, stream_id, seq).await
+            })
+            .await
+    }
+}
 
 /// One page. The window function counts the bytes on the server, so that events past the bound never leave it.
 /// `octet_length` does not read a payload that is stored out of line. The first event always comes, however large.
@@ -45,6 +74,40 @@ pub(super) async fn read_events(
         events.push(event);
     }
     Ok(events)
+}
+
+pub(super) async fn chain_at(
+    connection: &mut PgConnection,
+    stream_id: &StreamId,
+    seq: Seq,
+) -> Result<Option<ChainHash>, CallError> {
+    if seq == Seq::ZERO {
+        return Ok(Some(ChainHash::genesis(stream_id)));
+    }
+    let found: Option<Vec<u8>> = sqlx::query_scalar(
+        "(select chain_hash from runtime.sync_stream_events
+          where stream_id = $1 and seq >= $2 and seq <= $2 order by seq limit 1)
+         union all
+         (select floor_chain from runtime.sync_streams where stream_id = $1 and oldest_seq > 1 and oldest_seq - 1 = $2)
+         limit 1",
+    )
+    .bind(stream_id.as_str())
+    .bind(seq.to_sql())
+    .fetch_optional(connection)
+    .await?;
+    found
+        .map(|bytes| chain_hash(stream_id, seq, &bytes))
+        .transpose()
+        .map_err(CallError::Content)
+}
+
+/// The chain hash that a column holds. One that is malformed is corrupt, wherever it is read.
+fn chain_hash(stream_id: &StreamId, seq: Seq, bytes: &[u8]) -> Result<ChainHash, AuthorityError> {
+    ChainHash::from_slice(bytes).ok_or_else(|| AuthorityError::Corrupt {
+        stream_id: stream_id.as_str().to_owned(),
+        seq: seq.to_sql(),
+        what: "a chain hash",
+    })
 }
 
 fn decode(stream_id: &StreamId, row: &PgRow, last_kind: Option<&Kind>) -> Result<Event, CallError> {

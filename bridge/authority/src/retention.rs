@@ -1,4 +1,4 @@
-//! What is kept, from where on, and what stands for the rest.
+//! What the authority and SpacetimeDB keep of a stream, and the document that stands for what is gone.
 
 use bytes::Bytes;
 use spacetime_sync_proto::epoch::AuthorityEpoch;
@@ -11,10 +11,10 @@ use sqlx::postgres::{PgConnection, PgRow};
 use super::error::{AuthorityError, CallError};
 use super::{Authority, is_name, stream_id};
 
-/// From where to where the authority's log of a stream goes.
+/// Where the authority's log of a stream begins and ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extent {
-    /// The first event kept; one past the head if none is.
+    /// The first event that the authority keeps; one past the head if it keeps none.
     pub oldest_seq: Seq,
     /// The chain hash before it.
     pub floor_chain: ChainHash,
@@ -24,19 +24,20 @@ pub struct Extent {
     pub head_chain: ChainHash,
     /// Newest events that SpacetimeDB keeps, at most; none if the stream has no class, and SpacetimeDB keeps all.
     pub window_events: Option<u64>,
-    /// How far behind a client may be and still be brought up event by event.
+    /// How many events a client may be behind and still receive each of them.
     pub replay_budget_events: Option<u64>,
-    /// The position of the document that stands for the events before.
+    /// The position of the document that stands for all events up to it.
     pub snapshot_seq: Option<Seq>,
 }
 
 impl Extent {
-    /// The position before the first event kept.
+    /// The position before the first event that the authority keeps.
     pub fn floor(&self) -> Seq {
         self.oldest_seq.previous()
     }
 
-    /// Where SpacetimeDB's window begins when it is filled from nothing: as full as it may be, but no fuller than the log.
+    /// Where SpacetimeDB's window begins when it is filled from nothing: it holds as many events as it may, as far as the log
+    /// has them.
     pub fn window_floor(&self) -> Seq {
         let below = |events: u64| Seq::new(self.head_seq.get().saturating_sub(events));
         let full = self.window_events.and_then(below).unwrap_or(Seq::ZERO);
@@ -78,14 +79,14 @@ impl Authority {
             .await
     }
 
-    /// From where to where a stream's log goes; none if nothing was ever appended to it.
+    /// Where a stream's log begins and ends; `None` if nothing was ever appended to it.
     pub async fn extent(&self, stream_id: &StreamId) -> Result<Option<Extent>, AuthorityError> {
         self.connections
             .run("extent", async |connection| extent_of(connection, stream_id).await)
             .await
     }
 
-    /// The document that stands for a stream's events up to a position, if there is one.
+    /// The document that stands for a stream's first events, if there is one.
     pub async fn snapshot(&self, stream_id: &StreamId) -> Result<Option<Snapshot>, AuthorityError> {
         self.connections
             .run("snapshot", async |connection| {
@@ -113,7 +114,7 @@ impl Authority {
             .await
     }
 
-    /// Streams whose class does not keep all their events here, in the order of their ids, from just after `after`.
+    /// Streams whose class lets the authority purge events, in the order of their ids, from just after `after`.
     pub async fn purgeable_streams(
         &self,
         after: Option<&StreamId>,
@@ -137,7 +138,7 @@ impl Authority {
             .await
     }
 
-    /// Removes the oldest events of a stream that its class keeps no longer, at most `most`, and says how many.
+    /// Removes the oldest events of a stream that its class no longer keeps, at most `most`. Returns how many.
     pub async fn purge(&self, stream_id: &StreamId, most: i32) -> Result<u64, AuthorityError> {
         self.connections
             .run("purge", async |connection| {
@@ -151,7 +152,7 @@ impl Authority {
             .await
     }
 
-    /// Goes one beat further.
+    /// Raises the beat by one.
     pub async fn beat(&self) -> Result<(), AuthorityError> {
         self.connections
             .run("beat", async |connection| {
@@ -169,7 +170,7 @@ impl Authority {
             .await
     }
 
-    /// Begins another history.
+    /// Begins a new history.
     pub async fn begin_epoch(&self) -> Result<AuthorityEpoch, AuthorityError> {
         self.told_epoch(
             "begin_epoch",
@@ -231,7 +232,7 @@ fn extent(row: &PgRow) -> Result<Extent, CallError> {
     })
 }
 
-/// A column that a constraint keeps from being negative.
+/// Reads a column that a constraint keeps from being negative.
 fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
 }

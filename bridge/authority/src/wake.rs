@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 
+use super::Authority;
 use super::error::AuthorityError;
 
 const CHANNEL: &str = "sync_wake";
@@ -48,5 +49,30 @@ impl WakeListener {
             Ok(None) => Ok(()),
             Err(error) => Err(AuthorityError::from_driver(&self.server, error)),
         }
+    }
+}
+
+impl Authority {
+    /// Says whether the bridge sleeps and wants to be woken. After falling asleep, look for dirty streams once more, and
+    /// go on polling slowly: an append at this very moment does not see it.
+    pub async fn set_sleeping(&self, sleeping: bool) -> Result<(), AuthorityError> {
+        self.connections
+            .run("set_sleeping", async |connection| {
+                sqlx::query("update runtime.sync_bridge_wake set sleeping = $1 where sleeping <> $1")
+                    .bind(sleeping)
+                    .execute(connection)
+                    .await?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Begins to listen for wake-ups, on a connection of its own.
+    pub async fn listen(&self) -> Result<WakeListener, AuthorityError> {
+        self.limit(
+            "listen",
+            WakeListener::start(self.connections.server(), self.connections.options()),
+        )
+        .await
     }
 }

@@ -1,8 +1,8 @@
-//! The issuer: gives sync tokens to sessions that prove themselves, for what the authority lets them read.
+//! The issuer: gives sync tokens to sessions with a good credential, for the streams that the authority lets them read. For
+//! clients that SpacetimeDB cannot serve, it also reads the authority's log ([`history`]).
 //!
-//! What is decided is pure ([`policy`], [`issue`], [`limits`], the schedule of [`keys`]); [`Issuer`] carries it out against
-//! the authority. Everything that is remembered is bounded. It never trusts a request: neither for who asks, nor for what
-//! may be read.
+//! What decides is pure ([`policy`], [`issue`], [`limits`], the schedule of [`keys`]). [`Issuer`] carries it out against the
+//! authority. Everything that it remembers is bounded. It never trusts a request about who asks or what they may read.
 
 mod cache;
 mod counters;
@@ -42,7 +42,7 @@ use spacetime_sync_authority::{Access, AccessQuestion, Authority, BoundSession};
 
 pub use counters::{AuthCounters, AuthFailures};
 
-/// Why there is no issuer though one is configured.
+/// Why the configured issuer cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum IssuerError {
     /// The configuration names none.
@@ -56,7 +56,7 @@ pub enum IssuerError {
     Sessions(#[from] PublicKeyError),
 }
 
-/// See the module.
+/// Issues tokens.
 #[derive(Debug)]
 pub struct Issuer {
     names: Names,
@@ -117,7 +117,7 @@ impl Issuer {
         &self.keys
     }
 
-    /// What signs the bridge's own tokens.
+    /// Signs the bridge's own tokens.
     pub fn service(&self) -> &Arc<ServiceTokens> {
         &self.service
     }
@@ -127,23 +127,22 @@ impl Issuer {
         self.counters.read()
     }
 
-    /// From here on there is an authority to ask.
+    /// Gives it an authority to ask. A second call changes nothing.
     pub fn attach(&self, authority: Authority) {
-        // A second one is the same.
         let _ = self.authority.set(authority);
     }
 
-    /// The link to SpacetimeDB is a new one: what the module was told may be lost, and is told again.
+    /// Says that the link to SpacetimeDB is a new one. The server may have lost recent revocations, so they are sent again.
     pub fn relinked(&self) {
         self.revocations.relinked();
     }
 
-    /// Which clients are served.
+    /// Which clients the bridge serves.
     pub fn window(&self) -> &Window {
         &self.window
     }
 
-    /// Whether this client is served.
+    /// Whether the bridge serves this client.
     pub fn check_client(&self, client: &ClientVersion) -> Result<(), Box<Incompatible>> {
         self.window.check(client)
     }
@@ -183,7 +182,7 @@ impl Issuer {
         })
     }
 
-    /// A token for a session. `client` was checked.
+    /// A token for a session. The caller has checked `client`.
     pub async fn token(
         &self,
         session: &Session,
@@ -196,14 +195,14 @@ impl Issuer {
             .map_err(|denial| self.counted(denial))
     }
 
-    /// Takes one from the session's bucket. Its body is not even read when there is none.
+    /// Takes a token from the session's bucket. The caller does not even read the body if there is none.
     pub fn admit(&self, session: &Session) -> Result<(), Denial> {
         self.asked
             .take(session.session_id.clone(), Instant::now())
             .map_err(|wait| self.counted(Denial::rate_limited("this session asks too often", wait)))
     }
 
-    /// Counts a refusal of this side that no method of it made.
+    /// Counts a refusal that none of the issuer's methods made.
     pub fn counted(&self, denial: Denial) -> Denial {
         self.counters.denied(denial.code);
         denial
@@ -274,7 +273,7 @@ impl Issuer {
             .ok_or_else(|| Denial::unavailable("the authority is not connected yet"))
     }
 
-    /// What the authority answers; that it does not is logged here and told without its words.
+    /// The authority's answer. If there is none, the reason goes to the log, and the caller is only told that there is none.
     async fn ask<T>(
         &self,
         call: impl Future<Output = Result<T, spacetime_sync_authority::AuthorityError>>,
@@ -282,14 +281,14 @@ impl Issuer {
         call.await.map_err(|error| {
             tracing::warn!(
                 error = spacetime_sync_proto::error_text(&error),
-                "the authority cannot be asked about a session"
+                "the authority did not answer a question about a session"
             );
             Denial::unavailable("the authority cannot be asked at the moment")
         })
     }
 }
 
-/// The credential of a header `Authorization`.
+/// The credential in the header `Authorization`.
 fn bearer(authorization: Option<&[u8]>) -> Result<&str, Denial> {
     let Some(value) = authorization else {
         return Err(Denial::new(
@@ -310,7 +309,7 @@ fn bearer(authorization: Option<&[u8]>) -> Result<&str, Denial> {
     }
 }
 
-/// The device that a request comes from: the session credential's, or, if that names none, the request's.
+/// The device that a request comes from. If the session credential does not name it, the request does.
 fn device(session: &Session, wanted: &Wanted) -> Result<Label, Denial> {
     match (&session.device_id, &wanted.device_id) {
         (Some(proven), Some(named)) if proven != named => Err(another_device()),
@@ -322,7 +321,7 @@ fn device(session: &Session, wanted: &Wanted) -> Result<Label, Denial> {
     }
 }
 
-/// Whether a session that is known may have a token.
+/// Whether a session that the authority knows may have a token.
 fn bound(known: &BoundSession, session: &Session, device_id: &Label) -> Result<(), Denial> {
     if known.revoked {
         return Err(Denial::new(RefusalCode::TokenRevoked, "the session was revoked"));
@@ -411,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn the_device_is_the_credentials_before_it_is_the_requests() {
+    fn the_credential_names_the_device_before_the_request_does() {
         let wanted = |device: Option<&str>| {
             let request = TokenRequest {
                 scopes: vec!["sync.subscribe".to_owned()],
@@ -434,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_served_to_who_it_is_bound_to_until_it_is_revoked() {
+    fn a_session_serves_only_the_user_and_device_it_is_bound_to_until_it_is_revoked() {
         let bound_to = |user: &str, device: &str| Some((label(user), label(device)));
         for (bound_to, revoked, expected) in [
             (None, false, None),

@@ -1,7 +1,7 @@
-//! Revocations: durable in the authority first, then told to the module until it has taken them.
+//! Revocations: the authority records one first, and then the issuer tells the module until the module has taken it.
 //!
-//! Which of them it has taken is recorded in the authority, so that it does not matter which bridge tells it. What a host
-//! had not yet made durable may be lost with it: after every new link the recent ones are told again.
+//! The authority also records which revocations the module has taken, so that any bridge can go on telling it. SpacetimeDB may
+//! lose what it had not made durable, so recent revocations are sent again after every new link.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -25,16 +25,17 @@ pub const SESSIONS: usize = 100;
 pub const REASON_BYTES: usize = 512;
 /// How long a request waits for the module.
 const WAIT: Duration = Duration::from_secs(5);
-/// How often undelivered ones are looked for.
+/// How often the issuer looks for undelivered revocations.
 const LOOK: Duration = Duration::from_secs(2);
 /// The longest wait after a failure.
 const REST: Duration = Duration::from_secs(30);
-/// Revocations told in one go.
+/// Most revocations in one round.
 const AT_ONCE: usize = 100;
-/// How old a revocation may be that is told again after a new link: older ones are durable, and their tokens have ended.
+/// How old a revocation may be and still be sent again after a new link. Older ones are durable, and their tokens have
+/// expired.
 const RECENT: Duration = Duration::from_secs(30 * 60);
 
-/// Says to the one who tells the module that there is something to do.
+/// Wakes the task that tells the module.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     woken: Notify,
@@ -42,14 +43,14 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// The link is a new one: what the host had is not known.
+    /// The link to SpacetimeDB is a new one, and the server may have lost recent revocations.
     pub(crate) fn relinked(&self) {
         self.relinked.store(true, Ordering::SeqCst);
         self.woken.notify_one();
     }
 }
 
-/// The module, as revocations are told to it.
+/// Tells the module of revocations.
 #[derive(Debug, Clone)]
 pub struct Messenger {
     admin: Admin,
@@ -104,7 +105,7 @@ impl Issuer {
         Ok(Revoked { delivered, unknown })
     }
 
-    /// Tells the module what it has not taken yet, for as long as the process runs.
+    /// Tells the module what it has not taken yet, as long as the process runs.
     pub async fn tell_revocations(&self, messenger: Messenger) {
         let mut rest = LOOK;
         loop {
@@ -115,9 +116,12 @@ impl Issuer {
             match self.tell_once(authority, &messenger).await {
                 Ok(()) => rest = LOOK,
                 Err(error) => {
-                    // What is told at every failure would fill the log; what a person asked for is told by the request.
+                    // A line for each failure would fill the log. A person who revokes a session is told by the request.
                     if rest == LOOK || woken {
-                        tracing::warn!(error = error_text(&error), "revocations are not delivered");
+                        tracing::warn!(
+                            error = error_text(&error),
+                            "revocations cannot be delivered to the module; the issuer goes on trying"
+                        );
                     }
                     rest = (rest * 2).min(REST);
                 }
@@ -130,7 +134,7 @@ impl Issuer {
             let again = authority.redeliver_revocations(RECENT.as_secs_f64()).await;
             let again = again.inspect_err(|_| self.revocations.relinked.store(true, Ordering::SeqCst))?;
             if again > 0 {
-                tracing::info!(again, "recent revocations are told again");
+                tracing::info!(again, "recent revocations are sent again");
             }
         }
         loop {

@@ -7,49 +7,49 @@ use serde::{Deserialize, Deserializer, Serialize};
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 
-/// Most files of public keys of sessions.
+/// Most files of public keys in `[sessions]`.
 const PUBLIC_KEYS: usize = 16;
 
-/// `[issuer]`: with it the bridge issues sync tokens, and signs its own.
+/// `[issuer]`: with it the bridge issues sync tokens, and signs its own token, too.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IssuerConfig {
-    /// `iss` of every token: the url at which SpacetimeDB finds `/.well-known/openid-configuration` of this bridge.
+    /// `iss` of every token: the url below which SpacetimeDB finds this bridge's `/.well-known/openid-configuration`.
     pub url: String,
     /// `aud` of every token.
     #[serde(default = "default_audience")]
     pub audience: String,
     /// Folder of the signing keys, see `spacetime-sync keys`.
     pub keys_dir: Option<PathBuf>,
-    /// The one signing key, in PEM, for who keeps secrets in the environment. One of the two is needed.
+    /// The only signing key, in PEM, for operators who keep secrets in the environment. The issuer needs one of the two.
     pub key: Option<Secret>,
-    /// For how long a token of the bridge itself is good; it shows a new one at half of that.
+    /// How long a token of the bridge itself is good. The bridge shows a new one after half of that.
     #[serde(default = "default_service_ttl_seconds")]
     pub service_ttl_seconds: u64,
-    /// How often the folder is read again.
+    /// How often the issuer reads the folder again.
     #[serde(default = "default_keys_reload_ms")]
     pub keys_reload_ms: u64,
-    /// For how long an answer of the authority about a session is good; 0 asks every time.
+    /// How long the issuer remembers what the authority answered about a session; with 0 it asks every time.
     #[serde(default = "default_policy_cache_ms")]
     pub policy_cache_ms: u64,
-    /// Connections to the authority for tokens.
+    /// Most connections to the authority for tokens.
     #[serde(default = "default_pool_size")]
     pub pool_size: usize,
-    /// Tokens that one session may ask for, per minute.
+    /// How many tokens one session may ask for in a minute.
     #[serde(default = "default_session_per_minute")]
     pub session_per_minute: u32,
-    /// The same at once.
+    /// How many of these at once.
     #[serde(default = "default_session_burst")]
     pub session_burst: u32,
-    /// Failed authentications of one address, per minute.
+    /// How many credentials of one address may fail in a minute.
     #[serde(default = "default_failures_per_minute")]
     pub failures_per_minute: u32,
-    /// The same at once.
+    /// How many of these at once.
     #[serde(default = "default_failures_burst")]
     pub failures_burst: u32,
 }
 
-/// `[sessions]`: whose session credentials are taken.
+/// `[sessions]`: whose session credentials the issuer accepts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionsConfig {
@@ -60,10 +60,10 @@ pub struct SessionsConfig {
     /// Files with public keys in PEM: P-256 for ES256, RSA for RS256. One path, or a list of them.
     #[serde(default, deserialize_with = "one_or_many")]
     pub public_keys: Vec<PathBuf>,
-    /// Where the key set of the issuer is published.
+    /// Url of the key set of the sessions' issuer.
     pub jwks_url: Option<String>,
-    /// For how many days the authority remembers a session after its first token or its revocation; for ever if it is not
-    /// said. A session that is forgotten is a new one: no credential of it may be good for longer.
+    /// How many days the authority remembers a session after its first token or its revocation; without a value, for ever. A
+    /// forgotten session counts as a new one, so no session credential may be good for longer.
     pub remember_days: Option<u16>,
 }
 
@@ -115,17 +115,17 @@ impl IssuerConfig {
     }
 }
 
-/// `[history]`: what clients read of the authority's log by themselves. Nobody does without an `[issuer]`.
+/// `[history]`: how clients read the authority's log over HTTP. Without an `[issuer]` nobody can.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HistoryConfig {
-    /// Connections to the authority for it.
+    /// Most connections to the authority for history.
     pub pool_size: usize,
-    /// Requests that are being answered at once; those beyond wait for a moment.
+    /// Most requests that are answered at once. Further ones wait a moment.
     pub requests: usize,
-    /// Requests of one session, per minute.
+    /// How many requests one session may send in a minute.
     pub session_per_minute: u32,
-    /// The same at once.
+    /// How many of these at once.
     pub session_burst: u32,
 }
 
@@ -167,7 +167,7 @@ pub struct BadSetting {
     pub message: String,
 }
 
-/// What `[issuer]` and `[sessions]` must be, each alone and together.
+/// Checks `[issuer]` and `[sessions]`, each alone and both together.
 pub fn check(issuer: Option<&IssuerConfig>, sessions: Option<&SessionsConfig>) -> Result<(), BadSetting> {
     let value = |key, message: &str| {
         let message = message.to_owned();

@@ -1,4 +1,4 @@
-//! `spacetime-sync publish`: the module onto a server, without the SpacetimeDB CLI.
+//! `spacetime-sync publish`: puts the module onto a server, without the SpacetimeDB CLI.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -24,26 +24,26 @@ pub struct Request {
     pub uri: String,
     /// Name of the database.
     pub database: String,
-    /// Token of the owner. Made with a new identity if there is no such file.
+    /// File with the owner's token. If it does not exist, publishing makes a new identity and writes it.
     pub owner_token: PathBuf,
-    /// Which identity the bridge has.
+    /// How the bridge proves its identity.
     pub bridge: Bridge,
     /// The module; none if it is published already, and only its trust is to be configured.
     pub wasm: Option<Vec<u8>>,
-    /// How far a change may go.
+    /// How much the publish may break.
     pub breaking: Breaking,
 }
 
 /// How the bridge proves itself.
 #[derive(Debug, Clone)]
 pub enum Bridge {
-    /// With the token in this file. Made with a new identity if there is no such file.
+    /// With the token in this file. If it does not exist, publishing makes a new identity and writes it.
     TokenFile(PathBuf),
-    /// With tokens that it signs, as it signs those of clients.
+    /// With tokens that it signs with the issuer's keys.
     Issuer(Trust),
 }
 
-/// Whose tokens the module is to trust.
+/// Whose tokens the module trusts.
 #[derive(Debug, Clone)]
 pub struct Trust {
     /// `iss`
@@ -54,12 +54,12 @@ pub struct Trust {
     pub sweep_every_ms: u32,
 }
 
-/// What changed.
+/// What a publish changed.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Name of the database.
     pub database: String,
-    /// Whether it was there before.
+    /// Whether the database is new.
     pub created: bool,
     /// Identity of the owner.
     pub owner: String,
@@ -94,7 +94,7 @@ pub enum PublishError {
         /// What was expected.
         source: NotAToken,
     },
-    /// What was to be published is no module.
+    /// The bytes are not a module.
     #[error(
         "expected a module in WebAssembly, found {found}; build one with: cargo build --release --target \
          wasm32-unknown-unknown"
@@ -138,7 +138,7 @@ impl PublishError {
     }
 }
 
-/// Publishes or updates, and configures trust. If the server refuses, no new token file stays behind.
+/// Publishes or updates the module, and configures whom it trusts. If the server refuses, no new token file stays behind.
 pub async fn publish(request: Request) -> Result<Report, PublishError> {
     if let Some(wasm) = &request.wasm {
         must_be_wasm(wasm)?;
@@ -177,7 +177,7 @@ async fn publish_as(request: Request, unused: &mut Vec<PathBuf>) -> Result<Repor
             .trust_issuer(&trust.issuer, &trust.audience, trust.sweep_every_ms)
             .await?;
     }
-    // Makes sure that what runs is what this build talks to, and that a power cut does not undo it.
+    // Checks that this build can talk to what runs now. The answer also says that a power cut does not undo the publish.
     admin.check_contract().await?;
     let (held, holds) = (parts(before.as_ref()), parts(after.as_ref()));
     Ok(Report {
@@ -189,7 +189,7 @@ async fn publish_as(request: Request, unused: &mut Vec<PathBuf>) -> Result<Repor
     })
 }
 
-/// Builds the module in `folder` and reads what came out.
+/// Builds the module in `folder` and returns the wasm.
 pub async fn build_module(folder: &Path) -> Result<Vec<u8>, PublishError> {
     let failed = |message: String| PublishError::Build {
         path: folder.to_owned(),
@@ -234,7 +234,7 @@ fn identity_in(path: &Path, token: &Secret) -> Result<String, PublishError> {
     })
 }
 
-/// Before anything is made anywhere: a server says no more than that it could not parse it.
+/// Checks the bytes before anything is created, because a server only says that it could not parse them.
 fn must_be_wasm(bytes: &[u8]) -> Result<(), PublishError> {
     const MAGIC: &[u8] = b"\0asm";
     if bytes.starts_with(MAGIC) {
@@ -269,7 +269,7 @@ async fn token_or_new(uri: &str, path: &Path, unused: &mut Vec<PathBuf>) -> Resu
 
 async fn configure(admin: &Admin, bridge: &str) -> Result<(), StdbError> {
     match admin.configure(bridge, "").await {
-        // The secret of the stream keys is not set yet.
+        // The module has no secret for its stream keys yet.
         Err(StdbError::Refused(refusal)) if refusal.code == RefusalCode::InvalidArgument => {
             let mut secret = [0; 32];
             rand::rng().fill_bytes(&mut secret);
@@ -279,7 +279,7 @@ async fn configure(admin: &Admin, bridge: &str) -> Result<(), StdbError> {
     }
 }
 
-/// The named parts of a schema, each with all that makes it what it is.
+/// The named parts of a schema, each with its whole definition.
 fn parts(schema: Option<&Value>) -> BTreeMap<String, String> {
     let mut parts = BTreeMap::new();
     let Some(schema) = schema else { return parts };
@@ -333,7 +333,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_changed_schema_is_told_part_by_part() {
+    fn a_changed_schema_is_reported_part_by_part() {
         let schema = |tables: Value, types: Value| json!({ "typespace": { "types": types }, "tables": tables });
         let before = schema(
             json!([{"name": "a", "product_type_ref": 0}, {"name": "b"}]),

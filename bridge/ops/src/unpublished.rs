@@ -1,5 +1,5 @@
-//! Whether events that are committed and not yet published can be published. It reads the authority's log as the bridge does,
-//! without a bridge: what it finds has halted the stream, or will.
+//! Checks whether committed events that are not yet published can be published. It reads the authority's log as the bridge
+//! does. Whatever it finds has halted the stream, or will.
 
 use serde::Serialize;
 use spacetime_sync_authority::{Authority, AuthorityError};
@@ -7,18 +7,18 @@ use spacetime_sync_lane::prepare;
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{Seq, StreamProgress, error_text};
 
-/// Events read at once, and bytes of their payloads: as the bridge reads unless it is configured otherwise.
+/// Most events read at once, and most bytes of their payloads: the bridge's defaults.
 const PAGE_EVENTS: usize = 1_000;
 const PAGE_BYTES: usize = 1024 * 1024;
-/// Of the frames that are made, and not sent.
+/// Most bytes of the frames, which are only made to check the events.
 const FRAME_BYTES: usize = 256 * 1024;
 
-/// How much of what is not yet published is looked at.
+/// How many of the unpublished events to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tail {
-    /// What the bridge publishes next.
+    /// The page that the bridge publishes next.
     NextPage,
-    /// All of it.
+    /// All of them.
     Whole,
 }
 
@@ -31,7 +31,7 @@ pub struct BrokenTail {
     pub what: String,
 }
 
-/// Looks at a stream's events that are not yet published; none if the bridge can publish them.
+/// Checks a stream's events that are not yet published. `None` means that the bridge can publish them.
 pub async fn broken_tail(
     authority: &Authority,
     position: &StreamProgress,
@@ -46,7 +46,7 @@ pub async fn broken_tail(
         },
         Err(error) => return Err(error),
     };
-    // Events that were published meanwhile may have been purged, too.
+    // Events that were published in the meantime may also have been purged.
     let now = authority.position(&position.stream_id).await?;
     let is_purged = now.is_some_and(|now| now.floor_seq > found.after);
     Ok((!is_purged).then_some(found))

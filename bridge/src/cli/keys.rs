@@ -8,17 +8,17 @@ use spacetime_sync_issuer::keys::{add_key, list_keys, moment_from_name, moment_t
 
 #[derive(Subcommand)]
 pub(crate) enum KeysCommand {
-    /// Make a new key, which takes over when every SpacetimeDB has seen it: after 2 h 15 min. The first one of a folder
-    /// signs at once.
+    /// Make a new key. It signs after 2 h 15 min, when every SpacetimeDB has seen it. The first key of a folder signs at
+    /// once.
     Add {
         /// The folder: `issuer.keys_dir` of the bridge.
         #[arg(long)]
         dir: PathBuf,
-        /// After how many seconds it signs instead.
+        /// Seconds after which it signs instead.
         #[arg(long)]
         in_seconds: Option<u64>,
     },
-    /// Show the keys of a folder, without what is secret about them.
+    /// Show the keys of a folder, without their secrets.
     List {
         /// The folder.
         #[arg(long)]

@@ -1,4 +1,4 @@
-//! The commands of `spacetime-sync` beside running it.
+//! The commands of `spacetime-sync`, except `run`.
 
 pub(crate) mod keys;
 pub(crate) mod parity;
@@ -23,7 +23,7 @@ use spacetime_sync_ops::repair::HaltedStream;
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
 
-/// Connections to the authority of a command that asks one thing after the other.
+/// Connections to the authority for a command that asks one thing after the other.
 const CONNECTIONS: usize = 2;
 
 #[derive(Args)]
@@ -40,7 +40,7 @@ pub(crate) fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
     Ok(Config::load(path.as_deref(), std::env::vars())?)
 }
 
-/// Where the configuration leads, and as whom: by the bridge's token, or one that its issuer signs.
+/// The SpacetimeDB that the configuration names, and the credential for it: the bridge's token, or one that its issuer signs.
 pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::Result<Target> {
     let tokens = match (config.spacetimedb.token()?, issuer) {
         (Some(token), _) => TokenSource::Fixed(token),
@@ -60,14 +60,14 @@ pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::R
 pub(crate) async fn both_sides(config: &Config) -> anyhow::Result<(Authority, Link)> {
     let authority = Authority::connect(config.authority.url.expose(), CONNECTIONS).await?;
     let issuer = config.open_issuer()?;
-    // What the command asks next finds out that the link has ended.
+    // If the link ends, the next call of the command fails.
     let link = Link::connect(target(config, issuer.as_ref())?, Arc::new(|_| {}))
         .await
         .context("SpacetimeDB")?;
     Ok((authority, link))
 }
 
-/// How long a bridge may take to say how it is.
+/// How long a bridge may take to answer about its health.
 const HEALTH_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
@@ -76,8 +76,8 @@ struct Health {
     halted: Vec<HaltedStream>,
 }
 
-/// The streams that the bridge of this configuration has halted, if it runs and says so. That it does not is no error:
-/// somebody who repairs may have stopped it.
+/// The streams that the bridge of this configuration has halted, if it runs and answers. It is no error if it does not,
+/// because the operator may have stopped it for the repair.
 pub(crate) async fn halted_streams(config: &Config) -> Vec<HaltedStream> {
     let mut address = config.http.listen;
     if address.ip().is_unspecified() {
@@ -111,12 +111,12 @@ pub(crate) async fn halted_streams(config: &Config) -> Vec<HaltedStream> {
     }
 }
 
-/// Tells whoever watches a line. Nothing is lost if nobody does.
+/// Writes a line to stderr. Nothing is lost if nobody reads it.
 pub(crate) fn tell(line: impl Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Prints a line. Whoever reads it may have enough, as `head` has: what is done is done, and nobody is told.
+/// Prints a line. A reader that has closed the pipe, as `head` does, is not an error.
 pub(crate) fn say(line: impl Display) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),

@@ -10,7 +10,7 @@ use spacetime_sync_ops::parity::{ClientFile, Extent, Parity, Round};
 
 use super::{both_sides, halted_streams, load, say, tell};
 
-/// The longest time that is watched or waited, in seconds: a year.
+/// The longest time to watch or to wait, in seconds: a year.
 const LONGEST: u64 = 365 * 24 * 60 * 60;
 
 #[derive(Args)]
@@ -19,16 +19,16 @@ pub(crate) struct ParityArgs {
     /// from the environment.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Events that are compared one by one.
+    /// How many events to compare one by one.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     sample: u64,
     /// Compare every event that SpacetimeDB holds.
     #[arg(long, conflicts_with = "sample")]
     whole: bool,
-    /// Compare again and again for so many seconds.
+    /// Compare repeatedly for so many seconds.
     #[arg(long, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
     watch: Option<u64>,
-    /// How many seconds from one comparison to the next.
+    /// Seconds from one comparison to the next.
     #[arg(long, default_value_t = 30, requires = "watch", value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
     every: u64,
     /// The SQLite file of a client; may be given several times.
@@ -37,7 +37,7 @@ pub(crate) struct ParityArgs {
     /// The table in which those clients keep their events, with the columns of the example `follow`.
     #[arg(long, requires = "clients")]
     client_table: Option<String>,
-    /// Ends with one line of JSON on stdout.
+    /// Print one line of JSON to stdout at the end.
     #[arg(long)]
     json: bool,
 }

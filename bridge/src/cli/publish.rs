@@ -11,7 +11,7 @@ use spacetime_sync_stdb::admin::Breaking;
 
 use super::{ServerArgs, say};
 
-/// How often the module looks for sessions that have ended, unless it is told otherwise.
+/// How often the module looks for sessions that have ended, by default.
 const SWEEP_MS: u32 = 1_000;
 
 /// What `--help` says beyond the options.
@@ -32,25 +32,25 @@ After `spacetime publish` the module runs, but trusts nobody. Run this once with
 pub(crate) struct PublishArgs {
     #[command(flatten)]
     server: ServerArgs,
-    /// Token of the owner. A new identity is made when the file is not there.
+    /// File with the owner's token. If it does not exist, a new identity is made and written to it.
     #[arg(long)]
     token_file: PathBuf,
-    /// Token of the bridge. A new identity is made when the file is not there. Not with --issuer.
+    /// File with the bridge's token. If it does not exist, a new identity is made and written to it. Not with --issuer.
     #[arg(long, required_unless_present = "issuer", conflicts_with = "issuer")]
     bridge_token_file: Option<PathBuf>,
-    /// Trust the tokens of this issuer: the `issuer.url` of the bridge, which then signs its own token, too.
+    /// Trust the tokens of this issuer: the `issuer.url` of the bridge, which then also signs its own token.
     #[arg(long, value_parser = issuer_url)]
     issuer: Option<String>,
-    /// For whom those tokens are: the `issuer.audience` of the bridge.
+    /// The audience of those tokens: the `issuer.audience` of the bridge.
     #[arg(long, default_value = AUDIENCE, requires = "issuer")]
     audience: String,
     /// How often, in milliseconds, the module looks for sessions that have ended.
     #[arg(long, default_value_t = SWEEP_MS, requires = "issuer", value_parser = sweep_ms)]
     sweep_ms: u32,
-    /// A module that is built already.
+    /// File of a module that is already built.
     #[arg(long, conflicts_with = "module")]
     wasm: Option<PathBuf>,
-    /// Folder of the module, to build it.
+    /// Folder of the module to build.
     #[arg(long, default_value = "module")]
     module: PathBuf,
     /// Publish nothing: only configure the module that runs, after `spacetime publish`. The owner's token is then the one
@@ -60,7 +60,7 @@ pub(crate) struct PublishArgs {
     /// Allow a change that disconnects clients.
     #[arg(long)]
     break_clients: bool,
-    /// Delete everything the database holds and begin anew. The bridge publishes it again.
+    /// Delete everything that the database holds. The bridge publishes all events again.
     #[arg(long, conflicts_with = "break_clients")]
     delete_data: bool,
     /// Print the report as one JSON object.
@@ -121,7 +121,7 @@ pub(crate) fn issuer_url(text: &str) -> Result<String, String> {
     check_issuer_url(text).map(|()| text.to_owned())
 }
 
-/// What the module takes, so that nothing is published before it would refuse.
+/// Checks what the module would refuse, before anything is published.
 fn sweep_ms(text: &str) -> Result<u32, String> {
     let (least, most) = (limit::SWEEP_MS.start(), limit::SWEEP_MS.end());
     let found = text.parse().ok().filter(|found| limit::SWEEP_MS.contains(found));

@@ -12,13 +12,13 @@ use super::{both_sides, halted_streams, load, say};
 
 #[derive(Args)]
 pub(crate) struct RepairArgs {
-    /// The bridge's configuration, in TOML: where both sides are, and who acts.
+    /// The bridge's configuration, in TOML. It says where both sides are, and which credential to use.
     #[arg(long)]
     config: Option<PathBuf>,
     /// Only this stream; may be given several times.
     #[arg(long = "stream")]
     streams: Vec<StreamId>,
-    /// One JSON object instead of words.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -27,7 +27,7 @@ pub(crate) struct RepairArgs {
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     repair: RepairArgs,
-    /// Read all that SpacetimeDB holds, event by event, and not only the ends of its logs.
+    /// Read every event that SpacetimeDB holds, and not only the ends of its logs.
     #[arg(long)]
     deep: bool,
 }
@@ -36,7 +36,7 @@ pub(crate) struct VerifyArgs {
 pub(crate) struct ChangeArgs {
     #[command(flatten)]
     repair: RepairArgs,
-    /// Say what would be done, and do nothing.
+    /// Say what the command would do, and do nothing.
     #[arg(long)]
     dry_run: bool,
 }

@@ -37,7 +37,7 @@ pub(crate) struct TokenArgs {
     /// The device, if the session credential does not name it.
     #[arg(long)]
     device: Option<String>,
-    /// Which build of a client asks; one of this moment unless it is given.
+    /// The build id of the client that asks; by default one of this moment.
     #[arg(long)]
     client_build_id: Option<String>,
 }
@@ -62,10 +62,10 @@ pub(crate) struct SignArgs {
     /// The organisation.
     #[arg(long)]
     org: Option<Label>,
-    /// The device; a session that does not name it is bound to that of its first request for a token.
+    /// The device. A session without one is bound to the device of its first request for a token.
     #[arg(long)]
     device: Option<Label>,
-    /// For how many seconds it is good.
+    /// For how many seconds the credential is good.
     #[arg(long, default_value_t = 3_600)]
     ttl: u64,
 }

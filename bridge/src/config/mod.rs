@@ -1,7 +1,7 @@
 //! The configuration: one tree, from a TOML file and the environment, checked as a whole before anything starts.
 //!
-//! Every key can be set by environment, which wins over the file: `SPACETIME_SYNC__AUTHORITY__URL` is `authority.url`.
-//! A key that does not exist is an error in both places. Secrets are never printed.
+//! The environment can set every key, and wins over the file: `SPACETIME_SYNC__AUTHORITY__URL` is `authority.url`. An unknown
+//! key is an error in both places. Secrets are never printed. Each crate below the bridge defines its own section.
 
 mod retention;
 mod sources;
@@ -26,9 +26,9 @@ pub use retention::{RetentionConfig, Windows};
 
 use sources::{Sources, line_at};
 
-/// Prefix of the environment's keys.
+/// Prefix of the variables that set keys.
 pub const ENV_PREFIX: &str = "SPACETIME_SYNC__";
-/// What a variable begins with that was most likely meant to be one of them.
+/// Prefix of a variable that somebody most likely meant to set a key with.
 const NEARLY_ENV_PREFIX: &str = "SPACETIME_SYNC_";
 /// Every key with its default and what it is for.
 pub const EXAMPLE: &str = include_str!("example.toml");
@@ -42,7 +42,7 @@ const ADMIN_TOKEN_BYTES: usize = 16;
 pub struct Config {
     /// The runtime's Postgres.
     pub authority: AuthorityConfig,
-    /// Where the lane leads.
+    /// The SpacetimeDB that the bridge publishes to.
     pub spacetimedb: SpacetimeConfig,
     /// The bridge's own HTTP side.
     #[serde(default)]
@@ -56,14 +56,14 @@ pub struct Config {
     /// How long events are kept.
     #[serde(default)]
     pub retention: RetentionConfig,
-    /// How tokens are issued; nobody is given one without it.
+    /// How the bridge issues tokens. Without it, it issues none.
     pub issuer: Option<IssuerConfig>,
-    /// Whose session credentials are taken.
+    /// Whose session credentials the issuer accepts.
     pub sessions: Option<SessionsConfig>,
-    /// How clients read of the authority's log by themselves.
+    /// How clients read the authority's log over HTTP.
     #[serde(default)]
     pub history: HistoryConfig,
-    /// Which clients are served.
+    /// Which clients the bridge and the module serve.
     #[serde(default)]
     pub compatibility: Window,
 }
@@ -74,11 +74,11 @@ pub struct Config {
 pub struct HttpConfig {
     /// Where health, metrics and tokens are served.
     pub listen: SocketAddr,
-    /// Whether every request comes by a proxy of ours: then the address that `x-forwarded-for` ends with is who asks.
+    /// Whether every request comes through the operator's proxy. Then the last address in `x-forwarded-for` is the client's.
     pub behind_proxy: bool,
-    /// The credential of `/internal/…`. Without one nobody is let in there, but to the metrics, which are open then.
+    /// The credential of `/internal/…`. Without one nobody gets in there, except that the metrics are open.
     pub admin_token: Option<Secret>,
-    /// File that holds it.
+    /// File that holds this credential.
     pub admin_token_file: Option<PathBuf>,
 }
 
@@ -86,18 +86,18 @@ pub struct HttpConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BridgeConfig {
-    /// Whether to take the lead first, so that a second bridge on the same database waits as a standby. Two bridges
-    /// without a lead are safe and do everything twice.
+    /// Whether the bridge takes the lead first, so that a second bridge on the same database waits as a standby. Two bridges
+    /// without a lead are safe, but do everything twice.
     pub lead: bool,
     /// Work without progress for this long turns the health red.
     pub stall_after_ms: u64,
     /// How long a stop may wait for what is in flight.
     pub drain_ms: u64,
-    /// A call not acknowledged for this long means that the link is dead.
+    /// A call that is not acknowledged for this long means that the link is dead.
     pub ack_deadline_ms: u64,
     /// How long connecting to SpacetimeDB may take.
     pub connect_deadline_ms: u64,
-    /// The slowest look for dirty streams, while nothing happens.
+    /// How often the bridge looks for dirty streams while nothing happens.
     pub idle_poll_ms: u64,
 }
 
@@ -105,23 +105,23 @@ pub struct BridgeConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// Events of one page read from the authority.
+    /// Most events of one page read from the authority.
     pub page_events: usize,
-    /// Bytes of payload of one page.
+    /// Most bytes of payload in one page.
     pub page_bytes: usize,
-    /// Bytes of one frame.
+    /// Most bytes of one frame.
     pub frame_bytes: usize,
-    /// Pages being read at once.
+    /// Most pages that are read at once.
     pub reads: usize,
-    /// Calls in flight at once.
+    /// Most calls in flight at once.
     pub calls: usize,
-    /// Bytes read and not yet acknowledged.
+    /// Most bytes that are read and not yet acknowledged.
     pub bytes: usize,
-    /// Dirty streams asked for at once.
+    /// Most dirty streams asked for at once.
     pub dirty_streams: usize,
-    /// Streams remembered while nothing is to be done for them.
+    /// Most streams that the bridge remembers while they need nothing.
     pub idle_streams: usize,
-    /// How often in a row a stream's calls may fail for no known reason before it is halted.
+    /// How often in a row a stream's calls may fail for no known reason before the stream halts.
     pub attempts: u32,
 }
 
@@ -165,7 +165,7 @@ impl Default for LimitsConfig {
     }
 }
 
-/// Why a configuration is none.
+/// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -179,7 +179,7 @@ pub enum ConfigError {
     /// A file gives no token.
     #[error(transparent)]
     Token(#[from] TokenFileError),
-    /// The file is no TOML, or a variable of the environment has no key in its name.
+    /// The file is not TOML, or the name of a variable does not contain a key.
     #[error("{origin}: {message}")]
     Malformed {
         /// The file and the line, or the variable.
@@ -187,7 +187,7 @@ pub enum ConfigError {
         /// What was expected.
         message: String,
     },
-    /// A key is unknown or missing, or its value is none that it can have.
+    /// A key is unknown or missing, or cannot have this value.
     #[error("{place}: {key}: {message}")]
     Key {
         /// The file and the line, or the variable.
@@ -197,7 +197,7 @@ pub enum ConfigError {
         /// What was expected and what was found.
         message: String,
     },
-    /// A value is out of its range, or one that is needed is missing.
+    /// A value is out of its range, or a required one is missing.
     #[error("{key}: {message}")]
     Value {
         /// The key.
@@ -223,7 +223,7 @@ impl Config {
                 path: path.to_owned(),
                 source,
             })?;
-            // The position and the message, but not the line itself: it may hold a secret.
+            // The error shows the position and the message, but not the line itself, which may hold a secret.
             tree = toml::from_str(&text).map_err(|error| {
                 let line = error.span().map_or(1, |span| line_at(&text, span.start));
                 ConfigError::Malformed {
@@ -269,7 +269,7 @@ impl Config {
 
     /// All keys with the values that they have, in TOML, without secrets.
     pub fn to_toml(&self) -> String {
-        // Only a map whose keys are no texts cannot be written, and there is none.
+        // TOML cannot write a map whose keys are not texts, but the configuration has none.
         toml::to_string(self).unwrap_or_else(|error| format!("# {error}\n"))
     }
 
@@ -414,7 +414,8 @@ impl BridgeConfig {
     }
 }
 
-/// Sets `a.b` for `A__B`, and returns that key. A value that reads as a number or a truth value is one, all else is text.
+/// Sets `a.b` for `A__B`, and returns that key. A value that reads as a number or a truth value becomes one; every other
+/// value is a text.
 fn overlay(tree: &mut toml::Table, variable: &str, path: &str, value: String) -> Result<String, ConfigError> {
     let malformed = |message: &str| ConfigError::Malformed {
         origin: variable.to_owned(),
@@ -430,7 +431,7 @@ fn overlay(tree: &mut toml::Table, variable: &str, path: &str, value: String) ->
         .or_insert_with(|| toml::Value::Table(toml::Table::new()));
     let section = section.as_table_mut().ok_or_else(|| malformed("not a section"))?;
     let parsed = match (value.parse::<i64>(), value.parse::<bool>()) {
-        // Only what would be written the same: a secret of digits loses no zero.
+        // Only a number that would be written the same way, so that a secret of digits does not lose its zeros.
         (Ok(number), _) if number.to_string() == value => toml::Value::Integer(number),
         (_, Ok(truth)) => toml::Value::Boolean(truth),
         _ => toml::Value::String(value),

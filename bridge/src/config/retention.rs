@@ -1,4 +1,5 @@
-//! `[retention]`: how long events are kept is the authority's policy; here is whether and how often it is carried out.
+//! `[retention]`: the authority's policy says how long events are kept; this section says whether and how often the bridge
+//! carries the policy out.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,26 +9,26 @@ use super::Config;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionConfig {
-    /// Whether SpacetimeDB holds no more of a stream than its class says.
+    /// Whether SpacetimeDB holds only as much of a stream as its class says.
     pub windows: Windows,
-    /// Whether the authority's own log is purged, where its class does not keep all.
+    /// Whether the bridge purges the authority's log, where a class does not keep all events.
     pub purge: bool,
-    /// How often the policy is read and the log is purged.
+    /// How often the bridge reads the policy and purges the log.
     pub every_ms: u64,
-    /// How often the authority's progress is written down, in the authority and in SpacetimeDB. A restore to a time that is
-    /// further back is found out even where no stream gives it away.
+    /// How often the bridge records the authority's progress, in the authority and in SpacetimeDB. A restore to an earlier
+    /// moment is noticed by it even where no stream shows one.
     pub beat_ms: u64,
 }
 
-/// Whether windows are applied.
+/// Whether the bridge applies windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Windows {
-    /// Where there is an `[issuer]`: clients can be sent to this bridge for what SpacetimeDB does not hold.
+    /// If there is an `[issuer]`, because then clients can read from this bridge what SpacetimeDB does not hold.
     Auto,
-    /// In any case.
+    /// Always.
     On,
-    /// SpacetimeDB holds everything.
+    /// Never: SpacetimeDB holds everything.
     Off,
 }
 
@@ -43,7 +44,7 @@ impl Default for RetentionConfig {
 }
 
 impl Config {
-    /// Whether SpacetimeDB holds no more of a stream than its class says.
+    /// Whether SpacetimeDB holds only as much of a stream as its class says.
     pub fn applies_windows(&self) -> bool {
         match self.retention.windows {
             Windows::Auto => self.issuer.is_some(),

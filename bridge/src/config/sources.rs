@@ -1,4 +1,4 @@
-//! Where each key of a configuration comes from, so that an error can name file and line, or the variable.
+//! Finds where each key of a configuration comes from, so that an error names the file and line, or the variable.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,13 +28,13 @@ impl Sources<'_> {
     }
 }
 
-/// The line of a byte of a text; lines count from 1.
+/// The line in which a byte of a text stands; lines count from 1.
 pub(super) fn line_at(text: &str, at: usize) -> usize {
     let before = text.bytes().take(at);
     before.filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// The line of `section.key`, or of the section where it lacks the key.
+/// The line of `section.key`, or of the section that lacks the key.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let (mut table, mut at) = (document.get_ref(), None);

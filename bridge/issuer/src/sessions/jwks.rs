@@ -1,4 +1,5 @@
-//! Keys that an issuer publishes: fetched when they are needed, kept, and asked for again as seldom as can be.
+//! Keys that an issuer publishes. They are fetched when a credential needs them, kept, and fetched again as seldom as
+//! possible.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,17 +13,17 @@ use tokio::sync::Mutex;
 use crate::denial::Denial;
 use crate::jws::{Algorithm, PublicKey};
 
-/// For how long a set is good without asking.
+/// How long a key set is used without asking again.
 const FRESH: Duration = Duration::from_secs(300);
-/// For how long a set is used when a newer one cannot be had.
+/// How long a key set is used while no newer one can be fetched.
 const STALE: Duration = Duration::from_secs(3_600);
-/// The least time between two requests, whatever happens: a flood of unknown ids costs the issuer nothing.
+/// The shortest time between two requests, whatever happens, so that a flood of unknown key ids does not reach the issuer.
 const PAUSE: Duration = Duration::from_secs(30);
 /// How long a request may take.
 const FETCH_LIMIT: Duration = Duration::from_secs(5);
 /// Largest key set.
 const SET_BYTES: usize = 64 * 1024;
-/// Most keys of a set that are looked at.
+/// Most keys that are read from a set.
 const KEYS: usize = 64;
 
 /// The keys at a url.
@@ -51,7 +52,7 @@ impl std::fmt::Debug for Held {
 }
 
 impl Held {
-    /// By id; without one only if there is no choice.
+    /// The key with this id. Without an id, the only key of the algorithm.
     fn key(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<PublicKey> {
         let mut fitting = self
             .keys
@@ -70,14 +71,14 @@ impl RemoteKeys {
             .build();
         Self(Arc::new(Remote {
             url: url.to_owned(),
-            // As without any options: it fails where no client can be made at all.
+            // The options are constants, so this fails only where no client can be made at all.
             http: http.expect("a client whose options are constants"),
             held: RwLock::default(),
             asked: Mutex::default(),
         }))
     }
 
-    /// The key of an id; none if the issuer has none.
+    /// The key with this id; `None` if the issuer has no such key.
     pub(super) async fn key(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Option<PublicKey>, Denial> {
         if let Some(key) = self.0.within(FRESH).and_then(|held| held.key(kid, algorithm)) {
             return Ok(Some(key));
@@ -95,7 +96,7 @@ impl RemoteKeys {
             Some(Some(key)) => Ok(Some(key)),
             Some(None) if answered => Ok(None),
             _ => Err(Denial::unavailable(
-                "the keys of the sessions' issuer cannot be had at the moment",
+                "the keys of the sessions' issuer cannot be fetched at the moment",
             )),
         }
     }
@@ -107,7 +108,7 @@ impl Remote {
         held.filter(|held| held.at.elapsed() < age)
     }
 
-    /// Asks, unless it was asked a moment ago. Says whether the last answer was a good one.
+    /// Fetches the set, unless it was fetched a moment ago. Says whether the last fetch succeeded.
     async fn refresh(&self) -> bool {
         let mut asked = self.asked.lock().await;
         if let Some((at, answered)) = *asked
@@ -119,7 +120,11 @@ impl Remote {
         *asked = Some((Instant::now(), fetched.is_ok()));
         match fetched {
             Ok(keys) => {
-                tracing::info!(url = self.url, keys = keys.len(), "the keys of the sessions' issuer");
+                tracing::info!(
+                    url = self.url,
+                    keys = keys.len(),
+                    "fetched the keys of the sessions' issuer"
+                );
                 let held = Held {
                     keys,
                     at: Instant::now(),
@@ -128,7 +133,11 @@ impl Remote {
                 true
             }
             Err(why) => {
-                tracing::warn!(url = self.url, why, "the keys of the sessions' issuer cannot be had");
+                tracing::warn!(
+                    url = self.url,
+                    why,
+                    "the keys of the sessions' issuer cannot be fetched"
+                );
                 false
             }
         }
@@ -172,9 +181,9 @@ struct PublishedKey {
     purpose: Option<String>,
 }
 
-/// The keys of a set that we verify with, and their ids; others, and what is no key, are passed over.
+/// The keys of a set that the issuer can verify with, and their ids. Others are skipped.
 pub fn published_keys(set: &[u8]) -> Result<Vec<(Option<String>, PublicKey)>, String> {
-    let set: KeySet = serde_json::from_slice(set).map_err(|_| "it is no key set".to_owned())?;
+    let set: KeySet = serde_json::from_slice(set).map_err(|_| "it is not a key set".to_owned())?;
     let known = set.keys.into_iter().take(KEYS).filter_map(|value| {
         let key: PublishedKey = serde_json::from_value(value).ok()?;
         let kid = key.kid.clone();

@@ -1,13 +1,13 @@
-//! Parity: whether authority, SpacetimeDB and clients hold the same log, found out while all of them move.
+//! Parity: finds out whether authority, SpacetimeDB and clients hold the same log, while all of them move.
 //!
-//! Logs only grow, so what they share is compared, never where they end. A client's checkpoint is read before the head of
-//! SpacetimeDB, and that before the authority: each must then lie on the log of the next, with the chain hash that the
-//! authority has at that very position. The chain covers every field of every event, so equal chains at one position say
-//! that everything before it is equal, too. Events are compared one by one beside that, each by its own payload and by its
-//! chain hash, for what lies in a table may have been altered after the chain was made. What does not fit is read again
-//! before it is called a mismatch.
+//! Logs only grow, so parity compares what they share, and not where they end. It reads a client's checkpoint before the head
+//! of SpacetimeDB, and that before the authority. Each position must then lie on the log of the next, with the chain hash
+//! that the authority has there. The chain covers every field of every event, so equal chain hashes at one position say that
+//! everything before it is equal, too. Parity also compares events one by one, each by its payload and its chain hash,
+//! because a row may have been altered after the chain hash was computed. It reads again what does not fit before it calls
+//! that a mismatch.
 //!
-//! It reads, and never writes or mends.
+//! Parity reads, and never writes or repairs.
 
 mod client_file;
 mod event;
@@ -28,13 +28,13 @@ use spacetime_sync_stdb::link::Link;
 
 pub use client_file::{ClientFile, ClientFileError};
 
-/// How often something is looked at before it counts as a mismatch, and the wait between two looks.
+/// How often parity looks before something counts as a mismatch, and how long it waits between two looks.
 const LOOKS: u32 = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 /// Streams asked for at once.
 const STREAMS: usize = 1_000;
 
-/// Why there is no comparison.
+/// Why a comparison failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ParityError {
     /// The authority.
@@ -51,7 +51,7 @@ pub enum ParityError {
 /// How many events are compared one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
-    /// So many, each as likely as any other.
+    /// So many, chosen at random.
     Sample(u64),
     /// All.
     Whole,
@@ -69,7 +69,7 @@ pub enum Party {
     Client(PathBuf),
 }
 
-/// Something that is not as it is in the authority, or not as the authority itself says that it is.
+/// Something that differs from the authority, or that contradicts the authority's own hashes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mismatch {
     /// Whose log.
@@ -78,7 +78,7 @@ pub struct Mismatch {
     pub stream_id: String,
     /// At which position.
     pub seq: u64,
-    /// What it is.
+    /// What is wrong.
     pub what: String,
 }
 
@@ -91,22 +91,22 @@ pub struct Round {
     pub positions: u64,
     /// Events that were compared one by one.
     pub events: u64,
-    /// Of these, those that SpacetimeDB holds no more.
+    /// How many of these SpacetimeDB no longer holds.
     pub events_below_window: u64,
     /// Comparisons of an event with one other party.
     pub comparisons: u64,
-    /// What was looked at again because it did not fit, and then did.
+    /// What fitted only after another look.
     pub settled_by_another_look: u64,
     /// How many events SpacetimeDB was behind, over all streams.
     pub spacetimedb_behind: u64,
-    /// How many events the client that was furthest behind was behind, over all its streams.
+    /// How many events the furthest client was behind, over all its streams.
     pub clients_behind: u64,
-    /// What did not fit.
+    /// What does not fit.
     pub mismatches: Vec<Mismatch>,
 }
 
 impl Round {
-    /// Mismatches in all that was compared.
+    /// The share of mismatches among all comparisons.
     pub fn mismatch_ratio(&self) -> f64 {
         self.mismatches.len() as f64 / (self.positions + self.comparisons).max(1) as f64
     }
@@ -129,9 +129,9 @@ impl fmt::Display for Mismatch {
 
 /// The parties that are compared.
 pub struct Parity<'a> {
-    /// The one that is right.
+    /// The authority, which is right by definition.
     pub authority: &'a Authority,
-    /// The lane.
+    /// SpacetimeDB.
     pub link: &'a Link,
     /// Clients, by their files.
     pub clients: &'a [ClientFile],
@@ -181,7 +181,7 @@ impl Parity<'_> {
         Ok(round)
     }
 
-    /// Compares where everybody is in a stream.
+    /// Compares how far each party is in a stream.
     async fn positions(&self, stream_id: &StreamId, round: &mut Round, behind: &mut [u64]) -> Result<(), ParityError> {
         for look in 1..=LOOKS {
             let mut found = Vec::new();
@@ -203,11 +203,11 @@ impl Parity<'_> {
             }
             let published = held.map_or(Seq::ZERO, |held| held.seq);
             for (at, (client, saved)) in self.clients.iter().zip(&saved).enumerate() {
-                // A client that does not follow the stream says nothing about it.
+                // The client may not follow this stream.
                 let Some(Position { seq, chain }) = saved else {
                     continue;
                 };
-                // Nobody knows any more what was there; the client finds that out by itself.
+                // The authority has purged that position. The client finds that out by itself.
                 if *seq < floor {
                     continue;
                 }
@@ -237,7 +237,7 @@ impl Parity<'_> {
         Ok(())
     }
 
-    /// Whether a position is one of the authority's log.
+    /// Whether a position lies on the authority's log.
     async fn on_the_log(
         &self,
         party: Party,
@@ -264,8 +264,8 @@ fn mismatch(party: Party, stream_id: &StreamId, seq: Seq, what: String) -> Misma
     }
 }
 
-/// Which events are compared, by stream; none stands for all of a stream. Only what is published, so that SpacetimeDB is
-/// known to hold it, and what the authority still has.
+/// Which events to compare in each stream; `None` stands for all. Only events that are published, so that SpacetimeDB must
+/// hold them, and that the authority still has.
 fn chosen(streams: &[StreamProgress], extent: Extent) -> Vec<(StreamId, Option<Vec<Seq>>)> {
     let published = |position: &StreamProgress| position.published_seq.min(position.head_seq).since(position.floor_seq);
     let events: u64 = streams.iter().map(published).sum();
@@ -278,7 +278,7 @@ fn chosen(streams: &[StreamProgress], extent: Extent) -> Vec<(StreamId, Option<V
                 .collect();
         }
     };
-    // Floyd's: as many different ones as were asked for, and each set of them as likely as any other.
+    // Floyd's algorithm picks exactly `count` different events, and every set of them is equally likely.
     let mut picked = BTreeSet::new();
     for last in events - count..events {
         let place = rand::rng().random_range(0..=last);

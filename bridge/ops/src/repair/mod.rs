@@ -1,9 +1,9 @@
-//! What an operator does after a restore: look where authority and SpacetimeDB part ([`verify`]), make SpacetimeDB end where
-//! the authority's logs do ([`rewind`]), have windows filled anew ([`republish`]).
+//! What an operator does after a restore: `verify` finds where the logs of authority and SpacetimeDB differ, `rewind` makes
+//! SpacetimeDB forget what the authority does not have, `republish` has the bridge fill windows again.
 //!
-//! The authority is right by definition. Nothing here writes an event, on either side; what SpacetimeDB is made to forget it
-//! is given again by the bridge. Safe while a bridge runs: it refuses what does not follow, and a new epoch makes it compare
-//! everything anew.
+//! The authority is right by definition. Nothing here writes an event on either side; the bridge publishes again what
+//! SpacetimeDB forgets. All of it is safe while a bridge runs: the module refuses frames that do not follow, and a new epoch
+//! makes the bridge compare every stream again.
 
 mod common;
 
@@ -48,13 +48,13 @@ pub enum RepairError {
     Busy(StreamId),
 }
 
-/// Both sides, and what part of them is looked at.
+/// Both sides, and the streams to look at.
 pub struct Sides {
     /// The authority.
     pub authority: Authority,
     /// SpacetimeDB.
     pub link: Link,
-    /// These streams only; all if there are none.
+    /// Only these streams; all streams if it is empty.
     pub streams: Vec<StreamId>,
 }
 
@@ -62,21 +62,21 @@ pub struct Sides {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "finding", rename_all = "snake_case")]
 pub enum Finding {
-    /// SpacetimeDB holds events that the authority has not, or has others in their place.
+    /// SpacetimeDB holds events that the authority does not have, or other events in their place.
     Parted {
-        /// The last position up to which both have the same, if what is held reaches there.
+        /// The last position up to which both logs are equal, if SpacetimeDB still holds it.
         common_seq: Option<Seq>,
         /// Where SpacetimeDB's log ends.
         held_head: Seq,
         /// Where the authority's ends.
         head: Seq,
     },
-    /// SpacetimeDB holds something that is no log.
+    /// What SpacetimeDB holds is not a log.
     Broken {
         /// What is wrong with it.
         what: String,
     },
-    /// SpacetimeDB holds less than is recorded as published.
+    /// SpacetimeDB holds less than the authority has recorded as published.
     Behind {
         /// Where SpacetimeDB's log ends.
         held_head: Seq,
@@ -89,14 +89,14 @@ pub enum Finding {
     Halted(HaltedStream),
 }
 
-/// A stream that the bridge has halted, as `/healthz` tells it.
+/// A stream that the bridge has halted, as `/healthz` reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HaltedStream {
     /// The stream.
     pub stream_id: StreamId,
-    /// The machine's part of the reason.
+    /// The reason, for programs.
     pub code: String,
-    /// The person's part.
+    /// The reason, for people.
     pub reason: String,
 }
 
@@ -131,7 +131,7 @@ impl fmt::Display for Finding {
                 f,
                 "nothing that SpacetimeDB holds, up to seq {held_head}, is of the authority's log, which goes to {head}"
             ),
-            Self::Broken { what } => write!(f, "what SpacetimeDB holds is no log: {what}"),
+            Self::Broken { what } => write!(f, "what SpacetimeDB holds is not a log: {what}"),
             Self::Behind { held_head, published } => write!(
                 f,
                 "SpacetimeDB holds events up to seq {held_head}, and {published} is recorded as published: the bridge fills \
@@ -147,30 +147,30 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What became of a stream.
+/// What was found and done in a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The stream.
     pub stream_id: StreamId,
-    /// Events of it that were compared.
+    /// How many of its events were compared.
     pub compared: u64,
     /// What is wrong with it.
     pub findings: Vec<Finding>,
-    /// Where SpacetimeDB's log was made to end, or would have been.
+    /// Where SpacetimeDB's log ends now, or would end without `--dry-run`.
     pub rewound_to: Option<Seq>,
 }
 
 /// A stream on both sides.
 struct Pair {
     stream_id: StreamId,
-    /// None if the authority has nothing of it.
+    /// `None` if the authority has nothing of it.
     position: Option<StreamProgress>,
-    /// None if SpacetimeDB has nothing of it.
+    /// `None` if SpacetimeDB has nothing of it.
     held: Option<HeldStream>,
 }
 
 impl Sides {
-    /// Compares. `deep` reads all that SpacetimeDB holds, event by event; otherwise the ends are compared.
+    /// Compares both sides. `deep` reads every event that SpacetimeDB holds; otherwise only the ends are compared.
     pub async fn verify(&self, deep: bool) -> Result<Vec<Report>, RepairError> {
         let mut reports = Vec::new();
         for pair in self.pairs().await? {
@@ -179,8 +179,8 @@ impl Sides {
         Ok(reports)
     }
 
-    /// Makes SpacetimeDB forget what is not of the authority's log, and begins a new epoch. Reports what was, or would be,
-    /// made to end elsewhere.
+    /// Makes SpacetimeDB forget what is not on the authority's log, and begins a new epoch. Reports the streams whose end
+    /// moved, or would move.
     pub async fn rewind(&self, dry_run: bool) -> Result<Vec<Report>, RepairError> {
         let mut reports = Vec::new();
         for pair in self.pairs().await? {
@@ -196,7 +196,7 @@ impl Sides {
                     Some(seq) => (seq, self.authority.chain_at(&pair.stream_id, seq).await?),
                     None => pair.window_floor(&self.authority).await?,
                 };
-                // Purged this very moment: the next run sees the new floor.
+                // The authority purges at this very moment. The next run sees the new floor.
                 let Some(chain) = chain else { continue };
                 report.rewound_to = Some(to);
                 if !dry_run {
@@ -209,7 +209,7 @@ impl Sides {
         Ok(reports)
     }
 
-    /// Makes SpacetimeDB forget the streams and begin their windows anew, which the bridge then fills.
+    /// Makes SpacetimeDB forget the streams and begin new windows, which the bridge then fills.
     pub async fn republish(&self, dry_run: bool) -> Result<Vec<Report>, RepairError> {
         let mut reports = Vec::new();
         for pair in self.pairs().await? {
@@ -252,7 +252,7 @@ impl Sides {
         Ok(())
     }
 
-    /// Every stream that one of the sides has, or those that were asked for.
+    /// Every stream that either side has, or those that were asked for.
     async fn pairs(&self) -> Result<Vec<Pair>, RepairError> {
         let mut pairs = BTreeMap::new();
         let mut after = None;
@@ -331,7 +331,7 @@ impl Sides {
     }
 }
 
-/// Whether a stream is rewound. It is tried again if somebody else, such as a bridge, was quicker to write to it, but not
+/// Whether a rewind succeeded. If somebody else, such as a bridge, wrote to the stream first, the caller tries again, but not
 /// for ever.
 fn is_rewound(stream_id: &StreamId, outcome: Result<(), StdbError>, tries: u32) -> Result<bool, RepairError> {
     match outcome {

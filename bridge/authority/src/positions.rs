@@ -1,0 +1,122 @@
+//! How far streams have come: their heads, what is published and what is purged.
+
+use spacetime_sync_proto::{Seq, StreamId, StreamProgress};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::error::CallError;
+use super::{Authority, AuthorityError, is_name, stream_id};
+
+impl Authority {
+    /// Streams with events that are not known to be published, in the order of their ids, from just after `after`.
+    pub async fn dirty_streams(
+        &self,
+        after: Option<&StreamId>,
+        limit: usize,
+    ) -> Result<Vec<StreamProgress>, AuthorityError> {
+        self.positions(
+            "dirty_streams",
+            concat!(
+                "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
+                 where dirty and stream_id > $1 and ",
+                is_name!(),
+                " order by stream_id limit $2"
+            ),
+            after,
+            limit,
+        )
+        .await
+    }
+
+    /// All streams that hold anything, in the order of their ids, from just after `after`.
+    pub async fn streams_after(
+        &self,
+        after: Option<&StreamId>,
+        limit: usize,
+    ) -> Result<Vec<StreamProgress>, AuthorityError> {
+        self.positions(
+            "streams_after",
+            concat!(
+                "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
+                 where head_seq > 0 and stream_id > $1 and ",
+                is_name!(),
+                " order by stream_id limit $2"
+            ),
+            after,
+            limit,
+        )
+        .await
+    }
+
+    /// What stands in place of a stream's name and is none: nobody else is told of it.
+    pub async fn misnamed_streams(&self, limit: usize) -> Result<Vec<String>, AuthorityError> {
+        self.connections
+            .run("misnamed_streams", async |connection| {
+                let sql = concat!(
+                    "select stream_id from runtime.sync_streams where not ",
+                    is_name!(),
+                    " order by stream_id limit $1"
+                );
+                let names = sqlx::query_scalar(sql).bind(i64::try_from(limit).unwrap_or(i64::MAX));
+                Ok(names.fetch_all(connection).await?)
+            })
+            .await
+    }
+
+    /// The heads of one stream; none if nothing was ever appended to it.
+    pub async fn position(&self, stream_id: &StreamId) -> Result<Option<StreamProgress>, AuthorityError> {
+        let found = self
+            .connections
+            .run("position", async |connection| {
+                let row = sqlx::query(
+                    "select stream_id, head_seq, published_seq, oldest_seq - 1 from runtime.sync_streams
+                     where stream_id = $1 and head_seq > 0",
+                )
+                .bind(stream_id.as_str())
+                .fetch_optional(connection)
+                .await?;
+                row.as_ref().map(position).transpose()
+            })
+            .await?;
+        Ok(found)
+    }
+
+    async fn positions(
+        &self,
+        what: &'static str,
+        sql: &'static str,
+        after: Option<&StreamId>,
+        limit: usize,
+    ) -> Result<Vec<StreamProgress>, AuthorityError> {
+        self.connections
+            .run(what, async |connection| {
+                let rows = sqlx::query(sql)
+                    // No id is empty: the empty text stands before all of them.
+                    .bind(after.map_or("", StreamId::as_str))
+                    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                    .fetch_all(connection)
+                    .await?;
+                rows.iter().map(position).collect()
+            })
+            .await
+    }
+}
+
+fn position(row: &PgRow) -> Result<StreamProgress, CallError> {
+    let stream_id = stream_id(row.try_get(0)?)?;
+    let seq = |value: i64, what| {
+        Seq::from_sql(value).ok_or_else(|| {
+            CallError::Content(AuthorityError::Corrupt {
+                stream_id: stream_id.as_str().to_owned(),
+                seq: value,
+                what,
+            })
+        })
+    };
+    Ok(StreamProgress {
+        head_seq: seq(row.try_get(1)?, "a head_seq")?,
+        published_seq: seq(row.try_get(2)?, "a published_seq")?,
+        floor_seq: seq(row.try_get(3)?, "an oldest_seq")?,
+        stream_id,
+    })
+}
