@@ -1,8 +1,11 @@
 //! What a client is told: where the lane is, who it is, which streams, and every bound that it keeps.
 
+mod limits;
+
+pub use limits::{Backoff, Limits, StreamBounds};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::time::Duration;
 
 use spacetime_sync_proto::access::ClientVersion;
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
@@ -47,8 +50,8 @@ pub struct ClientConfig {
     pub limits: Limits,
 }
 
-/// What to do when what was applied cannot be continued event by event: it is too old for the authority, or is no part of
-/// its log any more.
+/// What to do when what was applied cannot be continued event by event: it is too old for the authority, or no longer part
+/// of its log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum StaleAnswer {
     /// Stop the stream, and let a person decide.
@@ -60,7 +63,7 @@ pub enum StaleAnswer {
     Rebootstrap(WithoutDocument),
 }
 
-/// What to do where there is no document to begin from.
+/// What to do if a stream has no document to start over from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum WithoutDocument {
     /// As [`StaleAnswer::Stop`].
@@ -230,246 +233,10 @@ impl Reads {
     }
 }
 
-/// No time that is configured is longer: added to any instant, it is one that every clock knows.
-const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-fn check_longest<const N: usize>(times: [(&'static str, Duration); N]) -> Result<(), ConfigError> {
-    match times.into_iter().find(|(_, time)| *time > LONGEST_TIME) {
-        None => Ok(()),
-        Some((name, _)) => Err(ConfigError::Limit {
-            name,
-            needed: "at most 365 days",
-        }),
-    }
-}
-
-/// No party that is asked makes a client wait for longer.
-const LONGEST_ASKED: Duration = Duration::from_secs(300);
-
-/// How long to wait between attempts: the first comes somewhere within `spread`, so that many clients that lose their
-/// connections at once do not come back at once. Then doubling from `first` to `most`, each somewhere in its upper half.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backoff {
-    /// Before the attempt that follows a connection that was lost, at most: 1 s.
-    pub spread: Duration,
-    /// Before the one after that: 250 ms.
-    pub first: Duration,
-    /// Never longer: 4 s.
-    pub most: Duration,
-    /// A connection that served this long makes the next failure the first again: 10 s.
-    pub stable_after: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self {
-            spread: Duration::from_secs(1),
-            first: Duration::from_millis(250),
-            most: Duration::from_secs(4),
-            stable_after: Duration::from_secs(10),
-        }
-    }
-}
-
-impl Backoff {
-    /// The same, but no less than someone asked for, up to five minutes.
-    pub(crate) fn delay_of(&self, attempt: u32, asked: Option<Duration>, roll: f64) -> Duration {
-        // Those who were told the same wait should not come back at once either.
-        let asked = asked.unwrap_or_default().min(LONGEST_ASKED);
-        self.delay(attempt, roll).max(asked.mul_f64(1.0 + roll / 4.0))
-    }
-
-    /// The wait after the `attempt`th failure in a row (1, 2, …); `roll` is random, from 0 up to 1.
-    pub fn delay(&self, attempt: u32, roll: f64) -> Duration {
-        if attempt <= 1 {
-            return self.spread.mul_f64(roll.clamp(0.0, 1.0));
-        }
-        let doubled = self.first.saturating_mul(1 << (attempt - 2).min(16));
-        doubled.min(self.most).mul_f64(0.5 + roll.clamp(0.0, 1.0) / 2.0)
-    }
-
-    fn check(&self) -> Result<(), ConfigError> {
-        if self.first.is_zero() || self.most < self.first {
-            return Err(ConfigError::Limit {
-                name: "backoff",
-                needed: "0 < first <= most",
-            });
-        }
-        check_longest([
-            ("backoff.spread", self.spread),
-            ("backoff.most", self.most),
-            ("backoff.stable_after", self.stable_after),
-        ])
-    }
-}
-
-/// Every bound in time and memory, with its default. No time may be longer than 365 days.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of frames that were received and are not applied yet, over all streams: 8 MiB. Past it nothing more is
-    /// read, and live streams go back to paging, which only brings what was asked for.
-    pub unapplied_bytes: usize,
-    /// Of these a stream may have so many when it goes live again after it lagged: 1 MiB.
-    pub resume_bytes: usize,
-    /// Bytes of rows that subscriptions may bring before they are replaced by ones from later positions: 4 MiB. The SDK
-    /// keeps every row of a subscription, and queues what is not yet taken without a bound of its own, so a
-    /// subscription also ends so far ahead of the cursor: the host never sends more than was asked for. Replacing
-    /// brings the rows once more.
-    pub subscribed_bytes: usize,
-    /// When a host is so far behind with sending that replacing takes effect too late, and so many bytes of rows have
-    /// come meanwhile, the connection is replaced, which frees them all at once: 24 MiB. The SDK keeps each row twice, as
-    /// it came and as it was read: twice this is most of what a client holds at its peak.
-    pub reconnect_bytes: usize,
-    /// Pages under way at the same time, over all streams: 4.
-    pub pages_in_flight: usize,
-    /// A stream subscribes when it is so many events behind its head: 2,000 …
-    pub subscribe_within_events: u64,
-    /// … and about so many bytes: 1 MiB. Until then it pages.
-    pub subscribe_within_bytes: u64,
-    /// Events applied in one transaction: 4,000 …
-    pub batch_events: usize,
-    /// … or bytes of frames, whichever comes first, but at least one frame: 2 MiB.
-    pub batch_bytes: usize,
-    /// How often a batch is tried that the handler asks to retry, or whose store is busy: 8. Then its stream stops.
-    pub apply_attempts: u32,
-    /// Requests to the authority under way at the same time, over all streams: 2.
-    pub history_in_flight: usize,
-    /// How long one of them may take: 30 s.
-    pub history_timeout: Duration,
-    /// How often a stream starts over, and how often it lets a lane be that contradicts the authority, before it stops:
-    /// 3. Counted anew when it has been live for [`Backoff::stable_after`].
-    pub recovery_attempts: u32,
-    /// From the first packet of a connection to the host's contract: 5 s.
-    pub connect_timeout: Duration,
-    /// How long a [`TokenProvider`](crate::TokenProvider) may take: 15 s.
-    pub token_timeout: Duration,
-    /// How long asking a host why it closed a connection may take: 5 s.
-    pub reason_timeout: Duration,
-    /// How long the connection that a new token's replaces may go on, until all its streams have changed over: 5 s.
-    pub handover_timeout: Duration,
-    /// When nothing was heard for so long, the head of a live stream is asked for: 3 s.
-    pub heartbeat_after: Duration,
-    /// When a call is under way and nothing is heard for so long, the connection is given up: 4 s.
-    pub silence_timeout: Duration,
-    /// When a single call is not answered for so long, the connection is given up, whatever else is heard: 60 s.
-    pub answer_timeout: Duration,
-    /// Each live stream's head is asked for at least this often, so that a lost delivery heals: 30 s.
-    pub verify_every: Duration,
-    /// When the module refused a stream, it is asked for again after so long: 5 s. A grant may come later.
-    pub ask_again_after: Duration,
-    /// A stream counts as live until something known has been unapplied for so long: 1 s.
-    pub live_grace: Duration,
-    /// A moved checkpoint is acknowledged at most this often per stream: 5 s.
-    pub ack_every: Duration,
-    /// Acknowledgements sent in one go, every quarter second: 8.
-    pub acks_at_once: usize,
-    /// How long a stopping client waits for its last acknowledgements: 1 s.
-    pub stop_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            unapplied_bytes: 8 << 20,
-            resume_bytes: 1 << 20,
-            subscribed_bytes: 4 << 20,
-            reconnect_bytes: 24 << 20,
-            pages_in_flight: 4,
-            subscribe_within_events: 2_000,
-            subscribe_within_bytes: 1 << 20,
-            batch_events: 4_000,
-            batch_bytes: 2 << 20,
-            apply_attempts: 8,
-            history_in_flight: 2,
-            history_timeout: Duration::from_secs(30),
-            recovery_attempts: 3,
-            connect_timeout: Duration::from_secs(5),
-            token_timeout: Duration::from_secs(15),
-            reason_timeout: Duration::from_secs(5),
-            handover_timeout: Duration::from_secs(5),
-            heartbeat_after: Duration::from_secs(3),
-            silence_timeout: Duration::from_secs(4),
-            answer_timeout: Duration::from_secs(60),
-            verify_every: Duration::from_secs(30),
-            ask_again_after: Duration::from_secs(5),
-            live_grace: Duration::from_secs(1),
-            ack_every: Duration::from_secs(5),
-            acks_at_once: 8,
-            stop_timeout: Duration::from_secs(1),
-        }
-    }
-}
-
-impl Limits {
-    fn check(&self) -> Result<(), ConfigError> {
-        let wrong = |name, needed| Err(ConfigError::Limit { name, needed });
-        if self.pages_in_flight == 0 || self.history_in_flight == 0 {
-            return wrong("pages_in_flight and history_in_flight", "at least 1");
-        }
-        if self.batch_events == 0 || self.batch_bytes == 0 {
-            return wrong("batch_events and batch_bytes", "at least 1");
-        }
-        if self.apply_attempts == 0 {
-            return wrong("apply_attempts", "at least 1");
-        }
-        if self.resume_bytes >= self.unapplied_bytes {
-            return wrong("resume_bytes", "less than unapplied_bytes");
-        }
-        if self.subscribed_bytes == 0 || self.reconnect_bytes <= self.subscribed_bytes {
-            return wrong("subscribed_bytes", "at least 1, and less than reconnect_bytes");
-        }
-        let never_zero = [
-            ("connect_timeout", self.connect_timeout),
-            ("token_timeout", self.token_timeout),
-            ("reason_timeout", self.reason_timeout),
-            ("handover_timeout", self.handover_timeout),
-            ("heartbeat_after", self.heartbeat_after),
-            ("silence_timeout", self.silence_timeout),
-            ("verify_every", self.verify_every),
-            ("history_timeout", self.history_timeout),
-            ("ask_again_after", self.ask_again_after),
-        ];
-        if let Some((name, _)) = never_zero.iter().find(|(_, time)| time.is_zero()) {
-            return wrong(name, "longer than 0");
-        }
-        check_longest(never_zero)?;
-        check_longest([
-            ("answer_timeout", self.answer_timeout),
-            ("live_grace", self.live_grace),
-            ("ack_every", self.ack_every),
-            ("stop_timeout", self.stop_timeout),
-        ])
-    }
-}
-
-/// What the pure core needs to know of [`Limits`], and of how the connection reads.
-#[derive(Debug, Clone)]
-pub struct StreamBounds {
-    /// See [`Limits::unapplied_bytes`].
-    pub unapplied_bytes: usize,
-    /// See [`Limits::resume_bytes`].
-    pub resume_bytes: usize,
-    /// See [`Limits::subscribe_within_events`].
-    pub subscribe_within_events: u64,
-    /// See [`Limits::subscribe_within_bytes`].
-    pub subscribe_within_bytes: u64,
-    /// See [`Limits::apply_attempts`].
-    pub apply_attempts: u32,
-    /// See [`Limits::recovery_attempts`].
-    pub recovery_attempts: u32,
-    /// Whether the authority can be asked.
-    pub history: bool,
-    /// See [`ClientConfig::on_stale`].
-    pub on_stale: StaleAnswer,
-    /// See [`ClientConfig::reads`].
-    pub reads: Reads,
-    /// This stream's part of [`Limits::subscribed_bytes`], and a large frame at least: however many streams there are,
-    /// a subscription is not renewed for every few events.
-    pub window_bytes: usize,
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn config() -> ClientConfig {
@@ -578,20 +345,5 @@ mod tests {
             assert_eq!(needed(set, year), None);
             assert_eq!(needed(set, year + Duration::from_nanos(1)), Some(long(name)));
         }
-    }
-
-    #[test]
-    fn the_wait_doubles_up_to_its_bound_and_is_jittered() {
-        let backoff = Backoff::default();
-        let longest: Vec<_> = (1..=8).map(|attempt| backoff.delay(attempt, 1.0).as_millis()).collect();
-        assert_eq!(longest, [1_000, 250, 500, 1_000, 2_000, 4_000, 4_000, 4_000]);
-        assert_eq!([0.0, 0.5].map(|roll| backoff.delay(1, roll).as_millis()), [0, 500]);
-        assert_eq!(backoff.delay(2, 0.0).as_millis(), 125);
-        assert_eq!(backoff.delay(u32::MAX, 0.0).as_millis(), 2_000);
-        let asked = |seconds| backoff.delay_of(1, Some(Duration::from_secs(seconds)), 0.0);
-        assert_eq!(
-            [asked(0), asked(7), asked(u64::MAX)].map(|wait| wait.as_millis()),
-            [0, 7_000, 300_000]
-        );
     }
 }

@@ -146,7 +146,8 @@ impl AccessToken {
         }
     }
 
-    /// The token as the client uses it, whatever a provider says of its times; none if it cannot be sent or has ended.
+    /// The token as the client uses it, whatever a provider says of its times. `None` if the token cannot be sent or
+    /// has ended.
     pub fn usable(self) -> Option<Self> {
         let usable = is_token(&self.token) && !self.expires_in.is_zero();
         usable.then(|| Self {

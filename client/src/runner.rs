@@ -43,7 +43,7 @@ enum Errand {
 
 /// What a task came to.
 enum Done {
-    Dialed(DialAnswer),
+    Dialed(Box<DialAnswer>),
     Answered(Answer),
 }
 
@@ -137,14 +137,18 @@ impl Runner {
         };
         let without_answer = || "it ended without an answer".to_owned();
         match (self.errands.remove(&id).map(|(errand, _)| errand), done) {
-            (Some(Errand::Dial(connection)), Some(Done::Dialed(DialAnswer { token, result }))) => Event::Dialed {
-                connection,
-                token,
-                result: result.map(|(link, brought)| {
+            (Some(Errand::Dial(connection)), Some(Done::Dialed(answer))) => {
+                let DialAnswer { token, result } = *answer;
+                let result = result.map(|(link, brought)| {
                     self.links.push((connection, link));
                     brought
-                }),
-            },
+                });
+                Event::Dialed {
+                    connection,
+                    token,
+                    result,
+                }
+            }
             (Some(Errand::Dial(connection)), _) => Event::Dialed {
                 connection,
                 token: None,
@@ -164,8 +168,8 @@ impl Runner {
                 },
             },
             // Given up: a connection that it came to is closed as it is dropped here.
-            (None, Some(Done::Dialed(DialAnswer { result, .. }))) => {
-                if let Ok((link, _)) = result {
+            (None, Some(Done::Dialed(answer))) => {
+                if let Ok((link, _)) = answer.result {
                     link.close();
                 }
                 Event::Woken
@@ -179,7 +183,7 @@ impl Runner {
             Command::Dial { connection, token } => {
                 let config = Arc::clone(&self.config);
                 self.begin(Errand::Dial(connection), async move {
-                    Done::Dialed(dial(&config, token).await)
+                    Done::Dialed(Box::new(dial(&config, token).await))
                 });
             }
             Command::Close { connection } => {
@@ -290,7 +294,7 @@ impl Runner {
         }
     }
 
-    /// A connection; none if it has broken, and the session has not heard of it yet.
+    /// A connection. `None` if it has broken and the session has not heard of that yet.
     fn link(&self, connection: ConnectionId) -> Option<&Link> {
         let mut links = self.links.iter();
         links.find_map(|(id, link)| (*id == connection).then_some(link))

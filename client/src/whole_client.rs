@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod recovery;
+mod rights;
 
 const SECONDS: Duration = Duration::from_secs(20);
 
@@ -314,7 +315,7 @@ async fn a_connection_that_dies_while_its_successor_takes_over_costs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_cannot_change_over_in_time_begins_anew() {
+async fn a_stream_that_cannot_change_over_in_time_pages_anew() {
     let host = FakeHost::start(5).await;
     let give = [Give::Token(300, 20_000), Give::Token(2_000, 20_000)];
     let run = Run::giving(&host, &give, |config| {
@@ -574,104 +575,4 @@ async fn a_provider_that_never_answers_or_panics_is_asked_again() {
     let run = Run::with(&host, Credential::provider(provider), calls).await;
     run.until_live().await;
     run.end().await;
-}
-
-fn said(status: &str, node: &str) -> (String, String, String) {
-    ("s1".to_owned(), node.to_owned(), status.to_owned())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_says_that_it_is_there_over_connections_and_that_it_leaves() {
-    let host = FakeHost::start(5).await;
-    let run = Run::start(&host, &[Give::Token(600, 20_000)]).await;
-    let handle = run.client.presence(Presence::online("desk")).unwrap();
-    let mut seen = run.client.presences();
-    let found = timeout(SECONDS, seen.wait_for(|seen| !seen.is_empty())).await;
-    let (key, one) = found
-        .unwrap()
-        .unwrap()
-        .iter()
-        .next()
-        .map(|(k, v)| (k.clone(), v.clone()))
-        .unwrap();
-    assert_eq!((key.session_id.as_str(), key.node_id.as_str()), ("s1", "desk"));
-    assert_eq!((one.status, one.reason), (PresenceStatus::Online, None));
-
-    // A new connection says so at once.
-    run.until("a refresh", |status| status.counters.refreshes == 1).await;
-    run.until("a heartbeat", |status| status.counters.heartbeats == 2).await;
-    let busy = Presence {
-        status: PresenceStatus::Busy,
-        ..Presence::online("desk")
-    };
-    handle.update(busy).unwrap();
-    let is_busy = |seen: &Presences| seen.values().all(|one| one.status == PresenceStatus::Busy);
-    timeout(SECONDS, seen.wait_for(is_busy)).await.unwrap().unwrap();
-
-    handle.clear();
-    let is_gone = |seen: &Presences| seen.values().all(|one| one.reason == Some(OfflineReason::Explicit));
-    timeout(SECONDS, seen.wait_for(is_gone)).await.unwrap().unwrap();
-    let expected = ["online", "online", "busy", "offline"].map(|status| said(status, "desk"));
-    assert_eq!(host.seen().said, expected);
-
-    let _handle = run.client.presence(Presence::online("couch")).unwrap();
-    run.until("a heartbeat", |status| status.counters.heartbeats == 5).await;
-    run.end().await;
-    assert_eq!(
-        host.seen().said[4..],
-        ["online", "offline"].map(|status| said(status, "couch"))
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_loses_a_grant_asks_the_issuer_why() {
-    let host = FakeHost::start(5).await;
-    let revoked = Give::No(TokenError::refused(RefusalCode::TokenRevoked, "revoked"));
-    let run = Run::start(&host, &[Give::Token(60_000, 80_000), revoked]).await;
-    run.until_live().await;
-    host.take_grant(&token(1));
-    assert_eq!(run.stopped().await.refusal(), Some(RefusalCode::TokenRevoked));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_ended_by_the_hosts_clock_comes_back_with_a_new_token() {
-    let host = FakeHost::start(5).await;
-    let run = Run::start(&host, &[]).await;
-    run.until_live().await;
-    host.take_grant(&token(1));
-    run.until("forbidden", |status| {
-        matches!(status.streams[&stream()].phase, StreamPhase::Forbidden { .. })
-    })
-    .await;
-    host.append();
-    let (status, _) = run.end().await;
-    assert_eq!((status.counters.refreshes, status.counters.reconnects), (1, 0));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn only_who_asks_for_it_is_served_early() {
-    for (reads, allowed, confirmed) in [
-        (Reads::Confirmed, false, true),
-        (Reads::Confirmed, true, true),
-        (Reads::Early, true, false),
-    ] {
-        let host = FakeHost::start(5).await;
-        host.allow_early_reads(allowed);
-        let run = Run::reading(reads, &host, Credential::Anonymous, Arc::default()).await;
-        run.until_live().await;
-        host.append();
-        run.end().await;
-        assert_eq!(host.seen().confirmed, [confirmed], "{reads:?}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_must_be_durable_is_applied_early() {
-    let host = FakeHost::start(5).await;
-    let run = Run::reading(Reads::Early, &host, Credential::Anonymous, Arc::default()).await;
-    assert_eq!(run.stopped().await, StopReason::EveryStreamStopped);
-    let status = run.client.status().borrow().clone();
-    let reason = StreamStop::DurableReads;
-    assert_eq!(status.streams[&stream()].phase, StreamPhase::Stopped { reason });
-    assert_eq!(*run.applied.lock().unwrap(), [0_u64; 0]);
 }

@@ -241,7 +241,7 @@ impl Session {
         }
     }
 
-    /// The connection is gone, or there was none. `wait` is how long to wait at least, if someone said so.
+    /// The connection has ended, or the attempt at one has failed. `wait` is the shortest wait that somebody asked for.
     pub(super) fn back_off(&mut self, reason: Disconnect, wait: Option<Duration>) {
         let attempt = self.attempt.max(1);
         let retry_in = self.settings.backoff.delay_of(attempt, wait, self.dice.random());
@@ -314,8 +314,7 @@ impl Session {
         }
     }
 
-    /// What the module does says that the token is good no more, or for less, though its time is not over by our
-    /// reckoning.
+    /// The module acts as if the token had ended or allowed less, although this client's clock says that it is good.
     pub(super) fn doubt_token_if(&mut self, doubted: bool) {
         let Connection::Up(up) = &mut self.connection else {
             return;

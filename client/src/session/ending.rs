@@ -1,5 +1,5 @@
-//! How a session ends: the batch that is being applied is finished, the module is told of it and that the session leaves,
-//! and the connection is closed. Nothing new is begun meanwhile.
+//! How a session ends: the applier finishes its batch, the session acknowledges it and says that it leaves, and the
+//! connection is closed. Nothing new begins meanwhile.
 
 use std::time::Instant;
 

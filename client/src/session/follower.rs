@@ -35,7 +35,7 @@ pub(super) struct Follower {
     /// Since when it is live, and whether the core was told that it has been for a while.
     live_since: Option<Instant>,
     pub(super) told_stable: bool,
-    /// What the module said last, until it has said something else: asking again is no progress yet.
+    /// Why the module refused last, until it answers otherwise: to ask again is not progress yet.
     refused: Option<RefusalCode>,
     behind_since: Option<Instant>,
     /// How the session's tally counts it.
@@ -243,7 +243,8 @@ impl Follower {
     }
 
     /// Whether the stream would wait in vain if a connection were gone: for a page, or for the subscription that is to
-    /// deliver. What only delivers until another one does is no loss.
+    /// deliver. A subscription that only delivers until the next one
+    /// does is not missed.
     pub(super) fn waits_for(&self, connection: ConnectionId) -> bool {
         self.reading.is_some_and(|(_, on)| on == connection)
             || self.awaited().is_some_and(|id| self.hangs_on(id, connection))

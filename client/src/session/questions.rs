@@ -1,5 +1,5 @@
 //! Asking the authority, for streams that the lane does not continue: one question of each stream at a time, a few over
-//! all streams, and no more than what they bring has room for.
+//! all streams, and only while there is room for the answers.
 
 use std::collections::VecDeque;
 

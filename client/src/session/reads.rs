@@ -26,7 +26,7 @@ impl Reads {
         self.waiting.push_back((stream, after));
     }
 
-    /// A stream's read that waits is wanted no more.
+    /// A stream no longer wants the read that waits for its turn.
     pub(super) fn withdraw(&mut self, stream: usize) {
         self.waiting.retain(|(waiting, _)| *waiting != stream);
     }

@@ -30,7 +30,7 @@ impl Case {
         let logs: Vec<_> = (0..streams)
             .map(|at| Log::new(&format!("stream.{at}"), events))
             .collect();
-        let ids: Vec<_> = (0..streams).map(|at| id(at)).collect();
+        let ids: Vec<_> = (0..streams).map(id).collect();
         let config = ClientConfig::new("http://host", "lane", ids.clone());
         let settings = Settings {
             renewable: true,

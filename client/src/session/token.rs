@@ -74,7 +74,7 @@ impl Tenure {
         now >= self.refresh_at
     }
 
-    /// Whether it is good no more.
+    /// Whether it has ended.
     pub(super) fn has_ended(&self, now: Instant) -> bool {
         now >= self.expires_at
     }
@@ -84,8 +84,8 @@ impl Tenure {
         self.refresh_at
     }
 
-    /// The module accepts it no more, or for less: another one is to be asked for at once, or will say why there is
-    /// none.
+    /// The module no longer accepts it, or for less: the next one is due at once. If there is no next one, whoever refuses
+    /// it says why.
     pub(super) fn is_doubted(&mut self, now: Instant) {
         // After a failure the wait stands.
         if self.failures == 0 {
@@ -129,9 +129,9 @@ pub(super) fn is_fresh(issued: &Issued, now: Instant) -> bool {
 #[derive(Debug, PartialEq)]
 pub(super) struct Later {
     pub(super) reason: Disconnect,
-    /// How long to wait at least, if someone said so.
+    /// The shortest wait that somebody asked for.
     pub(super) wait: Option<Duration>,
-    /// Whether the token that it was made with is to be used no more.
+    /// Whether the next attempt needs another token.
     pub(super) forget_token: bool,
 }
 

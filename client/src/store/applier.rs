@@ -32,8 +32,8 @@ pub trait Handler<S: CheckpointStore>: Send + 'static {
         events: &[Event],
     ) -> Result<(), HandlerError>;
 
-    /// Starts a stream over within `transaction`, in which the checkpoint is moved there too: what was applied of it
-    /// counts no more, and is replaced by the document, if there is one, or by nothing. What comes next are the events
+    /// Starts a stream over within `transaction`, which also moves the checkpoint. The handler clears what it made of the
+    /// stream's events and puts the document in its place, if there is one. What comes next are the events
     /// after `beginning.at`. Only asked of those who chose
     /// [`Restart`](crate::StaleAnswer::Restart) or [`Rebootstrap`](crate::StaleAnswer::Rebootstrap).
     fn start_over(
@@ -73,8 +73,8 @@ struct Job {
     work: Work,
 }
 
-/// The runner's end of the thread. The channels have no bound of their own: the session hands over no more bytes than its
-/// limit of unapplied ones, and each batch has at least a padded frame's.
+/// The runner's end of the thread. The channels have no bound of their own: they hold at most as many
+/// bytes as the session's limit of unapplied ones, and each batch has at least those of a padded frame.
 pub(crate) struct Applier {
     jobs: Sender<Job>,
     outcomes: UnboundedReceiver<Outcome>,

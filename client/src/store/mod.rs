@@ -27,7 +27,7 @@ pub trait CheckpointStore: Send + 'static {
     /// Ties the store to a database of SpacetimeDB, the first time; afterwards refuses any other.
     fn bind(&mut self, database: &str) -> Result<(), StoreError>;
 
-    /// A stream's checkpoint; none if nothing was ever applied.
+    /// A stream's checkpoint. `None` if nothing was ever applied.
     fn load(&mut self, stream_id: &StreamId) -> Result<Option<Position>, StoreError>;
 
     /// Runs `effects` and moves the checkpoint forward from `from` to `to`, both or neither. Refuses if `from` is not what

@@ -174,7 +174,7 @@ impl SqliteStore {
         Ok(Some((database, format)))
     }
 
-    /// With what statement a table was made; none if there is no such table.
+    /// The statement that a table was made with, if there is such a table.
     fn shape(&self, table: &str) -> Result<Option<String>, StoreError> {
         self.connection
             .query_row("SELECT sql FROM sqlite_schema WHERE name = ?1", [table], |row| {
@@ -263,7 +263,7 @@ fn read(path: &str, connection: &Connection, stream_id: &StreamId) -> Result<Opt
     to_checkpoint(path, stream_id, seq, chain_hash, Some(checksum)).map(Some)
 }
 
-/// `checksum` is none in a file of a format that has none.
+/// `checksum` is `None` in a file of a format without checksums.
 fn to_checkpoint(
     path: &str,
     stream_id: &StreamId,

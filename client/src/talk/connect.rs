@@ -1,4 +1,4 @@
-//! Making a connection, and telling apart why there is none.
+//! Makes a connection, or says why that fails.
 
 use std::error::Error;
 use std::sync::Arc;

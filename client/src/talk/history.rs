@@ -39,7 +39,7 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// As the configuration says; none if the authority is not to be asked, or nobody knows where.
+    /// As the configuration says. `None` if the authority is not to be asked, or nobody knows where.
     pub(crate) fn of(config: &ClientConfig) -> Result<Option<Self>, ConfigError> {
         let address = match (&config.history, &config.credential) {
             (History::Off, _) => None,

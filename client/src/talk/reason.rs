@@ -23,7 +23,7 @@ pub(super) enum Reason {
     Incompatible(Box<Incompatible>),
 }
 
-/// Asks the host why it closes; none if it does not say, or not in time.
+/// Asks the host why it closes. `None` if it does not say so in time.
 pub(super) async fn ask_reason(config: &ClientConfig, token: Option<&str>) -> Option<Reason> {
     let ask = async {
         let http = reqwest::Client::builder()

@@ -87,8 +87,8 @@ impl HttpTokens {
         self
     }
 
-    /// What an answer of the bridge says, for a provider that asks by an HTTP client of its own. What it does not say in a
-    /// form of ours is told by its status.
+    /// What an answer of the bridge says, for a provider with its own HTTP client. An answer in another form than the
+    /// bridge's is judged by its status.
     pub fn read_answer(status: StatusCode, answered: &HeaderMap, body: &[u8]) -> Result<AccessToken, TokenError> {
         read_answer(status, answered, body)
     }

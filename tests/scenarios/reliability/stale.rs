@@ -250,7 +250,7 @@ async fn restore(lane: &Lane, id: &StreamId, seq: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ahead_of_a_restored_authority_or_on_another_chain_a_client_stops_or_begins_anew() {
+async fn ahead_of_a_restored_authority_or_on_another_chain_a_client_stops_or_starts_over() {
     let (lane, bridge) = lane(100_000).await;
     let id = stream(1);
     let mut one = writer(&lane, &id, "a");

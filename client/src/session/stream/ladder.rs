@@ -269,7 +269,7 @@ fn a_rebootstrap_begins_from_the_document_or_as_is_said_without_one() {
 }
 
 #[test]
-fn a_stream_begins_anew_so_often_and_no_more_until_it_was_live_for_a_while() {
+fn a_stream_starts_over_so_often_and_no_more_until_it_was_live_for_a_while() {
     let log = Log::new("s", 90);
     let climb = |case: &mut Case, from: u64, to: u64| {
         case.expect(lane(&log, 80, vec![]), &[&format!("history after {from}")]);

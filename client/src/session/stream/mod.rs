@@ -50,7 +50,7 @@ pub enum Input {
     Page(Page),
     /// The module said no to [`Effect::Read`].
     ReadRefused(Refusal),
-    /// [`Effect::Read`] came to nothing, for a reason that is no refusal.
+    /// [`Effect::Read`] failed, and not because the module refused.
     ReadFailed,
     /// The pause after [`Effect::AskLater`] or [`Effect::RetryLater`] is over, or a grant came.
     AskAgain,
@@ -79,11 +79,11 @@ pub enum Input {
     HistoryPage(Page),
     /// The authority's side said no to [`Effect::ReadHistory`] or [`Effect::ReadDocument`].
     HistoryRefused(Refusal),
-    /// One of these came to nothing, for a reason that is no refusal.
+    /// One of these failed, and not because the bridge refused.
     HistoryFailed,
     /// The authority says that the position which [`Effect::ReadHistory`] named leads nowhere.
     Stale(Box<StaleCursor>),
-    /// The answer to [`Effect::ReadDocument`]; none if there is no document.
+    /// The answer to [`Effect::ReadDocument`]: the document, if the stream has one.
     Document(Option<Box<Snapshot>>),
     /// [`Effect::StartOver`] is saved. If it is not, that is an [`Input::ApplyFailed`].
     StartedOver(Position),
@@ -116,12 +116,12 @@ pub enum ApplyFailure {
         /// What went wrong, for a person.
         message: String,
     },
-    /// There is no room to save it. However long that lasts, it is no fault of the stream.
+    /// There is no room to save it. However long that lasts, the stream does not stop for it.
     Full {
         /// What went wrong, for a person.
         message: String,
     },
-    /// The handler wants no more of this stream.
+    /// The handler stops the stream.
     Stop {
         /// What went wrong, for a person.
         message: String,
@@ -202,7 +202,7 @@ pub struct Batch {
 pub struct Beginning {
     /// What is saved.
     pub from: Position,
-    /// Where it goes on: what is before is in the document, or is no more.
+    /// Where it goes on: what came before is in the document, or is gone.
     pub at: Position,
     /// What stands for the events up to there. Its hash is not yet compared.
     pub document: Option<Snapshot>,
@@ -236,7 +236,7 @@ pub enum StreamStop {
         /// What came.
         found: PayloadHash,
     },
-    /// A row of the log is no frame.
+    /// A row of the log cannot be read as a frame.
     #[error("the frame at seq {seq} cannot be read: {error}")]
     BadFrame {
         /// Where it begins.
@@ -265,7 +265,7 @@ pub enum StreamStop {
         /// The lane's.
         head: Seq,
     },
-    /// What comes next is no longer held by the lane.
+    /// The lane no longer holds what comes next.
     #[error(
         "seq {applied} was applied, the lane holds events from {oldest} on: what lies between must come from the \
          authority; configure `history` with the address of the bridge"

@@ -213,7 +213,7 @@ fn live_frames_are_applied_as_they_come_and_repeats_are_dropped() {
     (0..5).for_each(|_| log.append());
     case.expect(Input::Frame(log.frame(11, 12)), &["apply 11..=12"]);
     case.expect(Input::Frame(log.frame(11, 12)), &[]);
-    // Of what is known no more only the head can tell that it is the same.
+    // The stream no longer remembers this position: only the head can tell that it is the same log.
     case.expect(Input::Frame(log.frame(3, 5)), &["read after 12"]);
     let page = Page {
         head: log.at(12),

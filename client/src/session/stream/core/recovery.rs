@@ -275,7 +275,7 @@ impl Stream {
         else {
             return;
         };
-        // Said of a position that counts no more: it is asked of the present one.
+        // This is about an earlier position: the stream asks about the present one.
         if after != self.cursor || stale.requested_after_seq != after.seq {
             return;
         }
@@ -310,7 +310,7 @@ impl Stream {
         }
     }
 
-    /// The document, or that there is none after all.
+    /// The document, or the news that the stream has none after all.
     pub(super) fn document(&mut self, document: Option<Box<Snapshot>>, effects: &mut Vec<Effect>) {
         self.asking = None;
         let Mode::Recovering(Rung::Document(stale)) = &self.mode else {
