@@ -1,18 +1,18 @@
-//! The contract's own version. The module writes it into `sync_contract`, every client and bridge compares it at
-//! connect: bindings that no longer fit are a typed error and never an empty world.
+//! The version of the contract. The module writes it into `sync_contract`, and every client and bridge compares it when
+//! it connects. Bindings that no longer fit are thus a typed error, and never look like an empty database.
 
 use std::fmt;
 
 /// Name and version of the protocol.
 pub const PROTOCOL: &str = "spacetime.sync.v1";
-/// Version of tables, reducers, procedures and frames. Raised with every change of them.
+/// Version of tables, reducers, procedures and frames. Every change of them raises it.
 pub const SCHEMA_VERSION: u32 = 3;
-/// sha256 of what the module offers its clients, of which the bindings are generated: public tables, reducers,
-/// procedures and their types, and nothing that no client sees. `scripts/bindings` prints it, and the test
-/// `lane::contract::module_and_bindings_agree` fails when it is out of date.
+/// sha256 of what the bindings are generated from: the module's public tables, its reducers, procedures and their
+/// types. `scripts/bindings` prints it, and the test `lane::contract::module_and_bindings_agree` fails when it is out
+/// of date.
 pub const SCHEMA_HASH: &str = "sha256:357317d48825af2494c651eea81d5a88df7afd8ca3be82ab2ebcc730abb5b7cb";
 
-/// What one side says its contract is.
+/// The contract that one side states.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contract {
     /// See [`PROTOCOL`].

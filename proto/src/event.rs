@@ -1,11 +1,11 @@
-//! One event, as every party of the lane knows it once it has been checked.
+//! One event, as every party of the lane holds it after checking it.
 
 use bytes::Bytes;
 
 use crate::hash::{ChainHash, PayloadHash};
 use crate::id::{IdempotencyKey, Kind, Seq};
 
-/// One event of a stream. Which stream is said by whatever holds it.
+/// One event of a stream. Its holder knows which stream it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// Its position.
@@ -14,7 +14,7 @@ pub struct Event {
     pub idempotency_key: IdempotencyKey,
     /// What the payload is.
     pub kind: Kind,
-    /// The runtime's bytes, never looked into.
+    /// The runtime's bytes. The lane never looks into them.
     pub payload: Bytes,
     /// sha256 of the payload.
     pub payload_hash: PayloadHash,
@@ -25,7 +25,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// Whether the payload is the one that was hashed.
+    /// Whether the payload has the hash that the event states.
     pub fn payload_matches(&self) -> bool {
         PayloadHash::of(&self.payload) == self.payload_hash
     }
@@ -42,7 +42,7 @@ impl Event {
         link == self.chain_hash
     }
 
-    /// How many bytes of the runtime's own it carries.
+    /// The size of what the runtime supplied, in bytes.
     pub fn size(&self) -> usize {
         self.payload.len() + self.idempotency_key.as_str().len() + self.kind.as_str().len()
     }

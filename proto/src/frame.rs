@@ -1,9 +1,9 @@
-//! Frames: consecutive events of one stream as one value, the unit of appending, keeping and paging.
+//! Frames: consecutive events of one stream as one value. Events are appended, stored and paged as frames.
 //!
-//! Decoding checks everything but the payloads against their hashes: lengths, names, and the chain from the
-//! frame's base to its end. Payloads are hashed by the bridge before a frame is sent and by the client before it
-//! is applied; the module, which hashes five times slower, checks the chain over the hashes alone. Checking copies nothing
-//! out of the frame: events are made of it only for who asks for them.
+//! Decoding checks everything except the payloads against their hashes: lengths, names, and the chain from the frame's
+//! base to its end. The bridge hashes payloads before it sends a frame, and the client before it applies one. The
+//! module checks the chain over the stated hashes only, because it hashes five times slower. Checking copies nothing
+//! out of the frame; events are made only for callers that ask for them.
 
 mod message;
 
@@ -18,7 +18,7 @@ use crate::id::{IdempotencyKey, InvalidId, Kind, Seq};
 use crate::limit;
 use message::Places;
 
-/// A checked frame.
+/// A frame whose form and chain are checked.
 #[derive(Debug, Clone)]
 pub struct Frame {
     first_seq: Seq,
@@ -31,7 +31,7 @@ pub struct Frame {
 /// Why bytes are not a frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// Not the protobuf message that a frame is.
+    /// The bytes are not the protobuf message of a frame.
     #[error("the frame cannot be decoded: {0}")]
     Malformed(String),
     /// Longer than [`limit::FRAME_BYTES`].
@@ -46,13 +46,13 @@ pub enum FrameError {
         /// How many it holds.
         found: usize,
     },
-    /// The first position is 0, or the last one is past the end of all positions.
+    /// The first position is 0, or the last one is past [`Seq::MAX`].
     #[error("a frame cannot begin at seq {found}")]
     FirstSeq {
-        /// The position it was said to begin at.
+        /// The position that its carrier stated.
         found: u64,
     },
-    /// An event's key or kind is no name of the lane.
+    /// An event's key or kind is not a valid name.
     #[error("event {seq}: {invalid}")]
     Id {
         /// The event's position.
@@ -82,12 +82,14 @@ pub enum FrameError {
 }
 
 impl Frame {
-    /// Decodes and checks the bytes of a frame that begins at `first_seq`, after a log that ends with `base_chain`.
+    /// Decodes and checks the bytes of a frame that begins at `first_seq` and follows a log that ends with
+    /// `base_chain`.
     pub fn decode(first_seq: u64, base_chain: ChainHash, bytes: Bytes) -> Result<Self, FrameError> {
         if bytes.len() > limit::FRAME_BYTES {
             return Err(FrameError::TooLarge { found: bytes.len() });
         }
-        // More than may be are not kept, but the message is read to its end: what is malformed is told first.
+        // Surplus events are counted but not kept. The message is still read to its end, so that a malformed one is
+        // reported as malformed first.
         let (mut events, mut count) = (Vec::new(), 0);
         message::read(&bytes, |event| {
             count += 1;
@@ -131,9 +133,9 @@ impl Frame {
         })
     }
 
-    /// The bytes of a frame of these events, which the caller knows to be consecutive.
+    /// The bytes of a frame of these events. The caller guarantees that they are consecutive.
     ///
-    /// Written field by field: a message of the generated types would be three allocations an event.
+    /// The fields are written by hand, because a message of the generated types would cost three allocations per event.
     pub fn encode(events: &[Event]) -> Bytes {
         encode(events.iter().map(Fields::of))
     }
@@ -158,7 +160,7 @@ impl Frame {
         self.links[self.links.len() - 1]
     }
 
-    /// The chain hash at a position from just before the first event to the last one.
+    /// The chain hash at a position, from the one before the first event to that of the last.
     pub fn chain_at(&self, seq: Seq) -> Option<ChainHash> {
         if seq.next() == self.first_seq {
             return Some(self.base_chain);
@@ -169,14 +171,14 @@ impl Frame {
         self.links.get(seq.offset_from(self.first_seq)).copied()
     }
 
-    /// The bytes of the frame that remains when the events up to `seq` are cut off; none if nothing remains.
+    /// The bytes of what remains of the frame without the events up to `seq`. `None` if nothing remains.
     pub fn encode_after(self, seq: Seq) -> Option<Bytes> {
         let cut = seq.next().offset_from(self.first_seq).min(self.events.len());
         let rest = self.events[cut..].iter().map(|event| Fields::at(&self.bytes, event));
         (cut < self.events.len()).then(|| encode(rest))
     }
 
-    /// The bytes of the frame that remains when the events after `seq` are cut off; none if nothing remains.
+    /// The bytes of what remains of the frame without the events after `seq`. `None` if nothing remains.
     pub fn encode_until(self, seq: Seq) -> Option<Bytes> {
         let keep = seq.next().offset_from(self.first_seq).min(self.events.len());
         let rest = self.events[..keep].iter().map(|event| Fields::at(&self.bytes, event));
@@ -188,7 +190,7 @@ impl Frame {
         self.events.last().map_or(0, |event| event.committed_at_us)
     }
 
-    /// The events, each with its hashes; those up to and including `after` are left out.
+    /// The events after `after`, each with its hashes.
     pub fn into_events_after(self, after: Seq) -> impl Iterator<Item = Event> {
         let (first, bytes) = (self.first_seq, self.bytes);
         let skip = after.next().offset_from(first);
@@ -200,7 +202,7 @@ impl Frame {
             .skip(skip)
             .map(move |(at, (event, chain_hash))| {
                 let kind = text(&bytes, &event.kind);
-                // Neighbours mostly are of one kind: sharing it spares checking and allocating it.
+                // Neighbours are mostly of one kind. Sharing it saves a check and an allocation.
                 let kind = match last_kind.take() {
                     Some(last) if last.as_str() == kind => last,
                     // Infallible: `decode` checked keys, kinds and hash lengths, and nothing else makes a `Frame`.
@@ -227,11 +229,11 @@ fn part<'a>(bytes: &'a [u8], place: &Range<u32>) -> &'a [u8] {
 }
 
 fn text<'a>(bytes: &'a [u8], place: &Range<u32>) -> &'a str {
-    // Infallible: `message::read` takes only texts for the places of texts.
+    // Infallible: `message::read` accepts only valid text for these places.
     std::str::from_utf8(part(bytes, place)).expect("checked when it was read")
 }
 
-/// The fields of an event as they are written: those that are bytes with their tags, and the time.
+/// The fields of an event as they are encoded: those of bytes with their tags, and the time.
 struct Fields<'a> {
     bytes: [(u32, &'a [u8]); 4],
     committed_at_us: i64,
@@ -262,7 +264,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The length as a message. A field with its default value is left out, as everywhere in protobuf.
+    /// The encoded length. Protobuf leaves out a field that has its default value.
     fn length(&self) -> usize {
         let bytes: usize = self
             .bytes
@@ -297,7 +299,7 @@ fn encode<'a>(events: impl Iterator<Item = Fields<'a>> + Clone) -> Bytes {
     out.into()
 }
 
-/// The length of a field of so many bytes: a tag below 16, the length, the bytes.
+/// The encoded length of a field of so many bytes: a tag below 16, the length, the bytes.
 fn delimited(bytes: usize) -> usize {
     1 + encoded_len_varint(bytes as u64) + bytes
 }
@@ -428,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_keeps_what_is_up_to_a_position() {
+    fn a_frame_is_cut_after_any_position() {
         let events = log(&[5; 3]);
         let part = frame(&events[1..], events[0].chain_hash);
         assert_eq!(part.clone().encode_until(events[0].seq), None);
@@ -457,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_of_the_largest_size_is_taken() {
+    fn a_frame_of_the_largest_size_is_accepted() {
         let base = ChainHash::genesis(&stream());
         let most_events = log(&[1; limit::FRAME_EVENTS]);
         assert_eq!(
@@ -469,15 +471,15 @@ mod tests {
             frame(&longest_payload, base).last_chain(),
             longest_payload[0].chain_hash
         );
-        // A frame as long as it may be is looked into, and these bytes are no message.
+        // A frame of the largest size is decoded, but these bytes are not a message.
         let most_bytes = Frame::decode(1, base, vec![0; limit::FRAME_BYTES].into());
         assert!(matches!(most_bytes, Err(FrameError::Malformed(_))));
     }
 
     #[test]
-    fn a_position_far_past_a_frame_is_none_of_its_own() {
+    fn a_position_far_past_a_frame_is_not_in_it() {
         let whole = frame(&log(&[5; 4]), ChainHash::genesis(&stream()));
-        // The first of these is the same as seq 2 to an index of 32 bits, which the module's are.
+        // A 32-bit index, which the module has, would take the first of these for seq 2.
         for far in [Seq::new((1 << 32) + 2).unwrap(), Seq::MAX] {
             assert_eq!(whole.chain_at(far), None);
             assert_eq!(whole.clone().encode_after(far), None);
@@ -522,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_frame_is_refused_with_what_is_wrong() {
+    fn bytes_that_are_no_frame_are_refused_with_the_reason() {
         let base = ChainHash::genesis(&stream());
         let decode = |first, events: &[Event]| Frame::decode(first, base, Frame::encode(events)).map(|_| ());
         assert_eq!(decode(1, &[]), Err(FrameError::EventCount { found: 0 }));
@@ -562,7 +564,7 @@ mod tests {
         ));
     }
 
-    /// The chain is part of the contract: SQL computes it too. These bytes never change.
+    /// The chain is part of the contract, and SQL computes it too. These bytes never change.
     #[test]
     fn the_hashes_are_pinned() {
         let events = log(&[3]);

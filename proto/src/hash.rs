@@ -1,13 +1,13 @@
-//! The two hashes of an event, and the chain that makes a log one thing.
+//! The two hashes of an event, and the chain that ties a log together.
 //!
 //! ```text
 //! payload_hash = sha256(payload)
 //! chain(0)     = sha256("spacetime.sync.v1/stream\0" ‖ stream_id)
 //! chain(seq)   = sha256(chain(seq − 1) ‖ seq ‖ committed_at_us ‖ payload_hash ‖ len(key) ‖ key ‖ kind)
 //! ```
-//! Numbers are big-endian: `seq` and `committed_at_us` 8 bytes, `len(key)` 2 bytes. Two parties that hold the
-//! same chain hash at the same seq hold the same events up to there, every field of them: the stream's name is
-//! in chain(0), so a log cannot pass for another stream's.
+//! Numbers are big-endian: `seq` and `committed_at_us` 8 bytes, `len(key)` 2 bytes. Two parties that hold the same
+//! chain hash at the same seq hold the same events up to there, field by field. The stream's name is in chain(0), so
+//! one stream's log cannot pass for another's.
 
 use std::fmt;
 
@@ -18,9 +18,9 @@ use crate::id::{IdempotencyKey, Kind, Seq, StreamId};
 
 const GENESIS: &[u8] = b"spacetime.sync.v1/stream\0";
 
-/// A text that is no hash.
+/// A text that is not a hash.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no hash: expected sha256: and 64 lower-case hexadecimal digits")]
+#[error("{0:?} is not a hash: expected sha256: and 64 lower-case hexadecimal digits")]
 pub struct InvalidHash(String);
 
 fn parse(text: &str) -> Option<[u8; 32]> {
@@ -47,12 +47,12 @@ macro_rules! hash {
         pub struct $type([u8; 32]);
 
         impl $type {
-            /// Takes the 32 bytes of a hash as they are.
+            /// Makes a hash of its 32 bytes.
             pub fn from_bytes(bytes: [u8; 32]) -> Self {
                 Self(bytes)
             }
 
-            /// Takes a hash from foreign bytes, if they are 32.
+            /// Makes a hash of foreign bytes. `None` if they are not 32.
             pub fn from_slice(bytes: &[u8]) -> Option<Self> {
                 bytes.try_into().ok().map(Self)
             }
@@ -114,7 +114,7 @@ impl PayloadHash {
 }
 
 impl ChainHash {
-    /// chain(0): of a stream's empty log.
+    /// chain(0), the hash of a stream's empty log.
     pub fn genesis(stream_id: &StreamId) -> Self {
         let mut hasher = Sha256::new();
         hasher.update(GENESIS);
@@ -135,7 +135,7 @@ impl ChainHash {
         self.link_text(seq, committed_at_us, payload_hash, key.as_str(), kind.as_str())
     }
 
-    /// As [`ChainHash::link`], over a key and a kind that were checked without being made into ids.
+    /// Like [`ChainHash::link`], for a key and a kind that are checked but not made into ids.
     pub(crate) fn link_text(
         &self,
         seq: Seq,
@@ -149,7 +149,7 @@ impl ChainHash {
         hasher.update(seq.get().to_be_bytes());
         hasher.update(committed_at_us.to_be_bytes());
         hasher.update(payload_hash.0);
-        // A key has at most 512 bytes: the cast loses nothing.
+        // The cast loses nothing, because a key has at most 512 bytes.
         hasher.update((key.len() as u16).to_be_bytes());
         hasher.update(key);
         hasher.update(kind);

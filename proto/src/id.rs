@@ -1,4 +1,4 @@
-//! Names and positions. Every one is checked when it is made, so that a value of these types is always valid.
+//! Names and positions. Every constructor checks, so a value of these types is always valid.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,16 +7,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::limit;
 
-/// Why a text is not a name of the lane.
+/// Why a text is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {
-    /// Nothing where a name was expected.
+    /// It is empty.
     #[error("{what} is empty")]
     Empty {
         /// Which name.
         what: &'static str,
     },
-    /// Longer than the contract allows.
+    /// It is longer than the contract allows.
     #[error("{what} has {found} bytes, at most {most} are allowed")]
     TooLong {
         /// Which name.
@@ -26,7 +26,7 @@ pub enum InvalidId {
         /// The bound.
         most: usize,
     },
-    /// A character outside the allowed set.
+    /// It holds a character outside the allowed set.
     #[error("{what} holds {found:?} at byte {at}; allowed are {allowed}")]
     Character {
         /// Which name.
@@ -65,7 +65,7 @@ fn check(
             most,
         });
     }
-    // Nearly every name is plain ASCII, and without decoding that is seen at once.
+    // Nearly every name is plain ASCII, which needs no decoding to check.
     if text.bytes().all(|byte| byte.is_ascii() && good(char::from(byte))) {
         return Ok(());
     }
@@ -93,7 +93,7 @@ macro_rules! name {
                 Ok(Self(text.into()))
             }
 
-            /// Checks a text without making it a name.
+            /// Checks a text without allocating a name.
             pub fn check(text: &str) -> Result<(), InvalidId> {
                 check($what, text, $most, $allowed, $good)
             }
@@ -147,7 +147,7 @@ name!(
     name_character
 );
 name!(
-    /// What makes a repeated append of the same event harmless: unique in its stream.
+    /// Makes a repeated append of an event harmless. Unique in its stream.
     IdempotencyKey,
     "idempotency_key",
     limit::IDEMPOTENCY_KEY_BYTES,
@@ -155,7 +155,7 @@ name!(
     |c| !c.is_control()
 );
 name!(
-    /// What an event's payload is, in the words of the runtime.
+    /// What an event's payload is. The runtime chooses the word.
     Kind,
     "kind",
     limit::KIND_BYTES,
@@ -163,8 +163,8 @@ name!(
     name_character
 );
 name!(
-    /// The name of a user, an organisation, a session, a device, a node or a region. Without `/`, which separates them in
-    /// a token's subject.
+    /// The name of a user, an organisation, a session, a device, a node or a region. It holds no `/`, because that
+    /// separates names in a token's subject.
     Label,
     "name",
     limit::NAME_BYTES,
@@ -179,15 +179,15 @@ pub struct Seq(u64);
 impl Seq {
     /// Before the first event: the head of an empty stream.
     pub const ZERO: Self = Self(0);
-    /// The last position there can be: Postgres counts in signed 64 bits.
+    /// The largest position, because Postgres counts in signed 64 bits.
     pub const MAX: Self = Self(i64::MAX as u64);
 
-    /// A position, unless it is past [`Seq::MAX`].
+    /// A position. `None` if it is past [`Seq::MAX`].
     pub fn new(value: u64) -> Option<Self> {
         (value <= Self::MAX.0).then_some(Self(value))
     }
 
-    /// From a `BIGINT` of the authority, unless it is negative.
+    /// From a `BIGINT` of the authority. `None` if it is negative.
     pub fn from_sql(value: i64) -> Option<Self> {
         u64::try_from(value).ok().map(Self)
     }
@@ -202,8 +202,8 @@ impl Seq {
         self.0
     }
 
-    /// The next position. Saturates at [`Seq::MAX`], which no log reaches: at a million events a second it
-    /// takes 290,000 years.
+    /// The next position. It saturates at [`Seq::MAX`], which no log reaches: a million events a second would take
+    /// 290,000 years.
     #[must_use]
     pub fn next(self) -> Self {
         self.plus(1)
@@ -226,8 +226,8 @@ impl Seq {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// The same as an index into what begins at `earlier`. Where positions are wider than indices, those that no index
-    /// reaches are past every end, and not back at some beginning.
+    /// The distance as an index into a list that begins at `earlier`. It saturates where an index is narrower than a
+    /// position (on wasm32), so that a distant position is past every end instead of wrapping to some earlier entry.
     pub(crate) fn offset_from(self, earlier: Self) -> usize {
         usize::try_from(self.since(earlier)).unwrap_or(usize::MAX)
     }
@@ -242,7 +242,9 @@ impl Serialize for Seq {
 impl<'de> Deserialize<'de> for Seq {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = u64::deserialize(deserializer)?;
-        Self::new(value).ok_or_else(|| serde::de::Error::custom(format_args!("{value} is no seq")))
+        Self::new(value).ok_or_else(|| {
+            serde::de::Error::custom(format_args!("{value} is not a seq: expected at most {}", Self::MAX))
+        })
     }
 }
 
@@ -275,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_has_no_slash_so_that_no_two_sessions_share_a_subject() {
+    fn a_label_with_a_slash_is_refused_because_two_sessions_could_share_a_subject() {
         assert!(Label::new("user@example.com").is_ok());
         for text in ["", "a/b", "a b", "\u{430}", "a'"] {
             assert!(Label::new(text).is_err(), "{text:?}");

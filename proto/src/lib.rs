@@ -1,11 +1,14 @@
-//! The contract of the lane: what authority, bridge, module and client must agree on, and nothing else.
+//! The contract of the lane: everything that authority, bridge, module and client must agree on.
 //!
-//! Ids and limits ([`id`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]), positions and
-//! frame rows ([`position`]), pages of the authority's log ([`page`]), classes of retention ([`retention`]), the authority's
-//! history ([`epoch`]), the closed set of refusal codes ([`refusal`]), cursors that cannot be continued ([`stale`]), who may
-//! see and do what ([`access`]), the client's table that tools read ([`checkpoint_table`]), and the contract's own version
-//! ([`contract`]). Beside these stand [`Secret`] and [`error_text`], which every crate needs.
-//! No IO, no clock, no runtime: it builds for `wasm32-unknown-unknown` as it does for a desktop.
+//! Ids and limits ([`id`], [`limit`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
+//! positions and frame rows ([`position`]), pages of the authority's log ([`page`]), retention classes ([`retention`]),
+//! the authority epoch ([`epoch`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
+//! continued from ([`stale`]), who may see and do what ([`access`]), the client's checkpoint table, which tools read
+//! ([`checkpoint_table`]), and the contract's own version ([`contract`]). [`Secret`] and [`error_text`] stand here
+//! because every crate needs them.
+//!
+//! The crate does no IO, reads no clock and needs no runtime. It builds for `wasm32-unknown-unknown` as well as for a
+//! desktop.
 
 pub mod access;
 pub mod checkpoint_table;

@@ -1,4 +1,4 @@
-//! The bounds of the contract. Whoever accepts bytes checks them; nobody relies on a peer's check.
+//! The bounds of the contract. Every party that accepts bytes checks them itself.
 
 /// Longest stream id, in bytes.
 pub const STREAM_ID_BYTES: usize = 255;
@@ -10,32 +10,33 @@ pub const KIND_BYTES: usize = 128;
 pub const PAYLOAD_BYTES: usize = 256 * 1024;
 /// Most events in one frame.
 pub const FRAME_EVENTS: usize = 1_000;
-/// Largest frame, in bytes, as encoded: the largest event fits with room to spare.
+/// Largest encoded frame, in bytes. The largest event fits with room to spare.
 pub const FRAME_BYTES: usize = 1024 * 1024;
-/// Frames shorter than this are padded up to it: SpacetimeDB keeps a value of more than 992 bytes outside
-/// its table pages, and only then does the cost of an insert not grow with the table (docs/adr/0002).
+/// Smaller frames are padded to this size. SpacetimeDB keeps a value of more than 992 bytes outside its table pages,
+/// and only then does the cost of an insert not grow with the table (docs/adr/0002).
 pub const FRAME_PADDED_BYTES: usize = 993;
-/// Most bytes of frames in one answer of `read_events`; one frame is always allowed.
+/// Most bytes of frames in one answer of `read_events`. An answer may always hold one frame, however large.
 pub const PAGE_BYTES: usize = 1024 * 1024;
-/// Most stream heads asked for in one call of `read_heads`.
+/// Most streams in one call of `read_heads`.
 pub const HEADS: usize = 1_000;
-/// Most classes of retention.
+/// Most retention classes.
 pub const RETENTION_CLASSES: usize = 256;
-/// Most bytes of claims that are read.
+/// Most bytes of claims that the module reads.
 pub const CLAIMS_BYTES: usize = 16 * 1024;
 /// Most streams and patterns of one token.
 pub const TOKEN_STREAMS: usize = 256;
-/// Most streams that one session sees, those that its patterns come to included.
+/// Most streams that one session sees, including those that its patterns cover.
 pub const SESSION_GRANTS: usize = 10_000;
-/// Most of these that its patterns come to when its token is taken: the newest (docs/adr/0012).
+/// How many of these may come from patterns when the module takes the token: the newest streams (docs/adr/0012).
 pub const PATTERN_GRANTS: usize = 9_000;
-// What a token names, and what is every session's of a user, always fits; so do some streams that come to exist later.
+// Everything that a token names always fits, and so does the stream that every session of a user sees. Some room is
+// left for streams that are created later.
 const _: () = assert!(PATTERN_GRANTS + TOKEN_STREAMS + 1 < SESSION_GRANTS);
-/// Most streams that a session says it serves.
+/// Most streams that a session may list as served in its presence.
 pub const PRESENCE_SERVES: usize = 16;
 /// Most nodes on which a session says that it is there, or was.
 pub const PRESENCE_NODES: usize = 16;
 /// Longest name of a node, a region, a user, a session or a device, in bytes.
 pub const NAME_BYTES: usize = 128;
-/// How often the module may look for ended sessions, in milliseconds.
+/// The allowed intervals at which the module looks for ended sessions, in milliseconds.
 pub const SWEEP_MS: std::ops::RangeInclusive<u32> = 100..=60_000;

@@ -1,6 +1,6 @@
-//! Parts of a stream's log, and what stands for its beginning, as the authority answers over HTTP.
+//! Pages of a stream's log, and the document that replaces its beginning, as the bridge answers over HTTP.
 //!
-//! Decoding checks the form alone: hashes and the chain are checked by whoever goes on from a page.
+//! Decoding checks only the form. Whoever continues from a page checks hashes and chain.
 
 use std::ops::RangeInclusive;
 
@@ -12,65 +12,65 @@ use crate::id::{Seq, StreamId};
 use crate::position::FrameRow;
 use crate::wire;
 
-/// Where streams are read from the authority.
+/// The path below which the bridge serves streams from the authority.
 pub const STREAMS_PATH: &str = "/api/sync/streams";
-/// What a page or a document is, unless JSON was asked for.
+/// The content type of a page or document, unless the client asks for JSON.
 pub const PROTOBUF: &str = "application/x-protobuf";
 /// Most events in one page.
 pub const PAGE_EVENTS: usize = 4_000;
 /// Largest document, in bytes.
 pub const DOCUMENT_BYTES: usize = 16 * 1024 * 1024;
-/// Lengths of a document's name, in bytes.
+/// Allowed lengths of a document's name, in bytes.
 pub const DOC_KEY_BYTES: RangeInclusive<usize> = 1..=512;
 
-/// A stream's name as one segment of a path: `/` and `%` are written `%2F` and `%25`, all else stands for itself. Names
-/// of dots alone cannot be written so that nobody on the way takes them for a step in the path: none.
+/// A stream's name as one segment of a path: `/` and `%` become `%2F` and `%25`, all other characters stay. `None` for
+/// a name of only dots, because proxies would take it for a step in the path.
 pub fn path_segment(stream_id: &StreamId) -> Option<String> {
     let name = stream_id.as_str();
     (!matches!(name, "." | "..")).then(|| name.replace('%', "%25").replace('/', "%2F"))
 }
 
-/// A part of a stream's log.
+/// A page of a stream's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventPage {
     /// The stream's head when the page was made.
     pub head_seq: Seq,
     /// The chain hash there.
     pub head_chain: ChainHash,
-    /// Position of the first event that is kept.
+    /// Seq of the first event that the authority still keeps.
     pub oldest_seq: Seq,
-    /// Consecutive frames. The first one holds the event after the position asked for.
+    /// Consecutive frames. The first one holds the event after the seq that was asked for.
     pub frames: Vec<FrameRow>,
 }
 
-/// What stands for a stream's events up to a position.
+/// A document that replaces a stream's events up to a seq.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The runtime's name for it.
+    /// The runtime's name for the document.
     pub doc_key: String,
-    /// The last event that is in it.
+    /// Seq of the last event that the document covers.
     pub seq: Seq,
     /// The chain hash there.
     pub chain_hash: ChainHash,
-    /// The document.
+    /// The document itself.
     pub payload: Bytes,
-    /// Its sha256.
+    /// sha256 of the document.
     pub payload_hash: PayloadHash,
 }
 
-/// Why bytes are no page or no document.
+/// Why bytes are not a page or a document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PageError {
-    /// Not the protobuf message that it should be.
-    #[error("it cannot be decoded: {0}")]
+    /// The bytes are not the expected protobuf message.
+    #[error("cannot be decoded: {0}")]
     Malformed(String),
-    /// A position that is none.
-    #[error("{0} is no seq")]
+    /// A number that is not a position.
+    #[error("{0} is not a seq: expected at most {}", Seq::MAX)]
     Seq(u64),
-    /// A hash of another length.
+    /// A hash that is not 32 bytes long.
     #[error("a hash has {0} bytes, expected 32")]
     Hash(usize),
-    /// A document without a name, or with too long a one.
+    /// A document whose name is missing or too long.
     #[error("the document's name has {0} bytes, expected 1 to 512")]
     DocKey(usize),
     /// A document that is empty or too large.
@@ -91,7 +91,7 @@ fn malformed(error: prost::DecodeError) -> PageError {
 }
 
 impl EventPage {
-    /// The bytes that cross the wire.
+    /// Encodes the page for the wire.
     pub fn encode(&self) -> Bytes {
         let frame = |frame: &FrameRow| wire::PageFrame {
             first_seq: frame.first_seq.get(),
@@ -108,7 +108,7 @@ impl EventPage {
         page.encode_to_vec().into()
     }
 
-    /// Reads what crossed the wire.
+    /// Decodes a page.
     pub fn decode(bytes: Bytes) -> Result<Self, PageError> {
         let page = wire::EventPage::decode(bytes).map_err(malformed)?;
         let frame = |frame: wire::PageFrame| {
@@ -129,7 +129,7 @@ impl EventPage {
 }
 
 impl Snapshot {
-    /// The bytes that cross the wire.
+    /// Encodes the document for the wire.
     pub fn encode(&self) -> Bytes {
         let snapshot = wire::Snapshot {
             doc_key: self.doc_key.clone(),
@@ -141,7 +141,7 @@ impl Snapshot {
         snapshot.encode_to_vec().into()
     }
 
-    /// Reads what crossed the wire.
+    /// Decodes a document.
     pub fn decode(bytes: Bytes) -> Result<Self, PageError> {
         let snapshot = wire::Snapshot::decode(bytes).map_err(malformed)?;
         if !DOC_KEY_BYTES.contains(&snapshot.doc_key.len()) {
@@ -160,7 +160,7 @@ impl Snapshot {
         })
     }
 
-    /// Whether the document is the one that was hashed.
+    /// Whether the document has the hash that is stated.
     pub fn payload_matches(&self) -> bool {
         PayloadHash::of(&self.payload) == self.payload_hash
     }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_is_refused() {
+    fn malformed_pages_and_documents_are_refused() {
         let wrong = wire::EventPage {
             head_seq: u64::MAX,
             ..wire::EventPage::default()

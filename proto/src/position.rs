@@ -1,20 +1,20 @@
-//! Where a log is, and what a frame of it looks like while it is carried.
+//! A place in a log, and a frame of it as rows, pages and calls carry it.
 
 use bytes::Bytes;
 
 use crate::hash::ChainHash;
 use crate::id::{Seq, StreamId};
 
-/// A place in a stream's log: a seq, and the chain hash of the log up to there. The hash says which log it is, so a
-/// position of another log is noticed before anything is built on it.
+/// A place in a stream's log: a seq, and the chain hash of the log up to there. The hash identifies the log, so nobody
+/// can build on a position of another log unnoticed.
 ///
 /// A log's *head* is the position of its last event. A client's *checkpoint* is the position of the last event that it
 /// applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// Seq of the last event up to here; [`Seq::ZERO`] before the first.
+    /// Seq of the last event up to here; [`Seq::ZERO`] before the first event.
     pub seq: Seq,
-    /// Chain hash of that event; the stream's first link before the first.
+    /// Chain hash of that event; chain(0) before the first event.
     pub chain: ChainHash,
 }
 
@@ -28,14 +28,14 @@ impl Position {
     }
 }
 
-/// A frame as it stands in a row, a page or a call. Nobody has checked it: the seqs are what its carrier says.
+/// A frame as it stands in a row, a page or a call. It is unchecked: the seqs are what its carrier states.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrameRow {
-    /// Seq of its first event.
+    /// Seq of the first event.
     pub first_seq: Seq,
-    /// Seq of its last event.
+    /// Seq of the last event.
     pub last_seq: Seq,
-    /// Chain hash before its first event.
+    /// Chain hash before the first event.
     pub base_chain: ChainHash,
     /// The encoded events.
     pub bytes: Bytes,
@@ -48,16 +48,16 @@ impl FrameRow {
     }
 }
 
-/// How far a stream has come in the authority.
+/// The seqs that the authority keeps for a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamProgress {
     /// The stream.
     pub stream_id: StreamId,
-    /// Seq of its last committed event.
+    /// Seq of the last committed event.
     pub head_seq: Seq,
-    /// Up to where SpacetimeDB is known to hold it durably.
+    /// Seq up to which SpacetimeDB is known to hold the stream durably.
     pub published_seq: Seq,
-    /// The seq before the first event that the authority still keeps.
+    /// Seq up to which the authority has purged events; 0 if it still keeps all.
     pub floor_seq: Seq,
 }
 

@@ -1,6 +1,6 @@
-//! Refusals: the closed set of reasons for which a party of the lane says no, and their form on the wire.
+//! Refusals: the closed set of reasons why a party of the lane says no, and their form on the wire.
 //!
-//! A reducer's error is one text. Ours is always the JSON of a [`Refusal`], so nobody ever matches prose.
+//! A reducer's error is one text. Ours is always the JSON of a [`Refusal`], so callers match codes and never prose.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalCode {
-    /// The caller is not who may do this.
+    /// The caller's identity may not do this.
     Unauthorized,
     /// The caller holds no grant for the stream, which may or may not exist.
     ForbiddenStream,
@@ -16,67 +16,67 @@ pub enum RefusalCode {
     NotConfigured,
     /// An argument is not what the contract allows.
     InvalidArgument,
-    /// A frame is malformed, too large, empty, or holds something that is not allowed in it.
+    /// A frame is malformed, too large or empty, or it holds something that is not allowed.
     InvalidFrame,
     /// The frame begins past the head: something before it is missing.
     SeqGap,
-    /// The frame does not follow the log that is held.
+    /// The frame does not follow the log that SpacetimeDB holds.
     ChainMismatch,
-    /// Another event is held at the same position.
+    /// Another event stands at the same position.
     EventConflict,
-    /// The position is older than what is held.
+    /// The position is older than the window.
     BelowWindow,
     /// The checkpoint is older than the one acknowledged before.
     CheckpointBehind,
     /// The checkpoint is past the stream's head.
     CheckpointAhead,
-    /// The authority is behind the history that was carried before: it was restored.
+    /// The authority is behind the history that the bridge carried before: it was restored.
     EpochBehind,
-    /// The secret that stream keys are derived with is set already, to another value.
+    /// The secret that stream keys are derived from is already set, to another value.
     KeySecretFixed,
-    /// No bearer credential.
+    /// The request has no bearer credential.
     MissingAuthorization,
-    /// A credential that is no bearer's.
+    /// The `Authorization` header is not a bearer credential.
     InvalidAuthorizationScheme,
-    /// A credential that is none: not signed by who is trusted, or not of the form that is expected here.
+    /// The credential is malformed, or nobody trusted has signed it.
     InvalidToken,
-    /// It has ended.
+    /// The token has expired.
     TokenExpired,
-    /// It is not good yet.
+    /// The token is not valid yet.
     TokenNotYetValid,
-    /// It has no id.
+    /// The token has no id (`jti`).
     MissingJti,
-    /// It does not say when it was signed.
+    /// The token does not say when it was signed (`iat`).
     MissingIat,
-    /// It was signed too long ago, or for too long.
+    /// The token was signed too long ago, or its lifetime is too long.
     TokenTooOld,
-    /// Its session was revoked.
+    /// The token's session was revoked.
     TokenRevoked,
     /// The session is bound to another device.
     SessionBound,
-    /// The session lacks a scope that this asks for.
+    /// The session lacks a scope that this needs.
     MissingScope,
-    /// A scope that does not exist, or that nobody is given here.
+    /// The scope does not exist, or nobody gets it here.
     InvalidScope,
-    /// The subject may see none of what it asked for.
+    /// The subject may see nothing of what it asked for.
     Forbidden,
-    /// The kind of client may not do this.
+    /// This kind of client may not do this.
     SurfacePolicyDenied,
-    /// A request that is none.
+    /// The request is malformed.
     InvalidRequest,
     /// More streams than one token may name, or one session may see.
     TooManyGrants,
-    /// Asked too often.
+    /// The caller asks too often.
     RateLimited,
     /// The issuer cannot answer at the moment.
     SyncTokenUnavailable,
-    /// There is nothing here, and will not be.
+    /// Nothing exists here, and nothing ever will.
     NotFound,
-    /// The client's build id is none.
+    /// The client's build id is malformed.
     InvalidClientBuild,
     /// The client speaks another protocol.
     UnsupportedProtocolVersion,
-    /// The client was built with a schema that is not served.
+    /// The client was built with a schema version that is not served.
     UnsupportedSchemaVersion,
     /// The client is too old.
     UpgradeRequired,
@@ -84,24 +84,24 @@ pub enum RefusalCode {
     UnsupportedClientBuild,
 }
 
-/// What to do about a refusal: everything that retries asks this and nothing else.
+/// What to do about a refusal. All retries follow from this class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalClass {
-    /// The same may succeed later or after learning the heads anew.
+    /// The same call may succeed later, or after a fresh look at the heads.
     Retry,
-    /// The same will be refused again; other work goes on.
+    /// The same call will be refused again. Other work goes on.
     Reject,
     /// Nothing will succeed until a person changes something.
     Fatal,
 }
 
 impl RefusalCode {
-    /// What to do about it.
+    /// What to do about this refusal.
     pub fn class(self) -> RefusalClass {
         match self {
             Self::SeqGap
             | Self::BelowWindow
-            // Another token may do.
+            // Another token may succeed.
             | Self::TokenExpired
             | Self::TokenNotYetValid
             | Self::TokenTooOld
@@ -145,17 +145,17 @@ impl RefusalCode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// The machine's part.
+    /// The part for machines.
     pub code: RefusalCode,
-    /// The person's part: what was expected, what was found, what to do.
+    /// The part for people: what was expected, what was found, what to do.
     pub message: String,
-    /// The stream's head, where that helps the caller to go on.
+    /// Seq of the stream's head, where it helps the caller to continue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_seq: Option<u64>,
 }
 
 impl Refusal {
-    /// A refusal without a head.
+    /// A refusal that states no head.
     pub fn new(code: RefusalCode, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -164,20 +164,20 @@ impl Refusal {
         }
     }
 
-    /// The same with the stream's head.
+    /// The same refusal with the seq of the stream's head.
     #[must_use]
     pub fn at_head(mut self, head_seq: u64) -> Self {
         self.head_seq = Some(head_seq);
         self
     }
 
-    /// The text that crosses the wire.
+    /// Encodes the refusal for the wire.
     pub fn to_wire(&self) -> String {
         // Infallible: a map of a string, an enum name and a number.
         serde_json::to_string(self).expect("a refusal is always JSON")
     }
 
-    /// Reads a text that crossed the wire; none if it is not a refusal of ours.
+    /// Reads a text that a reducer answered with. `None` if it is not a refusal.
     pub fn from_wire(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }

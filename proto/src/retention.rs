@@ -1,21 +1,21 @@
-//! Classes of streams: the longest beginning of a stream's name decides, in the authority, the bridge and the module alike.
+//! Retention classes. The longest prefix of a stream's name decides, in authority, bridge and module alike.
 
 /// How long the events of a class of streams are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetentionClass {
-    /// Its name.
+    /// Name of the class.
     pub class: String,
-    /// What the names of its streams begin with; the longest beginning decides.
+    /// The prefix of its streams' names; the longest matching prefix decides.
     pub stream_prefix: String,
-    /// Newest events of a stream that SpacetimeDB keeps, at most.
+    /// How many of a stream's newest events SpacetimeDB keeps at most.
     pub window_events: u64,
-    /// How old they get there, in microseconds.
+    /// How long SpacetimeDB keeps an event at most, in microseconds.
     pub window_age_us: i64,
-    /// Whether clients see its events only when SpacetimeDB holds them durably.
+    /// Whether clients see its events only once SpacetimeDB holds them durably.
     pub durable_reads: bool,
 }
 
-/// The class of a stream; none if no class has a beginning of its name.
+/// The class of a stream. `None` if no class has a prefix of its name.
 pub fn class_of<'a, T>(classes: &'a [T], prefix: impl Fn(&T) -> &str, stream_id: &str) -> Option<&'a T> {
     classes
         .iter()
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_beginning_decides() {
+    fn the_longest_prefix_decides() {
         let classes = ["", "runtime.", "runtime.run_summaries"];
         for (stream_id, expected) in [
             ("other", Some("")),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Secret(String);
 
 impl Secret {
-    /// The text, for the one place that needs it.
+    /// The text itself, for the one place that needs it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -40,8 +40,8 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// Takes a number or a truth value as well, because a secret from the environment may read as one. No error of it shows
-/// the value.
+/// Accepts numbers and booleans too, because a secret from the environment may parse as one. Its errors never show the
+/// value.
 struct SecretVisitor;
 
 impl Visitor<'_> for SecretVisitor {
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_numbers_and_truth_values_are_secrets_and_nothing_shows_them() {
+    fn texts_numbers_and_booleans_are_accepted_and_never_shown() {
         for (json, text) in [
             ("\"hunter2\"", "hunter2"),
             ("42", "42"),

@@ -1,4 +1,4 @@
-//! Stale cursors: positions from which a stream cannot be continued event by event, and where it can be begun anew.
+//! Stale cursors: positions from which a stream cannot be continued event by event, and where it can be started over.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,17 +9,17 @@ use crate::id::{Seq, StreamId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StaleReason {
-    /// What comes next is kept nowhere any more.
+    /// The authority has purged the events that come next.
     RetentionFloorBreach,
-    /// The head is further away than the stream's class allows to be caught up with event by event.
+    /// The head is further away than the stream's class allows a client to replay.
     ReplayBudgetExceeded,
-    /// The position is past the authority's head: what was applied is no part of its log.
+    /// The position is past the authority's head, so the applied events are not in its log.
     AheadOfHead,
-    /// What was applied up to the position is another log than the authority's.
+    /// The events applied up to the position are not those of the authority's log.
     ChainMismatch,
 }
 
-/// The answer to a stale cursor: HTTP 410, and what a client's stream stops with.
+/// The answer to a stale cursor: the body of HTTP 410, and the reason with which a client stops the stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error(
     "stream {stream_id} cannot be continued after seq {requested_after_seq}: {reason_codes:?}; the authority keeps what \
@@ -30,7 +30,7 @@ pub struct StaleCursor {
     pub code: StaleCode,
     /// Which stream.
     pub stream_id: StreamId,
-    /// The position that was to be continued.
+    /// The position to continue from.
     pub requested_after_seq: Seq,
     /// The first position from which the stream can be continued.
     pub oldest_available_cursor: Seq,
@@ -38,17 +38,17 @@ pub struct StaleCursor {
     pub oldest_available_chain: ChainHash,
     /// The stream's head.
     pub head_cursor: Seq,
-    /// Every reason there is.
+    /// Every reason that applies.
     pub reason_codes: Vec<StaleReason>,
-    /// How far the head is away.
+    /// How many events behind the head the position is.
     pub replay_lag: u64,
-    /// How far it may be away, if that is bounded.
+    /// How many events behind it may be. `None` if there is no bound.
     pub replay_budget_events: Option<u64>,
-    /// The position of the document that stands for the events before, if there is one to start from.
+    /// The position of the document that replaces the earlier events, if there is one.
     pub snapshot_cursor: Option<Seq>,
 }
 
-/// The machine's name of a stale cursor.
+/// The code of a stale cursor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StaleCode {

@@ -1,8 +1,8 @@
-//! What checking a frame costs in memory: the module does it for every frame that comes, whoever sent it.
+//! The memory cost of checking a frame. The module checks every frame that arrives, whoever sent it.
 
-// Counting what is allocated asks for an allocator of one's own.
+// Counting allocations needs an allocator of our own.
 #![allow(unsafe_code)]
-// A test that cannot go on says so by failing.
+// A test reports a failure by panicking.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -20,17 +20,17 @@ thread_local! {
     static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: all of it is the system's allocator; counting allocates nothing, for the cells are constants.
+// SAFETY: every call goes to the system's allocator. Counting allocates nothing, because the cells are constants.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         CALLS.set(CALLS.get() + 1);
         BYTES.set(BYTES.get() + layout.size());
-        // SAFETY: as promised to us.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as promised to us.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -38,7 +38,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// How often something was allocated, and how many bytes in all.
+/// Number and total size of the allocations that `work` makes.
 fn allocated<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
     let before = (CALLS.get(), BYTES.get());
     let result = work();
@@ -73,7 +73,7 @@ fn checking_a_frame_allocates_nothing_for_each_event() {
     assert!(calls < 20, "{calls} allocations for 1,000 events");
 }
 
-/// Two bytes are an event without anything in it: a frame of the largest size holds half a million.
+/// An empty event takes two bytes, so a frame of the largest size can hold half a million.
 #[test]
 fn a_frame_of_too_many_events_costs_no_more_than_a_good_one() {
     let bytes = Bytes::from([0x0a, 0].repeat(limit::FRAME_BYTES / 2));

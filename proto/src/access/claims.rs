@@ -5,17 +5,18 @@ use serde::{Deserialize, Serialize};
 use super::{Scope, StreamPattern};
 use crate::id::Label;
 
-/// `aud` of every sync token, unless the operator sets another.
+/// `aud` of every sync token, unless the operator configures another.
 pub const AUDIENCE: &str = "openagents-sync";
-/// What kind of token it is, and which version of these claims.
+/// Kind and version of these claims.
 pub const CLAIMS_VERSION: &str = "oa_sync_claims_v1";
-/// `sub` of the bridge's own token: no user has it, for a user's begins with `user:`.
+/// `sub` of the bridge's own token. No user's `sub` equals it, because those begin with `user:`.
 pub const SERVICE_SUBJECT: &str = "service:bridge";
 
-/// What a sync token says, field by field as it is signed. A field that is missing or of another type makes it none.
+/// What a sync token says, field by field as it is signed. A token is invalid if a field is missing or has another
+/// type.
 ///
-/// `sub` names the session, and not the user alone: SpacetimeDB makes the identity of `iss` and `sub`, grants and
-/// filters go by identity, and two sessions of a user have rights, and ends, of their own (docs/adr/0008).
+/// `sub` names the session, not only the user: SpacetimeDB derives an identity from `iss` and `sub`, grants and filters
+/// go by identity, and each session of a user has its own rights and its own end (docs/adr/0008).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncClaims {
     /// The bridge that signed it.
@@ -24,36 +25,36 @@ pub struct SyncClaims {
     pub aud: String,
     /// See [`SyncClaims::subject`] and [`SERVICE_SUBJECT`].
     pub sub: String,
-    /// When it was signed, in seconds.
+    /// When it was signed, in Unix seconds.
     pub iat: u64,
-    /// From when it is good.
+    /// From when it is valid, in Unix seconds.
     pub nbf: u64,
-    /// When it ends.
+    /// When it expires, in Unix seconds.
     pub exp: u64,
     /// `sync_<uuid>`
     pub jti: String,
     /// The user, as the session credential names it.
     pub oa_user_id: Label,
-    /// The organisation, if the session is one of an organisation's.
+    /// The organisation, if the session belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oa_org_id: Option<Label>,
     /// The session.
     pub oa_session_id: Label,
     /// The device that the session is bound to.
     pub oa_device_id: Label,
-    /// What it may do.
+    /// What the session may do.
     pub oa_sync_scopes: Vec<Scope>,
-    /// The topics that were asked for and are granted.
+    /// The topics that the client asked for and got.
     pub oa_sync_topics: Vec<String>,
-    /// The streams that it may see, those of the topics included.
+    /// The streams that the session may see, including those of the topics.
     pub oa_sync_streams: Vec<StreamPattern>,
     /// See [`CLAIMS_VERSION`].
     pub oa_claims_version: String,
-    /// What kind of client it is, e.g. `desktop`.
+    /// The kind of client, e.g. `desktop`.
     pub oa_client_surface: Label,
     /// The client's build, `YYYYMMDDTHHMMSSZ`.
     pub oa_client_build_id: String,
-    /// The protocol that the client speaks.
+    /// The protocol version of the client.
     pub oa_protocol_version: String,
     /// The schema version that the client was built with.
     pub oa_schema_version: u32,
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_that_lack_a_field_or_have_it_of_another_type_are_none() {
+    fn claims_with_a_missing_or_mistyped_field_are_refused() {
         for field in claims().as_object().unwrap().keys() {
             if field != "oa_org_id" {
                 let mut without = claims();

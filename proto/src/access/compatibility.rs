@@ -1,25 +1,26 @@
-//! Which clients are served: one rule, asked where a token is issued and again where a connection is let in.
+//! Which clients are served. The bridge applies this rule when it issues a token, the module when it lets a connection
+//! in.
 
 use serde::{Deserialize, Serialize};
 
 use crate::contract::{PROTOCOL, SCHEMA_VERSION};
 use crate::refusal::RefusalCode;
 
-/// The headers in which a client says what it is, and in which a refusal says what is served.
+/// The HTTP headers in which a client says what it is, and a refusal says what is served.
 pub mod headers {
     /// The client's build.
     pub const CLIENT_BUILD_ID: &str = "x-oa-client-build-id";
-    /// The protocol that it speaks.
+    /// The protocol that the client speaks.
     pub const PROTOCOL_VERSION: &str = "x-oa-protocol-version";
-    /// The schema version that it was built with.
+    /// The schema version that the client was built with.
     pub const SCHEMA_VERSION: &str = "x-oa-schema-version";
-    /// What kind of client it is.
+    /// The kind of client.
     pub const CLIENT_SURFACE: &str = "x-oa-client-surface";
     /// Why a client is not served.
     pub const CODE: &str = "x-oa-compatibility-code";
     /// The oldest build that is served.
     pub const MIN_CLIENT_BUILD_ID: &str = "x-oa-compatibility-min-client-build-id";
-    /// The newest build that is served; not there when there is none.
+    /// The newest build that is served; absent if there is no upper bound.
     pub const MAX_CLIENT_BUILD_ID: &str = "x-oa-compatibility-max-client-build-id";
     /// The oldest schema version that is served.
     pub const MIN_SCHEMA_VERSION: &str = "x-oa-compatibility-min-schema-version";
@@ -31,7 +32,7 @@ pub mod headers {
     pub const UPGRADE_REQUIRED: &str = "x-oa-compatibility-upgrade-required";
 }
 
-/// What a client says it is. Anything may be in these fields: they are checked, not trusted.
+/// What a client says it is. The fields are unchecked: a client can write anything into them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientVersion {
     /// `YYYYMMDDTHHMMSSZ`
@@ -40,7 +41,7 @@ pub struct ClientVersion {
     pub protocol_version: String,
     /// See [`SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// What kind of client it is, e.g. `desktop`.
+    /// The kind of client, e.g. `desktop`.
     pub surface: String,
 }
 
@@ -50,7 +51,7 @@ pub struct ClientVersion {
 pub struct Window {
     /// The oldest build that is served.
     pub min_client_build_id: String,
-    /// The newest build that is served; empty for no bound.
+    /// The newest build that is served; empty if there is no upper bound.
     pub max_client_build_id: String,
     /// The oldest schema version that is served.
     pub min_schema_version: u32,
@@ -69,15 +70,15 @@ impl Default for Window {
     }
 }
 
-/// Why a client is not served: the body of a 426, and what a client shows its user.
+/// Why a client is not served: the body of HTTP 426, and what a client shows its user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Incompatible {
-    /// One of the five codes of compatibility.
+    /// One of the five compatibility codes.
     pub code: RefusalCode,
-    /// For people.
+    /// The explanation for people.
     pub message: String,
-    /// Always false: the same client asking again changes nothing.
+    /// Always false: the same client would be refused again.
     pub retryable: bool,
     /// Whether a newer client would be served.
     pub upgrade_required: bool,
@@ -85,7 +86,7 @@ pub struct Incompatible {
     pub surface: String,
     /// See [`Window`].
     pub min_client_build_id: String,
-    /// See [`Window`]; not there when there is no bound.
+    /// See [`Window`]; absent if there is no upper bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_client_build_id: Option<String>,
     /// See [`Window`].
@@ -97,7 +98,7 @@ pub struct Incompatible {
 }
 
 impl Window {
-    /// Whether a window can be one: build ids that are some, and no bound below the other.
+    /// Checks the window itself: its build ids are well formed, and no upper bound is below its lower bound.
     pub fn check_bounds(&self) -> Result<(), String> {
         if !is_build_id(&self.min_client_build_id) {
             return Err(format!(
@@ -108,7 +109,7 @@ impl Window {
         let max = &self.max_client_build_id;
         if !max.is_empty() && (!is_build_id(max) || *max < self.min_client_build_id) {
             return Err(format!(
-                "max_client_build_id: expected nothing, or YYYYMMDDTHHMMSSZ not below the least, found {max:?}"
+                "max_client_build_id: expected it empty, or YYYYMMDDTHHMMSSZ not before min_client_build_id, found {max:?}"
             ));
         }
         if self.min_schema_version > self.max_schema_version {
@@ -120,14 +121,15 @@ impl Window {
         Ok(())
     }
 
-    /// Whether a client is served. The order of the checks is part of the contract; what cannot be told is refused.
+    /// Whether this client is served. The order of the checks is part of the contract. A client that cannot be judged
+    /// is refused.
     pub fn check(&self, client: &ClientVersion) -> Result<(), Box<Incompatible>> {
         let build = client.client_build_id.as_str();
         let (code, message, upgrade) = if !is_build_id(build) {
             let message = "the client's build id is not of the form YYYYMMDDTHHMMSSZ".to_owned();
             (RefusalCode::InvalidClientBuild, message, false)
         } else if client.protocol_version != PROTOCOL {
-            let message = format!("this lane speaks {PROTOCOL}, the client another protocol: update the client");
+            let message = format!("this server speaks {PROTOCOL}, the client does not: update the client");
             (RefusalCode::UnsupportedProtocolVersion, message, true)
         } else if !(self.min_schema_version..=self.max_schema_version).contains(&client.schema_version) {
             let message = format!(
@@ -166,7 +168,7 @@ impl Window {
     }
 }
 
-/// Builds are compared as text, which is right for this form alone.
+/// Build ids are compared as text, which is correct only for this form.
 fn is_build_id(text: &str) -> bool {
     text.len() == 16
         && text.bytes().enumerate().all(|(at, byte)| match at {
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn every_scenario_of_the_fixture_ends_as_it_says() {
+    fn every_scenario_of_the_fixture_ends_as_expected() {
         let scenarios: Vec<Scenario> = serde_json::from_str(include_str!("../../fixtures/compatibility.json")).unwrap();
         assert!(scenarios.len() >= 15);
         for Scenario {
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_serves_nobody_is_none() {
+    fn a_window_that_serves_nobody_is_refused() {
         let wrong = [
             Window {
                 min_client_build_id: "2026".to_owned(),

@@ -1,6 +1,6 @@
-//! The name of an issuer, which is a url.
+//! The name of a token issuer, which is a url.
 
-/// Whether a text can be an issuer: SpacetimeDB appends the path of the discovery document to it.
+/// Whether a text can name an issuer: SpacetimeDB appends the path of the discovery document to it.
 pub fn check_issuer_url(url: &str) -> Result<(), String> {
     let Some(rest) = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")) else {
         return Err(format!("expected http://… or https://…, found {url:?}"));
@@ -18,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_path_can_be_appended_to_is_an_issuer() {
+    fn an_issuer_is_a_url_to_which_a_path_can_be_appended() {
         for (url, good) in [
             ("https://lane.example", true),
             ("https://lane.example/sync", true),

@@ -1,7 +1,7 @@
-//! Who may see and do what, as it crosses a process: scopes, streams and patterns, the claims of a token, the request
-//! for one and its answer, and which client builds are served.
+//! Access rights in the form in which processes exchange them: scopes, streams and patterns, the claims of a token, the
+//! request for one and its answer, and which client builds are served.
 //!
-//! The bridge issues, the module enforces, the client asks: all three read these and nothing else.
+//! The bridge issues tokens, the module enforces them, the client asks for them. All three use these types.
 
 mod claims;
 mod compatibility;

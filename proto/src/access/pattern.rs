@@ -1,4 +1,4 @@
-//! One stream, or all whose names begin alike.
+//! A pattern names one stream, or all streams with a common prefix.
 
 use std::fmt;
 
@@ -6,33 +6,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{InvalidId, StreamId};
 
-/// What ends a part of a name. A prefix ends with one of these, so that `user:1:*` never covers `user:10:…`.
+/// The characters that end a part of a name. A prefix ends with one of them, so that `user:1:*` never covers
+/// `user:10:…`.
 const SEPARATORS: [char; 3] = ['.', ':', '/'];
 
-/// Streams by name: `runtime.run.42.events` is one, `runtime.run.*` and `user:7:*` are all that begin so, also those
-/// that come to exist later.
+/// Streams by name: `runtime.run.42.events` is one stream; `runtime.run.*` and `user:7:*` are all streams with that
+/// prefix, including those that are created later.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum StreamPattern {
-    /// This stream and no other.
+    /// This stream only.
     Exact(StreamId),
-    /// Every stream whose name begins with this text and goes on. It ends with a separator.
+    /// Every stream whose name begins with this text and is longer. The text ends with a separator.
     Prefix(String),
 }
 
-/// Why a text is no pattern.
+/// Why a text is not a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPattern {
-    /// Not even the name of a stream.
+    /// It is not a valid stream name.
     #[error(transparent)]
     Name(#[from] InvalidId),
-    /// A prefix that ends within a part of a name.
-    #[error("{0:?} ends within a part of a name: expected . : or / before the *")]
+    /// The prefix ends in the middle of a part of a name.
+    #[error("{0:?} ends in the middle of a name part: expected . : or / before the *")]
     Boundary(String),
 }
 
 impl StreamPattern {
-    /// Reads a pattern: a name, or a prefix that ends with a separator, and `*`.
+    /// Reads a pattern: a stream name, or a prefix that ends with a separator, followed by `*`.
     pub fn new(text: &str) -> Result<Self, InvalidPattern> {
         match text.strip_suffix('*') {
             None => Ok(Self::Exact(StreamId::new(text)?)),
@@ -44,7 +45,7 @@ impl StreamPattern {
         }
     }
 
-    /// Whether a stream is among these.
+    /// Whether the pattern covers a stream.
     pub fn matches(&self, stream_id: &StreamId) -> bool {
         match self {
             Self::Exact(only) => only == stream_id,
@@ -54,7 +55,7 @@ impl StreamPattern {
         }
     }
 
-    /// The streams that are among both, if there can be any.
+    /// The streams that both patterns cover, if there can be any.
     pub fn intersect(&self, other: &Self) -> Option<Self> {
         match (self, other) {
             (Self::Exact(stream_id), pattern) | (pattern, Self::Exact(stream_id)) => {
@@ -67,7 +68,7 @@ impl StreamPattern {
         }
     }
 
-    /// What of `wanted` is among `allowed`, each once, in order.
+    /// The part of `wanted` that `allowed` covers, without duplicates, in order.
     pub fn intersection(wanted: &[Self], allowed: &[Self]) -> Vec<Self> {
         let mut both: Vec<Self> = wanted
             .iter()
@@ -78,7 +79,7 @@ impl StreamPattern {
         both
     }
 
-    /// Every prefix that covers this stream: what a stream that comes to exist is looked up by.
+    /// Every prefix that covers this stream. The module looks a new stream up by these.
     pub fn prefixes_of(stream_id: &StreamId) -> impl Iterator<Item = &str> {
         let text = stream_id.as_str();
         let ends = text.char_indices().filter(|(_, c)| SEPARATORS.contains(c));
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_covers_what_it_says_and_no_neighbour() {
+    fn a_pattern_covers_its_streams_and_no_neighbours() {
         for (text, stream, covered) in [
             ("user:1", "user:1", true),
             ("user:1", "user:10", false),
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_is_refused() {
+    fn an_invalid_pattern_is_refused() {
         for text in [
             "",
             "*",

@@ -1,4 +1,4 @@
-//! What a session may do, besides which streams.
+//! What a session may do. Which streams it may do it to is said by patterns.
 
 use std::fmt;
 
@@ -8,17 +8,17 @@ use crate::id::StreamId;
 
 macro_rules! scopes {
     ($($(#[$doc:meta])* $scope:ident = $name:literal,)*) => {
-        /// A right by name, out of a closed set.
+        /// A named right, one of a closed set.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum Scope {
             $($(#[$doc])* #[serde(rename = $name)] $scope,)*
         }
 
         impl Scope {
-            /// Every scope there is.
+            /// All scopes.
             pub const ALL: &[Self] = &[$(Self::$scope),*];
 
-            /// Its name in claims and requests.
+            /// The name of the scope in claims and requests.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$scope => $name,)*
@@ -31,7 +31,7 @@ macro_rules! scopes {
 scopes! {
     /// Read the granted streams.
     Subscribe = "sync.subscribe",
-    /// Append to the lane: the bridge's own, never a client's.
+    /// Append to the lane. Only the bridge gets it, never a client.
     Append = "sync.append",
     /// Acknowledge checkpoints.
     CheckpointWrite = "sync.checkpoint.write",
@@ -43,18 +43,18 @@ scopes! {
     RunSummaries = "runtime.run_summaries",
     /// Read the events of runs.
     RunEvents = "runtime.run_events",
-    /// Read what becomes of workers and fleets.
+    /// Read the lifecycle events of workers and fleets.
     WorkerLifecycleEvents = "runtime.worker_lifecycle_events",
 }
 
-/// A name that is no scope.
+/// A name that is not a scope.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no scope")]
+#[error("{0:?} is not a scope")]
 pub struct UnknownScope(pub String);
 
 impl Scope {
-    /// The scope that a stream of the runtime's well-known kinds asks for besides [`Scope::Subscribe`]; none for any
-    /// other stream.
+    /// The scope that reading this stream needs besides [`Scope::Subscribe`]. `None` if the stream is not one of the
+    /// runtime's well-known kinds.
     pub fn of_stream(stream_id: &StreamId) -> Option<Self> {
         let parts: Vec<&str> = stream_id.as_str().split('.').collect();
         match parts.as_slice() {
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_of_the_runtime_ask_for_the_scope_of_their_kind() {
+    fn streams_of_the_runtime_need_the_scope_of_their_kind() {
         for (stream, scope) in [
             ("runtime.run.42.events", Some(Scope::RunEvents)),
             ("runtime.run.a.b.events", Some(Scope::RunEvents)),

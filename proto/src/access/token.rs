@@ -1,4 +1,4 @@
-//! Asking for a token.
+//! The request for a token, and its answer.
 
 use std::ops::RangeInclusive;
 
@@ -8,27 +8,26 @@ use super::{Scope, StreamPattern};
 use crate::id::Label;
 use crate::refusal::RefusalCode;
 
-/// Where tokens are asked for.
+/// Where a client asks for a token.
 pub const TOKEN_PATH: &str = "/api/sync/token";
-/// Where sessions are revoked.
+/// Where an operator revokes a session.
 pub const REVOKE_PATH: &str = "/internal/v1/sync/sessions/revoke";
-/// Routes of earlier lanes: they answer 404, always with the same body.
+/// Routes of earlier versions. They answer 404, always with the same body.
 pub const RETIRED_ROUTES: &[&str] = &["/api/spacetime/token", "/api/khala/token"];
-/// For how long a token may be good.
+/// How long a token may be valid.
 pub const TTL_SECONDS: RangeInclusive<u64> = 60..=900;
 
-/// The body of a request for a token. Which session asks is said by its bearer credential, and what the client is by
-/// its headers.
+/// The body of a token request. The bearer credential says which session asks, the headers say what the client is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TokenRequest {
-    /// What it wants to do.
+    /// The scopes that the client wants.
     pub scopes: Vec<String>,
-    /// The streams, or patterns of streams, that it wants to see.
+    /// The streams, or patterns of streams, that the client wants to see.
     pub streams: Vec<String>,
     /// The same, as topics.
     pub topics: Vec<String>,
-    /// For how long; 300 s if it does not say.
+    /// How long the token shall be valid; 300 s if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
     /// The device, if the session credential does not name it.
@@ -36,10 +35,10 @@ pub struct TokenRequest {
     pub device_id: Option<String>,
 }
 
-/// A token, and what it says. What was asked for and is not here is not granted.
+/// A token and what it grants. What the client asked for and does not find here was not granted.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenResponse {
-    /// The token: never shown.
+    /// The token itself. `Debug` never shows it.
     pub token: String,
     /// `Bearer`
     pub token_type: String,
@@ -47,9 +46,9 @@ pub struct TokenResponse {
     pub transport: String,
     /// See [`PROTOCOL`](crate::contract::PROTOCOL).
     pub protocol_version: String,
-    /// Seconds until it ends.
+    /// Seconds until the token expires.
     pub expires_in: u64,
-    /// Seconds until a new one should be asked for.
+    /// Seconds until the client should ask for a new one.
     pub refresh_after_in: u64,
     /// Unix seconds.
     pub issued_at: u64,
@@ -67,13 +66,13 @@ pub struct TokenResponse {
     pub org_id: Option<Label>,
     /// See [`CLAIMS_VERSION`](super::CLAIMS_VERSION).
     pub claims_version: String,
-    /// What it may do.
+    /// What the session may do.
     pub scopes: Vec<Scope>,
-    /// Of the topics asked for.
+    /// The granted part of the topics asked for.
     pub granted_topics: Vec<String>,
-    /// Of the streams asked for, those of the topics included.
+    /// The granted part of the streams asked for, including those of the topics.
     pub granted_streams: Vec<StreamPattern>,
-    /// The key that signed it.
+    /// The id of the key that signed the token.
     pub kid: String,
     /// `jti`
     pub token_id: String,
@@ -96,18 +95,17 @@ impl std::fmt::Debug for TokenResponse {
     }
 }
 
-/// The body of every refusal of the bridge's HTTP side but a 426, which is an
-/// [`Incompatible`](super::Incompatible).
+/// The body of every refusal over HTTP except a 426, whose body is an [`Incompatible`](super::Incompatible).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct TokenRefusal {
-    /// Why.
+    /// The reason.
     pub code: RefusalCode,
-    /// For people.
+    /// The explanation for people.
     pub message: String,
-    /// Whether the same may be answered otherwise later.
+    /// Whether the same request may succeed later.
     pub retryable: bool,
-    /// When to ask again.
+    /// How long to wait before asking again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
 }

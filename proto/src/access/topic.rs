@@ -1,10 +1,10 @@
-//! Topics: what the runtime and its clients call a stream among themselves.
+//! Topics: the names that the runtime and its clients use for streams.
 
 use std::fmt::Write as _;
 
 use crate::id::{InvalidId, StreamId};
 
-/// A topic, e.g. `run:42:events`. Each is one stream, and can be had back from its name.
+/// A topic, e.g. `run:42:events`. Each topic is one stream, and the stream's name leads back to the topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topic(String);
 
@@ -19,7 +19,7 @@ impl Topic {
         &self.0
     }
 
-    /// The stream that carries it.
+    /// The stream that carries this topic.
     pub fn stream_id(&self) -> Result<StreamId, InvalidId> {
         let parts: Vec<&str> = self.0.split(':').collect();
         let known = match parts.as_slice() {
@@ -38,7 +38,7 @@ impl Topic {
         StreamId::new(&known.unwrap_or_else(other))
     }
 
-    /// The topic that a stream carries; none if it carries none.
+    /// The topic that a stream carries, if it carries one.
     pub fn of_stream(stream_id: &StreamId) -> Option<Self> {
         let parts: Vec<&str> = stream_id.as_str().split('.').collect();
         let text = match parts.as_slice() {
@@ -55,12 +55,12 @@ impl Topic {
             _ => return None,
         };
         let topic = Self(text);
-        // Only the one spelling that `stream_id` gives.
+        // Accepts only the spelling that `stream_id` produces.
         (topic.stream_id().as_ref() == Ok(stream_id)).then_some(topic)
     }
 }
 
-/// What separates parts, or is no character of a name, as `%` and two digits.
+/// Writes `%` and two digits for every byte that separates parts or is not allowed in a name.
 fn escaped(part: &str) -> String {
     let mut text = String::new();
     for byte in part.bytes() {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_no_topic_has_carries_none() {
+    fn a_stream_that_is_not_a_topics_carries_no_topic() {
         for stream in [
             "notes",
             "runtime.run.42",

@@ -1,5 +1,5 @@
-//! The message of a frame, read where it lies: an event is places in its bytes, and nothing is copied. What is read and
-//! what is refused is exactly what the generated message does.
+//! Reads the protobuf message of a frame in place: an event is a set of ranges in the bytes, and nothing is copied. It
+//! accepts and refuses exactly what the generated message type does.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use prost::encoding::{DecodeContext, WireType, check_wire_type, decode_key, deco
 
 use super::FrameError;
 
-/// Where the fields of an event are. A field that is not there is empty.
+/// Where the fields of an event are. The range of an absent field is empty.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Places {
     pub(super) idempotency_key: Range<u32>,
@@ -18,7 +18,7 @@ pub(super) struct Places {
     pub(super) committed_at_us: i64,
 }
 
-/// Reads a message that is not longer than a frame may be, and gives each event of it to `each`, as they stand there.
+/// Reads a message that is at most as long as a frame may be, and passes each event to `each`, in order.
 pub(super) fn read(bytes: &[u8], mut each: impl FnMut(Places)) -> Result<(), FrameError> {
     let mut reader = Reader { bytes, at: 0 };
     while reader.at < bytes.len() {
@@ -42,7 +42,7 @@ fn event_in(bytes: &[u8], event: Range<usize>) -> Result<Places, FrameError> {
         at: event.start,
     };
     let mut places = Places::default();
-    // Of a field that stands there twice the last one counts.
+    // Protobuf: if a field occurs twice, the last one counts.
     while reader.at < event.end {
         match reader.key()? {
             (1, wire_type) => places.idempotency_key = reader.text(wire_type)?,
@@ -59,7 +59,7 @@ fn event_in(bytes: &[u8], event: Range<usize>) -> Result<Places, FrameError> {
     Ok(places)
 }
 
-/// A frame has at most a mebibyte: the casts lose nothing.
+/// The casts lose nothing, because a frame has at most a mebibyte.
 fn place(range: Range<usize>) -> Range<u32> {
     range.start as u32..range.end as u32
 }
@@ -109,7 +109,7 @@ impl Reader<'_> {
         let range = self.delimited(wire_type)?;
         match std::str::from_utf8(&self.bytes[range.clone()]) {
             Ok(_) => Ok(place(range)),
-            Err(error) => Err(FrameError::Malformed(format!("a text that is none: {error}"))),
+            Err(error) => Err(FrameError::Malformed(format!("a text is not UTF-8: {error}"))),
         }
     }
 }
