@@ -1,6 +1,7 @@
-//! A wall clock that jumps, for one process at a time: a library loaded before libc, which `cc` makes of `clock/shim.c`.
+//! A wall clock that jumps, for one process at a time: a library that is loaded before libc. `cc` compiles it from
+//! `clock/shim.c`.
 //!
-//! What measures durations is left alone, as on a machine whose clock is set.
+//! Clocks that measure durations stay untouched, as on a machine whose wall clock is set.
 
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -11,7 +12,7 @@ use crate::process::Environment;
 
 const SHIM: &str = include_str!("clock/shim.c");
 
-/// The clock of one process, or of several.
+/// A clock for one or several processes.
 #[derive(Debug)]
 pub struct Clock {
     shim: PathBuf,
@@ -20,7 +21,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock that is right, with what it needs in `folder`.
+    /// Makes a clock that shows the right time. Its files go into `folder`.
     pub fn make(folder: &Path, name: &str) -> io::Result<Self> {
         let (source, shim) = (folder.join("clock.c"), folder.join("clock.so"));
         if !shim.exists() {
@@ -41,14 +42,14 @@ impl Clock {
             .write(true)
             .open(&path)?;
         file.write_all(&0i64.to_ne_bytes())?;
-        // Postgres runs as another user.
+        // Postgres runs as another user, which must be able to read the files.
         for path in [&shim, &path] {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
         }
         Ok(Self { shim, path, file })
     }
 
-    /// What a process must find in its environment to go by this clock.
+    /// The environment variables that make a process use this clock.
     pub fn environment(&self) -> Environment {
         vec![
             ("LD_PRELOAD".to_owned(), self.shim.display().to_string()),
@@ -56,7 +57,7 @@ impl Clock {
         ]
     }
 
-    /// Sets it so many seconds away from what is right.
+    /// Sets the clock so many seconds away from the right time.
     pub fn set(&self, seconds: i64) -> io::Result<()> {
         self.file.write_all_at(&(seconds * 1_000_000_000).to_ne_bytes(), 0)
     }
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_goes_by_its_clock_and_by_no_other() {
+    fn a_process_uses_its_own_clock_only() {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::make(folder.path(), "of-the-test").unwrap();
         let year = |clock: &Clock| {

@@ -1,26 +1,26 @@
-//! A disk that is small and can be full: a file system in memory, of which nothing is left when this process ends.
+//! A small disk that can be filled: a file system in memory. Nothing of it remains when this process ends.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// What takes the room away.
+/// The file that fills the disk.
 const BALLAST: &str = "ballast";
 const BLOCK: usize = 64 * 1024;
-/// The capability to mount, as a bit of the effective ones.
+/// The capability to mount, as a bit of the effective capabilities.
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
-/// See the module.
+/// A small disk; see the module.
 #[derive(Debug)]
 pub struct SmallDisk {
     folder: PathBuf,
-    /// Waits for the end of its input, which is the end of this process, and takes the disk away.
+    /// Unmounts the disk at the end of its input, which comes when this process ends.
     keeper: Child,
 }
 
 impl SmallDisk {
-    /// Whether this process may make one: not every root may mount.
+    /// Whether this process may create a disk. Not every root may mount.
     pub fn is_allowed() -> bool {
         let allowed = || {
             let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -30,7 +30,7 @@ impl SmallDisk {
         allowed().unwrap_or(false)
     }
 
-    /// Makes one of so many MB, at a folder that is made for it.
+    /// Creates a disk of `mb` megabytes at `folder`, which is created too.
     pub fn make(folder: &Path, mb: u64) -> io::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let mounted = Command::new("mount")
@@ -54,12 +54,12 @@ impl SmallDisk {
         })
     }
 
-    /// Where it is.
+    /// Where the disk is mounted.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Takes all room away, and says how many bytes that were.
+    /// Fills the disk, and returns how many bytes that took.
     pub fn fill(&self) -> io::Result<u64> {
         let mut ballast = File::options()
             .create(true)
@@ -76,7 +76,7 @@ impl SmallDisk {
         Ok(ballast.metadata()?.len())
     }
 
-    /// Gives the room back.
+    /// Frees what [`fill`](Self::fill) took.
     pub fn free(&self) -> io::Result<()> {
         std::fs::remove_file(self.folder.join(BALLAST))
     }
@@ -85,7 +85,7 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         drop(self.keeper.stdin.take());
-        // An error means that the keeper has ended already.
+        // An error means that the keeper has already ended.
         let _ = self.keeper.wait();
     }
 }
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_takes_nothing_until_there_is_room_again() {
+    fn a_full_disk_refuses_writes_until_it_has_room_again() {
         if !SmallDisk::is_allowed() {
             eprintln!("skipped: only root may mount");
             return;

@@ -1,4 +1,4 @@
-//! A client as a process of its own: the example `follow`, which writes every event it applies into SQLite.
+//! A client as a process of its own: the example `follow`, which writes every applied event into SQLite.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,47 +26,47 @@ pub struct Follower {
     options: Vec<String>,
     environment: Environment,
     process: Option<Process>,
-    /// Bytes of its log that are of earlier lives.
+    /// Length of the log that earlier runs of this client have left, in bytes.
     before: usize,
 }
 
-/// How a client proves itself.
+/// How a client authenticates.
 #[derive(Debug, Clone)]
 pub(crate) enum Credential {
     /// With the token in this file.
     Token(PathBuf),
-    /// With tokens of the bridge at this url, for the session credential in this file.
+    /// With tokens that the bridge at this url issues for the session credential in this file.
     Session(String, PathBuf),
 }
 
-/// What a client has applied against what the authority holds.
+/// The comparison of what a client applied with what the authority holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Events applied, over all streams.
     pub applied: u64,
-    /// Events of the authority that are missing.
+    /// Events of the authority that the client lacks.
     pub missing: u64,
-    /// Positions that are missing before the last one applied.
+    /// Missing positions before the last applied one.
     pub gaps: u64,
-    /// Events applied more than once.
+    /// Events that were applied more than once.
     pub duplicates: u64,
-    /// Events that are not, field by field, those of the authority.
+    /// Events that differ in any field from the authority's.
     pub different: u64,
 }
 
 /// What a client has saved of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Saved {
-    /// Position of the checkpoint.
+    /// Seq of the checkpoint.
     pub checkpoint: u64,
-    /// Position of the last event applied.
+    /// Seq of the last applied event.
     pub last: u64,
-    /// Events applied.
+    /// Number of applied events.
     pub events: u64,
 }
 
 impl Verdict {
-    /// Whether the client's log is the authority's, byte for byte.
+    /// Whether the client's log equals the authority's, byte for byte.
     pub fn is_equal(&self) -> bool {
         self.missing == 0 && self.gaps == 0 && self.duplicates == 0 && self.different == 0
     }
@@ -96,14 +96,14 @@ impl Follower {
         }
     }
 
-    /// Reaches SpacetimeDB through another address, e.g. a proxy's.
+    /// Connects to SpacetimeDB through another address, e.g. a proxy's.
     #[must_use]
     pub fn at(mut self, addr: SocketAddr) -> Self {
         self.uri = format!("http://{addr}");
         self
     }
 
-    /// Follows other streams than those it was made for.
+    /// Follows these streams instead of those it was made for.
     #[must_use]
     pub fn following(mut self, streams: &[StreamId]) -> Self {
         self.streams = streams.to_vec();
@@ -119,56 +119,56 @@ impl Follower {
         self
     }
 
-    /// Finds more in its environment.
+    /// Adds variables to the environment.
     #[must_use]
     pub fn environment(mut self, environment: Environment) -> Self {
         self.environment.extend(environment);
         self
     }
 
-    /// The name of its session, if it has one.
+    /// The name of the client's session, if it has one.
     pub fn session(&self) -> Option<String> {
         let name = self.store.file_stem()?.to_str()?.strip_prefix("client-")?;
         matches!(self.credential, Credential::Session(..)).then(|| format!("session-{name}"))
     }
 
-    /// Adds a command-line option.
+    /// Adds a command-line option with a value.
     #[must_use]
     pub fn option(mut self, name: &str, value: impl ToString) -> Self {
         self.options.extend([name.to_owned(), value.to_string()]);
         self
     }
 
-    /// Adds a command-line option that has no value.
+    /// Adds a command-line option without a value.
     #[must_use]
     pub fn flag(mut self, name: &str) -> Self {
         self.options.push(name.to_owned());
         self
     }
 
-    /// Takes all further command-line options away.
+    /// Removes the added command-line options.
     pub fn clear_options(&mut self) {
         self.options.clear();
     }
 
-    /// Its identity, in hex.
+    /// The client's identity, in hex.
     pub fn identity(&self) -> &str {
         &self.identity
     }
 
-    /// The file that holds its token, or its session credential.
+    /// The file with the client's token or session credential.
     pub fn token_file(&self) -> &Path {
         match &self.credential {
             Credential::Token(file) | Credential::Session(_, file) => file,
         }
     }
 
-    /// Its SQLite file.
+    /// The client's SQLite file.
     pub fn store(&self) -> &Path {
         &self.store
     }
 
-    /// Starts it, on what it has applied before.
+    /// Starts the client. It resumes from what it applied before.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(built("examples/follow"));
         command.args(["--uri", &self.uri, "--database", &self.database]);
@@ -202,16 +202,17 @@ impl Follower {
         }
     }
 
-    /// How many events it has applied; 0 before its store is there.
+    /// Number of applied events; 0 before the store exists.
     pub fn applied(&self) -> u64 {
         self.heads().iter().sum()
     }
 
-    /// Position of the last event applied of each stream; 0 before its store is there.
+    /// Seq of the last applied event of each stream; 0 before the store exists.
     pub fn heads(&self) -> Vec<u64> {
         let read = || -> Result<Vec<u64>, rusqlite::Error> {
             let store = self.open()?;
-            // By the positions, not by counting rows: a table of a million rows is asked every few milliseconds.
+            // Reads positions instead of counting rows, because callers poll a table of a million rows every few
+            // milliseconds.
             let mut heads = store.prepare("SELECT max(seq) FROM applied WHERE stream_id = ?1")?;
             let head = |stream_id: &StreamId| {
                 let head = heads.query_row([stream_id.as_str()], |row| row.get::<_, Option<u64>>(0))?;
@@ -222,7 +223,7 @@ impl Follower {
         read().unwrap_or_else(|_| vec![0; self.streams.len()])
     }
 
-    /// Waits until it has applied so many events.
+    /// Waits until the client has applied so many events.
     pub async fn until_applied(&self, events: u64, limit: Duration) -> anyhow::Result<()> {
         let done = crate::until(limit, || {
             self.applied() >= events || self.process.as_ref().is_some_and(|process| !process.is_running())
@@ -237,9 +238,9 @@ impl Follower {
         Ok(())
     }
 
-    /// What it has saved of each stream, as of one moment; nothing before its store is there.
+    /// What the client has saved of each stream, all read at one moment. Empty before the store exists.
     pub fn saved(&self) -> anyhow::Result<Vec<Saved>> {
-        // A client that has only just been started has made no file yet.
+        // A client that has just started has not created its file yet.
         if !self.store.exists() {
             return Ok(Vec::new());
         }
@@ -268,7 +269,7 @@ impl Follower {
         Ok(saved)
     }
 
-    /// The last state it has told of since its start; null before the first.
+    /// The last status that the client has reported since its start; null before the first.
     pub fn status(&self) -> Value {
         let log = self.log();
         log.get(self.before..)
@@ -279,19 +280,19 @@ impl Follower {
             .unwrap_or_default()
     }
 
-    /// Waits until it is live on all its streams.
+    /// Waits until the client is live on all its streams.
     pub async fn until_live(&self, limit: Duration) -> anyhow::Result<()> {
         let live = crate::until(limit, || self.status()["phase"] == "live").await;
         anyhow::ensure!(live, "the client is not live: {}", self.log());
         Ok(())
     }
 
-    /// What it has said.
+    /// The client's log since its last start.
     pub fn log(&self) -> String {
         self.process.as_ref().map(Process::log).unwrap_or_default()
     }
 
-    /// Milliseconds from commit to applied, of the events from `first_seq` on.
+    /// Milliseconds from commit to application, for the events from `first_seq` to `last_seq`.
     pub fn latencies_ms(&self, stream_id: &StreamId, first_seq: u64, last_seq: u64) -> anyhow::Result<Vec<f64>> {
         let store = self.open()?;
         let mut rows = store.prepare(
@@ -303,7 +304,7 @@ impl Follower {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Compares what it applied with the authority, event by event and field by field.
+    /// Compares the applied events with the authority's, field by field.
     pub async fn compare(&self, authority: &Authority) -> anyhow::Result<Verdict> {
         let mut verdict = Verdict::default();
         for stream_id in &self.streams {
@@ -328,13 +329,13 @@ impl Follower {
                     at += 1;
                 }
             }
-            // What the authority never had.
+            // Surplus events, which the authority does not have.
             verdict.different += applied.len().saturating_sub(at) as u64;
         }
         Ok(verdict)
     }
 
-    /// What it applied of a stream, in the order in which it did.
+    /// The applied events of a stream, in the order of their application.
     pub fn applied_log(&self, stream_id: &StreamId) -> anyhow::Result<Vec<Event>> {
         let store = self.open()?;
         let mut rows = store.prepare(
@@ -366,7 +367,7 @@ impl Follower {
     }
 }
 
-/// Makes a client's file say that it applied something else, in the form in which a client would have saved it.
+/// Changes a client's file so that its checkpoint names another log. The form is that of a real checkpoint.
 pub fn forge_checkpoint(
     store: &Path,
     stream_id: &StreamId,

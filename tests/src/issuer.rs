@@ -1,4 +1,4 @@
-//! An issuer of tokens in this process: it publishes its key as OIDC asks for, and signs whatever a test wants signed.
+//! A token issuer in this process. It publishes its key by OIDC discovery and signs whatever a test asks for.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use crate::issuing::BUILD;
 use crate::stub::Stub;
 
-/// See the module.
+/// A token issuer; see the module.
 #[derive(Debug)]
 pub struct Issuer {
     /// `iss`
@@ -22,7 +22,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// Begins to publish a new key.
+    /// Starts to publish a new key.
     pub async fn start() -> anyhow::Result<Self> {
         let key = Arc::new(new_key()?);
         let keys = Ring::new(vec![key.clone()]).jwks(now()).to_string();
@@ -45,7 +45,7 @@ impl Issuer {
         })
     }
 
-    /// The claims of a session's token that is good for five minutes, to be changed by a test.
+    /// The claims of a session's token that is valid for five minutes. Tests change them as they need.
     pub fn claims(&self, user: &str, session: &str, streams: &[&str]) -> Value {
         let token = self.counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let now = now();
@@ -68,29 +68,29 @@ impl Issuer {
         claims
     }
 
-    /// Signs.
+    /// Signs claims with the published key.
     pub fn sign(&self, claims: &Value) -> String {
         sign(&self.key, claims)
     }
 
-    /// Signed by a key that is not published, under the name of the one that is.
+    /// Signs claims with an unpublished key, under the id of the published one.
     pub fn forge(&self, claims: &Value) -> anyhow::Result<String> {
         let (own, other) = (sign(&self.key, claims), sign(&new_key()?, claims));
         let signature = other.rsplit('.').next().unwrap_or_default();
         Ok(format!("{}.{signature}", signed_part(&own)))
     }
 
-    /// Signed by a key that is not published, and says so.
+    /// Signs claims with an unpublished key, under its own id.
     pub fn sign_as_nobody(&self, claims: &Value) -> anyhow::Result<String> {
         Ok(sign(&new_key()?, claims))
     }
 
-    /// Not signed at all, and says so.
+    /// Claims without a signature (`alg: none`).
     pub fn unsigned(&self, claims: &Value) -> String {
         format!("{}.", self.headed("none", claims))
     }
 
-    /// Signed by a secret that is no secret: the published key.
+    /// Claims that are signed by HMAC with the published key as the secret.
     pub fn sign_with_public_key(&self, claims: &Value) -> String {
         let secret = self.key.public_pem().unwrap_or_default();
         let signed = self.headed("HS256", claims);

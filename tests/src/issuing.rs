@@ -1,4 +1,4 @@
-//! A bridge that issues tokens, an authority with owners and policy for it, and sessions that ask.
+//! A bridge that issues tokens, an authority with stream owners and access policies, and sessions that ask for tokens.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +18,7 @@ use crate::postgres::{Cluster, Database};
 use crate::process::{Process, built};
 use crate::until;
 
-/// `iss` of the sync tokens: a name as good as any, where nobody verifies them by it.
+/// `iss` of the sync tokens. Any name will do, because nobody verifies the tokens by it here.
 pub const ISSUER: &str = "https://lane.example";
 /// `iss` of the session credentials.
 pub const APP: &str = "https://app.example";
@@ -26,11 +26,11 @@ pub const APP: &str = "https://app.example";
 pub const APP_AUDIENCE: &str = "runtime-sync";
 /// The admin credential.
 pub const ADMIN: &str = "admin-credential-of-the-tests";
-/// A build that every window of the tests serves, unless it says otherwise.
+/// A client build that the default window serves.
 pub const BUILD: &str = "20260601T120000Z";
 const UP_LIMIT: Duration = Duration::from_secs(30);
 
-/// The keys of a bridge and of the application whose sessions it takes.
+/// The keys of a bridge, and of the application whose sessions the bridge accepts.
 #[derive(Debug)]
 pub struct Keys {
     folder: PathBuf,
@@ -41,13 +41,13 @@ pub struct Keys {
 /// What several bridges share: the database and the keys.
 #[derive(Debug)]
 pub struct Desk {
-    /// Everything that is written.
+    /// The folder of all files.
     pub folder: tempfile::TempDir,
     /// The runtime's database.
     pub database: Database,
-    /// The same, connected.
+    /// A connection to the same database.
     pub authority: Authority,
-    /// The keys, in the folder.
+    /// The keys, which lie in the folder.
     pub keys: Keys,
     next: std::sync::atomic::AtomicU32,
 }
@@ -62,7 +62,7 @@ pub struct Issuing {
 }
 
 impl Keys {
-    /// One signing key, and one of the application's.
+    /// Creates one signing key, and one key of the application.
     pub fn make(folder: &Path) -> anyhow::Result<Self> {
         add_key(&folder.join("keys"), None, now())?;
         let pem = SigningKey::generate()?;
@@ -76,7 +76,7 @@ impl Keys {
         })
     }
 
-    /// The configuration of a bridge that issues as `issuer`.
+    /// The configuration of a bridge that signs tokens as `issuer`.
     pub fn configuration(&self, issuer: &str) -> Vec<(&'static str, String)> {
         let path = |name: &str| self.folder.join(name).display().to_string();
         vec![
@@ -90,7 +90,7 @@ impl Keys {
         ]
     }
 
-    /// The claims of a good session credential.
+    /// The claims of a valid session credential.
     pub fn claims(&self, user: &str, session: &str) -> Value {
         json!({
             "iss": APP, "aud": APP_AUDIENCE, "sub": user, "sid": session, "device_id": format!("{session}-device"),
@@ -104,14 +104,14 @@ impl Keys {
         token.map(|token| token.expose().to_owned()).unwrap_or_default()
     }
 
-    /// A good session credential.
+    /// A valid session credential.
     pub fn session(&self, user: &str, session: &str) -> String {
         self.sign(&self.claims(user, session))
     }
 }
 
 impl Desk {
-    /// With one signing key and one of the app's.
+    /// Creates the database and the keys.
     pub async fn new(cluster: &Cluster) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("sync-issuer-").tempdir()?;
         let database = cluster.create_database().await?;
@@ -131,11 +131,11 @@ impl Desk {
         self.folder.path().join(name)
     }
 
-    /// The environment of a bridge: a configuration without a file.
+    /// The environment of a bridge that is configured without a file.
     pub fn environment(&self, http: &str, set: &[(&str, String)]) -> Vec<(String, String)> {
         let mut keys = vec![
             ("authority.url", self.database.url().to_owned()),
-            // Nobody listens there: the link is not what is tested.
+            // Nobody listens there, because these tests need no link.
             ("spacetimedb.uri", "http://127.0.0.1:9".to_owned()),
             ("spacetimedb.database", "lane".to_owned()),
             ("http.listen", http.to_owned()),
@@ -151,14 +151,14 @@ impl Desk {
         keys.into_iter().map(|(key, value)| (name(key), value)).collect()
     }
 
-    /// Starts a bridge with further keys of the configuration, and waits until it can issue. An empty value takes a key
-    /// out.
+    /// Starts a bridge with additional configuration keys, and waits until it can issue tokens. An empty value removes
+    /// the key.
     pub async fn bridge(&self, set: &[(&str, String)]) -> anyhow::Result<Issuing> {
         self.bridge_by(Command::new(built("spacetime-sync")), "info,sqlx=warn", set)
             .await
     }
 
-    /// The same, by another command, and saying more or less.
+    /// Like [`bridge`](Self::bridge), with another command and another `RUST_LOG`.
     pub async fn bridge_by(&self, mut command: Command, says: &str, set: &[(&str, String)]) -> anyhow::Result<Issuing> {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let http = port::free()?.to_string();
@@ -170,7 +170,7 @@ impl Desk {
             http: format!("http://{http}"),
             client: reqwest::Client::new(),
         };
-        // The authority is connected when the bridge has a role, and a moment later it is ready for tokens.
+        // A bridge that has a role is connected to the authority, and is ready for tokens a moment later.
         let deadline = tokio::time::Instant::now() + UP_LIMIT;
         loop {
             let health = issuing.client.get(issuing.url("/healthz")).send().await;
@@ -184,12 +184,15 @@ impl Desk {
                 "the bridge ended: {}",
                 issuing.process.log()
             );
-            anyhow::ensure!(tokio::time::Instant::now() < deadline, "the bridge did not come up");
+            anyhow::ensure!(
+                tokio::time::Instant::now() < deadline,
+                "the bridge was not ready in time"
+            );
             tokio::time::sleep(crate::STEP).await;
         }
     }
 
-    /// Runs SQL as the runtime does.
+    /// Runs SQL as the runtime would.
     pub async fn sql(&self, text: &str) -> anyhow::Result<()> {
         let mut connection = sqlx::PgConnection::connect(self.database.url()).await?;
         sqlx::raw_sql(text).execute(&mut connection).await?;
@@ -197,7 +200,7 @@ impl Desk {
         Ok(())
     }
 
-    /// Lets a user, an organisation or everyone read a pattern.
+    /// Allows a user, an organisation or everyone to read a pattern.
     pub async fn allow(&self, principal: &str, pattern: &str) -> anyhow::Result<()> {
         self.sql(&format!(
             "insert into runtime.sync_access_policy values ('{principal}', '{pattern}') on conflict do nothing"
@@ -205,7 +208,7 @@ impl Desk {
         .await
     }
 
-    /// Says who owns a stream: `user` and `org` as SQL.
+    /// Sets the owner of a stream: `user` and `org` are SQL expressions.
     pub async fn own(&self, stream: &str, user: &str, org: &str) -> anyhow::Result<()> {
         self.sql(&format!(
             "insert into runtime.sync_stream_owners values ('{stream}', {user}, {org})"
@@ -213,7 +216,7 @@ impl Desk {
         .await
     }
 
-    /// The claims of a good session credential.
+    /// The claims of a valid session credential.
     pub fn claims(&self, user: &str, session: &str) -> Value {
         self.keys.claims(user, session)
     }
@@ -223,27 +226,27 @@ impl Desk {
         self.keys.sign(claims)
     }
 
-    /// A good session credential.
+    /// A valid session credential.
     pub fn session(&self, user: &str, session: &str) -> String {
         self.keys.session(user, session)
     }
 }
 
 impl Issuing {
-    /// A url of it.
+    /// The url of a path of this bridge.
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.http)
     }
 
-    /// A request for a token, of a client that is served, with this credential and not yet a body.
+    /// A token request of a supported client with this credential, still without a body.
     pub fn ask(&self, credential: &str) -> RequestBuilder {
         self.client_of(BUILD, PROTOCOL, &SCHEMA_VERSION.to_string(), "desktop")
             .bearer_auth(credential)
     }
 
-    /// A request for a token of a client that says so of itself.
+    /// A token request of a client with these version headers.
     pub fn client_of(&self, build: &str, protocol: &str, schema: &str, surface: &str) -> RequestBuilder {
-        // Not every text can be sent as a header: what cannot is sent as bytes.
+        // A text that is not a valid header as a string is sent as bytes.
         let value = |text: &str| reqwest::header::HeaderValue::from_bytes(text.as_bytes());
         let mut request = self.client.post(self.url(TOKEN_PATH));
         for (name, text) in [
@@ -259,7 +262,7 @@ impl Issuing {
         request
     }
 
-    /// Asks for a token to read these streams.
+    /// Asks for a token for these streams.
     pub async fn token(&self, credential: &str, streams: &[&str]) -> anyhow::Result<(u16, Value)> {
         let body = json!({ "scopes": ["sync.subscribe", "runtime.run_events"], "streams": streams });
         answer(self.ask(credential).json(&body).send().await?).await
@@ -270,7 +273,7 @@ impl Issuing {
         answer(self.client.get(self.url(path)).send().await?).await
     }
 
-    /// What the metrics of an admin say.
+    /// The metrics that an admin sees.
     pub async fn metrics(&self) -> anyhow::Result<Value> {
         let path = "/internal/v1/spacetime/sync/metrics";
         let response = self.client.get(self.url(path)).bearer_auth(ADMIN).send().await?;
@@ -284,18 +287,18 @@ impl Issuing {
         answer(request.json(&body).send().await?).await
     }
 
-    /// The client that all requests go through.
+    /// The HTTP client of all requests.
     pub fn http(&self) -> &reqwest::Client {
         &self.client
     }
 
-    /// Waits until its log holds a text.
+    /// Waits until the bridge's log holds a text.
     pub async fn said(&self, text: &str) -> bool {
         until(UP_LIMIT, || self.process.log().contains(text)).await
     }
 }
 
-/// Status and body of an answer; null for a body that is no JSON.
+/// Status and body of a response; null for a body that is not JSON.
 pub async fn answer(response: Response) -> anyhow::Result<(u16, Value)> {
     let status = response.status().as_u16();
     let body = response.bytes().await?;

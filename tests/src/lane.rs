@@ -32,62 +32,62 @@ use crate::process::{Environment, Process, built};
 use crate::server::Server;
 use crate::until;
 
-/// How long a bridge may take until it can be told to stop.
+/// How long a bridge may take until it handles SIGTERM.
 const START: Duration = Duration::from_secs(30);
-/// How long it may take to stop.
+/// How long a bridge may take to stop.
 const STOP: Duration = Duration::from_secs(30);
-/// How often the module of a lane of tokens looks for ended sessions, in milliseconds.
+/// How often the module of a lane with tokens looks for ended sessions, in milliseconds.
 const SWEEP_MS: u32 = 1_000;
 
-/// See the module.
+/// A whole lane; see the module.
 #[derive(Debug)]
 pub struct Lane {
-    /// Everything the processes write.
+    /// The folder of all files that the processes write.
     pub folder: tempfile::TempDir,
     /// The runtime's database.
     pub database: Database,
-    /// The same, connected.
+    /// A connection to the same database.
     pub authority: Authority,
     /// SpacetimeDB.
     pub server: Server,
-    /// Name of the database there.
+    /// Name of the database on SpacetimeDB.
     pub name: String,
-    /// Of a lane of tokens: what they are signed with.
+    /// The keys of a lane with tokens.
     tokens: Option<Tokens>,
     next: std::sync::atomic::AtomicU32,
 }
 
-/// Bridge and clients prove themselves by tokens that the bridge issues.
+/// Bridge and clients authenticate with tokens that the bridge issues.
 #[derive(Debug)]
 struct Tokens {
     keys: Keys,
-    /// Where its one bridge listens: the issuer of the tokens.
+    /// The address of the lane's one bridge, which is also the issuer's.
     http: SocketAddr,
 }
 
-/// What differs from a bridge that simply runs.
+/// How a bridge differs from the default.
 #[derive(Debug, Clone, Default)]
 pub struct BridgeOptions {
-    /// Reach the authority here, e.g. through a proxy.
+    /// Connect to the authority through this address, e.g. a proxy's.
     pub authority_at: Option<SocketAddr>,
-    /// Reach SpacetimeDB here.
+    /// Connect to SpacetimeDB through this address.
     pub server_at: Option<SocketAddr>,
-    /// Further keys of the configuration, as `section.key` and a value.
+    /// Additional configuration keys, as `section.key` and a value.
     pub set: Vec<(&'static str, String)>,
-    /// What it writes down, as `RUST_LOG`.
+    /// The bridge's `RUST_LOG`.
     pub says: Option<String>,
-    /// What else is in its environment.
+    /// Additional environment.
     pub environment: Environment,
 }
 
-/// What differs from a lane that simply is.
+/// How a lane differs from the default.
 #[derive(Debug, Clone, Default)]
 pub struct LaneOptions {
-    /// Where SpacetimeDB keeps its data.
+    /// The folder of SpacetimeDB's data.
     pub data: Option<PathBuf>,
-    /// What else is in the environment of SpacetimeDB.
+    /// Additional environment of SpacetimeDB.
     pub environment: Environment,
-    /// Whether all prove themselves by tokens of its bridge, of which there is one at a time.
+    /// Whether everybody authenticates with tokens of the lane's bridge. Such a lane has one bridge at a time.
     pub tokens: bool,
 }
 
@@ -100,17 +100,17 @@ pub struct Bridge {
 }
 
 impl Lane {
-    /// Everything but bridge and followers, on the cluster that all tests share.
+    /// Starts everything except bridges and clients, on the cluster that all tests share.
     pub async fn start() -> anyhow::Result<Self> {
         Self::start_on(Cluster::shared().await).await
     }
 
-    /// The same on a cluster of its own, which can be killed.
+    /// Like [`start`](Self::start), on a cluster of its own that a test can kill.
     pub async fn start_on(cluster: &Cluster) -> anyhow::Result<Self> {
         Self::start_in(cluster, &std::env::temp_dir()).await
     }
 
-    /// A lane on which all prove themselves by tokens of its bridge, of which there is one at a time.
+    /// A lane on which everybody authenticates with tokens of its bridge. It has one bridge at a time.
     pub async fn start_with_tokens(cluster: &Cluster) -> anyhow::Result<Self> {
         let options = LaneOptions {
             tokens: true,
@@ -119,12 +119,12 @@ impl Lane {
         Self::start_with(cluster, &std::env::temp_dir(), &options).await
     }
 
-    /// The same, with SpacetimeDB's data below `parent`.
+    /// Like [`start_on`](Self::start_on), with SpacetimeDB's data below `parent`.
     pub async fn start_in(cluster: &Cluster, parent: &Path) -> anyhow::Result<Self> {
         Self::start_with(cluster, parent, &LaneOptions::default()).await
     }
 
-    /// A lane below `parent` that differs.
+    /// Starts a lane with options below `parent`.
     pub async fn start_with(cluster: &Cluster, parent: &Path, options: &LaneOptions) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("sync-lane-").tempdir_in(parent)?;
         let database = cluster.create_database().await?;
@@ -136,7 +136,7 @@ impl Lane {
         let tokens = if options.tokens {
             Some(Tokens {
                 keys: Keys::make(folder.path())?,
-                // Every bridge of this lane takes it.
+                // All bridges of this lane use it, one after another.
                 http: port::free()?,
             })
         } else {
@@ -155,7 +155,7 @@ impl Lane {
         Ok(lane)
     }
 
-    /// Publishes the module, as `spacetime-sync publish` does.
+    /// Publishes the module in the same way as `spacetime-sync publish`.
     pub async fn publish(&self, breaking: Breaking) -> anyhow::Result<()> {
         let request = Request {
             uri: self.server.uri().to_owned(),
@@ -181,7 +181,7 @@ impl Lane {
         self.folder.path().join(name)
     }
 
-    /// The module's HTTP side, as its owner.
+    /// The HTTP API of the database, as its owner.
     pub fn owner(&self) -> anyhow::Result<Admin> {
         Ok(Admin::new(
             self.server.uri(),
@@ -195,7 +195,7 @@ impl Lane {
         self.bridge_with(&BridgeOptions::default())
     }
 
-    /// Starts a bridge that differs.
+    /// Starts a bridge with options.
     pub fn bridge_with(&self, options: &BridgeOptions) -> anyhow::Result<Bridge> {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let http = match &self.tokens {
@@ -216,7 +216,7 @@ impl Lane {
         })
     }
 
-    /// The configuration of a bridge that listens there, as its environment.
+    /// The configuration of a bridge that listens on `http`, as environment variables.
     pub fn environment(&self, options: &BridgeOptions, http: SocketAddr) -> anyhow::Result<Vec<(String, String)>> {
         let url = match options.authority_at {
             Some(addr) => self.database.url_at(addr)?,
@@ -243,7 +243,7 @@ impl Lane {
         Ok(keys.into_iter().map(|(key, value)| (name(key), value)).collect())
     }
 
-    /// Makes a new client that may read these streams, and does not start it.
+    /// Creates a client that may read these streams. Does not start it.
     pub async fn client(&self, streams: &[StreamId]) -> anyhow::Result<Follower> {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (credential, identity) = match &self.tokens {
@@ -281,7 +281,7 @@ impl Lane {
         ))
     }
 
-    /// Lets a user, an organisation or everyone ask for tokens that cover these patterns.
+    /// Allows a user, an organisation or everyone to ask for tokens that cover these patterns.
     pub async fn allow(&self, principal: &str, patterns: &[&str]) -> anyhow::Result<()> {
         let mut connection = sqlx::PgConnection::connect(self.database.url()).await?;
         for pattern in patterns {
@@ -305,7 +305,7 @@ impl Lane {
         Ok(())
     }
 
-    /// A link like the bridge's, for looking at what is held.
+    /// A link like the bridge's, for reading what SpacetimeDB holds.
     pub async fn link(&self) -> anyhow::Result<Link> {
         let target = Target {
             uri: self.server.uri().to_owned(),
@@ -317,7 +317,7 @@ impl Lane {
         Ok(Link::connect(target, Arc::new(|_| {})).await?)
     }
 
-    /// Compares all that SpacetimeDB holds with the authority, event by event.
+    /// Asserts that everything SpacetimeDB holds equals the authority's log, event by event.
     pub async fn verified(&self) {
         let sides = Sides {
             authority: self.authority.clone(),
@@ -331,12 +331,12 @@ impl Lane {
         assert!(reports.iter().any(|report| report.compared > 0), "nothing was compared");
     }
 
-    /// The keys of a lane of tokens.
+    /// The keys of a lane with tokens.
     pub fn keys(&self) -> anyhow::Result<&Keys> {
         Ok(&self.tokens.as_ref().context("not a lane of tokens")?.keys)
     }
 
-    /// Lets a client read streams: again, after its grants were deleted.
+    /// Grants a client streams, again after its grants were deleted.
     pub async fn grant(&self, client: &Follower, streams: &[StreamId]) -> anyhow::Result<()> {
         let owner = self.owner()?;
         for stream_id in streams {
@@ -345,7 +345,7 @@ impl Lane {
         Ok(())
     }
 
-    /// The last seq that SpacetimeDB holds of each stream; 0 for one that it does not hold.
+    /// The last seq that SpacetimeDB holds of each stream; 0 for a stream that it does not hold.
     pub async fn held(&self, streams: &[StreamId]) -> anyhow::Result<Vec<u64>> {
         let names: Vec<&str> = streams.iter().map(StreamId::as_str).collect();
         let answer = reqwest::Client::new()
@@ -368,7 +368,7 @@ impl Lane {
             .collect()
     }
 
-    /// The rows that a query of the owner gives on SpacetimeDB; with `durable` not before they are.
+    /// The rows of a query that the owner runs on SpacetimeDB. With `durable` it returns only durable rows.
     pub async fn rows(&self, query: impl Into<String>, durable: bool) -> anyhow::Result<Vec<Value>> {
         let answer: Value = reqwest::Client::new()
             .post(format!("{}/v1/database/{}/sql", self.server.uri(), self.name))
@@ -384,13 +384,13 @@ impl Lane {
         rows.cloned().with_context(|| format!("no rows: {answer}"))
     }
 
-    /// The first event that SpacetimeDB holds of each stream, in no order.
+    /// The first seq that SpacetimeDB holds of each stream, in no particular order.
     pub async fn oldest_held(&self) -> anyhow::Result<Vec<u64>> {
         let rows = self.rows("SELECT oldest_seq FROM sync_head", false).await?;
         Ok(rows.iter().filter_map(|row| row[0].as_u64()).collect())
     }
 
-    /// Appends an event at seq 1 that the authority knows nothing of, with the rights of the bridge.
+    /// Appends an event at seq 1 that the authority does not have, with the rights of the bridge.
     pub async fn append_as_bridge(&self, stream_id: &StreamId) -> anyhow::Result<()> {
         let token = read_token(&self.path("bridge.token"))?;
         let builder = DbConnection::builder()
@@ -417,7 +417,7 @@ impl Lane {
         appended.map_err(anyhow::Error::msg)
     }
 
-    /// The last seq of each stream that the authority has recorded as held by SpacetimeDB.
+    /// The `published_seq` of each stream.
     pub async fn recorded(&self, streams: &[StreamId]) -> anyhow::Result<Vec<u64>> {
         let mut recorded = Vec::new();
         for stream_id in streams {
@@ -427,7 +427,7 @@ impl Lane {
         Ok(recorded)
     }
 
-    /// Waits until everything that is committed is published, and says whether it came to that.
+    /// Waits until everything that is committed is published, and returns whether it was.
     pub async fn published(&self, limit: Duration) -> bool {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
@@ -451,12 +451,12 @@ impl Tokens {
 }
 
 impl Bridge {
-    /// `http://host:port` of its HTTP side.
+    /// `http://host:port` of the bridge's HTTP server.
     pub fn url(&self) -> &str {
         &self.http
     }
 
-    /// What `/healthz` and the like say, and whether it is good.
+    /// The status (whether it is a success) and the JSON body at a path such as `/healthz`.
     pub async fn ask(&self, path: &str) -> anyhow::Result<(bool, Value)> {
         let response = reqwest::get(format!("{}{path}", self.http)).await?;
         Ok((response.status().is_success(), response.json().await?))
@@ -467,7 +467,7 @@ impl Bridge {
         Ok(reqwest::get(format!("{}{path}", self.http)).await?.text().await?)
     }
 
-    /// Waits until an answer is what is wanted.
+    /// Waits until an answer satisfies the condition.
     pub async fn until(
         &self,
         path: &str,
@@ -484,13 +484,13 @@ impl Bridge {
             }
             anyhow::ensure!(
                 tokio::time::Instant::now() < deadline,
-                "{path} never was as wanted, at last: {answer:?}"
+                "{path} did not answer as expected, last answer: {answer:?}"
             );
             tokio::time::sleep(crate::STEP).await;
         }
     }
 
-    /// SIGTERM, as soon as it can be told anything, and how it ended.
+    /// Sends SIGTERM as soon as the bridge handles it, and returns the exit code.
     pub async fn stop(&self) -> anyhow::Result<i32> {
         let listens = until(START, || {
             self.process.handles(Signal::TERM) || !self.process.is_running()
@@ -502,18 +502,18 @@ impl Bridge {
     }
 }
 
-/// The module as it was built by the scripts.
+/// The module that the scripts built.
 pub fn module_wasm() -> anyhow::Result<Vec<u8>> {
     let path = std::env::var("SYNC_MODULE_WASM").context("SYNC_MODULE_WASM is not set: start through ./scripts")?;
     std::fs::read(Path::new(&path)).with_context(|| path.clone())
 }
 
-/// A stream's name.
+/// The name of test stream `number`.
 pub fn stream(number: usize) -> StreamId {
     StreamId::new(&format!("runtime.run.{number}.events")).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Waits for a condition that asks nothing.
+/// Waits for a condition that needs no async call.
 pub async fn wait(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
     assert!(until(limit, condition).await, "{what}: not within {limit:?}");
 }

@@ -1,4 +1,4 @@
-//! What the tests of the lane stand on: real processes to run it with, and faults to break it with.
+//! The foundation of the lane's tests: real processes to run the lane with, and faults to break it with.
 
 pub mod clock;
 pub mod disk;
@@ -22,10 +22,10 @@ pub mod variant;
 
 use std::time::Duration;
 
-/// How often a condition is looked at while it is waited for.
+/// How often waiting code checks its condition.
 pub const STEP: Duration = Duration::from_millis(10);
 
-/// Waits until a condition holds, and says whether it came to that.
+/// Waits until a condition holds, and returns whether it did.
 pub async fn until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = tokio::time::Instant::now() + limit;
     while !condition() {

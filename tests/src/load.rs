@@ -14,15 +14,15 @@ use tokio::task::JoinHandle;
 
 /// Largest payload of each stream under [`Load`], in turn.
 pub const PAYLOADS: [usize; 4] = [64, 1_000, 8_000, 100_000];
-/// Bytes of one transaction of a writer under [`Load`], about.
+/// Approximate size of a writer's transaction under [`Load`].
 const TRANSACTION: usize = 64 * 1024;
 
-/// How large payloads are.
+/// The sizes of payloads.
 #[derive(Debug, Clone, Copy)]
 pub enum Payload {
-    /// All the same.
+    /// All payloads have this size.
     Fixed(usize),
-    /// From 1 byte to this, small ones more often.
+    /// From 1 byte to this size, with small ones more often.
     UpTo(usize),
 }
 
@@ -38,7 +38,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Keys hold `name`: two writers to one stream have different ones.
+    /// Creates a writer. Keys contain `name`, so two writers to one stream need different names.
     pub fn new(authority: &Authority, stream_id: &StreamId, name: &str, payload: Payload, seed: u64) -> Self {
         Self {
             authority: authority.clone(),
@@ -50,17 +50,17 @@ impl Writer {
         }
     }
 
-    /// The stream it writes to.
+    /// The writer's stream.
     pub fn stream_id(&self) -> &StreamId {
         &self.stream_id
     }
 
-    /// Events appended so far.
+    /// Number of events appended so far.
     pub fn written(&self) -> u64 {
         self.written
     }
 
-    /// Appends events in one transaction. Repeated while the authority is away: the keys make that harmless.
+    /// Appends events in one transaction. Retries while the authority is away, which is harmless because of the keys.
     pub async fn append(&mut self, events: usize) -> Result<(), AuthorityError> {
         let batch: Vec<NewEvent> = (0..events).map(|at| self.event(self.written + at as u64)).collect();
         loop {
@@ -107,16 +107,16 @@ impl Writer {
 /// How a writer writes.
 #[derive(Debug, Clone, Copy)]
 pub enum Pace {
-    /// Transactions and payloads of all sizes, with pauses between them.
+    /// Transactions and payloads of all sizes, with pauses.
     Mixed,
-    /// The same, few a second: what a machine that has other things to do carries for as long as one likes.
+    /// Like [`Pace::Mixed`], a few per second: a busy machine can carry this for any length of time.
     Gentle,
-    /// Small events one by one without a pause: something is always on its way.
+    /// Small events one by one without a pause, so that some are always in flight.
     Dense,
 }
 
 impl Pace {
-    /// Largest payload, most events of a transaction, and the milliseconds between two of them.
+    /// Largest payload, most events of a transaction, and the milliseconds between two transactions.
     fn of(self, payload: usize) -> (usize, usize, std::ops::Range<u64>) {
         let most = |bytes: usize| (TRANSACTION / bytes).clamp(1, 20);
         match self {
@@ -127,7 +127,7 @@ impl Pace {
     }
 }
 
-/// Writers that run until they are stopped, one for each stream.
+/// Running writers, one for each stream.
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -135,7 +135,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Begins to write.
+    /// Starts to write.
     pub fn start(authority: &Authority, streams: &[StreamId], pace: Pace, random: &mut StdRng) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let writer = |(stream_id, payload): (&StreamId, usize)| {
@@ -150,7 +150,7 @@ impl Load {
         Self { stop, writers }
     }
 
-    /// Ends it, and says how many events it committed.
+    /// Stops all writers, and returns how many events they committed.
     pub async fn stop(self) -> anyhow::Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         let mut committed = 0;

@@ -1,8 +1,8 @@
-//! A throw-away Postgres for tests: a real cluster with real durability in a temporary folder, from the binaries of
-//! this machine. With `DATABASE_URL` set, fresh databases on that server instead.
+//! A temporary Postgres for tests: a real cluster with real durability in a temporary folder, run from this machine's
+//! binaries. If `DATABASE_URL` is set, tests use fresh databases on that server instead.
 //!
-//! Nothing outlives the test process, however it ends: a keeper, a shell that waits for the end of its input, stops the
-//! server and removes the folder. Processes are ended by their ids.
+//! Nothing outlives the test process, however it ends: a keeper, which is a shell that waits for the end of its input,
+//! stops the server and removes the folder. Processes are ended by their ids.
 
 mod restore;
 mod standby;
@@ -30,52 +30,54 @@ const OLDEST: u32 = 15;
 const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why there is no Postgres to test with.
+/// Why no Postgres is available for tests.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// No usable binaries.
+    /// This machine has no usable binaries.
     #[error(
         "found no Postgres {OLDEST} or later by pg_config, in PATH or in /usr/lib/postgresql; install it \
          (Debian: apt-get install postgresql, macOS: brew install postgresql@17) or set DATABASE_URL"
     )]
     NoBinaries,
-    /// The tests run as root, and there is no other user to run Postgres as.
-    #[error("Postgres refuses to run as root, and there is neither a user postgres nor nobody; run as another user")]
+    /// The tests run as root, and no other user exists to run Postgres as.
+    #[error(
+        "Postgres refuses to run as root, and this machine has neither a user `postgres` nor `nobody`; run as another user"
+    )]
     NoUser,
     /// A program failed.
     #[error("{program} failed: {output}")]
     Program {
         /// Its path.
         program: PathBuf,
-        /// What it wrote.
+        /// What the program wrote.
         output: String,
     },
-    /// The server did not come up.
+    /// The server did not start.
     #[error("postgres did not accept connections within {START_LIMIT:?}; its log:\n{log}")]
     NotUp {
         /// The end of its log.
         log: String,
     },
-    /// The server of `DATABASE_URL` is not ours to kill.
+    /// The server of `DATABASE_URL` must not be killed.
     #[error("the server of DATABASE_URL cannot be killed or restarted; unset DATABASE_URL to test with a cluster")]
     NotOurs,
-    /// Files or processes.
+    /// A file or process operation failed.
     #[error("{what}")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// Why it failed.
         source: io::Error,
     },
-    /// SQL.
+    /// A SQL statement failed.
     #[error("{what}")]
     Sql {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// Why it failed.
         source: sqlx::Error,
     },
-    /// The migrations of the lane.
+    /// The lane's migrations failed.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
 }
@@ -88,11 +90,11 @@ fn sql_error(what: &'static str) -> impl FnOnce(sqlx::Error) -> ClusterError {
     move |source| ClusterError::Sql { what, source }
 }
 
-/// A Postgres server for tests. Ours is stopped and deleted on drop.
+/// A Postgres server for tests. One that this process started is stopped and deleted on drop.
 #[derive(Debug)]
 pub struct Cluster {
     own: Option<Own>,
-    /// Of the maintenance database.
+    /// The url of the maintenance database.
     url: String,
     template: OnceCell<String>,
 }
@@ -105,7 +107,7 @@ struct Own {
     environment: Environment,
     port: u16,
     server: Mutex<Option<Child>>,
-    /// Waits for the end of its input, which is the end of this process.
+    /// Stops the server at the end of its input, which comes when this process ends.
     keeper: Mutex<Child>,
 }
 
@@ -120,22 +122,22 @@ struct User {
 pub struct Database {
     name: String,
     url: String,
-    /// Where to drop it when this value goes; none if the whole cluster will be deleted.
+    /// Where to drop the database on drop. `None` if the whole cluster will be deleted.
     drop_at: Option<String>,
 }
 
 impl Cluster {
-    /// Starts a cluster, or takes the server of `DATABASE_URL`.
+    /// Starts a cluster, or uses the server of `DATABASE_URL`.
     pub async fn start() -> Result<Self, ClusterError> {
         Self::start_in(&std::env::temp_dir()).await
     }
 
-    /// The same, with the cluster's data below `parent`.
+    /// Like [`start`](Self::start), with the data below `parent`.
     pub async fn start_in(parent: &Path) -> Result<Self, ClusterError> {
         Self::start_with(parent, &Environment::new()).await
     }
 
-    /// The same, with more in the environment of a cluster of our own.
+    /// Like [`start_in`](Self::start_in), with additional environment for the cluster.
     pub async fn start_with(parent: &Path, environment: &Environment) -> Result<Self, ClusterError> {
         if let Ok(url) = std::env::var("DATABASE_URL") {
             return Ok(Self::at(&url));
@@ -176,14 +178,14 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The cluster that the tests of this process share.
+    /// The cluster that all tests of this process share.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Cluster> = OnceCell::const_new();
         SHARED
             .get_or_init(|| async {
                 match Self::start().await {
                     Ok(cluster) => cluster,
-                    Err(error) => panic!("no Postgres to test with: {error}"),
+                    Err(error) => panic!("no Postgres is available for tests: {error}"),
                 }
             })
             .await
@@ -194,7 +196,7 @@ impl Cluster {
         &self.url
     }
 
-    /// Host and port, e.g. to put a proxy before it.
+    /// Host and port, e.g. for a proxy in front of it.
     pub fn addr(&self) -> Option<std::net::SocketAddr> {
         self.own.as_ref().map(|own| ([127, 0, 0, 1], own.port).into())
     }
@@ -206,22 +208,22 @@ impl Cluster {
             .map_or_else(|| PathBuf::from("psql"), |own| own.bin.join("psql"))
     }
 
-    /// What the server of our own has written down.
+    /// The log of a cluster that this process started.
     pub fn log_file(&self) -> Option<PathBuf> {
         self.own.as_ref().map(|own| own.folder.path().join("log"))
     }
 
-    /// Whether this is a cluster of our own, which can be killed.
+    /// Whether this process started the cluster, and thus may kill it.
     pub fn can_be_killed(&self) -> bool {
         self.own.is_some()
     }
 
-    /// Power loss: SIGKILL to the server and all its processes. Returns when all are gone.
+    /// A power loss: kills the server and all its processes, and returns when all are gone.
     pub fn kill(&self) -> Result<(), ClusterError> {
         self.own.as_ref().ok_or(ClusterError::NotOurs)?.kill()
     }
 
-    /// Starts the server again on the same data and the same port, after [`Cluster::kill`] or instead of it.
+    /// Starts the server again with the same data and port. Kills it first if it still runs.
     pub async fn restart(&self) -> Result<(), ClusterError> {
         let own = self.own.as_ref().ok_or(ClusterError::NotOurs)?;
         own.kill()?;
@@ -229,10 +231,10 @@ impl Cluster {
         self.up().await
     }
 
-    /// A fresh database with the migrations of the lane.
+    /// A fresh database with the lane's migrations.
     pub async fn create_database(&self) -> Result<Database, ClusterError> {
         if self.own.is_none() {
-            // No template there: nobody would drop it.
+            // No template on a shared server, because nobody would drop it.
             let database = self.create("template0").await?;
             Authority::migrate(&database.url).await?;
             return Ok(database);
@@ -248,13 +250,13 @@ impl Cluster {
         self.create(template).await
     }
 
-    /// A fresh database without anything in it.
+    /// A fresh, empty database.
     pub async fn create_empty_database(&self) -> Result<Database, ClusterError> {
         self.create("template0").await
     }
 
     async fn create(&self, template: &str) -> Result<Database, ClusterError> {
-        // A server that is not ours may know those of earlier runs, whose processes had the same ids.
+        // The server of `DATABASE_URL` may still hold databases of earlier runs, whose process ids can repeat.
         let name = format!("sync_test_{:016x}", rand::random::<u64>());
         let options: sqlx::postgres::PgConnectOptions = self.url.parse().map_err(sql_error("the url is malformed"))?;
         let mut connection = options.connect().await.map_err(sql_error("cannot connect"))?;
@@ -290,17 +292,17 @@ impl Cluster {
 }
 
 impl Database {
-    /// Its url.
+    /// The url of the database.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Its name.
+    /// The name of the database.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its url by way of another address, e.g. a proxy's.
+    /// The url of the database through another address, e.g. a proxy's.
     pub fn url_at(&self, addr: std::net::SocketAddr) -> Result<String, ClusterError> {
         let options: sqlx::postgres::PgConnectOptions = self.url.parse().map_err(sql_error("the url is malformed"))?;
         Ok(options
@@ -315,7 +317,7 @@ impl Drop for Database {
     fn drop(&mut self) {
         let Some(url) = self.drop_at.take() else { return };
         let statement = format!("drop database if exists {} with (force)", self.name);
-        // A thread of its own, for a runtime cannot be blocked on from inside of itself.
+        // Drops on a thread of its own, because a runtime cannot block on itself.
         let dropped = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
@@ -331,7 +333,7 @@ impl Drop for Database {
 }
 
 impl Own {
-    /// The server's data is made by a program of Postgres.
+    /// Creates the data folder with `program` and starts the server.
     fn create(
         parent: &Path,
         environment: Environment,
@@ -342,7 +344,7 @@ impl Own {
         let user = if getuid().is_root() { Some(other_user()?) } else { None };
         let folder = tempfile::Builder::new()
             .prefix("sync-postgres-")
-            // World-readable, so that another user's processes can enter; the data folder itself is closed by initdb.
+            // World-readable, so that another user's processes can enter. initdb protects the data folder itself.
             .permissions(fs::Permissions::from_mode(0o755))
             .tempdir_in(parent)
             .map_err(io_error("cannot make a temporary folder"))?;
@@ -364,7 +366,7 @@ impl Own {
             });
         }
         let keeper = keeper(folder.path())?;
-        // Free a moment ago; that somebody else takes it now is shown by the server's log.
+        // The port was free a moment ago. If somebody else takes it now, the server's log says so.
         let port = crate::port::free().map_err(io_error("cannot find a free port"))?.port();
         let own = Self {
             folder,
@@ -407,7 +409,7 @@ impl Own {
             .args(["-c", "max_wal_size=4GB", "-c", "log_line_prefix=%m [%p] %q%a %d "])
             .stdout(log)
             .stderr(log_too)
-            // Ctrl-C is for the tests: the keeper ends the server.
+            // Ctrl-C is for the tests. The keeper stops the server.
             .process_group(0)
             .spawn()
             .map_err(io_error("cannot run postgres"))?;
@@ -433,7 +435,8 @@ impl Own {
             return Ok(());
         };
         let postmaster = Pid::from_child(&server);
-        // Stopped first, so that it makes no child that is missed. A process that is gone already is no error.
+        // Stops the postmaster first, so that it forks no child that this misses. A process that is gone is not an
+        // error.
         let _ = kill_process(postmaster, Signal::STOP);
         let children = children_of(postmaster);
         let _ = kill_process(postmaster, Signal::KILL);
@@ -455,7 +458,7 @@ impl Drop for Own {
             eprintln!("the test cluster was not stopped: {error}");
         }
         let keeper = self.keeper.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // The end of its input sets it to work; there is nothing left for it but to end.
+        // The end of its input makes the keeper stop the server and end.
         drop(keeper.stdin.take());
         let _ = keeper.wait();
     }
@@ -476,7 +479,7 @@ fn command(program: &Path, folder: &Path, user: Option<User>) -> Command {
 }
 
 fn keeper(folder: &Path) -> Result<Child, ClusterError> {
-    // SIGQUIT is Postgres's immediate shutdown, which takes its children along.
+    // SIGQUIT is Postgres's immediate shutdown, which also ends the child processes.
     let script = r#"
         cat >/dev/null
         pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && kill -QUIT "$pid" 2>/dev/null
@@ -499,7 +502,7 @@ fn keeper(folder: &Path) -> Result<Child, ClusterError> {
         .map_err(io_error("cannot run sh"))
 }
 
-/// Ids and parents of all processes, from /proc or, where there is none, from ps.
+/// Ids and parents of all processes, from /proc or, on systems without it, from ps.
 fn processes() -> Vec<(Pid, i32)> {
     let parse = |pid: &str, parent: &str| Some((Pid::from_raw(pid.parse().ok()?)?, parent.parse().ok()?));
     let Ok(entries) = fs::read_dir("/proc") else {
@@ -517,7 +520,8 @@ fn processes() -> Vec<(Pid, i32)> {
         .flatten()
         .filter_map(|entry| {
             let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-            // pid (name) state parent …, and the name may hold anything; a zombie is no process any more.
+            // The line reads: pid (name) state parent …, and the name may hold anything. A zombie no longer counts as a
+            // process.
             let mut after_name = stat.rsplit_once(')')?.1.split_whitespace();
             let state = after_name.next()?;
             let parent = after_name.next()?;
@@ -559,7 +563,7 @@ fn binaries() -> Result<PathBuf, ClusterError> {
         .ok_or(ClusterError::NoBinaries)
 }
 
-/// Of `postgres (PostgreSQL) 15.18 (…)`, 15.
+/// The major version: 15 for `postgres (PostgreSQL) 15.18 (…)`.
 fn major_version(postgres: &Path) -> Option<u32> {
     let output = Command::new(postgres).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -592,7 +596,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_was_committed_survives_a_kill() {
+    async fn commits_survive_a_kill() {
         let cluster = Cluster::start().await.unwrap();
         if !cluster.can_be_killed() {
             assert!(matches!(cluster.kill(), Err(ClusterError::NotOurs)));

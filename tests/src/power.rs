@@ -1,13 +1,14 @@
-//! A power cut: what was never synced is gone.
+//! A power cut: everything that was never synced is gone.
 //!
-//! The host keeps a ledger of its syncs (`--sync-ledger`). After a SIGKILL whatever the ledger does not vouch for is
-//! taken out of its folder, as the harshest disk would: a file has the bytes that it had when its last sync began, one
-//! that was never synced is empty if its folder was synced with it in it, and gone otherwise, as is one whose new name
-//! was never synced. Folders on the way to what is left stay: journalling file systems write them down with the file.
+//! The host keeps a ledger of its syncs (`--sync-ledger`). After a SIGKILL, a cut removes everything from the host's
+//! folder that the ledger does not vouch for, as the harshest disk would. A file keeps the bytes that it had when its
+//! last sync began. A file that was never synced is empty if its folder was synced while it held the file, and is gone
+//! otherwise. A file whose new name was never synced is gone too. Folders that still lead to a file stay, because
+//! journalling file systems write them with the file.
 //!
-//! Not played: bytes that were overwritten in place and not synced (a log is only ever appended to), half of a write
-//! (a log that is cut anywhere is read up to its last whole entry), and removed files that come back. Files that are
-//! written through a memory map keep what the kernel has, for it may have written that.
+//! Not simulated: bytes that were overwritten in place and not synced (a log is only appended to), half-written data (a
+//! log that is cut anywhere is read up to its last whole entry), and removed files that reappear. Files that are
+//! written through a memory map keep what the kernel has, because it may already have written that.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
@@ -18,18 +19,18 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-/// What is known to be safe in one folder.
+/// The record of what is safe in one folder.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     file: PathBuf,
 }
 
-/// What a cut has taken away.
+/// What a cut has removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lost {
-    /// Bytes at the ends of files, those of files that are gone among them.
+    /// Bytes at the ends of files, including those of removed files.
     pub bytes: u64,
-    /// Files that are gone.
+    /// Removed files.
     pub files: u64,
 }
 
@@ -50,14 +51,14 @@ enum Line {
 
 #[derive(Debug, Default)]
 struct Safe {
-    /// Bytes of a file, by its inode.
+    /// The safe length of each file, by inode.
     bytes: HashMap<u64, u64>,
-    /// Names, and of which inode.
+    /// The safe names, each with its inode.
     names: HashSet<(PathBuf, u64)>,
 }
 
 impl Ledger {
-    /// Begins anew: what lies in `folder` is safe, as if the kernel had long written it back.
+    /// Starts a ledger. Everything in `folder` counts as safe, as if the kernel had long written it.
     pub fn begin(file: &Path, folder: &Path) -> io::Result<Self> {
         let mut lines = Vec::new();
         for path in files(&fs::canonicalize(folder)?)? {
@@ -74,17 +75,17 @@ impl Ledger {
         Ok(Self { file: file.to_owned() })
     }
 
-    /// Where it is written.
+    /// The file of the ledger.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// How many syncs it holds, what it began with among them.
+    /// Number of syncs in the ledger, including the initial state.
     pub fn lines(&self) -> io::Result<usize> {
         Ok(fs::read_to_string(&self.file)?.lines().count())
     }
 
-    /// Takes away whatever in `folder` it does not vouch for, and begins anew.
+    /// Removes everything in `folder` that the ledger does not vouch for, and starts a new ledger.
     pub fn cut(&self, folder: &Path) -> anyhow::Result<Lost> {
         let safe = self.read()?;
         let mut lost = Lost::default();
@@ -108,9 +109,9 @@ impl Ledger {
     fn read(&self) -> anyhow::Result<Safe> {
         let mut safe = Safe::default();
         let written = fs::read_to_string(&self.file)?;
-        // A line that the kill cut short is of a sync that nobody was told of.
+        // A line that the kill cut short belongs to a sync that nobody was told about.
         for line in written.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-            match serde_json::from_str(line).with_context(|| format!("no line of a ledger: {line}"))? {
+            match serde_json::from_str(line).with_context(|| format!("not a line of a ledger: {line}"))? {
                 Line::File { file, inode, bytes } => {
                     safe.bytes.insert(inode, bytes);
                     safe.names.insert((file, inode));
@@ -143,7 +144,7 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
 
-    /// A folder with a file `old`, a ledger that began with it, and what the host would write of a sync.
+    /// A folder with a file `old`, a ledger that began with it, and the lines that the host would write.
     struct Disk {
         folder: tempfile::TempDir,
         ledger: Ledger,
@@ -200,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_after_the_last_sync_is_gone() {
+    fn writes_after_the_last_sync_are_lost() {
         let disk = Disk::new();
         disk.append("old", " and synced");
         disk.sync("old");
         disk.append("old", " and not");
         assert_eq!(disk.cut(), Lost { bytes: 8, files: 0 });
         assert_eq!(disk.read("old").unwrap(), "old and synced");
-        // What a cut has left is safe.
+        // What a cut has left counts as safe.
         assert_eq!(disk.cut(), Lost::default());
     }
 
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_shortened_keeps_no_more_than_it_has() {
+    fn a_shortened_file_keeps_its_shorter_length() {
         let disk = Disk::new();
         disk.append("old", " and longer");
         disk.sync("old");

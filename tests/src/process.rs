@@ -1,4 +1,4 @@
-//! Real processes, started from the binaries that were built with this crate, ended by their id.
+//! Real processes, started from the binaries that were built with this crate. They are ended by their ids.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::until;
 
-/// What a process finds in its environment beside what is in ours.
+/// Environment variables that a process gets in addition to ours.
 pub type Environment = Vec<(String, String)>;
 
 /// A child process. Killed on drop.
@@ -23,7 +23,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it, with both its outputs in `log`.
+    /// Starts the process. Both its outputs go to `log`.
     pub fn start(name: &'static str, command: &mut Command, log: &Path) -> io::Result<Self> {
         let output = File::options().create(true).append(true).open(log)?;
         let child = dying_with_us(command)
@@ -39,15 +39,15 @@ impl Process {
         })
     }
 
-    /// Its id.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.child().id()
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL, and waits until the process is gone.
     pub fn kill(&self) {
         let mut child = self.child();
-        // An error means that it has ended already.
+        // An error means that it has already ended.
         let _ = child.kill();
         let _ = child.wait();
     }
@@ -62,7 +62,7 @@ impl Process {
         }
     }
 
-    /// Whether it has got so far that it handles a signal, instead of being ended by it.
+    /// Whether the process has installed a handler for a signal.
     pub fn handles(&self, signal: Signal) -> bool {
         let caught = || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
@@ -72,12 +72,12 @@ impl Process {
         caught().is_some_and(|mask| mask & 1 << (signal.as_raw() - 1) != 0)
     }
 
-    /// Whether it is still there.
+    /// Whether the process still runs.
     pub fn is_running(&self) -> bool {
         matches!(self.child().try_wait(), Ok(None))
     }
 
-    /// How it ended; none if it has not within the limit.
+    /// The exit status. `None` if the process does not end within the limit.
     pub async fn ended(&self, limit: Duration) -> Option<ExitStatus> {
         let mut status = None;
         until(limit, || {
@@ -88,12 +88,12 @@ impl Process {
         status
     }
 
-    /// All it has said.
+    /// Everything that the process has printed.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Resident memory in MB at the moment and at its highest; none when it is gone.
+    /// Resident memory in MB, current and peak. `None` if the process is gone.
     pub fn memory_mb(&self) -> Option<(u64, u64)> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
         let field = |name: &str| {
@@ -103,7 +103,7 @@ impl Process {
         Some((field("VmRSS:")?, field("VmHWM:")?))
     }
 
-    /// CPU time it has used so far; none when it is gone.
+    /// CPU time used so far. `None` if the process is gone.
     pub fn cpu(&self) -> Option<Cpu> {
         Cpu::of(&self.id().to_string())
     }
@@ -123,7 +123,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// What a process, by its id or as `self`, has used so far; none when it is gone.
+    /// What a process, given by id or as `self`, has used so far. `None` if it is gone.
     pub fn of(process: &str) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
@@ -139,7 +139,7 @@ impl Cpu {
         })
     }
 
-    /// Both.
+    /// User and kernel time together.
     pub fn whole(self) -> Duration {
         self.user + self.kernel
     }
@@ -156,8 +156,8 @@ impl Drop for Process {
     }
 }
 
-/// The same command, killed by the kernel when the thread that starts it is gone: a run that is interrupted leaves no
-/// process behind.
+/// Wraps a command so that the kernel kills it when the thread that started it is gone. An interrupted run thus leaves
+/// no process behind.
 fn dying_with_us(command: &Command) -> Command {
     let mut wrapped = Command::new("setpriv");
     wrapped
@@ -173,7 +173,7 @@ fn dying_with_us(command: &Command) -> Command {
     wrapped
 }
 
-/// A binary or an example that was built together with this one: `name` or `examples/name`.
+/// A binary or example that was built together with this one: `name` or `examples/name`.
 pub fn built(name: &str) -> PathBuf {
     // target/release/deps/scenarios-… or target/release/demo
     let mut folder = std::env::current_exe().unwrap_or_default();

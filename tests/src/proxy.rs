@@ -1,8 +1,8 @@
-//! A TCP proxy that breaks what runs through it: cut connections, refused ones, bytes that stop flowing in one direction
-//! or both while the connection stays open, and peers that vanish without a word.
+//! A TCP proxy that breaks connections: it cuts or refuses them, stops bytes in one or both directions while the
+//! connection stays open, or makes peers vanish silently.
 //!
-//! It never changes or reorders bytes, and buffers at most 64 KiB a direction. It drops them only of connections whose
-//! peer has vanished, of which nothing is ever passed on again.
+//! It never changes or reorders bytes, and buffers at most 64 KiB per direction. It drops bytes only on connections
+//! whose peer has vanished, and passes nothing on there again.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,27 +17,27 @@ use tokio::task::JoinHandle;
 
 const BUFFER: usize = 64 * 1024;
 
-/// Which way bytes flow.
+/// The direction in which bytes flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// From who connects to the target.
+    /// From the client to the target.
     ToTarget,
-    /// From the target to who connected.
+    /// From the target to the client.
     ToClient,
 }
 
 /// Counters since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Connections that were asked for, whether they reached the target or not.
+    /// Connection attempts, whether they reached the target or not.
     pub asked: u64,
     /// Connections that reached the target.
     pub connections: u64,
-    /// Connections that are open, those whose peer has vanished included.
+    /// Open connections, including those whose peer has vanished.
     pub open: u64,
     /// Bytes passed on to the target.
     pub to_target: u64,
-    /// Bytes passed on to who connected.
+    /// Bytes passed on to the client.
     pub to_client: u64,
 }
 
@@ -47,9 +47,9 @@ struct Faults {
     refuse: bool,
     stall_to_target: bool,
     stall_to_client: bool,
-    /// Connections older than the last cut are to end.
+    /// Number of cuts. Connections older than the last one must end.
     cuts: u64,
-    /// Connections older than this have lost their peer.
+    /// Number of vanishings. Connections older than the last one have lost their peer.
     vanished: u64,
 }
 
@@ -76,14 +76,14 @@ struct Counters {
 pub struct Proxy {
     addr: SocketAddr,
     faults: watch::Sender<Faults>,
-    /// Whether the listener is open, as the task has it.
+    /// Whether the listener is open, as the task reports it.
     listening: watch::Receiver<bool>,
     counters: Arc<Counters>,
     task: JoinHandle<()>,
 }
 
 impl Proxy {
-    /// Listens on a free port of the loopback, and passes on to `target`.
+    /// Listens on a free loopback port and forwards to `target`.
     pub async fn start(target: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let addr = listener.local_addr()?;
@@ -107,50 +107,50 @@ impl Proxy {
         })
     }
 
-    /// Where to connect to.
+    /// The address to connect to.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Ends all connections, with a reset to both sides. New ones are accepted.
+    /// Resets all connections on both sides. New ones are accepted.
     pub fn cut(&self) {
         self.faults.send_modify(|faults| faults.cuts += 1);
     }
 
-    /// Both peers of every connection that is open vanish for each other: nothing passes any more and nobody is told, until
-    /// the connections are cut. New ones are as they should be.
+    /// Both peers of every open connection vanish for each other: nothing passes any more and nobody is told, until the
+    /// connections are cut. New connections work.
     pub fn vanish(&self) {
         self.faults.send_modify(|faults| faults.vanished += 1);
     }
 
-    /// Leads new connections elsewhere.
+    /// Forwards new connections to another target.
     pub fn redirect(&self, target: SocketAddr) {
         self.faults.send_modify(|faults| faults.target = target);
     }
 
-    /// Closes the door: who connects is refused. Open connections go on. Returns when it is so.
+    /// Refuses new connections. Open ones go on. Returns once the listener is closed.
     pub async fn refuse(&self) {
         self.faults.send_modify(|faults| faults.refuse = true);
         self.wait_listening(false).await;
     }
 
-    /// Opens the door again, at the same address. Returns when it is so.
+    /// Accepts connections again, at the same address. Returns once the listener is open.
     pub async fn accept(&self) {
         self.faults.send_modify(|faults| faults.refuse = false);
         self.wait_listening(true).await;
     }
 
-    /// Lets no more bytes through in a direction; connections stay open, new ones too.
+    /// Stops bytes in one direction. Connections stay open, and new ones are accepted.
     pub fn stall(&self, direction: Direction) {
         self.set_stalled(direction, true);
     }
 
-    /// Lets bytes through again, beginning with those held back.
+    /// Lets bytes pass again, beginning with those that were held back.
     pub fn resume(&self, direction: Direction) {
         self.set_stalled(direction, false);
     }
 
-    /// The counters.
+    /// The current counters.
     pub fn counts(&self) -> Counts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
@@ -170,7 +170,7 @@ impl Proxy {
     }
 
     async fn wait_listening(&self, wanted: bool) {
-        // The task only ends with this value.
+        // The task ends only with this value.
         let _ = self.listening.clone().wait_for(|listening| *listening == wanted).await;
     }
 }
@@ -189,7 +189,7 @@ async fn listen(
     counters: Arc<Counters>,
 ) {
     let mut listener = Some(listener);
-    // Whatever is in here ends with this task.
+    // All connections end with this task.
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let refuse = faults.borrow_and_update().refuse;
@@ -198,7 +198,7 @@ async fn listen(
         } else if listener.is_none() {
             listener = rebind(addr);
             if listener.is_none() {
-                // Somebody's outgoing connection has the port for a moment.
+                // An outgoing connection of some process occupies the port for a moment.
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 continue;
             }
@@ -265,7 +265,7 @@ async fn serve(client: TcpStream, mut faults: watch::Receiver<Faults>, counters:
             _ = vanished.wait_for(|faults| faults.vanished > born.vanished) => {}
             _ = both => return,
         }
-        // Each side may send for as long as it likes, and close: the other one never hears of it.
+        // Each side may send as long as it likes, and close. The other side never hears of it.
         tokio::join!(swallow(&client), swallow(&target));
         std::future::pending().await
     };
@@ -279,12 +279,12 @@ async fn serve(client: TcpStream, mut faults: watch::Receiver<Faults>, counters:
     counters.open.fetch_sub(1, Ordering::Relaxed);
 }
 
-/// Makes the end of a connection a reset instead of an orderly close.
+/// Makes a connection end with a reset instead of an orderly close.
 fn reset(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// Passes bytes on until the end of input or an error, which it passes on as an end of output.
+/// Forwards bytes until the end of input or an error. Forwards either as an end of output.
 async fn pump(
     from: &TcpStream,
     to: &TcpStream,
@@ -298,7 +298,7 @@ async fn pump(
             Ok(0) | Err(_) => break,
             Ok(length) => length,
         };
-        // What arrives in a stall waits here, and the reading stops with it.
+        // Bytes that arrive during a stall wait here, and reading stops with them.
         if faults.wait_for(|faults| !faults.stalled(direction)).await.is_err() {
             return;
         }
@@ -317,13 +317,13 @@ async fn pump(
             }
         }
     }
-    // An end that arrives in a stall waits like bytes do.
+    // An end of input that arrives during a stall waits like bytes do.
     if faults.wait_for(|faults| !faults.stalled(direction)).await.is_ok() {
         let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
     }
 }
 
-/// Takes bytes to its end, and passes none on.
+/// Reads to the end of input and forwards nothing.
 async fn swallow(from: &TcpStream) {
     let mut buffer = vec![0; BUFFER];
     while let Ok(length) = read(from, &mut buffer).await
@@ -331,7 +331,7 @@ async fn swallow(from: &TcpStream) {
     {}
 }
 
-/// A read through a shared reference: the halves of a split stream would close it in order when they are dropped,
+/// Reads through a shared reference. The halves of a split stream would close the connection in order when dropped,
 /// where a cut wants a reset.
 async fn read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusing_proxy_keeps_what_is_open() {
+    async fn a_refusing_proxy_keeps_open_connections() {
         let proxy = Proxy::start(echo().await).await.unwrap();
         let mut open = TcpStream::connect(proxy.addr()).await.unwrap();
         round_trip(&mut open).await.unwrap();
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_vanished_peer_hears_nothing_and_says_nothing() {
+    async fn a_vanished_peer_neither_receives_nor_sends() {
         let proxy = Proxy::start(echo().await).await.unwrap();
         let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
         round_trip(&mut stream).await.unwrap();
@@ -462,7 +462,7 @@ mod tests {
         proxy.vanish();
         let mut other = TcpStream::connect(proxy.addr()).await.unwrap();
         round_trip(&mut other).await.unwrap();
-        // More than any buffer between here and there holds.
+        // More than all buffers on the way can hold.
         timeout(SOON, stream.write_all(&vec![0; 16 << 20]))
             .await
             .unwrap()
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_redirected_proxy_leads_new_connections_elsewhere() {
+    async fn a_redirected_proxy_forwards_new_connections_to_the_new_target() {
         let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let proxy = Proxy::start(nobody).await.unwrap();
         proxy.redirect(echo().await);

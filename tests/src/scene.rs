@@ -1,4 +1,4 @@
-//! A lane with clients that follow all its streams and a writer for each stream: what scenarios and drills play on.
+//! A lane with clients that follow all its streams and a writer for each stream. Scenarios and drills run on it.
 
 use std::time::Duration;
 
@@ -10,24 +10,24 @@ use crate::follower::{Follower, Verdict};
 use crate::lane::{Bridge, Lane, stream};
 use crate::load::{Load, PAYLOADS, Pace, Payload, Writer};
 
-/// See the module.
+/// A scene; see the module.
 #[derive(Debug)]
 pub struct Scene {
-    /// Everything but bridges and clients.
+    /// Everything except bridges and clients.
     pub lane: Lane,
-    /// Its streams.
+    /// The streams of the lane.
     pub streams: Vec<StreamId>,
     /// The clients whose logs are compared in the end.
     pub clients: Vec<Follower>,
-    /// What is random.
+    /// The source of random choices.
     pub random: StdRng,
-    /// Events committed by writers that have ended.
+    /// Events committed by writers that have stopped.
     pub committed: u64,
     load: Option<Load>,
 }
 
 impl Scene {
-    /// With a stream for each size of payload, and neither clients nor load yet.
+    /// A scene with one stream for each payload size. It has no clients and no load yet.
     pub fn new(lane: Lane, seed: u64) -> Self {
         Self {
             lane,
@@ -39,18 +39,18 @@ impl Scene {
         }
     }
 
-    /// One more client, which does not run yet.
+    /// Another client, which is not started.
     pub async fn client(&self) -> anyhow::Result<Follower> {
         self.lane.client(&self.streams).await
     }
 
-    /// Begins to write to all streams.
+    /// Starts to write to all streams.
     pub fn write(&mut self, pace: Pace) {
         assert!(self.load.is_none(), "one load at a time");
         self.load = Some(Load::start(&self.lane.authority, &self.streams, pace, &mut self.random));
     }
 
-    /// Writes so many events in all, in large transactions.
+    /// Writes so many events in total, in large transactions.
     pub async fn write_bulk(&mut self, events: u64, largest: usize) -> anyhow::Result<()> {
         let share = events / self.streams.len() as u64;
         for stream_id in &self.streams {
@@ -64,7 +64,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Ends the load, and says how many events were committed in all.
+    /// Stops the load, and returns how many events were committed in total.
     pub async fn stop_writing(&mut self) -> anyhow::Result<u64> {
         if let Some(load) = self.load.take() {
             self.committed += load.stop().await?;
@@ -72,7 +72,7 @@ impl Scene {
         Ok(self.committed)
     }
 
-    /// A moment of random length.
+    /// Waits for a short random time.
     pub async fn pause(&mut self) {
         let pause = self.random.random_range(30..600);
         tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -83,7 +83,8 @@ impl Scene {
         self.random.random_bool(0.5)
     }
 
-    /// What is recorded as published is held. Both only grow, and the record is read first.
+    /// Asserts that SpacetimeDB holds everything that is recorded as published. Both only grow, so the record is read
+    /// first.
     pub async fn published_is_held(&self) -> anyhow::Result<()> {
         let recorded = self.lane.recorded(&self.streams).await?;
         let held = self.lane.held(&self.streams).await?;
@@ -92,7 +93,8 @@ impl Scene {
         Ok(())
     }
 
-    /// After the last fault: the lane gets whole by itself, and every client's log is the authority's.
+    /// Called after the last fault: waits until the lane has recovered by itself, and asserts that every client's log
+    /// equals the authority's.
     pub async fn settle(&mut self, limit: Duration) -> anyhow::Result<Vec<Verdict>> {
         let committed = self.stop_writing().await?;
         anyhow::ensure!(
@@ -112,7 +114,7 @@ impl Scene {
         Ok(verdicts)
     }
 
-    /// Compares what a client applied with the authority.
+    /// Asserts that a client's log equals the authority's.
     pub async fn is_equal(&self, client: &Follower) -> anyhow::Result<Verdict> {
         let verdict = client.compare(&self.lane.authority).await?;
         anyhow::ensure!(

@@ -1,7 +1,8 @@
-//! What a module offers its clients: public tables, reducers, procedures and the types they are made of, as the schema of
-//! a published module lists them.
+//! What a module offers its clients: public tables, reducers, procedures and their types, as the schema of a published
+//! module lists them.
 //!
-//! Nothing that no client sees is in it: private tables, indexes, sequences, row filters, lifecycle and scheduled reducers.
+//! It leaves out what no client sees: private tables, indexes, sequences, row filters, lifecycle reducers and scheduled
+//! reducers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,36 +11,36 @@ use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-/// See the module.
+/// The public surface of a module; see the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Surface {
-    /// By name.
+    /// The public tables, by name.
     pub tables: BTreeMap<String, Table>,
-    /// By name, with their arguments.
+    /// The reducers and their arguments, by name.
     pub reducers: BTreeMap<String, Vec<Field>>,
-    /// By name.
+    /// The procedures, by name.
     pub procedures: BTreeMap<String, Procedure>,
-    /// The types with a name, by name. Order and names of the fields are what is on the wire.
+    /// The named types, by name. The wire format depends on order and names of the fields.
     pub types: BTreeMap<String, Vec<Field>>,
 }
 
 /// A public table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Table {
-    /// Name of the row's type.
+    /// Name of the row type.
     pub row: String,
-    /// Name of the column that is the primary key.
+    /// Name of the primary key column.
     pub primary_key: Option<String>,
-    /// Names of the columns that are unique by themselves.
+    /// Names of the columns that have a unique constraint of their own.
     pub unique: BTreeSet<String>,
 }
 
 /// A procedure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Procedure {
-    /// What it takes.
+    /// The arguments.
     pub arguments: Vec<Field>,
-    /// What it answers with, as a Rust type.
+    /// The return type, as a Rust type.
     pub returns: String,
 }
 
@@ -52,7 +53,7 @@ pub struct Field {
     pub r#type: String,
 }
 
-/// The reducers that a table calls when its rows are due. A client cannot.
+/// The reducers that a table schedules. Clients cannot call them.
 pub fn scheduled(schema: &Value) -> anyhow::Result<BTreeSet<String>> {
     array(&schema["tables"])?
         .iter()
@@ -62,13 +63,13 @@ pub fn scheduled(schema: &Value) -> anyhow::Result<BTreeSet<String>> {
 }
 
 impl Surface {
-    /// Out of what `GET schema?version=9` answers.
+    /// Reads the answer of `GET schema?version=9`.
     pub fn of_schema(schema: &Value) -> anyhow::Result<Self> {
         let mut names = BTreeMap::new();
         for named in array(&schema["types"])? {
-            let name = named["name"]["name"].as_str().context("a type without a name")?;
+            let name = named["name"]["name"].as_str().context("a type has no name")?;
             names.insert(
-                named["ty"].as_u64().context("a type without a reference")?,
+                named["ty"].as_u64().context("a type has no reference")?,
                 name.to_owned(),
             );
         }
@@ -110,16 +111,16 @@ impl Surface {
         Ok(surface)
     }
 
-    /// sha256 of the whole, in hex: what `SCHEMA_HASH` of the contract has to be.
+    /// sha256 of the surface, in hex: the value that `SCHEMA_HASH` of the contract needs.
     pub fn hash(&self) -> anyhow::Result<String> {
-        // Maps are sorted, so the same surface is always the same text.
+        // Maps are sorted, so equal surfaces give equal texts.
         Ok(format!(
             "sha256:{}",
             hex::encode(Sha256::digest(serde_json::to_vec(self)?))
         ))
     }
 
-    /// What `other` has differently, a line each; nothing if they are the same.
+    /// The differences to `other`, one per line. Empty if there are none.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let (ours, theirs) = (self.lines(), other.lines());
         let missing = ours.difference(&theirs).map(|line| format!("- {line}"));
@@ -203,7 +204,7 @@ fn of_table(table: &Value, row: &str, columns: &[Field]) -> anyhow::Result<Table
     let named = |at: &Value| {
         let at = at.as_u64().and_then(|at| columns.get(at as usize));
         at.map(|column| column.name.clone())
-            .context("a key of a column that is not there")
+            .context("a key names a column that does not exist")
     };
     let mut unique = BTreeSet::new();
     for constraint in array(&table["constraints"])? {
@@ -230,9 +231,9 @@ fn fields(elements: &Value, names: &BTreeMap<u64, String>) -> anyhow::Result<Vec
     array(elements)?.iter().map(field).collect()
 }
 
-/// What the generator makes of a type of the schema.
+/// The Rust type that the generator produces for a type of the schema.
 fn rust_type(r#type: &Value, names: &BTreeMap<u64, String>) -> anyhow::Result<String> {
-    let unknown = || format!("a type that is not known here: {type}");
+    let unknown = || format!("unknown type in the schema: {type}");
     let (tag, body) = r#type
         .as_object()
         .and_then(|object| object.iter().next())

@@ -33,7 +33,7 @@ struct Own {
     environment: Environment,
     addr: SocketAddr,
     process: Process,
-    /// What it has synced, and how much longer each sync takes.
+    /// The ledger of its syncs, and by how much each sync is delayed.
     power: Option<(Ledger, Duration)>,
 }
 
@@ -51,12 +51,12 @@ impl Own {
 }
 
 impl Server {
-    /// The server of `SYNC_STDB_URL`, or a host of our own that keeps its data in `folder`.
+    /// Uses the server of `SYNC_STDB_URL`, or starts a host that keeps its data in `folder`.
     pub async fn start(folder: &Path) -> anyhow::Result<Self> {
         Self::start_with(folder, &Environment::new()).await
     }
 
-    /// The same, with more in the environment of a host of our own.
+    /// Like [`start`](Self::start), with additional environment for the host.
     pub async fn start_with(folder: &Path, environment: &Environment) -> anyhow::Result<Self> {
         if let Ok(uri) = std::env::var("SYNC_STDB_URL") {
             return Ok(Self {
@@ -97,7 +97,7 @@ impl Server {
         &self.uri
     }
 
-    /// Where it listens, e.g. for a proxy in front of it.
+    /// The address, e.g. for a proxy in front of it.
     pub fn addr(&self) -> anyhow::Result<SocketAddr> {
         let authority = self.uri.trim_start_matches("http://").trim_start_matches("https://");
         std::net::ToSocketAddrs::to_socket_addrs(authority)?
@@ -105,12 +105,12 @@ impl Server {
             .context("the server has no address")
     }
 
-    /// Whether it is ours to kill.
+    /// Whether this run started the server, and thus may kill it.
     pub fn is_own(&self) -> bool {
         self.own.is_some()
     }
 
-    /// The process, if it is ours.
+    /// The process, if this run started it.
     pub fn process(&self) -> Option<&Process> {
         self.own.as_ref().map(|own| &own.process)
     }
@@ -122,16 +122,16 @@ impl Server {
         }
     }
 
-    /// Up again on the same data and the same port, after a kill.
+    /// Starts the server again with the same data and port, after a kill.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        let own = self.own.as_mut().context("not a server of ours")?;
+        let own = self.own.as_mut().context("the server was not started by this run")?;
         own.process.kill();
         own.spawn_again()?;
         self.up().await
     }
 
-    /// From here on it writes down what it syncs, so that its power can be cut, and each sync takes so much longer.
-    /// Whatever it has committed so far is safe. It is started anew for this.
+    /// Restarts the host with a sync ledger, so that its power can be cut, and with slower syncs. Everything committed
+    /// so far counts as safe.
     pub async fn slow_syncs(&mut self, delay: Duration) -> anyhow::Result<()> {
         let own = self.own.as_mut().context("not a server of ours")?;
         anyhow::ensure!(
@@ -149,10 +149,13 @@ impl Server {
         self.restart().await
     }
 
-    /// SIGKILL, and up again with nothing but what it had synced. After [`slow_syncs`](Self::slow_syncs).
+    /// Kills the host and restarts it with only what it had synced. Needs [`slow_syncs`](Self::slow_syncs) first.
     pub async fn cut_power(&mut self) -> anyhow::Result<Lost> {
-        let own = self.own.as_ref().context("not a server of ours")?;
-        let (ledger, _) = own.power.as_ref().context("nothing is known of its syncs")?;
+        let own = self.own.as_ref().context("the server was not started by this run")?;
+        let (ledger, _) = own
+            .power
+            .as_ref()
+            .context("the host keeps no sync ledger: call slow_syncs first")?;
         own.process.kill();
         let lost = ledger.cut(&own.folder)?;
         self.restart().await?;
@@ -170,9 +173,9 @@ impl Server {
         self.own.as_ref().is_none_or(|own| own.process.is_running())
     }
 
-    /// Starts it again if it has ended, and says whether it had. Does not wait for it.
+    /// Restarts the server if it has ended, and returns whether it had. Does not wait until it listens.
     pub fn revive(&mut self) -> anyhow::Result<bool> {
-        let own = self.own.as_mut().context("not a server of ours")?;
+        let own = self.own.as_mut().context("the server was not started by this run")?;
         let ended = !own.process.is_running();
         if ended {
             own.spawn_again()?;
@@ -180,7 +183,7 @@ impl Server {
         Ok(ended)
     }
 
-    /// All that a server of ours has said.
+    /// The log of a server that this run started.
     pub fn log(&self) -> String {
         self.own.as_ref().map(|own| own.process.log()).unwrap_or_default()
     }

@@ -1,19 +1,19 @@
-//! A tiny HTTP server that says what it is told to say, and remembers what it was asked: another party of the lane, as far
-//! as a scenario needs one.
+//! A tiny HTTP server with scripted answers that records its requests. It stands for another party of the lane where a
+//! scenario needs only its answers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What was asked.
+/// A recorded request.
 #[derive(Debug, Clone)]
 pub struct Asked {
     /// `Host`
     pub host: String,
     /// Path and query.
     pub path: String,
-    /// `Authorization`, if it was sent.
+    /// The `Authorization` header, if it was sent.
     pub authorization: Option<String>,
     /// The body.
     pub body: String,
@@ -21,7 +21,7 @@ pub struct Asked {
 
 type Answers = dyn Fn(&Asked) -> (u16, String) + Send + Sync;
 
-/// See the module. Ends with the runtime it was started in.
+/// A scripted server; see the module. It ends with the runtime that it was started in.
 #[derive(Debug, Clone)]
 pub struct Stub {
     url: String,
@@ -29,7 +29,7 @@ pub struct Stub {
 }
 
 impl Stub {
-    /// Answers with a status and a body of JSON.
+    /// Starts a server that answers every request with the status and JSON body that `answer` returns.
     pub async fn start(answer: impl Fn(&Asked) -> (u16, String) + Send + Sync + 'static) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let stub = Self {
@@ -40,7 +40,7 @@ impl Stub {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (asked, answer) = (asked.clone(), answer.clone());
-                // A peer that breaks off says so by itself.
+                // A peer that disconnects needs no answer.
                 tokio::spawn(async move { drop(serve(stream, &asked, &*answer).await) });
             }
         });
@@ -52,7 +52,7 @@ impl Stub {
         &self.url
     }
 
-    /// All that was asked so far at paths that end so.
+    /// All requests so far whose path ends with `path`.
     pub fn asked(&self, path: &str) -> Vec<Asked> {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked

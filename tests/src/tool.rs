@@ -1,4 +1,4 @@
-//! The programs `spacetime-sync` and `follow` run to their end, and what they said.
+//! Runs the programs `spacetime-sync` and `follow` to their end and captures their output.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use tokio::process::Command;
 
 use crate::process::built;
 
-/// Far more than anything here needs, on a busy machine too.
+/// Far more than any of them needs, even on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A program that has ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// Its exit code; -1 when a signal ended it.
+    /// The exit code; -1 if a signal ended it.
     pub code: i32,
     /// Its standard output.
     pub stdout: String,
@@ -21,14 +21,14 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Its standard output, if it ended well.
+    /// The standard output. Panics unless the exit code is 0.
     #[track_caller]
     pub fn good(self) -> String {
         assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
         self.stdout
     }
 
-    /// Its standard error, if it ended with this code and said all of these.
+    /// The standard error. Panics unless the exit code is `code` and the output holds all texts of `said`.
     #[track_caller]
     pub fn failed(self, code: i32, said: &[&str]) -> String {
         assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
@@ -40,7 +40,7 @@ impl Ended {
     }
 }
 
-/// Runs a program with arguments and further environment.
+/// Runs a program with arguments and additional environment.
 pub async fn run(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
     let mut command = Command::new(built(program));
     command

@@ -1,4 +1,4 @@
-//! The module as another release of it would be: the built one, with texts in it replaced by others of the same length.
+//! The module as another release would be: the built one, with some texts replaced by others of the same length.
 
 use anyhow::Context as _;
 use spacetime_sync_proto::contract::SCHEMA_HASH;
@@ -8,20 +8,20 @@ use crate::lane::module_wasm;
 /// How a variant differs from the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
-    /// A reducer has another name: no row and no subscription changes, so the server lets every client stay.
+    /// A reducer has another name. No row and no subscription changes, so the server keeps all clients connected.
     Compatible,
-    /// A row filter is another one: clients are disconnected, rows stay.
+    /// A row filter differs. The server disconnects clients and keeps rows.
     Breaking,
-    /// A column has another name: no server does that by itself.
+    /// A column has another name. No server migrates that automatically.
     Incompatible,
-    /// Says that it speaks another contract, and is the same otherwise.
+    /// It states another contract and is otherwise the same.
     OtherContract,
-    /// Nothing of it has the names that bridge and client look for.
+    /// It has none of the names that bridge and client look for.
     Foreign,
 }
 
 impl Variant {
-    /// Its WebAssembly.
+    /// The WebAssembly of the variant.
     pub fn wasm(self) -> anyhow::Result<Vec<u8>> {
         let wasm = module_wasm()?;
         let (from, to) = match self {

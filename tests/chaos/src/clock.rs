@@ -1,5 +1,5 @@
-//! Wall clocks that jump: those of Postgres, SpacetimeDB, bridge and clients, one at a time, on a lane of tokens, where
-//! clocks say what is still good.
+//! Drill: the wall clocks of Postgres, SpacetimeDB, bridge and clients jump, one at a time. The lane uses tokens,
+//! because their validity depends on the clock.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ use crate::{Record, Scale};
 use spacetime_sync_tests::clock::Clock;
 use spacetime_sync_tests::lane::{BridgeOptions, LaneOptions};
 
-/// Further than any token is good for.
+/// Longer than the lifetime of any token.
 const JUMP_S: i64 = 3_600;
 
-/// Everybody's clock.
+/// The clocks of all parties.
 struct Clocks {
     all: [(&'static str, Clock); 4],
-    /// What the clocks need. Goes last.
+    /// Holds the files of the clocks. Dropped last.
     _folder: tempfile::TempDir,
 }
 
@@ -23,7 +23,7 @@ fn clocks() -> anyhow::Result<Clocks> {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::Builder::new()
         .prefix("sync-clock-")
-        // Postgres runs as another user.
+        // Postgres runs as another user, which must be able to read the files.
         .permissions(std::fs::Permissions::from_mode(0o755))
         .tempdir()?;
     let clock = |name| Ok::<_, std::io::Error>((name, Clock::make(folder.path(), name)?));
@@ -67,7 +67,7 @@ async fn set_clocks(stage: &mut Stage, clocks: &Clocks, scale: Scale, record: &m
                 stage.pause().await;
                 clock.set(seconds)?;
                 record.fault(&format!("clock of {whose} {way}"));
-                // Long enough for whoever goes by the clock to have looked at it, and some connections to break meanwhile.
+                // Long enough for everybody who uses the clock to read it, and for some connections to break meanwhile.
                 let lasts = stage.lasting(scale.longest / 2).max(Duration::from_millis(1_500));
                 tokio::time::sleep(lasts / 2).await;
                 stage.ways.clients.cut();

@@ -1,6 +1,6 @@
-//! Disks that are full for a while: the one of SpacetimeDB, and the one of a client.
+//! Drills: the disk of SpacetimeDB or of a client is full for a while.
 //!
-//! A supervisor starts what ended again, as one would in life, and says how often it had to.
+//! A supervisor restarts what has ended, as one would in production, and counts how often it had to.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,20 +11,20 @@ use spacetime_sync_tests::disk::SmallDisk;
 use spacetime_sync_tests::lane::LaneOptions;
 use spacetime_sync_tests::until;
 
-/// Room for what a drill writes.
+/// Size of the disk, large enough for what a drill writes.
 const MB: u64 = 512;
-/// How soon somebody must have met the full disk.
+/// How soon somebody must have hit the full disk.
 const SEEN: Duration = Duration::from_secs(30);
-/// How often the supervisor looks.
+/// How often the supervisor checks.
 const SUPERVISED: Duration = Duration::from_millis(500);
-/// What the system says to who writes to a full disk.
+/// The error text of the system when a disk is full.
 const NO_SPACE: &str = "No space left on device";
-/// What SQLite makes of it.
+/// The error text of SQLite when a disk is full.
 const SQLITE_FULL: &str = "database or disk is full";
 
 fn disk() -> anyhow::Result<(tempfile::TempDir, SmallDisk)> {
     if !SmallDisk::is_allowed() {
-        return Err(Skipped("only root may mount a disk that can be filled").into());
+        return Err(Skipped("only root may mount a small disk").into());
     }
     let folder = tempfile::Builder::new().prefix("sync-disk-").tempdir()?;
     let disk = SmallDisk::make(&folder.path().join("disk"), MB)?;
@@ -55,13 +55,13 @@ async fn fill_host(stage: &mut Stage, disk: &SmallDisk, scale: Scale, record: &m
         let (filled, lasts) = (Instant::now(), stage.lasting(scale.longest / 2));
         let seen = |stage: &Stage| stage.lane.server.log().matches(NO_SPACE).count() > before;
         while !seen(stage) || filled.elapsed() < lasts {
-            anyhow::ensure!(filled.elapsed() < SEEN, "SpacetimeDB never met the full disk");
+            anyhow::ensure!(filled.elapsed() < SEEN, "SpacetimeDB did not hit the full disk");
             restarts += u64::from(stage.lane.server.revive()?);
             tokio::time::sleep(SUPERVISED).await;
         }
         disk.free()?;
         let ended = Instant::now();
-        // SpacetimeDB may find out only now that it lost its log.
+        // SpacetimeDB may notice only now that it has lost its log.
         restarts += stage.recovers_supervised(record, ended).await?;
         stage.published_is_held().await?;
     }
@@ -91,10 +91,10 @@ async fn fill_client(stage: &mut Stage, disk: &SmallDisk, scale: Scale, record: 
         let seen = until(SEEN, || {
             client.log().matches(SQLITE_FULL).count() > before && filled.elapsed() >= lasts
         });
-        anyhow::ensure!(seen.await, "the client never met the full disk: {}", client.log());
+        anyhow::ensure!(seen.await, "the client did not hit the full disk: {}", client.log());
         disk.free()?;
         stage.recovers(record, Instant::now()).await?;
-        // Nobody started it again.
+        // A client must survive a full disk without a restart.
         anyhow::ensure!(
             stage.clients[0].process()?.is_running(),
             "the client has ended: {}",

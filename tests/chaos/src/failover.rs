@@ -1,4 +1,4 @@
-//! Postgres dies, and a standby that has every commit takes its place.
+//! Drill: Postgres dies, and a standby that has every commit takes over.
 
 use std::time::Instant;
 

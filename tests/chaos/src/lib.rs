@@ -1,11 +1,11 @@
-//! Drills: a whole lane of real processes under load, a fault, the fault's end, and a verdict.
+//! Drills: a whole lane of real processes under load, a fault, the end of the fault, and a verdict.
 //!
-//! A drill holds when after each fault the lag is zero again by itself within [`RECOVERY`] of the fault's end, and in the
-//! end every client's log is the authority's, byte for byte. The faults happen to real processes: they are killed, their
-//! connections break or fall silent, their disk is full, their clock jumps. What is random follows from a seed; the
-//! moments themselves also depend on the machine.
+//! A drill passes if after each fault the lag returns to zero within [`RECOVERY`] of the fault's end without help, and
+//! if in the end every client's log equals the authority's, byte for byte. The faults hit real processes: processes are
+//! killed, connections break or fall silent, disks fill up, clocks jump. A seed determines all random choices, but the
+//! exact moments also depend on the machine.
 //!
-//! What no drill does: alter bytes under way (TCP and the chain hash are for that), or break the authority's own disk.
+//! No drill alters bytes in flight (TCP and the chain hash cover that) or breaks the authority's own disk.
 
 pub mod report;
 pub mod soak;
@@ -31,21 +31,21 @@ use network::Pair;
 use spacetime_sync_tests::follower::Verdict;
 use stage::{Setting, Stage};
 
-/// How soon after a fault's end the lag must be zero again.
+/// How soon after the end of a fault the lag must be zero again.
 pub const RECOVERY: Duration = Duration::from_secs(10);
-/// How long a drill may take altogether.
+/// How long one drill may take in total.
 const DRILL: Duration = Duration::from_secs(600);
 
-/// What is done to the lane.
+/// What a drill does to the lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Drill {
-    /// Clients and bridge are away while much is committed, and go on where they were.
+    /// Clients and bridge are away while many events are committed, and then resume where they were.
     ReplayAndResume,
-    /// What a client lacks has left SpacetimeDB; then SpacetimeDB loses everything.
+    /// SpacetimeDB drops events that a client still lacks; later SpacetimeDB loses everything.
     StaleCursor,
-    /// Two bridges publish everything twice, over links that break, to clients whose connections do.
+    /// Two bridges publish everything twice, while their links and the clients' connections break.
     DuplicateDelivery,
-    /// The bridge is killed or told to end, and started again.
+    /// The bridge is killed or stopped, and started again.
     RestartBridge,
     /// SpacetimeDB is killed and started again.
     RestartSpacetimedb,
@@ -53,52 +53,52 @@ pub enum Drill {
     RestartClient,
     /// Postgres is killed and started again.
     RestartPostgres,
-    /// Nothing passes between bridge and Postgres, one way or both.
+    /// No bytes pass between bridge and Postgres, in one or both directions.
     PartitionBridgePostgres,
-    /// Nothing passes between bridge and SpacetimeDB, one way or both.
+    /// No bytes pass between bridge and SpacetimeDB, in one or both directions.
     PartitionBridgeSpacetimedb,
-    /// Nothing passes between clients and SpacetimeDB, one way or both.
+    /// No bytes pass between clients and SpacetimeDB, in one or both directions.
     PartitionClientSpacetimedb,
-    /// Postgres vanishes for the bridge, without a word, and is there for who connects anew.
+    /// Postgres silently vanishes for the bridge's open connections, but serves new ones.
     HalfOpenBridgePostgres,
-    /// The same of SpacetimeDB.
+    /// SpacetimeDB silently vanishes for the bridge's open link, but serves new ones.
     HalfOpenBridgeSpacetimedb,
-    /// SpacetimeDB vanishes for the clients.
+    /// SpacetimeDB silently vanishes for the clients' open connections, but serves new ones.
     HalfOpenClientSpacetimedb,
     /// SpacetimeDB's disk is full for a while.
     DiskFullHost,
     /// A client's disk is full for a while.
     DiskFullClient,
-    /// Postgres is killed, and its standby takes its place.
+    /// Postgres is killed, and its standby takes over.
     PostgresFailover,
-    /// The wall clock of one party after the other jumps an hour, either way, and back.
+    /// The wall clock of one party after another jumps an hour ahead or back, and returns.
     ClockJump,
     /// Hundreds of clients lose their connections at once.
     ReconnectStorm,
 }
 
-/// How much of it.
+/// How large a drill is.
 #[derive(Debug, Clone, Copy)]
 pub struct Scale {
-    /// Faults of each kind.
+    /// Number of faults of each kind.
     pub faults: usize,
-    /// Clients of a storm.
+    /// Number of clients in a storm.
     pub storm: usize,
-    /// Events that are committed while somebody is away.
+    /// Number of events that are committed while a party is away.
     pub missed: u64,
-    /// How long a fault lasts at most that lasts.
+    /// The longest duration of a fault that has one.
     pub longest: Duration,
 }
 
 impl Scale {
-    /// What `scripts/chaos` does.
+    /// The scale of `scripts/chaos`.
     pub const WHOLE: Self = Self {
         faults: 3,
         storm: 500,
         missed: 20_000,
         longest: Duration::from_secs(12),
     };
-    /// What fits into a test.
+    /// A scale that fits into a test.
     pub const QUICK: Self = Self {
         faults: 1,
         storm: 60,
@@ -107,63 +107,63 @@ impl Scale {
     };
 }
 
-/// What came of a drill.
+/// The result of a drill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Held {
-    /// All that a drill asks for was so.
+    /// Every requirement of the drill was met.
     Held,
-    /// Something was not.
+    /// A requirement was not met.
     Failed,
-    /// This machine cannot do it.
+    /// This machine cannot run the drill.
     Skipped,
 }
 
-/// What a drill found, as `results.jsonl` has it.
+/// The result of a drill and its figures, as `results.jsonl` has them.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
-    /// Its name.
+    /// Name of the drill.
     pub drill: String,
-    /// What came of it.
+    /// The result.
     pub verdict: Held,
     /// Why it failed or was skipped.
     pub why: Option<String>,
-    /// What was random.
+    /// The seed of the random choices.
     pub seed: u64,
-    /// Faults by kind.
+    /// Number of faults by kind.
     pub faults: BTreeMap<String, u64>,
-    /// From each fault's end until the lag was zero.
+    /// The time from the end of each fault until the lag was zero.
     pub recovery_ms: Vec<u64>,
     /// The longest of them.
     pub worst_recovery_ms: Option<u64>,
-    /// Events committed.
+    /// Number of committed events.
     pub committed: u64,
-    /// Clients whose logs were compared.
+    /// Number of clients whose logs were compared.
     pub clients: usize,
-    /// What the comparison found, over all clients.
+    /// The result of the comparison, summed over all clients.
     pub log: Log,
-    /// What else was measured.
+    /// Further measurements.
     pub figures: Map<String, Value>,
-    /// How long it took.
+    /// Duration of the drill.
     pub seconds: u64,
 }
 
-/// Sums of [`Verdict`]s.
+/// The sums of all [`Verdict`]s.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Log {
-    /// Events applied.
+    /// Events that clients applied.
     pub applied: u64,
-    /// Events of the authority that are missing.
+    /// Events of the authority that a client lacks.
     pub missing: u64,
-    /// Positions that are missing before the last one applied.
+    /// Missing positions before the last applied one.
     pub gaps: u64,
-    /// Events applied more than once.
+    /// Events that were applied more than once.
     pub doubled: u64,
-    /// Events that are not those of the authority.
+    /// Events that differ from the authority's.
     pub different: u64,
 }
 
-/// What is written down while a drill runs.
+/// Collects the results while a drill runs.
 #[derive(Debug, Default)]
 pub struct Record {
     faults: BTreeMap<String, u64>,
@@ -173,13 +173,13 @@ pub struct Record {
     verdicts: Vec<Verdict>,
 }
 
-/// Why a drill came to no verdict of its own.
+/// Why a drill could not run.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Skipped(&'static str);
 
 impl Drill {
-    /// As on the command line.
+    /// The name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value()
             .map_or_else(String::new, |value| value.get_name().to_owned())
@@ -187,7 +187,7 @@ impl Drill {
 
     async fn play(self, scale: Scale, seed: u64, logs: Option<&Path>, record: &mut Record) -> anyhow::Result<()> {
         let setting = Setting::default();
-        /// Sets a stage, plays on it, and takes it down, whatever came of it.
+        /// Sets up a stage, runs the drill on it, and takes it down, even if the drill failed.
         macro_rules! played {
             ($setting:expr, $play:path $(, $more:expr)*) => {{
                 let mut stage = Stage::set($setting, seed).await?;
@@ -218,11 +218,11 @@ impl Drill {
     }
 }
 
-/// Runs a drill. Logs of its processes are kept in a folder, if there is one to keep them in.
+/// Runs a drill. If `logs` names a folder, the logs of its processes are kept there.
 pub async fn perform(drill: Drill, scale: Scale, seed: u64, logs: Option<&Path>) -> Outcome {
     let (started, mut record) = (Instant::now(), Record::default());
     let played = tokio::time::timeout(DRILL, drill.play(scale, seed, logs, &mut record)).await;
-    let played = played.unwrap_or_else(|_| Err(anyhow::anyhow!("not over after {DRILL:?}")));
+    let played = played.unwrap_or_else(|_| Err(anyhow::anyhow!("the drill did not finish within {DRILL:?}")));
     record.outcome_of(&drill.name(), seed, started.elapsed(), played)
 }
 
@@ -284,20 +284,20 @@ impl Record {
     }
 }
 
-/// What `scripts/chaos` was asked for.
+/// The settings of a run of `scripts/chaos`.
 #[derive(Debug)]
 pub struct Plan {
     /// The drills, in order.
     pub drills: Vec<Drill>,
-    /// Where the report goes.
+    /// Folder for the report.
     pub out: PathBuf,
-    /// What is random follows from it.
+    /// The seed of all random choices.
     pub seed: u64,
-    /// How much of it.
+    /// How large the drills are.
     pub scale: Scale,
 }
 
-/// Runs the drills one after the other and writes the report. Good if each held.
+/// Runs the drills one after another and writes the report. True if all of them passed.
 pub async fn run(plan: Plan) -> anyhow::Result<(bool, Vec<Outcome>)> {
     for (variable, whose) in [("DATABASE_URL", "Postgres"), ("SYNC_STDB_URL", "SpacetimeDB")] {
         anyhow::ensure!(

@@ -1,4 +1,4 @@
-//! Networks that part and peers that vanish, between each pair.
+//! Drills: networks that partition and peers that vanish, between each pair of parties.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use crate::stage::Stage;
 use crate::{Record, Scale};
 use spacetime_sync_tests::proxy::{Direction, Proxy};
 
-/// Who no longer reaches whom.
+/// The two parties that the fault separates.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Pair {
     BridgePostgres,
@@ -33,7 +33,7 @@ pub(super) async fn partition(stage: &mut Stage, scale: Scale, record: &mut Reco
             ("nothing either way", &[ToTarget, ToClient]),
         ] {
             stage.pause().await;
-            // One is as long as can be: longer than anybody waits.
+            // The first partition lasts longer than any timeout.
             let lasts = if number == 0 {
                 scale.longest
             } else {
@@ -64,7 +64,7 @@ pub(super) async fn half_open(stage: &mut Stage, scale: Scale, record: &mut Reco
         stage.pause().await;
         pair.way(stage).vanish();
         record.fault("peer vanished without a word");
-        // The fault has no length: who connects anew is served at once. Finding out is part of the recovery.
+        // The fault has no duration, because new connections work at once. The time to notice counts as recovery.
         stage.recovers(record, Instant::now()).await?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What the drills found: `SUMMARY.md` for people, `results.jsonl` for programs.
+//! The report of the drills: `SUMMARY.md` for people, `results.jsonl` for programs.
 
 use std::fmt;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::{Held, Outcome, Plan};
 
-/// A report that grows with each drill, so that one that is broken off is there as far as it got.
+/// A report that is written after each drill, so that an interrupted run still leaves its results.
 #[derive(Debug)]
 pub struct Report {
     out: PathBuf,
@@ -16,7 +16,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Makes the folder, and takes away what an earlier run left in it.
+    /// Creates the folder and removes what an earlier run left there.
     pub fn begin(plan: &Plan) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&plan.out)?;
         for drill in &plan.drills {
@@ -34,7 +34,7 @@ impl Report {
         })
     }
 
-    /// One more drill.
+    /// Adds the result of a drill.
     pub fn add(&mut self, outcome: Outcome) -> anyhow::Result<()> {
         writeln!(self.results, "{}", serde_json::to_string(&outcome)?)?;
         self.outcomes.push(outcome);
@@ -42,7 +42,7 @@ impl Report {
         Ok(())
     }
 
-    /// Whether all held, and what each found.
+    /// Whether all drills passed, and their results.
     pub fn end(self) -> anyhow::Result<(bool, Vec<Outcome>)> {
         let good = self.outcomes.iter().all(|outcome| outcome.verdict == Held::Held);
         Ok((good, self.outcomes))

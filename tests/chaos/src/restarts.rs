@@ -1,4 +1,4 @@
-//! Processes that end and are started again, and what was committed meanwhile.
+//! Drills: processes end and are started again, while events are committed.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,9 @@ use crate::{Record, Scale};
 use spacetime_sync_tests::lane::{Bridge, BridgeOptions};
 use spacetime_sync_tests::scene::ready;
 
-/// How long a process that ended is away at most.
+/// The longest time that a process is away.
 const AWAY: Duration = Duration::from_secs(3);
-/// Largest payload of what is committed meanwhile.
+/// Largest payload of the events that are committed meanwhile.
 const LARGEST: usize = 1_000;
 const SOON: Duration = Duration::from_secs(20);
 const METRICS: &str = "/internal/v1/spacetime/sync/metrics";
@@ -57,7 +57,7 @@ pub(super) async fn client(stage: &mut Stage, scale: Scale, record: &mut Record)
         record.fault("client killed");
         for saved in stage.clients[0].saved()? {
             let whole = (saved.checkpoint, saved.events) == (saved.last, saved.last);
-            anyhow::ensure!(whole, "checkpoint and effects came apart: {saved:?}");
+            anyhow::ensure!(whole, "the checkpoint does not match the applied events: {saved:?}");
         }
         let away = stage.lasting(AWAY);
         tokio::time::sleep(away).await;
@@ -105,7 +105,7 @@ pub(super) async fn replay_and_resume(stage: &mut Stage, scale: Scale, record: &
     Ok(())
 }
 
-/// Bridges that do not ask who leads.
+/// A setting in which both bridges publish, because neither checks which one leads.
 pub(super) fn two_bridges() -> Setting {
     Setting {
         bridge: BridgeOptions {
@@ -136,13 +136,13 @@ pub(super) async fn duplicate_delivery(stage: &mut Stage, scale: Scale, record: 
     let dropped = |at: usize| stage.clients[at].status()["counters"]["duplicates_dropped"].as_u64();
     let dropped: u64 = (0..stage.clients.len()).filter_map(dropped).sum();
     record.figure("dropped_by_clients", dropped);
-    anyhow::ensure!(repeated > 0, "nothing was delivered twice");
-    anyhow::ensure!(second.stop().await? == 0, "the second bridge did not end as it should");
+    anyhow::ensure!(repeated > 0, "no event was delivered twice");
+    anyhow::ensure!(second.stop().await? == 0, "the second bridge did not stop cleanly");
     Ok(())
 }
 
 async fn published(bridge: &Bridge) -> anyhow::Result<u64> {
     let (_, metrics) = bridge.ask(METRICS).await?;
     let published = metrics["counters"]["published_events"].as_u64();
-    published.ok_or_else(|| anyhow::anyhow!("no counter in {metrics}"))
+    published.ok_or_else(|| anyhow::anyhow!("the metrics hold no counter of published events: {metrics}"))
 }

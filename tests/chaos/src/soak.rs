@@ -1,9 +1,9 @@
-//! A long run: load, a fault every so often, and in the end equal logs and memory that has not grown.
+//! A long run: load, regular faults, and in the end equal logs and flat memory.
 //!
-//! Flat means: of all that was measured after the warm-up, what a process of a kind had in the last third is no more than
-//! it had in the first, but for [`SLACK`]. Processes are killed and started again in between, so what is compared is what
-//! nine of ten looks saw at most. SpacetimeDB keeps its log in memory; windows bound it here, and until they do, what it
-//! grows by is held against the bytes that were committed meanwhile.
+//! Memory is flat if the processes of a kind use in the last third of the run (after the warm-up) no more than in the
+//! first third, plus [`SLACK`]. Processes are killed and restarted in between, so the comparison uses the 90th
+//! percentile of the samples. SpacetimeDB keeps its log in memory, bounded by the windows. Until the windows are full,
+//! its growth is compared with the bytes that were committed meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -17,19 +17,19 @@ use spacetime_sync_tests::lane::BridgeOptions;
 use spacetime_sync_tests::process::Process;
 use spacetime_sync_tests::proxy::Direction;
 
-/// A part of the run in which memory may still grow, and the most of it.
+/// The share of the run in which memory may still grow, and its upper bound.
 const WARM_UP: (f64, Duration) = (0.2, Duration::from_secs(180));
-/// What the last third may have more than the first: this factor, and so many MB.
+/// How much more the last third may use than the first: a factor, and a number of MB.
 const SLACK: (f64, f64) = (1.15, 12.0);
-/// What SpacetimeDB may keep of an event, in bytes for each byte of payload and beside that.
+/// What SpacetimeDB may use per event, in bytes: a factor of the payload, and a constant.
 const KEPT: (f64, f64) = (3.0, 1_500.0);
-/// Events of a stream that SpacetimeDB keeps: more than are committed while a fault lasts.
+/// Events of a stream that SpacetimeDB keeps: more than are committed during one fault.
 const WINDOW: u64 = 5_000;
-/// How long a silence lasts.
+/// Duration of a silence.
 const SILENCE: Duration = Duration::from_secs(4);
 const AWAY: Duration = Duration::from_millis(800);
 
-/// What is done, in turn.
+/// The faults, which happen in turn.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
     Bridge,
@@ -59,18 +59,18 @@ const FAULTS: [Fault; 11] = [
     Fault::VanishedForClients,
 ];
 
-/// How long, and how often.
+/// The settings of a soak.
 #[derive(Debug, Clone, Copy)]
 pub struct Soak {
-    /// How long.
+    /// How long it runs.
     pub lasts: Duration,
-    /// From one fault to the next.
+    /// The interval between two faults.
     pub every: Duration,
-    /// What is random follows from it.
+    /// The seed of all random choices.
     pub seed: u64,
 }
 
-/// What was seen at a moment.
+/// The memory of all processes at one moment.
 #[derive(Debug, Clone)]
 struct Look {
     at: Duration,
@@ -80,7 +80,7 @@ struct Look {
     events: u64,
 }
 
-/// Runs it.
+/// Runs a soak.
 pub async fn soak(soak: Soak) -> Outcome {
     let (started, mut record) = (Instant::now(), Record::default());
     let mut looks = Vec::new();
@@ -114,7 +114,7 @@ async fn play(soak: Soak, record: &mut Record, looks: &mut Vec<Look>) -> anyhow:
     Ok(())
 }
 
-/// A lane whose log is bounded in SpacetimeDB.
+/// A lane whose windows are bounded.
 fn setting() -> Setting {
     Setting {
         bridge: BridgeOptions {
@@ -142,7 +142,7 @@ async fn faults(stage: &mut Stage, soak: Soak, record: &mut Record, looks: &mut 
         let next = started + soak.every * number;
         let ended = fault.happen(stage, record).await?;
         stage.recovers(record, ended).await?;
-        // What is seen is a lane at work, not one that begins.
+        // Samples are taken only from a lane that carries events, not from one that still starts.
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             looks.extend(look(stage, started.elapsed()));
@@ -158,7 +158,7 @@ async fn faults(stage: &mut Stage, soak: Soak, record: &mut Record, looks: &mut 
 }
 
 impl Fault {
-    /// Says when it was over.
+    /// Causes the fault and returns the moment at which it ended.
     async fn happen(self, stage: &mut Stage, record: &mut Record) -> anyhow::Result<Instant> {
         record.fault(&format!("{self:?}"));
         eprintln!("{self:?}");
@@ -233,20 +233,23 @@ async fn payload_bytes(stage: &Stage) -> anyhow::Result<i64> {
     Ok(bytes.fetch_one(&mut connection).await?)
 }
 
-/// What nine of ten saw at most.
+/// The 90th percentile.
 fn most(mut values: Vec<u64>) -> f64 {
     values.sort_unstable();
     values.get(values.len() * 9 / 10).copied().unwrap_or(0) as f64
 }
 
-/// Whether memory is flat, and why not.
+/// Whether memory is flat, and if not, why.
 fn judge(looks: &[Look], lasts: Duration, payload_bytes: f64) -> (Map<String, Value>, Option<String>) {
     let warm = lasts.mul_f64(WARM_UP.0).min(WARM_UP.1);
     let looks: Vec<&Look> = looks.iter().filter(|look| look.at >= warm).collect();
     let third = looks.len() / 3;
     let (mut figures, mut why) = (Map::new(), Vec::new());
     if third == 0 {
-        return (figures, Some("too few looks to say whether memory is flat".to_owned()));
+        return (
+            figures,
+            Some("too few samples to say whether memory is flat".to_owned()),
+        );
     }
     let (first, last) = (&looks[..third], &looks[looks.len() - third..]);
     let thirds = |of: fn(&Look) -> u64| {
@@ -303,9 +306,9 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_grows_is_told_from_memory_that_varies() {
+    fn growing_memory_is_distinguished_from_varying_memory() {
         let lasts = Duration::from_secs(600);
-        // A thousand events a second of a thousand bytes each.
+        // A thousand events per second, a thousand bytes each.
         let bytes = 600_000.0 * 1_000.0;
         let why = |looks: Vec<Look>| judge(&looks, lasts, bytes).1;
         assert_eq!(why(looks(|second| 20 + second % 9, |_| 200)), None);
@@ -314,7 +317,7 @@ mod tests {
                 .unwrap()
                 .contains("bridge")
         );
-        // A kB an event is what the log itself is; ten are not.
+        // The log itself takes about a kB per event. Ten kB per event are a leak.
         assert_eq!(why(looks(|_| 20, |second| 100 + second)), None);
         assert!(
             why(looks(|_| 20, |second| 100 + 10 * second))

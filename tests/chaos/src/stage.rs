@@ -1,4 +1,5 @@
-//! Where a drill is played: a lane whose every connection leads through a proxy, clients, load, and a look at the lag.
+//! The stage of a drill: a lane whose connections all pass through proxies, with clients, load, and a measurement of
+//! the lag.
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
@@ -17,30 +18,30 @@ use spacetime_sync_tests::process::Environment;
 use spacetime_sync_tests::proxy::Proxy;
 use spacetime_sync_tests::scene::{Scene, ready};
 
-/// Nothing that was committed longer ago than this is missing: the lag is zero.
+/// The lag counts as zero if every event that was committed longer ago than this has been applied.
 const ZERO_LAG: Duration = Duration::from_millis(500);
-/// How long a recovery that is too slow is still watched, to say how slow.
+/// How long a drill keeps watching a recovery that is too slow, in order to report how slow it was.
 const WATCHED: Duration = Duration::from_secs(60);
 /// How long the start may take.
 const START: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
-/// A look at an authority that does not answer says nothing.
+/// A look that takes longer than this is repeated: an authority that does not answer says nothing about the lag.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
-/// What differs from a stage that simply is.
+/// How a stage differs from the default.
 #[derive(Debug)]
 pub struct Setting {
-    /// Of SpacetimeDB and of who lets whom in.
+    /// Options of the lane.
     pub lane: LaneOptions,
-    /// Of the bridge.
+    /// Options of the bridge.
     pub bridge: BridgeOptions,
-    /// In the environment of Postgres.
+    /// Additional environment of Postgres.
     pub postgres: Environment,
-    /// In the environment of the clients.
+    /// Additional environment of the clients.
     pub client: Environment,
-    /// How many clients there are.
+    /// Number of clients.
     pub clients: usize,
-    /// Where the first client keeps its store, if not beside the others.
+    /// The folder of the first client's store, if it is not the common one.
     pub store: Option<std::path::PathBuf>,
 }
 
@@ -57,7 +58,7 @@ impl Default for Setting {
     }
 }
 
-/// Everything leads through these.
+/// The proxies that all connections pass through.
 #[derive(Debug)]
 pub struct Ways {
     /// From the writers to Postgres.
@@ -70,18 +71,18 @@ pub struct Ways {
     pub clients: Proxy,
 }
 
-/// See the module.
+/// The stage of a drill; see the module.
 #[derive(Debug)]
 pub struct Stage {
     /// Lane, clients and load.
     pub scene: Scene,
-    /// The bridge that runs.
+    /// The running bridge.
     pub bridge: Bridge,
-    /// How bridges are started here.
+    /// The options of this stage's bridges.
     pub options: BridgeOptions,
-    /// Its connections.
+    /// The proxies.
     pub ways: Ways,
-    /// The server that is written to. After the lane, which goes before it.
+    /// The Postgres that holds the data. Declared after the lane, so that it is dropped after it.
     pub cluster: Cluster,
 }
 
@@ -100,12 +101,12 @@ impl DerefMut for Stage {
 }
 
 impl Stage {
-    /// A lane that carries: bridge and clients are live, and the load runs.
+    /// Sets up a lane that works: bridge and clients are live, and the load runs.
     pub async fn set(setting: Setting, seed: u64) -> anyhow::Result<Self> {
         let cluster = Cluster::start_with(&std::env::temp_dir(), &setting.postgres).await?;
         let postgres = cluster
             .addr()
-            .ok_or_else(|| anyhow::anyhow!("a cluster of our own is needed"))?;
+            .ok_or_else(|| anyhow::anyhow!("the drills need a Postgres cluster of their own: unset DATABASE_URL"))?;
         let mut lane = Lane::start_with(&cluster, &std::env::temp_dir(), &setting.lane).await?;
         let server = lane.server.addr()?;
         let ways = Ways {
@@ -114,7 +115,7 @@ impl Stage {
             bridge_spacetimedb: Proxy::start(server).await?,
             clients: Proxy::start(server).await?,
         };
-        // Whatever asks the authority from here on finds it where it then is.
+        // From here on everything reaches the authority through the proxy, so a redirect applies to everybody.
         lane.authority = Authority::connect(&lane.database.url_at(ways.writers.addr())?, 12).await?;
         let options = BridgeOptions {
             authority_at: Some(ways.bridge_postgres.addr()),
@@ -149,13 +150,14 @@ impl Stage {
         Ok(stage)
     }
 
-    /// A fault has ended just now: waits until the lag is zero, and writes down how long that took.
+    /// Called at the end of a fault: waits until the lag is zero, and records how long that took.
     pub async fn recovers(&mut self, record: &mut Record, ended: Instant) -> anyhow::Result<()> {
         record.recovered(self.lag_is_zero(ended, WATCHED, |_| Ok(())).await?);
         Ok(())
     }
 
-    /// The same while a supervisor starts SpacetimeDB again whenever it has ended. Says how often that was.
+    /// Like [`recovers`](Self::recovers), with a supervisor that restarts SpacetimeDB whenever it has ended. Returns
+    /// the number of restarts.
     pub async fn recovers_supervised(&mut self, record: &mut Record, ended: Instant) -> anyhow::Result<u64> {
         let mut restarts = 0;
         let supervise = |stage: &mut Self| {
@@ -166,8 +168,8 @@ impl Stage {
         Ok(restarts)
     }
 
-    /// How long it takes from `since` until every client has all that was committed up to half a second ago, events of
-    /// every stream that were committed after `since` among it. What is to be done `meanwhile` is done at every look.
+    /// The time from `since` until every client has applied everything that was committed more than [`ZERO_LAG`] ago,
+    /// including events of every stream that were committed after `since`. Calls `meanwhile` at each look.
     async fn lag_is_zero(
         &mut self,
         since: Instant,
@@ -215,18 +217,18 @@ impl Stage {
         Ok(heads)
     }
 
-    /// How long a fault of this kind is to last, as the seed has it.
+    /// A random duration for a fault.
     pub fn lasting(&mut self, most: Duration) -> Duration {
         most.mul_f64(self.random.random_range(0.3..1.0))
     }
 
-    /// A bridge as it was started here, in place of the one that there is.
+    /// Replaces the bridge with a new one of the same options.
     pub fn start_bridge(&mut self) -> anyhow::Result<()> {
         self.bridge = self.scene.lane.bridge_with(&self.options)?;
         Ok(())
     }
 
-    /// Ends the load and compares all logs, if the drill went well so far; keeps the logs of all processes.
+    /// Stops the load. If the drill succeeded so far, compares all logs. Keeps the logs of all processes.
     pub(super) async fn close(
         mut self,
         played: anyhow::Result<()>,

@@ -1,5 +1,5 @@
-//! Clients that the lane does not bring up event by event: what they lack is in the authority alone, or the lane has lost more
-//! than they have.
+//! Drill: clients whose position SpacetimeDB cannot continue. Either the missing events exist only in the authority, or
+//! SpacetimeDB has lost more than the clients.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use crate::stage::{Setting, Stage};
 use crate::{Record, Scale};
 use spacetime_sync_tests::lane::{BridgeOptions, LaneOptions};
 
-/// How long a sweep may take to begin.
+/// How soon a sweep must begin.
 const SOON: Duration = Duration::from_secs(30);
-/// Largest payload of what is committed meanwhile.
+/// Largest payload of the events that are committed meanwhile.
 const LARGEST: usize = 1_000;
 
-/// Clients have tokens, with which the bridge lets them read; policies are carried out at once.
+/// A lane with tokens, with which clients may read history from the bridge. Retention policies take effect at once.
 pub(super) fn with_history() -> Setting {
     Setting {
         lane: LaneOptions {
@@ -31,7 +31,7 @@ pub(super) fn with_history() -> Setting {
 }
 
 pub(super) async fn stale_cursor(stage: &mut Stage, scale: Scale, record: &mut Record) -> anyhow::Result<()> {
-    // A stream's part of what is missed is four times its window.
+    // Each stream misses four times its window.
     let window = scale.missed / stage.streams.len() as u64 / 4;
     let policy = format!("update runtime.sync_retention set window_events = {window}");
     stage.lane.sql(&policy).await?;
@@ -48,7 +48,7 @@ pub(super) async fn stale_cursor(stage: &mut Stage, scale: Scale, record: &mut R
         let pages = stage.clients[0].status()["counters"]["history_pages"].as_u64();
         replayed += pages
             .filter(|pages| *pages > 0)
-            .context("the authority was not asked")?;
+            .context("no client read history from the authority")?;
 
         stage.lane.publish(Breaking::DeleteData).await?;
         record.fault("spacetimedb wiped");
@@ -60,7 +60,7 @@ pub(super) async fn stale_cursor(stage: &mut Stage, scale: Scale, record: &mut R
     Ok(())
 }
 
-/// Waits until SpacetimeDB holds less than a client lacks.
+/// Waits until SpacetimeDB has dropped events that a client lacks.
 async fn windows_are_past(stage: &Stage, heads: &[u64]) -> anyhow::Result<()> {
     let deadline = Instant::now() + SOON;
     loop {
@@ -68,7 +68,7 @@ async fn windows_are_past(stage: &Stage, heads: &[u64]) -> anyhow::Result<()> {
         if oldest > heads.iter().sum::<u64>() + heads.len() as u64 {
             return Ok(());
         }
-        anyhow::ensure!(Instant::now() < deadline, "the windows never move from {oldest}");
+        anyhow::ensure!(Instant::now() < deadline, "the oldest held events do not move: {oldest}");
         tokio::time::sleep(spacetime_sync_tests::STEP).await;
     }
 }

@@ -1,7 +1,7 @@
-//! Hundreds of clients that lose their connections at once, and when each of them comes back.
+//! Drill: hundreds of clients lose their connections at once. Measures when each of them is back.
 //!
-//! They are real clients, each with a store, an identity and a connection of its own, in one process: the fleet. It says
-//! each change of their phases, and in the end where each of them is.
+//! They are real clients, each with its own store, identity and connection, in one process: the fleet. The fleet prints
+//! every phase change of each client, and in the end the position of each.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,39 +30,39 @@ use spacetime_sync_tests::process::{Process, built};
 use spacetime_sync_tests::proxy::Proxy;
 use spacetime_sync_tests::until;
 
-/// The stream that the fleet follows: few and small events, so that it is about connections.
+/// The stream that the fleet follows. It has few and small events, because this drill is about connections.
 const STREAM: usize = 9;
-/// Below the lane's folder: where the fleet keeps its stores, and the file there that says which event is the last.
+/// The folder of the fleet's stores below the lane's folder, and the file in it that names the last event.
 const FOLDER: &str = "fleet";
 const LAST: &str = "last";
 const EVERY: Duration = Duration::from_millis(500);
-/// How long the fleet may take to be there for the first time.
+/// How long the fleet may take to connect for the first time.
 const JOIN: Duration = Duration::from_secs(120);
-/// How long the host is looked at before the storm.
+/// How long the host is measured before the storm.
 const CALM: Duration = Duration::from_secs(3);
 /// How long SpacetimeDB is away.
 const AWAY: Duration = Duration::from_secs(3);
 const SAMPLE: Duration = Duration::from_millis(20);
-/// Attempts of a client for each connection that it lost, at most.
+/// The most connection attempts per lost connection of a client.
 const ATTEMPTS: u64 = 6;
-/// Width of a bar of the histograms.
+/// Width of a bar in the histograms.
 const BAR_MS: u64 = 250;
-/// Identities and grants that are asked for at once.
+/// Number of identities and grants that are requested at once.
 const AT_ONCE: usize = 8;
 
-/// What the process of the fleet is told.
+/// The arguments of the fleet's process.
 #[derive(Debug, Args)]
 pub struct FleetArgs {
-    /// Where SpacetimeDB listens.
+    /// The address of SpacetimeDB.
     #[arg(long)]
     pub uri: String,
-    /// The database.
+    /// The name of the database.
     #[arg(long)]
     pub database: String,
-    /// A file with a token a line: a client each.
+    /// A file with one token per line, one for each client.
     #[arg(long)]
     pub tokens: PathBuf,
-    /// Where their stores are.
+    /// The folder of the clients' stores.
     #[arg(long)]
     pub folder: PathBuf,
     /// The stream that they follow.
@@ -70,7 +70,7 @@ pub struct FleetArgs {
     pub stream: StreamId,
 }
 
-/// What the fleet says.
+/// A line that the fleet prints.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Word {
@@ -98,7 +98,7 @@ struct Seen {
     last: u64,
 }
 
-/// Runs the clients until SIGTERM, and then until each has the event that [`LAST`] names.
+/// Runs the clients until SIGTERM, and then until each client has the event that [`LAST`] names.
 pub async fn fleet(args: FleetArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut clients = Vec::new();
@@ -132,13 +132,13 @@ pub async fn fleet(args: FleetArgs) -> anyhow::Result<()> {
             let stream = status.streams.get(&args.stream);
             stream.is_some_and(|stream| stream.applied.seq.get() >= last)
         };
-        // Who does not get there says in the end where it is.
+        // A client that does not get there reports its position in the end.
         let _ = tokio::time::timeout_at(deadline, status.wait_for(has_it)).await;
     }
     for (number, (client, seen)) in clients.into_iter().enumerate() {
         let status = client.stop().await;
         let applied = status.streams.get(&args.stream).map(|stream| stream.applied);
-        let applied = applied.context("a client without its stream")?;
+        let applied = applied.context("a client does not follow the stream")?;
         let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         say(&Word::End {
             client: number,
@@ -159,7 +159,7 @@ async fn tell_phases(client: usize, mut status: tokio::sync::watch::Receiver<Sta
         if now != shown {
             let (phase, attempt) = now.clone();
             let at_ms = now_ms();
-            // Nobody reads any more: the end is near.
+            // A failed write means that nobody reads any more, because the drill is ending.
             let _ = say(&Word::Phase {
                 client,
                 at_ms,
@@ -193,16 +193,16 @@ fn now_ms() -> u64 {
         .map_or(0, |since| since.as_millis() as u64)
 }
 
-/// The fleet, from outside.
+/// The process of the fleet, as the drill sees it.
 struct Fleet {
     process: Process,
     way: Proxy,
     size: usize,
 }
 
-/// When attempts and returns came, and what they cost the host.
+/// When clients tried to connect and when they were back, and what that cost the host.
 struct Storm {
-    /// Connections that were asked for, by the milliseconds after the fault's end.
+    /// Number of connection attempts, by milliseconds after the end of the fault.
     attempts: Vec<(u64, u64)>,
     back_ms: Vec<u64>,
     peak_mb: u64,
@@ -250,7 +250,7 @@ pub(super) async fn storm(stage: &mut Stage, scale: Scale, record: &mut Record) 
     fleet.ends_equal(stage, &stream_id, written, record).await
 }
 
-/// Writes to the stream of the fleet, and says how much.
+/// Writes to the fleet's stream, and returns how many events.
 async fn write(
     authority: Authority,
     stream_id: StreamId,
@@ -264,10 +264,14 @@ async fn write(
     Ok(writer.written())
 }
 
-/// CPU time of SpacetimeDB so far, and its memory in MB.
+/// The CPU time that SpacetimeDB has used so far, and its memory in MB.
 fn host(stage: &Stage) -> anyhow::Result<(Duration, u64)> {
-    let process = stage.lane.server.process().context("not a server of ours")?;
-    let (memory, _) = process.memory_mb().context("SpacetimeDB is gone")?;
+    let process = stage
+        .lane
+        .server
+        .process()
+        .context("the server was not started by this run")?;
+    let (memory, _) = process.memory_mb().context("SpacetimeDB is not running")?;
     Ok((process.cpu().context("SpacetimeDB is gone")?.whole(), memory))
 }
 
@@ -304,7 +308,7 @@ impl Fleet {
         log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// When each client was live for the last time since, if it has not been anything else after that.
+    /// When each client became live after `since_ms`, for those that are still live.
     fn live_since(&self, since_ms: u64) -> BTreeMap<usize, u64> {
         let mut live = BTreeMap::new();
         for word in self.words() {
@@ -326,7 +330,7 @@ impl Fleet {
         live
     }
 
-    /// Waits until every client has been live since a moment.
+    /// Waits until every client has become live after `since_ms`.
     async fn live(&self, limit: Duration, since_ms: u64) -> anyhow::Result<()> {
         let all = until(limit, || {
             !self.process.is_running() || self.live_since(since_ms).len() == self.size
@@ -341,7 +345,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Watches the host until every client is back.
+    /// Measures the host until every client is back.
     async fn watch(&self, stage: &Stage, ended: Instant, ended_ms: u64) -> anyhow::Result<Storm> {
         let (cpu, memory) = host(stage)?;
         let mut storm = Storm {
@@ -362,7 +366,7 @@ impl Fleet {
                     .push((at, connections - std::mem::replace(&mut counted, connections)));
             }
             storm.peak_mb = storm.peak_mb.max(host(stage)?.1);
-            // The log grows: it is not read for every sample.
+            // The log grows, so not every sample reads it.
             if looked.elapsed() > 10 * SAMPLE {
                 looked = Instant::now();
                 let live = self.live_since(ended_ms);
@@ -372,7 +376,7 @@ impl Fleet {
                 }
                 anyhow::ensure!(
                     ended.elapsed() < JOIN,
-                    "{} of {} clients are back",
+                    "only {} of {} clients are back",
                     live.len(),
                     self.size
                 );
@@ -385,7 +389,7 @@ impl Fleet {
         Ok(storm)
     }
 
-    /// Waits until each has all that was written, ends them, and compares where they are with the authority.
+    /// Waits until each client has all events, stops the fleet, and compares its positions with the authority.
     async fn ends_equal(
         self,
         stage: &Stage,
@@ -420,7 +424,7 @@ impl Fleet {
                 equal += 1;
             } else {
                 others.push(format!(
-                    "{client}: seq {seq} of {written}, handled {handled}, {out_of_order} out of order"
+                    "client {client}: seq {seq} of {written}, {handled} events handled, {out_of_order} out of order"
                 ));
             }
         }
@@ -429,14 +433,14 @@ impl Fleet {
         record.figure("fleet_reconnects", reconnects);
         anyhow::ensure!(
             equal == self.size,
-            "{equal} of {} logs are equal: {others:?}",
+            "only {equal} of {} logs are equal: {others:?}",
             self.size
         );
         Ok(())
     }
 }
 
-/// New identities that may read the stream, by their tokens.
+/// Creates identities with a grant for the stream, and returns their tokens.
 async fn identities(stage: &Stage, size: usize, stream_id: &StreamId) -> anyhow::Result<Vec<String>> {
     let (mut tokens, mut asked) = (Vec::new(), JoinSet::new());
     for _ in 0..size {

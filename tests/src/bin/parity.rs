@@ -1,4 +1,4 @@
-//! See `scripts/parity`: a lane with load, for `spacetime-sync parity` to compare.
+//! See `scripts/parity`: runs a lane under load, so that `spacetime-sync parity` has something to compare.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use spacetime_sync_tests::process::built;
 use spacetime_sync_tests::scene::{Scene, ready};
 
 const SOON: Duration = Duration::from_secs(60);
-/// Events of each client before anything is compared.
+/// Events that each client has applied before the comparison starts.
 const EVENTS: u64 = 5_000;
 
-/// The arguments are those of `spacetime-sync parity`.
+/// Takes the arguments of `spacetime-sync parity`.
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let cluster = Cluster::start().await?;

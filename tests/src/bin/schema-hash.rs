@@ -1,4 +1,4 @@
-//! Publishes the module of `SYNC_MODULE_WASM` to a throw-away database and prints what `SCHEMA_HASH` has to be.
+//! Publishes the module of `SYNC_MODULE_WASM` to a temporary database and prints the `SCHEMA_HASH` that it needs.
 
 use anyhow::Context as _;
 use spacetime_sync_proto::contract::SCHEMA_HASH;
@@ -17,7 +17,10 @@ async fn main() -> anyhow::Result<()> {
     let name = format!("schema-{}", &owner.identity[owner.identity.len() - 16..]);
     let admin = Admin::new(server.uri(), &name, owner.token);
     admin.publish(module_wasm()?, Breaking::Refuse).await?;
-    let schema = admin.schema().await?.context("what was just published is not there")?;
+    let schema = admin
+        .schema()
+        .await?
+        .context("the database has no schema, though the module was just published")?;
     let hash = Surface::of_schema(&schema)?.hash()?;
     println!("{hash}");
     if hash != SCHEMA_HASH {

@@ -1,5 +1,6 @@
-// Loaded before libc into a process whose wall clock is to jump: adds to the time of day what a shared file says, in
-// nanoseconds. Clocks that only measure how long something takes stay as they are, as on a machine whose clock is set.
+// Loaded before libc into a process whose wall clock is to jump. Adds the offset in a shared file, in nanoseconds, to
+// the
+// time of day. Clocks that measure durations stay untouched, as on a machine whose wall clock is set.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>

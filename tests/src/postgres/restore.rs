@@ -1,4 +1,4 @@
-//! A database taken back to an earlier time, as a restore from a backup does.
+//! Takes a database back to an earlier time, as a restore from a backup does.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{ClusterError, Database, sql_error};
 /// How long sessions may take to end.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A database as it was.
+/// A copy of a database.
 #[derive(Debug)]
 pub struct Backup {
     of: String,
@@ -18,7 +18,7 @@ pub struct Backup {
 }
 
 impl Database {
-    /// Keeps the database as it is now. Every session on it is ended.
+    /// Copies the database in its current state. This ends all its sessions.
     pub async fn back_up(&self) -> Result<Backup, ClusterError> {
         let name = format!("{}_backup", self.name);
         let end = format!(
@@ -33,7 +33,7 @@ impl Database {
                 .execute(&*end)
                 .await
                 .map_err(sql_error("cannot end sessions"))?;
-            // Somebody may have come back meanwhile.
+            // Somebody may have reconnected meanwhile.
             match connection.execute(&*create).await {
                 Ok(_) => break,
                 Err(_) if Instant::now() < deadline => tokio::time::sleep(crate::STEP).await,
@@ -47,9 +47,9 @@ impl Database {
         })
     }
 
-    /// Puts the backup in the place of what is there. Every session on it is ended.
+    /// Replaces the database with the backup. This ends all its sessions.
     pub async fn restore(&self, backup: Backup) -> Result<(), ClusterError> {
-        assert_eq!(backup.of, self.name, "another database's backup");
+        assert_eq!(backup.of, self.name, "the backup is of another database");
         let mut connection = self.maintenance().await?;
         for statement in [
             format!("drop database {} with (force)", self.name),

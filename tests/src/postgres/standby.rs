@@ -1,4 +1,4 @@
-//! A second server that streams from the first, and may take its place: each commit waits until both have it on disk.
+//! A second server that streams from the first and can take over: each commit waits until both have it on disk.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use super::{Cluster, ClusterError, Own, START_LIMIT, sql_error};
 use crate::process::Environment;
 
 impl Cluster {
-    /// A standby of this server, which from now on commits nothing that the standby does not have.
+    /// Starts a standby. From now on this server commits nothing that the standby does not have.
     pub async fn start_standby(&self) -> Result<Self, ClusterError> {
         let own = self.own.as_ref().ok_or(ClusterError::NotOurs)?;
         let Some(parent) = own.folder.path().parent().map(ToOwned::to_owned) else {
@@ -24,7 +24,7 @@ impl Cluster {
             "--no-sync".to_owned(),
         ];
         let standby = Self::of(move || Own::create(&parent, Environment::new(), "pg_basebackup", &copy)).await?;
-        // After the copy, which would otherwise wait for a standby of its own when it is promoted.
+        // Set after the copy. Otherwise the promoted standby would itself wait for a standby.
         let mut primary = PgConnection::connect(&self.url)
             .await
             .map_err(sql_error("cannot connect"))?;
@@ -52,7 +52,7 @@ impl Cluster {
         }
     }
 
-    /// Makes a standby the server that is written to. Returns when it is.
+    /// Promotes this standby, and returns when it accepts writes.
     pub async fn promote(&self) -> Result<(), ClusterError> {
         let mut standby = PgConnection::connect(&self.url)
             .await
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_was_committed_is_on_the_standby_when_the_primary_is_gone() {
+    async fn a_promoted_standby_has_every_commit_of_the_primary() {
         let primary = Cluster::start().await.unwrap();
         if !primary.can_be_killed() {
             return;

@@ -8,25 +8,25 @@ use rand::Rng;
 use spacetime_sync_chaos::storm::{FleetArgs, fleet};
 use spacetime_sync_chaos::{Drill, Plan, Scale, run};
 
-/// Breaks the lane in every way there is a drill for, and says whether it got whole again by itself.
+/// Breaks the lane with every drill and reports whether it recovered by itself.
 #[derive(Parser)]
 struct Args {
-    /// Does this drill alone; may be repeated.
+    /// Run only this drill; may be repeated.
     #[arg(long, value_enum)]
     only: Vec<Drill>,
-    /// Where SUMMARY.md, results.jsonl and logs go.
+    /// Folder for SUMMARY.md, results.jsonl and logs.
     #[arg(long, overrides_with = "out")]
     out: Option<PathBuf>,
-    /// Repeats what was random in another run.
+    /// Repeat the random choices of another run.
     #[arg(long)]
     seed: Option<u64>,
-    /// One fault of each kind, and smaller ones.
+    /// One fault of each kind, with smaller numbers.
     #[arg(long)]
     quick: bool,
-    /// Clients of the reconnect storm.
+    /// Number of clients in the reconnect storm.
     #[arg(long)]
     storm: Option<usize>,
-    /// Ends with one line of JSON on stdout.
+    /// End with one line of JSON on stdout.
     #[arg(long)]
     json: bool,
     #[command(subcommand)]
@@ -35,7 +35,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The clients of a storm: started by the drill itself.
+    /// The clients of a storm. The drill starts this itself.
     #[command(hide = true)]
     Fleet(FleetArgs),
 }

@@ -8,19 +8,19 @@ use rand::Rng;
 use spacetime_sync_chaos::Held;
 use spacetime_sync_chaos::soak::{Soak, soak};
 
-/// Load and faults for long; in the end equal logs and flat memory.
+/// Runs load and faults for a long time. In the end all logs must be equal and memory must be flat.
 #[derive(Parser)]
 struct Args {
-    /// How long.
+    /// How long to run.
     #[arg(long, default_value_t = 30.0)]
     minutes: f64,
-    /// Seconds from one fault to the next.
+    /// Seconds between two faults.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     every: u64,
-    /// Repeats what was random in another run.
+    /// Repeat the random choices of another run.
     #[arg(long)]
     seed: Option<u64>,
-    /// Ends with one line of JSON on stdout.
+    /// End with one line of JSON on stdout.
     #[arg(long)]
     json: bool,
 }
@@ -32,7 +32,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         let set = std::env::var_os(variable).is_some();
         anyhow::ensure!(
             !set,
-            "faults happen to servers: unset {variable}, so that it starts its own"
+            "the soak breaks its servers: unset {variable}, so that it starts its own"
         );
     }
     let seed = args.seed.unwrap_or_else(|| rand::rng().random());
