@@ -29,7 +29,7 @@ fn a_reader_that_has_enough_ends_the_output_and_nothing_else() {
     let whole = config_check().output().unwrap();
     assert!(whole.status.success() && whole.stdout.len() > 500, "{whole:?}");
 
-    // Nobody reads at all: the first line already meets a closed pipe.
+    // Nobody reads at all: even the first line meets a closed pipe.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut child = config_check().stdout(writer).spawn().unwrap();

@@ -1,6 +1,6 @@
-//! Scenarios on real processes: every fact is looked up where a user would see it.
+//! Scenarios on real processes. They observe every fact where a user would.
 
-// A test that cannot go on says so by failing.
+// A test reports a failure by panicking.
 #![allow(clippy::unwrap_used)]
 
 mod access;

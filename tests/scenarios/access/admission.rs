@@ -1,4 +1,4 @@
-//! Who is let in.
+//! Who may connect to the module.
 
 use serde_json::{Value, json};
 use spacetime_sync_issuer::keys::now;
@@ -9,7 +9,7 @@ use spacetime_sync_tests::issuer::Issuer;
 use super::guarded::{Guarded, SWEEP_MS, bearer};
 use crate::lane::hostile::{Module, Said, append_arguments, column, identity, log, newcomer, stream};
 
-/// Tries every door: a reducer, a procedure, SQL and a WebSocket.
+/// Tries every way in: a reducer, a procedure, SQL and a WebSocket.
 async fn refused_everywhere(guarded: &Guarded, who: Option<&Credential>, code: Option<RefusalCode>, what: &str) {
     let module = &guarded.module;
     for (function, arguments) in [
@@ -32,10 +32,10 @@ async fn refused_everywhere(guarded: &Guarded, who: Option<&Credential>, code: O
         let said = Refusal::from_wire(&refused).map(|refusal| refusal.code);
         assert_eq!(said, code, "{what}: {table}: {refused}");
     }
-    assert!(!connects(module, who).await, "{what}: a WebSocket");
+    assert!(!connects(module, who).await, "{what}: the WebSocket is refused");
 }
 
-/// Whether a WebSocket is let in.
+/// Whether the server accepts a WebSocket.
 async fn connects(module: &Module, who: Option<&Credential>) -> bool {
     let (said, answer) = tokio::sync::mpsc::unbounded_channel();
     let failed = said.clone();
@@ -51,7 +51,7 @@ async fn connects(module: &Module, who: Option<&Credential>) -> bool {
     let mut answer = answer;
     let let_in = tokio::time::timeout(std::time::Duration::from_secs(20), answer.recv()).await;
     pump.abort();
-    let_in.expect("the host lets in or hangs up").unwrap_or(false)
+    let_in.expect("the host accepts or hangs up").unwrap_or(false)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,14 +79,14 @@ async fn who_has_no_token_of_the_issuer_is_not_let_in() {
     elsewhere["iss"] = json!(other.url);
     let stranger = newcomer(&module.server).await;
 
-    // The server itself refuses what is not signed, and tells nobody more.
+    // The server itself refuses tokens that are not validly signed. It gives no reason.
     for (what, token) in [
         ("algorithm none", issuer.unsigned(&good)),
         ("HS256 with the public key", issuer.sign_with_public_key(&good)),
         ("another key under the same name", issuer.forge(&good).unwrap()),
         ("an unknown key", issuer.sign_as_nobody(&good).unwrap()),
         ("a token that ended long ago", with("exp", json!(now() - 120))),
-        ("an end that is no number", with("exp", json!("soon"))),
+        ("an expiry that is not a number", with("exp", json!("soon"))),
         ("no subject", without("sub")),
         ("no time", without("iat")),
         ("rubbish", "a.b.c".to_owned()),
@@ -109,13 +109,13 @@ async fn who_has_no_token_of_the_issuer_is_not_let_in() {
         ("no end", without("exp"), RefusalCode::InvalidToken),
         ("no beginning", without("nbf"), RefusalCode::InvalidToken),
         (
-            "a beginning that is no number",
+            "a start that is not a number",
             with("nbf", json!("now")),
             RefusalCode::InvalidToken,
         ),
-        // The server allows a minute more; the module does not.
+        // The server tolerates a minute more. The module does not.
         (
-            "an end ten seconds ago",
+            "expired ten seconds ago",
             with("exp", json!(now() - 10)),
             RefusalCode::TokenExpired,
         ),
@@ -125,12 +125,12 @@ async fn who_has_no_token_of_the_issuer_is_not_let_in() {
             RefusalCode::TokenNotYetValid,
         ),
         (
-            "good in the far future",
+            "valid only in the far future",
             with("nbf", json!(now() + 200)),
             RefusalCode::TokenNotYetValid,
         ),
         (
-            "good for a day",
+            "valid for a day",
             with("exp", json!(now() + 86_400)),
             RefusalCode::TokenTooOld,
         ),
@@ -155,7 +155,7 @@ async fn who_has_no_token_of_the_issuer_is_not_let_in() {
             RefusalCode::InvalidToken,
         ),
         (
-            "every stream there is",
+            "all streams",
             with("oa_sync_streams", json!(["*"])),
             RefusalCode::InvalidToken,
         ),
@@ -170,7 +170,7 @@ async fn who_has_no_token_of_the_issuer_is_not_let_in() {
             RefusalCode::InvalidToken,
         ),
         (
-            "a build that is none",
+            "a malformed build id",
             with("oa_client_build_id", json!("1.0")),
             RefusalCode::InvalidClientBuild,
         ),
@@ -190,7 +190,7 @@ async fn who_has_no_token_of_the_issuer_is_not_let_in() {
         "an identity of the server",
     )
     .await;
-    // So much does not even fit a request: the server answers, or hangs up.
+    // This is too large even for a request: the server answers with an error or hangs up.
     let megabyte = bearer(with("oa_client_surface", json!("x".repeat(1 << 20))));
     let page = module
         .request(Some(&megabyte), "call/read_events")
@@ -199,9 +199,9 @@ async fn who_has_no_token_of_the_issuer_is_not_let_in() {
         .await;
     assert!(page.is_err() || page.is_ok_and(|page| page.status().is_client_error()));
     assert!(!connects(module, Some(&megabyte)).await);
-    assert_eq!(guarded.grants().await, 0, "nobody left anything behind");
+    assert_eq!(guarded.grants().await, 0, "a refused caller leaves no grant behind");
 
-    // And the same with nothing changed is let in.
+    // The unchanged token is accepted.
     assert!(connects(module, Some(&guarded.with(&good))).await);
     let page = module
         .call(Some(&guarded.with(&good)), "read_events", &json!(["user:7:notes", 0]))
@@ -265,7 +265,7 @@ async fn the_bridge_may_come_by_token_and_only_as_the_bridge() {
     ended["exp"] = json!(now() - 5);
     let said = module.call(Some(&token(&ended)), "append_sync_events", &append).await;
     said.refused(RefusalCode::TokenExpired);
-    // The identity that was configured before is the bridge no more.
+    // The identity that was configured before is no longer the bridge.
     let said = module.call(Some(&module.bridge), "append_sync_events", &append).await;
     said.refused(RefusalCode::Unauthorized);
     for (function, arguments) in &operators {
@@ -312,7 +312,7 @@ async fn clients_of_every_scenario_of_the_fixture_are_let_in_or_refused_as_it_sa
             .call(Some(&who), "read_events", &json!(["user:7:notes", 0]))
             .await;
         match scenario["expected"]["code"].as_str() {
-            // Let in; the stream does not exist yet.
+            // The caller is admitted. The stream does not exist yet.
             None => assert_eq!(said.code(), Some(RefusalCode::ForbiddenStream), "{scenario}"),
             Some(code) => {
                 let found = said.code().map(|code| serde_json::to_value(code).unwrap());
@@ -346,7 +346,7 @@ async fn an_issuer_that_is_none_is_not_trusted() {
         let said = module.call(Some(&module.owner), "trust_issuer", &wrong).await;
         said.refused(RefusalCode::InvalidArgument);
     }
-    // Nothing is shut yet.
+    // Strangers are still admitted.
     let stranger = newcomer(&module.server).await;
     let admin = Admin::new(module.server.uri(), &module.name, stranger.token.clone());
     admin.check_contract().await.unwrap();

@@ -1,4 +1,4 @@
-//! Which clients are given a token: the scenarios of the contract's fixture, over HTTP.
+//! Which clients get a token: the scenarios of the contract's fixture, over HTTP.
 
 use std::collections::BTreeMap;
 
@@ -121,7 +121,7 @@ async fn what_a_client_is_comes_before_who_asks() {
         .body("{");
     let (status, body) = answer(unknown.send().await.unwrap()).await.unwrap();
     assert_eq!((status, &body["code"]), (426, &json!("unsupported_protocol_version")));
-    // Nobody failed to prove who they are: they were not asked.
+    // This counts as no failed authentication, because nobody was asked to authenticate.
     let failures = &bridge.metrics().await.unwrap()["auth_failures"];
     assert!(
         failures.as_object().unwrap().values().all(|count| count == 0),

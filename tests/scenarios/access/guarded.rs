@@ -1,4 +1,4 @@
-//! The module behind an issuer that a test signs as.
+//! The module behind an issuer whose tokens a test signs.
 
 use serde_json::{Value, json};
 use spacetime_sync_proto::Secret;
@@ -7,7 +7,7 @@ use spacetime_sync_tests::issuer::Issuer;
 
 use crate::lane::hostile::Module;
 
-/// How often the module looks for ended sessions here, in milliseconds.
+/// How often the module looks for ended sessions in these tests, in milliseconds.
 pub(super) const SWEEP_MS: u32 = 250;
 
 /// The module, and an issuer that it trusts.
@@ -28,17 +28,18 @@ impl Guarded {
         Self { module, issuer }
     }
 
-    /// Who comes with these claims.
+    /// A caller whose token has these claims.
     pub(super) fn with(&self, claims: &Value) -> Credential {
         bearer(self.issuer.sign(claims))
     }
 
-    /// A session that may see these streams.
+    /// A caller whose session may see these streams.
     pub(super) fn session(&self, user: &str, session: &str, streams: &[&str]) -> Credential {
         self.with(&self.issuer.claims(user, session, streams))
     }
 
-    /// A session called `short`, with a token of these times: the newest that was shown says when it ends.
+    /// A caller of the session `short`, with a token of these times. The newest token that the module has seen
+    /// determines the session's end.
     pub(super) fn short(&self, signed: u64, ends: u64) -> Credential {
         let mut claims = self.issuer.claims("7", "short", &["user:7:*"]);
         for (claim, time) in [("iat", signed), ("nbf", signed), ("exp", ends)] {
@@ -47,7 +48,7 @@ impl Guarded {
         self.with(&claims)
     }
 
-    /// The grants that there are, by hand and by session.
+    /// The number of grants, whether given by hand or by a session.
     pub(super) async fn grants(&self) -> usize {
         let rows = self
             .module
@@ -57,7 +58,7 @@ impl Guarded {
     }
 }
 
-/// The identity is the server's to work out.
+/// A caller with this token. The server derives the identity.
 pub(super) fn bearer(token: String) -> Credential {
     Credential {
         identity: String::new(),

@@ -1,4 +1,4 @@
-//! Reading the authority's log over HTTP: who may, what is answered, and what never is.
+//! Reading the authority's log over HTTP: who may read, what the bridge answers, and what it never sends.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn id(name: &str) -> StreamId {
     StreamId::new(name).unwrap()
 }
 
-/// A desk whose stream holds so many events, and a bridge and a token that reads it.
+/// A desk whose stream holds so many events, a bridge, and a token that may read the stream.
 async fn written(events: usize, set: &[(&str, String)]) -> (Desk, Issuing, String) {
     let desk = desk().await;
     write(&desk, NOTES, events).await;
@@ -174,7 +174,7 @@ async fn names_are_one_segment_whatever_is_in_them() {
         let read = read_all(&bridge, &token, name).await.unwrap();
         assert_eq!(read.len(), at + 1, "{name}");
     }
-    // A stream that the authority has no events of is empty, for who may read it.
+    // A stream without events is empty for a caller who may read it.
     desk.allow("everyone", "later").await.unwrap();
     let later = self::token(&bridge, &desk.session("7", "s2"), &["later"]).await;
     assert_eq!(read_all(&bridge, &later, "later").await.unwrap(), []);
@@ -255,7 +255,7 @@ async fn who_may_not_read_the_lane_may_not_read_the_log() {
         let found = refused(ask(), &token).await;
         assert_eq!(found, (expected.0, expected.1.to_owned()), "{claims}");
     }
-    // The scope of a stream's kind, and whether a stream exists, is the same to a stranger.
+    // A missing scope and a stream that does not exist give a stranger the same answer.
     let run = [
         ("oa_sync_streams", json!(["runtime.run.1.events"])),
         ("oa_sync_scopes", json!(["sync.subscribe"])),
@@ -268,7 +268,7 @@ async fn who_may_not_read_the_lane_may_not_read_the_log() {
             (403, "forbidden_stream".to_owned())
         );
     }
-    // A key that is superseded is good for as long as its tokens are.
+    // A superseded key stays valid as long as its tokens.
     add_key(&desk.path("keys"), Some(1), now()).unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     loop {
@@ -277,7 +277,7 @@ async fn who_may_not_read_the_lane_may_not_read_the_log() {
             assert_eq!(refused(ask(), &newer).await.0, 200);
             break;
         }
-        assert!(tokio::time::Instant::now() < deadline, "the new key never signs");
+        assert!(tokio::time::Instant::now() < deadline, "the new key does not sign");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(refused(ask(), &good).await.0, 200);
@@ -287,7 +287,7 @@ async fn who_may_not_read_the_lane_may_not_read_the_log() {
     assert_eq!(refused(ask(), &good).await, (401, "token_revoked".to_owned()));
     let other = desk.bridge(&[]).await.unwrap();
     let there = refused(get(&other, NOTES, "?after=0"), &good).await;
-    assert_eq!(there, (401, "token_revoked".to_owned()), "at once, by every bridge");
+    assert_eq!(there, (401, "token_revoked".to_owned()), "every bridge refuses a revoked session at once");
 }
 
 #[tokio::test]
@@ -389,7 +389,7 @@ async fn a_stale_cursor_is_told_with_every_reason() {
         both["reason_codes"],
         json!(["retention_floor_breach", "replay_budget_exceeded"])
     );
-    // Where it says that the stream can be begun anew, it can.
+    // The stream can be started over where the answer says.
     let begin = both["oldest_available_cursor"].as_u64().unwrap();
     assert_eq!((begin, &both["oldest_available_chain"]), (85, &json!(chain(85))));
     assert_eq!(
@@ -419,7 +419,7 @@ async fn a_document_stands_for_what_is_gone() {
     desk.sql("update runtime.sync_snapshots set payload = '\\x00'")
         .await
         .unwrap();
-    assert_eq!(ask().await.status(), 409, "what is not what was hashed is not sent");
+    assert_eq!(ask().await.status(), 409, "a document that does not match its hash is not sent");
     let open = bridge
         .http()
         .get(bridge.url(&format!("{STREAMS_PATH}/{NOTES}/snapshot")));
@@ -451,7 +451,7 @@ async fn a_log_that_was_tampered_with_is_never_sent() {
         let found = refused(get(&bridge, &name, "?after=0"), &token).await;
         assert_eq!(found, (409, "chain_mismatch".to_owned()), "{change}");
         let before = refused(get(&bridge, &name, "?after=0&limit=119"), &token).await;
-        assert_eq!(before.0, 200, "what comes before is good: {change}");
+        assert_eq!(before.0, 200, "the events before are still served: {change}");
     }
     desk.sql(
         "set session_replication_role = replica;
@@ -481,9 +481,9 @@ async fn a_purge_during_a_replay_changes_nothing_that_is_seen() {
     )
     .await
     .unwrap();
-    // As the bridge does, a little at a time.
+    // Purges a little at a time, as the bridge does.
     let purge = async |events| desk.authority.purge(&id(NOTES), events).await.unwrap();
-    // Where the log begins, for who is given a page and for who comes too late for one.
+    // The first seq that the log still holds, both for a reader who gets a page and for one who comes too late.
     let read = async |after: u64| {
         let chain = match after {
             0 => ChainHash::genesis(&id(NOTES)),
@@ -510,10 +510,10 @@ async fn a_purge_during_a_replay_changes_nothing_that_is_seen() {
     };
     let (mut after, mut purged_first) = (0, 0);
     loop {
-        // Both at once: it is one or the other, and nothing in between.
+        // Purge and read run at the same time. The read sees the log before or after the purge, and nothing in between.
         let (purged, met) = tokio::join!(purge(7), read(after));
         purged_first += u32::from(met.is_err());
-        // Nothing moves: who is told where to go on goes on there.
+        // Now nothing moves: a reader who was told where to continue can continue there.
         after = match read(after).await {
             Ok(floor) => floor,
             Err(floor) => read(floor).await.unwrap(),
@@ -543,12 +543,12 @@ async fn who_asks_too_often_waits() {
     let response = send(get(&bridge, NOTES, "?after=0"), &token).await;
     assert_eq!(response.status(), 429);
     let retry_after: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    // The next one is due a minute after the first, told in whole seconds.
+    // The next request is allowed a minute after the first. The answer says so in whole seconds.
     let least = 59_u64.saturating_sub(began.elapsed().as_secs());
     assert!((least..=60).contains(&retry_after), "{retry_after}, at least {least}");
     let other = self::token(&bridge, &desk.session("7", "s2"), &[NOTES]).await;
     assert_eq!(refused(get(&bridge, NOTES, "?after=0"), &other).await.0, 200);
-    // What may not be read costs the authority a question, too.
+    // Asking for a forbidden stream costs the authority a query too, so it counts.
     let curious = self::token(&bridge, &desk.session("7", "s3"), &[NOTES]).await;
     let mut statuses = Vec::new();
     for _ in 0..4 {

@@ -1,4 +1,4 @@
-//! The issuer's keys: published, rotated, and made by the operator's tool.
+//! The issuer's keys: how they are published, rotated, and created with the operator's tool.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ async fn signer(bridge: &Issuing, credential: &str) -> String {
 async fn until_kids(bridge: &Issuing, count: usize) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while kids(bridge).await.len() != count {
-        assert!(tokio::time::Instant::now() < deadline, "never {count} keys");
+        assert!(tokio::time::Instant::now() < deadline, "{count} keys were not published in time");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -52,7 +52,7 @@ async fn the_discovery_document_leads_to_the_keys_that_sign() {
     let (_, answer) = bridge.token(&desk.session("7", "s1"), &["notes"]).await.unwrap();
     assert_eq!(kids(&bridge).await, [answer["kid"].as_str().unwrap()]);
 
-    // Verified as a stranger does: with nothing but what is published.
+    // Verifies like a stranger: with only what is published.
     let (_, set) = bridge.get("/.well-known/jwks.json").await.unwrap();
     let part = |name: &str| URL_SAFE_NO_PAD.decode(set["keys"][0][name].as_str().unwrap()).unwrap();
     let point = [&[4][..], &part("x"), &part("y")].concat();
@@ -76,13 +76,13 @@ async fn a_new_key_is_published_before_it_signs_and_the_old_one_stays_for_its_to
     }
     let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
     while signer(&bridge, &credential).await != second {
-        assert!(tokio::time::Instant::now() < deadline, "the new key never signed");
+        assert!(tokio::time::Instant::now() < deadline, "the new key did not sign in time");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     assert!(now() >= added + 2);
     assert_eq!(kids(&bridge).await, [first, second.clone()]);
 
-    // Rubbish in the folder, and a folder that is away, change nothing.
+    // A malformed file in the folder, or a missing folder, changes nothing.
     std::fs::write(desk.path("keys").join("20200101T000000Z.pem"), "hunter2").unwrap();
     assert!(bridge.said("20200101T000000Z.pem").await);
     std::fs::rename(desk.path("keys"), desk.path("away")).unwrap();

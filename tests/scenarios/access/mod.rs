@@ -1,4 +1,4 @@
-//! Who may see and do what: tokens, the sessions that they open, and their end.
+//! Who may see and do what: tokens, the sessions that they open, and how sessions end.
 
 mod admission;
 mod compatibility;

@@ -1,4 +1,4 @@
-//! Which sessions are there.
+//! Presence: which sessions are online.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ impl Guarded {
         self.module.call(Some(who), "upsert_presence", &arguments).await.code()
     }
 
-    /// Session, status and reason of every presence that a caller sees, each once.
+    /// Session, status and reason of every presence that a caller sees, without duplicates.
     async fn seen(&self, who: &Credential) -> Vec<[String; 3]> {
         let statement = "SELECT session_id, status, reason FROM session_presence";
         let rows = self.module.sql(Some(who), statement).await.unwrap();
@@ -79,7 +79,7 @@ async fn a_session_is_seen_by_its_user_and_by_who_reads_a_stream_that_it_serves(
     assert_eq!(
         guarded.seen(&worker).await,
         online,
-        "it serves nothing, and is another user's"
+        "it serves nothing and belongs to another user"
     );
 
     guarded.beat(&worker, "worker", "offline", &[run.as_str()]).await;
@@ -96,7 +96,7 @@ async fn a_session_is_seen_by_its_user_and_by_who_reads_a_stream_that_it_serves(
     assert_eq!(
         guarded.seen(&reader).await,
         [is("reader", "away", "")],
-        "it serves the stream no more"
+        "it no longer serves the stream"
     );
 }
 
@@ -176,7 +176,7 @@ async fn a_session_that_is_silent_goes_offline_whatever_else_it_asks_for() {
     guarded.beat(&silent, "silent", "online", &[]).await;
     let began = Instant::now();
     let went = loop {
-        // Its requests run the lifecycle reducers, and are no heartbeats.
+        // Its requests run the lifecycle reducers, but are not heartbeats.
         guarded.beat(&alive, "alive", "online", &[]).await;
         let seen = guarded.seen(&silent).await;
         assert!(seen.contains(&is("alive", "online", "")), "{seen:?}");
@@ -184,7 +184,7 @@ async fn a_session_that_is_silent_goes_offline_whatever_else_it_asks_for() {
             break began.elapsed();
         }
         assert!(seen.contains(&is("silent", "online", "")), "{seen:?}");
-        assert!(began.elapsed() < Duration::from_secs(40), "it never goes offline");
+        assert!(began.elapsed() < Duration::from_secs(40), "it did not go offline");
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
     assert!(went > Duration::from_secs(29), "{went:?}");

@@ -18,7 +18,7 @@ async fn until_refused(bridge: &Issuing, credential: &str) -> Duration {
             return started.elapsed();
         }
         assert_eq!(status, 200, "{body}");
-        assert!(started.elapsed() < Duration::from_secs(20), "never refused");
+        assert!(started.elapsed() < Duration::from_secs(20), "the session was not refused in time");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -34,7 +34,7 @@ async fn a_revoked_session_is_served_nowhere_and_never_again() {
         assert_eq!(bridge.token(&credential, &["notes"]).await.unwrap().0, 200);
     }
     let (status, body) = one.revoke(&["s1", "never-seen"]).await.unwrap();
-    // There is no SpacetimeDB that could have taken it.
+    // No SpacetimeDB runs that could have taken the revocation.
     assert_eq!(
         (status, &body),
         (
@@ -46,14 +46,14 @@ async fn a_revoked_session_is_served_nowhere_and_never_again() {
     assert_eq!(
         (status, body["code"].as_str()),
         (401, Some("token_revoked")),
-        "at once where it was revoked"
+        "refused at once by the bridge that revoked it"
     );
     let took = until_refused(&two, &credential).await;
     assert!(took < Duration::from_secs(4), "the other bridge took {took:?}");
     assert_eq!(
         one.token(&other, &["notes"]).await.unwrap().0,
         200,
-        "another session goes on"
+        "another session still gets tokens"
     );
     let unseen = desk.session("7", "never-seen");
     assert_eq!(one.token(&unseen, &["notes"]).await.unwrap().0, 401);
@@ -64,7 +64,7 @@ async fn a_revoked_session_is_served_nowhere_and_never_again() {
     assert_eq!(
         three.token(&credential, &["notes"]).await.unwrap().0,
         401,
-        "after a restart"
+        "still revoked after a restart"
     );
 }
 
@@ -93,14 +93,14 @@ async fn the_module_is_told_until_it_has_taken_it() {
     away.store(false, std::sync::atomic::Ordering::SeqCst);
     let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
     while !desk.authority.undelivered_revocations(10).await.unwrap().is_empty() {
-        assert!(tokio::time::Instant::now() < deadline, "never delivered");
+        assert!(tokio::time::Instant::now() < deadline, "the revocation was not delivered in time");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let (_, body) = bridge.revoke(&["s2"]).await.unwrap();
     assert_eq!(body["delivered"], true);
     let told = stub.asked("/v1/database/lane/call/revoke_session");
     assert_eq!(told.last().unwrap().body, r#"["s2"]"#);
-    // It proved itself with a token that it signed.
+    // The bridge authenticated with a token that it signed itself.
     assert!(
         told.iter()
             .all(|told| told.authorization.as_ref().unwrap().starts_with("Bearer ey"))
@@ -108,7 +108,7 @@ async fn the_module_is_told_until_it_has_taken_it() {
     assert_eq!(
         desk.authority.redeliver_revocations(1_800.0).await.unwrap(),
         2,
-        "as after a new link"
+        "delivered again after a new link"
     );
 }
 

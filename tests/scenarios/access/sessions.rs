@@ -1,4 +1,4 @@
-//! What a session sees, and its end.
+//! What a session sees, and how it ends.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ async fn readable<'a>(module: &Module, who: &Credential, ids: &[&'a StreamId]) -
     seen.sort_unstable();
     let mut expected = readable.clone();
     expected.sort_unstable();
-    assert_eq!(seen, expected, "SQL and procedures agree");
+    assert_eq!(seen, expected, "SQL and procedures show the same streams");
     readable
 }
 
@@ -67,7 +67,7 @@ async fn a_session_sees_what_its_token_names_now_and_later_and_nothing_else() {
     }
     let patterns = guarded.session("1", "patterns", &["user:1:*", "runtime.run.*"]);
     let exact = guarded.session("2", "exact", &["user:1", "org:a:y", "runtime.worker.1.lifecycle"]);
-    // Without the scope of their kind, streams of the runtime are not seen.
+    // A session without the scope of their kind does not see the runtime's streams.
     let mut claims = guarded
         .issuer
         .claims("3", "scopeless", &["runtime.run.*", "org:a:x", "runtime.run.1.events"]);
@@ -83,14 +83,14 @@ async fn a_session_sees_what_its_token_names_now_and_later_and_nothing_else() {
     assert_eq!(readable(module, &scopeless, &held).await, [org_x.as_str()]);
     assert_eq!(readable(module, &blind, &held).await, [""; 0]);
 
-    // Streams that come to exist while the sessions are there.
+    // These streams are created while the sessions exist.
     for id in [bare, run_2, org_y] {
         append_all(module, id, 2).await;
     }
     let page = module
         .call(Some(&patterns), "read_events", &json!([run_2.as_str(), 0]))
         .await;
-    assert_eq!(page.done()[1], 2, "before the session is renewed by anything");
+    assert_eq!(page.done()[1], 2, "the new stream is readable before the session is renewed");
     assert_eq!(
         readable(module, &patterns, &all).await,
         [one.as_str(), run_1.as_str(), run_2.as_str()]
@@ -98,7 +98,7 @@ async fn a_session_sees_what_its_token_names_now_and_later_and_nothing_else() {
     assert_eq!(readable(module, &exact, &all).await, [bare.as_str(), org_y.as_str()]);
     assert_eq!(readable(module, &scopeless, &all).await, [org_x.as_str()]);
     assert_eq!(readable(module, &blind, &all).await, [""; 0]);
-    // The bridge's own rights are nobody's.
+    // No session gets the bridge's own rights.
     module
         .call(Some(&patterns), "read_heads", &json!([[one.as_str()]]))
         .await
@@ -121,7 +121,7 @@ async fn acknowledging_asks_for_its_scope() {
     said.refused(RefusalCode::MissingScope);
 }
 
-/// A client with a live subscription, and events that go on coming.
+/// A stream that tests append to while clients subscribe.
 struct Stream<'a> {
     module: &'a Module,
     id: StreamId,
@@ -164,19 +164,19 @@ impl<'a> Stream<'a> {
         listener
     }
 
-    /// Appends until a listener hears no more, and says when that was.
+    /// Appends until a listener receives nothing more, and returns when that was.
     async fn until_deaf(&mut self, listener: &Listener, limit: Duration) -> Instant {
         let deadline = Instant::now() + limit;
         loop {
             let seq = self.append().await;
             listener.fence().await;
             let heard = listener.last_seq();
-            // What it was sent is taken back when the grant goes, and nothing more comes.
+            // When the grant goes, the client's rows are removed, and nothing more arrives.
             if listener.guarded() == 0 {
                 return Instant::now();
             }
-            assert!(heard >= seq, "a live session hears of everything");
-            assert!(Instant::now() < deadline, "it still hears");
+            assert!(heard >= seq, "a live session receives every event");
+            assert!(Instant::now() < deadline, "the listener still receives events");
         }
     }
 }
@@ -198,7 +198,7 @@ async fn a_session_that_has_ended_sees_nothing_more_on_a_connection_that_is_up()
     module.call(Some(&short), "read_events", &read).await.done();
     let deaf = stream.until_deaf(&brief, SOON).await;
     let late = deaf.duration_since(began).saturating_sub(ends_in);
-    eprintln!("a session's end was carried out {late:?} after it, looked for every {SWEEP_MS} ms");
+    eprintln!("the module ended the session {late:?} after its expiry (sweeps run every {SWEEP_MS} ms)");
     assert!(
         late < Duration::from_millis(u64::from(SWEEP_MS)) + Duration::from_secs(2),
         "{late:?}"
@@ -207,7 +207,7 @@ async fn a_session_that_has_ended_sees_nothing_more_on_a_connection_that_is_up()
         let seq = stream.append().await;
         brief.fence().await;
         assert_eq!(brief.guarded(), 0);
-        wait(SOON, "the other session of the same user hears", || {
+        wait(SOON, "the other session of the same user receives the event", || {
             long.last_seq() == seq
         })
         .await;
@@ -218,11 +218,11 @@ async fn a_session_that_has_ended_sees_nothing_more_on_a_connection_that_is_up()
         .refused(RefusalCode::TokenExpired);
     module.call(Some(&lasting), "read_events", &read).await.done();
 
-    // A new token of the same session takes it up again, on the connection that was there, too.
+    // A new token of the same session resumes it, even on the existing connection.
     let fresh = guarded.session("7", "short", &["user:7:*"]);
     module.call(Some(&fresh), "read_events", &read).await.done();
     let seq = stream.append().await;
-    wait(SOON, "the session hears again", || brief.last_seq() == seq).await;
+    wait(SOON, "the session receives events again", || brief.last_seq() == seq).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -244,29 +244,29 @@ async fn calls_on_a_connection_that_is_up_end_with_the_session_and_wait_for_no_s
             .connection
             .procedures
             .read_events_then(id.to_string(), 0, move |_, page| {
-                // Nobody waits any more only when the test has failed.
+                // The receiver is gone only if the test has failed.
                 let _ = answer.send(page);
             });
         match answered.await.unwrap().unwrap() {
             Ok(page) => assert!(
                 page.head_seq == 2 && asked_at <= ends,
-                "it reads {} s after its end",
+                "it still reads {} s after its expiry",
                 asked_at - ends
             ),
             Err(refused) => {
                 assert_eq!(Refusal::from_wire(&refused).unwrap().code, RefusalCode::ForbiddenStream);
-                assert!(now() >= ends, "refused before its end");
+                assert!(now() >= ends, "it was refused before its expiry");
                 break;
             }
         }
-        assert!(Instant::now() < deadline, "it still reads");
+        assert!(Instant::now() < deadline, "the session still reads");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let sessions = module
         .sql(Some(&module.owner), "SELECT session_id FROM sync_session")
         .await
         .unwrap();
-    assert_eq!(sessions.len(), 1, "no sweep has been: {sessions:?}");
+    assert_eq!(sessions.len(), 1, "no sweep has run: {sessions:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,9 +284,9 @@ async fn a_revoked_session_sees_nothing_more_and_does_not_come_back() {
             .await
             .done();
         gone.fence().await;
-        assert_eq!(gone.guarded(), 0, "what was delivered is taken back");
+        assert_eq!(gone.guarded(), 0, "the client's rows are removed");
         let seq = stream.append().await;
-        wait(SOON, "the other session hears", || stays.last_seq() == seq).await;
+        wait(SOON, "the other session receives the event", || stays.last_seq() == seq).await;
         gone.fence().await;
         assert_eq!(gone.guarded(), 0);
     }
@@ -305,7 +305,7 @@ async fn a_revoked_session_sees_nothing_more_and_does_not_come_back() {
             .refused(RefusalCode::TokenRevoked);
     }
     module.call(Some(&other), "read_events", &read).await.done();
-    // A session can be revoked before it was ever seen.
+    // A session can be revoked before it is ever seen.
     module
         .call(Some(&module.owner), "revoke_session", &json!(["s3"]))
         .await
@@ -348,11 +348,11 @@ async fn the_newest_token_of_a_session_says_what_it_may() {
     assert_eq!(
         readable(module, &old, &all).await,
         ["user:7:a"],
-        "an old token brings nothing back"
+        "an older token restores no grant"
     );
     assert_eq!(readable(module, &newest, &all).await, ["user:7:b"]);
     assert_eq!(readable(module, &newer, &all).await, ["user:7:b"]);
-    // What was granted by hand stays.
+    // Grants given by hand stay.
     let identity = spacetimedb_sdk::Identity::from_claims(&guarded.issuer.url, "user:7/session:s1").to_hex();
     module.as_owner().grant(&identity, &ids[0]).await.unwrap();
     assert_eq!(
@@ -370,7 +370,7 @@ async fn the_newest_token_of_a_session_says_what_it_may() {
     assert_eq!(grants.len(), 1, "{grants:?}");
 }
 
-/// Makes streams of one event each, many at a time.
+/// Creates streams of one event each, many at a time.
 async fn make_streams(module: &Module, numbers: std::ops::Range<usize>) {
     let client = reqwest::Client::new();
     let url = format!(
@@ -412,7 +412,7 @@ async fn a_session_whose_patterns_come_to_more_than_it_may_see_sees_the_newest_a
     let naming = token("naming", 1, &["user:7:*", "user:7:0"]);
     make_streams(module, limit::SESSION_GRANTS..limit::SESSION_GRANTS + 1).await;
 
-    // It is let in. The user's own key is one more grant.
+    // The session is admitted. The stream of the user's own key needs one more grant.
     let of_patterns = limit::PATTERN_GRANTS + 1;
     assert_eq!(reads(&early, "user:7:10000").await, None);
     assert_eq!(guarded.grants().await, of_patterns);
@@ -425,7 +425,7 @@ async fn a_session_whose_patterns_come_to_more_than_it_may_see_sees_the_newest_a
         .await
         .done();
 
-    // What comes to exist is seen at once, up to the bound; what comes after that, with the next token.
+    // New streams are seen at once, up to the bound. Streams beyond it are seen with the next token.
     let last = limit::SESSION_GRANTS + 1 + limit::SESSION_GRANTS - of_patterns;
     make_streams(module, limit::SESSION_GRANTS + 1..last).await;
     make_streams(module, last..last + 1).await;
@@ -437,7 +437,7 @@ async fn a_session_whose_patterns_come_to_more_than_it_may_see_sees_the_newest_a
     assert_eq!(reads(&older, &past).await, Some(RefusalCode::TooManyGrants));
     assert_eq!(reads(&newer, &past).await, None);
     assert_eq!(guarded.grants().await, of_patterns);
-    // What a newer token covers no more is not seen any longer.
+    // The session no longer sees what a newer token does not cover.
     let fewer = token("early", 3, &["user:7:0", "user:8:*"]);
     assert_eq!(reads(&fewer, &past).await, Some(RefusalCode::ForbiddenStream));
     assert_eq!(reads(&fewer, "user:7:0").await, None);
@@ -476,7 +476,7 @@ async fn what_a_session_acknowledged_goes_with_its_grant() {
     );
     reads(&token(60, &["user:7:a", "user:7:b"])).await;
     assert_eq!(acknowledged().await, 2);
-    // What was granted by hand outlives the session, and what was said under it.
+    // A grant given by hand outlives the session, and so does its acknowledged checkpoint.
     let identity = spacetimedb_sdk::Identity::from_claims(&guarded.issuer.url, "user:7/session:s1").to_hex();
     module.as_owner().grant(&identity, &ids[0]).await.unwrap();
     module
@@ -503,7 +503,7 @@ async fn a_session_is_one_device_and_one_users() {
     assert_eq!(
         code(&first).await,
         Some(RefusalCode::ForbiddenStream),
-        "let in; there is no such stream"
+        "admitted; the stream does not exist"
     );
     let mut second = guarded.issuer.claims("7", "s1", &["user:7:*"]);
     second["oa_device_id"] = json!("another");
@@ -545,7 +545,7 @@ async fn what_is_held_of_sessions_is_the_owners_to_see() {
             assert!(refused.contains("no such table"), "{table}: {refused}");
         }
     }
-    // What anyone who is let in can read names no user, no session and no stream.
+    // What every admitted caller can read names no user, session or stream.
     let grants = json!(module.sql(Some(&by_hand), "SELECT * FROM stream_grant").await.unwrap()).to_string();
     assert!(grants.len() > 100, "{grants}");
     for name in ["user", "notes", "s1"] {
@@ -562,7 +562,7 @@ async fn nobody_but_the_database_sweeps() {
     for sweep in ["sweep_access", "sweep_log"] {
         for caller in [&who, &module.owner, &module.bridge] {
             let said = module.call(Some(caller), sweep, &due).await;
-            // Newer hosts do not even offer it.
+            // Newer hosts do not even expose it.
             let refused = said.code() == Some(RefusalCode::Unauthorized) || matches!(said, Said::Failed(404, _));
             assert!(refused, "{sweep}: {said:?}");
         }

@@ -1,4 +1,4 @@
-//! Asking for a token: who is given what, and what is refused how.
+//! Asking for a token: who gets what, and how requests are refused.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use spacetime_sync_tests::tool;
 
 use super::desk;
 
-/// What is asked of a session often enough to be too often elsewhere.
+/// Settings that allow a session to ask more often than production would.
 fn unlimited() -> Vec<(&'static str, String)> {
     let much = || "100000".to_owned();
     vec![("issuer.session_burst", much()), ("issuer.failures_burst", much())]
@@ -135,13 +135,13 @@ async fn what_may_be_read_comes_from_the_authority() {
     assert_eq!(granted(&bridge, &without, &["theirs.x"]).await, json!("forbidden"));
     assert_eq!(granted(&bridge, &without, &["mine.*"]).await, json!(["mine.*"]));
     assert_eq!(granted(&bridge, &without, &["mine.a.*"]).await, json!(["mine.a.*"]));
-    // What changes is seen after a moment.
+    // A changed policy takes effect after a moment.
     desk.allow("user:7", "theirs.x").await.unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while granted(&bridge, &without, &["theirs.x"]).await != json!(["theirs.x"]) {
         assert!(
             tokio::time::Instant::now() < deadline,
-            "a change of policy is never seen"
+            "the changed policy did not take effect"
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -307,7 +307,7 @@ async fn credentials_that_are_none_are_refused_by_what_is_wrong_with_them() {
     ] {
         let found = code(&bridge, &credential).await;
         let shown = &credential[..credential.len().min(120)];
-        // An empty bearer credential may lose its space on the way.
+        // The space after `Bearer` may get lost on the way if the credential is empty.
         let other = if credential.is_empty() {
             "invalid_token"
         } else {
@@ -325,7 +325,7 @@ async fn credentials_that_are_none_are_refused_by_what_is_wrong_with_them() {
     ] {
         assert_eq!(code(&bridge, &good).await.0, 200, "within the leeway");
     }
-    // A megabyte never even reaches the issuer.
+    // A megabyte does not even reach the issuer.
     megabyte["more"] = json!("x".repeat(1024 * 1024));
     let sent = bridge.token(&desk.sign(&megabyte), &["notes"]).await;
     assert!(sent.as_ref().is_err() || matches!(sent, Ok((401 | 431, _))), "{sent:?}");
@@ -350,7 +350,7 @@ async fn credentials_that_are_none_are_refused_by_what_is_wrong_with_them() {
     assert!(bridge.process.is_running());
 }
 
-/// A token with another header than it was signed with.
+/// A token with another header than the one it was signed with.
 fn forged(header: &str, payload: &str, signature: &str) -> String {
     format!("{}.{payload}.{signature}", URL_SAFE_NO_PAD.encode(header))
 }
@@ -386,18 +386,18 @@ async fn a_second_device_with_the_same_session_is_refused() {
     assert_eq!(
         ask(&desk.claims("7", "s1"), None).await,
         refused,
-        "what the credential proves counts, too"
+        "the device that the credential proves is bound too"
     );
     assert_eq!(ask(&desk.claims("7", "s2"), Some("another")).await, refused);
     let mut stolen = nameless.clone();
     stolen["sub"] = json!("8");
-    assert_eq!(ask(&stolen, Some("laptop")).await, refused, "another user's session");
+    assert_eq!(ask(&stolen, Some("laptop")).await, refused, "the session belongs to another user");
     drop(bridge);
     let bridge = desk.bridge(&[]).await.unwrap();
     let request = bridge.ask(&desk.sign(&nameless));
     let body = json!({ "scopes": ["sync.subscribe"], "streams": ["notes"], "device_id": "phone" });
     let (status, _) = answer(request.json(&body).send().await.unwrap()).await.unwrap();
-    assert_eq!(status, 403, "after a restart");
+    assert_eq!(status, 403, "the binding survives a restart");
 }
 
 #[tokio::test]
@@ -424,7 +424,7 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
         .json(&json!({ "scopes": ["sync.subscribe"], "streams": ["notes"] }));
     let response = request.send().await.unwrap();
     let retry_after: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    // The next one is due a minute after the first, told in whole seconds.
+    // The next request is allowed a minute after the first. The answer says so in whole seconds.
     let least = 59_u64.saturating_sub(began.elapsed().as_secs());
     assert!((least..=60).contains(&retry_after), "{retry_after}, at least {least}");
     let (status, body) = answer(response).await.unwrap();
@@ -436,13 +436,13 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
     assert_eq!(
         code(&bridge, &desk.session("7", "s2")).await.0,
         200,
-        "another session is not held up"
+        "another session is not limited"
     );
     for _ in 0..4 {
         assert_eq!(code(&bridge, "x").await.0, 401);
     }
     assert_eq!(code(&bridge, "x").await, (429, "rate_limited".to_owned()));
-    // Before any credential is looked at, so that guessing is as slow with a good one.
+    // The limit applies before any credential is checked, so guessing is as slow with a valid credential.
     assert_eq!(code(&bridge, &desk.session("7", "s3")).await.0, 429);
     assert_eq!(bridge.metrics().await.unwrap()["rate_limited_total"], 3);
 }
@@ -541,7 +541,7 @@ async fn no_token_and_no_key_is_ever_said() {
         let (_, mut body) = bridge.token(&credential, &["notes"]).await.unwrap();
         if let Some(token) = body["token"].take().as_str() {
             secrets.push(token.rsplit_once('.').unwrap().1.to_owned());
-            // As a credential it is none, and a refusal does not repeat it.
+            // A sync token is not a session credential, and the refusal does not repeat it.
             let (_, body) = bridge.token(token, &["notes"]).await.unwrap();
             said += &body.to_string();
         }
@@ -550,7 +550,7 @@ async fn no_token_and_no_key_is_ever_said() {
         said += &body.to_string();
     }
     bridge.revoke(&["s1"]).await.unwrap();
-    // What it showed to SpacetimeDB are tokens, too.
+    // The tokens that the bridge showed to SpacetimeDB count too.
     let shown = stub.asked("");
     assert!(!shown.is_empty());
     for asked in shown {
@@ -587,6 +587,6 @@ async fn no_token_and_no_key_is_ever_said() {
     said += &bridge.process.log();
     assert!(said.len() > 10_000);
     for secret in secrets {
-        assert!(!said.contains(&secret), "said: {secret}");
+        assert!(!said.contains(&secret), "the output holds {secret}");
     }
 }

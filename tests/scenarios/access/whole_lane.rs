@@ -1,4 +1,4 @@
-//! The whole lane with tokens: bridge, module and clients as they run in life.
+//! The whole lane with tokens: bridge, module and clients as they run in production.
 
 use std::path::Path;
 use std::process::Command;
@@ -30,7 +30,7 @@ fn writer(lane: &Lane, id: &StreamId) -> Writer {
     Writer::new(&lane.authority, id, "w", Payload::UpTo(300), 1)
 }
 
-/// The last line of JSON that a client has said.
+/// The last line of JSON that a client has printed.
 fn last(client: &Follower) -> Value {
     let log = client.log();
     log.lines()
@@ -59,7 +59,7 @@ async fn tokens_carry_a_client_from_the_bridge_to_its_streams_and_revocation_end
         client.start().unwrap();
         clients.push(client);
     }
-    // Asks for a stream that it may not see, too.
+    // This client also asks for a stream that it may not see.
     let mut curious = lane.client(&ids[..1]).await.unwrap().following(&ids);
     curious.start().unwrap();
     let (mut one, mut two) = (writer(&lane, &ids[0]), writer(&lane, &ids[1]));
@@ -68,7 +68,7 @@ async fn tokens_carry_a_client_from_the_bridge_to_its_streams_and_revocation_end
     for client in clients.iter().chain([&curious]) {
         applies(client, 20).await;
     }
-    wait(SOON, "what is not granted is forbidden", || {
+    wait(SOON, "the stream without a grant is forbidden", || {
         last(&curious)["streams"][ids[1].as_str()]["phase"] == "forbidden"
     })
     .await;
@@ -84,13 +84,13 @@ async fn tokens_carry_a_client_from_the_bridge_to_its_streams_and_revocation_end
     let (status, answer) = revoke(ADMIN).await;
     assert_eq!((status, &answer["delivered"]), (200, &json!(true)), "{answer}");
     wait(SOON, "the client stops", || last(&clients[0])["phase"] == "stopped").await;
-    eprintln!("a revoked client had stopped after {:?}", revoked.elapsed());
+    eprintln!("a revoked client stopped after {:?}", revoked.elapsed());
     assert_eq!(last(&clients[0])["code"], "token_revoked", "{}", last(&clients[0]));
     let before = clients[0].applied();
     one.append(20).await.unwrap();
     applies(&clients[1], 40).await;
     assert_eq!(clients[0].applied(), before);
-    // Nor does it come back.
+    // It does not come back after a restart either.
     clients[0].start().unwrap();
     wait(SOON, "the client stops again", || {
         last(&clients[0])["code"] == "token_revoked"
@@ -162,17 +162,17 @@ async fn a_key_is_published_before_it_signs_and_who_is_there_stays() {
     add_key(&lane.path("keys"), Some(3), now()).unwrap();
     let deadline = Instant::now() + SOON;
     while keys().await < 2 {
-        assert!(Instant::now() < deadline, "the key is published");
+        assert!(Instant::now() < deadline, "the key was not published in time");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     wait(SOON, "the next key signs", || now() > signs_from).await;
-    // SpacetimeDB has fetched the keys before there was the second one, and takes minutes until it asks again: that is
-    // what the schedule is for. Who has connected stays.
+    // SpacetimeDB fetched the keys before the second one existed, and takes minutes until it asks again. The delay
+    // before a new key signs covers that. Connected clients stay connected.
     one.append(10).await.unwrap();
     applies(&first, 20).await;
 }
 
-/// How long the short tokens last, and how long a client waits until it asks for the next.
+/// The lifetime of the short tokens, and how long a client waits until it asks for the next one.
 const LASTS: Duration = Duration::from_secs(10);
 const REFRESH: Duration = Duration::from_secs(2);
 
@@ -194,7 +194,7 @@ fn short_tokens(
     })
 }
 
-/// A lane whose module trusts an issuer of this process beside the bridge of the operator.
+/// A lane whose module trusts an issuer of this process, besides the operator's bridge.
 async fn lane_of(issuer: &Issuer) -> Lane {
     let lane = Lane::start().await.unwrap();
     let owner = lane.owner().unwrap();
@@ -211,7 +211,7 @@ fn client(lane: &Lane, credential: Credential, ids: &[StreamId], name: &str, see
     let store = SqliteStore::open(lane.path(name)).unwrap();
     let handler = move |_: &mut rusqlite::Transaction<'_>, _: &StreamId, events: &[Event]| {
         for event in events {
-            // Each once, and in order.
+            // Each event once, and in order.
             let before = seen.fetch_add(1, Ordering::Relaxed);
             assert_eq!(event.seq.get(), before + 1);
         }
@@ -239,13 +239,13 @@ async fn a_client_renews_its_token_again_and_again_without_a_gap_a_repeat_or_a_f
         .unwrap();
     let (began, deadline) = (Instant::now(), Instant::now() + Duration::from_secs(60));
     let mut written = 1;
-    // The first token has ended when this is over.
+    // When this ends, the first token has expired.
     while asked.load(Ordering::Relaxed) < 6 || began.elapsed() < LASTS + REFRESH {
         writer.append(1).await.unwrap();
         written += 1;
         let phase = status.borrow_and_update().phase.clone();
         assert!(matches!(phase, Phase::Live | Phase::CatchingUp { .. }), "{phase:?}");
-        assert!(Instant::now() < deadline, "tokens are renewed");
+        assert!(Instant::now() < deadline, "the tokens were not renewed in time");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     wait(SOON, "everything is applied", || {
@@ -299,7 +299,7 @@ async fn clients_see_who_else_is_there() {
     desktop.stop().await;
 }
 
-/// Whatever a process writes down.
+/// The log files of all processes.
 fn written(folder: &Path) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -335,7 +335,7 @@ async fn no_token_and_no_key_is_written_down_anywhere_under_load() {
             client.start().unwrap();
         }
     }
-    // Wrong ones, too, are somebody's secret.
+    // Wrong credentials are somebody's secret too.
     let url = format!("{}/api/sync/token", bridge.url());
     for secret in [
         "Bearer eyJhbGciOiJub25lIn0.e30.",
@@ -375,7 +375,7 @@ async fn no_token_and_no_key_is_written_down_anywhere_under_load() {
             let at = text
                 .find(secret)
                 .map(|at| text[at.saturating_sub(200)..].chars().take(400).collect::<String>());
-            assert_eq!(at, None, "{what} holds {secret}");
+            assert_eq!(at, None, "{what} contains {secret}");
         }
     }
 }

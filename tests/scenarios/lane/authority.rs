@@ -1,4 +1,4 @@
-//! The authority's functions and the bridge's side of them, on a real Postgres.
+//! The authority's SQL functions and the bridge's use of them, on a real Postgres.
 
 mod appends;
 mod connections;
@@ -59,7 +59,7 @@ fn numbered(from: usize, to: usize) -> Vec<NewEvent> {
         .collect()
 }
 
-/// Every event of a stream, after a check that it is one chain from the beginning, as the contract computes it.
+/// Every event of a stream, after checking that they form one chain from the beginning, as the contract computes it.
 async fn verified_log(authority: &Authority, stream_id: &StreamId) -> Vec<Event> {
     let log = authority
         .read_events(stream_id, Seq::ZERO, 1_000_000, ALL)
@@ -79,7 +79,7 @@ async fn verified_log(authority: &Authority, stream_id: &StreamId) -> Vec<Event>
     log
 }
 
-/// The SQLSTATE with which a statement fails. The message and the hint must say something.
+/// The SQLSTATE with which a statement fails. The error must have a message and a hint.
 async fn refusal(connection: &mut PgConnection, statement: &str) -> String {
     let error = connection.execute(statement).await.expect_err(statement);
     let error = error.as_database_error().unwrap().downcast_ref::<PgDatabaseError>();

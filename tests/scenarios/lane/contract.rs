@@ -1,4 +1,4 @@
-//! The module and the bindings that bridge and client are built with are the same contract.
+//! The module and the bindings of bridge and client have the same contract.
 
 mod bindings;
 
@@ -38,16 +38,16 @@ async fn module_and_bindings_agree() {
     let differences = bindings.differences(&module);
     assert!(
         differences.is_empty(),
-        "the bindings (-) are not those of the module (+): {WHAT_TO_DO}\n{}",
+        "the bindings (-) do not match the module (+): {WHAT_TO_DO}\n{}",
         differences.join("\n")
     );
     assert_eq!(
         module.hash().unwrap(),
         SCHEMA_HASH,
-        "the schema's hash (left) is not that of the contract: {WHAT_TO_DO}"
+        "the hash of the schema (left) is not the contract's SCHEMA_HASH: {WHAT_TO_DO}"
     );
 
-    // The comparison has something to compare.
+    // Guards against comparing two empty surfaces.
     assert!(module.tables.contains_key("sync_event") && !module.tables.contains_key("sync_trust"));
     assert!(module.reducers.contains_key("append_sync_events") && !module.reducers.contains_key("init"));
     assert_eq!(module.procedures["read_events"].returns, "Result<EventPage, String>");
@@ -135,6 +135,6 @@ fn every_change_of_the_schema_is_noticed(schema: &Value, bindings: &Surface) {
     assert_eq!(
         Surface::of_schema(&same).unwrap().hash().unwrap(),
         SCHEMA_HASH,
-        "what no client sees"
+        "a change that no client sees"
     );
 }

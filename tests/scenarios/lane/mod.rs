@@ -1,4 +1,4 @@
-//! From the authority to the clients.
+//! The way from the authority to the clients.
 
 mod authority;
 mod contract;

@@ -1,4 +1,4 @@
-//! `spacetime-sync publish` and its neighbours, as an operator meets them.
+//! `spacetime-sync publish` and related commands, as an operator uses them.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,8 @@ impl Desk {
         let data = folder.path().join("host");
         std::fs::create_dir(&data).unwrap();
         let server = Server::start(&data).await.unwrap();
-        // On a server that others use, too. In the name is what the server says of a missing function.
+        // Unique, so that it works on a shared server too. It contains the server's error text for a missing function,
+        // which must not confuse the tool.
         let newcomer = Admin::new_identity(server.uri()).await.unwrap().identity;
         let database = format!("no-such-reducer-{}", &newcomer[newcomer.len() - 16..]);
         std::fs::write(folder.path().join("module.wasm"), module_wasm().unwrap()).unwrap();
@@ -88,11 +89,11 @@ impl Desk {
         assert_eq!(answer, (200, String::new()));
     }
 
-    /// The seq of the head of the one stream.
+    /// The seq of the one stream's head.
     async fn head(&self) -> u64 {
         let (code, text) = self.post("owner.token", "read_heads", r#"[["s"]]"#.to_owned()).await;
         assert_eq!(code, 200, "{text}");
-        // The first of two variants, a list of heads, each a seq and a chain.
+        // The answer is the first of two variants: a list of heads, each a seq and a chain.
         let answer: Value = serde_json::from_str(&text).unwrap();
         answer[1][0][0].as_u64().unwrap()
     }
@@ -131,7 +132,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Chain before the first event of stream `s`, as an argument of 256 bits.
+/// Chain hash before the first event of stream `s`, as a 256-bit argument.
 fn genesis() -> String {
     let chain = spacetime_sync_proto::ChainHash::genesis(&StreamId::new("s").unwrap());
     chain.to_string().replace("sha256:", "0x")
@@ -166,7 +167,7 @@ async fn the_first_publish_makes_everything_and_the_second_changes_nothing() {
     }
     assert_ne!(report["owner"], report["bridge"]);
 
-    // The same again, for people this time.
+    // The same again, with output for people.
     let said = desk.publish(&wasm, &[]).await.good();
     assert!(
         said.starts_with(&format!("updated database {}\n", desk.database)),
@@ -178,7 +179,7 @@ async fn the_first_publish_makes_everything_and_the_second_changes_nothing() {
     for (file, token) in ["owner.token", "bridge.token"].into_iter().zip(tokens) {
         assert_eq!(std::fs::read(desk.path(file)).unwrap(), token, "{file}");
     }
-    // And the module takes the bridge for the bridge.
+    // The module accepts the bridge as its bridge.
     desk.append(1, &genesis()).await;
 }
 
@@ -335,7 +336,7 @@ async fn what_cannot_be_published_is_refused_before_anything_is_made() {
     tool::run("spacetime-sync", &arguments, &[])
         .await
         .failed(1, &["is not available", "Connection refused"]);
-    assert!(!owner.exists() && !bridge.exists(), "nothing was made");
+    assert!(!owner.exists() && !bridge.exists(), "no file was created");
 
     let nowhere = tempfile::tempdir().unwrap();
     let arguments = ["publish", "--uri", desk.server.uri(), "--database", "x", "--token-file"];
@@ -365,12 +366,12 @@ async fn what_cannot_be_published_is_refused_before_anything_is_made() {
     desk.publish(&desk.path("broken.wasm"), &[])
         .await
         .failed(1, &["answered"]);
-    // Another module altogether, under the name of the lane.
+    // A completely different module under the lane's name.
     let foreign = desk.variant(Variant::Foreign);
     desk.publish(&foreign, &[])
         .await
         .failed(1, &["nothing was published", "Removed table: sync_event"]);
-    // Not even who allows clients to be disconnected loses rows by it.
+    // Even allowing client disconnects does not lose rows.
     desk.publish(&foreign, &["--break-clients"])
         .await
         .failed(1, &["table contains data"]);

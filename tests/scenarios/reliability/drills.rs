@@ -1,9 +1,9 @@
-//! The drills that no other scenario covers, one fault of each kind.
+//! The drills that no other scenario covers, with one fault of each kind.
 
 use rand::Rng;
 use spacetime_sync_chaos::{Drill, Held, Scale, perform};
 
-/// What a drill needs a server of its own for.
+/// Whether all servers belong to this run, so that a drill may break them.
 fn is_ours() -> bool {
     let foreign = ["DATABASE_URL", "SYNC_STDB_URL"]
         .into_iter()

@@ -1,5 +1,5 @@
-//! What operators meet: restores, retention, cuts of power, and what is left of a stream then; quick versions of the drills
-//! of `scripts/chaos`; parity while everything moves.
+//! What operators meet: restores, retention, power cuts and their effect on streams. Also quick versions of the drills
+//! of `scripts/chaos`, and parity while everything moves.
 
 mod drills;
 mod parity;

@@ -1,4 +1,4 @@
-//! Parity while everything moves, and differences that were planted.
+//! Parity while everything moves, and parity with planted differences.
 
 use std::process::Output;
 use std::time::Duration;
@@ -23,7 +23,7 @@ async fn scene() -> Scene {
     scene
 }
 
-/// Runs the tool; its verdict and its line of JSON.
+/// Runs the tool, and returns its verdict and its line of JSON.
 async fn parity(scene: &Scene, clients: &[&Follower], extent: &[&str]) -> (bool, Value) {
     let environment = scene
         .lane
@@ -44,7 +44,7 @@ async fn parity(scene: &Scene, clients: &[&Follower], extent: &[&str]) -> (bool,
     (status.success(), json)
 }
 
-/// Who differs where, as the tool has it.
+/// Which party differs at which seq, as the tool reports it.
 fn mismatches(found: &Value) -> Vec<(String, u64)> {
     let of = |mismatch: &Value| {
         let party = match &mismatch["party"] {
@@ -98,7 +98,7 @@ async fn whatever_is_tampered_with_is_found_where_it_is() {
     let stream_id = scene.streams[1].clone();
     assert!(parity(&scene, &[client], &["--whole"]).await.0);
 
-    // A client's effect, then its checkpoint.
+    // First a client's effect, then its checkpoint.
     let store = rusqlite::Connection::open(client.store()).unwrap();
     let change = |sql: &str| assert_eq!(store.execute(sql, [stream_id.as_str()]).unwrap(), 1);
     change("UPDATE applied SET payload = x'00' WHERE stream_id = ?1 AND seq = 7");
@@ -115,7 +115,7 @@ async fn whatever_is_tampered_with_is_found_where_it_is() {
         "{found}"
     );
 
-    // The authority, behind the back of the trigger that refuses it. SpacetimeDB still has what was.
+    // The authority, bypassing the trigger that would refuse it. SpacetimeDB still has the original event.
     let mut superuser = PgConnection::connect(scene.lane.database.url()).await.unwrap();
     sqlx::query("set session_replication_role = replica")
         .execute(&mut superuser)
@@ -132,7 +132,7 @@ async fn whatever_is_tampered_with_is_found_where_it_is() {
     let found = mismatches(&found);
     assert!(!fits && found.contains(&("authority".to_owned(), 9)), "{found:?}");
     assert!(found.iter().all(|(_, seq)| *seq == 9), "{found:?}");
-    // A log that begins past all that SpacetimeDB holds.
+    // A log that begins past everything SpacetimeDB holds.
     for change in [
         "delete from runtime.sync_stream_events where stream_id = $1",
         "select runtime.sync_append($1, 'later', 'k', 'p')",
@@ -141,7 +141,7 @@ async fn whatever_is_tampered_with_is_found_where_it_is() {
         change.execute(&mut superuser).await.unwrap();
     }
     let compared = tokio::time::timeout(SOON, parity(&scene, &[], &["--whole"])).await;
-    let (fits, found) = compared.expect("the comparison has no end");
+    let (fits, found) = compared.expect("the comparison did not end");
     assert!(
         !fits && mismatches(&found).contains(&("authority".to_owned(), 1)),
         "{found}"

@@ -1,5 +1,5 @@
-//! The power of SpacetimeDB's machine is cut: what was never synced is gone, and nobody had been told of it but those
-//! who asked for that.
+//! SpacetimeDB's machine loses power: everything that was never synced is gone, and only readers who asked for early
+//! reads had seen any of it.
 
 use std::time::Duration;
 
@@ -12,20 +12,20 @@ use spacetime_sync_tests::load::{Pace, Payload, Writer};
 
 use crate::lane::faults::{SOON, Scene, ready};
 
-/// How often the power is cut in a scenario.
+/// Number of power cuts in a scenario.
 const CUTS: usize = 8;
-/// How much longer a sync takes under load: what is committed is that far ahead of what is durable.
+/// The delay of each sync under load. What is committed is ahead of what is durable by that much.
 const SLOW: Duration = Duration::from_millis(60);
-/// How much longer it takes where a cut must hit something: longer than it takes from an answer to the cut.
+/// The delay where a cut must hit something: longer than the time from an answer to the cut.
 const VERY_SLOW: Duration = Duration::from_millis(800);
-/// Calls that are answered as soon as they are committed.
+/// Number of calls that are answered as soon as they are committed.
 const CALLS: usize = 20;
-/// Databases that are published and cut.
+/// Number of databases that are published and then cut.
 const MODULES: u32 = 4;
-/// How long a first snapshot is being synced, about: it has some thirty files.
+/// The approximate time to sync a first snapshot, which has some thirty files.
 const SNAPSHOT: Duration = Duration::from_millis(1_800);
 
-/// Without this the other scenarios would prove nothing.
+/// Proves that a cut loses data at all. Without it the other scenarios would prove nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_takes_what_was_answered_before_it_was_durable() {
     let mut lane = Lane::start().await.unwrap();
@@ -39,20 +39,20 @@ async fn a_cut_takes_what_was_answered_before_it_was_durable() {
     lane.server.slow_syncs(VERY_SLOW).await.unwrap();
 
     for number in 2..2 + CALLS {
-        // Over plain HTTP an answer means committed.
+        // Over plain HTTP an answer only means that the call is committed.
         owner.grant(&someone, &stream(number)).await.unwrap();
     }
     let lost = lane.server.cut_power().await.unwrap();
     let left = grants(&lane).await;
     eprintln!("{left} of {} answered calls are left, {lost:?}", 1 + CALLS);
-    assert!(left <= CALLS, "the last call was answered, and is there after the cut");
-    assert!(left >= 1, "what was durable is there");
+    assert!(left <= CALLS, "the last answered call survived the cut");
+    assert!(left >= 1, "a durable grant is gone");
     assert!(
         lost.bytes > 0,
-        "what was being synced is gone, though the kernel has it"
+        "the cut took nothing of what was being synced"
     );
 
-    // What is said to be durable after a cut is there after the next.
+    // What is durable after one cut survives the next one.
     owner.grant(&someone, &stream(1)).await.unwrap();
     owner.grant(&someone, &stream(1 + CALLS)).await.unwrap();
     let written = durable(&lane).await;
@@ -60,7 +60,7 @@ async fn a_cut_takes_what_was_answered_before_it_was_durable() {
     assert_eq!(grants(&lane).await, written);
 }
 
-/// A new database is new folders, a program, a log and its first snapshot, and its owner is told that all is well.
+/// A new database means new folders, a program, a log and its first snapshot. Its owner is told that all of it is safe.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_module_that_was_published_is_there_after_a_cut() {
     let mut lane = Lane::start().await.unwrap();
@@ -73,12 +73,13 @@ async fn a_module_that_was_published_is_there_after_a_cut() {
     for number in 0..MODULES {
         lane.name = format!("{first}-{number}");
         lane.publish(Breaking::Refuse).await.unwrap();
-        // The first snapshot is still being written: its parts are there and not yet safe, later more of them are.
+        // The first snapshot is still being written. Its parts exist but are not safe yet; the later the cut, the more
+        // of them are.
         tokio::time::sleep(number * SNAPSHOT / MODULES).await;
         files += lane.server.cut_power().await.unwrap().files;
         for number in 0..=number {
             lane.name = format!("{first}-{number}");
-            // Names its streams: it is configured, too.
+            // The module can name its streams, so its configuration survived too.
             assert_eq!(lane.held(&[stream(1)]).await.unwrap(), [0]);
         }
     }
@@ -100,7 +101,7 @@ async fn nothing_that_was_delivered_or_recorded_is_lost_with_the_power() {
         let bridge = scene.lane.bridge().unwrap();
         carries(&scene, &bridge).await;
         scene.pause().await;
-        // One client begins to page while the others are live: a page, too, must hold nothing that can be lost.
+        // One client begins to page while the others are live: pages must not hold anything that can be lost either.
         let clients = scene.clients.len();
         let at = scene.random.random_range(0..clients);
         scene.clients[at].kill();
@@ -108,7 +109,7 @@ async fn nothing_that_was_delivered_or_recorded_is_lost_with_the_power() {
         scene.pause().await;
 
         scene.lane.server.kill();
-        // It writes down what was acknowledged, or nothing more; nobody publishes before the comparison.
+        // Sometimes the bridge records what was acknowledged before the cut. Nobody publishes before the comparison.
         if scene.random_bool() {
             bridge.until("/readyz", SOON, |ready, _| !ready).await.unwrap();
             assert_eq!(bridge.stop().await.unwrap(), 0);
@@ -119,15 +120,15 @@ async fn nothing_that_was_delivered_or_recorded_is_lost_with_the_power() {
         scene.published_is_held().await;
         applied_is_held(&scene).await;
     }
-    assert!(lost > 0, "no cut has hit anything");
+    assert!(lost > 0, "no cut has lost anything");
     eprintln!("{lost} bytes were lost in {CUTS} cuts");
     let _bridge = scene.lane.bridge().unwrap();
     scene.settle().await;
     applied_is_held(&scene).await;
 }
 
-/// What a class allows to be read early is there before it is durable, for who asks for it, and can be lost. What it does
-/// not allow is delivered to such a client in no case.
+/// A class that allows early reads shows events before they are durable to clients that ask for it, and such events can
+/// be lost. A class that does not allow it never does.
 #[tokio::test(flavor = "multi_thread")]
 async fn early_reads_are_for_classes_that_allow_them_and_for_those_who_ask() {
     let mut lane = Lane::start().await.unwrap();
@@ -169,9 +170,9 @@ async fn early_reads_are_for_classes_that_allow_them_and_for_those_who_ask() {
     lane.server.cut_power().await.unwrap();
     assert_eq!(lane.held(&both).await.unwrap(), [0, 0], "nothing was durable");
     assert_eq!(early.applied_log(&allowed).unwrap().len(), 1);
-    assert_eq!(confirmed.applied(), 0, "nobody else was told");
+    assert_eq!(confirmed.applied(), 0, "no other client received the event");
 
-    // It comes again, for it is in the authority, and it is the same.
+    // The event arrives again, because the authority has it, and it is the same.
     let _bridge = told_of_classes(&lane).await;
     assert!(lane.published(SOON).await);
     confirmed.until_applied(2, SOON).await.unwrap();
@@ -195,13 +196,13 @@ async fn told_of_classes(lane: &Lane) -> Bridge {
     let bridge = lane.bridge_with(&options).unwrap();
     let deadline = tokio::time::Instant::now() + SOON;
     while count(lane, "retention_class", true).await == 0 {
-        assert!(tokio::time::Instant::now() < deadline, "the module knows no class");
+        assert!(tokio::time::Instant::now() < deadline, "the module did not learn the classes in time");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     bridge
 }
 
-/// Waits until something new has got through to each client that can get it.
+/// Waits until each client that can receive something has received something new.
 async fn carries(scene: &Scene, bridge: &Bridge) {
     ready(bridge).await;
     let before: Vec<u64> = scene.clients.iter().map(|client| client.applied()).collect();
@@ -212,7 +213,7 @@ async fn carries(scene: &Scene, bridge: &Bridge) {
     .await;
 }
 
-/// What clients have applied is held, after a cut and before anyone has published it anew.
+/// After a cut, and before anyone has published again, SpacetimeDB still holds everything that clients have applied.
 async fn applied_is_held(scene: &Scene) {
     let held = scene.lane.held(&scene.streams).await.unwrap();
     for client in &scene.clients {
@@ -222,12 +223,12 @@ async fn applied_is_held(scene: &Scene) {
     }
 }
 
-/// How many grants there are, as far as they are committed.
+/// Number of committed grants.
 async fn grants(lane: &Lane) -> usize {
     count(lane, "stream_grant", false).await
 }
 
-/// How many grants there are, and each of them is durable.
+/// Number of grants once all of them are durable.
 async fn durable(lane: &Lane) -> usize {
     count(lane, "stream_grant", true).await
 }

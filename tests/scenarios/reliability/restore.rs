@@ -1,4 +1,4 @@
-//! One of the two databases is an earlier one.
+//! One of the two databases is restored to an earlier state.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use spacetime_sync_tests::lane::{BridgeOptions, Lane, stream};
 use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::tool;
 
-/// How soon a restore is found out, and what was mended is whole again.
+/// How soon a restore is noticed, and a repaired lane has recovered.
 const SOON: Duration = Duration::from_secs(20);
 
 fn watching() -> BridgeOptions {
@@ -57,7 +57,7 @@ async fn an_authority_restored_to_an_earlier_time_is_found_out_and_mended() {
     }
     assert!(lane.published(SOON).await);
     assert_eq!(lane.held(&streams).await.unwrap(), [500, 500, 300, 200]);
-    // Enough beats that the restored one is behind.
+    // Enough beats that the restored authority is behind.
     let beats = lane.authority.epoch().await.unwrap().beat + 3;
     while lane.authority.epoch().await.unwrap().beat < beats {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -81,7 +81,7 @@ async fn an_authority_restored_to_an_earlier_time_is_found_out_and_mended() {
         .map(|halted| &halted["code"])
         .collect();
     assert_eq!(codes, ["diverged", "ahead_of_authority"], "{health}");
-    // A stream that nothing contradicts goes on.
+    // A stream without a contradiction continues.
     assert!(
         lane.authority
             .position(whole)
@@ -103,7 +103,7 @@ async fn an_authority_restored_to_an_earlier_time_is_found_out_and_mended() {
     );
     let (code, _) = operator(&lane, &["verify"]).await;
     assert_eq!(code, 1);
-    // It does not catch up with what it has lost.
+    // The authority's beat has not caught up with what it lost.
     assert!(lane.authority.epoch().await.unwrap().beat < beats);
     let (_, health) = bridge.ask("/healthz").await.unwrap();
     assert_eq!(health["authority_restored"], true);
@@ -121,7 +121,7 @@ async fn an_authority_restored_to_an_earlier_time_is_found_out_and_mended() {
         "{done}"
     );
 
-    // The bridge that runs takes them up again by itself.
+    // The running bridge resumes the streams by itself.
     bridge
         .until("/healthz", SOON, |healthy, health| {
             healthy && health["authority_restored"] == false && health["halted"].as_array().is_some_and(Vec::is_empty)

@@ -1,4 +1,4 @@
-//! How long events are kept, in SpacetimeDB and in the authority.
+//! How long SpacetimeDB and the authority keep events.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use spacetime_sync_tests::load::{Payload, Writer};
 
 use crate::lane::hostile::{Module, column, log};
 
-/// How soon a policy is carried out.
+/// How soon a policy takes effect.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A bridge that applies windows, and looks at the policy all the time.
+/// A bridge that applies windows and reads the policy very often.
 fn keeping(lane: &Lane) -> Bridge {
     let options = BridgeOptions {
         set: vec![
@@ -55,7 +55,7 @@ async fn held_until(lane: &Lane, stream_id: &StreamId, wanted: impl Fn(&HeldStre
         }
         assert!(
             tokio::time::Instant::now() < deadline,
-            "never as wanted, at last {held:?}"
+            "the window did not become as expected, at last: {held:?}"
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -76,11 +76,11 @@ async fn a_window_keeps_the_newest_events_and_follows_the_policy() {
         held.head.seq == seq(5_000) && held.oldest_seq > seq(2_000)
     })
     .await;
-    // Whole frames leave: what is held is the window, and less than a frame more.
+    // Only whole frames leave, so SpacetimeDB holds the window and up to a frame more.
     assert!(held.oldest_seq <= seq(3_001), "{held:?}");
     policy(&lane, "window_events = 10").await;
     held_until(&lane, &stream_id, |held| held.oldest_seq > seq(4_000)).await;
-    // What is left is still the authority's, and what comes later follows it.
+    // What remains is still the authority's log, and later events follow it.
     write(&lane.authority, &stream_id, 1_000).await;
     held_until(&lane, &stream_id, |held| held.head.seq == seq(6_000)).await;
     lane.verified().await;
@@ -99,7 +99,7 @@ async fn a_policy_that_the_module_refuses_holds_up_no_event() {
     let _bridge = keeping(&lane);
     let held = held_until(&lane, &stream_id, |held| held.head.seq == seq(2_000)).await;
     assert_eq!(held.oldest_seq, seq(1), "{held:?}");
-    // It is taken as soon as it can be.
+    // The policy is applied as soon as it is valid.
     lane.sql("delete from runtime.sync_retention where class like 'more%'")
         .await
         .unwrap();
@@ -145,7 +145,7 @@ async fn the_authority_removes_what_its_policy_says_and_nothing_that_is_not_publ
         assert!(tokio::time::Instant::now() < deadline, "{extent:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    // The chain hash there outlives the event that it was of.
+    // The chain hash at the floor outlives its event.
     assert_eq!(Some(extent.floor_chain), chain);
     assert_eq!(lane.authority.chain_at(&stream_id, seq(4_000)).await.unwrap(), chain);
     assert_eq!(lane.authority.chain_at(&stream_id, seq(3_999)).await.unwrap(), None);
@@ -155,7 +155,7 @@ async fn the_authority_removes_what_its_policy_says_and_nothing_that_is_not_publ
         .await
         .unwrap();
     assert!(page[0].follows(&extent.floor_chain));
-    // By hand, nothing is removed.
+    // Nobody can delete events by hand.
     let refused = lane.sql("delete from runtime.sync_stream_events").await.unwrap_err();
     assert!(refused.to_string().contains("expected only inserts"), "{refused}");
     write(&lane.authority, &stream_id, 700).await;
@@ -187,7 +187,7 @@ async fn a_window_that_was_empty_ages_from_its_first_event_on() {
     let module = Module::start().await;
     let id = stream(1);
     let events = log(&id, 7, 1);
-    // As after a wipe: nothing is held of what the authority holds no longer.
+    // As after a wipe: SpacetimeDB holds nothing of what the authority has purged.
     let begun = json!([id.as_str(), 5, column(&events[4].chain_hash), 0]);
     module.call(Some(&module.bridge), "rewind_stream", &begun).await.done();
     let class =
@@ -201,7 +201,7 @@ async fn a_window_that_was_empty_ages_from_its_first_event_on() {
         while module.sql(Some(&module.owner), &left).await.unwrap().is_empty() {
             assert!(
                 tokio::time::Instant::now() < deadline,
-                "event {} is held for good",
+                "event {} never leaves the window",
                 number + 1
             );
             tokio::time::sleep(Duration::from_millis(20)).await;

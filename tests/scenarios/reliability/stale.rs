@@ -1,4 +1,4 @@
-//! Clients whose position the lane does not continue: what they get from the authority, and how they begin anew.
+//! Clients whose position SpacetimeDB cannot continue: what they get from the authority, and how they start over.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use spacetime_sync_tests::postgres::Cluster;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// A lane of tokens whose window is short, and its bridge.
+/// A lane with tokens and a short window, and its bridge.
 async fn lane(window: u64) -> (Lane, Bridge) {
     let lane = Lane::start_with_tokens(Cluster::shared().await).await.unwrap();
     let policy = format!("update runtime.sync_retention set window_events = {window} where class = 'otherwise'");
@@ -34,7 +34,7 @@ fn writer(lane: &Lane, id: &StreamId, name: &str) -> Writer {
     Writer::new(&lane.authority, id, name, Payload::UpTo(300), 1)
 }
 
-/// The first event that SpacetimeDB holds of the one stream of a lane; 0 without one.
+/// The first seq that SpacetimeDB holds of the lane's one stream; 0 if there is none.
 async fn oldest(lane: &Lane) -> u64 {
     lane.oldest_held().await.unwrap().first().copied().unwrap_or_default()
 }
@@ -42,7 +42,7 @@ async fn oldest(lane: &Lane) -> u64 {
 async fn swept_past(lane: &Lane, seq: u64) {
     let deadline = tokio::time::Instant::now() + SOON;
     while oldest(lane).await <= seq {
-        assert!(tokio::time::Instant::now() < deadline, "the window never moves");
+        assert!(tokio::time::Instant::now() < deadline, "the window did not move in time");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -60,7 +60,7 @@ fn counter(client: &Follower, name: &str) -> u64 {
     client.status()["counters"][name].as_u64().unwrap_or_default()
 }
 
-/// Where a client has begun anew: the seq, the document and the reasons.
+/// Where a client has started over: the seq, the document and the reasons.
 fn begun(client: &Follower) -> Vec<(u64, Option<String>, Value)> {
     let store = Connection::open_with_flags(client.store(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let mut rows = store.prepare("SELECT seq, doc_key, reasons FROM begun").unwrap();
@@ -71,14 +71,14 @@ fn begun(client: &Follower) -> Vec<(u64, Option<String>, Value)> {
         .unwrap()
 }
 
-/// What a client holds of a stream is the authority's log after a position, to its head.
+/// Asserts that a client holds exactly the authority's events after a position, up to the head.
 async fn holds_all_after(lane: &Lane, client: &Follower, id: &StreamId, after: u64) {
     let log = lane
         .authority
         .read_events(id, Seq::new(after).unwrap(), 1_000_000, 1 << 30);
     let (log, held) = (log.await.unwrap(), client.applied_log(id).unwrap());
     assert_eq!(held.len(), log.len());
-    assert!(held == log, "what was applied is not the authority's log");
+    assert!(held == log, "the applied events differ from the authority's log");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +96,7 @@ async fn a_client_below_the_window_is_brought_up_by_the_authority_and_joins_the_
     }
     assert!(lane.published(SOON).await);
     swept_past(&lane, 25_000).await;
-    // While events come, windows move, and the authority's own log is purged behind the client.
+    // While events arrive and windows move, the authority purges its own log behind the client.
     lane.sql("update runtime.sync_retention set log_events = 31000 where class = 'otherwise'")
         .await
         .unwrap();
@@ -121,7 +121,7 @@ async fn a_client_below_the_window_is_brought_up_by_the_authority_and_joins_the_
     assert_eq!(counter(&away, "stale_cursors"), 0);
     let from = away.applied_log(&id).unwrap();
     let seqs = from.iter().map(|event| event.seq.get());
-    assert!(seqs.eq(1..=one.written()), "no gap, nothing twice");
+    assert!(seqs.eq(1..=one.written()), "no gap and no duplicate");
     let kept = lane.authority.extent(&id).await.unwrap().unwrap().floor().get();
     let log = lane
         .authority
@@ -141,7 +141,7 @@ async fn a_wiped_spacetimedb_is_waited_for_by_a_client_that_runs_on() {
     }
     applies(&client, 10_000).await;
     is_live(&client).await;
-    // The bridge is away: until it is back the lane stays empty.
+    // The bridge is away, so SpacetimeDB stays empty until it is back.
     assert_eq!(bridge.process.signal(rustix::process::Signal::KILL), ());
     lane.publish(Breaking::DeleteData).await.unwrap();
     let bridge = self::bridge(&lane);
@@ -156,7 +156,7 @@ async fn a_wiped_spacetimedb_is_waited_for_by_a_client_that_runs_on() {
     assert_eq!(bridge.stop().await.unwrap(), 0);
 }
 
-/// A client that has applied so much and was killed.
+/// A client that has applied so many events and was killed.
 async fn behind(lane: &Lane, id: &StreamId, on_stale: &str, writer: &mut Writer, seq: u64) -> Follower {
     let client = lane.client(std::slice::from_ref(id)).await.unwrap();
     let mut client = client.option("--on-stale", on_stale);
@@ -210,7 +210,7 @@ async fn below_the_authoritys_floor_each_answer_is_what_was_chosen() {
     is_live(restart).await;
     assert_eq!(begun(restart), [(floor, None, reasons.clone())]);
     holds_all_after(&lane, restart, &id, floor).await;
-    // There is no document yet.
+    // No document exists yet.
     rebootstrap.start().unwrap();
     assert_eq!(stops(rebootstrap, &id).await["reason"], "stale_cursor");
     either.start().unwrap();
@@ -227,17 +227,17 @@ async fn below_the_authoritys_floor_each_answer_is_what_was_chosen() {
     let document = Some("runtime/run_summary:1".to_owned());
     assert_eq!(begun(rebootstrap), [(3_500, document, reasons)]);
     holds_all_after(&lane, rebootstrap, &id, 3_500).await;
-    // All go on.
+    // All clients continue.
     one.append(10).await.unwrap();
     for client in [restart, either, rebootstrap] {
         applies(client, one.written()).await;
     }
     let delivery = bridge.ask("/internal/v1/spacetime/sync/metrics").await;
-    // An admin is needed where there are tokens.
+    // A lane with tokens shows metrics only to an admin.
     assert!(!delivery.unwrap().0);
 }
 
-/// Sets the authority back, as a restored backup is: its log ends earlier, and so does what it says of it.
+/// Sets the authority back as a restored backup would: its log ends earlier, and its records say so.
 async fn restore(lane: &Lane, id: &StreamId, seq: u64) {
     let text = format!(
         "set session_replication_role = replica;

@@ -8,7 +8,7 @@ async fn concurrent_writers_leave_no_gap_and_rollbacks_leave_no_trace() {
     let id = stream("runtime.run.1.events");
     let done = Arc::new(AtomicBool::new(false));
 
-    // What a reader sees at any time is all up to the head, and the chain holds.
+    // A reader sees at any time all events up to the head, and their chain holds.
     let reader = tokio::spawn({
         let (authority, id, done) = (authority.clone(), id.clone(), done.clone());
         async move {
@@ -29,7 +29,7 @@ async fn concurrent_writers_leave_no_gap_and_rollbacks_leave_no_trace() {
                 }
                 assert!(
                     at >= head || page.len() == 1_000,
-                    "head {head} is visible, the log ends at {at}"
+                    "head {head} is visible, but the log ends at {at}"
                 );
                 if last && page.is_empty() {
                     return at;
@@ -173,7 +173,7 @@ async fn a_repeat_returns_the_first_seq_and_writes_nothing() {
     assert_eq!(authority.append_batch(&id, &events).await.unwrap(), expected);
     assert_eq!(authority.append_batch(&id, &events).await.unwrap(), expected);
 
-    // Held ones, fresh ones and repeats inside the call, in any order.
+    // Known events, new ones and repeats inside the call, in any order.
     let more = numbered(6, 7);
     let mixed = [&more[1], &events[2], &more[0], &more[1], &events[2], &more[0]].map(Clone::clone);
     assert_eq!(
@@ -182,7 +182,7 @@ async fn a_repeat_returns_the_first_seq_and_writes_nothing() {
     );
     assert_eq!(authority.append(&id, &more[0]).await.unwrap(), seq(7));
     assert_eq!(verified_log(&authority, &id).await.len(), 7);
-    // Another stream has keys of its own.
+    // Another stream has its own keys.
     assert_eq!(authority.append(&stream("t"), &events[3]).await.unwrap(), seq(1));
 }
 

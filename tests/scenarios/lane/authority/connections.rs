@@ -1,4 +1,4 @@
-//! What becomes of a bridge whose database is not its own, or goes away.
+//! What happens to a bridge whose database does not fit, or goes away.
 
 use super::*;
 
@@ -14,7 +14,7 @@ async fn a_database_that_does_not_fit_the_build_is_refused_with_what_to_do() {
     assert!(error.to_string().contains("spacetime-sync migrate"), "{error}");
     assert_eq!(error.class(), RefusalClass::Fatal);
 
-    // Two at once, then again: each is harmless.
+    // Two migrations at once, and one more: all are harmless.
     let (one, two) = tokio::join!(Authority::migrate(database.url()), Authority::migrate(database.url()));
     one.unwrap();
     two.unwrap();
@@ -61,7 +61,7 @@ async fn a_database_that_does_not_fit_the_build_is_refused_with_what_to_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_bridge_leads_when_the_first_one_is_gone() {
     let (database, authority) = setup().await;
-    let mut first = authority.try_lead().await.unwrap().expect("nobody leads");
+    let mut first = authority.try_lead().await.unwrap().expect("the lead is free");
     assert!(authority.try_lead().await.unwrap().is_none());
     let mut connection = client(&database).await;
     connection
@@ -71,7 +71,7 @@ async fn the_second_bridge_leads_when_the_first_one_is_gone() {
         )
         .await
         .unwrap();
-    // Who waits for other things too gives this wait up again and again.
+    // A bridge that waits for other things too starts this wait again and again.
     eventually("the loss of the lead", async || {
         timeout(Duration::from_millis(20), first.lost()).await.is_ok()
     })
@@ -115,7 +115,7 @@ async fn the_bridge_works_through_a_kill_of_postgres() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_cut_in_the_middle_of_a_call_is_of_class_retry() {
+async fn a_connection_cut_during_a_call_is_of_class_retry() {
     let (database, _) = setup().await;
     let Some(addr) = Cluster::shared().await.addr() else {
         return;
@@ -132,7 +132,7 @@ async fn a_connection_cut_in_the_middle_of_a_call_is_of_class_retry() {
         let (authority, id) = (authority.clone(), id.clone());
         async move { authority.append(&id, &numbered(2, 2)[0]).await }
     });
-    // The append is committed, and its answer held back: the caller cannot know.
+    // The append is committed, but its answer is held back, so the caller cannot know.
     let direct = Authority::connect(database.url(), 1).await.unwrap();
     eventually("the append", async || {
         direct.position(&id).await.unwrap().unwrap().head_seq == seq(2)

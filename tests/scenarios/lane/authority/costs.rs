@@ -1,8 +1,8 @@
-//! What calls cost, in blocks that Postgres touches: no more as the tables grow.
+//! The cost of calls, in blocks that Postgres touches: it does not grow with the tables.
 
 use super::*;
 
-/// Blocks that a statement touches, those of the functions it calls included.
+/// Blocks that a statement touches, including those of the functions that it calls.
 async fn blocks(connection: &mut PgConnection, statement: &str) -> i64 {
     let plan: serde_json::Value = sqlx::query_scalar(&format!("explain (analyze, buffers, format json) {statement}"))
         .fetch_one(connection)
@@ -12,7 +12,7 @@ async fn blocks(connection: &mut PgConnection, statement: &str) -> i64 {
     of("Shared Hit Blocks") + of("Shared Read Blocks")
 }
 
-/// A database whose tables Postgres believes empty, whatever comes into them.
+/// A database whose tables Postgres believes to be empty, whatever is inserted.
 async fn believed_empty() -> (Database, PgConnection) {
     let database = Cluster::shared().await.create_database().await.unwrap();
     let mut connection = client(&database).await;
@@ -36,7 +36,8 @@ fn batch(from: usize, to: usize) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_append_costs_does_not_depend_on_what_is_there() {
     let (_database, mut connection) = believed_empty().await;
-    // Each kind of append twice, among few events and among many, in one session, for a plan lives as long as that.
+    // Each kind of append runs twice, among few events and among many, in one session, because a plan lives as long as
+    // the session.
     let kinds = async |connection: &mut PgConnection, held: usize| {
         let single = |n: usize| format!("select runtime.sync_append('s', 'key-{n}', 'k', '\\x01')");
         [
@@ -64,7 +65,7 @@ async fn what_an_append_costs_does_not_depend_on_what_is_there() {
     }
     let many = kinds(&mut connection, 30_000).await;
     for ((what, few), (_, many)) in few.into_iter().zip(many) {
-        // The indexes are a level higher.
+        // The indexes have one more level.
         assert!(
             many <= 2 * few,
             "{what}: {few} blocks among 100 events, {many} among 20,000"
@@ -90,7 +91,7 @@ async fn what_the_bridge_asks_does_not_cost_more_as_the_tables_grow() {
         authority.rewind_published(&id, Seq::ZERO).await.unwrap();
     };
     connection.execute(&*batch(1, 10)).await.unwrap();
-    // The server keeps a statement's plan from the sixth time on.
+    // The server keeps a statement's plan from the sixth execution on.
     for _ in 0..ROUNDS {
         round().await;
     }
@@ -113,7 +114,7 @@ async fn what_the_bridge_asks_does_not_cost_more_as_the_tables_grow() {
     for _ in 0..ROUNDS {
         round().await;
     }
-    // A connection that ends gives up what it has counted.
+    // A connection reports its counts when it ends.
     authority.close().await;
     eventually("the end of the bridge's connection", async || {
         let others: i64 = sqlx::query_scalar(

@@ -1,4 +1,4 @@
-//! What the bridge reads of the log, and what it writes down.
+//! What the bridge reads of the log, and what it records.
 
 use super::*;
 use spacetime_sync_proto::StreamProgress;
@@ -38,7 +38,7 @@ async fn published_moves_forward_only_and_never_above_the_head() {
     assert_eq!(authority.advance_published(&to(2)).await.unwrap(), Advanced::default());
     assert_eq!(published().await, seq(3));
 
-    // One that is wrong does not hold the others up.
+    // A wrong entry does not block the others.
     let (other, missing) = (stream("other"), stream("missing"));
     authority.append(&other, &event("k", "k", b"p")).await.unwrap();
     let asked = [(id.clone(), seq(6)), (other.clone(), seq(1)), (missing.clone(), seq(1))];
@@ -49,7 +49,7 @@ async fn published_moves_forward_only_and_never_above_the_head() {
     assert_eq!(published().await, seq(3));
     assert_eq!(authority.position(&other).await.unwrap().unwrap().published_seq, seq(1));
 
-    // Named twice in one call: the further one counts.
+    // A stream that is named twice in one call: the higher position counts.
     let twice = [(id.clone(), seq(5)), (id.clone(), seq(4))];
     assert_eq!(authority.advance_published(&twice).await.unwrap(), Advanced::default());
     assert_eq!(published().await, seq(5));
@@ -113,7 +113,7 @@ async fn a_page_is_bounded_in_events_and_in_bytes() {
     assert_eq!(page(0, 100, 350_000).await, [1, 2, 3]);
     assert_eq!(page(0, 100, 300_000).await, [1, 2, 3]);
     assert_eq!(page(17, 100, 1_000_000).await, [18, 19, 20]);
-    assert_eq!(page(5, 100, 1).await, [6], "the first event always comes");
+    assert_eq!(page(5, 100, 1).await, [6], "a page always holds its first event");
     assert!(page(20, 100, ALL).await.is_empty());
     assert!(page(0, 0, ALL).await.is_empty());
     assert_eq!(

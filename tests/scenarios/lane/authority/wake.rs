@@ -1,4 +1,4 @@
-//! How a bridge that sleeps is woken.
+//! How a sleeping bridge is woken.
 
 use super::*;
 
@@ -9,7 +9,7 @@ async fn only_a_sleeping_bridge_is_woken_and_only_by_a_clean_stream() {
     let mut raw = sqlx::postgres::PgListener::connect(database.url()).await.unwrap();
     raw.listen_all(["sync_wake", "marker"]).await.unwrap();
     let mut connection = client(&database).await;
-    // Notifications arrive in the order of their commits: what came before the marker is all there was.
+    // Notifications arrive in the order of their commits, so everything before the marker has arrived with it.
     let mut woken = async || {
         connection.execute("notify marker").await.unwrap();
         let mut count = 0;
@@ -22,26 +22,26 @@ async fn only_a_sleeping_bridge_is_woken_and_only_by_a_clean_stream() {
     };
     let events = numbered(1, 9);
     authority.append(&id, &events[0]).await.unwrap();
-    assert_eq!(woken().await, 0, "awake");
+    assert_eq!(woken().await, 0, "the bridge is awake");
     authority.set_sleeping(true).await.unwrap();
     authority.append(&id, &events[1]).await.unwrap();
     authority.append_batch(&id, &events[2..4]).await.unwrap();
-    assert_eq!(woken().await, 0, "dirty already");
+    assert_eq!(woken().await, 0, "the stream is already dirty");
     authority.advance_published(&[(id.clone(), seq(4))]).await.unwrap();
     authority.append(&id, &events[0]).await.unwrap();
     authority.append_batch(&id, &events[0..2]).await.unwrap();
-    assert_eq!(woken().await, 0, "repeats");
+    assert_eq!(woken().await, 0, "repeats change nothing");
     authority.append(&id, &events[4]).await.unwrap();
-    assert_eq!(woken().await, 1, "clean to dirty");
+    assert_eq!(woken().await, 1, "a clean stream turns dirty");
     authority.advance_published(&[(id.clone(), seq(5))]).await.unwrap();
     authority.append_batch(&id, &events[5..7]).await.unwrap();
-    assert_eq!(woken().await, 1, "clean to dirty, in bulk");
+    assert_eq!(woken().await, 1, "a clean stream turns dirty in bulk");
     authority.append(&stream("new"), &events[0]).await.unwrap();
     assert_eq!(woken().await, 1, "a new stream");
     authority.set_sleeping(false).await.unwrap();
     authority.advance_published(&[(id.clone(), seq(7))]).await.unwrap();
     authority.append(&id, &events[7]).await.unwrap();
-    assert_eq!(woken().await, 0, "awake again");
+    assert_eq!(woken().await, 0, "the bridge is awake again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +60,7 @@ async fn a_listener_hears_the_wake_up_and_survives_its_connection() {
         timeout(SOON, listener.woken()).await.unwrap().is_ok()
     })
     .await;
-    // Whether or not that was the loss itself, from here on the next append of a clean stream is heard.
+    // The first wake-up may have been the loss itself. From here on the next append to a clean stream is heard.
     let mut count = 0;
     eventually("a wake-up over the new connection", async || {
         count += 1;

@@ -7,8 +7,8 @@ use spacetime_sync_tests::lane::{Bridge, BridgeOptions};
 
 use super::{FAULTS, SOON, Scene, ready};
 
-/// How soon a standby leads when the leader was killed: the lock goes with its connection, and is asked for twice a
-/// second.
+/// How soon a standby leads after the leader was killed. The lock goes with the leader's connection, and the standby
+/// asks for it twice a second.
 const TAKEOVER: Duration = Duration::from_secs(5);
 
 async fn role(bridge: &Bridge, wanted: &str) {

@@ -1,15 +1,15 @@
-//! Clients that are slow, and clients that were away for long.
+//! Slow clients, and clients that were away for a long time.
 
 use spacetime_sync_tests::lane::{stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};
 
 use super::{FAULTS, Pace, RECOVERY, SOON, Scene};
 
-/// Bytes of a large payload, and how many of them go by: about 220 MB.
+/// The size of a large payload, and the number of such events: about 220 MB.
 const LARGE: (usize, u64) = (200_000, 1_100);
-/// Most memory that a slow client may ever have.
+/// The most memory that a slow client may use.
 const MEMORY_MB: u64 = 150;
-/// What the slow client takes for a batch, which is ten of them at most: far longer than the lane does, on any machine.
+/// How long the slow client takes for a batch of at most ten events: far longer than the lane, on any machine.
 const SLOW_MS: u64 = 1_000;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -38,10 +38,10 @@ async fn a_slow_client_is_bounded_in_memory_and_holds_nobody_up() {
         "the slow client is {behind} events behind: it was not slow"
     );
     let most = [&quick, &slow].map(|client| client.process().unwrap().memory_mb().unwrap().1);
-    eprintln!("the slow client was {behind} events behind; MB of memory at most, quick and slow: {most:?}");
+    eprintln!("the slow client was {behind} events behind; peak memory in MB, quick and slow client: {most:?}");
     assert!(
         most.iter().all(|most| *most < MEMORY_MB),
-        "MB of memory at most, quick and slow: {most:?}"
+        "peak memory in MB, quick and slow client: {most:?}"
     );
     slow.kill();
     slow.clear_options();
@@ -64,7 +64,7 @@ async fn a_client_that_was_away_for_100_000_events_catches_up_and_goes_live() {
     assert!(scene.lane.published(RECOVERY).await);
     let missed = scene.committed - scene.clients[0].applied();
     assert!(missed >= 100_000, "it missed {missed} events");
-    // Writers go on without a pause while it catches up, so that history and live meet under way.
+    // Writers continue without a pause while it catches up, so that history and live events meet on the way.
     scene.write_at(Pace::Dense);
     let started = std::time::Instant::now();
     scene.clients[0].start().unwrap();
@@ -72,11 +72,11 @@ async fn a_client_that_was_away_for_100_000_events_catches_up_and_goes_live() {
     let applied = scene.clients[0].applied();
     assert!(
         applied >= scene.committed,
-        "live at {applied} events, {} were there at its start",
+        "the client is live with {applied} events, though {} existed at its start",
         scene.committed
     );
     eprintln!("live {:?} after its start, {missed} events later", started.elapsed());
-    // The same from many places near the head.
+    // The same from many positions near the head.
     for _ in 0..2 * FAULTS {
         scene.clients[0].kill();
         scene.pause().await;

@@ -8,11 +8,11 @@ use spacetime_sync_tests::proxy::{Direction, Proxy};
 
 use super::{SOON, Scene, ready};
 
-/// Work without progress for so long is red.
+/// The bridge turns red after this time of work without progress.
 const STALL: Duration = Duration::from_millis(1_500);
-/// How long the bridge is looked at while nothing happens, and the share of a core it may use.
+/// How long the idle bridge is watched, and the share of a core that it may use.
 const IDLE: (Duration, f64) = (Duration::from_secs(8), 0.01);
-/// From commit to applied, of the first event after that.
+/// Latency from commit to application of the first event after the idle time.
 const FIRST_EVENT_MS: f64 = 500.0;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,7 +23,7 @@ async fn health_is_red_when_work_stands_still_though_every_process_is_up() {
         server_at: Some(proxy.addr()),
         set: vec![
             ("bridge.stall_after_ms", STALL.as_millis().to_string()),
-            // So that nothing but the missing progress gives it away.
+            // So that only the missing progress can turn the bridge red.
             ("bridge.ack_deadline_ms", "600000".to_owned()),
         ],
         ..BridgeOptions::default()
@@ -50,7 +50,7 @@ async fn health_is_red_when_work_stands_still_though_every_process_is_up() {
         bridge.until("/healthz", SOON, |healthy, _| healthy).await.unwrap();
     }
     scene.settle().await;
-    // Nothing to do, for longer than work may stand still.
+    // Watches the idle bridge for longer than work may stand still.
     let settled = Instant::now();
     while settled.elapsed() < 2 * STALL {
         let (healthy, health) = bridge.ask("/healthz").await.unwrap();
@@ -85,7 +85,7 @@ async fn an_idle_bridge_costs_next_to_nothing_and_is_awake_at_once() {
         client.saved().is_ok_and(|saved| saved[0].last > head)
     })
     .await;
-    assert!(wakes().await > woken, "nobody woke it: it looked by itself");
+    assert!(wakes().await > woken, "the append did not wake the bridge: it looked by itself");
     let latency = client.latencies_ms(&stream_id, head + 1, head + 1).unwrap()[0];
     eprintln!("the first event was applied after {latency:.0} ms");
     assert!(

@@ -50,13 +50,13 @@ async fn what_is_recorded_as_published_survives_a_kill_of_the_host() {
         return;
     }
     scene.write();
-    // Each kill by itself may find everything written.
+    // A single kill may find everything already on disk.
     for _ in 0..2 * FAULTS {
         let bridge = scene.lane.bridge().unwrap();
         ready(&bridge).await;
         scene.pause().await;
         scene.lane.server.kill();
-        // It writes down what was acknowledged, and ends: nobody publishes anything again before the comparison.
+        // The bridge records what was acknowledged and ends, so nobody publishes anything again before the comparison.
         bridge.until("/readyz", SOON, |ready, _| !ready).await.unwrap();
         assert_eq!(bridge.stop().await.unwrap(), 0);
         scene.lane.server.restart().await.unwrap();
@@ -76,7 +76,7 @@ async fn a_killed_client_has_saved_checkpoint_and_effects_together() {
         let pause = scene.random.random_range(30..600);
         let killed_at = Instant::now() + Duration::from_millis(pause);
         let client = &mut scene.clients[0];
-        // What another connection sees is what a kill at that moment would leave, and looks are cheaper than kills.
+        // Another connection sees what a kill at that moment would leave. A look is cheaper than a kill.
         while Instant::now() < killed_at {
             is_whole(client);
             looks += 1;
@@ -130,7 +130,7 @@ async fn a_bridge_that_is_told_to_stop_finishes_what_is_in_flight() {
         assert_eq!(bridge.stop().await.unwrap(), 0);
         scene.published_is_held().await;
     }
-    // A backlog, and no writer that holds a row: what is acknowledged is recorded to the last event.
+    // A backlog and no writer that holds a row: the bridge can record every acknowledged event.
     scene.stop_writing().await;
     scene.write_bulk(20_000, 300).await;
     let bridge = scene.lane.bridge().unwrap();

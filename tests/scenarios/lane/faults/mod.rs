@@ -1,8 +1,9 @@
-//! Faults at random moments, under load: processes are killed and connections broken while writers go on. Then
-//! everything committed must be published and applied by itself, and each client's log be the authority's, byte for byte.
+//! Faults at random moments under load: processes are killed and connections broken while writers continue. Afterwards
+//! everything committed must be published and applied without help, and each client's log must equal the authority's,
+//! byte for byte.
 //!
-//! What is random follows from a seed, which each scenario prints; `SYNC_SEED` gives it again. The moments themselves
-//! also depend on the machine.
+//! A seed determines the random choices. Each scenario prints it, and `SYNC_SEED` repeats it. The exact moments also
+//! depend on the machine.
 
 mod bridges;
 mod clients;
@@ -22,14 +23,14 @@ use spacetime_sync_tests::load::Pace;
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::scene;
 
-/// Faults of a kind in a scenario, at least.
+/// The least number of faults of a kind in a scenario.
 const FAULTS: usize = 6;
-/// How soon the lane must be whole again by itself.
+/// How soon the lane must have recovered without help.
 const RECOVERY: Duration = Duration::from_secs(40);
-/// How long a fault may take to happen or to be seen.
+/// How long a fault may take to happen or to be noticed.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// A scene in which whatever fails fails the test.
+/// A scene in which every error fails the test.
 pub(crate) struct Scene(scene::Scene);
 
 impl Deref for Scene {
@@ -47,7 +48,7 @@ impl DerefMut for Scene {
 }
 
 impl Scene {
-    /// With clients that run, and no load yet.
+    /// Starts a lane with running clients and no load.
     pub(crate) async fn start(clients: usize) -> Self {
         Self::start_on(Cluster::shared().await, clients).await
     }
@@ -87,7 +88,7 @@ impl Scene {
         self.0.stop_writing().await.unwrap()
     }
 
-    /// A bridge that carries, or is about to: faults hit it in all states.
+    /// Starts a bridge. It may still be connecting when a test goes on, so faults hit it in all states.
     pub(crate) async fn bridge(&mut self) -> Bridge {
         let bridge = self.lane.bridge().unwrap();
         if self.random.random_bool(0.8) {

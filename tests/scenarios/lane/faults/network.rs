@@ -22,7 +22,7 @@ impl Scene {
     }
 }
 
-/// None, with a word, if Postgres cannot be put behind a proxy.
+/// A proxy in front of Postgres. `None`, with a message, if Postgres cannot be put behind one.
 async fn proxy_to_postgres() -> Option<Proxy> {
     let addr = Cluster::shared().await.addr();
     if addr.is_none() {
@@ -67,14 +67,14 @@ async fn connections_cut_between_any_two_lose_and_double_nothing() {
     assert!(bridge.process.is_running());
 }
 
-/// A link may break while a call is on its way into it.
+/// A link may break while a call is being sent.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_whose_link_breaks_at_any_moment_is_back_at_once() {
     let mut scene = Scene::start(1).await;
     let proxy = scene.proxy_to_server().await;
     let options = BridgeOptions {
         server_at: Some(proxy.addr()),
-        // So that it comes back because it is told, and not because it misses an answer.
+        // So that the bridge comes back because the link reports its end, not because an answer is overdue.
         set: vec![("bridge.ack_deadline_ms", "600000".to_owned())],
         ..BridgeOptions::default()
     };
@@ -139,7 +139,7 @@ async fn a_client_notices_that_spacetimedb_went_silent() {
         let noticed = || client.log().matches(r#""reason":"silence""#).count() > silences;
         wait(SOON, "the silence", noticed).await;
         proxy.resume(Direction::ToClient);
-        // The other direction alone keeps no event away.
+        // Silence in the other direction alone keeps no event away.
         client.until_live(SOON).await.unwrap();
         proxy.stall(Direction::ToTarget);
         let applied = client.applied();
@@ -171,7 +171,7 @@ async fn a_bridge_works_through_a_silent_postgres() {
         proxy.resume(direction);
         bridge.until("/healthz", SOON, |healthy, _| healthy).await.unwrap();
     }
-    // For so long that the lead is given up, and taken again.
+    // The silence lasts until the bridge gives up the lead. It must take it again afterwards.
     proxy.stall(Direction::ToClient);
     bridge.until("/readyz", SOON, |ready, _| !ready).await.unwrap();
     proxy.resume(Direction::ToClient);

@@ -1,4 +1,4 @@
-//! Streams that cannot go on: they stand still with a reason, nothing is overwritten, and the others go on.
+//! Streams that cannot continue: they halt with a reason, nothing is overwritten, and the other streams continue.
 
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::lane::{Bridge, Lane};
@@ -6,7 +6,7 @@ use sqlx::{Connection, Executor, PgConnection};
 
 use super::{RECOVERY, SOON, Scene, ready};
 
-/// Waits until a stream is halted, and says why: code and reason.
+/// Waits until a stream is halted, and returns code and reason.
 async fn halted(bridge: &Bridge, stream_id: &StreamId) -> (String, String) {
     let entry = |health: &serde_json::Value| {
         let halted = health["halted"].as_array()?;
@@ -24,7 +24,7 @@ async fn halted(bridge: &Bridge, stream_id: &StreamId) -> (String, String) {
     (text("code"), text("reason"))
 }
 
-/// Waits until nothing but `left` is unpublished, and checks that one who follows the others has all of them.
+/// Waits until only `left` is unpublished, and checks that a client of the other streams has all their events.
 async fn others_go_on(scene: &mut Scene, bridge: &Bridge, left: &[StreamId]) {
     let client = scene.clients.pop().unwrap();
     scene.stop_writing().await;
@@ -71,7 +71,7 @@ async fn a_tampered_event_halts_its_stream_and_no_other() {
     scene.write();
     scene.pause().await;
     assert_eq!(bridge.stop().await.unwrap(), 0);
-    // An event that is not published yet, changed behind the back of the trigger that refuses it.
+    // Changes an unpublished event, bypassing the trigger that would refuse it.
     let mut superuser = PgConnection::connect(scene.lane.database.url()).await.unwrap();
     let before = scene.lane.held(&scene.streams).await.unwrap()[1];
     let tampered = before + 50;
@@ -113,7 +113,7 @@ async fn a_tampered_event_halts_its_stream_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_of_another_origin_halts_its_stream_and_is_not_overwritten() {
     let mut scene = Scene::start(0).await;
-    // One that is there before the bridge is, and one that comes while it runs.
+    // One event exists before the bridge starts, the other arrives while it runs.
     let (early, late) = (scene.streams[1].clone(), scene.streams[2].clone());
     let foreign = [early.clone(), late.clone()];
     let others: Vec<StreamId> = scene
@@ -141,7 +141,7 @@ async fn an_event_of_another_origin_halts_its_stream_and_is_not_overwritten() {
     assert_eq!(scene.lane.held(&foreign).await.unwrap(), [1, 1]);
     let still = log_of(&scene.lane).await;
     assert!(log.iter().all(|row| still.contains(row)), "a row was overwritten");
-    // A new bridge comes to the same end.
+    // A new bridge comes to the same verdict.
     bridge.process.kill();
     let bridge = scene.lane.bridge().unwrap();
     for stream_id in &foreign {
@@ -150,7 +150,7 @@ async fn an_event_of_another_origin_halts_its_stream_and_is_not_overwritten() {
     assert_eq!(scene.lane.held(&foreign).await.unwrap(), [1, 1]);
 }
 
-/// Every row of the log that SpacetimeDB holds, as text.
+/// Every frame row that SpacetimeDB holds, as text.
 async fn log_of(lane: &Lane) -> Vec<String> {
     let rows = lane.rows("SELECT * FROM sync_event", false).await.unwrap();
     assert!(!rows.is_empty());

@@ -12,7 +12,7 @@ async fn a_wiped_spacetimedb_is_filled_again_from_the_authority() {
     ready(&bridge).await;
     scene.write();
     wait(SOON, "a client applies", || scene.clients[0].applied() > 0).await;
-    // While everything is stopped.
+    // First wipe: while everything is stopped.
     assert_eq!(bridge.stop().await.unwrap(), 0);
     scene.clients[0].kill();
     scene.pause().await;
@@ -25,7 +25,7 @@ async fn a_wiped_spacetimedb_is_filled_again_from_the_authority() {
     fresh.start().unwrap();
     fresh.until_applied(scene.committed, RECOVERY).await.unwrap();
     scene.is_equal(&fresh).await;
-    // A client with a checkpoint of before just goes on: its chain is that of the authority.
+    // A client with an earlier checkpoint simply continues, because its chain is the authority's.
     assert!(applied > 0 && scene.clients[0].applied() == applied);
     scene.lane.grant(&scene.clients[0], &scene.streams).await.unwrap();
     scene.clients[0].start().unwrap();
@@ -34,8 +34,8 @@ async fn a_wiped_spacetimedb_is_filled_again_from_the_authority() {
     scene.pause().await;
     scene.settle().await;
 
-    // While everything runs. A client that asks before the bridge is done stops with a reason, for its checkpoint is
-    // above the head, and goes on when it is started again.
+    // Second wipe: while everything runs. A client that asks before the bridge has refilled SpacetimeDB stops with a
+    // reason, because its checkpoint is above the head. It continues when it is started again.
     scene.write();
     scene.pause().await;
     scene.lane.publish(Breaking::DeleteData).await.unwrap();

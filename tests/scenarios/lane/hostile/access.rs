@@ -9,7 +9,7 @@ use spacetime_sync_tests::schema::scheduled;
 
 use super::{Module, SECRET, Said, append_arguments, column, identity, log, newcomer, stream};
 
-/// What each kind of caller is told: stranger, nobody, client with a grant, bridge, owner.
+/// The answers to each kind of caller: stranger, anonymous, client with a grant, bridge, owner.
 type Verdicts = [Option<RefusalCode>; 5];
 
 #[tokio::test]
@@ -23,7 +23,7 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
     let third = newcomer(&module.server).await;
     let (name, end) = (id.as_str(), column(&events[1].chain_hash));
 
-    // Each is a repeat of what was done, so that being allowed to changes nothing either.
+    // Each call repeats something that was already done, so an allowed call changes nothing either.
     let unauthorized = Some(RefusalCode::Unauthorized);
     let forbidden = Some(RefusalCode::ForbiddenStream);
     let invalid = Some(RefusalCode::InvalidArgument);
@@ -85,7 +85,7 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
             "read_events",
             (json!([name, 0]), [forbidden, forbidden, None, None, None]),
         ),
-        // Whoever may, is told that the arguments are none: so nothing changes.
+        // A permitted caller is told that the arguments are invalid, so nothing changes.
         (
             "trust_issuer",
             (
@@ -132,7 +132,7 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
             "read_streams",
             (json!([""]), [unauthorized, unauthorized, unauthorized, None, None]),
         ),
-        // None of these has a session.
+        // None of these callers has a session.
         (
             "upsert_presence",
             (json!(["s", "n", "online", "", []]), [unauthorized; 5]),
@@ -169,7 +169,7 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
         let function = function["name"].as_str().unwrap();
         let (arguments, verdicts) = functions
             .get(function)
-            .unwrap_or_else(|| panic!("say here who may call {function}"));
+            .unwrap_or_else(|| panic!("add {function} to this list and say who may call it"));
         named += 1;
         for ((who, caller), expected) in callers.into_iter().zip(verdicts) {
             let said = module.call(caller, function, arguments).await;
@@ -178,7 +178,7 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
             assert_eq!(module.everything().await, before, "{who} calls {function}");
         }
     }
-    assert_eq!(named, functions.len(), "a function of this list is gone");
+    assert_eq!(named, functions.len(), "this list names a function that no longer exists");
     assert!(!lifecycle.is_empty());
     for reducer in lifecycle {
         let name = reducer["name"].as_str().unwrap();
@@ -188,7 +188,7 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
         }
     }
     assert_eq!(module.everything().await, before);
-    // The same answer for a stream that does not exist: nobody learns which ones do.
+    // The answer for a missing stream is the same, so nobody learns which streams exist.
     let there = module.call(Some(&stranger), "read_events", &json!([name, 0])).await;
     let not_there = module
         .call(Some(&stranger), "read_events", &json!(["no.such.stream", 0]))
@@ -324,9 +324,9 @@ async fn nothing_is_done_before_the_owner_has_configured_and_the_secret_stays() 
         .await
         .refused(RefusalCode::InvalidArgument);
     configure(&module.bridge, SECRET).await.done();
-    assert_eq!(module.everything().await, before, "the same again is no change");
+    assert_eq!(module.everything().await, before, "a repeated configuration changes nothing");
 
-    // Another bridge: the streams keep their keys, so grants and logs go on.
+    // Another bridge takes over. The streams keep their keys, so grants and logs stay valid.
     configure(&stranger, "").await.done();
     let next = append_arguments(&id, &events[1..2], &events[0].chain_hash);
     module
@@ -365,14 +365,14 @@ async fn a_checkpoint_is_acknowledged_by_its_own_client_and_only_forward() {
     ack(&first, name, 2, chain(2)).await.done();
     let before = module.everything().await;
     ack(&first, name, 2, chain(2)).await.done();
-    assert_eq!(module.everything().await, before, "the same again is no change");
+    assert_eq!(module.everything().await, before, "a repeated acknowledgement changes nothing");
     for (what, seq, of, code) in [
         ("behind", 1, chain(1), RefusalCode::CheckpointBehind),
         ("past the head", 7, chain(6), RefusalCode::CheckpointAhead),
         ("the same seq on another chain", 2, chain(3), RefusalCode::ChainMismatch),
         ("a later seq on another chain", 5, chain(4), RefusalCode::ChainMismatch),
         ("the head on another chain", 6, chain(5), RefusalCode::ChainMismatch),
-        ("no seq at all", u64::MAX, chain(6), RefusalCode::InvalidArgument),
+        ("an invalid seq", u64::MAX, chain(6), RefusalCode::InvalidArgument),
     ] {
         ack(&first, name, seq, of).await.refused(code);
         assert_eq!(module.everything().await, before, "{what}");
@@ -392,7 +392,7 @@ async fn a_checkpoint_is_acknowledged_by_its_own_client_and_only_forward() {
         .await
         .done();
 
-    // Each sees its own, however it asks; an operator sees all.
+    // Each client sees its own checkpoint, however it asks. An operator sees all.
     let seqs = async |who: &Credential, statement: &str| {
         let rows = module.sql(Some(who), statement).await.unwrap();
         let mut seqs: Vec<_> = rows.iter().map(|row| row[0].as_u64().unwrap()).collect();
@@ -407,7 +407,7 @@ async fn a_checkpoint_is_acknowledged_by_its_own_client_and_only_forward() {
     assert_eq!(seqs(&second, &theirs).await, [0, 4]);
     assert_eq!(seqs(&module.bridge, "SELECT seq FROM sync_checkpoint").await, [0; 0]);
 
-    // Without its grant a client does not move its checkpoint any more.
+    // Without its grant a client can no longer move its checkpoint.
     module.as_owner().revoke(&first.identity, &id).await.unwrap();
     ack(&first, name, 6, chain(6))
         .await

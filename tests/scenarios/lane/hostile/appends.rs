@@ -1,4 +1,4 @@
-//! Appends that are malformed, come out of order, repeat or contradict what is held.
+//! Appends that are malformed, out of order, repeated, or in conflict with the log.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -134,7 +134,7 @@ async fn what_is_no_frame_is_refused_and_changes_nothing() {
         assert_eq!(module.everything().await, before, "{what}: {refusal:?}");
     }
 
-    // What is no call at all never reaches the module.
+    // The server refuses a malformed call before it reaches the module.
     for arguments in [
         json!([]),
         json!([name, 3]),
@@ -162,7 +162,7 @@ async fn a_log_only_grows_by_what_follows_it() {
     }
     let before = module.everything().await;
 
-    // Repeats, whatever their cut, are absorbed.
+    // Repeats are absorbed, wherever their frames begin and end.
     for from in 1..=6 {
         for to in from..=6 {
             module.append(&id, &ours[from - 1..to], &base(&ours, from)).await.done();
@@ -206,10 +206,10 @@ async fn a_log_only_grows_by_what_follows_it() {
             .append(&id, &log[from - 1..to], &base(log, from))
             .await
             .refused(code);
-        assert_eq!(refusal.head_seq, Some(6), "{what}: the head is told");
+        assert_eq!(refusal.head_seq, Some(6), "{what}: the refusal states the head");
         assert_eq!(module.everything().await, before, "{what}");
     }
-    // The right events after a wrong chain.
+    // The right events, after a wrong chain.
     let wrong = ChainHash::from_bytes([7; 32]);
     module
         .append(&id, &ours[6..], &wrong)
@@ -233,14 +233,14 @@ async fn a_log_only_grows_by_what_follows_it() {
         .call(Some(&module.bridge), "append_sync_event", &single)
         .await
         .refused(RefusalCode::EventConflict);
-    // A stream that is not there begins at 1, and a refused beginning does not make it.
+    // A new stream begins at 1, and a refused first append does not create it.
     module
         .append(&stream("unknown"), &log(&stream("unknown"), 3, 1)[1..], &wrong)
         .await
         .refused(RefusalCode::SeqGap);
     assert_eq!(module.everything().await, before);
 
-    // What overlaps brings only what is new.
+    // An overlapping frame appends only its new events.
     module.append(&id, &ours[4..8], &base(&ours, 5)).await.done();
     module.append(&id, &ours[8..], &base(&ours, 9)).await.done();
     let page = module
@@ -272,7 +272,7 @@ async fn the_same_refusals_come_over_the_socket() {
         .with_token(Some(module.bridge.token.expose()))
         .with_confirmed_reads(true)
         .on_connect(|_, _, _| {
-            // Nobody waits any more only when the test has failed.
+            // The receiver is gone only if the test has failed.
             let _ = connected.send(());
         })
         .build()
@@ -308,7 +308,7 @@ async fn the_same_refusals_come_over_the_socket() {
     send(1, &genesis, Frame::encode(&other[..2]));
     send(4, &genesis, Frame::encode(&other[..1]));
     send(3, &genesis, Frame::encode(&ours[2..]));
-    // Over HTTP a server takes no call of that size.
+    // Over HTTP the server accepts no call of that size.
     send(3, &ours[1].chain_hash, vec![0xff; limit::FRAME_BYTES + 1].into());
     send(3, &ours[1].chain_hash, Frame::encode(&large));
     send(3, &ours[1].chain_hash, Bytes::new());

@@ -1,5 +1,5 @@
-//! A client that is started on a file which is not, or not any more, its own: it stops, says what to do, and leaves the
-//! file as it was.
+//! A client that starts on a file that is not its own, or no longer. It stops, says what to do, and leaves the file
+//! untouched.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use spacetime_sync_tests::tool::{self, Ended};
 const SOON: Duration = Duration::from_secs(30);
 const EVENTS: u64 = 20;
 
-/// Everything a file holds that a client could have changed.
+/// Everything in a file that a client could change.
 fn contents(store: &Path) -> Vec<String> {
     let store = Connection::open(store).unwrap();
     let mut all = Vec::new();
@@ -41,7 +41,7 @@ struct Desk {
 }
 
 impl Desk {
-    /// A copy of the client's file, changed.
+    /// A copy of the client's file with a change.
     fn copy(&self, name: &str, change: &str) -> PathBuf {
         let path = self.lane.path(name);
         std::fs::copy(self.client.store(), &path).unwrap();
@@ -90,7 +90,7 @@ async fn a_file_that_is_not_the_clients_own_stops_it_and_stays_as_it_is() {
     client.start().unwrap();
     client.until_applied(2 * EVENTS, SOON).await.unwrap();
     assert!(client.process().unwrap().ended(SOON).await.unwrap().success());
-    // Without the journal beside it, so that a copy is whole.
+    // Without a separate journal, so that a copy of the file is complete.
     let pragma = "PRAGMA journal_mode = DELETE";
     Connection::open(client.store())
         .unwrap()
@@ -99,7 +99,7 @@ async fn a_file_that_is_not_the_clients_own_stops_it_and_stays_as_it_is() {
     let desk = Desk { lane, client, streams };
     let name = desk.lane.name.clone();
 
-    // No client's file at all.
+    // Files that are no client's file at all.
     let random: Vec<u8> = (0..8192u32)
         .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
         .collect();
@@ -218,7 +218,7 @@ async fn a_file_that_is_not_the_clients_own_stops_it_and_stays_as_it_is() {
         assert_eq!(contents(path), before);
     }
 
-    // A stream that cannot go on does not stop the one beside it, which hears of new events, too.
+    // A stream that cannot continue does not stop the other stream, which still receives new events.
     let mut arguments = desk.arguments(&wrong, &name, &desk.streams);
     arguments.extend(["--until", "21"]);
     let mut command = std::process::Command::new(spacetime_sync_tests::process::built("examples/follow"));
@@ -241,7 +241,7 @@ async fn a_file_that_is_not_the_clients_own_stops_it_and_stays_as_it_is() {
     );
     assert!(beside.is_running(), "{}", beside.log());
 
-    // And the file that was whole still is: it goes on from where it was.
+    // The intact file is still intact: its client continues from where it was.
     let mut client = desk.client;
     client.clear_options();
     client = client.option("--until", EVENTS + 1);

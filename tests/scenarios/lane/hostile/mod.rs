@@ -1,5 +1,5 @@
-//! Wrong and hostile input, calls and reads without a right, and parties that do not fit together: each gets a clear
-//! refusal, and nothing is lost by it.
+//! Wrong and hostile input, calls and reads without a right, and parties that do not fit together. Each gets a clear
+//! refusal, and none of them loses data.
 
 mod access;
 mod appends;
@@ -16,7 +16,7 @@ use spacetime_sync_stdb::admin::{Admin, Breaking, Credential};
 use spacetime_sync_tests::lane::module_wasm;
 use spacetime_sync_tests::server::Server;
 
-/// The module on a server, with its owner and its bridge, and nothing before or behind it.
+/// The module on a server, with its owner and its bridge, and without authority or clients.
 pub(crate) struct Module {
     pub(crate) server: Server,
     pub(crate) name: String,
@@ -25,14 +25,14 @@ pub(crate) struct Module {
     _folder: tempfile::TempDir,
 }
 
-/// What a call came to.
+/// The answer to a call.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Said {
-    /// It was done; a procedure's value.
+    /// The call succeeded. For a procedure, this is its value.
     Done(Value),
-    /// The module refused, in the lane's own words.
+    /// The module refused the call.
     Refused(Refusal),
-    /// The server did not let it come to that.
+    /// The server failed the call before the module could answer.
     Failed(u16, String),
 }
 
@@ -48,11 +48,11 @@ impl Said {
     pub(crate) fn done(self) -> Value {
         match self {
             Self::Done(value) => value,
-            other => panic!("expected it to be done, found {other:?}"),
+            other => panic!("expected success, found {other:?}"),
         }
     }
 
-    /// The refusal, which says something to a person, too.
+    /// The refusal, which must also say something to a person.
     #[track_caller]
     pub(crate) fn refused(self, code: RefusalCode) -> Refusal {
         match self {
@@ -66,7 +66,7 @@ impl Said {
 }
 
 impl Module {
-    /// Published and configured.
+    /// Publishes and configures the module.
     pub(crate) async fn start() -> Self {
         let module = Self::start_unconfigured().await;
         module
@@ -103,7 +103,7 @@ impl Module {
         Admin::new(self.server.uri(), &self.name, self.owner.token.clone())
     }
 
-    /// A new identity that may read these streams.
+    /// Creates an identity that may read these streams.
     pub(crate) async fn client(&self, streams: &[&StreamId]) -> Credential {
         let client = newcomer(&self.server).await;
         for stream_id in streams {
@@ -112,7 +112,7 @@ impl Module {
         client
     }
 
-    /// Calls a reducer or a procedure over HTTP; without a token the server makes up an identity.
+    /// Calls a reducer or procedure over HTTP. Without a token the server makes up an identity.
     pub(crate) async fn call(&self, caller: Option<&Credential>, function: &str, arguments: &Value) -> Said {
         let request = self.request(caller, &format!("call/{function}")).json(arguments);
         let response = request.send().await.unwrap();
@@ -121,14 +121,14 @@ impl Module {
             200 if text.is_empty() => Said::Done(Value::Null),
             200 => {
                 let value: Value = serde_json::from_str(&text).unwrap();
-                // A result: its two variants by number or by name.
+                // The value is a result, whose variants are given by number or by name.
                 if let Some(refused) = value.get("err").or_else(|| value.get(1).filter(|_| value[0] == 1)) {
                     let text = refused.as_str().unwrap();
-                    return Said::Refused(Refusal::from_wire(text).unwrap_or_else(|| panic!("no refusal: {text}")));
+                    return Said::Refused(Refusal::from_wire(text).unwrap_or_else(|| panic!("not a refusal: {text}")));
                 }
                 Said::Done(value.get("ok").or_else(|| value.get(1)).unwrap().clone())
             }
-            // The second: not let in.
+            // 403 means that the module did not admit the caller.
             530 | 403 if let Some(refusal) = Refusal::from_wire(&text) => Said::Refused(refusal),
             _ => Said::Failed(status, text),
         }
@@ -144,7 +144,7 @@ impl Module {
         .await
     }
 
-    /// The rows that a statement brings, or with what it was refused.
+    /// The rows that a statement returns, or the reason why it was refused.
     pub(crate) async fn sql(&self, caller: Option<&Credential>, statement: &str) -> Result<Vec<Value>, String> {
         let response = self
             .request(caller, "sql")
@@ -174,7 +174,7 @@ impl Module {
         all
     }
 
-    /// The names of all tables, private ones, too.
+    /// The names of all tables, including private ones.
     pub(crate) async fn tables(&self) -> Vec<String> {
         let schema = self.as_owner().schema().await.unwrap().unwrap();
         let tables = schema["tables"].as_array().unwrap().iter();
@@ -191,7 +191,7 @@ impl Module {
     }
 }
 
-/// Hex, 16 bytes: the shortest that is taken.
+/// Hex, 16 bytes: the shortest secret that the module accepts.
 pub(crate) const SECRET: &str = "000102030405060708090a0b0c0d0e0f";
 
 pub(crate) async fn newcomer(server: &Server) -> Credential {
@@ -240,7 +240,7 @@ pub(crate) fn append_arguments(stream_id: &StreamId, events: &[Event], base_chai
     json!([stream_id.as_str(), events[0].seq.get(), column(base_chain), frame])
 }
 
-/// A chain hash as an argument of 256 bits.
+/// A chain hash as a 256-bit argument.
 pub(crate) fn column(chain: &ChainHash) -> String {
     format!("0x{}", hex::encode(chain.as_bytes()))
 }

@@ -1,5 +1,5 @@
-//! Bridge and client beside a configuration, a database or a module that does not fit: they say what is wrong and what
-//! to do about it, change nothing, and go on by themselves where that can be mended under them.
+//! Bridge and client with a configuration, a database or a module that does not fit. They say what is wrong and what to
+//! do about it, change nothing, and continue by themselves where somebody can repair it while they run.
 
 use std::path::Path;
 use std::process::Command;
@@ -183,10 +183,10 @@ async fn a_bridge_does_not_start_on_a_database_that_is_not_of_its_release() {
         .fetch_one(&mut connection)
         .await
         .unwrap();
-    assert_eq!(held, (1, 0), "nothing was lost, and nothing carried");
+    assert_eq!(held, (1, 0), "nothing was lost, and nothing was published");
 }
 
-/// Publishes a variant of the module beside the lane's.
+/// Publishes a variant of the module as another database of the lane's server.
 async fn publish(lane: &Lane, name: &str, variant: Variant) -> Admin {
     let owner = Admin::new_identity(lane.server.uri()).await.unwrap();
     let admin = Admin::new(lane.server.uri(), name, owner.token);
@@ -259,7 +259,7 @@ async fn a_bridge_waits_beside_a_server_that_is_not_ready_for_it_and_says_why() 
         ),
     ] {
         let mut options = options;
-        // All at once, none of them the standby of another.
+        // All bridges run at once, and none is the standby of another.
         options.set.push(("bridge.lead", "false".to_owned()));
         options.set.push(("bridge.stall_after_ms", "500".to_owned()));
         waiting.push((lane.bridge_with(&options).unwrap(), said));
@@ -273,7 +273,7 @@ async fn a_bridge_waits_beside_a_server_that_is_not_ready_for_it_and_says_why() 
             .until("/readyz", SOON, |good, body| !good && because(good, body))
             .await
             .unwrap();
-        // There is work and no progress: that is no healthy bridge.
+        // Work without progress is not healthy.
         let health = bridge
             .until("/healthz", SOON, |good, body| !good && because(good, body))
             .await
@@ -285,7 +285,7 @@ async fn a_bridge_waits_beside_a_server_that_is_not_ready_for_it_and_says_why() 
         }
     }
     let held = lane.authority.position(&id).await.unwrap().unwrap();
-    assert_eq!(held.published_seq.get(), 0, "nobody claims to have carried anything");
+    assert_eq!(held.published_seq.get(), 0, "no bridge claims to have published anything");
 
     // What is mended under a waiting bridge needs no restart of it.
     let owner = lane.path("missing.owner");
@@ -314,7 +314,7 @@ async fn a_bridge_waits_beside_a_server_that_is_not_ready_for_it_and_says_why() 
     }
 }
 
-/// The last line of JSON that a client has said.
+/// The last line of JSON that a client has printed.
 fn last(said: &str) -> Value {
     said.lines()
         .rev()
@@ -441,12 +441,12 @@ async fn a_client_is_told_which_stream_it_may_not_read_and_gets_on_with_the_othe
             .contains("ForbiddenStream")
     );
 
-    // A grant that comes later is noticed on the connection that is up.
+    // A client notices a later grant on its existing connection.
     owner.grant(client.identity(), &streams[1]).await.unwrap();
     client.until_applied(20, SOON).await.unwrap();
     client.until_live(SOON).await.unwrap();
 
-    // One that is taken away, too; what comes then is not delivered, and the other stream goes on.
+    // It also notices a revoked grant. Later events are not delivered, and the other stream continues.
     owner.revoke(client.identity(), &streams[1]).await.unwrap();
     wait(SOON, "the stream is forbidden", || {
         is(&client.status(), 1, "forbidden", 10)
@@ -461,7 +461,7 @@ async fn a_client_is_told_which_stream_it_may_not_read_and_gets_on_with_the_othe
     assert_eq!([applied(&streams[0]), applied(&streams[1])], [13, 10]);
     assert!(client.process().unwrap().is_running());
 
-    // Granted again, it goes on where it was, and has everything once.
+    // After another grant it continues where it was, and has every event once.
     owner.grant(client.identity(), &streams[1]).await.unwrap();
     client.until_applied(26, SOON).await.unwrap();
     assert!(client.compare(&lane.authority).await.unwrap().is_equal());

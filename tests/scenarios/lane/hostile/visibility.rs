@@ -1,4 +1,4 @@
-//! Who sees which row, by SQL over HTTP, by subscription and by procedure, on whatever way it is asked for.
+//! Who sees which row, by SQL over HTTP, by subscription and by procedure, with whatever query.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,19 +18,19 @@ use super::{Module, Said, column, log, newcomer, stream};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Who may see a table.
+/// Who may see the rows of a table.
 enum Seen {
     /// Anyone.
     Anyone,
-    /// Who holds a grant for the row's stream.
+    /// Whoever holds a grant for the row's stream.
     Granted,
-    /// Whose row it is.
+    /// The identity that the row belongs to.
     Own,
     /// The owner of the database.
     Owner,
-    /// The owner of the database; filled by sessions alone: see `access::sessions`.
+    /// The owner of the database; only sessions fill the table, see `access::sessions`.
     OwnerOfSessions,
-    /// Whom a session is there for: see `access::presence`.
+    /// Everybody whom a session's presence is meant for; see `access::presence`.
     Audience,
 }
 
@@ -82,24 +82,24 @@ async fn no_statement_shows_a_row_that_is_not_for_its_caller() {
     assert_eq!(
         tables.len(),
         expectations.len(),
-        "a table of the list is gone, or one is missing: {tables:?}"
+        "the list names a table that no longer exists, or lacks one: {tables:?}"
     );
     let blind: [(&str, Option<&Credential>); 4] = [
         ("a stranger", Some(&stranger)),
         ("nobody", None),
         ("a client of another stream", Some(&elsewhere)),
-        // It appends, and does not read by SQL.
+        // The bridge appends, but does not read by SQL.
         ("the bridge", Some(&module.bridge)),
     ];
     for table in &tables {
         let seen = expectations
             .get(table.as_str())
-            .unwrap_or_else(|| panic!("say here who may see {table}"));
+            .unwrap_or_else(|| panic!("add {table} to the list and say who may see it"));
         let all = format!("SELECT * FROM {table}");
         let count = format!("SELECT COUNT(*) AS n FROM {table}");
         let owned = module.sql(Some(&module.owner), &all).await.unwrap();
         if !matches!(seen, Seen::OwnerOfSessions | Seen::Audience) {
-            assert!(!owned.is_empty(), "{table} holds something that could be seen");
+            assert!(!owned.is_empty(), "{table} is empty, so the test proves nothing");
         }
         match seen {
             Seen::Audience => {}
@@ -138,7 +138,7 @@ async fn no_statement_shows_a_row_that_is_not_for_its_caller() {
                 ];
                 for (who, caller) in blind {
                     for statement in &statements {
-                        // What the server does not take shows nothing either.
+                        // A statement that the server refuses shows nothing either.
                         let rows = module.sql(caller, statement).await.unwrap_or_default();
                         assert!(rows.is_empty(), "{who}: {statement}: {rows:?}");
                     }
@@ -153,7 +153,8 @@ async fn no_statement_shows_a_row_that_is_not_for_its_caller() {
                         .unwrap();
                     assert_eq!(counted[0][0], json!(0), "{who} counts {table}");
                 }
-                // The statements mean something: who may see the rows sees them so, and no others.
+                // The statements are meaningful: whoever may see the rows sees them with these statements, and no
+                // others.
                 for statement in [&all, &statements[0], &statements[3], &statements[4]] {
                     let rows = module.sql(Some(&reader), statement).await.unwrap();
                     assert!(!rows.is_empty(), "the reader: {statement}");
@@ -166,13 +167,13 @@ async fn no_statement_shows_a_row_that_is_not_for_its_caller() {
             }
         }
     }
-    // What anyone can read says nothing about names.
+    // What everybody can read reveals no names.
     let grants = json!(module.sql(Some(&stranger), "SELECT * FROM stream_grant").await.unwrap()).to_string();
     assert!(
         grants.contains(&key.to_string()) && !grants.contains("secret"),
         "{grants}"
     );
-    // The owner of a database sees all of it; so does whoever holds the owner's token.
+    // The owner of a database sees all of it, and so does everybody who holds the owner's token.
     assert_eq!(
         module
             .sql(Some(&module.owner), "SELECT * FROM sync_event")
@@ -182,7 +183,7 @@ async fn no_statement_shows_a_row_that_is_not_for_its_caller() {
         2
     );
 
-    // Nor does anyone write by SQL.
+    // Nobody can write by SQL either.
     let before = module.everything().await;
     for (who, caller) in blind.into_iter().chain([("the reader", Some(&reader))]) {
         for table in &tables {
@@ -202,7 +203,7 @@ async fn no_statement_shows_a_row_that_is_not_for_its_caller() {
     assert_eq!(module.everything().await, before);
 }
 
-/// A client that has subscribed to whatever it can name.
+/// A client that subscribes to everything it can name.
 pub(crate) struct Listener {
     pub(crate) connection: DbConnection,
 }
@@ -215,7 +216,7 @@ impl Listener {
             .with_database_name(module.name.as_str())
             .with_token(Some(who.token.expose()))
             .on_connect(|_, _, _| {
-                // Nobody waits any more only when the test has failed.
+                // The receiver is gone only if the test has failed.
                 let _ = connected.send(());
             })
             .build()
@@ -225,7 +226,7 @@ impl Listener {
         Self { connection }
     }
 
-    /// Subscribes, and waits for what is there; or with what that was refused.
+    /// Subscribes, and waits for the initial rows. Returns the error if the subscription is refused.
     pub(crate) async fn subscribe(&self, query: &str) -> Result<(), String> {
         let (applied, answer) = oneshot::channel();
         let applied = std::sync::Arc::new(std::sync::Mutex::new(Some(applied)));
@@ -246,12 +247,12 @@ impl Listener {
             .unwrap()
     }
 
-    /// What was delivered before is here when this returns: answers and updates come in order.
+    /// When this returns, everything delivered before has been processed, because answers and updates arrive in order.
     pub(crate) async fn fence(&self) {
         self.subscribe("SELECT * FROM sync_contract").await.unwrap();
     }
 
-    /// Rows of tables that grants guard.
+    /// Rows of tables that need a grant.
     pub(crate) fn guarded(&self) -> u64 {
         let db = &self.connection.db;
         db.sync_event().count() + db.sync_head().count() + db.sync_stream().count() + db.sync_checkpoint().count()
@@ -302,13 +303,13 @@ async fn a_subscription_delivers_nothing_that_is_not_for_its_client() {
         }
         listener.subscribe(&exact).await.unwrap();
         listener.subscribe(&format!("{exact} AND last_seq > 0")).await.unwrap();
-        // A server that takes no join of filtered tables shows nothing that way either.
+        // If the server refuses joins of filtered tables, they show nothing either.
         for table in ["sync_event", "sync_head", "sync_stream", "sync_checkpoint"] {
             let _ = listener.subscribe(&join(table)).await;
         }
         let refused = listener.subscribe("SELECT * FROM sync_trust").await.unwrap_err();
         assert!(refused.contains("no such table"), "{refused}");
-        // That everyone sees.
+        // Everybody sees the grants.
         assert_eq!(listener.connection.db.stream_grant().count(), 3);
         listeners.push(listener);
     }
@@ -318,7 +319,7 @@ async fn a_subscription_delivers_nothing_that_is_not_for_its_client() {
     assert_eq!([first_listener.last_seq(), second_listener.last_seq()], [2, 2]);
 
     module.append(&id, &events[2..3], &events[1].chain_hash).await.done();
-    wait(SOON, "both clients hear of it", || {
+    wait(SOON, "both clients receive the events", || {
         [&first_listener, &second_listener].iter().all(|l| l.last_seq() == 3)
     })
     .await;
@@ -327,26 +328,26 @@ async fn a_subscription_delivers_nothing_that_is_not_for_its_client() {
         assert_eq!(listener.guarded(), 0);
     }
 
-    // A revoke ends the delivery on a connection that is up, and takes back what was delivered.
+    // A revoke ends the delivery on an existing connection and removes the client's rows.
     module.as_owner().revoke(&first.identity, &id).await.unwrap();
     module.append(&id, &events[3..], &events[2].chain_hash).await.done();
-    wait(SOON, "the other client hears of it", || second_listener.last_seq() == 4).await;
+    wait(SOON, "the other client receives the event", || second_listener.last_seq() == 4).await;
     first_listener.fence().await;
     assert!(
         first_listener.last_seq() < 4,
-        "a revoked client heard of seq {}",
+        "a revoked client received seq {}",
         first_listener.last_seq()
     );
-    assert_eq!(first_listener.guarded(), 0, "what was delivered is taken back");
+    assert_eq!(first_listener.guarded(), 0, "the client's rows are removed");
     let read = json!([id.as_str(), 0]);
     module
         .call(Some(&first), "read_events", &read)
         .await
         .refused(RefusalCode::ForbiddenStream);
 
-    // A grant brings it back on the same connection, from the beginning.
+    // A grant restores them on the same connection, from the beginning.
     module.as_owner().grant(&first.identity, &id).await.unwrap();
-    wait(SOON, "the client hears of everything", || {
+    wait(SOON, "the client receives everything", || {
         first_listener.last_seq() == 4
     })
     .await;
