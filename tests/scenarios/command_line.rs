@@ -25,7 +25,7 @@ fn tool(arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn a_reader_that_has_enough_ends_the_output_and_nothing_else() {
+fn a_closed_pipe_ends_the_output_without_an_error() {
     let whole = config_check().output().unwrap();
     assert!(whole.status.success() && whole.stdout.len() > 500, "{whole:?}");
 

@@ -55,7 +55,7 @@ async fn connects(module: &Module, who: Option<&Credential>) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_no_token_of_the_issuer_is_not_let_in() {
+async fn callers_without_a_token_of_the_issuer_are_refused() {
     let guarded = Guarded::start().await;
     let (module, issuer) = (&guarded.module, &guarded.issuer);
     let id = stream("user:7:notes");
@@ -210,7 +210,7 @@ async fn who_has_no_token_of_the_issuer_is_not_let_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_operators_and_whom_they_granted_a_stream_by_hand_are_let_in_without_a_token() {
+async fn operators_and_identities_granted_by_hand_need_no_token() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let id = stream("user:7:notes");
@@ -232,7 +232,7 @@ async fn the_operators_and_whom_they_granted_a_stream_by_hand_are_let_in_without
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_bridge_may_come_by_token_and_only_as_the_bridge() {
+async fn the_bridge_may_use_a_token_but_only_its_own() {
     let guarded = Guarded::start().await;
     let (module, issuer) = (&guarded.module, &guarded.issuer);
     let service = spacetimedb_sdk::Identity::from_claims(&issuer.url, "service:bridge");
@@ -285,7 +285,7 @@ async fn the_bridge_may_come_by_token_and_only_as_the_bridge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_of_every_scenario_of_the_fixture_are_let_in_or_refused_as_it_says() {
+async fn every_scenario_of_the_fixture_is_admitted_or_refused_as_expected() {
     let guarded = Guarded::start().await;
     let (module, issuer) = (&guarded.module, &guarded.issuer);
     let scenarios: Vec<Value> =
@@ -331,7 +331,7 @@ async fn clients_of_every_scenario_of_the_fixture_are_let_in_or_refused_as_it_sa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_issuer_that_is_none_is_not_trusted() {
+async fn an_invalid_issuer_is_not_trusted() {
     let module = Module::start().await;
     for wrong in [
         json!(["sync.example", "openagents-sync", 1_000]),

@@ -18,7 +18,7 @@ struct Scenario {
 }
 
 #[tokio::test]
-async fn every_scenario_of_the_fixture_ends_as_it_says() {
+async fn every_scenario_of_the_fixture_ends_as_expected() {
     let desk = desk().await;
     desk.allow("everyone", "notes").await.unwrap();
     let scenarios: Vec<Scenario> =
@@ -110,7 +110,7 @@ async fn every_scenario_of_the_fixture_ends_as_it_says() {
 }
 
 #[tokio::test]
-async fn what_a_client_is_comes_before_who_asks() {
+async fn compatibility_is_checked_before_credentials() {
     let desk = desk().await;
     let bridge = desk.bridge(&[]).await.unwrap();
     let url = bridge.url("/api/sync/token");

@@ -128,7 +128,7 @@ async fn the_token_of_the_lane_reads_the_whole_log_in_bounded_pages() {
 }
 
 #[tokio::test]
-async fn an_answer_is_compressed_or_readable_for_who_asks_for_that() {
+async fn an_answer_is_compressed_or_json_on_request() {
     let (desk, bridge, token) = written(500, &[]).await;
     let plain = reqwest::Client::builder().no_gzip().build().unwrap();
     let url = bridge.url(&format!("{STREAMS_PATH}/{NOTES}/events?after=0"));
@@ -161,7 +161,7 @@ async fn an_answer_is_compressed_or_readable_for_who_asks_for_that() {
 }
 
 #[tokio::test]
-async fn names_are_one_segment_whatever_is_in_them() {
+async fn every_stream_name_is_one_path_segment() {
     let desk = desk().await;
     let names = ["user:7:a/b", "a%2Fb", "a+b", "a=b@c~d", "a/../b", "...", "%"];
     for (at, name) in names.iter().enumerate() {
@@ -185,7 +185,7 @@ async fn names_are_one_segment_whatever_is_in_them() {
 }
 
 #[tokio::test]
-async fn who_may_not_read_the_lane_may_not_read_the_log() {
+async fn a_token_that_cannot_read_the_stream_cannot_read_its_history() {
     let often = ["issuer.failures_burst", "issuer.session_burst"].map(|key| (key, "1000".to_owned()));
     let (desk, bridge, good) = written(10, &often).await;
     desk.allow("everyone", "runtime.run.1.events").await.unwrap();
@@ -291,7 +291,7 @@ async fn who_may_not_read_the_lane_may_not_read_the_log() {
 }
 
 #[tokio::test]
-async fn what_is_no_question_is_refused_and_nothing_breaks() {
+async fn malformed_history_requests_are_refused() {
     let (_desk, bridge, token) = written(10, &[]).await;
     for query in [
         "",
@@ -336,7 +336,7 @@ async fn what_is_no_question_is_refused_and_nothing_breaks() {
 }
 
 #[tokio::test]
-async fn a_stale_cursor_is_told_with_every_reason() {
+async fn a_stale_cursor_lists_every_reason() {
     let (desk, bridge, token) = written(100, &[]).await;
     let log = whole_log(&desk, NOTES).await;
     let chain = |seq: u64| match seq {
@@ -401,7 +401,7 @@ async fn a_stale_cursor_is_told_with_every_reason() {
 }
 
 #[tokio::test]
-async fn a_document_stands_for_what_is_gone() {
+async fn a_document_replaces_purged_events() {
     let (desk, bridge, token) = written(30, &[]).await;
     let ask = async || {
         let path = format!("{STREAMS_PATH}/{NOTES}/snapshot");
@@ -427,7 +427,7 @@ async fn a_document_stands_for_what_is_gone() {
 }
 
 #[tokio::test]
-async fn a_log_that_was_tampered_with_is_never_sent() {
+async fn a_tampered_log_is_never_served() {
     let (desk, bridge, token) = written(200, &[]).await;
     let changes = [
         "payload = 'altered'::bytea",
@@ -468,7 +468,7 @@ async fn a_log_that_was_tampered_with_is_never_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purge_during_a_replay_changes_nothing_that_is_seen() {
+async fn a_purge_during_a_replay_is_invisible_to_the_reader() {
     let often = [
         ("history.session_burst", "100000".to_owned()),
         ("history.session_per_minute", "1000000".to_owned()),
@@ -530,7 +530,7 @@ async fn a_purge_during_a_replay_changes_nothing_that_is_seen() {
 }
 
 #[tokio::test]
-async fn who_asks_too_often_waits() {
+async fn too_many_history_requests_are_limited() {
     let few = [
         ("history.session_burst", "3".to_owned()),
         ("history.session_per_minute", "1".to_owned()),

@@ -106,7 +106,7 @@ async fn one_key_can_come_from_the_environment() {
 }
 
 #[tokio::test]
-async fn without_an_issuer_nobody_is_given_a_token() {
+async fn a_bridge_without_an_issuer_gives_no_tokens() {
     let desk = desk().await;
     let none = |key| (key, String::new());
     let set = [

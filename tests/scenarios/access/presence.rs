@@ -53,7 +53,7 @@ fn is(session: &str, status: &str, reason: &str) -> [String; 3] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_seen_by_its_user_and_by_who_reads_a_stream_that_it_serves() {
+async fn presence_is_visible_to_the_user_and_to_readers_of_served_streams() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let run = stream("runtime.run.1.events");
@@ -170,7 +170,7 @@ async fn a_session_speaks_for_itself_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_is_silent_goes_offline_whatever_else_it_asks_for() {
+async fn a_session_without_heartbeats_goes_offline() {
     let guarded = Guarded::start().await;
     let [silent, alive] = ["silent", "alive"].map(|session| guarded.session("7", session, &["user:7:*"]));
     guarded.beat(&silent, "silent", "online", &[]).await;

@@ -24,7 +24,7 @@ async fn until_refused(bridge: &Issuing, credential: &str) -> Duration {
 }
 
 #[tokio::test]
-async fn a_revoked_session_is_served_nowhere_and_never_again() {
+async fn a_revoked_session_is_refused_by_every_bridge_for_good() {
     let desk = desk().await;
     desk.allow("everyone", "notes").await.unwrap();
     let many = [("issuer.session_burst", "10000".to_owned())];
@@ -69,7 +69,7 @@ async fn a_revoked_session_is_served_nowhere_and_never_again() {
 }
 
 #[tokio::test]
-async fn the_module_is_told_until_it_has_taken_it() {
+async fn a_revocation_is_repeated_until_the_module_has_taken_it() {
     let desk = desk().await;
     let away = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     let stub = Stub::start({
@@ -113,7 +113,7 @@ async fn the_module_is_told_until_it_has_taken_it() {
 }
 
 #[tokio::test]
-async fn nobody_but_an_admin_gets_below_internal() {
+async fn only_an_admin_may_use_internal_routes() {
     let desk = desk().await;
     let bridge = desk.bridge(&[]).await.unwrap();
     let session = desk.session("7", "s1");
@@ -187,7 +187,7 @@ async fn without_an_admin_credential_nobody_is_an_admin_and_the_metrics_are_open
 }
 
 #[tokio::test]
-async fn an_admin_credential_can_stand_in_a_file() {
+async fn the_admin_credential_may_come_from_a_file() {
     let desk = desk().await;
     std::fs::write(desk.path("admin"), format!("{ADMIN}\n")).unwrap();
     let file = desk.path("admin").display().to_string();
@@ -197,7 +197,7 @@ async fn an_admin_credential_can_stand_in_a_file() {
 }
 
 #[tokio::test]
-async fn retired_routes_answer_always_the_same() {
+async fn retired_routes_always_answer_404() {
     let desk = desk().await;
     let bridge = desk.bridge(&[]).await.unwrap();
     let expected: Value = json!({ "code": "not_found", "message": "there is nothing here", "retryable": false });

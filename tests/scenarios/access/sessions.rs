@@ -106,7 +106,7 @@ async fn a_session_sees_what_its_token_names_now_and_later_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn acknowledging_asks_for_its_scope() {
+async fn acknowledging_needs_its_scope() {
     let guarded = Guarded::start().await;
     let (module, id) = (&guarded.module, stream("user:7:notes"));
     let events = append_all(module, &id, 2).await;
@@ -182,7 +182,7 @@ impl<'a> Stream<'a> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_has_ended_sees_nothing_more_on_a_connection_that_is_up() {
+async fn an_ended_session_receives_nothing_more_on_its_open_connection() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let mut stream = Stream::start(module, "user:7:notes").await;
@@ -226,7 +226,7 @@ async fn a_session_that_has_ended_sees_nothing_more_on_a_connection_that_is_up()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_on_a_connection_that_is_up_end_with_the_session_and_wait_for_no_sweep() {
+async fn calls_fail_as_soon_as_the_session_ends_before_any_sweep() {
     let guarded = Guarded::sweeping_every(60_000).await;
     let module = &guarded.module;
     let id = stream("user:7:notes");
@@ -270,7 +270,7 @@ async fn calls_on_a_connection_that_is_up_end_with_the_session_and_wait_for_no_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_session_sees_nothing_more_and_does_not_come_back() {
+async fn a_revoked_session_receives_nothing_more_and_cannot_return() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let mut stream = Stream::start(module, "user:7:notes").await;
@@ -324,7 +324,7 @@ async fn a_revoked_session_sees_nothing_more_and_does_not_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_newest_token_of_a_session_says_what_it_may() {
+async fn the_newest_token_determines_the_sessions_rights() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let ids = ["user:7:a", "user:7:b"].map(stream);
@@ -393,7 +393,7 @@ async fn make_streams(module: &Module, numbers: std::ops::Range<usize>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_whose_patterns_come_to_more_than_it_may_see_sees_the_newest_and_what_it_names() {
+async fn a_session_whose_patterns_cover_too_many_streams_sees_the_newest_and_those_it_names() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let start = now() - 100;
@@ -445,7 +445,7 @@ async fn a_session_whose_patterns_come_to_more_than_it_may_see_sees_the_newest_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_session_acknowledged_goes_with_its_grant() {
+async fn an_acknowledged_checkpoint_goes_with_its_grant() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let ids = ["user:7:a", "user:7:b", "user:7:c"].map(stream);
@@ -489,7 +489,7 @@ async fn what_a_session_acknowledged_goes_with_its_grant() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_one_device_and_one_users() {
+async fn a_session_belongs_to_one_user_and_one_device() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let read = json!(["user:7:a", 0]);
@@ -514,7 +514,7 @@ async fn a_session_is_one_device_and_one_users() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_of_sessions_is_the_owners_to_see() {
+async fn session_tables_are_visible_to_the_owner_only() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let who = guarded.session("7", "s1", &["user:7:*"]);
@@ -554,7 +554,7 @@ async fn what_is_held_of_sessions_is_the_owners_to_see() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_but_the_database_sweeps() {
+async fn only_the_database_can_run_sweeps() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let who = guarded.session("7", "s1", &["user:7:*"]);

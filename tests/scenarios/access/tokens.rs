@@ -39,7 +39,7 @@ async fn granted(bridge: &Issuing, credential: &str, streams: &[&str]) -> Value 
 }
 
 #[tokio::test]
-async fn a_session_is_given_what_it_asks_for_and_may_read() {
+async fn a_session_gets_what_it_asks_for_and_may_read() {
     let desk = desk().await;
     desk.own("runtime.run.1.events", "'7'", "null").await.unwrap();
     desk.own("runtime.run.2.events", "'8'", "null").await.unwrap();
@@ -110,7 +110,7 @@ async fn a_session_is_given_what_it_asks_for_and_may_read() {
 }
 
 #[tokio::test]
-async fn what_may_be_read_comes_from_the_authority() {
+async fn read_rights_come_from_the_authority() {
     let desk = desk().await;
     desk.own("a.user", "'7'", "null").await.unwrap();
     desk.own("a.org", "null", "'acme'").await.unwrap();
@@ -148,7 +148,7 @@ async fn what_may_be_read_comes_from_the_authority() {
 }
 
 #[tokio::test]
-async fn more_than_a_token_holds_is_refused() {
+async fn a_request_for_more_streams_than_a_token_holds_is_refused() {
     let desk = desk().await;
     desk.sql(
         "insert into runtime.sync_stream_owners select 'many.' || n, '7', null from generate_series(1, 300) n;
@@ -178,7 +178,7 @@ async fn more_than_a_token_holds_is_refused() {
 }
 
 #[tokio::test]
-async fn names_that_try_to_be_more_than_names_get_nothing() {
+async fn hostile_names_get_nothing() {
     let desk = desk().await;
     desk.allow("everyone", "notes").await.unwrap();
     desk.allow("user:1", "user:1:*").await.unwrap();
@@ -236,7 +236,7 @@ async fn names_that_try_to_be_more_than_names_get_nothing() {
 }
 
 #[tokio::test]
-async fn credentials_that_are_none_are_refused_by_what_is_wrong_with_them() {
+async fn invalid_credentials_are_refused_with_the_reason() {
     let desk = desk().await;
     desk.allow("everyone", "notes").await.unwrap();
     let bridge = desk.bridge(&unlimited()).await.unwrap();
@@ -401,7 +401,7 @@ async fn a_second_device_with_the_same_session_is_refused() {
 }
 
 #[tokio::test]
-async fn who_asks_too_often_is_told_when_to_come_back() {
+async fn too_many_token_requests_are_limited_with_a_time_to_return() {
     let desk = desk().await;
     desk.allow("everyone", "notes").await.unwrap();
     let set = |key, value: &str| (key, value.to_owned());
@@ -448,7 +448,7 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_request_is_refused_after_who_asks() {
+async fn a_malformed_body_is_refused_only_after_authentication() {
     let desk = desk().await;
     let bridge = desk.bridge(&unlimited()).await.unwrap();
     let credential = desk.session("7", "s1");
@@ -483,7 +483,7 @@ async fn a_body_that_is_no_request_is_refused_after_who_asks() {
 }
 
 #[tokio::test]
-async fn a_flood_of_unknown_key_ids_costs_the_sessions_issuer_nothing() {
+async fn a_flood_of_unknown_key_ids_does_not_reach_the_session_issuer() {
     let desk = desk().await;
     desk.allow("everyone", "notes").await.unwrap();
     let pem = SigningKey::generate().unwrap();
@@ -508,7 +508,7 @@ async fn a_flood_of_unknown_key_ids_costs_the_sessions_issuer_nothing() {
 }
 
 #[tokio::test]
-async fn no_token_and_no_key_is_ever_said() {
+async fn no_output_contains_a_token_or_key() {
     let desk = desk().await;
     desk.allow("everyone", "notes").await.unwrap();
     let stub = Stub::start(|_| (530, "no".to_owned())).await.unwrap();

@@ -101,7 +101,7 @@ async fn tokens_carry_a_client_from_the_bridge_to_its_streams_and_revocation_end
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_is_not_served_is_told_so_and_stops() {
+async fn an_unsupported_client_stops_with_the_reason() {
     let lane = lane().await;
     let options = BridgeOptions {
         set: vec![("compatibility.min_client_build_id", "20260101T000000Z".to_owned())],
@@ -122,7 +122,7 @@ async fn a_client_that_is_not_served_is_told_so_and_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_bridge_renews_its_own_session_and_its_link_goes_on() {
+async fn the_bridge_renews_its_own_session_and_keeps_its_link() {
     let lane = lane().await;
     let lasts = Duration::from_secs(10);
     let options = BridgeOptions {
@@ -144,7 +144,7 @@ async fn the_bridge_renews_its_own_session_and_its_link_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_published_before_it_signs_and_who_is_there_stays() {
+async fn a_key_rotation_keeps_connected_clients() {
     let lane = lane().await;
     let bridge = lane.bridge().unwrap();
     let mut first = lane.client(&[stream(1)]).await.unwrap();
@@ -263,7 +263,7 @@ async fn a_client_renews_its_token_again_and_again_without_a_gap_a_repeat_or_a_f
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_see_who_else_is_there() {
+async fn clients_see_each_others_presence() {
     let issuer = Arc::new(Issuer::start().await.unwrap());
     let lane = lane_of(&issuer).await;
     let _bridge = lane.bridge().unwrap();
@@ -313,7 +313,7 @@ fn written(folder: &Path) -> Vec<(String, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_token_and_no_key_is_written_down_anywhere_under_load() {
+async fn no_log_contains_a_token_or_key_under_load() {
     let lane = lane().await;
     let options = BridgeOptions {
         says: Some("debug".to_owned()),

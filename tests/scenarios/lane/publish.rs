@@ -139,7 +139,7 @@ fn genesis() -> String {
 }
 
 #[tokio::test]
-async fn the_first_publish_makes_everything_and_the_second_changes_nothing() {
+async fn the_first_publish_creates_everything_and_the_second_changes_nothing() {
     let desk = Desk::new().await;
     let wasm = desk.path("module.wasm");
     let report: Value = serde_json::from_str(&desk.publish(&wasm, &["--json"]).await.good()).unwrap();
@@ -300,7 +300,7 @@ async fn an_update_goes_as_far_as_it_was_allowed_to() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_published_is_refused_before_anything_is_made() {
+async fn an_unpublishable_module_is_refused_before_anything_is_created() {
     let desk = Desk::new().await;
     let wasm = desk.path("module.wasm");
     std::fs::write(desk.path("notes.txt"), "no module at all").unwrap();
@@ -419,7 +419,7 @@ async fn only_the_owner_publishes_and_only_with_a_token_of_this_server() {
 }
 
 #[tokio::test]
-async fn grants_are_given_and_taken_by_owner_and_bridge_alone() {
+async fn only_owner_and_bridge_give_and_take_grants() {
     let desk = Desk::new().await;
     desk.publish(&desk.path("module.wasm"), &[]).await.good();
     let client = Admin::new_identity(desk.server.uri()).await.unwrap();

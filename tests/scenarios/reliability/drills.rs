@@ -26,32 +26,32 @@ async fn holds(drill: Drill) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_lacks_what_the_lane_has_lost_is_brought_up_by_the_authority() {
+async fn a_client_recovers_from_the_authority_what_spacetimedb_has_lost() {
     holds(Drill::StaleCursor).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_postgres_that_vanishes_for_the_bridge_is_found_out() {
+async fn the_bridge_notices_a_vanished_postgres() {
     holds(Drill::HalfOpenBridgePostgres).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spacetimedb_that_vanishes_for_the_bridge_is_found_out() {
+async fn the_bridge_notices_a_vanished_spacetimedb() {
     holds(Drill::HalfOpenBridgeSpacetimedb).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spacetimedb_that_vanishes_for_the_clients_is_found_out() {
+async fn clients_notice_a_vanished_spacetimedb() {
     holds(Drill::HalfOpenClientSpacetimedb).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_that_parts_bridge_and_postgres_costs_no_more_than_its_time() {
+async fn a_partition_between_bridge_and_postgres_heals_by_itself() {
     holds(Drill::PartitionBridgePostgres).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_of_spacetimedb_is_outlived() {
+async fn the_lane_survives_a_full_disk_of_spacetimedb() {
     holds(Drill::DiskFullHost).await;
 }
 
@@ -66,11 +66,11 @@ async fn a_standby_takes_over_from_a_killed_postgres() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clocks_may_jump() {
+async fn the_lane_survives_clock_jumps() {
     holds(Drill::ClockJump).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_all_lose_their_connections_all_come_back() {
+async fn all_clients_recover_from_a_reconnect_storm() {
     holds(Drill::ReconnectStorm).await;
 }

@@ -58,7 +58,7 @@ fn mismatches(found: &Value) -> Vec<(String, u64)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_moves_is_compared_and_fits() {
+async fn parity_holds_while_events_move() {
     let mut scene = scene().await;
     let _bridge = scene.lane.bridge().unwrap();
     scene.write(Pace::Mixed);
@@ -83,7 +83,7 @@ async fn what_moves_is_compared_and_fits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_tampered_with_is_found_where_it_is() {
+async fn parity_locates_every_tampered_event() {
     let mut scene = scene().await;
     let bridge = scene.lane.bridge().unwrap();
     scene.write(Pace::Mixed);
@@ -150,7 +150,7 @@ async fn whatever_is_tampered_with_is_found_where_it_is() {
 
 /// SpacetimeDB holds an event of another origin: the bridge halts that stream, and parity says why.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_of_another_origin_in_spacetimedb_is_found() {
+async fn parity_finds_a_foreign_event_in_spacetimedb() {
     let mut scene = scene().await;
     scene.lane.append_as_bridge(&scene.streams[0]).await.unwrap();
     let _bridge = scene.lane.bridge().unwrap();

@@ -27,7 +27,7 @@ const SNAPSHOT: Duration = Duration::from_millis(1_800);
 
 /// Proves that a cut loses data at all. Without it the other scenarios would prove nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cut_takes_what_was_answered_before_it_was_durable() {
+async fn a_power_cut_loses_answered_calls_that_were_not_durable() {
     let mut lane = Lane::start().await.unwrap();
     if !lane.server.is_own() {
         eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");
@@ -62,7 +62,7 @@ async fn a_cut_takes_what_was_answered_before_it_was_durable() {
 
 /// A new database means new folders, a program, a log and its first snapshot. Its owner is told that all of it is safe.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_module_that_was_published_is_there_after_a_cut() {
+async fn a_published_module_survives_a_power_cut() {
     let mut lane = Lane::start().await.unwrap();
     if !lane.server.is_own() {
         eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");
@@ -88,7 +88,7 @@ async fn a_module_that_was_published_is_there_after_a_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_was_delivered_or_recorded_is_lost_with_the_power() {
+async fn a_power_cut_loses_no_delivered_or_recorded_event() {
     let mut scene = Scene::start(2).await;
     if !scene.lane.server.is_own() {
         eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");
@@ -130,7 +130,7 @@ async fn nothing_that_was_delivered_or_recorded_is_lost_with_the_power() {
 /// A class that allows early reads shows events before they are durable to clients that ask for it, and such events can
 /// be lost. A class that does not allow it never does.
 #[tokio::test(flavor = "multi_thread")]
-async fn early_reads_are_for_classes_that_allow_them_and_for_those_who_ask() {
+async fn early_reads_need_a_class_that_allows_them_and_a_client_that_asks() {
     let mut lane = Lane::start().await.unwrap();
     if !lane.server.is_own() {
         eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");

@@ -42,7 +42,7 @@ async fn operator_beside(lane: &Lane, http: SocketAddr, arguments: &[&str]) -> (
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authority_restored_to_an_earlier_time_is_found_out_and_mended() {
+async fn a_restored_authority_is_noticed_and_repaired() {
     let lane = Lane::start().await.unwrap();
     let streams = [stream(1), stream(2), stream(3), stream(4)];
     let [diverging, shorter, whole, unknown] = &streams;
@@ -141,7 +141,7 @@ async fn an_authority_restored_to_an_earlier_time_is_found_out_and_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spacetimedb_restored_from_an_older_copy_of_its_data_is_brought_up_by_itself() {
+async fn a_restored_spacetimedb_catches_up_by_itself() {
     let mut lane = Lane::start().await.unwrap();
     if !lane.server.is_own() {
         return;

@@ -88,7 +88,7 @@ async fn a_window_keeps_the_newest_events_and_follows_the_policy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_that_the_module_refuses_holds_up_no_event() {
+async fn a_refused_policy_delays_no_event() {
     let lane = Lane::start().await.unwrap();
     let stream_id = stream(1);
     policy(&lane, "window_events = 10").await;
@@ -108,7 +108,7 @@ async fn a_policy_that_the_module_refuses_holds_up_no_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_get_no_older_than_their_class_says_and_the_log_goes_on_from_an_empty_window() {
+async fn old_events_leave_the_window_and_the_log_continues_when_it_is_empty() {
     let lane = Lane::start().await.unwrap();
     let stream_id = stream(1);
     policy(&lane, "window_age = '1 second'").await;
@@ -128,7 +128,7 @@ async fn events_get_no_older_than_their_class_says_and_the_log_goes_on_from_an_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_authority_removes_what_its_policy_says_and_nothing_that_is_not_published() {
+async fn the_authority_purges_by_policy_and_only_published_events() {
     let lane = Lane::start().await.unwrap();
     let stream_id = stream(1);
     policy(&lane, "window_events = 500, log_events = 1000").await;
@@ -183,7 +183,7 @@ async fn a_wiped_spacetimedb_gets_its_windows_back_and_not_the_whole_log() {
 }
 
 #[tokio::test]
-async fn a_window_that_was_empty_ages_from_its_first_event_on() {
+async fn an_empty_window_ages_from_its_first_event_on() {
     let module = Module::start().await;
     let id = stream(1);
     let events = log(&id, 7, 1);

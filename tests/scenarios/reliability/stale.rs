@@ -82,7 +82,7 @@ async fn holds_all_after(lane: &Lane, client: &Follower, id: &StreamId, after: u
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_below_the_window_is_brought_up_by_the_authority_and_joins_the_live_lane() {
+async fn a_client_below_the_window_catches_up_from_the_authority_and_goes_live() {
     let (lane, _bridge) = lane(400).await;
     let id = stream(1);
     let mut one = writer(&lane, &id, "a");
@@ -130,7 +130,7 @@ async fn a_client_below_the_window_is_brought_up_by_the_authority_and_joins_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_spacetimedb_is_waited_for_by_a_client_that_runs_on() {
+async fn a_running_client_waits_for_a_wiped_spacetimedb() {
     let (lane, bridge) = lane(2_000).await;
     let id = stream(1);
     let mut one = writer(&lane, &id, "a");
@@ -176,7 +176,7 @@ async fn stops(client: &Follower, id: &StreamId) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn below_the_authoritys_floor_each_answer_is_what_was_chosen() {
+async fn below_the_floor_each_client_follows_its_configured_answer() {
     let (lane, bridge) = lane(100).await;
     let id = stream(1);
     let mut one = writer(&lane, &id, "a");
@@ -250,7 +250,7 @@ async fn restore(lane: &Lane, id: &StreamId, seq: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ahead_of_a_restored_authority_or_on_another_chain_a_client_stops_or_starts_over() {
+async fn a_client_ahead_or_on_another_chain_stops_or_starts_over() {
     let (lane, bridge) = lane(100_000).await;
     let id = stream(1);
     let mut one = writer(&lane, &id, "a");

@@ -233,7 +233,7 @@ async fn a_key_used_for_another_event_is_refused_and_nothing_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_contract_does_not_allow_is_refused_with_its_own_code() {
+async fn each_violation_of_the_contract_has_its_own_sqlstate() {
     let (database, authority) = setup().await;
     let mut connection = client(&database).await;
     for (code, stream_id, key, kind, payload) in [

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_does_not_fit_the_build_is_refused_with_what_to_do() {
+async fn an_incompatible_database_is_refused_with_advice() {
     let cluster = Cluster::shared().await;
     let database = cluster.create_empty_database().await.unwrap();
     let error = Authority::connect(database.url(), 1).await.unwrap_err();
@@ -85,7 +85,7 @@ async fn the_second_bridge_leads_when_the_first_one_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_bridge_works_through_a_kill_of_postgres() {
+async fn the_bridge_survives_a_kill_of_postgres() {
     let cluster = Cluster::start().await.unwrap();
     if !cluster.can_be_killed() {
         return;

@@ -34,7 +34,7 @@ fn batch(from: usize, to: usize) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_append_costs_does_not_depend_on_what_is_there() {
+async fn the_cost_of_an_append_does_not_grow_with_the_tables() {
     let (_database, mut connection) = believed_empty().await;
     // Each kind of append runs twice, among few events and among many, in one session, because a plan lives as long as
     // the session.
@@ -74,7 +74,7 @@ async fn what_an_append_costs_does_not_depend_on_what_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_bridge_asks_does_not_cost_more_as_the_tables_grow() {
+async fn the_cost_of_the_bridges_queries_does_not_grow_with_the_tables() {
     const ROUNDS: usize = 10;
     let (database, mut connection) = believed_empty().await;
     let id = stream("s");

@@ -26,7 +26,7 @@ async fn streams_and_dirty_streams_are_paged_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn published_moves_forward_only_and_never_above_the_head() {
+async fn published_seq_only_moves_forward_and_never_past_the_head() {
     let (_database, authority) = setup().await;
     let id = stream("s");
     authority.append_batch(&id, &numbered(1, 5)).await.unwrap();
@@ -63,7 +63,7 @@ async fn published_moves_forward_only_and_never_above_the_head() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writer_that_holds_a_stream_never_holds_the_bridge_up() {
+async fn a_writer_that_locks_a_stream_never_blocks_the_bridge() {
     let (database, authority) = setup().await;
     let (held, free) = (stream("held"), stream("free"));
     for id in [&held, &free] {
@@ -126,7 +126,7 @@ async fn a_page_is_bounded_in_events_and_in_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_time_that_no_clock_tells_is_a_fault_of_its_stream() {
+async fn an_infinite_commit_time_fails_only_its_stream() {
     let (database, authority) = setup().await;
     for name in ["s", "sound"] {
         authority.append(&stream(name), &event("k", "k", b"p")).await.unwrap();
@@ -152,7 +152,7 @@ async fn a_time_that_no_clock_tells_is_a_fault_of_its_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_is_no_stream_is_passed_over() {
+async fn a_row_with_an_invalid_stream_name_is_skipped() {
     let (database, authority) = setup().await;
     for name in ["a", "z"] {
         authority.append(&stream(name), &event("k", "k", b"p")).await.unwrap();

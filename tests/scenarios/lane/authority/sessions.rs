@@ -5,7 +5,7 @@ use spacetime_sync_proto::Label;
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_forgotten_when_all_that_was_ever_said_of_it_is_old() {
+async fn a_session_is_forgotten_once_everything_about_it_is_old() {
     let (database, authority) = setup().await;
     let mut connection = client(&database).await;
     connection

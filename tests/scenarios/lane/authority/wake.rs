@@ -45,7 +45,7 @@ async fn only_a_sleeping_bridge_is_woken_and_only_by_a_clean_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_listener_hears_the_wake_up_and_survives_its_connection() {
+async fn a_listener_receives_wake_ups_and_survives_the_loss_of_its_connection() {
     let (database, authority) = setup().await;
     let mut listener = authority.listen().await.unwrap();
     authority.set_sleeping(true).await.unwrap();

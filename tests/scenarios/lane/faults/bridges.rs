@@ -19,7 +19,7 @@ async fn role(bridge: &Bridge, wanted: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_bridges_at_once_lose_and_double_nothing() {
+async fn two_concurrent_bridges_neither_lose_nor_duplicate_events() {
     let mut scene = Scene::start(2).await;
     let both = BridgeOptions {
         set: vec![("bridge.lead", "false".to_owned())],

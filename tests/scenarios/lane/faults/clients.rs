@@ -13,7 +13,7 @@ const MEMORY_MB: u64 = 150;
 const SLOW_MS: u64 = 1_000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_client_is_bounded_in_memory_and_holds_nobody_up() {
+async fn a_slow_client_uses_bounded_memory_and_slows_nobody_down() {
     let mut scene = Scene::start(0).await;
     scene.streams = vec![stream(1)];
     let (mut quick, slow) = (scene.client().await, scene.client().await);

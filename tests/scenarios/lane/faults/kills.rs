@@ -9,7 +9,7 @@ use spacetime_sync_tests::postgres::Cluster;
 use super::{FAULTS, RECOVERY, SOON, Scene, ready};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_bridge_loses_and_doubles_nothing() {
+async fn a_killed_bridge_neither_loses_nor_duplicates_events() {
     let mut scene = Scene::start(2).await;
     scene.write();
     for _ in 0..FAULTS {
@@ -23,7 +23,7 @@ async fn a_killed_bridge_loses_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_host_comes_back_and_everyone_goes_on() {
+async fn the_lane_recovers_from_a_killed_spacetimedb() {
     let mut scene = Scene::start(2).await;
     if !scene.lane.server.is_own() {
         eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");
@@ -43,7 +43,7 @@ async fn a_killed_host_comes_back_and_everyone_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_recorded_as_published_survives_a_kill_of_the_host() {
+async fn published_events_survive_a_kill_of_spacetimedb() {
     let mut scene = Scene::start(1).await;
     if !scene.lane.server.is_own() {
         eprintln!("skipped: the server of SYNC_STDB_URL is not ours to kill");
@@ -97,7 +97,7 @@ fn is_whole(client: &Follower) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_postgres_comes_back_and_everyone_goes_on() {
+async fn the_lane_recovers_from_a_killed_postgres() {
     let cluster = Cluster::start().await.unwrap();
     if !cluster.can_be_killed() {
         eprintln!("skipped: the server of DATABASE_URL is not ours to kill");
@@ -121,7 +121,7 @@ async fn a_killed_postgres_comes_back_and_everyone_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bridge_that_is_told_to_stop_finishes_what_is_in_flight() {
+async fn a_stopping_bridge_finishes_its_calls_in_flight() {
     let mut scene = Scene::start(1).await;
     scene.write();
     for _ in 0..FAULTS {

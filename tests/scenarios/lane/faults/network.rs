@@ -32,7 +32,7 @@ async fn proxy_to_postgres() -> Option<Proxy> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_cut_between_any_two_lose_and_double_nothing() {
+async fn cut_connections_neither_lose_nor_duplicate_events() {
     let Some(to_postgres) = proxy_to_postgres().await else {
         return;
     };
@@ -69,7 +69,7 @@ async fn connections_cut_between_any_two_lose_and_double_nothing() {
 
 /// A link may break while a call is being sent.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bridge_whose_link_breaks_at_any_moment_is_back_at_once() {
+async fn a_bridge_reconnects_at_once_whenever_its_link_breaks() {
     let mut scene = Scene::start(1).await;
     let proxy = scene.proxy_to_server().await;
     let options = BridgeOptions {
@@ -151,7 +151,7 @@ async fn a_client_notices_that_spacetimedb_went_silent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bridge_works_through_a_silent_postgres() {
+async fn a_bridge_survives_a_silent_postgres() {
     let Some(proxy) = proxy_to_postgres().await else { return };
     let mut scene = Scene::start(1).await;
     let options = BridgeOptions {

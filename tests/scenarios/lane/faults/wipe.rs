@@ -6,7 +6,7 @@ use spacetime_sync_tests::lane::wait;
 use super::{RECOVERY, SOON, Scene, ready};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_spacetimedb_is_filled_again_from_the_authority() {
+async fn a_wiped_spacetimedb_is_refilled_from_the_authority() {
     let mut scene = Scene::start(1).await;
     let bridge = scene.lane.bridge().unwrap();
     ready(&bridge).await;

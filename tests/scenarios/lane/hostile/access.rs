@@ -13,7 +13,7 @@ use super::{Module, SECRET, Said, append_arguments, column, identity, log, newco
 type Verdicts = [Option<RefusalCode>; 5];
 
 #[tokio::test]
-async fn each_function_is_for_those_who_may_and_for_nobody_else() {
+async fn each_function_admits_only_permitted_callers() {
     let module = Module::start().await;
     let id = stream("runtime.run.1.events");
     let events = log(&id, 2, 1);
@@ -152,7 +152,7 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
 
     let before = module.everything().await;
     let schema = module.as_owner().schema().await.unwrap().unwrap();
-    // See `access::sessions::nobody_but_the_database_sweeps`.
+    // See `access::sessions::only_the_database_can_run_sweeps`.
     let scheduled = scheduled(&schema).unwrap();
     assert_eq!(scheduled.len(), 2, "{scheduled:?}");
     let reducers = schema["reducers"].as_array().unwrap().iter();
@@ -197,7 +197,7 @@ async fn each_function_is_for_those_who_may_and_for_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_name_or_a_position_that_is_none_is_refused_by_every_function() {
+async fn every_function_refuses_invalid_names_and_positions() {
     let module = Module::start().await;
     let id = stream("runtime.run.1.events");
     let client = module.client(&[&id]).await;
@@ -250,7 +250,7 @@ async fn a_name_or_a_position_that_is_none_is_refused_by_every_function() {
 }
 
 #[tokio::test]
-async fn nothing_is_done_before_the_owner_has_configured_and_the_secret_stays() {
+async fn an_unconfigured_module_refuses_everything_and_its_secret_is_fixed() {
     let module = Module::start_unconfigured().await;
     let id = stream("runtime.run.1.events");
     let events = log(&id, 3, 1);
@@ -415,7 +415,7 @@ async fn a_checkpoint_is_acknowledged_by_its_own_client_and_only_forward() {
 }
 
 #[tokio::test]
-async fn who_may_not_append_is_told_so_before_what_it_sent_is_looked_at() {
+async fn a_caller_who_may_not_append_is_refused_before_its_arguments_are_checked() {
     let module = Module::start().await;
     let before = module.everything().await;
     let single = |seq: u64, payload: usize| json!(["a", seq, "0x0", "key", "kind", hex::encode(vec![1; payload]), 7]);
@@ -432,7 +432,7 @@ async fn who_may_not_append_is_told_so_before_what_it_sent_is_looked_at() {
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_past_a_rewind_is_forgotten_and_nothing_else() {
+async fn a_rewind_forgets_only_the_checkpoints_past_it() {
     let module = Module::start().await;
     let [id, other] = [stream("runtime.run.1.events"), stream("runtime.run.2.events")];
     let logs = [&id, &other].map(|id| (id, log(id, 6, 1)));

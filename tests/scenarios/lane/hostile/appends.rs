@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Module, append_arguments, chain_before, column, log, stream};
 
 #[tokio::test]
-async fn what_is_no_frame_is_refused_and_changes_nothing() {
+async fn malformed_frames_are_refused_and_change_nothing() {
     let module = Module::start().await;
     let id = stream("runtime.run.1.events");
     let events = log(&id, 4, 1);
@@ -152,7 +152,7 @@ async fn what_is_no_frame_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_log_only_grows_by_what_follows_it() {
+async fn a_log_accepts_only_events_that_follow_it() {
     let module = Module::start().await;
     let id = stream("runtime.run.1.events");
     let (ours, other) = (log(&id, 9, 1), log(&id, 9, 2));
@@ -261,7 +261,7 @@ async fn a_log_only_grows_by_what_follows_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_refusals_come_over_the_socket() {
+async fn the_websocket_answers_with_the_same_refusals() {
     let module = Module::start().await;
     let id = stream("runtime.run.1.events");
     let (ours, other) = (log(&id, 3, 1), log(&id, 3, 2));
@@ -335,7 +335,7 @@ async fn the_same_refusals_come_over_the_socket() {
 }
 
 #[tokio::test]
-async fn a_page_begins_with_the_frame_of_its_first_event_wherever_that_ends() {
+async fn a_page_begins_with_the_frame_that_holds_its_first_event() {
     let module = Module::start().await;
     let id = stream("runtime.run.1.events");
     let long = limit::FRAME_EVENTS;

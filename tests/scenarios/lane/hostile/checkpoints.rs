@@ -75,7 +75,7 @@ impl Desk {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_not_the_clients_own_stops_it_and_stays_as_it_is() {
+async fn a_foreign_store_stops_the_client_and_is_left_untouched() {
     let lane = Lane::start().await.unwrap();
     let streams = [stream(1), stream(2)];
     for id in &streams {

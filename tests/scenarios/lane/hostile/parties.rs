@@ -19,7 +19,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test]
-async fn a_configuration_is_refused_as_a_whole_and_never_shows_a_secret() {
+async fn an_invalid_configuration_is_refused_without_showing_secrets() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let write = |name: &str, text: &str| {
@@ -131,7 +131,7 @@ async fn a_configuration_is_refused_as_a_whole_and_never_shows_a_secret() {
 }
 
 #[tokio::test]
-async fn a_bridge_does_not_start_on_a_database_that_is_not_of_its_release() {
+async fn a_bridge_does_not_start_on_a_database_of_another_release() {
     let database = Cluster::shared().await.create_empty_database().await.unwrap();
     let environment = [
         ("SPACETIME_SYNC__AUTHORITY__URL", database.url()),
@@ -195,7 +195,7 @@ async fn publish(lane: &Lane, name: &str, variant: Variant) -> Admin {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bridge_waits_beside_a_server_that_is_not_ready_for_it_and_says_why() {
+async fn a_bridge_waits_for_a_server_that_is_not_ready_and_says_why() {
     let lane = Lane::start().await.unwrap();
     let id = stream(1);
     Writer::new(&lane.authority, &id, "w", Payload::UpTo(100), 1)
@@ -323,7 +323,7 @@ fn last(said: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_says_what_is_wrong_with_its_server_and_asks_again_only_where_that_can_help() {
+async fn a_client_reports_a_wrong_server_and_retries_only_where_that_helps() {
     let lane = Lane::start().await.unwrap();
     let [foreign, other, missing] = ["foreign", "other", "missing"].map(|what| format!("{}-{what}", lane.name));
     publish(&lane, &foreign, Variant::Foreign).await;
@@ -409,7 +409,7 @@ async fn a_client_says_what_is_wrong_with_its_server_and_asks_again_only_where_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_is_told_which_stream_it_may_not_read_and_gets_on_with_the_others() {
+async fn a_forbidden_stream_does_not_stop_the_clients_other_streams() {
     let lane = Lane::start().await.unwrap();
     let streams = [stream(1), stream(2)];
     let mut writers = streams

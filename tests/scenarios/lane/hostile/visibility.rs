@@ -57,7 +57,7 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
 }
 
 #[tokio::test]
-async fn no_statement_shows_a_row_that_is_not_for_its_caller() {
+async fn no_sql_statement_shows_a_row_to_the_wrong_caller() {
     let module = Module::start().await;
     let [secret, other] = [stream("runtime.secret.events"), stream("runtime.other.events")];
     for id in [&secret, &other] {
@@ -270,7 +270,7 @@ impl Listener {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscription_delivers_nothing_that_is_not_for_its_client() {
+async fn a_subscription_delivers_no_row_to_the_wrong_client() {
     let module = Module::start().await;
     let [id, other] = [stream("runtime.run.1.events"), stream("runtime.run.2.events")];
     let events = log(&id, 4, 1);

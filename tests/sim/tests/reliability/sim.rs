@@ -65,7 +65,7 @@ fn a_fault_that_never_happened_is_noticed() {
 /// Found by seed 37,777 of 200,000: a head was asked for on a connection that had fallen silent, nothing else was under
 /// way, and nobody noticed.
 #[test]
-fn a_silent_link_is_given_up_though_only_a_head_is_asked_for() {
+fn a_silent_link_is_given_up_even_if_only_a_head_was_asked_for() {
     let seen = hold(&[Fault::AppendTraps, Fault::BridgeSilent]);
     assert!(seen.times("bridge: call not answered") > 0, "{seen}");
 }
@@ -73,7 +73,7 @@ fn a_silent_link_is_given_up_though_only_a_head_is_asked_for() {
 /// Found by seed 29,106 of 200,000: a subscription that was given up long ago was answered while a page was waited for, and
 /// the connection then fell silent.
 #[test]
-fn a_silent_connection_is_given_up_whatever_else_was_answered() {
+fn a_silent_connection_is_given_up_whatever_was_answered_before() {
     let seen = hold(&[Fault::ClientSilent, Fault::StoreBusy, Fault::ClientSlow]);
     assert!(seen.times("client: silence noticed") > 0, "{seen}");
 }
