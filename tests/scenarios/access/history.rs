@@ -287,7 +287,11 @@ async fn a_token_that_cannot_read_the_stream_cannot_read_its_history() {
     assert_eq!(refused(ask(), &good).await, (401, "token_revoked".to_owned()));
     let other = desk.bridge(&[]).await.unwrap();
     let there = refused(get(&other, NOTES, "?after=0"), &good).await;
-    assert_eq!(there, (401, "token_revoked".to_owned()), "every bridge refuses a revoked session at once");
+    assert_eq!(
+        there,
+        (401, "token_revoked".to_owned()),
+        "every bridge refuses a revoked session at once"
+    );
 }
 
 #[tokio::test]
@@ -419,7 +423,11 @@ async fn a_document_replaces_purged_events() {
     desk.sql("update runtime.sync_snapshots set payload = '\\x00'")
         .await
         .unwrap();
-    assert_eq!(ask().await.status(), 409, "a document that does not match its hash is not sent");
+    assert_eq!(
+        ask().await.status(),
+        409,
+        "a document that does not match its hash is not sent"
+    );
     let open = bridge
         .http()
         .get(bridge.url(&format!("{STREAMS_PATH}/{NOTES}/snapshot")));

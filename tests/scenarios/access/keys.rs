@@ -32,7 +32,10 @@ async fn signer(bridge: &Issuing, credential: &str) -> String {
 async fn until_kids(bridge: &Issuing, count: usize) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while kids(bridge).await.len() != count {
-        assert!(tokio::time::Instant::now() < deadline, "{count} keys were not published in time");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "{count} keys were not published in time"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -76,7 +79,10 @@ async fn a_new_key_is_published_before_it_signs_and_the_old_one_stays_for_its_to
     }
     let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
     while signer(&bridge, &credential).await != second {
-        assert!(tokio::time::Instant::now() < deadline, "the new key did not sign in time");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the new key did not sign in time"
+        );
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     assert!(now() >= added + 2);

@@ -18,7 +18,10 @@ async fn until_refused(bridge: &Issuing, credential: &str) -> Duration {
             return started.elapsed();
         }
         assert_eq!(status, 200, "{body}");
-        assert!(started.elapsed() < Duration::from_secs(20), "the session was not refused in time");
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "the session was not refused in time"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -93,7 +96,10 @@ async fn a_revocation_is_repeated_until_the_module_has_taken_it() {
     away.store(false, std::sync::atomic::Ordering::SeqCst);
     let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
     while !desk.authority.undelivered_revocations(10).await.unwrap().is_empty() {
-        assert!(tokio::time::Instant::now() < deadline, "the revocation was not delivered in time");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the revocation was not delivered in time"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let (_, body) = bridge.revoke(&["s2"]).await.unwrap();

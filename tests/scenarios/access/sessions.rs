@@ -90,7 +90,11 @@ async fn a_session_sees_what_its_token_names_now_and_later_and_nothing_else() {
     let page = module
         .call(Some(&patterns), "read_events", &json!([run_2.as_str(), 0]))
         .await;
-    assert_eq!(page.done()[1], 2, "the new stream is readable before the session is renewed");
+    assert_eq!(
+        page.done()[1],
+        2,
+        "the new stream is readable before the session is renewed"
+    );
     assert_eq!(
         readable(module, &patterns, &all).await,
         [one.as_str(), run_1.as_str(), run_2.as_str()]

@@ -391,7 +391,11 @@ async fn a_second_device_with_the_same_session_is_refused() {
     assert_eq!(ask(&desk.claims("7", "s2"), Some("another")).await, refused);
     let mut stolen = nameless.clone();
     stolen["sub"] = json!("8");
-    assert_eq!(ask(&stolen, Some("laptop")).await, refused, "the session belongs to another user");
+    assert_eq!(
+        ask(&stolen, Some("laptop")).await,
+        refused,
+        "the session belongs to another user"
+    );
     drop(bridge);
     let bridge = desk.bridge(&[]).await.unwrap();
     let request = bridge.ask(&desk.sign(&nameless));

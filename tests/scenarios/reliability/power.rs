@@ -47,10 +47,7 @@ async fn a_power_cut_loses_answered_calls_that_were_not_durable() {
     eprintln!("{left} of {} answered calls are left, {lost:?}", 1 + CALLS);
     assert!(left <= CALLS, "the last answered call survived the cut");
     assert!(left >= 1, "a durable grant is gone");
-    assert!(
-        lost.bytes > 0,
-        "the cut took nothing of what was being synced"
-    );
+    assert!(lost.bytes > 0, "the cut took nothing of what was being synced");
 
     // What is durable after one cut survives the next one.
     owner.grant(&someone, &stream(1)).await.unwrap();
@@ -196,7 +193,10 @@ async fn told_of_classes(lane: &Lane) -> Bridge {
     let bridge = lane.bridge_with(&options).unwrap();
     let deadline = tokio::time::Instant::now() + SOON;
     while count(lane, "retention_class", true).await == 0 {
-        assert!(tokio::time::Instant::now() < deadline, "the module did not learn the classes in time");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the module did not learn the classes in time"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     bridge

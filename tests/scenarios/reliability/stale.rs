@@ -42,7 +42,10 @@ async fn oldest(lane: &Lane) -> u64 {
 async fn swept_past(lane: &Lane, seq: u64) {
     let deadline = tokio::time::Instant::now() + SOON;
     while oldest(lane).await <= seq {
-        assert!(tokio::time::Instant::now() < deadline, "the window did not move in time");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the window did not move in time"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -1,14 +1,14 @@
-//! Virtual time: what is to happen next.
+//! Virtual time: the steps that are still to be taken.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Microseconds since a run began.
+/// Microseconds since the start of a run.
 pub type Micros = u64;
 pub(crate) const MILLISECOND: Micros = 1_000;
 pub(crate) const SECOND: Micros = 1_000_000;
 
-/// Steps by their time; those of one time in the order in which they were planned.
+/// Steps by their time. Steps at the same time keep the order in which they were planned.
 #[derive(Debug)]
 pub(crate) struct Agenda<S> {
     heap: BinaryHeap<Reverse<Entry<S>>>,

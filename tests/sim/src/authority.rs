@@ -1,5 +1,5 @@
-//! A model of the authority: logs with chains, `published_seq`, and writers that commit. What it holds is the oracle of
-//! everything else.
+//! A model of the authority: logs with chains, `published_seq`, and writers that commit. Its contents are the oracle
+//! for everything else.
 
 use bytes::Bytes;
 use spacetime_sync_proto::{
@@ -8,7 +8,7 @@ use spacetime_sync_proto::{
 
 use crate::agenda::Micros;
 
-/// An event that a writer wants appended.
+/// An event that a writer wants to append.
 #[derive(Debug, Clone)]
 pub(crate) struct NewEvent {
     pub(crate) key: IdempotencyKey,
@@ -21,9 +21,9 @@ pub(crate) struct Log {
     pub(crate) start: Position,
     pub(crate) events: Vec<Event>,
     pub(crate) published: Seq,
-    /// The last position that is purged. The oracle remembers what was there.
+    /// The last purged position. The oracle still remembers the events up to it.
     pub(crate) floor: Seq,
-    /// A position whose payload was altered, and what it reads as.
+    /// A position whose payload was altered, and the altered payload.
     pub(crate) tampered: Option<(Seq, Bytes)>,
     /// A position whose chain hash is none any more, as after a hand in the table.
     pub(crate) corrupt: Option<Seq>,
@@ -52,7 +52,7 @@ impl Log {
         Seq::ZERO.plus(self.events.len() as u64)
     }
 
-    /// The chain hash at a position; none if the log ends before.
+    /// The chain hash at a position. `None` if the log ends before it.
     pub(crate) fn chain_at(&self, seq: Seq) -> Option<ChainHash> {
         match seq.get().checked_sub(1) {
             None => Some(self.start.chain),
@@ -60,12 +60,12 @@ impl Log {
         }
     }
 
-    /// The same, as the authority answers: what is purged it does not know.
+    /// The chain hash that the authority would answer with: it does not know purged ones.
     pub(crate) fn kept_chain_at(&self, seq: Seq) -> Option<ChainHash> {
         (seq >= self.floor).then(|| self.chain_at(seq)).flatten()
     }
 
-    /// As the SQL function: the newest events stay, and whatever is not published.
+    /// Purges like the SQL function: it keeps the newest events and all unpublished ones.
     pub(crate) fn purge(&mut self, keeps: u64) -> u64 {
         let old = Seq::ZERO.plus(self.head().get().saturating_sub(keeps));
         let to = old.min(self.published).max(self.floor);
@@ -74,7 +74,7 @@ impl Log {
         gone
     }
 
-    /// As the SQL function: the same key again returns the first seq and writes nothing.
+    /// Appends like the SQL function: a repeated key returns the first seq and writes nothing.
     pub(crate) fn append(&mut self, new: &NewEvent, clock_us: i64) -> (Seq, bool) {
         if let Some(held) = self.events.iter().rev().find(|event| event.idempotency_key == new.key) {
             return (held.seq, false);
@@ -106,7 +106,7 @@ impl Log {
         }
     }
 
-    /// A page as the bridge reads it: the first event always comes.
+    /// A page as the bridge reads it. It always holds at least one event, if there is one.
     pub(crate) fn read(&self, after: Seq, most: usize, bytes: usize) -> Vec<Event> {
         let mut sum = 0;
         self.events

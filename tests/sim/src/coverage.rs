@@ -1,4 +1,4 @@
-//! What really happened in runs, counted.
+//! Counts of what really happened in runs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,14 +7,14 @@ use serde_json::{Map, Value, json};
 
 use crate::fault::Fault;
 
-/// Counts of what was injected and of what came of it.
+/// Counts of the faults that struck and of their consequences.
 #[derive(Debug, Clone, Default)]
 pub struct Coverage {
     faults: BTreeMap<Fault, u64>,
     seen: BTreeMap<&'static str, u64>,
 }
 
-/// What must have come of faults in a large run, at the least once for each of [`Coverage::FLOOR_SEEDS`] seeds.
+/// The consequences that a large run must meet, at least once per [`Coverage::FLOOR_SEEDS`] seeds.
 const SEEN: &[&str] = &[
     "module: extended",
     "module: absorbed",
@@ -55,7 +55,7 @@ const SEEN: &[&str] = &[
 ];
 
 impl Coverage {
-    /// How many seeds a run needs before everything listed must have happened.
+    /// How many seeds a run needs before everything in the list must have happened.
     pub const FLOOR_SEEDS: u64 = 500;
 
     pub(crate) fn struck(&mut self, fault: Fault) {
@@ -77,12 +77,12 @@ impl Coverage {
         self.faults.get(&fault).copied().unwrap_or_default()
     }
 
-    /// How often something was seen.
+    /// How often a consequence was seen.
     pub fn times(&self, what: &str) -> u64 {
         self.seen.get(what).copied().unwrap_or_default()
     }
 
-    /// Adds what happened in another run.
+    /// Adds the counts of another run.
     pub fn add(&mut self, other: &Self) {
         for (fault, count) in &other.faults {
             *self.faults.entry(*fault).or_default() += count;
@@ -92,7 +92,7 @@ impl Coverage {
         }
     }
 
-    /// What happened less than once in [`Self::FLOOR_SEEDS`] seeds, though it is listed: a run that meets no fault
+    /// What happened less than once in [`Self::FLOOR_SEEDS`] seeds although it is listed. A run that meets no faults
     /// proves nothing.
     pub fn missing(&self, seeds: u64) -> Vec<(&'static str, u64)> {
         let floor = (seeds / Self::FLOOR_SEEDS).max(1);
@@ -103,7 +103,7 @@ impl Coverage {
         faults.chain(seen).filter(|(_, count)| *count < floor).collect()
     }
 
-    /// For machines.
+    /// The counts as JSON.
     pub fn to_json(&self) -> Value {
         let faults: Map<_, _> = Fault::ALL
             .iter()

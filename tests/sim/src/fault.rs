@@ -1,4 +1,4 @@
-//! What can go wrong, and the plan of what does.
+//! The faults, and the plan of when they strike.
 
 use std::fmt;
 
@@ -16,10 +16,10 @@ macro_rules! faults {
         }
 
         impl Fault {
-            /// All of them.
+            /// All kinds of faults.
             pub const ALL: &[Self] = &[$(Self::$kind,)*];
 
-            /// What it is called in tables and stories.
+            /// The name in tables and stories.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$kind => $name,)*
@@ -30,45 +30,45 @@ macro_rules! faults {
 }
 
 faults! {
-    /// A connection of a bridge breaks; what was on its way up may still arrive.
+    /// A connection of a bridge breaks. Messages to the host may still arrive.
     BridgeCut => "bridge: connection cut",
-    /// A connection of a bridge carries nothing any more, and nobody says so.
+    /// A connection of a bridge carries nothing any more, and nobody is told.
     BridgeSilent => "bridge: connection silent",
-    /// Everything to and from a bridge is late.
+    /// All messages to and from a bridge are late.
     BridgeLate => "bridge: messages delayed",
-    /// Calls of a connection that is gone arrive when the next one serves already.
+    /// Calls of a dead connection arrive when the next one is already served.
     BridgeStray => "bridge: calls of a dead connection",
-    /// An append traps: nothing of it is done.
+    /// An append traps, so nothing of it is done.
     AppendTraps => "append: done nothing, answer unknown",
-    /// An append is done and its answer says nothing.
+    /// An append is done, but its answer does not say so.
     AppendUnknown => "append: done, answer unknown",
-    /// A bridge dies and comes back.
+    /// A bridge dies and is started again.
     BridgeKilled => "bridge: killed",
-    /// A bridge is stopped in good order and comes back.
+    /// A bridge is stopped in good order and started again.
     BridgeStopped => "bridge: stopped",
-    /// A bridge stands still for a while, as a process does that is swapped out: its clock jumps.
+    /// A bridge stands still for a while, like a process that is swapped out: its clock jumps.
     BridgePaused => "bridge: clock jumps (stands still)",
     /// A bridge loses the lead and does not notice for a while.
     LeadLost => "bridge: lead lost unnoticed",
     /// A connection of a client breaks.
     ClientCut => "client: connection cut",
-    /// A connection of a client carries nothing any more, and nobody says so.
+    /// A connection of a client carries nothing any more, and nobody is told.
     ClientSilent => "client: connection silent",
-    /// Everything to and from a client is late.
+    /// All messages to and from a client are late.
     ClientLate => "client: messages delayed",
     /// An attempt to connect fails.
     DialFails => "client: connecting fails",
     /// A row of a subscription is lost.
     RowLost => "rows: lost",
-    /// Rows of a subscription come once more.
+    /// Rows of a subscription arrive twice.
     RowRepeated => "rows: repeated",
-    /// A row is overtaken by those behind it.
+    /// Later rows overtake a row.
     RowLate => "rows: reordered",
-    /// A page fails, or is refused in a way that may pass.
+    /// A page fails, or is refused for a reason that may pass.
     PageFails => "page: failed or refused",
-    /// The host ends a subscription, or never begins it.
+    /// The host ends a subscription, or never starts it.
     SubscriptionFails => "subscription: failed",
-    /// A client's process dies and comes back.
+    /// A client's process dies and is started again.
     ClientKilled => "client: killed",
     /// A client stands still for a while.
     ClientPaused => "client: clock jumps (stands still)",
@@ -84,15 +84,15 @@ faults! {
     StoreBusy => "store: busy",
     /// Writing fails in the middle: the transaction is rolled back.
     StoreRolledBack => "store: transaction torn and rolled back",
-    /// The store fails for good: the client stops and is started again.
+    /// The store fails for good. The client stops and is started again.
     StoreFails => "store: failed for good",
-    /// A transaction is saved, and its client dies before it knows.
+    /// A transaction is saved, and the client dies before it learns so.
     StoreUnknown => "store: saved, then killed",
-    /// The machine of a client loses power: the last transactions are gone.
+    /// A client's machine loses power, and with it the last transactions.
     StoreLost => "store: last writes lost with the power",
-    /// The grants of a client for a stream are taken, and given back later.
+    /// A client's grant for a stream is revoked, and given again later.
     Revoked => "grant: revoked, later granted",
-    /// SpacetimeDB dies: what is not durable is gone.
+    /// SpacetimeDB dies. What is not durable is gone.
     HostKilled => "host: killed",
     /// What is committed becomes durable late.
     HostSlowDisk => "host: slow disk",
@@ -100,9 +100,9 @@ faults! {
     HostRestored => "host: restored from an older snapshot",
     /// SpacetimeDB is wiped.
     HostWiped => "host: wiped",
-    /// The authority is away for a while; locks and leads of its sessions are gone.
+    /// The authority is away for a while. The locks and leads of its sessions are gone.
     AuthorityAway => "authority: away",
-    /// A writer holds a stream's row.
+    /// A writer holds the lock on a stream's row.
     RowLocked => "authority: row locked",
     /// A chain hash in the authority is none any more.
     Corrupted => "authority: chain hash corrupted",
@@ -110,26 +110,26 @@ faults! {
     RewindRefused => "rewind: refused",
     /// The authority's clock jumps.
     AuthorityClock => "authority: clock jumps",
-    /// A writer does not learn whether it committed, and repeats.
+    /// A writer does not learn whether it committed, and repeats the append.
     WriterUnknown => "writer: outcome unknown, repeats",
-    /// What is past the window leaves SpacetimeDB.
+    /// Events past the window leave SpacetimeDB.
     Swept => "retention: window swept",
-    /// What is old and published leaves the authority.
+    /// Old published events leave the authority.
     Purged => "retention: authority purged",
-    /// A payload in the authority is not the one that was hashed.
+    /// A payload in the authority no longer matches its hash.
     Tampered => "poison: payload altered in the authority",
-    /// SpacetimeDB takes an event of another origin.
+    /// SpacetimeDB accepts an event of another origin.
     Foreign => "poison: event of another origin",
     /// A payload is altered on its way to a client.
     RowAltered => "poison: row altered on its way",
-    /// A row of another log comes to a client.
+    /// A client receives a row of another log.
     RowForged => "poison: row of another log",
     /// A page does not lead to the head that it claims.
     PageForged => "poison: page is not what it claims",
 }
 
 impl Fault {
-    /// How often it is planned, against others.
+    /// How often the plan picks it, relative to others.
     fn weight(self) -> u32 {
         match self {
             Self::HostWiped | Self::HostRestored | Self::Tampered | Self::Foreign | Self::Corrupted => 1,
@@ -172,7 +172,7 @@ impl Fault {
         }
     }
 
-    /// The longest that it lasts.
+    /// Its longest duration.
     fn longest(self) -> Micros {
         match self {
             Self::BridgePaused | Self::ClientPaused => 14 * SECOND,
@@ -183,18 +183,18 @@ impl Fault {
     }
 }
 
-/// One fault of a plan. What it hits is a number that is taken modulo what there is.
+/// One fault of a plan. Its target is a number, taken modulo the number of candidates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Planned {
-    /// When it strikes, or waits for something to strike at.
+    /// When it strikes, or starts to wait for an opportunity.
     pub at: Micros,
-    /// What.
+    /// The kind of fault.
     pub fault: Fault,
-    /// Which bridge or client.
+    /// Which bridge or client it hits.
     pub party: usize,
-    /// Which stream.
+    /// Which stream it hits.
     pub stream: usize,
-    /// For how long, where it lasts.
+    /// How long it lasts, if it has a duration.
     pub lasts: Micros,
 }
 
@@ -212,7 +212,7 @@ impl fmt::Display for Planned {
     }
 }
 
-/// Plans faults. A run knows only some kinds, so that each kind also meets a lane that is otherwise well.
+/// Plans the faults of a run. Each run uses only some kinds, so that every kind also meets an otherwise healthy lane.
 pub(crate) fn plan(rng: &mut StdRng, until: Micros) -> Vec<Planned> {
     let share = rng.random_range(0.1..0.9);
     let mut kinds = Vec::new();

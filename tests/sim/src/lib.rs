@@ -22,7 +22,8 @@
 //! TCP's, but for the rows of subscriptions. One assumption: what SpacetimeDB answers under confirmed reads waits until
 //! everything that was committed before is durable, also the answer to a call that changed nothing.
 //!
-//! **The oracle** is the authority's log; see `oracle.rs`. A seed replays exactly. A run that fails is [minimised](shrink).
+//! **The oracle** is the authority's log; see `oracle.rs`. A seed replays exactly. A failing run is
+//! [minimised](shrink).
 //!
 //! [`Lane`]: spacetime_sync_lane::Lane
 //! [`append::decide`]: spacetime_sync_rules::append::decide

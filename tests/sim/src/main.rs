@@ -1,4 +1,4 @@
-//! `sim`: runs seeds of the simulation, tells what happened, and minimises what fails.
+//! `sim`: runs seeds of the simulation, reports what happened, and minimises failures.
 
 use clap::Parser;
 use serde_json::json;
@@ -7,16 +7,16 @@ use spacetime_sync_sim::{Coverage, Setup, run, run_seeds, shrink};
 /// The seeded simulation of the lane.
 #[derive(Parser)]
 struct Arguments {
-    /// How many seeds.
+    /// Number of seeds.
     #[arg(long, default_value_t = 2_000)]
     seeds: u64,
-    /// The first of them.
+    /// The first seed.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// One seed alone, told in words.
+    /// Run this seed only, and tell its story.
     #[arg(long)]
     seed: Option<u64>,
-    /// For machines.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -91,6 +91,6 @@ fn many(arguments: &Arguments) -> anyhow::Result<()> {
         eprintln!("seed {}: {}", failure.seed, failure.violation);
     }
     anyhow::ensure!(report.failures.is_empty(), "an invariant does not hold");
-    anyhow::ensure!(missing.is_empty(), "too seldom met: {missing:?}");
+    anyhow::ensure!(missing.is_empty(), "happened too rarely: {missing:?}");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! A model of the connections to SpacetimeDB. As over TCP, what arrives on one arrives in order, each message once; it
-//! may be late, and when a connection breaks, what was under way may or may not have arrived.
+//! A model of the connections to SpacetimeDB. As over TCP, messages on one connection arrive in order and once. They
+//! may be late, and when a connection breaks, messages in flight may or may not have arrived.
 
 use rand::Rng as _;
 use spacetime_sync_client::session::stream::{Page, SubscriptionId};
@@ -22,9 +22,9 @@ pub(crate) enum Party {
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) party: Party,
-    /// Of which life of the host.
+    /// The life of the host that it belongs to.
     pub(crate) host_life: u32,
-    /// Nothing passes any more, and nobody knows.
+    /// Nothing passes any more, and neither side knows.
     pub(crate) silent: bool,
     /// Its party has given it up.
     pub(crate) left: bool,
@@ -49,7 +49,7 @@ pub(crate) enum ToHost {
     Rewind {
         ask: RequestId,
         stream: usize,
-        /// The head as the bridge saw it.
+        /// The head that the bridge saw.
         seen: Seq,
         target: Position,
     },
@@ -125,12 +125,12 @@ pub(crate) enum FromHost {
 
 impl World {
     pub(crate) fn latency(&mut self) -> Micros {
-        // Mostly quick, now and then not.
+        // Mostly fast, sometimes slow.
         let most = if self.dice.net.random_bool(0.05) { 60 } else { 3 };
         self.dice.net.random_range(50..most * MILLISECOND)
     }
 
-    /// Opens a connection; its party says hello with it.
+    /// Opens a connection. Its party sends a hello with it.
     pub(crate) fn dial(&mut self, party: Party) -> ConnId {
         let conn = ConnId(self.conns.len());
         self.conns.push(Conn {
@@ -173,7 +173,7 @@ impl World {
         }
     }
 
-    /// A row may meet more than TCP does to it: the client's core promises to live through that, too.
+    /// Subscription rows suffer more faults than TCP allows, because the client's core promises to survive them.
     fn send_row(&mut self, conn: ConnId, stream: usize, frame: FrameRow, at: Micros) {
         let Party::Client(client) = self.conns[conn.0].party else {
             return;
@@ -207,7 +207,8 @@ impl World {
         );
     }
 
-    /// A connection breaks: its party hears of it, what comes down is lost, what goes up may still arrive.
+    /// Breaks a connection: its party hears of it, messages to the party are lost, messages to the host may still
+    /// arrive.
     pub(crate) fn cut(&mut self, conn: ConnId) {
         self.conns[conn.0].left = true;
         let notices = self.now + self.dice.net.random_range(0..200 * MILLISECOND);
@@ -215,12 +216,12 @@ impl World {
         self.goodbye(conn);
     }
 
-    /// The host hears of a connection's end after whatever was sent before.
+    /// The host hears of the end of a connection after everything that was sent before.
     fn goodbye(&mut self, conn: ConnId) {
         if let Party::Bridge(at) = self.conns[conn.0].party
             && self.strikes(Fault::BridgeStray, Some(at), None)
         {
-            // What the kernel still holds of it arrives late: perhaps when the next connection serves.
+            // Messages in the kernel's buffers arrive late, perhaps when the next connection is already served.
             let late = self.dice.net.random_range(0..3 * SECOND);
             self.delay(conn, late);
         }

@@ -1,4 +1,4 @@
-//! What must hold after every step, whatever happened. The authority's logs say what is right.
+//! The checks after every step. The authority's logs define what is right.
 
 use spacetime_sync_client::StreamPhase;
 use spacetime_sync_client::session::stream::{Mode, StreamStop};
@@ -7,7 +7,7 @@ use spacetime_sync_proto::{Event, Frame, FrameRow, Position, Seq};
 use crate::world::World;
 
 impl World {
-    /// Looks at everything that a step may have changed.
+    /// Checks everything that a step may have changed.
     pub(crate) fn check(&mut self) {
         for stream in 0..self.setup.streams {
             self.check_lane(stream);
@@ -34,30 +34,30 @@ impl World {
         let expected = log.chain_at(head.seq);
         if expected != Some(head.chain) && foreign.is_none_or(|event| event.chain_hash != head.chain) {
             return self.violate("I3", || {
-                format!("stream {stream}: SpacetimeDB holds {head:?}, the authority {expected:?} there")
+                format!("stream {stream}: SpacetimeDB's head is {head:?}, but the authority has {expected:?} there")
             });
         }
         if published > durable.max(forgiven) {
             self.violate("I4", || {
-                format!("stream {stream}: published up to {published}, durable up to {durable}")
+                format!("stream {stream}: published_seq is {published}, but only {durable} is durable")
             });
         }
     }
 
-    /// A frame that is about to be held, after what is held.
+    /// Checks a frame that SpacetimeDB is about to append after `before`.
     pub(crate) fn check_frame(&mut self, stream: usize, before: Position, frame: &FrameRow, head: Position) {
         let follows = frame.first_seq == before.seq.next();
         let decoded = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone());
         let Ok(decoded) = decoded.as_ref() else {
             return self.violate("I3", || {
-                format!("stream {stream}: what is held is no frame: {decoded:?}")
+                format!("stream {stream}: SpacetimeDB holds bytes that are not a frame: {decoded:?}")
             });
         };
         let ends = decoded.last_seq() == head.seq && decoded.last_chain() == head.chain;
         if !follows || !ends {
             return self.violate("I3", || {
                 format!(
-                    "stream {stream}: {}..={} is held after {}, and does not continue it",
+                    "stream {stream}: the frame {}..={} does not continue the log that ends at {}",
                     frame.first_seq,
                     decoded.last_seq(),
                     before.seq
@@ -68,7 +68,7 @@ impl World {
             if !self.is_event(stream, &event) || !event.payload_matches() {
                 let seq = event.seq;
                 self.violate("I3", || {
-                    format!("stream {stream}: what is held at {seq} is no event of it")
+                    format!("stream {stream}: SpacetimeDB holds a wrong event at {seq}")
                 });
             }
         }
@@ -94,7 +94,7 @@ impl World {
         self.clients[client].followed[stream].checked = checked + fresh.len();
         if torn {
             return self.violate("I6", || {
-                format!("client {client}, stream {stream}: {effects} events were applied, the checkpoint says {at:?}")
+                format!("client {client}, stream {stream}: {effects} events were applied, but the checkpoint is {at:?}")
             });
         }
         let mut before = before_fresh;
@@ -104,7 +104,7 @@ impl World {
             if event.seq.get() != nth || !self.is_event(stream, &event) || on_foreign {
                 let seq = event.seq;
                 return self.violate("I1 I2 I7", || {
-                    format!("client {client}, stream {stream}: the {nth}th event applied is {seq}, and not the log's")
+                    format!("client {client}, stream {stream}: the {nth}th applied event, {seq}, differs from the log")
                 });
             }
             let durable = self.host.tables[stream].durable.seq;
@@ -112,7 +112,7 @@ impl World {
             if event.seq > durable.max(forgiven) {
                 let seq = event.seq;
                 return self.violate("I5", || {
-                    format!("client {client}, stream {stream}: {seq} is applied, durable is {durable}")
+                    format!("client {client}, stream {stream}: {seq} is applied, but only {durable} is durable")
                 });
             }
             before = Some(event);
@@ -130,7 +130,7 @@ impl World {
         let saved = party.store.look().saved[stream].checkpoint;
         if applied.seq > saved.seq || applied.seq < party.followed[stream].loaded {
             return self.violate("I8", || {
-                format!("client {client}, stream {stream}: counts from {applied:?}, saved is {saved:?}")
+                format!("client {client}, stream {stream}: the core counts from {applied:?}, but {saved:?} is saved")
             });
         }
         let most = self.setup.bounds.unapplied_bytes + (self.setup.client.limits.pages_in_flight + 1) * (1 << 20);
@@ -166,7 +166,7 @@ impl World {
         if !may {
             let why = stop.to_string();
             self.violate("I8 I13", || {
-                format!("client {client}, stream {stream} stopped for nothing: {why}")
+                format!("client {client}, stream {stream} stopped without a cause: {why}")
             });
         }
     }
@@ -193,13 +193,13 @@ impl World {
             {
                 let why = reason.to_string();
                 return self.violate("I13", || {
-                    format!("bridge {at}, stream {stream} halted for nothing: {why}")
+                    format!("bridge {at}, stream {stream} halted without a cause: {why}")
                 });
             }
         }
     }
 
-    /// Whether every stream that can go on has arrived everywhere.
+    /// Whether every stream that can continue has arrived everywhere.
     pub(crate) fn is_healed(&self) -> bool {
         let sound = |stream: &usize| !self.is_poisoned(*stream);
         (0..self.setup.streams).filter(sound).all(|stream| {
@@ -248,7 +248,7 @@ impl World {
         lines.join("; ")
     }
 
-    /// At the end, every log is compared as a whole.
+    /// Compares every log as a whole at the end of a run.
     pub(crate) fn check_whole(&mut self) {
         for stream in (0..self.setup.streams)
             .filter(|at| !self.is_poisoned(*at))
@@ -264,7 +264,7 @@ impl World {
             let held_after = self.host.tables[stream].held_after().get() as usize;
             if held != self.logs[stream].events[held_after..] {
                 self.violate("I1", || {
-                    format!("stream {stream}: SpacetimeDB does not hold the authority's log")
+                    format!("stream {stream}: SpacetimeDB's log differs from the authority's")
                 });
             }
             for client in 0..self.setup.clients {
@@ -273,7 +273,7 @@ impl World {
                 drop(state);
                 if !same && !self.clients[client].is_below_window(stream) {
                     self.violate("I1", || {
-                        format!("client {client}, stream {stream}: not the authority's log")
+                        format!("client {client}, stream {stream}: the log differs from the authority's")
                     });
                 }
             }

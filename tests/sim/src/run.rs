@@ -1,4 +1,4 @@
-//! Runs: one, or many on all cores.
+//! Runs one setup, or many seeds on all cores.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -14,31 +14,31 @@ use crate::coverage::Coverage;
 use crate::setup::Setup;
 use crate::world::{Ended, Violation, World};
 
-/// What came of many runs.
+/// The results of many runs.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// How many seeds.
+    /// Number of seeds.
     pub seeds: u64,
-    /// Steps taken in all.
+    /// Total number of steps.
     pub steps: u64,
-    /// What happened.
+    /// What happened, counted.
     pub coverage: Coverage,
-    /// Seeds that failed, by their number.
+    /// The seeds that failed, in order.
     pub failures: Vec<Failure>,
-    /// How long the lane took to heal after its faults, a value for each seed.
+    /// How long the lane took to heal after its faults, one value for each seed.
     pub healed_after: Vec<Micros>,
     /// A hash over the traces of all seeds.
     pub trace: u64,
-    /// How long it took.
+    /// How long the runs took.
     pub took: Duration,
 }
 
 /// A seed that failed.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    /// Which.
+    /// The seed.
     pub seed: u64,
-    /// What does not hold.
+    /// The broken invariant.
     pub violation: Violation,
 }
 
@@ -46,7 +46,7 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A core that panics is a finding, told with the others, and not on standard error.
+/// Keeps panics off standard error. A panic of a machine is a finding and is reported like the others.
 fn silence_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -59,7 +59,7 @@ fn silence_panics() {
     });
 }
 
-/// Runs a setup to its end. Tells what happened if asked to.
+/// Runs a setup to its end. Keeps a story if `tell` is set.
 pub fn run(setup: &Setup, tell: bool) -> Ended {
     silence_panics();
     QUIET.set(true);
@@ -88,7 +88,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
     }
 }
 
-/// Runs seeds from one on, on all cores, at most until so many have failed.
+/// Runs consecutive seeds on all cores, and stops after `most_failures` failures.
 pub fn run_seeds(from: u64, seeds: u64, most_failures: usize) -> Report {
     let started = Instant::now();
     let next = AtomicU64::new(0);
@@ -110,7 +110,7 @@ pub fn run_seeds(from: u64, seeds: u64, most_failures: usize) -> Report {
         };
         let parts: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         for part in parts {
-            // A run's own panics are caught; another one is a defect of this function.
+            // The panics of runs are caught. Any other panic is a defect of this function.
             report.add(part.join().expect("a part of the seeds"));
         }
     });
@@ -126,7 +126,7 @@ impl Report {
         self.seeds += 1;
         self.steps += ended.steps;
         self.coverage.add(&ended.coverage);
-        // In any order the same sum.
+        // The sum does not depend on the order.
         self.trace = self.trace.wrapping_add(ended.trace.wrapping_mul(seed | 1));
         match ended.violation {
             Some(violation) => self.failures.push(Failure { seed, violation }),
@@ -143,13 +143,13 @@ impl Report {
         self.healed_after.extend(part.healed_after);
     }
 
-    /// How long healing took for this share of the seeds, in milliseconds.
+    /// The healing time that this share of the seeds stays within, in milliseconds.
     pub fn healed_ms(&self, share: f64) -> u64 {
         let at = (self.healed_after.len().saturating_sub(1) as f64 * share) as usize;
         self.healed_after.get(at).copied().unwrap_or_default() / 1_000
     }
 
-    /// For machines.
+    /// The report as JSON.
     pub fn to_json(&self) -> Value {
         let failures: Vec<_> = self
             .failures

@@ -1,4 +1,4 @@
-//! What a run is: its size, its bounds, and the plan of its faults, all out of one seed.
+//! The setup of a run: its size, its bounds and its planned faults, all derived from one seed.
 
 use std::time::Duration;
 
@@ -12,26 +12,26 @@ use spacetime_sync_lane::{Limits, Settings as LaneSettings};
 use crate::agenda::{Micros, SECOND};
 use crate::fault::{Fault, Planned, plan};
 
-/// A run before it has begun. The same setup always runs the same way.
+/// A run before it starts. The same setup always runs in the same way.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// Where all chance comes from.
+    /// The source of all randomness.
     pub seed: u64,
-    /// How many streams there are.
+    /// Number of streams.
     pub streams: usize,
-    /// How many clients follow all of them.
+    /// Number of clients. Each follows all streams.
     pub clients: usize,
-    /// How many bridges run.
+    /// Number of bridges.
     pub bridges: usize,
-    /// Whether bridges ask for the lead, or all run at once.
+    /// Whether bridges ask for the lead, or all publish at once.
     pub lead: bool,
-    /// Transactions of writers.
+    /// Number of transactions that writers commit.
     pub writes: usize,
     /// When faults and writers stop.
     pub until: Micros,
     /// The faults.
     pub plan: Vec<Planned>,
-    /// Something wrong in the model itself, to see that it is found.
+    /// A defect planted in the model, to test that the oracle finds it.
     pub defect: Option<Defect>,
     pub(crate) limits: Limits,
     /// How many dirty streams a bridge looks at once, and how many it compares.
@@ -42,16 +42,16 @@ pub struct Setup {
     /// What a client is told. Every time in it is the shipped default.
     pub(crate) client: Settings,
     pub(crate) host_page_bytes: usize,
-    /// How many of a stream's newest events SpacetimeDB holds, where it does not hold all.
+    /// How many of a stream's newest events SpacetimeDB keeps, if it does not keep all.
     window: u64,
 }
 
-/// What is planted in the model, so that finding and minimising can be tested.
+/// Defects that tests plant in the model, to test finding and minimising.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Defect {
-    /// A store whose rolled back transactions leave their effects behind.
+    /// The store keeps the effects of transactions that were rolled back.
     EffectsOutliveRollback,
-    /// A host that acknowledges before what it acknowledges is durable.
+    /// The host acknowledges calls before they are durable.
     AckBeforeDurable,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct PageLimits {
 }
 
 impl Setup {
-    /// What a seed stands for.
+    /// The setup of a seed.
     pub fn of(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let until = rng.random_range(2..12) * SECOND;
@@ -126,14 +126,14 @@ impl Setup {
         }
     }
 
-    /// The same with something wrong in the model.
+    /// The same setup with a defect in the model.
     #[must_use]
     pub fn with(self, defect: Defect) -> Self {
         let defect = Some(defect);
         Self { defect, ..self }
     }
 
-    /// The same with as many faults, and of these kinds alone.
+    /// The same setup with as many faults, but only of these kinds.
     #[must_use]
     pub fn only(mut self, kinds: &[Fault]) -> Self {
         for (nth, planned) in self.plan.iter_mut().enumerate() {
@@ -166,7 +166,7 @@ impl Setup {
         sweeps.then_some(self.window)
     }
 
-    /// A generator of its own for each use, so that a fault less does not change what is written.
+    /// A random generator for one use. Each use has its own, so that removing a fault does not change what is written.
     pub(crate) fn rng(&self, of: u64) -> StdRng {
         StdRng::seed_from_u64(self.seed.rotate_left(17) ^ of.wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }

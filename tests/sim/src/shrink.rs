@@ -1,4 +1,4 @@
-//! From a run that fails to the smallest one found that fails in the same way, told in words.
+//! Minimises a failing run: finds the smallest one that fails in the same way, and tells it as a story.
 
 use std::fmt;
 
@@ -10,19 +10,19 @@ use crate::world::{Ended, Violation};
 /// A minimised run.
 #[derive(Debug)]
 pub struct Story {
-    /// What is left of it.
+    /// The setup that remains.
     pub setup: Setup,
-    /// What does not hold.
+    /// The broken invariant.
     pub violation: Violation,
-    /// What happened, the end of it.
+    /// The end of what happened.
     pub lines: Vec<String>,
-    /// How many runs were tried.
+    /// Number of runs that were tried.
     pub tried: u32,
 }
 
-/// Most runs tried.
+/// The most runs that are tried.
 const TRIES: u32 = 600;
-/// Lines of the story that are shown.
+/// The number of story lines that are shown.
 const SHOWN: usize = 60;
 
 struct Shrinking {
@@ -31,7 +31,7 @@ struct Shrinking {
     tried: u32,
 }
 
-/// Makes a failing setup smaller as long as the same invariant does not hold. None if it does not fail.
+/// Makes a failing setup smaller while the same invariant stays broken. `None` if the setup does not fail.
 pub fn shrink(setup: &Setup) -> Option<Story> {
     let invariant = run(setup, false).violation?.invariant;
     let mut shrinking = Shrinking {
@@ -39,7 +39,7 @@ pub fn shrink(setup: &Setup) -> Option<Story> {
         invariant,
         tried: 0,
     };
-    // What one pass made smaller may let another one go further.
+    // A reduction by one pass may enable another pass to go further.
     loop {
         let before = (shrinking.best.plan.len(), size(&shrinking.best));
         shrinking.drop_faults();
@@ -63,7 +63,7 @@ fn size(setup: &Setup) -> usize {
 }
 
 impl Shrinking {
-    /// Keeps a smaller setup if it still fails in the same way.
+    /// Adopts a smaller setup if it fails in the same way.
     fn keeps(&mut self, smaller: Setup) -> bool {
         if self.tried >= TRIES {
             return false;
@@ -78,7 +78,7 @@ impl Shrinking {
         fails
     }
 
-    /// Leaves out faults, many at once and then ever fewer.
+    /// Removes faults, many at once and then fewer and fewer.
     fn drop_faults(&mut self) {
         let mut part = self.best.plan.len();
         while part > 0 {
@@ -95,7 +95,7 @@ impl Shrinking {
         }
     }
 
-    /// Fewer streams, clients, bridges and writes, and a shorter run.
+    /// Tries fewer streams, clients, bridges and writes, and a shorter run.
     fn make_smaller(&mut self) {
         while self.best.streams > 1 && self.keeps_with(|setup| setup.streams -= 1) {}
         while self.best.clients > 1 && self.keeps_with(|setup| setup.clients -= 1) {}

@@ -1,4 +1,4 @@
-//! A model of a client's store: effects and checkpoint in one transaction, and what can happen to that.
+//! A model of a client's store: effects and checkpoint in one transaction, and the faults that can hit it.
 
 use spacetime_sync_proto::Position;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use spacetime_sync_client::{CheckpointStore, CommitError, Effects, Event, Handle
 
 use crate::setup::Defect;
 
-/// What the next transaction meets.
+/// The fault that hits the next transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StoreFault {
     Busy,
@@ -31,21 +31,21 @@ pub(crate) struct State {
     /// How often a fault struck.
     pub(crate) struck: u32,
     defect: Option<Defect>,
-    /// The last transactions: which stream, and what was there before.
+    /// The last transactions: the stream, and the state before.
     undo: Vec<(usize, Position, usize)>,
 }
 
-/// Shared by the client that uses it and the world that looks into it.
+/// Shared between the client that uses it and the world that inspects it.
 #[derive(Debug, Clone)]
 pub(crate) struct SimStore(Arc<Mutex<State>>);
 
-/// What is written and not yet committed.
+/// What is written but not yet committed.
 pub(crate) struct Transaction {
     rows: Vec<Event>,
     fail: bool,
 }
 
-/// How many transactions may be lost with the power.
+/// How many transactions a power cut may lose.
 const VOLATILE: usize = 3;
 
 impl SimStore {
@@ -68,7 +68,7 @@ impl SimStore {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The power is cut: the last transactions are gone, the newest first. Says how many.
+    /// Cuts the power: the last transactions are lost, newest first. Returns how many.
     pub(crate) fn lose(&self, most: usize) -> usize {
         let mut state = self.look();
         let mut lost = 0;
@@ -83,7 +83,7 @@ impl SimStore {
     }
 }
 
-/// What the application does with events: it writes them down.
+/// The application's handler: it records the events.
 pub(crate) fn handler(transaction: &mut Transaction, _: &StreamId, events: &[Event]) -> Result<(), HandlerError> {
     if transaction.fail {
         transaction.rows.extend(events.first().cloned());

@@ -1,4 +1,4 @@
-//! Faults strike: at once, or at the next thing of their kind.
+//! How faults strike: at once, or at the next opportunity.
 
 use bytes::Bytes;
 use rand::Rng as _;
@@ -13,7 +13,7 @@ use crate::store::StoreFault;
 use crate::world::{Armed, Step, World, say};
 
 impl World {
-    /// Carries a planned fault out. What finds nothing to strike at is not counted.
+    /// Carries out a planned fault. A fault that finds nothing to strike is not counted.
     pub(crate) fn strike(&mut self, planned: Planned) {
         let Planned {
             fault, party, lasts, ..
@@ -158,7 +158,7 @@ impl World {
         conn.is_some()
     }
 
-    /// The store counts for itself what struck.
+    /// The store itself counts the faults that struck.
     fn arm_store(&mut self, client: usize, fault: StoreFault) -> bool {
         self.clients[client].store.look().next = Some(fault);
         false
@@ -166,12 +166,12 @@ impl World {
 
     fn authority_goes(&mut self, lasts: Micros) -> bool {
         self.authority_away_until = self.now + lasts;
-        // A lead is held by a session, and sessions end with their server.
+        // A session holds the lead, and sessions end with their server.
         self.lose_lead();
         true
     }
 
-    /// Whoever leads finds out after a while, if it was not its own connection that told it.
+    /// The leader notices after a while, unless its own connection told it.
     fn lose_lead(&mut self) -> bool {
         let Some((at, life)) = self.lead.take() else {
             return false;
@@ -187,7 +187,7 @@ impl World {
         if log.tampered.is_some() || log.events.is_empty() || self.excuses[stream].foreign.is_some() {
             return false;
         }
-        // What is published is only read again after a wipe.
+        // Published events are read again only after a wipe, so this alters the next unpublished one.
         let seq = log.published.next().min(log.head());
         log.tampered = Some((seq, Bytes::from_static(b"altered")));
         self.excuses[stream].halts.insert("broken_log");
@@ -221,7 +221,8 @@ impl World {
         frame
     }
 
-    /// The same for a page. Only a last event that was exchanged together with its hash contradicts the head alone.
+    /// Alters a page in the same way. If a last event was exchanged together with its hash, only the head contradicts
+    /// it.
     pub(crate) fn bend_page(&mut self, client: usize, stream: usize, mut page: Page) -> Page {
         let whole = page.frames.last().is_some_and(|last| last.last_seq == page.head.seq);
         if whole && self.strikes(Fault::PageForged, Some(client), None) {
@@ -235,7 +236,7 @@ impl World {
         page
     }
 
-    /// SpacetimeDB lost what was durable.
+    /// Records that SpacetimeDB lost durable events.
     pub(crate) fn set_back(&mut self, stream: usize, held: Seq) {
         let excuses = &mut self.excuses[stream];
         excuses.was_set_back = true;
@@ -244,7 +245,7 @@ impl World {
     }
 }
 
-/// The last event's payload is another one, and so is its hash, if that is asked for.
+/// The frame with another payload in its last event, and on request with the matching hash.
 fn altered(frame: &FrameRow, with_hash: bool) -> Option<FrameRow> {
     let decoded = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone()).ok()?;
     let mut events: Vec<Event> = decoded.into_events_after(Seq::ZERO).collect();

@@ -1,5 +1,5 @@
-//! One run: the models, the shipped cores among them, and the time they share. Every step is taken here, and after each
-//! the [oracle](crate::oracle) looks at all of it.
+//! One run: the models, the shipped machines among them, and the virtual time that they share. Every step is taken
+//! here. After each step the [oracle](crate::oracle) checks the whole state.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
@@ -21,24 +21,24 @@ use crate::host::{Host, HostStep};
 use crate::net::{Conn, ConnId, FromHost, Party, ToHost};
 use crate::setup::Setup;
 
-/// How long a lane without faults may take until everybody holds everything: bounded waits of up to 30 s each, one after
-/// the other.
+/// How long a lane without further faults may take until everybody holds everything. It covers several bounded waits of
+/// up to 30 s each, one after another.
 const HEALS_WITHIN: Micros = 150 * SECOND;
-/// How often a person looks after what has stopped.
+/// How often the operator looks for parties that have stopped.
 const OPERATOR_EVERY: Micros = 3 * SECOND;
-/// Steps after which a run is taken for one that goes round in circles.
+/// A run with more steps than this is considered stuck in a loop.
 const MOST_STEPS: u64 = 400_000;
 
-/// What does not hold.
+/// A broken invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// Which invariant.
+    /// The invariant.
     pub invariant: &'static str,
-    /// What was found.
+    /// What the oracle found.
     pub what: String,
-    /// At which step.
+    /// The step after which it was found.
     pub step: u64,
-    /// When.
+    /// The virtual time of that step.
     pub at: Micros,
 }
 
@@ -68,22 +68,23 @@ pub(crate) enum Step {
     Operator,
 }
 
-/// A fault that waits for something to strike at.
+/// A fault that waits for an opportunity to strike.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Armed {
     pub(crate) planned: Planned,
 }
 
-/// What is to be forgiven of one stream, because a fault did it.
+/// What the oracle forgives of one stream because a fault caused it.
 #[derive(Debug, Default)]
 pub(crate) struct Excuses {
-    /// SpacetimeDB lost what was durable, up to here: published and applied may be ahead until it is filled again.
+    /// SpacetimeDB lost durable events, and held the stream up to here before. Until it is refilled, `published_seq`
+    /// and clients may be ahead of it.
     pub(crate) set_back_from: Option<Seq>,
-    /// Whether it ever did.
+    /// Whether SpacetimeDB has ever lost durable events.
     pub(crate) was_set_back: bool,
     /// The event of another origin.
     pub(crate) foreign: Option<spacetime_sync_proto::Event>,
-    /// Reasons for which a bridge may halt it.
+    /// The reasons for which a bridge may halt the stream.
     pub(crate) halts: BTreeSet<&'static str>,
 }
 
@@ -120,10 +121,10 @@ pub(crate) struct World {
     story: Option<VecDeque<String>>,
 }
 
-/// Lines of a story that are kept, the last ones.
+/// The number of story lines that are kept, from the end.
 const STORY_LINES: usize = 4_000;
 
-/// Adds a line to the story, if one is told.
+/// Adds a line to the story, if the run keeps one.
 macro_rules! say {
     ($world:expr, $($format:tt)*) => {
         if $world.is_telling() {
@@ -133,20 +134,20 @@ macro_rules! say {
 }
 pub(crate) use say;
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Ended {
-    /// What does not hold, if anything.
+    /// The broken invariant, if there is one.
     pub violation: Option<Violation>,
-    /// What happened.
+    /// What happened, counted.
     pub coverage: Coverage,
-    /// Steps taken.
+    /// Number of steps.
     pub steps: u64,
-    /// A hash of every step and of what it led to.
+    /// A hash of every step and its result.
     pub trace: u64,
-    /// How long after the faults everybody held everything.
+    /// How long after the last fault everybody held everything.
     pub healed_after: Micros,
-    /// What happened in words, if that was asked for: the end of it.
+    /// The end of the story, if the caller asked for one.
     pub story: Vec<String>,
 }
 
@@ -210,7 +211,7 @@ impl World {
         self.agenda.push(self.setup.until, Step::Quiet);
     }
 
-    /// Runs to the end: healed, or broken.
+    /// Runs to the end: until the lane has healed, or an invariant is broken.
     pub(crate) fn run(mut self) -> Ended {
         while self.violation.is_none() {
             let Some((at, step)) = self.agenda.pop() else {
@@ -246,7 +247,7 @@ impl World {
         }
     }
 
-    /// Two runs with the same trace have taken the same steps.
+    /// Hashes a step. Two runs with the same trace have taken the same steps.
     fn note(&mut self, step: &Step) {
         self.now.hash(&mut self.trace);
         std::mem::discriminant(step).hash(&mut self.trace);
@@ -387,7 +388,7 @@ impl World {
         }
     }
 
-    /// What stopped for a reason that no longer is one, a person starts again.
+    /// The operator restarts what stopped for a reason that no longer exists.
     fn look_after(&mut self) {
         self.agenda.push(self.now + OPERATOR_EVERY, Step::Operator);
         let sound: Vec<usize> = (0..self.setup.streams).filter(|at| !self.is_poisoned(*at)).collect();
@@ -441,7 +442,7 @@ impl World {
         self.coverage.seen_times("authority: event committed", committed);
     }
 
-    /// Whether an armed fault strikes here. Each strikes once.
+    /// Whether an armed fault strikes here. Each fault strikes once.
     pub(crate) fn strikes(&mut self, fault: Fault, party: Option<usize>, stream: Option<usize>) -> bool {
         if self.armed.is_empty() {
             return false;
@@ -491,11 +492,11 @@ impl World {
     }
 
     pub(crate) fn stream_at(&self, id: &spacetime_sync_proto::StreamId) -> usize {
-        // Infallible: only streams of this world are ever named.
+        // Infallible: only streams of this world are named.
         self.logs.iter().position(|log| log.id == *id).expect("a stream")
     }
 
-    /// Whether a stream cannot be expected to go on: its log, or what SpacetimeDB holds of it, is not sound.
+    /// Whether a stream cannot be expected to continue, because its log, or what SpacetimeDB holds of it, is corrupt.
     pub(crate) fn is_poisoned(&self, stream: usize) -> bool {
         self.logs[stream].tampered.is_some()
             || self.logs[stream].corrupt.is_some()

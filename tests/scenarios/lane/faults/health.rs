@@ -85,7 +85,10 @@ async fn an_idle_bridge_costs_next_to_nothing_and_is_awake_at_once() {
         client.saved().is_ok_and(|saved| saved[0].last > head)
     })
     .await;
-    assert!(wakes().await > woken, "the append did not wake the bridge: it looked by itself");
+    assert!(
+        wakes().await > woken,
+        "the append did not wake the bridge: it looked by itself"
+    );
     let latency = client.latencies_ms(&stream_id, head + 1, head + 1).unwrap()[0];
     eprintln!("the first event was applied after {latency:.0} ms");
     assert!(

@@ -178,7 +178,11 @@ async fn each_function_admits_only_permitted_callers() {
             assert_eq!(module.everything().await, before, "{who} calls {function}");
         }
     }
-    assert_eq!(named, functions.len(), "this list names a function that no longer exists");
+    assert_eq!(
+        named,
+        functions.len(),
+        "this list names a function that no longer exists"
+    );
     assert!(!lifecycle.is_empty());
     for reducer in lifecycle {
         let name = reducer["name"].as_str().unwrap();
@@ -324,7 +328,11 @@ async fn an_unconfigured_module_refuses_everything_and_its_secret_is_fixed() {
         .await
         .refused(RefusalCode::InvalidArgument);
     configure(&module.bridge, SECRET).await.done();
-    assert_eq!(module.everything().await, before, "a repeated configuration changes nothing");
+    assert_eq!(
+        module.everything().await,
+        before,
+        "a repeated configuration changes nothing"
+    );
 
     // Another bridge takes over. The streams keep their keys, so grants and logs stay valid.
     configure(&stranger, "").await.done();
@@ -365,7 +373,11 @@ async fn a_checkpoint_is_acknowledged_by_its_own_client_and_only_forward() {
     ack(&first, name, 2, chain(2)).await.done();
     let before = module.everything().await;
     ack(&first, name, 2, chain(2)).await.done();
-    assert_eq!(module.everything().await, before, "a repeated acknowledgement changes nothing");
+    assert_eq!(
+        module.everything().await,
+        before,
+        "a repeated acknowledgement changes nothing"
+    );
     for (what, seq, of, code) in [
         ("behind", 1, chain(1), RefusalCode::CheckpointBehind),
         ("past the head", 7, chain(6), RefusalCode::CheckpointAhead),

@@ -285,7 +285,11 @@ async fn a_bridge_waits_for_a_server_that_is_not_ready_and_says_why() {
         }
     }
     let held = lane.authority.position(&id).await.unwrap().unwrap();
-    assert_eq!(held.published_seq.get(), 0, "no bridge claims to have published anything");
+    assert_eq!(
+        held.published_seq.get(),
+        0,
+        "no bridge claims to have published anything"
+    );
 
     // What is mended under a waiting bridge needs no restart of it.
     let owner = lane.path("missing.owner");

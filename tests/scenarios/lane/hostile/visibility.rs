@@ -331,7 +331,10 @@ async fn a_subscription_delivers_no_row_to_the_wrong_client() {
     // A revoke ends the delivery on an existing connection and removes the client's rows.
     module.as_owner().revoke(&first.identity, &id).await.unwrap();
     module.append(&id, &events[3..], &events[2].chain_hash).await.done();
-    wait(SOON, "the other client receives the event", || second_listener.last_seq() == 4).await;
+    wait(SOON, "the other client receives the event", || {
+        second_listener.last_seq() == 4
+    })
+    .await;
     first_listener.fence().await;
     assert!(
         first_listener.last_seq() < 4,

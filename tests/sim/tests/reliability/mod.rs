@@ -1,3 +1,3 @@
-//! What proves that nothing is lost.
+//! The tests that show that nothing is lost.
 
 mod sim;
