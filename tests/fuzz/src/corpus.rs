@@ -1,4 +1,4 @@
-//! Inputs in the tree: what the real encoders make, and what was found.
+//! The inputs in the tree: those that the real encoders make, and those that fuzzing found.
 
 use std::path::{Path, PathBuf};
 
@@ -7,10 +7,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::target::{Entry, Seed};
 
-/// Begins the name of a file that was found, and not made: it is never made anew.
+/// The prefix of files that fuzzing found. Making the corpus again does not touch them.
 pub const FOUND: &str = "found-";
 
-/// Where the corpus is in the tree.
+/// The folder of the corpus.
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")
 }
@@ -31,13 +31,13 @@ pub fn load(entry: &Entry) -> anyhow::Result<Vec<Seed>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         inputs.push(Seed { name, bytes });
     }
-    // The order of a folder is not the same everywhere.
+    // The order of directory entries differs between machines.
     inputs.sort_by(|a, b| a.name.cmp(&b.name));
     anyhow::ensure!(!inputs.is_empty(), "{} is empty", folder.display());
     Ok(inputs)
 }
 
-/// Makes the corpus of a target anew. What was found stays. Says how many files there are of the encoders'.
+/// Makes a target's corpus again. Found inputs stay. Returns how many files the encoders made.
 pub fn make(entry: &Entry) -> anyhow::Result<usize> {
     let folder = folder().join(entry.name);
     std::fs::create_dir_all(&folder)?;
@@ -54,7 +54,7 @@ pub fn make(entry: &Entry) -> anyhow::Result<usize> {
     Ok(seeds.len())
 }
 
-/// What a file for a found input is called: the same input, the same file.
+/// The file name of a found input. It depends only on the input.
 pub fn found_name(input: &[u8]) -> String {
     let hash = Sha256::digest(input);
     let digits: String = hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect();

@@ -1,8 +1,8 @@
-//! Which code an input reached, in a build that counts it: LLVM adds a counter to every edge of the crates that
-//! `scripts/fuzz` names, and gives the counters to the functions below before `main`. In any other build there are none,
-//! and inputs are made without being told which of them were worth it.
+//! The code that an input reached, in a build that counts it. LLVM adds a counter to every edge of the crates that
+//! `scripts/fuzz` names, and passes the counters to the functions below before `main` runs. In any other build there
+//! are no counters, and inputs are made without knowing which earlier ones were useful.
 
-// The two functions are LLVM's interface, and the counters are memory that instrumented code writes to.
+// The two functions are LLVM's interface, and instrumented code writes to the counters' memory.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -19,15 +19,15 @@ extern "C" fn __sanitizer_cov_8bit_counters_init(start: *mut u8, stop: *mut u8) 
 #[unsafe(no_mangle)]
 extern "C" fn __sanitizer_cov_pcs_init(_start: *const usize, _stop: *const usize) {}
 
-/// The counters of this process. Who holds it is the only one who fuzzes.
+/// The counters of this process. Only the holder of this value may run targets.
 pub struct Coverage {
     start: *mut u8,
-    /// For each edge, how often it was passed at once, as bits of powers of two.
+    /// For each edge, how often one input passed it, as bits for powers of two.
     seen: Vec<u8>,
 }
 
 impl Coverage {
-    /// The counters, if this build has any. Asked for once: a second one would clear what the first is counting.
+    /// The counters, if this build has any. Call it once, because a second holder would clear what the first counts.
     pub fn take() -> Option<Self> {
         let start = START.swap(std::ptr::null_mut(), Ordering::Relaxed);
         let stop = STOP.load(Ordering::Relaxed);
@@ -38,20 +38,20 @@ impl Coverage {
         })
     }
 
-    /// Forgets what was counted since the last time.
+    /// Clears the counters.
     pub fn clear(&mut self) {
-        // SAFETY: LLVM gave the bounds of one section of this program, which lives as long as it does and is written to
-        // by instrumented code alone: by targets, none of which runs meanwhile, for they run on this very thread.
+        // SAFETY: LLVM passed the bounds of one section of this program, which lives as long as the program. Only
+        // instrumented code in targets writes to it, and no target runs meanwhile, because targets run on this thread.
         unsafe { std::ptr::write_bytes(self.start, 0, self.seen.len()) }
     }
 
-    /// Whether something was reached that never was before, or more often than before.
+    /// Whether the last input reached an edge for the first time, or more often than ever before.
     pub fn is_new(&mut self) -> bool {
-        // SAFETY: as for `clear`; the slice ends with this function, before a target runs again.
+        // SAFETY: as in `clear`; the slice ends with this function, before a target runs again.
         let counters = unsafe { std::slice::from_raw_parts(self.start, self.seen.len()) };
         let mut new = false;
         for (counted, seen) in counters.chunks(64).zip(self.seen.chunks_mut(64)) {
-            // Nearly all of them: an input reaches little of what there is.
+            // True for nearly all blocks, because an input reaches little of the code.
             if counted == &[0; 64][..counted.len()] {
                 continue;
             }
@@ -66,18 +66,18 @@ impl Coverage {
         new
     }
 
-    /// How many edges were reached so far.
+    /// Number of edges reached so far.
     pub fn edges(&self) -> usize {
         self.seen.iter().filter(|seen| **seen != 0).count()
     }
 
-    /// Begins anew, for another target.
+    /// Forgets all edges, for the next target.
     pub fn forget(&mut self) {
         self.seen.fill(0);
     }
 }
 
-/// How often, roughly: 1, 2, 3, 4 to 7, 8 to 15, 16 to 31, 32 to 127, more.
+/// The bit for a rough count: 1, 2, 3, 4 to 7, 8 to 15, 16 to 31, 32 to 127, more.
 fn class(count: u8) -> u8 {
     match count {
         0 => 0,

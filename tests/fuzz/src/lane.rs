@@ -1,4 +1,4 @@
-//! The log, keys and clock that all targets share: the same in every run.
+//! The log, keys and clock that all targets share. They are the same in every run.
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -7,11 +7,11 @@ use spacetime_sync_issuer::keys::SigningKey;
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::{ChainHash, Event, Frame, IdempotencyKey, Kind, PayloadHash, Position, Seq, StreamId};
 
-/// The time, in seconds, where it is an argument.
+/// The current time in seconds, where it is an argument.
 pub(crate) const NOW: u64 = 1_800_000_000;
-/// Before whoever runs this, where the clock is the machine's.
+/// Before the time of any run, for code that reads the machine's clock.
 pub(crate) const LONG_AGO: u64 = 1_700_000_000;
-/// After all of them.
+/// After the time of any run.
 pub(crate) const FOR_EVER: u64 = 4_102_444_800;
 /// `iss` of sync tokens.
 pub(crate) const ISSUER: &str = "https://lane.example/sync";
@@ -25,7 +25,7 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// With an event for each of these payload sizes.
+    /// Creates a log with one event for each of these payload sizes.
     pub(crate) fn new(stream: &str, sizes: &[usize]) -> anyhow::Result<Self> {
         let stream_id = StreamId::new(stream)?;
         let mut chain = ChainHash::genesis(&stream_id);
@@ -51,7 +51,7 @@ impl Log {
         Ok(Self { stream_id, events })
     }
 
-    /// Where it stands after so many events; none past its end.
+    /// The position after so many events. `None` past the end of the log.
     pub(crate) fn at(&self, seq: u64) -> Option<Position> {
         match seq.checked_sub(1) {
             None => Some(Position::start(&self.stream_id)),
@@ -67,25 +67,25 @@ impl Log {
             .unwrap_or_else(|| Position::start(&self.stream_id))
     }
 
-    /// The events from one position to another, encoded.
+    /// The events from one position to another, encoded as a frame.
     pub(crate) fn frame(&self, first: u64, last: u64) -> Bytes {
         Frame::encode(&self.events[first as usize - 1..last as usize])
     }
 }
 
-/// A key that is made of its number and is no secret.
+/// A private key derived from a number. It is not secret.
 pub(crate) fn pem(number: u8) -> anyhow::Result<Secret> {
     let key = p256::SecretKey::from_slice(&[number; 32]).context("a number of a key")?;
     let pem = key.to_pkcs8_pem(LineEnding::LF).context("a key in PEM")?;
     Ok(Secret::from(pem.to_string()))
 }
 
-/// The same, to sign with.
+/// The same key as a signing key.
 pub(crate) fn key(number: u8) -> anyhow::Result<SigningKey> {
     Ok(SigningKey::from_pem(&pem(number)?, 0, "a key of the fuzzer's")?)
 }
 
-/// A folder in memory where the system has one: a disk that is written through makes every input wait for it.
+/// A folder in memory where the system has one. On a real disk every input would wait for it.
 pub(crate) fn folder() -> std::io::Result<tempfile::TempDir> {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())
 }

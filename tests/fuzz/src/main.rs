@@ -1,4 +1,4 @@
-//! `fuzz`: runs the targets, replays what was found, makes the corpus anew. `scripts/fuzz` builds and starts it.
+//! `fuzz`: runs the targets, replays findings, and makes the corpus again. `scripts/fuzz` builds and starts it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,28 +14,28 @@ use spacetime_sync_fuzz::{ALL, corpus, named};
 #[derive(Parser)]
 #[command(about = "Fuzzes everything that parses foreign bytes.")]
 struct Args {
-    /// For how long, all targets together.
+    /// How long to run, over all targets.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Only this target; may be given several times.
+    /// Run only this target; may be repeated.
     #[arg(long = "target", value_parser = target)]
     targets: Vec<&'static Entry>,
-    /// What the inputs follow from; the clock decides if it is not given.
+    /// The seed of all inputs; taken from the clock if absent.
     #[arg(long)]
     seed: Option<u64>,
-    /// Most inputs of one target.
+    /// The most inputs per target.
     #[arg(long, default_value_t = u64::MAX)]
     executions: u64,
-    /// Where an input is written for which something does not hold.
+    /// The folder for inputs that break a property.
     #[arg(long, default_value = "target/fuzz")]
     findings: PathBuf,
     /// Print the report as one JSON object.
     #[arg(long)]
     json: bool,
-    /// Give this input to a target and say what it answers.
+    /// Pass this input to a target and print the result.
     #[arg(long, num_args = 2, value_names = ["TARGET", "FILE"], conflicts_with_all = ["targets", "seed_corpus"])]
     replay: Vec<String>,
-    /// Make the corpus in the tree anew with the real encoders. What was found stays.
+    /// Make the corpus in the tree again with the real encoders. Found inputs stay.
     #[arg(long)]
     seed_corpus: bool,
     /// List the targets.
@@ -46,7 +46,7 @@ struct Args {
 fn target(name: &str) -> Result<&'static Entry, String> {
     named(name).ok_or_else(|| {
         format!(
-            "no such target; there are {}",
+            "no such target; the targets are {}",
             ALL.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ")
         )
     })
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether everything held.
+/// True if all properties held.
 fn execute(args: Args) -> anyhow::Result<bool> {
     let targets = if args.targets.is_empty() {
         ALL.to_vec()
@@ -107,7 +107,7 @@ fn run(args: &Args, targets: &[&'static Entry]) -> anyhow::Result<Vec<Report>> {
     let seed = args.seed.unwrap_or_else(rand::random);
     let mut coverage = Coverage::take();
     if coverage.is_none() {
-        eprintln!("fuzz: this build does not count what is reached; ./scripts/fuzz makes one that does");
+        eprintln!("fuzz: this build does not measure coverage; ./scripts/fuzz makes one that does");
     }
     let bounds = Bounds {
         time: Duration::from_secs(args.seconds) / targets.len() as u32,
@@ -124,8 +124,8 @@ fn run(args: &Args, targets: &[&'static Entry]) -> anyhow::Result<Vec<Report>> {
             std::fs::write(&file, &finding.input)?;
             eprintln!("fuzz: {} with seed {seed}: {}", entry.name, finding.message);
             eprintln!(
-                "fuzz: the input is in {0}; again with: ./scripts/fuzz --replay {1} {0}\n\
-                 fuzz: once it is mended, keep it: cp {0} tests/fuzz/corpus/{1}/{2}",
+                "fuzz: the input is in {0}; replay it with: ./scripts/fuzz --replay {1} {0}\n\
+                 fuzz: once it is fixed, keep it: cp {0} tests/fuzz/corpus/{1}/{2}",
                 file.display(),
                 entry.name,
                 corpus::found_name(&finding.input),

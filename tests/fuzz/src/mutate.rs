@@ -1,5 +1,5 @@
-//! Inputs out of inputs: bytes turned, moved, cut, doubled, taken from elsewhere, lengths made to lie; and the same within
-//! a form, so that what is made gets past the parser: fields of JSON, of protobuf messages, parts of a signed token.
+//! Makes inputs from inputs: flips, moves, cuts, repeats and copies bytes, and falsifies lengths. It also changes
+//! fields of JSON, fields of protobuf messages and parts of a signed token, so that the results pass the parser.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,7 +10,7 @@ use rand::seq::IndexedRandom as _;
 use serde_json::{Value, json};
 use spacetime_sync_proto::limit;
 
-/// Numbers at which something ends, here or in any computer.
+/// Numbers near limits, of this project or of any computer.
 const NUMBERS: &[u64] = &[
     0,
     1,
@@ -39,7 +39,7 @@ const NUMBERS: &[u64] = &[
     limit::FRAME_BYTES as u64 + 1,
 ];
 
-/// A number at which something ends, or one beside it.
+/// A number near a limit.
 fn number(rng: &mut StdRng) -> u64 {
     let number = NUMBERS.choose(rng).copied().unwrap_or_default();
     match rng.random_range(0..4) {
@@ -49,7 +49,7 @@ fn number(rng: &mut StdRng) -> u64 {
     }
 }
 
-/// Changes bytes a few times, whatever they are. `other` is another input of the same target.
+/// Changes bytes a few times, regardless of their meaning. `other` is another input of the same target.
 pub fn bytes(rng: &mut StdRng, input: &mut Vec<u8>, other: &[u8], dictionary: &[&[u8]], most: usize) {
     let times = 1 << rng.random_range(0..4);
     for _ in 0..times {
@@ -69,7 +69,7 @@ fn change(rng: &mut StdRng, input: &mut Vec<u8>, other: &[u8], dictionary: &[&[u
         3 => drop(input.drain(at..at + long)),
         4 => input.truncate(at),
         5 => {
-            // Doubled, here or elsewhere.
+            // Repeats a part, here or elsewhere.
             let part = input[at..at + long].to_vec();
             let to = rng.random_range(0..=input.len());
             input.splice(to..to, part);
@@ -103,7 +103,7 @@ fn change(rng: &mut StdRng, input: &mut Vec<u8>, other: &[u8], dictionary: &[&[u
     }
 }
 
-/// Writes a number over what is there, of one of the usual widths.
+/// Overwrites bytes with a number of one of the usual widths.
 fn fixed_number(rng: &mut StdRng, input: &mut [u8], at: usize) {
     let width = 1 << rng.random_range(0..4);
     let Some(place) = input.get_mut(at..at + width) else {
@@ -116,7 +116,7 @@ fn fixed_number(rng: &mut StdRng, input: &mut [u8], at: usize) {
     }
 }
 
-/// Finds what may be the length of what follows it, and makes it another one: with or without making that true.
+/// Finds what may be the length of the following bytes and changes it, with or without adjusting the bytes to it.
 fn length(rng: &mut StdRng, input: &mut Vec<u8>, from: usize) {
     let found = (from..input.len().saturating_sub(4)).find_map(|at| {
         let fixed = u32::from_le_bytes([input[at], input[at + 1], input[at + 2], input[at + 3]]) as usize;
@@ -150,7 +150,7 @@ fn length(rng: &mut StdRng, input: &mut Vec<u8>, from: usize) {
     input[at..at + width].copy_from_slice(&bytes[..width]);
 }
 
-/// Finds a number that is written out, and writes another.
+/// Finds a decimal number in the text and replaces it.
 fn digits(rng: &mut StdRng, input: &mut Vec<u8>, from: usize) {
     let Some(start) = (from..input.len()).find(|at| input[*at].is_ascii_digit()) else {
         return;
@@ -168,7 +168,7 @@ fn digits(rng: &mut StdRng, input: &mut Vec<u8>, from: usize) {
     input.splice(start..end, text.into_bytes());
 }
 
-/// Changes one value of a JSON text, or which fields an object has.
+/// Changes one value of a JSON text, or the fields of an object.
 pub fn json(rng: &mut StdRng, text: &[u8], dictionary: &[&[u8]]) -> Option<Vec<u8>> {
     let mut value: Value = serde_json::from_slice(text).ok()?;
     for _ in 0..1 << rng.random_range(0..3) {
@@ -190,7 +190,7 @@ fn count(value: &Value) -> usize {
     }
 }
 
-/// Changes the node with this number, counted as they are written.
+/// Changes the node with this number, in the order in which nodes are written.
 fn node(rng: &mut StdRng, value: &mut Value, target: &mut usize, dictionary: &[&[u8]]) -> bool {
     if *target == 0 {
         change_value(rng, value, dictionary);
@@ -269,7 +269,7 @@ fn any_value(rng: &mut StdRng, dictionary: &[&[u8]]) -> Value {
         7 => json!({}),
         8 => json!("x".repeat(number(rng).min(70_000) as usize)),
         9 => {
-            // Deeper than a parser that calls itself should follow.
+            // Deeper than a recursive parser should follow.
             let depth = rng.random_range(1..300);
             (0..depth).fold(json!(1), |inner, _| json!([inner]))
         }
@@ -297,7 +297,7 @@ fn word(rng: &mut StdRng, dictionary: &[&[u8]]) -> String {
     }
 }
 
-/// Says a field twice: which of the two counts?
+/// Repeats a field. Which of the two counts?
 fn repeat_field(rng: &mut StdRng, value: &Value, text: &mut Vec<u8>) {
     let Value::Object(fields) = value else { return };
     let names: Vec<&String> = fields.keys().collect();
@@ -308,7 +308,7 @@ fn repeat_field(rng: &mut StdRng, value: &Value, text: &mut Vec<u8>) {
     }
 }
 
-/// Changes a field of a protobuf message, at any depth, and keeps the lengths around it true.
+/// Changes a field of a protobuf message at any depth, and keeps the surrounding lengths correct.
 pub fn protobuf(rng: &mut StdRng, message: &[u8], dictionary: &[&[u8]]) -> Option<Vec<u8>> {
     let mut fields = fields(message)?;
     let at = rng.random_range(0..fields.len());
@@ -367,7 +367,7 @@ enum Body {
     Bytes(Vec<u8>),
 }
 
-/// The fields of a message, at least one; none if it is no message.
+/// The fields of a message, at least one. `None` if the bytes are not a message.
 fn fields(mut message: &[u8]) -> Option<Vec<Field>> {
     let mut fields = Vec::new();
     while !message.is_empty() {
@@ -394,7 +394,7 @@ fn fields(mut message: &[u8]) -> Option<Vec<Field>> {
     (!fields.is_empty()).then_some(fields)
 }
 
-/// Changes what one part of a signed token in its compact form says.
+/// Changes one part of a signed token in compact form.
 pub fn compact(rng: &mut StdRng, token: &[u8], dictionary: &[&[u8]]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(token).ok()?;
     let mut parts: Vec<String> = text.split('.').map(str::to_owned).collect();
@@ -431,11 +431,11 @@ mod tests {
     }
 
     #[test]
-    fn a_form_is_kept_while_what_is_in_it_changes() {
+    fn mutations_of_a_format_stay_valid_in_that_format() {
         let mut rng = StdRng::seed_from_u64(1);
         let text = br#"{"a":[1,"x",{"b":null}],"c":"y"}"#;
         let token = format!("{}.{}.AAAA", URL_SAFE_NO_PAD.encode(text), URL_SAFE_NO_PAD.encode(text));
-        // Field 1 holds a message with field 2, a number; field 3 is eight bytes.
+        // Field 1 holds a message whose field 2 is a number. Field 3 is eight bytes.
         let message = [0x0a, 0x02, 0x10, 0x07, 0x19, 1, 2, 3, 4, 5, 6, 7, 8];
         let (mut texts, mut messages, mut tokens) = (0, 0, 0);
         for _ in 0..200 {

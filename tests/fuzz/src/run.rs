@@ -1,4 +1,4 @@
-//! Runs a target: the whole corpus first, then inputs made of it, until a bound is reached or something does not hold.
+//! Runs a target: first the whole corpus, then inputs made from it, until a bound is reached or a property breaks.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -16,64 +16,64 @@ use crate::coverage::Coverage;
 use crate::mutate;
 use crate::target::{Entry, Target, Verdict};
 
-/// Nothing that is parsed here may take longer.
+/// The longest time that parsing one input may take.
 const SLOWEST: Duration = Duration::from_secs(5);
-/// Most inputs that are kept because they reached something new.
+/// The most inputs that are kept because they reached something new.
 const KEPT: usize = 20_000;
-/// How often a finding is tried smaller.
+/// How many attempts are made to shrink a finding.
 const SMALLER: usize = 2_000;
 
-/// When to end. Whatever is reached first.
+/// When a run ends: at whichever bound it reaches first.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// After so long.
+    /// The longest duration.
     pub time: Duration,
-    /// After so many inputs.
+    /// The most inputs.
     pub executions: u64,
 }
 
-/// What became of a run.
+/// The result of a run.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The target.
     pub target: &'static str,
-    /// What its inputs followed from.
+    /// The seed of its inputs.
     pub seed: u64,
-    /// Inputs given to it, those of the corpus included.
+    /// Number of inputs, including those of the corpus.
     pub executions: u64,
-    /// How many of them it took.
+    /// How many of them the target accepted.
     pub taken: u64,
-    /// How many it refused.
+    /// How many of them the target refused.
     pub refused: u64,
-    /// Inputs in the corpus.
+    /// Number of inputs in the corpus.
     pub corpus: usize,
-    /// Inputs kept because they reached something new.
+    /// Number of inputs that were kept because they reached something new.
     pub kept: usize,
-    /// Edges of the code that were reached; none in a build that does not count them.
+    /// Number of code edges that were reached. `None` in a build that does not count them.
     pub edges: Option<usize>,
-    /// How long it took.
+    /// Duration of the run.
     pub seconds: f64,
-    /// What did not hold.
+    /// The broken property, if there is one.
     pub finding: Option<Finding>,
 }
 
-/// Something that did not hold.
+/// A broken property.
 #[derive(Debug, Clone, Serialize)]
 pub struct Finding {
-    /// What.
+    /// What is wrong.
     pub message: String,
-    /// For which input.
+    /// The input that shows it.
     #[serde(skip)]
     pub input: Vec<u8>,
 }
 
 thread_local! {
-    /// Whether a panic of this thread is one of a target's.
+    /// Whether this thread runs a target, so that its panics are findings.
     static WATCHED: Cell<bool> = const { Cell::new(false) };
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Panics of a target are told by the finding, with their place; all others as ever.
+/// A target's panic is reported in the finding, with its place. All other panics print as usual.
 fn watch_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -88,7 +88,7 @@ fn watch_panics() {
     });
 }
 
-/// A target that is run, and opened anew when it has panicked.
+/// A target that is run, and opened again after a panic.
 struct Runner {
     entry: &'static Entry,
     target: Box<dyn Target>,
@@ -118,7 +118,7 @@ impl Runner {
         })
     }
 
-    /// The shortest input, as far as it is worth looking, for which something does not hold.
+    /// Shrinks the input of a finding, within a bound of attempts.
     fn smallest(&mut self, finding: Finding) -> anyhow::Result<Finding> {
         let mut smallest = finding;
         let mut tries = 0;
@@ -140,12 +140,12 @@ impl Runner {
     }
 }
 
-/// Gives one input to a target: what it answered, or what did not hold.
+/// Passes one input to a target: its verdict, or the broken property.
 pub fn replay(entry: &'static Entry, input: &[u8]) -> anyhow::Result<Result<Verdict, String>> {
     Runner::new(entry)?.check(input)
 }
 
-/// Gives every input of the corpus to a target. Ends at the first that does not hold.
+/// Passes every input of the corpus to a target. Stops at the first broken property.
 pub fn replay_corpus(entry: &'static Entry) -> anyhow::Result<Report> {
     fuzz(
         entry,
@@ -158,7 +158,7 @@ pub fn replay_corpus(entry: &'static Entry) -> anyhow::Result<Report> {
     )
 }
 
-/// Runs a target. The corpus is given to it whatever the bounds.
+/// Runs a target. The whole corpus is run regardless of the bounds.
 pub fn fuzz(
     entry: &'static Entry,
     seed: u64,
@@ -222,11 +222,11 @@ pub fn fuzz(
     Ok(report)
 }
 
-/// What inputs are made of.
+/// The inputs that new inputs are made from.
 #[derive(Default)]
 struct Pool {
     inputs: Vec<Vec<u8>>,
-    /// Which of them were taken. There are many more ways to be refused, and they would crowd these out.
+    /// The accepted inputs. There are many more ways to be refused, which would crowd these out.
     taken: Vec<usize>,
 }
 
@@ -243,7 +243,7 @@ impl Pool {
         let newest = rng.random_range(0..self.inputs.len().min(16));
         let any = rng.random_range(0..self.inputs.len());
         let at = match rng.random_range(0..6) {
-            // What was found last is looked into most.
+            // The newest inputs are tried most.
             0 => self.inputs.len() - 1 - newest,
             1 | 2 => any,
             _ => self.taken.choose(rng).copied().unwrap_or(any),
@@ -269,7 +269,7 @@ fn made(rng: &mut StdRng, entry: &Entry, target: &dyn Target, pool: &Pool) -> Ve
     input
 }
 
-/// The same in every build, as the hashes of the standard library need not be.
+/// The same hash in every build, which the standard library's does not guarantee.
 fn name_hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

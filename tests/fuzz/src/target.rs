@@ -1,44 +1,44 @@
-//! What is fuzzed, and what it answers.
+//! The fuzzed parsers, and their verdicts.
 
 use rand::rngs::StdRng;
 
-/// What became of an input. A target that takes nothing tests refusals alone: both are counted.
+/// The verdict on an input. Both are counted, because a target that accepts nothing tests only refusals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It was parsed, and everything held.
+    /// It was parsed, and all properties held.
     Taken,
     /// It was refused, as it should be.
     Refused,
 }
 
 impl Verdict {
-    /// Of whether it was taken.
+    /// The verdict for an input that was accepted, or not.
     pub fn taken(taken: bool) -> Self {
         if taken { Self::Taken } else { Self::Refused }
     }
 }
 
-/// One place that parses foreign bytes.
+/// A parser of foreign bytes.
 pub trait Target {
-    /// Gives it an input. An error, or a panic, is a finding: something that must hold does not.
+    /// Passes an input to the parser. An error or a panic is a finding: it means that a property is broken.
     fn check(&mut self, input: &[u8]) -> anyhow::Result<Verdict>;
 
-    /// Changes an input within its form; none where it has none, or where it is broken.
+    /// Changes an input within its format. `None` if the target has no format, or the input is malformed.
     fn vary(&self, _rng: &mut StdRng, _input: &[u8]) -> Option<Vec<u8>> {
         None
     }
 }
 
-/// An input that the real encoders make.
+/// An input that the real encoders made.
 pub struct Seed {
-    /// Its file in the corpus.
+    /// The name of its file in the corpus.
     pub name: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
 }
 
 impl Seed {
-    /// A seed.
+    /// An input of the corpus.
     pub fn new(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
         Self {
             name: name.into(),
@@ -47,18 +47,18 @@ impl Seed {
     }
 }
 
-/// A target as it is listed.
+/// A target in the list of targets.
 pub struct Entry {
-    /// Its name, and that of its folder in the corpus.
+    /// The name of the target and of its folder in the corpus.
     pub name: &'static str,
-    /// What it is, in a line.
+    /// A description in one line.
     pub about: &'static str,
-    /// What its inputs are made of.
+    /// The words that inputs are made from.
     pub dictionary: &'static [&'static [u8]],
-    /// Longest input that is made, in bytes.
+    /// The largest input that is made, in bytes.
     pub most: usize,
-    /// Makes it ready.
+    /// Prepares the target.
     pub open: fn() -> anyhow::Result<Box<dyn Target>>,
-    /// What its corpus begins with.
+    /// Makes the corpus.
     pub seeds: fn() -> anyhow::Result<Vec<Seed>>,
 }

@@ -1,7 +1,7 @@
-//! The claims of a sync token, as the module judges them once SpacetimeDB has checked who signed.
+//! The claims of a sync token, which the module judges after SpacetimeDB has checked the signature.
 //!
-//! A session that is opened is one of the issuer's, in its time, within the limits, with names that are names and patterns
-//! that are patterns.
+//! Properties: an opened session comes from the issuer, within its time and limits, and all its names and patterns are
+//! valid.
 
 use anyhow::{Context as _, ensure};
 use rand::rngs::StdRng;
@@ -49,7 +49,7 @@ const DICTIONARY: &[&[u8]] = &[
 
 struct Claims;
 
-/// Build ids that are served, and all schema versions: the corpus is to outlive the next one.
+/// Serves all build ids in question and all schema versions, so that the corpus outlives the next schema version.
 fn window() -> Window {
     Window {
         min_client_build_id: "20260101T000000Z".to_owned(),
@@ -61,7 +61,7 @@ fn window() -> Window {
 
 impl Target for Claims {
     fn check(&mut self, input: &[u8]) -> anyhow::Result<Verdict> {
-        // The host hands over text.
+        // The host passes text.
         let Ok(text) = std::str::from_utf8(input) else {
             return Ok(Verdict::Refused);
         };
@@ -80,7 +80,7 @@ impl Target for Claims {
         let says = |field: &str, expected: &str| said[field].as_str() == Some(expected);
         ensure!(says("iss", ISSUER) && says("aud", AUDIENCE) && says("oa_claims_version", CLAIMS_VERSION));
         ensure!(said["jti"].as_str().is_some_and(|jti| !jti.is_empty()));
-        let time = |field: &str| said[field].as_u64().context("no time");
+        let time = |field: &str| said[field].as_u64().context("the field is not a time");
         let (issued, from, ends) = (time("iat")?, time("nbf")?, time("exp")?);
         ensure!(issued <= NOW + SKEW_SECONDS && from <= NOW + SKEW_SECONDS && ends > NOW);
         ensure!(ends > issued && ends - issued <= *TTL_SECONDS.end());

@@ -1,6 +1,6 @@
-//! What a bridge, or whatever passes for it, answers a client that asks for a token.
+//! The answer of a bridge, or of something in its place, to a client that asks for a token.
 //!
-//! A token that is taken can be sent and ends within a day; a refusal says what to do.
+//! Properties: an accepted token can be sent and expires within a day; a refusal says what to do.
 
 use std::time::Duration;
 
@@ -67,18 +67,18 @@ impl Target for Answers {
                     return Ok(Verdict::Refused);
                 };
                 ensure!(status == StatusCode::OK);
-                HeaderValue::from_str(&format!("Bearer {}", token.token)).context("a token that cannot be sent")?;
+                HeaderValue::from_str(&format!("Bearer {}", token.token)).context("the token cannot be sent")?;
                 let day = Duration::from_secs(24 * 60 * 60);
                 ensure!(!token.expires_in.is_zero() && token.expires_in <= day && token.refresh_after <= day);
                 ensure!(
                     !format!("{token:?}").contains(&token.token) || token.token.len() < 32,
-                    "the token is shown"
+                    "the debug output shows the token"
                 );
                 Ok(Verdict::Taken)
             }
             Err(error) => {
                 let again = error.class() == ErrorClass::Retry;
-                // A server that is in trouble is asked again.
+                // A server in trouble is asked again.
                 ensure!(
                     again || !(status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS),
                     "{error}"

@@ -1,6 +1,6 @@
-//! What the module does with a frame that the bridge, or who passes for it, sends.
+//! What the module does with a frame from the bridge or from somebody in its place.
 //!
-//! What is appended follows the log that is held; an event that is held is never replaced; a repeat changes nothing.
+//! Properties: appended events follow the log, a stored event is never replaced, and a repeat changes nothing.
 
 use anyhow::{bail, ensure};
 use rand::rngs::StdRng;
@@ -13,7 +13,7 @@ use crate::target::{Entry, Seed, Target, Verdict};
 
 pub(super) const APPEND: Entry = Entry {
     name: "append",
-    about: "append::decide over a log of which the first events are no longer held",
+    about: "append::decide over a log whose first events have left the window",
     dictionary: frame::DICTIONARY,
     most: limit::FRAME_BYTES + 100,
     open: || {
@@ -25,7 +25,7 @@ pub(super) const APPEND: Entry = Entry {
     seeds,
 };
 
-/// Events that the module holds, of those in the log; and from which on.
+/// The number of events that the module holds, and the first of them.
 const HELD: u64 = 8;
 const OLDEST: u64 = 3;
 
@@ -65,7 +65,7 @@ impl Target for Appends {
         let sent = Frame::decode(first_seq, base_chain, bytes);
         match (decide(head, request, kept), sent) {
             (Err(refusal), Err(_)) => ensure!(refusal.code == RefusalCode::InvalidFrame),
-            (Ok(_), Err(error)) => bail!("what is no frame is appended: {error}"),
+            (Ok(_), Err(error)) => bail!("an invalid frame is appended: {error}"),
             (Err(refusal), Ok(frame)) => {
                 ensure!(refusal.head_seq == Some(HELD), "{refusal:?}");
                 match refusal.code {
@@ -82,7 +82,10 @@ impl Target for Appends {
             (Ok(Append::Absorbed), Ok(frame)) => {
                 ensure!(frame.last_seq() <= head.seq);
                 let held = self.log.at(frame.last_seq().get()).map(|held| held.chain);
-                ensure!(held == Some(frame.last_chain()), "what is absorbed is not what is held");
+                ensure!(
+                    held == Some(frame.last_chain()),
+                    "an absorbed frame differs from the log"
+                );
                 return Ok(Verdict::Taken);
             }
             (
@@ -97,7 +100,7 @@ impl Target for Appends {
                 ensure!(first_seq == head.seq.next());
                 ensure!(
                     sent.chain_at(head.seq) == Some(head.chain),
-                    "it does not follow what is held"
+                    "the appended events do not follow the log"
                 );
                 let written = Frame::decode(first_seq.get(), head.chain, frame)?;
                 ensure!(written.last_seq() == after.seq && written.last_chain() == after.chain);

@@ -1,6 +1,6 @@
-//! The bridge's configuration: a file and the environment over it.
+//! The bridge's configuration: a file, and the environment over it.
 //!
-//! What is taken is within its bounds; a secret is not printed.
+//! Properties: accepted values are within their bounds, and secrets are never printed.
 
 use std::path::PathBuf;
 
@@ -53,7 +53,7 @@ pub(super) const CONFIG: Entry = Entry {
     },
 };
 
-/// What nobody may see.
+/// The secrets in the configuration. They must not appear in any output.
 const SECRETS: [&str; 4] = [
     "hunter2-authority",
     "hunter2-token",
@@ -115,7 +115,7 @@ struct Configs {
 
 impl Target for Configs {
     fn check(&mut self, input: &[u8]) -> anyhow::Result<Verdict> {
-        // A file may hold anything, the environment texts.
+        // A file may hold any bytes, the environment only text.
         let at = input.iter().position(|byte| *byte == 0).unwrap_or(input.len());
         let (file, environment) = (&input[..at], String::from_utf8_lossy(&input[at..]));
         let environment: Vec<(String, String)> = environment
@@ -132,7 +132,7 @@ impl Target for Configs {
         bounds(&config)?;
         let printed = format!("{config:?} {config:#?}");
         for secret in SECRETS {
-            // One that also stands where it is no secret may be seen there.
+            // A secret that also occurs in a field that is not secret may be printed.
             let elsewhere = text.matches(secret).count() > 1;
             ensure!(
                 elsewhere || !printed.contains(secret) || !is_secret(&config, secret),
@@ -155,7 +155,7 @@ impl Target for Configs {
                 section.is_some_and(|(section, _)| known.iter().any(|known| known.eq_ignore_ascii_case(section)));
             ensure!(
                 ours || !key.starts_with(ENV_PREFIX),
-                "{key:?} is no key, and nobody said so"
+                "{key:?} is not a key, but it was accepted"
             );
         }
         Ok(Verdict::Taken)
@@ -163,7 +163,7 @@ impl Target for Configs {
 
     fn vary(&self, rng: &mut StdRng, input: &[u8]) -> Option<Vec<u8>> {
         use rand::Rng as _;
-        // By lines: left out, doubled, moved, or with another value.
+        // Removes, repeats or moves a line, or changes its value.
         let mut lines: Vec<Vec<u8>> = input.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
         let at = rng.random_range(0..lines.len());
         match rng.random_range(0..5) {
@@ -184,7 +184,7 @@ impl Target for Configs {
     }
 }
 
-/// Whether this text is where only secrets are.
+/// Whether this text occurs only in secret fields.
 fn is_secret(config: &Config, text: &str) -> bool {
     let issuer = config.issuer.as_ref().and_then(|issuer| issuer.key.as_ref());
     [

@@ -1,7 +1,7 @@
-//! Frames: bytes that are said to be events.
+//! Frames: bytes that claim to be events.
 //!
-//! Held against the generated message: what is taken is what it says, within the limits, with the hashes that follow from
-//! it; what is refused breaks a rule. What is taken is the same when it is encoded and taken again.
+//! Properties, checked against the generated message type: an accepted frame has the stated events, within the limits
+//! and with the right hashes; a refused one breaks a rule; an accepted frame survives encoding and decoding.
 
 use anyhow::{bail, ensure};
 use bytes::Bytes;
@@ -38,7 +38,7 @@ pub(super) const DICTIONARY: &[&[u8]] = &[
     b"\x7f",
 ];
 
-/// Before the frame: the seq it is said to begin at, and the chain hash before it.
+/// The part before the frame: the seq that it claims to begin at, and the chain hash before it.
 pub(super) const PREFIX: usize = 8 + 32;
 
 struct Frames;
@@ -54,8 +54,8 @@ impl Target for Frames {
                 ensure!(same(&found, &expected), "refused with {found:?}, expected {expected:?}");
                 return Ok(Verdict::Refused);
             }
-            (Err(found), Ok(_)) => bail!("a good frame is refused: {found}"),
-            (Ok(_), Err(expected)) => bail!("a frame is taken in spite of: {expected}"),
+            (Err(found), Ok(_)) => bail!("a valid frame is refused: {found}"),
+            (Ok(_), Err(expected)) => bail!("a frame is accepted, expected the refusal: {expected}"),
             (Ok(frame), Ok(expected)) => {
                 let before = Seq::ZERO.plus(first_seq - 1);
                 ensure!(frame.first_seq() == before.next() && frame.base_chain() == base_chain);
@@ -95,7 +95,7 @@ pub(super) fn whole(first_seq: u64, base_chain: ChainHash, frame: &[u8]) -> Vec<
     input
 }
 
-/// What the contract says of these bytes, slowly and by the generated message.
+/// What the contract says about these bytes, computed slowly with the generated message type.
 fn expected(first_seq: u64, base_chain: ChainHash, bytes: &Bytes) -> Result<Vec<Event>, FrameError> {
     if bytes.len() > limit::FRAME_BYTES {
         return Err(FrameError::TooLarge { found: bytes.len() });
@@ -138,7 +138,7 @@ fn expected(first_seq: u64, base_chain: ChainHash, bytes: &Bytes) -> Result<Vec<
     Ok(events)
 }
 
-/// The same refusal. What is malformed may be said in other words.
+/// Whether two refusals are the same. The texts about malformed messages may differ.
 fn same(found: &FrameError, expected: &FrameError) -> bool {
     match (found, expected) {
         (FrameError::Malformed(_), FrameError::Malformed(_)) => true,
@@ -146,12 +146,13 @@ fn same(found: &FrameError, expected: &FrameError) -> bool {
     }
 }
 
-/// Encoded anew, whole and cut, a frame is the same frame.
+/// A frame that is encoded again, whole or cut, is the same frame.
 fn again(frame: Frame, first_seq: u64, base_chain: ChainHash) -> anyhow::Result<()> {
     let events: Vec<_> = frame.clone().into_events_after(Seq::ZERO).collect();
     let encoded = Frame::encode(&events);
     ensure!(encoded.len() >= limit::FRAME_PADDED_BYTES);
-    // What a sender writes twice, or in more bytes than it needs, is written once: never more than came.
+    // A sender may repeat a field or use more bytes than needed. Encoding writes it once, so the result is never
+    // longer.
     let decoded = Frame::decode(first_seq, base_chain, encoded)?;
     ensure!(decoded.last_chain() == frame.last_chain() && decoded.last_seq() == frame.last_seq());
     ensure!(decoded.into_events_after(Seq::ZERO).eq(events.iter().cloned()));

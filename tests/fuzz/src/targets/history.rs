@@ -1,4 +1,4 @@
-//! What the authority answers over HTTP: pages, documents, and cursors that lead nowhere.
+//! The bridge's answers about history over HTTP: pages, documents, and stale cursors.
 
 use anyhow::ensure;
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use crate::target::{Entry, Seed, Target, Verdict};
 
 pub(super) const HISTORY: Entry = Entry {
     name: "history",
-    about: "pages, documents and stale cursors of the authority's: read, written, read again; what is taken is in its bounds",
+    about: "pages, documents and stale cursors: they survive reading, writing and reading again, and are within their bounds",
     dictionary: &[
         b"stale_cursor",
         b"reason_codes",

@@ -1,4 +1,4 @@
-//! Every target.
+//! The list of targets.
 
 mod access;
 mod answer;
@@ -14,7 +14,7 @@ mod token;
 
 use crate::target::Entry;
 
-/// All of them.
+/// All targets.
 pub const ALL: &[&Entry] = &[
     &frame::FRAME,
     &append::APPEND,
@@ -35,7 +35,7 @@ pub const ALL: &[&Entry] = &[
     &text::ID,
 ];
 
-/// By name.
+/// The target with this name.
 pub fn named(name: &str) -> Option<&'static Entry> {
     ALL.iter().copied().find(|entry| entry.name == name)
 }

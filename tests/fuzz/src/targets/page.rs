@@ -1,7 +1,7 @@
-//! What comes to a client over its connection: pages and rows in the form of the wire, and what else may happen meanwhile.
+//! What a client receives over its connection: pages and rows in wire format, and other inputs in between.
 //!
-//! What is handed out to be applied continues what was handed out before, event by event, and follows the chain; where it
-//! ends at a point of the true log, it is the true log. A stream that has stopped hands out nothing more.
+//! Properties: events that are handed out to be applied continue the earlier ones and follow the chain; where they end
+//! at a point of the true log, they are the true log. A stopped stream hands out nothing more.
 
 use anyhow::ensure;
 use rand::Rng as _;
@@ -28,7 +28,7 @@ pub(super) const PAGE: Entry = Entry {
     seeds,
 };
 
-/// Where the client stands at first.
+/// The position where the client starts.
 const APPLIED: u64 = 4;
 const STREAM_KEY: u64 = 7;
 
@@ -43,7 +43,7 @@ struct Pages {
     log: Log,
 }
 
-/// What can happen, with its number in an input: there, each stands with the length of its bytes.
+/// The inputs that a stream can get, each with its number. In a fuzzer input each one is preceded by its length.
 #[derive(Clone)]
 enum Step {
     Page(EventPage),
@@ -265,7 +265,7 @@ fn flipped(rng: &mut StdRng, chain: u256) -> u256 {
     chain ^ (u256::from(1u8) << rng.random_range(0..256u32))
 }
 
-/// A stream, and what is known of it from outside.
+/// A stream, and what the test knows about it.
 struct Watched<'a> {
     log: &'a Log,
     stream: Stream,
@@ -283,7 +283,7 @@ impl Watched<'_> {
             ensure!(!stopped, "a stopped stream hands out events");
             ensure!(
                 batch.from == self.cursor || batch.from == self.applied,
-                "it goes on from {:?}, it was at {:?}",
+                "it continues from {:?}, but it was at {:?}",
                 batch.from,
                 self.cursor
             );
@@ -300,14 +300,14 @@ impl Watched<'_> {
             }
             ensure!(
                 at == batch.to && at != batch.from,
-                "it is said to end at {:?}, not {at:?}",
+                "it claims to end at {:?}, not at {at:?}",
                 batch.to
             );
             ensure!(size <= limit::FRAME_BYTES && batch.events.len() <= limit::FRAME_EVENTS);
             if self.log.at(at.seq.get()) == Some(at) {
                 let from = batch.from.seq.get() as usize;
                 for (found, expected) in batch.events.iter().zip(&self.log.events[from..]) {
-                    // A payload that was altered is found before it is applied, and by its hash: this must be the log's.
+                    // An altered payload is detected by its hash before it is applied, so the hash must be the log's.
                     let mut found = found.clone();
                     if !found.payload_matches() {
                         found.payload = expected.payload.clone();
@@ -319,7 +319,7 @@ impl Watched<'_> {
             self.cursor = batch.to;
         }
         let still = matches!(self.stream.mode(), Mode::Stopped(_));
-        ensure!(!stopped || still, "a stopped stream goes on");
+        ensure!(!stopped || still, "a stopped stream continues");
         ensure!(self.stream.applied() == self.applied);
         Ok(())
     }

@@ -1,7 +1,7 @@
-//! Requests to the bridge, through its routes as they are: headers, credentials, bodies.
+//! Requests to the bridge through its real routes: headers, credentials, bodies.
 //!
-//! Whatever is sent, the answer is one of the contract's, in its form, and tells nothing of a credential. What only a
-//! session may be told, only a credential that our key signed was told.
+//! Properties: every answer is one of the contract's, in its form, and reveals nothing of a credential. Only a
+//! credential signed by our key gets what only a session may get.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ use crate::target::{Entry, Seed, Target, Verdict};
 
 pub(super) const REQUEST: Entry = Entry {
     name: "request",
-    about: "the bridge's routes: the token endpoint, revocation, and what is not there",
+    about: "the bridge's routes: the token endpoint, revocation, and unknown paths",
     dictionary: &[
         b"POST /api/sync/token",
         b"GET /.well-known/jwks.json",
@@ -85,7 +85,7 @@ impl Requests {
         std::fs::write(&file, configuration(folder.path())?)?;
         let config = Config::load(Some(&file), std::iter::empty())?;
         let issuer = config.open_issuer()?.context("no issuer")?;
-        // Nothing that is sent here gets that far: there is no authority.
+        // No request gets that far, because there is no authority.
         let messenger = Messenger::new(
             "http://127.0.0.1:1",
             "lane",
@@ -155,8 +155,8 @@ max_schema_version = 1000000
     ))
 }
 
-/// A request as it would stand on the wire, taken apart as leniently as can be; none if it cannot be one at all, and never
-/// gets to the routes.
+/// A request as it would stand on the wire, parsed as leniently as possible. `None` if it cannot be a request at all
+/// and would never reach the routes.
 fn read(input: &[u8]) -> Option<Request<Body>> {
     let end = input.windows(2).position(|two| two == b"\n\n").unwrap_or(input.len());
     let (head, body) = (&input[..end], input.get(end + 2..).unwrap_or_default());
@@ -199,7 +199,7 @@ impl Target for Requests {
         if let Some((_, secret)) = credential.as_deref().and_then(|value| value.split_once(' '))
             && secret.len() > 64
         {
-            ensure!(!text.contains(secret), "the answer tells the credential");
+            ensure!(!text.contains(secret), "the answer reveals the credential");
         }
         let internal = path == "/internal" || path.starts_with("/internal/");
         if internal && credential.as_deref().is_none_or(|value| !is_admin(value)) {
@@ -263,7 +263,7 @@ impl Target for Requests {
     }
 }
 
-/// With a credential that says something else, in the form of one.
+/// Replaces the credential with another one of the same form.
 fn other_credential(rng: &mut StdRng, head: &[u8]) -> Option<Vec<u8>> {
     let scheme = b"Bearer ";
     let from = head.windows(scheme.len()).position(|text| text == scheme)? + scheme.len();
@@ -278,7 +278,7 @@ fn is_admin(value: &str) -> bool {
     scheme.eq_ignore_ascii_case("bearer ") && token == ADMIN
 }
 
-/// A body that got as far as the authority is a request that makes sense.
+/// Checks that a request that got as far as the authority makes sense.
 fn wanted(body: &[u8]) -> anyhow::Result<()> {
     ensure!(body.len() <= 64 * 1024);
     let request: TokenRequest = serde_json::from_slice(body)?;

@@ -1,8 +1,7 @@
-//! The checkpoint file, as it may be found: the database and what SQLite keeps beside it, with bytes that are not what was
-//! written.
+//! The checkpoint file as a client may find it: the database and SQLite's files beside it, with altered bytes.
 //!
-//! It opens with the checkpoints that were written, or with a typed error that leaves it as it is. A checkpoint that was
-//! never written is never had from it, and one that was is never missing without an error.
+//! Properties: it opens with checkpoints that were written, or fails with a typed error and leaves the file untouched.
+//! It never yields a checkpoint that was not written, and never loses one silently.
 
 use spacetime_sync_proto::Position;
 use std::path::{Path, PathBuf};
@@ -48,7 +47,7 @@ const DATABASE: &str = "lane";
 const FILE: &str = "store.db";
 const WAL: &str = "store.db-wal";
 
-/// The streams of the file, and one that it has nothing of.
+/// The streams of the file, and one stream that it does not hold.
 fn logs() -> anyhow::Result<[Log; 3]> {
     Ok([
         Log::new("runtime.run.1.events", &[1; 9])?,
@@ -57,8 +56,8 @@ fn logs() -> anyhow::Result<[Log; 3]> {
     ])
 }
 
-/// How far the first two were applied, in the order in which it was saved. Each of these may be what a file says, for the
-/// end of a write-ahead log may be lost.
+/// The checkpoints of the first two streams, in the order in which they were saved. The file may hold any of them,
+/// because the end of a write-ahead log may be lost.
 const SAVED: [&[u64]; 2] = [&[3, 5, 9], &[4]];
 
 struct Store {
@@ -66,7 +65,7 @@ struct Store {
     logs: [Log; 3],
 }
 
-/// The database file and the write-ahead log of an input: the length of the first stands before it.
+/// The database file and the write-ahead log of an input, which begins with the length of the first.
 fn files(input: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = input.split_first_chunk::<4>()?;
     rest.split_at_checked(u32::from_le_bytes(*length) as usize)
@@ -89,7 +88,7 @@ impl Target for Store {
                 if wal.is_empty() {
                     ensure!(
                         std::fs::read(&path)? == database,
-                        "it was refused ({refused}) and is another file"
+                        "it was refused ({refused}), but the file has changed"
                     );
                 }
                 return Ok(Verdict::Refused);
@@ -110,7 +109,7 @@ impl Target for Store {
             match found {
                 None => ensure!(
                     !ours || saved.is_empty(),
-                    "{} was applied, and its checkpoint is gone without a word",
+                    "the checkpoint of {} is missing without an error",
                     log.stream_id
                 ),
                 Some(found) => ensure!(
@@ -134,7 +133,7 @@ impl Target for Store {
             &mut database
         };
         match rng.random_range(0..3) {
-            // What a failing disk does: few bytes, or a sector.
+            // Like a failing disk: a few bytes, or a sector.
             0 | 1 => {
                 for _ in 0..rng.random_range(1..4) {
                     let at = rng.random_range(0..part.len().max(1));
@@ -172,8 +171,8 @@ impl Store {
         Ok(())
     }
 
-    /// What was had from it can be gone on from, and is kept. It may also be that the file turns out to be damaged where
-    /// nothing was read before: then this is said, and what was had stays.
+    /// A client can continue from a loaded checkpoint, and the next one is kept. Alternatively the file turns out to be
+    /// damaged in a place that was not read before; then the store says so, and the checkpoint stays.
     fn go_on(&self, store: &mut SqliteStore, loaded: &[Option<Position>]) -> anyhow::Result<()> {
         for (log, found) in self.logs.iter().zip(loaded) {
             let from = found.unwrap_or_else(|| Position::start(&log.stream_id));
@@ -199,14 +198,14 @@ impl Store {
     }
 }
 
-/// A file as a client leaves it, and as one leaves it that was killed.
+/// A file as a client leaves it when it exits, and one as a killed client leaves it.
 fn seeds() -> anyhow::Result<Vec<Seed>> {
     let folder = crate::lane::folder()?;
     let path = folder.path().join(FILE);
     let logs = logs()?;
     let read = |path: PathBuf| std::fs::read(&path).with_context(|| path.display().to_string());
     let mut store = SqliteStore::open(&path)?;
-    // Small pages make small files. The application's own table stands beside ours.
+    // Small pages make small files. The application's own table stands beside the client's.
     let own = "PRAGMA page_size = 512; CREATE TABLE note (seq INTEGER PRIMARY KEY, text BLOB) STRICT;";
     store.connection().execute_batch(own)?;
     let bare = read(path.clone())?;
@@ -215,7 +214,7 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
         let saved = logs.iter().zip(SAVED);
         saved.flat_map(move |(log, seqs)| seqs.iter().take(to).skip(from).map(move |seq| (log, *seq)))
     };
-    // The first of each stream is in the file itself, the others in the write-ahead log.
+    // The first checkpoint of each stream is in the database file, the others are in the write-ahead log.
     for (at, (log, seq)) in steps(0, 1).chain(steps(1, 9)).enumerate() {
         if at == SAVED.len() {
             store.connection().execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;

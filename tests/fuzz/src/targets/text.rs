@@ -1,4 +1,4 @@
-//! Short texts that cross a process: refusals, patterns of streams, topics, names.
+//! Short texts that processes exchange: refusals, stream patterns, topics, names.
 
 use anyhow::ensure;
 use rand::rngs::StdRng;
@@ -10,7 +10,7 @@ use crate::target::{Entry, Seed, Target, Verdict};
 
 pub(super) const REFUSAL: Entry = Entry {
     name: "refusal",
-    about: "refusals of module and bridge, as JSON: read, written, read again",
+    about: "refusals of module and bridge as JSON: they survive reading, writing and reading again",
     dictionary: &[
         b"code",
         b"message",
@@ -26,7 +26,7 @@ pub(super) const REFUSAL: Entry = Entry {
 
 pub(super) const PATTERN: Entry = Entry {
     name: "pattern",
-    about: "patterns of streams, by twos: reversible, and no intersection is more than either",
+    about: "pairs of stream patterns: they survive reading and writing, and no intersection covers more than either",
     dictionary: NAMES,
     most: 1_024,
     open: || Ok(Box::new(Patterns)),
@@ -44,7 +44,7 @@ pub(super) const PATTERN: Entry = Entry {
 
 pub(super) const TOPIC: Entry = Entry {
     name: "topic",
-    about: "topics and the streams that carry them, there and back",
+    about: "topics and their streams, there and back",
     dictionary: NAMES,
     most: 1_024,
     open: || Ok(Box::new(Topics)),
@@ -65,7 +65,7 @@ pub(super) const TOPIC: Entry = Entry {
 
 pub(super) const ID: Entry = Entry {
     name: "id",
-    about: "names of the lane: what is taken is within the contract, and what is within it is taken",
+    about: "names: exactly those within the contract are accepted",
     dictionary: NAMES,
     most: 1_024,
     open: || Ok(Box::new(Names)),
@@ -119,7 +119,7 @@ impl Target for Refusals {
         let mut taken = false;
         if let Some(refusal) = Refusal::from_wire(&text) {
             ensure!(Refusal::from_wire(&refusal.to_wire()).as_ref() == Some(&refusal));
-            // Whatever retries asks this.
+            // All retries depend on the class.
             let _ = refusal.code.class();
             taken = true;
         }
@@ -198,7 +198,7 @@ impl Target for Patterns {
         };
         let both = a.intersect(b);
         ensure!(both == b.intersect(a), "{a} and {b} depends on the order");
-        // Streams that any of these may cover, and neighbours of them.
+        // Streams that these patterns may cover, and neighbours of such streams.
         let names = [a, b].map(|pattern| pattern.to_string().trim_end_matches('*').to_owned());
         for name in names.iter().flat_map(|name| {
             [
@@ -239,7 +239,7 @@ impl Target for Topics {
         if let Ok(stream_id) = topic.stream_id() {
             ensure!(
                 Topic::of_stream(&stream_id) == Some(topic),
-                "{text:?} is carried by {stream_id} and not had back"
+                "{text:?} becomes {stream_id}, which does not lead back to it"
             );
             taken = true;
         }

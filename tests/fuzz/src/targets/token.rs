@@ -1,7 +1,7 @@
 //! Session credentials and the keys that verify them: signed tokens, their claims, key sets, keys in PEM.
 //!
-//! A credential that is taken is one that our key has signed, letter by letter; its claims are those of a session that has
-//! begun and not ended.
+//! Properties: an accepted credential was signed by our key, byte for byte, and its claims are those of a session that
+//! has begun and not ended.
 
 use anyhow::{Context as _, bail, ensure};
 use futures_util::FutureExt as _;
@@ -21,7 +21,7 @@ use crate::target::{Entry, Seed, Target, Verdict};
 
 pub(super) const CREDENTIAL: Entry = Entry {
     name: "credential",
-    about: "a session credential as it comes, against the key that signed it",
+    about: "a session credential, against the key that signed it",
     dictionary: DICTIONARY,
     most: 40 * 1024,
     open: || {
@@ -35,7 +35,7 @@ pub(super) const CREDENTIAL: Entry = Entry {
 
 pub(super) const SESSION: Entry = Entry {
     name: "session",
-    about: "the claims of a credential, signed by the key that is trusted",
+    about: "the claims of a credential, signed by the trusted key",
     dictionary: DICTIONARY,
     most: 2 * limit::CLAIMS_BYTES,
     open: || {
@@ -54,7 +54,7 @@ pub(super) const SESSION: Entry = Entry {
 
 pub(super) const JWKS: Entry = Entry {
     name: "jwks",
-    about: "the key set of the sessions' issuer",
+    about: "the key set of the session issuer",
     dictionary: &[
         b"keys", b"kty", b"EC", b"RSA", b"crv", b"P-256", b"x", b"y", b"n", b"e", b"AQAB", b"kid", b"use", b"sig",
         b"alg", b"ES256", b"RS256",
@@ -114,7 +114,7 @@ const DICTIONARY: &[&[u8]] = &[
     b"1799999940",
 ];
 
-/// Claims as they are taken, and some that are not.
+/// Claims that are accepted, and some that are not.
 fn claims() -> anyhow::Result<Vec<(&'static str, Value)>> {
     let good = json!({
         "iss": SESSIONS.0, "aud": SESSIONS.1, "sub": "7", "sid": "s1",
@@ -136,7 +136,7 @@ fn token(secret: &Secret) -> String {
     secret.expose().to_owned()
 }
 
-/// What our key has signed: header and claims, which are the same whenever they are signed.
+/// The messages that our key has signed: header and claims. They are the same whenever they are signed.
 pub(super) fn signed_messages() -> anyhow::Result<Vec<String>> {
     let key = key(1)?;
     let message = |claims: &Value| {
@@ -149,21 +149,21 @@ pub(super) fn signed_messages() -> anyhow::Result<Vec<String>> {
         .collect()
 }
 
-/// A credential that is taken for a long time.
+/// A credential that stays valid for a long time.
 pub(super) fn credential() -> anyhow::Result<String> {
     Ok(token(&signed()?))
 }
 
-/// A verifier with two fixed keys, one of P-256 and one of RSA, which read from files as the bridge reads them.
+/// A verifier with two fixed keys, one P-256 and one RSA, read from files as the bridge reads them.
 pub(super) struct Verifier {
     verifier: SessionVerifier,
     _folder: tempfile::TempDir,
 }
 
-/// Of a throw-away key of 2048 bits, made with: openssl genpkey -algorithm rsa | openssl pkey -pubout
+/// The public part of a temporary 2048-bit key, made with: openssl genpkey -algorithm rsa | openssl pkey -pubout
 const RSA: &str = include_str!("../../keys/rsa.pem");
 
-/// Writes the public keys, and says where to look for them.
+/// Writes the public keys, and returns a configuration that names them.
 pub(super) fn sessions_config(folder: &std::path::Path) -> anyhow::Result<SessionsConfig> {
     let (p256, rsa) = (folder.join("p256.pem"), folder.join("rsa.pem"));
     std::fs::write(&p256, key(1)?.public_pem().context("no public key")?)?;
@@ -187,9 +187,9 @@ impl Verifier {
     }
 
     fn verify(&self, token: &str) -> anyhow::Result<Result<Session, Denial>> {
-        // With fixed keys there is nothing to wait for.
+        // With fixed keys the verifier has nothing to wait for.
         let Some(answer) = self.verifier.verify(token, NOW).now_or_never() else {
-            bail!("verifying waits for something");
+            bail!("verifying waits, though the keys are fixed");
         };
         if let Err(denial) = &answer {
             let known = matches!(
@@ -251,7 +251,7 @@ struct Sessions {
 
 impl Target for Sessions {
     fn check(&mut self, input: &[u8]) -> anyhow::Result<Verdict> {
-        // What is signed is JSON: whatever else stands there cannot be signed by `sign`, and is tried as a text of JSON.
+        // The credential signs JSON. Input that is not JSON becomes a JSON string.
         let said: Value = match serde_json::from_slice(input) {
             Ok(said) => said,
             Err(_) => Value::String(String::from_utf8_lossy(input).into_owned()),
@@ -265,7 +265,7 @@ impl Target for Sessions {
             Value::Array(names) => names.len() <= 16 && names.iter().any(|name| name == SESSIONS.1),
             other => other == SESSIONS.1,
         };
-        ensure!(audience, "for another audience");
+        ensure!(audience, "the credential is for another audience");
         let time = |field: &str| said[field].as_u64();
         ensure!(time("exp").is_some_and(|ends| ends.saturating_add(LEEWAY_SECONDS) > NOW));
         ensure!(time("iat").is_some_and(|issued| issued <= NOW + LEEWAY_SECONDS));
@@ -306,7 +306,7 @@ impl Target for KeySets {
         for (_, key) in &keys {
             if token.verified(key).is_some() {
                 let ours = matches!((key, &self.key), (PublicKey::P256(a), PublicKey::P256(b)) if a == b);
-                ensure!(ours, "another key verifies what ours has signed");
+                ensure!(ours, "a foreign key verifies what our key has signed");
             }
         }
         Ok(Verdict::taken(!keys.is_empty()))

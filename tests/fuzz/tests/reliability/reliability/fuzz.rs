@@ -1,4 +1,4 @@
-//! Everything that parses foreign bytes.
+//! The corpus, and a short run of every target.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use spacetime_sync_fuzz::run::{Bounds, Report, fuzz, replay, replay_corpus};
 use spacetime_sync_fuzz::target::{Entry, Verdict};
 use spacetime_sync_fuzz::{ALL, corpus, named};
 
-/// All targets together.
+/// The time for all targets together.
 const TIME: Duration = Duration::from_secs(24);
-/// Of one target.
+/// The most inputs per target.
 const EXECUTIONS: u64 = 100_000;
 
 fn told(report: &Report) -> String {
@@ -25,13 +25,13 @@ fn told(report: &Report) -> String {
     format!("{target}: seed {seed}, {executions} inputs, {taken} taken, {seconds:.1} s: {found}")
 }
 
-/// Keeps the input of a finding where it can be looked at.
+/// Asserts that a run has no finding. Keeps the input of a finding where a person can inspect it.
 fn held(entry: &Entry, report: &Report) {
     if let Some(finding) = &report.finding {
         let file = std::env::temp_dir().join(format!("fuzz-{}-{}", entry.name, corpus::found_name(&finding.input)));
         std::fs::write(&file, &finding.input).expect("a folder that can be written to");
         panic!(
-            "{}\nthe input is in {1}; again with: ./scripts/fuzz --replay {2} {1}",
+            "{}\nthe input is in {1}; replay it with: ./scripts/fuzz --replay {2} {1}",
             told(report),
             file.display(),
             entry.name
@@ -40,22 +40,22 @@ fn held(entry: &Entry, report: &Report) {
 }
 
 #[test]
-fn every_input_of_the_corpus_holds_and_every_target_takes_some() {
+fn every_corpus_input_passes_and_every_target_accepts_some() {
     for entry in ALL {
         let report = replay_corpus(entry).unwrap();
         held(entry, &report);
         assert_eq!(report.executions, report.corpus as u64, "{}", told(&report));
         assert!(
             report.taken > 0,
-            "{} takes nothing of its corpus: is it of an older form? make it anew with ./scripts/fuzz --seed-corpus",
+            "{} accepts nothing of its corpus: if its format has changed, make it again with ./scripts/fuzz --seed-corpus",
             entry.name
         );
     }
 }
 
-/// A target that refuses what it should take would find nothing behind its first check.
+/// A target that refuses valid input would test nothing behind its first check.
 #[test]
-fn what_the_encoders_made_to_be_taken_is_taken() {
+fn valid_inputs_of_the_encoders_are_accepted() {
     for (target, file) in [
         ("frame", "many"),
         ("append", "overlap"),
@@ -81,13 +81,13 @@ fn what_the_encoders_made_to_be_taken_is_taken() {
         assert_eq!(
             answer,
             Ok(Verdict::Taken),
-            "{target}/{file}: made anew with ./scripts/fuzz --seed-corpus?"
+            "{target}/{file}: was the corpus made again with ./scripts/fuzz --seed-corpus?"
         );
     }
 }
 
 #[test]
-fn every_target_holds_for_what_is_made_of_its_corpus() {
+fn every_target_passes_a_short_run() {
     let seed = std::env::var("SYNC_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok())
@@ -102,19 +102,19 @@ fn every_target_holds_for_what_is_made_of_its_corpus() {
         held(entry, &report);
         assert!(
             report.executions > report.corpus as u64,
-            "nothing was made: {}",
+            "no input was made: {}",
             told(&report)
         );
-        assert!(report.taken > 0, "nothing was taken: {}", told(&report));
+        assert!(report.taken > 0, "no input was accepted: {}", told(&report));
     }
 }
 
-/// A target that does not hold is found, made smaller, and said with its seed; a run is the same again.
+/// The runner finds a broken target, shrinks the input and reports the seed. The same seed gives the same run.
 #[test]
-fn what_does_not_hold_is_found_again_with_its_seed() {
+fn a_finding_is_reproduced_by_its_seed() {
     use spacetime_sync_fuzz::target::{Seed, Target};
 
-    /// Two bytes in a row that are the same: one of them wrongly.
+    /// A target that wrongly panics at two `!` in a row.
     struct Broken;
     impl Target for Broken {
         fn check(&mut self, input: &[u8]) -> anyhow::Result<Verdict> {
@@ -123,7 +123,7 @@ fn what_does_not_hold_is_found_again_with_its_seed() {
         }
     }
     static BROKEN: Entry = Entry {
-        // It has the corpus of another one: what it begins with does not matter.
+        // It uses the corpus of another target, because the first inputs do not matter.
         name: "topic",
         about: "",
         dictionary: &[b"!!"],
@@ -138,7 +138,7 @@ fn what_does_not_hold_is_found_again_with_its_seed() {
     let found = |seed| fuzz(&BROKEN, seed, bounds, &mut None).unwrap();
     let (first, second) = (found(1), found(1));
     let finding = first.finding.unwrap();
-    assert_eq!(finding.input, b"!!", "it was not made smaller");
+    assert_eq!(finding.input, b"!!", "the input was not minimised");
     assert!(
         finding.message.contains("two of them") && finding.message.contains("fuzz.rs"),
         "{}",
