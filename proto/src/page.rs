@@ -65,7 +65,7 @@ pub enum PageError {
     #[error("cannot be decoded: {0}")]
     Malformed(String),
     /// A number that is not a position.
-    #[error("{0} is not a seq: expected at most {}", Seq::MAX)]
+    #[error("{0} is not a seq: expected at most {max}", max = Seq::MAX)]
     Seq(u64),
     /// A hash that is not 32 bytes long.
     #[error("a hash has {0} bytes, expected 32")]

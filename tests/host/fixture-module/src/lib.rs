@@ -1,6 +1,6 @@
-//! The module that the host's tests publish: one small thing for each feature of a host.
+//! The module that the host's tests publish. It has one small thing for each feature of a host.
 //!
-//! It says nothing about Spacetime Sync. Its cargo features make the versions that updates are tested with.
+//! It is unrelated to Spacetime Sync. Its cargo features make the versions that the tests of updates need.
 
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ pub fn init(ctx: &ReducerContext) -> Result<(), String> {
     Ok(())
 }
 
-/// Refuses whoever is called `unwelcome`.
+/// Refuses a caller whose name is `unwelcome`.
 #[reducer(client_connected)]
 pub fn client_connected(ctx: &ReducerContext) -> Result<(), String> {
     let unwelcome = ctx

@@ -1,4 +1,4 @@
-//! What was acknowledged as durable is there after a SIGKILL.
+//! What was acknowledged as durable survives a SIGKILL.
 
 use std::collections::BTreeSet;
 
@@ -6,11 +6,11 @@ use spacetimedb_client_api_messages::websocket::v2::ServerMessage;
 
 use crate::support::{DEADLINE, Host, Person, Socket, outcome};
 
-/// How many calls are on their way at once.
+/// Number of calls in flight at once.
 const IN_FLIGHT: u64 = 64;
 
-/// Adds notes from `first` on until `enough` are acknowledged, kills the host with the rest on their way, and returns
-/// which ones were acknowledged.
+/// Adds notes from `first` on until `enough` are acknowledged, then kills the host with more calls in flight. Returns
+/// the acknowledged notes.
 async fn stream_into_a_kill(host: Host, owner: &Person, first: u64, enough: usize) -> BTreeSet<u64> {
     let mut socket = Socket::open(&host, "demo", owner).await;
     let mut acknowledged = BTreeSet::new();
@@ -27,7 +27,7 @@ async fn stream_into_a_kill(host: Host, owner: &Person, first: u64, enough: usiz
         acknowledged.extend(acknowledgement(&message, &sent));
     }
     host.kill().await;
-    // What had been sent before the kill is still to be read.
+    // Messages that were sent before the kill can still be read.
     let rest = async {
         while let Ok(message) = socket.next().await {
             acknowledged.extend(acknowledgement(&message, &sent));
@@ -39,7 +39,7 @@ async fn stream_into_a_kill(host: Host, owner: &Person, first: u64, enough: usiz
     acknowledged
 }
 
-/// With confirmed reads a result is sent when it is durable.
+/// With confirmed reads the host sends a result only once it is durable.
 fn acknowledgement(message: &ServerMessage, sent: &[u64]) -> Option<u64> {
     match message {
         ServerMessage::ReducerResult(result) => {
@@ -66,7 +66,7 @@ async fn everything_acknowledged_survives_a_kill() {
             .collect();
         let lost: Vec<_> = acknowledged.difference(&there).collect();
         assert!(lost.is_empty(), "acknowledged and lost in round {round}: {lost:?}");
-        // One connection's calls run in order: what is there has no holes.
+        // One connection's calls run in order, so the remaining notes have no gaps.
         for start in (0..=round).map(|r| r * 1_000_000) {
             let ids: Vec<u64> = there.range(start..start + 1_000_000).copied().collect();
             assert_eq!(ids, (start..start + ids.len() as u64).collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! Calls, SQL, schema, logs and metrics: statuses and shapes.
+//! Calls, SQL, schema, logs and metrics: statuses and formats.
 
 use futures_util::StreamExt as _;
 use reqwest::Method;
@@ -119,7 +119,7 @@ async fn sql_obeys_filters_and_rights() {
     assert_eq!(
         host.sql("demo", "SELECT * FROM clock_schedule", &ann).await.status,
         400,
-        "a private table"
+        "the table is private"
     );
     assert_eq!(
         host.sql("demo", "DELETE FROM note", &ann).await.status,
@@ -129,7 +129,7 @@ async fn sql_obeys_filters_and_rights() {
 }
 
 #[tokio::test]
-async fn the_schema_is_what_the_bindings_generator_reads() {
+async fn the_schema_has_the_format_of_the_bindings_generator() {
     let (_dir, host, _) = Host::with_demo().await;
     let v9 = host.get("/v1/database/demo/schema?version=9", None).await.ok().json();
     let names = |list: &Value| -> Vec<String> {
@@ -148,7 +148,7 @@ async fn the_schema_is_what_the_bindings_generator_reads() {
 }
 
 #[tokio::test]
-async fn logs_are_for_the_owner_alone() {
+async fn only_the_owner_reads_logs() {
     let (_dir, host, owner) = Host::with_demo().await;
     let stranger = host.newcomer().await;
     for word in ["first", "second", "third"] {
@@ -171,7 +171,7 @@ async fn logs_are_for_the_owner_alone() {
     assert_eq!(messages, ["second", "third"]);
     assert_eq!(lines[0]["level"], "Info");
 
-    // Who follows hears what is said afterwards.
+    // A follower receives lines that are logged later.
     let request = host.request(
         Method::GET,
         "/v1/database/demo/logs?num_lines=0&follow=true",
@@ -192,7 +192,7 @@ async fn logs_are_for_the_owner_alone() {
 }
 
 #[tokio::test]
-async fn scheduled_reducers_run_and_run_on_after_a_restart() {
+async fn scheduled_reducers_run_and_continue_after_a_restart() {
     let (dir, host, owner) = Host::with_demo().await;
     host.call("demo", "start_clock", json!([]), &owner).await.ok();
     let ticks = async |host: &Host| {

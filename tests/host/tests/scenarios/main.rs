@@ -1,6 +1,6 @@
-//! The host, tested from outside: a real process on a real directory, over HTTP and WebSocket.
+//! Tests of the host from outside: a real process with a real directory, over HTTP and WebSocket.
 //!
-//! Run with `scripts/host test`, which builds the fixture module and says where it lies (`HOST_FIXTURES`).
+//! Run them with `scripts/host test`, which builds the fixture module and sets `HOST_FIXTURES` to its folder.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! The process: how it starts, how it refuses to, and how it ends.
+//! The process: how it starts, when it refuses to start, and how it ends.
 
 use std::process::Stdio;
 
@@ -26,7 +26,7 @@ async fn a_second_host_on_the_same_directory_is_refused() {
 }
 
 #[tokio::test]
-async fn an_address_that_others_can_reach_must_be_allowed() {
+async fn a_remotely_reachable_address_needs_permission() {
     let dir = TempDir::new().unwrap();
     let refused = host_command()
         .arg("--data-dir")
@@ -56,7 +56,7 @@ async fn an_address_that_others_can_reach_must_be_allowed() {
 }
 
 #[tokio::test]
-async fn help_says_what_the_host_is_not_for() {
+async fn the_help_warns_against_production() {
     let help = host_command().arg("--help").output().await.unwrap();
     let said = String::from_utf8_lossy(&help.stdout);
     assert!(help.status.success());
@@ -64,10 +64,10 @@ async fn help_says_what_the_host_is_not_for() {
 }
 
 #[tokio::test]
-async fn a_terminated_host_exits_cleanly_and_finds_everything_again() {
+async fn a_terminated_host_exits_cleanly_and_restarts_with_all_data() {
     let (dir, host, owner) = Host::with_demo().await;
     host.call("demo", "add_note", json!([1, "kept"]), &owner).await.ok();
-    // Busy and with company.
+    // While it is busy and has clients.
     host.call("demo", "start_clock", json!([]), &owner).await.ok();
     let mut socket = Socket::open(&host, "demo", &owner).await;
     assert_eq!(socket.subscribe("SELECT * FROM clock").await, Ok(1));
@@ -81,12 +81,12 @@ async fn a_terminated_host_exits_cleanly_and_finds_everything_again() {
         host.rows("demo", "SELECT * FROM note", &owner).await,
         json!([[1, "kept"]])
     );
-    // The same keys as before: the owner is still the owner.
+    // It has the same keys as before, so the owner is still the owner.
     host.publish("demo", "", "plain", &owner).await.ok();
 }
 
 #[tokio::test]
-async fn a_damaged_list_of_databases_is_named_and_left_alone() {
+async fn a_damaged_list_of_databases_is_reported_and_left_untouched() {
     let dir = TempDir::new().unwrap();
     let list = dir.path().join("databases.json");
     std::fs::write(&list, "{ not JSON").unwrap();

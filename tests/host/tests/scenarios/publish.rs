@@ -1,4 +1,4 @@
-//! Publishing: who may, what an update may change, and what it does to connected clients.
+//! Publishing: who may do it, what an update may change, and what it does to connected clients.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,9 +11,11 @@ use tokio::task::JoinSet;
 
 use crate::support::{Gone, Host, Person, Socket, module, send};
 
-/// Who calls while a database is cleared, how many calls each has on their way, and how often it is cleared.
+/// Number of callers while a database is cleared.
 const CALLERS: u64 = 4;
+/// Calls in flight per caller.
 const IN_FLIGHT: u64 = 1_000;
+/// How often the database is cleared.
 const CLEARED: usize = 5;
 
 #[tokio::test]
@@ -42,7 +44,7 @@ async fn the_first_publish_creates_and_the_next_one_updates() {
 }
 
 #[tokio::test]
-async fn a_database_tells_who_it_is() {
+async fn a_database_reports_its_identity() {
     let (_dir, host, owner) = Host::with_demo().await;
     let identity = host.get("/v1/database/demo/identity", None).await.ok().text;
     let info = host.get("/v1/database/demo", None).await.ok().json();
@@ -141,7 +143,7 @@ async fn a_module_that_cannot_start_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn clearing_throws_the_rows_away_for_good() {
+async fn clearing_removes_the_rows_for_good() {
     let (dir, host, owner) = Host::with_demo().await;
     host.call("demo", "add_note", json!([1, "gone"]), &owner).await.ok();
     let before = host.get("/v1/database/demo/identity", None).await.ok().text;
@@ -152,7 +154,7 @@ async fn clearing_throws_the_rows_away_for_good() {
     assert_eq!(host.rows("demo", "SELECT * FROM note", &owner).await, json!([]));
     host.call("demo", "add_note", json!([2, "new"]), &owner).await.ok();
 
-    // The acknowledgement over HTTP says nothing about durability; a confirmed read does.
+    // An answer over HTTP says nothing about durability. A confirmed read does.
     assert_eq!(
         host.rows("demo", "SELECT * FROM note", &owner).await,
         json!([[2, "new"]])
@@ -166,7 +168,7 @@ async fn clearing_throws_the_rows_away_for_good() {
     assert_eq!(host.get("/v1/database/demo/identity", None).await.ok().text, before);
 }
 
-/// Calls and calls, with many on their way at once, until it is over.
+/// Sends calls, many of them in flight at once, until `over` is set.
 async fn flood(host: Arc<Host>, owner: Arc<Person>, caller: u64, over: Arc<AtomicBool>) {
     let mut socket = Socket::open(&host, "demo", &owner).await;
     for call in 0_u64.. {
@@ -191,7 +193,7 @@ async fn calls_that_wait_while_their_database_is_cleared_leave_the_host_alone() 
         let (host, owner, over) = (host.clone(), owner.clone(), over.clone());
         callers.spawn(async move {
             while !over.load(Ordering::Relaxed) {
-                // Ends, with a panic if it was sending, when its database does.
+                // The flood ends with its database, by a panic if it was sending.
                 let _ = tokio::spawn(flood(host.clone(), owner.clone(), caller, over.clone())).await;
             }
         });
@@ -225,7 +227,7 @@ async fn a_compatible_update_keeps_rows_and_clients() {
     );
     host.publish("demo", "", "compatible", &owner).await.ok();
 
-    // Who was connected still is, hears of what happens and reaches the new module.
+    // Connected clients stay connected, receive updates and reach the new module.
     host.call("demo", "add_note", json!([2, "new"]), &owner).await.ok();
     assert_eq!(connected.next_inserts().await.len(), 1);
     assert_eq!(
@@ -245,7 +247,7 @@ async fn a_compatible_update_keeps_rows_and_clients() {
         2
     );
 
-    // An update is durable when it is answered.
+    // An update is durable when the host answers.
     host.kill().await;
     let host = Host::start(dir.path()).await;
     host.call("demo", "add_label", json!(["after the restart"]), &owner)
@@ -254,7 +256,7 @@ async fn a_compatible_update_keeps_rows_and_clients() {
 }
 
 #[tokio::test]
-async fn an_update_that_breaks_clients_needs_their_owners_word() {
+async fn an_update_that_breaks_clients_needs_permission() {
     let (_dir, host, owner) = Host::with_demo().await;
     host.call("demo", "add_note", json!([1, "old"]), &owner).await.ok();
     let mut connected = Socket::open(&host, "demo", &owner).await;
@@ -306,7 +308,7 @@ async fn an_update_that_cannot_be_done_automatically_is_refused() {
     host.call("demo", "add_note", json!([1, "undisturbed"]), &owner)
         .await
         .ok();
-    // Who does not need the rows can still move on.
+    // An owner who does not need the rows can still update.
     host.publish("demo", "?clear=true", "incompatible", &owner).await.ok();
     host.call("demo", "add_note", json!([1, 5]), &owner).await.ok();
 }
@@ -327,7 +329,8 @@ async fn a_publisher_that_hangs_up_leaves_no_half_made_database() {
         tcp.write_all(head.as_bytes()).await.unwrap();
         tcp.write_all(&wasm).await.unwrap();
         drop(tcp);
-        // Behind the one that was left alone: whether that was begun or never seen, it is over by now.
+        // The host runs one publish at a time. When this one has finished, the abandoned one was either completed or
+        // never seen.
         host.publish(name, "", "plain", &owner).await.ok();
         host.call(name, "add_note", json!([1, "whole"]), &owner).await.ok();
         assert_eq!(

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite;
 use crate::support::{Gone, Host, Socket};
 
 #[tokio::test]
-async fn a_subscriber_sees_what_is_there_and_what_comes() {
+async fn a_subscriber_gets_existing_and_new_rows() {
     let (_dir, host, owner) = Host::with_demo().await;
     host.call("demo", "add_note", json!([1, "there"]), &owner).await.ok();
     let reader = host.newcomer().await;
@@ -61,7 +61,7 @@ async fn large_messages_are_compressed_as_asked() {
         socket.next_raw().await.unwrap();
         let id = u64::from(tag);
         host.call("demo", "add_note", json!([id, text]), &owner).await.ok();
-        // One large row, by a query that no other round matches.
+        // One large row, selected by a query that no other round matches.
         let query = format!("SELECT * FROM note WHERE id = {id}");
         let message = ClientMessage::Subscribe(Subscribe {
             request_id: 1,
@@ -98,7 +98,7 @@ async fn other_protocols_are_refused() {
 }
 
 #[tokio::test]
-async fn a_message_that_means_nothing_ends_the_connection_with_a_reason() {
+async fn an_invalid_message_closes_the_connection_with_a_reason() {
     let (_dir, host, owner) = Host::with_demo().await;
     let mut socket = Socket::open(&host, "demo", &owner).await;
     socket.send_raw(vec![0xff; 8]).await;
@@ -107,7 +107,7 @@ async fn a_message_that_means_nothing_ends_the_connection_with_a_reason() {
         matches!(&ended, Gone::Closed { code: 1011, reason } if !reason.is_empty()),
         "{ended:?}"
     );
-    // Nobody else is disturbed.
+    // Other clients are not disturbed.
     let mut other = Socket::open(&host, "demo", &owner).await;
     assert_eq!(other.call("add_note", &(1_u64, "a".to_owned())).await, Ok(()));
 }

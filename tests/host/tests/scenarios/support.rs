@@ -1,4 +1,4 @@
-//! A started host, the people who call it and the sockets they open. Waits have deadlines; nothing sleeps blindly.
+//! A running host, the people who call it, and their sockets. All waits have deadlines, and nothing sleeps blindly.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -25,7 +25,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-/// Far more than anything here needs, on a busy machine too.
+/// Far more than any step needs, even on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn host_command() -> Command {
@@ -42,7 +42,7 @@ pub(crate) fn module(version: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Asks again until there is an answer.
+/// Asks repeatedly until there is an answer.
 pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let asking = async {
         let mut pause = tokio::time::interval(Duration::from_millis(20));
@@ -58,7 +58,7 @@ pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Opti
         .unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"))
 }
 
-/// A host process that listens.
+/// A host process that accepts requests.
 pub(crate) struct Host {
     child: Child,
     pub(crate) stdout: Lines<BufReader<ChildStdout>>,
@@ -85,7 +85,7 @@ impl Answer {
         serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("not JSON ({e}): {}", self.text))
     }
 
-    /// Status and text at once, for assertions.
+    /// Status and text together, for assertions.
     pub(crate) fn pair(&self) -> (u16, &str) {
         (self.status, &self.text)
     }
@@ -128,12 +128,12 @@ impl Host {
         }
     }
 
-    /// SIGKILL: no destructor runs, nothing is flushed.
+    /// SIGKILL: no destructor runs, and nothing is flushed.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.expect("the host can be killed");
     }
 
-    /// SIGTERM, and how the process ended.
+    /// Sends SIGTERM, and returns how the process ended.
     pub(crate) async fn terminate(mut self) -> (ExitStatus, Lines<BufReader<ChildStdout>>) {
         let pid = self.child.id().expect("the host is running").to_string();
         let sent = Command::new("kill")
@@ -193,7 +193,7 @@ impl Host {
         .await
     }
 
-    /// The rows of a statement that works.
+    /// The rows of a statement that must succeed.
     pub(crate) async fn rows(&self, name: &str, statement: &str, person: &Person) -> Value {
         self.sql(name, statement, person).await.ok().json()[0]["rows"].take()
     }
@@ -210,7 +210,7 @@ pub(crate) async fn send(request: RequestBuilder) -> Answer {
     }
 }
 
-/// Someone with a token.
+/// A person with a token.
 #[derive(Clone)]
 pub(crate) struct Person {
     pub(crate) identity: Identity,
@@ -228,7 +228,7 @@ pub(crate) enum Gone {
 pub(crate) struct Socket {
     stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
     next_request: u32,
-    /// Messages that came while another one was waited for.
+    /// Messages that arrived while another one was waited for.
     waiting: VecDeque<ServerMessage>,
     /// How the last message was compressed.
     pub(crate) last_tag: u8,
@@ -260,7 +260,7 @@ impl Socket {
         })
     }
 
-    /// Connects with confirmed reads and without compression, and is greeted.
+    /// Connects with confirmed reads and without compression, and reads the greeting.
     pub(crate) async fn open(host: &Host, name: &str, person: &Person) -> Self {
         let path = format!("/v1/database/{name}/subscribe?compression=None&confirmed=true");
         let mut socket = Self::try_open(host, &path, BIN_PROTOCOL, person)
@@ -287,7 +287,7 @@ impl Socket {
             .await;
     }
 
-    /// The next message as it came, still compressed.
+    /// The next message as received, still compressed.
     pub(crate) async fn next_raw(&mut self) -> Result<Bytes, Gone> {
         loop {
             let frame = timeout(DEADLINE, self.stream.next())
@@ -319,7 +319,7 @@ impl Socket {
         Ok(bsatn::from_slice(&bytes).expect("a message of the host can be decoded"))
     }
 
-    /// The first message that `pick` takes; the others stay for later.
+    /// The first message that `pick` accepts. The others are kept for later.
     async fn pick<T>(&mut self, mut pick: impl FnMut(&ServerMessage) -> Option<T>) -> T {
         let mut passed = VecDeque::new();
         let found = loop {
@@ -339,7 +339,7 @@ impl Socket {
         self.next_request
     }
 
-    /// Subscribes, and how many rows there are to begin with.
+    /// Subscribes, and returns the initial number of rows.
     pub(crate) async fn subscribe(&mut self, query: &str) -> Result<u64, String> {
         let request_id = self.request_id();
         let query_set_id = QuerySetId::new(request_id);
@@ -408,7 +408,7 @@ impl Socket {
         .await
     }
 
-    /// The encoded rows that the next update of another client's making inserts.
+    /// The encoded rows that the next update by another client inserts.
     pub(crate) async fn next_inserts(&mut self) -> Vec<Bytes> {
         use spacetimedb_client_api_messages::websocket::v2::TableUpdateRows;
         self.pick(|message| match message {
@@ -429,7 +429,7 @@ impl Socket {
         .await
     }
 
-    /// Reads on until the connection ends, and how it ended.
+    /// Reads until the connection ends, and returns how it ended.
     pub(crate) async fn end(&mut self) -> Gone {
         loop {
             if let Err(gone) = self.next().await {

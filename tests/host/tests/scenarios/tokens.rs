@@ -1,4 +1,4 @@
-//! Tokens: the host's own, and those of an issuer that the host asks for its keys.
+//! Tokens: the host's own, and those of an issuer whose keys the host fetches.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -92,7 +92,7 @@ async fn an_issuers_token_is_checked_against_its_published_key() {
 }
 
 #[tokio::test]
-async fn what_the_issuer_did_not_sign_is_refused() {
+async fn tokens_not_signed_by_the_issuer_are_refused() {
     let (_dir, host, _) = Host::with_demo().await;
     let issuer = Issuer::start().await;
     let good = json!({ "iss": issuer.url, "sub": "ann", "iat": now(), "exp": now() + 600 });
@@ -114,7 +114,7 @@ async fn what_the_issuer_did_not_sign_is_refused() {
             sign(&issuer.key, &with("iss", json!("localhost"))),
         ),
         ("no subject", sign(&issuer.key, &with("sub", json!("")))),
-        ("no token at all", "a.b.c".to_owned()),
+        ("not a token", "a.b.c".to_owned()),
     ] {
         let person = Person {
             identity: Identity::ZERO,
@@ -130,7 +130,7 @@ async fn what_the_issuer_did_not_sign_is_refused() {
 }
 
 #[tokio::test]
-async fn a_module_may_turn_a_caller_away() {
+async fn a_module_may_refuse_a_caller() {
     let (_dir, host, _) = Host::with_demo().await;
     let unwelcome = Issuer::start().await.person("unwelcome");
     let refused = host.call("demo", "introduce", json!([]), &unwelcome).await;
@@ -142,7 +142,7 @@ async fn a_module_may_turn_a_caller_away() {
 }
 
 #[tokio::test]
-async fn without_a_token_everyone_is_someone_new() {
+async fn a_caller_without_a_token_gets_a_new_identity() {
     let (_dir, host, _) = Host::with_demo().await;
     let request = host
         .request(Method::POST, "/v1/database/demo/call/introduce", None)
@@ -154,7 +154,7 @@ async fn without_a_token_everyone_is_someone_new() {
         identity: Identity::from_hex(header("spacetime-identity")).unwrap(),
         token: header("spacetime-identity-token"),
     };
-    // And can come back as who it was.
+    // The caller can return with the same identity.
     assert_eq!(
         host.rows("demo", "SELECT * FROM guest", &person).await[0][0],
         json!([format!("0x{}", person.identity)])
@@ -162,7 +162,7 @@ async fn without_a_token_everyone_is_someone_new() {
 }
 
 #[tokio::test]
-async fn a_websocket_token_is_short_lived_and_the_same_person() {
+async fn a_websocket_token_is_short_lived_and_keeps_the_identity() {
     let (_dir, host, _) = Host::with_demo().await;
     let ann = Issuer::start().await.person("ann");
     let path = "/v1/identity/websocket-token";
@@ -173,7 +173,7 @@ async fn a_websocket_token_is_short_lived_and_the_same_person() {
     assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 60);
     assert_eq!(claims["iss"], claims_of(&ann.token)["iss"]);
 
-    // As a browser would: in the URL.
+    // In the URL, as a browser would send it.
     let path = format!("/v1/database/demo/call/add_diary?token={token}");
     send(host.request(Method::POST, &path, None).json(&json!([1, "ann's"])))
         .await
