@@ -1,4 +1,4 @@
-//! A SpacetimeDB server to test with: a process of our own, or the one of `SYNC_STDB_URL`.
+//! A SpacetimeDB server for tests: a process that this run starts, or the server of `SYNC_STDB_URL`.
 
 mod program;
 
@@ -68,13 +68,13 @@ impl Server {
         Self::start_program(program, folder, environment).await
     }
 
-    /// The official server whose `spacetime` this is, with its data in `folder`.
+    /// Starts the official server of this `spacetime` program, with its data in `folder`.
     pub async fn start_official(spacetime: &Path, folder: &Path) -> anyhow::Result<Self> {
         Self::start_program(Program::Official(spacetime.to_owned()), folder, &Environment::new()).await
     }
 
     async fn start_program(program: Program, folder: &Path, environment: &Environment) -> anyhow::Result<Self> {
-        // A restart takes the same port again.
+        // A restart listens on the same port.
         let addr = port::free()?;
         let process = spawn(&program, folder, environment, addr, None)?;
         let server = Self {
@@ -133,10 +133,10 @@ impl Server {
     /// Restarts the host with a sync ledger, so that its power can be cut, and with slower syncs. Everything committed
     /// so far counts as safe.
     pub async fn slow_syncs(&mut self, delay: Duration) -> anyhow::Result<()> {
-        let own = self.own.as_mut().context("not a server of ours")?;
+        let own = self.own.as_mut().context("the server was not started by this run")?;
         anyhow::ensure!(
             matches!(own.program, Program::Embedded(_)),
-            "only the embedded host writes down what it syncs: unset SYNC_SPACETIME"
+            "only the embedded host records its syncs: unset SYNC_SPACETIME"
         );
         own.process.signal(Signal::TERM);
         let ended = own.process.ended(DOWN_LIMIT).await;

@@ -68,7 +68,10 @@ async fn windows_are_past(stage: &Stage, heads: &[u64]) -> anyhow::Result<()> {
         if oldest > heads.iter().sum::<u64>() + heads.len() as u64 {
             return Ok(());
         }
-        anyhow::ensure!(Instant::now() < deadline, "the oldest held events do not move: {oldest}");
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "the oldest held events do not move: {oldest}"
+        );
         tokio::time::sleep(spacetime_sync_tests::STEP).await;
     }
 }
