@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_is_not_the_one_that_was_hashed_is_noticed() {
+    fn a_payload_that_does_not_match_its_hash_is_noticed() {
         let mut event = first();
         assert!(event.payload_matches());
         event.payload = Bytes::from_static(b"Payload");
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_follows_the_log_that_its_chain_hash_continues_and_no_other() {
+    fn an_event_follows_only_the_log_that_its_chain_hash_continues() {
         let event = first();
         assert!(event.follows(&genesis()));
         assert!(!event.follows(&event.chain_hash));

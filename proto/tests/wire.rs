@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-/// Set to write the file anew instead of comparing it.
+/// The environment variable that makes the test write the file instead of comparing it.
 const WRITE: &str = "SYNC_WRITE_WIRE";
 
 #[test]
@@ -26,7 +26,7 @@ fn the_committed_messages_are_those_of_the_proto_file() {
     }
     assert!(
         generated == read(&committed),
-        "src/wire.rs is not what proto/sync.proto gives; write it anew with: \
+        "src/wire.rs is not what proto/sync.proto gives; write it again with: \
          {WRITE}=1 cargo test -p spacetime-sync-proto --test wire"
     );
 }

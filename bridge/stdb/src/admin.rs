@@ -1,4 +1,4 @@
-//! The HTTP side of a SpacetimeDB server: what publishing, configuring and checking need.
+//! The HTTP API of a SpacetimeDB server: what publishing, configuring and checking need.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use spacetime_sync_proto::Secret;
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// How long publishing may take: the server compiles the module.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(180);
-/// What a reducer's own error comes as.
+/// The HTTP status with which the server passes on an error of the reducer itself.
 const REDUCER_ERROR: u16 = 530;
 
-/// An identity of a server and the token that proves it.
+/// An identity of a server, and the token that proves it.
 #[derive(Debug, Clone)]
 pub struct Credential {
-    /// Hex.
+    /// The identity in hex.
     pub identity: String,
     /// The bearer token.
     pub token: Secret,
@@ -36,32 +36,32 @@ pub struct Admin {
     token: Secret,
 }
 
-/// How far a publish may go.
+/// How much an update may break.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Breaking {
-    /// Only what every connected client survives.
+    /// Allow only changes that no connected client notices.
     Refuse,
-    /// Also what disconnects clients.
+    /// Also allow changes that disconnect clients.
     DisconnectClients,
-    /// Delete everything the database holds, and begin anew.
+    /// Delete everything in the database, and set it up again.
     DeleteData,
 }
 
-/// What it would come to when a module is published over the one that runs.
+/// What publishing a module over the running one would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
-    /// There is no such database yet.
+    /// The database does not exist yet.
     New,
-    /// The server can take everything over.
+    /// The server can migrate the data automatically.
     Update {
-        /// What would change, in the server's words.
+        /// The changes, in the server's words.
         changes: String,
-        /// Whether every client would be disconnected.
+        /// Whether the update would disconnect every client.
         breaks_clients: bool,
-        /// Proof that this plan was seen, which the server asks for before it disconnects clients.
+        /// Proof that the caller has seen this plan. The server demands it before it disconnects clients.
         token: String,
     },
-    /// The server cannot take over what the database holds.
+    /// The server cannot migrate the data.
     Impossible {
         /// Why, in the server's words.
         reason: String,
@@ -69,7 +69,7 @@ pub enum Plan {
 }
 
 impl Admin {
-    /// For one database, with the token of who acts.
+    /// Talks to one database with the token of the caller.
     pub fn new(uri: &str, database: &str, token: Secret) -> Self {
         Self {
             http: reqwest::Client::new(),
@@ -102,8 +102,8 @@ impl Admin {
         }
     }
 
-    /// Checks that the database is there, runs our module and speaks our contract. Whatever was answered before is
-    /// durable then.
+    /// Checks that the database exists, runs our module and has our contract. When it returns, everything that the
+    /// server answered before is durable.
     pub async fn check_contract(&self) -> Result<(), StdbError> {
         let foreign = |message: String| StdbError::ForeignModule {
             database: self.database.clone(),
@@ -140,7 +140,7 @@ impl Admin {
         Ok(())
     }
 
-    /// The module's schema; none if there is no such database.
+    /// The module's schema. `None` if the database does not exist.
     pub async fn schema(&self) -> Result<Option<Value>, StdbError> {
         let request = self.request(Method::GET, "/schema").query(&[("version", "9")]);
         match self.send("the schema", request).await {
@@ -196,14 +196,15 @@ impl Admin {
         }
     }
 
-    /// Publishes a module, or updates it. What goes further than `breaking` allows is refused before anything changes.
+    /// Creates the database with a module, or updates it. Fails before anything changes if the update breaks more than
+    /// `breaking` allows.
     pub async fn publish(&self, wasm: Vec<u8>, breaking: Breaking) -> Result<(), StdbError> {
         let mut request = self.request(Method::PUT, "").timeout(PUBLISH_LIMIT);
         if breaking == Breaking::DeleteData {
             request = request.query(&[("clear", "true")]);
         } else {
             match self.plan(wasm.clone()).await? {
-                // Without a policy the server itself refuses what would disconnect clients.
+                // Without a policy the server itself refuses to disconnect clients.
                 Plan::New
                 | Plan::Update {
                     breaks_clients: false, ..
@@ -229,19 +230,19 @@ impl Admin {
         self.success("publish", response).await.map(|_| ())
     }
 
-    /// Says which identity the bridge has. `key_secret` is hex; empty keeps the one that is set.
+    /// Tells the module which identity is the bridge. `key_secret` is hex; an empty one keeps the secret that is set.
     pub async fn configure(&self, bridge: &str, key_secret: &str) -> Result<(), StdbError> {
         self.call("configure", json!([{ "__identity__": prefixed(bridge) }, key_secret]))
             .await
     }
 
-    /// Says whose tokens the module trusts, and how often it looks for sessions that have ended.
+    /// Tells the module whose tokens to trust, and how often to look for ended sessions.
     pub async fn trust_issuer(&self, issuer: &str, audience: &str, sweep_every_ms: u32) -> Result<(), StdbError> {
         self.call("trust_issuer", json!([issuer, audience, sweep_every_ms]))
             .await
     }
 
-    /// Says which clients the module serves.
+    /// Tells the module which clients to serve.
     pub async fn set_compatibility(&self, window: &Window) -> Result<(), StdbError> {
         let arguments = json!([
             window.min_client_build_id,
@@ -252,7 +253,7 @@ impl Admin {
         self.call("set_compatibility", arguments).await
     }
 
-    /// Lets an identity read a stream.
+    /// Grants a stream to an identity.
     pub async fn grant(&self, identity: &str, stream_id: &StreamId) -> Result<(), StdbError> {
         self.call(
             "grant_stream",
@@ -261,7 +262,7 @@ impl Admin {
         .await
     }
 
-    /// Takes that right away.
+    /// Revokes a grant.
     pub async fn revoke(&self, identity: &str, stream_id: &StreamId) -> Result<(), StdbError> {
         self.call(
             "revoke_stream",
@@ -291,7 +292,7 @@ impl Admin {
             .timeout(REQUEST_LIMIT)
     }
 
-    /// Sends, and sorts out what every route has in common.
+    /// Sends a request, and handles the errors that all routes share.
     async fn send(&self, what: &'static str, request: RequestBuilder) -> Result<Response, StdbError> {
         let response = request.send().await.map_err(|error| self.transport(what, &error))?;
         match response.status() {
@@ -372,8 +373,8 @@ async fn text(response: Response) -> String {
         .unwrap_or_else(|error| format!("(unreadable: {error})"))
 }
 
-/// Whether a 404 is for a reducer that is not there, or a procedure, among which it is looked for next. One for a database
-/// holds its name in quotes, whatever that is made of.
+/// Whether a 404 is about a missing function. The server looks for a procedure when it finds no reducer, so both texts
+/// occur. A 404 about a database quotes the database's name, which may contain anything.
 fn is_about_a_function(message: &str) -> bool {
     message
         .split_whitespace()
@@ -389,7 +390,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_database_is_not_taken_for_a_missing_function() {
+    fn a_missing_database_is_not_mistaken_for_a_missing_function() {
         for (message, expected) in [
             ("no such reducer", true),
             ("No such procedure", true),

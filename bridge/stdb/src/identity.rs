@@ -12,7 +12,7 @@ use spacetimedb_sdk::Identity;
 #[error("{0}")]
 pub struct NotAToken(&'static str);
 
-/// The identity, in hex, that a token stands for. The signature is not checked.
+/// The identity, in hex, of a token's bearer. Does not check the signature.
 pub fn of_token(token: &Secret) -> Result<String, NotAToken> {
     let payload = token.expose().split('.').nth(1).ok_or(NotAToken("expected a JWT"))?;
     let payload = URL_SAFE_NO_PAD
@@ -25,7 +25,7 @@ pub fn of_token(token: &Secret) -> Result<String, NotAToken> {
     }
 }
 
-/// The identity, in hex, of the bridge whose own tokens this issuer signs.
+/// The identity, in hex, of the bridge whose tokens this issuer signs.
 pub fn of_bridge(issuer: &str) -> String {
     Identity::from_claims(issuer, SERVICE_SUBJECT).to_hex().to_string()
 }
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bridges_token_stands_for_the_bridges_identity() {
+    fn the_bridges_token_leads_to_the_bridges_identity() {
         let claims = format!(r#"{{"iss":"https://lane.example","sub":"{SERVICE_SUBJECT}"}}"#);
         let token = Secret::from(format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims)));
         let identity = of_token(&token).unwrap();

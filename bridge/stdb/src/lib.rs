@@ -1,4 +1,4 @@
-//! SpacetimeDB, as the bridge meets it: the live link ([`link`]) and the plain HTTP side ([`admin`]).
+//! SpacetimeDB as the bridge uses it: the live link ([`link`]) and the HTTP API ([`admin`]).
 
 pub mod admin;
 mod handshake;
@@ -15,39 +15,39 @@ use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{ChainHash, Refusal};
 use spacetimedb_sdk::__codegen::__sats::u256;
 
-/// Why something did not work with SpacetimeDB.
+/// Why an operation on SpacetimeDB failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StdbError {
-    /// The server cannot be reached, or broke off.
+    /// The server cannot be reached, or closed the connection.
     #[error("spacetimedb at {uri} is not available: {message}")]
     Unavailable {
         /// The server.
         uri: String,
-        /// What the transport says.
+        /// What the transport reports.
         message: String,
     },
-    /// It took longer than it may.
+    /// The server took longer than allowed.
     #[error("spacetimedb at {uri} did not answer {what} in time")]
     TimedOut {
         /// The server.
         uri: String,
-        /// What was asked.
+        /// What was asked for.
         what: &'static str,
     },
-    /// The bridge signs its own tokens, and no key signs.
-    #[error("no signing key of the bridge is good at the moment; make one with: spacetime-sync keys add --dir DIR")]
+    /// The bridge signs its own tokens, but none of its keys may sign at the moment.
+    #[error("the bridge has no key that may sign at the moment; create one with: spacetime-sync keys add --dir DIR")]
     NoSigner,
-    /// The server does not take the token.
+    /// The server does not accept the token.
     #[error(
         "spacetimedb at {uri} does not accept the token: {message}; is it a token of this server, and not expired?"
     )]
     Unauthorized {
         /// The server.
         uri: String,
-        /// What it says.
+        /// What the server says.
         message: String,
     },
-    /// The token is good, but not of who may do this.
+    /// The token is valid, but its identity may not do this.
     #[error(
         "spacetimedb at {uri} does not let this identity do that to database {database:?}: {message}; use the token of \
          the identity that published it"
@@ -55,9 +55,9 @@ pub enum StdbError {
     Forbidden {
         /// The server.
         uri: String,
-        /// The name.
+        /// The name of the database.
         database: String,
-        /// What it says.
+        /// What the server says.
         message: String,
     },
     /// The token is good, but the module does not let its identity in.
@@ -73,27 +73,27 @@ pub enum StdbError {
     NoDatabase {
         /// The server.
         uri: String,
-        /// The name.
+        /// The name of the database.
         database: String,
     },
     /// The database runs another module.
     #[error("database {database:?} does not run the module of the lane ({message}); run: spacetime-sync publish")]
     ForeignModule {
-        /// The name.
+        /// The name of the database.
         database: String,
-        /// What gave it away.
+        /// How the difference was noticed.
         message: String,
     },
-    /// The database runs our module with another contract.
+    /// The database runs our module, but with another contract.
     #[error(
         "database {database:?} speaks {found}, this build speaks {expected}; publish the module of this build, or run the build of that module"
     )]
     ContractMismatch {
-        /// The name.
+        /// The name of the database.
         database: String,
-        /// What the module says.
+        /// The contract that the module states.
         found: Box<Contract>,
-        /// What this build was made with.
+        /// The contract of this build.
         expected: Box<Contract>,
     },
     /// The new module would disconnect clients.
@@ -102,39 +102,39 @@ pub enum StdbError {
          what you want, allow it with --break-clients\n{plan}"
     )]
     BreaksClients {
-        /// The name.
+        /// The name of the database.
         database: String,
-        /// What would change, as the server says it.
+        /// The changes, in the server's words.
         plan: String,
     },
-    /// There is no way from the module that runs to the new one.
+    /// The server cannot migrate the data from the running module to the new one.
     #[error(
-        "nothing was published: database {database:?} cannot be taken over by the new module; make the change a \
-         compatible one, or delete what the database holds with --delete-data, and the bridge publishes it again\n{reason}"
+        "nothing was published: the data of database {database:?} cannot be migrated to the new module; make the change a \
+         compatible one, or delete the data with --delete-data, and the bridge will publish it again\n{reason}"
     )]
     NeedsDeletion {
-        /// The name.
+        /// The name of the database.
         database: String,
-        /// What stands in the way, as the server says it.
+        /// The obstacle, in the server's words.
         reason: String,
     },
-    /// The module refused.
+    /// The module refused the call.
     #[error("the module refused: {0}")]
     Refused(Refusal),
-    /// The server answered with something unexpected.
+    /// The server gave an unexpected answer.
     #[error("spacetimedb at {uri} answered {what} with {message}")]
     Unexpected {
         /// The server.
         uri: String,
-        /// What was asked.
+        /// What was asked for.
         what: &'static str,
-        /// What came.
+        /// The answer.
         message: String,
     },
 }
 
 impl StdbError {
-    /// What to do about it. Only what a person must mend is fatal.
+    /// What to do about the error. It is fatal only if a person must fix something.
     pub fn class(&self) -> RefusalClass {
         match self {
             Self::Unavailable { .. } | Self::TimedOut { .. } | Self::Unexpected { .. } | Self::NoSigner => {
@@ -153,12 +153,12 @@ impl StdbError {
     }
 }
 
-/// A column of 256 bits as the chain hash it holds.
+/// Reads a chain hash from a 256-bit column.
 pub(crate) fn chain_from_column(column: u256) -> ChainHash {
     ChainHash::from_bytes(column.to_be_bytes())
 }
 
-/// A chain hash as a column of 256 bits.
+/// Writes a chain hash as a 256-bit column.
 pub(crate) fn chain_to_column(chain: &ChainHash) -> u256 {
     u256::from_be_bytes(*chain.as_bytes())
 }

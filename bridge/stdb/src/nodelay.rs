@@ -1,12 +1,12 @@
-//! Small messages leave at once.
+//! Sends small messages at once.
 //!
-//! The SDK opens its WebSocket with Nagle's algorithm on and gives nobody the socket. A call would then wait until the
-//! server has acknowledged the call before it, and the server's kernel delays that by up to 40 ms: half of the time from
-//! commit to applied when events come singly. So this module finds the socket among the descriptors of the process, by
-//! the port that it is connected to, and turns the algorithm off there.
+//! The SDK opens its WebSocket with Nagle's algorithm on and does not give access to the socket. A call would then wait
+//! until the server has acknowledged the previous call, which the server's kernel delays by up to 40 ms: half of the
+//! time from commit to application when events come one by one. So this module finds the socket among the descriptors
+//! of the process by its remote port, and turns the algorithm off.
 
-/// Turns Nagle's algorithm off on this process's TCP connections to a port, and says on how many. It works on Linux
-/// only, and only where the sandbox permits it; elsewhere the link is slower and otherwise the same.
+/// Turns Nagle's algorithm off on this process's TCP connections to a port, and returns how many there were. It works
+/// only on Linux, and only where the sandbox permits it. Elsewhere the link is slower but otherwise the same.
 #[cfg(target_os = "linux")]
 pub(super) fn on_connections_to(port: u16) -> std::io::Result<usize> {
     use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
@@ -22,7 +22,7 @@ pub(super) fn on_connections_to(port: u16) -> std::io::Result<usize> {
         if !is_socket {
             continue;
         }
-        // A second descriptor for the same socket, closed below. The first one may have been closed meanwhile.
+        // This is a second descriptor of the same socket, closed below. The first one may have been closed meanwhile.
         let Ok(socket) = pidfd_getfd(&process, descriptor, PidfdGetfdFlags::empty()) else {
             continue;
         };
@@ -45,7 +45,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
-    fn a_connection_to_the_server_sends_at_once_and_no_other_is_touched() {
+    fn only_connections_to_the_server_send_at_once() {
         let connect = || {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();

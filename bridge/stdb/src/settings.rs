@@ -23,7 +23,7 @@ pub struct SpacetimeConfig {
 }
 
 impl SpacetimeConfig {
-    /// The token of the bridge's identity, from wherever it is kept; `None` if the bridge signs its own.
+    /// The token of the bridge's identity, from its file or the configuration. `None` if the bridge signs its own.
     pub fn token(&self) -> Result<Option<Secret>, TokenFileError> {
         match (&self.token, &self.token_file) {
             (Some(token), _) => Ok(Some(token.clone())),

@@ -11,24 +11,24 @@ use super::StdbError;
 
 /// Signs tokens for the bridge's own identity.
 pub trait Signer: fmt::Debug + Send + Sync {
-    /// A token that is good from now on; `None` while no key signs.
+    /// A token that is valid from now on. `None` while no key may sign.
     fn token(&self) -> Option<Secret>;
 
-    /// After how long the bridge shows a new token, so that the module never sees one end.
+    /// How long the bridge uses a token before it shows a new one, so that the module never sees a token expire.
     fn renew_after(&self) -> Duration;
 }
 
-/// Where a token comes from when one is needed.
+/// Where the bridge gets its token from.
 #[derive(Debug, Clone)]
 pub enum TokenSource {
-    /// Always the same one.
+    /// Always the same token.
     Fixed(Secret),
-    /// A new one each time.
+    /// A new token each time.
     Signed(Arc<dyn Signer>),
 }
 
 impl TokenSource {
-    /// A token that is good now.
+    /// A token that is valid now.
     pub fn token(&self) -> Result<Secret, StdbError> {
         match self {
             Self::Fixed(token) => Ok(token.clone()),
@@ -36,7 +36,7 @@ impl TokenSource {
         }
     }
 
-    /// After how long the bridge must show a new token; `None` if the token never changes.
+    /// How long the bridge may use a token before it must show a new one. `None` if the token never changes.
     pub fn renew_after(&self) -> Option<Duration> {
         match self {
             Self::Fixed(_) => None,
@@ -45,7 +45,7 @@ impl TokenSource {
     }
 }
 
-/// Why a file gives no token.
+/// Why a file yields no token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenFileError {
     /// The file cannot be read.
@@ -53,7 +53,7 @@ pub enum TokenFileError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The file is empty.
@@ -64,7 +64,7 @@ pub enum TokenFileError {
     },
 }
 
-/// Reads a token out of its file.
+/// Reads a token from its file.
 pub fn read_token(path: &Path) -> Result<Secret, TokenFileError> {
     let text = std::fs::read_to_string(path).map_err(|source| TokenFileError::Read {
         path: path.to_owned(),

@@ -1,4 +1,5 @@
-//! Which SpacetimeDB a server of ours is: the embedded host, or an official one that this machine has.
+//! The program of a SpacetimeDB server for tests: the embedded host, or an official server that is installed on this
+//! machine.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -9,14 +10,14 @@ use anyhow::Context as _;
 /// A program that serves SpacetimeDB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Program {
-    /// `tests/host`.
+    /// The host of `tests/host`.
     Embedded(PathBuf),
     /// The `spacetime` of an official installation.
     Official(PathBuf),
 }
 
 impl Program {
-    /// The one that `scripts/setup` chose.
+    /// The program that `scripts/setup` chose.
     pub(super) fn chosen() -> anyhow::Result<Self> {
         Self::of(std::env::var_os("SYNC_SPACETIME"), std::env::var_os("SYNC_HOST_BIN"))
     }
@@ -29,19 +30,20 @@ impl Program {
             .context("neither SYNC_HOST_BIN nor SYNC_SPACETIME is set: start through ./scripts")
     }
 
-    /// What is executed.
+    /// The executable.
     pub(super) fn path(&self) -> &Path {
         match self {
             Self::Embedded(path) | Self::Official(path) => path,
         }
     }
 
-    /// Its arguments for a server on `addr` that keeps all it writes in `data` or beside it.
+    /// Its arguments for a server on `addr` that keeps everything it writes in `data` or beside it.
     pub(super) fn arguments(&self, data: &Path, addr: SocketAddr) -> Vec<OsString> {
         let addr = addr.to_string();
         match self {
             Self::Embedded(_) => vec!["--data-dir".into(), data.into(), "--listen".into(), addr.into()],
-            // The keys beside the data: without them it would take, or make, those of the person's own account.
+            // The keys lie beside the data. Without this option the server would use or create keys in the user's own
+            // account.
             Self::Official(_) => vec![
                 "start".into(),
                 "--data-dir".into(),
@@ -68,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn an_official_server_that_was_found_is_taken() {
+    fn an_installed_official_server_is_used() {
         let (official, embedded) = (Some("/usr/bin/spacetime".into()), Some("/cache/host".into()));
         assert_eq!(
             Program::of(official.clone(), embedded.clone()).unwrap(),
