@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod http;
+pub mod issuing;
 pub mod run;
 pub mod status;
 pub mod tasks;

@@ -13,6 +13,8 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use spacetime_sync_authority::Authority;
 use spacetime_sync_bridge::config::{Config, EXAMPLE};
+use spacetime_sync_bridge::issuing::Issuing;
+use spacetime_sync_bridge::run::Neighbour;
 use spacetime_sync_bridge::status::Status;
 use spacetime_sync_bridge::tasks::joined;
 use spacetime_sync_bridge::{http, run};
@@ -227,26 +229,30 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let status = Arc::new(Status::new(config.bridge.stall_after()));
     let issuer = config.open_issuer()?;
     let target = cli::target(&config, issuer.as_ref())?;
-    let messenger = issuer
-        .as_ref()
-        .map(|_| Messenger::new(&target.uri, &target.database, target.tokens.clone()));
     let mut beside = JoinSet::new();
-    if let (Some(issuer), Some(messenger), Some(issuing)) = (&issuer, &messenger, &config.issuer) {
-        beside.spawn(keep_keys(issuer.clone(), issuing.keys_reload()));
-        let (issuer, messenger) = (issuer.clone(), messenger.clone());
-        beside.spawn(async move { issuer.tell_revocations(messenger).await });
-    }
-    let histories = issuer
-        .as_ref()
-        .map(|_| Arc::new(Histories::new(&config.history, config.limits.frame_bytes)));
-    let desk = match (&issuer, &histories, messenger) {
-        (Some(issuer), Some(histories), Some(messenger)) => Some(Arc::new(Desk {
-            issuer: issuer.clone(),
-            histories: histories.clone(),
-            messenger,
-            behind_proxy: config.http.behind_proxy,
-        })),
-        _ => None,
+    let (desk, neighbour) = match (issuer, &config.issuer) {
+        (Some(issuer), Some(settings)) => {
+            let messenger = Messenger::new(&target.uri, &target.database, target.tokens.clone());
+            beside.spawn(keep_keys(issuer.clone(), settings.keys_reload()));
+            beside.spawn({
+                let (issuer, messenger) = (issuer.clone(), messenger.clone());
+                async move { issuer.tell_revocations(messenger).await }
+            });
+            let histories = Arc::new(Histories::new(&config.history, config.limits.frame_bytes));
+            let desk = Desk {
+                issuer: issuer.clone(),
+                histories: histories.clone(),
+                messenger,
+                behind_proxy: config.http.behind_proxy,
+            };
+            let neighbour: Box<dyn Neighbour> = Box::new(Issuing {
+                issuer,
+                histories,
+                pool_size: settings.pool_size,
+            });
+            (Some(Arc::new(desk)), Some(neighbour))
+        }
+        (None, _) | (Some(_), None) => (None, None),
     };
     let side = http::Side {
         status: status.clone(),
@@ -269,14 +275,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
         std::future::pending::<()>().await;
     });
     tokio::select! {
-        ended = run::run(config, target, status, issuer, histories, stopping) => ended?,
+        ended = run::run(config, target, status, neighbour, stopping) => ended?,
         never = outlast(beside) => match never {},
     }
     tracing::info!("stopped");
     Ok(())
 }
 
-/// What runs beside the lane runs for as long as the process: all that can come of it is a panic.
+/// Waits for the tasks beside the lane, which run as long as the process. They can only end with a panic.
 async fn outlast(mut tasks: JoinSet<()>) -> Infallible {
     while let Some(ended) = tasks.join_next().await {
         joined(ended);

@@ -10,8 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spacetime_sync_authority::{Authority, AuthorityError, Candidate, Leadership};
-use spacetime_sync_issuer::Issuer;
-use spacetime_sync_issuer::history::Histories;
 use spacetime_sync_lane::{
     Answer, Command, Event, Failure, Lane, Level, LinkId, Notice, Page, Record, Recorded, RequestId, Standing,
     is_doubtful, judge,
@@ -35,17 +33,25 @@ const EVENTS_PER_TURN: usize = 256;
 #[error("{0}")]
 pub struct RunError(String);
 
-/// Runs until told to stop, then finishes what is in flight. Issuer and histories, if there are any, are given the
-/// authority as soon as there is one.
+/// A neighbour of the lane in this process. The runner tells it what it needs, and does not know what it does.
+pub trait Neighbour: Send {
+    /// The authority is connected. Returns the neighbour's own handles to it: their idle connections are dropped when the
+    /// lead is lost.
+    fn connected(&self, authority: &Authority) -> Vec<Authority>;
+
+    /// The link to SpacetimeDB is a new one.
+    fn relinked(&self);
+}
+
+/// Runs until told to stop, then finishes what is in flight.
 pub async fn run(
     config: Config,
     target: Target,
     status: Arc<Status>,
-    issuer: Option<Arc<Issuer>>,
-    histories: Option<Arc<Histories>>,
+    neighbour: Option<Box<dyn Neighbour>>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
-    Runner::new(config, target, status, issuer, histories).run(stop).await
+    Runner::new(config, target, status, neighbour).run(stop).await
 }
 
 /// What tasks tell the runner.
@@ -64,8 +70,7 @@ struct Runner {
     config: Arc<Config>,
     target: Target,
     status: Arc<Status>,
-    issuer: Option<Arc<Issuer>>,
-    histories: Option<Arc<Histories>>,
+    neighbour: Option<Box<dyn Neighbour>>,
     lane: Lane,
     started: Instant,
     /// What the lane asked for and is not carried out yet.
@@ -85,13 +90,7 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(
-        config: Config,
-        target: Target,
-        status: Arc<Status>,
-        issuer: Option<Arc<Issuer>>,
-        histories: Option<Arc<Histories>>,
-    ) -> Self {
+    fn new(config: Config, target: Target, status: Arc<Status>, neighbour: Option<Box<dyn Neighbour>>) -> Self {
         let (events, inbox) = mpsc::unbounded_channel();
         Self {
             lane: Lane::new(config.lane(), rand::random()),
@@ -99,8 +98,7 @@ impl Runner {
             config: Arc::new(config),
             target,
             status,
-            issuer,
-            histories,
+            neighbour,
             commands: Vec::new(),
             authority: None,
             desks: Vec::new(),
@@ -197,13 +195,8 @@ impl Runner {
     /// Clones of an authority share its connections.
     fn attach(&mut self, authority: Authority) {
         self.desks.push(authority.clone());
-        if let (Some(issuer), Some(issuing)) = (&self.issuer, &self.config.issuer) {
-            let desk = authority.beside(issuing.pool_size);
-            self.desks.push(desk.clone());
-            issuer.attach(desk);
-        }
-        if let Some(histories) = &self.histories {
-            histories.attach(&authority);
+        if let Some(neighbour) = &self.neighbour {
+            self.desks.extend(neighbour.connected(&authority));
         }
         self.candidate = Some(authority.candidate());
         self.authority = Some(authority);
@@ -346,8 +339,8 @@ impl Runner {
                 }
             }
             Command::Relinked => {
-                if let Some(issuer) = &self.issuer {
-                    issuer.relinked();
+                if let Some(neighbour) = &self.neighbour {
+                    neighbour.relinked();
                 }
             }
             Command::ReadHeads(link, request, streams) => self.call(
@@ -599,7 +592,7 @@ mod tests {
             deadline: Duration::from_secs(1),
         };
         let status = Arc::new(Status::new(Duration::from_secs(10)));
-        Runner::new(config, target, status, None, None)
+        Runner::new(config, target, status, None)
     }
 
     #[tokio::test]
