@@ -87,7 +87,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn an_error_that_nobody_reads_is_an_error_all_the_same() {
+fn an_error_is_an_error_even_if_nobody_reads_it() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut failing = config_check();

@@ -138,7 +138,7 @@ async fn the_nodes_of_a_session_are_there_each_for_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_speaks_for_itself_alone() {
+async fn a_session_can_only_set_its_own_presence() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let [one, two] = ["one", "two"].map(|session| guarded.session("7", session, &["user:7:*"]));

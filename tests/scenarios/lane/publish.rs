@@ -233,7 +233,7 @@ async fn a_module_that_runs_is_configured_without_being_published() {
 }
 
 #[tokio::test]
-async fn an_update_goes_as_far_as_it_was_allowed_to() {
+async fn an_update_breaks_only_what_it_was_allowed_to() {
     let desk = Desk::new().await;
     desk.publish(&desk.path("module.wasm"), &[]).await.good();
     desk.append(1, &genesis()).await;
