@@ -447,7 +447,7 @@ impl Runner {
         if let Some(days) = sessions.and_then(|sessions| sessions.remember_days) {
             self.spawn(|authority| upkeep::forget_sessions(authority, days));
         }
-        self.spawn(|authority| upkeep::name_misnamed(authority));
+        self.spawn(upkeep::name_misnamed);
     }
 
     /// Gives back what others wait for.
