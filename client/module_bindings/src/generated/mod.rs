@@ -13,6 +13,7 @@ use spacetimedb_sdk::__codegen::{
 
 pub mod access_sweep_type;
 pub mod event_page_type;
+pub mod grant_count_type;
 pub mod grant_pattern_type;
 pub mod head_report_type;
 pub mod issuer_type;
@@ -58,6 +59,7 @@ pub mod read_streams_procedure;
 
 pub use access_sweep_type::AccessSweep;
 pub use event_page_type::EventPage;
+pub use grant_count_type::GrantCount;
 pub use grant_pattern_type::GrantPattern;
 pub use head_report_type::HeadReport;
 pub use issuer_type::Issuer;
