@@ -48,7 +48,7 @@ impl Authority {
         .await
     }
 
-    /// What stands in place of a stream's name and is none: nobody else is told of it.
+    /// Rows whose stream name is invalid. All other queries skip them.
     pub async fn misnamed_streams(&self, limit: usize) -> Result<Vec<String>, AuthorityError> {
         self.connections
             .run("misnamed_streams", async |connection| {

@@ -1,4 +1,4 @@
-//! The live link: one WebSocket, on which frames are appended with confirmed reads, so that an answer means durable.
+//! The live link: one WebSocket that appends frames with confirmed reads, so that an answer means durable.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,30 +17,30 @@ use super::handshake::{self, LinkRuntime};
 use super::tokens::TokenSource;
 use super::{StdbError, chain_from_column, chain_to_column};
 
-/// How long an answer to a call may take that appends nothing.
+/// How long the answer to a call may take, for calls other than appends.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// How often it is looked whether the connection has ended, while an answer is waited for.
+/// How often a waiting call checks whether the connection has ended.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long after a failed renewal the next is tried.
+/// How long to wait after a failed renewal before the next attempt.
 const RENEW_PAUSE: Duration = Duration::from_secs(5);
 
-/// Where and as whom to connect.
+/// Where to connect, and as whom.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// `http://…`
     pub uri: String,
-    /// The database.
+    /// The name of the database.
     pub database: String,
     /// The bridge's credential.
     pub tokens: TokenSource,
-    /// Which clients the module is told to serve; none if tokens are not ours.
+    /// Which clients the module shall serve. `None` if the bridge does not issue tokens.
     pub compatibility: Option<Window>,
     /// How long connecting may take.
     pub deadline: Duration,
 }
 
-/// What became of an append.
+/// The result of an append.
 #[derive(Debug)]
 pub enum Appended {
     /// SpacetimeDB holds the frame durably.
@@ -51,7 +51,7 @@ pub enum Appended {
     Failed(String),
 }
 
-/// Told why the link has ended, at least once. Appends without an answer may or may not have arrived.
+/// Called at least once with the reason when the link has ended. Appends without an answer may or may not have arrived.
 pub type OnClosed = Arc<dyn Fn(String) + Send + Sync>;
 
 /// A link that is up. Dropping it closes it.
@@ -59,15 +59,15 @@ pub struct Link {
     target: Target,
     connection: Arc<DbConnection>,
     on_closed: OnClosed,
-    /// Reads what the server says, until the connection ends.
+    /// The task that reads the server's messages until the connection ends.
     reader: tokio::task::JoinHandle<()>,
     renewal: Option<tokio::task::JoinHandle<()>>,
-    /// What the connection runs in; ends with the link.
+    /// The runtime of the connection, which ends with the link.
     _runtime: LinkRuntime,
 }
 
 impl Link {
-    /// Checks the contract, connects, and makes sure that the module takes this identity for the bridge.
+    /// Checks the contract, connects, and makes sure that the module accepts this identity as the bridge.
     pub async fn connect(target: Target, on_closed: OnClosed) -> Result<Self, StdbError> {
         let deadline = target.deadline;
         let uri = target.uri.clone();
@@ -106,7 +106,7 @@ impl Link {
                 on_closed(why);
             }
         };
-        // Beside the socket, or each answer would pass from thread to thread once more.
+        // On the runtime of the socket. Elsewhere each answer would pass between threads once more.
         let reader = match runtime.handle() {
             Some(threads) => threads.spawn(read),
             None => tokio::spawn(read),
@@ -133,9 +133,9 @@ impl Link {
         Ok(link)
     }
 
-    /// Ends the connection, whoever holds the link still.
+    /// Ends the connection, whoever still holds the link.
     pub fn close(&self) {
-        // After a panic of the SDK, its locks are poisoned and it panics here, too. There is nothing left to close then.
+        // After a panic of the SDK its locks are poisoned, and it panics here too. Nothing is left to close then.
         let _ = catch_unwind(AssertUnwindSafe(|| self.connection.disconnect()));
         self.reader.abort();
         if let Some(renewal) = &self.renewal {
@@ -148,8 +148,8 @@ impl Link {
         self.reader.is_finished()
     }
 
-    /// Whether the module takes this identity for the bridge. Only the owner and the bridge may read heads, and the server
-    /// says who the owner is. The module logs every refusal as an error, so a good bridge must not need one.
+    /// Whether the module accepts this identity as the bridge. Only the owner and the bridge may read heads, and the
+    /// server says who the owner is. The module logs every refusal as an error, so a valid bridge must not cause one.
     async fn may_append(&self, admin: &Admin) -> Result<(), StdbError> {
         match self.heads(&[]).await {
             Ok(_) => {
@@ -165,8 +165,8 @@ impl Link {
         self.ask_to_append().await
     }
 
-    /// Asks for something that can never be appended: the module tells whoever may append what is wrong with it, and
-    /// everybody else that they may not.
+    /// Sends an append that can never succeed: the module tells a caller who may append what is wrong with it, and
+    /// everybody else that they may not append.
     async fn ask_to_append(&self) -> Result<(), StdbError> {
         let (answer, answered) = oneshot::channel();
         let no_chain = chain_to_column(&ChainHash::from_bytes([0; 32]));
@@ -189,7 +189,7 @@ impl Link {
         }
     }
 
-    /// Sends a frame on its way. `done` is told what became of it, or never, if the link breaks.
+    /// Sends a frame. Calls `done` with the result, or never if the link breaks.
     pub fn append(&self, stream_id: &StreamId, frame: FrameRow, done: impl FnOnce(Appended) + Send + 'static) {
         let sent = self.connection.reducers.append_sync_events_then(
             stream_id.as_str().to_owned(),
@@ -212,7 +212,7 @@ impl Link {
         }
     }
 
-    /// The heads of streams as SpacetimeDB durably holds them, in the order asked for.
+    /// The durable heads of streams in SpacetimeDB, in the order asked for.
     pub async fn heads(&self, stream_ids: &[StreamId]) -> Result<Vec<Position>, StdbError> {
         let (answer, answered) = oneshot::channel();
         let names = stream_ids
@@ -246,13 +246,13 @@ impl Link {
         }
     }
 
-    /// Waits for what a call brings.
+    /// Waits for the answer to a call.
     pub(super) async fn outcome<T>(
         &self,
         what: &'static str,
         answered: oneshot::Receiver<Result<Result<T, String>, InternalError>>,
     ) -> Result<T, StdbError> {
-        // The SDK keeps what it promised to call when its connection has ended.
+        // The SDK never calls the callbacks of a connection that has ended.
         let answer = async {
             tokio::select! {
                 answer = answered => answer.ok(),
@@ -310,8 +310,8 @@ fn port_of(uri: &str) -> Option<u16> {
     reqwest::Url::parse(uri).ok()?.port_or_known_default()
 }
 
-/// Shows the module a fresh token again and again, over HTTP: it goes by the newest that this identity came with, on
-/// whatever connection, so that the link itself goes on.
+/// Shows the module a fresh token over HTTP, again and again. The module goes by the newest token of this identity, on
+/// whatever connection it came, so the link itself continues.
 async fn renew(admin: Admin, tokens: TokenSource, every: Duration) {
     loop {
         tokio::time::sleep(every).await;

@@ -1,4 +1,5 @@
-//! What else is asked of the module on the live link: what it holds, how long, and where its logs end.
+//! The operator's and the bridge's other calls on the live link: what SpacetimeDB holds, how long it holds it, and
+//! where its logs end.
 
 use spacetime_sync_bindings::{
     EventPage, RemoteProcedures, RemoteReducers, RetentionRule, StreamReport, mark_epoch, read_events, read_streams,
@@ -13,34 +14,34 @@ use tokio::sync::oneshot;
 use super::link::Link;
 use super::{StdbError, chain_from_column, chain_to_column};
 
-/// What a call brought, before it is known whether a refusal of ours is in it.
+/// The raw answer to a call, in which the text of an error may be a refusal.
 type Outcome<T> = Result<Result<T, String>, InternalError>;
 
 /// A stream as SpacetimeDB holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldStream {
-    /// Its name.
+    /// The name of the stream.
     pub stream_id: StreamId,
-    /// The first event held; one past the head if none is.
+    /// The first seq that SpacetimeDB holds; one past the head if it holds no event.
     pub oldest_seq: Seq,
-    /// Its end.
+    /// The stream's head.
     pub head: Position,
 }
 
 /// A part of a stream's log as SpacetimeDB holds it.
 #[derive(Debug)]
 pub struct HeldPage {
-    /// The first event held; one past the head if none is.
+    /// The first seq that SpacetimeDB holds; one past the head if it holds no event.
     pub oldest_seq: Seq,
-    /// The stream's end.
+    /// The stream's head.
     pub head: Position,
-    /// The first holds the event after the position asked for.
+    /// Consecutive frames. The first one holds the event after the seq that was asked for.
     pub frames: Vec<Frame>,
 }
 
 impl Link {
-    /// Takes one step towards a log that ends at `to`, a transaction of bounded size. It is refused if the log does not end
-    /// at `seen` any more: somebody else is at work on it.
+    /// Takes one step towards a log that ends at `to`, in a transaction of bounded size. The module refuses it if the
+    /// log no longer ends at `seen`, because somebody else has changed it.
     pub async fn rewind_step(&self, stream_id: &StreamId, seen: Seq, to: Position) -> Result<(), StdbError> {
         self.reducer("rewind_stream", |reducers, answer| {
             let (name, chain) = (stream_id.as_str().to_owned(), chain_to_column(&to.chain));
@@ -51,8 +52,8 @@ impl Link {
         .await
     }
 
-    /// Makes the log that is held end where the authority's has `chain` at `to`, step by step. Each step but the last one
-    /// shortens the log, or the rewind is given up.
+    /// Makes SpacetimeDB's log end at `to` with the authority's `chain`, step by step. Each step but the last must
+    /// shorten the log; otherwise the rewind is given up.
     pub async fn rewind(&self, stream_id: &StreamId, seen: Seq, to: Seq, chain: ChainHash) -> Result<(), StdbError> {
         let (mut seen, to) = (seen, Position { seq: to, chain });
         loop {
@@ -70,7 +71,7 @@ impl Link {
         }
     }
 
-    /// Says how long events are held.
+    /// Tells the module how long to hold events.
     pub async fn set_retention(&self, classes: &[RetentionClass]) -> Result<(), StdbError> {
         let rules = classes.iter().map(|class| RetentionRule {
             class: class.class.clone(),
@@ -86,7 +87,8 @@ impl Link {
         .await
     }
 
-    /// Says which history of the authority this is. `Some` tells why it cannot be the one that was carried before.
+    /// Tells the module which history of the authority this is. `Some` says why it cannot be the one that the bridge
+    /// carried before.
     pub async fn mark_epoch(&self, epoch: &AuthorityEpoch, begin: bool) -> Result<Option<Refusal>, StdbError> {
         let told = self.reducer("mark_epoch", |reducers, answer| {
             reducers.mark_epoch_then(epoch.epoch.clone(), epoch.beat, begin, move |_, result| {
@@ -100,7 +102,7 @@ impl Link {
         }
     }
 
-    /// The streams that are held and whose names come after `after`, in order, a bounded number.
+    /// A bounded number of the streams that SpacetimeDB holds, in order, with names after `after`.
     pub async fn streams(&self, after: Option<&StreamId>) -> Result<Vec<HeldStream>, StdbError> {
         let after = after.map_or("", StreamId::as_str).to_owned();
         let reports = self
@@ -123,7 +125,7 @@ impl Link {
         reports.into_iter().map(held).collect()
     }
 
-    /// What is held after a position, a bounded part of it. `Err` in it tells which frame is none.
+    /// A bounded part of what SpacetimeDB holds after a position. The inner `Err` names a frame that is invalid.
     pub async fn page(&self, stream_id: &StreamId, after: Seq) -> Result<Result<HeldPage, String>, StdbError> {
         let name = stream_id.as_str().to_owned();
         let page: EventPage = self

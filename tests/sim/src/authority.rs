@@ -25,7 +25,7 @@ pub(crate) struct Log {
     pub(crate) floor: Seq,
     /// A position whose payload was altered, and the altered payload.
     pub(crate) tampered: Option<(Seq, Bytes)>,
-    /// A position whose chain hash is none any more, as after a hand in the table.
+    /// A position whose chain hash is malformed, as after a manual change of the table.
     pub(crate) corrupt: Option<Seq>,
     /// Until when a writer holds its row.
     pub(crate) locked_until: Micros,

@@ -104,7 +104,7 @@ faults! {
     AuthorityAway => "authority: away",
     /// A writer holds the lock on a stream's row.
     RowLocked => "authority: row locked",
-    /// A chain hash in the authority is none any more.
+    /// A chain hash in the authority becomes malformed.
     Corrupted => "authority: chain hash corrupted",
     /// The module refuses to begin a window anew.
     RewindRefused => "rewind: refused",

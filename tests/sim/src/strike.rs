@@ -194,7 +194,7 @@ impl World {
         true
     }
 
-    /// A hand in the table: the chain hash at the published position is none any more.
+    /// A manual change of the table: the chain hash at the published position becomes malformed.
     fn corrupt(&mut self, stream: usize) -> bool {
         let log = &mut self.logs[stream];
         if log.corrupt.is_some() || log.published == Seq::ZERO || log.published < log.floor.next() {
