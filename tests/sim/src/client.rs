@@ -316,9 +316,17 @@ impl World {
         );
     }
 
+    fn modes_of(&self, at: usize) -> Vec<Mode> {
+        let session = &self.clients[at].session;
+        let streams = 0..self.setup.streams;
+        streams.map(|stream| session.stream(stream).mode().clone()).collect()
+    }
+
     /// Tells the session what happened, and does what comes of it.
     fn tell_client(&mut self, at: usize, event: Event) {
-        let heard = self.is_telling().then(|| words(&event));
+        // A timer that changes nothing is not part of the story.
+        let is_timer = matches!(event, Event::Woken);
+        let heard = self.is_telling().then(|| (words(&event), self.modes_of(at)));
         let client = &mut self.clients[at];
         let now = client.epoch + Duration::from_micros(self.now);
         let mut commands = Vec::new();
@@ -330,12 +338,11 @@ impl World {
         {
             self.coverage.seen("client: silence noticed");
         }
-        if let Some(heard) = heard {
-            let session = &self.clients[at].session;
-            let modes: Vec<_> = (0..self.setup.streams)
-                .map(|stream| session.stream(stream).mode())
-                .collect();
-            say!(self, "client {at}: {heard}: {modes:?}");
+        if let Some((heard, before)) = heard {
+            let modes = self.modes_of(at);
+            if !is_timer || modes != before {
+                say!(self, "client {at}: {heard}: {modes:?}");
+            }
         }
         self.see_stopped(at);
         let life = self.clients[at].life;

@@ -14,7 +14,8 @@ pub struct Coverage {
     seen: BTreeMap<&'static str, u64>,
 }
 
-/// The consequences that a large run must meet, at least once per [`Coverage::FLOOR_SEEDS`] seeds.
+/// The consequences that a large run must meet, at least once per [`Coverage::FLOOR_SEEDS`] seeds. A question that a silent
+/// link leaves open is not among them: a call is nearly always overdue before. It has a test of its own.
 const SEEN: &[&str] = &[
     "module: extended",
     "module: absorbed",
@@ -34,7 +35,6 @@ const SEEN: &[&str] = &[
     "bridge: all streams compared",
     "bridge: woken",
     "bridge: stands by",
-    "bridge: call not answered",
     "bridge: ack deadline",
     "bridge: lead taken",
     "client: hole paged",

@@ -132,9 +132,9 @@ impl Fault {
     /// How often the plan picks it, relative to others.
     fn weight(self) -> u32 {
         match self {
-            Self::HostWiped | Self::HostRestored | Self::Tampered | Self::Foreign | Self::Corrupted => 1,
+            Self::Tampered | Self::Foreign | Self::Corrupted => 1,
             Self::RowAltered | Self::RowForged | Self::PageForged => 1,
-            Self::BridgeSilent | Self::ClientSilent | Self::StoreFails => 2,
+            Self::HostWiped | Self::HostRestored | Self::ClientSilent | Self::StoreFails => 2,
             Self::BridgePaused | Self::ClientPaused | Self::AuthorityAway | Self::LeadLost => 2,
             Self::BridgeCut
             | Self::BridgeLate
@@ -164,11 +164,12 @@ impl Fault {
             | Self::HostKilled
             | Self::HostSlowDisk
             | Self::RowLocked
-            | Self::RewindRefused
             | Self::Swept
             | Self::Purged
             | Self::AuthorityClock
             | Self::WriterUnknown => 4,
+            // They need an opportunity that is rare: a window that begins anew, and a link on which only a question waits.
+            Self::RewindRefused | Self::BridgeSilent => 8,
         }
     }
 

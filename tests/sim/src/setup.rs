@@ -109,7 +109,7 @@ impl Setup {
                         unapplied_bytes,
                         pages_in_flight: rng.random_range(1..=4),
                         subscribed_bytes,
-                        reconnect_bytes: subscribed_bytes + rng.random_range(20_000..200_000),
+                        reconnect_bytes: subscribed_bytes + rng.random_range(2_000..100_000),
                         ..ClientLimits::default()
                     },
                     backoff: Backoff::default(),
