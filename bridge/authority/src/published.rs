@@ -2,7 +2,9 @@
 
 use spacetime_sync_proto::{Seq, StreamId};
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 
+use super::error::CallError;
 use super::{Authority, AuthorityError, stream_id};
 
 /// What became of [`Authority::advance_published`]. Streams in neither list are at or past what was asked for.
@@ -54,16 +56,7 @@ impl Authority {
                 .bind(&seqs)
                 .fetch_all(connection)
                 .await?;
-                let mut advanced = Advanced::default();
-                for row in &rows {
-                    let id = stream_id(row.try_get(0)?)?;
-                    if row.try_get(1)? {
-                        advanced.locked.push(id);
-                    } else {
-                        advanced.above_head.push(id);
-                    }
-                }
-                Ok(advanced)
+                not_advanced(&rows)
             })
             .await
     }
@@ -85,4 +78,18 @@ impl Authority {
             })
             .await
     }
+}
+
+/// The streams of a statement that left some as they were: each row names one, and says whether a writer holds its row.
+pub(crate) fn not_advanced(rows: &[PgRow]) -> Result<Advanced, CallError> {
+    let mut advanced = Advanced::default();
+    for row in rows {
+        let id = stream_id(row.try_get(0)?)?;
+        if row.try_get(1)? {
+            advanced.locked.push(id);
+        } else {
+            advanced.above_head.push(id);
+        }
+    }
+    Ok(advanced)
 }

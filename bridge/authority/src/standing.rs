@@ -5,7 +5,8 @@ use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 
 use super::error::{AuthorityError, CallError};
-use super::{Advanced, Authority, stream_id};
+use super::published::not_advanced;
+use super::{Advanced, Authority};
 
 /// What the authority says of a stream at a position, both read at the same moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,16 +95,7 @@ impl Authority {
         self.connections
             .run("set_published", async |connection: &mut PgConnection| {
                 let rows = sqlx::query(SET).bind(&ids).bind(&seqs).fetch_all(connection).await?;
-                let mut advanced = Advanced::default();
-                for row in &rows {
-                    let id = stream_id(row.try_get(0)?)?;
-                    if row.try_get(1)? {
-                        advanced.locked.push(id);
-                    } else {
-                        advanced.above_head.push(id);
-                    }
-                }
-                Ok(advanced)
+                not_advanced(&rows)
             })
             .await
     }
