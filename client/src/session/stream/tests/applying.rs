@@ -1,0 +1,136 @@
+//! What a stream does when the application is slow or fails.
+
+use super::*;
+
+#[test]
+fn a_slow_applier_makes_a_live_stream_page_and_then_come_back() {
+    let mut log = Log::new("s", 10);
+    let small = StreamBounds {
+        unapplied_bytes: 3_000,
+        resume_bytes: 500,
+        ..bounds()
+    };
+    let mut case = Case::within(log.head(), small);
+    case.step(Input::Connected);
+    case.step(log.page(vec![]));
+    case.step(Input::Subscribed(SubscriptionId(1)));
+    (0..5).for_each(|_| log.append());
+    let bytes = log.frame(11, 11).bytes.len();
+    (11..=13).for_each(|at| case.expect(Input::Frame(log.frame(at, at)), &[&format!("apply {at}..={at}")]));
+    assert_eq!(case.stream.unapplied_bytes(), 3 * bytes);
+    case.expect(Input::Frame(log.frame(14, 14)), &["apply 14..=14", "unsubscribe 1"]);
+    case.expect(Input::Frame(log.frame(15, 15)), &[]);
+    case.expect(
+        Input::Applied {
+            to: log.at(13),
+            released: 3 * bytes,
+        },
+        &[],
+    );
+    // How far the head has got meanwhile only a page can say: a subscription would bring all of it at once.
+    case.expect(
+        Input::Applied {
+            to: log.at(14),
+            released: bytes,
+        },
+        &["read after 14"],
+    );
+    case.expect(log.page(vec![log.frame(15, 15)]), &["apply 15..=15"]);
+    case.expect(
+        Input::Applied {
+            to: log.at(15),
+            released: bytes,
+        },
+        &["read after 15"],
+    );
+    case.expect(log.page(vec![]), &["subscribe 2 after 15"]);
+    assert_eq!(case.counters.overruns, 1);
+}
+
+#[test]
+fn a_failed_batch_is_tried_again_from_what_is_saved() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    (0..4).for_each(|_| log.append());
+    case.expect(Input::Frame(log.frame(11, 12)), &["apply 11..=12"]);
+    case.expect(Input::Frame(log.frame(13, 14)), &["apply 13..=14"]);
+    let retry = || Input::ApplyFailed {
+        failure: ApplyFailure::Retry {
+            message: "busy".to_owned(),
+        },
+        released: 0,
+    };
+    case.expect(retry(), &["unsubscribe 1", "retry later 1"]);
+    case.expect(Input::Dropped { released: 0 }, &[]);
+    case.expect(Input::AskAgain, &["read after 10"]);
+    case.expect(
+        log.page(vec![log.frame(11, 14)]),
+        &["apply 11..=14", "subscribe 2 after 14"],
+    );
+    case.expect(applied(&log, 14), &[]);
+    assert_eq!(case.stream.applied(), log.head());
+    for attempt in 1..bounds().apply_attempts {
+        assert!(case.step(retry()).contains(&format!("retry later {attempt}")));
+        case.step(Input::AskAgain);
+        case.step(log.page(vec![]));
+    }
+    case.step(retry());
+    assert_eq!(case.stopped().code(), "handler");
+    // The store may have been the one that was busy.
+    let said = case.stopped().to_string();
+    assert_eq!(said, "applying was given up after 8 attempts: busy");
+}
+
+#[test]
+fn a_full_disk_is_waited_for_however_long_it_is_full() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    log.append();
+    case.expect(Input::Frame(log.frame(11, 11)), &["apply 11..=11"]);
+    let full = || Input::ApplyFailed {
+        failure: ApplyFailure::Full {
+            message: "no room".to_owned(),
+        },
+        released: 0,
+    };
+    let pause = format!("retry later {}", bounds().apply_attempts);
+    case.expect(full(), &["unsubscribe 1", &pause]);
+    for _ in 0..3 * bounds().apply_attempts {
+        case.expect(Input::AskAgain, &["read after 10"]);
+        case.step(log.page(vec![log.frame(11, 11)]));
+        assert!(case.step(full()).contains(&pause));
+    }
+    case.step(Input::AskAgain);
+    case.step(log.page(vec![log.frame(11, 11)]));
+    case.expect(applied(&log, 11), &[]);
+    assert_eq!(case.stream.applied(), log.head());
+}
+
+#[test]
+fn an_altered_payload_or_a_handler_that_gives_up_stops_the_stream_at_once() {
+    let log = Log::new("s", 10);
+    let failures = [
+        (
+            ApplyFailure::Stop {
+                message: "no".to_owned(),
+            },
+            "handler",
+        ),
+        (
+            ApplyFailure::Payload {
+                seq: seq(9),
+                expected: PayloadHash::of(b"a"),
+                found: PayloadHash::of(b"b"),
+            },
+            "payload_mismatch",
+        ),
+    ];
+    for (failure, code) in failures {
+        let mut case = Case::live(&log);
+        case.expect(Input::ApplyFailed { failure, released: 0 }, &["unsubscribe 1"]);
+        assert_eq!(case.stopped().code(), code);
+        case.expect(Input::Disconnected, &[]);
+        case.expect(Input::Connected, &[]);
+        case.expect(Input::AskAgain, &[]);
+    }
+}

@@ -1,0 +1,183 @@
+//! What a stream never applies: another log, a broken frame, events that are not durable.
+
+use super::*;
+
+#[test]
+fn a_frame_of_another_log_is_never_applied() {
+    let mut log = Log::new("s", 10);
+    let mut other = Log::new("other", 15);
+    other.start = log.start;
+    for (first, last) in [(11, 12), (10, 12), (8, 10)] {
+        let mut case = Case::live(&log);
+        case.expect(Input::Frame(other.frame(first, last)), &["unsubscribe 1"]);
+        assert!(matches!(case.stopped(), StreamStop::ChainMismatch { seq, .. } if seq.get() == 10));
+        log.append();
+        case.expect(Input::Frame(log.frame(11, 11)), &[]);
+        log.events.pop();
+    }
+}
+
+#[test]
+fn a_frame_that_does_not_lead_to_the_head_is_never_applied() {
+    let log = Log::new("s", 20);
+    let mut case = Case::new(log.at(10));
+    case.step(Input::Connected);
+    let forged = {
+        let mut events = log.events[10..20].to_vec();
+        events[4].payload = Bytes::from_static(b"other");
+        events[4].payload_hash = PayloadHash::of(b"other");
+        FrameRow {
+            bytes: Frame::encode(&events),
+            ..log.frame(11, 20)
+        }
+    };
+    case.expect(log.page(vec![forged]), &[]);
+    assert!(matches!(case.stopped(), StreamStop::ChainMismatch { seq, .. } if seq.get() == 20));
+}
+
+#[test]
+fn what_is_no_frame_stops_the_stream() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    log.append();
+    let broken = FrameRow {
+        bytes: Bytes::from_static(b"\xff\xff\xff"),
+        ..log.frame(11, 11)
+    };
+    case.expect(Input::Frame(broken), &["unsubscribe 1"]);
+    assert_eq!(case.stopped().code(), "bad_frame");
+
+    let mut case = Case::live(&Log::new("s", 10));
+    let longer = FrameRow {
+        last_seq: seq(12),
+        ..log.frame(11, 11)
+    };
+    case.expect(Input::Frame(longer), &["unsubscribe 1"]);
+    assert_eq!(
+        case.stopped(),
+        &StreamStop::FrameExtent {
+            seq: seq(11),
+            expected: seq(12),
+            found: seq(11)
+        }
+    );
+}
+
+#[test]
+fn a_cursor_is_never_moved_to_suit_the_lane() {
+    let log = Log::new("s", 10);
+    let mut ahead = Case::new(log.at(10));
+    ahead.step(Input::Connected);
+    ahead.expect(Log::new("s", 7).page(vec![]), &[]);
+    assert_eq!(
+        ahead.stopped(),
+        &StreamStop::AheadOfLane {
+            applied: seq(10),
+            head: seq(7)
+        }
+    );
+
+    let mut forked = Case::new(log.at(10));
+    forked.step(Input::Connected);
+    forked.expect(Log::new("other", 10).page(vec![]), &[]);
+    assert_eq!(forked.stopped().code(), "chain_mismatch");
+
+    let mut below = Case::new(log.at(3));
+    below.step(Input::Connected);
+    below.expect(
+        Input::Page(Page {
+            head: log.head(),
+            oldest_seq: seq(6),
+            durable_reads: true,
+            frames: vec![log.frame(6, 10)],
+        }),
+        &[],
+    );
+    assert_eq!(
+        below.stopped(),
+        &StreamStop::BelowWindow {
+            applied: seq(3),
+            oldest: seq(6)
+        }
+    );
+
+    let mut at_the_edge = Case::new(log.at(5));
+    at_the_edge.step(Input::Connected);
+    let page = Page {
+        head: log.head(),
+        oldest_seq: seq(6),
+        durable_reads: true,
+        frames: vec![log.frame(6, 10)],
+    };
+    at_the_edge.expect(Input::Page(page), &["apply 6..=10", "subscribe 1 after 10"]);
+}
+
+fn early() -> StreamBounds {
+    StreamBounds {
+        reads: Reads::Early,
+        ..bounds()
+    }
+}
+
+#[test]
+fn what_must_be_durable_is_not_applied_when_read_early() {
+    let log = Log::new("s", 10);
+    let frames = || vec![log.frame(1, 10)];
+    let mut refused = Case::within(log.start, early());
+    refused.step(Input::Connected);
+    refused.expect(log.page(frames()), &[]);
+    assert_eq!(refused.stopped(), &StreamStop::DurableReads);
+    refused.expect(Input::Frame(log.frame(1, 10)), &[]);
+
+    let mut allowed = Case::within(log.start, early());
+    allowed.step(Input::Connected);
+    allowed.expect(
+        log.page_of_class(false, frames()),
+        &["apply 1..=10", "subscribe 1 after 10"],
+    );
+
+    let mut confirmed = Case::new(log.start);
+    confirmed.step(Input::Connected);
+    confirmed.expect(log.page(frames()), &["apply 1..=10", "subscribe 1 after 10"]);
+}
+
+#[test]
+fn a_class_that_must_be_durable_from_now_on_is_not_delivered_early_any_more() {
+    let log = Log::new("s", 10);
+    let mut case = Case::within(log.head(), early());
+    case.step(Input::Connected);
+    case.step(log.page_of_class(false, vec![]));
+    case.step(Input::Subscribed(SubscriptionId(1)));
+    case.expect(Input::Verify, &["read after 10"]);
+    case.expect(log.page(vec![]), &["unsubscribe 1"]);
+    assert_eq!(case.stopped(), &StreamStop::DurableReads);
+}
+
+#[test]
+fn rows_that_claim_more_events_than_can_be_counted_weigh_nothing() {
+    let log = Log::new("s", 10);
+    let mut case = Case::new(log.start);
+    case.step(Input::Connected);
+    let claims = |last_seq| FrameRow {
+        first_seq: seq(12),
+        last_seq,
+        base_chain: log.start.chain,
+        bytes: vec![0; 2 << 20].into(),
+    };
+    // With the first nine events these are one more than 64 bits count.
+    let hostile = [Seq::MAX, Seq::MAX, seq(27)].map(claims);
+    let frames = [log.frame(1, 9)].into_iter().chain(hostile).collect();
+    case.expect(log.page(frames), &["apply 1..=9", "subscribe 1 after 9"]);
+}
+
+#[test]
+fn the_genesis_of_a_log_is_part_of_the_check() {
+    let log = Log::new("s", 3);
+    let mut case = Case::new(Position {
+        chain: ChainHash::genesis(&StreamId::new("t").unwrap()),
+        ..log.start
+    });
+    case.step(Input::Connected);
+    case.expect(log.page(vec![log.frame(1, 3)]), &[]);
+    assert_eq!(case.stopped().code(), "chain_mismatch");
+}

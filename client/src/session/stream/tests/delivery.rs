@@ -1,0 +1,203 @@
+//! What comes when: pages, subscriptions, holes, refusals and new connections.
+
+use super::*;
+
+#[test]
+fn an_empty_stream_is_subscribed_to_from_its_beginning() {
+    let log = Log::new("s", 0);
+    let mut case = Case::new(log.start);
+    case.expect(Input::Connected, &["read after 0"]);
+    case.expect(log.page(vec![]), &["subscribe 1 after 0"]);
+    assert!(!case.stream.is_current());
+    case.expect(Input::Subscribed(SubscriptionId(1)), &[]);
+    assert!(case.stream.is_current());
+}
+
+#[test]
+fn what_is_missing_is_paged_then_subscribed_to() {
+    let log = Log::new("s", 9_000);
+    let mut case = Case::new(log.at(500));
+    case.expect(Input::Connected, &["read after 500"]);
+    let far = log.page(vec![log.frame(1, 1_000), log.frame(1_001, 2_000)]);
+    case.expect(far, &["apply 501..=1000", "apply 1001..=2000", "read after 2000"]);
+    let near = log.page((2..9).map(|k| log.frame(k * 1_000 + 1, (k + 1) * 1_000)).collect());
+    let effects = case.step(near);
+    assert_eq!(effects.last().unwrap(), "subscribe 1 after 9000");
+    case.expect(Input::Subscribed(SubscriptionId(1)), &[]);
+    assert!(!case.stream.is_current(), "nothing is applied yet");
+    case.expect(applied(&log, 9_000), &[]);
+    assert!(case.stream.is_current());
+    assert_eq!(case.counters.duplicates_dropped, 500);
+    assert_eq!(case.counters.events_applied, 8_500);
+}
+
+#[test]
+fn live_frames_are_applied_as_they_come_and_repeats_are_dropped() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    (0..5).for_each(|_| log.append());
+    case.expect(Input::Frame(log.frame(11, 12)), &["apply 11..=12"]);
+    case.expect(Input::Frame(log.frame(11, 12)), &[]);
+    // The stream no longer remembers this position: only the head can tell that it is the same log.
+    case.expect(Input::Frame(log.frame(3, 5)), &["read after 12"]);
+    let page = Page {
+        head: log.at(12),
+        oldest_seq: seq(1),
+        durable_reads: true,
+        frames: vec![],
+    };
+    case.expect(Input::Page(page), &[]);
+    case.expect(Input::Frame(log.frame(10, 15)), &["apply 13..=15"]);
+    assert_eq!(case.counters.duplicates_dropped, 2 + 3 + 3);
+}
+
+#[test]
+fn a_hole_is_paged_once_and_live_goes_on() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    (0..10).for_each(|_| log.append());
+    case.expect(Input::Frame(log.frame(15, 16)), &["read after 10"]);
+    case.expect(Input::Frame(log.frame(17, 18)), &[]);
+    assert_eq!(case.counters.holes_paged, 1);
+    assert!(!case.stream.is_current());
+    case.expect(log.page(vec![log.frame(11, 20)]), &["apply 11..=20"]);
+    case.expect(applied(&log, 20), &[]);
+    assert!(case.stream.is_current());
+}
+
+#[test]
+fn a_page_older_than_what_was_heard_since_is_followed_by_another() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    let older = log.page(vec![]);
+    case.expect(Input::Verify, &["read after 10"]);
+    (0..5).for_each(|_| log.append());
+    case.expect(Input::Frame(log.frame(12, 13)), &[]);
+    case.expect(older, &["read after 10"]);
+    case.expect(log.page(vec![log.frame(11, 15)]), &["apply 11..=15"]);
+}
+
+#[test]
+fn a_page_that_leads_nowhere_is_not_asked_for_in_a_loop() {
+    let log = Log::new("s", 5_000);
+    let mut case = Case::new(log.start);
+    case.step(Input::Connected);
+    case.expect(log.page(vec![]), &["ask later"]);
+    case.expect(Input::AskAgain, &["read after 0"]);
+    case.expect(log.page(vec![log.frame(11, 20)]), &["ask later"]);
+}
+
+#[test]
+fn a_refusal_that_may_pass_is_asked_again_and_another_stops() {
+    let log = Log::new("s", 1);
+    let mut case = Case::new(log.start);
+    case.step(Input::Connected);
+    case.expect(
+        Input::ReadRefused(Refusal::new(RefusalCode::ForbiddenStream, "no grant")),
+        &["ask later"],
+    );
+    assert_eq!(case.stream.mode(), &Mode::Refused(RefusalCode::ForbiddenStream));
+    case.expect(Input::AskAgain, &["read after 0"]);
+    case.expect(Input::ReadFailed, &["ask later"]);
+    case.expect(Input::AskAgain, &["read after 0"]);
+    case.expect(
+        Input::ReadRefused(Refusal::new(RefusalCode::InvalidArgument, "no")),
+        &[],
+    );
+    assert_eq!(case.stopped().code(), "refused");
+}
+
+#[test]
+fn a_lost_grant_ends_delivery_and_a_new_one_resumes_it() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    case.expect(Input::GrantLost, &["unsubscribe 1", "ask later"]);
+    log.append();
+    case.expect(Input::Frame(log.frame(11, 11)), &[]);
+    case.expect(Input::AskAgain, &["read after 10"]);
+    case.expect(
+        log.page(vec![log.frame(11, 11)]),
+        &["apply 11..=11", "subscribe 2 after 11"],
+    );
+}
+
+#[test]
+fn a_renewed_subscription_takes_over_without_a_gap() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    (0..3).for_each(|_| log.append());
+    case.expect(Input::Renew, &["subscribe 2 after 10"]);
+    case.expect(Input::Renew, &[]);
+    case.expect(Input::Frame(log.frame(11, 11)), &["apply 11..=11"]);
+    case.expect(Input::Subscribed(SubscriptionId(2)), &["unsubscribe 1"]);
+    case.expect(Input::Frame(log.frame(12, 13)), &["apply 12..=13"]);
+    assert!(case.stream.is_delivering());
+}
+
+#[test]
+fn a_new_connection_goes_on_from_what_was_handed_out() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    (0..4).for_each(|_| log.append());
+    case.expect(Input::Frame(log.frame(11, 12)), &["apply 11..=12"]);
+    case.expect(Input::Disconnected, &[]);
+    assert_eq!(case.stream.mode(), &Mode::Offline);
+    case.expect(applied(&log, 12), &[]);
+    case.expect(Input::Connected, &["read after 12"]);
+}
+
+#[test]
+fn whatever_happens_to_a_subscription_that_was_given_up_changes_nothing() {
+    let log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    case.expect(Input::Overrun, &["unsubscribe 1", "read after 10"]);
+    case.expect(log.page(vec![]), &["subscribe 2 after 10"]);
+    case.expect(Input::Subscribed(SubscriptionId(1)), &[]);
+    case.expect(Input::SubscriptionFailed(SubscriptionId(1)), &[]);
+    assert_eq!(case.stream.mode(), &Mode::Subscribing(SubscriptionId(2)));
+    case.expect(
+        Input::SubscriptionFailed(SubscriptionId(2)),
+        &["unsubscribe 2", "ask later"],
+    );
+}
+
+#[test]
+fn a_subscription_brings_so_much_and_is_renewed_when_half_of_it_has_come() {
+    let mut log = Log::new("s", 10);
+    let narrow = StreamBounds {
+        window_bytes: 4 * UNKNOWN_EVENT_BYTES as usize,
+        ..bounds()
+    };
+    let mut case = Case::within(log.head(), narrow);
+    case.step(Input::Connected);
+    let asked = case.stream.step(log.page(vec![]), &mut case.counters);
+    let (id, after, to) = (SubscriptionId(1), seq(10), seq(14));
+    assert_eq!(asked, [Effect::Subscribe { id, after, to }]);
+    case.step(Input::Subscribed(id));
+    (0..2).for_each(|_| log.append());
+    case.expect(Input::Frame(log.frame(11, 11)), &["apply 11..=11"]);
+    let frame = Input::Frame(log.frame(12, 12));
+    case.expect(frame, &["apply 12..=12", "subscribe 2 after 12"]);
+    case.expect(Input::Subscribed(SubscriptionId(2)), &["unsubscribe 1"]);
+}
+
+#[test]
+fn what_comes_next_begins_in_the_subscription_however_narrow_it_is() {
+    let log = Log::new("s", 10);
+    for window_bytes in [0, 1, 1_000, 100_000] {
+        let mut case = Case::within(
+            log.head(),
+            StreamBounds {
+                window_bytes,
+                ..bounds()
+            },
+        );
+        case.step(Input::Connected);
+        let asked = case.stream.step(log.page(vec![]), &mut case.counters);
+        let [Effect::Subscribe { after, to, .. }] = asked[..] else {
+            panic!("{asked:?}")
+        };
+        let last_before_renewal = after.plus(to.since(after).div_ceil(2) - 1);
+        assert!(last_before_renewal < to);
+    }
+}
