@@ -1,4 +1,4 @@
-//! Who calls, and what they may: by their session, or by a grant that was given by hand.
+//! Who calls, and what the caller may do: by its session, or by a grant that an operator gave.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::tables::{
     revoked_session, stream_grant, sync_checkpoint, sync_session, sync_stream,
 };
 
-/// Lets a connection in, or not. A token of the issuer opens its session, or renews it.
+/// Admits a connection, or refuses it. A token of the issuer opens its session, or renews it.
 pub fn admit(ctx: &ReducerContext) -> Result<(), Refused> {
     let trust = trust_row(ctx)?;
     let Some(issuer) = &trust.issuer else { return Ok(()) };
@@ -40,7 +40,7 @@ pub fn admit(ctx: &ReducerContext) -> Result<(), Refused> {
         return Ok(());
     }
     Err(unauthorized(
-        "this lane lets in who has a token of its bridge: ask POST /api/sync/token there",
+        "connecting takes a token of the bridge: ask for one with POST /api/sync/token",
     ))
 }
 
@@ -65,10 +65,10 @@ fn open(ctx: &ReducerContext, trust: &SyncTrust, session: Session) -> Result<(),
     let held = sessions.identity().find(identity);
     if let Some(held) = &held {
         if held.device_id != session.device_id.as_str() {
-            let message = "the session is bound to another device: sign in anew on this one";
+            let message = "the session is bound to another device: sign in again on this one";
             return Err(refused(Refusal::new(RefusalCode::SessionBound, message)));
         }
-        // The newest token says what the session may do. An older one lets in, and changes nothing.
+        // The newest token says what the session may do. An older one is admitted and changes nothing.
         if session.issued_at < held.issued_at {
             return Ok(());
         }
@@ -87,15 +87,15 @@ fn open(ctx: &ReducerContext, trust: &SyncTrust, session: Session) -> Result<(),
         sessions.identity().update(row);
     } else {
         sessions.try_insert(row).map_err(|_| {
-            let message = "the session is another user's";
+            let message = "the session belongs to another user: sign in again";
             refused(Refusal::new(RefusalCode::SessionBound, message))
         })?;
     }
     grant(ctx, trust, identity, &session, held.as_ref())
 }
 
-/// Makes grants and patterns what the session's token says: the streams that it names, and the newest under its patterns.
-/// What was there and still is, is not touched.
+/// Makes grants and patterns what the session's token says: the streams that it names, and the newest ones that match
+/// its patterns. It writes only what differs.
 fn grant(
     ctx: &ReducerContext,
     trust: &SyncTrust,
@@ -131,7 +131,8 @@ fn grant(
     };
     let same_patterns = held_prefixes == prefixes && before.is_some_and(|before| before.scopes() == session.scopes);
     if same_patterns && has_had_room(ctx, identity) {
-        // Whatever came to exist since the last token was granted then: all the streams need not be gone through again.
+        // Streams that were created since the last token were granted when they were created, so there is no need to go
+        // through all streams again.
         held.iter()
             .filter_map(|row| streams.stream_key().find(row.stream_key))
             .for_each(&mut consider);
@@ -179,7 +180,7 @@ fn grant(
     Ok(())
 }
 
-/// Whether there was room for every stream that came to exist since the session's last token.
+/// Whether there was room to grant every stream that was created since the session's last token.
 fn has_had_room(ctx: &ReducerContext, identity: Identity) -> bool {
     let count = ctx.db.grant_count().identity().find(identity);
     count.is_some_and(|count| (count.grants as usize) < limit::SESSION_GRANTS)
@@ -190,15 +191,15 @@ fn at_second(second: u64) -> Timestamp {
     Timestamp::from_micros_since_unix_epoch(micros)
 }
 
-/// The first text after all that begin with this one. Names are ASCII.
+/// The first text after all texts that begin with this one. Names are ASCII.
 fn end_of(prefix: &str) -> String {
     let mut end = prefix.to_owned();
     end.push('\u{7f}');
     end
 }
 
-/// A stream has come to exist: whoever was to see it when it does, does. A session that sees as many as one may is granted
-/// it with its next token.
+/// Grants a stream that was just created to the sessions whose patterns cover it. A session without room for another
+/// grant gets it with its next token.
 pub fn grant_new_stream(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64) {
     let counts = ctx.db.grant_count();
     for prefix in StreamPattern::prefixes_of(stream_id) {
@@ -209,7 +210,7 @@ pub fn grant_new_stream(ctx: &ReducerContext, stream_id: &StreamId, stream_key: 
             if !may_see || grant_row(ctx, identity, stream_key).is_some() {
                 continue;
             }
-            // A session without a count is older than this table: its next token has it counted.
+            // A session without a count is older than this table. Its next token counts its grants.
             if let Some(count) = counts.identity().find(identity) {
                 if count.grants as usize >= limit::SESSION_GRANTS {
                     continue;
@@ -227,14 +228,14 @@ pub fn grant_new_stream(ctx: &ReducerContext, stream_id: &StreamId, stream_key: 
     }
 }
 
-/// Takes the right to read a stream away, and with it what its holder said of how far it has read.
+/// Takes a grant away, and with it the checkpoints that its holder acknowledged.
 pub fn take(ctx: &ReducerContext, grant: &StreamGrant) {
     ctx.db.stream_grant().grant_id().delete(grant.grant_id);
     let held = ctx.db.sync_checkpoint().by_holder();
     held.delete((grant.identity, grant.stream_key));
 }
 
-/// Ends a session: what it sees ends with this transaction, on live connections too.
+/// Ends a session. With this transaction it sees nothing more, on live connections too.
 pub fn end(ctx: &ReducerContext, identity: Identity) {
     for row in ctx.db.stream_grant().by_holder().filter(identity) {
         if !row.standing {
@@ -261,7 +262,7 @@ impl SyncSession {
     }
 }
 
-/// The caller's session, while it lasts. The sweep may be late; this is not.
+/// The caller's session. None if it has expired, whether or not a sweep has removed it yet.
 pub fn session(ctx: &ReducerContext) -> Option<SyncSession> {
     let row = ctx.db.sync_session().identity().find(ctx.sender())?;
     (row.expires_at > ctx.timestamp).then_some(row)
@@ -298,7 +299,7 @@ pub fn operator(ctx: &ReducerContext, trust: &SyncTrust) -> Result<(), Refused> 
     backed(ctx, trust)
 }
 
-/// A bridge that comes by token has a session as everyone has.
+/// A bridge that uses tokens needs a session that lasts, like everyone else.
 fn backed(ctx: &ReducerContext, trust: &SyncTrust) -> Result<(), Refused> {
     match &trust.issuer {
         Some(issuer) if issuer.service == ctx.sender() => session(ctx)
@@ -321,17 +322,17 @@ fn has_standing_grant(ctx: &ReducerContext, identity: Identity) -> bool {
 }
 
 impl SyncTrust {
-    /// The key of what all sessions of a user see.
+    /// The key under which all sessions of a user see each other.
     pub fn user_key(&self, user_id: &Label) -> Result<u64, Refused> {
         Ok(stream_key::derive_user(self.secret()?, user_id))
     }
 }
 
-/// What a caller is told that holds no grant for a stream: whether its patterns would have covered it, it may know.
+/// The refusal for a caller without a grant for a stream. If its patterns cover the stream, it may know that.
 pub fn no_grant(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64) -> Refusal {
     if is_left_out(ctx, stream_id, stream_key) {
-        let message = "the session sees what its token names and the newest streams under its patterns, and this one is \
-                       neither: ask for a token that names it";
+        let message = "the token does not name this stream, and its patterns cover more streams than one session may see: \
+                       ask for a token that names the stream";
         return Refusal::new(RefusalCode::TooManyGrants, message);
     }
     forbidden_stream()
@@ -349,7 +350,7 @@ fn is_left_out(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64) -> b
         && ctx.db.sync_stream().stream_key().find(stream_key).is_some()
 }
 
-/// The same answer whether or not the stream exists.
+/// The refusal is the same whether or not the stream exists.
 pub fn forbidden_stream() -> Refusal {
     Refusal::new(
         RefusalCode::ForbiddenStream,

@@ -1,10 +1,10 @@
 //! The SpacetimeDB module of the lane.
 //!
-//! [`tables`] hold the log, the grants and the checkpoints, and say who sees which row. [`reducers`] and
-//! [`procedures`] are thin: find out who calls, read what is held, ask [`spacetime_sync_rules`], write its answer.
-//! The module delivers; it decides nothing about what happened. That is the authority's alone.
+//! [`tables`] hold the log, the grants and the checkpoints, and say who sees which row. [`reducers`] and [`procedures`]
+//! are thin: they find out who calls and leave the rest to [`spacetime_sync_rules`], which works on the log's rows
+//! through [`log_access`]. The module delivers events. What happened is the authority's decision alone.
 
-// The attributes of `spacetimedb` make items for the generated glue that nobody documents.
+// The attributes of `spacetimedb` generate public items without documentation.
 #![allow(missing_docs, unreachable_pub)]
 
 pub mod procedures;

@@ -1,5 +1,5 @@
-//! What clients and bridge ask for: pages of the log and heads. Each checks who asks, as the filters do for
-//! subscriptions.
+//! Pages of the log for clients, heads and streams for the bridge and operators. Filters do not apply to procedures, so
+//! each of them checks who asks.
 
 use spacetime_sync_proto::{Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_rules::log::{HeadRow, LogRows};
@@ -39,7 +39,8 @@ pub struct HeadReport {
     pub head_chain: u256,
 }
 
-/// The frames after `after_seq`, as many as fit a page. Needs a grant for the stream, or to be owner or bridge.
+/// The frames after `after_seq`, as many as fit into a page. For whoever holds a grant for the stream, and for the
+/// owner and the bridge.
 #[procedure]
 pub fn read_events(ctx: &mut ProcedureContext, stream_id: String, after_seq: u64) -> Result<EventPage, Refused> {
     ctx.with_tx(|tx| read_page(tx, &stream_id, after_seq))
@@ -69,7 +70,7 @@ fn read_page(ctx: &ReducerContext, stream_id: &str, after_seq: u64) -> Result<Ev
     })
 }
 
-/// Unless its class says otherwise.
+/// Clients may see events only when they are durable, unless the class of the stream says otherwise.
 fn durable_reads(ctx: &ReducerContext, stream_id: &StreamId) -> bool {
     let classes: Vec<_> = ctx.db.retention_class().iter().collect();
     stream_class(&classes, stream_id.as_str()).is_none_or(|class| class.durable_reads)
@@ -95,7 +96,7 @@ pub fn read_streams(ctx: &mut ProcedureContext, after: String) -> Result<Vec<Str
 fn streams(ctx: &ReducerContext, after: &str) -> Result<Vec<StreamReport>, Refused> {
     operator(ctx, &trust_row(ctx)?)?;
     let heads = ctx.db.sync_head();
-    // The next possible name: with a range that includes its start, that leaves `after` itself out.
+    // The next possible name, because a range includes its start and `after` itself must not be in it.
     let from = format!("{after}\0");
     let report = |stream: SyncStream| {
         let head = heads.stream_key().find(stream.stream_key)?;

@@ -1,8 +1,8 @@
-//! Refusals on their way out: a reducer's error is a text, ours is always the JSON of a `Refusal`.
+//! Refusals on their way out. A reducer's error is a text; the module's is always the JSON of a `Refusal`.
 
 use spacetime_sync_proto::{InvalidId, Refusal, RefusalCode, StreamId};
 
-/// How a reducer or a procedure says no.
+/// The error of a reducer or a procedure: the JSON of a `Refusal`.
 pub type Refused = String;
 
 pub fn refused(refusal: Refusal) -> Refused {

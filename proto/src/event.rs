@@ -1,4 +1,4 @@
-//! One event, as every party of the lane holds it after checking it.
+//! One event, in the form in which every party of the lane holds it after checking it.
 
 use bytes::Bytes;
 
@@ -8,7 +8,7 @@ use crate::id::{IdempotencyKey, Kind, Seq};
 /// One event of a stream. Its holder knows which stream it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Its position.
+    /// Its number in the stream.
     pub seq: Seq,
     /// Unique in its stream.
     pub idempotency_key: IdempotencyKey,

@@ -1,9 +1,9 @@
 //! Frames: consecutive events of one stream as one value. Events are appended, stored and paged as frames.
 //!
-//! Decoding checks everything except the payloads against their hashes: lengths, names, and the chain from the frame's
-//! base to its end. The bridge hashes payloads before it sends a frame, and the client before it applies one. The
-//! module checks the chain over the stated hashes only, because it hashes five times slower. Checking copies nothing
-//! out of the frame; events are made only for callers that ask for them.
+//! Decoding checks lengths, names, and the chain from the frame's base to its end. It hashes no payload: the bridge
+//! does that before it sends a frame, and the client before it applies one. The module trusts the stated payload
+//! hashes, because hashing is five times slower there. Checking copies nothing out of the frame; events are made only
+//! for callers that ask for them.
 
 mod message;
 
@@ -46,16 +46,16 @@ pub enum FrameError {
         /// How many it holds.
         found: usize,
     },
-    /// The first position is 0, or the last one is past [`Seq::MAX`].
-    #[error("a frame cannot begin at seq {found}")]
+    /// The first seq is 0, or the last one is past [`Seq::MAX`].
+    #[error("a frame cannot begin at seq {found}: expected its seqs between 1 and {}", Seq::MAX)]
     FirstSeq {
-        /// The position that its carrier stated.
+        /// The first seq that its carrier stated.
         found: u64,
     },
     /// An event's key or kind is not a valid name.
     #[error("event {seq}: {invalid}")]
     Id {
-        /// The event's position.
+        /// The event's seq.
         seq: Seq,
         /// What is wrong with it.
         invalid: InvalidId,
@@ -66,7 +66,7 @@ pub enum FrameError {
         limit::PAYLOAD_BYTES
     )]
     PayloadSize {
-        /// The event's position.
+        /// The event's seq.
         seq: Seq,
         /// Its length in bytes.
         found: usize,
@@ -74,7 +74,7 @@ pub enum FrameError {
     /// An event's payload hash is not 32 bytes.
     #[error("event {seq}: the payload hash has {found} bytes, expected 32")]
     PayloadHashLength {
-        /// The event's position.
+        /// The event's seq.
         seq: Seq,
         /// Its length in bytes.
         found: usize,
@@ -140,12 +140,12 @@ impl Frame {
         encode(events.iter().map(Fields::of))
     }
 
-    /// The position of the first event.
+    /// The seq of the first event.
     pub fn first_seq(&self) -> Seq {
         self.first_seq
     }
 
-    /// The position of the last event.
+    /// The seq of the last event.
     pub fn last_seq(&self) -> Seq {
         self.first_seq.plus(self.events.len() as u64 - 1)
     }
@@ -160,7 +160,7 @@ impl Frame {
         self.links[self.links.len() - 1]
     }
 
-    /// The chain hash at a position, from the one before the first event to that of the last.
+    /// The chain hash at a seq, from just before the first event up to the last. `None` outside the frame.
     pub fn chain_at(&self, seq: Seq) -> Option<ChainHash> {
         if seq.next() == self.first_seq {
             return Some(self.base_chain);
@@ -229,11 +229,11 @@ fn part<'a>(bytes: &'a [u8], place: &Range<u32>) -> &'a [u8] {
 }
 
 fn text<'a>(bytes: &'a [u8], place: &Range<u32>) -> &'a str {
-    // Infallible: `message::read` accepts only valid text for these places.
+    // Infallible: `message::read` accepts only UTF-8 in these fields.
     std::str::from_utf8(part(bytes, place)).expect("checked when it was read")
 }
 
-/// The fields of an event as they are encoded: those of bytes with their tags, and the time.
+/// The encoded fields of an event: the byte fields with their tags, and the time.
 struct Fields<'a> {
     bytes: [(u32, &'a [u8]); 4],
     committed_at_us: i64,
@@ -299,7 +299,7 @@ fn encode<'a>(events: impl Iterator<Item = Fields<'a>> + Clone) -> Bytes {
     out.into()
 }
 
-/// The encoded length of a field of so many bytes: a tag below 16, the length, the bytes.
+/// The encoded length of a field of this many bytes: a tag below 16, the length, the bytes.
 fn delimited(bytes: usize) -> usize {
     1 + encoded_len_varint(bytes as u64) + bytes
 }
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_cut_at_any_position() {
+    fn a_frame_is_cut_at_any_seq() {
         let events = log(&[5; 4]);
         let whole = frame(&events, ChainHash::genesis(&stream()));
         for cut in 0..4 {
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_knows_its_positions_and_the_chain_at_each() {
+    fn a_frame_knows_its_seqs_and_the_chain_hash_at_each() {
         let events = log(&[5; 5]);
         let part = frame(&events[2..], events[1].chain_hash);
         assert_eq!((part.first_seq(), part.last_seq()), (events[2].seq, events[4].seq));
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_cut_after_any_position() {
+    fn a_frame_is_cut_after_any_seq() {
         let events = log(&[5; 3]);
         let part = frame(&events[1..], events[0].chain_hash);
         assert_eq!(part.clone().encode_until(events[0].seq), None);
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_far_past_a_frame_is_not_in_it() {
+    fn a_seq_far_past_a_frame_is_not_in_it() {
         let whole = frame(&log(&[5; 4]), ChainHash::genesis(&stream()));
         // A 32-bit index, which the module has, would take the first of these for seq 2.
         for far in [Seq::new((1 << 32) + 2).unwrap(), Seq::MAX] {
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_frame_are_refused_with_the_reason() {
+    fn bytes_that_are_not_a_frame_are_refused_with_the_reason() {
         let base = ChainHash::genesis(&stream());
         let decode = |first, events: &[Event]| Frame::decode(first, base, Frame::encode(events)).map(|_| ());
         assert_eq!(decode(1, &[]), Err(FrameError::EventCount { found: 0 }));

@@ -52,7 +52,7 @@ macro_rules! hash {
                 Self(bytes)
             }
 
-            /// Makes a hash of foreign bytes. `None` if they are not 32.
+            /// Makes a hash of bytes from outside. `None` unless there are 32.
             pub fn from_slice(bytes: &[u8]) -> Option<Self> {
                 bytes.try_into().ok().map(Self)
             }
@@ -135,7 +135,7 @@ impl ChainHash {
         self.link_text(seq, committed_at_us, payload_hash, key.as_str(), kind.as_str())
     }
 
-    /// Like [`ChainHash::link`], for a key and a kind that are checked but not made into ids.
+    /// Like [`ChainHash::link`], for a key and a kind that were checked but are still plain text.
     pub(crate) fn link_text(
         &self,
         seq: Seq,
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_is_read_as_it_is_written_and_nothing_else_is() {
+    fn a_hash_is_read_only_in_the_form_in_which_it_is_written() {
         let hash = PayloadHash::of(b"x");
         let text = hash.to_string();
         assert_eq!(text.parse(), Ok(hash));

@@ -1,4 +1,4 @@
-//! Names and positions. Every constructor checks, so a value of these types is always valid.
+//! Names and seqs. Every constructor checks its input, so a value of these types is always valid.
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub enum InvalidId {
         what: &'static str,
         /// The first offending character.
         found: char,
-        /// Its byte position.
+        /// Its offset in bytes.
         at: usize,
         /// The allowed set, in words.
         allowed: &'static str,
@@ -172,17 +172,17 @@ name!(
     |c| name_character(c) && c != '/'
 );
 
-/// A position in a stream: 1, 2, 3 … without gaps. [`Seq::ZERO`] stands before the first event.
+/// The number of an event in its stream: 1, 2, 3 … without gaps. [`Seq::ZERO`] stands before the first event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Seq(u64);
 
 impl Seq {
     /// Before the first event: the head of an empty stream.
     pub const ZERO: Self = Self(0);
-    /// The largest position, because Postgres counts in signed 64 bits.
+    /// The largest seq, because Postgres counts in signed 64 bits.
     pub const MAX: Self = Self(i64::MAX as u64);
 
-    /// A position. `None` if it is past [`Seq::MAX`].
+    /// Makes a seq of a number. `None` if it is past [`Seq::MAX`].
     pub fn new(value: u64) -> Option<Self> {
         (value <= Self::MAX.0).then_some(Self(value))
     }
@@ -202,32 +202,32 @@ impl Seq {
         self.0
     }
 
-    /// The next position. It saturates at [`Seq::MAX`], which no log reaches: a million events a second would take
-    /// 290,000 years.
+    /// The next seq. It saturates at [`Seq::MAX`], which no log reaches: a million events a second would take 290,000
+    /// years.
     #[must_use]
     pub fn next(self) -> Self {
         self.plus(1)
     }
 
-    /// `count` positions further, saturating like [`Seq::next`].
+    /// The seq `count` events later. It saturates like [`Seq::next`].
     #[must_use]
     pub fn plus(self, count: u64) -> Self {
         Self(self.0.saturating_add(count).min(Self::MAX.0))
     }
 
-    /// The position before; [`Seq::ZERO`] has none and stays.
+    /// The seq before this one. [`Seq::ZERO`] stays as it is.
     #[must_use]
     pub fn previous(self) -> Self {
         Self(self.0.saturating_sub(1))
     }
 
-    /// How many positions this one is past `earlier`; 0 if it is not.
+    /// How many events this seq is past `earlier`; 0 if it is not past it.
     pub fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// The distance as an index into a list that begins at `earlier`. It saturates where an index is narrower than a
-    /// position (on wasm32), so that a distant position is past every end instead of wrapping to some earlier entry.
+    /// The distance as an index into a list that begins at `earlier`. On wasm32 an index is narrower than a seq. There
+    /// it saturates, so a distant seq is past every end and does not wrap to an earlier entry.
     pub(crate) fn offset_from(self, earlier: Self) -> usize {
         usize::try_from(self.since(earlier)).unwrap_or(usize::MAX)
     }
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_the_greatest_length_is_taken() {
+    fn a_name_of_the_greatest_length_is_accepted() {
         assert!(StreamId::new(&"x".repeat(255)).is_ok());
     }
 

@@ -34,9 +34,9 @@ pub const PATTERN_GRANTS: usize = 9_000;
 const _: () = assert!(PATTERN_GRANTS + TOKEN_STREAMS + 1 < SESSION_GRANTS);
 /// Most streams that a session may list as served in its presence.
 pub const PRESENCE_SERVES: usize = 16;
-/// Most nodes on which a session says that it is there, or was.
+/// Most nodes for which the module keeps a session's presence.
 pub const PRESENCE_NODES: usize = 16;
 /// Longest name of a node, a region, a user, a session or a device, in bytes.
 pub const NAME_BYTES: usize = 128;
-/// The allowed intervals at which the module looks for ended sessions, in milliseconds.
+/// The allowed intervals at which the module looks for expired sessions, in milliseconds.
 pub const SWEEP_MS: std::ops::RangeInclusive<u32> = 100..=60_000;

@@ -1,4 +1,4 @@
-//! Pages of a stream's log, and the document that replaces its beginning, as the bridge answers over HTTP.
+//! Pages of a stream's log, and the document that replaces its beginning, as the bridge serves them over HTTP.
 //!
 //! Decoding checks only the form. Whoever continues from a page checks hashes and chain.
 
@@ -24,7 +24,7 @@ pub const DOCUMENT_BYTES: usize = 16 * 1024 * 1024;
 pub const DOC_KEY_BYTES: RangeInclusive<usize> = 1..=512;
 
 /// A stream's name as one segment of a path: `/` and `%` become `%2F` and `%25`, all other characters stay. `None` for
-/// a name of only dots, because proxies would take it for a step in the path.
+/// `.` and `..`, because proxies would take them for a step in the path.
 pub fn path_segment(stream_id: &StreamId) -> Option<String> {
     let name = stream_id.as_str();
     (!matches!(name, "." | "..")).then(|| name.replace('%', "%25").replace('/', "%2F"))
@@ -64,16 +64,16 @@ pub enum PageError {
     /// The bytes are not the expected protobuf message.
     #[error("cannot be decoded: {0}")]
     Malformed(String),
-    /// A number that is not a position.
+    /// A number is too large for a seq.
     #[error("{0} is not a seq: expected at most {max}", max = Seq::MAX)]
     Seq(u64),
-    /// A hash that is not 32 bytes long.
+    /// A hash is not 32 bytes long.
     #[error("a hash has {0} bytes, expected 32")]
     Hash(usize),
-    /// A document whose name is missing or too long.
+    /// The document's name is missing or too long.
     #[error("the document's name has {0} bytes, expected 1 to 512")]
     DocKey(usize),
-    /// A document that is empty or too large.
+    /// The document is empty or too large.
     #[error("the document has {0} bytes, expected 1 to {DOCUMENT_BYTES}")]
     Document(usize),
 }
@@ -160,7 +160,7 @@ impl Snapshot {
         })
     }
 
-    /// Whether the document has the hash that is stated.
+    /// Whether the document has the hash that it states.
     pub fn payload_matches(&self) -> bool {
         PayloadHash::of(&self.payload) == self.payload_hash
     }
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_is_not_the_one_that_was_hashed_is_noticed() {
+    fn a_document_that_does_not_match_its_hash_is_noticed() {
         let altered = Snapshot {
             payload: Bytes::from_static(b"{ }"),
             ..snapshot()

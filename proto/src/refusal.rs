@@ -22,9 +22,9 @@ pub enum RefusalCode {
     SeqGap,
     /// The frame does not follow the log that SpacetimeDB holds.
     ChainMismatch,
-    /// Another event stands at the same position.
+    /// The log holds another event at the same seq.
     EventConflict,
-    /// The position is older than the window.
+    /// The seq is older than the window.
     BelowWindow,
     /// The checkpoint is older than the one acknowledged before.
     CheckpointBehind,
@@ -87,7 +87,7 @@ pub enum RefusalCode {
 /// What to do about a refusal. All retries follow from this class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalClass {
-    /// The same call may succeed later, or after a fresh look at the heads.
+    /// The same call may succeed later, or once the caller has read the heads again.
     Retry,
     /// The same call will be refused again. Other work goes on.
     Reject,

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A password, a token or a private key. Neither its `Debug` nor what it serializes to shows it.
+/// A password, a token or a private key. Neither its `Debug` nor its serialized form shows it.
 #[derive(Clone)]
 pub struct Secret(String);
 

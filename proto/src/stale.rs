@@ -13,9 +13,9 @@ pub enum StaleReason {
     RetentionFloorBreach,
     /// The head is further away than the stream's class allows a client to replay.
     ReplayBudgetExceeded,
-    /// The position is past the authority's head, so the applied events are not in its log.
+    /// The cursor is past the authority's head, so the applied events are not in its log.
     AheadOfHead,
-    /// The events applied up to the position are not those of the authority's log.
+    /// The events applied up to the cursor are not those of the authority's log.
     ChainMismatch,
 }
 
@@ -30,9 +30,9 @@ pub struct StaleCursor {
     pub code: StaleCode,
     /// Which stream.
     pub stream_id: StreamId,
-    /// The position to continue from.
+    /// The seq after which the client asked to continue.
     pub requested_after_seq: Seq,
-    /// The first position from which the stream can be continued.
+    /// The first seq after which the stream can be continued.
     pub oldest_available_cursor: Seq,
     /// The chain hash there.
     pub oldest_available_chain: ChainHash,
@@ -40,11 +40,11 @@ pub struct StaleCursor {
     pub head_cursor: Seq,
     /// Every reason that applies.
     pub reason_codes: Vec<StaleReason>,
-    /// How many events behind the head the position is.
+    /// How many events behind the head the cursor is.
     pub replay_lag: u64,
     /// How many events behind it may be. `None` if there is no bound.
     pub replay_budget_events: Option<u64>,
-    /// The position of the document that replaces the earlier events, if there is one.
+    /// The seq of the document that replaces the earlier events, if there is one.
     pub snapshot_cursor: Option<Seq>,
 }
 
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_crosses_the_wire_with_every_field() {
+    fn a_stale_cursor_crosses_the_wire_with_every_field() {
         let stream_id = StreamId::new("runtime.run.1.events").unwrap();
         let stale = StaleCursor {
             code: StaleCode::StaleCursor,

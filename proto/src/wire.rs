@@ -27,7 +27,7 @@ pub struct Event {
     #[prost(int64, tag = "5")]
     pub committed_at_us: i64,
 }
-/// A part of a stream's log, as the bridge answers over HTTP. It mirrors the answer of the module's `read_events`, for
+/// A part of a stream's log, as the bridge serves it over HTTP. It mirrors the answer of the module's `read_events`, for
 /// events that SpacetimeDB no longer holds.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EventPage {

@@ -1,4 +1,4 @@
-//! Appending: may this frame be appended, and what of it is new?
+//! Appending: decides whether a frame may be appended, and which of its events are new.
 
 use bytes::Bytes;
 use spacetime_sync_proto::{ChainHash, Frame, FrameError, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId};
@@ -20,7 +20,7 @@ pub struct Request {
 /// What an accepted request changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Append {
-    /// Every event is held already: nothing changes.
+    /// The log already holds every event, so nothing changes.
     Absorbed,
     /// These events are new.
     Extend {
@@ -30,15 +30,15 @@ pub enum Append {
         frame: Bytes,
         /// The head once they are written.
         head: Position,
-        /// When the last of them was committed, in microseconds, by the authority's clock.
+        /// When the last new event was committed, in microseconds, by the authority's clock.
         last_at_us: i64,
     },
 }
 
-/// What became of an accepted request.
+/// The outcome of an accepted request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Appended {
-    /// Every event was held already, and nothing changed.
+    /// The log already held every event, and nothing changed.
     Absorbed,
     /// Events were added.
     Extended {
@@ -47,7 +47,7 @@ pub enum Appended {
     },
 }
 
-/// Appends to a stream what of the request is new. The first frame creates the stream.
+/// Appends the new events of a request to a stream. The first frame creates the stream.
 pub fn append(rows: &mut impl LogRows, stream_id: &StreamId, request: Request) -> Result<Appended, Refusal> {
     let row = rows.head();
     let before = row.unwrap_or_else(|| HeadRow::start(stream_id));
@@ -79,8 +79,8 @@ pub fn append(rows: &mut impl LogRows, stream_id: &StreamId, request: Request) -
     Ok(Appended::Extended { must_look })
 }
 
-/// Decides about a request. `held` returns the chain hash of an event, or none if the event is not held any more. It is
-/// called only if the request repeats something.
+/// Decides about a request. `held` returns the chain hash of an event, or `None` if the log no longer holds the event.
+/// It is called only if the request repeats events.
 pub fn decide(
     head: Position,
     request: Request,
@@ -101,7 +101,7 @@ pub fn decide(
     if frame.first_seq() == next {
         if frame.base_chain() != head.chain {
             let message = format!(
-                "the frame follows chain {} at seq {}, the log held ends with {}",
+                "the frame follows chain hash {} at seq {}, but the log ends with {} there",
                 frame.base_chain(),
                 head.seq,
                 head.chain
@@ -115,7 +115,7 @@ pub fn decide(
             last_at_us,
         });
     }
-    // The frame repeats events that are held. A chain hash that agrees at one position agrees on all before it.
+    // The frame repeats events of the log. If the chain hashes agree at one seq, all earlier events agree too.
     let repeated_to = frame.last_seq().min(head.seq);
     let held = if repeated_to == head.seq {
         Some(head.chain)
@@ -124,11 +124,14 @@ pub fn decide(
     };
     match held {
         None => {
-            let message = format!("seq {repeated_to} is older than what is held, so a repeat cannot be compared");
+            let message =
+                format!("the window no longer holds seq {repeated_to}, so the repeated events cannot be compared");
             Err(Refusal::new(RefusalCode::BelowWindow, message).at_head(head.seq.get()))
         }
         Some(chain) if frame.chain_at(repeated_to) != Some(chain) => {
-            let message = format!("another event is held at or before seq {repeated_to}: its chain is {chain}");
+            let message = format!(
+                "up to seq {repeated_to} the frame holds other events than the log, whose chain hash there is {chain}"
+            );
             Err(Refusal::new(RefusalCode::EventConflict, message).at_head(head.seq.get()))
         }
         Some(_) => Ok(match frame.encode_after(head.seq) {
@@ -155,7 +158,7 @@ mod tests {
     use crate::log::tests::{events, frame_row, head_of, held, stream};
     use spacetime_sync_proto::Event;
 
-    /// Asks to append events `from..=to` of `log` to a stream that holds `held`, one event a frame.
+    /// Asks to append events `from..=to` of `log` to a stream that holds `held`, one event per frame.
     fn ask(rows: &mut MemoryLog, log: &[Event], from: usize, to: usize) -> Result<Appended, RefusalCode> {
         let row = frame_row(log, from, to);
         let request = Request {
@@ -166,7 +169,7 @@ mod tests {
         append(rows, &stream(), request).map_err(|refusal| refusal.code)
     }
 
-    /// Asks, and expects the log to be `log` then, with a new frame that begins at `first`.
+    /// Asks, and expects the stream to hold `log` afterwards, with a new frame that begins at `first`.
     fn extends(mut rows: MemoryLog, log: &[Event], from: usize, first: u64) {
         let before = rows.frames.len();
         let answer = ask(&mut rows, log, from, log.len());
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlapping_frame_extends_by_what_is_new() {
+    fn an_overlapping_frame_adds_only_its_new_events() {
         let log = events(5, 1);
         extends(held(&log[..3]), &log, 2, 4);
         extends(held(&log[..4]), &log, 1, 5);
@@ -264,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_cannot_take_a_stream_in_keeps_no_frame_of_it() {
+    fn a_store_that_refuses_a_stream_keeps_no_frame_of_it() {
         struct Full(MemoryLog);
         impl LogRows for Full {
             fn head(&self) -> Option<HeadRow> {
@@ -302,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_looks_at_a_stream_that_held_nothing_and_at_one_that_has_grown_past_a_mark() {
+    fn an_append_to_an_empty_window_or_past_a_mark_calls_for_a_sweep() {
         let log = events(520, 1);
         let mut rows = MemoryLog::default();
         for (from, to, must_look) in [(1, 1, true), (2, 511, false), (512, 513, true), (514, 520, false)] {

@@ -1,4 +1,4 @@
-//! Acknowledging: may this checkpoint be taken down?
+//! Acknowledging: decides whether a checkpoint may be recorded.
 
 use spacetime_sync_proto::{ChainHash, Position, Refusal, RefusalCode, Seq};
 
@@ -11,8 +11,8 @@ pub enum Ack {
     Moved,
 }
 
-/// Decides about a checkpoint. `held` returns the chain hash of an event, or none if the event is not held any more: then
-/// nothing can be compared, and the checkpoint is taken as said.
+/// Decides about a checkpoint. `held` returns the chain hash of an event, or `None` if the log no longer holds the
+/// event. Then there is nothing to compare with, and the checkpoint is accepted.
 pub fn decide(
     previous: Option<Position>,
     head: Position,
@@ -22,7 +22,7 @@ pub fn decide(
     let Position { seq, chain } = checkpoint;
     if let Some(before) = previous {
         if seq < before.seq {
-            let message = format!("seq {} was acknowledged before, {seq} is behind it", before.seq);
+            let message = format!("seq {seq} is behind seq {}, which was acknowledged before", before.seq);
             return Err(Refusal::new(RefusalCode::CheckpointBehind, message).at_head(head.seq.get()));
         }
         if checkpoint == before {
@@ -36,7 +36,9 @@ pub fn decide(
     let expected = if seq == head.seq { Some(head.chain) } else { held(seq) };
     match expected {
         Some(expected) if expected != chain => {
-            let message = format!("the chain at seq {seq} is {expected}, the checkpoint says {chain}");
+            let message = format!(
+                "the chain hash at seq {seq} is {expected}, but the checkpoint states {chain}: it belongs to another log"
+            );
             Err(Refusal::new(RefusalCode::ChainMismatch, message).at_head(head.seq.get()))
         }
         _ => Ok(Ack::Moved),
@@ -62,7 +64,7 @@ mod tests {
         }
     }
 
-    /// The log held is 3..=9, the chain hash at seq n is all n.
+    /// The log holds 3..=9. Every byte of the chain hash at seq n is n.
     fn ack(previous: Option<u64>, at: u64, of: u8) -> Result<Ack, RefusalCode> {
         let held = |seq: Seq| (seq.get() >= 3).then(|| chain(seq.get() as u8));
         let previous = previous.map(|at| position(at, at as u8));

@@ -1,8 +1,9 @@
-//! What the module decides, without a database.
+//! The module's decisions, without a database.
 //!
-//! Each function takes what the tables hold and what a caller asks for, and answers with what is to be written or
-//! with a [`Refusal`](spacetime_sync_proto::Refusal). Nothing here reads a table, a clock or a random number, so the
-//! simulation runs the very code that is published.
+//! [`append`], [`page`], [`retention`] and [`rewind`] decide about a log and carry it out over the rows of [`log`]. The
+//! other functions take what the tables hold and what a caller asks for, and return what to write, or a
+//! [`Refusal`](spacetime_sync_proto::Refusal). Nothing here knows tables, a clock or a random number, so tests and the
+//! simulation run the same code that is published.
 
 pub mod append;
 pub mod checkpoint;

@@ -15,7 +15,7 @@ use spacetime_sync_proto::{ChainHash, Frame, FrameRow, Position, Refusal, Seq, S
 pub struct HeadRow {
     /// The position of the last event.
     pub head: Position,
-    /// Seq of the first event that is still held; one past the head if none is.
+    /// Seq of the first event that the log still holds; one past the head if it holds none.
     pub oldest_seq: Seq,
 }
 
@@ -25,7 +25,7 @@ impl HeadRow {
         Self::empty_at(Position::start(stream_id))
     }
 
-    /// The row of a log that goes on after `head` and holds nothing of what came before.
+    /// The row of a log that continues after `head` and holds no earlier event.
     pub fn empty_at(head: Position) -> Self {
         Self {
             head,
@@ -33,12 +33,12 @@ impl HeadRow {
         }
     }
 
-    /// Whether no event is held.
+    /// Whether the log holds no event.
     pub fn is_empty(self) -> bool {
         self.oldest_seq > self.head.seq
     }
 
-    /// The seq before the first event that is held. Reading can begin after it.
+    /// The seq before the first event that the log holds. Reading can begin after it.
     pub fn held_after(self) -> Seq {
         self.oldest_seq.previous()
     }
@@ -54,7 +54,7 @@ pub struct StoredFrame {
 }
 
 impl StoredFrame {
-    /// Decodes the frame. None if somebody changed the row behind the module's back.
+    /// Decodes the frame. `None` if somebody changed the row behind the module's back.
     pub(crate) fn decode(&self) -> Option<Frame> {
         let FrameRow {
             first_seq,
@@ -66,13 +66,13 @@ impl StoredFrame {
     }
 }
 
-/// The rows of one stream's log, wherever they are stored. One call of an operation is one transaction: if the
-/// operation fails, the store takes back what it wrote.
+/// The rows of one stream's log, wherever they are stored. Each operation runs in one transaction: if it fails, the
+/// store undoes its writes.
 pub trait LogRows {
-    /// The stream's head row. None if the stream does not exist.
+    /// The stream's head row. `None` if the stream does not exist.
     fn head(&self) -> Option<HeadRow>;
 
-    /// Creates the stream with its head row. Refused if the store cannot take the stream in.
+    /// Creates the stream with its head row. The store may refuse another stream.
     fn create(&mut self, row: HeadRow) -> Result<(), Refusal>;
 
     /// Replaces the head row of a stream that exists.
@@ -88,15 +88,15 @@ pub trait LogRows {
     /// Deletes the frames whose last event is in this range, and returns how many there were.
     fn delete_frames_ending_in(&mut self, range: RangeInclusive<Seq>) -> u64;
 
-    /// Forgets the checkpoints that readers acknowledged past a seq.
+    /// Deletes the checkpoints that readers acknowledged past a seq.
     fn delete_checkpoints_after(&mut self, seq: Seq);
 }
 
-/// How many positions one range asks for: 32 events of the largest size make 8 MiB.
+/// How many seqs one range asks for: 32 events of the largest size make 8 MiB.
 const LOOK_EVENTS: u64 = 32;
 
-/// The next few frames that hold events from `from` on, in order. Empty only if no frame is there: no frame is longer
-/// than [`limit::FRAME_EVENTS`], so looking further would find none that holds `from`.
+/// The next few frames that hold events from `from` on, in order. Empty only if no frame holds `from`: no frame is
+/// longer than [`limit::FRAME_EVENTS`], so one that ends further on begins after `from`.
 pub fn next_frames(rows: &impl LogRows, from: Seq) -> Vec<StoredFrame> {
     for skipped in (0..limit::FRAME_EVENTS as u64).step_by(LOOK_EVENTS as usize) {
         let start = from.plus(skipped);
@@ -108,8 +108,8 @@ pub fn next_frames(rows: &impl LogRows, from: Seq) -> Vec<StoredFrame> {
     Vec::new()
 }
 
-/// The chain hash at a seq, from just before the first event that is held up to the head. None if the log does not hold
-/// what it takes to know it.
+/// The chain hash at a seq, from just before the first event that the log holds up to the head. `None` if the log does
+/// not hold the frame that would tell it.
 pub fn chain_at(rows: &impl LogRows, held: HeadRow, seq: Seq) -> Option<ChainHash> {
     if seq == held.head.seq {
         return Some(held.head.chain);
@@ -118,19 +118,19 @@ pub fn chain_at(rows: &impl LogRows, held: HeadRow, seq: Seq) -> Option<ChainHas
         return None;
     }
     let next = next_frames(rows, seq).into_iter().next()?;
-    // A frame says where it begins. One that begins later leaves a hole, and its base is not the chain hash here.
+    // If the next frame begins later, there is a hole in the log, and the frame's base is not the chain hash at `seq`.
     if next.frame.first_seq == seq.next() {
         return Some(next.frame.base_chain);
     }
     next.decode()?.chain_at(seq)
 }
 
-/// The chain hash of an event that is held. None if the event is not held.
+/// The chain hash of an event. `None` if the log does not hold the event.
 pub fn chain_of_held(rows: &impl LogRows, held: HeadRow, seq: Seq) -> Option<ChainHash> {
     (seq >= held.oldest_seq).then(|| chain_at(rows, held, seq)).flatten()
 }
 
-/// The first event that is held after the frames that end up to `to` were deleted.
+/// Seq of the first event that the log holds once the frames that end up to `to` are deleted.
 pub(crate) fn oldest_after(rows: &impl LogRows, to: Seq, head: Seq) -> Seq {
     if to >= head {
         return head.next();
@@ -154,7 +154,7 @@ pub(crate) mod tests {
         StreamId::new("s").unwrap()
     }
 
-    /// A log of `count` events, one committed each microsecond. `flavour` changes every payload.
+    /// A log of `count` events, one committed every microsecond. `flavour` changes every payload.
     pub(crate) fn events(count: usize, flavour: u8) -> Vec<Event> {
         let mut log = Vec::new();
         (0..count).for_each(|_| push(&mut log, flavour));
@@ -199,7 +199,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Holds the events `from..=to` of a log as one frame more.
+    /// Stores the events `from..=to` of a log as one more frame.
     pub(crate) fn hold(rows: &mut MemoryLog, log: &[Event], from: usize, to: usize) {
         let oldest_seq = rows.head.map_or(log[from - 1].seq, |row| row.oldest_seq);
         rows.insert_frame(StoredFrame {
@@ -212,7 +212,7 @@ pub(crate) mod tests {
         });
     }
 
-    /// A stream that holds a whole log, one event a frame.
+    /// A stream that holds a whole log, one event per frame.
     pub(crate) fn held(log: &[Event]) -> MemoryLog {
         let mut rows = MemoryLog::default();
         (1..=log.len()).for_each(|at| hold(&mut rows, log, at, at));
@@ -224,7 +224,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_chain_hash_is_known_from_just_before_what_is_held_up_to_the_head_and_nowhere_else() {
+    fn the_chain_hash_is_known_only_from_just_before_the_window_up_to_the_head() {
         let log = events(9, 1);
         let mut rows = MemoryLog::default();
         hold(&mut rows, &log, 4, 6);

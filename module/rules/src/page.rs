@@ -1,4 +1,4 @@
-//! What one read of a log returns.
+//! Reading: what one read of a log returns.
 
 use spacetime_sync_proto::{Seq, StreamId};
 
@@ -13,15 +13,15 @@ pub struct Page {
     pub frames: Vec<StoredFrame>,
 }
 
-/// Reads the frames after a seq: as many as fit into `most_bytes`, but one at least. None at the head, and none if the
-/// event after `after` is not held any more. A stream that does not exist reads like one without events.
+/// Reads the frames after a seq: as many as fit into `most_bytes`, but at least one. The page is empty at the head, and
+/// if the log no longer holds the event after `after`. A stream that does not exist reads like one without events.
 pub fn read(rows: &impl LogRows, stream_id: &StreamId, after: Seq, most_bytes: usize) -> Page {
     let held = rows.head().unwrap_or_else(|| HeadRow::start(stream_id));
     let mut frames = Vec::new();
     let (mut reached, mut bytes) = (after, 0);
     'page: while reached < held.head.seq && reached >= held.held_after() {
         let next = next_frames(rows, reached.next());
-        // Only if somebody deleted rows of the log: the reader finds out that the page leads nowhere.
+        // This happens only if somebody deleted rows. The reader notices that the page does not reach the head.
         if next.is_empty() {
             break;
         }

@@ -1,39 +1,40 @@
-//! Presence: what a session may say of itself on one of its nodes, how long that is believed, and which rows it takes.
+//! Presence: what a session may report about itself on each of its nodes, how long a report holds, and which rows it
+//! writes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
 
-/// A heartbeat is believed for this long. Clients send one every five seconds.
+/// A heartbeat holds for this long. Clients send one every five seconds.
 pub const STALE_AFTER: Duration = Duration::from_secs(30);
-/// Who went away is remembered for this long.
+/// A session that left is remembered for this long.
 pub const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3_600);
-/// Status of a session that is not there.
+/// The status of a session that is not online on a node.
 pub const OFFLINE: &str = "offline";
-/// It said so itself.
+/// The session itself said that it is offline.
 pub const EXPLICIT_OFFLINE: &str = "explicit_offline";
-/// Nothing was heard of it.
+/// Its heartbeats stopped.
 pub const TTL_EXPIRED: &str = "ttl_expired";
 
 const STATUSES: [&str; 4] = ["online", "busy", "away", OFFLINE];
 
-/// A heartbeat that is one.
+/// A heartbeat whose fields are valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// The machine or program.
+    /// The machine or program that the session runs on.
     pub node_id: Label,
-    /// One of a few words.
+    /// One of the known statuses.
     pub status: &'static str,
-    /// Why it is offline; empty if it is not.
+    /// Why it is offline; empty otherwise.
     pub reason: &'static str,
-    /// Where it is; may be empty.
+    /// Where the node is; may be empty.
     pub region: String,
-    /// The streams that it serves.
+    /// The streams that the node serves.
     pub serves: Vec<StreamId>,
 }
 
-/// Judges what a session says of itself.
+/// Checks the fields of a heartbeat.
 pub fn heartbeat(node_id: &str, status: &str, region: &str, serves: &[String]) -> Result<Heartbeat, Refusal> {
     let invalid = |message: String| Refusal::new(RefusalCode::InvalidArgument, message);
     let node_id = Label::new(node_id).map_err(|error| invalid(format!("node_id: {error}")))?;
@@ -62,7 +63,7 @@ pub fn heartbeat(node_id: &str, status: &str, region: &str, serves: &[String]) -
     })
 }
 
-/// A row of `session_presence`: what a session last said on one node, for one audience.
+/// A row of `session_presence`: the last heartbeat of a session on one node, for one audience.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldPresence {
     /// The row's key.
@@ -71,9 +72,9 @@ pub struct HeldPresence {
     pub audience_key: u64,
     /// The node.
     pub node_id: String,
-    /// Whether the session is there.
+    /// Whether the session is online on the node.
     pub is_there: bool,
-    /// Since when it is there without a break, in microseconds.
+    /// Since when it has been online without a break, in microseconds.
     pub started_at_us: i64,
     /// Its last heartbeat, in microseconds.
     pub last_seen_us: i64,
@@ -82,17 +83,17 @@ pub struct HeldPresence {
 /// What a heartbeat changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// Since when the session is there on this node without a break, in microseconds.
+    /// Since when the session has been online on this node without a break, in microseconds.
     pub started_at_us: i64,
-    /// For each audience the row that is rewritten. None if the row is new.
+    /// For each audience, the row to rewrite. `None` if the row is new.
     pub rows: Vec<(u64, Option<u64>)>,
-    /// Rows that are deleted.
+    /// Rows to delete.
     pub deleted: Vec<u64>,
 }
 
-/// Decides which rows a heartbeat takes. `held` are the rows of the session on all its nodes, and `audiences` is who is to
-/// see it on this node, each once. Nodes do not touch each other's rows, unless there is no room: then the node that left
-/// longest ago is forgotten.
+/// Decides which rows a heartbeat writes. `held` are the rows of the session on all its nodes. `audiences` are those
+/// who may see it on this node, without duplicates. Nodes do not touch each other's rows unless there is no room: then
+/// the node that left longest ago is forgotten.
 pub fn place(held: &[HeldPresence], node_id: &Label, audiences: &[u64], now_us: i64) -> Result<Placement, Refusal> {
     let (own, others): (Vec<_>, Vec<_>) = held.iter().partition(|row| row.node_id == node_id.as_str());
     let unbroken = own.iter().find(|row| row.is_there);
@@ -112,9 +113,9 @@ pub fn place(held: &[HeldPresence], node_id: &Label, audiences: &[u64], now_us: 
     })
 }
 
-/// The rows that go so that there is room for one more node.
+/// The rows to delete so that there is room for one more node.
 fn make_room(others: &[&HeldPresence]) -> Result<Vec<u64>, Refusal> {
-    /// A node: whether the session is there, and when it was last heard of.
+    /// A node: whether the session is online there, and the time of its last heartbeat.
     type Node = (bool, i64);
     let mut nodes: BTreeMap<&str, Node> = BTreeMap::new();
     for row in others {
@@ -128,7 +129,7 @@ fn make_room(others: &[&HeldPresence]) -> Result<Vec<u64>, Refusal> {
     let gone = nodes.iter().filter(|(_, (is_there, _))| !is_there);
     let Some((forgotten, _)) = gone.min_by_key(|(_, (_, last_seen_us))| *last_seen_us) else {
         let message = format!(
-            "node_id: the session is there on {} nodes, which is the most: say offline on one of them first",
+            "node_id: the session is online on {} nodes, the most allowed: set one of them to offline first",
             nodes.len()
         );
         return Err(Refusal::new(RefusalCode::InvalidArgument, message));
@@ -137,7 +138,7 @@ fn make_room(others: &[&HeldPresence]) -> Result<Vec<u64>, Refusal> {
     Ok(rows.map(|row| row.presence_id).collect())
 }
 
-/// For how long a row holds without another heartbeat: then it is stale, or forgotten.
+/// How long a row holds without another heartbeat. After that the row is stale, or is forgotten if it was offline.
 pub fn holds_for(status: &str) -> Duration {
     if status == OFFLINE {
         FORGOTTEN_AFTER
@@ -151,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_heartbeat_says_what_it_may_and_nothing_else() {
+    fn a_heartbeat_with_an_invalid_field_is_refused() {
         let said = |node: &str, status: &str, region: &str, serves: &[&str]| {
             let serves: Vec<String> = serves.iter().map(|text| (*text).to_owned()).collect();
             heartbeat(node, status, region, &serves).map_err(|refusal| refusal.code)
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_there_must_say_so_again_soon_and_who_went_is_remembered_for_long() {
+    fn an_online_row_soon_becomes_stale_and_an_offline_row_is_kept_for_long() {
         for status in STATUSES {
             let expected = if status == "offline" {
                 FORGOTTEN_AFTER
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_was_away_begins_anew() {
+    fn a_session_that_comes_back_has_a_new_start_time() {
         let held = [row(1, "laptop", 7, false, 100), row(2, "worker", 7, true, 200)];
         let placed = place(&held, &node("laptop"), &[7], 900).unwrap();
         assert_eq!((placed.started_at_us, placed.rows), (900, vec![(7, Some(1))]));
@@ -234,7 +235,7 @@ mod tests {
         assert_eq!(refused.code, RefusalCode::InvalidArgument);
         assert!(
             place(&held, &node("n5"), &[7], 900).is_ok(),
-            "a node that is known needs no room"
+            "a node that already has rows needs no room"
         );
         for gone in [3, 4] {
             held.iter_mut()
@@ -245,7 +246,7 @@ mod tests {
         assert_eq!(
             placed.deleted,
             [3, most + 1],
-            "the node that left first is forgotten, on all its rows"
+            "all rows of the node that left first are deleted"
         );
     }
 }

@@ -1,14 +1,14 @@
-//! Retention: what of a stream's log leaves its window, and when a stream is looked at for that.
+//! Retention: which frames leave a stream's window, and when a sweep must look at the stream.
 
 use spacetime_sync_proto::Seq;
 
 use crate::log::{HeadRow, LogRows, next_frames, oldest_after};
 
-/// A sweep looks again at a stream that has nothing to remove after this long, in microseconds.
+/// If a stream has nothing to remove, a sweep looks at it again after this long, in microseconds.
 const LOOK_AGAIN_US: i64 = 600 * 1_000_000;
-/// A sweep looks at a stream again each time that the stream has grown by this many events.
+/// A sweep also looks at a stream each time the stream has grown by this many events.
 const LOOK_EVERY_EVENTS: u64 = 512;
-/// Frames that end within this many events are removed at once.
+/// One step removes the frames that end within this many seqs.
 const STEP_EVENTS: u64 = 4_096;
 
 /// How much of a stream SpacetimeDB holds.
@@ -16,14 +16,14 @@ const STEP_EVENTS: u64 = 4_096;
 pub struct Window {
     /// How many of the newest events, at most.
     pub events: u64,
-    /// How old an event gets, in microseconds.
+    /// How old an event may get, in microseconds.
     pub age_us: i64,
 }
 
 impl Window {
-    /// The last seq that the count leaves no room for; zero if there is room for all.
+    /// The last seq that the window has no room for; zero if it has room for all.
     pub fn past_count(&self, head: Seq) -> Seq {
-        // Infallible: it is not past the head.
+        // Infallible: the number is not past the head.
         Seq::new(head.get().saturating_sub(self.events)).unwrap_or(head)
     }
 
@@ -38,7 +38,7 @@ impl Window {
     }
 }
 
-/// What one sweep may still do, over all the streams that it looks at. The last step may go past it a little.
+/// How much one sweep may still do, over all the streams that it looks at. The last step may exceed it a little.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
     /// How many frames it may remove.
@@ -56,19 +56,19 @@ impl Default for Effort {
     }
 }
 
-/// How far a sweep came with a stream.
+/// How far a sweep got with a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Swept {
-    /// Everything is gone that had to go.
+    /// Every frame that had to leave is removed.
     Done {
         /// When the stream must be looked at again, in microseconds.
         look_at_us: i64,
     },
-    /// The effort was spent before everything was gone. The next sweep goes on.
+    /// The effort was spent first. The next sweep continues.
     Unfinished,
 }
 
-/// Removes from a stream's log what its window does not hold any more: whole frames, the oldest first.
+/// Removes the frames that are outside a stream's window, the oldest first. Frames leave whole.
 pub fn sweep(rows: &mut impl LogRows, window: Window, now_us: i64, effort: &mut Effort) -> Swept {
     let Some(before) = rows.head() else {
         return Swept::Done {
@@ -88,7 +88,7 @@ pub fn sweep(rows: &mut impl LogRows, window: Window, now_us: i64, effort: &mut 
     swept
 }
 
-/// Removes what the count leaves no room for. Returns whether that is done, or the effort was spent before.
+/// Removes the frames that exceed the window's count. Returns false if the effort was spent first.
 fn remove_past_count(rows: &mut impl LogRows, held: &mut HeadRow, window: Window, effort: &mut Effort) -> bool {
     let past_count = window.past_count(held.head.seq);
     let mut looked_to = held.held_after();
@@ -107,7 +107,7 @@ fn remove_past_count(rows: &mut impl LogRows, held: &mut HeadRow, window: Window
     true
 }
 
-/// Removes what is too old, and returns when the next frame will be.
+/// Removes the frames that are too old, and returns when the sweep must look at the stream again.
 fn remove_past_age(
     rows: &mut impl LogRows,
     held: &mut HeadRow,
@@ -144,8 +144,8 @@ fn remove_past_age(
     swept
 }
 
-/// Whether the next sweep must look at a stream because of an append: it held nothing, so that nobody knows when its
-/// first frame will be too old, or it has grown past a mark.
+/// Whether the next sweep must look at a stream after an append. It must if the stream held no event, because nobody
+/// has yet noted when its first frame gets too old, and if the stream has grown past a mark.
 pub fn must_look_after_append(before: HeadRow, head: Seq) -> bool {
     before.is_empty() || before.head.seq.get() / LOOK_EVERY_EVENTS != head.get() / LOOK_EVERY_EVENTS
 }

@@ -1,31 +1,31 @@
-//! Rewinding: how a log is made to end where the authority's log does.
+//! Rewinding: makes a log end where the authority's log does.
 
 use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId};
 
 use crate::log::{HeadRow, LogRows, StoredFrame, chain_at, next_frames, oldest_after};
 
-/// How many events one step removes, at most, unless a single frame holds more.
+/// The most events that one step removes, unless a single frame holds more.
 pub const STEP_EVENTS: u64 = 8_192;
 
-/// What a step does. Each step leaves a log that follows its chain, so that each can be a transaction of its own.
+/// What a step does. The log is valid after each step, so each can be a transaction of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing: the log ends at the target.
+    /// Nothing, because the log ends at the target.
     Done,
     /// Removes the events after this seq.
     Cut {
         /// The last event that stays.
         after: Seq,
     },
-    /// Removes the oldest events, because the log is broken where it was to be cut.
+    /// Removes the oldest events, because the log is broken at the place of the cut.
     Drop,
-    /// Removes all that is left. The log goes on after the target.
+    /// Removes all remaining events. The log continues after the target.
     Begin,
 }
 
-/// Takes the next step towards a log that ends at `target`, and returns what it did. `seen` is the head as the caller saw
-/// it. The caller repeats the call, with the head that is there by then, until the log ends at the target: every step
-/// moves the head, except on a log that somebody broke.
+/// Takes the next step towards a log that ends at `target`, and returns that step. `seen` is the head as the caller
+/// last saw it. The caller looks at the head again and repeats the call until the log ends at the target. Every step
+/// moves the head, except on a broken log.
 pub fn step(
     rows: &mut impl LogRows,
     stream_id: &StreamId,
@@ -40,7 +40,7 @@ pub fn step(
     let (step, after) = match decide(held, target, there, most_events) {
         Step::Cut { after } => match cut(rows, held, after) {
             Some(shorter) => (Step::Cut { after }, shorter),
-            // Somebody deleted rows, or changed them: nobody knows what the log would end with.
+            // Somebody deleted or changed rows, so nobody knows the chain hash that the log would end with.
             None => (Step::Drop, drop_oldest(rows, held, most_events)),
         },
         Step::Drop => (Step::Drop, drop_oldest(rows, held, most_events)),
@@ -56,13 +56,13 @@ pub fn step(
         Some(_) => {}
     }
     if after.head == target {
-        // A reader that was further begins again from here. What it acknowledged is of a log that is gone.
+        // A reader that was further along starts again from here: the log that it acknowledged is gone.
         rows.delete_checkpoints_after(target.seq);
     }
     Ok(step)
 }
 
-/// Whoever moves a log's end says where he saw it. Another bridge may have moved it since, and its work is not undone.
+/// Refuses a step if the head is not where the caller saw it: another bridge may have moved it, and that must stay.
 fn is_as_seen(held: HeadRow, seen: Seq) -> Result<(), Refusal> {
     let head = held.head.seq;
     if head == seen {
@@ -72,7 +72,7 @@ fn is_as_seen(held: HeadRow, seen: Seq) -> Result<(), Refusal> {
     Err(Refusal::new(RefusalCode::SeqGap, message).at_head(head.get()))
 }
 
-/// Decides. `there` is the chain hash of what is held at the target, if it is held.
+/// Decides on the next step. `there` is the log's chain hash at the target's seq, if it is known.
 fn decide(held: HeadRow, target: Position, there: Option<ChainHash>, most_events: u64) -> Step {
     let head = held.head.seq;
     if held.head == target {
@@ -92,8 +92,8 @@ fn decide(held: HeadRow, target: Position, there: Option<ChainHash>, most_events
     Step::Begin
 }
 
-/// Removes the events after a seq and returns the head row that is then right. None, and nothing is removed, if the log
-/// is broken there.
+/// Removes the events after a seq and returns the new head row. If the log is broken there, it removes nothing and
+/// returns `None`.
 fn cut(rows: &mut impl LogRows, held: HeadRow, after: Seq) -> Option<HeadRow> {
     let chain = chain_at(&*rows, held, after)?;
     let next = next_frames(&*rows, after.next()).into_iter().next();
@@ -112,7 +112,7 @@ fn cut(rows: &mut impl LogRows, held: HeadRow, after: Seq) -> Option<HeadRow> {
     })
 }
 
-/// The part of a frame up to a seq that is in it.
+/// The part of a frame up to a seq, which the frame must hold.
 fn shorten(stored: StoredFrame, to: Seq) -> Option<StoredFrame> {
     let bytes = stored.decode()?.encode_until(to)?;
     let mut shorter = StoredFrame {
@@ -127,7 +127,7 @@ fn shorten(stored: StoredFrame, to: Seq) -> Option<StoredFrame> {
     Some(shorter)
 }
 
-/// Removes the oldest frames, at least one, and returns the head row that is then right.
+/// Removes the oldest frames, at least one, and returns the new head row.
 fn drop_oldest(rows: &mut impl LogRows, held: HeadRow, most_events: u64) -> HeadRow {
     let head = held.head.seq;
     let first = next_frames(&*rows, held.oldest_seq).into_iter().next();
@@ -157,12 +157,12 @@ mod tests {
         step(rows, &stream(), target, seen, most_events).unwrap()
     }
 
-    /// Rewinds to the end, and returns every step.
+    /// Rewinds until the log ends at the target, and returns every step.
     fn rewind(rows: &mut MemoryLog, target: Position, most_events: u64) -> Vec<Step> {
         let mut steps = Vec::new();
         while rows.head.is_none_or(|row| row.head != target) {
             steps.push(one_step(rows, target, most_events));
-            assert!(steps.len() < 100, "it never ends: {steps:?}");
+            assert!(steps.len() < 100, "the rewind never ends: {steps:?}");
         }
         steps
     }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_past_the_target_goes_a_bounded_piece_at_a_time() {
+    fn events_past_the_target_go_a_bounded_piece_at_a_time() {
         let log = events(50, 1);
         for (target, expected) in [
             (45, vec![Step::Cut { after: seq(45) }]),
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_the_cut_goes_through_is_written_anew() {
+    fn a_frame_that_the_cut_goes_through_is_rewritten() {
         let log = events(9, 1);
         let mut rows = MemoryLog::default();
         hold(&mut rows, &log, 1, 4);
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_can_be_cut_to_just_before_what_it_holds() {
+    fn a_log_can_be_cut_to_just_before_its_window() {
         let log = events(9, 1);
         let mut rows = held_from(&log, 4);
         assert_eq!(
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn another_log_goes_altogether_and_begins_anew() {
+    fn a_log_that_is_not_the_authoritys_is_removed_and_begins_at_the_target() {
         let (log, other) = (events(25, 1), events(25, 2));
         let unknown = Position {
             seq: Seq::ZERO,
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_outside_of_what_is_held_is_where_the_log_begins() {
+    fn a_log_begins_at_a_target_outside_its_window() {
         let log = events(30, 1);
         for target in [3, 30] {
             let mut rows = held_from(&log[..20], 11);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_has_moved_since_is_left_alone() {
+    fn a_head_that_another_bridge_has_moved_is_left_alone() {
         let log = events(9, 1);
         let before = held(&log);
         let mut rows = before.clone();
@@ -291,7 +291,8 @@ mod tests {
         assert_eq!(rows.checkpoints.into_keys().collect::<Vec<_>>(), [4, 6]);
     }
 
-    /// The owner deleted frames, and more were appended: the log says that it holds everything from seq 1 on.
+    /// The owner deleted frames, and more were appended. The head row still says that the log holds everything from seq
+    /// 1 on.
     #[test]
     fn a_log_with_a_hole_never_ends_with_the_chain_of_another_seq() {
         let log = events(9, 1);
@@ -307,7 +308,7 @@ mod tests {
                     let rightful = head_of(&log[..head.seq.get() as usize]);
                     assert_eq!(head, rightful, "after {step:?} towards {}, {hole:?}", target.seq);
                     steps += 1;
-                    assert!(steps < 20, "it never ends");
+                    assert!(steps < 20, "the rewind never ends");
                 }
                 let past = rows.frames_after(target.seq);
                 assert_eq!(past, [], "towards {}, {hole:?}", target.seq);
@@ -316,12 +317,12 @@ mod tests {
     }
 
     #[test]
-    fn a_long_log_with_a_hole_goes_from_its_beginning() {
+    fn a_long_log_with_a_hole_is_dropped_from_its_beginning() {
         let (log, other) = (events(25, 1), events(25, 2));
         let mut rows = held(&log);
         rows.frames.drain(12..18);
         let steps = rewind(&mut rows, head_of(&other), 10);
-        // Nobody knows the chain hash at seq 15, where the log was to be cut.
+        // Nobody knows the chain hash at seq 15, the place of the cut.
         assert_eq!(steps, [Step::Drop, Step::Drop, Step::Begin]);
     }
 
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_cannot_be_decoded_goes_altogether() {
+    fn a_log_that_cannot_be_decoded_is_removed() {
         let log = events(9, 1);
         let mut broken = MemoryLog::default();
         hold(&mut broken, &log, 1, 3);

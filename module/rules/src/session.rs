@@ -1,6 +1,7 @@
-//! May this token open, or renew, a session? And what may the session do?
+//! Sessions: decides whether a token may open or renew one, and what the session may do.
 //!
-//! SpacetimeDB has checked the signature; whom it was signed by, for what, for whom and until when is checked here.
+//! SpacetimeDB has already checked the signature. This module checks who signed the token, for what purpose, for whom
+//! and until when.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +12,10 @@ use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
 
 /// How far the issuer's clock may be ahead of this one, in seconds.
 pub const SKEW_SECONDS: u64 = 60;
-/// For how long a revoked session is remembered, in seconds: past the end of every token it may hold, by every clock.
+/// How long a revoked session is remembered, in seconds: by then every token it may hold has expired, by every clock.
 pub const REVOKED_SECONDS: u64 = 1_800;
 
-/// Whose tokens are taken, and of which clients.
+/// Whose tokens are accepted, and from which clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// `iss`
@@ -25,20 +26,20 @@ pub struct Policy {
     pub window: Window,
 }
 
-/// What a good token stands for.
+/// What a valid token stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     /// The session's name.
     pub session_id: Label,
-    /// Whose it is.
+    /// The session's user.
     pub user_id: Label,
-    /// The organisation's, if it is one's.
+    /// The organisation, if the session belongs to one.
     pub org_id: Option<Label>,
-    /// The device that it is bound to.
+    /// The device that the session is bound to.
     pub device_id: Label,
-    /// What it may do.
+    /// What the session may do.
     pub scopes: Vec<Scope>,
-    /// What it may see, as far as [`may_see`] says so.
+    /// The streams that its token names. The session sees those of them that [`may_see`] allows.
     pub streams: Vec<StreamPattern>,
     /// When the token was signed, in seconds.
     pub issued_at: u64,
@@ -46,12 +47,12 @@ pub struct Session {
     pub expires_at: u64,
 }
 
-/// The claims of a token, as JSON: which they are is said by [`admit`].
+/// The claims of a token, as JSON. [`admit`] checks them.
 #[derive(Debug)]
 pub struct Claims(Value);
 
 impl Claims {
-    /// Reads them.
+    /// Parses the claims.
     pub fn read(text: &str) -> Result<Self, Refusal> {
         if text.len() > limit::CLAIMS_BYTES {
             return Err(no_token(format!("more than {} bytes", limit::CLAIMS_BYTES)));
@@ -60,7 +61,7 @@ impl Claims {
         Ok(Self(value))
     }
 
-    /// Whose token it says it is.
+    /// The issuer that the token names.
     pub fn issuer(&self) -> Option<&str> {
         self.0.get("iss")?.as_str()
     }
@@ -82,11 +83,12 @@ impl Claims {
 fn no_token(detail: String) -> Refusal {
     refused(
         RefusalCode::InvalidToken,
-        format!("no claims of a sync token: {detail}"),
+        format!("these are not the claims of a sync token: {detail}"),
     )
 }
 
-/// Judges the claims of a token whose signature holds. `is_revoked` is asked for the session's name.
+/// Checks the claims of a token whose signature is valid. `is_revoked` says whether the session of this name was
+/// revoked.
 pub fn admit(
     claims: Claims,
     policy: &Policy,
@@ -95,7 +97,10 @@ pub fn admit(
 ) -> Result<Session, Refusal> {
     let claims = claims.sync()?;
     if claims.iss != policy.issuer {
-        return Err(refused(RefusalCode::InvalidToken, "the token is of another issuer"));
+        return Err(refused(
+            RefusalCode::InvalidToken,
+            "the token is from another issuer than the one that this database trusts",
+        ));
     }
     if claims.aud != policy.audience || claims.oa_claims_version != CLAIMS_VERSION {
         let message = "the token is for another purpose: ask the bridge for a sync token";
@@ -105,14 +110,14 @@ pub fn admit(
     if claims.iat > latest || claims.nbf > latest {
         return Err(refused(
             RefusalCode::TokenNotYetValid,
-            "the token is not good yet: are the clocks right?",
+            "the token is not valid yet: check the clocks of issuer and server",
         ));
     }
     if claims.exp <= now {
         return Err(expired());
     }
     if claims.exp <= claims.iat || claims.exp - claims.iat > *TTL_SECONDS.end() {
-        let message = format!("the token is good for more than {} s", TTL_SECONDS.end());
+        let message = format!("the token is valid for more than {} s", TTL_SECONDS.end());
         return Err(refused(RefusalCode::TokenTooOld, message));
     }
     if claims.oa_sync_streams.len() > limit::TOKEN_STREAMS {
@@ -123,19 +128,19 @@ pub fn admit(
     if !service && claims.sub != SyncClaims::subject(&claims.oa_user_id, &claims.oa_session_id) {
         return Err(refused(
             RefusalCode::InvalidToken,
-            "the token's subject is not its session",
+            "the token's subject does not name its session",
         ));
     }
     if claims.oa_sync_scopes.contains(&Scope::Append) != service {
         return Err(refused(
             RefusalCode::InvalidScope,
-            "sync.append is the bridge's, and all that it has",
+            "the scope sync.append is for the bridge alone, and the bridge has no other scope",
         ));
     }
     if is_revoked(&claims.oa_session_id) {
         return Err(refused(
             RefusalCode::TokenRevoked,
-            "the session was revoked: sign in anew",
+            "the session was revoked: sign in again",
         ));
     }
     if !service {
@@ -167,7 +172,7 @@ pub fn may_see(scopes: &[Scope], stream_id: &StreamId) -> bool {
 }
 
 impl Session {
-    /// Whether it may see a stream by one of its patterns.
+    /// Whether the session may see a stream by one of its patterns.
     pub fn covers(&self, stream_id: &StreamId) -> bool {
         let under = |pattern: &StreamPattern| match pattern {
             StreamPattern::Exact(_) => false,
@@ -185,7 +190,7 @@ pub struct Newest<T> {
 }
 
 impl<T: Ord> Newest<T> {
-    /// None yet.
+    /// Holds no stream yet.
     pub fn new(room: usize) -> Self {
         Self {
             room,
@@ -193,7 +198,7 @@ impl<T: Ord> Newest<T> {
         }
     }
 
-    /// One more stream, by the time that it came to exist. The same again changes nothing.
+    /// Adds a stream with the time at which it was created. Adding it again changes nothing.
     pub fn add(&mut self, created_at: T, stream_key: u64) {
         self.streams.insert((created_at, stream_key));
         if self.streams.len() > self.room {
@@ -201,13 +206,13 @@ impl<T: Ord> Newest<T> {
         }
     }
 
-    /// The keys of those that are left.
+    /// The keys of the streams that found room.
     pub fn keys(self) -> impl Iterator<Item = u64> {
         self.streams.into_iter().map(|(_, stream_key)| stream_key)
     }
 }
 
-/// What a session is told that has ended, or never was.
+/// The refusal for a caller whose session has expired, or never existed.
 pub fn expired() -> Refusal {
     refused(
         RefusalCode::TokenExpired,
@@ -280,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_covers_what_begins_so_and_only_with_the_scope_of_its_kind() {
+    fn a_pattern_covers_streams_with_its_prefix_if_the_session_has_their_scope() {
         let streams = json!(["user:7:*", "runtime.*", "org:a:x"]);
         let session = judge(&[("oa_sync_streams", streams)]).unwrap();
         let covered = [
@@ -295,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn of_more_streams_than_there_is_room_for_the_newest_stay() {
+    fn the_newest_streams_stay_when_there_is_no_room_for_all() {
         let kept = |room, streams: &[(i64, u64)]| {
             let mut newest = Newest::new(room);
             for (created_at, stream_key) in streams {
@@ -304,7 +309,7 @@ mod tests {
             newest.keys().collect::<Vec<_>>()
         };
         assert_eq!(kept(2, &[(3, 30), (1, 10), (2, 20)]), [20, 30]);
-        // Two patterns may come to the same stream.
+        // Two patterns may cover the same stream.
         assert_eq!(kept(2, &[(3, 30), (2, 20), (3, 30)]), [20, 30]);
         assert_eq!(kept(2, &[(1, 11), (1, 12), (1, 10)]), [11, 12]);
         assert_eq!(kept(0, &[(1, 10)]), [0; 0]);
@@ -322,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn every_token_that_is_none_is_refused_by_its_code() {
+    fn every_invalid_token_is_refused_with_its_code() {
         for (changes, code) in [
             (vec![("iss", json!("https://other.example"))], RefusalCode::InvalidToken),
             (vec![("iss", json!("https://sync.example/"))], RefusalCode::InvalidToken),
@@ -388,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_at_the_limits_is_taken() {
+    fn a_token_at_the_limits_is_accepted() {
         let longest = [("iat", json!(NOW)), ("exp", json!(NOW + TTL_SECONDS.end()))];
         assert!(judge(&longest).is_ok());
         let most_streams = json!(vec!["a"; limit::TOKEN_STREAMS]);
@@ -402,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_token_it_is_is_known_before_it_is_judged() {
+    fn the_issuer_of_a_token_is_known_before_its_claims_are_checked() {
         let issuer = |text: &str| Claims::read(text).ok()?.issuer().map(str::to_owned);
         assert_eq!(issuer(&claims().to_string()).as_deref(), Some("https://sync.example"));
         for text in [
@@ -419,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clocks_may_differ_by_a_minute_but_an_end_is_an_end() {
+    fn a_token_may_be_a_minute_early_but_never_late() {
         let fresh = [
             ("iat", json!(NOW + 60)),
             ("nbf", json!(NOW + 60)),

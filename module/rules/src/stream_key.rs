@@ -1,15 +1,15 @@
-//! Stream keys: what rows, grants and subscriptions are indexed by.
+//! Stream keys, by which rows, grants and subscriptions name a stream.
 //!
-//! A key is derived from the stream's name with a secret, so the grant table, which anyone connected can read, says
-//! nothing about names.
+//! A key is derived from the stream's name with a secret. Anyone connected can read the grant table, and must not learn
+//! names from the keys in it.
 
 use sha2::{Digest, Sha256};
 use spacetime_sync_proto::{Label, StreamId};
 
-/// Shortest secret that is taken, in bytes.
+/// The shortest secret that is accepted, in bytes.
 pub const SECRET_BYTES: usize = 16;
 
-/// What stands before a user's name, and in no stream's.
+/// Stands before a user's name. No stream's name can begin with it.
 const USER: &str = "\0user\0";
 
 /// The key of a stream.
@@ -17,7 +17,8 @@ pub fn derive(secret: &[u8], stream_id: &StreamId) -> u64 {
     keyed(secret, &[stream_id.as_str()])
 }
 
-/// The key of what all sessions of a user see: each holds a grant for it, as if it were a stream.
+/// The key under which all sessions of a user see each other. Each session holds a grant for it, as if it were a
+/// stream.
 pub fn derive_user(secret: &[u8], user_id: &Label) -> u64 {
     keyed(secret, &[USER, user_id.as_str()])
 }

@@ -1,18 +1,18 @@
-//! Who may do what. Identities are opaque here: whatever the host says the caller is.
+//! Who may do what. SpacetimeDB tells which identity the caller has; to this module an identity is opaque.
 
 use spacetime_sync_proto::{Refusal, RefusalCode};
 
 /// Whom the module trusts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trust<I> {
-    /// Who published the module.
+    /// The identity that published the module.
     pub owner: I,
-    /// Who appends, once the owner has said so.
+    /// The identity that appends, once the owner has named it.
     pub bridge: Option<I>,
 }
 
 impl<I: Copy + Eq> Trust<I> {
-    /// Only the owner: configuration.
+    /// Allows only the owner. For configuration.
     pub fn owner_only(&self, caller: I) -> Result<(), Refusal> {
         if caller == self.owner {
             Ok(())
@@ -21,7 +21,7 @@ impl<I: Copy + Eq> Trust<I> {
         }
     }
 
-    /// Only the bridge: appending. The owner may not: what is appended comes from the authority or not at all.
+    /// Allows only the bridge. For appending: the owner may not, because appended events must come from the authority.
     pub fn bridge_only(&self, caller: I) -> Result<(), Refusal> {
         match self.bridge {
             None => Err(not_configured()),
@@ -30,7 +30,7 @@ impl<I: Copy + Eq> Trust<I> {
         }
     }
 
-    /// The owner or the bridge: grants, and looking at heads.
+    /// Allows the owner and the bridge. For grants and for reading heads.
     pub fn operator(&self, caller: I) -> Result<(), Refusal> {
         if caller == self.owner || self.bridge == Some(caller) {
             Ok(())
@@ -40,7 +40,7 @@ impl<I: Copy + Eq> Trust<I> {
     }
 }
 
-/// What a call is told that needs the configuration while there is none.
+/// The refusal of a call that needs the owner's configuration before there is one.
 pub fn not_configured() -> Refusal {
     Refusal::new(
         RefusalCode::NotConfigured,
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_right_belongs_to_who_holds_it() {
+    fn owner_and_bridge_have_only_their_own_rights() {
         let trust = Trust {
             owner: 1,
             bridge: Some(2),

@@ -1,4 +1,4 @@
-//! Takes down how far a client has applied a stream: its own, and only forward.
+//! Records how far the caller has applied a stream. A checkpoint only moves forward.
 
 use spacetime_sync_proto::Position;
 use spacetime_sync_rules::checkpoint::{self, Ack};

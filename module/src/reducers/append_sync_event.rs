@@ -1,18 +1,18 @@
 //! Appends one event: a frame of one.
 
 use bytes::Bytes;
-use spacetime_sync_proto::{Event, Frame, FrameError, IdempotencyKey, InvalidId, Kind, PayloadHash, Seq, limit};
+use spacetime_sync_proto::{Event, Frame, FrameError, IdempotencyKey, InvalidId, Kind, PayloadHash, limit};
 use spacetime_sync_rules::append::invalid_frame;
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, reducer};
 
 use super::append_sync_events::append_frame;
 use crate::access::bridge_only;
-use crate::log_access::{chain_from_column, trust_row};
+use crate::log_access::{chain_from_column, seq_argument, trust_row};
 use crate::refuse::{Refused, invalid_argument, refused};
 
-/// `base_chain` is the chain hash before the event, big-endian; `committed_at_us` is the authority's time. The payload
-/// is hashed here.
+/// `base_chain` is the chain hash before the event, big-endian; `committed_at_us` is the authority's time. The module
+/// hashes the payload.
 #[reducer]
 // A reducer's arguments are its wire format.
 #[allow(clippy::too_many_arguments)]
@@ -26,12 +26,12 @@ pub fn append_sync_event(
     payload: Vec<u8>,
     committed_at_us: i64,
 ) -> Result<(), Refused> {
-    // Hashing is the module's most costly work: only for the bridge, and only of what can be an event.
+    // Hashing is the most expensive thing that the module does, so it first checks caller and sizes.
     let trust = trust_row(ctx)?;
     bridge_only(ctx, &trust)?;
     let invalid = |invalid: InvalidId| invalid_argument(invalid.to_string());
     let base_chain = chain_from_column(base_chain);
-    let at = Seq::new(seq).ok_or_else(|| invalid_argument(format!("{seq} is no seq")))?;
+    let at = seq_argument(seq)?;
     let found = payload.len();
     if found > limit::PAYLOAD_BYTES {
         return Err(refused(invalid_frame(FrameError::PayloadSize { seq: at, found })));
@@ -42,7 +42,7 @@ pub fn append_sync_event(
         kind: Kind::new(&kind).map_err(invalid)?,
         payload_hash: PayloadHash::of(&payload),
         payload: Bytes::from(payload),
-        // Not part of a frame: it follows from the rest.
+        // A frame does not carry it: it follows from the rest.
         chain_hash: base_chain,
         committed_at_us,
     };

@@ -1,4 +1,5 @@
-//! What runs by itself: when the database is made, and around every connection, HTTP call and SQL request.
+//! What SpacetimeDB calls by itself: when the database is created, and around every connection, HTTP call and SQL
+//! request.
 
 use spacetime_sync_proto::contract::Contract;
 use spacetimedb::{ReducerContext, Table, reducer};
@@ -20,8 +21,8 @@ pub fn init(ctx: &ReducerContext) {
     write_contract(ctx);
 }
 
-/// Nothing runs when a module is updated, so the first connection after it brings the contract row up to date: before
-/// that connection can read it. Then: is whoever connects let in?
+/// Nothing runs when a module is updated, so the first connection after an update brings the contract row up to date
+/// before it can read the row. Then the caller is admitted or refused.
 #[reducer(client_connected)]
 pub fn client_connected(ctx: &ReducerContext) -> Result<(), Refused> {
     let ours = contract_row();

@@ -1,4 +1,4 @@
-//! Says which clients are let in. The bridge asks the same of who wants a token.
+//! Sets which clients may connect. The bridge applies the same rule when it issues tokens.
 
 use spacetime_sync_proto::access::Window;
 use spacetimedb::{ReducerContext, reducer};
@@ -8,7 +8,7 @@ use crate::log_access::trust_row;
 use crate::refuse::{Refused, invalid_argument};
 use crate::tables::{Issuer, sync_trust};
 
-/// See `Window` of the contract. An empty `max_client_build_id` is no bound.
+/// See `Window` of the contract. An empty `max_client_build_id` means that there is no upper bound.
 #[reducer]
 pub fn set_compatibility(
     ctx: &ReducerContext,

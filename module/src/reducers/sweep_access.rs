@@ -1,4 +1,4 @@
-//! What ends by itself, ends here: sessions, presences, and the memory of revocations. A bounded piece each time.
+//! Removes what has expired: sessions, presences and remembered revocations. A bounded piece each time.
 
 use spacetime_sync_rules::presence::{self, OFFLINE, TTL_EXPIRED};
 use spacetimedb::{Identity, ReducerContext, reducer};
@@ -7,14 +7,14 @@ use crate::access::end;
 use crate::refuse::{Refused, unauthorized};
 use crate::tables::{AccessSweep, SessionPresence, revoked_session, session_presence, sync_session};
 
-/// At most so many rows of each kind in one sweep: a transaction stays short, and the rest is not late by much.
+/// Most rows of each kind in one sweep, so that a transaction stays short. The next sweep soon takes the rest.
 const AT_ONCE: usize = 1_000;
 
 #[reducer]
 pub fn sweep_access(ctx: &ReducerContext, _due: AccessSweep) -> Result<(), Refused> {
     // Clients can call it, too.
     if ctx.sender() != ctx.database_identity() {
-        return Err(unauthorized("sweeps are the database's own"));
+        return Err(unauthorized("only the database itself calls this"));
     }
     let now = ctx.timestamp;
     let ended: Vec<Identity> = ctx

@@ -1,4 +1,5 @@
-//! Says whose tokens open a session. From then on only who has one is let in, and who was granted a stream by hand.
+//! Sets whose tokens open a session. From then on a caller needs such a token to connect, or a grant that an operator
+//! gave.
 
 use spacetime_sync_proto::access::{SERVICE_SUBJECT, Window, check_issuer_url};
 use spacetime_sync_proto::limit;
@@ -8,8 +9,8 @@ use crate::log_access::trust_row;
 use crate::refuse::{Refused, invalid_argument, refused};
 use crate::tables::{AccessSweep, Issuer, access_sweep, sync_trust};
 
-/// `issuer` and `audience` are `iss` and `aud` of its tokens, letter by letter. An ended session sees nothing any more
-/// after `sweep_every_ms` at the latest.
+/// `issuer` and `audience` must equal `iss` and `aud` of its tokens. A session that has expired sees nothing more after
+/// `sweep_every_ms` at the latest.
 #[reducer]
 pub fn trust_issuer(
     ctx: &ReducerContext,

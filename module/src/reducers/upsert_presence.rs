@@ -23,7 +23,7 @@ pub fn upsert_presence(
 ) -> Result<(), Refused> {
     let heartbeat = presence::heartbeat(&node_id, &status, &region, &serves).map_err(refused)?;
     let own = session(ctx).filter(|own| own.session_id == session_id);
-    let own = own.ok_or_else(|| unauthorized("a session speaks for itself alone, and only while it lasts"))?;
+    let own = own.ok_or_else(|| unauthorized("session_id is not the caller's session, or the session has expired"))?;
     let trust = trust_row(ctx)?;
     let user_id = Label::new(&own.user_id).map_err(|error| invalid_argument(error.to_string()))?;
     let mut audiences = vec![trust.user_key(&user_id)?];

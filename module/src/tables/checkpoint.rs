@@ -1,5 +1,5 @@
-//! How far each client says it has applied. For operators' eyes: a client's own store is what it resumes from. A row goes
-//! with the grant that it was said under, so that there are never more of these than of grants.
+//! How far each client says it has applied a stream. Only operators read it: a client resumes from its own store. A row
+//! is deleted with the grant under which it was written, so there are never more rows than grants.
 
 use spacetimedb::sats::u256;
 use spacetimedb::{Filter, Identity, Timestamp, client_visibility_filter, table};

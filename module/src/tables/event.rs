@@ -13,7 +13,7 @@ pub struct SyncEvent {
     pub stream_key: u64,
     /// Position of the frame's first event.
     pub first_seq: u64,
-    /// Position of the frame's last event: the frame is wanted by who is behind it.
+    /// Position of the frame's last event. Whoever is behind it wants the frame.
     pub last_seq: u64,
     /// Chain hash before the frame's first event, big-endian.
     pub base_chain: u256,

@@ -1,4 +1,5 @@
-//! Who may read which stream. Anyone connected can read this table, for the filters join it: opaque keys only.
+//! Who may read which stream. Anyone connected can read this table, because the filters join it, so it holds only
+//! opaque keys.
 
 use spacetimedb::{Identity, table};
 
@@ -15,7 +16,8 @@ pub struct StreamGrant {
     /// One row per identity and stream: a second one would deliver every frame twice.
     #[index(btree)]
     pub stream_key: u64,
-    /// Given by hand, until it is taken by hand. Else it ends with its session.
+    /// Whether an operator gave the grant. Then it stays until an operator takes it; other grants end with their
+    /// session.
     #[default(true)]
     pub standing: bool,
 }

@@ -1,4 +1,4 @@
-//! The end of each stream's log. Fixed size: rewritten with every frame.
+//! The end of each stream's log. Every frame rewrites its row, so the row has a fixed size.
 
 use spacetimedb::sats::u256;
 use spacetimedb::{Filter, client_visibility_filter, table};
@@ -9,7 +9,7 @@ pub struct SyncHead {
     pub stream_key: u64,
     /// Position of the last event held.
     pub head_seq: u64,
-    /// Position of the first event held.
+    /// Position of the first event held; one past the head if none is.
     pub oldest_seq: u64,
     /// Chain hash of the last event held, big-endian.
     pub head_chain: u256,

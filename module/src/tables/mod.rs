@@ -1,6 +1,6 @@
-//! What is held, and who sees it.
+//! What the module holds, and who sees it.
 //!
-//! Rows of fixed size and rows with bytes are kept apart: a head is rewritten with every frame and must cost the
+//! Rows of fixed size and rows with bytes are in separate tables: every frame rewrites a head, and that must cost the
 //! same however many streams there are (docs/adr/0002).
 
 mod checkpoint;

@@ -18,7 +18,7 @@ pub struct SessionPresence {
     pub node_id: String,
     /// `online`, `busy`, `away` or `offline`.
     pub status: String,
-    /// Of `offline`: `explicit_offline` or `ttl_expired`. Else empty.
+    /// Why it is `offline`: `explicit_offline` or `ttl_expired`. Empty otherwise.
     pub reason: String,
     /// Where it is; may be empty.
     pub region: String,
@@ -26,7 +26,7 @@ pub struct SessionPresence {
     pub started_at: Timestamp,
     /// Its last heartbeat.
     pub last_seen: Timestamp,
-    /// Until when this is believed without another one.
+    /// Until when this holds without another heartbeat.
     #[index(btree)]
     pub holds_until: Timestamp,
 }

@@ -1,4 +1,4 @@
-//! How long events are held, as the authority's policy says, and which streams are to be looked at for it. Private.
+//! How long events are held by the authority's policy, and when a sweep must look at which stream. Private.
 
 use spacetimedb::{ScheduleAt, Timestamp, table};
 
@@ -17,7 +17,7 @@ pub struct RetentionClass {
     pub durable_reads: bool,
 }
 
-/// One row a stream: when the sweep looks at it next.
+/// When the sweep must look at a stream next: one row for each stream.
 #[table(accessor = log_window)]
 pub struct LogWindow {
     #[primary_key]

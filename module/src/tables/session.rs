@@ -13,9 +13,9 @@ pub struct SyncSession {
     pub session_id: String,
     pub user_id: String,
     pub org_id: Option<String>,
-    /// The device that it is bound to, by its first token.
+    /// The device to which the session's first token bound it.
     pub device_id: String,
-    /// By their names.
+    /// The names of the scopes.
     pub scopes: Vec<String>,
     /// When its newest token was signed, in seconds.
     pub issued_at: u64,
@@ -37,22 +37,22 @@ pub struct GrantPattern {
     pub prefix: String,
 }
 
-/// How many streams a session with patterns sees: counted, so that a stream that comes to exist is granted within the
-/// bound without a look at all that are.
+/// How many streams a session with patterns sees. The count is kept so that a new stream can be granted within the
+/// bound without reading all grants.
 #[table(accessor = grant_count)]
 pub struct GrantCount {
     #[primary_key]
     pub identity: Identity,
-    /// May be too high until its next token is taken, never too low.
+    /// It may be too high until the session comes with its next token, and is never too low.
     pub grants: u32,
 }
 
-/// Sessions that are let in no more.
+/// Sessions that were revoked.
 #[table(accessor = revoked_session)]
 pub struct RevokedSession {
     #[primary_key]
     pub session_id: String,
-    /// Past the end of every token it may hold: then it is forgotten.
+    /// When the row may be forgotten: after every token that the session may hold has expired.
     #[index(btree)]
     pub until: Timestamp,
 }

@@ -79,7 +79,7 @@ impl StreamPattern {
         both
     }
 
-    /// Every prefix that covers this stream. The module looks a new stream up by these.
+    /// Every prefix that covers this stream. The module uses them to find the sessions that may see a new stream.
     pub fn prefixes_of(stream_id: &StreamId) -> impl Iterator<Item = &str> {
         let text = stream_id.as_str();
         let ends = text.char_indices().filter(|(_, c)| SEPARATORS.contains(c));

@@ -1,4 +1,4 @@
-//! What a session may do. Which streams it may do it to is said by patterns.
+//! What a session may do. Patterns say on which streams.
 
 use std::fmt;
 

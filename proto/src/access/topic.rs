@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_is_not_a_topics_carries_no_topic() {
+    fn a_stream_that_no_topic_names_carries_no_topic() {
         for stream in [
             "notes",
             "runtime.run.42",

@@ -100,7 +100,7 @@ impl Reader<'_> {
                 Ok(start..self.at)
             }
             None => Err(FrameError::Malformed(format!(
-                "a field of {length} bytes where {left} are left"
+                "a field claims {length} bytes, but only {left} are left"
             ))),
         }
     }
@@ -109,7 +109,7 @@ impl Reader<'_> {
         let range = self.delimited(wire_type)?;
         match std::str::from_utf8(&self.bytes[range.clone()]) {
             Ok(_) => Ok(place(range)),
-            Err(error) => Err(FrameError::Malformed(format!("a text is not UTF-8: {error}"))),
+            Err(error) => Err(FrameError::Malformed(format!("a text field is not UTF-8: {error}"))),
         }
     }
 }
@@ -161,11 +161,11 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_longer_than_what_is_left_is_malformed() {
+    fn a_field_longer_than_the_rest_of_its_message_is_malformed() {
         let whole = message(&[4]);
         for length in 1..whole.len() {
             let read = events(&whole[..length]);
-            // Between two fields the message may end.
+            // The message may end between two fields.
             assert!(
                 matches!(read, Err(FrameError::Malformed(_)) | Ok(_)),
                 "{length}: {read:?}"
@@ -176,7 +176,7 @@ mod tests {
                 "{length}"
             );
         }
-        // Within an event, what is left is what is left of the event, and not of the frame.
+        // A field must not reach past the end of its event, even if the frame goes on.
         let frame = [vec![1 << 3 | 2, 2, 2 << 3 | 2, 1], message(&[6])].concat();
         assert!(matches!(events(&frame), Err(FrameError::Malformed(_))));
     }

@@ -1,4 +1,4 @@
-//! A stream's log in memory: what tests, the simulation and fake servers use where the module has tables.
+//! A stream's log in memory. Tests, the simulation and fake servers use it where the module has tables.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -10,7 +10,7 @@ use super::{HeadRow, LogRows, StoredFrame};
 /// The rows of one stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MemoryLog {
-    /// The head row. None if the stream does not exist.
+    /// The head row. `None` if the stream does not exist.
     pub head: Option<HeadRow>,
     /// The frames, in the order of their last events.
     pub frames: Vec<StoredFrame>,

@@ -1,5 +1,5 @@
-//! Seeded runs of random operations on one log in memory. The oracle is a plain `Vec` of the events that the log should
-//! have, and the seq that it should be held after.
+//! Seeded runs of random operations on one log in memory. The oracle is a plain `Vec` of the log's events, and the seq
+//! after which the log should hold them.
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
@@ -14,20 +14,20 @@ use crate::page;
 use crate::retention::{Effort, Swept, Window, sweep};
 use crate::rewind::{Step, step};
 
-/// The log of the authority may be this much further than what is held, and forks begin this far back at most.
+/// The authority's log may be this many events ahead of the rows, and forks begin at most this far back.
 const REACH: usize = 12;
 
 struct World {
     rng: StdRng,
     rows: MemoryLog,
-    /// Every event of the log that is held, from seq 1 on, those that left included.
+    /// Every event of the log from seq 1 on, including those that left the window.
     events: Vec<Event>,
-    /// A log that goes on where the held one ends, and others that part from it.
+    /// One log that continues where the rows end, and others that fork from theirs.
     authorities: Vec<Vec<Event>>,
     seen: Seen,
 }
 
-/// How often the interesting things happened.
+/// How often each interesting case occurred.
 #[derive(Debug, Default)]
 struct Seen {
     extended: u64,
@@ -63,7 +63,7 @@ impl World {
         row.held_after().get() as usize
     }
 
-    /// Makes the logs that requests and rewinds are about: two from somewhere before the head, one from the head on.
+    /// Makes the logs that appends and rewinds use: one continues at the head, two fork somewhere before it.
     fn branch(&mut self) {
         self.authorities.clear();
         for flavour in 1..=3 {
@@ -121,7 +121,7 @@ impl World {
             Err(_) => self.seen.refused += 1,
         }
         if expected != Ok(true) {
-            assert_eq!(self.rows, before, "what adds nothing changes nothing");
+            assert_eq!(self.rows, before, "an append that adds no event changes no row");
         }
     }
 
@@ -145,7 +145,7 @@ impl World {
         let next = self.rows.frames_after(seq(last)).first();
         if let Some(next) = next {
             let more = bytes(&page.frames) + next.frame.bytes.len();
-            assert!(more > most_bytes, "one more frame would have fitted in");
+            assert!(more > most_bytes, "one more frame would have fitted");
         }
         self.seen.pages += 1;
     }
@@ -157,7 +157,7 @@ impl World {
             events: self.rng.random_range(1..=40),
             age_us: self.rng.random_range(1..=60),
         };
-        // Events are committed one each microsecond.
+        // One event is committed every microsecond.
         let now_us = head as i64 + self.rng.random_range(0..=20);
         let mut effort = Effort {
             frames: self.rng.random_range(0..=4),
@@ -170,13 +170,13 @@ impl World {
         assert_eq!(
             self.rows.frames,
             frames_before[gone..],
-            "the oldest frames leave, whole, and no others"
+            "only the oldest frames leave, and each leaves whole"
         );
         let past_count = window.past_count(seq(head as usize));
         for stored in &frames_before[..gone] {
             let for_count = stored.frame.last_seq <= past_count;
             let for_age = window.is_past_age(stored.last_at_us, now_us);
-            assert!(for_count || for_age, "{stored:?} had not to go");
+            assert!(for_count || for_age, "{stored:?} was still inside the window");
             self.seen.swept_for_count += u64::from(for_count);
             self.seen.swept_for_age += u64::from(!for_count);
         }
@@ -207,15 +207,18 @@ impl World {
             let step = step(&mut self.rows, &stream(), target, seen, most_events).unwrap();
             let row = self.rows.head.unwrap();
             match step {
-                Step::Done => assert_eq!(steps, 0, "a step that does nothing is the only one"),
+                Step::Done => assert_eq!(steps, 0, "only the first step may find nothing to do"),
                 Step::Cut { after } => {
                     assert!(seen.since(after) <= most_events);
                     self.events.truncate(after.get() as usize);
                     self.seen.cuts += 1;
                 }
-                Step::Drop => panic!("nobody broke the log"),
+                Step::Drop => panic!("the log is not broken, so no step may drop frames"),
                 Step::Begin => {
-                    assert!(held_before as u64 <= most_events, "{held_before} events go at once");
+                    assert!(
+                        held_before as u64 <= most_events,
+                        "one step removed {held_before} events"
+                    );
                     self.events = log[..at].to_vec();
                     self.seen.beginnings += 1;
                 }
@@ -226,13 +229,13 @@ impl World {
             }
             assert_ne!(step, Step::Done);
             if !is_whole && steps > 0 {
-                // Whoever rewinds does not come back, and the log is as good as any.
+                // The caller may stop here: after every step the log is valid.
                 break;
             }
         }
     }
 
-    /// What holds after each step.
+    /// The invariants that hold after each step.
     fn check(&self) {
         let Some(row) = self.rows.head else {
             return assert_eq!(self.rows, MemoryLog::default());
@@ -247,7 +250,7 @@ impl World {
                 base_chain,
                 ..
             } = stored.frame;
-            assert_eq!(first_seq, reached.next(), "frames follow each other");
+            assert_eq!(first_seq, reached.next(), "each frame follows the one before");
             let before = head_of(&self.events[..reached.get() as usize]);
             assert_eq!(base_chain, before.chain);
             let frame = stored.decode().unwrap();
@@ -279,7 +282,7 @@ fn seq(value: usize) -> Seq {
 }
 
 #[test]
-fn whatever_is_done_to_a_log_it_is_one_log_and_holds_what_it_says() {
+fn after_any_operations_the_rows_are_one_log_and_match_the_head_row() {
     let mut seen = Seen::default();
     for seed in 0..200 {
         let mut world = World::new(seed);
@@ -295,7 +298,7 @@ fn whatever_is_done_to_a_log_it_is_one_log_and_holds_what_it_says() {
         seen.cuts += of_run.cuts;
         seen.beginnings += of_run.beginnings;
     }
-    // A run that meets nothing would prove nothing.
+    // A run in which a case never occurs proves nothing about it.
     for (what, count) in [
         ("extended", seen.extended),
         ("absorbed", seen.absorbed),
