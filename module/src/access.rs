@@ -1,4 +1,4 @@
-//! Who calls, and what the caller may do: by its session, or by a grant that an operator gave.
+//! Who calls, and what the caller may do, by its session or by a grant that an operator gave.
 
 use std::collections::BTreeSet;
 
@@ -40,7 +40,7 @@ pub fn admit(ctx: &ReducerContext) -> Result<(), Refused> {
         return Ok(());
     }
     Err(unauthorized(
-        "connecting takes a token of the bridge: ask for one with POST /api/sync/token",
+        "connecting needs a token from the bridge: ask for one with POST /api/sync/token",
     ))
 }
 
@@ -94,8 +94,8 @@ fn open(ctx: &ReducerContext, trust: &SyncTrust, session: Session) -> Result<(),
     grant(ctx, trust, identity, &session, held.as_ref())
 }
 
-/// Makes grants and patterns what the session's token says: the streams that it names, and the newest ones that match
-/// its patterns. It writes only what differs.
+/// Sets a session's grants and patterns to what its token says: the streams that it names, and the newest ones that
+/// match its patterns. Writes only the rows that differ.
 fn grant(
     ctx: &ReducerContext,
     trust: &SyncTrust,
@@ -262,7 +262,7 @@ impl SyncSession {
     }
 }
 
-/// The caller's session. None if it has expired, whether or not a sweep has removed it yet.
+/// The caller's session. `None` if it has expired, even if no sweep has removed it yet.
 pub fn session(ctx: &ReducerContext) -> Option<SyncSession> {
     let row = ctx.db.sync_session().identity().find(ctx.sender())?;
     (row.expires_at > ctx.timestamp).then_some(row)
@@ -287,19 +287,19 @@ pub fn may_acknowledge(ctx: &ReducerContext, stream_key: u64) -> Result<(), Refu
     }
 }
 
-/// Only the bridge.
+/// Allows only the bridge.
 pub fn bridge_only(ctx: &ReducerContext, trust: &SyncTrust) -> Result<(), Refused> {
     trust.trust().bridge_only(ctx.sender()).map_err(refused)?;
     backed(ctx, trust)
 }
 
-/// Only the owner or the bridge.
+/// Allows the owner and the bridge.
 pub fn operator(ctx: &ReducerContext, trust: &SyncTrust) -> Result<(), Refused> {
     trust.trust().operator(ctx.sender()).map_err(refused)?;
     backed(ctx, trust)
 }
 
-/// A bridge that uses tokens needs a session that lasts, like everyone else.
+/// A bridge that uses tokens needs a session that has not expired, like everyone else.
 fn backed(ctx: &ReducerContext, trust: &SyncTrust) -> Result<(), Refused> {
     match &trust.issuer {
         Some(issuer) if issuer.service == ctx.sender() => session(ctx)
@@ -338,7 +338,7 @@ pub fn no_grant(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64) -> 
     forbidden_stream()
 }
 
-/// Whether the caller's patterns cover a stream, and there were too many newer ones.
+/// Whether the caller's patterns cover a stream that got no grant because too many newer ones came first.
 fn is_left_out(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64) -> bool {
     let Some(session) = session(ctx) else { return false };
     let count = ctx.db.grant_count().identity().find(session.identity);
@@ -354,6 +354,6 @@ fn is_left_out(ctx: &ReducerContext, stream_id: &StreamId, stream_key: u64) -> b
 pub fn forbidden_stream() -> Refusal {
     Refusal::new(
         RefusalCode::ForbiddenStream,
-        "no grant for this stream: ask for a token that names it, or the operator for a grant",
+        "no grant for this stream: ask the bridge for a token that names it, or the operator for a grant",
     )
 }

@@ -1,4 +1,4 @@
-//! The tables of the log, as the rules work on them.
+//! The log's tables, in the form in which the rules work on them.
 
 use std::ops::RangeInclusive;
 
@@ -46,7 +46,8 @@ impl LogRows for StreamRows<'_> {
             created_at: ctx.timestamp,
         };
         ctx.db.sync_stream().try_insert(stream).map_err(|error| {
-            let message = format!("stream {stream_id} has the key of another stream, choose another name: {error}");
+            let message =
+                format!("stream {stream_id} has the same key as another stream, choose another name: {error}");
             Refusal::new(RefusalCode::InvalidArgument, message)
         })?;
         ctx.db.sync_head().insert(self.head_row(row));
@@ -158,12 +159,12 @@ pub fn chain_from_column(column: u256) -> ChainHash {
     ChainHash::from_bytes(column.to_be_bytes())
 }
 
-/// A position out of a column that only this module writes.
+/// A seq from a column that only this module writes.
 pub fn seq_from_column(column: u64) -> Seq {
     Seq::new(column).unwrap_or(Seq::MAX)
 }
 
-/// A position that a caller named.
+/// A seq that a caller passed.
 pub fn seq_argument(seq: u64) -> Result<Seq, Refused> {
     Seq::new(seq).ok_or_else(|| invalid_argument(format!("seq {seq} is larger than the largest seq, {}", Seq::MAX)))
 }

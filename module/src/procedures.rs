@@ -15,32 +15,32 @@ use crate::tables::{SyncEvent, SyncStream, retention_class, sync_head, sync_stre
 /// A part of a stream's log.
 #[derive(SpacetimeType)]
 pub struct EventPage {
-    /// What the stream is called in `sync_event`.
+    /// The key of the stream in `sync_event`.
     pub stream_key: u64,
-    /// The stream's head at the time of the page.
+    /// Seq of the stream's head when the page was read.
     pub head_seq: u64,
-    /// Its chain hash, big-endian.
+    /// The head's chain hash, big-endian.
     pub head_chain: u256,
-    /// Position of the first event held; 1 for an empty log.
+    /// Seq of the first event held; one past the head if none is.
     pub oldest_seq: u64,
     /// Whether clients may see the stream's events only when they are durable.
     pub durable_reads: bool,
-    /// Consecutive frames. The first one holds the event after the position asked for, and may begin before it. Empty
-    /// at the head, and below the window.
+    /// Consecutive frames. The first one holds the event after `after_seq`, and may begin before it. Empty at the head,
+    /// and below the window.
     pub frames: Vec<SyncEvent>,
 }
 
-/// A stream's head, as the bridge wants to know it after a reconnect.
+/// A stream's head. The bridge asks for it after a reconnect.
 #[derive(SpacetimeType)]
 pub struct HeadReport {
-    /// 0 for a stream that is not held.
+    /// 0 if the stream does not exist.
     pub head_seq: u64,
     /// Chain hash of the last event held, big-endian.
     pub head_chain: u256,
 }
 
-/// The frames after `after_seq`, as many as fit into a page. For whoever holds a grant for the stream, and for the
-/// owner and the bridge.
+/// The frames after `after_seq`, as many as fit into a page. For holders of a grant for the stream, the owner and the
+/// bridge.
 #[procedure]
 pub fn read_events(ctx: &mut ProcedureContext, stream_id: String, after_seq: u64) -> Result<EventPage, Refused> {
     ctx.with_tx(|tx| read_page(tx, &stream_id, after_seq))
@@ -70,17 +70,17 @@ fn read_page(ctx: &ReducerContext, stream_id: &str, after_seq: u64) -> Result<Ev
     })
 }
 
-/// Clients may see events only when they are durable, unless the class of the stream says otherwise.
+/// Clients may see events only when they are durable, unless the stream's class says otherwise.
 fn durable_reads(ctx: &ReducerContext, stream_id: &StreamId) -> bool {
     let classes: Vec<_> = ctx.db.retention_class().iter().collect();
     stream_class(&classes, stream_id.as_str()).is_none_or(|class| class.durable_reads)
 }
 
-/// A stream, as an operator compares it.
+/// What SpacetimeDB holds of a stream, for an operator to compare.
 #[derive(SpacetimeType)]
 pub struct StreamReport {
     pub stream_id: String,
-    /// Position of the first event held; one past the head if none is.
+    /// Seq of the first event held; one past the head if none is.
     pub oldest_seq: u64,
     pub head_seq: u64,
     /// Chain hash of the last event, big-endian.
@@ -111,7 +111,7 @@ fn streams(ctx: &ReducerContext, after: &str) -> Result<Vec<StreamReport>, Refus
     Ok(named.filter_map(report).take(limit::HEADS).collect())
 }
 
-/// The heads of streams, in the order asked for. For the owner and the bridge.
+/// The heads of streams, in the order of the request. For the owner and the bridge.
 #[procedure]
 pub fn read_heads(ctx: &mut ProcedureContext, stream_ids: Vec<String>) -> Result<Vec<HeadReport>, Refused> {
     ctx.with_tx(|tx| heads(tx, &stream_ids))
@@ -122,7 +122,7 @@ fn heads(ctx: &ReducerContext, stream_ids: &[String]) -> Result<Vec<HeadReport>,
     operator(ctx, &trust)?;
     if stream_ids.len() > limit::HEADS {
         let message = format!(
-            "{} streams asked for, at most {} are allowed",
+            "the request names {} streams, at most {} are allowed",
             stream_ids.len(),
             limit::HEADS
         );

@@ -1,4 +1,4 @@
-//! Appends one event: a frame of one.
+//! Appends one event, as a frame of one.
 
 use bytes::Bytes;
 use spacetime_sync_proto::{Event, Frame, FrameError, IdempotencyKey, InvalidId, Kind, PayloadHash, limit};
@@ -26,7 +26,7 @@ pub fn append_sync_event(
     payload: Vec<u8>,
     committed_at_us: i64,
 ) -> Result<(), Refused> {
-    // Hashing is the most expensive thing that the module does, so it first checks caller and sizes.
+    // Hashing is the most expensive work in the module, so caller and sizes are checked first.
     let trust = trust_row(ctx)?;
     bridge_only(ctx, &trust)?;
     let invalid = |invalid: InvalidId| invalid_argument(invalid.to_string());
@@ -42,7 +42,7 @@ pub fn append_sync_event(
         kind: Kind::new(&kind).map_err(invalid)?,
         payload_hash: PayloadHash::of(&payload),
         payload: Bytes::from(payload),
-        // A frame does not carry it: it follows from the rest.
+        // A frame does not carry the event's chain hash, so any value will do.
         chain_hash: base_chain,
         committed_at_us,
     };

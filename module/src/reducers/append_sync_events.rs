@@ -1,4 +1,4 @@
-//! Appends a frame of consecutive events. One transaction: all or nothing, and a repeat changes nothing.
+//! Appends a frame of consecutive events. The call is one transaction, and a repeated frame changes nothing.
 
 use bytes::Bytes;
 use spacetime_sync_proto::ChainHash;

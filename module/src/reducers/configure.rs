@@ -1,4 +1,4 @@
-//! Says which identity the bridge has, and sets the secret of the stream keys.
+//! Sets the bridge's identity and the secret of the stream keys.
 
 use spacetime_sync_proto::{Refusal, RefusalCode};
 use spacetime_sync_rules::stream_key::SECRET_BYTES;
@@ -8,7 +8,7 @@ use crate::log_access::trust_row;
 use crate::refuse::{Refused, invalid_argument, refused};
 use crate::tables::sync_trust;
 
-/// `key_secret` is hex, at least 16 random bytes; it is needed the first time and may be left empty afterwards.
+/// `key_secret` is hex of at least 16 random bytes. The first call needs it; later calls may leave it empty.
 #[reducer]
 pub fn configure(ctx: &ReducerContext, bridge: Identity, key_secret: String) -> Result<(), Refused> {
     let mut row = trust_row(ctx)?;

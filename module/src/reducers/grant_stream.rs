@@ -1,4 +1,4 @@
-//! Lets an identity read a stream, also one that does not exist yet.
+//! Lets an identity read a stream, even one that does not exist yet.
 
 use spacetimedb::{Identity, ReducerContext, Table, reducer};
 
@@ -24,7 +24,7 @@ pub fn grant_stream(ctx: &ReducerContext, identity: Identity, stream_id: String)
             grants.insert(row);
         }
         Some(held) if held.standing => {}
-        // It outlives the session that it came with.
+        // From now on the grant outlives the session that it came with.
         Some(StreamGrant { grant_id, .. }) => {
             grants.grant_id().update(StreamGrant { grant_id, ..row });
         }

@@ -21,8 +21,8 @@ pub fn init(ctx: &ReducerContext) {
     write_contract(ctx);
 }
 
-/// Nothing runs when a module is updated, so the first connection after an update brings the contract row up to date
-/// before it can read the row. Then the caller is admitted or refused.
+/// SpacetimeDB runs no reducer when a module is updated, so the first connection after an update writes the contract
+/// row before it can read it. Then the caller is admitted or refused.
 #[reducer(client_connected)]
 pub fn client_connected(ctx: &ReducerContext) -> Result<(), Refused> {
     let ours = contract_row();

@@ -1,5 +1,5 @@
-//! Takes down which history of the authority this is and how far it has come. One that is behind what was said before, or
-//! another one, is refused: the authority was restored, and what clients have seen may be no part of it.
+//! Records the authority's epoch and beat. An older beat or another epoch is refused: the authority was restored, and
+//! its history may lack events that clients have seen.
 
 use spacetime_sync_proto::{Refusal, RefusalCode, limit};
 use spacetimedb::{ReducerContext, Table, reducer};
@@ -9,7 +9,7 @@ use crate::log_access::trust_row;
 use crate::refuse::{Refused, invalid_argument, refused};
 use crate::tables::{LaneEpoch, lane_epoch};
 
-/// `begin` says that an operator has made the streams end where this history has them: whatever was said before is over.
+/// With `begin` the call replaces the record. An operator sets it after rewinding the streams to this history.
 #[reducer]
 pub fn mark_epoch(ctx: &ReducerContext, epoch: String, beat: u64, begin: bool) -> Result<(), Refused> {
     operator(ctx, &trust_row(ctx)?)?;
@@ -30,7 +30,7 @@ pub fn mark_epoch(ctx: &ReducerContext, epoch: String, beat: u64, begin: bool) -
         }
         Some(held) => {
             let message = format!(
-                "the authority is at epoch {} beat {}, this lane has carried epoch {} up to beat {}: the authority was \
+                "the authority is at epoch {} beat {}, but this lane has carried epoch {} up to beat {}: the authority was \
                  restored to an earlier time, or is another one; run: spacetime-sync rewind",
                 row.epoch, row.beat, held.epoch, held.beat
             );

@@ -1,4 +1,4 @@
-//! One file a reducer: who calls, what is held, what do the rules say, write it.
+//! One file per reducer. Each checks the caller, reads what is held, asks the rules, and writes their answer.
 
 mod ack_checkpoint;
 mod append_sync_event;

@@ -1,4 +1,4 @@
-//! Ends a session before its time, and keeps it from coming back. Delivery ends with this transaction.
+//! Ends a session before it expires, and keeps it from coming back. Delivery ends with this transaction.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Takes the right to read a stream away. Delivery ends with this transaction, on live connections too.
+//! Takes the right to read a stream away from an identity. Delivery ends with this transaction, on live connections
+//! too.
 
 use spacetimedb::{Identity, ReducerContext, reducer};
 

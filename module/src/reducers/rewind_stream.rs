@@ -1,6 +1,6 @@
-//! Makes a stream's log end where the authority says it does, whatever SpacetimeDB holds: for the bridge when it fills a
-//! window anew, and for an operator after a restore. One call is one bounded step. The caller reads the head and calls again
-//! until the log ends there.
+//! Makes a stream's log end where the authority's does, whatever SpacetimeDB holds. The bridge calls it when it refills
+//! a window, an operator after a restore. One call is one bounded step. The caller reads the head and calls again until
+//! the log ends there.
 
 use spacetime_sync_proto::Position;
 use spacetime_sync_rules::rewind;
@@ -11,7 +11,7 @@ use crate::access::operator;
 use crate::log_access::{StreamRows, chain_from_column, seq_argument, seq_from_column, trust_row};
 use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
 
-/// `chain_hash` is the authority's at `seq`. `seen_seq` is the head as the caller saw it.
+/// `chain_hash` is the authority's chain hash at `seq`. `seen_seq` is the head as the caller last saw it.
 #[reducer]
 pub fn rewind_stream(
     ctx: &ReducerContext,

@@ -28,7 +28,7 @@ pub fn set_compatibility(
     window.check_bounds().map_err(invalid_argument)?;
     let issuer = row
         .issuer
-        .ok_or_else(|| invalid_argument("no issuer is trusted yet: call trust_issuer before"))?;
+        .ok_or_else(|| invalid_argument("no issuer is trusted yet: call trust_issuer first"))?;
     if issuer.policy().window != window {
         row.issuer = Some(Issuer {
             min_client_build_id: window.min_client_build_id,

@@ -1,4 +1,4 @@
-//! Says how long events are held. The bridge hands on what the authority's policy says.
+//! Sets how long events are held. The bridge passes on the authority's policy.
 
 use spacetime_sync_proto::limit;
 use spacetimedb::{ReducerContext, SpacetimeType, Table, reducer};
@@ -8,26 +8,26 @@ use crate::log_access::trust_row;
 use crate::refuse::{Refused, invalid_argument};
 use crate::tables::{LogWindow, RetentionClass, log_window, retention_class};
 
-/// A class of streams, by what their names begin with.
+/// A class of streams whose names share a prefix.
 #[derive(SpacetimeType)]
 pub struct RetentionRule {
     pub class: String,
     pub stream_prefix: String,
-    /// Newest events of a stream that are held, at most.
+    /// How many of a stream's newest events are held at most.
     pub window_events: u64,
-    /// How old they get, in microseconds.
+    /// How old an event may get, in microseconds.
     pub window_age: i64,
-    /// Whether clients may see its events only when they are durable.
+    /// Whether clients may see its events only once they are durable.
     pub durable_reads: bool,
 }
 
-/// All classes at once: those that are not named are gone, and a stream without a class keeps everything.
+/// Sets all classes at once and removes those that are not in `rules`. A stream without a class keeps everything.
 #[reducer]
 pub fn set_retention(ctx: &ReducerContext, rules: Vec<RetentionRule>) -> Result<(), Refused> {
     operator(ctx, &trust_row(ctx)?)?;
     if rules.len() > limit::RETENTION_CLASSES {
         return Err(invalid_argument(format!(
-            "{} classes, at most {} are allowed",
+            "the policy has {} classes, at most {} are allowed",
             rules.len(),
             limit::RETENTION_CLASSES
         )));
@@ -46,7 +46,7 @@ pub fn set_retention(ctx: &ReducerContext, rules: Vec<RetentionRule>) -> Result<
     }
     let held = ctx.db.retention_class();
     let before: Vec<_> = held.iter().collect();
-    // The bridge says it on every link. What is said again costs nothing, however many windows there are.
+    // The bridge sends the policy on every link. A repeat costs nothing, however many windows there are.
     if are_the_same(&before, &rules) {
         return Ok(());
     }
@@ -61,9 +61,9 @@ pub fn set_retention(ctx: &ReducerContext, rules: Vec<RetentionRule>) -> Result<
             window_age: rule.window_age,
             durable_reads: rule.durable_reads,
         })
-        .map_err(|error| invalid_argument(format!("a class is named twice: {error}")))?;
+        .map_err(|error| invalid_argument(format!("two rules name the same class: {error}")))?;
     }
-    // What was enough for the rules before may be too much now.
+    // The new rules may allow less than the old ones, so every stream is due.
     let windows: Vec<LogWindow> = ctx
         .db
         .log_window()
@@ -79,7 +79,7 @@ pub fn set_retention(ctx: &ReducerContext, rules: Vec<RetentionRule>) -> Result<
     Ok(())
 }
 
-/// Whether the rules are just those that are held.
+/// Whether the table already holds exactly these rules.
 fn are_the_same(held: &[RetentionClass], rules: &[RetentionRule]) -> bool {
     let same = |row: &RetentionClass, rule: &RetentionRule| {
         row.class == rule.class

@@ -12,7 +12,7 @@ const AT_ONCE: usize = 1_000;
 
 #[reducer]
 pub fn sweep_access(ctx: &ReducerContext, _due: AccessSweep) -> Result<(), Refused> {
-    // Clients can call it, too.
+    // Clients can call this reducer too.
     if ctx.sender() != ctx.database_identity() {
         return Err(unauthorized("only the database itself calls this"));
     }

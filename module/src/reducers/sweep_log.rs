@@ -1,4 +1,4 @@
-//! Removes from the windows what their classes do not hold any longer: a bounded piece each time.
+//! Removes from the windows the events that their classes no longer keep, a bounded piece each time.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use crate::tables::{LogSweep, LogWindow, RetentionClass, log_sweep, log_window, 
 
 /// How often a sweep looks for streams that are due.
 const EVERY: Duration = Duration::from_millis(250);
-/// How long a sweep leaves a stream alone that has no class.
+/// How long a sweep leaves a stream without a class alone.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// Most streams in one sweep.
 const STREAMS: usize = 1_000;
 
 #[reducer]
 pub fn sweep_log(ctx: &ReducerContext, _due: LogSweep) -> Result<(), Refused> {
-    // Clients can call it, too.
+    // Clients can call this reducer too.
     if ctx.sender() != ctx.database_identity() {
         return Err(unauthorized("only the database itself calls this"));
     }
@@ -40,7 +40,7 @@ pub fn sweep_log(ctx: &ReducerContext, _due: LogSweep) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Returns when the next sweep must look at the stream. None if the effort was spent before everything was gone.
+/// Returns when the next sweep must look at the stream. `None` if the effort was spent before the work was done.
 fn sweep_stream(
     ctx: &ReducerContext,
     stream_key: u64,
@@ -54,7 +54,7 @@ fn sweep_stream(
     let Some(class) = stream_class(classes, &stream.stream_id) else {
         return Some(later);
     };
-    // Only names of streams were ever written there.
+    // Never fails: the table holds only valid stream names.
     let Ok(stream_id) = StreamId::new(&stream.stream_id) else {
         return Some(later);
     };
@@ -74,7 +74,7 @@ fn sweep_stream(
     }
 }
 
-/// Has the next sweep look at the stream.
+/// Makes the next sweep look at the stream.
 pub fn look_at(ctx: &ReducerContext, stream_key: u64) {
     let windows = ctx.db.log_window();
     let row = LogWindow {
@@ -92,7 +92,7 @@ pub fn look_at(ctx: &ReducerContext, stream_key: u64) {
     }
 }
 
-/// Makes sure that sweeps are scheduled, and only once.
+/// Schedules the sweeps, unless they already are.
 pub fn schedule(ctx: &ReducerContext) {
     if ctx.db.log_sweep().count() == 0 {
         let every = TimeDuration::from_duration(EVERY);

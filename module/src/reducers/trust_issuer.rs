@@ -9,8 +9,8 @@ use crate::log_access::trust_row;
 use crate::refuse::{Refused, invalid_argument, refused};
 use crate::tables::{AccessSweep, Issuer, access_sweep, sync_trust};
 
-/// `issuer` and `audience` must equal `iss` and `aud` of its tokens. A session that has expired sees nothing more after
-/// `sweep_every_ms` at the latest.
+/// `issuer` and `audience` must equal `iss` and `aud` of its tokens. A session sees nothing more `sweep_every_ms` after
+/// it has expired, at the latest.
 #[reducer]
 pub fn trust_issuer(
     ctx: &ReducerContext,
@@ -22,7 +22,7 @@ pub fn trust_issuer(
     row.trust().owner_only(ctx.sender()).map_err(refused)?;
     check_issuer_url(&issuer).map_err(|message| invalid_argument(format!("issuer: {message}")))?;
     if audience.is_empty() {
-        return Err(invalid_argument("audience: expected a name, found nothing"));
+        return Err(invalid_argument("audience: expected a name, found an empty text"));
     }
     if !limit::SWEEP_MS.contains(&sweep_every_ms) {
         return Err(invalid_argument(format!(

@@ -1,7 +1,8 @@
-//! A heartbeat: the caller's session is there on a node, or says goodbye. Each node of a session has rows of its own.
+//! A heartbeat: the caller's session reports that it is online on a node, or that it leaves. Each node of a session has
+//! its own rows.
 //!
-//! The module does not go by connections: a lifecycle reducer also runs around every HTTP call and SQL request, and a
-//! session whose connection broke has not yet left.
+//! Presence does not follow connections: lifecycle reducers also run around every HTTP call and SQL request, and a session
+//! whose connection broke has not left yet.
 
 use spacetime_sync_proto::Label;
 use spacetime_sync_rules::presence::{self, HeldPresence, OFFLINE};

@@ -16,9 +16,9 @@ pub struct SyncCheckpoint {
     pub checkpoint_id: u64,
     pub identity: Identity,
     pub stream_key: u64,
-    /// Position of the last event applied.
+    /// Seq of the last event applied.
     pub seq: u64,
-    /// Its chain hash, big-endian.
+    /// The chain hash at `seq`, big-endian.
     pub chain_hash: u256,
     pub acked_at: Timestamp,
 }

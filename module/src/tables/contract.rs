@@ -1,5 +1,5 @@
-//! Which contract this module speaks: one row that anyone may read. Its shape never changes, so that a client of
-//! any age can compare it before it looks at anything else.
+//! The contract that this module was built with: one row that anyone may read. Its columns never change, so a client of
+//! any age can compare it before it reads anything else.
 
 use spacetimedb::table;
 

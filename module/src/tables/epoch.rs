@@ -1,4 +1,4 @@
-//! Which history of the authority this lane carries, and how far it had come when the bridge last said so. Private.
+//! Which history of the authority this lane carries, and the newest beat that the bridge has reported. Private.
 
 use spacetimedb::table;
 

@@ -1,4 +1,4 @@
-//! The log: a row is a frame of consecutive events (docs/adr/0002).
+//! The log: each row is a frame of consecutive events (docs/adr/0002).
 
 use spacetimedb::sats::u256;
 use spacetimedb::{Filter, client_visibility_filter, table};
@@ -11,9 +11,9 @@ use spacetimedb::{Filter, client_visibility_filter, table};
 pub struct SyncEvent {
     #[index(btree)]
     pub stream_key: u64,
-    /// Position of the frame's first event.
+    /// Seq of the frame's first event.
     pub first_seq: u64,
-    /// Position of the frame's last event. Whoever is behind it wants the frame.
+    /// Seq of the frame's last event. A reader that has not reached it needs the frame.
     pub last_seq: u64,
     /// Chain hash before the frame's first event, big-endian.
     pub base_chain: u256,

@@ -7,11 +7,11 @@ use spacetimedb::{Filter, client_visibility_filter, table};
 pub struct SyncHead {
     #[primary_key]
     pub stream_key: u64,
-    /// Position of the last event held.
+    /// Seq of the last event.
     pub head_seq: u64,
-    /// Position of the first event held; one past the head if none is.
+    /// Seq of the first event held; one past the head if none is.
     pub oldest_seq: u64,
-    /// Chain hash of the last event held, big-endian.
+    /// Chain hash of the last event, big-endian.
     pub head_chain: u256,
 }
 

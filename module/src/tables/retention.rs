@@ -1,4 +1,4 @@
-//! How long events are held by the authority's policy, and when a sweep must look at which stream. Private.
+//! How long the authority's policy keeps events here, and when a sweep must look at which stream. Private.
 
 use spacetimedb::{ScheduleAt, Timestamp, table};
 
@@ -8,16 +8,16 @@ use crate::reducers::sweep_log::sweep_log;
 pub struct RetentionClass {
     #[primary_key]
     pub class: String,
-    /// What the names of its streams begin with; the longest beginning decides.
+    /// The prefix of its streams' names; the longest matching prefix decides.
     pub stream_prefix: String,
     pub window_events: u64,
     /// In microseconds.
     pub window_age: i64,
-    /// Whether clients may see its events only when they are durable.
+    /// Whether clients may see its events only once they are durable.
     pub durable_reads: bool,
 }
 
-/// When the sweep must look at a stream next: one row for each stream.
+/// When a sweep must next look at a stream: one row for each stream.
 #[table(accessor = log_window)]
 pub struct LogWindow {
     #[primary_key]

@@ -1,7 +1,7 @@
-//! Sessions: who is let in by a token, what they may do, and until when. Private: no client sees them.
+//! Sessions: who came in with a token, what they may do, and until when. Private: no client sees them.
 //!
-//! A session is one identity, for its tokens have one subject. Its newest token says what it may do; grants and patterns
-//! follow from it and end with it.
+//! All tokens of a session have one subject, so a session is one identity. Its newest token says what it may do. Its
+//! grants and patterns follow from that token and end with the session.
 
 use spacetimedb::{Identity, Timestamp, table};
 
@@ -19,12 +19,12 @@ pub struct SyncSession {
     pub scopes: Vec<String>,
     /// When its newest token was signed, in seconds.
     pub issued_at: u64,
-    /// When that token ends.
+    /// When that token expires.
     #[index(btree)]
     pub expires_at: Timestamp,
 }
 
-/// What a session may see of streams that come to exist later.
+/// Which streams a session may see once they are created.
 #[table(accessor = grant_pattern)]
 pub struct GrantPattern {
     #[primary_key]
@@ -32,18 +32,18 @@ pub struct GrantPattern {
     pub pattern_id: u64,
     #[index(btree)]
     pub identity: Identity,
-    /// What the stream's name begins with.
+    /// The prefix of the streams' names.
     #[index(btree)]
     pub prefix: String,
 }
 
-/// How many streams a session with patterns sees. The count is kept so that a new stream can be granted within the
-/// bound without reading all grants.
+/// How many streams a session with patterns sees. With this count a new stream can be granted within the bound without
+/// reading all grants.
 #[table(accessor = grant_count)]
 pub struct GrantCount {
     #[primary_key]
     pub identity: Identity,
-    /// It may be too high until the session comes with its next token, and is never too low.
+    /// May be too high until the session's next token arrives, and is never too low.
     pub grants: u32,
 }
 
@@ -52,7 +52,7 @@ pub struct GrantCount {
 pub struct RevokedSession {
     #[primary_key]
     pub session_id: String,
-    /// When the row may be forgotten: after every token that the session may hold has expired.
+    /// When the row may be deleted: every token that the session may hold has expired by then.
     #[index(btree)]
     pub until: Timestamp,
 }

@@ -4,13 +4,13 @@ use spacetimedb::{Filter, Timestamp, client_visibility_filter, table};
 
 #[table(accessor = sync_stream, public, index(accessor = by_name, btree(columns = [stream_id, stream_key])))]
 pub struct SyncStream {
-    /// What every other table calls the stream.
+    /// The key by which every other table names the stream.
     #[primary_key]
     pub stream_key: u64,
     /// The name that authority and clients use.
     #[unique]
     pub stream_id: String,
-    /// When the first frame came.
+    /// When the first frame arrived.
     pub created_at: Timestamp,
 }
 

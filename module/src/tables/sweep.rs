@@ -1,4 +1,4 @@
-//! When the next sweep is due.
+//! When the next sweep of sessions and presences is due.
 
 use spacetimedb::{ScheduleAt, table};
 

@@ -7,18 +7,18 @@ pub struct SyncTrust {
     /// Always 0.
     #[primary_key]
     pub id: u8,
-    /// Who published the module.
+    /// The identity that published the module.
     pub owner: Identity,
-    /// Who appends.
+    /// The identity that may append.
     pub bridge: Option<Identity>,
-    /// What stream keys are derived with. Set once: another secret would rename every stream.
+    /// The secret that stream keys are derived with. It is set once, because another secret would rename every stream.
     pub key_secret: Vec<u8>,
-    /// Whose tokens open a session. While there is none anyone may connect, and sees what was granted by hand.
+    /// Whose tokens open a session. While there is no issuer, anyone may connect and sees what an operator granted.
     #[default(None::<Issuer>)]
     pub issuer: Option<Issuer>,
 }
 
-/// An issuer of tokens, and what is asked of them.
+/// An issuer of tokens, and what a token must meet.
 #[derive(SpacetimeType, Clone)]
 pub struct Issuer {
     /// `iss`
@@ -27,7 +27,7 @@ pub struct Issuer {
     pub audience: String,
     /// The identity of the bridge's own token.
     pub service: Identity,
-    /// How often ended sessions are looked for.
+    /// How often the module looks for expired sessions.
     pub sweep_every_ms: u32,
     /// Which clients are served: see `Window` of the contract.
     pub min_client_build_id: String,
