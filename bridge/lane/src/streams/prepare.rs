@@ -104,3 +104,87 @@ pub fn judge(
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use spacetime_sync_proto::{IdempotencyKey, Kind, PayloadHash, StreamId};
+
+    use super::*;
+
+    fn genesis() -> ChainHash {
+        ChainHash::genesis(&StreamId::new("a").unwrap())
+    }
+
+    fn seq(value: u64) -> Seq {
+        Seq::new(value).unwrap()
+    }
+
+    fn log(sizes: &[usize]) -> Vec<Event> {
+        let mut chain = genesis();
+        (1u64..)
+            .zip(sizes)
+            .map(|(at, size)| {
+                let payload = Bytes::from(vec![7; *size]);
+                let (key, kind) = (IdempotencyKey::new(&format!("k{at}")).unwrap(), Kind::new("t").unwrap());
+                let payload_hash = PayloadHash::of(&payload);
+                chain = chain.link(seq(at), 0, &payload_hash, &key, &kind);
+                Event {
+                    seq: seq(at),
+                    idempotency_key: key,
+                    kind,
+                    payload,
+                    payload_hash,
+                    chain_hash: chain,
+                    committed_at_us: 0,
+                }
+            })
+            .collect()
+    }
+
+    fn prepare_all(events: &[Event], frame_bytes: usize) -> Result<Vec<ReadyFrame>, HaltReason> {
+        prepare(Seq::ZERO, genesis(), events, frame_bytes)
+    }
+
+    #[test]
+    fn a_page_becomes_frames_that_hold_all_of_it() {
+        let events = log(&[100, 300, 100, 5_000, 10, 10]);
+        let frames = prepare_all(&events, 600).unwrap();
+        let cuts: Vec<_> = frames
+            .iter()
+            .map(|frame| (frame.row.first_seq.get(), frame.row.last_seq.get()))
+            .collect();
+        assert_eq!(cuts, [(1, 2), (3, 3), (4, 4), (5, 6)]);
+        let mut held = Vec::new();
+        for frame in frames {
+            let decoded = Frame::decode(frame.row.first_seq.get(), frame.row.base_chain, frame.row.bytes).unwrap();
+            assert_eq!(decoded.last_chain(), frame.last_chain);
+            held.extend(decoded.into_events_after(Seq::ZERO));
+        }
+        assert_eq!(held, events);
+    }
+
+    #[test]
+    fn a_log_that_is_not_what_it_claims_is_found_out() {
+        let broken = |change: fn(&mut Vec<Event>)| {
+            let mut events = log(&[5; 4]);
+            change(&mut events);
+            prepare_all(&events, 10_000).map(|_| ())
+        };
+        assert_eq!(broken(|_| {}), Ok(()));
+        for (name, answer) in [
+            ("a gap", broken(|events| drop(events.remove(1)))),
+            (
+                "a payload",
+                broken(|events| events[2].payload = Bytes::from_static(b"other")),
+            ),
+            ("a kind", broken(|events| events[2].kind = Kind::new("u").unwrap())),
+            (
+                "a link",
+                broken(|events| events[1].chain_hash = ChainHash::from_bytes([9; 32])),
+            ),
+        ] {
+            assert!(matches!(answer, Err(HaltReason::BrokenLog(_))), "{name}");
+        }
+    }
+}

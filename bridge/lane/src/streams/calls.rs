@@ -1,0 +1,148 @@
+//! Which frame to send next, and what the module's answer to a call means for its stream.
+
+use spacetime_sync_proto::refusal::RefusalClass;
+use spacetime_sync_proto::{Refusal, RefusalCode, Seq, StreamId};
+
+use super::stream::{Flying, HaltReason, Landed, Mode};
+use super::{Effect, Streams, less};
+use crate::CallId;
+
+impl Streams {
+    pub(super) fn send(&mut self, out: &mut Vec<Effect>) {
+        let Some(link) = self.link else { return };
+        while self.calls.len() < self.limits.calls {
+            let Some(stream_id) = self.to_send.pop_front() else {
+                return;
+            };
+            let Some(stream) = self.streams.get_mut(&stream_id) else {
+                continue;
+            };
+            stream.queued_to_send = false;
+            let Some(frame) = stream.ready.pop_front() else {
+                continue;
+            };
+            let call = CallId(self.next_call);
+            self.next_call += 1;
+            stream.in_flight.push_back(Flying {
+                call,
+                last_seq: frame.row.last_seq,
+                bytes: frame.size(),
+            });
+            if !stream.ready.is_empty() {
+                stream.queued_to_send = true;
+                self.to_send.push_back(stream_id.clone());
+            }
+            self.calls.insert(call, stream_id.clone());
+            out.push(Effect::Append {
+                link,
+                call,
+                stream_id,
+                frame: frame.row,
+            });
+        }
+    }
+
+    /// Takes a call out of the books; none if it belongs to an earlier link.
+    fn landed(&mut self, call: CallId) -> Option<(StreamId, Seq)> {
+        let stream_id = self.calls.remove(&call)?;
+        let stream = self.streams.get_mut(&stream_id)?;
+        let at = stream.in_flight.iter().position(|flying| flying.call == call)?;
+        let flying = stream.in_flight.remove(at)?;
+        less(&mut self.bytes, flying.bytes);
+        Some((stream_id, flying.last_seq))
+    }
+
+    pub(super) fn acked(&mut self, call: CallId, out: &mut Vec<Effect>) {
+        let Some((stream_id, seq)) = self.landed(call) else {
+            return;
+        };
+        let Some(stream) = self.streams.get_mut(&stream_id) else {
+            return;
+        };
+        stream.attempts = 0;
+        if seq > stream.durable {
+            stream.durable = seq;
+            out.push(Effect::Advance {
+                stream_id: stream_id.clone(),
+                seq,
+            });
+        }
+        self.queue_to_read(&stream_id);
+        self.when_landed(stream_id, out);
+    }
+
+    pub(super) fn refused(&mut self, call: CallId, refusal: Refusal, out: &mut Vec<Effect>) {
+        let Some((stream_id, _)) = self.landed(call) else {
+            return;
+        };
+        let attempts = self.streams.get(&stream_id).map_or(0, |stream| stream.attempts);
+        let landed = match refusal.code.class() {
+            RefusalClass::Fatal => return out.push(Effect::DropLink(refusal)),
+            // Says nothing about the stream: a link with a fresh token may do.
+            RefusalClass::Retry if is_about_the_token(refusal.code) => return out.push(Effect::DropLink(refusal)),
+            RefusalClass::Retry if attempts < self.limits.attempts => Landed::Compare,
+            RefusalClass::Retry => Landed::Halt(HaltReason::Refused(refusal)),
+            RefusalClass::Reject => Landed::Halt(HaltReason::Refused(refusal)),
+        };
+        self.fail(&stream_id, landed);
+        self.when_landed(stream_id, out);
+    }
+
+    pub(super) fn lost(&mut self, call: CallId, message: String, out: &mut Vec<Effect>) {
+        let Some((stream_id, _)) = self.landed(call) else {
+            return;
+        };
+        let Some(stream) = self.streams.get_mut(&stream_id) else {
+            return;
+        };
+        let landed = if stream.attempts >= self.limits.attempts {
+            Landed::Halt(HaltReason::Failing {
+                attempts: stream.attempts,
+                message,
+            })
+        } else {
+            Landed::Compare
+        };
+        self.fail(&stream_id, landed);
+        self.when_landed(stream_id, out);
+    }
+
+    /// A flowing stream sends nothing more and waits for what is in flight. The first failure counts: those behind it
+    /// follow from it.
+    fn fail(&mut self, stream_id: &StreamId, landed: Landed) {
+        if let Some(stream) = self.streams.get_mut(stream_id)
+            && matches!(stream.mode, Mode::Flowing)
+        {
+            less(&mut self.bytes, stream.drop_ready());
+            stream.mode = Mode::Landing(landed);
+        }
+    }
+
+    /// Goes on with a stream whose calls have all landed.
+    pub(super) fn when_landed(&mut self, stream_id: StreamId, out: &mut Vec<Effect>) {
+        let Some(stream) = self.streams.get_mut(&stream_id) else {
+            return;
+        };
+        if !stream.in_flight.is_empty() || !stream.ready.is_empty() {
+            return;
+        }
+        match std::mem::replace(&mut stream.mode, Mode::Comparing) {
+            Mode::Landing(Landed::Compare) => {
+                stream.attempts = stream.attempts.saturating_add(1);
+                out.push(Effect::Compare(stream_id));
+            }
+            Mode::Landing(Landed::Halt(reason)) => self.halt(stream_id, reason, out),
+            other @ (Mode::Flowing | Mode::Comparing | Mode::Filling | Mode::Resting(..) | Mode::Halted(_)) => {
+                stream.mode = other;
+            }
+        }
+    }
+}
+
+/// Whether a refusal was for the bridge's own credential, whatever was asked.
+fn is_about_the_token(code: RefusalCode) -> bool {
+    matches!(
+        code,
+        RefusalCode::TokenExpired | RefusalCode::TokenNotYetValid | RefusalCode::TokenTooOld
+    )
+}

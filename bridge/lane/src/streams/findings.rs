@@ -1,0 +1,143 @@
+//! What a comparison with SpacetimeDB means for its stream.
+
+use std::time::Duration;
+
+use spacetime_sync_proto::{Seq, StreamId};
+
+use super::reconcile::Verdict;
+use super::stream::{HaltReason, Mode, Next, Stream};
+use super::{Effect, Finding, Streams};
+
+impl Streams {
+    pub(super) fn compared(&mut self, now: Duration, stream_id: StreamId, finding: Finding, out: &mut Vec<Effect>) {
+        if self.link.is_none() {
+            return;
+        }
+        let is_of_refill = matches!(finding, Finding::Filled(_) | Finding::NotFilled { .. });
+        match self.streams.get(&stream_id).map(|stream| &stream.mode) {
+            Some(Mode::Comparing) if !is_of_refill => self.compared_waiting(now, stream_id, finding, out),
+            Some(Mode::Filling) if is_of_refill || matches!(finding, Finding::Broken(_)) => {
+                self.compared_waiting(now, stream_id, finding, out);
+            }
+            None => self.compared_idle(now, stream_id, finding, out),
+            Some(Mode::Halted(_)) => compared_halted(stream_id, &finding, out),
+            // It was compared meanwhile and flows, or failed since: what was found is of the past.
+            Some(Mode::Flowing | Mode::Landing(_) | Mode::Comparing | Mode::Filling | Mode::Resting(..)) => {}
+        }
+    }
+
+    /// Of a stream that waits for the comparison.
+    fn compared_waiting(&mut self, now: Duration, stream_id: StreamId, finding: Finding, out: &mut Vec<Effect>) {
+        let most = self.limits.attempts;
+        let Some(stream) = self.streams.get_mut(&stream_id) else {
+            return;
+        };
+        match finding {
+            Finding::Compared { verdict, held, head } => {
+                stream.wanted = stream.wanted.max(head);
+                match verdict {
+                    Verdict::InStep(seq) => {
+                        stream.restart_at(seq);
+                        out.push(holds(&stream_id, seq));
+                    }
+                    Verdict::Ahead(seq) => {
+                        stream.restart_at(seq);
+                        out.push(advance(&stream_id, seq));
+                    }
+                    Verdict::Behind(seq) => {
+                        stream.set_back_to(seq);
+                        out.push(set_back(&stream_id, seq));
+                    }
+                    Verdict::Refill(after) => {
+                        let seen = held;
+                        stream.mode = Mode::Filling;
+                        return out.push(Effect::Refill { stream_id, seen, after });
+                    }
+                    Verdict::Unknown => {
+                        let failures = stream.attempts;
+                        return self.rest(now, &stream_id, failures, Next::Compare);
+                    }
+                    Verdict::Apart(reason) => return self.halt(stream_id, reason, out),
+                }
+            }
+            // What was published may be past it, or before it.
+            Finding::Filled(seq) => {
+                stream.set_back_to(seq);
+                out.push(set_back(&stream_id, seq));
+            }
+            Finding::NotCompared => {
+                let failures = stream.attempts.saturating_add(1);
+                return self.rest(now, &stream_id, failures, Next::Compare);
+            }
+            Finding::NotFilled { message, counts } => {
+                if counts {
+                    stream.attempts = stream.attempts.saturating_add(1);
+                }
+                let attempts = stream.attempts;
+                if counts && attempts > most {
+                    return self.halt(stream_id, HaltReason::Failing { attempts, message }, out);
+                }
+                return self.rest(now, &stream_id, attempts, Next::Compare);
+            }
+            Finding::Broken(reason) => return self.halt(stream_id, reason, out),
+        }
+        // After a failure it is left alone for a while; a stream that was only new to this link flows at once.
+        let failures = stream.attempts;
+        if failures > 0 {
+            self.rest(now, &stream_id, failures, Next::Flow);
+        } else {
+            stream.mode = Mode::Flowing;
+            self.queue_to_read(&stream_id);
+        }
+    }
+
+    /// Of a stream that there was nothing to do for: it is remembered only if there is from here on.
+    fn compared_idle(&mut self, now: Duration, stream_id: StreamId, finding: Finding, out: &mut Vec<Effect>) {
+        match finding {
+            Finding::Compared {
+                verdict: Verdict::InStep(seq),
+                ..
+            } => out.push(holds(&stream_id, seq)),
+            Finding::Compared {
+                verdict: Verdict::Ahead(seq),
+                ..
+            } => out.push(advance(&stream_id, seq)),
+            // Whoever is being filled is remembered.
+            Finding::Filled(_) | Finding::NotFilled { .. } => {}
+            Finding::Compared { .. } | Finding::NotCompared | Finding::Broken(_) => {
+                let mut stream = Stream::new(Seq::ZERO);
+                stream.mode = Mode::Comparing;
+                self.streams.insert(stream_id.clone(), stream);
+                self.compared_waiting(now, stream_id, finding, out);
+            }
+        }
+    }
+}
+
+/// Of a halted stream: the authority's record follows what SpacetimeDB holds, and nothing else happens.
+fn compared_halted(stream_id: StreamId, finding: &Finding, out: &mut Vec<Effect>) {
+    let Finding::Compared { verdict, .. } = finding else {
+        return;
+    };
+    match verdict {
+        Verdict::InStep(seq) => out.push(holds(&stream_id, *seq)),
+        Verdict::Ahead(seq) => out.push(advance(&stream_id, *seq)),
+        Verdict::Behind(seq) => out.push(set_back(&stream_id, *seq)),
+        Verdict::Refill(_) | Verdict::Unknown | Verdict::Apart(_) => {}
+    }
+}
+
+fn holds(stream_id: &StreamId, seq: Seq) -> Effect {
+    let stream_id = stream_id.clone();
+    Effect::Holds { stream_id, seq }
+}
+
+fn advance(stream_id: &StreamId, seq: Seq) -> Effect {
+    let stream_id = stream_id.clone();
+    Effect::Advance { stream_id, seq }
+}
+
+fn set_back(stream_id: &StreamId, seq: Seq) -> Effect {
+    let stream_id = stream_id.clone();
+    Effect::SetBack { stream_id, seq }
+}

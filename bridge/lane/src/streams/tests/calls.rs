@@ -1,0 +1,139 @@
+use super::*;
+
+#[test]
+fn a_refused_stream_is_halted_and_the_others_run_on() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 9);
+    bench.found("b", 0, 9);
+    let a = calls(&bench.page("a", vec![prepared(1, 1), prepared(2, 2)]));
+    let halted = bench.step(Input::Refused(a[0].0, refusal(RefusalCode::EventConflict)));
+    assert!(
+        !halted.iter().any(|effect| matches!(effect, Effect::Halted { .. })),
+        "one call is still in flight"
+    );
+    let halted = bench.step(Input::Refused(a[1].0, refusal(RefusalCode::SeqGap)));
+    assert!(
+        matches!(&halted[..], [Effect::Halted { reason: HaltReason::Refused(why), .. }] if why.code == RefusalCode::EventConflict),
+        "the first refusal is the reason: {halted:?}"
+    );
+    assert_eq!(reads(&bench.found("a", 0, 20)), []);
+    assert_eq!(calls(&bench.page("b", vec![prepared(1, 1)])).len(), 1);
+    bench.step(Input::LinkDown);
+    bench.link_up();
+    assert_eq!(reads(&bench.found("a", 0, 20)), [], "halted over a reconnect, too");
+    assert_eq!(bench.core.load().halted_streams, 1);
+}
+
+#[test]
+fn a_gap_is_answered_by_learning_the_head() {
+    let mut bench = Bench::new();
+    bench.found("a", 7, 9);
+    let sent = calls(&bench.page("a", vec![prepared(8, 8), prepared(9, 9)]));
+    bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+    let out = bench.step(Input::Refused(sent[1].0, refusal(RefusalCode::SeqGap)));
+    assert!(matches!(out[..], [Effect::Compare(_)]));
+    let out = bench.learned("a", Verdict::Behind(seq(3)));
+    assert!(matches!(&out[..], [Effect::SetBack { seq: to, .. }] if *to == seq(3)));
+    assert_eq!(reads(&bench.later(10_000)), [("a".to_owned(), 3)]);
+}
+
+#[test]
+fn a_stream_that_keeps_failing_is_halted_in_the_end() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 1);
+    for attempt in 0..=LIMITS.attempts {
+        let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
+        let out = bench.step(Input::Lost(sent[0].0, "trapped".to_owned()));
+        if attempt < LIMITS.attempts {
+            assert!(matches!(out[..], [Effect::Compare(_)]), "{attempt}: {out:?}");
+            bench.learned("a", Verdict::InStep(seq(0)));
+            assert_eq!(reads(&bench.later(60_000)), [("a".to_owned(), 0)]);
+        } else {
+            assert!(matches!(
+                &out[..],
+                [Effect::Halted {
+                    reason: HaltReason::Failing { attempts: 2, .. },
+                    ..
+                }]
+            ));
+        }
+    }
+}
+
+#[test]
+fn a_stream_whose_gap_does_not_close_is_halted_in_the_end() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 1);
+    for attempt in 0..=LIMITS.attempts {
+        let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
+        let out = bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+        if attempt < LIMITS.attempts {
+            assert!(matches!(out[..], [Effect::Compare(_)]), "{attempt}: {out:?}");
+            bench.learned("a", Verdict::InStep(seq(0)));
+            bench.later(60_000);
+        } else {
+            assert!(
+                matches!(
+                    &out[..],
+                    [Effect::Halted {
+                        reason: HaltReason::Refused(_),
+                        ..
+                    }]
+                ),
+                "{out:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_makes_every_call_fail_drops_the_link() {
+    for code in [
+        RefusalCode::Unauthorized,
+        RefusalCode::TokenRevoked,
+        // A fresh token may do, and the stream has nothing to do with it.
+        RefusalCode::TokenExpired,
+        RefusalCode::TokenNotYetValid,
+        RefusalCode::TokenTooOld,
+    ] {
+        let mut bench = Bench::new();
+        bench.found("a", 0, 2);
+        let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+        let out = bench.step(Input::Refused(sent[0].0, refusal(code)));
+        assert!(matches!(&out[..], [Effect::DropLink(why)] if why.code == code));
+    }
+}
+
+#[test]
+fn what_is_not_acknowledged_when_the_link_breaks_is_sent_again() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 2);
+    let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+    bench.step(Input::LinkDown);
+    assert_eq!(
+        bench.step(Input::Acked(sent[0].0)),
+        [],
+        "an answer of the old link says nothing"
+    );
+    bench.link_up();
+    assert_eq!(reads(&bench.found("a", 0, 2)), [("a".to_owned(), 0)]);
+}
+
+#[test]
+fn streams_take_turns() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 100);
+    bench.found("b", 0, 100);
+    let mut flying = calls(&bench.page("a", (1..=6).map(|at| prepared(at, at)).collect()));
+    bench.page("b", vec![prepared(1, 1), prepared(2, 2)]);
+    let mut turns = Vec::new();
+    for _ in 0..4 {
+        let out = bench.step(Input::Acked(flying.remove(0).0));
+        flying.extend(calls(&out));
+        turns.extend(out.iter().filter_map(|effect| match effect {
+            Effect::Append { stream_id, .. } => Some(stream_id.to_string()),
+            _ => None,
+        }));
+    }
+    assert_eq!(turns, ["a", "b", "a", "b"]);
+}

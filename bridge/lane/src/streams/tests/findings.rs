@@ -1,0 +1,138 @@
+use super::*;
+
+#[test]
+fn a_stream_that_is_halted_while_its_head_is_asked_for_stays_halted() {
+    let mut bench = Bench::new();
+    bench.found("a", 7, 9);
+    let sent = calls(&bench.page("a", vec![prepared(8, 8)]));
+    bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+    bench.step(Input::Halt(stream("a"), HaltReason::AheadOfAuthority));
+    bench.learned("a", Verdict::InStep(seq(7)));
+    assert_eq!(bench.later(60_000), []);
+    bench.compared("a", Finding::NotCompared);
+    assert_eq!(bench.later(60_000), []);
+    assert!(bench.core.is_halted(&stream("a")));
+}
+
+#[test]
+fn a_stream_that_turns_out_to_be_published_is_idle_after_its_rest() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 1);
+    let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
+    bench.step(Input::Lost(sent[0].0, "trapped".to_owned()));
+    assert_eq!(advances(&bench.learned("a", Verdict::Ahead(seq(1)))), [1]);
+    assert_eq!(bench.core.load().busy_streams, 1);
+    bench.later(10_000);
+    assert_eq!(bench.core.load(), Load::default());
+}
+
+#[test]
+fn a_window_that_began_anew_is_recorded_whichever_side_of_it_was_published() {
+    let mut bench = Bench::new();
+    bench.found("a", 7, 90);
+    let sent = calls(&bench.page("a", vec![prepared(8, 8)]));
+    bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+    bench.page("a", vec![prepared(9, 9)]);
+    let (stream_id, after) = (stream("a"), seq(80));
+    let refill = Effect::Refill {
+        stream_id: stream_id.clone(),
+        seen: Seq::ZERO,
+        after,
+    };
+    assert_eq!(bench.learned("a", Verdict::Refill(after)), [refill]);
+    let set_back = Effect::SetBack { stream_id, seq: after };
+    assert_eq!(bench.compared("a", Finding::Filled(after)), [set_back]);
+    assert_eq!(reads(&bench.later(1_000)), [("a".to_owned(), 80)]);
+}
+
+#[test]
+fn a_stream_that_the_sweep_has_not_passed_is_compared_first_and_flows_at_once() {
+    let mut bench = Bench::new();
+    bench.swept = Coverage::Through(stream("b"));
+    assert_eq!(reads(&bench.found("a", 0, 2)), [("a".to_owned(), 0)]);
+    assert_eq!(bench.found("c", 7, 9), [Effect::Compare(stream("c"))]);
+    assert_eq!(bench.found("c", 7, 9), [], "it is asked for once");
+    let flows = bench.learned("c", Verdict::Behind(seq(5)));
+    assert_eq!(reads(&flows), [("c".to_owned(), 5)]);
+}
+
+#[test]
+fn what_the_sweep_finds_in_step_is_not_remembered() {
+    let mut bench = Bench::new();
+    let holds = Effect::Holds {
+        stream_id: stream("a"),
+        seq: seq(9),
+    };
+    assert_eq!(bench.learned("a", Verdict::InStep(seq(9))), [holds]);
+    assert_eq!(advances(&bench.learned("a", Verdict::Ahead(seq(9)))), [9]);
+    assert!(bench.core.streams.is_empty());
+}
+
+#[test]
+fn a_stream_that_the_sweep_finds_behind_flows_without_waiting_for_its_record() {
+    let mut bench = Bench::new();
+    let (verdict, held, head) = (Verdict::Behind(seq(4)), seq(4), seq(9));
+    let out = bench.compared("a", Finding::Compared { verdict, held, head });
+    assert_eq!(reads(&out), [("a".to_owned(), 4)]);
+}
+
+#[test]
+fn a_window_that_cannot_be_filled_is_tried_again_and_halts_its_stream_in_the_end() {
+    let mut bench = Bench::new();
+    bench.swept = Coverage::None;
+    bench.found("a", 0, 9);
+    let not_filled = || Finding::NotFilled {
+        message: "trapped".to_owned(),
+        counts: true,
+    };
+    for _ in 0..LIMITS.attempts {
+        bench.learned("a", Verdict::Refill(seq(5)));
+        assert_eq!(bench.compared("a", not_filled()), []);
+        assert_eq!(bench.later(10_000), [Effect::Compare(stream("a"))]);
+    }
+    bench.learned("a", Verdict::Refill(seq(5)));
+    let halted = bench.compared("a", not_filled());
+    assert!(
+        matches!(
+            &halted[..],
+            [Effect::Halted {
+                reason: HaltReason::Failing { .. },
+                ..
+            }]
+        ),
+        "{halted:?}"
+    );
+}
+
+#[test]
+fn a_window_that_is_being_filled_is_not_filled_a_second_time() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.learned("a", Verdict::Refill(seq(5))).len(), 1);
+    assert_eq!(bench.learned("a", Verdict::Refill(seq(5))), []);
+    assert_eq!(bench.compared("a", Finding::NotCompared), []);
+    assert_eq!(bench.later(10_000), []);
+    assert_eq!(bench.compared("a", Finding::Filled(seq(5))).len(), 1);
+}
+
+#[test]
+fn a_comparison_that_fails_for_a_reason_that_passes_is_made_again_for_ever() {
+    let mut bench = Bench::new();
+    bench.swept = Coverage::None;
+    bench.found("a", 0, 9);
+    for _ in 0..20 {
+        assert_eq!(bench.compared("a", Finding::NotCompared), []);
+        assert_eq!(bench.later(10_000), [Effect::Compare(stream("a"))]);
+    }
+}
+
+#[test]
+fn a_record_that_is_not_yet_set_back_is_not_gone_by() {
+    let mut bench = Bench::new();
+    bench.found("a", 7, 9);
+    let sent = calls(&bench.page("a", vec![prepared(8, 9)]));
+    bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+    bench.learned("a", Verdict::Behind(seq(3)));
+    // A writer holds the stream's row: the rewind waits to be written down.
+    assert_eq!(reads(&bench.found("a", 7, 9)), []);
+    assert_eq!(reads(&bench.later(10_000)), [("a".to_owned(), 3)]);
+}

@@ -1,0 +1,76 @@
+use super::*;
+
+#[test]
+fn a_page_asked_for_before_a_setback_is_not_used() {
+    let mut bench = Bench::new();
+    bench.found("a", 7, 30);
+    let out = bench.page("a", vec![prepared(8, 8)]);
+    assert_eq!(reads(&out), [("a".to_owned(), 8)]);
+    bench.step(Input::Refused(calls(&out)[0].0, refusal(RefusalCode::SeqGap)));
+    bench.learned("a", Verdict::Behind(seq(3)));
+    bench.later(10_000);
+    let out = bench.page("a", vec![prepared(9, 9)]);
+    assert_eq!((calls(&out).len(), reads(&out)), (0, vec![("a".to_owned(), 3)]));
+}
+
+#[test]
+fn a_page_that_cannot_be_read_is_asked_for_ever_more_seldom() {
+    let mut bench = Bench::new();
+    let failed = |bench: &mut Bench| {
+        let (link, stream_id) = (bench.link(), stream("a"));
+        bench.step(Input::PageFailed { link, stream_id })
+    };
+    bench.found("a", 0, 9);
+    for wait in [50, 100, 200, 400, 800, 1_600, 3_200, 3_200] {
+        assert_eq!(failed(&mut bench), []);
+        assert_eq!(
+            reads(&bench.found("a", 0, 9)),
+            [],
+            "a look at the authority is no reason"
+        );
+        assert_eq!(bench.later(wait - 1), []);
+        assert_eq!(reads(&bench.later(1)), [("a".to_owned(), 0)]);
+    }
+    let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
+    assert_eq!(failed(&mut bench), [], "the next one, while a call is in flight");
+    let acked = bench.step(Input::Acked(sent[0].0));
+    assert_eq!(reads(&acked), [("a".to_owned(), 1)]);
+    failed(&mut bench);
+    assert_eq!(
+        reads(&bench.later(50)),
+        [("a".to_owned(), 1)],
+        "from the shortest rest on"
+    );
+}
+
+#[test]
+fn a_broken_log_halts_after_what_is_sound_is_out() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 9);
+    let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+    let bad = Page::Broken(HaltReason::BrokenLog("seq 5 follows seq 2".to_owned()));
+    let out = bench.step(Input::Page {
+        link: bench.link(),
+        stream_id: stream("a"),
+        page: bad,
+    });
+    assert_eq!(out, []);
+    let out = bench.step(Input::Acked(sent[0].0));
+    assert_eq!(advances(&out), [2]);
+    assert!(out.iter().any(|effect| matches!(
+        effect,
+        Effect::Halted {
+            reason: HaltReason::BrokenLog(_),
+            ..
+        }
+    )));
+}
+
+#[test]
+fn the_next_page_is_read_while_the_last_one_is_in_flight() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 10);
+    let out = bench.page("a", vec![prepared(1, 5)]);
+    assert_eq!(calls(&out).len(), 1);
+    assert_eq!(reads(&out), [("a".to_owned(), 5)]);
+}
