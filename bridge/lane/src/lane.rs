@@ -1,5 +1,8 @@
 //! The lane as one machine: takes events with a time, answers with commands.
 
+mod carry;
+mod stage;
+
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -7,26 +10,24 @@ use rand::rngs::SmallRng;
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_proto::refusal::RefusalClass;
 
+use crate::Turn;
 use crate::backoff::Backoff;
-use crate::beats::{self, Beats};
-use crate::compare::{Compare, Found};
-use crate::health::{Health, Role, Vitals};
+use crate::beats::Beats;
+use crate::compare::Compare;
+use crate::health::{Health, Vitals};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::look::Look;
-use crate::message::{Answer, Command, Event, Failure, Page};
+use crate::message::{Command, Event, Page};
 use crate::notice::Notice;
 use crate::streams::{Effect, HaltReason, Input, Limits, Load, Streams};
 use crate::wake::Wake;
-use crate::{LinkId, RequestId, Turn};
+
+use stage::{Attempt, Stage};
 
 /// Waits between attempts to reach an authority that is away.
 const AUTHORITY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// Wait before a standby asks for the lead again.
-const LEAD_EVERY: Duration = Duration::from_millis(500);
-/// How long the last records may take when the bridge stops.
-const RECORD: Duration = Duration::from_secs(5);
 /// The longest time without a turn: a loop that turns is what tells health that the bridge lives.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
@@ -57,31 +58,6 @@ pub struct Settings {
     pub policy_every: Duration,
     /// How often the authority's progress is written down.
     pub beat_every: Duration,
-}
-
-/// What the bridge is about.
-#[derive(Debug)]
-enum Stage {
-    /// The authority is not known yet to be there and to have the right schema.
-    Opening(Attempt),
-    /// Another bridge leads, or may.
-    Standby(Attempt),
-    /// This bridge carries.
-    Leading,
-    /// Told to stop: what was read is sent, and what was sent is waited for.
-    Draining { by: Duration },
-    /// Told to stop: what is published is recorded.
-    Recording { by: Duration },
-    /// Nothing happens any more.
-    Ended,
-}
-
-/// Something that is asked for again and again until it is there.
-#[derive(Debug)]
-enum Attempt {
-    /// Asked for then.
-    Waiting(Duration),
-    Asked(RequestId),
 }
 
 /// The bridge's decisions about the lane.
@@ -367,233 +343,6 @@ impl Lane {
         }
     }
 
-    fn do_what_is_due(&mut self, now: Duration, out: &mut Vec<Command>) {
-        match &mut self.stage {
-            Stage::Opening(attempt) => {
-                if let Some(request) = attempt.due(now, &mut self.ids) {
-                    out.push(Command::OpenAuthority(request));
-                }
-            }
-            Stage::Standby(attempt) => {
-                if let Some(request) = attempt.due(now, &mut self.ids) {
-                    out.push(Command::AskForLead(request));
-                }
-            }
-            Stage::Leading => {
-                self.carry(now, out);
-                self.look.turn(now, &mut self.ids, out);
-                self.wake.turn(now, &mut self.ids, out);
-                self.wake.sleeps(self.look.is_asleep(), &mut self.ids, out);
-            }
-            Stage::Draining { by } => {
-                let by = *by;
-                if by <= now || self.streams.is_drained() || self.link.up().is_none() {
-                    self.link.turn_off(out);
-                    self.feed(now, Input::LinkDown, out);
-                    self.ledger.flush(now);
-                    self.stage = Stage::Recording { by: now + RECORD };
-                    return self.do_what_is_due(now, out);
-                }
-                self.carry(now, out);
-            }
-            Stage::Recording { by } => {
-                let late = *by <= now;
-                self.ledger.turn(now, &mut self.ids, out);
-                if late || self.ledger.is_empty() {
-                    if late {
-                        let streams = self.ledger.len();
-                        out.push(Command::Tell(Notice::LeftUnrecorded { streams }));
-                    }
-                    self.end(Ok(()), out);
-                }
-            }
-            Stage::Ended => {}
-        }
-    }
-
-    /// What a bridge does that carries events.
-    fn carry(&mut self, now: Duration, out: &mut Vec<Command>) {
-        if let Some(why) = self.link.is_overdue(now) {
-            if self.link.up().is_some() {
-                self.link_down(now, why, out);
-            } else {
-                self.no_link(now, why, false, out);
-            }
-        }
-        if matches!(self.stage, Stage::Leading) {
-            self.link.turn(now, &mut self.ids, out);
-        }
-        if self.streams.next_due().is_some_and(|due| due <= now) {
-            self.feed(now, Input::Tick, out);
-        }
-        self.beats.turn(now, &mut self.ids, out);
-        // Before that it is not known how much SpacetimeDB is to hold, or what the authority's record will say.
-        if let Some(link) = self.link.up()
-            && !self.compare.is_open()
-            && self.beats.settled_policy().is_some()
-            && !self.ledger.writes_the_past()
-        {
-            self.compare.open(now, link);
-        }
-        let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
-        self.compare.turn(&mut turn);
-        self.ledger.turn(now, &mut self.ids, out);
-    }
-
-    /// Feeds the streams and does what they ask for.
-    fn feed(&mut self, now: Duration, input: Input, out: &mut Vec<Command>) {
-        let mut effects = std::mem::take(&mut self.effects);
-        self.streams.step(now, input, &mut effects);
-        let mut drop_link = None;
-        for effect in effects.drain(..) {
-            match effect {
-                Effect::Append {
-                    link,
-                    call,
-                    stream_id,
-                    frame,
-                } => {
-                    self.link.sends(now, call, frame.claimed_events());
-                    out.push(Command::Append {
-                        link,
-                        call,
-                        stream_id,
-                        frame,
-                    });
-                }
-                Effect::Read {
-                    link,
-                    stream_id,
-                    after,
-                    base_chain,
-                } => out.push(Command::ReadPage {
-                    link,
-                    stream_id,
-                    after,
-                    base_chain,
-                }),
-                Effect::Advance { stream_id, seq } => self.ledger.advance(now, stream_id, seq),
-                Effect::SetBack { stream_id, seq } => {
-                    let told = stream_id.clone();
-                    out.push(Command::Tell(Notice::SetBack {
-                        stream_id: told,
-                        to: seq,
-                    }));
-                    self.ledger.set_back(now, stream_id, seq);
-                }
-                Effect::Holds { stream_id, seq } => self.ledger.holds(now, stream_id, seq),
-                Effect::Compare(stream_id) => self.compare.want(stream_id),
-                Effect::Refill { stream_id, seen, after } => self.compare.want_refill(stream_id, seen, after),
-                Effect::Halted { stream_id, reason } => {
-                    self.vitals.halted(stream_id.clone(), reason.clone());
-                    out.push(Command::Tell(Notice::Halted { stream_id, reason }));
-                }
-                Effect::DropLink(refusal) => drop_link = Some(refusal.to_string()),
-            }
-        }
-        self.effects = effects;
-        if let Some(why) = drop_link {
-            self.link_down(now, why, out);
-        }
-    }
-
-    /// Hands on what the comparison found.
-    fn found(&mut self, now: Duration, found: Found, out: &mut Vec<Command>) {
-        for (stream_id, finding) in found.findings {
-            self.feed(now, Input::Compared(stream_id, finding), out);
-        }
-        if let Some(why) = found.drop_link {
-            self.link_down(now, why, out);
-        }
-    }
-
-    fn answered(&mut self, now: Duration, link: LinkId, call: crate::CallId, answer: Answer, out: &mut Vec<Command>) {
-        // Answers of an earlier link are not in the books.
-        let Some(sent) = self.link.answered(link, call) else {
-            return;
-        };
-        let input = match answer {
-            Answer::Acked => {
-                self.vitals.progress(now, sent.events);
-                Input::Acked(call)
-            }
-            Answer::Refused(refusal) => {
-                self.vitals.count().refused_calls += 1;
-                Input::Refused(call, refusal)
-            }
-            Answer::Lost(message) => {
-                self.vitals.count().lost_calls += 1;
-                Input::Lost(call, message)
-            }
-        };
-        self.feed(now, input, out);
-    }
-
-    fn beaten(&mut self, now: Duration, verdict: beats::Verdict, out: &mut Vec<Command>) {
-        match verdict {
-            beats::Verdict::Fine => {}
-            beats::Verdict::Marked(restored) => self.vitals.restored(restored.map(|refusal| refusal.message)),
-            beats::Verdict::DropLink(why) => self.link_down(now, why, out),
-            beats::Verdict::EpochBegun => {
-                out.push(Command::Tell(Notice::EpochBegun));
-                self.vitals.none_halted();
-                self.link_down(now, "a new epoch of the authority begins".to_owned(), out);
-                self.feed(now, Input::Anew, out);
-            }
-        }
-    }
-
-    fn dialed(&mut self, now: Duration, link: LinkId, dialed: Result<(), Failure>, out: &mut Vec<Command>) {
-        if !self.link.is_dialing(link) {
-            // It was given up before it was made.
-            if dialed.is_ok() {
-                out.push(Command::HangUp(link));
-            }
-            return;
-        }
-        match dialed {
-            Ok(()) => {
-                out.push(Command::Tell(Notice::LinkUp));
-                out.push(Command::Relinked);
-                self.link.rise(now, link);
-                self.vitals.link_up();
-                self.ledger.forget();
-                self.vitals.unrecorded(self.ledger.refused().iter());
-                self.beats.link_up(now, link);
-                self.feed(now, Input::LinkUp(link), out);
-                self.look.woken(now);
-            }
-            Err(failure) => {
-                let for_a_person = failure.class != RefusalClass::Retry;
-                self.no_link(now, failure.text, for_a_person, out);
-            }
-        }
-    }
-
-    /// An attempt to connect came to nothing.
-    fn no_link(&mut self, now: Duration, why: String, for_a_person: bool, out: &mut Vec<Command>) {
-        let wait = self.link.fall(now, &mut self.dice, out);
-        out.push(Command::Tell(Notice::NoLink {
-            why: why.clone(),
-            wait,
-            for_a_person,
-        }));
-        self.vitals.link_down(now, why);
-    }
-
-    /// Gives up the link that is up, if there is one: what ends a link is often told more than once.
-    fn link_down(&mut self, now: Duration, why: String, out: &mut Vec<Command>) {
-        if self.link.up().is_none() {
-            return;
-        }
-        let wait = self.link.fall(now, &mut self.dice, out);
-        out.push(Command::Tell(Notice::LinkDown { why: why.clone(), wait }));
-        self.vitals.link_down(now, why);
-        self.beats.link_down();
-        self.compare.close();
-        self.feed(now, Input::LinkDown, out);
-    }
-
     fn authority_here(&mut self, out: &mut Vec<Command>) {
         self.authority.reset();
         self.vitals.authority_here();
@@ -607,143 +356,6 @@ impl Lane {
             self.told_away = true;
             out.push(Command::Tell(Notice::AuthorityAway { why }));
         }
-    }
-
-    fn opened(&mut self, now: Duration, request: RequestId, opened: Result<(), Failure>, out: &mut Vec<Command>) {
-        match &mut self.stage {
-            Stage::Opening(attempt) if attempt.is(request) => match opened {
-                Ok(()) => {
-                    self.authority_here(out);
-                    if self.settings.lead {
-                        self.stage = Stage::Standby(Attempt::Waiting(now));
-                    } else {
-                        self.begin_lead(now, out);
-                    }
-                }
-                // A database that is away is waited for; one that is wrong ends the bridge.
-                Err(failure) if failure.class == RefusalClass::Retry => {
-                    *attempt = Attempt::Waiting(now + self.authority.next(&mut self.dice));
-                    self.authority_away(now, failure.text, out);
-                }
-                Err(failure) => self.end(Err(failure), out),
-            },
-            Stage::Opening(_)
-            | Stage::Standby(_)
-            | Stage::Leading
-            | Stage::Draining { .. }
-            | Stage::Recording { .. }
-            | Stage::Ended => {}
-        }
-    }
-
-    fn asked_for_lead(
-        &mut self,
-        now: Duration,
-        request: RequestId,
-        lead: Result<bool, Failure>,
-        out: &mut Vec<Command>,
-    ) {
-        match &mut self.stage {
-            Stage::Standby(attempt) if attempt.is(request) => match lead {
-                Ok(true) => {
-                    self.authority_here(out);
-                    self.begin_lead(now, out);
-                }
-                Ok(false) => {
-                    *attempt = Attempt::Waiting(now + LEAD_EVERY);
-                    if !std::mem::replace(&mut self.stands_by, true) {
-                        out.push(Command::Tell(Notice::StandingBy));
-                    }
-                    self.vitals.role(Role::Standby);
-                    self.authority_here(out);
-                }
-                Err(failure) => {
-                    *attempt = Attempt::Waiting(now + self.authority.next(&mut self.dice));
-                    self.authority_away(now, failure.text, out);
-                }
-            },
-            Stage::Opening(_)
-            | Stage::Standby(_)
-            | Stage::Leading
-            | Stage::Draining { .. }
-            | Stage::Recording { .. }
-            | Stage::Ended => {}
-        }
-    }
-
-    fn begin_lead(&mut self, now: Duration, out: &mut Vec<Command>) {
-        out.push(Command::Tell(Notice::Leading));
-        out.push(Command::BeginLead);
-        self.stage = Stage::Leading;
-        self.stands_by = false;
-        self.vitals.lead_begun(now);
-        self.link.want(now);
-        self.look.woken(now);
-        self.wake = Wake::new(now);
-    }
-
-    /// What this bridge carried is for the next leader to find out.
-    fn lead_lost(&mut self, now: Duration, out: &mut Vec<Command>) {
-        match self.stage {
-            Stage::Leading => {
-                out.push(Command::Tell(Notice::LeadLost));
-                self.link.turn_off(out);
-                out.push(Command::EndLead);
-                let settings = &self.settings;
-                self.streams = Streams::new(settings.limits);
-                self.link = Link::new(settings.connect_deadline, settings.ack_deadline);
-                self.compare = Compare::new(settings.compared_streams);
-                self.ledger = Ledger::new();
-                self.look = Look::new(settings.idle_poll, settings.dirty_streams);
-                self.beats = Beats::new(settings.beat_every, settings.policy_every, settings.applies_windows);
-                self.stage = Stage::Standby(Attempt::Waiting(now));
-                self.vitals.lead_lost(now, "the connection that held the lead is gone");
-            }
-            // There is nothing to finish without the lead.
-            Stage::Draining { .. } | Stage::Recording { .. } => {
-                self.link.turn_off(out);
-                self.end(Ok(()), out);
-            }
-            Stage::Opening(_) | Stage::Standby(_) | Stage::Ended => {}
-        }
-    }
-
-    fn stop(&mut self, now: Duration, out: &mut Vec<Command>) {
-        match self.stage {
-            Stage::Opening(_) | Stage::Standby(_) => self.end(Ok(()), out),
-            Stage::Leading => {
-                out.push(Command::Tell(Notice::Stopping));
-                self.vitals.role(Role::Draining);
-                self.streams.drain();
-                self.stage = Stage::Draining {
-                    by: now + self.settings.drain,
-                };
-            }
-            Stage::Draining { .. } | Stage::Recording { .. } | Stage::Ended => {}
-        }
-    }
-
-    fn end(&mut self, ended: Result<(), Failure>, out: &mut Vec<Command>) {
-        self.stage = Stage::Ended;
-        out.push(Command::End(ended));
-    }
-}
-
-impl Attempt {
-    /// The next attempt, if it is due.
-    fn due(&mut self, now: Duration, ids: &mut Ids) -> Option<RequestId> {
-        match self {
-            Self::Waiting(until) if *until <= now => {
-                let request = ids.request();
-                *self = Self::Asked(request);
-                Some(request)
-            }
-            Self::Waiting(_) | Self::Asked(_) => None,
-        }
-    }
-
-    fn is(&self, request: RequestId) -> bool {
-        matches!(self, Self::Asked(asked) if *asked == request)
     }
 }
 

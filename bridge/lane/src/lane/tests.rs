@@ -3,8 +3,10 @@ use spacetime_sync_proto::epoch::AuthorityEpoch;
 use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seq, StreamProgress};
 
 use super::*;
-use crate::message::Standing;
+use crate::health::Role;
+use crate::message::{Answer, Failure, Standing};
 use crate::streams::ReadyFrame;
+use crate::{LinkId, RequestId};
 
 fn settings() -> Settings {
     Settings {

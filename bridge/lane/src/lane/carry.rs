@@ -1,0 +1,206 @@
+//! What the bridge does while it carries events: it feeds the streams, and passes on what the link, the comparison and the
+//! beats came to.
+
+use std::time::Duration;
+
+use spacetime_sync_proto::refusal::RefusalClass;
+
+use super::Lane;
+use super::stage::Stage;
+use crate::compare::Found;
+use crate::message::{Answer, Command, Failure};
+use crate::notice::Notice;
+use crate::streams::{Effect, Input};
+use crate::{CallId, LinkId, Turn, beats};
+
+impl Lane {
+    /// What a bridge does that carries events.
+    pub(super) fn carry(&mut self, now: Duration, out: &mut Vec<Command>) {
+        if let Some(why) = self.link.is_overdue(now) {
+            if self.link.up().is_some() {
+                self.link_down(now, why, out);
+            } else {
+                self.no_link(now, why, false, out);
+            }
+        }
+        if matches!(self.stage, Stage::Leading) {
+            self.link.turn(now, &mut self.ids, out);
+        }
+        if self.streams.next_due().is_some_and(|due| due <= now) {
+            self.feed(now, Input::Tick, out);
+        }
+        self.beats.turn(now, &mut self.ids, out);
+        // Before that it is not known how much SpacetimeDB is to hold, or what the authority's record will say.
+        if let Some(link) = self.link.up()
+            && !self.compare.is_open()
+            && self.beats.settled_policy().is_some()
+            && !self.ledger.writes_the_past()
+        {
+            self.compare.open(now, link);
+        }
+        let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
+        self.compare.turn(&mut turn);
+        self.ledger.turn(now, &mut self.ids, out);
+    }
+
+    /// Feeds the streams and does what they ask for.
+    pub(super) fn feed(&mut self, now: Duration, input: Input, out: &mut Vec<Command>) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.streams.step(now, input, &mut effects);
+        let mut drop_link = None;
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Append {
+                    link,
+                    call,
+                    stream_id,
+                    frame,
+                } => {
+                    self.link.sends(now, call, frame.claimed_events());
+                    out.push(Command::Append {
+                        link,
+                        call,
+                        stream_id,
+                        frame,
+                    });
+                }
+                Effect::Read {
+                    link,
+                    stream_id,
+                    after,
+                    base_chain,
+                } => out.push(Command::ReadPage {
+                    link,
+                    stream_id,
+                    after,
+                    base_chain,
+                }),
+                Effect::Advance { stream_id, seq } => self.ledger.advance(now, stream_id, seq),
+                Effect::SetBack { stream_id, seq } => {
+                    let told = stream_id.clone();
+                    out.push(Command::Tell(Notice::SetBack {
+                        stream_id: told,
+                        to: seq,
+                    }));
+                    self.ledger.set_back(now, stream_id, seq);
+                }
+                Effect::Holds { stream_id, seq } => self.ledger.holds(now, stream_id, seq),
+                Effect::Compare(stream_id) => self.compare.want(stream_id),
+                Effect::Refill { stream_id, seen, after } => self.compare.want_refill(stream_id, seen, after),
+                Effect::Halted { stream_id, reason } => {
+                    self.vitals.halted(stream_id.clone(), reason.clone());
+                    out.push(Command::Tell(Notice::Halted { stream_id, reason }));
+                }
+                Effect::DropLink(refusal) => drop_link = Some(refusal.to_string()),
+            }
+        }
+        self.effects = effects;
+        if let Some(why) = drop_link {
+            self.link_down(now, why, out);
+        }
+    }
+
+    /// Hands on what the comparison found.
+    pub(super) fn found(&mut self, now: Duration, found: Found, out: &mut Vec<Command>) {
+        for (stream_id, finding) in found.findings {
+            self.feed(now, Input::Compared(stream_id, finding), out);
+        }
+        if let Some(why) = found.drop_link {
+            self.link_down(now, why, out);
+        }
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        now: Duration,
+        link: LinkId,
+        call: CallId,
+        answer: Answer,
+        out: &mut Vec<Command>,
+    ) {
+        // Answers of an earlier link are not in the books.
+        let Some(sent) = self.link.answered(link, call) else {
+            return;
+        };
+        let input = match answer {
+            Answer::Acked => {
+                self.vitals.progress(now, sent.events);
+                Input::Acked(call)
+            }
+            Answer::Refused(refusal) => {
+                self.vitals.count().refused_calls += 1;
+                Input::Refused(call, refusal)
+            }
+            Answer::Lost(message) => {
+                self.vitals.count().lost_calls += 1;
+                Input::Lost(call, message)
+            }
+        };
+        self.feed(now, input, out);
+    }
+
+    pub(super) fn beaten(&mut self, now: Duration, verdict: beats::Verdict, out: &mut Vec<Command>) {
+        match verdict {
+            beats::Verdict::Fine => {}
+            beats::Verdict::Marked(restored) => self.vitals.restored(restored.map(|refusal| refusal.message)),
+            beats::Verdict::DropLink(why) => self.link_down(now, why, out),
+            beats::Verdict::EpochBegun => {
+                out.push(Command::Tell(Notice::EpochBegun));
+                self.vitals.none_halted();
+                self.link_down(now, "a new epoch of the authority begins".to_owned(), out);
+                self.feed(now, Input::Anew, out);
+            }
+        }
+    }
+
+    pub(super) fn dialed(&mut self, now: Duration, link: LinkId, dialed: Result<(), Failure>, out: &mut Vec<Command>) {
+        if !self.link.is_dialing(link) {
+            // It was given up before it was made.
+            if dialed.is_ok() {
+                out.push(Command::HangUp(link));
+            }
+            return;
+        }
+        match dialed {
+            Ok(()) => {
+                out.push(Command::Tell(Notice::LinkUp));
+                out.push(Command::Relinked);
+                self.link.rise(now, link);
+                self.vitals.link_up();
+                self.ledger.forget();
+                self.vitals.unrecorded(self.ledger.refused().iter());
+                self.beats.link_up(now, link);
+                self.feed(now, Input::LinkUp(link), out);
+                self.look.woken(now);
+            }
+            Err(failure) => {
+                let for_a_person = failure.class != RefusalClass::Retry;
+                self.no_link(now, failure.text, for_a_person, out);
+            }
+        }
+    }
+
+    /// An attempt to connect came to nothing.
+    pub(super) fn no_link(&mut self, now: Duration, why: String, for_a_person: bool, out: &mut Vec<Command>) {
+        let wait = self.link.fall(now, &mut self.dice, out);
+        out.push(Command::Tell(Notice::NoLink {
+            why: why.clone(),
+            wait,
+            for_a_person,
+        }));
+        self.vitals.link_down(now, why);
+    }
+
+    /// Gives up the link that is up, if there is one: what ends a link is often told more than once.
+    pub(super) fn link_down(&mut self, now: Duration, why: String, out: &mut Vec<Command>) {
+        if self.link.up().is_none() {
+            return;
+        }
+        let wait = self.link.fall(now, &mut self.dice, out);
+        out.push(Command::Tell(Notice::LinkDown { why: why.clone(), wait }));
+        self.vitals.link_down(now, why);
+        self.beats.link_down();
+        self.compare.close();
+        self.feed(now, Input::LinkDown, out);
+    }
+}
