@@ -7,11 +7,14 @@
 //!
 //! A window that has to begin anew is rewound step by step, each step a call and then a look at the head.
 
+mod refill;
+mod sweep;
+
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{Position, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{Position, StreamId};
 
 use crate::backoff::Backoff;
 use crate::beats::Policy;
@@ -20,8 +23,10 @@ use crate::notice::Notice;
 use crate::streams::{Finding, HaltReason, reconcile};
 use crate::{LinkId, RequestId, Turn};
 
-/// Windows that are begun anew at once.
-const REFILLS: usize = 8;
+use refill::{Refill, Wanted};
+pub(crate) use sweep::Coverage;
+use sweep::Sweep;
+
 /// Waits before the sweep goes on after the authority did not answer.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -39,56 +44,6 @@ enum Stage {
     Heads,
     /// The authority was asked what it has there.
     Standings(Vec<Position>),
-}
-
-/// Where the sweep through all streams is.
-#[derive(Debug)]
-enum Sweep {
-    /// The next page is asked for then.
-    Waiting(Duration),
-    Listing(RequestId),
-    /// A page is being compared, the last stream of which is this one. `more` says whether another follows.
-    Comparing {
-        last: StreamId,
-        more: bool,
-    },
-    Done,
-}
-
-/// Which streams were compared on this link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Coverage {
-    None,
-    /// All up to this one, in the order of their ids.
-    Through(StreamId),
-    All,
-}
-
-/// A window that is being begun anew.
-#[derive(Debug)]
-struct Refill {
-    request: RequestId,
-    /// The head as it was seen last.
-    seen: Seq,
-    step: RefillStep,
-}
-
-#[derive(Debug)]
-enum RefillStep {
-    /// The authority was asked for the chain hash that the window begins after.
-    Chain(Seq),
-    /// The module was asked for a step.
-    Rewinding(Position),
-    /// It was asked where the log ends after that.
-    Looking(Position),
-}
-
-/// A stream's window is to begin anew.
-#[derive(Debug)]
-struct Wanted {
-    stream_id: StreamId,
-    seen: Seq,
-    after: Seq,
 }
 
 /// What was found out, for whoever runs the streams.
@@ -165,11 +120,6 @@ impl Compare {
         }
     }
 
-    /// A stream's window is to begin anew after a position; SpacetimeDB's head was seen at `seen`.
-    pub(crate) fn want_refill(&mut self, stream_id: StreamId, seen: Seq, after: Seq) {
-        self.refills_wanted.push_back(Wanted { stream_id, seen, after });
-    }
-
     /// Which streams the sweep has compared on this link.
     pub(crate) fn coverage(&self) -> &Coverage {
         &self.coverage
@@ -210,76 +160,7 @@ impl Compare {
                 limit: self.batch,
             });
         }
-        while self.refills.len() < REFILLS
-            && let Some(Wanted { stream_id, seen, after }) = self.refills_wanted.pop_front()
-        {
-            let request = turn.ids.request();
-            turn.out
-                .push(Command::ReadStandings(request, vec![(stream_id.clone(), after)]));
-            let refill = Refill {
-                request,
-                seen,
-                step: RefillStep::Chain(after),
-            };
-            let before = self.refills.insert(stream_id, refill);
-            debug_assert!(before.is_none(), "a window is begun anew twice at once");
-        }
-    }
-
-    /// A page of all streams. `is_met` says which of them have been compared on this link.
-    pub(crate) fn listed(
-        &mut self,
-        request: RequestId,
-        listed: Result<Vec<StreamId>, Failure>,
-        is_met: impl Fn(&StreamId) -> bool,
-        turn: &mut Turn<'_>,
-    ) {
-        let Some(link) = self.link else { return };
-        if !matches!(self.sweep, Sweep::Listing(listing) if listing == request) {
-            return;
-        }
-        match listed {
-            Err(failure) => {
-                let wait = self.backoff.next(turn.dice);
-                turn.out.push(Command::Tell(Notice::NotListed {
-                    why: failure.text,
-                    wait,
-                }));
-                self.sweep = Sweep::Waiting(turn.now + wait);
-            }
-            Ok(page) => {
-                self.backoff.reset();
-                let more = page.len() >= self.batch;
-                let Some(last) = page.last().cloned() else {
-                    return self.all_compared(turn);
-                };
-                let unmet: Vec<_> = page.into_iter().filter(|stream_id| !is_met(stream_id)).collect();
-                debug_assert!(self.sweeping.is_none());
-                self.sweeping = begin(link, unmet, turn);
-                self.sweep = Sweep::Comparing { last, more };
-                if self.sweeping.is_none() {
-                    self.page_compared(turn);
-                }
-            }
-        }
-    }
-
-    fn page_compared(&mut self, turn: &mut Turn<'_>) {
-        if let Sweep::Comparing { last, more } = std::mem::replace(&mut self.sweep, Sweep::Waiting(turn.now)) {
-            self.coverage = Coverage::Through(last);
-            if !more {
-                self.all_compared(turn);
-            }
-        }
-    }
-
-    fn all_compared(&mut self, turn: &mut Turn<'_>) {
-        self.sweep = Sweep::Done;
-        self.coverage = Coverage::All;
-        turn.out.push(Command::Tell(Notice::AllCompared {
-            streams: self.compared,
-            took: turn.now.saturating_sub(self.began),
-        }));
+        self.begin_refills(turn);
     }
 
     /// SpacetimeDB said where streams end.
@@ -413,169 +294,6 @@ impl Compare {
                 // Its parts are compared by themselves, and its streams met there.
                 self.page_compared(turn);
             }
-        }
-    }
-
-    fn refill_of(&self, request: RequestId) -> Option<StreamId> {
-        let mut all = self.refills.iter();
-        let found = all.find(|(_, refill)| refill.request == request);
-        found.map(|(stream_id, _)| stream_id.clone())
-    }
-
-    /// The authority said which chain hash the window begins after.
-    fn refill_chain(
-        &mut self,
-        stream_id: StreamId,
-        standings: Result<Vec<Result<Standing, String>>, Failure>,
-        turn: &mut Turn<'_>,
-        found: &mut Found,
-    ) {
-        let Some(refill) = self.refills.get_mut(&stream_id) else {
-            return;
-        };
-        let RefillStep::Chain(after) = refill.step else { return };
-        let finding = match standings.map(|mut standings| standings.pop()) {
-            Ok(Some(Ok(Standing { chain: Some(chain), .. }))) => {
-                turn.out.push(Command::Tell(Notice::WindowBegun {
-                    stream_id: stream_id.clone(),
-                    after,
-                }));
-                return self.rewind(&stream_id, Position { seq: after, chain }, turn);
-            }
-            // Purged meanwhile: the next comparison says where the window begins.
-            Ok(Some(Ok(Standing { chain: None, .. })) | None) => Finding::NotFilled {
-                message: "the authority purged what the window was to begin after".to_owned(),
-                counts: false,
-            },
-            Ok(Some(Err(why))) => Finding::Broken(HaltReason::BrokenLog(why)),
-            Err(failure) => match failure.class {
-                RefusalClass::Retry | RefusalClass::Fatal => {
-                    let message = failure.text.clone();
-                    let (stream_id, why) = (stream_id.clone(), failure.text);
-                    turn.out.push(Command::Tell(Notice::NotCompared { stream_id, why }));
-                    Finding::NotFilled { message, counts: false }
-                }
-                RefusalClass::Reject => Finding::Broken(HaltReason::BrokenLog(failure.text)),
-            },
-        };
-        self.refills.remove(&stream_id);
-        found.findings.push((stream_id, finding));
-    }
-
-    fn rewind(&mut self, stream_id: &StreamId, to: Position, turn: &mut Turn<'_>) {
-        if let (Some(link), Some(refill)) = (self.link, self.refills.get_mut(stream_id)) {
-            refill.request = turn.ids.request();
-            refill.step = RefillStep::Rewinding(to);
-            turn.out.push(Command::Rewind {
-                link,
-                request: refill.request,
-                stream_id: stream_id.clone(),
-                seen: refill.seen,
-                to,
-            });
-        }
-    }
-
-    /// The module took a step, or did not.
-    pub(crate) fn rewound(&mut self, request: RequestId, rewound: Result<(), Failure>, turn: &mut Turn<'_>) -> Found {
-        let mut found = Found::default();
-        let (Some(link), Some(stream_id)) = (self.link, self.refill_of(request)) else {
-            return found;
-        };
-        let Some(refill) = self.refills.get_mut(&stream_id) else {
-            return found;
-        };
-        let RefillStep::Rewinding(to) = refill.step else {
-            return found;
-        };
-        match rewound {
-            Ok(()) => {
-                refill.request = turn.ids.request();
-                refill.step = RefillStep::Looking(to);
-                turn.out.push(Command::ReadHeads(link, refill.request, vec![stream_id]));
-            }
-            Err(failure) => self.refill_failed(stream_id, failure, turn, &mut found),
-        }
-        found
-    }
-
-    /// SpacetimeDB said where the log ends after a step.
-    fn refill_looked(
-        &mut self,
-        stream_id: StreamId,
-        heads: Result<Vec<Position>, Failure>,
-        turn: &mut Turn<'_>,
-        found: &mut Found,
-    ) {
-        let Some(refill) = self.refills.get_mut(&stream_id) else {
-            return;
-        };
-        let RefillStep::Looking(to) = refill.step else { return };
-        match heads.map(|heads| heads.first().copied()) {
-            Ok(Some(held)) if held == to => {
-                self.refills.remove(&stream_id);
-                found.findings.push((stream_id, Finding::Filled(to.seq)));
-            }
-            // Each step but the last one shortens the log.
-            Ok(Some(held)) if held.seq < refill.seen => {
-                refill.seen = held.seq;
-                self.rewind(&stream_id, to, turn);
-            }
-            Ok(held) => {
-                let text = format!(
-                    "a rewind to seq {} got no further than {}",
-                    to.seq,
-                    held.map_or("nowhere".to_owned(), |held| format!("seq {}", held.seq))
-                );
-                let failure = Failure {
-                    class: RefusalClass::Retry,
-                    refusal: None,
-                    text,
-                };
-                self.refill_failed(stream_id, failure, turn, found);
-            }
-            Err(failure) => self.refill_failed(stream_id, failure, turn, found),
-        }
-    }
-
-    fn refill_failed(&mut self, stream_id: StreamId, failure: Failure, turn: &mut Turn<'_>, found: &mut Found) {
-        self.refills.remove(&stream_id);
-        let why = failure.text.clone();
-        let finding = match (failure.class, failure.refusal) {
-            (RefusalClass::Fatal, _) => {
-                found.drop_link = Some(failure.text);
-                return;
-            }
-            (RefusalClass::Reject, Some(refusal)) => Finding::Broken(HaltReason::Refused(refusal)),
-            (RefusalClass::Reject, None) => Finding::NotFilled {
-                message: failure.text,
-                counts: true,
-            },
-            // Another bridge is at work on it.
-            (RefusalClass::Retry, Some(refusal)) if refusal.code == RefusalCode::SeqGap => Finding::NotFilled {
-                message: failure.text,
-                counts: false,
-            },
-            (RefusalClass::Retry, _) => Finding::NotFilled {
-                message: failure.text,
-                counts: true,
-            },
-        };
-        if !matches!(finding, Finding::Broken(_)) {
-            let stream_id = stream_id.clone();
-            turn.out.push(Command::Tell(Notice::NotCompared { stream_id, why }));
-        }
-        found.findings.push((stream_id, finding));
-    }
-}
-
-impl Coverage {
-    /// Whether the sweep has passed a stream, or would have if it had been there.
-    pub(crate) fn has(&self, stream_id: &StreamId) -> bool {
-        match self {
-            Self::None => false,
-            Self::Through(last) => stream_id <= last,
-            Self::All => true,
         }
     }
 }
