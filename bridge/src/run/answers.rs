@@ -1,0 +1,45 @@
+//! What the authority and SpacetimeDB answer, in the lane's words.
+
+use spacetime_sync_authority::AuthorityError;
+use spacetime_sync_lane::{Failure, Record, Recorded, Standing};
+use spacetime_sync_proto::{Seq, StreamId, error_text};
+use spacetime_sync_stdb::StdbError;
+
+pub(super) fn row(record: Record) -> (StreamId, Seq) {
+    (record.stream_id, record.published)
+}
+
+pub(super) fn outcome(advanced: spacetime_sync_authority::Advanced) -> Recorded {
+    Recorded {
+        locked: advanced.locked,
+        above_head: advanced.above_head,
+    }
+}
+
+pub(super) fn standing(
+    standing: Result<spacetime_sync_authority::Standing, AuthorityError>,
+) -> Result<Standing, String> {
+    standing
+        .map(|standing| Standing {
+            progress: standing.progress,
+            chain: standing.chain,
+        })
+        .map_err(|error| error_text(&error))
+}
+
+pub(super) fn from_authority(error: &AuthorityError) -> Failure {
+    Failure {
+        class: error.class(),
+        refusal: None,
+        text: error_text(error),
+    }
+}
+
+pub(super) fn from_stdb(error: StdbError) -> Failure {
+    let (class, text) = (error.class(), error_text(&error));
+    let refusal = match error {
+        StdbError::Refused(refusal) => Some(refusal),
+        _ => None,
+    };
+    Failure { class, refusal, text }
+}

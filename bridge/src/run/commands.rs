@@ -1,0 +1,321 @@
+//! Carries out each command of the lane.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use spacetime_sync_authority::{Authority, AuthorityError};
+use spacetime_sync_lane::{
+    Answer, Command, Event, Failure, Level, LinkId, Notice, Page, RequestId, is_doubtful, judge,
+};
+use spacetime_sync_proto::{ChainHash, Seq, StreamId};
+use spacetime_sync_stdb::StdbError;
+use spacetime_sync_stdb::link::{Appended, Link};
+use tokio::sync::mpsc;
+
+use super::answers::{from_authority, from_stdb, outcome, row, standing};
+use super::{Happened, Runner};
+use crate::config::Config;
+use crate::upkeep;
+
+impl Runner {
+    pub(super) fn carry_out(&mut self) {
+        let mut commands = std::mem::take(&mut self.commands);
+        for command in commands.drain(..) {
+            self.do_command(command);
+        }
+        self.commands = commands;
+    }
+
+    fn do_command(&mut self, command: Command) {
+        match command {
+            Command::Append {
+                link,
+                call,
+                stream_id,
+                frame,
+            } => {
+                let Some(connection) = self.links.get(&link) else {
+                    return;
+                };
+                let events = self.events.clone();
+                connection.append(&stream_id, frame, move |became| {
+                    let answer = match became {
+                        Appended::Durable => Answer::Acked,
+                        Appended::Refused(refusal) => Answer::Refused(refusal),
+                        Appended::Failed(why) => Answer::Lost(why),
+                    };
+                    let _ = events.send(Happened::Event(Event::Answered(link, call, answer)));
+                });
+            }
+            Command::OpenAuthority(request) => {
+                let (config, events) = (self.config.clone(), self.events.clone());
+                self.tasks.spawn(async move {
+                    let authority = &config.authority;
+                    let opened = Authority::connect(authority.url.expose(), authority.pool_size).await;
+                    let _ = events.send(Happened::Opened(request, opened));
+                });
+            }
+            Command::AskForLead(request) => {
+                let Some(mut candidate) = self.candidate.take() else {
+                    return;
+                };
+                let events = self.events.clone();
+                self.tasks.spawn(async move {
+                    let lead = candidate.try_lead().await;
+                    let _ = events.send(Happened::AskedForLead(request, candidate, lead));
+                });
+            }
+            Command::BeginLead => self.begin_lead(),
+            Command::EndLead => {
+                self.tasks.abort_all();
+                self.links.clear();
+                self.dials.clear();
+                self.desks.iter().for_each(Authority::forget_connections);
+            }
+            Command::Listen(request) => {
+                let events = self.events.clone();
+                self.spawn(async move |authority| listen(&authority, request, &events).await);
+            }
+            Command::SetSleeping(request, sleeping) => self.ask(
+                async move |authority| authority.set_sleeping(sleeping).await,
+                move |set| Event::SleepingSet(request, set),
+            ),
+            Command::Look { request, after, limit } => {
+                let asked = Instant::now();
+                self.ask(
+                    async move |authority| authority.dirty_streams(after.as_ref(), limit).await,
+                    move |found| Event::Looked {
+                        request,
+                        found,
+                        took: asked.elapsed(),
+                    },
+                );
+            }
+            Command::ListStreams { request, after, limit } => self.ask(
+                async move |authority| authority.streams_after(after.as_ref(), limit).await,
+                move |listed| {
+                    let ids = listed.map(|all| all.into_iter().map(|progress| progress.stream_id).collect());
+                    Event::Listed(request, ids)
+                },
+            ),
+            Command::ReadStandings(request, at) => self.ask(
+                async move |authority| authority.standings(&at).await,
+                move |standings| {
+                    Event::Standings(request, standings.map(|all| all.into_iter().map(standing).collect()))
+                },
+            ),
+            Command::ReadPage {
+                link,
+                stream_id,
+                after,
+                base_chain,
+            } => {
+                let (config, id) = (self.config.clone(), stream_id.clone());
+                self.ask(
+                    async move |authority| read_page(&authority, &config, &id, after, base_chain).await,
+                    move |page| Event::Page { link, stream_id, page },
+                );
+            }
+            Command::Record(request, records) => self.ask(
+                async move |authority| {
+                    authority
+                        .advance_published(&records.into_iter().map(row).collect::<Vec<_>>())
+                        .await
+                },
+                move |recorded| Event::Recorded(request, recorded.map(outcome)),
+            ),
+            Command::RecordExactly(request, records) => self.ask(
+                async move |authority| {
+                    authority
+                        .set_published(&records.into_iter().map(row).collect::<Vec<_>>())
+                        .await
+                },
+                move |recorded| Event::Recorded(request, recorded.map(outcome)),
+            ),
+            Command::ReadPolicy(request) => self.ask(
+                async move |authority| authority.retention_classes().await,
+                move |classes| Event::Policy(request, classes),
+            ),
+            Command::ReadEpoch(request) => self.ask(
+                async move |authority| authority.epoch().await,
+                move |epoch| Event::Epoch(request, epoch),
+            ),
+            Command::AdvanceBeat(request) => self.ask(
+                async move |authority| authority.beat().await,
+                move |advanced| Event::BeatAdvanced(request, advanced),
+            ),
+            Command::Dial(id) => self.dial(id),
+            Command::HangUp(id) => {
+                if let Some(dial) = self.dials.remove(&id) {
+                    dial.abort();
+                }
+                if let Some(link) = self.links.remove(&id) {
+                    // A task may still hold it.
+                    link.close();
+                }
+            }
+            Command::Relinked => {
+                if let Some(neighbour) = &self.neighbour {
+                    neighbour.relinked();
+                }
+            }
+            Command::ReadHeads(link, request, streams) => self.call(
+                link,
+                async move |link| link.heads(&streams).await,
+                move |heads| Event::Heads(link, request, heads),
+            ),
+            Command::Rewind {
+                link,
+                request,
+                stream_id,
+                seen,
+                to,
+            } => self.call(
+                link,
+                async move |link| link.rewind_step(&stream_id, seen, to).await,
+                move |rewound| Event::Rewound(link, request, rewound),
+            ),
+            Command::SetRetention(link, request, classes) => self.call(
+                link,
+                async move |link| link.set_retention(&classes).await,
+                move |set| Event::RetentionSet(link, request, set),
+            ),
+            Command::MarkEpoch(link, request, epoch) => self.call(
+                link,
+                async move |link| link.mark_epoch(&epoch, false).await,
+                move |marked| Event::EpochMarked(link, request, marked.map(|refused| refused.map_or(Ok(()), Err))),
+            ),
+            Command::Tell(notice) => tell(&notice),
+            Command::End(ended) => self.ended = Some(ended),
+        }
+    }
+
+    /// A task that needs the authority.
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&mut self, work: impl FnOnce(Authority) -> F) {
+        if let Some(authority) = self.authority.clone() {
+            self.tasks.spawn(work(authority));
+        }
+    }
+
+    /// A question to the authority.
+    fn ask<T, F: Future<Output = Result<T, AuthorityError>> + Send + 'static>(
+        &mut self,
+        question: impl FnOnce(Authority) -> F,
+        event: impl FnOnce(Result<T, Failure>) -> Event + Send + 'static,
+    ) where
+        T: Send + 'static,
+    {
+        let events = self.events.clone();
+        let Some(authority) = self.authority.clone() else {
+            return;
+        };
+        let answer = question(authority);
+        self.tasks.spawn(async move {
+            let answer = answer.await.map_err(|error| from_authority(&error));
+            let _ = events.send(Happened::Event(event(answer)));
+        });
+    }
+
+    /// A question on a link.
+    fn call<T, F: Future<Output = Result<T, StdbError>> + Send + 'static>(
+        &mut self,
+        link: LinkId,
+        question: impl FnOnce(Arc<Link>) -> F,
+        event: impl FnOnce(Result<T, Failure>) -> Event + Send + 'static,
+    ) where
+        T: Send + 'static,
+    {
+        let events = self.events.clone();
+        let Some(link) = self.links.get(&link).cloned() else {
+            return;
+        };
+        let answer = question(link);
+        self.tasks.spawn(async move {
+            let answer = answer.await.map_err(from_stdb);
+            let _ = events.send(Happened::Event(event(answer)));
+        });
+    }
+
+    fn dial(&mut self, id: LinkId) {
+        let (target, events) = (self.target.clone(), self.events.clone());
+        let dial = self.tasks.spawn(async move {
+            let closed = events.clone();
+            let on_closed = Arc::new(move |why| {
+                let _ = closed.send(Happened::Event(Event::LinkClosed(id, why)));
+            });
+            let dialed = Link::connect(target, on_closed).await;
+            let _ = events.send(Happened::Dialed(id, dialed));
+        });
+        self.dials.insert(id, dial);
+    }
+
+    fn begin_lead(&mut self) {
+        let retention = &self.config.retention;
+        let (purges, every) = (retention.purge, Duration::from_millis(retention.every_ms));
+        if purges {
+            let events = self.events.clone();
+            let purged = move |gone| {
+                let _ = events.send(Happened::Event(Event::Purged(gone)));
+            };
+            self.spawn(|authority| upkeep::purge(authority, every, purged));
+        }
+        let sessions = self.config.sessions.as_ref();
+        if let Some(days) = sessions.and_then(|sessions| sessions.remember_days) {
+            self.spawn(|authority| upkeep::forget_sessions(authority, days));
+        }
+        self.spawn(upkeep::name_misnamed);
+    }
+}
+
+/// Listens until that fails.
+async fn listen(authority: &Authority, request: RequestId, events: &mpsc::UnboundedSender<Happened>) {
+    let tell = |listening: Result<(), AuthorityError>| {
+        let listening = listening.map_err(|error| from_authority(&error));
+        let _ = events.send(Happened::Event(Event::Listening(request, listening)));
+    };
+    match authority.listen().await {
+        Err(error) => tell(Err(error)),
+        Ok(mut listener) => {
+            tell(Ok(()));
+            loop {
+                match listener.woken().await {
+                    Ok(()) => drop(events.send(Happened::Event(Event::Woken))),
+                    Err(error) => return tell(Err(error)),
+                }
+            }
+        }
+    }
+}
+
+async fn read_page(
+    authority: &Authority,
+    config: &Config,
+    stream_id: &StreamId,
+    after: Seq,
+    base_chain: Option<ChainHash>,
+) -> Result<Page, AuthorityError> {
+    let limits = &config.limits;
+    let base_chain = match base_chain {
+        Some(base_chain) => Some(base_chain),
+        None => authority.chain_at(stream_id, after).await?,
+    };
+    let events = authority
+        .read_events(stream_id, after, limits.page_events, limits.page_bytes)
+        .await?;
+    let floor = if is_doubtful(after, base_chain, &events) {
+        let progress = authority.position(stream_id).await?;
+        progress.map(|progress| progress.floor_seq)
+    } else {
+        None
+    };
+    Ok(judge(after, base_chain, floor, &events, limits.frame_bytes))
+}
+
+fn tell(notice: &Notice) {
+    match notice.level() {
+        Level::Debug => tracing::debug!("{notice}"),
+        Level::Info => tracing::info!("{notice}"),
+        Level::Warn => tracing::warn!("{notice}"),
+        Level::Error => tracing::error!("{notice}"),
+    }
+}

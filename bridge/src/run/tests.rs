@@ -1,0 +1,55 @@
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use spacetime_sync_stdb::tokens::TokenSource;
+
+use super::*;
+
+/// Where nobody listens: what is tested here is what the runner makes of what it hears.
+const NOWHERE: [(&str, &str); 4] = [
+    ("SPACETIME_SYNC__AUTHORITY__URL", "postgres://nobody@127.0.0.1:1/none"),
+    ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://127.0.0.1:1"),
+    ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "lane"),
+    ("SPACETIME_SYNC__SPACETIMEDB__TOKEN", "none"),
+];
+
+fn runner() -> Runner {
+    let set = NOWHERE.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let config = Config::load(None, set.into_iter()).unwrap();
+    let target = Target {
+        uri: config.spacetimedb.uri.clone(),
+        database: config.spacetimedb.database.clone(),
+        tokens: TokenSource::Fixed("none".to_owned().into()),
+        compatibility: None,
+        deadline: Duration::from_secs(1),
+    };
+    let status = Arc::new(Status::new(Duration::from_secs(10)));
+    Runner::new(config, target, status, None)
+}
+
+#[tokio::test]
+async fn a_panic_in_a_task_is_one_of_the_bridge() {
+    let mut runner = runner();
+    runner.tasks.spawn(async { panic!("on purpose") });
+    let (_stop, stopping) = watch::channel(false);
+    let ran = AssertUnwindSafe(runner.run(stopping)).catch_unwind();
+    let ran = tokio::time::timeout(Duration::from_secs(10), ran).await;
+    assert!(ran.expect("it goes on").is_err());
+}
+
+#[tokio::test]
+async fn a_bridge_that_waits_for_its_authority_can_be_told_to_stop() {
+    let runner = runner();
+    let status = runner.status.clone();
+    let (stop, stopping) = watch::channel(false);
+    let ran = tokio::spawn(runner.run(stopping));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !status.health(Instant::now()).problems[0].contains("not available") {
+        assert!(Instant::now() < deadline, "nobody says that the authority is away");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    stop.send(true).unwrap();
+    let ran = tokio::time::timeout(Duration::from_secs(10), ran).await;
+    assert!(ran.expect("it goes on").unwrap().is_ok());
+}
