@@ -11,6 +11,9 @@ use crate::{RequestId, Turn};
 
 /// Windows that are begun anew at once.
 const REFILLS: usize = 8;
+/// Steps in a row that may leave the head where it is. A step that drops the oldest events of a broken log does so. The
+/// bound is for a module that removes nothing.
+const STEPS_IN_PLACE: u32 = 1_000;
 
 /// A window that is being begun anew.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(super) struct Refill {
     request: RequestId,
     /// The head as it was seen last.
     seen: Seq,
+    /// Steps since the head last moved.
+    in_place: u32,
     step: RefillStep,
 }
 
@@ -56,6 +61,7 @@ impl Compare {
             let refill = Refill {
                 request,
                 seen,
+                in_place: 0,
                 step: RefillStep::Chain(after),
             };
             let before = self.refills.insert(stream_id, refill);
@@ -163,9 +169,13 @@ impl Compare {
                 self.refills.remove(&stream_id);
                 found.findings.push((stream_id, Finding::Filled(to.seq)));
             }
-            // Each step but the last one shortens the log.
             Ok(Some(held)) if held.seq < refill.seen => {
-                refill.seen = held.seq;
+                (refill.seen, refill.in_place) = (held.seq, 0);
+                self.rewind(&stream_id, to, turn);
+            }
+            // The step dropped the oldest events of a broken log.
+            Ok(Some(held)) if held.seq == refill.seen && refill.in_place < STEPS_IN_PLACE => {
+                refill.in_place += 1;
                 self.rewind(&stream_id, to, turn);
             }
             Ok(held) => {

@@ -393,17 +393,18 @@ fn a_rewind_that_the_module_rejects_halts_its_stream_alone() {
     assert_eq!(bench.lane.link.up(), Some(link));
 }
 
-#[test]
-fn a_rewind_is_steps_and_each_of_them_has_to_shorten_the_log() {
-    let (mut bench, link, request) = refilling();
+/// Answers a step of stream a's rewind and the look at its head that follows.
+fn rewind_step(bench: &mut Bench, link: LinkId, request: RequestId, head: u64) {
     bench.feed(Event::Rewound(link, request, Ok(())));
-    let looks = |command: &Command| match command {
+    let looked = bench.until(|command| match command {
         Command::ReadHeads(_, request, streams) if *streams == [stream("a")] => Some(*request),
         _ => None,
-    };
-    let looked = bench.until(looks);
-    bench.feed(Event::Heads(link, looked, Ok(vec![position(0)])));
-    let again = bench.until(|command| match command {
+    });
+    bench.feed(Event::Heads(link, looked, Ok(vec![position(head)])));
+}
+
+fn next_rewind(command: &Command) -> Option<(RequestId, Seq)> {
+    match command {
         Command::Rewind {
             request,
             stream_id,
@@ -411,16 +412,42 @@ fn a_rewind_is_steps_and_each_of_them_has_to_shorten_the_log() {
             ..
         } if stream_id.as_str() == "a" => Some((*request, *seen)),
         _ => None,
-    });
-    assert_eq!(again.1, Seq::ZERO);
-    bench.feed(Event::Rewound(link, again.0, Ok(())));
-    let looked = bench.until(looks);
-    bench.feed(Event::Heads(link, looked, Ok(vec![position(0)])));
-    let rests = |command: &Command| matches!(command, Command::Rewind { stream_id, .. } if stream_id.as_str() == "a");
-    assert!(
-        !bench.commands.iter().any(rests),
-        "it is not asked for again without a pause"
-    );
+    }
+}
+
+#[test]
+fn a_rewind_repeats_the_step_from_the_head_that_is_left() {
+    let (mut bench, link, request) = refilling();
+    rewind_step(&mut bench, link, request, 0);
+    let (request, seen) = bench.until(next_rewind);
+    assert_eq!(seen, Seq::ZERO);
+    rewind_step(&mut bench, link, request, 5);
+    bench.until(|command| reads(command).filter(|(name, after)| name == "a" && *after == seq(5)));
+}
+
+#[test]
+fn a_rewind_goes_on_while_the_module_drops_a_broken_log_from_its_beginning() {
+    let (mut bench, link, mut request) = refilling();
+    let failures = settings().limits.attempts + 1;
+    for _ in 0..3 * failures {
+        rewind_step(&mut bench, link, request, 1);
+        let started = bench.now;
+        let (next, seen) = bench.until(next_rewind);
+        assert_eq!((seen, bench.now), (seq(1), started), "it does not rest in between");
+        request = next;
+    }
+    assert!(!bench.lane.is_halted(&stream("a")));
+}
+
+#[test]
+fn a_rewind_that_removes_nothing_is_given_up_for_a_while() {
+    let (mut bench, link, mut request) = refilling();
+    for _ in 0..1_000 {
+        rewind_step(&mut bench, link, request, 1);
+        request = bench.until(next_rewind).0;
+    }
+    rewind_step(&mut bench, link, request, 1);
+    assert!(!bench.commands.iter().any(|command| next_rewind(command).is_some()));
     assert!(bench.lane.next_due() > bench.now);
 }
 
