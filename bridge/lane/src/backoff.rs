@@ -1,10 +1,10 @@
-//! How long to wait before trying again.
+//! How long to wait before the next attempt.
 
 use std::time::Duration;
 
 use rand::Rng;
 
-/// Waits that double with each failure, with jitter, so that many bridges do not come back at the same moment.
+/// Waits that double with each failure. They have jitter, so that many bridges do not come back at the same moment.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     first: Duration,
@@ -22,7 +22,7 @@ impl Backoff {
         }
     }
 
-    /// The next wait: between a half and the whole of the first one, doubled with each failure since the last reset.
+    /// The next wait: the first one doubled for each failure since the last reset, then cut to between a half and the whole.
     pub(crate) fn next(&mut self, dice: &mut impl Rng) -> Duration {
         let wait = self
             .first

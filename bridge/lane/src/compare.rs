@@ -1,11 +1,11 @@
-//! Compares what SpacetimeDB holds with the authority, stream by stream, on every link.
+//! Compares each stream in SpacetimeDB with the authority, on every new link.
 //!
-//! Streams that want to flow are compared first, many in one batch, and each flows as soon as its own verdict is there.
-//! Beside that a sweep goes through all other streams in bounded pages, so that one which was restored, wiped or replaced
-//! is noticed before the next event comes to it. A batch that fails for a reason of some stream in it is halved until that
-//! stream stands alone: it waits or halts by itself.
+//! Streams that want to flow come first, many in one batch, and each of them flows as soon as it has its verdict. Meanwhile
+//! the sweep compares all other streams page by page, so that the bridge notices a stream that was restored, wiped or
+//! replaced before its next event. If one stream makes a batch fail, the batch is halved until that stream is alone, and
+//! only that stream halts.
 //!
-//! A window that has to begin anew is rewound step by step, each step a call and then a look at the head.
+//! Where SpacetimeDB lacks too much, the stream's window is refilled.
 
 mod refill;
 mod sweep;
@@ -27,10 +27,10 @@ use refill::{Refill, Wanted};
 pub(crate) use sweep::Coverage;
 use sweep::Sweep;
 
-/// Waits before the sweep goes on after the authority did not answer.
+/// The first and the longest wait before the sweep tries again after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// Streams whose heads and standings are being read.
+/// Streams that are compared together.
 #[derive(Debug)]
 struct Batch {
     request: RequestId,
@@ -40,32 +40,35 @@ struct Batch {
 
 #[derive(Debug)]
 enum Stage {
-    /// SpacetimeDB was asked for the heads.
+    /// Asks SpacetimeDB for the heads.
     Heads,
-    /// The authority was asked what it has there.
+    /// Asks the authority what it has at these heads.
     Standings(Vec<Position>),
 }
 
-/// What was found out, for whoever runs the streams.
+/// What an answer led to.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) findings: Vec<(StreamId, Finding)>,
-    /// Nothing can be asked on this link.
+    /// Why to give up the link: the module refuses every call on it.
     pub(crate) drop_link: Option<String>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Compare {
-    /// Streams compared in one batch, and listed in one page of the sweep.
+    /// The most streams in one batch, and in one page of the sweep.
     batch: usize,
-    /// The link on which streams are compared; nothing before it is known how much SpacetimeDB is to hold.
+    /// The link on which streams are compared. `None` until [`Compare::open`], even if a link is up.
     link: Option<LinkId>,
-    /// Streams that wait to flow, the first first. Kept while there is a link that is not open yet.
+    /// Streams that want to flow, in the order in which they came. They may come before the comparison opens.
     wanted: VecDeque<StreamId>,
+    /// The streams in `wanted`, so that none is there twice.
     queued: HashSet<StreamId>,
-    /// Batches that failed as a whole, in smaller parts.
+    /// The halves of batches that failed.
     parts: VecDeque<Vec<StreamId>>,
+    /// The batch of streams that want to flow.
     urgent: Option<Batch>,
+    /// The batch of the sweep.
     sweeping: Option<Batch>,
     sweep: Sweep,
     coverage: Coverage,
@@ -96,7 +99,7 @@ impl Compare {
         }
     }
 
-    /// The link is gone: what was under way on it will not be answered.
+    /// The link is down: forgets everything, because no answer will come.
     pub(crate) fn close(&mut self) {
         *self = Self::new(self.batch);
     }
@@ -113,7 +116,7 @@ impl Compare {
         self.began = now;
     }
 
-    /// A stream wants to flow and has to be compared first.
+    /// A stream wants to flow and must be compared first.
     pub(crate) fn want(&mut self, stream_id: StreamId) {
         if self.queued.insert(stream_id.clone()) {
             self.wanted.push_back(stream_id);
@@ -133,7 +136,7 @@ impl Compare {
         }
     }
 
-    /// Begins what can begin.
+    /// Begins the comparisons and refills that can begin.
     pub(crate) fn turn(&mut self, turn: &mut Turn<'_>) {
         let Some(link) = self.link else { return };
         if self.urgent.is_none() {
@@ -163,7 +166,7 @@ impl Compare {
         self.begin_refills(turn);
     }
 
-    /// SpacetimeDB said where streams end.
+    /// SpacetimeDB has answered with the heads of streams.
     pub(crate) fn heads(
         &mut self,
         request: RequestId,
@@ -197,7 +200,7 @@ impl Compare {
         found
     }
 
-    /// The authority said what it has there.
+    /// The authority has answered what it has at these heads.
     pub(crate) fn standings(
         &mut self,
         request: RequestId,
@@ -244,6 +247,7 @@ impl Compare {
         found
     }
 
+    /// The batch to which an answer belongs, and whether it is the sweep's.
     fn slot(&mut self, is_asked: impl Fn(&Batch) -> bool) -> Option<(&mut Option<Batch>, bool)> {
         if self.urgent.as_ref().is_some_and(&is_asked) {
             Some((&mut self.urgent, false))
@@ -254,12 +258,12 @@ impl Compare {
         }
     }
 
-    /// A batch came to nothing.
+    /// A batch has failed.
     fn failed(&mut self, is_sweep: bool, failure: Failure, by_module: bool, turn: &mut Turn<'_>, found: &mut Found) {
         let slot = if is_sweep { &mut self.sweeping } else { &mut self.urgent };
         let Some(batch) = slot.take() else { return };
         match failure.class {
-            // The module does not take this bridge for the bridge.
+            // The module does not recognise this bridge.
             RefusalClass::Fatal if by_module => {
                 found.drop_link = Some(failure.text);
                 return;
@@ -270,7 +274,7 @@ impl Compare {
                     let stream_id = first.clone();
                     turn.out.push(Command::Tell(Notice::NotCompared { stream_id, why }));
                 }
-                // The sweep comes back to its page; whoever waits to flow is told to wait a little.
+                // The sweep repeats its page. The streams that want to flow rest and ask again.
                 if !is_sweep {
                     let waits = streams.into_iter().map(|stream_id| (stream_id, Finding::NotCompared));
                     found.findings.extend(waits);
@@ -291,13 +295,14 @@ impl Compare {
             if failure.class == RefusalClass::Retry {
                 self.sweep = Sweep::Waiting(turn.now + self.backoff.next(turn.dice));
             } else {
-                // Its parts are compared by themselves, and its streams met there.
+                // Its halves are compared as urgent batches, so the sweep goes on.
                 self.page_compared(turn);
             }
         }
     }
 }
 
+/// Begins the comparison of streams, if there are any.
 fn begin(link: LinkId, streams: Vec<StreamId>, turn: &mut Turn<'_>) -> Option<Batch> {
     if streams.is_empty() {
         return None;
@@ -315,6 +320,6 @@ fn miscounted(what: &str, found: usize, expected: usize) -> Failure {
     Failure {
         class: RefusalClass::Retry,
         refusal: None,
-        text: format!("{found} {what} came for {expected} streams"),
+        text: format!("expected {expected} {what}, found {found}"),
     }
 }

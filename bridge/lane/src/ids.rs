@@ -1,6 +1,6 @@
-//! Names for what is under way, so that an answer finds its question and a late one finds nothing.
+//! Ids for what is under way. An answer finds its question by the id; a late answer finds none.
 
-/// One life of the link to SpacetimeDB. Whatever carries the id of an earlier life is ignored.
+/// One life of the link to SpacetimeDB. The lane ignores everything that carries the id of an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(u64);
 
@@ -8,11 +8,11 @@ pub struct LinkId(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CallId(pub(crate) u64);
 
-/// One question to the authority or to the module. No two questions of a process have the same.
+/// One question to the authority or to the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(u64);
 
-/// Hands out ids. None comes twice in the life of a process.
+/// Creates ids. None comes twice in the life of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Ids {
     links: u64,

@@ -1,4 +1,4 @@
-//! The lane as one machine: takes events with a time, answers with commands.
+//! The whole lane as one machine. It takes events with a time and answers with commands.
 
 mod carry;
 mod stage;
@@ -26,41 +26,41 @@ use crate::wake::Wake;
 
 use stage::{Attempt, Stage};
 
-/// Waits between attempts to reach an authority that is away.
+/// The first and the longest wait between attempts to reach the authority.
 const AUTHORITY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// The longest time without a turn: a loop that turns is what tells health that the bridge lives.
+/// The longest time between two turns. Health takes a turn as a sign that the bridge's loop is alive.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// What an operator may set.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Bounds of what is under way.
+    /// Bounds on what is under way.
     pub limits: Limits,
-    /// Whether this bridge takes the lead before it carries anything.
+    /// Whether this bridge must take the lead before it carries events.
     pub lead: bool,
-    /// After how long of work without progress, or without a peer, health turns red.
+    /// Health turns red when work makes no progress for this long, or when the authority or SpacetimeDB is away for this long.
     pub stall_after: Duration,
-    /// How long a stop may wait for what is in flight.
+    /// How long a stop may wait for the calls in flight.
     pub drain: Duration,
-    /// How long an attempt to connect may take.
+    /// How long an attempt to connect to SpacetimeDB may take.
     pub connect_deadline: Duration,
-    /// A call that is not acknowledged for this long means that the link is dead.
+    /// The bridge gives up a link on which a call waits this long for its answer.
     pub ack_deadline: Duration,
-    /// The longest wait between looks for dirty streams.
+    /// The longest wait between two looks for dirty streams.
     pub idle_poll: Duration,
-    /// Dirty streams asked for at once.
+    /// How many dirty streams one look returns at most.
     pub dirty_streams: usize,
-    /// Streams compared with SpacetimeDB at once.
+    /// How many streams one batch compares with SpacetimeDB at most.
     pub compared_streams: usize,
-    /// Whether SpacetimeDB holds no more of a stream than its class says.
+    /// Whether SpacetimeDB keeps only the window that a stream's retention class allows.
     pub applies_windows: bool,
-    /// How often the policy of retention is read.
+    /// How often the bridge reads the retention policy.
     pub policy_every: Duration,
-    /// How often the authority's progress is written down.
+    /// How often the bridge tells the module how far the authority's history has come.
     pub beat_every: Duration,
 }
 
-/// The bridge's decisions about the lane.
+/// Everything that the bridge decides about the lane.
 #[derive(Debug)]
 pub struct Lane {
     settings: Settings,
@@ -68,9 +68,9 @@ pub struct Lane {
     dice: SmallRng,
     stage: Stage,
     authority: Backoff,
-    /// Whether a person was told that another bridge leads.
+    /// Whether the log says already that another bridge leads.
     stands_by: bool,
-    /// Whether a person was told that the authority is away.
+    /// Whether the log says already that the authority is away.
     told_away: bool,
     streams: Streams,
     link: Link,
@@ -82,12 +82,12 @@ pub struct Lane {
     vitals: Vitals,
     /// When the last turn was.
     turned: Duration,
-    /// What the streams asked for in the step under way; empty between steps.
+    /// A buffer for the streams' effects. Empty between steps.
     effects: Vec<Effect>,
 }
 
 impl Lane {
-    /// At the start of a process, whose clock is at zero. `seed` decides how much waits vary.
+    /// A lane at the start of the process, when the clock is at zero. `seed` decides how the waits vary.
     pub fn new(settings: Settings, seed: u64) -> Self {
         Self {
             ids: Ids::default(),
@@ -110,7 +110,7 @@ impl Lane {
         }
     }
 
-    /// Takes in what happened at `now` and adds what is to be done about it.
+    /// Takes in what happened at `now` and adds to `out` what to do about it.
     pub fn step(&mut self, now: Duration, event: Event, out: &mut Vec<Command>) {
         let before = out.len();
         self.take(now, event, out);
@@ -118,8 +118,8 @@ impl Lane {
         self.watch(now, &out[before..]);
     }
 
-    /// Does what has become possible or due since the last turn. The runner calls it after every batch of events, and
-    /// whenever [`Lane::next_due`] says so.
+    /// Does what has become possible or due since the last turn. The runner calls it after every batch of events, and at
+    /// [`Lane::next_due`].
     pub fn turn(&mut self, now: Duration, out: &mut Vec<Command>) {
         let before = out.len();
         self.turned = now;
@@ -129,7 +129,7 @@ impl Lane {
         self.watch(now, &out[before..]);
     }
 
-    /// When the next turn is due, if nothing happens before.
+    /// When the next turn is due if no event comes before.
     pub fn next_due(&self) -> Duration {
         let heartbeat = self.turned + HEARTBEAT.min(self.settings.stall_after / 2);
         let attempt = |attempt: &Attempt| match attempt {
@@ -163,7 +163,7 @@ impl Lane {
         .min()
     }
 
-    /// All that health and metrics are made of.
+    /// The data behind health and metrics.
     pub fn vitals(&self) -> &Vitals {
         &self.vitals
     }
@@ -178,17 +178,17 @@ impl Lane {
         self.streams.load()
     }
 
-    /// Whether a stream goes no further.
+    /// Whether a stream is halted.
     pub fn is_halted(&self, stream_id: &StreamId) -> bool {
         self.streams.is_halted(stream_id)
     }
 
-    /// The streams that go no further, and why.
+    /// The halted streams, with their reasons.
     pub fn halted(&self) -> impl Iterator<Item = (&StreamId, &HaltReason)> {
         self.streams.halted()
     }
 
-    /// Questions on the link have a deadline, whoever asks them.
+    /// Gives every question on the link a deadline.
     fn watch(&mut self, now: Duration, commands: &[Command]) {
         for command in commands {
             match command {
@@ -233,7 +233,7 @@ impl Lane {
             Event::Page { link, stream_id, page } => {
                 let input = match page {
                     Ok(page) => Input::Page { link, stream_id, page },
-                    // A row holds what the contract does not allow.
+                    // A row of the log breaks the contract.
                     Err(failure) if failure.class == RefusalClass::Reject => Input::Page {
                         link,
                         stream_id,

@@ -1,10 +1,10 @@
-//! What the bridge decides about the lane. Pure: nothing here does IO, reads a clock or throws dice, so the simulation
-//! runs the shipped code.
+//! Decides everything about the lane. The crate is pure: it does no IO, reads no clock and draws no random numbers of its
+//! own, so the simulation runs the shipped code.
 //!
-//! [`Lane`] takes [`Event`]s with a time and answers with [`Command`]s. It is made of small machines: `streams` reads and
-//! sends each stream, `link` keeps the connection, `compare` holds SpacetimeDB against the authority, `ledger` records
-//! what is published, `look` and `pace` find dirty streams, `wake` asks to be woken, `beats` says on the link which history
-//! the authority holds and how long events are held, [`health`] says how the bridge is.
+//! [`Lane`] takes [`Event`]s with a time and answers with [`Command`]s. It consists of small machines: `streams` reads and
+//! sends each stream, `link` keeps the connection to SpacetimeDB, `compare` compares SpacetimeDB with the authority,
+//! `ledger` records what is published, `look` and `pace` find dirty streams, `wake` asks writers to wake the bridge, `beats`
+//! tells the module about the authority's history and retention, and [`health`] says how the bridge is.
 
 mod backoff;
 mod beats;
@@ -34,7 +34,7 @@ pub use streams::{HaltReason, Limits, Load, ReadyFrame, Verdict, is_doubtful, ju
 
 use ids::Ids;
 
-/// What a machine has at hand while it takes a step.
+/// What a machine needs while it takes a step.
 struct Turn<'a> {
     now: Duration,
     ids: &'a mut Ids,

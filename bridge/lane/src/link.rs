@@ -1,4 +1,4 @@
-//! The link to SpacetimeDB: one connection at a time, made again when it is gone, and given up when it falls silent.
+//! Keeps the link to SpacetimeDB: connects, connects again when the link is down, and gives up a link that falls silent.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -10,31 +10,31 @@ use crate::ids::Ids;
 use crate::message::Command;
 use crate::{CallId, LinkId, RequestId};
 
-/// Waits between attempts to connect.
+/// The first and the longest wait between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// A link that was up this long makes the next wait the first again.
+/// After a link that was up for this long, the waits start small again.
 const STABLE: Duration = Duration::from_secs(10);
-/// A question that the module has not answered for this long means that the link is dead.
+/// The bridge gives up a link on which a question waits this long for its answer.
 const QUESTION_DEADLINE: Duration = Duration::from_secs(20);
 
-/// How the link is.
+/// The state of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nobody wants one.
+    /// The bridge wants no link.
     Off,
-    /// The next attempt begins then.
+    /// The next attempt begins at `retry_at`.
     Down { retry_at: Duration },
-    /// An attempt is under way, and is given up then.
+    /// An attempt is under way. It must succeed before `by`.
     Dialing { id: LinkId, by: Duration },
-    /// Up since then.
+    /// The link has been up since `since`.
     Up { id: LinkId, since: Duration },
 }
 
-/// A call that was sent.
+/// A call that is in flight.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sent {
     at: Duration,
-    /// How many events it holds.
+    /// How many events it carries.
     pub(crate) events: u64,
 }
 
@@ -45,9 +45,9 @@ pub(crate) struct Link {
     connect_deadline: Duration,
     ack_deadline: Duration,
     calls: HashMap<CallId, Sent>,
-    /// The calls in the order in which they were sent; those that are answered by now are skipped.
+    /// The calls in the order in which they were sent. Some of them may be answered already.
     sent: VecDeque<CallId>,
-    /// Until when each question is to be answered. Later questions have later deadlines.
+    /// The deadline of each open question. Later questions have later deadlines.
     questions: BTreeMap<RequestId, Duration>,
 }
 
@@ -64,7 +64,7 @@ impl Link {
         }
     }
 
-    /// A link is wanted from here on.
+    /// The bridge wants a link.
     pub(crate) fn want(&mut self, now: Duration) {
         debug_assert_eq!(self.state, State::Off);
         self.state = State::Down { retry_at: now };
@@ -82,13 +82,13 @@ impl Link {
         matches!(self.state, State::Dialing { id: dialing, .. } if dialing == id)
     }
 
-    /// The attempt succeeded.
+    /// The attempt to connect has succeeded.
     pub(crate) fn rise(&mut self, now: Duration, id: LinkId) {
         debug_assert!(self.is_dialing(id) && self.calls.is_empty() && self.questions.is_empty());
         self.state = State::Up { id, since: now };
     }
 
-    /// Gives up the link, or the attempt at one, and says after which wait the next attempt begins.
+    /// Gives up the link, or the attempt to connect. Returns how long the bridge waits before the next attempt.
     pub(crate) fn fall(&mut self, now: Duration, dice: &mut impl Rng, out: &mut Vec<Command>) -> Duration {
         if let State::Up { since, .. } = self.state
             && now.saturating_sub(since) > STABLE
@@ -101,7 +101,7 @@ impl Link {
         wait
     }
 
-    /// No link is wanted any more.
+    /// The bridge wants no link any more.
     pub(crate) fn turn_off(&mut self, out: &mut Vec<Command>) {
         self.hang_up(out);
         self.state = State::Off;
@@ -116,14 +116,14 @@ impl Link {
         self.questions.clear();
     }
 
-    /// A call goes out.
+    /// Notes that a call is sent.
     pub(crate) fn sends(&mut self, now: Duration, call: CallId, events: u64) {
         let before = self.calls.insert(call, Sent { at: now, events });
         debug_assert!(before.is_none(), "{call:?} is sent twice");
         self.sent.push_back(call);
     }
 
-    /// A call is answered; nothing if the answer belongs to an earlier link.
+    /// Notes that a call is answered. `None` if it was sent on an earlier link.
     pub(crate) fn answered(&mut self, link: LinkId, call: CallId) -> Option<Sent> {
         if self.up() != Some(link) {
             return None;
@@ -135,17 +135,17 @@ impl Link {
         sent
     }
 
-    /// A question goes out.
+    /// Notes that a question is asked.
     pub(crate) fn asks(&mut self, now: Duration, request: RequestId) {
         self.questions.insert(request, now + QUESTION_DEADLINE);
     }
 
-    /// Whether an answer is to a question of this link that was not answered yet.
+    /// Closes the question that an answer belongs to. False if this link has no such open question.
     pub(crate) fn hears(&mut self, link: LinkId, request: RequestId) -> bool {
         self.up() == Some(link) && self.questions.remove(&request).is_some()
     }
 
-    /// When there is something to do.
+    /// When the next attempt begins, or the next deadline passes.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         match self.state {
             State::Off => None,
@@ -167,7 +167,7 @@ impl Link {
         self.calls.get(call).map(|sent| sent.at)
     }
 
-    /// Begins the next attempt, if it is due.
+    /// Begins the next attempt if it is due.
     pub(crate) fn turn(&mut self, now: Duration, ids: &mut Ids, out: &mut Vec<Command>) {
         if let State::Down { retry_at } = self.state
             && retry_at <= now
@@ -181,13 +181,13 @@ impl Link {
         }
     }
 
-    /// Why the link, or the attempt at one, is to be given up, if it is.
+    /// Why to give up the link or the attempt to connect. `None` while no deadline has passed.
     pub(crate) fn is_overdue(&self, now: Duration) -> Option<String> {
         match self.state {
             State::Off | State::Down { .. } => None,
             State::Dialing { by, .. } => {
                 let limit = self.connect_deadline;
-                (by <= now).then(|| format!("SpacetimeDB did not let the bridge in within {limit:?}"))
+                (by <= now).then(|| format!("SpacetimeDB did not accept the connection within {limit:?}"))
             }
             State::Up { .. } => {
                 if self.oldest_call().is_some_and(|sent| sent + self.ack_deadline <= now) {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn one_attempt_at_a_time_and_one_that_hangs_is_given_up() {
+    fn one_attempt_runs_at_a_time_and_ends_at_its_deadline() {
         let (mut link, mut ids, mut out) = (Link::new(CONNECT, ACK), Ids::default(), Vec::new());
         link.want(NOW);
         link.turn(NOW, &mut ids, &mut out);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_an_earlier_link_find_nothing() {
+    fn answers_from_an_earlier_link_are_ignored() {
         let (mut link, mut ids, old) = up();
         let request = ids.request();
         link.asks(NOW, request);
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_start_small_again_after_a_link_that_held() {
+    fn waits_start_small_again_after_a_stable_link() {
         let (mut link, mut ids, _) = up();
         let (mut dice, mut out, mut now) = (SmallRng::seed_from_u64(1), Vec::new(), NOW);
         for _ in 0..8 {

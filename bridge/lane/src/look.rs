@@ -1,4 +1,4 @@
-//! Looks for dirty streams, and what they say about the lag.
+//! Looks for dirty streams, and measures the lag by them.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use crate::ids::Ids;
 use crate::message::Command;
 use crate::pace::Pace;
 
-/// Events that are committed and not yet published.
+/// How many events are committed and not yet published.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lag {
-    /// Of streams that the bridge works on.
+    /// In streams that are not halted.
     pub live_events: u64,
-    /// Of halted streams.
+    /// In halted streams.
     pub halted_events: u64,
 }
 
@@ -32,13 +32,13 @@ impl Lag {
     }
 }
 
-/// One look reads a bounded page of the dirty streams. A pass is as many looks as it takes to see all of them.
+/// One look reads a bounded page of the dirty streams. A pass is a series of looks that sees all of them.
 #[derive(Debug)]
 pub(crate) struct Look {
     pace: Pace,
     limit: usize,
     asked: Option<RequestId>,
-    /// After which stream the next look of this pass begins.
+    /// The next look of this pass begins after this stream.
     after: Option<StreamId>,
     /// What the looks of this pass have found so far.
     pass: Lag,
@@ -58,7 +58,7 @@ impl Look {
         }
     }
 
-    /// What is known of the lag: the last whole pass, or more where this one has found more already.
+    /// The lag that the last whole pass found, or that this pass has found so far if it is more.
     pub(crate) fn lag(&self) -> Lag {
         self.last.max(self.pass)
     }
@@ -88,7 +88,7 @@ impl Look {
         }
     }
 
-    /// Whether an answer is to the question that is open.
+    /// Closes the open question that an answer belongs to. False if there is no such question.
     pub(crate) fn hears(&mut self, request: RequestId) -> bool {
         self.asked.take_if(|asked| *asked == request).is_some()
     }
@@ -97,7 +97,7 @@ impl Look {
         self.pace.failed(now);
     }
 
-    /// A page of dirty streams. `has_link` says whether anything can be done about them.
+    /// Takes in a page of dirty streams. `has_link` says whether the bridge can publish them at all.
     pub(crate) fn found(
         &mut self,
         now: Duration,
@@ -123,7 +123,7 @@ impl Look {
         } else {
             self.after = page.last().map(|last| last.stream_id.clone());
         }
-        // A pass is gone through at once, or the streams at its end would wait for all that are before them.
+        // A pass continues at once. Otherwise the streams at its end would wait between all the looks before them.
         self.pace.looked(now, has_link && (lag.live_events > 0 || !whole), took);
     }
 }
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn lag_falls_again_though_more_streams_are_halted_than_one_look_sees() {
+    fn lag_falls_again_even_if_one_look_does_not_see_all_halted_streams() {
         let mut look = Look::new(Duration::from_millis(250), LIMIT);
         let halted = ["halted.1", "halted.2", "halted.3"];
         assert_eq!(found(&mut look, &halted), lag(0, 6));
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_that_is_not_through_goes_on_at_once() {
+    fn an_unfinished_pass_continues_at_once() {
         let mut look = Look::new(Duration::from_millis(250), LIMIT);
         for _ in 0..12 {
             found(&mut look, &[]);

@@ -1,7 +1,7 @@
-//! What the lane is told, and what it has the runner do.
+//! The events that the lane takes, and the commands that it answers with.
 //!
-//! The runner carries out every command, in order, and answers each question with the event that the command names. It
-//! decides nothing: a failure is reported as what it is, and what to do about it is decided here.
+//! The runner carries out every command in order, and answers each question with the event that the command names. It
+//! decides nothing: it reports each failure as it is, and the lane decides what to do about it.
 
 use std::time::Duration;
 
@@ -14,67 +14,67 @@ use crate::notice::Notice;
 use crate::streams::{HaltReason, ReadyFrame};
 use crate::{CallId, LinkId, RequestId};
 
-/// Why something that was asked for did not happen.
+/// Why a command failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// What to do about it.
+    /// Decides what to do about it.
     pub class: RefusalClass,
     /// The refusal, if the module refused.
     pub refusal: Option<Refusal>,
-    /// The error and its sources, for a person.
+    /// The error with its sources, for people.
     pub text: String,
 }
 
-/// What the authority says of a stream at a position, both read at the same moment.
+/// What the authority says about a stream and one seq in it, read in one statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
-    /// How far the stream has come; nothing if it was never appended to.
+    /// How far the stream has come; all zero if nothing was ever appended to it.
     pub progress: StreamProgress,
-    /// The chain hash at the position that was asked for, if the authority holds it.
+    /// The chain hash at the seq, if the authority holds it.
     pub chain: Option<ChainHash>,
 }
 
 /// A page of the authority's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Page {
-    /// Frames in order; none at the end of the log.
+    /// Frames in order. Empty at the end of the log.
     Frames(Vec<ReadyFrame>),
-    /// What was asked for is no part of a sound log.
+    /// The log is broken here.
     Broken(HaltReason),
-    /// Another bridge published these events, and they were purged since: the next look says how far.
+    /// The events are purged, because another bridge has published them. The next look says up to where.
     Purged,
 }
 
-/// What is to be recorded about a stream in the authority.
+/// A published seq to record in the authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The stream.
     pub stream_id: StreamId,
-    /// Up to where SpacetimeDB durably holds it.
+    /// The seq up to which SpacetimeDB durably holds the stream.
     pub published: Seq,
 }
 
-/// What became of records. A stream in neither list is recorded.
+/// The streams that a statement could not record. It recorded all others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recorded {
-    /// A writer holds the row: to be tried again.
+    /// A writer holds the row: try again.
     pub locked: Vec<StreamId>,
-    /// The authority's log ends before: the authority has lost events that SpacetimeDB holds.
+    /// The authority's log ends before this seq: the authority has lost events that SpacetimeDB holds.
     pub above_head: Vec<StreamId>,
 }
 
-/// Something happened.
+/// What happened.
 #[derive(Debug)]
 pub enum Event {
-    /// The process is asked to stop.
+    /// Somebody asks the process to stop.
     Stop,
     /// Answers [`Command::OpenAuthority`].
     Opened(RequestId, Result<(), Failure>),
     /// Answers [`Command::AskForLead`]: whether this bridge leads.
     Lead(RequestId, Result<bool, Failure>),
-    /// The connection that held the lead is gone.
+    /// The connection that held the lead is lost.
     LeadLost,
-    /// Answers [`Command::Listen`]: wake-ups arrive from here on, or do not any more.
+    /// Answers [`Command::Listen`]: `Ok` when wake-ups begin to arrive, `Err` when they no longer do.
     Listening(RequestId, Result<(), Failure>),
     /// A writer woke the bridge.
     Woken,
@@ -86,13 +86,13 @@ pub enum Event {
         request: RequestId,
         /// The dirty streams, in the order of their ids.
         found: Result<Vec<StreamProgress>, Failure>,
-        /// How long the authority took.
+        /// How long the authority took to answer.
         took: Duration,
     },
     /// Answers [`Command::ListStreams`].
     Listed(RequestId, Result<Vec<StreamId>, Failure>),
-    /// Answers [`Command::ReadStandings`], one for each stream in the order asked for. A row that holds what the contract
-    /// does not allow is told in its place.
+    /// Answers [`Command::ReadStandings`] with one result for each stream, in the same order. A row that breaks the contract
+    /// has an error in its place.
     Standings(RequestId, Result<Vec<Result<Standing, String>>, Failure>),
     /// Answers [`Command::ReadPage`].
     Page {
@@ -117,43 +117,43 @@ pub enum Event {
     LinkClosed(LinkId, String),
     /// Answers [`Command::Append`].
     Answered(LinkId, CallId, Answer),
-    /// Answers [`Command::ReadHeads`], in the order asked for.
+    /// Answers [`Command::ReadHeads`], in the same order.
     Heads(LinkId, RequestId, Result<Vec<Position>, Failure>),
     /// Answers [`Command::Rewind`].
     Rewound(LinkId, RequestId, Result<(), Failure>),
     /// Answers [`Command::SetRetention`].
     RetentionSet(LinkId, RequestId, Result<(), Failure>),
-    /// Answers [`Command::MarkEpoch`]. A refusal says why the authority cannot be the one that was carried before.
+    /// Answers [`Command::MarkEpoch`]. The refusal says that this is not the history that the bridge carried before.
     EpochMarked(LinkId, RequestId, Result<Result<(), Refusal>, Failure>),
-    /// Events were purged from the authority's log.
+    /// The bridge has purged so many events from the authority's log.
     Purged(u64),
 }
 
-/// What became of a call.
+/// The answer to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Committed, and durable.
+    /// SpacetimeDB has committed the call and made it durable.
     Acked,
-    /// Refused by the module.
+    /// The module refused the call.
     Refused(Refusal),
-    /// Failed without a refusal: whether it was done is unknown.
+    /// The call failed without a refusal. SpacetimeDB may or may not have done it.
     Lost(String),
 }
 
-/// Something to do.
+/// What to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
     /// Connect to the authority and check its schema: [`Event::Opened`].
     OpenAuthority(RequestId),
-    /// Take the lead if no other bridge has it: [`Event::Lead`]. All attempts use one connection, as long as it lives.
+    /// Take the lead if no other bridge has it: [`Event::Lead`]. All attempts use one connection while it lives.
     AskForLead(RequestId),
-    /// This bridge leads from here on: begin the work that only a leader does.
+    /// This bridge leads: start the work that only a leader does.
     BeginLead,
-    /// The lead is gone: end that work and whatever is under way, and give up every connection.
+    /// The lead is lost: end that work and everything under way, and give up every connection.
     EndLead,
-    /// Listen for wake-ups: [`Event::Listening`], then [`Event::Woken`] for each.
+    /// Listen for wake-ups: [`Event::Listening`], then [`Event::Woken`] for each wake-up.
     Listen(RequestId),
-    /// Say whether writers are to wake the bridge: [`Event::SleepingSet`].
+    /// Tell writers whether to wake the bridge: [`Event::SleepingSet`].
     SetSleeping(RequestId, bool),
     /// Read a page of dirty streams: [`Event::Looked`].
     Look {
@@ -164,7 +164,7 @@ pub enum Command {
         /// At most so many.
         limit: usize,
     },
-    /// Read a page of all streams' ids: [`Event::Listed`].
+    /// Read a page of the ids of all streams: [`Event::Listed`].
     ListStreams {
         /// The question.
         request: RequestId,
@@ -173,7 +173,7 @@ pub enum Command {
         /// At most so many.
         limit: usize,
     },
-    /// Ask the authority about streams at positions: [`Event::Standings`].
+    /// Ask the authority about each stream and a seq in it: [`Event::Standings`].
     ReadStandings(RequestId, Vec<(StreamId, Seq)>),
     /// Read a page of the authority's log and check it: [`Event::Page`].
     ReadPage {
@@ -181,27 +181,26 @@ pub enum Command {
         link: LinkId,
         /// The stream.
         stream_id: StreamId,
-        /// Events after this seq.
+        /// The page begins after this seq.
         after: Seq,
-        /// The chain hash at `after`, where it is known.
+        /// The chain hash at `after`, if it is known.
         base_chain: Option<ChainHash>,
     },
-    /// Record how far streams are published, never backwards, and without waiting for writers: [`Event::Recorded`].
+    /// Move published seqs forwards, never backwards, without waiting for writers: [`Event::Recorded`].
     Record(RequestId, Vec<Record>),
-    /// Record that streams are published just so far, be that less or more than the authority says, and without waiting
-    /// for writers: [`Event::Recorded`].
+    /// Set published seqs to these, forwards or backwards, without waiting for writers: [`Event::Recorded`].
     RecordExactly(RequestId, Vec<Record>),
-    /// Read the policy of retention: [`Event::Policy`].
+    /// Read the retention policy: [`Event::Policy`].
     ReadPolicy(RequestId),
     /// Read which history the authority holds: [`Event::Epoch`].
     ReadEpoch(RequestId),
-    /// Let the authority's history go one beat further: [`Event::BeatAdvanced`].
+    /// Count the authority's beat up by one: [`Event::BeatAdvanced`].
     AdvanceBeat(RequestId),
-    /// Connect to SpacetimeDB: [`Event::Dialed`], and [`Event::LinkClosed`] whenever that connection ends.
+    /// Connect to SpacetimeDB: [`Event::Dialed`], and [`Event::LinkClosed`] when that connection ends.
     Dial(LinkId),
-    /// Give up a connection, or the attempt to make it.
+    /// Give up a link, or the attempt to connect.
     HangUp(LinkId),
-    /// A link is up. What SpacetimeDB had not made durable may be gone.
+    /// A new link is up. SpacetimeDB may have lost what was not durable.
     Relinked,
     /// Call `append_sync_events`: [`Event::Answered`].
     Append {
@@ -214,9 +213,9 @@ pub enum Command {
         /// The frame.
         frame: FrameRow,
     },
-    /// Read the heads of streams as SpacetimeDB durably holds them: [`Event::Heads`].
+    /// Read the heads of streams in SpacetimeDB, as far as they are durable: [`Event::Heads`].
     ReadHeads(LinkId, RequestId, Vec<StreamId>),
-    /// Take one step towards a log that ends at `to`: [`Event::Rewound`].
+    /// Take one step of a rewind to `to`: [`Event::Rewound`].
     Rewind {
         /// The link.
         link: LinkId,
@@ -224,17 +223,17 @@ pub enum Command {
         request: RequestId,
         /// The stream.
         stream_id: StreamId,
-        /// The head as it was seen; the module refuses if it is another one.
+        /// The head at the last look. If it has moved since, the module refuses.
         seen: Seq,
         /// Where the log is to end.
         to: Position,
     },
-    /// Hand the policy of retention to the module: [`Event::RetentionSet`].
+    /// Give the module the retention policy: [`Event::RetentionSet`].
     SetRetention(LinkId, RequestId, Vec<RetentionClass>),
     /// Tell the module which history the authority holds: [`Event::EpochMarked`].
     MarkEpoch(LinkId, RequestId, AuthorityEpoch),
-    /// Tell a person.
+    /// Write this to the log.
     Tell(Notice),
-    /// Everything is done: give the lead back if it is held, and end.
+    /// Release the lead if this bridge has it, and end.
     End(Result<(), Failure>),
 }

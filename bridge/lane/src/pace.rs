@@ -1,19 +1,20 @@
-//! When to look for dirty streams: at once while anything moves, ever slower while nothing does, and at the slowest only
-//! as a safety net behind the wake-up.
+//! Decides when to look for dirty streams: at once while events flow, and ever less often while none do. The slowest looks
+//! are only a safety net, because writers then wake the bridge.
 
 use std::time::Duration;
 
-/// The quickest look.
+/// The shortest wait before a look.
 const BUSY: Duration = Duration::from_millis(1);
-/// Looks take no more than a fifth of the time, unless the wait for that would be longer than the slowest one. One look
-/// that hung says nothing about the next, so the middle one of the last three counts.
+/// The wait after a look is at least this many times as long as the look took, so that looks take at most a fifth of the
+/// time; it is never longer than the slowest wait. The median of the last three looks counts, so that one slow look alone
+/// changes nothing.
 const SHARE: u32 = 4;
-/// From this wait on the bridge counts as asleep and asks to be woken.
+/// From this wait on, the bridge counts as asleep and asks writers to wake it.
 const ASLEEP: Duration = Duration::from_millis(32);
 /// The longest wait while the authority does not answer.
 const AWAY: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// The times of the looks.
 #[derive(Debug)]
 pub(crate) struct Pace {
     slowest: Duration,
@@ -45,7 +46,7 @@ impl Pace {
         self.asleep
     }
 
-    /// A look is done. `hurry` says that there is more to find, or work to go on with.
+    /// A look is done. `hurry` says that there is more to find or to publish.
     pub(crate) fn looked(&mut self, now: Duration, hurry: bool, took: Duration) {
         self.wait = if hurry { BUSY } else { (self.wait * 2).min(self.slowest) };
         self.took = [self.took[1], self.took[2], took];
@@ -56,7 +57,7 @@ impl Pace {
         self.asleep = self.wait >= ASLEEP.min(self.slowest);
     }
 
-    /// The authority did not answer: each attempt that fails doubles the wait.
+    /// The authority did not answer. Each failure doubles the wait.
     pub(crate) fn failed(&mut self, now: Duration) {
         self.wait = (self.wait * 2).clamp(ASLEEP, self.slowest.max(AWAY));
         self.next = now + self.wait;
@@ -75,7 +76,7 @@ mod tests {
     const NOW: Duration = Duration::from_secs(100);
 
     #[test]
-    fn it_slows_down_when_nothing_moves_and_is_quick_again_at_once() {
+    fn looks_slow_down_without_events_and_a_wake_up_makes_them_quick_again() {
         let slowest = Duration::from_millis(250);
         let mut pace = Pace::new(slowest);
         let mut slept = Vec::new();
@@ -92,19 +93,19 @@ mod tests {
     }
 
     #[test]
-    fn slow_looks_are_followed_by_longer_waits_and_one_alone_is_not() {
+    fn slow_looks_lengthen_the_wait_and_a_single_one_does_not() {
         let mut pace = Pace::new(Duration::from_millis(250));
         let mut wait_after = |took| {
             pace.looked(NOW, true, Duration::from_millis(took));
             (pace.due() - NOW).as_millis()
         };
         assert_eq!([10, 10, 12, 1, 1, 60, 1].map(&mut wait_after), [1, 40, 40, 40, 4, 4, 4]);
-        // A network that is silent.
+        // The network is silent.
         assert_eq!([5_000, 5_000].map(&mut wait_after), [240, 250]);
     }
 
     #[test]
-    fn an_authority_that_is_away_is_asked_ever_less_often() {
+    fn looks_slow_down_while_the_authority_does_not_answer() {
         let mut pace = Pace::new(Duration::from_millis(250));
         let mut waits = Vec::new();
         for _ in 0..10 {

@@ -1,4 +1,4 @@
-//! Wake-ups: the bridge listens for them, and tells the authority whether writers are to send them.
+//! Wake-ups: listens for them, and tells writers whether to send them.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use crate::ids::Ids;
 use crate::message::{Command, Failure};
 use crate::notice::Notice;
 
-/// Waits before the bridge tries again to listen. Meanwhile it finds new events by looking.
+/// The first and the longest wait before the bridge tries again to listen. Meanwhile it finds new events by its looks.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 #[derive(Debug)]
 enum Listener {
-    /// Begins then.
+    /// Starts at this time.
     Waiting(Duration),
-    /// Under way: not known yet to listen, or listening.
+    /// Is starting, or listens.
     Begun(RequestId),
 }
 
@@ -25,10 +25,11 @@ enum Listener {
 pub(crate) struct Wake {
     listener: Listener,
     backoff: Backoff,
-    /// Why the last attempt to listen failed, if it did: a reason is told once.
+    /// Why the last attempt to listen failed, so that the log says each reason once.
     trouble: Option<String>,
-    /// What the authority was told last, if it took it.
+    /// Whether the bridge sleeps, as it last told the authority.
     told: Option<bool>,
+    /// What it is telling the authority.
     telling: Option<(RequestId, bool)>,
 }
 
@@ -58,8 +59,8 @@ impl Wake {
         }
     }
 
-    /// The bridge sleeps, or does not: the authority is told if it was told otherwise. One word at a time is under way,
-    /// so that the last one holds.
+    /// Tells the authority whether the bridge sleeps, if that has changed. One statement is under way at a time, so that
+    /// the last one wins.
     pub(crate) fn sleeps(&mut self, sleeping: bool, ids: &mut Ids, out: &mut Vec<Command>) {
         if self.telling.is_none() && self.told != Some(sleeping) {
             let request = ids.request();
@@ -100,7 +101,7 @@ impl Wake {
         let Some((_, sleeping)) = self.telling.take_if(|(telling, _)| *telling == request) else {
             return;
         };
-        // What did not arrive is not asked for again at once: the bridge looks by itself as well.
+        // A failure is not repeated: without wake-ups the bridge still looks for itself.
         self.told = Some(sleeping);
         if let Err(failure) = set {
             out.push(Command::Tell(Notice::SleepingNotSet { why: failure.text }));
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_fails_is_told_once_and_tried_ever_less_often() {
+    fn a_listener_that_fails_is_logged_once_and_retried_less_and_less_often() {
         let (mut ids, mut dice) = (Ids::default(), SmallRng::seed_from_u64(1));
         let mut now = Duration::ZERO;
         let mut wake = Wake::new(now);
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_holds() {
+    fn the_authority_is_told_one_thing_at_a_time_so_the_last_one_wins() {
         let (mut wake, mut ids, mut out) = (Wake::new(Duration::ZERO), Ids::default(), Vec::new());
         wake.sleeps(false, &mut ids, &mut out);
         assert_eq!(out, []);
@@ -164,7 +165,7 @@ mod tests {
             panic!("it is not told")
         };
         wake.sleeps(false, &mut ids, &mut out);
-        assert_eq!(out, [], "one word at a time");
+        assert_eq!(out, [], "one statement at a time");
         wake.sleeping_set(request, Ok(()), &mut out);
         wake.sleeps(false, &mut ids, &mut out);
         assert!(matches!(out[..], [Command::SetSleeping(_, false)]));

@@ -252,7 +252,7 @@ async fn events_that_cannot_be_published_are_told_with_a_bridge_and_without_one(
         };
         said["reports"].as_array().unwrap().iter().map(report).collect()
     };
-    let why = "the payload of seq 3 is not what was hashed";
+    let why = "the payload of seq 3 does not match its payload hash";
     for arguments in [&["verify"][..], &["verify", "--deep"]] {
         let (code, said) = operator(&lane, arguments).await;
         let found = findings(&said);

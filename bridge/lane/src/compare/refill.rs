@@ -1,4 +1,5 @@
-//! Begins a window anew: rewinds it step by step, each step a call and then a look at the head.
+//! Refills windows. A refill rewinds SpacetimeDB's log to where the window is to begin, step by step. Each step is a call
+//! and then a look at the head.
 
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{Position, RefusalCode, Seq, StreamId};
@@ -9,17 +10,17 @@ use crate::notice::Notice;
 use crate::streams::{Finding, HaltReason};
 use crate::{RequestId, Turn};
 
-/// Windows that are begun anew at once.
+/// How many refills may be under way at once.
 const REFILLS: usize = 8;
-/// Steps in a row that may leave the head where it is. A step that drops the oldest events of a broken log does so. The
-/// bound is for a module that removes nothing.
+/// How many steps in a row may leave the head in place, as steps do that drop the oldest events of a broken log. The bound
+/// is for a module that removes nothing.
 const STEPS_IN_PLACE: u32 = 1_000;
 
-/// A window that is being begun anew.
+/// A refill that is under way.
 #[derive(Debug)]
 pub(super) struct Refill {
     request: RequestId,
-    /// The head as it was seen last.
+    /// SpacetimeDB's head at the last look.
     seen: Seq,
     /// Steps since the head last moved.
     in_place: u32,
@@ -28,15 +29,15 @@ pub(super) struct Refill {
 
 #[derive(Debug)]
 pub(super) enum RefillStep {
-    /// The authority was asked for the chain hash that the window begins after.
+    /// Asks the authority for the chain hash at the seq after which the window begins.
     Chain(Seq),
-    /// The module was asked for a step.
+    /// Asks the module to take a step.
     Rewinding(Position),
-    /// It was asked where the log ends after that.
+    /// Asks the module where the log ends after the step.
     Looking(Position),
 }
 
-/// A stream's window is to begin anew.
+/// A refill that waits for its turn.
 #[derive(Debug)]
 pub(super) struct Wanted {
     stream_id: StreamId,
@@ -45,12 +46,12 @@ pub(super) struct Wanted {
 }
 
 impl Compare {
-    /// A stream's window is to begin anew after a position; SpacetimeDB's head was seen at `seen`.
+    /// A stream's window is to begin after the seq `after`. SpacetimeDB's head was at `seen`.
     pub(crate) fn want_refill(&mut self, stream_id: StreamId, seen: Seq, after: Seq) {
         self.refills_wanted.push_back(Wanted { stream_id, seen, after });
     }
 
-    /// Begins the refills that wait, as many as may be under way.
+    /// Begins refills that wait, as many as may be under way.
     pub(super) fn begin_refills(&mut self, turn: &mut Turn<'_>) {
         while self.refills.len() < REFILLS
             && let Some(Wanted { stream_id, seen, after }) = self.refills_wanted.pop_front()
@@ -65,17 +66,18 @@ impl Compare {
                 step: RefillStep::Chain(after),
             };
             let before = self.refills.insert(stream_id, refill);
-            debug_assert!(before.is_none(), "a window is begun anew twice at once");
+            debug_assert!(before.is_none(), "two refills of one window at once");
         }
     }
 
+    /// The stream whose refill asked this question.
     pub(super) fn refill_of(&self, request: RequestId) -> Option<StreamId> {
         let mut all = self.refills.iter();
         let found = all.find(|(_, refill)| refill.request == request);
         found.map(|(stream_id, _)| stream_id.clone())
     }
 
-    /// The authority said which chain hash the window begins after.
+    /// The authority has answered with the chain hash at which the window begins.
     pub(super) fn refill_chain(
         &mut self,
         stream_id: StreamId,
@@ -95,9 +97,9 @@ impl Compare {
                 }));
                 return self.rewind(&stream_id, Position { seq: after, chain }, turn);
             }
-            // Purged meanwhile: the next comparison says where the window begins.
+            // The authority purged it in the meantime. The next comparison says where the window begins now.
             Ok(Some(Ok(Standing { chain: None, .. })) | None) => Finding::NotFilled {
-                message: "the authority purged what the window was to begin after".to_owned(),
+                message: "the authority has purged the event before the window".to_owned(),
                 counts: false,
             },
             Ok(Some(Err(why))) => Finding::Broken(HaltReason::BrokenLog(why)),
@@ -129,7 +131,7 @@ impl Compare {
         }
     }
 
-    /// The module took a step, or did not.
+    /// The module has answered a step.
     pub(crate) fn rewound(&mut self, request: RequestId, rewound: Result<(), Failure>, turn: &mut Turn<'_>) -> Found {
         let mut found = Found::default();
         let (Some(link), Some(stream_id)) = (self.link, self.refill_of(request)) else {
@@ -152,7 +154,7 @@ impl Compare {
         found
     }
 
-    /// SpacetimeDB said where the log ends after a step.
+    /// SpacetimeDB has answered where the log ends after a step.
     pub(super) fn refill_looked(
         &mut self,
         stream_id: StreamId,
@@ -179,11 +181,8 @@ impl Compare {
                 self.rewind(&stream_id, to, turn);
             }
             Ok(held) => {
-                let text = format!(
-                    "a rewind to seq {} got no further than {}",
-                    to.seq,
-                    held.map_or("nowhere".to_owned(), |held| format!("seq {}", held.seq))
-                );
+                let ended = held.map_or("no head".to_owned(), |held| format!("seq {}", held.seq));
+                let text = format!("expected a rewind to end the log at seq {}, found {ended}", to.seq);
                 let failure = Failure {
                     class: RefusalClass::Retry,
                     refusal: None,
@@ -208,7 +207,7 @@ impl Compare {
                 message: failure.text,
                 counts: true,
             },
-            // Another bridge is at work on it.
+            // Another bridge works on this stream.
             (RefusalClass::Retry, Some(refusal)) if refusal.code == RefusalCode::SeqGap => Finding::NotFilled {
                 message: failure.text,
                 counts: false,

@@ -1,4 +1,4 @@
-//! Goes through all streams of the authority, page by page.
+//! The sweep: compares all streams of the authority, page by page.
 
 use std::time::Duration;
 
@@ -9,13 +9,14 @@ use crate::message::{Command, Failure};
 use crate::notice::Notice;
 use crate::{RequestId, Turn};
 
-/// Where the sweep through all streams is.
+/// Where the sweep is.
 #[derive(Debug)]
 pub(super) enum Sweep {
-    /// The next page is asked for then.
+    /// Asks for the next page at this time.
     Waiting(Duration),
+    /// Has asked the authority for a page of streams.
     Listing(RequestId),
-    /// A page is being compared, the last stream of which is this one. `more` says whether another follows.
+    /// Compares a page that ends with the stream `last`. `more` says whether another page follows.
     Comparing {
         last: StreamId,
         more: bool,
@@ -23,17 +24,17 @@ pub(super) enum Sweep {
     Done,
 }
 
-/// Which streams were compared on this link.
+/// Which streams the sweep has compared on this link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Coverage {
     None,
-    /// All up to this one, in the order of their ids.
+    /// All up to and including this one, in the order of their ids.
     Through(StreamId),
     All,
 }
 
 impl Compare {
-    /// A page of all streams. `is_met` says which of them have been compared on this link.
+    /// The authority has answered with a page of streams. `is_met` says which of them need no comparison any more.
     pub(crate) fn listed(
         &mut self,
         request: RequestId,
@@ -91,7 +92,7 @@ impl Compare {
 }
 
 impl Coverage {
-    /// Whether the sweep has passed a stream, or would have if it had been there.
+    /// Whether the sweep has compared a stream, or would have if the stream had existed.
     pub(crate) fn has(&self, stream_id: &StreamId) -> bool {
         match self {
             Self::None => false,

@@ -1,5 +1,5 @@
-//! What the bridge does while it carries events: it feeds the streams, and passes on what the link, the comparison and the
-//! beats came to.
+//! What the bridge does while it carries events: it feeds the streams and carries out their effects, and it reacts to what
+//! the link, the comparison and the beats report.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::streams::{Effect, Input};
 use crate::{CallId, LinkId, Turn, beats};
 
 impl Lane {
-    /// What a bridge does that carries events.
+    /// Does what is due while this bridge carries events.
     pub(super) fn carry(&mut self, now: Duration, out: &mut Vec<Command>) {
         if let Some(why) = self.link.is_overdue(now) {
             if self.link.up().is_some() {
@@ -30,7 +30,7 @@ impl Lane {
             self.feed(now, Input::Tick, out);
         }
         self.beats.turn(now, &mut self.ids, out);
-        // Before that it is not known how much SpacetimeDB is to hold, or what the authority's record will say.
+        // A comparison needs the window that each stream may have, and published seqs that no old statement still changes.
         if let Some(link) = self.link.up()
             && !self.compare.is_open()
             && self.beats.settled_policy().is_some()
@@ -43,7 +43,7 @@ impl Lane {
         self.ledger.turn(now, &mut self.ids, out);
     }
 
-    /// Feeds the streams and does what they ask for.
+    /// Feeds the streams and carries out their effects.
     pub(super) fn feed(&mut self, now: Duration, input: Input, out: &mut Vec<Command>) {
         let mut effects = std::mem::take(&mut self.effects);
         self.streams.step(now, input, &mut effects);
@@ -100,7 +100,7 @@ impl Lane {
         }
     }
 
-    /// Hands on what the comparison found.
+    /// Passes the findings of the comparison on to the streams.
     pub(super) fn found(&mut self, now: Duration, found: Found, out: &mut Vec<Command>) {
         for (stream_id, finding) in found.findings {
             self.feed(now, Input::Compared(stream_id, finding), out);
@@ -118,7 +118,7 @@ impl Lane {
         answer: Answer,
         out: &mut Vec<Command>,
     ) {
-        // Answers of an earlier link are not in the books.
+        // An answer from an earlier link is ignored.
         let Some(sent) = self.link.answered(link, call) else {
             return;
         };
@@ -147,7 +147,7 @@ impl Lane {
             beats::Verdict::EpochBegun => {
                 out.push(Command::Tell(Notice::EpochBegun));
                 self.vitals.none_halted();
-                self.link_down(now, "a new epoch of the authority begins".to_owned(), out);
+                self.link_down(now, "an operator began a new epoch of the authority".to_owned(), out);
                 self.feed(now, Input::Anew, out);
             }
         }
@@ -155,7 +155,7 @@ impl Lane {
 
     pub(super) fn dialed(&mut self, now: Duration, link: LinkId, dialed: Result<(), Failure>, out: &mut Vec<Command>) {
         if !self.link.is_dialing(link) {
-            // It was given up before it was made.
+            // The bridge gave this attempt up before it succeeded.
             if dialed.is_ok() {
                 out.push(Command::HangUp(link));
             }
@@ -180,7 +180,7 @@ impl Lane {
         }
     }
 
-    /// An attempt to connect came to nothing.
+    /// An attempt to connect has failed.
     pub(super) fn no_link(&mut self, now: Duration, why: String, for_a_person: bool, out: &mut Vec<Command>) {
         let wait = self.link.fall(now, &mut self.dice, out);
         out.push(Command::Tell(Notice::NoLink {
@@ -191,7 +191,7 @@ impl Lane {
         self.vitals.link_down(now, why);
     }
 
-    /// Gives up the link that is up, if there is one: what ends a link is often told more than once.
+    /// Gives up the link if it is up. The end of one link is often reported more than once.
     pub(super) fn link_down(&mut self, now: Duration, why: String, out: &mut Vec<Command>) {
         if self.link.up().is_none() {
             return;

@@ -1,4 +1,4 @@
-//! From the first connection to the authority to the end: what the bridge is about, and what moves it on.
+//! The stages of a bridge, from the first connection to the authority until its end, and what leads from one to the next.
 
 use std::time::Duration;
 
@@ -18,33 +18,34 @@ use crate::notice::Notice;
 use crate::streams::{Input, Streams};
 use crate::wake::Wake;
 
-/// Wait before a standby asks for the lead again.
+/// How long a standby waits before it asks for the lead again.
 const LEAD_EVERY: Duration = Duration::from_millis(500);
-/// How long the last records may take when the bridge stops.
+/// How long a bridge that stops may take to record what is published.
 const RECORD: Duration = Duration::from_secs(5);
 
-/// What the bridge is about.
+/// What the bridge is doing.
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// The authority is not known yet to be there and to have the right schema.
+    /// It connects to the authority and checks the schema.
     Opening(Attempt),
-    /// Another bridge leads, or may.
+    /// It asks for the lead, which another bridge may have.
     Standby(Attempt),
-    /// This bridge carries.
+    /// It has the lead and carries events.
     Leading,
-    /// Told to stop: what was read is sent, and what was sent is waited for.
+    /// It was told to stop: it sends what it has read, and waits for the acknowledgements.
     Draining { by: Duration },
-    /// Told to stop: what is published is recorded.
+    /// It was told to stop: it records what is published.
     Recording { by: Duration },
-    /// Nothing happens any more.
+    /// It is done.
     Ended,
 }
 
-/// Something that is asked for again and again until it is there.
+/// A question that is repeated until it succeeds.
 #[derive(Debug)]
 pub(super) enum Attempt {
-    /// Asked for then.
+    /// Ask at this time.
     Waiting(Duration),
+    /// Asked, and not answered yet.
     Asked(RequestId),
 }
 
@@ -110,7 +111,7 @@ impl Lane {
                         self.begin_lead(now, out);
                     }
                 }
-                // A database that is away is waited for; one that is wrong ends the bridge.
+                // The bridge waits for a database that is away. If the database is wrong, the bridge ends.
                 Err(failure) if failure.class == RefusalClass::Retry => {
                     *attempt = Attempt::Waiting(now + self.authority.next(&mut self.dice));
                     self.authority_away(now, failure.text, out);
@@ -172,7 +173,7 @@ impl Lane {
         self.wake = Wake::new(now);
     }
 
-    /// What this bridge carried is for the next leader to find out.
+    /// Forgets the lane's state: the next leader compares both sides anyway.
     pub(super) fn lead_lost(&mut self, now: Duration, out: &mut Vec<Command>) {
         match self.stage {
             Stage::Leading => {
@@ -189,7 +190,7 @@ impl Lane {
                 self.stage = Stage::Standby(Attempt::Waiting(now));
                 self.vitals.lead_lost(now, "the connection that held the lead is gone");
             }
-            // There is nothing to finish without the lead.
+            // Without the lead this bridge may not send or record anything.
             Stage::Draining { .. } | Stage::Recording { .. } => {
                 self.link.turn_off(out);
                 self.end(Ok(()), out);
@@ -220,7 +221,7 @@ impl Lane {
 }
 
 impl Attempt {
-    /// The next attempt, if it is due.
+    /// Begins the next attempt if it is due.
     fn due(&mut self, now: Duration, ids: &mut Ids) -> Option<RequestId> {
         match self {
             Self::Waiting(until) if *until <= now => {

@@ -1,4 +1,4 @@
-//! Which frame to send next, and what the module's answer to a call means for its stream.
+//! Decides which frame to send next, and what the answer to a call means for its stream.
 
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{Refusal, RefusalCode, Seq, StreamId};
@@ -8,6 +8,7 @@ use super::{Effect, Streams, less};
 use crate::CallId;
 
 impl Streams {
+    /// Sends one frame of each stream in turn, within the limits.
     pub(super) fn send(&mut self, out: &mut Vec<Effect>) {
         let Some(link) = self.link else { return };
         while self.calls.len() < self.limits.calls {
@@ -42,7 +43,7 @@ impl Streams {
         }
     }
 
-    /// Takes a call out of the books; none if it belongs to an earlier link.
+    /// Removes a call from the books. `None` if it belongs to an earlier link.
     fn landed(&mut self, call: CallId) -> Option<(StreamId, Seq)> {
         let stream_id = self.calls.remove(&call)?;
         let stream = self.streams.get_mut(&stream_id)?;
@@ -78,7 +79,7 @@ impl Streams {
         let attempts = self.streams.get(&stream_id).map_or(0, |stream| stream.attempts);
         let landed = match refusal.code.class() {
             RefusalClass::Fatal => return out.push(Effect::DropLink(refusal)),
-            // Says nothing about the stream: a link with a fresh token may do.
+            // The stream is not to blame: a link with a fresh token may succeed.
             RefusalClass::Retry if is_about_the_token(refusal.code) => return out.push(Effect::DropLink(refusal)),
             RefusalClass::Retry if attempts < self.limits.attempts => Landed::Compare,
             RefusalClass::Retry => Landed::Halt(HaltReason::Refused(refusal)),
@@ -107,8 +108,8 @@ impl Streams {
         self.when_landed(stream_id, out);
     }
 
-    /// A flowing stream sends nothing more and waits for what is in flight. The first failure counts: those behind it
-    /// follow from it.
+    /// Stops sending and waits for the calls in flight. Only the first failure counts, because it causes the failures of
+    /// the calls behind it.
     fn fail(&mut self, stream_id: &StreamId, landed: Landed) {
         if let Some(stream) = self.streams.get_mut(stream_id)
             && matches!(stream.mode, Mode::Flowing)
@@ -118,7 +119,7 @@ impl Streams {
         }
     }
 
-    /// Goes on with a stream whose calls have all landed.
+    /// Moves a stream on once all its calls have landed.
     pub(super) fn when_landed(&mut self, stream_id: StreamId, out: &mut Vec<Effect>) {
         let Some(stream) = self.streams.get_mut(&stream_id) else {
             return;
@@ -139,7 +140,7 @@ impl Streams {
     }
 }
 
-/// Whether a refusal was for the bridge's own credential, whatever was asked.
+/// Whether the module refused the bridge's own token, whatever the call was.
 fn is_about_the_token(code: RefusalCode) -> bool {
     matches!(
         code,

@@ -1,4 +1,4 @@
-//! What a comparison with SpacetimeDB means for its stream.
+//! Decides what the result of a comparison or of a refill means for its stream.
 
 use std::time::Duration;
 
@@ -21,12 +21,12 @@ impl Streams {
             }
             None => self.compared_idle(now, stream_id, finding, out),
             Some(Mode::Halted(_)) => compared_halted(stream_id, &finding, out),
-            // It was compared meanwhile and flows, or failed since: what was found is of the past.
+            // The stream has been compared since and flows, or has failed since: this finding is outdated.
             Some(Mode::Flowing | Mode::Landing(_) | Mode::Comparing | Mode::Filling | Mode::Resting(..)) => {}
         }
     }
 
-    /// Of a stream that waits for the comparison.
+    /// For a stream that waits for this finding.
     fn compared_waiting(&mut self, now: Duration, stream_id: StreamId, finding: Finding, out: &mut Vec<Effect>) {
         let most = self.limits.attempts;
         let Some(stream) = self.streams.get_mut(&stream_id) else {
@@ -60,7 +60,7 @@ impl Streams {
                     Verdict::Apart(reason) => return self.halt(stream_id, reason, out),
                 }
             }
-            // What was published may be past it, or before it.
+            // The published seq may be past the new head, or before it.
             Finding::Filled(seq) => {
                 stream.set_back_to(seq);
                 out.push(set_back(&stream_id, seq));
@@ -81,7 +81,7 @@ impl Streams {
             }
             Finding::Broken(reason) => return self.halt(stream_id, reason, out),
         }
-        // After a failure it is left alone for a while; a stream that was only new to this link flows at once.
+        // A stream that failed rests first. One that was only new on this link flows at once.
         let failures = stream.attempts;
         if failures > 0 {
             self.rest(now, &stream_id, failures, Next::Flow);
@@ -91,7 +91,7 @@ impl Streams {
         }
     }
 
-    /// Of a stream that there was nothing to do for: it is remembered only if there is from here on.
+    /// For a stream that the sweep compared and nobody remembers. It is remembered only if there is something to do for it.
     fn compared_idle(&mut self, now: Duration, stream_id: StreamId, finding: Finding, out: &mut Vec<Effect>) {
         match finding {
             Finding::Compared {
@@ -102,7 +102,7 @@ impl Streams {
                 verdict: Verdict::Ahead(seq),
                 ..
             } => out.push(advance(&stream_id, seq)),
-            // Whoever is being filled is remembered.
+            // Cannot happen: a stream that is being refilled is remembered.
             Finding::Filled(_) | Finding::NotFilled { .. } => {}
             Finding::Compared { .. } | Finding::NotCompared | Finding::Broken(_) => {
                 let mut stream = Stream::new(Seq::ZERO);
@@ -114,7 +114,7 @@ impl Streams {
     }
 }
 
-/// Of a halted stream: the authority's record follows what SpacetimeDB holds, and nothing else happens.
+/// For a halted stream: the published seq follows what SpacetimeDB holds, and the stream stays halted.
 fn compared_halted(stream_id: StreamId, finding: &Finding, out: &mut Vec<Effect>) {
     let Finding::Compared { verdict, .. } = finding else {
         return;

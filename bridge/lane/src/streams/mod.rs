@@ -1,9 +1,9 @@
-//! Which stream to read next, what to send of it, and what an answer means.
+//! Carries each stream from the authority to SpacetimeDB: reads pages, sends frames, takes in acknowledgements.
 //!
-//! A stream is compared with SpacetimeDB before it flows, unless a sweep has passed it on this link. It is read ahead of
-//! what is sent, and sent ahead of what is acknowledged, within [`Limits`]. Only an acknowledgement moves what counts as
-//! published. What is not acknowledged when the link breaks is forgotten: the comparison on the next link says where each
-//! stream starts again, and what SpacetimeDB holds already it absorbs.
+//! On a new link a stream is compared with SpacetimeDB before it flows, unless the sweep has compared it already. A flowing
+//! stream reads ahead of what it sends and sends ahead of what is acknowledged, within [`Limits`]. Only an acknowledgement
+//! moves the published seq. When the link breaks, the streams forget what was not acknowledged: the comparison on the next
+//! link says where each stream continues, and the module absorbs what it receives twice.
 
 mod calls;
 mod findings;
@@ -26,31 +26,31 @@ use crate::compare::Coverage;
 use crate::message::Page;
 use crate::{CallId, LinkId};
 
-/// Bounds of what is under way at once.
+/// Bounds on what is under way at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Pages being read from the authority, over all streams.
+    /// Pages that are being read from the authority, over all streams.
     pub reads: usize,
     /// Calls not yet acknowledged, over all streams.
     pub calls: usize,
-    /// Bytes read and not yet acknowledged, over all streams. One page more may be under way for each read.
+    /// Bytes read and not yet acknowledged, over all streams. Each read that is under way may exceed it by one page.
     pub bytes: usize,
-    /// Streams remembered while there is nothing to do for them.
+    /// Idle streams that the bridge remembers.
     pub idle_streams: usize,
-    /// How often in a row a stream may fail without an acknowledgement in between before it is halted.
+    /// Failures in a row after which a stream halts. An acknowledgement starts the count again.
     pub attempts: u32,
 }
 
 /// What happened.
 #[derive(Debug)]
 pub(crate) enum Input {
-    /// SpacetimeDB is connected.
+    /// The link to SpacetimeDB is up.
     LinkUp(LinkId),
-    /// SpacetimeDB is gone. What was in flight may or may not have arrived.
+    /// The link is down. What was in flight may or may not have arrived.
     LinkDown,
-    /// An operator has put things right: streams that were halted are looked at anew.
+    /// An operator has repaired the lane: forget every stream, halted ones too.
     Anew,
-    /// The authority says how far these streams have come. The sweep has passed those in `swept`.
+    /// A look found these dirty streams. `swept` says which streams the sweep has compared.
     Found {
         progress: Vec<StreamProgress>,
         swept: Coverage,
@@ -61,47 +61,47 @@ pub(crate) enum Input {
         stream_id: StreamId,
         page: Page,
     },
-    /// A page could not be read for a reason that passes.
+    /// A page could not be read, for a reason that passes by itself.
     PageFailed { link: LinkId, stream_id: StreamId },
-    /// A call was committed and is durable.
+    /// SpacetimeDB has committed a call and made it durable.
     Acked(CallId),
     /// The module refused a call.
     Refused(CallId, Refusal),
-    /// A call failed without a refusal: what became of it is unknown.
+    /// A call failed without a refusal. SpacetimeDB may or may not have done it.
     Lost(CallId, String),
-    /// A stream was compared on this link, or could not be.
+    /// What the comparison of a stream found on this link.
     Compared(StreamId, Finding),
-    /// Something outside found that a stream cannot go on.
+    /// The ledger found that a stream cannot continue.
     Halt(StreamId, HaltReason),
     /// Time has passed.
     Tick,
 }
 
-/// What a comparison, or what followed from one, came to.
+/// The result of a comparison or of a refill.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Finding {
-    /// SpacetimeDB holds `held`, the authority `head`, and this is what follows.
+    /// SpacetimeDB's log ends at `held` and the authority's at `head`; the verdict says what to do.
     Compared { verdict: Verdict, held: Seq, head: Seq },
-    /// The window was begun anew after this seq.
+    /// The refill is done: the window begins after this seq.
     Filled(Seq),
-    /// It could not be compared for a reason that passes.
+    /// The stream could not be compared, for a reason that passes by itself.
     NotCompared,
-    /// The window could not be begun anew. `counts` says whether the reason is this stream's.
+    /// The refill failed. `counts` says whether this is a failure of the stream, so that it halts after too many.
     NotFilled { message: String, counts: bool },
-    /// There is no way on without a person.
+    /// The stream cannot continue until a person repairs it.
     Broken(HaltReason),
 }
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
-    /// Read a page and prepare it.
+    /// Read a page of the authority's log and cut it into frames.
     Read {
         link: LinkId,
         stream_id: StreamId,
-        /// Events after this seq.
+        /// The page begins after this seq.
         after: Seq,
-        /// The chain hash at `after`, where it is known.
+        /// The chain hash at `after`, if it is known.
         base_chain: Option<ChainHash>,
     },
     /// Call `append_sync_events`.
@@ -113,23 +113,23 @@ pub(crate) enum Effect {
     },
     /// Record that SpacetimeDB durably holds the stream up to here.
     Advance { stream_id: StreamId, seq: Seq },
-    /// Record that SpacetimeDB holds just this much, which may be less than was published.
+    /// Record that SpacetimeDB's log ends here, even if more was recorded as published.
     SetBack { stream_id: StreamId, seq: Seq },
-    /// SpacetimeDB holds just what was recorded: what waits to be recorded and says anything else is of the past.
+    /// SpacetimeDB's log ends at the published seq. If the ledger is about to record another seq, that one is outdated.
     Holds { stream_id: StreamId, seq: Seq },
     /// Compare the stream with SpacetimeDB.
     Compare(StreamId),
-    /// Begin the stream's window anew.
+    /// Refill the stream's window.
     Refill {
         stream_id: StreamId,
-        /// SpacetimeDB's head as it was seen.
+        /// SpacetimeDB's head when the stream was compared.
         seen: Seq,
         /// The window begins after this seq.
         after: Seq,
     },
-    /// Tell the operator that this stream goes no further.
+    /// Tell the operator that this stream is halted.
     Halted { stream_id: StreamId, reason: HaltReason },
-    /// Nothing at all can be appended on this link: drop it and connect anew later.
+    /// The module refuses every call on this link: give it up and connect again later.
     DropLink(Refusal),
 }
 
@@ -140,29 +140,29 @@ pub struct Load {
     pub calls: usize,
     /// Bytes read and not yet acknowledged.
     pub bytes: usize,
-    /// Streams with something to do.
+    /// Streams on which the bridge is working.
     pub busy_streams: usize,
-    /// Streams that go no further.
+    /// Streams that are halted.
     pub halted_streams: usize,
 }
 
-/// All streams that there is something to do for, and those that are remembered.
+/// The streams that are busy or halted, and a bounded number of idle ones.
 #[derive(Debug)]
 pub(crate) struct Streams {
     limits: Limits,
     link: Option<LinkId>,
     streams: HashMap<StreamId, Stream>,
-    /// How many of them are busy, and how many are halted: counted as they change, for there may be very many of them and
-    /// somebody asks at every turn.
+    /// How many are busy, and how many are halted. Kept up to date with each change, because every turn asks and there may
+    /// be very many streams.
     busy: usize,
     halted: usize,
-    /// All streams that are idle, and some that were, the oldest first.
+    /// Every idle stream, and some that are busy again; the one that has been idle longest comes first.
     idle: VecDeque<StreamId>,
-    /// Streams that may have something to read, in turn.
+    /// Streams that may want a page, in the order in which they get one.
     to_read: VecDeque<StreamId>,
-    /// Streams that may have something to send, in turn.
+    /// Streams that may have a frame to send, in the order in which they send.
     to_send: VecDeque<StreamId>,
-    /// Streams left alone for a while, by the end of it.
+    /// Streams that rest, by the time at which the rest ends.
     resting: BTreeSet<(Duration, StreamId)>,
     calls: HashMap<CallId, StreamId>,
     next_call: u64,
@@ -191,7 +191,7 @@ impl Streams {
         }
     }
 
-    /// Takes in what happened at `now` and adds what is to be done about it.
+    /// Takes in what happened at `now` and adds to `out` what to do about it.
     pub(crate) fn step(&mut self, now: Duration, input: Input, out: &mut Vec<Effect>) {
         let about = self.about(&input).cloned();
         match input {
@@ -224,12 +224,12 @@ impl Streams {
         if let Some(stream_id) = about {
             self.count(&stream_id);
         }
-        // Neither makes a busy stream idle or an idle one busy.
+        // Sending and reading never make a busy stream idle or an idle one busy.
         self.send(out);
         self.read(out);
     }
 
-    /// The one stream that an input changes. Those that change several count them by themselves.
+    /// The stream that an input changes, if it changes just one. Inputs that change several count each one themselves.
     fn about<'a>(&'a self, input: &'a Input) -> Option<&'a StreamId> {
         match input {
             Input::Page { stream_id, .. }
@@ -241,7 +241,7 @@ impl Streams {
         }
     }
 
-    /// Counts a stream as what it has become, and forgets an idle one if there are too many of those.
+    /// Updates the counts after a change to a stream, and forgets the oldest idle stream if there are too many.
     fn count(&mut self, stream_id: &StreamId) {
         let Some(stream) = self.streams.get_mut(stream_id) else {
             return;
@@ -268,12 +268,12 @@ impl Streams {
         }
     }
 
-    /// From here on nothing new is read: what was read is sent, what was sent is waited for.
+    /// Stops reading. The streams send what they have read, and wait for the acknowledgements.
     pub(crate) fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// Whether nothing is under way any more.
+    /// Whether nothing is under way.
     pub(crate) fn is_drained(&self) -> bool {
         self.calls.is_empty() && self.to_send.is_empty() && self.reads == 0
     }
@@ -288,21 +288,21 @@ impl Streams {
         }
     }
 
-    /// Whether a stream goes no further.
+    /// Whether a stream is halted.
     pub(crate) fn is_halted(&self, stream_id: &StreamId) -> bool {
         self.streams
             .get(stream_id)
             .is_some_and(|stream| matches!(stream.mode, Mode::Halted(_)))
     }
 
-    /// Whether a stream was compared on this link and can go on.
+    /// Whether a stream has already been compared on this link, or is about to be.
     pub(crate) fn is_met(&self, stream_id: &StreamId) -> bool {
         self.streams
             .get(stream_id)
             .is_some_and(|stream| !matches!(stream.mode, Mode::Halted(_)))
     }
 
-    /// The streams that go no further, and why.
+    /// The halted streams, with their reasons.
     pub(crate) fn halted(&self) -> impl Iterator<Item = (&StreamId, &HaltReason)> {
         self.streams
             .iter()
@@ -312,7 +312,7 @@ impl Streams {
             })
     }
 
-    /// A new link, or none: all that is not recorded in the authority is forgotten, except what is halted.
+    /// The link has changed: forgets everything but the halted streams.
     fn forget(&mut self) {
         self.streams.retain(|_, stream| {
             stream.forget_underway();
@@ -346,7 +346,7 @@ impl Streams {
         self.count(&stream_id);
     }
 
-    /// Leaves a stream alone for a moment that grows with every failure in a row.
+    /// Leaves a stream alone for a while. Each failure in a row doubles the rest.
     fn rest(&mut self, now: Duration, stream_id: &StreamId, failures: u32, next: Next) {
         if let Some(stream) = self.streams.get_mut(stream_id) {
             let until = now + REST * 2u32.pow(failures.min(6));
@@ -355,7 +355,7 @@ impl Streams {
         }
     }
 
-    /// When the next rest is over.
+    /// When the next rest ends.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         self.link?;
         self.resting.first().map(|(until, _)| *until)
@@ -407,12 +407,12 @@ impl Streams {
     }
 }
 
-/// The shortest rest of a stream that failed.
+/// How long a stream rests after its first failure.
 const REST: Duration = Duration::from_millis(50);
 
-/// Takes from a count what was added to it before.
+/// Subtracts from a count what was added to it before.
 fn less(count: &mut usize, by: usize) {
-    debug_assert!(*count >= by, "{by} is taken from {count}");
+    debug_assert!(*count >= by, "cannot subtract {by} from {count}");
     *count = count.saturating_sub(by);
 }
 

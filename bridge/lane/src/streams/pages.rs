@@ -1,4 +1,4 @@
-//! Which stream to read next, and what a page that was read means for its stream.
+//! Decides which stream to read next, and what a page means for its stream.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use crate::LinkId;
 use crate::message::Page;
 
 impl Streams {
+    /// Asks for pages, a stream after the other, within the limits.
     pub(super) fn read(&mut self, out: &mut Vec<Effect>) {
         let Some(link) = self.link else { return };
         while !self.draining && self.reads < self.limits.reads && self.bytes < self.limits.bytes {
@@ -49,11 +50,11 @@ impl Streams {
         }
         match page {
             Page::Broken(reason) => {
-                // What is in flight is sound and is waited for; what is ready before the bad page goes out first.
+                // Everything before the bad page is sound: the stream sends and publishes it first.
                 stream.mode = Mode::Landing(Landed::Halt(reason));
                 return self.when_landed(stream_id, out);
             }
-            // Asked for before the stream was set back or forward: not what is wanted any more.
+            // The page was requested before the stream was set back or forward, and is of no use now.
             Page::Frames(frames)
                 if frames
                     .first()
@@ -79,16 +80,16 @@ impl Streams {
         self.queue_to_read(&stream_id);
     }
 
-    /// A read is over.
+    /// Counts a read as done.
     fn page_is_read(&mut self, stream_id: &StreamId) -> Option<&mut Stream> {
         less(&mut self.reads, 1);
         let stream = self.streams.get_mut(stream_id)?;
-        debug_assert!(stream.reading, "a page of {stream_id} that nobody asked for");
+        debug_assert!(stream.reading, "nobody asked for this page of {stream_id}");
         stream.reading = false;
         Some(stream)
     }
 
-    /// Nothing of the stream is lost: it is read again after a rest, or when what is in flight is acknowledged.
+    /// Reads the page again after a rest, or when a call that is in flight is acknowledged.
     pub(super) fn page_failed(&mut self, now: Duration, link: LinkId, stream_id: &StreamId) {
         if self.link != Some(link) {
             return;

@@ -1,28 +1,28 @@
-//! From a page of the authority's log to frames, with every hash checked.
+//! Checks every hash in a page of the authority's log, and cuts the page into frames.
 
 use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, Seq, limit};
 
 use super::HaltReason;
 use crate::message::Page;
 
-/// A frame whose hashes were found right.
+/// A frame whose hashes are checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadyFrame {
-    /// As it goes into a call.
+    /// The frame as a call carries it.
     pub row: FrameRow,
     /// Chain hash of its last event.
     pub last_chain: ChainHash,
 }
 
 impl ReadyFrame {
-    /// What it weighs.
+    /// How many bytes the frame has.
     pub fn size(&self) -> usize {
         self.row.bytes.len()
     }
 }
 
-/// Cuts the events after `after` into frames of at most `frame_bytes` and [`limit::FRAME_EVENTS`], one event at least.
-/// The log of the authority is not trusted blindly: positions, payload hashes and links must be what they claim.
+/// Cuts the events after `after` into frames of at most `frame_bytes` and [`limit::FRAME_EVENTS`], with one event at least.
+/// Checks every seq, payload hash and chain hash first, because the bridge does not trust the authority's log blindly.
 pub fn prepare(
     after: Seq,
     base_chain: ChainHash,
@@ -33,16 +33,19 @@ pub fn prepare(
     for event in events {
         let expected = seq.next();
         if event.seq != expected {
-            return Err(HaltReason::BrokenLog(format!("seq {} follows seq {seq}", event.seq)));
+            return Err(HaltReason::BrokenLog(format!(
+                "expected seq {expected}, found seq {}",
+                event.seq
+            )));
         }
         if !event.payload_matches() {
             return Err(HaltReason::BrokenLog(format!(
-                "the payload of seq {expected} is not what was hashed"
+                "the payload of seq {expected} does not match its payload hash"
             )));
         }
         if !event.follows(&chain) {
             return Err(HaltReason::BrokenLog(format!(
-                "seq {expected} does not follow the chain before it"
+                "the chain hash of seq {expected} does not follow from the one before"
             )));
         }
         (seq, chain) = (event.seq, event.chain_hash);
@@ -75,17 +78,17 @@ pub fn prepare(
     Ok(frames)
 }
 
-/// What an event costs in a frame beside its own bytes, at most: hash, time, tags and lengths.
+/// How many bytes an event takes in a frame beside its own, at most: hash, time, tags and lengths.
 const EVENT_OVERHEAD: usize = 64;
 
-/// Whether a page can only be judged by one who knows up to where the authority has purged its log: it does not go on
-/// from where it was asked for.
+/// Whether a page does not continue from where it was asked for. To judge such a page, [`judge`] must know the floor up to
+/// which the authority has purged its log.
 pub fn is_doubtful(after: Seq, base_chain: Option<ChainHash>, events: &[Event]) -> bool {
     base_chain.is_none() || events.first().is_some_and(|first| first.seq != after.next())
 }
 
-/// What a page comes to. `base_chain` is the chain hash at `after`, if the authority has one; `floor` is up to where it has
-/// purged the log, as far as that was asked for.
+/// Turns the events after `after` into a page. `base_chain` is the authority's chain hash at `after`, if it has one. `floor`
+/// is the seq up to which the authority has purged the log, if the caller asked.
 pub fn judge(
     after: Seq,
     base_chain: Option<ChainHash>,

@@ -1,35 +1,36 @@
-//! What SpacetimeDB holds of a stream against what the authority knows.
+//! Compares what SpacetimeDB holds of a stream with what the authority knows.
 
 use spacetime_sync_proto::{ChainHash, Position, Seq, StreamProgress};
 
 use super::HaltReason;
 
-/// What follows.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It holds just what is recorded as published.
+    /// SpacetimeDB's log ends at the published seq.
     InStep(Seq),
-    /// It holds more: acknowledgements were lost.
+    /// SpacetimeDB holds more than was published, because acknowledgements were lost.
     Ahead(Seq),
-    /// It holds less: it was restored or wiped. The rest is published again.
+    /// SpacetimeDB holds less than was published, because it was restored or wiped. The bridge publishes the rest again.
     Behind(Seq),
-    /// It holds so much less that its window begins anew after this position.
+    /// SpacetimeDB lacks so much that its window is refilled after this seq.
     Refill(Seq),
-    /// The authority purged what was to be compared: it is compared again.
+    /// The authority purged the position in the meantime: compare again.
     Unknown,
-    /// No way on without a person.
+    /// The logs do not fit, and the stream halts.
     Apart(HaltReason),
 }
 
-/// Compares. `chain_there` is the authority's chain hash at `held.seq`, none if its log ends before; `window` is how many of
-/// the newest events SpacetimeDB holds, none if it holds all.
+/// Compares SpacetimeDB's head `held` with the authority's position. `chain_there` is the authority's chain hash at
+/// `held.seq`, or `None` if it has none there. `window` is how many of the newest events SpacetimeDB holds, or `None` if it
+/// holds all.
 pub fn reconcile(
     position: &StreamProgress,
     held: Position,
     chain_there: Option<ChainHash>,
     window: Option<u64>,
 ) -> Verdict {
-    // A window as full as it may be, but no fuller than the log.
+    // The window is as large as its class allows, but no larger than the log.
     let window_floor = window.map_or(Seq::ZERO, |events| {
         Seq::new(position.head_seq.get().saturating_sub(events)).unwrap_or(Seq::ZERO)
     });
@@ -39,7 +40,7 @@ pub fn reconcile(
     }
     match chain_there {
         None if held.seq > position.head_seq => Verdict::Apart(HaltReason::AheadOfAuthority),
-        // It was there when the position was read.
+        // The authority had it a moment ago, and has purged it since.
         None => Verdict::Unknown,
         Some(chain) if chain != held.chain => Verdict::Apart(HaltReason::Diverged { seq: held.seq }),
         Some(_) => match held.seq.cmp(&position.published_seq) {
@@ -76,7 +77,7 @@ mod tests {
             (1, 7, None, 4, None, Verdict::Refill(seq(4))),
             (1, 7, None, 4, Some(2), Verdict::Refill(seq(7))),
             (4, 4, Some(4), 4, None, Verdict::Behind(seq(4))),
-            // What is waited for is published, however much that is.
+            // The published seq is not behind, however small the window is.
             (5, 5, Some(5), 0, Some(1), Verdict::InStep(seq(5))),
             (
                 5,

@@ -1,4 +1,4 @@
-//! One stream's way through the core.
+//! The state of one stream.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -9,26 +9,26 @@ use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamProgress};
 use super::ReadyFrame;
 use crate::CallId;
 
-/// Most frames of one stream that are read and not yet sent: enough to keep sending while the next page is read.
+/// How many frames of one stream may be read and not yet sent: enough to keep sending while the next page is read.
 const READY_FRAMES: usize = 8;
 
-/// Why a stream goes no further until a person has looked at it and restarted the bridge.
+/// Why a stream is halted until a person repairs it and restarts the bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HaltReason {
     /// The module refused a frame.
     Refused(Refusal),
-    /// The authority's own log is broken: a gap, a payload that is not what was hashed, a link that does not follow.
+    /// The authority's own log is broken: a seq is missing, or a payload hash or a chain hash is wrong.
     BrokenLog(String),
     /// SpacetimeDB holds another log than the authority.
     Diverged {
-        /// Where it was noticed.
+        /// A seq at which their chain hashes differ.
         seq: Seq,
     },
-    /// SpacetimeDB holds more than the authority: the authority was restored to an earlier time.
+    /// SpacetimeDB's log goes past the authority's, because the authority was restored to an earlier time.
     AheadOfAuthority,
-    /// Calls fail again and again for no reason that is ours.
+    /// Calls keep failing without a refusal.
     Failing {
-        /// How often in a row.
+        /// How many failures in a row.
         attempts: u32,
         /// The last error.
         message: String,
@@ -36,7 +36,7 @@ pub enum HaltReason {
 }
 
 impl HaltReason {
-    /// The machine's part.
+    /// The reason as a short code, for machines.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Refused(_) => "refused",
@@ -64,19 +64,19 @@ impl fmt::Display for HaltReason {
 pub(super) enum Mode {
     /// Read, send, wait for acknowledgements.
     Flowing,
-    /// Something failed: wait until what is in flight has landed, then do this.
+    /// Something failed: wait until all calls in flight have landed, then do this.
     Landing(Landed),
     /// Waits to be compared with SpacetimeDB.
     Comparing,
-    /// Its window is being begun anew.
+    /// Waits for the refill of its window.
     Filling,
-    /// Left alone until then.
+    /// Rests until this time, then does this.
     Resting(Duration, Next),
-    /// Goes no further.
+    /// Waits for a person.
     Halted(HaltReason),
 }
 
-/// What a stream does when what was in flight has landed.
+/// What a stream does when all its calls have landed.
 #[derive(Debug)]
 pub(super) enum Landed {
     Compare,
@@ -90,6 +90,7 @@ pub(super) enum Next {
     Compare,
 }
 
+/// A call that is in flight.
 #[derive(Debug)]
 pub(super) struct Flying {
     pub(super) call: CallId,
@@ -99,9 +100,9 @@ pub(super) struct Flying {
 
 #[derive(Debug)]
 pub(super) struct Stream {
-    /// The authority's head, as far as it is known.
+    /// The authority's head, as far as the bridge knows.
     pub(super) wanted: Seq,
-    /// The last seq read, and its chain hash where it is known.
+    /// The last seq read, and its chain hash if it is known.
     pub(super) read: Seq,
     pub(super) read_chain: Option<ChainHash>,
     /// The last seq acknowledged as durable.
@@ -112,13 +113,13 @@ pub(super) struct Stream {
     pub(super) queued_to_read: bool,
     pub(super) queued_to_send: bool,
     pub(super) queued_idle: bool,
-    /// Whether it is counted as busy.
+    /// Whether [`Streams::busy`](super::Streams) counts this stream.
     pub(super) counted_busy: bool,
-    /// Calls that failed in a row.
+    /// Failed calls and refills in a row.
     pub(super) attempts: u32,
-    /// Pages that could not be read, in a row.
+    /// Failed reads of a page in a row.
     pub(super) failed_pages: u32,
-    /// SpacetimeDB holds less than is recorded as published, and the record may not say so yet.
+    /// SpacetimeDB holds less than was published, and the authority's published seq may not show that yet.
     set_back: bool,
     pub(super) mode: Mode,
 }
@@ -144,13 +145,13 @@ impl Stream {
         }
     }
 
-    /// The authority's word on where the stream stands.
+    /// Takes in what the authority says about the stream.
     pub(super) fn found(&mut self, position: &StreamProgress) {
         self.wanted = self.wanted.max(position.head_seq);
         if position.published_seq <= self.read {
             self.set_back = false;
         } else if !self.set_back && !self.is_underway() {
-            // Another bridge has published more than this one has read: go on from there.
+            // Another bridge has published more than this one has read: continue from there.
             self.restart_at(position.published_seq);
         }
     }
@@ -169,25 +170,25 @@ impl Stream {
         self.ready.push_back(frame);
     }
 
-    /// Everything before `seq` is held; the next page begins after it.
+    /// SpacetimeDB holds everything up to `seq`, so the next page begins after it.
     pub(super) fn restart_at(&mut self, seq: Seq) {
         self.read = seq;
         self.read_chain = None;
         self.durable = seq;
     }
 
-    /// SpacetimeDB holds less than was published: until the record says so, it is not gone by.
+    /// SpacetimeDB holds less than was published. The stream ignores the published seq until that shows it.
     pub(super) fn set_back_to(&mut self, seq: Seq) {
         self.restart_at(seq);
         self.set_back = true;
     }
 
-    /// Gives up what is ready and says how many bytes that was.
+    /// Drops the frames that are ready, and returns how many bytes they had.
     pub(super) fn drop_ready(&mut self) -> usize {
         self.ready.drain(..).map(|frame| frame.size()).sum()
     }
 
-    /// What was under way belongs to a link that is gone.
+    /// Forgets what was under way on a link that is down.
     pub(super) fn forget_underway(&mut self) {
         self.ready.clear();
         self.in_flight.clear();
@@ -199,12 +200,12 @@ impl Stream {
         self.reading || !self.ready.is_empty() || !self.in_flight.is_empty()
     }
 
-    /// Whether nothing is to be done for it, and nothing would be lost with it.
+    /// Whether the bridge may forget the stream: there is nothing to do for it, and nothing to remember.
     pub(super) fn is_idle(&self) -> bool {
         !self.is_busy() && !matches!(self.mode, Mode::Halted(_))
     }
 
-    /// Whether there is something to do for it that is not a person's to do.
+    /// Whether there is something that the bridge, and not a person, has to do for it.
     pub(super) fn is_busy(&self) -> bool {
         match self.mode {
             Mode::Flowing => self.is_underway() || self.durable < self.wanted,
