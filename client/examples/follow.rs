@@ -1,8 +1,8 @@
 //! Follows streams into a SQLite file: a program to copy.
 //!
-//! Every event becomes a row of the table `applied`, in the same transaction that moves the stream's checkpoint. Kill
-//! it at any time and start it again: it goes on where it was. A line of JSON on stdout says whenever its phase, that
-//! of a stream, or its token has changed; with `--print` there is one for every event, too.
+//! Every event becomes a row of the table `applied`, in the transaction that also moves the stream's checkpoint. Kill
+//! the program at any time and start it again: it goes on where it was. It prints a line of JSON when its phase, the
+//! phase of a stream or its token changes; with `--print` also one for every event.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
@@ -22,22 +22,22 @@ use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
 struct Args {
-    /// Where SpacetimeDB listens.
+    /// The address of SpacetimeDB.
     #[arg(long, default_value = "http://127.0.0.1:3000")]
     uri: String,
-    /// Name of the database.
+    /// The name of the database.
     #[arg(long)]
     database: String,
     /// A file with the token.
     #[arg(long, conflicts_with = "bridge")]
     token_file: Option<PathBuf>,
-    /// A bridge to ask for tokens, on the strength of the session's own credential.
+    /// A bridge that issues tokens for the session credential.
     #[arg(long, requires = "session_file")]
     bridge: Option<String>,
-    /// A file with the credential of the session. It is read again for each token.
+    /// A file with the session credential. It is read again for each token.
     #[arg(long, requires = "bridge")]
     session_file: Option<PathBuf>,
-    /// Which build of the program to say that this is, YYYYMMDDTHHMMSSZ.
+    /// The build id to send, YYYYMMDDTHHMMSSZ.
     #[arg(long)]
     client_build_id: Option<String>,
     /// The SQLite file to write to.
@@ -46,28 +46,28 @@ struct Args {
     /// A stream to follow. May be repeated.
     #[arg(long = "stream", required = true)]
     streams: Vec<StreamId>,
-    /// Print every event that is applied, a line of JSON each.
+    /// Print every applied event as a line of JSON.
     #[arg(long)]
     print: bool,
-    /// End with success when every stream has got to this position.
+    /// End with success when every stream has reached this seq.
     #[arg(long)]
     until: Option<u64>,
-    /// A bridge to read there what SpacetimeDB holds no longer. The one of --bridge, if that is given.
+    /// A bridge to read what SpacetimeDB no longer holds. With --bridge, that one is used.
     #[arg(long, conflicts_with = "bridge", requires = "token_file")]
     history: Option<String>,
     /// What to do when what was applied cannot be continued.
     #[arg(long, value_enum, default_value_t = OnStale::Stop)]
     on_stale: OnStale,
-    /// Take at least so long for each batch.
+    /// Take at least this long for each batch.
     #[arg(long, default_value_t = 0)]
     slow_ms: u64,
-    /// Give the connection up when an answer was due for so long.
+    /// Give up the connection when nothing is heard for this long although an answer is due.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     silence_ms: Option<u64>,
-    /// Have events as soon as they are committed, before they are durable, of streams whose class allows it.
+    /// Receive events as soon as they are committed, before they are durable, of streams whose class allows it.
     #[arg(long)]
     early: bool,
-    /// Wait at most so long between attempts to connect.
+    /// Wait at most this long between attempts to connect.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     retry_ms: Option<u64>,
 }
@@ -95,7 +95,7 @@ impl From<OnStale> for StaleAnswer {
     }
 }
 
-/// Where streams have started over, and from what document.
+/// Where streams have started over, and from which document.
 const BEGUN: &str = "CREATE TABLE IF NOT EXISTS begun (stream_id TEXT NOT NULL, seq INTEGER NOT NULL, \
      doc_key TEXT, document BLOB, reasons TEXT NOT NULL) STRICT";
 
@@ -107,7 +107,7 @@ const APPLIED: &str = "CREATE TABLE IF NOT EXISTS applied (stream_id TEXT NOT NU
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
-    // This library shows the headers that it sends, the token's too, when it is asked for everything.
+    // This library logs the headers it sends, and with them the token, when everything is logged.
     let quiet = "tungstenite=info".parse()?;
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
@@ -189,7 +189,7 @@ fn tokens(bridge: &str, session: PathBuf) -> anyhow::Result<HttpTokens> {
     Ok(tokens?)
 }
 
-/// Makes a row of each event.
+/// Turns each event into a row.
 struct Rows {
     slow: Duration,
     print: bool,
@@ -267,7 +267,7 @@ fn has_reached(status: &Status, until: Option<u64>) -> bool {
     until.is_some_and(|until| status.streams.values().all(|stream| stream.applied.seq.get() >= until))
 }
 
-/// What was shown last, so that only changes of phase, and new tokens, are.
+/// What was shown last, so that only changes of phase and new tokens are shown.
 #[derive(Default)]
 struct Phases(Option<(&'static str, u64, BTreeMap<StreamId, &'static str>)>);
 

@@ -16,8 +16,8 @@ use crate::store::CheckpointStore;
 use crate::store::applier::{Applier, BatchBounds, Handler};
 use crate::talk::history::Source;
 
-/// Follows streams until it is stopped or dropped. Connecting, catching up, going live and coming back after failures
-/// are its own affair; an application watches its [`Status`].
+/// Follows streams until it is stopped or dropped. It connects, catches up, goes live and recovers from failures by
+/// itself; the application watches its [`Status`].
 #[derive(Debug)]
 pub struct SyncClient {
     status: watch::Receiver<Status>,
@@ -28,8 +28,8 @@ pub struct SyncClient {
 }
 
 impl SyncClient {
-    /// Checks the configuration and the store, and starts. Reads the checkpoints before it returns, so it may block
-    /// for as long as that takes; the host is only sought afterwards.
+    /// Checks the configuration and the store, and starts. It reads the checkpoints before it returns and may block
+    /// meanwhile; it connects only afterwards.
     ///
     /// Must be called inside a tokio runtime.
     pub fn start<S, H>(config: ClientConfig, mut store: S, handler: H) -> Result<Self, StartError>
@@ -72,14 +72,14 @@ impl SyncClient {
         })
     }
 
-    /// The client's state, to look at or to wait for changes of.
+    /// The client's state, to read or to watch.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
 
-    /// Says that this session is there, now and every five seconds while there is a connection. A client says one
-    /// thing at a time: what is said last counts. Needs a [`TokenProvider`](crate::TokenProvider) whose tokens name
-    /// their session.
+    /// Announces this session's presence, now and every five seconds while there is a connection. A client announces
+    /// one presence: the latest replaces the one before. Needs a [`TokenProvider`](crate::TokenProvider) whose tokens
+    /// name their session.
     pub fn presence(&self, presence: Presence) -> Result<PresenceHandle, PresenceError> {
         let handle = PresenceHandle {
             wishes: self.wishes.clone(),
@@ -88,16 +88,15 @@ impl SyncClient {
         Ok(handle)
     }
 
-    /// Who is there, as last heard of: sessions of the same user, and those that serve a stream which may be read. The
-    /// first call makes the client watch them.
+    /// The latest known presence of others: sessions of the same user, and sessions that serve a stream which this
+    /// session may read. The client begins to watch them at the first call.
     pub fn presences(&self) -> watch::Receiver<Presences> {
         self.wishes
             .send_if_modified(|wishes| !std::mem::replace(&mut wishes.watch, true));
         self.presences.subscribe()
     }
 
-    /// Finishes the batch that is being applied, tells the module how far it got and that the session
-    /// leaves, and ends.
+    /// Finishes the current batch, tells the module how far each stream got and that the session leaves, and ends.
     pub async fn stop(self) -> Status {
         // A client that has stopped by itself no longer listens.
         let _ = self.stop.send(());

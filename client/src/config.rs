@@ -1,4 +1,5 @@
-//! What a client is told: where the lane is, who it is, which streams, and every bound that it keeps.
+//! What a client needs to know: where SpacetimeDB is, who the client is, which streams it follows, and every bound it
+//! keeps.
 
 mod limits;
 
@@ -14,12 +15,12 @@ use spacetime_sync_proto::{StreamId, limit};
 use crate::credential::{Credential, is_token};
 use crate::error::ConfigError;
 
-/// The build of an application that does not say which it is.
+/// The build id of an application that sets none.
 pub const DEFAULT_BUILD_ID: &str = "20260101T000000Z";
-/// What kind of client an application is that does not say.
+/// The surface of an application that sets none.
 pub const DEFAULT_SURFACE: &str = "desktop";
 
-/// What a client is told.
+/// The configuration of a client.
 #[derive(Clone)]
 pub struct ClientConfig {
     /// Where SpacetimeDB listens: `http://host:port` or `https://host`.
@@ -28,21 +29,21 @@ pub struct ClientConfig {
     pub database: String,
     /// What to connect with. Never shown.
     pub credential: Credential,
-    /// The application's build, `YYYYMMDDTHHMMSSZ`: what an operator decides by whether it is served.
+    /// The application's build, `YYYYMMDDTHHMMSSZ`. The operator decides by it which builds are supported.
     pub client_build_id: String,
     /// What kind of client the application is.
     pub surface: String,
     /// The streams to follow, each once.
     pub streams: Vec<StreamId>,
-    /// Whether only what is durable is delivered.
+    /// Whether to read only what is durable.
     pub reads: Reads,
-    /// Whether the host compresses large messages. Worth it over a network, not on one machine.
+    /// Whether SpacetimeDB compresses large messages. Worth it over a network, not on one machine.
     pub compression: bool,
-    /// Where the authority's log is read.
+    /// Where to read the authority's log.
     pub history: History,
     /// What to do about a stale cursor.
     pub on_stale: StaleAnswer,
-    /// The same for single streams.
+    /// What to do about a stale cursor of particular streams.
     pub on_stale_of: BTreeMap<StreamId, StaleAnswer>,
     /// How long to wait between attempts to connect.
     pub backoff: Backoff,
@@ -50,16 +51,16 @@ pub struct ClientConfig {
     pub limits: Limits,
 }
 
-/// What to do when what was applied cannot be continued event by event: it is too old for the authority, or no longer part
-/// of its log.
+/// What to do when what was applied cannot be continued event by event: the authority has purged what follows, or its
+/// log no longer contains it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum StaleAnswer {
-    /// Stop the stream, and let a person decide.
+    /// Stop the stream and let a person decide.
     #[default]
     Stop,
-    /// Start over at the oldest event that the authority keeps. What came before it is never seen.
+    /// Start over at the oldest event that the authority keeps. The application never sees what came before.
     Restart,
-    /// Start over from the document that stands for the events before, if the stream has one.
+    /// Start over from the document that stands for the earlier events, if the stream has one.
     Rebootstrap(WithoutDocument),
 }
 
@@ -73,16 +74,16 @@ pub enum WithoutDocument {
     Restart,
 }
 
-/// Where the authority's log is read: what SpacetimeDB holds no longer, and who is right when it contradicts what was
-/// applied.
+/// Where to read the authority's log: for events that SpacetimeDB no longer holds, and to decide who is right when
+/// SpacetimeDB contradicts what was applied.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub enum History {
-    /// Where tokens come from, if that is a bridge: [`HttpTokens`](crate::HttpTokens).
+    /// At the bridge that issues the tokens, if they come from one: [`HttpTokens`](crate::HttpTokens).
     #[default]
     OfCredential,
     /// At the bridge with this address, with the token that the client connects with.
     At(String),
-    /// Nowhere: a stream stops where it cannot go on by the lane alone.
+    /// Nowhere: a stream stops where SpacetimeDB alone cannot continue it.
     Off,
 }
 
@@ -98,7 +99,7 @@ impl fmt::Debug for History {
 }
 
 impl ClientConfig {
-    /// With the defaults: confirmed reads, no compression.
+    /// The defaults: confirmed reads, no compression.
     pub fn new(uri: impl Into<String>, database: impl Into<String>, streams: Vec<StreamId>) -> Self {
         Self {
             uri: uri.into(),
@@ -117,7 +118,7 @@ impl ClientConfig {
         }
     }
 
-    /// Refuses what cannot work, before anything is opened.
+    /// Refuses a configuration that cannot work, before anything is opened.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let uri: tungstenite::http::Uri =
             self.uri
@@ -128,7 +129,7 @@ impl ClientConfig {
                 })?;
         let scheme = uri.scheme_str().unwrap_or_default();
         if !["http", "https", "ws", "wss"].contains(&scheme) || uri.authority().is_none() || uri.query().is_some() {
-            let detail = "a scheme, a host and no query are needed".to_owned();
+            let detail = "it needs a scheme and a host, and must have no query".to_owned();
             return Err(ConfigError::Uri {
                 found: self.uri.clone(),
                 detail,
@@ -144,7 +145,7 @@ impl ClientConfig {
             Credential::Fixed(token) if !is_token(token) => return Err(ConfigError::Token),
             Credential::Anonymous | Credential::Fixed(_) | Credential::Provider(_) => {}
         }
-        // Whether the build is one that is served is the operator's to say; here it only has to fit into a header.
+        // Which builds are supported is the operator's decision; here the value only has to fit into a header.
         for (name, found) in [("client_build_id", &self.client_build_id), ("surface", &self.surface)] {
             if !is_token(found) {
                 return Err(ConfigError::Version { name });
@@ -161,7 +162,7 @@ impl ClientConfig {
         self.backoff.check()
     }
 
-    /// What bounds one of the streams. `history` says whether the authority can be asked.
+    /// The bounds of one stream. `history` says whether the client can ask the authority.
     pub(crate) fn bounds_of(&self, stream_id: &StreamId, history: bool) -> StreamBounds {
         let limits = &self.limits;
         StreamBounds {
@@ -178,7 +179,7 @@ impl ClientConfig {
         }
     }
 
-    /// What the client says it is.
+    /// What the client says about itself.
     pub(crate) fn version(&self) -> ClientVersion {
         ClientVersion {
             client_build_id: self.client_build_id.clone(),
@@ -209,22 +210,22 @@ impl fmt::Debug for ClientConfig {
     }
 }
 
-/// When the host delivers what it has committed. It is a property of a connection, so of all streams of a client: who
-/// wants some streams early follows them with a client of their own.
+/// When SpacetimeDB delivers what it has committed. This is a property of the connection, and so of all streams of a
+/// client: to read some streams early, follow them with a client of their own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Reads {
-    /// When it is durable: what was applied is never lost by the host.
+    /// Once it is durable: SpacetimeDB never loses what was applied.
     #[default]
     Confirmed,
-    /// At once, and only of streams whose class allows it; the others stop with
-    /// [`StreamStop::DurableReads`](crate::StreamStop::DurableReads), and nothing of them is applied. A power failure may
-    /// take from the host what was applied. It comes again, being in the authority; a stream that asks before it is there
-    /// stops as ahead of its lane.
+    /// At once, for streams whose class allows it. Other streams stop with
+    /// [`StreamStop::DurableReads`](crate::StreamStop::DurableReads), and nothing of them is applied. After a power
+    /// failure SpacetimeDB may have lost events that were applied. The authority has them and they come again; a stream
+    /// that asks before then stops as ahead of SpacetimeDB.
     Early,
 }
 
 impl Reads {
-    /// Whether a connection is to ask for what is durable only.
+    /// Whether to ask for a connection with confirmed reads.
     pub(crate) fn are_confirmed(self) -> bool {
         match self {
             Self::Confirmed => true,
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused() {
+    fn a_configuration_that_cannot_work_is_refused() {
         assert!(config().check().is_ok());
         for wrong in ["", "127.0.0.1", "ftp://host", "http://host/?x=1", "http://a b"] {
             assert!(
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn no_time_is_zero_where_it_would_spin_nor_longer_than_a_year() {
+    fn times_are_at_most_a_year_and_not_zero_where_that_would_spin() {
         type Set = fn(&mut ClientConfig, Duration);
         let needed = |set: Set, time| {
             let mut config = config();

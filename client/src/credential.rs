@@ -1,7 +1,7 @@
-//! What a client shows to be let in: nothing, a fixed token, or tokens that a [`TokenProvider`] gives and that are
+//! How a client authenticates: with nothing, with a fixed token, or with tokens from a [`TokenProvider`] that are
 //! replaced before they end.
 //!
-//! A token is never shown: `Debug` leaves it out, and no error carries it.
+//! A token is never shown: `Debug` leaves it out, and no error contains it.
 
 use std::fmt;
 use std::future::Future;
@@ -18,22 +18,22 @@ use crate::error::ErrorClass;
 /// What a client connects with.
 #[derive(Clone, Default)]
 pub enum Credential {
-    /// Nothing: the host makes an identity up, which sees what strangers see.
+    /// Nothing: SpacetimeDB makes up an identity, which has no rights of its own.
     #[default]
     Anonymous,
-    /// A token that is good for as long as the client is to run. Never shown.
+    /// A token that lasts as long as the client runs. Never shown.
     Fixed(String),
-    /// Tokens that end, and are replaced before they do.
+    /// Tokens that end, and that the client replaces before they do.
     Provider(Arc<dyn TokenProvider>),
 }
 
 impl Credential {
-    /// With a provider.
+    /// Uses a provider.
     pub fn provider(provider: impl TokenProvider) -> Self {
         Self::Provider(Arc::new(provider))
     }
 
-    /// Whether another token can be had when this one is not accepted.
+    /// Whether the client can get another token when one is not accepted.
     pub(crate) fn is_renewable(&self) -> bool {
         match self {
             Self::Anonymous | Self::Fixed(_) => false,
@@ -64,15 +64,15 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Gives tokens. Asked when the client first connects, before each token ends, and when one was not accepted; never
-/// twice at a time. It is given up after [`Limits::token_timeout`](crate::Limits::token_timeout).
+/// Provides tokens. The client asks when it first connects, before each token ends, and when a token was not accepted;
+/// never twice at the same time. It gives up after [`Limits::token_timeout`](crate::Limits::token_timeout).
 ///
-/// A closure that returns a future is one too.
+/// A closure that returns a future is a provider too.
 pub trait TokenProvider: Send + Sync + 'static {
-    /// Gives a token for what is wanted, or says why there is none.
+    /// Returns a token for what is wanted, or an error.
     fn token(&self, wanted: WantedToken) -> TokenFuture<'_>;
 
-    /// The bridge that the tokens come from, if the same one is to be asked for the authority's log.
+    /// The bridge that issues the tokens, if the client should read the authority's log there too.
     fn bridge(&self) -> Option<&str> {
         None
     }
@@ -91,12 +91,12 @@ where
     }
 }
 
-/// What a client is, and what it wants a token for.
+/// What the client is, and what it wants a token for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedToken {
     /// What the client is.
     pub client: ClientVersion,
-    /// What it does: read, acknowledge, and whatever the kinds of its streams ask for.
+    /// What it does: read, acknowledge, and whatever the kinds of its streams require.
     pub scopes: Vec<Scope>,
     /// The streams that it follows.
     pub streams: Vec<StreamId>,
@@ -116,26 +116,26 @@ impl WantedToken {
     }
 }
 
-/// A token, and for how long it is good, counted from when it was asked for: no clock is compared with another.
+/// A token and how long it lasts, counted from when the client asked for it: no clock is compared with another.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AccessToken {
     /// The token. Never shown.
     pub token: String,
-    /// When to ask for the next one. The client does so a little earlier, so that many do not come at once.
+    /// When to ask for the next one. Clients ask a little earlier, at random, so that they do not come all at once.
     pub refresh_after: Duration,
     /// When it ends.
     pub expires_in: Duration,
-    /// What it lets be read. The client asks for every stream that it follows; this is to be shown.
+    /// The streams that it grants, for display: the client asks for every stream that it follows anyway.
     pub granted_streams: Vec<StreamPattern>,
-    /// The session that the token is of, if the provider knows.
+    /// The session that the token belongs to, if the provider knows.
     pub session_id: Option<String>,
 }
 
-/// No token is taken to be good for longer, whatever its provider says: past it another one is asked for.
+/// The longest time that a token is used, whatever its provider says.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl AccessToken {
-    /// A token of which nothing else is known. It is replaced when nine tenths of its time have passed.
+    /// A token without further details. The client replaces it after nine tenths of its time.
     pub fn new(token: impl Into<String>, expires_in: Duration) -> Self {
         Self {
             token: token.into(),
@@ -146,8 +146,7 @@ impl AccessToken {
         }
     }
 
-    /// The token as the client uses it, whatever a provider says of its times. `None` if the token cannot be sent or
-    /// has ended.
+    /// The token with its times bounded. `None` if it cannot be sent in a header or has ended.
     pub fn usable(self) -> Option<Self> {
         let usable = is_token(&self.token) && !self.expires_in.is_zero();
         usable.then(|| Self {
@@ -170,7 +169,7 @@ impl fmt::Debug for AccessToken {
     }
 }
 
-/// Whether a text can be in a header, which is where tokens go.
+/// Whether a text can be sent in a header, as tokens are.
 pub(crate) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic())
 }
@@ -178,29 +177,29 @@ pub(crate) fn is_token(text: &str) -> bool {
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Nobody answered, or not as expected. Asked again after a wait.
-    #[error("no token could be had: {message}")]
+    /// Nobody answered, or the answer was unexpected. The client asks again after a wait.
+    #[error("could not get a token: {message}")]
     Unavailable {
-        /// What went wrong, for a person.
+        /// What went wrong, in words for a person.
         message: String,
-        /// How long to wait at least.
+        /// The shortest wait before asking again.
         retry_after: Option<Duration>,
     },
-    /// The issuer said no. Whether it is asked again follows from the code.
-    #[error("no token is given: {refusal}")]
+    /// The issuer refused. Whether to ask again follows from the code.
+    #[error("the issuer refused a token: {refusal}")]
     Refused {
-        /// What it said.
+        /// The refusal.
         refusal: Refusal,
-        /// How long to wait at least.
+        /// The shortest wait before asking again.
         retry_after: Option<Duration>,
     },
-    /// This build of the application is not served.
-    #[error("this build is not served: {0}")]
+    /// This build of the application is not supported.
+    #[error("this build is not supported: {0}")]
     Incompatible(Box<Incompatible>),
 }
 
 impl TokenError {
-    /// Nobody answered, or not as expected.
+    /// Nobody answered, or the answer was unexpected.
     pub fn unavailable(message: impl fmt::Display) -> Self {
         Self::Unavailable {
             message: message.to_string(),
@@ -208,7 +207,7 @@ impl TokenError {
         }
     }
 
-    /// Someone said no.
+    /// The issuer refused.
     pub fn refused(code: RefusalCode, message: impl Into<String>) -> Self {
         Self::Refused {
             refusal: Refusal::new(code, message),
@@ -216,7 +215,7 @@ impl TokenError {
         }
     }
 
-    /// What to do about it. A client stops at whatever is not of class retry: it has nothing else to do.
+    /// How to react. A client stops at any error that is not of class retry: it has nothing else to do.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Unavailable { .. } => RefusalClass::Retry,
@@ -225,7 +224,7 @@ impl TokenError {
         }
     }
 
-    /// How long to wait at least before asking again.
+    /// The shortest wait before asking again.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Unavailable { retry_after, .. } | Self::Refused { retry_after, .. } => *retry_after,
@@ -262,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_never_to_end_is_good_for_a_day() {
+    fn a_token_without_an_end_is_used_for_a_day() {
         let token = AccessToken::new("x", Duration::MAX).usable().unwrap();
         assert_eq!((token.refresh_after, token.expires_in), (LONGEST, LONGEST));
         assert_eq!(AccessToken::new("x", Duration::ZERO).usable(), None);
@@ -270,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_follows_from_the_streams() {
+    fn the_wanted_scopes_follow_from_the_streams() {
         let streams = ["runtime.run.1.events", "runtime.run.2.events", "notes"].map(|id| StreamId::new(id).unwrap());
         let wanted = WantedToken::new(version(), &streams);
         assert_eq!(
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_tried_again_is_told_from_what_cannot() {
+    fn errors_worth_a_retry_are_told_from_permanent_ones() {
         for (error, class) in [
             (TokenError::unavailable("x"), RefusalClass::Retry),
             (TokenError::refused(RefusalCode::RateLimited, "x"), RefusalClass::Retry),

@@ -1,32 +1,32 @@
-//! The errors of the client's surface, each with what to do about it.
+//! The errors of the client's public interface, each with a class that says how to react.
 
 use std::error::Error;
 
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{InvalidId, Seq, StreamId, limit};
 
-/// What to do about an error. The lane has one word for it, whoever says no.
+/// How to react to an error. All parties use the same classes.
 pub type ErrorClass = RefusalClass;
 
-/// Why a client was not started. Nothing was changed, nowhere.
+/// Why a client did not start. Nothing was changed anywhere.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The configuration cannot work.
-    #[error("the client's configuration is wrong")]
+    #[error("the client's configuration is invalid")]
     Config(#[from] ConfigError),
     /// The checkpoints cannot be used.
     #[error("the client's store cannot be used")]
     Store(#[from] StoreError),
-    /// There is no runtime to run in.
-    #[error("a client needs to be started inside a tokio runtime")]
+    /// The caller is not inside a tokio runtime.
+    #[error("start the client inside a tokio runtime")]
     Runtime,
-    /// The thread that applies could not be made.
-    #[error("the thread that applies events cannot be started")]
+    /// The apply thread could not be started.
+    #[error("cannot start the thread that applies events")]
     Thread(#[source] std::io::Error),
 }
 
 impl StartError {
-    /// What to do about it.
+    /// How to react.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Config(error) => error.class(),
@@ -40,7 +40,7 @@ impl StartError {
 /// Why a configuration cannot work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Not where SpacetimeDB can listen.
+    /// Not an address that SpacetimeDB can have.
     #[error("uri: expected http://host:port or https://host, found {found:?}: {detail}")]
     Uri {
         /// What was given.
@@ -48,35 +48,35 @@ pub enum ConfigError {
         /// What is wrong with it.
         detail: String,
     },
-    /// No name of a database.
-    #[error("database: expected letters, digits and - _ . , found {found:?}")]
+    /// Not a valid database name.
+    #[error("database: expected a name of letters, digits, '-', '_' and '.', found {found:?}")]
     Database {
         /// What was given.
         found: String,
     },
-    /// Something in the token that no token has. The token is not shown.
-    #[error("token: expected visible ASCII characters and no blanks; is there a line break at its end?")]
+    /// The token contains a character that no token has. The token is not shown.
+    #[error("token: expected visible ASCII characters without blanks; remove a line break at its end")]
     Token,
-    /// What the client says of itself cannot be said.
-    #[error("{name}: expected visible ASCII characters and no blanks")]
+    /// A value that the client sends about itself does not fit into a header.
+    #[error("{name}: expected visible ASCII characters without blanks")]
     Version {
         /// Which field.
         name: &'static str,
     },
-    /// Not where a bridge can listen. The address is not shown: it may hold a password.
+    /// Not an address that a bridge can have. The address is not shown: it may contain a password.
     #[error("bridge: expected http://host:port or https://host: {detail}")]
     Bridge {
         /// What is wrong with it.
         detail: String,
     },
-    /// The authority's log is read by token only.
-    #[error("history: a bridge is named, and no credential to read there with")]
+    /// Reading the authority's log needs a token.
+    #[error("history: reading at a bridge needs a credential; set one, or set `History::Off`")]
     HistoryWithoutCredential,
-    /// Nothing to follow.
-    #[error("streams: at least one is needed")]
+    /// No stream to follow.
+    #[error("streams: expected at least one")]
     NoStreams,
     /// The same stream more than once.
-    #[error("streams: {stream} is named twice")]
+    #[error("streams: {stream} is listed twice")]
     StreamTwice {
         /// The stream.
         stream: StreamId,
@@ -92,20 +92,20 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// What to do about it: a person changes the configuration.
+    /// How to react: a person must change the configuration.
     pub fn class(&self) -> ErrorClass {
         ErrorClass::Fatal
     }
 }
 
-/// Why something is not said of a session. Nothing was sent.
+/// Why a presence was not accepted. Nothing was sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PresenceError {
-    /// No name of a node.
-    #[error("node_id is no name")]
+    /// Not a valid node id.
+    #[error("node_id is not a valid name")]
     NodeId(#[source] InvalidId),
-    /// No name of a region.
-    #[error("region is no name")]
+    /// Not a valid region.
+    #[error("region is not a valid name")]
     Region(#[source] InvalidId),
     /// Too many streams.
     #[error("serves: expected at most {} streams, found {found}", limit::PRESENCE_SERVES)]
@@ -116,36 +116,36 @@ pub enum PresenceError {
 }
 
 impl PresenceError {
-    /// What to do about it: say something else.
+    /// How to react: announce something else.
     pub fn class(&self) -> ErrorClass {
         ErrorClass::Reject
     }
 }
 
-/// How a handler says that it did not apply a batch. The transaction is rolled back either way.
+/// How a handler reports that it did not apply a batch. The transaction is rolled back either way.
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
-    /// The same batch, or a shorter or longer one that begins at the same event, is handed over again after a pause,
-    /// at most [`Limits::apply_attempts`](crate::Limits::apply_attempts) times in a row; then the stream stops.
+    /// Try again after a pause: the handler gets the same batch, or a shorter or longer one that begins at the same
+    /// event. After [`Limits::apply_attempts`](crate::Limits::apply_attempts) failures in a row the stream stops.
     #[error("the handler asks for a retry: {0}")]
     Retry(#[source] Box<dyn Error + Send + Sync>),
-    /// The stream stops at once. Other streams go on.
+    /// Stop the stream at once. Other streams go on.
     #[error("the handler stops the stream: {0}")]
     Stop(#[source] Box<dyn Error + Send + Sync>),
 }
 
 impl HandlerError {
-    /// With a text in place of an error.
+    /// A retry, with an error or a text.
     pub fn retry(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Retry(error.into())
     }
 
-    /// With a text in place of an error.
+    /// A stop, with an error or a text.
     pub fn stop(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Stop(error.into())
     }
 
-    /// What to do about it.
+    /// How to react.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Retry(_) => ErrorClass::Retry,
@@ -154,7 +154,7 @@ impl HandlerError {
     }
 }
 
-/// A statement that failed may succeed later: the database may have been locked or full.
+/// A failed statement may succeed later: the database may have been locked or full.
 impl From<rusqlite::Error> for HandlerError {
     fn from(error: rusqlite::Error) -> Self {
         Self::retry(error)
@@ -164,7 +164,7 @@ impl From<rusqlite::Error> for HandlerError {
 /// Why a batch was not saved.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// The handler said no.
+    /// The handler failed.
     #[error("{0}")]
     Handler(HandlerError),
     /// The store failed.
@@ -180,22 +180,22 @@ pub enum StoreError {
     Open {
         /// Which file.
         path: String,
-        /// SQLite's words.
+        /// What SQLite said.
         detail: String,
     },
-    /// The file is damaged, or no SQLite database at all.
+    /// The file is damaged, or not a SQLite database at all.
     #[error(
-        "{path}: damaged, or no SQLite database ({detail}); restore it from a backup, or move it away and let the \
+        "{path}: damaged, or not a SQLite database ({detail}); restore it from a backup, or move it away and let the \
          client apply every stream from its beginning"
     )]
     Corrupt {
         /// Which file.
         path: String,
-        /// SQLite's words.
+        /// What SQLite said.
         detail: String,
     },
-    /// A table with one of our names was made by something else.
-    #[error("{path}: the table {table} is not ours ({detail}); give the client another file")]
+    /// Another program made a table with one of our names.
+    #[error("{path}: the table {table} was not made by this client ({detail}); give the client another file")]
     Foreign {
         /// Which file.
         path: String,
@@ -206,7 +206,8 @@ pub enum StoreError {
     },
     /// Written by a newer release.
     #[error(
-        "{path}: written in format {found}, this release knows {expected}; use the release that wrote it, or a newer one"
+        "{path}: written in format {found}, but this release knows only {expected}; \
+         use the release that wrote it, or a newer one"
     )]
     NewerFormat {
         /// Which file.
@@ -216,82 +217,84 @@ pub enum StoreError {
         /// What the file says.
         found: u32,
     },
-    /// The checkpoints belong to another lane.
+    /// The checkpoints belong to another database.
     #[error(
-        "{path}: its checkpoints are of database {found:?}, the client is set up for {expected:?}; correct one of the two"
+        "{path}: its checkpoints belong to database {found:?}, but the client is configured for {expected:?}; \
+         change one of the two"
     )]
     OtherDatabase {
         /// Which file.
         path: String,
-        /// What the client is set up for.
+        /// The database that the client is configured for.
         expected: String,
         /// What the file says.
         found: String,
     },
     /// A checkpoint that no release ever wrote.
-    #[error("{path}: the checkpoint of {stream_id} is not one ({detail}); restore the file from a backup")]
+    #[error("{path}: the checkpoint of {stream_id} is invalid ({detail}); restore the file from a backup")]
     BadCheckpoint {
         /// Which file.
         path: String,
-        /// Of which stream.
+        /// The stream.
         stream_id: StreamId,
         /// What is wrong with it.
         detail: String,
     },
     /// Somebody else moved the checkpoint.
     #[error(
-        "{path}: the checkpoint of {stream_id} should be at seq {expected} and is at {found}; is another client using this file?"
+        "{path}: the checkpoint of {stream_id} is at seq {found}, expected {expected}; \
+         check whether another client uses this file"
     )]
     Moved {
         /// Which file.
         path: String,
-        /// Of which stream.
+        /// The stream.
         stream_id: StreamId,
         /// What this client saved last.
         expected: Seq,
         /// What is there.
         found: Seq,
     },
-    /// A checkpoint was to be moved back, which only a new beginning may do.
-    #[error("{path}: the checkpoint of {stream_id} was to be moved from seq {from} to {to}; please report it")]
+    /// Somebody asked to move a checkpoint back, which only starting over may do.
+    #[error("{path}: the checkpoint of {stream_id} was about to move back from seq {from} to {to}; please report this")]
     Backwards {
         /// Which file.
         path: String,
         /// Of which stream.
         stream_id: StreamId,
-        /// What is kept.
+        /// The saved checkpoint.
         from: Seq,
-        /// Where to.
+        /// The requested one.
         to: Seq,
     },
-    /// There is no room.
-    #[error("{path}: {detail}; make room, and the client goes on by itself")]
+    /// The disk or the database is full.
+    #[error("{path}: {detail}; free some space, and the client goes on by itself")]
     Full {
         /// Which file.
         path: String,
-        /// SQLite's words.
+        /// What SQLite said.
         detail: String,
     },
-    /// Somebody else is writing.
-    #[error("{path}: busy ({detail})")]
+    /// Another connection is writing.
+    #[error("{path}: busy, another connection is writing ({detail})")]
     Busy {
         /// Which file.
         path: String,
-        /// SQLite's words.
+        /// What SQLite said.
         detail: String,
     },
     /// Reading or writing failed.
-    #[error("{path}: {detail}; is the disk failing?")]
+    #[error("{path}: {detail}; check the disk")]
     Failed {
         /// Which file.
         path: String,
-        /// SQLite's words.
+        /// What SQLite said.
         detail: String,
     },
 }
 
 impl StoreError {
-    /// What to do about it.
+    /// How to react.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Busy { .. } | Self::Full { .. } => ErrorClass::Retry,

@@ -1,5 +1,5 @@
-//! A host with one stream, for tests of the whole client: it speaks what SpacetimeDB speaks over a WebSocket and over
-//! HTTP, lets in whom it is told to, and breaks where it is told to.
+//! A fake host with one stream, for tests of the whole client. It speaks SpacetimeDB's WebSocket and HTTP interfaces
+//! and the bridge's history interface. Tests tell it which tokens to accept and where to fail.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,10 +20,10 @@ mod authority;
 mod connection;
 mod serve;
 
-/// Its one stream.
+/// The only stream.
 pub(crate) const STREAM: &str = "model";
 
-/// The host. It ends with the runtime of its test.
+/// The fake host. It ends with the runtime of its test.
 #[derive(Clone)]
 pub(crate) struct FakeHost {
     pub(crate) uri: String,
@@ -33,60 +33,60 @@ pub(crate) struct FakeHost {
 
 struct State {
     log: Log,
-    /// Answers to tokens that are not let in: an HTTP status …
+    /// The HTTP status with which to reject a token …
     unaccepted: HashMap<String, u16>,
-    /// … or what `client_connected` says.
+    /// … or what `client_connected` says about it.
     refused: HashMap<String, String>,
-    /// Tokens whose connections are closed.
+    /// Tokens whose connections to close.
     cut: HashSet<String>,
-    /// Tokens whose subscriptions to the log are taken and never answered.
+    /// Tokens whose subscriptions to the log stay unanswered.
     stuck: HashSet<String>,
-    /// When a connection with the first token has its contract, those with the second are closed.
+    /// Once a connection with the first token has its contract, close those with the second.
     cut_when: Option<(String, String)>,
-    /// What reads answer in place of a page.
+    /// The refusal of reads with a token.
     read_refusal: HashMap<String, Refusal>,
     presence: Vec<SessionPresence>,
     /// Tokens whose session may not read the stream.
     ungranted: HashSet<String>,
-    /// What SpacetimeDB holds of the log, one event a frame.
+    /// What SpacetimeDB holds of the log, one event per frame.
     held: MemoryLog,
-    /// Whether what is appended is held at once.
+    /// Whether SpacetimeDB gets new events at once.
     follows: bool,
-    /// The authority holds the events after this position.
+    /// The authority holds the events after this seq.
     floor: u64,
     document: Option<Snapshot>,
-    /// What it answers in place of history, and how often.
+    /// The status to answer in place of history, and how many times.
     unserved: Option<(u16, u32)>,
-    /// Whether the stream's class allows only reads of what is durable.
+    /// Whether the stream's class allows only confirmed reads.
     durable_reads: bool,
-    /// Whether connections are taken and never answered.
+    /// Whether to accept connections and never answer.
     hung: bool,
     seen: Seen,
 }
 
-/// What came to the host.
+/// What the fake host has seen.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
-    /// Tokens of connections that were let in, in order.
+    /// Tokens of accepted connections, in order.
     pub(crate) served: Vec<String>,
-    /// Which of them had asked for what is durable only.
+    /// Which of them asked for confirmed reads.
     pub(crate) confirmed: Vec<bool>,
     /// Tokens of connections that have ended.
     pub(crate) ended: Vec<String>,
     /// Connections that were never answered …
     pub(crate) unanswered: usize,
-    /// … and how many of them were given up.
+    /// … and how many of them the client closed.
     pub(crate) given_up: usize,
-    /// HTTP requests.
+    /// Tokens of requests over HTTP.
     pub(crate) asked: Vec<String>,
-    /// What was said of sessions: of which, on which node, and how it is there.
+    /// Presence calls: session, node and status.
     pub(crate) said: Vec<(String, String, String)>,
-    /// What was asked of the authority: by which token, and where.
+    /// Requests for history: token and path.
     pub(crate) histories: Vec<(String, String)>,
 }
 
 impl FakeHost {
-    /// A host whose stream holds so many events.
+    /// A fake host whose stream has this many events.
     pub(crate) async fn start(events: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = Self {
@@ -131,12 +131,12 @@ impl FakeHost {
         });
     }
 
-    /// The lane's head.
+    /// The head that SpacetimeDB holds.
     pub(crate) fn head(&self) -> u64 {
         self.state().head()
     }
 
-    /// SpacetimeDB holds what is after one position, up to another, and nothing that comes later.
+    /// SpacetimeDB holds the events after one seq up to another, and gets no new ones.
     pub(crate) fn hold(&self, after: u64, to: u64) {
         self.change(|state| {
             state.hold(after, to);
@@ -144,7 +144,7 @@ impl FakeHost {
         });
     }
 
-    /// SpacetimeDB holds everything after a position.
+    /// SpacetimeDB holds everything after a seq, and gets new events.
     pub(crate) fn hold_after(&self, after: u64) {
         self.change(|state| {
             state.hold(after, state.log.head().seq.get());
@@ -152,12 +152,12 @@ impl FakeHost {
         });
     }
 
-    /// The authority holds what is after a position.
+    /// The authority holds only the events after a seq.
     pub(crate) fn purge(&self, floor: u64) {
         self.change(|state| state.floor = floor);
     }
 
-    /// There is a document that stands for the events up to a position; altered, if it is to be.
+    /// Stores a document that stands for the events up to a seq; with a wrong hash, if `altered`.
     pub(crate) fn put_document(&self, seq: u64, altered: bool) {
         let payload = Bytes::from_static(b"what was");
         self.change(|state| {
@@ -172,12 +172,12 @@ impl FakeHost {
         });
     }
 
-    /// The authority answers with a status so many times.
+    /// The authority answers with this status, this many times.
     pub(crate) fn do_not_serve(&self, status: u16, times: u32) {
         self.change(|state| state.unserved = Some((status, times)));
     }
 
-    /// Takes connections from here on, and never answers them; or answers again.
+    /// From now on, accepts connections and never answers; or answers again.
     pub(crate) fn hang(&self, hung: bool) {
         self.change(|state| state.hung = hung);
     }
@@ -252,7 +252,7 @@ impl State {
         }
     }
 
-    /// The rows of the frames after a position, up to another.
+    /// The rows of the frames after one seq, up to another.
     fn rows(&self, after: u64, to: u64) -> Vec<SyncEvent> {
         let held = self.held.frames_after(Seq::new(after).unwrap()).iter();
         let rows = held.filter(|stored| stored.frame.last_seq.get() <= to);

@@ -1,4 +1,4 @@
-//! The client of the lane: follows streams and hands their events to the application, in order, each once in effect.
+//! The client: follows streams and hands their events to the application in order, each with effect exactly once.
 //!
 //! ```no_run
 //! # use spacetime_sync_client::{ClientConfig, Event, HandlerError, SqliteStore, StreamId, SyncClient};
@@ -24,18 +24,18 @@
 //! # }
 //! ```
 //!
-//! [`SyncClient`] is the handle, [`Status`] says how things stand, [`Handler`] is what the application brings,
-//! [`CheckpointStore`] is where it is saved, and a [`Credential`] opens the connection. Inside there are three rooms:
-//! `session` decides and never does IO, `talk` holds the connection and asks the bridge over HTTP, `store` saves
-//! checkpoints and runs the thread that applies. `talk` and `store` know `session` and not each other.
+//! [`SyncClient`] is the handle, [`Status`] says what the client is doing, a [`Handler`] is the application's code, a
+//! [`CheckpointStore`] saves what the handler does, and a [`Credential`] authenticates the client. Inside there are
+//! three rooms: `session` decides and does no IO, `talk` holds the connection and asks the bridge over HTTP, `store`
+//! saves checkpoints and runs the apply thread. `talk` and `store` know `session` but not each other.
 //!
-//! The SDK panics when a connection breaks in the midst of a call, and a handler may panic: the client catches both and
-//! goes on. An application that is built with `panic = "abort"` ends with them instead.
+//! The SDK panics when a connection breaks in the middle of a call, and a handler may panic: the client catches both
+//! and goes on. An application built with `panic = "abort"` ends with them instead.
 //!
-//! A client never writes events: commands go to the runtime. It never skips one either: what it cannot apply stops
-//! its stream, with a reason, and the other streams go on.
+//! A client never writes events: only the authority's writers do. It never skips one either: what it cannot apply stops
+//! its stream with a reason, and the other streams go on.
 
-/// The README's program compiles.
+/// Compiles the README's program.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;

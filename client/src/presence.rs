@@ -1,5 +1,5 @@
-//! Who is there: what this session says of itself, and whom it sees. Signals of the moment and never a part of a log:
-//! one that is lost is followed by another.
+//! Presence: what this session announces, and which other sessions it sees. Presence is never part of a log: a lost
+//! announcement is followed by the next one.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -9,34 +9,34 @@ use tokio::sync::watch;
 
 use crate::error::PresenceError;
 
-/// What a session says of itself on one node.
+/// What a session announces about itself on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Presence {
-    /// The node: a machine, a worker. A session may be on several.
+    /// The node: a machine or a worker. A session may be on several.
     pub node_id: String,
-    /// How it is there.
+    /// Its status.
     pub status: PresenceStatus,
-    /// Where the node is; may be empty.
+    /// The region of the node; may be empty.
     pub region: String,
-    /// The streams that it serves: who may read one of them sees it.
+    /// The streams that it serves: sessions that may read one of them see it.
     pub serves: Vec<StreamId>,
 }
 
-/// How a session is there.
+/// The status of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PresenceStatus {
     /// Ready.
     Online,
-    /// There, and occupied.
+    /// Present but occupied.
     Busy,
-    /// There, and nobody looks.
+    /// Present but idle.
     Away,
-    /// Not there any more.
+    /// No longer present.
     Offline,
 }
 
 impl PresenceStatus {
-    /// Its name in the lane.
+    /// Its name in the module.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Online => "online",
@@ -52,17 +52,17 @@ impl PresenceStatus {
     }
 }
 
-/// Why a session is not there any more.
+/// Why a session is offline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OfflineReason {
     /// It said so.
     Explicit,
-    /// It was not heard of for too long.
+    /// It was silent for too long.
     TtlExpired,
 }
 
 impl OfflineReason {
-    /// Its name in the lane.
+    /// Its name in the module.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Explicit => "explicit_offline",
@@ -76,7 +76,7 @@ impl OfflineReason {
     }
 }
 
-/// Which session on which node.
+/// A session on a node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PresenceKey {
     /// The session.
@@ -85,26 +85,26 @@ pub struct PresenceKey {
     pub node_id: String,
 }
 
-/// A session that is seen, those that are gone included for as long as the module knows of them.
+/// A session as others see it. Offline ones are included for as long as the module keeps them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeenPresence {
-    /// How it is there.
+    /// Its status.
     pub status: PresenceStatus,
-    /// Why it is not, if it is not.
+    /// Why it is offline, if it is.
     pub reason: Option<OfflineReason>,
-    /// Where the node is.
+    /// The region of the node.
     pub region: String,
-    /// Since when it has been there.
+    /// Since when it has been present.
     pub started_at: SystemTime,
-    /// When it was last heard of, by the host's clock.
+    /// When it was last heard, by SpacetimeDB's clock.
     pub last_seen: SystemTime,
 }
 
-/// Everyone who is seen.
+/// All visible sessions.
 pub type Presences = BTreeMap<PresenceKey, SeenPresence>;
 
 impl Presence {
-    /// There and ready, on a node.
+    /// Online on a node.
     pub fn online(node_id: impl Into<String>) -> Self {
         Self {
             node_id: node_id.into(),
@@ -136,31 +136,31 @@ impl Presence {
     }
 }
 
-/// What an application wants of presence.
+/// What the application wants of presence.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PresenceWishes {
-    /// What is to be said of this session, if anything.
+    /// What to announce for this session, if anything.
     pub(crate) said: Option<Presence>,
-    /// Whether somebody wants to know who else is there.
+    /// Whether to watch other sessions.
     pub(crate) watch: bool,
 }
 
-/// Says that this session is there, every five seconds while there is a connection, until [`PresenceHandle::clear`] or
-/// until the client stops; dropping it changes nothing. It needs a token whose provider names the session.
+/// Announces this session every five seconds while there is a connection, until [`PresenceHandle::clear`] or until the
+/// client stops; dropping the handle changes nothing. Needs a token whose provider names the session.
 #[derive(Debug)]
 pub struct PresenceHandle {
     pub(crate) wishes: watch::Sender<PresenceWishes>,
 }
 
 impl PresenceHandle {
-    /// Says something else from now on.
+    /// Announces something else from now on.
     pub fn update(&self, presence: Presence) -> Result<(), PresenceError> {
         presence.check()?;
         self.wishes.send_modify(|wishes| wishes.said = Some(presence));
         Ok(())
     }
 
-    /// Says that this session is not there any more.
+    /// Announces that this session has left.
     pub fn clear(self) {
         self.wishes.send_modify(|wishes| wishes.said = None);
     }
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_module_would_refuse_is_refused_here() {
+    fn a_presence_that_the_module_would_refuse_is_refused_here() {
         assert_eq!(Presence::online("n").check(), Ok(()));
         let long = "x".repeat(limit::NAME_BYTES + 1);
         for wrong in ["", "a\nb", &long] {

@@ -1,5 +1,5 @@
-//! Carries out what the session decided: the one task of a client. It decides nothing. Whatever blocks happens elsewhere:
-//! on the thread that applies, in the runtime of a connection, or in a task of its own.
+//! The one task of a client: it carries out what the session decided and decides nothing itself. Whatever blocks
+//! happens elsewhere: on the apply thread, in the runtime of a connection, or in a task of its own.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -22,26 +22,26 @@ pub(crate) struct Runner {
     config: Arc<ClientConfig>,
     session: Session,
     applier: Applier,
-    /// Who is asked what the lane does not hold; nobody, if nobody is configured.
+    /// Answers what SpacetimeDB no longer holds, if configured.
     history: Option<Arc<Source>>,
-    /// Connections that were not given up: two at most.
+    /// Connections that were not given up: at most two.
     links: Vec<(ConnectionId, Link)>,
     /// Attempts to connect and questions to the authority. They end with the runner.
     tasks: JoinSet<Done>,
-    /// Which task is at what.
+    /// What each task is doing.
     errands: HashMap<tokio::task::Id, (Errand, AbortHandle)>,
     status: watch::Sender<Status>,
     presences: watch::Sender<Presences>,
 }
 
-/// What a task is at.
+/// What a task is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Errand {
     Dial(ConnectionId),
     Question(QuestionId, usize),
 }
 
-/// What a task came to.
+/// The result of a task.
 enum Done {
     Dialed(Box<DialAnswer>),
     Answered(Answer),
@@ -80,8 +80,8 @@ impl Runner {
             if let Some(due) = due.filter(|due| *due != alarm.deadline()) {
                 alarm.as_mut().reset(due);
             }
-            // In this order, so that a busy connection starves nobody: what comes before it is bounded by what was asked
-            // for, and time by its clock.
+            // The order keeps a busy connection from starving the rest: how often each earlier arm is ready is bounded
+            // by what was asked for, or by the clock.
             let event = tokio::select! {
                 biased;
                 // The application waits for it.
@@ -89,7 +89,7 @@ impl Runner {
                     stopping = true;
                     Event::Stop
                 }
-                // Frees what unapplied events take up, so that more can be read.
+                // Frees what unapplied events take up, so that the client can read more.
                 outcome = self.applier.next(), if !applier_ended => match outcome {
                     Some(outcome) => Event::Applied(outcome),
                     None => {
@@ -101,12 +101,12 @@ impl Runner {
                 Some(done) = self.tasks.join_next_with_id() => self.done(done),
                 // Timers.
                 () = &mut alarm, if due.is_some() => Event::Woken,
-                // An error says that the application dropped the handle, and the client is being stopped.
+                // An error means that the application dropped the handle: the client is about to stop.
                 Ok(()) = wishes.changed() => {
                     let wishes = wishes.borrow_and_update().clone();
                     Event::Presence { said: wishes.said, watch: wishes.watch }
                 }
-                // Last, for there may always be a next message.
+                // Last, because there may always be a next message.
                 (connection, message) = next_message(&self.links) => self.message(connection, message),
             };
             self.session.step(Instant::now().into_std(), event, &mut commands);
@@ -132,10 +132,10 @@ impl Runner {
     fn done(&mut self, done: Result<(tokio::task::Id, Done), JoinError>) -> Event {
         let (id, done) = match done {
             Ok((id, done)) => (id, Some(done)),
-            // It panicked, or was given up.
+            // It panicked or was aborted.
             Err(error) => (error.id(), None),
         };
-        let without_answer = || "it ended without an answer".to_owned();
+        let without_answer = || "the task ended without an answer".to_owned();
         match (self.errands.remove(&id).map(|(errand, _)| errand), done) {
             (Some(Errand::Dial(connection)), Some(Done::Dialed(answer))) => {
                 let DialAnswer { token, result } = *answer;
@@ -167,7 +167,7 @@ impl Runner {
                     retry_after: None,
                 },
             },
-            // Given up: a connection that it came to is closed as it is dropped here.
+            // The task was given up too late: close the connection it made.
             (None, Some(Done::Dialed(answer))) => {
                 if let Ok((link, _)) = answer.result {
                     link.close();
@@ -259,7 +259,7 @@ impl Runner {
                 self.begin(Errand::Question(question, stream), async move {
                     Done::Answered(match history {
                         Some(source) => source.ask(token, &config.streams[stream], about).await,
-                        // No stream asks that was not told that it can.
+                        // A stream asks only if there is a source to ask.
                         None => pending().await,
                     })
                 });
@@ -294,7 +294,7 @@ impl Runner {
         }
     }
 
-    /// A connection. `None` if it has broken and the session has not heard of that yet.
+    /// The connection. `None` if it has broken and the session does not know yet.
     fn link(&self, connection: ConnectionId) -> Option<&Link> {
         let mut links = self.links.iter();
         links.find_map(|(id, link)| (*id == connection).then_some(link))
@@ -306,7 +306,7 @@ impl Runner {
     }
 }
 
-/// The next message of any connection. Which of two is asked first is left to chance, so that neither starves the other.
+/// The next message of any connection. `select!` polls the two in random order, so that neither starves the other.
 async fn next_message(links: &[(ConnectionId, Link)]) -> (ConnectionId, Result<Vec<Inbound>, Disconnect>) {
     let of = async |at: usize| match links.get(at) {
         Some((id, link)) => (*id, link.next().await),

@@ -1,5 +1,5 @@
-//! The whole client against a host that behaves as it is told: what becomes of tokens and connections, and that no
-//! event is lost or repeated over them.
+//! The whole client against a fake host: what happens to tokens and connections, and that no event is lost or repeated
+//! along the way.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -23,18 +23,18 @@ mod rights;
 
 const SECONDS: Duration = Duration::from_secs(20);
 
-/// Tokens in the order in which they are given: the number is what follows `very-secret-`.
+/// The token with this number. The provider counts from 1.
 fn token(number: usize) -> String {
     format!("very-secret-{number}")
 }
 
-/// Everything that was logged by any test.
+/// Everything that any test has logged.
 static LOG: LazyLock<Arc<Mutex<Vec<u8>>>> = LazyLock::new(|| {
     let log: Arc<Mutex<Vec<u8>>> = Arc::default();
     let to = Arc::clone(&log);
     let made = tracing_subscriber::fmt()
         .with_ansi(false)
-        // It shows the headers that it sends; see the example for how an application keeps that out of its log.
+        // These libraries log the headers they send; the example shows how an application keeps them out of its log.
         .with_env_filter("trace,tungstenite=debug,tokio_tungstenite=debug")
         .with_writer(move || LogWriter(Arc::clone(&to)))
         .try_init();
@@ -58,15 +58,15 @@ struct Run {
     host: FakeHost,
     client: SyncClient,
     applied: Arc<Mutex<Vec<u64>>>,
-    /// Where the stream has started over, and from what document.
+    /// Where the stream has started over, and from which document.
     begun: Arc<Mutex<Vec<Begun>>>,
     asked: Arc<Mutex<usize>>,
-    /// Each phase that was seen since the client was live.
+    /// Every phase since the client first became live.
     phases: Arc<Mutex<Vec<Phase>>>,
     _store: tempfile::TempDir,
 }
 
-/// Where a stream has started over, and from what document.
+/// Where a stream has started over, and from which document.
 type Begun = (u64, Option<String>);
 
 struct Recorder {
@@ -94,10 +94,10 @@ impl Handler<SqliteStore> for Recorder {
     }
 }
 
-/// What a provider gives, in order; then tokens that are good for long.
+/// What the provider gives, in order; after these, tokens that last long.
 #[derive(Clone)]
 enum Give {
-    /// A token that is replaced after, and ends after, so many milliseconds.
+    /// A token that is replaced after the first, and ends after the second number of milliseconds.
     Token(u64, u64),
     No(TokenError),
 }
@@ -151,10 +151,10 @@ impl Run {
         config.backoff.spread = Duration::from_millis(20);
         config.backoff.first = Duration::from_millis(20);
         config.backoff.most = Duration::from_millis(100);
-        // However slow the machine is: who tests their ends sets them.
+        // Generous for slow machines: tests of these limits set them.
         config.limits.handover_timeout = Duration::from_secs(60);
         config.limits.live_grace = Duration::from_secs(60);
-        // What was not delivered stays missing for as long as a test waits: nothing asks for it again.
+        // A lost delivery stays missing for the whole test: nothing asks for it again.
         config.limits.heartbeat_after = Duration::from_secs(60);
         config.limits.silence_timeout = Duration::from_secs(60);
         config.limits.verify_every = Duration::from_secs(60);
@@ -210,15 +210,15 @@ impl Run {
     async fn stopped(&self) -> StopReason {
         let status = timeout(SECONDS, self.client.stopped())
             .await
-            .expect("the client goes on");
+            .expect("the client did not stop in time");
         match status.phase {
             Phase::Stopped { reason } => reason,
             other => panic!("{other:?}"),
         }
     }
 
-    /// Waits until everything is applied, ends, and checks that each event was, once and in order, and that no token
-    /// was shown. What phases there were since the client was live.
+    /// Waits until everything is applied, stops the client, and checks that each event was applied once and in order
+    /// and that no token was logged. Returns the phases since the client first became live.
     async fn end(self) -> (Status, Vec<Phase>) {
         let head = self.host.head();
         let done = |status: &Status| status.streams[&stream()].applied.seq.get() == head;
@@ -275,13 +275,13 @@ async fn tokens_are_replaced_while_events_flow_and_the_client_stays_live() {
     let (status, phases) = run.end().await;
     assert_eq!(phases, [Phase::Live]);
     assert_eq!((status.counters.reconnects, status.counters.token_failures), (0, 0));
-    // What came meanwhile was delivered, not missed and asked for.
+    // Everything was delivered; nothing was missed and paged.
     assert_eq!((status.counters.holes_paged, status.counters.pages), (0, 1));
     assert_eq!(served[..5], [1, 2, 3, 4, 5].map(token));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_connection_that_was_taken_over_from_is_dropped() {
+async fn the_replaced_connection_is_dropped() {
     let host = FakeHost::start(5).await;
     let run = Run::start(&host, &[Give::Token(300, 20_000)]).await;
     run.until("a refresh", |status| status.counters.refreshes == 1).await;
@@ -298,7 +298,7 @@ async fn the_connection_that_was_taken_over_from_is_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_dies_while_its_successor_takes_over_costs_nothing() {
+async fn a_connection_that_dies_during_the_handover_costs_nothing() {
     let host = FakeHost::start(50).await;
     host.cut_when_served(&token(2), &token(1));
     let run = Run::start(&host, &[Give::Token(300, 20_000)]).await;
@@ -310,12 +310,12 @@ async fn a_connection_that_dies_while_its_successor_takes_over_costs_nothing() {
     appending.abort();
     let served = host.seen().served;
     run.end().await;
-    // The attempt that was under way is used, and no third one is made.
+    // The pending attempt is used, and no third one is made.
     assert_eq!(served, [1, 2].map(token));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_cannot_change_over_in_time_pages_anew() {
+async fn a_stream_that_cannot_move_over_in_time_pages_again() {
     let host = FakeHost::start(5).await;
     let give = [Give::Token(300, 20_000), Give::Token(2_000, 20_000)];
     let run = Run::giving(&host, &give, |config| {
@@ -326,7 +326,7 @@ async fn a_stream_that_cannot_change_over_in_time_pages_anew() {
     host.never_subscribe(&token(2));
     run.until("a refresh", |status| status.counters.refreshes == 1).await;
     let appending = appending(&host);
-    // It pages meanwhile, and the third connection answers again.
+    // The stream pages meanwhile, and the third connection answers again.
     run.until("another", |status| status.counters.refreshes == 2).await;
     run.until_live().await;
     appending.abort();
@@ -357,14 +357,14 @@ async fn a_new_token_outlives_the_connection_that_failed_with_it() {
         status.token.as_ref().is_some_and(|token| token.failures > 1)
     })
     .await;
-    // The second token is tried again and again; nobody asks for a third.
+    // The client tries the second token again and again and asks for no third.
     assert_eq!(*run.asked.lock().unwrap(), 2);
     let (_, phases) = run.end().await;
     assert_eq!(phases, [Phase::Live]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_is_never_to_end_is_used() {
+async fn a_token_without_an_end_is_used() {
     let host = FakeHost::start(5).await;
     let provider = |_: WantedToken| std::future::ready(Ok(AccessToken::new(token(1), Duration::MAX)));
     let run = Run::with(&host, Credential::provider(provider), Arc::default()).await;
@@ -373,7 +373,7 @@ async fn a_token_that_is_never_to_end_is_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_is_granted_nothing_says_so_and_goes_on_once_it_is() {
+async fn a_client_without_grants_says_so_and_goes_on_once_it_has_one() {
     let host = FakeHost::start(5).await;
     let nothing = || Give::No(TokenError::refused(RefusalCode::Forbidden, "none of the streams"));
     let run = Run::giving(&host, &[nothing(), nothing()], |config| {
@@ -407,7 +407,7 @@ async fn a_refresh_that_is_refused_for_good_stops_the_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_ends_before_there_is_another_ends_the_connection() {
+async fn a_token_that_ends_before_a_new_one_arrives_ends_the_connection() {
     let host = FakeHost::start(5).await;
     let (asked, down) = (Arc::new(Mutex::new(0)), Arc::new(AtomicBool::new(true)));
     let (count, is_down) = (Arc::clone(&asked), Arc::clone(&down));
@@ -472,7 +472,7 @@ async fn a_connection_that_is_closed_without_a_reason_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn attempts_at_a_host_that_never_answers_leave_nothing_behind() {
+async fn attempts_that_are_never_answered_leave_nothing_behind() {
     let host = FakeHost::start(5).await;
     host.hang(true);
     let run = Run::configured(&host, Credential::Anonymous, Arc::default(), |config| {
@@ -480,7 +480,7 @@ async fn attempts_at_a_host_that_never_answers_leave_nothing_behind() {
     })
     .await;
     run.until("attempts", |_| host.seen().unanswered >= 10).await;
-    // A socket that is closed was let go of by the thread that waited at it.
+    // A closed socket shows that the thread waiting on it has let go.
     run.until("their ends", |_| host.seen().given_up >= 10).await;
     host.hang(false);
     run.until_live().await;
@@ -497,7 +497,7 @@ async fn a_runtime_with_one_thread_is_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_the_host_does_not_accept_is_replaced_until_one_is() {
+async fn a_token_that_is_not_accepted_is_replaced_until_one_is() {
     let host = FakeHost::start(5).await;
     host.do_not_accept(&token(1), 401);
     let run = Run::start(&host, &[]).await;
@@ -528,7 +528,7 @@ async fn a_fixed_token_that_has_ended_stops_the_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_is_revoked_under_a_connection_stops_the_client() {
+async fn a_session_revoked_during_a_connection_stops_the_client() {
     let host = FakeHost::start(5).await;
     host.refuse_reads(&token(1), Refusal::new(RefusalCode::TokenRevoked, "gone"));
     let run = Run::start(&host, &[]).await;
@@ -536,7 +536,7 @@ async fn a_session_that_is_revoked_under_a_connection_stops_the_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_the_module_accepts_no_more_is_replaced_at_once() {
+async fn a_token_that_the_module_no_longer_accepts_is_replaced_at_once() {
     let host = FakeHost::start(5).await;
     host.refuse_reads(&token(1), Refusal::new(RefusalCode::TokenExpired, "by my clock"));
     let run = Run::start(&host, &[]).await;
@@ -546,7 +546,7 @@ async fn a_token_that_the_module_accepts_no_more_is_replaced_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_is_cut_comes_back_with_the_token_that_is_held() {
+async fn a_client_reconnects_with_the_token_it_has_after_a_cut() {
     let host = FakeHost::start(5).await;
     let run = Run::start(&host, &[]).await;
     run.until_live().await;

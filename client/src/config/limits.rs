@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Reads, StaleAnswer};
 use crate::error::ConfigError;
 
-/// No time that is configured is longer: added to any instant, it is one that every clock knows.
+/// The longest time that may be configured. Added to any instant it stays within what a clock can represent.
 const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 fn check_longest<const N: usize>(times: [(&'static str, Duration); N]) -> Result<(), ConfigError> {
@@ -18,20 +18,21 @@ fn check_longest<const N: usize>(times: [(&'static str, Duration); N]) -> Result
     }
 }
 
-/// No party that is asked makes a client wait for longer.
+/// The longest wait that another party can impose on a client.
 const LONGEST_ASKED: Duration = Duration::from_secs(300);
 
-/// How long to wait between attempts: the first comes somewhere within `spread`, so that many clients that lose their
-/// connections at once do not come back at once. Then doubling from `first` to `most`, each somewhere in its upper half.
+/// How long to wait between attempts. The first wait is random within `spread`, so that clients that lose their
+/// connections together do not return together. Later waits double from `first` to `most`, each random within its upper
+/// half.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backoff {
-    /// Before the attempt that follows a connection that was lost, at most: 1 s.
+    /// The longest wait before the first attempt after a lost connection: 1 s.
     pub spread: Duration,
-    /// Before the one after that: 250 ms.
+    /// The wait before the next attempt: 250 ms.
     pub first: Duration,
-    /// Never longer: 4 s.
+    /// The longest wait: 4 s.
     pub most: Duration,
-    /// A connection that served this long makes the next failure the first again: 10 s.
+    /// After a connection has been stable for this long, the next failure counts as the first: 10 s.
     pub stable_after: Duration,
 }
 
@@ -47,14 +48,14 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The same, but no less than someone asked for, up to five minutes.
+    /// The same, but at least the wait that somebody asked for, up to five minutes.
     pub(crate) fn delay_of(&self, attempt: u32, asked: Option<Duration>, roll: f64) -> Duration {
-        // Those who were told the same wait should not come back at once either.
+        // Spread the wait: others were probably told the same one.
         let asked = asked.unwrap_or_default().min(LONGEST_ASKED);
         self.delay(attempt, roll).max(asked.mul_f64(1.0 + roll / 4.0))
     }
 
-    /// The wait after the `attempt`th failure in a row (1, 2, …); `roll` is random, from 0 up to 1.
+    /// The wait after the `attempt`th failure in a row (1, 2, …); `roll` is random, between 0 and 1.
     pub fn delay(&self, attempt: u32, roll: f64) -> Duration {
         if attempt <= 1 {
             return self.spread.mul_f64(roll.clamp(0.0, 1.0));
@@ -81,62 +82,62 @@ impl Backoff {
 /// Every bound in time and memory, with its default. No time may be longer than 365 days.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of frames that were received and are not applied yet, over all streams: 8 MiB. Past it nothing more is
-    /// read, and live streams go back to paging, which only brings what was asked for.
+    /// Bytes of frames received and not yet applied, over all streams: 8 MiB. Past this the client reads nothing more,
+    /// and live streams go back to paging, which only brings what was asked for.
     pub unapplied_bytes: usize,
-    /// Of these a stream may have so many when it goes live again after it lagged: 1 MiB.
+    /// How many of these bytes a stream may have when it goes live again after it lagged: 1 MiB.
     pub resume_bytes: usize,
-    /// Bytes of rows that subscriptions may bring before they are replaced by ones from later positions: 4 MiB. The SDK
-    /// keeps every row of a subscription, and queues what is not yet taken without a bound of its own, so a
-    /// subscription also ends so far ahead of the cursor: the host never sends more than was asked for. Replacing
-    /// brings the rows once more.
+    /// Bytes of rows that subscriptions may bring before newer subscriptions replace them: 4 MiB. The SDK keeps every
+    /// row of a subscription and queues rows without a bound of its own. So a subscription also ends this far ahead of
+    /// the cursor, and SpacetimeDB never sends more than was asked for. Replacing a subscription brings its rows once
+    /// more.
     pub subscribed_bytes: usize,
-    /// When a host is so far behind with sending that replacing takes effect too late, and so many bytes of rows have
-    /// come meanwhile, the connection is replaced, which frees them all at once: 24 MiB. The SDK keeps each row twice, as
-    /// it came and as it was read: twice this is most of what a client holds at its peak.
+    /// When SpacetimeDB is so slow to send that replacing subscriptions takes effect too late, and this many bytes of
+    /// rows have arrived meanwhile, the client replaces the connection, which frees all rows at once: 24 MiB. The SDK
+    /// keeps each row twice, as received and as decoded: twice this is most of a client's peak memory.
     pub reconnect_bytes: usize,
     /// Pages under way at the same time, over all streams: 4.
     pub pages_in_flight: usize,
-    /// A stream subscribes when it is so many events behind its head: 2,000 …
+    /// A stream subscribes when it is at most this many events behind its head: 2,000 …
     pub subscribe_within_events: u64,
-    /// … and about so many bytes: 1 MiB. Until then it pages.
+    /// … and about this many bytes: 1 MiB. Until then it pages.
     pub subscribe_within_bytes: u64,
     /// Events applied in one transaction: 4,000 …
     pub batch_events: usize,
     /// … or bytes of frames, whichever comes first, but at least one frame: 2 MiB.
     pub batch_bytes: usize,
-    /// How often a batch is tried that the handler asks to retry, or whose store is busy: 8. Then its stream stops.
+    /// How many times to try a batch that the handler wants retried or whose store is busy: 8. Then its stream stops.
     pub apply_attempts: u32,
     /// Requests to the authority under way at the same time, over all streams: 2.
     pub history_in_flight: usize,
     /// How long one of them may take: 30 s.
     pub history_timeout: Duration,
-    /// How often a stream starts over, and how often it lets a lane be that contradicts the authority, before it stops:
-    /// 3. Counted anew when it has been live for [`Backoff::stable_after`].
+    /// How many times a stream starts over, and how many times it tolerates that SpacetimeDB contradicts the authority,
+    /// before it stops: 3. The count restarts when the stream has been live for [`Backoff::stable_after`].
     pub recovery_attempts: u32,
-    /// From the first packet of a connection to the host's contract: 5 s.
+    /// From the first packet of a connection to the module's contract: 5 s.
     pub connect_timeout: Duration,
     /// How long a [`TokenProvider`](crate::TokenProvider) may take: 15 s.
     pub token_timeout: Duration,
-    /// How long asking a host why it closed a connection may take: 5 s.
+    /// How long asking SpacetimeDB why it closed a connection may take: 5 s.
     pub reason_timeout: Duration,
-    /// How long the connection that a new token's replaces may go on, until all its streams have changed over: 5 s.
+    /// How long the old connection may serve after a new one took over, until all streams have moved: 5 s.
     pub handover_timeout: Duration,
-    /// When nothing was heard for so long, the head of a live stream is asked for: 3 s.
+    /// When nothing was heard for this long, the client asks for the head of a live stream: 3 s.
     pub heartbeat_after: Duration,
-    /// When a call is under way and nothing is heard for so long, the connection is given up: 4 s.
+    /// When a call is pending and nothing is heard for this long, the client gives up the connection: 4 s.
     pub silence_timeout: Duration,
-    /// When a single call is not answered for so long, the connection is given up, whatever else is heard: 60 s.
+    /// When a single call is unanswered for this long, the client gives up the connection whatever else it hears: 60 s.
     pub answer_timeout: Duration,
-    /// Each live stream's head is asked for at least this often, so that a lost delivery heals: 30 s.
+    /// The client asks for each live stream's head at least this often, so that a lost delivery heals: 30 s.
     pub verify_every: Duration,
-    /// When the module refused a stream, it is asked for again after so long: 5 s. A grant may come later.
+    /// When to ask again for a stream that the module refused: after 5 s. A grant may come later.
     pub ask_again_after: Duration,
-    /// A stream counts as live until something known has been unapplied for so long: 1 s.
+    /// How long a stream may be behind and still count as live: 1 s.
     pub live_grace: Duration,
-    /// A moved checkpoint is acknowledged at most this often per stream: 5 s.
+    /// The shortest time between two acknowledgements of a stream: 5 s.
     pub ack_every: Duration,
-    /// Acknowledgements sent in one go, every quarter second: 8.
+    /// Most acknowledgements sent at once, every quarter second: 8.
     pub acks_at_once: usize,
     /// How long a stopping client waits for its last acknowledgements: 1 s.
     pub stop_timeout: Duration,
@@ -217,7 +218,7 @@ impl Limits {
     }
 }
 
-/// What the pure core needs to know of [`Limits`], and of how the connection reads.
+/// What the pure core needs of [`Limits`] and of the connection.
 #[derive(Debug, Clone)]
 pub struct StreamBounds {
     /// See [`Limits::unapplied_bytes`].
@@ -232,14 +233,14 @@ pub struct StreamBounds {
     pub apply_attempts: u32,
     /// See [`Limits::recovery_attempts`].
     pub recovery_attempts: u32,
-    /// Whether the authority can be asked.
+    /// Whether the client can ask the authority.
     pub history: bool,
     /// See [`ClientConfig::on_stale`](crate::ClientConfig::on_stale).
     pub on_stale: StaleAnswer,
     /// See [`ClientConfig::reads`](crate::ClientConfig::reads).
     pub reads: Reads,
-    /// This stream's part of [`Limits::subscribed_bytes`], and a large frame at least: however many streams there are,
-    /// a subscription is not renewed for every few events.
+    /// This stream's share of [`Limits::subscribed_bytes`], but at least one large frame: with very many streams,
+    /// subscriptions would otherwise be replaced every few events.
     pub window_bytes: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What the authority answers about history.
+//! The history interface of the bridge.
 
 use spacetime_sync_proto::{Seq, StaleCursor, StaleReason, page};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,7 +29,7 @@ impl FakeHost {
 }
 
 impl State {
-    /// What the authority answers.
+    /// The answer to a request for history.
     fn history(&self, path: &str) -> (u16, Vec<u8>) {
         let stream_id = stream();
         let Some(query) = path.strip_prefix(&format!("{STREAM}/events?after=")) else {
@@ -70,7 +70,7 @@ impl State {
             };
             return (410, serde_json::to_vec(&stale).unwrap());
         }
-        // Few at a time, so that it takes some.
+        // A few at a time, so that a replay takes several requests.
         let frames = (after + 1..=head.seq.get())
             .take(10)
             .map(|seq| self.log.frame(seq, seq));

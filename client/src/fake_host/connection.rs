@@ -1,4 +1,4 @@
-//! What the host answers over one connection, and the rows that it sends.
+//! What the fake host answers over one connection, and the rows it sends.
 
 use bytes::Bytes;
 use spacetime_sync_bindings::{EventPage, SessionPresence, StreamGrant, SyncContract, SyncEvent};
@@ -19,9 +19,9 @@ pub(super) struct Connection {
     host: FakeHost,
     token: String,
     subscriptions: Vec<Subscribed>,
-    /// What was sent of those who are there.
+    /// The presence rows sent so far.
     presence: Option<(QuerySetId, Vec<SessionPresence>)>,
-    /// The grant, while it is there.
+    /// The grant, until it is revoked.
     grant: Option<(QuerySetId, StreamGrant)>,
 }
 
@@ -33,7 +33,7 @@ struct Subscribed {
 }
 
 impl Subscribed {
-    /// The position up to which everything was sent.
+    /// Up to which seq everything was sent.
     fn sent_to(&self) -> u64 {
         self.sent.last().map_or(self.from, |row| row.last_seq)
     }
@@ -241,7 +241,7 @@ impl Connection {
         if self.host.state().ungranted.contains(&self.token)
             && let Some((id, grant)) = self.grant.take()
         {
-            // What is subscribed to brings nothing any more.
+            // Existing subscriptions deliver nothing more.
             self.subscriptions.iter_mut().for_each(|one| one.to = one.sent_to());
             query_sets.push(update(id, "stream_grant", BsatnRowList::default(), row_list(&[grant])));
         }

@@ -1,4 +1,4 @@
-//! The host's side of HTTP and WebSocket.
+//! Accepts HTTP requests and WebSockets.
 
 use futures_util::{SinkExt, StreamExt};
 use spacetimedb_sdk::__codegen::__lib::bsatn;
@@ -53,7 +53,7 @@ impl FakeHost {
             let length = body.len();
             let answer = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
             let _ = stream.write_all(answer.as_bytes()).await;
-            // What is left of the request is read, or closing would look like a failure.
+            // Read the rest of the request, or closing would look like a failure.
             let _ = stream.shutdown().await;
             while stream.read(&mut request).await.is_ok_and(|read| read > 0) {}
             return;

@@ -1,5 +1,5 @@
-//! What the module knows of how far a stream is applied, and when to tell it more. An acknowledgement that was lost or
-//! refused is said again: until the module has taken it, it is owed.
+//! How far the module knows a stream to be applied, and when to tell it more. A lost or refused acknowledgement is sent
+//! again until the module has taken it.
 
 use std::time::{Duration, Instant};
 
@@ -7,32 +7,33 @@ use spacetime_sync_proto::{RefusalCode, Seq};
 
 use super::event::{CallFailure, ConnectionId};
 
-/// The pause after a refusal doubles so often at most: an acknowledgement that is refused for good costs a call every
-/// eighty seconds, with the default of five for [`Limits::ack_every`](crate::Limits::ack_every).
+/// The pause after a refusal doubles this many times at most. With the default
+/// [`Limits::ack_every`](crate::Limits::ack_every) of five seconds, an acknowledgement that is always refused costs one
+/// call every eighty seconds.
 const PAUSE_DOUBLES: u32 = 4;
 
-/// One stream's.
+/// The acknowledgements of one stream.
 #[derive(Debug, Default)]
 pub(super) struct Acknowledgement {
     /// What the module has taken, as far as this client knows.
     taken: Option<Seq>,
-    /// What is being said, and on which connection.
+    /// What is being acknowledged, and on which connection.
     under_way: Option<(ConnectionId, Seq)>,
-    /// When something was said last.
+    /// When the last acknowledgement was sent.
     said_at: Option<Instant>,
-    /// How often in a row the module did not take it.
+    /// How many times in a row the module refused.
     refused: u32,
 }
 
 impl Acknowledgement {
-    /// Whether the module does not know yet that the stream is applied up to here.
+    /// Whether the module still has to learn that the stream is applied up to `applied`.
     pub(super) fn is_owed(&self, applied: Seq) -> bool {
         let known = self.under_way.map(|(_, seq)| seq).or(self.taken);
         applied > known.unwrap_or(Seq::ZERO)
     }
 
-    /// Whether it is time to say so. `every` is the shortest time between two of them, `lost_after` how long an answer is
-    /// waited for.
+    /// Whether to send an acknowledgement now. `every` is the shortest time between two; after `lost_after` without an
+    /// answer, one counts as lost.
     pub(super) fn is_due(&self, applied: Seq, now: Instant, every: Duration, lost_after: Duration) -> bool {
         let pause = every * 2_u32.pow(self.refused.min(PAUSE_DOUBLES));
         let rested = self.said_at.is_none_or(|at| now.saturating_duration_since(at) >= pause);
@@ -49,21 +50,21 @@ impl Acknowledgement {
         self.under_way.is_some()
     }
 
-    /// It is being said.
+    /// An acknowledgement is sent.
     pub(super) fn said(&mut self, on: ConnectionId, seq: Seq, now: Instant) {
         (self.under_way, self.said_at) = (Some((on, seq)), Some(now));
     }
 
     /// The module has answered.
     pub(super) fn answered(&mut self, on: ConnectionId, seq: Seq, answer: &Result<(), CallFailure>) {
-        // An answer to something that was said before the stream started over, or twice.
+        // The answer to a second copy, or to an acknowledgement sent before the stream started over.
         if self.under_way != Some((on, seq)) {
             return;
         }
         self.under_way = None;
         let taken = match answer {
             Ok(()) => true,
-            // It has taken a later one, perhaps of another client of the same session.
+            // The module already has a later one, perhaps from another client of the same session.
             Err(CallFailure::Refused(refusal)) => refusal.code == RefusalCode::CheckpointBehind,
             Err(CallFailure::Failed(_)) => false,
         };
@@ -74,14 +75,14 @@ impl Acknowledgement {
         }
     }
 
-    /// A connection is gone: whether the module took what was said on it, nobody knows.
+    /// A connection is gone: nobody knows whether the module took what was sent on it.
     pub(super) fn lost(&mut self, with: ConnectionId) {
         if self.under_way.is_some_and(|(on, _)| on == with) {
             (self.under_way, self.said_at) = (None, None);
         }
     }
 
-    /// The module is told again: it may be another or have forgotten, or the stream has started over.
+    /// Has the module told again: it may have been replaced or have lost its state, or the stream has started over.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
     }
@@ -133,9 +134,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_applied_is_said_once_and_not_too_often() {
+    fn a_checkpoint_is_acknowledged_once_and_not_too_often() {
         let mut case = Case::new();
-        assert!(!case.is_due(0, 0), "before the first event there is nothing to say");
+        assert!(
+            !case.is_due(0, 0),
+            "there is nothing to acknowledge before the first event"
+        );
         case.say(3, 0);
         assert!(!case.is_due(3, 5));
         assert!(!case.is_due(4, 4));
@@ -145,17 +149,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lost_with_its_connection_is_said_again() {
+    fn an_acknowledgement_lost_with_its_connection_is_sent_again() {
         let mut case = Case::new();
         case.say(3, 0);
         case.acks.lost(ConnectionId(2));
-        assert!(!case.is_due(3, 30), "another connection's end loses nothing");
+        assert!(!case.is_due(3, 30), "the end of another connection loses nothing");
         case.acks.lost(FIRST);
         assert!(case.is_due(3, 1));
     }
 
     #[test]
-    fn what_is_not_answered_is_said_again_after_a_while() {
+    fn an_unanswered_acknowledgement_is_sent_again_after_a_while() {
         let mut case = Case::new();
         case.say(3, 0);
         assert!(!case.is_due(3, 59));
@@ -163,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_is_said_again_after_a_pause_that_grows_up_to_a_bound() {
+    fn a_refused_acknowledgement_is_sent_again_after_a_growing_bounded_pause() {
         let mut case = Case::new();
         let mut at = 0;
         let mut pauses = Vec::new();
@@ -179,11 +183,11 @@ mod tests {
         case.say(3, at);
         case.acks.answered(FIRST, seq(3), &Ok(()));
         assert!(!case.is_due(3, at + 1_000));
-        assert!(case.is_due(4, at + 5), "what was taken ends the pauses");
+        assert!(case.is_due(4, at + 5), "an accepted acknowledgement ends the pauses");
     }
 
     #[test]
-    fn a_module_that_knows_of_more_is_not_asked_again() {
+    fn a_module_that_has_a_later_checkpoint_is_not_told_again() {
         let mut case = Case::new();
         case.say(3, 0);
         case.acks
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_forgotten_is_said_again_and_no_late_answer_counts_for_it() {
+    fn after_forgetting_the_module_is_told_again_and_a_late_answer_does_not_count() {
         let mut case = Case::new();
         case.say(3, 0);
         case.acks.answered(FIRST, seq(3), &Ok(()));

@@ -1,4 +1,4 @@
-//! How many bytes of rows the SDK holds for the subscriptions: those that deliver, and those that are being ended.
+//! How many bytes of rows the SDK holds: for subscriptions that deliver, and for those that are ending.
 
 use super::counted::less;
 
@@ -20,7 +20,7 @@ impl Cache {
         self.subscribed + self.leaving
     }
 
-    /// A row has come.
+    /// A row has arrived.
     pub(super) fn take(&mut self, bytes: usize, leaving: bool) {
         if leaving {
             self.leaving += bytes;
@@ -29,13 +29,13 @@ impl Cache {
         }
     }
 
-    /// A subscription with so many bytes was given up.
+    /// The session gave up a subscription that holds `bytes`.
     pub(super) fn leave(&mut self, bytes: usize) {
         less(&mut self.subscribed, bytes);
         self.leaving += bytes;
     }
 
-    /// A subscription with so many bytes has ended.
+    /// A subscription that holds `bytes` has ended.
     pub(super) fn drop_rows(&mut self, bytes: usize, leaving: bool) {
         less(
             if leaving {

@@ -1,4 +1,4 @@
-//! What a session wants done. Whoever carries it out decides nothing.
+//! What a session orders. Whoever carries it out decides nothing.
 
 use spacetime_sync_proto::{Position, Seq};
 
@@ -7,50 +7,50 @@ use super::stream::{Batch, Beginning, SubscriptionId};
 use super::token::Issued;
 use crate::presence::Presence;
 
-/// What is to be done.
+/// An order of the session.
 #[derive(Debug)]
 pub enum Command {
     /// Attempt a connection; answered by [`Event::Dialed`](super::Event::Dialed).
     Dial {
-        /// What it is called from now on.
+        /// The id of the new connection.
         connection: ConnectionId,
-        /// The token to use; without one, ask the provider for one if there is a provider.
+        /// The token to use. Without one, ask the provider, if there is one.
         token: Option<Issued>,
     },
-    /// Give an attempt or a connection up. Nothing is heard of it any more, or is ignored.
+    /// Give up an attempt or a connection. The session ignores anything that still comes from it.
     Close {
-        /// Which one.
+        /// The connection or attempt.
         connection: ConnectionId,
     },
     /// Ask the module for the frames after a position; answered by [`Inbound::Page`](super::Inbound::Page).
     Read {
-        /// On this connection.
+        /// The connection to ask on.
         connection: ConnectionId,
-        /// What the read is called.
+        /// The id of the read.
         read: ReadId,
         /// The stream.
         stream: usize,
         /// The position.
         after: Seq,
     },
-    /// Subscribe to the frames that end after one position and begin no later than another.
+    /// Subscribe to the frames that end after `after` and begin no later than `to`.
     Subscribe {
-        /// On this connection.
+        /// The connection to subscribe on.
         connection: ConnectionId,
         /// The stream.
         stream: usize,
-        /// What the subscription is called.
+        /// The id of the subscription.
         id: SubscriptionId,
         /// The stream's key in the module.
         key: u64,
-        /// The one position.
+        /// The frames end after this position.
         after: Seq,
-        /// The other.
+        /// They begin no later than this one.
         to: Seq,
     },
-    /// Give a subscription up; answered by [`Inbound::Unsubscribed`](super::Inbound::Unsubscribed).
+    /// Give up a subscription; answered by [`Inbound::Unsubscribed`](super::Inbound::Unsubscribed).
     Unsubscribe {
-        /// On this connection.
+        /// The connection that it is on.
         connection: ConnectionId,
         /// The stream.
         stream: usize,
@@ -59,65 +59,65 @@ pub enum Command {
     },
     /// Tell the module how far a stream is applied; answered by [`Inbound::Acked`](super::Inbound::Acked).
     Acknowledge {
-        /// On this connection.
+        /// The connection to tell it on.
         connection: ConnectionId,
         /// The stream.
         stream: usize,
-        /// How far.
+        /// The checkpoint.
         position: Position,
     },
-    /// Tell the module how this session is there; answered by [`Inbound::PresenceSaid`](super::Inbound::PresenceSaid).
+    /// Tell the module this session's presence; answered by [`Inbound::PresenceSaid`](super::Inbound::PresenceSaid).
     SayPresence {
-        /// On this connection.
+        /// The connection to tell it on.
         connection: ConnectionId,
         /// The session.
         session_id: String,
-        /// How it is there.
+        /// Its presence.
         presence: Presence,
     },
-    /// Ask to be told who is there.
+    /// Subscribe to the presence of others.
     WatchPresence {
-        /// On this connection.
+        /// The connection to subscribe on.
         connection: ConnectionId,
     },
-    /// Show the application who is there.
+    /// Show the application the presence of others.
     ShowPresences {
-        /// As this connection says.
+        /// The connection whose rows to show.
         connection: ConnectionId,
     },
     /// Ask the authority; answered by [`Event::Answered`](super::Event::Answered).
     Ask {
-        /// What the question is called.
+        /// The id of the question.
         question: QuestionId,
         /// The stream.
         stream: usize,
         /// The token to ask with.
         token: Option<String>,
-        /// What is asked.
+        /// The question.
         about: Question,
     },
-    /// Give a question up.
+    /// Withdraw a question.
     Withdraw {
-        /// Which one.
+        /// The question.
         question: QuestionId,
     },
-    /// Hand work to the thread that applies; answered by [`Event::Applied`](super::Event::Applied).
+    /// Hand work to the apply thread; answered by [`Event::Applied`](super::Event::Applied).
     Apply {
         /// The stream.
         stream: usize,
         /// The work.
         work: Work,
     },
-    /// Let the thread that applies finish the batch that it is at, and end; answered by
+    /// Have the apply thread finish its current batch and end; answered by
     /// [`Event::ApplierEnded`](super::Event::ApplierEnded).
     StopApplier,
 }
 
-/// What is to be applied.
+/// Work for the apply thread.
 #[derive(Debug)]
 pub enum Work {
     /// A batch.
     Batch(Batch),
-    /// The stream starts over.
+    /// Start the stream over.
     StartOver(Box<Beginning>),
 }

@@ -1,4 +1,5 @@
-//! Where the connection stands: when to attempt one, what an attempt that is over means, what goes with one that ends.
+//! The state of the connection: when to attempt one, what the result of an attempt means, and what ends with a
+//! connection.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ pub(super) enum Connection {
     Waiting { until: Instant },
     /// An attempt is under way.
     Dialing(ConnectionId),
-    /// One serves: its contract is ours.
+    /// A connection serves: its contract equals ours.
     Up(Box<Up>),
 }
 
@@ -26,24 +27,24 @@ pub(super) struct Up {
     pub(super) heard_at: Instant,
     /// Since when the client is live or idle.
     pub(super) stable_since: Option<Instant>,
-    /// How long its token is good for, if it came from a provider.
+    /// How long its token lasts, if a provider issued it.
     pub(super) tenure: Option<Tenure>,
     /// The attempt at the connection that is to take over.
     pub(super) next: Option<ConnectionId>,
-    /// The connection that this one took over from, while streams still hang on it.
+    /// The connection that this one replaced, while streams still use it.
     pub(super) old: Option<Old>,
-    /// Whether it was asked who is there.
+    /// Whether this connection has subscribed to presence.
     pub(super) watches_presence: bool,
-    /// How many calls that say how this session is there are not answered.
+    /// How many presence calls are unanswered.
     pub(super) presence_calls: usize,
 }
 
 #[derive(Debug)]
 pub(super) struct Old {
     pub(super) id: ConnectionId,
-    /// When it is given up, whatever still hangs on it.
+    /// When to give it up even if streams still use it.
     pub(super) until: Instant,
-    /// How many streams still take something from it.
+    /// How many streams still use it.
     pub(super) users: usize,
 }
 
@@ -71,7 +72,7 @@ impl Session {
         }
     }
 
-    /// The connection that is handed over.
+    /// The replaced connection, during a hand-over.
     pub(super) fn handed_over(&self) -> Option<ConnectionId> {
         match &self.connection {
             Connection::Up(up) => up.old.as_ref().map(|old| old.id),
@@ -79,7 +80,7 @@ impl Session {
         }
     }
 
-    /// Attempts a connection, if it is time to.
+    /// Attempts a connection, if one is due.
     pub(super) fn connect_if_due(&mut self) {
         match self.connection {
             Connection::Waiting { until } if until <= self.now => {
@@ -91,7 +92,7 @@ impl Session {
         }
     }
 
-    /// Begins an attempt, with a token that is held or a new one.
+    /// Begins an attempt with the given token, or with a new one from the provider.
     pub(super) fn dial(&mut self, token: Option<Issued>) -> ConnectionId {
         let connection = ConnectionId(self.next_id());
         self.commands.push(Command::Dial { connection, token });
@@ -104,7 +105,7 @@ impl Session {
         self.phase = Phase::Connecting { attempt: self.attempt };
     }
 
-    /// An attempt is over.
+    /// An attempt has ended.
     pub(super) fn dialed(
         &mut self,
         id: ConnectionId,
@@ -131,14 +132,14 @@ impl Session {
                 }
             }
             Connection::Waiting { .. } | Connection::Dialing(_) | Connection::Up(_) => {
-                // An attempt that was given up. If it came to something, nobody needs it.
+                // The session gave this attempt up. If it succeeded, nobody needs the connection.
                 self.commands.push(Command::Close { connection: id });
                 Ok(())
             }
         }
     }
 
-    /// An attempt to replace the connection, before its token ends, has failed.
+    /// The attempt to replace the connection before its token ends has failed.
     fn not_replaced(&mut self, failure: DialFailure) -> Result<(), StopReason> {
         let Later { reason, wait, .. } = self.after_failure(failure)?;
         let Connection::Up(up) = &mut self.connection else {
@@ -148,14 +149,14 @@ impl Session {
         if let Some(tenure) = &mut up.tenure {
             let failures = tenure.count_failure();
             let retry_in = self.settings.backoff.delay_of(failures, wait, self.dice.random());
-            tracing::info!(%reason, failures, ?retry_in, "the token is not replaced yet");
+            tracing::info!(%reason, failures, ?retry_in, "replacing the token failed, trying again");
             tenure.try_again_at(self.now + retry_in);
         }
         self.token_unshown = true;
         Ok(())
     }
 
-    /// What an attempt that failed means for the next.
+    /// Decides what a failed attempt means for the next one.
     fn after_failure(&mut self, failure: DialFailure) -> Result<Later, StopReason> {
         match failure {
             DialFailure::NoToken(_) | DialFailure::Unauthorized | DialFailure::Refused(_) => {
@@ -180,7 +181,7 @@ impl Session {
         issued.map(|issued| Tenure::new(issued, self.dice.random()))
     }
 
-    /// There is a connection, and its contract is ours: the streams may go.
+    /// A connection exists and its contract equals ours: the streams may go on.
     fn serve(&mut self, id: ConnectionId, brought: Vec<Inbound>) -> Result<(), StopReason> {
         let tenure = self.tenure(self.held.clone());
         self.connection = Connection::Up(Box::new(Up::new(id, tenure, self.now)));
@@ -188,7 +189,7 @@ impl Session {
         self.served += 1;
         self.counters.reconnects = self.served - 1;
         for at in 0..self.followers.len() {
-            // The module may have been restored, or published anew, and have forgotten.
+            // The module may have been restored or published again, and have lost the checkpoints.
             self.followers[at].acknowledgement.forget();
             self.feed(at, Input::Connected);
         }
@@ -198,7 +199,7 @@ impl Session {
         Ok(())
     }
 
-    /// The second connection serves.
+    /// The second connection serves and takes over.
     fn take_over(&mut self, id: ConnectionId, token: Option<Issued>, brought: Vec<Inbound>) -> Result<(), StopReason> {
         let tenure = self.tenure(token);
         let now = self.now;
@@ -207,7 +208,7 @@ impl Session {
         };
         debug_assert!(
             up.old.is_none(),
-            "a second connection is only made when the one before is gone"
+            "a hand-over begins only after the previous one has ended"
         );
         let old = Old {
             id: up.id,
@@ -236,12 +237,12 @@ impl Session {
         if self.serving() == Some(id) {
             self.back_off(reason, None);
         } else if self.handed_over() == Some(id) {
-            tracing::debug!(%reason, "the connection that was taken over from is gone");
+            tracing::debug!(%reason, "the replaced connection has ended");
             self.old_is_gone();
         }
     }
 
-    /// The connection has ended, or the attempt at one has failed. `wait` is the shortest wait that somebody asked for.
+    /// The connection has ended, or an attempt has failed. `wait` is the shortest wait that anybody asked for.
     pub(super) fn back_off(&mut self, reason: Disconnect, wait: Option<Duration>) {
         let attempt = self.attempt.max(1);
         let retry_in = self.settings.backoff.delay_of(attempt, wait, self.dice.random());
@@ -251,11 +252,11 @@ impl Session {
         };
         self.hang_up(self.now + retry_in);
         if let Some(attempted) = next {
-            tracing::info!(%reason, "no connection, the next one is on its way");
+            tracing::info!(%reason, "disconnected, the next connection is already being made");
             self.dialing(attempted);
             return;
         }
-        tracing::info!(%reason, attempt, ?retry_in, "no connection");
+        tracing::info!(%reason, attempt, ?retry_in, "disconnected");
         self.phase = Phase::Backoff {
             attempt,
             retry_in,
@@ -263,7 +264,7 @@ impl Session {
         };
     }
 
-    /// Ends the connection, if there is one; the next attempt comes at the given time.
+    /// Ends the connection, if there is one. The next attempt is due at `until`.
     pub(super) fn hang_up(&mut self, until: Instant) {
         let ended = std::mem::replace(&mut self.connection, Connection::Waiting { until });
         self.token_unshown = true;
@@ -281,27 +282,27 @@ impl Session {
         }
     }
 
-    /// A host that is behind with sending learns late of what is asked of it: until then every row it has sent stays in
-    /// the SDK's cache. A new connection pages what the old one had under way.
+    /// A SpacetimeDB that is slow to send also learns late of what the client asked, and until then the SDK caches
+    /// every row it has sent. A new connection pages what was still outstanding on the old one.
     pub(super) fn reconnect_if_overfull(&mut self) {
         if self.cache.all() > self.settings.limits.reconnect_bytes {
-            tracing::info!(bytes = self.cache.all(), "too much is under way, connecting anew");
+            tracing::info!(bytes = self.cache.all(), "the SDK caches too many bytes, reconnecting");
             self.counters.connections_overfull += 1;
-            // Nothing failed: the next attempt is a first one.
+            // Nothing failed: the next attempt counts as the first.
             self.attempt = 0;
             self.hang_up(self.now);
         }
     }
 
-    /// Asks for a new token and a new connection when it is time, and gives up the present one when its token has ended
-    /// before there was another.
+    /// Asks for a new token and a new connection when they are due. Gives up the connection when its token has ended
+    /// first.
     pub(super) fn refresh(&mut self) {
         let held = self.fresh_token();
         let Connection::Up(up) = &mut self.connection else {
             return;
         };
         let Some(tenure) = &up.tenure else { return };
-        // A newer one, that an attempt before got and could not connect with.
+        // Only a newer token counts: an earlier attempt got it and then failed to connect.
         let held = held.filter(|held| held.asked_at > tenure.asked_at());
         if tenure.has_ended(self.now) {
             let wait = tenure.refresh_at().saturating_duration_since(self.now);
@@ -314,7 +315,7 @@ impl Session {
         }
     }
 
-    /// The module acts as if the token had ended or allowed less, although this client's clock says that it is good.
+    /// The module acts as if the token had ended or granted less, although by this client's clock it is still valid.
     pub(super) fn doubt_token_if(&mut self, doubted: bool) {
         let Connection::Up(up) = &mut self.connection else {
             return;
@@ -326,7 +327,7 @@ impl Session {
         }
     }
 
-    /// Whether the token of this connection names a stream.
+    /// Whether the token of this connection grants a stream.
     pub(super) fn is_granted(&self, at: usize) -> bool {
         let Connection::Up(up) = &self.connection else {
             return false;

@@ -1,8 +1,8 @@
-//! Counters that never go below nothing.
+//! Counters that never go below zero.
 
-/// Counts less. What was not counted before cannot be taken away: that would be a defect, which a debug build and the
-/// simulation stop at, and which a release build keeps from growing into a number that is far too large.
+/// Subtracts `by`. Subtracting more than was counted is a defect: debug builds and the simulation stop at it, and a
+/// release build stops at zero instead of wrapping round to a huge number.
 pub(super) fn less(counter: &mut usize, by: usize) {
-    debug_assert!(*counter >= by, "{by} was not counted, only {counter}");
+    debug_assert!(*counter >= by, "cannot subtract {by} from {counter}");
     *counter = counter.saturating_sub(by);
 }

@@ -1,5 +1,5 @@
 //! How a session ends: the applier finishes its batch, the session acknowledges it and says that it leaves, and the
-//! connection is closed. Nothing new begins meanwhile.
+//! connection closes. Nothing new begins meanwhile.
 
 use std::time::Instant;
 
@@ -12,11 +12,11 @@ use super::{Command, Session};
 #[derive(Debug)]
 pub(super) enum Life {
     Running,
-    /// The thread that applies finishes its batch, however long that takes: what it saves is then known.
+    /// The apply thread finishes its batch, however long that takes: only then is it known what was saved.
     Draining {
         reason: StopReason,
     },
-    /// The module is told how far the streams got, and that the session leaves.
+    /// The session tells the module how far the streams got, and that it leaves.
     Leaving {
         reason: StopReason,
         until: Instant,
@@ -25,7 +25,7 @@ pub(super) enum Life {
 }
 
 impl Session {
-    /// Nothing new is begun from here on.
+    /// Begins to stop. From here on nothing new begins.
     pub(super) fn begin_to_stop(&mut self, reason: StopReason) {
         self.life = Life::Draining { reason };
         self.old_is_gone();
@@ -53,7 +53,7 @@ impl Session {
     pub(super) fn wind_down(&mut self, event: Event) {
         match event {
             Event::Applied(outcome) => {
-                // That the store failed is either the reason already, or comes too late to be one.
+                // A store failure is either already the reason for stopping or comes too late to become it.
                 let _ = self.applied(outcome);
             }
             Event::ApplierEnded => {
@@ -71,7 +71,7 @@ impl Session {
                 self.commands.push(Command::Close { connection });
                 self.end_if_all_is_said();
             }
-            // An attempt that was given up too late.
+            // The attempt succeeded before the session could give it up.
             Event::Dialed { connection, .. } => self.commands.push(Command::Close { connection }),
             Event::Woken => {
                 if let Life::Leaving { until, .. } = self.life
@@ -88,7 +88,7 @@ impl Session {
         }
     }
 
-    /// What still counts of a message.
+    /// Handles the part of a message that still counts.
     fn last_words(&mut self, from: ConnectionId, inbound: Inbound) {
         match inbound {
             Inbound::Acked { stream, seq, answer } => self.acked(from, stream, seq, &answer),
@@ -107,7 +107,7 @@ impl Session {
         }
     }
 
-    /// Everything is saved that will be: the module is told.
+    /// Nothing more will be saved: the session tells the module how far it got.
     fn leave(&mut self) {
         let Life::Draining { reason } = &self.life else {
             return;

@@ -1,4 +1,4 @@
-//! What a session hears: of its connections, of the authority, of the thread that applies, of the application.
+//! What a session is told about its connections, the authority, the apply thread and the application.
 
 use std::time::Duration;
 
@@ -13,84 +13,84 @@ use crate::credential::TokenError;
 use crate::error::StoreError;
 use crate::presence::Presence;
 
-/// Which connection, from the attempt to make it on. A session never uses one twice, and ignores whatever comes from one
+/// Names a connection, from the attempt to make it on. A session never reuses an id, and ignores events of a connection
 /// that it has given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
 
-/// Which read. A session never uses one twice.
+/// Names a read. A session never reuses an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadId(pub u64);
 
-/// Which question to the authority. A session never uses one twice.
+/// Names a question to the authority. A session never reuses an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct QuestionId(pub u64);
 
-/// What a session hears.
+/// Something that the session reacts to.
 #[derive(Debug)]
 pub enum Event {
-    /// Time has passed: at [`Session::due`](super::Session::due) this must come, and may come at any other time.
+    /// Time has passed. This event must come at [`Session::due`](super::Session::due) and may come at any other time.
     Woken,
-    /// An attempt to connect is over.
+    /// An attempt to connect has ended.
     Dialed {
         /// The connection that was attempted.
         connection: ConnectionId,
-        /// The token that it was made with, if a provider gave one: the next attempt may use it again.
+        /// The token it used, if a provider issued it: the next attempt may use it again.
         token: Option<Issued>,
-        /// What the first messages brought beside the contract, which is ours.
+        /// What the first messages brought beside the contract, which equals ours.
         result: Result<Vec<Inbound>, DialFailure>,
     },
-    /// A message came.
+    /// A message has arrived.
     Message {
-        /// On this connection.
+        /// The connection it arrived on.
         connection: ConnectionId,
-        /// What it brought, frames first and in order. Nothing, if the SDK woke for what goes out.
+        /// What it brought, frames first and in order. Empty if the SDK woke only to send.
         inbound: Vec<Inbound>,
     },
     /// A connection has ended.
     Closed {
-        /// This one.
+        /// The connection.
         connection: ConnectionId,
         /// Why.
         reason: Disconnect,
     },
-    /// The authority has answered, or nobody has.
+    /// A question to the authority has an answer, or has failed.
     Answered {
-        /// Which question.
+        /// The question.
         question: QuestionId,
         /// The stream that it was about.
         stream: usize,
-        /// What was answered.
+        /// The answer.
         answer: Answer,
     },
-    /// The thread that applies is done with some work.
+    /// The apply thread has finished a piece of work.
     Applied(Outcome),
-    /// The thread that applies has ended.
+    /// The apply thread has ended.
     ApplierEnded,
-    /// What the application says of this session's presence, and whether it wants to know who else is there.
+    /// What the application says of this session's presence, and whether it watches the presence of others.
     Presence {
-        /// How the session is there; nothing, if nothing is to be said.
+        /// This session's presence, or `None` to say nothing.
         said: Option<Presence>,
-        /// Whether others are to be watched.
+        /// Whether to watch the presence of others.
         watch: bool,
     },
     /// The application wants the client to stop, or has dropped it.
     Stop,
 }
 
-/// What a message of a connection brought.
+/// One part of what a message brought.
 #[derive(Debug)]
 pub enum Inbound {
-    /// The module says what it speaks.
+    /// The module's contract.
     Contract(Contract),
-    /// The module knows no contract, or no grants.
+    /// The database has no `sync_contract` or no `stream_grant` table.
     NoModule {
-        /// The host's words.
+        /// What SpacetimeDB said.
         detail: String,
     },
-    /// One more stream may be read. Only the module knows which.
+    /// The session may read one more stream. Only the module knows which.
     GrantCame,
-    /// The stream with this key may be read no longer.
+    /// The session may no longer read the stream with this key.
     GrantLost {
         /// The key.
         stream_key: u64,
@@ -102,34 +102,34 @@ pub enum Inbound {
         /// The row.
         frame: FrameRow,
     },
-    /// A row of a subscription is gone: the host has deleted it, or the subscription has ended.
+    /// A row of a subscription is gone: the module deleted it, or the subscription has ended.
     Gone {
         /// The key of its stream.
         stream_key: u64,
-        /// Position of its last event.
+        /// The seq of its last event.
         last_seq: Seq,
     },
-    /// The rows that a subscription began with have all been seen.
+    /// All rows that a subscription begins with have arrived.
     Subscribed {
         /// The stream.
         stream: usize,
         /// The subscription.
         id: SubscriptionId,
     },
-    /// A subscription that was given up has ended, and its rows are dropped.
+    /// A subscription that was given up has ended, and the SDK has dropped its rows.
     Unsubscribed {
         /// The stream.
         stream: usize,
         /// The subscription.
         id: SubscriptionId,
     },
-    /// The host ended a subscription, or never began it.
+    /// SpacetimeDB ended a subscription, or never began it.
     SubscriptionFailed {
         /// The stream.
         stream: usize,
         /// The subscription.
         id: SubscriptionId,
-        /// The host's words.
+        /// What SpacetimeDB said.
         detail: String,
     },
     /// The answer to a read.
@@ -145,97 +145,97 @@ pub enum Inbound {
     Acked {
         /// The stream.
         stream: usize,
-        /// Up to where it was acknowledged.
+        /// The seq that was acknowledged.
         seq: Seq,
         /// Whether the module took it.
         answer: Result<(), CallFailure>,
     },
-    /// The answer to what was said of this session's presence.
+    /// The answer to a presence call.
     PresenceSaid {
         /// Whether the module took it.
         answer: Result<(), CallFailure>,
     },
-    /// Who is there has changed, or is known for the first time.
+    /// The presence of others has changed, or has arrived for the first time.
     PresenceChanged,
 }
 
-/// Why there is no connection.
+/// Why an attempt to connect failed.
 #[derive(Debug, PartialEq)]
 pub enum DialFailure {
-    /// Only a person can mend it.
+    /// Only a person can mend the cause.
     Stop(StopReason),
-    /// There is no token.
+    /// The provider gave no token.
     NoToken(TokenError),
-    /// The host does not accept the token.
+    /// SpacetimeDB does not accept the token.
     Unauthorized,
     /// The module does not let the client in.
     Refused(Refusal),
-    /// It may work later.
+    /// A later attempt may succeed.
     Later(Disconnect),
 }
 
-/// Why a call was not answered as hoped.
+/// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallFailure {
-    /// The module said no.
+    /// The module refused it.
     Refused(Refusal),
-    /// What the module or the host said in place of an answer.
+    /// What the module or SpacetimeDB said in place of an answer.
     Failed(String),
 }
 
-/// What is asked of the authority.
+/// A question to the authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question {
-    /// What follows a position.
+    /// The events after a position.
     Events(Position),
-    /// The document that stands for the events that are gone.
+    /// The document that stands for the purged events.
     Document,
 }
 
-/// What the authority answers.
+/// An answer of the authority.
 #[derive(Debug, PartialEq)]
 pub enum Answer {
-    /// What follows the position.
+    /// The events after the position.
     Page(Page),
-    /// The position leads nowhere.
+    /// The authority does not continue from this position.
     Stale(Box<StaleCursor>),
     /// The document, if there is one.
     Document(Option<Box<Snapshot>>),
-    /// The token is not accepted.
+    /// The bridge does not accept the token.
     Unauthorized(Refusal),
-    /// The answer is no.
+    /// The bridge refuses to answer.
     Refused(Refusal),
-    /// There is no answer.
+    /// No answer came.
     Failed {
-        /// What went wrong, for a person.
+        /// What went wrong, in words for a person.
         message: String,
-        /// How long to wait at least.
+        /// The shortest wait before the next attempt.
         retry_after: Option<Duration>,
     },
 }
 
-/// What became of work for one stream.
+/// The result of work for one stream.
 #[derive(Debug, PartialEq)]
 pub struct Outcome {
     /// The stream.
     pub stream: usize,
-    /// How many bytes of frames are done with.
+    /// How many bytes of frames it no longer holds.
     pub released: usize,
-    /// What became of it.
+    /// The result.
     pub result: Applied,
 }
 
-/// What became of a batch, or of starting over.
+/// The result of applying a batch, or of starting over.
 #[derive(Debug, PartialEq)]
 pub enum Applied {
-    /// It is saved, up to here.
+    /// Saved, up to this position.
     To(Position),
-    /// Store and handler have started over from here.
+    /// Store and handler have started over from this position.
     StartedOver(Position),
-    /// It followed work that failed, and was thrown away.
+    /// Thrown away, because earlier work failed.
     Dropped,
-    /// Nothing of it is saved.
+    /// Failed; nothing of it is saved.
     Failed(ApplyFailure),
-    /// Nothing of it is saved, and the store is of no use any more.
+    /// Failed; nothing of it is saved, and the store is no longer usable.
     StoreFailed(StoreError),
 }

@@ -1,4 +1,4 @@
-//! One stream as the session keeps it: the core's state, and what belongs to the stream outside of the core.
+//! One stream as the session keeps it: the core, and what belongs to the stream but not to the core.
 
 use std::time::{Duration, Instant};
 
@@ -14,46 +14,46 @@ use super::tally::Share;
 pub(super) struct Follower {
     pub(super) id: StreamId,
     pub(super) stream: Stream,
-    /// What the module calls the stream, once it has said so.
+    /// The module's key of the stream, once known.
     pub(super) key: Option<u64>,
     pub(super) subscriptions: Vec<Subscription>,
     /// When to ask again after a refusal or a failure.
     pub(super) ask_at: Option<Instant>,
-    /// The page that is under way, and on which connection.
+    /// The read under way, and its connection.
     pub(super) reading: Option<(ReadId, ConnectionId)>,
-    /// What the authority was asked, while it has not answered.
+    /// The question to the authority that is still unanswered.
     pub(super) question: Option<QuestionId>,
-    /// How long it asked to be left alone.
+    /// How long the authority asked to be left alone.
     pub(super) wait_for_authority: Option<Duration>,
-    /// When the oldest call was made that is not answered.
+    /// When the oldest unanswered call was made.
     pub(super) asked_at: Option<Instant>,
     pub(super) verified_at: Instant,
     pub(super) acknowledgement: Acknowledgement,
-    /// The head as last heard of, on any connection.
+    /// The head as last heard, on any connection.
     head: Option<Seq>,
     live: bool,
-    /// Since when it is live, and whether the core was told that it has been for a while.
+    /// Since when the stream is live, and whether the core knows that it has been live for a while.
     live_since: Option<Instant>,
     pub(super) told_stable: bool,
-    /// Why the module refused last, until it answers otherwise: to ask again is not progress yet.
+    /// Why the module last refused, until it answers otherwise: asking again is not yet progress.
     refused: Option<RefusalCode>,
     behind_since: Option<Instant>,
-    /// How the session's tally counts it.
+    /// How the session's tally counts the stream.
     pub(super) share: Share,
-    /// Whether something happened to it that the tally does not know of.
+    /// Whether the stream has changed since the tally was updated.
     pub(super) touched: bool,
-    /// Whether its status may be another than the one that is shown.
+    /// Whether the shown status may be out of date.
     pub(super) unshown: bool,
-    /// Whether it still takes something from the connection that is handed over.
+    /// Whether the stream still uses the replaced connection.
     pub(super) uses_old: bool,
 }
 
-/// A subscription and how many bytes of rows it has brought. The SDK keeps them until the host has ended it.
+/// A subscription and the bytes of rows it has brought. The SDK keeps the rows until SpacetimeDB ends the subscription.
 #[derive(Debug)]
 pub(super) struct Subscription {
     pub(super) id: SubscriptionId,
     pub(super) connection: ConnectionId,
-    /// Whether it was given up, and the host has not ended it yet.
+    /// Whether it was given up and SpacetimeDB has not ended it yet.
     pub(super) leaving: bool,
     pub(super) bytes: usize,
 }
@@ -85,7 +85,7 @@ impl Follower {
         }
     }
 
-    /// Forgets what went with the connections.
+    /// Forgets what ended with the connections.
     pub(super) fn offline(&mut self) {
         self.subscriptions.clear();
         self.reading = None;
@@ -93,15 +93,15 @@ impl Follower {
         self.uses_old = false;
     }
 
-    /// A subscription has begun or failed, perhaps one that was given up long ago. A page that is under way is still
-    /// waited for: without that, a connection that falls silent meanwhile would never be noticed.
+    /// A subscription has begun or failed, perhaps one that was given up long ago. The deadline of a pending page
+    /// stays: without it, nobody would notice a connection that falls silent meanwhile.
     pub(super) fn subscription_answered(&mut self) {
         if self.reading.is_none() {
             self.asked_at = None;
         }
     }
 
-    /// Notes what the core's state means at this time. A stream that is behind stays live for `grace`.
+    /// Notes what the core's state means at this time. A stream that falls behind stays live for `grace`.
     pub(super) fn observe(&mut self, now: Instant, grace: Duration) {
         self.head = self.stream.known_head().or(self.head);
         self.refused = match self.stream.mode() {
@@ -129,23 +129,23 @@ impl Follower {
         self.told_stable &= self.live;
     }
 
-    /// Whether the module does not let it be read.
+    /// Whether the module refuses to let this session read the stream.
     pub(super) fn is_forbidden(&self) -> bool {
         self.refused.is_some()
     }
 
-    /// Whether it is live for the grace's sake alone, which ends with time.
+    /// Whether the stream is behind and counts as live only until the grace period ends.
     pub(super) fn lives_on_grace(&self) -> bool {
         self.live && self.behind_since.is_some()
     }
 
-    /// Whether it has been live for so long.
+    /// Whether the stream has been live for at least `after`.
     pub(super) fn is_stable(&self, now: Instant, after: Duration) -> bool {
         self.live_since
             .is_some_and(|since| now.saturating_duration_since(since) >= after)
     }
 
-    /// What it counts for.
+    /// How the tally should count the stream.
     pub(super) fn share(&self) -> Share {
         if self.refused.is_some() {
             return Share::Aside;
@@ -218,7 +218,7 @@ impl Follower {
         gone
     }
 
-    /// Whether a subscription is one of this connection's.
+    /// Whether the subscription is on this connection.
     pub(super) fn hangs_on(&self, id: SubscriptionId, connection: ConnectionId) -> bool {
         let this = |held: &Subscription| held.id == id && held.connection == connection;
         self.subscriptions.iter().any(this)
@@ -228,7 +228,7 @@ impl Follower {
         self.subscriptions.iter().map(|held| held.bytes).sum()
     }
 
-    /// The subscription that the stream counts on.
+    /// The subscription that the stream relies on.
     pub(super) fn awaited(&self) -> Option<SubscriptionId> {
         match *self.stream.mode() {
             Mode::Subscribing(id) | Mode::Live(id) | Mode::Renewing { new: id, .. } => Some(id),
@@ -242,15 +242,14 @@ impl Follower {
         }
     }
 
-    /// Whether the stream would wait in vain if a connection were gone: for a page, or for the subscription that is to
-    /// deliver. A subscription that only delivers until the next one
-    /// does is not missed.
+    /// Whether the end of a connection would leave the stream waiting for a page or for the subscription it relies on.
+    /// A subscription that only delivers until its successor does is not missed.
     pub(super) fn waits_for(&self, connection: ConnectionId) -> bool {
         self.reading.is_some_and(|(_, on)| on == connection)
             || self.awaited().is_some_and(|id| self.hangs_on(id, connection))
     }
 
-    /// Whether the stream still takes anything from a connection.
+    /// Whether the stream still uses a connection.
     pub(super) fn uses(&self, connection: ConnectionId) -> bool {
         let subscribed = |held: &Subscription| held.connection == connection && !held.leaving;
         self.subscriptions.iter().any(subscribed) || self.waits_for(connection)

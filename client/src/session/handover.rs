@@ -1,8 +1,8 @@
-//! Changing connections while one serves: before its token ends, a second one is made with a new token; once that
-//! serves too, it takes over, stream by stream, and the first is dropped when nothing hangs on it any more.
+//! Changing connections without a pause: before the token ends, the session makes a second connection with a new token.
+//! Once that serves, the streams move over one by one, and the session drops the first when no stream uses it any more.
 //!
-//! A live stream changes over like one whose subscription is renewed: the old subscription delivers until the new one
-//! does, and what both bring is dropped by its seq. The core knows nothing of connections.
+//! A live stream moves as if its subscription were renewed: the old subscription delivers until the new one does, and
+//! the core drops by seq what both bring. The core knows nothing of connections.
 
 use super::connection::{Connection, Old};
 use super::counted::less;
@@ -13,7 +13,7 @@ use super::stream::{Input, Mode, SubscriptionId};
 use super::{Command, Session};
 
 impl Session {
-    /// Moves one stream on with changing over, if that is under way.
+    /// Moves one stream towards the new connection, during a hand-over.
     pub(super) fn hand_over(&mut self, at: usize) {
         let (Life::Running, Some(from)) = (&self.life, self.handed_over()) else {
             return;
@@ -35,15 +35,14 @@ impl Session {
         }
     }
 
-    /// Drops the connection that was taken over from, once no stream uses it.
+    /// Drops the replaced connection once no stream uses it.
     pub(super) fn end_handover_if_over(&mut self) {
         if self.old_mut().is_some_and(|old| old.users == 0) {
             self.drop_old(|_, _| false);
         }
     }
 
-    /// Drops the connection that was taken over from when its time is over: whatever was to deliver on the new one does
-    /// not.
+    /// Drops the replaced connection at its deadline. Streams that still use it then page on the new connection.
     pub(super) fn end_handover_if_late(&mut self) {
         let now = self.now;
         if self.old_mut().is_some_and(|old| now >= old.until) {
@@ -51,13 +50,13 @@ impl Session {
         }
     }
 
-    /// The connection that was taken over from has ended: streams that still wait for it page anew. One whose new
-    /// subscription is on its way loses nothing.
+    /// The replaced connection has ended. Streams that still wait for it page again; a stream whose new subscription is
+    /// on its way loses nothing.
     pub(super) fn old_is_gone(&mut self) {
         self.drop_old(Follower::waits_for);
     }
 
-    /// Drops the connection that was taken over from. Streams of which `lost` is true page anew on the present one.
+    /// Drops the replaced connection. The streams for which `lost` holds page again on the present one.
     fn drop_old(&mut self, lost: impl Fn(&Follower, ConnectionId) -> bool) {
         let Connection::Up(up) = &mut self.connection else {
             return;
@@ -80,7 +79,7 @@ impl Session {
         }
     }
 
-    /// A subscription of the connection that was taken over from was ended by the host.
+    /// SpacetimeDB ended a subscription of the replaced connection.
     pub(super) fn old_subscription_failed(&mut self, at: usize, id: SubscriptionId) {
         let follower = &mut self.followers[at];
         let waits = follower.awaited() == Some(id);
@@ -93,7 +92,7 @@ impl Session {
         }
     }
 
-    /// Takes a stream off whatever it hangs on, to page from its cursor.
+    /// Ends everything the stream waits for and has it page from its cursor.
     fn re_page(&mut self, at: usize) {
         if self.followers[at].reading.take().is_some() {
             self.reads.done();

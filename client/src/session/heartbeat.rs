@@ -1,4 +1,4 @@
-//! When the presence of this session is said, and what.
+//! When to tell the module this session's presence, and what to tell it.
 
 use std::time::{Duration, Instant};
 
@@ -6,19 +6,19 @@ use super::connection::Connection;
 use super::{Command, Session};
 use crate::presence::Presence;
 
-/// How often a session that is there says so.
+/// How often a present session says so.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// When something is to be said, and what.
+/// When to say something, and what.
 #[derive(Debug, Default)]
 pub(super) struct Heartbeat {
-    /// What was said last, while it is to be said again.
+    /// What was said last, while it needs repeating.
     said: Option<Presence>,
     said_at: Option<Instant>,
 }
 
 impl Heartbeat {
-    /// What is to be said at this time.
+    /// What to say at this time.
     fn due(&mut self, wanted: Option<&Presence>, now: Instant) -> Vec<Presence> {
         let mut due = Vec::new();
         if let Some(said) = &self.said
@@ -39,19 +39,19 @@ impl Heartbeat {
         due
     }
 
-    /// There is another connection: it is said again at once.
+    /// The connection is a new one: repeat the presence at once.
     pub(super) fn again(&mut self) {
         self.said_at = None;
     }
 }
 
 impl Session {
-    /// Says how this session is there, or that it is not any more, if that is due.
+    /// Tells the module this session's presence, or that the session is leaving, if that is due.
     pub(super) fn say_presence(&mut self, wanted: Option<Presence>) {
         let Connection::Up(up) = &mut self.connection else {
             return;
         };
-        // Only a provider knows the session. Without one there is nothing to speak for.
+        // Only a provider knows the session's id. Without one, no presence can be told.
         let Some(session_id) = up.tenure.as_ref().and_then(|tenure| tenure.session_id()) else {
             return;
         };
@@ -72,7 +72,7 @@ mod tests {
     use crate::presence::PresenceStatus;
 
     #[test]
-    fn a_session_is_said_to_be_there_at_once_when_it_changes_and_every_five_seconds() {
+    fn presence_is_told_at_once_on_a_change_and_every_five_seconds() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut heartbeat = Heartbeat::default();
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_says_so_once_and_a_node_that_is_left_too() {
+    fn leaving_is_told_once_also_when_the_node_changes() {
         let now = Instant::now();
         let mut heartbeat = Heartbeat::default();
         let (one, other) = (Presence::online("one"), Presence::online("other"));

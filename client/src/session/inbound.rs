@@ -1,4 +1,4 @@
-//! What a message of a connection brought.
+//! What the session does with a message of a connection.
 
 use spacetime_sync_proto::Seq;
 use spacetime_sync_proto::contract::Contract;
@@ -11,7 +11,7 @@ use super::stream::{Input, Mode};
 use super::{Command, Session};
 
 impl Session {
-    /// A message came, with everything it brought.
+    /// Handles a whole message.
     pub(super) fn message(&mut self, from: ConnectionId, message: Vec<Inbound>) -> Result<(), StopReason> {
         if !self.heard(from, !message.is_empty()) {
             return Ok(());
@@ -22,7 +22,7 @@ impl Session {
             self.inbound(from, inbound)?;
         }
         self.renew_if_large();
-        // Once for all that the message brought, and not as a connection says that is behind.
+        // Once per message, and only from the serving connection: the replaced one may be behind.
         if presences && self.serving() == Some(from) {
             self.commands.push(Command::ShowPresences { connection: from });
         }
@@ -30,8 +30,8 @@ impl Session {
         Ok(())
     }
 
-    /// Whether a connection is one that counts. `something` is false when the SDK woke for what goes out, which says
-    /// nothing about the other end.
+    /// Whether the connection is in use. `something` is false when the SDK woke only to send, which says nothing about
+    /// the other end.
     fn heard(&mut self, from: ConnectionId, something: bool) -> bool {
         let now = self.now;
         match &mut self.connection {
@@ -65,10 +65,11 @@ impl Session {
             }
             Inbound::GrantLost { stream_key } => {
                 if let Some(at) = self.by_key.get(&stream_key).copied() {
-                    // With the right to read it, the module has forgotten how far the stream was applied.
+                    // The module forgot this stream's checkpoint together with the grant.
                     self.followers[at].acknowledgement.forget();
                     self.feed(at, Input::GrantLost);
-                    // The issuer knows why: the session may be revoked, or ended by the host's clock.
+                    // The issuer knows why: it may have revoked the session, or the session has ended by SpacetimeDB's
+                    // clock.
                     self.doubt_token_if(true);
                 }
             }
@@ -117,12 +118,12 @@ impl Session {
             Err(failure) => {
                 self.counters.acks_refused += 1;
                 self.doubt_token_if(failure.is_of_aged_token());
-                tracing::debug!(stream = %self.followers[at].id, %seq, ?failure, "an acknowledgement was refused");
+                tracing::debug!(stream = %self.followers[at].id, %seq, ?failure, "an acknowledgement failed");
             }
         }
     }
 
-    /// The module has answered what was said of this session's presence.
+    /// The module has answered a presence call.
     pub(super) fn presence_said(&mut self, from: ConnectionId, answer: &Result<(), CallFailure>) {
         if let Connection::Up(up) = &mut self.connection
             && up.id == from
@@ -134,7 +135,7 @@ impl Session {
             Err(failure) => {
                 self.counters.heartbeats_refused += 1;
                 self.doubt_token_if(failure.is_of_aged_token());
-                tracing::debug!(?failure, "the presence was refused");
+                tracing::debug!(?failure, "a presence call failed");
             }
         }
     }

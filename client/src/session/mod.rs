@@ -1,14 +1,14 @@
-//! What decides: everything that a client does about its connections, tokens, streams, acknowledgements, reads, questions
-//! to the authority, presence and status.
+//! The client's decisions: about connections, tokens, streams, acknowledgements, reads, questions to the authority,
+//! presence and status.
 //!
-//! [`Session::step`] takes an [`Event`] with the time of it and answers with [`Command`]s. It never does IO, never looks
-//! at a clock, and takes its chance from a seed, so that the simulation runs the very code that is shipped. A small
-//! runner (`runner.rs`) carries the commands out and decides nothing.
+//! [`Session::step`] takes an [`Event`] and its time, and answers with [`Command`]s. It does no IO, reads no clock and
+//! draws its random numbers from a seed, so the simulation runs the code that we ship. A small runner (`runner.rs`)
+//! carries the commands out and decides nothing.
 //!
-//! Whatever happens on a connection is named by its [`ConnectionId`]. A session has at most one connection that serves,
-//! one that is handed over, and one that is being made to take over; what comes from any other is ignored.
+//! Every event of a connection carries its [`ConnectionId`]. A session has at most three connections: one that serves,
+//! an older one that still delivers during a hand-over, and an attempt at the next one. It ignores events of any other.
 //!
-//! Each stream has a pure core of its own, in [`stream`].
+//! Each stream has its own pure core, in [`stream`].
 
 pub mod command;
 pub mod event;
@@ -59,57 +59,57 @@ use status::{Phase, Status, StopReason};
 use stream::{Counters, Effect, Input, Stream};
 use tally::Tally;
 
-/// A client's decisions. See the module.
+/// The client's decisions. See the module documentation.
 pub struct Session {
     settings: Settings,
-    /// All chance there is: how long waits are.
+    /// The only source of random numbers: how long waits are.
     dice: StdRng,
-    /// The time of the event that is being handled.
+    /// The time of the current event.
     now: Instant,
-    /// What the event that is being handled has led to so far.
+    /// The commands that the current event has led to so far.
     commands: Vec<Command>,
     life: Life,
-    /// Whether the thread that applies has ended.
+    /// Whether the apply thread has ended.
     applier_ended: bool,
     followers: Vec<Follower>,
-    /// Streams by what the module calls them.
+    /// Streams by the key that the module gave them.
     by_key: HashMap<u64, usize>,
     connection: Connection,
-    /// How many attempts to connect there were since a connection last served for long.
+    /// Attempts to connect since a connection last stayed stable.
     attempt: u32,
-    /// How many connections have served.
+    /// How many connections have served so far.
     served: u64,
-    /// How many ids of connections, reads and questions were given.
+    /// How many ids of connections, reads and questions have been handed out.
     ids: u64,
-    /// The token that was given last, while it is accepted.
+    /// The latest token from the provider, until somebody rejects it.
     held: Option<Issued>,
     reads: Reads,
     questions: Questions,
     cache: Cache,
-    /// Bytes of frames that were handed to the applier and are not saved yet, over all streams.
+    /// Bytes of frames handed to the applier and not yet saved, over all streams.
     unapplied_bytes: usize,
-    /// At which stream the search for checkpoints to acknowledge goes on.
+    /// The stream at which the search for checkpoints to acknowledge continues.
     ack_turn: usize,
-    /// What is to be said of this session's presence, and whether anybody wants to know who else is there.
+    /// What this session says of its own presence, and whether the application watches the presence of others.
     presence: Option<Presence>,
     watch_presence: bool,
     heartbeat: Heartbeat,
-    /// When timers are looked at next.
+    /// When to look at the timers next.
     tick_at: Instant,
     counters: Counters,
     phase: Phase,
     tally: Tally,
-    /// Streams that something happened to since the tally was last brought up to date.
+    /// Streams that have changed since the tally was last updated.
     touched: Vec<usize>,
-    /// Streams whose status may be another than the one that was last shown.
+    /// Streams whose shown status may be out of date.
     unshown: Vec<usize>,
-    /// Whether what is shown of the token is out of date.
+    /// Whether the shown token status is out of date.
     token_unshown: bool,
 }
 
 impl Session {
-    /// A session that has not begun yet: the first [`Event::Woken`] makes it connect. `streams` go on from what is
-    /// saved, and are called by their index from then on.
+    /// A session that has not begun yet: it connects at the first [`Event::Woken`]. Each of `streams` continues from
+    /// its saved position; from here on its index identifies it.
     pub fn new(settings: Settings, streams: Vec<(StreamId, Position, StreamBounds)>, seed: u64, now: Instant) -> Self {
         let followers: Vec<_> = streams
             .into_iter()
@@ -153,7 +153,7 @@ impl Session {
         session
     }
 
-    /// The status at the beginning.
+    /// The initial status.
     pub fn status(&self) -> Status {
         let streams = self.followers.iter();
         Status {
@@ -166,7 +166,7 @@ impl Session {
         }
     }
 
-    /// Brings what is shown up to date, and says whether anything has changed. Costs as much as streams have changed.
+    /// Updates `shown` and returns whether anything has changed. The cost grows with the number of changed streams.
     pub fn show(&mut self, shown: &mut Status) -> bool {
         let mut changed = shown.counters != self.counters || shown.phase != self.phase;
         shown.counters = self.counters;
@@ -191,7 +191,7 @@ impl Session {
         changed
     }
 
-    /// When [`Event::Woken`] is to come at the latest; never, while something else is waited for.
+    /// The latest time for the next [`Event::Woken`]. `None` while the session waits for another event.
     pub fn due(&self) -> Option<Instant> {
         match &self.life {
             Life::Running => Some(match &self.connection {
@@ -204,12 +204,12 @@ impl Session {
         }
     }
 
-    /// Whether nothing more will come of it.
+    /// Whether the session has ended: it answers no further event.
     pub fn has_ended(&self) -> bool {
         matches!(self.life, Life::Ended)
     }
 
-    /// One stream's core, to look at.
+    /// One stream's core.
     pub fn stream(&self, at: usize) -> &Stream {
         &self.followers[at].stream
     }
@@ -219,12 +219,12 @@ impl Session {
         self.unapplied_bytes
     }
 
-    /// What was seen since the start.
+    /// What has been counted since the start.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Takes what happened, and adds what is to be done.
+    /// Handles one event and appends the commands that follow from it.
     pub fn step(&mut self, now: Instant, event: Event, commands: &mut Vec<Command>) {
         self.now = self.now.max(now);
         std::mem::swap(&mut self.commands, commands);
@@ -271,7 +271,7 @@ impl Session {
         Ok(())
     }
 
-    /// Does what the new state of things allows or asks for, whatever led to it.
+    /// Does what the new state allows or requires, whatever led to it.
     fn go_on(&mut self) -> Result<(), StopReason> {
         match self.life {
             Life::Running => {}
@@ -286,7 +286,7 @@ impl Session {
         Ok(())
     }
 
-    /// Feeds one input to one stream and does what comes of it.
+    /// Feeds one input to one stream and carries out its effects.
     fn feed(&mut self, at: usize, input: Input) {
         let stream = &mut self.followers[at].stream;
         let before = stream.unapplied_bytes();
@@ -296,7 +296,7 @@ impl Session {
         self.touch(at);
         match self.life {
             Life::Running => {}
-            // Nothing new is begun.
+            // The session is ending and begins nothing new.
             Life::Draining { .. } | Life::Leaving { .. } | Life::Ended => return,
         }
         for effect in effects {
@@ -334,7 +334,7 @@ impl Session {
         }
     }
 
-    /// The thread that applies is done with some work.
+    /// The apply thread has finished a piece of work.
     fn applied(&mut self, outcome: Outcome) -> Result<(), StopReason> {
         let Outcome {
             stream: at,
@@ -351,7 +351,7 @@ impl Session {
             }
             Applied::Dropped => Input::Dropped { released },
             Applied::Failed(failure) => {
-                tracing::warn!(stream = %follower.id, ?failure, "a batch was not applied");
+                tracing::warn!(stream = %follower.id, ?failure, "applying a batch failed");
                 Input::ApplyFailed { failure, released }
             }
             Applied::StoreFailed(error) => return Err(StopReason::Store(error)),
@@ -365,7 +365,7 @@ impl Session {
         self.ids
     }
 
-    /// Something happened to a stream.
+    /// Marks a stream as changed.
     fn touch(&mut self, at: usize) {
         let follower = &mut self.followers[at];
         if !std::mem::replace(&mut follower.touched, true) {
@@ -373,7 +373,7 @@ impl Session {
         }
     }
 
-    /// Brings the tally and the handover up to date with what happened to streams.
+    /// Updates the tally and the hand-over for the streams that have changed.
     fn count_touched(&mut self) {
         while let Some(at) = self.touched.pop() {
             let follower = &mut self.followers[at];
@@ -389,7 +389,7 @@ impl Session {
         }
     }
 
-    /// What the client as a whole is doing.
+    /// Derives the phase of the whole client.
     fn derive_phase(&mut self) {
         match self.life {
             Life::Running => {}

@@ -1,5 +1,5 @@
-//! Asking the authority, for streams that the lane does not continue: one question of each stream at a time, a few over
-//! all streams, and only while there is room for the answers.
+//! Questions to the authority, for streams that SpacetimeDB cannot continue: one question per stream at a time, a few
+//! over all streams, and only while there is room for the answers.
 
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ use super::{Command, Session, token};
 /// Questions of all streams.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
-    /// Streams that have something to ask and wait for their turn.
+    /// Streams that wait for their turn to ask.
     waiting: VecDeque<(usize, Question)>,
     under_way: usize,
 }
@@ -25,13 +25,13 @@ impl Questions {
 }
 
 impl Session {
-    /// Has a stream's question wait for its turn, in place of one that it has asked before.
+    /// Queues a stream's question, and drops an earlier one of the same stream.
     pub(super) fn ask_authority(&mut self, at: usize, question: Question) {
         self.withdraw(at);
         self.questions.waiting.push_back((at, question));
     }
 
-    /// What a stream has asked is not wanted any more.
+    /// Drops whatever the stream has asked.
     pub(super) fn withdraw(&mut self, at: usize) {
         if let Some(question) = self.followers[at].question.take() {
             less(&mut self.questions.under_way, 1);
@@ -40,13 +40,13 @@ impl Session {
         self.questions.waiting.retain(|(stream, _)| *stream != at);
     }
 
-    /// Starts questions in the order they were asked.
+    /// Starts questions in the order in which they were queued.
     pub(super) fn start_questions(&mut self) {
         while let Some((at, about)) = self.questions.waiting.front().copied() {
-            // The token to ask with is the connection's.
+            // The question carries the connection's token.
             let Connection::Up(up) = &self.connection else { return };
             let full = self.questions.under_way >= self.settings.limits.history_in_flight || !self.has_room_for_page();
-            // A document may be large: there is one at a time, until it is saved.
+            // A document may be large: only one is under way until it is saved.
             if full || (about == Question::Document && self.is_document_under_way(at)) {
                 return;
             }
@@ -92,10 +92,10 @@ impl Session {
         (0..self.followers.len()).any(|other| other != at && holds(other))
     }
 
-    /// The authority has answered, or nobody has.
+    /// A question to the authority has an answer, or has failed.
     pub(super) fn answered(&mut self, question: QuestionId, at: usize, answer: Answer) -> Result<(), StopReason> {
         let follower = &mut self.followers[at];
-        // It was withdrawn, perhaps with its connection.
+        // The question was withdrawn, perhaps together with its connection.
         if follower.question != Some(question) {
             return Ok(());
         }
@@ -121,7 +121,7 @@ impl Session {
                 Input::HistoryRefused(refusal)
             }
             Answer::Failed { message, retry_after } => {
-                tracing::warn!(stream = %follower.id, message, "the authority was not asked");
+                tracing::warn!(stream = %follower.id, message, "a question to the authority failed");
                 follower.wait_for_authority = retry_after;
                 Input::HistoryFailed
             }

@@ -1,5 +1,5 @@
-//! Pages and subscriptions: which reads are started, what room there is for what they bring, and what the SDK's cache
-//! holds of it.
+//! Pages and subscriptions: which reads to start, whether there is room for what they bring, and how much of it the SDK
+//! caches.
 
 use std::collections::VecDeque;
 
@@ -15,23 +15,23 @@ use super::{Command, Session, token};
 /// Reads of all streams.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
-    /// Streams whose read waits for its turn, and from where.
+    /// Streams that wait for their turn to read, and the position to read from.
     waiting: VecDeque<(usize, Seq)>,
     under_way: usize,
 }
 
 impl Reads {
-    /// Has a stream's read wait for its turn.
+    /// Queues a stream's read.
     pub(super) fn queue(&mut self, stream: usize, after: Seq) {
         self.waiting.push_back((stream, after));
     }
 
-    /// A stream no longer wants the read that waits for its turn.
+    /// Drops the queued read of a stream.
     pub(super) fn withdraw(&mut self, stream: usize) {
         self.waiting.retain(|(waiting, _)| *waiting != stream);
     }
 
-    /// One that was under way is over.
+    /// A read that was under way is over.
     pub(super) fn done(&mut self) {
         less(&mut self.under_way, 1);
     }
@@ -47,7 +47,7 @@ impl Reads {
 }
 
 impl Session {
-    /// Whether there is room for what one more page brings: there always is for one, when nothing else is held.
+    /// Whether there is room for one more page. When nothing else is held there always is.
     pub(super) fn has_room_for_page(&self) -> bool {
         let under_way = self.reads.under_way + self.questions.under_way();
         let coming = (under_way + 1) * self.settings.page_bytes;
@@ -55,7 +55,7 @@ impl Session {
         idle || self.unapplied_bytes + coming <= self.settings.limits.unapplied_bytes
     }
 
-    /// Starts reads in the order they were asked for, as long as what they bring has room.
+    /// Starts reads in the order in which they were queued, while there is room for what they bring.
     pub(super) fn start_reads(&mut self) {
         while let Some((at, after)) = self.reads.waiting.front().copied() {
             let Some(connection) = self.serving() else { return };
@@ -78,7 +78,7 @@ impl Session {
         }
     }
 
-    /// A read was answered.
+    /// A read has an answer.
     pub(super) fn page(
         &mut self,
         from: ConnectionId,
@@ -87,7 +87,7 @@ impl Session {
         answer: Result<(u64, Page), CallFailure>,
     ) -> Result<(), StopReason> {
         let follower = &mut self.followers[at];
-        // The stream pages anew since, and reads something else.
+        // The stream has started to page again since, and this answer is no longer wanted.
         if follower.reading != Some((read, from)) {
             return Ok(());
         }
@@ -105,13 +105,13 @@ impl Session {
                 return Err(StopReason::Refused(refusal));
             }
             Err(CallFailure::Refused(refusal)) => {
-                // A module that was published anew knows nothing of a session that was opened before.
+                // A module that was published again does not know the sessions opened before.
                 let forgotten = refusal.code == RefusalCode::ForbiddenStream && self.is_granted(at);
                 self.doubt_token_if(forgotten || token::has_aged(refusal.code));
                 Input::ReadRefused(refusal)
             }
             Err(CallFailure::Failed(detail)) => {
-                tracing::warn!(stream = %follower.id, detail, "a page was not answered as it should be");
+                tracing::warn!(stream = %follower.id, detail, "a read failed");
                 Input::ReadFailed
             }
         };
@@ -140,7 +140,7 @@ impl Session {
         });
     }
 
-    /// Gives a subscription up.
+    /// Gives up a subscription.
     pub(super) fn unsubscribe(&mut self, at: usize, id: SubscriptionId) {
         let serving = self.serving();
         let Some(held) = self.followers[at].subscription(id) else {
@@ -158,19 +158,19 @@ impl Session {
                 id,
             });
         } else {
-            // It ends with its connection.
+            // The subscription ends with its connection.
             self.unsubscribed(at, id);
         }
     }
 
-    /// The host has ended a subscription that was given up, and the SDK has dropped its rows.
+    /// SpacetimeDB has ended a subscription that was given up, and the SDK has dropped its rows.
     pub(super) fn unsubscribed(&mut self, at: usize, id: SubscriptionId) {
         if let Some(held) = self.followers[at].forget(id) {
             self.cache.drop_rows(held.bytes, held.leaving);
         }
     }
 
-    /// Takes note of a row that the SDK has put into its cache.
+    /// Counts a row that the SDK has cached.
     pub(super) fn delivered(&mut self, from: ConnectionId, at: usize, bytes: usize) {
         let mut subscriptions = self.followers[at].subscriptions.iter_mut();
         if let Some(held) = subscriptions.rfind(|held| held.connection == from) {
@@ -179,7 +179,8 @@ impl Session {
         }
     }
 
-    /// The SDK keeps every row of a subscription: the largest gives way to one from where its stream has got to.
+    /// The SDK caches every row of a subscription. When that grows too large, the largest subscription is replaced by
+    /// one that begins at its stream's cursor.
     pub(super) fn renew_if_large(&mut self) {
         if self.cache.subscribed() <= self.settings.limits.subscribed_bytes {
             return;

@@ -1,4 +1,4 @@
-//! What a session is told at its beginning.
+//! The settings of a session.
 
 use std::fmt;
 
@@ -7,18 +7,18 @@ use spacetime_sync_proto::limit;
 use crate::config::{Backoff, ClientConfig, Limits};
 use crate::credential::Credential;
 
-/// What a session needs to know of a [`ClientConfig`].
+/// The part of a [`ClientConfig`] that a session needs.
 #[derive(Clone)]
 pub struct Settings {
     /// Every bound in time and memory.
     pub limits: Limits,
     /// How long to wait between attempts to connect.
     pub backoff: Backoff,
-    /// Whether another token can be had when one is not accepted.
+    /// Whether a provider can issue another token when one is not accepted.
     pub renewable: bool,
     /// The token of a client that has a fixed one. Never shown.
     pub fixed_token: Option<String>,
-    /// How many bytes of frames a page brings at most, one frame aside.
+    /// The most bytes of frames in one page. A page may always hold one frame, however large.
     pub page_bytes: usize,
 }
 
@@ -34,7 +34,7 @@ impl fmt::Debug for Settings {
 }
 
 impl Settings {
-    /// As the configuration says.
+    /// Takes the settings from the configuration.
     pub fn of(config: &ClientConfig) -> Self {
         Self {
             limits: config.limits.clone(),

@@ -1,5 +1,5 @@
-//! What a client says about itself. It says so of what it knows, not of what it hopes: live means that a
-//! subscription delivers and that everything known of is applied.
+//! What a client reports about itself. It reports what it knows, not what it hopes: live means that a subscription
+//! delivers and every event it knows of is applied.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -20,30 +20,29 @@ pub struct Status {
     pub phase: Phase,
     /// Each stream.
     pub streams: BTreeMap<StreamId, StreamStatus>,
-    /// The token that the present connection was made with; none without a connection or a
-    /// [`TokenProvider`](crate::TokenProvider).
+    /// The token of the present connection. `None` without a connection or a [`TokenProvider`](crate::TokenProvider).
     pub token: Option<TokenStatus>,
-    /// What was seen since the start.
+    /// What has been counted since the start.
     pub counters: Counters,
 }
 
-/// What is known of a token, which is not shown itself.
+/// What is known of a token, without the token itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenStatus {
-    /// When the next one is asked for, for the first time or again.
+    /// When the client will ask for the next one.
     pub refresh_at: Instant,
     /// When it ends.
     pub expires_at: Instant,
-    /// How often in a row asking for the next one has failed.
+    /// How many times in a row the client failed to replace it.
     pub failures: u32,
-    /// What it lets be read.
+    /// The streams that it grants.
     pub granted_streams: Vec<StreamPattern>,
-    /// The session that it is of, if that is known.
+    /// The session that it belongs to, if known.
     pub session_id: Option<String>,
 }
 
 impl TokenStatus {
-    /// How long until the next one is asked for.
+    /// How long until the client asks for the next one.
     pub fn refresh_due_in(&self) -> Duration {
         self.refresh_at.saturating_duration_since(Instant::now())
     }
@@ -54,10 +53,10 @@ impl TokenStatus {
     }
 }
 
-/// What a client as a whole is doing.
+/// What the client as a whole is doing.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Phase {
-    /// Nothing: not started yet, or connected while no stream may be read.
+    /// Not started yet, or connected but not allowed to read any stream.
     Idle,
     /// Connecting and comparing contracts.
     Connecting {
@@ -68,7 +67,7 @@ pub enum Phase {
     CatchingUp {
         /// Events applied, over all streams that can go on.
         applied: u64,
-        /// Events that are known to be there, over the same streams.
+        /// Events known to exist, over the same streams.
         target: u64,
     },
     /// Every stream that can go on is live.
@@ -82,7 +81,7 @@ pub enum Phase {
         /// Why the last connection ended.
         reason: Disconnect,
     },
-    /// The end.
+    /// The client has ended.
     Stopped {
         /// Why.
         reason: StopReason,
@@ -92,9 +91,9 @@ pub enum Phase {
 /// One stream's state.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StreamStatus {
-    /// What is applied and saved.
+    /// Up to where events are applied and saved.
     pub applied: Position,
-    /// The head, as last heard of; none before the first time.
+    /// The head as last heard; `None` before the first time.
     pub head: Option<Seq>,
     /// What the stream is doing.
     pub phase: StreamPhase,
@@ -107,74 +106,74 @@ pub enum StreamPhase {
     Waiting,
     /// Behind its head.
     CatchingUp,
-    /// A subscription delivers, and everything known of was applied within the last
+    /// A subscription delivers, and every event that the client knows of was applied within
     /// [`Limits::live_grace`](crate::Limits::live_grace).
     Live,
-    /// The module does not let it be read. It is asked for again every
+    /// The module refuses to let this session read the stream. The client asks again every
     /// [`Limits::ask_again_after`](crate::Limits::ask_again_after), and as soon as a grant comes.
     Forbidden {
         /// What the module said.
         code: RefusalCode,
     },
-    /// The module did not answer as it should; asked again like a forbidden one.
+    /// A read failed. The client asks again as for a forbidden stream.
     Unanswered,
-    /// The lane does not continue what was applied: its beginning is gone from there, it is behind, or it is another log.
-    /// What goes on is found out with the authority.
+    /// SpacetimeDB does not continue what was applied: its window begins later, its head is earlier, or it holds
+    /// another log. The client asks the authority how to go on.
     Recovering {
-        /// How far that has got.
+        /// The current rung of the ladder.
         rung: Rung,
         /// How often it was tried.
         attempt: u32,
     },
-    /// Applying failed and is tried again.
+    /// Applying failed. The client tries again.
     Retrying {
         /// What went wrong.
         message: String,
     },
-    /// No further.
+    /// The stream goes no further.
     Stopped {
         /// Why.
         reason: StreamStop,
     },
 }
 
-/// Why a connection ended, or was none.
+/// Why a connection ended, or why none was made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Disconnect {
-    /// The host could not be reached, or did not answer as SpacetimeDB does.
+    /// SpacetimeDB could not be reached, or what answered is not SpacetimeDB.
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// There is no such database on the host.
-    #[error("the host has no database {0:?}: is the module published, and the name right?")]
+    /// SpacetimeDB has no such database.
+    #[error("SpacetimeDB has no database {0:?}: publish the module, or correct the name")]
     NoDatabase(String),
-    /// The host took longer than [`Limits::connect_timeout`](crate::Limits::connect_timeout).
+    /// No connection within [`Limits::connect_timeout`](crate::Limits::connect_timeout).
     #[error("no connection within {0:?}")]
     ConnectTimeout(Duration),
-    /// The host ended the connection, or it broke.
+    /// SpacetimeDB closed the connection, or it broke.
     #[error("the connection was closed")]
     Closed,
-    /// Nothing was heard for [`Limits::silence_timeout`](crate::Limits::silence_timeout) though an answer was due.
-    #[error("nothing was heard for {0:?} though an answer was due")]
+    /// Nothing was heard for [`Limits::silence_timeout`](crate::Limits::silence_timeout) although an answer was due.
+    #[error("nothing was heard for {0:?} although an answer was due")]
     Silence(Duration),
-    /// The SDK failed.
+    /// The SDK reported an error.
     #[error("the connection failed: {0}")]
     Failed(String),
-    /// There was no token to connect with.
+    /// The provider gave no token to connect with.
     #[error(transparent)]
     NoToken(TokenError),
-    /// The host did not accept the token. Another one is asked for, once.
-    #[error("the host does not accept the token")]
+    /// SpacetimeDB did not accept the token. The client asks for another one.
+    #[error("SpacetimeDB does not accept the token")]
     Unauthorized,
-    /// The module did not let the connection in, for a reason that may pass.
+    /// The module refused the connection, for a reason that may pass.
     #[error("the module refuses the connection: {0}")]
     Refused(Refusal),
-    /// The token has ended and there was no other.
-    #[error("the token has ended before another one could be had")]
+    /// The token ended before a new one arrived.
+    #[error("the token has ended before a new one arrived")]
     TokenEnded,
 }
 
 impl Disconnect {
-    /// A word for machines.
+    /// A stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",
@@ -190,7 +189,7 @@ impl Disconnect {
         }
     }
 
-    /// What the one who said no said, if that is the reason.
+    /// The refusal's code, if a refusal is the reason.
     pub fn refusal(&self) -> Option<RefusalCode> {
         match self {
             Self::Refused(refusal) | Self::NoToken(TokenError::Refused { refusal, .. }) => Some(refusal.code),
@@ -214,42 +213,42 @@ pub enum StopReason {
     /// The application asked for it, or dropped the client.
     #[error("stopped by the application")]
     Requested,
-    /// The host does not accept the token.
-    #[error("the host does not accept the token: get a new one and start the client anew")]
+    /// SpacetimeDB does not accept the token.
+    #[error("SpacetimeDB does not accept the token: get a new one and start the client again")]
     Unauthorized,
-    /// The issuer of tokens or the module says no, and would again.
+    /// The issuer or the module refuses, and would again.
     #[error("refused: {0}")]
     Refused(Refusal),
-    /// This build of the application is not served.
-    #[error("this build is not served: {0}")]
+    /// This build of the application is not supported.
+    #[error("this build is not supported: {0}")]
     Incompatible(Box<Incompatible>),
-    /// The module speaks another contract than this release.
-    #[error("the module speaks {found}, this client {expected}: update whichever is older")]
+    /// The module has another contract than this release.
+    #[error("the module's contract is {found}, this client's is {expected}: update the older one")]
     ContractMismatch {
-        /// What this release speaks.
+        /// This release's contract.
         expected: Contract,
-        /// What the module speaks.
+        /// The module's contract.
         found: Contract,
     },
-    /// The database is not this lane's module.
-    #[error("the database is no module of the lane ({detail}): is its name right?")]
+    /// The database does not run this project's module.
+    #[error("the database does not run this project's module ({detail}): check the database's name")]
     NoModule {
         /// What was missing.
         detail: String,
     },
-    /// The store failed; what it holds is as the last successful save left it.
+    /// The store failed; it holds what the last successful save left.
     #[error("the store failed")]
     Store(#[source] StoreError),
     /// Every stream has stopped for good.
-    #[error("every stream has stopped")]
+    #[error("every stream has stopped for good: see the reason of each stream")]
     EveryStreamStopped,
-    /// The client's own thread or task ended by itself. What is saved is whole; please report it.
-    #[error("the client failed by a defect of its own; what is saved is whole, start it anew")]
+    /// The client's own thread or task ended by itself. What is saved is intact; please report it.
+    #[error("the client has a defect and ended: what is saved is intact; start it again and report the defect")]
     Defect,
 }
 
 impl StopReason {
-    /// A word for machines.
+    /// A stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Requested => "requested",
@@ -264,7 +263,7 @@ impl StopReason {
         }
     }
 
-    /// What to do about it. A client that was asked to stop may simply be started again.
+    /// How the application should react. A client that was asked to stop can simply be started again.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Requested => ErrorClass::Retry,
@@ -279,7 +278,7 @@ impl StopReason {
         }
     }
 
-    /// What the one who said no said, if that is the reason.
+    /// The refusal's code, if a refusal is the reason.
     pub fn refusal(&self) -> Option<RefusalCode> {
         match self {
             Self::Refused(refusal) => Some(refusal.code),
@@ -294,7 +293,7 @@ impl StopReason {
         }
     }
 
-    /// Whether a newer build of the application would be served: what to tell its user.
+    /// Whether a newer build of the application would be accepted: the application can tell its user.
     pub fn upgrade_required(&self) -> bool {
         match self {
             Self::Incompatible(incompatible) => incompatible.upgrade_required,
@@ -311,7 +310,7 @@ impl StopReason {
 }
 
 impl Phase {
-    /// A word for machines.
+    /// A stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -325,7 +324,7 @@ impl Phase {
 }
 
 impl StreamPhase {
-    /// A word for machines.
+    /// A stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Waiting => "waiting",

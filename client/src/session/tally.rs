@@ -1,11 +1,11 @@
-//! What all streams come to: kept up to date stream by stream, so that a message costs the same however many there are.
+//! The sum over all streams, kept up to date stream by stream: a message costs the same however many streams there are.
 
 use super::status::Phase;
 
-/// What one stream counts for.
+/// What one stream contributes to the sum.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Share {
-    /// It waits for a right to be read, or for an answer: the client is live without it.
+    /// It waits for a grant or for an answer: the client counts as live without it.
     #[default]
     Aside,
     /// It has stopped for good.
@@ -16,7 +16,7 @@ pub(super) enum Share {
         live: bool,
         /// How many events are applied.
         applied: u64,
-        /// How many are known of.
+        /// How many events are known to exist.
         target: u64,
     },
 }
@@ -27,13 +27,13 @@ pub(super) struct Tally {
     stopped: usize,
     going: usize,
     live: usize,
-    // Sums of 64 bit numbers, of which a host may claim any: they do not overflow.
+    // Sums of 64-bit numbers that SpacetimeDB sent: wide enough that no number it may claim overflows them.
     applied: u128,
     target: u128,
 }
 
 impl Tally {
-    /// Counts one stream.
+    /// Adds one stream.
     pub(super) fn add(&mut self, share: Share) {
         match share {
             Share::Aside => {}
@@ -47,7 +47,7 @@ impl Tally {
         }
     }
 
-    /// Counts one stream no longer, that was counted so.
+    /// Removes one stream that was added as `share`.
     pub(super) fn remove(&mut self, share: Share) {
         match share {
             Share::Aside => {}
@@ -61,14 +61,14 @@ impl Tally {
         }
     }
 
-    /// How many have stopped for good.
+    /// How many streams have stopped for good.
     pub(super) fn stopped(&self) -> usize {
         self.stopped
     }
 
-    /// What a client with a connection is doing.
+    /// The phase of a client that has a connection.
     pub(super) fn phase(&self) -> Phase {
-        debug_assert!(self.live <= self.going, "only a stream that goes on can be live");
+        debug_assert!(self.live <= self.going, "only a stream that can go on is live");
         if self.going == 0 {
             Phase::Idle
         } else if self.live == self.going {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_live_when_every_stream_is_that_can_go_on() {
+    fn a_client_is_live_when_every_stream_that_can_go_on_is_live() {
         let mut tally = Tally::default();
         assert_eq!(tally.phase(), Phase::Idle);
         for share in [Share::Aside, Share::Stopped, going(true, 3, 3)] {

@@ -1,4 +1,4 @@
-//! The session as a whole, step by step, against nobody: what it orders, and what it shows.
+//! The session as a whole, step by step and without other parties: what it orders, and what its status shows.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::*;
 use crate::config::ClientConfig;
 use crate::credential::{AccessToken, TokenError};
 
-/// A client of streams with so many events each, and what it ordered last.
+/// A session over streams with a given number of events each, and the commands it gave last.
 struct Case {
     logs: Vec<Log>,
     session: Session,
@@ -58,7 +58,7 @@ impl Case {
         &self.commands
     }
 
-    /// Lets time pass as it would: woken whenever the session asks to be. What was ordered meanwhile.
+    /// Lets time pass and wakes the session whenever it asks. Returns the commands it gave meanwhile.
     fn wait(&mut self, duration: Duration) -> Vec<Command> {
         let until = self.now + duration;
         let mut all = Vec::new();
@@ -71,7 +71,7 @@ impl Case {
         all
     }
 
-    /// Begins an attempt, and says which.
+    /// Waits for an attempt to connect and returns its id.
     fn dial(&mut self) -> ConnectionId {
         let commands = self.wait(10 * second());
         dialed(&commands).expect("an attempt")
@@ -113,7 +113,7 @@ impl Case {
         }
     }
 
-    /// Saves the batches that were ordered last.
+    /// Saves the batches of the last commands.
     fn apply(&mut self) {
         let batches: Vec<(usize, Batch)> = std::mem::take(&mut self.commands)
             .into_iter()
@@ -135,7 +135,7 @@ impl Case {
         }
     }
 
-    /// A connection that serves, with every stream applied up to its head and subscribed.
+    /// Connects, and brings every stream to its head and live.
     fn live(&mut self) -> ConnectionId {
         let connection = self.dial();
         self.serve(connection);
@@ -203,7 +203,7 @@ fn subscribed(command: &Command) -> Option<(usize, SubscriptionId)> {
     }
 }
 
-/// What is acknowledged, and of which streams.
+/// Which checkpoints were acknowledged, and of which streams.
 fn acknowledged(commands: &[Command]) -> Vec<(usize, u64)> {
     let acknowledged = commands.iter().filter_map(|command| match command {
         Command::Acknowledge { stream, position, .. } => Some((*stream, position.seq.get())),
@@ -221,7 +221,7 @@ fn closed(commands: &[Command]) -> Vec<ConnectionId> {
 }
 
 #[test]
-fn an_acknowledgement_that_is_lost_with_its_connection_is_said_again_on_the_next() {
+fn an_acknowledgement_lost_with_its_connection_is_sent_again_on_the_next() {
     let mut case = Case::new(1, 3);
     case.live();
     assert_eq!(acknowledged(&case.wait(second())), [(0, 3)]);
@@ -244,7 +244,7 @@ fn an_acknowledgement_that_is_lost_with_its_connection_is_said_again_on_the_next
 }
 
 #[test]
-fn an_acknowledgement_that_fails_is_said_again_though_nothing_new_comes() {
+fn a_failed_acknowledgement_is_sent_again_even_if_nothing_new_comes() {
     let mut case = Case::new(1, 3);
     let connection = case.live();
     assert_eq!(acknowledged(&case.wait(second())), [(0, 3)]);
@@ -253,7 +253,7 @@ fn an_acknowledgement_that_fails_is_said_again_though_nothing_new_comes() {
     case.hear(connection, Inbound::Acked { stream: 0, seq, answer });
     let mut again = Vec::new();
     for _ in 0..20 {
-        // The connection is heard of, so that it is not given up.
+        // The connection must not fall silent, or the session would give it up.
         case.hear(connection, Inbound::GrantCame);
         again.extend(acknowledged(&case.wait(second())));
     }
@@ -261,21 +261,21 @@ fn an_acknowledgement_that_fails_is_said_again_though_nothing_new_comes() {
 }
 
 #[test]
-fn a_stream_whose_grant_was_lost_is_acknowledged_again_once_it_may_be_read() {
+fn a_stream_is_acknowledged_again_once_a_lost_grant_returns() {
     let mut case = Case::new(1, 3);
     let connection = case.live();
     assert_eq!(acknowledged(&case.wait(second())), [(0, 3)]);
     let (seq, answer) = (Seq::new(3).unwrap(), Ok(()));
     case.hear(connection, Inbound::Acked { stream: 0, seq, answer });
     case.hear(connection, Inbound::GrantLost { stream_key: 0 });
-    assert_eq!(acknowledged(&case.wait(second())), [], "nobody would take it");
+    assert_eq!(acknowledged(&case.wait(second())), [], "the module would not accept it");
     case.hear(connection, Inbound::GrantCame);
     case.make_live(connection);
     assert_eq!(acknowledged(&case.wait(second())), [(0, 3)]);
 }
 
 #[test]
-fn what_comes_from_a_connection_that_was_given_up_counts_for_nothing() {
+fn events_of_a_connection_that_was_given_up_are_ignored() {
     let mut case = Case::new(1, 3);
     let first = case.dial();
     case.serve(first);
@@ -299,7 +299,7 @@ fn what_comes_from_a_connection_that_was_given_up_counts_for_nothing() {
     case.close(first);
     assert!(case.commands.is_empty());
     assert_eq!((case.session.serving(), &case.shown), (Some(second), &before));
-    // And an attempt that nobody waits for any more.
+    // The same for an attempt that the session has given up.
     let token = case.token(Duration::from_secs(60));
     let commands = case.step(Event::Dialed {
         connection: ConnectionId(999),
@@ -310,7 +310,7 @@ fn what_comes_from_a_connection_that_was_given_up_counts_for_nothing() {
 }
 
 #[test]
-fn a_client_that_is_granted_nothing_waits_says_so_and_asks_again() {
+fn a_client_without_grants_waits_says_so_and_asks_again() {
     let mut case = Case::new(1, 3);
     let mut connection = case.dial();
     for _ in 0..20 {
@@ -327,7 +327,7 @@ fn a_client_that_is_granted_nothing_waits_says_so_and_asks_again() {
         assert!((5..=10).contains(&retry_in.as_secs()), "{retry_in:?}");
         connection = case.dial();
     }
-    // The owner's row has come.
+    // The issuer knows the stream's owner by this time.
     case.serve(connection);
     case.make_live(connection);
 }
@@ -359,7 +359,7 @@ fn only_what_has_changed_is_shown() {
 }
 
 #[test]
-fn what_is_shown_is_what_it_would_be_if_all_were_looked_at() {
+fn the_shown_status_equals_one_computed_from_scratch() {
     let mut case = Case::new(4, 3);
     let connection = case.live();
     let refused = Refusal::new(RefusalCode::ForbiddenStream, "no grant");
@@ -379,7 +379,7 @@ fn what_is_shown_is_what_it_would_be_if_all_were_looked_at() {
 }
 
 #[test]
-fn a_client_that_stops_finishes_its_batch_acknowledges_it_and_waits_no_longer_than_it_may() {
+fn a_stopping_client_finishes_and_acknowledges_its_batch_within_its_limit() {
     for answered in [true, false] {
         let mut case = Case::new(1, 3);
         let connection = case.live();
@@ -390,7 +390,10 @@ fn a_client_that_stops_finishes_its_batch_acknowledges_it_and_waits_no_longer_th
         let unsaved = std::mem::take(&mut case.commands);
         assert!(matches!(case.step(Event::Stop), [Command::StopApplier]));
         case.wait(60 * second());
-        assert!(!case.session.has_ended(), "a batch takes as long as it takes");
+        assert!(
+            !case.session.has_ended(),
+            "the session waits for the batch, however long it takes"
+        );
         case.commands = unsaved;
         case.apply();
         let said = acknowledged(case.step(Event::ApplierEnded));
@@ -419,7 +422,7 @@ fn a_client_that_stops_finishes_its_batch_acknowledges_it_and_waits_no_longer_th
 }
 
 #[test]
-fn an_attempt_that_is_under_way_when_the_client_stops_is_given_up() {
+fn a_stopping_client_gives_up_a_pending_attempt() {
     let mut case = Case::new(1, 3);
     let connection = case.dial();
     let commands = case.step(Event::Stop);
@@ -455,7 +458,7 @@ fn a_connection_that_falls_silent_is_given_up_in_time() {
 }
 
 #[test]
-fn a_connection_hands_over_stream_by_stream_and_is_dropped_when_the_last_has_gone() {
+fn a_connection_hands_over_stream_by_stream_and_ends_with_the_last() {
     let mut case = Case::new(2, 3);
     let first = case.dial();
     let token = case.token(20 * second());

@@ -1,4 +1,4 @@
-//! What happens because time passes.
+//! What the session does as time passes.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::status::Disconnect;
 use super::stream::Input;
 use super::{Command, Session};
 
-/// How often timers are looked at.
+/// How often to look at the timers.
 const TICK: Duration = Duration::from_millis(250);
 
 impl Session {
@@ -56,7 +56,7 @@ impl Session {
         }
     }
 
-    /// What comes after a while of being live is a new trouble.
+    /// Tells each stream that has been live for a while: whatever happens next counts as a new trouble.
     fn tell_stable(&mut self) {
         let after = self.settings.backoff.stable_after;
         for at in 0..self.followers.len() {
@@ -68,12 +68,12 @@ impl Session {
         }
     }
 
-    /// Why the connection is to be given up, if it is.
+    /// The reason to give up the connection for being silent, if there is one.
     fn silence(&self) -> Option<Disconnect> {
         let Connection::Up(up) = &self.connection else {
             return None;
         };
-        // A call may have gone to the other connection, which is given up soon.
+        // The pending call may have gone to the replaced connection, which ends soon.
         if up.old.is_some() {
             return None;
         }
@@ -86,8 +86,8 @@ impl Session {
             .then_some(Disconnect::Silence(limits.silence_timeout))
     }
 
-    /// Asks for the heads of live streams: one when nothing was heard for a while, to find out whether the connection
-    /// still is one, and each now and then, so that a delivery that was lost does not stay lost.
+    /// Asks for the heads of live streams: for one of them when nothing was heard for a while, to test the connection,
+    /// and for each one now and then, so that no lost delivery stays lost.
     fn verify(&mut self) {
         let Connection::Up(up) = &self.connection else {
             return;
@@ -120,7 +120,7 @@ impl Session {
             .map(|at| (at + self.ack_turn) % streams)
             .filter(|at| {
                 let follower = &self.followers[*at];
-                // The module takes it from nobody who may not read the stream.
+                // The module accepts no acknowledgement from a session that may not read the stream.
                 if follower.is_forbidden() {
                     return false;
                 }
@@ -138,7 +138,7 @@ impl Session {
         }
     }
 
-    /// Acknowledges whatever is not, for the last time.
+    /// Acknowledges everything outstanding, for the last time.
     pub(super) fn acknowledge_all(&mut self) {
         for at in 0..self.followers.len() {
             let follower = &self.followers[at];
@@ -160,7 +160,7 @@ impl Session {
         });
     }
 
-    /// Says what is due of this session's presence, and begins to watch when somebody wants to know who is there.
+    /// Tells this session's presence if due, and subscribes to the presence of others if the application wants it.
     fn keep_presence(&mut self) {
         let Connection::Up(up) = &mut self.connection else {
             return;

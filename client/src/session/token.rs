@@ -1,5 +1,5 @@
-//! When a token is replaced, and what an attempt to connect that failed means for the next one. The time and the roll of
-//! the dice are arguments.
+//! When to replace a token, and what a failed attempt to connect means for the next one. Time and random numbers are
+//! arguments.
 
 use std::time::{Duration, Instant};
 
@@ -10,24 +10,24 @@ use super::status::{Disconnect, StopReason, TokenStatus};
 use crate::credential::{AccessToken, TokenError};
 use crate::error::ErrorClass;
 
-/// A token is replaced when so much of its time has passed at the latest, whatever its issuer says.
+/// A token is replaced at the latest after this share of its time, whatever its issuer says.
 const LATEST: f64 = 0.9;
-/// Clients whose tokens are replaced at the same time do so within this part of the time before.
+/// Clients replace their tokens earlier by a random share of up to this much, so that they do not all come at once.
 const JITTER: f64 = 0.1;
 
-/// A module that doubts every token has the client ask for one so often at most.
+/// The shortest time between two tokens when the module doubts every token.
 const SOONEST: Duration = Duration::from_secs(1);
 
-/// A token that a provider gave, and when.
+/// A token that a provider issued, and when.
 #[derive(Debug, Clone)]
 pub struct Issued {
     /// The token.
     pub token: AccessToken,
-    /// Before it was asked for, so that it never seems good for longer than it is.
+    /// A time before the client asked for it, so that the token never seems valid for longer than it is.
     pub asked_at: Instant,
 }
 
-/// How long the token of a connection is good for.
+/// How long the token of a connection lasts.
 #[derive(Debug)]
 pub(super) struct Tenure {
     issued: Issued,
@@ -37,7 +37,7 @@ pub(super) struct Tenure {
 }
 
 impl Tenure {
-    /// `roll` is random, from 0 up to 1.
+    /// `roll` is random, between 0 and 1.
     pub(super) fn new(issued: Issued, roll: f64) -> Self {
         let after = refresh_after(&issued).mul_f64(1.0 - JITTER * roll.clamp(0.0, 1.0));
         Self {
@@ -48,7 +48,7 @@ impl Tenure {
         }
     }
 
-    /// The session that the token is of, if that is known.
+    /// The session that the token belongs to, if known.
     pub(super) fn session_id(&self) -> Option<&str> {
         self.issued.token.session_id.as_deref()
     }
@@ -58,7 +58,7 @@ impl Tenure {
         &self.issued.token.token
     }
 
-    /// Whether the token lets a stream be read, by what its issuer said.
+    /// Whether the token grants a stream, according to its issuer.
     pub(super) fn grants(&self, stream_id: &StreamId) -> bool {
         let granted = &self.issued.token.granted_streams;
         granted.iter().any(|pattern| pattern.matches(stream_id))
@@ -69,37 +69,37 @@ impl Tenure {
         self.issued.asked_at
     }
 
-    /// Whether another token is to be asked for.
+    /// Whether to ask for another token now.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         now >= self.refresh_at
     }
 
-    /// Whether it has ended.
+    /// Whether the token has ended.
     pub(super) fn has_ended(&self, now: Instant) -> bool {
         now >= self.expires_at
     }
 
-    /// When another one is asked for, for the first time or again.
+    /// When to ask for the next token.
     pub(super) fn refresh_at(&self) -> Instant {
         self.refresh_at
     }
 
-    /// The module no longer accepts it, or for less: the next one is due at once. If there is no next one, whoever refuses
-    /// it says why.
+    /// The module no longer accepts the token, or accepts it for less: the next one is due at once. If the issuer
+    /// refuses one, it says why.
     pub(super) fn is_doubted(&mut self, now: Instant) {
-        // After a failure the wait stands.
+        // After a failure the wait stays as it is.
         if self.failures == 0 {
             self.refresh_at = self.refresh_at.min(now.max(self.issued.asked_at + SOONEST));
         }
     }
 
-    /// Replacing it has failed; how often in a row.
+    /// Counts a failed replacement and returns the number of failures in a row.
     pub(super) fn count_failure(&mut self) -> u32 {
         self.failures = self.failures.saturating_add(1);
         self.failures
     }
 
-    /// When to try again.
+    /// Sets when to try again.
     pub(super) fn try_again_at(&mut self, at: Instant) {
         self.refresh_at = at;
     }
@@ -120,23 +120,23 @@ fn refresh_after(issued: &Issued) -> Duration {
     token.refresh_after.min(token.expires_in.mul_f64(LATEST))
 }
 
-/// Whether a token is still good for a new connection: one that is due to be replaced is not.
+/// Whether a token is still good for a new connection. One that is due for replacement is not.
 pub(super) fn is_fresh(issued: &Issued, now: Instant) -> bool {
     now < issued.asked_at + refresh_after(issued)
 }
 
-/// An attempt that failed is made again later.
+/// A failed attempt is to be repeated later.
 #[derive(Debug, PartialEq)]
 pub(super) struct Later {
     pub(super) reason: Disconnect,
-    /// The shortest wait that somebody asked for.
+    /// The shortest wait that anybody asked for.
     pub(super) wait: Option<Duration>,
     /// Whether the next attempt needs another token.
     pub(super) forget_token: bool,
 }
 
-/// What an attempt that failed means. `renewable` says whether another token can be had, `ask_again_after` how long to
-/// wait at least before an issuer is asked again that grants nothing.
+/// Decides what a failed attempt means. `renewable` says whether a provider can issue another token; `ask_again_after`
+/// is the shortest wait before asking an issuer again that grants nothing.
 pub(super) fn after_failure(
     failure: DialFailure,
     renewable: bool,
@@ -165,7 +165,7 @@ pub(super) fn after_failure(
                 forget_token: false,
             }),
         },
-        // A host whose clock is wrong, or that has not read the issuer's newest key, accepts no token for a while.
+        // While its clock is wrong, or before it has read the issuer's newest key, SpacetimeDB accepts no token.
         DialFailure::Unauthorized if renewable => Ok(later(Disconnect::Unauthorized, true)),
         DialFailure::Unauthorized => Err(StopReason::Unauthorized),
         DialFailure::Refused(refusal) => {
@@ -180,19 +180,19 @@ pub(super) fn after_failure(
     }
 }
 
-/// Whether an issuer that refuses so grants none of the streams, as it does before their owner is known. It may grant
-/// them later, as the module may let a stream be read later.
+/// Whether an issuer refuses because it grants none of the streams, as before it knows their owner. It may grant them
+/// later, just as the module may.
 fn grants_nothing_yet(code: RefusalCode) -> bool {
     matches!(code, RefusalCode::Forbidden | RefusalCode::ForbiddenStream)
 }
 
-/// Whether this token, and none but this, is the trouble, and stays it.
+/// Whether the token itself is the cause and will not become valid.
 pub(super) fn has_aged(code: RefusalCode) -> bool {
     matches!(code, RefusalCode::TokenExpired | RefusalCode::TokenTooOld)
 }
 
 impl CallFailure {
-    /// Whether the module refused for the age of the token.
+    /// Whether the module refused because of the token's age.
     pub(super) fn is_of_aged_token(&self) -> bool {
         match self {
             Self::Refused(refusal) => has_aged(refusal.code),
@@ -201,7 +201,7 @@ impl CallFailure {
     }
 }
 
-/// Whether a call that was refused so means that the session is over, and not only this call.
+/// Whether a refusal means that the session is over, and not only this call.
 pub(super) fn ends_session(code: RefusalCode) -> bool {
     matches!(
         code,
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_replaced_before_it_is_due_and_never_all_at_once() {
+    fn a_token_is_replaced_before_it_is_due_and_at_a_random_time() {
         let now = Instant::now();
         let due = |refresh_after, expires_in, roll| {
             let tenure = Tenure::new(issued(refresh_after, expires_in, now), roll);
@@ -235,12 +235,12 @@ mod tests {
             [due(270, 300, 0.0), due(270, 300, 0.5), due(270, 300, 1.0)],
             [270, 256, 243]
         );
-        // An issuer that says nonsense is not followed.
+        // An issuer that sends nonsense is ignored.
         assert_eq!([due(0, 300, 0.5), due(1_000, 300, 0.0)], [0, 270]);
     }
 
     #[test]
-    fn a_token_is_due_then_tried_again_and_ends() {
+    fn a_token_becomes_due_is_tried_again_and_ends() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut tenure = Tenure::new(issued(100, 200, start), 0.0);
@@ -251,14 +251,14 @@ mod tests {
         tenure.is_doubted(at(105));
         assert!(
             !tenure.is_due(at(105)),
-            "a doubt does not cut the wait after a failure short"
+            "a doubt does not shorten the wait after a failure"
         );
         assert!(!tenure.has_ended(at(199)) && tenure.has_ended(at(200)));
         assert_eq!(tenure.status().failures, 1);
     }
 
     #[test]
-    fn a_token_that_is_doubted_is_due_at_once_but_not_over_and_over() {
+    fn a_doubted_token_is_due_at_once_but_not_over_and_over() {
         let start = Instant::now();
         let mut tenure = Tenure::new(issued(100, 200, start), 0.0);
         tenure.is_doubted(start);
@@ -288,7 +288,7 @@ mod tests {
         DialFailure::NoToken(TokenError::refused(code, "no"))
     }
 
-    /// A word for each verdict: what stops, or what is tried again and whether with a new token.
+    /// A short name for each verdict: what stops, what is tried again, and whether with a new token.
     fn verdict(failure: DialFailure, renewable: bool) -> String {
         match after_failure(failure, renewable, ASK_AGAIN) {
             Err(reason) => format!("stop: {}", reason.code()),
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_retrying_cannot_mend_stops_and_all_else_is_tried_again() {
+    fn permanent_failures_stop_and_all_others_are_tried_again() {
         use RefusalCode::*;
         for (failure, expected) in [
             (no_token(Unauthorized), "stop: refused"),
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_that_is_not_served_stops() {
+    fn an_unsupported_build_stops() {
         let nobody = ClientVersion {
             client_build_id: String::new(),
             protocol_version: String::new(),
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn who_says_no_says_how_long_to_wait_and_who_grants_nothing_is_not_asked_soon() {
+    fn a_retry_after_is_honoured_and_an_issuer_that_grants_nothing_is_not_asked_soon() {
         let wait = |error| {
             let later = after_failure(DialFailure::NoToken(error), true, ASK_AGAIN);
             later.unwrap().wait.map(|wait| wait.as_secs())

@@ -1,5 +1,5 @@
-//! The thread that applies: takes batches, hashes their payloads, runs the handler inside the store's transaction,
-//! says how it went. It never skips: a batch that does not begin where its stream's saved log ends is thrown away.
+//! The apply thread: takes batches, hashes their payloads, runs the handler inside the store's transaction and reports
+//! the outcome. It never skips: it throws away a batch that does not begin at its stream's checkpoint.
 
 mod stepped;
 
@@ -21,10 +21,10 @@ use crate::store::{CheckpointStore, CommitError, StoreError};
 
 pub use stepped::Stepped;
 
-/// Makes of events what the application wants of them.
+/// The application's code that applies events.
 pub trait Handler<S: CheckpointStore>: Send + 'static {
-    /// Applies consecutive events of one stream within `transaction`, in which the checkpoint is saved too: both or
-    /// neither. Called on a thread of its own, so it may block and be slow; nothing piles up meanwhile.
+    /// Applies consecutive events of one stream within `transaction`, which also saves the checkpoint: both or neither.
+    /// Runs on a thread of its own, so it may block and be slow; nothing piles up meanwhile.
     fn apply(
         &mut self,
         transaction: &mut S::Transaction<'_>,
@@ -32,10 +32,10 @@ pub trait Handler<S: CheckpointStore>: Send + 'static {
         events: &[Event],
     ) -> Result<(), HandlerError>;
 
-    /// Starts a stream over within `transaction`, which also moves the checkpoint. The handler clears what it made of the
-    /// stream's events and puts the document in its place, if there is one. What comes next are the events
-    /// after `beginning.at`. Only asked of those who chose
-    /// [`Restart`](crate::StaleAnswer::Restart) or [`Rebootstrap`](crate::StaleAnswer::Rebootstrap).
+    /// Starts a stream over within `transaction`, which also moves the checkpoint. The handler clears what it made of
+    /// the stream's events and puts the document in its place, if there is one. The events after `beginning.at` come
+    /// next. Called only if the client is configured with [`Restart`](crate::StaleAnswer::Restart) or
+    /// [`Rebootstrap`](crate::StaleAnswer::Rebootstrap).
     fn start_over(
         &mut self,
         transaction: &mut S::Transaction<'_>,
@@ -44,7 +44,7 @@ pub trait Handler<S: CheckpointStore>: Send + 'static {
     ) -> Result<(), HandlerError> {
         let _ = (transaction, stream_id, beginning);
         Err(HandlerError::stop(
-            "this handler does not know how to start a stream over: it needs `Handler::start_over`",
+            "this handler cannot start a stream over: implement `Handler::start_over`",
         ))
     }
 }
@@ -64,7 +64,7 @@ where
     }
 }
 
-/// How long the thread sleeps before it looks whether it should end.
+/// How often an idle thread checks whether it should end.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
 /// Work for the stream with this index.
@@ -73,8 +73,8 @@ struct Job {
     work: Work,
 }
 
-/// The runner's end of the thread. The channels have no bound of their own: they hold at most as many
-/// bytes as the session's limit of unapplied ones, and each batch has at least those of a padded frame.
+/// The runner's end of the thread. The channels are unbounded, but the session bounds the bytes in them with its limit
+/// of unapplied bytes, and no batch is smaller than a padded frame.
 pub(crate) struct Applier {
     jobs: Sender<Job>,
     outcomes: UnboundedReceiver<Outcome>,
@@ -118,16 +118,16 @@ impl Applier {
     }
 
     pub(crate) fn hand_over(&self, stream: usize, work: Work) {
-        // A thread that is gone has closed the channel of outcomes too, and that is acted on.
+        // If the thread is gone, the closed channel of outcomes tells the runner.
         let _ = self.jobs.send(Job { stream, work });
     }
 
-    /// The next outcome; none when the thread has ended.
+    /// The next outcome; `None` when the thread has ended.
     pub(crate) async fn next(&mut self) -> Option<Outcome> {
         self.outcomes.recv().await
     }
 
-    /// Lets the thread finish the batch it is at, and end.
+    /// Lets the thread finish its current batch and end.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
     }
@@ -188,7 +188,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         queue.push_back(job.work);
     }
 
-    /// Applies what is queued for a stream, as much as goes into one transaction. Fails when nobody listens any more.
+    /// Applies queued work of a stream, as much as fits into one transaction. Fails when the runner is gone.
     fn apply_some(&mut self, stream: usize) -> Result<(), Gone> {
         let queue = &mut self.streams[stream];
         let first = match queue.queue.pop_front() {
@@ -221,7 +221,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             let result = self.apply(stream, to, &events);
             return self.tell(stream, released, result);
         };
-        // What comes before the altered payload is good.
+        // The events before the altered payload are good.
         if let Some(last) = events[..bad].last() {
             let to = Position {
                 seq: last.seq,
@@ -272,7 +272,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         let queue = &mut self.streams[stream];
         if beginning.from != queue.applied {
             return Applied::Failed(ApplyFailure::Retry {
-                message: "the store stands elsewhere than the stream was thought to".to_owned(),
+                message: "the saved checkpoint is not where the stream was expected to be".to_owned(),
             });
         }
         let (store, handler) = (&mut self.store, &mut self.handler);
@@ -291,7 +291,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
     }
 }
 
-/// A panic of the application's, as a failure.
+/// Turns a panic of the application into a failure.
 fn unwound(panicked: &mut Option<String>, call: impl FnOnce() -> Result<(), HandlerError>) -> Result<(), HandlerError> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
         let message = panic_message(&*panic);
@@ -300,11 +300,11 @@ fn unwound(panicked: &mut Option<String>, call: impl FnOnce() -> Result<(), Hand
     })
 }
 
-/// What became of work, unless it was saved.
+/// The outcome of work that was not saved.
 fn not_saved(saved: Result<(), CommitError>, panicked: Option<String>) -> Result<(), Applied> {
     if let Some(message) = panicked {
         return Err(Applied::Failed(ApplyFailure::Stop {
-            message: format!("it panicked: {message}"),
+            message: format!("the handler panicked: {message}"),
         }));
     }
     saved.map_err(|error| match error {
@@ -329,10 +329,10 @@ fn not_saved(saved: Result<(), CommitError>, panicked: Option<String>) -> Result
     })
 }
 
-/// Nobody listens any more.
+/// The runner is gone.
 struct Gone;
 
-/// The first payload that is not what its hash says, and where it is.
+/// The first payload that does not have the hash of its event, and its index.
 fn altered(events: &[Event]) -> Option<(usize, ApplyFailure)> {
     events.iter().enumerate().find_map(|(at, event)| {
         let found = PayloadHash::of(&event.payload);
@@ -341,7 +341,7 @@ fn altered(events: &[Event]) -> Option<(usize, ApplyFailure)> {
     })
 }
 
-/// Whether a statement of the handler's found no room.
+/// Whether the handler's statement failed because the disk is full.
 fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     let code = error
         .downcast_ref::<rusqlite::Error>()

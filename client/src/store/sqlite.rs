@@ -1,4 +1,4 @@
-//! Checkpoints in a SQLite file, which may be the application's own: our two tables stand beside its tables.
+//! Checkpoints in a SQLite file, which may be the application's own: our two tables live beside its tables.
 
 use std::path::Path;
 
@@ -7,16 +7,16 @@ use spacetime_sync_proto::{ChainHash, PayloadHash, Position, Seq, StreamId};
 
 use super::{CheckpointStore, CommitError, Effects, StoreError};
 
-/// What the tables hold and mean. Raised when that changes.
+/// The format of the tables. Raised when their shape or meaning changes.
 const FORMAT: u32 = 2;
-/// The same without checksums: taken over by the first client that is started with it.
+/// The format before checksums. The first client that starts with such a file upgrades it.
 const FORMAT_WITHOUT_CHECKSUMS: u32 = 1;
 const META: &str = "spacetime_sync_meta";
 const CHECKPOINT: &str = spacetime_sync_proto::checkpoint_table::TABLE;
 /// How long a statement waits for another connection's lock.
 const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
-// SQLite keeps these texts as they are: a table whose text is another one was not made here.
+// SQLite keeps these texts verbatim: a table with another text was not made here.
 const CREATE_META: &str = "CREATE TABLE spacetime_sync_meta (id INTEGER PRIMARY KEY CHECK (id = 0), \
      application TEXT NOT NULL, format INTEGER NOT NULL, database TEXT NOT NULL) STRICT";
 const CREATE_CHECKPOINT: &str = "CREATE TABLE spacetime_sync_checkpoint (stream_id TEXT PRIMARY KEY, \
@@ -25,10 +25,10 @@ const CREATE_CHECKPOINT_WITHOUT_CHECKSUMS: &str = "CREATE TABLE spacetime_sync_c
      seq INTEGER NOT NULL, chain_hash BLOB NOT NULL) STRICT, WITHOUT ROWID";
 const APPLICATION: &str = "spacetime-sync";
 
-/// The default store. A client that is started with it puts the file into WAL mode with `synchronous = NORMAL`: a crash of the process loses
-/// nothing, a power failure may lose the last transactions, but then checkpoint and effects are lost together and
-/// the events come again. An application that must not see its effects undone asks for `PRAGMA synchronous = FULL`
-/// with [`SqliteStore::connection`].
+/// The default store. When a client starts with it, the store puts the file into WAL mode with `synchronous = NORMAL`.
+/// A crash of the process then loses nothing. A power failure may lose the last transactions, but checkpoint and
+/// effects are lost together, and the events come again. An application that must not see its effects undone sets
+/// `PRAGMA synchronous = FULL` through [`SqliteStore::connection`].
 #[derive(Debug)]
 pub struct SqliteStore {
     path: String,
@@ -36,8 +36,8 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens a file, or makes it. Our tables are made by the first client that is started with it; until then
-    /// nothing in an existing file is changed.
+    /// Opens or creates a file. The first client that starts with it creates our tables; until then nothing in an
+    /// existing file changes.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref();
         let shown = path.display().to_string();
@@ -58,7 +58,7 @@ impl SqliteStore {
         Ok(store)
     }
 
-    /// The connection, for the application to make its own tables before the client is started.
+    /// The connection, for the application to create its own tables before it starts the client.
     pub fn connection(&mut self) -> &mut Connection {
         &mut self.connection
     }
@@ -71,7 +71,7 @@ impl SqliteStore {
             tracing::warn!(
                 path = self.path,
                 mode,
-                "the file cannot be put into WAL mode, saving is slower"
+                "cannot put the file into WAL mode, saving will be slower"
             );
         }
         self.connection.pragma_update(None, "synchronous", "NORMAL")
@@ -90,7 +90,7 @@ impl SqliteStore {
         transaction.commit()
     }
 
-    /// Gives every checkpoint its checksum, all or none.
+    /// Gives every checkpoint its checksum: all or none.
     fn take_over(&mut self) -> Result<(), StoreError> {
         let path = self.path.clone();
         let failed = |error| failed(&path, error);
@@ -111,16 +111,16 @@ impl SqliteStore {
         make().and_then(|()| transaction.commit()).map_err(failed)
     }
 
-    /// Reads everything of ours that is there: the database that it is of, and the format. Never writes.
+    /// Reads and checks the client's own tables. Returns the database and the format that they name. Never writes.
     fn inspect(&mut self) -> Result<Option<(String, u32)>, StoreError> {
         let (meta, checkpoint) = (self.shape(META)?, self.shape(CHECKPOINT)?);
         let Some(meta) = meta else {
             return match checkpoint {
                 None => Ok(None),
-                Some(_) => Err(self.foreign(CHECKPOINT, format!("it stands without {META}"))),
+                Some(_) => Err(self.foreign(CHECKPOINT, format!("the table {META} is missing"))),
             };
         };
-        // A newer format may have other columns: its number alone is looked at.
+        // A newer format may have other columns, so only its number is read.
         let format: u32 = self
             .connection
             .query_row("SELECT format FROM spacetime_sync_meta WHERE id = 0", [], |row| {
@@ -135,16 +135,16 @@ impl SqliteStore {
             });
         }
         if meta != CREATE_META {
-            return Err(self.foreign(META, format!("it was made with {meta:?}")));
+            return Err(self.foreign(META, format!("it was created with {meta:?}")));
         }
         let expected = match format {
             FORMAT_WITHOUT_CHECKSUMS => CREATE_CHECKPOINT_WITHOUT_CHECKSUMS,
             _ => CREATE_CHECKPOINT,
         };
         match checkpoint {
-            None => return Err(self.foreign(META, format!("it stands without {CHECKPOINT}"))),
+            None => return Err(self.foreign(META, format!("the table {CHECKPOINT} is missing"))),
             Some(found) if found != expected => {
-                return Err(self.foreign(CHECKPOINT, format!("it was made with {found:?}")));
+                return Err(self.foreign(CHECKPOINT, format!("it was created with {found:?}")));
             }
             Some(_) => {}
         }
@@ -169,12 +169,12 @@ impl SqliteStore {
                 detail: check,
             });
         }
-        // Every checkpoint is looked at before anything is written, and not only those that are asked for later.
+        // Checks every checkpoint before anything is written, not only those of the streams that are followed.
         rows(&self.path, &self.connection, format)?;
         Ok(Some((database, format)))
     }
 
-    /// The statement that a table was made with, if there is such a table.
+    /// The statement that created a table, if the table exists.
     fn shape(&self, table: &str) -> Result<Option<String>, StoreError> {
         self.connection
             .query_row("SELECT sql FROM sqlite_schema WHERE name = ?1", [table], |row| {
@@ -192,7 +192,7 @@ impl SqliteStore {
         }
     }
 
-    /// A table of ours that cannot be read the way we wrote it is damaged, or was never ours.
+    /// A table that cannot be read the way the client writes it is damaged, or another program made it.
     fn unreadable(&self, table: &'static str, error: rusqlite::Error) -> StoreError {
         match error {
             rusqlite::Error::QueryReturnedNoRows => self.foreign(table, "its row is missing".to_owned()),
@@ -219,8 +219,8 @@ fn failed(path: &str, error: rusqlite::Error) -> StoreError {
     }
 }
 
-/// Every checkpoint there is. One that is damaged is an error, also where it is the name that is: what is under another
-/// name would not be found, and its stream would be applied again from its beginning.
+/// All checkpoints. A damaged one is an error, even if only its name is damaged: the store would not find it, and its
+/// stream would be applied again from the beginning.
 fn rows(path: &str, connection: &Connection, format: u32) -> Result<Vec<(StreamId, Position)>, StoreError> {
     let failed = |error| failed(path, error);
     let columns = match format {
@@ -240,7 +240,7 @@ fn rows(path: &str, connection: &Connection, format: u32) -> Result<Vec<(StreamI
         let (name, (seq, chain_hash, checksum)) = row.map_err(failed)?;
         let stream_id = StreamId::new(&name).map_err(|invalid| StoreError::Corrupt {
             path: path.to_owned(),
-            detail: format!("a checkpoint of no stream: {invalid}"),
+            detail: format!("a checkpoint has an invalid stream id: {invalid}"),
         })?;
         let at = to_checkpoint(path, &stream_id, seq, chain_hash, checksum)?;
         rows.push((stream_id, at));
@@ -263,7 +263,7 @@ fn read(path: &str, connection: &Connection, stream_id: &StreamId) -> Result<Opt
     to_checkpoint(path, stream_id, seq, chain_hash, Some(checksum)).map(Some)
 }
 
-/// `checksum` is `None` in a file of a format without checksums.
+/// `checksum` is `None` in a file of the format without checksums.
 fn to_checkpoint(
     path: &str,
     stream_id: &StreamId,
@@ -283,12 +283,12 @@ fn to_checkpoint(
             .ok_or_else(|| bad(format!("its chain hash has {length} bytes, expected 32")))?,
     };
     match checksum {
-        Some(found) if found != sum(stream_id, &at) => Err(bad(format!("its checksum is not that of seq {seq}"))),
+        Some(found) if found != sum(stream_id, &at) => Err(bad(format!("its checksum does not match seq {seq}"))),
         Some(_) | None => Ok(at),
     }
 }
 
-/// SQLite does not notice a bit that turned within a row. With this it is told from a checkpoint that was saved.
+/// SQLite does not notice a flipped bit within a row. The checksum does.
 fn sum(stream_id: &StreamId, at: &Position) -> [u8; 32] {
     let bytes = [
         &at.seq.get().to_be_bytes()[..],
@@ -322,7 +322,7 @@ impl CheckpointStore for SqliteStore {
                 found: found.clone(),
             });
         }
-        // The mode of the file is changed last: what is refused before is left as it was.
+        // The file's mode changes last: a refused file stays as it was.
         match found {
             None => self.create(database).map_err(|error| self.failed(error))?,
             Some((_, FORMAT_WITHOUT_CHECKSUMS)) => self.take_over()?,
@@ -365,7 +365,7 @@ impl CheckpointStore for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Effects and checkpoint in one transaction.
+    /// Saves effects and checkpoint in one transaction.
     fn save(
         &mut self,
         stream_id: &StreamId,

@@ -1,4 +1,4 @@
-//! Makes a connection, or says why that fails.
+//! Makes a connection, or says why that failed.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use super::link::{Greeting, Inbox, Link, greet};
 use crate::config::ClientConfig;
 use crate::session::status::Disconnect;
 
-/// Why there is no connection.
+/// Why a connection was not made.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ConnectFailure {
-    /// The host does not accept the token.
+    /// SpacetimeDB does not accept the token.
     Unauthorized,
-    /// The host knows the token and does not let it in.
+    /// SpacetimeDB accepts the token but not the connection.
     Forbidden,
-    /// It may work later.
+    /// A later attempt may succeed.
     Later(Disconnect),
 }
 
-/// Connects. The SDK blocks a thread until the host has answered, however long that takes: when nobody waits any more,
-/// the thread and the socket end with the runtime that they are of.
+/// Connects. The SDK blocks a thread until SpacetimeDB has answered, however long that takes. When the caller gives up,
+/// the thread and the socket end with the connection's runtime.
 pub(super) async fn connect(config: &ClientConfig, token: Option<String>) -> Result<Link, ConnectFailure> {
     let failed = |detail: String| ConnectFailure::Later(Disconnect::Failed(detail));
     let mut builder = Builder::new_multi_thread();
@@ -34,7 +34,7 @@ pub(super) async fn connect(config: &ClientConfig, token: Option<String>) -> Res
         .enable_all();
     let runtime = builder
         .build()
-        .map_err(|error| failed(format!("no thread to connect on: {error}")))?;
+        .map_err(|error| failed(format!("cannot start a thread to connect on: {error}")))?;
     let threads = runtime.handle().clone();
     let runtime = LinkRuntime(Some(runtime));
     let config = config.clone();
@@ -45,13 +45,13 @@ pub(super) async fn connect(config: &ClientConfig, token: Option<String>) -> Res
     }
 }
 
-/// What one connection runs in, from the attempt to make it on. Whatever the SDK waits for at a socket ends with it; the
-/// search for a host's address, which the system makes, ends by itself.
+/// The runtime of one connection, from the attempt on. Whatever the SDK waits for at a socket ends with it; an address
+/// lookup by the system ends by itself.
 pub(super) struct LinkRuntime(Option<Runtime>);
 
 impl Drop for LinkRuntime {
     fn drop(&mut self) {
-        // Where a connection is dropped, nothing may wait for threads to end.
+        // A connection is dropped where nothing may wait for threads to end.
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
@@ -87,12 +87,12 @@ fn classify(error: &spacetimedb_sdk::Error, database: &str) -> ConnectFailure {
     }
 }
 
-/// With what the host answered in place of a WebSocket.
+/// The HTTP status with which SpacetimeDB refused the WebSocket.
 fn http_status(error: &spacetimedb_sdk::Error) -> Option<StatusCode> {
     let spacetimedb_sdk::Error::FailedToConnect { source } = error else {
         return None;
     };
-    // The SDK's error has its cause here and nowhere else.
+    // The SDK's error gives its cause only through this deprecated method.
     #[allow(deprecated)]
     let mut cause = source.cause().and_then(Error::source);
     while let Some(error) = cause {
@@ -117,7 +117,7 @@ mod tests {
 
     use super::*;
 
-    /// A host that answers every request with one status.
+    /// A server that answers every request with one status.
     async fn refused_with(status: &'static str) -> ConnectFailure {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_refused_token_is_told_from_a_missing_database_and_from_trouble() {
+    async fn a_refused_token_a_missing_database_and_an_outage_are_told_apart() {
         assert_eq!(refused_with("401 Unauthorized").await, ConnectFailure::Unauthorized);
         assert_eq!(refused_with("403 Forbidden").await, ConnectFailure::Forbidden);
         let missing = ConnectFailure::Later(Disconnect::NoDatabase("lane".to_owned()));
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_host_that_is_not_there_is_tried_again() {
+    async fn an_unreachable_server_is_tried_again() {
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let config = ClientConfig::new(format!("http://{closed}"), "lane", vec![StreamId::new("a").unwrap()]);
         let failure = connect(&config, None).await.err().unwrap();

@@ -1,5 +1,5 @@
-//! From nothing to a connection that serves: a token, the connection, the contract, and when the host closes instead,
-//! its reason.
+//! All steps up to a connection that serves: a token, the connection, the contract and, if SpacetimeDB closes the
+//! connection instead, its reason.
 
 use tokio::time::{Instant, timeout};
 
@@ -13,15 +13,15 @@ use crate::credential::{Credential, TokenError, WantedToken};
 use crate::session::status::{Disconnect, StopReason};
 use crate::session::{DialFailure, Inbound, Issued};
 
-/// What became of an attempt.
+/// The result of an attempt.
 pub(crate) struct DialAnswer {
-    /// The token that it was made with, if a provider gave one.
+    /// The token it used, if a provider issued it.
     pub(crate) token: Option<Issued>,
-    /// A connection whose contract is ours, and what else its first messages brought.
+    /// A connection whose contract equals ours, and what else its first messages brought.
     pub(crate) result: Result<(Link, Vec<Inbound>), DialFailure>,
 }
 
-/// Attempts a connection, with a token that is held or a new one. Given up when the future is dropped.
+/// Attempts a connection, with the given token or a new one. Dropping the future gives up the attempt.
 pub(crate) async fn dial(config: &ClientConfig, held: Option<Issued>) -> DialAnswer {
     let (text, token) = match (&config.credential, held) {
         (Credential::Anonymous, _) => (None, None),
@@ -32,8 +32,12 @@ pub(crate) async fn dial(config: &ClientConfig, held: Option<Issued>) -> DialAns
             let wanted = WantedToken::new(config.version(), &config.streams);
             let within = config.limits.token_timeout;
             let answer = timeout(within, provider.token(wanted)).await;
-            let late = || Err(TokenError::unavailable(format!("no answer within {within:?}")));
-            let unusable = || TokenError::unavailable("what the provider gave is no token, or has ended");
+            let late = || {
+                Err(TokenError::unavailable(format!(
+                    "the provider did not answer within {within:?}"
+                )))
+            };
+            let unusable = || TokenError::unavailable("the provider's token is invalid or has ended");
             let token = answer.unwrap_or_else(|_| late());
             match token.and_then(|token| token.usable().ok_or_else(unusable)) {
                 Ok(token) => (Some(token.token.clone()), Some(Issued { token, asked_at })),
@@ -78,11 +82,11 @@ async fn open(config: &ClientConfig, token: Option<String>) -> Result<(Link, Vec
 /// Why a connection does not serve.
 enum Closed {
     Told(DialFailure),
-    /// The host may say more when it is asked.
+    /// SpacetimeDB may give a better reason over HTTP.
     Untold(DialFailure),
 }
 
-/// Waits for the contract, and takes what comes with it.
+/// Waits for the contract, and collects what comes with it.
 async fn until_serving(link: &Link) -> Result<Vec<Inbound>, Closed> {
     let stop = |reason| Err(Closed::Told(DialFailure::Stop(reason)));
     link.watch_contract();

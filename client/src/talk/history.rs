@@ -1,5 +1,5 @@
-//! The authority's log over HTTP, from the bridge: asks, and reads what is answered. It decides nothing; what a page holds
-//! is checked by who takes it.
+//! Reads the authority's log from the bridge over HTTP. It decides nothing and does not check the events in a page; the
+//! stream does.
 
 use std::time::Duration;
 
@@ -18,9 +18,9 @@ use crate::error::ConfigError;
 use crate::session::stream::Page;
 use crate::session::{Answer, Question};
 
-/// What surrounds frames and documents in an answer, at most.
+/// The most bytes in an answer besides its frames or document.
 const ENVELOPE_BYTES: usize = 256 * 1024;
-/// Longest answer with a page: what a page holds, and one frame that is larger.
+/// Longest answer with a page: a full page, and one frame beyond it.
 const PAGE_ANSWER_BYTES: usize = limit::PAGE_BYTES + limit::FRAME_BYTES + ENVELOPE_BYTES;
 /// Longest answer with a document.
 const DOCUMENT_ANSWER_BYTES: usize = DOCUMENT_BYTES + ENVELOPE_BYTES;
@@ -32,14 +32,14 @@ fn failed(message: impl Into<String>) -> Answer {
     }
 }
 
-/// Where the authority's log is read.
+/// Where to read the authority's log.
 pub(crate) struct Source {
     http: reqwest::Client,
     bridge: Url,
 }
 
 impl Source {
-    /// As the configuration says. `None` if the authority is not to be asked, or nobody knows where.
+    /// Takes the address from the configuration. `None` if the client is not to ask the authority, or has no address.
     pub(crate) fn of(config: &ClientConfig) -> Result<Option<Self>, ConfigError> {
         let address = match (&config.history, &config.credential) {
             (History::Off, _) => None,
@@ -50,7 +50,7 @@ impl Source {
         };
         let Some(address) = address else { return Ok(None) };
         let bridge = bridge_url(address)?;
-        // A redirect would take the token to someone who was not named.
+        // A redirect would hand the token to a server that the configuration does not name.
         let http = reqwest::Client::builder()
             .timeout(config.limits.history_timeout)
             .redirect(reqwest::redirect::Policy::none())
@@ -63,7 +63,7 @@ impl Source {
 
     pub(crate) async fn ask(&self, token: Option<String>, stream_id: &StreamId, question: Question) -> Answer {
         let Some(url) = self.url(stream_id, question) else {
-            return failed("a stream of this name cannot be asked for over HTTP");
+            return failed("a stream with this name cannot be requested over HTTP");
         };
         let mut request = self.http.get(url).header(ACCEPT, PROTOBUF);
         if let Some(token) = token {
@@ -117,21 +117,21 @@ fn read(stream_id: &StreamId, question: Question, status: StatusCode, headers: &
     match (status, question) {
         (StatusCode::OK, Question::Events(_)) => match EventPage::decode(body) {
             Ok(page) => Answer::Page(raw(page)),
-            Err(error) => failed(format!("the answer is no page: {error}")),
+            Err(error) => failed(format!("the bridge's answer is not a valid page: {error}")),
         },
         (StatusCode::OK, Question::Document) => match Snapshot::decode(body) {
             Ok(document) => Answer::Document(Some(Box::new(document))),
-            Err(error) => failed(format!("the answer is no document: {error}")),
+            Err(error) => failed(format!("the bridge's answer is not a valid document: {error}")),
         },
         (StatusCode::GONE, Question::Events(after)) => match json::<StaleCursor>(&body) {
             Some(stale) if stale.stream_id == *stream_id && stale.requested_after_seq == after.seq => {
                 Answer::Stale(Box::new(stale))
             }
-            Some(_) | None => failed("the bridge answered 410, and not about this cursor"),
+            Some(_) | None => failed("the bridge answered 410, but not about this cursor"),
         },
         (StatusCode::NOT_FOUND, Question::Document) => match &said {
             Some(said) if said.code == RefusalCode::NotFound => Answer::Document(None),
-            Some(_) | None => failed("the bridge answered 404, and nothing of this lane's: is its address right?"),
+            Some(_) | None => failed("the server answered 404, but not as a bridge does: check the bridge's address"),
         },
         (StatusCode::UNAUTHORIZED, _) => Answer::Unauthorized(refusal(RefusalCode::Unauthorized)),
         (StatusCode::FORBIDDEN, _) => Answer::Refused(refusal(RefusalCode::ForbiddenStream)),
@@ -155,7 +155,7 @@ fn raw(page: EventPage) -> Page {
             chain: page.head_chain,
         },
         oldest_seq: page.oldest_seq,
-        // What the authority says is durable, on whatever connection the lane is read.
+        // What the authority answers is durable, whatever connection the client reads SpacetimeDB over.
         durable_reads: false,
         frames: page.frames,
     }
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_authority_is_asked_where_tokens_come_from_or_where_it_is_said() {
+    fn the_authority_is_asked_where_tokens_come_from_or_as_configured() {
         let closure = |_: WantedToken| async { Err::<AccessToken, _>(TokenError::unavailable("no")) };
         let tokens = || {
             let session = || async { Ok("session".to_owned()) };
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_what_they_say_in_our_form_and_by_their_status_otherwise() {
+    fn answers_are_read_by_their_body_or_else_by_their_status() {
         let events = Question::Events(after());
         let stale = StaleCursor {
             code: Default::default(),

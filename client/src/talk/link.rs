@@ -1,5 +1,5 @@
-//! One connection, by the SDK: what comes in becomes [`Inbound`], message by message; what goes out are calls and
-//! subscriptions. It decides nothing, and it does not reconnect: a link that failed is dropped for a new one.
+//! One SDK connection: it turns what comes in into [`Inbound`], message by message, and sends calls and subscriptions.
+//! It decides nothing and never reconnects: a new link replaces a failed one.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -26,15 +26,15 @@ use crate::session::{CallFailure, Inbound, ReadId};
 
 use super::connect::LinkRuntime;
 
-/// How long a link that was given up may take to say goodbye.
+/// How long closing a link may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// What only the attempt to connect waits for.
 #[derive(Debug)]
 pub(super) enum Greeting {
-    /// The host says who the client is. Comes first, and only once.
+    /// SpacetimeDB says who the client is. Comes first, and only once.
     Identified(Identity),
-    /// The module's contract has been seen, if the module said one at all.
+    /// The module's contract has arrived, if the module has one at all.
     ContractSeen,
 }
 
@@ -51,7 +51,7 @@ pub(super) type Inbox = Arc<Mutex<Brought>>;
 pub(crate) struct Link {
     connection: Box<DbConnection>,
     inbox: Inbox,
-    /// The subscriptions to streams that were not given up.
+    /// The stream subscriptions that were not given up.
     subscriptions: HashMap<(usize, SubscriptionId), SubscriptionHandle>,
     _runtime: LinkRuntime,
 }
@@ -107,8 +107,8 @@ impl Link {
         }
     }
 
-    /// Takes one message and returns what it brought, frames first and in the order of their streams. Nothing is lost
-    /// when the future is dropped.
+    /// Takes one message and returns what it brought, frames first and in the order of their streams. Dropping the
+    /// future loses nothing.
     pub(crate) async fn next(&self) -> Result<Vec<Inbound>, Disconnect> {
         // The SDK panics when a call meets a connection that has just broken.
         match AssertUnwindSafe(self.connection.advance_one_message_async())
@@ -146,7 +146,7 @@ impl Link {
         std::mem::take(&mut lock(&self.inbox).greetings)
     }
 
-    /// Asks what the module speaks.
+    /// Subscribes to the module's contract.
     pub(crate) fn watch_contract(&self) {
         let (seen, failed) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
         self.connection
@@ -163,7 +163,7 @@ impl Link {
             .subscribe("SELECT * FROM sync_contract");
     }
 
-    /// Asks to be told when a stream may be read, or may no longer.
+    /// Subscribes to the session's grants.
     pub(crate) fn watch_grants(&self, identity: Identity) {
         let failed = Arc::clone(&self.inbox);
         self.connection
@@ -197,11 +197,11 @@ impl Link {
             });
     }
 
-    /// Subscribes to the frames that end after a position and begin no later than another, so that what comes next is
+    /// Subscribes to the frames that end after one position and begin no later than another, so that the next frame is
     /// among them however long it is.
     pub(crate) fn subscribe(&mut self, stream: usize, id: SubscriptionId, stream_key: u64, after: Seq, to: Seq) {
         let (seen, failed) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
-        // The index is by the end, and no frame is longer.
+        // The index is by `last_seq`, and no frame has more events.
         let ends = to.plus(FRAME_EVENTS as u64 - 1);
         let query = format!(
             "SELECT * FROM sync_event WHERE stream_key = {stream_key} \
@@ -225,7 +225,7 @@ impl Link {
         self.subscriptions.insert((stream, id), handle);
     }
 
-    /// Gives a subscription up. The host sends its rows once more, for the SDK to drop them.
+    /// Gives up a subscription. SpacetimeDB sends its rows once more, for the SDK to drop them.
     pub(crate) fn unsubscribe(&mut self, stream: usize, id: SubscriptionId) {
         let Some(handle) = self.subscriptions.remove(&(stream, id)) else {
             return;
@@ -233,7 +233,7 @@ impl Link {
         let inbox = Arc::clone(&self.inbox);
         let ended = move |_: &SubscriptionEventContext| push(&inbox, Inbound::Unsubscribed { stream, id });
         if handle.unsubscribe_then(Box::new(ended)).is_err() {
-            // It has ended before: said with the next message.
+            // It has ended before: report that with the next message.
             push(&self.inbox, Inbound::Unsubscribed { stream, id });
         }
     }
@@ -256,11 +256,11 @@ impl Link {
             },
         );
         if let Err(error) = sent {
-            tracing::debug!(%stream_id, %error, "the acknowledgement could not be sent");
+            tracing::debug!(%stream_id, %error, "cannot send an acknowledgement");
         }
     }
 
-    /// Asks to be told who is there.
+    /// Subscribes to the presence of others.
     pub(crate) fn watch_presence(&self) {
         let to = || Arc::clone(&self.inbox);
         let (inserted, updated, deleted, seen) = (to(), to(), to(), to());
@@ -271,16 +271,16 @@ impl Link {
         self.connection
             .subscription_builder()
             .on_applied(move |_| push(&seen, Inbound::PresenceChanged))
-            .on_error(|_, error| tracing::warn!(%error, "who is there cannot be seen"))
+            .on_error(|_, error| tracing::warn!(%error, "cannot watch presence"))
             .subscribe("SELECT * FROM session_presence");
     }
 
-    /// Who is there.
+    /// The presence of others.
     pub(crate) fn presences(&self) -> Presences {
         seen(self.connection.db.session_presence().iter().map(presence_row))
     }
 
-    /// Tells the module how this session is there.
+    /// Tells the module this session's presence.
     pub(crate) fn say_presence(&self, session_id: &str, presence: &Presence) {
         let inbox = Arc::clone(&self.inbox);
         let serves = presence.serves.iter().map(|stream| stream.as_str().to_owned());
@@ -300,11 +300,11 @@ impl Link {
             },
         );
         if let Err(error) = sent {
-            tracing::debug!(%error, "the presence could not be sent");
+            tracing::debug!(%error, "cannot send the presence");
         }
     }
 
-    /// Says goodbye in the background. Messages that still come are dropped as they do.
+    /// Closes the connection in the background. Messages that still arrive are dropped.
     pub(crate) fn close(self) {
         tokio::spawn(async move {
             let goodbye = async {
@@ -317,7 +317,7 @@ impl Link {
 }
 
 fn lock(inbox: &Inbox) -> MutexGuard<'_, Brought> {
-    // Nothing panics while it holds the lock: a push is all that is done under it.
+    // Nothing can panic while it holds the lock: under it we only push and take.
     inbox.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -355,7 +355,7 @@ fn presence_row(row: SessionPresence) -> PresenceRow {
     }
 }
 
-/// A time before the epoch, or past what this machine can tell, becomes the epoch.
+/// A time that this machine cannot represent, or from before the epoch, becomes the epoch.
 fn time(column: Timestamp) -> SystemTime {
     let epoch = SystemTime::UNIX_EPOCH;
     let micros = u64::try_from(column.to_micros_since_unix_epoch()).unwrap_or_default();
@@ -377,7 +377,7 @@ impl From<EventPage> for Page {
     }
 }
 
-/// A row of the log as the core takes it.
+/// A row of the log in the form that the core takes.
 #[doc(hidden)]
 pub fn frame_row(row: SyncEvent) -> FrameRow {
     FrameRow {
@@ -388,7 +388,7 @@ pub fn frame_row(row: SyncEvent) -> FrameRow {
     }
 }
 
-/// A column out of all range becomes the end of the range, which no log reaches: the core refuses what follows.
+/// A column out of range becomes the end of the range, which no log reaches: the core refuses what follows.
 fn seq(column: u64) -> Seq {
     Seq::new(column).unwrap_or(Seq::MAX)
 }

@@ -1,5 +1,6 @@
-//! What talks: one connection by the SDK and the attempt to make it, tokens and history from the bridge over HTTP. This
-//! room carries out what the session decided and says what came of it. It never decides, and never reconnects by itself.
+//! Everything that talks: the SDK connection and the attempt to make it, and the bridge's tokens and history over HTTP.
+//! This room carries out what the session decided and reports the result. It never decides and never reconnects by
+//! itself.
 
 pub(crate) mod dial;
 pub(crate) mod history;

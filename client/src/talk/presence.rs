@@ -1,10 +1,10 @@
-//! Rows of the lane's table of presences, and who they say is there.
+//! Rows of the module's presence table, and the sessions that they show.
 
 use std::time::SystemTime;
 
 use crate::presence::{OfflineReason, PresenceKey, PresenceStatus, Presences, SeenPresence};
 
-/// A row of the lane's table.
+/// A row of the module's table.
 pub(crate) struct PresenceRow {
     pub(crate) key: PresenceKey,
     pub(crate) status: String,
@@ -14,8 +14,8 @@ pub(crate) struct PresenceRow {
     pub(crate) last_seen: SystemTime,
 }
 
-/// The same session is seen once for each reason to see it: what was heard last counts. A row whose words are not ours
-/// is left out.
+/// Merges rows into sessions. A session has one row for each reason to see it: the newest counts. A row with an unknown
+/// status is left out.
 pub(crate) fn seen(rows: impl Iterator<Item = PresenceRow>) -> Presences {
     let mut seen = Presences::new();
     for row in rows {
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_that_is_seen_in_several_ways_is_seen_once_as_last_heard_of() {
+    fn a_session_with_several_rows_is_seen_once_as_last_heard() {
         let row = |node: &str, status: &str, reason: &str, seconds| PresenceRow {
             key: PresenceKey {
                 session_id: "s".to_owned(),

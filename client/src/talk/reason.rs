@@ -1,8 +1,8 @@
-//! Finding out why a host closed a connection before it served.
+//! Finds out why SpacetimeDB closed a connection before it served.
 //!
-//! When the module's `client_connected` says no, a host accepts the WebSocket and closes it without a word. The same
-//! reducer runs around every HTTP request too, and there its error is the answer: so the same credential asks for the
-//! contract by HTTP.
+//! When the module's `client_connected` refuses, SpacetimeDB accepts the WebSocket and closes it without a reason. The
+//! same reducer also runs around every HTTP request, and there its error is the answer. So the client asks for the
+//! contract over HTTP with the same credential.
 
 use reqwest::StatusCode;
 use spacetime_sync_proto::Refusal;
@@ -13,17 +13,17 @@ use crate::config::ClientConfig;
 
 /// Longest answer that is read: the contract, or a refusal.
 const ANSWER_BYTES: usize = 64 * 1024;
-/// What a host answers when a reducer failed.
+/// The HTTP status with which SpacetimeDB reports a failed reducer.
 const REDUCER_FAILED: u16 = 530;
 
-/// What a module says that lets no connection in.
+/// Why the module refuses a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reason {
     Refused(Refusal),
     Incompatible(Box<Incompatible>),
 }
 
-/// Asks the host why it closes. `None` if it does not say so in time.
+/// Asks SpacetimeDB why it closed. `None` without an answer in time.
 pub(super) async fn ask_reason(config: &ClientConfig, token: Option<&str>) -> Option<Reason> {
     let ask = async {
         let http = reqwest::Client::builder()
@@ -40,7 +40,7 @@ pub(super) async fn ask_reason(config: &ClientConfig, token: Option<&str>) -> Op
     let answer = match ask.await {
         Ok(answer) => answer,
         Err(error) => {
-            tracing::debug!(error = %error.without_url(), "the host does not say why it closes");
+            tracing::debug!(error = %error.without_url(), "cannot find out why SpacetimeDB closed the connection");
             return None;
         }
     };
@@ -53,14 +53,14 @@ pub(super) async fn ask_reason(config: &ClientConfig, token: Option<&str>) -> Op
 
 fn read_reason(body: &[u8]) -> Option<Reason> {
     let text = std::str::from_utf8(body).ok()?.trim();
-    // The larger form first: it would pass for the other.
+    // The larger form first: the smaller one would also accept it.
     if let Ok(incompatible) = serde_json::from_str(text) {
         return Some(Reason::Incompatible(Box::new(incompatible)));
     }
     Refusal::from_wire(text).map(Reason::Refused)
 }
 
-/// The SDK takes addresses of WebSockets too.
+/// The SDK also accepts WebSocket addresses.
 fn sql_url(uri: &str, database: &str) -> String {
     let http = match uri.split_once("://") {
         Some(("ws", rest)) => format!("http://{rest}"),
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_address_is_the_hosts_own() {
+    fn the_address_is_spacetimedbs_own() {
         for uri in ["http://host:3000", "http://host:3000/", "ws://host:3000"] {
             assert_eq!(sql_url(uri, "lane"), "http://host:3000/v1/database/lane/sql");
         }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_a_refusal_of_ours_or_none() {
+    fn only_a_refusal_of_ours_is_a_reason() {
         let refusal = Refusal::new(RefusalCode::TokenRevoked, "gone");
         assert_eq!(
             read_reason(refusal.to_wire().as_bytes()),

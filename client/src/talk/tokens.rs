@@ -1,4 +1,4 @@
-//! Tokens from the bridge: asks `POST /api/sync/token` on the strength of the application's own session.
+//! Tokens from the bridge: asks `POST /api/sync/token` with the application's own session credential.
 
 use std::fmt;
 use std::future::Future;
@@ -45,8 +45,8 @@ pub struct HttpTokens {
 }
 
 impl HttpTokens {
-    /// From the bridge at this address. `session` gives the application's own session credential, each time a token is
-    /// asked for; blanks around it are dropped.
+    /// Asks the bridge at this address. `session` returns the application's own session credential, each time a token
+    /// is needed; blanks around it are removed.
     pub fn new<F, R>(bridge: impl Into<String>, session: F) -> Result<Self, ConfigError>
     where
         F: Fn() -> R + Send + Sync + 'static,
@@ -55,7 +55,7 @@ impl HttpTokens {
         let bridge = bridge.into();
         let mut url = bridge_url(&bridge)?;
         url.set_path(&format!("{}{TOKEN_PATH}", url.path().trim_end_matches('/')));
-        // A redirect would take the session credential to someone who was not named.
+        // A redirect would hand the session credential to a server that the application did not name.
         let http = reqwest::Client::builder()
             .timeout(TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
@@ -73,22 +73,22 @@ impl HttpTokens {
         })
     }
 
-    /// Asks for tokens that are good for so long. The bridge decides in the end.
+    /// Asks for tokens that last this long. The bridge decides.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
     }
 
-    /// Names the device, for sessions that do not.
+    /// Names the device, for session credentials that do not.
     #[must_use]
     pub fn device_id(mut self, device_id: impl Into<String>) -> Self {
         self.device_id = Some(device_id.into());
         self
     }
 
-    /// What an answer of the bridge says, for a provider with its own HTTP client. An answer in another form than the
-    /// bridge's is judged by its status.
+    /// Interprets an answer of the bridge, for a provider with its own HTTP client. An answer that is not in the
+    /// bridge's form is judged by its status.
     pub fn read_answer(status: StatusCode, answered: &HeaderMap, body: &[u8]) -> Result<AccessToken, TokenError> {
         read_answer(status, answered, body)
     }
@@ -97,7 +97,7 @@ impl HttpTokens {
         let session = (self.session)().await?;
         let session = session.trim();
         if !is_token(session) {
-            let message = "the application's session credential is empty or no token";
+            let message = "the application's session credential is empty or contains blanks or non-ASCII characters";
             return Err(TokenError::unavailable(message));
         }
         let body = TokenRequest {
@@ -140,14 +140,16 @@ pub(crate) fn bridge_url(address: &str) -> Result<Url, ConfigError> {
     let wrong = |detail: String| ConfigError::Bridge { detail };
     let url = Url::parse(address).map_err(|error| wrong(error.to_string()))?;
     if !["http", "https"].contains(&url.scheme()) || !url.has_host() || url.query().is_some() {
-        return Err(wrong("http or https, a host and no query are needed".to_owned()));
+        return Err(wrong(
+            "it needs http or https and a host, and must have no query".to_owned(),
+        ));
     }
     Ok(url)
 }
 
 impl fmt::Debug for HttpTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The address may hold a password.
+        // The address may contain a password.
         f.debug_struct("HttpTokens")
             .field("host", &self.url.host_str())
             .field("ttl", &self.ttl)
@@ -165,8 +167,12 @@ fn version_headers(client: &ClientVersion) -> Result<HeaderMap, TokenError> {
         (headers::SCHEMA_VERSION, schema.as_str()),
         (headers::CLIENT_SURFACE, client.surface.as_str()),
     ] {
-        let value = HeaderValue::from_str(value)
-            .map_err(|_| TokenError::refused(RefusalCode::InvalidRequest, format!("{name}: no text for a header")))?;
+        let value = HeaderValue::from_str(value).map_err(|_| {
+            TokenError::refused(
+                RefusalCode::InvalidRequest,
+                format!("{name}: does not fit into a header"),
+            )
+        })?;
         map.insert(HeaderName::from_static(name), value);
     }
     Ok(map)
@@ -187,7 +193,7 @@ fn read_answer(status: StatusCode, answered: &HeaderMap, body: &[u8]) -> Result<
         .map(Duration::from_millis)
         .or_else(|| seconds(answered));
     let said = refusal.map(|refusal| Refusal::new(refusal.code, refusal.message));
-    // A server that is in trouble is asked again, whatever the trouble is called.
+    // A failing server is asked again, whatever code it gives.
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
         return Err(match said {
             Some(refusal) if TokenError::refused(refusal.code, "").class() == crate::ErrorClass::Retry => {
@@ -210,7 +216,7 @@ fn read_answer(status: StatusCode, answered: &HeaderMap, body: &[u8]) -> Result<
     Err(match said.or_else(told) {
         Some(refusal) => TokenError::Refused { refusal, retry_after },
         None => TokenError::Unavailable {
-            message: format!("the bridge answered {status}, and nothing of this lane's: is its address right?"),
+            message: format!("the server answered {status}, but not as a bridge does: check the bridge's address"),
             retry_after,
         },
     })
@@ -218,9 +224,9 @@ fn read_answer(status: StatusCode, answered: &HeaderMap, body: &[u8]) -> Result<
 
 fn read_token(body: &[u8]) -> Result<AccessToken, TokenError> {
     let response: TokenResponse =
-        read(body).ok_or_else(|| TokenError::unavailable("the bridge's answer holds no token"))?;
+        read(body).ok_or_else(|| TokenError::unavailable("the bridge's answer contains no token"))?;
     if !is_token(&response.token) || response.expires_in == 0 {
-        let message = "the bridge's answer holds no token that can be used";
+        let message = "the bridge's answer contains an unusable token";
         return Err(TokenError::unavailable(message));
     }
     Ok(AccessToken {
@@ -236,13 +242,13 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     serde_json::from_slice(body).ok()
 }
 
-/// A 426 says the same in its headers: a proxy may have put a page of its own in place of the body.
+/// A 426 repeats its body in its headers, because a proxy may replace the body with a page of its own.
 fn read_headers(answered: &HeaderMap) -> Option<Incompatible> {
     let text = |name: &str| answered.get(name)?.to_str().ok().map(str::to_owned);
     let code = text(headers::CODE)?;
     Some(Incompatible {
         code: serde_json::from_value(code.clone().into()).ok()?,
-        message: format!("the bridge does not serve this client: {code}"),
+        message: format!("the bridge does not support this client: {code}"),
         retryable: false,
         upgrade_required: text(headers::UPGRADE_REQUIRED)? == "true",
         surface: text(headers::CLIENT_SURFACE).unwrap_or_default(),
@@ -259,12 +265,12 @@ fn seconds(answered: &HeaderMap) -> Option<Duration> {
     text.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// A body, unless it is longer than it may be.
+/// The body, unless it is longer than allowed.
 pub(crate) async fn read_up_to(mut answer: Response, most: usize) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await.map_err(|error| chain(&error.without_url()))? {
         if body.len() + chunk.len() > most {
-            return Err(format!("the answer is longer than {most} bytes"));
+            return Err(format!("the answer is longer than the {most} bytes allowed"));
         }
         body.extend_from_slice(&chunk);
     }

@@ -1,9 +1,10 @@
-//! What the whole client does when the lane does not continue what was applied: with whom it speaks, and what it shows.
+//! What the whole client does when SpacetimeDB does not continue what was applied: whom it asks, and what its status
+//! shows.
 
 use super::*;
 use crate::{History, StaleAnswer, WithoutDocument};
 
-/// A client whose token comes with the number of the request, and that asks the authority at the host.
+/// A client whose token carries the number of the request, and that asks the authority at the fake host.
 async fn run(host: &FakeHost, on_stale: StaleAnswer) -> Run {
     let asked = Arc::new(Mutex::new(0));
     let count = Arc::clone(&asked);
@@ -42,7 +43,7 @@ impl Run {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_below_the_window_comes_from_the_authority_by_the_same_token() {
+async fn events_before_the_window_come_from_the_authority_with_the_same_token() {
     let host = FakeHost::start(80).await;
     host.hold_after(65);
     let run = run(&host, StaleAnswer::Stop).await;
@@ -58,7 +59,7 @@ async fn what_is_below_the_window_comes_from_the_authority_by_the_same_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lane_that_is_wiped_and_filled_again_is_waited_for() {
+async fn the_client_waits_while_a_wiped_spacetimedb_is_refilled() {
     let host = FakeHost::start(40).await;
     let run = run(&host, StaleAnswer::Stop).await;
     run.until("live", |status| status.phase == Phase::Live).await;
@@ -124,7 +125,7 @@ async fn a_stale_cursor_has_the_answer_that_was_chosen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authority_in_trouble_is_asked_again_and_a_token_that_it_does_not_take_is_replaced() {
+async fn a_failing_authority_is_asked_again_and_a_token_it_rejects_is_replaced() {
     let host = FakeHost::start(30).await;
     host.hold_after(20);
     host.do_not_serve(503, 3);
@@ -138,7 +139,10 @@ async fn an_authority_in_trouble_is_asked_again_and_a_token_that_it_does_not_tak
     let run = self::run(&host, StaleAnswer::Stop).await;
     let deadline = tokio::time::Instant::now() + SECONDS;
     while *run.asked.lock().unwrap() < 2 {
-        assert!(tokio::time::Instant::now() < deadline, "no other token is asked for");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the client asked for no other token in time"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     host.do_not_serve(401, 0);
@@ -156,7 +160,7 @@ async fn an_authority_in_trouble_is_asked_again_and_a_token_that_it_does_not_tak
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_anybody_to_ask_a_stream_stops_and_says_what_to_configure() {
+async fn without_an_authority_to_ask_a_stream_stops_and_says_what_to_configure() {
     let host = FakeHost::start(30).await;
     host.hold_after(20);
     let run = Run::start(&host, &[]).await;

@@ -1,4 +1,4 @@
-//! What a session is seen as, what it may read, and how early.
+//! The presence of a session, what it may read, and how early.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn said(status: &str, node: &str) -> (String, String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_says_that_it_is_there_over_connections_and_that_it_leaves() {
+async fn presence_is_announced_on_every_connection_until_the_session_leaves() {
     let host = FakeHost::start(5).await;
     let run = Run::start(&host, &[Give::Token(600, 20_000)]).await;
     let handle = run.client.presence(Presence::online("desk")).unwrap();
@@ -23,7 +23,7 @@ async fn a_session_says_that_it_is_there_over_connections_and_that_it_leaves() {
     assert_eq!((key.session_id.as_str(), key.node_id.as_str()), ("s1", "desk"));
     assert_eq!((one.status, one.reason), (PresenceStatus::Online, None));
 
-    // A new connection says so at once.
+    // A new connection repeats the presence at once.
     run.until("a refresh", |status| status.counters.refreshes == 1).await;
     run.until("a heartbeat", |status| status.counters.heartbeats == 2).await;
     let busy = Presence {
@@ -50,7 +50,7 @@ async fn a_session_says_that_it_is_there_over_connections_and_that_it_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_loses_a_grant_asks_the_issuer_why() {
+async fn a_client_that_loses_a_grant_asks_the_issuer_why() {
     let host = FakeHost::start(5).await;
     let revoked = Give::No(TokenError::refused(RefusalCode::TokenRevoked, "revoked"));
     let run = Run::start(&host, &[Give::Token(60_000, 80_000), revoked]).await;
@@ -60,7 +60,7 @@ async fn who_loses_a_grant_asks_the_issuer_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_ended_by_the_hosts_clock_comes_back_with_a_new_token() {
+async fn a_session_that_ended_by_spacetimedbs_clock_returns_with_a_new_token() {
     let host = FakeHost::start(5).await;
     let run = Run::start(&host, &[]).await;
     run.until_live().await;
@@ -75,7 +75,7 @@ async fn a_session_that_ended_by_the_hosts_clock_comes_back_with_a_new_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_who_asks_for_it_is_served_early() {
+async fn only_a_client_that_asks_for_it_reads_early() {
     for (reads, allowed, confirmed) in [
         (Reads::Confirmed, false, true),
         (Reads::Confirmed, true, true),

@@ -1,4 +1,4 @@
-//! One stream's states and how each input moves it between them.
+//! The modes of one stream and how each input moves it between them.
 
 mod arrivals;
 mod recovery;
@@ -13,51 +13,51 @@ use crate::config::StreamBounds;
 pub use recovery::Rung;
 use recovery::{Asking, Recovery};
 
-/// Where a stream stands.
+/// What a stream is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
     /// No connection.
     Offline,
     /// Reading pages until the head is near.
     Paging,
-    /// A subscription from the cursor was asked for.
+    /// Waiting for a subscription from the cursor to begin.
     Subscribing(SubscriptionId),
     /// The subscription delivers.
     Live(SubscriptionId),
-    /// The subscription delivers while a newer one is asked for.
+    /// The subscription delivers while a newer one begins.
     Renewing {
         /// The one that delivers.
         old: SubscriptionId,
-        /// The one that takes over.
+        /// The one that will take over.
         new: SubscriptionId,
     },
-    /// The module refused; asked again later.
+    /// The module refused. The stream asks again later.
     Refused(RefusalCode),
-    /// A read came to nothing; asked again later.
+    /// A read failed. The stream asks again later.
     Unanswered,
-    /// The lane does not continue what was applied; finding out what does.
+    /// SpacetimeDB does not continue what was applied. The stream finds out what does.
     Recovering(Rung),
-    /// Applying failed; tried again later, from what is saved.
+    /// Applying failed. The stream tries again later, from what is saved.
     Retrying {
         /// What went wrong last.
         message: String,
     },
-    /// No further.
+    /// The stream goes no further.
     Stopped(StreamStop),
 }
 
-/// What an event is taken to weigh before one was seen.
+/// The assumed size of an event before one was seen.
 pub(super) const UNKNOWN_EVENT_BYTES: u64 = 4_096;
-/// Ends of batches that are remembered.
+/// How many ends of batches to remember.
 const RECENT: usize = 64;
 
 /// A page that was asked for.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
     after: Position,
-    /// The head as it was known then: what was heard since is newer than the page may be.
+    /// The head as known at that time: what was heard since is newer than the page may be.
     known: Option<Seq>,
-    /// How often the stream had started over by then.
+    /// How often the stream had started over at that time.
     begun: u32,
 }
 
@@ -67,16 +67,16 @@ pub struct Stream {
     bounds: StreamBounds,
     mode: Mode,
     connected: bool,
-    /// What was handed out for applying.
+    /// Up to where events were handed out for applying.
     cursor: Position,
-    /// What is saved.
+    /// Up to where events are saved.
     applied: Position,
-    /// The head, as far as it was heard of on this connection.
+    /// The head, as far as it was heard on this connection.
     known: Option<Seq>,
-    /// What a page said the log is at the head, until the cursor has got there.
+    /// What a page said about its head, until the cursor gets there.
     claim: Option<Position>,
     reading: Option<Reading>,
-    /// Whether a page has just said where the head is: only then it is known how much a subscription would bring.
+    /// Whether a page has just told the head: only then is it known how much a subscription would bring.
     fresh: bool,
     unapplied_bytes: usize,
     bytes_per_event: u64,
@@ -84,19 +84,19 @@ pub struct Stream {
     renew_at: Seq,
     failures: u32,
     subscriptions: u32,
-    /// Where the last batches ended: what comes again is compared with them.
+    /// Where the last batches ended, to compare repeated frames with.
     recent: VecDeque<Position>,
-    /// Whether something was seen that only the head can explain.
+    /// Whether something arrived that only the head can explain.
     doubtful: bool,
-    /// What the authority, or the store, was asked.
+    /// What the authority or the store was asked.
     asking: Option<Asking>,
-    /// What the store and the handler are to begin from.
+    /// Where store and handler are to start over.
     beginning: Option<Box<Beginning>>,
     recovery: Recovery,
 }
 
 impl Stream {
-    /// A stream that goes on from what is saved.
+    /// A stream that continues from what is saved.
     pub fn new(applied: Position, bounds: StreamBounds) -> Self {
         Self {
             bounds,
@@ -121,17 +121,17 @@ impl Stream {
         }
     }
 
-    /// Where it stands.
+    /// What the stream is doing.
     pub fn mode(&self) -> &Mode {
         &self.mode
     }
 
-    /// What is saved.
+    /// Up to where events are saved.
     pub fn applied(&self) -> Position {
         self.applied
     }
 
-    /// The head, as far as it was heard of on this connection.
+    /// The head, as far as it was heard on this connection.
     pub fn known_head(&self) -> Option<Seq> {
         self.known
     }
@@ -146,7 +146,7 @@ impl Stream {
         self.reading.is_some()
     }
 
-    /// Whether everything that is known of is applied, and whatever comes next will be delivered.
+    /// Whether every known event is applied and a subscription delivers the next ones.
     pub fn is_current(&self) -> bool {
         self.is_delivering() && self.known == Some(self.applied.seq)
     }
@@ -166,7 +166,7 @@ impl Stream {
         }
     }
 
-    /// Takes what happened and answers with what is to be done, in order.
+    /// Handles one input and returns the effects, in order.
     pub fn step(&mut self, input: Input, counters: &mut Counters) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.fresh = false;
@@ -204,7 +204,7 @@ impl Stream {
                     self.read(&mut effects);
                 }
             }
-            // A rewind takes away what was applied last; retention never does.
+            // A rewind removes the events applied last; retention never does.
             Input::Gone { last_seq } => self.doubtful |= self.is_delivering() && last_seq >= self.cursor.seq,
             Input::Stable => self.note_stable(),
             Input::HistoryPage(page) => self.history_page(page, counters, &mut effects),
@@ -254,7 +254,7 @@ impl Stream {
         self.connected = false;
         self.reading = None;
         self.claim = None;
-        // The store starts over whether or not there is a connection.
+        // The store starts over even without a connection.
         if !self.is_beginning() {
             self.asking = None;
         }
@@ -318,7 +318,7 @@ impl Stream {
                     self.try_again(message, self.failures, effects);
                 }
             }
-            // Not counted, and looked for as rarely as the waits allow.
+            // Not counted as a failure, and tried again as rarely as the backoff allows.
             ApplyFailure::Full { message } => self.try_again(message, self.bounds.apply_attempts, effects),
         }
     }
@@ -337,7 +337,7 @@ impl Stream {
     fn ask_later(&mut self, mode: Mode, effects: &mut Vec<Effect>) {
         match self.mode {
             Mode::Offline | Mode::Retrying { .. } | Mode::Stopped(_) => {}
-            // What comes next is read anew, and refused then.
+            // The stream reads again after it has started over, and meets the refusal then.
             Mode::Recovering(_) if self.is_beginning() => {}
             Mode::Paging
             | Mode::Subscribing(_)
@@ -358,7 +358,7 @@ impl Stream {
         }
     }
 
-    /// Gives up whatever subscriptions the present mode has.
+    /// Changes the mode and gives up the subscriptions of the present one.
     fn leave(&mut self, next: Mode, effects: &mut Vec<Effect>) {
         self.doubtful = false;
         match self.mode {
@@ -378,7 +378,7 @@ impl Stream {
         self.mode = next;
     }
 
-    /// Asks for whatever the state lacks. Run after every input, so that no input has to think of it.
+    /// Asks for whatever the state lacks. Runs after every input, so that no input needs to take care of it.
     fn pursue(&mut self, counters: &mut Counters, effects: &mut Vec<Effect>) {
         self.recover(effects);
         if self.reading.is_some() {
@@ -386,7 +386,7 @@ impl Stream {
         }
         match self.mode {
             Mode::Paging => match self.known {
-                // Applying lags. When it has caught up, that input comes back here.
+                // Applying lags. The next `Applied` input comes back here.
                 Some(known) if self.is_near(known) && self.unapplied_bytes > self.bounds.resume_bytes => {}
                 Some(known) if self.is_near(known) && self.fresh => {
                     let id = self.subscribe(effects);
@@ -441,7 +441,7 @@ impl Stream {
         id
     }
 
-    /// In how many positions the frames begin that a subscription brings.
+    /// How many seqs a subscription covers.
     fn window(&self) -> u64 {
         let each = if self.bytes_per_event == 0 {
             UNKNOWN_EVENT_BYTES
@@ -469,7 +469,7 @@ impl Stream {
         self.unapplied_bytes = self.unapplied_bytes.saturating_sub(bytes);
     }
 
-    /// Whether the store was asked to start over, and has not answered.
+    /// Whether the store was asked to start over and has not answered.
     fn is_beginning(&self) -> bool {
         matches!(self.asking, Some(Asking::ToBegin { .. }))
     }

@@ -1,4 +1,4 @@
-//! What becomes of a frame at a cursor: it continues the log, repeats it, leaves a hole before it, or contradicts it.
+//! What a frame means at a cursor: it continues the log, repeats it, leaves a hole before it, or contradicts it.
 
 use std::collections::VecDeque;
 
@@ -6,29 +6,29 @@ use spacetime_sync_proto::{Frame, FrameRow, Position, Seq};
 
 use super::{Batch, StreamStop};
 
-/// What a frame is to a cursor.
+/// How a frame relates to a cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Intake {
     /// It continues the log.
     Next {
-        /// What is new in it.
+        /// The new events.
         batch: Batch,
-        /// How many of its events were there already.
+        /// How many of its events were already taken.
         repeated: u64,
     },
-    /// All of it was there already.
+    /// All of it was already taken.
     Repeated {
         /// How many events.
         events: u64,
-        /// Whether it was found to be the same.
+        /// Whether it was compared and found to be the same.
         compared: bool,
     },
-    /// Something is missing before it.
+    /// Events are missing before it.
     Hole,
 }
 
-/// Checks a frame against the cursor, against what a page said the log is at its head, and, if it comes again, against
-/// some positions before the cursor.
+/// Checks a frame against the cursor, against the head that a page claimed and, if it is a repeat, against some earlier
+/// positions.
 pub(super) fn take(
     frame: FrameRow,
     cursor: Position,

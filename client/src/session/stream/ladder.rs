@@ -1,4 +1,4 @@
-//! Small cases of the ladder: what a stream does when the lane does not continue what was applied.
+//! Small cases of the ladder: what a stream does when SpacetimeDB does not continue what was applied.
 
 use bytes::Bytes;
 use spacetime_sync_proto::{FrameRow, PayloadHash, Position, StaleReason, StreamId};
@@ -74,7 +74,7 @@ fn rung(case: &Case) -> &'static str {
 }
 
 #[test]
-fn what_the_lane_holds_no_longer_comes_from_the_authority_and_then_the_lane_goes_on() {
+fn events_before_the_window_come_from_the_authority_and_the_rest_from_spacetimedb() {
     let log = Log::new("s", 5_000);
     let mut case = case(log.at(10), StaleAnswer::Stop);
     case.expect(lane(&log, 3_001, vec![]), &["history after 10"]);
@@ -83,7 +83,7 @@ fn what_the_lane_holds_no_longer_comes_from_the_authority_and_then_the_lane_goes
         history(&log, vec![log.frame(11, 900), log.frame(901, 1_500)]),
         &["apply 11..=900", "apply 901..=1500", "history after 1500"],
     );
-    // The authority's page goes past where the lane begins.
+    // The authority's page goes past the beginning of the window.
     case.expect(
         history(&log, vec![log.frame(1_501, 2_400), log.frame(2_401, 3_300)]),
         &["apply 1501..=2400", "apply 2401..=3300", "read after 3300"],
@@ -104,7 +104,7 @@ fn what_the_lane_holds_no_longer_comes_from_the_authority_and_then_the_lane_goes
 }
 
 #[test]
-fn a_window_that_moves_on_during_a_replay_is_followed() {
+fn a_replay_follows_a_window_that_moves_on() {
     let log = Log::new("s", 50);
     let mut case = case(log.start, StaleAnswer::Stop);
     case.expect(lane(&log, 11, vec![]), &["history after 0"]);
@@ -124,7 +124,7 @@ fn a_window_that_moves_on_during_a_replay_is_followed() {
 }
 
 #[test]
-fn a_page_of_the_authority_is_checked_like_one_of_the_lane() {
+fn a_page_of_the_authority_is_checked_like_one_of_spacetimedb() {
     let log = Log::new("s", 50);
     let other = log.fork(20, 50);
     let ask = || {
@@ -149,7 +149,7 @@ fn a_page_of_the_authority_is_checked_like_one_of_the_lane() {
 }
 
 #[test]
-fn a_lane_that_is_being_filled_is_waited_for_while_the_authority_goes_on() {
+fn a_stream_waits_while_spacetimedb_is_filled_and_applies_what_the_authority_has() {
     let log = Log::new("s", 30);
     let mut case = case(log.at(20), StaleAnswer::Restart);
     let wiped = Log::new("s", 0);
@@ -160,7 +160,7 @@ fn a_lane_that_is_being_filled_is_waited_for_while_the_authority_goes_on() {
         &["apply 21..=30", "recover later 1"],
     );
     assert_eq!(rung(&case), "await_lane");
-    // It takes longer than any number of attempts.
+    // Filling takes longer than any number of attempts.
     let filling = Log::new("s", 7);
     for attempt in 2..9 {
         case.expect(Input::AskAgain, &["read after 30"]);
@@ -174,7 +174,7 @@ fn a_lane_that_is_being_filled_is_waited_for_while_the_authority_goes_on() {
 }
 
 #[test]
-fn a_lane_that_holds_another_log_than_the_authority_is_alarm_after_some_attempts() {
+fn another_log_than_the_authoritys_stops_the_stream_after_some_attempts() {
     let log = Log::new("s", 30);
     let other = log.fork(10, 40);
     let mut case = case(log.at(20), StaleAnswer::Restart);
@@ -244,7 +244,7 @@ fn a_restart_begins_at_the_floor_once_what_was_handed_out_is_saved() {
 }
 
 #[test]
-fn a_rebootstrap_begins_from_the_document_or_as_is_said_without_one() {
+fn a_rebootstrap_begins_from_the_document_or_as_configured_without_one() {
     let log = Log::new("s", 90);
     let begun = |without, snapshot, answer: Option<Option<Box<Snapshot>>>| {
         let mut case = case(log.at(3), StaleAnswer::Rebootstrap(without));
@@ -269,7 +269,7 @@ fn a_rebootstrap_begins_from_the_document_or_as_is_said_without_one() {
 }
 
 #[test]
-fn a_stream_starts_over_so_often_and_no_more_until_it_was_live_for_a_while() {
+fn a_stream_starts_over_a_bounded_number_of_times_until_it_is_live_for_a_while() {
     let log = Log::new("s", 90);
     let climb = |case: &mut Case, from: u64, to: u64| {
         case.expect(lane(&log, 80, vec![]), &[&format!("history after {from}")]);
@@ -294,7 +294,7 @@ fn a_stream_starts_over_so_often_and_no_more_until_it_was_live_for_a_while() {
 }
 
 #[test]
-fn an_answer_about_a_position_that_counts_no_more_is_asked_for_again() {
+fn an_answer_about_an_earlier_position_is_asked_for_again() {
     let log = Log::new("s", 90);
     let mut case = case(log.at(3), StaleAnswer::Restart);
     case.expect(lane(&log, 50, vec![]), &["history after 3"]);
@@ -303,7 +303,7 @@ fn an_answer_about_a_position_that_counts_no_more_is_asked_for_again() {
 }
 
 #[test]
-fn an_authority_that_does_not_answer_is_asked_again_with_growing_pauses_and_refusals_are_told() {
+fn a_silent_authority_is_asked_again_with_growing_pauses_and_refusals_are_shown() {
     let log = Log::new("s", 90);
     let mut case = case(log.at(3), StaleAnswer::Restart);
     for attempt in 1..20 {
@@ -323,7 +323,7 @@ fn an_authority_that_does_not_answer_is_asked_again_with_growing_pauses_and_refu
 }
 
 #[test]
-fn a_live_stream_notices_another_log_at_positions_that_it_holds() {
+fn a_live_stream_notices_another_log_at_remembered_positions() {
     let log = Log::new("s", 30);
     let other = log.fork(20, 40);
     let live = || {
@@ -338,7 +338,7 @@ fn a_live_stream_notices_another_log_at_positions_that_it_holds() {
     };
     let mut before = live();
     before.expect(Input::Frame(log.frame(21, 25)), &[]);
-    // It ends before the cursor, and where a batch ended.
+    // It ends before the cursor, where a batch ended.
     before.expect(
         Input::Frame(other.frame(21, 25)),
         &["unsubscribe 1", "history after 30"],
@@ -354,7 +354,7 @@ fn a_live_stream_notices_another_log_at_positions_that_it_holds() {
         Input::Frame(other.frame(31, 33)),
         &["unsubscribe 1", "history after 30"],
     );
-    // One that is known at no position makes it ask for the head, which tells.
+    // At a frame that holds no remembered position, the stream asks for the head, which decides.
     let mut unknown = live();
     unknown.expect(Input::Frame(other.frame(22, 23)), &["read after 30"]);
     let short = Page {
@@ -364,7 +364,7 @@ fn a_live_stream_notices_another_log_at_positions_that_it_holds() {
         frames: vec![],
     };
     unknown.expect(Input::Page(short), &["unsubscribe 1", "history after 30"]);
-    // As does one that is taken away at the end of what was applied.
+    // So it does when the row at the end of what was applied is gone.
     let mut rewound = live();
     rewound.expect(Input::Gone { last_seq: seq(20) }, &[]);
     rewound.expect(Input::Gone { last_seq: seq(30) }, &["read after 30"]);
@@ -373,7 +373,7 @@ fn a_live_stream_notices_another_log_at_positions_that_it_holds() {
 }
 
 #[test]
-fn a_failure_to_start_over_is_tried_again_from_where_the_store_stands() {
+fn a_failed_start_over_is_tried_again_from_the_saved_position() {
     let log = Log::new("s", 90);
     let mut case = case(log.at(3), StaleAnswer::Restart);
     case.expect(lane(&log, 50, vec![]), &["history after 3"]);

@@ -1,9 +1,9 @@
-//! The pure core: what becomes of one stream, step by step.
+//! The pure core of one stream: what happens to it, step by step.
 //!
-//! [`Stream::step`] takes what happened and answers with what is to be done. It never does IO, never looks at a clock
-//! and never waits, so that the simulation runs the very code that is shipped. What it guarantees, whatever the
-//! inputs: the events it hands out are consecutive, each follows the chain, and the cursor only ever moves back to
-//! what is saved, or to a new beginning that the store has saved.
+//! [`Stream::step`] takes an input and answers with effects. It does no IO, reads no clock and never waits, so the
+//! simulation runs the code that we ship. Whatever the inputs, it guarantees: the events it hands out are consecutive,
+//! each follows the chain, and the cursor only moves back to what is saved, or to a new beginning that the store has
+//! saved.
 
 mod core;
 mod intake;
@@ -22,45 +22,45 @@ use spacetime_sync_proto::{
     ChainHash, Event, FrameError, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seq, StaleCursor,
 };
 
-/// A part of a stream's log, as the module answers.
+/// A part of a stream's log, as the module or the authority answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     /// The stream's head when the page was made.
     pub head: Position,
-    /// Position of the first event the lane still holds.
+    /// The first event that the answering side still holds.
     pub oldest_seq: Seq,
-    /// Whether the stream's class lets it be delivered only over a connection that brings what is durable.
+    /// Whether the stream's class allows only confirmed reads.
     pub durable_reads: bool,
-    /// Consecutive frames; the first may begin before what was asked for.
+    /// Consecutive frames. The first may begin before the requested position.
     pub frames: Vec<FrameRow>,
 }
 
-/// Which subscription of a stream.
+/// Names a subscription of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubscriptionId(pub u32);
 
-/// What can happen to a stream.
+/// Something that happens to a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// There is a connection and its contract is ours.
+    /// A connection exists and its contract equals ours.
     Connected,
-    /// The connection is gone, and every read and subscription with it.
+    /// The connection is gone, and with it every read and subscription.
     Disconnected,
     /// The answer to [`Effect::Read`].
     Page(Page),
-    /// The module said no to [`Effect::Read`].
+    /// The module refused [`Effect::Read`].
     ReadRefused(Refusal),
-    /// [`Effect::Read`] failed, and not because the module refused.
+    /// [`Effect::Read`] failed for another reason than a refusal.
     ReadFailed,
     /// The pause after [`Effect::AskLater`] or [`Effect::RetryLater`] is over, or a grant came.
     AskAgain,
     /// A row of the subscription.
     Frame(FrameRow),
-    /// The rows that the subscription began with have all been seen.
+    /// All rows that the subscription begins with have arrived.
     Subscribed(SubscriptionId),
-    /// The host ended a subscription, or never began it.
+    /// SpacetimeDB ended a subscription, or never began it.
     SubscriptionFailed(SubscriptionId),
-    /// The grant for this stream was taken away.
+    /// The session lost the grant for this stream.
     GrantLost,
     /// The client as a whole holds too much that is not applied yet.
     Overrun,
@@ -68,76 +68,76 @@ pub enum Input {
     Renew,
     /// Nothing was heard for a while: ask where the head is.
     Verify,
-    /// The host took a row of a subscription away.
+    /// A row of a subscription is gone.
     Gone {
-        /// Position of its last event.
+        /// The seq of its last event.
         last_seq: Seq,
     },
     /// The stream has been live for a while.
     Stable,
     /// The answer to [`Effect::ReadHistory`].
     HistoryPage(Page),
-    /// The authority's side said no to [`Effect::ReadHistory`] or [`Effect::ReadDocument`].
+    /// The bridge refused [`Effect::ReadHistory`] or [`Effect::ReadDocument`].
     HistoryRefused(Refusal),
-    /// One of these failed, and not because the bridge refused.
+    /// One of these failed for another reason than a refusal.
     HistoryFailed,
-    /// The authority says that the position which [`Effect::ReadHistory`] named leads nowhere.
+    /// The authority does not continue from the position that [`Effect::ReadHistory`] named.
     Stale(Box<StaleCursor>),
     /// The answer to [`Effect::ReadDocument`]: the document, if the stream has one.
     Document(Option<Box<Snapshot>>),
-    /// [`Effect::StartOver`] is saved. If it is not, that is an [`Input::ApplyFailed`].
+    /// [`Effect::StartOver`] is saved. A failure to save it comes as [`Input::ApplyFailed`].
     StartedOver(Position),
     /// A batch and its checkpoint are saved.
     Applied {
         /// The checkpoint.
         to: Position,
-        /// How many bytes of frames are done with.
+        /// How many bytes of frames the applier no longer holds.
         released: usize,
     },
-    /// Batches that followed a failed one were thrown away.
+    /// The applier threw away batches that followed a failed one.
     Dropped {
-        /// How many bytes of frames are done with.
+        /// How many bytes of frames the applier no longer holds.
         released: usize,
     },
-    /// A batch was not applied; nothing of it is saved.
+    /// Applying a batch failed; nothing of it is saved.
     ApplyFailed {
         /// Why.
         failure: ApplyFailure,
-        /// How many bytes of frames are done with.
+        /// How many bytes of frames the applier no longer holds.
         released: usize,
     },
 }
 
-/// Why a batch was not applied.
+/// Why applying a batch failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApplyFailure {
     /// It may succeed later.
     Retry {
-        /// What went wrong, for a person.
+        /// What went wrong, in words for a person.
         message: String,
     },
-    /// There is no room to save it. However long that lasts, the stream does not stop for it.
+    /// There is no room to save it. However long that lasts, it does not stop the stream.
     Full {
-        /// What went wrong, for a person.
+        /// What went wrong, in words for a person.
         message: String,
     },
     /// The handler stops the stream.
     Stop {
-        /// What went wrong, for a person.
+        /// What went wrong, in words for a person.
         message: String,
     },
-    /// A payload is not what its hash says.
+    /// A payload does not have the hash that the log says.
     Payload {
         /// The event.
         seq: Seq,
         /// The hash in the log.
         expected: PayloadHash,
-        /// The payload's own.
+        /// The hash of the payload.
         found: PayloadHash,
     },
 }
 
-/// What is to be done.
+/// Something that the caller is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Ask the module for the frames after a position.
@@ -147,39 +147,39 @@ pub enum Effect {
     },
     /// Subscribe to the frames after a position.
     Subscribe {
-        /// What the subscription is called.
+        /// The id of the subscription.
         id: SubscriptionId,
         /// The position.
         after: Seq,
-        /// The last position it brings: what bounds how far the host may run ahead.
+        /// The last position it brings. This bounds how far SpacetimeDB may run ahead.
         to: Seq,
     },
     /// Give up a subscription.
     Unsubscribe {
-        /// What it is called.
+        /// The id of the subscription.
         id: SubscriptionId,
     },
     /// Apply these events and save the checkpoint with them.
     Apply(Batch),
-    /// Ask the authority for what follows a position, and whether it is one of its log.
+    /// Ask the authority for the events after a position, and whether its log contains that position.
     ReadHistory {
         /// The position, and the chain hash there.
         after: Position,
     },
-    /// Ask the authority for the document that stands for the events that are gone.
+    /// Ask the authority for the document that stands for the purged events.
     ReadDocument,
     /// Have store and handler start over.
     StartOver(Box<Beginning>),
     /// Send [`Input::AskAgain`] after a pause that grows with the attempt.
     RecoverLater {
-        /// How many pauses there were in a row.
+        /// How many pauses in a row this is.
         attempt: u32,
     },
-    /// Send [`Input::AskAgain`] in a while: a refusal may not last.
+    /// Send [`Input::AskAgain`] in a while: the refusal may pass.
     AskLater,
     /// Send [`Input::AskAgain`] after a pause that grows with the attempt: applying failed.
     RetryLater {
-        /// How many failures there were in a row.
+        /// How many failures in a row this is.
         attempt: u32,
     },
 }
@@ -187,47 +187,47 @@ pub enum Effect {
 /// Consecutive events that follow the chain. Their payloads are not yet hashed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Where the log stands before them.
+    /// The position before them.
     pub from: Position,
-    /// Where it stands after them.
+    /// The position after them.
     pub to: Position,
     /// The events, at least one.
     pub events: Vec<Event>,
-    /// What they cost in memory, about.
+    /// Roughly how much memory they take.
     pub bytes: usize,
 }
 
 /// Where a stream starts over, because what was applied cannot be continued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beginning {
-    /// What is saved.
+    /// The saved position.
     pub from: Position,
-    /// Where it goes on: what came before is in the document, or is gone.
+    /// Where the stream goes on. What came before is in the document, or is gone.
     pub at: Position,
-    /// What stands for the events up to there. Its hash is not yet compared.
+    /// The document that stands for the events up to there. Its hash is not yet checked.
     pub document: Option<Snapshot>,
     /// Why.
     pub stale: StaleCursor,
 }
 
-/// Why a stream goes no further until a person has looked at it. Other streams are not touched by it.
+/// Why a stream goes no further until a person has looked at it. Other streams are not affected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StreamStop {
     /// The log does not continue what was applied.
     #[error(
-        "the log that was applied up to seq {seq} ends with {expected}, the lane holds {found} there: one of them is \
-         not this stream's log; compare both with the authority before this store is used again"
+        "the chain hash at seq {seq} is {expected} in the log that was applied and {found} in the log that arrived: \
+         one of them is not this stream's log; compare both with the authority before using this store again"
     )]
     ChainMismatch {
         /// Where they differ.
         seq: Seq,
         /// What was applied.
         expected: ChainHash,
-        /// What the lane holds.
+        /// What arrived.
         found: ChainHash,
     },
-    /// A payload is not the one that was hashed.
-    #[error("the payload of event {seq} hashes to {found}, its log says {expected}: it was altered on its way")]
+    /// A payload does not have the hash that the log says.
+    #[error("the payload of event {seq} has hash {found}, its log says {expected}: it was altered on its way")]
     PayloadMismatch {
         /// The event.
         seq: Seq,
@@ -236,71 +236,71 @@ pub enum StreamStop {
         /// What came.
         found: PayloadHash,
     },
-    /// A row of the log cannot be read as a frame.
-    #[error("the frame at seq {seq} cannot be read: {error}")]
+    /// A row of the log does not hold a valid frame.
+    #[error("the frame at seq {seq} is invalid: {error}")]
     BadFrame {
         /// Where it begins.
         seq: Seq,
         /// What is wrong with it.
         error: FrameError,
     },
-    /// A row of the log says another extent than its frame has.
-    #[error("the frame at seq {seq} was said to end at {expected} and ends at {found}")]
+    /// A row of the log states another last seq than its frame has.
+    #[error("the row at seq {seq} says that its frame ends at {expected}, but the frame ends at {found}")]
     FrameExtent {
         /// Where it begins.
         seq: Seq,
-        /// Where its row says that it ends.
+        /// Where the row says that it ends.
         expected: Seq,
         /// Where it ends.
         found: Seq,
     },
-    /// More was applied than the lane has.
+    /// More is applied than SpacetimeDB has.
     #[error(
-        "seq {applied} was applied, the lane's head is {head}: the lane lost or never had the difference; configure \
-         `history`, so that the authority can be asked, or let the bridge publish the stream anew"
+        "seq {applied} is applied, but SpacetimeDB's head is {head}: it lost the difference or never had it; set \
+         `history` so that the client can ask the authority, or have the bridge publish the stream again"
     )]
     AheadOfLane {
-        /// The client's position.
+        /// The client's checkpoint.
         applied: Seq,
-        /// The lane's.
+        /// SpacetimeDB's head.
         head: Seq,
     },
-    /// The lane no longer holds what comes next.
+    /// SpacetimeDB no longer holds the next event.
     #[error(
-        "seq {applied} was applied, the lane holds events from {oldest} on: what lies between must come from the \
-         authority; configure `history` with the address of the bridge"
+        "seq {applied} is applied, but SpacetimeDB holds events only from {oldest} on: the events between must come \
+         from the authority; set `history` to the address of the bridge"
     )]
     BelowWindow {
-        /// The client's position.
+        /// The client's checkpoint.
         applied: Seq,
-        /// The first event held.
+        /// The first event that SpacetimeDB holds.
         oldest: Seq,
     },
     /// What was applied cannot be continued, and the configured answer is to stop, or has not helped.
     #[error(transparent)]
     StaleCursor(Box<StaleCursor>),
-    /// The stream is of a class that is delivered only when it is durable, and this client reads early. Nothing that came
-    /// with this answer was applied.
+    /// The stream's class allows only confirmed reads, and this client reads early. Nothing that came with this answer
+    /// was applied.
     #[error(
-        "the stream's class allows only reads of what is durable, and this client reads early: follow the stream with \
-         `Reads::Confirmed`, in a client of its own if others are to stay early"
+        "the stream's class allows only confirmed reads, but this client reads early: follow the stream with \
+         `Reads::Confirmed`, in a client of its own if other streams should stay early"
     )]
     DurableReads,
-    /// The handler stopped the stream, or applying has failed too often in a row, in the handler or in the store.
-    #[error("applying was given up after {attempts} attempts: {message}")]
+    /// The handler stopped the stream, or applying failed too often in a row, in the handler or in the store.
+    #[error("applying failed after {attempts} attempts: {message}")]
     Handler {
         /// How often it was tried.
         attempts: u32,
         /// What went wrong last.
         message: String,
     },
-    /// The module refused in a way that no retry changes.
-    #[error("the module refuses to read the stream: {0}")]
+    /// The module or the bridge refused in a way that no retry changes.
+    #[error("reading the stream was refused: {0}")]
     Refused(Refusal),
 }
 
 impl StreamStop {
-    /// A word for machines.
+    /// A stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::ChainMismatch { .. } => "chain_mismatch",
@@ -317,14 +317,14 @@ impl StreamStop {
     }
 }
 
-/// What was seen so far that a person may want to know.
+/// Counts that a person may want to see.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Events applied and saved.
     pub events_applied: u64,
-    /// Frames that came, by page or subscription.
+    /// Frames received, by page or subscription.
     pub frames: u64,
-    /// Events that came again and were dropped.
+    /// Events received again and dropped.
     pub duplicates_dropped: u64,
     /// Times that a live stream missed something and paged it.
     pub holes_paged: u64,
@@ -332,47 +332,47 @@ pub struct Counters {
     pub pages: u64,
     /// Pages read from the authority.
     pub history_pages: u64,
-    /// Requests to the authority that were refused or came to nothing.
+    /// Requests to the authority that were refused or failed.
     pub history_failures: u64,
-    /// Times that the authority said that what was applied cannot be continued.
+    /// Times that the authority did not continue from what was applied.
     pub stale_cursors: u64,
-    /// Times that a stream began anew from a document.
+    /// Times that a stream started over from a document.
     pub rebootstraps: u64,
-    /// Times that it began anew without one.
+    /// Times that a stream started over without one.
     pub restarts: u64,
-    /// Times that a subscription was replaced by one from a later position.
+    /// Times that a newer subscription replaced an older one.
     pub resubscriptions: u64,
     /// Times that a stream went back to paging because applying lagged.
     pub overruns: u64,
-    /// Batches that failed to apply.
+    /// Batches that could not be applied.
     pub apply_failures: u64,
-    /// Reads that the module refused or that came to nothing.
+    /// Reads that the module refused or that failed.
     pub reads_refused: u64,
     /// Connections made after the first.
     pub reconnects: u64,
-    /// Connections given up because the host was too far behind with sending.
+    /// Connections given up because SpacetimeDB was too far behind with sending.
     pub connections_overfull: u64,
     /// Connections that took over from one whose token was about to end.
     pub refreshes: u64,
-    /// Times that no token could be had, or one was not accepted.
+    /// Times that the provider gave no token, or a token was not accepted.
     pub token_failures: u64,
-    /// Checkpoints that the module took down.
+    /// Checkpoints that the module accepted.
     pub acks: u64,
     /// Checkpoints that the module refused.
     pub acks_refused: u64,
-    /// Times that the module took down that this session is there, or is not.
+    /// Presence calls that the module accepted.
     pub heartbeats: u64,
-    /// Times that it refused to.
+    /// Presence calls that failed.
     pub heartbeats_refused: u64,
 }
 
-/// How a read that was refused goes on.
+/// Whether a refused read may succeed later.
 fn may_be_granted_later(code: RefusalCode) -> bool {
     match code {
         RefusalCode::ForbiddenStream
         | RefusalCode::Unauthorized
         | RefusalCode::NotConfigured
-        // The next token may be another one.
+        // The next token may allow it.
         | RefusalCode::MissingScope
         | RefusalCode::TokenExpired
         | RefusalCode::TokenNotYetValid

@@ -1,10 +1,10 @@
-//! Seeded runs of one stream against a model of the lane and of the applier. Injected: reordered, repeated, lost and
-//! overlapping frames, pages of any size and cut, holes, lost connections, refusals, overruns, renewals, failing and
-//! slow applying; a window that moves, a lane that is wiped and filled again, an authority that is purged or does not
-//! answer. Not injected: bytes that were altered and logs that fork, which the small cases cover.
+//! Seeded runs of one stream against a model of SpacetimeDB, the authority and the applier. Injected: reordered,
+//! repeated, lost and overlapping frames; pages of any size and cut; holes, lost connections, refusals, overruns,
+//! renewals; failing and slow applying; a window that moves, a SpacetimeDB that is wiped and refilled, an authority
+//! that purges or does not answer. Not injected: altered bytes and forked logs, which the small cases cover.
 //!
-//! Whatever happens, what is applied is a prefix of the log, each event once; and when faults stop, all of it. Only what
-//! the authority had purged before it was read is left out, and then the stream started over.
+//! The invariant: what is applied is a prefix of the log, each event once, and when the faults stop, the whole log.
+//! Only events that the authority purged before the client read them may be missing, and then the stream started over.
 
 use std::collections::VecDeque;
 
@@ -22,7 +22,7 @@ use super::tests::{Log, bounds};
 use super::*;
 use crate::config::{StaleAnswer, StreamBounds, WithoutDocument};
 
-/// The stream that is followed.
+/// The only stream.
 const STREAM: &str = "model";
 
 struct World {
@@ -30,27 +30,27 @@ struct World {
     log: Log,
     stream: Stream,
     counters: Counters,
-    /// Where frames of the lane end.
+    /// Where frames end.
     cuts: Vec<u64>,
-    /// What the applier has saved.
+    /// Up to where the applier has saved.
     saved: Position,
     saved_events: u64,
-    /// Events that were gone before they were read.
+    /// Events that were purged before the client read them.
     skipped: u64,
     queue: VecDeque<Work>,
-    /// What is under way to the client, in the order of the connection.
+    /// What is on its way to the client, in the order of the connection.
     wire: VecDeque<Input>,
-    /// Each with the last position it brings.
+    /// Each with the last seq it brings.
     subscriptions: Vec<(SubscriptionId, Seq)>,
     connected: bool,
     read: Option<Seq>,
-    /// What the authority was asked.
+    /// The pending question to the authority.
     asked: Option<Asked>,
     /// What SpacetimeDB holds.
     held: MemoryLog,
-    /// The authority holds what comes after this position.
+    /// The authority holds the events after this seq.
     floor: u64,
-    /// Where there is a document.
+    /// The seq of the document, if there is one.
     document: Option<u64>,
     wipes: u64,
     ask: bool,
@@ -115,7 +115,7 @@ impl World {
         world
     }
 
-    /// Ends frames at random up to the head.
+    /// Cuts the log into frames at random, up to the head.
     fn cut(&mut self) {
         let mut end = self.cuts.last().copied().unwrap_or(0);
         while end < self.log.head().seq.get() {
@@ -161,11 +161,11 @@ impl World {
                 Effect::StartOver(beginning) => {
                     assert_eq!(
                         beginning.from, self.saved,
-                        "nothing is under way when a stream starts over"
+                        "nothing is pending when a stream starts over"
                     );
                     assert!(
                         beginning.from.seq.get() < self.floor,
-                        "what can be continued does not start over"
+                        "a stream that can be continued does not start over"
                     );
                     self.queue.push_back(Work::Begin(beginning));
                 }
@@ -194,7 +194,7 @@ impl World {
         }
     }
 
-    /// The frames up to one that ends at a position are appended, and go to who subscribed.
+    /// Appends the frames up to the one that ends at `to`, and delivers them to the subscriptions.
     fn publish(&mut self, to: u64) {
         let before = self.published();
         for end in self.cuts.iter().filter(|end| (before + 1..=to).contains(end)) {
@@ -212,7 +212,7 @@ impl World {
         }
     }
 
-    /// A frame more of what a wiped lane lacks, from a full window on.
+    /// Refills a wiped SpacetimeDB by one frame, beginning with the window.
     fn refill(&mut self) {
         let head = self.log.head().seq.get();
         if self.published() == 0 && self.wipes > 0 {
@@ -231,7 +231,7 @@ impl World {
         }
     }
 
-    /// The first end of a frame at a position or past it.
+    /// The first end of a frame at or after a seq.
     fn cut_at(&self, seq: u64) -> u64 {
         if seq == 0 {
             return 0;
@@ -332,7 +332,7 @@ impl World {
         }
     }
 
-    /// Sends the answer that a read has coming.
+    /// Sends the answer to the pending read.
     fn answer(&mut self) {
         let Some(after) = self.read.take() else { return };
         if self.faults && self.rng.random_bool(0.04) {
@@ -357,7 +357,7 @@ impl World {
 
     fn deliver(&mut self) {
         if self.faults && self.rng.random_bool(0.1) {
-            // Rows within a message come in any order, and nothing says that a delivery is never lost or repeated.
+            // Rows within a message come in any order, and deliveries may be lost or repeated.
             let mut frames: Vec<_> = self
                 .wire
                 .iter()

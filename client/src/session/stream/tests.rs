@@ -1,4 +1,4 @@
-//! Small cases, one rule each. [`Log`] is the log that a stream should follow.
+//! Small cases of one stream, one rule each. [`Log`] is the log to follow.
 
 use bytes::Bytes;
 use spacetime_sync_proto::{
@@ -36,7 +36,7 @@ impl Log {
         self.append_payload(&format!("payload {seq}"));
     }
 
-    /// Another log, which is this one up to a position.
+    /// Another log that equals this one up to a seq.
     pub(crate) fn fork(&self, at: u64, events: u64) -> Self {
         let mut fork = Self {
             start: self.start,
@@ -81,7 +81,7 @@ impl Log {
         }
     }
 
-    /// The events from one position to another as a frame.
+    /// A frame of the events from `first` to `last`.
     pub(crate) fn frame(&self, first: u64, last: u64) -> FrameRow {
         let events = &self.events[first as usize - 1..last as usize];
         FrameRow {
@@ -132,7 +132,7 @@ impl Case {
         }
     }
 
-    /// Connected, and live at the log's head.
+    /// A case that is connected, and live at the log's head.
     fn live(log: &Log) -> Self {
         let mut case = Self::new(log.head());
         case.step(Input::Connected);
@@ -146,7 +146,7 @@ impl Case {
         self.stream.step(input, &mut self.counters).iter().map(show).collect()
     }
 
-    /// Steps and expects what comes of it, in words.
+    /// Steps and compares the effects, written as text.
     pub(super) fn expect(&mut self, input: Input, effects: &[&str]) {
         assert_eq!(self.step(input), effects);
     }

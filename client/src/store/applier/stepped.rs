@@ -1,4 +1,4 @@
-//! The applying thread without its thread: whoever holds it gives it its turns. For the simulation.
+//! The apply thread's work without the thread: the simulation calls it step by step.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,7 @@ use super::{BatchBounds, Handler, Job, StreamQueue, Worker};
 use crate::session::{Outcome, Work};
 use crate::store::CheckpointStore;
 
-/// See the module.
+/// See the module documentation.
 pub struct Stepped<S, H> {
     worker: Worker<S, H>,
     turn: VecDeque<usize>,
@@ -17,7 +17,7 @@ pub struct Stepped<S, H> {
 }
 
 impl<S: CheckpointStore, H: Handler<S>> Stepped<S, H> {
-    /// An applier of these streams, at most so many events and bytes in a transaction.
+    /// An applier of these streams, with at most this many events and bytes per transaction.
     pub fn new(store: S, handler: H, streams: Vec<(StreamId, Position)>, events: usize, bytes: usize) -> Self {
         let (outgoing, outcomes) = tokio::sync::mpsc::unbounded_channel();
         let queue = |(id, applied)| StreamQueue {
@@ -44,10 +44,10 @@ impl<S: CheckpointStore, H: Handler<S>> Stepped<S, H> {
         self.worker.enqueue(Job { stream, work }, &mut self.turn);
     }
 
-    /// Applies for the stream whose turn it is; whether there is more to do.
+    /// Works for the stream whose turn it is. Returns whether more work is queued.
     pub fn work(&mut self) -> bool {
         if let Some(stream) = self.turn.pop_front() {
-            // Somebody listens: the other end of the channel is in `self`.
+            // Cannot fail: `self` holds the other end of the channel.
             let _ = self.worker.apply_some(stream);
             if !self.worker.streams[stream].queue.is_empty() {
                 self.turn.push_back(stream);
@@ -56,7 +56,7 @@ impl<S: CheckpointStore, H: Handler<S>> Stepped<S, H> {
         !self.turn.is_empty()
     }
 
-    /// What became of work.
+    /// The next outcome, if there is one.
     pub fn outcome(&mut self) -> Option<Outcome> {
         self.outcomes.try_recv().ok()
     }

@@ -1,4 +1,4 @@
-//! The thread that applies, over a store in memory.
+//! The apply thread, over a store in memory.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +11,7 @@ use crate::session::stream::Batch;
 use crate::session::stream::tests::Log;
 use crate::store::Effects;
 
-/// Keeps what was applied as text, and rolls it back with the checkpoint.
+/// Keeps what was applied as text, and rolls it back together with the checkpoint.
 #[derive(Clone, Default)]
 struct Memory(Arc<Mutex<Vec<String>>>);
 
@@ -117,7 +117,7 @@ fn all_good(_: &mut Vec<String>, _: &StreamId, _: &[Event]) -> Result<(), Handle
 }
 
 #[test]
-fn what_is_queued_for_one_stream_goes_into_one_transaction_up_to_its_bounds() {
+fn queued_batches_of_a_stream_share_a_transaction_up_to_its_bounds() {
     let log = Log::new("s0", 10);
     let bounds = BatchBounds { events: 6, ..BOUNDS };
     let (mut worker, store, mut outcomes) = worker(&[&log], all_good, bounds);
@@ -150,7 +150,7 @@ fn streams_take_turns() {
 }
 
 #[test]
-fn a_batch_that_does_not_continue_what_is_saved_is_thrown_away() {
+fn a_batch_that_does_not_begin_at_the_checkpoint_is_thrown_away() {
     let log = Log::new("s0", 6);
     let (mut worker, store, mut outcomes) = worker(&[&log], all_good, BOUNDS);
     run(
@@ -166,7 +166,7 @@ fn a_batch_that_does_not_continue_what_is_saved_is_thrown_away() {
 }
 
 #[test]
-fn what_precedes_an_altered_payload_is_applied_and_nothing_after_it() {
+fn events_before_an_altered_payload_are_applied_and_none_after_it() {
     let mut log = Log::new("s0", 6);
     let expected = log.events[3].payload_hash;
     log.events[3].payload = Bytes::from_static(b"altered");
@@ -182,7 +182,7 @@ fn what_precedes_an_altered_payload_is_applied_and_nothing_after_it() {
 }
 
 #[test]
-fn after_a_failure_what_followed_is_thrown_away_and_other_streams_go_on() {
+fn batches_after_a_failed_one_are_thrown_away_and_other_streams_go_on() {
     let (a, b) = (Log::new("s0", 4), Log::new("s1", 2));
     let bounds = BatchBounds { events: 2, ..BOUNDS };
     let handler = |_: &mut Vec<String>, stream: &StreamId, _: &[Event]| match stream.as_str() {
@@ -221,7 +221,7 @@ fn a_handler_that_panics_stops_its_stream_and_not_the_thread() {
     assert_eq!(told[1].2, Applied::To(b.at(2)));
 }
 
-/// A handler that knows how to start over.
+/// A handler that can start over.
 struct Anew;
 
 impl Handler<Memory> for Anew {
@@ -279,7 +279,7 @@ fn begin<H: Handler<Memory>>(worker: &mut Worker<Memory, H>, beginning: Beginnin
 }
 
 #[test]
-fn a_new_beginning_is_one_transaction_and_events_go_on_from_there() {
+fn starting_over_is_one_transaction_and_events_continue_from_there() {
     let log = Log::new("s0", 9);
     let (mut worker, store, mut outcomes) = worker(&[&log], Anew, BOUNDS);
     begin(&mut worker, beginning(&log, 0, 5), Some(batch(&log, 6, 9)));
@@ -294,7 +294,7 @@ fn a_new_beginning_is_one_transaction_and_events_go_on_from_there() {
 }
 
 #[test]
-fn a_handler_that_knows_no_beginning_stops_with_a_word_and_nothing_is_moved() {
+fn a_handler_that_cannot_start_over_stops_with_a_reason_and_nothing_moves() {
     let log = Log::new("s0", 9);
     let (mut worker, store, mut outcomes) = worker(&[&log], all_good, BOUNDS);
     begin(&mut worker, beginning(&log, 0, 5), Some(batch(&log, 6, 9)));
@@ -308,7 +308,7 @@ fn a_handler_that_knows_no_beginning_stops_with_a_word_and_nothing_is_moved() {
 }
 
 #[test]
-fn an_altered_document_or_one_for_another_position_is_never_begun_from() {
+fn an_altered_or_misplaced_document_never_becomes_a_beginning() {
     let log = Log::new("s0", 9);
     let (mut worker, store, mut outcomes) = worker(&[&log], Anew, BOUNDS);
     let mut altered = beginning(&log, 0, 5);

@@ -1,4 +1,4 @@
-//! What is kept, and what is refused without being touched.
+//! What the store keeps, and what it refuses without touching it.
 
 use spacetime_sync_proto::Position;
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ impl File {
         Connection::open(self.path()).unwrap().execute_batch(text).unwrap();
     }
 
-    /// The error of opening it for a database, and that this left every byte as it was.
+    /// The error of opening the file for a database. Checks that this left every byte as it was.
     fn refusal(&self, database: &str) -> StoreError {
         let before = std::fs::read(self.path()).unwrap();
         let refused = SqliteStore::open(self.path())
@@ -103,7 +103,7 @@ fn effects_and_checkpoint_are_saved_together_or_not_at_all() {
 }
 
 #[test]
-fn effects_go_with_a_checkpoint_that_cannot_be_written() {
+fn effects_are_undone_if_the_checkpoint_cannot_be_written() {
     let file = File::new();
     file.sql("CREATE TABLE effect (n INTEGER)");
     let mut store = file.store();
@@ -126,7 +126,7 @@ fn effects_go_with_a_checkpoint_that_cannot_be_written() {
 }
 
 #[test]
-fn a_process_that_dies_within_a_transaction_leaves_nothing_of_it() {
+fn a_process_killed_within_a_transaction_leaves_nothing_of_it() {
     let file = File::new();
     file.sql("CREATE TABLE effect (n INTEGER)");
     let mut store = file.store();
@@ -135,7 +135,7 @@ fn a_process_that_dies_within_a_transaction_leaves_nothing_of_it() {
     std::fs::create_dir(&copy).unwrap();
     let mut dies = |transaction: &mut Transaction<'_>| {
         transaction.execute("INSERT INTO effect VALUES (1)", [])?;
-        // What lies on disk at this moment is what a killed process leaves.
+        // What is on disk at this moment is what a killed process leaves.
         for name in ["store.db", "store.db-wal"] {
             std::fs::copy(folder.join(name), copy.join(name)).map_err(HandlerError::stop)?;
         }
@@ -167,7 +167,7 @@ fn a_checkpoint_that_somebody_else_moved_is_not_overwritten() {
 }
 
 #[test]
-fn a_checkpoint_moves_otherwise_than_forward_only_for_a_new_beginning() {
+fn a_checkpoint_moves_other_than_forward_only_when_starting_over() {
     let file = File::new();
     let mut store = file.store();
     save(&mut store, start(), checkpoint(9)).unwrap();
@@ -190,7 +190,7 @@ fn a_checkpoint_moves_otherwise_than_forward_only_for_a_new_beginning() {
     };
     assert!(
         begin(&mut store, checkpoint(8), checkpoint(4), &mut clear).is_err(),
-        "not what is kept"
+        "not the saved checkpoint"
     );
     begin(&mut store, checkpoint(9), checkpoint(4), &mut clear).unwrap();
     assert_eq!(store.load(&stream()).unwrap(), Some(checkpoint(4)));
@@ -288,7 +288,7 @@ fn the_checkpoints_of_another_database_are_refused() {
 }
 
 #[test]
-fn a_checkpoint_that_cannot_be_one_is_refused() {
+fn an_invalid_checkpoint_is_refused() {
     for wrong in ["seq = -1", "chain_hash = x'00'"] {
         let file = File::new();
         let mut store = file.store();
@@ -302,7 +302,7 @@ fn a_checkpoint_that_cannot_be_one_is_refused() {
             save(&mut store, checkpoint(1), checkpoint(2)),
             Err(CommitError::Store(StoreError::BadCheckpoint { .. }))
         ));
-        // A store that is opened on it does not even change the mode of the file.
+        // Opening a store on it does not even change the mode of the file.
         drop(store);
         file.sql("PRAGMA journal_mode = DELETE");
         assert!(
@@ -313,14 +313,14 @@ fn a_checkpoint_that_cannot_be_one_is_refused() {
 }
 
 #[test]
-fn a_path_that_cannot_be_opened_is_told() {
+fn a_path_that_cannot_be_opened_is_reported() {
     let file = File::new();
     let refused = SqliteStore::open(file.folder.path().join("missing/store.db")).unwrap_err();
     assert!(matches!(refused, StoreError::Open { .. }), "{refused}");
 }
 
 #[test]
-fn a_checkpoint_with_a_turned_bit_is_refused_whatever_the_bit() {
+fn a_checkpoint_with_a_flipped_bit_is_refused_whatever_the_bit() {
     for wrong in [
         "seq = 2",
         "chain_hash = x'0000000000000000000000000000000000000000000000000000000000000001'",
@@ -344,7 +344,7 @@ fn a_checkpoint_with_a_turned_bit_is_refused_whatever_the_bit() {
 }
 
 #[test]
-fn a_file_without_checksums_is_taken_over_with_all_that_it_holds() {
+fn a_file_without_checksums_is_upgraded_with_all_its_checkpoints() {
     let file = File::new();
     let made = |checkpoints: &str| {
         format!(

@@ -11,7 +11,7 @@ use crate::error::ErrorClass;
 const SESSION: &str = "very-secret-session";
 const TOKEN: &str = "very-secret-token";
 
-/// A bridge that answers one request, and hands back what was asked.
+/// A bridge that answers one request. Its thread returns the request.
 fn bridge(answer: impl Into<Vec<u8>>) -> (String, JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -92,7 +92,7 @@ fn refusal(code: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for_with_the_session_and_what_the_client_is() {
+async fn a_request_for_a_token_carries_the_session_and_the_client_version() {
     let (address, served) = bridge(answer("200 OK", &[], &response().to_string()));
     let provider = tokens(&format!("{address}/"))
         .ttl(Duration::from_secs(60))
@@ -132,7 +132,7 @@ async fn a_token_is_asked_for_with_the_session_and_what_the_client_is() {
 }
 
 #[tokio::test]
-async fn what_the_bridge_answers_is_told_apart() {
+async fn answers_of_the_bridge_are_told_apart() {
     use spacetime_sync_proto::refusal::RefusalClass::*;
     for (status, body, class, code) in [
         ("401 Unauthorized", refusal("unauthorized"), Fatal, Some("unauthorized")),
@@ -142,7 +142,7 @@ async fn what_the_bridge_answers_is_told_apart() {
             Fatal,
             Some("token_revoked"),
         ),
-        // The session credential has ended: the application may have another one by then.
+        // The session credential has ended: the application may have a new one by the next attempt.
         (
             "401 Unauthorized",
             refusal("token_expired"),
@@ -215,7 +215,7 @@ async fn how_long_to_wait_is_read_from_body_or_header() {
 }
 
 #[tokio::test]
-async fn a_build_that_is_not_served_is_told_so_by_body_or_headers() {
+async fn an_unsupported_build_learns_it_from_body_or_headers() {
     let body = json!({
         "code": "upgrade_required", "message": "too old", "retryable": false, "upgrade_required": true,
         "surface": "desktop", "min_client_build_id": "20270101T000000Z", "min_schema_version": 1,
@@ -234,7 +234,7 @@ async fn a_build_that_is_not_served_is_told_so_by_body_or_headers() {
         answer("426 Upgrade Required", &by_headers, "<html>"),
     ] {
         let Err(TokenError::Incompatible(found)) = asked(answer).await else {
-            panic!("not told");
+            panic!("expected an incompatible build");
         };
         assert_eq!(found.code, RefusalCode::UpgradeRequired);
         assert!(found.upgrade_required && !found.retryable);
@@ -245,7 +245,7 @@ async fn a_build_that_is_not_served_is_told_so_by_body_or_headers() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_too_long_or_no_token_is_not_taken() {
+async fn an_answer_that_is_too_long_or_has_no_usable_token_is_refused() {
     let long = answer("200 OK", &[], &"x".repeat(ANSWER_BYTES + 1));
     // Without a length, until the connection ends.
     let endless = format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(ANSWER_BYTES * 2));
@@ -262,7 +262,7 @@ async fn an_answer_that_is_too_long_or_no_token_is_not_taken() {
 }
 
 #[tokio::test]
-async fn a_bridge_that_is_not_there_or_hangs_up_is_asked_again() {
+async fn a_bridge_that_is_unreachable_or_hangs_up_is_asked_again() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = tokens(&format!("http://{closed}")).token(wanted()).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Retry);
@@ -278,11 +278,11 @@ async fn a_redirect_is_not_followed() {
     asked(answer("307 Temporary Redirect", &[("location", location.as_str())], ""))
         .await
         .unwrap_err();
-    assert!(elsewhere.accept().is_err(), "the session credential went elsewhere");
+    assert!(elsewhere.accept().is_err(), "the session credential was sent elsewhere");
 }
 
 #[tokio::test]
-async fn a_session_that_cannot_be_had_is_the_applications_to_judge() {
+async fn the_application_classifies_a_missing_session_credential() {
     for (session, class) in [
         (Err(TokenError::unavailable("the file is gone")), ErrorClass::Retry),
         (
@@ -298,7 +298,7 @@ async fn a_session_that_cannot_be_had_is_the_applications_to_judge() {
 }
 
 #[test]
-fn an_address_that_no_bridge_has_is_refused() {
+fn an_invalid_bridge_address_is_refused() {
     for wrong in ["", "bridge", "ftp://bridge", "http://bridge/?x=1&y=", "http://"] {
         let made = HttpTokens::new(wrong, || async { Ok(String::new()) });
         assert!(made.is_err(), "{wrong:?}");

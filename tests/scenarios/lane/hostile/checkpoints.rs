@@ -126,12 +126,12 @@ async fn a_foreign_store_stops_the_client_and_is_left_untouched() {
         (
             &rubbish,
             name.as_str(),
-            &["damaged, or no SQLite database", "restore it from a backup"][..],
+            &["damaged, or not a SQLite database", "restore it from a backup"][..],
         ),
         (
             &damaged,
             &name,
-            &["damaged, or no SQLite database", "restore it from a backup"],
+            &["damaged, or not a SQLite database", "restore it from a backup"],
         ),
         (
             &foreign,
@@ -145,20 +145,20 @@ async fn a_foreign_store_stops_the_client_and_is_left_untouched() {
             &newer,
             &name,
             &[
-                "written in format 3, this release knows 2",
+                "written in format 3, but this release knows only 2",
                 "use the release that wrote it",
             ],
         ),
         (
             &short,
             &name,
-            &["the checkpoint of runtime.run.1.events is not one", "expected 32"],
+            &["the checkpoint of runtime.run.1.events is invalid", "expected 32"],
         ),
         (
             &negative,
             &name,
             &[
-                "the checkpoint of runtime.run.1.events is not one",
+                "the checkpoint of runtime.run.1.events is invalid",
                 "seq -1 is negative",
             ],
         ),
@@ -166,17 +166,17 @@ async fn a_foreign_store_stops_the_client_and_is_left_untouched() {
             &turned,
             &name,
             &[
-                "the checkpoint of runtime.run.1.events is not one",
-                "its checksum is not that of seq 21",
+                "the checkpoint of runtime.run.1.events is invalid",
+                "its checksum does not match seq 21",
             ],
         ),
         (
             &whole,
             "another-lane",
             &[
-                "its checkpoints are of database",
+                "its checkpoints belong to database",
                 "another-lane",
-                "correct one of the two",
+                "change one of the two",
             ],
         ),
     ] {
@@ -192,11 +192,15 @@ async fn a_foreign_store_stops_the_client_and_is_left_untouched() {
     let wrong = desk.copy("wrong.sqlite", "");
     forge_checkpoint(&wrong, first, |seq, _| (seq, [7; 32])).unwrap();
     for (path, code, said) in [
-        (&ahead, "ahead_of_lane", "seq 25 was applied, the lane's head is 20"),
+        (
+            &ahead,
+            "ahead_of_lane",
+            "seq 25 is applied, but SpacetimeDB's head is 20",
+        ),
         (
             &wrong,
             "chain_mismatch",
-            "compare both with the authority before this store is used again",
+            "compare both with the authority before using this store again",
         ),
     ] {
         let before = contents(path);

@@ -1,4 +1,4 @@
-//! What comes from the lane: pages, rows, and what the host says of subscriptions.
+//! What comes from SpacetimeDB: pages, rows, and answers to subscriptions.
 
 use super::{Mode, RECENT, Reading, Stream};
 use crate::config::Reads;
@@ -75,7 +75,7 @@ impl Stream {
         }
         self.recovery.waits = 0;
         if self.cursor.seq < head.seq && self.cursor.seq == after.seq {
-            // A page that leads nowhere: asking at once would only bring it again.
+            // The page leads nowhere: asking again at once would only bring the same page.
             self.ask_later(Mode::Unanswered, effects);
         }
         Ok(())
@@ -83,12 +83,14 @@ impl Stream {
 
     pub(super) fn live_frame(&mut self, frame: FrameRow, counters: &mut Counters, effects: &mut Vec<Effect>) {
         self.known = self.known.max(Some(frame.last_seq));
-        // Larger events count at once, smaller ones little by little: a window errs to the small side.
+        // A larger event raises the estimate at once, smaller ones lower it little by little: a window errs towards
+        // small.
         let slowly = self.bytes_per_event - self.bytes_per_event / 8;
         let bytes = frame.bytes.len() as u64;
         self.bytes_per_event = bytes.div_ceil(frame.claimed_events()).max(slowly);
         match self.mode {
-            // Left over from a subscription that was given up: the head it tells of is paged.
+            // The row is left over from a subscription that was given up. The stream pages up to the head that the row
+            // reveals.
             Mode::Offline
             | Mode::Paging
             | Mode::Refused(_)
@@ -140,7 +142,7 @@ impl Stream {
                 effects.push(Effect::Unsubscribe { id: old });
                 self.mode = Mode::Live(new);
             }
-            // One that was given up before it began.
+            // This subscription was given up before it began.
             Mode::Subscribing(_) | Mode::Renewing { .. } => {}
             Mode::Offline
             | Mode::Paging

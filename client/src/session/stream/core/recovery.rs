@@ -1,13 +1,13 @@
-//! What a stream does when the lane does not continue what was applied. A ladder:
+//! What a stream does when SpacetimeDB does not continue what was applied. It climbs a ladder:
 //!
-//! 1. The lane holds what comes next no longer: it is read from the authority, up to where the lane begins.
-//! 2. The lane is behind what was applied, or says that it is another log: the authority is asked whether our position is
-//!    one of its log. If it is, the lane is behind or wrong, and is given time; what the authority has meanwhile is
-//!    applied.
-//! 3. The authority says that the position leads nowhere: the cursor is stale. The configured answer follows, and not more
-//!    often than is allowed.
+//! 1. SpacetimeDB no longer holds the next event: the stream reads from the authority up to where the window begins.
+//! 2. SpacetimeDB's head is before the cursor, or its log is another one: the stream asks the authority whether its log
+//!    contains the cursor. If it does, SpacetimeDB is behind or wrong and is given time; meanwhile the stream applies
+//!    what the authority has.
+//! 3. The authority does not continue from the cursor either: the cursor is stale. The stream does what is configured
+//!    for that, but not more often than allowed.
 //!
-//! Nothing here moves a cursor but events that follow the chain, and a beginning that the store and the handler have
+//! Only two things move a cursor here: events that follow the chain, and a new beginning that store and handler have
 //! saved.
 
 use spacetime_sync_proto::page::Snapshot;
@@ -17,30 +17,30 @@ use super::{Mode, Stream};
 use crate::config::{StaleAnswer, WithoutDocument};
 use crate::session::stream::{Beginning, Counters, Effect, Page, StreamStop, may_be_granted_later};
 
-/// Where a stream is on its way back onto the lane.
+/// How far a stream is on its way back to SpacetimeDB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rung {
-    /// Reads from the authority what the lane holds no longer.
+    /// Reads from the authority what SpacetimeDB no longer holds.
     Replay {
-        /// The first event that the lane holds.
+        /// The first event that SpacetimeDB holds.
         until: Seq,
-        /// What the stream would stop with if nobody could be asked.
+        /// Why the stream would stop if there were no authority to ask.
         lane: StreamStop,
     },
-    /// Asks the authority whether what was applied is part of its log, for the lane says otherwise.
+    /// Asks the authority whether its log contains what was applied, because SpacetimeDB contradicts it.
     Consult(StreamStop),
-    /// The authority says that it is: the lane is asked again after a pause.
+    /// The authority confirmed it. The stream asks SpacetimeDB again after a pause.
     AwaitLane(StreamStop),
-    /// The authority did not answer; all is asked again after a pause.
+    /// The authority did not answer. The stream begins again after a pause.
     AwaitAuthority,
-    /// Fetches the document that stands for the events that are gone.
+    /// Fetches the document that stands for the purged events.
     Document(Box<StaleCursor>),
     /// Store and handler start over.
     StartOver(Box<StaleCursor>),
 }
 
 impl Rung {
-    /// A word for machines.
+    /// A stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Replay { .. } => "replay",
@@ -53,10 +53,10 @@ impl Rung {
     }
 }
 
-/// What was asked of the authority, or of the store.
+/// What was asked of the authority or of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asking {
-    /// What follows this position.
+    /// The events after this position.
     ForEvents(Position),
     ForDocument,
     ToBegin {
@@ -64,21 +64,21 @@ pub(super) enum Asking {
     },
 }
 
-/// How far the ladder was climbed since the stream was last live for a while.
+/// How far the stream climbed since it was last live for a while.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Recovery {
     /// Pauses in a row.
     pub(super) waits: u32,
-    /// Times that the authority agreed with us where the lane holds another log.
+    /// Times that the authority agreed with the client while SpacetimeDB held another log.
     contradictions: u32,
-    /// Stale cursors that were answered with a new beginning.
+    /// Stale cursors after which the stream started over.
     answers: u32,
-    /// How often the stream has started over at all.
+    /// How often the stream has ever started over.
     pub(super) begun: u32,
 }
 
 impl Stream {
-    /// How often the present rung was tried; 0 on none.
+    /// How often the present rung was tried; 0 without one.
     pub fn recovery_attempt(&self) -> u32 {
         match &self.mode {
             Mode::Recovering(Rung::Document(_) | Rung::StartOver(_)) => self.recovery.answers,
@@ -97,7 +97,7 @@ impl Stream {
         }
     }
 
-    /// The stream has been live for a while: what comes next is a new trouble.
+    /// The stream has been live for a while: whatever happens next counts as a new trouble.
     pub(super) fn note_stable(&mut self) {
         self.recovery = Recovery {
             begun: self.recovery.begun,
@@ -105,7 +105,7 @@ impl Stream {
         };
     }
 
-    /// What the lane brought does not continue what was applied.
+    /// SpacetimeDB contradicts what was applied.
     pub(super) fn contradicted(&mut self, stop: StreamStop, effects: &mut Vec<Effect>) {
         let rung = match &stop {
             StreamStop::BelowWindow { oldest, .. } => Rung::Replay {
@@ -151,7 +151,7 @@ impl Stream {
                 Asking::ForDocument
             }
             Rung::StartOver(_) => {
-                // What was handed out is saved first: until then it is not known where the store stands.
+                // Everything handed out must be saved first: until then nobody knows where the store stands.
                 let saved = self.applied == self.cursor;
                 let Some(beginning) = self.beginning.take_if(|_| saved) else {
                     return;
@@ -181,7 +181,7 @@ impl Stream {
             Rung::Replay { until, .. } if self.cursor.seq.next() >= until => self.mode = Mode::Paging,
             Rung::Replay { lane, .. } | Rung::Consult(lane) if at_head => self.await_lane(lane, effects),
             Rung::Replay { .. } | Rung::Consult(_) if moved => {}
-            // It leads nowhere: asking at once would only bring it again.
+            // The page leads nowhere: asking again at once would only bring the same page.
             Rung::Replay { .. }
             | Rung::Consult(_)
             | Rung::AwaitLane(_)
@@ -210,14 +210,14 @@ impl Stream {
         for frame in page.frames {
             self.take(frame, counters, effects)?;
         }
-        // It holds for these pages; the lane speaks for itself.
+        // The claim holds for the authority's pages only.
         self.claim = None;
         Ok(())
     }
 
     fn await_lane(&mut self, lane: StreamStop, effects: &mut Vec<Effect>) {
-        // A lane that is behind is filled in the time that it takes. One that holds another log than the authority is not
-        // mended by waiting for long.
+        // If SpacetimeDB is behind, the bridge fills it, however long that takes. If it holds another log than the
+        // authority, waiting will not mend it.
         if !matches!(lane, StreamStop::AheadOfLane { .. }) {
             self.recovery.contradictions += 1;
         }
@@ -267,7 +267,7 @@ impl Stream {
         }
     }
 
-    /// The authority says that the position leads nowhere.
+    /// The authority does not continue from the position.
     pub(super) fn stale(&mut self, stale: Box<StaleCursor>, counters: &mut Counters, effects: &mut Vec<Effect>) {
         let asked = self.asking.take();
         let (Mode::Recovering(Rung::Replay { .. } | Rung::Consult(_)), Some(Asking::ForEvents(after))) =
@@ -275,7 +275,7 @@ impl Stream {
         else {
             return;
         };
-        // This is about an earlier position: the stream asks about the present one.
+        // The answer concerns an earlier position: the stream asks again about the present one.
         if after != self.cursor || stale.requested_after_seq != after.seq {
             return;
         }
@@ -310,7 +310,7 @@ impl Stream {
         }
     }
 
-    /// The document, or the news that the stream has none after all.
+    /// The document has arrived, or the stream has none after all.
     pub(super) fn document(&mut self, document: Option<Box<Snapshot>>, effects: &mut Vec<Effect>) {
         self.asking = None;
         let Mode::Recovering(Rung::Document(stale)) = &self.mode else {
@@ -337,7 +337,7 @@ impl Stream {
         self.climb(Rung::StartOver(stale), effects);
     }
 
-    /// Store and handler stand at the new beginning.
+    /// Store and handler have started over.
     pub(super) fn started_over(&mut self, at: Position, counters: &mut Counters) {
         match self.asking.take() {
             Some(Asking::ToBegin { from_document: true }) => counters.rebootstraps += 1,

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_slow_applier_makes_a_live_stream_page_and_then_come_back() {
+fn a_slow_applier_makes_a_live_stream_page_and_later_return() {
     let mut log = Log::new("s", 10);
     let small = StreamBounds {
         unapplied_bytes: 3_000,
@@ -27,7 +27,7 @@ fn a_slow_applier_makes_a_live_stream_page_and_then_come_back() {
         },
         &[],
     );
-    // How far the head has got meanwhile only a page can say: a subscription would bring all of it at once.
+    // Only a page can say how far the head has moved meanwhile; a subscription would bring everything at once.
     case.expect(
         Input::Applied {
             to: log.at(14),
@@ -76,13 +76,13 @@ fn a_failed_batch_is_tried_again_from_what_is_saved() {
     }
     case.step(retry());
     assert_eq!(case.stopped().code(), "handler");
-    // The store may have been the one that was busy.
+    // The store may have been the busy one.
     let said = case.stopped().to_string();
-    assert_eq!(said, "applying was given up after 8 attempts: busy");
+    assert_eq!(said, "applying failed after 8 attempts: busy");
 }
 
 #[test]
-fn a_full_disk_is_waited_for_however_long_it_is_full() {
+fn a_stream_waits_for_a_full_disk_however_long_it_takes() {
     let mut log = Log::new("s", 10);
     let mut case = Case::live(&log);
     log.append();

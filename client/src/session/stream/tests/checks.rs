@@ -36,7 +36,7 @@ fn a_frame_that_does_not_lead_to_the_head_is_never_applied() {
 }
 
 #[test]
-fn what_is_no_frame_stops_the_stream() {
+fn an_invalid_frame_stops_the_stream() {
     let mut log = Log::new("s", 10);
     let mut case = Case::live(&log);
     log.append();
@@ -64,7 +64,7 @@ fn what_is_no_frame_stops_the_stream() {
 }
 
 #[test]
-fn a_cursor_is_never_moved_to_suit_the_lane() {
+fn a_cursor_is_never_moved_to_suit_spacetimedb() {
     let log = Log::new("s", 10);
     let mut ahead = Case::new(log.at(10));
     ahead.step(Input::Connected);
@@ -120,7 +120,7 @@ fn early() -> StreamBounds {
 }
 
 #[test]
-fn what_must_be_durable_is_not_applied_when_read_early() {
+fn a_class_of_confirmed_reads_is_not_applied_when_read_early() {
     let log = Log::new("s", 10);
     let frames = || vec![log.frame(1, 10)];
     let mut refused = Case::within(log.start, early());
@@ -142,7 +142,7 @@ fn what_must_be_durable_is_not_applied_when_read_early() {
 }
 
 #[test]
-fn a_class_that_must_be_durable_from_now_on_is_not_delivered_early_any_more() {
+fn a_class_that_becomes_confirmed_ends_early_delivery() {
     let log = Log::new("s", 10);
     let mut case = Case::within(log.head(), early());
     case.step(Input::Connected);
@@ -154,7 +154,7 @@ fn a_class_that_must_be_durable_from_now_on_is_not_delivered_early_any_more() {
 }
 
 #[test]
-fn rows_that_claim_more_events_than_can_be_counted_weigh_nothing() {
+fn rows_that_claim_more_events_than_can_be_counted_do_no_harm() {
     let log = Log::new("s", 10);
     let mut case = Case::new(log.start);
     case.step(Input::Connected);
@@ -164,7 +164,7 @@ fn rows_that_claim_more_events_than_can_be_counted_weigh_nothing() {
         base_chain: log.start.chain,
         bytes: vec![0; 2 << 20].into(),
     };
-    // With the first nine events these are one more than 64 bits count.
+    // With the first nine events these claim one more than 64 bits can count.
     let hostile = [Seq::MAX, Seq::MAX, seq(27)].map(claims);
     let frames = [log.frame(1, 9)].into_iter().chain(hostile).collect();
     case.expect(log.page(frames), &["apply 1..=9", "subscribe 1 after 9"]);

@@ -1,9 +1,9 @@
-//! What comes when: pages, subscriptions, holes, refusals and new connections.
+//! What is delivered and when: pages, subscriptions, holes, refusals and new connections.
 
 use super::*;
 
 #[test]
-fn an_empty_stream_is_subscribed_to_from_its_beginning() {
+fn an_empty_stream_subscribes_from_its_beginning() {
     let log = Log::new("s", 0);
     let mut case = Case::new(log.start);
     case.expect(Input::Connected, &["read after 0"]);
@@ -14,7 +14,7 @@ fn an_empty_stream_is_subscribed_to_from_its_beginning() {
 }
 
 #[test]
-fn what_is_missing_is_paged_then_subscribed_to() {
+fn a_stream_pages_what_is_missing_and_then_subscribes() {
     let log = Log::new("s", 9_000);
     let mut case = Case::new(log.at(500));
     case.expect(Input::Connected, &["read after 500"]);
@@ -78,7 +78,7 @@ fn a_page_older_than_what_was_heard_since_is_followed_by_another() {
 }
 
 #[test]
-fn a_page_that_leads_nowhere_is_not_asked_for_in_a_loop() {
+fn a_page_that_leads_nowhere_is_not_requested_in_a_loop() {
     let log = Log::new("s", 5_000);
     let mut case = Case::new(log.start);
     case.step(Input::Connected);
@@ -88,7 +88,7 @@ fn a_page_that_leads_nowhere_is_not_asked_for_in_a_loop() {
 }
 
 #[test]
-fn a_refusal_that_may_pass_is_asked_again_and_another_stops() {
+fn a_stream_asks_again_after_a_passing_refusal_and_stops_at_a_final_one() {
     let log = Log::new("s", 1);
     let mut case = Case::new(log.start);
     case.step(Input::Connected);
@@ -135,7 +135,7 @@ fn a_renewed_subscription_takes_over_without_a_gap() {
 }
 
 #[test]
-fn a_new_connection_goes_on_from_what_was_handed_out() {
+fn a_new_connection_continues_after_what_was_handed_out() {
     let mut log = Log::new("s", 10);
     let mut case = Case::live(&log);
     (0..4).for_each(|_| log.append());
@@ -147,7 +147,7 @@ fn a_new_connection_goes_on_from_what_was_handed_out() {
 }
 
 #[test]
-fn whatever_happens_to_a_subscription_that_was_given_up_changes_nothing() {
+fn events_of_a_subscription_that_was_given_up_change_nothing() {
     let log = Log::new("s", 10);
     let mut case = Case::live(&log);
     case.expect(Input::Overrun, &["unsubscribe 1", "read after 10"]);
@@ -162,7 +162,7 @@ fn whatever_happens_to_a_subscription_that_was_given_up_changes_nothing() {
 }
 
 #[test]
-fn a_subscription_brings_so_much_and_is_renewed_when_half_of_it_has_come() {
+fn a_subscription_is_bounded_and_renewed_when_half_is_used() {
     let mut log = Log::new("s", 10);
     let narrow = StreamBounds {
         window_bytes: 4 * UNKNOWN_EVENT_BYTES as usize,
@@ -182,7 +182,7 @@ fn a_subscription_brings_so_much_and_is_renewed_when_half_of_it_has_come() {
 }
 
 #[test]
-fn what_comes_next_begins_in_the_subscription_however_narrow_it_is() {
+fn the_next_event_is_within_the_subscription_however_narrow() {
     let log = Log::new("s", 10);
     for window_bytes in [0, 1, 1_000, 100_000] {
         let mut case = Case::within(
