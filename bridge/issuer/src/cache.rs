@@ -33,7 +33,7 @@ struct Answer {
 }
 
 impl AccessCache {
-    /// An answer counts for `good_for`. Zero turns the cache off.
+    /// An answer is used for `good_for`. Zero turns the cache off.
     pub(super) fn new(good_for: Duration) -> Self {
         Self {
             good_for,

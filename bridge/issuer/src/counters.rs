@@ -21,7 +21,7 @@ pub struct AuthCounters {
 pub struct AuthFailures {
     /// The request had no credential, or one of another scheme.
     pub unauthorized_total: u64,
-    /// The credential was good, but does not allow this.
+    /// The credential was valid, but does not allow this.
     pub forbidden_total: u64,
     /// The credential was malformed, or not signed by a trusted key.
     pub invalid_token_total: u64,
@@ -68,7 +68,7 @@ impl Totals {
             RefusalCode::TokenExpired => &self.token_expired,
             RefusalCode::TokenNotYetValid => &self.token_not_yet_valid,
             RefusalCode::TokenRevoked => &self.token_revoked,
-            // Malformed requests, outdated clients and the issuer's own troubles say nothing about who asked.
+            // Malformed requests, outdated clients and the issuer's own failures say nothing about who asked.
             RefusalCode::NotConfigured
             | RefusalCode::InvalidArgument
             | RefusalCode::InvalidFrame

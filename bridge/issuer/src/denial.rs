@@ -1,4 +1,4 @@
-//! Why the issuer refuses a request, before the refusal becomes an answer of any protocol.
+//! Why the issuer refuses a request, before a protocol turns the refusal into an answer.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -50,7 +50,7 @@ impl Denial {
         TokenRefusal {
             code: self.code,
             message: self.message.clone().into_owned(),
-            // The class of an expired token is retry, because another token helps. The same credential never does.
+            // An expired token has class retry because another token helps. The same credential never does.
             retryable: self.code.class() == RefusalClass::Retry && self.retry_after.is_some(),
             retry_after_ms: self
                 .retry_after

@@ -1,7 +1,7 @@
 //! History: clients read from the authority's log, over HTTP, what SpacetimeDB no longer holds.
 //!
-//! Judging a cursor and making a page are pure. [`Histories`] asks the authority, on connections of its own, and bounds
-//! how often a session may ask. It never sends an event whose hashes do not fit, and never moves a cursor.
+//! Judging a cursor and making a page are pure. [`Histories`] asks the authority on connections of its own, and bounds
+//! how often a session may ask. It never sends an event whose hashes do not match, and never moves a cursor.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -24,12 +24,12 @@ const TURN: Duration = Duration::from_secs(2);
 /// Where a client starts over when it may not replay the whole log. Starting at the bound itself would pass it with the
 /// next append, so the client starts a quarter of the bound (1 / `ROOM`) closer to the head.
 const ROOM: u64 = 4;
-/// How long a session counts as a consumer after it asked, and how long a lag counts for the largest one.
+/// How long a session counts as a consumer after it asked, and over how long the largest lag is taken.
 const RECENT: Duration = Duration::from_secs(60);
 /// Most consumers that are counted.
 const CONSUMERS: usize = 10_000;
 
-/// Where a client wants to read on, and the chain hash there, if the client names it.
+/// The position after which a client wants to read. The chain hash is optional.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
     /// The seq of the last event that the client has.
@@ -38,13 +38,13 @@ pub struct Cursor {
     pub chain: Option<ChainHash>,
 }
 
-/// What a cursor is worth.
+/// Whether the log continues a cursor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judged {
     /// The log continues it, from this chain hash.
     Good(ChainHash),
-    /// The log does not continue it. [`judge`] always gives the chain hash of the floor; whoever names another position to
-    /// start over from looks its chain hash up.
+    /// The log does not continue it. [`judge`] always gives the chain hash of the floor; a caller that names another
+    /// position to start over from must look up its chain hash.
     Stale(Box<StaleCursor>),
     /// The log has no event there, although it begins before and ends after it.
     Broken,
@@ -116,7 +116,7 @@ fn beginning(extent: &Extent) -> Seq {
     }
 }
 
-/// Cuts the events after a good cursor into frames. As for the lane, every hash is checked first.
+/// Cuts the events after a good cursor into frames. Checks every hash first, as the lane does.
 pub fn page(
     extent: &Extent,
     after: Seq,
@@ -142,7 +142,7 @@ pub fn page(
         end = prepared.row.last_seq;
         if end == extent.head_seq && prepared.last_chain != extent.head_chain {
             return Err(HaltReason::BrokenLog(format!(
-                "seq {end} does not have the chain hash that the stream's row names for its head"
+                "seq {end} does not have the chain hash that the stream's row has for its head"
             )));
         }
         frames.push(prepared.row);
@@ -187,13 +187,14 @@ pub struct Histories {
     totals: Mutex<Totals>,
 }
 
-/// The right to make one of the answers that are in memory at once. It lasts until the client has taken its answer.
+/// The right to make one of the answers that may be in memory at the same time. It lasts until the client has taken its
+/// answer.
 #[derive(Debug)]
 pub struct Turn {
     _permit: OwnedSemaphorePermit,
 }
 
-/// What was counted, under the names of the metrics.
+/// The counters, under the names of the metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Delivery {
     /// Events that were sent.
@@ -202,9 +203,9 @@ pub struct Delivery {
     pub total_polls: u64,
     /// Cursors that the log does not continue.
     pub stale_cursor_events_total: u64,
-    /// Pages that were refused because hashes in the log do not fit.
+    /// Pages that were refused because hashes in the log do not match.
     pub broken_log_total: u64,
-    /// How many events the furthest client was behind within the last two minutes.
+    /// How many events the slowest client was behind within the last two minutes.
     pub max_replay_lag: u64,
     /// Sessions that asked within the last minute.
     pub active_consumers: u64,
@@ -235,7 +236,7 @@ impl Histories {
         }
     }
 
-    /// Gives it an authority, which it asks on connections of its own. A second call changes nothing.
+    /// Sets the authority, which it asks on connections of its own. A second call changes nothing.
     pub fn attach(&self, authority: &Authority) {
         let _ = self.authority.set(authority.beside(self.pool_size));
     }
@@ -291,8 +292,8 @@ impl Histories {
                     let chain = authority.chain_at(stream_id, at).await;
                     match chain.map_err(|error| self.failed(stream_id, &error))? {
                         Some(chain) => stale.oldest_available_chain = chain,
-                        // The log was purged in between, and the floor has passed the position.
-                        None => return Err(Denial::unavailable("the log was purged in between; ask again").into()),
+                        // The log was purged in between, past this position.
+                        None => return Err(Denial::unavailable("the log was purged meanwhile; ask again").into()),
                     }
                 }
                 tracing::info!(%stream_id, reasons = ?stale.reason_codes, after = %stale.requested_after_seq, "a client must start over: the log does not continue its cursor");
@@ -332,16 +333,16 @@ impl Histories {
         if snapshot.payload_matches() {
             Ok(snapshot)
         } else {
-            Err(self.broken(stream_id, "the document does not have its payload hash"))
+            Err(self.broken(stream_id, "the document's payload does not have its payload hash"))
         }
     }
 
     fn broken(&self, stream_id: &StreamId, reason: &str) -> Denial {
         self.with(Instant::now(), |totals| totals.counted.broken_log_total += 1);
-        tracing::error!(%stream_id, reason, "hashes in the authority's log do not fit, and it is not sent");
+        tracing::error!(%stream_id, reason, "hashes in the authority's log do not match; history of this stream is not sent");
         Denial::new(
             RefusalCode::ChainMismatch,
-            "the hashes of this stream do not fit in the authority; an operator has to look at it",
+            "the hashes of this stream do not match in the authority; an operator must look at it",
         )
     }
 
@@ -351,9 +352,9 @@ impl Histories {
         }
         tracing::warn!(
             error = spacetime_sync_proto::error_text(error),
-            "the authority cannot be asked for history"
+            "cannot read history from the authority"
         );
-        Denial::unavailable("the authority cannot be asked at the moment")
+        Denial::unavailable("the authority is not available at the moment")
     }
 
     /// Waits a moment for a turn.
@@ -368,7 +369,7 @@ impl Histories {
         }
     }
 
-    /// What was counted.
+    /// The counters.
     pub fn delivery(&self) -> Delivery {
         let now = Instant::now();
         self.with(now, |totals| {

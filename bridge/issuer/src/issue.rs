@@ -13,7 +13,7 @@ use super::sessions::Session;
 
 /// How many seconds before a token ends its client should ask for a new one.
 const REFRESH_BEFORE: u64 = 30;
-/// The shortest time for which a token is good, however soon its session ends.
+/// The shortest time for which a token is valid, however soon its session ends.
 const LEAST_SECONDS: u64 = 60;
 
 /// Who signs tokens, and for whom.
@@ -25,7 +25,7 @@ pub struct Names {
     pub audience: String,
 }
 
-/// All that a token is made of.
+/// Everything that goes into a token.
 #[derive(Debug)]
 pub struct Order<'a> {
     /// Who asks.
@@ -38,7 +38,7 @@ pub struct Order<'a> {
     pub surface: &'a Label,
     /// What the token allows.
     pub granted: Granted,
-    /// For how long the request asked.
+    /// How long the request wants the token to last.
     pub ttl_seconds: u64,
 }
 
@@ -52,7 +52,7 @@ pub fn issue(key: &SigningKey, names: &Names, order: Order<'_>, now: u64) -> Res
         granted,
         ttl_seconds,
     } = order;
-    // A token may outlive its session, but by no more than the shortest time there is.
+    // A token may outlive its session, but by no more than the shortest time for which a token is valid.
     let left = session.expires_at.saturating_sub(now).max(LEAST_SECONDS);
     let ttl = ttl_seconds.min(left);
     let claims = SyncClaims {
@@ -103,18 +103,18 @@ pub fn issue(key: &SigningKey, names: &Names, order: Order<'_>, now: u64) -> Res
     })
 }
 
-/// Signs claims, unless they are longer than a reader of tokens accepts.
+/// Signs claims, unless they are longer than readers of tokens accept.
 fn sign(key: &SigningKey, claims: &SyncClaims) -> Result<String, Denial> {
     let token = key
         .sign(claims)
-        .map_err(|_| Denial::unavailable("the token could not be signed"))?;
+        .map_err(|_| Denial::unavailable("cannot sign the token"))?;
     let payload = token.expose().split('.').nth(1).map_or(0, |part| part.len() / 4 * 3);
     if payload > limit::CLAIMS_BYTES {
         return Err(Denial::new(
             RefusalCode::InvalidRequest,
             format!(
-                "the names of the streams and topics come to more than the {} bytes that a token may say; ask for \
-                 fewer, or by patterns",
+                "the names of the streams and topics take more than the {} bytes that a token may hold; ask for \
+                 fewer, or use patterns",
                 limit::CLAIMS_BYTES
             ),
         ));

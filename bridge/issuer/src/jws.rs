@@ -1,5 +1,5 @@
-//! Signed tokens in their compact form: parsing, verifying, signing. The key decides on the algorithm, never the sender of the
-//! token.
+//! Signed tokens in their compact form: parsing, verifying, signing. The key determines the algorithm, never the sender
+//! of the token.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -56,7 +56,7 @@ impl std::fmt::Debug for PublicKey {
 }
 
 impl PublicKey {
-    /// The one algorithm that this key is for.
+    /// The only algorithm that this key is for.
     pub fn algorithm(&self) -> Algorithm {
         match self {
             Self::P256(_) => Algorithm::Es256,
@@ -94,7 +94,7 @@ struct Header {
     alg: String,
     typ: Option<String>,
     kid: Option<String>,
-    /// Extensions that the reader must understand. This one understands none.
+    /// Extensions that the reader must understand. This reader understands none.
     crit: Option<serde_json::Value>,
 }
 
@@ -107,7 +107,7 @@ pub enum Malformed {
     /// The text is not three parts in base64url with JSON in them.
     #[error("the token does not have the compact form of a signed token")]
     Form,
-    /// The header names another type of token, or extensions that are not understood.
+    /// The header names another type of token, or extensions that this reader does not understand.
     #[error("this kind of token is not accepted here")]
     Kind,
     /// The algorithm is not accepted.

@@ -1,8 +1,8 @@
 //! The keys that sync tokens are signed with, and the schedule by which one follows another.
 //!
-//! A key is published as soon as its file exists, and signs from the moment that the file is named after. SpacetimeDB keeps
-//! a key set for up to two hours and refuses a `kid` that is not in it, so a new key waits that long before it signs.
-//! Never: a key in a log line or an error; a key in memory longer than its file exists.
+//! A key is published as soon as its file exists, and signs from the moment that the file is named after. SpacetimeDB
+//! keeps a key set for up to two hours and refuses a `kid` that is not in it, so a new key waits that long before it
+//! signs. A key never appears in a log line or an error, and never stays in memory longer than its file exists.
 
 mod folder;
 
@@ -24,9 +24,10 @@ use super::jws::{self, PublicKey};
 
 pub use folder::{KeyFolder, KeyListing, add_key, list_keys};
 
-/// How long a superseded key is still published: as long as a token lives, and as clocks may differ.
+/// How long a superseded key stays published: as long as a token lives, plus the difference that clocks may have.
 pub const PUBLISHED_AFTER_SECONDS: u64 = 900 + 120;
-/// How long a new key waits before it signs, unless the operator says otherwise: longer than SpacetimeDB keeps a key set.
+/// How long a new key waits before it signs, unless the operator says otherwise: longer than SpacetimeDB keeps a key
+/// set.
 pub const SIGNS_IN_SECONDS: u64 = 2 * 3_600 + 15 * 60;
 /// Largest file of a key.
 pub(super) const KEY_BYTES: u64 = 16 * 1024;
@@ -47,7 +48,7 @@ pub enum KeyError {
         what: &'static str,
         /// The file or the folder.
         origin: String,
-        /// What the system says.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The name of a file is not a moment.
@@ -56,15 +57,15 @@ pub enum KeyError {
         /// The file.
         origin: String,
     },
-    /// No key signs yet.
-    #[error("{origin} holds no key that signs yet; make one with: spacetime-sync keys add --dir DIR")]
+    /// No key in the folder may sign yet.
+    #[error("{origin} holds no key that signs yet; create one with: spacetime-sync keys add --dir DIR")]
     Empty {
         /// The folder.
         origin: String,
     },
 }
 
-/// A private key that signs from some moment on.
+/// A private key that signs from a certain moment on.
 pub struct SigningKey {
     signs_from: u64,
     kid: String,
@@ -91,12 +92,12 @@ impl std::fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// Reads a private key in PEM. An error calls it `origin`.
+    /// Reads a private key in PEM. Errors call it `origin`.
     pub fn from_pem(pem: &Secret, signs_from: u64, origin: &str) -> Result<Self, KeyError> {
         let none = || KeyError::NoKey {
             origin: origin.to_owned(),
         };
-        // A value from the environment often has `\n` in place of its line ends.
+        // A value from the environment often has `\n` in place of line breaks.
         let pem = pem.expose().replace("\\n", "\n");
         let key = SecretKey::from_pkcs8_pem(pem.trim()).or_else(|_| SecretKey::from_sec1_pem(pem.trim()));
         let key = key.map_err(|_| none())?;
@@ -216,7 +217,7 @@ impl Ring {
     }
 }
 
-/// The moment, in seconds since 1970, that the name of a key's file stands for.
+/// The moment, in seconds since 1970, that a key file's name stands for.
 pub fn moment_from_name(name: &str) -> Option<u64> {
     let format = format_description!("[year][month][day]T[hour][minute][second]Z");
     let stem = name.strip_suffix(".pem")?;

@@ -1,8 +1,9 @@
-//! The issuer: gives sync tokens to sessions with a good credential, for the streams that the authority lets them read. For
-//! clients that SpacetimeDB cannot serve, it also reads the authority's log ([`history`]).
+//! The issuer: gives sync tokens to sessions with a valid credential, for the streams that the authority lets them
+//! read. For clients that SpacetimeDB cannot continue, it also reads the authority's log ([`history`]).
 //!
-//! What decides is pure ([`policy`], [`issue`], [`limits`], the schedule of [`keys`]). [`Issuer`] carries it out against the
-//! authority. Everything that it remembers is bounded. It never trusts a request about who asks or what they may read.
+//! Everything that decides is pure ([`policy`], [`issue`], [`limits`], the schedule of [`keys`]). [`Issuer`] carries it
+//! out with the authority. All memory that it uses is bounded. It never trusts a request about who asks or what they
+//! may read.
 
 mod cache;
 mod counters;
@@ -45,14 +46,14 @@ pub use counters::{AuthCounters, AuthFailures};
 /// Why the configured issuer cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum IssuerError {
-    /// The configuration names none.
+    /// The configuration names no key.
     #[error("expected issuer.keys_dir or issuer.key, found neither")]
     NoKeys,
-    /// The signing keys.
-    #[error("the signing keys")]
+    /// A signing key is missing or invalid.
+    #[error("the issuer cannot use its signing keys")]
     Keys(#[from] KeyError),
-    /// The keys of the sessions' issuer.
-    #[error("the keys of [sessions]")]
+    /// A key of the sessions' issuer is missing or invalid.
+    #[error("the issuer cannot use the keys of [sessions]")]
     Sessions(#[from] PublicKeyError),
 }
 
@@ -73,7 +74,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// Reads all keys. `window` says which clients are served.
+    /// Reads all keys. `window` says which clients are supported.
     pub fn open(issuer: &IssuerConfig, sessions: &SessionsConfig, window: &Window) -> Result<Self, IssuerError> {
         let keys = match (&issuer.key, &issuer.keys_dir) {
             (Some(pem), _) => KeyFolder::single(SigningKey::from_pem(pem, 0, "issuer.key")?),
@@ -122,45 +123,45 @@ impl Issuer {
         &self.service
     }
 
-    /// What was counted.
+    /// The counters.
     pub fn counters(&self) -> AuthCounters {
         self.counters.read()
     }
 
-    /// Gives it an authority to ask. A second call changes nothing.
+    /// Sets the authority. A second call changes nothing.
     pub fn attach(&self, authority: Authority) {
         let _ = self.authority.set(authority);
     }
 
-    /// Says that the link to SpacetimeDB is a new one. The server may have lost recent revocations, so they are sent again.
+    /// Notes that the link to SpacetimeDB is new. The server may have lost recent revocations, so they are sent again.
     pub fn relinked(&self) {
         self.revocations.relinked();
     }
 
-    /// Which clients the bridge serves.
+    /// Which clients the bridge supports.
     pub fn window(&self) -> &Window {
         &self.window
     }
 
-    /// Whether the bridge serves this client.
+    /// Whether the bridge supports this client.
     pub fn check_client(&self, client: &ClientVersion) -> Result<(), Box<Incompatible>> {
         self.window.check(client)
     }
 
-    /// Says whose session the value of the header `Authorization` proves.
+    /// Returns the session that the value of the header `Authorization` proves.
     pub async fn authenticate(self: &Arc<Self>, authorization: Option<&[u8]>, peer: IpAddr) -> Result<Session, Denial> {
         let peer = network(peer);
         if let Err(wait) = self.failed.peek(&peer, Instant::now()) {
-            let denial = Denial::rate_limited("too many credentials of this address failed", wait);
+            let denial = Denial::rate_limited("too many credentials from this address failed", wait);
             return Err(self.counted(denial));
         }
         let credential = bearer(authorization).map(|token| token.trim().to_owned());
-        // In a task of its own: if the client hangs up while a key is fetched, its failure counts all the same.
+        // Runs in a task of its own: if the client hangs up while a key is fetched, its failure counts all the same.
         let judged = tokio::spawn({
             let issuer = self.clone();
             async move { issuer.judge(credential, peer).await }
         });
-        // Nobody cancels it, so it ends with an answer or with a panic.
+        // Nobody cancels the task, so it ends with an answer or with a panic.
         judged.await.unwrap_or_else(|ended| resume_unwind(ended.into_panic()))
     }
 
@@ -175,14 +176,14 @@ impl Issuer {
                 RefusalCode::RateLimited | RefusalCode::SyncTokenUnavailable
             );
             if unproven {
-                // The next credential of this address is refused if this one was the last that the limit allows.
+                // If this failure was the last that the limit allows, the next credential of this address is refused.
                 let _ = self.failed.take(peer, Instant::now());
             }
             self.counted(denial)
         })
     }
 
-    /// A token for a session. The caller has checked `client`.
+    /// Makes a token for a session. The caller has checked `client`.
     pub async fn token(
         &self,
         session: &Session,
@@ -195,14 +196,14 @@ impl Issuer {
             .map_err(|denial| self.counted(denial))
     }
 
-    /// Takes a token from the session's bucket. The caller does not even read the body if there is none.
+    /// Takes a token from the session's bucket. If there is none, the caller does not even read the body.
     pub fn admit(&self, session: &Session) -> Result<(), Denial> {
         self.asked
             .take(session.session_id.clone(), Instant::now())
             .map_err(|wait| self.counted(Denial::rate_limited("this session asks too often", wait)))
     }
 
-    /// Counts a refusal that none of the issuer's methods made.
+    /// Counts a refusal that was not made by one of the issuer's own methods.
     pub fn counted(&self, denial: Denial) -> Denial {
         self.counters.denied(denial.code);
         denial
@@ -255,7 +256,7 @@ impl Issuer {
         let ring = self.keys.ring();
         let key = ring
             .signer(now)
-            .ok_or_else(|| Denial::unavailable("there is no key that signs at the moment"))?;
+            .ok_or_else(|| Denial::unavailable("no key may sign at the moment"))?;
         let order = Order {
             session,
             device_id: &device_id,
@@ -273,7 +274,7 @@ impl Issuer {
             .ok_or_else(|| Denial::unavailable("the authority is not connected yet"))
     }
 
-    /// The authority's answer. If there is none, the reason goes to the log, and the caller is only told that there is none.
+    /// The authority's answer. A failure's reason goes to the log; the caller learns only that there is no answer.
     async fn ask<T>(
         &self,
         call: impl Future<Output = Result<T, spacetime_sync_authority::AuthorityError>>,
@@ -283,7 +284,7 @@ impl Issuer {
                 error = spacetime_sync_proto::error_text(&error),
                 "the authority did not answer a question about a session"
             );
-            Denial::unavailable("the authority cannot be asked at the moment")
+            Denial::unavailable("the authority is not available at the moment")
         })
     }
 }
@@ -383,7 +384,7 @@ mod tests {
         assert!(asked.await.unwrap_err().is_cancelled());
         answer.add_permits(10);
 
-        // Without a limit on what it may fail, this would go on for ever.
+        // Without a limit on failures, this loop would never end.
         let limited = async {
             while issuer.failed.peek(&stranger, Instant::now()).is_ok() {
                 tokio::time::sleep(std::time::Duration::from_millis(1)).await;
@@ -395,7 +396,7 @@ mod tests {
         assert_eq!(denial.unwrap_err().code, RefusalCode::RateLimited);
     }
 
-    /// An issuer that lets one credential of each address fail, and fetches the keys of sessions.
+    /// An issuer that allows one failed credential per address, and fetches the keys of sessions.
     fn issuer(keys_of_sessions: &str) -> Issuer {
         let issuer = IssuerConfig {
             key: Some(SigningKey::generate().unwrap()),

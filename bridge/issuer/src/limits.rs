@@ -28,8 +28,8 @@ impl Rate {
     }
 }
 
-/// One bucket for each key. When there are too many keys, further ones share one bucket, so that no bucket is forgotten
-/// before it is full again.
+/// One bucket for each key. When there are too many keys, further ones share one bucket: no bucket is forgotten before
+/// it is full again.
 #[derive(Debug)]
 pub struct Buckets<K> {
     rate: Rate,
@@ -87,7 +87,7 @@ impl<K: Eq + Hash> Buckets<K> {
         }
     }
 
-    /// Takes one token, or says how long it takes until there is one.
+    /// Takes one token, or returns how long it takes until there is one.
     pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
         self.with(key, now, |bucket, rate| {
             bucket.wait(rate)?;
@@ -96,7 +96,7 @@ impl<K: Eq + Hash> Buckets<K> {
         })
     }
 
-    /// Answers as [`Buckets::take`] would, takes nothing and remembers no key.
+    /// Answers as [`Buckets::take`] would, but takes nothing and remembers no key.
     pub fn peek(&self, key: &K, now: Instant) -> Result<(), Duration> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let rest = (state.buckets.len() >= self.most).then_some(&state.rest);
@@ -134,7 +134,7 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 }
 
-/// Whom an address stands for: a host with IPv6 has as many addresses as it likes within its network of 64 bits.
+/// The network that an address counts for: a machine with IPv6 can use any address within its 64-bit network.
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),

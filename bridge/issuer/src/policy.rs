@@ -1,4 +1,4 @@
-//! Decides what of a request is granted: what the authority allows, and nothing else. Pure.
+//! Decides which part of a request is granted: what the authority allows, and nothing else. Pure.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use spacetime_sync_proto::{Label, RefusalCode, StreamId, limit};
 
 use super::denial::Denial;
 
-/// For how long a token is good when its request does not say.
+/// How long a token is valid if its request does not say.
 pub const DEFAULT_TTL_SECONDS: u64 = 300;
 
 /// A well-formed request. Nothing of it is granted yet.
@@ -19,7 +19,7 @@ pub struct Wanted {
     pub streams: Vec<StreamPattern>,
     /// The topics, and the streams that carry them.
     pub topics: Vec<(String, StreamId)>,
-    /// For how long the token should be good.
+    /// How long the token should be valid.
     pub ttl_seconds: u64,
     /// The device, if the request names it.
     pub device_id: Option<Label>,
@@ -84,7 +84,7 @@ impl Wanted {
         })
     }
 
-    /// What of the request is granted to a session that may read `allowed`.
+    /// The part of the request that a session which may read `allowed` gets.
     pub fn grant(&self, allowed: &[StreamPattern]) -> Result<Granted, Denial> {
         let both = StreamPattern::intersection(&self.streams, allowed);
         let in_scope = both.into_iter().filter(|pattern| match pattern {
@@ -103,8 +103,8 @@ impl Wanted {
             return Err(Denial::new(
                 RefusalCode::InvalidRequest,
                 format!(
-                    "what was asked for comes to more than the {} streams and patterns that a token may hold; ask for \
-                     fewer, or by narrower patterns",
+                    "the request amounts to more than the {} streams and patterns that a token may hold; ask for \
+                     fewer, or use narrower patterns",
                     limit::TOKEN_STREAMS
                 ),
             ));
@@ -136,7 +136,7 @@ fn scopes(names: &[String]) -> Result<Vec<Scope>, Denial> {
     let mut scopes = BTreeSet::new();
     for (at, name) in names.iter().enumerate() {
         match name.parse() {
-            Ok(Scope::Append) => return Err(invalid(format!("clients are not given {}", Scope::Append))),
+            Ok(Scope::Append) => return Err(invalid(format!("clients never get the scope {}", Scope::Append))),
             Ok(scope) => scopes.insert(scope),
             Err(_) => return Err(invalid(format!("scopes[{at}] is not a scope"))),
         };
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_granted_is_what_is_asked_for_and_allowed() {
+    fn streams_are_granted_if_they_are_requested_and_allowed() {
         let forbidden = || Err(RefusalCode::Forbidden);
         let some = |names: &[&str]| Ok(names.iter().map(|name| (*name).to_owned()).collect());
         for (wanted, allowed, expected) in [
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_of_a_known_kind_asks_for_the_scope_of_its_kind() {
+    fn a_stream_of_a_known_kind_needs_the_scope_of_its_kind() {
         let run = "runtime.run.1.events";
         let with = ["sync.subscribe", "runtime.run_events"];
         assert_eq!(grant(&with, &[run], &[run]), Ok(vec![run.to_owned()]));
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_refused_by_kind() {
+    fn an_invalid_request_is_refused_with_the_code_of_its_kind() {
         let too_many: Vec<String> = (0..=limit::TOKEN_STREAMS).map(|number| format!("s{number}")).collect();
         let too_many: Vec<&str> = too_many.iter().map(String::as_str).collect();
         let subscribe: &[&str] = &["sync.subscribe"];
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_a_token_holds_is_refused_unless_a_pattern_says_it() {
+    fn more_streams_than_a_token_holds_are_refused_unless_a_pattern_covers_them() {
         let owned: Vec<String> = (0..=limit::TOKEN_STREAMS).map(|number| format!("a.{number}")).collect();
         let mut allowed: Vec<&str> = owned.iter().map(String::as_str).collect();
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Decides who may read the log over HTTP: whoever holds a sync token with which the module would let them connect.
+//! Decides who may read the log over HTTP: every holder of a sync token that the module would accept.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -29,7 +29,7 @@ impl From<Denial> for NoReader {
     }
 }
 
-/// The holder of a good sync token.
+/// The holder of a valid sync token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reader(Session);
 
@@ -59,7 +59,8 @@ impl Reader {
 }
 
 impl Issuer {
-    /// Verifies the value of the header `Authorization`. [`lasts`](Issuer::lasts) says whether the session still exists.
+    /// Verifies the value of the header `Authorization`. [`lasts`](Issuer::lasts) says whether the session still
+    /// exists.
     pub fn reader(&self, authorization: Option<&[u8]>, peer: IpAddr) -> Result<Reader, NoReader> {
         let peer = network(peer);
         let counted = |refused| match refused {
@@ -67,7 +68,7 @@ impl Issuer {
             NoReader::Incompatible(_) => refused,
         };
         if let Err(wait) = self.failed.peek(&peer, Instant::now()) {
-            let denial = Denial::rate_limited("too many credentials of this address failed", wait);
+            let denial = Denial::rate_limited("too many credentials from this address failed", wait);
             return Err(counted(denial.into()));
         }
         let policy = Policy {
@@ -79,13 +80,14 @@ impl Issuer {
             .map_err(NoReader::from)
             .and_then(|token| verify(token, &self.keys.ring(), &policy, now()))
             .map_err(|refused| {
-                // If this was the last failure allowed, the next credential is told so.
+                // If this failure was the last that the limit allows, the next credential is refused.
                 let _ = self.failed.take(peer, Instant::now());
                 counted(refused)
             })
     }
 
-    /// Whether the session of a reader still exists. The authority is asked each time, so that a revocation counts at once.
+    /// Whether a reader's session still exists. Asks the authority each time, so that a revocation takes effect at
+    /// once.
     pub async fn lasts(&self, reader: &Reader, authority: &Authority) -> Result<(), Denial> {
         let known = self.ask(authority.session(&reader.0.session_id)).await?;
         known
@@ -108,7 +110,7 @@ fn verify(token: &str, ring: &Ring, policy: &Policy, now: u64) -> Result<Reader,
         .map_err(|refusal| refused(refusal, &claims, policy))
 }
 
-/// Tells a client that the bridge does not serve which clients it serves.
+/// Tells an unsupported client which clients the bridge supports.
 fn refused(refusal: Refusal, claims: &str, policy: &Policy) -> NoReader {
     let client = serde_json::from_str(claims).map(|claims: SyncClaims| ClientVersion {
         client_build_id: claims.oa_client_build_id,
@@ -185,7 +187,7 @@ mod tests {
         assert_eq!(
             read(&old, NOW),
             None,
-            "the key no longer signs, but its tokens are still good"
+            "the key no longer signs, but its tokens are still valid"
         );
         assert_eq!(read(&new, NOW), None);
         assert_eq!(read(&foreign, NOW), Some(RefusalCode::InvalidToken));
@@ -193,7 +195,7 @@ mod tests {
         assert_eq!(
             read(&old, later),
             Some(RefusalCode::InvalidToken),
-            "the key is not published any more"
+            "the key is no longer published"
         );
     }
 

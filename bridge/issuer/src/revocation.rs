@@ -1,6 +1,6 @@
 //! Revocations: the authority records one first, and then the issuer tells the module until the module has taken it.
 //!
-//! The authority also records which revocations the module has taken, so that any bridge can go on telling it. SpacetimeDB may
+//! The authority also records which revocations the module has taken, so that any bridge can continue. SpacetimeDB may
 //! lose what it had not made durable, so recent revocations are sent again after every new link.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,14 +43,14 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// The link to SpacetimeDB is a new one, and the server may have lost recent revocations.
+    /// The link to SpacetimeDB is new, and the server may have lost recent revocations.
     pub(crate) fn relinked(&self) {
         self.relinked.store(true, Ordering::SeqCst);
         self.woken.notify_one();
     }
 }
 
-/// Tells the module of revocations.
+/// Tells the module about revocations.
 #[derive(Debug, Clone)]
 pub struct Messenger {
     admin: Admin,
@@ -58,7 +58,7 @@ pub struct Messenger {
 }
 
 impl Messenger {
-    /// For one database.
+    /// A messenger for one database.
     pub fn new(uri: &str, database: &str, tokens: TokenSource) -> Self {
         Self {
             admin: Admin::new(uri, database, spacetime_sync_proto::Secret::from(String::new())),
@@ -75,7 +75,7 @@ impl Messenger {
     }
 }
 
-/// What became of a revocation.
+/// The result of a revocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revoked {
     /// Whether the module has taken it by now.
@@ -85,12 +85,16 @@ pub struct Revoked {
 }
 
 impl Issuer {
-    /// Revokes sessions. From here on no token is given to them.
+    /// Revokes sessions. From here on they get no token.
     pub async fn revoke(&self, messenger: &Messenger, session_ids: &[Label], reason: &str) -> Result<Revoked, Denial> {
         let authority = self.authority()?;
         let unknown = self.ask(authority.revoke_sessions(session_ids, reason)).await?;
         self.cache.forget(session_ids);
-        tracing::info!(sessions = session_ids.len(), unknown = unknown.len(), "revoked");
+        tracing::info!(
+            sessions = session_ids.len(),
+            unknown = unknown.len(),
+            "sessions revoked"
+        );
         let delivered = match timeout(WAIT, deliver(authority, messenger, session_ids)).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
@@ -116,11 +120,12 @@ impl Issuer {
             match self.tell_once(authority, &messenger).await {
                 Ok(()) => rest = LOOK,
                 Err(error) => {
-                    // A line for each failure would fill the log. A person who revokes a session is told by the request.
+                    // A line for each failure would fill the log. A person who revokes a session learns of it from the
+                    // request.
                     if rest == LOOK || woken {
                         tracing::warn!(
                             error = error_text(&error),
-                            "revocations cannot be delivered to the module; the issuer goes on trying"
+                            "cannot deliver revocations to the module; the issuer keeps trying"
                         );
                     }
                     rest = (rest * 2).min(REST);
@@ -134,7 +139,7 @@ impl Issuer {
             let again = authority.redeliver_revocations(RECENT.as_secs_f64()).await;
             let again = again.inspect_err(|_| self.revocations.relinked.store(true, Ordering::SeqCst))?;
             if again > 0 {
-                tracing::info!(again, "recent revocations are sent again");
+                tracing::info!(again, "sending recent revocations again");
             }
         }
         loop {

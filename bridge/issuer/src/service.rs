@@ -12,7 +12,7 @@ use spacetime_sync_stdb::tokens::Signer;
 use super::issue::{Names, token_id};
 use super::keys::{KeyFolder, now};
 
-/// The bridge's name where a token names a user, a session, a device and a kind of client.
+/// The bridge's name where a token names a user, a session, a device and a surface.
 const NAME: &str = "bridge";
 
 /// Signs the bridge's own tokens.

@@ -1,6 +1,7 @@
 //! Verifies who asks for a token: a session credential of the runtime, signed by the runtime's own issuer.
 //!
-//! Never: a credential in a log line or an error; an algorithm that the sender chooses; a claim that is guessed.
+//! A credential never appears in a log line or an error, the sender never chooses the algorithm, and no claim is
+//! guessed.
 
 mod jwks;
 
@@ -50,7 +51,7 @@ pub struct SessionVerifier {
     remote: Option<RemoteKeys>,
 }
 
-/// Why a file gives no public key.
+/// Why a file yields no public key.
 #[derive(Debug, thiserror::Error)]
 pub enum PublicKeyError {
     /// The file cannot be read.
@@ -58,10 +59,10 @@ pub enum PublicKeyError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// The file holds something else.
+    /// The file does not hold a public key.
     #[error("{} holds no public key: expected one PUBLIC KEY in PEM, of P-256, or RSA of 2048 to 8192 bits", path.display())]
     NoKey {
         /// The file.
@@ -81,7 +82,7 @@ impl SessionVerifier {
         })
     }
 
-    /// The session of a credential, or why the credential is refused.
+    /// Returns the session of a credential, or why the credential is refused.
     pub async fn verify(&self, token: &str, now: u64) -> Result<Session, Denial> {
         let invalid = |message: &'static str| Denial::new(RefusalCode::InvalidToken, message);
         let jws = Jws::parse(token).map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
@@ -227,7 +228,7 @@ mod tests {
     use std::sync::Arc;
 
     const NOW: u64 = 1_800_000_000;
-    /// Of a throw-away key of 2048 bits, made with: openssl genpkey -algorithm rsa | openssl pkey -pubout
+    /// A throw-away key of 2048 bits, made with: openssl genpkey -algorithm rsa | openssl pkey -pubout
     const RSA: &str = "-----BEGIN PUBLIC KEY-----
 MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAuiUqas5ZGTKKyrtBABSj
 K1ODStWewe71aMSQFk8pktDLu2B/Mk/V76FAsERJcibOk8A3tWY/txcer6NNUclW

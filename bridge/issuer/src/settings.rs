@@ -21,9 +21,10 @@ pub struct IssuerConfig {
     pub audience: String,
     /// Folder of the signing keys, see `spacetime-sync keys`.
     pub keys_dir: Option<PathBuf>,
-    /// The only signing key, in PEM, for operators who keep secrets in the environment. The issuer needs one of the two.
+    /// The only signing key, in PEM, for operators who keep secrets in the environment. The issuer needs one of the
+    /// two.
     pub key: Option<Secret>,
-    /// How long a token of the bridge itself is good. The bridge shows a new one after half of that.
+    /// How long a token of the bridge itself is valid. The bridge shows a new one after half of that.
     #[serde(default = "default_service_ttl_seconds")]
     pub service_ttl_seconds: u64,
     /// How often the issuer reads the folder again.
@@ -62,8 +63,8 @@ pub struct SessionsConfig {
     pub public_keys: Vec<PathBuf>,
     /// Url of the key set of the sessions' issuer.
     pub jwks_url: Option<String>,
-    /// How many days the authority remembers a session after its first token or its revocation; without a value, for ever. A
-    /// forgotten session counts as a new one, so no session credential may be good for longer.
+    /// How many days the authority remembers a session after its first token or its revocation; without a value, it
+    /// never forgets. A forgotten session counts as a new one, so no session credential may be valid for longer.
     pub remember_days: Option<u16>,
 }
 
@@ -121,7 +122,7 @@ impl IssuerConfig {
 pub struct HistoryConfig {
     /// Most connections to the authority for history.
     pub pool_size: usize,
-    /// Most requests that are answered at once. Further ones wait a moment.
+    /// Most requests that are answered at the same time. Further ones wait a moment.
     pub requests: usize,
     /// How many requests one session may send in a minute.
     pub session_per_minute: u32,
@@ -177,7 +178,7 @@ pub fn check(issuer: Option<&IssuerConfig>, sessions: Option<&SessionsConfig>) -
         (None, None) => Ok(()),
         (Some(_), None) => value(
             "sessions.issuer",
-            "expected a section [sessions] beside [issuer], found none: whose sessions are given tokens?",
+            "expected a section [sessions] beside [issuer], found none: it says whose sessions get tokens",
         ),
         (None, Some(_)) => value(
             "issuer.url",
@@ -249,7 +250,8 @@ fn check_sessions(issuer: &IssuerConfig, sessions: &SessionsConfig) -> Result<()
     if sessions.issuer == issuer.url || sessions.audience == issuer.audience {
         return value(
             "sessions.issuer",
-            "expected another issuer and another audience than those of [issuer]: a sync token is no session credential"
+            "expected another issuer and another audience than those of [issuer]: a sync token must not pass for a \
+             session credential"
                 .to_owned(),
         );
     }

@@ -28,13 +28,13 @@ pub struct Request {
     pub owner_token: PathBuf,
     /// How the bridge proves its identity.
     pub bridge: Bridge,
-    /// The module; none if it is published already, and only its trust is to be configured.
+    /// The module. `None` if it is already published and only its trust needs configuring.
     pub wasm: Option<Vec<u8>>,
     /// How much the publish may break.
     pub breaking: Breaking,
 }
 
-/// How the bridge proves itself.
+/// How the bridge proves its identity.
 #[derive(Debug, Clone)]
 pub enum Bridge {
     /// With the token in this file. If it does not exist, publishing makes a new identity and writes it.
@@ -72,10 +72,10 @@ pub struct Report {
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// The server.
+    /// The server refused or failed.
     #[error(transparent)]
     Stdb(#[from] StdbError),
-    /// A token file.
+    /// A token file cannot be read.
     #[error(transparent)]
     Token(#[from] TokenFileError),
     /// A token file could not be written.
@@ -83,10 +83,10 @@ pub enum PublishError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// A file holds something else than a token.
+    /// A file does not hold a token.
     #[error("{} holds no token", path.display())]
     NoToken {
         /// The file.
@@ -105,8 +105,8 @@ pub enum PublishError {
     },
     /// There is nothing to build.
     #[error(
-        "there is no module in {}; run this in the repository, or say with --module where the module is, or with --wasm \
-         where a built one is",
+        "there is no module in {}; run this in the repository, or name the module's folder with --module or a built \
+         module with --wasm",
         path.display()
     )]
     NoModule {
@@ -124,8 +124,7 @@ pub enum PublishError {
 }
 
 impl PublishError {
-    /// Whether it is certain that the server took nothing over. After an answer that did not come, the database may belong
-    /// to a new identity.
+    /// Whether the server certainly changed nothing. If its answer was lost, the database may belong to a new identity.
     fn is_refusal(&self) -> bool {
         match self {
             Self::Stdb(error) => match error.class() {
@@ -138,7 +137,8 @@ impl PublishError {
     }
 }
 
-/// Publishes or updates the module, and configures whom it trusts. If the server refuses, no new token file stays behind.
+/// Publishes or updates the module, and configures whom it trusts. If the server refuses, the new token files are
+/// removed.
 pub async fn publish(request: Request) -> Result<Report, PublishError> {
     if let Some(wasm) = &request.wasm {
         must_be_wasm(wasm)?;
@@ -151,7 +151,7 @@ pub async fn publish(request: Request) -> Result<Report, PublishError> {
     published
 }
 
-/// The token files that are made stand in `unused` until the server knows their identities.
+/// `unused` lists the new token files until the server knows their identities.
 async fn publish_as(request: Request, unused: &mut Vec<PathBuf>) -> Result<Report, PublishError> {
     let owner = match &request.wasm {
         Some(_) => token_or_new(&request.uri, &request.owner_token, unused).await?,
@@ -177,7 +177,7 @@ async fn publish_as(request: Request, unused: &mut Vec<PathBuf>) -> Result<Repor
             .trust_issuer(&trust.issuer, &trust.audience, trust.sweep_every_ms)
             .await?;
     }
-    // Checks that this build can talk to what runs now. The answer also says that a power cut does not undo the publish.
+    // Checks that this build can talk to the module. The answer also means that a power cut does not undo the publish.
     admin.check_contract().await?;
     let (held, holds) = (parts(before.as_ref()), parts(after.as_ref()));
     Ok(Report {
@@ -213,7 +213,7 @@ pub async fn build_module(folder: &Path) -> Result<Vec<u8>, PublishError> {
         .stderr(std::process::Stdio::inherit())
         .output()
         .await
-        .map_err(|error| failed(format!("cargo cannot be run: {error}")))?;
+        .map_err(|error| failed(format!("cannot run cargo: {error}")))?;
     if !output.status.success() {
         return Err(failed(format!("cargo ended with {}", output.status)));
     }
@@ -223,7 +223,7 @@ pub async fn build_module(folder: &Path) -> Result<Vec<u8>, PublishError> {
         .filter(|message| message["reason"] == "compiler-artifact")
         .filter_map(|message| message["filenames"][0].as_str().map(PathBuf::from))
         .rfind(|path| path.extension().is_some_and(|extension| extension == "wasm"))
-        .ok_or_else(|| failed("cargo built no wasm".to_owned()))?;
+        .ok_or_else(|| failed("cargo did not build a wasm file".to_owned()))?;
     std::fs::read(&artifact).map_err(|error| failed(format!("{}: {error}", artifact.display())))
 }
 
@@ -242,7 +242,7 @@ fn must_be_wasm(bytes: &[u8]) -> Result<(), PublishError> {
     }
     let found = match bytes.len() {
         0 => "an empty file".to_owned(),
-        length => format!("{length} bytes that are something else"),
+        length => format!("{length} bytes of something else"),
     };
     Err(PublishError::NotWasm { found })
 }

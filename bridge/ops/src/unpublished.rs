@@ -1,5 +1,5 @@
-//! Checks whether committed events that are not yet published can be published. It reads the authority's log as the bridge
-//! does. Whatever it finds has halted the stream, or will.
+//! Checks whether committed events that are not yet published can be published. It reads the authority's log as the
+//! bridge does. Whatever it finds has halted the stream, or will.
 
 use serde::Serialize;
 use spacetime_sync_authority::{Authority, AuthorityError};
@@ -10,7 +10,7 @@ use spacetime_sync_proto::{Seq, StreamProgress, error_text};
 /// Most events read at once, and most bytes of their payloads: the bridge's defaults.
 const PAGE_EVENTS: usize = 1_000;
 const PAGE_BYTES: usize = 1024 * 1024;
-/// Most bytes of the frames, which are only made to check the events.
+/// Most bytes of a frame. The frames only serve to check the events.
 const FRAME_BYTES: usize = 256 * 1024;
 
 /// How many of the unpublished events to check.
@@ -22,12 +22,12 @@ pub enum Tail {
     Whole,
 }
 
-/// A log that cannot be published beyond a position.
+/// A log that cannot be published past a seq.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BrokenTail {
-    /// The last position from which the bridge reads on.
+    /// The seq after which the bridge reads on.
     pub after: Seq,
-    /// What is wrong with the events behind it.
+    /// What is wrong with the events after it.
     pub what: String,
 }
 

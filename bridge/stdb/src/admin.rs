@@ -98,7 +98,7 @@ impl Admin {
                 identity: identity.to_owned(),
                 token: Secret::from(token.to_owned()),
             }),
-            _ => Err(admin.unexpected("identity", "no identity and token".to_owned())),
+            _ => Err(admin.unexpected("identity", "an answer without identity and token".to_owned())),
         }
     }
 
@@ -127,7 +127,7 @@ impl Admin {
                 schema_version: u32::try_from(version).unwrap_or(u32::MAX),
                 schema_hash: hash.to_owned(),
             },
-            _ => return Err(foreign("no row in sync_contract".to_owned())),
+            _ => return Err(foreign("its table sync_contract is empty".to_owned())),
         };
         let expected = Contract::ours();
         if found != expected {
@@ -153,7 +153,7 @@ impl Admin {
         }
     }
 
-    /// The identity, in hex, of who published the database.
+    /// The identity, in hex, that published the database.
     pub async fn owner(&self) -> Result<String, StdbError> {
         const WHAT: &str = "the owner";
         let response = self.send(WHAT, self.request(Method::GET, "")).await?;
@@ -163,7 +163,7 @@ impl Admin {
         Ok(owner.trim_start_matches("0x").to_owned())
     }
 
-    /// Asks what publishing a module would come to, without doing it.
+    /// Asks what publishing a module would change, without doing it.
     pub async fn plan(&self, wasm: Vec<u8>) -> Result<Plan, StdbError> {
         const WHAT: &str = "the plan";
         let request = self
@@ -236,13 +236,13 @@ impl Admin {
             .await
     }
 
-    /// Tells the module whose tokens to trust, and how often to look for ended sessions.
+    /// Tells the module whose tokens to trust, and how often to look for sessions that have ended.
     pub async fn trust_issuer(&self, issuer: &str, audience: &str, sweep_every_ms: u32) -> Result<(), StdbError> {
         self.call("trust_issuer", json!([issuer, audience, sweep_every_ms]))
             .await
     }
 
-    /// Tells the module which clients to serve.
+    /// Tells the module which clients to accept.
     pub async fn set_compatibility(&self, window: &Window) -> Result<(), StdbError> {
         let arguments = json!([
             window.min_client_build_id,

@@ -1,8 +1,8 @@
 //! Opening the WebSocket.
 //!
-//! The SDK blocks a thread until the server has answered, however long that takes. So each connection has a runtime of its
-//! own from the attempt on: when nobody waits any more, the thread and the socket end with that runtime. What the system
-//! does not let end, such as the search for a host's address, is counted, and there are never many of those.
+//! The SDK blocks a thread until the server has answered, however long that takes. So each connection has a runtime of
+//! its own from the attempt on: when the caller stops waiting, the thread and the socket end with that runtime. Some
+//! waits the system does not let end, such as an address lookup; this module counts and bounds those.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,13 +14,13 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::StdbError;
 use super::link::Target;
 
-/// Attempts that may hang at once.
+/// Most attempts that may hang at the same time.
 const MOST: usize = 8;
 
-/// Attempts that have not ended.
+/// How many attempts have not ended.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
-/// What one connection runs in.
+/// The runtime of one connection.
 pub(super) struct LinkRuntime(Option<Runtime>);
 
 impl LinkRuntime {
@@ -33,7 +33,7 @@ impl LinkRuntime {
         builder.build().map(|runtime| Self(Some(runtime)))
     }
 
-    /// Where its tasks are spawned.
+    /// Spawns tasks on this runtime.
     pub(super) fn handle(&self) -> Option<&Handle> {
         self.0.as_ref().map(Runtime::handle)
     }
@@ -41,14 +41,14 @@ impl LinkRuntime {
 
 impl Drop for LinkRuntime {
     fn drop(&mut self) {
-        // Where a connection is dropped, nothing may wait for threads to end.
+        // A connection is dropped where nothing may wait for threads to end.
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
 }
 
-/// One attempt, until its thread has ended.
+/// A running attempt, counted until its thread has ended.
 struct Attempt;
 
 impl Attempt {
@@ -56,7 +56,7 @@ impl Attempt {
         let begun = UNDER_WAY.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |attempts| {
             (attempts < MOST).then_some(attempts + 1)
         });
-        // Made only where it was counted: one that is dropped counts down.
+        // `Self` is created only if the attempt was counted, because dropping it counts down.
         match begun {
             Ok(_) => Some(Self),
             Err(_) => None,
@@ -70,7 +70,7 @@ impl Drop for Attempt {
     }
 }
 
-/// Connects, and calls `connected` when the server has let the bridge in. Whoever stops waiting ends the attempt.
+/// Connects, and calls `connected` when the server has accepted the bridge. Dropping the future ends the attempt.
 pub(super) async fn open(
     target: &Target,
     token: &Secret,
@@ -80,11 +80,12 @@ pub(super) async fn open(
         uri: target.uri.clone(),
         message,
     };
-    let attempt = Attempt::begin()
-        .ok_or_else(|| unavailable(format!("{MOST} earlier attempts to connect still hang in the system")))?;
-    let runtime = LinkRuntime::new().map_err(|error| unavailable(format!("no thread to connect on: {error}")))?;
+    let attempt =
+        Attempt::begin().ok_or_else(|| unavailable(format!("{MOST} earlier attempts to connect still hang")))?;
+    let runtime =
+        LinkRuntime::new().map_err(|error| unavailable(format!("cannot start a thread to connect on: {error}")))?;
     let Some(threads) = runtime.handle().cloned() else {
-        return Err(unavailable("no thread to connect on".to_owned()));
+        return Err(unavailable("cannot start a thread to connect on".to_owned()));
     };
     let builder = DbConnection::builder()
         .with_uri(target.uri.as_str())
@@ -113,10 +114,10 @@ mod tests {
     use super::*;
     use crate::tokens::TokenSource;
 
-    /// One test, for both parts use what the process counts.
+    /// A single test, because both parts use a counter of the whole process.
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_attempt_that_nobody_waits_for_leaves_no_thread_behind_and_few_may_hang_at_once() {
-        // It accepts connections and never answers.
+    async fn an_abandoned_attempt_leaves_no_thread_behind_and_few_may_hang_at_once() {
+        // Accepts connections and never answers.
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let token = Secret::from("none".to_owned());
         let target = Target {
@@ -129,10 +130,10 @@ mod tests {
         for _ in 0..2 * MOST {
             let attempt = open(&target, &token, || {});
             let waited = tokio::time::timeout(Duration::from_millis(50), attempt).await;
-            assert!(waited.is_err(), "who answered?");
+            assert!(waited.is_err(), "the server never answers");
             let deadline = Instant::now() + Duration::from_secs(10);
             while UNDER_WAY.load(Ordering::SeqCst) > 0 {
-                assert!(Instant::now() < deadline, "the thread of the attempt goes on");
+                assert!(Instant::now() < deadline, "the thread of the attempt did not end");
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }

@@ -39,7 +39,7 @@ pub enum StdbError {
     NoSigner,
     /// The server does not accept the token.
     #[error(
-        "spacetimedb at {uri} does not accept the token: {message}; is it a token of this server, and not expired?"
+        "spacetimedb at {uri} does not accept the token: {message}; use a token of this server that has not expired"
     )]
     Unauthorized {
         /// The server.
@@ -60,7 +60,7 @@ pub enum StdbError {
         /// What the server says.
         message: String,
     },
-    /// The token is good, but the module does not let its identity in.
+    /// The token is valid, but the module does not let its identity in.
     #[error("the module of database {database:?} does not let this identity in: {refusal}")]
     NotLetIn {
         /// The name.
@@ -77,7 +77,7 @@ pub enum StdbError {
         database: String,
     },
     /// The database runs another module.
-    #[error("database {database:?} does not run the module of the lane ({message}); run: spacetime-sync publish")]
+    #[error("database {database:?} does not run this project's module ({message}); run: spacetime-sync publish")]
     ForeignModule {
         /// The name of the database.
         database: String,
@@ -86,7 +86,8 @@ pub enum StdbError {
     },
     /// The database runs our module, but with another contract.
     #[error(
-        "database {database:?} speaks {found}, this build speaks {expected}; publish the module of this build, or run the build of that module"
+        "database {database:?} has contract {found}, this build has {expected}; publish the module of \
+         this build, or run the build of that module"
     )]
     ContractMismatch {
         /// The name of the database.

@@ -34,7 +34,7 @@ pub struct Target {
     pub database: String,
     /// The bridge's credential.
     pub tokens: TokenSource,
-    /// Which clients the module shall serve. `None` if the bridge does not issue tokens.
+    /// Which clients the module should accept. `None` if the bridge does not issue tokens.
     pub compatibility: Option<Window>,
     /// How long connecting may take.
     pub deadline: Duration,
@@ -106,7 +106,7 @@ impl Link {
                 on_closed(why);
             }
         };
-        // On the runtime of the socket. Elsewhere each answer would pass between threads once more.
+        // Runs on the runtime of the socket. On another one, each answer would pass between threads once more.
         let reader = match runtime.handle() {
             Some(threads) => threads.spawn(read),
             None => tokio::spawn(read),
@@ -133,9 +133,10 @@ impl Link {
         Ok(link)
     }
 
-    /// Ends the connection, whoever still holds the link.
+    /// Ends the connection, even while others hold the link.
     pub fn close(&self) {
-        // After a panic of the SDK its locks are poisoned, and it panics here too. Nothing is left to close then.
+        // After the SDK has panicked its locks are poisoned, and it panics here too. Then there is nothing left to
+        // close.
         let _ = catch_unwind(AssertUnwindSafe(|| self.connection.disconnect()));
         self.reader.abort();
         if let Some(renewal) = &self.renewal {
@@ -165,8 +166,8 @@ impl Link {
         self.ask_to_append().await
     }
 
-    /// Sends an append that can never succeed: the module tells a caller who may append what is wrong with it, and
-    /// everybody else that they may not append.
+    /// Sends an append that can never succeed. The module tells a caller who may append what is wrong with it, and any
+    /// other caller that it may not append.
     async fn ask_to_append(&self) -> Result<(), StdbError> {
         let (answer, answered) = oneshot::channel();
         let no_chain = chain_to_column(&ChainHash::from_bytes([0; 32]));
@@ -201,7 +202,7 @@ impl Link {
                     Ok(Ok(())) => Appended::Durable,
                     Ok(Err(text)) => match Refusal::from_wire(&text) {
                         Some(refusal) => Appended::Refused(refusal),
-                        None => Appended::Failed(format!("the module answered with no refusal of the lane: {text}")),
+                        None => Appended::Failed(format!("the module's answer is not a refusal: {text}")),
                     },
                     Err(error) => Appended::Failed(error.to_string()),
                 });
@@ -310,8 +311,8 @@ fn port_of(uri: &str) -> Option<u16> {
     reqwest::Url::parse(uri).ok()?.port_or_known_default()
 }
 
-/// Shows the module a fresh token over HTTP, again and again. The module goes by the newest token of this identity, on
-/// whatever connection it came, so the link itself continues.
+/// Shows the module a fresh token over HTTP, again and again. The module goes by the newest token of this identity,
+/// whichever connection it came on, so the link itself continues.
 async fn renew(admin: Admin, tokens: TokenSource, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
@@ -323,7 +324,10 @@ async fn renew(admin: Admin, tokens: TokenSource, every: Duration) {
             match renewed {
                 Ok(()) => break,
                 Err(error) => {
-                    tracing::warn!(error = error_text(&error), "the bridge's token could not be renewed");
+                    tracing::warn!(
+                        error = error_text(&error),
+                        "cannot renew the bridge's token, trying again"
+                    );
                     tokio::time::sleep(RENEW_PAUSE.min(every)).await;
                 }
             }

@@ -1,5 +1,5 @@
-//! The operator's and the bridge's other calls on the live link: what SpacetimeDB holds, how long it holds it, and
-//! where its logs end.
+//! Further calls on the live link, for the bridge and the operator: what SpacetimeDB holds, for how long, and where its
+//! logs end.
 
 use spacetime_sync_bindings::{
     EventPage, RemoteProcedures, RemoteReducers, RetentionRule, StreamReport, mark_epoch, read_events, read_streams,
@@ -87,8 +87,8 @@ impl Link {
         .await
     }
 
-    /// Tells the module which history of the authority this is. `Some` says why it cannot be the one that the bridge
-    /// carried before.
+    /// Tells the module which history of the authority this is. `Some` says why this cannot be the history that the
+    /// bridge carried before.
     pub async fn mark_epoch(&self, epoch: &AuthorityEpoch, begin: bool) -> Result<Option<Refusal>, StdbError> {
         let told = self.reducer("mark_epoch", |reducers, answer| {
             reducers.mark_epoch_then(epoch.epoch.clone(), epoch.beat, begin, move |_, result| {
@@ -102,7 +102,7 @@ impl Link {
         }
     }
 
-    /// A bounded number of the streams that SpacetimeDB holds, in order, with names after `after`.
+    /// A bounded number of the streams that SpacetimeDB holds, in order of their names, after `after`.
     pub async fn streams(&self, after: Option<&StreamId>) -> Result<Vec<HeldStream>, StdbError> {
         let after = after.map_or("", StreamId::as_str).to_owned();
         let reports = self
@@ -112,7 +112,7 @@ impl Link {
             .await?;
         let held = |report: StreamReport| {
             let invalid = |error: &dyn std::fmt::Display| self.unexpected("read_streams", error.to_string());
-            let seq = |value| Seq::new(value).ok_or_else(|| invalid(&format_args!("{value} for a seq")));
+            let seq = |value| Seq::new(value).ok_or_else(|| invalid(&format_args!("{value} as a seq")));
             Ok(HeldStream {
                 stream_id: StreamId::new(&report.stream_id).map_err(|error| invalid(&error))?,
                 oldest_seq: seq(report.oldest_seq)?,
@@ -134,7 +134,7 @@ impl Link {
             })
             .await?;
         let seq =
-            |value: u64| Seq::new(value).ok_or_else(|| self.unexpected("read_events", format!("{value} for a seq")));
+            |value: u64| Seq::new(value).ok_or_else(|| self.unexpected("read_events", format!("{value} as a seq")));
         let mut frames = Vec::with_capacity(page.frames.len());
         for row in page.frames {
             let base = chain_from_column(row.base_chain);
@@ -143,11 +143,11 @@ impl Link {
                 Ok(frame) => {
                     let (said, found) = (row.last_seq, frame.last_seq());
                     return Ok(Err(format!(
-                        "the frame at seq {} is said to end at {said} and ends at {found}",
+                        "the row at seq {} says that its frame ends at {said}, but the frame ends at {found}",
                         row.first_seq
                     )));
                 }
-                Err(error) => return Ok(Err(format!("the frame at seq {} is none: {error}", row.first_seq))),
+                Err(error) => return Ok(Err(format!("the frame at seq {} is invalid: {error}", row.first_seq))),
             }
         }
         Ok(Ok(HeldPage {

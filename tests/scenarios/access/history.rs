@@ -470,7 +470,7 @@ async fn a_tampered_log_is_never_served() {
     assert_eq!(refused(get(&bridge, NOTES, "?after=0"), &token).await.0, 409);
     assert_eq!(refused(get(&bridge, NOTES, "?after=119"), &token).await.0, 409);
     assert_eq!(refused(get(&bridge, NOTES, "?after=120"), &token).await.0, 409);
-    assert!(bridge.said("the authority's log do not fit").await);
+    assert!(bridge.said("the authority's log do not match").await);
     let broken = bridge.metrics().await.unwrap()["delivery"]["broken_log_total"].clone();
     assert!(broken.as_u64() >= Some(8), "{broken}");
 }

@@ -92,7 +92,7 @@ async fn a_new_key_is_published_before_it_signs_and_the_old_one_stays_for_its_to
     std::fs::write(desk.path("keys").join("20200101T000000Z.pem"), "hunter2").unwrap();
     assert!(bridge.said("20200101T000000Z.pem").await);
     std::fs::rename(desk.path("keys"), desk.path("away")).unwrap();
-    assert!(bridge.said("cannot be read again").await);
+    assert!(bridge.said("cannot read the signing keys again").await);
     assert_eq!(signer(&bridge, &credential).await, second);
     assert!(!bridge.process.log().contains("hunter2"));
 }
@@ -239,7 +239,7 @@ async fn a_configuration_that_cannot_issue_is_refused_and_a_good_one_shows_no_se
         ),
         (
             vec![("sessions.issuer", ISSUER.to_owned())],
-            "a sync token is no session credential",
+            "a sync token must not pass for a session credential",
         ),
         (vec![("http.admin_token", "hunter2".to_owned())], "expected at least 16"),
         (

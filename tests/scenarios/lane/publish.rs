@@ -486,7 +486,7 @@ async fn only_owner_and_bridge_give_and_take_grants() {
         .await
         .good();
     let said = elsewhere.tool("revoke", "owner.token", &stream).await;
-    said.failed(1, &["does not run the module of the lane", "spacetime-sync publish"]);
+    said.failed(1, &["does not run this project's module", "spacetime-sync publish"]);
 
     let path = elsewhere.path("rubbish.token");
     std::fs::write(&path, "abc.def").unwrap();

@@ -11,7 +11,7 @@ fn stream() -> StreamId {
     StreamId::new("notes").unwrap()
 }
 
-/// The first so many events of a log.
+/// The first events of a log.
 fn log(events: u64) -> Vec<Event> {
     let (mut chain, mut log) = (ChainHash::genesis(&stream()), Vec::new());
     for seq in 1..=events {
@@ -42,7 +42,7 @@ fn chain(log: &[Event], seq: u64) -> ChainHash {
     }
 }
 
-/// How a log of 100 events stands whose first 20 are gone, seen from a position.
+/// The history of a log of 100 events whose first 20 are purged, read from a position.
 fn history(after: u64, budget: Option<u64>, snapshot: Option<u64>) -> History {
     let log = log(100);
     History {
@@ -73,7 +73,7 @@ fn reasons(after: u64, chain: Option<ChainHash>, history: &History) -> Vec<Stale
 }
 
 #[test]
-fn a_cursor_is_good_or_stale_for_every_reason_there_is() {
+fn a_cursor_is_good_or_stale_for_each_reason() {
     use StaleReason::*;
     let (log, other) = (log(100), ChainHash::from_bytes([9; 32]));
     for (after, own, budget, expected) in [
@@ -108,7 +108,7 @@ fn a_cursor_is_good_or_stale_for_every_reason_there_is() {
 }
 
 #[test]
-fn a_stream_without_events_is_empty_and_nobody_is_past_its_beginning() {
+fn a_stream_without_events_is_empty_and_any_later_cursor_is_stale() {
     let nothing = |chain| History {
         extent: None,
         chain,
@@ -122,7 +122,7 @@ fn a_stream_without_events_is_empty_and_nobody_is_past_its_beginning() {
 }
 
 #[test]
-fn where_to_begin_anew_is_never_stale_itself() {
+fn the_offered_beginning_is_never_stale_itself() {
     for (budget, expected) in [
         (None, 20),
         (Some(200), 20),
@@ -184,7 +184,7 @@ fn a_page_is_cut_into_frames_that_lead_to_the_head() {
 }
 
 #[test]
-fn a_page_of_large_events_ends_where_it_is_large_enough() {
+fn a_page_of_large_events_ends_at_its_limit() {
     let mut log = log(40);
     let mut before = chain(&log, 0);
     for event in &mut log {
@@ -208,7 +208,7 @@ fn a_page_of_large_events_ends_where_it_is_large_enough() {
 }
 
 #[test]
-fn a_log_that_is_not_what_it_claims_is_never_sent() {
+fn a_log_whose_hashes_do_not_match_is_never_sent() {
     let good = history(40, None, None);
     let extent = good.extent.clone().unwrap();
     let log = log(100);

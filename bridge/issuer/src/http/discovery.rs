@@ -1,4 +1,4 @@
-//! The discovery document of OpenID Connect and the key set, for whoever verifies the issuer's tokens.
+//! The discovery document of OpenID Connect and the key set, for all who verify the issuer's tokens.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::keys::now;
 
 pub(super) const DOCUMENT_PATH: &str = "/.well-known/openid-configuration";
 pub(super) const KEYS_PATH: &str = "/.well-known/jwks.json";
-/// How long caches may keep both: much less than a new key waits before it signs.
+/// How long caches may keep both: much shorter than a new key waits before it signs.
 const CACHE: &str = "public, max-age=300";
 
 pub(super) async fn document(State(desk): State<Option<Arc<Desk>>>) -> Response {

@@ -1,9 +1,9 @@
-//! `GET /api/sync/streams/{stream_id}/events` and `…/snapshot`: the authority's log, for clients that may read it in the
-//! lane.
+//! `GET /api/sync/streams/{stream_id}/events` and `…/snapshot`: the authority's log, for clients that may read it in
+//! SpacetimeDB.
 //!
-//! Who asks and how often is checked before anything is asked of the authority. Then come whether the session still exists
-//! and may read the stream, and what the request asks for. `stream_id` is one segment of the path; see
-//! [`path_segment`](spacetime_sync_proto::page::path_segment).
+//! Before it asks the authority anything, a request must pass the checks of who asks and how often. Then come whether
+//! the session still exists and may read the stream, and what the request asks for. `stream_id` is one segment of the
+//! path; see [`path_segment`](spacetime_sync_proto::page::path_segment).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ async fn admitted<'a>(
     sent: &HeaderMap,
 ) -> Result<(&'a Histories, StreamId), NoReader> {
     let Some(desk) = desk else {
-        return Err(Denial::unavailable("this bridge issues no tokens, so nobody reads by one").into());
+        return Err(Denial::unavailable("this bridge issues no tokens, and reading history needs one").into());
     };
     let (issuer, histories) = (&desk.issuer, &desk.histories);
     let authorization = sent.get(header::AUTHORIZATION).map(|value| value.as_bytes());
@@ -150,7 +150,7 @@ fn json(turn: Turn, value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-/// Bytes that give their turn back once they are sent.
+/// Bytes that give their turn back once they have been sent.
 fn held(turn: Turn, bytes: Bytes) -> Bytes {
     struct Held {
         bytes: Bytes,
@@ -219,7 +219,7 @@ mod tests {
         assert!(read("after=9223372036854775807").is_ok());
         assert!(
             read("after=1&limit=18446744073709551615").is_ok(),
-            "as many as there are"
+            "a limit above the page's own"
         );
         for query in [
             "",

@@ -1,4 +1,4 @@
-//! The issuer's routes: tokens, the keys that verify them, revocation, and the log for who holds a token.
+//! The issuer's routes: tokens, the keys that verify them, revocation, and the log for holders of a token.
 
 mod discovery;
 mod history;
@@ -24,20 +24,21 @@ use refusal::not_found;
 /// Largest body of a request.
 pub const BODY_BYTES: usize = 64 * 1024;
 
-/// What the routes stand on.
+/// What the routes need.
 #[derive(Debug)]
 pub struct Desk {
-    /// Who issues tokens.
+    /// Issues tokens.
     pub issuer: Arc<Issuer>,
-    /// Who reads the log for clients.
+    /// Reads the log for clients.
     pub histories: Arc<Histories>,
-    /// Who tells the module of revocations.
+    /// Tells the module about revocations.
     pub messenger: Messenger,
     /// Whether every request comes through the operator's proxy, which names the client's address.
     pub behind_proxy: bool,
 }
 
-/// The routes. Without a desk they answer that this bridge issues no tokens. The caller guards who may revoke sessions.
+/// The routes. Without a desk they answer that this bridge issues no tokens. The caller must guard the route that
+/// revokes sessions.
 pub fn router(desk: Option<Arc<Desk>>) -> Router {
     let log = Router::new()
         .route(history::EVENTS_PATH, get(history::events))

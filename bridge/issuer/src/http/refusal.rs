@@ -11,7 +11,7 @@ use crate::denial::Denial;
 pub fn refuse(denial: &Denial) -> Response {
     let mut response = (status(denial.code), Json(denial.body())).into_response();
     if let Some(wait) = denial.retry_after {
-        // The header counts whole seconds. Rounding up never asks too early.
+        // The header counts whole seconds. Rounding up means that nobody asks too early.
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         response
             .headers_mut()
@@ -25,7 +25,7 @@ pub fn refuse(denial: &Denial) -> Response {
     response
 }
 
-/// The answer 426, which names the versions that are served in its headers and in its body.
+/// The answer 426, which names the supported versions in its headers and its body.
 pub(super) fn incompatible(why: &Incompatible) -> Response {
     let code = serde_json::to_value(why.code).ok();
     let code = code
@@ -51,7 +51,7 @@ pub(super) fn incompatible(why: &Incompatible) -> Response {
     response
 }
 
-/// The answer 404. It does not tell what never existed from what is gone.
+/// The answer 404. It does not distinguish what never existed from what is gone.
 pub async fn not_found() -> Response {
     let body = TokenRefusal {
         code: RefusalCode::NotFound,

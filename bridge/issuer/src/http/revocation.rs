@@ -25,8 +25,8 @@ struct Revocation {
     reason: String,
 }
 
-/// Revokes sessions. Answers when the authority has it, and says whether the module has it, too, and which of the sessions
-/// never had a token.
+/// Revokes sessions. Answers when the authority has recorded it, and says whether the module has taken it, too, and
+/// which of the sessions never had a token.
 pub(super) async fn revoke(State(desk): State<Option<Arc<Desk>>>, body: Bytes) -> Response {
     let Some(desk) = desk else {
         return refuse(&Denial::unavailable("this bridge issues no tokens"));
@@ -35,7 +35,7 @@ pub(super) async fn revoke(State(desk): State<Option<Arc<Desk>>>, body: Bytes) -
         Ok(revocation) => revocation,
         Err(denial) => return refuse(&denial),
     };
-    // In a task of its own, so that a revocation that has begun is carried out even if the admin hangs up.
+    // Runs in a task of its own, so that a revocation that has begun is carried out even if the admin hangs up.
     let revoked = tokio::spawn({
         let ids = session_ids.clone();
         async move { desk.issuer.revoke(&desk.messenger, &ids, &reason).await }
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_revocation_is_refused() {
+    fn an_invalid_revocation_is_refused() {
         assert_eq!(read(br#"{"session_id":"a","session_ids":["b"]}"#).unwrap().0.len(), 2);
         let many = format!(r#"{{"session_ids":{:?}}}"#, vec!["a"; SESSIONS + 1]);
         let long = format!(r#"{{"session_id":"a","reason":"{}"}}"#, "x".repeat(REASON_BYTES + 1));

@@ -1,7 +1,7 @@
 //! `POST /api/sync/token`.
 //!
-//! The order of the checks is part of the contract: which client asks, how often its address failed, who asks and how often,
-//! what they ask for, and what of that they may have.
+//! The order of the checks is part of the contract: which client asks, how often its address failed, who asks and how
+//! often, what they ask for, and what of it they may have.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -54,7 +54,8 @@ pub(super) async fn token(
     }
 }
 
-/// The address that asks. The operator's proxy adds it as the last one to the header; anybody can write those before.
+/// The address that asks. The operator's proxy appends it to the header as the last one; anybody can write the earlier
+/// ones.
 pub(super) fn asker(sent: &HeaderMap, peer: IpAddr, behind_proxy: bool) -> IpAddr {
     if !behind_proxy {
         return peer;
@@ -64,7 +65,8 @@ pub(super) fn asker(sent: &HeaderMap, peer: IpAddr, behind_proxy: bool) -> IpAdd
     last.unwrap_or(peer)
 }
 
-/// What a client says about itself. A header that is missing, doubled or not a text becomes a value that is not served.
+/// What a client says about itself. A header that is missing, doubled or not text becomes a value that is not
+/// supported.
 fn client(sent: &HeaderMap, window: &Window) -> ClientVersion {
     let said = |name: &str| {
         let mut values = sent.get_all(name).iter();
@@ -83,7 +85,7 @@ fn client(sent: &HeaderMap, window: &Window) -> ClientVersion {
     }
 }
 
-/// A schema version that the bridge does not serve, for a client that names none.
+/// A schema version that the bridge does not support, for a client that names none.
 fn unserved_schema(window: &Window) -> u32 {
     if window.min_schema_version > 0 {
         0
@@ -96,8 +98,8 @@ async fn read(body: Body) -> Result<TokenRequest, Denial> {
     let invalid = |message: String| Denial::new(RefusalCode::InvalidRequest, message);
     let bytes = to_bytes(body, BODY_BYTES)
         .await
-        .map_err(|_| invalid(format!("the body is missing, or has more than {BODY_BYTES} bytes")))?;
-    // The error tells where the body is wrong, but does not repeat it.
+        .map_err(|_| invalid(format!("the body is missing or longer than {BODY_BYTES} bytes")))?;
+    // The message says where the body is wrong, but does not repeat it.
     object(&bytes).map_err(|error| {
         invalid(format!(
             "the body is not a request for a token (line {}, column {}): expected an object with scopes, streams, topics, \
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_the_peers_or_the_last_that_the_operators_proxy_names() {
+    fn the_address_is_the_peers_or_the_last_one_that_the_operators_proxy_names() {
         let peer: IpAddr = "10.0.0.1".parse().unwrap();
         let of = |values: &[&str], behind_proxy| {
             let mut sent = HeaderMap::new();
@@ -141,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_does_not_name_its_version_once_and_plainly_is_not_served() {
+    fn a_client_that_does_not_name_its_version_exactly_once_is_refused() {
         let served = SCHEMA_VERSION.to_string();
         let good = [
             (headers::CLIENT_BUILD_ID, "20260601T000000Z"),

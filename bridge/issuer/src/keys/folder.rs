@@ -65,18 +65,18 @@ impl KeyFolder {
         Ok(keys)
     }
 
-    /// The keys of the last look.
+    /// The keys found at the last look.
     pub fn ring(&self) -> Arc<Ring> {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Looks again. What cannot be read stays as it was.
+    /// Looks again. Keys that cannot be read stay as they were.
     pub fn reload(&self) {
         let Some(folder) = &self.folder else { return };
         if let Err(error) = self.read(folder) {
             tracing::error!(
                 error = spacetime_sync_proto::error_text(&error),
-                "the signing keys cannot be read again"
+                "cannot read the signing keys again; the issuer keeps the keys that it has"
             );
         }
     }
@@ -88,13 +88,13 @@ impl KeyFolder {
         for name in names {
             match load(&folder.join(&name), &name) {
                 Ok(key) => {
-                    // The same key as before is the same value: nothing is made anew in every look.
+                    // An unchanged key stays the same value, so that a look does not rebuild everything.
                     let known = last.keys.get(&name).filter(|known| known.kid == key.kid);
                     let key = known.cloned().unwrap_or_else(|| Arc::new(key));
                     keys.insert(name, key);
                 }
                 Err(error) => {
-                    // A file that is being replaced at this moment does not take its key away.
+                    // A file that is just being replaced does not take its key away.
                     if let Some(known) = last.keys.get(&name) {
                         keys.insert(name, known.clone());
                     }
@@ -103,7 +103,7 @@ impl KeyFolder {
             }
         }
         for message in wrong.iter().filter(|message| !last.wrong.contains(message)) {
-            tracing::error!(message, "the issuer does not use a signing key");
+            tracing::error!(message, "a signing key is not usable");
         }
         if !keys.is_empty() || last.keys.is_empty() {
             for (name, key) in &keys {
@@ -111,7 +111,7 @@ impl KeyFolder {
                     tracing::info!(
                         kid = key.kid,
                         signs_from = moment_text(key.signs_from),
-                        "the issuer has a signing key"
+                        "found a signing key"
                     );
                 }
             }
@@ -123,27 +123,27 @@ impl KeyFolder {
                 "{} is empty now; the issuer keeps the keys that it has",
                 folder.display()
             ));
-            tracing::error!(folder = %folder.display(), "the folder holds no signing key any more; the issuer keeps the keys that it has");
+            tracing::error!(folder = %folder.display(), "the folder no longer holds a signing key; the issuer keeps the keys that it has");
         }
         last.wrong = wrong;
         Ok(())
     }
 }
 
-/// Makes a new key in a folder and returns its name and id. It signs after `signs_in` seconds; the first key of a folder
-/// signs at once.
+/// Creates a new key in a folder and returns its name and id. It signs after `signs_in` seconds; the first key of a
+/// folder signs at once.
 pub fn add_key(folder: &Path, signs_in: Option<u64>, now: u64) -> Result<(String, String), KeyError> {
-    fs::create_dir_all(folder).map_err(io_error("make", folder))?;
+    fs::create_dir_all(folder).map_err(io_error("create", folder))?;
     let first = names(folder)?.is_empty();
     let delay = signs_in.unwrap_or(if first { 0 } else { SIGNS_IN_SECONDS });
     let name = format!("{}.pem", moment_text(now.saturating_add(delay)));
     let path = folder.join(&name);
     let pem = SigningKey::generate()?;
     let key = SigningKey::from_pem(&pem, 0, &name)?;
-    // The key is written under another name and then linked: a reader never meets half a key, and no key is replaced.
+    // Writes the key under another name and then links it: a reader never meets half a key, and no key is replaced.
     let half = folder.join(format!(".{name}.{}", std::process::id()));
     let written = write(&half, &pem).and_then(|()| fs::hard_link(&half, &path));
-    // A file that cannot be removed does no harm: nobody reads it.
+    // If the file cannot be removed it does no harm: nobody reads it.
     let _ = fs::remove_file(&half);
     written.map_err(io_error("write", &path))?;
     Ok((name, key.kid))
@@ -173,7 +173,7 @@ fn write(path: &Path, pem: &Secret) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The names of the files that should hold a key. A name that begins with a dot is of a key that is being written.
+/// The names of the files that should hold a key. A name that begins with a dot belongs to a key that is being written.
 fn names(folder: &Path) -> Result<Vec<String>, KeyError> {
     let error = || io_error("read", folder);
     let mut names = Vec::new();
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(
             signer(&keys, NOW + SIGNS_IN_SECONDS),
             Some(first.clone()),
-            "not looked at again yet"
+            "the folder has not been read again yet"
         );
         keys.reload();
         assert_eq!(signer(&keys, NOW), Some(first.clone()));
@@ -240,7 +240,7 @@ mod tests {
             "an existing key is never replaced"
         );
         let names = fs::read_dir(folder.path()).unwrap().count();
-        assert_eq!(names, 2, "no file under another name is left");
+        assert_eq!(names, 2, "no temporary file is left");
     }
 
     #[test]
@@ -254,14 +254,10 @@ mod tests {
         assert_eq!(signer(&keys, NOW), Some(kid.clone()));
         fs::write(folder.path().join(&name), "half a k").unwrap();
         keys.reload();
-        assert_eq!(
-            signer(&keys, NOW),
-            Some(kid.clone()),
-            "a file that turns bad keeps its key"
-        );
+        assert_eq!(signer(&keys, NOW), Some(kid.clone()), "the key of a damaged file stays");
         fs::remove_dir_all(folder.path()).unwrap();
         keys.reload();
-        assert_eq!(signer(&keys, NOW), Some(kid), "a folder that is away keeps its keys");
+        assert_eq!(signer(&keys, NOW), Some(kid), "the keys of a missing folder stay");
     }
 
     #[test]

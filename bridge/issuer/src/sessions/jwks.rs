@@ -1,5 +1,5 @@
-//! Keys that an issuer publishes. They are fetched when a credential needs them, kept, and fetched again as seldom as
-//! possible.
+//! Keys that an issuer publishes. This module fetches them when a credential needs them, keeps them, and fetches them
+//! again as rarely as possible.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -17,7 +17,8 @@ use crate::jws::{Algorithm, PublicKey};
 const FRESH: Duration = Duration::from_secs(300);
 /// How long a key set is used while no newer one can be fetched.
 const STALE: Duration = Duration::from_secs(3_600);
-/// The shortest time between two requests, whatever happens, so that a flood of unknown key ids does not reach the issuer.
+/// The shortest time between two requests, whatever happens, so that a flood of unknown key ids does not reach the
+/// issuer.
 const PAUSE: Duration = Duration::from_secs(30);
 /// How long a request may take.
 const FETCH_LIMIT: Duration = Duration::from_secs(5);
@@ -35,7 +36,7 @@ struct Remote {
     url: String,
     http: reqwest::Client,
     held: RwLock<Option<Arc<Held>>>,
-    /// When the url was asked last, and whether it answered. Whoever holds the lock asks.
+    /// When the url was last asked, and whether it answered. The holder of the lock asks.
     asked: Mutex<Option<(Instant, bool)>>,
 }
 
@@ -83,12 +84,12 @@ impl RemoteKeys {
         if let Some(key) = self.0.within(FRESH).and_then(|held| held.key(kid, algorithm)) {
             return Ok(Some(key));
         }
-        // In a task of its own: if the caller hangs up, the fetch goes on, and the pause after it holds.
+        // Runs in a task of its own: if the caller hangs up, the fetch goes on, and so does the pause after it.
         let refreshed = tokio::spawn({
             let remote = self.0.clone();
             async move { remote.refresh().await }
         });
-        // Nobody cancels it, so it ends with an answer or with a panic.
+        // Nobody cancels the task, so it ends with an answer or with a panic.
         let answered = refreshed
             .await
             .unwrap_or_else(|ended| resume_unwind(ended.into_panic()));
@@ -96,7 +97,7 @@ impl RemoteKeys {
             Some(Some(key)) => Ok(Some(key)),
             Some(None) if answered => Ok(None),
             _ => Err(Denial::unavailable(
-                "the keys of the sessions' issuer cannot be fetched at the moment",
+                "the keys of the sessions' issuer are not available at the moment",
             )),
         }
     }
@@ -108,7 +109,7 @@ impl Remote {
         held.filter(|held| held.at.elapsed() < age)
     }
 
-    /// Fetches the set, unless it was fetched a moment ago. Says whether the last fetch succeeded.
+    /// Fetches the set, unless it was fetched a moment ago. Returns whether the last fetch succeeded.
     async fn refresh(&self) -> bool {
         let mut asked = self.asked.lock().await;
         if let Some((at, answered)) = *asked
@@ -133,11 +134,7 @@ impl Remote {
                 true
             }
             Err(why) => {
-                tracing::warn!(
-                    url = self.url,
-                    why,
-                    "the keys of the sessions' issuer cannot be fetched"
-                );
+                tracing::warn!(url = self.url, why, "cannot fetch the keys of the sessions' issuer");
                 false
             }
         }
@@ -181,7 +178,7 @@ struct PublishedKey {
     purpose: Option<String>,
 }
 
-/// The keys of a set that the issuer can verify with, and their ids. Others are skipped.
+/// The keys of a set that can verify credentials, and their ids. Others are skipped.
 pub fn published_keys(set: &[u8]) -> Result<Vec<(Option<String>, PublicKey)>, String> {
     let set: KeySet = serde_json::from_slice(set).map_err(|_| "it is not a key set".to_owned())?;
     let known = set.keys.into_iter().take(KEYS).filter_map(|value| {
@@ -236,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_not_for_this_are_passed_over() {
+    fn keys_that_cannot_verify_credentials_are_skipped() {
         assert_eq!(set(|_| {}), 1);
         for (field, value) in [
             ("kty", json!("oct")),
@@ -288,7 +285,7 @@ mod tests {
         );
         assert!(
             keys.key(None, Algorithm::Es256).await.unwrap().is_none(),
-            "which of two?"
+            "without an id, two keys are ambiguous"
         );
         assert_eq!(asked.load(Ordering::SeqCst), 1);
     }
@@ -329,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_issuer_that_cannot_be_asked_or_says_too_much_is_unavailable() {
+    async fn an_issuer_that_is_unreachable_or_sends_too_much_is_unavailable() {
         let (too_much, _) = issuer("x".repeat(SET_BYTES + 1)).await;
         for url in ["http://127.0.0.1:1/keys", &too_much] {
             let denial = RemoteKeys::new(url).key(Some("k"), Algorithm::Es256).await.unwrap_err();

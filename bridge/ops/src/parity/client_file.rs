@@ -16,7 +16,7 @@ const BUSY: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientFileError {
     /// SQLite cannot read the file.
-    #[error("{}: cannot be read as the file of a client", path.display())]
+    #[error("{}: cannot be read as a client's file", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -37,7 +37,7 @@ pub enum ClientFileError {
         /// The file.
         path: PathBuf,
     },
-    /// The name could mean something else than a table in a statement.
+    /// A name that could be more than the name of a table in a statement.
     #[error("{name:?} is not the name of a table: expected letters, digits and _")]
     Table {
         /// The name.
@@ -61,8 +61,8 @@ pub struct ClientFile {
 }
 
 impl ClientFile {
-    /// `table` has the columns `stream_id`, `seq`, `payload`, `payload_hash` and `chain_hash`, as in the example `follow`.
-    /// Without a table, parity compares only checkpoints.
+    /// `table` has the columns `stream_id`, `seq`, `payload`, `payload_hash` and `chain_hash`, as in the example
+    /// `follow`. Without a table, parity compares only checkpoints.
     pub fn new(path: &Path, table: Option<&str>) -> Result<Self, ClientFileError> {
         let is_name = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !name.is_empty();
         if let Some(name) = table.filter(|name| !is_name(name)) {
@@ -98,8 +98,8 @@ impl ClientFile {
             .transpose()
     }
 
-    /// What the application keeps of an event. `None` if parity does not look at the application's table, or if the
-    /// client has not come that far; `Some(None)` if the event should be there and is missing.
+    /// What the application keeps of an event. `None` if parity does not read the application's table, or if the client
+    /// has not come that far; `Some(None)` if the event is missing.
     pub(super) async fn effect(
         &self,
         stream_id: &StreamId,
@@ -137,7 +137,7 @@ impl ClientFile {
         Ok(Some(effect.transpose()?))
     }
 
-    /// Reads in one transaction, so that all of it is of one moment, while the client goes on.
+    /// Reads in one transaction, so that everything read is of one moment, while the client goes on.
     async fn look<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,

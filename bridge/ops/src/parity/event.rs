@@ -10,12 +10,12 @@ use super::{BETWEEN_LOOKS, LOOKS, Parity, ParityError, Party, Round, mismatch};
 /// Most events read from the authority at once, and most bytes of their payloads.
 const PAGE: (usize, usize) = (1_000, 4 << 20);
 
-/// What SpacetimeDB holds at a position.
+/// What SpacetimeDB holds of an event.
 enum Held {
     Event(Box<Event>),
     /// It holds only later events.
     BelowWindow,
-    /// It holds no event there, or something that is not an event.
+    /// It does not hold the event, or holds something that is not an event.
     Nothing(String),
 }
 
@@ -27,7 +27,7 @@ impl Parity<'_> {
             let page = self.link.page(stream_id, before).await?;
             let held = match page {
                 Ok(page) => held(page, before, seq),
-                Err(why) => Held::Nothing(format!("SpacetimeDB holds something else than a frame there: {why}")),
+                Err(why) => Held::Nothing(format!("SpacetimeDB does not hold a valid frame there: {why}")),
             };
             let base = self.authority.chain_at(stream_id, before).await?;
             let event = self
@@ -62,9 +62,9 @@ impl Parity<'_> {
             events.retain(|event| event.seq <= end);
             if events.is_empty() {
                 let position = self.authority.position(stream_id).await?;
-                // The authority may have purged all that was left to compare.
+                // The authority may have purged all the rest meanwhile.
                 if position.is_none_or(|position| position.floor_seq < end) {
-                    let what = format!("the log has nothing after {after}, SpacetimeDB holds it up to {end}");
+                    let what = format!("the log ends at {after}, but SpacetimeDB holds it up to {end}");
                     round.found(Some(mismatch(Party::Authority, stream_id, after.next(), what)));
                 }
                 return Ok(());
@@ -91,7 +91,7 @@ impl Parity<'_> {
                 };
                 match compared {
                     Some(compared) => drop(take(round, compared, 1)),
-                    // Comparing the event by itself looks again, and says what is wrong.
+                    // Comparing the event on its own looks again, and says what is wrong.
                     None => {
                         lane.clear();
                         self.event(stream_id, seq, round).await?;
@@ -158,7 +158,7 @@ impl Parity<'_> {
     }
 }
 
-/// Counts a look, unless something did not fit and another look may follow. Says whether it counted.
+/// Counts a look, unless it found a mismatch and another look may follow. Returns whether it counted.
 fn take(round: &mut Round, compared: Round, look: u32) -> bool {
     let fits = compared.mismatches.is_empty();
     if !fits && look < LOOKS {
@@ -186,12 +186,12 @@ fn held(page: HeldPage, before: Seq, seq: Seq) -> Held {
     }
 }
 
-/// What is wrong with an event by itself.
+/// What is wrong with an event, judged on its own.
 fn sound(event: &Event, base: Option<ChainHash>) -> Option<String> {
     let payload = PayloadHash::of(&event.payload);
     if payload != event.payload_hash {
         return Some(format!(
-            "expected payload hash {}, the payload has {payload}",
+            "expected payload hash {}, but the payload has {payload}",
             event.payload_hash
         ));
     }
@@ -205,7 +205,7 @@ fn sound(event: &Event, base: Option<ChainHash>) -> Option<String> {
     (chain != event.chain_hash).then(|| format!("expected chain hash {chain}, found {}", event.chain_hash))
 }
 
-/// How an event of SpacetimeDB differs from the authority's.
+/// How SpacetimeDB's event differs from the authority's.
 fn different(expected: &Event, found: &Event) -> Option<String> {
     if found == expected {
         return None;
@@ -218,7 +218,7 @@ fn different(expected: &Event, found: &Event) -> Option<String> {
         )
     } else if payload != expected.payload_hash {
         format!(
-            "expected payload hash {}, the payload has {payload}",
+            "expected payload hash {}, but the payload has {payload}",
             expected.payload_hash
         )
     } else {

@@ -1,11 +1,11 @@
 //! Parity: finds out whether authority, SpacetimeDB and clients hold the same log, while all of them move.
 //!
-//! Logs only grow, so parity compares what they share, and not where they end. It reads a client's checkpoint before the head
-//! of SpacetimeDB, and that before the authority. Each position must then lie on the log of the next, with the chain hash
-//! that the authority has there. The chain covers every field of every event, so equal chain hashes at one position say that
-//! everything before it is equal, too. Parity also compares events one by one, each by its payload and its chain hash,
-//! because a row may have been altered after the chain hash was computed. It reads again what does not fit before it calls
-//! that a mismatch.
+//! Logs only grow, so parity compares what they share, and not where they end. It reads a client's checkpoint before
+//! the head of SpacetimeDB, and that before the authority. Each position must then lie on the log of the next, with the
+//! chain hash that the authority has there. The chain covers every field of every event, so equal chain hashes at one
+//! position mean that everything before it is equal, too. Parity also compares events one by one, each by its payload
+//! and its chain hash, because a row may have been altered after the chain hash was computed. It looks again before it
+//! calls a difference a mismatch.
 //!
 //! Parity reads, and never writes or repairs.
 
@@ -37,13 +37,13 @@ const STREAMS: usize = 1_000;
 /// Why a comparison failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ParityError {
-    /// The authority.
+    /// The authority failed.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
-    /// SpacetimeDB.
+    /// SpacetimeDB failed.
     #[error(transparent)]
     Stdb(#[from] StdbError),
-    /// A client's file.
+    /// A client's file cannot be compared.
     #[error(transparent)]
     Client(#[from] ClientFileError),
 }
@@ -51,7 +51,7 @@ pub enum ParityError {
 /// How many events are compared one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
-    /// So many, chosen at random.
+    /// This many, chosen at random.
     Sample(u64),
     /// All.
     Whole,
@@ -61,7 +61,7 @@ pub enum Extent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Party {
-    /// The runtime's Postgres.
+    /// The authority, a Postgres.
     Authority,
     /// SpacetimeDB.
     Spacetimedb,
@@ -91,15 +91,15 @@ pub struct Round {
     pub positions: u64,
     /// Events that were compared one by one.
     pub events: u64,
-    /// How many of these SpacetimeDB no longer holds.
+    /// How many of the compared events lie before SpacetimeDB's window.
     pub events_below_window: u64,
     /// Comparisons of an event with one other party.
     pub comparisons: u64,
-    /// What fitted only after another look.
+    /// Mismatches that vanished after another look.
     pub settled_by_another_look: u64,
     /// How many events SpacetimeDB was behind, over all streams.
     pub spacetimedb_behind: u64,
-    /// How many events the furthest client was behind, over all its streams.
+    /// How many events the slowest client was behind, over all its streams.
     pub clients_behind: u64,
     /// What does not fit.
     pub mismatches: Vec<Mismatch>,
@@ -164,7 +164,7 @@ impl Parity<'_> {
         for position in &streams {
             let broken = broken_tail(self.authority, position, tail).await?;
             round.found(broken.map(|BrokenTail { after, what }| {
-                let what = format!("committed and cannot be published: {what}");
+                let what = format!("committed but cannot be published: {what}");
                 mismatch(Party::Authority, &position.stream_id, after.next(), what)
             }));
         }
@@ -215,7 +215,7 @@ impl Parity<'_> {
                 client_behind[at] = head.get().saturating_sub(seq.get());
                 let party = Party::Client(client.path().to_owned());
                 if *seq > published {
-                    let what = format!("its checkpoint is above what SpacetimeDB holds, {published}");
+                    let what = format!("its checkpoint is past SpacetimeDB's head, {published}");
                     found.push(mismatch(party, stream_id, *seq, what));
                 } else {
                     found.extend(self.on_the_log(party, stream_id, *seq, *chain, head).await?);
@@ -264,8 +264,8 @@ fn mismatch(party: Party, stream_id: &StreamId, seq: Seq, what: String) -> Misma
     }
 }
 
-/// Which events to compare in each stream; `None` stands for all. Only events that are published, so that SpacetimeDB must
-/// hold them, and that the authority still has.
+/// The events to compare in each stream; `None` means all. Only published events, which SpacetimeDB must hold, and only
+/// events that the authority has not purged.
 fn chosen(streams: &[StreamProgress], extent: Extent) -> Vec<(StreamId, Option<Vec<Seq>>)> {
     let published = |position: &StreamProgress| position.published_seq.min(position.head_seq).since(position.floor_seq);
     let events: u64 = streams.iter().map(published).sum();
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_is_spread_over_all_that_is_published_and_kept_and_nothing_else() {
+    fn a_sample_is_spread_over_all_events_that_are_published_and_not_purged() {
         let purged = StreamProgress {
             floor_seq: Seq::new(500).unwrap(),
             ..position("d", 1_500, 1_500)
@@ -330,7 +330,7 @@ mod tests {
         ];
         let chosen = chosen(&streams, Extent::Sample(800));
         let counts = chosen.iter().filter_map(|(_, seqs)| Some(seqs.as_ref()?.len()));
-        assert_eq!(counts.sum::<usize>(), 800, "as many different ones as were asked for");
+        assert_eq!(counts.sum::<usize>(), 800, "as many different events as asked for");
         let of = |name: &str| chosen.iter().find(|(stream_id, _)| stream_id.as_str() == name);
         assert!(of("b").is_none());
         let seqs = |name: &str| -> Vec<u64> {
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_of_more_than_there_is_is_all_of_it() {
+    fn a_sample_larger_than_the_log_is_the_whole_log() {
         let streams = [position("a", 10, 5), position("b", 3, 3)];
         for extent in [Extent::Whole, Extent::Sample(8)] {
             let all = streams
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ratio_is_of_all_that_was_compared() {
+    fn the_ratio_covers_everything_compared() {
         let mut round = Round {
             positions: 3,
             comparisons: 97,

@@ -1,5 +1,5 @@
-//! Finds the last position at which both sides have the same log. Two logs whose chain hashes agree at a position agree in
-//! everything before it, so halving finds it.
+//! Finds the last position at which both sides have the same log. Two logs whose chain hashes agree at a position agree
+//! in everything before it, so halving finds it.
 
 use spacetime_sync_authority::Authority;
 use spacetime_sync_proto::{ChainHash, Seq};
@@ -27,8 +27,8 @@ impl<'a> Common<'a> {
         self.agrees(head.seq, head.chain).await
     }
 
-    /// The last position at which both sides agree, not before the first event that SpacetimeDB holds; `None` if they
-    /// agree nowhere.
+    /// The last position at which both sides agree, at or after the beginning of the window. `None` if they agree
+    /// nowhere.
     pub async fn last(&self) -> Result<Option<Seq>, RepairError> {
         let floor = self.held.oldest_seq.previous();
         let Some(chain) = self.held_chain(floor).await? else {
@@ -54,8 +54,8 @@ impl<'a> Common<'a> {
         Ok(Some(low))
     }
 
-    /// Reads everything that SpacetimeDB holds. Checks each event against its payload hash, and each frame against the frame
-    /// before it and against the authority. Returns how many events there are, or what is wrong.
+    /// Reads everything that SpacetimeDB holds. Checks each event against its payload hash, and each frame against the
+    /// frame before it and against the authority. Returns how many events there are, or what is wrong.
     pub async fn walk(&self) -> Result<Result<u64, String>, RepairError> {
         let (mut after, mut chain, mut events) = (self.held.oldest_seq.previous(), None, 0);
         while after < self.held.head.seq {
@@ -95,8 +95,8 @@ impl<'a> Common<'a> {
         Ok(Ok(events))
     }
 
-    /// Whether the authority has this chain hash at this position. Below what it has purged, nobody can tell, and the answer
-    /// is yes.
+    /// Whether the authority has this chain hash at this position. Where the authority has purged, nobody can tell, and
+    /// the answer is yes.
     async fn agrees(&self, seq: Seq, chain: ChainHash) -> Result<bool, RepairError> {
         let stream_id = &self.held.stream_id;
         match self.authority.chain_at(stream_id, seq).await? {

@@ -1,9 +1,9 @@
-//! What an operator does after a restore: `verify` finds where the logs of authority and SpacetimeDB differ, `rewind` makes
-//! SpacetimeDB forget what the authority does not have, `republish` has the bridge fill windows again.
+//! What an operator does after a restore: `verify` finds where the logs of authority and SpacetimeDB differ, `rewind`
+//! makes SpacetimeDB forget what the authority does not have, `republish` has the bridge fill windows again.
 //!
 //! The authority is right by definition. Nothing here writes an event on either side; the bridge publishes again what
-//! SpacetimeDB forgets. All of it is safe while a bridge runs: the module refuses frames that do not follow, and a new epoch
-//! makes the bridge compare every stream again.
+//! SpacetimeDB forgets. All of it is safe while a bridge runs: the module refuses frames that do not follow, and a new
+//! epoch makes the bridge compare every stream again.
 
 mod common;
 
@@ -24,26 +24,26 @@ pub use common::Common;
 
 /// Streams asked for at once.
 const STREAMS: usize = 1_000;
-/// How often the rewind of a stream is tried while a bridge goes on appending to it, and the pause between two tries.
+/// How often to try to rewind a stream while a bridge keeps appending to it, and the pause between two tries.
 const REWINDS: u32 = 50;
 const BETWEEN_REWINDS: Duration = Duration::from_millis(100);
 
 /// Why a command could not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum RepairError {
-    /// The authority.
+    /// The authority failed.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
-    /// SpacetimeDB.
+    /// SpacetimeDB failed.
     #[error(transparent)]
     Stdb(#[from] StdbError),
     /// Neither side has the stream.
     #[error("neither the authority nor SpacetimeDB has stream {0}")]
     NoStream(StreamId),
-    /// Something else writes to the stream all the time.
+    /// Something else keeps writing to the stream.
     #[error(
-        "SpacetimeDB's log of stream {0} moved on {REWINDS} times while it was to be rewound; stop what writes to it, \
-         the bridge too, and run this again"
+        "somebody wrote to stream {0} in SpacetimeDB during each of {REWINDS} attempts to rewind it; stop the writer, \
+         which may be the bridge, and run this again"
     )]
     Busy(StreamId),
 }
@@ -80,7 +80,7 @@ pub enum Finding {
     Behind {
         /// Where SpacetimeDB's log ends.
         held_head: Seq,
-        /// What is recorded.
+        /// The published seq that the authority has recorded.
         published: Seq,
     },
     /// The authority holds committed events that cannot be published.
@@ -105,8 +105,8 @@ impl fmt::Display for HaltedStream {
         let Self { code, reason, .. } = self;
         write!(
             f,
-            "the bridge has halted it and publishes nothing more of it: {reason}; docs/recovery.md says what to do about \
-             {code}"
+            "the bridge has halted it and publishes no more of its events: {reason}; docs/recovery.md says what to do \
+             about {code}"
         )
     }
 }
@@ -129,17 +129,17 @@ impl fmt::Display for Finding {
                 head,
             } => write!(
                 f,
-                "nothing that SpacetimeDB holds, up to seq {held_head}, is of the authority's log, which goes to {head}"
+                "nothing that SpacetimeDB holds, up to seq {held_head}, is in the authority's log, which goes to {head}"
             ),
             Self::Broken { what } => write!(f, "what SpacetimeDB holds is not a log: {what}"),
             Self::Behind { held_head, published } => write!(
                 f,
-                "SpacetimeDB holds events up to seq {held_head}, and {published} is recorded as published: the bridge fills \
+                "SpacetimeDB holds events up to seq {held_head}, but {published} is recorded as published: the bridge fills \
                  it when it next connects"
             ),
             Self::Unpublishable(BrokenTail { after, what }) => write!(
                 f,
-                "events after seq {after} are committed and cannot be published: {what}; docs/recovery.md says what to do \
+                "events after seq {after} are committed but cannot be published: {what}; docs/recovery.md says what to do \
                  about broken_log"
             ),
             Self::Halted(halted) => halted.fmt(f),
@@ -147,7 +147,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What was found and done in a stream.
+/// What was found and done for a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The stream.
@@ -163,9 +163,9 @@ pub struct Report {
 /// A stream on both sides.
 struct Pair {
     stream_id: StreamId,
-    /// `None` if the authority has nothing of it.
+    /// `None` if the authority does not have the stream.
     position: Option<StreamProgress>,
-    /// `None` if SpacetimeDB has nothing of it.
+    /// `None` if SpacetimeDB does not have the stream.
     held: Option<HeldStream>,
 }
 
@@ -179,8 +179,8 @@ impl Sides {
         Ok(reports)
     }
 
-    /// Makes SpacetimeDB forget what is not on the authority's log, and begins a new epoch. Reports the streams whose end
-    /// moved, or would move.
+    /// Makes SpacetimeDB forget what is not in the authority's log, and begins a new epoch. Reports every stream, and
+    /// where its log ends afterwards if that moved or would move.
     pub async fn rewind(&self, dry_run: bool) -> Result<Vec<Report>, RepairError> {
         let mut reports = Vec::new();
         for pair in self.pairs().await? {
@@ -196,7 +196,7 @@ impl Sides {
                     Some(seq) => (seq, self.authority.chain_at(&pair.stream_id, seq).await?),
                     None => pair.window_floor(&self.authority).await?,
                 };
-                // The authority purges at this very moment. The next run sees the new floor.
+                // The authority has just purged this position. The next run sees the new floor.
                 let Some(chain) = chain else { continue };
                 report.rewound_to = Some(to);
                 if !dry_run {
@@ -331,8 +331,8 @@ impl Sides {
     }
 }
 
-/// Whether a rewind succeeded. If somebody else, such as a bridge, wrote to the stream first, the caller tries again, but not
-/// for ever.
+/// Whether a rewind succeeded. If somebody else, such as a bridge, wrote to the stream first, the caller tries again,
+/// up to a bound.
 fn is_rewound(stream_id: &StreamId, outcome: Result<(), StdbError>, tries: u32) -> Result<bool, RepairError> {
     match outcome {
         Err(StdbError::Refused(refusal)) if refusal.code == RefusalCode::SeqGap => {
@@ -347,7 +347,7 @@ fn is_rewound(stream_id: &StreamId, outcome: Result<(), StdbError>, tries: u32) 
 }
 
 impl Pair {
-    /// The pair of a stream among these, which may be new.
+    /// The pair of this stream, added if it is missing.
     fn of<'a>(pairs: &'a mut BTreeMap<StreamId, Self>, stream_id: &StreamId) -> &'a mut Self {
         pairs.entry(stream_id.clone()).or_insert_with(|| Self {
             stream_id: stream_id.clone(),
@@ -356,7 +356,7 @@ impl Pair {
         })
     }
 
-    /// Where the stream's window begins when it is filled from nothing, and the chain hash there.
+    /// Where the window of the stream begins when it is filled from nothing, and the chain hash there.
     async fn window_floor(&self, authority: &Authority) -> Result<(Seq, Option<ChainHash>), RepairError> {
         let extent = authority.extent(&self.stream_id).await?;
         let floor = extent.map_or(Seq::ZERO, |extent| extent.window_floor());
@@ -371,7 +371,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rewind_that_is_disturbed_is_tried_again_but_not_for_ever() {
+    fn a_disturbed_rewind_is_tried_again_a_bounded_number_of_times() {
         let stream_id = StreamId::new("s").unwrap();
         let refused = |code| Err(StdbError::Refused(Refusal::new(code, "no")));
         let after = |outcome, tries| is_rewound(&stream_id, outcome, tries);

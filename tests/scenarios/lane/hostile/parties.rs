@@ -230,15 +230,11 @@ async fn a_bridge_waits_for_a_server_that_is_not_ready_and_says_why() {
         (set("spacetimedb.database", missing.clone()), &no_database[..]),
         (
             set("spacetimedb.database", foreign.clone()),
-            &["does not run the module of the lane", "spacetime-sync publish"],
+            &["does not run this project's module", "spacetime-sync publish"],
         ),
         (
             set("spacetimedb.database", other.clone()),
-            &[
-                "this build speaks",
-                "0000000000000000",
-                "publish the module of this build",
-            ],
+            &["this build has", "0000000000000000", "publish the module of this build"],
         ),
         (token("rubbish.token"), &["does not accept the token"]),
         (token("altered.token"), &["does not accept the token"]),
@@ -365,14 +361,9 @@ async fn a_client_reports_a_wrong_server_and_retries_only_where_that_helps() {
             foreign.as_str(),
             client.token_file(),
             "no_module",
-            "is no module of the lane",
+            "does not run this project's module",
         ),
-        (
-            &other,
-            client.token_file(),
-            "contract_mismatch",
-            "update whichever is older",
-        ),
+        (&other, client.token_file(), "contract_mismatch", "update the older one"),
         (&lane.name, &rubbish, "unauthorized", "get a new one"),
     ] {
         let arguments = arguments(uri, database, token, &format!("{code}.sqlite"));
@@ -396,7 +387,7 @@ async fn a_client_reports_a_wrong_server_and_retries_only_where_that_helps() {
             uri,
             missing.as_str(),
             "no_database",
-            "is the module published, and the name right?",
+            "publish the module, or correct the name",
         ),
         (&away, lane.name.as_str(), "unreachable", "cannot connect"),
     ] {
