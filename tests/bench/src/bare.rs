@@ -1,4 +1,4 @@
-//! SpacetimeDB alone: an SDK loop that appends to the module, with subscribers, and no Postgres anywhere.
+//! SpacetimeDB alone: an SDK loop that appends to the module, with subscribers and without Postgres.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,34 +18,34 @@ use spacetime_sync_tests::lane::{Lane, stream};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::process::{Cpu, Process};
 
-/// Frames in flight while each holds many events, and while each holds one.
+/// Most frames in flight, for frames of many events and for frames of one event.
 const IN_FLIGHT: (usize, usize) = (16, 64);
-/// What an event costs in a frame beside its payload, about.
+/// Approximate bytes of an event in a frame beyond its payload.
 const EVENT_OVERHEAD: u64 = 64;
 
 /// How a run cuts its log into frames.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cut {
-    /// Events in a frame, at most.
+    /// Most events in a frame.
     pub(crate) events: usize,
-    /// Bytes in a frame, about.
+    /// Approximate bytes in a frame.
     pub(crate) bytes: usize,
-    /// Whether small frames are padded, as the contract does. Without, to show why.
+    /// Whether small frames are padded, as the contract requires. Unpadded runs show why it does.
     pub(crate) padded: bool,
-    /// Whether the commit log is on the disk. In memory it shows what the size of the table costs, and not what the
-    /// disk gives after its first burst.
+    /// Whether the commit log is on disk. In memory, a run shows the cost of a growing table and not the speed of the
+    /// disk after its first burst.
     pub(crate) on_disk: bool,
 }
 
 impl Cut {
-    /// What the bridge does when there is a backlog.
+    /// As the bridge cuts a backlog.
     pub(crate) const BACKLOG: Self = Self {
         events: 1_000,
         bytes: 256 * 1024,
         padded: true,
         on_disk: true,
     };
-    /// What the bridge does when events come one at a time.
+    /// As the bridge cuts events that come one at a time.
     pub(crate) const LIVE: Self = Self {
         events: 1,
         bytes: 256 * 1024,
@@ -74,11 +74,11 @@ impl Cut {
 /// How much is timed at once, and how often.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Window {
-    /// Events of a window, at most.
+    /// Most events in a window.
     pub(crate) events: u64,
-    /// Bytes of a window, about, at most.
+    /// Approximate upper bound of the bytes in a window.
     pub(crate) bytes: u64,
-    /// Pairs of windows: one on an empty table of a SpacetimeDB of its own, then one on the full table.
+    /// Number of pairs of windows: one on the empty table of a fresh SpacetimeDB, then one on the full table.
     pub(crate) samples: usize,
 }
 
@@ -88,48 +88,48 @@ impl Window {
     }
 }
 
-/// What a window showed.
+/// The result of a window.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
     /// Events per second.
     pub(crate) rate: f64,
-    /// Microseconds of CPU an event, in the host's own code; 0 if the host is no process of ours.
+    /// Microseconds of the host's user CPU time per event; 0 if this run did not start the host.
     pub(crate) user_us: f64,
 }
 
-/// What one run measured.
+/// The result of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
-    /// Windows on an empty table, and after each one with the events of before held.
+    /// Pairs of windows: one on an empty table, one on a table that already holds events.
     pub(crate) pairs: Vec<(Pace, Pace)>,
-    /// Events held then.
+    /// How many events the full table holds.
     pub(crate) held: u64,
-    /// Events per second of the windows in which the engine began a new segment of its log, and so took a snapshot and
-    /// compressed the last one beside the work. They count for nothing else.
+    /// Events per second in windows during which the engine began a new segment of its log, and so took a snapshot and
+    /// compressed the previous segment at the same time. These windows count nowhere else.
     pub(crate) beside_compression: Vec<f64>,
     /// Resident memory of the host at the end, in MB.
     pub(crate) host_mb: u64,
 }
 
 impl Run {
-    /// Events per second on an empty table: the middle one of the windows.
+    /// Events per second on an empty table: the median.
     pub(crate) fn empty(&self) -> f64 {
         self.middle(|(empty, _)| empty.rate)
     }
 
-    /// The same with the events of before held.
+    /// Events per second on the full table: the median.
     pub(crate) fn full(&self) -> f64 {
         self.middle(|(_, full)| full.rate)
     }
 
-    /// How flat the rate is in the size of the table: the middle one of the pairs. What else the machine does meets both
-    /// windows of a pair.
+    /// How little the rate depends on the size of the table: the median of the pairs. Other load on the machine affects
+    /// both windows of a pair.
     pub(crate) fn flatness(&self) -> f64 {
         self.middle(|(empty, full)| full.rate / empty.rate)
     }
 
-    /// How much of its own CPU time the host needs for an event on an empty table, for each that it needs on a full one. It
-    /// is what the table costs and nothing else: memory and disk are the kernel's.
+    /// User CPU time per event on an empty table, divided by the same on a full one. It shows the cost of the table
+    /// alone: memory and disk are the kernel's.
     pub(crate) fn cpu_flatness(&self) -> f64 {
         self.middle(|(empty, full)| empty.user_us / full.user_us)
     }
@@ -139,15 +139,15 @@ impl Run {
     }
 }
 
-/// How it goes on an empty table.
+/// Measures one window on an empty table.
 pub(crate) async fn empty(size: Size, cut: Cut, window: Window, subscribers: usize) -> anyhow::Result<Pace> {
     let mut bare = Bare::start(size, cut, subscribers).await?;
     bare.warm_up(window.events(size) / 10).await?;
     bare.timed(window.events(size)).await
 }
 
-/// The same in turn with a table that was filled up to `held` first. A window ends when the last event is acknowledged as
-/// durable and every subscriber has it.
+/// Fills a table up to `held` events, then measures windows on empty tables and on this one in turn. A window ends when
+/// the last event is acknowledged as durable and every subscriber has it.
 pub(crate) async fn run(size: Size, cut: Cut, window: Window, held: u64, subscribers: usize) -> anyhow::Result<Run> {
     let events = window.events(size);
     let mut bare = Bare::start(size, cut, subscribers).await?;
@@ -166,7 +166,7 @@ pub(crate) async fn run(size: Size, cut: Cut, window: Window, held: u64, subscri
             beside_compression.push(full.rate);
         }
     }
-    anyhow::ensure!(!pairs.is_empty(), "the engine began a new segment in every window");
+    anyhow::ensure!(!pairs.is_empty(), "the engine began a new log segment in every window");
     Ok(Run {
         pairs,
         held,
@@ -175,7 +175,7 @@ pub(crate) async fn run(size: Size, cut: Cut, window: Window, held: u64, subscri
     })
 }
 
-/// A host, an SDK connection that appends as the bridge, and subscribers.
+/// A host, an SDK connection that appends like the bridge, and subscribers.
 struct Bare {
     lane: Lane,
     bridge: Arc<DbConnection>,
@@ -207,7 +207,7 @@ impl Bare {
         })
     }
 
-    /// The first frames warm up connection, module and allocator.
+    /// Warms up connection, module and allocator.
     async fn warm_up(&mut self, events: u64) -> anyhow::Result<()> {
         self.timed(events).await?;
         self.at_rest().await;
@@ -225,7 +225,7 @@ impl Bare {
                 .iter()
                 .all(|(_, last)| last.load(Ordering::Relaxed) >= self.sent.get())
         });
-        anyhow::ensure!(all.await, "a subscriber did not get everything");
+        anyhow::ensure!(all.await, "a subscriber did not receive every event");
         let rate = rate(events, started.elapsed());
         let user = self.cpu().user.saturating_sub(cpu.user);
         Ok(Pace {
@@ -238,7 +238,7 @@ impl Bare {
         self.lane.server.process().and_then(Process::cpu).unwrap_or_default()
     }
 
-    /// Waits until the host does nothing: a full segment of its log is compressed behind its back, on a core of its own.
+    /// Waits until the host is idle: it compresses a full log segment in the background, on a core of its own.
     async fn at_rest(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         let mut before = self.cpu().whole();
@@ -252,7 +252,7 @@ impl Bare {
         }
     }
 
-    /// Segments of the engine's log.
+    /// Number of segments of the engine's log.
     fn segments(&self) -> usize {
         segments(self.lane.folder.path())
     }
@@ -282,7 +282,7 @@ fn segments(folder: &Path) -> usize {
         .sum()
 }
 
-/// A frame on its way: first position, chain hash before it, bytes.
+/// A frame to send: its first seq, the chain hash before it, its bytes.
 type Made = (u64, u256, Vec<u8>);
 
 fn make(log: &mut Log, cut: Cut, events: u64) -> Vec<Made> {
@@ -329,9 +329,9 @@ async fn send(bridge: &DbConnection, stream_id: &StreamId, frames: Vec<Made>, in
     }
 }
 
-/// A plain SDK connection.
+/// Opens a plain SDK connection.
 pub(crate) async fn connect(lane: &Lane, token_file: &str) -> anyhow::Result<Arc<DbConnection>> {
-    let token = std::fs::read_to_string(lane.path(token_file)).context("no token")?;
+    let token = std::fs::read_to_string(lane.path(token_file)).context("cannot read the token file")?;
     connect_as(lane.server.uri(), &lane.name, token.trim()).await
 }
 
@@ -355,7 +355,7 @@ async fn connect_as(uri: &str, database: &str, token: &str) -> anyhow::Result<Ar
     Ok(connection)
 }
 
-/// A subscriber that looks at nothing but the position. It ends with the returned connection.
+/// Starts a subscriber that only notes the last seq. It ends with the returned connection.
 async fn subscribe(lane: &Lane, stream_id: &StreamId) -> anyhow::Result<(Arc<DbConnection>, Arc<AtomicU64>)> {
     let follower = lane.client(std::slice::from_ref(stream_id)).await?;
     let token = std::fs::read_to_string(follower.token_file())?;

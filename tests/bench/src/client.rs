@@ -1,4 +1,4 @@
-//! The client of a measurement, as a process of its own: applies, counts, and says what it saw when it is done.
+//! The client of a measurement, in a process of its own: it applies and counts events, and reports at the end.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,52 +14,52 @@ use crate::measure::now_us;
 use spacetime_sync_tests::figures::percentile;
 use spacetime_sync_tests::process::Cpu;
 
-/// What the process is told.
+/// The arguments of the client's process.
 #[derive(Debug, Args)]
 pub(crate) struct ClientArgs {
-    /// Where SpacetimeDB listens.
+    /// The address of SpacetimeDB.
     #[arg(long)]
     pub(crate) uri: String,
-    /// The database.
+    /// The name of the database.
     #[arg(long)]
     pub(crate) database: String,
     /// A file with the token.
     #[arg(long)]
     pub(crate) token_file: PathBuf,
-    /// The SQLite file to save checkpoints in.
+    /// The SQLite file for checkpoints.
     #[arg(long)]
     pub(crate) db: PathBuf,
     /// A stream to follow.
     #[arg(long = "stream", required = true)]
     pub(crate) streams: Vec<StreamId>,
-    /// Ends when this many events are applied over all streams.
+    /// End when this many events are applied, over all streams.
     #[arg(long)]
     pub(crate) until: u64,
-    /// Says when each event was applied.
+    /// Report when each event was applied.
     #[arg(long)]
     pub(crate) each: bool,
 }
 
-/// What it says in the end, as one line of JSON.
+/// The client's report, one line of JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ClientReport {
-    /// Events applied.
+    /// Number of events applied.
     pub(crate) applied: u64,
-    /// CPU time it used.
+    /// CPU time used.
     pub(crate) cpu_seconds: f64,
-    /// From the first to the last one.
+    /// Time from the first to the last applied event.
     pub(crate) seconds: f64,
-    /// From the start of the process to the last one.
+    /// Time from the start of the process to the last applied event.
     pub(crate) seconds_from_start: f64,
-    /// Half of the events took no longer from append to applied.
+    /// Median time from append to applied.
     pub p50_ms: f64,
-    /// 99 of 100 took no longer.
+    /// 99th percentile of the time from append to applied.
     pub p99_ms: f64,
-    /// When the events of each stream were applied, from seq 1 on, in microseconds; if asked for.
+    /// When the events of each stream were applied, from seq 1 on, in microseconds; empty unless requested.
     pub(crate) applied_at_us: BTreeMap<StreamId, Vec<i64>>,
-    /// Its memory at the highest.
+    /// Peak memory.
     pub(crate) peak_rss_mb: u64,
-    /// Subscriptions made anew to keep memory bounded.
+    /// Subscriptions renewed to keep memory bounded.
     pub(crate) resubscriptions: u64,
 }
 
@@ -72,7 +72,7 @@ struct Seen {
     applied_at_us: BTreeMap<StreamId, Vec<i64>>,
 }
 
-/// Runs the client until it has applied all.
+/// Runs the client until it has applied all events.
 pub(crate) async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
     let started_us = now_us();
     let mut config = ClientConfig::new(&args.uri, &args.database, args.streams.clone());
@@ -117,7 +117,7 @@ pub(crate) async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
         if applied >= args.until {
             break;
         }
-        status.changed().await.context("the client has stopped")?;
+        status.changed().await.context("the client stopped early")?;
     }
     let resubscriptions = client.stop().await.counters.resubscriptions;
     let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,7 +135,7 @@ pub(crate) async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
     })
 }
 
-/// The application's own effect: one row a batch, in the transaction of the checkpoint.
+/// The application's effect: one row per batch, in the transaction of the checkpoint.
 fn tally(transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event]) -> Result<(), HandlerError> {
     let bytes: usize = events.iter().map(|event| event.payload.len()).sum();
     transaction
@@ -147,7 +147,7 @@ fn tally(transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event])
     Ok(())
 }
 
-/// This process's memory at the highest.
+/// Peak memory of this process.
 pub(crate) fn peak_rss_mb() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));

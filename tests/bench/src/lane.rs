@@ -1,4 +1,4 @@
-//! The whole lane: from the authority to clients that are processes of their own.
+//! The whole lane, from the authority to clients in processes of their own.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -18,13 +18,13 @@ use spacetime_sync_tests::lane::{Bridge, Lane, stream};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::process::Process;
 
-/// Streams of a run, each with a writer of its own.
+/// Number of streams in a run, each with its own writer.
 pub(crate) const STREAMS: usize = 4;
-/// Events of one transaction of a bulk writer.
+/// Number of events per transaction of a bulk writer.
 const BULK: usize = 500;
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// A lane with a backlog or under load.
+/// A lane to measure, with a backlog or under load.
 #[derive(Debug)]
 pub(crate) struct Runner {
     /// The lane.
@@ -32,37 +32,37 @@ pub(crate) struct Runner {
     streams: Vec<StreamId>,
 }
 
-/// What a run measured.
+/// The result of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
-    /// Events per second, applied by every client.
+    /// Events per second, until every client has applied them.
     pub(crate) events_per_second: f64,
-    /// What the clients say.
+    /// The clients' reports.
     pub(crate) clients: Vec<ClientReport>,
-    /// Microseconds of CPU an event, of bridge, host and the first client.
+    /// Microseconds of CPU per event: bridge, host and first client.
     pub(crate) cpu_us: [f64; 3],
-    /// Memory at the highest, of the bridge.
+    /// Peak memory of the bridge.
     pub(crate) bridge_mb: u64,
-    /// Memory at the highest, of the host.
+    /// Peak memory of the host.
     pub(crate) host_mb: u64,
 }
 
-/// How long something took.
+/// A distribution of durations.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Latency {
-    /// Half of them no longer.
+    /// The median.
     pub p50_ms: f64,
-    /// 99 of 100 no longer.
+    /// The 99th percentile.
     pub p99_ms: f64,
 }
 
 impl Runner {
-    /// A lane without a bridge.
+    /// Starts a lane without a bridge.
     pub(crate) async fn start(cluster: &Cluster) -> anyhow::Result<Self> {
         Self::start_in(cluster, &std::env::temp_dir()).await
     }
 
-    /// The same, with SpacetimeDB's data below `parent`.
+    /// Starts a lane with SpacetimeDB's data below `parent`.
     pub(crate) async fn start_in(cluster: &Cluster, parent: &Path) -> anyhow::Result<Self> {
         Ok(Self {
             lane: Lane::start_in(cluster, parent).await?,
@@ -70,7 +70,7 @@ impl Runner {
         })
     }
 
-    /// Commits so many events in bulk, by one writer a stream. Returns how long that took.
+    /// Commits events in bulk, with one writer per stream. Returns how long that took.
     pub(crate) async fn write(&self, events: u64, size: Size) -> anyhow::Result<Duration> {
         let started = Instant::now();
         let mut writers = JoinSet::new();
@@ -84,7 +84,7 @@ impl Runner {
         Ok(started.elapsed())
     }
 
-    /// Publishes a committed backlog to clients that wait for it. Timed from the start of the bridge.
+    /// Publishes a committed backlog to waiting clients. Timed from the start of the bridge.
     pub(crate) async fn drain(&self, events: u64, clients: usize) -> anyhow::Result<Run> {
         let children = self.clients(clients, events).await?;
         let started = Instant::now();
@@ -106,8 +106,8 @@ impl Runner {
         run
     }
 
-    /// Commits single events at a fixed rate, each in a transaction of its own. Says, too, how long it was from when a writer
-    /// knew its event committed until the client had applied it.
+    /// Commits single events at a fixed rate, each in its own transaction. Also returns the time from when a writer
+    /// learned of its commit until the client had applied the event.
     pub(crate) async fn paced(&self, per_second: u64, events: u64, size: Size) -> anyhow::Result<(Run, Latency)> {
         let bridge = self.lane.bridge()?;
         bridge.until("/readyz", LIMIT, |ready, _| ready).await?;
@@ -135,8 +135,13 @@ impl Runner {
         let mut took_ms = Vec::new();
         while let Some(written) = writers.join_next().await {
             let (stream_id, committed_at_us) = written??;
-            let applied_at_us = applied_at_us.get(&stream_id).context("a stream was not applied")?;
-            anyhow::ensure!(applied_at_us.len() == committed_at_us.len(), "not all was applied");
+            let applied_at_us = applied_at_us
+                .get(&stream_id)
+                .context("the client applied no event of a stream")?;
+            anyhow::ensure!(
+                applied_at_us.len() == committed_at_us.len(),
+                "the client did not apply every event"
+            );
             let both = applied_at_us.iter().zip(committed_at_us);
             took_ms.extend(both.map(|(applied, committed)| (applied - committed) as f64 / 1_000.0));
         }
@@ -148,7 +153,7 @@ impl Runner {
         Ok((run, latency))
     }
 
-    /// A client that was away while everything was published.
+    /// Measures a client that was away while everything was published.
     pub(crate) async fn catch_up(&self, events: u64) -> anyhow::Result<Run> {
         let bridge = self.lane.bridge()?;
         anyhow::ensure!(self.lane.published(LIMIT).await, "the backlog was not published");
@@ -200,14 +205,14 @@ impl Runner {
         for child in children {
             let output = tokio::time::timeout(LIMIT, child.wait_with_output())
                 .await
-                .context("a client takes too long")??;
+                .context("a client took too long")??;
             clients.push(serde_json::from_slice(&output.stdout).context("a client failed")?);
         }
         let took = started.elapsed();
         let after = processes.map(cpu);
         let peak = |process: Option<&Process>| process.and_then(Process::memory_mb).map_or(0, |(_, peak)| peak);
         let us = |cpu: Duration| cpu.as_secs_f64() * 1e6 / events as f64;
-        let first = clients.first().context("no client")?;
+        let first = clients.first().context("the run has no client")?;
         Ok(Run {
             events_per_second: rate(events, took),
             cpu_us: [
@@ -234,7 +239,7 @@ async fn bulk(authority: &Authority, stream_id: &StreamId, events: u64, size: Si
 }
 
 impl Log {
-    /// The next events, as the authority is asked to append them.
+    /// The next events, in the form of an append.
     fn new_events(&mut self, count: usize) -> Vec<NewEvent> {
         (0..count)
             .map(|_| {

@@ -1,4 +1,4 @@
-//! See `scripts/bench`: what each part of the lane carries alone, and what the lane carries.
+//! See `scripts/bench`: what each part of the lane carries alone, and what the whole lane carries.
 
 mod bare;
 mod client;
@@ -15,16 +15,16 @@ use clap::{Parser, Subcommand};
 use client::ClientArgs;
 use report::Part;
 
-/// How fast the lane is, and what bounds it.
+/// Measures how fast the lane is, and what bounds it.
 #[derive(Parser)]
 struct Args {
-    /// Two minutes instead of a quarter of an hour: fewer events, fewer sizes.
+    /// Take two minutes instead of a quarter of an hour: fewer events, fewer sizes.
     #[arg(long)]
     quick: bool,
-    /// Ends with one line of JSON on stdout.
+    /// End with one line of JSON on stdout.
     #[arg(long)]
     json: bool,
-    /// Measures this part alone; may be repeated.
+    /// Measure only this part; may be repeated.
     #[arg(long, value_enum)]
     only: Vec<Part>,
     #[command(subcommand)]
@@ -33,7 +33,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The client of a measurement: started by the measurement itself.
+    /// The client of a measurement. The measurement starts this itself.
     #[command(hide = true)]
     Client(ClientArgs),
 }

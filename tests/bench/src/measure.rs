@@ -1,4 +1,4 @@
-//! What is measured with: payloads, logs that are made ahead, and what the machine itself takes.
+//! The tools of the measurements: payloads, logs made in advance, and the speed of the machine itself.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,20 +11,20 @@ use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, 
 use spacetime_sync_tests::figures::median;
 
 const MIX: [usize; 10] = [64, 64, 64, 256, 256, 512, 512, 1_024, 1_024, 4_096];
-/// A file system in memory: where a run is not about the disk.
+/// A file system in memory, for runs that are not about the disk.
 const IN_MEMORY: &str = "/dev/shm";
 
 /// How large the payloads of a run are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Size {
-    /// All the same.
+    /// All of this size.
     Bytes(usize),
     /// 64 to 4,096 bytes, small ones more often.
     Mix,
 }
 
 impl Size {
-    /// What the runs are made for.
+    /// All sizes that are measured.
     pub(crate) const ALL: [Self; 6] = [
         Self::Bytes(64),
         Self::Bytes(256),
@@ -34,7 +34,7 @@ impl Size {
         Self::Mix,
     ];
 
-    /// Name in the report.
+    /// The name in the report.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Bytes(bytes) => bytes.to_string(),
@@ -42,7 +42,7 @@ impl Size {
         }
     }
 
-    /// Bytes of a payload, on average.
+    /// Mean bytes of a payload.
     pub(crate) fn mean(self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes as u64,
@@ -62,7 +62,7 @@ impl Size {
     }
 }
 
-/// An endless log of a stream, made ahead of the measurement.
+/// An endless log of a stream, made before the measurement begins.
 #[derive(Debug)]
 pub(crate) struct Log {
     pub(crate) size: Size,
@@ -115,7 +115,7 @@ impl Log {
     }
 }
 
-/// Where to put what the disk must not slow down; the temporary folder, if this machine has no such place.
+/// A folder that the disk does not slow down; the temporary folder, if this machine has none.
 pub(crate) fn in_memory() -> PathBuf {
     let memory = Path::new(IN_MEMORY);
     if memory.is_dir() {
@@ -125,7 +125,7 @@ pub(crate) fn in_memory() -> PathBuf {
     }
 }
 
-/// Milliseconds that the disk of the temporary folder takes to make 8 kB durable: what a commit cannot go below.
+/// Milliseconds that the temporary folder's disk takes to make 8 kB durable: the lower bound of a commit.
 pub(crate) fn fsync_ms() -> std::io::Result<f64> {
     let mut file = tempfile::tempfile()?;
     let mut took = Vec::new();
@@ -138,8 +138,8 @@ pub(crate) fn fsync_ms() -> std::io::Result<f64> {
     Ok(median(&mut took))
 }
 
-/// What the machine's memory takes at the moment, in MB per second: where it was never used before, and then again. A virtual
-/// machine may get it page by page from its host, and give it back as soon as it is free.
+/// The speed of the machine's memory in MB per second: on first use, and on second use. A virtual machine may get its
+/// memory page by page from its host, and return it as soon as it is free.
 pub(crate) fn memory_mb_per_second() -> (f64, f64) {
     const MB: usize = 256;
     let mut memory = vec![0_u8; MB << 20];

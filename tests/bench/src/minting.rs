@@ -1,5 +1,5 @@
-//! How many tokens a bridge on one core gives out: many sessions, each with streams of its own, over connections that are
-//! kept. Who asks sits on the other cores, as do the processes of Postgres.
+//! How many tokens per second a bridge on one core issues, to many sessions with streams of their own, over kept
+//! connections. The load generator and Postgres run on the other cores.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -21,27 +21,27 @@ use spacetime_sync_tests::issuing::{BUILD, Desk};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::process::built;
 
-/// Sessions that ask in turn: so many that the authority is asked for nearly every token, as it is in life.
+/// Sessions that ask in turn: so many that nearly every token needs an answer of the authority, as in production.
 const SESSIONS: usize = 20_000;
-/// Connections, each with one request at a time.
+/// Number of connections, each with one request at a time.
 const CONNECTIONS: usize = 16;
-/// The core that the bridge has for itself.
+/// The core reserved for the bridge.
 const BRIDGE_CORE: usize = 0;
 
-/// What was measured.
+/// The result.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Minted {
-    /// Tokens given out.
+    /// Tokens issued per second.
     pub(crate) per_second: f64,
-    /// Half of the requests took no longer.
+    /// Median time of a request.
     pub p50_ms: f64,
-    /// 99 of 100 took no longer.
+    /// 99th percentile of the time of a request.
     pub p99_ms: f64,
-    /// The bridge's memory at the highest.
+    /// Peak memory of the bridge.
     pub(crate) bridge_mb: u64,
 }
 
-/// Measures for so long.
+/// Measures for the duration of `window`.
 pub(crate) async fn run(cluster: &Cluster, window: Duration) -> anyhow::Result<Minted> {
     let desk = Desk::new(cluster).await?;
     desk.sql(&format!(
@@ -65,7 +65,7 @@ pub(crate) async fn run(cluster: &Cluster, window: Duration) -> anyhow::Result<M
     let bridge = desk.bridge_by(pinned, "warn", &set).await?;
     let address = bridge.url("").trim_start_matches("http://").to_owned();
     let requests: Arc<Vec<Vec<u8>>> = Arc::new((0..SESSIONS).map(|number| request(&desk, number)).collect());
-    // The first token of a session writes: that happens once a session and not once a token.
+    // The first token of a session also writes to the authority. That happens once per session, so it is not measured.
     drive(address.clone(), requests.clone(), None).await?;
     let (count, took, mut latencies) = drive(address, requests, Some(window)).await?;
     latencies.sort_by(f64::total_cmp);
@@ -97,14 +97,14 @@ fn request(desk: &Desk, number: usize) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Asks in turn: for each session once, or for so long. Returns how many answers there were, in what time, and how many
-/// milliseconds each took.
+/// Sends requests in turn: one per session, or for the duration of `window`. Returns the number of answers, the time
+/// taken, and the milliseconds of each.
 async fn drive(
     address: String,
     requests: Arc<Vec<Vec<u8>>>,
     window: Option<Duration>,
 ) -> anyhow::Result<(u64, Duration, Vec<f64>)> {
-    // A runtime of its own, away from the bridge's core.
+    // Runs on a runtime of its own, away from the bridge's core.
     let driver = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         stay_off(BRIDGE_CORE);
@@ -167,7 +167,7 @@ async fn ask(stream: &mut BufReader<TcpStream>, request: &[u8]) -> anyhow::Resul
     good.filter(|good| *good).with_context(said).map(|_| ())
 }
 
-/// This thread, and what it starts, on any core but this one; wherever it is, if there is no other.
+/// Keeps this thread, and those it starts, off a core. Without another core it stays where it is.
 fn stay_off(core: usize) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut others = CpuSet::new();
@@ -175,7 +175,7 @@ fn stay_off(core: usize) {
         .filter(|other| *other != core)
         .for_each(|other| others.set(other));
     if cores > 1 {
-        // Without it the figures are only worse.
+        // A failure only makes the figures worse.
         let _ = sched_setaffinity(None, &others);
     }
 }

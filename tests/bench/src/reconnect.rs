@@ -1,4 +1,4 @@
-//! What a blip of the network costs: how long the first new event takes after the bridge has lost its link.
+//! What an interruption of the network costs: how long after the bridge lost its link the first new event arrives.
 
 use std::time::{Duration, Instant};
 
@@ -10,23 +10,23 @@ use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::proxy::Proxy;
 use spacetime_sync_tests::until;
 
-/// Streams that are made in one transaction.
+/// Number of streams created in one transaction.
 const CHUNK: usize = 5_000;
-/// How long publishing all streams may take, and a reconnect.
+/// How long publishing all streams, and a reconnect, may take.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// What was measured.
+/// The result.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reconnect {
-    /// How long it took to publish one event of each stream, with the first link.
+    /// The time to publish one event of each stream over the first link.
     pub(crate) publish: Duration,
-    /// From the cut of the link, which can be made anew at once, to the next event at the client: the middle of some cuts.
+    /// The time from a cut of the link until a client has the next event: the median. The bridge can reconnect at once.
     pub(crate) delivered: Duration,
-    /// The longest.
+    /// The longest of these times.
     pub(crate) longest: Duration,
 }
 
-/// Cuts the link of a bridge that has so many streams, each with one event.
+/// Cuts the link of a bridge that carries this many streams, each with one event.
 pub(crate) async fn run(cluster: &Cluster, streams: usize, cuts: usize) -> anyhow::Result<Reconnect> {
     let lane = Lane::start_on(cluster).await?;
     let proxy = Proxy::start(lane.server.addr()?).await?;
@@ -68,14 +68,14 @@ pub(crate) async fn run(cluster: &Cluster, streams: usize, cuts: usize) -> anyho
             bridge.process.log()
         );
         delivered.push(started.elapsed());
-        // The next cut meets a bridge that is done with this one.
+        // The next cut must meet a bridge that has finished with this one.
         bridge.until("/healthz", LIMIT, |well, _| well).await?;
-        anyhow::ensure!(lane.published(LIMIT).await, "the lane did not settle");
+        anyhow::ensure!(lane.published(LIMIT).await, "not everything was published after a cut");
     }
     delivered.sort();
     Ok(Reconnect {
         publish,
         delivered: delivered[delivered.len() / 2],
-        longest: *delivered.last().context("no cut was made")?,
+        longest: *delivered.last().context("expected at least one cut")?,
     })
 }

@@ -1,4 +1,4 @@
-//! All measurements in their order, told as they come and summed up in the end.
+//! Runs all measurements in order, prints each result as it comes, and a summary at the end.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,33 +13,33 @@ use crate::{minting, reconnect};
 use spacetime_sync_tests::figures::{median, rate, since};
 use spacetime_sync_tests::postgres::Cluster;
 
-/// Events per second at which the latency is measured.
+/// Events per second at which to measure latency.
 const PACE: u64 = 1_000;
 
-/// How much is measured.
+/// How much to measure.
 struct Extent {
-    /// Sizes of payload for SpacetimeDB alone.
+    /// Payload sizes for SpacetimeDB alone.
     sizes: &'static [Size],
-    /// Sizes for the whole lane.
+    /// Payload sizes for the whole lane.
     lane_sizes: &'static [Size],
     /// What is timed at once.
     window: Window,
-    /// Events held before the last window.
+    /// Events that a full table holds.
     held: u64,
-    /// The same for single events, which take longer, and payloads of these.
+    /// The window and the events held for runs of single events, which take longer, and their payload sizes.
     live: (Window, u64),
     live_sizes: &'static [Size],
-    /// Events of a run of the whole lane.
+    /// Events in a run of the whole lane.
     lane: u64,
     /// Runs of the lane and of SpacetimeDB alone, in turn.
     rounds: usize,
-    /// Clients of the run with many.
+    /// Clients in the run with many.
     many: usize,
-    /// How long single events are paced.
+    /// How long to commit single events at a fixed rate.
     paced: Duration,
-    /// How long tokens are asked for.
+    /// How long to request tokens.
     minting: Duration,
-    /// Streams of a bridge that loses its link, and how often it does.
+    /// Stream counts of a bridge that loses its link, and how often it does.
     reconnect: (&'static [usize], usize),
 }
 
@@ -95,12 +95,12 @@ const QUICK: Extent = Extent {
     reconnect: (&[1_000], 3),
 };
 
-/// A part of the report. Each stands alone.
+/// A part of the report. Each part can run alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Part {
-    /// SpacetimeDB without Postgres, frames as for a backlog.
+    /// SpacetimeDB without Postgres, with frames as for a backlog.
     Alone,
-    /// The same with one event a frame.
+    /// The same with one event per frame.
     Live,
     /// A committed backlog through the whole lane.
     Lane,
@@ -110,15 +110,15 @@ pub(crate) enum Part {
     Stream,
     /// A client that was away.
     Away,
-    /// Commit to applied of single events.
+    /// The time from commit to applied of single events.
     Latency,
-    /// Tokens given out by a bridge on one core.
+    /// Tokens issued by a bridge on one core.
     Minting,
-    /// The first event after the bridge has lost its link, by how many streams there are.
+    /// The first event after the bridge has lost its link, by number of streams.
     Reconnect,
 }
 
-/// Measures these parts, or all, tells, and ends with one line of JSON if asked to.
+/// Measures these parts, or all, and prints the results; one line of JSON at the end if requested.
 pub(crate) async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Result<()> {
     let mut report = Report {
         extent: if quick { &QUICK } else { &FULL },
@@ -158,7 +158,7 @@ struct Report {
     started: Instant,
     cluster: Cluster,
     json: Map<String, Value>,
-    /// Whose memory is told in the end.
+    /// The runs whose memory the summary reports.
     runs: Vec<Run>,
 }
 
@@ -175,11 +175,12 @@ impl Report {
         self.json.insert(key.to_owned(), value.into());
     }
 
-    /// What the figures stand on: the same program on the same machine may find it five times slower at another hour.
+    /// Measures the machine: the same program on the same machine may be five times slower at another hour.
     fn machine(&mut self) -> anyhow::Result<()> {
         let ((first, again), sync) = (memory_mb_per_second(), fsync_ms()?);
         self.say(&format!(
-            "the machine: memory takes {first:.0} MB/s when first used, {again:.0} MB/s then; the disk {sync:.2} ms to sync"
+            "the machine: memory {first:.0} MB/s on first use, {again:.0} MB/s after; the disk takes \
+             {sync:.2} ms to sync"
         ));
         self.put(
             "machine",
@@ -189,7 +190,7 @@ impl Report {
     }
 
     async fn alone(&mut self) -> anyhow::Result<()> {
-        self.say("SpacetimeDB alone: frames as for a backlog; events per second, the middle of some windows");
+        self.say("SpacetimeDB alone: frames as for a backlog; events per second, the median of several windows");
         let Extent { window, held, .. } = *self.extent;
         let (mut flatness, mut cpu_flatness) = (BTreeMap::new(), BTreeMap::new());
         let in_memory = Cut {
@@ -197,7 +198,7 @@ impl Report {
             ..Cut::BACKLOG
         };
         for size in self.extent.sizes {
-            // Nobody subscribes: a plain subscriber keeps all it gets, and would be what slows down.
+            // Without subscribers: a plain subscriber keeps everything it gets, and would become the bottleneck.
             let run = bare::run(*size, in_memory, window, held, 0).await?;
             self.say(&format!("  {:>5} B, log in memory: {}", size.name(), flat(&run)));
             flatness.insert(size.name(), two(run.flatness()));
@@ -211,7 +212,7 @@ impl Report {
     }
 
     async fn live(&mut self) -> anyhow::Result<()> {
-        self.say("SpacetimeDB alone: one event a frame, as live; padded as the contract does, and not");
+        self.say("SpacetimeDB alone: one event per frame, as live; padded as the contract requires, and unpadded");
         let (window, held) = self.extent.live;
         let mut flatness = BTreeMap::new();
         for size in self.extent.live_sizes {
@@ -236,7 +237,7 @@ impl Report {
     async fn lane(&mut self) -> anyhow::Result<()> {
         self.say("the whole lane: a committed backlog, one client; beside SpacetimeDB alone with one subscriber");
         let events = self.extent.lane;
-        // As much in one go as the lane carries: a short burst meets neither the disk nor memory that is used up.
+        // As many events at once as the lane carries: a short burst would not meet a busy disk or used memory.
         let as_much = Window {
             events,
             bytes: u64::MAX,
@@ -244,7 +245,7 @@ impl Report {
         };
         let (mut bare_rates, mut lane_rates) = (BTreeMap::new(), BTreeMap::new());
         for size in self.extent.lane_sizes {
-            // Both in turn, so that what else the machine does meets both.
+            // The two run in turn, so that other load on the machine affects both.
             let (mut bare, mut lane, mut written, mut last) = (Vec::new(), Vec::new(), Vec::new(), None);
             for _ in 0..self.extent.rounds {
                 bare.push(bare::empty(*size, Cut::BACKLOG, as_much, 1).await?.rate);
@@ -257,7 +258,7 @@ impl Report {
             let (bare, lane) = (median(&mut bare), median(&mut lane));
             let Some(run) = last else { continue };
             self.say(&format!(
-                "  {:>5} B: {lane:>7.0}, alone {bare:>7.0} ({:.2} of it); written at {:.0}; {}; {}",
+                "  {:>5} B: {lane:>7.0}, alone {bare:>7.0} (ratio {:.2}); written at {:.0}; {}; {}",
                 size.name(),
                 lane / bare,
                 median(&mut written),
@@ -341,7 +342,7 @@ impl Report {
             let (run, from_commit) = runner.paced(PACE, events, Size::Bytes(512)).await?;
             let from_append = &run.clients[0];
             self.say(&format!(
-                "  {place}: from the writer's commit p50 {:.2} ms, p99 {:.2} ms; from its append, before it, p50 {:.2} ms, \
+                "  {place}: from commit p50 {:.2} ms, p99 {:.2} ms; from append p50 {:.2} ms, \
                  p99 {:.2} ms; {}; {}",
                 from_commit.p50_ms,
                 from_commit.p99_ms,
@@ -377,13 +378,13 @@ impl Report {
     }
 
     async fn reconnect(&mut self) -> anyhow::Result<()> {
-        self.say("a bridge that loses its link: from there to the next event at a client");
+        self.say("a bridge that loses its link: time until a client has the next event");
         let (counts, cuts) = self.extent.reconnect;
         let mut seconds = BTreeMap::new();
         for streams in counts {
             let found = reconnect::run(&self.cluster, *streams, cuts).await?;
             self.say(&format!(
-                "  {streams:>7} streams: {:.2} s, at the longest {:.2} s; their first events were published in {:.1} s",
+                "  {streams:>7} streams: median {:.2} s, longest {:.2} s; publishing their first events took {:.1} s",
                 found.delivered.as_secs_f64(),
                 found.longest.as_secs_f64(),
                 found.publish.as_secs_f64()
@@ -400,10 +401,10 @@ fn flat(run: &bare::Run) -> String {
         String::new()
     } else {
         let rates: Vec<_> = run.beside_compression.iter().map(|rate| format!("{rate:.0}")).collect();
-        format!("; beside the engine's compression {}", rates.join(", "))
+        format!("; during the engine's compression {}", rates.join(", "))
     };
     format!(
-        "{:>7.0} on an empty table, {:>7.0} with {} held: flatness {:.2}, of the host's own CPU {:.2}; host {} MB{compression}",
+        "{:>7.0} on an empty table, {:>7.0} with {} held: flatness {:.2}, CPU flatness {:.2}; host {} MB{compression}",
         run.empty(),
         run.full(),
         run.held,
@@ -415,7 +416,7 @@ fn flat(run: &bare::Run) -> String {
 
 fn cpu(run: &Run) -> String {
     let [bridge, host, client] = run.cpu_us;
-    format!("CPU an event: bridge {bridge:.2} µs, host {host:.2} µs, client {client:.2} µs")
+    format!("CPU per event: bridge {bridge:.2} µs, host {host:.2} µs, client {client:.2} µs")
 }
 
 fn memory(run: &Run) -> String {

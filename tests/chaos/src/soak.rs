@@ -1,4 +1,4 @@
-//! A long run: load, regular faults, and in the end equal logs and flat memory.
+//! A long run: load and regular faults; at the end all logs must be equal and memory flat.
 //!
 //! Memory is flat if the processes of a kind use in the last third of the run (after the warm-up) no more than in the
 //! first third, plus [`SLACK`]. Processes are killed and restarted in between, so the comparison uses the 90th

@@ -71,7 +71,7 @@ pub struct Ways {
     pub clients: Proxy,
 }
 
-/// The stage of a drill; see the module.
+/// The stage of a drill; see the module documentation.
 #[derive(Debug)]
 pub struct Stage {
     /// Lane, clients and load.

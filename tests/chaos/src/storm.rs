@@ -1,7 +1,7 @@
 //! Drill: hundreds of clients lose their connections at once. Measures when each of them is back.
 //!
 //! They are real clients, each with its own store, identity and connection, in one process: the fleet. The fleet prints
-//! every phase change of each client, and in the end the position of each.
+//! every phase change of each client, and at the end the position of each.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -132,7 +132,7 @@ pub async fn fleet(args: FleetArgs) -> anyhow::Result<()> {
             let stream = status.streams.get(&args.stream);
             stream.is_some_and(|stream| stream.applied.seq.get() >= last)
         };
-        // A client that does not get there reports its position in the end.
+        // A client that does not get there reports its position at the end.
         let _ = tokio::time::timeout_at(deadline, status.wait_for(has_it)).await;
     }
     for (number, (client, seen)) in clients.into_iter().enumerate() {

@@ -8,7 +8,7 @@ use rand::Rng;
 use spacetime_sync_chaos::Held;
 use spacetime_sync_chaos::soak::{Soak, soak};
 
-/// Runs load and faults for a long time. In the end all logs must be equal and memory must be flat.
+/// Runs load and faults for a long time. At the end all logs must be equal and memory must be flat.
 #[derive(Parser)]
 struct Args {
     /// How long to run.
