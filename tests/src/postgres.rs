@@ -4,31 +4,26 @@
 //! Nothing outlives the test process, however it ends: a keeper, which is a shell that waits for the end of its input,
 //! stops the server and removes the folder. Processes are ended by their ids.
 
+mod machine;
 mod restore;
+mod server;
 mod standby;
 
 pub use restore::Backup;
 
-use std::ffi::OsString;
-use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, getuid, kill_process};
 use spacetime_sync_authority::{Authority, AuthorityError};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
 use tokio::sync::OnceCell;
 
 use crate::process::Environment;
+use server::Own;
 
 const OLDEST: u32 = 15;
 const START_LIMIT: Duration = Duration::from_secs(30);
-const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why no Postgres is available for tests.
 #[derive(Debug, thiserror::Error)]
@@ -97,24 +92,6 @@ pub struct Cluster {
     /// The url of the maintenance database.
     url: String,
     template: OnceCell<String>,
-}
-
-#[derive(Debug)]
-struct Own {
-    folder: tempfile::TempDir,
-    bin: PathBuf,
-    user: Option<User>,
-    environment: Environment,
-    port: u16,
-    server: Mutex<Option<Child>>,
-    /// Stops the server at the end of its input, which comes when this process ends.
-    keeper: Mutex<Child>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct User {
-    uid: u32,
-    gid: u32,
 }
 
 /// A fresh database.
@@ -330,265 +307,6 @@ impl Drop for Database {
             eprintln!("the test database {} was not dropped: {dropped:?}", self.name);
         }
     }
-}
-
-impl Own {
-    /// Creates the data folder with `program` and starts the server.
-    fn create(
-        parent: &Path,
-        environment: Environment,
-        maker: &str,
-        arguments: &[String],
-    ) -> Result<Self, ClusterError> {
-        let bin = binaries()?;
-        let user = if getuid().is_root() { Some(other_user()?) } else { None };
-        let folder = tempfile::Builder::new()
-            .prefix("sync-postgres-")
-            // World-readable, so that another user's processes can enter. initdb protects the data folder itself.
-            .permissions(fs::Permissions::from_mode(0o755))
-            .tempdir_in(parent)
-            .map_err(io_error("cannot make a temporary folder"))?;
-        if let Some(user) = user {
-            std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid))
-                .map_err(io_error("cannot give the temporary folder to another user"))?;
-        }
-        let maker = bin.join(maker);
-        let made = command(&maker, folder.path(), user)
-            .args(arguments)
-            .arg("--pgdata")
-            .arg(folder.path().join("data"))
-            .output()
-            .map_err(io_error("cannot make the data of a cluster"))?;
-        if !made.status.success() {
-            return Err(ClusterError::Program {
-                program: maker,
-                output: String::from_utf8_lossy(&made.stderr).into_owned(),
-            });
-        }
-        let keeper = keeper(folder.path())?;
-        // The port was free a moment ago. If somebody else takes it now, the server's log says so.
-        let port = crate::port::free().map_err(io_error("cannot find a free port"))?.port();
-        let own = Self {
-            folder,
-            bin,
-            user,
-            environment,
-            port,
-            server: Mutex::new(None),
-            keeper: Mutex::new(keeper),
-        };
-        own.spawn()?;
-        Ok(own)
-    }
-
-    fn spawn(&self) -> Result<(), ClusterError> {
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.folder.path().join("log"))
-            .map_err(io_error("cannot open the server's log"))?;
-        let log_too = log.try_clone().map_err(io_error("cannot open the server's log"))?;
-        let mut sockets = OsString::from("unix_socket_directories=");
-        sockets.push(self.folder.path());
-        let server = command(&self.bin.join("postgres"), self.folder.path(), self.user)
-            .envs(self.environment.iter().map(|(key, value)| (key, value)))
-            .arg("-D")
-            .arg(self.folder.path().join("data"))
-            .args(["-p", &self.port.to_string()])
-            .args(["-c", "listen_addresses=127.0.0.1"])
-            .arg("-c")
-            .arg(sockets)
-            .args([
-                "-c",
-                "fsync=on",
-                "-c",
-                "max_connections=200",
-                "-c",
-                "shared_buffers=128MB",
-            ])
-            .args(["-c", "max_wal_size=4GB", "-c", "log_line_prefix=%m [%p] %q%a %d "])
-            .stdout(log)
-            .stderr(log_too)
-            // Ctrl-C is for the tests. The keeper stops the server.
-            .process_group(0)
-            .spawn()
-            .map_err(io_error("cannot run postgres"))?;
-        *self.server() = Some(server);
-        Ok(())
-    }
-
-    fn server(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.server.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn runs(&self) -> bool {
-        matches!(self.server().as_mut().map(Child::try_wait), Some(Ok(None)))
-    }
-
-    fn log(&self) -> String {
-        let log = fs::read(self.folder.path().join("log")).unwrap_or_default();
-        String::from_utf8_lossy(&log[log.len().saturating_sub(4_000)..]).into_owned()
-    }
-
-    fn kill(&self) -> Result<(), ClusterError> {
-        let Some(mut server) = self.server().take() else {
-            return Ok(());
-        };
-        let postmaster = Pid::from_child(&server);
-        // Stops the postmaster first, so that it forks no child that this misses. A process that is gone is not an
-        // error.
-        let _ = kill_process(postmaster, Signal::STOP);
-        let children = children_of(postmaster);
-        let _ = kill_process(postmaster, Signal::KILL);
-        for child in &children {
-            let _ = kill_process(*child, Signal::KILL);
-        }
-        server.wait().map_err(io_error("cannot wait for postgres"))?;
-        let deadline = Instant::now() + STOP_LIMIT;
-        while children.iter().any(|child| runs(*child)) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Own {
-    fn drop(&mut self) {
-        if let Err(error) = self.kill() {
-            eprintln!("the test cluster was not stopped: {error}");
-        }
-        let keeper = self.keeper.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // The end of its input makes the keeper stop the server and end.
-        drop(keeper.stdin.take());
-        let _ = keeper.wait();
-    }
-}
-
-fn command(program: &Path, folder: &Path, user: Option<User>) -> Command {
-    let mut command = Command::new(program);
-    command
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .env("LC_ALL", "C")
-        .env_remove("PGDATA")
-        .env_remove("PGPORT");
-    if let Some(user) = user {
-        command.gid(user.gid).uid(user.uid);
-    }
-    command
-}
-
-fn keeper(folder: &Path) -> Result<Child, ClusterError> {
-    // SIGQUIT is Postgres's immediate shutdown, which also ends the child processes.
-    let script = r#"
-        cat >/dev/null
-        pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && kill -QUIT "$pid" 2>/dev/null
-        tries=0
-        while [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && [ "$tries" -lt 100 ]; do
-            tries=$((tries + 1))
-            sleep 0.05
-        done
-        rm -rf "$1"
-    "#;
-    Command::new("sh")
-        .args(["-c", script, "keeper"])
-        .arg(folder)
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .map_err(io_error("cannot run sh"))
-}
-
-/// Ids and parents of all processes, from /proc or, on systems without it, from ps.
-fn processes() -> Vec<(Pid, i32)> {
-    let parse = |pid: &str, parent: &str| Some((Pid::from_raw(pid.parse().ok()?)?, parent.parse().ok()?));
-    let Ok(entries) = fs::read_dir("/proc") else {
-        let listed = Command::new("ps").args(["-A", "-o", "pid=,ppid="]).output();
-        let listed = listed.map(|output| output.stdout).unwrap_or_default();
-        return String::from_utf8_lossy(&listed)
-            .lines()
-            .filter_map(|line| {
-                let mut fields = line.split_whitespace();
-                parse(fields.next()?, fields.next()?)
-            })
-            .collect();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-            // The line reads: pid (name) state parent …, and the name may hold anything. A zombie no longer counts as a
-            // process.
-            let mut after_name = stat.rsplit_once(')')?.1.split_whitespace();
-            let state = after_name.next()?;
-            let parent = after_name.next()?;
-            if state == "Z" {
-                return None;
-            }
-            parse(entry.file_name().to_str()?, parent)
-        })
-        .collect()
-}
-
-fn children_of(parent: Pid) -> Vec<Pid> {
-    let parent = parent.as_raw_nonzero().get();
-    let all = processes().into_iter();
-    all.filter(|(_, of)| *of == parent).map(|(pid, _)| pid).collect()
-}
-
-fn runs(pid: Pid) -> bool {
-    processes().iter().any(|(running, _)| *running == pid)
-}
-
-/// The folder of the newest usable binaries.
-fn binaries() -> Result<PathBuf, ClusterError> {
-    let mut folders = Vec::new();
-    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
-        folders.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
-    }
-    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    if let Ok(versions) = fs::read_dir("/usr/lib/postgresql") {
-        folders.extend(versions.flatten().map(|version| version.path().join("bin")));
-    }
-    folders
-        .into_iter()
-        .filter(|folder| folder.join("initdb").is_file() && folder.join("postgres").is_file())
-        .filter_map(|folder| Some((major_version(&folder.join("postgres"))?, folder)))
-        .filter(|(version, _)| *version >= OLDEST)
-        .max_by_key(|(version, _)| *version)
-        .map(|(_, folder)| folder)
-        .ok_or(ClusterError::NoBinaries)
-}
-
-/// The major version: 15 for `postgres (PostgreSQL) 15.18 (…)`.
-fn major_version(postgres: &Path) -> Option<u32> {
-    let output = Command::new(postgres).arg("--version").output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let digits = |c: char| !c.is_ascii_digit();
-    let version = text
-        .split_whitespace()
-        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-    version.split(digits).next()?.parse().ok()
-}
-
-fn other_user() -> Result<User, ClusterError> {
-    let users = fs::read_to_string("/etc/passwd").map_err(io_error("cannot read /etc/passwd"))?;
-    let find = |name: &str| {
-        users.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            if fields.next()? != name {
-                return None;
-            }
-            Some(User {
-                uid: fields.nth(1)?.parse().ok()?,
-                gid: fields.next()?.parse().ok()?,
-            })
-        })
-    };
-    find("postgres").or_else(|| find("nobody")).ok_or(ClusterError::NoUser)
 }
 
 #[cfg(test)]

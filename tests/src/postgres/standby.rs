@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use sqlx::{Connection, Executor, PgConnection};
 
-use super::{Cluster, ClusterError, Own, START_LIMIT, sql_error};
+use super::server::Own;
+use super::{Cluster, ClusterError, START_LIMIT, sql_error};
 use crate::process::Environment;
 
 impl Cluster {
