@@ -1,24 +1,24 @@
 //! A client: the shipped [`Session`] and the shipped applier. Here is only what carries the session's commands out over
 //! the modelled connections, with every call a step of its own, as `client/src/runner.rs` does over real ones.
 
-use std::collections::{BTreeSet, VecDeque};
+mod applier;
+mod talk;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
 use spacetime_sync_client::session::status::{Disconnect, Phase, Status, StopReason};
 use spacetime_sync_client::session::stream::{Counters, Mode, StreamStop};
-use spacetime_sync_client::session::{
-    Applied, CallFailure, Command, ConnectionId, DialFailure, Event, Inbound, Issued, Outcome, ReadId, Session,
-};
-use spacetime_sync_client::{AccessToken, CheckpointStore as _, HandlerError, Stepped, StreamId};
-use spacetime_sync_proto::{Position, RefusalCode, Seq};
+use spacetime_sync_client::session::{Applied, Command, ConnectionId, Event, Inbound, Issued, Outcome, Session};
+use spacetime_sync_client::{CheckpointStore as _, HandlerError, Stepped, StreamId};
+use spacetime_sync_proto::{Position, Seq};
 
 use crate::agenda::{Micros, SECOND};
-use crate::fault::Fault;
-use crate::net::{ConnId, FromHost, Party, ToHost};
+use crate::net::{ConnId, ToHost};
 use crate::setup::Setup;
-use crate::store::{SimStore, StoreFault, Transaction, handler};
+use crate::store::{SimStore, Transaction, handler};
 use crate::world::{Step, World, say};
 
 #[derive(Debug)]
@@ -265,15 +265,6 @@ impl World {
         true
     }
 
-    /// What the oracle had seen applied is not there any more.
-    pub(crate) fn power_is_lost(&mut self, at: usize) {
-        let client = &mut self.clients[at];
-        let state = client.store.look();
-        for (followed, saved) in client.followed.iter_mut().zip(&state.saved) {
-            followed.checked = followed.checked.min(saved.effects.len());
-        }
-    }
-
     pub(crate) fn client_takes(&mut self, at: usize, step: ClientStep) {
         match step {
             ClientStep::Woken => {
@@ -302,18 +293,6 @@ impl World {
                 self.tell_client(at, Event::Stop);
             }
         }
-    }
-
-    fn dial_failed(&mut self, at: usize, connection: ConnectionId, token: Option<Issued>, reason: Disconnect) {
-        let result = Err(DialFailure::Later(reason));
-        self.tell_client(
-            at,
-            Event::Dialed {
-                connection,
-                token,
-                result,
-            },
-        );
     }
 
     fn modes_of(&self, at: usize) -> Vec<Mode> {
@@ -476,201 +455,4 @@ impl World {
             }
         }
     }
-
-    fn client_dials(&mut self, at: usize, connection: ConnectionId, token: Option<Issued>) {
-        let token = token.unwrap_or_else(|| {
-            let refresh_after = Duration::from_millis(self.dice.work.random_range(2_000..40_000));
-            Issued {
-                token: AccessToken {
-                    refresh_after,
-                    ..AccessToken::new("token", 2 * refresh_after)
-                },
-                asked_at: self.clients[at].epoch + Duration::from_micros(self.now),
-            }
-        });
-        let conn = self.dial(Party::Client(at));
-        self.clients[at].lines.push(Line {
-            connection,
-            conn,
-            attempt: Some((token, Vec::new())),
-        });
-        let (after, reason) = if self.strikes(Fault::DialFails, Some(at), None) {
-            (1, Disconnect::Unreachable("injected".to_owned()))
-        } else {
-            let within = self.setup.client.limits.connect_timeout;
-            (within.as_micros() as Micros, Disconnect::ConnectTimeout(within))
-        };
-        self.client_in(at, after, ClientStep::DialFails { connection, reason });
-    }
-
-    fn client_sends(&mut self, at: usize, connection: ConnectionId, message: ToHost) {
-        match self.clients[at].line(connection) {
-            Some(conn) => self.send_up(conn, message),
-            // It has broken, and the session has not heard of it: as in the runner, nothing is sent.
-            None => self.coverage.seen("client: call on a connection that broke"),
-        }
-    }
-
-    /// One transaction of the applier.
-    fn work(&mut self, at: usize) {
-        let client = &mut self.clients[at];
-        if client.applier_stopped {
-            return;
-        }
-        let fault = client.store.look().next;
-        let before = client.store.look().struck;
-        let more = client.applier.work();
-        client.working = more;
-        if client.store.look().struck > before {
-            let fault = match fault {
-                Some(StoreFault::Busy) => Fault::StoreBusy,
-                Some(StoreFault::RolledBack) => Fault::StoreRolledBack,
-                Some(StoreFault::Fails) => Fault::StoreFails,
-                Some(StoreFault::Handler) | None => Fault::HandlerFails,
-            };
-            say!(self, "FAULT {} at client {at}", fault.name());
-            self.coverage.struck(fault);
-        }
-        let mut outcomes = VecDeque::new();
-        while let Some(outcome) = self.clients[at].applier.outcome() {
-            outcomes.push_back(outcome);
-        }
-        for outcome in outcomes {
-            if let Applied::To(to) = &outcome.result {
-                say!(
-                    self,
-                    "client {at}: has applied stream {} up to {}",
-                    outcome.stream,
-                    to.seq
-                );
-                if self.strikes(Fault::StoreUnknown, Some(at), None) {
-                    let back = self.dice.work.random_range(0..SECOND);
-                    self.client_dies(at, back);
-                    return;
-                }
-            }
-            // Through a channel: in order.
-            let told_at = self.clients[at].told_at.max(self.now) + self.dice.work.random_range(1..500);
-            self.clients[at].told_at = told_at;
-            self.client_in(at, told_at - self.now, ClientStep::Applied(outcome));
-        }
-        if more {
-            self.work_later(at);
-        }
-    }
-
-    fn work_later(&mut self, at: usize) {
-        let slow = self.now < self.clients[at].slow_until;
-        let most = if slow { 800 } else { 3 };
-        let after = self.dice.work.random_range(20..most * crate::agenda::MILLISECOND);
-        self.clients[at].working = true;
-        self.client_in(at, after, ClientStep::Work);
-    }
-
-    pub(crate) fn client_conn_broken(&mut self, at: usize, conn: ConnId) {
-        let client = &mut self.clients[at];
-        if client.paused_until > self.now {
-            let until = client.paused_until;
-            return self.agenda.push(until, Step::Broken { conn });
-        }
-        let Some(nth) = client.lines.iter().position(|line| line.conn == conn) else {
-            return;
-        };
-        let Line {
-            connection, attempt, ..
-        } = client.lines.remove(nth);
-        let reason = Disconnect::Closed;
-        match attempt {
-            Some((token, _)) => self.dial_failed(at, connection, Some(token), reason),
-            None => self.tell_client(at, Event::Closed { connection, reason }),
-        }
-    }
-
-    pub(crate) fn client_hears(&mut self, at: usize, from: ConnId, message: FromHost) {
-        let client = &mut self.clients[at];
-        let Some(line) = client.lines.iter_mut().find(|line| line.conn == from) else {
-            return;
-        };
-        let connection = line.connection;
-        if matches!(message, FromHost::Welcome) {
-            if let Some((token, brought)) = line.attempt.take() {
-                let (token, result) = (Some(token), Ok(brought));
-                self.tell_client(
-                    at,
-                    Event::Dialed {
-                        connection,
-                        token,
-                        result,
-                    },
-                );
-            }
-            return;
-        }
-        let Some(inbound) = inbound(message) else { return };
-        if let Some((_, brought)) = &mut line.attempt {
-            brought.push(inbound);
-            return;
-        }
-        let refused = |mode: &Mode| matches!(mode, Mode::Refused(_));
-        match &inbound {
-            Inbound::GrantCame => {
-                let streams = (0..self.setup.streams).filter(|stream| refused(client.session.stream(*stream).mode()));
-                let came_back = streams.count() as u64;
-                self.coverage.seen_times("client: grant came back", came_back);
-            }
-            Inbound::Page {
-                answer: Err(CallFailure::Refused(refusal)),
-                ..
-            } if refusal.code == RefusalCode::ForbiddenStream => self.coverage.seen("client: read forbidden"),
-            _ => {}
-        }
-        let inbound = vec![inbound];
-        self.tell_client(at, Event::Message { connection, inbound });
-    }
-}
-
-/// What the session hears of it. The host calls a stream by its index.
-fn inbound(message: FromHost) -> Option<Inbound> {
-    Some(match message {
-        FromHost::GrantCame => Inbound::GrantCame,
-        FromHost::GrantLost { stream } => Inbound::GrantLost {
-            stream_key: stream as u64,
-        },
-        FromHost::Row { stream, frame } => Inbound::Frame {
-            stream_key: stream as u64,
-            frame,
-        },
-        FromHost::Subscribed { stream, id } => Inbound::Subscribed { stream, id },
-        FromHost::Unsubscribed { stream, id } => Inbound::Unsubscribed { stream, id },
-        FromHost::SubscriptionFailed { stream, id } => Inbound::SubscriptionFailed {
-            stream,
-            id,
-            detail: "injected".to_owned(),
-        },
-        FromHost::Page { read, stream, answer } => Inbound::Page {
-            stream,
-            read: ReadId(read),
-            answer: match answer {
-                Ok(page) => Ok((stream as u64, page)),
-                Err(Some(refusal)) => Err(CallFailure::Refused(refusal)),
-                Err(None) => Err(CallFailure::Failed("injected".to_owned())),
-            },
-        },
-        FromHost::CheckpointTaken { stream, seq, answer } => Inbound::Acked {
-            stream,
-            seq,
-            answer: answer.map_err(|refusal| match refusal {
-                Some(refusal) => CallFailure::Refused(refusal),
-                None => CallFailure::Failed("injected".to_owned()),
-            }),
-        },
-        FromHost::Welcome
-        | FromHost::Acked(_)
-        | FromHost::Refused(..)
-        | FromHost::Lost(_)
-        | FromHost::Heads { .. }
-        | FromHost::Rewound { .. } => {
-            return None;
-        }
-    })
 }

@@ -1,0 +1,196 @@
+//! What happens to the logs in SpacetimeDB: frames are appended, ends are rewound, windows are swept.
+
+use bytes::Bytes;
+use spacetime_sync_lane::CallId;
+use spacetime_sync_proto::{Event, Frame, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seq};
+use spacetime_sync_rules::append::{Appended, Request, append};
+use spacetime_sync_rules::log::HeadRow;
+use spacetime_sync_rules::log::memory::MemoryLog;
+use spacetime_sync_rules::retention::{Effort, Window, sweep};
+use spacetime_sync_rules::rewind;
+
+use super::{Sub, Undo};
+use crate::fault::Fault;
+use crate::net::{ConnId, FromHost, Party};
+use crate::world::{World, say};
+
+/// Most events that one step of a rewind removes: fewer than in the module, so that logs of a run take several steps.
+const REWIND_EVENTS: u64 = 16;
+
+impl World {
+    pub(super) fn host_appends(&mut self, conn: ConnId, call: CallId, stream: usize, frame: FrameRow) {
+        let Party::Bridge(bridge) = self.conns[conn.0].party else {
+            return;
+        };
+        if self.strikes(Fault::AppendTraps, Some(bridge), None) {
+            self.excuses[stream].halts.insert("failing");
+            return self.emit(conn, FromHost::Lost(call));
+        }
+        let unknown = self.strikes(Fault::AppendUnknown, Some(bridge), None);
+        if unknown {
+            self.excuses[stream].halts.insert("failing");
+        }
+        let request = Request {
+            first_seq: frame.first_seq.get(),
+            base_chain: frame.base_chain,
+            frame: frame.bytes,
+        };
+        let answer = match self.host_takes_frame(stream, request) {
+            Ok(()) if unknown => FromHost::Lost(call),
+            Ok(()) => FromHost::Acked(call),
+            Err(refusal) => {
+                say!(self, "host: refuses a frame of {stream}: {:?} {refusal}", refusal.code);
+                FromHost::Refused(call, refusal)
+            }
+        };
+        self.emit(conn, answer);
+    }
+
+    /// One call of `append_sync_events`.
+    fn host_takes_frame(&mut self, stream: usize, request: Request) -> Result<(), Refusal> {
+        let table = &mut self.host.tables[stream];
+        let (row, before, asked_from) = (table.log.head, table.head(), request.first_seq);
+        let answer = append(&mut table.log, &table.stream_id, request);
+        match answer {
+            Ok(Appended::Extended { .. }) => self.host_holds(stream, row, before, asked_from),
+            Ok(Appended::Absorbed) => self.coverage.seen("module: absorbed"),
+            Err(refusal) => {
+                self.coverage.seen(match refusal.code {
+                    RefusalCode::SeqGap => "module: seq_gap",
+                    RefusalCode::EventConflict => "module: event_conflict",
+                    RefusalCode::ChainMismatch => "module: chain_mismatch",
+                    _ => "module: other refusal",
+                });
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
+    /// A frame was added: it is committed, and goes to those who subscribed to it.
+    fn host_holds(&mut self, stream: usize, row: Option<HeadRow>, before: Position, asked_from: u64) {
+        let table = &self.host.tables[stream];
+        let (after, Some(stored)) = (table.head(), table.log.frames.last()) else {
+            return;
+        };
+        let frame = stored.frame.clone();
+        let (first, last) = (frame.first_seq, frame.last_seq);
+        self.coverage.seen(if first.get() > asked_from {
+            "module: cut and extended"
+        } else {
+            "module: extended"
+        });
+        say!(self, "host: holds {first}..={last} of stream {stream}");
+        self.check_frame(stream, before, &frame, after);
+        self.commit(Undo::Append {
+            stream,
+            before: row,
+            after,
+        });
+        let see = |(conn, subs): (&ConnId, &Vec<Sub>)| {
+            let Party::Client(client) = self.conns[conn.0].party else {
+                return None;
+            };
+            let sees = |sub: &Sub| sub.stream == stream && frame.last_seq > sub.after && frame.first_seq <= sub.to;
+            (self.host.granted[client][stream] && subs.iter().any(sees)).then_some(*conn)
+        };
+        let seers: Vec<_> = self.host.open.iter().filter_map(see).collect();
+        for conn in seers {
+            let frame = frame.clone();
+            self.emit(conn, FromHost::Row { stream, frame });
+        }
+    }
+
+    /// One call of `rewind_stream`.
+    pub(super) fn host_rewinds(&mut self, stream: usize, seen: Seq, target: Position) -> Result<(), Refusal> {
+        let table = &mut self.host.tables[stream];
+        let before = Box::new(table.log.clone());
+        let step = match rewind::step(&mut table.log, &table.stream_id, target, seen, REWIND_EVENTS) {
+            Ok(step) => step,
+            Err(refusal) => {
+                self.coverage.seen("module: another head than was seen");
+                return Err(refusal);
+            }
+        };
+        self.coverage.seen(match step {
+            rewind::Step::Done => "module: nothing to rewind",
+            rewind::Step::Cut { .. } => "module: log cut",
+            rewind::Step::Drop => "module: broken log dropped",
+            rewind::Step::Begin => "module: window begun anew",
+        });
+        self.host_changed(stream, before);
+        Ok(())
+    }
+
+    /// A log was changed otherwise than by an append.
+    fn host_changed(&mut self, stream: usize, before: Box<MemoryLog>) {
+        let table = &self.host.tables[stream];
+        let (held_after, after) = (table.held_after(), table.head());
+        say!(
+            self,
+            "host: stream {stream} is held after {held_after}, and ends at {}",
+            after.seq
+        );
+        self.commit(Undo::Log { stream, before, after });
+    }
+
+    /// One sweep of a stream whose window is bounded. Returns whether anything was removed.
+    pub(crate) fn host_sweeps(&mut self, stream: usize) -> bool {
+        let Some(events) = self.setup.window().filter(|_| self.host.up) else {
+            return false;
+        };
+        let window = Window {
+            events,
+            age_us: i64::MAX,
+        };
+        let table = &mut self.host.tables[stream];
+        let before = Box::new(table.log.clone());
+        sweep(&mut table.log, window, 0, &mut Effort::default());
+        if table.log == *before {
+            return false;
+        }
+        let (head, held_after) = (table.head().seq, table.held_after());
+        self.host_changed(stream, before);
+        let kept = head.since(held_after);
+        if kept < events.min(head.get()) {
+            self.violate("I7", || {
+                format!("stream {stream}: the window is {events} events, {kept} are held")
+            });
+        }
+        true
+    }
+
+    /// An event of another origin is appended at the head, in the bridge's name.
+    pub(crate) fn host_takes_foreign(&mut self, stream: usize) -> bool {
+        let head = self.host.tables[stream].head();
+        if self.is_poisoned(stream) || !self.host.up || head.seq == Seq::ZERO {
+            return false;
+        }
+        let Some(model) = self.logs[stream].events.first().cloned() else {
+            return false;
+        };
+        let payload = Bytes::from_static(b"of another origin");
+        let payload_hash = PayloadHash::of(&payload);
+        let seq = head.seq.next();
+        let event = Event {
+            seq,
+            payload,
+            payload_hash,
+            chain_hash: head
+                .chain
+                .link(seq, 1, &payload_hash, &model.idempotency_key, &model.kind),
+            committed_at_us: 1,
+            ..model
+        };
+        self.excuses[stream].foreign = Some(event.clone());
+        self.excuses[stream]
+            .halts
+            .extend(["refused", "diverged", "ahead_of_authority"]);
+        let request = Request {
+            first_seq: seq.get(),
+            base_chain: head.chain,
+            frame: Frame::encode(std::slice::from_ref(&event)),
+        };
+        self.host_takes_frame(stream, request).is_ok()
+    }
+}
