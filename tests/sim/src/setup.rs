@@ -147,16 +147,16 @@ impl Setup {
         LaneSettings {
             limits: self.limits,
             lead: self.lead,
-            stall_after: Duration::from_secs(10),
-            drain: Duration::from_secs(2),
-            connect_deadline: Duration::from_secs(5),
-            ack_deadline: Duration::from_secs(6),
-            idle_poll: Duration::from_millis(250),
+            stall_after: shipped("stall_after_ms"),
+            drain: shipped("drain_ms"),
+            connect_deadline: shipped("connect_deadline_ms"),
+            ack_deadline: shipped("ack_deadline_ms"),
+            idle_poll: shipped("idle_poll_ms"),
             dirty_streams: self.at_once.0,
             compared_streams: self.at_once.1,
             applies_windows: self.window().is_some(),
-            policy_every: Duration::from_secs(60),
-            beat_every: Duration::from_secs(10),
+            policy_every: shipped("every_ms"),
+            beat_every: shipped("beat_ms"),
         }
     }
 
@@ -170,4 +170,17 @@ impl Setup {
     pub(crate) fn rng(&self, of: u64) -> StdRng {
         StdRng::seed_from_u64(self.seed.rotate_left(17) ^ of.wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
+}
+
+/// The default of one of the bridge's times. Its example shows every default, and a test of the bridge compares them.
+fn shipped(key: &str) -> Duration {
+    const EXAMPLE: &str = include_str!("../../../bridge/src/config/example.toml");
+    let default = |line: &'static str| {
+        line.strip_prefix("# ")?
+            .strip_prefix(key)?
+            .strip_prefix(" = ")?
+            .parse()
+            .ok()
+    };
+    Duration::from_millis(EXAMPLE.lines().find_map(default).expect("a default in milliseconds"))
 }
