@@ -12,6 +12,7 @@ use spacetime_sync_proto::Refusal;
 use spacetime_sync_proto::refusal::RefusalClass;
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
+use crate::fault::Fault;
 use crate::net::{ConnId, FromHost, Party, ToHost};
 use crate::world::{Step, World, say};
 
@@ -313,6 +314,7 @@ impl World {
                     seen,
                     target,
                 };
+                self.rewind_is_overtaken(at, link);
                 self.send(at, link, rewind);
             }
             Command::SetRetention(link, request, _) => self.ask_nothing(at, link, request, Asked::Retention),
@@ -324,6 +326,21 @@ impl World {
                 }
                 self.bridge_dies(at, SECOND);
             }
+        }
+    }
+
+    /// If the fault strikes, this bridge loses the lead, and what it sends from here on arrives seconds later.
+    fn rewind_is_overtaken(&mut self, at: usize, link: LinkId) {
+        let Some(conn) = self.bridges[at].conns.get(&link).map(|conn| conn.id) else {
+            return;
+        };
+        let mut others = (0..self.bridges.len()).filter(|other| *other != at);
+        if others.any(|other| self.bridges[other].running) && self.strikes(Fault::RewindOvertaken, None, None) {
+            if self.lead == Some((at, self.bridges[at].life)) {
+                self.lose_lead();
+            }
+            let late = self.dice.net.random_range(2 * SECOND..6 * SECOND);
+            self.delay(conn, late);
         }
     }
 
@@ -344,7 +361,7 @@ impl World {
                 self.coverage.seen("bridge: ack deadline");
             }
             Notice::LinkDown { why, .. } if why.contains("did not answer a question") => {
-                self.coverage.seen("bridge: call not answered");
+                self.coverage.seen("bridge: question deadline");
             }
             Notice::SetBack { .. } => self.coverage.seen("bridge: heads behind"),
             Notice::WindowBegun { .. } => self.coverage.seen("bridge: window refilled"),
@@ -356,10 +373,14 @@ impl World {
     }
 
     pub(crate) fn bridge_hears(&mut self, at: usize, conn: ConnId, message: FromHost) {
-        let bridge = &mut self.bridges[at];
+        let bridge = &self.bridges[at];
         let (true, Some(link)) = (bridge.running, bridge.link(conn)) else {
             return;
         };
+        if matches!(message, FromHost::Welcome) && self.strikes(Fault::BridgeSilentOnceUp, Some(at), None) {
+            self.silence(Some(conn));
+        }
+        let bridge = &mut self.bridges[at];
         let event = match message {
             FromHost::Welcome => {
                 if let Some(conn) = bridge.conns.get_mut(&link) {

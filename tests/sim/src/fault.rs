@@ -34,6 +34,8 @@ faults! {
     BridgeCut => "bridge: connection cut",
     /// A connection of a bridge carries nothing any more, and nobody is told.
     BridgeSilent => "bridge: connection silent",
+    /// The same, as soon as the connection is up: only questions wait on it, because no stream is compared yet.
+    BridgeSilentOnceUp => "bridge: connection silent once up",
     /// All messages to and from a bridge are late.
     BridgeLate => "bridge: messages delayed",
     /// Calls of a dead connection arrive when the next one is already served.
@@ -108,6 +110,9 @@ faults! {
     Corrupted => "authority: chain hash corrupted",
     /// The module refuses to begin a window anew.
     RewindRefused => "rewind: refused",
+    /// A leader loses the lead while its rewind is on the way, so that the next leader works on the stream before the
+    /// rewind arrives.
+    RewindOvertaken => "rewind: overtaken by another bridge",
     /// The authority's clock jumps.
     AuthorityClock => "authority: clock jumps",
     /// A writer does not learn whether it committed, and repeats the append.
@@ -137,6 +142,8 @@ impl Fault {
             Self::HostWiped | Self::HostRestored | Self::ClientSilent | Self::StoreFails => 2,
             Self::BridgePaused | Self::ClientPaused | Self::AuthorityAway | Self::LeadLost => 2,
             Self::BridgeCut
+            | Self::BridgeSilent
+            | Self::BridgeSilentOnceUp
             | Self::BridgeLate
             | Self::BridgeStray
             | Self::AppendTraps
@@ -168,8 +175,8 @@ impl Fault {
             | Self::Purged
             | Self::AuthorityClock
             | Self::WriterUnknown => 4,
-            // They need an opportunity that is rare: a window that begins anew, and a link on which only a question waits.
-            Self::RewindRefused | Self::BridgeSilent => 8,
+            // Rewinds are rare.
+            Self::RewindRefused | Self::RewindOvertaken => 8,
         }
     }
 

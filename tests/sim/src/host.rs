@@ -28,6 +28,8 @@ pub(crate) struct Table {
     pub(crate) log: MemoryLog,
     /// The head that survives a crash.
     pub(crate) durable: Position,
+    /// The bridge that extended it last.
+    extended_by: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -107,6 +109,7 @@ impl Table {
             stream_id: stream_id.clone(),
             log: MemoryLog::default(),
             durable: Position::start(stream_id),
+            extended_by: None,
         }
     }
 
@@ -290,11 +293,12 @@ impl World {
                 seen,
                 target,
             } => {
+                let Party::Bridge(bridge) = party else { return };
                 let answer = if self.strikes(Fault::RewindRefused, None, Some(stream)) {
                     self.excuses[stream].halts.insert("refused");
                     Err(Refusal::new(RefusalCode::InvalidArgument, "injected"))
                 } else {
-                    self.host_rewinds(stream, seen, target)
+                    self.host_rewinds(bridge, stream, seen, target)
                 };
                 self.emit(conn, FromHost::Rewound { ask, answer });
             }

@@ -162,8 +162,10 @@ impl Setup {
 
     /// The policy of retention: how many of the newest events SpacetimeDB holds; none if it holds all.
     pub(crate) fn window(&self) -> Option<u64> {
-        let sweeps = self.plan.iter().any(|planned| planned.fault == Fault::Swept);
-        sweeps.then_some(self.window)
+        // Without a window nothing is swept, and no bridge begins one anew.
+        let needed_by = [Fault::Swept, Fault::RewindRefused, Fault::RewindOvertaken];
+        let is_needed = self.plan.iter().any(|planned| needed_by.contains(&planned.fault));
+        is_needed.then_some(self.window)
     }
 
     /// A random generator for one use. Each use has its own, so that removing a fault does not change what is written.

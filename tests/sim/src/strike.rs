@@ -24,8 +24,10 @@ impl World {
         let struck = match fault {
             Fault::AppendTraps
             | Fault::AppendUnknown
+            | Fault::BridgeSilentOnceUp
             | Fault::BridgeStray
             | Fault::RewindRefused
+            | Fault::RewindOvertaken
             | Fault::DialFails
             | Fault::RowLost
             | Fault::RowRepeated
@@ -151,7 +153,7 @@ impl World {
         }
     }
 
-    fn silence(&mut self, conn: Option<crate::net::ConnId>) -> bool {
+    pub(crate) fn silence(&mut self, conn: Option<crate::net::ConnId>) -> bool {
         if let Some(conn) = conn {
             self.conns[conn.0].silent = true;
         }
@@ -172,7 +174,7 @@ impl World {
     }
 
     /// The leader notices after a while, unless its own connection told it.
-    fn lose_lead(&mut self) -> bool {
+    pub(crate) fn lose_lead(&mut self) -> bool {
         let Some((at, life)) = self.lead.take() else {
             return false;
         };

@@ -448,7 +448,9 @@ impl World {
             return false;
         }
         let of = match fault {
-            Fault::BridgeStray | Fault::AppendTraps | Fault::AppendUnknown => self.setup.bridges,
+            Fault::BridgeSilentOnceUp | Fault::BridgeStray | Fault::AppendTraps | Fault::AppendUnknown => {
+                self.setup.bridges
+            }
             _ => self.setup.clients,
         };
         let streams = self.setup.streams;

@@ -35,7 +35,12 @@ impl World {
             base_chain: frame.base_chain,
             frame: frame.bytes,
         };
-        let answer = match self.host_takes_frame(stream, request) {
+        let before = self.host.tables[stream].head();
+        let taken = self.host_takes_frame(stream, request);
+        if self.host.tables[stream].head() != before {
+            self.host.tables[stream].extended_by = Some(bridge);
+        }
+        let answer = match taken {
             Ok(()) if unknown => FromHost::Lost(call),
             Ok(()) => FromHost::Acked(call),
             Err(refusal) => {
@@ -102,8 +107,17 @@ impl World {
     }
 
     /// One call of `rewind_stream`.
-    pub(super) fn host_rewinds(&mut self, stream: usize, seen: Seq, target: Position) -> Result<(), Refusal> {
+    pub(super) fn host_rewinds(
+        &mut self,
+        bridge: usize,
+        stream: usize,
+        seen: Seq,
+        target: Position,
+    ) -> Result<(), Refusal> {
         let table = &mut self.host.tables[stream];
+        if table.head().seq != seen && table.extended_by.is_some_and(|by| by != bridge) {
+            self.coverage.seen("module: rewind after another bridge appended");
+        }
         let before = Box::new(table.log.clone());
         let step = match rewind::step(&mut table.log, &table.stream_id, target, seen, REWIND_EVENTS) {
             Ok(step) => step,

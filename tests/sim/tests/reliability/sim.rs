@@ -71,7 +71,7 @@ fn a_fault_that_never_strikes_is_reported() {
 #[test]
 fn a_silent_link_is_given_up_even_if_only_a_head_was_asked_for() {
     let seen = hold(&[Fault::AppendTraps, Fault::BridgeSilent]);
-    assert!(seen.times("bridge: call not answered") > 0, "{seen}");
+    assert!(seen.times("bridge: question deadline") > 0, "{seen}");
 }
 
 /// Found by seed 29,106 of 200,000: the answer to an abandoned subscription arrived while the client waited for a page.
