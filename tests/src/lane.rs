@@ -333,7 +333,7 @@ impl Lane {
 
     /// The keys of a lane with tokens.
     pub fn keys(&self) -> anyhow::Result<&Keys> {
-        Ok(&self.tokens.as_ref().context("not a lane of tokens")?.keys)
+        Ok(&self.tokens.as_ref().context("this lane does not use tokens")?.keys)
     }
 
     /// Grants a client streams, again after its grants were deleted.
@@ -361,10 +361,14 @@ impl Lane {
             .error_for_status()?;
         let answer: Value = answer.json().await?;
         let heads = answer.get("ok").or(answer.get(1)).and_then(Value::as_array);
-        let heads = heads.with_context(|| format!("no heads: {answer}"))?;
+        let heads = heads.with_context(|| format!("expected heads, found {answer}"))?;
         heads
             .iter()
-            .map(|head| head[0].as_u64().with_context(|| format!("no head: {head}")))
+            .map(|head| {
+                head[0]
+                    .as_u64()
+                    .with_context(|| format!("expected a head, found {head}"))
+            })
             .collect()
     }
 
@@ -381,7 +385,7 @@ impl Lane {
             .json()
             .await?;
         let rows = answer[0]["rows"].as_array();
-        rows.cloned().with_context(|| format!("no rows: {answer}"))
+        rows.cloned().with_context(|| format!("expected rows, found {answer}"))
     }
 
     /// The first seq that SpacetimeDB holds of each stream, in no particular order.

@@ -78,7 +78,7 @@ impl Scene {
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
 
-    /// Either, as the seed has it.
+    /// Tosses a coin. The seed determines the result.
     pub fn random_bool(&mut self) -> bool {
         self.random.random_bool(0.5)
     }
@@ -89,12 +89,15 @@ impl Scene {
         let recorded = self.lane.recorded(&self.streams).await?;
         let held = self.lane.held(&self.streams).await?;
         let sound = recorded.iter().zip(&held).all(|(recorded, held)| recorded <= held);
-        anyhow::ensure!(sound, "recorded as published {recorded:?}, held {held:?}");
+        anyhow::ensure!(
+            sound,
+            "the authority records {recorded:?} as published, but SpacetimeDB holds {held:?}"
+        );
         Ok(())
     }
 
-    /// Called after the last fault: waits until the lane has recovered by itself, and asserts that every client's log
-    /// equals the authority's.
+    /// Waits until the lane has recovered by itself, and asserts that every client's log equals the authority's. To be
+    /// called after the last fault.
     pub async fn settle(&mut self, limit: Duration) -> anyhow::Result<Vec<Verdict>> {
         let committed = self.stop_writing().await?;
         anyhow::ensure!(

@@ -205,7 +205,7 @@ impl Target for Requests {
         if internal && credential.as_deref().is_none_or(|value| !is_admin(value)) {
             ensure!(
                 status == StatusCode::UNAUTHORIZED,
-                "{path} answers {status} to who is no admin"
+                "{path} answers {status} to a request without the admin's credential"
             );
             return Ok(Verdict::Refused);
         }
@@ -238,7 +238,7 @@ impl Target for Requests {
                 let message = token.and_then(|(_, token)| Some(token.trim().rsplit_once('.')?.0));
                 ensure!(
                     self.signed.iter().any(|signed| Some(signed.as_str()) == message),
-                    "{text} is told to who is not signed by us"
+                    "{text} answers a credential that our key has not signed"
                 );
             }
             if done {

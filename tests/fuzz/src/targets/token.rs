@@ -202,7 +202,7 @@ impl Verifier {
             ensure!(known, "refused as {:?}", denial.code);
             ensure!(
                 token.len() < 12 || !denial.message.contains(token),
-                "the refusal tells the token"
+                "the refusal reveals the token"
             );
         }
         Ok(answer)
@@ -223,7 +223,7 @@ impl Target for Credentials {
         let message = text.rsplit_once('.').map(|(message, _)| message);
         ensure!(
             self.signed.iter().any(|signed| Some(signed.as_str()) == message),
-            "taken, and not signed by us: {session:?}"
+            "accepted, but not signed by our key: {session:?}"
         );
         Ok(Verdict::Taken)
     }
@@ -341,16 +341,16 @@ impl Target for Keys {
                 let body: String = text.lines().filter(|line| line.len() > 30).take(1).collect();
                 ensure!(
                     body.is_empty() || !error.to_string().contains(&body),
-                    "the error tells the key"
+                    "the error reveals the key"
                 );
                 return Ok(Verdict::Refused);
             }
         };
-        let token = key.sign(&json!({ "a": 1 })).ok().context("a key that does not sign")?;
+        let token = key.sign(&json!({ "a": 1 })).ok().context("the key does not sign")?;
         let jws = Jws::parse(token.expose())?;
         ensure!(
             jws.verified(&key.public()) == Some(br#"{"a":1}"#),
-            "a key that does not verify what it signed"
+            "the key does not verify what it signed"
         );
         ensure!(key.public_pem().is_some() && !key.kid().is_empty());
         Ok(Verdict::Taken)

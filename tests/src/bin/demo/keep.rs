@@ -1,4 +1,4 @@
-//! A lane that stays when the demo is over, and what to do with it.
+//! What to do with a lane that stays when the demo is over.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use spacetime_sync_tests::follower::Follower;
 use spacetime_sync_tests::lane::{Bridge, Lane};
 use spacetime_sync_tests::process::built;
 
-/// What to paste into a shell.
+/// The commands to paste into a shell.
 pub(crate) struct Commands {
     lane: String,
     append: String,
@@ -18,10 +18,10 @@ pub(crate) struct Commands {
 }
 
 impl Commands {
-    /// For a lane with its bridge, and a client that may read its streams and was not started.
+    /// The commands for a lane and its bridge. The client may read the streams, and was not started.
     pub(crate) fn of(psql: &Path, lane: &Lane, bridge: &Bridge, client: &Follower, stream: &StreamId) -> Self {
         let psql = psql.display();
-        // Without the options of the driver, which psql does not know.
+        // psql does not know the driver's options.
         let url = lane.database.url().split('?').next().unwrap_or_default();
         let (name, uri) = (&lane.name, lane.server.uri());
         Self {
@@ -41,14 +41,14 @@ impl Commands {
         }
     }
 
-    /// The text of it.
+    /// All commands with an explanation.
     pub(crate) fn text(&self, pid_file: Option<&Path>) -> String {
         let stop = pid_file.map_or_else(|| self.stop.clone(), |file| format!("kill $(cat {})", file.display()));
         format!(
             "\nThe lane goes on running: {}.\n\n\
-             Follow a stream in another terminal (the session is good for an hour):\n  {}\n\n\
-             Append an event to it; with the same key again, nothing happens twice:\n  {}\n\n\
-             See whether the bridge is well:\n  {}\n\n\
+             Follow a stream in another terminal (the session is valid for an hour):\n  {}\n\n\
+             Append an event to it (repeat the same command, and nothing new happens):\n  {}\n\n\
+             Ask for the bridge's health:\n  {}\n\n\
              Stop everything and delete it:\n  {stop}\n",
             self.lane, self.follow, self.append, self.health
         )

@@ -1,10 +1,11 @@
-//! See `scripts/demo`: runs the whole lane once on this machine and says whether it held. Everyone proves itself by tokens
-//! that the bridge issues.
+//! See `scripts/demo`: runs the whole lane once on this machine and says whether it worked. Bridge and clients authenticate
+//! with tokens that the bridge issues.
 //!
-//! Two phases. Paced: events one at a time, to see what a single one takes from commit to applied. Burst: the rest in
-//! bulk, to see what the lane carries. Then each client's log is compared with the authority's, byte for byte.
+//! There are two phases. First come single events at a fixed pace, which show how long one takes from commit to applied.
+//! Then come the rest in bulk, which show how many the lane carries. In the end the demo compares each client's log with
+//! the authority's, byte for byte.
 //!
-//! Nothing is left behind, however it ends; with `--keep` the lane stays until it is told to end.
+//! The demo leaves nothing behind, however it ends. With `--keep` the lane stays until somebody ends it.
 
 mod keep;
 
@@ -24,42 +25,42 @@ use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::postgres::Cluster;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// At most this part of the events, and this many, are paced.
+/// The first phase gets one in so many events, and no more than so many in total.
 const PACED: (u64, u64) = (10, 2_000);
-/// Paced events per second.
+/// Events per second in the first phase.
 const PACE: u64 = 1_000;
-/// Events of a transaction in the burst.
+/// Events per transaction in the second phase.
 const BULK: u64 = 500;
-/// How long nothing may move before the demo gives up.
+/// The demo gives up when nothing has moved for this long.
 const STALL: Duration = Duration::from_secs(60);
 
 /// Runs the whole lane once: authority, SpacetimeDB, bridge and clients.
 #[derive(Parser)]
 struct Args {
-    /// Events in all.
+    /// Total number of events.
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
-    /// Clients, each following every stream.
+    /// Number of clients. Each follows every stream.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=100))]
     clients: u64,
-    /// Bytes of a payload.
+    /// Bytes per payload.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=262_144))]
     payload: u64,
-    /// Streams.
+    /// Number of streams.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     streams: u64,
-    /// Ends with one line of JSON on stdout.
+    /// Print one line of JSON on stdout at the end.
     #[arg(long)]
     json: bool,
-    /// Leaves the lane running, and says what to do with it.
+    /// Leave the lane running, and say what to do with it.
     #[arg(long)]
     keep: bool,
-    /// Where to write the id of the process that keeps the lane, as soon as it has said what to do.
+    /// File for the id of the process that keeps the lane, written once it has said what to do.
     #[arg(long, requires = "keep", hide = true)]
     pid_file: Option<PathBuf>,
 }
 
-/// What a shell says of a program that was interrupted.
+/// The exit code of a program that was interrupted, as shells report it.
 const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
@@ -67,14 +68,14 @@ async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let mut terminated = signal(SignalKind::terminate())?;
     let pid_file = args.pid_file.clone();
-    // Whoever is interrupted lets go of everything, so that servers end and folders go.
+    // An interrupt drops everything, which ends the servers and removes the folders.
     let ended = tokio::select! {
         ended = run(args) => ended,
         _ = terminated.recv() => Ok(ExitCode::from(INTERRUPTED)),
         _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(INTERRUPTED)),
     };
     if let Some(file) = pid_file {
-        // It is not there if it was never written.
+        // An error means that the file was never written.
         let _ = std::fs::remove_file(file);
     }
     ended
@@ -205,7 +206,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
             })
         );
     }
-    // A lane that did not hold is nothing to go on with.
+    // A lane that failed is not kept.
     if args.keep && held {
         let client = lane.client(&streams).await?;
         let commands = Commands::of(&cluster.psql(), &lane, &bridge, &client, &streams[0]);
