@@ -27,7 +27,7 @@ pub(crate) struct Log {
     pub(crate) tampered: Option<(Seq, Bytes)>,
     /// A position whose chain hash is malformed, as after a manual change of the table.
     pub(crate) corrupt: Option<Seq>,
-    /// Until when a writer holds its row.
+    /// Until when a writer holds the lock on its row.
     pub(crate) locked_until: Micros,
     kind: Kind,
 }
@@ -60,7 +60,7 @@ impl Log {
         }
     }
 
-    /// The chain hash that the authority would answer with: it does not know purged ones.
+    /// The chain hash as the authority answers it. It has none of what is purged.
     pub(crate) fn kept_chain_at(&self, seq: Seq) -> Option<ChainHash> {
         (seq >= self.floor).then(|| self.chain_at(seq)).flatten()
     }

@@ -1,5 +1,5 @@
-//! A bridge: the shipped lane, and an adapter that carries its commands out in this world. Every question and every answer
-//! is a step of its own, so that anything can come between.
+//! A bridge: the shipped [`Lane`], and an adapter that carries out its commands in this world. Every question and every
+//! answer is a step of its own, so that anything can happen between them.
 
 mod questions;
 
@@ -18,7 +18,7 @@ use crate::world::{Step, World, say};
 
 pub(crate) use questions::Question;
 
-/// The longest that the end of a connection which was given up may take to be told.
+/// How late a bridge may hear of the end of a connection that it gave up.
 const LATE_END: Micros = 60 * SECOND;
 
 #[derive(Debug)]
@@ -27,13 +27,14 @@ pub(crate) enum BridgeStep {
     Due,
     /// A question reaches the authority.
     Asked(Question),
-    /// Something happens.
+    /// The lane hears of an event.
     Happens(Event),
     LeadLost,
     Stop,
 }
 
-/// What a question on a link is about. The host model knows heads and rewinds; all else is for it a question about nothing.
+/// The subject of a question on a link. The host's model knows heads and rewinds; any other question asks it for the
+/// heads of no streams.
 #[derive(Debug, Clone, Copy)]
 enum Asked {
     Heads,
@@ -50,7 +51,7 @@ pub(crate) struct Bridge {
     pub(crate) paused_until: Micros,
     settings: Settings,
     started: Micros,
-    /// Every connection of this life, those that were given up included: what they still say must find nothing.
+    /// All connections of this life, including those that the bridge gave up: the lane must ignore what they still say.
     conns: BTreeMap<LinkId, Conn>,
     asked: BTreeMap<RequestId, Asked>,
     /// When the timer goes off.
@@ -62,7 +63,7 @@ pub(crate) struct Bridge {
 struct Conn {
     id: ConnId,
     let_in: bool,
-    /// Not given up yet.
+    /// Whether the bridge has not given it up.
     wanted: bool,
 }
 
@@ -93,7 +94,7 @@ impl Bridge {
         conns.find(|(_, of)| of.id == conn).map(|(link, _)| *link)
     }
 
-    /// A process that knows nothing.
+    /// Starts a process that knows nothing.
     fn begin(&mut self, now: Micros, seed: u64) {
         *self = Self {
             life: self.life,
@@ -131,7 +132,7 @@ impl World {
         self.bridge_turns(at);
     }
 
-    /// The process is gone; says whether there was one.
+    /// Ends the process. Returns whether one was running.
     pub(crate) fn bridge_dies(&mut self, at: usize, back_after: Micros) -> bool {
         if !self.bridges[at].running {
             return false;
@@ -161,7 +162,7 @@ impl World {
         match step {
             BridgeStep::Due => {
                 let timer = &mut self.bridges[at].timer;
-                // Otherwise another time was set meanwhile. A process that stood still is late.
+                // Otherwise the lane has set another time since. A process that stood still is late.
                 if timer.is_some_and(|timer| timer <= self.now) {
                     *timer = None;
                     self.bridge_turns(at);
@@ -184,7 +185,7 @@ impl World {
         self.bridge_turns(at);
     }
 
-    /// As the runner's turn: what is due is done, what is asked for is carried out, and the timer is set.
+    /// Like a turn of the runner: lets the lane do what is due, carries out its commands and sets the timer.
     fn bridge_turns(&mut self, at: usize) {
         let bridge = &mut self.bridges[at];
         let now = Duration::from_micros(self.now - bridge.started);
@@ -277,7 +278,7 @@ impl World {
                 conn.wanted = false;
                 let conn = conn.id;
                 self.hang_up(conn);
-                // Some task held it still: its end is told when the next link serves.
+                // As if a task still held it: the lane hears of its end late, perhaps when the next link is up.
                 let late = self.dice.net.random_range(0..LATE_END);
                 let ended = Event::LinkClosed(link, "given up".to_owned());
                 self.bridge_in(at, late, BridgeStep::Happens(ended));

@@ -1,5 +1,5 @@
-//! A client: the shipped [`Session`] and the shipped applier. Here is only what carries the session's commands out over
-//! the modelled connections, with every call a step of its own, as `client/src/runner.rs` does over real ones.
+//! A client: the shipped [`Session`], the shipped applier, and an adapter that carries out the session's commands over
+//! modelled connections, as `client/src/runner.rs` does over real ones. Every call is a step of its own.
 
 mod applier;
 mod talk;
@@ -25,14 +25,14 @@ use crate::world::{Step, World, say};
 pub(crate) enum ClientStep {
     /// The session asked to be woken.
     Woken,
-    /// An attempt to connect is over, for this reason, if it is still under way.
+    /// An attempt to connect fails for this reason, if it is still under way.
     DialFails {
         connection: ConnectionId,
         reason: Disconnect,
     },
-    /// The applier has its turn.
+    /// The applier carries out one transaction.
     Work,
-    /// What became of work is known to the session.
+    /// The session hears what became of the applier's work.
     Applied(Outcome),
     ApplierEnded,
     /// The application stops the client in good order, and starts it again after a while.
@@ -46,20 +46,20 @@ pub(crate) enum ClientStep {
 struct Line {
     connection: ConnectionId,
     conn: ConnId,
-    /// The token of an attempt, and what came before the host's welcome.
+    /// While it is an attempt: the token, and what came before the host's welcome.
     attempt: Option<(Issued, Vec<Inbound>)>,
 }
 
-/// What the oracle knows of a stream of a client.
+/// What the oracle remembers of a stream in a client.
 #[derive(Debug)]
 pub(crate) struct Followed {
-    /// What was saved when the process began.
+    /// The checkpoint when the process started.
     pub(crate) loaded: Seq,
-    /// How many of the effects the oracle has seen.
+    /// How many of the effects the oracle has checked.
     pub(crate) checked: usize,
-    /// Reasons for which it may stop.
+    /// The reasons for which the stream may stop.
     forgiven: BTreeSet<&'static str>,
-    /// Whether it was seen to have stopped.
+    /// Whether its stop was counted.
     stopped: bool,
 }
 
@@ -75,7 +75,7 @@ pub(crate) struct Client {
     /// What the session shows, brought up to date after each step.
     pub(crate) shown: Status,
     pub(crate) followed: Vec<Followed>,
-    /// The time at which the run began, for the session: only differences count.
+    /// When the run began, on the session's clock. Only differences matter.
     epoch: Instant,
     lines: Vec<Line>,
     /// When the session is woken next.
@@ -83,10 +83,11 @@ pub(crate) struct Client {
     applier: Stepped<SimStore, Handler>,
     working: bool,
     applier_stopped: bool,
+    /// When the session hears the last outcome of the applier.
     told_at: Micros,
-    /// How long after a stop in good order the process comes back.
+    /// How long after an orderly stop the process starts again.
     back_after: Option<Micros>,
-    /// Of the processes before.
+    /// The counters of earlier processes.
     before: Counters,
 }
 
@@ -153,7 +154,7 @@ impl Client {
         matches!(self.session.stream(stream).mode(), Mode::Stopped(_))
     }
 
-    /// Whether it would need what SpacetimeDB holds no more.
+    /// Whether a stream stopped because SpacetimeDB no longer holds what it needs next.
     pub(crate) fn is_below_window(&self, stream: usize) -> bool {
         let mode = self.session.stream(stream).mode();
         matches!(mode, Mode::Stopped(StreamStop::BelowWindow { .. }))
@@ -167,7 +168,7 @@ impl Client {
         self.followed[stream].forgiven.contains(code)
     }
 
-    /// Of all its processes.
+    /// The counters of all its processes together.
     pub(crate) fn all_counters(&self) -> Counters {
         let (now, before) = (self.session.counters(), self.before);
         Counters {
@@ -250,7 +251,7 @@ impl World {
         self.tell_client(at, Event::Woken);
     }
 
-    /// The process is gone; says whether there was one.
+    /// Ends the process. Returns whether one was running.
     pub(crate) fn client_dies(&mut self, at: usize, back_after: Micros) -> bool {
         if !self.clients[at].running {
             return false;
@@ -301,7 +302,7 @@ impl World {
         streams.map(|stream| session.stream(stream).mode().clone()).collect()
     }
 
-    /// Tells the session what happened, and does what comes of it.
+    /// Tells the session what happened, and carries out its commands.
     fn tell_client(&mut self, at: usize, event: Event) {
         // A timer that changes nothing is not part of the story.
         let is_timer = matches!(event, Event::Woken);
@@ -361,7 +362,7 @@ impl World {
         }
     }
 
-    /// The session has come to its end: an operator, or whoever stopped it, starts it again.
+    /// The session has ended. Whoever stopped it, or an operator, starts it again.
     fn client_has_ended(&mut self, at: usize) {
         let Phase::Stopped { reason } = self.clients[at].shown.phase.clone() else {
             return self.violate("I8", || format!("client {at} has ended and does not say why"));
@@ -383,7 +384,7 @@ impl World {
             | StopReason::Incompatible(_)
             | StopReason::ContractMismatch { .. }
             | StopReason::NoModule { .. }
-            | StopReason::Defect => self.violate("I13", || format!("client {at} stopped for nothing: {reason}")),
+            | StopReason::Defect => self.violate("I13", || format!("client {at} stopped without a cause: {reason}")),
         }
     }
 
@@ -444,13 +445,13 @@ impl World {
                 self.client_in(at, after, ClientStep::ApplierEnded);
             }
             Command::Withdraw { .. } => {}
-            // The streams of these runs have no history to ask, and nobody says or wants to know who is there.
+            // These runs have neither history nor presence.
             Command::Ask { .. }
             | Command::SayPresence { .. }
             | Command::WatchPresence { .. }
             | Command::ShowPresences { .. } => {
                 self.violate("I8", || {
-                    format!("client {at} asks for what it was not told to: {command:?}")
+                    format!("client {at} gave a command that these runs have no use for: {command:?}")
                 });
             }
         }

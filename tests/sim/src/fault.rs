@@ -32,7 +32,7 @@ macro_rules! faults {
 faults! {
     /// A connection of a bridge breaks. Messages to the host may still arrive.
     BridgeCut => "bridge: connection cut",
-    /// A connection of a bridge carries nothing any more, and nobody is told.
+    /// A connection of a bridge carries nothing any more, and neither side is told.
     BridgeSilent => "bridge: connection silent",
     /// The same, as soon as the connection is up: only questions wait on it, because no stream is compared yet.
     BridgeSilentOnceUp => "bridge: connection silent once up",
@@ -54,7 +54,7 @@ faults! {
     LeadLost => "bridge: lead lost unnoticed",
     /// A connection of a client breaks.
     ClientCut => "client: connection cut",
-    /// A connection of a client carries nothing any more, and nobody is told.
+    /// A connection of a client carries nothing any more, and neither side is told.
     ClientSilent => "client: connection silent",
     /// All messages to and from a client are late.
     ClientLate => "client: messages delayed",

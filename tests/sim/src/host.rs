@@ -1,6 +1,6 @@
-//! A model of SpacetimeDB with the module's rules in it: frames, heads, grants and acknowledged checkpoints, committed
-//! and then durable. Whatever leaves it waits until everything that was committed before it is durable, as with
-//! confirmed reads. A restart loses what is not.
+//! A model of SpacetimeDB with the module's shipped rules. It holds frames, heads, grants and acknowledged checkpoints.
+//! What is committed becomes durable later, and a crash loses it until then. As with confirmed reads, every message
+//! waits until everything that was committed before it is durable.
 
 mod life;
 mod log;
@@ -20,11 +20,11 @@ use crate::net::{ConnId, FromHost, Party, ToHost};
 use crate::setup::{Defect, Setup};
 use crate::world::{Step, World};
 
-/// A stream in the tables of the module.
+/// A stream in the module's tables.
 #[derive(Debug, Clone)]
 pub(crate) struct Table {
     stream_id: StreamId,
-    /// The rows. Checkpoints are those of clients, by their number.
+    /// The rows. The key of a checkpoint is the number of its client.
     pub(crate) log: MemoryLog,
     /// The head that survives a crash.
     pub(crate) durable: Position,
@@ -40,6 +40,7 @@ struct Sub {
     to: Seq,
 }
 
+/// How to take back a transaction that a crash loses.
 #[derive(Debug, Clone)]
 enum Undo {
     Append {
@@ -47,7 +48,7 @@ enum Undo {
         before: Option<HeadRow>,
         after: Position,
     },
-    /// Anything else that happened to a log.
+    /// Any other change of a log.
     Log {
         stream: usize,
         before: Box<MemoryLog>,
@@ -57,7 +58,7 @@ enum Undo {
         client: usize,
         stream: usize,
         was: bool,
-        /// With a grant goes what its holder acknowledged.
+        /// What the client had acknowledged. It is deleted together with a grant.
         acknowledged: Option<Position>,
     },
     Ack {
@@ -69,11 +70,11 @@ enum Undo {
 
 #[derive(Debug)]
 pub(crate) enum HostStep {
-    /// What was committed up to here is durable.
+    /// Everything that was committed up to here is durable.
     Synced {
         up_to: u64,
     },
-    /// A procedure has its answer.
+    /// A procedure answers.
     Answers {
         conn: ConnId,
         message: FromHost,
@@ -86,7 +87,7 @@ pub(crate) struct Host {
     pub(crate) up: bool,
     pub(crate) life: u32,
     pub(crate) tables: Vec<Table>,
-    /// What the issuer lets each client see.
+    /// Which streams the issuer lets each client read.
     pub(crate) entitled: Vec<Vec<bool>>,
     granted: Vec<Vec<bool>>,
     pub(crate) committed: u64,
@@ -100,7 +101,7 @@ pub(crate) struct Host {
     snapshots: VecDeque<Vec<Table>>,
 }
 
-/// Snapshots that a restore may go back to.
+/// How many snapshots are kept. A restore goes back to the oldest.
 const SNAPSHOTS: usize = 3;
 
 impl Table {
@@ -113,7 +114,7 @@ impl Table {
         }
     }
 
-    /// The head row; that of an empty log while the stream does not exist.
+    /// The head row, or that of an empty log if the stream does not exist.
     fn held(&self) -> HeadRow {
         self.log.head.unwrap_or_else(|| HeadRow::start(&self.stream_id))
     }
@@ -140,7 +141,7 @@ impl Table {
 }
 
 impl Undo {
-    /// Takes back what was committed, the newest first.
+    /// Takes back one transaction, which must be the newest.
     fn take_back(self, tables: &mut [Table], granted: &mut [Vec<bool>]) {
         match self {
             Self::Append { stream, before, .. } => {
@@ -214,7 +215,7 @@ impl World {
         }
     }
 
-    /// Begins to make durable what is not, unless that is under way.
+    /// Begins to make durable what is committed, unless that is under way.
     fn sync(&mut self) {
         let host = &mut self.host;
         if host.syncing || host.committed == host.durable {
@@ -253,7 +254,7 @@ impl World {
         self.sync();
     }
 
-    /// Sends something to a party, once everything committed so far is durable.
+    /// Sends a message to a party once everything that is committed is durable.
     fn emit(&mut self, conn: ConnId, message: FromHost) {
         if !self.host.open.contains_key(&conn) {
             return;
@@ -322,7 +323,7 @@ impl World {
         }
     }
 
-    /// A procedure looks at once and answers a little later.
+    /// Sends the answer of a procedure, which has read the tables and takes a little longer to answer.
     fn answer_soon(&mut self, conn: ConnId, message: FromHost) {
         let after = self.dice.work.random_range(10..2 * MILLISECOND);
         self.host_step_in(self.host.life, after, HostStep::Answers { conn, message });

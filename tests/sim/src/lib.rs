@@ -1,32 +1,40 @@
-//! The seeded simulation of the lane: the shipped code of its pure parts, run against models of everything else under
-//! virtual time.
+//! The seeded simulation of the lane: the shipped pure code, run against models of everything else under virtual time.
 //!
-//! **Shipped code in it**: the whole lane of the bridge ([`Lane`]), the module's rules
-//! ([`append::decide`], [`checkpoint::decide`]), the whole client but for what it talks and stores
-//! with ([`Session`]), and its applier with its transactions. **Models**: the authority (logs with their chains, `published_seq`, writers, locks, leads),
-//! SpacetimeDB (frames, heads, grants, what is committed and what is durable, snapshots), the connections, the
-//! clients' stores. What runs the bridge is an adapter: each question and each answer is a step of its own.
+//! **Shipped code**: the bridge's whole [`Lane`]; the module's rules, such as [`append`] and [`rewind`], which change
+//! the logs, and [`checkpoint::decide`]; the client's whole [`Session`], and its applier with its transactions.
+//! Adapters carry out what the machines order. Each question and each answer is a step of its own.
 //!
-//! **Injected**: see [`Fault`]. Connections break, fall silent or are late; calls of a dead connection arrive late;
-//! calls whose outcome is unknown, done or not; rows lost, repeated and reordered; pages and subscriptions that fail;
-//! processes that die between any two steps and come back, that stand still, that are stopped; SpacetimeDB that loses
-//! what is not durable, is set back to a snapshot or wiped; an authority that is away, whose rows are locked, whose clock
-//! jumps, whose chain hashes are none; rewinds that are refused; links whose end is told when the next one serves; two bridges with and without a lead; stores that are busy, roll back, fail, or lose their last writes; failing
-//! handlers and slow consumers; windows that are swept, an authority that is purged, windows that are filled anew; grants taken and given back; writers that repeat; and what nobody should ever meet:
-//! altered payloads, events of another origin, rows and pages that are not what they claim.
+//! **Models**: the authority (logs with their chains, `published_seq`, writers, locks, leads), SpacetimeDB (rows,
+//! grants, what is committed and what is durable, snapshots), the connections, and the clients' stores.
 //!
-//! **Not injected**: history out of the authority for clients below the window (they stop, and are left there), an authority
-//! that is restored to an earlier time, and what an operator does about it; tokens
-//! that are refused or end; delivery without confirmed reads; bytes that are no frame (see the small cases of
-//! `proto`); a row that was forged together with all that could contradict it. The order of messages on one connection is
-//! TCP's, but for the rows of subscriptions. One assumption: what SpacetimeDB answers under confirmed reads waits until
-//! everything that was committed before is durable, also the answer to a call that changed nothing.
+//! **Injected**: every [`Fault`].
+//! - Connections break, fall silent or are late. Calls of a dead connection arrive late, and so does the news of
+//!   its end.
+//! - Calls are lost, before or after they are done. Rewinds are refused. Pages and subscriptions fail. Rows are lost,
+//!   repeated and reordered.
+//! - Processes die between any two steps and come back, stand still, or are stopped. There are two bridges, with and
+//!   without a lead. A bridge that has lost the lead does not notice for a while, and its rewinds arrive after the next
+//!   leader has worked on the stream.
+//! - SpacetimeDB loses what is not durable, is set back to a snapshot, or is wiped.
+//! - The authority is away, its rows are locked, its clock jumps, its chain hashes become malformed. Writers repeat.
+//! - Stores are busy, roll back, fail, or lose their last writes. Handlers fail, and consumers are slow.
+//! - Windows are swept, the authority is purged, and windows begin anew. Grants are revoked and given again.
+//! - What nobody should ever meet: altered payloads, events of another origin, rows and pages that are not what
+//!   they claim.
 //!
-//! **The oracle** is the authority's log; see `oracle.rs`. A seed replays exactly. A failing run is
+//! **Not injected**: history out of the authority for clients below the window (they stop, and stay stopped); an
+//! authority that is restored to an earlier time, and what an operator does about it; tokens that are refused or end;
+//! delivery without confirmed reads; bytes that are no frame (see the small cases of `proto`); a row that was forged
+//! together with everything that could contradict it. The messages of one connection stay in order, as over TCP, except
+//! for the rows of subscriptions. One assumption: under confirmed reads every answer of SpacetimeDB waits until
+//! everything that was committed before is durable, even the answer to a call that changed nothing.
+//!
+//! **The oracle** compares with the authority's log; see `oracle.rs`. A seed replays exactly. A failing run is
 //! [minimised](shrink).
 //!
 //! [`Lane`]: spacetime_sync_lane::Lane
-//! [`append::decide`]: spacetime_sync_rules::append::decide
+//! [`append`]: spacetime_sync_rules::append
+//! [`rewind`]: spacetime_sync_rules::rewind
 //! [`checkpoint::decide`]: spacetime_sync_rules::checkpoint::decide
 //! [`Session`]: spacetime_sync_client::session::Session
 

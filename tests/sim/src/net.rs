@@ -84,7 +84,7 @@ pub(crate) enum FromHost {
         ask: RequestId,
         heads: Vec<Position>,
     },
-    /// What one step of a rewind came to.
+    /// The answer to one step of a rewind.
     Rewound {
         ask: RequestId,
         answer: Result<(), Refusal>,

@@ -216,8 +216,8 @@ impl World {
         }) && self.now > self.setup.until + crate::agenda::SECOND
     }
 
-    /// Whether the module knows how far a client is. One that was set back forgets, and so does one whose log is rewound
-    /// for it: nobody tells the client.
+    /// Whether the module knows how far a client is. When SpacetimeDB is set back, or a log is rewound for that reason,
+    /// the module forgets, and nobody tells the client.
     fn is_acknowledged(&self, client: usize, stream: usize) -> bool {
         let applied = self.clients[client].session.stream(stream).applied();
         match self.host.tables[stream].acknowledged(client) {
@@ -226,7 +226,7 @@ impl World {
         }
     }
 
-    /// What lags, in words.
+    /// Describes what lags.
     pub(crate) fn lag(&self) -> String {
         let mut lines = Vec::new();
         for (stream, log) in self.logs.iter().enumerate().filter(|(at, _)| !self.is_poisoned(*at)) {

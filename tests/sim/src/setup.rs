@@ -34,12 +34,12 @@ pub struct Setup {
     /// A defect planted in the model, to test that the oracle finds it.
     pub defect: Option<Defect>,
     pub(crate) limits: Limits,
-    /// How many dirty streams a bridge looks at once, and how many it compares.
+    /// How many dirty streams a bridge asks for at once, and how many streams it compares at once.
     pub(crate) at_once: (usize, usize),
     pub(crate) page: PageLimits,
     pub(crate) bounds: StreamBounds,
     pub(crate) batch: (usize, usize),
-    /// What a client is told. Every time in it is the shipped default.
+    /// The clients' settings. All times in it are the shipped defaults.
     pub(crate) client: Settings,
     pub(crate) host_page_bytes: usize,
     /// How many of a stream's newest events SpacetimeDB keeps, if it does not keep all.
@@ -142,7 +142,7 @@ impl Setup {
         self
     }
 
-    /// What the bridges go by: the shipped values, but for the bounds.
+    /// The bridges' settings. All times in it are the shipped defaults.
     pub(crate) fn lane(&self) -> LaneSettings {
         LaneSettings {
             limits: self.limits,
@@ -160,7 +160,7 @@ impl Setup {
         }
     }
 
-    /// The policy of retention: how many of the newest events SpacetimeDB holds; none if it holds all.
+    /// How many of the newest events SpacetimeDB holds; `None` if it holds all.
     pub(crate) fn window(&self) -> Option<u64> {
         // Without a window nothing is swept, and no bridge begins one anew.
         let needed_by = [Fault::Swept, Fault::RewindRefused, Fault::RewindOvertaken];

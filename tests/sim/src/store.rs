@@ -161,7 +161,7 @@ impl CheckpointStore for SimStore {
         Ok(())
     }
 
-    /// As any other change: nothing but the client forbids it to go back.
+    /// Like any other commit: the model lets a checkpoint move in both directions.
     fn start_over(
         &mut self,
         stream_id: &StreamId,

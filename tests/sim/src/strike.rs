@@ -173,7 +173,7 @@ impl World {
         true
     }
 
-    /// The leader notices after a while, unless its own connection told it.
+    /// Takes the lead away. The bridge that had it notices a while later.
     pub(crate) fn lose_lead(&mut self) -> bool {
         let Some((at, life)) = self.lead.take() else {
             return false;
@@ -207,7 +207,7 @@ impl World {
         true
     }
 
-    /// What becomes of a row on its way to a client.
+    /// Forges or alters a row on its way to a client, if such a fault strikes.
     pub(crate) fn bend_row(&mut self, client: usize, stream: usize, frame: FrameRow) -> FrameRow {
         if self.strikes(Fault::RowForged, Some(client), None) {
             self.clients[client].forgive(stream, "chain_mismatch");
@@ -223,8 +223,7 @@ impl World {
         frame
     }
 
-    /// Alters a page in the same way. If a last event was exchanged together with its hash, only the head contradicts
-    /// it.
+    /// Replaces the last event of a page together with its hash, if that fault strikes. Only the head contradicts it.
     pub(crate) fn bend_page(&mut self, client: usize, stream: usize, mut page: Page) -> Page {
         let whole = page.frames.last().is_some_and(|last| last.last_seq == page.head.seq);
         if whole && self.strikes(Fault::PageForged, Some(client), None) {

@@ -74,7 +74,7 @@ pub(crate) struct Armed {
     pub(crate) planned: Planned,
 }
 
-/// What the oracle forgives of one stream because a fault caused it.
+/// What the oracle tolerates on one stream because a fault caused it.
 #[derive(Debug, Default)]
 pub(crate) struct Excuses {
     /// SpacetimeDB lost durable events, and held the stream up to here before. Until it is refilled, `published_seq`
@@ -372,7 +372,7 @@ impl World {
         self.quiet = true;
         self.armed.clear();
         for stream in 0..self.setup.streams {
-            // Some streams rest: what was lost of them must heal without anything new.
+            // The other streams get no more events: what they lost must heal without a new one.
             if self.logs[stream].events.is_empty() || self.dice.write.random_bool(0.5) {
                 let when = self.now + self.dice.write.random_range(0..SECOND);
                 self.agenda.push(when, Step::Write { stream });
@@ -494,7 +494,7 @@ impl World {
     }
 
     pub(crate) fn stream_at(&self, id: &spacetime_sync_proto::StreamId) -> usize {
-        // Infallible: only streams of this world are named.
+        // Infallible: a bridge names only streams of this world.
         self.logs.iter().position(|log| log.id == *id).expect("a stream")
     }
 

@@ -32,7 +32,7 @@ pub(crate) enum Question {
         limit: usize,
     },
     Standings(RequestId, Vec<(StreamId, Seq)>),
-    /// The chain hash before a page, where it is not known.
+    /// A page, which begins with the question for the chain hash before it, if `base` does not give it.
     Base {
         link: LinkId,
         stream: usize,
@@ -53,7 +53,7 @@ pub(crate) enum Question {
 }
 
 impl World {
-    /// The authority answers, or is away.
+    /// Answers for the authority, which may be away.
     pub(super) fn authority_hears(&mut self, at: usize, question: Question) {
         let event = if self.authority_is_away() {
             self.away(question)
@@ -188,7 +188,7 @@ impl World {
         })
     }
 
-    /// A writer that commits wakes whoever listens. A wake-up may be missed.
+    /// Wakes the bridges after a commit. Each of them may miss it.
     pub(crate) fn wake_bridges(&mut self) {
         for at in 0..self.bridges.len() {
             if self.bridges[at].running && self.dice.work.random_bool(0.8) {
@@ -213,7 +213,7 @@ impl World {
     fn log_chain_at(&self, stream: usize, seq: Seq) -> Result<Option<ChainHash>, String> {
         let log = &self.logs[stream];
         if log.corrupt == Some(seq) {
-            return Err(format!("{} holds a chain hash at seq {seq} that is none", log.id));
+            return Err(format!("{} holds a malformed chain hash at seq {seq}", log.id));
         }
         Ok(log.kept_chain_at(seq))
     }
@@ -235,7 +235,7 @@ impl World {
         let log = &self.logs[stream];
         let events = log.read(after, limits.events, limits.bytes);
         if let Some(bad) = log.corrupt.filter(|bad| events.iter().any(|event| event.seq == *bad)) {
-            return self.corrupt_page(link, stream, format!("the chain hash at seq {bad} is none"));
+            return self.corrupt_page(link, stream, format!("the chain hash at seq {bad} is malformed"));
         }
         let floor = is_doubtful(after, base, &events).then_some(log.floor);
         let page = judge(after, base, floor, &events, limits.frame_bytes);
@@ -250,7 +250,7 @@ impl World {
         }
     }
 
-    /// As the statements: a row that a writer holds is left out, and nothing goes above a head.
+    /// Like the SQL statements: skips rows that a writer has locked, and moves nothing above a head.
     fn record(&mut self, records: Vec<Record>, exactly: bool) -> Recorded {
         let mut recorded = Recorded::default();
         for Record { stream_id, published } in records {

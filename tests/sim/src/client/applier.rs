@@ -1,4 +1,4 @@
-//! The applier of a client, one transaction at a time, and the power that its machine loses.
+//! How a client's applier works, one transaction at a time, and what it loses with the power.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ use crate::store::StoreFault;
 use crate::world::{World, say};
 
 impl World {
-    /// What the oracle had seen applied is not there any more.
+    /// Makes the oracle forget the effects that were lost with the power.
     pub(crate) fn power_is_lost(&mut self, at: usize) {
         let client = &mut self.clients[at];
         let state = client.store.look();
@@ -59,7 +59,7 @@ impl World {
                     return;
                 }
             }
-            // Through a channel: in order.
+            // Outcomes arrive in order, as through a channel.
             let told_at = self.clients[at].told_at.max(self.now) + self.dice.work.random_range(1..500);
             self.clients[at].told_at = told_at;
             self.client_in(at, told_at - self.now, ClientStep::Applied(outcome));

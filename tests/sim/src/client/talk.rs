@@ -63,7 +63,7 @@ impl World {
     pub(super) fn client_sends(&mut self, at: usize, connection: ConnectionId, message: ToHost) {
         match self.clients[at].line(connection) {
             Some(conn) => self.send_up(conn, message),
-            // It has broken, and the session has not heard of it: as in the runner, nothing is sent.
+            // It broke, and the session has not heard of that. Like the runner, this sends nothing.
             None => self.coverage.seen("client: call on a connection that broke"),
         }
     }
@@ -130,7 +130,7 @@ impl World {
     }
 }
 
-/// What the session hears of it. The host calls a stream by its index.
+/// A message as the session hears it. The host's key of a stream is the stream's index.
 fn inbound(message: FromHost) -> Option<Inbound> {
     Some(match message {
         FromHost::GrantCame => Inbound::GrantCame,

@@ -7,7 +7,7 @@ use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::world::{Step, World, say};
 
 impl World {
-    /// The process dies with everything that is not durable, and comes back after a while.
+    /// The process dies and loses everything that is not durable. It comes back after a while.
     pub(crate) fn host_dies(&mut self, back_after: Micros) {
         if !self.host.up {
             return;
@@ -40,7 +40,7 @@ impl World {
         self.host.up = true;
         say!(self, "host: is back");
         self.host_step_in(self.host.life, SECOND, HostStep::Snapshot);
-        // What was given or taken while it was away is written down by whoever did it.
+        // The issuer revokes again what was revoked while the host was away.
         for client in 0..self.setup.clients {
             for stream in 0..self.setup.streams {
                 if !self.host.entitled[client][stream] {
@@ -50,7 +50,7 @@ impl World {
         }
     }
 
-    /// What was durable is not any more: an older snapshot, or nothing, takes its place.
+    /// Replaces what was durable with an older snapshot, or with nothing.
     pub(crate) fn host_set_back(&mut self, wiped: bool) {
         let snapshot = if wiped {
             None

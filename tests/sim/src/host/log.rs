@@ -14,7 +14,8 @@ use crate::fault::Fault;
 use crate::net::{ConnId, FromHost, Party};
 use crate::world::{World, say};
 
-/// Most events that one step of a rewind removes: fewer than in the module, so that logs of a run take several steps.
+/// How many events one step of a rewind removes at most. In the module they are more than a run has: no rewind would
+/// take several steps.
 const REWIND_EVENTS: u64 = 16;
 
 impl World {
@@ -72,7 +73,7 @@ impl World {
         Ok(())
     }
 
-    /// A frame was added: it is committed, and goes to those who subscribed to it.
+    /// Commits a frame that was added, and sends it to its subscribers.
     fn host_holds(&mut self, stream: usize, row: Option<HeadRow>, before: Position, asked_from: u64) {
         let table = &self.host.tables[stream];
         let (after, Some(stored)) = (table.head(), table.log.frames.last()) else {
@@ -136,7 +137,7 @@ impl World {
         Ok(())
     }
 
-    /// A log was changed otherwise than by an append.
+    /// Commits any other change of a log.
     fn host_changed(&mut self, stream: usize, before: Box<MemoryLog>) {
         let table = &self.host.tables[stream];
         let (held_after, after) = (table.held_after(), table.head());
@@ -174,7 +175,7 @@ impl World {
         true
     }
 
-    /// An event of another origin is appended at the head, in the bridge's name.
+    /// Appends an event of another origin at the head, with the rights of the bridge.
     pub(crate) fn host_takes_foreign(&mut self, stream: usize) -> bool {
         let head = self.host.tables[stream].head();
         if self.is_poisoned(stream) || !self.host.up || head.seq == Seq::ZERO {

@@ -51,7 +51,7 @@ impl World {
         self.emit(conn, FromHost::Subscribed { stream, id });
     }
 
-    /// All rows that a subscription sees at once: they come in any order.
+    /// Sends the rows that a subscription begins with, in any order.
     fn send_rows(&mut self, conn: ConnId, client: usize, stream: usize, after: Seq, to: Seq) {
         if !self.host.granted[client][stream] {
             return;
@@ -100,7 +100,7 @@ impl World {
         }
     }
 
-    /// At connect, the session's token becomes grants.
+    /// Turns the token of a client that connects into grants.
     pub(super) fn admit(&mut self, client: usize) {
         for stream in 0..self.setup.streams {
             if self.host.entitled[client][stream] && !self.host.granted[client][stream] {

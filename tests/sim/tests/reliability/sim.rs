@@ -66,8 +66,8 @@ fn a_fault_that_never_strikes_is_reported() {
     assert!(missing.len() > Fault::ALL.len());
 }
 
-/// Found by seed 37,777 of 200,000: the bridge asked for a head on a connection that had fallen silent. No other call
-/// was in flight, and nobody noticed.
+/// Found by seed 37,777 of 200,000: the bridge asked for a head on a connection that had fallen silent. No call was in
+/// flight, and nobody noticed.
 #[test]
 fn a_silent_link_is_given_up_even_if_only_a_head_was_asked_for() {
     let seen = hold(&[Fault::AppendTraps, Fault::BridgeSilent]);
@@ -82,7 +82,7 @@ fn a_silent_connection_is_given_up_whatever_was_answered_before() {
     assert!(seen.times("client: silence noticed") > 0, "{seen}");
 }
 
-/// The oracle lets no other stream halt, and the lane of the others has to heal.
+/// The oracle lets no other stream halt, and the others must heal.
 #[test]
 fn a_stream_that_cannot_be_compared_or_filled_again_stops_no_other() {
     let seen = hold(&[Fault::Corrupted, Fault::BridgeCut, Fault::HostRestored]);
@@ -106,14 +106,14 @@ fn a_writer_that_holds_a_row_for_long_stops_neither_a_rewind_of_another_stream_n
     );
 }
 
-/// The end of every link that is given up is told up to a minute later, when the next one serves.
+/// A bridge hears of the end of a link that it gave up as late as a minute later, when the next one is up.
 #[test]
 fn an_earlier_link_that_ends_late_takes_nothing_from_the_next() {
     let seen = hold(&[Fault::BridgeSilent, Fault::BridgeStray, Fault::BridgeLate]);
     assert!(seen.times("bridge: link up") > 600, "{seen}");
 }
 
-/// These faults and no other, in many runs.
+/// Runs many seeds with these faults only, and returns what happened.
 fn hold(faults: &[Fault]) -> Coverage {
     let mut seen = Coverage::default();
     for seed in 0..600 {
