@@ -1,7 +1,7 @@
-//! Who calls: from the bearer token, or a freshly minted identity when there is none.
+//! Identifies the caller of a request by its bearer token. A caller without a token gets a new identity.
 //!
-//! Tokens are judged by the engine's own validators: this node's key, else the keys that the token's issuer
-//! publishes. Nothing here decides what a caller may do.
+//! The engine's own validators check tokens: first with this node's key, then with the keys that the token's issuer
+//! publishes. What a caller may do is decided elsewhere.
 
 use std::time::{Duration, SystemTime};
 
@@ -29,7 +29,7 @@ pub(crate) const LOCAL_ISSUER: &str = "localhost";
 pub(crate) struct Caller {
     pub(crate) token: String,
     pub(crate) claims: SpacetimeIdentityClaims,
-    /// The token's claims as they were signed: what a module gets to see.
+    /// The token's claims as they were signed. The module sees them.
     payload: Box<str>,
 }
 
@@ -57,7 +57,7 @@ impl Caller {
         })
     }
 
-    /// The caller of a request that carries a token, `None` for one that carries none.
+    /// The caller of a request; `None` if the request carries no token.
     pub(crate) async fn of_request(node: &Node, parts: &Parts) -> Result<Option<Self>, Failure> {
         match token_of(parts)? {
             Some(token) => Self::check(node, token).await.map(Some),
@@ -88,7 +88,7 @@ impl Caller {
         })
     }
 
-    /// A new identity with a token of its own that does not expire.
+    /// Creates a new identity and a token for it that does not expire.
     pub(crate) fn mint(node: &Node) -> Result<Self, Failure> {
         let subject = uuid::Uuid::new_v4().to_string();
         let claims = SpacetimeIdentityClaims {
@@ -104,9 +104,9 @@ impl Caller {
         Self::new(token, claims)
     }
 
-    /// The same claims in a short-lived token that this node signs.
+    /// Signs the same claims again, in a short-lived token.
     ///
-    /// The issuer stays what it was: the local key is tried first, so the token is good on this node.
+    /// The issuer stays the same. This node accepts the token nevertheless, because it tries its own key first.
     pub(crate) fn short_lived_token(&self, node: &Node, lifetime: Duration) -> Result<String, Failure> {
         let now = SystemTime::now();
         let claims = SpacetimeIdentityClaims {
@@ -118,7 +118,7 @@ impl Caller {
     }
 }
 
-/// The header wins over `?token=`, which only browsers need.
+/// Reads the token of a request. The header wins over `?token=`, which only browsers need.
 fn token_of(parts: &Parts) -> Result<Option<String>, Failure> {
     #[derive(Deserialize)]
     struct InQuery {
@@ -134,10 +134,10 @@ fn token_of(parts: &Parts) -> Result<Option<String>, Failure> {
     }
 }
 
-/// Gives each request its [`Caller`], and tells the client in the response which identity it acted as.
+/// Adds the [`Caller`] to each request, and the caller's identity to each response.
 ///
-/// Reads the body to its end first: a refusal that left half a module unread would close the connection, and the client
-/// might see that instead of the refusal.
+/// Reads the whole body first. Refusing a request whose body is half read would close the connection, and the client
+/// might see the closed connection instead of the refusal.
 pub(crate) async fn identify(State(node): State<App>, mut request: Request, next: Next) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, usize::MAX)

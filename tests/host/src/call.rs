@@ -1,7 +1,7 @@
 //! `POST /v1/database/{name}/call/{function}`: reducers and procedures, with their arguments as a JSON array.
 //!
-//! Answers when the transaction has committed, not when it is durable; a client that needs the latter calls over a
-//! WebSocket with confirmed reads.
+//! The answer comes when the transaction has committed, not when it is durable. A client that needs durability calls
+//! over a WebSocket with confirmed reads.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::error::Failure;
 use crate::node::App;
 use crate::registry::NameOrIdentity;
 
-/// Who runs something in a module over HTTP: a connection that lives for one request.
+/// The caller of a module over HTTP: a connection that lives for one request.
 #[derive(Clone, Copy)]
 pub(crate) struct Visit {
     pub(crate) identity: Identity,
@@ -28,7 +28,8 @@ pub(crate) struct Visit {
 
 /// Runs `work` between the module's connect and disconnect hooks.
 ///
-/// In a task of its own: a client that hangs up cancels its handler, and the module must still see it leave.
+/// It runs in a task of its own, because a client that hangs up cancels the handler of its request. The module must
+/// still see that client leave.
 pub(crate) async fn visit<F, Fut>(module: ModuleHost, caller: &Caller, work: F) -> Result<Response, Failure>
 where
     F: FnOnce(ModuleHost, Visit) -> Fut + Send + 'static,
@@ -74,7 +75,7 @@ pub(crate) async fn call(
                 ReducerOutcome::Failed(text) => Err(Failure::ReducerFailed(*text)),
                 ReducerOutcome::BudgetExceeded => Err(Failure::OutOfEnergy),
             },
-            // Not a reducer: reducers and procedures share one space of names.
+            // It may be a procedure: reducers and procedures share one space of names.
             Err(ReducerCallError::NoSuchReducer | ReducerCallError::ScheduleReducerNotFound) => {
                 let returned = module
                     .call_procedure(who.identity, connection, None, &function, arguments, true)
@@ -89,7 +90,7 @@ pub(crate) async fn call(
     .await
 }
 
-/// The header in which the official server says how long the module ran.
+/// The official server reports in this header how long the module ran.
 pub(crate) fn took(duration: Duration) -> [(&'static str, String); 1] {
     [("spacetime-execution-duration-micros", duration.as_micros().to_string())]
 }

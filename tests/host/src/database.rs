@@ -1,4 +1,4 @@
-//! What anyone may ask about a database: its identity, its names, its owner.
+//! What everybody may ask about a database: its identity, its names and its owner.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -11,7 +11,7 @@ use crate::error::Failure;
 use crate::node::App;
 use crate::registry::NameOrIdentity;
 
-/// The official server answers in SATS-JSON, where the kind of module is a sum with an empty payload.
+/// The official server answers in SATS-JSON, in which the kind of module is a sum type with an empty payload.
 pub(crate) async fn info(State(node): State<App>, Path(name): Path<NameOrIdentity>) -> Result<Response, Failure> {
     let database = node.find(&name)?.database();
     let body = json!({

@@ -1,7 +1,6 @@
-//! What can go wrong with a request, and the HTTP status it is answered with.
+//! The failures of a request, and the HTTP status of each.
 //!
-//! The statuses and the texts that clients look at are those of the official server. A failure never changes
-//! anything: it is built after the fact and only carried to the client.
+//! Statuses and texts that clients look at are those of the official server.
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -13,7 +12,7 @@ use spacetimedb_client_api_messages::name::DatabaseName;
 /// The status of a reducer that returned an error.
 const REDUCER_FAILED: u16 = 530;
 
-/// An answer other than success. `Display` is the body of the response.
+/// A failed request. `Display` is the body of the response.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error("`{0}` not found")]
@@ -44,7 +43,7 @@ pub(crate) enum Failure {
     OutOfEnergy,
     #[error("{0}")]
     Unavailable(&'static str),
-    /// What the engine reports as a whole chain of causes.
+    /// An error of the engine, shown with all its causes.
     #[error("{0:#}")]
     Internal(#[from] anyhow::Error),
 }

@@ -1,6 +1,6 @@
-//! `/v1/identity`: new identities, short-lived tokens and the key that checks them.
+//! `/v1/identity`: new identities, short-lived tokens, and the public key that verifies them.
 //!
-//! Identities are not stored anywhere: whoever holds the token is the identity.
+//! The host stores no identities. Whoever holds a token has its identity.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::auth::Caller;
 use crate::error::Failure;
 use crate::node::App;
 
-/// Long enough to open a connection with it.
+/// Long enough to open a connection with the token.
 const WEBSOCKET_TOKEN_LIFETIME: Duration = Duration::from_secs(60);
 
 pub(crate) async fn create(State(node): State<App>) -> Result<Response, Failure> {

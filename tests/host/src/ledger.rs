@@ -1,13 +1,13 @@
-//! What a power cut would spare: a ledger of everything that was synced, for tests that take the rest away.
+//! A ledger of everything that was synced and would survive a power cut. Tests remove the rest.
 //!
 //! Whatever the process makes durable, the engine's commit log above all, goes through the C library's `fsync` and
-//! `fdatasync`, which the standard library calls by name. A function of that name in the program itself comes before
-//! the library's: the two at the end of this file see every sync, do the real one, and write down what it made safe,
-//! before the caller hears of it. Without a ledger they pass the call on, and do nothing else.
+//! `fdatasync`, which the standard library calls by name. The linker prefers a function of that name in the program
+//! itself. The two at the end of this file therefore see every sync. They do the real sync and write down what it made
+//! safe before they return. Without a ledger they only pass the call on.
 //!
-//! A line is a JSON object: of a file its path, its inode and how many bytes it had when the sync began; of a folder
-//! its path and its entries with their inodes. Never seen, and never vouched for: what is written through a memory
-//! map (the engine's offset indexes), and what the kernel writes back by itself.
+//! Each line is a JSON object. For a file it holds the path, the inode and the size when the sync began; for a folder
+//! the path and the entries with their inodes. The ledger does not see what is written through a memory map (the
+//! engine's offset indexes), nor what the kernel writes back by itself, and does not vouch for either.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -22,12 +22,13 @@ use std::time::Duration;
 static LEDGER: OnceLock<Ledger> = OnceLock::new();
 
 struct Ledger {
-    /// Held from the look at a file to the line about it: lines about the same file are in the order of their syncs.
+    /// Held while a file is inspected and its line is written, so that the lines of a file are in the order of its
+    /// syncs.
     file: Mutex<File>,
     delay: Duration,
 }
 
-/// From here on every sync is written down in `file`, after what it holds already, and takes `delay` longer.
+/// Starts to append a line to `file` for every sync, and to delay every sync by `delay`.
 pub(crate) fn keep(file: &Path, delay: Duration) -> io::Result<()> {
     let file = File::options().create(true).append(true).open(file)?;
     let ledger = Ledger {
@@ -43,20 +44,20 @@ fn synced(fd: c_int, real: Sync) -> c_int {
     let Some(ledger) = LEDGER.get() else {
         return real(fd);
     };
-    // What is told to be durable is so much later than what is committed.
+    // Durability now lags behind the commits by this much.
     std::thread::sleep(ledger.delay);
     let mut file = ledger.file.lock().expect("a panic ends the process");
     let seen = look(fd);
     let outcome = real(fd);
     if outcome == 0 {
         let written = seen.and_then(|line| file.write_all(line.as_bytes()));
-        // A sync that is not vouched for would make a test see a loss that there was not.
+        // Without this line a test would see a loss that did not happen.
         written.expect("the ledger of syncs can be written");
     }
     outcome
 }
 
-/// What a sync that begins now makes safe.
+/// The line for what a sync that begins now makes safe.
 fn look(fd: c_int) -> io::Result<String> {
     let link = format!("/proc/self/fd/{fd}");
     let (path, metadata) = (fs::read_link(&link)?, fs::metadata(&link)?);
@@ -75,20 +76,20 @@ fn look(fd: c_int) -> io::Result<String> {
     Ok(format!("{line}\n"))
 }
 
-/// One of the C library's two.
+/// `fsync` or `fdatasync` of the C library.
 type Sync = fn(c_int) -> c_int;
 
-/// The names that the linker and the loader go by.
+/// The functions under the names that linker and loader look for.
 #[allow(unsafe_code)]
 mod by_name {
     use super::*;
 
-    // SAFETY: as POSIX declares it, and the C library has it.
+    // SAFETY: the declaration is that of POSIX, and the C library has the function.
     unsafe extern "C" {
         fn dlsym(handle: *mut c_void, symbol: *const c_char) -> *mut c_void;
     }
 
-    /// Says to `dlsym`: in the libraries behind this program. -1 in every C library there is.
+    /// Makes `dlsym` search the libraries after this program. All C libraries define it as -1.
     const NEXT: *mut c_void = -1_isize as *mut c_void;
 
     type InC = unsafe extern "C" fn(c_int) -> c_int;
@@ -105,7 +106,7 @@ mod by_name {
 
     fn real_fsync(fd: c_int) -> c_int {
         static FOUND: OnceLock<InC> = OnceLock::new();
-        // SAFETY: any descriptor will do, a wrong one is answered with an error.
+        // SAFETY: the function accepts any descriptor, and returns an error for a wrong one.
         unsafe { next(&FOUND, c"fsync")(fd) }
     }
 
@@ -115,7 +116,7 @@ mod by_name {
         unsafe { next(&FOUND, c"fdatasync")(fd) }
     }
 
-    // SAFETY: these keep the contracts of the functions that they stand before.
+    // SAFETY: these functions keep the contracts of those that they replace.
     #[unsafe(no_mangle)]
     extern "C" fn fsync(fd: c_int) -> c_int {
         synced(fd, real_fsync)

@@ -1,4 +1,4 @@
-//! `GET /v1/database/{name}/logs`: what the module wrote, one JSON object a line, for its owner alone.
+//! `GET /v1/database/{name}/logs`: what the module wrote, one JSON object per line. Only the owner may read it.
 
 use axum::Extension;
 use axum::body::Body;
@@ -14,9 +14,9 @@ use crate::registry::NameOrIdentity;
 
 #[derive(Deserialize)]
 pub(crate) struct Params {
-    /// Only so many of the last lines.
+    /// Return only this many of the last lines.
     num_lines: Option<u32>,
-    /// Stay, and send each new line as it is written.
+    /// Keep the response open, and send each new line as it is written.
     #[serde(default)]
     follow: bool,
 }

@@ -1,8 +1,8 @@
 //! An embedded SpacetimeDB host for the development and the tests of Spacetime Sync.
 //!
-//! Wires a data directory, the published engine (`spacetimedb-core`) and an HTTP listener together and waits for a
-//! signal. Data, WebAssembly, SQL, subscriptions and tokens are the engine's own; what is written here is the thin
-//! layer that the official server puts around it. It never runs JavaScript modules and is never meant for production.
+//! It connects a data directory, the published engine (`spacetimedb-core`) and an HTTP listener, and waits for a
+//! signal. The engine itself handles data, WebAssembly, SQL, subscriptions and tokens. This program is the thin layer
+//! that the official server puts around the engine. It never runs JavaScript modules and is not meant for production.
 
 mod auth;
 mod call;
@@ -43,7 +43,7 @@ use crate::node::Node;
 #[global_allocator]
 static ALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What goes to stderr unless `RUST_LOG` says otherwise. The snapshot worker warns of every database that is new.
+/// The default of `RUST_LOG`. The engine's snapshot worker warns about every new database, which is no news.
 const LOG_FILTER: &str = "warn,spacetimedb_engine::snapshot=error";
 
 /// An embedded SpacetimeDB host, for development and tests only.
@@ -53,19 +53,19 @@ const LOG_FILTER: &str = "warn,spacetimedb_engine::snapshot=error";
 #[derive(Parser)]
 #[command(name = "spacetime-sync-host", version)]
 struct Args {
-    /// Directory that holds the databases, the keys and the pid file; created when it is missing.
+    /// Directory for the databases, the keys and the pid file; created if it is missing.
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// Address to listen on. Port 0 takes a free port, which the line on stdout then names.
+    /// Address to listen on. Port 0 takes a free port; the line on stdout names it.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
     listen: SocketAddr,
     /// Allow an address that other machines can reach.
     #[arg(long)]
     allow_remote: bool,
-    /// For tests that cut the power: file in which every sync is written down, with what it made safe.
+    /// File to record every sync in, with what it made safe; for tests that cut the power.
     #[arg(long, value_name = "FILE")]
     sync_ledger: Option<PathBuf>,
-    /// How much longer each sync takes, in milliseconds.
+    /// Delay of each sync in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 0, requires = "sync_ledger")]
     sync_delay_ms: u64,
 }
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<()> {
     if !args.allow_remote && !args.listen.ip().is_loopback() {
         bail!(
-            "{} can be reached by other machines: listen on 127.0.0.1, or add --allow-remote if that is meant",
+            "other machines can reach {}: listen on 127.0.0.1, or pass --allow-remote if you want that",
             args.listen
         );
     }
@@ -110,19 +110,21 @@ fn run(args: Args) -> anyhow::Result<()> {
     cores.rayon.configure(runtime.handle());
     let databases = cores.databases.make_database_runners();
     let served = runtime.block_on(serve(data_dir, args.listen, databases));
-    // Everything is flushed. Ending the runtime too would cancel the engine's background work, which panics then.
+    // Everything is flushed. Ending the runtime as well would cancel the engine's background work, and that would
+    // panic.
     std::mem::forget(runtime);
     served
 }
 
-/// How the engine panics when a call's database has no log any more. It catches that, and fails the call.
+/// The engine's panic message when the database of a call has lost its log. The engine catches the panic and fails the
+/// call.
 const LOG_GONE: &str = "local durability: actor vanished";
-/// Somebody must find out why.
+/// Notified by such a panic; [`lost_a_log`] then looks into it.
 static LOG_IS_GONE: Notify = Notify::const_new();
 
-/// After a panic the engine's memory and its log may have come apart: the process ends, and the next start reads the
-/// log. A log that is gone is no such case by itself: a call may have waited for its turn while its database was
-/// cleared or deleted.
+/// Ends the process after a panic, because the engine's memory may no longer agree with its log. The next start reads
+/// the log. A lost log alone is no reason to end: a call may have waited for its turn while its database was cleared or
+/// deleted.
 fn stop_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -134,7 +136,7 @@ fn stop_on_panic() {
     }));
 }
 
-/// Waits until a database that should be there has lost its log, as on a full disk.
+/// Waits until a running database loses its log, as on a full disk.
 async fn lost_a_log(node: &Node) {
     loop {
         LOG_IS_GONE.notified().await;
@@ -147,14 +149,15 @@ async fn lost_a_log(node: &Node) {
 async fn serve(data_dir: ServerDataDir, listen: SocketAddr, cores: JobCores) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // The pid file first: a second host on the same directory must hear of that, whatever its address.
+    // The pid file comes first, so that a second host on the same directory fails for that reason, whatever its
+    // address.
     let claim = node::claim(&data_dir)?;
     let listener = tokio::net::TcpListener::bind(listen)
         .await
         .with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr()?;
     let node = Arc::new(Node::open(data_dir, claim, address.port(), cores).await?);
-    // Every log is replayed before the first request: the engine gives a second caller only five seconds to wait.
+    // Replays every log before the first request, because the engine lets a second caller wait for only five seconds.
     node.launch_all().await?;
 
     let app = routes::router(node.clone());
@@ -170,7 +173,7 @@ async fn serve(data_dir: ServerDataDir, listen: SocketAddr, cores: JobCores) -> 
     });
     tokio::select! {
         served = axum::serve(listener, app) => served?,
-        () = lost_a_log(&node) => bail!("a database has lost its log: start again, and what is in it is there"),
+        () = lost_a_log(&node) => bail!("a database lost its log: check that the disk is not full, and start the host again"),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

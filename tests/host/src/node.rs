@@ -1,6 +1,6 @@
-//! The running node: the engine's controller, the keys and the list of databases over one data directory.
+//! The running node: the engine's controller, the keys and the list of databases of one data directory.
 //!
-//! Knows how to open a directory, launch what lives in it and shut it all down. It speaks no HTTP.
+//! It opens the directory, launches the databases in it and shuts them down. It knows nothing of HTTP.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,19 +28,19 @@ use crate::registry::{Entry, NameOrIdentity, Registry};
 /// How long a database may take to flush its log and stop.
 const EXIT_WITHIN: Duration = Duration::from_secs(10);
 
-/// What every request handler holds.
+/// The state that every request handler gets.
 pub(crate) type App = Arc<Node>;
 
 pub(crate) struct Node {
     pub(crate) registry: Registry,
-    /// Publishing and deleting go one at a time.
+    /// Held while a database is published or deleted, so that this happens one at a time.
     pub(crate) publishing: tokio::sync::Mutex<()>,
     pub(crate) programs: Arc<DiskStorage>,
     pub(crate) hosts: HostController,
     pub(crate) clients: ClientActorIndex,
     pub(crate) keys: JwtKeys,
     pub(crate) validator: DefaultValidator,
-    /// Held for as long as the process uses the directory.
+    /// Held as long as the process uses the directory.
     _claim: PidFile,
 }
 
@@ -87,7 +87,7 @@ impl Node {
             Arc::new(LocalPersistenceProvider::new(dir)),
             cores,
         );
-        // The engine launches no module before it knows how databases would reach one another.
+        // The engine launches modules only once it knows how databases reach one another.
         hosts.set_idc_config(IdcConfig {
             http_port: port,
             token_signer: Arc::new(keys.clone()),
@@ -116,7 +116,8 @@ impl Node {
         Ok(())
     }
 
-    /// Replays a database's log and starts its module; an empty one is set up with its initial program, durably.
+    /// Replays a database's log and starts its module. An empty database is first set up with its initial program,
+    /// durably.
     pub(crate) async fn launch(&self, entry: &Entry) -> anyhow::Result<()> {
         let launched = self
             .hosts
@@ -141,7 +142,7 @@ impl Node {
         Ok(self.hosts.exit_module_host(entry.replica, EXIT_WITHIN).await?)
     }
 
-    /// Whether every database is there and can write to its log. Waits while one is made, replaced or removed.
+    /// Whether every database runs and can write to its log. Waits while a database is created, replaced or removed.
     pub(crate) async fn is_whole(&self) -> bool {
         let _as_it_is = self.publishing.lock().await;
         for entry in self.registry.all() {
@@ -163,14 +164,14 @@ impl Node {
         })
     }
 
-    /// The module of a database, as it runs at this moment.
+    /// The module that a database runs at this moment.
     pub(crate) async fn module(&self, entry: &Entry) -> Result<ModuleHost, Failure> {
         Ok(self.watch_module(entry).await?.borrow().clone())
     }
 
-    /// The module of a database, and every one that replaces it.
+    /// The module of a database, and every module that replaces it.
     ///
-    /// Launches nothing: a request that comes while its database is removed must not bring it back to life.
+    /// It launches nothing, so that a request does not revive a database that is being removed.
     pub(crate) async fn watch_module(&self, entry: &Entry) -> Result<watch::Receiver<ModuleHost>, Failure> {
         let running = self.hosts.watch_module_host(entry.replica).await;
         running.map_err(|_| Failure::Unavailable("The database is being started, updated or removed: try again."))

@@ -1,7 +1,7 @@
-//! Publishing: creating, updating, clearing and deleting databases, and saying beforehand what an update would change.
+//! Publishing: creates, updates, clears and deletes databases, and says beforehand what an update would change.
 //!
-//! The work runs in a task of its own, one at a time: a client that hangs up must not leave a half-made database.
-//! What a module may change without breaking its clients is decided by the engine.
+//! The work runs in a task of its own, so that a client that hangs up leaves no half-made database, and one at a time.
+//! The engine decides what a module may change without breaking its clients.
 
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
@@ -24,15 +24,15 @@ use crate::error::Failure;
 use crate::node::{App, Node};
 use crate::registry::{Entry, NameOrIdentity};
 
-/// What a publisher may ask for. The official server's other parameters are about clusters, and are ignored.
+/// The parameters of publishing. The official server has more, which are about clusters; this host ignores them.
 #[derive(Deserialize)]
 pub(crate) struct Params {
-    /// Throw away the rows of an existing database.
+    /// Whether to delete the rows of an existing database.
     #[serde(default)]
     clear: bool,
     #[serde(default)]
     policy: Policy,
-    /// From the pre-publish route: proof that whoever breaks clients has seen the plan.
+    /// From the pre-publish route: proof that a publisher who breaks clients has seen the plan.
     token: Option<Hash>,
     host_type: Option<String>,
 }
@@ -144,7 +144,7 @@ async fn clear(node: &Node, old: &Entry, wasm: Bytes) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Runs the program once in memory, so that what cannot start is refused before it is remembered.
+/// Runs the program once in memory, so that a program that cannot start is refused before it is stored.
 async fn check(node: &Node, identity: Identity, owner: Identity, wasm: &Bytes) -> Result<Hash, Failure> {
     let program = Program::from_bytes(HostType::Wasm.into(), &wasm[..]);
     let database = Database {
@@ -204,7 +204,7 @@ async fn update(node: &Node, entry: &Entry, policy: MigrationPolicy, wasm: Bytes
     }
 }
 
-/// What an update would change, without changing it.
+/// Says what an update would change, and changes nothing.
 pub(crate) async fn plan(
     State(node): State<App>,
     Path(name): Path<NameOrIdentity>,
@@ -257,7 +257,7 @@ pub(crate) async fn plan(
     Ok(Json(answer).into_response())
 }
 
-/// Deletes a database for its owner. One that does not exist is already deleted, if it is named by identity.
+/// Deletes a database for its owner. Deleting by identity succeeds if no such database exists.
 pub(crate) async fn delete(
     State(node): State<App>,
     Path(name): Path<NameOrIdentity>,
@@ -277,7 +277,7 @@ pub(crate) async fn delete(
     .await
 }
 
-/// Runs `work` to its end, whatever becomes of the request, and never beside another one.
+/// Runs `work` to its end even if the client hangs up, and never beside other such work.
 async fn detached<F, Fut>(node: App, work: F) -> Result<Response, Failure>
 where
     F: FnOnce(App) -> Fut + Send + 'static,

@@ -1,8 +1,7 @@
-//! Which databases exist: names, owners and the directory each one lives in.
+//! The list of databases: their names, owners and directories.
 //!
-//! One small JSON file, rewritten whole: written aside, synced, renamed, so that a crash leaves either the old list
-//! or the new one. It holds nothing that the engine keeps itself: rows, schemas and the running program are in the
-//! engine's log.
+//! It is one small JSON file. Each change writes a whole new file, syncs it and renames it, so that a crash leaves
+//! either the old list or the new one. The engine's own log has everything else: rows, schemas and the running program.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -20,11 +19,11 @@ use spacetimedb_lib::Hash;
 pub(crate) struct Entry {
     pub(crate) identity: Identity,
     pub(crate) owner: Identity,
-    /// Published without a name, a database is reached by its identity alone.
+    /// `None` if the database was published without a name. Requests then use its identity.
     pub(crate) name: Option<DatabaseName>,
-    /// The directory of its log. Clearing a database moves it to a new one.
+    /// The directory of its log. A database that is cleared gets a new one.
     pub(crate) replica: u64,
-    /// The program that an empty log is set up with.
+    /// The program to set up an empty log with.
     pub(crate) initial_program: Hash,
 }
 
@@ -111,7 +110,7 @@ impl Registry {
         self.contents().databases.clone()
     }
 
-    /// Adds a database, in a directory that none has used before.
+    /// Adds a database in a directory that no database has used before.
     pub(crate) fn create(
         &self,
         name: Option<DatabaseName>,
@@ -148,7 +147,7 @@ impl Registry {
         })
     }
 
-    /// Puts an entry back as it was.
+    /// Restores an entry.
     pub(crate) fn restore(&self, old: &Entry) -> Result<(), RegistryError> {
         self.change(|contents| {
             contents.databases.retain(|e| e.identity != old.identity);
@@ -166,7 +165,7 @@ impl Registry {
             .expect("a panic ends the process, so nobody sees a poisoned lock")
     }
 
-    /// Memory follows the disk: a change that could not be written has not happened.
+    /// Writes the changed list to disk, and then adopts it in memory. A change that cannot be written has no effect.
     fn change<T>(&self, edit: impl FnOnce(&mut Contents) -> T) -> Result<T, RegistryError> {
         let mut contents = self.contents();
         let mut changed = contents.clone();

@@ -1,6 +1,6 @@
 //! The routes of the official server that this host serves.
 //!
-//! `tests/host/README.md` names those that it lacks.
+//! `tests/host/README.md` lists the routes that it lacks.
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -11,7 +11,7 @@ use crate::node::App;
 use crate::{auth, call, database, identity, logs, metrics, publish, schema, sql, subscribe};
 
 pub(crate) fn router(node: App) -> Router {
-    // A module is larger than what a request may usually carry.
+    // A module is larger than the usual limit of a request.
     let whole_module = DefaultBodyLimit::disable();
     let databases = Router::new()
         .route("/v1/database", post(publish::publish_unnamed).layer(whole_module))

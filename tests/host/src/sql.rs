@@ -1,4 +1,4 @@
-//! `POST /v1/database/{name}/sql`: one statement, run with the caller's rights and row-level filters.
+//! `POST /v1/database/{name}/sql`: runs one statement with the caller's rights and row-level filters.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::registry::NameOrIdentity;
 
 #[derive(Deserialize)]
 pub(crate) struct Params {
-    /// Answer only when what was read or written is durable. The default, as on the official server.
+    /// Whether to answer only once everything read or written is durable. The default, as on the official server.
     confirmed: Option<bool>,
 }
 

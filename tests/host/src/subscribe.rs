@@ -1,7 +1,7 @@
-//! `GET /v1/database/{name}/subscribe`: the WebSocket of a client, protocol `v2.bsatn.spacetimedb`.
+//! `GET /v1/database/{name}/subscribe`: a client's WebSocket, with the protocol `v2.bsatn.spacetimedb`.
 //!
-//! Carries messages between the socket and the engine's connection, which does everything that has a meaning:
-//! subscriptions, calls, confirmed reads, the bound on queued messages. Older and newer protocols are refused.
+//! This module only carries messages between the socket and the engine's connection. The engine handles subscriptions,
+//! calls, confirmed reads and the bound on queued messages. Older and newer protocols are refused.
 
 use std::time::{Duration, Instant};
 
@@ -30,9 +30,9 @@ use crate::node::App;
 use crate::registry::NameOrIdentity;
 
 const PING_EVERY: Duration = Duration::from_secs(15);
-/// A client that sends nothing for so long, not even the answer to a ping, is gone.
+/// A client that sends nothing for this long, not even the answer to a ping, counts as gone.
 const IDLE_AFTER: Duration = Duration::from_secs(30);
-/// How long the other side may take to answer a close.
+/// How long the client may take to answer a close frame.
 const CLOSE_WITHIN: Duration = Duration::from_millis(250);
 const LARGEST_MESSAGE: usize = 32 << 20;
 const CLOSE_AWAY: u16 = 1001;
@@ -40,13 +40,13 @@ const CLOSE_ERROR: u16 = 1011;
 
 #[derive(Deserialize)]
 pub(crate) struct Params {
-    /// Chosen by the client, else at random.
+    /// The client's choice; random without one.
     connection_id: Option<String>,
     #[serde(default)]
     compression: Compression,
     #[serde(default)]
     light: bool,
-    /// Send only what is durable. The default for this protocol, as on the official server.
+    /// Whether to send only what is durable. The default for this protocol, as on the official server.
     confirmed: Option<bool>,
 }
 
@@ -91,7 +91,7 @@ pub(crate) async fn subscribe(
         let connected =
             match ClientConnection::call_client_connected_maybe_reject(&mut module, id, caller.context()).await {
                 Ok(connected) => connected,
-                // Without a word, as on the official server: the client sees its connection end.
+                // As on the official server, the client only sees its connection end.
                 Err(e) => return tracing::info!("client {id} refused: {e:#}"),
             };
         let rights = AuthCtx::new(entry.owner, id.identity);
@@ -110,25 +110,25 @@ pub(crate) async fn subscribe(
     }))
 }
 
-/// Carries messages both ways until either side has had enough.
+/// Carries messages both ways until either side ends.
 ///
-/// Two tasks, so that decoding requests and encoding updates do not wait for one another.
+/// Each way is a task, so that decoding requests and encoding updates do not wait for one another.
 async fn carry(socket: WebSocket, client: ClientConnection, outgoing: ClientConnectionReceiver) {
     let _goodbye = Goodbye(Some(client.clone()));
     let (sink, source) = socket.split();
-    // A reason to close the connection, from the reading side to the writing side.
+    // Tells the writing side why to close the connection.
     let (close, closing) = mpsc::channel(1);
     let mut writing = tokio::spawn(write(sink, client.clone(), outgoing, closing));
     let mut reading = tokio::spawn(read(source, client, close));
     let _both = (AbortOnDrop(writing.abort_handle()), AbortOnDrop(reading.abort_handle()));
     tokio::select! {
-        // The close frame is out: the client may answer it.
+        // The close frame is sent, and the client gets time to answer it.
         _ = &mut writing => drop(tokio::time::timeout(CLOSE_WITHIN, &mut reading).await),
         _ = &mut reading => {}
     }
 }
 
-/// Ends when a close frame has been sent or the socket takes no more.
+/// Writes messages until it has sent a close frame, or the socket accepts nothing more.
 async fn write(
     mut sink: SplitSink<WebSocket, Message>,
     client: ClientConnection,
@@ -140,7 +140,7 @@ async fn write(
     let (mut batch, mut spare) = (Vec::new(), None);
     let mut pings = tokio::time::interval(PING_EVERY);
     let mut watching = client;
-    // Survives a changed module, ends with the database.
+    // This outlives an update of the module, and ends with the database.
     let module_gone = watching.watch_module_host();
     tokio::pin!(module_gone);
     let reason = loop {
@@ -180,7 +180,7 @@ async fn write(
     }
 }
 
-/// Ends when the client has closed, fallen silent or broken the protocol.
+/// Reads messages until the client closes, falls silent or breaks the protocol.
 async fn read(mut source: SplitStream<WebSocket>, client: ClientConnection, close: mpsc::Sender<CloseFrame>) {
     while let Ok(Some(Ok(message))) = tokio::time::timeout(IDLE_AFTER, source.next()).await {
         let Message::Binary(bytes) = message else { continue };
@@ -194,13 +194,13 @@ async fn read(mut source: SplitStream<WebSocket>, client: ClientConnection, clos
         if close.send(reason).await.is_err() {
             return;
         }
-        // What still arrives is not looked at; the client's answer to the close ends the stream.
+        // Ignores all further messages. The client's answer to the close frame ends the stream.
         while let Some(Ok(_)) = source.next().await {}
         return;
     }
 }
 
-/// Tells the engine that a client has gone, also when the engine itself aborted the connection's task.
+/// Tells the engine that a client has gone, even when the engine itself aborted the connection's task.
 struct Goodbye(Option<ClientConnection>);
 
 impl Drop for Goodbye {
