@@ -60,7 +60,7 @@ pub enum StdbError {
         /// What the server says.
         message: String,
     },
-    /// The token is valid, but the module does not let its identity in.
+    /// The token is valid, but the module refuses its identity.
     #[error("the module of database {database:?} does not let this identity in: {refusal}")]
     NotLetIn {
         /// The name.

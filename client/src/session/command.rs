@@ -1,4 +1,4 @@
-//! What a session orders. Whoever carries it out decides nothing.
+//! The commands of a session. The code that carries them out decides nothing.
 
 use spacetime_sync_proto::{Position, Seq};
 

@@ -67,7 +67,7 @@ pub enum Event {
     Applied(Outcome),
     /// The apply thread has ended.
     ApplierEnded,
-    /// What the application says of this session's presence, and whether it watches the presence of others.
+    /// The presence that the application gave this session, and whether it watches the presence of others.
     Presence {
         /// This session's presence, or `None` to say nothing.
         said: Option<Presence>,
@@ -168,7 +168,7 @@ pub enum DialFailure {
     NoToken(TokenError),
     /// SpacetimeDB does not accept the token.
     Unauthorized,
-    /// The module does not let the client in.
+    /// The module refuses the client.
     Refused(Refusal),
     /// A later attempt may succeed.
     Later(Disconnect),

@@ -6,19 +6,19 @@ use super::connection::Connection;
 use super::{Command, Session};
 use crate::presence::Presence;
 
-/// How often a present session says so.
+/// How often a present session repeats its presence.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// When to say something, and what.
+/// Decides when to report the presence, and what to report.
 #[derive(Debug, Default)]
 pub(super) struct Heartbeat {
-    /// What was said last, while it needs repeating.
+    /// The last report, while it needs repeating.
     said: Option<Presence>,
     said_at: Option<Instant>,
 }
 
 impl Heartbeat {
-    /// What to say at this time.
+    /// The reports that are due now.
     fn due(&mut self, wanted: Option<&Presence>, now: Instant) -> Vec<Presence> {
         let mut due = Vec::new();
         if let Some(said) = &self.said
@@ -51,7 +51,7 @@ impl Session {
         let Connection::Up(up) = &mut self.connection else {
             return;
         };
-        // Only a provider knows the session's id. Without one, no presence can be told.
+        // Only a provider knows the session's id. Without one, the client cannot tell its presence.
         let Some(session_id) = up.tenure.as_ref().and_then(|tenure| tenure.session_id()) else {
             return;
         };

@@ -90,7 +90,7 @@ pub struct Session {
     unapplied_bytes: usize,
     /// The stream at which the search for checkpoints to acknowledge continues.
     ack_turn: usize,
-    /// What this session says of its own presence, and whether the application watches the presence of others.
+    /// The presence that the application gave this session, and whether the application watches the presence of others.
     presence: Option<Presence>,
     watch_presence: bool,
     heartbeat: Heartbeat,

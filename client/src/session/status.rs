@@ -152,7 +152,7 @@ pub enum Disconnect {
     /// SpacetimeDB closed the connection, or it broke.
     #[error("the connection was closed")]
     Closed,
-    /// Nothing was heard for [`Limits::silence_timeout`](crate::Limits::silence_timeout) although an answer was due.
+    /// Silence for [`Limits::silence_timeout`](crate::Limits::silence_timeout) while an answer was due.
     #[error("nothing was heard for {0:?} although an answer was due")]
     Silence(Duration),
     /// The SDK reported an error.

@@ -327,7 +327,7 @@ fn a_client_without_grants_waits_says_so_and_asks_again() {
         assert!((5..=10).contains(&retry_in.as_secs()), "{retry_in:?}");
         connection = case.dial();
     }
-    // The issuer knows the stream's owner by this time.
+    // By now the issuer knows the stream's owner.
     case.serve(connection);
     case.make_live(connection);
 }

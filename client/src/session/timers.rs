@@ -56,7 +56,7 @@ impl Session {
         }
     }
 
-    /// Tells each stream that has been live for a while: whatever happens next counts as a new trouble.
+    /// Tells each stream that has been live for a while: its next failure counts as the first.
     fn tell_stable(&mut self) {
         let after = self.settings.backoff.stable_after;
         for at in 0..self.followers.len() {

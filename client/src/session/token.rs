@@ -10,7 +10,7 @@ use super::status::{Disconnect, StopReason, TokenStatus};
 use crate::credential::{AccessToken, TokenError};
 use crate::error::ErrorClass;
 
-/// A token is replaced at the latest after this share of its time, whatever its issuer says.
+/// The client replaces a token at the latest after this share of its lifetime, whatever its issuer says.
 const LATEST: f64 = 0.9;
 /// Clients replace their tokens earlier by a random share of up to this much, so that they do not all come at once.
 const JITTER: f64 = 0.1;

@@ -101,7 +101,7 @@ pub struct Round {
     pub spacetimedb_behind: u64,
     /// How many events the slowest client was behind, over all its streams.
     pub clients_behind: u64,
-    /// What does not fit.
+    /// The mismatches.
     pub mismatches: Vec<Mismatch>,
 }
 

@@ -88,7 +88,7 @@ pub struct Stream {
     recent: VecDeque<Position>,
     /// Whether something arrived that only the head can explain.
     doubtful: bool,
-    /// What the authority or the store was asked.
+    /// The question that the authority or the store has yet to answer.
     asking: Option<Asking>,
     /// Where store and handler are to start over.
     beginning: Option<Box<Beginning>>,

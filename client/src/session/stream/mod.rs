@@ -233,7 +233,7 @@ pub enum StreamStop {
         seq: Seq,
         /// What the log says.
         expected: PayloadHash,
-        /// What came.
+        /// What arrived.
         found: PayloadHash,
     },
     /// A row of the log does not hold a valid frame.
@@ -276,7 +276,7 @@ pub enum StreamStop {
         /// The first event that SpacetimeDB holds.
         oldest: Seq,
     },
-    /// What was applied cannot be continued, and the configured answer is to stop, or has not helped.
+    /// The authority calls the cursor stale, and the configured answer is to stop, or has not helped.
     #[error(transparent)]
     StaleCursor(Box<StaleCursor>),
     /// The stream's class allows only confirmed reads, and this client reads early. Nothing that came with this answer

@@ -1,4 +1,4 @@
-//! What comes from SpacetimeDB: pages, rows, and answers to subscriptions.
+//! What arrives from SpacetimeDB: pages, rows, and answers to subscriptions.
 
 use super::{Mode, RECENT, Reading, Stream};
 use crate::config::Reads;

@@ -53,7 +53,7 @@ impl Rung {
     }
 }
 
-/// What was asked of the authority or of the store.
+/// The question that the authority or the store has yet to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asking {
     /// The events after this position.
@@ -97,7 +97,7 @@ impl Stream {
         }
     }
 
-    /// The stream has been live for a while: whatever happens next counts as a new trouble.
+    /// The stream has been live for a while: its next failure counts as the first.
     pub(super) fn note_stable(&mut self) {
         self.recovery = Recovery {
             begun: self.recovery.begun,
