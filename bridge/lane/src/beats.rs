@@ -1,5 +1,5 @@
-//! What is said on the link now and then: which history the authority holds and how far it has come, and how long events
-//! are held.
+//! What the bridge tells the module at intervals: which history the authority holds and how far it has come (the beat), and
+//! how long to keep events (the retention policy).
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ use crate::message::{Command, Failure};
 use crate::notice::Notice;
 use crate::{LinkId, RequestId};
 
-/// Waits before the policy is asked for again that a new link needs.
+/// The first and the longest wait before a new link asks again for the policy.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// The policy of retention, as the module carries it out.
+/// The retention policy, as the module applies it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Policy {
-    /// Empty where SpacetimeDB is to hold everything.
+    /// Empty if SpacetimeDB is to keep everything.
     classes: Vec<RetentionClass>,
 }
 
 impl Policy {
-    /// How many of a stream's newest events SpacetimeDB holds; nothing if it holds all.
+    /// How many of a stream's newest events SpacetimeDB keeps. `None` if it keeps all.
     pub(crate) fn window(&self, stream_id: &StreamId) -> Option<u64> {
         let class = class_of(&self.classes, |class| &class.stream_prefix, stream_id.as_str());
         class.map(|class| class.window_events)
@@ -35,31 +35,36 @@ impl Policy {
 
 #[derive(Debug)]
 enum PolicyStep {
-    /// Read again then.
+    /// Reads the policy at this time.
     Waiting(Duration),
+    /// Asks the authority for the policy.
     Reading(RequestId),
+    /// Gives this policy to the module.
     Handing(RequestId, Policy),
 }
 
 #[derive(Debug)]
 enum EpochStep {
-    /// The next beat is then.
+    /// The next beat is at this time.
     Waiting(Duration),
+    /// Asks the authority for its epoch and beat.
     Reading(RequestId),
+    /// Tells the module about them.
     Marking(RequestId),
+    /// Counts the authority's beat up.
     Advancing(RequestId),
 }
 
-/// What follows from an answer.
+/// What an answer means for the lane.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nothing more.
+    /// Nothing.
     Fine,
-    /// The authority holds another history than before: an operator has put things right.
+    /// The authority's epoch has changed, because an operator has repaired the lane.
     EpochBegun,
-    /// The module has taken the beat, or says why the authority cannot be the one that was carried before.
+    /// The module has taken the beat, or says that this is not the history that the bridge carried before.
     Marked(Option<Refusal>),
-    /// Nothing can be asked on this link.
+    /// The module refuses every call on this link.
     DropLink(String),
 }
 
@@ -68,24 +73,26 @@ pub(crate) struct Beats {
     beat: Duration,
     every: Duration,
     applies_windows: bool,
-    /// The link that is up, and what was found out on it.
+    /// The link that is up.
     link: Option<Linked>,
-    /// What the module took last, on whichever link.
+    /// The last policy that the module took, on any link.
     policy: Policy,
-    /// The authority's epoch, as far as this process knows.
+    /// The authority's epoch at the last beat.
     epoch: Option<String>,
     backoff: Backoff,
 }
 
+/// What the bridge has told the module on one link.
 #[derive(Debug)]
 struct Linked {
     id: LinkId,
     policy: PolicyStep,
     epoch: EpochStep,
-    /// Whether the module behind this link has the policy, or refuses it.
+    /// Whether the module has taken a policy on this link.
     has_policy: bool,
-    /// Whether the policy is known as far as it can be: streams may be compared.
+    /// Whether the module has answered a policy on this link, so that streams may be compared.
     settled: bool,
+    /// Whether the log says already that the authority was restored.
     restored: bool,
 }
 
@@ -118,7 +125,7 @@ impl Beats {
         self.link = None;
     }
 
-    /// What the module behind the link goes by, once that is known.
+    /// The policy that the module applies, once that is known on this link.
     pub(crate) fn settled_policy(&self) -> Option<&Policy> {
         self.link
             .as_ref()
@@ -161,7 +168,7 @@ impl Beats {
         }
     }
 
-    /// Hands a policy on, if this link's module was not handed just that.
+    /// Gives the module a policy, unless it has taken this very policy on this link.
     fn hand_on(&mut self, now: Duration, policy: Policy, ids: &mut Ids, out: &mut Vec<Command>) {
         let Some(link) = &mut self.link else { return };
         if link.has_policy && policy == self.policy {
@@ -173,7 +180,7 @@ impl Beats {
         link.policy = PolicyStep::Handing(request, policy);
     }
 
-    /// The authority's policy was read.
+    /// The authority has answered with its policy.
     pub(crate) fn read(
         &mut self,
         now: Duration,
@@ -191,7 +198,7 @@ impl Beats {
             Ok(classes) => self.hand_on(now, Policy { classes }, ids, out),
             Err(failure) => {
                 out.push(Command::Tell(Notice::PolicyNotHandedOn { why: failure.text }));
-                // Streams are not compared before it is known, so a new link does not wait for the next regular look.
+                // On a new link, streams wait for the policy before they are compared.
                 let wait = if link.settled {
                     self.every
                 } else {
@@ -202,7 +209,7 @@ impl Beats {
         }
     }
 
-    /// The module has taken a policy, or not.
+    /// The module has answered a policy.
     pub(crate) fn handed(
         &mut self,
         now: Duration,
@@ -221,7 +228,7 @@ impl Beats {
         }
         let policy = std::mem::take(policy);
         link.policy = PolicyStep::Waiting(now + self.every);
-        // No event waits for a policy that the module does not take: it goes by the one that it has.
+        // If the module does not take the policy, it keeps the one that it has. Events must not wait for that.
         link.settled = true;
         match handed {
             Ok(()) => {
@@ -247,7 +254,7 @@ impl Beats {
         }
     }
 
-    /// The authority said which history it holds.
+    /// The authority has answered with its epoch and beat.
     pub(crate) fn epoch(
         &mut self,
         now: Duration,
@@ -278,7 +285,7 @@ impl Beats {
         Verdict::Fine
     }
 
-    /// The module has taken the beat, or refuses it.
+    /// The module has answered a beat.
     pub(crate) fn marked(
         &mut self,
         now: Duration,
@@ -301,7 +308,7 @@ impl Beats {
                 out.push(Command::AdvanceBeat(request));
                 Verdict::Marked(None)
             }
-            // An authority that is behind stays where it is: it must not catch up with what it has lost.
+            // The beat of a restored authority does not move. Otherwise it would catch up, and hide that events are lost.
             Ok(Err(refusal)) => {
                 if !std::mem::replace(&mut link.restored, true) {
                     let refusal = refusal.clone();
@@ -318,7 +325,7 @@ impl Beats {
         }
     }
 
-    /// The authority went one beat further.
+    /// The authority has counted its beat up.
     pub(crate) fn advanced(
         &mut self,
         now: Duration,
@@ -336,6 +343,7 @@ impl Beats {
         }
     }
 
+    /// A beat has failed; the next one is due as usual.
     fn missed(&mut self, now: Duration, failure: Failure, out: &mut Vec<Command>) {
         if let Some(link) = &mut self.link {
             link.epoch = EpochStep::Waiting(now + self.beat);
@@ -421,12 +429,12 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_is_handed_on_once_for_each_link_and_again_when_it_changes() {
+    fn the_module_is_given_the_policy_once_on_each_link_and_again_when_it_changes() {
         let mut bench = Bench::new();
         for _ in 0..2 {
             let (policy, _) = bench.link_up(NOW);
             let [Command::SetRetention(_, request, _)] = bench.read(NOW, policy, classes(7))[..] else {
-                panic!("it is not handed on")
+                panic!("the module is not given the policy")
             };
             assert_eq!(bench.beats.settled_policy(), None);
             bench.beats.handed(NOW, request, Ok(()), &mut bench.out);
@@ -446,11 +454,11 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_the_module_refuses_holds_up_no_stream() {
+    fn streams_do_not_wait_for_a_policy_that_the_module_refuses() {
         let mut bench = Bench::new();
         let (policy, _) = bench.link_up(NOW);
         let [Command::SetRetention(_, request, _)] = bench.read(NOW, policy, classes(7))[..] else {
-            panic!("it is not handed on")
+            panic!("the module is not given the policy")
         };
         let refused = Err(failure(RefusalClass::Reject));
         assert_eq!(bench.beats.handed(NOW, request, refused, &mut bench.out), Verdict::Fine);
@@ -459,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_that_is_behind_stays_where_it_is() {
+    fn the_beat_of_a_restored_authority_does_not_move() {
         let mut bench = Bench::new();
         let (_, epoch) = bench.link_up(NOW);
         let (_, told) = bench.epoch(NOW, epoch, "one");
@@ -475,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_epoch_is_noticed_on_the_link_and_across_links() {
+    fn a_new_epoch_is_noticed_even_on_a_new_link() {
         let mut bench = Bench::new();
         let (_, epoch) = bench.link_up(NOW);
         assert_eq!(bench.epoch(NOW, epoch, "one").0, Verdict::Fine);

@@ -1,5 +1,5 @@
-//! How the bridge is. Health is defined here and nowhere else: it is red for what a restart or a person must mend, and
-//! says what that is.
+//! How the bridge is. This is the only place that defines health: it is red if a restart or a person must repair something,
+//! and then says what.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,56 +10,52 @@ use spacetime_sync_proto::StreamId;
 use crate::look::Lag;
 use crate::streams::{HaltReason, Load};
 
-/// Halted streams that a problem names; the others are counted.
+/// How many halted streams the problems name. They only count the others.
 const NAMED: usize = 3;
 
-/// What this bridge is at the moment.
+/// What this bridge does at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Not connected to the authority yet.
+    /// It has not connected to the authority yet.
     Starting,
-    /// Another bridge leads.
+    /// It stands by while another bridge leads.
     Standby,
-    /// This one carries.
+    /// It leads.
     Leading,
-    /// Finishing what is in flight.
+    /// It stops, and finishes what is in flight.
     Draining,
 }
 
-/// Counters, from the start of the process.
+/// Counters since the start of the process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Events acknowledged as durable.
+    /// Events that SpacetimeDB acknowledged as durable.
     pub published_events: u64,
-    /// Frames acknowledged as durable.
+    /// Frames that SpacetimeDB acknowledged as durable.
     pub published_frames: u64,
     /// Calls that the module refused.
     pub refused_calls: u64,
-    /// Calls that failed for another reason.
+    /// Calls that failed without a refusal.
     pub lost_calls: u64,
-    /// Times the link to SpacetimeDB was made.
+    /// How often the bridge connected to SpacetimeDB.
     pub links: u64,
-    /// Times the authority did not answer.
+    /// How often the authority did not answer.
     pub authority_failures: u64,
     /// Looks for dirty streams.
     pub polls: u64,
-    /// Wake-ups that came.
+    /// Wake-ups by writers.
     pub wakes: u64,
     /// Streams compared with SpacetimeDB.
     pub compared_streams: u64,
-    /// Events that were removed from the authority's log.
+    /// Events purged from the authority's log.
     pub purged_events: u64,
 }
 
-/// Whether somebody can be reached.
+/// Whether the authority or SpacetimeDB answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Reach {
     Here,
-    /// Since when, and why, as far as is known.
-    Away {
-        since: Duration,
-        why: String,
-    },
+    Away { since: Duration, why: String },
 }
 
 impl Reach {
@@ -68,32 +64,32 @@ impl Reach {
     }
 }
 
-/// What changes with every turn.
+/// The part that changes with every turn.
 #[derive(Debug, Clone, Copy)]
 struct Pulse {
     load: Load,
     lag: Lag,
     counters: Counters,
-    /// Since when there has been work, if there is any.
+    /// When the present work began. `None` if there is no work.
     work_since: Option<Duration>,
     last_progress: Duration,
     last_turn: Duration,
 }
 
-/// What changes seldom.
+/// The part that seldom changes.
 #[derive(Debug, Clone)]
 struct Condition {
     role: Role,
     link: Reach,
     authority: Reach,
     halted: BTreeMap<StreamId, HaltReason>,
-    /// Streams whose progress the authority refuses to record, and why.
+    /// Streams whose published seq the authority refuses to record, with its reasons.
     unrecorded: BTreeMap<StreamId, String>,
-    /// Why the authority cannot be the one whose events were carried before.
+    /// What the module says about an authority that was restored.
     restored: Option<String>,
 }
 
-/// All that health, readiness and metrics are made of. Cheap to clone.
+/// The data behind health, readiness and metrics. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Vitals {
     stall_after: Duration,
@@ -104,26 +100,26 @@ pub struct Vitals {
 /// What `/healthz` answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// False for what a restart or a person must mend: see [`Vitals::health`].
+    /// False if a restart or a person must repair something: see [`Vitals::health`].
     pub healthy: bool,
-    /// False until the authority and, for who leads, SpacetimeDB are connected.
+    /// True when the authority is connected, and for the leader SpacetimeDB as well.
     pub ready: bool,
-    /// What this bridge is at the moment.
+    /// What this bridge does at the moment.
     pub role: Role,
-    /// What is wrong, in words; empty when nothing is.
+    /// What is wrong, in words. Empty if nothing is.
     pub problems: Vec<String>,
-    /// Streams that go no further, and why.
+    /// Halted streams, with their reasons.
     pub halted: Vec<(StreamId, HaltReason)>,
-    /// Whether the authority is behind what was carried before: it was restored, and needs `spacetime-sync rewind`.
+    /// Whether the authority was restored to an earlier time, so that an operator must run `spacetime-sync rewind`.
     pub authority_restored: bool,
-    /// How long there has been work without progress.
+    /// How long work has made no progress.
     pub stalled: Duration,
-    /// Events committed and not yet published.
+    /// How many events are committed and not yet published.
     pub lag: Lag,
 }
 
 impl Vitals {
-    /// At the start of the process.
+    /// The vitals at the start of the process.
     pub fn new(stall_after: Duration) -> Self {
         let away = || Reach::Away {
             since: Duration::ZERO,
@@ -176,7 +172,7 @@ impl Vitals {
         }
     }
 
-    /// The authority does not answer. Says whether that, or the reason, is new.
+    /// The authority does not answer. Returns whether that, or the reason, is new.
     pub(crate) fn authority_away(&mut self, now: Duration, why: String) -> bool {
         self.pulse.counters.authority_failures += 1;
         match &self.condition.authority {
@@ -192,7 +188,7 @@ impl Vitals {
         self.change().halted.insert(stream_id, reason);
     }
 
-    /// Nothing is halted any more: every stream is looked at anew.
+    /// No stream is halted any more.
     pub(crate) fn none_halted(&mut self) {
         if !self.condition.halted.is_empty() {
             self.change().halted.clear();
@@ -223,11 +219,11 @@ impl Vitals {
         self.pulse.last_progress = now;
     }
 
-    /// The lane has turned, and this is what there is to do.
+    /// The lane has taken a turn. `load` and `lag` say how much there is to do.
     pub(crate) fn turned(&mut self, now: Duration, load: Load, lag: Lag) {
         let pulse = &mut self.pulse;
         (pulse.last_turn, pulse.load, pulse.lag) = (now, load, lag);
-        // A person works on halted streams, not the bridge.
+        // Halted streams are work for a person, not for the bridge.
         let work = load.busy_streams > 0 || lag.live_events > 0;
         match (work, pulse.work_since) {
             (true, None) => pulse.work_since = Some(now),
@@ -236,7 +232,7 @@ impl Vitals {
         }
     }
 
-    /// This bridge carries nothing any more. How the lane is, is for the next leader to say.
+    /// The lead is lost. The next leader reports on the lane.
     pub(crate) fn lead_lost(&mut self, now: Duration, why: &str) {
         (self.pulse.load, self.pulse.lag, self.pulse.work_since) = (Load::default(), Lag::default(), None);
         let condition = self.change();
@@ -248,7 +244,7 @@ impl Vitals {
         condition.restored = None;
     }
 
-    /// A lead begins, without a link yet.
+    /// This bridge has the lead, and no link yet.
     pub(crate) fn lead_begun(&mut self, now: Duration) {
         let condition = self.change();
         condition.role = Role::Leading;
@@ -258,13 +254,13 @@ impl Vitals {
         };
     }
 
-    /// How things are. Red, which means not healthy, is what a restart or a person must mend:
-    /// - the lane's loop has not turned for `stall_after`,
-    /// - work and no progress for as long,
-    /// - the authority has not answered for as long, whatever the role,
-    /// - a leader has had no link to SpacetimeDB for as long,
+    /// How the bridge is. It is red, that is not healthy, in these cases:
+    /// - the bridge's loop has not turned for `stall_after`,
+    /// - work has made no progress for that long,
+    /// - the authority has not answered for that long, in any role,
+    /// - a leader has had no link to SpacetimeDB for that long,
     /// - a stream is halted,
-    /// - the progress of a stream cannot be recorded,
+    /// - the authority refuses to record a published seq,
     /// - the authority was restored.
     pub fn health(&self, now: Duration) -> Health {
         let (pulse, condition) = (&self.pulse, &*self.condition);
@@ -295,14 +291,14 @@ impl Vitals {
         let unrecorded = condition
             .unrecorded
             .iter()
-            .map(|(stream_id, why)| format!("how far stream {stream_id} is published cannot be recorded: {why}"));
-        problems.streams(unrecorded, "published and cannot be recorded");
+            .map(|(stream_id, why)| format!("cannot record how far stream {stream_id} is published: {why}"));
+        problems.streams(unrecorded, "published but not recorded");
         let ready = match condition.role {
             Role::Starting | Role::Draining => false,
             Role::Standby => condition.authority.is_here(),
             Role::Leading => condition.authority.is_here() && condition.link.is_here(),
         };
-        // After a restore to less than a beat ago only the streams show it.
+        // If the restore went back less than a beat, only the streams show it.
         let mut reasons = condition.halted.values();
         let is_ahead = reasons.any(|reason| matches!(reason, HaltReason::AheadOfAuthority));
         Health {
@@ -332,7 +328,7 @@ impl Vitals {
     }
 }
 
-/// What is wrong, and whether that is red.
+/// What is wrong, and whether health is red.
 struct Problems {
     now: Duration,
     stall_after: Duration,
@@ -355,7 +351,7 @@ impl Problems {
         self.words.push(problem);
     }
 
-    /// Who is away for a moment comes back by itself.
+    /// Names a side that is away. That is red only after a while, because mostly the side comes back by itself.
     fn reach(&mut self, whose: &str, reach: &Reach) {
         if let Reach::Away { since, why } = reach {
             self.words.push(format!("{whose}: {why}"));
@@ -372,7 +368,7 @@ impl Problems {
     }
 }
 
-/// Who was away already has been since then.
+/// Notes that a side is away, and keeps the time at which that began.
 fn away(reach: &mut Reach, now: Duration, why: String) {
     let since = match reach {
         Reach::Here => now,
@@ -396,7 +392,7 @@ mod tests {
         }
     }
 
-    /// Of a leader whose authority and SpacetimeDB answer.
+    /// The vitals of a leader when authority and SpacetimeDB answer.
     fn leading() -> Vitals {
         let mut vitals = Vitals::new(LIMIT);
         vitals.lead_begun(START);
@@ -422,7 +418,7 @@ mod tests {
         assert!(!healthy_at(&mut vitals, START + 3 * LIMIT + MOMENT, busy(1)));
         assert!(
             healthy_at(&mut vitals, START + 4 * LIMIT, busy(0)),
-            "no work, no reason to worry"
+            "without work nothing stalls"
         );
     }
 
@@ -431,11 +427,11 @@ mod tests {
         for role in [Role::Leading, Role::Standby] {
             let mut vitals = leading();
             vitals.role(role);
-            assert!(vitals.authority_away(START, "refused".to_owned()), "it is told");
+            assert!(vitals.authority_away(START, "refused".to_owned()), "the first is new");
             assert!(healthy_at(&mut vitals, START + LIMIT, busy(0)), "{role:?}");
             assert!(
                 !vitals.authority_away(START + LIMIT, "refused".to_owned()),
-                "it is told once"
+                "the same reason is not new"
             );
             assert!(!healthy_at(&mut vitals, START + LIMIT + MOMENT, busy(0)), "{role:?}");
             vitals.authority_here();
@@ -452,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_without_a_link_is_red_after_a_while_and_a_standby_needs_none() {
+    fn a_leader_without_a_link_turns_red_after_a_while_and_a_standby_does_not() {
         let mut vitals = leading();
         vitals.link_down(START, "closed".to_owned());
         vitals.link_down(START + LIMIT / 2, "refused".to_owned());
@@ -473,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_halted_stream_is_red_with_its_reason_until_it_is_looked_at_anew() {
+    fn a_halted_stream_is_red_with_its_reason_until_streams_are_forgotten() {
         let mut vitals = leading();
         let stream = |at: usize| StreamId::new(&format!("s.{at}")).unwrap();
         vitals.halted(stream(0), HaltReason::AheadOfAuthority);
@@ -499,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lag_of_halted_streams_is_shown_and_is_no_work() {
+    fn the_lag_of_halted_streams_is_shown_and_does_not_count_as_work() {
         let mut vitals = leading();
         let lag = Lag {
             live_events: 0,
@@ -513,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn who_lost_the_lead_is_not_ready_before_the_authority_answers_again() {
+    fn a_bridge_that_lost_the_lead_is_ready_when_the_authority_answers_again() {
         let mut vitals = leading();
         assert!(vitals.health(START).ready);
         vitals.lead_lost(START, "the lead is lost");
@@ -521,11 +517,11 @@ mod tests {
         vitals.authority_here();
         assert!(vitals.health(START).ready, "as a standby");
         vitals.lead_begun(START);
-        assert!(!vitals.health(START).ready, "the link of before is gone");
+        assert!(!vitals.health(START).ready, "a new leader has no link yet");
     }
 
     #[test]
-    fn who_lost_the_lead_says_nothing_of_the_lane_any_more() {
+    fn a_bridge_that_lost_the_lead_no_longer_reports_on_the_lane() {
         let mut vitals = leading();
         let lag = Lag {
             live_events: 7,
@@ -542,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_stands_still_is_red_even_without_work() {
+    fn a_loop_that_does_not_turn_is_red_even_without_work() {
         let vitals = leading();
         assert!(vitals.health(START + LIMIT).healthy);
         assert!(!vitals.health(START + LIMIT + MOMENT).healthy);

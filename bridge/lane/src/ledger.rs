@@ -1,8 +1,8 @@
-//! The ledger: what is still to be recorded in the authority about how far each stream is published.
+//! The ledger: the published seqs that the bridge still has to record in the authority.
 //!
-//! Many advances become one statement, and one statement is in flight at a time, so that a set-back and an advance of the
-//! same stream never overtake one another. A row that a writer holds, or that cannot be written at all, waits by itself:
-//! no other stream waits with it.
+//! Many records become one statement. Only one statement is under way at a time, so that a set-back and an advance of the
+//! same stream never overtake each other. If a writer holds a row, or the authority refuses to write it, only that stream
+//! waits.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -17,41 +17,42 @@ use crate::ids::Ids;
 use crate::message::{Command, Failure, Record, Recorded};
 use crate::notice::Notice;
 
-/// How long advances are gathered. What is published and not yet recorded is absorbed after a crash.
+/// How long the ledger gathers records for one statement. If the bridge dies before, it publishes these events again, and
+/// the module absorbs them.
 const GATHER: Duration = Duration::from_millis(20);
-/// Wait before a row that a writer held is tried again.
+/// The wait before the next try after a writer held the row.
 const LOCKED: Duration = Duration::from_millis(100);
-/// Waits after the authority did not take a statement.
+/// The first and the longest wait after the authority did not answer a statement.
 const AWAY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Wait before a row is tried again that the authority refuses to write.
+/// The wait before the next try after the authority refused to write a row.
 const REFUSED: Duration = Duration::from_secs(10);
-/// Most streams in one statement.
+/// The most streams in one statement.
 const STREAMS: usize = 1_000;
 
-/// What is to be recorded of one stream.
+/// What to record about one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Entry {
     published: Seq,
-    /// SpacetimeDB holds less than was recorded: the record goes back to just this seq.
+    /// SpacetimeDB holds less than was recorded, so the published seq moves back to exactly this one.
     back: bool,
-    /// Whether its place in the queue is taken, or it waits in `resting`.
     place: Place,
 }
 
+/// Where an entry waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Queued,
     Resting(Duration),
 }
 
-/// A statement that the authority has not answered yet.
+/// The statement that is under way.
 #[derive(Debug)]
 struct Writing {
     request: RequestId,
     entries: Vec<(StreamId, Seq)>,
     streams: HashSet<StreamId>,
     back: bool,
-    /// Everything in it is of the past: if it fails, it is not tried again.
+    /// It was sent before the present link. If it fails, the ledger does not repeat it.
     stale: bool,
 }
 
@@ -61,16 +62,16 @@ pub(crate) struct Ledger {
     queue: VecDeque<StreamId>,
     resting: BTreeSet<(Duration, StreamId)>,
     writing: Option<Writing>,
-    /// When the next statement goes out, if there is something to write.
+    /// When to send the next statement. `None` if no entry is queued.
     due: Option<Duration>,
-    /// Streams in one statement: fewer after one that the authority refused, until the stream is found that it refuses.
+    /// How many streams one statement may have. After a refusal it shrinks, until the refused stream is alone.
     most: usize,
     backoff: Backoff,
-    /// Streams whose record the authority refuses, and why.
+    /// Streams whose published seq the authority refuses to record, with its reasons.
     refused: HashMap<StreamId, String>,
 }
 
-/// What a stream's record came to, for whoever knows the stream.
+/// What an answer means for the streams.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// The authority's log ends before what SpacetimeDB acknowledged.
@@ -91,12 +92,12 @@ impl Ledger {
         }
     }
 
-    /// SpacetimeDB durably holds a stream up to here.
+    /// SpacetimeDB durably holds a stream up to this seq.
     pub(crate) fn advance(&mut self, now: Duration, stream_id: StreamId, to: Seq) {
         self.put(now, stream_id, to, false);
     }
 
-    /// SpacetimeDB holds a stream up to here only: what waits to be recorded and says more is of the past.
+    /// SpacetimeDB holds a stream only up to this seq. A record that waits and says more is outdated.
     pub(crate) fn set_back(&mut self, now: Duration, stream_id: StreamId, to: Seq) {
         if let Some(entry) = self.entries.get_mut(&stream_id) {
             (entry.published, entry.back) = (to, true);
@@ -104,8 +105,8 @@ impl Ledger {
         self.put(now, stream_id, to, true);
     }
 
-    /// SpacetimeDB holds just this much, and the record said so when it was read: what waits to be recorded, or is being
-    /// recorded, and says anything else is of the past.
+    /// SpacetimeDB holds a stream exactly up to the published seq. A record of another seq, whether it waits or is under way,
+    /// is outdated.
     pub(crate) fn holds(&mut self, now: Duration, stream_id: StreamId, at: Seq) {
         let in_flight = self
             .writing
@@ -132,8 +133,7 @@ impl Ledger {
         self.due.get_or_insert(now + GATHER);
     }
 
-    /// A new link: every stream is compared, which finds out anew what is published. What waits is dropped, for it may
-    /// be no longer true.
+    /// A new link is up: drops what waits, because it may no longer be true. The comparison finds out what is published.
     pub(crate) fn forget(&mut self) {
         self.entries.clear();
         self.queue.clear();
@@ -145,35 +145,35 @@ impl Ledger {
         }
     }
 
-    /// Whether a statement is under way that was begun before the last link. Until it is answered, the authority's record
-    /// may still change to what is of the past.
+    /// Whether a statement from before the present link is under way. Until it is answered, it may still set published seqs
+    /// that are outdated.
     pub(crate) fn writes_the_past(&self) -> bool {
         self.writing.as_ref().is_some_and(|writing| writing.stale)
     }
 
-    /// Whether all is recorded.
+    /// Whether everything is recorded.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.writing.is_none()
     }
 
-    /// Streams that are not recorded yet.
+    /// How many streams are not recorded yet.
     pub(crate) fn len(&self) -> usize {
         self.entries.len() + self.writing.as_ref().map_or(0, |writing| writing.entries.len())
     }
 
-    /// Streams whose record the authority refuses, and why.
+    /// Streams whose published seq the authority refuses to record, with its reasons.
     pub(crate) fn refused(&self) -> &HashMap<StreamId, String> {
         &self.refused
     }
 
-    /// Writes at once what is left.
+    /// Makes the next statement due now.
     pub(crate) fn flush(&mut self, now: Duration) {
         if !self.entries.is_empty() {
             self.due = Some(now);
         }
     }
 
-    /// When there is something to do.
+    /// When the next statement is due.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         if self.writing.is_some() {
             return None;
@@ -201,7 +201,7 @@ impl Ledger {
             return;
         }
         self.due = None;
-        // One statement moves records one way: the streams at the front of the queue say which.
+        // One statement only advances or only sets exactly. The first stream in the queue decides which.
         let mut back = None;
         let mut entries = Vec::new();
         while entries.len() < self.most
@@ -249,7 +249,7 @@ impl Ledger {
         });
     }
 
-    /// The authority has answered.
+    /// The authority has answered a statement.
     pub(crate) fn recorded(
         &mut self,
         now: Duration,
@@ -284,6 +284,7 @@ impl Ledger {
         outcome
     }
 
+    /// A statement has failed.
     fn failed(
         &mut self,
         now: Duration,
@@ -296,7 +297,7 @@ impl Ledger {
         let alone = streams == 1;
         let wait = match failure.class {
             RefusalClass::Retry => self.backoff.next(dice),
-            // Some row in it cannot be written: smaller statements find out which.
+            // The authority refuses to write some row. Smaller statements find out which.
             RefusalClass::Reject | RefusalClass::Fatal if !alone => {
                 self.most = (streams / 2).max(1);
                 Duration::ZERO
@@ -319,7 +320,7 @@ impl Ledger {
                 self.again(now + wait, stream_id, published, writing.back);
             }
         }
-        // What waits in the queue meets the same authority.
+        // The authority would not answer the streams in the queue either.
         if failure.class == RefusalClass::Retry
             && let Some(due) = &mut self.due
         {
@@ -327,10 +328,10 @@ impl Ledger {
         }
     }
 
-    /// Takes a record up again, unless something newer is known by now.
+    /// Records a stream again after a rest, unless a newer entry exists.
     fn again(&mut self, until: Duration, stream_id: StreamId, published: Seq, back: bool) {
         if let Some(newer) = self.entries.get_mut(&stream_id) {
-            // A newer set-back says what holds. A newer advance goes on from here.
+            // A newer set-back replaces the old entry. A newer advance continues from it.
             if !newer.back {
                 newer.published = newer.published.max(published);
                 newer.back = back;
@@ -389,7 +390,7 @@ mod tests {
             }
         }
 
-        /// The statement that goes out at a time, if one does.
+        /// The statement that the ledger sends at this time, if any.
         fn at(&mut self, now: Duration) -> Option<Statement> {
             let mut out = Vec::new();
             self.ledger.turn(now, &mut self.ids, &mut out);
@@ -418,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn advances_are_gathered_into_one_statement() {
+    fn one_statement_records_many_advances() {
         let mut bench = Bench::new();
         bench.ledger.advance(NOW, stream("a"), seq(1));
         bench.ledger.advance(NOW, stream("b"), seq(7));
@@ -433,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_a_writer_holds_delays_no_other_stream() {
+    fn a_row_that_a_writer_holds_does_not_delay_other_streams() {
         let mut bench = Bench::new();
         bench.ledger.set_back(NOW, stream("held"), seq(1));
         let (request, back, _) = bench.at(NOW + GATHER).unwrap();
@@ -452,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_published_after_a_set_back_is_recorded_with_it() {
+    fn an_advance_after_a_set_back_is_recorded_with_it() {
         let mut bench = Bench::new();
         bench.ledger.advance(NOW, stream("a"), seq(9));
         bench.ledger.set_back(NOW, stream("a"), seq(4));
@@ -462,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_back_that_comes_while_an_advance_is_written_is_written_after_it() {
+    fn a_set_back_waits_for_the_advance_that_is_under_way() {
         let mut bench = Bench::new();
         bench.ledger.advance(NOW, stream("a"), seq(9));
         let (request, ..) = bench.at(NOW + GATHER).unwrap();
@@ -474,10 +475,10 @@ mod tests {
     }
 
     #[test]
-    fn a_set_back_that_was_overtaken_by_what_spacetimedb_holds_is_made_good() {
+    fn an_outdated_set_back_that_is_under_way_is_corrected() {
         let mut bench = Bench::new();
         bench.ledger.holds(NOW, stream("a"), seq(9));
-        assert!(bench.ledger.is_empty(), "nothing says anything else");
+        assert!(bench.ledger.is_empty(), "no other seq is about to be recorded");
         bench.ledger.set_back(NOW, stream("a"), seq(4));
         let (request, ..) = bench.at(NOW + GATHER).unwrap();
         bench.ledger.holds(NOW + GATHER, stream("a"), seq(9));
@@ -487,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_cannot_be_recorded_is_found_and_left_alone() {
+    fn a_stream_that_the_authority_refuses_is_found_and_retried_alone() {
         let mut bench = Bench::new();
         for name in ["a", "b", "bad", "d", "e"] {
             bench.ledger.advance(NOW, stream(name), seq(1));
@@ -512,14 +513,14 @@ mod tests {
         written.sort();
         assert_eq!(written, ["a", "b", "d", "e"]);
         assert_eq!(bench.ledger.refused().keys().collect::<Vec<_>>(), [&stream("bad")]);
-        // It is tried again, and what mended it shows.
+        // The ledger tries again, and the success shows.
         let (request, ..) = bench.at(now + REFUSED).unwrap();
         bench.recorded(now + REFUSED, request, Ok(Recorded::default()));
         assert!(bench.ledger.refused().is_empty() && bench.ledger.is_empty());
     }
 
     #[test]
-    fn what_was_acknowledged_on_an_earlier_link_is_not_recorded_after_the_next_one() {
+    fn a_new_link_drops_what_waits_to_be_recorded() {
         let mut bench = Bench::new();
         bench.ledger.advance(NOW, stream("a"), seq(9));
         let (request, ..) = bench.at(NOW + GATHER).unwrap();
@@ -531,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_that_is_away_is_asked_ever_less_often() {
+    fn an_authority_that_is_away_is_retried_less_and_less_often() {
         let mut bench = Bench::new();
         bench.ledger.advance(NOW, stream("a"), seq(1));
         let (mut now, mut waits) = (NOW + GATHER, Vec::new());

@@ -1,4 +1,4 @@
-//! What the lane has to say to a person. The runner writes it to the log.
+//! What the lane tells people. The runner writes it to the log.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,23 +7,23 @@ use spacetime_sync_proto::{Refusal, Seq, StreamId};
 
 use crate::streams::HaltReason;
 
-/// How loud a notice is.
+/// The level at which a notice is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// For whoever looks for a cause.
+    /// Helps to find a cause.
     Debug,
-    /// What an operator may want to know.
+    /// An operator may want to know.
     Info,
-    /// What passes by itself.
+    /// A problem that passes by itself.
     Warn,
-    /// What a person must mend.
+    /// A problem that a person must repair.
     Error,
 }
 
-/// Something that a person may want to know.
+/// Something to write to the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// The authority does not answer. Told when it begins and whenever the reason changes.
+    /// The authority does not answer. Logged when that begins, and when the reason changes.
     AuthorityAway {
         /// The reason.
         why: String,
@@ -34,39 +34,39 @@ pub enum Notice {
     Leading,
     /// Another bridge leads.
     StandingBy,
-    /// The lead is gone.
+    /// This bridge has lost the lead.
     LeadLost,
-    /// No wake-ups arrive: the bridge finds new events by looking, a little later.
+    /// Wake-ups do not arrive, so the bridge finds new events a little later, by its looks.
     NotListening {
         /// The reason.
         why: String,
     },
     /// Wake-ups arrive again.
     Listening,
-    /// The authority could not be told whether to wake the bridge.
+    /// The bridge could not tell writers whether to wake it.
     SleepingNotSet {
         /// The reason.
         why: String,
     },
     /// The link is up.
     LinkUp,
-    /// The link is gone.
+    /// The link is down.
     LinkDown {
         /// The reason.
         why: String,
         /// Until the next attempt.
         wait: Duration,
     },
-    /// No link could be made. What a person must mend is told as an error.
+    /// An attempt to connect to SpacetimeDB has failed.
     NoLink {
         /// The reason.
         why: String,
         /// Until the next attempt.
         wait: Duration,
-        /// Whether a person must mend it.
+        /// Whether a person must repair something.
         for_a_person: bool,
     },
-    /// A stream goes no further.
+    /// A stream is halted.
     Halted {
         /// The stream.
         stream_id: StreamId,
@@ -77,96 +77,96 @@ pub enum Notice {
     SetBack {
         /// The stream.
         stream_id: StreamId,
-        /// Up to where SpacetimeDB holds it.
+        /// SpacetimeDB's head.
         to: Seq,
     },
-    /// SpacetimeDB holds so much less that its window begins anew.
+    /// The refill of a stream's window begins.
     WindowBegun {
         /// The stream.
         stream_id: StreamId,
         /// The window begins after this seq.
         after: Seq,
     },
-    /// A stream could not be compared, and will be again.
+    /// A stream could not be compared or refilled. The bridge tries again.
     NotCompared {
         /// The stream.
         stream_id: StreamId,
         /// The reason.
         why: String,
     },
-    /// A page of the log could not be read, and will be again.
+    /// A page of the log could not be read. The bridge tries again.
     NotRead {
         /// The stream.
         stream_id: StreamId,
         /// The reason.
         why: String,
     },
-    /// Streams could not be listed in order to compare them, and will be again.
+    /// The sweep could not list streams. It tries again.
     NotListed {
         /// The reason.
         why: String,
         /// Until the next attempt.
         wait: Duration,
     },
-    /// Every stream was compared with SpacetimeDB.
+    /// The bridge has compared every stream with SpacetimeDB.
     AllCompared {
-        /// How many.
+        /// How many streams.
         streams: u64,
         /// How long that took.
         took: Duration,
     },
-    /// How far streams are published could not be recorded, and will be again.
+    /// Published seqs could not be recorded. The bridge tries again.
     NotRecorded {
-        /// How many.
+        /// Of how many streams.
         streams: usize,
         /// The reason.
         why: String,
     },
-    /// How far one stream is published cannot be recorded, for a reason that does not pass by itself.
+    /// The authority refuses to record the published seq of a stream.
     CannotRecord {
         /// The stream.
         stream_id: StreamId,
         /// The reason.
         why: String,
     },
-    /// The bridge stops before all is recorded. The next start finds out by comparing.
+    /// The bridge stops before everything is recorded. The next start finds it out by comparing.
     LeftUnrecorded {
-        /// How many.
+        /// How many streams are not recorded.
         streams: usize,
     },
-    /// The module took a policy of retention that differs from the last one.
+    /// The module took a retention policy that differs from the last one.
     PolicyTaken {
         /// How many classes it has.
         classes: usize,
     },
-    /// The module does not take the policy of retention, and keeps the one it has.
+    /// The module refuses the retention policy, and keeps the one that it has.
     PolicyRefused {
         /// What the module says.
         refusal: Refusal,
     },
-    /// The policy of retention could not be read or handed on, and will be again.
+    /// The retention policy could not be read or given to the module. The bridge tries again.
     PolicyNotHandedOn {
         /// The reason.
         why: String,
     },
-    /// The authority's progress could not be written down, and will be again.
+    /// A beat failed. The bridge tries again.
     NoBeat {
         /// The reason.
         why: String,
     },
-    /// The authority is behind what was carried before.
+    /// The authority was restored to an earlier time.
     Restored {
         /// What the module says.
         refusal: Refusal,
     },
-    /// An operator began a new history: every stream is compared again.
+    /// An operator began a new epoch, so the bridge compares every stream again.
     EpochBegun,
-    /// The bridge was asked to stop.
+    /// The bridge stops.
     Stopping,
 }
 
 impl Notice {
-    /// How loud it is.
+    /// The level at which to log this.
     pub fn level(&self) -> Level {
         match self {
             Self::SleepingNotSet { .. } | Self::AllCompared { .. } => Level::Debug,
@@ -213,73 +213,94 @@ impl fmt::Display for Notice {
             Self::LeadLost => f.write_str("the lead is lost; this bridge stands by"),
             Self::NotListening { why } => write!(
                 f,
-                "no wake-ups arrive, so new events are found up to a moment later: {why}"
+                "wake-ups do not arrive, so the bridge finds new events a little later: {why}"
             ),
             Self::Listening => f.write_str("wake-ups arrive again"),
-            Self::SleepingNotSet { why } => write!(f, "the wake-up flag could not be set: {why}"),
+            Self::SleepingNotSet { why } => write!(f, "cannot tell writers whether to wake the bridge: {why}"),
             Self::LinkUp => f.write_str("the link to SpacetimeDB is up"),
             Self::LinkDown { why, wait } => {
-                write!(f, "the link to SpacetimeDB is down, next attempt in {wait:.0?}: {why}")
+                write!(
+                    f,
+                    "the link to SpacetimeDB is down; the bridge connects again in {wait:.0?}: {why}"
+                )
             }
             Self::NoLink {
                 why,
                 wait,
                 for_a_person: false,
-            } => write!(f, "no link to SpacetimeDB, next attempt in {wait:.0?}: {why}"),
+            } => write!(
+                f,
+                "cannot connect to SpacetimeDB; the bridge tries again in {wait:.0?}: {why}"
+            ),
             Self::NoLink {
                 why,
                 for_a_person: true,
                 ..
-            } => write!(f, "no link to SpacetimeDB until this is mended: {why}"),
+            } => write!(f, "cannot connect to SpacetimeDB until somebody repairs this: {why}"),
             Self::Halted { stream_id, reason } => {
                 write!(f, "stream {stream_id} is halted ({}): {reason}", reason.code())
             }
             Self::SetBack { stream_id, to } => write!(
                 f,
-                "SpacetimeDB holds stream {stream_id} up to seq {to} only, which is less than was published; the bridge \
+                "SpacetimeDB holds stream {stream_id} only up to seq {to}, which is less than was published; the bridge \
                  publishes the rest again"
             ),
             Self::WindowBegun { stream_id, after } => write!(
                 f,
-                "SpacetimeDB holds less of stream {stream_id} than its window; the window begins anew after seq {after}"
+                "SpacetimeDB holds too little of stream {stream_id}; the bridge refills its window after seq {after}"
             ),
             Self::NotCompared { stream_id, why } => {
-                write!(f, "stream {stream_id} could not be compared with SpacetimeDB: {why}")
+                write!(
+                    f,
+                    "cannot compare stream {stream_id} with SpacetimeDB; the bridge tries again: {why}"
+                )
             }
-            Self::NotRead { stream_id, why } => write!(f, "a page of stream {stream_id} could not be read: {why}"),
+            Self::NotRead { stream_id, why } => write!(
+                f,
+                "cannot read a page of stream {stream_id}; the bridge tries again: {why}"
+            ),
             Self::NotListed { why, wait } => {
-                write!(f, "the streams could not be listed, next attempt in {wait:.0?}: {why}")
+                write!(
+                    f,
+                    "cannot list the streams; the bridge tries again in {wait:.0?}: {why}"
+                )
             }
             Self::AllCompared { streams, took } => {
-                write!(f, "{streams} streams were compared with SpacetimeDB in {took:.0?}")
+                write!(f, "compared {streams} streams with SpacetimeDB in {took:.0?}")
             }
             Self::NotRecorded { streams, why } => {
                 write!(
                     f,
-                    "how far {streams} streams are published could not be recorded: {why}"
+                    "cannot record how far {streams} streams are published; the bridge tries again: {why}"
                 )
             }
             Self::CannotRecord { stream_id, why } => {
-                write!(f, "how far stream {stream_id} is published cannot be recorded: {why}")
+                write!(f, "cannot record how far stream {stream_id} is published: {why}")
             }
             Self::LeftUnrecorded { streams } => write!(
                 f,
-                "how far {streams} streams are published is not recorded; the next start finds out by comparing"
+                "stopped before recording how far {streams} streams are published; the next start finds out"
             ),
             Self::PolicyTaken { classes } => {
-                write!(f, "the module took a new policy of retention with {classes} classes")
+                write!(f, "the module took a new retention policy with {classes} classes")
             }
             Self::PolicyRefused { refusal } => {
                 write!(
                     f,
-                    "the module refuses the policy of retention and keeps the one it has: {refusal}"
+                    "the module refuses the retention policy and keeps the one it has: {refusal}"
                 )
             }
-            Self::PolicyNotHandedOn { why } => write!(f, "the policy of retention could not be handed on: {why}"),
-            Self::NoBeat { why } => write!(f, "the authority's progress could not be written down: {why}"),
+            Self::PolicyNotHandedOn { why } => write!(
+                f,
+                "cannot give the module the retention policy; the bridge tries again: {why}"
+            ),
+            Self::NoBeat { why } => write!(
+                f,
+                "a beat failed, so a restore may be noticed later; the bridge tries again: {why}"
+            ),
             Self::Restored { refusal } => write!(f, "the authority was restored: {refusal}"),
             Self::EpochBegun => {
-                f.write_str("an operator began a new epoch of the authority; every stream is compared again")
+                f.write_str("an operator began a new epoch of the authority; the bridge compares every stream again")
             }
             Self::Stopping => f.write_str("stopping: the bridge finishes what is in flight"),
         }
