@@ -308,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_beyond_every_clock_is_refused() {
+    fn a_time_that_is_too_long_is_refused() {
         for (watch, every, good) in [
             ("0", "1", true),
             ("86400", "30", true),

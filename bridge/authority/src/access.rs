@@ -348,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_looked_up_covers_what_is_wanted_and_nothing_beside_it() {
+    fn lookups_cover_exactly_what_is_wanted() {
         let wanted = ["user:1:notes", "user:1:*"].map(|text| StreamPattern::new(text).unwrap());
         let lookups = Lookups::of(&wanted);
         assert_eq!(lookups.streams, ["user:1:notes"]);

@@ -215,7 +215,7 @@ mod tests {
 
     /// As databases that exist have recorded them: a bridge refuses a database whose record differs.
     #[test]
-    fn a_migration_has_the_version_the_description_and_the_checksum_that_databases_hold() {
+    fn migrations_match_what_databases_have_recorded() {
         let recorded: Vec<(i64, &str, String)> = MIGRATIONS
             .iter()
             .map(|migration| {

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_found_on_its_line_and_a_missing_one_in_its_section() {
+    fn an_error_names_the_line_of_a_key_or_of_its_section() {
         let text = "# first\n[limits]\n\ncalls = 3\n[http]\nlisten = \"x\"\nbridge.lead = true\n";
         for (key, line) in [
             ("limits.calls", Some(4)),

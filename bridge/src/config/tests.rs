@@ -31,7 +31,7 @@ fn with_an_issuer_no_token_is_needed() {
 }
 
 #[test]
-fn a_list_of_one_can_come_from_the_environment_and_secrets_of_digits_stay_whole() {
+fn the_environment_can_set_a_list_of_one_and_a_secret_of_digits() {
     let environment = [
         ("SPACETIME_SYNC__SESSIONS__PUBLIC_KEYS", "only.pem"),
         ("SPACETIME_SYNC__HTTP__ADMIN_TOKEN", "00000000000000000042"),
@@ -95,7 +95,7 @@ fn everything_can_come_from_the_environment() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn an_error_names_what_is_wrong_and_where() {
     for (text, environment, expected) in [
         (format!("{FILE}\n[limits]\ncals = 3"), vec![], "unknown field `cals`"),
         (

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_credential_itself_is_the_credential() {
+    fn only_the_exact_credential_is_accepted() {
         let admin = AdminToken::new(&Secret::from("0123456789abcdef".to_owned()));
         for (value, expected) in [
             ("Bearer 0123456789abcdef", true),

@@ -29,7 +29,7 @@ fn runner() -> Runner {
 }
 
 #[tokio::test]
-async fn a_panic_in_a_task_is_one_of_the_bridge() {
+async fn a_panic_in_a_task_ends_the_bridge() {
     let mut runner = runner();
     runner.tasks.spawn(async { panic!("on purpose") });
     let (_stop, stopping) = watch::channel(false);
@@ -39,7 +39,7 @@ async fn a_panic_in_a_task_is_one_of_the_bridge() {
 }
 
 #[tokio::test]
-async fn a_bridge_that_waits_for_its_authority_can_be_told_to_stop() {
+async fn a_bridge_without_its_authority_can_be_stopped() {
     let runner = runner();
     let status = runner.status.clone();
     let (stop, stopping) = watch::channel(false);

@@ -39,7 +39,7 @@ fn seq(value: u64) -> Seq {
     Seq::new(value).unwrap()
 }
 
-/// One chain for all streams: 32 times the seq.
+/// All streams have the same chain: a chain hash is 32 times the seq.
 fn position(value: u64) -> Position {
     Position {
         seq: seq(value),
@@ -64,7 +64,7 @@ fn failure(class: RefusalClass) -> Failure {
     }
 }
 
-/// What SpacetimeDB holds of a stream, and how far it has come in the authority.
+/// The head of a stream in SpacetimeDB, and its published seq and head in the authority.
 #[derive(Clone, Copy)]
 struct Held {
     held: u64,
@@ -72,7 +72,7 @@ struct Held {
     head: u64,
 }
 
-/// A world in which everybody answers at once, but where a test says otherwise.
+/// A lane whose commands are all answered at once, except those that a test answers itself.
 struct Bench {
     lane: Lane,
     now: Duration,
@@ -99,7 +99,7 @@ impl Bench {
         self.lane.turn(self.now, &mut self.commands);
     }
 
-    /// Goes on to when something is due.
+    /// Lets time pass until something is due.
     fn wait(&mut self) {
         self.now = self.now.max(self.lane.next_due());
         self.lane.turn(self.now, &mut self.commands);
@@ -113,7 +113,7 @@ impl Bench {
         }
     }
 
-    /// The obvious answer to a command; none to those that a test answers by itself.
+    /// Answers a command in the obvious way. Returns a command that only a test can answer.
     fn answer(&mut self, command: Command) -> Option<Command> {
         let event = match command {
             Command::OpenAuthority(request) => Event::Opened(request, Ok(())),
@@ -167,7 +167,7 @@ impl Bench {
         None
     }
 
-    /// Answers everything until one command is the one that is looked for; time passes as it has to.
+    /// Answers commands, and lets time pass when there are none, until `wanted` accepts a command.
     fn until<T>(&mut self, mut wanted: impl FnMut(&Command) -> Option<T>) -> T {
         for _ in 0..100_000 {
             if self.commands.is_empty() {
@@ -180,7 +180,7 @@ impl Bench {
             }
             self.answer(command);
         }
-        panic!("it does not come to that")
+        panic!("the wanted command does not come")
     }
 
     fn link_up(&mut self) -> LinkId {
@@ -248,7 +248,7 @@ fn after_a_blip_the_first_new_event_does_not_wait_for_a_hundred_thousand_streams
     bench.page(link, &name, after);
     bench.until(|command| matches!(command, Command::Append { .. }).then_some(()));
     assert_eq!(name, "s.099999");
-    assert!(asked <= 3, "{asked} batches were compared before it");
+    assert!(asked <= 3, "{asked} batches were compared first");
     assert!(
         bench.now - broken_at < Duration::from_secs(1),
         "{:?}",
@@ -257,7 +257,7 @@ fn after_a_blip_the_first_new_event_does_not_wait_for_a_hundred_thousand_streams
 }
 
 #[test]
-fn an_earlier_link_that_ends_takes_nothing_from_the_new_one() {
+fn the_end_of_an_earlier_link_does_not_end_the_new_one() {
     let mut bench = Bench::new(Vec::new(), in_step);
     let old = bench.link_up();
     bench.feed(Event::LinkClosed(old, "closed".to_owned()));
@@ -274,7 +274,7 @@ fn an_earlier_link_that_ends_takes_nothing_from_the_new_one() {
 }
 
 #[test]
-fn a_connection_that_comes_too_late_is_hung_up() {
+fn a_connection_that_succeeds_too_late_is_hung_up() {
     let mut bench = Bench::new(Vec::new(), in_step);
     let late = bench.until(|command| match command {
         Command::Dial(link) => Some(*link),
@@ -298,7 +298,7 @@ fn a_stream_whose_row_is_corrupt_halts_alone_and_the_link_stays() {
         _ => None,
     });
     let standings = at.iter().map(|(stream_id, at)| match stream_id.as_str() {
-        "bad" => Err("a chain hash that is none".to_owned()),
+        "bad" => Err("an invalid chain hash".to_owned()),
         _ => Ok(bench.standing(stream_id, *at)),
     });
     let standings = Ok(standings.collect());
@@ -314,7 +314,7 @@ fn a_stream_whose_row_is_corrupt_halts_alone_and_the_link_stays() {
 }
 
 #[test]
-fn a_batch_that_cannot_be_asked_about_is_halved_until_the_stream_stands_alone() {
+fn a_failing_batch_is_halved_until_the_bad_stream_is_alone() {
     let mut bench = Bench::new(Vec::new(), in_step);
     let names = ["a", "bad", "c", "d", "e"];
     bench.dirty = names.map(|name| progress(name, 1, 2)).to_vec();
@@ -334,7 +334,7 @@ fn a_batch_that_cannot_be_asked_about_is_halved_until_the_stream_stands_alone() 
     assert_eq!(read, ["a", "c", "d", "e"]);
 }
 
-/// A stream whose window has to begin anew: SpacetimeDB holds less than the authority keeps.
+/// A stream that needs a refill: SpacetimeDB's head is below what the authority keeps.
 fn below_the_floor(_: &StreamId) -> Held {
     Held {
         held: 1,
@@ -343,7 +343,7 @@ fn below_the_floor(_: &StreamId) -> Held {
     }
 }
 
-/// Brings a refill to its first step.
+/// Starts the refills of streams a and b. Returns the first step of a's.
 fn refilling() -> (Bench, LinkId, RequestId) {
     let mut bench = Bench::new(vec![stream("a"), stream("b")], below_the_floor);
     let link = bench.link_up();
@@ -382,7 +382,7 @@ fn refilling() -> (Bench, LinkId, RequestId) {
 #[test]
 fn a_rewind_that_the_module_rejects_halts_its_stream_alone() {
     let (mut bench, link, request) = refilling();
-    let refusal = Refusal::new(RefusalCode::InvalidArgument, "what is held is no log");
+    let refusal = Refusal::new(RefusalCode::InvalidArgument, "the log is broken");
     let rejected = Failure {
         class: RefusalClass::Reject,
         refusal: Some(refusal),
@@ -452,7 +452,7 @@ fn a_rewind_that_removes_nothing_is_given_up_for_a_while() {
 }
 
 #[test]
-fn a_leader_whose_authority_is_gone_is_red_and_asks_ever_less_often() {
+fn a_leader_without_its_authority_is_red_and_asks_less_and_less_often() {
     let mut bench = Bench::new(Vec::new(), in_step);
     bench.link_up();
     bench.feed(Event::LeadLost);
@@ -478,7 +478,7 @@ fn a_leader_whose_authority_is_gone_is_red_and_asks_ever_less_often() {
 }
 
 #[test]
-fn a_standby_whose_authority_is_silent_does_not_stand_still() {
+fn a_standby_keeps_turning_while_the_authority_is_silent() {
     let mut bench = Bench::new(Vec::new(), in_step);
     bench.until(|command| matches!(command, Command::AskForLead(_)).then_some(()));
     let asked_at = bench.now;
@@ -513,7 +513,7 @@ fn a_stop_waits_for_what_is_in_flight_and_records_it() {
     bench.feed(Event::Answered(link, call, Answer::Acked));
     let recorded = bench.until(|command| match command {
         Command::Record(request, records) => Some((*request, records.clone())),
-        Command::End(_) => panic!("it ends before all is recorded"),
+        Command::End(_) => panic!("the bridge ends before everything is recorded"),
         _ => None,
     });
     let [record] = &recorded.1[..] else {
@@ -525,7 +525,7 @@ fn a_stop_waits_for_what_is_in_flight_and_records_it() {
 }
 
 #[test]
-fn an_authority_that_is_wrong_ends_the_bridge_and_one_that_is_away_is_waited_for() {
+fn the_bridge_waits_for_an_authority_that_is_away_and_ends_at_a_wrong_one() {
     let mut bench = Bench::new(Vec::new(), in_step);
     for class in [RefusalClass::Retry, RefusalClass::Retry, RefusalClass::Fatal] {
         let request = bench.until(|command| match command {

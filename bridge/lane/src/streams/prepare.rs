@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_becomes_frames_that_hold_all_of_it() {
+    fn a_page_is_cut_into_frames_that_hold_every_event() {
         let events = log(&[100, 300, 100, 5_000, 10, 10]);
         let frames = prepare_all(&events, 600).unwrap();
         let cuts: Vec<_> = frames
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_not_what_it_claims_is_found_out() {
+    fn a_broken_log_is_refused() {
         let broken = |change: fn(&mut Vec<Event>)| {
             let mut events = log(&[5; 4]);
             change(&mut events);

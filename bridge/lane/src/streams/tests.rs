@@ -16,7 +16,7 @@ const LIMITS: Limits = Limits {
     attempts: 2,
 };
 
-/// The streams with their clock, on a link whose sweep has passed all of them.
+/// The streams with a clock, on a link whose sweep has compared all of them.
 struct Bench {
     core: Streams,
     now: Duration,
@@ -36,7 +36,7 @@ fn chain(value: u64) -> ChainHash {
     ChainHash::from_bytes([value as u8; 32])
 }
 
-/// A frame of ten bytes that holds `first..=last`.
+/// A frame of ten bytes with the events `first..=last`.
 fn prepared(first: u64, last: u64) -> ReadyFrame {
     ReadyFrame {
         row: FrameRow {
@@ -78,7 +78,7 @@ impl Bench {
             ..
         } = self.core.load();
         assert_eq!((busy_streams, halted_streams), (busy, self.core.halted().count()));
-        assert!(idle <= LIMITS.idle_streams, "{idle} are idle");
+        assert!(idle <= LIMITS.idle_streams, "{idle} streams are idle");
         out
     }
 
@@ -168,7 +168,7 @@ fn a_dirty_stream_is_read_sent_and_published_only_when_durable() {
 }
 
 #[test]
-fn nothing_is_read_or_sent_past_the_bounds() {
+fn reads_and_calls_stay_within_the_limits() {
     let mut bench = Bench::new();
     for name in ["a", "b", "c"] {
         bench.found(name, 0, 100);
@@ -182,7 +182,7 @@ fn nothing_is_read_or_sent_past_the_bounds() {
 }
 
 #[test]
-fn idle_streams_are_forgotten_past_their_bound_and_busy_ones_never() {
+fn idle_streams_are_forgotten_past_the_limit_and_busy_ones_never() {
     let mut bench = Bench::new();
     bench.found("busy", 0, 9);
     for number in 0..100 {
@@ -199,7 +199,7 @@ fn idle_streams_are_forgotten_past_their_bound_and_busy_ones_never() {
 }
 
 #[test]
-fn a_drain_sends_what_was_read_and_reads_no_more() {
+fn a_drain_sends_what_was_read_and_reads_nothing_new() {
     let mut bench = Bench::new();
     bench.found("a", 0, 9);
     bench.core.drain();
@@ -211,7 +211,7 @@ fn a_drain_sends_what_was_read_and_reads_no_more() {
 }
 
 #[test]
-fn another_bridge_that_is_ahead_is_followed() {
+fn a_stream_continues_where_another_bridge_has_published() {
     let mut bench = Bench::new();
     bench.found("a", 0, 2);
     let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
@@ -220,7 +220,7 @@ fn another_bridge_that_is_ahead_is_followed() {
 }
 
 #[test]
-fn what_an_operator_has_put_right_is_looked_at_anew() {
+fn after_a_repair_halted_streams_are_read_again() {
     let mut bench = Bench::new();
     bench.step(Input::Halt(stream("a"), HaltReason::AheadOfAuthority));
     bench.step(Input::LinkDown);

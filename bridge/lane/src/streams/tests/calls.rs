@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn a_refused_stream_is_halted_and_the_others_run_on() {
+fn a_refusal_halts_its_stream_and_the_others_continue() {
     let mut bench = Bench::new();
     bench.found("a", 0, 9);
     bench.found("b", 0, 9);
@@ -20,12 +20,12 @@ fn a_refused_stream_is_halted_and_the_others_run_on() {
     assert_eq!(calls(&bench.page("b", vec![prepared(1, 1)])).len(), 1);
     bench.step(Input::LinkDown);
     bench.link_up();
-    assert_eq!(reads(&bench.found("a", 0, 20)), [], "halted over a reconnect, too");
+    assert_eq!(reads(&bench.found("a", 0, 20)), [], "it stays halted on the next link");
     assert_eq!(bench.core.load().halted_streams, 1);
 }
 
 #[test]
-fn a_gap_is_answered_by_learning_the_head() {
+fn after_a_gap_the_stream_is_compared_and_continues_at_the_head() {
     let mut bench = Bench::new();
     bench.found("a", 7, 9);
     let sent = calls(&bench.page("a", vec![prepared(8, 8), prepared(9, 9)]));
@@ -87,11 +87,11 @@ fn a_stream_whose_gap_does_not_close_is_halted_in_the_end() {
 }
 
 #[test]
-fn what_makes_every_call_fail_drops_the_link() {
+fn a_refusal_that_concerns_every_call_drops_the_link() {
     for code in [
         RefusalCode::Unauthorized,
         RefusalCode::TokenRevoked,
-        // A fresh token may do, and the stream has nothing to do with it.
+        // The stream is not to blame: a fresh token may succeed.
         RefusalCode::TokenExpired,
         RefusalCode::TokenNotYetValid,
         RefusalCode::TokenTooOld,
@@ -105,7 +105,7 @@ fn what_makes_every_call_fail_drops_the_link() {
 }
 
 #[test]
-fn what_is_not_acknowledged_when_the_link_breaks_is_sent_again() {
+fn calls_in_flight_when_the_link_breaks_are_sent_again() {
     let mut bench = Bench::new();
     bench.found("a", 0, 2);
     let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
@@ -113,7 +113,7 @@ fn what_is_not_acknowledged_when_the_link_breaks_is_sent_again() {
     assert_eq!(
         bench.step(Input::Acked(sent[0].0)),
         [],
-        "an answer of the old link says nothing"
+        "an answer from the old link is ignored"
     );
     bench.link_up();
     assert_eq!(reads(&bench.found("a", 0, 2)), [("a".to_owned(), 0)]);

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn a_stream_that_is_halted_while_its_head_is_asked_for_stays_halted() {
+fn a_stream_that_halts_during_its_comparison_stays_halted() {
     let mut bench = Bench::new();
     bench.found("a", 7, 9);
     let sent = calls(&bench.page("a", vec![prepared(8, 8)]));
@@ -27,7 +27,7 @@ fn a_stream_that_turns_out_to_be_published_is_idle_after_its_rest() {
 }
 
 #[test]
-fn a_window_that_began_anew_is_recorded_whichever_side_of_it_was_published() {
+fn a_refill_sets_the_published_seq_forwards_or_backwards() {
     let mut bench = Bench::new();
     bench.found("a", 7, 90);
     let sent = calls(&bench.page("a", vec![prepared(8, 8)]));
@@ -46,18 +46,18 @@ fn a_window_that_began_anew_is_recorded_whichever_side_of_it_was_published() {
 }
 
 #[test]
-fn a_stream_that_the_sweep_has_not_passed_is_compared_first_and_flows_at_once() {
+fn a_stream_that_the_sweep_has_not_compared_flows_once_it_is_compared() {
     let mut bench = Bench::new();
     bench.swept = Coverage::Through(stream("b"));
     assert_eq!(reads(&bench.found("a", 0, 2)), [("a".to_owned(), 0)]);
     assert_eq!(bench.found("c", 7, 9), [Effect::Compare(stream("c"))]);
-    assert_eq!(bench.found("c", 7, 9), [], "it is asked for once");
+    assert_eq!(bench.found("c", 7, 9), [], "one request is enough");
     let flows = bench.learned("c", Verdict::Behind(seq(5)));
     assert_eq!(reads(&flows), [("c".to_owned(), 5)]);
 }
 
 #[test]
-fn what_the_sweep_finds_in_step_is_not_remembered() {
+fn a_stream_that_the_sweep_finds_in_step_is_not_remembered() {
     let mut bench = Bench::new();
     let holds = Effect::Holds {
         stream_id: stream("a"),
@@ -77,7 +77,7 @@ fn a_stream_that_the_sweep_finds_behind_flows_without_waiting_for_its_record() {
 }
 
 #[test]
-fn a_window_that_cannot_be_filled_is_tried_again_and_halts_its_stream_in_the_end() {
+fn a_refill_that_keeps_failing_halts_its_stream_in_the_end() {
     let mut bench = Bench::new();
     bench.swept = Coverage::None;
     bench.found("a", 0, 9);
@@ -105,7 +105,7 @@ fn a_window_that_cannot_be_filled_is_tried_again_and_halts_its_stream_in_the_end
 }
 
 #[test]
-fn a_window_that_is_being_filled_is_not_filled_a_second_time() {
+fn a_window_is_not_refilled_twice_at_once() {
     let mut bench = Bench::new();
     assert_eq!(bench.learned("a", Verdict::Refill(seq(5))).len(), 1);
     assert_eq!(bench.learned("a", Verdict::Refill(seq(5))), []);
@@ -115,7 +115,7 @@ fn a_window_that_is_being_filled_is_not_filled_a_second_time() {
 }
 
 #[test]
-fn a_comparison_that_fails_for_a_reason_that_passes_is_made_again_for_ever() {
+fn a_comparison_that_fails_for_a_passing_reason_never_halts_its_stream() {
     let mut bench = Bench::new();
     bench.swept = Coverage::None;
     bench.found("a", 0, 9);
@@ -126,13 +126,13 @@ fn a_comparison_that_fails_for_a_reason_that_passes_is_made_again_for_ever() {
 }
 
 #[test]
-fn a_record_that_is_not_yet_set_back_is_not_gone_by() {
+fn an_outdated_published_seq_is_ignored_until_it_is_set_back() {
     let mut bench = Bench::new();
     bench.found("a", 7, 9);
     let sent = calls(&bench.page("a", vec![prepared(8, 9)]));
     bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
     bench.learned("a", Verdict::Behind(seq(3)));
-    // A writer holds the stream's row: the rewind waits to be written down.
+    // A writer holds the stream's row, so the set-back is not recorded yet.
     assert_eq!(reads(&bench.found("a", 7, 9)), []);
     assert_eq!(reads(&bench.later(10_000)), [("a".to_owned(), 3)]);
 }

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn a_page_asked_for_before_a_setback_is_not_used() {
+fn a_page_requested_before_a_set_back_is_dropped() {
     let mut bench = Bench::new();
     bench.found("a", 7, 30);
     let out = bench.page("a", vec![prepared(8, 8)]);
@@ -14,7 +14,7 @@ fn a_page_asked_for_before_a_setback_is_not_used() {
 }
 
 #[test]
-fn a_page_that_cannot_be_read_is_asked_for_ever_more_seldom() {
+fn a_page_that_cannot_be_read_is_retried_less_and_less_often() {
     let mut bench = Bench::new();
     let failed = |bench: &mut Bench| {
         let (link, stream_id) = (bench.link(), stream("a"));
@@ -23,28 +23,28 @@ fn a_page_that_cannot_be_read_is_asked_for_ever_more_seldom() {
     bench.found("a", 0, 9);
     for wait in [50, 100, 200, 400, 800, 1_600, 3_200, 3_200] {
         assert_eq!(failed(&mut bench), []);
-        assert_eq!(
-            reads(&bench.found("a", 0, 9)),
-            [],
-            "a look at the authority is no reason"
-        );
+        assert_eq!(reads(&bench.found("a", 0, 9)), [], "a look does not end the rest");
         assert_eq!(bench.later(wait - 1), []);
         assert_eq!(reads(&bench.later(1)), [("a".to_owned(), 0)]);
     }
     let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
-    assert_eq!(failed(&mut bench), [], "the next one, while a call is in flight");
+    assert_eq!(
+        failed(&mut bench),
+        [],
+        "the stream does not rest while a call is in flight"
+    );
     let acked = bench.step(Input::Acked(sent[0].0));
     assert_eq!(reads(&acked), [("a".to_owned(), 1)]);
     failed(&mut bench);
     assert_eq!(
         reads(&bench.later(50)),
         [("a".to_owned(), 1)],
-        "from the shortest rest on"
+        "the rests start short again"
     );
 }
 
 #[test]
-fn a_broken_log_halts_after_what_is_sound_is_out() {
+fn a_broken_log_halts_after_the_events_before_it_are_published() {
     let mut bench = Bench::new();
     bench.found("a", 0, 9);
     let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
