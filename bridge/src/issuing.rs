@@ -1,4 +1,4 @@
-//! The issuer as a neighbour of the lane: it gets the authority to ask, and learns of every new link.
+//! Connects the issuer to the lane's runner: the issuer gets the authority, and hears of every new link.
 
 use std::sync::Arc;
 
@@ -10,17 +10,17 @@ use crate::run::Neighbour;
 
 /// The issuer and its histories.
 pub struct Issuing {
-    /// Who issues tokens.
+    /// Issues tokens.
     pub issuer: Arc<Issuer>,
-    /// Who reads the log for clients.
+    /// Reads the log for clients.
     pub histories: Arc<Histories>,
-    /// Most connections to the authority for tokens.
+    /// The most connections to the authority for tokens.
     pub pool_size: usize,
 }
 
 impl Neighbour for Issuing {
     fn connected(&self, authority: &Authority) -> Vec<Authority> {
-        // Connections of its own, so that no token waits for the lane, and the lane for no token.
+        // Connections of its own, so that tokens and the lane never wait for each other.
         let desk = authority.beside(self.pool_size);
         self.issuer.attach(desk.clone());
         self.histories.attach(authority);

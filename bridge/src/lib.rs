@@ -1,10 +1,11 @@
-//! The bridge: carries what the runtime committed in Postgres into SpacetimeDB.
+//! The bridge: carries the events that the runtime commits in Postgres into SpacetimeDB.
 //!
-//! [`spacetime_sync_lane`] decides, [`spacetime_sync_authority`] and [`spacetime_sync_stdb`] act, and [`run`] wires them. Beside
-//! the lane the bridge issues tokens to clients and reads them the authority's log ([`spacetime_sync_issuer`]). [`status`] is
-//! what [`http`] tells about it.
-//! The bridge keeps no state of its own: the authority knows what is published, SpacetimeDB knows what it holds, and after a
-//! crash the bridge does again what it had not finished.
+//! [`spacetime_sync_lane`] decides, [`spacetime_sync_authority`] and [`spacetime_sync_stdb`] act, and [`run`] wires them. The
+//! bridge also issues tokens to clients and reads the authority's log for them ([`spacetime_sync_issuer`]). [`http`] serves
+//! all that, and the lane's [`status`].
+//!
+//! The bridge keeps no state of its own: the authority knows what is published, and SpacetimeDB knows what it holds. After a
+//! crash the bridge repeats what it had not finished.
 
 pub mod config;
 pub mod http;

@@ -33,7 +33,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
-/// Carries what the runtime commits in Postgres into SpacetimeDB.
+/// Carries the events that the runtime commits in Postgres into SpacetimeDB.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -63,22 +63,22 @@ enum Command {
     /// The keys that sync tokens are signed with.
     #[command(subcommand)]
     Keys(cli::keys::KeysCommand),
-    /// Session credentials, signed with a key of your own: to try things, and for scripts.
+    /// Session credentials, signed with a key of your own, for trials and scripts.
     #[command(subcommand)]
     Session(cli::session::SessionCommand),
-    /// Compare authority, SpacetimeDB and clients while all of them move. Fails if anything differs.
+    /// Compare authority, SpacetimeDB and clients while events flow. Fails if anything differs.
     Parity(cli::parity::ParityArgs),
     /// Let an identity read a stream.
     Grant(GrantArgs),
     /// Take away an identity's right to read a stream.
     Revoke(GrantArgs),
-    /// Compare what SpacetimeDB holds with the authority. Fails if something is not as it should be.
+    /// Compare what SpacetimeDB holds with the authority. Fails if something is wrong.
     Verify(cli::repair::VerifyArgs),
     /// After a restore: make SpacetimeDB forget what the authority does not have.
     Rewind(cli::repair::ChangeArgs),
-    /// Have the bridge fill the windows of streams again from the authority.
+    /// Let the bridge refill the windows of streams from the authority.
     Republish(cli::repair::RepublishArgs),
-    /// Print the identity that a token stands for, or that of a bridge that signs its own tokens.
+    /// Print the identity of a token, or of a bridge that signs its own tokens.
     Identity {
         /// The file that holds the token.
         #[arg(required_unless_present = "issuer", conflicts_with = "issuer")]
@@ -97,7 +97,7 @@ enum ConfigCommand {
         #[arg(long)]
         config: Option<PathBuf>,
     },
-    /// Print a configuration to begin with: every key, its default, and what it is for.
+    /// Print an example configuration: every key with its default and its meaning.
     Example,
 }
 
@@ -127,7 +127,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            cli::tell(format_args!("error: no runtime: {error}"));
+            cli::tell(format_args!("error: cannot start the async runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -140,17 +140,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// Colours are for a person at a terminal who wants them: https://no-color.org.
+/// Colours only on a terminal, and only if the user wants them: https://no-color.org.
 fn shows_colours() -> bool {
     let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     std::io::stderr().is_terminal() && !unwanted
 }
 
-/// Runs the work to its end, and passes its panic on.
+/// Runs the work to its end. If it panics, the caller panics as well.
 fn to_the_end<T: Send + 'static>(runtime: Runtime, work: impl Future<Output = T> + Send + 'static) -> T {
-    // On a worker, where the sockets and timers are. On this thread, every wake-up would pass through a worker first.
+    // Workers drive the sockets and timers, so the work runs on one of them. On this thread, every wake-up would pass through
+    // a worker first.
     let ended = runtime.block_on(runtime.spawn(work));
-    // This does not wait for threads that still block, such as in a handshake with a dead server, not even after a panic.
+    // This does not wait for threads that block, for example in a handshake with a dead server.
     runtime.shutdown_background();
     ended.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))
 }
@@ -186,7 +187,7 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             let admin = admin(&args)?;
             for stream in &args.streams {
                 admin.revoke(&args.identity, stream).await?;
-                cli::say(format_args!("{} may read {stream} no more", args.identity))?;
+                cli::say(format_args!("{} may no longer read {stream}", args.identity))?;
             }
             Ok(())
         }
@@ -224,7 +225,7 @@ fn admin(args: &GrantArgs) -> anyhow::Result<Admin> {
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
-    // First of all, so that a bridge that is told to stop while it starts stops as it would later.
+    // First of all, so that the bridge stops cleanly even if it is told to while it starts.
     let mut terminate = signal(SignalKind::terminate())?;
     let status = Arc::new(Status::new(config.bridge.stall_after()));
     let issuer = config.open_issuer()?;
@@ -271,7 +272,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
             _ = tokio::signal::ctrl_c() => {}
         }
         let _ = stop.send(true);
-        // The sender stays, so that its receivers never see it gone before the process ends.
+        // Keep the sender until the process ends, because the runner takes a dropped sender for a stop.
         std::future::pending::<()>().await;
     });
     tokio::select! {
@@ -282,7 +283,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits for the tasks beside the lane, which run as long as the process. They can only end with a panic.
+/// Waits for the tasks beside the lane. They run as long as the process, and only a panic ends them.
 async fn outlast(mut tasks: JoinSet<()>) -> Infallible {
     while let Some(ended) = tasks.join_next().await {
         joined(ended);
@@ -290,12 +291,12 @@ async fn outlast(mut tasks: JoinSet<()>) -> Infallible {
     std::future::pending().await
 }
 
-/// Looks regularly for keys that were added or removed.
+/// Reloads the signing keys at intervals.
 async fn keep_keys(issuer: Arc<Issuer>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
         let issuer = issuer.clone();
-        // Reading files blocks, so it happens on a thread for that.
+        // Reading files blocks, so it runs on a blocking thread.
         joined(tokio::task::spawn_blocking(move || issuer.keys().reload()).await);
     }
 }

@@ -1,8 +1,7 @@
-//! Runs the lane: carries out what `spacetime_sync_lane` decides, and tells it what became of it. It decides nothing.
+//! Runs the lane: carries out the commands of `spacetime_sync_lane` and reports back what happened. It decides nothing.
 //!
-//! One task owns the lane. Whatever waits is a task of its own, which answers through one channel, so nothing that waits
-//! ever holds up another stream. Calls of the live path are no tasks: they are sent here, and the SDK's answers come
-//! through the same channel.
+//! One task owns the lane. Everything that waits is a task of its own and answers through one channel, so that it never
+//! delays another stream. Only appends are sent directly from here; the SDK's answers come through the same channel.
 
 mod answers;
 mod commands;
@@ -25,25 +24,25 @@ use crate::tasks::joined;
 
 use answers::{from_authority, from_stdb};
 
-/// Events taken in one turn, before what they lead to is carried out.
+/// How many events the runner takes in before it carries out the commands that follow.
 const EVENTS_PER_TURN: usize = 256;
 
-/// Why the bridge ends by itself: a person must change something.
+/// Why the bridge ended by itself. A person must change something.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct RunError(String);
 
-/// A neighbour of the lane in this process. The runner tells it what it needs, and does not know what it does.
+/// A neighbour of the lane in this process. The runner tells it about connections, and does not know what it does.
 pub trait Neighbour: Send {
-    /// The authority is connected. Returns the neighbour's own handles to it: their idle connections are dropped when the
-    /// lead is lost.
+    /// The authority is connected. Returns the neighbour's own handles to it, whose idle connections the runner drops when
+    /// the lead is lost.
     fn connected(&self, authority: &Authority) -> Vec<Authority>;
 
-    /// The link to SpacetimeDB is a new one.
+    /// A new link to SpacetimeDB is up.
     fn relinked(&self);
 }
 
-/// Runs until told to stop, then finishes what is in flight.
+/// Runs the bridge until `stop` says so, and then finishes what is in flight.
 pub async fn run(
     config: Config,
     target: Target,
@@ -56,13 +55,13 @@ pub async fn run(
 
 /// What tasks tell the runner.
 enum Happened {
-    /// Just that.
+    /// An event that goes to the lane as it is.
     Event(Event),
-    /// A connection to the authority.
+    /// The attempt to connect to the authority has ended.
     Opened(RequestId, Result<Authority, AuthorityError>),
-    /// The lead was asked for.
+    /// The candidate has asked for the lead.
     AskedForLead(RequestId, Candidate, Result<Option<Leadership>, AuthorityError>),
-    /// An attempt to connect to SpacetimeDB.
+    /// The attempt to connect to SpacetimeDB has ended.
     Dialed(LinkId, Result<Link, StdbError>),
 }
 
@@ -73,16 +72,17 @@ struct Runner {
     neighbour: Option<Box<dyn Neighbour>>,
     lane: Lane,
     started: Instant,
-    /// What the lane asked for and is not carried out yet.
+    /// Commands that are not carried out yet.
     commands: Vec<Command>,
     authority: Option<Authority>,
-    /// Others that share the authority's connections or have their own to it.
+    /// The handles to the authority of the runner and of its neighbour. The runner drops their idle connections when the lead
+    /// is lost.
     desks: Vec<Authority>,
     candidate: Option<Candidate>,
     lead: Option<Leadership>,
     links: HashMap<LinkId, Arc<Link>>,
     dials: HashMap<LinkId, AbortHandle>,
-    /// All of them are needed: a panic in one is one of the bridge.
+    /// The bridge needs every one of them, so a panic in one ends the bridge.
     tasks: JoinSet<()>,
     events: mpsc::UnboundedSender<Happened>,
     inbox: mpsc::UnboundedReceiver<Happened>,
@@ -120,24 +120,24 @@ impl Runner {
         loop {
             tokio::select! {
                 biased;
-                // First, or a bridge under load would not hear that it is to stop.
+                // First. Otherwise a bridge under load would not notice that it must stop.
                 () = stopped(&mut stop), if !stopping => {
                     stopping = true;
                     self.step(Event::Stop);
                 }
-                // Another bridge may lead by now: before anything more is sent in the name of this one.
+                // Before the bridge sends anything more, because another bridge may lead by now.
                 () = lost(&mut self.lead) => {
                     self.lead = None;
                     self.step(Event::LeadLost);
                 }
-                // Before what arrives all the time under load, or a panic would be noticed when that ends.
+                // Before the events, which never end under load. Otherwise the bridge would notice a panic late.
                 Some(ended) = self.tasks.join_next() => {
                     joined(ended);
                     while let Some(ended) = self.tasks.try_join_next() {
                         joined(ended);
                     }
                 }
-                // Before the timer: after the process stood still, an answer that has arrived is not late.
+                // Before the timer. If the process was suspended, answers that arrived in time are not late.
                 Some(happened) = self.inbox.recv() => {
                     self.take(happened);
                     for _ in 1..EVENTS_PER_TURN {
@@ -159,7 +159,7 @@ impl Runner {
                 due = next;
                 timer.as_mut().reset(due.into());
             } else if timer.is_elapsed() {
-                // What is due was done, and is due again.
+                // The timer has fired, and the same time is due again.
                 timer.as_mut().reset(due.into());
             }
         }
@@ -192,7 +192,7 @@ impl Runner {
         }
     }
 
-    /// Clones of an authority share its connections.
+    /// Keeps the connected authority. Its clones share its connections.
     fn attach(&mut self, authority: Authority) {
         self.desks.push(authority.clone());
         if let Some(neighbour) = &self.neighbour {
@@ -202,7 +202,7 @@ impl Runner {
         self.authority = Some(authority);
     }
 
-    /// Gives back what others wait for.
+    /// Closes the links, clears the sleeping flag and releases the lead, so that a standby can take over at once.
     async fn end(mut self) {
         self.links.clear();
         let Some(authority) = self.authority.take() else { return };
@@ -215,7 +215,7 @@ impl Runner {
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that nobody can stop the bridge any more, as when everything ends.
+    // An error means that the sender is gone, as when the process ends.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 

@@ -1,5 +1,4 @@
-//! How the bridge is, for `/healthz`, `/readyz` and the metrics: the lane says it ([`spacetime_sync_lane::health`]), and
-//! HTTP reads it here.
+//! The vitals of the lane ([`spacetime_sync_lane::health`]), where `/healthz`, `/readyz` and the metrics can read them.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// At the start of the process.
+    /// The status at the start of the process.
     pub fn new(stall_after: Duration) -> Self {
         Self {
             started: Instant::now(),
@@ -36,11 +35,11 @@ impl Status {
     }
 
     fn look<T>(&self, look: impl FnOnce(&Vitals) -> T) -> T {
-        // What was published before a panic is still true.
+        // After a panic elsewhere the last vitals still hold.
         look(&self.vitals.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How things are.
+    /// How the bridge is.
     pub fn health(&self, now: Instant) -> Health {
         self.look(|vitals| vitals.health(now.saturating_duration_since(self.started)))
     }

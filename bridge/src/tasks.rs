@@ -1,11 +1,11 @@
-//! Tasks that the bridge cannot do without. The bridge keeps no state, so it does not repair a task that died: the process
-//! ends as after any panic, and a supervisor starts it again.
+//! Tasks that the bridge cannot do without. If one panics, the whole process ends, and a supervisor starts it again. That is
+//! simpler than a repair and loses nothing, because the bridge keeps no state.
 
 use std::panic::resume_unwind;
 
 use tokio::task::JoinError;
 
-/// The result of a task; `None` if it was cancelled. A panic of the task goes on in the caller.
+/// The result of a task, or `None` if it was cancelled. If the task panicked, the caller panics as well.
 pub fn joined<T>(ended: Result<T, JoinError>) -> Option<T> {
     match ended.map_err(JoinError::try_into_panic) {
         Ok(value) => Some(value),

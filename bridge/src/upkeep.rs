@@ -1,28 +1,31 @@
-//! What a leader does now and then beside the lane: it purges the authority's log, forgets sessions that are over, and names
-//! rows that cannot be streams.
+//! What a leader does at intervals beside the lane: it purges the authority's log, forgets sessions that are over, and
+//! reports rows with invalid stream names.
 
 use std::time::Duration;
 
 use spacetime_sync_authority::{Authority, AuthorityError};
 use spacetime_sync_proto::{Label, StreamId, error_text};
 
-/// Events that are removed in one transaction, and for which a writer of the stream may have to wait.
+/// How many events one transaction removes. A writer of the stream may have to wait for it.
 const PURGE_EVENTS: i32 = 1_000;
-/// Streams asked for at once.
+/// How many streams one statement lists.
 const PURGE_STREAMS: usize = 1_000;
-/// How often sessions are forgotten: they are kept for days, and every look goes through all of them.
+/// How often the bridge forgets sessions. They are kept for days, and each round looks at all of them.
 const FORGET_EVERY: Duration = Duration::from_secs(60 * 60);
-/// Sessions looked at in one statement.
+/// How many sessions one statement looks at.
 const FORGET_SESSIONS: usize = 1_000;
-/// Rows that are named; there may be more.
+/// How many rows with invalid names the log names at most.
 const MISNAMED: usize = 10;
 
-/// Purges the authority's log again and again, with a connection of its own. `purged` is told how many events went.
+/// Purges the authority's log at intervals, on a connection of its own. Tells `purged` how many events each step removed.
 pub(crate) async fn purge(authority: Authority, every: Duration, purged: impl Fn(u64)) {
     let authority = authority.beside(1);
     loop {
         if let Err(error) = purge_once(&authority, &purged).await {
-            tracing::warn!(error = error_text(&error), "the authority's log could not be purged");
+            tracing::warn!(
+                error = error_text(&error),
+                "cannot purge the authority's log; the bridge tries again"
+            );
         }
         tokio::time::sleep(every).await;
     }
@@ -46,7 +49,7 @@ async fn purge_once(authority: &Authority, purged: impl Fn(u64)) -> Result<(), A
     }
 }
 
-/// Forgets sessions again and again, with a connection of its own.
+/// Forgets sessions at intervals, on a connection of its own.
 pub(crate) async fn forget_sessions(authority: Authority, days: u16) {
     let authority = authority.beside(1);
     loop {
@@ -55,7 +58,7 @@ pub(crate) async fn forget_sessions(authority: Authority, days: u16) {
             Ok(gone) => tracing::info!(gone, "the authority forgot sessions that are over"),
             Err(error) => tracing::warn!(
                 error = error_text(&error),
-                "sessions that are over could not be forgotten"
+                "cannot forget sessions that are over; the bridge tries again"
             ),
         }
         tokio::time::sleep(FORGET_EVERY).await;
@@ -74,15 +77,18 @@ async fn forget_sessions_once(authority: &Authority, days: u16) -> Result<u64, A
     }
 }
 
-/// Names rows of `runtime.sync_streams` whose names no stream can have. The lane passes them over.
+/// Logs rows of `runtime.sync_streams` whose stream names are invalid. The lane skips them.
 pub(crate) async fn name_misnamed(authority: Authority) {
     match authority.misnamed_streams(MISNAMED).await {
         Ok(names) => names.iter().for_each(|name| {
             tracing::error!(
                 name,
-                "a row of runtime.sync_streams has a name that no stream can have; the bridge passes it over"
+                "the bridge skips a row of runtime.sync_streams because its stream_id is invalid; rename or delete it"
             );
         }),
-        Err(error) => tracing::debug!(error = error_text(&error), "misnamed rows could not be looked for"),
+        Err(error) => tracing::debug!(
+            error = error_text(&error),
+            "cannot look for rows with invalid stream names"
+        ),
     }
 }

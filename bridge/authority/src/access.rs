@@ -43,8 +43,8 @@ pub struct BoundSession {
 }
 
 impl Authority {
-    /// What a subject may read of what it asks for, and what is known of its session. This is one statement, and the
-    /// question bounds every lookup in it.
+    /// Which of the wanted streams a subject may read, and what the authority knows about its session. This is one
+    /// statement, and the question bounds every lookup in it.
     pub async fn access(&self, question: &AccessQuestion) -> Result<Access, AuthorityError> {
         let Lookups {
             streams,
@@ -109,7 +109,7 @@ impl Authority {
                 };
                 let patterns: Vec<String> = row.try_get("patterns")?;
                 let streams: Vec<String> = row.try_get("streams")?;
-                // A text that is not a pattern gives no right. The checks of the tables let none in.
+                // A text that is not a pattern grants nothing. The tables' checks keep such texts out.
                 let allowed = patterns.iter().chain(&streams);
                 let allowed = allowed.filter_map(|text| StreamPattern::new(text).ok());
                 Ok(Access {
@@ -234,9 +234,9 @@ impl Authority {
             .await
     }
 
-    /// Forgets sessions whose first token and whose revocation are older than so many days, among the next `limit` sessions
-    /// after `after`. A revocation that SpacetimeDB has not taken yet stays. Returns the last session of these, `None` at the
-    /// end, and how many were forgotten.
+    /// Looks at the next `limit` sessions after `after`, and forgets those whose first token and whose revocation are more
+    /// than `days` old. A session stays while SpacetimeDB has not taken its revocation. Returns the last session that it
+    /// looked at, or `None` at the end, and how many it forgot.
     pub async fn forget_sessions(
         &self,
         days: u16,
@@ -257,7 +257,7 @@ impl Authority {
                      )
                      select (select max(session_id) from part), (select count(*) from gone)",
                 )
-                // No id is empty, so the empty text stands before all of them.
+                // The empty text sorts before every id, because no id is empty.
                 .bind(after.map_or("", Label::as_str))
                 .bind(i64::try_from(limit).unwrap_or(i64::MAX))
                 .bind(i32::from(days))
@@ -312,7 +312,8 @@ impl Lookups {
     }
 }
 
-/// The least text above all texts that begin with a prefix: its last character, an ASCII separator, raised by one.
+/// The smallest text that sorts after all texts with a prefix: the prefix with its last character, an ASCII separator,
+/// raised by one.
 fn after_all(prefix: &str) -> String {
     let mut text = prefix.to_owned();
     if let Some(last) = text.pop() {

@@ -6,20 +6,19 @@ use spacetime_sync_proto::{IdempotencyKey, Kind, Seq, StreamId};
 use super::error::CallError;
 use super::{Authority, AuthorityError};
 
-/// An event that is to be appended.
+/// An event to append.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent {
-    /// Unique in its stream.
+    /// The key, which is unique in the stream.
     pub idempotency_key: IdempotencyKey,
-    /// What the payload is.
+    /// The kind of the payload.
     pub kind: Kind,
     /// The runtime's bytes.
     pub payload: Bytes,
 }
 
 impl Authority {
-    /// Appends one event, in a transaction of its own, for tools and tests: the runtime calls the SQL function inside
-    /// its own transactions.
+    /// Appends one event in a transaction of its own.
     pub async fn append(&self, stream_id: &StreamId, event: &NewEvent) -> Result<Seq, AuthorityError> {
         self.connections
             .run("append", async |connection| {
@@ -35,7 +34,7 @@ impl Authority {
             .await
     }
 
-    /// Appends events in one transaction of its own, at most 10,000, and returns their seqs in the order given.
+    /// Appends at most 10,000 events in one transaction of its own, and returns their seqs in the same order.
     pub async fn append_batch(&self, stream_id: &StreamId, events: &[NewEvent]) -> Result<Vec<Seq>, AuthorityError> {
         let keys: Vec<&str> = events.iter().map(|event| event.idempotency_key.as_str()).collect();
         let kinds: Vec<&str> = events.iter().map(|event| event.kind.as_str()).collect();

@@ -1,8 +1,8 @@
 //! A bounded set of connections.
 //!
-//! sqlx's own pool pings a connection at every release. That costs a round trip for each call, and it has no bound in time:
-//! when the network goes silent after a call, the connection's place is taken for a quarter of an hour. Here a connection
-//! comes back without a ping after an answer of the server, and is dropped in every other case.
+//! sqlx's own pool pings a connection at every release. The ping costs each call a round trip and has no timeout: if the
+//! network goes silent after a call, the connection's place stays taken for a quarter of an hour. Here, a connection on which
+//! the server has answered comes back without a ping, and any other connection is dropped.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::error::{AuthorityError, CallError, connection_is_good};
 
-/// How long a call may wait for its turn, and how long making a connection may take.
+/// How long a call may wait for its turn, and how long a connection attempt may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a call may take on its connection.
 pub(super) const CALL_LIMIT: Duration = Duration::from_secs(30);
@@ -45,7 +45,7 @@ impl Connections {
         &self.options
     }
 
-    /// Runs one call. When it is cancelled, its connection ends with it.
+    /// Runs one call. If the call is cancelled, its connection is dropped.
     pub(super) async fn run<T>(
         &self,
         what: &'static str,
@@ -54,13 +54,13 @@ impl Connections {
         // Nobody closes the semaphore, so the inner result is always a permit.
         let _turn = timeout(CONNECT_LIMIT, self.turns.acquire())
             .await
-            .map_err(|_| self.timed_out("with a free connection", CONNECT_LIMIT))?;
+            .map_err(|_| self.timed_out("waiting for a free connection", CONNECT_LIMIT))?;
         let idle = self.idle().pop();
         let mut connection = match idle {
             Some(connection) => connection,
             None => timeout(CONNECT_LIMIT, self.options.connect())
                 .await
-                .map_err(|_| self.timed_out("a connect", CONNECT_LIMIT))?
+                .map_err(|_| self.timed_out("connecting", CONNECT_LIMIT))?
                 .map_err(|error| AuthorityError::from_driver(&self.server, error))?,
         };
         match timeout(CALL_LIMIT, call(&mut connection)).await {
@@ -89,7 +89,7 @@ impl Connections {
         let idle = std::mem::take(&mut *self.idle());
         for connection in idle {
             if let Err(error) = connection.close().await {
-                tracing::debug!(%error, "a connection was gone before it was closed");
+                tracing::debug!(%error, "a connection was lost before it was closed");
             }
         }
     }
@@ -102,8 +102,8 @@ impl Connections {
         }
     }
 
-    /// Drops the connections that no call uses. Whatever ended one of them most likely ended all, and each would cost a call
-    /// to find out.
+    /// Drops the connections that no call uses. Whatever ended one of them most likely ended all of them, and otherwise a
+    /// call would have to fail on each.
     pub(super) fn forget_idle(&self) {
         self.idle().clear();
     }

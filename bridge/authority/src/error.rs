@@ -8,7 +8,7 @@ use spacetime_sync_proto::{Seq, StreamId};
 /// An error on the authority's side.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// The server cannot be reached, is starting or stopping, or has run out of something.
+    /// The server cannot be reached, is starting or stopping, or lacks resources.
     #[error("postgres at {server} is not available; the call may be repeated")]
     Unavailable {
         /// Host, port and database, without the password.
@@ -16,8 +16,8 @@ pub enum AuthorityError {
         /// What the driver says.
         source: sqlx::Error,
     },
-    /// A call took longer than it may. Its connection was dropped.
-    #[error("postgres at {server} did not answer {what} within {limit:?}; the call may be repeated")]
+    /// A call took too long. Its connection was dropped.
+    #[error("postgres at {server}: {what} took longer than {limit:?}; the call may be repeated")]
     TimedOut {
         /// Host, port and database, without the password.
         server: String,
@@ -53,7 +53,7 @@ pub enum AuthorityError {
     },
     /// The database has a migration that differs from this build's migration of the same version.
     #[error(
-        "migration {version} in the database at {server} is not the one of this build; \
+        "migration {version} in the database at {server} differs from this build's; \
          run the bridge that the database was migrated with, or restore the migration"
     )]
     ForeignMigration {
@@ -63,7 +63,7 @@ pub enum AuthorityError {
         version: i64,
     },
     /// The migrations could not be applied.
-    #[error("the migrations of the lane could not be applied to the database at {server}")]
+    #[error("cannot apply the migrations of the lane to the database at {server}")]
     Migrate {
         /// Host, port and database, without the password.
         server: String,
@@ -82,7 +82,7 @@ pub enum AuthorityError {
         /// What it must be.
         expected: &'static str,
     },
-    /// The url is not one of Postgres.
+    /// The url is not a valid url of a Postgres database.
     #[error("the url of postgres is malformed, expected postgres://user:password@host:port/database")]
     Url {
         /// What the driver says. It never contains the password.
@@ -96,7 +96,7 @@ pub enum AuthorityError {
         /// What the driver says.
         source: sqlx::Error,
     },
-    /// The server refuses the login, or something that the bridge must do.
+    /// The server refuses the login, or a statement that the bridge must run.
     #[error("postgres at {server} denies access; check the role, its password and its rights on schema runtime")]
     Denied {
         /// Host, port and database, without the password.
@@ -104,7 +104,7 @@ pub enum AuthorityError {
         /// What the driver says.
         source: sqlx::Error,
     },
-    /// An append was refused, with an SQLSTATE of the class SY.
+    /// The append functions refused an append, with an SQLSTATE of the class SY.
     #[error("{code}: {message}; {hint}")]
     Refused {
         /// `SY001` to `SY007`, as migration 1 lists them.
@@ -114,8 +114,7 @@ pub enum AuthorityError {
         /// What to do.
         hint: String,
     },
-    /// The authority holds something that the contract does not allow. Only somebody who writes into the tables by hand can
-    /// cause that.
+    /// A row breaks the contract. That happens only if somebody writes into the tables by hand.
     #[error("stream {stream_id} holds {what} at seq {seq} that the contract does not allow; restore it from a backup")]
     Corrupt {
         /// The stream.
@@ -181,7 +180,7 @@ impl AuthorityError {
             return match error {
                 sqlx::Error::Io(_)
                 | sqlx::Error::PoolTimedOut
-                                // A connection that is cut in the middle of a message.
+                // The connection was cut in the middle of a message.
                 | sqlx::Error::Protocol(_) => Self::Unavailable { server, source: error },
                 _ => Self::Failed { server, source: error },
             };
@@ -204,8 +203,8 @@ impl AuthorityError {
     }
 }
 
-/// What to do about a refused append. SY005 stands for a payload that is too large and for one that is empty, and the
-/// function's hint fits the first.
+/// What to do about a refused append. SY005 means that a payload is too large or empty, but the function's hint only fits
+/// the first case.
 fn hint<'a>(code: &str, error: &'a sqlx::postgres::PgDatabaseError) -> &'a str {
     let is_empty = ["payload has 0 bytes", "payload has no bytes"]
         .iter()
@@ -216,11 +215,10 @@ fn hint<'a>(code: &str, error: &'a sqlx::postgres::PgDatabaseError) -> &'a str {
     error.hint().unwrap_or_default()
 }
 
-/// Whether the connection can be used after this error. It can where the server has answered, whatever the answer was, and
-/// only then.
+/// Whether the connection can be used after this error: only if the server has answered, whatever the answer.
 pub(super) fn connection_is_good(error: &sqlx::Error) -> bool {
     match error {
-        // 57P: the server is going away, and with it this connection.
+        // 57P: the server is shutting down or ends this connection.
         sqlx::Error::Database(error) => !error.code().unwrap_or_default().starts_with("57P"),
         sqlx::Error::RowNotFound
         | sqlx::Error::TypeNotFound { .. }

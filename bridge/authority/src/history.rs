@@ -1,4 +1,4 @@
-//! Reads the log for clients over HTTP. Each answer is of one moment.
+//! Reads the log for clients over HTTP. Each answer shows the log at one moment.
 
 use spacetime_sync_proto::{ChainHash, Event, Label, Seq, StreamId};
 use sqlx::Connection as _;
@@ -22,8 +22,8 @@ pub struct History {
 }
 
 impl Authority {
-    /// The events after a position, and all that is needed to judge the position. One transaction reads both, so that a
-    /// purge, an append or a rewind in between changes nothing.
+    /// Reads the events after a seq, and what a caller needs to check its cursor. One transaction reads everything, so that a
+    /// purge, an append or a restore in between changes nothing.
     pub async fn history(
         &self,
         stream_id: &StreamId,
@@ -33,7 +33,7 @@ impl Authority {
     ) -> Result<History, AuthorityError> {
         self.connections
             .run("history", async |connection| {
-                // If this call is dropped in between, the next use of the connection rolls the transaction back.
+                // If a read fails, sqlx rolls the transaction back before the connection's next use.
                 let mut moment = connection
                     .begin_with("begin isolation level repeatable read read only")
                     .await?;
@@ -44,7 +44,7 @@ impl Authority {
             .await
     }
 
-    /// What is known of a session; `None` if it never had a token and was never revoked.
+    /// What the authority knows about a session. `None` if it never had a token and was never revoked.
     pub async fn session(&self, session_id: &Label) -> Result<Option<BoundSession>, AuthorityError> {
         self.connections
             .run("session", async |connection| {

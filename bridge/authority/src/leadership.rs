@@ -1,4 +1,4 @@
-//! Decides which bridge leads. Two leaders at once would be safe, but would do all work twice.
+//! Decides which bridge leads. Two leaders at once would be safe, but would do all the work twice.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,14 +13,14 @@ use tokio::time::{sleep, timeout};
 use super::connections::CALL_LIMIT;
 use super::error::AuthorityError;
 
-/// A session of the server that held the lead. The server reuses process ids, so the start belongs to the name.
+/// The server's session that held the lead. The server reuses process ids, so only pid and start time together identify it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LeadSession {
     pid: i32,
     started: String,
 }
 
-/// Key of the advisory lock, which each database has for itself: "sync" and "lead" in ASCII.
+/// The key of the advisory lock: "synclead" in ASCII. Each database has its own locks.
 const LOCK: i64 = 0x7379_6e63_6c65_6164;
 const PING_EVERY: Duration = Duration::from_millis(500);
 const PING_LIMIT: Duration = Duration::from_secs(5);
@@ -28,20 +28,20 @@ const PING_LIMIT: Duration = Duration::from_secs(5);
 /// The lead, held for as long as this value and its connection live.
 #[derive(Debug)]
 pub struct Leadership {
-    /// Owns the connection, and ends when the connection is gone. It is a task of its own, because a caller that waits for
-    /// the loss beside other things cancels that wait all the time, and that must not restart a ping.
+    /// Owns the connection, and ends when the connection is lost. It is a task of its own, because a caller in a `select!`
+    /// often cancels its wait, and that must not interrupt a ping.
     keeper: JoinHandle<()>,
-    /// Dropping it gives the lead up.
+    /// Dropping this releases the lead.
     held: oneshot::Sender<()>,
 }
 
-/// One who would lead. All attempts use one connection for as long as it lives, so that a standby costs the server one
-/// session and no more.
+/// A bridge that asks for the lead. All attempts use one connection while it lives, so that a standby costs the server only
+/// one session.
 #[derive(Debug)]
 pub struct Candidate {
     server: String,
     options: PgConnectOptions,
-    /// The session in which this process had the lead until it stopped to answer.
+    /// The session in which this process held the lead until the session stopped answering.
     lost: Arc<Mutex<Option<LeadSession>>>,
     connection: Option<PgConnection>,
 }
@@ -58,7 +58,7 @@ impl Candidate {
 
     /// Takes the lead if no other bridge has it. The lead goes with the connection.
     pub async fn try_lead(&mut self) -> Result<Option<Leadership>, AuthorityError> {
-        // A connection that an attempt leaves without an answer is given up with it.
+        // If the attempt times out, its connection is dropped.
         let connection = self.connection.take();
         let asked = timeout(CALL_LIMIT, self.ask(connection)).await;
         asked.unwrap_or_else(|_| {
@@ -92,8 +92,8 @@ impl Candidate {
             let keeper = tokio::spawn(keep(connection, session, given_up, self.lost.clone()));
             return Ok(Some(Leadership { keeper, held }));
         }
-        // The session that this process lost may hold the lead still, because the server has not noticed that its client
-        // is gone: it is ended, so that nobody waits until the server does.
+        // The session that this process lost may still hold the lead, because the server has not noticed that its client
+        // is gone. End it, so that no bridge has to wait until the server notices.
         let ghost = lock(&self.lost).clone();
         if let Some(LeadSession { pid, started }) = ghost {
             let ended: Option<bool> = sqlx::query_scalar(
@@ -107,10 +107,7 @@ impl Candidate {
             .map_err(driver)?;
             *lock(&self.lost) = None;
             if ended == Some(true) {
-                tracing::warn!(
-                    pid,
-                    "the server still held the lead for a connection that is gone; ended that session"
-                );
+                tracing::warn!(pid, "ended a session that still held the lead for a lost connection");
             }
         }
         self.connection = Some(connection);
@@ -119,15 +116,15 @@ impl Candidate {
 }
 
 impl Leadership {
-    /// Resolves within about five seconds after the connection that holds the lead is gone. It may be cancelled and called
-    /// again.
+    /// Resolves within about five seconds after the connection that holds the lead is lost. The caller may cancel it and
+    /// call it again.
     pub async fn lost(&mut self) {
         if !self.keeper.is_finished() {
             pass_on_panic((&mut self.keeper).await);
         }
     }
 
-    /// Gives the lead up at once, so that a standby does not wait for the server to notice.
+    /// Releases the lead at once, so that a standby does not have to wait until the server notices.
     pub async fn release(self) {
         drop(self.held);
         pass_on_panic(self.keeper.await);
@@ -146,6 +143,7 @@ fn lock(lost: &Mutex<Option<LeadSession>>) -> MutexGuard<'_, Option<LeadSession>
     lost.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Pings the connection until it is lost or the lead is released.
 async fn keep(
     mut connection: PgConnection,
     session: LeadSession,
@@ -160,17 +158,18 @@ async fn keep(
         _ = given_up => {}
     }
     if let Err(error) = connection.close().await {
-        tracing::debug!(%error, "the lead was lost before it was given up");
+        tracing::debug!(%error, "the lead was lost before it was released");
     }
 }
 
+/// Resolves when the connection is lost.
 async fn gone(connection: &mut PgConnection) {
     loop {
         sleep(PING_EVERY).await;
         match timeout(PING_LIMIT, connection.ping()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the connection that holds the lead is gone");
+                tracing::warn!(%error, "the connection that holds the lead is lost");
                 return;
             }
             Err(_) => {

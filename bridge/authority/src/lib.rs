@@ -1,14 +1,13 @@
 //! The authority: the runtime's Postgres, where every event comes into being. All SQL of the bridge is here.
 //!
-//! Every call survives a restart of Postgres: the crate connects again, and a call that failed returns an error of the class
-//! retry. Every call is bounded in time, so that a dead network never holds the bridge up.
+//! The crate survives a restart of Postgres: a call that fails returns an error of class retry, and the next one connects
+//! again. Every call has a time limit, so that a dead network never blocks the bridge.
 //!
-//! The cost of a statement does not depend on the statistics that Postgres has of the tables, because each statement has
-//! only one possible plan. It asks for one value as a range with an order, or as a join on a range, and the session's
-//! settings forbid scans and sorts. With "=", a plan made while Postgres believed a table to be empty goes on reading all of
-//! it (migration 3).
+//! The cost of a statement does not depend on Postgres' statistics, because each statement has only one possible plan: it
+//! asks for a single value as a range with an order, or as a join on a range, and the session's settings forbid scans and
+//! sorts. With "=", a plan that Postgres made when it took a table for empty would keep reading all of it (migration 3).
 //!
-//! This crate never verifies hashes and chains, which the lane does, and never writes to the log, except in `append`.
+//! This crate never verifies hashes, because the lane does, and never writes to the log, except in `append`.
 
 mod access;
 mod append;
@@ -46,11 +45,11 @@ use connections::{CALL_LIMIT, Connections};
 use error::CallError;
 use leadership::LeadSession;
 
-/// How long a statement may take on the server. A call may take a little longer, so that mostly the server ends it.
+/// How long a statement may take on the server. A call may take a little longer, so that the server usually ends it first.
 const STATEMENT_LIMIT_MS: &str = "25000";
 
-/// The characters of a stream's name. The functions append under no other name, but somebody may have written one into the
-/// table by hand, and no other stream may suffer from that.
+/// True for rows with a valid stream name. The append functions accept no other name, but somebody may have written one into
+/// the table by hand, and other streams must not suffer from it.
 macro_rules! is_name {
     () => {
         "stream_id ~ '^[A-Za-z0-9._:/@+=~%-]+$'"
@@ -122,7 +121,7 @@ impl Authority {
         }
     }
 
-    /// One who would lead, and asks for it again and again on one connection.
+    /// A candidate that can ask for the lead repeatedly, on one connection.
     pub fn candidate(&self) -> Candidate {
         let (server, options) = (self.connections.server().to_owned(), self.connections.options().clone());
         Candidate::new(server, options, self.lost_lead.clone())
@@ -158,18 +157,18 @@ fn parse(url: &str) -> Result<(String, PgConnectOptions), AuthorityError> {
         .any(|scheme| url.starts_with(scheme))
     {
         return Err(AuthorityError::Url {
-            source: sqlx::Error::Configuration("the scheme is another one".into()),
+            source: sqlx::Error::Configuration("expected the scheme postgres:// or postgresql://".into()),
         });
     }
     let options: PgConnectOptions = url.parse().map_err(|source| AuthorityError::Url { source })?;
     let options = options.application_name("spacetime-sync").options([
         ("statement_timeout", STATEMENT_LIMIT_MS),
-        // The server notices by these that a bridge has vanished, and releases its locks, above all the lead.
+        // With these the server notices that a bridge has vanished, and releases its locks, above all the lead.
         ("tcp_keepalives_idle", "3"),
         ("tcp_keepalives_interval", "2"),
         ("tcp_keepalives_count", "2"),
-        // Every statement of the bridge goes through an index, in its order. Before the first ANALYZE of a table that
-        // has just grown, the planner believes it empty and would sort all of it for every page.
+        // Every statement of the bridge uses an index, in its order. Before the first ANALYZE of a table that has just
+        // grown, the planner takes it for empty and would sort all of it for every page.
         ("enable_seqscan", "off"),
         ("enable_bitmapscan", "off"),
         ("enable_sort", "off"),

@@ -11,8 +11,8 @@ use super::Authority;
 use super::error::{AuthorityError, CallError};
 
 impl Authority {
-    /// The events after a position, in order: at most `max_events`, and at most `max_bytes` of payload, except that
-    /// the first event always comes. Empty at the head.
+    /// The events after a seq, in order: at most `max_events`, and at most `max_bytes` of payload, but always the first event.
+    /// Empty at the head.
     pub async fn read_events(
         &self,
         stream_id: &StreamId,
@@ -27,8 +27,8 @@ impl Authority {
             .await
     }
 
-    /// The chain hash at a position; none if the log ends before it, or begins after the event that follows it. At seq 0
-    /// it is that of the empty log, whether the stream exists or not.
+    /// The chain hash at a seq. `None` if the log ends before it, or if the event after it is purged as well. At seq 0 it is
+    /// the chain hash of the empty log, even if the stream does not exist.
     pub async fn chain_at(&self, stream_id: &StreamId, seq: Seq) -> Result<Option<ChainHash>, AuthorityError> {
         self.connections
             .run("chain_at", async |connection| {
@@ -101,7 +101,7 @@ pub(super) async fn chain_at(
         .map_err(CallError::Content)
 }
 
-/// The chain hash that a column holds. One that is malformed is corrupt, wherever it is read.
+/// The chain hash in a column.
 fn chain_hash(stream_id: &StreamId, seq: Seq, bytes: &[u8]) -> Result<ChainHash, AuthorityError> {
     ChainHash::from_slice(bytes).ok_or_else(|| AuthorityError::Corrupt {
         stream_id: stream_id.as_str().to_owned(),
@@ -129,7 +129,7 @@ fn decode(stream_id: &StreamId, row: &PgRow, last_kind: Option<&Kind>) -> Result
     Ok(Event {
         seq: Seq::from_sql(seq).ok_or_else(|| corrupt("a position"))?,
         idempotency_key: IdempotencyKey::new(key).map_err(|_| corrupt("a key"))?,
-        // Neighbours mostly have one kind. Sharing it saves a check and an allocation.
+        // Neighbouring events mostly have the same kind. Sharing it saves a check and an allocation.
         kind: match last_kind {
             Some(last) if last.as_str() == kind => last.clone(),
             _ => Kind::new(kind).map_err(|_| corrupt("a kind"))?,

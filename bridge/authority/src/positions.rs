@@ -1,4 +1,4 @@
-//! How far streams have come: their heads, what is published and what is purged.
+//! Reads how far streams have come: their heads, published seqs and floors.
 
 use spacetime_sync_proto::{Seq, StreamId, StreamProgress};
 use sqlx::Row;
@@ -8,7 +8,7 @@ use super::error::CallError;
 use super::{Authority, AuthorityError, is_name, stream_id};
 
 impl Authority {
-    /// Streams with events that are not known to be published, in the order of their ids, from just after `after`.
+    /// Dirty streams with ids after `after`, in order.
     pub async fn dirty_streams(
         &self,
         after: Option<&StreamId>,
@@ -28,7 +28,7 @@ impl Authority {
         .await
     }
 
-    /// All streams that hold anything, in the order of their ids, from just after `after`.
+    /// All streams with ids after `after` to which something was ever appended, in order.
     pub async fn streams_after(
         &self,
         after: Option<&StreamId>,
@@ -63,7 +63,7 @@ impl Authority {
             .await
     }
 
-    /// The heads of one stream; none if nothing was ever appended to it.
+    /// How far one stream has come. `None` if nothing was ever appended to it.
     pub async fn position(&self, stream_id: &StreamId) -> Result<Option<StreamProgress>, AuthorityError> {
         let found = self
             .connections
@@ -91,7 +91,7 @@ impl Authority {
         self.connections
             .run(what, async |connection| {
                 let rows = sqlx::query(sql)
-                    // No id is empty: the empty text stands before all of them.
+                    // The empty text sorts before every id, because no id is empty.
                     .bind(after.map_or("", StreamId::as_str))
                     .bind(i64::try_from(limit).unwrap_or(i64::MAX))
                     .fetch_all(connection)

@@ -1,4 +1,4 @@
-//! Records what is published: up to where SpacetimeDB holds a stream durably.
+//! Records published seqs.
 
 use spacetime_sync_proto::{Seq, StreamId};
 use sqlx::Row;
@@ -7,18 +7,18 @@ use sqlx::postgres::PgRow;
 use super::error::CallError;
 use super::{Authority, AuthorityError, stream_id};
 
-/// What became of [`Authority::advance_published`]. Streams in neither list are at or past what was asked for.
+/// The streams that [`Authority::advance_published`] or [`Authority::set_published`] could not move. All others are done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Advanced {
-    /// Not advanced, because a writer holds their row: ask again later.
+    /// A writer holds the row: try again later.
     pub locked: Vec<StreamId>,
-    /// Not advanced, because the authority's log ends before: it has lost events that SpacetimeDB holds.
+    /// The authority's log ends before the seq: it has lost events that SpacetimeDB holds.
     pub above_head: Vec<StreamId>,
 }
 
 impl Authority {
-    /// Records that SpacetimeDB durably holds these streams up to these seqs. One statement for all of them; never
-    /// backwards, never above a head, and it never waits for a writer.
+    /// Records that SpacetimeDB durably holds these streams up to these seqs. One statement moves all of them. It never moves
+    /// one back or above its head, and never waits for a writer.
     pub async fn advance_published(&self, to: &[(StreamId, Seq)]) -> Result<Advanced, AuthorityError> {
         if to.is_empty() {
             return Ok(Advanced::default());
@@ -27,8 +27,8 @@ impl Authority {
         let seqs: Vec<i64> = to.iter().map(|(_, seq)| seq.to_sql()).collect();
         self.connections
             .run("advance_published", async |connection| {
-                // `asked` leaves out what has nothing to do, so that a repeat writes nothing and meets no lock. A row that
-                // is missing altogether counts as a log of length 0.
+                // `free` leaves out rows that need no change, so that a repeat writes nothing and meets no lock. A missing
+                // row counts as a log of length 0.
                 let rows = sqlx::query(
                     "with asked as (
                    select w.stream_id, max(w.seq) as seq
@@ -61,8 +61,8 @@ impl Authority {
             .await
     }
 
-    /// Sets a stream's published seq back, because SpacetimeDB holds less than was recorded. Never forwards. Waits for
-    /// a writer that holds the row.
+    /// Sets a stream's published seq back, because SpacetimeDB holds less than was recorded. It never moves it forwards, and
+    /// it waits for a writer that holds the row.
     pub async fn rewind_published(&self, stream_id: &StreamId, to: Seq) -> Result<(), AuthorityError> {
         self.connections
             .run("rewind_published", async |connection| {
@@ -80,7 +80,7 @@ impl Authority {
     }
 }
 
-/// The streams of a statement that left some as they were: each row names one, and says whether a writer holds its row.
+/// Reads which streams a statement could not move. Each row names one, and says whether a writer holds its row.
 pub(crate) fn not_advanced(rows: &[PgRow]) -> Result<Advanced, CallError> {
     let mut advanced = Advanced::default();
     for row in rows {

@@ -1,4 +1,4 @@
-//! What the authority and SpacetimeDB keep of a stream, and the document that stands for what is gone.
+//! Retention: how much of a stream the authority and SpacetimeDB keep, purges, snapshots, and the authority's epoch.
 
 use bytes::Bytes;
 use spacetime_sync_proto::epoch::AuthorityEpoch;
@@ -14,30 +14,30 @@ use super::{Authority, is_name, stream_id};
 /// Where the authority's log of a stream begins and ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extent {
-    /// The first event that the authority keeps; one past the head if it keeps none.
+    /// The seq of the first event that the authority keeps; one past the head if it keeps none.
     pub oldest_seq: Seq,
     /// The chain hash before it.
     pub floor_chain: ChainHash,
-    /// The last event.
+    /// The seq of the last event.
     pub head_seq: Seq,
-    /// The chain hash there.
+    /// The chain hash of the last event.
     pub head_chain: ChainHash,
-    /// Newest events that SpacetimeDB keeps, at most; none if the stream has no class, and SpacetimeDB keeps all.
+    /// How many of the newest events SpacetimeDB keeps. `None` if the stream has no class, so that SpacetimeDB keeps all.
     pub window_events: Option<u64>,
     /// How many events a client may be behind and still receive each of them.
     pub replay_budget_events: Option<u64>,
-    /// The position of the document that stands for all events up to it.
+    /// The seq up to which the stream's snapshot stands for all events.
     pub snapshot_seq: Option<Seq>,
 }
 
 impl Extent {
-    /// The position before the first event that the authority keeps.
+    /// The seq before the first event that the authority keeps.
     pub fn floor(&self) -> Seq {
         self.oldest_seq.previous()
     }
 
-    /// Where SpacetimeDB's window begins when it is filled from nothing: it holds as many events as it may, as far as the log
-    /// has them.
+    /// The seq after which SpacetimeDB's window begins when it is refilled. The window is as large as the class allows and
+    /// the log permits.
     pub fn window_floor(&self) -> Seq {
         let below = |events: u64| Seq::new(self.head_seq.get().saturating_sub(events));
         let full = self.window_events.and_then(below).unwrap_or(Seq::ZERO);
@@ -54,7 +54,7 @@ const EXTENT: &str = "
     where s.stream_id >= $1 and s.stream_id <= $1 and s.head_seq > 0";
 
 impl Authority {
-    /// The classes, in the order of their names.
+    /// The retention classes, in the order of their names.
     pub async fn retention_classes(&self) -> Result<Vec<RetentionClass>, AuthorityError> {
         self.connections
             .run("retention_classes", async |connection| {
@@ -86,7 +86,7 @@ impl Authority {
             .await
     }
 
-    /// The document that stands for a stream's first events, if there is one.
+    /// The snapshot that stands for a stream's first events, if there is one.
     pub async fn snapshot(&self, stream_id: &StreamId) -> Result<Option<Snapshot>, AuthorityError> {
         self.connections
             .run("snapshot", async |connection| {
@@ -114,7 +114,7 @@ impl Authority {
             .await
     }
 
-    /// Streams whose class lets the authority purge events, in the order of their ids, from just after `after`.
+    /// Streams with ids after `after` whose class lets the authority purge events, in order.
     pub async fn purgeable_streams(
         &self,
         after: Option<&StreamId>,
@@ -138,7 +138,7 @@ impl Authority {
             .await
     }
 
-    /// Removes the oldest events of a stream that its class no longer keeps, at most `most`. Returns how many.
+    /// Removes at most `most` of the oldest events that a stream's class no longer keeps. Returns how many.
     pub async fn purge(&self, stream_id: &StreamId, most: i32) -> Result<u64, AuthorityError> {
         self.connections
             .run("purge", async |connection| {
@@ -152,7 +152,7 @@ impl Authority {
             .await
     }
 
-    /// Raises the beat by one.
+    /// Counts the beat up by one.
     pub async fn beat(&self) -> Result<(), AuthorityError> {
         self.connections
             .run("beat", async |connection| {
@@ -170,7 +170,7 @@ impl Authority {
             .await
     }
 
-    /// Begins a new history.
+    /// Begins a new epoch.
     pub async fn begin_epoch(&self) -> Result<AuthorityEpoch, AuthorityError> {
         self.told_epoch(
             "begin_epoch",
@@ -218,7 +218,7 @@ fn extent(row: &PgRow) -> Result<Extent, CallError> {
         None => ChainHash::genesis(&id),
         Some(bytes) => chain(bytes, oldest_seq.previous())?,
     };
-    // A stream without a class has a row all the same, of NULLs.
+    // A stream without a class still has a row, with NULLs.
     let (window, budget): (Option<i64>, Option<i64>) = (row.try_get(5)?, row.try_get(6)?);
     let snapshot: Option<i64> = row.try_get(7)?;
     Ok(Extent {

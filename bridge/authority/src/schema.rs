@@ -1,7 +1,7 @@
 //! The authority's migrations: applies them, and checks whether a database has them.
 //!
 //! sqlx keeps its list of applied migrations in a table `_sqlx_migrations` of the first schema of the search path. The lane's
-//! list has a schema of its own, so that it never meets that of an application that uses sqlx in the same database.
+//! list has a schema of its own, so that an application that uses sqlx in the same database keeps a separate list.
 
 use std::sync::LazyLock;
 
@@ -19,8 +19,8 @@ macro_rules! embedded {
     };
 }
 
-/// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder compiles all of sqlx a second
-/// time, for the compiler's side.
+/// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
+/// second time, for the build.
 const FILES: [(&str, &str); 4] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
@@ -43,7 +43,7 @@ impl MigrationSource<'static> for Embedded {
     }
 }
 
-/// A migration from the name of its file, `VERSION_WORDS.sql`, and what stands in it.
+/// A migration from the name of its file, `VERSION_WORDS.sql`, and the text in it.
 fn migration(name: &'static str, sql: &'static str) -> Migration {
     let (version, words) = name
         .trim_end_matches(".sql")
@@ -213,7 +213,7 @@ mod tests {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// As databases that exist have recorded them: a bridge refuses a database whose record differs.
+    /// A bridge refuses a database that has recorded other values, so these must never change.
     #[test]
     fn migrations_match_what_databases_have_recorded() {
         let recorded: Vec<(i64, &str, String)> = MIGRATIONS

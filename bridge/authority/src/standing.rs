@@ -1,4 +1,4 @@
-//! Where streams stand at positions that SpacetimeDB holds, and what is recorded about them as published.
+//! Reads what the comparison with SpacetimeDB needs to know about streams, and sets published seqs exactly.
 
 use spacetime_sync_proto::{ChainHash, Seq, StreamId, StreamProgress};
 use sqlx::Row;
@@ -8,12 +8,12 @@ use super::error::{AuthorityError, CallError};
 use super::published::not_advanced;
 use super::{Advanced, Authority};
 
-/// What the authority says of a stream at a position, both read at the same moment.
+/// What the authority says about a stream and one seq in it, read in one statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
-    /// How far the stream has come; nothing if it was never appended to.
+    /// How far the stream has come; all zero if nothing was ever appended to it.
     pub progress: StreamProgress,
-    /// The chain hash at the position, if the authority holds it.
+    /// The chain hash at the seq, if the authority holds it.
     pub chain: Option<ChainHash>,
 }
 
@@ -30,7 +30,7 @@ const STANDINGS: &str = "
       limit 1
     ) e on true";
 
-// Never above a head, and no row that a writer holds is waited for. `asked` leaves out what has nothing to do.
+// Moves no published seq above a head, and skips rows that writers hold. `free` leaves out rows that need no change.
 const SET: &str = "
     with asked as (
       select w.stream_id, max(w.seq) as seq
@@ -54,8 +54,8 @@ const SET: &str = "
     where coalesce(s.published_seq, 0) <> a.seq and (f.stream_id is null or f.seq > f.head_seq)";
 
 impl Authority {
-    /// Where streams stand, in the order asked for. A row that holds what the contract does not allow is an error in its
-    /// own place.
+    /// What the authority says about each stream and a seq in it, in the same order. A row that breaks the contract has an
+    /// error in its place.
     pub async fn standings(
         &self,
         at: &[(StreamId, Seq)],
@@ -87,8 +87,8 @@ impl Authority {
             .await
     }
 
-    /// Records that SpacetimeDB durably holds these streams up to just these seqs, be that more or less than was recorded.
-    /// One statement for all of them; never above a head, and it never waits for a writer.
+    /// Sets the published seqs of streams to exactly these, forwards or backwards. One statement sets all of them. It never
+    /// sets one above its head, and never waits for a writer.
     pub async fn set_published(&self, to: &[(StreamId, Seq)]) -> Result<Advanced, AuthorityError> {
         let ids: Vec<&str> = to.iter().map(|(stream_id, _)| stream_id.as_str()).collect();
         let seqs: Vec<i64> = to.iter().map(|(_, seq)| seq.to_sql()).collect();
@@ -101,7 +101,7 @@ impl Authority {
     }
 }
 
-/// Of a stream that was never appended to.
+/// The standing of a stream to which nothing was ever appended.
 fn nothing(stream_id: &StreamId, at: Seq) -> Standing {
     Standing {
         progress: StreamProgress {

@@ -1,4 +1,5 @@
-//! Wake-ups: hints that something was appended. Writers send them only to a bridge that sleeps, and one may be lost.
+//! Wake-ups: hints from writers that they have appended something. Writers send them only to a bridge that sleeps, and a
+//! wake-up may be lost.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ const RECONNECT_LIMIT: Duration = Duration::from_secs(5);
 pub struct WakeListener {
     server: String,
     listener: PgListener,
-    /// Where the listener gets its connection, one at a time.
+    /// The listener takes its connection from this pool of one.
     _pool: PgPool,
 }
 
@@ -39,7 +40,7 @@ impl WakeListener {
     }
 
     /// Resolves at a wake-up, and when the connection was lost, because a wake-up may have been lost with it. The listener
-    /// connects again by itself. After an error, which says that this failed, it may be called again. It may be cancelled.
+    /// connects again by itself. If that fails, this returns an error, and may be called again. It may be cancelled.
     pub async fn woken(&mut self) -> Result<(), AuthorityError> {
         match self.listener.try_recv().await {
             Ok(Some(_)) => {
@@ -53,8 +54,8 @@ impl WakeListener {
 }
 
 impl Authority {
-    /// Says whether the bridge sleeps and wants to be woken. After falling asleep, look for dirty streams once more, and
-    /// go on polling slowly: an append at this very moment does not see it.
+    /// Tells writers whether the bridge sleeps and wants to be woken. After this says that it sleeps, the bridge must look for
+    /// dirty streams once more and keep looking slowly, because an append at the same moment does not see the change.
     pub async fn set_sleeping(&self, sleeping: bool) -> Result<(), AuthorityError> {
         self.connections
             .run("set_sleeping", async |connection| {

@@ -8,13 +8,13 @@ use spacetime_sync_issuer::keys::{add_key, list_keys, moment_from_name, moment_t
 
 #[derive(Subcommand)]
 pub(crate) enum KeysCommand {
-    /// Make a new key. It signs after 2 h 15 min, when every SpacetimeDB has seen it. The first key of a folder signs at
-    /// once.
+    /// Make a new key. It starts to sign after 2 h 15 min, when every SpacetimeDB has seen it. The first key of a folder signs
+    /// at once.
     Add {
         /// The folder: `issuer.keys_dir` of the bridge.
         #[arg(long)]
         dir: PathBuf,
-        /// Seconds after which it signs instead.
+        /// Start to sign after so many seconds instead.
         #[arg(long)]
         in_seconds: Option<u64>,
     },
@@ -41,7 +41,7 @@ pub(crate) fn execute(command: KeysCommand, now: u64) -> anyhow::Result<()> {
                 match listing.key {
                     Ok((kid, from)) if from > now => say(format_args!("{} {kid} signs later", listing.name))?,
                     Ok((kid, _)) => say(format_args!("{} {kid}", listing.name))?,
-                    Err(why) => say(format_args!("{} is no key: {why}", listing.name))?,
+                    Err(why) => say(format_args!("{} is not a valid key: {why}", listing.name))?,
                 }
             }
         }

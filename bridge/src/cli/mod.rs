@@ -23,7 +23,7 @@ use spacetime_sync_ops::repair::HaltedStream;
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
 
-/// Connections to the authority for a command that asks one thing after the other.
+/// How many connections to the authority a command needs, which asks one question after the other.
 const CONNECTIONS: usize = 2;
 
 #[derive(Args)]
@@ -40,12 +40,12 @@ pub(crate) fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
     Ok(Config::load(path.as_deref(), std::env::vars())?)
 }
 
-/// The SpacetimeDB that the configuration names, and the credential for it: the bridge's token, or one that its issuer signs.
+/// The SpacetimeDB in the configuration, and the credential for it: the bridge's token, or one that its issuer signs.
 pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::Result<Target> {
     let tokens = match (config.spacetimedb.token()?, issuer) {
         (Some(token), _) => TokenSource::Fixed(token),
         (None, Some(issuer)) => TokenSource::Signed(issuer.service().clone()),
-        (None, None) => anyhow::bail!("neither a token of the bridge nor an issuer that signs one"),
+        (None, None) => anyhow::bail!("expected a token of the bridge or an issuer that signs one, found neither"),
     };
     Ok(Target {
         uri: config.spacetimedb.uri.clone(),
@@ -56,7 +56,7 @@ pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::R
     })
 }
 
-/// Both sides of the lane, for a command that asks one thing after the other and appends nothing.
+/// Connects to both sides of the lane, for a command that asks one question after the other and appends nothing.
 pub(crate) async fn both_sides(config: &Config) -> anyhow::Result<(Authority, Link)> {
     let authority = Authority::connect(config.authority.url.expose(), CONNECTIONS).await?;
     let issuer = config.open_issuer()?;
@@ -76,8 +76,8 @@ struct Health {
     halted: Vec<HaltedStream>,
 }
 
-/// The streams that the bridge of this configuration has halted, if it runs and answers. It is no error if it does not,
-/// because the operator may have stopped it for the repair.
+/// The streams that the bridge of this configuration has halted. If the bridge does not answer, that is not an error, because
+/// the operator may have stopped it for the repair.
 pub(crate) async fn halted_streams(config: &Config) -> Vec<HaltedStream> {
     let mut address = config.http.listen;
     if address.ip().is_unspecified() {
@@ -88,7 +88,7 @@ pub(crate) async fn halted_streams(config: &Config) -> Vec<HaltedStream> {
     }
     let ask = async {
         let request = reqwest::Client::new().get(format!("http://{address}/healthz"));
-        // An unhealthy bridge answers, too.
+        // An unhealthy bridge answers as well, with 503.
         request.timeout(HEALTH_LIMIT).send().await?.json::<Health>().await
     };
     match ask.await {
@@ -103,7 +103,7 @@ pub(crate) async fn halted_streams(config: &Config) -> Vec<HaltedStream> {
         }
         Err(error) => {
             tell(format_args!(
-                "note: no bridge answers at {address}, so nobody can say which streams it has halted: {}",
+                "note: no bridge answers at {address}, so this does not show which streams it has halted: {}",
                 error.without_url()
             ));
             Vec::new()
@@ -111,7 +111,7 @@ pub(crate) async fn halted_streams(config: &Config) -> Vec<HaltedStream> {
     }
 }
 
-/// Writes a line to stderr. Nothing is lost if nobody reads it.
+/// Writes a line to stderr. An error does not matter here.
 pub(crate) fn tell(line: impl Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
@@ -120,6 +120,6 @@ pub(crate) fn tell(line: impl Display) {
 pub(crate) fn say(line: impl Display) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write to the standard output"),
+        written => written.context("cannot write to standard output"),
     }
 }

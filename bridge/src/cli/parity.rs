@@ -15,8 +15,8 @@ const LONGEST: u64 = 365 * 24 * 60 * 60;
 
 #[derive(Args)]
 pub(crate) struct ParityArgs {
-    /// The configuration of the bridge, which says where authority and SpacetimeDB are; as with `run`, every key can come
-    /// from the environment.
+    /// The configuration of the bridge, which says where authority and SpacetimeDB are. As with `run`, every key can come from
+    /// the environment instead.
     #[arg(long)]
     config: Option<PathBuf>,
     /// How many events to compare one by one.
@@ -31,7 +31,7 @@ pub(crate) struct ParityArgs {
     /// Seconds from one comparison to the next.
     #[arg(long, default_value_t = 30, requires = "watch", value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
     every: u64,
-    /// The SQLite file of a client; may be given several times.
+    /// The SQLite file of a client. May be given several times.
     #[arg(long = "client")]
     clients: Vec<PathBuf>,
     /// The table in which those clients keep their events, with the columns of the example `follow`.
@@ -63,10 +63,7 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
     let mut rounds = Vec::new();
     loop {
         let begun = Instant::now();
-        let round = parity
-            .round(extent)
-            .await
-            .context("the comparison did not come to an end")?;
+        let round = parity.round(extent).await.context("cannot complete the comparison")?;
         tell_of(&round, clients.len(), begun.elapsed());
         rounds.push(round);
         let next = begun + Duration::from_secs(args.every);
@@ -89,7 +86,7 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
     }
     anyhow::ensure!(
         mismatches == 0 && halted.is_empty(),
-        "{mismatches} mismatches and {} halted streams: authority, SpacetimeDB and clients do not hold the same",
+        "{mismatches} mismatches and {} halted streams: authority, SpacetimeDB and clients differ",
         halted.len()
     );
     Ok(())

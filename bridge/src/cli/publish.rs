@@ -20,7 +20,7 @@ What is configured:
   Besides publishing, this calls two reducers of the module, as the owner. `configure` says which identity the bridge has,
   and sets the secret from which stream keys are derived. `trust_issuer`, with --issuer, says whose tokens open a session.
 
-After `spacetime publish` the module runs, but trusts nobody. Run this once with --configure-only, or call the reducers:
+After `spacetime publish`, the module runs but trusts nobody. Run this once with --configure-only, or call the reducers:
   spacetime call DATABASE configure '{\"__identity__\": \"0xBRIDGE\"}' '\"SECRET\"'
   spacetime call DATABASE trust_issuer '\"ISSUER\"' '\"openagents-sync\"' 1000
   BRIDGE is what `spacetime-sync identity --issuer ISSUER` prints, or `spacetime-sync identity FILE` for a bridge with a
@@ -121,7 +121,7 @@ pub(crate) fn issuer_url(text: &str) -> Result<String, String> {
     check_issuer_url(text).map(|()| text.to_owned())
 }
 
-/// Checks what the module would refuse, before anything is published.
+/// Refuses what the module would refuse, but before anything is published.
 fn sweep_ms(text: &str) -> Result<u32, String> {
     let (least, most) = (limit::SWEEP_MS.start(), limit::SWEEP_MS.end());
     let found = text.parse().ok().filter(|found| limit::SWEEP_MS.contains(found));

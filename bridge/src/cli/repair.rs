@@ -15,7 +15,7 @@ pub(crate) struct RepairArgs {
     /// The bridge's configuration, in TOML. It says where both sides are, and which credential to use.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Only this stream; may be given several times.
+    /// Only this stream. May be given several times.
     #[arg(long = "stream")]
     streams: Vec<StreamId>,
     /// Print one JSON object instead of text.
@@ -61,11 +61,7 @@ pub(crate) async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
     }
     tell("verify", &reports, &args.repair, false)?;
     let wrong = reports.iter().filter(|report| !report.findings.is_empty()).count();
-    anyhow::ensure!(
-        wrong == 0,
-        "{wrong} of {} streams are not as they should be",
-        reports.len()
-    );
+    anyhow::ensure!(wrong == 0, "{wrong} of {} streams have problems", reports.len());
     Ok(())
 }
 
@@ -117,13 +113,13 @@ fn tell(command: &str, reports: &[Report], args: &RepairArgs, dry_run: bool) -> 
         if let Some(to) = report.rewound_to {
             let would = if dry_run { "would end" } else { "ends" };
             say(format_args!(
-                "{}: SpacetimeDB {would} at seq {to}, and the bridge goes on from there",
+                "{}: SpacetimeDB's log {would} at seq {to}, and the bridge continues from there",
                 report.stream_id
             ))?;
         }
     }
     say(format_args!(
-        "{} streams, {} not as they should be",
+        "{} streams checked, {} with problems",
         reports.len(),
         wrong.len()
     ))

@@ -31,13 +31,13 @@ pub(crate) struct TokenArgs {
     /// File with the session credential.
     #[arg(long)]
     session_file: PathBuf,
-    /// The stream, or a pattern of streams such as `runtime.run.*`; may be given several times.
+    /// The stream, or a pattern of streams such as `runtime.run.*`. May be given several times.
     #[arg(long = "stream", required = true)]
     streams: Vec<String>,
     /// The device, if the session credential does not name it.
     #[arg(long)]
     device: Option<String>,
-    /// The build id of the client that asks; by default one of this moment.
+    /// The build id of the client that asks. By default one made from the present time.
     #[arg(long)]
     client_build_id: Option<String>,
 }
@@ -65,7 +65,7 @@ pub(crate) struct SignArgs {
     /// The device. A session without one is bound to the device of its first request for a token.
     #[arg(long)]
     device: Option<Label>,
-    /// For how many seconds the credential is good.
+    /// For how many seconds the credential is valid.
     #[arg(long, default_value_t = 3_600)]
     ttl: u64,
 }
@@ -108,13 +108,13 @@ async fn token(args: TokenArgs, now: u64) -> anyhow::Result<()> {
         .json(&request)
         .send()
         .await
-        .with_context(|| format!("the bridge at {} cannot be asked", args.bridge))?;
+        .with_context(|| format!("cannot ask the bridge at {}", args.bridge))?;
     let status = response.status();
     if !status.is_success() {
         let why = response.text().await.unwrap_or_default();
-        anyhow::bail!("the bridge gives no token: {status}: {why}");
+        anyhow::bail!("the bridge refuses a token: {status}: {why}");
     }
-    let answer: TokenResponse = response.json().await.context("the bridge answered with no token")?;
+    let answer: TokenResponse = response.json().await.context("the bridge's answer has no token")?;
     say(answer.token)
 }
 
@@ -131,6 +131,6 @@ fn sign(args: SignArgs, now: u64) -> anyhow::Result<()> {
             claims[field] = json!(value);
         }
     }
-    let token = key.sign(&claims).ok().context("the credential could not be signed")?;
+    let token = key.sign(&claims).ok().context("cannot sign the credential")?;
     say(token.expose())
 }

@@ -1,6 +1,6 @@
-//! The configuration: one tree, from a TOML file and the environment, checked as a whole before anything starts.
+//! The configuration: one tree from a TOML file and the environment, checked as a whole before anything starts.
 //!
-//! The environment can set every key, and wins over the file: `SPACETIME_SYNC__AUTHORITY__URL` is `authority.url`. An unknown
+//! The environment can set every key and overrides the file: `SPACETIME_SYNC__AUTHORITY__URL` is `authority.url`. An unknown
 //! key is an error in both places. Secrets are never printed. Each crate below the bridge defines its own section.
 
 mod retention;
@@ -28,12 +28,12 @@ use sources::{Sources, line_at};
 
 /// Prefix of the variables that set keys.
 pub const ENV_PREFIX: &str = "SPACETIME_SYNC__";
-/// Prefix of a variable that somebody most likely meant to set a key with.
+/// Prefix of variables that were most likely meant to set a key.
 const NEARLY_ENV_PREFIX: &str = "SPACETIME_SYNC_";
-/// Every key with its default and what it is for.
+/// An example configuration: every key with its default and its meaning.
 pub const EXAMPLE: &str = include_str!("example.toml");
 
-/// Shortest admin credential, in bytes, so that nobody guesses it.
+/// The shortest admin credential, in bytes, so that nobody can guess it.
 const ADMIN_TOKEN_BYTES: usize = 16;
 
 /// The whole configuration of `spacetime-sync run`.
@@ -50,13 +50,13 @@ pub struct Config {
     /// How the bridge behaves.
     #[serde(default)]
     pub bridge: BridgeConfig,
-    /// Bounds.
+    /// Limits on what is under way.
     #[serde(default)]
     pub limits: LimitsConfig,
     /// How long events are kept.
     #[serde(default)]
     pub retention: RetentionConfig,
-    /// How the bridge issues tokens. Without it, it issues none.
+    /// How the bridge issues tokens. Without this section it issues none.
     pub issuer: Option<IssuerConfig>,
     /// Whose session credentials the issuer accepts.
     pub sessions: Option<SessionsConfig>,
@@ -76,7 +76,7 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// Whether every request comes through the operator's proxy. Then the last address in `x-forwarded-for` is the client's.
     pub behind_proxy: bool,
-    /// The credential of `/internal/…`. Without one nobody gets in there, except that the metrics are open.
+    /// The credential for `/internal/…`. Without one, nobody may use these routes, but the metrics are open to all.
     pub admin_token: Option<Secret>,
     /// File that holds this credential.
     pub admin_token_file: Option<PathBuf>,
@@ -86,18 +86,18 @@ pub struct HttpConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BridgeConfig {
-    /// Whether the bridge takes the lead first, so that a second bridge on the same database waits as a standby. Two bridges
-    /// without a lead are safe, but do everything twice.
+    /// Whether the bridge takes the lead first, so that a second bridge on the same database stands by. Two bridges without a
+    /// lead are safe, but do everything twice.
     pub lead: bool,
-    /// Work without progress for this long turns the health red.
+    /// Health turns red when work makes no progress for this long, or the authority or SpacetimeDB is away for this long.
     pub stall_after_ms: u64,
     /// How long a stop may wait for what is in flight.
     pub drain_ms: u64,
-    /// A call that is not acknowledged for this long means that the link is dead.
+    /// The bridge gives up a link on which a call waits this long for its answer.
     pub ack_deadline_ms: u64,
-    /// How long connecting to SpacetimeDB may take.
+    /// How long an attempt to connect to SpacetimeDB may take.
     pub connect_deadline_ms: u64,
-    /// How often the bridge looks for dirty streams while nothing happens.
+    /// The longest wait between two looks for dirty streams.
     pub idle_poll_ms: u64,
 }
 
@@ -105,23 +105,23 @@ pub struct BridgeConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// Most events of one page read from the authority.
+    /// The most events in one page of the authority's log.
     pub page_events: usize,
-    /// Most bytes of payload in one page.
+    /// The most bytes of payload in one page.
     pub page_bytes: usize,
-    /// Most bytes of one frame.
+    /// The most bytes in one frame.
     pub frame_bytes: usize,
-    /// Most pages that are read at once.
+    /// The most pages that are read at once.
     pub reads: usize,
-    /// Most calls in flight at once.
+    /// The most calls in flight at once.
     pub calls: usize,
-    /// Most bytes that are read and not yet acknowledged.
+    /// The most bytes that are read and not yet acknowledged.
     pub bytes: usize,
-    /// Most dirty streams asked for at once.
+    /// The most dirty streams that one look returns.
     pub dirty_streams: usize,
-    /// Most streams that the bridge remembers while they need nothing.
+    /// The most idle streams that the bridge remembers.
     pub idle_streams: usize,
-    /// How often in a row a stream's calls may fail for no known reason before the stream halts.
+    /// Failures in a row after which a stream halts.
     pub attempts: u32,
 }
 
@@ -165,7 +165,7 @@ impl Default for LimitsConfig {
     }
 }
 
-/// Why a configuration is refused.
+/// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -176,7 +176,7 @@ pub enum ConfigError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// A file gives no token.
+    /// A token file cannot be used.
     #[error(transparent)]
     Token(#[from] TokenFileError),
     /// The file is not TOML, or the name of a variable does not contain a key.
@@ -214,7 +214,7 @@ impl From<BadSetting> for ConfigError {
 }
 
 impl Config {
-    /// Reads the file, if there is one, and the environment over it; checks everything.
+    /// Reads the file, if there is one, then the environment, and checks everything.
     pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let mut sources = Sources::default();
         let mut tree = toml::Table::new();
@@ -239,7 +239,7 @@ impl Config {
                 sources.variables.insert(key, variable);
             } else if let Some(rest) = variable.strip_prefix(NEARLY_ENV_PREFIX) {
                 tracing::warn!(
-                    "{variable} sets nothing: the names of keys have two underscores, as in {ENV_PREFIX}{}",
+                    "{variable} sets nothing: names of keys have two underscores, as in {ENV_PREFIX}{}",
                     rest.replacen('_', "__", 1)
                 );
             }
@@ -267,9 +267,9 @@ impl Config {
         Ok(config)
     }
 
-    /// All keys with the values that they have, in TOML, without secrets.
+    /// All keys with their values, in TOML, without secrets.
     pub fn to_toml(&self) -> String {
-        // TOML cannot write a map whose keys are not texts, but the configuration has none.
+        // This never fails: TOML only lacks maps whose keys are not strings, and the configuration has none.
         toml::to_string(self).unwrap_or_else(|error| format!("# {error}\n"))
     }
 
@@ -351,7 +351,7 @@ impl Config {
         Ok(())
     }
 
-    /// The admin credential of the HTTP side; `None` if there is none, and nobody is an admin.
+    /// The admin credential of the HTTP side. `None` means that nobody is an admin.
     pub fn admin_token(&self) -> Result<Option<Secret>, ConfigError> {
         let token = match (&self.http.admin_token, &self.http.admin_token_file) {
             (Some(token), _) => token.clone(),
@@ -370,7 +370,7 @@ impl Config {
         Ok(Some(token))
     }
 
-    /// Opens the issuer that is configured, if one is.
+    /// Opens the issuer, if the configuration has one.
     pub fn open_issuer(&self) -> Result<Option<Arc<Issuer>>, IssuerError> {
         match (&self.issuer, &self.sessions) {
             (Some(issuer), Some(sessions)) => {
@@ -380,7 +380,7 @@ impl Config {
         }
     }
 
-    /// What the lane goes by.
+    /// The settings of the lane.
     pub fn lane(&self) -> spacetime_sync_lane::Settings {
         let (limits, bridge, retention) = (&self.limits, &self.bridge, &self.retention);
         let ms = Duration::from_millis;
@@ -414,8 +414,8 @@ impl BridgeConfig {
     }
 }
 
-/// Sets `a.b` for `A__B`, and returns that key. A value that reads as a number or a truth value becomes one; every other
-/// value is a text.
+/// Sets the key `a.b` for `A__B`, and returns it. A value that looks like a number or a boolean becomes one; every other value
+/// stays a string.
 fn overlay(tree: &mut toml::Table, variable: &str, path: &str, value: String) -> Result<String, ConfigError> {
     let malformed = |message: &str| ConfigError::Malformed {
         origin: variable.to_owned(),
@@ -429,9 +429,11 @@ fn overlay(tree: &mut toml::Table, variable: &str, path: &str, value: String) ->
     let section = tree
         .entry(section)
         .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-    let section = section.as_table_mut().ok_or_else(|| malformed("not a section"))?;
+    let section = section
+        .as_table_mut()
+        .ok_or_else(|| malformed("expected a section before the two underscores"))?;
     let parsed = match (value.parse::<i64>(), value.parse::<bool>()) {
-        // Only a number that would be written the same way, so that a secret of digits does not lose its zeros.
+        // Only a number that prints the same again, so that a secret of digits does not lose its zeros.
         (Ok(number), _) if number.to_string() == value => toml::Value::Integer(number),
         (_, Ok(truth)) => toml::Value::Boolean(truth),
         _ => toml::Value::String(value),

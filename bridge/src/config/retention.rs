@@ -1,5 +1,5 @@
-//! `[retention]`: the authority's policy says how long events are kept; this section says whether and how often the bridge
-//! carries the policy out.
+//! `[retention]`: the authority's policy says how long to keep events, and this section says whether and how often the bridge
+//! applies that policy.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,14 +9,14 @@ use super::Config;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionConfig {
-    /// Whether SpacetimeDB holds only as much of a stream as its class says.
+    /// Whether SpacetimeDB keeps only the window that a stream's class allows.
     pub windows: Windows,
-    /// Whether the bridge purges the authority's log, where a class does not keep all events.
+    /// Whether the bridge purges the authority's log where a class does not keep all events.
     pub purge: bool,
     /// How often the bridge reads the policy and purges the log.
     pub every_ms: u64,
-    /// How often the bridge records the authority's progress, in the authority and in SpacetimeDB. A restore to an earlier
-    /// moment is noticed by it even where no stream shows one.
+    /// How often the bridge counts the beat up, in the authority and in SpacetimeDB. By the beat it notices a restore of the
+    /// authority even if no stream shows it.
     pub beat_ms: u64,
 }
 
@@ -24,11 +24,11 @@ pub struct RetentionConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Windows {
-    /// If there is an `[issuer]`, because then clients can read from this bridge what SpacetimeDB does not hold.
+    /// If there is an `[issuer]`, because then clients can read older events from this bridge.
     Auto,
     /// Always.
     On,
-    /// Never: SpacetimeDB holds everything.
+    /// Never: SpacetimeDB keeps everything.
     Off,
 }
 
@@ -44,7 +44,7 @@ impl Default for RetentionConfig {
 }
 
 impl Config {
-    /// Whether SpacetimeDB holds only as much of a stream as its class says.
+    /// Whether SpacetimeDB keeps only the window that a stream's class allows.
     pub fn applies_windows(&self) -> bool {
         match self.retention.windows {
             Windows::Auto => self.issuer.is_some(),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-/// A file and the environment over it.
+/// The file, and the variables that override it.
 #[derive(Debug, Default)]
 pub(super) struct Sources<'a> {
     /// The path and the text.
@@ -15,7 +15,7 @@ pub(super) struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// Where a key is set, or where it is missing.
+    /// The place where a key is set, or should be.
     pub(super) fn place(&self, key: &str) -> String {
         match (self.variables.get(key), &self.file) {
             (Some(variable), _) => variable.clone(),
@@ -23,12 +23,12 @@ impl Sources<'_> {
                 Some(line) => format!("{}:{line}", path.display()),
                 None => path.display().to_string(),
             },
-            (None, None) => "the environment (there is no --config)".to_owned(),
+            (None, None) => "the environment (without --config)".to_owned(),
         }
     }
 }
 
-/// The line in which a byte of a text stands; lines count from 1.
+/// The line of a byte in a text. Lines count from 1.
 pub(super) fn line_at(text: &str, at: usize) -> usize {
     let before = text.bytes().take(at);
     before.filter(|byte| *byte == b'\n').count() + 1

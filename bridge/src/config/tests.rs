@@ -210,7 +210,7 @@ fn the_example_is_a_configuration_of_defaults_with_every_key() {
     let plain = load(FILE, &[]).unwrap();
     let of = |config: &Config| toml::Table::try_from(config).unwrap();
     let (shown, defaults) = (of(&example), of(&plain));
-    // Each key that is commented out shows its default.
+    // Collects the keys that are commented out, with the defaults that they show.
     let mut commented = toml::Table::new();
     let mut section = String::new();
     for line in EXAMPLE.lines() {
@@ -242,7 +242,7 @@ fn the_example_is_a_configuration_of_defaults_with_every_key() {
             );
         }
     }
-    // An unknown key is told which keys there are.
+    // The error about an unknown key lists all keys. Each of them must be in the example.
     for section in shown.keys() {
         let mut text = toml::to_string(&commented_out(&shown, section)).unwrap();
         text.push_str(&format!("[{section}]\nno_such_key = 1\n"));

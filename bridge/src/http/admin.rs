@@ -1,4 +1,4 @@
-//! What is behind the admin credential: everything below `/internal/`.
+//! Guards everything below `/internal/` with the admin credential.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::Side;
 pub(super) const METRICS_PATH: &str = "/internal/v1/spacetime/sync/metrics";
 const GUARDED: &str = "/internal";
 
-/// The credential of an admin, as a hash: of one length, whatever is compared with it.
+/// The hash of the admin credential. Hashes have one length, so that comparing them reveals nothing.
 #[derive(Clone)]
 pub struct AdminToken([u8; 32]);
 
@@ -27,12 +27,12 @@ impl std::fmt::Debug for AdminToken {
 }
 
 impl AdminToken {
-    /// Of a text.
+    /// Hashes a credential.
     pub fn new(token: &Secret) -> Self {
         Self(hash(token.expose().as_bytes()))
     }
 
-    /// Whether the value of a header `Authorization` is this one. Takes as long for one as for another.
+    /// Whether the value of an `Authorization` header is this credential. The comparison takes constant time.
     fn is(&self, authorization: &[u8]) -> bool {
         let (scheme, token) = authorization.split_at_checked(7).unwrap_or((b"", b""));
         let right = self.0.ct_eq(&hash(token));
@@ -47,7 +47,7 @@ fn hash(bytes: &[u8]) -> [u8; 32] {
     hash
 }
 
-/// Lets only an admin in. Without a credential in the configuration nobody is one, and the metrics are open.
+/// Lets only an admin in. If the configuration has no admin credential, nobody is an admin, but the metrics are open.
 pub(super) async fn guard(State(side): State<Arc<Side>>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let guarded = path == GUARDED || path.strip_prefix(GUARDED).is_some_and(|rest| rest.starts_with('/'));

@@ -1,4 +1,4 @@
-//! Whether the bridge works, and whether it is ready.
+//! Answers whether the bridge is healthy, and whether it is ready.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,13 +10,13 @@ use axum::response::{IntoResponse, Json, Response};
 use super::Side;
 use crate::status::health_json;
 
-/// 503 for what a restart or a person must mend; the body says what.
+/// 503 if a restart or a person must repair something. The body says what.
 pub(super) async fn healthz(State(side): State<Arc<Side>>) -> Response {
     let health = side.status.health(Instant::now());
     (code(health.healthy), Json(health_json(&health))).into_response()
 }
 
-/// 503 until the authority and, for who leads, SpacetimeDB are connected.
+/// 503 until the authority is connected, and for the leader SpacetimeDB as well.
 pub(super) async fn readyz(State(side): State<Arc<Side>>) -> Response {
     let health = side.status.health(Instant::now());
     (code(health.ready), Json(health_json(&health))).into_response()

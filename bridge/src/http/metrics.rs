@@ -1,4 +1,4 @@
-//! What the bridge counts, in two forms.
+//! The metrics, as text for Prometheus and as JSON.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::status::{counters_json, health_json};
 
 type Line = (&'static str, &'static str, &'static str, u64);
 
-/// In the text format of Prometheus.
+/// The metrics in the text format of Prometheus.
 pub(super) async fn text(State(side): State<Arc<Side>>) -> Response {
     let (counters, load) = side.status.snapshot();
     let mut lines = lane(counters, load, &side.status.health(Instant::now()));
@@ -33,7 +33,7 @@ pub(super) async fn text(State(side): State<Arc<Side>>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
-/// The same as JSON.
+/// The metrics as JSON.
 pub(super) async fn json(State(side): State<Arc<Side>>) -> Response {
     let (counters, load) = side.status.snapshot();
     let health = side.status.health(Instant::now());
@@ -87,45 +87,45 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
         (
             "links_total",
             "counter",
-            "Times the link to SpacetimeDB was made.",
+            "How often the bridge connected to SpacetimeDB.",
             counters.links,
         ),
         (
             "authority_failures_total",
             "counter",
-            "Questions to the authority that failed.",
+            "How often the authority did not answer.",
             counters.authority_failures,
         ),
         ("polls_total", "counter", "Looks for dirty streams.", counters.polls),
         (
             "compared_streams_total",
             "counter",
-            "Streams compared with SpacetimeDB after a link was made.",
+            "Streams compared with SpacetimeDB on new links.",
             counters.compared_streams,
         ),
-        ("wakes_total", "counter", "Wake-ups by the authority.", counters.wakes),
+        ("wakes_total", "counter", "Wake-ups by writers.", counters.wakes),
         (
             "purged_events_total",
             "counter",
-            "Events removed from the authority's log by retention.",
+            "Events purged from the authority's log.",
             counters.purged_events,
         ),
         (
             "authority_restored",
             "gauge",
-            "1 when the authority is behind the history that the bridge carried before.",
+            "1 when the authority was restored to an earlier time.",
             u64::from(health.authority_restored),
         ),
         (
             "lag_events",
             "gauge",
-            "Events committed and not yet published, those of halted streams included.",
+            "Events committed and not yet published, including those of halted streams.",
             health.lag.live_events.saturating_add(health.lag.halted_events),
         ),
         (
             "halted_lag_events",
             "gauge",
-            "Events of halted streams, committed and not yet published.",
+            "Events of halted streams that are committed and not yet published.",
             health.lag.halted_events,
         ),
         (
@@ -143,19 +143,19 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
         (
             "busy_streams",
             "gauge",
-            "Streams with something to do.",
+            "Streams on which the bridge is working.",
             load.busy_streams as u64,
         ),
         (
             "halted_streams",
             "gauge",
-            "Streams that go no further until a person looks.",
+            "Streams that are halted until a person repairs them.",
             health.halted.len() as u64,
         ),
         (
             "healthy",
             "gauge",
-            "0 for what a restart or a person must mend; the body of /healthz says what.",
+            "0 if a restart or a person must repair something; the body of /healthz says what.",
             u64::from(health.healthy),
         ),
         (
@@ -223,25 +223,25 @@ fn history(delivery: Delivery) -> Vec<Line> {
         (
             "history_polls_total",
             "counter",
-            "Requests for pages and documents of the authority's log.",
+            "Requests for pages and snapshots of the authority's log.",
             delivery.total_polls,
         ),
         (
             "stale_cursor_events_total",
             "counter",
-            "Requests whose cursor cannot be continued.",
+            "Requests whose cursor does not fit the log.",
             delivery.stale_cursor_events_total,
         ),
         (
             "history_broken_log_total",
             "counter",
-            "Requests that met a log whose hashes do not fit.",
+            "Requests that found a log with wrong hashes.",
             delivery.broken_log_total,
         ),
         (
             "history_max_replay_lag",
             "gauge",
-            "How many events the furthest client was behind within the last two minutes.",
+            "How many events the slowest client was behind within the last two minutes.",
             delivery.max_replay_lag,
         ),
         (

@@ -1,6 +1,6 @@
 //! The bridge's HTTP side: health and metrics, and the issuer's routes.
 //!
-//! Below `/internal/` everybody but an admin is answered 401, whether or not the route exists.
+//! Below `/internal/`, everybody but an admin gets a 401, even if the route does not exist.
 
 mod admin;
 mod health;
@@ -24,17 +24,17 @@ use crate::status::Status;
 
 pub use admin::AdminToken;
 
-/// How long a request may take, reading its body included.
+/// How long a request may take, including its body.
 const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 
-/// What the routes stand on.
+/// What the routes need.
 #[derive(Debug)]
 pub struct Side {
-    /// What the bridge says about itself.
+    /// The health and the counters of the bridge.
     pub status: Arc<Status>,
-    /// What the issuer's routes stand on; `None` if this bridge issues no tokens.
+    /// What the issuer's routes need. `None` if this bridge issues no tokens.
     pub desk: Option<Arc<Desk>>,
-    /// The credential of an admin; `None` if nobody is one.
+    /// The admin credential. `None` if nobody is an admin.
     pub admin: Option<AdminToken>,
 }
 
@@ -54,7 +54,7 @@ pub fn router(side: Side) -> Router {
         .layer(middleware::from_fn(bounded))
 }
 
-/// Ends a request that takes too long, and keeps its answer out of caches unless the answer says otherwise.
+/// Ends a request that takes too long, and keeps answers out of caches unless they say otherwise.
 async fn bounded(request: Request, next: Next) -> Response {
     let answer = tokio::time::timeout(REQUEST_LIMIT, next.run(request)).await;
     let mut response = answer.unwrap_or_else(|_| refuse(&Denial::unavailable("the request took too long")));

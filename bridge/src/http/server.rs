@@ -1,5 +1,5 @@
-//! Serves connections. Their number is bounded, and so are how long one may be idle, how large its headers may be, and how
-//! slowly it may take an answer.
+//! Serves connections. It limits their number, how long one may be idle, how large its headers may be, and how slowly it may
+//! take an answer.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
@@ -14,16 +14,16 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-/// Most connections at once. Further ones wait to be accepted.
+/// The most connections at once. Further ones wait to be accepted.
 const CONNECTIONS: usize = 4_096;
 /// How long a connection may be idle, or take to send the headers of a request.
 const HEADERS_LIMIT: Duration = Duration::from_secs(60);
-/// Largest headers. The largest credential fits in.
+/// The largest headers. The largest credential fits.
 const HEADERS_BYTES: usize = 64 * 1024;
-/// An answer that takes this long to be sent may end its connection, and one that takes twice as long does. A client of
-/// the lane has given up by then.
+/// If sending an answer takes between this long and twice as long, the server ends the connection. A client of the lane has
+/// given up by then.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
-/// The pause after a failed accept, as when the process has no descriptors left.
+/// The pause after a failed accept, for example when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves for as long as the process runs.
@@ -37,7 +37,7 @@ pub async fn serve(listener: TcpListener, router: Router) {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -78,9 +78,9 @@ async fn serve_one(stream: tokio::net::TcpStream, peer: SocketAddr, router: Rout
         .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         served = connection => if let Err(error) = served {
-            tracing::debug!(%error, %peer, "a connection broke off");
+            tracing::debug!(%error, %peer, "a connection broke");
         },
-        () = overdue(answers, answer_limit) => tracing::debug!(%peer, "an answer was taken too slowly"),
+        () = overdue(answers, answer_limit) => tracing::debug!(%peer, "a client took its answer too slowly"),
     }
 }
 
@@ -118,7 +118,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_does_not_take_its_answer_is_cut_off() {
-        // More than the kernel takes in advance.
+        // More than the kernel buffers.
         let router = Router::new().route("/", get(async || vec![0; 64 << 20]));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

@@ -1,4 +1,4 @@
-//! What the authority and SpacetimeDB answer, in the lane's words.
+//! Translates the answers of the authority and of SpacetimeDB into the lane's types.
 
 use spacetime_sync_authority::AuthorityError;
 use spacetime_sync_lane::{Failure, Record, Recorded, Standing};

@@ -1,4 +1,4 @@
-//! Carries out each command of the lane.
+//! Carries out the commands of the lane.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -150,7 +150,7 @@ impl Runner {
                     dial.abort();
                 }
                 if let Some(link) = self.links.remove(&id) {
-                    // A task may still hold it.
+                    // Dropping it is not enough, because a task may still hold it.
                     link.close();
                 }
             }
@@ -190,14 +190,14 @@ impl Runner {
         }
     }
 
-    /// A task that needs the authority.
+    /// Starts a task that needs the authority.
     fn spawn<F: Future<Output = ()> + Send + 'static>(&mut self, work: impl FnOnce(Authority) -> F) {
         if let Some(authority) = self.authority.clone() {
             self.tasks.spawn(work(authority));
         }
     }
 
-    /// A question to the authority.
+    /// Starts a question to the authority, which answers with an event.
     fn ask<T, F: Future<Output = Result<T, AuthorityError>> + Send + 'static>(
         &mut self,
         question: impl FnOnce(Authority) -> F,
@@ -216,7 +216,7 @@ impl Runner {
         });
     }
 
-    /// A question on a link.
+    /// Starts a question on a link, which answers with an event.
     fn call<T, F: Future<Output = Result<T, StdbError>> + Send + 'static>(
         &mut self,
         link: LinkId,
@@ -267,7 +267,7 @@ impl Runner {
     }
 }
 
-/// Listens until that fails.
+/// Listens for wake-ups until the listener fails.
 async fn listen(authority: &Authority, request: RequestId, events: &mpsc::UnboundedSender<Happened>) {
     let tell = |listening: Result<(), AuthorityError>| {
         let listening = listening.map_err(|error| from_authority(&error));
@@ -287,6 +287,7 @@ async fn listen(authority: &Authority, request: RequestId, events: &mpsc::Unboun
     }
 }
 
+/// Reads a page of the authority's log, and checks it.
 async fn read_page(
     authority: &Authority,
     config: &Config,

@@ -6,7 +6,7 @@ use spacetime_sync_stdb::tokens::TokenSource;
 
 use super::*;
 
-/// Where nobody listens: what is tested here is what the runner makes of what it hears.
+/// A configuration whose authority and SpacetimeDB nobody serves, because these tests only need the runner.
 const NOWHERE: [(&str, &str); 4] = [
     ("SPACETIME_SYNC__AUTHORITY__URL", "postgres://nobody@127.0.0.1:1/none"),
     ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://127.0.0.1:1"),
@@ -35,7 +35,7 @@ async fn a_panic_in_a_task_ends_the_bridge() {
     let (_stop, stopping) = watch::channel(false);
     let ran = AssertUnwindSafe(runner.run(stopping)).catch_unwind();
     let ran = tokio::time::timeout(Duration::from_secs(10), ran).await;
-    assert!(ran.expect("it goes on").is_err());
+    assert!(ran.expect("the bridge still runs").is_err());
 }
 
 #[tokio::test]
@@ -46,10 +46,13 @@ async fn a_bridge_without_its_authority_can_be_stopped() {
     let ran = tokio::spawn(runner.run(stopping));
     let deadline = Instant::now() + Duration::from_secs(10);
     while !status.health(Instant::now()).problems[0].contains("not available") {
-        assert!(Instant::now() < deadline, "nobody says that the authority is away");
+        assert!(
+            Instant::now() < deadline,
+            "health does not say that the authority is away"
+        );
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     stop.send(true).unwrap();
     let ran = tokio::time::timeout(Duration::from_secs(10), ran).await;
-    assert!(ran.expect("it goes on").unwrap().is_ok());
+    assert!(ran.expect("the bridge still runs").unwrap().is_ok());
 }

@@ -152,7 +152,7 @@ async fn the_operators_tool_makes_keys_lists_them_and_signs_sessions() {
         .good();
     assert_eq!(list.lines().count(), 3, "{list}");
     assert!(
-        list.contains("signs later") && list.contains("x.pem is no key"),
+        list.contains("signs later") && list.contains("x.pem is not a valid key"),
         "{list}"
     );
     assert!(!list.contains("hunter2") && !made.contains("PRIVATE"));

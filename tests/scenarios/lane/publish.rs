@@ -443,7 +443,7 @@ async fn only_owner_and_bridge_give_and_take_grants() {
         assert!(reads().await, "{token}");
         assert_eq!(desk.grants().await, 2, "a repeated grant is one grant");
         let said = desk.tool("revoke", token, &stream).await.good();
-        let ended = format!("{identity} may read s no more\n{identity} may read t no more\n");
+        let ended = format!("{identity} may no longer read s\n{identity} may no longer read t\n");
         assert_eq!(said, ended);
         desk.tool("revoke", token, &stream).await.good();
         assert!(!reads().await, "{token}");

@@ -177,7 +177,7 @@ async fn a_bridge_does_not_start_on_a_database_of_another_release() {
         .await
         .unwrap();
     for ended in [run().await, migrate().await] {
-        ended.failed(1, &["migration 1 in the database", "is not the one of this build"]);
+        ended.failed(1, &["migration 1 in the database", "differs from this build's"]);
     }
     let held: (i64, i64) = sqlx::query_as("select head_seq, published_seq from runtime.sync_streams")
         .fetch_one(&mut connection)
