@@ -9,7 +9,7 @@ fn config_check() -> Command {
     tool(&["config", "check"])
 }
 
-/// The tool with a whole configuration, and nothing that a test's own environment says.
+/// The tool with a complete configuration, and without the variables of the test's own environment.
 fn tool(arguments: &[&str]) -> Command {
     let mut command = Command::new(built("spacetime-sync"));
     command.args(arguments).env_clear().stderr(Stdio::piped());
@@ -29,7 +29,7 @@ fn a_closed_pipe_ends_the_output_without_an_error() {
     let whole = config_check().output().unwrap();
     assert!(whole.status.success() && whole.stdout.len() > 500, "{whole:?}");
 
-    // Nobody reads at all: even the first line meets a closed pipe.
+    // The reader is already gone, so even the first line meets a closed pipe.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut child = config_check().stdout(writer).spawn().unwrap();
@@ -58,7 +58,7 @@ fn a_log_that_goes_to_a_file_holds_no_colours() {
 }
 
 #[test]
-fn a_variable_whose_name_is_nearly_a_key_is_not_passed_over_in_silence() {
+fn a_variable_that_resembles_a_key_causes_a_warning() {
     let output = config_check()
         .env("SPACETIME_SYNC_HTTP_LISTEN", "127.0.0.1:1")
         .env("SPACETIME_SYNC__HTTP__BEHIND_PROXY", "true")
@@ -87,7 +87,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn an_error_is_an_error_even_if_nobody_reads_it() {
+fn an_error_sets_the_exit_code_even_if_nobody_reads_the_message() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut failing = config_check();

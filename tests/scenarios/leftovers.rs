@@ -1,4 +1,4 @@
-//! What a run leaves behind: nothing.
+//! A run leaves nothing behind.
 
 use std::path::Path;
 use std::process::Command;
@@ -22,12 +22,12 @@ fn names(folder: &Path) -> Vec<String> {
 #[tokio::test]
 async fn a_demo_that_is_interrupted_leaves_no_folder_and_no_process() {
     let folder = tempfile::tempdir().unwrap();
-    // Postgres is run by another user, who has to get in.
+    // Another user runs Postgres and needs access to the folder.
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let temporary = folder.path().join("tmp");
     std::fs::create_dir(&temporary).unwrap();
     let mut command = Command::new(built("demo"));
-    // More than it gets done until it is interrupted.
+    // More events than the demo can deliver before the interrupt.
     command.env("TMPDIR", &temporary).args(["--events", "100000000"]);
     let demo = Process::start("demo", &mut command, &folder.path().join("log")).unwrap();
     wait(SOON, "a lane that is started", || {
@@ -38,7 +38,7 @@ async fn a_demo_that_is_interrupted_leaves_no_folder_and_no_process() {
     demo.signal(Signal::TERM);
     let ended = demo.ended(SOON).await.unwrap();
     assert_eq!(ended.code(), Some(130), "{}", demo.log());
-    // The keeper of its Postgres goes a moment after it.
+    // The process that keeps its Postgres ends a moment later.
     wait(SOON, "an empty folder", || names(&temporary).is_empty()).await;
     let mentioned = |entry: std::io::Result<std::fs::DirEntry>| {
         let command = std::fs::read(entry.ok()?.path().join("cmdline")).ok()?;
@@ -50,8 +50,8 @@ async fn a_demo_that_is_interrupted_leaves_no_folder_and_no_process() {
 }
 
 #[tokio::test]
-async fn a_server_of_the_person_keeps_no_database_of_a_run() {
-    // Each run on its own, as databases of other scenarios come and go on the shared one.
+async fn a_run_leaves_no_database_on_a_server_that_is_not_its_own() {
+    // The test needs a server of its own, because other scenarios create databases on the shared one.
     let theirs = Cluster::start().await.unwrap();
     let ours = Cluster::at(theirs.url());
     for database in [

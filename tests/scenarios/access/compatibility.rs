@@ -121,7 +121,7 @@ async fn compatibility_is_checked_before_credentials() {
         .body("{");
     let (status, body) = answer(unknown.send().await.unwrap()).await.unwrap();
     assert_eq!((status, &body["code"]), (426, &json!("unsupported_protocol_version")));
-    // This counts as no failed authentication, because nobody was asked to authenticate.
+    // This does not count as a failed authentication, because nobody was asked to authenticate.
     let failures = &bridge.metrics().await.unwrap()["auth_failures"];
     assert!(
         failures.as_object().unwrap().values().all(|count| count == 0),

@@ -7,7 +7,7 @@ use spacetime_sync_tests::issuer::Issuer;
 
 use crate::lane::hostile::Module;
 
-/// How often the module looks for ended sessions in these tests, in milliseconds.
+/// How often the module looks for expired sessions in these tests, in milliseconds.
 pub(super) const SWEEP_MS: u32 = 250;
 
 /// The module, and an issuer that it trusts.

@@ -21,7 +21,7 @@ fn id(name: &str) -> StreamId {
     StreamId::new(name).unwrap()
 }
 
-/// A desk whose stream holds so many events, a bridge, and a token that may read the stream.
+/// A desk whose stream holds this many events, a bridge, and a token that may read the stream.
 async fn written(events: usize, set: &[(&str, String)]) -> (Desk, Issuing, String) {
     let desk = desk().await;
     write(&desk, NOTES, events).await;

@@ -101,7 +101,7 @@ async fn presence_is_visible_to_the_user_and_to_readers_of_served_streams() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_nodes_of_a_session_are_there_each_for_itself() {
+async fn each_node_of_a_session_has_its_own_presence() {
     let guarded = Guarded::start().await;
     let [desktop, other] = ["desktop", "other"].map(|session| guarded.session("7", session, &["user:7:*"]));
     let on = async |node: &str, status: &str| {
@@ -126,7 +126,7 @@ async fn the_nodes_of_a_session_are_there_each_for_itself() {
     on("worker", "offline").await;
     let one = [["laptop", "online"], ["worker", "offline"]].map(|row| row.map(str::to_owned));
     assert_eq!(nodes().await, one);
-    // The node that left makes room; as many as may be there at once may be.
+    // The node that left makes room, so as many nodes as allowed are online.
     for nth in 1..PRESENCE_NODES {
         on(&format!("node-{nth}"), "online").await;
     }

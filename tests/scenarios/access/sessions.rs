@@ -449,7 +449,7 @@ async fn a_session_whose_patterns_cover_too_many_streams_sees_the_newest_and_tho
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_acknowledged_checkpoint_goes_with_its_grant() {
+async fn an_acknowledged_checkpoint_is_deleted_with_its_grant() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;
     let ids = ["user:7:a", "user:7:b", "user:7:c"].map(stream);

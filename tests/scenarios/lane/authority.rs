@@ -98,5 +98,5 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     };
     timeout(SOON, wait)
         .await
-        .unwrap_or_else(|_| panic!("never seen: {what}"));
+        .unwrap_or_else(|_| panic!("did not happen in time: {what}"));
 }

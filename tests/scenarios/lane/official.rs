@@ -1,5 +1,5 @@
-//! An official SpacetimeDB that is installed is found, and started as its own command line wants it. No official server can
-//! be had here: a script stands in for `spacetime`.
+//! An installed official SpacetimeDB is found, and started with the arguments of its own command line. The tests have
+//! no official server, so a script stands in for `spacetime`.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn stand_in(folder: &Path, script: &str) -> PathBuf {
     path
 }
 
-/// What `scripts/official` says where PATH begins with `folder`.
+/// Runs `scripts/official` with `folder` first in PATH.
 fn official(folder: &Path) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/official");
     let path = format!("{}:/usr/bin:/bin", folder.display());
@@ -28,7 +28,7 @@ fn official(folder: &Path) -> Output {
 }
 
 #[test]
-fn an_official_server_is_found_if_its_version_will_do() {
+fn an_official_server_is_found_if_its_version_is_supported() {
     let folder = tempfile::tempdir().unwrap();
     for (version, taken) in [
         ("2.8.3", true),
@@ -59,7 +59,7 @@ fn an_official_server_is_found_if_its_version_will_do() {
 }
 
 #[test]
-fn nothing_is_said_where_no_official_server_is_installed() {
+fn the_script_is_silent_if_no_official_server_is_installed() {
     let empty = tempfile::tempdir().unwrap();
     let found = official(empty.path());
     assert!(!found.status.success());

@@ -184,7 +184,7 @@ async fn the_first_publish_creates_everything_and_the_second_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_module_that_runs_is_configured_without_being_published() {
+async fn a_running_module_is_configured_without_being_published() {
     let desk = Desk::new().await;
     let wasm = desk.path("module.wasm");
     let configure = [
@@ -349,9 +349,9 @@ async fn an_unpublishable_module_is_refused_before_anything_is_created() {
     tool::run("spacetime-sync", &arguments, &[])
         .await
         .failed(1, &["there is no module in", "run this in the repository", "--wasm"]);
-    assert!(!owner.exists() && !bridge.exists(), "nothing was made");
+    assert!(!owner.exists() && !bridge.exists(), "no file was created");
 
-    // Looks like WebAssembly and is none: only the server can tell.
+    // This looks like WebAssembly but is not. Only the server can tell.
     std::fs::write(desk.path("broken.wasm"), b"\0asm\x01\0\0\0rubbish").unwrap();
     desk.publish(&desk.path("broken.wasm"), &[])
         .await
@@ -405,7 +405,7 @@ async fn only_the_owner_publishes_and_only_with_a_token_of_this_server() {
     desk.publish_as(&desk.path("rubbish.token"), &wasm, &[])
         .await
         .failed(1, &["rubbish.token holds no token"]);
-    // As another server signs its tokens: in the same name, with a key of its own.
+    // Another server signs its tokens like this: as the same issuer, but with its own key.
     let key = SigningKey::from_pem(&SigningKey::generate().unwrap(), 0, "another server").unwrap();
     let claims = json!({ "iss": "localhost", "sub": "somebody", "aud": ["spacetimedb"], "iat": now() });
     let token = key.sign(&claims).unwrap();
@@ -480,7 +480,7 @@ async fn only_owner_and_bridge_give_and_take_grants() {
         .tool("grant", "owner.token", &stream)
         .await
         .failed(1, &[&has_no_database, "spacetime-sync publish"]);
-    // A module without the reducer is not taken for a database that is not there.
+    // The tool must not report a module without the reducer as a missing database.
     elsewhere
         .publish(&elsewhere.variant(Variant::Compatible), &[])
         .await

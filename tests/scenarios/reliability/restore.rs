@@ -24,12 +24,12 @@ async fn write(lane: &Lane, stream_id: &StreamId, name: &str, events: u64) {
     writer.append_all(events, 100).await.unwrap();
 }
 
-/// Runs a command of the operator's, and reads what it says as JSON. No bridge is asked.
+/// Runs an operator's command and parses its JSON. The command asks no bridge.
 async fn operator(lane: &Lane, arguments: &[&str]) -> (i32, Value) {
     operator_beside(lane, ([127, 0, 0, 1], 0).into(), arguments).await
 }
 
-/// The same, beside a bridge that listens there.
+/// The same, for a lane whose bridge listens at `http`.
 async fn operator_beside(lane: &Lane, http: SocketAddr, arguments: &[&str]) -> (i32, Value) {
     let environment = lane.environment(&BridgeOptions::default(), http).unwrap();
     let environment: Vec<_> = environment
@@ -220,13 +220,13 @@ async fn windows_are_republished_while_everything_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_that_cannot_be_published_are_told_with_a_bridge_and_without_one() {
+async fn events_that_cannot_be_published_are_reported_with_and_without_a_bridge() {
     let lane = Lane::start().await.unwrap();
     let [broken, sound] = [stream(1), stream(2)];
     for stream_id in [&broken, &sound] {
         write(&lane, stream_id, "w", 5).await;
     }
-    // Behind the back of the trigger that refuses it.
+    // Bypasses the trigger that would refuse this.
     let set = async |payload: &str| {
         lane.sql(&format!(
             "set session_replication_role = replica;
@@ -238,7 +238,7 @@ async fn events_that_cannot_be_published_are_told_with_a_bridge_and_without_one(
         .unwrap();
     };
     set("'something else'").await;
-    // What is wrong with which stream.
+    // Each problem with its stream.
     let findings = |said: &Value| -> Vec<(String, String, String)> {
         let report = |report: &Value| {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -270,7 +270,7 @@ async fn events_that_cannot_be_published_are_told_with_a_bridge_and_without_one(
     );
     assert!(mismatch["what"].as_str().unwrap().contains(why), "{said}");
 
-    // The rows are restored, but the bridge has halted the stream before.
+    // The rows are restored, but the bridge had already halted the stream.
     let bridge = lane.bridge_with(&watching()).unwrap();
     let halted = |health: &Value, count: usize| health["halted"].as_array().is_some_and(|all| all.len() == count);
     bridge
@@ -290,7 +290,7 @@ async fn events_that_cannot_be_published_are_told_with_a_bridge_and_without_one(
         (1, &0.into(), &"broken_log".into())
     );
 
-    // As docs/recovery.md says.
+    // The steps of docs/recovery.md.
     let (code, _) = operator_beside(&lane, http, &["rewind"]).await;
     assert_eq!(code, 0);
     bridge

@@ -159,7 +159,7 @@ async fn a_running_client_waits_for_a_wiped_spacetimedb() {
     assert_eq!(bridge.stop().await.unwrap(), 0);
 }
 
-/// A client that has applied so many events and was killed.
+/// A client that has applied this many events and was killed.
 async fn behind(lane: &Lane, id: &StreamId, on_stale: &str, writer: &mut Writer, seq: u64) -> Follower {
     let client = lane.client(std::slice::from_ref(id)).await.unwrap();
     let mut client = client.option("--on-stale", on_stale);

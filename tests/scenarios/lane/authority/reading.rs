@@ -49,7 +49,7 @@ async fn published_seq_only_moves_forward_and_never_past_the_head() {
     assert_eq!(published().await, seq(3));
     assert_eq!(authority.position(&other).await.unwrap().unwrap().published_seq, seq(1));
 
-    // A stream that is named twice in one call: the higher position counts.
+    // If one call names a stream twice, the higher seq counts.
     let twice = [(id.clone(), seq(5)), (id.clone(), seq(4))];
     assert_eq!(authority.advance_published(&twice).await.unwrap(), Advanced::default());
     assert_eq!(published().await, seq(5));
@@ -210,7 +210,7 @@ async fn an_answer_without_the_expected_row_costs_no_connection() {
         .unwrap()
     };
     authority.dirty_streams(None, 1).await.unwrap();
-    // Those that set the database up may still be ending.
+    // The connections of the setup may still be closing.
     eventually("one connection", async || backends().await.len() == 1).await;
     let before = backends().await;
     let error = authority.epoch().await.unwrap_err();
@@ -220,7 +220,7 @@ async fn an_answer_without_the_expected_row_costs_no_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_malformed_chain_hash_is_corrupt_wherever_it_is_read_and_a_fault_of_its_stream_alone() {
+async fn a_malformed_chain_hash_is_reported_as_corrupt_and_affects_only_its_stream() {
     let (database, authority) = setup().await;
     let [bad, sound] = ["bad", "sound"].map(stream);
     for id in [&bad, &sound] {

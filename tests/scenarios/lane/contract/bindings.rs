@@ -111,7 +111,7 @@ impl Visit<'_> for Bindings {
             .collect();
         let first = call.args.first();
         match call.method.to_string().as_str() {
-            // Stands before the constraints of its table.
+            // The generated code calls this before it adds the constraints of the table.
             "get_or_make_table" => self.row = generics.first().cloned(),
             "add_unique_constraint" => {
                 if let (Some(row), Some(column)) = (&self.row, first.and_then(string)) {

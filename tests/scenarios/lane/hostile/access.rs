@@ -201,7 +201,7 @@ async fn each_function_admits_only_permitted_callers() {
 }
 
 #[tokio::test]
-async fn every_function_refuses_invalid_names_and_positions() {
+async fn every_function_refuses_invalid_names_and_seqs() {
     let module = Module::start().await;
     let id = stream("runtime.run.1.events");
     let client = module.client(&[&id]).await;

@@ -287,7 +287,7 @@ async fn a_bridge_waits_for_a_server_that_is_not_ready_and_says_why() {
         "no bridge claims to have published anything"
     );
 
-    // What is mended under a waiting bridge needs no restart of it.
+    // A waiting bridge continues without a restart once the fault is fixed.
     let owner = lane.path("missing.owner");
     let mut arguments = vec!["publish", "--uri", lane.server.uri(), "--database", &missing];
     let files = [
@@ -486,13 +486,13 @@ async fn errors_logged(lane: &Lane) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_good_bridge_leaves_no_error_in_the_log_of_the_module() {
+async fn a_working_bridge_leaves_no_error_in_the_modules_log() {
     let lane = Lane::start().await.unwrap();
     let before = errors_logged(&lane).await;
     let bridge = lane.bridge().unwrap();
     bridge.until("/readyz", SOON, |ready, _| ready).await.unwrap();
     assert_eq!(errors_logged(&lane).await, before);
-    // What is refused stands there.
+    // The log does hold a refused call.
     let refused = lane
         .owner()
         .unwrap()
