@@ -1,8 +1,8 @@
 //! A heartbeat: the caller's session reports that it is online on a node, or that it leaves. Each node of a session has
 //! its own rows.
 //!
-//! Presence does not follow connections: lifecycle reducers also run around every HTTP call and SQL request, and a session
-//! whose connection broke has not left yet.
+//! Presence does not follow connections: lifecycle reducers also run around every HTTP call and SQL request, and a
+//! session whose connection broke has not left yet.
 
 use spacetime_sync_proto::Label;
 use spacetime_sync_rules::presence::{self, HeldPresence, OFFLINE};
