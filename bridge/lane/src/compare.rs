@@ -62,7 +62,7 @@ pub(crate) struct Compare {
     link: Option<LinkId>,
     /// Streams that want to flow, in the order in which they came. They may come before the comparison opens.
     wanted: VecDeque<StreamId>,
-    /// The streams in `wanted`, so that none is there twice.
+    /// The streams in `wanted`, so that none waits twice.
     queued: HashSet<StreamId>,
     /// The halves of batches that failed.
     parts: VecDeque<Vec<StreamId>>,

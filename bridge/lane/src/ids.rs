@@ -1,4 +1,4 @@
-//! Ids for what is under way. An answer finds its question by the id; a late answer finds none.
+//! Ids for what is under way. An answer finds its question by the id, and the lane ignores a late answer.
 
 /// One life of the link to SpacetimeDB. The lane ignores everything that carries the id of an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

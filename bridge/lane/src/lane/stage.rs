@@ -188,7 +188,7 @@ impl Lane {
                 self.look = Look::new(settings.idle_poll, settings.dirty_streams);
                 self.beats = Beats::new(settings.beat_every, settings.policy_every, settings.applies_windows);
                 self.stage = Stage::Standby(Attempt::Waiting(now));
-                self.vitals.lead_lost(now, "the connection that held the lead is gone");
+                self.vitals.lead_lost(now, "the connection that held the lead is lost");
             }
             // Without the lead this bridge may not send or record anything.
             Stage::Draining { .. } | Stage::Recording { .. } => {

@@ -295,7 +295,7 @@ impl Streams {
             .is_some_and(|stream| matches!(stream.mode, Mode::Halted(_)))
     }
 
-    /// Whether a stream has already been compared on this link, or is about to be.
+    /// Whether a stream needs no comparison by the sweep, because it is compared on this link for itself.
     pub(crate) fn is_met(&self, stream_id: &StreamId) -> bool {
         self.streams
             .get(stream_id)
