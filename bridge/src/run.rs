@@ -1,7 +1,7 @@
 //! Runs the lane: carries out the commands of `spacetime_sync_lane` and reports back what happened. It decides nothing.
 //!
 //! One task owns the lane. Everything that waits is a task of its own and answers through one channel, so that it never
-//! delays another stream. Only appends are sent directly from here; the SDK's answers come through the same channel.
+//! delays another stream. Only appends are sent by that task itself; the SDK's answers come through the same channel.
 
 mod answers;
 mod commands;

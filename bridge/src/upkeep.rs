@@ -83,7 +83,7 @@ pub(crate) async fn name_misnamed(authority: Authority) {
         Ok(names) => names.iter().for_each(|name| {
             tracing::error!(
                 name,
-                "the bridge skips a row of runtime.sync_streams because its stream_id is invalid; rename or delete it"
+                "the bridge skips a row of runtime.sync_streams because its stream_id is not a valid name; correct the row"
             );
         }),
         Err(error) => tracing::debug!(

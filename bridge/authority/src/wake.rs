@@ -54,7 +54,7 @@ impl WakeListener {
 }
 
 impl Authority {
-    /// Tells writers whether the bridge sleeps and wants to be woken. After this says that it sleeps, the bridge must look for
+    /// Tells writers whether the bridge sleeps and wants to be woken. After it says so, the bridge must look for
     /// dirty streams once more and keep looking slowly, because an append at the same moment does not see the change.
     pub async fn set_sleeping(&self, sleeping: bool) -> Result<(), AuthorityError> {
         self.connections

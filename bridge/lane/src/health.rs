@@ -70,7 +70,7 @@ struct Pulse {
     load: Load,
     lag: Lag,
     counters: Counters,
-    /// When the present work began. `None` if there is no work.
+    /// When the current work began. `None` if there is no work.
     work_since: Option<Duration>,
     last_progress: Duration,
     last_turn: Duration,

@@ -52,7 +52,7 @@ struct Writing {
     entries: Vec<(StreamId, Seq)>,
     streams: HashSet<StreamId>,
     back: bool,
-    /// It was sent before the present link. If it fails, the ledger does not repeat it.
+    /// It was sent before the current link came up. If it fails, the ledger does not repeat it.
     stale: bool,
 }
 
@@ -145,7 +145,7 @@ impl Ledger {
         }
     }
 
-    /// Whether a statement from before the present link is under way. Until it is answered, it may still set published seqs
+    /// Whether a statement from before the current link is under way. Until it is answered, it may still set published seqs
     /// that are outdated.
     pub(crate) fn writes_the_past(&self) -> bool {
         self.writing.as_ref().is_some_and(|writing| writing.stale)
@@ -201,7 +201,7 @@ impl Ledger {
             return;
         }
         self.due = None;
-        // One statement only advances or only sets exactly. The first stream in the queue decides which.
+        // A statement either only advances or only sets exactly. The first stream in the queue decides which.
         let mut back = None;
         let mut entries = Vec::new();
         while entries.len() < self.most

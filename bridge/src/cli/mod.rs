@@ -23,7 +23,7 @@ use spacetime_sync_ops::repair::HaltedStream;
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
 
-/// How many connections to the authority a command needs, which asks one question after the other.
+/// How many connections to the authority a command needs. It asks one question after the other.
 const CONNECTIONS: usize = 2;
 
 #[derive(Args)]
@@ -63,7 +63,7 @@ pub(crate) async fn both_sides(config: &Config) -> anyhow::Result<(Authority, Li
     // If the link ends, the next call of the command fails.
     let link = Link::connect(target(config, issuer.as_ref())?, Arc::new(|_| {}))
         .await
-        .context("SpacetimeDB")?;
+        .context("cannot connect to SpacetimeDB")?;
     Ok((authority, link))
 }
 

@@ -269,7 +269,7 @@ impl Config {
 
     /// All keys with their values, in TOML, without secrets.
     pub fn to_toml(&self) -> String {
-        // This never fails: TOML only lacks maps whose keys are not strings, and the configuration has none.
+        // This cannot fail: TOML only refuses maps whose keys are not strings, and the configuration has none.
         toml::to_string(self).unwrap_or_else(|error| format!("# {error}\n"))
     }
 
