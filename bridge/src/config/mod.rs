@@ -121,7 +121,7 @@ pub struct LimitsConfig {
     pub dirty_streams: usize,
     /// The most idle streams that the bridge remembers.
     pub idle_streams: usize,
-    /// Failures in a row after which a stream halts.
+    /// How often in a row a stream may fail before it halts.
     pub attempts: u32,
 }
 

@@ -37,7 +37,7 @@ pub struct Limits {
     pub bytes: usize,
     /// Idle streams that the bridge remembers.
     pub idle_streams: usize,
-    /// Failures in a row after which a stream halts. An acknowledgement starts the count again.
+    /// How often in a row a stream may fail before it halts. An acknowledgement starts the count again.
     pub attempts: u32,
 }
 
