@@ -113,6 +113,13 @@ fn an_earlier_link_that_ends_late_takes_nothing_from_the_next() {
     assert!(seen.times("bridge: link up") > 600, "{seen}");
 }
 
+/// An earlier bridge broke I4 with it: the rewind cut away what the next leader had appended and recorded as published.
+#[test]
+fn a_rewind_that_another_bridge_has_overtaken_takes_nothing_away() {
+    let seen = hold(&[Fault::RewindOvertaken, Fault::HostWiped, Fault::BridgeCut]);
+    assert!(seen.times("module: rewind after another bridge appended") > 0, "{seen}");
+}
+
 /// Runs many seeds with these faults only, and returns what happened.
 fn hold(faults: &[Fault]) -> Coverage {
     let mut seen = Coverage::default();
