@@ -17,7 +17,8 @@ fn a_refusal_halts_its_stream_and_the_others_continue() {
         "the first refusal is the reason: {halted:?}"
     );
     assert_eq!(reads(&bench.found("a", 0, 20)), []);
-    assert_eq!(calls(&bench.page("b", vec![prepared(1, 1)])).len(), 1);
+    let out = bench.page("b", vec![prepared(1, 1)]);
+    assert_eq!((calls(&out).len(), reads(&out)), (1, vec![("b".to_owned(), 1)]));
     bench.step(Input::LinkDown);
     bench.link_up();
     assert_eq!(reads(&bench.found("a", 0, 20)), [], "it stays halted on the next link");
@@ -109,7 +110,7 @@ fn calls_in_flight_when_the_link_breaks_are_sent_again() {
     let mut bench = Bench::new();
     bench.found("a", 0, 2);
     let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
-    bench.step(Input::LinkDown);
+    assert_eq!(bench.step(Input::LinkDown), [], "they do not count as published");
     assert_eq!(
         bench.step(Input::Acked(sent[0].0)),
         [],
