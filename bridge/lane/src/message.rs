@@ -41,7 +41,7 @@ pub enum Page {
     Frames(Vec<ReadyFrame>),
     /// The log is broken here.
     Broken(HaltReason),
-    /// The events are purged, because another bridge has published them. The next look says up to where.
+    /// The events are purged. A comparison says where the stream continues.
     Purged,
 }
 

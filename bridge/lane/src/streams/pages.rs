@@ -40,7 +40,8 @@ impl Streams {
             return;
         }
         if matches!(page, Page::Purged) {
-            return self.page_failed(now, link, &stream_id);
+            // Another bridge has published these events, or the authority purged them during a refill.
+            return self.has_no_page(now, link, &stream_id, Next::Compare);
         }
         let Some(stream) = self.page_is_read(&stream_id) else {
             return;
@@ -91,6 +92,10 @@ impl Streams {
 
     /// Reads the page again after a rest, or when a call that is in flight is acknowledged.
     pub(super) fn page_failed(&mut self, now: Duration, link: LinkId, stream_id: &StreamId) {
+        self.has_no_page(now, link, stream_id, Next::Flow);
+    }
+
+    fn has_no_page(&mut self, now: Duration, link: LinkId, stream_id: &StreamId, next: Next) {
         if self.link != Some(link) {
             return;
         }
@@ -100,7 +105,7 @@ impl Streams {
         if matches!(stream.mode, Mode::Flowing) && !stream.is_underway() {
             let failures = stream.failed_pages;
             stream.failed_pages = failures.saturating_add(1);
-            self.rest(now, stream_id, failures, Next::Flow);
+            self.rest(now, stream_id, failures, next);
         }
     }
 

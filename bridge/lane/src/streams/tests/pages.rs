@@ -74,3 +74,18 @@ fn the_next_page_is_read_while_the_last_one_is_in_flight() {
     assert_eq!(calls(&out).len(), 1);
     assert_eq!(reads(&out), [("a".to_owned(), 5)]);
 }
+
+/// Seed 3,976: the authority purged events during a refill, which then set the published seq back below the floor. No
+/// look could help the stream.
+#[test]
+fn a_stream_whose_next_page_is_purged_is_compared_again() {
+    let mut bench = Bench::new();
+    bench.found("a", 3, 9);
+    let (link, stream_id) = (bench.link(), stream("a"));
+    let page = Page::Purged;
+    assert_eq!(bench.step(Input::Page { link, stream_id, page }), []);
+    assert_eq!(bench.later(50), [Effect::Compare(stream("a"))]);
+    let after = seq(5);
+    let out = bench.learned("a", Verdict::Refill(after));
+    assert!(matches!(out[..], [Effect::Refill { after: begin, .. }] if begin == after));
+}
