@@ -224,6 +224,8 @@ impl Session {
         self.counters.refreshes += 1;
         tracing::debug!("a connection with a new token takes over");
         for at in 0..self.followers.len() {
+            // As after any connection: SpacetimeDB may have been restored while the old one seemed to be open.
+            self.followers[at].acknowledgement.forget();
             self.touch(at);
         }
         for inbound in brought {

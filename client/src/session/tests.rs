@@ -487,3 +487,32 @@ fn a_connection_hands_over_stream_by_stream_and_ends_with_the_last() {
         (Phase::Live, Some(second))
     );
 }
+
+/// Seed 49,164: SpacetimeDB was restored while the first connection was silent, and lost the checkpoint.
+#[test]
+fn a_stream_is_acknowledged_again_on_the_connection_that_takes_over() {
+    let mut case = Case::new(1, 3);
+    let first = case.dial();
+    let token = case.token(20 * second());
+    case.step(Event::Dialed {
+        connection: first,
+        token,
+        result: Ok(Vec::new()),
+    });
+    case.make_live(first);
+    let seq = Seq::new(3).unwrap();
+    let second = loop {
+        case.hear(first, Inbound::GrantCame);
+        let commands = case.wait(Duration::from_millis(250));
+        if acknowledged(&commands) == [(0, 3)] {
+            let answer = Ok(());
+            case.hear(first, Inbound::Acked { stream: 0, seq, answer });
+        }
+        if let Some(second) = dialed(&commands) {
+            break second;
+        }
+    };
+    assert_eq!(case.shown.counters.acks, 1);
+    case.serve(second);
+    assert_eq!(acknowledged(&case.wait(Duration::from_secs(1))), [(0, 3)]);
+}
