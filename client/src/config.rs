@@ -166,7 +166,7 @@ impl ClientConfig {
     pub(crate) fn bounds_of(&self, stream_id: &StreamId, history: bool) -> StreamBounds {
         let limits = &self.limits;
         StreamBounds {
-            window_bytes: (limits.subscribed_bytes / self.streams.len().max(1)).max(limit::FRAME_BYTES),
+            reach_bytes: (limits.subscribed_bytes / self.streams.len().max(1)).max(limit::FRAME_BYTES),
             unapplied_bytes: limits.unapplied_bytes,
             resume_bytes: limits.resume_bytes,
             subscribe_within_events: limits.subscribe_within_events,

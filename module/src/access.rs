@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use spacetime_sync_proto::access::{Scope, StreamPattern, Window};
+use spacetime_sync_proto::access::{Compatibility, Scope, StreamPattern};
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_rules::session::{self, Claims, Newest, Policy, Session};
 use spacetime_sync_rules::stream_key;
@@ -49,7 +49,7 @@ impl Issuer {
         Policy {
             issuer: self.url.clone(),
             audience: self.audience.clone(),
-            window: Window {
+            compatibility: Compatibility {
                 min_client_build_id: self.min_client_build_id.clone(),
                 max_client_build_id: self.max_client_build_id.clone(),
                 min_schema_version: self.min_schema_version,

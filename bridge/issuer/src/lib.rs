@@ -27,7 +27,7 @@ use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use spacetime_sync_proto::access::{ClientVersion, Incompatible, TokenRequest, TokenResponse, Window};
+use spacetime_sync_proto::access::{ClientVersion, Compatibility, Incompatible, TokenRequest, TokenResponse};
 use spacetime_sync_proto::{Label, RefusalCode};
 
 use cache::AccessCache;
@@ -61,7 +61,7 @@ pub enum IssuerError {
 #[derive(Debug)]
 pub struct Issuer {
     names: Names,
-    window: Window,
+    compatibility: Compatibility,
     keys: Arc<KeyFolder>,
     sessions: SessionVerifier,
     asked: Buckets<Label>,
@@ -74,8 +74,12 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// Reads all keys. `window` says which clients are supported.
-    pub fn open(issuer: &IssuerConfig, sessions: &SessionsConfig, window: &Window) -> Result<Self, IssuerError> {
+    /// Reads all keys. `compatibility` says which clients are supported.
+    pub fn open(
+        issuer: &IssuerConfig,
+        sessions: &SessionsConfig,
+        compatibility: &Compatibility,
+    ) -> Result<Self, IssuerError> {
         let keys = match (&issuer.key, &issuer.keys_dir) {
             (Some(pem), _) => KeyFolder::single(SigningKey::from_pem(pem, 0, "issuer.key")?),
             (None, Some(folder)) => KeyFolder::open(folder, now())?,
@@ -86,10 +90,10 @@ impl Issuer {
             audience: issuer.audience.clone(),
         };
         let (keys, started) = (Arc::new(keys), Instant::now());
-        let service = ServiceTokens::new(keys.clone(), &names, window, issuer.service_ttl_seconds);
+        let service = ServiceTokens::new(keys.clone(), &names, compatibility, issuer.service_ttl_seconds);
         Ok(Self {
             names,
-            window: window.clone(),
+            compatibility: compatibility.clone(),
             keys,
             sessions: SessionVerifier::new(sessions)?,
             asked: Buckets::new(
@@ -139,13 +143,13 @@ impl Issuer {
     }
 
     /// Which clients the bridge supports.
-    pub fn window(&self) -> &Window {
-        &self.window
+    pub fn compatibility(&self) -> &Compatibility {
+        &self.compatibility
     }
 
     /// Whether the bridge supports this client.
     pub fn check_client(&self, client: &ClientVersion) -> Result<(), Box<Incompatible>> {
-        self.window.check(client)
+        self.compatibility.check(client)
     }
 
     /// Returns the session that the value of the header `Authorization` proves.
@@ -407,7 +411,12 @@ mod tests {
         let sessions = serde_json::json!({
             "issuer": "https://app.example", "audience": "runtime-sync", "jwks_url": keys_of_sessions,
         });
-        Issuer::open(&issuer, &serde_json::from_value(sessions).unwrap(), &Window::default()).unwrap()
+        Issuer::open(
+            &issuer,
+            &serde_json::from_value(sessions).unwrap(),
+            &Compatibility::default(),
+        )
+        .unwrap()
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Issuer {
         let policy = Policy {
             issuer: self.names.issuer.clone(),
             audience: self.names.audience.clone(),
-            window: self.window.clone(),
+            compatibility: self.compatibility.clone(),
         };
         bearer(authorization)
             .map_err(NoReader::from)
@@ -118,7 +118,7 @@ fn refused(refusal: Refusal, claims: &str, policy: &Policy) -> NoReader {
         schema_version: claims.oa_schema_version,
         surface: claims.oa_client_surface.as_str().to_owned(),
     });
-    match client.map(|client| policy.window.check(&client)) {
+    match client.map(|client| policy.compatibility.check(&client)) {
         Ok(Err(incompatible)) if incompatible.code == refusal.code => NoReader::Incompatible(incompatible),
         Ok(_) | Err(_) => Denial::new(refusal.code, refusal.message).into(),
     }
@@ -140,7 +140,7 @@ fn lasts(known: &BoundSession, session: &Session) -> Result<(), Denial> {
 mod tests {
     use serde_json::{Value, json};
     use spacetime_sync_proto::Label;
-    use spacetime_sync_proto::access::Window;
+    use spacetime_sync_proto::access::Compatibility;
     use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 
     use super::*;
@@ -153,7 +153,7 @@ mod tests {
         Policy {
             issuer: "https://lane.example".to_owned(),
             audience: "openagents-sync".to_owned(),
-            window: Window::default(),
+            compatibility: Compatibility::default(),
         }
     }
 

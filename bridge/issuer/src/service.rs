@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use spacetime_sync_proto::Label;
 use spacetime_sync_proto::Secret;
-use spacetime_sync_proto::access::{CLAIMS_VERSION, SERVICE_SUBJECT, Scope, SyncClaims, Window};
+use spacetime_sync_proto::access::{CLAIMS_VERSION, Compatibility, SERVICE_SUBJECT, Scope, SyncClaims};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_stdb::tokens::Signer;
 
@@ -26,13 +26,13 @@ pub struct ServiceTokens {
 }
 
 impl ServiceTokens {
-    /// Its tokens name a build and a schema within `window`: the bridge is not a client, and never outdated.
-    pub fn new(keys: Arc<KeyFolder>, names: &Names, window: &Window, ttl_seconds: u64) -> Self {
+    /// Its tokens name a build and a schema that `compatibility` serves: the bridge is no client, so it is never outdated.
+    pub fn new(keys: Arc<KeyFolder>, names: &Names, compatibility: &Compatibility, ttl_seconds: u64) -> Self {
         Self {
             keys,
             names: names.clone(),
-            build_id: window.min_client_build_id.clone(),
-            schema_version: SCHEMA_VERSION.clamp(window.min_schema_version, window.max_schema_version),
+            build_id: compatibility.min_client_build_id.clone(),
+            schema_version: SCHEMA_VERSION.clamp(compatibility.min_schema_version, compatibility.max_schema_version),
             ttl_seconds,
         }
     }
@@ -86,13 +86,13 @@ mod tests {
             issuer: "https://lane.example".to_owned(),
             audience: "openagents-sync".to_owned(),
         };
-        let window = Window {
+        let compatibility = Compatibility {
             min_client_build_id: "20260101T000000Z".to_owned(),
             min_schema_version: 7,
             max_schema_version: 9,
-            ..Window::default()
+            ..Compatibility::default()
         };
-        let service = ServiceTokens::new(Arc::new(KeyFolder::single(key)), &names, &window, 900);
+        let service = ServiceTokens::new(Arc::new(KeyFolder::single(key)), &names, &compatibility, 900);
         let token = service.token().unwrap();
         let jws = Jws::parse(token.expose()).unwrap();
         let claims: SyncClaims = serde_json::from_slice(jws.verified(&public).unwrap()).unwrap();
@@ -107,7 +107,7 @@ mod tests {
             schema_version: claims.oa_schema_version,
             surface: claims.oa_client_surface.to_string(),
         };
-        assert_eq!(window.check(&client), Ok(()));
+        assert_eq!(compatibility.check(&client), Ok(()));
         assert!(!format!("{service:?}").contains("PRIVATE"));
     }
 }

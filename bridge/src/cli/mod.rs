@@ -51,7 +51,7 @@ pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::R
         uri: config.spacetimedb.uri.clone(),
         database: config.spacetimedb.database.clone(),
         tokens,
-        compatibility: issuer.map(|issuer| issuer.window().clone()),
+        compatibility: issuer.map(|issuer| issuer.compatibility().clone()),
         deadline: Duration::from_millis(config.bridge.connect_deadline_ms),
     })
 }

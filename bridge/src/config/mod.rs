@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use spacetime_sync_proto::access::Window;
+use spacetime_sync_proto::access::Compatibility;
 use spacetime_sync_proto::{Secret, limit};
 
 use spacetime_sync_authority::settings::AuthorityConfig;
@@ -65,7 +65,7 @@ pub struct Config {
     pub history: HistoryConfig,
     /// Which clients the bridge and the module serve.
     #[serde(default)]
-    pub compatibility: Window,
+    pub compatibility: Compatibility,
 }
 
 /// `[http]`

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
-use spacetime_sync_proto::access::Window;
+use spacetime_sync_proto::access::Compatibility;
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::{Refusal, StreamId, error_text};
 
@@ -243,12 +243,12 @@ impl Admin {
     }
 
     /// Tells the module which clients to accept.
-    pub async fn set_compatibility(&self, window: &Window) -> Result<(), StdbError> {
+    pub async fn set_compatibility(&self, compatibility: &Compatibility) -> Result<(), StdbError> {
         let arguments = json!([
-            window.min_client_build_id,
-            window.max_client_build_id,
-            window.min_schema_version,
-            window.max_schema_version,
+            compatibility.min_client_build_id,
+            compatibility.max_client_build_id,
+            compatibility.min_schema_version,
+            compatibility.max_schema_version,
         ]);
         self.call("set_compatibility", arguments).await
     }

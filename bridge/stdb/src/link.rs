@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use spacetime_sync_bindings::{DbConnection, RemoteProcedures, RemoteReducers, append_sync_events, read_heads};
-use spacetime_sync_proto::access::Window;
+use spacetime_sync_proto::access::Compatibility;
 use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId, error_text};
 use spacetimedb_sdk::__codegen::InternalError;
 use spacetimedb_sdk::DbContext;
@@ -35,7 +35,7 @@ pub struct Target {
     /// The bridge's credential.
     pub tokens: TokenSource,
     /// Which clients the module should accept. `None` if the bridge does not issue tokens.
-    pub compatibility: Option<Window>,
+    pub compatibility: Option<Compatibility>,
     /// How long connecting may take.
     pub deadline: Duration,
 }
@@ -127,8 +127,8 @@ impl Link {
             .await
             .map_err(|_| link.unavailable("closed during the handshake"))?;
         link.may_append(&admin).await?;
-        if let Some(window) = &link.target.compatibility {
-            admin.set_compatibility(window).await?;
+        if let Some(compatibility) = &link.target.compatibility {
+            admin.set_compatibility(compatibility).await?;
         }
         Ok(link)
     }

@@ -241,7 +241,7 @@ pub struct StreamBounds {
     pub reads: Reads,
     /// This stream's share of [`Limits::subscribed_bytes`], but at least one large frame: with very many streams,
     /// subscriptions would otherwise be replaced every few events.
-    pub window_bytes: usize,
+    pub reach_bytes: usize,
 }
 
 #[cfg(test)]

@@ -212,7 +212,7 @@ pub(super) fn ends_session(code: RefusalCode) -> bool {
 #[cfg(test)]
 mod tests {
     use spacetime_sync_proto::Refusal;
-    use spacetime_sync_proto::access::{ClientVersion, Window};
+    use spacetime_sync_proto::access::{ClientVersion, Compatibility};
 
     use super::*;
 
@@ -332,7 +332,7 @@ mod tests {
             schema_version: 0,
             surface: String::new(),
         };
-        let incompatible = Window::default().check(&nobody).unwrap_err();
+        let incompatible = Compatibility::default().check(&nobody).unwrap_err();
         let failure = DialFailure::NoToken(TokenError::Incompatible(incompatible.clone()));
         let reason = after_failure(failure, true, ASK_AGAIN).unwrap_err();
         assert_eq!(reason, StopReason::Incompatible(incompatible));

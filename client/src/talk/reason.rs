@@ -73,7 +73,7 @@ fn sql_url(uri: &str, database: &str) -> String {
 #[cfg(test)]
 mod tests {
     use spacetime_sync_proto::RefusalCode;
-    use spacetime_sync_proto::access::{ClientVersion, Window};
+    use spacetime_sync_proto::access::{ClientVersion, Compatibility};
 
     use super::*;
 
@@ -98,7 +98,7 @@ mod tests {
             schema_version: 1,
             surface: String::new(),
         };
-        let incompatible = Window::default().check(&client).unwrap_err();
+        let incompatible = Compatibility::default().check(&client).unwrap_err();
         let body = serde_json::to_vec(&incompatible).unwrap();
         assert_eq!(read_reason(&body), Some(Reason::Incompatible(incompatible)));
         for body in ["", "no such table", "{}", "\u{0}"] {

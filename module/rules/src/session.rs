@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 use spacetime_sync_proto::access::{CLAIMS_VERSION, ClientVersion, SERVICE_SUBJECT, Scope, StreamPattern, SyncClaims};
-use spacetime_sync_proto::access::{TTL_SECONDS, Window};
+use spacetime_sync_proto::access::{Compatibility, TTL_SECONDS};
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
 
 /// How far the issuer's clock may be ahead of this one, in seconds.
@@ -23,7 +23,7 @@ pub struct Policy {
     /// `aud`
     pub audience: String,
     /// Which clients are served.
-    pub window: Window,
+    pub compatibility: Compatibility,
 }
 
 /// What a valid token stands for.
@@ -150,7 +150,7 @@ pub fn admit(
             schema_version: claims.oa_schema_version,
             surface: claims.oa_client_surface.as_str().to_owned(),
         };
-        let served = policy.window.check(&client);
+        let served = policy.compatibility.check(&client);
         served.map_err(|incompatible| refused(incompatible.code, incompatible.message))?;
     }
     Ok(Session {
@@ -237,9 +237,9 @@ mod tests {
         Policy {
             issuer: "https://sync.example".to_owned(),
             audience: "openagents-sync".to_owned(),
-            window: Window {
+            compatibility: Compatibility {
                 min_client_build_id: "20260101T000000Z".to_owned(),
-                ..Window::default()
+                ..Compatibility::default()
             },
         }
     }

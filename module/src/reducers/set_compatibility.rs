@@ -1,6 +1,6 @@
 //! Sets which clients may connect. The bridge applies the same rule when it issues tokens.
 
-use spacetime_sync_proto::access::Window;
+use spacetime_sync_proto::access::Compatibility;
 use spacetimedb::{ReducerContext, reducer};
 
 use crate::access::operator;
@@ -8,7 +8,7 @@ use crate::log_access::trust_row;
 use crate::refuse::{Refused, invalid_argument};
 use crate::tables::{Issuer, sync_trust};
 
-/// See `Window` of the contract. An empty `max_client_build_id` means that there is no upper bound.
+/// See `Compatibility` of the contract. An empty `max_client_build_id` means that there is no upper bound.
 #[reducer]
 pub fn set_compatibility(
     ctx: &ReducerContext,
@@ -19,20 +19,20 @@ pub fn set_compatibility(
 ) -> Result<(), Refused> {
     let mut row = trust_row(ctx)?;
     operator(ctx, &row)?;
-    let window = Window {
+    let compatibility = Compatibility {
         min_client_build_id,
         max_client_build_id,
         min_schema_version,
         max_schema_version,
     };
-    window.check_bounds().map_err(invalid_argument)?;
+    compatibility.check_bounds().map_err(invalid_argument)?;
     let issuer = row
         .issuer
         .ok_or_else(|| invalid_argument("no issuer is trusted yet: call trust_issuer first"))?;
-    if issuer.policy().window != window {
+    if issuer.policy().compatibility != compatibility {
         row.issuer = Some(Issuer {
-            min_client_build_id: window.min_client_build_id,
-            max_client_build_id: window.max_client_build_id,
+            min_client_build_id: compatibility.min_client_build_id,
+            max_client_build_id: compatibility.max_client_build_id,
             min_schema_version,
             max_schema_version,
             ..issuer

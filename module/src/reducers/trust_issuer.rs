@@ -1,7 +1,7 @@
 //! Sets whose tokens open a session. From then on a caller needs such a token to connect, or a grant that an operator
 //! gave.
 
-use spacetime_sync_proto::access::{SERVICE_SUBJECT, Window, check_issuer_url};
+use spacetime_sync_proto::access::{Compatibility, SERVICE_SUBJECT, check_issuer_url};
 use spacetime_sync_proto::limit;
 use spacetimedb::{Identity, ReducerContext, ScheduleAt, Table, TimeDuration, reducer};
 
@@ -31,19 +31,19 @@ pub fn trust_issuer(
             limit::SWEEP_MS.end()
         )));
     }
-    let window = row
+    let compatibility = row
         .issuer
         .as_ref()
-        .map_or_else(Window::default, |held| held.policy().window);
+        .map_or_else(Compatibility::default, |held| held.policy().compatibility);
     row.issuer = Some(Issuer {
         service: Identity::from_claims(&issuer, SERVICE_SUBJECT),
         url: issuer,
         audience,
         sweep_every_ms,
-        min_client_build_id: window.min_client_build_id,
-        max_client_build_id: window.max_client_build_id,
-        min_schema_version: window.min_schema_version,
-        max_schema_version: window.max_schema_version,
+        min_client_build_id: compatibility.min_client_build_id,
+        max_client_build_id: compatibility.max_client_build_id,
+        min_schema_version: compatibility.min_schema_version,
+        max_schema_version: compatibility.max_schema_version,
     });
     ctx.db.sync_trust().id().update(row);
     schedule(ctx, sweep_every_ms);

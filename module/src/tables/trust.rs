@@ -29,7 +29,7 @@ pub struct Issuer {
     pub service: Identity,
     /// How often the module looks for expired sessions.
     pub sweep_every_ms: u32,
-    /// Which clients are served: see `Window` of the contract.
+    /// Which clients are served: see `Compatibility` of the contract.
     pub min_client_build_id: String,
     pub max_client_build_id: String,
     pub min_schema_version: u32,

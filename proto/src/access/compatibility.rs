@@ -48,7 +48,7 @@ pub struct ClientVersion {
 /// Which clients are served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Window {
+pub struct Compatibility {
     /// The oldest build that is served.
     pub min_client_build_id: String,
     /// The newest build that is served; empty if there is no upper bound.
@@ -59,7 +59,7 @@ pub struct Window {
     pub max_schema_version: u32,
 }
 
-impl Default for Window {
+impl Default for Compatibility {
     fn default() -> Self {
         Self {
             min_client_build_id: "00000000T000000Z".to_owned(),
@@ -84,21 +84,21 @@ pub struct Incompatible {
     pub upgrade_required: bool,
     /// The kind of client that asked.
     pub surface: String,
-    /// See [`Window`].
+    /// See [`Compatibility`].
     pub min_client_build_id: String,
-    /// See [`Window`]; absent if there is no upper bound.
+    /// See [`Compatibility`]; absent if there is no upper bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_client_build_id: Option<String>,
-    /// See [`Window`].
+    /// See [`Compatibility`].
     pub min_schema_version: u32,
-    /// See [`Window`].
+    /// See [`Compatibility`].
     pub max_schema_version: u32,
     /// The protocol that is served.
     pub protocol_version: String,
 }
 
-impl Window {
-    /// Checks the window itself: its build ids are well formed, and no upper bound is below its lower bound.
+impl Compatibility {
+    /// Checks these bounds themselves: the build ids are well formed, and no upper bound is below its lower one.
     pub fn check_bounds(&self) -> Result<(), String> {
         if !is_build_id(&self.min_client_build_id) {
             return Err(format!(
@@ -185,7 +185,7 @@ mod tests {
     #[derive(Deserialize)]
     struct Scenario {
         name: String,
-        window: Window,
+        compatibility: Compatibility,
         client: ClientVersion,
         expected: Option<Expected>,
     }
@@ -202,13 +202,13 @@ mod tests {
         assert!(scenarios.len() >= 15);
         for Scenario {
             name,
-            window,
+            compatibility,
             client,
             expected,
         } in scenarios
         {
-            window.check_bounds().unwrap();
-            let found = window.check(&client).err();
+            compatibility.check_bounds().unwrap();
+            let found = compatibility.check(&client).err();
             assert_eq!(
                 found
                     .as_ref()
@@ -222,33 +222,33 @@ mod tests {
     #[test]
     fn a_window_that_serves_nobody_is_refused() {
         let wrong = [
-            Window {
+            Compatibility {
                 min_client_build_id: "2026".to_owned(),
-                ..Window::default()
+                ..Compatibility::default()
             },
-            Window {
+            Compatibility {
                 max_client_build_id: "x".to_owned(),
-                ..Window::default()
+                ..Compatibility::default()
             },
-            Window {
+            Compatibility {
                 min_client_build_id: "20260102T000000Z".to_owned(),
                 max_client_build_id: "20260101T000000Z".to_owned(),
-                ..Window::default()
+                ..Compatibility::default()
             },
-            Window {
+            Compatibility {
                 min_schema_version: 3,
                 max_schema_version: 2,
-                ..Window::default()
+                ..Compatibility::default()
             },
         ];
-        for window in wrong {
-            assert!(window.check_bounds().is_err(), "{window:?}");
+        for compatibility in wrong {
+            assert!(compatibility.check_bounds().is_err(), "{compatibility:?}");
         }
-        assert_eq!(Window::default().check_bounds(), Ok(()));
-        let one_build = Window {
+        assert_eq!(Compatibility::default().check_bounds(), Ok(()));
+        let one_build = Compatibility {
             min_client_build_id: "20260101T000000Z".to_owned(),
             max_client_build_id: "20260101T000000Z".to_owned(),
-            ..Window::default()
+            ..Compatibility::default()
         };
         assert_eq!(one_build.check_bounds(), Ok(()));
     }

@@ -12,7 +12,7 @@ mod token;
 mod topic;
 
 pub use claims::{AUDIENCE, CLAIMS_VERSION, SERVICE_SUBJECT, SyncClaims};
-pub use compatibility::{ClientVersion, Incompatible, Window, headers};
+pub use compatibility::{ClientVersion, Compatibility, Incompatible, headers};
 pub use issuer::check_issuer_url;
 pub use pattern::{InvalidPattern, StreamPattern};
 pub use scope::{Scope, UnknownScope};

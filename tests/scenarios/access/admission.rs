@@ -292,12 +292,12 @@ async fn every_scenario_of_the_fixture_is_admitted_or_refused_as_expected() {
         serde_json::from_str(include_str!("../../../proto/fixtures/compatibility.json")).unwrap();
     assert!(scenarios.len() >= 15);
     for (number, scenario) in scenarios.iter().enumerate() {
-        let (window, client) = (&scenario["window"], &scenario["client"]);
+        let (compatibility, client) = (&scenario["compatibility"], &scenario["client"]);
         let arguments = json!([
-            window["min_client_build_id"],
-            window["max_client_build_id"],
-            window["min_schema_version"],
-            window["max_schema_version"],
+            compatibility["min_client_build_id"],
+            compatibility["max_client_build_id"],
+            compatibility["min_schema_version"],
+            compatibility["max_schema_version"],
         ]);
         module
             .call(Some(&module.owner), "set_compatibility", &arguments)

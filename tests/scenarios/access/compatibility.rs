@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use spacetime_sync_proto::access::{ClientVersion, Window, headers};
+use spacetime_sync_proto::access::{ClientVersion, Compatibility, headers};
 use spacetime_sync_tests::issuing::answer;
 
 use super::desk;
@@ -12,7 +12,7 @@ use super::desk;
 #[derive(Deserialize)]
 struct Scenario {
     name: String,
-    window: Window,
+    compatibility: Compatibility,
     client: ClientVersion,
     expected: Option<Value>,
 }
@@ -23,27 +23,33 @@ async fn every_scenario_of_the_fixture_ends_as_expected() {
     desk.allow("everyone", "notes").await.unwrap();
     let scenarios: Vec<Scenario> =
         serde_json::from_str(include_str!("../../../proto/fixtures/compatibility.json")).unwrap();
-    let mut by_window: BTreeMap<String, Vec<Scenario>> = BTreeMap::new();
+    let mut by_compatibility: BTreeMap<String, Vec<Scenario>> = BTreeMap::new();
     for scenario in scenarios {
-        by_window
-            .entry(format!("{:?}", scenario.window))
+        by_compatibility
+            .entry(format!("{:?}", scenario.compatibility))
             .or_default()
             .push(scenario);
     }
-    assert!(by_window.len() > 1);
-    for (at, scenarios) in by_window.into_values().enumerate() {
-        let window = scenarios[0].window.clone();
+    assert!(by_compatibility.len() > 1);
+    for (at, scenarios) in by_compatibility.into_values().enumerate() {
+        let compatibility = scenarios[0].compatibility.clone();
         let bridge = desk
             .bridge(&[
-                ("compatibility.min_client_build_id", window.min_client_build_id.clone()),
-                ("compatibility.max_client_build_id", window.max_client_build_id.clone()),
+                (
+                    "compatibility.min_client_build_id",
+                    compatibility.min_client_build_id.clone(),
+                ),
+                (
+                    "compatibility.max_client_build_id",
+                    compatibility.max_client_build_id.clone(),
+                ),
                 (
                     "compatibility.min_schema_version",
-                    window.min_schema_version.to_string(),
+                    compatibility.min_schema_version.to_string(),
                 ),
                 (
                     "compatibility.max_schema_version",
-                    window.max_schema_version.to_string(),
+                    compatibility.max_schema_version.to_string(),
                 ),
                 ("bridge.lead", "false".to_owned()),
             ])
@@ -85,19 +91,19 @@ async fn every_scenario_of_the_fixture_ends_as_expected() {
             );
             assert_eq!(
                 header(headers::MIN_CLIENT_BUILD_ID),
-                Some(window.min_client_build_id.clone()),
+                Some(compatibility.min_client_build_id.clone()),
                 "{name}"
             );
-            let max = Some(window.max_client_build_id.clone()).filter(|max| !max.is_empty());
+            let max = Some(compatibility.max_client_build_id.clone()).filter(|max| !max.is_empty());
             assert_eq!(header(headers::MAX_CLIENT_BUILD_ID), max, "{name}");
             assert_eq!(
                 header(headers::MIN_SCHEMA_VERSION),
-                Some(window.min_schema_version.to_string()),
+                Some(compatibility.min_schema_version.to_string()),
                 "{name}"
             );
             assert_eq!(
                 header(headers::MAX_SCHEMA_VERSION),
-                Some(window.max_schema_version.to_string()),
+                Some(compatibility.max_schema_version.to_string()),
                 "{name}"
             );
             assert_eq!(

@@ -95,7 +95,7 @@ impl Setup {
                 subscribe_within_events: rng.random_range(0..20),
                 subscribe_within_bytes: rng.random_range(0..40_000),
                 apply_attempts: rng.random_range(2..=8),
-                window_bytes: rng.random_range(1..20_000),
+                reach_bytes: rng.random_range(1..20_000),
                 recovery_attempts: 3,
                 history: false,
                 reads: Reads::Confirmed,

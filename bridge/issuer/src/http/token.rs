@@ -11,7 +11,7 @@ use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Json, Response};
 use spacetime_sync_proto::RefusalCode;
-use spacetime_sync_proto::access::{ClientVersion, TokenRequest, Window, headers};
+use spacetime_sync_proto::access::{ClientVersion, Compatibility, TokenRequest, headers};
 
 use super::refusal::{incompatible, refuse};
 use super::{BODY_BYTES, Desk};
@@ -35,7 +35,7 @@ pub(super) async fn token(
     };
     let issuer = &desk.issuer;
     let (parts, body) = request.into_parts();
-    let client = client(&parts.headers, issuer.window());
+    let client = client(&parts.headers, issuer.compatibility());
     if let Err(why) = issuer.check_client(&client) {
         return incompatible(&why);
     }
@@ -67,7 +67,7 @@ pub(super) fn asker(sent: &HeaderMap, peer: IpAddr, behind_proxy: bool) -> IpAdd
 
 /// What a client says about itself. A header that is missing, doubled or not text becomes a value that is not
 /// supported.
-fn client(sent: &HeaderMap, window: &Window) -> ClientVersion {
+fn client(sent: &HeaderMap, compatibility: &Compatibility) -> ClientVersion {
     let said = |name: &str| {
         let mut values = sent.get_all(name).iter();
         let value = values.next()?.to_str().ok()?;
@@ -80,17 +80,17 @@ fn client(sent: &HeaderMap, window: &Window) -> ClientVersion {
         protocol_version: said(headers::PROTOCOL_VERSION).unwrap_or_default(),
         schema_version: schema_version
             .and_then(|text| text.parse().ok())
-            .unwrap_or_else(|| unserved_schema(window)),
+            .unwrap_or_else(|| unserved_schema(compatibility)),
         surface: said(headers::CLIENT_SURFACE).unwrap_or_else(|| UNKNOWN_SURFACE.to_owned()),
     }
 }
 
 /// A schema version that the bridge does not support, for a client that names none.
-fn unserved_schema(window: &Window) -> u32 {
-    if window.min_schema_version > 0 {
+fn unserved_schema(compatibility: &Compatibility) -> u32 {
+    if compatibility.min_schema_version > 0 {
         0
     } else {
-        window.max_schema_version.saturating_add(1)
+        compatibility.max_schema_version.saturating_add(1)
     }
 }
 
@@ -121,7 +121,7 @@ mod tests {
         for (name, value) in pairs {
             sent.append(*name, HeaderValue::from_str(value).unwrap());
         }
-        client(&sent, &Window::default())
+        client(&sent, &Compatibility::default())
     }
 
     #[test]
@@ -151,7 +151,7 @@ mod tests {
             (headers::SCHEMA_VERSION, served.as_str()),
             (headers::CLIENT_SURFACE, "desktop"),
         ];
-        let code = |pairs: &[_]| Window::default().check(&says(pairs)).err().map(|why| why.code);
+        let code = |pairs: &[_]| Compatibility::default().check(&says(pairs)).err().map(|why| why.code);
         assert_eq!(code(&good), None);
         assert_eq!(code(&good[..3]), None, "the surface is checked later");
         assert_eq!(code(&[]), Some(RefusalCode::InvalidClientBuild));
@@ -163,10 +163,10 @@ mod tests {
         }
         let twice = [good[0], good[0], good[1], good[2]];
         assert_eq!(code(&twice), Some(RefusalCode::InvalidClientBuild));
-        let all = Window {
+        let all = Compatibility {
             min_schema_version: 0,
             max_schema_version: 7,
-            ..Window::default()
+            ..Compatibility::default()
         };
         assert_eq!(unserved_schema(&all), 8);
     }

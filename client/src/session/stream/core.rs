@@ -431,24 +431,24 @@ impl Stream {
     fn subscribe(&mut self, effects: &mut Vec<Effect>) -> SubscriptionId {
         self.subscriptions += 1;
         let id = SubscriptionId(self.subscriptions);
-        let (after, window) = (self.cursor.seq, self.window());
-        self.renew_at = after.plus(window.div_ceil(2));
+        let (after, reach) = (self.cursor.seq, self.reach());
+        self.renew_at = after.plus(reach.div_ceil(2));
         effects.push(Effect::Subscribe {
             id,
             after,
-            to: after.plus(window),
+            to: after.plus(reach),
         });
         id
     }
 
     /// How many seqs a subscription covers.
-    fn window(&self) -> u64 {
+    fn compatibility(&self) -> u64 {
         let each = if self.bytes_per_event == 0 {
             UNKNOWN_EVENT_BYTES
         } else {
             self.bytes_per_event
         };
-        (self.bounds.window_bytes as u64 / each).max(1)
+        (self.bounds.reach_bytes as u64 / each).max(1)
     }
 
     fn owns(&self, id: SubscriptionId) -> bool {

@@ -85,7 +85,7 @@ impl World {
                 StaleAnswer::Rebootstrap(WithoutDocument::Restart)
             },
             // Frames have up to 5 events.
-            window_bytes: rng.random_range(1..20_000),
+            reach_bytes: rng.random_range(1..20_000),
             ..bounds()
         };
         let mut world = Self {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 use spacetime_sync_proto::access::{
-    AUDIENCE, CLAIMS_VERSION, SERVICE_SUBJECT, Scope, StreamPattern, TTL_SECONDS, Window,
+    AUDIENCE, CLAIMS_VERSION, Compatibility, SERVICE_SUBJECT, Scope, StreamPattern, TTL_SECONDS,
 };
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::limit;
@@ -50,8 +50,8 @@ const DICTIONARY: &[&[u8]] = &[
 struct Claims;
 
 /// Serves all build ids in question and all schema versions, so that the corpus outlives the next schema version.
-fn window() -> Window {
-    Window {
+fn compatibility() -> Compatibility {
+    Compatibility {
         min_client_build_id: "20260101T000000Z".to_owned(),
         max_client_build_id: "20271231T000000Z".to_owned(),
         min_schema_version: 0,
@@ -68,7 +68,7 @@ impl Target for Claims {
         let policy = Policy {
             issuer: ISSUER.to_owned(),
             audience: AUDIENCE.to_owned(),
-            window: window(),
+            compatibility: compatibility(),
         };
         let claims = session::Claims::read(text);
         let admitted = claims.and_then(|claims| session::admit(claims, &policy, NOW, |name| name.as_str() == "gone"));

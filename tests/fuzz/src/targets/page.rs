@@ -336,7 +336,7 @@ fn bounds() -> StreamBounds {
         history: false,
         on_stale: StaleAnswer::Stop,
         reads: Reads::Confirmed,
-        window_bytes: 4_000,
+        reach_bytes: 4_000,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use rand::rngs::StdRng;
-use spacetime_sync_proto::access::{Incompatible, Scope, StreamPattern, TokenRefusal, Topic, Window};
+use spacetime_sync_proto::access::{Compatibility, Incompatible, Scope, StreamPattern, TokenRefusal, Topic};
 use spacetime_sync_proto::{IdempotencyKey, Kind, Label, Refusal, RefusalCode, StreamId, limit};
 
 use crate::mutate;
@@ -133,11 +133,14 @@ impl Target for Refusals {
             ensure!(again == refusal);
             taken = true;
         }
-        if let Ok(window) = serde_json::from_slice::<Window>(input)
-            && window.check_bounds().is_ok()
+        if let Ok(compatibility) = serde_json::from_slice::<Compatibility>(input)
+            && compatibility.check_bounds().is_ok()
         {
-            ensure!(window.min_schema_version <= window.max_schema_version);
-            ensure!(window.max_client_build_id.is_empty() || window.min_client_build_id <= window.max_client_build_id);
+            ensure!(compatibility.min_schema_version <= compatibility.max_schema_version);
+            ensure!(
+                compatibility.max_client_build_id.is_empty()
+                    || compatibility.min_client_build_id <= compatibility.max_client_build_id
+            );
             taken = true;
         }
         Ok(Verdict::taken(taken))
@@ -157,7 +160,7 @@ fn refusal_seeds() -> anyhow::Result<Vec<Seed>> {
         retryable: true,
         retry_after_ms: Some(2_000),
     };
-    let window = Window::default();
+    let compatibility = Compatibility::default();
     let old = spacetime_sync_proto::access::ClientVersion {
         client_build_id: String::new(),
         protocol_version: String::new(),
@@ -168,9 +171,9 @@ fn refusal_seeds() -> anyhow::Result<Vec<Seed>> {
         Seed::new("gap", gap.to_wire()),
         Seed::new("plain", plain.to_wire()),
         Seed::new("limited", serde_json::to_vec(&limited)?),
-        Seed::new("window", serde_json::to_vec(&window)?),
+        Seed::new("compatibility", serde_json::to_vec(&compatibility)?),
     ];
-    if let Err(incompatible) = window.check(&old) {
+    if let Err(incompatible) = compatibility.check(&old) {
         seeds.push(Seed::new("incompatible", serde_json::to_vec(&*incompatible)?));
     }
     Ok(seeds)
