@@ -165,7 +165,7 @@ fn events_of_a_subscription_that_was_given_up_change_nothing() {
 fn a_subscription_is_bounded_and_renewed_when_half_is_used() {
     let mut log = Log::new("s", 10);
     let narrow = StreamBounds {
-        window_bytes: 4 * UNKNOWN_EVENT_BYTES as usize,
+        reach_bytes: 4 * UNKNOWN_EVENT_BYTES as usize,
         ..bounds()
     };
     let mut case = Case::within(log.head(), narrow);
@@ -184,11 +184,11 @@ fn a_subscription_is_bounded_and_renewed_when_half_is_used() {
 #[test]
 fn the_next_event_is_within_the_subscription_however_narrow() {
     let log = Log::new("s", 10);
-    for window_bytes in [0, 1, 1_000, 100_000] {
+    for reach_bytes in [0, 1, 1_000, 100_000] {
         let mut case = Case::within(
             log.head(),
             StreamBounds {
-                window_bytes,
+                reach_bytes,
                 ..bounds()
             },
         );
