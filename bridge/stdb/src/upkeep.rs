@@ -7,7 +7,7 @@ use spacetime_sync_bindings::{
 };
 use spacetime_sync_proto::epoch::AuthorityEpoch;
 use spacetime_sync_proto::retention::RetentionClass;
-use spacetime_sync_proto::{ChainHash, Frame, Position, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Frame, Position, Refusal, RefusalCode, Seq, StreamId, limit};
 use spacetimedb_sdk::__codegen::InternalError;
 use tokio::sync::oneshot;
 
@@ -52,16 +52,18 @@ impl Link {
         .await
     }
 
-    /// Makes SpacetimeDB's log end at `to` with the authority's `chain`, step by step. Each step but the last must
-    /// shorten the log; otherwise the rewind is given up.
+    /// Makes SpacetimeDB's log end at `to` with the authority's `chain`, step by step. The rewind is given up after
+    /// [`limit::REWIND_STEPS_IN_PLACE`] steps that left the head in place.
     pub async fn rewind(&self, stream_id: &StreamId, seen: Seq, to: Seq, chain: ChainHash) -> Result<(), StdbError> {
         let (mut seen, to) = (seen, Position { seq: to, chain });
+        let mut in_place = 0;
         loop {
             self.rewind_step(stream_id, seen, to).await?;
             let held = self.heads(std::slice::from_ref(stream_id)).await?;
             match held.first() {
                 Some(held) if *held == to => return Ok(()),
-                Some(held) if held.seq < seen => seen = held.seq,
+                Some(held) if held.seq < seen => (seen, in_place) = (held.seq, 0),
+                Some(held) if held.seq == seen && in_place < limit::REWIND_STEPS_IN_PLACE => in_place += 1,
                 Some(held) => {
                     let message = format!("a log that still ends at seq {}, not at {}", held.seq, to.seq);
                     return Err(self.unexpected("rewind_stream", message));

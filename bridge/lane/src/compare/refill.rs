@@ -2,7 +2,7 @@
 //! and then a look at the head.
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{Position, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{Position, RefusalCode, Seq, StreamId, limit};
 
 use super::{Compare, Found};
 use crate::message::{Command, Failure, Standing};
@@ -12,9 +12,6 @@ use crate::{RequestId, Turn};
 
 /// How many refills may be under way at once.
 const REFILLS: usize = 8;
-/// How many steps in a row may leave the head in place, as steps do that drop the oldest events of a broken log. The bound
-/// is for a module that removes nothing.
-const STEPS_IN_PLACE: u32 = 1_000;
 
 /// A refill that is under way.
 #[derive(Debug)]
@@ -176,7 +173,7 @@ impl Compare {
                 self.rewind(&stream_id, to, turn);
             }
             // The step dropped the oldest events of a broken log.
-            Ok(Some(held)) if held.seq == refill.seen && refill.in_place < STEPS_IN_PLACE => {
+            Ok(Some(held)) if held.seq == refill.seen && refill.in_place < limit::REWIND_STEPS_IN_PLACE => {
                 refill.in_place += 1;
                 self.rewind(&stream_id, to, turn);
             }
