@@ -442,7 +442,7 @@ impl Stream {
     }
 
     /// How many seqs a subscription covers.
-    fn compatibility(&self) -> u64 {
+    fn reach(&self) -> u64 {
         let each = if self.bytes_per_event == 0 {
             UNKNOWN_EVENT_BYTES
         } else {
