@@ -83,7 +83,7 @@ impl Stream {
 
     pub(super) fn live_frame(&mut self, frame: FrameRow, counters: &mut Counters, effects: &mut Vec<Effect>) {
         self.known = self.known.max(Some(frame.last_seq));
-        // A larger event raises the estimate at once, smaller ones lower it little by little: a compatibility errs towards
+        // A larger event raises the estimate at once, smaller ones lower it little by little: the reach errs towards
         // small.
         let slowly = self.bytes_per_event - self.bytes_per_event / 8;
         let bytes = frame.bytes.len() as u64;
