@@ -81,6 +81,7 @@ impl Runner {
                 move |set| Event::SleepingSet(request, set),
             ),
             Command::Look { request, after, limit } => {
+                // The wait for a free thread counts as well: on a busy machine the looks are to become rarer.
                 let asked = Instant::now();
                 self.ask(
                     async move |authority| authority.dirty_streams(after.as_ref(), limit).await,

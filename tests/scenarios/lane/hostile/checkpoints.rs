@@ -137,7 +137,7 @@ async fn a_foreign_store_stops_the_client_and_is_left_untouched() {
             &foreign,
             &name,
             &[
-                "the table spacetime_sync_checkpoint is not ours",
+                "the table spacetime_sync_checkpoint was not made by this client",
                 "give the client another file",
             ],
         ),
