@@ -40,6 +40,6 @@ pub const PRESENCE_NODES: usize = 16;
 pub const NAME_BYTES: usize = 128;
 /// The allowed intervals at which the module looks for expired sessions, in milliseconds.
 pub const SWEEP_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
-/// How many steps of a rewind in a row may leave SpacetimeDB's head in place, as steps do that drop the oldest events of a
-/// broken log. The bound is for a module that removes nothing.
+/// How many steps of a rewind in a row may leave SpacetimeDB's head in place. Steps that drop the oldest events of a
+/// broken log do. The bound is for a module that removes nothing.
 pub const REWIND_STEPS_IN_PLACE: u32 = 1_000;

@@ -143,6 +143,19 @@ impl Case {
         connection
     }
 
+    /// Connects with a token of twenty seconds, so that another connection soon takes over.
+    fn live_with_a_token_that_ends_soon(&mut self) -> ConnectionId {
+        let connection = self.dial();
+        let token = self.token(20 * second());
+        self.step(Event::Dialed {
+            connection,
+            token,
+            result: Ok(Vec::new()),
+        });
+        self.make_live(connection);
+        connection
+    }
+
     fn make_live(&mut self, connection: ConnectionId) {
         let mut unread: Vec<_> = self.commands.iter().filter_map(read_of).collect();
         while let Some((on, read, stream)) = unread.pop() {
@@ -460,14 +473,7 @@ fn a_connection_that_falls_silent_is_given_up_in_time() {
 #[test]
 fn a_connection_hands_over_stream_by_stream_and_ends_with_the_last() {
     let mut case = Case::new(2, 3);
-    let first = case.dial();
-    let token = case.token(20 * second());
-    case.step(Event::Dialed {
-        connection: first,
-        token,
-        result: Ok(Vec::new()),
-    });
-    case.make_live(first);
+    let first = case.live_with_a_token_that_ends_soon();
     let second = loop {
         case.hear(first, Inbound::GrantCame);
         if let Some(second) = dialed(&case.wait(Duration::from_millis(250))) {
@@ -492,14 +498,7 @@ fn a_connection_hands_over_stream_by_stream_and_ends_with_the_last() {
 #[test]
 fn a_stream_is_acknowledged_again_on_the_connection_that_takes_over() {
     let mut case = Case::new(1, 3);
-    let first = case.dial();
-    let token = case.token(20 * second());
-    case.step(Event::Dialed {
-        connection: first,
-        token,
-        result: Ok(Vec::new()),
-    });
-    case.make_live(first);
+    let first = case.live_with_a_token_that_ends_soon();
     let seq = Seq::new(3).unwrap();
     let second = loop {
         case.hear(first, Inbound::GrantCame);
