@@ -108,13 +108,22 @@ impl Ledger {
     /// SpacetimeDB holds a stream exactly up to the published seq. A record of another seq, whether it waits or is under way,
     /// is outdated.
     pub(crate) fn holds(&mut self, now: Duration, stream_id: StreamId, at: Seq) {
-        let in_flight = self
-            .writing
-            .as_ref()
-            .is_some_and(|writing| writing.streams.contains(&stream_id));
-        if in_flight || self.entries.contains_key(&stream_id) {
+        if self.is_recording(&stream_id) {
             self.set_back(now, stream_id, at);
         }
+    }
+
+    /// The authority shows less than SpacetimeDB durably holds. Unless a record is on its way, a bridge that no longer leads
+    /// has set the published seq back, so the ledger records it again.
+    pub(crate) fn shown_less(&mut self, now: Duration, stream_id: StreamId, than: Seq) {
+        if !self.is_recording(&stream_id) {
+            self.put(now, stream_id, than, false);
+        }
+    }
+
+    fn is_recording(&self, stream_id: &StreamId) -> bool {
+        let writing = self.writing.as_ref();
+        self.entries.contains_key(stream_id) || writing.is_some_and(|writing| writing.streams.contains(stream_id))
     }
 
     fn put(&mut self, now: Duration, stream_id: StreamId, to: Seq, back: bool) {
@@ -485,6 +494,21 @@ mod tests {
         bench.recorded(NOW + GATHER, request, Ok(Recorded::default()));
         let (_, back, records) = bench.at(NOW + 2 * GATHER).unwrap();
         assert_eq!((back, records), (true, advance(&[("a", 9)])));
+    }
+
+    #[test]
+    fn a_published_seq_that_another_bridge_set_back_is_recorded_again() {
+        let mut bench = Bench::new();
+        bench.ledger.advance(NOW, stream("a"), seq(9));
+        bench.ledger.shown_less(NOW, stream("a"), seq(8));
+        let (request, _, records) = bench.at(NOW + GATHER).unwrap();
+        assert_eq!(records, advance(&[("a", 9)]));
+        bench.ledger.shown_less(NOW + GATHER, stream("a"), seq(9));
+        bench.recorded(NOW + GATHER, request, Ok(Recorded::default()));
+        assert!(bench.ledger.is_empty(), "the look was older than the record");
+        bench.ledger.shown_less(NOW + GATHER, stream("a"), seq(9));
+        let (_, back, records) = bench.at(NOW + 2 * GATHER).unwrap();
+        assert_eq!((back, records), (false, advance(&[("a", 9)])));
     }
 
     #[test]

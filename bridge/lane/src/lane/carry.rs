@@ -76,6 +76,7 @@ impl Lane {
                     base_chain,
                 }),
                 Effect::Advance { stream_id, seq } => self.ledger.advance(now, stream_id, seq),
+                Effect::ShownLess { stream_id, seq } => self.ledger.shown_less(now, stream_id, seq),
                 Effect::SetBack { stream_id, seq } => {
                     let told = stream_id.clone();
                     out.push(Command::Tell(Notice::SetBack {

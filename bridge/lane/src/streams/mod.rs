@@ -113,6 +113,9 @@ pub(crate) enum Effect {
     },
     /// Record that SpacetimeDB durably holds the stream up to here.
     Advance { stream_id: StreamId, seq: Seq },
+    /// The authority shows less than SpacetimeDB durably holds, which is this. If no record of it is on its way, another bridge
+    /// has set the published seq back since.
+    ShownLess { stream_id: StreamId, seq: Seq },
     /// Record that SpacetimeDB's log ends here, even if more was recorded as published.
     SetBack { stream_id: StreamId, seq: Seq },
     /// SpacetimeDB's log ends at the published seq. If the ledger is about to record another seq, that one is outdated.
@@ -342,6 +345,10 @@ impl Streams {
             stream
         });
         stream.found(&progress);
+        if let Some(seq) = stream.holds_more_than(&progress) {
+            let stream_id = stream_id.clone();
+            out.push(Effect::ShownLess { stream_id, seq });
+        }
         self.queue_to_read(&stream_id);
         self.count(&stream_id);
     }

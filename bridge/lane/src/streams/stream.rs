@@ -156,6 +156,12 @@ impl Stream {
         }
     }
 
+    /// What SpacetimeDB durably holds, if it is more than the authority shows.
+    pub(super) fn holds_more_than(&self, position: &StreamProgress) -> Option<Seq> {
+        let flows = matches!(self.mode, Mode::Flowing);
+        (flows && self.durable > position.published_seq).then_some(self.durable)
+    }
+
     pub(super) fn wants_page(&self) -> bool {
         matches!(self.mode, Mode::Flowing)
             && !self.reading

@@ -126,6 +126,21 @@ fn a_comparison_that_fails_for_a_passing_reason_never_halts_its_stream() {
 }
 
 #[test]
+fn a_published_seq_below_what_spacetimedb_holds_is_told() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 3);
+    let sent = calls(&bench.page("a", vec![prepared(1, 3)]));
+    assert_eq!(bench.found("a", 0, 3), []);
+    bench.step(Input::Acked(sent[0].0));
+    let shown_less = Effect::ShownLess {
+        stream_id: stream("a"),
+        seq: seq(3),
+    };
+    assert_eq!(bench.found("a", 0, 3), [shown_less]);
+    assert_eq!(bench.found("a", 3, 3), []);
+}
+
+#[test]
 fn an_outdated_published_seq_is_ignored_until_it_is_set_back() {
     let mut bench = Bench::new();
     bench.found("a", 7, 9);
