@@ -426,6 +426,39 @@ mod tests {
             let verdict = self.beats.epoch(now, request, Ok(epoch), &mut self.ids, &mut self.out);
             (verdict, std::mem::take(&mut self.out))
         }
+
+        fn marked(
+            &mut self,
+            now: Duration,
+            request: RequestId,
+            marked: Result<(), Failure>,
+        ) -> (Verdict, Vec<Command>) {
+            let verdict = self
+                .beats
+                .marked(now, request, marked.map(Ok), &mut self.ids, &mut self.out);
+            (verdict, std::mem::take(&mut self.out))
+        }
+
+        fn advanced(&mut self, now: Duration, request: RequestId, advanced: Result<(), Failure>) -> Vec<Command> {
+            self.beats.advanced(now, request, advanced, &mut self.out);
+            std::mem::take(&mut self.out)
+        }
+    }
+
+    fn policy_request(commands: &[Command]) -> RequestId {
+        match commands {
+            [Command::ReadPolicy(request) | Command::SetRetention(_, request, _)] => *request,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn beat_request(commands: &[Command]) -> RequestId {
+        match commands {
+            [Command::ReadEpoch(request) | Command::MarkEpoch(_, request, _) | Command::AdvanceBeat(request)] => {
+                *request
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -464,6 +497,66 @@ mod tests {
         assert_eq!(bench.beats.handed(NOW, request, refused, &mut bench.out), Verdict::Fine);
         let any = StreamId::new("any").unwrap();
         assert_eq!(bench.beats.settled_policy().unwrap().window(&any), None);
+    }
+
+    #[test]
+    fn policy_and_beat_are_due_each_at_its_own_interval() {
+        let mut bench = Bench::new();
+        let (policy, epoch) = bench.link_up(NOW);
+        assert_eq!(bench.beats.next_due(), None, "both are under way");
+        let request = policy_request(&bench.read(NOW, policy, classes(7)));
+        bench.beats.handed(NOW, request, Ok(()), &mut bench.out);
+        bench.out.clear();
+        assert_eq!(bench.beats.next_due(), Some(NOW + EVERY));
+        let request = beat_request(&bench.epoch(NOW, epoch, "one").1);
+        let request = beat_request(&bench.marked(NOW, request, Ok(())).1);
+        assert_eq!(bench.advanced(NOW, request, Ok(())), []);
+        assert_eq!(bench.beats.next_due(), Some(NOW + BEAT));
+        let mut now = NOW + BEAT;
+        beat_request(&bench.turn(now));
+        for answer in [Ok(classes(7)), Err(failure(RefusalClass::Retry))] {
+            now = bench.beats.next_due().unwrap();
+            let request = policy_request(&bench.turn(now));
+            let (beats, ids, out) = (&mut bench.beats, &mut bench.ids, &mut bench.out);
+            beats.read(now, request, answer, &mut bench.dice, ids, out);
+            assert_eq!(bench.beats.next_due(), Some(now + EVERY), "the policy is as it was");
+            bench.out.clear();
+        }
+        assert_eq!(now, NOW + 2 * EVERY);
+    }
+
+    #[test]
+    fn a_beat_that_fails_is_told_and_the_next_one_comes_as_usual() {
+        let away = || failure(RefusalClass::Retry);
+        let no_beat = || [Command::Tell(Notice::NoBeat { why: "no".to_owned() })];
+        let mut bench = Bench::new();
+        let (_, request) = bench.link_up(NOW);
+        let (beats, ids, out) = (&mut bench.beats, &mut bench.ids, &mut bench.out);
+        assert_eq!(beats.epoch(NOW, request, Err(away()), ids, out), Verdict::Fine);
+        assert_eq!(std::mem::take(out), no_beat());
+        let mut now = NOW;
+        let mut begin = |bench: &mut Bench| {
+            assert_eq!(bench.beats.next_due(), Some(now + BEAT));
+            now += BEAT;
+            let request = beat_request(&bench.turn(now));
+            (now, beat_request(&bench.epoch(now, request, "one").1))
+        };
+        let (at, request) = begin(&mut bench);
+        let (verdict, told) = bench.marked(at, request, Err(away()));
+        assert_eq!((verdict, &told[..]), (Verdict::Fine, &no_beat()[..]));
+        let (at, request) = begin(&mut bench);
+        let request = beat_request(&bench.marked(at, request, Ok(())).1);
+        assert_eq!(bench.advanced(at, request, Err(away())), no_beat());
+        begin(&mut bench);
+    }
+
+    #[test]
+    fn a_module_that_refuses_every_call_costs_the_link_at_a_beat() {
+        let mut bench = Bench::new();
+        let (_, epoch) = bench.link_up(NOW);
+        let request = beat_request(&bench.epoch(NOW, epoch, "one").1);
+        let fatal = Err(failure(RefusalClass::Fatal));
+        assert_eq!(bench.marked(NOW, request, fatal).0, Verdict::DropLink("no".to_owned()));
     }
 
     #[test]
