@@ -323,3 +323,6 @@ fn miscounted(what: &str, found: usize, expected: usize) -> Failure {
         text: format!("expected {expected} {what}, found {found}"),
     }
 }
+
+#[cfg(test)]
+mod tests;
