@@ -433,6 +433,10 @@ mod tests {
                 !vitals.authority_away(START + LIMIT, "refused".to_owned()),
                 "the same reason is not new"
             );
+            assert!(
+                vitals.authority_away(START + LIMIT, "denied".to_owned()),
+                "another one is"
+            );
             assert!(!healthy_at(&mut vitals, START + LIMIT + MOMENT, busy(0)), "{role:?}");
             vitals.authority_here();
             assert!(healthy_at(&mut vitals, START + 2 * LIMIT, busy(0)), "{role:?}");
@@ -495,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lag_of_halted_streams_is_shown_and_does_not_count_as_work() {
+    fn the_lag_of_streams_that_are_not_halted_is_work_and_that_of_others_is_only_shown() {
         let mut vitals = leading();
         let lag = Lag {
             live_events: 0,
@@ -506,6 +510,9 @@ mod tests {
         let health = vitals.health(START + 2 * LIMIT);
         assert!(health.healthy && health.stalled == Duration::ZERO);
         assert_eq!(health.lag, lag);
+        let lag = Lag { live_events: 1, ..lag };
+        vitals.turned(START, busy(0), lag);
+        assert_eq!(vitals.health(START + LIMIT).stalled, LIMIT);
     }
 
     #[test]
@@ -535,6 +542,39 @@ mod tests {
         let health = vitals.health(START);
         assert!(health.halted.is_empty() && !health.authority_restored && health.problems.is_empty());
         assert_eq!(health.lag, Lag::default());
+    }
+
+    #[test]
+    fn a_published_seq_that_is_not_recorded_is_red_with_its_reason_until_it_is() {
+        let mut vitals = leading();
+        let unrecorded = BTreeMap::from([(StreamId::new("a").unwrap(), "denied".to_owned())]);
+        vitals.unrecorded(unrecorded.iter());
+        let health = vitals.health(START);
+        assert!(!health.healthy);
+        assert_eq!(health.problems, ["cannot record how far stream a is published: denied"]);
+        vitals.unrecorded(BTreeMap::new().iter());
+        assert!(vitals.health(START).healthy);
+    }
+
+    #[test]
+    fn what_happens_is_counted_and_what_is_under_way_is_shown() {
+        let mut vitals = leading();
+        vitals.authority_away(START, "refused".to_owned());
+        vitals.authority_away(START, "refused".to_owned());
+        vitals.link_up();
+        vitals.progress(START, 3);
+        vitals.progress(START, 4);
+        vitals.count().wakes = 5;
+        vitals.turned(START, busy(6), Lag::default());
+        let expected = Counters {
+            published_events: 7,
+            published_frames: 2,
+            links: 2,
+            authority_failures: 2,
+            wakes: 5,
+            ..Counters::default()
+        };
+        assert_eq!((vitals.counters(), vitals.load()), (expected, busy(6)));
     }
 
     #[test]

@@ -1,3 +1,5 @@
+mod refill;
+
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use spacetime_sync_proto::{ChainHash, Seq, StreamProgress};
