@@ -1,3 +1,4 @@
+mod carry;
 mod compare;
 mod link;
 mod refill;
@@ -11,7 +12,7 @@ use super::*;
 use crate::health::Role;
 use crate::message::{Answer, Failure, Standing};
 use crate::streams::ReadyFrame;
-use crate::{LinkId, RequestId};
+use crate::{CallId, LinkId, RequestId};
 
 fn settings() -> Settings {
     Settings {

@@ -1,0 +1,119 @@
+use super::*;
+
+/// Two streams with an event each that SpacetimeDB lacks, and the link that carries them.
+fn two_dirty_streams() -> (Bench, LinkId) {
+    let mut bench = Bench::new(vec![stream("a"), stream("b")], |stream_id| Held {
+        head: 2,
+        ..in_step(stream_id)
+    });
+    bench.dirty = ["a", "b"].map(|name| progress(name, 1, 2)).to_vec();
+    let link = bench.link_up();
+    (bench, link)
+}
+
+fn appends(command: &Command) -> Option<CallId> {
+    match command {
+        Command::Append { call, .. } => Some(*call),
+        _ => None,
+    }
+}
+
+/// Answers the next look.
+fn looked(bench: &mut Bench, found: Result<Vec<StreamProgress>, Failure>) {
+    let request = bench.until(|command| match command {
+        Command::Look { request, .. } => Some(*request),
+        _ => None,
+    });
+    let took = Duration::from_millis(1);
+    bench.feed(Event::Looked { request, found, took });
+}
+
+#[test]
+fn the_next_turn_is_due_with_whatever_is_due_first() {
+    let mut bench = Bench::new(Vec::new(), in_step);
+    let link = bench.link_up();
+    bench.until(|command| matches!(command, Command::Look { .. }).then_some(()));
+    bench.feed(Event::LinkClosed(link, "closed".to_owned()));
+    let wait = bench.commands.iter().find_map(|command| match command {
+        Command::Tell(Notice::LinkDown { wait, .. }) => Some(*wait),
+        _ => None,
+    });
+    assert_eq!(bench.lane.next_due(), bench.now + wait.unwrap());
+}
+
+#[test]
+fn the_lane_turns_twice_before_its_health_would_miss_a_turn() {
+    let mut bench = Bench::new(Vec::new(), in_step);
+    bench.lane.settings.stall_after = HEARTBEAT;
+    bench.until(|command| matches!(command, Command::OpenAuthority(_)).then_some(()));
+    assert_eq!(bench.lane.next_due(), bench.now + HEARTBEAT / 2);
+}
+
+#[test]
+fn what_happens_to_the_lane_is_counted() {
+    let (mut bench, link) = two_dirty_streams();
+    bench.until(|command| matches!(command, Command::Tell(Notice::AllCompared { .. })).then_some(()));
+    for _ in 0..2 {
+        bench.feed(Event::Woken);
+        bench.feed(Event::Purged(3));
+        let (name, after) = bench.until(reads);
+        bench.page(link, &name, after);
+    }
+    let calls = [bench.until(appends), bench.until(appends)];
+    assert_eq!(bench.lane.load().calls, 2);
+    let refusal = Refusal::new(RefusalCode::EventConflict, "another event");
+    bench.feed(Event::Answered(link, calls[0], Answer::Refused(refusal.clone())));
+    bench.feed(Event::Answered(link, calls[1], Answer::Lost("trapped".to_owned())));
+    assert_eq!(bench.lane.load().calls, 0);
+    let halted: Vec<_> = bench.lane.halted().collect();
+    assert_eq!(halted, [(&stream("a"), &HaltReason::Refused(refusal))]);
+    let counters = bench.lane.vitals().counters();
+    assert_eq!(
+        (counters.wakes, counters.purged_events, counters.compared_streams),
+        (2, 6, 2)
+    );
+    assert_eq!((counters.refused_calls, counters.lost_calls), (1, 1));
+    for looks in 1..3 {
+        looked(&mut bench, Ok(Vec::new()));
+        assert_eq!(bench.lane.vitals().counters().polls, counters.polls + looks);
+    }
+}
+
+#[test]
+fn a_page_that_breaks_the_contract_halts_its_stream_and_one_that_could_not_be_read_does_not() {
+    let (mut bench, link) = two_dirty_streams();
+    let mut page = |class| {
+        let stream_id = stream(&bench.until(reads).0);
+        let (failed, page) = (stream_id.clone(), Err(failure(class)));
+        bench.feed(Event::Page { link, stream_id, page });
+        let why = "no".to_owned();
+        let told = Command::Tell(Notice::NotRead {
+            stream_id: failed.clone(),
+            why,
+        });
+        (bench.lane.is_halted(&failed), bench.commands.contains(&told))
+    };
+    assert_eq!(page(RefusalClass::Retry), (false, true));
+    assert_eq!(page(RefusalClass::Reject), (true, false));
+}
+
+#[test]
+fn an_authority_that_is_away_is_told_once_and_so_is_its_return() {
+    let mut bench = Bench::new(Vec::new(), in_step);
+    bench.link_up();
+    let away = || Err(failure(RefusalClass::Retry));
+    let told = |bench: &mut Bench, found| {
+        looked(bench, found);
+        let told = bench
+            .commands
+            .drain(..)
+            .filter(|command| matches!(command, Command::Tell(_)));
+        told.collect::<Vec<_>>()
+    };
+    let why = "no".to_owned();
+    assert_eq!(told(&mut bench, away()), [Command::Tell(Notice::AuthorityAway { why })]);
+    assert_eq!(told(&mut bench, away()), []);
+    assert!(!bench.lane.health(bench.now).ready);
+    assert_eq!(told(&mut bench, Ok(Vec::new())), [Command::Tell(Notice::AuthorityBack)]);
+    assert_eq!(told(&mut bench, Ok(Vec::new())), []);
+}
