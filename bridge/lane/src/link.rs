@@ -91,7 +91,7 @@ impl Link {
     /// Gives up the link, or the attempt to connect. Returns how long the bridge waits before the next attempt.
     pub(crate) fn fall(&mut self, now: Duration, dice: &mut impl Rng, out: &mut Vec<Command>) -> Duration {
         if let State::Up { since, .. } = self.state
-            && now.saturating_sub(since) > STABLE
+            && now.saturating_sub(since) >= STABLE
         {
             self.backoff.reset();
         }
@@ -250,6 +250,33 @@ mod tests {
         assert_eq!(link.next_due(), Some(NOW + ACK / 2 + ACK));
         assert_eq!(link.is_overdue(NOW + ACK), None);
         assert!(link.is_overdue(NOW + ACK / 2 + ACK).is_some());
+    }
+
+    #[test]
+    fn a_question_without_an_answer_ends_the_link_at_its_deadline() {
+        let (mut link, mut ids, id) = up();
+        let (first, second) = (ids.request(), ids.request());
+        link.asks(NOW, first);
+        link.asks(NOW + ACK, second);
+        let deadline = NOW + QUESTION_DEADLINE;
+        assert_eq!(link.next_due(), Some(deadline));
+        assert!(link.is_overdue(deadline).is_some_and(|why| why.contains("question")));
+        assert!(link.hears(id, first) && !link.hears(id, first), "answered twice");
+        assert_eq!(link.is_overdue(deadline), None);
+        link.sends(NOW, CallId(1), 1);
+        assert_eq!(link.next_due(), Some(NOW + ACK), "a call has less time");
+        assert!(link.is_overdue(NOW + ACK).is_some_and(|why| why.contains("call")));
+    }
+
+    #[test]
+    fn a_link_that_is_no_longer_wanted_is_hung_up_and_not_made_again() {
+        let (mut link, mut ids, id) = up();
+        let mut out = Vec::new();
+        link.turn_off(&mut out);
+        assert_eq!(out, [Command::HangUp(id)]);
+        assert_eq!((link.up(), link.next_due()), (None, None));
+        link.turn(NOW, &mut ids, &mut out);
+        assert_eq!(out.len(), 1, "{out:?}");
     }
 
     #[test]

@@ -9,6 +9,8 @@ struct Bench {
     ledger: Ledger,
     ids: Ids,
     dice: SmallRng,
+    /// What the ledger said of the last answer.
+    told: Vec<Command>,
 }
 
 fn stream(name: &str) -> StreamId {
@@ -35,6 +37,7 @@ impl Bench {
             ledger: Ledger::new(),
             ids: Ids::default(),
             dice: SmallRng::seed_from_u64(1),
+            told: Vec::new(),
         }
     }
 
@@ -57,8 +60,9 @@ impl Bench {
     }
 
     fn recorded(&mut self, now: Duration, request: RequestId, recorded: Result<Recorded, Failure>) -> Outcome {
-        let mut out = Vec::new();
-        self.ledger.recorded(now, request, recorded, &mut self.dice, &mut out)
+        self.told.clear();
+        self.ledger
+            .recorded(now, request, recorded, &mut self.dice, &mut self.told)
     }
 }
 
@@ -92,6 +96,7 @@ fn a_row_that_a_writer_holds_does_not_delay_other_streams() {
         above_head: Vec::new(),
     };
     bench.recorded(NOW + GATHER, request, Ok(locked));
+    assert_eq!(bench.ledger.next_due(), Some(NOW + GATHER + LOCKED));
     bench.ledger.advance(NOW + GATHER, stream("free"), seq(5));
     let (request, back, records) = bench.at(NOW + 2 * GATHER).unwrap();
     assert_eq!((back, records), (false, advance(&[("free", 5)])));
@@ -232,4 +237,97 @@ fn what_waits_and_what_is_under_way_counts_as_not_recorded() {
     assert_eq!(bench.ledger.len(), 5);
     bench.recorded(NOW + GATHER, request, Ok(Recorded::default()));
     assert_eq!(bench.ledger.len(), 3);
+}
+
+#[test]
+fn statements_halve_with_each_refusal_and_grow_again_with_each_success() {
+    let mut bench = Bench::new();
+    for at in 0..40 {
+        bench.ledger.advance(NOW, stream(&format!("s.{at}")), seq(1));
+    }
+    let now = NOW + GATHER;
+    let refused = || Err(failure(RefusalClass::Reject));
+    let recorded = || Ok(Recorded::default());
+    for (size, answer) in [
+        (40, refused()),
+        (20, refused()),
+        (10, recorded()),
+        (20, recorded()),
+        (10, recorded()),
+    ] {
+        let (request, _, records) = bench.at(now).unwrap();
+        assert_eq!(records.len(), size);
+        bench.recorded(now, request, answer);
+    }
+    assert!(bench.ledger.is_empty());
+}
+
+#[test]
+fn a_statement_has_a_thousand_streams_at_most_and_the_others_follow_at_once() {
+    let mut bench = Bench::new();
+    for at in 0..=STREAMS {
+        bench.ledger.advance(NOW, stream(&format!("s.{at}")), seq(1));
+    }
+    let now = NOW + GATHER;
+    let (request, _, records) = bench.at(now).unwrap();
+    assert_eq!(records.len(), STREAMS);
+    bench.recorded(now, request, Ok(Recorded::default()));
+    assert_eq!(bench.at(now).unwrap().2.len(), 1);
+}
+
+#[test]
+fn a_failure_is_told_each_time_and_a_stream_that_is_refused_alone_once() {
+    let mut bench = Bench::new();
+    bench.ledger.advance(NOW, stream("a"), seq(1));
+    let (why, streams, stream_id) = ("no".to_owned(), 1, stream("a"));
+    let not_recorded = Command::Tell(Notice::NotRecorded {
+        streams,
+        why: why.clone(),
+    });
+    let cannot_record = Command::Tell(Notice::CannotRecord { stream_id, why });
+    for (class, told) in [
+        (RefusalClass::Retry, Some(&not_recorded)),
+        (RefusalClass::Retry, Some(&not_recorded)),
+        (RefusalClass::Fatal, Some(&cannot_record)),
+        (RefusalClass::Reject, None),
+    ] {
+        let now = bench.ledger.next_due().unwrap();
+        let (request, ..) = bench.at(now).unwrap();
+        bench.recorded(now, request, Err(failure(class)));
+        assert_eq!(bench.told.iter().collect::<Vec<_>>(), Vec::from_iter(told), "{class:?}");
+        let is_refused = class != RefusalClass::Retry;
+        assert_eq!(!bench.ledger.refused().is_empty(), is_refused, "{class:?}");
+        assert_eq!(bench.ledger.next_due() == Some(now + REFUSED), is_refused, "{class:?}");
+    }
+}
+
+#[test]
+fn a_stream_whose_log_ends_earlier_is_told_unless_the_statement_is_of_an_earlier_link() {
+    for is_old in [false, true] {
+        let mut bench = Bench::new();
+        bench.ledger.advance(NOW, stream("a"), seq(9));
+        let (request, ..) = bench.at(NOW + GATHER).unwrap();
+        if is_old {
+            bench.ledger.forget();
+        }
+        let above_head = Recorded {
+            locked: Vec::new(),
+            above_head: vec![stream("a")],
+        };
+        let outcome = bench.recorded(NOW + GATHER, request, Ok(above_head));
+        assert_eq!(outcome.above_head.is_empty(), is_old);
+    }
+}
+
+#[test]
+fn what_was_not_sent_yet_waits_as_well_while_the_authority_is_away() {
+    let mut bench = Bench::new();
+    bench.ledger.advance(NOW, stream("a"), seq(1));
+    let now = NOW + GATHER;
+    let (request, ..) = bench.at(now).unwrap();
+    bench.ledger.advance(now, stream("b"), seq(1));
+    bench.recorded(now, request, Err(failure(RefusalClass::Retry)));
+    let due = bench.ledger.next_due().unwrap();
+    assert!(due >= now + AWAY.0 / 2, "{:?}", due - now);
+    assert_eq!(bench.at(due).unwrap().2.len(), 2);
 }
