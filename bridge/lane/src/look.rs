@@ -171,12 +171,55 @@ mod tests {
     }
 
     #[test]
+    fn one_look_is_under_way_at_a_time_and_only_its_own_answer_ends_it() {
+        let (mut look, mut ids, mut out) = (Look::new(Duration::from_millis(250), LIMIT), Ids::default(), Vec::new());
+        let other = ids.request();
+        look.turn(Duration::ZERO, &mut ids, &mut out);
+        look.turn(Duration::ZERO, &mut ids, &mut out);
+        let [Command::Look { request, .. }] = out[..] else {
+            panic!("{out:?}")
+        };
+        assert!(!look.hears(other) && look.next_due().is_none());
+        assert!(look.hears(request) && look.next_due().is_some());
+    }
+
+    #[test]
+    fn looks_hurry_while_there_is_something_that_the_bridge_can_publish() {
+        for (names, has_link, wait) in [
+            (&["live"][..], true, 1),
+            (&["live"], false, 2),
+            (&["halted.1"], true, 2),
+            (&["halted.1", "halted.2", "halted.3"], true, 1),
+            (&[], true, 2),
+        ] {
+            let mut look = Look::new(Duration::from_millis(250), LIMIT);
+            let halted = |stream_id: &StreamId| stream_id.as_str().starts_with("halted");
+            look.found(Duration::ZERO, &page(names), Duration::ZERO, has_link, halted);
+            assert_eq!(
+                look.next_due(),
+                Some(Duration::from_millis(wait)),
+                "{names:?}, {has_link}"
+            );
+        }
+    }
+
+    #[test]
+    fn looks_rest_after_a_failure_until_the_bridge_is_woken() {
+        let mut look = Look::new(Duration::from_millis(250), LIMIT);
+        look.failed(Duration::ZERO);
+        assert_eq!(look.next_due(), Some(Duration::from_millis(32)));
+        look.woken(Duration::ZERO);
+        assert_eq!(look.next_due(), Some(Duration::ZERO));
+    }
+
+    #[test]
     fn an_unfinished_pass_continues_at_once() {
         let mut look = Look::new(Duration::from_millis(250), LIMIT);
         for _ in 0..12 {
             found(&mut look, &[]);
         }
         assert_eq!(look.next_due(), Some(Duration::from_millis(250)));
+        assert!(look.is_asleep());
         found(&mut look, &["halted.1", "halted.2", "halted.3"]);
         assert_eq!(look.next_due(), Some(Duration::from_millis(1)));
         found(&mut look, &["halted.4"]);

@@ -84,17 +84,17 @@ fn a_page_that_breaks_the_contract_halts_its_stream_and_one_that_could_not_be_re
     let (mut bench, link) = two_dirty_streams();
     let mut page = |class| {
         let stream_id = stream(&bench.until(reads).0);
-        let (failed, page) = (stream_id.clone(), Err(failure(class)));
+        let (of, page) = (stream_id.clone(), Err(failure(class)));
         bench.feed(Event::Page { link, stream_id, page });
-        let why = "no".to_owned();
-        let told = Command::Tell(Notice::NotRead {
-            stream_id: failed.clone(),
-            why,
-        });
-        (bench.lane.is_halted(&failed), bench.commands.contains(&told))
+        let (stream_id, why) = (of.clone(), "no".to_owned());
+        let told = bench
+            .commands
+            .contains(&Command::Tell(Notice::NotRead { stream_id, why }));
+        (bench.lane.is_halted(&of), told, of)
     };
-    assert_eq!(page(RefusalClass::Retry), (false, true));
-    assert_eq!(page(RefusalClass::Reject), (true, false));
+    assert_eq!(page(RefusalClass::Retry), (false, true, stream("a")));
+    assert_eq!(page(RefusalClass::Reject), (true, false, stream("b")));
+    assert_eq!(bench.until(reads).0, "a", "it is read again after a rest");
 }
 
 #[test]
@@ -116,4 +116,40 @@ fn an_authority_that_is_away_is_told_once_and_so_is_its_return() {
     assert!(!bench.lane.health(bench.now).ready);
     assert_eq!(told(&mut bench, Ok(Vec::new())), [Command::Tell(Notice::AuthorityBack)]);
     assert_eq!(told(&mut bench, Ok(Vec::new())), []);
+}
+
+#[test]
+fn a_restored_authority_is_red_and_a_new_epoch_compares_every_stream_again_even_halted_ones() {
+    let mut bench = Bench::new(vec![stream("a")], |stream_id| Held {
+        held: 2,
+        ..in_step(stream_id)
+    });
+    let mark = |command: &Command| match command {
+        Command::MarkEpoch(link, request, _) => Some((*link, *request)),
+        _ => None,
+    };
+    let (link, request) = bench.until(mark);
+    let refusal = Refusal::new(RefusalCode::EpochBehind, "behind");
+    bench.feed(Event::EpochMarked(link, request, Ok(Err(refusal))));
+    let health = bench.lane.health(bench.now);
+    assert!(
+        health.authority_restored && health.problems.contains(&"behind".to_owned()),
+        "{health:?}"
+    );
+    bench.until(|command| matches!(command, Command::Tell(Notice::Halted { .. })).then_some(()));
+    let request = bench.until(|command| match command {
+        Command::ReadEpoch(request) => Some(*request),
+        _ => None,
+    });
+    let (epoch, beat) = ("two".to_owned(), 1);
+    bench.held = in_step;
+    bench.commands.clear();
+    bench.feed(Event::Epoch(request, Ok(AuthorityEpoch { epoch, beat })));
+    assert_eq!(
+        bench.commands[..2],
+        [Command::Tell(Notice::EpochBegun), Command::HangUp(link)]
+    );
+    assert_eq!(bench.lane.halted().count(), 0);
+    bench.until(|command| matches!(command, Command::Tell(Notice::AllCompared { streams: 1, .. })).then_some(()));
+    assert!(bench.lane.health(bench.now).healthy);
 }

@@ -63,3 +63,36 @@ fn a_connection_that_succeeds_too_late_is_hung_up() {
     bench.feed(Event::Dialed(late, Ok(())));
     assert!(bench.commands.contains(&Command::HangUp(late)), "{:?}", bench.commands);
 }
+
+#[test]
+fn a_module_that_refuses_the_bridge_itself_costs_the_link() {
+    let mut bench = Bench::new(Vec::new(), in_step);
+    let (link, request) = bench.until(|command| match command {
+        Command::SetRetention(link, request, _) => Some((*link, *request)),
+        _ => None,
+    });
+    bench.feed(Event::RetentionSet(link, request, Err(failure(RefusalClass::Fatal))));
+    assert_eq!(bench.lane.link.up(), None);
+    assert!(bench.commands.contains(&Command::HangUp(link)), "{:?}", bench.commands);
+}
+
+#[test]
+fn a_connection_that_fails_is_for_a_person_unless_the_reason_passes_by_itself() {
+    for (class, expected) in [
+        (RefusalClass::Retry, false),
+        (RefusalClass::Reject, true),
+        (RefusalClass::Fatal, true),
+    ] {
+        let mut bench = Bench::new(Vec::new(), in_step);
+        let link = bench.until(|command| match command {
+            Command::Dial(link) => Some(*link),
+            _ => None,
+        });
+        bench.feed(Event::Dialed(link, Err(failure(class))));
+        let found = bench.until(|command| match command {
+            Command::Tell(Notice::NoLink { for_a_person, .. }) => Some(*for_a_person),
+            _ => None,
+        });
+        assert_eq!(found, expected, "{class:?}");
+    }
+}
