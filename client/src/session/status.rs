@@ -338,3 +338,107 @@ impl StreamPhase {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use spacetime_sync_proto::access::{ClientVersion, Compatibility};
+
+    use super::*;
+
+    #[test]
+    fn programs_can_rely_on_the_names_of_phases() {
+        let attempt = 1;
+        let phases = [
+            Phase::Idle,
+            Phase::Connecting { attempt },
+            Phase::CatchingUp { applied: 1, target: 2 },
+            Phase::Live,
+            Phase::Backoff {
+                attempt,
+                retry_in: Duration::ZERO,
+                reason: Disconnect::Closed,
+            },
+            Phase::Stopped {
+                reason: StopReason::Requested,
+            },
+        ];
+        assert_eq!(
+            phases.each_ref().map(Phase::code),
+            ["idle", "connecting", "catching_up", "live", "backoff", "stopped"]
+        );
+        let of_streams = [
+            StreamPhase::Waiting,
+            StreamPhase::CatchingUp,
+            StreamPhase::Live,
+            StreamPhase::Forbidden {
+                code: RefusalCode::ForbiddenStream,
+            },
+            StreamPhase::Unanswered,
+            StreamPhase::Recovering {
+                rung: Rung::AwaitAuthority,
+                attempt,
+            },
+            StreamPhase::Retrying { message: String::new() },
+            StreamPhase::Stopped {
+                reason: StreamStop::DurableReads,
+            },
+        ];
+        assert_eq!(
+            of_streams.each_ref().map(StreamPhase::code),
+            [
+                "waiting",
+                "catching_up",
+                "live",
+                "forbidden",
+                "unanswered",
+                "recovering",
+                "retrying",
+                "stopped"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_newer_build_is_required_only_where_the_issuer_or_the_module_says_so() {
+        let nobody = ClientVersion {
+            client_build_id: String::new(),
+            protocol_version: String::new(),
+            schema_version: 0,
+            surface: String::new(),
+        };
+        let incompatible = |upgrade_required| {
+            let incompatible = Compatibility::default().check(&nobody).unwrap_err();
+            StopReason::Incompatible(Box::new(Incompatible {
+                upgrade_required,
+                ..*incompatible
+            }))
+        };
+        let refused = |code| StopReason::Refused(Refusal::new(code, "no"));
+        assert!(incompatible(true).upgrade_required());
+        assert!(!incompatible(false).upgrade_required());
+        assert!(refused(RefusalCode::UpgradeRequired).upgrade_required());
+        assert!(!refused(RefusalCode::TokenRevoked).upgrade_required());
+        assert!(!StopReason::Unauthorized.upgrade_required());
+    }
+
+    #[test]
+    fn the_times_of_a_token_are_counted_from_now_and_end_at_zero() {
+        let hour = Duration::from_secs(3_600);
+        let token = |refresh_at, expires_at| TokenStatus {
+            refresh_at,
+            expires_at,
+            failures: 0,
+            granted_streams: Vec::new(),
+            session_id: None,
+        };
+        let now = Instant::now();
+        let fresh = token(now + hour, now + 2 * hour);
+        assert!((hour / 2..=hour).contains(&fresh.refresh_due_in()));
+        assert!((hour..=2 * hour).contains(&fresh.expires_in()));
+        let old = token(now, now);
+        assert_eq!(
+            (old.refresh_due_in(), old.expires_in()),
+            (Duration::ZERO, Duration::ZERO)
+        );
+    }
+}

@@ -106,5 +106,8 @@ mod tests {
         assert_eq!(tally.phase(), Phase::Live);
         tally.remove(going(true, 3, 3));
         assert_eq!(tally.phase(), Phase::Idle);
+        tally.add(Share::Stopped);
+        tally.remove(Share::Stopped);
+        assert_eq!(tally.stopped(), 1);
     }
 }
