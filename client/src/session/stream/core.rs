@@ -73,7 +73,7 @@ pub struct Stream {
     applied: Position,
     /// The head, as far as it was heard on this connection.
     known: Option<Seq>,
-    /// What a page said about its head, until the cursor gets there.
+    /// What the last page said about its head.
     claim: Option<Position>,
     reading: Option<Reading>,
     /// Whether a page has just told the head: only then is it known how much a subscription would bring.

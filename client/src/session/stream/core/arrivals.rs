@@ -63,7 +63,7 @@ impl Stream {
         let heard_since = self.known.filter(|known| Some(*known) > reading.known);
         self.known = Some(heard_since.unwrap_or(head.seq).max(head.seq).max(self.cursor.seq));
         self.fresh = true;
-        self.claim = Some(head).filter(|head| head.seq > self.cursor.seq);
+        self.claim = Some(head);
         let (mut bytes, mut events) = (0, 0_u64);
         for frame in page.frames {
             bytes += frame.bytes.len() as u64;
@@ -127,7 +127,6 @@ impl Stream {
                     self.recent.pop_front();
                 }
                 self.recent.push_back(batch.to);
-                self.claim = self.claim.filter(|claim| claim.seq > self.cursor.seq);
                 self.unapplied_bytes += batch.bytes;
                 effects.push(Effect::Apply(batch));
             }

@@ -206,7 +206,7 @@ impl Stream {
             });
         }
         self.known = self.known.max(Some(head.seq));
-        self.claim = Some(head).filter(|head| head.seq > cursor.seq);
+        self.claim = Some(head);
         for frame in page.frames {
             self.take(frame, counters, effects)?;
         }

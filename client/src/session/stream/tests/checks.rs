@@ -181,3 +181,30 @@ fn the_genesis_of_a_log_is_part_of_the_check() {
     case.expect(log.page(vec![log.frame(1, 3)]), &[]);
     assert_eq!(case.stopped().code(), "chain_mismatch");
 }
+
+#[test]
+fn every_frame_of_a_page_must_lead_to_the_head() {
+    let log = Log::new("s", 30);
+    let other = log.fork(20, 30);
+    let mut case = Case::new(log.at(10));
+    case.step(Input::Connected);
+    case.expect(
+        log.page(vec![log.frame(11, 15), log.frame(16, 20), other.frame(21, 30)]),
+        &["apply 11..=15", "apply 16..=20"],
+    );
+    assert!(matches!(case.stopped(), StreamStop::ChainMismatch { seq, .. } if seq.get() == 30));
+}
+
+#[test]
+fn at_the_head_it_does_not_matter_where_the_window_begins() {
+    let log = Log::new("s", 10);
+    let mut case = Case::new(log.head());
+    case.step(Input::Connected);
+    let page = Page {
+        head: log.head(),
+        oldest_seq: seq(12),
+        durable_reads: true,
+        frames: vec![],
+    };
+    case.expect(Input::Page(page), &["subscribe 1 after 10"]);
+}
