@@ -320,6 +320,7 @@ fn a_silent_authority_is_asked_again_with_growing_pauses_and_refusals_are_shown(
     case.expect(lane(&log, 50, vec![]), &["history after 3"]);
     case.expect(refused(RefusalCode::ChainMismatch), &[]);
     assert_eq!(case.stopped().code(), "refused");
+    assert_eq!(case.counters.history_failures, 19 + 2);
 }
 
 #[test]
@@ -396,4 +397,38 @@ fn a_failed_start_over_is_tried_again_from_the_saved_position() {
     );
     assert_eq!(case.stopped().code(), "handler");
     assert_eq!(case.stream.applied(), log.at(3));
+}
+
+#[test]
+fn a_question_that_is_lost_with_its_connection_leaves_the_stream_offline() {
+    let log = Log::new("s", 90);
+    let mut case = case(log.at(3), StaleAnswer::Stop);
+    case.expect(lane(&log, 50, vec![]), &["history after 3"]);
+    case.expect(Input::Disconnected, &[]);
+    assert_eq!(case.stream.mode(), &Mode::Offline);
+    case.expect(Input::Connected, &["read after 3"]);
+}
+
+#[test]
+fn a_grant_that_is_lost_does_not_interrupt_a_start_over() {
+    let log = Log::new("s", 90);
+    let answer = StaleAnswer::Rebootstrap(WithoutDocument::Stop);
+    let mut case = case(log.at(3), answer);
+    case.expect(lane(&log, 50, vec![]), &["history after 3"]);
+    case.expect(stale(&log, 3, 40, Some(60)), &["document"]);
+    case.expect(Input::Document(document(&log, 70)), &["begin at 70"]);
+    case.expect(Input::GrantLost, &[]);
+    case.expect(Input::StartedOver(log.at(70)), &["read after 70"]);
+    assert_eq!((case.counters.rebootstraps, case.counters.restarts), (1, 0));
+}
+
+#[test]
+fn a_page_that_was_asked_for_after_a_start_over_counts_also_once_the_stream_is_stable() {
+    let log = Log::new("s", 90);
+    let mut case = case(log.at(3), StaleAnswer::Restart);
+    case.step(lane(&log, 50, vec![]));
+    case.expect(stale(&log, 3, 90, None), &["begin at 90"]);
+    case.expect(Input::StartedOver(log.at(90)), &["read after 90"]);
+    case.expect(Input::Stable, &[]);
+    case.expect(lane(&log, 50, vec![]), &["subscribe 1 after 90"]);
 }

@@ -79,6 +79,14 @@ fn a_failed_batch_is_tried_again_from_what_is_saved() {
     // The store may have been the busy one.
     let said = case.stopped().to_string();
     assert_eq!(said, "applying failed after 8 attempts: busy");
+    assert_eq!(case.counters.apply_failures, 9);
+    // A stopped stream stays as it is, whatever fails then.
+    case.expect(retry(), &[]);
+    let failure = ApplyFailure::Stop {
+        message: "no".to_owned(),
+    };
+    case.expect(Input::ApplyFailed { failure, released: 0 }, &[]);
+    assert_eq!(case.stopped().to_string(), said);
 }
 
 #[test]
@@ -129,8 +137,38 @@ fn an_altered_payload_or_a_handler_that_gives_up_stops_the_stream_at_once() {
         let mut case = Case::live(&log);
         case.expect(Input::ApplyFailed { failure, released: 0 }, &["unsubscribe 1"]);
         assert_eq!(case.stopped().code(), code);
+        if let StreamStop::Handler { attempts, .. } = case.stopped() {
+            assert_eq!(*attempts, 1);
+        }
         case.expect(Input::Disconnected, &[]);
         case.expect(Input::Connected, &[]);
         case.expect(Input::AskAgain, &[]);
     }
+}
+
+#[test]
+fn a_stream_lags_only_past_its_bounds() {
+    let mut log = Log::new("s", 13);
+    let bytes = log.frame(13, 13).bytes.len();
+    let mut case = Case::within(
+        log.head(),
+        StreamBounds {
+            unapplied_bytes: 2 * bytes,
+            resume_bytes: bytes,
+            ..bounds()
+        },
+    );
+    case.step(Input::Connected);
+    case.step(log.page(vec![]));
+    case.step(Input::Subscribed(SubscriptionId(1)));
+    (0..3).for_each(|_| log.append());
+    case.expect(Input::Frame(log.frame(14, 14)), &["apply 14..=14"]);
+    case.expect(Input::Frame(log.frame(15, 15)), &["apply 15..=15"]);
+    case.expect(Input::Frame(log.frame(16, 16)), &["apply 16..=16", "unsubscribe 1"]);
+    let saved = |to| Input::Applied {
+        to: log.at(to),
+        released: bytes,
+    };
+    case.expect(saved(14), &[]);
+    case.expect(saved(15), &["read after 16"]);
 }

@@ -29,6 +29,7 @@ fn a_stream_pages_what_is_missing_and_then_subscribes() {
     assert!(case.stream.is_current());
     assert_eq!(case.counters.duplicates_dropped, 500);
     assert_eq!(case.counters.events_applied, 8_500);
+    assert_eq!((case.counters.pages, case.counters.frames), (2, 9));
 }
 
 #[test]
@@ -105,6 +106,7 @@ fn a_stream_asks_again_after_a_passing_refusal_and_stops_at_a_final_one() {
         &[],
     );
     assert_eq!(case.stopped().code(), "refused");
+    assert_eq!(case.counters.reads_refused, 3);
 }
 
 #[test]
@@ -129,9 +131,16 @@ fn a_renewed_subscription_takes_over_without_a_gap() {
     case.expect(Input::Renew, &["subscribe 2 after 10"]);
     case.expect(Input::Renew, &[]);
     case.expect(Input::Frame(log.frame(11, 11)), &["apply 11..=11"]);
+    let both = Mode::Renewing {
+        old: SubscriptionId(1),
+        new: SubscriptionId(2),
+    };
+    case.expect(Input::Subscribed(SubscriptionId(1)), &[]);
+    assert_eq!(case.stream.mode(), &both);
     case.expect(Input::Subscribed(SubscriptionId(2)), &["unsubscribe 1"]);
     case.expect(Input::Frame(log.frame(12, 13)), &["apply 12..=13"]);
     assert!(case.stream.is_delivering());
+    assert_eq!(case.counters.resubscriptions, 1);
 }
 
 #[test]
@@ -200,4 +209,89 @@ fn the_next_event_is_within_the_subscription_however_narrow() {
         let last_before_renewal = after.plus(to.since(after).div_ceil(2) - 1);
         assert!(last_before_renewal < to);
     }
+}
+
+#[test]
+fn one_page_is_under_way_at_a_time() {
+    let log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    assert!(!case.stream.is_reading());
+    case.expect(Input::Verify, &["read after 10"]);
+    assert!(case.stream.is_reading());
+    case.expect(Input::Verify, &[]);
+}
+
+#[test]
+fn either_subscription_that_fails_during_a_renewal_ends_both() {
+    let log = Log::new("s", 10);
+    for (failed, effects) in [
+        (1, &["unsubscribe 1", "unsubscribe 2", "ask later"][..]),
+        (2, &["unsubscribe 1", "unsubscribe 2", "ask later"]),
+        (3, &[]),
+    ] {
+        let mut case = Case::live(&log);
+        case.expect(Input::Renew, &["subscribe 2 after 10"]);
+        case.expect(Input::SubscriptionFailed(SubscriptionId(failed)), effects);
+    }
+}
+
+/// Up to where a stream subscribes that may have so many bytes ahead.
+fn reach(case: &mut Case, input: Input) -> u64 {
+    let asked = case.stream.step(input, &mut case.counters);
+    let reach = asked.iter().find_map(|effect| match effect {
+        Effect::Subscribe { after, to, .. } => Some(to.since(*after)),
+        _ => None,
+    });
+    reach.expect("a subscription")
+}
+
+#[test]
+fn a_subscription_reaches_as_far_as_the_size_of_recent_events_allows() {
+    let mut log = Log::new("s", 20);
+    log.append_payload(&(0..999).map(|n| n.to_string()).collect::<String>());
+    (0..2).for_each(|_| log.append());
+    let wide = StreamBounds {
+        reach_bytes: 1 << 40,
+        ..bounds()
+    };
+    let mut case = Case::within(log.at(0), wide.clone());
+    case.step(Input::Connected);
+    let frames = [(1, 5), (6, 20)].map(|(first, last)| log.frame(first, last)).to_vec();
+    let bytes: usize = frames.iter().map(|frame| frame.bytes.len()).sum();
+    let page = Input::Page(Page {
+        head: log.at(20),
+        oldest_seq: seq(1),
+        durable_reads: true,
+        frames,
+    });
+    let each = bytes.div_ceil(20) as u64;
+    assert_eq!(reach(&mut case, page), (1 << 40) / each);
+    // A larger event counts at once, a smaller one little by little.
+    let mut case = Case::within(log.at(20), wide);
+    case.step(Input::Connected);
+    let at_head = Page {
+        head: log.at(20),
+        oldest_seq: seq(1),
+        durable_reads: true,
+        frames: vec![],
+    };
+    case.step(Input::Page(at_head));
+    case.step(Input::Subscribed(SubscriptionId(1)));
+    case.step(Input::Frame(log.frame(21, 21)));
+    let large = log.frame(21, 21).bytes.len() as u64;
+    assert_eq!(reach(&mut case, Input::Renew), (1 << 40) / large);
+    case.step(Input::Subscribed(SubscriptionId(2)));
+    case.step(Input::Frame(log.frame(22, 22)));
+    assert_eq!(reach(&mut case, Input::Renew), (1 << 40) / (large - large / 8));
+}
+
+#[test]
+fn a_page_that_denies_what_was_heard_before_it_is_believed() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    let rewound = log.page(vec![]);
+    (0..10).for_each(|_| log.append());
+    case.expect(Input::Frame(log.frame(15, 16)), &["read after 10"]);
+    case.expect(rewound, &[]);
+    assert!(case.stream.is_current());
 }
