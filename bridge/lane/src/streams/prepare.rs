@@ -168,6 +168,55 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_takes_as_many_events_as_fit_exactly() {
+        let events = log(&[2_000, 3_000, 4_000]);
+        let two = events[..2].iter().map(|event| event.size() + EVENT_OVERHEAD).sum();
+        let lasts = |frame_bytes| {
+            let frames = prepare_all(&events, frame_bytes).unwrap();
+            frames.iter().map(|frame| frame.row.last_seq.get()).collect::<Vec<_>>()
+        };
+        assert_eq!((lasts(two), lasts(two - 1)), (vec![2, 3], vec![1, 2, 3]));
+        let frame = &prepare_all(&events, two).unwrap()[0];
+        assert!(frame.size() > 5_000 && frame.size() <= two, "{}", frame.size());
+    }
+
+    #[test]
+    fn a_page_that_does_not_continue_is_purged_below_the_floor_and_broken_above() {
+        let events = log(&[5; 4]);
+        let chain = |at: usize| Some(events[at - 1].chain_hash);
+        let judged = |after, base_chain, floor: Option<u64>, first: usize| {
+            let events = &events[first - 1..];
+            let doubtful = is_doubtful(seq(after), base_chain, events);
+            let page = match judge(seq(after), base_chain, floor.map(seq), events, 1_000) {
+                Page::Frames(frames) => format!("to {}", frames[0].row.last_seq),
+                Page::Broken(HaltReason::BrokenLog(_)) => "broken".to_owned(),
+                Page::Broken(reason) => reason.code().to_owned(),
+                Page::Purged => "purged".to_owned(),
+            };
+            (doubtful, page)
+        };
+        for (after, base_chain, floor, first, doubtful, page) in [
+            (1, chain(1), None, 2, false, "to 4"),
+            // The authority purged it after the page was read.
+            (1, chain(1), Some(3), 2, false, "to 4"),
+            (1, chain(1), Some(2), 3, true, "purged"),
+            (1, chain(1), Some(1), 3, true, "broken"),
+            (1, chain(1), None, 3, true, "broken"),
+            (1, None, Some(2), 3, true, "purged"),
+            (1, None, Some(1), 2, true, "ahead_of_authority"),
+            (9, None, Some(1), 5, true, "ahead_of_authority"),
+        ] {
+            let found = judged(after, base_chain, floor, first);
+            assert_eq!(
+                found,
+                (doubtful, page.to_owned()),
+                "after {after}, floor {floor:?}, from {first}"
+            );
+        }
+        assert!(!is_doubtful(seq(4), chain(4), &[]), "the end of the log");
+    }
+
+    #[test]
     fn a_broken_log_is_refused() {
         let broken = |change: fn(&mut Vec<Event>)| {
             let mut events = log(&[5; 4]);

@@ -88,6 +88,7 @@ mod tests {
                 Verdict::Apart(HaltReason::Diverged { seq: seq(5) }),
             ),
             (5, 5, None, 0, None, Verdict::Unknown),
+            (9, 9, None, 0, None, Verdict::Unknown),
             (12, 12, None, 0, Some(1), Verdict::Apart(HaltReason::AheadOfAuthority)),
         ] {
             let held = Position {

@@ -229,3 +229,12 @@ fn after_a_repair_halted_streams_are_read_again() {
     assert_eq!(reads(&bench.found("a", 0, 20)), [("a".to_owned(), 0)]);
     assert_eq!(bench.core.load().halted_streams, 0);
 }
+
+#[test]
+fn the_sweep_need_not_compare_a_stream_that_is_busy_and_must_if_it_is_halted_or_unknown() {
+    let mut bench = Bench::new();
+    bench.found("busy", 0, 9);
+    bench.step(Input::Halt(stream("halted"), HaltReason::AheadOfAuthority));
+    let met = ["busy", "halted", "unknown"].map(|name| bench.core.is_met(&stream(name)));
+    assert_eq!(met, [true, false, false]);
+}

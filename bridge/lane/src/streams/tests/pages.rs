@@ -23,6 +23,7 @@ fn a_page_that_cannot_be_read_is_retried_less_and_less_often() {
     bench.found("a", 0, 9);
     for wait in [50, 100, 200, 400, 800, 1_600, 3_200, 3_200] {
         assert_eq!(failed(&mut bench), []);
+        assert_eq!(bench.core.next_due(), Some(bench.now + Duration::from_millis(wait)));
         assert_eq!(reads(&bench.found("a", 0, 9)), [], "a look does not end the rest");
         assert_eq!(bench.later(wait - 1), []);
         assert_eq!(reads(&bench.later(1)), [("a".to_owned(), 0)]);
