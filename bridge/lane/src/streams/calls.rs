@@ -61,13 +61,11 @@ impl Streams {
             return;
         };
         stream.attempts = 0;
-        if seq > stream.durable {
-            stream.durable = seq;
-            out.push(Effect::Advance {
-                stream_id: stream_id.clone(),
-                seq,
-            });
-        }
+        stream.durable = stream.durable.max(seq);
+        out.push(Effect::Advance {
+            stream_id: stream_id.clone(),
+            seq: stream.durable,
+        });
         self.queue_to_read(&stream_id);
         self.when_landed(stream_id, out);
     }

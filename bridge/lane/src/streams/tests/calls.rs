@@ -138,3 +138,13 @@ fn streams_take_turns() {
     }
     assert_eq!(turns, ["a", "b", "a", "b"]);
 }
+
+#[test]
+fn acknowledgements_in_another_order_never_move_the_published_seq_back() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 2);
+    let sent = calls(&bench.page("a", vec![prepared(1, 1), prepared(2, 2)]));
+    assert_eq!(advances(&bench.step(Input::Acked(sent[1].0))), [2]);
+    assert_eq!(advances(&bench.step(Input::Acked(sent[0].0))), [2]);
+    assert_eq!(bench.core.load(), Load::default());
+}

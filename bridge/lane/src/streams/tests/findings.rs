@@ -115,6 +115,54 @@ fn a_window_is_not_refilled_twice_at_once() {
 }
 
 #[test]
+fn a_stream_that_waits_to_be_compared_ignores_the_end_of_a_refill() {
+    let mut bench = Bench::new();
+    bench.swept = Coverage::None;
+    assert_eq!(bench.found("a", 7, 9), [Effect::Compare(stream("a"))]);
+    assert_eq!(bench.compared("a", Finding::Filled(seq(5))), []);
+    assert_eq!(
+        reads(&bench.learned("a", Verdict::Behind(seq(3)))),
+        [("a".to_owned(), 3)]
+    );
+}
+
+#[test]
+fn the_published_seq_of_a_halted_stream_follows_what_spacetimedb_holds() {
+    let mut bench = Bench::new();
+    bench.step(Input::Halt(stream("a"), HaltReason::AheadOfAuthority));
+    let (stream_id, at) = (|| stream("a"), seq(4));
+    for (verdict, expected) in [
+        (
+            Verdict::InStep(at),
+            Some(Effect::Holds {
+                stream_id: stream_id(),
+                seq: at,
+            }),
+        ),
+        (
+            Verdict::Ahead(at),
+            Some(Effect::Advance {
+                stream_id: stream_id(),
+                seq: at,
+            }),
+        ),
+        (
+            Verdict::Behind(at),
+            Some(Effect::SetBack {
+                stream_id: stream_id(),
+                seq: at,
+            }),
+        ),
+        (Verdict::Refill(at), None),
+        (Verdict::Unknown, None),
+        (Verdict::Apart(HaltReason::AheadOfAuthority), None),
+    ] {
+        assert_eq!(bench.learned("a", verdict), Vec::from_iter(expected));
+    }
+    assert!(bench.core.is_halted(&stream("a")));
+}
+
+#[test]
 fn a_comparison_that_fails_for_a_passing_reason_never_halts_its_stream() {
     let mut bench = Bench::new();
     bench.swept = Coverage::None;
