@@ -126,6 +126,8 @@ fn streams_take_turns() {
     bench.found("a", 0, 100);
     bench.found("b", 0, 100);
     let mut flying = calls(&bench.page("a", (1..=6).map(|at| prepared(at, at)).collect()));
+    // A second page gives the stream no second place in the queue.
+    bench.page("a", vec![prepared(7, 7)]);
     bench.page("b", vec![prepared(1, 1), prepared(2, 2)]);
     let mut turns = Vec::new();
     for _ in 0..4 {
