@@ -174,6 +174,7 @@ fn reads_and_calls_stay_within_the_limits() {
         bench.found(name, 0, 100);
     }
     assert_eq!(bench.core.reads, 2, "two reads at once");
+    assert_eq!(bench.core.load().busy_streams, 3, "the third waits for its read");
     let out = bench.page("a", (1..=10).map(|at| prepared(at, at)).collect());
     assert_eq!(calls(&out).len(), 3, "three calls at once");
     assert_eq!(reads(&out), [], "a hundred bytes are under way");

@@ -150,3 +150,34 @@ fn acknowledgements_in_another_order_never_move_the_published_seq_back() {
     assert_eq!(advances(&bench.step(Input::Acked(sent[0].0))), [2]);
     assert_eq!(bench.core.load(), Load::default());
 }
+
+#[test]
+fn a_stream_that_halts_frees_what_it_had_read() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 9);
+    let sent = calls(&bench.page("a", (1..=5).map(|at| prepared(at, at)).collect()));
+    bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::EventConflict)));
+    assert_eq!(bench.core.load().bytes, 20, "two calls are in flight");
+    for (call, ..) in &sent[1..] {
+        bench.step(Input::Refused(*call, refusal(RefusalCode::SeqGap)));
+    }
+    // The next page was being read. It comes too late.
+    bench.page("a", vec![prepared(6, 6)]);
+    let halted = Load {
+        halted_streams: 1,
+        ..Load::default()
+    };
+    assert_eq!(bench.core.load(), halted);
+}
+
+#[test]
+fn a_halted_stream_forgets_its_calls_with_their_link() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 9);
+    bench.page("a", vec![prepared(1, 1)]);
+    bench.step(Input::Halt(stream("a"), HaltReason::AheadOfAuthority));
+    assert_eq!(bench.core.load().busy_streams, 1, "its call is in flight");
+    bench.step(Input::LinkDown);
+    bench.link_up();
+    assert_eq!(bench.core.load().busy_streams, 0);
+}

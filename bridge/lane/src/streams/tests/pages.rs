@@ -90,3 +90,25 @@ fn a_stream_whose_next_page_is_purged_is_compared_again() {
     let out = bench.learned("a", Verdict::Refill(after));
     assert!(matches!(out[..], [Effect::Refill { after: begin, .. }] if begin == after));
 }
+
+#[test]
+fn a_stream_with_eight_frames_to_send_reads_on_only_after_an_acknowledgement() {
+    for (frames, read_on) in [(7, true), (8, false)] {
+        let mut bench = Bench::new();
+        bench.found("a", 0, 100);
+        let out = bench.page("a", (1..=frames).map(|at| prepared(at, at)).collect());
+        let next = vec![("a".to_owned(), frames)];
+        assert_eq!(reads(&out), if read_on { next.clone() } else { vec![] });
+        let acked = bench.step(Input::Acked(calls(&out)[0].0));
+        assert_eq!(reads(&acked), if read_on { vec![] } else { next });
+    }
+}
+
+#[test]
+fn a_page_that_is_being_read_counts_though_another_bridge_has_published_more() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 2);
+    assert_eq!(bench.found("a", 5, 8), []);
+    let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+    assert_eq!((sent[0].1, sent[0].2), (1, 2));
+}
