@@ -29,11 +29,12 @@ fn a_token_is_used_again_unless_it_was_not_accepted() {
 
 #[test]
 fn a_replacement_begins_with_a_new_token_and_is_repeated_with_the_same() {
-    let mut case = Case::new(1, 3);
+    let mut case = Case::within(1, 3, |config| config.limits.verify_every = 3_600 * second());
     let first = case.dial();
-    case.serve_with_token_of(first, 60 * second());
+    // Long enough for the random share by which it is replaced earlier to exceed the time between two looks.
+    case.serve_with_token_of(first, 600 * second());
     case.make_live(first);
-    let next = |case: &mut Case| (0..300).find_map(|_| reuses(&case.stay(first, QUARTER))).unwrap();
+    let next = |case: &mut Case| (0..3_000).find_map(|_| reuses(&case.stay(first, QUARTER))).unwrap();
     let (attempted, reused) = next(&mut case);
     assert!(!reused, "the present token is about to end");
     let token = case.token(20 * second());
