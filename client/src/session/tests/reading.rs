@@ -85,9 +85,8 @@ fn an_overrun_begins_only_past_the_bound() {
     let connection = case.live();
     let bytes = case.logs[0].frame(3, 3).bytes.len();
     case.session.settings.limits.unapplied_bytes = 2 * bytes;
-    for stream in [0, 1, 1] {
+    for (stream, overruns) in [(0, 0), (1, 0), (1, 1)] {
         case.deliver(connection, stream);
-        let overruns = u64::from(case.logs[1].head().seq == Seq::new(5).unwrap());
         assert_eq!(case.shown.counters.overruns, overruns);
     }
 }
@@ -97,7 +96,8 @@ fn a_batch_that_fails_again_and_again_is_tried_more_and_more_rarely() {
     let mut case = Case::new(1, 3);
     let connection = case.dial();
     case.serve(connection);
-    for failures in 1..=6 {
+    // The waits are random: these are the shortest, in seconds.
+    for shortest in [0, 0, 0, 0, 1, 2] {
         let unread = reads(&case.commands)[0];
         case.answer(unread);
         let failure = ApplyFailure::Retry {
@@ -112,7 +112,6 @@ fn a_batch_that_fails_again_and_again_is_tried_more_and_more_rarely() {
         while reads(&case.commands).is_empty() {
             case.commands = case.wait(QUARTER);
         }
-        let least = [0, 0, 0, 0, 1, 2][failures - 1];
-        assert!((case.now - failed).as_secs() >= least, "{failures}");
+        assert!((case.now - failed).as_secs() >= shortest);
     }
 }
