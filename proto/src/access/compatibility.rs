@@ -136,7 +136,7 @@ impl Compatibility {
                 "schema versions {} to {} are served, the client has {}",
                 self.min_schema_version, self.max_schema_version, client.schema_version
             );
-            let upgrade = client.schema_version < self.min_schema_version;
+            let upgrade = client.schema_version.cmp(&self.min_schema_version).is_lt();
             (RefusalCode::UnsupportedSchemaVersion, message, upgrade)
         } else if build < self.min_client_build_id.as_str() {
             let message = format!(
@@ -217,6 +217,28 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn a_refusal_says_which_builds_are_served() {
+        let refused = |max: &str| {
+            let compatibility = Compatibility {
+                min_client_build_id: "20260102T000000Z".to_owned(),
+                max_client_build_id: max.to_owned(),
+                ..Compatibility::default()
+            };
+            let client = ClientVersion {
+                client_build_id: "20260101T000000Z".to_owned(),
+                protocol_version: PROTOCOL.to_owned(),
+                schema_version: compatibility.min_schema_version,
+                surface: "desktop".to_owned(),
+            };
+            let refused = compatibility.check(&client).unwrap_err();
+            assert_eq!(refused.min_client_build_id, "20260102T000000Z");
+            refused.max_client_build_id
+        };
+        assert_eq!(refused(""), None);
+        assert_eq!(refused("20260103T000000Z").as_deref(), Some("20260103T000000Z"));
     }
 
     #[test]

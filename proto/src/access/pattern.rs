@@ -181,6 +181,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wanted_and_allowed_is_granted_once_and_in_order() {
+        let patterns = |texts: &[&str]| texts.iter().map(|text| pattern(text)).collect::<Vec<_>>();
+        let (wanted, allowed) = (
+            patterns(&["b.*", "a.1", "c.1"]),
+            patterns(&["a.*", "b.2", "a.1", "b.2.*"]),
+        );
+        let both = StreamPattern::intersection(&wanted, &allowed);
+        assert_eq!(both, patterns(&["a.1", "b.2", "b.2.*"]));
+    }
+
+    #[test]
     fn a_stream_is_found_by_each_prefix_that_covers_it() {
         let stream = StreamId::new("user:1:a.b/c").unwrap();
         let prefixes: Vec<_> = StreamPattern::prefixes_of(&stream).collect();
