@@ -75,7 +75,7 @@ pub trait LogRows {
     /// Creates the stream with its head row. The store may refuse another stream.
     fn create(&mut self, row: HeadRow) -> Result<(), Refusal>;
 
-    /// Replaces the head row of a stream that exists.
+    /// Replaces the head row of a stream that exists with another one.
     fn update_head(&mut self, row: HeadRow);
 
     /// The frames whose last event is in this range, in their order. A store may have to gather the whole range before
@@ -111,11 +111,11 @@ pub fn next_frames(rows: &impl LogRows, from: Seq) -> Vec<StoredFrame> {
 /// The chain hash at a seq, from just before the first event that the log holds up to the head. `None` if the log does
 /// not hold the frame that would tell it.
 pub fn chain_at(rows: &impl LogRows, held: HeadRow, seq: Seq) -> Option<ChainHash> {
-    if seq == held.head.seq {
-        return Some(held.head.chain);
-    }
     if seq < held.held_after() || seq > held.head.seq {
         return None;
+    }
+    if seq == held.head.seq {
+        return Some(held.head.chain);
     }
     let next = next_frames(rows, seq).into_iter().next()?;
     // If the next frame begins later, there is a hole in the log, and the frame's base is not the chain hash at `seq`.
@@ -239,6 +239,20 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_chain_hash_is_unknown_where_frames_are_that_the_head_row_does_not_tell_of() {
+        let log = events(9, 1);
+        let rows = held(&log);
+        let row = HeadRow {
+            head: head_of(&log[..6]),
+            oldest_seq: seq(4),
+        };
+        for at in 0..=9 {
+            let expected = (3..=6).contains(&at).then(|| head_of(&log[..at]).chain);
+            assert_eq!(chain_at(&rows, row, seq(at as u64)), expected, "{at}");
+        }
+    }
+
+    #[test]
     fn the_chain_hash_in_a_hole_is_unknown() {
         let log = events(9, 1);
         let mut rows = MemoryLog::default();
@@ -270,5 +284,17 @@ pub(crate) mod tests {
             assert_eq!(found[0].frame.first_seq, seq(first), "{from}");
         }
         assert_eq!(next_frames(&rows, seq(1_002)), []);
+    }
+
+    #[test]
+    fn one_look_finds_few_frames_of_a_long_log() {
+        let rows = held(&events(100, 1));
+        for (from, to) in [(1, 32), (50, 81), (69, 100), (90, 100)] {
+            assert_eq!(
+                next_frames(&rows, seq(from)),
+                rows.frames[from as usize - 1..to],
+                "{from}"
+            );
+        }
     }
 }

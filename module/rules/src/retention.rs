@@ -100,9 +100,7 @@ fn remove_past_count(rows: &mut impl LogRows, held: &mut HeadRow, window: Window
         let removed = rows.delete_frames_ending_in(held.oldest_seq..=to);
         effort.frames = effort.frames.saturating_sub(removed);
         looked_to = to;
-        if removed > 0 {
-            held.oldest_seq = oldest_after(&*rows, to, held.head.seq);
-        }
+        held.oldest_seq = oldest_after(&*rows, to, held.head.seq);
     }
     true
 }
@@ -116,7 +114,7 @@ fn remove_past_age(
     effort: &mut Effort,
 ) -> Swept {
     let later = now_us.saturating_add(LOOK_AGAIN_US);
-    let first = held.oldest_seq;
+    let (first, mut leaving) = (held.oldest_seq, None);
     let mut swept = Swept::Done { look_at_us: later };
     'look: while !held.is_empty() {
         let frames = next_frames(&*rows, held.oldest_seq);
@@ -136,10 +134,11 @@ fn remove_past_age(
             }
             effort.bytes = effort.bytes.saturating_sub(stored.frame.bytes.len());
             held.oldest_seq = stored.frame.last_seq.next();
+            leaving = Some(first..=stored.frame.last_seq);
         }
     }
-    if held.oldest_seq > first {
-        rows.delete_frames_ending_in(first..=held.held_after());
+    if let Some(leaving) = leaving {
+        rows.delete_frames_ending_in(leaving);
     }
     swept
 }
@@ -153,6 +152,27 @@ pub fn must_look_after_append(before: HeadRow, head: Seq) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::memory::MemoryLog;
+    use crate::log::tests::{events, held, hold};
+
+    /// A log of nine events, one committed every microsecond: three frames, which end at the seqs 2, 6 and 9.
+    fn three_frames() -> MemoryLog {
+        let log = events(9, 1);
+        let mut rows = MemoryLog::default();
+        hold(&mut rows, &log, 1, 2);
+        hold(&mut rows, &log, 3, 6);
+        hold(&mut rows, &log, 7, 9);
+        rows
+    }
+
+    /// Sweeps, and expects that the window afterwards begins with the seq `oldest`, and that as many frames are `gone`.
+    fn sweeps(before: &MemoryLog, window: Window, now_us: i64, mut effort: Effort, oldest: u64, gone: usize) -> Swept {
+        let mut rows = before.clone();
+        let swept = sweep(&mut rows, window, now_us, &mut effort);
+        assert_eq!(rows.head.unwrap().oldest_seq.get(), oldest, "at {now_us}");
+        assert_eq!(rows.frames, before.frames[gone..], "at {now_us}");
+        swept
+    }
 
     #[test]
     fn the_newest_events_stay_and_none_gets_too_old() {
@@ -165,5 +185,64 @@ mod tests {
         assert!(!window.is_past_age(50, 150));
         assert!(window.is_past_age(50, 151));
         assert!(!window.is_past_age(i64::MAX, i64::MAX));
+    }
+
+    #[test]
+    fn a_frame_leaves_once_its_newest_event_is_too_old() {
+        let window = Window {
+            events: 100,
+            age_us: 100,
+        };
+        for (now_us, oldest, gone, look_at_us) in [
+            (50, 1, 0, 102),
+            (102, 1, 0, 102),
+            (103, 3, 1, 106),
+            (106, 3, 1, 106),
+            (107, 7, 2, 109),
+            (110, 10, 3, 110 + LOOK_AGAIN_US),
+        ] {
+            let swept = sweeps(&three_frames(), window, now_us, Effort::default(), oldest, gone);
+            assert_eq!(swept, Swept::Done { look_at_us }, "at {now_us}");
+        }
+    }
+
+    #[test]
+    fn a_sweep_looks_again_before_long_however_old_events_may_get() {
+        let window = Window {
+            events: 100,
+            age_us: i64::MAX,
+        };
+        let swept = sweeps(&three_frames(), window, 50, Effort::default(), 1, 0);
+        let look_at_us = 50 + LOOK_AGAIN_US;
+        assert_eq!(swept, Swept::Done { look_at_us });
+    }
+
+    #[test]
+    fn a_sweep_ends_when_its_effort_is_spent() {
+        let window = Window { events: 5, age_us: 100 };
+        let first = three_frames().frames[0].frame.bytes.len();
+        for (frames, bytes, oldest, gone) in [(0, 1_000, 1, 0), (1, 0, 3, 1), (1, 1, 7, 2)] {
+            let effort = Effort { frames, bytes };
+            let swept = sweeps(&three_frames(), window, 1_000, effort, oldest, gone);
+            assert_eq!(swept, Swept::Unfinished, "{effort:?}");
+        }
+        let whole = Window { events: 100, ..window };
+        for (bytes, oldest, gone) in [(0, 1, 0), (1, 3, 1), (first, 3, 1), (first + 1, 7, 2)] {
+            let effort = Effort { frames: 0, bytes };
+            let swept = sweeps(&three_frames(), whole, 1_000, effort, oldest, gone);
+            assert_eq!(swept, Swept::Unfinished, "{effort:?}");
+        }
+    }
+
+    /// The owner deleted the oldest frames. The head row must not go on saying that the log holds them.
+    #[test]
+    fn a_sweep_passes_over_a_hole_at_the_beginning() {
+        let mut rows = held(&events(30, 1));
+        rows.frames.drain(..12);
+        let window = Window {
+            events: 20,
+            age_us: i64::MAX,
+        };
+        sweeps(&rows, window, 0, Effort::default(), 13, 0);
     }
 }

@@ -72,7 +72,7 @@ fn is_as_seen(held: HeadRow, seen: Seq) -> Result<(), Refusal> {
     Err(Refusal::new(RefusalCode::SeqGap, message).at_head(head.get()))
 }
 
-/// Decides on the next step. `there` is the log's chain hash at the target's seq, if it is known.
+/// Decides on the next step. `there` is the log's chain hash at the target's seq, as [`chain_at`] knows it.
 fn decide(held: HeadRow, target: Position, there: Option<ChainHash>, most_events: u64) -> Step {
     let head = held.head.seq;
     if held.head == target {
@@ -80,8 +80,7 @@ fn decide(held: HeadRow, target: Position, there: Option<ChainHash>, most_events
     }
     // Infallible: it is not past the head.
     let reach = Seq::new(head.get().saturating_sub(most_events)).unwrap_or(head);
-    let keeps = target.seq >= held.held_after() && target.seq < head && there == Some(target.chain);
-    if keeps {
+    if there == Some(target.chain) {
         return Step::Cut {
             after: target.seq.max(reach),
         };

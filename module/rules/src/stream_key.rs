@@ -46,4 +46,12 @@ mod tests {
         let user = Label::new("a").unwrap();
         assert_ne!(derive(b"0123456789abcdef", &a), derive_user(b"0123456789abcdef", &user));
     }
+
+    /// Rows and grants in existing databases have these keys.
+    #[test]
+    fn keys_never_change() {
+        let (stream, user) = (StreamId::new("a").unwrap(), Label::new("a").unwrap());
+        assert_eq!(derive(b"0123456789abcdef", &stream), 0xac11_6767_d335_2fff);
+        assert_eq!(derive_user(b"0123456789abcdef", &user), 0x1b67_33a6_bf02_5ccb);
+    }
 }

@@ -48,6 +48,7 @@ impl LogRows for MemoryLog {
 
     fn update_head(&mut self, row: HeadRow) {
         debug_assert!(self.head.is_some(), "the stream does not exist");
+        debug_assert_ne!(self.head, Some(row), "the row says so already");
         self.head = Some(row);
     }
 
@@ -66,5 +67,23 @@ impl LogRows for MemoryLog {
 
     fn delete_checkpoints_after(&mut self, seq: Seq) {
         self.checkpoints.retain(|_, checkpoint| checkpoint.seq <= seq);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::tests::{events, hold};
+
+    #[test]
+    fn the_frames_after_a_seq_begin_with_the_one_that_holds_the_next_event() {
+        let log = events(9, 1);
+        let mut rows = MemoryLog::default();
+        hold(&mut rows, &log, 4, 6);
+        hold(&mut rows, &log, 7, 9);
+        for (after, skipped) in [(0, 0), (3, 0), (5, 0), (6, 1), (8, 1), (9, 2), (20, 2)] {
+            let found = rows.frames_after(Seq::new(after).unwrap());
+            assert_eq!(found, &rows.frames[skipped..], "{after}");
+        }
     }
 }
