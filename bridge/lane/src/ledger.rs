@@ -113,15 +113,8 @@ impl Ledger {
         }
     }
 
-    /// The authority shows less than SpacetimeDB durably holds. Unless a record is on its way, a bridge that no longer leads
-    /// has set the published seq back, so the ledger records it again.
-    pub(crate) fn shown_less(&mut self, now: Duration, stream_id: StreamId, than: Seq) {
-        if !self.is_recording(&stream_id) {
-            self.put(now, stream_id, than, false);
-        }
-    }
-
-    fn is_recording(&self, stream_id: &StreamId) -> bool {
+    /// Whether a record of a stream waits or is under way.
+    pub(crate) fn is_recording(&self, stream_id: &StreamId) -> bool {
         let writing = self.writing.as_ref();
         self.entries.contains_key(stream_id) || writing.is_some_and(|writing| writing.streams.contains(stream_id))
     }

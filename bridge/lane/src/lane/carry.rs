@@ -48,6 +48,7 @@ impl Lane {
         let mut effects = std::mem::take(&mut self.effects);
         self.streams.step(now, input, &mut effects);
         let mut drop_link = None;
+        let mut doubted = Vec::new();
         for effect in effects.drain(..) {
             match effect {
                 Effect::Append {
@@ -76,7 +77,11 @@ impl Lane {
                     base_chain,
                 }),
                 Effect::Advance { stream_id, seq } => self.ledger.advance(now, stream_id, seq),
-                Effect::ShownLess { stream_id, seq } => self.ledger.shown_less(now, stream_id, seq),
+                Effect::ShownLess(stream_id) => {
+                    if !self.ledger.is_recording(&stream_id) {
+                        doubted.push(stream_id);
+                    }
+                }
                 Effect::SetBack { stream_id, seq } => {
                     let told = stream_id.clone();
                     out.push(Command::Tell(Notice::SetBack {
@@ -96,6 +101,9 @@ impl Lane {
             }
         }
         self.effects = effects;
+        for stream_id in doubted {
+            self.feed(now, Input::Doubted(stream_id), out);
+        }
         if let Some(why) = drop_link {
             self.link_down(now, why, out);
         }

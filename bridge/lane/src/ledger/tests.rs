@@ -141,21 +141,6 @@ fn an_outdated_set_back_that_is_under_way_is_corrected() {
 }
 
 #[test]
-fn a_published_seq_that_another_bridge_set_back_is_recorded_again() {
-    let mut bench = Bench::new();
-    bench.ledger.advance(NOW, stream("a"), seq(9));
-    bench.ledger.shown_less(NOW, stream("a"), seq(8));
-    let (request, _, records) = bench.at(NOW + GATHER).unwrap();
-    assert_eq!(records, advance(&[("a", 9)]));
-    bench.ledger.shown_less(NOW + GATHER, stream("a"), seq(9));
-    bench.recorded(NOW + GATHER, request, Ok(Recorded::default()));
-    assert!(bench.ledger.is_empty(), "the look was older than the record");
-    bench.ledger.shown_less(NOW + GATHER, stream("a"), seq(9));
-    let (_, back, records) = bench.at(NOW + 2 * GATHER).unwrap();
-    assert_eq!((back, records), (false, advance(&[("a", 9)])));
-}
-
-#[test]
 fn a_stream_that_the_authority_refuses_is_found_and_retried_alone() {
     let mut bench = Bench::new();
     for name in ["a", "b", "bad", "d", "e"] {

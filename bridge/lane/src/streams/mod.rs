@@ -73,6 +73,8 @@ pub(crate) enum Input {
     Compared(StreamId, Finding),
     /// The ledger found that a stream cannot continue.
     Halt(StreamId, HaltReason),
+    /// The authority shows less of a stream than SpacetimeDB held, and no record is on its way.
+    Doubted(StreamId),
     /// Time has passed.
     Tick,
 }
@@ -113,9 +115,9 @@ pub(crate) enum Effect {
     },
     /// Record that SpacetimeDB durably holds the stream up to here.
     Advance { stream_id: StreamId, seq: Seq },
-    /// The authority shows less than SpacetimeDB durably holds, which is this. If no record of it is on its way, another bridge
-    /// has set the published seq back since.
-    ShownLess { stream_id: StreamId, seq: Seq },
+    /// The authority keeps showing less than SpacetimeDB durably held. If no record is on its way, another bridge has set the
+    /// published seq back: the streams want [`Input::Doubted`].
+    ShownLess(StreamId),
     /// Record that SpacetimeDB's log ends here, even if more was recorded as published.
     SetBack { stream_id: StreamId, seq: Seq },
     /// SpacetimeDB's log ends at the published seq. If the ledger is about to record another seq, that one is outdated.
@@ -222,6 +224,7 @@ impl Streams {
             Input::Lost(call, message) => self.lost(call, message, out),
             Input::Compared(stream_id, finding) => self.compared(now, stream_id, finding, out),
             Input::Halt(stream_id, reason) => self.halt(stream_id, reason, out),
+            Input::Doubted(stream_id) => self.doubted(stream_id, out),
             Input::Tick => self.wake(now, out),
         }
         if let Some(stream_id) = about {
@@ -238,7 +241,8 @@ impl Streams {
             Input::Page { stream_id, .. }
             | Input::PageFailed { stream_id, .. }
             | Input::Compared(stream_id, _)
-            | Input::Halt(stream_id, _) => Some(stream_id),
+            | Input::Halt(stream_id, _)
+            | Input::Doubted(stream_id) => Some(stream_id),
             Input::Acked(call) | Input::Refused(call, _) | Input::Lost(call, _) => self.calls.get(call),
             Input::LinkUp(_) | Input::LinkDown | Input::Anew | Input::Found { .. } | Input::Tick => None,
         }
@@ -345,12 +349,21 @@ impl Streams {
             stream
         });
         stream.found(&progress);
-        if let Some(seq) = stream.holds_more_than(&progress) {
-            let stream_id = stream_id.clone();
-            out.push(Effect::ShownLess { stream_id, seq });
+        if stream.is_shown_less_again(&progress) {
+            out.push(Effect::ShownLess(stream_id.clone()));
         }
         self.queue_to_read(&stream_id);
         self.count(&stream_id);
+    }
+
+    /// Another bridge has set a stream's published seq back. Whether it was right, SpacetimeDB says.
+    fn doubted(&mut self, stream_id: StreamId, out: &mut Vec<Effect>) {
+        if let Some(stream) = self.streams.get_mut(&stream_id)
+            && stream.is_at_rest()
+        {
+            stream.mode = Mode::Comparing;
+            out.push(Effect::Compare(stream_id));
+        }
     }
 
     /// Leaves a stream alone for a while. Each failure in a row doubles the rest.

@@ -121,6 +121,8 @@ pub(super) struct Stream {
     pub(super) failed_pages: u32,
     /// SpacetimeDB holds less than was published, and the authority's published seq may not show that yet.
     set_back: bool,
+    /// The published seq that the last look showed, if SpacetimeDB durably held more.
+    shown_less: Option<Seq>,
     pub(super) mode: Mode,
 }
 
@@ -141,6 +143,7 @@ impl Stream {
             attempts: 0,
             failed_pages: 0,
             set_back: false,
+            shown_less: None,
             mode: Mode::Flowing,
         }
     }
@@ -156,10 +159,17 @@ impl Stream {
         }
     }
 
-    /// What SpacetimeDB durably holds, if it is more than the authority shows.
-    pub(super) fn holds_more_than(&self, position: &StreamProgress) -> Option<Seq> {
-        let flows = matches!(self.mode, Mode::Flowing);
-        (flows && self.durable > position.published_seq).then_some(self.durable)
+    /// Whether two looks in a row show the same published seq, and SpacetimeDB durably held more. One look may be older than
+    /// the last record.
+    pub(super) fn is_shown_less_again(&mut self, position: &StreamProgress) -> bool {
+        let less = self.is_at_rest() && self.durable > position.published_seq;
+        let before = std::mem::replace(&mut self.shown_less, less.then_some(position.published_seq));
+        less && before == Some(position.published_seq)
+    }
+
+    /// Whether the stream flows, and nothing of it is under way.
+    pub(super) fn is_at_rest(&self) -> bool {
+        matches!(self.mode, Mode::Flowing) && !self.is_underway()
     }
 
     pub(super) fn wants_page(&self) -> bool {

@@ -174,18 +174,22 @@ fn a_comparison_that_fails_for_a_passing_reason_never_halts_its_stream() {
 }
 
 #[test]
-fn a_published_seq_below_what_spacetimedb_holds_is_told() {
+fn a_stream_whose_published_seq_stays_below_what_spacetimedb_held_is_compared() {
     let mut bench = Bench::new();
     bench.found("a", 0, 3);
     let sent = calls(&bench.page("a", vec![prepared(1, 3)]));
-    assert_eq!(bench.found("a", 0, 3), []);
+    for _ in 0..3 {
+        assert_eq!(bench.found("a", 0, 3), [], "the call is under way");
+    }
     bench.step(Input::Acked(sent[0].0));
-    let shown_less = Effect::ShownLess {
-        stream_id: stream("a"),
-        seq: seq(3),
-    };
-    assert_eq!(bench.found("a", 0, 3), [shown_less]);
-    assert_eq!(bench.found("a", 3, 3), []);
+    let shown_less = || [Effect::ShownLess(stream("a"))];
+    assert_eq!(bench.found("a", 0, 3), [], "the look may be older than the record");
+    assert_eq!(bench.found("a", 1, 3), [], "it moves");
+    assert_eq!(bench.found("a", 1, 3), shown_less());
+    assert_eq!(bench.step(Input::Doubted(stream("a"))), [Effect::Compare(stream("a"))]);
+    assert_eq!(bench.found("a", 1, 3), [], "one request is enough");
+    assert_eq!(bench.step(Input::Doubted(stream("a"))), []);
+    assert_eq!(advances(&bench.learned("a", Verdict::Ahead(seq(3)))), [3]);
 }
 
 #[test]
