@@ -8,3 +8,4 @@ mod command_line;
 mod lane;
 mod leftovers;
 mod reliability;
+mod trust;

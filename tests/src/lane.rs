@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use spacetime_sync_authority::Authority;
 use spacetime_sync_bindings::{DbConnection, append_sync_event};
-use spacetime_sync_ops::publish::{Bridge as BridgeProof, Request, Trust, publish};
+use spacetime_sync_ops::publish::{Bridge as BridgeProof, ROW_LIMIT, Request, Trust, publish};
 use spacetime_sync_ops::repair::Sides;
 use spacetime_sync_proto::access::AUDIENCE;
 use spacetime_sync_proto::{ChainHash, StreamId};
@@ -171,6 +171,7 @@ impl Lane {
             },
             wasm: Some(module_wasm()?),
             breaking,
+            row_limit: ROW_LIMIT,
         };
         publish(request).await?;
         Ok(())

@@ -32,7 +32,14 @@ pub struct Request {
     pub wasm: Option<Vec<u8>>,
     /// How much the publish may break.
     pub breaking: Breaking,
+    /// How many rows a query of anybody but the owner may scan; see [`ROW_LIMIT`].
+    pub row_limit: u64,
 }
+
+/// SpacetimeDB refuses a query or a subscription if it estimates that it scans more rows. Only a bound far above what a
+/// client of the lane asks for is safe: for a subscription to frames of one stream, the estimate counts the frames of all
+/// streams. This one stops joins of four of the engine's own tables, which hold the lane for minutes.
+pub const ROW_LIMIT: u64 = 20_000_000;
 
 /// How the bridge proves its identity.
 #[derive(Debug, Clone)]
@@ -177,6 +184,7 @@ async fn publish_as(request: Request, unused: &mut Vec<PathBuf>) -> Result<Repor
             .trust_issuer(&trust.issuer, &trust.audience, trust.sweep_every_ms)
             .await?;
     }
+    admin.set_row_limit(request.row_limit).await?;
     // Checks that this build can talk to the module. The answer also means that a power cut does not undo the publish.
     admin.check_contract().await?;
     let (held, holds) = (parts(before.as_ref()), parts(after.as_ref()));

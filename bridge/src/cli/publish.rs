@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
-use spacetime_sync_ops::publish::{Bridge, Request, Trust, build_module, publish};
+use spacetime_sync_ops::publish::{Bridge, ROW_LIMIT, Request, Trust, build_module, publish};
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 use spacetime_sync_proto::limit;
 use spacetime_sync_stdb::admin::Breaking;
@@ -19,6 +19,7 @@ const CONFIGURATION: &str = "\
 What is configured:
   Besides publishing, this calls two reducers of the module, as the owner. `configure` says which identity the bridge has,
   and sets the secret from which stream keys are derived. `trust_issuer`, with --issuer, says whose tokens open a session.
+  And it sets the engine's row_limit.
 
 After `spacetime publish`, the module runs but trusts nobody. Run this once with --configure-only, or call the reducers:
   spacetime call DATABASE configure '{\"__identity__\": \"0xBRIDGE\"}' '\"SECRET\"'
@@ -63,6 +64,10 @@ pub(crate) struct PublishArgs {
     /// Delete everything that the database holds. The bridge publishes all events again.
     #[arg(long, conflicts_with = "break_clients")]
     delete_data: bool,
+    /// How many rows a query or subscription of a client may scan, by SpacetimeDB's estimate. More than twice the frames
+    /// that SpacetimeDB holds, or clients cannot subscribe any more.
+    #[arg(long, default_value_t = ROW_LIMIT, value_parser = clap::value_parser!(u64).range(100_000..))]
+    row_limit: u64,
     /// Print the report as one JSON object.
     #[arg(long)]
     json: bool,
@@ -96,6 +101,7 @@ pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
         bridge,
         wasm,
         breaking,
+        row_limit: args.row_limit,
     })
     .await?;
     if args.json {

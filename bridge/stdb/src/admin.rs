@@ -140,6 +140,15 @@ impl Admin {
         Ok(())
     }
 
+    /// Sets how many rows a query of anybody but the owner may scan, by SpacetimeDB's estimate.
+    pub async fn set_row_limit(&self, rows: u64) -> Result<(), StdbError> {
+        let request = self
+            .request(Method::POST, "/sql")
+            .body(format!("SET row_limit = {rows}"));
+        let response = self.send("the row limit", request).await?;
+        self.success("the row limit", response).await.map(|_| ())
+    }
+
     /// The module's schema. `None` if the database does not exist.
     pub async fn schema(&self) -> Result<Option<Value>, StdbError> {
         let request = self.request(Method::GET, "/schema").query(&[("version", "9")]);
