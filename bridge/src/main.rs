@@ -49,6 +49,12 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+    /// Run a gate between clients and SpacetimeDB until SIGTERM. It reads the section [gate] alone.
+    Gate {
+        /// The configuration, in TOML. Every key can come from the environment instead: SPACETIME_SYNC__GATE__KEY.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -159,10 +165,12 @@ fn to_the_end<T: Send + 'static>(runtime: Runtime, work: impl Future<Output = T>
 async fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run { config } => run(cli::load(config)?).await,
+        Command::Gate { config } => cli::gate::run(config).await,
         Command::Config(ConfigCommand::Check { config }) => {
             let config = cli::load(config)?;
             config.spacetimedb.token()?;
             config.admin_token()?;
+            config.gate_token()?;
             config.open_issuer()?;
             cli::say(config.to_toml().trim_end())
         }
@@ -259,6 +267,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         status: status.clone(),
         desk,
         admin: config.admin_token()?.as_ref().map(http::AdminToken::new),
+        gate: config.gate_token()?.as_ref().map(http::AdminToken::new),
     };
     let (stop, stopping) = watch::channel(false);
     let listener = tokio::net::TcpListener::bind(config.http.listen)

@@ -13,6 +13,7 @@ use spacetime_sync_proto::access::{REVOKE_PATH, TOKEN_PATH, headers};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use sqlx::Connection as _;
 
+use crate::gate::GATE;
 use crate::port;
 use crate::postgres::{Cluster, Database};
 use crate::process::{Process, built};
@@ -81,6 +82,7 @@ impl Keys {
         let path = |name: &str| self.folder.join(name).display().to_string();
         vec![
             ("http.admin_token", ADMIN.to_owned()),
+            ("http.gate_token", GATE.to_owned()),
             ("issuer.url", issuer.to_owned()),
             ("issuer.keys_dir", path("keys")),
             ("issuer.keys_reload_ms", "100".to_owned()),

@@ -25,6 +25,7 @@ use sqlx::Connection as _;
 use tokio::sync::oneshot;
 
 use crate::follower::{Credential, Follower};
+use crate::gate::{Gate, GateOptions};
 use crate::issuing::Keys;
 use crate::port;
 use crate::postgres::{Cluster, Database};
@@ -215,6 +216,22 @@ impl Lane {
             process,
             http: format!("http://{http}"),
         })
+    }
+
+    /// Starts a gate for a lane with tokens.
+    pub fn gate(&self, set: &[(&'static str, String)]) -> anyhow::Result<Gate> {
+        let tokens = self.tokens.as_ref().context("this lane does not use tokens")?;
+        self.gate_with(&GateOptions {
+            issuer: tokens.url(),
+            set: set.to_vec(),
+            ..GateOptions::default()
+        })
+    }
+
+    /// Starts a gate with options.
+    pub fn gate_with(&self, options: &GateOptions) -> anyhow::Result<Gate> {
+        let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Gate::start(self, options, &self.path(&format!("gate-{number}.log")))
     }
 
     /// The configuration of a bridge that listens on `http`, as environment variables.

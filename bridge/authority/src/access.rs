@@ -201,6 +201,22 @@ impl Authority {
             .await
     }
 
+    /// The sessions that were revoked within the last `seconds`.
+    pub async fn recent_revocations(&self, seconds: f64) -> Result<Vec<Label>, AuthorityError> {
+        self.connections
+            .run("recent_revocations", async |connection| {
+                let found: Vec<String> = sqlx::query_scalar(
+                    "select session_id from runtime.sync_sessions
+                     where revoked_at > clock_timestamp() - make_interval(secs => $1)",
+                )
+                .bind(seconds)
+                .fetch_all(connection)
+                .await?;
+                found.iter().map(|text| label(text)).collect()
+            })
+            .await
+    }
+
     /// Records that SpacetimeDB has taken the revocation of these sessions.
     pub async fn revocations_delivered(&self, session_ids: &[Label]) -> Result<(), AuthorityError> {
         let ids: Vec<&str> = session_ids.iter().map(Label::as_str).collect();

@@ -109,6 +109,12 @@ impl Issuer {
         Ok(Revoked { delivered, unknown })
     }
 
+    /// The sessions that were revoked while any of their tokens may still be valid.
+    pub async fn recently_revoked(&self) -> Result<Vec<Label>, Denial> {
+        let authority = self.authority()?;
+        self.ask(authority.recent_revocations(RECENT.as_secs_f64())).await
+    }
+
     /// Tells the module what it has not taken yet, as long as the process runs.
     pub async fn tell_revocations(&self, messenger: Messenger) {
         let mut rest = LOOK;

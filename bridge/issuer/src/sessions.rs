@@ -6,6 +6,7 @@
 mod jwks;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use p256::elliptic_curve::sec1::ToEncodedPoint as _;
 use p256::pkcs8::DecodePublicKey as _;
@@ -135,6 +136,29 @@ impl SessionVerifier {
             device_id: claims.device_id,
             expires_at: claims.exp,
         })
+    }
+}
+
+/// Verifies sync tokens where the issuer itself does not run: by the keys that it publishes.
+#[derive(Debug)]
+pub struct TokenVerifier(RemoteKeys);
+
+/// The shortest time between two requests for the keys. Short, because whoever verifies tokens may start before the
+/// issuer does.
+const KEYS_PAUSE: Duration = Duration::from_secs(2);
+
+impl TokenVerifier {
+    /// Verifies by the keys at a url.
+    pub fn new(keys_url: &str) -> Self {
+        Self(RemoteKeys::with_pause(keys_url, KEYS_PAUSE))
+    }
+
+    /// The claims of a token that the issuer signed.
+    pub async fn claims(&self, token: &str) -> Result<Vec<u8>, Denial> {
+        let jws = Jws::parse(token).map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
+        let key = self.0.key(jws.kid.as_deref(), jws.algorithm()).await?;
+        let claims = key.and_then(|key| jws.verified(&key).map(<[u8]>::to_vec));
+        claims.ok_or_else(|| Denial::new(RefusalCode::InvalidToken, "the token is not signed by the issuer"))
     }
 }
 

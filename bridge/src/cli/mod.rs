@@ -1,5 +1,6 @@
 //! The commands of `spacetime-sync`, except `run`.
 
+pub(crate) mod gate;
 pub(crate) mod keys;
 pub(crate) mod parity;
 pub(crate) mod publish;

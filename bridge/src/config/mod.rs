@@ -16,6 +16,7 @@ use spacetime_sync_proto::access::Compatibility;
 use spacetime_sync_proto::{Secret, limit};
 
 use spacetime_sync_authority::settings::AuthorityConfig;
+use spacetime_sync_gate::settings::GateConfig;
 use spacetime_sync_issuer::settings::{self, BadSetting, HistoryConfig, IssuerConfig, SessionsConfig};
 use spacetime_sync_issuer::{Issuer, IssuerError};
 use spacetime_sync_lane::Limits;
@@ -33,8 +34,8 @@ const NEARLY_ENV_PREFIX: &str = "SPACETIME_SYNC_";
 /// An example configuration: every key with its default and its meaning.
 pub const EXAMPLE: &str = include_str!("example.toml");
 
-/// The shortest admin credential, in bytes, so that nobody can guess it.
-const ADMIN_TOKEN_BYTES: usize = 16;
+/// The shortest credential of an admin or a gate, in bytes, so that nobody can guess it.
+const CREDENTIAL_BYTES: usize = 16;
 
 /// The whole configuration of `spacetime-sync run`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -66,7 +67,30 @@ pub struct Config {
     /// Which clients the bridge and the module serve.
     #[serde(default)]
     pub compatibility: Compatibility,
+    /// The gate before SpacetimeDB, a process of its own: `spacetime-sync gate`.
+    pub gate: Option<GateConfig>,
 }
+
+/// What `spacetime-sync gate` reads of the configuration.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfTheGate {
+    gate: GateConfig,
+}
+
+/// The sections that are not the gate's.
+const OTHER_SECTIONS: [&str; 10] = [
+    "authority",
+    "spacetimedb",
+    "http",
+    "bridge",
+    "limits",
+    "retention",
+    "issuer",
+    "sessions",
+    "history",
+    "compatibility",
+];
 
 /// `[http]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -80,6 +104,10 @@ pub struct HttpConfig {
     pub admin_token: Option<Secret>,
     /// File that holds this credential.
     pub admin_token_file: Option<PathBuf>,
+    /// The credential with which a gate may ask which sessions were revoked, and nothing else.
+    pub gate_token: Option<Secret>,
+    /// File that holds this credential.
+    pub gate_token_file: Option<PathBuf>,
 }
 
 /// `[bridge]`
@@ -132,6 +160,8 @@ impl Default for HttpConfig {
             behind_proxy: false,
             admin_token: None,
             admin_token_file: None,
+            gate_token: None,
+            gate_token_file: None,
         }
     }
 }
@@ -207,6 +237,15 @@ pub enum ConfigError {
     },
 }
 
+impl From<spacetime_sync_gate::settings::BadSetting> for ConfigError {
+    fn from(bad: spacetime_sync_gate::settings::BadSetting) -> Self {
+        Self::Value {
+            key: bad.key,
+            message: bad.message,
+        }
+    }
+}
+
 impl From<BadSetting> for ConfigError {
     fn from(BadSetting { key, message }: BadSetting) -> Self {
         Self::Value { key, message }
@@ -216,55 +255,25 @@ impl From<BadSetting> for ConfigError {
 impl Config {
     /// Reads the file, if there is one, then the environment, and checks everything.
     pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let mut sources = Sources::default();
-        let mut tree = toml::Table::new();
-        if let Some(path) = path {
-            let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-                path: path.to_owned(),
-                source,
-            })?;
-            // The error shows the position and the message, but not the line itself, which may hold a secret.
-            tree = toml::from_str(&text).map_err(|error| {
-                let line = error.span().map_or(1, |span| line_at(&text, span.start));
-                ConfigError::Malformed {
-                    origin: format!("{}:{line}", path.display()),
-                    message: format!("expected TOML: {}", error.message()),
-                }
-            })?;
-            sources.file = Some((path, text));
-        }
-        for (variable, value) in environment {
-            if let Some(key) = variable.strip_prefix(ENV_PREFIX) {
-                let key = overlay(&mut tree, &variable, key, value)?;
-                sources.variables.insert(key, variable);
-            } else if let Some(rest) = variable.strip_prefix(NEARLY_ENV_PREFIX) {
-                tracing::warn!(
-                    "{variable} sets nothing: names of keys have two underscores, as in {ENV_PREFIX}{}",
-                    rest.replacen('_', "__", 1)
-                );
-            }
-        }
-        let config: Self = serde_path_to_error::deserialize(toml::Value::Table(tree)).map_err(|error| {
-            let key = error.path().to_string();
-            ConfigError::Key {
-                place: sources.place(&key),
-                message: error.into_inner().message().to_owned(),
-                key: if key == "." {
-                    "the configuration".to_owned()
-                } else {
-                    key
-                },
-            }
-        })?;
-        config.check().map_err(|error| match error {
-            ConfigError::Value { key, message } => ConfigError::Key {
-                place: sources.place(key),
-                key: key.to_owned(),
-                message,
-            },
-            other => other,
-        })?;
+        let (tree, sources) = read(path, environment)?;
+        let config: Self = sources.parse(tree)?;
+        config.check().map_err(|error| sources.locate(error))?;
         Ok(config)
+    }
+
+    /// Reads the section `[gate]` alone. The other sections may be there, and their values do not matter.
+    pub fn load_gate(
+        path: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<GateConfig, ConfigError> {
+        let (mut tree, sources) = read(path, environment)?;
+        for section in OTHER_SECTIONS {
+            tree.remove(section);
+        }
+        let OfTheGate { gate } = sources.parse(tree)?;
+        let checked = gate.check().map_err(ConfigError::from);
+        checked.map_err(|error| sources.locate(error))?;
+        Ok(gate)
     }
 
     /// All keys with their values, in TOML, without secrets.
@@ -312,6 +321,15 @@ impl Config {
                 "expected this or http.admin_token_file, found both".to_owned(),
             );
         }
+        if self.http.gate_token.is_some() && self.http.gate_token_file.is_some() {
+            return value(
+                "http.gate_token",
+                "expected this or http.gate_token_file, found both".to_owned(),
+            );
+        }
+        if let Some(gate) = &self.gate {
+            gate.check()?;
+        }
         settings::check(self.issuer.as_ref(), self.sessions.as_ref())?;
         self.history.check()?;
         let limits = &self.limits;
@@ -353,21 +371,20 @@ impl Config {
 
     /// The admin credential of the HTTP side. `None` means that nobody is an admin.
     pub fn admin_token(&self) -> Result<Option<Secret>, ConfigError> {
-        let token = match (&self.http.admin_token, &self.http.admin_token_file) {
-            (Some(token), _) => token.clone(),
-            (None, Some(path)) => read_token(path)?,
-            (None, None) => return Ok(None),
-        };
-        if token.expose().len() < ADMIN_TOKEN_BYTES {
-            return Err(ConfigError::Value {
-                key: "http.admin_token",
-                message: format!(
-                    "expected at least {ADMIN_TOKEN_BYTES} characters, found {}",
-                    token.expose().len()
-                ),
-            });
-        }
-        Ok(Some(token))
+        credential(
+            "http.admin_token",
+            self.http.admin_token.as_ref(),
+            self.http.admin_token_file.as_deref(),
+        )
+    }
+
+    /// The credential of the gates. `None` means that a gate needs the admin's.
+    pub fn gate_token(&self) -> Result<Option<Secret>, ConfigError> {
+        credential(
+            "http.gate_token",
+            self.http.gate_token.as_ref(),
+            self.http.gate_token_file.as_deref(),
+        )
     }
 
     /// Opens the issuer, if the configuration has one.
@@ -412,6 +429,67 @@ impl BridgeConfig {
     pub fn stall_after(&self) -> Duration {
         Duration::from_millis(self.stall_after_ms)
     }
+}
+
+/// The credential that a gate shows to the bridge.
+pub fn gate_credential(gate: &GateConfig) -> Result<Secret, ConfigError> {
+    let (token, file) = (gate.bridge_token.as_ref(), gate.bridge_token_file.as_deref());
+    let missing = || ConfigError::Value {
+        key: "gate.bridge_token_file",
+        message: "expected this or gate.bridge_token, found neither".to_owned(),
+    };
+    credential("gate.bridge_token", token, file)?.ok_or_else(missing)
+}
+
+/// A credential, from the configuration or from its file.
+fn credential(key: &'static str, token: Option<&Secret>, file: Option<&Path>) -> Result<Option<Secret>, ConfigError> {
+    let token = match (token, file) {
+        (Some(token), _) => token.clone(),
+        (None, Some(path)) => read_token(path)?,
+        (None, None) => return Ok(None),
+    };
+    let length = token.expose().len();
+    if length < CREDENTIAL_BYTES {
+        let message = format!("expected at least {CREDENTIAL_BYTES} characters, found {length}");
+        return Err(ConfigError::Value { key, message });
+    }
+    Ok(Some(token))
+}
+
+/// Reads the file, if there is one, then the environment.
+fn read(
+    path: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<(toml::Table, Sources<'_>), ConfigError> {
+    let mut sources = Sources::default();
+    let mut tree = toml::Table::new();
+    if let Some(path) = path {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        // The error shows the position and the message, but not the line itself, which may hold a secret.
+        tree = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(1, |span| line_at(&text, span.start));
+            ConfigError::Malformed {
+                origin: format!("{}:{line}", path.display()),
+                message: format!("expected TOML: {}", error.message()),
+            }
+        })?;
+        sources.file = Some((path, text));
+    }
+    for (variable, value) in environment {
+        if let Some(key) = variable.strip_prefix(ENV_PREFIX) {
+            let key = overlay(&mut tree, &variable, key, value)?;
+            sources.variables.insert(key, variable);
+        } else if let Some(rest) = variable.strip_prefix(NEARLY_ENV_PREFIX) {
+            tracing::warn!(
+                "{variable} sets nothing: names of keys have two underscores, as in {ENV_PREFIX}{}",
+                rest.replacen('_', "__", 1)
+            );
+        }
+    }
+    Ok((tree, sources))
 }
 
 /// Sets the key `a.b` for `A__B`, and returns it. A value that looks like a number or a boolean becomes one; every other value

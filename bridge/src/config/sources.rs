@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
+
+use super::ConfigError;
 
 /// The file, and the variables that override it.
 #[derive(Debug, Default)]
@@ -15,6 +18,34 @@ pub(super) struct Sources<'a> {
 }
 
 impl Sources<'_> {
+    /// Reads a tree as the configuration, or as a part of it.
+    pub(super) fn parse<T: DeserializeOwned>(&self, tree: toml::Table) -> Result<T, ConfigError> {
+        serde_path_to_error::deserialize(toml::Value::Table(tree)).map_err(|error| {
+            let key = error.path().to_string();
+            ConfigError::Key {
+                place: self.place(&key),
+                message: error.into_inner().message().to_owned(),
+                key: if key == "." {
+                    "the configuration".to_owned()
+                } else {
+                    key
+                },
+            }
+        })
+    }
+
+    /// Adds to an error where its key is set.
+    pub(super) fn locate(&self, error: ConfigError) -> ConfigError {
+        match error {
+            ConfigError::Value { key, message } => ConfigError::Key {
+                place: self.place(key),
+                key: key.to_owned(),
+                message,
+            },
+            other => other,
+        }
+    }
+
     /// The place where a key is set, or should be.
     pub(super) fn place(&self, key: &str) -> String {
         match (self.variables.get(key), &self.file) {

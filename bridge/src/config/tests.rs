@@ -273,3 +273,55 @@ fn no_secret_is_printed() {
     assert!(!printed.contains("hunter"), "{printed}");
     assert!(printed.contains("admin_token = \"(secret)\""), "{printed}");
 }
+
+const GATE: &str = r#"
+    [gate]
+    spacetimedb_uri = "http://127.0.0.1:3000"
+    database = "lane"
+    issuer = "https://lane.example/sync"
+    bridge_token = "a-credential-of-the-gate"
+"#;
+
+fn load_gate(text: &str) -> Result<GateConfig, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("gate.toml");
+    std::fs::write(&path, text).unwrap();
+    Config::load_gate(Some(&path), std::iter::empty()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_gate_needs_its_own_section_and_no_other() {
+    let alone = load_gate(GATE).unwrap();
+    assert_eq!(alone.bridge_url(), "https://lane.example/sync");
+    assert_eq!(alone.keys_url(), "https://lane.example/sync/.well-known/jwks.json");
+    assert_eq!(gate_credential(&alone).unwrap().expose(), "a-credential-of-the-gate");
+    // In the file of a bridge, what the bridge says does not matter to the gate.
+    assert!(load_gate(&format!("{FILE}{ACCESS}{GATE}")).is_ok());
+    assert!(load(&format!("{FILE}{ACCESS}{GATE}"), &[]).unwrap().gate.is_some());
+    for (text, expected) in [
+        (FILE.to_owned(), "missing field `gate`"),
+        (format!("{GATE}\n[gates]\na = 1"), "unknown field `gates`"),
+        (GATE.replace("database", "databse"), "unknown field `databse`"),
+        (
+            GATE.replace("\"lane\"", "\"a/b\""),
+            "gate.toml:4: gate.database: expected the name of a database",
+        ),
+        (
+            GATE.replace("bridge_token", "# "),
+            "gate.bridge_token_file: expected this or gate.bridge_token, found neither",
+        ),
+        (GATE.replace("https://", "wss://"), "gate.issuer: expected http://"),
+        (
+            format!("{GATE}\nslow_after_ms = 1"),
+            "gate.slow_after_ms: expected 100 to 600000, found 1",
+        ),
+    ] {
+        let error = load_gate(&text).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = load(&format!("{FILE}{}", GATE.replace("https://", "wss://")), &[]).unwrap_err();
+    assert!(error.contains("gate.issuer"), "{error}");
+    let short = load_gate(&GATE.replace("a-credential-of-the-gate", "hunter2")).unwrap();
+    let error = gate_credential(&short).unwrap_err().to_string();
+    assert!(error.contains("at least 16") && !error.contains("hunter2"), "{error}");
+}

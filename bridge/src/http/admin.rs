@@ -8,6 +8,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use spacetime_sync_issuer::denial::Denial;
 use spacetime_sync_issuer::http::refusal::refuse;
+use spacetime_sync_proto::access::REVOKED_PATH;
 use spacetime_sync_proto::{RefusalCode, Secret};
 use subtle::ConstantTimeEq as _;
 
@@ -47,17 +48,18 @@ fn hash(bytes: &[u8]) -> [u8; 32] {
     hash
 }
 
-/// Lets only an admin in. If the configuration has no admin credential, nobody is an admin, but the metrics are open.
+/// Lets only an admin in, and a gate to the one route that is for gates. If the configuration has no admin credential, nobody is an admin, but the metrics are open.
 pub(super) async fn guard(State(side): State<Arc<Side>>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let guarded = path == GUARDED || path.strip_prefix(GUARDED).is_some_and(|rest| rest.starts_with('/'));
     let open = !guarded || (path == METRICS_PATH && side.admin.is_none());
     let authorization = request.headers().get(header::AUTHORIZATION);
-    let admin = match (&side.admin, authorization) {
-        (Some(admin), Some(value)) => admin.is(value.as_bytes()),
+    let is = |known: &Option<AdminToken>| match (known, authorization) {
+        (Some(known), Some(value)) => known.is(value.as_bytes()),
         _ => false,
     };
-    if open || admin {
+    let gate = path == REVOKED_PATH && is(&side.gate);
+    if open || is(&side.admin) || gate {
         return next.run(request).await;
     }
     let denial = Denial::new(

@@ -36,6 +36,8 @@ pub struct Side {
     pub desk: Option<Arc<Desk>>,
     /// The admin credential. `None` if nobody is an admin.
     pub admin: Option<AdminToken>,
+    /// The credential of the gates. `None` if a gate needs the admin's.
+    pub gate: Option<AdminToken>,
 }
 
 /// The routes.

@@ -16,5 +16,7 @@ pub use compatibility::{ClientVersion, Compatibility, Incompatible, headers};
 pub use issuer::check_issuer_url;
 pub use pattern::{InvalidPattern, StreamPattern};
 pub use scope::{Scope, UnknownScope};
-pub use token::{RETIRED_ROUTES, REVOKE_PATH, TOKEN_PATH, TTL_SECONDS, TokenRefusal, TokenRequest, TokenResponse};
+pub use token::{
+    RETIRED_ROUTES, REVOKE_PATH, REVOKED_PATH, TOKEN_PATH, TTL_SECONDS, TokenRefusal, TokenRequest, TokenResponse,
+};
 pub use topic::Topic;

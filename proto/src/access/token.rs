@@ -12,6 +12,8 @@ use crate::refusal::RefusalCode;
 pub const TOKEN_PATH: &str = "/api/sync/token";
 /// Where an operator revokes a session.
 pub const REVOKE_PATH: &str = "/internal/v1/sync/sessions/revoke";
+/// Where a gate asks which sessions were revoked.
+pub const REVOKED_PATH: &str = "/internal/v1/sync/sessions/revoked";
 /// Routes of earlier versions. They answer 404, always with the same body.
 pub const RETIRED_ROUTES: &[&str] = &["/api/spacetime/token", "/api/khala/token"];
 /// How long a token may be valid.

@@ -13,7 +13,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
-use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH, TOKEN_PATH};
+use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH, REVOKED_PATH, TOKEN_PATH};
 use tower_http::compression::CompressionLayer;
 
 use crate::Issuer;
@@ -37,8 +37,8 @@ pub struct Desk {
     pub behind_proxy: bool,
 }
 
-/// The routes. Without a desk they answer that this bridge issues no tokens. The caller must guard the route that
-/// revokes sessions.
+/// The routes. Without a desk they answer that this bridge issues no tokens. The caller must guard the routes
+/// of revocations.
 pub fn router(desk: Option<Arc<Desk>>) -> Router {
     let log = Router::new()
         .route(history::EVENTS_PATH, get(history::events))
@@ -49,7 +49,8 @@ pub fn router(desk: Option<Arc<Desk>>) -> Router {
         .route(discovery::DOCUMENT_PATH, get(discovery::document))
         .route(discovery::KEYS_PATH, get(discovery::keys))
         .route(TOKEN_PATH, post(token::token).fallback(no_such_method))
-        .route(REVOKE_PATH, post(revocation::revoke).fallback(no_such_method));
+        .route(REVOKE_PATH, post(revocation::revoke).fallback(no_such_method))
+        .route(REVOKED_PATH, get(revocation::revoked));
     for route in RETIRED_ROUTES {
         router = router.route(route, any(not_found));
     }

@@ -1,4 +1,4 @@
-//! The route on which an admin revokes sessions.
+//! The routes on which an admin revokes sessions and a gate hears of it.
 
 use std::sync::Arc;
 
@@ -45,6 +45,17 @@ pub(super) async fn revoke(State(desk): State<Option<Arc<Desk>>>, body: Bytes) -
         Ok(Revoked { delivered, unknown }) => {
             Json(json!({ "revoked": session_ids, "delivered": delivered, "unknown": unknown })).into_response()
         }
+        Err(denial) => refuse(&denial),
+    }
+}
+
+/// The sessions that were revoked lately, for a gate: the whole list each time.
+pub(super) async fn revoked(State(desk): State<Option<Arc<Desk>>>) -> Response {
+    let Some(desk) = desk else {
+        return refuse(&Denial::unavailable("this bridge issues no tokens"));
+    };
+    match desk.issuer.recently_revoked().await {
+        Ok(revoked) => Json(json!({ "revoked": revoked })).into_response(),
         Err(denial) => refuse(&denial),
     }
 }

@@ -34,6 +34,7 @@ pub(super) struct RemoteKeys(Arc<Remote>);
 #[derive(Debug)]
 struct Remote {
     url: String,
+    pause: Duration,
     http: reqwest::Client,
     held: RwLock<Option<Arc<Held>>>,
     /// When the url was last asked, and whether it answered. The holder of the lock asks.
@@ -66,12 +67,18 @@ impl Held {
 
 impl RemoteKeys {
     pub(super) fn new(url: &str) -> Self {
+        Self::with_pause(url, PAUSE)
+    }
+
+    /// Keys that are asked for again after another pause.
+    pub(super) fn with_pause(url: &str, pause: Duration) -> Self {
         let http = reqwest::Client::builder()
             .timeout(FETCH_LIMIT)
             .redirect(reqwest::redirect::Policy::none())
             .build();
         Self(Arc::new(Remote {
             url: url.to_owned(),
+            pause,
             // The options are constants, so this fails only where no client can be made at all.
             http: http.expect("a client whose options are constants"),
             held: RwLock::default(),
@@ -97,7 +104,7 @@ impl RemoteKeys {
             Some(Some(key)) => Ok(Some(key)),
             Some(None) if answered => Ok(None),
             _ => Err(Denial::unavailable(
-                "the keys of the sessions' issuer are not available at the moment",
+                "the keys of the issuer are not available at the moment",
             )),
         }
     }
@@ -113,7 +120,7 @@ impl Remote {
     async fn refresh(&self) -> bool {
         let mut asked = self.asked.lock().await;
         if let Some((at, answered)) = *asked
-            && at.elapsed() < PAUSE
+            && at.elapsed() < self.pause
         {
             return answered;
         }
@@ -121,11 +128,7 @@ impl Remote {
         *asked = Some((Instant::now(), fetched.is_ok()));
         match fetched {
             Ok(keys) => {
-                tracing::info!(
-                    url = self.url,
-                    keys = keys.len(),
-                    "fetched the keys of the sessions' issuer"
-                );
+                tracing::info!(url = self.url, keys = keys.len(), "fetched the keys of an issuer");
                 let held = Held {
                     keys,
                     at: Instant::now(),
@@ -134,7 +137,7 @@ impl Remote {
                 true
             }
             Err(why) => {
-                tracing::warn!(url = self.url, why, "cannot fetch the keys of the sessions' issuer");
+                tracing::warn!(url = self.url, why, "cannot fetch the keys of an issuer");
                 false
             }
         }

@@ -101,6 +101,7 @@ impl Requests {
             status: Arc::new(Status::new(Duration::from_secs(10))),
             desk: Some(Arc::new(desk)),
             admin: Some(AdminToken::new(&Secret::from(ADMIN.to_owned()))),
+            gate: None,
         };
         Ok(Self {
             router: router(side),

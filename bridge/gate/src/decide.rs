@@ -1,0 +1,308 @@
+//! Judges what a client says on one connection: what passes, in which words, and what ends the connection.
+
+use std::collections::HashMap;
+
+use spacetime_sync_proto::{Refusal, RefusalCode};
+use spacetimedb_client_api_messages::websocket::v2::{
+    CallProcedure, CallReducer, ClientMessage, Subscribe, Unsubscribe,
+};
+use spacetimedb_lib::bsatn;
+
+use crate::query::Query;
+
+/// The reducers of a client of the lane.
+const REDUCERS: [&str; 2] = ["ack_checkpoint", "upsert_presence"];
+/// The procedures of a client of the lane.
+const PROCEDURES: [&str; 1] = ["read_events"];
+
+/// How much one connection may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The most subscriptions.
+    pub subscriptions: usize,
+    /// The most subscriptions of one stream. A client holds two while it renews one.
+    pub stream_subscriptions: usize,
+}
+
+/// A message that passes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pass {
+    /// What it asks for.
+    pub kind: Kind,
+    /// The message, written anew.
+    pub message: Vec<u8>,
+}
+
+/// What a message asks for. Each kind has a rate of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A reducer, the end of a subscription, or a sign of life.
+    Call,
+    /// A page of the log.
+    Read,
+    /// A subscription.
+    Subscribe,
+}
+
+/// What no client of the lane says. It ends the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Breach {
+    /// The bytes are no message of the protocol.
+    #[error("expected a message of v2.bsatn.spacetimedb")]
+    Malformed,
+    /// A message is longer than any of a client's.
+    #[error("the message is too long")]
+    TooLong,
+    /// A query that is no subscription of the lane.
+    #[error("only the lane's own subscriptions pass")]
+    ForeignQuery,
+    /// A query outside a subscription.
+    #[error("no SQL passes")]
+    OneOffQuery,
+    /// A reducer or procedure that is none of a client's.
+    #[error("only the calls of a client of the lane pass")]
+    ForeignCall,
+    /// More subscriptions than a connection may hold.
+    #[error("too many subscriptions")]
+    TooManySubscriptions,
+    /// The id of a subscription that exists, or the end of one that does not.
+    #[error("the id of the subscription is wrong")]
+    WrongId,
+}
+
+impl Breach {
+    /// The breach as the client is told.
+    pub fn refusal(self) -> Refusal {
+        let code = match self {
+            Self::Malformed | Self::TooLong | Self::WrongId => RefusalCode::InvalidRequest,
+            Self::ForeignQuery | Self::OneOffQuery | Self::ForeignCall => RefusalCode::Forbidden,
+            Self::TooManySubscriptions => RefusalCode::RateLimited,
+        };
+        Refusal::new(code, self.to_string())
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Connection {
+    identity: String,
+    limits: Limits,
+    /// The subscriptions by their ids, and the stream of each, if it is one of frames.
+    subscriptions: HashMap<u32, Option<u64>>,
+    by_stream: HashMap<u64, usize>,
+}
+
+impl Connection {
+    /// A connection of the session with this identity, in hex.
+    pub fn new(identity: String, limits: Limits) -> Self {
+        Self {
+            identity,
+            limits,
+            subscriptions: HashMap::new(),
+            by_stream: HashMap::new(),
+        }
+    }
+
+    /// Judges a message.
+    pub fn decide(&mut self, message: &[u8]) -> Result<Pass, Breach> {
+        let message: ClientMessage = bsatn::from_slice(message).map_err(|_| Breach::Malformed)?;
+        let kind = match &message {
+            ClientMessage::Subscribe(subscribe) => return self.subscribe(subscribe),
+            ClientMessage::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe)?,
+            ClientMessage::OneOffQuery(_) => return Err(Breach::OneOffQuery),
+            ClientMessage::CallReducer(CallReducer { reducer, .. }) => {
+                known(&REDUCERS, reducer)?;
+                Kind::Call
+            }
+            ClientMessage::CallProcedure(CallProcedure { procedure, .. }) => {
+                known(&PROCEDURES, procedure)?;
+                Kind::Read
+            }
+        };
+        pass(kind, &message)
+    }
+
+    fn subscribe(&mut self, subscribe: &Subscribe) -> Result<Pass, Breach> {
+        // Our client asks for one query at a time.
+        let [text] = &*subscribe.query_strings else {
+            return Err(Breach::ForeignQuery);
+        };
+        let query = Query::parse(text).ok_or(Breach::ForeignQuery)?;
+        let stream_key = match &query {
+            Query::Grants(identity) if *identity != self.identity => return Err(Breach::ForeignQuery),
+            Query::Contract | Query::Presence | Query::Grants(_) => None,
+            Query::Frames(frames) => Some(frames.stream_key),
+        };
+        let id = subscribe.query_set_id.id;
+        if self.subscriptions.contains_key(&id) {
+            return Err(Breach::WrongId);
+        }
+        if self.subscriptions.len() >= self.limits.subscriptions {
+            return Err(Breach::TooManySubscriptions);
+        }
+        if let Some(stream_key) = stream_key {
+            let of_stream = self.by_stream.entry(stream_key).or_default();
+            if *of_stream >= self.limits.stream_subscriptions {
+                return Err(Breach::TooManySubscriptions);
+            }
+            *of_stream += 1;
+        }
+        self.subscriptions.insert(id, stream_key);
+        let written = Subscribe {
+            request_id: subscribe.request_id,
+            query_set_id: subscribe.query_set_id,
+            query_strings: Box::new([query.to_string().into()]),
+        };
+        pass(Kind::Subscribe, &ClientMessage::Subscribe(written))
+    }
+
+    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) -> Result<Kind, Breach> {
+        let ended = self.subscriptions.remove(&unsubscribe.query_set_id.id);
+        if let Some(stream_key) = ended.ok_or(Breach::WrongId)?
+            && let Some(of_stream) = self.by_stream.get_mut(&stream_key)
+        {
+            *of_stream -= 1;
+            if *of_stream == 0 {
+                self.by_stream.remove(&stream_key);
+            }
+        }
+        Ok(Kind::Call)
+    }
+}
+
+fn known(names: &[&str], name: &str) -> Result<(), Breach> {
+    names.contains(&name).then_some(()).ok_or(Breach::ForeignCall)
+}
+
+fn pass(kind: Kind, message: &ClientMessage) -> Result<Pass, Breach> {
+    let message = bsatn::to_vec(message).map_err(|_| Breach::Malformed)?;
+    Ok(Pass { kind, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use spacetimedb_client_api_messages::websocket::v2::{
+        CallProcedureFlags, CallReducerFlags, OneOffQuery, QuerySetId, UnsubscribeFlags,
+    };
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        subscriptions: 5,
+        stream_subscriptions: 2,
+    };
+
+    fn connection() -> Connection {
+        Connection::new("c2".repeat(32), LIMITS)
+    }
+
+    fn bytes(message: ClientMessage) -> Vec<u8> {
+        bsatn::to_vec(&message).unwrap()
+    }
+
+    fn subscribe(id: u32, queries: &[&str]) -> Vec<u8> {
+        bytes(ClientMessage::Subscribe(Subscribe {
+            request_id: id,
+            query_set_id: QuerySetId { id },
+            query_strings: queries.iter().map(|text| Box::from(*text)).collect(),
+        }))
+    }
+
+    fn unsubscribe(id: u32) -> Vec<u8> {
+        bytes(ClientMessage::Unsubscribe(Unsubscribe {
+            request_id: id,
+            query_set_id: QuerySetId { id },
+            flags: UnsubscribeFlags::SendDroppedRows,
+        }))
+    }
+
+    fn reducer(name: &str) -> Vec<u8> {
+        bytes(ClientMessage::CallReducer(CallReducer {
+            request_id: 1,
+            flags: CallReducerFlags::Default,
+            reducer: name.into(),
+            args: vec![1, 2, 3].into(),
+        }))
+    }
+
+    fn procedure(name: &str) -> Vec<u8> {
+        bytes(ClientMessage::CallProcedure(CallProcedure {
+            request_id: 1,
+            flags: CallProcedureFlags::Default,
+            procedure: name.into(),
+            args: vec![1, 2, 3].into(),
+        }))
+    }
+
+    fn frames(stream_key: u64) -> String {
+        format!(
+            "SELECT * FROM sync_event WHERE stream_key = {stream_key} AND last_seq > 0 AND last_seq <= 1099 AND \
+             first_seq <= 100"
+        )
+    }
+
+    #[test]
+    fn what_a_client_says_passes_word_for_word() {
+        let mut connection = connection();
+        let grants = format!("SELECT * FROM stream_grant WHERE identity = 0x{}", "c2".repeat(32));
+        for (message, kind) in [
+            (subscribe(1, &["SELECT * FROM sync_contract"]), Kind::Subscribe),
+            (subscribe(2, &[&grants]), Kind::Subscribe),
+            (subscribe(3, &[&frames(7)]), Kind::Subscribe),
+            (unsubscribe(3), Kind::Call),
+            (subscribe(3, &[&frames(7)]), Kind::Subscribe),
+            (reducer("ack_checkpoint"), Kind::Call),
+            (reducer("upsert_presence"), Kind::Call),
+            (procedure("read_events"), Kind::Read),
+        ] {
+            assert_eq!(connection.decide(&message), Ok(Pass { kind, message }));
+        }
+    }
+
+    #[test]
+    fn what_no_client_says_is_a_breach() {
+        let one_off = bytes(ClientMessage::OneOffQuery(OneOffQuery {
+            request_id: 1,
+            query_string: "SELECT * FROM sync_contract".into(),
+        }));
+        let others = format!("SELECT * FROM stream_grant WHERE identity = 0x{}", "c3".repeat(32));
+        let contract = "SELECT * FROM sync_contract";
+        for (message, breach) in [
+            (one_off, Breach::OneOffQuery),
+            (reducer("append_sync_events"), Breach::ForeignCall),
+            (reducer("read_events"), Breach::ForeignCall),
+            (reducer("client_connected"), Breach::ForeignCall),
+            (procedure("read_heads"), Breach::ForeignCall),
+            (subscribe(1, &["SELECT * FROM st_client"]), Breach::ForeignQuery),
+            (subscribe(1, &[&others]), Breach::ForeignQuery),
+            (subscribe(1, &[contract, contract]), Breach::ForeignQuery),
+            (subscribe(1, &[]), Breach::ForeignQuery),
+            (unsubscribe(1), Breach::WrongId),
+            (vec![], Breach::Malformed),
+            (vec![9, 1, 2, 3], Breach::Malformed),
+            // A count of queries that no message could hold.
+            (
+                [0, 1, 0, 0, 0, 1, 0, 0, 0, 255, 255, 255, 255].to_vec(),
+                Breach::Malformed,
+            ),
+        ] {
+            assert_eq!(connection().decide(&message), Err(breach), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn subscriptions_are_counted_and_freed() {
+        let mut connection = connection();
+        assert!(connection.decide(&subscribe(1, &[&frames(7)])).is_ok());
+        assert_eq!(connection.decide(&subscribe(1, &[&frames(8)])), Err(Breach::WrongId));
+        assert!(connection.decide(&subscribe(2, &[&frames(7)])).is_ok());
+        let too_many = Err(Breach::TooManySubscriptions);
+        assert_eq!(connection.decide(&subscribe(3, &[&frames(7)])), too_many);
+        assert!(connection.decide(&unsubscribe(1)).is_ok());
+        assert!(connection.decide(&subscribe(3, &[&frames(7)])).is_ok());
+        for (id, stream_key) in [(4, 8), (5, 8), (6, 9)] {
+            assert!(connection.decide(&subscribe(id, &[&frames(stream_key)])).is_ok());
+        }
+        assert_eq!(connection.decide(&subscribe(7, &[&frames(10)])), too_many);
+    }
+}

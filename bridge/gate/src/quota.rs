@@ -1,0 +1,96 @@
+//! How often somebody may do something.
+
+use std::time::{Duration, Instant};
+
+/// A rate, and how much of it at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How often, in one second.
+    pub per_second: u32,
+    /// How many at once, after a rest.
+    pub burst: u32,
+}
+
+/// A bucket of tokens, which refills at a rate. It holds nothing but a time: when it will be full again.
+#[derive(Debug, Clone, Copy)]
+pub struct Bucket {
+    full_at: Instant,
+}
+
+impl Bucket {
+    /// A full bucket.
+    pub fn new(now: Instant) -> Self {
+        Self { full_at: now }
+    }
+
+    /// Takes a token, even one that is not there yet, and says from when it may be used.
+    pub fn reserve(&mut self, rate: Rate, now: Instant) -> Instant {
+        let each = each(rate);
+        self.full_at = self.full_at.max(now) + each;
+        let room = each.saturating_mul(rate.burst.max(1));
+        self.full_at.checked_sub(room).map_or(now, |free| free.max(now))
+    }
+
+    /// Takes a token if there is one. Otherwise it says how long that takes.
+    pub fn take(&mut self, rate: Rate, now: Instant) -> Result<(), Duration> {
+        let mut after = *self;
+        match after.reserve(rate, now).saturating_duration_since(now) {
+            Duration::ZERO => {
+                *self = after;
+                Ok(())
+            }
+            wait => Err(wait),
+        }
+    }
+
+    /// Whether it is full, so that forgetting it changes nothing.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full_at <= now
+    }
+}
+
+fn each(rate: Rate) -> Duration {
+    Duration::from_secs(1) / rate.per_second.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate {
+        per_second: 10,
+        burst: 3,
+    };
+
+    #[test]
+    fn a_burst_passes_at_once_and_the_rest_at_the_rate() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(start);
+        let waits: Vec<u128> = (0..6)
+            .map(|_| (bucket.reserve(RATE, start) - start).as_millis())
+            .collect();
+        assert_eq!(waits, [0, 0, 0, 100, 200, 300]);
+    }
+
+    #[test]
+    fn a_bucket_that_refuses_takes_nothing_and_refills() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(start);
+        assert!((0..3).all(|_| bucket.take(RATE, start).is_ok()));
+        for _ in 0..100 {
+            assert_eq!(bucket.take(RATE, start), Err(Duration::from_millis(100)));
+        }
+        let later = start + Duration::from_millis(100);
+        assert!(bucket.take(RATE, later).is_ok() && bucket.take(RATE, later).is_err());
+        assert!(!bucket.is_full(later));
+        assert!(bucket.is_full(later + Duration::from_millis(300)));
+    }
+
+    #[test]
+    fn a_long_rest_saves_no_more_than_a_burst() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(start);
+        let later = start + Duration::from_secs(1_000);
+        assert_eq!((0..100).filter(|_| bucket.take(RATE, later).is_ok()).count(), 3);
+    }
+}

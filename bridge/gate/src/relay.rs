@@ -1,0 +1,382 @@
+//! Carries one connection: what the client says after it was judged, what SpacetimeDB says as it comes.
+
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use spacetime_sync_proto::{Refusal, RefusalCode};
+use spacetime_sync_rules::session;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
+use tokio::time::{sleep_until, timeout};
+
+use crate::backlog::{Backlog, Bounds};
+use crate::counters::{Counters, count};
+use crate::decide::{Breach, Connection, Kind};
+use crate::frames::{self, FromClient, Reader, Walk};
+use crate::registry::revoked;
+
+/// How much is read at once.
+const READ_BYTES: usize = 16 * 1024;
+/// The gate reads no more of a client while SpacetimeDB has not taken so much.
+const TO_SERVER_BYTES: usize = 64 * 1024;
+/// How long the last words may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Why a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// One of the sides hung up.
+    Gone,
+    /// The client said what no client says.
+    Breach(Breach),
+    /// The client takes too slowly what SpacetimeDB says.
+    Slow,
+    /// The token has expired.
+    Expired,
+    /// The session was revoked.
+    Revoked,
+    /// The session has opened another connection, and has too many.
+    Replaced,
+}
+
+impl Ending {
+    /// What the client is told. `None` if there is nothing to tell, or nobody who listens.
+    fn refusal(self) -> Option<Refusal> {
+        match self {
+            Self::Gone | Self::Slow => None,
+            Self::Breach(breach) => Some(breach.refusal()),
+            Self::Expired => Some(session::expired()),
+            Self::Revoked => Some(revoked()),
+            Self::Replaced => Some(Refusal::new(
+                RefusalCode::RateLimited,
+                "the session has too many connections, and this is the oldest",
+            )),
+        }
+    }
+
+    /// Counts it.
+    fn count(self, counters: &Counters) {
+        match self {
+            Self::Gone => {}
+            Self::Breach(_) => count(&counters.breaches),
+            Self::Slow => count(&counters.slow),
+            Self::Expired => count(&counters.expired),
+            Self::Revoked => count(&counters.revoked),
+            Self::Replaced => count(&counters.replaced),
+        }
+    }
+}
+
+/// What a connection runs by.
+pub(crate) struct Terms<'a> {
+    /// Judges messages.
+    pub(crate) connection: Connection,
+    /// The longest message.
+    pub(crate) message_bytes: usize,
+    /// How slow the client may be.
+    pub(crate) bounds: Bounds,
+    /// When the token expires.
+    pub(crate) expires: Instant,
+    /// Comes when somebody else ends the connection.
+    pub(crate) told: oneshot::Receiver<Ending>,
+    /// From when the session may do one thing more.
+    pub(crate) reserve: &'a (dyn Fn(Kind, Instant) -> Instant + Send + Sync),
+    /// What is counted.
+    pub(crate) counters: &'a Counters,
+}
+
+/// Carries a connection to its end.
+pub(crate) async fn relay(
+    client: impl AsyncRead + AsyncWrite + Unpin,
+    server: impl AsyncRead + AsyncWrite + Unpin,
+    terms: Terms<'_>,
+) -> Ending {
+    let mut told = terms.told;
+    let mut relay = Relay {
+        client,
+        server,
+        from_client: BytesMut::new(),
+        to_server: BytesMut::new(),
+        to_client: BytesMut::new(),
+        reader: Reader::new(terms.message_bytes),
+        longest: terms.message_bytes,
+        walk: Walk::default(),
+        backlog: Backlog::default(),
+        bounds: terms.bounds,
+        connection: terms.connection,
+        held: None,
+        client_is_done: false,
+        clients_turn: false,
+        reserve: terms.reserve,
+        counters: terms.counters,
+    };
+    let mut goodbye_by = None;
+    let mut alarm = pin!(sleep_until(terms.expires.into()));
+    let ending = loop {
+        if relay.client_is_done {
+            goodbye_by.get_or_insert_with(|| Instant::now() + GOODBYE);
+        }
+        // An alarm that rings too early costs less than one that is moved with every message.
+        let due = relay.next_time(terms.expires, goodbye_by);
+        if due < alarm.deadline().into_std() {
+            alarm.as_mut().reset(due.into());
+        }
+        tokio::select! {
+            biased;
+            ending = &mut told => break ending.unwrap_or(Ending::Gone),
+            () = alarm.as_mut() => {
+                let now = Instant::now();
+                if terms.expires <= now {
+                    break Ending::Expired;
+                }
+                if relay.backlog.too_slow_at(&relay.bounds).is_some_and(|at| at <= now) {
+                    break Ending::Slow;
+                }
+                if goodbye_by.is_some_and(|by| by <= now) {
+                    break Ending::Gone;
+                }
+                if let Err(breach) = relay.judge(now) {
+                    break Ending::Breach(breach);
+                }
+                alarm.as_mut().reset(relay.next_time(terms.expires, goodbye_by).into());
+            }
+            moved = poll_fn(|cx| relay.poll(cx)) => {
+                let now = Instant::now();
+                match moved {
+                    Ok(Moved::FromClient) => {
+                        if let Err(breach) = relay.judge(now) {
+                            break Ending::Breach(breach);
+                        }
+                    }
+                    Ok(Moved::FromServer(bytes)) => relay.pass(bytes, now),
+                    Ok(Moved::ToClient) => relay.backlog.shrank(&relay.bounds, relay.to_client.len(), now),
+                    Ok(Moved::ToServer) => {}
+                    Ok(Moved::Ended) | Err(_) => break Ending::Gone,
+                }
+            }
+        }
+    };
+    ending.count(terms.counters);
+    relay.say_goodbye(ending).await;
+    ending
+}
+
+struct Relay<'a, C, S> {
+    client: C,
+    server: S,
+    from_client: BytesMut,
+    to_server: BytesMut,
+    to_client: BytesMut,
+    reader: Reader,
+    longest: usize,
+    walk: Walk,
+    backlog: Backlog,
+    bounds: Bounds,
+    connection: Connection,
+    /// What passes when its time has come. Until then nothing more is read of the client.
+    held: Option<(Instant, BytesMut)>,
+    /// The client has closed the connection. What SpacetimeDB answers still goes to it.
+    client_is_done: bool,
+    /// Who is heard first. They take turns, so that neither drowns the other out.
+    clients_turn: bool,
+    reserve: &'a (dyn Fn(Kind, Instant) -> Instant + Send + Sync),
+    counters: &'a Counters,
+}
+
+/// What a step did.
+enum Moved {
+    FromClient,
+    FromServer(usize),
+    ToClient,
+    ToServer,
+    /// One of the sides hung up.
+    Ended,
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay<'_, C, S> {
+    /// Writes or reads something, whatever is possible first.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Moved>> {
+        if !self.to_client.is_empty()
+            && let Poll::Ready(written) = write(&mut self.client, &mut self.to_client, cx)
+        {
+            return Poll::Ready(written.map(|()| Moved::ToClient));
+        }
+        if !self.to_server.is_empty()
+            && let Poll::Ready(written) = write(&mut self.server, &mut self.to_server, cx)
+        {
+            return Poll::Ready(written.map(|()| Moved::ToServer));
+        }
+        self.clients_turn = !self.clients_turn;
+        for clients_turn in [self.clients_turn, !self.clients_turn] {
+            let moved = if clients_turn {
+                self.hear_client(cx)
+            } else {
+                self.hear_server(cx)
+            };
+            if moved.is_ready() {
+                return moved;
+            }
+        }
+        Poll::Pending
+    }
+
+    fn hear_server(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Moved>> {
+        if self.to_client.len() >= self.bounds.bytes {
+            return Poll::Pending;
+        }
+        let bytes = ready!(read(&mut self.server, &mut self.to_client, cx))?;
+        Poll::Ready(Ok(if bytes == 0 {
+            Moved::Ended
+        } else {
+            Moved::FromServer(bytes)
+        }))
+    }
+
+    fn hear_client(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Moved>> {
+        let may_say_more = self.held.is_none() && !self.client_is_done && self.to_server.len() < TO_SERVER_BYTES;
+        if !may_say_more || self.from_client.len() > self.longest + READ_BYTES {
+            return Poll::Pending;
+        }
+        let bytes = ready!(read(&mut self.client, &mut self.from_client, cx))?;
+        Poll::Ready(Ok(if bytes == 0 { Moved::Ended } else { Moved::FromClient }))
+    }
+
+    fn next_time(&self, expires: Instant, goodbye_by: Option<Instant>) -> Instant {
+        let held = self.held.as_ref().map(|(at, _)| *at);
+        let slow = self.backlog.too_slow_at(&self.bounds);
+        [held, slow, goodbye_by]
+            .into_iter()
+            .flatten()
+            .fold(expires, Instant::min)
+    }
+
+    /// Passes on what has its time, and judges what the client has said since, up to what must wait.
+    fn judge(&mut self, now: Instant) -> Result<(), Breach> {
+        if let Some((at, words)) = self.held.take() {
+            if at > now {
+                self.held = Some((at, words));
+                return Ok(());
+            }
+            self.to_server.unsplit(words);
+        }
+        while !self.client_is_done && self.held.is_none() {
+            let Some(said) = self.reader.next(&mut self.from_client)? else {
+                break;
+            };
+            let mask = rand::random();
+            let mut words = BytesMut::new();
+            let kind = match said {
+                FromClient::Message(message) => {
+                    let pass = self.connection.decide(&message)?;
+                    frames::message(pass.message, mask, &mut words);
+                    count(&self.counters.passed);
+                    pass.kind
+                }
+                FromClient::Ping(payload) => {
+                    frames::ping(payload, mask, &mut words);
+                    Kind::Call
+                }
+                FromClient::Pong(payload) => {
+                    frames::pong(payload, mask, &mut words);
+                    Kind::Call
+                }
+                FromClient::Close(payload) => {
+                    self.client_is_done = true;
+                    frames::close(payload, mask, &mut self.to_server);
+                    break;
+                }
+            };
+            let at = (self.reserve)(kind, now);
+            if at > now {
+                count(&self.counters.delayed);
+                self.held = Some((at, words));
+            } else {
+                self.to_server.unsplit(words);
+            }
+        }
+        shrink(&mut self.from_client);
+        Ok(())
+    }
+
+    /// Takes note of what SpacetimeDB has said: the last `bytes` of what goes to the client.
+    fn pass(&mut self, bytes: usize, now: Instant) {
+        let before = self.walk.frames;
+        self.walk.over(&self.to_client[self.to_client.len() - bytes..]);
+        let add = |counter: &std::sync::atomic::AtomicU64, more| {
+            counter.fetch_add(more, std::sync::atomic::Ordering::Relaxed);
+        };
+        add(&self.counters.frames, self.walk.frames - before);
+        add(&self.counters.bytes, bytes as u64);
+        self.backlog.grew(&self.bounds, self.to_client.len(), now);
+    }
+
+    /// Tells both sides that it is over, as far as they listen.
+    async fn say_goodbye(&mut self, ending: Ending) {
+        if let Some(refusal) = ending.refusal()
+            && self.walk.is_between_frames()
+        {
+            frames::close_client(&refusal, &mut self.to_client);
+        }
+        if ending == Ending::Slow {
+            self.to_client.clear();
+        }
+        if !self.client_is_done {
+            frames::close(Bytes::new(), rand::random(), &mut self.to_server);
+        }
+        let last = async {
+            poll_fn(|cx| self.flush(cx)).await?;
+            // A socket that is closed with something unread takes the last words back.
+            while ending.refusal().is_some() {
+                self.from_client.clear();
+                if poll_fn(|cx| read(&mut self.client, &mut self.from_client, cx)).await? == 0 {
+                    break;
+                }
+            }
+            Ok::<_, io::Error>(())
+        };
+        let _ = timeout(GOODBYE, last).await;
+    }
+
+    /// Writes what is left to write, and closes the way to the client.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let is_written = |written: Poll<io::Result<()>>| matches!(written, Poll::Ready(Ok(())));
+        while !self.to_server.is_empty() && is_written(write(&mut self.server, &mut self.to_server, cx)) {}
+        while !self.to_client.is_empty() {
+            ready!(write(&mut self.client, &mut self.to_client, cx))?;
+        }
+        Pin::new(&mut self.client).poll_shutdown(cx)
+    }
+}
+
+fn read(from: &mut (impl AsyncRead + Unpin), into: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    // On the stack, so that a connection that is silent holds no memory to read into.
+    let mut space = [MaybeUninit::uninit(); READ_BYTES];
+    let mut read = ReadBuf::uninit(&mut space);
+    ready!(Pin::new(from).poll_read(cx, &mut read))?;
+    into.extend_from_slice(read.filled());
+    Poll::Ready(Ok(read.filled().len()))
+}
+
+fn write(to: &mut (impl AsyncWrite + Unpin), from: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let written = ready!(Pin::new(&mut *to).poll_write(cx, from))?;
+    if written == 0 {
+        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+    }
+    from.advance(written);
+    shrink(from);
+    // With TLS, bytes may still lie in between. What is not flushed now is flushed with the next write.
+    let _ = Pin::new(to).poll_flush(cx)?;
+    Poll::Ready(Ok(()))
+}
+
+/// Gives an empty buffer's memory back.
+fn shrink(buffer: &mut BytesMut) {
+    if buffer.is_empty() && buffer.capacity() > 0 {
+        *buffer = BytesMut::new();
+    }
+}

@@ -1,0 +1,354 @@
+//! The section `[gate]` of the configuration.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use spacetime_sync_proto::Secret;
+use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
+
+use crate::backlog::Bounds;
+use crate::decide::Limits;
+use crate::quota::Rate;
+use crate::registry::Quotas;
+
+/// `[gate]`: with it `spacetime-sync gate` runs. The gate reads no other section, and needs no key and no Postgres.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateConfig {
+    /// Where clients connect.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Where health and metrics are served. For the operator alone.
+    #[serde(default = "default_admin_listen")]
+    pub admin_listen: SocketAddr,
+    /// `http://…` of the SpacetimeDB behind the gate.
+    pub spacetimedb_uri: String,
+    /// The one database that the gate leads to.
+    pub database: String,
+    /// `iss` of the tokens: the `issuer.url` of the bridge.
+    pub issuer: String,
+    /// `aud` of the tokens.
+    #[serde(default = "default_audience")]
+    pub audience: String,
+    /// Url of the issuer's keys. Without it, the issuer's own `/.well-known/jwks.json`.
+    pub keys_url: Option<String>,
+    /// Url at which the gate reaches the bridge. Without it, the issuer's.
+    pub bridge_url: Option<String>,
+    /// File with the credential for the list of revoked sessions: the bridge's `http.gate_token`.
+    pub bridge_token_file: Option<PathBuf>,
+    /// The credential itself. The gate needs one of the two.
+    pub bridge_token: Option<Secret>,
+    /// Whether every request comes through the operator's proxy. Then the last address in `x-forwarded-for` is the client's.
+    #[serde(default)]
+    pub behind_proxy: bool,
+    /// How often the gate asks which sessions were revoked.
+    #[serde(default = "default_revocations_every_ms")]
+    pub revocations_every_ms: u64,
+    /// The gate opens no connection while what it knows of revocations is older.
+    #[serde(default = "default_revocations_max_age_ms")]
+    pub revocations_max_age_ms: u64,
+    /// How long SpacetimeDB may take to answer.
+    #[serde(default = "default_connect_deadline_ms")]
+    pub connect_deadline_ms: u64,
+    /// The most connections.
+    #[serde(default = "default_connections")]
+    pub connections: usize,
+    /// The most connections of one address.
+    #[serde(default = "default_address_connections")]
+    pub address_connections: usize,
+    /// How many requests one address may make in a second.
+    #[serde(default = "default_address_per_second")]
+    pub address_per_second: u32,
+    /// How many of these at once.
+    #[serde(default = "default_address_burst")]
+    pub address_burst: u32,
+    /// The most connections of one session; a further one ends the oldest.
+    #[serde(default = "default_session_connections")]
+    pub session_connections: usize,
+    /// How often one session may connect in a second.
+    #[serde(default = "default_connects_per_second")]
+    pub connects_per_second: u32,
+    /// How many times at once.
+    #[serde(default = "default_connects_burst")]
+    pub connects_burst: u32,
+    /// How many calls one session may make in a second. What comes faster waits.
+    #[serde(default = "default_calls_per_second")]
+    pub calls_per_second: u32,
+    /// How many of these at once.
+    #[serde(default = "default_calls_burst")]
+    pub calls_burst: u32,
+    /// How many pages one session may read in a second. What comes faster waits.
+    #[serde(default = "default_reads_per_second")]
+    pub reads_per_second: u32,
+    /// How many of these at once.
+    #[serde(default = "default_reads_burst")]
+    pub reads_burst: u32,
+    /// How many subscriptions one session may begin in a second. What comes faster waits.
+    #[serde(default = "default_subscribes_per_second")]
+    pub subscribes_per_second: u32,
+    /// How many of these at once.
+    #[serde(default = "default_subscribes_burst")]
+    pub subscribes_burst: u32,
+    /// The most subscriptions of one connection.
+    #[serde(default = "default_subscriptions")]
+    pub subscriptions: usize,
+    /// How many of these may be of one stream. A client needs two.
+    #[serde(default = "default_stream_subscriptions")]
+    pub stream_subscriptions: usize,
+    /// The longest message of a client.
+    #[serde(default = "default_message_bytes")]
+    pub message_bytes: usize,
+    /// How much the gate holds for a client that reads slowly.
+    #[serde(default = "default_buffer_bytes")]
+    pub buffer_bytes: usize,
+    /// A client that reads nothing for so long is closed, and so is one for which the gate holds too much for so long.
+    #[serde(default = "default_slow_after_ms")]
+    pub slow_after_ms: u64,
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7071))
+}
+
+fn default_admin_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7072))
+}
+
+fn default_audience() -> String {
+    AUDIENCE.to_owned()
+}
+
+fn default_revocations_every_ms() -> u64 {
+    250
+}
+
+fn default_revocations_max_age_ms() -> u64 {
+    30_000
+}
+
+fn default_connect_deadline_ms() -> u64 {
+    5_000
+}
+
+fn default_connections() -> usize {
+    10_000
+}
+
+fn default_address_connections() -> usize {
+    256
+}
+
+fn default_address_per_second() -> u32 {
+    100
+}
+
+fn default_address_burst() -> u32 {
+    1_000
+}
+
+fn default_session_connections() -> usize {
+    8
+}
+
+fn default_connects_per_second() -> u32 {
+    1
+}
+
+fn default_connects_burst() -> u32 {
+    20
+}
+
+fn default_calls_per_second() -> u32 {
+    50
+}
+
+fn default_calls_burst() -> u32 {
+    500
+}
+
+fn default_reads_per_second() -> u32 {
+    50
+}
+
+fn default_reads_burst() -> u32 {
+    256
+}
+
+fn default_subscribes_per_second() -> u32 {
+    50
+}
+
+fn default_subscribes_burst() -> u32 {
+    1_024
+}
+
+fn default_subscriptions() -> usize {
+    2_048
+}
+
+fn default_stream_subscriptions() -> usize {
+    4
+}
+
+fn default_message_bytes() -> usize {
+    64 * 1024
+}
+
+fn default_buffer_bytes() -> usize {
+    4 * 1024 * 1024
+}
+
+fn default_slow_after_ms() -> u64 {
+    10_000
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {message}")]
+pub struct BadSetting {
+    /// The key.
+    pub key: &'static str,
+    /// What was expected and what was found.
+    pub message: String,
+}
+
+impl GateConfig {
+    /// Checks every value.
+    pub fn check(&self) -> Result<(), BadSetting> {
+        let bad = |key, message: String| Err(BadSetting { key, message });
+        for (key, url) in [
+            ("gate.spacetimedb_uri", Some(&self.spacetimedb_uri)),
+            ("gate.issuer", Some(&self.issuer)),
+            ("gate.bridge_url", self.bridge_url.as_ref()),
+            ("gate.keys_url", self.keys_url.as_ref()),
+        ] {
+            if let Some(Err(message)) = url.map(|url| check_issuer_url(url)) {
+                return bad(key, message);
+            }
+        }
+        let name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        if self.database.is_empty() || !self.database.bytes().all(name) {
+            let message = format!("expected the name of a database, found {:?}", self.database);
+            return bad("gate.database", message);
+        }
+        match (&self.bridge_token, &self.bridge_token_file) {
+            (Some(_), None) | (None, Some(_)) => {}
+            (None, None) => {
+                let message = "expected this or gate.bridge_token, found neither".to_owned();
+                return bad("gate.bridge_token_file", message);
+            }
+            (Some(_), Some(_)) => {
+                let message = "expected this or gate.bridge_token_file, found both".to_owned();
+                return bad("gate.bridge_token", message);
+            }
+        }
+        for (key, found, least, most) in [
+            ("gate.revocations_every_ms", self.revocations_every_ms, 10, 60_000),
+            (
+                "gate.revocations_max_age_ms",
+                self.revocations_max_age_ms,
+                1_000,
+                900_000,
+            ),
+            ("gate.connect_deadline_ms", self.connect_deadline_ms, 100, 60_000),
+            ("gate.connections", self.connections as u64, 1, 1_000_000),
+            (
+                "gate.address_connections",
+                self.address_connections as u64,
+                1,
+                1_000_000,
+            ),
+            ("gate.address_per_second", self.address_per_second.into(), 1, 1_000_000),
+            ("gate.address_burst", self.address_burst.into(), 1, 1_000_000),
+            ("gate.session_connections", self.session_connections as u64, 2, 1_000),
+            ("gate.connects_per_second", self.connects_per_second.into(), 1, 1_000),
+            ("gate.connects_burst", self.connects_burst.into(), 1, 1_000),
+            ("gate.calls_per_second", self.calls_per_second.into(), 1, 1_000_000),
+            ("gate.calls_burst", self.calls_burst.into(), 1, 1_000_000),
+            ("gate.reads_per_second", self.reads_per_second.into(), 1, 1_000_000),
+            ("gate.reads_burst", self.reads_burst.into(), 1, 1_000_000),
+            (
+                "gate.subscribes_per_second",
+                self.subscribes_per_second.into(),
+                1,
+                1_000_000,
+            ),
+            ("gate.subscribes_burst", self.subscribes_burst.into(), 1, 1_000_000),
+            ("gate.subscriptions", self.subscriptions as u64, 4, 100_000),
+            ("gate.stream_subscriptions", self.stream_subscriptions as u64, 2, 1_000),
+            (
+                "gate.message_bytes",
+                self.message_bytes as u64,
+                16 * 1024,
+                16 * 1024 * 1024,
+            ),
+            (
+                "gate.buffer_bytes",
+                self.buffer_bytes as u64,
+                64 * 1024,
+                1024 * 1024 * 1024,
+            ),
+            ("gate.slow_after_ms", self.slow_after_ms, 100, 600_000),
+        ] {
+            if found < least || found > most {
+                return bad(key, format!("expected {least} to {most}, found {found}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The url of the issuer's keys.
+    pub fn keys_url(&self) -> String {
+        let own = || format!("{}/.well-known/jwks.json", self.issuer);
+        self.keys_url.clone().unwrap_or_else(own)
+    }
+
+    /// The url of the bridge.
+    pub fn bridge_url(&self) -> &str {
+        self.bridge_url.as_deref().unwrap_or(&self.issuer)
+    }
+
+    /// See [`GateConfig::connect_deadline_ms`].
+    pub fn connect_deadline(&self) -> Duration {
+        Duration::from_millis(self.connect_deadline_ms)
+    }
+
+    /// See [`GateConfig::revocations_every_ms`].
+    pub fn revocations_every(&self) -> Duration {
+        Duration::from_millis(self.revocations_every_ms)
+    }
+
+    /// What everybody may do at the most.
+    pub fn quotas(&self) -> Quotas {
+        let rate = |per_second, burst| Rate { per_second, burst };
+        Quotas {
+            connections: self.connections,
+            address_connections: self.address_connections,
+            address: rate(self.address_per_second, self.address_burst),
+            session_connections: self.session_connections,
+            connects: rate(self.connects_per_second, self.connects_burst),
+            calls: rate(self.calls_per_second, self.calls_burst),
+            reads: rate(self.reads_per_second, self.reads_burst),
+            subscribes: rate(self.subscribes_per_second, self.subscribes_burst),
+            revocations_max_age: Duration::from_millis(self.revocations_max_age_ms),
+        }
+    }
+
+    /// How much one connection may hold.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            subscriptions: self.subscriptions,
+            stream_subscriptions: self.stream_subscriptions,
+        }
+    }
+
+    /// How slow a client may be.
+    pub fn backlog(&self) -> Bounds {
+        Bounds {
+            bytes: self.buffer_bytes,
+            slow_after: Duration::from_millis(self.slow_after_ms),
+        }
+    }
+}
