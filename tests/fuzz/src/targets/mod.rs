@@ -5,6 +5,7 @@ mod answer;
 mod append;
 mod config;
 mod frame;
+mod gate;
 mod history;
 mod page;
 mod request;
@@ -28,6 +29,7 @@ pub const ALL: &[&Entry] = &[
     &store::STORE,
     &config::CONFIG,
     &request::REQUEST,
+    &gate::GATE,
     &answer::ANSWER,
     &text::REFUSAL,
     &text::PATTERN,
