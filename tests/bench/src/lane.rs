@@ -240,7 +240,7 @@ async fn bulk(authority: &Authority, stream_id: &StreamId, events: u64, size: Si
 
 impl Log {
     /// The next events, in the form of an append.
-    fn new_events(&mut self, count: usize) -> Vec<NewEvent> {
+    pub(crate) fn new_events(&mut self, count: usize) -> Vec<NewEvent> {
         (0..count)
             .map(|_| {
                 self.seq = self.seq.next();

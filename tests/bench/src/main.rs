@@ -2,6 +2,7 @@
 
 mod bare;
 mod client;
+mod gate;
 mod lane;
 mod measure;
 mod minting;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::bare::{self, Cut, Window};
 use crate::lane::{Run, Runner};
 use crate::measure::{Size, fsync_ms, in_memory, memory_mb_per_second};
-use crate::{minting, reconnect};
+use crate::{gate, minting, reconnect};
 use spacetime_sync_tests::figures::{median, rate, since};
 use spacetime_sync_tests::postgres::Cluster;
 
@@ -41,6 +41,8 @@ struct Extent {
     minting: Duration,
     /// Stream counts of a bridge that loses its link, and how often it does.
     reconnect: (&'static [usize], usize),
+    /// What goes through the gate, and without it.
+    gate: gate::Extent,
 }
 
 const FULL: Extent = Extent {
@@ -67,6 +69,12 @@ const FULL: Extent = Extent {
     paced: Duration::from_secs(30),
     minting: Duration::from_secs(20),
     reconnect: (&[1_000, 10_000, 100_000], 5),
+    gate: gate::Extent {
+        events: 400_000,
+        rounds: 5,
+        paced: (1_000, 30_000),
+        idle: 2_000,
+    },
 };
 
 const QUICK: Extent = Extent {
@@ -93,6 +101,12 @@ const QUICK: Extent = Extent {
     paced: Duration::from_secs(6),
     minting: Duration::from_secs(5),
     reconnect: (&[1_000], 3),
+    gate: gate::Extent {
+        events: 200_000,
+        rounds: 3,
+        paced: (1_000, 6_000),
+        idle: 500,
+    },
 };
 
 /// A part of the report. Each part can run alone.
@@ -116,6 +130,8 @@ pub(crate) enum Part {
     Minting,
     /// The first event after the bridge has lost its link, by number of streams.
     Reconnect,
+    /// The same client through the gate and without it.
+    Gate,
 }
 
 /// Measures these parts, or all, and prints the results; one line of JSON at the end if requested.
@@ -143,6 +159,7 @@ pub(crate) async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Re
             Part::Latency => report.latency().await?,
             Part::Minting => report.minting().await?,
             Part::Reconnect => report.reconnect().await?,
+            Part::Gate => report.gate().await?,
         }
     }
     if as_json {
@@ -374,6 +391,27 @@ impl Report {
         self.put("minting_per_second", minted.per_second.round());
         self.put("minting_p50_ms", two(minted.p50_ms));
         self.put("minting_p99_ms", two(minted.p99_ms));
+        Ok(())
+    }
+
+    async fn gate(&mut self) -> anyhow::Result<()> {
+        self.say("the gate: the same client without it and through it");
+        let cost = gate::run(&self.cluster, self.extent.gate).await?;
+        let ratio = cost.gated_per_second / cost.direct_per_second;
+        self.say(&format!(
+            "  a client that was away: {:.0}/s without, {:.0}/s through the gate, {ratio:.2}",
+            cost.direct_per_second, cost.gated_per_second
+        ));
+        let ((p50, p99), (gated_p50, gated_p99)) = (cost.direct_ms, cost.gated_ms);
+        self.say(&format!(
+            "  the same single events: p50 {p50:.2} ms, p99 {p99:.2} ms without; p50 {gated_p50:.2} ms, p99 {gated_p99:.2} \
+             ms through the gate"
+        ));
+        self.say(&format!(
+            "  {:.1} KB for each of {} silent clients",
+            cost.idle_kb, cost.idle
+        ));
+        self.put("gate", json!(cost));
         Ok(())
     }
 

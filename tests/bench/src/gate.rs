@@ -1,0 +1,246 @@
+//! What the gate costs: the same client through it and without it, in turn or side by side, and the memory of a gate for
+//! clients that are silent.
+
+use std::collections::HashMap;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde::Serialize;
+use serde_json::json;
+use spacetime_sync_proto::StreamId;
+use spacetime_sync_tests::figures::{median, percentile};
+use spacetime_sync_tests::gate::{Gate, GateOptions};
+use spacetime_sync_tests::issuer::Issuer;
+use spacetime_sync_tests::issuing::Desk;
+use spacetime_sync_tests::lane::{Lane, stream};
+use spacetime_sync_tests::postgres::Cluster;
+use spacetime_sync_tests::scene::ready;
+use spacetime_sync_tests::socket::Socket;
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+
+use crate::client::ClientReport;
+use crate::lane::STREAMS;
+use crate::measure::{Log, Size, now_us};
+
+const LIMIT: Duration = Duration::from_secs(300);
+const SIZE: Size = Size::Bytes(512);
+/// Events of one append while the backlog is written.
+const BULK: usize = 500;
+
+/// The result.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Cost {
+    /// Events per second of a client that was away, without the gate.
+    pub(crate) direct_per_second: f64,
+    /// The same through the gate.
+    pub(crate) gated_per_second: f64,
+    /// From commit to applied without the gate: the median and the 99th percentile.
+    pub(crate) direct_ms: (f64, f64),
+    /// The same events through the gate.
+    pub(crate) gated_ms: (f64, f64),
+    /// Memory of the gate for each silent client, in KB.
+    pub(crate) idle_kb: f64,
+    /// How many silent clients that was measured with.
+    pub(crate) idle: usize,
+}
+
+/// How much to measure.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    /// Events of the backlog.
+    pub(crate) events: u64,
+    /// How often it is read each way.
+    pub(crate) rounds: usize,
+    /// How many single events are committed in a second, and how many in all.
+    pub(crate) paced: (u64, u64),
+    /// Silent clients.
+    pub(crate) idle: usize,
+}
+
+/// A lane whose clients hold tokens of an issuer of this process.
+struct Measured {
+    lane: Lane,
+    issuer: Issuer,
+    gate: Gate,
+    streams: Vec<StreamId>,
+    clients: usize,
+}
+
+/// Measures.
+pub(crate) async fn run(cluster: &Cluster, extent: Extent) -> anyhow::Result<Cost> {
+    let lane = Lane::start_on(cluster).await?;
+    let issuer = Issuer::start().await?;
+    let trusted = json!([issuer.url, "openagents-sync", 1_000]);
+    lane.owner()?.call("trust_issuer", trusted).await?;
+    // It says that nobody was revoked.
+    let desk = Desk::new(cluster).await?;
+    let revocations = desk.bridge(&[]).await?;
+    let many = extent.idle.saturating_mul(2).max(1_000).to_string();
+    let gate = lane.gate_with(&GateOptions {
+        issuer: issuer.url.clone(),
+        set: vec![
+            ("keys_url", format!("{}/keys", issuer.url)),
+            ("bridge_url", revocations.url("")),
+            ("address_connections", many.clone()),
+            ("address_burst", many),
+        ],
+        ..GateOptions::default()
+    })?;
+    gate.until_ready(true).await?;
+    let bridge = lane.bridge()?;
+    ready(&bridge, LIMIT).await?;
+    let mut measured = Measured {
+        lane,
+        issuer,
+        gate,
+        streams: (1..=STREAMS).map(stream).collect(),
+        clients: 0,
+    };
+    let (direct_per_second, gated_per_second) = measured.away(extent.events, extent.rounds).await?;
+    let (direct_ms, gated_ms) = measured.latency(extent.events, extent.paced).await?;
+    let idle_kb = measured.idle(extent.idle).await?;
+    Ok(Cost {
+        direct_per_second,
+        gated_per_second,
+        direct_ms,
+        gated_ms,
+        idle_kb,
+        idle: extent.idle,
+    })
+}
+
+impl Measured {
+    /// Clients that read a backlog, in turn.
+    async fn away(&mut self, events: u64, rounds: usize) -> anyhow::Result<(f64, f64)> {
+        for stream_id in &self.streams {
+            let (mut log, mut left) = (Log::new(stream_id, SIZE), usize::try_from(events)? / STREAMS);
+            while left > 0 {
+                let count = left.min(BULK);
+                self.lane
+                    .authority
+                    .append_batch(stream_id, &log.new_events(count))
+                    .await?;
+                left -= count;
+            }
+        }
+        anyhow::ensure!(self.lane.published(LIMIT).await, "the backlog was not published");
+        let (mut direct, mut gated) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            for (through, rates) in [(false, &mut direct), (true, &mut gated)] {
+                let child = self.client(through, events, false)?;
+                rates.push(events as f64 / report(child).await?.seconds_from_start);
+            }
+        }
+        Ok((median(&mut direct), median(&mut gated)))
+    }
+
+    /// Two clients that apply the same single events, one of them through the gate.
+    async fn latency(&mut self, held: u64, paced: (u64, u64)) -> anyhow::Result<((f64, f64), (f64, f64))> {
+        let (per_second, events) = paced;
+        let until = held + events;
+        let children = [self.client(false, until, true)?, self.client(true, until, true)?];
+        let mut writers = JoinSet::new();
+        let pace = Duration::from_micros(1_000_000 * STREAMS as u64 / per_second);
+        for (at, stream_id) in (0u32..).zip(&self.streams) {
+            let (authority, stream_id) = (self.lane.authority.clone(), stream_id.clone());
+            let before = held / STREAMS as u64;
+            writers.spawn(async move {
+                let mut log = Log::new(&stream_id, SIZE);
+                for _ in 0..before {
+                    log.seq = log.seq.next();
+                }
+                // The clients first read what is held.
+                let begins = tokio::time::Instant::now() + Duration::from_secs(10);
+                let mut beat = tokio::time::interval_at(begins + pace / 4 * at, pace);
+                let mut committed_at_us = Vec::new();
+                for _ in 0..events / STREAMS as u64 {
+                    beat.tick().await;
+                    authority.append_batch(&stream_id, &log.new_events(1)).await?;
+                    committed_at_us.push(now_us());
+                }
+                Ok::<_, anyhow::Error>((stream_id, committed_at_us))
+            });
+        }
+        let mut committed = HashMap::new();
+        while let Some(written) = writers.join_next().await {
+            let (stream_id, at) = written??;
+            committed.insert(stream_id, at);
+        }
+        let mut figures = Vec::new();
+        for child in children {
+            let report = report(child).await?;
+            let mut took_ms = Vec::new();
+            for (stream_id, committed) in &committed {
+                let applied = report
+                    .applied_at_us
+                    .get(stream_id)
+                    .context("a client applied nothing of a stream")?;
+                let last = &applied[applied.len().saturating_sub(committed.len())..];
+                took_ms.extend(
+                    last.iter()
+                        .zip(committed)
+                        .map(|(at, from)| (at - from) as f64 / 1_000.0),
+                );
+            }
+            took_ms.sort_by(f64::total_cmp);
+            figures.push((percentile(&took_ms, 50.0), percentile(&took_ms, 99.0)));
+        }
+        Ok((figures[0], figures[1]))
+    }
+
+    /// Clients that say and hear nothing.
+    async fn idle(&self, count: usize) -> anyhow::Result<f64> {
+        let memory = || resident_kb(self.gate.process.id()).context("the gate is gone");
+        let before = memory()?;
+        let mut sockets = Vec::new();
+        for number in 0..count {
+            let session = format!("idle-{number}");
+            let token = self.issuer.sign(&self.issuer.claims("7", &session, &["runtime.run.*"]));
+            let opened = Socket::open(&self.gate.uri(), &self.lane.name, Some(&token)).await?;
+            let mut socket = opened.map_err(|refused| anyhow::anyhow!("{refused:?}"))?;
+            socket.until(LIMIT, |_| true).await?;
+            sockets.push(socket);
+        }
+        Ok((memory()?.saturating_sub(before)) as f64 / count as f64)
+    }
+
+    fn client(&mut self, through_gate: bool, until: u64, each: bool) -> anyhow::Result<Child> {
+        self.clients += 1;
+        let name = |ending: &str| self.lane.path(&format!("measured-{}.{ending}", self.clients));
+        let mut claims = self
+            .issuer
+            .claims("7", &format!("measured-{}", self.clients), &["runtime.run.*"]);
+        claims["exp"] = json!(claims["iat"].as_u64().unwrap_or_default() + 900);
+        std::fs::write(name("token"), self.issuer.sign(&claims))?;
+        let uri = if through_gate {
+            self.gate.uri()
+        } else {
+            self.lane.server.uri().to_owned()
+        };
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["client", "--uri", &uri, "--database", &self.lane.name]);
+        command.arg("--token-file").arg(name("token"));
+        command.arg("--db").arg(name("sqlite"));
+        command.args(["--until", &until.to_string()]);
+        if each {
+            command.arg("--each");
+        }
+        for stream_id in &self.streams {
+            command.args(["--stream", stream_id.as_str()]);
+        }
+        Ok(command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?)
+    }
+}
+
+async fn report(child: Child) -> anyhow::Result<ClientReport> {
+    let output = tokio::time::timeout(LIMIT, child.wait_with_output()).await;
+    serde_json::from_slice(&output.context("a client took too long")??.stdout).context("a client failed")
+}
+
+fn resident_kb(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
