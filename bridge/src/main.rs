@@ -63,6 +63,10 @@ enum Command {
         /// postgres://user:password@host:port/database
         #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
         database_url: String,
+        /// Make the group roles PREFIX_runtime, PREFIX_bridge, PREFIX_purge and PREFIX_reading, as far as they do not exist,
+        /// and give them their rights. By default the migration that brings roles does that once, for spacetime_sync.
+        #[arg(long, value_name = "PREFIX", value_parser = role_prefix)]
+        role_prefix: Option<String>,
     },
     /// Publish or update the module, and tell it which identity the bridge has.
     Publish(cli::publish::PublishArgs),
@@ -175,8 +179,14 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             cli::say(config.to_toml().trim_end())
         }
         Command::Config(ConfigCommand::Example) => cli::say(EXAMPLE.trim_end()),
-        Command::Migrate { database_url } => {
-            Authority::migrate(&database_url).await?;
+        Command::Migrate {
+            database_url,
+            role_prefix,
+        } => {
+            match role_prefix {
+                None => Authority::migrate(&database_url).await?,
+                Some(prefix) => Authority::migrate_with_roles(&database_url, &prefix).await?,
+            }
             cli::say("the database has all migrations of this build")
         }
         Command::Publish(args) => cli::publish::publish_module(args).await,
@@ -213,6 +223,17 @@ async fn execute(command: Command) -> anyhow::Result<()> {
 fn token_identity(token_file: &Path) -> anyhow::Result<String> {
     let token = read_token(token_file)?;
     identity::of_token(&token).with_context(|| format!("{} holds no token", token_file.display()))
+}
+
+/// Refuses what `runtime.sync_make_roles` would refuse.
+fn role_prefix(text: &str) -> Result<String, String> {
+    let starts_well = text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if starts_well && text.len() <= 41 && text.chars().all(is_plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a-z, 0-9 and _, at most 41, and no digit first".to_owned())
+    }
 }
 
 fn identity_in_hex(text: &str) -> Result<String, String> {

@@ -6,6 +6,7 @@
 
 mod machine;
 mod restore;
+mod roles;
 mod server;
 mod standby;
 
@@ -13,6 +14,7 @@ pub use restore::Backup;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use spacetime_sync_authority::{Authority, AuthorityError};
@@ -101,6 +103,8 @@ pub struct Database {
     url: String,
     /// Where to drop the database on drop. `None` if the whole cluster will be deleted.
     drop_at: Option<String>,
+    /// Roles to drop with the database.
+    roles: Mutex<Vec<String>>,
 }
 
 impl Cluster {
@@ -248,6 +252,7 @@ impl Cluster {
             url: options.database(&name).to_url_lossy().to_string(),
             name,
             drop_at: self.own.is_none().then(|| self.url.clone()),
+            roles: Mutex::default(),
         })
     }
 
@@ -290,20 +295,34 @@ impl Database {
     }
 }
 
+impl Database {
+    /// Drops a role when the database is dropped.
+    fn forget_with_it(&self, role: &str) {
+        let mut roles = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
+        roles.push(role.to_owned());
+    }
+}
+
 impl Drop for Database {
     fn drop(&mut self) {
         let Some(url) = self.drop_at.take() else { return };
-        let statement = format!("drop database if exists {} with (force)", self.name);
+        let mut statements = vec![format!("drop database if exists {} with (force)", self.name)];
+        let roles = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
+        statements.extend(roles.iter().map(|role| format!("drop role if exists {role}")));
+        drop(roles);
         // Drops on a thread of its own, because a runtime cannot block on itself.
         let dropped = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let mut connection = PgConnection::connect(&url).await.map_err(io::Error::other)?;
-                connection.execute(&*statement).await.map_err(io::Error::other)
+                for statement in &statements {
+                    connection.execute(&**statement).await.map_err(io::Error::other)?;
+                }
+                Ok::<_, io::Error>(())
             })
         })
         .join();
-        if !matches!(dropped, Ok(Ok(_))) {
+        if !matches!(dropped, Ok(Ok(()))) {
             eprintln!("the test database {} was not dropped: {dropped:?}", self.name);
         }
     }

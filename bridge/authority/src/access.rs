@@ -158,28 +158,11 @@ impl Authority {
         let ids: Vec<&str> = session_ids.iter().map(Label::as_str).collect();
         self.connections
             .run("revoke_sessions", async |connection| {
-                sqlx::query(
-                    "insert into runtime.sync_sessions as s (session_id, revoked_at, revoked_reason)
-                     select distinct w.session_id, clock_timestamp(), $2 from unnest($1::text[]) as w(session_id)
-                     on conflict (session_id) do update
-                       set revoked_at = excluded.revoked_at, revoked_reason = excluded.revoked_reason
-                       where s.revoked_at is null",
-                )
-                .bind(&ids)
-                .bind(reason)
-                .execute(&mut *connection)
-                .await?;
-                let unknown: Vec<String> = sqlx::query_scalar(
-                    "select s.session_id from unnest($1::text[]) as w(session_id)
-                     cross join lateral (
-                       select session_id from runtime.sync_sessions
-                       where session_id >= w.session_id collate \"C\" and session_id <= w.session_id collate \"C\"
-                         and bound_at is null) s
-                     group by s.session_id order by s.session_id",
-                )
-                .bind(&ids)
-                .fetch_all(connection)
-                .await?;
+                let unknown: Vec<String> = sqlx::query_scalar("select runtime.sync_revoke_sessions($1, $2)")
+                    .bind(&ids)
+                    .bind(reason)
+                    .fetch_one(connection)
+                    .await?;
                 unknown.iter().map(|text| label(text)).collect()
             })
             .await
@@ -261,24 +244,14 @@ impl Authority {
     ) -> Result<(Option<Label>, u64), AuthorityError> {
         self.connections
             .run("forget_sessions", async |connection| {
-                let (last, gone): (Option<String>, i64) = sqlx::query_as(
-                    "with part as (
-                       select session_id from runtime.sync_sessions where session_id > $1 order by session_id limit $2
-                     ), gone as (
-                       delete from runtime.sync_sessions s using part p
-                       where s.session_id >= p.session_id and s.session_id <= p.session_id
-                         and greatest(s.bound_at, s.revoked_at) < now() - make_interval(days => $3)
-                         and (s.revoked_at is null or s.delivered_at is not null)
-                       returning s.session_id
-                     )
-                     select (select max(session_id) from part), (select count(*) from gone)",
-                )
-                // The empty text sorts before every id, because no id is empty.
-                .bind(after.map_or("", Label::as_str))
-                .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-                .bind(i32::from(days))
-                .fetch_one(connection)
-                .await?;
+                let (last, gone): (Option<String>, i64) =
+                    sqlx::query_as("select last, gone from runtime.sync_forget_sessions($1, $2, $3)")
+                        .bind(i32::from(days))
+                        // The empty text sorts before every id, because no id is empty.
+                        .bind(after.map_or("", Label::as_str))
+                        .bind(i32::try_from(limit).unwrap_or(i32::MAX))
+                        .fetch_one(connection)
+                        .await?;
                 let last = last.as_deref().map(label).transpose()?;
                 Ok((last, u64::try_from(gone).unwrap_or_default()))
             })

@@ -97,7 +97,9 @@ pub enum AuthorityError {
         source: sqlx::Error,
     },
     /// The server refuses the login, or a statement that the bridge must run.
-    #[error("postgres at {server} denies access; check the role, its password and its rights on schema runtime")]
+    #[error(
+        "postgres at {server} denies access; check the role, its password and its rights, which docs/security.md lists"
+    )]
     Denied {
         /// Host, port and database, without the password.
         server: String,

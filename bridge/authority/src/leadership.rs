@@ -1,11 +1,15 @@
 //! Decides which bridge leads. Two leaders at once would be safe, but would do all the work twice.
+//!
+//! The lead is a lock that only `runtime.sync_take_lead` takes, so only a role with the bridge's duty can have it (migration
+//! 5). The transaction that took it stays open as long as the bridge leads. It writes nothing and has no snapshot, so it
+//! keeps vacuum from nothing.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, Executor};
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{sleep, timeout};
@@ -20,8 +24,10 @@ pub(super) struct LeadSession {
     started: String,
 }
 
-/// The key of the advisory lock: "synclead" in ASCII. Each database has its own locks.
-const LOCK: i64 = 0x7379_6e63_6c65_6164;
+/// Settings by which a server would end the transaction that holds the lead. The second one exists since Postgres 17.
+const KEEP_OPEN: &str = "
+    select set_config(name, '0', true) from pg_settings
+    where name in ('idle_in_transaction_session_timeout', 'transaction_timeout')";
 const PING_EVERY: Duration = Duration::from_millis(500);
 const PING_LIMIT: Duration = Duration::from_secs(5);
 
@@ -76,12 +82,16 @@ impl Candidate {
             Some(connection) => connection,
             None => self.options.connect().await.map_err(driver)?,
         };
-        let taken: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
-            .bind(LOCK)
+        connection
+            .execute("begin isolation level read committed")
+            .await
+            .map_err(driver)?;
+        let taken: bool = sqlx::query_scalar("select runtime.sync_take_lead()")
             .fetch_one(&mut connection)
             .await
             .map_err(driver)?;
         if taken {
+            connection.execute(KEEP_OPEN).await.map_err(driver)?;
             let (pid, started) =
                 sqlx::query_as("select pid, backend_start::text from pg_stat_activity where pid = pg_backend_pid()")
                     .fetch_one(&mut connection)
@@ -92,6 +102,7 @@ impl Candidate {
             let keeper = tokio::spawn(keep(connection, session, given_up, self.lost.clone()));
             return Ok(Some(Leadership { keeper, held }));
         }
+        connection.execute("rollback").await.map_err(driver)?;
         // The session that this process lost may still hold the lead, because the server has not noticed that its client
         // is gone. End it, so that no bridge has to wait until the server notices.
         let ghost = lock(&self.lost).clone();

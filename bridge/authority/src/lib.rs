@@ -108,10 +108,22 @@ impl Authority {
 
     /// Applies the migrations that the database lacks. Several processes may do so at once.
     pub async fn migrate(url: &str) -> Result<(), AuthorityError> {
+        Self::migrate_for(url, None).await
+    }
+
+    /// Like [`migrate`](Self::migrate), and gives the group roles with this prefix their duties (migration 5).
+    pub async fn migrate_with_roles(url: &str, prefix: &str) -> Result<(), AuthorityError> {
+        Self::migrate_for(url, Some(prefix)).await
+    }
+
+    async fn migrate_for(url: &str, role_prefix: Option<&str>) -> Result<(), AuthorityError> {
         let (server, options) = parse(url)?;
         // The bound on statements is for calls of the lane. Creating an index on a large table takes longer.
-        let options = options.options([("statement_timeout", "0")]);
-        match timeout(MIGRATE_LIMIT, schema::migrate(&server, &options)).await {
+        let mut options = options.options([("statement_timeout", "0")]);
+        if let Some(prefix) = role_prefix {
+            options = options.options([("spacetime_sync.role_prefix", prefix)]);
+        }
+        match timeout(MIGRATE_LIMIT, schema::migrate(&server, &options, role_prefix)).await {
             Ok(result) => result,
             Err(_) => Err(AuthorityError::TimedOut {
                 server,

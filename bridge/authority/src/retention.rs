@@ -172,11 +172,8 @@ impl Authority {
 
     /// Begins a new epoch.
     pub async fn begin_epoch(&self) -> Result<AuthorityEpoch, AuthorityError> {
-        self.told_epoch(
-            "begin_epoch",
-            "update runtime.sync_epoch set epoch = gen_random_uuid(), beat = 0 returning epoch::text, beat",
-        )
-        .await
+        self.told_epoch("begin_epoch", "select epoch, beat from runtime.sync_begin_epoch()")
+            .await
     }
 
     async fn told_epoch(&self, what: &'static str, sql: &'static str) -> Result<AuthorityEpoch, AuthorityError> {

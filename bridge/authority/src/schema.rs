@@ -21,11 +21,12 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 5] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
     embedded!("0004_retention.sql"),
+    embedded!("0005_roles.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());
@@ -66,13 +67,34 @@ fn expected() -> i64 {
 }
 
 /// Applies the migrations that are missing. Several processes may do so at once: the migrator holds an advisory lock.
-pub(super) async fn migrate(server: &str, options: &PgConnectOptions) -> Result<(), AuthorityError> {
+/// `role_prefix` names the group roles to make and to give their duties, whether or not a migration is missing.
+pub(super) async fn migrate(
+    server: &str,
+    options: &PgConnectOptions,
+    role_prefix: Option<&str>,
+) -> Result<(), AuthorityError> {
     let driver = |error| AuthorityError::from_driver(server, error);
     let mut connection = PgConnection::connect_with(options).await.map_err(driver)?;
     check_server(server, &mut connection).await?;
     let ledger = applied(&mut connection).await.map_err(driver)?;
     check_known(server, &ledger)?;
-    if ledger.is_empty() {
+    // The migrator would need the owner's rights even to find out that there is nothing to do.
+    if !is_current(&ledger) {
+        apply(server, &mut connection, ledger.is_empty()).await?;
+    }
+    if let Some(prefix) = role_prefix {
+        sqlx::query("select runtime.sync_make_roles($1)")
+            .bind(prefix)
+            .execute(&mut connection)
+            .await
+            .map_err(driver)?;
+    }
+    connection.close().await.map_err(driver)
+}
+
+async fn apply(server: &str, connection: &mut PgConnection, is_first: bool) -> Result<(), AuthorityError> {
+    let driver = |error| AuthorityError::from_driver(server, error);
+    if is_first {
         // When two processes come first at once, one may lose the race inside CREATE SCHEMA IF NOT EXISTS.
         let created = connection
             .execute(&*format!("create schema if not exists {LEDGER_SCHEMA}"))
@@ -100,8 +122,7 @@ pub(super) async fn migrate(server: &str, options: &PgConnectOptions) -> Result<
         },
     };
     let migrator = Migrator::new(Embedded).await.map_err(failed)?;
-    migrator.run_direct(&mut connection).await.map_err(failed)?;
-    connection.close().await.map_err(driver)
+    migrator.run_direct(&mut *connection).await.map_err(failed)
 }
 
 /// Checks that this build can work with the database.
@@ -111,10 +132,7 @@ pub(super) async fn check(server: &str, connection: &mut PgConnection) -> Result
         .await
         .map_err(|error| AuthorityError::from_driver(server, error))?;
     check_known(server, &ledger)?;
-    let missing = MIGRATIONS
-        .iter()
-        .any(|ours| !ledger.iter().any(|row| row.version == ours.version && row.success));
-    if missing {
+    if !is_current(&ledger) {
         return Err(AuthorityError::NotMigrated {
             server: server.to_owned(),
             found: ledger.iter().map(|row| row.version).max().unwrap_or(0),
@@ -122,6 +140,11 @@ pub(super) async fn check(server: &str, connection: &mut PgConnection) -> Result
         });
     }
     Ok(())
+}
+
+fn is_current(ledger: &[Applied]) -> bool {
+    let is_applied = |ours: &Migration| ledger.iter().any(|row| row.version == ours.version && row.success);
+    MIGRATIONS.iter().all(is_applied)
 }
 
 struct Applied {
@@ -231,6 +254,7 @@ mod tests {
             (2, "access", "8ca13397e264bbaa"),
             (3, "appends without statistics", "a3d5583fadbd2dac"),
             (4, "retention", "219d4bc57326bba4"),
+            (5, "roles", "8f507637290862d3"),
         ];
         assert_eq!(
             recorded,

@@ -1,4 +1,5 @@
 //! What somebody who means harm, and stands on the way, cannot do.
 
 mod gate;
+mod postgres;
 mod row_limit;

@@ -67,7 +67,8 @@ async fn the_second_bridge_leads_when_the_first_one_is_gone() {
     connection
         .execute(
             "select pg_terminate_backend(pid) from pg_locks
-             where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())",
+             where relation = 'runtime.sync_lead'::regclass
+               and database = (select oid from pg_database where datname = current_database())",
         )
         .await
         .unwrap();

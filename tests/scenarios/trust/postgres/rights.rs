@@ -1,0 +1,273 @@
+//! What each duty allows, and that it allows nothing else.
+
+use spacetime_sync_proto::{ChainHash, Seq};
+
+use super::*;
+
+/// What no role that runs may do, whatever its duty.
+const NOBODY: [&str; 22] = [
+    // Insert at a position of one's choice.
+    "insert into runtime.sync_stream_events values ('s', 9, now(), 'x', 'k', 'p', sha256('p'), sha256('c'))",
+    "insert into runtime.sync_streams (stream_id, head_seq, head_chain) values ('t', 5, sha256('c'))",
+    "update runtime.sync_streams set head_seq = 5, head_chain = sha256('c')",
+    // Rewrite and delete.
+    "update runtime.sync_stream_events set payload = 'q'",
+    "truncate runtime.sync_stream_events",
+    "delete from runtime.sync_stream_events",
+    "select set_config('spacetime_sync.purging', 'yes', false); delete from runtime.sync_stream_events",
+    "update runtime.sync_streams set oldest_seq = 2, floor_chain = sha256('c')",
+    "delete from runtime.sync_streams",
+    "update runtime.sync_retention set log_events = 1",
+    "alter table runtime.sync_stream_events disable trigger all",
+    "create or replace rule nothing as on insert to runtime.sync_stream_events do instead nothing",
+    // Take a revocation back, and hide one.
+    "update runtime.sync_sessions set revoked_at = null, delivered_at = null",
+    "delete from runtime.sync_sessions",
+    // Take rights.
+    "select runtime.sync_grant_duty('bridge', current_user)",
+    "select runtime.sync_make_roles('spacetime_sync')",
+    "create function runtime.sync_append(text, text, text, varchar) returns bigint language sql as 'select 1::bigint'",
+    "create table runtime.mine (n int)",
+    "create or replace view runtime.sync_lead as select true as lead",
+    "drop function runtime.sync_append(text, text, text, bytea)",
+    "update spacetime_sync._sqlx_migrations set checksum = ''",
+    // Hold what the lead is.
+    "do $$ begin lock table runtime.sync_lead in row share mode; end $$",
+];
+
+/// Statements that only the bridge may run.
+const BRIDGE: [&str; 8] = [
+    "update runtime.sync_streams set published_seq = head_seq",
+    "update runtime.sync_streams set published_seq = 0",
+    "update runtime.sync_epoch set beat = beat + 1",
+    "update runtime.sync_bridge_wake set sleeping = true",
+    "insert into runtime.sync_sessions (session_id, user_id, device_id, bound_at) values ('x', 'u', 'd', now())",
+    "select runtime.sync_take_lead()",
+    "select runtime.sync_begin_epoch()",
+    "select runtime.sync_revoke_sessions(array['y'], 'why')",
+];
+
+const APPENDS: [&str; 3] = [
+    "select runtime.sync_append('s', 'by-one', 'k', 'p')",
+    "select runtime.sync_append_batch('s', array['by-many'], array['k'], array['p'::bytea])",
+    "select runtime.sync_put_snapshot('s', 'doc', 1, 'all')",
+];
+
+const POLICY: [&str; 4] = [
+    "insert into runtime.sync_stream_owners (stream_id, user_id) values ('s', 'u')",
+    "update runtime.sync_stream_owners set org_id = 'o'",
+    "insert into runtime.sync_access_policy values ('user:u', 'a.*')",
+    "delete from runtime.sync_access_policy",
+];
+
+const PURGES: [&str; 2] = [
+    "select runtime.sync_purge('s', 10)",
+    "select runtime.sync_forget_sessions(1, '', 10)",
+];
+
+const READS: [&str; 3] = [
+    "select * from runtime.sync_stream_events",
+    "select * from runtime.sync_streams, runtime.sync_retention, runtime.sync_epoch",
+    "select * from runtime.sync_snapshots",
+];
+
+/// A database with an event, and a session that was revoked.
+async fn held() -> Database {
+    let database = database().await;
+    append(&database, &["one"]).await;
+    let revoked = "select runtime.sync_revoke_sessions(array['lost'], 'a lost laptop')";
+    owner(&database).await.execute(revoked).await.unwrap();
+    database
+}
+
+async fn all_allowed(connection: &mut PgConnection, statements: &[&str]) {
+    for statement in statements {
+        let done = connection.execute(*statement).await;
+        done.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runtime_appends_and_can_do_nothing_else() {
+    let database = held().await;
+    let mut runtime = with_duties(&database, &["runtime"]).await;
+    all_denied(&mut runtime, &NOBODY).await;
+    all_denied(&mut runtime, &BRIDGE).await;
+    all_denied(&mut runtime, &PURGES).await;
+    all_denied(&mut runtime, &READS).await;
+    all_allowed(&mut runtime, &APPENDS).await;
+    all_allowed(&mut runtime, &POLICY).await;
+    // As it was found: an event that is set published in the transaction that appends it would never be delivered.
+    let hidden = "begin; select runtime.sync_append('s', 'hidden', 'k', 'p'); \
+        update runtime.sync_streams set published_seq = head_seq; commit";
+    assert_eq!(refusal(&mut runtime, hidden).await, DENIED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bridge_publishes_and_changes_nothing_that_happened() {
+    let database = held().await;
+    let mut bridge = with_duties(&database, &["bridge"]).await;
+    all_denied(&mut bridge, &NOBODY).await;
+    all_denied(&mut bridge, &APPENDS).await;
+    all_denied(&mut bridge, &POLICY).await;
+    all_denied(&mut bridge, &PURGES).await;
+    all_allowed(&mut bridge, &READS).await;
+    all_allowed(&mut bridge, &BRIDGE).await;
+    let beyond = "update runtime.sync_streams set published_seq = head_seq + 1";
+    assert_eq!(refusal(&mut bridge, beyond).await, "23514");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_reads_the_log_and_nothing_else() {
+    let database = held().await;
+    let mut reading = with_duties(&database, &["reading"]).await;
+    all_denied(&mut reading, &NOBODY).await;
+    all_denied(&mut reading, &BRIDGE).await;
+    all_denied(&mut reading, &APPENDS).await;
+    all_denied(&mut reading, &POLICY).await;
+    all_denied(&mut reading, &PURGES).await;
+    all_denied(
+        &mut reading,
+        &[
+            "select * from runtime.sync_sessions",
+            "select * from runtime.sync_access_policy",
+        ],
+    )
+    .await;
+    all_allowed(&mut reading, &READS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_duty_has_no_rights() {
+    let database = held().await;
+    let mut nobody = with_duties(&database, &[]).await;
+    for statements in [&NOBODY[..], &BRIDGE, &APPENDS, &POLICY, &PURGES, &READS] {
+        all_denied(&mut nobody, statements).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_leave_by_the_policy_alone() {
+    let database = held().await;
+    let authority = append(&database, &["two", "three"]).await;
+    let mut purge = with_duties(&database, &["purge"]).await;
+    all_denied(&mut purge, &NOBODY).await;
+    all_denied(&mut purge, &BRIDGE).await;
+    all_denied(&mut purge, &APPENDS).await;
+    let purged = async |purge: &mut PgConnection| -> i64 {
+        let asked = sqlx::query_scalar("select runtime.sync_purge('s', 1000)");
+        asked.fetch_one(purge).await.unwrap()
+    };
+    // The policy keeps everything, and whoever purges cannot change it.
+    assert_eq!(purged(&mut purge).await, 0);
+    let mut owner = owner(&database).await;
+    let shorter = "update runtime.sync_retention set window_events = 1, log_events = 1 where class = 'otherwise'";
+    owner.execute(shorter).await.unwrap();
+    // Nothing is published.
+    assert_eq!(purged(&mut purge).await, 0);
+    authority
+        .advance_published(&[(stream("s"), Seq::new(3).unwrap())])
+        .await
+        .unwrap();
+    assert_eq!(purged(&mut purge).await, 2);
+    let held = "select count(*) from runtime.sync_stream_events";
+    assert_eq!(
+        sqlx::query_scalar::<_, i64>(held).fetch_one(&mut owner).await.unwrap(),
+        1
+    );
+
+    // A role that somebody gave DELETE, and that knows the setting by which a purge shows itself.
+    let (name, url) = database.login(&[]).await.unwrap();
+    let careless = format!(
+        "grant usage on schema runtime to {name}; grant select, delete on runtime.sync_stream_events to {name}"
+    );
+    owner.execute(&*careless).await.unwrap();
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    other
+        .execute("select set_config('spacetime_sync.purging', 'yes', false)")
+        .await
+        .unwrap();
+    let by_hand = "delete from runtime.sync_stream_events";
+    assert_eq!(refusal(&mut other, by_hand).await, "SY007");
+    // It brings its own operators, too.
+    let own = format!("create schema {name} authorization {name}; grant usage on schema {name} to public");
+    owner.execute(&*own).await.unwrap();
+    let deceiving = format!(
+        "create function {name}.same(name, name) returns boolean language sql as 'select true';
+         create operator {name}.= (function = {name}.same, leftarg = name, rightarg = name);
+         create function {name}.pg_get_userbyid(oid) returns name language sql as 'select current_user::name';
+         set search_path = {name}, pg_catalog"
+    );
+    other.execute(&*deceiving).await.unwrap();
+    assert_eq!(refusal(&mut other, by_hand).await, "SY007");
+    assert_eq!(
+        sqlx::query_scalar::<_, i64>(held).fetch_one(&mut owner).await.unwrap(),
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_runs_nothing_of_its_callers() {
+    let database = database().await;
+    let (name, url) = database.login(&["spacetime_sync_runtime"]).await.unwrap();
+    let own = format!("create schema {name} authorization {name}");
+    owner(&database).await.execute(&*own).await.unwrap();
+    let mut runtime = PgConnection::connect(&url).await.unwrap();
+    // Whatever an append calls is first found among the caller's own functions, which would run as the owner.
+    let deceiving = format!(
+        "create function {name}.sha256(bytea) returns bytea language plpgsql as 'begin raise exception ''mine''; end';
+         create function {name}.octet_length(text) returns int language plpgsql as 'begin raise exception ''mine''; end';
+         create function {name}.clock_timestamp() returns timestamptz language sql as 'select ''2000-01-01''::timestamptz';
+         create temp table sync_streams (stream_id text);
+         set search_path = {name}, pg_temp, pg_catalog, runtime"
+    );
+    runtime.execute(&*deceiving).await.unwrap();
+    for statement in APPENDS.iter().take(2) {
+        runtime.execute(*statement).await.unwrap();
+    }
+    let authority = Authority::connect(database.url(), 1).await.unwrap();
+    let log = authority
+        .read_events(&stream("s"), Seq::ZERO, 10, usize::MAX)
+        .await
+        .unwrap();
+    let mut chain = ChainHash::genesis(&stream("s"));
+    for event in &log {
+        assert!(event.payload_matches() && event.follows(&chain), "{event:?}");
+        assert!(event.committed_at_us > 1_700_000_000_000_000, "{event:?}");
+        chain = event.chain_hash;
+    }
+    assert_eq!(log.len(), 2);
+}
+
+/// Only what is listed here runs with the owner's rights, and each of it with a pinned search path.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_as_the_owner_is_known_and_pinned() {
+    let database = database().await;
+    let found: Vec<(String, bool)> = sqlx::query_as(
+        "select proname::text, coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false) from pg_proc
+         where prosecdef and pronamespace in ('runtime'::regnamespace, 'spacetime_sync'::regnamespace) order by 1",
+    )
+    .fetch_all(&mut owner(&database).await)
+    .await
+    .unwrap();
+    let known = [
+        "sync_append",
+        "sync_append_batch",
+        "sync_begin_epoch",
+        "sync_forget_sessions",
+        "sync_purge",
+        "sync_put_snapshot",
+        "sync_revoke_sessions",
+        "sync_take_lead",
+    ];
+    assert_eq!(found, known.map(|name| (name.to_owned(), true)));
+    let open: Vec<String> = sqlx::query_scalar(
+        "select p.oid::regprocedure::text
+         from pg_proc p cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+         where p.pronamespace = 'runtime'::regnamespace and a.grantee = 0",
+    )
+    .fetch_all(&mut owner(&database).await)
+    .await
+    .unwrap();
+    assert!(open.is_empty(), "anybody may run {open:?}");
+}
