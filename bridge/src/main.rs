@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use spacetime_sync_authority::Authority;
+use spacetime_sync_authority::{Act, Authority};
 use spacetime_sync_bridge::config::{Config, EXAMPLE};
 use spacetime_sync_bridge::issuing::Issuing;
 use spacetime_sync_bridge::run::Neighbour;
@@ -115,6 +115,8 @@ enum ConfigCommand {
 struct GrantArgs {
     #[command(flatten)]
     server: cli::ServerArgs,
+    #[command(flatten)]
+    audit: cli::AuditArgs,
     /// Token of the owner or of the bridge.
     #[arg(long)]
     token_file: PathBuf,
@@ -196,6 +198,8 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Grant(args) => {
             let admin = admin(&args)?;
             for stream in &args.streams {
+                let (identity, stream_id) = (args.identity.as_str(), stream);
+                args.audit.record(Act::GrantStream { identity, stream_id }).await?;
                 admin.grant(&args.identity, stream).await?;
                 cli::say(format_args!("{} may read {stream}", args.identity))?;
             }
@@ -204,6 +208,8 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Revoke(args) => {
             let admin = admin(&args)?;
             for stream in &args.streams {
+                let (identity, stream_id) = (args.identity.as_str(), stream);
+                args.audit.record(Act::RevokeStream { identity, stream_id }).await?;
                 admin.revoke(&args.identity, stream).await?;
                 cli::say(format_args!("{} may no longer read {stream}", args.identity))?;
             }

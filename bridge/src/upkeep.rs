@@ -1,5 +1,5 @@
-//! What a leader does at intervals beside the lane: it purges the authority's log, forgets sessions that are over, and
-//! reports rows with invalid stream names.
+//! What a leader does at intervals beside the lane: it purges the authority's log and its audit log, forgets sessions that
+//! are over, and reports rows with invalid stream names.
 
 use std::time::Duration;
 
@@ -8,6 +8,8 @@ use spacetime_sync_proto::{Label, StreamId, error_text};
 
 /// How many events one transaction removes. A writer of the stream may have to wait for it.
 const PURGE_EVENTS: i32 = 1_000;
+/// How many acts of the audit log one transaction removes.
+const PURGE_ACTS: i32 = 1_000;
 /// How many streams one statement lists.
 const PURGE_STREAMS: usize = 1_000;
 /// How often the bridge forgets sessions. They are kept for days, and each round looks at all of them.
@@ -35,7 +37,7 @@ async fn purge_once(authority: &Authority, purged: impl Fn(u64)) -> Result<(), A
     let mut after: Option<StreamId> = None;
     loop {
         let streams = authority.purgeable_streams(after.as_ref(), PURGE_STREAMS).await?;
-        let Some(last) = streams.last() else { return Ok(()) };
+        let Some(last) = streams.last() else { break };
         after = Some(last.clone());
         for stream_id in &streams {
             loop {
@@ -47,6 +49,8 @@ async fn purge_once(authority: &Authority, purged: impl Fn(u64)) -> Result<(), A
             }
         }
     }
+    while authority.purge_audit(PURGE_ACTS).await? == u64::from(PURGE_ACTS.unsigned_abs()) {}
+    Ok(())
 }
 
 /// Forgets sessions at intervals, on a connection of its own.

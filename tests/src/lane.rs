@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::process::Signal;
 use serde_json::Value;
-use spacetime_sync_authority::Authority;
+use spacetime_sync_authority::{Actor, Authority};
 use spacetime_sync_bindings::{DbConnection, append_sync_event};
 use spacetime_sync_ops::publish::{Bridge as BridgeProof, ROW_LIMIT, Request, Trust, publish};
 use spacetime_sync_ops::repair::Sides;
@@ -341,6 +341,7 @@ impl Lane {
             authority: self.authority.clone(),
             link: self.link().await.unwrap_or_else(|error| panic!("{error:#}")),
             streams: Vec::new(),
+            operator: Actor::operator("tests", None),
         };
         let reports = sides.verify(true).await.unwrap_or_else(|error| panic!("{error:#}"));
         for report in &reports {

@@ -1,12 +1,14 @@
 //! The SQL behind tokens and revocations: who may read what, and which sessions exist.
 
+use std::net::IpAddr;
+
 use spacetime_sync_proto::access::StreamPattern;
 use spacetime_sync_proto::{Label, limit};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::error::CallError;
-use super::{Authority, AuthorityError};
+use super::{Actor, Authority, AuthorityError};
 
 /// Most names read for one pattern: one more than a token may hold, so that the caller notices when there are too many.
 const NAMES_PER_PATTERN: i64 = limit::TOKEN_STREAMS as i64 + 1;
@@ -120,47 +122,48 @@ impl Authority {
             .await
     }
 
-    /// Binds a session to the user and the device of its first token, unless it is bound already. Returns what the session
-    /// is bound to afterwards.
+    /// Binds a session to the user and the device of its first token, unless it is bound already, and records in the audit
+    /// log from which address that was asked. Returns what the session is bound to afterwards.
     pub async fn bind_session(
         &self,
         session_id: &Label,
         user_id: &Label,
         device_id: &Label,
+        address: IpAddr,
     ) -> Result<BoundSession, AuthorityError> {
         self.connections
             .run("bind_session", async |connection| {
-                // If another bridge inserts the session at this moment, this waits for it, and the next statement sees it.
-                sqlx::query(
-                    "insert into runtime.sync_sessions (session_id, user_id, device_id, bound_at)
-                     values ($1, $2, $3, clock_timestamp()) on conflict do nothing",
+                let row = sqlx::query(
+                    "select bound_user as user_id, bound_device as device_id, revoked
+                     from runtime.sync_bind_session($1, $2, $3, $4)",
                 )
                 .bind(session_id.as_str())
                 .bind(user_id.as_str())
                 .bind(device_id.as_str())
-                .execute(&mut *connection)
-                .await?;
-                let row = sqlx::query(
-                    "select user_id, device_id, revoked_at is not null as revoked
-                     from runtime.sync_sessions where session_id = $1",
-                )
-                .bind(session_id.as_str())
-                .fetch_one(&mut *connection)
+                .bind(address.to_string())
+                .fetch_one(connection)
                 .await?;
                 bound_session(&row)
             })
             .await
     }
 
-    /// Revokes sessions, including those that never had a token. The first revocation of a session counts. Returns those that
-    /// never had a token.
-    pub async fn revoke_sessions(&self, session_ids: &[Label], reason: &str) -> Result<Vec<Label>, AuthorityError> {
+    /// Revokes sessions, including those that never had a token. The first revocation of a session counts, and the audit log
+    /// has it. Returns those that never had a token.
+    pub async fn revoke_sessions(
+        &self,
+        session_ids: &[Label],
+        reason: &str,
+        actor: &Actor,
+    ) -> Result<Vec<Label>, AuthorityError> {
         let ids: Vec<&str> = session_ids.iter().map(Label::as_str).collect();
         self.connections
             .run("revoke_sessions", async |connection| {
-                let unknown: Vec<String> = sqlx::query_scalar("select runtime.sync_revoke_sessions($1, $2)")
+                let unknown: Vec<String> = sqlx::query_scalar("select runtime.sync_revoke_sessions($1, $2, $3, $4)")
                     .bind(&ids)
                     .bind(reason)
+                    .bind(actor.who())
+                    .bind(actor.origin())
                     .fetch_one(connection)
                     .await?;
                 unknown.iter().map(|text| label(text)).collect()

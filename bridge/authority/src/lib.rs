@@ -11,6 +11,7 @@
 
 mod access;
 mod append;
+mod audit;
 mod connections;
 mod error;
 mod history;
@@ -33,6 +34,7 @@ use tokio::time::timeout;
 
 pub use access::{Access, AccessQuestion, BoundSession};
 pub use append::NewEvent;
+pub use audit::{Act, Actor};
 pub use error::AuthorityError;
 pub use history::History;
 pub use leadership::{Candidate, Leadership};

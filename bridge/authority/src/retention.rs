@@ -9,7 +9,7 @@ use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 
 use super::error::{AuthorityError, CallError};
-use super::{Authority, is_name, stream_id};
+use super::{Actor, Authority, is_name, stream_id};
 
 /// Where the authority's log of a stream begins and ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,26 +166,31 @@ impl Authority {
 
     /// Which history this is, and how far it has come.
     pub async fn epoch(&self) -> Result<AuthorityEpoch, AuthorityError> {
-        self.told_epoch("epoch", "select epoch::text, beat from runtime.sync_epoch")
-            .await
-    }
-
-    /// Begins a new epoch.
-    pub async fn begin_epoch(&self) -> Result<AuthorityEpoch, AuthorityError> {
-        self.told_epoch("begin_epoch", "select epoch, beat from runtime.sync_begin_epoch()")
-            .await
-    }
-
-    async fn told_epoch(&self, what: &'static str, sql: &'static str) -> Result<AuthorityEpoch, AuthorityError> {
         self.connections
-            .run(what, async |connection| {
-                let (epoch, beat): (String, i64) = sqlx::query_as(sql).fetch_one(connection).await?;
-                Ok(AuthorityEpoch {
-                    epoch,
-                    beat: count(beat),
-                })
+            .run("epoch", async |connection| {
+                let epoch = sqlx::query_as("select epoch::text, beat from runtime.sync_epoch");
+                Ok(authority_epoch(epoch.fetch_one(connection).await?))
             })
             .await
+    }
+
+    /// Begins a new epoch, and records that in the audit log.
+    pub async fn begin_epoch(&self, actor: &Actor) -> Result<AuthorityEpoch, AuthorityError> {
+        self.connections
+            .run("begin_epoch", async |connection| {
+                let begun = sqlx::query_as("select epoch, beat from runtime.sync_begin_epoch($1, $2)")
+                    .bind(actor.who())
+                    .bind(actor.origin());
+                Ok(authority_epoch(begun.fetch_one(connection).await?))
+            })
+            .await
+    }
+}
+
+fn authority_epoch((epoch, beat): (String, i64)) -> AuthorityEpoch {
+    AuthorityEpoch {
+        epoch,
+        beat: count(beat),
     }
 }
 

@@ -21,12 +21,13 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
     embedded!("0004_retention.sql"),
     embedded!("0005_roles.sql"),
+    embedded!("0006_audit.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());
@@ -255,6 +256,7 @@ mod tests {
             (3, "appends without statistics", "a3d5583fadbd2dac"),
             (4, "retention", "219d4bc57326bba4"),
             (5, "roles", "8f507637290862d3"),
+            (6, "audit", "643a86096d36fc1c"),
         ];
         assert_eq!(
             recorded,

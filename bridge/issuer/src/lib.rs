@@ -187,14 +187,15 @@ impl Issuer {
         })
     }
 
-    /// Makes a token for a session. The caller has checked `client`.
+    /// Makes a token for a session. The caller has checked `client`, which asks from `address`.
     pub async fn token(
         &self,
         session: &Session,
         client: &ClientVersion,
         request: &TokenRequest,
+        address: IpAddr,
     ) -> Result<TokenResponse, Denial> {
-        self.grant(session, client, request)
+        self.grant(session, client, request, address)
             .await
             .inspect(|_| self.counters.minted())
             .map_err(|denial| self.counted(denial))
@@ -218,6 +219,7 @@ impl Issuer {
         session: &Session,
         client: &ClientVersion,
         request: &TokenRequest,
+        address: IpAddr,
     ) -> Result<TokenResponse, Denial> {
         let wanted = Wanted::read(request)?;
         let surface = Label::new(&client.surface)
@@ -245,7 +247,7 @@ impl Issuer {
         if access.session.as_ref().is_none_or(|known| known.bound_to.is_none()) {
             let (authority, user_id) = (self.authority()?, &session.user_id);
             let known = self
-                .ask(authority.bind_session(&session.session_id, user_id, &device_id))
+                .ask(authority.bind_session(&session.session_id, user_id, &device_id, address))
                 .await?;
             bound(&known, session, &device_id)?;
             if let Some(epoch) = epoch {

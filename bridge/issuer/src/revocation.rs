@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::Issuer;
 use super::denial::Denial;
-use spacetime_sync_authority::{Authority, AuthorityError};
+use spacetime_sync_authority::{Actor, Authority, AuthorityError};
 use spacetime_sync_proto::error_text;
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::admin::Admin;
@@ -86,9 +86,15 @@ pub struct Revoked {
 
 impl Issuer {
     /// Revokes sessions. From here on they get no token.
-    pub async fn revoke(&self, messenger: &Messenger, session_ids: &[Label], reason: &str) -> Result<Revoked, Denial> {
+    pub async fn revoke(
+        &self,
+        messenger: &Messenger,
+        session_ids: &[Label],
+        reason: &str,
+        actor: &Actor,
+    ) -> Result<Revoked, Denial> {
         let authority = self.authority()?;
-        let unknown = self.ask(authority.revoke_sessions(session_ids, reason)).await?;
+        let unknown = self.ask(authority.revoke_sessions(session_ids, reason, actor)).await?;
         self.cache.forget(session_ids);
         tracing::info!(
             sessions = session_ids.len(),

@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Deserialize;
-use spacetime_sync_authority::Authority;
+use spacetime_sync_authority::{Act, Actor, Authority};
 use spacetime_sync_bridge::config::Config;
 use spacetime_sync_issuer::Issuer;
 use spacetime_sync_ops::repair::HaltedStream;
@@ -35,6 +35,38 @@ pub(crate) struct ServerArgs {
     /// Name of the database.
     #[arg(long)]
     pub(crate) database: String,
+}
+
+#[derive(Args)]
+pub(crate) struct AuditArgs {
+    /// postgres://user:password@host:port/database of the authority, with the bridge's rights: its audit log then says who did
+    /// this. Without it nothing is recorded.
+    #[arg(long, env = "SPACETIME_SYNC__AUTHORITY__URL", hide_env_values = true)]
+    authority_url: Option<String>,
+}
+
+impl AuditArgs {
+    /// Records what is about to be done. If that fails, it must not be done.
+    pub(crate) async fn record(&self, act: Act<'_>) -> anyhow::Result<()> {
+        let Some(url) = &self.authority_url else {
+            return Ok(());
+        };
+        let authority = Authority::connect(url, 1).await?;
+        authority.record(act, &operator()).await?;
+        authority.close().await;
+        Ok(())
+    }
+}
+
+/// Who runs this command, as the environment says, and on which machine.
+pub(crate) fn operator() -> Actor {
+    let said = |names: &[&str]| {
+        let mut values = names.iter().filter_map(|name| std::env::var(name).ok());
+        values.find(|value| !value.is_empty())
+    };
+    let name = said(&["SUDO_USER", "USER", "LOGNAME"]).unwrap_or_else(|| "unknown".to_owned());
+    let machine = std::fs::read_to_string("/etc/hostname").map(|name| name.trim().to_owned());
+    Actor::operator(&name, machine.ok().or_else(|| said(&["HOSTNAME"])))
 }
 
 pub(crate) fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
+use spacetime_sync_authority::Act;
 use spacetime_sync_ops::publish::{Bridge, ROW_LIMIT, Request, Trust, build_module, publish};
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 use spacetime_sync_proto::limit;
 use spacetime_sync_stdb::admin::Breaking;
 
-use super::{ServerArgs, say};
+use super::{AuditArgs, ServerArgs, say};
 
 /// How often the module looks for sessions that have ended, by default.
 const SWEEP_MS: u32 = 1_000;
@@ -33,6 +34,8 @@ After `spacetime publish`, the module runs but trusts nobody. Run this once with
 pub(crate) struct PublishArgs {
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten)]
+    audit: AuditArgs,
     /// File with the owner's token. If it does not exist, a new identity is made and written to it.
     #[arg(long)]
     token_file: PathBuf,
@@ -85,6 +88,14 @@ pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
         (false, true) => Breaking::DeleteData,
     };
     let configure_only = args.configure_only;
+    let how = match (configure_only, breaking) {
+        (true, _) => "configures what runs",
+        (false, Breaking::Refuse) => "publishes",
+        (false, Breaking::DisconnectClients) => "publishes and disconnects clients",
+        (false, Breaking::DeleteData) => "publishes and deletes everything",
+    };
+    let (uri, database) = (args.server.uri.as_str(), args.server.database.as_str());
+    args.audit.record(Act::PublishModule { uri, database, how }).await?;
     let bridge = match (args.issuer, args.bridge_token_file) {
         (Some(issuer), _) => Bridge::Issuer(Trust {
             issuer,

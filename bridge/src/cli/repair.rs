@@ -8,7 +8,7 @@ use spacetime_sync_bridge::config::Config;
 use spacetime_sync_ops::repair::{Finding, Report, Sides};
 use spacetime_sync_proto::StreamId;
 
-use super::{both_sides, halted_streams, load, say};
+use super::{both_sides, halted_streams, load, operator, say};
 
 #[derive(Args)]
 pub(crate) struct RepairArgs {
@@ -86,6 +86,7 @@ async fn sides_of(config: &Config, args: &RepairArgs) -> anyhow::Result<Sides> {
         authority,
         link,
         streams: args.streams.clone(),
+        operator: operator(),
     })
 }
 

@@ -1,16 +1,20 @@
 //! The routes on which an admin revokes sessions and a gate hears of it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Json, Response};
 use serde::Deserialize;
 use serde_json::json;
+use spacetime_sync_authority::Actor;
 use spacetime_sync_proto::{Label, RefusalCode};
 
 use super::Desk;
 use super::refusal::refuse;
+use super::token::asker;
 use crate::denial::Denial;
 use crate::json::object;
 use crate::revocation::{REASON_BYTES, Revoked, SESSIONS};
@@ -27,7 +31,12 @@ struct Revocation {
 
 /// Revokes sessions. Answers when the authority has recorded it, and says whether the module has taken it, too, and
 /// which of the sessions never had a token.
-pub(super) async fn revoke(State(desk): State<Option<Arc<Desk>>>, body: Bytes) -> Response {
+pub(super) async fn revoke(
+    State(desk): State<Option<Arc<Desk>>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    sent: HeaderMap,
+    body: Bytes,
+) -> Response {
     let Some(desk) = desk else {
         return refuse(&Denial::unavailable("this bridge issues no tokens"));
     };
@@ -35,10 +44,11 @@ pub(super) async fn revoke(State(desk): State<Option<Arc<Desk>>>, body: Bytes) -
         Ok(revocation) => revocation,
         Err(denial) => return refuse(&denial),
     };
+    let admin = Actor::admin(asker(&sent, peer.ip(), desk.behind_proxy));
     // Runs in a task of its own, so that a revocation that has begun is carried out even if the admin hangs up.
     let revoked = tokio::spawn({
         let ids = session_ids.clone();
-        async move { desk.issuer.revoke(&desk.messenger, &ids, &reason).await }
+        async move { desk.issuer.revoke(&desk.messenger, &ids, &reason, &admin).await }
     });
     let unknown = |_| Err(Denial::unavailable("the revocation was interrupted; ask again"));
     match revoked.await.unwrap_or_else(unknown) {

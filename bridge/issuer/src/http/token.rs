@@ -41,12 +41,11 @@ pub(super) async fn token(
     }
     let answer = async {
         let authorization = parts.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-        let session = issuer
-            .authenticate(authorization, asker(&parts.headers, peer.ip(), desk.behind_proxy))
-            .await?;
+        let address = asker(&parts.headers, peer.ip(), desk.behind_proxy);
+        let session = issuer.authenticate(authorization, address).await?;
         issuer.admit(&session)?;
         let request = read(body).await?;
-        issuer.token(&session, &client, &request).await
+        issuer.token(&session, &client, &request, address).await
     };
     match answer.await {
         Ok(token) => Json(token).into_response(),

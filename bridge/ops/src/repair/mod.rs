@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use spacetime_sync_proto::{ChainHash, Position, RefusalCode, Seq, StreamId, StreamProgress};
 
 use crate::unpublished::{BrokenTail, Tail, broken_tail};
-use spacetime_sync_authority::{Authority, AuthorityError};
+use spacetime_sync_authority::{Act, Actor, Authority, AuthorityError};
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::link::Link;
 use spacetime_sync_stdb::upkeep::HeldStream;
@@ -56,6 +56,8 @@ pub struct Sides {
     pub link: Link,
     /// Only these streams; all streams if it is empty.
     pub streams: Vec<StreamId>,
+    /// Who changes something, for the audit log.
+    pub operator: Actor,
 }
 
 /// What is wrong with a stream.
@@ -230,6 +232,8 @@ impl Sides {
     }
 
     async fn end_at(&self, stream_id: &StreamId, to: Seq, chain: ChainHash) -> Result<(), RepairError> {
+        let act = Act::RewindStream { stream_id, to };
+        self.authority.record(act, &self.operator).await?;
         for tries in 1.. {
             let held = self.link.heads(std::slice::from_ref(stream_id)).await?;
             let seen = held.first().map_or(Seq::ZERO, |held| held.seq);
@@ -246,7 +250,7 @@ impl Sides {
 
     async fn begin_epoch(&self, dry_run: bool) -> Result<(), RepairError> {
         if !dry_run {
-            let beat = self.authority.begin_epoch().await?;
+            let beat = self.authority.begin_epoch(&self.operator).await?;
             self.link.mark_epoch(&beat, true).await?;
         }
         Ok(())

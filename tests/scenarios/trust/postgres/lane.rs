@@ -125,6 +125,18 @@ async fn the_documented_rights_suffice_for_everything() {
     let healthy = bridge.until("/healthz", SOON, |good, health| good && health["halted"] == json!([]));
     healthy.await.unwrap();
 
+    // Everything that they did is on record.
+    let acts = audit::acts(&lane.database).await;
+    for (act, actor) in [
+        ("open_session", "user:"),
+        ("revoke_session", "admin"),
+        ("rewind_stream", "operator:"),
+        ("begin_epoch", "operator:"),
+    ] {
+        let is_there = |found: &audit::Found| found.act == act && found.actor.starts_with(actor);
+        assert!(acts.iter().any(is_there), "{act} by {actor} in {acts:?}");
+    }
+
     // A standby takes over.
     assert_eq!(bridge.stop().await.unwrap(), 0);
     let standby = lane.bridge_with(&options).unwrap();

@@ -1,5 +1,6 @@
 //! Who may do what in the authority, enforced by Postgres: roles that own nothing, each with the rights of its duty.
 
+mod audit;
 mod lane;
 mod lead;
 mod migration;

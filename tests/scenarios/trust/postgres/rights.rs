@@ -5,7 +5,7 @@ use spacetime_sync_proto::{ChainHash, Seq};
 use super::*;
 
 /// What no role that runs may do, whatever its duty.
-const NOBODY: [&str; 22] = [
+const NOBODY: [&str; 27] = [
     // Insert at a position of one's choice.
     "insert into runtime.sync_stream_events values ('s', 9, now(), 'x', 'k', 'p', sha256('p'), sha256('c'))",
     "insert into runtime.sync_streams (stream_id, head_seq, head_chain) values ('t', 5, sha256('c'))",
@@ -23,6 +23,12 @@ const NOBODY: [&str; 22] = [
     // Take a revocation back, and hide one.
     "update runtime.sync_sessions set revoked_at = null, delivered_at = null",
     "delete from runtime.sync_sessions",
+    // Write the audit log by hand, change it, or shorten it.
+    "insert into runtime.sync_audit (act, actor, login) values ('revoke_session', 'somebody', 'else')",
+    "update runtime.sync_audit set actor = 'somebody'",
+    "select set_config('spacetime_sync.purging', 'yes', false); delete from runtime.sync_audit",
+    "update runtime.sync_audit_retention set keep = interval '1 day'",
+    "select setval('runtime.sync_audit_id_seq', 1)",
     // Take rights.
     "select runtime.sync_grant_duty('bridge', current_user)",
     "select runtime.sync_make_roles('spacetime_sync')",
@@ -36,15 +42,16 @@ const NOBODY: [&str; 22] = [
 ];
 
 /// Statements that only the bridge may run.
-const BRIDGE: [&str; 8] = [
+const BRIDGE: [&str; 9] = [
     "update runtime.sync_streams set published_seq = head_seq",
     "update runtime.sync_streams set published_seq = 0",
     "update runtime.sync_epoch set beat = beat + 1",
     "update runtime.sync_bridge_wake set sleeping = true",
-    "insert into runtime.sync_sessions (session_id, user_id, device_id, bound_at) values ('x', 'u', 'd', now())",
+    "select runtime.sync_bind_session('x', 'u', 'd', null)",
     "select runtime.sync_take_lead()",
-    "select runtime.sync_begin_epoch()",
-    "select runtime.sync_revoke_sessions(array['y'], 'why')",
+    "select runtime.sync_begin_epoch('operator', null)",
+    "select runtime.sync_revoke_sessions(array['y'], 'why', 'admin', null)",
+    "select runtime.sync_record_act('publish_module', 'database:lane', 'operator', null, null)",
 ];
 
 const APPENDS: [&str; 3] = [
@@ -60,8 +67,9 @@ const POLICY: [&str; 4] = [
     "delete from runtime.sync_access_policy",
 ];
 
-const PURGES: [&str; 2] = [
+const PURGES: [&str; 3] = [
     "select runtime.sync_purge('s', 10)",
+    "select runtime.sync_purge_audit(10)",
     "select runtime.sync_forget_sessions(1, '', 10)",
 ];
 
@@ -75,7 +83,7 @@ const READS: [&str; 3] = [
 async fn held() -> Database {
     let database = database().await;
     append(&database, &["one"]).await;
-    let revoked = "select runtime.sync_revoke_sessions(array['lost'], 'a lost laptop')";
+    let revoked = "select runtime.sync_revoke_sessions(array['lost'], 'a lost laptop', 'admin', null)";
     owner(&database).await.execute(revoked).await.unwrap();
     database
 }
@@ -254,9 +262,12 @@ async fn what_runs_as_the_owner_is_known_and_pinned() {
         "sync_append",
         "sync_append_batch",
         "sync_begin_epoch",
+        "sync_bind_session",
         "sync_forget_sessions",
         "sync_purge",
+        "sync_purge_audit",
         "sync_put_snapshot",
+        "sync_record_act",
         "sync_revoke_sessions",
         "sync_take_lead",
     ];
