@@ -67,10 +67,12 @@ begin
     using errcode = 'SY007', hint = 'Append a new event that corrects the old one.';
 end $$;
 
--- The lead is the lock of this view, which has no rows that matter. Only sync_take_lead can lock it: an advisory lock could
--- be taken by anybody, and so stop every bridge. It is no table, because vacuum would wait for its lock, in the end until
--- the server runs out of transaction ids; and no lock of a row, because that takes a transaction id, and as long as one is
--- in use vacuum removes nothing that is younger. No later migration may change the view: it would wait for the bridge.
+-- The lead is a lock of this view, which has no rows that matter, in a mode that only sync_take_lead can hold for longer
+-- than a moment: an advisory lock could be taken by anybody, and so stop every bridge. Weaker modes can be held by anybody,
+-- because Postgres locks before it checks rights, so the lead is compatible with those. It is no table, because vacuum would
+-- wait for its lock, in the end until the server runs out of transaction ids; and no lock of a row, because that takes a
+-- transaction id, and as long as one is in use vacuum removes nothing that is younger. No later migration may change the
+-- view: it would wait for the bridge.
 create view runtime.sync_lead as select true as lead;
 
 -- Takes the lead, if nobody has it, until the caller's transaction ends, and so at the latest with its connection. It waits
@@ -80,7 +82,7 @@ set search_path = pg_catalog, pg_temp
 set lock_timeout = '100ms'
 as $$
 begin
-  lock table runtime.sync_lead in exclusive mode;
+  lock table runtime.sync_lead in share update exclusive mode;
   return true;
 exception when lock_not_available then
   return false;

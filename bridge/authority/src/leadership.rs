@@ -1,8 +1,8 @@
 //! Decides which bridge leads. Two leaders at once would be safe, but would do all the work twice.
 //!
-//! The lead is a lock that only `runtime.sync_take_lead` takes, so only a role with the bridge's duty can have it (migration
-//! 5). The transaction that took it stays open as long as the bridge leads. It writes nothing and has no snapshot, so it
-//! keeps vacuum from nothing.
+//! The lead is a lock that only `runtime.sync_take_lead` can keep, so only a role with the bridge's duty can have it
+//! (migration 5). The transaction that took it stays open as long as the bridge leads. It writes nothing and has no
+//! snapshot, so it keeps vacuum from nothing.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -17,7 +17,9 @@ async fn nobody_but_a_bridge_can_hold_the_lead() {
         "access share",
         "row share",
         "row exclusive",
+        "share update exclusive",
         "share",
+        "share row exclusive",
         "exclusive",
         "access exclusive",
     ] {
@@ -29,6 +31,30 @@ async fn nobody_but_a_bridge_can_hold_the_lead() {
         &["select from runtime.sync_lead", "select runtime.sync_take_lead()"],
     )
     .await;
+    // Postgres locks before it checks rights. Whoever may use the schema keeps such a lock by preparing a statement, and
+    // whoever may do nothing at all by a function that takes the view for a sequence.
+    runtime
+        .execute("begin; prepare p as select from runtime.sync_lead for update")
+        .await
+        .unwrap();
+    let mut nobody = with_duties(&lane.database, &[]).await;
+    let mut owner = owner(&lane.database).await;
+    let lead: i64 = sqlx::query_scalar("select 'runtime.sync_lead'::regclass::oid::bigint")
+        .fetch_one(&mut owner)
+        .await
+        .unwrap();
+    nobody.execute("begin; savepoint a").await.unwrap();
+    let takes = format!("select nextval({lead}::oid::regclass)");
+    assert_eq!(refusal(&mut nobody, &takes).await, "42809");
+    nobody.execute("rollback to a").await.unwrap();
+    let held: Vec<String> = sqlx::query_scalar(
+        "select mode from pg_locks where relation = 'runtime.sync_lead'::regclass
+             and database = (select oid from pg_database where datname = current_database()) and granted order by mode",
+    )
+    .fetch_all(&mut owner)
+    .await
+    .unwrap();
+    assert_eq!(held, ["RowExclusiveLock", "RowShareLock"]);
     let bridge = lane.bridge().unwrap();
     let leads = bridge.until("/healthz", SOON, |_, health| health["role"] == "leading");
     leads.await.unwrap();
