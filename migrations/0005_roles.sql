@@ -118,9 +118,19 @@ begin
       group by s.session_id order by s.session_id);
 end $$;
 
+-- How long a session is remembered at least, after its first token and its revocation; null: for good. A revocation that is
+-- forgotten is taken back. So this must be longer than any session lasts, and only the owner may change it.
+create table runtime.sync_session_retention (
+  singleton boolean primary key default true check (singleton),
+  keep interval default '400 days',
+  constraint sync_session_retention_keep check (keep between interval '1 day' and interval '36500 days')
+);
+
+insert into runtime.sync_session_retention default values;
+
 -- Looks at the next `most` sessions after `after`, and forgets those whose first token and whose revocation are more than
--- `days` old, at least one. A session stays while SpacetimeDB has not taken its revocation. Returns the last session that
--- it looked at, null at the end, and how many it forgot.
+-- `days` old, and older than sync_session_retention says. A session stays while SpacetimeDB has not taken its revocation.
+-- Returns the last session that it looked at, null at the end, and how many it forgot.
 create function runtime.sync_forget_sessions(days int, after text, most int) returns table (last text, gone bigint)
 language sql security definer
 set search_path = pg_catalog, pg_temp
@@ -130,7 +140,10 @@ as $$
   ), gone as (
     delete from runtime.sync_sessions s using part p
     where s.session_id >= p.session_id and s.session_id <= p.session_id
-      and greatest(s.bound_at, s.revoked_at) < now() - make_interval(days => greatest($1, 1))
+      -- Without a row, and with null, nothing is forgotten.
+      and greatest(s.bound_at, s.revoked_at) < (
+        select now() - greatest(make_interval(days => $1), r.keep)
+          from runtime.sync_session_retention r where r.keep is not null)
       and (s.revoked_at is null or s.delivered_at is not null)
     returning s.session_id
   )
@@ -248,7 +261,8 @@ begin
     select distinct format('table %s from %s', c.oid::regclass,
         case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end)
       from pg_class c cross join lateral aclexplode(c.relacl) a
-      where c.oid = 'runtime.sync_lead'::regclass and a.grantee <> c.relowner
+      where c.oid = any (array['runtime.sync_lead', 'runtime.sync_session_retention']::regclass[])
+        and a.grantee <> c.relowner
   loop
     execute format('revoke all on %s cascade', of);
   end loop;

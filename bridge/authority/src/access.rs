@@ -237,8 +237,8 @@ impl Authority {
     }
 
     /// Looks at the next `limit` sessions after `after`, and forgets those whose first token and whose revocation are more
-    /// than `days` old. A session stays while SpacetimeDB has not taken its revocation. Returns the last session that it
-    /// looked at, or `None` at the end, and how many it forgot.
+    /// than `days` old, and older than `runtime.sync_session_retention` says. A session stays while SpacetimeDB has not
+    /// taken its revocation. Returns the last session that it looked at, or `None` at the end, and how many it forgot.
     pub async fn forget_sessions(
         &self,
         days: u16,

@@ -255,7 +255,7 @@ mod tests {
             (2, "access", "8ca13397e264bbaa"),
             (3, "appends without statistics", "a3d5583fadbd2dac"),
             (4, "retention", "219d4bc57326bba4"),
-            (5, "roles", "db4525ad863f5f0f"),
+            (5, "roles", "7236d0afbb551f95"),
             (6, "audit", "643a86096d36fc1c"),
         ];
         assert_eq!(

@@ -64,7 +64,8 @@ pub struct SessionsConfig {
     /// Url of the key set of the sessions' issuer.
     pub jwks_url: Option<String>,
     /// How many days the authority remembers a session after its first token or its revocation; without a value, it
-    /// never forgets. A forgotten session counts as a new one, so no session credential may be valid for longer.
+    /// never forgets. A forgotten session counts as a new one, so no session credential may be valid for longer. The
+    /// authority never forgets sooner than `runtime.sync_session_retention` says, which only its owner may change.
     pub remember_days: Option<u16>,
 }
 

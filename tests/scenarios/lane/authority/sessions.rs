@@ -10,7 +10,8 @@ async fn a_session_is_forgotten_once_everything_about_it_is_old() {
     let mut connection = client(&database).await;
     connection
         .execute(
-            "insert into runtime.sync_sessions (session_id, user_id, device_id, bound_at, revoked_at, delivered_at)
+            "update runtime.sync_session_retention set keep = interval '1 day';
+             insert into runtime.sync_sessions (session_id, user_id, device_id, bound_at, revoked_at, delivered_at)
              select id, case when bound is not null then 'u' end, case when bound is not null then 'd' end,
                  now() - bound * interval '1 day', now() - revoked * interval '1 day', now() - told * interval '1 day'
              from (values

@@ -58,6 +58,7 @@ async fn the_documented_rights_suffice_for_everything() {
     } = logins(&lane).await;
     lane.sql(
         "update runtime.sync_retention set window_events = 50, log_events = 100 where class = 'otherwise';
+         update runtime.sync_session_retention set keep = interval '30 days';
          insert into runtime.sync_sessions (session_id, user_id, device_id, bound_at)
              values ('over', 'u', 'd', now() - interval '31 days')",
     )
