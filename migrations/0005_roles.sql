@@ -1,7 +1,8 @@
 -- Who may do what, enforced by Postgres: one role a duty, and functions that work with the owner's rights.
 --
 -- The owner is the role that owns the tables, which is whoever migrated first. No process of the lane needs to run as it.
--- A duty is what a role needs for its work; a login role gets one by membership in a group role, or by itself:
+-- A duty is what a role needs for its work; a login role gets one by membership in a group role, which migration 6 makes, or
+-- by itself:
 --   grant spacetime_sync_runtime to my_login;             select runtime.sync_grant_duty('runtime', 'my_login');
 --
 --   runtime   appends events, puts snapshots, says who may read what
@@ -15,24 +16,72 @@
 -- A new function or table of a later migration belongs to nobody but the owner, until that migration extends
 -- sync_grant_duty and calls it for whoever has the duty.
 
--- One owner for all, even if the migrations so far were applied by different roles, and this one by a superuser.
+-- What is here already must be the lane's, because from here on it works with the owner's rights.
 do $$
 declare
+  tables constant regclass[] := array['runtime.sync_streams', 'runtime.sync_stream_events', 'runtime.sync_bridge_wake',
+    'runtime.sync_stream_owners', 'runtime.sync_access_policy', 'runtime.sync_sessions', 'runtime.sync_retention',
+    'runtime.sync_snapshots', 'runtime.sync_epoch']::regclass[] || to_regclass('spacetime_sync._sqlx_migrations');
+  functions constant regprocedure[] := array['runtime.sync_append(text, text, text, bytea)',
+    'runtime.sync_append_batch(text, text[], text[], bytea[])', 'runtime.sync_genesis(text)',
+    'runtime.sync_refuse_change()', 'runtime.sync_refuse_event(text, text, bytea)',
+    'runtime.sync_refuse_conflict(text, text, bigint, text, bytea, text, bytea)', 'runtime.sync_class(text)',
+    'runtime.sync_purge(text, int)', 'runtime.sync_put_snapshot(text, text, bigint, bytea)']::regprocedure[];
   owner constant name := (select pg_get_userbyid(relowner) from pg_class where oid = 'runtime.sync_streams'::regclass);
+  schema_owner constant name := (select pg_get_userbyid(nspowner) from pg_namespace where oid = 'runtime'::regnamespace);
+  found text;
+  remedy text;
   foreign_piece text;
+  held record;
 begin
+  -- Whoever owns a schema can drop what is in it, and the functions need their owner's right to use it.
+  if schema_owner <> owner then
+    raise exception 'the schema runtime belongs to %, and the tables in it to %; give them one owner: %', schema_owner, owner,
+      format('alter schema runtime owner to %I;', owner);
+  end if;
+
+  -- A trigger would run with the rights of the functions below. This lock keeps another from being added meanwhile, and no
+  -- writer waits for it.
+  execute format('lock table %s in share update exclusive mode', array_to_string(tables, ', '));
+  select string_agg(format('%I on %s', g.tgname, g.tgrelid::regclass), ', ' order by g.tgrelid::regclass::text, g.tgname),
+      string_agg(format('drop trigger %I on %s;', g.tgname, g.tgrelid::regclass), ' '
+        order by g.tgrelid::regclass::text, g.tgname)
+    into found, remedy
+    from pg_trigger g
+    where g.tgrelid = any (tables) and not g.tgisinternal
+      and (g.tgrelid, g.tgname, g.tgfoid) is distinct from ('runtime.sync_stream_events'::regclass::oid,
+        'sync_stream_events_append_only'::name, 'runtime.sync_refuse_change()'::regprocedure::oid);
+  if found is not null then
+    raise exception 'the lane''s tables have triggers that are not the lane''s, and that would run with their owner''s rights: '
+      '%; look into them, and remove them: %', found, remedy;
+  end if;
+  -- A function of the same name with other arguments may be the one that a caller reaches.
+  select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text),
+      string_agg(format('drop routine %s;', p.oid::regprocedure), ' ' order by p.oid::regprocedure::text)
+    into found, remedy
+    from pg_proc p
+    where p.pronamespace = 'runtime'::regnamespace and p.oid <> all (functions)
+      and p.proname in ('sync_append', 'sync_append_batch', 'sync_genesis', 'sync_refuse_change', 'sync_refuse_event',
+        'sync_refuse_conflict', 'sync_class', 'sync_purge', 'sync_put_snapshot', 'sync_take_lead', 'sync_begin_epoch',
+        'sync_revoke_sessions', 'sync_forget_sessions', 'sync_bind_session', 'sync_grant_duty', 'sync_make_roles',
+        'sync_write_act', 'sync_record_act', 'sync_purge_audit', 'sync_refuse_audit_change');
+  if found is not null then
+    raise exception 'the schema runtime has functions under names of the lane''s that are not the lane''s: %; '
+      'look into them, and remove them: %', found, remedy;
+  end if;
+
+  if (select r.rolsuper from pg_roles r where r.rolname = owner) then
+    raise warning 'the lane''s tables belong to %, a superuser, and so do the functions that work with the owner''s rights; '
+      'docs/security.md says who should own them', owner;
+  end if;
+
+  -- One owner for all, even if the migrations so far were applied by different roles, and this one by a superuser.
   for foreign_piece in
     select format('table %s', c.oid::regclass) from pg_class c
-      where c.oid = any (array['runtime.sync_streams', 'runtime.sync_stream_events', 'runtime.sync_bridge_wake',
-          'runtime.sync_stream_owners', 'runtime.sync_access_policy', 'runtime.sync_sessions', 'runtime.sync_retention',
-          'runtime.sync_snapshots', 'runtime.sync_epoch', to_regclass('spacetime_sync._sqlx_migrations')::text]::regclass[])
-        and pg_get_userbyid(c.relowner) <> owner
+      where c.oid = any (tables) and pg_get_userbyid(c.relowner) <> owner
     union all
     select format('function %s', p.oid::regprocedure) from pg_proc p
-      where p.pronamespace = 'runtime'::regnamespace
-        and p.proname in ('sync_append', 'sync_append_batch', 'sync_genesis', 'sync_refuse_change', 'sync_refuse_event',
-          'sync_refuse_conflict', 'sync_class', 'sync_purge', 'sync_put_snapshot')
-        and pg_get_userbyid(p.proowner) <> owner
+      where p.oid = any (functions) and pg_get_userbyid(p.proowner) <> owner
     union all
     select 'schema spacetime_sync' from pg_namespace n
       where n.nspname = 'spacetime_sync' and pg_get_userbyid(n.nspowner) <> owner
@@ -42,6 +91,18 @@ begin
   if owner <> current_user then
     execute format('set local role %I', owner);
   end if;
+
+  -- Whoever can create here can put functions in the way of the lane's.
+  for held in
+    select distinct n.nspname as schema,
+        case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end as role
+      from pg_namespace n cross join lateral aclexplode(n.nspacl) a
+      where n.nspname in ('runtime', 'spacetime_sync') and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner
+  loop
+    execute format('revoke create on schema %I from %s cascade', held.schema, held.role);
+    raise warning '% can no longer create in schema %: only the owner may, and what is not the lane''s needs another schema',
+      held.role, held.schema;
+  end loop;
 end $$;
 
 alter function runtime.sync_append(text, text, text, bytea)
@@ -200,54 +261,23 @@ begin
   end loop;
 end $$;
 
--- Makes the group roles of a prefix, as far as they do not exist, and gives each its duty. May be repeated. Roles belong to
--- the whole server: what is granted to one here can be used by its members from every database, so lanes that do not trust
--- one another need a prefix each. Who may not create roles gets a warning, and gives the duties to roles of an
--- administrator, with sync_grant_duty.
-create function runtime.sync_make_roles(prefix text) returns void language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  duty text;
-  role name;
-begin
-  if prefix !~ '^[a-z_][a-z0-9_]{0,40}$' then
-    raise exception 'the prefix "%" of the roles is malformed, expected a-z, 0-9 and _, at most 41', prefix
-      using errcode = 'invalid_parameter_value';
-  end if;
-  foreach duty in array array['runtime', 'bridge', 'purge', 'reading'] loop
-    role := prefix || '_' || duty;
-    if not exists (select from pg_roles r where r.rolname = role) then
-      begin
-        execute format('create role %I nologin', role);
-      exception
-        -- A migration of another database came first.
-        when duplicate_object or unique_violation then null;
-        when insufficient_privilege then
-          raise warning 'role % does not exist, and % may not create it; docs/security.md says what to do', role, current_user
-            using hint = format('Have it created (create role %I nologin), and then, as the owner: '
-              'select runtime.sync_grant_duty(%L, %L)', role, duty, role);
-          continue;
-      end;
-    end if;
-    perform runtime.sync_grant_duty(duty, role);
-  end loop;
-end $$;
-
--- Rights that roles have from before. Whoever could do the work of a duty has that duty afterwards, and nothing beside it
--- that writes. What the owner can do does not change, nor who may say who owns a stream and who may read it.
+-- Rights that roles have from before. Whoever could append can append, whoever did the bridge's work has its duty, and
+-- nobody can do anything that they could not do before. Other rights to write are gone. What the owner can do does not
+-- change, nor who may read, nor who may say who owns a stream and who may read it.
 do $$
 declare
   guarded constant regclass[] := array['runtime.sync_streams', 'runtime.sync_stream_events', 'runtime.sync_snapshots',
-    'runtime.sync_sessions', 'runtime.sync_epoch', 'runtime.sync_bridge_wake']::regclass[];
+    'runtime.sync_sessions', 'runtime.sync_epoch', 'runtime.sync_bridge_wake', 'runtime.sync_retention']::regclass[]
+    || to_regclass('spacetime_sync._sqlx_migrations');
+  -- The runtime writes these.
+  policy constant regclass[] := array['runtime.sync_stream_owners', 'runtime.sync_access_policy']::regclass[];
   functions constant regprocedure[] := array['runtime.sync_append(text, text, text, bytea)',
     'runtime.sync_append_batch(text, text[], text[], bytea[])', 'runtime.sync_genesis(text)',
     'runtime.sync_refuse_change()', 'runtime.sync_refuse_event(text, text, bytea)',
     'runtime.sync_refuse_conflict(text, text, bigint, text, bytea, text, bytea)', 'runtime.sync_class(text)',
     'runtime.sync_purge(text, int)', 'runtime.sync_put_snapshot(text, text, bigint, bytea)', 'runtime.sync_take_lead()',
     'runtime.sync_begin_epoch()', 'runtime.sync_revoke_sessions(text[], text)',
-    'runtime.sync_forget_sessions(int, text, int)', 'runtime.sync_grant_duty(text, name)',
-    'runtime.sync_make_roles(text)']::regprocedure[];
+    'runtime.sync_forget_sessions(int, text, int)', 'runtime.sync_grant_duty(text, name)']::regprocedure[];
   of text;
   held record;
 begin
@@ -270,48 +300,67 @@ begin
   for held in
     select case when g.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end as role,
         case when g.grantee <> 0 then pg_get_userbyid(g.grantee) end as name,
-        bool_or(g.rel = 'runtime.sync_stream_events'::regclass and g.privilege = 'INSERT') as runtime,
+        bool_or(g.rel = 'runtime.sync_stream_events'::regclass and g.privilege = 'INSERT')
+          and bool_or(g.rel = 'runtime.sync_streams'::regclass and g.privilege = 'UPDATE') as appends,
         bool_or(g.rel in ('runtime.sync_epoch'::regclass, 'runtime.sync_bridge_wake'::regclass)
-          and g.privilege = 'UPDATE') as bridge,
-        bool_or(g.rel in ('runtime.sync_stream_events'::regclass, 'runtime.sync_sessions'::regclass)
-          and g.privilege = 'DELETE') as purge,
-        bool_or(g.rel = 'runtime.sync_stream_events'::regclass and g.privilege = 'SELECT') as reading,
-        bool_or(g.rel = 'runtime.sync_snapshots'::regclass and g.privilege = 'INSERT') as snapshots
+          and g.privilege = 'UPDATE')
+          and bool_or(g.rel = 'runtime.sync_streams'::regclass and g.privilege = 'UPDATE') as bridge,
+        bool_or(g.rel = 'runtime.sync_stream_events'::regclass and g.privilege = 'DELETE') as purges,
+        bool_or(g.rel = 'runtime.sync_sessions'::regclass and g.privilege = 'DELETE') as forgets,
+        bool_or(g.rel = 'runtime.sync_retention'::regclass and g.privilege = 'SELECT') as classes,
+        bool_or(g.rel = 'runtime.sync_snapshots'::regclass and g.privilege = 'INSERT') as snapshots,
+        string_agg(distinct format('%s on %s', lower(g.privilege), g.rel), ', ') filter (
+          where g.privilege in ('TRUNCATE', 'REFERENCES', 'TRIGGER')
+            or g.privilege <> 'SELECT' and g.rel = any (guarded)) as taken
       from (
         select c.oid::regclass as rel, c.relowner, a.grantee, a.privilege_type as privilege
-          from pg_class c cross join lateral aclexplode(c.relacl) a where c.oid = any (guarded)
+          from pg_class c cross join lateral aclexplode(c.relacl) a where c.oid = any (guarded || policy)
         union all
         select c.oid::regclass, c.relowner, a.grantee, a.privilege_type
           from pg_class c join pg_attribute t on t.attrelid = c.oid cross join lateral aclexplode(t.attacl) a
-          where c.oid = any (guarded)
+          where c.oid = any (guarded || policy)
       ) g
       where g.grantee <> g.relowner
       group by g.grantee
   loop
     execute format('revoke insert, update, delete, truncate, references, trigger on %s from %s cascade',
       array_to_string(guarded, ', '), held.role);
+    execute format('revoke truncate, references, trigger on %s from %s cascade', array_to_string(policy, ', '), held.role);
     if held.name is null then
+      if held.taken is not null then
+        raise warning 'everybody (PUBLIC) had rights to write that are gone: %; whoever relied on them needs a duty '
+          '(docs/security.md)', held.taken;
+      end if;
       continue;
     end if;
-    if held.runtime then
-      perform runtime.sync_grant_duty('runtime', held.name);
-    elsif held.snapshots then
+    if held.appends then
+      execute format('grant usage on schema runtime to %I', held.name);
+      execute format('grant execute on function runtime.sync_append(text, text, text, bytea), '
+        'runtime.sync_append_batch(text, text[], text[], bytea[]) to %I', held.name);
+    end if;
+    if held.snapshots then
       execute format('grant execute on function runtime.sync_put_snapshot(text, text, bigint, bytea) to %I', held.name);
+    end if;
+    if held.classes then
+      execute format('grant execute on function runtime.sync_class(text) to %I', held.name);
     end if;
     if held.bridge then
       perform runtime.sync_grant_duty('bridge', held.name);
-    elsif held.reading then
-      perform runtime.sync_grant_duty('reading', held.name);
     end if;
-    if held.purge then
-      perform runtime.sync_grant_duty('purge', held.name);
+    if held.purges then
+      execute format('grant execute on function runtime.sync_purge(text, int) to %I', held.name);
     end if;
-    raise warning 'role % keeps what it needs for: %; its other rights to write are gone (docs/security.md)', held.name,
-        concat_ws(', ', case when held.runtime then 'runtime' when held.snapshots then 'snapshots' end,
-          case when held.bridge then 'bridge' when held.reading then 'reading' end, case when held.purge then 'purge' end)
-      using hint = 'docs/security.md says how to give it less: revoke all, then grant the group roles of its duties.';
+    if held.forgets then
+      execute format('grant execute on function runtime.sync_forget_sessions(int, text, int) to %I', held.name);
+    end if;
+    if held.taken is not null then
+      raise warning 'role % had rights to write that are gone: %; in their place it may % (docs/security.md)', held.name,
+        held.taken, coalesce(nullif(concat_ws(', ', case when held.appends then 'append' end,
+            case when held.snapshots then 'put snapshots' end, case when held.bridge then 'do the bridge''s work' end,
+            case when held.purges then 'purge events' end, case when held.forgets then 'forget sessions' end), ''),
+            'write nothing');
+    end if;
   end loop;
 end $$;
 
 reset role;
-select runtime.sync_make_roles(coalesce(nullif(current_setting('spacetime_sync.role_prefix', true), ''), 'spacetime_sync'));

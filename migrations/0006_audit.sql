@@ -59,16 +59,38 @@ create trigger sync_audit_append_only
   before update or delete or truncate on runtime.sync_audit
   for each statement execute function runtime.sync_refuse_audit_change();
 
--- Records an act. The time, the login and the address are what Postgres knows, and nobody states them. A text that is too
--- long is cut: that it is, is no reason not to record the act.
-create function runtime.sync_record_act(act text, subject text, actor text, origin text, detail text) returns void
-language sql security definer
+-- Writes an act. The time, the login and the address are what Postgres knows, and nobody states them. A text that is too
+-- long is cut, and what would control the reader's screen is replaced: neither is a reason not to record the act, nor to
+-- refuse it. Only the owner may call this, and so the functions that record what they do.
+create function runtime.sync_write_act(act text, subject text, actor text, origin text, detail text) returns void
+language sql
 set search_path = pg_catalog, pg_temp
 as $$
   insert into runtime.sync_audit (act, subject, actor, origin, detail, login, address)
-    values ($1, nullif(left($2, 300), ''), coalesce(nullif(left($3, 150), ''), 'unknown'), nullif(left($4, 150), ''),
-      nullif(left($5, 1000), ''), session_user, inet_client_addr())
+    select $1, nullif(left(t.clean[1], 300), ''), coalesce(nullif(left(t.clean[2], 150), ''), 'unknown'),
+        nullif(left(t.clean[3], 150), ''), nullif(left(t.clean[4], 1000), ''), session_user, inet_client_addr()
+      from (
+        -- Control characters, what ends a line, and what changes the direction of writing.
+        select array_agg(regexp_replace(g.given collate "C",
+            '[\u0001-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]', chr(65533), 'g') order by g.place) as clean
+          from unnest(array[$2, $3, $4, $5]) with ordinality as g(given, place)) t
 $$;
+
+-- Records an act that is done outside of the database, as whoever is about to do it says. What the database does, the
+-- function that does it records, and nobody else can.
+create function runtime.sync_record_act(act text, subject text, actor text, origin text, detail text) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if (act in ('rewind_stream', 'publish_module', 'grant_stream', 'revoke_stream')) is not true then
+    raise exception 'the act "%" is not one that a caller records', act
+      using errcode = 'insufficient_privilege',
+        hint = 'Record rewind_stream, publish_module, grant_stream or revoke_stream; what does another act records it.';
+  end if;
+  perform runtime.sync_write_act(act, subject, actor, origin, detail);
+end $$;
 
 -- Removes at most `most` of the oldest acts that are kept no longer, and returns how many.
 create function runtime.sync_purge_audit(most int) returns bigint language plpgsql security definer
@@ -95,11 +117,12 @@ create function runtime.sync_begin_epoch(actor text, origin text) returns table 
 language sql security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select runtime.sync_record_act('begin_epoch', null, $1, $2, (select 'after epoch ' || e.epoch from runtime.sync_epoch e));
+  select runtime.sync_write_act('begin_epoch', null, $1, $2, (select 'after epoch ' || e.epoch from runtime.sync_epoch e));
   update runtime.sync_epoch set epoch = gen_random_uuid(), beat = 0 returning epoch::text, beat
 $$;
 
--- As in migration 5, and records each session whose first revocation this is.
+-- As in migration 5, and records each session whose first revocation this is. A reason that is too long is cut, so that it
+-- stops no revocation.
 drop function runtime.sync_revoke_sessions(text[], text);
 create function runtime.sync_revoke_sessions(session_ids text[], reason text, actor text, origin text) returns text[]
 language plpgsql security definer
@@ -109,6 +132,9 @@ as $$
 declare
   revoked record;
 begin
+  if octet_length(reason) > 512 then
+    reason := left(reason, 128);
+  end if;
   for revoked in
     insert into runtime.sync_sessions as s (session_id, revoked_at, revoked_reason)
       select w.session_id, clock_timestamp(), reason
@@ -118,7 +144,7 @@ begin
         where s.revoked_at is null
       returning s.session_id, s.user_id
   loop
-    perform runtime.sync_record_act('revoke_session', 'session:' || revoked.session_id, actor, origin,
+    perform runtime.sync_write_act('revoke_session', 'session:' || revoked.session_id, actor, origin,
       concat_ws(', ', 'user ' || revoked.user_id, nullif(reason, '')));
   end loop;
   return array(
@@ -144,14 +170,16 @@ begin
   insert into runtime.sync_sessions (session_id, user_id, device_id, bound_at)
     values (session_id, user_id, device_id, clock_timestamp()) on conflict do nothing;
   if found then
-    perform runtime.sync_record_act('open_session', 'session:' || session_id, 'user:' || user_id, origin,
+    perform runtime.sync_write_act('open_session', 'session:' || session_id, 'user:' || user_id, origin,
       'device ' || device_id);
   end if;
   return query select s.user_id, s.device_id, s.revoked_at is not null
     from runtime.sync_sessions s where s.session_id = session_id collate "C";
 end $$;
 
--- As in migration 5, with what is new here.
+-- As in migration 5, with what is new here, and one duty more:
+--
+--   audit     reads what is on record: who did what, on which device and from where
 create or replace function runtime.sync_grant_duty(duty text, role name) returns void language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -185,11 +213,13 @@ begin
       'execute on function runtime.sync_forget_sessions(int, text, int)']
     when 'reading' then array[
       'select on runtime.sync_streams, runtime.sync_stream_events, runtime.sync_snapshots, runtime.sync_retention',
-      'select on runtime.sync_epoch, runtime.sync_audit, runtime.sync_audit_retention',
+      'select on runtime.sync_epoch',
       'execute on function runtime.sync_class(text)']
+    when 'audit' then array[
+      'select on runtime.sync_audit, runtime.sync_audit_retention, runtime.sync_session_retention']
   end;
   if rights is null then
-    raise exception 'there is no duty "%", expected runtime, bridge, purge or reading', duty
+    raise exception 'there is no duty "%", expected runtime, bridge, purge, reading or audit', duty
       using errcode = 'invalid_parameter_value';
   end if;
   rights := rights || 'usage on schema runtime'::text;
@@ -199,6 +229,40 @@ begin
   end if;
   foreach item in array rights loop
     execute format('grant %s to %I', item, role);
+  end loop;
+end $$;
+
+-- Makes the group roles of a prefix, as far as they do not exist, and gives each its duty. May be repeated. Roles belong to
+-- the whole server: what is granted to one here can be used by its members from every database, so lanes that do not trust
+-- one another need a prefix each. Who may not create roles gets a warning, and gives the duties to roles of an
+-- administrator, with sync_grant_duty.
+create function runtime.sync_make_roles(prefix text) returns void language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  duty text;
+  role name;
+begin
+  if prefix !~ '^[a-z_][a-z0-9_]{0,40}$' then
+    raise exception 'the prefix "%" of the roles is malformed, expected a-z, 0-9 and _, at most 41', prefix
+      using errcode = 'invalid_parameter_value';
+  end if;
+  foreach duty in array array['runtime', 'bridge', 'purge', 'reading', 'audit'] loop
+    role := prefix || '_' || duty;
+    if not exists (select from pg_roles r where r.rolname = role) then
+      begin
+        execute format('create role %I nologin', role);
+      exception
+        -- A migration of another database came first.
+        when duplicate_object or unique_violation then null;
+        when insufficient_privilege then
+          raise warning 'role % does not exist, and % may not create it; docs/security.md says what to do', role, current_user
+            using hint = format('Have it created (create role %I nologin), and then, as the owner: '
+              'select runtime.sync_grant_duty(%L, %L)', role, duty, role);
+          continue;
+      end;
+    end if;
+    perform runtime.sync_grant_duty(duty, role);
   end loop;
 end $$;
 
@@ -213,8 +277,10 @@ begin
         case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end)
       from pg_proc p cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
       where a.grantee <> p.proowner and p.oid = any (array['runtime.sync_refuse_audit_change()',
+        'runtime.sync_write_act(text, text, text, text, text)',
         'runtime.sync_record_act(text, text, text, text, text)', 'runtime.sync_purge_audit(int)',
-        'runtime.sync_begin_epoch(text, text)', 'runtime.sync_revoke_sessions(text[], text, text, text)',
+        'runtime.sync_make_roles(text)', 'runtime.sync_begin_epoch(text, text)',
+        'runtime.sync_revoke_sessions(text[], text, text, text)',
         'runtime.sync_bind_session(text, text, text, text)']::regprocedure[])
     union all
     select distinct format('table %s from %s', c.oid::regclass,
@@ -240,18 +306,11 @@ begin
       perform runtime.sync_grant_duty('bridge', held.role);
     end if;
     if held.purge then
-      perform runtime.sync_grant_duty('purge', held.role);
+      execute format('grant execute on function runtime.sync_purge_audit(int) to %I', held.role);
     end if;
-  end loop;
-  -- The bridge reads the log as well, and not this one.
-  for held in
-    select pg_get_userbyid(a.grantee) as role from pg_class c cross join lateral aclexplode(c.relacl) a
-      where c.oid = 'runtime.sync_stream_events'::regclass and a.privilege_type = 'SELECT' and a.grantee <> 0
-        and a.grantee <> c.relowner and not has_function_privilege(a.grantee, 'runtime.sync_take_lead()', 'execute')
-        and not has_function_privilege(a.grantee, 'runtime.sync_append(text, text, text, bytea)', 'execute')
-  loop
-    perform runtime.sync_grant_duty('reading', held.role);
   end loop;
 end $$;
 
 reset role;
+select runtime.sync_make_roles(
+  coalesce(nullif(current_setting('spacetime_sync.role_prefix', true), ''), 'spacetime_sync'));

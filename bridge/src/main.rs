@@ -63,8 +63,8 @@ enum Command {
         /// postgres://user:password@host:port/database
         #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
         database_url: String,
-        /// Make the group roles PREFIX_runtime, PREFIX_bridge, PREFIX_purge and PREFIX_reading, as far as they do not exist,
-        /// and give them their rights. By default the migration that brings roles does that once, for spacetime_sync.
+        /// Make the group roles PREFIX_runtime, PREFIX_bridge, PREFIX_purge, PREFIX_reading and PREFIX_audit, as far as they
+        /// do not exist, and give them their rights. By default the migration that brings roles does that once, for spacetime_sync.
         #[arg(long, value_name = "PREFIX", value_parser = role_prefix)]
         role_prefix: Option<String>,
     },

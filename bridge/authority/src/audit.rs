@@ -1,7 +1,7 @@
 //! The audit log: what operators and the issuer did, who, when and from where.
 //!
 //! What the database does for them, such as a revocation, is recorded by the function that does it, in the same transaction
-//! (migration 6). [`Authority::record`] records what they do elsewhere, before they do it.
+//! (migration 6). [`Authority::record`] records what they do elsewhere, before they do it, and Postgres takes no other acts.
 
 use std::net::IpAddr;
 
@@ -42,7 +42,7 @@ impl Actor {
     }
 }
 
-/// What is done outside of the database.
+/// What is done outside of the database. `runtime.sync_record_act` lists the same acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act<'a> {
     /// SpacetimeDB's log of a stream is made to end at a seq.

@@ -113,7 +113,7 @@ impl Authority {
         Self::migrate_for(url, None).await
     }
 
-    /// Like [`migrate`](Self::migrate), and gives the group roles with this prefix their duties (migration 5).
+    /// Like [`migrate`](Self::migrate), and gives the group roles with this prefix their duties (migration 6).
     pub async fn migrate_with_roles(url: &str, prefix: &str) -> Result<(), AuthorityError> {
         Self::migrate_for(url, Some(prefix)).await
     }

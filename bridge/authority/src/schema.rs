@@ -255,8 +255,8 @@ mod tests {
             (2, "access", "8ca13397e264bbaa"),
             (3, "appends without statistics", "a3d5583fadbd2dac"),
             (4, "retention", "219d4bc57326bba4"),
-            (5, "roles", "7236d0afbb551f95"),
-            (6, "audit", "643a86096d36fc1c"),
+            (5, "roles", "b1cf1fdec47d3857"),
+            (6, "audit", "73f49badff45b61f"),
         ];
         assert_eq!(
             recorded,

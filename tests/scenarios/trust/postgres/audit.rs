@@ -71,6 +71,47 @@ async fn a_session_is_on_record_when_it_opens_and_when_it_is_revoked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_text_stops_a_revocation_or_deceives_who_reads_of_it() {
+    let database = database().await;
+    let mut bridge = with_duties(&database, &["bridge"]).await;
+    let revoke = |session: &str, reason: &str, actor: &str| {
+        let sql = "select runtime.sync_revoke_sessions(array[$1], $2, $3, $4)";
+        sqlx::query(sql)
+            .bind(session.to_owned())
+            .bind(reason.to_owned())
+            .bind(actor.to_owned())
+            .bind("10.0.0.1\u{9}")
+    };
+    let clears_the_screen = "lost\n2026-01-01 user:eve \u{1b}[2J\u{202e}gnihton";
+    revoke("s1", clears_the_screen, "ad\u{7f}min")
+        .execute(&mut bridge)
+        .await
+        .unwrap();
+    revoke("s2", &"\u{1f4a5}".repeat(10_000), "")
+        .execute(&mut bridge)
+        .await
+        .unwrap();
+    let revoked: i64 = sqlx::query_scalar("select count(*) from runtime.sync_sessions where revoked_at is not null")
+        .fetch_one(&mut bridge)
+        .await
+        .unwrap();
+    assert_eq!(revoked, 2);
+    let found = acts(&database).await;
+    let told: Vec<_> = found
+        .iter()
+        .map(|found| (found.actor.as_str(), found.origin.as_deref().unwrap_or_default()))
+        .collect();
+    assert_eq!(
+        told,
+        [("ad\u{fffd}min", "10.0.0.1\u{fffd}"), ("unknown", "10.0.0.1\u{fffd}")]
+    );
+    assert_eq!(
+        found[0].detail.as_deref(),
+        Some("lost\u{fffd}2026-01-01 user:eve \u{fffd}[2J\u{fffd}gnihton")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_operators_do_elsewhere_is_on_record_before_it_is_done() {
     let lane = Lane::start().await.unwrap();
     let (login, url) = lane.database.login(&["spacetime_sync_bridge"]).await.unwrap();
@@ -134,7 +175,7 @@ async fn acts_leave_by_their_retention_alone() {
     let mut owner = owner(&database).await;
     owner
         .execute(
-            "select runtime.sync_record_act('begin_epoch', null, 'operator', null, repeat('long', 10000));
+            "select runtime.sync_record_act('publish_module', null, 'operator', null, repeat('long', 10000));
              insert into runtime.sync_audit (at, act, actor, login) values
                  (now() - interval '399 days', 'begin_epoch', 'operator', 'x'),
                  (now() - interval '401 days', 'begin_epoch', 'operator', 'x'),

@@ -28,7 +28,7 @@ const BEFORE: [(i64, &str, &str); 4] = [
 ];
 
 /// An installation of the release before, with all migrations applied by `owner`.
-async fn install_before(owner: &mut PgConnection) {
+pub(super) async fn install_before(owner: &mut PgConnection) {
     owner
         .execute(
             "create schema spacetime_sync;
@@ -51,7 +51,7 @@ async fn install_before(owner: &mut PgConnection) {
 }
 
 /// An owner that is no superuser, and may make neither roles nor anything outside of its own database.
-async fn humble(database: &Database, attributes: &str) -> (String, String) {
+pub(super) async fn humble(database: &Database, attributes: &str) -> (String, String) {
     let (name, url) = database.login_with(attributes, &[]).await.unwrap();
     let create = format!("grant create on database {} to {name}", database.name());
     owner(database).await.execute(&*create).await.unwrap();
@@ -234,7 +234,7 @@ async fn an_owner_that_may_not_make_roles_uses_those_of_an_administrator() {
 
     // An administrator makes the roles later, and the owner gives them their duties. Repeating that is harmless.
     let mut administrator = super::owner(&database).await;
-    for duty in ["runtime", "bridge", "purge", "reading"] {
+    for duty in ["runtime", "bridge", "purge", "reading", "audit"] {
         let role = format!("create role {prefix}_{duty}");
         administrator.execute(&*role).await.unwrap();
     }
@@ -245,7 +245,7 @@ async fn an_owner_that_may_not_make_roles_uses_those_of_an_administrator() {
     }
     let (_, bridge_url) = database.login(&[&format!("{prefix}_bridge")]).await.unwrap();
     Authority::connect(&bridge_url, 1).await.unwrap();
-    for duty in ["runtime", "bridge", "purge", "reading"] {
+    for duty in ["runtime", "bridge", "purge", "reading", "audit"] {
         let gone = format!("drop owned by {prefix}_{duty}; drop role {prefix}_{duty}");
         administrator.execute(&*gone).await.unwrap();
     }

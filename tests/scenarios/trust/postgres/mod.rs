@@ -5,6 +5,7 @@ mod lane;
 mod lead;
 mod migration;
 mod rights;
+mod upgrade;
 
 use std::time::Duration;
 

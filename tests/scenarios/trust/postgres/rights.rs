@@ -5,7 +5,7 @@ use spacetime_sync_proto::{ChainHash, Seq};
 use super::*;
 
 /// What no role that runs may do, whatever its duty.
-const NOBODY: [&str; 27] = [
+const NOBODY: [&str; 33] = [
     // Insert at a position of one's choice.
     "insert into runtime.sync_stream_events values ('s', 9, now(), 'x', 'k', 'p', sha256('p'), sha256('c'))",
     "insert into runtime.sync_streams (stream_id, head_seq, head_chain) values ('t', 5, sha256('c'))",
@@ -23,8 +23,15 @@ const NOBODY: [&str; 27] = [
     // Take a revocation back, and hide one.
     "update runtime.sync_sessions set revoked_at = null, delivered_at = null",
     "delete from runtime.sync_sessions",
+    "update runtime.sync_session_retention set keep = interval '1 day'",
     // Write the audit log by hand, change it, or shorten it.
     "insert into runtime.sync_audit (act, actor, login) values ('revoke_session', 'somebody', 'else')",
+    "select runtime.sync_write_act('revoke_session', 'session:x', 'admin', null, null)",
+    // Record what only the function records that does it.
+    "select runtime.sync_record_act('revoke_session', 'session:x', 'admin', null, null)",
+    "select runtime.sync_record_act('open_session', 'session:x', 'user:u', null, null)",
+    "select runtime.sync_record_act('begin_epoch', null, 'operator:ada', null, null)",
+    "select runtime.sync_record_act(null, null, 'operator:ada', null, null)",
     "update runtime.sync_audit set actor = 'somebody'",
     "select set_config('spacetime_sync.purging', 'yes', false); delete from runtime.sync_audit",
     "update runtime.sync_audit_retention set keep = interval '1 day'",
@@ -79,6 +86,11 @@ const READS: [&str; 3] = [
     "select * from runtime.sync_snapshots",
 ];
 
+const AUDITS: [&str; 2] = [
+    "select * from runtime.sync_audit",
+    "select * from runtime.sync_audit_retention, runtime.sync_session_retention",
+];
+
 /// A database with an event, and a session that was revoked.
 async fn held() -> Database {
     let database = database().await;
@@ -103,6 +115,7 @@ async fn the_runtime_appends_and_can_do_nothing_else() {
     all_denied(&mut runtime, &BRIDGE).await;
     all_denied(&mut runtime, &PURGES).await;
     all_denied(&mut runtime, &READS).await;
+    all_denied(&mut runtime, &AUDITS).await;
     all_allowed(&mut runtime, &APPENDS).await;
     all_allowed(&mut runtime, &POLICY).await;
     // As it was found: an event that is set published in the transaction that appends it would never be delivered.
@@ -119,6 +132,7 @@ async fn the_bridge_publishes_and_changes_nothing_that_happened() {
     all_denied(&mut bridge, &APPENDS).await;
     all_denied(&mut bridge, &POLICY).await;
     all_denied(&mut bridge, &PURGES).await;
+    all_denied(&mut bridge, &AUDITS).await;
     all_allowed(&mut bridge, &READS).await;
     all_allowed(&mut bridge, &BRIDGE).await;
     let beyond = "update runtime.sync_streams set published_seq = head_seq + 1";
@@ -134,6 +148,8 @@ async fn reading_reads_the_log_and_nothing_else() {
     all_denied(&mut reading, &APPENDS).await;
     all_denied(&mut reading, &POLICY).await;
     all_denied(&mut reading, &PURGES).await;
+    // These say who read what, on which device and from where.
+    all_denied(&mut reading, &AUDITS).await;
     all_denied(
         &mut reading,
         &[
@@ -146,10 +162,54 @@ async fn reading_reads_the_log_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn audit_reads_what_is_on_record_and_nothing_else() {
+    let database = held().await;
+    let mut audit = with_duties(&database, &["audit"]).await;
+    for statements in [&NOBODY[..], &BRIDGE, &APPENDS, &POLICY, &PURGES, &READS] {
+        all_denied(&mut audit, statements).await;
+    }
+    all_denied(&mut audit, &["select * from runtime.sync_sessions"]).await;
+    all_allowed(&mut audit, &AUDITS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_takes_a_revocation_back_by_forgetting_it() {
+    let database = held().await;
+    let mut owner = owner(&database).await;
+    owner
+        .execute(
+            "update runtime.sync_sessions set revoked_at = now() - interval '399 days', delivered_at = now();
+             insert into runtime.sync_sessions (session_id, revoked_at, delivered_at)
+                 values ('long-ago', now() - interval '401 days', now())",
+        )
+        .await
+        .unwrap();
+    let mut purge = with_duties(&database, &["purge"]).await;
+    let forgotten = async |purge: &mut PgConnection, days: &str| -> i64 {
+        let asked = format!("select gone from runtime.sync_forget_sessions({days}, '', 10)");
+        sqlx::query_scalar(&asked).fetch_one(purge).await.unwrap()
+    };
+    assert_eq!(forgotten(&mut purge, "500").await, 0);
+    assert_eq!(forgotten(&mut purge, "1").await, 1);
+    assert_eq!(forgotten(&mut purge, "null").await, 0);
+    assert_eq!(forgotten(&mut purge, "-1000").await, 0);
+    // Only the owner decides how long it must be, also for good.
+    for keep in ["null", "interval '30 days'"] {
+        let set = format!("update runtime.sync_session_retention set keep = {keep}");
+        owner.execute(&*set).await.unwrap();
+        assert_eq!(
+            forgotten(&mut purge, "1").await,
+            i64::from(keep != "null"),
+            "keep is {keep}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_has_no_duty_has_no_rights() {
     let database = held().await;
     let mut nobody = with_duties(&database, &[]).await;
-    for statements in [&NOBODY[..], &BRIDGE, &APPENDS, &POLICY, &PURGES, &READS] {
+    for statements in [&NOBODY[..], &BRIDGE, &APPENDS, &POLICY, &PURGES, &READS, &AUDITS] {
         all_denied(&mut nobody, statements).await;
     }
 }
