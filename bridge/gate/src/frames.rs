@@ -12,6 +12,8 @@ use crate::decide::Breach;
 
 /// Longest payload of a control frame.
 const CONTROL_BYTES: usize = 125;
+/// The most frames of one message. The SDK sends one; a proxy may cut it.
+const PARTS: usize = 64;
 
 /// What a client sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +32,8 @@ pub enum FromClient {
 #[derive(Debug)]
 pub struct Reader {
     longest: usize,
-    /// The beginning of a message that comes in several frames.
-    begun: Option<BytesMut>,
+    /// The beginning of a message that comes in several frames, and how many came.
+    begun: Option<(BytesMut, usize)>,
 }
 
 impl Reader {
@@ -52,7 +54,7 @@ impl Reader {
             if header.rsv1 || header.rsv2 || header.rsv3 {
                 return Err(Breach::Malformed);
             }
-            let held = self.begun.as_ref().map_or(0, |begun| begun.len());
+            let held = self.begun.as_ref().map_or(0, |(begun, _)| begun.len());
             let room = match header.opcode {
                 OpCode::Control(_) => CONTROL_BYTES,
                 OpCode::Data(_) => self.longest.saturating_sub(held),
@@ -79,10 +81,13 @@ impl Reader {
                     };
                 }
                 (OpCode::Data(Data::Binary), true, None) => return Ok(Some(FromClient::Message(payload.freeze()))),
-                (OpCode::Data(Data::Binary), false, None) => self.begun = Some(payload),
-                (OpCode::Data(Data::Continue), is_final, Some(begun)) => {
+                // A part that brings nothing would cost the sender nothing.
+                (OpCode::Data(_), false, _) if payload.is_empty() => return Err(Breach::Malformed),
+                (OpCode::Data(Data::Binary), false, None) => self.begun = Some((payload, 1)),
+                (OpCode::Data(Data::Continue), is_final, Some((begun, parts))) if *parts < PARTS => {
                     begun.extend_from_slice(&payload);
-                    if is_final && let Some(whole) = self.begun.take() {
+                    *parts += 1;
+                    if is_final && let Some((whole, _)) = self.begun.take() {
                         return Ok(Some(FromClient::Message(whole.freeze())));
                     }
                 }
@@ -148,7 +153,7 @@ fn write(frame: Frame, out: &mut BytesMut) {
 }
 
 /// Follows what SpacetimeDB sends from frame to frame, so that the gate knows where it may say something itself.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Walk {
     header: Header,
     /// What is missing of the payload.
@@ -157,7 +162,7 @@ pub struct Walk {
     pub frames: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Header {
     bytes: [u8; 14],
     length: usize,
@@ -182,6 +187,21 @@ impl Walk {
                 }
             }
         }
+    }
+
+    /// How many of these bytes, which come next, belong to the frame that has begun. `None` if they do not end it.
+    pub fn rest(mut self, bytes: &[u8]) -> Option<usize> {
+        let mut at = 0_usize;
+        while !self.is_between_frames() {
+            if self.missing > 0 {
+                at = at.checked_add(usize::try_from(self.missing).ok()?)?;
+                return (at <= bytes.len()).then_some(at);
+            }
+            let byte = *bytes.get(at)?;
+            at += 1;
+            self.missing = self.header.push(byte).unwrap_or_default();
+        }
+        Some(at)
     }
 
     /// Whether the last frame is whole.
@@ -288,6 +308,27 @@ mod tests {
     }
 
     #[test]
+    fn a_message_comes_in_few_parts_and_each_brings_something() {
+        let mut nothing = part("ab", Data::Binary, false);
+        nothing.unsplit(part("", Data::Continue, false));
+        assert_eq!(Reader::new(100).next(&mut nothing), Err(Breach::Malformed));
+        assert_eq!(
+            Reader::new(100).next(&mut part("", Data::Binary, false)),
+            Err(Breach::Malformed)
+        );
+        let in_parts = |count: usize| {
+            let mut bytes = part("a", Data::Binary, false);
+            for _ in 2..count {
+                bytes.unsplit(part("a", Data::Continue, false));
+            }
+            bytes.unsplit(part("", Data::Continue, true));
+            Reader::new(10_000).next(&mut bytes)
+        };
+        assert!(in_parts(64).is_ok());
+        assert_eq!(in_parts(65), Err(Breach::Malformed));
+    }
+
+    #[test]
     fn the_walk_knows_where_frames_end_however_they_are_cut() {
         let mut bytes = BytesMut::new();
         let mut ends = vec![0];
@@ -308,6 +349,31 @@ mod tests {
         at_once.over(&bytes);
         assert!(at_once.is_between_frames());
         assert_eq!((walk.frames, at_once.frames), (5, 5));
+    }
+
+    #[test]
+    fn the_walk_knows_what_is_left_of_a_frame_that_has_begun() {
+        let mut bytes = BytesMut::new();
+        for length in [0, 200, 3] {
+            write(
+                Frame::message(vec![9; length], OpCode::Data(Data::Binary), true),
+                &mut bytes,
+            );
+        }
+        let ends = [2, 2 + 204, 2 + 204 + 5];
+        for at in 0..=bytes.len() {
+            let mut walk = Walk::default();
+            walk.over(&bytes[..at]);
+            let end = if at == 0 {
+                0
+            } else {
+                ends[ends.partition_point(|end| *end < at)]
+            };
+            assert_eq!(walk.rest(&bytes[at..]), Some(end - at), "at {at}");
+            if end > at {
+                assert_eq!(walk.rest(&bytes[at..end - 1]), None, "at {at}");
+            }
+        }
     }
 
     #[test]
