@@ -4,7 +4,7 @@
 use std::fmt;
 
 use spacetime_sync_proto::Seq;
-use spacetime_sync_proto::limit::FRAME_EVENTS;
+use spacetime_sync_proto::limit::{FRAME_EVENTS, SUBSCRIPTION_EVENTS};
 
 /// A subscription that the lane knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +62,8 @@ impl Query {
         let (ends, to) = (number(ends)?, number(to)?);
         // Every frame that begins in the range ends within it, or not far behind.
         let furthest = Seq::new(to)?.plus(FRAME_EVENTS as u64 - 1).get();
-        (after <= to && to <= ends && ends <= furthest).then_some(Self::Frames(Frames {
+        let near = to.checked_sub(after)? <= SUBSCRIPTION_EVENTS;
+        (near && to <= ends && ends <= furthest).then_some(Self::Frames(Frames {
             stream_key,
             after,
             ends,
@@ -143,10 +144,13 @@ mod tests {
             ))
         };
         assert!(frames("1", "5", "1009", "10").is_some());
+        assert!(frames("1", "5", "66540", "65541").is_some());
         for (key, after, ends, to) in [
             ("1", "5", "1010", "10"),
             ("1", "5", "9", "10"),
             ("1", "11", "1009", "10"),
+            // It reaches further than any client's.
+            ("1", "5", "66541", "65542"),
             ("01", "5", "1009", "10"),
             ("+1", "5", "1009", "10"),
             ("-1", "5", "1009", "10"),

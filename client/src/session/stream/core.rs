@@ -5,6 +5,7 @@ mod recovery;
 
 use std::collections::VecDeque;
 
+use spacetime_sync_proto::limit::SUBSCRIPTION_EVENTS;
 use spacetime_sync_proto::{Position, RefusalCode, Seq};
 
 use super::{ApplyFailure, Beginning, Counters, Effect, Input, StreamStop, SubscriptionId, may_be_granted_later};
@@ -441,14 +442,14 @@ impl Stream {
         id
     }
 
-    /// How many seqs a subscription covers.
+    /// How many seqs a subscription covers. A gate lets no longer one pass.
     fn reach(&self) -> u64 {
         let each = if self.bytes_per_event == 0 {
             UNKNOWN_EVENT_BYTES
         } else {
             self.bytes_per_event
         };
-        (self.bounds.reach_bytes as u64 / each).max(1)
+        (self.bounds.reach_bytes as u64 / each).clamp(1, SUBSCRIPTION_EVENTS)
     }
 
     fn owns(&self, id: SubscriptionId) -> bool {

@@ -1,5 +1,7 @@
 //! What is delivered and when: pages, subscriptions, holes, refusals and new connections.
 
+use spacetime_sync_proto::limit::SUBSCRIPTION_EVENTS;
+
 use super::*;
 
 #[test]
@@ -245,13 +247,16 @@ fn reach(case: &mut Case, input: Input) -> u64 {
     reach.expect("a subscription")
 }
 
+/// More than a subscription ever brings in these tests.
+const WIDE: u64 = 1 << 20;
+
 #[test]
 fn a_subscription_reaches_as_far_as_the_size_of_recent_events_allows() {
     let mut log = Log::new("s", 20);
     log.append_payload(&(0..999).map(|n| n.to_string()).collect::<String>());
     (0..2).for_each(|_| log.append());
     let wide = StreamBounds {
-        reach_bytes: 1 << 40,
+        reach_bytes: WIDE as usize,
         ..bounds()
     };
     let mut case = Case::within(log.at(0), wide.clone());
@@ -265,7 +270,7 @@ fn a_subscription_reaches_as_far_as_the_size_of_recent_events_allows() {
         frames,
     });
     let each = bytes.div_ceil(20) as u64;
-    assert_eq!(reach(&mut case, page), (1 << 40) / each);
+    assert_eq!(reach(&mut case, page), WIDE / each);
     // A larger event counts at once, a smaller one little by little.
     let mut case = Case::within(log.at(20), wide);
     case.step(Input::Connected);
@@ -279,10 +284,22 @@ fn a_subscription_reaches_as_far_as_the_size_of_recent_events_allows() {
     case.step(Input::Subscribed(SubscriptionId(1)));
     case.step(Input::Frame(log.frame(21, 21)));
     let large = log.frame(21, 21).bytes.len() as u64;
-    assert_eq!(reach(&mut case, Input::Renew), (1 << 40) / large);
+    assert_eq!(reach(&mut case, Input::Renew), WIDE / large);
     case.step(Input::Subscribed(SubscriptionId(2)));
     case.step(Input::Frame(log.frame(22, 22)));
-    assert_eq!(reach(&mut case, Input::Renew), (1 << 40) / (large - large / 8));
+    assert_eq!(reach(&mut case, Input::Renew), WIDE / (large - large / 8));
+}
+
+#[test]
+fn a_subscription_reaches_no_further_than_a_gate_lets_pass() {
+    let log = Log::new("s", 10);
+    let endless = StreamBounds {
+        reach_bytes: usize::MAX,
+        ..bounds()
+    };
+    let mut case = Case::within(log.head(), endless);
+    case.step(Input::Connected);
+    assert_eq!(reach(&mut case, log.page(vec![])), SUBSCRIPTION_EVENTS);
 }
 
 #[test]
