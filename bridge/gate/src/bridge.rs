@@ -9,12 +9,19 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use spacetime_sync_proto::access::REVOKED_PATH;
 use spacetime_sync_proto::{Label, Secret, error_text};
+use tokio::task::JoinSet;
+use tokio::time::sleep_until;
 
 use crate::serve::Gate;
 
-/// How long one question may take. The next one follows at once, so a lost answer does not cost the second in which a
+/// How long one question may take. A bridge that is slow still says who was revoked; how old that is counts from the
+/// question.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// When the next question follows one that is not answered. So a lost answer does not cost the second in which a
 /// revocation must be known.
-const ASK_LIMIT: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(500);
+/// The most questions at a time.
+const QUESTIONS: usize = 10;
 /// Largest list: some hundred thousand sessions.
 const LIST_BYTES: usize = 16 * 1024 * 1024;
 
@@ -32,27 +39,43 @@ pub async fn watch(gate: &Gate, url: &str, token: &Secret, every: Duration) {
     // The options are constants, so this fails only where no client can be made at all.
     let http = http.expect("a client whose options are constants");
     let url = format!("{url}{REVOKED_PATH}");
-    let mut failing = false;
+    let mut questions = JoinSet::new();
+    let (mut next, mut failing) = (Instant::now(), false);
     loop {
-        // The age of the list counts from the question, because what is revoked afterwards may not be in the answer.
-        let asked_at = Instant::now();
-        match ask(&http, &url, token).await {
-            Ok(revoked) => {
-                if failing {
-                    tracing::info!("the bridge says again which sessions were revoked");
+        tokio::select! {
+            biased;
+            Some(answered) = questions.join_next() => {
+                // A question neither panics nor is cancelled.
+                let Ok((asked_at, answer)) = answered else {
+                    continue;
+                };
+                next = Instant::now() + every;
+                match answer {
+                    Ok(revoked) => {
+                        if failing {
+                            tracing::info!("the bridge says again which sessions were revoked");
+                        }
+                        failing = false;
+                        gate.revoked(revoked, asked_at);
+                    }
+                    Err(why) => {
+                        // One line for each outage.
+                        if !failing {
+                            tracing::warn!(why, "the bridge does not say which sessions were revoked");
+                        }
+                        failing = true;
+                    }
                 }
-                failing = false;
-                gate.revoked(revoked, asked_at);
             }
-            Err(why) => {
-                // One line for each outage.
-                if !failing {
-                    tracing::warn!(why, "the bridge does not say which sessions were revoked");
-                }
-                failing = true;
+            () = sleep_until(next.into()), if questions.len() < QUESTIONS => {
+                let (http, url, token) = (http.clone(), url.clone(), token.clone());
+                // The age of the list counts from the question, because what is revoked afterwards may not be in the
+                // answer.
+                let asked_at = Instant::now();
+                questions.spawn(async move { (asked_at, ask(&http, &url, &token).await) });
+                next = asked_at + PATIENCE.max(every);
             }
         }
-        tokio::time::sleep(every).await;
     }
 }
 

@@ -296,6 +296,13 @@ impl GateConfig {
                 return bad(key, format!("expected {least} to {most}, found {found}"));
             }
         }
+        let least = 2 * self.revocations_every_ms + 1_000;
+        let found = self.revocations_max_age_ms;
+        if found < least {
+            // Otherwise one answer that comes late closes the gate.
+            let message = format!("expected {least} or more, as gate.revocations_every_ms is set, found {found}");
+            return bad("gate.revocations_max_age_ms", message);
+        }
         Ok(())
     }
 
@@ -350,5 +357,40 @@ impl GateConfig {
             bytes: self.buffer_bytes,
             slow_after: Duration::from_millis(self.slow_after_ms),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn config(changes: &[(&str, Value)]) -> GateConfig {
+        let mut section = json!({
+            "spacetimedb_uri": "http://127.0.0.1:3000", "database": "lane", "issuer": "https://lane.example",
+            "bridge_token": "a-credential-of-the-gate",
+        });
+        for (key, value) in changes {
+            section[*key] = value.clone();
+        }
+        serde_json::from_value(section).unwrap()
+    }
+
+    fn refused(changes: &[(&str, Value)]) -> Option<&'static str> {
+        config(changes).check().err().map(|bad| bad.key)
+    }
+
+    #[test]
+    fn two_answers_of_the_bridge_may_fail_before_the_gate_is_blind() {
+        assert_eq!(refused(&[]), None);
+        let every = |every: u64, age: u64| {
+            refused(&[
+                ("revocations_every_ms", json!(every)),
+                ("revocations_max_age_ms", json!(age)),
+            ])
+        };
+        assert_eq!(every(250, 1_500), None);
+        assert_eq!(every(251, 1_500), Some("gate.revocations_max_age_ms"));
     }
 }
