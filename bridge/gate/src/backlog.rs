@@ -7,9 +7,16 @@ use std::time::{Duration, Instant};
 pub struct Bounds {
     /// The gate reads no further while it holds so many bytes.
     pub bytes: usize,
-    /// A client is too slow that takes nothing for so long, or under whose backlog stays above half for so long once it
-    /// was full.
+    /// A client is too slow that takes nothing for so long, or whose backlog was full and stays above half for so long.
     pub slow_after: Duration,
+}
+
+impl Bounds {
+    /// Whether a client for whom so much waits may ask for more. It may not before it has taken most of it. The wait
+    /// ends when the client takes that, or with [`Backlog::too_slow_at`], or with its token.
+    pub fn may_ask(&self, held: usize) -> bool {
+        held <= self.bytes / 4
+    }
 }
 
 /// How a client keeps up.

@@ -43,7 +43,7 @@ pub(crate) fn count(counter: &AtomicU64) {
 
 impl Counters {
     /// The metrics in the text format of Prometheus.
-    pub fn text(&self, connections: usize, blind: bool) -> String {
+    pub fn text(&self, connections: usize, held: usize, blind: bool) -> String {
         let mut text = String::new();
         let mut line = |name: &str, kind: &str, help: &str, value: u64| {
             // Writing into a string cannot fail.
@@ -52,6 +52,12 @@ impl Counters {
             let _ = writeln!(text, "spacetime_sync_gate_{name} {value}");
         };
         line("connections", "gauge", "Open connections.", connections as u64);
+        line(
+            "buffers_bytes",
+            "gauge",
+            "Bytes that wait for their clients or for SpacetimeDB.",
+            held as u64,
+        );
         line(
             "is_blind",
             "gauge",

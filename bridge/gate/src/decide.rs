@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use spacetime_sync_proto::{Refusal, RefusalCode};
 use spacetimedb_client_api_messages::websocket::v2::{
-    CallProcedure, CallReducer, ClientMessage, Subscribe, Unsubscribe,
+    CallProcedure, CallReducer, ClientMessage, Subscribe, Unsubscribe, UnsubscribeFlags,
 };
 use spacetimedb_lib::bsatn;
 
@@ -15,6 +15,10 @@ const REDUCERS: [&str; 2] = ["ack_checkpoint", "upsert_presence"];
 /// The procedures of a client of the lane.
 const PROCEDURES: [&str; 1] = ["read_events"];
 
+/// How often one connection may hold each subscription that is of no stream. A client holds one, and has room to renew
+/// it.
+const OF_A_KIND: usize = 2;
+
 /// How much one connection may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -24,23 +28,56 @@ pub struct Limits {
     pub stream_subscriptions: usize,
 }
 
+/// What a subscription is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Slot {
+    Contract,
+    Grants,
+    Presence,
+    Stream(u64),
+}
+
 /// A message that passes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pass {
     /// What it asks for.
-    pub kind: Kind,
+    pub asked: Asked,
     /// The message, written anew.
     pub message: Vec<u8>,
+}
+
+/// What a message asks for, as it is counted by session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// Its kind.
+    pub kind: Kind,
+    /// What it changes about the subscriptions of streams.
+    pub change: Option<Change>,
+}
+
+impl From<Kind> for Asked {
+    fn from(kind: Kind) -> Self {
+        Self { kind, change: None }
+    }
+}
+
+/// A subscription of the stream with this key begins or ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It begins.
+    Begins(u64),
+    /// It ends.
+    Ends(u64),
 }
 
 /// What a message asks for. Each kind has a rate of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A reducer, the end of a subscription, or a sign of life.
+    /// A reducer, the end of a subscription without its rows, or a sign of life.
     Call,
     /// A page of the log.
     Read,
-    /// A subscription.
+    /// A subscription, or its end when SpacetimeDB reads and sends the rows once more.
     Subscribe,
 }
 
@@ -87,9 +124,9 @@ impl Breach {
 pub struct Connection {
     identity: String,
     limits: Limits,
-    /// The subscriptions by their ids, and the stream of each, if it is one of frames.
-    subscriptions: HashMap<u32, Option<u64>>,
-    by_stream: HashMap<u64, usize>,
+    /// The subscriptions by their ids.
+    subscriptions: HashMap<u32, Slot>,
+    by_slot: HashMap<Slot, usize>,
 }
 
 impl Connection {
@@ -99,27 +136,27 @@ impl Connection {
             identity,
             limits,
             subscriptions: HashMap::new(),
-            by_stream: HashMap::new(),
+            by_slot: HashMap::new(),
         }
     }
 
     /// Judges a message.
     pub fn decide(&mut self, message: &[u8]) -> Result<Pass, Breach> {
         let message: ClientMessage = bsatn::from_slice(message).map_err(|_| Breach::Malformed)?;
-        let kind = match &message {
+        let asked = match &message {
             ClientMessage::Subscribe(subscribe) => return self.subscribe(subscribe),
             ClientMessage::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe)?,
             ClientMessage::OneOffQuery(_) => return Err(Breach::OneOffQuery),
             ClientMessage::CallReducer(CallReducer { reducer, .. }) => {
                 known(&REDUCERS, reducer)?;
-                Kind::Call
+                Kind::Call.into()
             }
             ClientMessage::CallProcedure(CallProcedure { procedure, .. }) => {
                 known(&PROCEDURES, procedure)?;
-                Kind::Read
+                Kind::Read.into()
             }
         };
-        pass(kind, &message)
+        pass(asked, &message)
     }
 
     fn subscribe(&mut self, subscribe: &Subscribe) -> Result<Pass, Breach> {
@@ -128,45 +165,60 @@ impl Connection {
             return Err(Breach::ForeignQuery);
         };
         let query = Query::parse(text).ok_or(Breach::ForeignQuery)?;
-        let stream_key = match &query {
+        let (slot, most) = match &query {
             Query::Grants(identity) if *identity != self.identity => return Err(Breach::ForeignQuery),
-            Query::Contract | Query::Presence | Query::Grants(_) => None,
-            Query::Frames(frames) => Some(frames.stream_key),
+            Query::Contract => (Slot::Contract, OF_A_KIND),
+            Query::Grants(_) => (Slot::Grants, OF_A_KIND),
+            Query::Presence => (Slot::Presence, OF_A_KIND),
+            Query::Frames(frames) => (Slot::Stream(frames.stream_key), self.limits.stream_subscriptions),
         };
         let id = subscribe.query_set_id.id;
         if self.subscriptions.contains_key(&id) {
             return Err(Breach::WrongId);
         }
-        if self.subscriptions.len() >= self.limits.subscriptions {
+        let held = self.by_slot.get(&slot).copied().unwrap_or_default();
+        if self.subscriptions.len() >= self.limits.subscriptions || held >= most {
             return Err(Breach::TooManySubscriptions);
         }
-        if let Some(stream_key) = stream_key {
-            let of_stream = self.by_stream.entry(stream_key).or_default();
-            if *of_stream >= self.limits.stream_subscriptions {
-                return Err(Breach::TooManySubscriptions);
-            }
-            *of_stream += 1;
-        }
-        self.subscriptions.insert(id, stream_key);
+        self.subscriptions.insert(id, slot);
+        self.by_slot.insert(slot, held + 1);
         let written = Subscribe {
             request_id: subscribe.request_id,
             query_set_id: subscribe.query_set_id,
             query_strings: Box::new([query.to_string().into()]),
         };
-        pass(Kind::Subscribe, &ClientMessage::Subscribe(written))
+        let asked = Asked {
+            kind: Kind::Subscribe,
+            change: slot.stream().map(Change::Begins),
+        };
+        pass(asked, &ClientMessage::Subscribe(written))
     }
 
-    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) -> Result<Kind, Breach> {
+    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) -> Result<Asked, Breach> {
         let ended = self.subscriptions.remove(&unsubscribe.query_set_id.id);
-        if let Some(stream_key) = ended.ok_or(Breach::WrongId)?
-            && let Some(of_stream) = self.by_stream.get_mut(&stream_key)
-        {
-            *of_stream -= 1;
-            if *of_stream == 0 {
-                self.by_stream.remove(&stream_key);
+        let slot = ended.ok_or(Breach::WrongId)?;
+        if let Some(held) = self.by_slot.get_mut(&slot) {
+            *held -= 1;
+            if *held == 0 {
+                self.by_slot.remove(&slot);
             }
         }
-        Ok(Kind::Call)
+        Ok(Asked {
+            kind: match unsubscribe.flags {
+                UnsubscribeFlags::Default => Kind::Call,
+                UnsubscribeFlags::SendDroppedRows => Kind::Subscribe,
+            },
+            change: slot.stream().map(Change::Ends),
+        })
+    }
+}
+
+impl Slot {
+    fn stream(self) -> Option<u64> {
+        match self {
+            Self::Stream(key) => Some(key),
+            Self::Contract | Self::Grants | Self::Presence => None,
+        }
     }
 }
 
@@ -174,9 +226,9 @@ fn known(names: &[&str], name: &str) -> Result<(), Breach> {
     names.contains(&name).then_some(()).ok_or(Breach::ForeignCall)
 }
 
-fn pass(kind: Kind, message: &ClientMessage) -> Result<Pass, Breach> {
+fn pass(asked: Asked, message: &ClientMessage) -> Result<Pass, Breach> {
     let message = bsatn::to_vec(message).map_err(|_| Breach::Malformed)?;
-    Ok(Pass { kind, message })
+    Ok(Pass { asked, message })
 }
 
 #[cfg(test)]
@@ -208,11 +260,11 @@ mod tests {
         }))
     }
 
-    fn unsubscribe(id: u32) -> Vec<u8> {
+    fn unsubscribe(id: u32, flags: UnsubscribeFlags) -> Vec<u8> {
         bytes(ClientMessage::Unsubscribe(Unsubscribe {
             request_id: id,
             query_set_id: QuerySetId { id },
-            flags: UnsubscribeFlags::SendDroppedRows,
+            flags,
         }))
     }
 
@@ -245,17 +297,21 @@ mod tests {
     fn what_a_client_says_passes_word_for_word() {
         let mut connection = connection();
         let grants = format!("SELECT * FROM stream_grant WHERE identity = 0x{}", "c2".repeat(32));
-        for (message, kind) in [
-            (subscribe(1, &["SELECT * FROM sync_contract"]), Kind::Subscribe),
-            (subscribe(2, &[&grants]), Kind::Subscribe),
-            (subscribe(3, &[&frames(7)]), Kind::Subscribe),
-            (unsubscribe(3), Kind::Call),
-            (subscribe(3, &[&frames(7)]), Kind::Subscribe),
-            (reducer("ack_checkpoint"), Kind::Call),
-            (reducer("upsert_presence"), Kind::Call),
-            (procedure("read_events"), Kind::Read),
+        let (begins, ends) = (Some(Change::Begins(7)), Some(Change::Ends(7)));
+        for (message, kind, change) in [
+            (subscribe(1, &["SELECT * FROM sync_contract"]), Kind::Subscribe, None),
+            (subscribe(2, &[&grants]), Kind::Subscribe, None),
+            (subscribe(3, &[&frames(7)]), Kind::Subscribe, begins),
+            // SpacetimeDB reads and sends the rows once more.
+            (unsubscribe(3, UnsubscribeFlags::SendDroppedRows), Kind::Subscribe, ends),
+            (subscribe(3, &[&frames(7)]), Kind::Subscribe, begins),
+            (unsubscribe(3, UnsubscribeFlags::Default), Kind::Call, ends),
+            (reducer("ack_checkpoint"), Kind::Call, None),
+            (reducer("upsert_presence"), Kind::Call, None),
+            (procedure("read_events"), Kind::Read, None),
         ] {
-            assert_eq!(connection.decide(&message), Ok(Pass { kind, message }));
+            let asked = Asked { kind, change };
+            assert_eq!(connection.decide(&message), Ok(Pass { asked, message }));
         }
     }
 
@@ -277,7 +333,7 @@ mod tests {
             (subscribe(1, &[&others]), Breach::ForeignQuery),
             (subscribe(1, &[contract, contract]), Breach::ForeignQuery),
             (subscribe(1, &[]), Breach::ForeignQuery),
-            (unsubscribe(1), Breach::WrongId),
+            (unsubscribe(1, UnsubscribeFlags::Default), Breach::WrongId),
             (vec![], Breach::Malformed),
             (vec![9, 1, 2, 3], Breach::Malformed),
             // A count of queries that no message could hold.
@@ -298,11 +354,28 @@ mod tests {
         assert!(connection.decide(&subscribe(2, &[&frames(7)])).is_ok());
         let too_many = Err(Breach::TooManySubscriptions);
         assert_eq!(connection.decide(&subscribe(3, &[&frames(7)])), too_many);
-        assert!(connection.decide(&unsubscribe(1)).is_ok());
+        assert!(connection.decide(&unsubscribe(1, UnsubscribeFlags::Default)).is_ok());
         assert!(connection.decide(&subscribe(3, &[&frames(7)])).is_ok());
         for (id, stream_key) in [(4, 8), (5, 8), (6, 9)] {
             assert!(connection.decide(&subscribe(id, &[&frames(stream_key)])).is_ok());
         }
         assert_eq!(connection.decide(&subscribe(7, &[&frames(10)])), too_many);
+    }
+
+    #[test]
+    fn every_kind_of_subscription_is_held_a_few_times_and_no_more() {
+        let grants = format!("SELECT * FROM stream_grant WHERE identity = 0x{}", "c2".repeat(32));
+        for query in [
+            "SELECT * FROM sync_contract",
+            "SELECT * FROM session_presence",
+            &grants,
+            &frames(7),
+        ] {
+            let mut connection = connection();
+            assert!(connection.decide(&subscribe(1, &[query])).is_ok());
+            assert!(connection.decide(&subscribe(2, &[query])).is_ok());
+            let third = connection.decide(&subscribe(3, &[query]));
+            assert_eq!(third, Err(Breach::TooManySubscriptions), "{query}");
+        }
     }
 }

@@ -11,6 +11,7 @@
 //! *Never*: a key. Whoever has keys hands in a [`access::Verifier`].
 
 pub mod access;
+pub mod addresses;
 pub mod backlog;
 pub mod bridge;
 pub mod counters;

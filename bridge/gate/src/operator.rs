@@ -22,7 +22,7 @@ pub(crate) fn router(gate: Arc<Gate>) -> Router {
 
 async fn metrics(State(gate): State<Arc<Gate>>) -> Response {
     let (connections, blind) = gate.state();
-    let text = gate.counters().text(connections, blind);
+    let text = gate.counters().text(connections, gate.held(), blind);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 

@@ -43,6 +43,16 @@ impl Bucket {
         }
     }
 
+    /// Whether there is a token to take. Otherwise it says how long that takes.
+    pub fn has(mut self, rate: Rate, now: Instant) -> Result<(), Duration> {
+        self.take(rate, now)
+    }
+
+    /// Puts a token back that was taken.
+    pub fn give_back(&mut self, rate: Rate) {
+        self.full_at = self.full_at.checked_sub(each(rate)).unwrap_or(self.full_at);
+    }
+
     /// Whether it is full, so that forgetting it changes nothing.
     pub fn is_full(&self, now: Instant) -> bool {
         self.full_at <= now
@@ -84,6 +94,16 @@ mod tests {
         assert!(bucket.take(RATE, later).is_ok() && bucket.take(RATE, later).is_err());
         assert!(!bucket.is_full(later));
         assert!(bucket.is_full(later + Duration::from_millis(300)));
+    }
+
+    #[test]
+    fn what_is_put_back_can_be_taken_again_and_a_look_takes_nothing() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(start);
+        assert!((0..3).all(|_| bucket.has(RATE, start).is_ok() && bucket.take(RATE, start).is_ok()));
+        assert_eq!(bucket.has(RATE, start), Err(Duration::from_millis(100)));
+        bucket.give_back(RATE);
+        assert!(bucket.take(RATE, start).is_ok() && bucket.take(RATE, start).is_err());
     }
 
     #[test]

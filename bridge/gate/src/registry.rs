@@ -1,12 +1,13 @@
 //! Who is connected, how much of what they do they have left, and which sessions were revoked.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use spacetime_sync_proto::{Label, Refusal, RefusalCode};
 
-use crate::decide::Kind;
+use crate::addresses::{AddressQuotas, Addresses};
+use crate::decide::{Change, Kind};
 use crate::quota::{Bucket, Rate};
 
 /// What everybody may do at the most.
@@ -14,12 +15,13 @@ use crate::quota::{Bucket, Rate};
 pub struct Quotas {
     /// Connections in all.
     pub connections: usize,
-    /// Connections of one address.
-    pub address_connections: usize,
-    /// Requests of one address.
-    pub address: Rate,
+    /// What one address may do.
+    pub address: AddressQuotas,
     /// Connections of one session. A further one takes the place of the oldest.
     pub session_connections: usize,
+    /// Subscriptions of one session to one stream, over all connections. A further one ends the oldest other
+    /// connection that holds one.
+    pub session_stream_subscriptions: usize,
     /// New connections of one session.
     pub connects: Rate,
     /// [`Kind::Call`] of one session.
@@ -76,7 +78,7 @@ pub struct Registry<E> {
     connections: usize,
     next: u64,
     sessions: HashMap<Label, Session<E>>,
-    addresses: HashMap<IpAddr, Address>,
+    addresses: Addresses,
     revoked: HashSet<Label>,
     heard_at: Option<Instant>,
 }
@@ -84,7 +86,7 @@ pub struct Registry<E> {
 #[derive(Debug)]
 struct Session<E> {
     /// The connections, the oldest first.
-    open: Vec<(ConnectionId, E)>,
+    open: Vec<Open<E>>,
     connects: Bucket,
     calls: Bucket,
     reads: Bucket,
@@ -92,64 +94,62 @@ struct Session<E> {
 }
 
 #[derive(Debug)]
-struct Address {
-    /// Connections.
-    open: usize,
-    /// Sockets on which no connection has begun.
-    sockets: usize,
-    requests: Bucket,
-}
-
-impl Address {
-    fn new(now: Instant) -> Self {
-        Self {
-            open: 0,
-            sockets: 0,
-            requests: Bucket::new(now),
-        }
-    }
+struct Open<E> {
+    id: ConnectionId,
+    end: E,
+    /// How many subscriptions it has of each stream.
+    streams: HashMap<u64, usize>,
 }
 
 impl<E> Registry<E> {
     /// A registry of nobody. Until it has heard which sessions were revoked, it lets nobody in.
     pub fn new(quotas: Quotas) -> Self {
         Self {
+            addresses: Addresses::new(quotas.address.clone()),
             quotas,
             connections: 0,
             next: 0,
             sessions: HashMap::new(),
-            addresses: HashMap::new(),
             revoked: HashSet::new(),
             heard_at: None,
         }
     }
 
-    fn from(&mut self, address: IpAddr, now: Instant) -> &mut Address {
-        let new = || Address::new(now);
-        self.addresses.entry(whole(address)).or_insert_with(new)
-    }
-
-    /// A socket comes from an address. Returns whether the address may have another one.
+    /// A socket comes from an address. Returns whether the address may have it.
     pub fn arrive(&mut self, address: IpAddr, now: Instant) -> bool {
-        let most = self.quotas.address_connections;
-        let from = self.from(address, now);
-        let may = from.sockets < most;
-        from.sockets += usize::from(may);
-        may
+        self.addresses.arrive(address, now)
     }
 
     /// A connection has begun on a socket, or the socket is closed.
     pub fn leave(&mut self, address: IpAddr) {
-        if let Some(from) = self.addresses.get_mut(&whole(address)) {
-            from.sockets = from.sockets.saturating_sub(1);
-        }
+        self.addresses.leave(address);
     }
 
-    /// A request comes from an address.
+    /// A request comes from an address whose sockets are not counted.
     pub fn ask(&mut self, address: IpAddr, now: Instant) -> Result<(), Turned> {
-        let rate = self.quotas.address;
-        let from = self.from(address, now);
-        from.requests.take(rate, now).map_err(Turned::Busy)
+        self.addresses.ask(address, now).map_err(Turned::Busy)
+    }
+
+    /// A request shows a token, which is not judged yet: that costs time. A token that was good before need not be
+    /// judged if its session may not connect; any other may fail as often as its address may.
+    pub fn show(&self, address: IpAddr, token: u64, now: Instant) -> Result<(), Turned> {
+        let Some(session_id) = self.addresses.known(token, now) else {
+            return self.addresses.may_fail(address, now).map_err(Turned::Busy);
+        };
+        self.may(session_id, now)?;
+        let session = self.sessions.get(session_id);
+        let has = session.map_or(Ok(()), |session| session.connects.has(self.quotas.connects, now));
+        has.map_err(Turned::Busy)
+    }
+
+    /// The token of a request was good, and is so until then.
+    pub fn good(&mut self, address: IpAddr, token: u64, session_id: &Label, until: Instant) {
+        self.addresses.good(address, token, session_id, until);
+    }
+
+    /// The token of a request was bad.
+    pub fn bad(&mut self, address: IpAddr, now: Instant) {
+        self.addresses.bad(address, now);
     }
 
     /// Lets a session in, if it may. Returns the connections that end for it.
@@ -161,20 +161,23 @@ impl<E> Registry<E> {
         now: Instant,
     ) -> Result<(ConnectionId, Option<E>), Turned> {
         self.may(session_id, now)?;
-        let open = self.addresses.get(&whole(address)).map_or(0, |from| from.open);
-        if self.connections >= self.quotas.connections || open >= self.quotas.address_connections {
+        if self.connections >= self.quotas.connections || !self.addresses.may_open(address) {
             return Err(Turned::Busy(BUSY));
         }
         let rate = self.quotas.connects;
         let session = of(&mut self.sessions, session_id, now);
         session.connects.take(rate, now).map_err(Turned::Busy)?;
         let full = session.open.len() >= self.quotas.session_connections;
-        let ended = full.then(|| session.open.remove(0).1);
+        let ended = full.then(|| session.open.remove(0).end);
         self.next += 1;
         let id = ConnectionId(self.next);
-        session.open.push((id, end));
+        session.open.push(Open {
+            id,
+            end,
+            streams: HashMap::new(),
+        });
         self.connections += 1;
-        self.from(address, now).open += 1;
+        self.addresses.open(address, now);
         Ok((id, ended))
     }
 
@@ -200,10 +203,37 @@ impl<E> Registry<E> {
     pub fn close(&mut self, id: ConnectionId, session_id: &Label, address: IpAddr) {
         self.connections = self.connections.saturating_sub(1);
         if let Some(session) = self.sessions.get_mut(session_id) {
-            session.open.retain(|(open, _)| *open != id);
+            session.open.retain(|open| open.id != id);
         }
-        if let Some(from) = self.addresses.get_mut(&whole(address)) {
-            from.open = from.open.saturating_sub(1);
+        self.addresses.close(address);
+    }
+
+    /// A subscription to a stream begins or ends on a connection. Returns the connection that ends for it.
+    pub fn change(&mut self, session_id: &Label, id: ConnectionId, change: Change) -> Option<E> {
+        let session = self.sessions.get_mut(session_id)?;
+        let at = session.open.iter().position(|open| open.id == id)?;
+        let streams = &mut session.open[at].streams;
+        match change {
+            Change::Begins(key) => {
+                *streams.entry(key).or_default() += 1;
+                let of = |open: &Open<E>| open.streams.get(&key).copied().unwrap_or_default();
+                let held: usize = session.open.iter().map(of).sum();
+                if held <= self.quotas.session_stream_subscriptions {
+                    return None;
+                }
+                let mut others = session.open.iter();
+                let oldest = others.position(|open| open.id != id && of(open) > 0)?;
+                Some(session.open.remove(oldest).end)
+            }
+            Change::Ends(key) => {
+                if let Some(held) = streams.get_mut(&key) {
+                    *held -= 1;
+                    if *held == 0 {
+                        streams.remove(&key);
+                    }
+                }
+                None
+            }
         }
     }
 
@@ -229,7 +259,7 @@ impl<E> Registry<E> {
         let mut ended = Vec::new();
         for session_id in &revoked {
             if let Some(session) = self.sessions.get_mut(session_id) {
-                ended.extend(session.open.drain(..).map(|(_, end)| end));
+                ended.extend(session.open.drain(..).map(|open| open.end));
             }
         }
         self.revoked = revoked;
@@ -249,8 +279,7 @@ impl<E> Registry<E> {
             let buckets = [session.connects, session.calls, session.reads, session.subscribes];
             !session.open.is_empty() || !buckets.iter().all(|bucket| bucket.is_full(now))
         });
-        self.addresses
-            .retain(|_, from| from.open + from.sockets > 0 || !from.requests.is_full(now));
+        self.addresses.forget(now);
     }
 
     /// How many connections are open.
@@ -269,17 +298,6 @@ fn of<'a, E>(sessions: &'a mut HashMap<Label, Session<E>>, session_id: &Label, n
     })
 }
 
-/// An address as it is counted: of IPv6 the network, because one host has as many addresses in it as it likes.
-fn whole(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,12 +309,17 @@ mod tests {
         };
         Quotas {
             connections: 4,
-            address_connections: 3,
-            address: Rate {
-                per_second: 1,
-                burst: 2,
+            address: AddressQuotas {
+                sockets: 3,
+                connections: 3,
+                requests: plenty,
+                failures: Rate {
+                    per_second: 1,
+                    burst: 1,
+                },
             },
             session_connections: 2,
+            session_stream_subscriptions: 3,
             connects: plenty,
             calls: Rate {
                 per_second: 10,
@@ -368,20 +391,50 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_counted_by_address_and_by_network() {
+    fn copies_of_a_stream_are_counted_over_all_connections_of_a_session_and_the_newest_stay() {
         let now = Instant::now();
-        let mut registry = Registry::<()>::new(quotas());
-        let mut ask = |address: &str| registry.ask(address.parse().unwrap(), now).is_ok();
-        assert_eq!(
-            [ask("10.0.0.1"), ask("::ffff:10.0.0.1"), ask("10.0.0.1")],
-            [true, true, false]
+        let mut registry = Registry::new(quotas());
+        registry.heard(HashSet::new(), now);
+        let s = label("s");
+        let (first, second) = (
+            registry.open(&s, address(1), 1, now).unwrap().0,
+            registry.open(&s, address(1), 2, now).unwrap().0,
         );
-        assert!(ask("10.0.0.2"));
-        assert_eq!(
-            [ask("2001:db8::1"), ask("2001:db8::2"), ask("2001:db8::3")],
-            [true, true, false]
-        );
-        assert!(ask("2001:db8:0:1::1"));
+        let mut change = |id, change| registry.change(&s, id, change);
+        for (id, begins) in [(first, 7), (first, 7), (second, 7), (second, 8), (first, 8)] {
+            assert_eq!(change(id, Change::Begins(begins)), None);
+        }
+        assert_eq!(change(first, Change::Ends(7)), None);
+        assert_eq!(change(second, Change::Begins(7)), None);
+        assert_eq!(change(second, Change::Begins(7)), Some(1));
+        assert_eq!(change(second, Change::Begins(7)), None);
+        // What was ended has nothing any more.
+        assert_eq!(change(first, Change::Begins(7)), None);
+    }
+
+    #[test]
+    fn a_token_that_was_good_is_judged_unless_its_session_may_not_connect() {
+        let now = Instant::now();
+        let mut registry = Registry::<()>::new(Quotas {
+            connects: Rate {
+                per_second: 1,
+                burst: 1,
+            },
+            ..quotas()
+        });
+        registry.heard(HashSet::new(), now);
+        let until = now + Duration::from_secs(300);
+        assert_eq!(registry.show(address(1), 7, now), Ok(()));
+        registry.good(address(1), 7, &label("s"), until);
+        assert_eq!(registry.show(address(1), 8, now), Ok(()));
+        registry.bad(address(1), now);
+        let busy = Err(Turned::Busy(Duration::from_secs(1)));
+        assert_eq!(registry.show(address(1), 8, now), busy);
+        assert_eq!(registry.show(address(1), 7, now), Ok(()));
+        registry.question(&label("s"), now).unwrap();
+        assert_eq!(registry.show(address(2), 7, now), busy);
+        registry.heard(HashSet::from([label("s")]), now);
+        assert_eq!(registry.show(address(2), 7, now), Err(Turned::Revoked));
     }
 
     #[test]

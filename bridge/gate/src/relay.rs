@@ -1,9 +1,13 @@
 //! Carries one connection: what the client says after it was judged, what SpacetimeDB says as it comes.
 
+#[cfg(test)]
+mod tests;
+
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -16,7 +20,7 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::backlog::{Backlog, Bounds};
 use crate::counters::{Counters, count};
-use crate::decide::{Breach, Connection, Kind};
+use crate::decide::{Asked, Breach, Connection, Kind};
 use crate::frames::{self, FromClient, Reader, Walk};
 use crate::registry::revoked;
 
@@ -24,6 +28,8 @@ use crate::registry::revoked;
 const READ_BYTES: usize = 16 * 1024;
 /// The gate reads no more of a client while SpacetimeDB has not taken so much.
 const TO_SERVER_BYTES: usize = 64 * 1024;
+/// SpacetimeDB hears of a client at least so often whose questions wait until it has taken what is there.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// How long the last words may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -59,6 +65,14 @@ impl Ending {
         }
     }
 
+    /// Whether the client may have nothing more of what waits for it, and its words count no longer.
+    fn cuts(self) -> bool {
+        match self {
+            Self::Breach(_) | Self::Expired | Self::Revoked => true,
+            Self::Gone | Self::Slow | Self::Replaced => false,
+        }
+    }
+
     /// Counts it.
     fn count(self, counters: &Counters) {
         match self {
@@ -85,9 +99,55 @@ pub(crate) struct Terms<'a> {
     /// Comes when somebody else ends the connection.
     pub(crate) told: oneshot::Receiver<Ending>,
     /// From when the session may do one thing more.
-    pub(crate) reserve: &'a (dyn Fn(Kind, Instant) -> Instant + Send + Sync),
+    pub(crate) reserve: &'a (dyn Fn(Asked, Instant) -> Instant + Send + Sync),
     /// What is counted.
     pub(crate) counters: &'a Counters,
+    /// What all connections hold together.
+    pub(crate) pool: &'a Pool,
+}
+
+/// The bytes that all connections hold together.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    /// Above this, a connection takes nothing more of SpacetimeDB before its client has taken what is there.
+    most: usize,
+    held: AtomicUsize,
+}
+
+impl Pool {
+    /// A pool of so many bytes.
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            most,
+            held: AtomicUsize::new(0),
+        }
+    }
+
+    /// What is held.
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection's part of the pool, which it gives back when it is dropped.
+struct Share<'a> {
+    pool: &'a Pool,
+    held: usize,
+}
+
+impl Share<'_> {
+    /// The connection holds so much.
+    fn set(&mut self, held: usize) {
+        self.pool.held.fetch_add(held, Ordering::Relaxed);
+        self.pool.held.fetch_sub(self.held, Ordering::Relaxed);
+        self.held = held;
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.set(0);
+    }
 }
 
 /// Carries a connection to its end.
@@ -105,15 +165,21 @@ pub(crate) async fn relay(
         to_client: BytesMut::new(),
         reader: Reader::new(terms.message_bytes),
         longest: terms.message_bytes,
-        walk: Walk::default(),
+        heard: Walk::default(),
+        said: Walk::default(),
         backlog: Backlog::default(),
         bounds: terms.bounds,
         connection: terms.connection,
         held: None,
+        spoke_at: Instant::now(),
         client_is_done: false,
         clients_turn: false,
         reserve: terms.reserve,
         counters: terms.counters,
+        share: Share {
+            pool: terms.pool,
+            held: 0,
+        },
     };
     let mut goodbye_by = None;
     let mut alarm = pin!(sleep_until(terms.expires.into()));
@@ -154,10 +220,16 @@ pub(crate) async fn relay(
                         }
                     }
                     Ok(Moved::FromServer(bytes)) => relay.pass(bytes, now),
-                    Ok(Moved::ToClient) => relay.backlog.shrank(&relay.bounds, relay.to_client.len(), now),
+                    Ok(Moved::ToClient) => {
+                        relay.backlog.shrank(&relay.bounds, relay.to_client.len(), now);
+                        if let Err(breach) = relay.judge(now) {
+                            break Ending::Breach(breach);
+                        }
+                    }
                     Ok(Moved::ToServer) => {}
                     Ok(Moved::Ended) | Err(_) => break Ending::Gone,
                 }
+                relay.share.set(relay.from_client.len() + relay.to_server.len() + relay.to_client.len());
             }
         }
     };
@@ -174,18 +246,31 @@ struct Relay<'a, C, S> {
     to_client: BytesMut,
     reader: Reader,
     longest: usize,
-    walk: Walk,
+    /// Over what SpacetimeDB has said.
+    heard: Walk,
+    /// Over what of that the client has taken.
+    said: Walk,
     backlog: Backlog,
     bounds: Bounds,
     connection: Connection,
     /// What passes when its time has come. Until then nothing more is read of the client.
-    held: Option<(Instant, BytesMut)>,
+    held: Option<Held>,
+    /// When SpacetimeDB was last told something.
+    spoke_at: Instant,
     /// The client has closed the connection. What SpacetimeDB answers still goes to it.
     client_is_done: bool,
     /// Who is heard first. They take turns, so that neither drowns the other out.
     clients_turn: bool,
-    reserve: &'a (dyn Fn(Kind, Instant) -> Instant + Send + Sync),
+    reserve: &'a (dyn Fn(Asked, Instant) -> Instant + Send + Sync),
     counters: &'a Counters,
+    share: Share<'a>,
+}
+
+/// What a client has said and must wait.
+struct Held {
+    at: Instant,
+    kind: Kind,
+    words: BytesMut,
 }
 
 /// What a step did.
@@ -202,12 +287,12 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
     /// Writes or reads something, whatever is possible first.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Moved>> {
         if !self.to_client.is_empty()
-            && let Poll::Ready(written) = write(&mut self.client, &mut self.to_client, cx)
+            && let Poll::Ready(written) = write(&mut self.client, &mut self.to_client, Some(&mut self.said), cx)
         {
             return Poll::Ready(written.map(|()| Moved::ToClient));
         }
         if !self.to_server.is_empty()
-            && let Poll::Ready(written) = write(&mut self.server, &mut self.to_server, cx)
+            && let Poll::Ready(written) = write(&mut self.server, &mut self.to_server, None, cx)
         {
             return Poll::Ready(written.map(|()| Moved::ToServer));
         }
@@ -226,7 +311,10 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
     }
 
     fn hear_server(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Moved>> {
-        if self.to_client.len() >= self.bounds.bytes {
+        let pool = self.share.pool;
+        let full = self.to_client.len() >= self.bounds.bytes;
+        // Whoever waits here has a client that takes something, or is too slow. So nobody needs to be woken.
+        if full || (!self.to_client.is_empty() && pool.held() >= pool.most) {
             return Poll::Pending;
         }
         let bytes = ready!(read(&mut self.server, &mut self.to_client, cx))?;
@@ -247,43 +335,56 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
     }
 
     fn next_time(&self, expires: Instant, goodbye_by: Option<Instant>) -> Instant {
-        let held = self.held.as_ref().map(|(at, _)| *at);
+        // What waits for the client to take something has no time of its own.
+        let held = self.held.as_ref().filter(|held| self.may_ask(held.kind));
         let slow = self.backlog.too_slow_at(&self.bounds);
-        [held, slow, goodbye_by]
+        [held.map(|held| held.at), slow, goodbye_by]
             .into_iter()
             .flatten()
             .fold(expires, Instant::min)
     }
 
+    /// Whether the client has taken enough for what it asks. Calls bring next to nothing.
+    fn may_ask(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Call => true,
+            Kind::Read | Kind::Subscribe => self.bounds.may_ask(self.to_client.len()),
+        }
+    }
+
     /// Passes on what has its time, and judges what the client has said since, up to what must wait.
     fn judge(&mut self, now: Instant) -> Result<(), Breach> {
-        if let Some((at, words)) = self.held.take() {
-            if at > now {
-                self.held = Some((at, words));
-                return Ok(());
+        loop {
+            if let Some(held) = self.held.take() {
+                if held.at > now || !self.may_ask(held.kind) {
+                    self.held = Some(held);
+                    break;
+                }
+                self.to_server.unsplit(held.words);
+                self.spoke_at = now;
             }
-            self.to_server.unsplit(words);
-        }
-        while !self.client_is_done && self.held.is_none() {
+            if self.client_is_done {
+                break;
+            }
             let Some(said) = self.reader.next(&mut self.from_client)? else {
                 break;
             };
             let mask = rand::random();
             let mut words = BytesMut::new();
-            let kind = match said {
+            let asked = match said {
                 FromClient::Message(message) => {
                     let pass = self.connection.decide(&message)?;
                     frames::message(pass.message, mask, &mut words);
                     count(&self.counters.passed);
-                    pass.kind
+                    pass.asked
                 }
                 FromClient::Ping(payload) => {
                     frames::ping(payload, mask, &mut words);
-                    Kind::Call
+                    Kind::Call.into()
                 }
                 FromClient::Pong(payload) => {
                     frames::pong(payload, mask, &mut words);
-                    Kind::Call
+                    Kind::Call.into()
                 }
                 FromClient::Close(payload) => {
                     self.client_is_done = true;
@@ -291,13 +392,16 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
                     break;
                 }
             };
-            let at = (self.reserve)(kind, now);
-            if at > now {
+            let (at, kind) = ((self.reserve)(asked, now), asked.kind);
+            if at > now || !self.may_ask(kind) {
                 count(&self.counters.delayed);
-                self.held = Some((at, words));
-            } else {
-                self.to_server.unsplit(words);
             }
+            self.held = Some(Held { at, kind, words });
+        }
+        // SpacetimeDB closes a connection on which it hears nothing.
+        if self.held.is_some() && now.saturating_duration_since(self.spoke_at) >= SIGN_OF_LIFE {
+            frames::pong(Bytes::new(), rand::random(), &mut self.to_server);
+            self.spoke_at = now;
         }
         shrink(&mut self.from_client);
         Ok(())
@@ -305,27 +409,34 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
 
     /// Takes note of what SpacetimeDB has said: the last `bytes` of what goes to the client.
     fn pass(&mut self, bytes: usize, now: Instant) {
-        let before = self.walk.frames;
-        self.walk.over(&self.to_client[self.to_client.len() - bytes..]);
-        let add = |counter: &std::sync::atomic::AtomicU64, more| {
-            counter.fetch_add(more, std::sync::atomic::Ordering::Relaxed);
+        let before = self.heard.frames;
+        self.heard.over(&self.to_client[self.to_client.len() - bytes..]);
+        let add = |counter: &AtomicU64, more| {
+            counter.fetch_add(more, Ordering::Relaxed);
         };
-        add(&self.counters.frames, self.walk.frames - before);
+        add(&self.counters.frames, self.heard.frames - before);
         add(&self.counters.bytes, bytes as u64);
         self.backlog.grew(&self.bounds, self.to_client.len(), now);
     }
 
     /// Tells both sides that it is over, as far as they listen.
     async fn say_goodbye(&mut self, ending: Ending) {
-        if let Some(refusal) = ending.refusal()
-            && self.walk.is_between_frames()
-        {
-            frames::close_client(&refusal, &mut self.to_client);
+        // Whether a frame of the gate's own may follow what goes to the client, and to SpacetimeDB.
+        let (mut to_client, mut to_server) = (self.heard.is_between_frames(), !self.client_is_done);
+        if ending.cuts() {
+            let rest = self.said.rest(&self.to_client);
+            self.to_client.truncate(rest.unwrap_or_default());
+            to_client = rest.is_some();
+            to_server &= self.to_server.is_empty();
+            self.to_server.clear();
         }
         if ending == Ending::Slow {
             self.to_client.clear();
         }
-        if !self.client_is_done {
+        if to_client && let Some(refusal) = ending.refusal() {
+            frames::close_client(&refusal, &mut self.to_client);
+        }
+        if to_server {
             frames::close(Bytes::new(), rand::random(), &mut self.to_server);
         }
         let last = async {
@@ -345,9 +456,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
     /// Writes what is left to write, and closes the way to the client.
     fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let is_written = |written: Poll<io::Result<()>>| matches!(written, Poll::Ready(Ok(())));
-        while !self.to_server.is_empty() && is_written(write(&mut self.server, &mut self.to_server, cx)) {}
+        while !self.to_server.is_empty() && is_written(write(&mut self.server, &mut self.to_server, None, cx)) {}
         while !self.to_client.is_empty() {
-            ready!(write(&mut self.client, &mut self.to_client, cx))?;
+            ready!(write(&mut self.client, &mut self.to_client, None, cx))?;
         }
         Pin::new(&mut self.client).poll_shutdown(cx)
     }
@@ -362,10 +473,19 @@ fn read(from: &mut (impl AsyncRead + Unpin), into: &mut BytesMut, cx: &mut Conte
     Poll::Ready(Ok(read.filled().len()))
 }
 
-fn write(to: &mut (impl AsyncWrite + Unpin), from: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+/// Writes, and goes over what was written.
+fn write(
+    to: &mut (impl AsyncWrite + Unpin),
+    from: &mut BytesMut,
+    walk: Option<&mut Walk>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
     let written = ready!(Pin::new(&mut *to).poll_write(cx, from))?;
     if written == 0 {
         return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+    }
+    if let Some(walk) = walk {
+        walk.over(&from[..written]);
     }
     from.advance(written);
     shrink(from);

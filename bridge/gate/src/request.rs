@@ -9,7 +9,7 @@ use axum::http::header::{
 use spacetimedb_client_api_messages::websocket::v2::BIN_PROTOCOL;
 
 /// The header in which a proxy names the client's address.
-const FORWARDED_FOR: &str = "x-forwarded-for";
+pub(crate) const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// The address that asks. The operator's proxy appends it to the header as the last one; anybody can write the earlier
 /// ones.

@@ -2,7 +2,9 @@
 //! SpacetimeDB hears of it.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +16,7 @@ use axum::http::header::{
     SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -27,20 +30,18 @@ use tokio::time::timeout;
 
 use crate::access::{self, Caller, Unverified, Verifier, judge};
 use crate::counters::{Counters, count};
-use crate::decide::{Connection, Kind};
+use crate::decide::{Asked, Connection};
 use crate::operator;
 use crate::query::Query;
 use crate::registry::{ConnectionId, Registry, Turned};
-use crate::relay::{Ending, Terms, relay};
-use crate::request::{asker, options, socket_key};
+use crate::relay::{Ending, Pool, Terms, relay};
+use crate::request::{FORWARDED_FOR, asker, options, socket_key};
 use crate::settings::GateConfig;
 
-/// The most sockets on which no connection has begun. Further ones wait to be accepted.
-const WAITING: usize = 4_096;
 /// How long a client may take to ask.
 const HEADERS_LIMIT: Duration = Duration::from_secs(10);
-/// The largest headers. The largest token fits.
-const HEADERS_BYTES: usize = 64 * 1024;
+/// The largest headers. The largest token fits, with room for what a proxy adds.
+const HEADERS_BYTES: usize = 32 * 1024;
 /// Largest question over HTTP.
 const QUESTION_BYTES: usize = 1_024;
 /// Most of an answer of SpacetimeDB over HTTP that passes: the contract, or a refusal.
@@ -58,7 +59,12 @@ pub struct Gate {
     verifier: Arc<dyn Verifier>,
     registry: Mutex<Registry<oneshot::Sender<Ending>>>,
     counters: Counters,
+    pool: Pool,
     server: reqwest::Client,
+    /// Makes numbers of tokens. It has a secret of its own, so that nobody finds another token with the same number.
+    tokens: RandomState,
+    /// Whether a proxy was heard of that the configuration does not name.
+    knows_of_proxy: AtomicBool,
 }
 
 impl Gate {
@@ -76,6 +82,9 @@ impl Gate {
             verifier,
             registry: Mutex::new(Registry::new(config.quotas())),
             counters: Counters::default(),
+            pool: Pool::new(config.buffers_bytes),
+            tokens: RandomState::new(),
+            knows_of_proxy: AtomicBool::new(false),
             // Fails only where no client can be made at all.
             server: server.expect("a client whose options are numbers"),
             config,
@@ -100,6 +109,11 @@ impl Gate {
         (registry.connections(), registry.is_blind(Instant::now()))
     }
 
+    /// How many bytes all connections hold together.
+    pub(crate) fn held(&self) -> usize {
+        self.pool.held()
+    }
+
     /// What was counted.
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
@@ -112,7 +126,6 @@ impl Gate {
 
     /// Who asks, if the token is good.
     async fn caller(&self, headers: &HeaderMap, address: IpAddr) -> Result<Caller, No> {
-        self.registry().ask(address, Instant::now())?;
         let refuse = |status, code, text: &str| No::Token(status, Refusal::new(code, text));
         let missing = || {
             let text = "connecting needs a token from the bridge: ask for one with POST /api/sync/token";
@@ -126,20 +139,33 @@ impl Gate {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(missing());
         }
+        let token = token.trim();
+        let number = self.tokens.hash_one(token);
+        self.registry().show(address, number, Instant::now())?;
+        let bad = |no| {
+            self.registry().bad(address, Instant::now());
+            no
+        };
         let claims = self
             .verifier
-            .claims(token.trim())
+            .claims(token)
             .await
             .map_err(|unverified| match unverified {
                 Unverified::Invalid => {
                     let text = "the token is not signed by the issuer of this lane";
-                    refuse(StatusCode::UNAUTHORIZED, RefusalCode::InvalidToken, text)
+                    bad(refuse(StatusCode::UNAUTHORIZED, RefusalCode::InvalidToken, text))
                 }
                 Unverified::Unavailable => No::Keys,
             })?;
-        let caller = judge(&claims, &self.policy, unix_now().as_secs());
-        let caller = caller.map_err(|refusal| No::Token(StatusCode::FORBIDDEN, refusal))?;
-        self.registry().may(&caller.session_id, Instant::now())?;
+        let unix = unix_now();
+        let caller = judge(&claims, &self.policy, unix.as_secs());
+        let caller = caller.map_err(|refusal| bad(No::Token(StatusCode::FORBIDDEN, refusal)))?;
+        let now = Instant::now();
+        let until = now + Duration::from_secs(caller.expires_at).saturating_sub(unix);
+        let mut registry = self.registry();
+        registry.good(address, number, &caller.session_id, until);
+        registry.may(&caller.session_id, now)?;
+        drop(registry);
         Ok(caller)
     }
 
@@ -200,8 +226,20 @@ fn nothing_here() -> Refusal {
     Refusal::new(RefusalCode::NotFound, "there is nothing here")
 }
 
-async fn not_found() -> Response {
+fn not_found() -> Response {
     told(StatusCode::NOT_FOUND, &nothing_here())
+}
+
+/// Whatever else is asked for.
+async fn elsewhere(body: Body) -> Response {
+    // A socket that is closed with something unread takes the answer back.
+    let _ = said(body).await;
+    not_found()
+}
+
+/// What a request says, if it is short.
+async fn said(body: Body) -> Option<bytes::Bytes> {
+    timeout(HEADERS_LIMIT, to_bytes(body, QUESTION_BYTES)).await.ok()?.ok()
 }
 
 fn unix_now() -> Duration {
@@ -228,7 +266,8 @@ pub async fn serve(gate: Arc<Gate>, clients: TcpListener, operator: TcpListener)
         .route("/v1/database/{name}/subscribe", get(subscribe))
         .route("/v1/database/{name}/sql", post(ask))
         .route("/v1/ping", get(async || ""))
-        .fallback(not_found)
+        .fallback(elsewhere)
+        .layer(from_fn_with_state(gate.clone(), charge))
         .with_state(gate.clone());
     let operators = operator::router(gate.clone());
     let forgetting = async {
@@ -248,8 +287,31 @@ pub async fn serve(gate: Arc<Gate>, clients: TcpListener, operator: TcpListener)
     );
 }
 
+/// Charges the address that asks, unless its socket has paid: it brings one request.
+async fn charge(
+    State(gate): State<Arc<Gate>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if gate.config.behind_proxy {
+        let address = asker(request.headers(), peer.ip(), true);
+        let asked = gate.registry().ask(address, Instant::now());
+        if let Err(turned) = asked {
+            return gate.answer(&turned.into());
+        }
+    } else if request.headers().contains_key(FORWARDED_FOR) && !gate.knows_of_proxy.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            %peer,
+            "a request names a client in x-forwarded-for, and gate.behind_proxy is off: if that is a proxy of yours, all \
+             of its clients share the limits of one address"
+        );
+    }
+    next.run(request).await
+}
+
 async fn accept(gate: Arc<Gate>, listener: TcpListener, router: Router) {
-    let turns = Arc::new(Semaphore::new(WAITING));
+    let turns = Arc::new(Semaphore::new(gate.config.sockets));
     loop {
         // Nobody closes the semaphore.
         let Ok(turn) = turns.clone().acquire_owned().await else {
@@ -273,7 +335,11 @@ async fn accept(gate: Arc<Gate>, listener: TcpListener, router: Router) {
         }
         let (gate, router) = (gate.clone(), router.clone());
         tokio::spawn(async move {
-            serve_one(stream, peer, router).await;
+            // The headers, the answer of SpacetimeDB, and the answer of the gate.
+            let limit = 2 * HEADERS_LIMIT + gate.config.connect_deadline();
+            if timeout(limit, serve_one(stream, peer, router)).await.is_err() {
+                tracing::debug!(%peer, "a client took too long to ask");
+            }
             if let Some(address) = counted {
                 gate.registry().leave(address);
             }
@@ -282,13 +348,23 @@ async fn accept(gate: Arc<Gate>, listener: TcpListener, router: Router) {
     }
 }
 
-/// Answers one socket until its connection begins.
+/// Answers one socket: one request, which may begin a connection.
 async fn serve_one(stream: TcpStream, peer: SocketAddr, router: Router) {
     let _ = stream.set_nodelay(true);
     let routes = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
-        hyper::service::Service::call(&routes, request)
+        let answer = hyper::service::Service::call(&routes, request);
+        async {
+            let mut answer = answer.await?;
+            // Hyper would say it of a connection that begins, too, if it were told to keep nothing alive.
+            if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                answer
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(answer)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -326,7 +402,7 @@ async fn connect(
     let headers = request.headers();
     let caller = gate.caller(headers, address).await?;
     if name != gate.config.database {
-        return Ok(not_found().await);
+        return Ok(not_found());
     }
     let invalid = |text: &str| {
         Ok(told(
@@ -398,7 +474,15 @@ async fn run(
 ) {
     let gate = &seat.gate;
     let left = Duration::from_secs(caller.expires_at).saturating_sub(unix_now());
-    let reserve = |kind: Kind, now: Instant| gate.registry().reserve(&seat.session_id, kind, now);
+    let reserve = |asked: Asked, now: Instant| {
+        let mut registry = gate.registry();
+        let change = asked.change;
+        let replaced = change.and_then(|change| registry.change(&seat.session_id, seat.id, change));
+        if let Some(replaced) = replaced {
+            let _ = replaced.send(Ending::Replaced);
+        }
+        registry.reserve(&seat.session_id, asked.kind, now)
+    };
     let terms = Terms {
         connection: Connection::new(caller.identity, gate.config.limits()),
         message_bytes: gate.config.message_bytes,
@@ -407,6 +491,7 @@ async fn run(
         told,
         reserve: &reserve,
         counters: &gate.counters,
+        pool: &gate.pool,
     };
     let ending = relay(client, server, terms).await;
     match ending {
@@ -458,14 +543,14 @@ async fn ask(
 ) -> Response {
     let address = asker(&headers, peer.ip(), gate.config.behind_proxy);
     let answer = async {
+        // First, because a socket that is closed with something unread takes the answer back.
+        let question = said(body).await;
         let caller = gate.caller(&headers, address).await?;
         gate.registry().question(&caller.session_id, Instant::now())?;
         if name != gate.config.database {
-            return Ok(not_found().await);
+            return Ok(not_found());
         }
-        let question = timeout(HEADERS_LIMIT, to_bytes(body, QUESTION_BYTES)).await;
-        let is_known = matches!(&question, Ok(Ok(text)) if **text == *Query::Contract.to_string().as_bytes());
-        if !is_known {
+        if question.as_deref() != Some(Query::Contract.to_string().as_bytes()) {
             let refusal = Refusal::new(
                 RefusalCode::Forbidden,
                 "no SQL passes but the question for the contract",

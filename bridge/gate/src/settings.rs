@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 
+use crate::addresses::AddressQuotas;
 use crate::backlog::Bounds;
 use crate::decide::Limits;
 use crate::quota::Rate;
@@ -40,7 +41,8 @@ pub struct GateConfig {
     pub bridge_token_file: Option<PathBuf>,
     /// The credential itself. The gate needs one of the two.
     pub bridge_token: Option<Secret>,
-    /// Whether every request comes through the operator's proxy. Then the last address in `x-forwarded-for` is the client's.
+    /// Whether every request comes through the operator's proxy. Then the last address in `x-forwarded-for` is the
+    /// client's.
     #[serde(default)]
     pub behind_proxy: bool,
     /// How often the gate asks which sessions were revoked.
@@ -58,12 +60,24 @@ pub struct GateConfig {
     /// The most connections of one address.
     #[serde(default = "default_address_connections")]
     pub address_connections: usize,
-    /// How many requests one address may make in a second.
+    /// The most sockets on which no connection has begun. Further ones wait to be accepted.
+    #[serde(default = "default_sockets")]
+    pub sockets: usize,
+    /// How many of these one address may have. Further ones are closed.
+    #[serde(default = "default_address_sockets")]
+    pub address_sockets: usize,
+    /// How many requests without a good token one address may make in a second.
     #[serde(default = "default_address_per_second")]
     pub address_per_second: u32,
     /// How many of these at once.
     #[serde(default = "default_address_burst")]
     pub address_burst: u32,
+    /// How many bad tokens one address may show in a second. Tokens that were good before are heard even then.
+    #[serde(default = "default_address_failures_per_second")]
+    pub address_failures_per_second: u32,
+    /// How many of these at once.
+    #[serde(default = "default_address_failures_burst")]
+    pub address_failures_burst: u32,
     /// The most connections of one session; a further one ends the oldest.
     #[serde(default = "default_session_connections")]
     pub session_connections: usize,
@@ -97,12 +111,20 @@ pub struct GateConfig {
     /// How many of these may be of one stream. A client needs two.
     #[serde(default = "default_stream_subscriptions")]
     pub stream_subscriptions: usize,
+    /// The most subscriptions of one session to one stream, over all its connections; a further one ends the oldest
+    /// other connection that has one.
+    #[serde(default = "default_session_stream_subscriptions")]
+    pub session_stream_subscriptions: usize,
     /// The longest message of a client.
     #[serde(default = "default_message_bytes")]
     pub message_bytes: usize,
     /// How much the gate holds for a client that reads slowly.
     #[serde(default = "default_buffer_bytes")]
     pub buffer_bytes: usize,
+    /// How much it holds for all clients together. Above that, it takes something for a client only when the client has
+    /// taken everything else.
+    #[serde(default = "default_buffers_bytes")]
+    pub buffers_bytes: usize,
     /// A client that reads nothing for so long is closed, and so is one for which the gate holds too much for so long.
     #[serde(default = "default_slow_after_ms")]
     pub slow_after_ms: u64,
@@ -138,6 +160,30 @@ fn default_connections() -> usize {
 
 fn default_address_connections() -> usize {
     256
+}
+
+fn default_sockets() -> usize {
+    8_192
+}
+
+fn default_address_sockets() -> usize {
+    64
+}
+
+fn default_address_failures_per_second() -> u32 {
+    10
+}
+
+fn default_address_failures_burst() -> u32 {
+    100
+}
+
+fn default_session_stream_subscriptions() -> usize {
+    8
+}
+
+fn default_buffers_bytes() -> usize {
+    1024 * 1024 * 1024
 }
 
 fn default_address_per_second() -> u32 {
@@ -204,6 +250,11 @@ fn default_slow_after_ms() -> u64 {
     10_000
 }
 
+/// So many times as many sockets as one address may have wait for all of them, at the least.
+const SOCKETS_OF_ALL: u64 = 16;
+/// File descriptors for everything but clients: what listens, the operator's requests, the questions to the bridge.
+const OTHER_DESCRIPTORS: u64 = 128;
+
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {message}")]
@@ -260,8 +311,22 @@ impl GateConfig {
                 1,
                 1_000_000,
             ),
+            ("gate.sockets", self.sockets as u64, SOCKETS_OF_ALL, 1_000_000),
+            ("gate.address_sockets", self.address_sockets as u64, 1, 1_000_000),
             ("gate.address_per_second", self.address_per_second.into(), 1, 1_000_000),
             ("gate.address_burst", self.address_burst.into(), 1, 1_000_000),
+            (
+                "gate.address_failures_per_second",
+                self.address_failures_per_second.into(),
+                1,
+                1_000_000,
+            ),
+            (
+                "gate.address_failures_burst",
+                self.address_failures_burst.into(),
+                1,
+                1_000_000,
+            ),
             ("gate.session_connections", self.session_connections as u64, 2, 1_000),
             ("gate.connects_per_second", self.connects_per_second.into(), 1, 1_000),
             ("gate.connects_burst", self.connects_burst.into(), 1, 1_000),
@@ -279,6 +344,12 @@ impl GateConfig {
             ("gate.subscriptions", self.subscriptions as u64, 4, 100_000),
             ("gate.stream_subscriptions", self.stream_subscriptions as u64, 2, 1_000),
             (
+                "gate.session_stream_subscriptions",
+                self.session_stream_subscriptions as u64,
+                2,
+                1_000,
+            ),
+            (
                 "gate.message_bytes",
                 self.message_bytes as u64,
                 16 * 1024,
@@ -290,6 +361,7 @@ impl GateConfig {
                 64 * 1024,
                 1024 * 1024 * 1024,
             ),
+            ("gate.buffers_bytes", self.buffers_bytes as u64, 1024 * 1024, 1 << 40),
             ("gate.slow_after_ms", self.slow_after_ms, 100, 600_000),
         ] {
             if found < least || found > most {
@@ -303,7 +375,47 @@ impl GateConfig {
             let message = format!("expected {least} or more, as gate.revocations_every_ms is set, found {found}");
             return bad("gate.revocations_max_age_ms", message);
         }
+        let (most, found) = (self.sockets / SOCKETS_OF_ALL as usize, self.address_sockets);
+        if found > most {
+            let message = format!("expected {most} or less, a sixteenth of gate.sockets, found {found}");
+            return bad("gate.address_sockets", message);
+        }
+        let (least, found) = (self.stream_subscriptions, self.session_stream_subscriptions);
+        if found < least {
+            let message = format!("expected {least} or more, which one connection may have, found {found}");
+            return bad("gate.session_stream_subscriptions", message);
+        }
         Ok(())
+    }
+
+    /// How many file descriptors the gate may need.
+    pub fn descriptors(&self) -> u64 {
+        2 * self.connections as u64 + self.sockets as u64 + OTHER_DESCRIPTORS
+    }
+
+    /// Takes no more connections than so many file descriptors are enough for. Returns whether that changes anything.
+    pub fn fit(&mut self, descriptors: u64) -> Result<bool, BadSetting> {
+        if self.descriptors() <= descriptors {
+            return Ok(false);
+        }
+        let left = descriptors.saturating_sub(OTHER_DESCRIPTORS);
+        let sockets = (self.sockets as u64).min(left / 4);
+        let connections = (self.connections as u64).min((left - sockets) / 2);
+        if sockets < SOCKETS_OF_ALL || connections == 0 {
+            let message = format!(
+                "expected at least {} file descriptors, found {descriptors}: raise the hard limit (ulimit -Hn)",
+                OTHER_DESCRIPTORS + 4 * SOCKETS_OF_ALL
+            );
+            return Err(BadSetting {
+                key: "gate.connections",
+                message,
+            });
+        }
+        // They are no larger than what was there before.
+        self.sockets = usize::try_from(sockets).unwrap_or(self.sockets);
+        self.connections = usize::try_from(connections).unwrap_or(self.connections);
+        self.address_sockets = self.address_sockets.min(self.sockets / SOCKETS_OF_ALL as usize);
+        Ok(true)
     }
 
     /// The url of the issuer's keys.
@@ -332,9 +444,14 @@ impl GateConfig {
         let rate = |per_second, burst| Rate { per_second, burst };
         Quotas {
             connections: self.connections,
-            address_connections: self.address_connections,
-            address: rate(self.address_per_second, self.address_burst),
+            address: AddressQuotas {
+                sockets: self.address_sockets,
+                connections: self.address_connections,
+                requests: rate(self.address_per_second, self.address_burst),
+                failures: rate(self.address_failures_per_second, self.address_failures_burst),
+            },
             session_connections: self.session_connections,
+            session_stream_subscriptions: self.session_stream_subscriptions,
             connects: rate(self.connects_per_second, self.connects_burst),
             calls: rate(self.calls_per_second, self.calls_burst),
             reads: rate(self.reads_per_second, self.reads_burst),
@@ -392,5 +509,27 @@ mod tests {
         };
         assert_eq!(every(250, 1_500), None);
         assert_eq!(every(251, 1_500), Some("gate.revocations_max_age_ms"));
+    }
+
+    #[test]
+    fn one_address_has_few_of_the_sockets_and_one_connection_few_of_a_sessions_copies() {
+        assert_eq!(refused(&[("sockets", json!(1_024))]), None);
+        assert_eq!(refused(&[("sockets", json!(1_023))]), Some("gate.address_sockets"));
+        let key = Some("gate.session_stream_subscriptions");
+        assert_eq!(refused(&[("stream_subscriptions", json!(9))]), key);
+    }
+
+    #[test]
+    fn the_gate_takes_no_more_than_it_has_descriptors_for() {
+        let enough = config(&[]).descriptors();
+        assert_eq!(enough, 2 * 10_000 + 8_192 + OTHER_DESCRIPTORS);
+        let mut gate = config(&[]);
+        assert_eq!((gate.fit(enough), gate.connections), (Ok(false), 10_000));
+        for descriptors in [200, 1_024, 4_096, enough - 1] {
+            let mut gate = config(&[]);
+            assert_eq!(gate.fit(descriptors), Ok(true));
+            assert!(gate.descriptors() <= descriptors && gate.check().is_ok(), "{gate:?}");
+        }
+        assert_eq!(config(&[]).fit(191).unwrap_err().key, "gate.connections");
     }
 }

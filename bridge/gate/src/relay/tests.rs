@@ -1,0 +1,221 @@
+//! Whole connections in memory: a client and a server of whom the test sees every byte.
+
+use std::sync::atomic::Ordering;
+
+use spacetimedb_client_api_messages::websocket::v2::{CallProcedure, CallProcedureFlags, ClientMessage};
+use spacetimedb_lib::bsatn;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::task::yield_now;
+
+use super::*;
+use crate::decide::Limits;
+
+/// So often a test lets the gate have its turn before it calls something done, or lost.
+const TURNS: usize = 1_000;
+const LATER: Duration = Duration::from_secs(600);
+
+/// The ends of a connection.
+struct Ends<'a> {
+    client: DuplexStream,
+    server: DuplexStream,
+    end: oneshot::Sender<Ending>,
+    counters: &'a Counters,
+}
+
+/// How a connection is set up.
+struct Setup {
+    /// What the way to the client holds, and the way to the server.
+    ways: (usize, usize),
+    /// What the gate holds for the client.
+    bytes: usize,
+    /// What it holds for everybody.
+    pool: usize,
+}
+
+impl Setup {
+    /// Runs a connection while a test plays both of its ends.
+    async fn run(self, play: impl AsyncFnOnce(Ends<'_>)) -> Ending {
+        let (client, of_client) = duplex(self.ways.0);
+        let (server, of_server) = duplex(self.ways.1);
+        let (end, told) = oneshot::channel();
+        let (counters, pool) = (Counters::default(), Pool::new(self.pool));
+        let limits = Limits {
+            subscriptions: 4,
+            stream_subscriptions: 2,
+        };
+        let terms = Terms {
+            connection: Connection::new("c2".repeat(32), limits),
+            message_bytes: 1_000,
+            bounds: Bounds {
+                bytes: self.bytes,
+                slow_after: LATER,
+            },
+            expires: Instant::now() + LATER,
+            told,
+            reserve: &|_, now| now,
+            counters: &counters,
+            pool: &pool,
+        };
+        let ends = Ends {
+            client,
+            server,
+            end,
+            counters: &counters,
+        };
+        let ending = tokio::join!(relay(of_client, of_server, terms), play(ends)).0;
+        assert_eq!(pool.held(), 0, "what was held is given back");
+        ending
+    }
+}
+
+async fn until(mut is: impl FnMut() -> bool) {
+    for _ in 0..TURNS {
+        if is() {
+            return;
+        }
+        yield_now().await;
+    }
+    panic!("it does not become so");
+}
+
+/// What arrives next, if anything does.
+async fn next(from: &mut DuplexStream) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; 1 << 16];
+    let nothing = async {
+        for _ in 0..TURNS {
+            yield_now().await;
+        }
+    };
+    let read = tokio::select! {
+        biased;
+        read = from.read(&mut bytes) => read.unwrap(),
+        () = nothing => return None,
+    };
+    bytes.truncate(read);
+    Some(bytes)
+}
+
+/// A frame of the server.
+fn frame(byte: u8, length: u16) -> Vec<u8> {
+    let mut bytes = vec![0x82, 126];
+    bytes.extend(length.to_be_bytes());
+    bytes.resize(4 + usize::from(length), byte);
+    bytes
+}
+
+/// A client's question for a page.
+fn question() -> BytesMut {
+    let message = ClientMessage::CallProcedure(CallProcedure {
+        request_id: 1,
+        flags: CallProcedureFlags::Default,
+        procedure: "read_events".into(),
+        args: vec![0; 200].into(),
+    });
+    let mut bytes = BytesMut::new();
+    frames::message(bsatn::to_vec(&message).unwrap(), [1, 2, 3, 4], &mut bytes);
+    bytes
+}
+
+#[tokio::test]
+async fn who_is_ended_gets_the_rest_of_one_frame_the_reason_and_nothing_more() {
+    for ending in [Ending::Revoked, Ending::Expired, Ending::Breach(Breach::Malformed)] {
+        let setup = Setup {
+            ways: (64, 1 << 20),
+            bytes: 1 << 20,
+            pool: 1 << 20,
+        };
+        let ended = setup.run(async |mut ends| {
+            for byte in 1..=3 {
+                ends.server.write_all(&frame(byte, 1_000)).await.unwrap();
+            }
+            // The third frame is not even whole.
+            ends.server.write_all(&frame(4, 1_000)[..100]).await.unwrap();
+            let mut heard = vec![0; 10];
+            ends.client.read_exact(&mut heard).await.unwrap();
+            until(|| ends.counters.bytes.load(Ordering::Relaxed) == 3 * 1_004 + 100).await;
+            ends.end.send(ending).unwrap();
+            ends.client.read_to_end(&mut heard).await.unwrap();
+            let (first, last) = heard.split_at(1_004.min(heard.len()));
+            assert_eq!(first, frame(1, 1_000), "{ending:?}");
+            let mut reason = BytesMut::new();
+            frames::close_client(&ending.refusal().unwrap(), &mut reason);
+            assert_eq!(last, reason, "{ending:?}");
+        });
+        assert_eq!(ended.await, ending);
+    }
+}
+
+#[tokio::test]
+async fn what_a_client_said_that_is_ended_does_not_reach_the_server_any_more() {
+    let setup = Setup {
+        ways: (1 << 20, 64),
+        bytes: 1 << 20,
+        pool: 1 << 20,
+    };
+    let ended = setup.run(async |mut ends| {
+        for _ in 0..3 {
+            ends.client.write_all(&question()).await.unwrap();
+        }
+        until(|| ends.counters.passed.load(Ordering::Relaxed) == 3).await;
+        ends.end.send(Ending::Revoked).unwrap();
+        drop(ends.client);
+        let mut heard = Vec::new();
+        ends.server.read_to_end(&mut heard).await.unwrap();
+        assert!(heard.len() <= 64, "{} bytes", heard.len());
+    });
+    assert_eq!(ended.await, Ending::Revoked);
+}
+
+#[tokio::test]
+async fn who_does_not_take_what_is_there_is_asked_for_no_more() {
+    let setup = Setup {
+        ways: (64, 1 << 20),
+        bytes: 8_000,
+        pool: 1 << 20,
+    };
+    let ended = setup.run(async |mut ends| {
+        ends.server.write_all(&frame(1, 4_000)).await.unwrap();
+        until(|| ends.counters.bytes.load(Ordering::Relaxed) == 4_004).await;
+        // A sign of life costs the server nothing.
+        let mut ping = BytesMut::new();
+        frames::ping(Bytes::new(), [0; 4], &mut ping);
+        ends.client.write_all(&ping).await.unwrap();
+        assert_eq!(next(&mut ends.server).await.map(|heard| heard.len()), Some(ping.len()));
+        ends.client.write_all(&question()).await.unwrap();
+        until(|| ends.counters.passed.load(Ordering::Relaxed) == 1).await;
+        assert_eq!(next(&mut ends.server).await, None);
+        // 64 bytes are on their way, and 2,000 may wait.
+        let mut heard = vec![0; 4_004 - 64 - 2_000];
+        ends.client.read_exact(&mut heard).await.unwrap();
+        assert_eq!(
+            next(&mut ends.server).await.map(|heard| heard.len()),
+            Some(question().len())
+        );
+        drop(ends.client);
+    });
+    assert_eq!(ended.await, Ending::Gone);
+}
+
+#[tokio::test]
+async fn when_all_hold_too_much_together_each_holds_a_read_until_its_client_has_taken_it() {
+    let setup = Setup {
+        ways: (64, 1 << 20),
+        bytes: 1 << 20,
+        pool: 1_000,
+    };
+    let ended = setup.run(async |mut ends| {
+        let said = frame(1, 60_000);
+        ends.server.write_all(&said).await.unwrap();
+        let passed = || ends.counters.bytes.load(Ordering::Relaxed);
+        until(|| passed() > 0).await;
+        for _ in 0..TURNS {
+            yield_now().await;
+        }
+        assert!(passed() <= 2 * READ_BYTES as u64, "{} bytes", passed());
+        let mut heard = vec![0; said.len()];
+        ends.client.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, said);
+        drop(ends.client);
+    });
+    assert_eq!(ended.await, Ending::Gone);
+}
