@@ -48,7 +48,8 @@ fn hash(bytes: &[u8]) -> [u8; 32] {
     hash
 }
 
-/// Lets only an admin in, and a gate to the one route that is for gates. If the configuration has no admin credential, nobody is an admin, but the metrics are open.
+/// Lets only an admin in, and a gate to the one route that is for gates. If the configuration has no admin credential,
+/// nobody is an admin, but the metrics are open.
 pub(super) async fn guard(State(side): State<Arc<Side>>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let guarded = path == GUARDED || path.strip_prefix(GUARDED).is_some_and(|rest| rest.starts_with('/'));
