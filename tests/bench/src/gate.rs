@@ -84,6 +84,7 @@ pub(crate) async fn run(cluster: &Cluster, extent: Extent) -> anyhow::Result<Cos
             ("keys_url", format!("{}/keys", issuer.url)),
             ("bridge_url", revocations.url("")),
             ("address_connections", many.clone()),
+            ("address_sockets", "512".to_owned()),
             ("address_burst", many),
         ],
         ..GateOptions::default()

@@ -1,5 +1,7 @@
 //! The gate before SpacetimeDB: a client works through it as without it, and who says anything else does not get through.
 
+mod limits;
+
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -174,6 +176,8 @@ async fn what_no_client_of_the_lane_says_does_not_reach_spacetimedb() {
         "SELECT * FROM stream_grant",
         &others,
         "SELECT * FROM sync_event WHERE last_seq > 3",
+        // Further than any client reaches.
+        "SELECT * FROM sync_event WHERE stream_key = 7 AND last_seq > 0 AND last_seq <= 70000 AND first_seq <= 70000",
         "SELECT e.* FROM sync_event e JOIN stream_grant g ON e.stream_key = g.stream_key",
     ] {
         let mut socket = guarded.socket(&token).await;
@@ -478,7 +482,7 @@ async fn a_client_that_does_not_read_is_closed_and_the_gate_stays_small() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gate_that_dies_comes_back_and_one_without_a_bridge_lets_nobody_new_in() {
-    let set = [("revocations_max_age_ms", "1000".to_owned())];
+    let set = [("revocations_max_age_ms", "1500".to_owned())];
     let Guarded { lane, bridge, gate } = Guarded::start(&set).await;
     let id = stream(1);
     let mut writer = writer(&lane, &id);
