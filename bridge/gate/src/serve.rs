@@ -303,8 +303,8 @@ async fn charge(
     } else if request.headers().contains_key(FORWARDED_FOR) && !gate.knows_of_proxy.swap(true, Ordering::Relaxed) {
         tracing::warn!(
             %peer,
-            "a request names a client in x-forwarded-for, and gate.behind_proxy is off: if that is a proxy of yours, all \
-             of its clients share the limits of one address"
+            "a request names a client in x-forwarded-for, and gate.behind_proxy is off: if that is a proxy of yours, \
+             all of its clients share the limits of one address"
         );
     }
     next.run(request).await

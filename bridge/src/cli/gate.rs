@@ -38,8 +38,8 @@ pub(crate) async fn run(config: Option<PathBuf>) -> anyhow::Result<()> {
         tracing::warn!(
             descriptors,
             connections = config.connections,
-            "this process may have too few file descriptors for gate.connections = {wanted}: it takes fewer connections. \
-             Raise the hard limit (ulimit -Hn)"
+            "this process may have too few file descriptors for gate.connections = {wanted}: \
+             it takes fewer connections. Raise the hard limit (ulimit -Hn)"
         );
     }
     let token = gate_credential(&config)?;
