@@ -18,10 +18,9 @@ use spacetime_sync_bridge::run::Neighbour;
 use spacetime_sync_bridge::status::Status;
 use spacetime_sync_bridge::tasks::joined;
 use spacetime_sync_bridge::{http, run};
-use spacetime_sync_issuer::Issuer;
 use spacetime_sync_issuer::history::Histories;
 use spacetime_sync_issuer::http::Desk;
-use spacetime_sync_issuer::keys::now;
+use spacetime_sync_issuer::keys::{KeyFolder, now};
 use spacetime_sync_issuer::revocation::Messenger;
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_stdb::admin::Admin;
@@ -110,6 +109,9 @@ enum ConfigCommand {
     /// Print an example configuration: every key with its default and its meaning.
     Example,
 }
+
+/// How often the bridge reads the folder of `[seals]` again.
+const SEALS_RELOAD: Duration = Duration::from_secs(5);
 
 #[derive(Args)]
 struct GrantArgs {
@@ -265,11 +267,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let status = Arc::new(Status::new(config.bridge.stall_after()));
     let issuer = config.open_issuer()?;
     let target = cli::target(&config, issuer.as_ref())?;
+    let seals = cli::sealing_keys(&config, issuer.as_ref())?;
     let mut beside = JoinSet::new();
+    if issuer.as_ref().is_none_or(|issuer| !Arc::ptr_eq(issuer.keys(), &seals)) {
+        beside.spawn(keep_keys(seals.clone(), SEALS_RELOAD));
+    }
     let (desk, neighbour) = match (issuer, &config.issuer) {
         (Some(issuer), Some(settings)) => {
             let messenger = Messenger::new(&target.uri, &target.database, target.tokens.clone());
-            beside.spawn(keep_keys(issuer.clone(), settings.keys_reload()));
+            beside.spawn(keep_keys(issuer.keys().clone(), settings.keys_reload()));
             beside.spawn({
                 let (issuer, messenger) = (issuer.clone(), messenger.clone());
                 async move { issuer.tell_revocations(messenger).await }
@@ -312,7 +318,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         std::future::pending::<()>().await;
     });
     tokio::select! {
-        ended = run::run(config, target, status, neighbour, stopping) => ended?,
+        ended = run::run(config, target, seals, status, neighbour, stopping) => ended?,
         never = outlast(beside) => match never {},
     }
     tracing::info!("stopped");
@@ -327,13 +333,13 @@ async fn outlast(mut tasks: JoinSet<()>) -> Infallible {
     std::future::pending().await
 }
 
-/// Reloads the signing keys at intervals.
-async fn keep_keys(issuer: Arc<Issuer>, every: Duration) {
+/// Reloads a folder of keys at intervals.
+async fn keep_keys(keys: Arc<KeyFolder>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
-        let issuer = issuer.clone();
+        let keys = keys.clone();
         // Reading files blocks, so it runs on a blocking thread.
-        joined(tokio::task::spawn_blocking(move || issuer.keys().reload()).await);
+        joined(tokio::task::spawn_blocking(move || keys.reload()).await);
     }
 }
 

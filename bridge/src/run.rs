@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use spacetime_sync_authority::{Authority, AuthorityError, Candidate, Leadership};
 use spacetime_sync_lane::{Command, Event, Failure, Lane, LinkId, RequestId};
+use spacetime_sync_proto::Sealer;
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::link::{Link, Target};
 use tokio::sync::{mpsc, watch};
@@ -46,11 +47,12 @@ pub trait Neighbour: Send {
 pub async fn run(
     config: Config,
     target: Target,
+    sealer: Arc<dyn Sealer>,
     status: Arc<Status>,
     neighbour: Option<Box<dyn Neighbour>>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
-    Runner::new(config, target, status, neighbour).run(stop).await
+    Runner::new(config, target, sealer, status, neighbour).run(stop).await
 }
 
 /// What tasks tell the runner.
@@ -68,6 +70,7 @@ enum Happened {
 struct Runner {
     config: Arc<Config>,
     target: Target,
+    sealer: Arc<dyn Sealer>,
     status: Arc<Status>,
     neighbour: Option<Box<dyn Neighbour>>,
     lane: Lane,
@@ -90,13 +93,20 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(config: Config, target: Target, status: Arc<Status>, neighbour: Option<Box<dyn Neighbour>>) -> Self {
+    fn new(
+        config: Config,
+        target: Target,
+        sealer: Arc<dyn Sealer>,
+        status: Arc<Status>,
+        neighbour: Option<Box<dyn Neighbour>>,
+    ) -> Self {
         let (events, inbox) = mpsc::unbounded_channel();
         Self {
             lane: Lane::new(config.lane(), rand::random()),
             started: status.started(),
             config: Arc::new(config),
             target,
+            sealer,
             status,
             neighbour,
             commands: Vec::new(),

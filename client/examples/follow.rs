@@ -31,6 +31,9 @@ struct Args {
     /// A file with the token.
     #[arg(long, conflicts_with = "bridge")]
     token_file: Option<PathBuf>,
+    /// A file with the keys whose seals count, as `spacetime-sync keys seals` prints them.
+    #[arg(long, requires = "token_file", conflicts_with = "bridge")]
+    seal_keys: Option<PathBuf>,
     /// A bridge that issues tokens for the session credential.
     #[arg(long, requires = "session_file")]
     bridge: Option<String>,
@@ -120,6 +123,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.token_file {
         let token = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         config.credential = Credential::Fixed(token.trim().to_owned());
+    }
+    if let Some(path) = &args.seal_keys {
+        let keys = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        config.seal_keys =
+            serde_json::from_slice(&keys).with_context(|| format!("{} holds no keys", path.display()))?;
     }
     if let (Some(bridge), Some(path)) = (&args.bridge, &args.session_file) {
         config.credential = Credential::provider(tokens(bridge, path.clone())?);

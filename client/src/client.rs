@@ -10,6 +10,7 @@ use crate::config::ClientConfig;
 use crate::error::{PresenceError, StartError};
 use crate::presence::{Presence, PresenceHandle, PresenceWishes, Presences};
 use crate::runner::Runner;
+use crate::seal::SealKeys;
 use crate::session::status::{Phase, Status, StopReason};
 use crate::session::{Session, Settings};
 use crate::store::CheckpointStore;
@@ -50,7 +51,8 @@ impl SyncClient {
             events: config.limits.batch_events,
             bytes: config.limits.batch_bytes,
         };
-        let applier = Applier::start(store, handler, streams.clone(), bounds).map_err(StartError::Thread)?;
+        let seals = SealKeys::new(&config.seal_keys);
+        let applier = Applier::start(store, handler, streams.clone(), bounds, seals).map_err(StartError::Thread)?;
         let bounded = streams.into_iter().map(|(id, applied)| {
             let bounds = config.bounds_of(&id, history.is_some());
             (id, applied, bounds)

@@ -10,7 +10,7 @@ use std::fmt;
 
 use spacetime_sync_proto::access::ClientVersion;
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
-use spacetime_sync_proto::{StreamId, limit};
+use spacetime_sync_proto::{SealKey, StreamId, limit};
 
 use crate::credential::{Credential, is_token};
 use crate::error::ConfigError;
@@ -39,6 +39,9 @@ pub struct ClientConfig {
     pub reads: Reads,
     /// Whether SpacetimeDB compresses large messages. Worth it over a network, not on one machine.
     pub compression: bool,
+    /// The keys whose seals the client accepts until a token brings others. Needed by a client whose tokens bring none:
+    /// `spacetime-sync keys seals` prints them.
+    pub seal_keys: Vec<SealKey>,
     /// Where to read the authority's log.
     pub history: History,
     /// What to do about a stale cursor.
@@ -110,6 +113,7 @@ impl ClientConfig {
             streams,
             reads: Reads::Confirmed,
             compression: false,
+            seal_keys: Vec::new(),
             history: History::default(),
             on_stale: StaleAnswer::default(),
             on_stale_of: BTreeMap::new(),
@@ -143,6 +147,9 @@ impl ClientConfig {
         }
         match &self.credential {
             Credential::Fixed(token) if !is_token(token) => return Err(ConfigError::Token),
+            Credential::Anonymous | Credential::Fixed(_) if self.seal_keys.is_empty() => {
+                return Err(ConfigError::SealKeys);
+            }
             Credential::Anonymous | Credential::Fixed(_) | Credential::Provider(_) => {}
         }
         // Which builds are supported is the operator's decision; here the value only has to fit into a header.
@@ -201,6 +208,7 @@ impl fmt::Debug for ClientConfig {
             .field("streams", &self.streams)
             .field("reads", &self.reads)
             .field("compression", &self.compression)
+            .field("seal_keys", &self.seal_keys)
             .field("history", &self.history)
             .field("on_stale", &self.on_stale)
             .field("on_stale_of", &self.on_stale_of)
@@ -239,9 +247,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::credential::TokenError;
+    use crate::seal::tests::some_key;
 
     fn config() -> ClientConfig {
-        ClientConfig::new("http://127.0.0.1:3000", "lane", vec![StreamId::new("a").unwrap()])
+        ClientConfig {
+            seal_keys: vec![some_key()],
+            ..ClientConfig::new("http://127.0.0.1:3000", "lane", vec![StreamId::new("a").unwrap()])
+        }
     }
 
     #[test]
@@ -316,6 +329,25 @@ mod tests {
             ..config()
         };
         assert_eq!(twice.check(), Err(ConfigError::StreamTwice { stream }));
+    }
+
+    #[test]
+    fn a_client_needs_keys_unless_its_tokens_may_bring_them() {
+        let without = |credential| {
+            let config = ClientConfig {
+                credential,
+                seal_keys: Vec::new(),
+                ..config()
+            };
+            config.check()
+        };
+        assert_eq!(without(Credential::Anonymous), Err(ConfigError::SealKeys));
+        assert_eq!(
+            without(Credential::Fixed("token".to_owned())),
+            Err(ConfigError::SealKeys)
+        );
+        let provider = |_| std::future::ready(Err(TokenError::unavailable("down")));
+        assert_eq!(without(Credential::provider(provider)), Ok(()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern};
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
+use spacetime_sync_proto::{Refusal, RefusalCode, SealKey, StreamId};
 
 use crate::error::ErrorClass;
 
@@ -129,6 +129,9 @@ pub struct AccessToken {
     pub granted_streams: Vec<StreamPattern>,
     /// The session that the token belongs to, if the provider knows.
     pub session_id: Option<String>,
+    /// The keys whose seals the client accepts from now on. If there are none, those of
+    /// [`ClientConfig::seal_keys`](crate::ClientConfig::seal_keys) stay.
+    pub seal_keys: Vec<SealKey>,
 }
 
 /// The longest time that a token is used, whatever its provider says.
@@ -143,6 +146,7 @@ impl AccessToken {
             expires_in,
             granted_streams: Vec::new(),
             session_id: None,
+            seal_keys: Vec::new(),
         }
     }
 

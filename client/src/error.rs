@@ -57,6 +57,11 @@ pub enum ConfigError {
     /// The token contains a character that no token has. The token is not shown.
     #[error("token: expected visible ASCII characters without blanks; remove a line break at its end")]
     Token,
+    /// Nobody would tell the client whose seals to accept, so it could apply nothing.
+    #[error(
+        "seal_keys: expected at least one key, because no token will bring one; `spacetime-sync keys seals` prints them"
+    )]
+    SealKeys,
     /// A value that the client sends about itself does not fit into a header.
     #[error("{name}: expected visible ASCII characters without blanks")]
     Version {

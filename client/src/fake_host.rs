@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use self::connection::sync_event;
+use crate::seal::tests::BRIDGE;
 use crate::session::stream::tests::Log;
 
 mod authority;
@@ -236,13 +237,13 @@ impl State {
     fn hold(&mut self, after: u64, to: u64) {
         self.held = MemoryLog::default();
         let target = self.log.at(after);
-        rewind::step(&mut self.held, &stream(), target, Seq::ZERO, rewind::STEP_EVENTS).unwrap();
+        rewind::step(&mut self.held, &stream(), target, None, Seq::ZERO, rewind::STEP_EVENTS).unwrap();
         self.publish(to);
     }
 
     fn publish(&mut self, to: u64) {
         for seq in self.head() + 1..=to {
-            let frame = self.log.frame(seq, seq);
+            let frame = self.log.sealed_frame(&stream(), seq, seq, &BRIDGE);
             let request = append::Request {
                 first_seq: seq,
                 base_chain: frame.base_chain,

@@ -44,6 +44,7 @@ pub mod config;
 pub mod credential;
 pub mod error;
 pub mod presence;
+pub mod seal;
 #[doc(hidden)]
 pub mod session;
 pub mod store;

@@ -268,6 +268,7 @@ impl Runner {
                 self.give_up(|errand| matches!(errand, Errand::Question(asked, _) if asked == question));
             }
             Command::Apply { stream, work } => self.applier.hand_over(stream, work),
+            Command::Trust(keys) => self.applier.trust(keys),
             Command::StopApplier => self.applier.stop(),
         }
     }

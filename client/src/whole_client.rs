@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::fake_host::{FakeHost, stream};
 use crate::presence::{OfflineReason, Presence, PresenceStatus, Presences};
+use crate::seal::tests::BRIDGE;
 use crate::{
     AccessToken, Beginning, ClientConfig, Credential, Handler, HandlerError, Phase, Reads, SqliteStore, Status,
     StopReason, StreamPhase, StreamStop, SyncClient, TokenError, WantedToken,
@@ -148,6 +149,7 @@ impl Run {
         let store = SqliteStore::open(directory.path().join("store")).unwrap();
         let mut config = ClientConfig::new(&host.uri, "lane", vec![stream()]);
         config.credential = credential;
+        config.seal_keys = vec![BRIDGE.public.clone()];
         config.backoff.spread = Duration::from_millis(20);
         config.backoff.first = Duration::from_millis(20);
         config.backoff.most = Duration::from_millis(100);

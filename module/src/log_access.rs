@@ -4,7 +4,8 @@ use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use spacetime_sync_proto::retention::class_of;
-use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::seal::SEAL_BYTES;
+use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seal, Seq, StreamId};
 use spacetime_sync_rules::log::{HeadRow, LogRows, StoredFrame};
 use spacetime_sync_rules::stream_key;
 use spacetime_sync_rules::trust::{Trust, not_configured};
@@ -167,6 +168,15 @@ pub fn seq_from_column(column: u64) -> Seq {
 /// A seq that a caller passed.
 pub fn seq_argument(seq: u64) -> Result<Seq, Refused> {
     Seq::new(seq).ok_or_else(|| invalid_argument(format!("seq {seq} is larger than the largest seq, {}", Seq::MAX)))
+}
+
+/// A seal that a caller passed. Empty means that there is none.
+pub fn seal_argument(bytes: &[u8]) -> Result<Option<Seal>, Refused> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let length = || invalid_argument(format!("the seal has {} bytes, expected {SEAL_BYTES} or none", bytes.len()));
+    Seal::from_slice(bytes).map(Some).ok_or_else(length)
 }
 
 /// The class of a stream, if it has one.

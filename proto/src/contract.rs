@@ -6,11 +6,11 @@ use std::fmt;
 /// Name and version of the protocol.
 pub const PROTOCOL: &str = "spacetime.sync.v1";
 /// Version of tables, reducers, procedures and frames. Every change to them raises it.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;
 /// sha256 of what the bindings are generated from: the module's public tables, its reducers, procedures and their
 /// types. `scripts/bindings` prints it, and the test `lane::contract::module_and_bindings_agree` fails when it is out
 /// of date.
-pub const SCHEMA_HASH: &str = "sha256:357317d48825af2494c651eea81d5a88df7afd8ca3be82ab2ebcc730abb5b7cb";
+pub const SCHEMA_HASH: &str = "sha256:822ffb02365dfa9e3ead9de812b1472cf2a3178e4f2d037e85b9fcbe98ff8b02";
 
 /// The contract that a module, bridge or client was built with.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use crate::event::Event;
 use crate::hash::{ChainHash, PayloadHash};
 use crate::id::{IdempotencyKey, InvalidId, Kind, Seq};
 use crate::limit;
+use crate::seal::{SEAL_BYTES, Seal};
 use message::Places;
 
 /// A frame whose form and chain are checked.
@@ -26,6 +27,7 @@ pub struct Frame {
     bytes: Bytes,
     events: Vec<Places>,
     links: Vec<ChainHash>,
+    seal: Option<Seal>,
 }
 
 /// Why bytes are not a frame.
@@ -79,6 +81,12 @@ pub enum FrameError {
         /// Its length in bytes.
         found: usize,
     },
+    /// The seal is neither empty nor of its length.
+    #[error("the seal has {found} bytes, expected {SEAL_BYTES}")]
+    SealLength {
+        /// Its length in bytes.
+        found: usize,
+    },
 }
 
 impl Frame {
@@ -91,7 +99,7 @@ impl Frame {
         // Surplus events are counted but not kept. The message is still read to its end, so that a malformed one is
         // reported as malformed first.
         let (mut events, mut count) = (Vec::new(), 0);
-        message::read(&bytes, |event| {
+        let seal = message::read(&bytes, |event| {
             count += 1;
             if count <= limit::FRAME_EVENTS {
                 events.push(event);
@@ -100,6 +108,10 @@ impl Frame {
         if count == 0 || count > limit::FRAME_EVENTS {
             return Err(FrameError::EventCount { found: count });
         }
+        let seal = match &bytes[seal] {
+            [] => None,
+            bytes => Some(Seal::from_slice(bytes).ok_or(FrameError::SealLength { found: bytes.len() })?),
+        };
         let first = Seq::new(first_seq)
             .filter(|seq| *seq > Seq::ZERO && Seq::MAX.since(*seq) >= count as u64)
             .ok_or(FrameError::FirstSeq { found: first_seq })?;
@@ -130,14 +142,21 @@ impl Frame {
             bytes,
             events,
             links,
+            seal,
         })
     }
 
-    /// The bytes of a frame of these events. The caller guarantees that they are consecutive.
+    /// The bytes of a frame of these events. The caller guarantees that they are consecutive, and that the seal is for
+    /// the last of them.
     ///
     /// The fields are written by hand, because a message of the generated types would cost three allocations per event.
-    pub fn encode(events: &[Event]) -> Bytes {
-        encode(events.iter().map(Fields::of))
+    pub fn encode(events: &[Event], seal: Option<&Seal>) -> Bytes {
+        encode(events.iter().map(Fields::of), seal)
+    }
+
+    /// The seal of the last event. Nobody has verified it.
+    pub fn seal(&self) -> Option<&Seal> {
+        self.seal.as_ref()
     }
 
     /// The seq of the first event.
@@ -171,18 +190,21 @@ impl Frame {
         self.links.get(seq.offset_from(self.first_seq)).copied()
     }
 
-    /// The bytes of what remains of the frame without the events up to `seq`. `None` if nothing remains.
+    /// The bytes of what remains of the frame without the events up to `seq`. The seal remains, because the last event
+    /// does. `None` if nothing remains.
     pub fn encode_after(self, seq: Seq) -> Option<Bytes> {
         let cut = seq.next().offset_from(self.first_seq).min(self.events.len());
         let rest = self.events[cut..].iter().map(|event| Fields::at(&self.bytes, event));
-        (cut < self.events.len()).then(|| encode(rest))
+        (cut < self.events.len()).then(|| encode(rest, self.seal.as_ref()))
     }
 
-    /// The bytes of what remains of the frame without the events after `seq`. `None` if nothing remains.
-    pub fn encode_until(self, seq: Seq) -> Option<Bytes> {
+    /// The bytes of what remains of the frame without the events after `seq`. The frame's own seal remains only if its
+    /// last event does; `seal` is for the event at `seq`. `None` if nothing remains.
+    pub fn encode_until(self, seq: Seq, seal: Option<&Seal>) -> Option<Bytes> {
         let keep = seq.next().offset_from(self.first_seq).min(self.events.len());
         let rest = self.events[..keep].iter().map(|event| Fields::at(&self.bytes, event));
-        (keep > 0).then(|| encode(rest))
+        let seal = if keep < self.events.len() { seal } else { self.seal.as_ref() };
+        (keep > 0).then(|| encode(rest, seal))
     }
 
     /// When the last event was committed, in microseconds since 1970-01-01 UTC, by the authority's clock.
@@ -280,8 +302,9 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn encode<'a>(events: impl Iterator<Item = Fields<'a>> + Clone) -> Bytes {
-    let bare: usize = events.clone().map(|event| delimited(event.length())).sum();
+fn encode<'a>(events: impl Iterator<Item = Fields<'a>> + Clone, seal: Option<&Seal>) -> Bytes {
+    let events_length: usize = events.clone().map(|event| delimited(event.length())).sum();
+    let bare = events_length + seal.map_or(0, |_| delimited(SEAL_BYTES));
     let padding = limit::FRAME_PADDED_BYTES.saturating_sub(bare);
     let mut out = Vec::with_capacity(bare + if padding > 0 { delimited(padding) } else { 0 });
     for event in events {
@@ -294,6 +317,9 @@ fn encode<'a>(events: impl Iterator<Item = Fields<'a>> + Clone) -> Bytes {
             encode_key(5, WireType::Varint, &mut out);
             encode_varint(event.committed_at_us as u64, &mut out);
         }
+    }
+    if let Some(seal) = seal {
+        put(2, &seal.to_bytes(), &mut out);
     }
     put(15, &[0; limit::FRAME_PADDED_BYTES][..padding], &mut out);
     out.into()
@@ -348,9 +374,14 @@ mod tests {
             .collect()
     }
 
-    fn generated(events: Vec<wire::Event>) -> Bytes {
+    fn seal() -> Seal {
+        Seal::from_slice(&[7; SEAL_BYTES]).unwrap()
+    }
+
+    fn generated(events: Vec<wire::Event>, seal: Option<&Seal>) -> Bytes {
         let mut frame = wire::EventFrame {
             events,
+            seal: seal.map_or_else(Bytes::new, |seal| Bytes::copy_from_slice(&seal.to_bytes())),
             padding: Bytes::new(),
         };
         let bare = frame.encoded_len();
@@ -362,7 +393,7 @@ mod tests {
     }
 
     fn frame(events: &[Event], base: ChainHash) -> Frame {
-        Frame::decode(events[0].seq.get(), base, Frame::encode(events)).unwrap()
+        Frame::decode(events[0].seq.get(), base, Frame::encode(events, None)).unwrap()
     }
 
     #[test]
@@ -387,14 +418,23 @@ mod tests {
             for (event, time) in events.iter_mut().zip([0, 1, -1, i64::MAX]) {
                 event.committed_at_us = time;
             }
-            let messages = events.iter().map(|event| wire::Event {
-                idempotency_key: event.idempotency_key.to_string(),
-                kind: event.kind.to_string(),
-                payload: event.payload.clone(),
-                payload_hash: Bytes::copy_from_slice(event.payload_hash.as_bytes()),
-                committed_at_us: event.committed_at_us,
-            });
-            assert_eq!(Frame::encode(&events), generated(messages.collect()), "{sizes:?}");
+            let messages: Vec<_> = events
+                .iter()
+                .map(|event| wire::Event {
+                    idempotency_key: event.idempotency_key.to_string(),
+                    kind: event.kind.to_string(),
+                    payload: event.payload.clone(),
+                    payload_hash: Bytes::copy_from_slice(event.payload_hash.as_bytes()),
+                    committed_at_us: event.committed_at_us,
+                })
+                .collect();
+            for seal in [None, Some(&seal())] {
+                assert_eq!(
+                    Frame::encode(&events, seal),
+                    generated(messages.clone(), seal),
+                    "{sizes:?}"
+                );
+            }
         }
     }
 
@@ -433,10 +473,43 @@ mod tests {
     fn a_frame_is_cut_after_any_seq() {
         let events = log(&[5; 3]);
         let part = frame(&events[1..], events[0].chain_hash);
-        assert_eq!(part.clone().encode_until(events[0].seq), None);
-        let kept = part.clone().encode_until(events[1].seq).unwrap();
-        assert_eq!(kept, Frame::encode(&events[1..2]));
-        assert_eq!(part.encode_until(events[2].seq).unwrap(), Frame::encode(&events[1..]));
+        assert_eq!(part.clone().encode_until(events[0].seq, None), None);
+        let kept = part.clone().encode_until(events[1].seq, None).unwrap();
+        assert_eq!(kept, Frame::encode(&events[1..2], None));
+        assert_eq!(
+            part.encode_until(events[2].seq, None).unwrap(),
+            Frame::encode(&events[1..], None)
+        );
+    }
+
+    #[test]
+    fn a_seal_stays_with_the_last_event() {
+        let events = log(&[5; 3]);
+        let sealed = Frame::encode(&events, Some(&seal()));
+        let whole = Frame::decode(1, ChainHash::genesis(&stream()), sealed.clone()).unwrap();
+        assert_eq!(whole.seal(), Some(&seal()));
+        assert_eq!(
+            whole.clone().encode_after(events[0].seq),
+            Some(Frame::encode(&events[1..], Some(&seal())))
+        );
+        let other = Seal::from_slice(&[8; SEAL_BYTES]).unwrap();
+        assert_eq!(whole.clone().encode_until(events[2].seq, Some(&other)), Some(sealed));
+        for seal in [None, Some(&other)] {
+            assert_eq!(
+                whole.clone().encode_until(events[1].seq, seal),
+                Some(Frame::encode(&events[..2], seal))
+            );
+        }
+    }
+
+    #[test]
+    fn a_seal_of_another_length_is_refused() {
+        for found in [1, SEAL_BYTES - 1, SEAL_BYTES + 1] {
+            let mut bytes = Frame::encode(&log(&[5]), None).to_vec();
+            put(2, &[7; 100][..found], &mut bytes);
+            let refused = Frame::decode(1, ChainHash::genesis(&stream()), bytes.into()).map(|_| ());
+            assert_eq!(refused, Err(FrameError::SealLength { found }));
+        }
     }
 
     #[test]
@@ -483,7 +556,7 @@ mod tests {
         for far in [Seq::new((1 << 32) + 2).unwrap(), Seq::MAX] {
             assert_eq!(whole.chain_at(far), None);
             assert_eq!(whole.clone().encode_after(far), None);
-            let all = whole.clone().encode_until(far).unwrap();
+            let all = whole.clone().encode_until(far, None).unwrap();
             assert_eq!(
                 Frame::decode(1, whole.base_chain(), all).unwrap().last_seq(),
                 whole.last_seq()
@@ -494,10 +567,10 @@ mod tests {
 
     #[test]
     fn a_small_frame_is_padded_to_the_blob_threshold_and_a_large_one_is_not() {
-        let small = Frame::encode(&log(&[10]));
+        let small = Frame::encode(&log(&[10]), None);
         assert!(small.len() >= limit::FRAME_PADDED_BYTES && small.len() <= limit::FRAME_PADDED_BYTES + 3);
         let events = log(&[2_000]);
-        assert!(Frame::encode(&events).len() < 2_000 + 200);
+        assert!(Frame::encode(&events, None).len() < 2_000 + 200);
     }
 
     #[test]
@@ -526,7 +599,7 @@ mod tests {
     #[test]
     fn bytes_that_are_not_a_frame_are_refused_with_the_reason() {
         let base = ChainHash::genesis(&stream());
-        let decode = |first, events: &[Event]| Frame::decode(first, base, Frame::encode(events)).map(|_| ());
+        let decode = |first, events: &[Event]| Frame::decode(first, base, Frame::encode(events, None)).map(|_| ());
         assert_eq!(decode(1, &[]), Err(FrameError::EventCount { found: 0 }));
         assert_eq!(
             decode(1, &log(&[1; 1_001])),

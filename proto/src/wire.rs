@@ -5,6 +5,11 @@
 pub struct EventFrame {
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<Event>,
+    /// The bridge's signature over the stream, the seq and the chain hash of the last event: 8 bytes that name the key, and
+    /// 64 bytes of ECDSA over P-256 with SHA-256. Empty in a page over HTTP, where the bridge itself answers, and where
+    /// events were cut off at the end.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub seal: ::prost::bytes::Bytes,
     /// Readers ignore it. It fills small frames up to the size from which SpacetimeDB keeps a value outside its table
     /// pages (docs/adr/0002).
     #[prost(bytes = "bytes", tag = "15")]

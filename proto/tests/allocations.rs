@@ -62,7 +62,7 @@ fn frame(events: u64) -> Bytes {
             committed_at_us: 1,
         })
         .collect();
-    Frame::encode(&events)
+    Frame::encode(&events, None)
 }
 
 #[test]

@@ -33,8 +33,8 @@ pub struct Follower {
 /// How a client authenticates.
 #[derive(Debug, Clone)]
 pub(crate) enum Credential {
-    /// With the token in this file.
-    Token(PathBuf),
+    /// With the token in this file, and the seals of the keys in that one.
+    Token { token_file: PathBuf, seal_keys: PathBuf },
     /// With tokens that the bridge at this url issues for the session credential in this file.
     Session(String, PathBuf),
 }
@@ -159,7 +159,7 @@ impl Follower {
     /// The file with the client's token or session credential.
     pub fn token_file(&self) -> &Path {
         match &self.credential {
-            Credential::Token(file) | Credential::Session(_, file) => file,
+            Credential::Token { token_file: file, .. } | Credential::Session(_, file) => file,
         }
     }
 
@@ -173,7 +173,11 @@ impl Follower {
         let mut command = Command::new(built("examples/follow"));
         command.args(["--uri", &self.uri, "--database", &self.database]);
         match &self.credential {
-            Credential::Token(file) => command.arg("--token-file").arg(file),
+            Credential::Token { token_file, seal_keys } => command
+                .arg("--token-file")
+                .arg(token_file)
+                .arg("--seal-keys")
+                .arg(seal_keys),
             Credential::Session(bridge, file) => command.args(["--bridge", bridge, "--session-file"]).arg(file),
         };
         command.arg("--db").arg(&self.store);

@@ -77,6 +77,11 @@ impl Keys {
         })
     }
 
+    /// The folder of the signing keys.
+    pub fn keys_dir(&self) -> PathBuf {
+        self.folder.join("keys")
+    }
+
     /// The configuration of a bridge that signs tokens as `issuer`.
     pub fn configuration(&self, issuer: &str) -> Vec<(&'static str, String)> {
         let path = |name: &str| self.folder.join(name).display().to_string();
@@ -84,7 +89,7 @@ impl Keys {
             ("http.admin_token", ADMIN.to_owned()),
             ("http.gate_token", GATE.to_owned()),
             ("issuer.url", issuer.to_owned()),
-            ("issuer.keys_dir", path("keys")),
+            ("issuer.keys_dir", self.keys_dir().display().to_string()),
             ("issuer.keys_reload_ms", "100".to_owned()),
             ("sessions.issuer", APP.to_owned()),
             ("sessions.audience", APP_AUDIENCE.to_owned()),

@@ -11,10 +11,11 @@ use rustix::process::Signal;
 use serde_json::Value;
 use spacetime_sync_authority::{Actor, Authority};
 use spacetime_sync_bindings::{DbConnection, append_sync_event};
+use spacetime_sync_issuer::keys::{KeyFolder, add_key, now};
 use spacetime_sync_ops::publish::{Bridge as BridgeProof, ROW_LIMIT, Request, Trust, publish};
 use spacetime_sync_ops::repair::Sides;
 use spacetime_sync_proto::access::AUDIENCE;
-use spacetime_sync_proto::{ChainHash, StreamId};
+use spacetime_sync_proto::{ChainHash, SealKey, StreamId};
 use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
@@ -39,6 +40,19 @@ const START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(30);
 /// How often the module of a lane with tokens looks for ended sessions, in milliseconds.
 const SWEEP_MS: u32 = 1_000;
+
+/// The folder of the keys that seal the events of a lane without tokens.
+const SEALS: &str = "seals";
+/// The file that holds their public halves.
+const SEAL_KEYS: &str = "seal-keys.json";
+
+/// Makes the keys that seal the events of a lane without tokens.
+fn make_seals(folder: &Path) -> anyhow::Result<()> {
+    add_key(&folder.join(SEALS), None, now())?;
+    let keys = KeyFolder::open(&folder.join(SEALS), now())?.ring().seal_keys();
+    std::fs::write(folder.join(SEAL_KEYS), serde_json::to_vec(&keys)?)?;
+    Ok(())
+}
 
 /// A whole lane; see the module.
 #[derive(Debug)]
@@ -143,6 +157,9 @@ impl Lane {
         } else {
             None
         };
+        if tokens.is_none() {
+            make_seals(folder.path())?;
+        }
         let lane = Self {
             folder,
             database,
@@ -181,6 +198,16 @@ impl Lane {
     /// A path in the lane's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The file with the keys that clients of a lane without tokens are told of.
+    pub fn seal_keys_file(&self) -> PathBuf {
+        self.path(SEAL_KEYS)
+    }
+
+    /// The keys that clients of a lane without tokens are told of.
+    pub fn seal_keys(&self) -> anyhow::Result<Vec<SealKey>> {
+        Ok(serde_json::from_slice(&std::fs::read(self.seal_keys_file())?)?)
     }
 
     /// The HTTP API of the database, as its owner.
@@ -250,10 +277,13 @@ impl Lane {
             ("http.listen", http.to_string()),
         ];
         match &self.tokens {
-            None => keys.push((
-                "spacetimedb.token_file",
-                self.path("bridge.token").display().to_string(),
-            )),
+            None => keys.extend([
+                (
+                    "spacetimedb.token_file",
+                    self.path("bridge.token").display().to_string(),
+                ),
+                ("seals.keys_dir", self.path(SEALS).display().to_string()),
+            ]),
             Some(tokens) => keys.extend(tokens.keys.configuration(&tokens.url())),
         }
         keys.extend(options.set.iter().cloned());
@@ -273,7 +303,8 @@ impl Lane {
                 for stream_id in streams {
                     owner.grant(&credential.identity, stream_id).await?;
                 }
-                (Credential::Token(token_file), credential.identity)
+                let seal_keys = self.path(SEAL_KEYS);
+                (Credential::Token { token_file, seal_keys }, credential.identity)
             }
             Some(tokens) => {
                 let (user, session) = (format!("user-{number}"), format!("session-{number}"));
@@ -340,6 +371,7 @@ impl Lane {
         let sides = Sides {
             authority: self.authority.clone(),
             link: self.link().await.unwrap_or_else(|error| panic!("{error:#}")),
+            sealer: Arc::new(self.sealer().unwrap_or_else(|error| panic!("{error:#}"))),
             streams: Vec::new(),
             operator: Actor::operator("tests", None),
         };
@@ -348,6 +380,12 @@ impl Lane {
             assert!(report.findings.is_empty(), "{report:?}");
         }
         assert!(reports.iter().any(|report| report.compared > 0), "nothing was compared");
+    }
+
+    /// The keys that seal events.
+    fn sealer(&self) -> anyhow::Result<KeyFolder> {
+        let folder = self.tokens.as_ref().map_or_else(|| self.path(SEALS), |tokens| tokens.keys.keys_dir());
+        Ok(KeyFolder::open(&folder, now())?)
     }
 
     /// The keys of a lane with tokens.

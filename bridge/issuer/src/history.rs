@@ -134,7 +134,7 @@ pub fn page(
     let mut bytes = 0;
     let mut frames = Vec::new();
     let mut end = Seq::ZERO;
-    for prepared in prepare(after, chain, events, frame_bytes)? {
+    for prepared in prepare(after, chain, events, frame_bytes, None)? {
         bytes += prepared.size();
         if !frames.is_empty() && bytes > limit::PAGE_BYTES {
             break;

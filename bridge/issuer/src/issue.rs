@@ -4,7 +4,7 @@ use rand::RngCore as _;
 use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::access::{CLAIMS_VERSION, ClientVersion, SyncClaims, TokenResponse};
 use spacetime_sync_proto::contract::PROTOCOL;
-use spacetime_sync_proto::{Label, limit};
+use spacetime_sync_proto::{Label, SealKey, limit};
 
 use super::denial::Denial;
 use super::keys::SigningKey;
@@ -42,8 +42,14 @@ pub struct Order<'a> {
     pub ttl_seconds: u64,
 }
 
-/// Signs a token. `now` is in seconds since 1970.
-pub fn issue(key: &SigningKey, names: &Names, order: Order<'_>, now: u64) -> Result<TokenResponse, Denial> {
+/// Signs a token. The client accepts the seals of `seal_keys`. `now` is in seconds since 1970.
+pub fn issue(
+    key: &SigningKey,
+    names: &Names,
+    order: Order<'_>,
+    seal_keys: Vec<SealKey>,
+    now: u64,
+) -> Result<TokenResponse, Denial> {
     let Order {
         session,
         device_id,
@@ -100,6 +106,7 @@ pub fn issue(key: &SigningKey, names: &Names, order: Order<'_>, now: u64) -> Res
         token_id: claims.jti,
         session_id: claims.oa_session_id,
         device_id: claims.oa_device_id,
+        seal_keys,
     })
 }
 
@@ -176,7 +183,7 @@ mod tests {
             granted,
             ttl_seconds,
         };
-        let answer = issue(&key, &names, order, NOW)?;
+        let answer = issue(&key, &names, order, vec![key.seal_key()], NOW)?;
         let jws = Jws::parse(&answer.token).unwrap();
         let claims = serde_json::from_slice(jws.verified(&key.public()).unwrap()).unwrap();
         Ok((answer, claims))

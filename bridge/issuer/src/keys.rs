@@ -13,10 +13,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use p256::SecretKey;
 use p256::elliptic_curve::sec1::ToEncodedPoint as _;
 use p256::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
+use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use serde::Serialize;
 use serde_json::{Value, json};
-use spacetime_sync_proto::Secret;
+use spacetime_sync_proto::seal::sealed_text;
+use spacetime_sync_proto::{Position, Seal, SealKey, SealKeyId, Sealer, Secret, StreamId};
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime, UtcDateTime};
 
@@ -69,8 +71,11 @@ pub enum KeyError {
 pub struct SigningKey {
     signs_from: u64,
     kid: String,
+    /// The beginning of the thumbprint that `kid` is, as seals carry it.
+    seal_key: SealKeyId,
     pair: EcdsaKeyPair,
     jwk: Jwk,
+    random: SystemRandom,
 }
 
 /// The public half, in the form in which it is published.
@@ -102,7 +107,7 @@ impl SigningKey {
         let key = SecretKey::from_pkcs8_pem(pem.trim()).or_else(|_| SecretKey::from_sec1_pem(pem.trim()));
         let key = key.map_err(|_| none())?;
         let public = key.public_key().to_encoded_point(false);
-        let random = ring::rand::SystemRandom::new();
+        let random = SystemRandom::new();
         let pair = EcdsaKeyPair::from_private_key_and_public_key(
             &ECDSA_P256_SHA256_FIXED_SIGNING,
             &key.to_bytes(),
@@ -119,12 +124,14 @@ impl SigningKey {
             x: URL_SAFE_NO_PAD.encode(x),
             y: URL_SAFE_NO_PAD.encode(y),
         };
-        let kid = thumbprint(&jwk).ok_or_else(none)?;
+        let thumbprint = thumbprint(&jwk).ok_or_else(none)?;
         Ok(Self {
             signs_from,
-            kid,
+            kid: URL_SAFE_NO_PAD.encode(thumbprint),
+            seal_key: SealKeyId::of_thumbprint(&thumbprint),
             pair,
             jwk,
+            random,
         })
     }
 
@@ -133,7 +140,7 @@ impl SigningKey {
         let none = || KeyError::NoKey {
             origin: "the generator".to_owned(),
         };
-        let random = ring::rand::SystemRandom::new();
+        let random = SystemRandom::new();
         let der = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).map_err(|_| none())?;
         let key = SecretKey::from_pkcs8_der(der.as_ref()).map_err(|_| none())?;
         let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(|_| none())?;
@@ -166,6 +173,26 @@ impl SigningKey {
         jws::sign(&self.pair, &self.kid, claims).map(Secret::from)
     }
 
+    /// Seals a position of a stream. `None` if the system gives no random bytes.
+    pub fn seal(&self, stream_id: &StreamId, at: &Position) -> Option<Seal> {
+        let signed = self.pair.sign(&self.random, &sealed_text(stream_id, at)).ok()?;
+        Some(Seal {
+            key: self.seal_key,
+            signature: signed.as_ref().try_into().ok()?,
+        })
+    }
+
+    /// The key that verifies its seals.
+    pub fn seal_key(&self) -> SealKey {
+        SealKey {
+            kid: self.kid.clone(),
+            kty: self.jwk.kty.to_owned(),
+            crv: self.jwk.crv.to_owned(),
+            x: self.jwk.x.clone(),
+            y: self.jwk.y.clone(),
+        }
+    }
+
     fn published(&self) -> Value {
         json!({
             "kty": self.jwk.kty, "crv": self.jwk.crv, "x": self.jwk.x, "y": self.jwk.y,
@@ -175,9 +202,12 @@ impl SigningKey {
 }
 
 /// RFC 7638: sha256 over the required members in the order of their names, which is the order of the fields of [`Jwk`].
-fn thumbprint(jwk: &Jwk) -> Option<String> {
+fn thumbprint(jwk: &Jwk) -> Option<[u8; 32]> {
     let text = serde_json::to_vec(jwk).ok()?;
-    Some(URL_SAFE_NO_PAD.encode(ring::digest::digest(&ring::digest::SHA256, &text)))
+    ring::digest::digest(&ring::digest::SHA256, &text)
+        .as_ref()
+        .try_into()
+        .ok()
 }
 
 /// All keys at one moment. Time alone decides which of them signs.
@@ -208,6 +238,12 @@ impl Ring {
             let gone = superseded_at.is_some_and(|since| now > since.saturating_add(PUBLISHED_AFTER_SECONDS));
             (!gone).then_some(key)
         })
+    }
+
+    /// The keys whose seals are good: all whose files exist. Rows that a key sealed may be delivered long after it was
+    /// superseded, so its file stays until no window holds them.
+    pub fn seal_keys(&self) -> Vec<SealKey> {
+        self.keys.iter().map(|key| key.seal_key()).collect()
     }
 
     /// The key set with which `/.well-known/jwks.json` answers.

@@ -63,6 +63,7 @@ pub struct Issuer {
     names: Names,
     compatibility: Compatibility,
     keys: Arc<KeyFolder>,
+    seals: Arc<KeyFolder>,
     sessions: SessionVerifier,
     asked: Buckets<Label>,
     failed: Buckets<IpAddr>,
@@ -74,11 +75,13 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// Reads all keys. `compatibility` says which clients are supported.
+    /// Reads all keys. `compatibility` says which clients are supported, `seals` what events are sealed with if it is not
+    /// the keys that sign tokens.
     pub fn open(
         issuer: &IssuerConfig,
         sessions: &SessionsConfig,
         compatibility: &Compatibility,
+        seals: Option<Arc<KeyFolder>>,
     ) -> Result<Self, IssuerError> {
         let keys = match (&issuer.key, &issuer.keys_dir) {
             (Some(pem), _) => KeyFolder::single(SigningKey::from_pem(pem, 0, "issuer.key")?),
@@ -94,6 +97,7 @@ impl Issuer {
         Ok(Self {
             names,
             compatibility: compatibility.clone(),
+            seals: seals.unwrap_or_else(|| keys.clone()),
             keys,
             sessions: SessionVerifier::new(sessions)?,
             asked: Buckets::new(
@@ -118,8 +122,13 @@ impl Issuer {
     }
 
     /// The signing keys.
-    pub fn keys(&self) -> &KeyFolder {
+    pub fn keys(&self) -> &Arc<KeyFolder> {
         &self.keys
+    }
+
+    /// The sealing keys, which clients are told of.
+    pub fn seals(&self) -> &Arc<KeyFolder> {
+        &self.seals
     }
 
     /// Signs the bridge's own tokens.
@@ -271,7 +280,7 @@ impl Issuer {
             granted,
             ttl_seconds: wanted.ttl_seconds,
         };
-        issue::issue(key, &self.names, order, now)
+        issue::issue(key, &self.names, order, self.seals.ring().seal_keys(), now)
     }
 
     fn authority(&self) -> Result<&Authority, Denial> {
@@ -417,6 +426,7 @@ mod tests {
             &issuer,
             &serde_json::from_value(sessions).unwrap(),
             &Compatibility::default(),
+            None,
         )
         .unwrap()
     }

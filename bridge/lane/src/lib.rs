@@ -30,7 +30,7 @@ pub use lane::{Lane, Settings};
 pub use look::Lag;
 pub use message::{Answer, Command, Event, Failure, Page, Record, Recorded, Standing};
 pub use notice::{Level, Notice};
-pub use streams::{HaltReason, Limits, Load, ReadyFrame, Verdict, is_doubtful, judge, prepare, reconcile};
+pub use streams::{HaltReason, Limits, Load, ReadyFrame, Sealing, Verdict, is_doubtful, judge, prepare, reconcile};
 
 use ids::Ids;
 

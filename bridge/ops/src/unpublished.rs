@@ -68,7 +68,7 @@ async fn look(
     };
     while after < head {
         let events = authority.read_events(stream_id, after, PAGE_EVENTS, PAGE_BYTES).await?;
-        match prepare(after, chain, &events, FRAME_BYTES) {
+        match prepare(after, chain, &events, FRAME_BYTES, None) {
             Err(reason) => return broken(after, reason.to_string()),
             Ok(frames) => match frames.last() {
                 None => {

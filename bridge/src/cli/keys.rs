@@ -4,19 +4,25 @@ use std::path::PathBuf;
 
 use super::say;
 use clap::Subcommand;
-use spacetime_sync_issuer::keys::{add_key, list_keys, moment_from_name, moment_text};
+use spacetime_sync_issuer::keys::{KeyFolder, add_key, list_keys, moment_from_name, moment_text};
 
 #[derive(Subcommand)]
 pub(crate) enum KeysCommand {
     /// Make a new key. It starts to sign after 2 h 15 min, when every SpacetimeDB has seen it. The first key of a folder signs
     /// at once.
     Add {
-        /// The folder: `issuer.keys_dir` of the bridge.
+        /// The folder: `issuer.keys_dir` or `seals.keys_dir` of the bridge.
         #[arg(long)]
         dir: PathBuf,
         /// Start to sign after so many seconds instead.
         #[arg(long)]
         in_seconds: Option<u64>,
+    },
+    /// Print the public halves of the keys of a folder as JSON, for clients whose tokens do not bring the keys of seals.
+    Seals {
+        /// The folder.
+        #[arg(long)]
+        dir: PathBuf,
     },
     /// Show the keys of a folder, without their secrets.
     List {
@@ -35,6 +41,10 @@ pub(crate) fn execute(command: KeysCommand, now: u64) -> anyhow::Result<()> {
                 format!("is published from now on, and signs from {}", moment_text(from))
             });
             say(format_args!("{}: key {kid} {when}", dir.join(name).display()))?;
+        }
+        KeysCommand::Seals { dir } => {
+            let keys = KeyFolder::open(&dir, now)?.ring().seal_keys();
+            say(serde_json::to_string_pretty(&keys)?)?;
         }
         KeysCommand::List { dir } => {
             for listing in list_keys(&dir)? {

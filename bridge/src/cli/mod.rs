@@ -20,6 +20,7 @@ use serde::Deserialize;
 use spacetime_sync_authority::{Act, Actor, Authority};
 use spacetime_sync_bridge::config::Config;
 use spacetime_sync_issuer::Issuer;
+use spacetime_sync_issuer::keys::KeyFolder;
 use spacetime_sync_ops::repair::HaltedStream;
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
@@ -90,14 +91,21 @@ pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::R
 }
 
 /// Connects to both sides of the lane, for a command that asks one question after the other and appends nothing.
-pub(crate) async fn both_sides(config: &Config) -> anyhow::Result<(Authority, Link)> {
+pub(crate) async fn both_sides(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::Result<(Authority, Link)> {
     let authority = Authority::connect(config.authority.url.expose(), CONNECTIONS).await?;
-    let issuer = config.open_issuer()?;
     // If the link ends, the next call of the command fails.
-    let link = Link::connect(target(config, issuer.as_ref())?, Arc::new(|_| {}))
+    let link = Link::connect(target(config, issuer)?, Arc::new(|_| {}))
         .await
         .context("cannot connect to SpacetimeDB")?;
     Ok((authority, link))
+}
+
+/// The keys that seal events.
+pub(crate) fn sealing_keys(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::Result<Arc<KeyFolder>> {
+    match issuer {
+        Some(issuer) => Ok(issuer.seals().clone()),
+        None => config.open_seals()?.context("no key seals events"),
+    }
 }
 
 /// How long a bridge may take to answer about its health.

@@ -45,7 +45,8 @@ pub(crate) struct ParityArgs {
 /// Compares, and fails if anything differs.
 pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
     let config = load(args.config)?;
-    let (authority, link) = both_sides(&config).await?;
+    let issuer = config.open_issuer()?;
+    let (authority, link) = both_sides(&config, issuer.as_ref()).await?;
     let table = args.client_table.as_deref();
     let clients: Result<Vec<_>, _> = args.clients.iter().map(|path| ClientFile::new(path, table)).collect();
     let clients = clients?;

@@ -8,7 +8,7 @@ use spacetime_sync_bridge::config::Config;
 use spacetime_sync_ops::repair::{Finding, Report, Sides};
 use spacetime_sync_proto::StreamId;
 
-use super::{both_sides, halted_streams, load, operator, say};
+use super::{both_sides, halted_streams, load, operator, say, sealing_keys};
 
 #[derive(Args)]
 pub(crate) struct RepairArgs {
@@ -81,10 +81,12 @@ async fn sides(args: &RepairArgs) -> anyhow::Result<Sides> {
 }
 
 async fn sides_of(config: &Config, args: &RepairArgs) -> anyhow::Result<Sides> {
-    let (authority, link) = both_sides(config).await?;
+    let issuer = config.open_issuer()?;
+    let (authority, link) = both_sides(config, issuer.as_ref()).await?;
     Ok(Sides {
         authority,
         link,
+        sealer: sealing_keys(config, issuer.as_ref())?,
         streams: args.streams.clone(),
         operator: operator(),
     })

@@ -17,6 +17,7 @@ use spacetime_sync_proto::{Secret, limit};
 
 use spacetime_sync_authority::settings::AuthorityConfig;
 use spacetime_sync_gate::settings::GateConfig;
+use spacetime_sync_issuer::keys::{KeyError, KeyFolder, SigningKey, now};
 use spacetime_sync_issuer::settings::{self, BadSetting, HistoryConfig, IssuerConfig, SessionsConfig};
 use spacetime_sync_issuer::{Issuer, IssuerError};
 use spacetime_sync_lane::Limits;
@@ -64,6 +65,9 @@ pub struct Config {
     /// How clients read the authority's log over HTTP.
     #[serde(default)]
     pub history: HistoryConfig,
+    /// What events are sealed with.
+    #[serde(default)]
+    pub seals: SealsConfig,
     /// Which clients the bridge and the module serve.
     #[serde(default)]
     pub compatibility: Compatibility,
@@ -79,7 +83,7 @@ struct OfTheGate {
 }
 
 /// The sections that are not the gate's.
-const OTHER_SECTIONS: [&str; 10] = [
+const OTHER_SECTIONS: [&str; 11] = [
     "authority",
     "spacetimedb",
     "http",
@@ -90,7 +94,18 @@ const OTHER_SECTIONS: [&str; 10] = [
     "sessions",
     "history",
     "compatibility",
+    "seals",
 ];
+
+/// `[seals]`: with nothing in it, the issuer's keys seal.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SealsConfig {
+    /// Folder of the sealing keys, see `spacetime-sync keys`.
+    pub keys_dir: Option<PathBuf>,
+    /// The only sealing key, in PEM.
+    pub key: Option<Secret>,
+}
 
 /// `[http]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -312,6 +327,20 @@ impl Config {
             }
             (Some(_), None) | (None, Some(_)) | (None, None) => {}
         }
+        match (&self.seals.key, &self.seals.keys_dir) {
+            (None, None) if self.issuer.is_none() => {
+                return value(
+                    "seals.keys_dir",
+                    "expected this or seals.key or a section [issuer], found none of them: clients apply only what is \
+                     sealed"
+                        .to_owned(),
+                );
+            }
+            (Some(_), Some(_)) => {
+                return value("seals.key", "expected this or seals.keys_dir, found both".to_owned());
+            }
+            (Some(_), None) | (None, Some(_)) | (None, None) => {}
+        }
         if let Err(message) = self.compatibility.check_bounds() {
             return value("compatibility", message);
         }
@@ -391,10 +420,21 @@ impl Config {
     pub fn open_issuer(&self) -> Result<Option<Arc<Issuer>>, IssuerError> {
         match (&self.issuer, &self.sessions) {
             (Some(issuer), Some(sessions)) => {
-                Issuer::open(issuer, sessions, &self.compatibility).map(|issuer| Some(Arc::new(issuer)))
+                let seals = self.open_seals()?;
+                Issuer::open(issuer, sessions, &self.compatibility, seals).map(|issuer| Some(Arc::new(issuer)))
             }
             _ => Ok(None),
         }
+    }
+
+    /// The keys that seal, if they are not the issuer's.
+    pub fn open_seals(&self) -> Result<Option<Arc<KeyFolder>>, KeyError> {
+        let keys = match (&self.seals.key, &self.seals.keys_dir) {
+            (Some(pem), _) => KeyFolder::single(SigningKey::from_pem(pem, 0, "seals.key")?),
+            (None, Some(folder)) => KeyFolder::open(folder, now())?,
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Arc::new(keys)))
     }
 
     /// The settings of the lane.

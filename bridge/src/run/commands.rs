@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use spacetime_sync_authority::{Authority, AuthorityError};
 use spacetime_sync_lane::{
-    Answer, Command, Event, Failure, Level, LinkId, Notice, Page, RequestId, is_doubtful, judge,
+    Answer, Command, Event, Failure, Level, LinkId, Notice, Page, RequestId, Sealing, is_doubtful, judge,
 };
-use spacetime_sync_proto::{ChainHash, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Sealer, Seq, StreamId};
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::link::{Appended, Link};
 use tokio::sync::mpsc;
@@ -111,9 +111,9 @@ impl Runner {
                 after,
                 base_chain,
             } => {
-                let (config, id) = (self.config.clone(), stream_id.clone());
+                let (config, sealer, id) = (self.config.clone(), self.sealer.clone(), stream_id.clone());
                 self.ask(
-                    async move |authority| read_page(&authority, &config, &id, after, base_chain).await,
+                    async move |authority| read_page(&authority, &config, &*sealer, &id, after, base_chain).await,
                     move |page| Event::Page { link, stream_id, page },
                 );
             }
@@ -171,11 +171,17 @@ impl Runner {
                 stream_id,
                 seen,
                 to,
-            } => self.call(
-                link,
-                async move |link| link.rewind_step(&stream_id, seen, to).await,
-                move |rewound| Event::Rewound(link, request, rewound),
-            ),
+            } => {
+                let sealer = self.sealer.clone();
+                self.call(
+                    link,
+                    async move |link| {
+                        let seal = sealer.seal(&stream_id, &to);
+                        link.rewind_step(&stream_id, seen, to, seal.as_ref()).await
+                    },
+                    move |rewound| Event::Rewound(link, request, rewound),
+                );
+            }
             Command::SetRetention(link, request, classes) => self.call(
                 link,
                 async move |link| link.set_retention(&classes).await,
@@ -288,10 +294,11 @@ async fn listen(authority: &Authority, request: RequestId, events: &mpsc::Unboun
     }
 }
 
-/// Reads a page of the authority's log, and checks it.
+/// Reads a page of the authority's log, checks it, and seals its frames.
 async fn read_page(
     authority: &Authority,
     config: &Config,
+    sealer: &dyn Sealer,
     stream_id: &StreamId,
     after: Seq,
     base_chain: Option<ChainHash>,
@@ -310,7 +317,8 @@ async fn read_page(
     } else {
         None
     };
-    Ok(judge(after, base_chain, floor, &events, limits.frame_bytes))
+    let sealing = Sealing { stream_id, sealer };
+    Ok(judge(after, base_chain, floor, &events, limits.frame_bytes, sealing))
 }
 
 fn tell(notice: &Notice) {

@@ -7,7 +7,7 @@ use spacetime_sync_bindings::{
 };
 use spacetime_sync_proto::epoch::AuthorityEpoch;
 use spacetime_sync_proto::retention::RetentionClass;
-use spacetime_sync_proto::{ChainHash, Frame, Position, Refusal, RefusalCode, Seq, StreamId, limit};
+use spacetime_sync_proto::{Frame, Position, Refusal, RefusalCode, Seal, Seq, StreamId, limit};
 use spacetimedb_sdk::__codegen::InternalError;
 use tokio::sync::oneshot;
 
@@ -40,12 +40,19 @@ pub struct HeldPage {
 }
 
 impl Link {
-    /// Takes one step towards a log that ends at `to`, in a transaction of bounded size. The module refuses it if the
-    /// log no longer ends at `seen`, because somebody else has changed it.
-    pub async fn rewind_step(&self, stream_id: &StreamId, seen: Seq, to: Position) -> Result<(), StdbError> {
+    /// Takes one step towards a log that ends at `to`, in a transaction of bounded size. `seal` is that position's. The
+    /// module refuses it if the log no longer ends at `seen`, because somebody else has changed it.
+    pub async fn rewind_step(
+        &self,
+        stream_id: &StreamId,
+        seen: Seq,
+        to: Position,
+        seal: Option<&Seal>,
+    ) -> Result<(), StdbError> {
+        let seal = seal.map_or_else(Vec::new, |seal| seal.to_bytes().to_vec());
         self.reducer("rewind_stream", |reducers, answer| {
             let (name, chain) = (stream_id.as_str().to_owned(), chain_to_column(&to.chain));
-            reducers.rewind_stream_then(name, to.seq.get(), chain, seen.get(), move |_, result| {
+            reducers.rewind_stream_then(name, to.seq.get(), chain, seal, seen.get(), move |_, result| {
                 drop(answer.send(result));
             })
         })
@@ -54,11 +61,16 @@ impl Link {
 
     /// Makes SpacetimeDB's log end at `to` with the authority's `chain`, step by step. The rewind is given up after
     /// [`limit::REWIND_STEPS_IN_PLACE`] steps that left the head in place.
-    pub async fn rewind(&self, stream_id: &StreamId, seen: Seq, to: Seq, chain: ChainHash) -> Result<(), StdbError> {
-        let (mut seen, to) = (seen, Position { seq: to, chain });
+    pub async fn rewind(
+        &self,
+        stream_id: &StreamId,
+        mut seen: Seq,
+        to: Position,
+        seal: Option<&Seal>,
+    ) -> Result<(), StdbError> {
         let mut in_place = 0;
         loop {
-            self.rewind_step(stream_id, seen, to).await?;
+            self.rewind_step(stream_id, seen, to, seal).await?;
             let held = self.heads(std::slice::from_ref(stream_id)).await?;
             match held.first() {
                 Some(held) if *held == to => return Ok(()),

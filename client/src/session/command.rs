@@ -1,6 +1,6 @@
 //! The commands of a session. The code that carries them out decides nothing.
 
-use spacetime_sync_proto::{Position, Seq};
+use spacetime_sync_proto::{Position, SealKey, Seq};
 
 use super::event::{ConnectionId, Question, QuestionId, ReadId};
 use super::stream::{Batch, Beginning, SubscriptionId};
@@ -108,6 +108,8 @@ pub enum Command {
         /// The work.
         work: Work,
     },
+    /// From here on the seals of these keys count, and no others.
+    Trust(Vec<SealKey>),
     /// Have the apply thread finish its current batch and end; answered by
     /// [`Event::ApplierEnded`](super::Event::ApplierEnded).
     StopApplier,

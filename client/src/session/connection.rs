@@ -178,6 +178,11 @@ impl Session {
 
     pub(super) fn tenure(&mut self, issued: Option<Issued>) -> Option<Tenure> {
         self.token_unshown = true;
+        // Rows that the old connection still brings are sealed by keys that the new token brings as well.
+        let keys = issued.as_ref().map(|issued| issued.token.seal_keys.clone());
+        if let Some(keys) = keys.filter(|keys| !keys.is_empty()) {
+            self.commands.push(Command::Trust(keys));
+        }
         issued.map(|issued| Tenure::new(issued, self.dice.random()))
     }
 

@@ -1,4 +1,4 @@
-//! The apply thread: takes batches, hashes their payloads, runs the handler inside the store's transaction and reports
+//! The apply thread: takes batches, checks their seal, hashes their payloads, runs the handler inside the store's transaction and reports
 //! the outcome. It never skips: it throws away a batch that does not begin at its stream's checkpoint.
 
 mod stepped;
@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use spacetime_sync_proto::{Event, PayloadHash, Position, StreamId};
+use spacetime_sync_proto::{Event, PayloadHash, Position, SealKey, StreamId};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::error::{ErrorClass, HandlerError};
-use crate::session::stream::{ApplyFailure, Beginning};
+use crate::seal::SealKeys;
+use crate::session::stream::{ApplyFailure, Beginning, Proof};
 use crate::session::{Applied, Outcome, Work};
 use crate::store::{CheckpointStore, CommitError, StoreError};
 
@@ -67,10 +68,12 @@ where
 /// How often an idle thread checks whether it should end.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
-/// Work for the stream with this index.
-struct Job {
-    stream: usize,
-    work: Work,
+/// What the runner hands over.
+enum Job {
+    /// Work for the stream with this index.
+    Do(usize, Work),
+    /// From here on the seals of these keys count.
+    Trust(Vec<SealKey>),
 }
 
 /// The runner's end of the thread. The channels are unbounded, but the session bounds the bytes in them with its limit
@@ -87,6 +90,7 @@ impl Applier {
         handler: H,
         streams: Vec<(StreamId, Position)>,
         bounds: BatchBounds,
+        seals: SealKeys,
     ) -> std::io::Result<Self> {
         let (jobs, incoming) = std::sync::mpsc::channel();
         let (outgoing, outcomes) = tokio::sync::mpsc::unbounded_channel();
@@ -104,6 +108,7 @@ impl Applier {
             handler,
             streams,
             bounds,
+            seals,
             outgoing,
         };
         let stop = Arc::clone(&stopping);
@@ -119,7 +124,12 @@ impl Applier {
 
     pub(crate) fn hand_over(&self, stream: usize, work: Work) {
         // If the thread is gone, the closed channel of outcomes tells the runner.
-        let _ = self.jobs.send(Job { stream, work });
+        let _ = self.jobs.send(Job::Do(stream, work));
+    }
+
+    /// From here on the seals of these keys count, and no others.
+    pub(crate) fn trust(&self, keys: Vec<SealKey>) {
+        let _ = self.jobs.send(Job::Trust(keys));
     }
 
     /// The next outcome; `None` when the thread has ended.
@@ -151,6 +161,7 @@ struct Worker<S, H> {
     handler: H,
     streams: Vec<StreamQueue>,
     bounds: BatchBounds,
+    seals: SealKeys,
     outgoing: UnboundedSender<Outcome>,
 }
 
@@ -181,11 +192,15 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
     }
 
     fn enqueue(&mut self, job: Job, turn: &mut VecDeque<usize>) {
-        let queue = &mut self.streams[job.stream].queue;
+        let (stream, work) = match job {
+            Job::Do(stream, work) => (stream, work),
+            Job::Trust(keys) => return self.seals.replace(&keys),
+        };
+        let queue = &mut self.streams[stream].queue;
         if queue.is_empty() {
-            turn.push_back(job.stream);
+            turn.push_back(stream);
         }
-        queue.push_back(job.work);
+        queue.push_back(work);
     }
 
     /// Applies queued work of a stream, as much as fits into one transaction. Fails when the runner is gone.
@@ -199,7 +214,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
                 return self.tell(stream, 0, result);
             }
         };
-        let (mut to, mut released, mut events) = (first.to, first.bytes, first.events);
+        let (mut to, mut released, mut events, mut proof) = (first.to, first.bytes, first.events, first.proof);
         if first.from != queue.applied {
             return self.tell(stream, released, Applied::Dropped);
         }
@@ -216,6 +231,16 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             to = next.to;
             released += next.bytes;
             events.extend(next.events);
+            proof = next.proof;
+        }
+        // The chain binds everything before to the last event, so one proof is enough.
+        let proven = match proof {
+            Proof::Authority => Ok(()),
+            Proof::Seal(seal) => self.seals.check(&queue.id, &to, seal.as_ref()),
+        };
+        if let Err(why) = proven {
+            let failure = ApplyFailure::Unproven { to: to.seq, why };
+            return self.tell(stream, released, Applied::Failed(failure));
         }
         let Some((bad, failure)) = altered(&events) else {
             let result = self.apply(stream, to, &events);

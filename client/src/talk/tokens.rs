@@ -235,6 +235,7 @@ fn read_token(body: &[u8]) -> Result<AccessToken, TokenError> {
         expires_in: Duration::from_secs(response.expires_in),
         granted_streams: response.granted_streams,
         session_id: Some(response.session_id.to_string()),
+        seal_keys: response.seal_keys,
     })
 }
 

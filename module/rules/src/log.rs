@@ -195,7 +195,7 @@ pub(crate) mod tests {
             first_seq: log[from - 1].seq,
             last_seq: log[to - 1].seq,
             base_chain: head_of(&log[..from - 1]).chain,
-            bytes: Frame::encode(&log[from - 1..to]),
+            bytes: Frame::encode(&log[from - 1..to], None),
         }
     }
 

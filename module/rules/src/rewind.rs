@@ -1,6 +1,6 @@
 //! Rewinding: makes a log end where the authority's log does.
 
-use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seal, Seq, StreamId};
 
 use crate::log::{HeadRow, LogRows, StoredFrame, chain_at, next_frames, oldest_after};
 
@@ -23,13 +23,14 @@ pub enum Step {
     Begin,
 }
 
-/// Takes the next step towards a log that ends at `target`, and returns that step. `seen` is the head as the caller
-/// last saw it. The caller looks at the head again and repeats the call until the log ends at the target. Every step
+/// Takes the next step towards a log that ends at `target`, and returns that step. `seal` is the target's: a frame that
+/// is cut there ends with it. `seen` is the head as the caller last saw it. The caller looks at the head again and repeats the call until the log ends at the target. Every step
 /// moves the head, except on a broken log.
 pub fn step(
     rows: &mut impl LogRows,
     stream_id: &StreamId,
     target: Position,
+    seal: Option<&Seal>,
     seen: Seq,
     most_events: u64,
 ) -> Result<Step, Refusal> {
@@ -38,7 +39,7 @@ pub fn step(
     is_as_seen(held, seen)?;
     let there = chain_at(&*rows, held, target.seq);
     let (step, after) = match decide(held, target, there, most_events) {
-        Step::Cut { after } => match cut(rows, held, after) {
+        Step::Cut { after } => match cut(rows, held, after, seal.filter(|_| after == target.seq)) {
             Some(shorter) => (Step::Cut { after }, shorter),
             // Somebody deleted or changed rows, so nobody knows the chain hash that the log would end with.
             None => (Step::Drop, drop_oldest(rows, held, most_events)),
@@ -91,14 +92,14 @@ fn decide(held: HeadRow, target: Position, there: Option<ChainHash>, most_events
     Step::Begin
 }
 
-/// Removes the events after a seq and returns the new head row. If the log is broken there, it removes nothing and
-/// returns `None`.
-fn cut(rows: &mut impl LogRows, held: HeadRow, after: Seq) -> Option<HeadRow> {
+/// Removes the events after a seq, whose seal is `seal`, and returns the new head row. If the log is broken there, it
+/// removes nothing and returns `None`.
+fn cut(rows: &mut impl LogRows, held: HeadRow, after: Seq, seal: Option<&Seal>) -> Option<HeadRow> {
     let chain = chain_at(&*rows, held, after)?;
     let next = next_frames(&*rows, after.next()).into_iter().next();
     let shortened = match next {
         // The cut goes through this frame.
-        Some(stored) if stored.frame.first_seq <= after => Some(shorten(stored, after)?),
+        Some(stored) if stored.frame.first_seq <= after => Some(shorten(stored, after, seal)?),
         Some(_) | None => None,
     };
     rows.delete_frames_ending_in(after.next()..=held.head.seq);
@@ -111,9 +112,9 @@ fn cut(rows: &mut impl LogRows, held: HeadRow, after: Seq) -> Option<HeadRow> {
     })
 }
 
-/// The part of a frame up to a seq, which the frame must hold.
-fn shorten(stored: StoredFrame, to: Seq) -> Option<StoredFrame> {
-    let bytes = stored.decode()?.encode_until(to)?;
+/// The part of a frame up to a seq, which the frame must hold. `seal` is that seq's.
+fn shorten(stored: StoredFrame, to: Seq, seal: Option<&Seal>) -> Option<StoredFrame> {
+    let bytes = stored.decode()?.encode_until(to, seal)?;
     let mut shorter = StoredFrame {
         frame: FrameRow {
             last_seq: to,
@@ -146,6 +147,7 @@ mod tests {
     use crate::log::tests::{events, head_of, held, hold, stream};
     use crate::retention::{Effort, Window, sweep};
     use spacetime_sync_proto::Event;
+    use spacetime_sync_proto::seal::SEAL_BYTES;
 
     fn seq(value: u64) -> Seq {
         Seq::new(value).unwrap()
@@ -153,7 +155,7 @@ mod tests {
 
     fn one_step(rows: &mut MemoryLog, target: Position, most_events: u64) -> Step {
         let seen = rows.head.map_or(Seq::ZERO, |row| row.head.seq);
-        step(rows, &stream(), target, seen, most_events).unwrap()
+        step(rows, &stream(), target, None, seen, most_events).unwrap()
     }
 
     /// Rewinds until the log ends at the target, and returns every step.
@@ -202,6 +204,22 @@ mod tests {
         hold(&mut expected, &log, 1, 4);
         hold(&mut expected, &log, 5, 7);
         assert_eq!(rows, expected);
+    }
+
+    #[test]
+    fn a_frame_that_is_cut_at_the_target_ends_with_the_targets_seal() {
+        let log = events(9, 1);
+        let seal = Seal::from_slice(&[7; SEAL_BYTES]).unwrap();
+        let seal_after = |most_events| {
+            let mut rows = held(&log);
+            let target = head_of(&log[..4]);
+            step(&mut rows, &stream(), target, Some(&seal), seq(9), most_events).unwrap();
+            let last = rows.frames.last().unwrap().decode().unwrap();
+            (last.last_seq().get(), last.seal().copied())
+        };
+        assert_eq!(seal_after(9), (4, Some(seal)));
+        // The seal is not for the event where this step ends.
+        assert_eq!(seal_after(3), (6, None));
     }
 
     #[test]
@@ -265,7 +283,7 @@ mod tests {
         let log = events(9, 1);
         let before = held(&log);
         let mut rows = before.clone();
-        let refused = step(&mut rows, &stream(), head_of(&log[..3]), seq(7), 100).unwrap_err();
+        let refused = step(&mut rows, &stream(), head_of(&log[..3]), None, seq(7), 100).unwrap_err();
         assert_eq!((refused.code, refused.head_seq), (RefusalCode::SeqGap, Some(9)));
         assert_eq!(rows, before);
     }

@@ -46,5 +46,5 @@ pub fn append_sync_event(
         chain_hash: base_chain,
         committed_at_us,
     };
-    append_frame(ctx, &trust, &stream_id, seq, base_chain, Frame::encode(&[event]))
+    append_frame(ctx, &trust, &stream_id, seq, base_chain, Frame::encode(&[event], None))
 }

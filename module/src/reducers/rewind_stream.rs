@@ -8,16 +8,18 @@ use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, reducer};
 
 use crate::access::operator;
-use crate::log_access::{StreamRows, chain_from_column, seq_argument, seq_from_column, trust_row};
+use crate::log_access::{StreamRows, chain_from_column, seal_argument, seq_argument, seq_from_column, trust_row};
 use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
 
-/// `chain_hash` is the authority's chain hash at `seq`. `seen_seq` is the head as the caller last saw it.
+/// `chain_hash` is the authority's chain hash at `seq`. `seal` is the bridge's seal of that position, or empty: a frame
+/// that is cut there ends with it. `seen_seq` is the head as the caller last saw it.
 #[reducer]
 pub fn rewind_stream(
     ctx: &ReducerContext,
     stream_id: String,
     seq: u64,
     chain_hash: u256,
+    seal: Vec<u8>,
     seen_seq: u64,
 ) -> Result<(), Refused> {
     let trust = trust_row(ctx)?;
@@ -27,12 +29,13 @@ pub fn rewind_stream(
         seq: seq_argument(seq)?,
         chain: chain_from_column(chain_hash),
     };
+    let seal = seal_argument(&seal)?;
     let mut rows = StreamRows {
         ctx,
         stream_key: trust.stream_key(&stream_id)?,
         stream_id: &stream_id,
     };
     let seen = seq_from_column(seen_seq);
-    rewind::step(&mut rows, &stream_id, target, seen, rewind::STEP_EVENTS).map_err(refused)?;
+    rewind::step(&mut rows, &stream_id, target, seal.as_ref(), seen, rewind::STEP_EVENTS).map_err(refused)?;
     Ok(())
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Scope, StreamPattern};
 use crate::id::Label;
 use crate::refusal::RefusalCode;
+use crate::seal::SealKey;
 
 /// Where a client asks for a token.
 pub const TOKEN_PATH: &str = "/api/sync/token";
@@ -82,6 +83,8 @@ pub struct TokenResponse {
     pub session_id: Label,
     /// The device.
     pub device_id: Label,
+    /// The keys whose seals the client accepts from now on, and no others.
+    pub seal_keys: Vec<SealKey>,
 }
 
 impl std::fmt::Debug for TokenResponse {

@@ -18,22 +18,25 @@ pub(super) struct Places {
     pub(super) committed_at_us: i64,
 }
 
-/// Reads a message that is at most as long as a frame may be, and passes each event to `each`, in order.
-pub(super) fn read(bytes: &[u8], mut each: impl FnMut(Places)) -> Result<(), FrameError> {
+/// Reads a message that is at most as long as a frame may be, and passes each event to `each`, in order. Returns where
+/// the seal is.
+pub(super) fn read(bytes: &[u8], mut each: impl FnMut(Places)) -> Result<Range<usize>, FrameError> {
     let mut reader = Reader { bytes, at: 0 };
+    let mut seal = 0..0;
     while reader.at < bytes.len() {
         match reader.key()? {
             (1, wire_type) => {
                 let event = reader.delimited(wire_type)?;
                 each(event_in(bytes, event)?);
             }
+            (2, wire_type) => seal = reader.delimited(wire_type)?,
             (15, wire_type) => {
                 reader.delimited(wire_type)?;
             }
             (tag, wire_type) => reader.skip(tag, wire_type)?,
         }
     }
-    Ok(())
+    Ok(seal)
 }
 
 fn event_in(bytes: &[u8], event: Range<usize>) -> Result<Places, FrameError> {
@@ -139,6 +142,7 @@ mod tests {
         };
         let frame = wire::EventFrame {
             events: times.iter().map(event).collect(),
+            seal: vec![7; 2].into(),
             padding: vec![0; 3].into(),
         };
         frame.encode_to_vec()
@@ -185,6 +189,7 @@ mod tests {
     fn a_field_of_another_type_is_malformed() {
         for frame in [
             [1 << 3, 0].as_slice(),
+            &[2 << 3, 0],
             &[15 << 3, 0],
             &[1 << 3 | 2, 2, 1 << 3, 0],
             &[1 << 3 | 2, 2, 5 << 3 | 2, 0],

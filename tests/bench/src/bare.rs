@@ -55,7 +55,7 @@ impl Cut {
 
     fn encode(self, events: &[Event]) -> Vec<u8> {
         if self.padded {
-            return Frame::encode(events).into();
+            return Frame::encode(events, None).into();
         }
         let events = events.iter().map(|event| wire::Event {
             idempotency_key: event.idempotency_key.to_string(),
@@ -66,6 +66,7 @@ impl Cut {
         });
         prost::Message::encode_to_vec(&wire::EventFrame {
             events: events.collect(),
+            seal: Default::default(),
             padding: Default::default(),
         })
     }

@@ -26,6 +26,9 @@ pub(crate) struct ClientArgs {
     /// A file with the token.
     #[arg(long)]
     pub(crate) token_file: PathBuf,
+    /// A file with the keys whose seals count.
+    #[arg(long)]
+    pub(crate) seal_keys: PathBuf,
     /// The SQLite file for checkpoints.
     #[arg(long)]
     pub(crate) db: PathBuf,
@@ -77,6 +80,7 @@ pub(crate) async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
     let started_us = now_us();
     let mut config = ClientConfig::new(&args.uri, &args.database, args.streams.clone());
     config.credential = Credential::Fixed(std::fs::read_to_string(&args.token_file)?.trim().to_owned());
+    config.seal_keys = serde_json::from_slice(&std::fs::read(&args.seal_keys)?)?;
     let mut store = SqliteStore::open(&args.db)?;
     store.connection().execute_batch(
         "CREATE TABLE IF NOT EXISTS tally (stream_id TEXT PRIMARY KEY, events INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT",

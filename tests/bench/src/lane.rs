@@ -179,6 +179,8 @@ impl Runner {
         command
             .arg("--token-file")
             .arg(client.token_file())
+            .arg("--seal-keys")
+            .arg(self.lane.seal_keys_file())
             .arg("--db")
             .arg(PathBuf::from(client.store()));
         command.args(["--until", &until.to_string()]);

@@ -17,7 +17,7 @@ use spacetime_sync_client::rusqlite::Transaction;
 use spacetime_sync_client::{
     ClientConfig, Credential, Event, HandlerError, Phase, SqliteStore, Status, StreamId, SyncClient,
 };
-use spacetime_sync_proto::{ChainHash, Seq};
+use spacetime_sync_proto::{ChainHash, SealKey, Seq};
 use spacetime_sync_stdb::admin::Admin;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -62,6 +62,9 @@ pub struct FleetArgs {
     /// A file with one token per line, one for each client.
     #[arg(long)]
     pub tokens: PathBuf,
+    /// A file with the keys whose seals count.
+    #[arg(long)]
+    pub seal_keys: PathBuf,
     /// The folder of the clients' stores.
     #[arg(long)]
     pub folder: PathBuf,
@@ -101,10 +104,12 @@ struct Seen {
 /// Runs the clients until SIGTERM, and then until each client has the event that [`LAST`] names.
 pub async fn fleet(args: FleetArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
+    let seal_keys: Vec<SealKey> = serde_json::from_slice(&std::fs::read(&args.seal_keys)?)?;
     let mut clients = Vec::new();
     for (number, token) in std::fs::read_to_string(&args.tokens)?.lines().enumerate() {
         let mut config = ClientConfig::new(&args.uri, &args.database, vec![args.stream.clone()]);
         config.credential = Credential::Fixed(token.to_owned());
+        config.seal_keys.clone_from(&seal_keys);
         let store = SqliteStore::open(args.folder.join(format!("{number}.sqlite")))?;
         let seen = Arc::new(Mutex::new(Seen::default()));
         let handler = {
@@ -294,6 +299,8 @@ impl Fleet {
                 "--database",
                 &stage.lane.name,
             ])
+            .arg("--seal-keys")
+            .arg(stage.lane.seal_keys_file())
             .arg("--tokens")
             .arg(&tokens)
             .arg("--folder")

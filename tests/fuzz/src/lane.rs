@@ -69,7 +69,7 @@ impl Log {
 
     /// The events from one position to another, encoded as a frame.
     pub(crate) fn frame(&self, first: u64, last: u64) -> Bytes {
-        Frame::encode(&self.events[first as usize - 1..last as usize])
+        Frame::encode(&self.events[first as usize - 1..last as usize], None)
     }
 }
 

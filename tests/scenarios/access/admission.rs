@@ -253,7 +253,7 @@ async fn the_bridge_may_use_a_token_but_only_its_own() {
         ("mark_epoch", json!(["e", 1, true])),
         (
             "rewind_stream",
-            json!([id.as_str(), 0, column(&ChainHash::genesis(&id)), 1]),
+            json!([id.as_str(), 0, column(&ChainHash::genesis(&id)), "", 1]),
         ),
         ("set_compatibility", json!(["20200101T000000Z", "", 1, 9])),
     ];

@@ -208,6 +208,7 @@ async fn lane_of(issuer: &Issuer) -> Lane {
 fn client(lane: &Lane, credential: Credential, ids: &[StreamId], name: &str, seen: Arc<AtomicU64>) -> SyncClient {
     let mut config = ClientConfig::new(lane.server.uri(), &lane.name, ids.to_vec());
     config.credential = credential;
+    config.seal_keys = lane.seal_keys().unwrap();
     let store = SqliteStore::open(lane.path(name)).unwrap();
     let handler = move |_: &mut rusqlite::Transaction<'_>, _: &StreamId, events: &[Event]| {
         for event in events {

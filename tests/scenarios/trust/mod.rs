@@ -3,3 +3,4 @@
 mod gate;
 mod postgres;
 mod row_limit;
+mod seals;

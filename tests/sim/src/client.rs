@@ -9,6 +9,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
+use spacetime_sync_client::seal::SealKeys;
 use spacetime_sync_client::session::status::{Disconnect, Phase, Status, StopReason};
 use spacetime_sync_client::session::stream::{Counters, Mode, StreamStop};
 use spacetime_sync_client::session::{Applied, Command, ConnectionId, Event, Inbound, Issued, Outcome, Session};
@@ -17,6 +18,7 @@ use spacetime_sync_proto::{Position, Seq};
 
 use crate::agenda::{Micros, SECOND};
 use crate::net::{ConnId, ToHost};
+use crate::seal;
 use crate::setup::Setup;
 use crate::store::{SimStore, Transaction, handler};
 use crate::world::{Step, World, say};
@@ -98,8 +100,8 @@ impl fmt::Debug for Client {
 }
 
 fn applier(store: &SimStore, streams: Vec<(StreamId, Position)>, setup: &Setup) -> Stepped<SimStore, Handler> {
-    let (events, bytes) = setup.batch;
-    Stepped::new(store.clone(), handler as Handler, streams, events, bytes)
+    let seals = SealKeys::verified_by(&[seal::key()], seal::verify);
+    Stepped::new(store.clone(), handler as Handler, streams, setup.batch, seals)
 }
 
 fn session(streams: &[(StreamId, Position)], setup: &Setup, seed: u64, now: Instant) -> Session {
@@ -438,6 +440,7 @@ impl World {
                     self.work_later(at);
                 }
             }
+            Command::Trust(keys) => self.clients[at].applier.trust(keys),
             Command::StopApplier => {
                 let client = &mut self.clients[at];
                 client.applier_stopped = true;

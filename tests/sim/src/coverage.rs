@@ -52,6 +52,7 @@ const SEEN: &[&str] = &[
     "client: stream stopped",
     "client: grant came back",
     "client: batch thrown away",
+    "client: unsealed events not applied",
     "durable transactions lost with the host",
 ];
 

@@ -48,6 +48,7 @@ mod host;
 mod net;
 mod oracle;
 mod run;
+mod seal;
 mod setup;
 mod shrink;
 mod store;

@@ -249,6 +249,7 @@ impl World {
 /// The frame with another payload in its last event, and on request with the matching hash.
 fn altered(frame: &FrameRow, with_hash: bool) -> Option<FrameRow> {
     let decoded = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone()).ok()?;
+    let seal = decoded.seal().copied();
     let mut events: Vec<Event> = decoded.into_events_after(Seq::ZERO).collect();
     let last = events.last_mut()?;
     last.payload = Bytes::from_static(b"bent");
@@ -256,7 +257,7 @@ fn altered(frame: &FrameRow, with_hash: bool) -> Option<FrameRow> {
         last.payload_hash = PayloadHash::of(&last.payload);
     }
     Some(FrameRow {
-        bytes: Frame::encode(&events),
+        bytes: Frame::encode(&events, seal.as_ref()),
         ..frame.clone()
     })
 }

@@ -7,9 +7,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use spacetime_sync_proto::Secret;
+use spacetime_sync_proto::{Position, Seal, Sealer, Secret, StreamId};
 
-use super::{KEY_BYTES, KeyError, Ring, SIGNS_IN_SECONDS, SigningKey, moment_from_name, moment_text};
+use super::{KEY_BYTES, KeyError, Ring, SIGNS_IN_SECONDS, SigningKey, moment_from_name, moment_text, now};
 
 /// Most files that are read. The newest count.
 const FILES: usize = 64;
@@ -20,6 +20,12 @@ pub struct KeyFolder {
     folder: Option<PathBuf>,
     ring: RwLock<Arc<Ring>>,
     last: Mutex<Last>,
+}
+
+impl Sealer for KeyFolder {
+    fn seal(&self, stream_id: &StreamId, at: &Position) -> Option<Seal> {
+        self.ring().signer(now())?.seal(stream_id, at)
+    }
 }
 
 /// What the last look at the folder found.

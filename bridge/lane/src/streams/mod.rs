@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use spacetime_sync_proto::{ChainHash, FrameRow, Refusal, Seq, StreamId, StreamProgress};
 
-pub use prepare::{ReadyFrame, is_doubtful, judge, prepare};
+pub use prepare::{ReadyFrame, Sealing, is_doubtful, judge, prepare};
 pub use reconcile::{Verdict, reconcile};
 pub use stream::HaltReason;
 use stream::{Mode, Next, Stream};

@@ -1,6 +1,6 @@
 //! Checks every hash in a page of the authority's log, and cuts the page into frames.
 
-use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, Seq, limit};
+use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, Position, Seal, Sealer, Seq, StreamId, limit};
 
 use super::HaltReason;
 use crate::message::Page;
@@ -21,13 +21,31 @@ impl ReadyFrame {
     }
 }
 
+/// Who seals the frames of a stream.
+#[derive(Clone, Copy)]
+pub struct Sealing<'a> {
+    /// The stream.
+    pub stream_id: &'a StreamId,
+    /// Who has the key.
+    pub sealer: &'a dyn Sealer,
+}
+
+impl Sealing<'_> {
+    fn seal(&self, last: &Event) -> Option<Seal> {
+        let (seq, chain) = (last.seq, last.chain_hash);
+        self.sealer.seal(self.stream_id, &Position { seq, chain })
+    }
+}
+
 /// Cuts the events after `after` into frames of at most `frame_bytes` and [`limit::FRAME_EVENTS`], with one event at least.
 /// Checks every seq, payload hash and chain hash first, because the bridge does not trust the authority's log blindly.
+/// Frames that SpacetimeDB is to deliver are sealed.
 pub fn prepare(
     after: Seq,
     base_chain: ChainHash,
     events: &[Event],
     frame_bytes: usize,
+    sealing: Option<Sealing<'_>>,
 ) -> Result<Vec<ReadyFrame>, HaltReason> {
     let (mut seq, mut chain) = (after, base_chain);
     for event in events {
@@ -64,12 +82,13 @@ pub fn prepare(
             .count();
         let (frame, later) = rest.split_at(fitting.max(1));
         let (first, last) = (&frame[0], &frame[frame.len() - 1]);
+        let seal = sealing.and_then(|sealing| sealing.seal(last));
         frames.push(ReadyFrame {
             row: FrameRow {
                 first_seq: first.seq,
                 last_seq: last.seq,
                 base_chain: base,
-                bytes: Frame::encode(frame),
+                bytes: Frame::encode(frame, seal.as_ref()),
             },
             last_chain: last.chain_hash,
         });
@@ -95,13 +114,14 @@ pub fn judge(
     floor: Option<Seq>,
     events: &[Event],
     frame_bytes: usize,
+    sealing: Sealing<'_>,
 ) -> Page {
     if is_doubtful(after, base_chain, events) && floor.is_some_and(|floor| after < floor) {
         return Page::Purged;
     }
     match base_chain {
         None => Page::Broken(HaltReason::AheadOfAuthority),
-        Some(base_chain) => match prepare(after, base_chain, events, frame_bytes) {
+        Some(base_chain) => match prepare(after, base_chain, events, frame_bytes, Some(sealing)) {
             Ok(frames) => Page::Frames(frames),
             Err(reason) => Page::Broken(reason),
         },
@@ -146,7 +166,7 @@ mod tests {
     }
 
     fn prepare_all(events: &[Event], frame_bytes: usize) -> Result<Vec<ReadyFrame>, HaltReason> {
-        prepare(Seq::ZERO, genesis(), events, frame_bytes)
+        prepare(Seq::ZERO, genesis(), events, frame_bytes, None)
     }
 
     #[test]

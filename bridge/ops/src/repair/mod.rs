@@ -9,10 +9,11 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use spacetime_sync_proto::{ChainHash, Position, RefusalCode, Seq, StreamId, StreamProgress};
+use spacetime_sync_proto::{ChainHash, Position, RefusalCode, Sealer, Seq, StreamId, StreamProgress};
 
 use crate::unpublished::{BrokenTail, Tail, broken_tail};
 use spacetime_sync_authority::{Act, Actor, Authority, AuthorityError};
@@ -54,6 +55,8 @@ pub struct Sides {
     pub authority: Authority,
     /// SpacetimeDB.
     pub link: Link,
+    /// Seals the position where a rewound log ends.
+    pub sealer: Arc<dyn Sealer>,
     /// Only these streams; all streams if it is empty.
     pub streams: Vec<StreamId>,
     /// Who changes something, for the audit log.
@@ -234,10 +237,12 @@ impl Sides {
     async fn end_at(&self, stream_id: &StreamId, to: Seq, chain: ChainHash) -> Result<(), RepairError> {
         let act = Act::RewindStream { stream_id, to };
         self.authority.record(act, &self.operator).await?;
+        let at = Position { seq: to, chain };
+        let seal = self.sealer.seal(stream_id, &at);
         for tries in 1.. {
             let held = self.link.heads(std::slice::from_ref(stream_id)).await?;
             let seen = held.first().map_or(Seq::ZERO, |held| held.seq);
-            let outcome = self.link.rewind(stream_id, seen, to, chain).await;
+            let outcome = self.link.rewind(stream_id, seen, at, seal.as_ref()).await;
             if is_rewound(stream_id, outcome, tries)? {
                 break;
             }

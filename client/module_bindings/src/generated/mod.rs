@@ -155,6 +155,7 @@ pub enum Reducer {
         stream_id: String,
         seq: u64,
         chain_hash: __sats::u256,
+        seal: Vec::<u8>,
         seen_seq: u64,
 }    ,
     SetCompatibility {
@@ -283,11 +284,13 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 stream_id,
                 seq,
                 chain_hash,
+                seal,
                 seen_seq,
 }             => __sats::bsatn::to_vec(&rewind_stream_reducer::RewindStreamArgs {
                 stream_id: stream_id.clone(),
                 seq: seq.clone(),
                 chain_hash: chain_hash.clone(),
+                seal: seal.clone(),
                 seen_seq: seen_seq.clone(),
 }),
             Reducer::SetCompatibility{

@@ -16,6 +16,7 @@ pub(super) struct RewindStreamArgs {
     pub stream_id: String,
     pub seq: u64,
     pub chain_hash: __sats::u256,
+    pub seal: Vec::<u8>,
     pub seen_seq: u64,
 }
 
@@ -25,6 +26,7 @@ impl From<RewindStreamArgs> for super::Reducer {
             stream_id: args.stream_id,
             seq: args.seq,
             chain_hash: args.chain_hash,
+            seal: args.seal,
             seen_seq: args.seen_seq,
 }
 }
@@ -48,9 +50,10 @@ pub trait rewind_stream {
     fn rewind_stream(&self, stream_id: String,
 seq: u64,
 chain_hash: __sats::u256,
+seal: Vec::<u8>,
 seen_seq: u64,
 ) -> __sdk::Result<()> {
-        self.rewind_stream_then(stream_id, seq, chain_hash, seen_seq,  |_, _| {})
+        self.rewind_stream_then(stream_id, seq, chain_hash, seal, seen_seq,  |_, _| {})
     }
 
     /// Request that the remote module invoke the reducer `rewind_stream` to run as soon as possible,
@@ -64,6 +67,7 @@ seen_seq: u64,
         stream_id: String,
 seq: u64,
 chain_hash: __sats::u256,
+seal: Vec::<u8>,
 seen_seq: u64,
 
         callback: impl FnOnce(&super::ReducerEventContext, Result<Result<(), String>, __sdk::InternalError>)
@@ -78,13 +82,14 @@ impl rewind_stream for super::RemoteReducers {
         stream_id: String,
 seq: u64,
 chain_hash: __sats::u256,
+seal: Vec::<u8>,
 seen_seq: u64,
 
         callback: impl FnOnce(&super::ReducerEventContext, Result<Result<(), String>, __sdk::InternalError>)
             + Send
             + 'static,
     ) -> __sdk::Result<()> {
-        self.imp.invoke_reducer_with_callback(RewindStreamArgs { stream_id, seq, chain_hash, seen_seq,  }, callback)
+        self.imp.invoke_reducer_with_callback(RewindStreamArgs { stream_id, seq, chain_hash, seal, seen_seq,  }, callback)
     }
 }
 

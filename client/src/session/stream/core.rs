@@ -296,6 +296,7 @@ impl Stream {
             ApplyFailure::Payload { seq, expected, found } => {
                 self.stop(StreamStop::PayloadMismatch { seq, expected, found }, effects);
             }
+            ApplyFailure::Unproven { to, why } => self.unproven(StreamStop::Unproven { to, why }, effects),
             ApplyFailure::Stop { message } => {
                 self.stop(
                     StreamStop::Handler {

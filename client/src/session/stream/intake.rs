@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use spacetime_sync_proto::{Frame, FrameRow, Position, Seq};
 
-use super::{Batch, StreamStop};
+use super::{Batch, Proof, StreamStop};
 
 /// How a frame relates to a cursor.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,12 +28,13 @@ pub(super) enum Intake {
 }
 
 /// Checks a frame against the cursor, against the head that a page claimed and, if it is a repeat, against some earlier
-/// positions.
+/// positions. `from_authority` says whether the authority itself answered.
 pub(super) fn take(
     frame: FrameRow,
     cursor: Position,
     claim: Option<Position>,
     recent: &VecDeque<Position>,
+    from_authority: bool,
 ) -> Result<Intake, StreamStop> {
     let events = frame.claimed_events();
     if frame.first_seq > cursor.seq.next() {
@@ -73,6 +74,11 @@ pub(super) fn take(
         seq: checked.last_seq(),
         chain: checked.last_chain(),
     };
+    let proof = if from_authority {
+        Proof::Authority
+    } else {
+        Proof::Seal(checked.seal().copied())
+    };
     let events: Vec<_> = checked.into_events_after(cursor.seq).collect();
     Ok(Intake::Next {
         repeated: repeated(seq, cursor.seq),
@@ -81,6 +87,7 @@ pub(super) fn take(
             to,
             events,
             bytes,
+            proof,
         },
     })
 }

@@ -6,6 +6,7 @@ use spacetime_sync_proto::{FrameRow, PayloadHash, Position, StaleReason, StreamI
 use super::tests::{Case, Log, applied, bounds, seq};
 use super::*;
 use crate::config::{StaleAnswer, StreamBounds, WithoutDocument};
+use crate::seal::Unproven;
 
 fn within(on_stale: StaleAnswer) -> StreamBounds {
     StreamBounds {
@@ -431,4 +432,45 @@ fn a_page_that_was_asked_for_after_a_start_over_counts_also_once_the_stream_is_s
     case.expect(Input::StartedOver(log.at(90)), &["read after 90"]);
     case.expect(Input::Stable, &[]);
     case.expect(lane(&log, 50, vec![]), &["subscribe 1 after 90"]);
+}
+
+#[test]
+fn events_that_are_not_sealed_come_from_the_authority_until_spacetimedb_has_good_ones() {
+    let log = Log::new("s", 12);
+    let mut case = case(log.at(10), StaleAnswer::Stop);
+    let unproven = || Input::ApplyFailed {
+        failure: ApplyFailure::Unproven {
+            to: seq(12),
+            why: Unproven::NoSeal,
+        },
+        released: 0,
+    };
+    // The authority has only seq 11 yet. What SpacetimeDB calls seq 12 is an invention.
+    for attempt in 1..3 * bounds().recovery_attempts {
+        let handed_out = case.step(lane(&log, 1, vec![log.frame(11, 12)]));
+        assert!(
+            handed_out.iter().any(|effect| effect.starts_with("apply ")),
+            "{handed_out:?}"
+        );
+        let after = case.stream.applied().seq;
+        assert_eq!(case.step(unproven()).last(), Some(&format!("history after {after}")));
+        let frames = if attempt == 1 { vec![log.frame(11, 11)] } else { vec![] };
+        case.step(Input::HistoryPage(Page {
+            head: log.at(11),
+            oldest_seq: seq(1),
+            durable_reads: true,
+            frames,
+        }));
+        if attempt == 1 {
+            case.step(applied(&log, 11));
+        }
+        assert_eq!(rung(&case), "await_lane");
+        assert_eq!(
+            case.stream.recovery_attempt(),
+            attempt,
+            "each pause is longer than the one before"
+        );
+        case.step(Input::AskAgain);
+    }
+    assert_eq!(case.stream.applied(), log.at(11));
 }

@@ -19,8 +19,10 @@ pub use core::{Mode, Rung, Stream};
 
 use spacetime_sync_proto::page::Snapshot;
 use spacetime_sync_proto::{
-    ChainHash, Event, FrameError, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seq, StaleCursor,
+    ChainHash, Event, FrameError, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seal, Seq, StaleCursor,
 };
+
+use crate::seal::Unproven;
 
 /// A part of a stream's log, as the module or the authority answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,6 +137,13 @@ pub enum ApplyFailure {
         /// The hash of the payload.
         found: PayloadHash,
     },
+    /// The bridge has not sealed these events.
+    Unproven {
+        /// The last of them.
+        to: Seq,
+        /// What is wrong with their seal.
+        why: Unproven,
+    },
 }
 
 /// Something that the caller is to do.
@@ -184,6 +193,15 @@ pub enum Effect {
     },
 }
 
+/// What proves that events are the authority's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// The bridge's seal of the last one, if there is one. Nobody has verified it.
+    Seal(Option<Seal>),
+    /// The authority itself answered.
+    Authority,
+}
+
 /// Consecutive events that follow the chain. Their payloads are not yet hashed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
@@ -195,6 +213,8 @@ pub struct Batch {
     pub events: Vec<Event>,
     /// Roughly how much memory they take.
     pub bytes: usize,
+    /// What proves them.
+    pub proof: Proof,
 }
 
 /// Where a stream starts over, because what was applied cannot be continued.
@@ -235,6 +255,15 @@ pub enum StreamStop {
         expected: PayloadHash,
         /// What arrived.
         found: PayloadHash,
+    },
+    /// SpacetimeDB delivered events that the bridge has not sealed, so none of them was applied. The stream never stops
+    /// because of it: it reads from the authority if it may, and asks SpacetimeDB again.
+    #[error("SpacetimeDB delivered events up to seq {to} that are not proven to be the authority's: {why}")]
+    Unproven {
+        /// The last of them.
+        to: Seq,
+        /// What is wrong with their seal.
+        why: Unproven,
     },
     /// A row of the log does not hold a valid frame.
     #[error("the frame at seq {seq} is invalid: {error}")]
@@ -305,6 +334,7 @@ impl StreamStop {
         match self {
             Self::ChainMismatch { .. } => "chain_mismatch",
             Self::PayloadMismatch { .. } => "payload_mismatch",
+            Self::Unproven { .. } => "unproven",
             Self::BadFrame { .. } => "bad_frame",
             Self::FrameExtent { .. } => "frame_extent",
             Self::AheadOfLane { .. } => "ahead_of_lane",

@@ -7,6 +7,7 @@ use spacetime_sync_proto::{
 
 use super::*;
 use crate::config::{ClientConfig, Reads, StreamBounds};
+use crate::seal::tests::TestKey;
 use crate::session::stream::core::UNKNOWN_EVENT_BYTES;
 
 mod applying;
@@ -88,7 +89,16 @@ impl Log {
             first_seq: Seq::new(first).unwrap(),
             last_seq: Seq::new(last).unwrap(),
             base_chain: self.at(first - 1).chain,
-            bytes: Frame::encode(events),
+            bytes: Frame::encode(events, None),
+        }
+    }
+
+    /// The same, sealed.
+    pub(crate) fn sealed_frame(&self, stream_id: &StreamId, first: u64, last: u64, key: &TestKey) -> FrameRow {
+        let events = &self.events[first as usize - 1..last as usize];
+        FrameRow {
+            bytes: Frame::encode(events, Some(&key.seal(stream_id, &self.at(last)))),
+            ..self.frame(first, last)
         }
     }
 

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 
-use spacetime_sync_proto::{Position, StreamId};
+use spacetime_sync_proto::{Position, SealKey, StreamId};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{BatchBounds, Handler, Job, StreamQueue, Worker};
+use crate::seal::SealKeys;
 use crate::session::{Outcome, Work};
 use crate::store::CheckpointStore;
 
@@ -18,7 +19,13 @@ pub struct Stepped<S, H> {
 
 impl<S: CheckpointStore, H: Handler<S>> Stepped<S, H> {
     /// An applier of these streams, with at most this many events and bytes per transaction.
-    pub fn new(store: S, handler: H, streams: Vec<(StreamId, Position)>, events: usize, bytes: usize) -> Self {
+    pub fn new(
+        store: S,
+        handler: H,
+        streams: Vec<(StreamId, Position)>,
+        (events, bytes): (usize, usize),
+        seals: SealKeys,
+    ) -> Self {
         let (outgoing, outcomes) = tokio::sync::mpsc::unbounded_channel();
         let queue = |(id, applied)| StreamQueue {
             id,
@@ -30,6 +37,7 @@ impl<S: CheckpointStore, H: Handler<S>> Stepped<S, H> {
             handler,
             streams: streams.into_iter().map(queue).collect(),
             bounds: BatchBounds { events, bytes },
+            seals,
             outgoing,
         };
         Self {
@@ -41,7 +49,12 @@ impl<S: CheckpointStore, H: Handler<S>> Stepped<S, H> {
 
     /// Queues work for the stream with this index.
     pub fn hand_over(&mut self, stream: usize, work: Work) {
-        self.worker.enqueue(Job { stream, work }, &mut self.turn);
+        self.worker.enqueue(Job::Do(stream, work), &mut self.turn);
+    }
+
+    /// From here on the seals of these keys count, and no others.
+    pub fn trust(&mut self, keys: Vec<SealKey>) {
+        self.worker.enqueue(Job::Trust(keys), &mut self.turn);
     }
 
     /// Works for the stream whose turn it is. Returns whether more work is queued.

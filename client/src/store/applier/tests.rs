@@ -4,9 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use spacetime_sync_proto::page::Snapshot;
-use spacetime_sync_proto::{Position, Seq, StaleCursor, StaleReason};
+use spacetime_sync_proto::{Position, Seal, Seq, StaleCursor, StaleReason};
 
 use super::*;
+use crate::seal::Unproven;
+use crate::seal::tests::TestKey;
 use crate::session::stream::Batch;
 use crate::session::stream::tests::Log;
 use crate::store::Effects;
@@ -77,6 +79,7 @@ fn worker<H: Handler<Memory>>(
         handler,
         streams: streams.collect(),
         bounds,
+        seals: SealKeys::new(&[]),
         outgoing,
     };
     (worker, store, outcomes)
@@ -89,18 +92,14 @@ fn batch(log: &Log, first: u64, last: u64) -> Batch {
         to: log.at(last),
         events,
         bytes: 10,
+        proof: Proof::Authority,
     }
 }
 
 fn run<H: Handler<Memory>>(worker: &mut Worker<Memory, H>, jobs: Vec<(usize, Batch)>) {
     let (sender, incoming) = std::sync::mpsc::channel();
     for (stream, batch) in jobs {
-        sender
-            .send(Job {
-                stream,
-                work: Work::Batch(batch),
-            })
-            .unwrap();
+        sender.send(Job::Do(stream, Work::Batch(batch))).unwrap();
     }
     drop(sender);
     worker.run(&incoming, &AtomicBool::new(false));
@@ -272,7 +271,7 @@ fn begin<H: Handler<Memory>>(worker: &mut Worker<Memory, H>, beginning: Beginnin
     let (sender, incoming) = std::sync::mpsc::channel();
     let works = [Some(Work::StartOver(Box::new(beginning))), then.map(Work::Batch)];
     for work in works.into_iter().flatten() {
-        sender.send(Job { stream: 0, work }).unwrap();
+        sender.send(Job::Do(0, work)).unwrap();
     }
     drop(sender);
     worker.run(&incoming, &AtomicBool::new(false));
@@ -325,4 +324,76 @@ fn an_altered_or_misplaced_document_never_becomes_a_beginning() {
         "{told:?}"
     );
     assert!(store.0.lock().unwrap().is_empty());
+}
+
+/// What comes from SpacetimeDB.
+fn delivered(batch: Batch, seal: Option<Seal>) -> Batch {
+    Batch {
+        proof: Proof::Seal(seal),
+        ..batch
+    }
+}
+
+#[test]
+fn the_last_seal_proves_all_batches_of_a_transaction() {
+    let log = Log::new("s0", 9);
+    let key = TestKey::new(1);
+    let (mut worker, store, mut outcomes) = worker(&[&log], all_good, BOUNDS);
+    worker.seals = SealKeys::new(&[key.public.clone()]);
+    let id = worker.streams[0].id.clone();
+    let jobs = vec![
+        (0, delivered(batch(&log, 1, 3), None)),
+        (0, delivered(batch(&log, 4, 9), Some(key.seal(&id, &log.at(9))))),
+    ];
+    run(&mut worker, jobs);
+    assert_eq!(told(&mut outcomes), [(0, 20, Applied::To(log.at(9)))]);
+    assert_eq!(*store.0.lock().unwrap(), ["s0 0..9"]);
+}
+
+#[test]
+fn nothing_that_the_bridge_has_not_sealed_is_applied() {
+    let log = Log::new("s0", 9);
+    let (key, stranger) = (TestKey::new(1), TestKey::new(2));
+    let id = StreamId::new("s0").unwrap();
+    let of_stranger = stranger.seal(&id, &log.at(6));
+    for (seal, why) in [
+        (None, Unproven::NoSeal),
+        (Some(of_stranger), Unproven::UnknownKey(of_stranger.key)),
+        (Some(key.seal(&id, &log.at(5))), Unproven::Forged),
+    ] {
+        let (mut worker, store, mut outcomes) = worker(&[&log], all_good, BOUNDS);
+        worker.seals = SealKeys::new(&[key.public.clone()]);
+        let jobs = vec![
+            (0, delivered(batch(&log, 1, 3), Some(key.seal(&id, &log.at(3))))),
+            (0, delivered(batch(&log, 4, 6), seal)),
+        ];
+        run(&mut worker, jobs);
+        let failure = ApplyFailure::Unproven { to: log.at(6).seq, why };
+        assert_eq!(told(&mut outcomes), [(0, 20, Applied::Failed(failure))]);
+        assert!(store.0.lock().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn keys_count_from_when_the_token_brings_them() {
+    let log = Log::new("s0", 9);
+    let (old, new) = (TestKey::new(1), TestKey::new(2));
+    let (mut worker, _, mut outcomes) = worker(&[&log], all_good, BOUNDS);
+    worker.seals = SealKeys::new(&[old.public.clone()]);
+    let id = worker.streams[0].id.clone();
+    let sealed = |key: &TestKey, first, last| {
+        Work::Batch(delivered(batch(&log, first, last), Some(key.seal(&id, &log.at(last)))))
+    };
+    let mut turn = VecDeque::new();
+    worker.enqueue(Job::Trust(vec![new.public.clone()]), &mut turn);
+    for work in [sealed(&new, 1, 3), sealed(&old, 4, 6)] {
+        worker.enqueue(Job::Do(0, work), &mut turn);
+        assert!(worker.apply_some(0).is_ok());
+    }
+    let told = told(&mut outcomes);
+    assert_eq!(told[0], (0, 10, Applied::To(log.at(3))));
+    assert!(
+        matches!(told[1].2, Applied::Failed(ApplyFailure::Unproven { .. })),
+        "{told:?}"
+    );
 }

@@ -84,6 +84,7 @@ fn response() -> Value {
         "subject": "user:7/session:s1", "org_id": null, "claims_version": "oa_sync_claims_v1",
         "scopes": ["sync.subscribe"], "granted_topics": [], "granted_streams": ["runtime.run.42.events"],
         "kid": "k", "token_id": "sync_1", "session_id": "s1", "device_id": "d1",
+        "seal_keys": [{"kid": "k1", "kty": "EC", "crv": "P-256", "x": "eA", "y": "eQ"}],
     })
 }
 
@@ -103,6 +104,7 @@ async fn a_request_for_a_token_carries_the_session_and_the_client_version() {
     assert_eq!(token.expires_in, Duration::from_secs(300));
     assert_eq!(token.granted_streams[0].to_string(), "runtime.run.42.events");
     assert_eq!(token.session_id.as_deref(), Some("s1"));
+    assert_eq!(token.seal_keys[0].kid, "k1");
 
     let request = served.join().unwrap();
     let (head, body) = request.split_once("\r\n\r\n").unwrap();

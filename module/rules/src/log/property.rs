@@ -204,7 +204,7 @@ impl World {
         for steps in 0.. {
             let held_before = self.head() - self.held_after();
             let seen = seq(self.head());
-            let step = step(&mut self.rows, &stream(), target, seen, most_events).unwrap();
+            let step = step(&mut self.rows, &stream(), target, None, seen, most_events).unwrap();
             let row = self.rows.head.unwrap();
             match step {
                 Step::Done => assert_eq!(steps, 0, "only the first step may find nothing to do"),

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use rand::Rng as _;
 use rand::rngs::StdRng;
+use spacetime_sync_proto::seal::SEAL_BYTES;
 use spacetime_sync_proto::{ChainHash, Event, Frame, FrameError, IdempotencyKey, Kind, PayloadHash, Seq, limit, wire};
 
 use crate::lane::Log;
@@ -105,6 +106,11 @@ fn expected(first_seq: u64, base_chain: ChainHash, bytes: &Bytes) -> Result<Vec<
     if count == 0 || count > limit::FRAME_EVENTS {
         return Err(FrameError::EventCount { found: count });
     }
+    if !matches!(message.seal.len(), 0 | SEAL_BYTES) {
+        return Err(FrameError::SealLength {
+            found: message.seal.len(),
+        });
+    }
     let last = first_seq.checked_add(count as u64 - 1).and_then(Seq::new);
     if first_seq == 0 || last.is_none_or(|last| last == Seq::MAX) {
         return Err(FrameError::FirstSeq { found: first_seq });
@@ -149,12 +155,14 @@ fn same(found: &FrameError, expected: &FrameError) -> bool {
 /// A frame that is encoded again, whole or cut, is the same frame.
 fn again(frame: Frame, first_seq: u64, base_chain: ChainHash) -> anyhow::Result<()> {
     let events: Vec<_> = frame.clone().into_events_after(Seq::ZERO).collect();
-    let encoded = Frame::encode(&events);
+    let seal = frame.seal().copied();
+    let encoded = Frame::encode(&events, seal.as_ref());
     ensure!(encoded.len() >= limit::FRAME_PADDED_BYTES);
     // A sender may repeat a field or use more bytes than needed. Encoding writes it once, so the result is never
     // longer.
     let decoded = Frame::decode(first_seq, base_chain, encoded)?;
     ensure!(decoded.last_chain() == frame.last_chain() && decoded.last_seq() == frame.last_seq());
+    ensure!(decoded.seal() == seal.as_ref());
     ensure!(decoded.into_events_after(Seq::ZERO).eq(events.iter().cloned()));
     let cut = frame.first_seq().plus(events.len() as u64 / 2);
     let after = cut.since(frame.first_seq()) as usize + 1;
@@ -166,6 +174,7 @@ fn again(frame: Frame, first_seq: u64, base_chain: ChainHash) -> anyhow::Result<
         None => ensure!(after >= events.len()),
         Some(rest) => {
             let rest = Frame::decode(cut.next().get(), chain, rest)?;
+            ensure!(rest.seal() == seal.as_ref());
             ensure!(rest.into_events_after(Seq::ZERO).eq(events[after..].iter().cloned()));
         }
     }

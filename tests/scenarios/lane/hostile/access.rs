@@ -117,7 +117,7 @@ async fn each_function_admits_only_permitted_callers() {
         (
             "rewind_stream",
             (
-                json!(["no name", 0, end, 0]),
+                json!(["no name", 0, end, "", 0]),
                 [unauthorized, unauthorized, unauthorized, invalid, invalid],
             ),
         ),
@@ -463,7 +463,7 @@ async fn a_rewind_forgets_only_the_checkpoints_past_it() {
         seqs
     };
     assert_eq!(acknowledged().await, [3, 5, 5]);
-    let rewind = json!([id.as_str(), 3, column(&logs[0].1[2].chain_hash), 6]);
+    let rewind = json!([id.as_str(), 3, column(&logs[0].1[2].chain_hash), "", 6]);
     module.call(Some(&module.owner), "rewind_stream", &rewind).await.done();
     assert_eq!(acknowledged().await, [3, 5]);
 }

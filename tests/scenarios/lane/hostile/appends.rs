@@ -98,11 +98,12 @@ async fn malformed_frames_are_refused_and_change_nothing() {
     let frame = |events: Vec<wire::Event>| {
         wire::EventFrame {
             events,
+            seal: Bytes::new(),
             padding: Bytes::new(),
         }
         .encode_to_vec()
     };
-    let good = Frame::encode(&events[2..3]);
+    let good = Frame::encode(&events[2..3], None);
     for (what, arguments) in [
         ("nothing", several(3, &[])),
         ("no event", several(3, &frame(Vec::new()))),
@@ -303,16 +304,16 @@ async fn the_websocket_answers_with_the_same_refusals() {
             .unwrap();
     };
     let genesis = ChainHash::genesis(&id);
-    send(1, &genesis, Frame::encode(&ours[..2]));
-    send(1, &genesis, Frame::encode(&ours[..2]));
-    send(1, &genesis, Frame::encode(&other[..2]));
-    send(4, &genesis, Frame::encode(&other[..1]));
-    send(3, &genesis, Frame::encode(&ours[2..]));
+    send(1, &genesis, Frame::encode(&ours[..2], None));
+    send(1, &genesis, Frame::encode(&ours[..2], None));
+    send(1, &genesis, Frame::encode(&other[..2], None));
+    send(4, &genesis, Frame::encode(&other[..1], None));
+    send(3, &genesis, Frame::encode(&ours[2..], None));
     // Over HTTP the server accepts no call of that size.
     send(3, &ours[1].chain_hash, vec![0xff; limit::FRAME_BYTES + 1].into());
-    send(3, &ours[1].chain_hash, Frame::encode(&large));
+    send(3, &ours[1].chain_hash, Frame::encode(&large, None));
     send(3, &ours[1].chain_hash, Bytes::new());
-    send(3, &ours[1].chain_hash, Frame::encode(&ours[2..]));
+    send(3, &ours[1].chain_hash, Frame::encode(&ours[2..], None));
     for expected in [
         Ok(()),
         Ok(()),

@@ -236,7 +236,7 @@ fn chain_before(stream_id: &StreamId, log: &[Event], seq: usize) -> ChainHash {
 }
 
 pub(crate) fn append_arguments(stream_id: &StreamId, events: &[Event], base_chain: &ChainHash) -> Value {
-    let frame = hex::encode(Frame::encode(events));
+    let frame = hex::encode(Frame::encode(events, None));
     json!([stream_id.as_str(), events[0].seq.get(), column(base_chain), frame])
 }
 

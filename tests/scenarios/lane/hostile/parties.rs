@@ -496,7 +496,7 @@ async fn a_working_bridge_leaves_no_error_in_the_modules_log() {
     let refused = lane
         .owner()
         .unwrap()
-        .call("rewind_stream", json!(["", 0, "0x0", 0]))
+        .call("rewind_stream", json!(["", 0, "0x0", "", 0]))
         .await;
     assert!(refused.is_err());
     assert_eq!(errors_logged(&lane).await.len(), before.len() + 1);

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use rand::Rng as _;
-use spacetime_sync_lane::{Event, Failure, LinkId, Page, Record, Recorded, RequestId, Standing, is_doubtful, judge};
+use spacetime_sync_lane::{
+    Event, Failure, LinkId, Page, Record, Recorded, RequestId, Sealing, Standing, is_doubtful, judge,
+};
 use spacetime_sync_proto::epoch::AuthorityEpoch;
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::retention::RetentionClass;
@@ -11,6 +13,7 @@ use spacetime_sync_proto::{ChainHash, Seq, StreamId, StreamProgress};
 
 use crate::agenda::Micros;
 use crate::fault::Fault;
+use crate::seal::SimSealer;
 use crate::world::{World, say};
 
 /// A question to the authority.
@@ -238,8 +241,12 @@ impl World {
             return self.corrupt_page(link, stream, format!("the chain hash at seq {bad} is malformed"));
         }
         let floor = is_doubtful(after, base, &events).then_some(log.floor);
-        let page = judge(after, base, floor, &events, limits.frame_bytes);
         let stream_id = log.id.clone();
+        let sealing = Sealing {
+            stream_id: &stream_id,
+            sealer: &SimSealer,
+        };
+        let page = judge(after, base, floor, &events, limits.frame_bytes, sealing);
         if page == Page::Purged {
             self.coverage.seen("bridge: page purged before it was read");
         }

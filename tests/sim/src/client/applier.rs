@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use rand::Rng as _;
 use spacetime_sync_client::session::Applied;
+use spacetime_sync_client::session::stream::ApplyFailure;
 
 use super::ClientStep;
 use crate::agenda::{MILLISECOND, SECOND};
@@ -58,6 +59,9 @@ impl World {
                     self.client_dies(at, back);
                     return;
                 }
+            }
+            if matches!(&outcome.result, Applied::Failed(ApplyFailure::Unproven { .. })) {
+                self.coverage.seen("client: unsealed events not applied");
             }
             // Outcomes arrive in order, as through a channel.
             let told_at = self.clients[at].told_at.max(self.now) + self.dice.work.random_range(1..500);

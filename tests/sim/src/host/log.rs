@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use spacetime_sync_lane::CallId;
-use spacetime_sync_proto::{Event, Frame, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seq};
+use spacetime_sync_proto::{Event, Frame, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Sealer as _, Seq};
 use spacetime_sync_rules::append::{Appended, Request, append};
 use spacetime_sync_rules::log::HeadRow;
 use spacetime_sync_rules::log::memory::MemoryLog;
@@ -12,6 +12,7 @@ use spacetime_sync_rules::rewind;
 use super::{Sub, Undo};
 use crate::fault::Fault;
 use crate::net::{ConnId, FromHost, Party};
+use crate::seal::SimSealer;
 use crate::world::{World, say};
 
 /// How many events one step of a rewind removes at most. In the module they are more than a run has: no rewind would
@@ -120,7 +121,8 @@ impl World {
             self.coverage.seen("module: rewind after another bridge appended");
         }
         let before = Box::new(table.log.clone());
-        let step = match rewind::step(&mut table.log, &table.stream_id, target, seen, REWIND_EVENTS) {
+        let seal = SimSealer.seal(&table.stream_id, &target);
+        let step = match rewind::step(&mut table.log, &table.stream_id, target, seal.as_ref(), seen, REWIND_EVENTS) {
             Ok(step) => step,
             Err(refusal) => {
                 self.coverage.seen("module: another head than was seen");
@@ -201,10 +203,13 @@ impl World {
         self.excuses[stream]
             .halts
             .extend(["refused", "diverged", "ahead_of_authority"]);
+        // Whoever invents it may show the seal of another position.
+        let stream_id = &self.logs[stream].id;
+        let replayed = SimSealer.seal(stream_id, &head).filter(|_| seq.get().is_multiple_of(2));
         let request = Request {
             first_seq: seq.get(),
             base_chain: head.chain,
-            frame: Frame::encode(std::slice::from_ref(&event)),
+            frame: Frame::encode(std::slice::from_ref(&event), replayed.as_ref()),
         };
         self.host_takes_frame(stream, request).is_ok()
     }

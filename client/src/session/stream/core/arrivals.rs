@@ -68,7 +68,7 @@ impl Stream {
         for frame in page.frames {
             bytes += frame.bytes.len() as u64;
             events = events.saturating_add(frame.claimed_events());
-            self.take(frame, counters, effects)?;
+            self.take(frame, false, counters, effects)?;
         }
         if events > 0 {
             self.bytes_per_event = bytes.div_ceil(events);
@@ -100,7 +100,7 @@ impl Stream {
             | Mode::Stopped(_) => return,
             Mode::Subscribing(_) | Mode::Live(_) | Mode::Renewing { .. } => {}
         }
-        match self.take(frame, counters, effects) {
+        match self.take(frame, false, counters, effects) {
             Err(stop) => self.contradicted(stop, effects),
             Ok(()) if self.unapplied_bytes > self.bounds.unapplied_bytes => self.overrun(counters, effects),
             Ok(()) => {}
@@ -110,11 +110,12 @@ impl Stream {
     pub(super) fn take(
         &mut self,
         frame: FrameRow,
+        from_authority: bool,
         counters: &mut Counters,
         effects: &mut Vec<Effect>,
     ) -> Result<(), StreamStop> {
         counters.frames += 1;
-        match intake::take(frame, self.cursor, self.claim, &self.recent)? {
+        match intake::take(frame, self.cursor, self.claim, &self.recent, from_authority)? {
             Intake::Hole => {}
             Intake::Repeated { events, compared } => {
                 counters.duplicates_dropped += events;

@@ -71,6 +71,8 @@ pub(super) struct Recovery {
     pub(super) waits: u32,
     /// Times that the authority agreed with the client while SpacetimeDB held another log.
     contradictions: u32,
+    /// Times in a row that SpacetimeDB delivered events that the bridge has not sealed.
+    unproven: u32,
     /// Stale cursors after which the stream started over.
     answers: u32,
     /// How often the stream has ever started over.
@@ -112,7 +114,9 @@ impl Stream {
                 until: *oldest,
                 lane: stop.clone(),
             },
-            StreamStop::AheadOfLane { .. } | StreamStop::ChainMismatch { .. } => Rung::Consult(stop.clone()),
+            StreamStop::AheadOfLane { .. } | StreamStop::ChainMismatch { .. } | StreamStop::Unproven { .. } => {
+                Rung::Consult(stop.clone())
+            }
             StreamStop::PayloadMismatch { .. }
             | StreamStop::BadFrame { .. }
             | StreamStop::FrameExtent { .. }
@@ -208,7 +212,7 @@ impl Stream {
         self.known = self.known.max(Some(head.seq));
         self.claim = Some(head);
         for frame in page.frames {
-            self.take(frame, counters, effects)?;
+            self.take(frame, true, counters, effects)?;
         }
         // The claim holds for the authority's pages only.
         self.claim = None;
@@ -216,9 +220,9 @@ impl Stream {
     }
 
     fn await_lane(&mut self, lane: StreamStop, effects: &mut Vec<Effect>) {
-        // If SpacetimeDB is behind, the bridge fills it, however long that takes. If it holds another log than the
-        // authority, waiting will not mend it.
-        if !matches!(lane, StreamStop::AheadOfLane { .. }) {
+        // If SpacetimeDB is behind, the bridge fills it, however long that takes, and if rows are forged, the bridge
+        // removes them. If it holds another log than the authority, waiting will not mend it.
+        if !matches!(lane, StreamStop::AheadOfLane { .. } | StreamStop::Unproven { .. }) {
             self.recovery.contradictions += 1;
         }
         if self.recovery.contradictions > self.bounds.recovery_attempts {
@@ -227,8 +231,23 @@ impl Stream {
         self.pause(Rung::AwaitLane(lane), effects);
     }
 
+    /// Events that the applier was handed are not proven: nothing of them is saved.
+    pub(super) fn unproven(&mut self, stop: StreamStop, effects: &mut Vec<Effect>) {
+        if self.is_stopped() {
+            return;
+        }
+        self.cursor = self.applied;
+        self.recovery.unproven = self.recovery.unproven.saturating_add(1);
+        if self.bounds.history {
+            self.contradicted(stop, effects);
+        } else {
+            self.try_again(stop.to_string(), self.recovery.unproven, effects);
+        }
+    }
+
     fn pause(&mut self, rung: Rung, effects: &mut Vec<Effect>) {
-        self.recovery.waits = self.recovery.waits.saturating_add(1);
+        // A page that brings forged events is a good page until their seal is checked, and ends the waits.
+        self.recovery.waits = self.recovery.waits.saturating_add(1).max(self.recovery.unproven);
         let attempt = self.recovery.waits;
         self.climb(rung, effects);
         effects.push(Effect::RecoverLater { attempt });

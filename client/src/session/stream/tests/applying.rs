@@ -1,6 +1,7 @@
 //! What a stream does when the application is slow or fails.
 
 use super::*;
+use crate::seal::Unproven;
 
 #[test]
 fn a_slow_applier_makes_a_live_stream_page_and_later_return() {
@@ -171,4 +172,32 @@ fn a_stream_lags_only_past_its_bounds() {
     };
     case.expect(saved(14), &[]);
     case.expect(saved(15), &["read after 16"]);
+}
+
+fn unproven(to: u64) -> Input {
+    Input::ApplyFailed {
+        failure: ApplyFailure::Unproven {
+            to: seq(to),
+            why: Unproven::Forged,
+        },
+        released: 0,
+    }
+}
+
+#[test]
+fn without_history_a_stream_asks_again_for_what_is_not_sealed_however_long_it_takes() {
+    let mut log = Log::new("s", 10);
+    let mut case = Case::live(&log);
+    log.append();
+    case.expect(Input::Frame(log.frame(11, 11)), &["apply 11..=11"]);
+    case.expect(unproven(11), &["unsubscribe 1", "retry later 1"]);
+    for attempt in 2..3 * bounds().recovery_attempts {
+        case.expect(Input::AskAgain, &["read after 10"]);
+        case.step(log.page(vec![log.frame(11, 11)]));
+        assert_eq!(case.step(unproven(11)).last(), Some(&format!("retry later {attempt}")));
+    }
+    case.step(Input::AskAgain);
+    case.step(log.page(vec![log.frame(11, 11)]));
+    case.expect(applied(&log, 11), &[]);
+    assert_eq!(case.stream.applied(), log.head());
 }

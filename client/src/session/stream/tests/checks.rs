@@ -27,7 +27,7 @@ fn a_frame_that_does_not_lead_to_the_head_is_never_applied() {
         events[4].payload = Bytes::from_static(b"other");
         events[4].payload_hash = PayloadHash::of(b"other");
         FrameRow {
-            bytes: Frame::encode(&events),
+            bytes: Frame::encode(&events, None),
             ..log.frame(11, 20)
         }
     };
