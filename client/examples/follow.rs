@@ -73,6 +73,9 @@ struct Args {
     /// Wait at most this long between attempts to connect.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     retry_ms: Option<u64>,
+    /// Read from the bridge what SpacetimeDB has not brought this long after the bridge said that it is there.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    overdue_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -146,6 +149,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         config.backoff.spread = config.backoff.spread.min(retry);
         config.backoff.first = config.backoff.first.min(retry);
         config.backoff.most = retry;
+    }
+    if let Some(overdue) = args.overdue_ms.map(Duration::from_millis) {
+        config.limits.overdue_after = overdue;
     }
     let mut store = SqliteStore::open(&args.db)?;
     store

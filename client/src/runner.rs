@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::future::pending;
 use std::sync::Arc;
 
+use spacetime_sync_proto::Seq;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
@@ -39,12 +40,14 @@ pub(crate) struct Runner {
 enum Errand {
     Dial(ConnectionId),
     Question(QuestionId, usize),
+    Heads(QuestionId),
 }
 
 /// The result of a task.
 enum Done {
     Dialed(Box<DialAnswer>),
     Answered(Answer),
+    Heads(Result<Vec<(usize, Seq)>, String>),
 }
 
 impl Runner {
@@ -167,6 +170,11 @@ impl Runner {
                     retry_after: None,
                 },
             },
+            (Some(Errand::Heads(question)), Some(Done::Heads(answer))) => Event::Heads { question, answer },
+            (Some(Errand::Heads(question)), _) => Event::Heads {
+                question,
+                answer: Err(without_answer()),
+            },
             // The task was given up too late: close the connection it made.
             (None, Some(Done::Dialed(answer))) => {
                 if let Ok((link, _)) = answer.result {
@@ -174,7 +182,7 @@ impl Runner {
                 }
                 Event::Woken
             }
-            (None, Some(Done::Answered(_)) | None) => Event::Woken,
+            (None, Some(Done::Answered(_) | Done::Heads(_)) | None) => Event::Woken,
         }
     }
 
@@ -264,8 +272,25 @@ impl Runner {
                     })
                 });
             }
+            Command::AskHeads {
+                question,
+                streams,
+                token,
+            } => {
+                let (config, history) = (Arc::clone(&self.config), self.history.clone());
+                self.begin(Errand::Heads(question), async move {
+                    Done::Heads(match history {
+                        Some(source) => source.heads(token, streams.start, &config.streams[streams]).await,
+                        // A session asks only if there is a source to ask.
+                        None => pending().await,
+                    })
+                });
+            }
             Command::Withdraw { question } => {
-                self.give_up(|errand| matches!(errand, Errand::Question(asked, _) if asked == question));
+                self.give_up(|errand| match errand {
+                    Errand::Question(asked, _) | Errand::Heads(asked) => asked == question,
+                    Errand::Dial(_) => false,
+                });
             }
             Command::Apply { stream, work } => self.applier.hand_over(stream, work),
             Command::Trust(keys) => self.applier.trust(keys),

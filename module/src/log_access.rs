@@ -175,7 +175,12 @@ pub fn seal_argument(bytes: &[u8]) -> Result<Option<Seal>, Refused> {
     if bytes.is_empty() {
         return Ok(None);
     }
-    let length = || invalid_argument(format!("the seal has {} bytes, expected {SEAL_BYTES} or none", bytes.len()));
+    let length = || {
+        invalid_argument(format!(
+            "the seal has {} bytes, expected {SEAL_BYTES} or none",
+            bytes.len()
+        ))
+    };
     Seal::from_slice(bytes).map(Some).ok_or_else(length)
 }
 

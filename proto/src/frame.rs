@@ -203,7 +203,11 @@ impl Frame {
     pub fn encode_until(self, seq: Seq, seal: Option<&Seal>) -> Option<Bytes> {
         let keep = seq.next().offset_from(self.first_seq).min(self.events.len());
         let rest = self.events[..keep].iter().map(|event| Fields::at(&self.bytes, event));
-        let seal = if keep < self.events.len() { seal } else { self.seal.as_ref() };
+        let seal = if keep < self.events.len() {
+            seal
+        } else {
+            self.seal.as_ref()
+        };
         (keep > 0).then(|| encode(rest, seal))
     }
 

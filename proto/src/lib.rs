@@ -18,6 +18,7 @@ mod error_text;
 pub mod event;
 pub mod frame;
 pub mod hash;
+pub mod heads;
 pub mod id;
 pub mod limit;
 pub mod page;

@@ -20,7 +20,7 @@ pub const PAGE_BYTES: usize = 1024 * 1024;
 /// How many events a subscription may reach ahead. A client subscribes to 4 MiB of events by default, and none of them
 /// is smaller than 64 bytes.
 pub const SUBSCRIPTION_EVENTS: u64 = 65_536;
-/// Most streams in one call of `read_heads`.
+/// Most streams in one question for heads, of the bridge to the module or of a client to the bridge.
 pub const HEADS: usize = 1_000;
 /// Most retention classes.
 pub const RETENTION_CLASSES: usize = 256;

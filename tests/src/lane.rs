@@ -15,7 +15,7 @@ use spacetime_sync_issuer::keys::{KeyFolder, add_key, now};
 use spacetime_sync_ops::publish::{Bridge as BridgeProof, ROW_LIMIT, Request, Trust, publish};
 use spacetime_sync_ops::repair::Sides;
 use spacetime_sync_proto::access::AUDIENCE;
-use spacetime_sync_proto::{ChainHash, SealKey, StreamId};
+use spacetime_sync_proto::{ChainHash, Position, Seal, SealKey, Sealer as _, StreamId};
 use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
@@ -382,9 +382,17 @@ impl Lane {
         assert!(reports.iter().any(|report| report.compared > 0), "nothing was compared");
     }
 
+    /// The bridge's seal of a position.
+    pub fn seal(&self, stream_id: &StreamId, at: &Position) -> anyhow::Result<Seal> {
+        self.sealer()?.seal(stream_id, at).context("no key seals")
+    }
+
     /// The keys that seal events.
     fn sealer(&self) -> anyhow::Result<KeyFolder> {
-        let folder = self.tokens.as_ref().map_or_else(|| self.path(SEALS), |tokens| tokens.keys.keys_dir());
+        let folder = self
+            .tokens
+            .as_ref()
+            .map_or_else(|| self.path(SEALS), |tokens| tokens.keys.keys_dir());
         Ok(KeyFolder::open(&folder, now())?)
     }
 

@@ -1,10 +1,11 @@
 //! Reads how far streams have come: their heads, published seqs and floors.
 
-use spacetime_sync_proto::{Seq, StreamId, StreamProgress};
+use spacetime_sync_proto::{ChainHash, Position, Seq, StreamId, StreamProgress};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::error::CallError;
+use super::retention::corrupt;
 use super::{Authority, AuthorityError, is_name, stream_id};
 
 impl Authority {
@@ -81,6 +82,22 @@ impl Authority {
         Ok(found)
     }
 
+    /// Where these streams' logs end. A stream to which nothing was ever appended is missing.
+    pub async fn heads(&self, streams: &[StreamId]) -> Result<Vec<(StreamId, Position)>, AuthorityError> {
+        self.connections
+            .run("heads", async |connection| {
+                let rows = sqlx::query(
+                    "select stream_id, head_seq, head_chain from runtime.sync_streams
+                     where stream_id = any($1) and head_seq > 0",
+                )
+                .bind(streams.iter().map(StreamId::as_str).collect::<Vec<_>>())
+                .fetch_all(connection)
+                .await?;
+                rows.iter().map(head).collect()
+            })
+            .await
+    }
+
     async fn positions(
         &self,
         what: &'static str,
@@ -102,17 +119,17 @@ impl Authority {
     }
 }
 
+fn head(row: &PgRow) -> Result<(StreamId, Position), CallError> {
+    let stream_id = stream_id(row.try_get(0)?)?;
+    let value = row.try_get(1)?;
+    let seq = Seq::from_sql(value).ok_or_else(|| corrupt(&stream_id, value, "a head_seq"))?;
+    let chain = ChainHash::from_slice(row.try_get(2)?).ok_or_else(|| corrupt(&stream_id, value, "a chain hash"))?;
+    Ok((stream_id, Position { seq, chain }))
+}
+
 fn position(row: &PgRow) -> Result<StreamProgress, CallError> {
     let stream_id = stream_id(row.try_get(0)?)?;
-    let seq = |value: i64, what| {
-        Seq::from_sql(value).ok_or_else(|| {
-            CallError::Content(AuthorityError::Corrupt {
-                stream_id: stream_id.as_str().to_owned(),
-                seq: value,
-                what,
-            })
-        })
-    };
+    let seq = |value, what| Seq::from_sql(value).ok_or_else(|| corrupt(&stream_id, value, what));
     Ok(StreamProgress {
         head_seq: seq(row.try_get(1)?, "a head_seq")?,
         published_seq: seq(row.try_get(2)?, "a published_seq")?,

@@ -239,7 +239,7 @@ fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
 }
 
-fn corrupt(stream_id: &StreamId, seq: i64, what: &'static str) -> CallError {
+pub(super) fn corrupt(stream_id: &StreamId, seq: i64, what: &'static str) -> CallError {
     CallError::Content(AuthorityError::Corrupt {
         stream_id: stream_id.as_str().to_owned(),
         seq,

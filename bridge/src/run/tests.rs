@@ -2,17 +2,28 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use spacetime_sync_proto::{Position, Seal, StreamId};
 use spacetime_sync_stdb::tokens::TokenSource;
 
 use super::*;
 
 /// A configuration whose authority and SpacetimeDB nobody serves, because these tests only need the runner.
-const NOWHERE: [(&str, &str); 4] = [
+const NOWHERE: [(&str, &str); 5] = [
     ("SPACETIME_SYNC__AUTHORITY__URL", "postgres://nobody@127.0.0.1:1/none"),
     ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://127.0.0.1:1"),
     ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "lane"),
     ("SPACETIME_SYNC__SPACETIMEDB__TOKEN", "none"),
+    ("SPACETIME_SYNC__SEALS__KEYS_DIR", "nowhere"),
 ];
+
+/// Seals nothing.
+struct NoKey;
+
+impl Sealer for NoKey {
+    fn seal(&self, _: &StreamId, _: &Position) -> Option<Seal> {
+        None
+    }
+}
 
 fn runner() -> Runner {
     let set = NOWHERE.map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -25,7 +36,7 @@ fn runner() -> Runner {
         deadline: Duration::from_secs(1),
     };
     let status = Arc::new(Status::new(Duration::from_secs(10)));
-    Runner::new(config, target, status, None)
+    Runner::new(config, target, Arc::new(NoKey), status, None)
 }
 
 #[tokio::test]

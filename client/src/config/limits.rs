@@ -131,6 +131,11 @@ pub struct Limits {
     pub answer_timeout: Duration,
     /// The client asks for each live stream's head at least this often, so that a lost delivery heals: 30 s.
     pub verify_every: Duration,
+    /// How long SpacetimeDB may take to bring what the authority says there is, besides 10 ms for each missing event: 30 s.
+    /// After that the client reads it from the authority.
+    pub overdue_after: Duration,
+    /// How often the client asks the authority where its streams end, besides with each token: every 5 min.
+    pub heads_every: Duration,
     /// When to ask again for a stream that the module refused: after 5 s. A grant may come later.
     pub ask_again_after: Duration,
     /// How long a stream may be behind and still count as live: 1 s.
@@ -167,6 +172,8 @@ impl Default for Limits {
             silence_timeout: Duration::from_secs(4),
             answer_timeout: Duration::from_secs(60),
             verify_every: Duration::from_secs(30),
+            overdue_after: Duration::from_secs(30),
+            heads_every: Duration::from_secs(300),
             ask_again_after: Duration::from_secs(5),
             live_grace: Duration::from_secs(1),
             ack_every: Duration::from_secs(5),
@@ -202,6 +209,8 @@ impl Limits {
             ("heartbeat_after", self.heartbeat_after),
             ("silence_timeout", self.silence_timeout),
             ("verify_every", self.verify_every),
+            ("overdue_after", self.overdue_after),
+            ("heads_every", self.heads_every),
             ("history_timeout", self.history_timeout),
             ("ask_again_after", self.ask_again_after),
         ];

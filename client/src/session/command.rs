@@ -1,5 +1,7 @@
 //! The commands of a session. The code that carries them out decides nothing.
 
+use std::ops::Range;
+
 use spacetime_sync_proto::{Position, SealKey, Seq};
 
 use super::event::{ConnectionId, Question, QuestionId, ReadId};
@@ -95,6 +97,15 @@ pub enum Command {
         token: Option<String>,
         /// The question.
         about: Question,
+    },
+    /// Ask the authority where streams end; answered by [`Event::Heads`](super::Event::Heads).
+    AskHeads {
+        /// The id of the question.
+        question: QuestionId,
+        /// The streams.
+        streams: Range<usize>,
+        /// The token to ask with.
+        token: Option<String>,
     },
     /// Withdraw a question.
     Withdraw {

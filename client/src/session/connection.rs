@@ -183,6 +183,7 @@ impl Session {
         if let Some(keys) = keys.filter(|keys| !keys.is_empty()) {
             self.commands.push(Command::Trust(keys));
         }
+        self.ask_heads();
         issued.map(|issued| Tenure::new(issued, self.dice.random()))
     }
 

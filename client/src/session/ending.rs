@@ -83,6 +83,7 @@ impl Session {
             Event::Message { .. }
             | Event::Closed { .. }
             | Event::Answered { .. }
+            | Event::Heads { .. }
             | Event::Presence { .. }
             | Event::Stop => {}
         }

@@ -63,6 +63,13 @@ pub enum Event {
         /// The answer.
         answer: Answer,
     },
+    /// The authority has said where streams end, or the question has failed.
+    Heads {
+        /// The question.
+        question: QuestionId,
+        /// Streams that the token covers and that have events, and the seq of their last event; or what went wrong.
+        answer: Result<Vec<(usize, Seq)>, String>,
+    },
     /// The apply thread has finished a piece of work.
     Applied(Outcome),
     /// The apply thread has ended.

@@ -6,6 +6,7 @@ use spacetime_sync_proto::{RefusalCode, Seq, StreamId};
 
 use super::acknowledgement::Acknowledgement;
 use super::event::{ConnectionId, QuestionId, ReadId};
+use super::heads::Owed;
 use super::status::{StreamPhase, StreamStatus};
 use super::stream::{Mode, Stream, SubscriptionId};
 use super::tally::Share;
@@ -28,6 +29,8 @@ pub(super) struct Follower {
     /// When the oldest unanswered call was made.
     pub(super) asked_at: Option<Instant>,
     pub(super) verified_at: Instant,
+    /// What the authority has and SpacetimeDB has yet to bring.
+    pub(super) owed: Option<Owed>,
     pub(super) acknowledgement: Acknowledgement,
     /// The head as last heard, on any connection.
     head: Option<Seq>,
@@ -71,6 +74,7 @@ impl Follower {
             wait_for_authority: None,
             asked_at: None,
             verified_at: now,
+            owed: None,
             acknowledgement: Acknowledgement::default(),
             head: None,
             live: false,
@@ -132,6 +136,11 @@ impl Follower {
     /// Whether the module refuses to let this session read the stream.
     pub(super) fn is_forbidden(&self) -> bool {
         self.refused.is_some()
+    }
+
+    /// Whether the stream waits for this client, and not for SpacetimeDB: for the application, or for its turn to read.
+    pub(super) fn is_held_up(&self) -> bool {
+        !self.stream.awaits_events() || self.stream.is_reading() && self.reading.is_none()
     }
 
     /// Whether the stream is behind and counts as live only until the grace period ends.

@@ -24,6 +24,7 @@ mod counted;
 mod ending;
 mod follower;
 mod handover;
+mod heads;
 mod heartbeat;
 mod inbound;
 mod questions;
@@ -52,6 +53,7 @@ use cache::Cache;
 use connection::Connection;
 use ending::Life;
 use follower::Follower;
+use heads::Heads;
 use heartbeat::Heartbeat;
 use questions::Questions;
 use reads::Reads;
@@ -85,6 +87,9 @@ pub struct Session {
     held: Option<Issued>,
     reads: Reads,
     questions: Questions,
+    heads: Heads,
+    /// Whether the authority can be asked.
+    asks_authority: bool,
     cache: Cache,
     /// Bytes of frames handed to the applier and not yet saved, over all streams.
     unapplied_bytes: usize,
@@ -111,6 +116,7 @@ impl Session {
     /// A session that has not begun yet: it connects at the first [`Event::Woken`]. Each of `streams` continues from
     /// its saved position; from here on its index identifies it.
     pub fn new(settings: Settings, streams: Vec<(StreamId, Position, StreamBounds)>, seed: u64, now: Instant) -> Self {
+        let asks_authority = streams.iter().any(|(_, _, bounds)| bounds.history);
         let followers: Vec<_> = streams
             .into_iter()
             .map(|(id, applied, bounds)| Follower::new(id, Stream::new(applied, bounds), now))
@@ -130,6 +136,8 @@ impl Session {
             held: None,
             reads: Reads::default(),
             questions: Questions::default(),
+            heads: Heads::default(),
+            asks_authority,
             cache: Cache::default(),
             unapplied_bytes: 0,
             ack_turn: 0,
@@ -260,6 +268,7 @@ impl Session {
                 stream,
                 answer,
             } => return self.answered(question, stream, answer),
+            Event::Heads { question, answer } => self.heads_came(question, answer),
             Event::Applied(outcome) => return self.applied(outcome),
             Event::ApplierEnded => {
                 self.applier_ended = true;
@@ -280,6 +289,7 @@ impl Session {
         self.end_handover_if_over();
         self.start_reads();
         self.start_questions();
+        self.start_heads();
         if self.tally.stopped() == self.followers.len() {
             return Err(StopReason::EveryStreamStopped);
         }

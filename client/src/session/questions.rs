@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::connection::Connection;
+use super::connection::{Connection, Up};
 use super::counted::less;
 use super::event::{Answer, Question, QuestionId};
 use super::status::StopReason;
@@ -50,8 +50,7 @@ impl Session {
             if full || (about == Question::Document && self.is_document_under_way(at)) {
                 return;
             }
-            let token = up.tenure.as_ref().map(|tenure| tenure.token().to_owned());
-            let token = token.or_else(|| self.settings.fixed_token.clone());
+            let token = self.token_of(up);
             let question = QuestionId(self.next_id());
             self.commands.push(Command::Ask {
                 question,
@@ -67,6 +66,12 @@ impl Session {
             );
             self.followers[at].question = Some(question);
         }
+    }
+
+    /// The token to ask the authority with.
+    pub(super) fn token_of(&self, up: &Up) -> Option<String> {
+        let token = up.tenure.as_ref().map(|tenure| tenure.token().to_owned());
+        token.or_else(|| self.settings.fixed_token.clone())
     }
 
     fn is_document_under_way(&self, at: usize) -> bool {

@@ -19,6 +19,7 @@ mod caching;
 mod connecting;
 mod ending;
 mod handing_over;
+mod heads;
 mod presence;
 mod reading;
 mod showing;

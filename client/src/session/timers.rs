@@ -43,6 +43,7 @@ impl Session {
         self.end_handover_if_late();
         self.refresh();
         self.verify();
+        self.watch_heads();
         self.acknowledge_some();
         self.keep_presence();
     }

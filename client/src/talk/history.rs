@@ -1,6 +1,7 @@
 //! Reads the authority's log from the bridge over HTTP. It decides nothing and does not check the events in a page; the
 //! stream does.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,8 +9,9 @@ use reqwest::header::{ACCEPT, HeaderMap, RETRY_AFTER};
 use reqwest::{StatusCode, Url};
 use serde::de::DeserializeOwned;
 use spacetime_sync_proto::access::{Incompatible, TokenRefusal};
+use spacetime_sync_proto::heads::{HEADS_PATH, Heads, HeadsRequest, StreamHead};
 use spacetime_sync_proto::page::{DOCUMENT_BYTES, EventPage, PROTOBUF, STREAMS_PATH, Snapshot, path_segment};
-use spacetime_sync_proto::{Position, Refusal, RefusalCode, StaleCursor, StreamId, limit};
+use spacetime_sync_proto::{Position, Refusal, RefusalCode, Seq, StaleCursor, StreamId, limit};
 
 use super::tokens::{bridge_url, read_up_to};
 use crate::config::{ClientConfig, History};
@@ -24,6 +26,8 @@ const ENVELOPE_BYTES: usize = 256 * 1024;
 const PAGE_ANSWER_BYTES: usize = limit::PAGE_BYTES + limit::FRAME_BYTES + ENVELOPE_BYTES;
 /// Longest answer with a document.
 const DOCUMENT_ANSWER_BYTES: usize = DOCUMENT_BYTES + ENVELOPE_BYTES;
+/// Longest answer with heads.
+const HEADS_ANSWER_BYTES: usize = limit::HEADS * limit::STREAM_ID_BYTES + ENVELOPE_BYTES;
 
 fn failed(message: impl Into<String>) -> Answer {
     Answer::Failed {
@@ -84,6 +88,31 @@ impl Source {
         }
     }
 
+    /// Asks where streams end. The first of them has the index `first`.
+    pub(crate) async fn heads(
+        &self,
+        token: Option<String>,
+        first: usize,
+        streams: &[StreamId],
+    ) -> Result<Vec<(usize, Seq)>, String> {
+        let mut url = self.bridge.clone();
+        url.set_path(&format!("{}{HEADS_PATH}", url.path().trim_end_matches('/')));
+        let mut request = self.http.post(url).json(&HeadsRequest {
+            streams: streams.to_vec(),
+        });
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let answer = request.send().await.map_err(|error| chain(&error.without_url()))?;
+        let status = answer.status();
+        let body = read_up_to(answer, HEADS_ANSWER_BYTES).await?;
+        match (status, json::<Heads>(&body)) {
+            (StatusCode::OK, Some(Heads { heads })) => Ok(places(first, streams, &heads)),
+            (StatusCode::OK, None) => Err("the bridge's answer is not a list of heads".to_owned()),
+            (_, _) => Err(format!("the bridge answered {status}")),
+        }
+    }
+
     fn url(&self, stream_id: &StreamId, question: Question) -> Option<Url> {
         let mut url = self.bridge.clone();
         let (base, name) = (url.path().trim_end_matches('/').to_owned(), path_segment(stream_id)?);
@@ -98,6 +127,13 @@ impl Source {
         }
         Some(url)
     }
+}
+
+/// The index and the head of each stream that was asked about and has one.
+fn places(first: usize, streams: &[StreamId], heads: &[StreamHead]) -> Vec<(usize, Seq)> {
+    let heads: HashMap<_, _> = heads.iter().map(|head| (&head.stream_id, head.seq)).collect();
+    let place = |(at, stream_id)| Some((first + at, *heads.get(stream_id)?));
+    streams.iter().enumerate().filter_map(place).collect()
 }
 
 fn read(stream_id: &StreamId, question: Question, status: StatusCode, headers: &HeaderMap, body: Bytes) -> Answer {

@@ -4,3 +4,4 @@ mod gate;
 mod postgres;
 mod row_limit;
 mod seals;
+mod withholding;

@@ -450,6 +450,7 @@ impl World {
             Command::Withdraw { .. } => {}
             // These runs have neither history nor presence.
             Command::Ask { .. }
+            | Command::AskHeads { .. }
             | Command::SayPresence { .. }
             | Command::WatchPresence { .. }
             | Command::ShowPresences { .. } => {

@@ -153,6 +153,7 @@ impl World {
             StreamStop::PayloadMismatch { .. } => party.forgives(stream, "payload_mismatch"),
             StreamStop::BelowWindow { .. } => self.setup.window().is_some(),
             StreamStop::Unproven { .. }
+            | StreamStop::Withheld { .. }
             | StreamStop::DurableReads
             | StreamStop::StaleCursor(_)
             | StreamStop::BadFrame { .. }

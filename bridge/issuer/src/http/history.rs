@@ -24,7 +24,7 @@ use super::refusal::{incompatible, refuse};
 use super::token::asker;
 use crate::denial::Denial;
 use crate::history::{Cursor, Histories, NoPage, Turn};
-use crate::reader::NoReader;
+use crate::reader::{NoReader, Reader};
 
 pub(super) const EVENTS_PATH: &str = "/api/sync/streams/{stream_id}/events";
 pub(super) const SNAPSHOT_PATH: &str = "/api/sync/streams/{stream_id}/snapshot";
@@ -86,6 +86,22 @@ async fn admitted<'a>(
     stream_id: &str,
     sent: &HeaderMap,
 ) -> Result<(&'a Histories, StreamId), NoReader> {
+    let (reader, histories) = reader(desk, peer, sent).await?;
+    let stream_id = StreamId::new(stream_id)
+        .map_err(|error| Denial::new(RefusalCode::InvalidArgument, format!("the stream's name: {error}")))?;
+    reader.may_read(&stream_id).map_err(|denial| match desk {
+        Some(desk) => desk.issuer.counted(denial),
+        None => denial,
+    })?;
+    Ok((histories, stream_id))
+}
+
+/// Checks who asks, how often, and whether the session still exists.
+pub(super) async fn reader<'a>(
+    desk: Option<&'a Desk>,
+    peer: SocketAddr,
+    sent: &HeaderMap,
+) -> Result<(Reader, &'a Histories), NoReader> {
     let Some(desk) = desk else {
         return Err(Denial::unavailable("this bridge issues no tokens, and reading history needs one").into());
     };
@@ -96,13 +112,10 @@ async fn admitted<'a>(
     let session_id = &reader.session().session_id;
     histories.admit(session_id).map_err(|denial| issuer.counted(denial))?;
     issuer.lasts(&reader, histories.authority()?).await?;
-    let stream_id = StreamId::new(stream_id)
-        .map_err(|error| Denial::new(RefusalCode::InvalidArgument, format!("the stream's name: {error}")))?;
-    reader.may_read(&stream_id).map_err(|denial| issuer.counted(denial))?;
-    Ok((histories, stream_id))
+    Ok((reader, histories))
 }
 
-fn told(refused: NoReader) -> Response {
+pub(super) fn told(refused: NoReader) -> Response {
     match refused {
         NoReader::Denied(denial) => refuse(&denial),
         NoReader::Incompatible(why) => incompatible(&why),

@@ -1,6 +1,7 @@
 //! The issuer's routes: tokens, the keys that verify them, revocation, and the log for holders of a token.
 
 mod discovery;
+mod heads;
 mod history;
 pub mod refusal;
 mod revocation;
@@ -14,6 +15,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH, REVOKED_PATH, TOKEN_PATH};
+use spacetime_sync_proto::heads::HEADS_PATH;
 use tower_http::compression::CompressionLayer;
 
 use crate::Issuer;
@@ -48,6 +50,7 @@ pub fn router(desk: Option<Arc<Desk>>) -> Router {
         .merge(log)
         .route(discovery::DOCUMENT_PATH, get(discovery::document))
         .route(discovery::KEYS_PATH, get(discovery::keys))
+        .route(HEADS_PATH, post(heads::heads).fallback(no_such_method))
         .route(TOKEN_PATH, post(token::token).fallback(no_such_method))
         .route(REVOKE_PATH, post(revocation::revoke).fallback(no_such_method))
         .route(REVOKED_PATH, get(revocation::revoked));

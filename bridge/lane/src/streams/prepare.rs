@@ -131,6 +131,7 @@ pub fn judge(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use spacetime_sync_proto::seal::SEAL_BYTES;
     use spacetime_sync_proto::{IdempotencyKey, Kind, PayloadHash, StreamId};
 
     use super::*;
@@ -169,6 +170,40 @@ mod tests {
         prepare(Seq::ZERO, genesis(), events, frame_bytes, None)
     }
 
+    /// Seals with the seq in place of a signature.
+    struct Stamp;
+
+    impl Sealer for Stamp {
+        fn seal(&self, _: &StreamId, at: &Position) -> Option<Seal> {
+            Seal::from_slice(&[at.seq.get() as u8; SEAL_BYTES])
+        }
+    }
+
+    #[test]
+    fn each_frame_carries_the_seal_of_its_last_event() {
+        let events = log(&[100, 300, 100, 5_000]);
+        let stream_id = StreamId::new("a").unwrap();
+        let sealing = Sealing {
+            stream_id: &stream_id,
+            sealer: &Stamp,
+        };
+        let sealed = |frame: ReadyFrame| {
+            let FrameRow {
+                first_seq,
+                base_chain,
+                bytes,
+                ..
+            } = frame.row;
+            let seal = *Frame::decode(first_seq.get(), base_chain, bytes)
+                .unwrap()
+                .seal()
+                .unwrap();
+            seal.signature[0]
+        };
+        let frames = prepare(Seq::ZERO, genesis(), &events, 600, Some(sealing)).unwrap();
+        assert_eq!(frames.into_iter().map(sealed).collect::<Vec<_>>(), [2, 3, 4]);
+    }
+
     #[test]
     fn a_page_is_cut_into_frames_that_hold_every_event() {
         let events = log(&[100, 300, 100, 5_000, 10, 10]);
@@ -204,10 +239,15 @@ mod tests {
     fn a_page_that_does_not_continue_is_purged_below_the_floor_and_broken_above() {
         let events = log(&[5; 4]);
         let chain = |at: usize| Some(events[at - 1].chain_hash);
+        let stream_id = StreamId::new("a").unwrap();
+        let sealing = Sealing {
+            stream_id: &stream_id,
+            sealer: &Stamp,
+        };
         let judged = |after, base_chain, floor: Option<u64>, first: usize| {
             let events = &events[first - 1..];
             let doubtful = is_doubtful(seq(after), base_chain, events);
-            let page = match judge(seq(after), base_chain, floor.map(seq), events, 1_000) {
+            let page = match judge(seq(after), base_chain, floor.map(seq), events, 1_000, sealing) {
                 Page::Frames(frames) => format!("to {}", frames[0].row.last_seq),
                 Page::Broken(HaltReason::BrokenLog(_)) => "broken".to_owned(),
                 Page::Broken(reason) => reason.code().to_owned(),

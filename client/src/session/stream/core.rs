@@ -127,6 +127,24 @@ impl Stream {
         &self.mode
     }
 
+    /// Up to where events were handed out for applying.
+    pub fn cursor(&self) -> Position {
+        self.cursor
+    }
+
+    /// Whether it is SpacetimeDB's turn to bring events, and not the application's to apply some.
+    pub fn awaits_events(&self) -> bool {
+        match self.mode {
+            Mode::Paging
+            | Mode::Subscribing(_)
+            | Mode::Live(_)
+            | Mode::Renewing { .. }
+            | Mode::Refused(_)
+            | Mode::Unanswered => self.unapplied_bytes <= self.bounds.resume_bytes,
+            Mode::Offline | Mode::Recovering(_) | Mode::Retrying { .. } | Mode::Stopped(_) => false,
+        }
+    }
+
     /// Up to where events are saved.
     pub fn applied(&self) -> Position {
         self.applied
@@ -207,6 +225,7 @@ impl Stream {
             }
             // A rewind removes the events applied last; retention never does.
             Input::Gone { last_seq } => self.doubtful |= self.is_delivering() && last_seq >= self.cursor.seq,
+            Input::Overdue { head } => self.overdue(head, counters, &mut effects),
             Input::Stable => self.note_stable(),
             Input::HistoryPage(page) => self.history_page(page, counters, &mut effects),
             Input::HistoryRefused(refusal) => self.history_refused(refusal, counters, &mut effects),

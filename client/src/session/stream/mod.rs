@@ -77,6 +77,11 @@ pub enum Input {
     },
     /// The stream has been live for a while.
     Stable,
+    /// SpacetimeDB has not brought in time what the authority has.
+    Overdue {
+        /// Seq of the authority's last event.
+        head: Seq,
+    },
     /// The answer to [`Effect::ReadHistory`].
     HistoryPage(Page),
     /// The bridge refused [`Effect::ReadHistory`] or [`Effect::ReadDocument`].
@@ -265,6 +270,17 @@ pub enum StreamStop {
         /// What is wrong with their seal.
         why: Unproven,
     },
+    /// The authority has events that SpacetimeDB has not brought in time. The stream never stops because of it: it reads
+    /// them from the authority.
+    #[error(
+        "SpacetimeDB has brought the events up to seq {cursor}, and the authority has had events up to seq {head} for a while"
+    )]
+    Withheld {
+        /// Up to where SpacetimeDB has brought the stream.
+        cursor: Seq,
+        /// Seq of the authority's last event.
+        head: Seq,
+    },
     /// A row of the log does not hold a valid frame.
     #[error("the frame at seq {seq} is invalid: {error}")]
     BadFrame {
@@ -335,6 +351,7 @@ impl StreamStop {
             Self::ChainMismatch { .. } => "chain_mismatch",
             Self::PayloadMismatch { .. } => "payload_mismatch",
             Self::Unproven { .. } => "unproven",
+            Self::Withheld { .. } => "withheld",
             Self::BadFrame { .. } => "bad_frame",
             Self::FrameExtent { .. } => "frame_extent",
             Self::AheadOfLane { .. } => "ahead_of_lane",
@@ -364,6 +381,8 @@ pub struct Counters {
     pub history_pages: u64,
     /// Requests to the authority that were refused or failed.
     pub history_failures: u64,
+    /// Times that SpacetimeDB did not bring in time what the authority has.
+    pub withheld: u64,
     /// Times that the authority did not continue from what was applied.
     pub stale_cursors: u64,
     /// Times that a stream started over from a document.

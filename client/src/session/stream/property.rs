@@ -224,7 +224,15 @@ impl World {
                 .filter(|end| *end <= head.saturating_sub(window));
             let begin = begins.max().unwrap_or(0).max(self.cut_at(self.floor));
             let target = self.log.at(begin);
-            rewind::step(&mut self.held, &stream_id(), target, None, Seq::ZERO, rewind::STEP_EVENTS).unwrap();
+            rewind::step(
+                &mut self.held,
+                &stream_id(),
+                target,
+                None,
+                Seq::ZERO,
+                rewind::STEP_EVENTS,
+            )
+            .unwrap();
         }
         if let Some(next) = self.cuts.iter().copied().find(|end| *end > self.published()) {
             self.publish(next);

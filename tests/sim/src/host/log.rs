@@ -122,7 +122,14 @@ impl World {
         }
         let before = Box::new(table.log.clone());
         let seal = SimSealer.seal(&table.stream_id, &target);
-        let step = match rewind::step(&mut table.log, &table.stream_id, target, seal.as_ref(), seen, REWIND_EVENTS) {
+        let step = match rewind::step(
+            &mut table.log,
+            &table.stream_id,
+            target,
+            seal.as_ref(),
+            seen,
+            REWIND_EVENTS,
+        ) {
             Ok(step) => step,
             Err(refusal) => {
                 self.coverage.seen("module: another head than was seen");

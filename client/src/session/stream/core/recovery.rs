@@ -114,9 +114,10 @@ impl Stream {
                 until: *oldest,
                 lane: stop.clone(),
             },
-            StreamStop::AheadOfLane { .. } | StreamStop::ChainMismatch { .. } | StreamStop::Unproven { .. } => {
-                Rung::Consult(stop.clone())
-            }
+            StreamStop::AheadOfLane { .. }
+            | StreamStop::ChainMismatch { .. }
+            | StreamStop::Unproven { .. }
+            | StreamStop::Withheld { .. } => Rung::Consult(stop.clone()),
             StreamStop::PayloadMismatch { .. }
             | StreamStop::BadFrame { .. }
             | StreamStop::FrameExtent { .. }
@@ -220,10 +221,20 @@ impl Stream {
     }
 
     fn await_lane(&mut self, lane: StreamStop, effects: &mut Vec<Effect>) {
-        // If SpacetimeDB is behind, the bridge fills it, however long that takes, and if rows are forged, the bridge
-        // removes them. If it holds another log than the authority, waiting will not mend it.
-        if !matches!(lane, StreamStop::AheadOfLane { .. } | StreamStop::Unproven { .. }) {
-            self.recovery.contradictions += 1;
+        match lane {
+            // If SpacetimeDB is behind, the bridge fills it, however long that takes. If rows are forged, the bridge
+            // removes them.
+            StreamStop::AheadOfLane { .. } | StreamStop::Unproven { .. } | StreamStop::Withheld { .. } => {}
+            // If it holds another log than the authority, waiting will not mend it.
+            StreamStop::ChainMismatch { .. }
+            | StreamStop::BelowWindow { .. }
+            | StreamStop::PayloadMismatch { .. }
+            | StreamStop::BadFrame { .. }
+            | StreamStop::FrameExtent { .. }
+            | StreamStop::DurableReads
+            | StreamStop::Handler { .. }
+            | StreamStop::StaleCursor(_)
+            | StreamStop::Refused(_) => self.recovery.contradictions += 1,
         }
         if self.recovery.contradictions > self.bounds.recovery_attempts {
             return self.stop(lane, effects);
@@ -242,6 +253,15 @@ impl Stream {
             self.contradicted(stop, effects);
         } else {
             self.try_again(stop.to_string(), self.recovery.unproven, effects);
+        }
+    }
+
+    /// SpacetimeDB has not brought in time what the authority has.
+    pub(super) fn overdue(&mut self, head: Seq, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        let cursor = self.cursor.seq;
+        if cursor < head && self.awaits_events() {
+            counters.withheld += 1;
+            self.contradicted(StreamStop::Withheld { cursor, head }, effects);
         }
     }
 

@@ -1,0 +1,55 @@
+//! `POST /api/sync/heads`: where streams end in the authority, for clients that may read them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::response::{IntoResponse as _, Json, Response};
+use spacetime_sync_proto::heads::{Heads, HeadsRequest};
+use spacetime_sync_proto::{RefusalCode, StreamId, limit};
+
+use super::Desk;
+use super::history::{reader, told};
+use crate::denial::Denial;
+use crate::json::object;
+
+/// Largest body: so many of the longest names, each in quotes and with a comma.
+const BODY_BYTES: usize = limit::HEADS * (limit::STREAM_ID_BYTES + 4) + 64;
+
+pub(super) async fn heads(
+    State(desk): State<Option<Arc<Desk>>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    let answer = async {
+        let (reader, histories) = reader(desk.as_deref(), peer, &parts.headers).await?;
+        let mut streams = read(body).await?;
+        // A stream that the token does not cover is missing in the answer, as one that does not exist is.
+        streams.retain(|stream_id| reader.may_read(stream_id).is_ok());
+        let turn = histories.turn().await?;
+        let heads = histories.heads(&turn, &streams).await?;
+        Ok(Json(Heads { heads }).into_response())
+    };
+    answer.await.unwrap_or_else(told)
+}
+
+async fn read(body: Body) -> Result<Vec<StreamId>, Denial> {
+    let invalid = |message: String| Denial::new(RefusalCode::InvalidRequest, message);
+    let bytes = to_bytes(body, BODY_BYTES)
+        .await
+        .map_err(|_| invalid(format!("the body is missing or longer than {BODY_BYTES} bytes")))?;
+    let HeadsRequest { streams } = object(&bytes).map_err(|error| {
+        invalid(format!(
+            "the body is not a request for heads (line {}, column {}): expected an object with streams, a list of names",
+            error.line(),
+            error.column()
+        ))
+    })?;
+    if streams.len() > limit::HEADS {
+        let message = format!("expected at most {} streams, found {}", limit::HEADS, streams.len());
+        return Err(invalid(message));
+    }
+    Ok(streams)
+}
