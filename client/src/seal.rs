@@ -157,7 +157,7 @@ pub(crate) mod tests {
     #[test]
     fn a_seal_proves_its_own_position_and_no_other() {
         let key = TestKey::new(1);
-        let keys = SealKeys::new(&[key.public.clone()]);
+        let keys = SealKeys::new(std::slice::from_ref(&key.public));
         let seal = key.seal(&stream(), &at(7));
         assert_eq!(keys.check(&stream(), &at(7), Some(&seal)), Ok(()));
         let elsewhere = Position {
@@ -179,13 +179,13 @@ pub(crate) mod tests {
     #[test]
     fn only_the_latest_keys_count() {
         let (old, new) = (TestKey::new(1), TestKey::new(2));
-        let mut keys = SealKeys::new(&[old.public.clone()]);
+        let mut keys = SealKeys::new(std::slice::from_ref(&old.public));
         let seal = new.seal(&stream(), &at(7));
         assert_eq!(
             keys.check(&stream(), &at(7), Some(&seal)),
             Err(Unproven::UnknownKey(seal.key))
         );
-        keys.replace(&[new.public.clone()]);
+        keys.replace(std::slice::from_ref(&new.public));
         assert_eq!(keys.check(&stream(), &at(7), Some(&seal)), Ok(()));
         let past = old.seal(&stream(), &at(7));
         assert_eq!(
@@ -197,7 +197,7 @@ pub(crate) mod tests {
     #[test]
     fn a_key_that_names_itself_after_another_proves_nothing() {
         let (honest, liar) = (TestKey::new(1), TestKey::new(1));
-        let keys = SealKeys::new(&[honest.public.clone()]);
+        let keys = SealKeys::new(std::slice::from_ref(&honest.public));
         let seal = liar.seal(&stream(), &at(7));
         assert_eq!(keys.check(&stream(), &at(7), Some(&seal)), Err(Unproven::Forged));
     }
@@ -217,7 +217,7 @@ pub(crate) mod tests {
             change(|key| key.y = "!".to_owned()),
             change(|key| key.kid.clear()),
         ] {
-            assert!(SealKeys::new(&[bad.clone()]).keys.is_empty(), "{bad:?}");
+            assert!(SealKeys::new(std::slice::from_ref(&bad)).keys.is_empty(), "{bad:?}");
         }
     }
 }

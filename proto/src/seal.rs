@@ -73,6 +73,9 @@ impl Seal {
 pub trait Sealer: Send + Sync {
     /// Seals a position of a stream. `None` if no key seals at the moment.
     fn seal(&self, stream_id: &StreamId, at: &Position) -> Option<Seal>;
+
+    /// Whether a seal of this position is one of its own.
+    fn is_good(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> bool;
 }
 
 /// The public half of a key that seals, as a JWK of P-256.

@@ -14,11 +14,13 @@ use p256::SecretKey;
 use p256::elliptic_curve::sec1::ToEncodedPoint as _;
 use p256::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use spacetime_sync_proto::seal::sealed_text;
-use spacetime_sync_proto::{Position, Seal, SealKey, SealKeyId, Sealer, Secret, StreamId};
+use spacetime_sync_proto::{Position, Seal, SealKey, SealKeyId, Secret, StreamId};
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime, UtcDateTime};
 
@@ -182,6 +184,12 @@ impl SigningKey {
         })
     }
 
+    /// Whether it made this seal of a position.
+    fn is_good_seal(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> bool {
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.pair.public_key().as_ref());
+        self.seal_key == seal.key && public.verify(&sealed_text(stream_id, at), &seal.signature).is_ok()
+    }
+
     /// The key that verifies its seals.
     pub fn seal_key(&self) -> SealKey {
         SealKey {
@@ -244,6 +252,11 @@ impl Ring {
     /// superseded, so its file stays until no window holds them.
     pub fn seal_keys(&self) -> Vec<SealKey> {
         self.keys.iter().map(|key| key.seal_key()).collect()
+    }
+
+    /// Whether one of the keys made this seal of a position.
+    pub fn is_good_seal(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> bool {
+        self.keys.iter().any(|key| key.is_good_seal(stream_id, at, seal))
     }
 
     /// The key set with which `/.well-known/jwks.json` answers.

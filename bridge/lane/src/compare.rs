@@ -1,13 +1,14 @@
-//! Compares each stream in SpacetimeDB with the authority, on every new link.
+//! Compares each stream in SpacetimeDB with the authority, on every new link and now and then.
 //!
 //! Streams that want to flow come first, many in one batch, and each of them flows as soon as it has its verdict. Meanwhile
 //! the sweep compares all other streams page by page, so that the bridge notices a stream that was restored, wiped or
 //! replaced before its next event. If one stream makes a batch fail, the batch is halved until that stream is alone, and
 //! only that stream halts.
 //!
-//! Where SpacetimeDB lacks too much, the stream's window is refilled.
+//! Where SpacetimeDB lacks too much, the stream's window is refilled. So it is where SpacetimeDB holds a forgery.
 
 mod refill;
+mod suspect;
 mod sweep;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -20,10 +21,11 @@ use crate::backoff::Backoff;
 use crate::beats::Policy;
 use crate::message::{Command, Failure, Standing};
 use crate::notice::Notice;
-use crate::streams::{Finding, HaltReason, reconcile};
+use crate::streams::{Finding, HaltReason, Verdict, publish_again_after, reconcile};
 use crate::{LinkId, RequestId, Turn};
 
 use refill::{Refill, Wanted};
+use suspect::Suspect;
 pub(crate) use sweep::Coverage;
 use sweep::Sweep;
 
@@ -70,17 +72,23 @@ pub(crate) struct Compare {
     urgent: Option<Batch>,
     /// The batch of the sweep.
     sweeping: Option<Batch>,
+    /// When the sweep begins again, after a round.
+    every: Duration,
     sweep: Sweep,
+    /// Up to where the present round has come.
+    swept: Option<StreamId>,
     coverage: Coverage,
     backoff: Backoff,
     refills: BTreeMap<StreamId, Refill>,
     refills_wanted: VecDeque<Wanted>,
+    /// Streams whose seal is being checked.
+    suspects: Vec<(RequestId, Suspect)>,
     began: Duration,
     compared: u64,
 }
 
 impl Compare {
-    pub(crate) fn new(batch: usize) -> Self {
+    pub(crate) fn new(batch: usize, every: Duration) -> Self {
         Self {
             batch,
             link: None,
@@ -89,11 +97,14 @@ impl Compare {
             parts: VecDeque::new(),
             urgent: None,
             sweeping: None,
-            sweep: Sweep::Done,
+            every,
+            sweep: Sweep::Waiting(Duration::ZERO),
+            swept: None,
             coverage: Coverage::None,
             backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
             refills: BTreeMap::new(),
             refills_wanted: VecDeque::new(),
+            suspects: Vec::new(),
             began: Duration::ZERO,
             compared: 0,
         }
@@ -101,7 +112,7 @@ impl Compare {
 
     /// The link is down: forgets everything, because no answer will come.
     pub(crate) fn close(&mut self) {
-        *self = Self::new(self.batch);
+        *self = Self::new(self.batch, self.every);
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -132,7 +143,7 @@ impl Compare {
         self.link?;
         match self.sweep {
             Sweep::Waiting(until) => Some(until),
-            Sweep::Listing(_) | Sweep::Comparing { .. } | Sweep::Done => None,
+            Sweep::Listing(_) | Sweep::Comparing { .. } => None,
         }
     }
 
@@ -153,13 +164,9 @@ impl Compare {
         if matches!(self.sweep, Sweep::Waiting(until) if until <= turn.now) {
             let request = turn.ids.request();
             self.sweep = Sweep::Listing(request);
-            let after = match &self.coverage {
-                Coverage::None | Coverage::All => None,
-                Coverage::Through(last) => Some(last.clone()),
-            };
             turn.out.push(Command::ListStreams {
                 request,
-                after,
+                after: self.swept.clone(),
                 limit: self.batch,
             });
         }
@@ -232,11 +239,28 @@ impl Compare {
         self.compared += batch.streams.len() as u64;
         for ((stream_id, held), standing) in batch.streams.into_iter().zip(heads).zip(standings) {
             let finding = match standing {
-                Ok(Standing { progress, chain }) => Finding::Compared {
-                    verdict: reconcile(&progress, held, chain, policy.window(&stream_id)),
-                    held: held.seq,
-                    head: progress.head_seq,
-                },
+                Ok(Standing { progress, chain }) => {
+                    let window = policy.window(&stream_id);
+                    let head = progress.head_seq;
+                    match reconcile(&progress, held, chain, window) {
+                        Verdict::Apart(reason) => {
+                            let suspect = Suspect {
+                                stream_id,
+                                held,
+                                head,
+                                reason,
+                                after: publish_again_after(&progress, held.seq, window),
+                            };
+                            self.suspect(suspect, turn);
+                            continue;
+                        }
+                        verdict => Finding::Compared {
+                            verdict,
+                            held: held.seq,
+                            head,
+                        },
+                    }
+                }
                 Err(why) => Finding::Broken(HaltReason::BrokenLog(why)),
             };
             found.findings.push((stream_id, finding));

@@ -52,6 +52,8 @@ pub struct Settings {
     pub dirty_streams: usize,
     /// How many streams one batch compares with SpacetimeDB at most.
     pub compared_streams: usize,
+    /// How long after all streams were compared to compare them again.
+    pub compare_every: Duration,
     /// Whether SpacetimeDB keeps only the window that a stream's retention class allows.
     pub applies_windows: bool,
     /// How often the bridge reads the retention policy.
@@ -98,7 +100,7 @@ impl Lane {
             told_away: false,
             streams: Streams::new(settings.limits),
             link: Link::new(settings.connect_deadline, settings.ack_deadline),
-            compare: Compare::new(settings.compared_streams),
+            compare: Compare::new(settings.compared_streams, settings.compare_every),
             ledger: Ledger::new(),
             look: Look::new(settings.idle_poll, settings.dirty_streams),
             beats: Beats::new(settings.beat_every, settings.policy_every, settings.applies_windows),
@@ -193,6 +195,7 @@ impl Lane {
         for command in commands {
             match command {
                 Command::ReadHeads(_, request, _)
+                | Command::CheckSeal { request, .. }
                 | Command::Rewind { request, .. }
                 | Command::SetRetention(_, request, _)
                 | Command::MarkEpoch(_, request, _) => self.link.asks(now, *request),
@@ -311,6 +314,13 @@ impl Lane {
                 let found = self.compare.standings(request, standings, policy, &mut turn);
                 self.vitals.count().compared_streams += found.findings.len() as u64;
                 self.found(now, found, out);
+            }
+            Event::SealChecked(link, request, sealed) => {
+                if self.link.hears(link, request) {
+                    let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
+                    let found = self.compare.seal_checked(request, sealed, &mut turn);
+                    self.found(now, found, out);
+                }
             }
             Event::Rewound(link, request, rewound) => {
                 if self.link.hears(link, request) {

@@ -45,6 +45,17 @@ pub enum Page {
     Purged,
 }
 
+/// Whether the bridge sealed the head of a log in SpacetimeDB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadSeal {
+    /// Its last frame carries the bridge's seal.
+    Good,
+    /// It carries none, or one that is not good, or the last frame is missing.
+    Missing,
+    /// The log ends elsewhere by now.
+    Moved,
+}
+
 /// A published seq to record in the authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -119,6 +130,8 @@ pub enum Event {
     Answered(LinkId, CallId, Answer),
     /// Answers [`Command::ReadHeads`], in the same order.
     Heads(LinkId, RequestId, Result<Vec<Position>, Failure>),
+    /// Answers [`Command::CheckSeal`].
+    SealChecked(LinkId, RequestId, Result<HeadSeal, Failure>),
     /// Answers [`Command::Rewind`].
     Rewound(LinkId, RequestId, Result<(), Failure>),
     /// Answers [`Command::SetRetention`].
@@ -215,6 +228,18 @@ pub enum Command {
     },
     /// Read the heads of streams in SpacetimeDB, as far as they are durable: [`Event::Heads`].
     ReadHeads(LinkId, RequestId, Vec<StreamId>),
+    /// Find out whether the last frame that SpacetimeDB holds carries the bridge's seal of this head:
+    /// [`Event::SealChecked`].
+    CheckSeal {
+        /// The link.
+        link: LinkId,
+        /// The question.
+        request: RequestId,
+        /// The stream.
+        stream_id: StreamId,
+        /// SpacetimeDB's head.
+        head: Position,
+    },
     /// Take one step of a rewind to `to`: [`Event::Rewound`].
     Rewind {
         /// The link.

@@ -87,6 +87,15 @@ pub enum Notice {
         /// The window begins after this seq.
         after: Seq,
     },
+    /// SpacetimeDB holds events that no bridge has sealed.
+    Forged {
+        /// The stream.
+        stream_id: StreamId,
+        /// Seq of the last of them.
+        to: Seq,
+        /// The bridge publishes again after this seq.
+        after: Seq,
+    },
     /// A stream could not be compared or refilled. The bridge tries again.
     NotCompared {
         /// The stream.
@@ -180,6 +189,7 @@ impl Notice {
             | Self::Stopping => Level::Info,
             Self::NoLink { for_a_person: true, .. }
             | Self::Halted { .. }
+            | Self::Forged { .. }
             | Self::CannotRecord { .. }
             | Self::Restored { .. } => Level::Error,
             Self::AuthorityAway { .. }
@@ -248,6 +258,12 @@ impl fmt::Display for Notice {
             Self::WindowBegun { stream_id, after } => write!(
                 f,
                 "SpacetimeDB holds too little of stream {stream_id}; the bridge refills its window after seq {after}"
+            ),
+            Self::Forged { stream_id, to, after } => write!(
+                f,
+                "somebody else than the bridge wrote events of stream {stream_id} into SpacetimeDB, up to seq {to}: they are not \
+                 sealed; no client applies them, and the bridge removes them and publishes the authority's events after \
+                 seq {after} again; find out who holds the bridge's token or the database"
             ),
             Self::NotCompared { stream_id, why } => {
                 write!(

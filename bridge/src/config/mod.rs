@@ -134,6 +134,8 @@ pub struct BridgeConfig {
     pub lead: bool,
     /// Health turns red when work makes no progress for this long, or the authority or SpacetimeDB is away for this long.
     pub stall_after_ms: u64,
+    /// How long after all streams were compared with SpacetimeDB to compare them again.
+    pub compare_every_ms: u64,
     /// How long a stop may wait for what is in flight.
     pub drain_ms: u64,
     /// The bridge gives up a link on which a call waits this long for its answer.
@@ -186,6 +188,7 @@ impl Default for BridgeConfig {
         Self {
             lead: true,
             stall_after_ms: 10_000,
+            compare_every_ms: 300_000,
             drain_ms: 10_000,
             ack_deadline_ms: 6_000,
             connect_deadline_ms: 5_000,
@@ -379,6 +382,7 @@ impl Config {
             ("limits.attempts", limits.attempts.into(), 1, 1_000),
             ("authority.pool_size", self.authority.pool_size as u64, 2, 1_000),
             ("bridge.stall_after_ms", self.bridge.stall_after_ms, 100, 3_600_000),
+            ("bridge.compare_every_ms", self.bridge.compare_every_ms, 100, 86_400_000),
             ("bridge.drain_ms", self.bridge.drain_ms, 1, 3_600_000),
             ("bridge.ack_deadline_ms", self.bridge.ack_deadline_ms, 100, 3_600_000),
             (
@@ -457,6 +461,7 @@ impl Config {
             idle_poll: ms(bridge.idle_poll_ms),
             dirty_streams: limits.dirty_streams,
             compared_streams: limit::HEADS,
+            compare_every: ms(bridge.compare_every_ms),
             applies_windows: self.applies_windows(),
             policy_every: ms(retention.every_ms),
             beat_every: ms(retention.beat_ms),

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use spacetime_sync_authority::{Authority, AuthorityError};
 use spacetime_sync_lane::{
-    Answer, Command, Event, Failure, Level, LinkId, Notice, Page, RequestId, Sealing, is_doubtful, judge,
+    Answer, Command, Event, Failure, HeadSeal, Level, LinkId, Notice, Page, RequestId, Sealing, check_seal,
+    is_doubtful, judge,
 };
 use spacetime_sync_proto::{ChainHash, Sealer, Seq, StreamId};
 use spacetime_sync_stdb::StdbError;
@@ -165,6 +166,29 @@ impl Runner {
                 async move |link| link.heads(&streams).await,
                 move |heads| Event::Heads(link, request, heads),
             ),
+            Command::CheckSeal {
+                link,
+                request,
+                stream_id,
+                head,
+            } => {
+                let sealer = self.sealer.clone();
+                self.call(
+                    link,
+                    async move |link| {
+                        let sealing = Sealing {
+                            stream_id: &stream_id,
+                            sealer: &*sealer,
+                        };
+                        let held = link.page(&stream_id, head.seq.previous()).await?;
+                        // Bytes that are not a frame prove nothing.
+                        Ok(held.map_or(HeadSeal::Missing, |held| {
+                            check_seal(&head, &held.head, &held.frames, sealing)
+                        }))
+                    },
+                    move |sealed| Event::SealChecked(link, request, sealed),
+                );
+            }
             Command::Rewind {
                 link,
                 request,

@@ -23,6 +23,10 @@ impl Sealer for NoKey {
     fn seal(&self, _: &StreamId, _: &Position) -> Option<Seal> {
         None
     }
+
+    fn is_good(&self, _: &StreamId, _: &Position, _: &Seal) -> bool {
+        false
+    }
 }
 
 fn runner() -> Runner {

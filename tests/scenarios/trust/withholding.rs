@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use spacetime_sync_proto::{Position, Seq};
 use spacetime_sync_tests::lane::{Lane, stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};
@@ -20,11 +21,11 @@ async fn events_that_spacetimedb_keeps_back_reach_a_client_from_the_authority() 
     // Whoever holds SpacetimeDB makes it forget the last three. Every seal of what is left is good.
     let kept = Seq::new(2).unwrap();
     let chain = lane.authority.chain_at(&id, kept).await.unwrap().unwrap();
-    let events = lane.authority.read_events(&id, Seq::ZERO, 5, 10_000).await.unwrap();
     let to = Position { seq: kept, chain };
     let seal = lane.seal(&id, &to).unwrap();
-    let link = lane.link().await.unwrap();
-    link.rewind(&id, events[4].seq, to, Some(&seal)).await.unwrap();
+    let column = format!("0x{}", hex::encode(to.chain.as_bytes()));
+    let rewind = json!([id.as_str(), 2, column, hex::encode(seal.to_bytes()), 5]);
+    lane.owner().unwrap().call("rewind_stream", rewind).await.unwrap();
 
     let mut client = lane.client(std::slice::from_ref(&id)).await.unwrap();
     client = client.option("--overdue-ms", 1_000);

@@ -7,13 +7,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::Rng as _;
-use spacetime_sync_lane::{Answer, Command, Event, Failure, Lane, LinkId, Notice, RequestId, Settings};
-use spacetime_sync_proto::Refusal;
+use spacetime_sync_lane::{
+    Answer, Command, Event, Failure, Lane, LinkId, Notice, RequestId, Sealing, Settings, check_seal,
+};
 use spacetime_sync_proto::refusal::RefusalClass;
+use spacetime_sync_proto::{Frame, FrameRow, Position, Refusal};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
 use crate::net::{ConnId, FromHost, Party, ToHost};
+use crate::seal::SimSealer;
 use crate::world::{Step, World, say};
 
 pub(crate) use questions::Question;
@@ -38,6 +41,8 @@ pub(crate) enum BridgeStep {
 #[derive(Debug, Clone, Copy)]
 enum Asked {
     Heads,
+    /// The last frame of a stream, which ended here.
+    Tail(usize, Position),
     Rewind,
     Retention,
     Epoch,
@@ -300,6 +305,16 @@ impl World {
                 self.bridges[at].asked.insert(request, Asked::Heads);
                 self.send(at, link, ToHost::Heads { ask: request, streams });
             }
+            Command::CheckSeal {
+                link,
+                request,
+                stream_id,
+                head,
+            } => {
+                let stream = self.stream_at(&stream_id);
+                self.bridges[at].asked.insert(request, Asked::Tail(stream, head));
+                self.send(at, link, ToHost::Tail { ask: request, stream });
+            }
             Command::Rewind {
                 link,
                 request,
@@ -365,6 +380,12 @@ impl World {
                 self.coverage.seen("bridge: question deadline");
             }
             Notice::SetBack { .. } => self.coverage.seen("bridge: heads behind"),
+            Notice::Forged { stream_id, to, .. } => {
+                self.coverage.seen("bridge: forgery removed");
+                // Another bridge may have published before it, and go with it.
+                let stream = self.stream_at(stream_id);
+                self.set_back(stream, to.previous());
+            }
             Notice::WindowBegun { .. } => self.coverage.seen("bridge: window refilled"),
             Notice::Halted { .. } => self.coverage.seen("bridge: stream halted"),
             Notice::AllCompared { .. } => self.coverage.seen("bridge: all streams compared"),
@@ -396,8 +417,20 @@ impl World {
                 Some(Asked::Heads) => Event::Heads(link, ask, Ok(heads)),
                 Some(Asked::Retention) => Event::RetentionSet(link, ask, Ok(())),
                 Some(Asked::Epoch) => Event::EpochMarked(link, ask, Ok(Ok(()))),
-                Some(Asked::Rewind) | None => return,
+                Some(Asked::Rewind | Asked::Tail(..)) | None => return,
             },
+            FromHost::Tail { ask, head: now, frame } => {
+                let Some(Asked::Tail(stream, head)) = bridge.asked.remove(&ask) else {
+                    return;
+                };
+                let decode = |row: FrameRow| Frame::decode(row.first_seq.get(), row.base_chain, row.bytes).ok();
+                let frames: Vec<_> = frame.and_then(decode).into_iter().collect();
+                let sealing = Sealing {
+                    stream_id: &self.logs[stream].id,
+                    sealer: &SimSealer,
+                };
+                Event::SealChecked(link, ask, Ok(check_seal(&head, &now, &frames, sealing)))
+            }
             FromHost::Rewound { ask, answer } => Event::Rewound(link, ask, answer.map_err(refused)),
             FromHost::Page { .. }
             | FromHost::Row { .. }

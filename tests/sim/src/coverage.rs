@@ -32,6 +32,7 @@ const SEEN: &[&str] = &[
     "module: window begun anew",
     "module: rewind after another bridge appended",
     "bridge: stream halted",
+    "bridge: forgery removed",
     "bridge: all streams compared",
     "bridge: woken",
     "bridge: stands by",

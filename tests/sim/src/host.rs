@@ -288,6 +288,12 @@ impl World {
                 let heads = streams.iter().map(head).collect();
                 self.answer_soon(conn, FromHost::Heads { ask, heads });
             }
+            ToHost::Tail { ask, stream } => {
+                let table = &self.host.tables[stream];
+                let frame = table.log.frames.last().map(|stored| stored.frame.clone());
+                let head = table.head();
+                self.answer_soon(conn, FromHost::Tail { ask, head, frame });
+            }
             ToHost::Rewind {
                 ask,
                 stream,

@@ -46,6 +46,11 @@ pub(crate) enum ToHost {
         ask: RequestId,
         streams: Vec<usize>,
     },
+    /// The last frame of a stream.
+    Tail {
+        ask: RequestId,
+        stream: usize,
+    },
     Rewind {
         ask: RequestId,
         stream: usize,
@@ -83,6 +88,12 @@ pub(crate) enum FromHost {
     Heads {
         ask: RequestId,
         heads: Vec<Position>,
+    },
+    /// Where a stream ends, and its last frame.
+    Tail {
+        ask: RequestId,
+        head: Position,
+        frame: Option<FrameRow>,
     },
     /// The answer to one step of a rewind.
     Rewound {

@@ -24,15 +24,22 @@ impl World {
 
     fn check_lane(&mut self, stream: usize) {
         let (log, table) = (&self.logs[stream], &self.host.tables[stream]);
-        let (head, durable, published) = (table.head(), table.durable.seq, log.published);
+        let (head, durable, published) = (table.head(), table.durable, log.published);
         let excuses = &mut self.excuses[stream];
-        if excuses.set_back_from.is_some_and(|from| durable >= from) {
+        let foreign = excuses.foreign.as_ref();
+        let is_forged = |at: Position| foreign.is_some_and(|event| event.seq == at.seq && event.chain_hash == at.chain);
+        let (is_head_forged, is_end_forged) = (is_forged(head), is_forged(durable));
+        let durable = durable.seq;
+        // A forged event takes the place of one that was lost.
+        if excuses
+            .set_back_from
+            .is_some_and(|from| durable >= from && !is_end_forged)
+        {
             excuses.set_back_from = None;
         }
         let forgiven = excuses.set_back_from.unwrap_or(Seq::ZERO);
-        let foreign = excuses.foreign.as_ref().filter(|event| event.seq == head.seq);
         let expected = log.chain_at(head.seq);
-        if expected != Some(head.chain) && foreign.is_none_or(|event| event.chain_hash != head.chain) {
+        if expected != Some(head.chain) && !is_head_forged {
             return self.violate("I3", || {
                 format!("stream {stream}: SpacetimeDB's head is {head:?}, but the authority has {expected:?} there")
             });

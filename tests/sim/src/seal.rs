@@ -15,6 +15,10 @@ impl Sealer for SimSealer {
             signature: sign(&sealed_text(stream_id, at)),
         })
     }
+
+    fn is_good(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> bool {
+        sign(&sealed_text(stream_id, at)) == seal.signature
+    }
 }
 
 fn sign(text: &[u8]) -> [u8; 64] {

@@ -62,6 +62,9 @@ pub(crate) struct PageLimits {
     pub(crate) frame_bytes: usize,
 }
 
+/// How often bridges compare every stream again: more often than the shipped default, so that a run sees it.
+const COMPARE_EVERY: Duration = Duration::from_secs(20);
+
 impl Setup {
     /// The setup of a seed.
     pub fn of(seed: u64) -> Self {
@@ -142,7 +145,7 @@ impl Setup {
         self
     }
 
-    /// The bridges' settings. All times in it are the shipped defaults.
+    /// The bridges' settings. All times in it but one are the shipped defaults.
     pub(crate) fn lane(&self) -> LaneSettings {
         LaneSettings {
             limits: self.limits,
@@ -154,6 +157,7 @@ impl Setup {
             idle_poll: shipped("idle_poll_ms"),
             dirty_streams: self.at_once.0,
             compared_streams: self.at_once.1,
+            compare_every: COMPARE_EVERY,
             applies_windows: self.window().is_some(),
             policy_every: shipped("every_ms"),
             beat_every: shipped("beat_ms"),

@@ -82,7 +82,7 @@ pub(crate) struct Excuses {
     pub(crate) set_back_from: Option<Seq>,
     /// Whether SpacetimeDB has ever lost durable events.
     pub(crate) was_set_back: bool,
-    /// The event of another origin.
+    /// The last event of another origin. The bridge removes it.
     pub(crate) foreign: Option<spacetime_sync_proto::Event>,
     /// The reasons for which a bridge may halt the stream.
     pub(crate) halts: BTreeSet<&'static str>,
@@ -500,8 +500,6 @@ impl World {
 
     /// Whether a stream cannot be expected to continue, because its log, or what SpacetimeDB holds of it, is corrupt.
     pub(crate) fn is_poisoned(&self, stream: usize) -> bool {
-        self.logs[stream].tampered.is_some()
-            || self.logs[stream].corrupt.is_some()
-            || self.excuses[stream].foreign.is_some()
+        self.logs[stream].tampered.is_some() || self.logs[stream].corrupt.is_some()
     }
 }

@@ -26,6 +26,10 @@ impl Sealer for KeyFolder {
     fn seal(&self, stream_id: &StreamId, at: &Position) -> Option<Seal> {
         self.ring().signer(now())?.seal(stream_id, at)
     }
+
+    fn is_good(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> bool {
+        self.ring().is_good_seal(stream_id, at, seal)
+    }
 }
 
 /// What the last look at the folder found.

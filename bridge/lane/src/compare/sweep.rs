@@ -1,4 +1,4 @@
-//! The sweep: compares all streams of the authority, page by page.
+//! The sweep: compares all streams of the authority, page by page, on a new link and now and then.
 
 use std::time::Duration;
 
@@ -12,16 +12,12 @@ use crate::{RequestId, Turn};
 /// Where the sweep is.
 #[derive(Debug)]
 pub(super) enum Sweep {
-    /// Asks for the next page at this time.
+    /// Asks for the next page at this time. With a page begins a round if the last round is over.
     Waiting(Duration),
     /// Has asked the authority for a page of streams.
     Listing(RequestId),
     /// Compares a page that ends with the stream `last`. `more` says whether another page follows.
-    Comparing {
-        last: StreamId,
-        more: bool,
-    },
-    Done,
+    Comparing { last: StreamId, more: bool },
 }
 
 /// Which streams the sweep has compared on this link.
@@ -61,9 +57,12 @@ impl Compare {
                 let Some(last) = page.last().cloned() else {
                     return self.all_compared(turn);
                 };
-                let unmet: Vec<_> = page.into_iter().filter(|stream_id| !is_met(stream_id)).collect();
+                // Once all are compared, the sweep looks for what somebody else has changed since.
+                let again = self.coverage == Coverage::All;
+                let due = |stream_id: &StreamId| again || !is_met(stream_id);
+                let due: Vec<_> = page.into_iter().filter(due).collect();
                 debug_assert!(self.sweeping.is_none());
-                self.sweeping = begin(link, unmet, turn);
+                self.sweeping = begin(link, due, turn);
                 self.sweep = Sweep::Comparing { last, more };
                 if self.sweeping.is_none() {
                     self.page_compared(turn);
@@ -74,7 +73,10 @@ impl Compare {
 
     pub(super) fn page_compared(&mut self, turn: &mut Turn<'_>) {
         if let Sweep::Comparing { last, more } = std::mem::replace(&mut self.sweep, Sweep::Waiting(turn.now)) {
-            self.coverage = Coverage::Through(last);
+            if self.coverage != Coverage::All {
+                self.coverage = Coverage::Through(last.clone());
+            }
+            self.swept = Some(last);
             if !more {
                 self.all_compared(turn);
             }
@@ -82,8 +84,11 @@ impl Compare {
     }
 
     fn all_compared(&mut self, turn: &mut Turn<'_>) {
-        self.sweep = Sweep::Done;
-        self.coverage = Coverage::All;
+        self.sweep = Sweep::Waiting(turn.now + self.every);
+        self.swept = None;
+        if std::mem::replace(&mut self.coverage, Coverage::All) == Coverage::All {
+            return;
+        }
         turn.out.push(Command::Tell(Notice::AllCompared {
             streams: self.compared,
             took: turn.now.saturating_sub(self.began),

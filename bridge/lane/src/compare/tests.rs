@@ -1,4 +1,5 @@
 mod refill;
+mod suspect;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -7,6 +8,9 @@ use spacetime_sync_proto::{ChainHash, Seq, StreamProgress};
 use super::*;
 use crate::ids::Ids;
 use crate::streams::Verdict;
+
+/// How long after all streams were compared to compare them again.
+const EVERY: Duration = Duration::from_secs(300);
 
 /// A comparison of at most two streams in one batch, on a link.
 struct Bench {
@@ -38,7 +42,7 @@ fn head() -> Position {
 
 impl Bench {
     fn new() -> Self {
-        let (mut compare, mut ids) = (Compare::new(2), Ids::default());
+        let (mut compare, mut ids) = (Compare::new(2, EVERY), Ids::default());
         let now = Duration::from_secs(1);
         compare.open(now, ids.link());
         Self {
@@ -167,7 +171,29 @@ fn the_sweep_compares_every_stream_and_says_how_many_and_how_long() {
     let all_compared = Command::Tell(Notice::AllCompared { streams: 3, took });
     assert_eq!(bench.in_step(request, &["c"]), [all_compared]);
     assert_eq!(*bench.compare.coverage(), Coverage::All);
-    assert_eq!((bench.turn(), bench.compare.next_due()), (vec![], None));
+    assert_eq!(bench.turn(), []);
+}
+
+#[test]
+fn the_sweep_compares_every_stream_again_later_and_says_so_once() {
+    let mut bench = Bench::new();
+    let (request, _) = lists(&bench.turn());
+    let (request, _) = asks_module(&bench.listed(request, Ok(&["a"])));
+    assert_eq!(bench.in_step(request, &["a"]).len(), 1);
+    assert_eq!(bench.compare.next_due(), Some(bench.now + EVERY));
+    let (request, after) = lists(&bench.wait());
+    assert_eq!(after, None);
+    // A stream that flows is compared again as well.
+    let listed = streams(&["a", "b"]);
+    let (_, asked) = bench.step(|compare, turn| compare.listed(request, Ok(listed), |_| true, turn));
+    let (request, names) = asks_module(&asked);
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(*bench.compare.coverage(), Coverage::All);
+    assert_eq!(bench.in_step(request, &["a", "b"]), []);
+    let (request, after) = lists(&bench.wait());
+    assert_eq!(after.as_deref(), Some("b"));
+    assert_eq!(bench.listed(request, Ok(&[])), []);
+    assert_eq!(bench.compare.next_due(), Some(bench.now + EVERY));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::{CallId, LinkId, RequestId};
 
 fn settings() -> Settings {
     Settings {
+        compare_every: Duration::from_secs(300),
         limits: Limits {
             reads: 4,
             calls: 64,
@@ -144,6 +145,7 @@ impl Bench {
                 let heads = streams.iter().map(|stream_id| position((self.held)(stream_id).held));
                 Event::Heads(link, request, Ok(heads.collect()))
             }
+            Command::CheckSeal { link, request, .. } => Event::SealChecked(link, request, Ok(crate::HeadSeal::Good)),
             Command::ReadPolicy(request) => Event::Policy(request, Ok(Vec::new())),
             Command::ReadEpoch(request) => {
                 let epoch = AuthorityEpoch {

@@ -81,6 +81,10 @@ impl Streams {
             RefusalClass::Retry if is_about_the_token(refusal.code) => return out.push(Effect::DropLink(refusal)),
             RefusalClass::Retry if attempts < self.limits.attempts => Landed::Compare,
             RefusalClass::Retry => Landed::Halt(HaltReason::Refused(refusal)),
+            // SpacetimeDB holds another log. The comparison finds out whose it is.
+            RefusalClass::Reject if is_about_the_log(refusal.code) && attempts < self.limits.attempts => {
+                Landed::Compare
+            }
             RefusalClass::Reject => Landed::Halt(HaltReason::Refused(refusal)),
         };
         self.fail(&stream_id, landed);
@@ -136,6 +140,11 @@ impl Streams {
             }
         }
     }
+}
+
+/// Whether the module refused because the log that it holds is another one.
+fn is_about_the_log(code: RefusalCode) -> bool {
+    matches!(code, RefusalCode::ChainMismatch | RefusalCode::EventConflict)
 }
 
 /// Whether the module refused the bridge's own token, whatever the call was.

@@ -21,6 +21,8 @@ impl Streams {
             }
             None => self.compared_idle(now, stream_id, finding, out),
             Some(Mode::Halted(_)) => compared_halted(stream_id, &finding, out),
+            // It may be outdated: a second comparison, while nothing is sent, decides.
+            Some(Mode::Flowing) if !fits(&finding) => self.doubted(stream_id, out),
             // The stream has been compared since and flows, or has failed since: this finding is outdated.
             Some(Mode::Flowing | Mode::Landing(_) | Mode::Comparing | Mode::Filling | Mode::Resting(..)) => {}
         }
@@ -32,6 +34,7 @@ impl Streams {
         let Some(stream) = self.streams.get_mut(&stream_id) else {
             return;
         };
+        let failures = stream.attempts;
         match finding {
             Finding::Compared { verdict, held, head } => {
                 stream.wanted = stream.wanted.max(head);
@@ -50,24 +53,25 @@ impl Streams {
                     }
                     Verdict::Refill(after) => {
                         let seen = held;
+                        // Before a forgery stands what this bridge published. The authority may not know all of it yet.
+                        let published = stream.durable;
+                        let after = if published < held { after.max(published) } else { after };
                         stream.mode = Mode::Filling;
                         return out.push(Effect::Refill { stream_id, seen, after });
                     }
-                    Verdict::Unknown => {
-                        let failures = stream.attempts;
-                        return self.rest(now, &stream_id, failures, Next::Compare);
-                    }
+                    Verdict::Unknown => return self.rest(now, &stream_id, failures, Next::Compare),
                     Verdict::Apart(reason) => return self.halt(stream_id, reason, out),
                 }
             }
             // The published seq may be past the new head, or before it.
             Finding::Filled(seq) => {
+                // What the calls failed for is gone.
+                stream.attempts = 0;
                 stream.set_back_to(seq);
                 out.push(set_back(&stream_id, seq));
             }
             Finding::NotCompared => {
-                let failures = stream.attempts.saturating_add(1);
-                return self.rest(now, &stream_id, failures, Next::Compare);
+                return self.rest(now, &stream_id, failures.saturating_add(1), Next::Compare);
             }
             Finding::NotFilled { message, counts } => {
                 if counts {
@@ -82,7 +86,6 @@ impl Streams {
             Finding::Broken(reason) => return self.halt(stream_id, reason, out),
         }
         // A stream that failed rests first. One that was only new on this link flows at once.
-        let failures = stream.attempts;
         if failures > 0 {
             self.rest(now, &stream_id, failures, Next::Flow);
         } else {
@@ -111,6 +114,14 @@ impl Streams {
                 self.compared_waiting(now, stream_id, finding, out);
             }
         }
+    }
+}
+
+/// Whether SpacetimeDB holds what was published, or more of the authority's log.
+fn fits(finding: &Finding) -> bool {
+    match finding {
+        Finding::Compared { verdict, .. } => matches!(verdict, Verdict::InStep(_) | Verdict::Ahead(_)),
+        Finding::Filled(_) | Finding::NotFilled { .. } | Finding::NotCompared | Finding::Broken(_) => true,
     }
 }
 

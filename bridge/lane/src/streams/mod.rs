@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use spacetime_sync_proto::{ChainHash, FrameRow, Refusal, Seq, StreamId, StreamProgress};
 
-pub use prepare::{ReadyFrame, Sealing, is_doubtful, judge, prepare};
+pub use prepare::{ReadyFrame, Sealing, check_seal, is_doubtful, judge, prepare};
+pub(crate) use reconcile::publish_again_after;
 pub use reconcile::{Verdict, reconcile};
 pub use stream::HaltReason;
 use stream::{Mode, Next, Stream};
@@ -356,7 +357,7 @@ impl Streams {
         self.count(&stream_id);
     }
 
-    /// Another bridge has set a stream's published seq back. Whether it was right, SpacetimeDB says.
+    /// What SpacetimeDB holds of a stream may have changed. SpacetimeDB says whether it has.
     fn doubted(&mut self, stream_id: StreamId, out: &mut Vec<Effect>) {
         if let Some(stream) = self.streams.get_mut(&stream_id)
             && stream.is_at_rest()

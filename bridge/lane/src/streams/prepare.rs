@@ -3,7 +3,7 @@
 use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, Position, Seal, Sealer, Seq, StreamId, limit};
 
 use super::HaltReason;
-use crate::message::Page;
+use crate::message::{HeadSeal, Page};
 
 /// A frame whose hashes are checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +128,23 @@ pub fn judge(
     }
 }
 
+/// Whether the bridge sealed the head of a log in SpacetimeDB. `now` is where the log ends, and `frames` are the last ones
+/// that SpacetimeDB holds, or nothing if they are not frames.
+pub fn check_seal(head: &Position, now: &Position, frames: &[Frame], sealing: Sealing<'_>) -> HeadSeal {
+    if now != head {
+        return HeadSeal::Moved;
+    }
+    let is_sealed = frames.last().is_some_and(|last| {
+        let ends = Position {
+            seq: last.last_seq(),
+            chain: last.last_chain(),
+        };
+        let is_good = |seal: &Seal| sealing.sealer.is_good(sealing.stream_id, head, seal);
+        ends == *head && last.seal().is_some_and(is_good)
+    });
+    if is_sealed { HeadSeal::Good } else { HeadSeal::Missing }
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -177,6 +194,10 @@ mod tests {
         fn seal(&self, _: &StreamId, at: &Position) -> Option<Seal> {
             Seal::from_slice(&[at.seq.get() as u8; SEAL_BYTES])
         }
+
+        fn is_good(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> bool {
+            self.seal(stream_id, at).as_ref() == Some(seal)
+        }
     }
 
     #[test]
@@ -202,6 +223,50 @@ mod tests {
         };
         let frames = prepare(Seq::ZERO, genesis(), &events, 600, Some(sealing)).unwrap();
         assert_eq!(frames.into_iter().map(sealed).collect::<Vec<_>>(), [2, 3, 4]);
+    }
+
+    #[test]
+    fn only_the_seal_of_the_last_frame_at_the_head_counts() {
+        let events = log(&[10, 20]);
+        let stream_id = StreamId::new("a").unwrap();
+        let sealing = Sealing {
+            stream_id: &stream_id,
+            sealer: &Stamp,
+        };
+        let at = |event: &Event| Position {
+            seq: event.seq,
+            chain: event.chain_hash,
+        };
+        let frame = |events: &[Event], base, seal: Option<u64>| {
+            let seal = seal.and_then(|seq| {
+                Stamp.seal(
+                    &stream_id,
+                    &Position {
+                        seq: Seq::new(seq)?,
+                        chain: base,
+                    },
+                )
+            });
+            let first = events[0].seq.get();
+            Frame::decode(first, base, Frame::encode(events, seal.as_ref())).unwrap()
+        };
+        let (head, before) = (at(&events[1]), at(&events[0]));
+        let check = |now: &Position, frames: &[Frame]| check_seal(&head, now, frames, sealing);
+        let good = frame(&events, genesis(), Some(2));
+        assert_eq!(check(&head, std::slice::from_ref(&good)), HeadSeal::Good);
+        assert_eq!(check(&before, std::slice::from_ref(&good)), HeadSeal::Moved);
+        for (what, frames) in [
+            ("none", vec![]),
+            ("no seal", vec![frame(&events, genesis(), None)]),
+            ("another seal", vec![frame(&events, genesis(), Some(1))]),
+            ("it ends before", vec![frame(&events[..1], genesis(), Some(1))]),
+            (
+                "the last is missing",
+                vec![good, frame(&events[..1], genesis(), Some(1))],
+            ),
+        ] {
+            assert_eq!(check(&head, &frames), HeadSeal::Missing, "{what}");
+        }
     }
 
     #[test]

@@ -30,11 +30,7 @@ pub fn reconcile(
     chain_there: Option<ChainHash>,
     window: Option<u64>,
 ) -> Verdict {
-    // The window is as large as its class allows, but no larger than the log.
-    let window_floor = window.map_or(Seq::ZERO, |events| {
-        Seq::new(position.head_seq.get().saturating_sub(events)).unwrap_or(Seq::ZERO)
-    });
-    let begin = window_floor.max(position.floor_seq);
+    let begin = begin(position, window);
     if held.seq < position.floor_seq {
         return Verdict::Refill(begin);
     }
@@ -49,6 +45,25 @@ pub fn reconcile(
             std::cmp::Ordering::Less if held.seq < begin => Verdict::Refill(begin),
             std::cmp::Ordering::Less => Verdict::Behind(held.seq),
         },
+    }
+}
+
+/// After which seq SpacetimeDB's window begins.
+fn begin(position: &StreamProgress, window: Option<u64>) -> Seq {
+    // The window is as large as its class allows, but no larger than the log.
+    let window_floor = window.map_or(Seq::ZERO, |events| {
+        Seq::new(position.head_seq.get().saturating_sub(events)).unwrap_or(Seq::ZERO)
+    });
+    window_floor.max(position.floor_seq)
+}
+
+/// After which seq to publish a stream again when its log in SpacetimeDB, which ends at `held`, is forged.
+pub(crate) fn publish_again_after(position: &StreamProgress, held: Seq, window: Option<u64>) -> Seq {
+    if held > position.published_seq {
+        // What was published may still be there, before the forgery.
+        position.published_seq.max(position.floor_seq)
+    } else {
+        begin(position, window)
     }
 }
 

@@ -339,7 +339,7 @@ fn the_last_seal_proves_all_batches_of_a_transaction() {
     let log = Log::new("s0", 9);
     let key = TestKey::new(1);
     let (mut worker, store, mut outcomes) = worker(&[&log], all_good, BOUNDS);
-    worker.seals = SealKeys::new(&[key.public.clone()]);
+    worker.seals = SealKeys::new(std::slice::from_ref(&key.public));
     let id = worker.streams[0].id.clone();
     let jobs = vec![
         (0, delivered(batch(&log, 1, 3), None)),
@@ -362,7 +362,7 @@ fn nothing_that_the_bridge_has_not_sealed_is_applied() {
         (Some(key.seal(&id, &log.at(5))), Unproven::Forged),
     ] {
         let (mut worker, store, mut outcomes) = worker(&[&log], all_good, BOUNDS);
-        worker.seals = SealKeys::new(&[key.public.clone()]);
+        worker.seals = SealKeys::new(std::slice::from_ref(&key.public));
         let jobs = vec![
             (0, delivered(batch(&log, 1, 3), Some(key.seal(&id, &log.at(3))))),
             (0, delivered(batch(&log, 4, 6), seal)),
@@ -379,7 +379,7 @@ fn keys_count_from_when_the_token_brings_them() {
     let log = Log::new("s0", 9);
     let (old, new) = (TestKey::new(1), TestKey::new(2));
     let (mut worker, _, mut outcomes) = worker(&[&log], all_good, BOUNDS);
-    worker.seals = SealKeys::new(&[old.public.clone()]);
+    worker.seals = SealKeys::new(std::slice::from_ref(&old.public));
     let id = worker.streams[0].id.clone();
     let sealed = |key: &TestKey, first, last| {
         Work::Batch(delivered(batch(&log, first, last), Some(key.seal(&id, &log.at(last)))))

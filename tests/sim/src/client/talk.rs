@@ -170,6 +170,7 @@ fn inbound(message: FromHost) -> Option<Inbound> {
         | FromHost::Refused(..)
         | FromHost::Lost(_)
         | FromHost::Heads { .. }
+        | FromHost::Tail { .. }
         | FromHost::Rewound { .. } => {
             return None;
         }

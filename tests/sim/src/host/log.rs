@@ -187,7 +187,9 @@ impl World {
     /// Appends an event of another origin at the head, with the rights of the bridge.
     pub(crate) fn host_takes_foreign(&mut self, stream: usize) -> bool {
         let head = self.host.tables[stream].head();
-        if self.is_poisoned(stream) || !self.host.up || head.seq == Seq::ZERO {
+        let is_there = |event: &Event| event.seq == head.seq && event.chain_hash == head.chain;
+        let is_forged = self.excuses[stream].foreign.as_ref().is_some_and(is_there);
+        if self.is_poisoned(stream) || is_forged || !self.host.up || head.seq == Seq::ZERO {
             return false;
         }
         let Some(model) = self.logs[stream].events.first().cloned() else {
@@ -207,9 +209,6 @@ impl World {
             ..model
         };
         self.excuses[stream].foreign = Some(event.clone());
-        self.excuses[stream]
-            .halts
-            .extend(["refused", "diverged", "ahead_of_authority"]);
         // Whoever invents it may show the seal of another position.
         let stream_id = &self.logs[stream].id;
         let replayed = SimSealer.seal(stream_id, &head).filter(|_| seq.get().is_multiple_of(2));

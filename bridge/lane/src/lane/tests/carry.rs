@@ -61,7 +61,7 @@ fn what_happens_to_the_lane_is_counted() {
     }
     let calls = [bench.until(appends), bench.until(appends)];
     assert_eq!(bench.lane.load().calls, 2);
-    let refusal = Refusal::new(RefusalCode::EventConflict, "another event");
+    let refusal = Refusal::new(RefusalCode::InvalidArgument, "no such stream");
     bench.feed(Event::Answered(link, calls[0], Answer::Refused(refusal.clone())));
     bench.feed(Event::Answered(link, calls[1], Answer::Lost("trapped".to_owned())));
     assert_eq!(bench.lane.load().calls, 0);

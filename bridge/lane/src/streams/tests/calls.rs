@@ -6,14 +6,14 @@ fn a_refusal_halts_its_stream_and_the_others_continue() {
     bench.found("a", 0, 9);
     bench.found("b", 0, 9);
     let a = calls(&bench.page("a", vec![prepared(1, 1), prepared(2, 2)]));
-    let halted = bench.step(Input::Refused(a[0].0, refusal(RefusalCode::EventConflict)));
+    let halted = bench.step(Input::Refused(a[0].0, refusal(RefusalCode::InvalidArgument)));
     assert!(
         !halted.iter().any(|effect| matches!(effect, Effect::Halted { .. })),
         "one call is still in flight"
     );
     let halted = bench.step(Input::Refused(a[1].0, refusal(RefusalCode::SeqGap)));
     assert!(
-        matches!(&halted[..], [Effect::Halted { reason: HaltReason::Refused(why), .. }] if why.code == RefusalCode::EventConflict),
+        matches!(&halted[..], [Effect::Halted { reason: HaltReason::Refused(why), .. }] if why.code == RefusalCode::InvalidArgument),
         "the first refusal is the reason: {halted:?}"
     );
     assert_eq!(reads(&bench.found("a", 0, 20)), []);
@@ -62,12 +62,22 @@ fn a_stream_that_keeps_failing_is_halted_in_the_end() {
 }
 
 #[test]
-fn a_stream_whose_gap_does_not_close_is_halted_in_the_end() {
+fn a_stream_whose_log_does_not_fit_is_compared_and_halted_in_the_end() {
+    for code in [
+        RefusalCode::SeqGap,
+        RefusalCode::ChainMismatch,
+        RefusalCode::EventConflict,
+    ] {
+        keeps_refusing(code);
+    }
+}
+
+fn keeps_refusing(code: RefusalCode) {
     let mut bench = Bench::new();
     bench.found("a", 0, 1);
     for attempt in 0..=LIMITS.attempts {
         let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
-        let out = bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::SeqGap)));
+        let out = bench.step(Input::Refused(sent[0].0, refusal(code)));
         if attempt < LIMITS.attempts {
             assert!(matches!(out[..], [Effect::Compare(_)]), "{attempt}: {out:?}");
             bench.learned("a", Verdict::InStep(seq(0)));
@@ -156,7 +166,7 @@ fn a_stream_that_halts_frees_what_it_had_read() {
     let mut bench = Bench::new();
     bench.found("a", 0, 9);
     let sent = calls(&bench.page("a", (1..=5).map(|at| prepared(at, at)).collect()));
-    bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::EventConflict)));
+    bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::InvalidArgument)));
     assert_eq!(bench.core.load().bytes, 20, "two calls are in flight");
     for (call, ..) in &sent[1..] {
         bench.step(Input::Refused(*call, refusal(RefusalCode::SeqGap)));

@@ -203,3 +203,52 @@ fn an_outdated_published_seq_is_ignored_until_it_is_set_back() {
     assert_eq!(reads(&bench.found("a", 7, 9)), []);
     assert_eq!(reads(&bench.later(10_000)), [("a".to_owned(), 3)]);
 }
+
+#[test]
+fn a_stream_at_rest_that_no_longer_fits_is_compared_again_and_one_that_sends_is_not() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 9);
+    let apart = || Verdict::Apart(HaltReason::Diverged { seq: seq(3) });
+    let sent = calls(&bench.page("a", vec![prepared(1, 9)]));
+    assert_eq!(bench.learned("a", apart()), [], "a call is in flight");
+    bench.step(Input::Acked(sent[0].0));
+    assert!(advances(&bench.learned("a", Verdict::InStep(seq(9)))).is_empty());
+    for verdict in [apart(), Verdict::Behind(seq(3)), Verdict::Refill(seq(3))] {
+        assert_eq!(bench.learned("a", verdict), [Effect::Compare(stream("a"))]);
+        bench.learned("a", Verdict::InStep(seq(9)));
+    }
+}
+
+#[test]
+fn a_forgery_goes_and_what_this_bridge_published_before_it_stays() {
+    for (held, after) in [(11, 9), (9, 5), (4, 5)] {
+        let mut bench = Bench::new();
+        bench.found("a", 0, 9);
+        let sent = calls(&bench.page("a", vec![prepared(1, 9)]));
+        bench.step(Input::Acked(sent[0].0));
+        bench.step(Input::Doubted(stream("a")));
+        let (held, head, verdict) = (seq(held), seq(9), Verdict::Refill(seq(5)));
+        let refill = Effect::Refill {
+            stream_id: stream("a"),
+            seen: held,
+            after: seq(after),
+        };
+        assert_eq!(bench.compared("a", Finding::Compared { verdict, held, head }), [refill]);
+    }
+}
+
+#[test]
+fn a_refilled_stream_has_all_its_attempts_again() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 9);
+    for _ in 0..=LIMITS.attempts {
+        let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
+        let out = bench.step(Input::Refused(sent[0].0, refusal(RefusalCode::EventConflict)));
+        assert_eq!(out, [Effect::Compare(stream("a"))]);
+        // The next page was being read.
+        bench.page("a", vec![]);
+        bench.learned("a", Verdict::Refill(seq(0)));
+        bench.compared("a", Finding::Filled(seq(0)));
+        assert_eq!(reads(&bench.later(60_000)), [("a".to_owned(), 0)]);
+    }
+}
