@@ -365,6 +365,7 @@ fn to_json(status: &Status) -> Value {
             "connections_overfull": counters.connections_overfull,
             "refreshes": counters.refreshes,
             "token_failures": counters.token_failures,
+            "withheld": counters.withheld,
             "acks": counters.acks,
             "acks_refused": counters.acks_refused,
             "heartbeats": counters.heartbeats,

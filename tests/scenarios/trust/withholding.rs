@@ -30,11 +30,7 @@ async fn events_that_spacetimedb_keeps_back_reach_a_client_from_the_authority() 
     let mut client = lane.client(std::slice::from_ref(&id)).await.unwrap();
     client = client.option("--overdue-ms", 1_000);
     client.start().unwrap();
-    let noticed = || {
-        client
-            .log()
-            .contains("SpacetimeDB has not brought in time what the authority has")
-    };
+    let noticed = || client.status()["counters"]["withheld"] == 1;
     wait(SOON, "the client notices what is kept back", noticed).await;
     client.until_applied(5, SOON).await.unwrap();
 

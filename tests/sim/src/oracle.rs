@@ -154,9 +154,12 @@ impl World {
         };
         let excuses = &self.excuses[stream];
         let may = match stop {
-            StreamStop::AheadOfLane { .. } => excuses.was_set_back || excuses.foreign.is_some(),
+            StreamStop::AheadOfLane { .. } => excuses.was_set_back,
             StreamStop::Handler { attempts, .. } => *attempts >= self.setup.bounds.apply_attempts,
-            StreamStop::ChainMismatch { .. } => party.forgives(stream, "chain_mismatch") || excuses.foreign.is_some(),
+            // An event of another origin may stand where SpacetimeDB lost one that the client has applied.
+            StreamStop::ChainMismatch { .. } => {
+                party.forgives(stream, "chain_mismatch") || excuses.was_set_back && excuses.foreign.is_some()
+            }
             StreamStop::PayloadMismatch { .. } => party.forgives(stream, "payload_mismatch"),
             StreamStop::BelowWindow { .. } => self.setup.window().is_some(),
             StreamStop::Unproven { .. }

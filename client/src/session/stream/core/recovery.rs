@@ -248,6 +248,9 @@ impl Stream {
             return;
         }
         self.cursor = self.applied;
+        // What was handed out may be forged, and the true events are other ones.
+        self.recent.retain(|known| known.seq <= self.applied.seq);
+        self.claim = None;
         self.recovery.unproven = self.recovery.unproven.saturating_add(1);
         if self.bounds.history {
             self.contradicted(stop, effects);
