@@ -52,6 +52,8 @@ enum Stage {
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) findings: Vec<(StreamId, Finding)>,
+    /// How many streams hold a forgery.
+    pub(crate) forgeries: u64,
     /// Why to give up the link: the module refuses every call on it.
     pub(crate) drop_link: Option<String>,
 }

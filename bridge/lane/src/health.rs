@@ -47,6 +47,8 @@ pub struct Counters {
     pub wakes: u64,
     /// Streams compared with SpacetimeDB.
     pub compared_streams: u64,
+    /// Forgeries found in SpacetimeDB.
+    pub forgeries: u64,
     /// Events purged from the authority's log.
     pub purged_events: u64,
 }

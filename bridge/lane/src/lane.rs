@@ -319,6 +319,7 @@ impl Lane {
                 if self.link.hears(link, request) {
                     let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
                     let found = self.compare.seal_checked(request, sealed, &mut turn);
+                    self.vitals.count().forgeries += found.forgeries;
                     self.found(now, found, out);
                 }
             }

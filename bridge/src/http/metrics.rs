@@ -100,8 +100,14 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
         (
             "compared_streams_total",
             "counter",
-            "Streams compared with SpacetimeDB on new links.",
+            "Streams compared with SpacetimeDB, on new links and in rounds.",
             counters.compared_streams,
+        ),
+        (
+            "forgeries_total",
+            "counter",
+            "Streams in which somebody else than the bridge had written. Alert on any.",
+            counters.forgeries,
         ),
         ("wakes_total", "counter", "Wake-ups by writers.", counters.wakes),
         (

@@ -30,6 +30,8 @@ async fn a_forged_event_is_never_applied_and_the_bridge_puts_the_true_one_in_its
         "{}",
         bridge.process.log()
     );
+    let metrics = bridge.text("/metrics").await.unwrap();
+    assert!(metrics.contains("\nspacetime_sync_forgeries_total 1\n"), "{metrics}");
     let verdict = client.compare(&lane.authority).await.unwrap();
     assert!(verdict.is_equal() && verdict.applied == 3, "{verdict:?}");
     lane.verified().await;

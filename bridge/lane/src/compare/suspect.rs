@@ -69,6 +69,7 @@ impl Compare {
             Ok(HeadSeal::Good) => compared(Verdict::Apart(reason)),
             Ok(HeadSeal::Moved) => Finding::NotCompared,
             Ok(HeadSeal::Missing) => {
+                found.forgeries = 1;
                 turn.out.push(Command::Tell(Notice::Forged {
                     stream_id: stream_id.clone(),
                     to: held.seq,

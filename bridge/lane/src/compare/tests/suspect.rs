@@ -53,6 +53,7 @@ fn verdict(found: Found) -> Verdict {
 fn a_log_that_the_bridge_sealed_is_left_to_a_person() {
     let (mut bench, request) = suspected(2);
     let (found, told) = checked(&mut bench, request, Ok(HeadSeal::Good));
+    assert_eq!(found.forgeries, 0);
     assert_eq!(verdict(found), Verdict::Apart(HaltReason::Diverged { seq: head().seq }));
     assert_eq!(told, []);
 }
@@ -61,6 +62,7 @@ fn a_log_that_the_bridge_sealed_is_left_to_a_person() {
 fn a_forgery_is_told_and_the_stream_published_again_after_what_was_published() {
     let (mut bench, request) = suspected(2);
     let (found, told) = checked(&mut bench, request, Ok(HeadSeal::Missing));
+    assert_eq!(found.forgeries, 1);
     assert_eq!(verdict(found), Verdict::Refill(Seq::new(2).unwrap()));
     assert!(
         matches!(&told[..], [Command::Tell(Notice::Forged { to, .. })] if *to == head().seq),
