@@ -7,6 +7,8 @@ const FILE: &str = r#"
     uri = "http://127.0.0.1:3000"
     database = "lane"
     token_file = "token"
+    [seals]
+    keys_dir = "seals"
 "#;
 
 const ACCESS: &str = r#"
@@ -87,6 +89,7 @@ fn everything_can_come_from_the_environment() {
         ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://h"),
         ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "lane"),
         ("SPACETIME_SYNC__SPACETIMEDB__TOKEN", "t"),
+        ("SPACETIME_SYNC__SEALS__KEYS_DIR", "seals"),
     ];
     let environment = environment
         .iter()
@@ -165,12 +168,12 @@ fn an_error_names_what_is_wrong_and_where() {
         (
             format!("{FILE}\n[limits]\ncals = 3"),
             vec![],
-            "bridge.toml:10: limits.cals: unknown field `cals`, expected one of ",
+            "bridge.toml:12: limits.cals: unknown field `cals`, expected one of ",
         ),
         (
             format!("{FILE}\n[limits]\ncalls = 0"),
             vec![],
-            "bridge.toml:10: limits.calls: expected 1 to 1000",
+            "bridge.toml:12: limits.calls: expected 1 to 1000",
         ),
         (
             format!("{FILE}\n[limits]\ncalls = 7"),
@@ -191,6 +194,16 @@ fn an_error_names_what_is_wrong_and_where() {
             FILE.replace("token_file = \"token\"", ""),
             vec![],
             "bridge.toml:4: spacetimedb.token_file: expected this or",
+        ),
+        (
+            FILE.replace("keys_dir", "# keys_dir"),
+            vec![],
+            "seals.keys_dir: expected this or seals.key or a section [issuer], found none of them",
+        ),
+        (
+            format!("{FILE}key = \"hunter2\""),
+            vec![],
+            "seals.key: expected this or seals.keys_dir, found both",
         ),
         (
             String::new(),

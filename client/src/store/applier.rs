@@ -220,6 +220,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         }
         while let Some(Work::Batch(next)) = queue.queue.front() {
             if next.from != to
+                || next.proof.is_authority() != proof.is_authority()
                 || events.len() + next.events.len() > self.bounds.events
                 || released + next.bytes > self.bounds.bytes
             {
@@ -242,7 +243,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             let failure = ApplyFailure::Unproven { to: to.seq, why };
             return self.tell(stream, released, Applied::Failed(failure));
         }
-        let Some((bad, failure)) = altered(&events) else {
+        let Some((bad, failure)) = altered(&events, proof.is_authority()) else {
             let result = self.apply(stream, to, &events);
             return self.tell(stream, released, result);
         };
@@ -291,7 +292,12 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         if let Some(document) = &beginning.document {
             let (seq, expected, found) = (document.seq, document.payload_hash, PayloadHash::of(&document.payload));
             if found != expected {
-                return Applied::Failed(ApplyFailure::Payload { seq, expected, found });
+                return Applied::Failed(ApplyFailure::Payload {
+                    seq,
+                    expected,
+                    found,
+                    from_authority: true,
+                });
             }
         }
         let queue = &mut self.streams[stream];
@@ -358,11 +364,17 @@ fn not_saved(saved: Result<(), CommitError>, panicked: Option<String>) -> Result
 struct Gone;
 
 /// The first payload that does not have the hash of its event, and its index.
-fn altered(events: &[Event]) -> Option<(usize, ApplyFailure)> {
+fn altered(events: &[Event], from_authority: bool) -> Option<(usize, ApplyFailure)> {
     events.iter().enumerate().find_map(|(at, event)| {
         let found = PayloadHash::of(&event.payload);
         let (seq, expected) = (event.seq, event.payload_hash);
-        (found != expected).then_some((at, ApplyFailure::Payload { seq, expected, found }))
+        let failure = ApplyFailure::Payload {
+            seq,
+            expected,
+            found,
+            from_authority,
+        };
+        (found != expected).then_some((at, failure))
     })
 }
 

@@ -72,6 +72,8 @@ pub struct Stream {
     cursor: Position,
     /// Up to where events are saved.
     applied: Position,
+    /// Up to where the authority itself sent events last.
+    proven: Position,
     /// The head, as far as it was heard on this connection.
     known: Option<Seq>,
     /// What the last page said about its head.
@@ -105,6 +107,7 @@ impl Stream {
             connected: false,
             cursor: applied,
             applied,
+            proven: applied,
             known: None,
             claim: None,
             reading: None,
@@ -312,8 +315,18 @@ impl Stream {
 
     fn apply_failed(&mut self, failure: ApplyFailure, effects: &mut Vec<Effect>) {
         match failure {
-            ApplyFailure::Payload { seq, expected, found } => {
-                self.stop(StreamStop::PayloadMismatch { seq, expected, found }, effects);
+            ApplyFailure::Payload {
+                seq,
+                expected,
+                found,
+                from_authority,
+            } => {
+                let stop = StreamStop::PayloadMismatch { seq, expected, found };
+                if from_authority || !self.bounds.history {
+                    self.stop(stop, effects);
+                } else {
+                    self.unproven(stop, effects);
+                }
             }
             ApplyFailure::Unproven { to, why } => self.unproven(StreamStop::Unproven { to, why }, effects),
             ApplyFailure::Stop { message } => {

@@ -141,6 +141,8 @@ pub enum ApplyFailure {
         expected: PayloadHash,
         /// The hash of the payload.
         found: PayloadHash,
+        /// Whether the authority itself sent it.
+        from_authority: bool,
     },
     /// The bridge has not sealed these events.
     Unproven {
@@ -205,6 +207,13 @@ pub enum Proof {
     Seal(Option<Seal>),
     /// The authority itself answered.
     Authority,
+}
+
+impl Proof {
+    /// Whether the authority itself answered.
+    pub(crate) fn is_authority(&self) -> bool {
+        matches!(self, Self::Authority)
+    }
 }
 
 /// Consecutive events that follow the chain. Their payloads are not yet hashed.

@@ -176,7 +176,12 @@ fn events_before_an_altered_payload_are_applied_and_none_after_it() {
     );
     assert_eq!(*store.0.lock().unwrap(), ["s0 0..3"]);
     let (seq, found) = (Seq::new(4).unwrap(), PayloadHash::of(b"altered"));
-    let failed = Applied::Failed(ApplyFailure::Payload { seq, expected, found });
+    let failed = Applied::Failed(ApplyFailure::Payload {
+        seq,
+        expected,
+        found,
+        from_authority: true,
+    });
     assert_eq!(told(&mut outcomes), [(0, 0, Applied::To(log.at(3))), (0, 30, failed)]);
 }
 

@@ -124,6 +124,9 @@ impl Stream {
             Intake::Next { batch, repeated } => {
                 counters.duplicates_dropped += repeated;
                 self.cursor = batch.to;
+                if from_authority {
+                    self.proven = batch.to;
+                }
                 if self.recent.len() == RECENT {
                     self.recent.pop_front();
                 }

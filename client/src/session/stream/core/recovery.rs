@@ -69,8 +69,6 @@ pub(super) enum Asking {
 pub(super) struct Recovery {
     /// Pauses in a row.
     pub(super) waits: u32,
-    /// Times that the authority agreed with the client while SpacetimeDB held another log.
-    contradictions: u32,
     /// Times in a row that SpacetimeDB delivered events that the bridge has not sealed.
     unproven: u32,
     /// Stale cursors after which the stream started over.
@@ -107,7 +105,7 @@ impl Stream {
         };
     }
 
-    /// SpacetimeDB contradicts what was applied.
+    /// SpacetimeDB contradicts what was applied, or does not hold what it should.
     pub(super) fn contradicted(&mut self, stop: StreamStop, effects: &mut Vec<Effect>) {
         let rung = match &stop {
             StreamStop::BelowWindow { oldest, .. } => Rung::Replay {
@@ -116,12 +114,12 @@ impl Stream {
             },
             StreamStop::AheadOfLane { .. }
             | StreamStop::ChainMismatch { .. }
-            | StreamStop::Unproven { .. }
-            | StreamStop::Withheld { .. } => Rung::Consult(stop.clone()),
-            StreamStop::PayloadMismatch { .. }
+            | StreamStop::PayloadMismatch { .. }
             | StreamStop::BadFrame { .. }
             | StreamStop::FrameExtent { .. }
-            | StreamStop::DurableReads
+            | StreamStop::Unproven { .. }
+            | StreamStop::Withheld { .. } => Rung::Consult(stop.clone()),
+            StreamStop::DurableReads
             | StreamStop::Handler { .. }
             | StreamStop::StaleCursor(_)
             | StreamStop::Refused(_) => return self.stop(stop, effects),
@@ -147,6 +145,10 @@ impl Stream {
             return;
         }
         let asking = match rung {
+            // What was handed out may be forged until it is saved: the authority is not asked about that.
+            Rung::Replay { .. } | Rung::Consult(_) if self.cursor != self.applied && self.cursor != self.proven => {
+                return;
+            }
             Rung::Replay { .. } | Rung::Consult(_) => {
                 effects.push(Effect::ReadHistory { after: self.cursor });
                 Asking::ForEvents(self.cursor)
@@ -220,25 +222,8 @@ impl Stream {
         Ok(())
     }
 
+    /// The authority agrees with what was applied. Whatever SpacetimeDB says, the bridge mends it, however long that takes.
     fn await_lane(&mut self, lane: StreamStop, effects: &mut Vec<Effect>) {
-        match lane {
-            // If SpacetimeDB is behind, the bridge fills it, however long that takes. If rows are forged, the bridge
-            // removes them.
-            StreamStop::AheadOfLane { .. } | StreamStop::Unproven { .. } | StreamStop::Withheld { .. } => {}
-            // If it holds another log than the authority, waiting will not mend it.
-            StreamStop::ChainMismatch { .. }
-            | StreamStop::BelowWindow { .. }
-            | StreamStop::PayloadMismatch { .. }
-            | StreamStop::BadFrame { .. }
-            | StreamStop::FrameExtent { .. }
-            | StreamStop::DurableReads
-            | StreamStop::Handler { .. }
-            | StreamStop::StaleCursor(_)
-            | StreamStop::Refused(_) => self.recovery.contradictions += 1,
-        }
-        if self.recovery.contradictions > self.bounds.recovery_attempts {
-            return self.stop(lane, effects);
-        }
         self.pause(Rung::AwaitLane(lane), effects);
     }
 

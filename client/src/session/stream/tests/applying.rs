@@ -130,6 +130,7 @@ fn an_altered_payload_or_a_handler_that_gives_up_stops_the_stream_at_once() {
                 seq: seq(9),
                 expected: PayloadHash::of(b"a"),
                 found: PayloadHash::of(b"b"),
+                from_authority: false,
             },
             "payload_mismatch",
         ),
