@@ -32,4 +32,6 @@ pub struct StreamHead {
     pub seq: Seq,
     /// The chain hash there.
     pub chain_hash: ChainHash,
+    /// Up to where SpacetimeDB has acknowledged the stream to the bridge.
+    pub published_seq: Seq,
 }

@@ -74,8 +74,11 @@ pub trait Sealer: Send + Sync {
     /// Seals a position of a stream. `None` if no key seals at the moment.
     fn seal(&self, stream_id: &StreamId, at: &Position) -> Option<Seal>;
 
-    /// Whether a seal of this position is one of its own.
-    fn is_good(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> bool;
+    /// Whether a seal of this position is one of its own. `None` if it does not know the key.
+    fn check(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> Option<bool>;
+
+    /// Whether a key seals at the moment.
+    fn is_ready(&self) -> bool;
 }
 
 /// The public half of a key that seals, as a JWK of P-256.

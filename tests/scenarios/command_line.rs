@@ -18,6 +18,7 @@ fn tool(arguments: &[&str]) -> Command {
         ("SPACETIMEDB__URI", "http://h"),
         ("SPACETIMEDB__DATABASE", "lane"),
         ("SPACETIMEDB__TOKEN", "t"),
+        ("SEALS__KEYS_DIR", "seals"),
     ] {
         command.env(format!("SPACETIME_SYNC__{key}"), value);
     }

@@ -1,6 +1,7 @@
 //! Reads how far streams have come: their heads, published seqs and floors.
 
-use spacetime_sync_proto::{ChainHash, Position, Seq, StreamId, StreamProgress};
+use spacetime_sync_proto::heads::StreamHead;
+use spacetime_sync_proto::{ChainHash, Seq, StreamId, StreamProgress};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -82,12 +83,13 @@ impl Authority {
         Ok(found)
     }
 
-    /// Where these streams' logs end. A stream to which nothing was ever appended is missing.
-    pub async fn heads(&self, streams: &[StreamId]) -> Result<Vec<(StreamId, Position)>, AuthorityError> {
+    /// Where these streams' logs end, and up to where they are published. A stream to which nothing was ever appended is
+    /// missing.
+    pub async fn heads(&self, streams: &[StreamId]) -> Result<Vec<StreamHead>, AuthorityError> {
         self.connections
             .run("heads", async |connection| {
                 let rows = sqlx::query(
-                    "select stream_id, head_seq, head_chain from runtime.sync_streams
+                    "select stream_id, head_seq, head_chain, published_seq from runtime.sync_streams
                      where stream_id = any($1) and head_seq > 0",
                 )
                 .bind(streams.iter().map(StreamId::as_str).collect::<Vec<_>>())
@@ -119,12 +121,16 @@ impl Authority {
     }
 }
 
-fn head(row: &PgRow) -> Result<(StreamId, Position), CallError> {
+fn head(row: &PgRow) -> Result<StreamHead, CallError> {
     let stream_id = stream_id(row.try_get(0)?)?;
-    let value = row.try_get(1)?;
-    let seq = Seq::from_sql(value).ok_or_else(|| corrupt(&stream_id, value, "a head_seq"))?;
-    let chain = ChainHash::from_slice(row.try_get(2)?).ok_or_else(|| corrupt(&stream_id, value, "a chain hash"))?;
-    Ok((stream_id, Position { seq, chain }))
+    let seq = |value, what| Seq::from_sql(value).ok_or_else(|| corrupt(&stream_id, value, what));
+    let (head, published) = (row.try_get(1)?, row.try_get(3)?);
+    Ok(StreamHead {
+        seq: seq(head, "a head_seq")?,
+        chain_hash: ChainHash::from_slice(row.try_get(2)?).ok_or_else(|| corrupt(&stream_id, head, "a chain hash"))?,
+        published_seq: seq(published, "a published_seq")?,
+        stream_id,
+    })
 }
 
 fn position(row: &PgRow) -> Result<StreamProgress, CallError> {

@@ -12,9 +12,7 @@ use spacetime_sync_authority::{Authority, AuthorityError, Extent, History};
 use spacetime_sync_lane::{HaltReason, prepare};
 use spacetime_sync_proto::heads::StreamHead;
 use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, Snapshot};
-use spacetime_sync_proto::{
-    ChainHash, Event, Label, Position, RefusalCode, Seq, StaleCursor, StaleReason, StreamId, limit,
-};
+use spacetime_sync_proto::{ChainHash, Event, Label, RefusalCode, Seq, StaleCursor, StaleReason, StreamId, limit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -271,17 +269,11 @@ impl Histories {
 
     /// Where these streams end.
     pub async fn heads(&self, _turn: &Turn, streams: &[StreamId]) -> Result<Vec<StreamHead>, Denial> {
-        let heads = self.authority()?.heads(streams).await.map_err(|error| {
+        self.authority()?.heads(streams).await.map_err(|error| {
             let error = spacetime_sync_proto::error_text(&error);
             tracing::warn!(error, "cannot read heads from the authority");
             Denial::unavailable("the authority is not available at the moment")
-        })?;
-        let head = |(stream_id, head): (StreamId, Position)| StreamHead {
-            stream_id,
-            seq: head.seq,
-            chain_hash: head.chain,
-        };
-        Ok(heads.into_iter().map(head).collect())
+        })
     }
 
     /// A page of the events after a cursor.

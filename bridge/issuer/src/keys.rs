@@ -185,9 +185,9 @@ impl SigningKey {
     }
 
     /// Whether it made this seal of a position.
-    fn is_good_seal(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> bool {
+    fn is_seal(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> bool {
         let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.pair.public_key().as_ref());
-        self.seal_key == seal.key && public.verify(&sealed_text(stream_id, at), &seal.signature).is_ok()
+        public.verify(&sealed_text(stream_id, at), &seal.signature).is_ok()
     }
 
     /// The key that verifies its seals.
@@ -254,9 +254,11 @@ impl Ring {
         self.keys.iter().map(|key| key.seal_key()).collect()
     }
 
-    /// Whether one of the keys made this seal of a position.
-    pub fn is_good_seal(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> bool {
-        self.keys.iter().any(|key| key.is_good_seal(stream_id, at, seal))
+    /// Whether the key that a seal names made it for this position. `None` if there is no such key.
+    pub fn check_seal(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> Option<bool> {
+        let mut keys = self.keys.iter().filter(|key| key.seal_key == seal.key).peekable();
+        keys.peek()?;
+        Some(keys.any(|key| key.is_seal(stream_id, at, seal)))
     }
 
     /// The key set with which `/.well-known/jwks.json` answers.

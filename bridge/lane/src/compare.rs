@@ -52,6 +52,8 @@ enum Stage {
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) findings: Vec<(StreamId, Finding)>,
+    /// Streams that may not fit any more, and are to be compared alone.
+    pub(crate) doubts: Vec<StreamId>,
     /// How many streams hold a forgery.
     pub(crate) forgeries: u64,
     /// Why to give up the link: the module refuses every call on it.
@@ -85,6 +87,8 @@ pub(crate) struct Compare {
     refills_wanted: VecDeque<Wanted>,
     /// Streams whose seal is being checked.
     suspects: Vec<(RequestId, Suspect)>,
+    /// Streams whose seal is to be checked.
+    suspects_wanted: VecDeque<Suspect>,
     began: Duration,
     compared: u64,
 }
@@ -107,6 +111,7 @@ impl Compare {
             refills: BTreeMap::new(),
             refills_wanted: VecDeque::new(),
             suspects: Vec::new(),
+            suspects_wanted: VecDeque::new(),
             began: Duration::ZERO,
             compared: 0,
         }
@@ -173,6 +178,7 @@ impl Compare {
             });
         }
         self.begin_refills(turn);
+        self.begin_checks(turn);
     }
 
     /// SpacetimeDB has answered with the heads of streams.
@@ -234,6 +240,7 @@ impl Compare {
             }
         };
         let Some(batch) = slot.take() else { return found };
+        let again = is_sweep && self.coverage == Coverage::All;
         let Stage::Standings(heads) = batch.stage else {
             return found;
         };
@@ -245,6 +252,13 @@ impl Compare {
                     let window = policy.window(&stream_id);
                     let head = progress.head_seq;
                     match reconcile(&progress, held, chain, window) {
+                        // What was heard of a stream that flows may be outdated: a comparison of its own decides.
+                        verdict if again => {
+                            if !verdict.fits() {
+                                found.doubts.push(stream_id);
+                            }
+                            continue;
+                        }
                         Verdict::Apart(reason) => {
                             let suspect = Suspect {
                                 stream_id,
@@ -253,7 +267,7 @@ impl Compare {
                                 reason,
                                 after: publish_again_after(&progress, held.seq, window),
                             };
-                            self.suspect(suspect, turn);
+                            self.suspects_wanted.push_back(suspect);
                             continue;
                         }
                         verdict => Finding::Compared {
@@ -263,10 +277,15 @@ impl Compare {
                         },
                     }
                 }
+                Err(_) if again => {
+                    found.doubts.push(stream_id);
+                    continue;
+                }
                 Err(why) => Finding::Broken(HaltReason::BrokenLog(why)),
             };
             found.findings.push((stream_id, finding));
         }
+        self.begin_checks(turn);
         if is_sweep {
             self.page_compared(turn);
         }
@@ -307,6 +326,7 @@ impl Compare {
                 }
             }
             RefusalClass::Reject | RefusalClass::Fatal => match &batch.streams[..] {
+                [alone] if is_sweep && self.coverage == Coverage::All => found.doubts.push(alone.clone()),
                 [alone] => {
                     let reason = HaltReason::BrokenLog(failure.text);
                     found.findings.push((alone.clone(), Finding::Broken(reason)));

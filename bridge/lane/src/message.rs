@@ -50,8 +50,10 @@ pub enum Page {
 pub enum HeadSeal {
     /// Its last frame carries the bridge's seal.
     Good,
-    /// It carries none, or one that is not good, or the last frame is missing.
+    /// It carries none, or one that is not good.
     Missing,
+    /// SpacetimeDB holds no frame, or one that was sealed by a key that this bridge does not have.
+    Unknown,
     /// The log ends elsewhere by now.
     Moved,
 }

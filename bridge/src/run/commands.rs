@@ -8,6 +8,7 @@ use spacetime_sync_lane::{
     Answer, Command, Event, Failure, HeadSeal, Level, LinkId, Notice, Page, RequestId, Sealing, check_seal,
     is_doubtful, judge,
 };
+use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{ChainHash, Sealer, Seq, StreamId};
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::link::{Appended, Link};
@@ -115,7 +116,11 @@ impl Runner {
                 let (config, sealer, id) = (self.config.clone(), self.sealer.clone(), stream_id.clone());
                 self.ask(
                     async move |authority| read_page(&authority, &config, &*sealer, &id, after, base_chain).await,
-                    move |page| Event::Page { link, stream_id, page },
+                    move |page| Event::Page {
+                        link,
+                        stream_id,
+                        page: page.and_then(|page| page.ok_or_else(no_seal)),
+                    },
                 );
             }
             Command::Record(request, records) => self.ask(
@@ -318,7 +323,16 @@ async fn listen(authority: &Authority, request: RequestId, events: &mpsc::Unboun
     }
 }
 
-/// Reads a page of the authority's log, checks it, and seals its frames.
+/// No client would apply what is published now.
+fn no_seal() -> Failure {
+    Failure {
+        class: RefusalClass::Retry,
+        refusal: None,
+        text: "no key seals at the moment: look at the files in the folder of the sealing keys".to_owned(),
+    }
+}
+
+/// Reads a page of the authority's log, checks it, and seals its frames. `None` if no key seals at the moment.
 async fn read_page(
     authority: &Authority,
     config: &Config,
@@ -326,7 +340,7 @@ async fn read_page(
     stream_id: &StreamId,
     after: Seq,
     base_chain: Option<ChainHash>,
-) -> Result<Page, AuthorityError> {
+) -> Result<Option<Page>, AuthorityError> {
     let limits = &config.limits;
     let base_chain = match base_chain {
         Some(base_chain) => Some(base_chain),
@@ -342,7 +356,8 @@ async fn read_page(
         None
     };
     let sealing = Sealing { stream_id, sealer };
-    Ok(judge(after, base_chain, floor, &events, limits.frame_bytes, sealing))
+    let page = judge(after, base_chain, floor, &events, limits.frame_bytes, sealing);
+    Ok(sealer.is_ready().then_some(page))
 }
 
 fn tell(notice: &Notice) {

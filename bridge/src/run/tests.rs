@@ -24,7 +24,11 @@ impl Sealer for NoKey {
         None
     }
 
-    fn is_good(&self, _: &StreamId, _: &Position, _: &Seal) -> bool {
+    fn check(&self, _: &StreamId, _: &Position, _: &Seal) -> Option<bool> {
+        None
+    }
+
+    fn is_ready(&self) -> bool {
         false
     }
 }

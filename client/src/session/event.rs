@@ -67,7 +67,8 @@ pub enum Event {
     Heads {
         /// The question.
         question: QuestionId,
-        /// Streams that the token covers and that have events, and the seq of their last event; or what went wrong.
+        /// Streams that the token covers and that have events, and up to where SpacetimeDB has acknowledged them to the
+        /// bridge; or what went wrong.
         answer: Result<Vec<(usize, Seq)>, String>,
     },
     /// The apply thread has finished a piece of work.

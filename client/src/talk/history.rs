@@ -129,9 +129,9 @@ impl Source {
     }
 }
 
-/// The index and the head of each stream that was asked about and has one.
+/// The index of each stream that was asked about and has events, and up to where SpacetimeDB has acknowledged it.
 fn places(first: usize, streams: &[StreamId], heads: &[StreamHead]) -> Vec<(usize, Seq)> {
-    let heads: HashMap<_, _> = heads.iter().map(|head| (&head.stream_id, head.seq)).collect();
+    let heads: HashMap<_, _> = heads.iter().map(|head| (&head.stream_id, head.published_seq)).collect();
     let place = |(at, stream_id)| Some((first + at, *heads.get(stream_id)?));
     streams.iter().enumerate().filter_map(place).collect()
 }

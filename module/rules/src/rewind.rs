@@ -211,7 +211,8 @@ mod tests {
         let log = events(9, 1);
         let seal = Seal::from_slice(&[7; SEAL_BYTES]).unwrap();
         let seal_after = |most_events| {
-            let mut rows = held(&log);
+            let mut rows = MemoryLog::default();
+            hold(&mut rows, &log, 1, 9);
             let target = head_of(&log[..4]);
             step(&mut rows, &stream(), target, Some(&seal), seq(9), most_events).unwrap();
             let last = rows.frames.last().unwrap().decode().unwrap();

@@ -223,6 +223,7 @@ impl Measured {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["client", "--uri", &uri, "--database", &self.lane.name]);
         command.arg("--token-file").arg(name("token"));
+        command.arg("--seal-keys").arg(self.lane.seal_keys_file());
         command.arg("--db").arg(name("sqlite"));
         command.args(["--until", &until.to_string()]);
         if each {

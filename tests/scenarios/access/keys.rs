@@ -123,6 +123,7 @@ async fn a_bridge_without_an_issuer_gives_no_tokens() {
         none("sessions.audience"),
         none("sessions.public_keys"),
         ("spacetimedb.token", "none".to_owned()),
+        ("seals.keys_dir", desk.keys.keys_dir().display().to_string()),
     ];
     let bridge = desk.bridge(&set).await.unwrap();
     let (status, body) = bridge.token(&desk.session("7", "s1"), &["notes"]).await.unwrap();

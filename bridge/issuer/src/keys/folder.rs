@@ -27,8 +27,12 @@ impl Sealer for KeyFolder {
         self.ring().signer(now())?.seal(stream_id, at)
     }
 
-    fn is_good(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> bool {
-        self.ring().is_good_seal(stream_id, at, seal)
+    fn check(&self, stream_id: &StreamId, at: &Position, seal: &Seal) -> Option<bool> {
+        self.ring().check_seal(stream_id, at, seal)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ring().signer(now()).is_some()
     }
 }
 

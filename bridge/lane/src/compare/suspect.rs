@@ -1,6 +1,6 @@
 //! What does not fit the authority's log is either a log that the authority once had, or a forgery. The bridge has sealed
 //! every frame that it ever published, so the seal of SpacetimeDB's last event tells which. A forgery is removed. A sealed
-//! log is left to a person: the authority may have been restored to an earlier time.
+//! log is left to a person: the authority may have been restored to an earlier time. So is one of which nobody knows.
 
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{Position, Seq, StreamId};
@@ -10,6 +10,9 @@ use crate::message::{Command, Failure, HeadSeal};
 use crate::notice::Notice;
 use crate::streams::{Finding, HaltReason, Verdict};
 use crate::{RequestId, Turn};
+
+/// How many seals may be checked at once.
+const CHECKS: usize = 8;
 
 /// A stream whose log in SpacetimeDB does not fit the authority's.
 #[derive(Debug)]
@@ -26,17 +29,21 @@ pub(super) struct Suspect {
 }
 
 impl Compare {
-    /// Asks whether the bridge sealed a head that does not fit.
-    pub(super) fn suspect(&mut self, suspect: Suspect, turn: &mut Turn<'_>) {
+    /// Checks the seals of suspects that wait, as many as may be under way.
+    pub(super) fn begin_checks(&mut self, turn: &mut Turn<'_>) {
         let Some(link) = self.link else { return };
-        let request = turn.ids.request();
-        turn.out.push(Command::CheckSeal {
-            link,
-            request,
-            stream_id: suspect.stream_id.clone(),
-            head: suspect.held,
-        });
-        self.suspects.push((request, suspect));
+        while self.suspects.len() < CHECKS
+            && let Some(suspect) = self.suspects_wanted.pop_front()
+        {
+            let request = turn.ids.request();
+            turn.out.push(Command::CheckSeal {
+                link,
+                request,
+                stream_id: suspect.stream_id.clone(),
+                head: suspect.held,
+            });
+            self.suspects.push((request, suspect));
+        }
     }
 
     /// The runner has checked the seal.
@@ -66,7 +73,7 @@ impl Compare {
             head,
         };
         let finding = match sealed {
-            Ok(HeadSeal::Good) => compared(Verdict::Apart(reason)),
+            Ok(HeadSeal::Good | HeadSeal::Unknown) => compared(Verdict::Apart(reason)),
             Ok(HeadSeal::Moved) => Finding::NotCompared,
             Ok(HeadSeal::Missing) => {
                 found.forgeries = 1;

@@ -114,6 +114,9 @@ impl Lane {
         for (stream_id, finding) in found.findings {
             self.feed(now, Input::Compared(stream_id, finding), out);
         }
+        for stream_id in found.doubts {
+            self.feed(now, Input::Doubted(stream_id), out);
+        }
         if let Some(why) = found.drop_link {
             self.link_down(now, why, out);
         }

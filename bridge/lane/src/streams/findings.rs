@@ -21,8 +21,6 @@ impl Streams {
             }
             None => self.compared_idle(now, stream_id, finding, out),
             Some(Mode::Halted(_)) => compared_halted(stream_id, &finding, out),
-            // It may be outdated: a second comparison, while nothing is sent, decides.
-            Some(Mode::Flowing) if !fits(&finding) => self.doubted(stream_id, out),
             // The stream has been compared since and flows, or has failed since: this finding is outdated.
             Some(Mode::Flowing | Mode::Landing(_) | Mode::Comparing | Mode::Filling | Mode::Resting(..)) => {}
         }
@@ -114,14 +112,6 @@ impl Streams {
                 self.compared_waiting(now, stream_id, finding, out);
             }
         }
-    }
-}
-
-/// Whether SpacetimeDB holds what was published, or more of the authority's log.
-fn fits(finding: &Finding) -> bool {
-    match finding {
-        Finding::Compared { verdict, .. } => matches!(verdict, Verdict::InStep(_) | Verdict::Ahead(_)),
-        Finding::Filled(_) | Finding::NotFilled { .. } | Finding::NotCompared | Finding::Broken(_) => true,
     }
 }
 

@@ -359,9 +359,11 @@ impl Streams {
 
     /// What SpacetimeDB holds of a stream may have changed. SpacetimeDB says whether it has.
     fn doubted(&mut self, stream_id: StreamId, out: &mut Vec<Effect>) {
-        if let Some(stream) = self.streams.get_mut(&stream_id)
-            && stream.is_at_rest()
-        {
+        let stream = self
+            .streams
+            .entry(stream_id.clone())
+            .or_insert_with(|| Stream::new(Seq::ZERO));
+        if stream.is_at_rest() {
             stream.mode = Mode::Comparing;
             out.push(Effect::Compare(stream_id));
         }

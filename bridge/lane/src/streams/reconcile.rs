@@ -21,6 +21,16 @@ pub enum Verdict {
     Apart(HaltReason),
 }
 
+impl Verdict {
+    /// Whether there is nothing to mend.
+    pub(crate) fn fits(&self) -> bool {
+        match self {
+            Self::InStep(_) | Self::Ahead(_) | Self::Unknown => true,
+            Self::Behind(_) | Self::Refill(_) | Self::Apart(_) => false,
+        }
+    }
+}
+
 /// Compares SpacetimeDB's head `held` with the authority's position. `chain_there` is the authority's chain hash at
 /// `held.seq`, or `None` if it has none there. `window` is how many of the newest events SpacetimeDB holds, or `None` if it
 /// holds all.

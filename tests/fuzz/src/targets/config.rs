@@ -19,6 +19,7 @@ pub(super) const CONFIG: Entry = Entry {
         b"[spacetimedb]",
         b"[issuer]",
         b"[sessions]",
+        b"[seals]",
         b"[limits]",
         b"[bridge]",
         b"[http]",
@@ -68,6 +69,8 @@ pool_size = 6
 uri = "http://127.0.0.1:3000"
 database = "lane"
 token = "hunter2-token"
+[seals]
+keys_dir = "seals"
 "#;
 
 const WHOLE: &str = r#"[http]
@@ -106,6 +109,7 @@ SPACETIME_SYNC__SPACETIMEDB__DATABASE=0042
 SPACETIME_SYNC__SPACETIMEDB__TOKEN=hunter2-token
 SPACETIME_SYNC__HTTP__BEHIND_PROXY=true
 SPACETIME_SYNC__LIMITS__READS=4
+SPACETIME_SYNC__SEALS__KEYS_DIR=seals
 OTHER=1";
 
 struct Configs {

@@ -36,6 +36,7 @@ fn contents(store: &Path) -> Vec<String> {
 
 struct Desk {
     lane: Lane,
+    seal_keys: PathBuf,
     client: Follower,
     streams: [StreamId; 2],
 }
@@ -58,6 +59,8 @@ impl Desk {
             database,
             "--token-file",
             token,
+            "--seal-keys",
+            self.seal_keys.to_str().unwrap(),
         ];
         arguments.extend(["--db", store.to_str().unwrap()]);
         arguments.extend(streams.iter().flat_map(|id| ["--stream", id.as_str()]));
@@ -96,7 +99,13 @@ async fn a_foreign_store_stops_the_client_and_is_left_untouched() {
         .unwrap()
         .query_row(pragma, [], |row| row.get::<_, String>(0))
         .unwrap();
-    let desk = Desk { lane, client, streams };
+    let seal_keys = lane.seal_keys_file();
+    let desk = Desk {
+        lane,
+        seal_keys,
+        client,
+        streams,
+    };
     let name = desk.lane.name.clone();
 
     // Files that are no client's file at all.

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use spacetime_sync_issuer::keys::{add_key, now};
 use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_stdb::tokens::read_token;
 use spacetime_sync_tests::lane::{BridgeOptions, Lane, stream, wait};
@@ -29,7 +30,7 @@ async fn an_invalid_configuration_is_refused_without_showing_secrets() {
     let token_file = write("token", "a-secret-token\n");
     let good = format!(
         "[authority]\nurl = \"postgres://u:hunter2@h/d\"\n[spacetimedb]\nuri = \"http://127.0.0.1:3000\"\n\
-         database = \"lane\"\ntoken_file = \"{token_file}\"\n"
+         database = \"lane\"\ntoken_file = \"{token_file}\"\n[seals]\nkeys_dir = \"seals\"\n"
     );
     let without_token = good
         .lines()
@@ -41,7 +42,7 @@ async fn an_invalid_configuration_is_refused_without_showing_secrets() {
         (
             format!("{good}\n[limits]\ncals = 3"),
             vec![],
-            &["bridge.toml:9: limits.cals: unknown field `cals`"][..],
+            &["bridge.toml:11: limits.cals: unknown field `cals`"][..],
         ),
         (
             format!("{good}\n[limit]\ncalls = 3"),
@@ -133,7 +134,10 @@ async fn an_invalid_configuration_is_refused_without_showing_secrets() {
 #[tokio::test]
 async fn a_bridge_does_not_start_on_a_database_of_another_release() {
     let database = Cluster::shared().await.create_empty_database().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    add_key(folder.path(), None, now()).unwrap();
     let environment = [
+        ("SPACETIME_SYNC__SEALS__KEYS_DIR", folder.path().to_str().unwrap()),
         ("SPACETIME_SYNC__AUTHORITY__URL", database.url()),
         ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://127.0.0.1:9"),
         ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "lane"),
@@ -336,6 +340,7 @@ async fn a_client_reports_a_wrong_server_and_retries_only_where_that_helps() {
         .local_addr()
         .unwrap();
     let away = format!("http://{away}");
+    let seal_keys = lane.seal_keys_file();
     let arguments = |uri: &str, database: &str, token: &Path, store: &str| {
         let store = lane.path(store);
         let texts = [
@@ -345,6 +350,8 @@ async fn a_client_reports_a_wrong_server_and_retries_only_where_that_helps() {
             database,
             "--token-file",
             token.to_str().unwrap(),
+            "--seal-keys",
+            seal_keys.to_str().unwrap(),
             "--db",
         ];
         let mut arguments: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();

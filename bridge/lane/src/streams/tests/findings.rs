@@ -205,18 +205,16 @@ fn an_outdated_published_seq_is_ignored_until_it_is_set_back() {
 }
 
 #[test]
-fn a_stream_at_rest_that_no_longer_fits_is_compared_again_and_one_that_sends_is_not() {
+fn a_stream_at_rest_that_is_doubted_is_compared_and_one_that_sends_is_not() {
     let mut bench = Bench::new();
     bench.found("a", 0, 9);
-    let apart = || Verdict::Apart(HaltReason::Diverged { seq: seq(3) });
     let sent = calls(&bench.page("a", vec![prepared(1, 9)]));
-    assert_eq!(bench.learned("a", apart()), [], "a call is in flight");
+    assert_eq!(bench.step(Input::Doubted(stream("a"))), [], "a call is in flight");
     bench.step(Input::Acked(sent[0].0));
-    assert!(advances(&bench.learned("a", Verdict::InStep(seq(9)))).is_empty());
-    for verdict in [apart(), Verdict::Behind(seq(3)), Verdict::Refill(seq(3))] {
-        assert_eq!(bench.learned("a", verdict), [Effect::Compare(stream("a"))]);
-        bench.learned("a", Verdict::InStep(seq(9)));
-    }
+    assert_eq!(bench.step(Input::Doubted(stream("a"))), [Effect::Compare(stream("a"))]);
+    assert_eq!(bench.step(Input::Doubted(stream("a"))), [], "it is being compared");
+    // Nobody remembers this one.
+    assert_eq!(bench.step(Input::Doubted(stream("b"))), [Effect::Compare(stream("b"))]);
 }
 
 #[test]
