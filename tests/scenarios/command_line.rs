@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
 
+use spacetime_sync_issuer::keys::{add_key, now};
 use spacetime_sync_tests::process::built;
 
 fn config_check() -> Command {
@@ -42,17 +43,20 @@ fn a_closed_pipe_ends_the_output_without_an_error() {
 
 #[test]
 fn a_log_that_goes_to_a_file_holds_no_colours() {
+    let keys = tempfile::tempdir().unwrap();
+    add_key(keys.path(), None, now()).unwrap();
     let mut child = tool(&["run"])
+        .env("SPACETIME_SYNC__SEALS__KEYS_DIR", keys.path())
         .env("SPACETIME_SYNC__AUTHORITY__URL", "postgres://127.0.0.1:1/d")
         .env("SPACETIME_SYNC__HTTP__LISTEN", "127.0.0.1:0")
         .spawn()
         .unwrap();
     let log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let said: Vec<String> = log.take(2).collect();
+    let said: Vec<String> = log.take(3).collect();
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(
-        said[0].contains("listening") && said[1].contains("the authority does not answer"),
+        said[0].contains("signing key") && said[1].contains("listening") && said[2].contains("does not answer"),
         "{said:?}"
     );
     assert!(said.iter().all(|line| !line.contains('\u{1b}')), "{said:?}");
