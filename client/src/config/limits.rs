@@ -112,8 +112,7 @@ pub struct Limits {
     pub history_in_flight: usize,
     /// How long one of them may take: 30 s.
     pub history_timeout: Duration,
-    /// How many times a stream starts over, and how many times it tolerates that SpacetimeDB contradicts the authority,
-    /// before it stops: 3. The count restarts when the stream has been live for [`Backoff::stable_after`].
+    /// How many times a stream starts over before it stops: 3. The count restarts when the stream has been live for [`Backoff::stable_after`].
     pub recovery_attempts: u32,
     /// From the first packet of a connection to the module's contract: 5 s.
     pub connect_timeout: Duration,
