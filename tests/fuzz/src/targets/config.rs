@@ -152,6 +152,10 @@ impl Target for Configs {
             "ISSUER",
             "SESSIONS",
             "COMPATIBILITY",
+            "RETENTION",
+            "HISTORY",
+            "SEALS",
+            "GATE",
         ];
         for (key, _) in &environment {
             let section = key.strip_prefix(ENV_PREFIX).and_then(|key| key.split_once("__"));
