@@ -314,3 +314,38 @@ fn a_new_link_compares_everything_anew_and_nothing_that_only_the_old_one_wanted(
     let asked = bench.turn();
     assert_eq!((lists(&asked).1, asked.len()), (None, 1));
 }
+
+#[test]
+fn in_a_later_round_what_cannot_be_read_raises_a_doubt_and_halts_nothing() {
+    let mut bench = Bench::new();
+    let (request, _) = lists(&bench.turn());
+    let (request, _) = asks_module(&bench.listed(request, Ok(&["a"])));
+    bench.in_step(request, &["a"]);
+    let later = |bench: &mut Bench| {
+        let (request, _) = lists(&bench.wait());
+        asks_module(&bench.listed(request, Ok(&["a"]))).0
+    };
+    let request = later(&mut bench);
+    let (_, asked) = bench.heads(request, Ok(1));
+    let (request, _) = asks_authority(&asked);
+    let (found, _) = bench.step(|compare, turn| {
+        let standings = Ok(vec![Err("not a hash".to_owned())]);
+        compare.standings(request, standings, &Policy::default(), turn)
+    });
+    assert_eq!((found.findings, found.doubts), (vec![], streams(&["a"])));
+    let request = later(&mut bench);
+    let (found, _) = bench.heads(request, Err(failure(RefusalClass::Reject)));
+    assert_eq!((found.findings, found.doubts), (vec![], streams(&["a"])));
+}
+
+#[test]
+fn in_the_first_round_a_stream_that_cannot_be_read_halts() {
+    let mut bench = Bench::new();
+    let (request, _) = lists(&bench.turn());
+    let (request, _) = asks_module(&bench.listed(request, Ok(&["a"])));
+    let (found, _) = bench.heads(request, Err(failure(RefusalClass::Reject)));
+    assert!(
+        matches!(found.findings[..], [(_, Finding::Broken(HaltReason::BrokenLog(_)))]) && found.doubts.is_empty(),
+        "{found:?}"
+    );
+}

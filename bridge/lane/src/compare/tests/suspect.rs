@@ -101,3 +101,31 @@ fn a_seal_that_cannot_be_checked_decides_nothing() {
     let (found, _) = checked(&mut bench, request, Err(failure(RefusalClass::Fatal)));
     assert_eq!(found.drop_link.as_deref(), Some("no"));
 }
+
+#[test]
+fn few_seals_are_checked_at_once() {
+    let mut bench = Bench::new();
+    let suspect = |at: u64| Suspect {
+        stream_id: StreamId::new(&format!("s{at}")).unwrap(),
+        held: head(),
+        head: head().seq,
+        reason: HaltReason::AheadOfAuthority,
+        after: Seq::ZERO,
+    };
+    bench.compare.suspects_wanted.extend((0..10).map(suspect));
+    let asked: Vec<_> = bench
+        .turn()
+        .iter()
+        .filter_map(|command| match command {
+            Command::CheckSeal { request, .. } => Some(*request),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(asked.len(), 8);
+    checked(&mut bench, asked[0], Ok(HeadSeal::Moved));
+    let more = bench.turn();
+    let checks = more
+        .iter()
+        .filter(|command| matches!(command, Command::CheckSeal { .. }));
+    assert_eq!(checks.count(), 1);
+}

@@ -153,3 +153,22 @@ fn a_restored_authority_is_red_and_a_new_epoch_compares_every_stream_again_even_
     bench.until(|command| matches!(command, Command::Tell(Notice::AllCompared { streams: 1, .. })).then_some(()));
     assert!(bench.lane.health(bench.now).healthy);
 }
+
+#[test]
+fn forgeries_are_counted() {
+    let ahead = |_: &StreamId| Held {
+        held: 12,
+        published: 9,
+        head: 9,
+    };
+    let mut bench = Bench::new(vec![stream("a"), stream("b")], ahead);
+    let link = bench.link_up();
+    for _ in 0..2 {
+        let request = bench.until(|command| match command {
+            Command::CheckSeal { request, .. } => Some(*request),
+            _ => None,
+        });
+        bench.feed(Event::SealChecked(link, request, Ok(crate::HeadSeal::Missing)));
+    }
+    assert_eq!(bench.lane.vitals().counters().forgeries, 2);
+}
