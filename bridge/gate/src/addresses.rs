@@ -5,10 +5,11 @@
 //! address with somebody who guesses is let in, for as long as the guesses are no flood.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use spacetime_sync_proto::Label;
+use spacetime_sync_proto::access::network;
 
 use crate::quota::{Bucket, Rate};
 
@@ -55,7 +56,7 @@ impl Addresses {
     }
 
     fn of(&mut self, address: IpAddr, now: Instant) -> &mut Address {
-        self.by_address.entry(whole(address)).or_insert_with(|| Address {
+        self.by_address.entry(network(address)).or_insert_with(|| Address {
             connections: 0,
             sockets: 0,
             requests: Bucket::new(now),
@@ -72,9 +73,9 @@ impl Addresses {
         may
     }
 
-    /// A connection has begun on a socket, or the socket is closed.
+    /// A socket no longer waits: a connection has begun on it, or it is closed.
     pub(crate) fn leave(&mut self, address: IpAddr) {
-        if let Some(of) = self.by_address.get_mut(&whole(address)) {
+        if let Some(of) = self.by_address.get_mut(&network(address)) {
             of.sockets = of.sockets.saturating_sub(1);
         }
     }
@@ -93,7 +94,7 @@ impl Addresses {
 
     /// Whether the address may show a token that nobody knows. Otherwise says how long that takes.
     pub(crate) fn may_fail(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
-        let of = self.by_address.get(&whole(address));
+        let of = self.by_address.get(&network(address));
         of.map_or(Ok(()), |of| of.failures.has(self.quotas.failures, now))
     }
 
@@ -115,14 +116,14 @@ impl Addresses {
 
     fn give_back(&mut self, address: IpAddr) {
         let rate = self.quotas.requests;
-        if let Some(of) = self.by_address.get_mut(&whole(address)) {
+        if let Some(of) = self.by_address.get_mut(&network(address)) {
             of.requests.give_back(rate);
         }
     }
 
     /// Whether the address may have another connection.
     pub(crate) fn may_open(&self, address: IpAddr) -> bool {
-        let open = self.by_address.get(&whole(address)).map_or(0, |of| of.connections);
+        let open = self.by_address.get(&network(address)).map_or(0, |of| of.connections);
         open < self.quotas.connections
     }
 
@@ -133,7 +134,7 @@ impl Addresses {
 
     /// A connection has ended.
     pub(crate) fn close(&mut self, address: IpAddr) {
-        if let Some(of) = self.by_address.get_mut(&whole(address)) {
+        if let Some(of) = self.by_address.get_mut(&network(address)) {
             of.connections = of.connections.saturating_sub(1);
         }
     }
@@ -150,17 +151,6 @@ impl Addresses {
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.by_address.is_empty() && self.tokens.is_empty()
-    }
-}
-
-/// An address as it is counted: of IPv6 the network, because one host has as many addresses in it as it likes.
-fn whole(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
     }
 }
 

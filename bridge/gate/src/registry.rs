@@ -120,7 +120,7 @@ impl<E> Registry<E> {
         self.addresses.arrive(address, now)
     }
 
-    /// A connection has begun on a socket, or the socket is closed.
+    /// A socket no longer waits: a connection has begun on it, or it is closed.
     pub fn leave(&mut self, address: IpAddr) {
         self.addresses.leave(address);
     }

@@ -441,7 +441,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
         }
         let last = async {
             poll_fn(|cx| self.flush(cx)).await?;
-            // A socket that is closed with something unread takes the last words back.
+            // If something that the client sent is unread when the socket closes, the client may lose the last words.
             while ending.refusal().is_some() {
                 self.from_client.clear();
                 if poll_fn(|cx| read(&mut self.client, &mut self.from_client, cx)).await? == 0 {

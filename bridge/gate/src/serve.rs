@@ -232,7 +232,7 @@ fn not_found() -> Response {
 
 /// Whatever else is asked for.
 async fn elsewhere(body: Body) -> Response {
-    // A socket that is closed with something unread takes the answer back.
+    // If something that the client sent is unread when the socket closes, the client may lose the answer.
     let _ = said(body).await;
     not_found()
 }

@@ -27,14 +27,14 @@ use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use spacetime_sync_proto::access::{ClientVersion, Compatibility, Incompatible, TokenRequest, TokenResponse};
+use spacetime_sync_proto::access::{ClientVersion, Compatibility, Incompatible, TokenRequest, TokenResponse, network};
 use spacetime_sync_proto::{Label, RefusalCode};
 
 use cache::AccessCache;
 use denial::Denial;
 use issue::{Names, Order};
 use keys::{KeyError, KeyFolder, SigningKey, now};
-use limits::{Buckets, Rate, network};
+use limits::{Buckets, Rate};
 use policy::Wanted;
 use service::ServiceTokens;
 use sessions::{PublicKeyError, Session, SessionVerifier};

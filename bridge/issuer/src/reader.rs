@@ -4,14 +4,13 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use spacetime_sync_authority::{Authority, BoundSession};
-use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, SyncClaims};
+use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, SyncClaims, network};
 use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
 use spacetime_sync_rules::session::{self, Claims, Policy, Session};
 
 use super::denial::Denial;
 use super::jws::{Jws, Malformed};
 use super::keys::{Ring, now};
-use super::limits::network;
 use super::{Issuer, bearer};
 
 /// Why a request may not read.

@@ -6,6 +6,7 @@
 mod claims;
 mod compatibility;
 mod issuer;
+mod network;
 mod pattern;
 mod scope;
 mod token;
@@ -14,6 +15,7 @@ mod topic;
 pub use claims::{AUDIENCE, CLAIMS_VERSION, SERVICE_SUBJECT, SyncClaims};
 pub use compatibility::{ClientVersion, Compatibility, Incompatible, headers};
 pub use issuer::check_issuer_url;
+pub use network::network;
 pub use pattern::{InvalidPattern, StreamPattern};
 pub use scope::{Scope, UnknownScope};
 pub use token::{

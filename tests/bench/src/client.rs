@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
@@ -9,6 +10,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use spacetime_sync_client::rusqlite::Transaction;
 use spacetime_sync_client::{ClientConfig, Credential, Event, HandlerError, SqliteStore, StreamId, SyncClient};
+use tokio::process::{Child, Command};
 
 use crate::measure::now_us;
 use spacetime_sync_tests::figures::percentile;
@@ -41,6 +43,25 @@ pub(crate) struct ClientArgs {
     /// Report when each event was applied.
     #[arg(long)]
     pub(crate) each: bool,
+}
+
+impl ClientArgs {
+    /// Starts a process with these arguments. What it prints is its report.
+    pub(crate) fn spawn(&self) -> anyhow::Result<Child> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["client", "--uri", &self.uri, "--database", &self.database]);
+        command.arg("--token-file").arg(&self.token_file);
+        command.arg("--seal-keys").arg(&self.seal_keys);
+        command.arg("--db").arg(&self.db);
+        command.args(["--until", &self.until.to_string()]);
+        if self.each {
+            command.arg("--each");
+        }
+        for stream_id in &self.streams {
+            command.args(["--stream", stream_id.as_str()]);
+        }
+        Ok(command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?)
+    }
 }
 
 /// The client's report, one line of JSON.

@@ -2,7 +2,6 @@
 //! clients that are silent.
 
 use std::collections::HashMap;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,10 +16,10 @@ use spacetime_sync_tests::lane::{Lane, stream};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::scene::ready;
 use spacetime_sync_tests::socket::Socket;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::task::JoinSet;
 
-use crate::client::ClientReport;
+use crate::client::{ClientArgs, ClientReport};
 use crate::lane::STREAMS;
 use crate::measure::{Log, Size, now_us};
 
@@ -220,19 +219,17 @@ impl Measured {
         } else {
             self.lane.server.uri().to_owned()
         };
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["client", "--uri", &uri, "--database", &self.lane.name]);
-        command.arg("--token-file").arg(name("token"));
-        command.arg("--seal-keys").arg(self.lane.seal_keys_file());
-        command.arg("--db").arg(name("sqlite"));
-        command.args(["--until", &until.to_string()]);
-        if each {
-            command.arg("--each");
-        }
-        for stream_id in &self.streams {
-            command.args(["--stream", stream_id.as_str()]);
-        }
-        Ok(command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?)
+        let args = ClientArgs {
+            uri,
+            database: self.lane.name.clone(),
+            token_file: name("token"),
+            seal_keys: self.lane.seal_keys_file(),
+            db: name("sqlite"),
+            streams: self.streams.clone(),
+            until,
+            each,
+        };
+        args.spawn()
     }
 }
 

@@ -1,16 +1,15 @@
 //! The whole lane, from the authority to clients in processes of their own.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use spacetime_sync_authority::{Authority, NewEvent};
 use spacetime_sync_proto::{IdempotencyKey, Kind, StreamId};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::task::JoinSet;
 
-use crate::client::ClientReport;
+use crate::client::{ClientArgs, ClientReport};
 use crate::measure::{Log, Size, now_us};
 use spacetime_sync_tests::figures::{percentile, rate};
 use spacetime_sync_tests::follower::Follower;
@@ -174,23 +173,17 @@ impl Runner {
     }
 
     fn spawn(&self, client: &Follower, until: u64, each: bool) -> anyhow::Result<Child> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["client", "--uri", self.lane.server.uri(), "--database", &self.lane.name]);
-        command
-            .arg("--token-file")
-            .arg(client.token_file())
-            .arg("--seal-keys")
-            .arg(self.lane.seal_keys_file())
-            .arg("--db")
-            .arg(PathBuf::from(client.store()));
-        command.args(["--until", &until.to_string()]);
-        if each {
-            command.arg("--each");
-        }
-        for stream_id in &self.streams {
-            command.args(["--stream", stream_id.as_str()]);
-        }
-        Ok(command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?)
+        let args = ClientArgs {
+            uri: self.lane.server.uri().to_owned(),
+            database: self.lane.name.clone(),
+            token_file: client.token_file().to_owned(),
+            seal_keys: self.lane.seal_keys_file(),
+            db: client.store().to_owned(),
+            streams: self.streams.clone(),
+            until,
+            each,
+        };
+        args.spawn()
     }
 
     async fn finish(

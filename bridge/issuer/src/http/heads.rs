@@ -24,12 +24,12 @@ pub(super) async fn heads(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let answer = async {
-        let (reader, histories) = reader(desk.as_deref(), peer, &parts.headers).await?;
+        let (reader, desk) = reader(desk.as_deref(), peer, &parts.headers).await?;
         let mut streams = read(body).await?;
         // A stream that the token does not cover is missing in the answer, as one that does not exist is.
         streams.retain(|stream_id| reader.may_read(stream_id).is_ok());
-        let turn = histories.turn().await?;
-        let heads = histories.heads(&turn, &streams).await?;
+        let turn = desk.histories.turn().await?;
+        let heads = desk.histories.heads(&turn, &streams).await?;
         Ok(Json(Heads { heads }).into_response())
     };
     answer.await.unwrap_or_else(told)

@@ -86,14 +86,13 @@ async fn admitted<'a>(
     stream_id: &str,
     sent: &HeaderMap,
 ) -> Result<(&'a Histories, StreamId), NoReader> {
-    let (reader, histories) = reader(desk, peer, sent).await?;
+    let (reader, desk) = reader(desk, peer, sent).await?;
     let stream_id = StreamId::new(stream_id)
         .map_err(|error| Denial::new(RefusalCode::InvalidArgument, format!("the stream's name: {error}")))?;
-    reader.may_read(&stream_id).map_err(|denial| match desk {
-        Some(desk) => desk.issuer.counted(denial),
-        None => denial,
-    })?;
-    Ok((histories, stream_id))
+    reader
+        .may_read(&stream_id)
+        .map_err(|denial| desk.issuer.counted(denial))?;
+    Ok((&desk.histories, stream_id))
 }
 
 /// Checks who asks, how often, and whether the session still exists.
@@ -101,7 +100,7 @@ pub(super) async fn reader<'a>(
     desk: Option<&'a Desk>,
     peer: SocketAddr,
     sent: &HeaderMap,
-) -> Result<(Reader, &'a Histories), NoReader> {
+) -> Result<(Reader, &'a Desk), NoReader> {
     let Some(desk) = desk else {
         return Err(Denial::unavailable("this bridge issues no tokens, and reading history needs one").into());
     };
@@ -112,7 +111,7 @@ pub(super) async fn reader<'a>(
     let session_id = &reader.session().session_id;
     histories.admit(session_id).map_err(|denial| issuer.counted(denial))?;
     issuer.lasts(&reader, histories.authority()?).await?;
-    Ok((reader, histories))
+    Ok((reader, desk))
 }
 
 pub(super) fn told(refused: NoReader) -> Response {

@@ -57,16 +57,13 @@ impl Compare {
         let Some(at) = self.suspects.iter().position(|(asked, _)| *asked == request) else {
             return found;
         };
-        let (
-            _,
-            Suspect {
-                stream_id,
-                held,
-                head,
-                reason,
-                after,
-            },
-        ) = self.suspects.swap_remove(at);
+        let Suspect {
+            stream_id,
+            held,
+            head,
+            reason,
+            after,
+        } = self.suspects.swap_remove(at).1;
         let compared = |verdict| Finding::Compared {
             verdict,
             held: held.seq,

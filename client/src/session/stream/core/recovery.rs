@@ -186,7 +186,10 @@ impl Stream {
         let (moved, at_head) = (self.cursor != before, self.cursor.seq == head.seq);
         match rung {
             Rung::Replay { until, .. } if self.cursor.seq.next() >= until => self.mode = Mode::Paging,
-            Rung::Replay { lane, .. } | Rung::Consult(lane) if at_head => self.await_lane(lane, effects),
+            Rung::Replay { lane, .. } | Rung::Consult(lane) if at_head => {
+                // The authority agrees with what was applied. What SpacetimeDB holds, the bridge mends, however long it takes.
+                self.pause(Rung::AwaitLane(lane), effects);
+            }
             Rung::Replay { .. } | Rung::Consult(_) if moved => {}
             // The page leads nowhere: asking again at once would only bring the same page.
             Rung::Replay { .. }
@@ -222,11 +225,6 @@ impl Stream {
         Ok(())
     }
 
-    /// The authority agrees with what was applied. Whatever SpacetimeDB says, the bridge mends it, however long that takes.
-    fn await_lane(&mut self, lane: StreamStop, effects: &mut Vec<Effect>) {
-        self.pause(Rung::AwaitLane(lane), effects);
-    }
-
     /// Events that the applier was handed are not proven: nothing of them is saved.
     pub(super) fn unproven(&mut self, stop: StreamStop, effects: &mut Vec<Effect>) {
         if self.is_stopped() {
@@ -254,7 +252,8 @@ impl Stream {
     }
 
     fn pause(&mut self, rung: Rung, effects: &mut Vec<Effect>) {
-        // A page that brings forged events is a good page until their seal is checked, and ends the waits.
+        // A page ends the waits when it arrives, and only then is the seal of its events checked. So pauses also grow with
+        // the number of forgeries.
         self.recovery.waits = self.recovery.waits.saturating_add(1).max(self.recovery.unproven);
         let attempt = self.recovery.waits;
         self.climb(rung, effects);
