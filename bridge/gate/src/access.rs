@@ -11,11 +11,11 @@ use spacetime_sync_rules::session::{self, Claims, Policy};
 use spacetimedb_lib::Identity;
 
 /// What a [`Verifier`] answers.
-pub type Verified<'a> = Pin<Box<dyn Future<Output = Result<Vec<u8>, Unverified>> + Send + 'a>>;
+pub type Verified<'a> = Pin<Box<dyn Future<Output = Result<String, Unverified>> + Send + 'a>>;
 
 /// Checks signatures. Whoever has the issuer's keys hands one in.
 pub trait Verifier: Debug + Send + Sync {
-    /// The claims of a token, if the issuer has signed it.
+    /// The claims of a token as JSON, if the issuer has signed it.
     fn claims<'a>(&'a self, token: &'a str) -> Verified<'a>;
 }
 
@@ -53,10 +53,8 @@ pub fn policy(issuer: &str, audience: &str) -> Policy {
 }
 
 /// Judges claims whose signature is good.
-pub fn judge(claims: &[u8], policy: &Policy, now: u64) -> Result<Caller, Refusal> {
-    let not_text = |_| Refusal::new(RefusalCode::InvalidToken, "the token's claims are not text");
-    let claims = Claims::read(std::str::from_utf8(claims).map_err(not_text)?)?;
-    let session = session::admit(claims, policy, now, |_| false)?;
+pub fn judge(claims: &str, policy: &Policy, now: u64) -> Result<Caller, Refusal> {
+    let session = session::admit(Claims::read(claims)?, policy, now, |_| false)?;
     if session.scopes.contains(&Scope::Append) {
         let message = "the gate is for clients: the bridge connects to SpacetimeDB itself";
         return Err(Refusal::new(RefusalCode::Forbidden, message));
@@ -92,7 +90,7 @@ mod tests {
         for (field, value) in changes {
             claims[*field] = value.clone();
         }
-        judge(claims.to_string().as_bytes(), &policy(ISSUER, AUDIENCE), NOW).map_err(|refusal| refusal.code)
+        judge(&claims.to_string(), &policy(ISSUER, AUDIENCE), NOW).map_err(|refusal| refusal.code)
     }
 
     #[test]
@@ -122,7 +120,5 @@ mod tests {
         ] {
             assert_eq!(judged(&[(field, value)]), Err(code), "{field}");
         }
-        let rule = policy(ISSUER, AUDIENCE);
-        assert_eq!(judge(b"\xff", &rule, NOW).unwrap_err().code, RefusalCode::InvalidToken);
     }
 }

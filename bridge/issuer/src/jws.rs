@@ -1,37 +1,21 @@
-//! Signed tokens in their compact form: parsing, verifying, signing. The key determines the algorithm, never the sender
-//! of the token.
+//! Signed tokens in their compact form. The crate `jsonwebtoken` parses, verifies and signs them, with the cryptography
+//! of [`crypto`]. Here stands what is stricter than the crate: the key determines the algorithm and never the sender of
+//! the token, nothing long is parsed, and no extension is accepted. What the claims must say, their readers decide.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::signature;
-use serde::Deserialize;
+mod crypto;
+#[cfg(test)]
+mod tests;
+
+pub use jsonwebtoken::Algorithm;
+use jsonwebtoken::errors::{Error, ErrorKind};
+use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
+use serde_json::value::RawValue;
 use spacetime_sync_proto::limit;
-
-use super::json::object;
 
 /// Longest compact form that is parsed: claims, header and signature, a third longer in base64.
 const TOKEN_BYTES: usize = (limit::CLAIMS_BYTES + 4 * 1024) / 3 * 4;
 /// Longest `kid`.
 const KID_BYTES: usize = 256;
-
-/// The algorithms that are accepted. None uses a shared secret, and none leaves a token unsigned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Algorithm {
-    /// ECDSA on P-256 with SHA-256.
-    Es256,
-    /// RSASSA-PKCS1-v1_5 with SHA-256.
-    Rs256,
-}
-
-impl Algorithm {
-    /// Its name in a header.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Es256 => "ES256",
-            Self::Rs256 => "RS256",
-        }
-    }
-}
 
 /// A key that verifies signatures.
 #[derive(Clone)]
@@ -51,51 +35,34 @@ pub enum PublicKey {
 
 impl std::fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PublicKey({})", self.algorithm().as_str())
+        write!(f, "PublicKey({:?})", self.algorithm())
     }
 }
 
 impl PublicKey {
-    /// The only algorithm that this key is for.
+    /// The only algorithm that this key is for: ES256 or RS256. Neither uses a shared secret.
     pub fn algorithm(&self) -> Algorithm {
         match self {
-            Self::P256(_) => Algorithm::Es256,
-            Self::Rsa { .. } | Self::RsaDer(_) => Algorithm::Rs256,
+            Self::P256(_) => Algorithm::ES256,
+            Self::Rsa { .. } | Self::RsaDer(_) => Algorithm::RS256,
         }
     }
 
-    fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+    fn decoding(&self) -> DecodingKey {
         match self {
-            Self::P256(point) => signature::UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point)
-                .verify(message, signature)
-                .is_ok(),
-            Self::RsaDer(der) => signature::UnparsedPublicKey::new(&signature::RSA_PKCS1_2048_8192_SHA256, der)
-                .verify(message, signature)
-                .is_ok(),
-            Self::Rsa { n, e } => signature::RsaPublicKeyComponents { n, e }
-                .verify(&signature::RSA_PKCS1_2048_8192_SHA256, message, signature)
-                .is_ok(),
+            Self::P256(point) => DecodingKey::from_ec_der(point),
+            Self::Rsa { n, e } => DecodingKey::from_rsa_raw_components(n, e),
+            Self::RsaDer(der) => DecodingKey::from_rsa_der(der),
         }
     }
 }
 
-/// A parsed token. Nothing in it is verified yet.
+/// A token whose header was read. Nothing in it is verified yet.
 pub struct Jws<'a> {
     /// `kid` of its header.
     pub kid: Option<String>,
     algorithm: Algorithm,
-    message: &'a [u8],
-    payload: Vec<u8>,
-    signature: Vec<u8>,
-}
-
-#[derive(Deserialize)]
-struct Header {
-    alg: String,
-    typ: Option<String>,
-    kid: Option<String>,
-    /// Extensions that the reader must understand. This reader understands none.
-    crit: Option<serde_json::Value>,
+    token: &'a str,
 }
 
 /// Why a text cannot be verified as a token.
@@ -104,7 +71,7 @@ pub enum Malformed {
     /// The text is longer than any token that is accepted.
     #[error("the token is too long")]
     TooLong,
-    /// The text is not three parts in base64url with JSON in them.
+    /// The text is not three parts in base64url with JSON in them, or names an algorithm that nobody knows.
     #[error("the token does not have the compact form of a signed token")]
     Form,
     /// The header names another type of token, or extensions that this reader does not understand.
@@ -115,36 +82,37 @@ pub enum Malformed {
     Algorithm,
 }
 
+/// Why a token yields no claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unverified {
+    /// The key did not sign it.
+    Signature,
+    /// The key signed it, but what it signed is not JSON.
+    Claims,
+}
+
 impl<'a> Jws<'a> {
-    /// Parses a token.
+    /// Reads the header of a token.
     pub fn parse(token: &'a str) -> Result<Self, Malformed> {
         if token.len() > TOKEN_BYTES {
             return Err(Malformed::TooLong);
         }
-        let (signed, signature) = token.rsplit_once('.').ok_or(Malformed::Form)?;
-        let (header, payload) = signed.split_once('.').ok_or(Malformed::Form)?;
-        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| Malformed::Form);
-        let header: Header = object(&decode(header)?).map_err(|_| Malformed::Form)?;
-        let algorithm = match header.alg.as_str() {
-            "ES256" => Algorithm::Es256,
-            "RS256" => Algorithm::Rs256,
-            _ => return Err(Malformed::Algorithm),
-        };
+        let header = decode_header(token).map_err(|_| Malformed::Form)?;
+        if !matches!(header.alg, Algorithm::ES256 | Algorithm::RS256) {
+            return Err(Malformed::Algorithm);
+        }
         let typ = header.typ.as_deref().unwrap_or("JWT").to_ascii_lowercase();
         let known = matches!(typ.as_str(), "jwt" | "at+jwt" | "application/at+jwt");
         if !known || header.crit.is_some() || header.kid.as_ref().is_some_and(|kid| kid.len() > KID_BYTES) {
             return Err(Malformed::Kind);
         }
-        let payload = decode(payload)?;
-        if payload.len() > limit::CLAIMS_BYTES {
+        if claims_bytes(token) > limit::CLAIMS_BYTES {
             return Err(Malformed::TooLong);
         }
         Ok(Self {
             kid: header.kid,
-            algorithm,
-            message: signed.as_bytes(),
-            payload,
-            signature: decode(signature)?,
+            algorithm: header.alg,
+            token,
         })
     }
 
@@ -153,26 +121,48 @@ impl<'a> Jws<'a> {
         self.algorithm
     }
 
-    /// The claims, if this key signed them.
-    pub fn verified(&self, key: &PublicKey) -> Option<&[u8]> {
-        let ours = key.algorithm() == self.algorithm && key.verifies(self.message, &self.signature);
-        ours.then_some(&self.payload[..])
+    /// The claims as they were signed, if this key signed them.
+    pub fn claims(&self, key: &PublicKey) -> Result<Box<RawValue>, Unverified> {
+        crypto::install();
+        let read = decode(self.token, &key.decoding(), &rules(key.algorithm()));
+        read.map(|read| read.claims).map_err(|error| match error.kind() {
+            ErrorKind::Json(_) => Unverified::Claims,
+            _ => Unverified::Signature,
+        })
     }
 }
 
-/// Signs claims with a key of P-256.
-pub fn sign(
-    pair: &signature::EcdsaKeyPair,
-    kid: &str,
-    claims: &impl serde::Serialize,
-) -> Result<String, ring::error::Unspecified> {
-    let header = format!(r#"{{"alg":"ES256","typ":"JWT","kid":"{kid}"}}"#);
-    let mut token = URL_SAFE_NO_PAD.encode(header);
-    token.push('.');
-    let claims = serde_json::to_vec(claims).map_err(|_| ring::error::Unspecified)?;
-    URL_SAFE_NO_PAD.encode_string(claims, &mut token);
-    let signature = pair.sign(&ring::rand::SystemRandom::new(), token.as_bytes())?;
-    token.push('.');
-    URL_SAFE_NO_PAD.encode_string(signature, &mut token);
-    Ok(token)
+/// How many bytes the claims of a token have.
+pub(super) fn claims_bytes(token: &str) -> usize {
+    token.split('.').nth(1).map_or(0, str::len) * 3 / 4
+}
+
+/// What the crate checks besides the signature: the algorithm. It is the key's, whatever the header says. Whether claims
+/// are missing or wrong, their readers say, each with a code of its own.
+fn rules(algorithm: Algorithm) -> Validation {
+    let mut rules = Validation::new(algorithm);
+    rules.required_spec_claims.clear();
+    rules.validate_exp = false;
+    rules.validate_aud = false;
+    rules
+}
+
+/// A key of P-256 that signs tokens.
+pub(super) struct TokenKey(EncodingKey);
+
+impl TokenKey {
+    /// A key in the form of PKCS#8.
+    pub(super) fn from_pkcs8(der: &[u8]) -> Self {
+        Self(EncodingKey::from_ec_der(der))
+    }
+
+    /// Signs claims, as the key of this id.
+    pub(super) fn sign(&self, kid: &str, claims: &impl serde::Serialize) -> Result<String, Error> {
+        crypto::install();
+        let header = Header {
+            kid: Some(kid.to_owned()),
+            ..Header::new(Algorithm::ES256)
+        };
+        encode(&header, claims, &self.0)
+    }
 }

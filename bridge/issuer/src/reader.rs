@@ -100,13 +100,13 @@ fn verify(token: &str, ring: &Ring, policy: &Policy, now: u64) -> Result<Reader,
     let invalid = |message: String| Denial::new(RefusalCode::InvalidToken, message);
     let jws = Jws::parse(token.trim()).map_err(|error: Malformed| invalid(error.to_string()))?;
     let key = ring.published(now).find(|key| Some(key.kid()) == jws.kid.as_deref());
-    let claims = key.and_then(|key| jws.verified(&key.public()).map(<[u8]>::to_vec));
-    let claims = claims.and_then(|claims| String::from_utf8(claims).ok());
+    let claims = key.and_then(|key| jws.claims(&key.public()).ok());
     let claims = claims.ok_or_else(|| invalid("the token is not signed by this bridge".to_owned()))?;
-    Claims::read(&claims)
+    let claims = claims.get();
+    Claims::read(claims)
         .and_then(|claims| session::admit(claims, policy, now, |_| false))
         .map(Reader)
-        .map_err(|refusal| refused(refusal, &claims, policy))
+        .map_err(|refusal| refused(refusal, claims, policy))
 }
 
 /// Tells an unsupported client which clients the bridge supports.

@@ -95,7 +95,7 @@ mod tests {
         let service = ServiceTokens::new(Arc::new(KeyFolder::single(key)), &names, &compatibility, 900);
         let token = service.token().unwrap();
         let jws = Jws::parse(token.expose()).unwrap();
-        let claims: SyncClaims = serde_json::from_slice(jws.verified(&public).unwrap()).unwrap();
+        let claims: SyncClaims = serde_json::from_str(jws.claims(&public).unwrap().get()).unwrap();
         assert_eq!(
             (claims.sub.as_str(), &claims.oa_sync_scopes[..]),
             ("service:bridge", &[Scope::Append][..])

@@ -16,7 +16,7 @@ use spacetime_sync_proto::{Label, RefusalCode};
 
 use super::denial::Denial;
 use super::json::object;
-use super::jws::{Jws, PublicKey};
+use super::jws::{Jws, PublicKey, Unverified};
 use super::settings::SessionsConfig;
 use jwks::RemoteKeys;
 pub use jwks::published_keys;
@@ -85,23 +85,27 @@ impl SessionVerifier {
 
     /// Returns the session of a credential, or why the credential is refused.
     pub async fn verify(&self, token: &str, now: u64) -> Result<Session, Denial> {
-        let invalid = |message: &'static str| Denial::new(RefusalCode::InvalidToken, message);
         let jws = Jws::parse(token).map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
-        let mut verified = self.fixed.iter().find_map(|key| jws.verified(key));
-        if let (None, Some(remote)) = (verified, &self.remote) {
-            let key = remote.key(jws.kid.as_deref(), jws.algorithm()).await?;
-            verified = key.and_then(|key| jws.verified(&key));
-        }
-        let claims =
-            verified.ok_or_else(|| invalid("the credential is not signed by an issuer that this bridge trusts"))?;
-        self.check(claims, now)
+        let mut by_fixed = self.fixed.iter().map(|key| jws.claims(key));
+        let judged = by_fixed.find(|read| !matches!(read, Err(Unverified::Signature)));
+        let read = match (judged, &self.remote) {
+            (Some(read), _) => read,
+            (None, Some(remote)) => {
+                let key = remote.key(jws.kid.as_deref(), jws.algorithm()).await?;
+                key.map_or(Err(Unverified::Signature), |key| jws.claims(&key))
+            }
+            (None, None) => Err(Unverified::Signature),
+        };
+        let claims = read.map_err(|unverified| match unverified {
+            Unverified::Signature => invalid("the credential is not signed by an issuer that this bridge trusts"),
+            Unverified::Claims => malformed(),
+        })?;
+        self.check(claims.get(), now)
     }
 
     /// Checks signed claims. Their types are strict: a time is a whole number, a name is a valid label.
-    fn check(&self, claims: &[u8], now: u64) -> Result<Session, Denial> {
-        let invalid = |message: &'static str| Denial::new(RefusalCode::InvalidToken, message);
-        let malformed = || invalid("the credential's claims are not those of a session: iss, aud, sub, sid, iat, exp");
-        let claims: Claims = object(claims).map_err(|_| malformed())?;
+    fn check(&self, claims: &str, now: u64) -> Result<Session, Denial> {
+        let claims: Claims = object(claims.as_bytes()).map_err(|_| malformed())?;
         if claims.iss != self.issuer {
             return Err(invalid("the credential comes from another issuer"));
         }
@@ -153,13 +157,22 @@ impl TokenVerifier {
         Self(RemoteKeys::with_pause(keys_url, KEYS_PAUSE))
     }
 
-    /// The claims of a token that the issuer signed.
-    pub async fn claims(&self, token: &str) -> Result<Vec<u8>, Denial> {
+    /// The claims of a token that the issuer signed, as JSON.
+    pub async fn claims(&self, token: &str) -> Result<String, Denial> {
         let jws = Jws::parse(token).map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
         let key = self.0.key(jws.kid.as_deref(), jws.algorithm()).await?;
-        let claims = key.and_then(|key| jws.verified(&key).map(<[u8]>::to_vec));
-        claims.ok_or_else(|| Denial::new(RefusalCode::InvalidToken, "the token is not signed by the issuer"))
+        let claims = key.and_then(|key| jws.claims(&key).ok());
+        let claims = claims.ok_or_else(|| invalid("the token is not signed by the issuer"))?;
+        Ok(claims.get().to_owned())
     }
+}
+
+fn invalid(message: &'static str) -> Denial {
+    Denial::new(RefusalCode::InvalidToken, message)
+}
+
+fn malformed() -> Denial {
+    invalid("the credential's claims are not those of a session: iss, aud, sub, sid, iat, exp")
 }
 
 #[derive(Deserialize)]

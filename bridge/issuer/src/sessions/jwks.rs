@@ -179,6 +179,7 @@ struct PublishedKey {
     alg: Option<String>,
     #[serde(rename = "use")]
     purpose: Option<String>,
+    key_ops: Option<Vec<String>>,
 }
 
 /// The keys of a set that can verify credentials, and their ids. Others are skipped.
@@ -193,7 +194,11 @@ pub fn published_keys(set: &[u8]) -> Result<Vec<(Option<String>, PublicKey)>, St
 }
 
 fn public_key(key: PublishedKey) -> Option<PublicKey> {
-    if key.purpose.is_some_and(|purpose| purpose != "sig") {
+    let forbids = key.purpose.is_some_and(|purpose| purpose != "sig")
+        || key
+            .key_ops
+            .is_some_and(|uses| !uses.iter().any(|what| what == "verify"));
+    if forbids {
         return None;
     }
     let bytes = |text: Option<String>| URL_SAFE_NO_PAD.decode(text?).ok();
@@ -217,7 +222,9 @@ fn public_key(key: PublishedKey) -> Option<PublicKey> {
         _ => return None,
     };
     // A key for one algorithm is not used with another.
-    let named = key.alg.is_none_or(|alg| alg == public.algorithm().as_str());
+    let named = key
+        .alg
+        .is_none_or(|alg| alg.parse::<Algorithm>().is_ok_and(|alg| alg == public.algorithm()));
     named.then_some(public)
 }
 
@@ -238,6 +245,7 @@ mod tests {
     #[test]
     fn keys_that_cannot_verify_credentials_are_skipped() {
         assert_eq!(set(|_| {}), 1);
+        assert_eq!(set(|key| key["key_ops"] = json!(["verify"])), 1);
         for (field, value) in [
             ("kty", json!("oct")),
             ("kty", json!("RSA")),
@@ -245,6 +253,8 @@ mod tests {
             ("x", json!("AAAA")),
             ("y", json!(URL_SAFE_NO_PAD.encode([1; 32]))),
             ("use", json!("enc")),
+            ("key_ops", json!(["encrypt"])),
+            ("key_ops", json!([])),
             ("alg", json!("HS256")),
             ("kid", json!(7)),
         ] {
@@ -279,15 +289,15 @@ mod tests {
         let keys = RemoteKeys::new(&url);
         for number in 0..100 {
             let unknown = format!("unknown-{number}");
-            assert!(keys.key(Some(&unknown), Algorithm::Es256).await.unwrap().is_none());
+            assert!(keys.key(Some(&unknown), Algorithm::ES256).await.unwrap().is_none());
         }
-        assert!(keys.key(Some(&kid), Algorithm::Es256).await.unwrap().is_some());
+        assert!(keys.key(Some(&kid), Algorithm::ES256).await.unwrap().is_some());
         assert!(
-            keys.key(Some(&kid), Algorithm::Rs256).await.unwrap().is_none(),
+            keys.key(Some(&kid), Algorithm::RS256).await.unwrap().is_none(),
             "the other algorithm"
         );
         assert!(
-            keys.key(None, Algorithm::Es256).await.unwrap().is_none(),
+            keys.key(None, Algorithm::ES256).await.unwrap().is_none(),
             "without an id, two keys are ambiguous"
         );
         assert_eq!(asked.load(Ordering::SeqCst), 1);
@@ -317,14 +327,14 @@ mod tests {
         tokio::spawn(axum::serve(listener, app).into_future());
         let caller = tokio::spawn({
             let keys = keys.clone();
-            async move { keys.key(Some("unknown"), Algorithm::Es256).await }
+            async move { keys.key(Some("unknown"), Algorithm::ES256).await }
         });
         requested.recv().await.unwrap();
         caller.abort();
         assert!(caller.await.unwrap_err().is_cancelled());
 
         answer.add_permits(10);
-        assert!(keys.key(Some(&kid), Algorithm::Es256).await.unwrap().is_some());
+        assert!(keys.key(Some(&kid), Algorithm::ES256).await.unwrap().is_some());
         assert!(requested.try_recv().is_err(), "the issuer was asked twice");
     }
 
@@ -332,7 +342,7 @@ mod tests {
     async fn an_issuer_that_is_unreachable_or_sends_too_much_is_unavailable() {
         let (too_much, _) = issuer("x".repeat(SET_BYTES + 1)).await;
         for url in ["http://127.0.0.1:1/keys", &too_much] {
-            let denial = RemoteKeys::new(url).key(Some("k"), Algorithm::Es256).await.unwrap_err();
+            let denial = RemoteKeys::new(url).key(Some("k"), Algorithm::ES256).await.unwrap_err();
             assert_eq!(denial.code, spacetime_sync_proto::RefusalCode::SyncTokenUnavailable);
         }
     }
