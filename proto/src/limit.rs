@@ -41,6 +41,8 @@ pub const PRESENCE_SERVES: usize = 16;
 pub const PRESENCE_NODES: usize = 16;
 /// Longest name of a node, a region, a user, a session or a device, in bytes.
 pub const NAME_BYTES: usize = 128;
+/// Longest `iss` and longest `sub` of a token, in bytes: SpacetimeDB accepts none with a longer one.
+pub const CLAIMED_NAME_BYTES: usize = 128;
 /// The allowed intervals at which the module looks for expired sessions, in milliseconds.
 pub const SWEEP_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
 /// How many steps of a rewind in a row may leave SpacetimeDB's head in place. Steps that drop the oldest events of a

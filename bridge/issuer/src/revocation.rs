@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use spacetime_sync_proto::Label;
+use spacetime_sync_proto::access::SyncClaims;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -68,7 +69,9 @@ impl Messenger {
 
     async fn tell(&self, session_ids: &[Label]) -> Result<(), StdbError> {
         let admin = self.admin.with_token(self.tokens.token()?);
-        for session_id in session_ids {
+        // The module refuses names that no session can have. An earlier release may have recorded such a revocation.
+        let may_exist = |session_id: &&Label| SyncClaims::check_session_name(session_id).is_ok();
+        for session_id in session_ids.iter().filter(may_exist) {
             admin.call("revoke_session", json!([session_id.as_str()])).await?;
         }
         Ok(())

@@ -5,15 +5,12 @@ use std::time::Duration;
 
 use spacetime_sync_proto::Label;
 use spacetime_sync_proto::Secret;
-use spacetime_sync_proto::access::{CLAIMS_VERSION, Compatibility, SERVICE_SUBJECT, Scope, SyncClaims};
+use spacetime_sync_proto::access::{CLAIMS_VERSION, Compatibility, SERVICE_NAME, SERVICE_SUBJECT, Scope, SyncClaims};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_stdb::tokens::Signer;
 
 use super::issue::{Names, token_id};
 use super::keys::{KeyFolder, now};
-
-/// The bridge's name where a token names a user, a session, a device and a surface.
-const NAME: &str = "bridge";
 
 /// Signs the bridge's own tokens.
 #[derive(Debug)]
@@ -41,7 +38,7 @@ impl ServiceTokens {
 impl Signer for ServiceTokens {
     fn token(&self) -> Option<Secret> {
         let now = now();
-        let name = Label::new(NAME).ok()?;
+        let name = Label::new(SERVICE_NAME).ok()?;
         let claims = SyncClaims {
             iss: self.names.issuer.clone(),
             aud: self.names.audience.clone(),

@@ -12,6 +12,7 @@ use p256::elliptic_curve::sec1::ToEncodedPoint as _;
 use p256::pkcs8::DecodePublicKey as _;
 use p256::pkcs8::spki::{Error as SpkiError, SubjectPublicKeyInfoRef};
 use serde::Deserialize;
+use spacetime_sync_proto::access::SyncClaims;
 use spacetime_sync_proto::{Label, RefusalCode};
 
 use super::denial::Denial;
@@ -133,6 +134,8 @@ impl SessionVerifier {
             (Some(session_id), _) | (None, Some(session_id)) => session_id,
             (None, None) => return Err(malformed()),
         };
+        SyncClaims::check_names(&claims.sub, &session_id)
+            .map_err(|unusable| Denial::new(RefusalCode::InvalidToken, unusable.to_string()))?;
         Ok(Session {
             user_id: claims.sub,
             session_id,
@@ -370,6 +373,49 @@ MwIDAQAB
                 verify(with(field, value.clone())).await,
                 Err(RefusalCode::InvalidToken),
                 "{field}: {value}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn names_that_no_session_can_have_are_refused_with_the_reason() {
+        let key = key(0);
+        let refused = async |user: &str, session: &str| {
+            let mut claims = claims();
+            claims["sub"] = json!(user);
+            claims["sid"] = json!(session);
+            let token = key.sign(&claims).unwrap();
+            let denial = verifier(&key).verify(token.expose(), NOW).await.err()?;
+            assert_eq!(denial.code, RefusalCode::InvalidToken);
+            Some(denial.message.into_owned())
+        };
+        let (fits, exceeds) = ("u".repeat(112), "u".repeat(113));
+        for (user, session, expected) in [
+            (
+                "7",
+                "bridge",
+                Some("session: the name bridge is reserved for the bridge itself"),
+            ),
+            (
+                "bridge",
+                "s1",
+                Some("user: the name bridge is reserved for the bridge itself"),
+            ),
+            (
+                &exceeds,
+                "s1",
+                Some("expected names of at most 114 bytes together, found 115"),
+            ),
+            (&fits, "s1", None),
+        ] {
+            let found = refused(user, session).await;
+            let said = found
+                .as_deref()
+                .zip(expected)
+                .is_none_or(|(found, expected)| found.contains(expected));
+            assert!(
+                found.is_some() == expected.is_some() && said,
+                "{user} {session}: {found:?}"
             );
         }
     }

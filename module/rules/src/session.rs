@@ -131,6 +131,10 @@ pub fn admit(
             "the token's subject does not name its session",
         ));
     }
+    if !service {
+        let named = SyncClaims::check_names(&claims.oa_user_id, &claims.oa_session_id);
+        named.map_err(|unusable| refused(RefusalCode::InvalidToken, unusable.to_string()))?;
+    }
     if claims.oa_sync_scopes.contains(&Scope::Append) != service {
         return Err(refused(
             RefusalCode::InvalidScope,
@@ -347,6 +351,27 @@ mod tests {
             (vec![("sub", json!("user:8/session:s1"))], RefusalCode::InvalidToken),
             (vec![("sub", json!("service:bridge"))], RefusalCode::InvalidScope),
             (
+                vec![
+                    ("oa_session_id", json!("bridge")),
+                    ("sub", json!("user:7/session:bridge")),
+                ],
+                RefusalCode::InvalidToken,
+            ),
+            (
+                vec![
+                    ("oa_user_id", json!("bridge")),
+                    ("sub", json!("user:bridge/session:s1")),
+                ],
+                RefusalCode::InvalidToken,
+            ),
+            (
+                vec![
+                    ("oa_user_id", json!("u".repeat(113))),
+                    ("sub", json!(format!("user:{}/session:s1", "u".repeat(113)))),
+                ],
+                RefusalCode::InvalidToken,
+            ),
+            (
                 vec![("oa_sync_scopes", json!(["sync.append"]))],
                 RefusalCode::InvalidScope,
             ),
@@ -394,6 +419,11 @@ mod tests {
 
     #[test]
     fn a_token_at_the_limits_is_accepted() {
+        let named = [
+            ("oa_user_id", json!("u".repeat(112))),
+            ("sub", json!(format!("user:{}/session:s1", "u".repeat(112)))),
+        ];
+        assert!(judge(&named).is_ok());
         let longest = [("iat", json!(NOW)), ("exp", json!(NOW + TTL_SECONDS.end()))];
         assert!(judge(&longest).is_ok());
         let most_streams = json!(vec!["a"; limit::TOKEN_STREAMS]);

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Scope, StreamPattern};
 use crate::id::Label;
+use crate::limit;
 
 /// `aud` of every sync token, unless the operator configures another.
 pub const AUDIENCE: &str = "openagents-sync";
@@ -11,6 +12,9 @@ pub const AUDIENCE: &str = "openagents-sync";
 pub const CLAIMS_VERSION: &str = "oa_sync_claims_v1";
 /// `sub` of the bridge's own token. No user's `sub` equals it, because those begin with `user:`.
 pub const SERVICE_SUBJECT: &str = "service:bridge";
+/// How the bridge's own token names its user, its session, its device and its surface. No user and no session of a user
+/// has this name: a session is found by its name, and whoever had the bridge's could hold it out, or have it revoked.
+pub const SERVICE_NAME: &str = "bridge";
 
 /// What a sync token says, field by field as it is signed. A token is invalid if a field is missing or has another
 /// type.
@@ -65,6 +69,52 @@ impl SyncClaims {
     pub fn subject(user_id: &Label, session_id: &Label) -> String {
         format!("user:{user_id}/session:{session_id}")
     }
+
+    /// Whether a session of a user may have these names.
+    pub fn check_names(user_id: &Label, session_id: &Label) -> Result<(), UnusableName> {
+        for (what, name) in [("user", user_id), ("session", session_id)] {
+            if name.as_str() == SERVICE_NAME {
+                return Err(UnusableName::Reserved { what });
+            }
+        }
+        let excess = Self::subject(user_id, session_id)
+            .len()
+            .saturating_sub(limit::CLAIMED_NAME_BYTES);
+        if excess > 0 {
+            let found = user_id.as_str().len() + session_id.as_str().len();
+            let most = found - excess;
+            return Err(UnusableName::TooLong { most, found });
+        }
+        Ok(())
+    }
+
+    /// Whether any user's session may have this name.
+    pub fn check_session_name(session_id: &Label) -> Result<(), UnusableName> {
+        let shortest = Label::new("u").expect("one letter is a name");
+        Self::check_names(&shortest, session_id)
+    }
+}
+
+/// Why names cannot be those of a session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnusableName {
+    /// The name is the bridge's.
+    #[error("{what}: the name {SERVICE_NAME} is reserved for the bridge itself; give the {what} another one")]
+    Reserved {
+        /// What has the name.
+        what: &'static str,
+    },
+    /// Both names together do not fit into a subject.
+    #[error(
+        "user and session: expected names of at most {most} bytes together, found {found}: SpacetimeDB accepts no longer \
+         subject"
+    )]
+    TooLong {
+        /// The most that both may have together.
+        most: usize,
+        /// What they have.
+        found: usize,
+    },
 }
 
 #[cfg(test)]
@@ -89,6 +139,33 @@ mod tests {
         let read: SyncClaims = serde_json::from_value(claims()).unwrap();
         assert_eq!(read.sub, SyncClaims::subject(&read.oa_user_id, &read.oa_session_id));
         assert_eq!(serde_json::to_value(&read).unwrap(), claims());
+    }
+
+    #[test]
+    fn the_bridges_name_and_names_that_no_subject_holds_are_no_sessions() {
+        let named = |user: &str, session: &str| {
+            SyncClaims::check_names(&Label::new(user).unwrap(), &Label::new(session).unwrap())
+        };
+        let (long, longer) = ("s".repeat(113), "s".repeat(114));
+        assert_eq!(
+            SyncClaims::subject(&Label::new("7").unwrap(), &Label::new(&long).unwrap()).len(),
+            limit::CLAIMED_NAME_BYTES
+        );
+        for (user, session, expected) in [
+            ("7", "s1", Ok(())),
+            ("bridges", "Bridge", Ok(())),
+            ("7", &long, Ok(())),
+            (&long, "7", Ok(())),
+            ("7", &longer, Err(UnusableName::TooLong { most: 114, found: 115 })),
+            (&longer, "7", Err(UnusableName::TooLong { most: 114, found: 115 })),
+            ("bridge", "s1", Err(UnusableName::Reserved { what: "user" })),
+            ("7", "bridge", Err(UnusableName::Reserved { what: "session" })),
+        ] {
+            assert_eq!(named(user, session), expected, "{user} {session}");
+        }
+        let session = |name: &str| SyncClaims::check_session_name(&Label::new(name).unwrap()).is_ok();
+        assert_eq!([session("s1"), session(&long)], [true, true]);
+        assert_eq!([session("bridge"), session(&longer)], [false, false]);
     }
 
     #[test]

@@ -89,6 +89,10 @@ async fn callers_without_a_token_of_the_issuer_are_refused() {
         ("an expiry that is not a number", with("exp", json!("soon"))),
         ("no subject", without("sub")),
         ("no time", without("iat")),
+        (
+            "names that SpacetimeDB does not take",
+            issuer.sign(&issuer.claims(&"u".repeat(57), &"s".repeat(58), &["user:7:*"])),
+        ),
         ("rubbish", "a.b.c".to_owned()),
     ] {
         refused_everywhere(&guarded, Some(&bearer(token)), None, what).await;
@@ -137,6 +141,16 @@ async fn callers_without_a_token_of_the_issuer_are_refused() {
         (
             "another session's subject",
             with("sub", json!("user:7/session:s2")),
+            RefusalCode::InvalidToken,
+        ),
+        (
+            "the bridge's name as a session's",
+            issuer.sign(&issuer.claims("7", "bridge", &["user:7:*"])),
+            RefusalCode::InvalidToken,
+        ),
+        (
+            "the bridge's name as a user's",
+            issuer.sign(&issuer.claims("bridge", "s1", &["user:7:*"])),
             RefusalCode::InvalidToken,
         ),
         (

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Json, Response};
 use serde::Deserialize;
 use serde_json::json;
 use spacetime_sync_authority::Actor;
+use spacetime_sync_proto::access::SyncClaims;
 use spacetime_sync_proto::{Label, RefusalCode};
 
 use super::Desk;
@@ -88,6 +89,9 @@ fn read(body: &[u8]) -> Result<(Vec<Label>, String), Denial> {
             session_ids.len()
         )));
     }
+    for session_id in &session_ids {
+        SyncClaims::check_session_name(session_id).map_err(|unusable| invalid(unusable.to_string()))?;
+    }
     if revocation.reason.len() > REASON_BYTES || revocation.reason.contains('\0') {
         return Err(invalid(format!(
             "reason: expected at most {REASON_BYTES} bytes of text"
@@ -105,8 +109,11 @@ mod tests {
         assert_eq!(read(br#"{"session_id":"a","session_ids":["b"]}"#).unwrap().0.len(), 2);
         let many = format!(r#"{{"session_ids":{:?}}}"#, vec!["a"; SESSIONS + 1]);
         let long = format!(r#"{{"session_id":"a","reason":"{}"}}"#, "x".repeat(REASON_BYTES + 1));
+        let nobodys = format!(r#"{{"session_ids":["a","{}"]}}"#, "s".repeat(114));
         for body in [
             "",
+            r#"{"session_id":"bridge"}"#,
+            &nobodys,
             "{}",
             "[]",
             r#"{"session_id":"a b"}"#,

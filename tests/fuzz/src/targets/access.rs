@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 use spacetime_sync_proto::access::{
-    AUDIENCE, CLAIMS_VERSION, Compatibility, SERVICE_SUBJECT, Scope, StreamPattern, TTL_SECONDS,
+    AUDIENCE, CLAIMS_VERSION, Compatibility, SERVICE_NAME, SERVICE_SUBJECT, Scope, StreamPattern, TTL_SECONDS,
 };
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::limit;
@@ -90,6 +90,10 @@ impl Target for Claims {
         ensure!(session.session_id.as_str() != "gone");
         let subject = format!("user:{}/session:{}", session.user_id, session.session_id);
         ensure!(service || says("sub", &subject));
+        let reserved = [&session.user_id, &session.session_id]
+            .iter()
+            .any(|name| name.as_str() == SERVICE_NAME);
+        ensure!(service || (subject.len() <= limit::CLAIMED_NAME_BYTES && !reserved));
         for name in [&session.session_id, &session.user_id, &session.device_id]
             .into_iter()
             .chain(&session.org_id)

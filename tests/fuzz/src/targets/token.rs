@@ -13,6 +13,7 @@ use spacetime_sync_issuer::keys::{Ring, SigningKey};
 use spacetime_sync_issuer::sessions::{LEEWAY_SECONDS, Session, SessionVerifier, published_keys};
 use spacetime_sync_issuer::settings::SessionsConfig;
 use spacetime_sync_proto::Secret;
+use spacetime_sync_proto::access::SyncClaims;
 use spacetime_sync_proto::{RefusalCode, limit};
 
 use crate::lane::{FOR_EVER, LONG_AGO, NOW, SESSIONS, key, pem};
@@ -274,6 +275,7 @@ impl Target for Sessions {
         let names = ["sid", "session_id"].map(|field| said[field].as_str());
         ensure!(names.iter().flatten().all(|name| *name == session.session_id.as_str()));
         ensure!(names.iter().any(Option::is_some));
+        ensure!(SyncClaims::check_names(&session.user_id, &session.session_id).is_ok());
         for name in [&session.user_id, &session.session_id]
             .into_iter()
             .chain(&session.org_id)
