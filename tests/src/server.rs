@@ -105,6 +105,15 @@ impl Server {
             .context("the server has no address")
     }
 
+    /// What SpacetimeDB makes of a token on demand: another one with its claims, signed with SpacetimeDB's own key.
+    pub async fn sign_anew(&self, token: &str) -> anyhow::Result<String> {
+        let url = format!("{}/v1/identity/websocket-token", self.uri);
+        let answer = reqwest::Client::new().post(url).bearer_auth(token).send().await?;
+        let answer: serde_json::Value = answer.error_for_status()?.json().await?;
+        let token = answer["token"].as_str().context("the answer holds no token")?;
+        Ok(token.to_owned())
+    }
+
     /// Whether this run started the server, and thus may kill it.
     pub fn is_own(&self) -> bool {
         self.own.is_some()

@@ -67,6 +67,11 @@ impl Claims {
     }
 
     fn sync(self) -> Result<SyncClaims, Refusal> {
+        // SpacetimeDB signs the claims of any caller anew, with its own key (`/v1/identity/websocket-token`), and accepts
+        // the result in place of the issuer's token. It adds the caller's identity, and makes a list of `aud`.
+        if self.0.get("hex_identity").is_some() || self.0.get("aud").is_some_and(Value::is_array) {
+            return Err(refused(RefusalCode::InvalidToken, SIGNED_ANEW));
+        }
         for (field, code) in [("jti", RefusalCode::MissingJti), ("iat", RefusalCode::MissingIat)] {
             if self.0.get(field).is_none() {
                 return Err(refused(code, format!("the token has no {field}")));
@@ -79,6 +84,8 @@ impl Claims {
         Ok(claims)
     }
 }
+
+const SIGNED_ANEW: &str = "SpacetimeDB has signed this token anew: connect with the token that the bridge has signed";
 
 fn no_token(detail: String) -> Refusal {
     refused(
@@ -415,6 +422,22 @@ mod tests {
         without.as_object_mut().unwrap().remove("iat");
         let refusal = admit(Claims(without), &policy(), NOW, |_| false).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::MissingIat);
+    }
+
+    #[test]
+    fn a_token_that_spacetimedb_signed_anew_is_refused_as_such() {
+        let mut anew = claims();
+        anew["hex_identity"] = json!("c2000000");
+        let mut listed = claims();
+        listed["aud"] = json!(["openagents-sync"]);
+        for claims in [anew, listed] {
+            let read = Claims::read(&claims.to_string()).unwrap();
+            let refusal = admit(read, &policy(), NOW, |_| false).unwrap_err();
+            assert_eq!(
+                (refusal.code, refusal.message.as_str()),
+                (RefusalCode::InvalidToken, SIGNED_ANEW)
+            );
+        }
     }
 
     #[test]

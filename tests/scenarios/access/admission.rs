@@ -224,6 +224,19 @@ async fn callers_without_a_token_of_the_issuer_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_spacetimedb_signed_anew_opens_nothing() {
+    let guarded = Guarded::start().await;
+    let (module, issuer) = (&guarded.module, &guarded.issuer);
+    for claims in [issuer.claims("7", "s1", &["user:7:*"]), issuer.service()] {
+        let good = issuer.sign(&claims);
+        let anew = module.server.sign_anew(&good).await.unwrap();
+        let what = claims["sub"].to_string();
+        refused_everywhere(&guarded, Some(&bearer(anew)), Some(RefusalCode::InvalidToken), &what).await;
+        assert!(connects(module, Some(&bearer(good))).await, "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn operators_and_identities_granted_by_hand_need_no_token() {
     let guarded = Guarded::start().await;
     let module = &guarded.module;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use spacetime_sync_issuer::keys::now;
 use spacetime_sync_proto::access::{REVOKE_PATH, REVOKED_PATH, TOKEN_PATH, headers};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+use spacetime_sync_proto::heads::HEADS_PATH;
 use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
 use spacetime_sync_tests::follower::Follower;
 use spacetime_sync_tests::gate::{GATE, Gate, GateOptions};
@@ -271,6 +272,27 @@ async fn only_a_good_token_of_a_session_opens_a_connection() {
             "{bad}"
         );
     }
+    // SpacetimeDB signs the claims anew, and accepts the result. Nobody else does.
+    let anew = lane.server.sign_anew(&token).await.unwrap();
+    assert_eq!(
+        refused(&lane.name, Some(&anew)).await,
+        (401, Some(RefusalCode::InvalidToken))
+    );
+    let http = reqwest::Client::new();
+    let (heads, sql) = (
+        format!("{}{HEADS_PATH}", guarded.bridge.url()),
+        format!("{}/v1/database/{}/sql", lane.server.uri(), lane.name),
+    );
+    let to_bridge = http.post(heads).json(&json!({ "streams": [id.as_str()] }));
+    let to_module = http.post(sql).body("SELECT * FROM sync_contract");
+    for request in [to_bridge, to_module] {
+        let send = async |token: &str| request.try_clone().unwrap().bearer_auth(token).send().await.unwrap();
+        assert_eq!(send(&token).await.status(), 200);
+        let refusal = send(&anew).await;
+        assert!(!refusal.status().is_success());
+        let refusal = refusal.text().await.unwrap();
+        assert!(refusal.contains("invalid_token"), "{refusal}");
+    }
     // The owner's and the server's own tokens are for the operator's way in.
     let owner = std::fs::read_to_string(lane.path("owner.token")).unwrap();
     assert_eq!(refused(&lane.name, Some(owner.trim())).await.0, 401);
@@ -279,7 +301,6 @@ async fn only_a_good_token_of_a_session_opens_a_connection() {
         (404, Some(RefusalCode::NotFound))
     );
     // A gate learns who was revoked, and nothing else.
-    let http = reqwest::Client::new();
     let ask = async |path: &str, credential: &str| {
         let request = http.get(format!("{}{path}", guarded.bridge.url()));
         request.bearer_auth(credential).send().await.unwrap().status().as_u16()

@@ -94,6 +94,7 @@ impl Target for Claims {
             .iter()
             .any(|name| name.as_str() == SERVICE_NAME);
         ensure!(service || (subject.len() <= limit::CLAIMED_NAME_BYTES && !reserved));
+        ensure!(said.get("hex_identity").is_none());
         for name in [&session.session_id, &session.user_id, &session.device_id]
             .into_iter()
             .chain(&session.org_id)
