@@ -5,8 +5,9 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+use spacetime_sync_issuer::jws::Kind;
 use spacetime_sync_issuer::keys::{Ring, SigningKey, now};
-use spacetime_sync_proto::access::{AUDIENCE, CLAIMS_VERSION, SERVICE_SUBJECT};
+use spacetime_sync_proto::access::{AUDIENCE, CLAIMS_VERSION, SERVICE_SUBJECT, TOKEN_TYP};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 
 use crate::issuing::BUILD;
@@ -101,7 +102,7 @@ impl Issuer {
 
     fn headed(&self, algorithm: &str, claims: &Value) -> String {
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let header = json!({ "alg": algorithm, "typ": "JWT", "kid": self.key.kid() });
+        let header = json!({ "alg": algorithm, "typ": TOKEN_TYP, "kid": self.key.kid() });
         format!("{}.{}", part(&header), part(claims))
     }
 }
@@ -111,7 +112,7 @@ fn new_key() -> anyhow::Result<SigningKey> {
 }
 
 fn sign(key: &SigningKey, claims: &Value) -> String {
-    key.sign(claims)
+    key.sign(Kind::Sync, claims)
         .map(|token| token.expose().to_owned())
         .unwrap_or_default()
 }

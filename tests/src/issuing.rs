@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 use spacetime_sync_authority::Authority;
+use spacetime_sync_issuer::jws::Kind;
 use spacetime_sync_issuer::keys::{SigningKey, add_key, now};
 use spacetime_sync_proto::access::{REVOKE_PATH, TOKEN_PATH, headers};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
@@ -107,7 +108,7 @@ impl Keys {
 
     /// A session credential with these claims.
     pub fn sign(&self, claims: &Value) -> String {
-        let token = self.app.sign(claims);
+        let token = self.app.sign(Kind::Session, claims);
         token.map(|token| token.expose().to_owned()).unwrap_or_default()
     }
 

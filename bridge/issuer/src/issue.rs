@@ -7,7 +7,7 @@ use spacetime_sync_proto::contract::PROTOCOL;
 use spacetime_sync_proto::{Label, SealKey, limit};
 
 use super::denial::Denial;
-use super::jws::claims_bytes;
+use super::jws::{Kind, claims_bytes};
 use super::keys::SigningKey;
 use super::policy::Granted;
 use super::sessions::Session;
@@ -114,7 +114,7 @@ pub fn issue(
 /// Signs claims, unless they are longer than readers of tokens accept.
 fn sign(key: &SigningKey, claims: &SyncClaims) -> Result<String, Denial> {
     let token = key
-        .sign(claims)
+        .sign(Kind::Sync, claims)
         .map_err(|_| Denial::unavailable("cannot sign the token"))?;
     if claims_bytes(token.expose()) > limit::CLAIMS_BYTES {
         return Err(Denial::new(
@@ -184,7 +184,7 @@ mod tests {
             ttl_seconds,
         };
         let answer = issue(&key, &names, order, vec![key.seal_key()], NOW)?;
-        let jws = Jws::parse(&answer.token).unwrap();
+        let jws = Jws::parse(&answer.token, Kind::Sync).unwrap();
         let claims = serde_json::from_str(jws.claims(&key.public()).unwrap().get()).unwrap();
         Ok((answer, claims))
     }

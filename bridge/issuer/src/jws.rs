@@ -10,6 +10,7 @@ pub use jsonwebtoken::Algorithm;
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
 use serde_json::value::RawValue;
+use spacetime_sync_proto::access::TOKEN_TYP;
 use spacetime_sync_proto::limit;
 
 /// Longest compact form that is parsed: claims, header and signature, a third longer in base64.
@@ -57,6 +58,35 @@ impl PublicKey {
     }
 }
 
+/// What a token is for. Its header says so in `typ`, and a token of one kind never passes for one of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A session credential. The runtime's issuer has never had a type of its own for it.
+    Session,
+    /// A sync token.
+    Sync,
+}
+
+impl Kind {
+    /// The `typ` with which it is signed here.
+    fn typ(self) -> &'static str {
+        match self {
+            Self::Session => "JWT",
+            Self::Sync => TOKEN_TYP,
+        }
+    }
+
+    fn accepts(self, typ: Option<&str>) -> bool {
+        let accepted: &[&str] = match self {
+            Self::Session => &["JWT", "at+jwt", "application/at+jwt"],
+            Self::Sync => &[TOKEN_TYP],
+        };
+        typ.map_or(self == Self::Session, |typ| {
+            accepted.iter().any(|known| known.eq_ignore_ascii_case(typ))
+        })
+    }
+}
+
 /// A token whose header was read. Nothing in it is verified yet.
 pub struct Jws<'a> {
     /// `kid` of its header.
@@ -92,8 +122,8 @@ pub enum Unverified {
 }
 
 impl<'a> Jws<'a> {
-    /// Reads the header of a token.
-    pub fn parse(token: &'a str) -> Result<Self, Malformed> {
+    /// Reads the header of a token of this kind.
+    pub fn parse(token: &'a str, kind: Kind) -> Result<Self, Malformed> {
         if token.len() > TOKEN_BYTES {
             return Err(Malformed::TooLong);
         }
@@ -101,8 +131,7 @@ impl<'a> Jws<'a> {
         if !matches!(header.alg, Algorithm::ES256 | Algorithm::RS256) {
             return Err(Malformed::Algorithm);
         }
-        let typ = header.typ.as_deref().unwrap_or("JWT").to_ascii_lowercase();
-        let known = matches!(typ.as_str(), "jwt" | "at+jwt" | "application/at+jwt");
+        let known = kind.accepts(header.typ.as_deref());
         if !known || header.crit.is_some() || header.kid.as_ref().is_some_and(|kid| kid.len() > KID_BYTES) {
             return Err(Malformed::Kind);
         }
@@ -157,9 +186,10 @@ impl TokenKey {
     }
 
     /// Signs claims, as the key of this id.
-    pub(super) fn sign(&self, kid: &str, claims: &impl serde::Serialize) -> Result<String, Error> {
+    pub(super) fn sign(&self, kid: &str, kind: Kind, claims: &impl serde::Serialize) -> Result<String, Error> {
         crypto::install();
         let header = Header {
+            typ: Some(kind.typ().to_owned()),
             kid: Some(kid.to_owned()),
             ..Header::new(Algorithm::ES256)
         };

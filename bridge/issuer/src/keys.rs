@@ -24,7 +24,7 @@ use spacetime_sync_proto::{Position, Seal, SealKey, SealKeyId, Secret, StreamId}
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime, UtcDateTime};
 
-use super::jws::{PublicKey, TokenKey};
+use super::jws::{Kind, PublicKey, TokenKey};
 
 pub use folder::{KeyFolder, KeyListing, add_key, list_keys};
 
@@ -174,9 +174,9 @@ impl SigningKey {
         key.to_public_key_pem(LineEnding::LF).ok()
     }
 
-    /// Signs claims.
-    pub fn sign(&self, claims: &impl Serialize) -> Result<Secret, jsonwebtoken::errors::Error> {
-        self.tokens.sign(&self.kid, claims).map(Secret::from)
+    /// Signs the claims of a token.
+    pub fn sign(&self, kind: Kind, claims: &impl Serialize) -> Result<Secret, jsonwebtoken::errors::Error> {
+        self.tokens.sign(&self.kid, kind, claims).map(Secret::from)
     }
 
     /// Seals a position of a stream. `None` if the system gives no random bytes.
@@ -353,8 +353,8 @@ pub(super) mod tests {
     #[test]
     fn what_a_key_signs_is_verified_by_what_it_publishes() {
         let key = key(0);
-        let token = key.sign(&json!({ "a": 1 })).unwrap();
-        let jws = Jws::parse(token.expose()).unwrap();
+        let token = key.sign(Kind::Sync, &json!({ "a": 1 })).unwrap();
+        let jws = Jws::parse(token.expose(), Kind::Sync).unwrap();
         assert_eq!(jws.kid.as_deref(), Some(key.kid()));
         assert_eq!(jws.claims(&key.public()).unwrap().get(), r#"{"a":1}"#);
         assert_eq!(jws.claims(&self::key(0).public()).unwrap_err(), Unverified::Signature);

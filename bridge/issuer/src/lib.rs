@@ -387,7 +387,9 @@ mod tests {
         tokio::spawn(axum::serve(listener, app).into_future());
         let issuer = Arc::new(issuer(&keys_of_sessions));
         let stranger: IpAddr = "10.0.0.1".parse().unwrap();
-        let token = keys::tests::key(0).sign(&serde_json::json!({ "sub": "7" })).unwrap();
+        let token = keys::tests::key(0)
+            .sign(jws::Kind::Session, &serde_json::json!({ "sub": "7" }))
+            .unwrap();
         let authorization = format!("Bearer {}", token.expose());
 
         let asked = tokio::spawn({

@@ -9,7 +9,7 @@ use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
 use spacetime_sync_rules::session::{self, Claims, Policy, Session};
 
 use super::denial::Denial;
-use super::jws::{Jws, Malformed};
+use super::jws::{Jws, Kind, Malformed};
 use super::keys::{Ring, now};
 use super::{Issuer, bearer};
 
@@ -98,7 +98,7 @@ impl Issuer {
 /// Checks what SpacetimeDB and then the module check when somebody connects.
 fn verify(token: &str, ring: &Ring, policy: &Policy, now: u64) -> Result<Reader, NoReader> {
     let invalid = |message: String| Denial::new(RefusalCode::InvalidToken, message);
-    let jws = Jws::parse(token.trim()).map_err(|error: Malformed| invalid(error.to_string()))?;
+    let jws = Jws::parse(token.trim(), Kind::Sync).map_err(|error: Malformed| invalid(error.to_string()))?;
     let key = ring.published(now).find(|key| Some(key.kid()) == jws.kid.as_deref());
     let claims = key.and_then(|key| jws.claims(&key.public()).ok());
     let claims = claims.ok_or_else(|| invalid("the token is not signed by this bridge".to_owned()))?;
@@ -181,7 +181,12 @@ mod tests {
         let (old, new, foreign) = (key(0), key(NOW - 100), key(0));
         let ring = Ring::new(vec![old.clone(), new.clone()]);
         let read = |key: &crate::keys::SigningKey, now| {
-            code(verify(key.sign(&claims()).unwrap().expose(), &ring, &policy(), now))
+            code(verify(
+                key.sign(Kind::Sync, &claims()).unwrap().expose(),
+                &ring,
+                &policy(),
+                now,
+            ))
         };
         assert_eq!(
             read(&old, NOW),
@@ -213,12 +218,12 @@ mod tests {
         ] {
             let mut claims = claims();
             claims[field] = value;
-            let token = key.sign(&claims).unwrap();
+            let token = key.sign(Kind::Sync, &claims).unwrap();
             let found = code(verify(token.expose(), &ring, &policy(), NOW));
             assert_eq!(found, Some(expected), "{field}");
         }
         let service = json!({ "iss": "https://lane.example", "sub": "service:bridge" });
-        let token = key.sign(&service).unwrap();
+        let token = key.sign(Kind::Sync, &service).unwrap();
         assert!(code(verify(token.expose(), &ring, &policy(), NOW)).is_some());
     }
 
@@ -226,7 +231,7 @@ mod tests {
     fn a_reader_reads_what_its_token_names_and_its_scopes_allow() {
         let key = key(0);
         let ring = Ring::new(vec![key.clone()]);
-        let token = key.sign(&claims()).unwrap();
+        let token = key.sign(Kind::Sync, &claims()).unwrap();
         let reader = verify(token.expose(), &ring, &policy(), NOW).unwrap();
         for (stream, expected) in [
             ("notes", None),

@@ -10,6 +10,7 @@ use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_stdb::tokens::Signer;
 
 use super::issue::{Names, token_id};
+use super::jws::Kind;
 use super::keys::{KeyFolder, now};
 
 /// Signs the bridge's own tokens.
@@ -60,7 +61,7 @@ impl Signer for ServiceTokens {
             oa_protocol_version: PROTOCOL.to_owned(),
             oa_schema_version: self.schema_version,
         };
-        self.keys.ring().signer(now)?.sign(&claims).ok()
+        self.keys.ring().signer(now)?.sign(Kind::Sync, &claims).ok()
     }
 
     fn renew_after(&self) -> Duration {
@@ -91,7 +92,7 @@ mod tests {
         };
         let service = ServiceTokens::new(Arc::new(KeyFolder::single(key)), &names, &compatibility, 900);
         let token = service.token().unwrap();
-        let jws = Jws::parse(token.expose()).unwrap();
+        let jws = Jws::parse(token.expose(), Kind::Sync).unwrap();
         let claims: SyncClaims = serde_json::from_str(jws.claims(&public).unwrap().get()).unwrap();
         assert_eq!(
             (claims.sub.as_str(), &claims.oa_sync_scopes[..]),

@@ -17,7 +17,7 @@ use spacetime_sync_proto::{Label, RefusalCode};
 
 use super::denial::Denial;
 use super::json::object;
-use super::jws::{Jws, PublicKey, Unverified};
+use super::jws::{Jws, Kind, PublicKey, Unverified};
 use super::settings::SessionsConfig;
 use jwks::RemoteKeys;
 pub use jwks::published_keys;
@@ -86,7 +86,8 @@ impl SessionVerifier {
 
     /// Returns the session of a credential, or why the credential is refused.
     pub async fn verify(&self, token: &str, now: u64) -> Result<Session, Denial> {
-        let jws = Jws::parse(token).map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
+        let jws = Jws::parse(token, Kind::Session)
+            .map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
         let mut by_fixed = self.fixed.iter().map(|key| jws.claims(key));
         let judged = by_fixed.find(|read| !matches!(read, Err(Unverified::Signature)));
         let read = match (judged, &self.remote) {
@@ -162,7 +163,8 @@ impl TokenVerifier {
 
     /// The claims of a token that the issuer signed, as JSON.
     pub async fn claims(&self, token: &str) -> Result<String, Denial> {
-        let jws = Jws::parse(token).map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
+        let jws =
+            Jws::parse(token, Kind::Sync).map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
         let key = self.0.key(jws.kid.as_deref(), jws.algorithm()).await?;
         let claims = key.and_then(|key| jws.claims(&key).ok());
         let claims = claims.ok_or_else(|| invalid("the token is not signed by the issuer"))?;
@@ -300,7 +302,7 @@ MwIDAQAB
         let key = key(0);
         let mut claims = claims();
         change(&mut claims);
-        let token = key.sign(&claims).unwrap();
+        let token = key.sign(Kind::Session, &claims).unwrap();
         verifier(&key).verify(token.expose(), NOW).await.map_err(|denial| {
             assert!(!denial.to_string().contains(token.expose()));
             denial.code
@@ -384,7 +386,7 @@ MwIDAQAB
             let mut claims = claims();
             claims["sub"] = json!(user);
             claims["sid"] = json!(session);
-            let token = key.sign(&claims).unwrap();
+            let token = key.sign(Kind::Session, &claims).unwrap();
             let denial = verifier(&key).verify(token.expose(), NOW).await.err()?;
             assert_eq!(denial.code, RefusalCode::InvalidToken);
             Some(denial.message.into_owned())
@@ -445,7 +447,7 @@ MwIDAQAB
     async fn the_algorithm_is_the_keys_and_never_the_senders() {
         let key = key(0);
         let verifier = verifier(&key);
-        let good = key.sign(&claims()).unwrap();
+        let good = key.sign(Kind::Session, &claims()).unwrap();
         let (signed, signature) = good.expose().rsplit_once('.').unwrap();
         let (_, payload) = signed.split_once('.').unwrap();
         let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
@@ -494,7 +496,7 @@ MwIDAQAB
             );
         }
         assert!(verifier.verify(good.expose(), NOW).await.is_ok());
-        let other = self::key(0).sign(&claims()).unwrap();
+        let other = self::key(0).sign(Kind::Session, &claims()).unwrap();
         assert!(verifier.verify(other.expose(), NOW).await.is_err(), "another key");
     }
 
@@ -503,7 +505,7 @@ MwIDAQAB
         let key = key(0);
         let mut claims = claims();
         claims["more"] = json!("x".repeat(1024 * 1024));
-        let token: Secret = key.sign(&claims).unwrap();
+        let token: Secret = key.sign(Kind::Session, &claims).unwrap();
         let denial = verifier(&key).verify(token.expose(), NOW).await.unwrap_err();
         assert_eq!(
             (denial.code, denial.message.as_ref()),

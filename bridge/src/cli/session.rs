@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::json;
+use spacetime_sync_issuer::jws::Kind;
 use spacetime_sync_issuer::keys::{SigningKey, moment_text};
 use spacetime_sync_proto::access::{Scope, TOKEN_PATH, TokenRequest, TokenResponse, headers};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
@@ -131,6 +132,9 @@ fn sign(args: SignArgs, now: u64) -> anyhow::Result<()> {
             claims[field] = json!(value);
         }
     }
-    let token = key.sign(&claims).ok().context("cannot sign the credential")?;
+    let token = key
+        .sign(Kind::Session, &claims)
+        .ok()
+        .context("cannot sign the credential")?;
     say(token.expose())
 }

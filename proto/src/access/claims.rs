@@ -8,6 +8,9 @@ use crate::limit;
 
 /// `aud` of every sync token, unless the operator configures another.
 pub const AUDIENCE: &str = "openagents-sync";
+/// `typ` in the header of every sync token (RFC 8725, 3.11). SpacetimeDB does not look at it, and the module does not see
+/// it; bridge and gate accept no other.
+pub const TOKEN_TYP: &str = "oa-sync+jwt";
 /// Kind and version of these claims.
 pub const CLAIMS_VERSION: &str = "oa_sync_claims_v1";
 /// `sub` of the bridge's own token. No user's `sub` equals it, because those begin with `user:`.

@@ -12,7 +12,7 @@ mod scope;
 mod token;
 mod topic;
 
-pub use claims::{AUDIENCE, CLAIMS_VERSION, SERVICE_NAME, SERVICE_SUBJECT, SyncClaims, UnusableName};
+pub use claims::{AUDIENCE, CLAIMS_VERSION, SERVICE_NAME, SERVICE_SUBJECT, SyncClaims, TOKEN_TYP, UnusableName};
 pub use compatibility::{ClientVersion, Compatibility, Incompatible, headers};
 pub use issuer::check_issuer_url;
 pub use network::network;

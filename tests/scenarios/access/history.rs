@@ -6,7 +6,7 @@ use bytes::Bytes;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
-use spacetime_sync_issuer::jws::Jws;
+use spacetime_sync_issuer::jws::{Jws, Kind};
 use spacetime_sync_issuer::keys::{SigningKey, add_key, now};
 use spacetime_sync_proto::page::{EventPage, PROTOBUF, STREAMS_PATH, Snapshot, path_segment};
 use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, Seq, StreamId, limit};
@@ -203,14 +203,14 @@ async fn a_token_that_cannot_read_the_stream_cannot_read_its_history() {
         .unwrap()
         .path();
     let key = SigningKey::from_pem(&std::fs::read_to_string(pem).unwrap().into(), 0, "test").unwrap();
-    let jws = Jws::parse(&good).unwrap();
+    let jws = Jws::parse(&good, Kind::Sync).unwrap();
     let claims: Value = serde_json::from_str(jws.claims(&key.public()).unwrap().get()).unwrap();
     let signed = |changes: &[(&str, Value)], by: &SigningKey| {
         let mut claims = claims.clone();
         for (field, value) in changes {
             claims[*field] = value.clone();
         }
-        by.sign(&claims).unwrap().expose().to_owned()
+        by.sign(Kind::Sync, &claims).unwrap().expose().to_owned()
     };
     let foreign = SigningKey::from_pem(&SigningKey::generate().unwrap(), 0, "test").unwrap();
     let service = [
@@ -220,6 +220,11 @@ async fn a_token_that_cannot_read_the_stream_cannot_read_its_history() {
     for (token, expected) in [
         (signed(&[], &key), (200, "")),
         (desk.session("7", "s1"), (401, "invalid_token")),
+        // As an earlier release signed it. Clients renew a token that the bridge does not accept.
+        (
+            key.sign(Kind::Session, &claims).unwrap().expose().to_owned(),
+            (401, "invalid_token"),
+        ),
         (signed(&[], &foreign), (401, "invalid_token")),
         (format!("{good}x"), (401, "invalid_token")),
         (
@@ -273,7 +278,7 @@ async fn a_token_that_cannot_read_the_stream_cannot_read_its_history() {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     loop {
         let newer = self::token(&bridge, &desk.session("7", "s1"), &[NOTES]).await;
-        if Jws::parse(&newer).unwrap().kid.as_deref() != Some(key.kid()) {
+        if Jws::parse(&newer, Kind::Sync).unwrap().kid.as_deref() != Some(key.kid()) {
             assert_eq!(refused(ask(), &newer).await.0, 200);
             break;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
-use spacetime_sync_issuer::jws::{Jws, PublicKey};
+use spacetime_sync_issuer::jws::{Jws, Kind, PublicKey};
 use spacetime_sync_issuer::keys::{SigningKey, add_key, now};
 use spacetime_sync_tests::issuing::{ISSUER, Issuing};
 use spacetime_sync_tests::tool;
@@ -59,7 +59,7 @@ async fn the_discovery_document_leads_to_the_keys_that_sign() {
     let (_, set) = bridge.get("/.well-known/jwks.json").await.unwrap();
     let part = |name: &str| URL_SAFE_NO_PAD.decode(set["keys"][0][name].as_str().unwrap()).unwrap();
     let point = [&[4][..], &part("x"), &part("y")].concat();
-    let jws = Jws::parse(answer["token"].as_str().unwrap()).unwrap();
+    let jws = Jws::parse(answer["token"].as_str().unwrap(), Kind::Sync).unwrap();
     assert!(jws.claims(&PublicKey::P256(point)).is_ok());
 }
 

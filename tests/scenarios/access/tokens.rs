@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
-use spacetime_sync_issuer::jws::Jws;
+use spacetime_sync_issuer::jws::{Jws, Kind};
 use spacetime_sync_issuer::keys::{Ring, SigningKey, now};
 use spacetime_sync_proto::access::SyncClaims;
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
@@ -76,7 +76,7 @@ async fn a_session_gets_what_it_asks_for_and_may_read() {
     ] {
         assert_eq!(token[field], expected, "{field}");
     }
-    let jws = Jws::parse(token["token"].as_str().unwrap()).unwrap();
+    let jws = Jws::parse(token["token"].as_str().unwrap(), Kind::Sync).unwrap();
     assert_eq!(jws.kid.as_deref(), token["kid"].as_str());
     let pem = std::fs::read_dir(desk.path("keys"))
         .unwrap()
@@ -282,7 +282,10 @@ async fn invalid_credentials_are_refused_with_the_reason() {
             forged(r#"{"alg":"ES256","kid":"another"}"#, payload, signature),
             "invalid_token",
         ),
-        (other.sign(&base()).unwrap().expose().to_owned(), "invalid_token"),
+        (
+            other.sign(Kind::Session, &base()).unwrap().expose().to_owned(),
+            "invalid_token",
+        ),
         (sync_token["token"].as_str().unwrap().to_owned(), "invalid_token"),
         (with("iss", json!("https://app.example.evil")), "invalid_token"),
         (with("aud", json!("openagents-sync")), "invalid_token"),
@@ -500,13 +503,15 @@ async fn a_flood_of_unknown_key_ids_does_not_reach_the_session_issuer() {
     let bridge = desk.bridge(&keys).await.unwrap();
     for number in 0..200 {
         let stranger = SigningKey::from_pem(&SigningKey::generate().unwrap(), 0, "test").unwrap();
-        let credential = stranger.sign(&desk.claims("7", &format!("s{number}"))).unwrap();
+        let credential = stranger
+            .sign(Kind::Session, &desk.claims("7", &format!("s{number}")))
+            .unwrap();
         assert_eq!(
             code(&bridge, credential.expose()).await,
             (401, "invalid_token".to_owned())
         );
     }
-    let good = key.sign(&desk.claims("7", "s1")).unwrap();
+    let good = key.sign(Kind::Session, &desk.claims("7", "s1")).unwrap();
     assert_eq!(code(&bridge, good.expose()).await.0, 200);
     assert_eq!(stub.asked("/keys").len(), 1);
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use spacetime_sync_issuer::jws::Kind;
 use spacetime_sync_issuer::keys::{SigningKey, now};
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_stdb::admin::{Admin, Breaking};
@@ -408,7 +409,7 @@ async fn only_the_owner_publishes_and_only_with_a_token_of_this_server() {
     // Another server signs its tokens like this: as the same issuer, but with its own key.
     let key = SigningKey::from_pem(&SigningKey::generate().unwrap(), 0, "another server").unwrap();
     let claims = json!({ "iss": "localhost", "sub": "somebody", "aud": ["spacetimedb"], "iat": now() });
-    let token = key.sign(&claims).unwrap();
+    let token = key.sign(Kind::Session, &claims).unwrap();
     let foreign = desk.path("foreign.token");
     std::fs::write(&foreign, token.expose()).unwrap();
     let said = desk

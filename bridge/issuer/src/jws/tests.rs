@@ -41,9 +41,9 @@ fn sign(header: &Value, claims: &[u8], key: &EncodingKey) -> String {
     format!("{message}.{signature}")
 }
 
-/// The claims of a token that `key` signed.
-fn read(token: &str, key: &PublicKey) -> Option<String> {
-    let claims = Jws::parse(token).ok()?.claims(key).ok()?;
+/// The claims of a token of this kind that `key` signed.
+fn read(token: &str, kind: Kind, key: &PublicKey) -> Option<String> {
+    let claims = Jws::parse(token, kind).ok()?.claims(key).ok()?;
     Some(claims.get().to_owned())
 }
 
@@ -60,7 +60,7 @@ fn the_example_of_rfc_7515_a_3_is_verified() {
         "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ",
         "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q"
     );
-    assert_eq!(read(&token, &key).as_deref(), Some(SIGNED));
+    assert_eq!(read(&token, Kind::Session, &key).as_deref(), Some(SIGNED));
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn the_example_of_rfc_7515_a_2_is_verified() {
          -xi12jzDwusC-eOkHWEsqtFZESc6BfI7noOPqvhJ1phCnvWh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLIhWkWywlVmtVrBp0igcN_\
          IoypGlUPQGe77Rw"
     );
-    assert_eq!(read(&token, &key).as_deref(), Some(SIGNED));
+    assert_eq!(read(&token, Kind::Session, &key).as_deref(), Some(SIGNED));
 }
 
 /// Judges a signature the way a token's is judged: by the crate, with what [`crypto`] gives it.
@@ -144,13 +144,13 @@ fn wycheproofs_signatures_of_rsa_are_judged_as_they_should_be() {
 #[test]
 fn a_token_that_was_taken_apart_and_put_together_otherwise_is_refused() {
     let (ours, (other, theirs)) = (key(0), pair());
-    let (token, kid) = (ours.sign(&json!({ "a": 1 })).unwrap(), ours.kid());
+    let (token, kid) = (ours.sign(Kind::Sync, &json!({ "a": 1 })).unwrap(), ours.kid());
     let public = ours.public();
     let Some([header, payload, signature]) = token.expose().split('.').collect::<Vec<_>>().first_chunk().copied()
     else {
         panic!("three parts")
     };
-    let of_another = other.sign(&json!({ "a": 1 })).unwrap();
+    let of_another = other.sign(Kind::Sync, &json!({ "a": 1 })).unwrap();
     let of_another = of_another.expose().rsplit('.').next().unwrap();
     let PublicKey::P256(point) = other.public() else {
         panic!()
@@ -182,7 +182,7 @@ fn a_token_that_was_taken_apart_and_put_together_otherwise_is_refused() {
         ("no claims", format!("{header}..{signature}")),
         (
             "another header",
-            headed(json!({ "alg": "ES256", "typ": "JWT", "kid": "x" })),
+            headed(json!({ "alg": "ES256", "typ": TOKEN_TYP, "kid": "x" })),
         ),
         ("no header", format!(".{payload}.{signature}")),
         ("no header and no separator", format!("{payload}.{signature}")),
@@ -206,22 +206,25 @@ fn a_token_that_was_taken_apart_and_put_together_otherwise_is_refused() {
         ),
         (
             "a sent key",
-            sent_along(json!({ "alg": "ES256", "typ": "JWT", "kid": kid, "jwk": jwk })),
+            sent_along(json!({ "alg": "ES256", "typ": TOKEN_TYP, "kid": kid, "jwk": jwk })),
         ),
         (
             "a sent url",
-            sent_along(json!({ "alg": "ES256", "typ": "JWT", "kid": kid, "jku": "https://evil.example" })),
+            sent_along(json!({ "alg": "ES256", "typ": TOKEN_TYP, "kid": kid, "jku": "https://evil.example" })),
         ),
-        ("a header that is a list", headed(json!(["JWT", "ES256", null]))),
+        ("a header that is a list", headed(json!([TOKEN_TYP, "ES256", null]))),
         (
             "the header twice",
-            format!("{}.{payload}.{signature}", part(r#"{"alg":"ES256","alg":"ES256"}"#)),
+            format!(
+                "{}.{payload}.{signature}",
+                part(r#"{"alg":"ES256","typ":"oa-sync+jwt","alg":"ES256"}"#)
+            ),
         ),
     ] {
         assert_ne!(token, format!("{header}.{payload}.{signature}"), "{what}");
-        assert_eq!(read(&token, &public), None, "{what}");
+        assert_eq!(read(&token, Kind::Sync, &public), None, "{what}");
     }
-    assert_eq!(read(token.expose(), &public).as_deref(), Some(r#"{"a":1}"#));
+    assert_eq!(read(token.expose(), Kind::Sync, &public).as_deref(), Some(r#"{"a":1}"#));
 }
 
 #[test]
@@ -248,21 +251,72 @@ fn a_key_verifies_its_own_algorithm_and_no_other_can_be_reached() {
 }
 
 #[test]
+fn a_token_of_one_kind_does_not_pass_for_the_other() {
+    let (ours, own) = pair();
+    let public = ours.public();
+    for (typ, as_session, as_sync) in [
+        (json!(null), true, false),
+        (json!("JWT"), true, false),
+        (json!("jwt"), true, false),
+        (json!("at+jwt"), true, false),
+        (json!("application/at+JWT"), true, false),
+        (json!("oa-sync+jwt"), false, true),
+        (json!("OA-Sync+JWT"), false, true),
+        (json!("secevent+jwt"), false, false),
+        (json!("dpop+jwt"), false, false),
+        (json!(""), false, false),
+        (json!(1), false, false),
+        (json!(["JWT"]), false, false),
+    ] {
+        let token = sign(&json!({ "alg": "ES256", "typ": typ }), br#"{"a":1}"#, &own);
+        for (kind, accepted) in [(Kind::Session, as_session), (Kind::Sync, as_sync)] {
+            assert_eq!(read(&token, kind, &public).is_some(), accepted, "{typ} as {kind:?}");
+        }
+    }
+    for (more, value) in [
+        ("crit", json!(["b64"])),
+        ("crit", json!([])),
+        ("kid", json!("k".repeat(KID_BYTES + 1))),
+    ] {
+        let mut header = json!({ "alg": "ES256", "typ": TOKEN_TYP });
+        header[more] = value;
+        let token = sign(&header, br#"{"a":1}"#, &own);
+        assert_eq!(
+            Jws::parse(&token, Kind::Sync).err(),
+            Some(Malformed::Kind),
+            "{header:.80}"
+        );
+    }
+    // Its header, to the letter.
+    let token = ours.sign(Kind::Sync, &json!({ "a": 1 })).unwrap();
+    let header = URL_SAFE_NO_PAD
+        .decode(token.expose().split('.').next().unwrap())
+        .unwrap();
+    let expected = format!(r#"{{"typ":"oa-sync+jwt","alg":"ES256","kid":"{}"}}"#, ours.kid());
+    assert_eq!(String::from_utf8(header).unwrap(), expected);
+}
+
+#[test]
 fn claims_are_read_up_to_their_limit_and_only_if_they_are_json() {
     let (ours, own) = pair();
     let padded = |bytes: usize| {
         let empty = json!({ "a": "" }).to_string().len();
-        let token = ours.sign(&json!({ "a": "x".repeat(bytes - empty) })).unwrap();
-        Jws::parse(token.expose()).map(|_| claims_bytes(token.expose()))
+        let token = ours
+            .sign(Kind::Sync, &json!({ "a": "x".repeat(bytes - empty) }))
+            .unwrap();
+        Jws::parse(token.expose(), Kind::Sync).map(|_| claims_bytes(token.expose()))
     };
     assert_eq!(padded(limit::CLAIMS_BYTES), Ok(limit::CLAIMS_BYTES));
     for more in 1..=3 {
         assert_eq!(padded(limit::CLAIMS_BYTES + more), Err(Malformed::TooLong));
     }
-    assert_eq!(Jws::parse(&"x".repeat(TOKEN_BYTES + 1)).err(), Some(Malformed::TooLong));
+    assert_eq!(
+        Jws::parse(&"x".repeat(TOKEN_BYTES + 1), Kind::Sync).err(),
+        Some(Malformed::TooLong)
+    );
     for claims in [&b"\xff"[..], b"", b"{", br#"{"a":"#] {
         let token = sign(&json!({ "alg": "ES256" }), claims, &own);
-        let found = Jws::parse(&token).unwrap().claims(&ours.public());
+        let found = Jws::parse(&token, Kind::Session).unwrap().claims(&ours.public());
         assert_eq!(found.err(), Some(Unverified::Claims), "{claims:?}");
     }
 }

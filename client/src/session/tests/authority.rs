@@ -208,7 +208,7 @@ fn an_authority_that_asks_for_time_gets_it() {
 
 #[test]
 fn a_refusal_of_the_authority_ends_the_client_the_stream_or_only_the_token() {
-    use RefusalCode::{ForbiddenStream, TokenExpired, TokenRevoked};
+    use RefusalCode::{ForbiddenStream, InvalidToken, TokenExpired, TokenRevoked};
     let refused = |code| Answer::Refused(Refusal::new(code, "no"));
     let unauthorized = |code| Answer::Unauthorized(Refusal::new(code, "no"));
     for (answer, expected) in [
@@ -216,6 +216,8 @@ fn a_refusal_of_the_authority_ends_the_client_the_stream_or_only_the_token() {
         (unauthorized(TokenRevoked), "the client"),
         (refused(ForbiddenStream), "the stream"),
         (unauthorized(TokenExpired), "the token"),
+        // As after an upgrade of the bridge that no longer accepts what it signed before.
+        (unauthorized(InvalidToken), "the token"),
     ] {
         let (mut case, _) = case(1, |_| {});
         let question = case.outrun_all()[0];

@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 use spacetime_sync_issuer::denial::Denial;
-use spacetime_sync_issuer::jws::{Jws, PublicKey};
+use spacetime_sync_issuer::jws::{Jws, Kind, PublicKey};
 use spacetime_sync_issuer::keys::{Ring, SigningKey};
 use spacetime_sync_issuer::sessions::{LEEWAY_SECONDS, Session, SessionVerifier, published_keys};
 use spacetime_sync_issuer::settings::SessionsConfig;
@@ -99,6 +99,7 @@ const DICTIONARY: &[&[u8]] = &[
     b"crit",
     b"typ",
     b"at+jwt",
+    b"oa-sync+jwt",
     b"kid",
     b"iss",
     b"aud",
@@ -130,7 +131,7 @@ fn claims() -> anyhow::Result<Vec<(&'static str, Value)>> {
 
 fn signed() -> anyhow::Result<Secret> {
     let (_, good) = claims()?.swap_remove(0);
-    key(1)?.sign(&good).ok().context("cannot sign")
+    key(1)?.sign(Kind::Session, &good).ok().context("cannot sign")
 }
 
 fn token(secret: &Secret) -> String {
@@ -141,7 +142,7 @@ fn token(secret: &Secret) -> String {
 pub(super) fn signed_messages() -> anyhow::Result<Vec<String>> {
     let key = key(1)?;
     let message = |claims: &Value| {
-        let token = key.sign(claims).ok()?;
+        let token = key.sign(Kind::Session, claims).ok()?;
         Some(token.expose().rsplit_once('.')?.0.to_owned())
     };
     claims()?
@@ -238,7 +239,7 @@ fn credential_seeds() -> anyhow::Result<Vec<Seed>> {
     let mut seeds = Vec::new();
     for (name, claims) in claims()? {
         for number in [1, 2] {
-            let secret = key(number)?.sign(&claims).ok().context("cannot sign")?;
+            let secret = key(number)?.sign(Kind::Session, &claims).ok().context("cannot sign")?;
             seeds.push(Seed::new(format!("{name}-{number}"), secret.expose()));
         }
     }
@@ -257,7 +258,7 @@ impl Target for Sessions {
             Ok(said) => said,
             Err(_) => Value::String(String::from_utf8_lossy(input).into_owned()),
         };
-        let token = self.key.sign(&said).ok().context("cannot sign")?;
+        let token = self.key.sign(Kind::Session, &said).ok().context("cannot sign")?;
         let Ok(session) = self.verifier.verify(token.expose())? else {
             return Ok(Verdict::Refused);
         };
@@ -304,7 +305,7 @@ impl Target for KeySets {
             return Ok(Verdict::Refused);
         };
         ensure!(keys.len() <= 64);
-        let token = Jws::parse(&self.token)?;
+        let token = Jws::parse(&self.token, Kind::Session)?;
         for (_, key) in &keys {
             if token.claims(key).is_ok() {
                 let ours = matches!((key, &self.key), (PublicKey::P256(a), PublicKey::P256(b)) if a == b);
@@ -348,8 +349,11 @@ impl Target for Keys {
                 return Ok(Verdict::Refused);
             }
         };
-        let token = key.sign(&json!({ "a": 1 })).ok().context("the key does not sign")?;
-        let jws = Jws::parse(token.expose())?;
+        let token = key
+            .sign(Kind::Session, &json!({ "a": 1 }))
+            .ok()
+            .context("the key does not sign")?;
+        let jws = Jws::parse(token.expose(), Kind::Session)?;
         ensure!(
             jws.claims(&key.public())
                 .is_ok_and(|claims| claims.get() == r#"{"a":1}"#),
