@@ -195,7 +195,9 @@ pub fn published_keys(set: &[u8]) -> Result<Vec<(Option<String>, PublicKey)>, St
 
 fn public_key(key: PublishedKey) -> Option<PublicKey> {
     let forbids = key.purpose.is_some_and(|purpose| purpose != "sig")
-        || key.key_ops.is_some_and(|uses| !uses.iter().any(|what| what == "verify"));
+        || key
+            .key_ops
+            .is_some_and(|uses| !uses.iter().any(|what| what == "verify"));
     if forbids {
         return None;
     }
