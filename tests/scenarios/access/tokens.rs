@@ -503,9 +503,8 @@ async fn a_flood_of_unknown_key_ids_does_not_reach_the_session_issuer() {
     let bridge = desk.bridge(&keys).await.unwrap();
     for number in 0..200 {
         let stranger = SigningKey::from_pem(&SigningKey::generate().unwrap(), 0, "test").unwrap();
-        let credential = stranger
-            .sign(Kind::Session, &desk.claims("7", &format!("s{number}")))
-            .unwrap();
+        let claims = desk.claims("7", &format!("s{number}"));
+        let credential = stranger.sign(Kind::Session, &claims).unwrap();
         assert_eq!(
             code(&bridge, credential.expose()).await,
             (401, "invalid_token".to_owned())
