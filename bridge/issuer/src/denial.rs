@@ -7,6 +7,8 @@ use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::access::TokenRefusal;
 use spacetime_sync_proto::refusal::RefusalClass;
 
+use super::jws::Malformed;
+
 /// A refusal. Its text never contains any part of a credential.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -27,6 +29,11 @@ impl Denial {
             message: message.into(),
             retry_after: None,
         }
+    }
+
+    /// The token or credential is not one that is accepted here.
+    pub fn invalid_token(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(RefusalCode::InvalidToken, message)
     }
 
     /// The caller asked too often.
@@ -56,5 +63,11 @@ impl Denial {
                 .retry_after
                 .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
         }
+    }
+}
+
+impl From<Malformed> for Denial {
+    fn from(malformed: Malformed) -> Self {
+        Self::invalid_token(malformed.to_string())
     }
 }

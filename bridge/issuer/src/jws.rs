@@ -1,6 +1,6 @@
 //! Signed tokens in their compact form. The crate `jsonwebtoken` parses, verifies and signs them, with the cryptography
-//! of [`crypto`]. Here stands what is stricter than the crate: the key determines the algorithm and never the sender of
-//! the token, nothing long is parsed, and no extension is accepted. What the claims must say, their readers decide.
+//! of [`crypto`]. This module is stricter than the crate: the key determines the algorithm and never the sender of the
+//! token, nothing long is parsed, and no extension is accepted. Whoever reads the claims decides what they must say.
 
 mod crypto;
 #[cfg(test)]
@@ -61,7 +61,7 @@ impl PublicKey {
 /// What a token is for. Its header says so in `typ`, and a token of one kind never passes for one of the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A session credential. The runtime's issuer has never had a type of its own for it.
+    /// A session credential. The runtime signs it without a type of its own.
     Session,
     /// A sync token.
     Sync,
@@ -87,7 +87,7 @@ impl Kind {
     }
 }
 
-/// A token whose header was read. Nothing in it is verified yet.
+/// A token of which only the header was read. Nothing in it is verified yet.
 pub struct Jws<'a> {
     /// `kid` of its header.
     pub kid: Option<String>,
@@ -150,7 +150,7 @@ impl<'a> Jws<'a> {
         self.algorithm
     }
 
-    /// The claims as they were signed, if this key signed them.
+    /// Returns the claims as they were signed, if this key signed them.
     pub fn claims(&self, key: &PublicKey) -> Result<Box<RawValue>, Unverified> {
         crypto::install();
         let read = decode(self.token, &key.decoding(), &rules(key.algorithm()));
@@ -166,8 +166,8 @@ pub(super) fn claims_bytes(token: &str) -> usize {
     token.split('.').nth(1).map_or(0, str::len) * 3 / 4
 }
 
-/// What the crate checks besides the signature: the algorithm. It is the key's, whatever the header says. Whether claims
-/// are missing or wrong, their readers say, each with a code of its own.
+/// Has the crate check the signature and the algorithm, which is the key's, whatever the header says. The crate checks no
+/// claim: whoever reads the claims does, and has a code for each reason.
 fn rules(algorithm: Algorithm) -> Validation {
     let mut rules = Validation::new(algorithm);
     rules.required_spec_claims.clear();

@@ -75,8 +75,9 @@ pub struct SigningKey {
     kid: String,
     /// The beginning of the thumbprint that `kid` is, as seals carry it.
     seal_key: SealKeyId,
+    /// Signs tokens.
     tokens: TokenKey,
-    /// Seals.
+    /// Signs seals.
     pair: EcdsaKeyPair,
     jwk: Jwk,
     random: SystemRandom,
@@ -113,13 +114,8 @@ impl SigningKey {
         let der = key.to_pkcs8_der().map_err(|_| none())?;
         let public = key.public_key().to_encoded_point(false);
         let random = SystemRandom::new();
-        let pair = EcdsaKeyPair::from_private_key_and_public_key(
-            &ECDSA_P256_SHA256_FIXED_SIGNING,
-            &key.to_bytes(),
-            public.as_bytes(),
-            &random,
-        )
-        .map_err(|_| none())?;
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.as_bytes(), &random);
+        let pair = pair.map_err(|_| none())?;
         let (Some(x), Some(y)) = (public.x(), public.y()) else {
             return Err(none());
         };

