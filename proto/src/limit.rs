@@ -41,7 +41,7 @@ pub const PRESENCE_SERVES: usize = 16;
 pub const PRESENCE_NODES: usize = 16;
 /// Longest name of a node, a region, a user, a session or a device, in bytes.
 pub const NAME_BYTES: usize = 128;
-/// Longest `iss` and longest `sub` of a token, in bytes: SpacetimeDB accepts none with a longer one.
+/// The longest `iss` and the longest `sub` that SpacetimeDB accepts in a token, in bytes.
 pub const CLAIMED_NAME_BYTES: usize = 128;
 /// The allowed intervals at which the module looks for expired sessions, in milliseconds.
 pub const SWEEP_MS: std::ops::RangeInclusive<u32> = 100..=60_000;

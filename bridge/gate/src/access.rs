@@ -15,7 +15,7 @@ pub type Verified<'a> = Pin<Box<dyn Future<Output = Result<String, Unverified>> 
 
 /// Checks signatures. Whoever has the issuer's keys hands one in.
 pub trait Verifier: Debug + Send + Sync {
-    /// The claims of a token as JSON, if the issuer has signed it.
+    /// Returns the claims of a token, as JSON, if the issuer has signed it.
     fn claims<'a>(&'a self, token: &'a str) -> Verified<'a>;
 }
 

@@ -69,7 +69,8 @@ impl Messenger {
 
     async fn tell(&self, session_ids: &[Label]) -> Result<(), StdbError> {
         let admin = self.admin.with_token(self.tokens.token()?);
-        // The module refuses names that no session can have. An earlier release may have recorded such a revocation.
+        // An earlier release may have recorded the revocation of a name that no session can have. The module refuses such a
+        // name, and nothing has to end.
         let may_exist = |session_id: &&Label| SyncClaims::check_session_name(session_id).is_ok();
         for session_id in session_ids.iter().filter(may_exist) {
             admin.call("revoke_session", json!([session_id.as_str()])).await?;

@@ -85,6 +85,7 @@ impl Claims {
     }
 }
 
+/// Why claims are refused that SpacetimeDB has signed.
 const SIGNED_ANEW: &str = "SpacetimeDB has signed this token anew: connect with the token that the bridge has signed";
 
 fn no_token(detail: String) -> Refusal {

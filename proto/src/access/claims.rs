@@ -15,8 +15,9 @@ pub const TOKEN_TYP: &str = "oa-sync+jwt";
 pub const CLAIMS_VERSION: &str = "oa_sync_claims_v1";
 /// `sub` of the bridge's own token. No user's `sub` equals it, because those begin with `user:`.
 pub const SERVICE_SUBJECT: &str = "service:bridge";
-/// How the bridge's own token names its user, its session, its device and its surface. No user and no session of a user
-/// has this name: a session is found by its name, and whoever had the bridge's could hold it out, or have it revoked.
+/// The name of the user, the session, the device and the surface in the bridge's own token. No user and no session of a
+/// user may have it: the module finds a session by its name, so such a session could keep the bridge out, and revoking it
+/// would revoke the bridge.
 pub const SERVICE_NAME: &str = "bridge";
 
 /// What a sync token says, field by field as it is signed. A token is invalid if a field is missing or has another

@@ -216,7 +216,7 @@ fn a_refusal_of_the_authority_ends_the_client_the_stream_or_only_the_token() {
         (unauthorized(TokenRevoked), "the client"),
         (refused(ForbiddenStream), "the stream"),
         (unauthorized(TokenExpired), "the token"),
-        // As after an upgrade of the bridge that no longer accepts what it signed before.
+        // After an upgrade, the bridge refuses what its earlier release signed.
         (unauthorized(InvalidToken), "the token"),
     ] {
         let (mut case, _) = case(1, |_| {});
