@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
-use spacetime_sync_authority::{Act, Authority};
+use clap::{Parser, Subcommand};
+use spacetime_sync_authority::Authority;
 use spacetime_sync_bridge::config::{Config, EXAMPLE};
 use spacetime_sync_bridge::issuing::Issuing;
 use spacetime_sync_bridge::run::Neighbour;
@@ -22,8 +22,6 @@ use spacetime_sync_issuer::history::Histories;
 use spacetime_sync_issuer::http::Desk;
 use spacetime_sync_issuer::keys::{KeyFolder, now};
 use spacetime_sync_issuer::revocation::Messenger;
-use spacetime_sync_proto::StreamId;
-use spacetime_sync_stdb::admin::Admin;
 use spacetime_sync_stdb::identity;
 use spacetime_sync_stdb::tokens::read_token;
 use tokio::runtime::Runtime;
@@ -77,10 +75,12 @@ enum Command {
     Session(cli::session::SessionCommand),
     /// Compare authority, SpacetimeDB and clients while events flow. Fails if anything differs.
     Parity(cli::parity::ParityArgs),
-    /// Let an identity read a stream.
-    Grant(GrantArgs),
+    /// Let an identity read a stream for some days.
+    Grant(cli::grants::GrantArgs),
     /// Take away an identity's right to read a stream.
-    Revoke(GrantArgs),
+    Revoke(cli::grants::RevokeArgs),
+    /// List the grants that the owner gave by hand, and until when.
+    Grants(cli::grants::GrantsArgs),
     /// Compare what SpacetimeDB holds with the authority. Fails if something is wrong.
     Verify(cli::repair::VerifyArgs),
     /// After a restore: make SpacetimeDB forget what the authority does not have.
@@ -112,23 +112,6 @@ enum ConfigCommand {
 
 /// How often the bridge reads the folder of `[seals]` again.
 const SEALS_RELOAD: Duration = Duration::from_secs(5);
-
-#[derive(Args)]
-struct GrantArgs {
-    #[command(flatten)]
-    server: cli::ServerArgs,
-    #[command(flatten)]
-    audit: cli::AuditArgs,
-    /// Token of the owner or of the bridge.
-    #[arg(long)]
-    token_file: PathBuf,
-    /// The identity that may read, in hex.
-    #[arg(long, value_parser = identity_in_hex)]
-    identity: String,
-    /// The stream; may be given several times.
-    #[arg(long = "stream", required = true)]
-    streams: Vec<StreamId>,
-}
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
@@ -197,26 +180,9 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Keys(command) => cli::keys::execute(command, now()),
         Command::Session(command) => cli::session::execute(command, now()).await,
         Command::Parity(args) => cli::parity::compare(args).await,
-        Command::Grant(args) => {
-            let admin = admin(&args)?;
-            for stream in &args.streams {
-                let (identity, stream_id) = (args.identity.as_str(), stream);
-                args.audit.record(Act::GrantStream { identity, stream_id }).await?;
-                admin.grant(&args.identity, stream).await?;
-                cli::say(format_args!("{} may read {stream}", args.identity))?;
-            }
-            Ok(())
-        }
-        Command::Revoke(args) => {
-            let admin = admin(&args)?;
-            for stream in &args.streams {
-                let (identity, stream_id) = (args.identity.as_str(), stream);
-                args.audit.record(Act::RevokeStream { identity, stream_id }).await?;
-                admin.revoke(&args.identity, stream).await?;
-                cli::say(format_args!("{} may no longer read {stream}", args.identity))?;
-            }
-            Ok(())
-        }
+        Command::Grant(args) => cli::grants::grant(args).await,
+        Command::Revoke(args) => cli::grants::revoke(args).await,
+        Command::Grants(args) => cli::grants::list(args).await,
         Command::Verify(args) => cli::repair::verify(args).await,
         Command::Rewind(args) => cli::repair::rewind(args).await,
         Command::Republish(args) => cli::repair::republish(args).await,
@@ -242,23 +208,6 @@ fn role_prefix(text: &str) -> Result<String, String> {
     } else {
         Err("expected a-z, 0-9 and _, at most 41, and no digit first".to_owned())
     }
-}
-
-fn identity_in_hex(text: &str) -> Result<String, String> {
-    let digits = text.strip_prefix("0x").unwrap_or(text);
-    if digits.len() == 64 && digits.chars().all(|c| c.is_ascii_hexdigit()) {
-        Ok(digits.to_owned())
-    } else {
-        Err("expected 64 hexadecimal digits, as `spacetime-sync identity` prints them".to_owned())
-    }
-}
-
-fn admin(args: &GrantArgs) -> anyhow::Result<Admin> {
-    Ok(Admin::new(
-        &args.server.uri,
-        &args.server.database,
-        read_token(&args.token_file)?,
-    ))
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {

@@ -1,18 +1,20 @@
 //! Who calls, and what the caller may do, by its session or by a grant that an operator gave.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use spacetime_sync_proto::access::{Compatibility, Scope, StreamPattern};
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
-use spacetime_sync_rules::session::{self, Claims, Newest, Policy, Session};
+use spacetime_sync_rules::session::{self, Claims, Newest, NewestToken, Policy, Session};
 use spacetime_sync_rules::stream_key;
 use spacetimedb::{Identity, ReducerContext, Table, Timestamp};
 
 use crate::log_access::trust_row;
 use crate::refuse::{Refused, refused, unauthorized};
 use crate::tables::{
-    GrantCount, GrantPattern, Issuer, StreamGrant, SyncSession, SyncStream, SyncTrust, grant_count, grant_pattern,
-    revoked_session, stream_grant, sync_checkpoint, sync_session, sync_stream,
+    EndedSession, GrantCount, GrantPattern, Issuer, StreamGrant, SyncSession, SyncStream, SyncTrust, ended_session,
+    grant_count, grant_pattern, revoked_session, standing_grant, stream_grant, sync_checkpoint, sync_session,
+    sync_stream,
 };
 
 /// Admits a connection, or refuses it. A token of the issuer opens its session, or renews it.
@@ -31,8 +33,8 @@ pub fn admit(ctx: &ReducerContext) -> Result<(), Refused> {
                 .find(name.as_str().to_owned())
                 .is_some()
         };
-        let now = u64::try_from(ctx.timestamp.to_micros_since_unix_epoch() / 1_000_000).unwrap_or_default();
-        let session = session::admit(claims, &issuer.policy(), now, is_revoked).map_err(refused)?;
+        let session =
+            session::admit(claims, &issuer.policy(), second_of(ctx.timestamp), is_revoked).map_err(refused)?;
         return open(ctx, &trust, session);
     }
     let caller = ctx.sender();
@@ -63,16 +65,17 @@ fn open(ctx: &ReducerContext, trust: &SyncTrust, session: Session) -> Result<(),
     let identity = ctx.sender();
     let sessions = ctx.db.sync_session();
     let held = sessions.identity().find(identity);
-    if let Some(held) = &held {
-        if held.device_id != session.device_id.as_str() {
-            let message = "the session is bound to another device: sign in again on this one";
-            return Err(refused(Refusal::new(RefusalCode::SessionBound, message)));
-        }
-        // The newest token says what the session may do. An older one is admitted and changes nothing.
-        if session.issued_at < held.issued_at {
-            return Ok(());
-        }
+    if let Some(held) = &held
+        && held.device_id != session.device_id.as_str()
+    {
+        let message = "the session is bound to another device: sign in again on this one";
+        return Err(refused(Refusal::new(RefusalCode::SessionBound, message)));
     }
+    let newest = newest_token(ctx, identity, held.as_ref());
+    if !session.renews(newest, second_of(ctx.timestamp)).map_err(refused)? {
+        return Ok(());
+    }
+    ctx.db.ended_session().identity().delete(identity);
     let row = SyncSession {
         identity,
         session_id: session.session_id.as_str().to_owned(),
@@ -80,7 +83,7 @@ fn open(ctx: &ReducerContext, trust: &SyncTrust, session: Session) -> Result<(),
         org_id: session.org_id.as_ref().map(|org| org.as_str().to_owned()),
         device_id: session.device_id.as_str().to_owned(),
         scopes: session.scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
-        issued_at: session.issued_at,
+        issued_at: session.issued_at_us,
         expires_at: at_second(session.expires_at),
     };
     if held.is_some() {
@@ -92,6 +95,21 @@ fn open(ctx: &ReducerContext, trust: &SyncTrust, session: Session) -> Result<(),
         })?;
     }
     grant(ctx, trust, identity, &session, held.as_ref())
+}
+
+/// The newest token of the identity's session, which lasts or has ended.
+fn newest_token(ctx: &ReducerContext, identity: Identity, held: Option<&SyncSession>) -> Option<NewestToken> {
+    let token = |issued_at_us, expires_at| NewestToken {
+        issued_at_us,
+        expires_at: second_of(expires_at),
+    };
+    match held {
+        Some(held) => Some(token(held.issued_at, held.expires_at)),
+        None => {
+            let ended = ctx.db.ended_session().identity().find(identity)?;
+            Some(token(ended.issued_at, ended.expired_at))
+        }
+    }
 }
 
 /// Sets a session's grants and patterns to what its token says: the streams that it names, and the newest ones that
@@ -186,6 +204,10 @@ fn has_had_room(ctx: &ReducerContext, identity: Identity) -> bool {
     count.is_some_and(|count| (count.grants as usize) < limit::SESSION_GRANTS)
 }
 
+fn second_of(time: Timestamp) -> u64 {
+    u64::try_from(time.to_micros_since_unix_epoch() / 1_000_000).unwrap_or_default()
+}
+
 fn at_second(second: u64) -> Timestamp {
     let micros = i64::try_from(second).unwrap_or(i64::MAX).saturating_mul(1_000_000);
     Timestamp::from_micros_since_unix_epoch(micros)
@@ -233,6 +255,26 @@ pub fn take(ctx: &ReducerContext, grant: &StreamGrant) {
     ctx.db.stream_grant().grant_id().delete(grant.grant_id);
     let held = ctx.db.sync_checkpoint().by_holder();
     held.delete((grant.identity, grant.stream_key));
+    if grant.standing {
+        ctx.db.standing_grant().grant_id().delete(grant.grant_id);
+    }
+}
+
+/// Ends a session whose newest token has expired.
+pub fn expire(ctx: &ReducerContext, session: SyncSession) {
+    let SyncSession {
+        identity,
+        issued_at,
+        expires_at,
+        ..
+    } = session;
+    end(ctx, identity);
+    ctx.db.ended_session().insert(EndedSession {
+        identity,
+        issued_at,
+        expired_at: expires_at,
+        until: ctx.timestamp + Duration::from_secs(session::REVOKED_SECONDS),
+    });
 }
 
 /// Ends a session. With this transaction it sees nothing more, on live connections too.
@@ -271,15 +313,24 @@ pub fn session(ctx: &ReducerContext) -> Option<SyncSession> {
 /// Whether the caller may read a stream.
 pub fn may_read(ctx: &ReducerContext, stream_key: u64) -> bool {
     match grant_row(ctx, ctx.sender(), stream_key) {
-        Some(row) => row.standing || session(ctx).is_some(),
+        Some(row) => is_standing(ctx, &row) || session(ctx).is_some(),
         None => false,
     }
+}
+
+/// Whether the owner gave the grant, and it has not ended, even if no sweep has removed it yet.
+fn is_standing(ctx: &ReducerContext, grant: &StreamGrant) -> bool {
+    let given = ctx.db.standing_grant().grant_id();
+    grant.standing
+        && given
+            .find(grant.grant_id)
+            .is_none_or(|given| given.ends_at > ctx.timestamp)
 }
 
 /// Whether the caller may acknowledge what it has read of a stream.
 pub fn may_acknowledge(ctx: &ReducerContext, stream_key: u64) -> Result<(), Refused> {
     match grant_row(ctx, ctx.sender(), stream_key) {
-        Some(row) if row.standing => Ok(()),
+        Some(row) if is_standing(ctx, &row) => Ok(()),
         Some(_) => session(ctx)
             .ok_or_else(|| refused(session::expired()))?
             .may(Scope::CheckpointWrite),
@@ -318,7 +369,7 @@ fn has_standing_grant(ctx: &ReducerContext, identity: Identity) -> bool {
         .stream_grant()
         .by_holder()
         .filter(identity)
-        .any(|row| row.standing)
+        .any(|row| is_standing(ctx, &row))
 }
 
 impl SyncTrust {

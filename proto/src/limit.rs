@@ -35,6 +35,10 @@ pub const PATTERN_GRANTS: usize = 9_000;
 // Everything that a token names always fits, and so does the stream that every session of a user sees. Some room is
 // left for streams that are created later.
 const _: () = assert!(PATTERN_GRANTS + TOKEN_STREAMS + 1 < SESSION_GRANTS);
+/// How long the owner of the database may give a grant by hand, in seconds: 400 days.
+pub const GRANT_SECONDS: u64 = 400 * 86_400;
+/// Most streams of which one request reports that SpacetimeDB contradicts the authority.
+pub const REPORTED: usize = 16;
 /// Most streams that a session may list as served in its presence.
 pub const PRESENCE_SERVES: usize = 16;
 /// Most nodes for which the module keeps a session's presence.

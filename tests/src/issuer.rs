@@ -1,6 +1,7 @@
 //! A token issuer in this process. It publishes its key by OIDC discovery and signs whatever a test asks for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -19,7 +20,7 @@ pub struct Issuer {
     /// `iss`
     pub url: String,
     key: Arc<SigningKey>,
-    counter: std::sync::atomic::AtomicU64,
+    counter: AtomicU64,
 }
 
 impl Issuer {
@@ -48,7 +49,7 @@ impl Issuer {
 
     /// The claims of a session's token that is valid for five minutes. Tests change them as they need.
     pub fn claims(&self, user: &str, session: &str, streams: &[&str]) -> Value {
-        let token = self.counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let token = self.counter.fetch_add(1, Ordering::Relaxed);
         let now = now();
         json!({
             "iss": self.url, "aud": AUDIENCE, "sub": format!("user:{user}/session:{session}"),
@@ -69,9 +70,18 @@ impl Issuer {
         claims
     }
 
-    /// Signs claims with the published key.
+    /// Signs claims with the published key. A token that does not say when in its second it was signed gets a later
+    /// microsecond than all before it.
     pub fn sign(&self, claims: &Value) -> String {
-        sign(&self.key, claims)
+        let mut claims = claims.clone();
+        let at = self.counter.fetch_add(1, Ordering::Relaxed).min(999_999);
+        let signed_at = claims["iat"]
+            .as_u64()
+            .and_then(|second| second.checked_mul(1_000_000)?.checked_add(at));
+        if let (Some(signed_at), None) = (signed_at, claims.get("oa_iat_us")) {
+            claims["oa_iat_us"] = json!(signed_at);
+        }
+        sign(&self.key, &claims)
     }
 
     /// Signs claims with an unpublished key, under the id of the published one.

@@ -290,9 +290,14 @@ impl Issuing {
 
     /// Revokes sessions as an admin.
     pub async fn revoke(&self, sessions: &[&str]) -> anyhow::Result<(u16, Value)> {
-        let body = json!({ "session_ids": sessions, "reason": "lost" });
+        self.revoke_whom(&json!({ "session_ids": sessions, "reason": "lost" }))
+            .await
+    }
+
+    /// Sends this revocation.
+    pub async fn revoke_whom(&self, body: &Value) -> anyhow::Result<(u16, Value)> {
         let request = self.client.post(self.url(REVOKE_PATH)).bearer_auth(ADMIN);
-        answer(request.json(&body).send().await?).await
+        answer(request.json(body).send().await?).await
     }
 
     /// The HTTP client of all requests.

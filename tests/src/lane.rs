@@ -34,6 +34,8 @@ use crate::process::{Environment, Process, built};
 use crate::server::Server;
 use crate::until;
 
+/// How long the grants last that a lane without tokens gives its clients.
+pub const A_DAY: Duration = Duration::from_secs(86_400);
 /// How long a bridge may take until it handles SIGTERM.
 const START: Duration = Duration::from_secs(30);
 /// How long a bridge may take to stop.
@@ -301,7 +303,7 @@ impl Lane {
                 std::fs::write(&token_file, credential.token.expose())?;
                 let owner = self.owner()?;
                 for stream_id in streams {
-                    owner.grant(&credential.identity, stream_id).await?;
+                    owner.grant(&credential.identity, stream_id, A_DAY).await?;
                 }
                 let seal_keys = self.path(SEAL_KEYS);
                 (Credential::Token { token_file, seal_keys }, credential.identity)
@@ -405,7 +407,7 @@ impl Lane {
     pub async fn grant(&self, client: &Follower, streams: &[StreamId]) -> anyhow::Result<()> {
         let owner = self.owner()?;
         for stream_id in streams {
-            owner.grant(client.identity(), stream_id).await?;
+            owner.grant(client.identity(), stream_id, A_DAY).await?;
         }
         Ok(())
     }
@@ -585,4 +587,13 @@ pub fn stream(number: usize) -> StreamId {
 /// Waits for a condition that needs no async call.
 pub async fn wait(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
     assert!(until(limit, condition).await, "{what}: not within {limit:?}");
+}
+
+/// Like [`wait`], for a condition that asks somebody.
+pub async fn wait_for(limit: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + limit;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "{what}: not within {limit:?}");
+        tokio::time::sleep(crate::STEP).await;
+    }
 }

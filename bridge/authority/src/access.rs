@@ -123,23 +123,26 @@ impl Authority {
     }
 
     /// Binds a session to the user and the device of its first token, unless it is bound already, and records in the audit
-    /// log from which address that was asked. Returns what the session is bound to afterwards.
+    /// log from which address that was asked. If its user or its device was revoked after `signed_in`, in Unix seconds, the
+    /// session is revoked with that. Returns what the session is bound to afterwards.
     pub async fn bind_session(
         &self,
         session_id: &Label,
         user_id: &Label,
         device_id: &Label,
+        signed_in: u64,
         address: IpAddr,
     ) -> Result<BoundSession, AuthorityError> {
         self.connections
             .run("bind_session", async |connection| {
                 let row = sqlx::query(
                     "select bound_user as user_id, bound_device as device_id, revoked
-                     from runtime.sync_bind_session($1, $2, $3, $4)",
+                     from runtime.sync_bind_session($1, $2, $3, $4, $5)",
                 )
                 .bind(session_id.as_str())
                 .bind(user_id.as_str())
                 .bind(device_id.as_str())
+                .bind(i64::try_from(signed_in).unwrap_or(i64::MAX))
                 .bind(address.to_string())
                 .fetch_one(connection)
                 .await?;
@@ -167,6 +170,32 @@ impl Authority {
                     .fetch_one(connection)
                     .await?;
                 unknown.iter().map(|text| label(text)).collect()
+            })
+            .await
+    }
+
+    /// Revokes all sessions of these users and on these devices that were signed in until now, including those that never
+    /// had a token. The audit log has it. Returns the sessions that this revoked.
+    pub async fn revoke_subjects(
+        &self,
+        users: &[Label],
+        devices: &[Label],
+        reason: &str,
+        actor: &Actor,
+    ) -> Result<Vec<Label>, AuthorityError> {
+        let [users, devices] = [users, devices].map(|names| names.iter().map(Label::as_str).collect::<Vec<_>>());
+        self.connections
+            .run("revoke_subjects", async |connection| {
+                let revoked: Vec<String> =
+                    sqlx::query_scalar("select runtime.sync_revoke_subjects($1, $2, $3, $4, $5)")
+                        .bind(&users)
+                        .bind(&devices)
+                        .bind(reason)
+                        .bind(actor.who())
+                        .bind(actor.origin())
+                        .fetch_one(connection)
+                        .await?;
+                revoked.iter().map(|text| label(text)).collect()
             })
             .await
     }

@@ -21,13 +21,14 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
     embedded!("0004_retention.sql"),
     embedded!("0005_roles.sql"),
     embedded!("0006_audit.sql"),
+    embedded!("0007_revoked_subjects.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());

@@ -43,13 +43,13 @@ pub struct Order<'a> {
     pub ttl_seconds: u64,
 }
 
-/// Signs a token. The client accepts the seals of `seal_keys`. `now` is in seconds since 1970.
+/// Signs a token. The client accepts the seals of `seal_keys`. `now_us` is in microseconds since 1970.
 pub fn issue(
     key: &SigningKey,
     names: &Names,
     order: Order<'_>,
     seal_keys: Vec<SealKey>,
-    now: u64,
+    now_us: u64,
 ) -> Result<TokenResponse, Denial> {
     let Order {
         session,
@@ -59,6 +59,7 @@ pub fn issue(
         granted,
         ttl_seconds,
     } = order;
+    let now = now_us / 1_000_000;
     // A token may outlive its session, but by no more than the shortest time for which a token is valid.
     let left = session.expires_at.saturating_sub(now).max(LEAST_SECONDS);
     let ttl = ttl_seconds.min(left);
@@ -67,6 +68,7 @@ pub fn issue(
         aud: names.audience.clone(),
         sub: SyncClaims::subject(&session.user_id, &session.session_id),
         iat: now,
+        oa_iat_us: Some(now_us),
         nbf: now,
         exp: now + ttl,
         jti: token_id(),
@@ -156,6 +158,7 @@ mod tests {
             session_id: label("s1"),
             org_id: None,
             device_id: None,
+            issued_at: NOW,
             expires_at: NOW + session_left,
         };
         let client = ClientVersion {
@@ -183,7 +186,7 @@ mod tests {
             granted,
             ttl_seconds,
         };
-        let answer = issue(&key, &names, order, vec![key.seal_key()], NOW)?;
+        let answer = issue(&key, &names, order, vec![key.seal_key()], NOW * 1_000_000 + 7)?;
         let jws = Jws::parse(&answer.token, Kind::Sync).unwrap();
         let claims = serde_json::from_str(jws.claims(&key.public()).unwrap().get()).unwrap();
         Ok((answer, claims))
@@ -193,6 +196,7 @@ mod tests {
     fn an_answer_says_what_its_token_says() {
         let (answer, claims) = answer(300, 3_600, 1).unwrap();
         assert_eq!((claims.iat, claims.nbf, claims.exp), (NOW, NOW, NOW + 300));
+        assert_eq!(claims.oa_iat_us, Some(NOW * 1_000_000 + 7));
         assert_eq!((answer.expires_in, answer.refresh_after_in), (300, 270));
         assert_eq!((answer.expires_at, answer.refresh_after), (NOW + 300, NOW + 270));
         assert_eq!(

@@ -291,6 +291,11 @@ pub fn now() -> u64 {
     u64::try_from(UtcDateTime::now().unix_timestamp()).unwrap_or(0)
 }
 
+/// Microseconds since 1970.
+pub fn now_us() -> u64 {
+    u64::try_from(UtcDateTime::now().unix_timestamp_nanos() / 1_000).unwrap_or(0)
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;

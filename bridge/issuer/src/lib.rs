@@ -33,7 +33,7 @@ use spacetime_sync_proto::{Label, RefusalCode};
 use cache::AccessCache;
 use denial::Denial;
 use issue::{Names, Order};
-use keys::{KeyError, KeyFolder, SigningKey, now};
+use keys::{KeyError, KeyFolder, SigningKey, now, now_us};
 use limits::{Buckets, Rate};
 use policy::Wanted;
 use service::ServiceTokens;
@@ -256,7 +256,7 @@ impl Issuer {
         if access.session.as_ref().is_none_or(|known| known.bound_to.is_none()) {
             let (authority, user_id) = (self.authority()?, &session.user_id);
             let known = self
-                .ask(authority.bind_session(&session.session_id, user_id, &device_id, address))
+                .ask(authority.bind_session(&session.session_id, user_id, &device_id, session.issued_at, address))
                 .await?;
             bound(&known, session, &device_id)?;
             if let Some(epoch) = epoch {
@@ -267,10 +267,10 @@ impl Issuer {
                 self.cache.put(epoch, question, Arc::new(access), asked_at);
             }
         }
-        let now = now();
+        let now_us = now_us();
         let ring = self.keys.ring();
         let key = ring
-            .signer(now)
+            .signer(now_us / 1_000_000)
             .ok_or_else(|| Denial::unavailable("no key may sign at the moment"))?;
         let order = Order {
             session,
@@ -280,7 +280,7 @@ impl Issuer {
             granted,
             ttl_seconds: wanted.ttl_seconds,
         };
-        issue::issue(key, &self.names, order, self.seals.ring().seal_keys(), now)
+        issue::issue(key, &self.names, order, self.seals.ring().seal_keys(), now_us)
     }
 
     fn authority(&self) -> Result<&Authority, Denial> {
@@ -366,6 +366,7 @@ mod tests {
             session_id: label("s1"),
             org_id: None,
             device_id: device.map(label),
+            issued_at: 0,
             expires_at: 0,
         }
     }

@@ -20,8 +20,8 @@ use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::admin::Admin;
 use spacetime_sync_stdb::tokens::TokenSource;
 
-/// Most sessions of one request.
-pub const SESSIONS: usize = 100;
+/// Most sessions, users and devices of one request, together.
+pub const AT_MOST: usize = 100;
 /// Longest reason, in bytes.
 pub const REASON_BYTES: usize = 512;
 /// How long a request waits for the module.
@@ -79,9 +79,22 @@ impl Messenger {
     }
 }
 
+/// What a revocation names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Whom {
+    /// Sessions.
+    pub sessions: Vec<Label>,
+    /// Users, of whom all sessions are revoked that were signed in until now.
+    pub users: Vec<Label>,
+    /// Devices, and so for them.
+    pub devices: Vec<Label>,
+}
+
 /// The result of a revocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revoked {
+    /// The sessions that were named, and those of the users and devices.
+    pub sessions: Vec<Label>,
     /// Whether the module has taken it by now.
     pub delivered: bool,
     /// Sessions that never had a token. They are revoked, too; but their ids may be mistyped.
@@ -93,19 +106,32 @@ impl Issuer {
     pub async fn revoke(
         &self,
         messenger: &Messenger,
-        session_ids: &[Label],
+        whom: Whom,
         reason: &str,
         actor: &Actor,
     ) -> Result<Revoked, Denial> {
         let authority = self.authority()?;
-        let unknown = self.ask(authority.revoke_sessions(session_ids, reason, actor)).await?;
-        self.cache.forget(session_ids);
+        let Whom {
+            mut sessions,
+            users,
+            devices,
+        } = whom;
+        let unknown = self.ask(authority.revoke_sessions(&sessions, reason, actor)).await?;
+        self.cache.forget(&sessions);
+        if !users.is_empty() || !devices.is_empty() {
+            let revoked = authority.revoke_subjects(&users, &devices, reason, actor);
+            let revoked = self.ask(revoked).await?;
+            self.cache.forget(&revoked);
+            sessions.extend(revoked);
+        }
         tracing::info!(
-            sessions = session_ids.len(),
+            sessions = sessions.len(),
             unknown = unknown.len(),
+            users = users.len(),
+            devices = devices.len(),
             "sessions revoked"
         );
-        let delivered = match timeout(WAIT, deliver(authority, messenger, session_ids)).await {
+        let delivered = match timeout(WAIT, deliver(authority, messenger, &sessions)).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
                 tracing::warn!(error = error_text(&error), "the module has not taken a revocation yet");
@@ -116,7 +142,11 @@ impl Issuer {
         if !delivered {
             self.revocations.woken.notify_one();
         }
-        Ok(Revoked { delivered, unknown })
+        Ok(Revoked {
+            sessions,
+            delivered,
+            unknown,
+        })
     }
 
     /// The sessions that were revoked while any of their tokens may still be valid.

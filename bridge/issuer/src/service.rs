@@ -11,7 +11,7 @@ use spacetime_sync_stdb::tokens::Signer;
 
 use super::issue::{Names, token_id};
 use super::jws::Kind;
-use super::keys::{KeyFolder, now};
+use super::keys::{KeyFolder, now_us};
 
 /// Signs the bridge's own tokens.
 #[derive(Debug)]
@@ -38,13 +38,15 @@ impl ServiceTokens {
 
 impl Signer for ServiceTokens {
     fn token(&self) -> Option<Secret> {
-        let now = now();
+        let now_us = now_us();
+        let now = now_us / 1_000_000;
         let name = Label::new(SERVICE_NAME).ok()?;
         let claims = SyncClaims {
             iss: self.names.issuer.clone(),
             aud: self.names.audience.clone(),
             sub: SERVICE_SUBJECT.to_owned(),
             iat: now,
+            oa_iat_us: Some(now_us),
             nbf: now,
             exp: now + self.ttl_seconds,
             jti: token_id(),

@@ -40,6 +40,8 @@ pub struct Session {
     pub org_id: Option<Label>,
     /// `device_id`
     pub device_id: Option<Label>,
+    /// `iat`
+    pub issued_at: u64,
     /// `exp`
     pub expires_at: u64,
 }
@@ -143,6 +145,7 @@ impl SessionVerifier {
             session_id,
             org_id: claims.org_id,
             device_id: claims.device_id,
+            issued_at,
             expires_at: claims.exp,
         })
     }

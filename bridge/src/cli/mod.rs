@@ -1,6 +1,7 @@
 //! The commands of `spacetime-sync`, except `run`.
 
 pub(crate) mod gate;
+pub(crate) mod grants;
 pub(crate) mod keys;
 pub(crate) mod parity;
 pub(crate) mod publish;

@@ -6,7 +6,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use spacetime_sync_proto::access::Compatibility;
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{Refusal, StreamId, error_text};
+use spacetime_sync_proto::{Refusal, error_text};
 
 use super::StdbError;
 use spacetime_sync_proto::Secret;
@@ -262,24 +262,6 @@ impl Admin {
         self.call("set_compatibility", arguments).await
     }
 
-    /// Grants a stream to an identity.
-    pub async fn grant(&self, identity: &str, stream_id: &StreamId) -> Result<(), StdbError> {
-        self.call(
-            "grant_stream",
-            json!([{ "__identity__": prefixed(identity) }, stream_id.as_str()]),
-        )
-        .await
-    }
-
-    /// Revokes a grant.
-    pub async fn revoke(&self, identity: &str, stream_id: &StreamId) -> Result<(), StdbError> {
-        self.call(
-            "revoke_stream",
-            json!([{ "__identity__": prefixed(identity) }, stream_id.as_str()]),
-        )
-        .await
-    }
-
     /// Calls a reducer.
     pub async fn call(&self, reducer: &'static str, arguments: Value) -> Result<(), StdbError> {
         let request = self.request(Method::POST, &format!("/call/{reducer}")).json(&arguments);
@@ -292,6 +274,17 @@ impl Admin {
             });
         }
         self.success(reducer, response).await.map(|_| ())
+    }
+
+    /// The rows that a query finds.
+    pub(super) async fn rows(&self, query: &str) -> Result<Vec<Value>, StdbError> {
+        let request = self.request(Method::POST, "/sql").body(query.to_owned());
+        let response = self.success("a query", self.send("a query", request).await?).await?;
+        let mut answer: Value = self.json(response, "a query").await?;
+        match answer[0]["rows"].take() {
+            Value::Array(rows) => Ok(rows),
+            other => Err(self.unexpected("a query", other.to_string())),
+        }
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -366,7 +359,7 @@ impl Admin {
         }
     }
 
-    fn unexpected(&self, what: &'static str, message: String) -> StdbError {
+    pub(super) fn unexpected(&self, what: &'static str, message: String) -> StdbError {
         StdbError::Unexpected {
             uri: self.uri.clone(),
             what,
@@ -390,7 +383,7 @@ fn is_about_a_function(message: &str) -> bool {
         .any(|word| matches!(word, "reducer" | "procedure"))
 }
 
-fn prefixed(identity: &str) -> String {
+pub(super) fn prefixed(identity: &str) -> String {
     format!("0x{}", identity.trim_start_matches("0x"))
 }
 

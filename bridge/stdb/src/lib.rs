@@ -1,6 +1,7 @@
 //! SpacetimeDB as the bridge uses it: the live link ([`link`]) and the HTTP API ([`admin`]).
 
 pub mod admin;
+pub mod grants;
 mod handshake;
 pub mod identity;
 pub mod link;

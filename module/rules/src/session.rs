@@ -41,8 +41,8 @@ pub struct Session {
     pub scopes: Vec<Scope>,
     /// The streams that its token names. The session sees those of them that [`may_see`] allows.
     pub streams: Vec<StreamPattern>,
-    /// When the token was signed, in seconds.
-    pub issued_at: u64,
+    /// When the token was signed, in microseconds.
+    pub issued_at_us: u64,
     /// When the session ends unless it is renewed, in seconds.
     pub expires_at: u64,
 }
@@ -114,6 +114,10 @@ pub fn admit(
         let message = "the token is for another purpose: ask the bridge for a sync token";
         return Err(refused(RefusalCode::InvalidToken, message));
     }
+    let Some(issued_at_us) = claims.issued_at_us() else {
+        let message = "the token's iat and oa_iat_us are two different times";
+        return Err(refused(RefusalCode::InvalidToken, message));
+    };
     let latest = now.saturating_add(SKEW_SECONDS);
     if claims.iat > latest || claims.nbf > latest {
         return Err(refused(
@@ -172,7 +176,7 @@ pub fn admit(
         device_id: claims.oa_device_id,
         scopes: claims.oa_sync_scopes,
         streams: claims.oa_sync_streams,
-        issued_at: claims.iat,
+        issued_at_us,
         expires_at: claims.exp,
     })
 }
@@ -183,7 +187,34 @@ pub fn may_see(scopes: &[Scope], stream_id: &StreamId) -> bool {
     scopes.contains(&Scope::Subscribe) && lane.is_none_or(|lane| scopes.contains(&lane))
 }
 
+/// The newest token that a session has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewestToken {
+    /// When it was signed, in microseconds.
+    pub issued_at_us: u64,
+    /// When it expires, in seconds. It may have expired.
+    pub expires_at: u64,
+}
+
 impl Session {
+    /// Whether this token says from now on what its session may do. An older one changes nothing while the session lasts,
+    /// and does not open it again once it has ended: it may say more than the newer one did. All tokens of the bridge say
+    /// the same, so among those the one that lasts longest counts.
+    pub fn renews(&self, newest: Option<NewestToken>, now: u64) -> Result<bool, Refusal> {
+        let Some(newest) = newest else { return Ok(true) };
+        if self.scopes.contains(&Scope::Append) {
+            return Ok(self.expires_at > newest.expires_at);
+        }
+        if self.issued_at_us > newest.issued_at_us {
+            return Ok(true);
+        }
+        if newest.expires_at > now {
+            Ok(false)
+        } else {
+            Err(expired())
+        }
+    }
+
     /// Whether the session may see a stream by one of its patterns.
     pub fn covers(&self, stream_id: &StreamId) -> bool {
         let under = |pattern: &StreamPattern| match pattern {
@@ -278,6 +309,16 @@ mod tests {
             .map_err(|refusal| refusal.code)
     }
 
+    /// How a token of the bridge differs.
+    fn service() -> [(&'static str, Value); 4] {
+        [
+            ("sub", json!("service:bridge")),
+            ("oa_sync_scopes", json!(["sync.append"])),
+            ("oa_sync_streams", json!([])),
+            ("oa_client_build_id", json!("")),
+        ]
+    }
+
     #[test]
     fn a_good_token_opens_its_session() {
         let session = judge(&[]).unwrap();
@@ -312,6 +353,44 @@ mod tests {
     }
 
     #[test]
+    fn an_older_token_brings_nothing_back() {
+        let signed = |at: u64| ("oa_iat_us", json!((NOW - 10) * 1_000_000 + at));
+        let newest = |expires_at| {
+            let issued_at_us = (NOW - 10) * 1_000_000 + 5;
+            Some(NewestToken {
+                issued_at_us,
+                expires_at,
+            })
+        };
+        let renews = |at, newest| {
+            let token = judge(&[signed(at)]).unwrap();
+            token.renews(newest, NOW).map_err(|refusal| refusal.code)
+        };
+        assert_eq!(renews(4, None), Ok(true));
+        assert_eq!(renews(6, newest(NOW + 1)), Ok(true));
+        assert_eq!(renews(6, newest(NOW)), Ok(true));
+        for older in [5, 4, 0] {
+            assert_eq!(renews(older, newest(NOW + 1)), Ok(false));
+            assert_eq!(renews(older, newest(NOW)), Err(RefusalCode::TokenExpired));
+        }
+    }
+
+    #[test]
+    fn of_several_bridges_the_token_that_lasts_longest_counts() {
+        let token = judge(&service()).unwrap();
+        let newest = |expires_at| {
+            let issued_at_us = NOW * 1_000_000;
+            Some(NewestToken {
+                issued_at_us,
+                expires_at,
+            })
+        };
+        assert_eq!(token.renews(newest(NOW + 289), NOW), Ok(true));
+        assert_eq!(token.renews(newest(NOW + 290), NOW), Ok(false));
+        assert_eq!(token.renews(newest(NOW - 1), NOW), Ok(true));
+    }
+
+    #[test]
     fn the_newest_streams_stay_when_there_is_no_room_for_all() {
         let kept = |room, streams: &[(i64, u64)]| {
             let mut newest = Newest::new(room);
@@ -329,13 +408,7 @@ mod tests {
 
     #[test]
     fn the_bridge_has_a_session_without_streams_whatever_its_build() {
-        let service = [
-            ("sub", json!("service:bridge")),
-            ("oa_sync_scopes", json!(["sync.append"])),
-            ("oa_sync_streams", json!([])),
-            ("oa_client_build_id", json!("")),
-        ];
-        assert_eq!(judge(&service).unwrap().scopes, [Scope::Append]);
+        assert_eq!(judge(&service()).unwrap().scopes, [Scope::Append]);
     }
 
     #[test]
@@ -355,6 +428,10 @@ mod tests {
             (vec![("exp", json!(NOW + 891))], RefusalCode::TokenTooOld),
             (vec![("iat", json!(NOW + 61))], RefusalCode::TokenNotYetValid),
             (vec![("nbf", json!(NOW + 61))], RefusalCode::TokenNotYetValid),
+            (
+                vec![("oa_iat_us", json!((NOW - 9) * 1_000_000))],
+                RefusalCode::InvalidToken,
+            ),
             (vec![("iat", json!(0))], RefusalCode::TokenTooOld),
             (vec![("sub", json!("user:8/session:s1"))], RefusalCode::InvalidToken),
             (vec![("sub", json!("service:bridge"))], RefusalCode::InvalidScope),

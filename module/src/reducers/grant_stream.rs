@@ -1,33 +1,46 @@
-//! Lets an identity read a stream, even one that does not exist yet.
+//! Lets an identity read a stream for some time, even a stream that does not exist yet.
 
+use std::time::Duration;
+
+use spacetime_sync_proto::limit;
 use spacetimedb::{Identity, ReducerContext, Table, reducer};
 
-use crate::access::{grant_row, operator};
+use crate::access::grant_row;
 use crate::log_access::trust_row;
-use crate::refuse::{Refused, stream_id as parse_stream_id};
-use crate::tables::{StreamGrant, stream_grant};
+use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
+use crate::tables::{StandingGrant, StreamGrant, standing_grant, stream_grant};
 
+/// The grant ends after `seconds`. Given again, it ends that long from now.
 #[reducer]
-pub fn grant_stream(ctx: &ReducerContext, identity: Identity, stream_id: String) -> Result<(), Refused> {
-    let row = trust_row(ctx)?;
-    operator(ctx, &row)?;
-    let stream_key = row.stream_key(&parse_stream_id(&stream_id)?)?;
-    let row = StreamGrant {
-        grant_id: 0,
-        identity,
-        stream_key,
-        standing: true,
-    };
-    let grants = ctx.db.stream_grant();
-    match grant_row(ctx, identity, stream_key) {
-        None => {
-            grants.insert(row);
-        }
-        Some(held) if held.standing => {}
-        // From now on the grant outlives the session that it came with.
-        Some(StreamGrant { grant_id, .. }) => {
-            grants.grant_id().update(StreamGrant { grant_id, ..row });
-        }
+pub fn grant_stream(ctx: &ReducerContext, identity: Identity, stream_id: String, seconds: u64) -> Result<(), Refused> {
+    let trust = trust_row(ctx)?;
+    // Not the bridge: its token must not give rights that outlive it.
+    trust.trust().owner_only(ctx.sender()).map_err(refused)?;
+    let stream_key = trust.stream_key(&parse_stream_id(&stream_id)?)?;
+    if !(1..=limit::GRANT_SECONDS).contains(&seconds) {
+        let message = format!("a grant lasts 1 to {} s, not {seconds}", limit::GRANT_SECONDS);
+        return Err(invalid_argument(message));
     }
+    let grants = ctx.db.stream_grant();
+    let grant = match grant_row(ctx, identity, stream_key) {
+        None => grants.insert(StreamGrant {
+            grant_id: 0,
+            identity,
+            stream_key,
+            standing: true,
+        }),
+        // From now on the grant outlives the session that it came with.
+        Some(held) if !held.standing => grants.grant_id().update(StreamGrant { standing: true, ..held }),
+        Some(held) => held,
+    };
+    let given = ctx.db.standing_grant();
+    given.grant_id().delete(grant.grant_id);
+    given.insert(StandingGrant {
+        grant_id: grant.grant_id,
+        identity,
+        stream_id,
+        given_at: ctx.timestamp,
+        ends_at: ctx.timestamp + Duration::from_secs(seconds),
+    });
     Ok(())
 }

@@ -1,11 +1,14 @@
-//! Removes what has expired: sessions, presences and remembered revocations. A bounded piece each time.
+//! Removes what has expired: sessions, the owner's grants, presences and what is remembered for a while. A bounded piece each time.
 
 use spacetime_sync_rules::presence::{self, OFFLINE, TTL_EXPIRED};
-use spacetimedb::{Identity, ReducerContext, reducer};
+use spacetimedb::{ReducerContext, reducer};
 
-use crate::access::end;
+use crate::access::{expire, take};
 use crate::refuse::{Refused, unauthorized};
-use crate::tables::{AccessSweep, SessionPresence, revoked_session, session_presence, sync_session};
+use crate::tables::{
+    AccessSweep, SessionPresence, SyncSession, ended_session, revoked_session, session_presence, standing_grant,
+    stream_grant, sync_session,
+};
 
 /// Most rows of each kind in one sweep, so that a transaction stays short. The next sweep soon takes the rest.
 const AT_ONCE: usize = 1_000;
@@ -17,16 +20,21 @@ pub fn sweep_access(ctx: &ReducerContext, _due: AccessSweep) -> Result<(), Refus
         return Err(unauthorized("only the database itself calls this"));
     }
     let now = ctx.timestamp;
-    let ended: Vec<Identity> = ctx
-        .db
-        .sync_session()
-        .expires_at()
-        .filter(..=now)
-        .take(AT_ONCE)
-        .map(|row| row.identity)
-        .collect();
-    for identity in ended {
-        end(ctx, identity);
+    let sessions = ctx.db.sync_session();
+    let expired: Vec<SyncSession> = sessions.expires_at().filter(..=now).take(AT_ONCE).collect();
+    for session in expired {
+        expire(ctx, session);
+    }
+    let forgotten = ctx.db.ended_session().until().filter(..=now).take(AT_ONCE);
+    for identity in forgotten.map(|row| row.identity).collect::<Vec<_>>() {
+        ctx.db.ended_session().identity().delete(identity);
+    }
+
+    let given = ctx.db.standing_grant().ends_at().filter(..=now).take(AT_ONCE);
+    for grant_id in given.map(|row| row.grant_id).collect::<Vec<_>>() {
+        if let Some(grant) = ctx.db.stream_grant().grant_id().find(grant_id) {
+            take(ctx, &grant);
+        }
     }
 
     let presences = ctx.db.session_presence();

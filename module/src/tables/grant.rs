@@ -1,7 +1,7 @@
-//! Who may read which stream. Anyone connected can read this table, because the filters join it, so it holds only
+//! Who may read which stream. Anyone connected can read `stream_grant`, because the filters join it, so it holds only
 //! opaque keys.
 
-use spacetimedb::{Identity, table};
+use spacetimedb::{Identity, Timestamp, table};
 
 #[table(
     accessor = stream_grant,
@@ -16,8 +16,24 @@ pub struct StreamGrant {
     /// One row per identity and stream: a second one would deliver every frame twice.
     #[index(btree)]
     pub stream_key: u64,
-    /// Whether an operator gave the grant. Then it stays until an operator takes it; other grants end with their
+    /// Whether the owner gave the grant. Then it ends as its row of `standing_grant` says; other grants end with their
     /// session.
     #[default(true)]
     pub standing: bool,
+}
+
+/// The grants that the owner gave. Private: the owner lists them with SQL. A grant without a row here was given by an
+/// earlier release, and never ends by itself.
+#[table(accessor = standing_grant)]
+pub struct StandingGrant {
+    /// The row of `stream_grant`.
+    #[primary_key]
+    pub grant_id: u64,
+    pub identity: Identity,
+    pub stream_id: String,
+    /// When the owner last gave it.
+    pub given_at: Timestamp,
+    /// When it ends.
+    #[index(btree)]
+    pub ends_at: Timestamp,
 }

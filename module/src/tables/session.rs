@@ -17,11 +17,25 @@ pub struct SyncSession {
     pub device_id: String,
     /// The names of the scopes.
     pub scopes: Vec<String>,
-    /// When its newest token was signed, in seconds.
+    /// When its newest token was signed, in microseconds.
     pub issued_at: u64,
     /// When that token expires.
     #[index(btree)]
     pub expires_at: Timestamp,
+}
+
+/// Sessions whose newest token has expired. None of their older tokens, which may be valid for longer, opens them again.
+#[table(accessor = ended_session)]
+pub struct EndedSession {
+    #[primary_key]
+    pub identity: Identity,
+    /// When its newest token was signed, in microseconds.
+    pub issued_at: u64,
+    /// When that token expired.
+    pub expired_at: Timestamp,
+    /// When the row may be deleted: every token that was signed before that one has expired by then.
+    #[index(btree)]
+    pub until: Timestamp,
 }
 
 /// Which streams a session may see once they are created.

@@ -35,6 +35,9 @@ pub struct SyncClaims {
     pub sub: String,
     /// When it was signed, in Unix seconds.
     pub iat: u64,
+    /// The same in microseconds, so that a session's tokens have an order. Issuers before schema version 5 do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oa_iat_us: Option<u64>,
     /// From when it is valid, in Unix seconds.
     pub nbf: u64,
     /// When it expires, in Unix seconds.
@@ -69,6 +72,13 @@ pub struct SyncClaims {
 }
 
 impl SyncClaims {
+    /// When the token was signed, in Unix microseconds. `None` if its two times contradict each other.
+    pub fn issued_at_us(&self) -> Option<u64> {
+        let second = self.iat.checked_mul(1_000_000)?;
+        let at = self.oa_iat_us.unwrap_or(second);
+        (second..=second.saturating_add(999_999)).contains(&at).then_some(at)
+    }
+
     /// `sub` of a session's tokens.
     pub fn subject(user_id: &Label, session_id: &Label) -> String {
         format!("user:{user_id}/session:{session_id}")
@@ -129,7 +139,7 @@ mod tests {
     fn claims() -> Value {
         json!({
             "iss": "https://sync.example", "aud": "openagents-sync", "sub": "user:7/session:s1",
-            "iat": 100, "nbf": 100, "exp": 400, "jti": "sync_1",
+            "iat": 100, "oa_iat_us": 100_000_007, "nbf": 100, "exp": 400, "jti": "sync_1",
             "oa_user_id": "7", "oa_org_id": "acme", "oa_session_id": "s1", "oa_device_id": "d1",
             "oa_sync_scopes": ["sync.subscribe"], "oa_sync_topics": ["run:42:events"],
             "oa_sync_streams": ["runtime.run.42.events", "user:7:*"], "oa_claims_version": "oa_sync_claims_v1",
@@ -173,9 +183,26 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_signed_within_its_second() {
+        let mut read: SyncClaims = serde_json::from_value(claims()).unwrap();
+        for (at, expected) in [
+            (None, Some(100_000_000)),
+            (Some(100_000_000), Some(100_000_000)),
+            (Some(100_999_999), Some(100_999_999)),
+            (Some(99_999_999), None),
+            (Some(101_000_000), None),
+        ] {
+            read.oa_iat_us = at;
+            assert_eq!(read.issued_at_us(), expected, "{at:?}");
+        }
+        read.iat = u64::MAX;
+        assert_eq!(read.issued_at_us(), None);
+    }
+
+    #[test]
     fn claims_with_a_missing_or_mistyped_field_are_refused() {
         for field in claims().as_object().unwrap().keys() {
-            if field != "oa_org_id" {
+            if field != "oa_org_id" && field != "oa_iat_us" {
                 let mut without = claims();
                 without.as_object_mut().unwrap().remove(field);
                 assert!(serde_json::from_value::<SyncClaims>(without).is_err(), "{field}");

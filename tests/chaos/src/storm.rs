@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 
 use crate::stage::Stage;
 use crate::{RECOVERY, Record, Scale};
-use spacetime_sync_tests::lane::stream;
+use spacetime_sync_tests::lane::{A_DAY, stream};
 use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::process::{Process, built};
 use spacetime_sync_tests::proxy::Proxy;
@@ -463,7 +463,7 @@ async fn identities(stage: &Stage, size: usize, stream_id: &StreamId) -> anyhow:
         );
         asked.spawn(async move {
             let credential = Admin::new_identity(&uri).await?;
-            owner.grant(&credential.identity, &stream_id).await?;
+            owner.grant(&credential.identity, &stream_id, A_DAY).await?;
             Ok::<_, anyhow::Error>(credential.token.expose().to_owned())
         });
     }

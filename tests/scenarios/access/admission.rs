@@ -266,22 +266,20 @@ async fn the_bridge_may_use_a_token_but_only_its_own() {
     module.as_owner().configure(&service.to_hex(), "").await.unwrap();
     let id = stream("runtime.run.1.events");
     let append = append_arguments(&id, &log(&id, 1, 1), &ChainHash::genesis(&id));
+    let genesis = column(&ChainHash::genesis(&id));
+    let first = column(&log(&id, 1, 1)[0].chain_hash);
     let token = |claims: &Value| guarded.with(claims);
 
     let client = guarded.session("7", "s1", &["runtime.run.1.events"]);
     let operators = [
         ("append_sync_events", append.clone()),
-        ("grant_stream", json!([identity(&module.bridge), id.as_str()])),
         ("revoke_stream", json!([identity(&module.bridge), id.as_str()])),
         ("revoke_session", json!(["s1"])),
         ("read_heads", json!([[id.as_str()]])),
         ("read_streams", json!([""])),
         ("set_retention", json!([[]])),
         ("mark_epoch", json!(["e", 1, true])),
-        (
-            "rewind_stream",
-            json!([id.as_str(), 0, column(&ChainHash::genesis(&id)), "", 1]),
-        ),
+        ("rewind_stream", json!([id.as_str(), 0, genesis, "", 1, first])),
         ("set_compatibility", json!(["20200101T000000Z", "", 1, 9])),
     ];
     for (function, arguments) in &operators {
@@ -301,13 +299,19 @@ async fn the_bridge_may_use_a_token_but_only_its_own() {
             .await
             .done();
     }
-    let owner_only = json!([issuer.url, "openagents-sync", SWEEP_MS]);
-    for who in [&client, &token(&issuer.service())] {
-        let said = module.call(Some(who), "trust_issuer", &owner_only).await;
-        assert!(
-            matches!(said.code(), Some(RefusalCode::Unauthorized | RefusalCode::TokenRevoked)),
-            "{said:?}"
-        );
+    let owner_only = [
+        ("trust_issuer", json!([issuer.url, "openagents-sync", SWEEP_MS])),
+        // Whoever steals the bridge's token must not keep what it reads with it.
+        ("grant_stream", json!([identity(&module.bridge), id.as_str(), 60])),
+    ];
+    for (function, arguments) in &owner_only {
+        for who in [&client, &token(&issuer.service())] {
+            let said = module.call(Some(who), function, arguments).await;
+            assert!(
+                matches!(said.code(), Some(RefusalCode::Unauthorized | RefusalCode::TokenRevoked)),
+                "{function}: {said:?}"
+            );
+        }
     }
 }
 

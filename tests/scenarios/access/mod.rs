@@ -7,6 +7,7 @@ mod history;
 mod keys;
 mod presence;
 mod revocation;
+mod rights;
 mod sessions;
 mod tokens;
 mod whole_lane;

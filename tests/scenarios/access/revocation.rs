@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use spacetime_sync_issuer::keys::now;
 use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH};
-use spacetime_sync_tests::issuing::{ADMIN, Issuing, answer};
+use spacetime_sync_tests::issuing::{ADMIN, Desk, Issuing, answer};
 use spacetime_sync_tests::stub::Stub;
+use sqlx::Connection as _;
 
 use super::desk;
 
@@ -68,6 +70,67 @@ async fn a_revoked_session_is_refused_by_every_bridge_for_good() {
         three.token(&credential, &["notes"]).await.unwrap().0,
         401,
         "still revoked after a restart"
+    );
+}
+
+/// The credential of a session on a device that the runtime signed in at this second.
+fn signed_in(desk: &Desk, user: &str, session: &str, device: &str, at: u64) -> String {
+    let mut claims = desk.claims(user, session);
+    claims["device_id"] = json!(device);
+    claims["iat"] = json!(at);
+    desk.sign(&claims)
+}
+
+#[tokio::test]
+async fn a_user_or_a_device_is_revoked_with_all_its_sessions_until_it_signs_in_again() {
+    let desk = desk().await;
+    desk.allow("everyone", "notes").await.unwrap();
+    let (one, two) = (desk.bridge(&[]).await.unwrap(), desk.bridge(&[]).await.unwrap());
+    let status = async |credential: &str| one.token(credential, &["notes"]).await.unwrap().0;
+    let before = |user, session, device| signed_in(&desk, user, session, device, now() - 60);
+    let (laptop, phone) = (before("7", "s1", "laptop"), before("7", "s2", "phone"));
+    let (neighbour, shared) = (before("8", "s3", "desk"), before("8", "s4", "phone"));
+    for credential in [&laptop, &phone, &neighbour, &shared] {
+        assert_eq!(status(credential).await, 200);
+    }
+    assert_eq!(two.token(&laptop, &["notes"]).await.unwrap().0, 200);
+
+    let (code, body) = one
+        .revoke_whom(&json!({ "device_ids": ["phone"], "reason": "lost" }))
+        .await
+        .unwrap();
+    let mut revoked: Vec<&str> = body["revoked"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    revoked.sort_unstable();
+    assert_eq!((code, revoked), (200, vec!["s2", "s4"]));
+    assert_eq!([status(&phone).await, status(&shared).await], [401, 401]);
+    assert_eq!([status(&laptop).await, status(&neighbour).await], [200, 200]);
+
+    let (_, body) = one.revoke_whom(&json!({ "user_ids": ["7"] })).await.unwrap();
+    assert_eq!(body["revoked"], json!(["s1"]));
+    assert_eq!([status(&laptop).await, status(&neighbour).await], [401, 200]);
+    until_refused(&two, &laptop).await;
+    // These were signed in before, and ask for their first token only now.
+    assert_eq!(status(&before("7", "s5", "tablet")).await, 401);
+    assert_eq!(status(&before("9", "s6", "phone")).await, 401);
+    // The user signs in again, on the device that was found again.
+    assert_eq!(status(&signed_in(&desk, "7", "s7", "phone", now() + 1)).await, 200);
+    assert_eq!(status(&before("7", "s5", "tablet")).await, 401);
+
+    let acts: Vec<(String, String)> = sqlx::query_as(
+        "select act, subject from runtime.sync_audit where act in ('revoke_user', 'revoke_device') order by id",
+    )
+    .fetch_all(&mut sqlx::PgConnection::connect(desk.database.url()).await.unwrap())
+    .await
+    .unwrap();
+    let expected = [("revoke_device", "device:phone"), ("revoke_user", "user:7")];
+    assert_eq!(
+        acts,
+        expected.map(|(act, subject)| (act.to_owned(), subject.to_owned()))
     );
 }
 

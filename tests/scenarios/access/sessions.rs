@@ -7,7 +7,7 @@ use spacetime_sync_bindings::read_events;
 use spacetime_sync_issuer::keys::now;
 use spacetime_sync_proto::{ChainHash, Event, Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_stdb::admin::Credential;
-use spacetime_sync_tests::lane::wait;
+use spacetime_sync_tests::lane::{A_DAY, wait};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
@@ -17,7 +17,7 @@ use crate::lane::hostile::{Module, Said, append_arguments, column, log, stream};
 
 const SOON: Duration = Duration::from_secs(20);
 
-async fn append_all(module: &Module, id: &StreamId, count: u64) -> Vec<Event> {
+pub(super) async fn append_all(module: &Module, id: &StreamId, count: u64) -> Vec<Event> {
     let events = log(id, count, 1);
     module.append(id, &events, &ChainHash::genesis(id)).await.done();
     events
@@ -358,7 +358,7 @@ async fn the_newest_token_determines_the_sessions_rights() {
     assert_eq!(readable(module, &newer, &all).await, ["user:7:b"]);
     // Grants given by hand stay.
     let identity = spacetimedb_sdk::Identity::from_claims(&guarded.issuer.url, "user:7/session:s1").to_hex();
-    module.as_owner().grant(&identity, &ids[0]).await.unwrap();
+    module.as_owner().grant(&identity, &ids[0], A_DAY).await.unwrap();
     assert_eq!(
         readable(module, &token(4, &["user:7:b"]), &all).await,
         ["user:7:a", "user:7:b"]
@@ -482,7 +482,7 @@ async fn an_acknowledged_checkpoint_is_deleted_with_its_grant() {
     assert_eq!(acknowledged().await, 2);
     // A grant given by hand outlives the session, and so does its acknowledged checkpoint.
     let identity = spacetimedb_sdk::Identity::from_claims(&guarded.issuer.url, "user:7/session:s1").to_hex();
-    module.as_owner().grant(&identity, &ids[0]).await.unwrap();
+    module.as_owner().grant(&identity, &ids[0], A_DAY).await.unwrap();
     module
         .call(Some(&module.owner), "revoke_session", &json!(["s1"]))
         .await

@@ -420,7 +420,7 @@ async fn only_the_owner_publishes_and_only_with_a_token_of_this_server() {
 }
 
 #[tokio::test]
-async fn only_owner_and_bridge_give_and_take_grants() {
+async fn the_owner_gives_grants_and_owner_and_bridge_take_them() {
     let desk = Desk::new().await;
     desk.publish(&desk.path("module.wasm"), &[]).await.good();
     let client = Admin::new_identity(desk.server.uri()).await.unwrap();
@@ -438,9 +438,10 @@ async fn only_owner_and_bridge_give_and_take_grants() {
     let stream = ["--identity", identity, "--stream", "s", "--stream", "t"];
     assert!(!reads().await);
     for token in ["owner.token", "bridge.token"] {
-        let said = desk.tool("grant", token, &stream).await.good();
-        assert_eq!(said, format!("{identity} may read s\n{identity} may read t\n"));
-        desk.tool("grant", token, &stream).await.good();
+        let said = desk.tool("grant", "owner.token", &stream).await.good();
+        let given = format!("{identity} may read s for 30 days\n{identity} may read t for 30 days\n");
+        assert_eq!(said, given);
+        desk.tool("grant", "owner.token", &stream).await.good();
         assert!(reads().await, "{token}");
         assert_eq!(desk.grants().await, 2, "a repeated grant is one grant");
         let said = desk.tool("revoke", token, &stream).await.good();
@@ -450,10 +451,15 @@ async fn only_owner_and_bridge_give_and_take_grants() {
         assert!(!reads().await, "{token}");
     }
     for token in ["client.token", "stranger.token"] {
-        for what in ["grant", "revoke"] {
-            let said = desk.tool(what, token, &stream).await;
-            said.failed(1, &["the module refused", "only the owner or the bridge may do this"]);
-        }
+        let said = desk.tool("revoke", token, &stream).await;
+        said.failed(1, &["the module refused", "only the owner or the bridge may do this"]);
+    }
+    for token in ["bridge.token", "client.token", "stranger.token"] {
+        let said = desk.tool("grant", token, &stream).await;
+        said.failed(
+            1,
+            &["the module refused", "only the owner of this database may do this"],
+        );
     }
     assert!(!reads().await);
 

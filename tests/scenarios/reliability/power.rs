@@ -7,7 +7,7 @@ use rand::Rng;
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_tests::follower::Follower;
-use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, stream, wait};
+use spacetime_sync_tests::lane::{A_DAY, Bridge, BridgeOptions, Lane, stream, wait};
 use spacetime_sync_tests::load::{Pace, Payload, Writer};
 
 use crate::lane::faults::{SOON, Scene, ready};
@@ -35,12 +35,12 @@ async fn a_power_cut_loses_answered_calls_that_were_not_durable() {
     }
     let someone = Admin::new_identity(lane.server.uri()).await.unwrap().identity;
     let owner = lane.owner().unwrap();
-    owner.grant(&someone, &stream(1)).await.unwrap();
+    owner.grant(&someone, &stream(1), A_DAY).await.unwrap();
     lane.server.slow_syncs(VERY_SLOW).await.unwrap();
 
     for number in 2..2 + CALLS {
         // Over plain HTTP an answer only means that the call is committed.
-        owner.grant(&someone, &stream(number)).await.unwrap();
+        owner.grant(&someone, &stream(number), A_DAY).await.unwrap();
     }
     let lost = lane.server.cut_power().await.unwrap();
     let left = grants(&lane).await;
@@ -50,8 +50,8 @@ async fn a_power_cut_loses_answered_calls_that_were_not_durable() {
     assert!(lost.bytes > 0, "the cut took nothing of what was being synced");
 
     // What is durable after one cut survives the next one.
-    owner.grant(&someone, &stream(1)).await.unwrap();
-    owner.grant(&someone, &stream(1 + CALLS)).await.unwrap();
+    owner.grant(&someone, &stream(1), A_DAY).await.unwrap();
+    owner.grant(&someone, &stream(1 + CALLS), A_DAY).await.unwrap();
     let written = durable(&lane).await;
     lane.server.cut_power().await.unwrap();
     assert_eq!(grants(&lane).await, written);

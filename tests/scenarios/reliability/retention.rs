@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use spacetime_sync_authority::Authority;
-use spacetime_sync_proto::{Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, Seq, StreamId};
 use spacetime_sync_stdb::admin::Breaking;
 use spacetime_sync_stdb::upkeep::HeldStream;
 use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, stream};
@@ -188,7 +188,14 @@ async fn an_empty_window_ages_from_its_first_event_on() {
     let id = stream(1);
     let events = log(&id, 7, 1);
     // As after a wipe: SpacetimeDB holds nothing of what the authority has purged.
-    let begun = json!([id.as_str(), 5, column(&events[4].chain_hash), "", 0]);
+    let begun = json!([
+        id.as_str(),
+        5,
+        column(&events[4].chain_hash),
+        "",
+        0,
+        column(&ChainHash::genesis(&id))
+    ]);
     module.call(Some(&module.bridge), "rewind_stream", &begun).await.done();
     let class =
         json!([[{ "class": "c", "stream_prefix": "", "window_events": 9, "window_age": 1, "durable_reads": true }]]);

@@ -18,7 +18,7 @@ use super::refusal::refuse;
 use super::token::asker;
 use crate::denial::Denial;
 use crate::json::object;
-use crate::revocation::{REASON_BYTES, Revoked, SESSIONS};
+use crate::revocation::{AT_MOST, REASON_BYTES, Revoked, Whom};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,11 +27,15 @@ struct Revocation {
     #[serde(default)]
     session_ids: Vec<Label>,
     #[serde(default)]
+    user_ids: Vec<Label>,
+    #[serde(default)]
+    device_ids: Vec<Label>,
+    #[serde(default)]
     reason: String,
 }
 
-/// Revokes sessions. Answers when the authority has recorded it, and says whether the module has taken it, too, and
-/// which of the sessions never had a token.
+/// Revokes sessions, and all those of users and devices. Answers when the authority has recorded it, and says which
+/// sessions these are, whether the module has taken it, too, and which of the named sessions never had a token.
 pub(super) async fn revoke(
     State(desk): State<Option<Arc<Desk>>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -41,21 +45,20 @@ pub(super) async fn revoke(
     let Some(desk) = desk else {
         return refuse(&Denial::unavailable("this bridge issues no tokens"));
     };
-    let (session_ids, reason) = match read(&body) {
+    let (whom, reason) = match read(&body) {
         Ok(revocation) => revocation,
         Err(denial) => return refuse(&denial),
     };
     let admin = Actor::admin(asker(&sent, peer.ip(), desk.behind_proxy));
     // Runs in a task of its own, so that a revocation that has begun is carried out even if the admin hangs up.
-    let revoked = tokio::spawn({
-        let ids = session_ids.clone();
-        async move { desk.issuer.revoke(&desk.messenger, &ids, &reason, &admin).await }
-    });
+    let revoked = tokio::spawn(async move { desk.issuer.revoke(&desk.messenger, whom, &reason, &admin).await });
     let unknown = |_| Err(Denial::unavailable("the revocation was interrupted; ask again"));
     match revoked.await.unwrap_or_else(unknown) {
-        Ok(Revoked { delivered, unknown }) => {
-            Json(json!({ "revoked": session_ids, "delivered": delivered, "unknown": unknown })).into_response()
-        }
+        Ok(Revoked {
+            sessions,
+            delivered,
+            unknown,
+        }) => Json(json!({ "revoked": sessions, "delivered": delivered, "unknown": unknown })).into_response(),
         Err(denial) => refuse(&denial),
     }
 }
@@ -71,25 +74,29 @@ pub(super) async fn revoked(State(desk): State<Option<Arc<Desk>>>) -> Response {
     }
 }
 
-fn read(body: &[u8]) -> Result<(Vec<Label>, String), Denial> {
+fn read(body: &[u8]) -> Result<(Whom, String), Denial> {
     let invalid = |message: String| Denial::new(RefusalCode::InvalidRequest, message);
     let revocation: Revocation = object(body).map_err(|error| {
         invalid(format!(
-            "the body is not a revocation (line {}, column {}): expected an object with session_id or session_ids, and \
-             reason",
+            "the body is not a revocation (line {}, column {}): expected an object with session_id, session_ids, \
+             user_ids or device_ids, and reason",
             error.line(),
             error.column()
         ))
     })?;
-    let mut session_ids = revocation.session_ids;
-    session_ids.extend(revocation.session_id);
-    if session_ids.is_empty() || session_ids.len() > SESSIONS {
+    let mut whom = Whom {
+        sessions: revocation.session_ids,
+        users: revocation.user_ids,
+        devices: revocation.device_ids,
+    };
+    whom.sessions.extend(revocation.session_id);
+    let named = whom.sessions.len() + whom.users.len() + whom.devices.len();
+    if !(1..=AT_MOST).contains(&named) {
         return Err(invalid(format!(
-            "expected 1 to {SESSIONS} sessions, found {}",
-            session_ids.len()
+            "expected 1 to {AT_MOST} sessions, users and devices, found {named}"
         )));
     }
-    for session_id in &session_ids {
+    for session_id in &whom.sessions {
         SyncClaims::check_session_name(session_id).map_err(|unusable| invalid(unusable.to_string()))?;
     }
     if revocation.reason.len() > REASON_BYTES || revocation.reason.contains('\0') {
@@ -97,7 +104,7 @@ fn read(body: &[u8]) -> Result<(Vec<Label>, String), Denial> {
             "reason: expected at most {REASON_BYTES} bytes of text"
         )));
     }
-    Ok((session_ids, revocation.reason))
+    Ok((whom, revocation.reason))
 }
 
 #[cfg(test)]
@@ -106,8 +113,11 @@ mod tests {
 
     #[test]
     fn an_invalid_revocation_is_refused() {
-        assert_eq!(read(br#"{"session_id":"a","session_ids":["b"]}"#).unwrap().0.len(), 2);
-        let many = format!(r#"{{"session_ids":{:?}}}"#, vec!["a"; SESSIONS + 1]);
+        let named = |body: &str| read(body.as_bytes()).unwrap().0;
+        assert_eq!(named(r#"{"session_id":"a","session_ids":["b"]}"#).sessions.len(), 2);
+        let whom = named(r#"{"user_ids":["7"],"device_ids":["d"]}"#);
+        assert_eq!((whom.users[0].as_str(), whom.devices[0].as_str()), ("7", "d"));
+        let many = format!(r#"{{"session_ids":{:?},"user_ids":["7"]}}"#, vec!["a"; AT_MOST]);
         let long = format!(r#"{{"session_id":"a","reason":"{}"}}"#, "x".repeat(REASON_BYTES + 1));
         let nobodys = format!(r#"{{"session_ids":["a","{}"]}}"#, "s".repeat(114));
         for body in [

@@ -15,6 +15,7 @@ use spacetimedb_sdk::__codegen::{
 pub(super) struct GrantStreamArgs {
     pub identity: __sdk::Identity,
     pub stream_id: String,
+    pub seconds: u64,
 }
 
 impl From<GrantStreamArgs> for super::Reducer {
@@ -22,6 +23,7 @@ impl From<GrantStreamArgs> for super::Reducer {
         Self::GrantStream {
             identity: args.identity,
             stream_id: args.stream_id,
+            seconds: args.seconds,
 }
 }
 }
@@ -43,8 +45,9 @@ pub trait grant_stream {
     /// /// Use [`grant_stream:grant_stream_then`] to run a callback after the reducer completes.
     fn grant_stream(&self, identity: __sdk::Identity,
 stream_id: String,
+seconds: u64,
 ) -> __sdk::Result<()> {
-        self.grant_stream_then(identity, stream_id,  |_, _| {})
+        self.grant_stream_then(identity, stream_id, seconds,  |_, _| {})
     }
 
     /// Request that the remote module invoke the reducer `grant_stream` to run as soon as possible,
@@ -57,6 +60,7 @@ stream_id: String,
         &self,
         identity: __sdk::Identity,
 stream_id: String,
+seconds: u64,
 
         callback: impl FnOnce(&super::ReducerEventContext, Result<Result<(), String>, __sdk::InternalError>)
             + Send
@@ -69,12 +73,13 @@ impl grant_stream for super::RemoteReducers {
         &self,
         identity: __sdk::Identity,
 stream_id: String,
+seconds: u64,
 
         callback: impl FnOnce(&super::ReducerEventContext, Result<Result<(), String>, __sdk::InternalError>)
             + Send
             + 'static,
     ) -> __sdk::Result<()> {
-        self.imp.invoke_reducer_with_callback(GrantStreamArgs { identity, stream_id,  }, callback)
+        self.imp.invoke_reducer_with_callback(GrantStreamArgs { identity, stream_id, seconds,  }, callback)
     }
 }
 

@@ -138,6 +138,7 @@ pub enum Reducer {
     GrantStream {
         identity: __sdk::Identity,
         stream_id: String,
+        seconds: u64,
 }    ,
     MarkEpoch {
         epoch: String,
@@ -255,9 +256,11 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
             Reducer::GrantStream{
                 identity,
                 stream_id,
+                seconds,
 }             => __sats::bsatn::to_vec(&grant_stream_reducer::GrantStreamArgs {
                 identity: identity.clone(),
                 stream_id: stream_id.clone(),
+                seconds: seconds.clone(),
 }),
             Reducer::MarkEpoch{
                 epoch,

@@ -84,7 +84,7 @@ impl Target for Claims {
         let (issued, from, ends) = (time("iat")?, time("nbf")?, time("exp")?);
         ensure!(issued <= NOW + SKEW_SECONDS && from <= NOW + SKEW_SECONDS && ends > NOW);
         ensure!(ends > issued && ends - issued <= *TTL_SECONDS.end());
-        ensure!((session.issued_at, session.expires_at) == (issued, ends));
+        ensure!((session.issued_at_us / 1_000_000, session.expires_at) == (issued, ends));
         let service = says("sub", SERVICE_SUBJECT);
         ensure!(session.scopes.contains(&Scope::Append) == service);
         ensure!(session.session_id.as_str() != "gone");

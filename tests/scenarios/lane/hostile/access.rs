@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use spacetime_sync_proto::{ChainHash, RefusalCode, limit};
 use spacetime_sync_stdb::admin::Credential;
+use spacetime_sync_tests::lane::A_DAY;
 use spacetime_sync_tests::schema::scheduled;
 
 use super::{Module, SECRET, Said, append_arguments, column, identity, log, newcomer, stream};
@@ -31,7 +32,7 @@ async fn each_function_admits_only_permitted_callers() {
         .call(Some(&client), "ack_checkpoint", &json!([name, 2, end]))
         .await
         .done();
-    module.as_owner().grant(&third.identity, &id).await.unwrap();
+    module.as_owner().grant(&third.identity, &id, A_DAY).await.unwrap();
     let single = json!([
         name,
         1,
@@ -63,8 +64,8 @@ async fn each_function_admits_only_permitted_callers() {
         (
             "grant_stream",
             (
-                json!([identity(&third), name]),
-                [unauthorized, unauthorized, unauthorized, None, None],
+                json!([identity(&third), name, 0]),
+                [unauthorized, unauthorized, unauthorized, unauthorized, invalid],
             ),
         ),
         (
@@ -117,7 +118,7 @@ async fn each_function_admits_only_permitted_callers() {
         (
             "rewind_stream",
             (
-                json!(["no name", 0, end, "", 0]),
+                json!(["no name", 0, end, "", 0, end]),
                 [unauthorized, unauthorized, unauthorized, invalid, invalid],
             ),
         ),
@@ -220,7 +221,7 @@ async fn every_function_refuses_invalid_names_and_seqs() {
         &"x".repeat(limit::STREAM_ID_BYTES + 1),
     ] {
         for (caller, function, arguments) in [
-            (owner, "grant_stream", json!([identity(&client), name])),
+            (owner, "grant_stream", json!([identity(&client), name, 60])),
             (owner, "revoke_stream", json!([identity(&client), name])),
             (owner, "read_heads", json!([[id.as_str(), name]])),
             (Some(&client), "read_events", json!([name, 0])),
@@ -267,11 +268,11 @@ async fn an_unconfigured_module_refuses_everything_and_its_secret_is_fixed() {
     for (who, function, arguments, code) in [
         (owner, "append_sync_events", append.clone(), unset),
         (bridge, "append_sync_events", append.clone(), unset),
-        (owner, "grant_stream", json!([identity(&stranger), name]), unset),
+        (owner, "grant_stream", json!([identity(&stranger), name, 60]), unset),
         (
             bridge,
             "grant_stream",
-            json!([identity(&stranger), name]),
+            json!([identity(&stranger), name, 60]),
             RefusalCode::Unauthorized,
         ),
         (owner, "revoke_stream", json!([identity(&stranger), name]), unset),
@@ -463,7 +464,8 @@ async fn a_rewind_forgets_only_the_checkpoints_past_it() {
         seqs
     };
     assert_eq!(acknowledged().await, [3, 5, 5]);
-    let rewind = json!([id.as_str(), 3, column(&logs[0].1[2].chain_hash), "", 6]);
+    let [to, seen] = [2, 5].map(|at| column(&logs[0].1[at].chain_hash));
+    let rewind = json!([id.as_str(), 3, to, "", 6, seen]);
     module.call(Some(&module.owner), "rewind_stream", &rewind).await.done();
     assert_eq!(acknowledged().await, [3, 5]);
 }

@@ -13,7 +13,7 @@ use spacetime_sync_proto::{
     ChainHash, Event, Frame, IdempotencyKey, Kind, PayloadHash, Refusal, RefusalCode, Seq, StreamId,
 };
 use spacetime_sync_stdb::admin::{Admin, Breaking, Credential};
-use spacetime_sync_tests::lane::module_wasm;
+use spacetime_sync_tests::lane::{A_DAY, module_wasm};
 use spacetime_sync_tests::server::Server;
 
 /// The module on a server, with its owner and its bridge, and without authority or clients.
@@ -107,7 +107,7 @@ impl Module {
     pub(crate) async fn client(&self, streams: &[&StreamId]) -> Credential {
         let client = newcomer(&self.server).await;
         for stream_id in streams {
-            self.as_owner().grant(&client.identity, stream_id).await.unwrap();
+            self.as_owner().grant(&client.identity, stream_id, A_DAY).await.unwrap();
         }
         client
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use spacetime_sync_issuer::keys::{add_key, now};
 use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_stdb::tokens::read_token;
-use spacetime_sync_tests::lane::{BridgeOptions, Lane, stream, wait};
+use spacetime_sync_tests::lane::{A_DAY, BridgeOptions, Lane, stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::process::{Process, built};
@@ -444,7 +444,7 @@ async fn a_forbidden_stream_does_not_stop_the_clients_other_streams() {
     );
 
     // A client notices a later grant on its existing connection.
-    owner.grant(client.identity(), &streams[1]).await.unwrap();
+    owner.grant(client.identity(), &streams[1], A_DAY).await.unwrap();
     client.until_applied(20, SOON).await.unwrap();
     client.until_live(SOON).await.unwrap();
 
@@ -464,7 +464,7 @@ async fn a_forbidden_stream_does_not_stop_the_clients_other_streams() {
     assert!(client.process().unwrap().is_running());
 
     // After another grant it continues where it was, and has every event once.
-    owner.grant(client.identity(), &streams[1]).await.unwrap();
+    owner.grant(client.identity(), &streams[1], A_DAY).await.unwrap();
     client.until_applied(26, SOON).await.unwrap();
     assert!(client.compare(&lane.authority).await.unwrap().is_equal());
     assert_eq!(bridge.stop().await.unwrap(), 0);
@@ -503,7 +503,7 @@ async fn a_working_bridge_leaves_no_error_in_the_modules_log() {
     let refused = lane
         .owner()
         .unwrap()
-        .call("rewind_stream", json!(["", 0, "0x0", "", 0]))
+        .call("rewind_stream", json!(["", 0, "0x0", "", 0, "0x0"]))
         .await;
     assert!(refused.is_err());
     assert_eq!(errors_logged(&lane).await.len(), before.len() + 1);

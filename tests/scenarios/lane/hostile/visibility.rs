@@ -10,7 +10,7 @@ use spacetime_sync_bindings::{
 };
 use spacetime_sync_proto::{ChainHash, RefusalCode};
 use spacetime_sync_stdb::admin::Credential;
-use spacetime_sync_tests::lane::wait;
+use spacetime_sync_tests::lane::{A_DAY, wait};
 use spacetimedb_sdk::{DbContext as _, Table as _};
 use tokio::sync::oneshot;
 
@@ -52,6 +52,8 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
         ("grant_count", Seen::OwnerOfSessions),
         ("revoked_session", Seen::OwnerOfSessions),
         ("access_sweep", Seen::OwnerOfSessions),
+        ("ended_session", Seen::OwnerOfSessions),
+        ("standing_grant", Seen::Owner),
         ("session_presence", Seen::Audience),
     ])
 }
@@ -349,7 +351,7 @@ async fn a_subscription_delivers_no_row_to_the_wrong_client() {
         .refused(RefusalCode::ForbiddenStream);
 
     // A grant restores them on the same connection, from the beginning.
-    module.as_owner().grant(&first.identity, &id).await.unwrap();
+    module.as_owner().grant(&first.identity, &id, A_DAY).await.unwrap();
     wait(SOON, "the client receives everything", || {
         first_listener.last_seq() == 4
     })

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 use spacetime_sync_proto::access::REVOKE_PATH;
 use spacetime_sync_tests::issuing::ADMIN;
-use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, wait};
+use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, wait, wait_for};
 use spacetime_sync_tests::tool;
 
 use super::*;
@@ -82,7 +82,7 @@ async fn the_documented_rights_suffice_for_everything() {
     }
     assert!(lane.published(SOON).await);
     let purged = async || lane.authority.extent(&id).await.unwrap().unwrap().oldest_seq.get() == 201;
-    until(purged).await;
+    wait_for(SOON, "the bridge has purged", purged).await;
     let mut late = lane
         .client(std::slice::from_ref(&id))
         .await
@@ -90,7 +90,7 @@ async fn the_documented_rights_suffice_for_everything() {
         .option("--on-stale", "restart");
     late.start().unwrap();
     wait(SOON, "the late client applies what is kept", || late.applied() >= 100).await;
-    until(async || {
+    wait_for(SOON, "the old session is forgotten", async || {
         let over = "select count(*) from runtime.sync_sessions where session_id = 'over'";
         sqlx::query_scalar::<_, i64>(over)
             .fetch_one(&mut owner(&lane.database).await)
@@ -150,13 +150,5 @@ async fn the_documented_rights_suffice_for_everything() {
             !log.contains("denies access") && !log.contains("permission denied"),
             "{log}"
         );
-    }
-}
-
-async fn until(mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + SOON;
-    while !condition().await {
-        assert!(tokio::time::Instant::now() < deadline, "did not happen in time");
-        tokio::time::sleep(spacetime_sync_tests::STEP).await;
     }
 }

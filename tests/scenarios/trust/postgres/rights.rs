@@ -5,7 +5,7 @@ use spacetime_sync_proto::{ChainHash, Seq};
 use super::*;
 
 /// What no role that runs may do, whatever its duty.
-const NOBODY: [&str; 33] = [
+const NOBODY: [&str; 35] = [
     // Insert at a position of one's choice.
     "insert into runtime.sync_stream_events values ('s', 9, now(), 'x', 'k', 'p', sha256('p'), sha256('c'))",
     "insert into runtime.sync_streams (stream_id, head_seq, head_chain) values ('t', 5, sha256('c'))",
@@ -24,6 +24,9 @@ const NOBODY: [&str; 33] = [
     "update runtime.sync_sessions set revoked_at = null, delivered_at = null",
     "delete from runtime.sync_sessions",
     "update runtime.sync_session_retention set keep = interval '1 day'",
+    // Read or take back who was revoked, or give a duty more.
+    "delete from runtime.sync_revoked_subjects",
+    "insert into runtime.sync_duty_rights values ('bridge', 'all on runtime.sync_streams')",
     // Write the audit log by hand, change it, or shorten it.
     "insert into runtime.sync_audit (act, actor, login) values ('revoke_session', 'somebody', 'else')",
     "select runtime.sync_write_act('revoke_session', 'session:x', 'admin', null, null)",
@@ -49,15 +52,16 @@ const NOBODY: [&str; 33] = [
 ];
 
 /// Statements that only the bridge may run.
-const BRIDGE: [&str; 9] = [
+const BRIDGE: [&str; 10] = [
     "update runtime.sync_streams set published_seq = head_seq",
     "update runtime.sync_streams set published_seq = 0",
     "update runtime.sync_epoch set beat = beat + 1",
     "update runtime.sync_bridge_wake set sleeping = true",
-    "select runtime.sync_bind_session('x', 'u', 'd', null)",
+    "select runtime.sync_bind_session('x', 'u', 'd', 0, null)",
     "select runtime.sync_take_lead()",
     "select runtime.sync_begin_epoch('operator', null)",
     "select runtime.sync_revoke_sessions(array['y'], 'why', 'admin', null)",
+    "select runtime.sync_revoke_subjects(array['u'], array['d'], 'why', 'admin', null)",
     "select runtime.sync_record_act('publish_module', 'database:lane', 'operator', null, null)",
 ];
 
@@ -329,6 +333,7 @@ async fn what_runs_as_the_owner_is_known_and_pinned() {
         "sync_put_snapshot",
         "sync_record_act",
         "sync_revoke_sessions",
+        "sync_revoke_subjects",
         "sync_take_lead",
     ];
     assert_eq!(found, known.map(|name| (name.to_owned(), true)));
