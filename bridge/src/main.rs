@@ -26,7 +26,7 @@ use spacetime_sync_stdb::identity;
 use spacetime_sync_stdb::tokens::read_token;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
@@ -210,6 +210,9 @@ fn role_prefix(text: &str) -> Result<String, String> {
     }
 }
 
+/// How many reports of clients wait until the lane takes them.
+const REPORTS: usize = 64;
+
 async fn run(config: Config) -> anyhow::Result<()> {
     // First of all, so that the bridge stops cleanly even if it is told to while it starts.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -221,6 +224,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     if issuer.as_ref().is_none_or(|issuer| !Arc::ptr_eq(issuer.keys(), &seals)) {
         beside.spawn(keep_keys(seals.clone(), SEALS_RELOAD));
     }
+    let (reports, reported) = mpsc::channel(REPORTS);
     let (desk, neighbour) = match (issuer, &config.issuer) {
         (Some(issuer), Some(settings)) => {
             let messenger = Messenger::new(&target.uri, &target.database, target.tokens.clone());
@@ -234,6 +238,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
                 issuer: issuer.clone(),
                 histories: histories.clone(),
                 messenger,
+                reports,
                 behind_proxy: config.http.behind_proxy,
             };
             let neighbour: Box<dyn Neighbour> = Box::new(Issuing {
@@ -267,7 +272,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         std::future::pending::<()>().await;
     });
     tokio::select! {
-        ended = run::run(config, target, seals, status, neighbour, stopping) => ended?,
+        ended = run::run(config, target, seals, status, neighbour, reported, stopping) => ended?,
         never = outlast(beside) => match never {},
     }
     tracing::info!("stopped");

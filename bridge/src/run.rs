@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use spacetime_sync_authority::{Authority, AuthorityError, Candidate, Leadership};
 use spacetime_sync_lane::{Command, Event, Failure, Lane, LinkId, RequestId};
-use spacetime_sync_proto::Sealer;
+use spacetime_sync_proto::{Sealer, StreamId};
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::link::{Link, Target};
 use tokio::sync::{mpsc, watch};
@@ -43,16 +43,20 @@ pub trait Neighbour: Send {
     fn relinked(&self);
 }
 
-/// Runs the bridge until `stop` says so, and then finishes what is in flight.
+/// Runs the bridge until `stop` says so, and then finishes what is in flight. `reports` names streams about
+/// which SpacetimeDB contradicts the authority, as clients say.
 pub async fn run(
     config: Config,
     target: Target,
     sealer: Arc<dyn Sealer>,
     status: Arc<Status>,
     neighbour: Option<Box<dyn Neighbour>>,
+    reports: mpsc::Receiver<StreamId>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
-    Runner::new(config, target, sealer, status, neighbour).run(stop).await
+    Runner::new(config, target, sealer, status, neighbour)
+        .run(reports, stop)
+        .await
 }
 
 /// What tasks tell the runner.
@@ -123,7 +127,11 @@ impl Runner {
         }
     }
 
-    async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), RunError> {
+    async fn run(
+        mut self,
+        mut reports: mpsc::Receiver<StreamId>,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<(), RunError> {
         let mut stopping = false;
         let mut due = Instant::now();
         let mut timer = std::pin::pin!(tokio::time::sleep_until(due.into()));
@@ -155,6 +163,8 @@ impl Runner {
                         self.take(happened);
                     }
                 }
+                // After what the lane itself asked for: it can wait.
+                Some(stream_id) = reports.recv() => self.step(Event::Reported(stream_id)),
                 () = &mut timer => {}
             }
             self.lane.turn(self.started.elapsed(), &mut self.commands);

@@ -237,7 +237,15 @@ impl State {
     fn hold(&mut self, after: u64, to: u64) {
         self.held = MemoryLog::default();
         let target = self.log.at(after);
-        rewind::step(&mut self.held, &stream(), target, None, Seq::ZERO, rewind::STEP_EVENTS).unwrap();
+        rewind::step(
+            &mut self.held,
+            &stream(),
+            target,
+            None,
+            self.log.at(0),
+            rewind::STEP_EVENTS,
+        )
+        .unwrap();
         self.publish(to);
     }
 

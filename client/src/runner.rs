@@ -275,12 +275,18 @@ impl Runner {
             Command::AskHeads {
                 question,
                 streams,
+                reported,
                 token,
             } => {
                 let (config, history) = (Arc::clone(&self.config), self.history.clone());
                 self.begin(Errand::Heads(question), async move {
                     Done::Heads(match history {
-                        Some(source) => source.heads(token, streams.start, &config.streams[streams]).await,
+                        Some(source) => {
+                            let reported = reported.into_iter().map(|at| config.streams[at].clone()).collect();
+                            source
+                                .heads(token, streams.start, &config.streams[streams], reported)
+                                .await
+                        }
                         // A session asks only if there is a source to ask.
                         None => pending().await,
                     })

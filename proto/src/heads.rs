@@ -14,6 +14,10 @@ pub const HEADS_PATH: &str = "/api/sync/heads";
 pub struct HeadsRequest {
     /// The streams, [`limit::HEADS`](crate::limit::HEADS) at most.
     pub streams: Vec<StreamId>,
+    /// Streams about which SpacetimeDB contradicts the authority, as the client sees it,
+    /// [`limit::REPORTED`](crate::limit::REPORTED) at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reported: Vec<StreamId>,
 }
 
 /// The bridge's answer.

@@ -10,24 +10,26 @@
 mod refill;
 mod suspect;
 mod sweep;
+mod walk;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{Position, StreamId};
+use spacetime_sync_proto::{Position, Seq, StreamId};
 
 use crate::backoff::Backoff;
 use crate::beats::Policy;
 use crate::message::{Command, Failure, Standing};
 use crate::notice::Notice;
-use crate::streams::{Finding, HaltReason, Verdict, publish_again_after, reconcile};
+use crate::streams::{Finding, HaltReason, Verdict, publish_again_after, reconcile, window_begin};
 use crate::{LinkId, RequestId, Turn};
 
 use refill::{Refill, Wanted};
 use suspect::Suspect;
 pub(crate) use sweep::Coverage;
 use sweep::Sweep;
+use walk::Walks;
 
 /// The first and the longest wait before the sweep tries again after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -60,6 +62,15 @@ pub(crate) struct Found {
     pub(crate) drop_link: Option<String>,
 }
 
+impl Found {
+    /// SpacetimeDB holds a forgery of the stream, up to `to`. Counts it and tells a person. The verdict removes it.
+    fn forged(&mut self, stream_id: StreamId, to: Seq, after: Seq, turn: &mut Turn<'_>) -> Verdict {
+        self.forgeries += 1;
+        turn.out.push(Command::Tell(Notice::Forged { stream_id, to, after }));
+        Verdict::Refill(after)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Compare {
     /// The most streams in one batch, and in one page of the sweep.
@@ -89,6 +100,7 @@ pub(crate) struct Compare {
     suspects: Vec<(RequestId, Suspect)>,
     /// Streams whose seal is to be checked.
     suspects_wanted: VecDeque<Suspect>,
+    walks: Walks,
     began: Duration,
     compared: u64,
 }
@@ -112,6 +124,7 @@ impl Compare {
             refills_wanted: VecDeque::new(),
             suspects: Vec::new(),
             suspects_wanted: VecDeque::new(),
+            walks: Walks::default(),
             began: Duration::ZERO,
             compared: 0,
         }
@@ -179,6 +192,7 @@ impl Compare {
         }
         self.begin_refills(turn);
         self.begin_checks(turn);
+        self.begin_walk(turn);
     }
 
     /// SpacetimeDB has answered with the heads of streams.
@@ -270,11 +284,16 @@ impl Compare {
                             self.suspects_wanted.push_back(suspect);
                             continue;
                         }
-                        verdict => Finding::Compared {
-                            verdict,
-                            held: held.seq,
-                            head,
-                        },
+                        verdict => {
+                            let verdict = match self.walks.take_unsound(&stream_id) {
+                                Some(after) => {
+                                    let after = after.max(window_begin(&progress, window));
+                                    found.forged(stream_id.clone(), held.seq, after, turn)
+                                }
+                                None => verdict,
+                            };
+                            Finding::Compared { verdict, held, head }
+                        }
                     }
                 }
                 Err(_) if again => {

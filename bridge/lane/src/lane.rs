@@ -196,6 +196,7 @@ impl Lane {
             match command {
                 Command::ReadHeads(_, request, _)
                 | Command::CheckSeal { request, .. }
+                | Command::CheckFrames { request, .. }
                 | Command::Rewind { request, .. }
                 | Command::SetRetention(_, request, _)
                 | Command::MarkEpoch(_, request, _) => self.link.asks(now, *request),
@@ -319,10 +320,17 @@ impl Lane {
                 if self.link.hears(link, request) {
                     let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
                     let found = self.compare.seal_checked(request, sealed, &mut turn);
-                    self.vitals.count().forgeries += found.forgeries;
                     self.found(now, found, out);
                 }
             }
+            Event::FramesChecked(link, request, checked) => {
+                if self.link.hears(link, request) {
+                    let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
+                    let found = self.compare.frames_checked(request, checked, &mut turn);
+                    self.found(now, found, out);
+                }
+            }
+            Event::Reported(stream_id) => self.compare.reported(now, stream_id),
             Event::Rewound(link, request, rewound) => {
                 if self.link.hears(link, request) {
                     let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);

@@ -45,6 +45,23 @@ pub enum Page {
     Purged,
 }
 
+/// Whether the bridge sealed the next frames that SpacetimeDB holds, and nobody altered them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checked {
+    /// It did.
+    Sound {
+        /// The last event of these frames.
+        to: Position,
+        /// Whether the log ends there.
+        is_end: bool,
+    },
+    /// Something else follows this seq.
+    Unsound {
+        /// The last event that is sound.
+        after: Seq,
+    },
+}
+
 /// Whether the bridge sealed the head of a log in SpacetimeDB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadSeal {
@@ -134,6 +151,10 @@ pub enum Event {
     Heads(LinkId, RequestId, Result<Vec<Position>, Failure>),
     /// Answers [`Command::CheckSeal`].
     SealChecked(LinkId, RequestId, Result<HeadSeal, Failure>),
+    /// Answers [`Command::CheckFrames`].
+    FramesChecked(LinkId, RequestId, Result<Checked, Failure>),
+    /// A client that may read the stream reports that SpacetimeDB contradicts the authority.
+    Reported(StreamId),
     /// Answers [`Command::Rewind`].
     Rewound(LinkId, RequestId, Result<(), Failure>),
     /// Answers [`Command::SetRetention`].
@@ -242,6 +263,17 @@ pub enum Command {
         /// SpacetimeDB's head.
         head: Position,
     },
+    /// Check the next frames that SpacetimeDB holds of a stream: [`Event::FramesChecked`].
+    CheckFrames {
+        /// The link.
+        link: LinkId,
+        /// The question.
+        request: RequestId,
+        /// The stream.
+        stream_id: StreamId,
+        /// Up to where the frames are checked. `None` if none is.
+        after: Option<Position>,
+    },
     /// Take one step of a rewind to `to`: [`Event::Rewound`].
     Rewind {
         /// The link.
@@ -250,8 +282,8 @@ pub enum Command {
         request: RequestId,
         /// The stream.
         stream_id: StreamId,
-        /// The head at the last look. If it has moved since, the module refuses.
-        seen: Seq,
+        /// The head at the last look. If the log ends with another event by now, the module refuses.
+        seen: Position,
         /// Where the log is to end.
         to: Position,
     },

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use spacetime_sync_authority::{Authority, AuthorityError};
 use spacetime_sync_lane::{
-    Answer, Command, Event, Failure, HeadSeal, Level, LinkId, Notice, Page, RequestId, Sealing, check_seal,
-    is_doubtful, judge,
+    Answer, Checked, Command, Event, Failure, HeadSeal, Level, LinkId, Notice, Page, RequestId, Sealing, check_frames,
+    check_seal, is_doubtful, judge,
 };
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{ChainHash, Sealer, Seq, StreamId};
@@ -192,6 +192,29 @@ impl Runner {
                         }))
                     },
                     move |sealed| Event::SealChecked(link, request, sealed),
+                );
+            }
+            Command::CheckFrames {
+                link,
+                request,
+                stream_id,
+                after,
+            } => {
+                let sealer = self.sealer.clone();
+                self.call(
+                    link,
+                    async move |link| {
+                        let sealing = Sealing {
+                            stream_id: &stream_id,
+                            sealer: &*sealer,
+                        };
+                        let from = after.map_or(Seq::ZERO, |after| after.seq);
+                        Ok(match link.page(&stream_id, from).await? {
+                            Ok(held) => check_frames(after, held.oldest_seq, &held.head, held.frames, sealing),
+                            Err(_) => Checked::Unsound { after: from },
+                        })
+                    },
+                    move |checked| Event::FramesChecked(link, request, checked),
                 );
             }
             Command::Rewind {

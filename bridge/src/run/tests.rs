@@ -52,7 +52,8 @@ async fn a_panic_in_a_task_ends_the_bridge() {
     let mut runner = runner();
     runner.tasks.spawn(async { panic!("on purpose") });
     let (_stop, stopping) = watch::channel(false);
-    let ran = AssertUnwindSafe(runner.run(stopping)).catch_unwind();
+    let (_report, reports) = mpsc::channel(1);
+    let ran = AssertUnwindSafe(runner.run(reports, stopping)).catch_unwind();
     let ran = tokio::time::timeout(Duration::from_secs(10), ran).await;
     assert!(ran.expect("the bridge still runs").is_err());
 }
@@ -62,7 +63,8 @@ async fn a_bridge_without_its_authority_can_be_stopped() {
     let runner = runner();
     let status = runner.status.clone();
     let (stop, stopping) = watch::channel(false);
-    let ran = tokio::spawn(runner.run(stopping));
+    let (_report, reports) = mpsc::channel(1);
+    let ran = tokio::spawn(runner.run(reports, stopping));
     let deadline = Instant::now() + Duration::from_secs(10);
     while !status.health(Instant::now()).problems[0].contains("not available") {
         assert!(

@@ -45,14 +45,16 @@ impl Link {
     pub async fn rewind_step(
         &self,
         stream_id: &StreamId,
-        seen: Seq,
+        seen: Position,
         to: Position,
         seal: Option<&Seal>,
     ) -> Result<(), StdbError> {
         let seal = seal.map_or_else(Vec::new, |seal| seal.to_bytes().to_vec());
         self.reducer("rewind_stream", |reducers, answer| {
-            let (name, chain) = (stream_id.as_str().to_owned(), chain_to_column(&to.chain));
-            reducers.rewind_stream_then(name, to.seq.get(), chain, seal, seen.get(), move |_, result| {
+            let name = stream_id.as_str().to_owned();
+            let (at, chain) = (to.seq.get(), chain_to_column(&to.chain));
+            let (seen_at, seen_chain) = (seen.seq.get(), chain_to_column(&seen.chain));
+            reducers.rewind_stream_then(name, at, chain, seal, seen_at, seen_chain, move |_, result| {
                 drop(answer.send(result));
             })
         })
@@ -64,7 +66,7 @@ impl Link {
     pub async fn rewind(
         &self,
         stream_id: &StreamId,
-        mut seen: Seq,
+        mut seen: Position,
         to: Position,
         seal: Option<&Seal>,
     ) -> Result<(), StdbError> {
@@ -74,8 +76,8 @@ impl Link {
             let held = self.heads(std::slice::from_ref(stream_id)).await?;
             match held.first() {
                 Some(held) if *held == to => return Ok(()),
-                Some(held) if held.seq < seen => (seen, in_place) = (held.seq, 0),
-                Some(held) if held.seq == seen && in_place < limit::REWIND_STEPS_IN_PLACE => in_place += 1,
+                Some(held) if held.seq < seen.seq => (seen, in_place) = (*held, 0),
+                Some(held) if *held == seen && in_place < limit::REWIND_STEPS_IN_PLACE => in_place += 1,
                 Some(held) => {
                     let message = format!("a log that still ends at seq {}, not at {}", held.seq, to.seq);
                     return Err(self.unexpected("rewind_stream", message));

@@ -104,6 +104,8 @@ pub enum Command {
         question: QuestionId,
         /// The streams.
         streams: Range<usize>,
+        /// The streams about which SpacetimeDB contradicts the authority.
+        reported: Vec<usize>,
         /// The token to ask with.
         token: Option<String>,
     },

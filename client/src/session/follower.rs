@@ -31,6 +31,8 @@ pub(super) struct Follower {
     pub(super) verified_at: Instant,
     /// What the authority has and SpacetimeDB has yet to bring.
     pub(super) owed: Option<Owed>,
+    /// Whether the bridge has yet to hear that SpacetimeDB contradicts the authority about the stream.
+    pub(super) reports: bool,
     pub(super) acknowledgement: Acknowledgement,
     /// The head as last heard, on any connection.
     head: Option<Seq>,
@@ -75,6 +77,7 @@ impl Follower {
             asked_at: None,
             verified_at: now,
             owed: None,
+            reports: false,
             acknowledgement: Acknowledgement::default(),
             head: None,
             live: false,

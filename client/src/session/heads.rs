@@ -1,6 +1,7 @@
 //! Whether SpacetimeDB brings what the authority has. With each token, and now and then, the session asks the authority
 //! where the logs end. A stream that is not brought there in time reads the missing events from the authority.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use spacetime_sync_proto::{Seq, limit};
@@ -21,6 +22,8 @@ pub(super) struct Heads {
     under_way: Option<QuestionId>,
     /// When the next round begins at the latest.
     again_at: Option<Instant>,
+    /// When the bridge may next be told of a contradiction.
+    report_at: Option<Instant>,
 }
 
 /// What SpacetimeDB has yet to bring.
@@ -44,6 +47,7 @@ impl Session {
             next: Some(0),
             under_way: None,
             again_at: Some(self.now + self.settings.limits.heads_every),
+            report_at: self.heads.report_at,
         };
     }
 
@@ -55,13 +59,35 @@ impl Session {
         let to = self.followers.len().min(from + limit::HEADS);
         let token = self.token_of(up);
         let question = QuestionId(self.next_id());
+        let reported = self.reported(from..to);
         self.commands.push(Command::AskHeads {
             question,
             streams: from..to,
+            reported,
             token,
         });
         self.heads.next = (to < self.followers.len()).then_some(to);
         self.heads.under_way = Some(question);
+    }
+
+    /// The streams of which the bridge has yet to hear that SpacetimeDB contradicts the authority. If this question is lost,
+    /// the session reports them again as soon as they contradict it again.
+    fn reported(&mut self, streams: Range<usize>) -> Vec<usize> {
+        let mut reported: Vec<usize> = streams.filter(|at| self.followers[*at].reports).collect();
+        reported.truncate(limit::REPORTED);
+        for at in &reported {
+            self.followers[*at].reports = false;
+            self.heads.report_at = Some(self.now + self.settings.limits.overdue_after);
+        }
+        reported
+    }
+
+    /// Begins a round that tells the bridge of a stream. Not at once after the last one: whoever forges must not make the
+    /// client flood the bridge.
+    pub(super) fn report(&mut self, at: usize) {
+        self.followers[at].reports = true;
+        let from = self.heads.report_at.map_or(self.now, |from| from.max(self.now));
+        self.ask_heads_within(from - self.now);
     }
 
     /// The authority has said where streams end, or the question has failed.

@@ -329,6 +329,7 @@ impl Session {
             }),
             Effect::ReadHistory { after } => self.ask_authority(at, Question::Events(after)),
             Effect::ReadDocument => self.ask_authority(at, Question::Document),
+            Effect::Report => self.report(at),
             Effect::RecoverLater { attempt } => {
                 let wait = self.followers[at].wait_for_authority.take();
                 let pause = self.settings.backoff.delay_of(attempt, wait, self.dice.random());

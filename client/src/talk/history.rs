@@ -88,17 +88,20 @@ impl Source {
         }
     }
 
-    /// Asks where streams end. The first of them has the index `first`.
+    /// Asks where streams end. The first of them has the index `first`. Tells the bridge about which of
+    /// them SpacetimeDB contradicts the authority.
     pub(crate) async fn heads(
         &self,
         token: Option<String>,
         first: usize,
         streams: &[StreamId],
+        reported: Vec<StreamId>,
     ) -> Result<Vec<(usize, Seq)>, String> {
         let mut url = self.bridge.clone();
         url.set_path(&format!("{}{HEADS_PATH}", url.path().trim_end_matches('/')));
         let mut request = self.http.post(url).json(&HeadsRequest {
             streams: streams.to_vec(),
+            reported,
         });
         if let Some(token) = token {
             request = request.bearer_auth(token);

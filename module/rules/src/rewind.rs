@@ -24,14 +24,14 @@ pub enum Step {
 }
 
 /// Takes the next step towards a log that ends at `target`, and returns that step. `seal` is the target's: a frame that
-/// is cut there ends with it. `seen` is the head as the caller last saw it. The caller looks at the head again and repeats the call until the log ends at the target. Every step
-/// moves the head, except on a broken log.
+/// is cut there ends with it. `seen` is the head as the caller last saw it. The caller looks at the head again and repeats
+/// the call until the log ends at the target. Every step moves the head, except on a broken log.
 pub fn step(
     rows: &mut impl LogRows,
     stream_id: &StreamId,
     target: Position,
     seal: Option<&Seal>,
-    seen: Seq,
+    seen: Position,
     most_events: u64,
 ) -> Result<Step, Refusal> {
     let row = rows.head();
@@ -63,14 +63,25 @@ pub fn step(
     Ok(step)
 }
 
-/// Refuses a step if the head is not where the caller saw it: another bridge may have moved it, and that must stay.
-fn is_as_seen(held: HeadRow, seen: Seq) -> Result<(), Refusal> {
-    let head = held.head.seq;
+/// Refuses a step if the log does not end with the event that the caller saw: another bridge may have published since,
+/// and that must stay.
+fn is_as_seen(held: HeadRow, seen: Position) -> Result<(), Refusal> {
+    let head = held.head;
     if head == seen {
         return Ok(());
     }
-    let message = format!("the caller saw the log end at seq {seen}, but it ends at seq {head}: look again");
-    Err(Refusal::new(RefusalCode::SeqGap, message).at_head(head.get()))
+    let message = if head.seq == seen.seq {
+        format!(
+            "the log ends at seq {} with another event than the caller saw: look again",
+            head.seq
+        )
+    } else {
+        format!(
+            "the caller saw the log end at seq {}, but it ends at seq {}: look again",
+            seen.seq, head.seq
+        )
+    };
+    Err(Refusal::new(RefusalCode::SeqGap, message).at_head(head.seq.get()))
 }
 
 /// Decides on the next step. `there` is the log's chain hash at the target's seq, as [`chain_at`] knows it.
@@ -154,7 +165,7 @@ mod tests {
     }
 
     fn one_step(rows: &mut MemoryLog, target: Position, most_events: u64) -> Step {
-        let seen = rows.head.map_or(Seq::ZERO, |row| row.head.seq);
+        let seen = rows.head.unwrap_or_else(|| HeadRow::start(&stream())).head;
         step(rows, &stream(), target, None, seen, most_events).unwrap()
     }
 
@@ -214,7 +225,7 @@ mod tests {
             let mut rows = MemoryLog::default();
             hold(&mut rows, &log, 1, 9);
             let target = head_of(&log[..4]);
-            step(&mut rows, &stream(), target, Some(&seal), seq(9), most_events).unwrap();
+            step(&mut rows, &stream(), target, Some(&seal), head_of(&log), most_events).unwrap();
             let last = rows.frames.last().unwrap().decode().unwrap();
             (last.last_seq().get(), last.seal().copied())
         };
@@ -281,12 +292,15 @@ mod tests {
 
     #[test]
     fn a_head_that_another_bridge_has_moved_is_left_alone() {
-        let log = events(9, 1);
+        let (log, other) = (events(9, 1), events(9, 2));
         let before = held(&log);
-        let mut rows = before.clone();
-        let refused = step(&mut rows, &stream(), head_of(&log[..3]), None, seq(7), 100).unwrap_err();
-        assert_eq!((refused.code, refused.head_seq), (RefusalCode::SeqGap, Some(9)));
-        assert_eq!(rows, before);
+        // The other bridge may have removed an event, and published the rightful one in its place.
+        for seen in [head_of(&log[..7]), head_of(&other)] {
+            let mut rows = before.clone();
+            let refused = step(&mut rows, &stream(), head_of(&log[..3]), None, seen, 100).unwrap_err();
+            assert_eq!((refused.code, refused.head_seq), (RefusalCode::SeqGap, Some(9)));
+            assert_eq!(rows, before);
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::log_access::{StreamRows, chain_from_column, seal_argument, seq_argume
 use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
 
 /// `chain_hash` is the authority's chain hash at `seq`. `seal` is the bridge's seal of that position, or empty: a frame
-/// that is cut there ends with it. `seen_seq` is the head as the caller last saw it.
+/// that is cut there ends with it. `seen_seq` and `seen_chain_hash` are the head as the caller last saw it.
 #[reducer]
 pub fn rewind_stream(
     ctx: &ReducerContext,
@@ -21,6 +21,7 @@ pub fn rewind_stream(
     chain_hash: u256,
     seal: Vec<u8>,
     seen_seq: u64,
+    seen_chain_hash: u256,
 ) -> Result<(), Refused> {
     let trust = trust_row(ctx)?;
     operator(ctx, &trust)?;
@@ -35,7 +36,10 @@ pub fn rewind_stream(
         stream_key: trust.stream_key(&stream_id)?,
         stream_id: &stream_id,
     };
-    let seen = seq_from_column(seen_seq);
+    let seen = Position {
+        seq: seq_from_column(seen_seq),
+        chain: chain_from_column(seen_chain_hash),
+    };
     rewind::step(&mut rows, &stream_id, target, seal.as_ref(), seen, rewind::STEP_EVENTS).map_err(refused)?;
     Ok(())
 }

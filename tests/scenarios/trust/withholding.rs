@@ -21,10 +21,19 @@ async fn events_that_spacetimedb_keeps_back_reach_a_client_from_the_authority() 
     // Whoever holds SpacetimeDB makes it forget the last three. Every seal of what is left is good.
     let kept = Seq::new(2).unwrap();
     let chain = lane.authority.chain_at(&id, kept).await.unwrap().unwrap();
+    let last = Seq::new(5).unwrap();
+    let seen = lane.authority.chain_at(&id, last).await.unwrap().unwrap();
     let to = Position { seq: kept, chain };
     let seal = lane.seal(&id, &to).unwrap();
-    let column = format!("0x{}", hex::encode(to.chain.as_bytes()));
-    let rewind = json!([id.as_str(), 2, column, hex::encode(seal.to_bytes()), 5]);
+    let [to, seen] = [to.chain, seen].map(|chain| format!("0x{}", hex::encode(chain.as_bytes())));
+    let rewind = json!([
+        id.as_str(),
+        kept.get(),
+        to,
+        hex::encode(seal.to_bytes()),
+        last.get(),
+        seen
+    ]);
     lane.owner().unwrap().call("rewind_stream", rewind).await.unwrap();
 
     let mut client = lane.client(std::slice::from_ref(&id)).await.unwrap();

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use rand::Rng as _;
 use spacetime_sync_lane::{
-    Answer, Command, Event, Failure, Lane, LinkId, Notice, RequestId, Sealing, Settings, check_seal,
+    Answer, Checked, Command, Event, Failure, Lane, LinkId, Notice, RequestId, Sealing, Settings, check_frames,
+    check_seal,
 };
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{Frame, FrameRow, Position, Refusal};
+use spacetime_sync_proto::{Frame, FrameRow, Position, Refusal, Seq};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
@@ -43,6 +44,8 @@ enum Asked {
     Heads,
     /// The last frame of a stream, which ended here.
     Tail(usize, Position),
+    /// The frames of a stream after a position.
+    Frames(usize, Option<Position>),
     Rewind,
     Retention,
     Epoch,
@@ -315,6 +318,21 @@ impl World {
                 self.bridges[at].asked.insert(request, Asked::Tail(stream, head));
                 self.send(at, link, ToHost::Tail { ask: request, stream });
             }
+            Command::CheckFrames {
+                link,
+                request,
+                stream_id,
+                after,
+            } => {
+                let stream = self.stream_at(&stream_id);
+                self.bridges[at].asked.insert(request, Asked::Frames(stream, after));
+                let ask = ToHost::Frames {
+                    ask: request,
+                    stream,
+                    after,
+                };
+                self.send(at, link, ask);
+            }
             Command::Rewind {
                 link,
                 request,
@@ -417,7 +435,7 @@ impl World {
                 Some(Asked::Heads) => Event::Heads(link, ask, Ok(heads)),
                 Some(Asked::Retention) => Event::RetentionSet(link, ask, Ok(())),
                 Some(Asked::Epoch) => Event::EpochMarked(link, ask, Ok(Ok(()))),
-                Some(Asked::Rewind | Asked::Tail(..)) | None => return,
+                Some(Asked::Rewind | Asked::Tail(..) | Asked::Frames(..)) | None => return,
             },
             FromHost::Tail { ask, head: now, frame } => {
                 let Some(Asked::Tail(stream, head)) = bridge.asked.remove(&ask) else {
@@ -430,6 +448,28 @@ impl World {
                     sealer: &SimSealer,
                 };
                 Event::SealChecked(link, ask, Ok(check_seal(&head, &now, &frames, sealing)))
+            }
+            FromHost::Frames {
+                ask,
+                oldest,
+                head,
+                frames,
+            } => {
+                let Some(Asked::Frames(stream, after)) = bridge.asked.remove(&ask) else {
+                    return;
+                };
+                let decode = |row: FrameRow| Frame::decode(row.first_seq.get(), row.base_chain, row.bytes).ok();
+                let sealing = Sealing {
+                    stream_id: &self.logs[stream].id,
+                    sealer: &SimSealer,
+                };
+                let checked = match frames.into_iter().map(decode).collect::<Option<Vec<_>>>() {
+                    Some(frames) => check_frames(after, oldest, &head, frames, sealing),
+                    None => Checked::Unsound {
+                        after: after.map_or(Seq::ZERO, |after| after.seq),
+                    },
+                };
+                Event::FramesChecked(link, ask, Ok(checked))
             }
             FromHost::Rewound { ask, answer } => Event::Rewound(link, ask, answer.map_err(refused)),
             FromHost::Page { .. }

@@ -103,6 +103,8 @@ pub(crate) struct Host {
 
 /// How many snapshots are kept. A restore goes back to the oldest.
 const SNAPSHOTS: usize = 3;
+/// How many frames a bridge is shown at once when it walks through a window.
+const FRAMES_OF_A_PAGE: usize = 3;
 
 impl Table {
     fn new(stream_id: &StreamId) -> Self {
@@ -293,6 +295,21 @@ impl World {
                 let frame = table.log.frames.last().map(|stored| stored.frame.clone());
                 let head = table.head();
                 self.answer_soon(conn, FromHost::Tail { ask, head, frame });
+            }
+            ToHost::Frames { ask, stream, after } => {
+                let table = &self.host.tables[stream];
+                let frames = table.log.frames_after(after.map_or(Seq::ZERO, |after| after.seq));
+                let answer = FromHost::Frames {
+                    ask,
+                    oldest: table.log.head.map_or(Seq::ZERO.next(), |row| row.oldest_seq),
+                    head: table.head(),
+                    frames: frames
+                        .iter()
+                        .take(FRAMES_OF_A_PAGE)
+                        .map(|stored| stored.frame.clone())
+                        .collect(),
+                };
+                self.answer_soon(conn, answer);
             }
             ToHost::Rewind {
                 ask,

@@ -51,11 +51,17 @@ pub(crate) enum ToHost {
         ask: RequestId,
         stream: usize,
     },
+    /// The frames of a stream after a position, or all.
+    Frames {
+        ask: RequestId,
+        stream: usize,
+        after: Option<Position>,
+    },
     Rewind {
         ask: RequestId,
         stream: usize,
         /// The head that the bridge saw.
-        seen: Seq,
+        seen: Position,
         target: Position,
     },
     Read {
@@ -94,6 +100,13 @@ pub(crate) enum FromHost {
         ask: RequestId,
         head: Position,
         frame: Option<FrameRow>,
+    },
+    /// What a stream holds after a position.
+    Frames {
+        ask: RequestId,
+        oldest: Seq,
+        head: Position,
+        frames: Vec<FrameRow>,
     },
     /// The answer to one step of a rewind.
     Rewound {

@@ -26,9 +26,7 @@ impl World {
         let (log, table) = (&self.logs[stream], &self.host.tables[stream]);
         let (head, durable, published) = (table.head(), table.durable, log.published);
         let excuses = &mut self.excuses[stream];
-        let foreign = excuses.foreign.as_ref();
-        let is_forged = |at: Position| foreign.is_some_and(|event| event.seq == at.seq && event.chain_hash == at.chain);
-        let (is_head_forged, is_end_forged) = (is_forged(head), is_forged(durable));
+        let (is_head_forged, is_end_forged) = (excuses.is_foreign(head), excuses.is_foreign(durable));
         let durable = durable.seq;
         // A forged event takes the place of one that was lost.
         if excuses
@@ -83,7 +81,7 @@ impl World {
 
     fn is_event(&self, stream: usize, event: &Event) -> bool {
         let at = event.seq.get() as usize - 1;
-        self.logs[stream].events.get(at) == Some(event) || self.excuses[stream].foreign.as_ref() == Some(event)
+        self.logs[stream].events.get(at) == Some(event) || self.excuses[stream].foreign.contains(event)
     }
 
     fn check_client(&mut self, client: usize, stream: usize) {
@@ -158,7 +156,7 @@ impl World {
             StreamStop::Handler { attempts, .. } => *attempts >= self.setup.bounds.apply_attempts,
             // An event of another origin may stand where SpacetimeDB lost one that the client has applied.
             StreamStop::ChainMismatch { .. } => {
-                party.forgives(stream, "chain_mismatch") || excuses.was_set_back && excuses.foreign.is_some()
+                party.forgives(stream, "chain_mismatch") || excuses.was_set_back && !excuses.foreign.is_empty()
             }
             StreamStop::PayloadMismatch { .. } => party.forgives(stream, "payload_mismatch"),
             StreamStop::BelowWindow { .. } => self.setup.window().is_some(),

@@ -186,7 +186,7 @@ impl World {
 
     fn tamper(&mut self, stream: usize) -> bool {
         let log = &mut self.logs[stream];
-        if log.tampered.is_some() || log.events.is_empty() || self.excuses[stream].foreign.is_some() {
+        if log.tampered.is_some() || log.events.is_empty() || !self.excuses[stream].foreign.is_empty() {
             return false;
         }
         // Published events are read again only after a wipe, so this alters the next unpublished one.

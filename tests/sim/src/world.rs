@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use spacetime_sync_client::session::stream::Counters;
-use spacetime_sync_proto::{IdempotencyKey, Seq};
+use spacetime_sync_proto::{Event, IdempotencyKey, Position, Seq};
 
 use crate::agenda::{Agenda, MILLISECOND, Micros, SECOND};
 use crate::authority::{Log, NewEvent};
@@ -82,10 +82,18 @@ pub(crate) struct Excuses {
     pub(crate) set_back_from: Option<Seq>,
     /// Whether SpacetimeDB has ever lost durable events.
     pub(crate) was_set_back: bool,
-    /// The last event of another origin. The bridge removes it.
-    pub(crate) foreign: Option<spacetime_sync_proto::Event>,
+    /// The events of another origin. The bridge removes them, and they return if SpacetimeDB is restored.
+    pub(crate) foreign: Vec<Event>,
     /// The reasons for which a bridge may halt the stream.
     pub(crate) halts: BTreeSet<&'static str>,
+}
+
+impl Excuses {
+    /// Whether a log that ends there ends with an event of another origin.
+    pub(crate) fn is_foreign(&self, end: Position) -> bool {
+        let mut events = self.foreign.iter();
+        events.any(|event| event.seq == end.seq && event.chain_hash == end.chain)
+    }
 }
 
 #[derive(Debug)]

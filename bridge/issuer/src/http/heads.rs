@@ -7,7 +7,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::response::{IntoResponse as _, Json, Response};
 use spacetime_sync_proto::heads::{Heads, HeadsRequest};
-use spacetime_sync_proto::{RefusalCode, StreamId, limit};
+use spacetime_sync_proto::{RefusalCode, limit};
 
 use super::Desk;
 use super::history::{reader, told};
@@ -15,7 +15,7 @@ use crate::denial::Denial;
 use crate::json::object;
 
 /// Largest body: so many of the longest names, each in quotes and with a comma.
-const BODY_BYTES: usize = limit::HEADS * (limit::STREAM_ID_BYTES + 4) + 64;
+const BODY_BYTES: usize = (limit::HEADS + limit::REPORTED) * (limit::STREAM_ID_BYTES + 4) + 64;
 
 pub(super) async fn heads(
     State(desk): State<Option<Arc<Desk>>>,
@@ -25,7 +25,13 @@ pub(super) async fn heads(
     let (parts, body) = request.into_parts();
     let answer = async {
         let (reader, desk) = reader(desk.as_deref(), peer, &parts.headers).await?;
-        let mut streams = read(body).await?;
+        let HeadsRequest { mut streams, reported } = read(body).await?;
+        for stream_id in reported {
+            if reader.may_read(&stream_id).is_ok() {
+                // If there is no room, the client reports it again.
+                let _ = desk.reports.try_send(stream_id);
+            }
+        }
         // A stream that the token does not cover is missing in the answer, as one that does not exist is.
         streams.retain(|stream_id| reader.may_read(stream_id).is_ok());
         let turn = desk.histories.turn().await?;
@@ -35,21 +41,25 @@ pub(super) async fn heads(
     answer.await.unwrap_or_else(told)
 }
 
-async fn read(body: Body) -> Result<Vec<StreamId>, Denial> {
+async fn read(body: Body) -> Result<HeadsRequest, Denial> {
     let invalid = |message: String| Denial::new(RefusalCode::InvalidRequest, message);
     let bytes = to_bytes(body, BODY_BYTES)
         .await
         .map_err(|_| invalid(format!("the body is missing or longer than {BODY_BYTES} bytes")))?;
-    let HeadsRequest { streams } = object(&bytes).map_err(|error| {
+    let request: HeadsRequest = object(&bytes).map_err(|error| {
         invalid(format!(
             "the body is not a request for heads (line {}, column {}): expected an object with streams, a list of names",
             error.line(),
             error.column()
         ))
     })?;
-    if streams.len() > limit::HEADS {
-        let message = format!("expected at most {} streams, found {}", limit::HEADS, streams.len());
-        return Err(invalid(message));
+    for (named, most) in [(&request.streams, limit::HEADS), (&request.reported, limit::REPORTED)] {
+        if named.len() > most {
+            return Err(invalid(format!(
+                "expected at most {most} streams, found {}",
+                named.len()
+            )));
+        }
     }
-    Ok(streams)
+    Ok(request)
 }

@@ -14,8 +14,10 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
+use spacetime_sync_proto::StreamId;
 use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH, REVOKED_PATH, TOKEN_PATH};
 use spacetime_sync_proto::heads::HEADS_PATH;
+use tokio::sync::mpsc;
 use tower_http::compression::CompressionLayer;
 
 use crate::Issuer;
@@ -35,6 +37,8 @@ pub struct Desk {
     pub histories: Arc<Histories>,
     /// Tells the module about revocations.
     pub messenger: Messenger,
+    /// Takes the streams about which SpacetimeDB contradicts the authority, as clients report.
+    pub reports: mpsc::Sender<StreamId>,
     /// Whether every request comes through the operator's proxy, which names the client's address.
     pub behind_proxy: bool,
 }

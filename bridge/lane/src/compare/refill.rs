@@ -18,7 +18,7 @@ const REFILLS: usize = 8;
 pub(super) struct Refill {
     request: RequestId,
     /// SpacetimeDB's head at the last look.
-    seen: Seq,
+    seen: Position,
     /// Steps since the head last moved.
     in_place: u32,
     step: RefillStep,
@@ -38,13 +38,13 @@ pub(super) enum RefillStep {
 #[derive(Debug)]
 pub(super) struct Wanted {
     stream_id: StreamId,
-    seen: Seq,
+    seen: Position,
     after: Seq,
 }
 
 impl Compare {
     /// A stream's window is to begin after the seq `after`. SpacetimeDB's head was at `seen`.
-    pub(crate) fn want_refill(&mut self, stream_id: StreamId, seen: Seq, after: Seq) {
+    pub(crate) fn want_refill(&mut self, stream_id: StreamId, seen: Position, after: Seq) {
         self.refills_wanted.push_back(Wanted { stream_id, seen, after });
     }
 
@@ -168,12 +168,12 @@ impl Compare {
                 self.refills.remove(&stream_id);
                 found.findings.push((stream_id, Finding::Filled(to.seq)));
             }
-            Ok(Some(held)) if held.seq < refill.seen => {
-                (refill.seen, refill.in_place) = (held.seq, 0);
+            Ok(Some(held)) if held.seq < refill.seen.seq => {
+                (refill.seen, refill.in_place) = (held, 0);
                 self.rewind(&stream_id, to, turn);
             }
             // The step dropped the oldest events of a broken log.
-            Ok(Some(held)) if held.seq == refill.seen && refill.in_place < limit::REWIND_STEPS_IN_PLACE => {
+            Ok(Some(held)) if held == refill.seen && refill.in_place < limit::REWIND_STEPS_IN_PLACE => {
                 refill.in_place += 1;
                 self.rewind(&stream_id, to, turn);
             }

@@ -64,23 +64,11 @@ impl Compare {
             reason,
             after,
         } = self.suspects.swap_remove(at).1;
-        let compared = |verdict| Finding::Compared {
-            verdict,
-            held: held.seq,
-            head,
-        };
+        let compared = |verdict| Finding::Compared { verdict, held, head };
         let finding = match sealed {
             Ok(HeadSeal::Good | HeadSeal::Unknown) => compared(Verdict::Apart(reason)),
             Ok(HeadSeal::Moved) => Finding::NotCompared,
-            Ok(HeadSeal::Missing) => {
-                found.forgeries = 1;
-                turn.out.push(Command::Tell(Notice::Forged {
-                    stream_id: stream_id.clone(),
-                    to: held.seq,
-                    after,
-                }));
-                compared(Verdict::Refill(after))
-            }
+            Ok(HeadSeal::Missing) => compared(found.forged(stream_id.clone(), held.seq, after, turn)),
             Err(failure) => match failure.class {
                 RefusalClass::Fatal => {
                     found.drop_link = Some(failure.text);

@@ -1,5 +1,6 @@
 mod refill;
 mod suspect;
+mod walk;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -104,7 +105,7 @@ impl Bench {
         let (found, out) = self.standings(request, Ok(names));
         let seq = head().seq;
         let verdict = |stream_id| {
-            let (verdict, held, head) = (Verdict::InStep(seq), seq, seq);
+            let (verdict, held, head) = (Verdict::InStep(seq), head(), seq);
             (stream_id, Finding::Compared { verdict, held, head })
         };
         assert_eq!(

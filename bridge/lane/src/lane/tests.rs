@@ -10,7 +10,7 @@ use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, 
 
 use super::*;
 use crate::health::Role;
-use crate::message::{Answer, Failure, Standing};
+use crate::message::{Answer, Checked, Failure, Standing};
 use crate::streams::ReadyFrame;
 use crate::{CallId, LinkId, RequestId};
 
@@ -144,6 +144,10 @@ impl Bench {
             Command::ReadHeads(link, request, streams) => {
                 let heads = streams.iter().map(|stream_id| position((self.held)(stream_id).held));
                 Event::Heads(link, request, Ok(heads.collect()))
+            }
+            Command::CheckFrames { link, request, .. } => {
+                let checked = Checked::Unsound { after: Seq::ZERO };
+                Event::FramesChecked(link, request, Ok(checked))
             }
             Command::CheckSeal { link, request, .. } => Event::SealChecked(link, request, Ok(crate::HeadSeal::Good)),
             Command::ReadPolicy(request) => Event::Policy(request, Ok(Vec::new())),

@@ -81,8 +81,9 @@ impl Streams {
             RefusalClass::Retry if is_about_the_token(refusal.code) => return out.push(Effect::DropLink(refusal)),
             RefusalClass::Retry if attempts < self.limits.attempts => Landed::Compare,
             RefusalClass::Retry => Landed::Halt(HaltReason::Refused(refusal)),
-            // SpacetimeDB holds another log. The comparison finds out whose it is.
-            RefusalClass::Reject if is_about_the_log(refusal.code) && attempts < self.limits.attempts => {
+            // SpacetimeDB holds another log. The comparison finds out whose it is, even if all attempts went to other
+            // failures.
+            RefusalClass::Reject if is_about_the_log(refusal.code) && attempts <= self.limits.attempts => {
                 Landed::Compare
             }
             RefusalClass::Reject => Landed::Halt(HaltReason::Refused(refusal)),

@@ -53,7 +53,11 @@ impl Streams {
                         let seen = held;
                         // Before a forgery stands what this bridge published. The authority may not know all of it yet.
                         let published = stream.durable;
-                        let after = if published < held { after.max(published) } else { after };
+                        let after = if published < held.seq {
+                            after.max(published)
+                        } else {
+                            after
+                        };
                         stream.mode = Mode::Filling;
                         return out.push(Effect::Refill { stream_id, seen, after });
                     }

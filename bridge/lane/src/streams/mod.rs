@@ -15,11 +15,11 @@ mod stream;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use spacetime_sync_proto::{ChainHash, FrameRow, Refusal, Seq, StreamId, StreamProgress};
+use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, Seq, StreamId, StreamProgress};
 
-pub use prepare::{ReadyFrame, Sealing, check_seal, is_doubtful, judge, prepare};
-pub(crate) use reconcile::publish_again_after;
+pub use prepare::{ReadyFrame, Sealing, check_frames, check_seal, is_doubtful, judge, prepare};
 pub use reconcile::{Verdict, reconcile};
+pub(crate) use reconcile::{publish_again_after, window_begin};
 pub use stream::HaltReason;
 use stream::{Mode, Next, Stream};
 
@@ -84,7 +84,11 @@ pub(crate) enum Input {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Finding {
     /// SpacetimeDB's log ends at `held` and the authority's at `head`; the verdict says what to do.
-    Compared { verdict: Verdict, held: Seq, head: Seq },
+    Compared {
+        verdict: Verdict,
+        held: Position,
+        head: Seq,
+    },
     /// The refill is done: the window begins after this seq.
     Filled(Seq),
     /// The stream could not be compared, for a reason that passes by itself.
@@ -129,7 +133,7 @@ pub(crate) enum Effect {
     Refill {
         stream_id: StreamId,
         /// SpacetimeDB's head when the stream was compared.
-        seen: Seq,
+        seen: Position,
         /// The window begins after this seq.
         after: Seq,
     },

@@ -3,7 +3,7 @@
 use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, Position, Seal, Sealer, Seq, StreamId, limit};
 
 use super::HaltReason;
-use crate::message::{HeadSeal, Page};
+use crate::message::{Checked, HeadSeal, Page};
 
 /// A frame whose hashes are checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,6 +149,49 @@ pub fn check_seal(head: &Position, now: &Position, frames: &[Frame], sealing: Se
     }
 }
 
+/// Checks the next frames of a walk through a window: whether they continue from one another, and the bridge sealed each.
+/// `after` is up to where the walk has come. The log that SpacetimeDB holds begins at `oldest` and ends at `head`.
+pub fn check_frames(
+    after: Option<Position>,
+    oldest: Seq,
+    head: &Position,
+    frames: Vec<Frame>,
+    sealing: Sealing<'_>,
+) -> Checked {
+    // A sweep may have removed frames since the last step.
+    let swept = oldest.previous();
+    let mut sound = after.filter(|after| after.seq >= swept);
+    for frame in frames {
+        let before = sound.map_or(swept, |sound| sound.seq);
+        let continues = sound.is_none_or(|sound| sound.chain == frame.base_chain());
+        let ends = Position {
+            seq: frame.last_seq(),
+            chain: frame.last_chain(),
+        };
+        // A seal by a key that is gone proves nothing, and neither does it accuse anybody.
+        let is_sealed = |seal: &Seal| sealing.sealer.check(sealing.stream_id, &ends, seal) != Some(false);
+        let follows = frame.first_seq() == before.next() && continues;
+        let is_whole = follows && frame.seal().is_some_and(is_sealed);
+        if !is_whole || !frame.into_events_after(Seq::ZERO).all(|event| event.payload_matches()) {
+            return Checked::Unsound { after: before };
+        }
+        sound = Some(ends);
+    }
+    match sound {
+        Some(to) if to == *head => Checked::Sound { to, is_end: true },
+        Some(to) if Some(to) != after => Checked::Sound { to, is_end: false },
+        // The window is empty.
+        None if head.seq == swept => Checked::Sound {
+            to: *head,
+            is_end: true,
+        },
+        // Rows are missing.
+        _ => Checked::Unsound {
+            after: sound.map_or(swept, |sound| sound.seq),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -163,6 +206,10 @@ mod tests {
 
     fn seq(value: u64) -> Seq {
         Seq::new(value).unwrap()
+    }
+
+    fn seq_of(value: usize) -> Seq {
+        seq(value as u64)
     }
 
     fn log(sizes: &[usize]) -> Vec<Event> {
@@ -277,6 +324,78 @@ mod tests {
         ] {
             assert_eq!(check(&head, &frames), HeadSeal::Missing, "{what}");
         }
+    }
+
+    #[test]
+    fn a_walk_stops_before_the_first_frame_that_is_not_the_bridges() {
+        let events = log(&[10, 20, 30, 40]);
+        let stream_id = StreamId::new("a").unwrap();
+        let sealing = Sealing {
+            stream_id: &stream_id,
+            sealer: &Stamp,
+        };
+        let at = |seq: usize| Position {
+            seq: seq_of(seq),
+            chain: seq.checked_sub(1).map_or(genesis(), |last| events[last].chain_hash),
+        };
+        let frame = |first: usize, last: usize, seal: Option<usize>| {
+            let seal = seal.and_then(|seq| Stamp.seal(&stream_id, &at(seq)));
+            let base = at(first - 1).chain;
+            Frame::decode(
+                first as u64,
+                base,
+                Frame::encode(&events[first - 1..last], seal.as_ref()),
+            )
+            .unwrap()
+        };
+        let good = || vec![frame(1, 2, Some(2)), frame(3, 4, Some(4))];
+        let check =
+            |after: Option<usize>, oldest, frames| check_frames(after.map(at), seq_of(oldest), &at(4), frames, sealing);
+        let sound = |to, is_end| Checked::Sound { to: at(to), is_end };
+        let unsound = |after| Checked::Unsound { after: seq_of(after) };
+        assert_eq!(check(None, 1, good()), sound(4, true));
+        assert_eq!(check(None, 1, vec![frame(1, 2, Some(2))]), sound(2, false));
+        assert_eq!(check(Some(2), 1, vec![frame(3, 4, Some(4))]), sound(4, true));
+        assert_eq!(
+            check(None, 3, vec![frame(3, 4, Some(4))]),
+            sound(4, true),
+            "the window begins later"
+        );
+        assert_eq!(
+            check(Some(1), 3, vec![frame(3, 4, Some(4))]),
+            sound(4, true),
+            "a sweep came in between"
+        );
+        assert_eq!(check(None, 5, vec![]), sound(4, true), "the window is empty");
+        assert_eq!(
+            check(None, 1, vec![frame(1, 2, Some(100)), frame(3, 4, Some(4))]),
+            sound(4, true),
+            "an old key"
+        );
+
+        assert_eq!(
+            check(None, 1, vec![frame(1, 2, None), frame(3, 4, Some(4))]),
+            unsound(0)
+        );
+        assert_eq!(
+            check(None, 1, vec![frame(1, 2, Some(2)), frame(3, 4, Some(2))]),
+            unsound(2)
+        );
+        assert_eq!(
+            check(None, 1, vec![frame(1, 1, Some(1)), frame(3, 4, Some(4))]),
+            unsound(1)
+        );
+        assert_eq!(check(Some(2), 1, vec![]), unsound(2), "the end is missing");
+        assert_eq!(check(None, 1, vec![]), unsound(0), "all rows are missing");
+        let mut other = at(2);
+        other.chain = genesis();
+        let continues_another = check_frames(Some(other), seq_of(1), &at(4), vec![frame(3, 4, Some(4))], sealing);
+        assert_eq!(continues_another, unsound(2));
+        let mut altered = events.clone();
+        altered[2].payload = Bytes::from_static(b"altered");
+        let bytes = Frame::encode(&altered[2..], Stamp.seal(&stream_id, &at(4)).as_ref());
+        let altered = Frame::decode(3, at(2).chain, bytes).unwrap();
+        assert_eq!(check(None, 1, vec![frame(1, 2, Some(2)), altered]), unsound(2));
     }
 
     #[test]

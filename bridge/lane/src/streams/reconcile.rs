@@ -40,7 +40,7 @@ pub fn reconcile(
     chain_there: Option<ChainHash>,
     window: Option<u64>,
 ) -> Verdict {
-    let begin = begin(position, window);
+    let begin = window_begin(position, window);
     if held.seq < position.floor_seq {
         return Verdict::Refill(begin);
     }
@@ -59,7 +59,7 @@ pub fn reconcile(
 }
 
 /// After which seq SpacetimeDB's window begins.
-fn begin(position: &StreamProgress, window: Option<u64>) -> Seq {
+pub(crate) fn window_begin(position: &StreamProgress, window: Option<u64>) -> Seq {
     // The window is as large as its class allows, but no larger than the log.
     let window_floor = window.map_or(Seq::ZERO, |events| {
         Seq::new(position.head_seq.get().saturating_sub(events)).unwrap_or(Seq::ZERO)
@@ -73,7 +73,7 @@ pub(crate) fn publish_again_after(position: &StreamProgress, held: Seq, window: 
         // What was published may still be there, before the forgery.
         position.published_seq.max(position.floor_seq)
     } else {
-        begin(position, window)
+        window_begin(position, window)
     }
 }
 

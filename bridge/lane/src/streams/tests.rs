@@ -36,6 +36,13 @@ fn chain(value: u64) -> ChainHash {
     ChainHash::from_bytes([value as u8; 32])
 }
 
+fn position(value: u64) -> Position {
+    Position {
+        seq: seq(value),
+        chain: chain(value),
+    }
+}
+
 /// A frame of ten bytes with the events `first..=last`.
 fn prepared(first: u64, last: u64) -> ReadyFrame {
     ReadyFrame {
@@ -107,7 +114,7 @@ impl Bench {
     }
 
     fn learned(&mut self, name: &str, verdict: Verdict) -> Vec<Effect> {
-        let (held, head) = (Seq::ZERO, Seq::ZERO);
+        let (held, head) = (position(0), Seq::ZERO);
         self.compared(name, Finding::Compared { verdict, held, head })
     }
 

@@ -241,7 +241,7 @@ impl Sides {
         let seal = self.sealer.seal(stream_id, &at);
         for tries in 1.. {
             let held = self.link.heads(std::slice::from_ref(stream_id)).await?;
-            let seen = held.first().map_or(Seq::ZERO, |held| held.seq);
+            let seen = held.first().copied().unwrap_or_else(|| Position::start(stream_id));
             let outcome = self.link.rewind(stream_id, seen, at, seal.as_ref()).await;
             if is_rewound(stream_id, outcome, tries)? {
                 break;

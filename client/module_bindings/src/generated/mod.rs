@@ -158,6 +158,7 @@ pub enum Reducer {
         chain_hash: __sats::u256,
         seal: Vec::<u8>,
         seen_seq: u64,
+        seen_chain_hash: __sats::u256,
 }    ,
     SetCompatibility {
         min_client_build_id: String,
@@ -289,12 +290,14 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 chain_hash,
                 seal,
                 seen_seq,
+                seen_chain_hash,
 }             => __sats::bsatn::to_vec(&rewind_stream_reducer::RewindStreamArgs {
                 stream_id: stream_id.clone(),
                 seq: seq.clone(),
                 chain_hash: chain_hash.clone(),
                 seal: seal.clone(),
                 seen_seq: seen_seq.clone(),
+                seen_chain_hash: seen_chain_hash.clone(),
 }),
             Reducer::SetCompatibility{
                 min_client_build_id,

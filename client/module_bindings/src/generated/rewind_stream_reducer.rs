@@ -18,6 +18,7 @@ pub(super) struct RewindStreamArgs {
     pub chain_hash: __sats::u256,
     pub seal: Vec::<u8>,
     pub seen_seq: u64,
+    pub seen_chain_hash: __sats::u256,
 }
 
 impl From<RewindStreamArgs> for super::Reducer {
@@ -28,6 +29,7 @@ impl From<RewindStreamArgs> for super::Reducer {
             chain_hash: args.chain_hash,
             seal: args.seal,
             seen_seq: args.seen_seq,
+            seen_chain_hash: args.seen_chain_hash,
 }
 }
 }
@@ -52,8 +54,9 @@ seq: u64,
 chain_hash: __sats::u256,
 seal: Vec::<u8>,
 seen_seq: u64,
+seen_chain_hash: __sats::u256,
 ) -> __sdk::Result<()> {
-        self.rewind_stream_then(stream_id, seq, chain_hash, seal, seen_seq,  |_, _| {})
+        self.rewind_stream_then(stream_id, seq, chain_hash, seal, seen_seq, seen_chain_hash,  |_, _| {})
     }
 
     /// Request that the remote module invoke the reducer `rewind_stream` to run as soon as possible,
@@ -69,6 +72,7 @@ seq: u64,
 chain_hash: __sats::u256,
 seal: Vec::<u8>,
 seen_seq: u64,
+seen_chain_hash: __sats::u256,
 
         callback: impl FnOnce(&super::ReducerEventContext, Result<Result<(), String>, __sdk::InternalError>)
             + Send
@@ -84,12 +88,13 @@ seq: u64,
 chain_hash: __sats::u256,
 seal: Vec::<u8>,
 seen_seq: u64,
+seen_chain_hash: __sats::u256,
 
         callback: impl FnOnce(&super::ReducerEventContext, Result<Result<(), String>, __sdk::InternalError>)
             + Send
             + 'static,
     ) -> __sdk::Result<()> {
-        self.imp.invoke_reducer_with_callback(RewindStreamArgs { stream_id, seq, chain_hash, seal, seen_seq,  }, callback)
+        self.imp.invoke_reducer_with_callback(RewindStreamArgs { stream_id, seq, chain_hash, seal, seen_seq, seen_chain_hash,  }, callback)
     }
 }
 

@@ -184,6 +184,8 @@ pub enum Effect {
     },
     /// Ask the authority for the document that stands for the purged events.
     ReadDocument,
+    /// Tell the bridge that SpacetimeDB contradicts the authority, so that it looks at what SpacetimeDB holds.
+    Report,
     /// Have store and handler start over.
     StartOver(Box<Beginning>),
     /// Send [`Input::AskAgain`] after a pause that grows with the attempt.

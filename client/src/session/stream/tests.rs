@@ -177,6 +177,7 @@ fn show(effect: &Effect) -> String {
         Effect::Apply(batch) => format!("apply {}..={}", batch.from.seq.next(), batch.to.seq),
         Effect::ReadHistory { after } => format!("history after {}", after.seq),
         Effect::ReadDocument => "document".to_owned(),
+        Effect::Report => "report".to_owned(),
         Effect::StartOver(beginning) => format!("begin at {}", beginning.at.seq),
         Effect::RecoverLater { attempt } => format!("recover later {attempt}"),
         Effect::AskLater => "ask later".to_owned(),

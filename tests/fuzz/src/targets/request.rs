@@ -95,6 +95,7 @@ impl Requests {
             issuer,
             histories: Arc::new(Histories::new(&config.history, config.limits.frame_bytes)),
             messenger,
+            reports: tokio::sync::mpsc::channel(1).0,
             behind_proxy: true,
         };
         let side = Side {

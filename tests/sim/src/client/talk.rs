@@ -171,6 +171,7 @@ fn inbound(message: FromHost) -> Option<Inbound> {
         | FromHost::Lost(_)
         | FromHost::Heads { .. }
         | FromHost::Tail { .. }
+        | FromHost::Frames { .. }
         | FromHost::Rewound { .. } => {
             return None;
         }

@@ -113,11 +113,11 @@ impl World {
         &mut self,
         bridge: usize,
         stream: usize,
-        seen: Seq,
+        seen: Position,
         target: Position,
     ) -> Result<(), Refusal> {
         let table = &mut self.host.tables[stream];
-        if table.head().seq != seen && table.extended_by.is_some_and(|by| by != bridge) {
+        if table.head() != seen && table.extended_by.is_some_and(|by| by != bridge) {
             self.coverage.seen("module: rewind after another bridge appended");
         }
         let before = Box::new(table.log.clone());
@@ -187,9 +187,7 @@ impl World {
     /// Appends an event of another origin at the head, with the rights of the bridge.
     pub(crate) fn host_takes_foreign(&mut self, stream: usize) -> bool {
         let head = self.host.tables[stream].head();
-        let is_there = |event: &Event| event.seq == head.seq && event.chain_hash == head.chain;
-        let is_forged = self.excuses[stream].foreign.as_ref().is_some_and(is_there);
-        if self.is_poisoned(stream) || is_forged || !self.host.up || head.seq == Seq::ZERO {
+        if self.is_poisoned(stream) || self.excuses[stream].is_foreign(head) || !self.host.up || head.seq == Seq::ZERO {
             return false;
         }
         let Some(model) = self.logs[stream].events.first().cloned() else {
@@ -208,7 +206,7 @@ impl World {
             committed_at_us: 1,
             ..model
         };
-        self.excuses[stream].foreign = Some(event.clone());
+        self.excuses[stream].foreign.push(event.clone());
         // Whoever invents it may show the seal of another position.
         let stream_id = &self.logs[stream].id;
         let replayed = SimSealer.seal(stream_id, &head).filter(|_| seq.get().is_multiple_of(2));

@@ -24,7 +24,7 @@ fn refilling(names: &[&str]) -> (Bench, Vec<Command>) {
     let (request, _) = lists(&bench.turn());
     bench.listed(request, Ok(&[]));
     for name in names {
-        let (seen, after) = (position(SEEN).seq, position(AFTER).seq);
+        let (seen, after) = (position(SEEN), position(AFTER).seq);
         bench.compare.want_refill(stream(name), seen, after);
     }
     let asked = bench.turn();
@@ -55,7 +55,9 @@ fn rewinding() -> (Bench, RequestId) {
 /// The step that the last command asks for, from a head at `from`.
 fn rewinds(commands: &[Command], from: u64) -> RequestId {
     match commands {
-        [.., Command::Rewind { request, seen, to, .. }] if seen.get() == from && *to == position(AFTER) => *request,
+        [.., Command::Rewind { request, seen, to, .. }] if *seen == position(from) && *to == position(AFTER) => {
+            *request
+        }
         other => panic!("{other:?}"),
     }
 }

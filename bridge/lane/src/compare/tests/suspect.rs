@@ -42,7 +42,7 @@ fn checked(bench: &mut Bench, request: RequestId, sealed: Result<HeadSeal, Failu
 fn verdict(found: Found) -> Verdict {
     match found.findings.into_iter().next() {
         Some((_, Finding::Compared { verdict, held, .. })) => {
-            assert_eq!(held, head().seq);
+            assert_eq!(held, head());
             verdict
         }
         other => panic!("{other:?}"),

@@ -69,7 +69,7 @@ fn rewind_step(bench: &mut Bench, link: LinkId, request: RequestId, head: u64) {
     bench.feed(Event::Heads(link, looked, Ok(vec![position(head)])));
 }
 
-fn next_rewind(command: &Command) -> Option<(RequestId, Seq)> {
+fn next_rewind(command: &Command) -> Option<(RequestId, Position)> {
     match command {
         Command::Rewind {
             request,
@@ -86,7 +86,7 @@ fn a_rewind_repeats_the_step_from_the_head_that_is_left() {
     let (mut bench, link, request) = refilling();
     rewind_step(&mut bench, link, request, 0);
     let (request, seen) = bench.until(next_rewind);
-    assert_eq!(seen, Seq::ZERO);
+    assert_eq!(seen, position(0));
     rewind_step(&mut bench, link, request, 5);
     bench.until(|command| reads(command).filter(|(name, after)| name == "a" && *after == seq(5)));
 }
@@ -99,7 +99,7 @@ fn a_rewind_goes_on_while_the_module_drops_a_broken_log_from_its_beginning() {
         rewind_step(&mut bench, link, request, 1);
         let started = bench.now;
         let (next, seen) = bench.until(next_rewind);
-        assert_eq!((seen, bench.now), (seq(1), started), "it does not rest in between");
+        assert_eq!((seen, bench.now), (position(1), started), "it does not rest in between");
         request = next;
     }
     assert!(!bench.lane.is_halted(&stream("a")));

@@ -63,22 +63,22 @@ fn a_stream_that_keeps_failing_is_halted_in_the_end() {
 
 #[test]
 fn a_stream_whose_log_does_not_fit_is_compared_and_halted_in_the_end() {
-    for code in [
-        RefusalCode::SeqGap,
-        RefusalCode::ChainMismatch,
-        RefusalCode::EventConflict,
+    for (code, comparisons) in [
+        (RefusalCode::SeqGap, LIMITS.attempts),
+        (RefusalCode::ChainMismatch, LIMITS.attempts + 1),
+        (RefusalCode::EventConflict, LIMITS.attempts + 1),
     ] {
-        keeps_refusing(code);
+        keeps_refusing(code, comparisons);
     }
 }
 
-fn keeps_refusing(code: RefusalCode) {
+fn keeps_refusing(code: RefusalCode, comparisons: u32) {
     let mut bench = Bench::new();
     bench.found("a", 0, 1);
-    for attempt in 0..=LIMITS.attempts {
+    for attempt in 0..=comparisons {
         let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
         let out = bench.step(Input::Refused(sent[0].0, refusal(code)));
-        if attempt < LIMITS.attempts {
+        if attempt < comparisons {
             assert!(matches!(out[..], [Effect::Compare(_)]), "{attempt}: {out:?}");
             bench.learned("a", Verdict::InStep(seq(0)));
             bench.later(60_000);
@@ -94,6 +94,23 @@ fn keeps_refusing(code: RefusalCode) {
                 "{out:?}"
             );
         }
+    }
+}
+
+#[test]
+fn a_forgery_is_looked_for_even_if_all_attempts_went_to_other_failures() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 1);
+    for attempt in 0..=LIMITS.attempts {
+        let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
+        let failure = if attempt < LIMITS.attempts {
+            Input::Lost(sent[0].0, "trapped".to_owned())
+        } else {
+            Input::Refused(sent[0].0, refusal(RefusalCode::ChainMismatch))
+        };
+        assert!(matches!(bench.step(failure)[..], [Effect::Compare(_)]), "{attempt}");
+        bench.learned("a", Verdict::InStep(seq(0)));
+        bench.later(60_000);
     }
 }
 

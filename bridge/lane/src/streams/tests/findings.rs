@@ -36,7 +36,7 @@ fn a_refill_sets_the_published_seq_forwards_or_backwards() {
     let (stream_id, after) = (stream("a"), seq(80));
     let refill = Effect::Refill {
         stream_id: stream_id.clone(),
-        seen: Seq::ZERO,
+        seen: position(0),
         after,
     };
     assert_eq!(bench.learned("a", Verdict::Refill(after)), [refill]);
@@ -71,7 +71,7 @@ fn a_stream_that_the_sweep_finds_in_step_is_not_remembered() {
 #[test]
 fn a_stream_that_the_sweep_finds_behind_flows_without_waiting_for_its_record() {
     let mut bench = Bench::new();
-    let (verdict, held, head) = (Verdict::Behind(seq(4)), seq(4), seq(9));
+    let (verdict, held, head) = (Verdict::Behind(seq(4)), position(4), seq(9));
     let out = bench.compared("a", Finding::Compared { verdict, held, head });
     assert_eq!(reads(&out), [("a".to_owned(), 4)]);
 }
@@ -225,7 +225,7 @@ fn a_forgery_goes_and_what_this_bridge_published_before_it_stays() {
         let sent = calls(&bench.page("a", vec![prepared(1, 9)]));
         bench.step(Input::Acked(sent[0].0));
         bench.step(Input::Doubted(stream("a")));
-        let (held, head, verdict) = (seq(held), seq(9), Verdict::Refill(seq(5)));
+        let (held, head, verdict) = (position(held), seq(9), Verdict::Refill(seq(5)));
         let refill = Effect::Refill {
             stream_id: stream("a"),
             seen: held,

@@ -126,6 +126,9 @@ impl Stream {
         };
         if self.bounds.history {
             self.claim = None;
+            if matches!(rung, Rung::Consult(_)) {
+                effects.push(Effect::Report);
+            }
             self.climb(rung, effects);
         } else {
             self.stop(stop, effects);

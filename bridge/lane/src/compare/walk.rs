@@ -1,0 +1,108 @@
+//! Walks through the windows of streams about which SpacetimeDB contradicts the authority, as clients report. A comparison
+//! looks at the ends of logs alone; a walk looks at every frame that SpacetimeDB holds. Where it finds one that is not the
+//! bridge's, the stream is compared, and its window is refilled from there.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use spacetime_sync_proto::refusal::RefusalClass;
+use spacetime_sync_proto::{Position, Seq, StreamId};
+
+use super::{Compare, Found};
+use crate::message::{Checked, Command, Failure};
+use crate::notice::Notice;
+use crate::{RequestId, Turn};
+
+/// Most streams that wait for a walk. A client whose report finds no room reports again.
+const WAITING: usize = 64;
+/// How long a stream is left alone after a walk, so that clients cannot keep the bridge walking.
+const REST: Duration = Duration::from_secs(60);
+
+/// The walks on this link.
+#[derive(Debug, Default)]
+pub(super) struct Walks {
+    waiting: VecDeque<StreamId>,
+    /// The walk that is under way.
+    now: Option<Walk>,
+    /// Until when a stream is left alone.
+    rest: BTreeMap<StreamId, Duration>,
+    /// After which seq the windows of streams are to be refilled, once they are compared.
+    unsound: BTreeMap<StreamId, Seq>,
+}
+
+#[derive(Debug)]
+struct Walk {
+    stream_id: StreamId,
+    request: RequestId,
+}
+
+impl Walks {
+    /// After which seq a stream's window is to be refilled, if a walk found that.
+    pub(super) fn take_unsound(&mut self, stream_id: &StreamId) -> Option<Seq> {
+        self.unsound.remove(stream_id)
+    }
+}
+
+impl Compare {
+    /// A client reports that SpacetimeDB contradicts the authority about a stream.
+    pub(crate) fn reported(&mut self, now: Duration, stream_id: StreamId) {
+        let walks = &mut self.walks;
+        walks.rest.retain(|_, until| *until > now);
+        let is_known = walks.rest.contains_key(&stream_id) || walks.waiting.contains(&stream_id);
+        if self.link.is_some() && !is_known && walks.waiting.len() < WAITING {
+            walks.waiting.push_back(stream_id);
+        }
+    }
+
+    /// Begins the next walk if none is under way.
+    pub(super) fn begin_walk(&mut self, turn: &mut Turn<'_>) {
+        if self.walks.now.is_none()
+            && let Some(stream_id) = self.walks.waiting.pop_front()
+        {
+            self.walks.rest.insert(stream_id.clone(), turn.now + REST);
+            self.walk_on(stream_id, None, turn);
+        }
+    }
+
+    /// Asks for the next frames of a walk. The window is sound up to there.
+    fn walk_on(&mut self, stream_id: StreamId, sound: Option<Position>, turn: &mut Turn<'_>) {
+        let Some(link) = self.link else { return };
+        let request = turn.ids.request();
+        turn.out.push(Command::CheckFrames {
+            link,
+            request,
+            stream_id: stream_id.clone(),
+            after: sound,
+        });
+        self.walks.now = Some(Walk { stream_id, request });
+    }
+
+    /// The runner has checked the next frames of a walk.
+    pub(crate) fn frames_checked(
+        &mut self,
+        request: RequestId,
+        checked: Result<Checked, Failure>,
+        turn: &mut Turn<'_>,
+    ) -> Found {
+        let mut found = Found::default();
+        let Some(Walk { stream_id, .. }) = self.walks.now.take_if(|walk| walk.request == request) else {
+            return found;
+        };
+        match checked {
+            Ok(Checked::Sound { to, is_end: false }) => self.walk_on(stream_id, Some(to), turn),
+            Ok(Checked::Sound { is_end: true, .. }) => {}
+            Ok(Checked::Unsound { after }) => {
+                self.walks.unsound.insert(stream_id.clone(), after);
+                found.doubts.push(stream_id);
+            }
+            Err(failure) if failure.class == RefusalClass::Fatal => found.drop_link = Some(failure.text),
+            // The client reports it again.
+            Err(failure) => {
+                let why = failure.text;
+                self.walks.rest.remove(&stream_id);
+                turn.out.push(Command::Tell(Notice::NotCompared { stream_id, why }));
+            }
+        }
+        found
+    }
+}
