@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use spacetime_sync_authority::Authority;
+use spacetime_sync_authority::{Authority, Server};
 use spacetime_sync_bridge::config::{Config, EXAMPLE};
 use spacetime_sync_bridge::issuing::Issuing;
 use spacetime_sync_bridge::run::Neighbour;
@@ -60,6 +60,10 @@ enum Command {
         /// postgres://user:password@host:port/database
         #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
         database_url: String,
+        /// Let the connection to another machine do without sslmode=verify-full. Everybody on the way can then read the
+        /// password, and use it.
+        #[arg(long)]
+        allow_plaintext: bool,
         /// Make the group roles PREFIX_runtime, PREFIX_bridge, PREFIX_purge, PREFIX_reading and PREFIX_audit, as far as they
         /// do not exist, and give them their rights. By default the migration that brings roles does that once, for spacetime_sync.
         #[arg(long, value_name = "PREFIX", value_parser = role_prefix)]
@@ -168,11 +172,13 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Config(ConfigCommand::Example) => cli::say(EXAMPLE.trim_end()),
         Command::Migrate {
             database_url,
+            allow_plaintext,
             role_prefix,
         } => {
+            let server = Server::at(&database_url).allow_plaintext(allow_plaintext);
             match role_prefix {
-                None => Authority::migrate(&database_url).await?,
-                Some(prefix) => Authority::migrate_with_roles(&database_url, &prefix).await?,
+                None => Authority::migrate(server).await?,
+                Some(prefix) => Authority::migrate_with_roles(server, &prefix).await?,
             }
             cli::say("the database has all migrations of this build")
         }
@@ -227,7 +233,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let (reports, reported) = mpsc::channel(REPORTS);
     let (desk, neighbour) = match (issuer, &config.issuer) {
         (Some(issuer), Some(settings)) => {
-            let messenger = Messenger::new(&target.uri, &target.database, target.tokens.clone());
+            let messenger = Messenger::new(&target);
             beside.spawn(keep_keys(issuer.keys().clone(), settings.keys_reload()));
             beside.spawn({
                 let (issuer, messenger) = (issuer.clone(), messenger.clone());

@@ -16,8 +16,9 @@ use serde_json::{Value, json};
 use spacetime_sync_client::rusqlite::{Transaction, params};
 use spacetime_sync_client::{
     Beginning, ClientConfig, Credential, Event, Handler, HandlerError, History, HttpTokens, Phase, Reads, SqliteStore,
-    StaleAnswer, Status, StreamId, StreamPhase, SyncClient, TokenError, WithoutDocument,
+    StaleAnswer, Status, StreamId, StreamPhase, SyncClient, TlsFiles, TokenError, Transport, WithoutDocument,
 };
+use spacetime_sync_transport::secret_file;
 use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
@@ -25,6 +26,18 @@ struct Args {
     /// The address of SpacetimeDB.
     #[arg(long, default_value = "http://127.0.0.1:3000")]
     uri: String,
+    /// Let http:// lead to another machine. Everybody on the way can then read the token, and use it.
+    #[arg(long)]
+    allow_plaintext: bool,
+    /// A file with certificates of the only authorities that count, in PEM.
+    #[arg(long)]
+    ca_file: Option<PathBuf>,
+    /// A file with the certificate to show, in PEM.
+    #[arg(long, requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// A file with its private key.
+    #[arg(long, requires = "cert_file")]
+    key_file: Option<PathBuf>,
     /// The name of the database.
     #[arg(long)]
     database: String,
@@ -123,9 +136,15 @@ async fn main() -> anyhow::Result<ExitCode> {
         .init();
 
     let mut config = ClientConfig::new(&args.uri, &args.database, args.streams.clone());
+    config.transport = Transport::default()
+        .allow_plaintext(args.allow_plaintext)
+        .with_files(TlsFiles {
+            ca: args.ca_file.as_deref(),
+            cert: args.cert_file.as_deref(),
+            key: args.key_file.as_deref(),
+        })?;
     if let Some(path) = &args.token_file {
-        let token = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        config.credential = Credential::Fixed(token.trim().to_owned());
+        config.credential = Credential::Fixed(secret_file::read(path)?.expose().trim().to_owned());
     }
     if let Some(path) = &args.seal_keys {
         let keys = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
@@ -133,7 +152,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             serde_json::from_slice(&keys).with_context(|| format!("{} holds no keys", path.display()))?;
     }
     if let (Some(bridge), Some(path)) = (&args.bridge, &args.session_file) {
-        config.credential = Credential::provider(tokens(bridge, path.clone())?);
+        config.credential = Credential::provider(tokens(config.transport.clone(), bridge, path.clone())?);
     }
     if let Some(build) = &args.client_build_id {
         config.client_build_id.clone_from(build);
@@ -194,11 +213,10 @@ async fn main() -> anyhow::Result<ExitCode> {
     })
 }
 
-fn tokens(bridge: &str, session: PathBuf) -> anyhow::Result<HttpTokens> {
-    let tokens = HttpTokens::new(bridge, move || {
-        let read = std::fs::read_to_string(&session);
-        let named = |error| TokenError::unavailable(format!("reading {}: {error}", session.display()));
-        std::future::ready(read.map_err(named))
+fn tokens(transport: Transport, bridge: &str, session: PathBuf) -> anyhow::Result<HttpTokens> {
+    let tokens = HttpTokens::over(transport, bridge, move || {
+        let read = secret_file::read(&session).map(|credential| credential.expose().to_owned());
+        std::future::ready(read.map_err(|error| TokenError::unavailable(describe(&error))))
     });
     Ok(tokens?)
 }

@@ -11,6 +11,7 @@ use std::fmt;
 use spacetime_sync_proto::access::ClientVersion;
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::{SealKey, StreamId, limit};
+use spacetime_sync_transport::Transport;
 
 use crate::credential::{Credential, is_token};
 use crate::error::ConfigError;
@@ -20,11 +21,16 @@ pub const DEFAULT_BUILD_ID: &str = "20260101T000000Z";
 /// The surface of an application that sets none.
 pub const DEFAULT_SURFACE: &str = "desktop";
 
+/// What allows plaintext to another machine.
+pub(crate) const ALLOWED_BY: &str = "`Transport::allow_plaintext`";
+
 /// The configuration of a client.
 #[derive(Clone)]
 pub struct ClientConfig {
     /// Where SpacetimeDB listens: `http://host:port` or `https://host`.
     pub uri: String,
+    /// How to reach SpacetimeDB, and the bridge for history.
+    pub transport: Transport,
     /// Name of the database that the module is published as.
     pub database: String,
     /// What to connect with. Never shown.
@@ -106,6 +112,7 @@ impl ClientConfig {
     pub fn new(uri: impl Into<String>, database: impl Into<String>, streams: Vec<StreamId>) -> Self {
         Self {
             uri: uri.into(),
+            transport: Transport::default(),
             database: database.into(),
             credential: Credential::Anonymous,
             client_build_id: DEFAULT_BUILD_ID.to_owned(),
@@ -139,6 +146,7 @@ impl ClientConfig {
                 detail,
             });
         }
+        self.transport.check(&self.uri, ALLOWED_BY)?;
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if self.database.is_empty() || !self.database.chars().all(good) {
             return Err(ConfigError::Database {
@@ -201,6 +209,7 @@ impl fmt::Debug for ClientConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientConfig")
             .field("uri", &self.uri)
+            .field("transport", &self.transport)
             .field("database", &self.database)
             .field("credential", &self.credential)
             .field("client_build_id", &self.client_build_id)
@@ -329,6 +338,25 @@ mod tests {
             ..config()
         };
         assert_eq!(twice.check(), Err(ConfigError::StreamTwice { stream }));
+    }
+
+    #[test]
+    fn plaintext_to_another_machine_is_refused_unless_it_is_allowed() {
+        let check = |uri: &str, transport| {
+            let config = ClientConfig {
+                uri: uri.to_owned(),
+                transport,
+                ..config()
+            };
+            config.check()
+        };
+        for uri in ["http://lane.example", "ws://10.0.0.1:3000"] {
+            let refused = check(uri, Transport::default());
+            assert!(matches!(refused, Err(ConfigError::Plaintext(_))), "{refused:?}");
+            assert_eq!(check(uri, Transport::default().allow_plaintext(true)), Ok(()));
+        }
+        assert_eq!(check("wss://lane.example", Transport::default()), Ok(()));
+        assert_eq!(check("ws://localhost:3000", Transport::default()), Ok(()));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{InvalidId, Seq, StreamId, limit};
+use spacetime_sync_transport::PlaintextRefused;
 
 /// How to react to an error. All parties use the same classes.
 pub type ErrorClass = RefusalClass;
@@ -74,6 +75,9 @@ pub enum ConfigError {
         /// What is wrong with it.
         detail: String,
     },
+    /// A token would go unencrypted to another machine.
+    #[error(transparent)]
+    Plaintext(#[from] PlaintextRefused),
     /// Reading the authority's log needs a token.
     #[error("history: reading at a bridge needs a credential; set one, or set `History::Off`")]
     HistoryWithoutCredential,

@@ -79,3 +79,4 @@ pub use spacetime_sync_proto::{
     ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Position, Refusal, RefusalCode, Seq, StaleCursor, StaleReason,
     StreamId,
 };
+pub use spacetime_sync_transport::{PlaintextRefused, TlsError, TlsFiles, Transport};

@@ -15,8 +15,8 @@ fn tool(arguments: &[&str]) -> Command {
     let mut command = Command::new(built("spacetime-sync"));
     command.args(arguments).env_clear().stderr(Stdio::piped());
     for (key, value) in [
-        ("AUTHORITY__URL", "postgres://h/d"),
-        ("SPACETIMEDB__URI", "http://h"),
+        ("AUTHORITY__URL", "postgres://localhost/d"),
+        ("SPACETIMEDB__URI", "http://localhost"),
         ("SPACETIMEDB__DATABASE", "lane"),
         ("SPACETIMEDB__TOKEN", "t"),
         ("SEALS__KEYS_DIR", "seals"),

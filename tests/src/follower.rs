@@ -103,6 +103,16 @@ impl Follower {
         self
     }
 
+    /// Connects to SpacetimeDB and to the bridge at these urls.
+    #[must_use]
+    pub fn through(mut self, uri: &str, bridge: &str) -> Self {
+        self.uri = uri.to_owned();
+        if let Credential::Session(at, _) = &mut self.credential {
+            *at = bridge.to_owned();
+        }
+        self
+    }
+
     /// Follows these streams instead of those it was made for.
     #[must_use]
     pub fn following(mut self, streams: &[StreamId]) -> Self {

@@ -69,7 +69,7 @@ impl Keys {
         add_key(&folder.join("keys"), None, now())?;
         let pem = SigningKey::generate()?;
         let app = SigningKey::from_pem(&pem, 0, "app.pem")?;
-        std::fs::write(folder.join("app.pem"), pem.expose())?;
+        crate::write_secret(&folder.join("app.pem"), pem.expose())?;
         let public = app.public_pem().context("no public key")?;
         std::fs::write(folder.join("app.pub.pem"), public)?;
         Ok(Self {

@@ -20,6 +20,7 @@ use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
 use spacetime_sync_stdb::tokens::read_token;
+use spacetime_sync_transport::Transport;
 use spacetimedb_sdk::__codegen::__sats::u256;
 use spacetimedb_sdk::DbContext as _;
 use sqlx::Connection as _;
@@ -32,7 +33,7 @@ use crate::port;
 use crate::postgres::{Cluster, Database};
 use crate::process::{Environment, Process, built};
 use crate::server::Server;
-use crate::until;
+use crate::{until, write_secret};
 
 /// How long the grants last that a lane without tokens gives its clients.
 pub const A_DAY: Duration = Duration::from_secs(86_400);
@@ -179,6 +180,7 @@ impl Lane {
     pub async fn publish(&self, breaking: Breaking) -> anyhow::Result<()> {
         let request = Request {
             uri: self.server.uri().to_owned(),
+            transport: Transport::default(),
             database: self.name.clone(),
             owner_token: self.path("owner.token"),
             bridge: match &self.tokens {
@@ -300,7 +302,7 @@ impl Lane {
             None => {
                 let credential = Admin::new_identity(self.server.uri()).await?;
                 let token_file = self.path(&format!("client-{number}.token"));
-                std::fs::write(&token_file, credential.token.expose())?;
+                write_secret(&token_file, credential.token.expose())?;
                 let owner = self.owner()?;
                 for stream_id in streams {
                     owner.grant(&credential.identity, stream_id, A_DAY).await?;
@@ -311,7 +313,7 @@ impl Lane {
             Some(tokens) => {
                 let (user, session) = (format!("user-{number}"), format!("session-{number}"));
                 let session_file = self.path(&format!("client-{number}.session"));
-                std::fs::write(&session_file, tokens.keys.session(&user, &session))?;
+                write_secret(&session_file, tokens.keys.session(&user, &session))?;
                 let patterns: Vec<&str> = streams.iter().map(StreamId::as_str).collect();
                 self.allow(&format!("user:{user}"), &patterns).await?;
                 let subject = format!("user:{user}/session:{session}");
@@ -360,6 +362,7 @@ impl Lane {
     pub async fn link(&self) -> anyhow::Result<Link> {
         let target = Target {
             uri: self.server.uri().to_owned(),
+            transport: Transport::default(),
             database: self.name.clone(),
             tokens: TokenSource::Fixed(read_token(&self.path("bridge.token"))?),
             compatibility: None,

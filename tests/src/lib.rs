@@ -22,10 +22,24 @@ pub mod stub;
 pub mod tool;
 pub mod variant;
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 /// How often waiting code checks its condition.
 pub const STEP: Duration = Duration::from_millis(10);
+
+/// Writes a file that nobody else may read, as every file with a secret must be.
+pub fn write_secret(path: &Path, secret: impl AsRef<[u8]>) -> std::io::Result<()> {
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(secret.as_ref())
+}
 
 /// Waits until a condition holds, and returns whether it did.
 pub async fn until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {

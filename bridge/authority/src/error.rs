@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{Seq, StreamId};
+use spacetime_sync_transport::secret_file::SecretFileError;
 
 /// An error on the authority's side.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,22 @@ pub enum AuthorityError {
         /// What the driver says. It never contains the password.
         source: sqlx::Error,
     },
+    /// The connection would go over a network, and nothing would protect it.
+    #[error(
+        "expected sslmode=verify-full, a Unix socket or an address of this machine, found sslmode={sslmode} for postgres at \
+         {server}: everybody on the way could read the log and the password, and write events; add sslmode=verify-full to \
+         the url, and sslrootcert=FILE if the certificate is of a CA of your own, or, if nobody else is on that way, set \
+         authority.allow_plaintext = true, or the tool's --allow-plaintext or --authority-allow-plaintext"
+    )]
+    Unprotected {
+        /// Host, port and database, without the password.
+        server: String,
+        /// What the url says, or the driver's default.
+        sslmode: &'static str,
+    },
+    /// The key of the bridge's certificate cannot be read, or others can read it.
+    #[error("sslkey")]
+    KeyFile(#[from] SecretFileError),
     /// The server has no such database.
     #[error("postgres at {server} has no such database; create it, or correct the end of the url")]
     NoDatabase {
@@ -159,6 +176,8 @@ impl AuthorityError {
             | Self::Migrate { .. }
             | Self::Unsupported { .. }
             | Self::Url { .. }
+            | Self::Unprotected { .. }
+            | Self::KeyFile(_)
             | Self::NoDatabase { .. }
             | Self::Denied { .. }
             | Self::Failed { .. } => RefusalClass::Fatal,

@@ -29,7 +29,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use spacetime_sync_proto::StreamId;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use spacetime_sync_transport::plaintext::is_loopback;
+use spacetime_sync_transport::secret_file;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use tokio::time::timeout;
 
 pub use access::{Access, AccessQuestion, BoundSession};
@@ -40,6 +42,7 @@ pub use history::History;
 pub use leadership::{Candidate, Leadership};
 pub use published::Advanced;
 pub use retention::Extent;
+pub use settings::Server;
 pub use standing::Standing;
 pub use wake::WakeListener;
 
@@ -72,8 +75,8 @@ pub struct Authority {
 
 impl Authority {
     /// Connects, and checks that the database has exactly the migrations of this build.
-    pub async fn connect(url: &str, pool_size: usize) -> Result<Self, AuthorityError> {
-        let authority = Self::unconnected(url, pool_size)?;
+    pub async fn connect(server: impl Into<Server>, pool_size: usize) -> Result<Self, AuthorityError> {
+        let authority = Self::unconnected(server, pool_size)?;
         let connections = &authority.connections;
         let check = async |connection: &mut PgConnection| {
             schema::check(connections.server(), connection)
@@ -85,8 +88,8 @@ impl Authority {
     }
 
     /// Connects with the first call, and does not check the migrations.
-    pub fn unconnected(url: &str, pool_size: usize) -> Result<Self, AuthorityError> {
-        let (server, options) = parse(url)?;
+    pub fn unconnected(server: impl Into<Server>, pool_size: usize) -> Result<Self, AuthorityError> {
+        let (server, options) = parse(server.into())?;
         Ok(Self {
             connections: Arc::new(Connections::new(server, options, pool_size)),
             lost_lead: Arc::default(),
@@ -109,17 +112,17 @@ impl Authority {
     }
 
     /// Applies the migrations that the database lacks. Several processes may do so at once.
-    pub async fn migrate(url: &str) -> Result<(), AuthorityError> {
-        Self::migrate_for(url, None).await
+    pub async fn migrate(server: impl Into<Server>) -> Result<(), AuthorityError> {
+        Self::migrate_for(server.into(), None).await
     }
 
     /// Like [`migrate`](Self::migrate), and gives the group roles with this prefix their duties (migration 6).
-    pub async fn migrate_with_roles(url: &str, prefix: &str) -> Result<(), AuthorityError> {
-        Self::migrate_for(url, Some(prefix)).await
+    pub async fn migrate_with_roles(server: impl Into<Server>, prefix: &str) -> Result<(), AuthorityError> {
+        Self::migrate_for(server.into(), Some(prefix)).await
     }
 
-    async fn migrate_for(url: &str, role_prefix: Option<&str>) -> Result<(), AuthorityError> {
-        let (server, options) = parse(url)?;
+    async fn migrate_for(server: Server, role_prefix: Option<&str>) -> Result<(), AuthorityError> {
+        let (server, options) = parse(server)?;
         // The bound on statements is for calls of the lane. Creating an index on a large table takes longer.
         let mut options = options.options([("statement_timeout", "0")]);
         if let Some(prefix) = role_prefix {
@@ -164,7 +167,8 @@ impl Authority {
     }
 }
 
-fn parse(url: &str) -> Result<(String, PgConnectOptions), AuthorityError> {
+fn parse(server: Server) -> Result<(String, PgConnectOptions), AuthorityError> {
+    let url = server.url.expose();
     // The driver would accept any scheme.
     if !["postgres://", "postgresql://"]
         .iter()
@@ -174,6 +178,7 @@ fn parse(url: &str) -> Result<(String, PgConnectOptions), AuthorityError> {
             source: sqlx::Error::Configuration("expected the scheme postgres:// or postgresql://".into()),
         });
     }
+    secret_file::check_named_in(url, &["sslkey", "ssl-key"])?;
     let options: PgConnectOptions = url.parse().map_err(|source| AuthorityError::Url { source })?;
     let options = options.application_name("spacetime-sync").options([
         ("statement_timeout", STATEMENT_LIMIT_MS),
@@ -189,12 +194,37 @@ fn parse(url: &str) -> Result<(String, PgConnectOptions), AuthorityError> {
         // A statement that needs a sort now looks so expensive that Postgres would compile it, for 10 ms each time.
         ("jit", "off"),
     ]);
-    let server = match options.get_socket() {
+    let name = match options.get_socket() {
         Some(socket) => socket.display().to_string(),
         None => format!("{}:{}", options.get_host(), options.get_port()),
     };
-    let server = format!("{server}/{}", options.get_database().unwrap_or(options.get_username()));
-    Ok((server, options))
+    let name = format!("{name}/{}", options.get_database().unwrap_or(options.get_username()));
+    if !server.allow_plaintext && !is_protected(&options) {
+        return Err(AuthorityError::Unprotected {
+            server: name,
+            sslmode: sslmode(options.get_ssl_mode()),
+        });
+    }
+    Ok((name, options))
+}
+
+/// Whether nobody between here and the server can read or change what is said. Every other sslmode lets whoever stands there
+/// do so: `prefer` falls back to plaintext, `require` accepts any certificate, and `verify-ca` any name.
+fn is_protected(options: &PgConnectOptions) -> bool {
+    // The driver takes a host that begins with a slash for the folder of a socket.
+    let by_socket = options.get_socket().is_some() || options.get_host().starts_with('/');
+    by_socket || is_loopback(options.get_host()) || matches!(options.get_ssl_mode(), PgSslMode::VerifyFull)
+}
+
+fn sslmode(mode: PgSslMode) -> &'static str {
+    match mode {
+        PgSslMode::Disable => "disable",
+        PgSslMode::Allow => "allow",
+        PgSslMode::Prefer => "prefer",
+        PgSslMode::Require => "require",
+        PgSslMode::VerifyCa => "verify-ca",
+        PgSslMode::VerifyFull => "verify-full",
+    }
 }
 
 fn stream_id(text: &str) -> Result<StreamId, CallError> {
@@ -224,10 +254,58 @@ mod tests {
 
     #[test]
     fn a_url_is_named_without_its_password() {
-        let (server, _) = parse("postgres://me:secret@db.example:5433/runtime").unwrap();
+        let (server, _) = parse(Server::at(
+            "postgres://me:secret@db.example:5433/runtime?sslmode=verify-full",
+        ))
+        .unwrap();
         assert_eq!(server, "db.example:5433/runtime");
-        let error = parse("mysql://me:secret@db.example/runtime").map(|_| ()).unwrap_err();
-        assert!(!format!("{error:?} {error}").contains("secret"));
+        for wrong in [
+            "mysql://me:secret@db.example/runtime",
+            "postgres://me:secret@db.example/runtime",
+        ] {
+            let error = parse(Server::at(wrong)).map(|_| ()).unwrap_err();
+            assert!(!format!("{error:?} {error}").contains("secret"), "{error}");
+        }
+        let error = parse(Server::at("mysql://h/d")).map(|_| ()).unwrap_err();
         assert!(matches!(error, AuthorityError::Url { .. }));
+    }
+
+    #[test]
+    fn a_connection_over_a_network_needs_a_certificate_with_the_right_name() {
+        for (url, good) in [
+            ("postgres://db.example/d?sslmode=verify-full", true),
+            ("postgres://db.example/d?ssl-mode=verify-full&sslrootcert=ca.pem", true),
+            ("postgres://db.example/d", false),
+            ("postgres://db.example/d?sslmode=disable", false),
+            ("postgres://db.example/d?sslmode=allow", false),
+            ("postgres://db.example/d?sslmode=prefer", false),
+            ("postgres://db.example/d?sslmode=require", false),
+            ("postgres://db.example/d?sslmode=require&sslrootcert=ca.pem", false),
+            ("postgres://db.example/d?sslmode=verify-ca&sslrootcert=ca.pem", false),
+            ("postgres://10.0.0.1/d", false),
+            ("postgres://postgres:5432/d", false),
+            // The last one counts.
+            ("postgres://localhost/d?host=db.example", false),
+            ("postgres://localhost/d?hostaddr=10.0.0.1", false),
+            ("postgres://db.example/d?sslmode=verify-full&sslmode=prefer", false),
+            ("postgres://localhost@db.example/d", false),
+            ("postgres://localhost/d", true),
+            ("postgres://127.0.0.1:5433/d?sslmode=disable", true),
+            ("postgres://[::1]/d", true),
+            ("postgres:///d?host=/run/postgresql", true),
+            ("postgres://%2Frun%2Fpostgresql/d", true),
+        ] {
+            let server = Server::at(url);
+            let found = parse(server.clone()).map(|_| ());
+            assert_eq!(found.is_ok(), good, "{url}: {found:?}");
+            if let Err(error) = found {
+                let said = error.to_string();
+                assert!(
+                    said.contains("verify-full") && said.contains("allow_plaintext"),
+                    "{said}"
+                );
+            }
+            assert!(parse(server.allow_plaintext(true)).is_ok(), "{url}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use spacetime_sync_proto::access::REVOKED_PATH;
 use spacetime_sync_proto::{Label, Secret, error_text};
+use spacetime_sync_transport::Transport;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
@@ -31,11 +32,8 @@ struct Revoked {
 }
 
 /// Asks for as long as the process runs.
-pub async fn watch(gate: &Gate, url: &str, token: &Secret, every: Duration) {
-    let http = reqwest::Client::builder()
-        .timeout(ASK_LIMIT)
-        .redirect(reqwest::redirect::Policy::none())
-        .build();
+pub async fn watch(gate: &Gate, transport: &Transport, url: &str, token: &Secret, every: Duration) {
+    let http = transport.http(url).timeout(ASK_LIMIT).build();
     // The options are constants, so this fails only where no client can be made at all.
     let http = http.expect("a client whose options are constants");
     let url = format!("{url}{REVOKED_PATH}");

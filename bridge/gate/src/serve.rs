@@ -23,6 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, error_text};
 use spacetime_sync_rules::session::Policy;
+use spacetime_sync_transport::Transport;
 use spacetimedb_client_api_messages::websocket::v2::BIN_PROTOCOL;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
@@ -69,9 +70,9 @@ pub struct Gate {
 
 impl Gate {
     /// A gate that lets nobody in until it has heard of the revoked sessions.
-    pub fn new(config: GateConfig, verifier: Arc<dyn Verifier>) -> Self {
-        let server = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
+    pub fn new(config: GateConfig, transport: &Transport, verifier: Arc<dyn Verifier>) -> Self {
+        let server = transport
+            .http(&config.spacetimedb_uri)
             .http1_only()
             .no_gzip()
             .pool_max_idle_per_host(0)

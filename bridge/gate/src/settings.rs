@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
+use spacetime_sync_transport::{TlsError, TlsFiles, Transport, plaintext};
 
 use crate::addresses::AddressQuotas;
 use crate::backlog::Bounds;
@@ -26,6 +27,15 @@ pub struct GateConfig {
     pub admin_listen: SocketAddr,
     /// `http://…` of the SpacetimeDB behind the gate.
     pub spacetimedb_uri: String,
+    /// Whether `http://` may lead to another machine: to SpacetimeDB, to the keys and to the bridge.
+    #[serde(default)]
+    pub allow_plaintext: bool,
+    /// Certificates of the only authorities that count there, in PEM.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate that the gate shows there, in PEM.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub key_file: Option<PathBuf>,
     /// The one database that the gate leads to.
     pub database: String,
     /// `iss` of the tokens: the `issuer.url` of the bridge.
@@ -279,6 +289,15 @@ impl GateConfig {
                 return bad(key, message);
             }
         }
+        for (key, url) in [
+            ("gate.spacetimedb_uri", self.spacetimedb_uri.as_str()),
+            ("gate.bridge_url", self.bridge_url()),
+            ("gate.keys_url", &self.keys_url()),
+        ] {
+            if let Err(refused) = plaintext::check(url, self.allow_plaintext, "gate.allow_plaintext = true") {
+                return bad(key, refused.to_string());
+            }
+        }
         let name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
         if self.database.is_empty() || !self.database.bytes().all(name) {
             let message = format!("expected the name of a database, found {:?}", self.database);
@@ -418,6 +437,18 @@ impl GateConfig {
         Ok(true)
     }
 
+    /// How the gate reaches SpacetimeDB, the keys and the bridge.
+    pub fn transport(&self) -> Result<Transport, TlsError> {
+        let files = TlsFiles {
+            ca: self.ca_file.as_deref(),
+            cert: self.cert_file.as_deref(),
+            key: self.key_file.as_deref(),
+        };
+        Transport::default()
+            .allow_plaintext(self.allow_plaintext)
+            .with_files(files)
+    }
+
     /// The url of the issuer's keys.
     pub fn keys_url(&self) -> String {
         let own = || format!("{}/.well-known/jwks.json", self.issuer);
@@ -509,6 +540,21 @@ mod tests {
         };
         assert_eq!(every(250, 1_500), None);
         assert_eq!(every(251, 1_500), Some("gate.revocations_max_age_ms"));
+    }
+
+    #[test]
+    fn nothing_goes_to_another_machine_in_plaintext_unless_that_is_allowed() {
+        for key in ["spacetimedb_uri", "bridge_url", "keys_url"] {
+            let elsewhere = (key, json!("http://10.0.0.1:3000"));
+            assert_eq!(refused(std::slice::from_ref(&elsewhere)), Some(&*format!("gate.{key}")));
+            assert_eq!(refused(&[elsewhere, ("allow_plaintext", json!(true))]), None);
+            assert_eq!(refused(&[(key, json!("https://10.0.0.1:3000"))]), None);
+        }
+        // Without urls of their own, bridge and keys are at the issuer's.
+        assert_eq!(
+            refused(&[("issuer", json!("http://lane.example"))]),
+            Some("gate.bridge_url")
+        );
     }
 
     #[test]

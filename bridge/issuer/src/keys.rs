@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use spacetime_sync_proto::seal::sealed_text;
 use spacetime_sync_proto::{Position, Seal, SealKey, SealKeyId, Secret, StreamId};
+use spacetime_sync_transport::secret_file::SecretFileError;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime, UtcDateTime};
 
@@ -55,6 +56,9 @@ pub enum KeyError {
         /// The error of the system.
         source: std::io::Error,
     },
+    /// A file cannot be read, or others can read it.
+    #[error(transparent)]
+    File(#[from] SecretFileError),
     /// The name of a file is not a moment.
     #[error("{origin} is not named YYYYMMDDTHHMMSSZ.pem, after the moment from which the key signs")]
     Name {

@@ -18,6 +18,7 @@ use spacetime_sync_authority::{Actor, Authority, AuthorityError};
 use spacetime_sync_proto::error_text;
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::admin::Admin;
+use spacetime_sync_stdb::link::Target;
 use spacetime_sync_stdb::tokens::TokenSource;
 
 /// Most sessions, users and devices of one request, together.
@@ -60,10 +61,11 @@ pub struct Messenger {
 
 impl Messenger {
     /// A messenger for one database.
-    pub fn new(uri: &str, database: &str, tokens: TokenSource) -> Self {
+    pub fn new(target: &Target) -> Self {
+        let nobody = spacetime_sync_proto::Secret::from(String::new());
         Self {
-            admin: Admin::new(uri, database, spacetime_sync_proto::Secret::from(String::new())),
-            tokens,
+            admin: Admin::over(&target.transport, &target.uri, &target.database, nobody),
+            tokens: target.tokens.clone(),
         }
     }
 

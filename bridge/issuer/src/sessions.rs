@@ -14,6 +14,7 @@ use p256::pkcs8::spki::{Error as SpkiError, SubjectPublicKeyInfoRef};
 use serde::Deserialize;
 use spacetime_sync_proto::access::SyncClaims;
 use spacetime_sync_proto::{Label, RefusalCode};
+use spacetime_sync_transport::{TlsError, Transport};
 
 use super::denial::Denial;
 use super::json::object;
@@ -66,6 +67,9 @@ pub enum PublicKeyError {
         /// The error of the system.
         source: std::io::Error,
     },
+    /// The certificates for the key set cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The file does not hold a public key.
     #[error("{} holds no public key: expected one PUBLIC KEY in PEM, of P-256, or RSA of 2048 to 8192 bits", path.display())]
     NoKey {
@@ -77,12 +81,13 @@ pub enum PublicKeyError {
 impl SessionVerifier {
     /// Reads the keys that the configuration names.
     pub fn new(config: &SessionsConfig) -> Result<Self, PublicKeyError> {
+        let transport = config.transport()?;
         let fixed: Result<Vec<_>, _> = config.public_keys.iter().map(|path| read_key(path)).collect();
         Ok(Self {
             issuer: config.issuer.clone(),
             audience: config.audience.clone(),
             fixed: fixed?,
-            remote: config.jwks_url.as_deref().map(RemoteKeys::new),
+            remote: config.jwks_url.as_deref().map(|url| RemoteKeys::new(url, &transport)),
         })
     }
 
@@ -161,8 +166,8 @@ const KEYS_PAUSE: Duration = Duration::from_secs(2);
 
 impl TokenVerifier {
     /// Verifies by the keys at a url.
-    pub fn new(keys_url: &str) -> Self {
-        Self(RemoteKeys::with_pause(keys_url, KEYS_PAUSE))
+    pub fn new(keys_url: &str, transport: &Transport) -> Self {
+        Self(RemoteKeys::with_pause(keys_url, transport, KEYS_PAUSE))
     }
 
     /// The claims of a token that the issuer signed, as JSON.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize};
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
+use spacetime_sync_transport::{TlsError, TlsFiles, Transport, plaintext};
 
 /// Most files of public keys in `[sessions]`.
 const PUBLIC_KEYS: usize = 16;
@@ -16,6 +17,10 @@ const PUBLIC_KEYS: usize = 16;
 pub struct IssuerConfig {
     /// `iss` of every token: the url below which SpacetimeDB finds this bridge's `/.well-known/openid-configuration`.
     pub url: String,
+    /// Whether `url` may be `http://` on another machine: there clients show their credentials, and SpacetimeDB asks for the
+    /// keys that it trusts.
+    #[serde(default)]
+    pub allow_plaintext: bool,
     /// `aud` of every token.
     #[serde(default = "default_audience")]
     pub audience: String,
@@ -63,6 +68,15 @@ pub struct SessionsConfig {
     pub public_keys: Vec<PathBuf>,
     /// Url of the key set of the sessions' issuer.
     pub jwks_url: Option<String>,
+    /// Whether `jwks_url` may be `http://` on another machine.
+    #[serde(default)]
+    pub allow_plaintext: bool,
+    /// Certificates of the only authorities that count there, in PEM.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate that the bridge shows there, in PEM.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub key_file: Option<PathBuf>,
     /// How many days the authority remembers a session after its first token or its revocation; without a value, it
     /// never forgets. A forgotten session counts as a new one, so no session credential may be valid for longer. The
     /// authority never forgets sooner than `runtime.sync_session_retention` says, which only its owner may change.
@@ -103,6 +117,20 @@ fn default_failures_per_minute() -> u32 {
 
 fn default_failures_burst() -> u32 {
     60
+}
+
+impl SessionsConfig {
+    /// How the bridge reaches the key set.
+    pub fn transport(&self) -> Result<Transport, TlsError> {
+        let files = TlsFiles {
+            ca: self.ca_file.as_deref(),
+            cert: self.cert_file.as_deref(),
+            key: self.key_file.as_deref(),
+        };
+        Transport::default()
+            .allow_plaintext(self.allow_plaintext)
+            .with_files(files)
+    }
 }
 
 impl IssuerConfig {
@@ -197,6 +225,9 @@ fn check_issuer(issuer: &IssuerConfig) -> Result<(), BadSetting> {
     if let Err(message) = check_issuer_url(&issuer.url) {
         return value("issuer.url", message);
     }
+    if let Err(refused) = plaintext::check(&issuer.url, issuer.allow_plaintext, "issuer.allow_plaintext = true") {
+        return value("issuer.url", refused.to_string());
+    }
     if issuer.audience.is_empty() {
         return value("issuer.audience", "expected a name, found nothing".to_owned());
     }
@@ -271,13 +302,17 @@ fn check_sessions(issuer: &IssuerConfig, sessions: &SessionsConfig) -> Result<()
     if sessions.remember_days == Some(0) {
         return value("sessions.remember_days", "expected at least 1, found 0".to_owned());
     }
-    match &sessions.jwks_url {
-        Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => value(
+    let Some(url) = &sessions.jwks_url else { return Ok(()) };
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        return value(
             "sessions.jwks_url",
             format!("expected http://… or https://…, found {url:?}"),
-        ),
-        _ => Ok(()),
+        );
     }
+    plaintext::check(url, sessions.allow_plaintext, "sessions.allow_plaintext = true").map_err(|refused| BadSetting {
+        key: "sessions.jwks_url",
+        message: refused.to_string(),
+    })
 }
 
 fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {

@@ -16,12 +16,15 @@ use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_stdb::identity::{self, NotAToken};
 use spacetime_sync_stdb::tokens::{TokenFileError, read_token};
+use spacetime_sync_transport::Transport;
 
 /// What to publish where.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// `http://…` of the server.
     pub uri: String,
+    /// How to reach it.
+    pub transport: Transport,
     /// Name of the database.
     pub database: String,
     /// File with the owner's token. If it does not exist, publishing makes a new identity and writes it.
@@ -161,16 +164,16 @@ pub async fn publish(request: Request) -> Result<Report, PublishError> {
 /// `unused` lists the new token files until the server knows their identities.
 async fn publish_as(request: Request, unused: &mut Vec<PathBuf>) -> Result<Report, PublishError> {
     let owner = match &request.wasm {
-        Some(_) => token_or_new(&request.uri, &request.owner_token, unused).await?,
+        Some(_) => token_or_new(&request, &request.owner_token, unused).await?,
         // A new identity owns no database.
         None => read_token(&request.owner_token)?,
     };
     let bridge_identity = match &request.bridge {
-        Bridge::TokenFile(path) => identity_in(path, &token_or_new(&request.uri, path, unused).await?)?,
+        Bridge::TokenFile(path) => identity_in(path, &token_or_new(&request, path, unused).await?)?,
         Bridge::Issuer(trust) => identity::of_bridge(&trust.issuer),
     };
     let owner_identity = identity_in(&request.owner_token, &owner)?;
-    let admin = Admin::new(&request.uri, &request.database, owner);
+    let admin = Admin::over(&request.transport, &request.uri, &request.database, owner);
     let before = admin.schema().await?;
     if let Some(wasm) = request.wasm {
         admin.publish(wasm, request.breaking).await?;
@@ -255,11 +258,11 @@ fn must_be_wasm(bytes: &[u8]) -> Result<(), PublishError> {
     Err(PublishError::NotWasm { found })
 }
 
-async fn token_or_new(uri: &str, path: &Path, unused: &mut Vec<PathBuf>) -> Result<Secret, PublishError> {
+async fn token_or_new(request: &Request, path: &Path, unused: &mut Vec<PathBuf>) -> Result<Secret, PublishError> {
     if path.exists() {
         return Ok(read_token(path)?);
     }
-    let credential = Admin::new_identity(uri).await?;
+    let credential = Admin::new_identity_over(&request.transport, &request.uri).await?;
     let write = |source| PublishError::Write {
         path: path.to_owned(),
         source,

@@ -50,11 +50,12 @@ pub(crate) async fn run(config: Option<PathBuf>) -> anyhow::Result<()> {
     };
     let (clients, operator) = (listen(config.listen).await?, listen(config.admin_listen).await?);
     tracing::info!(clients = %clients.local_addr()?, admin = %operator.local_addr()?, "listening");
-    let verifier = Published(TokenVerifier::new(&config.keys_url()));
-    let gate = Arc::new(Gate::new(config, Arc::new(verifier)));
+    let transport = config.transport()?;
+    let verifier = Published(TokenVerifier::new(&config.keys_url(), &transport));
+    let gate = Arc::new(Gate::new(config, &transport, Arc::new(verifier)));
     tokio::select! {
         () = serve(gate.clone(), clients, operator) => anyhow::bail!("the gate accepts nobody any more"),
-        () = watch(&gate, &bridge, &token, every) => anyhow::bail!("the gate no longer asks the bridge"),
+        () = watch(&gate, &transport, &bridge, &token, every) => anyhow::bail!("the gate no longer asks the bridge"),
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }

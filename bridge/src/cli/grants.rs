@@ -1,6 +1,6 @@
 //! `spacetime-sync grant`, `revoke` and `grants`: rights that the owner gives by hand.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -67,7 +67,7 @@ pub(crate) async fn grant(args: GrantArgs) -> anyhow::Result<()> {
         identity,
         streams,
     } = &args.which;
-    let admin = Admin::new(&server.uri, &server.database, read_token(&args.token_file)?);
+    let admin = admin(server, &args.token_file)?;
     for stream_id in streams {
         audit.record(Act::GrantStream { identity, stream_id }).await?;
         let lasts = Duration::from_secs(args.days * DAY);
@@ -84,7 +84,7 @@ pub(crate) async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
         identity,
         streams,
     } = &args.which;
-    let admin = Admin::new(&server.uri, &server.database, read_token(&args.token_file)?);
+    let admin = admin(server, &args.token_file)?;
     for stream_id in streams {
         audit.record(Act::RevokeStream { identity, stream_id }).await?;
         admin.revoke(identity, stream_id).await?;
@@ -94,7 +94,7 @@ pub(crate) async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn list(args: GrantsArgs) -> anyhow::Result<()> {
-    let admin = Admin::new(&args.server.uri, &args.server.database, read_token(&args.token_file)?);
+    let admin = admin(&args.server, &args.token_file)?;
     let grants = admin.grants().await?;
     for grant in &grants {
         match &grant.ends {
@@ -110,4 +110,9 @@ pub(crate) async fn list(args: GrantsArgs) -> anyhow::Result<()> {
         }
     }
     say(format_args!("{} grants by hand", grants.len()))
+}
+
+fn admin(server: &ServerArgs, token_file: &Path) -> anyhow::Result<Admin> {
+    let token = read_token(token_file)?;
+    Ok(Admin::over(&server.transport()?, &server.uri, &server.database, token))
 }

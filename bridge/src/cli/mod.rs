@@ -18,13 +18,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Deserialize;
-use spacetime_sync_authority::{Act, Actor, Authority};
+use spacetime_sync_authority::{Act, Actor, Authority, Server};
 use spacetime_sync_bridge::config::Config;
 use spacetime_sync_issuer::Issuer;
 use spacetime_sync_issuer::keys::KeyFolder;
 use spacetime_sync_ops::repair::HaltedStream;
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
+use spacetime_sync_transport::{TlsFiles, Transport};
 
 /// How many connections to the authority a command needs. It asks one question after the other.
 const CONNECTIONS: usize = 2;
@@ -37,6 +38,44 @@ pub(crate) struct ServerArgs {
     /// Name of the database.
     #[arg(long)]
     pub(crate) database: String,
+    #[command(flatten)]
+    pub(crate) transport: TransportArgs,
+}
+
+impl ServerArgs {
+    /// How to reach the server, if anything may be sent there at all.
+    pub(crate) fn transport(&self) -> anyhow::Result<Transport> {
+        self.transport.to(&self.uri).context("--uri")
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct TransportArgs {
+    /// Let http:// lead to another machine. Everybody on the way can then read what is shown there, and use it.
+    #[arg(long)]
+    pub(crate) allow_plaintext: bool,
+    /// File with certificates of the only authorities that count there, in PEM.
+    #[arg(long)]
+    ca_file: Option<PathBuf>,
+    /// File with the certificate to show there, in PEM.
+    #[arg(long, requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// File with its private key.
+    #[arg(long, requires = "cert_file")]
+    key_file: Option<PathBuf>,
+}
+
+impl TransportArgs {
+    /// How to reach a url, if anything may be sent there at all.
+    pub(crate) fn to(&self, url: &str) -> anyhow::Result<Transport> {
+        let transport = Transport::default().allow_plaintext(self.allow_plaintext);
+        transport.check(url, "--allow-plaintext")?;
+        Ok(transport.with_files(TlsFiles {
+            ca: self.ca_file.as_deref(),
+            cert: self.cert_file.as_deref(),
+            key: self.key_file.as_deref(),
+        })?)
+    }
 }
 
 #[derive(Args)]
@@ -45,6 +84,9 @@ pub(crate) struct AuditArgs {
     /// this. Without it nothing is recorded.
     #[arg(long, env = "SPACETIME_SYNC__AUTHORITY__URL", hide_env_values = true)]
     authority_url: Option<String>,
+    /// Let the connection to an authority on another machine do without sslmode=verify-full.
+    #[arg(long, env = "SPACETIME_SYNC__AUTHORITY__ALLOW_PLAINTEXT")]
+    authority_allow_plaintext: bool,
 }
 
 impl AuditArgs {
@@ -53,7 +95,8 @@ impl AuditArgs {
         let Some(url) = &self.authority_url else {
             return Ok(());
         };
-        let authority = Authority::connect(url, 1).await?;
+        let server = Server::at(url).allow_plaintext(self.authority_allow_plaintext);
+        let authority = Authority::connect(server, 1).await?;
         authority.record(act, &operator()).await?;
         authority.close().await;
         Ok(())
@@ -84,6 +127,7 @@ pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::R
     };
     Ok(Target {
         uri: config.spacetimedb.uri.clone(),
+        transport: config.spacetimedb.transport()?,
         database: config.spacetimedb.database.clone(),
         tokens,
         compatibility: issuer.map(|issuer| issuer.compatibility().clone()),
@@ -93,7 +137,7 @@ pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::R
 
 /// Connects to both sides of the lane, for a command that asks one question after the other and appends nothing.
 pub(crate) async fn both_sides(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::Result<(Authority, Link)> {
-    let authority = Authority::connect(config.authority.url.expose(), CONNECTIONS).await?;
+    let authority = Authority::connect(&config.authority, CONNECTIONS).await?;
     // If the link ends, the next call of the command fails.
     let link = Link::connect(target(config, issuer)?, Arc::new(|_| {}))
         .await

@@ -9,6 +9,7 @@ use spacetime_sync_ops::publish::{Bridge, ROW_LIMIT, Request, Trust, build_modul
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 use spacetime_sync_proto::limit;
 use spacetime_sync_stdb::admin::Breaking;
+use spacetime_sync_transport::plaintext;
 
 use super::{AuditArgs, ServerArgs, say};
 
@@ -94,6 +95,11 @@ pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
         (false, Breaking::DisconnectClients) => "publishes and disconnects clients",
         (false, Breaking::DeleteData) => "publishes and deletes everything",
     };
+    let transport = args.server.transport()?;
+    if let Some(issuer) = &args.issuer {
+        // SpacetimeDB asks there for the keys that it trusts.
+        plaintext::check(issuer, args.server.transport.allow_plaintext, "--allow-plaintext").context("--issuer")?;
+    }
     let (uri, database) = (args.server.uri.as_str(), args.server.database.as_str());
     args.audit.record(Act::PublishModule { uri, database, how }).await?;
     let bridge = match (args.issuer, args.bridge_token_file) {
@@ -107,6 +113,7 @@ pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
     };
     let report = publish(Request {
         uri: args.server.uri,
+        transport,
         database: args.server.database,
         owner_token: args.token_file,
         bridge,

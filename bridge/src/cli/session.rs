@@ -11,10 +11,11 @@ use spacetime_sync_issuer::jws::Kind;
 use spacetime_sync_issuer::keys::{SigningKey, moment_text};
 use spacetime_sync_proto::access::{Scope, TOKEN_PATH, TokenRequest, TokenResponse, headers};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
-use spacetime_sync_proto::{Label, Secret, StreamId};
+use spacetime_sync_proto::{Label, StreamId};
 use spacetime_sync_stdb::tokens::read_token;
+use spacetime_sync_transport::secret_file;
 
-use super::say;
+use super::{TransportArgs, say};
 
 #[derive(Subcommand)]
 pub(crate) enum SessionCommand {
@@ -29,6 +30,8 @@ pub(crate) struct TokenArgs {
     /// The bridge: its `issuer.url`.
     #[arg(long)]
     bridge: String,
+    #[command(flatten)]
+    transport: TransportArgs,
     /// File with the session credential.
     #[arg(long)]
     session_file: PathBuf,
@@ -82,6 +85,7 @@ pub(crate) async fn execute(command: SessionCommand, now: u64) -> anyhow::Result
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 async fn token(args: TokenArgs, now: u64) -> anyhow::Result<()> {
+    let transport = args.transport.to(&args.bridge).context("--bridge")?;
     let credential = read_token(&args.session_file)?;
     let of_stream = |stream: &String| StreamId::new(stream).ok().as_ref().and_then(Scope::of_stream);
     let scopes: BTreeSet<String> = [Some(Scope::Subscribe)]
@@ -96,7 +100,9 @@ async fn token(args: TokenArgs, now: u64) -> anyhow::Result<()> {
         device_id: args.device,
         ..TokenRequest::default()
     };
-    let response = reqwest::Client::new()
+    let response = transport
+        .http(&args.bridge)
+        .build()?
         .post(format!("{}{TOKEN_PATH}", args.bridge.trim_end_matches('/')))
         .timeout(ANSWER_LIMIT)
         .bearer_auth(credential.expose())
@@ -121,8 +127,7 @@ async fn token(args: TokenArgs, now: u64) -> anyhow::Result<()> {
 
 fn sign(args: SignArgs, now: u64) -> anyhow::Result<()> {
     let origin = args.key.display().to_string();
-    let pem = std::fs::read_to_string(&args.key).with_context(|| format!("cannot read {origin}"))?;
-    let key = SigningKey::from_pem(&Secret::from(pem), 0, &origin)?;
+    let key = SigningKey::from_pem(&secret_file::read(&args.key)?, 0, &origin)?;
     let mut claims = json!({
         "iss": args.issuer, "aud": args.audience, "sub": args.user, "sid": args.session,
         "iat": now, "nbf": now, "exp": now.saturating_add(args.ttl),

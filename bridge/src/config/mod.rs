@@ -315,6 +315,12 @@ impl Config {
                 "expected the name of a database, found nothing".to_owned(),
             );
         }
+        if let Err(refused) = self.spacetimedb.check_transport() {
+            return value("spacetimedb.uri", refused.to_string());
+        }
+        if let Err(message) = self.authority.check_transport() {
+            return value("authority.url", message);
+        }
         match (&self.spacetimedb.token, &self.spacetimedb.token_file) {
             (None, None) if self.issuer.is_none() => {
                 return value(

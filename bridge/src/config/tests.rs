@@ -2,7 +2,7 @@ use super::*;
 
 const FILE: &str = r#"
     [authority]
-    url = "postgres://u:hunter2@h/d"
+    url = "postgres://u:hunter2@localhost/d"
     [spacetimedb]
     uri = "http://127.0.0.1:3000"
     database = "lane"
@@ -85,8 +85,8 @@ fn the_environment_wins_over_the_file() {
 #[test]
 fn everything_can_come_from_the_environment() {
     let environment = [
-        ("SPACETIME_SYNC__AUTHORITY__URL", "postgres://h/d"),
-        ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://h"),
+        ("SPACETIME_SYNC__AUTHORITY__URL", "postgres://localhost/d"),
+        ("SPACETIME_SYNC__SPACETIMEDB__URI", "http://localhost"),
         ("SPACETIME_SYNC__SPACETIMEDB__DATABASE", "lane"),
         ("SPACETIME_SYNC__SPACETIMEDB__TOKEN", "t"),
         ("SPACETIME_SYNC__SEALS__KEYS_DIR", "seals"),
@@ -206,6 +206,30 @@ fn an_error_names_what_is_wrong_and_where() {
             "seals.key: expected this or seals.keys_dir, found both",
         ),
         (
+            FILE.replace("@localhost", "@postgres:5432"),
+            vec![],
+            "bridge.toml:3: authority.url: expected sslmode=verify-full, a Unix socket or an address of this machine, found \
+             sslmode=prefer for postgres at postgres:5432/d",
+        ),
+        (
+            FILE.replace("http://127.0.0.1", "http://10.0.0.1"),
+            vec![],
+            "bridge.toml:5: spacetimedb.uri: expected https or an address of this machine, found plaintext to 10.0.0.1",
+        ),
+        (
+            format!("{FILE}\n{}", ACCESS.replace("https://lane", "http://lane")),
+            vec![],
+            "issuer.url: expected https or an address of this machine, found plaintext to lane.example",
+        ),
+        (
+            format!(
+                "{FILE}\n{}",
+                ACCESS.replace("public_keys", "jwks_url = \"http://app.example/keys\"\npublic_keys")
+            ),
+            vec![],
+            "sessions.jwks_url: expected https or an address of this machine, found plaintext to app.example",
+        ),
+        (
             String::new(),
             vec![],
             "bridge.toml: the configuration: missing field `authority`",
@@ -214,6 +238,29 @@ fn an_error_names_what_is_wrong_and_where() {
         let error = load(&text, &environment).unwrap_err();
         assert!(error.contains(expected), "expected {expected:?} in {error:?}");
         assert!(!error.contains("hunter2"));
+    }
+}
+
+#[test]
+fn plaintext_to_another_machine_can_be_allowed_for_each_way() {
+    let remote = FILE
+        .replace("@localhost/d\"", "@postgres/d\"\nallow_plaintext = true")
+        .replace("127.0.0.1:3000\"", "10.0.0.1:3000\"\nallow_plaintext = true");
+    let issuing = ACCESS
+        .replace(
+            "https://lane.example/sync\"",
+            "http://lane.example\"\nallow_plaintext = true",
+        )
+        .replace(
+            "public_keys",
+            "jwks_url = \"http://app.example/keys\"\nallow_plaintext = true\npublic_keys",
+        );
+    load(&format!("{remote}{issuing}"), &[]).unwrap();
+    for section in ["AUTHORITY", "SPACETIMEDB", "ISSUER", "SESSIONS"] {
+        let variable = format!("SPACETIME_SYNC__{section}__ALLOW_PLAINTEXT");
+        let error = load(&format!("{remote}{issuing}"), &[(variable.as_str(), "false")]).unwrap_err();
+        let allows = format!("{}.allow_plaintext = true", section.to_lowercase());
+        assert!(error.contains(&allows), "{error}");
     }
 }
 

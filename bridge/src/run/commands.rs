@@ -53,7 +53,7 @@ impl Runner {
                 let (config, events) = (self.config.clone(), self.events.clone());
                 self.tasks.spawn(async move {
                     let authority = &config.authority;
-                    let opened = Authority::connect(authority.url.expose(), authority.pool_size).await;
+                    let opened = Authority::connect(authority, authority.pool_size).await;
                     let _ = events.send(Happened::Opened(request, opened));
                 });
             }

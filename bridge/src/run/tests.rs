@@ -38,6 +38,7 @@ fn runner() -> Runner {
     let config = Config::load(None, set.into_iter()).unwrap();
     let target = Target {
         uri: config.spacetimedb.uri.clone(),
+        transport: config.spacetimedb.transport().unwrap(),
         database: config.spacetimedb.database.clone(),
         tokens: TokenSource::Fixed("none".to_owned().into()),
         compatibility: None,

@@ -10,6 +10,7 @@ use spacetime_sync_proto::{Refusal, error_text};
 
 use super::StdbError;
 use spacetime_sync_proto::Secret;
+use spacetime_sync_transport::Transport;
 
 /// How long a request may take, except publishing.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
@@ -71,8 +72,15 @@ pub enum Plan {
 impl Admin {
     /// Talks to one database with the token of the caller.
     pub fn new(uri: &str, database: &str, token: Secret) -> Self {
+        Self::over(&Transport::default(), uri, database, token)
+    }
+
+    /// Like [`new`](Self::new), with another transport than the default.
+    pub fn over(transport: &Transport, uri: &str, database: &str, token: Secret) -> Self {
+        // The options are constants, so this fails only where no client can be made at all.
+        let http = transport.http(uri).build();
         Self {
-            http: reqwest::Client::new(),
+            http: http.expect("a client whose options are constants"),
             uri: uri.trim_end_matches('/').to_owned(),
             database: database.to_owned(),
             token,
@@ -87,7 +95,12 @@ impl Admin {
 
     /// Asks a server for a new identity.
     pub async fn new_identity(uri: &str) -> Result<Credential, StdbError> {
-        let admin = Self::new(uri, "", Secret::from(String::new()));
+        Self::new_identity_over(&Transport::default(), uri).await
+    }
+
+    /// Like [`new_identity`](Self::new_identity), with another transport than the default.
+    pub async fn new_identity_over(transport: &Transport, uri: &str) -> Result<Credential, StdbError> {
+        let admin = Self::over(transport, uri, "", Secret::from(String::new()));
         let request = admin
             .http
             .post(format!("{}/v1/identity", admin.uri))

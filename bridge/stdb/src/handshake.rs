@@ -70,12 +70,13 @@ impl Drop for Attempt {
     }
 }
 
-/// Connects, and calls `connected` when the server has accepted the bridge. Dropping the future ends the attempt.
+/// Connects, and calls `connected` when the server has accepted the bridge. Dropping the future ends the attempt. Returns
+/// the address, too, to which the socket leads.
 pub(super) async fn open(
     target: &Target,
     token: &Secret,
     connected: impl FnOnce() + Send + 'static,
-) -> Result<(DbConnection, LinkRuntime), StdbError> {
+) -> Result<(DbConnection, LinkRuntime, String), StdbError> {
     let unavailable = |message: String| StdbError::Unavailable {
         uri: target.uri.clone(),
         message,
@@ -87,8 +88,14 @@ pub(super) async fn open(
     let Some(threads) = runtime.handle().cloned() else {
         return Err(unavailable("cannot start a thread to connect on".to_owned()));
     };
+    let (transport, uri) = (target.transport.clone(), target.uri.clone());
+    let leading = threads.spawn(async move { transport.address_for_sdk(&uri).await });
+    let address = leading
+        .await
+        .map_err(|error| unavailable(format!("connecting ended without an answer: {error}")))?
+        .map_err(|error| unavailable(error.to_string()))?;
     let builder = DbConnection::builder()
-        .with_uri(target.uri.as_str())
+        .with_uri(address.as_str())
         .with_database_name(target.database.as_str())
         .with_token(Some(token.expose()))
         .with_compression(Compression::None)
@@ -102,7 +109,7 @@ pub(super) async fn open(
         .await
         .map_err(|error| unavailable(format!("connecting ended without an answer: {error}")))?
         .map_err(|error| unavailable(error.to_string()))?;
-    Ok((connection, runtime))
+    Ok((connection, runtime, address))
 }
 
 #[cfg(test)]
@@ -110,6 +117,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use tokio::net::TcpListener;
+
+    use spacetime_sync_transport::Transport;
 
     use super::*;
     use crate::tokens::TokenSource;
@@ -122,6 +131,7 @@ mod tests {
         let token = Secret::from("none".to_owned());
         let target = Target {
             uri: format!("http://{}", silent.local_addr().unwrap()),
+            transport: Transport::default(),
             database: "lane".to_owned(),
             tokens: TokenSource::Fixed(token.clone()),
             compatibility: None,

@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use spacetime_sync_bindings::{DbConnection, RemoteProcedures, RemoteReducers, append_sync_events, read_heads};
 use spacetime_sync_proto::access::Compatibility;
 use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId, error_text};
+use spacetime_sync_transport::Transport;
 use spacetimedb_sdk::__codegen::InternalError;
 use spacetimedb_sdk::DbContext;
 use tokio::sync::oneshot;
@@ -30,6 +31,8 @@ const RENEW_PAUSE: Duration = Duration::from_secs(5);
 pub struct Target {
     /// `http://…`
     pub uri: String,
+    /// How to reach the server.
+    pub transport: Transport,
     /// The name of the database.
     pub database: String,
     /// The bridge's credential.
@@ -81,14 +84,14 @@ impl Link {
 
     async fn connect_unbounded(target: Target, on_closed: OnClosed) -> Result<Self, StdbError> {
         let token = target.tokens.token()?;
-        let admin = Admin::new(&target.uri, &target.database, token.clone());
+        let admin = Admin::over(&target.transport, &target.uri, &target.database, token.clone());
         admin.check_contract().await?;
         let (connected, is_connected) = oneshot::channel();
-        let (connection, runtime) = handshake::open(&target, &token, move || {
+        let (connection, runtime, address) = handshake::open(&target, &token, move || {
             let _ = connected.send(());
         })
         .await?;
-        if let Some(port) = port_of(&target.uri)
+        if let Some(port) = port_of(&address)
             && let Err(error) = super::nodelay::on_connections_to(port)
         {
             tracing::debug!(%error, "the kernel may delay small messages to SpacetimeDB");

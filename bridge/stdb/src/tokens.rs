@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spacetime_sync_proto::Secret;
+use spacetime_sync_transport::secret_file::{self, SecretFileError};
 
 use super::StdbError;
 
@@ -48,14 +49,9 @@ impl TokenSource {
 /// Why a file yields no token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenFileError {
-    /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The error of the system.
-        source: std::io::Error,
-    },
+    /// The file cannot be read, or others can read it.
+    #[error(transparent)]
+    File(#[from] SecretFileError),
     /// The file is empty.
     #[error("{} is empty and holds no token", path.display())]
     Empty {
@@ -66,11 +62,7 @@ pub enum TokenFileError {
 
 /// Reads a token from its file.
 pub fn read_token(path: &Path) -> Result<Secret, TokenFileError> {
-    let text = std::fs::read_to_string(path).map_err(|source| TokenFileError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    match text.trim() {
+    match secret_file::read(path)?.expose().trim() {
         "" => Err(TokenFileError::Empty { path: path.to_owned() }),
         token => Ok(Secret::from(token.to_owned())),
     }

@@ -55,7 +55,7 @@ impl Case {
             .map(|at| Log::new(&format!("stream.{at}"), events))
             .collect();
         let ids: Vec<_> = (0..streams).map(id).collect();
-        let mut config = ClientConfig::new("http://host", "lane", ids.clone());
+        let mut config = ClientConfig::new("https://host", "lane", ids.clone());
         config.history = History::Off;
         set(&mut config);
         let settings = Settings {

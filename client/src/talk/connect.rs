@@ -38,7 +38,14 @@ pub(super) async fn connect(config: &ClientConfig, token: Option<String>) -> Res
     let threads = runtime.handle().clone();
     let runtime = LinkRuntime(Some(runtime));
     let config = config.clone();
-    let opening = threads.spawn_blocking(move || open(&config, token.as_deref()));
+    let (transport, uri) = (config.transport.clone(), config.uri.clone());
+    let leading = threads.spawn(async move { transport.address_for_sdk(&uri).await });
+    let address = match leading.await {
+        Ok(Ok(address)) => address,
+        Ok(Err(error)) => return Err(ConnectFailure::Later(Disconnect::Unreachable(error.to_string()))),
+        Err(error) => return Err(failed(format!("connecting ended without an answer: {error}"))),
+    };
+    let opening = threads.spawn_blocking(move || open(&config, &address, token.as_deref()));
     match opening.await {
         Ok(opened) => opened.map(|(connection, inbox)| Link::new(connection, inbox, runtime)),
         Err(error) => Err(failed(format!("connecting ended without an answer: {error}"))),
@@ -58,7 +65,7 @@ impl Drop for LinkRuntime {
     }
 }
 
-fn open(config: &ClientConfig, token: Option<&str>) -> Result<(DbConnection, Inbox), ConnectFailure> {
+fn open(config: &ClientConfig, address: &str, token: Option<&str>) -> Result<(DbConnection, Inbox), ConnectFailure> {
     let inbox = Inbox::default();
     let identified = Arc::clone(&inbox);
     let compression = if config.compression {
@@ -67,7 +74,7 @@ fn open(config: &ClientConfig, token: Option<&str>) -> Result<(DbConnection, Inb
         Compression::None
     };
     DbConnection::builder()
-        .with_uri(config.uri.as_str())
+        .with_uri(address)
         .with_database_name(config.database.as_str())
         .with_token(token)
         .with_compression(compression)

@@ -14,7 +14,7 @@ use spacetime_sync_proto::page::{DOCUMENT_BYTES, EventPage, PROTOBUF, STREAMS_PA
 use spacetime_sync_proto::{Position, Refusal, RefusalCode, Seq, StaleCursor, StreamId, limit};
 
 use super::tokens::{bridge_url, read_up_to};
-use crate::config::{ClientConfig, History};
+use crate::config::{ALLOWED_BY, ClientConfig, History};
 use crate::credential::Credential;
 use crate::error::ConfigError;
 use crate::session::stream::Page;
@@ -54,10 +54,11 @@ impl Source {
         };
         let Some(address) = address else { return Ok(None) };
         let bridge = bridge_url(address)?;
-        // A redirect would hand the token to a server that the configuration does not name.
-        let http = reqwest::Client::builder()
+        config.transport.check(address, ALLOWED_BY)?;
+        let http = config
+            .transport
+            .http(address)
             .timeout(config.limits.history_timeout)
-            .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| ConfigError::Bridge {
                 detail: error.without_url().to_string(),
@@ -236,7 +237,7 @@ mod tests {
         ClientConfig {
             history,
             credential,
-            ..ClientConfig::new("http://host", "lane", vec![stream()])
+            ..ClientConfig::new("https://host", "lane", vec![stream()])
         }
     }
 
@@ -283,6 +284,11 @@ mod tests {
         assert_eq!(known(History::OfCredential, Credential::Anonymous), Ok(false));
         assert_eq!(known(at(), Credential::Fixed("x".to_owned())), Ok(true));
         assert!(known(at(), Credential::Anonymous).is_err());
+        let plain = History::At("http://other.example".to_owned());
+        assert!(matches!(
+            known(plain, Credential::Fixed("x".to_owned())),
+            Err(ConfigError::Plaintext(_))
+        ));
         assert!(known(History::At("ftp://x".to_owned()), Credential::Fixed("x".to_owned())).is_err());
         assert!(!format!("{:?}", at()).contains("other"));
     }

@@ -26,11 +26,12 @@ pub(super) enum Reason {
 /// Asks SpacetimeDB why it closed. `None` without an answer in time.
 pub(super) async fn ask_reason(config: &ClientConfig, token: Option<&str>) -> Option<Reason> {
     let ask = async {
-        let http = reqwest::Client::builder()
-            .timeout(config.limits.reason_timeout)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
         let url = sql_url(&config.uri, &config.database);
+        let http = config
+            .transport
+            .http(&url)
+            .timeout(config.limits.reason_timeout)
+            .build()?;
         let mut request = http.post(url).body("SELECT * FROM sync_contract");
         if let Some(token) = token {
             request = request.bearer_auth(token);

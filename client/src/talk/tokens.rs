@@ -12,7 +12,9 @@ use spacetime_sync_proto::access::{
     ClientVersion, Incompatible, TOKEN_PATH, TokenRefusal, TokenRequest, TokenResponse, headers,
 };
 use spacetime_sync_proto::{Refusal, RefusalCode};
+use spacetime_sync_transport::Transport;
 
+use crate::config::ALLOWED_BY;
 use crate::credential::{AccessToken, TokenError, TokenFuture, TokenProvider, WantedToken, is_token};
 use crate::error::ConfigError;
 
@@ -52,13 +54,22 @@ impl HttpTokens {
         F: Fn() -> R + Send + Sync + 'static,
         R: Future<Output = Result<String, TokenError>> + Send + 'static,
     {
+        Self::over(Transport::default(), bridge, session)
+    }
+
+    /// Like [`new`](Self::new), with another transport than the default.
+    pub fn over<F, R>(transport: Transport, bridge: impl Into<String>, session: F) -> Result<Self, ConfigError>
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Result<String, TokenError>> + Send + 'static,
+    {
         let bridge = bridge.into();
         let mut url = bridge_url(&bridge)?;
+        transport.check(&bridge, ALLOWED_BY)?;
         url.set_path(&format!("{}{TOKEN_PATH}", url.path().trim_end_matches('/')));
-        // A redirect would hand the session credential to a server that the application did not name.
-        let http = reqwest::Client::builder()
+        let http = transport
+            .http(&bridge)
             .timeout(TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| ConfigError::Bridge {
                 detail: error.without_url().to_string(),

@@ -213,7 +213,7 @@ impl Measured {
             .issuer
             .claims("7", &format!("measured-{}", self.clients), &["runtime.run.*"]);
         claims["exp"] = json!(claims["iat"].as_u64().unwrap_or_default() + 900);
-        std::fs::write(name("token"), self.issuer.sign(&claims))?;
+        spacetime_sync_tests::write_secret(&name("token"), self.issuer.sign(&claims))?;
         let uri = if through_gate {
             self.gate.uri()
         } else {

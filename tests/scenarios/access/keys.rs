@@ -9,6 +9,7 @@ use spacetime_sync_issuer::jws::{Jws, Kind, PublicKey};
 use spacetime_sync_issuer::keys::{SigningKey, add_key, now};
 use spacetime_sync_tests::issuing::{ISSUER, Issuing};
 use spacetime_sync_tests::tool;
+use spacetime_sync_tests::write_secret;
 
 use super::desk;
 
@@ -89,7 +90,7 @@ async fn a_new_key_is_published_before_it_signs_and_the_old_one_stays_for_its_to
     assert_eq!(kids(&bridge).await, [first, second.clone()]);
 
     // A malformed file in the folder, or a missing folder, changes nothing.
-    std::fs::write(desk.path("keys").join("20200101T000000Z.pem"), "hunter2").unwrap();
+    write_secret(&desk.path("keys").join("20200101T000000Z.pem"), "hunter2").unwrap();
     assert!(bridge.said("20200101T000000Z.pem").await);
     std::fs::rename(desk.path("keys"), desk.path("away")).unwrap();
     assert!(bridge.said("cannot read the signing keys again").await);
@@ -147,7 +148,7 @@ async fn the_operators_tool_makes_keys_lists_them_and_signs_sessions() {
         .await
         .good();
     assert!(made.contains("is published from now on, and signs from 2"), "{made}");
-    std::fs::write(desk.path("more").join("x.pem"), "hunter2").unwrap();
+    write_secret(&desk.path("more").join("x.pem"), "hunter2").unwrap();
     let list = tool::run("spacetime-sync", &["keys", "list", "--dir", &folder], &[])
         .await
         .good();

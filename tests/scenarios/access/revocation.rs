@@ -8,6 +8,7 @@ use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH};
 use spacetime_sync_tests::issuing::{ADMIN, Desk, Issuing, answer};
 use spacetime_sync_tests::stub::Stub;
 use sqlx::Connection as _;
+use spacetime_sync_tests::write_secret;
 
 use super::desk;
 
@@ -258,7 +259,7 @@ async fn without_an_admin_credential_nobody_is_an_admin_and_the_metrics_are_open
 #[tokio::test]
 async fn the_admin_credential_may_come_from_a_file() {
     let desk = desk().await;
-    std::fs::write(desk.path("admin"), format!("{ADMIN}\n")).unwrap();
+    write_secret(&desk.path("admin"), format!("{ADMIN}\n")).unwrap();
     let file = desk.path("admin").display().to_string();
     let set = [("http.admin_token", String::new()), ("http.admin_token_file", file)];
     let bridge = desk.bridge(&set).await.unwrap();

@@ -13,6 +13,7 @@ use spacetime_sync_tests::lane::module_wasm;
 use spacetime_sync_tests::server::Server;
 use spacetime_sync_tests::tool::{self, Ended};
 use spacetime_sync_tests::variant::Variant;
+use spacetime_sync_tests::write_secret;
 
 /// A server and a folder with an operator's files.
 struct Desk {
@@ -208,7 +209,7 @@ async fn a_running_module_is_configured_without_being_published() {
 
     // As after `spacetime publish`: the module runs and trusts nobody.
     let credential = Admin::new_identity(desk.server.uri()).await.unwrap();
-    std::fs::write(&owner, credential.token.expose()).unwrap();
+    write_secret(&owner, credential.token.expose()).unwrap();
     let admin = desk.admin("owner.token");
     admin
         .publish(std::fs::read(&wasm).unwrap(), Breaking::Refuse)
@@ -224,11 +225,11 @@ async fn a_running_module_is_configured_without_being_published() {
 
     let issuer = [
         &configure[..],
-        &["--token-file", text(&owner), "--issuer", "http://lane.example"],
+        &["--token-file", text(&owner), "--issuer", "https://lane.example"],
     ]
     .concat();
     let said = tool::run("spacetime-sync", &issuer, &[]).await.good();
-    let identity = ["identity", "--issuer", "http://lane.example"];
+    let identity = ["identity", "--issuer", "https://lane.example"];
     let identity = tool::run("spacetime-sync", &identity, &[]).await.good();
     assert!(said.contains(&format!("\nbridge {identity}")), "{said}");
 }
@@ -402,7 +403,7 @@ async fn only_the_owner_publishes_and_only_with_a_token_of_this_server() {
         .failed(1, &["does not let this identity"]);
     assert_eq!(desk.head().await, 1);
 
-    std::fs::write(desk.path("rubbish.token"), "not a token").unwrap();
+    write_secret(&desk.path("rubbish.token"), "not a token").unwrap();
     desk.publish_as(&desk.path("rubbish.token"), &wasm, &[])
         .await
         .failed(1, &["rubbish.token holds no token"]);
@@ -411,7 +412,7 @@ async fn only_the_owner_publishes_and_only_with_a_token_of_this_server() {
     let claims = json!({ "iss": "localhost", "sub": "somebody", "aud": ["spacetimedb"], "iat": now() });
     let token = key.sign(Kind::Session, &claims).unwrap();
     let foreign = desk.path("foreign.token");
-    std::fs::write(&foreign, token.expose()).unwrap();
+    write_secret(&foreign, token.expose()).unwrap();
     let said = desk
         .publish_as(&foreign, &wasm, &[])
         .await
@@ -426,7 +427,7 @@ async fn the_owner_gives_grants_and_owner_and_bridge_take_them() {
     let client = Admin::new_identity(desk.server.uri()).await.unwrap();
     let stranger = Admin::new_identity(desk.server.uri()).await.unwrap();
     for (file, token) in [("client.token", &client.token), ("stranger.token", &stranger.token)] {
-        std::fs::write(desk.path(file), token.expose()).unwrap();
+        write_secret(&desk.path(file), token.expose()).unwrap();
     }
     let reads = async || {
         desk.post("client.token", "read_events", r#"["s", 0]"#.to_owned())
@@ -496,7 +497,7 @@ async fn the_owner_gives_grants_and_owner_and_bridge_take_them() {
     said.failed(1, &["does not run this project's module", "spacetime-sync publish"]);
 
     let path = elsewhere.path("rubbish.token");
-    std::fs::write(&path, "abc.def").unwrap();
+    write_secret(&path, "abc.def").unwrap();
     let said = tool::run("spacetime-sync", &["identity", text(&path)], &[]).await;
     said.failed(1, &["rubbish.token holds no token"]);
 }

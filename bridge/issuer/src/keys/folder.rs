@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use spacetime_sync_proto::{Position, Seal, Sealer, Secret, StreamId};
+use spacetime_sync_transport::secret_file::{self, SecretFileError};
 
 use super::{KEY_BYTES, KeyError, Ring, SIGNS_IN_SECONDS, SigningKey, moment_from_name, moment_text, now};
 
@@ -71,6 +72,13 @@ impl KeyFolder {
             last: Mutex::default(),
         };
         keys.read(folder)?;
+        // Whoever could read a key may have it, so nothing is signed before a person has looked. `read` only logs that: a
+        // process that runs goes on with the keys that it has.
+        for name in names(folder)? {
+            if let Err(exposed @ KeyError::File(SecretFileError::Exposed { .. })) = load(&folder.join(&name), &name) {
+                return Err(exposed);
+            }
+        }
         if keys.ring().signer(now).is_none() {
             return Err(KeyError::Empty {
                 origin: folder.display().to_string(),
@@ -208,8 +216,8 @@ fn load(path: &Path, name: &str) -> Result<SigningKey, KeyError> {
         return Err(KeyError::Name { origin });
     };
     let mut text = String::new();
-    let file = fs::File::open(path).map_err(io_error("read", path))?;
-    file.take(KEY_BYTES)
+    secret_file::open(path)?
+        .take(KEY_BYTES)
         .read_to_string(&mut text)
         .map_err(io_error("read", path))?;
     SigningKey::from_pem(&Secret::from(text), signs_from, &origin)
@@ -262,7 +270,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (name, kid) = add_key(folder.path(), None, NOW).unwrap();
         for bad in ["20200101T000000Z.pem", "key.pem", "20200101T000001Z.pem"] {
-            fs::write(folder.path().join(bad), "hunter2").unwrap();
+            write(&folder.path().join(bad), &Secret::from("hunter2".to_owned())).unwrap();
         }
         let keys = KeyFolder::open(folder.path(), NOW).unwrap();
         assert_eq!(signer(&keys, NOW), Some(kid.clone()));
@@ -272,6 +280,27 @@ mod tests {
         fs::remove_dir_all(folder.path()).unwrap();
         keys.reload();
         assert_eq!(signer(&keys, NOW), Some(kid), "the keys of a missing folder stay");
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, first) = add_key(folder.path(), Some(0), NOW - 10).unwrap();
+        let keys = KeyFolder::open(folder.path(), NOW).unwrap();
+        let (second, _) = add_key(folder.path(), Some(0), NOW).unwrap();
+        let path = folder.path().join(second);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        keys.reload();
+        assert_eq!(signer(&keys, NOW), Some(first));
+        let said = KeyFolder::open(folder.path(), NOW).unwrap_err().to_string();
+        assert!(
+            said.contains(&*path.display().to_string()) && said.contains("0644"),
+            "{said}"
+        );
+        let listed = list_keys(folder.path()).unwrap().pop().unwrap();
+        assert!(listed.key.unwrap_err().contains("chmod 600"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(KeyFolder::open(folder.path(), NOW).is_ok());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use spacetime_sync_transport::Transport;
 use tokio::sync::Mutex;
 
 use crate::denial::Denial;
@@ -66,16 +67,13 @@ impl Held {
 }
 
 impl RemoteKeys {
-    pub(super) fn new(url: &str) -> Self {
-        Self::with_pause(url, PAUSE)
+    pub(super) fn new(url: &str, transport: &Transport) -> Self {
+        Self::with_pause(url, transport, PAUSE)
     }
 
     /// Keys that are asked for again after another pause.
-    pub(super) fn with_pause(url: &str, pause: Duration) -> Self {
-        let http = reqwest::Client::builder()
-            .timeout(FETCH_LIMIT)
-            .redirect(reqwest::redirect::Policy::none())
-            .build();
+    pub(super) fn with_pause(url: &str, transport: &Transport, pause: Duration) -> Self {
+        let http = transport.http(url).timeout(FETCH_LIMIT).build();
         Self(Arc::new(Remote {
             url: url.to_owned(),
             pause,
@@ -286,7 +284,7 @@ mod tests {
         let ring = Ring::new(vec![key(0), key(1)]);
         let kid = ring.signer(0).unwrap().kid().to_owned();
         let (url, asked) = issuer(ring.jwks(0).to_string()).await;
-        let keys = RemoteKeys::new(&url);
+        let keys = RemoteKeys::new(&url, &Transport::default());
         for number in 0..100 {
             let unknown = format!("unknown-{number}");
             assert!(keys.key(Some(&unknown), Algorithm::ES256).await.unwrap().is_none());
@@ -320,10 +318,10 @@ mod tests {
             }),
         );
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let keys = Arc::new(RemoteKeys::new(&format!(
-            "http://{}/keys",
-            listener.local_addr().unwrap()
-        )));
+        let keys = Arc::new(RemoteKeys::new(
+            &format!("http://{}/keys", listener.local_addr().unwrap()),
+            &Transport::default(),
+        ));
         tokio::spawn(axum::serve(listener, app).into_future());
         let caller = tokio::spawn({
             let keys = keys.clone();
@@ -342,7 +340,10 @@ mod tests {
     async fn an_issuer_that_is_unreachable_or_sends_too_much_is_unavailable() {
         let (too_much, _) = issuer("x".repeat(SET_BYTES + 1)).await;
         for url in ["http://127.0.0.1:1/keys", &too_much] {
-            let denial = RemoteKeys::new(url).key(Some("k"), Algorithm::ES256).await.unwrap_err();
+            let denial = RemoteKeys::new(url, &Transport::default())
+                .key(Some("k"), Algorithm::ES256)
+                .await
+                .unwrap_err();
             assert_eq!(denial.code, spacetime_sync_proto::RefusalCode::SyncTokenUnavailable);
         }
     }

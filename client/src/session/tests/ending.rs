@@ -29,7 +29,7 @@ fn a_stopping_client_finishes_and_acknowledges_its_batch_within_its_limit() {
                 case.hear(connection, Inbound::Acked { stream: 0, seq, answer });
             }
         } else {
-            let limit = ClientConfig::new("http://host", "lane", vec![id(0)])
+            let limit = ClientConfig::new("https://host", "lane", vec![id(0)])
                 .limits
                 .stop_timeout;
             case.wait(limit / 2);

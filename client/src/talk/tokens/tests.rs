@@ -300,11 +300,19 @@ async fn the_application_classifies_a_missing_session_credential() {
 }
 
 #[test]
+fn a_credential_goes_in_plaintext_to_this_machine_alone() {
+    let made = |transport: Transport| HttpTokens::over(transport, "http://bridge:7070", || async { Ok(String::new()) });
+    let refused = made(Transport::default()).unwrap_err();
+    assert!(matches!(refused, ConfigError::Plaintext(_)), "{refused}");
+    assert!(made(Transport::default().allow_plaintext(true)).is_ok());
+}
+
+#[test]
 fn an_invalid_bridge_address_is_refused() {
     for wrong in ["", "bridge", "ftp://bridge", "http://bridge/?x=1&y=", "http://"] {
         let made = HttpTokens::new(wrong, || async { Ok(String::new()) });
         assert!(made.is_err(), "{wrong:?}");
     }
-    let shown = format!("{:?}", tokens("http://user:very-secret@bridge"));
+    let shown = format!("{:?}", tokens("https://user:very-secret@bridge"));
     assert!(!shown.contains("very-secret"), "{shown}");
 }

@@ -29,6 +29,7 @@ pub(super) const CONFIG: Entry = Entry {
         b"url = \"",
         b"token = \"",
         b"uri = \"https://",
+        b"allow_plaintext = true",
         b"\"\"\"",
         b"'",
         b" = ",
@@ -63,7 +64,7 @@ const SECRETS: [&str; 4] = [
 ];
 
 const SMALL: &str = r#"[authority]
-url = "postgres://u:hunter2-authority@h/d"
+url = "postgres://u:hunter2-authority@localhost/d"
 pool_size = 6
 [spacetimedb]
 uri = "http://127.0.0.1:3000"
@@ -103,8 +104,9 @@ min_schema_version = 1
 max_schema_version = 9
 "#;
 
-const ENVIRONMENT: &str = "[limits]\ncalls = 3\n\0SPACETIME_SYNC__AUTHORITY__URL=postgres://u:hunter2-authority@h/d
-SPACETIME_SYNC__SPACETIMEDB__URI=http://h
+const ENVIRONMENT: &str =
+    "[limits]\ncalls = 3\n\0SPACETIME_SYNC__AUTHORITY__URL=postgres://u:hunter2-authority@localhost/d
+SPACETIME_SYNC__SPACETIMEDB__URI=http://localhost
 SPACETIME_SYNC__SPACETIMEDB__DATABASE=0042
 SPACETIME_SYNC__SPACETIMEDB__TOKEN=hunter2-token
 SPACETIME_SYNC__HTTP__BEHIND_PROXY=true

@@ -29,6 +29,7 @@ use spacetime_sync_proto::access::{
 };
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::limit;
+use spacetime_sync_stdb as stdb;
 use spacetime_sync_stdb::tokens::TokenSource;
 use tower::ServiceExt as _;
 
@@ -86,11 +87,14 @@ impl Requests {
         let config = Config::load(Some(&file), std::iter::empty())?;
         let issuer = config.open_issuer()?.context("no issuer")?;
         // No request gets that far, because there is no authority.
-        let messenger = Messenger::new(
-            "http://127.0.0.1:1",
-            "lane",
-            TokenSource::Fixed(Secret::from("none".to_owned())),
-        );
+        let messenger = Messenger::new(&stdb::link::Target {
+            uri: config.spacetimedb.uri.clone(),
+            transport: config.spacetimedb.transport()?,
+            database: config.spacetimedb.database.clone(),
+            tokens: TokenSource::Fixed(Secret::from("none".to_owned())),
+            compatibility: None,
+            deadline: Duration::from_secs(1),
+        });
         let desk = Desk {
             issuer,
             histories: Arc::new(Histories::new(&config.history, config.limits.frame_bytes)),

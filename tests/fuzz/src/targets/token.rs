@@ -175,6 +175,10 @@ pub(super) fn sessions_config(folder: &std::path::Path) -> anyhow::Result<Sessio
         audience: SESSIONS.1.to_owned(),
         public_keys: vec![p256, rsa],
         jwks_url: None,
+        allow_plaintext: false,
+        ca_file: None,
+        cert_file: None,
+        key_file: None,
         remember_days: None,
     })
 }

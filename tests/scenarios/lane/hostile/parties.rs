@@ -15,6 +15,7 @@ use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::process::{Process, built};
 use spacetime_sync_tests::tool;
 use spacetime_sync_tests::variant::Variant;
+use spacetime_sync_tests::write_secret;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -24,12 +25,12 @@ async fn an_invalid_configuration_is_refused_without_showing_secrets() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let write = |name: &str, text: &str| {
-        std::fs::write(path(name), text).unwrap();
+        write_secret(Path::new(&path(name)), text).unwrap();
         path(name)
     };
     let token_file = write("token", "a-secret-token\n");
     let good = format!(
-        "[authority]\nurl = \"postgres://u:hunter2@h/d\"\n[spacetimedb]\nuri = \"http://127.0.0.1:3000\"\n\
+        "[authority]\nurl = \"postgres://u:hunter2@localhost/d\"\n[spacetimedb]\nuri = \"http://127.0.0.1:3000\"\n\
          database = \"lane\"\ntoken_file = \"{token_file}\"\n[seals]\nkeys_dir = \"seals\"\n"
     );
     let without_token = good
@@ -96,7 +97,10 @@ async fn an_invalid_configuration_is_refused_without_showing_secrets() {
             &["bridge.toml:3: expected TOML"],
         ),
         (
-            good.replace("url = \"postgres://u:hunter2@h/d\"", "url = \"postgres://u:hunter2@h/d"),
+            good.replace(
+                "url = \"postgres://u:hunter2@localhost/d\"",
+                "url = \"postgres://u:hunter2@localhost/d",
+            ),
             vec![],
             &["bridge.toml"],
         ),
@@ -218,7 +222,7 @@ async fn a_bridge_waits_for_a_server_that_is_not_ready_and_says_why() {
         ("rubbish.token", "a.rubbish.token"),
         ("altered.token", &format!("{}x", stranger.token.expose())),
     ] {
-        std::fs::write(lane.path(file), token).unwrap();
+        write_secret(&lane.path(file), token).unwrap();
     }
     let away = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -334,7 +338,7 @@ async fn a_client_reports_a_wrong_server_and_retries_only_where_that_helps() {
     publish(&lane, &other, Variant::OtherContract).await;
     let client = lane.client(&[stream(1)]).await.unwrap();
     let rubbish = lane.path("rubbish.token");
-    std::fs::write(&rubbish, "a.rubbish.token").unwrap();
+    write_secret(&rubbish, "a.rubbish.token").unwrap();
     let away = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
