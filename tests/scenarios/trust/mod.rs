@@ -4,4 +4,5 @@ mod gate;
 mod postgres;
 mod row_limit;
 mod seals;
+mod transport;
 mod withholding;
