@@ -30,4 +30,8 @@ impl Neighbour for Issuing {
     fn relinked(&self) {
         self.issuer.relinked();
     }
+
+    fn strayed(&self) {
+        self.issuer.strayed();
+    }
 }

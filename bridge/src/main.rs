@@ -71,6 +71,8 @@ enum Command {
     },
     /// Publish or update the module, and tell it which identity the bridge has.
     Publish(cli::publish::PublishArgs),
+    /// Print which database has a name, and who owns it: the lines that pin a bridge to it.
+    Database(cli::publish::DatabaseArgs),
     /// The keys that sync tokens are signed with.
     #[command(subcommand)]
     Keys(cli::keys::KeysCommand),
@@ -183,6 +185,7 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             cli::say("the database has all migrations of this build")
         }
         Command::Publish(args) => cli::publish::publish_module(args).await,
+        Command::Database(args) => cli::publish::database(args).await,
         Command::Keys(command) => cli::keys::execute(command, now()),
         Command::Session(command) => cli::session::execute(command, now()).await,
         Command::Parity(args) => cli::parity::compare(args).await,
@@ -226,6 +229,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let issuer = config.open_issuer()?;
     let target = cli::target(&config, issuer.as_ref())?;
     let seals = cli::sealing_keys(&config, issuer.as_ref())?;
+    if target.pin.is_none() {
+        tracing::warn!(
+            database = target.database,
+            "no pin: this bridge publishes to whichever database has that name, even if a stranger created it. Put what \
+             `spacetime-sync database` prints into [spacetimedb]"
+        );
+    }
     let mut beside = JoinSet::new();
     if issuer.as_ref().is_none_or(|issuer| !Arc::ptr_eq(issuer.keys(), &seals)) {
         beside.spawn(keep_keys(seals.clone(), SEALS_RELOAD));

@@ -41,6 +41,9 @@ pub trait Neighbour: Send {
 
     /// A new link to SpacetimeDB is up.
     fn relinked(&self);
+
+    /// SpacetimeDB leads to another database.
+    fn strayed(&self);
 }
 
 /// Runs the bridge until `stop` says so, and then finishes what is in flight. `reports` names streams about

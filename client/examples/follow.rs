@@ -15,8 +15,9 @@ use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use spacetime_sync_client::rusqlite::{Transaction, params};
 use spacetime_sync_client::{
-    Beginning, ClientConfig, Credential, Event, Handler, HandlerError, History, HttpTokens, Phase, Reads, SqliteStore,
-    StaleAnswer, Status, StreamId, StreamPhase, SyncClient, TlsFiles, TokenError, Transport, WithoutDocument,
+    Beginning, ClientConfig, Credential, DatabasePin, Event, Handler, HandlerError, History, HttpTokens, IdentityHex,
+    Phase, Reads, SqliteStore, StaleAnswer, Status, StreamId, StreamPhase, SyncClient, TlsFiles, TokenError, Transport,
+    WithoutDocument,
 };
 use spacetime_sync_transport::secret_file;
 use tracing_subscriber::EnvFilter;
@@ -41,6 +42,12 @@ struct Args {
     /// The name of the database.
     #[arg(long)]
     database: String,
+    /// The identity of that database, as `spacetime-sync publish` prints it. A bridge says it with the token.
+    #[arg(long, requires = "owner_identity")]
+    database_identity: Option<IdentityHex>,
+    /// The identity of its owner.
+    #[arg(long, requires = "database_identity")]
+    owner_identity: Option<IdentityHex>,
     /// A file with the token.
     #[arg(long, conflicts_with = "bridge")]
     token_file: Option<PathBuf>,
@@ -143,6 +150,12 @@ async fn main() -> anyhow::Result<ExitCode> {
             cert: args.cert_file.as_deref(),
             key: args.key_file.as_deref(),
         })?;
+    if let (Some(database_identity), Some(owner_identity)) = (args.database_identity, args.owner_identity) {
+        config.pin = Some(DatabasePin {
+            database_identity,
+            owner_identity,
+        });
+    }
     if let Some(path) = &args.token_file {
         config.credential = Credential::Fixed(secret_file::read(path)?.expose().trim().to_owned());
     }

@@ -10,7 +10,7 @@ use std::fmt;
 
 use spacetime_sync_proto::access::ClientVersion;
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
-use spacetime_sync_proto::{SealKey, StreamId, limit};
+use spacetime_sync_proto::{DatabasePin, SealKey, StreamId, limit};
 use spacetime_sync_transport::Transport;
 
 use crate::credential::{Credential, is_token};
@@ -33,6 +33,9 @@ pub struct ClientConfig {
     pub transport: Transport,
     /// Name of the database that the module is published as.
     pub database: String,
+    /// Which database that must be, until a token says it: `spacetime-sync publish` prints it. Without a pin the client
+    /// connects to whichever database has the name, even if a stranger created it.
+    pub pin: Option<DatabasePin>,
     /// What to connect with. Never shown.
     pub credential: Credential,
     /// The application's build, `YYYYMMDDTHHMMSSZ`. The operator decides by it which builds are supported.
@@ -114,6 +117,7 @@ impl ClientConfig {
             uri: uri.into(),
             transport: Transport::default(),
             database: database.into(),
+            pin: None,
             credential: Credential::Anonymous,
             client_build_id: DEFAULT_BUILD_ID.to_owned(),
             surface: DEFAULT_SURFACE.to_owned(),
@@ -211,6 +215,7 @@ impl fmt::Debug for ClientConfig {
             .field("uri", &self.uri)
             .field("transport", &self.transport)
             .field("database", &self.database)
+            .field("pin", &self.pin)
             .field("credential", &self.credential)
             .field("client_build_id", &self.client_build_id)
             .field("surface", &self.surface)

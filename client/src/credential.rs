@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern};
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{Refusal, RefusalCode, SealKey, StreamId};
+use spacetime_sync_proto::{DatabasePin, Refusal, RefusalCode, SealKey, StreamId};
 
 use crate::error::ErrorClass;
 
@@ -132,6 +132,8 @@ pub struct AccessToken {
     /// The keys whose seals the client accepts from now on. If there are none, those of
     /// [`ClientConfig::seal_keys`](crate::ClientConfig::seal_keys) stay.
     pub seal_keys: Vec<SealKey>,
+    /// The one database to connect to with this token. Without it, [`ClientConfig::pin`](crate::ClientConfig::pin) says so.
+    pub pin: Option<Box<DatabasePin>>,
 }
 
 /// The longest time that a token is used, whatever its provider says.
@@ -147,6 +149,7 @@ impl AccessToken {
             granted_streams: Vec::new(),
             session_id: None,
             seal_keys: Vec::new(),
+            pin: None,
         }
     }
 

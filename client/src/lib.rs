@@ -76,7 +76,7 @@ pub use rusqlite;
 pub use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern};
 pub use spacetime_sync_proto::page::Snapshot;
 pub use spacetime_sync_proto::{
-    ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Position, Refusal, RefusalCode, Seq, StaleCursor, StaleReason,
-    StreamId,
+    ChainHash, DatabasePin, Event, IdempotencyKey, IdentityHex, Kind, PayloadHash, Position, Refusal, RefusalCode, Seq,
+    StaleCursor, StaleReason, StreamId,
 };
 pub use spacetime_sync_transport::{PlaintextRefused, TlsError, TlsFiles, Transport};

@@ -20,7 +20,9 @@ use crate::tables::{
 /// Admits a connection, or refuses it. A token of the issuer opens its session, or renews it.
 pub fn admit(ctx: &ReducerContext) -> Result<(), Refused> {
     let trust = trust_row(ctx)?;
-    let Some(issuer) = &trust.issuer else { return Ok(()) };
+    let Some(issuer) = &trust.issuer else {
+        return trust.trust().admit_without_issuer(ctx.sender()).map_err(refused);
+    };
     let auth = ctx.sender_auth();
     let claims = auth.jwt().and_then(|jwt| Claims::read(jwt.raw_payload()).ok());
     if let Some(claims) = claims

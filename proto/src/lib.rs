@@ -1,6 +1,6 @@
 //! The contract of the lane: everything that authority, bridge, module and client must agree on.
 //!
-//! Ids and limits ([`id`], [`limit`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
+//! Ids, identities and limits ([`id`], [`identity`], [`limit`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
 //! positions and frame rows ([`position`]), seals ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]),
 //! the authority epoch ([`epoch`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
 //! continued from ([`stale`]), who may see and do what ([`access`]), the client's checkpoint table, which tools read
@@ -20,6 +20,7 @@ pub mod frame;
 pub mod hash;
 pub mod heads;
 pub mod id;
+pub mod identity;
 pub mod limit;
 pub mod page;
 pub mod position;
@@ -34,6 +35,7 @@ pub use event::Event;
 pub use frame::{Frame, FrameError};
 pub use hash::{ChainHash, PayloadHash};
 pub use id::{IdempotencyKey, InvalidId, Kind, Label, Seq, StreamId};
+pub use identity::{DatabasePin, IdentityHex};
 pub use position::{FrameRow, Position, StreamProgress};
 pub use refusal::{Refusal, RefusalCode};
 pub use seal::{Seal, SealKey, SealKeyId, Sealer};

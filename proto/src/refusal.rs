@@ -14,6 +14,8 @@ pub enum RefusalCode {
     ForbiddenStream,
     /// The owner has not yet said which identity the bridge has.
     NotConfigured,
+    /// SpacetimeDB leads to another database than the one that the bridge's configuration names.
+    WrongDatabase,
     /// An argument is not what the contract allows.
     InvalidArgument,
     /// A frame is malformed, too large or empty, or it holds something that is not allowed.
@@ -106,7 +108,8 @@ impl RefusalCode {
             | Self::TokenNotYetValid
             | Self::TokenTooOld
             | Self::RateLimited
-            | Self::SyncTokenUnavailable => RefusalClass::Retry,
+            | Self::SyncTokenUnavailable
+            | Self::WrongDatabase => RefusalClass::Retry,
             Self::ForbiddenStream
             | Self::InvalidArgument
             | Self::InvalidFrame

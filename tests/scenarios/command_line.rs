@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use spacetime_sync_issuer::keys::{add_key, now};
 use spacetime_sync_tests::process::built;
 
+const IDENTITY: &str = "c200000000000000000000000000000000000000000000000000000000000000";
+
 fn config_check() -> Command {
     tool(&["config", "check"])
 }
@@ -18,6 +20,8 @@ fn tool(arguments: &[&str]) -> Command {
         ("AUTHORITY__URL", "postgres://localhost/d"),
         ("SPACETIMEDB__URI", "http://localhost"),
         ("SPACETIMEDB__DATABASE", "lane"),
+        ("SPACETIMEDB__DATABASE_IDENTITY", IDENTITY),
+        ("SPACETIMEDB__OWNER_IDENTITY", IDENTITY),
         ("SPACETIMEDB__TOKEN", "t"),
         ("SEALS__KEYS_DIR", "seals"),
     ] {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 use spacetime_sync_authority::Authority;
-use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, DatabasePin, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
 
 use crate::process::{Environment, Process, built};
 
@@ -18,6 +18,7 @@ use crate::process::{Environment, Process, built};
 pub struct Follower {
     uri: String,
     database: String,
+    pin: Option<DatabasePin>,
     credential: Credential,
     identity: String,
     store: PathBuf,
@@ -84,6 +85,7 @@ impl Follower {
         Self {
             uri: uri.to_owned(),
             database: database.to_owned(),
+            pin: None,
             credential,
             identity: identity.to_owned(),
             store: store.to_owned(),
@@ -94,6 +96,13 @@ impl Follower {
             process: None,
             before: 0,
         }
+    }
+
+    /// Connects to no other database.
+    #[must_use]
+    pub(crate) fn pinned(mut self, pin: Option<DatabasePin>) -> Self {
+        self.pin = pin;
+        self
     }
 
     /// Connects to SpacetimeDB through another address, e.g. a proxy's.
@@ -182,6 +191,10 @@ impl Follower {
     pub fn start(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(built("examples/follow"));
         command.args(["--uri", &self.uri, "--database", &self.database]);
+        if let Some(pin) = &self.pin {
+            command.args(["--database-identity", pin.database_identity.as_str()]);
+            command.args(["--owner-identity", pin.owner_identity.as_str()]);
+        }
         match &self.credential {
             Credential::Token { token_file, seal_keys } => command
                 .arg("--token-file")

@@ -146,6 +146,7 @@ impl Desk {
             // Nobody listens there, because these tests need no link.
             ("spacetimedb.uri", "http://127.0.0.1:9".to_owned()),
             ("spacetimedb.database", "lane".to_owned()),
+            ("spacetimedb.unpinned", "true".to_owned()),
             ("http.listen", http.to_owned()),
         ];
         keys.extend(self.keys.configuration(ISSUER));

@@ -1,13 +1,14 @@
 //! A whole lane: authority, SpacetimeDB with the module, bridges and followers, each a real process.
 
+mod bridge;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustix::process::Signal;
 use serde_json::Value;
 use spacetime_sync_authority::{Actor, Authority};
 use spacetime_sync_bindings::{DbConnection, append_sync_event};
@@ -15,7 +16,7 @@ use spacetime_sync_issuer::keys::{KeyFolder, add_key, now};
 use spacetime_sync_ops::publish::{Bridge as BridgeProof, ROW_LIMIT, Request, Trust, publish};
 use spacetime_sync_ops::repair::Sides;
 use spacetime_sync_proto::access::AUDIENCE;
-use spacetime_sync_proto::{ChainHash, Position, Seal, SealKey, Sealer as _, StreamId};
+use spacetime_sync_proto::{ChainHash, DatabasePin, Position, Seal, SealKey, Sealer as _, StreamId};
 use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
@@ -25,6 +26,8 @@ use spacetimedb_sdk::__codegen::__sats::u256;
 use spacetimedb_sdk::DbContext as _;
 use sqlx::Connection as _;
 use tokio::sync::oneshot;
+
+pub use bridge::Bridge;
 
 use crate::follower::{Credential, Follower};
 use crate::gate::{Gate, GateOptions};
@@ -37,10 +40,6 @@ use crate::{until, write_secret};
 
 /// How long the grants last that a lane without tokens gives its clients.
 pub const A_DAY: Duration = Duration::from_secs(86_400);
-/// How long a bridge may take until it handles SIGTERM.
-const START: Duration = Duration::from_secs(30);
-/// How long a bridge may take to stop.
-const STOP: Duration = Duration::from_secs(30);
 /// How often the module of a lane with tokens looks for ended sessions, in milliseconds.
 const SWEEP_MS: u32 = 1_000;
 
@@ -70,6 +69,8 @@ pub struct Lane {
     pub server: Server,
     /// Name of the database on SpacetimeDB.
     pub name: String,
+    /// Which database that is, as of the last publish.
+    pin: Mutex<Option<DatabasePin>>,
     /// The keys of a lane with tokens.
     tokens: Option<Tokens>,
     next: std::sync::atomic::AtomicU32,
@@ -90,6 +91,8 @@ pub struct BridgeOptions {
     pub authority_at: Option<SocketAddr>,
     /// Connect to SpacetimeDB through this address.
     pub server_at: Option<SocketAddr>,
+    /// Publish to whichever database has the name.
+    pub unpinned: bool,
     /// Additional configuration keys, as `section.key` and a value.
     pub set: Vec<(&'static str, String)>,
     /// The bridge's `RUST_LOG`.
@@ -107,14 +110,6 @@ pub struct LaneOptions {
     pub environment: Environment,
     /// Whether everybody authenticates with tokens of the lane's bridge. Such a lane has one bridge at a time.
     pub tokens: bool,
-}
-
-/// A running bridge.
-#[derive(Debug)]
-pub struct Bridge {
-    /// The process.
-    pub process: Process,
-    http: String,
 }
 
 impl Lane {
@@ -169,6 +164,7 @@ impl Lane {
             authority,
             server,
             name,
+            pin: Mutex::new(None),
             tokens,
             next: 0.into(),
         };
@@ -176,7 +172,8 @@ impl Lane {
         Ok(lane)
     }
 
-    /// Publishes the module in the same way as `spacetime-sync publish`.
+    /// Publishes the module in the same way as `spacetime-sync publish`. Bridges that start from here on are pinned to that
+    /// database.
     pub async fn publish(&self, breaking: Breaking) -> anyhow::Result<()> {
         let request = Request {
             uri: self.server.uri().to_owned(),
@@ -195,8 +192,14 @@ impl Lane {
             breaking,
             row_limit: ROW_LIMIT,
         };
-        publish(request).await?;
+        let report = publish(request).await?;
+        *self.pin.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.pin);
         Ok(())
+    }
+
+    /// Which database the last publish created or updated.
+    pub fn pin(&self) -> Option<DatabasePin> {
+        self.pin.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A path in the lane's folder.
@@ -280,6 +283,13 @@ impl Lane {
             ("spacetimedb.database", self.name.clone()),
             ("http.listen", http.to_string()),
         ];
+        match self.pin() {
+            Some(pin) if !options.unpinned => keys.extend([
+                ("spacetimedb.database_identity", pin.database_identity.to_string()),
+                ("spacetimedb.owner_identity", pin.owner_identity.to_string()),
+            ]),
+            Some(_) | None => keys.push(("spacetimedb.unpinned", "true".to_owned())),
+        }
         match &self.tokens {
             None => keys.extend([
                 (
@@ -324,14 +334,19 @@ impl Lane {
                 )
             }
         };
-        Ok(Follower::new(
+        let client = Follower::new(
             self.server.uri(),
             &self.name,
             credential,
             &identity,
             &self.path(&format!("client-{number}.sqlite")),
             streams,
-        ))
+        );
+        // With tokens the bridge says which database it is.
+        Ok(match &self.tokens {
+            None => client.pinned(self.pin()),
+            Some(_) => client,
+        })
     }
 
     /// Allows a user, an organisation or everyone to ask for tokens that cover these patterns.
@@ -364,6 +379,7 @@ impl Lane {
             uri: self.server.uri().to_owned(),
             transport: Transport::default(),
             database: self.name.clone(),
+            pin: self.pin(),
             tokens: TokenSource::Fixed(read_token(&self.path("bridge.token"))?),
             compatibility: None,
             deadline: Duration::from_secs(10),
@@ -399,6 +415,11 @@ impl Lane {
             .as_ref()
             .map_or_else(|| self.path(SEALS), |tokens| tokens.keys.keys_dir());
         Ok(KeyFolder::open(&folder, now())?)
+    }
+
+    /// The issuer of a lane with tokens.
+    pub fn issuer(&self) -> Option<String> {
+        self.tokens.as_ref().map(Tokens::url)
     }
 
     /// The keys of a lane with tokens.
@@ -521,58 +542,6 @@ impl Lane {
 impl Tokens {
     fn url(&self) -> String {
         format!("http://{}", self.http)
-    }
-}
-
-impl Bridge {
-    /// `http://host:port` of the bridge's HTTP server.
-    pub fn url(&self) -> &str {
-        &self.http
-    }
-
-    /// The status (whether it is a success) and the JSON body at a path such as `/healthz`.
-    pub async fn ask(&self, path: &str) -> anyhow::Result<(bool, Value)> {
-        let response = reqwest::get(format!("{}{path}", self.http)).await?;
-        Ok((response.status().is_success(), response.json().await?))
-    }
-
-    /// The text at a path.
-    pub async fn text(&self, path: &str) -> anyhow::Result<String> {
-        Ok(reqwest::get(format!("{}{path}", self.http)).await?.text().await?)
-    }
-
-    /// Waits until an answer satisfies the condition.
-    pub async fn until(
-        &self,
-        path: &str,
-        limit: Duration,
-        wanted: impl Fn(bool, &Value) -> bool,
-    ) -> anyhow::Result<Value> {
-        let deadline = tokio::time::Instant::now() + limit;
-        loop {
-            let answer = self.ask(path).await;
-            if let Ok((good, body)) = &answer
-                && wanted(*good, body)
-            {
-                return Ok(body.clone());
-            }
-            anyhow::ensure!(
-                tokio::time::Instant::now() < deadline,
-                "{path} did not answer as expected, last answer: {answer:?}"
-            );
-            tokio::time::sleep(crate::STEP).await;
-        }
-    }
-
-    /// Sends SIGTERM as soon as the bridge handles it, and returns the exit code.
-    pub async fn stop(&self) -> anyhow::Result<i32> {
-        let listens = until(START, || {
-            self.process.handles(Signal::TERM) || !self.process.is_running()
-        });
-        anyhow::ensure!(listens.await, "the bridge did not start within {START:?}");
-        self.process.signal(Signal::TERM);
-        let ended = self.process.ended(STOP).await.context("the bridge did not stop")?;
-        ended.code().context("the bridge was killed")
     }
 }
 

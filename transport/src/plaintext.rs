@@ -38,6 +38,12 @@ pub fn check(url: &str, allowed: bool, setting: &'static str) -> Result<(), Plai
     }
 }
 
+/// Whether a url leads to this machine.
+pub fn leads_here(url: &str) -> bool {
+    let url = Url::parse(url).ok();
+    url.as_ref().and_then(Url::host_str).is_some_and(is_loopback)
+}
+
 /// Whether a host is this machine: an address of its loopback, or the name `localhost`. Nothing is resolved: whoever
 /// answers for another name could have it lead here now, and elsewhere later.
 pub fn is_loopback(host: &str) -> bool {

@@ -1,4 +1,4 @@
-//! Asks the bridge which sessions were revoked lately, again and again.
+//! Asks the bridge which sessions were revoked lately, and which database is the right one, again and again.
 //!
 //! The answer is always the whole list: of every session whose tokens could still be valid. So nothing is lost when the
 //! gate or the bridge starts anew, and it does not matter in which order revocations were committed.
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use spacetime_sync_proto::access::REVOKED_PATH;
-use spacetime_sync_proto::{Label, Secret, error_text};
+use spacetime_sync_proto::{DatabasePin, Label, Secret, error_text};
 use spacetime_sync_transport::Transport;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
@@ -27,8 +27,9 @@ const QUESTIONS: usize = 10;
 const LIST_BYTES: usize = 16 * 1024 * 1024;
 
 #[derive(Deserialize)]
-struct Revoked {
+struct Told {
     revoked: HashSet<Label>,
+    pin: Option<DatabasePin>,
 }
 
 /// Asks for as long as the process runs.
@@ -49,11 +50,13 @@ pub async fn watch(gate: &Gate, transport: &Transport, url: &str, token: &Secret
                 };
                 next = Instant::now() + every;
                 match answer {
-                    Ok(revoked) => {
+                    Ok(Told { revoked, pin }) => {
                         if failing {
                             tracing::info!("the bridge says again which sessions were revoked");
                         }
                         failing = false;
+                        // First, because this may be the answer that opens the gate.
+                        gate.leads_to(pin);
                         gate.revoked(revoked, asked_at);
                     }
                     Err(why) => {
@@ -77,7 +80,7 @@ pub async fn watch(gate: &Gate, transport: &Transport, url: &str, token: &Secret
     }
 }
 
-async fn ask(http: &reqwest::Client, url: &str, token: &Secret) -> Result<HashSet<Label>, String> {
+async fn ask(http: &reqwest::Client, url: &str, token: &Secret) -> Result<Told, String> {
     let text = |error: reqwest::Error| error_text(&error.without_url());
     let sent = http.get(url).bearer_auth(token.expose()).send().await;
     let mut response = sent.map_err(text)?;
@@ -91,6 +94,5 @@ async fn ask(http: &reqwest::Client, url: &str, token: &Secret) -> Result<HashSe
         }
         body.extend_from_slice(&chunk);
     }
-    let list: Revoked = serde_json::from_slice(&body).map_err(|_| "its answer is not a list of sessions".to_owned())?;
-    Ok(list.revoked)
+    serde_json::from_slice(&body).map_err(|_| "its answer is not a list of sessions".to_owned())
 }

@@ -4,7 +4,7 @@
 //! [`decide`] judges every message of one connection, [`query`] is the grammar of the subscriptions, [`quota`] says how
 //! often somebody may do something, [`backlog`] who is too slow, [`access`] whose token is good. All of them are pure:
 //! they take time as an argument. [`frames`] cuts bytes into messages. [`relay`] carries one connection, [`serve`]
-//! accepts them, and [`bridge`] asks the bridge which sessions were revoked.
+//! accepts them, and [`bridge`] asks the bridge which sessions were revoked and which database is the right one.
 //!
 //! What SpacetimeDB says goes to the client as it came: the gate reads the lengths of its frames and nothing else.
 //!
@@ -17,6 +17,7 @@ pub mod bridge;
 pub mod counters;
 pub mod decide;
 pub mod frames;
+mod lead;
 mod operator;
 pub mod query;
 pub mod quota;

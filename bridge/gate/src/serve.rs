@@ -32,6 +32,7 @@ use tokio::time::timeout;
 use crate::access::{self, Caller, Unverified, Verifier, judge};
 use crate::counters::{Counters, count};
 use crate::decide::{Asked, Connection};
+use crate::lead::{Lead, about};
 use crate::operator;
 use crate::query::Query;
 use crate::registry::{ConnectionId, Registry, Turned};
@@ -55,13 +56,14 @@ const FORGET: Duration = Duration::from_secs(10);
 /// A gate.
 #[derive(Debug)]
 pub struct Gate {
-    config: GateConfig,
+    pub(crate) config: GateConfig,
     policy: Policy,
     verifier: Arc<dyn Verifier>,
     registry: Mutex<Registry<oneshot::Sender<Ending>>>,
+    pub(crate) lead: Lead,
     counters: Counters,
     pool: Pool,
-    server: reqwest::Client,
+    pub(crate) server: reqwest::Client,
     /// Makes numbers of tokens. It has a secret of its own, so that nobody finds another token with the same number.
     tokens: RandomState,
     /// Whether a proxy was heard of that the configuration does not name.
@@ -82,6 +84,7 @@ impl Gate {
             policy: access::policy(&config.issuer, &config.audience),
             verifier,
             registry: Mutex::new(Registry::new(config.quotas())),
+            lead: Lead::default(),
             counters: Counters::default(),
             pool: Pool::new(config.buffers_bytes),
             tokens: RandomState::new(),
@@ -126,7 +129,7 @@ impl Gate {
     }
 
     /// Who asks, if the token is good.
-    async fn caller(&self, headers: &HeaderMap, address: IpAddr) -> Result<Caller, No> {
+    pub(crate) async fn caller(&self, headers: &HeaderMap, address: IpAddr) -> Result<Caller, No> {
         let refuse = |status, code, text: &str| No::Token(status, Refusal::new(code, text));
         let missing = || {
             let text = "connecting needs a token from the bridge: ask for one with POST /api/sync/token";
@@ -170,7 +173,7 @@ impl Gate {
         Ok(caller)
     }
 
-    fn answer(&self, no: &No) -> Response {
+    pub(crate) fn answer(&self, no: &No) -> Response {
         let (counter, status, refusal) = match no {
             No::Turned(Turned::Busy(_)) => (&self.counters.turned_away, StatusCode::TOO_MANY_REQUESTS, None),
             No::Turned(Turned::Revoked) => (&self.counters.refused_tokens, StatusCode::FORBIDDEN, None),
@@ -180,6 +183,11 @@ impl Gate {
                 let text = "the gate does not know the keys of the issuer at the moment: try again later";
                 let refusal = Refusal::new(RefusalCode::SyncTokenUnavailable, text);
                 (&self.counters.blind, StatusCode::SERVICE_UNAVAILABLE, Some(refusal))
+            }
+            No::Strayed => {
+                let text = "SpacetimeDB leads to another database than this lane's: the operator must look";
+                let refusal = Refusal::new(RefusalCode::WrongDatabase, text);
+                (&self.counters.unreached, StatusCode::FORBIDDEN, Some(refusal))
             }
             No::Unreached => {
                 let text = "SpacetimeDB does not answer the gate: try again later";
@@ -204,11 +212,13 @@ impl Gate {
 }
 
 /// Why a request does not reach SpacetimeDB.
-enum No {
+pub(crate) enum No {
     Turned(Turned),
     Token(StatusCode, Refusal),
     /// The issuer's keys are not known.
     Keys,
+    /// SpacetimeDB leads to another database.
+    Strayed,
     /// SpacetimeDB does not answer.
     Unreached,
 }
@@ -227,7 +237,7 @@ fn nothing_here() -> Refusal {
     Refusal::new(RefusalCode::NotFound, "there is nothing here")
 }
 
-fn not_found() -> Response {
+pub(crate) fn not_found() -> Response {
     told(StatusCode::NOT_FOUND, &nothing_here())
 }
 
@@ -266,6 +276,7 @@ pub async fn serve(gate: Arc<Gate>, clients: TcpListener, operator: TcpListener)
     let router = Router::new()
         .route("/v1/database/{name}/subscribe", get(subscribe))
         .route("/v1/database/{name}/sql", post(ask))
+        .route("/v1/database/{name}", get(about).fallback(elsewhere))
         .route("/v1/ping", get(async || ""))
         .fallback(elsewhere)
         .layer(from_fn_with_state(gate.clone(), charge))
@@ -402,9 +413,6 @@ async fn connect(
 ) -> Result<Response, No> {
     let headers = request.headers();
     let caller = gate.caller(headers, address).await?;
-    if name != gate.config.database {
-        return Ok(not_found());
-    }
     let invalid = |text: &str| {
         Ok(told(
             StatusCode::BAD_REQUEST,
@@ -428,7 +436,14 @@ async fn connect(
     if let Some(replaced) = replaced {
         let _ = replaced.send(Ending::Replaced);
     }
-    let url = format!("{}/v1/database/{name}/subscribe{options}", gate.config.spacetimedb_uri);
+    // After the quotas, because it asks SpacetimeDB.
+    let Some(database) = gate.address(name).await? else {
+        return Ok(not_found());
+    };
+    let url = format!(
+        "{}/v1/database/{database}/subscribe{options}",
+        gate.config.spacetimedb_uri
+    );
     let mut sent = gate.server.get(url);
     for (name, value) in [
         (CONNECTION, HeaderValue::from_static("Upgrade")),
@@ -507,7 +522,7 @@ async fn run(
 }
 
 /// Asks SpacetimeDB.
-async fn reach(gate: &Gate, request: reqwest::RequestBuilder) -> Result<reqwest::Response, No> {
+pub(crate) async fn reach(gate: &Gate, request: reqwest::RequestBuilder) -> Result<reqwest::Response, No> {
     match timeout(gate.config.connect_deadline(), request.send()).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => {
@@ -522,8 +537,11 @@ async fn reach(gate: &Gate, request: reqwest::RequestBuilder) -> Result<reqwest:
 }
 
 /// An answer of SpacetimeDB as it is, up to a length.
-async fn passed_on(mut answer: reqwest::Response) -> Response {
-    let status = answer.status();
+async fn passed_on(answer: reqwest::Response) -> Response {
+    (answer.status(), bytes_of(answer).await).into_response()
+}
+
+pub(crate) async fn bytes_of(mut answer: reqwest::Response) -> Vec<u8> {
     let mut body = Vec::new();
     while let Ok(Ok(Some(chunk))) = timeout(HEADERS_LIMIT, answer.chunk()).await {
         if body.len() + chunk.len() > ANSWER_BYTES {
@@ -531,7 +549,7 @@ async fn passed_on(mut answer: reqwest::Response) -> Response {
         }
         body.extend_from_slice(&chunk);
     }
-    (status, body).into_response()
+    body
 }
 
 /// The one question over HTTP that a client of the lane asks: for the contract, to learn why it is not let in.
@@ -548,9 +566,6 @@ async fn ask(
         let question = said(body).await;
         let caller = gate.caller(&headers, address).await?;
         gate.registry().question(&caller.session_id, Instant::now())?;
-        if name != gate.config.database {
-            return Ok(not_found());
-        }
         if question.as_deref() != Some(Query::Contract.to_string().as_bytes()) {
             let refusal = Refusal::new(
                 RefusalCode::Forbidden,
@@ -559,7 +574,10 @@ async fn ask(
             count(&gate.counters.breaches);
             return Ok(told(StatusCode::FORBIDDEN, &refusal));
         }
-        let url = format!("{}/v1/database/{name}/sql", gate.config.spacetimedb_uri);
+        let Some(database) = gate.address(&name).await? else {
+            return Ok(not_found());
+        };
+        let url = format!("{}/v1/database/{database}/sql", gate.config.spacetimedb_uri);
         let mut sent = gate.server.post(url).body(Query::Contract.to_string());
         if let Some(token) = headers.get(AUTHORIZATION) {
             sent = sent.header(AUTHORIZATION, token);

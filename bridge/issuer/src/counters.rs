@@ -70,6 +70,7 @@ impl Totals {
             RefusalCode::TokenRevoked => &self.token_revoked,
             // Malformed requests, outdated clients and the issuer's own failures say nothing about who asked.
             RefusalCode::NotConfigured
+            | RefusalCode::WrongDatabase
             | RefusalCode::InvalidArgument
             | RefusalCode::InvalidFrame
             | RefusalCode::SeqGap

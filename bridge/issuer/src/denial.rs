@@ -52,6 +52,17 @@ impl Denial {
         }
     }
 
+    /// The database behind the bridge is not the one that tokens are for.
+    pub fn strayed() -> Self {
+        Self {
+            retry_after: Some(Duration::from_secs(5)),
+            ..Self::new(
+                RefusalCode::WrongDatabase,
+                "SpacetimeDB leads to another database than this lane's: the operator of the bridge must look",
+            )
+        }
+    }
+
     /// The refusal as the body of an answer.
     pub fn body(&self) -> TokenRefusal {
         TokenRefusal {

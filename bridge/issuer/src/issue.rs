@@ -4,7 +4,7 @@ use rand::RngCore as _;
 use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::access::{CLAIMS_VERSION, ClientVersion, SyncClaims, TokenResponse};
 use spacetime_sync_proto::contract::PROTOCOL;
-use spacetime_sync_proto::{Label, SealKey, limit};
+use spacetime_sync_proto::{DatabasePin, Label, SealKey, limit};
 
 use super::denial::Denial;
 use super::jws::{Kind, claims_bytes};
@@ -43,12 +43,14 @@ pub struct Order<'a> {
     pub ttl_seconds: u64,
 }
 
-/// Signs a token. The client accepts the seals of `seal_keys`. `now_us` is in microseconds since 1970.
+/// Signs a token. The client accepts the seals of `seal_keys`, and connects to no other database than `pin`. `now_us` is in
+/// microseconds since 1970.
 pub fn issue(
     key: &SigningKey,
     names: &Names,
     order: Order<'_>,
     seal_keys: Vec<SealKey>,
+    pin: Option<DatabasePin>,
     now_us: u64,
 ) -> Result<TokenResponse, Denial> {
     let Order {
@@ -110,6 +112,7 @@ pub fn issue(
         session_id: claims.oa_session_id,
         device_id: claims.oa_device_id,
         seal_keys,
+        pin,
     })
 }
 
@@ -186,7 +189,14 @@ mod tests {
             granted,
             ttl_seconds,
         };
-        let answer = issue(&key, &names, order, vec![key.seal_key()], NOW * 1_000_000 + 7)?;
+        let identity = |digit: &str| digit.repeat(64).parse().unwrap();
+        let pin = DatabasePin {
+            database_identity: identity("c"),
+            owner_identity: identity("d"),
+        };
+        let now_us = NOW * 1_000_000 + 7;
+        let answer = issue(&key, &names, order, vec![key.seal_key()], Some(pin.clone()), now_us)?;
+        assert_eq!(answer.pin, Some(pin));
         let jws = Jws::parse(&answer.token, Kind::Sync).unwrap();
         let claims = serde_json::from_str(jws.claims(&key.public()).unwrap().get()).unwrap();
         Ok((answer, claims))

@@ -24,11 +24,12 @@ pub mod settings;
 
 use std::net::IpAddr;
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use spacetime_sync_proto::access::{ClientVersion, Compatibility, Incompatible, TokenRequest, TokenResponse, network};
-use spacetime_sync_proto::{Label, RefusalCode};
+use spacetime_sync_proto::{DatabasePin, Label, RefusalCode};
 
 use cache::AccessCache;
 use denial::Denial;
@@ -72,6 +73,10 @@ pub struct Issuer {
     counters: counters::Totals,
     service: Arc<ServiceTokens>,
     revocations: revocation::Outbox,
+    /// The database that tokens are for.
+    pin: Option<DatabasePin>,
+    /// Whether SpacetimeDB led to another database when the bridge last looked.
+    strayed: AtomicBool,
 }
 
 impl Issuer {
@@ -113,7 +118,20 @@ impl Issuer {
             counters: counters::Totals::default(),
             service: Arc::new(service),
             revocations: revocation::Outbox::default(),
+            pin: None,
+            strayed: AtomicBool::new(false),
         })
+    }
+
+    /// The same issuer, whose tokens are for one database.
+    #[must_use]
+    pub fn pinned(self, pin: Option<DatabasePin>) -> Self {
+        Self { pin, ..self }
+    }
+
+    /// The database that tokens are for, for a gate.
+    pub fn pin(&self) -> Option<&DatabasePin> {
+        self.pin.as_ref()
     }
 
     /// `iss` and `aud`.
@@ -148,7 +166,13 @@ impl Issuer {
 
     /// Notes that the link to SpacetimeDB is new. The server may have lost recent revocations, so they are sent again.
     pub fn relinked(&self) {
+        self.strayed.store(false, Ordering::SeqCst);
         self.revocations.relinked();
+    }
+
+    /// SpacetimeDB leads to another database. Nobody gets a token for that one.
+    pub fn strayed(&self) {
+        self.strayed.store(true, Ordering::SeqCst);
     }
 
     /// Which clients the bridge supports.
@@ -230,6 +254,9 @@ impl Issuer {
         request: &TokenRequest,
         address: IpAddr,
     ) -> Result<TokenResponse, Denial> {
+        if self.strayed.load(Ordering::SeqCst) {
+            return Err(Denial::strayed());
+        }
         let wanted = Wanted::read(request)?;
         let surface = Label::new(&client.surface)
             .map_err(|error| Denial::new(RefusalCode::InvalidRequest, format!("the client's surface: {error}")))?;
@@ -280,7 +307,8 @@ impl Issuer {
             granted,
             ttl_seconds: wanted.ttl_seconds,
         };
-        issue::issue(key, &self.names, order, self.seals.ring().seal_keys(), now_us)
+        let (seal_keys, pin) = (self.seals.ring().seal_keys(), self.pin.clone());
+        issue::issue(key, &self.names, order, seal_keys, pin, now_us)
     }
 
     fn authority(&self) -> Result<&Authority, Denial> {

@@ -64,7 +64,7 @@ impl Messenger {
     pub fn new(target: &Target) -> Self {
         let nobody = spacetime_sync_proto::Secret::from(String::new());
         Self {
-            admin: Admin::over(&target.transport, &target.uri, &target.database, nobody),
+            admin: Admin::over(&target.transport, &target.uri, target.address(), nobody),
             tokens: target.tokens.clone(),
         }
     }
@@ -134,6 +134,7 @@ impl Issuer {
             "sessions revoked"
         );
         let delivered = match timeout(WAIT, deliver(authority, messenger, &sessions)).await {
+            _ if self.strayed.load(Ordering::SeqCst) => false,
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
                 tracing::warn!(error = error_text(&error), "the module has not taken a revocation yet");
@@ -165,6 +166,10 @@ impl Issuer {
             let Some(authority) = self.authority.get() else {
                 continue;
             };
+            if self.strayed.load(Ordering::SeqCst) {
+                // Another database has nothing to do with our sessions.
+                continue;
+            }
             match self.tell_once(authority, &messenger).await {
                 Ok(()) => rest = LOOK,
                 Err(error) => {

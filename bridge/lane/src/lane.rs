@@ -218,6 +218,7 @@ impl Lane {
                 | Command::Dial(_)
                 | Command::HangUp(_)
                 | Command::Relinked
+                | Command::Strayed
                 | Command::Append { .. }
                 | Command::Tell(_)
                 | Command::End(_) => {}

@@ -238,6 +238,8 @@ pub enum Command {
     HangUp(LinkId),
     /// A new link is up. SpacetimeDB may have lost what was not durable.
     Relinked,
+    /// Tell whoever issues tokens that SpacetimeDB leads to another database.
+    Strayed,
     /// Call `append_sync_events`: [`Event::Answered`].
     Append {
         /// The link.

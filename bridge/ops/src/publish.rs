@@ -11,7 +11,7 @@ use serde_json::Value;
 use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::refusal::RefusalClass;
 
-use spacetime_sync_proto::Secret;
+use spacetime_sync_proto::{DatabasePin, Secret};
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_stdb::identity::{self, NotAToken};
@@ -71,6 +71,9 @@ pub struct Report {
     pub database: String,
     /// Whether the database is new.
     pub created: bool,
+    /// Which database it is, for the configuration of the bridge.
+    #[serde(flatten)]
+    pub pin: DatabasePin,
     /// Identity of the owner.
     pub owner: String,
     /// Identity of the bridge.
@@ -180,20 +183,24 @@ async fn publish_as(request: Request, unused: &mut Vec<PathBuf>) -> Result<Repor
         unused.clear();
     }
     let after = admin.schema().await?;
-    configure(&admin, &bridge_identity).await?;
-    unused.clear();
+    // A new module admits nobody but its owner until it is configured. So this comes last: from the first caller on, all that
+    // bounds callers is there.
+    admin.set_row_limit(request.row_limit).await?;
     if let Bridge::Issuer(trust) = &request.bridge {
         admin
             .trust_issuer(&trust.issuer, &trust.audience, trust.sweep_every_ms)
             .await?;
     }
-    admin.set_row_limit(request.row_limit).await?;
+    configure(&admin, &bridge_identity).await?;
+    unused.clear();
     // Checks that this build can talk to the module. The answer also means that a power cut does not undo the publish.
     admin.check_contract().await?;
+    let pin = admin.pin().await?;
     let (held, holds) = (parts(before.as_ref()), parts(after.as_ref()));
     Ok(Report {
         database: request.database,
         created: before.is_none(),
+        pin,
         owner: owner_identity,
         bridge: bridge_identity,
         changes: changes(&held, &holds),

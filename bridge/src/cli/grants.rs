@@ -6,9 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use spacetime_sync_authority::Act;
 use spacetime_sync_issuer::keys::moment_text;
-use spacetime_sync_proto::StreamId;
+use spacetime_sync_proto::{IdentityHex, StreamId};
 use spacetime_sync_stdb::admin::Admin;
-use spacetime_sync_stdb::identity;
 use spacetime_sync_stdb::tokens::read_token;
 
 use super::{AuditArgs, ServerArgs, say};
@@ -53,8 +52,8 @@ struct Which {
     #[command(flatten)]
     audit: AuditArgs,
     /// The identity that may read, in hex.
-    #[arg(long, value_parser = identity::in_hex)]
-    identity: String,
+    #[arg(long)]
+    identity: IdentityHex,
     /// The stream; may be given several times.
     #[arg(long = "stream", required = true)]
     streams: Vec<StreamId>,
@@ -68,6 +67,7 @@ pub(crate) async fn grant(args: GrantArgs) -> anyhow::Result<()> {
         streams,
     } = &args.which;
     let admin = admin(server, &args.token_file)?;
+    let identity = identity.as_str();
     for stream_id in streams {
         audit.record(Act::GrantStream { identity, stream_id }).await?;
         let lasts = Duration::from_secs(args.days * DAY);
@@ -85,6 +85,7 @@ pub(crate) async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
         streams,
     } = &args.which;
     let admin = admin(server, &args.token_file)?;
+    let identity = identity.as_str();
     for stream_id in streams {
         audit.record(Act::RevokeStream { identity, stream_id }).await?;
         admin.revoke(identity, stream_id).await?;

@@ -129,6 +129,7 @@ pub(crate) fn target(config: &Config, issuer: Option<&Arc<Issuer>>) -> anyhow::R
         uri: config.spacetimedb.uri.clone(),
         transport: config.spacetimedb.transport()?,
         database: config.spacetimedb.database.clone(),
+        pin: config.spacetimedb.pin(),
         tokens,
         compatibility: issuer.map(|issuer| issuer.compatibility().clone()),
         deadline: Duration::from_millis(config.bridge.connect_deadline_ms),

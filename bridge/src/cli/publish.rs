@@ -7,8 +7,10 @@ use clap::Args;
 use spacetime_sync_authority::Act;
 use spacetime_sync_ops::publish::{Bridge, ROW_LIMIT, Request, Trust, build_module, publish};
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
-use spacetime_sync_proto::limit;
-use spacetime_sync_stdb::admin::Breaking;
+use spacetime_sync_proto::{DatabasePin, Secret, limit};
+use spacetime_sync_stdb::admin::{Admin, Breaking};
+use spacetime_sync_stdb::identity;
+use spacetime_sync_stdb::tokens::read_token;
 use spacetime_sync_transport::plaintext;
 
 use super::{AuditArgs, ServerArgs, say};
@@ -19,13 +21,14 @@ const SWEEP_MS: u32 = 1_000;
 /// What `--help` says beyond the options.
 const CONFIGURATION: &str = "\
 What is configured:
-  Besides publishing, this calls two reducers of the module, as the owner. `configure` says which identity the bridge has,
-  and sets the secret from which stream keys are derived. `trust_issuer`, with --issuer, says whose tokens open a session.
-  And it sets the engine's row_limit.
+  Besides publishing, this sets the engine's row_limit and calls two reducers of the module, as the owner. `trust_issuer`, with
+  --issuer, says whose tokens open a session. `configure` says which identity the bridge has, and sets the secret from which
+  stream keys are derived. Until then the module admits nobody but the owner. Without --issuer it then admits anybody.
 
-After `spacetime publish`, the module runs but trusts nobody. Run this once with --configure-only, or call the reducers:
-  spacetime call DATABASE configure '{\"__identity__\": \"0xBRIDGE\"}' '\"SECRET\"'
+After `spacetime publish`, the module runs and admits its owner alone. Run this once with --configure-only, or call the
+reducers, in this order:
   spacetime call DATABASE trust_issuer '\"ISSUER\"' '\"openagents-sync\"' 1000
+  spacetime call DATABASE configure '{\"__identity__\": \"0xBRIDGE\"}' '\"SECRET\"'
   BRIDGE is what `spacetime-sync identity --issuer ISSUER` prints, or `spacetime-sync identity FILE` for a bridge with a
   token of its own. SECRET is the output of `openssl rand -hex 32`; leave it empty when the module is configured again.
   ISSUER is the issuer.url of the bridge, and 1000 how often, in milliseconds, the module looks for ended sessions.";
@@ -102,6 +105,7 @@ pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
     }
     let (uri, database) = (args.server.uri.as_str(), args.server.database.as_str());
     args.audit.record(Act::PublishModule { uri, database, how }).await?;
+    let open_to_anybody = args.issuer.is_none();
     let bridge = match (args.issuer, args.bridge_token_file) {
         (Some(issuer), _) => Bridge::Issuer(Trust {
             issuer,
@@ -132,6 +136,11 @@ pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
     };
     say(format_args!("{done} database {}", report.database))?;
     say(format_args!("owner  {}\nbridge {}", report.owner, report.bridge))?;
+    say("for the section [spacetimedb] of the bridge's configuration:")?;
+    say_pin(&report.pin)?;
+    if open_to_anybody {
+        say("without an issuer, anybody may connect and sees what an operator grants")?;
+    }
     if report.changes.is_empty() && !configure_only {
         say("the schema is the same as before")?;
     }
@@ -139,6 +148,47 @@ pub(crate) async fn publish_module(args: PublishArgs) -> anyhow::Result<()> {
         .changes
         .iter()
         .try_for_each(|change| say(format_args!("  {change}")))
+}
+
+#[derive(Args)]
+pub(crate) struct DatabaseArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Token of the owner: fail if the database belongs to somebody else.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints which database has a name, for an installation that has no pin yet.
+pub(crate) async fn database(args: DatabaseArgs) -> anyhow::Result<()> {
+    let (uri, database) = (&args.server.uri, &args.server.database);
+    let nobody = Secret::from(String::new());
+    let pin = Admin::over(&args.server.transport()?, uri, database, nobody)
+        .pin()
+        .await?;
+    if let Some(file) = &args.token_file {
+        let token = read_token(file)?;
+        let owner = identity::of_token(&token).with_context(|| format!("{} holds no token", file.display()))?;
+        if owner != pin.owner_identity.as_str() {
+            anyhow::bail!(
+                "database {database:?} at {uri} belongs to {}, and {} is of {owner}: somebody else has taken the name",
+                pin.owner_identity,
+                file.display()
+            );
+        }
+    }
+    if args.json {
+        return say(serde_json::to_string(&pin)?);
+    }
+    say_pin(&pin)
+}
+
+fn say_pin(pin: &DatabasePin) -> anyhow::Result<()> {
+    say(format_args!("database_identity = \"{}\"", pin.database_identity))?;
+    say(format_args!("owner_identity = \"{}\"", pin.owner_identity))
 }
 
 pub(crate) fn issuer_url(text: &str) -> Result<String, String> {

@@ -23,6 +23,7 @@ use spacetime_sync_issuer::{Issuer, IssuerError};
 use spacetime_sync_lane::Limits;
 use spacetime_sync_stdb::settings::SpacetimeConfig;
 use spacetime_sync_stdb::tokens::{TokenFileError, read_token};
+use spacetime_sync_transport::plaintext;
 
 pub use retention::{RetentionConfig, Windows};
 
@@ -321,6 +322,11 @@ impl Config {
         if let Err(message) = self.authority.check_transport() {
             return value("authority.url", message);
         }
+        // A server on this machine without tokens is one for trials.
+        let must = self.issuer.is_some() || !plaintext::leads_here(uri);
+        if let Err((key, message)) = self.spacetimedb.check_pin(must) {
+            return value(key, message);
+        }
         match (&self.spacetimedb.token, &self.spacetimedb.token_file) {
             (None, None) if self.issuer.is_none() => {
                 return value(
@@ -431,7 +437,8 @@ impl Config {
         match (&self.issuer, &self.sessions) {
             (Some(issuer), Some(sessions)) => {
                 let seals = self.open_seals()?;
-                Issuer::open(issuer, sessions, &self.compatibility, seals).map(|issuer| Some(Arc::new(issuer)))
+                let opened = Issuer::open(issuer, sessions, &self.compatibility, seals)?;
+                Ok(Some(Arc::new(opened.pinned(self.spacetimedb.pin()))))
             }
             _ => Ok(None),
         }

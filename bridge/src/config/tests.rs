@@ -6,6 +6,8 @@ const FILE: &str = r#"
     [spacetimedb]
     uri = "http://127.0.0.1:3000"
     database = "lane"
+    database_identity = "c200000000000000000000000000000000000000000000000000000000000000"
+    owner_identity = "c200111111111111111111111111111111111111111111111111111111111111"
     token_file = "token"
     [seals]
     keys_dir = "seals"
@@ -30,6 +32,52 @@ fn with_an_issuer_no_token_is_needed() {
     assert_eq!(config.issuer.unwrap().audience, "openagents-sync");
     assert_eq!(config.sessions.unwrap().public_keys.len(), 2);
     assert_eq!(config.compatibility.min_client_build_id, "20260101T000000Z");
+}
+
+#[test]
+fn a_bridge_that_strangers_can_mislead_needs_a_pin() {
+    let pinned = load(FILE, &[]).unwrap().spacetimedb.pin().unwrap();
+    assert!(pinned.database_identity.as_str().starts_with("c2000"));
+    let without = |key: &str| {
+        let lines = FILE.lines().filter(|line| !line.trim_start().starts_with(key));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let unpinned = without("database_identity").replace("owner_identity", "# owner_identity");
+    let remote = unpinned.replace("127.0.0.1", "db.example");
+    for text in [
+        unpinned.clone(),
+        unpinned.replace("127.0.0.1", "localhost"),
+        unpinned.replace("127.0.0.1", "[::1]"),
+        remote.replace("database = ", "unpinned = true\ndatabase = "),
+    ] {
+        assert!(load(&text, &[]).unwrap().spacetimedb.pin().is_none());
+    }
+    for (text, expected) in [
+        (remote, "bridge.toml:4: spacetimedb.database_identity: expected what"),
+        (
+            format!("{unpinned}{ACCESS}"),
+            "spacetimedb.unpinned = true accepts that",
+        ),
+        (
+            without("owner_identity"),
+            "spacetimedb.owner_identity: expected what `spacetime-sync publish` printed",
+        ),
+        (
+            without("database_identity"),
+            "spacetimedb.database_identity: expected what",
+        ),
+        (
+            FILE.replace("database = ", "unpinned = true\ndatabase = "),
+            "spacetimedb.unpinned: expected this or",
+        ),
+        (
+            FILE.replace("c2001", "x2001"),
+            "expected an identity of 64 hexadecimal digits",
+        ),
+    ] {
+        let error = load(&text, &[]).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]
@@ -168,12 +216,12 @@ fn an_error_names_what_is_wrong_and_where() {
         (
             format!("{FILE}\n[limits]\ncals = 3"),
             vec![],
-            "bridge.toml:12: limits.cals: unknown field `cals`, expected one of ",
+            "bridge.toml:14: limits.cals: unknown field `cals`, expected one of ",
         ),
         (
             format!("{FILE}\n[limits]\ncalls = 0"),
             vec![],
-            "bridge.toml:12: limits.calls: expected 1 to 1000",
+            "bridge.toml:14: limits.calls: expected 1 to 1000",
         ),
         (
             format!("{FILE}\n[limits]\ncalls = 7"),

@@ -2,7 +2,7 @@
 
 use spacetime_sync_authority::AuthorityError;
 use spacetime_sync_lane::{Failure, Record, Recorded, Standing};
-use spacetime_sync_proto::{Seq, StreamId, error_text};
+use spacetime_sync_proto::{Refusal, RefusalCode, Seq, StreamId, error_text};
 use spacetime_sync_stdb::StdbError;
 
 pub(super) fn row(record: Record) -> (StreamId, Seq) {
@@ -39,6 +39,9 @@ pub(super) fn from_stdb(error: StdbError) -> Failure {
     let (class, text) = (error.class(), error_text(&error));
     let refusal = match error {
         StdbError::Refused(refusal) => Some(refusal),
+        StdbError::AnotherDatabase { .. } | StdbError::DatabaseGone { .. } => {
+            Some(Refusal::new(RefusalCode::WrongDatabase, text.clone()))
+        }
         _ => None,
     };
     Failure { class, refusal, text }

@@ -166,6 +166,11 @@ impl Runner {
                     neighbour.relinked();
                 }
             }
+            Command::Strayed => {
+                if let Some(neighbour) = &self.neighbour {
+                    neighbour.strayed();
+                }
+            }
             Command::ReadHeads(link, request, streams) => self.call(
                 link,
                 async move |link| link.heads(&streams).await,

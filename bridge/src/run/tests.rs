@@ -40,6 +40,7 @@ fn runner() -> Runner {
         uri: config.spacetimedb.uri.clone(),
         transport: config.spacetimedb.transport().unwrap(),
         database: config.spacetimedb.database.clone(),
+        pin: None,
         tokens: TokenSource::Fixed("none".to_owned().into()),
         compatibility: None,
         deadline: Duration::from_secs(1),

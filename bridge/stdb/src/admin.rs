@@ -6,7 +6,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use spacetime_sync_proto::access::Compatibility;
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{Refusal, error_text};
+use spacetime_sync_proto::{DatabasePin, Refusal, error_text};
 
 use super::StdbError;
 use spacetime_sync_proto::Secret;
@@ -93,6 +93,20 @@ impl Admin {
         Self { token, ..self.clone() }
     }
 
+    /// The same server with another database.
+    #[must_use]
+    pub fn with_database(&self, database: &str) -> Self {
+        Self {
+            database: database.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// `http://…` of the server.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
     /// Asks a server for a new identity.
     pub async fn new_identity(uri: &str) -> Result<Credential, StdbError> {
         Self::new_identity_over(&Transport::default(), uri).await
@@ -175,14 +189,12 @@ impl Admin {
         }
     }
 
-    /// The identity, in hex, that published the database.
-    pub async fn owner(&self) -> Result<String, StdbError> {
-        const WHAT: &str = "the owner";
+    /// The identities of the database and of its owner. Anybody may ask.
+    pub async fn pin(&self) -> Result<DatabasePin, StdbError> {
+        const WHAT: &str = "which database it is";
         let response = self.send(WHAT, self.request(Method::GET, "")).await?;
         let answer: Value = self.json(self.success(WHAT, response).await?, WHAT).await?;
-        let owner = answer["owner_identity"]["__identity__"].as_str();
-        let owner = owner.ok_or_else(|| self.unexpected(WHAT, answer.to_string()))?;
-        Ok(owner.trim_start_matches("0x").to_owned())
+        DatabasePin::from_answer(&answer).ok_or_else(|| self.unexpected(WHAT, answer.to_string()))
     }
 
     /// Asks what publishing a module would change, without doing it.
@@ -301,10 +313,13 @@ impl Admin {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http
-            .request(method, format!("{}/v1/database/{}{path}", self.uri, self.database))
-            .bearer_auth(self.token.expose())
-            .timeout(REQUEST_LIMIT)
+        let url = format!("{}/v1/database/{}{path}", self.uri, self.database);
+        let request = self.http.request(method, url).timeout(REQUEST_LIMIT);
+        match self.token.expose() {
+            // The server takes whoever shows none for anybody.
+            "" => request,
+            token => request.bearer_auth(token),
+        }
     }
 
     /// Sends a request, and handles the errors that all routes share.

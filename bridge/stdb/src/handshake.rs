@@ -96,7 +96,7 @@ pub(super) async fn open(
         .map_err(|error| unavailable(error.to_string()))?;
     let builder = DbConnection::builder()
         .with_uri(address.as_str())
-        .with_database_name(target.database.as_str())
+        .with_database_name(target.address())
         .with_token(Some(token.expose()))
         .with_compression(Compression::None)
         .with_confirmed_reads(true)
@@ -133,6 +133,7 @@ mod tests {
             uri: format!("http://{}", silent.local_addr().unwrap()),
             transport: Transport::default(),
             database: "lane".to_owned(),
+            pin: None,
             tokens: TokenSource::Fixed(token.clone()),
             compatibility: None,
             deadline: Duration::from_secs(1),

@@ -25,16 +25,6 @@ pub fn of_token(token: &Secret) -> Result<String, NotAToken> {
     }
 }
 
-/// An identity in hex, with or without `0x`, as its 64 digits.
-pub fn in_hex(text: &str) -> Result<String, String> {
-    let digits = text.strip_prefix("0x").unwrap_or(text);
-    if digits.len() == 64 && digits.chars().all(|c| c.is_ascii_hexdigit()) {
-        Ok(digits.to_owned())
-    } else {
-        Err("expected 64 hexadecimal digits, as `spacetime-sync identity` prints them".to_owned())
-    }
-}
-
 /// The identity, in hex, of the bridge whose tokens this issuer signs.
 pub fn of_bridge(issuer: &str) -> String {
     Identity::from_claims(issuer, SERVICE_SUBJECT).to_hex().to_string()

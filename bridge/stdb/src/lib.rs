@@ -10,10 +10,11 @@ pub mod tokens;
 pub mod upkeep;
 
 mod nodelay;
+mod pin;
 
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{ChainHash, Refusal};
+use spacetime_sync_proto::{ChainHash, DatabasePin, Refusal};
 use spacetimedb_sdk::__codegen::__sats::u256;
 
 /// Why an operation on SpacetimeDB failed.
@@ -76,6 +77,35 @@ pub enum StdbError {
         uri: String,
         /// The name of the database.
         database: String,
+    },
+    /// The name leads to another database than the pinned one, or the pinned one has another owner.
+    #[error(
+        "database {database:?} at {uri} is not the one that the configuration names: expected {expected}, found {found}. \
+         Nothing is published there. If its owner has published it anew, put what `spacetime-sync publish` printed into \
+         [spacetimedb]; if not, somebody else has taken its name"
+    )]
+    AnotherDatabase {
+        /// The server.
+        uri: String,
+        /// The name.
+        database: String,
+        /// What the configuration names.
+        expected: Box<DatabasePin>,
+        /// What the server has.
+        found: Box<DatabasePin>,
+    },
+    /// The server has neither the pinned database nor one of that name.
+    #[error(
+        "spacetimedb at {uri} has no database {database:?} any more: expected {expected}. Run: spacetime-sync publish, and \
+         put what it prints into [spacetimedb]"
+    )]
+    DatabaseGone {
+        /// The server.
+        uri: String,
+        /// The name.
+        database: String,
+        /// What the configuration names.
+        expected: Box<DatabasePin>,
     },
     /// The database runs another module.
     #[error("database {database:?} does not run this project's module ({message}); run: spacetime-sync publish")]
@@ -149,6 +179,8 @@ impl StdbError {
             | Self::BreaksClients { .. }
             | Self::NeedsDeletion { .. }
             | Self::NoDatabase { .. }
+            | Self::AnotherDatabase { .. }
+            | Self::DatabaseGone { .. }
             | Self::ForeignModule { .. }
             | Self::ContractMismatch { .. } => RefusalClass::Fatal,
         }

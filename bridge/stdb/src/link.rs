@@ -7,7 +7,9 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use spacetime_sync_bindings::{DbConnection, RemoteProcedures, RemoteReducers, append_sync_events, read_heads};
 use spacetime_sync_proto::access::Compatibility;
-use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId, error_text};
+use spacetime_sync_proto::{
+    ChainHash, DatabasePin, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId, error_text,
+};
 use spacetime_sync_transport::Transport;
 use spacetimedb_sdk::__codegen::InternalError;
 use spacetimedb_sdk::DbContext;
@@ -15,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::admin::Admin;
 use super::handshake::{self, LinkRuntime};
+use super::pin;
 use super::tokens::TokenSource;
 use super::{StdbError, chain_from_column, chain_to_column};
 
@@ -33,14 +36,33 @@ pub struct Target {
     pub uri: String,
     /// How to reach the server.
     pub transport: Transport,
-    /// The name of the database.
+    /// The name of the database, or its identity.
     pub database: String,
+    /// Which database it must be. `None`: whichever has the name.
+    pub pin: Option<DatabasePin>,
     /// The bridge's credential.
     pub tokens: TokenSource,
     /// Which clients the module should accept. `None` if the bridge does not issue tokens.
     pub compatibility: Option<Compatibility>,
     /// How long connecting may take.
     pub deadline: Duration,
+}
+
+impl Target {
+    /// What to ask the server for: the identity, which no other database can have while this one is there.
+    pub fn address(&self) -> &str {
+        self.pin
+            .as_ref()
+            .map_or(&self.database, |pin| pin.database_identity.as_str())
+    }
+
+    /// Whether the database is the right one.
+    async fn check(&self, admin: &Admin) -> Result<(), StdbError> {
+        match &self.pin {
+            Some(pinned) => pin::check(pinned, admin, &self.database).await,
+            None => Ok(()),
+        }
+    }
 }
 
 /// The result of an append.
@@ -70,7 +92,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// Checks the contract, connects, and makes sure that the module accepts this identity as the bridge.
+    /// Checks that it is the right database and its contract, connects, and makes sure that the module accepts this identity
+    /// as the bridge.
     pub async fn connect(target: Target, on_closed: OnClosed) -> Result<Self, StdbError> {
         let deadline = target.deadline;
         let uri = target.uri.clone();
@@ -84,7 +107,8 @@ impl Link {
 
     async fn connect_unbounded(target: Target, on_closed: OnClosed) -> Result<Self, StdbError> {
         let token = target.tokens.token()?;
-        let admin = Admin::over(&target.transport, &target.uri, &target.database, token.clone());
+        let admin = Admin::over(&target.transport, &target.uri, target.address(), token.clone());
+        target.check(&admin).await?;
         admin.check_contract().await?;
         let (connected, is_connected) = oneshot::channel();
         let (connection, runtime, address) = handshake::open(&target, &token, move || {
@@ -129,6 +153,9 @@ impl Link {
         is_connected
             .await
             .map_err(|_| link.unavailable("closed during the handshake"))?;
+        // Once more, of the database that this connection leads to. To put another one with the same identity in its place,
+        // somebody must first delete it, and that ends its connections.
+        link.target.check(&admin).await?;
         link.may_append(&admin).await?;
         if let Some(compatibility) = &link.target.compatibility {
             admin.set_compatibility(compatibility).await?;
@@ -157,9 +184,9 @@ impl Link {
     async fn may_append(&self, admin: &Admin) -> Result<(), StdbError> {
         match self.heads(&[]).await {
             Ok(_) => {
-                let owner = admin.owner().await?;
+                let owner = admin.pin().await?.owner_identity;
                 let ours = self.connection.try_identity().map(|ours| ours.to_hex().to_string());
-                if ours.is_some_and(|ours| ours != owner) {
+                if ours.is_some_and(|ours| ours != owner.as_str()) {
                     return Ok(());
                 }
             }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use spacetime_sync_proto::Secret;
+use spacetime_sync_proto::{DatabasePin, IdentityHex, Secret};
 use spacetime_sync_transport::{PlaintextRefused, TlsError, TlsFiles, Transport, plaintext};
 
 use crate::tokens::{TokenFileError, read_token};
@@ -23,8 +23,15 @@ pub struct SpacetimeConfig {
     pub cert_file: Option<PathBuf>,
     /// Its private key.
     pub key_file: Option<PathBuf>,
-    /// Name or identity of the database that the module is published to.
+    /// Name of the database that the module is published to.
     pub database: String,
+    /// The identity of that database. `spacetime-sync publish` prints it, and that of the owner.
+    pub database_identity: Option<IdentityHex>,
+    /// The identity of the database's owner.
+    pub owner_identity: Option<IdentityHex>,
+    /// Publish to whichever database has the name, even if a stranger created it.
+    #[serde(default)]
+    pub unpinned: bool,
     /// File that holds the token of the bridge's identity.
     pub token_file: Option<PathBuf>,
     /// The token itself, for operators who keep secrets in the environment. The bridge needs one of the two, unless it
@@ -48,6 +55,41 @@ impl SpacetimeConfig {
     /// Refuses an address to which nothing may be sent.
     pub fn check_transport(&self) -> Result<(), PlaintextRefused> {
         plaintext::check(&self.uri, self.allow_plaintext, "spacetimedb.allow_plaintext = true")
+    }
+
+    /// Which database it must be. `None` without a pin.
+    pub fn pin(&self) -> Option<DatabasePin> {
+        let (database_identity, owner_identity) = (self.database_identity.clone()?, self.owner_identity.clone()?);
+        Some(DatabasePin {
+            database_identity,
+            owner_identity,
+        })
+    }
+
+    /// Checks the pin. `must` says whether strangers reach the server, and the bridge needs one.
+    pub fn check_pin(&self, must: bool) -> Result<(), (&'static str, String)> {
+        const HOW: &str = "what `spacetime-sync publish` printed; for a database that is there already, \
+                           `spacetime-sync database` prints it";
+        match (&self.database_identity, &self.owner_identity) {
+            (Some(_), Some(_)) if self.unpinned => Err((
+                "spacetimedb.unpinned",
+                "expected this or spacetimedb.database_identity, found both".to_owned(),
+            )),
+            (Some(_), Some(_)) => Ok(()),
+            (Some(_), None) => Err(("spacetimedb.owner_identity", format!("expected {HOW}, found nothing"))),
+            (None, Some(_)) => Err((
+                "spacetimedb.database_identity",
+                format!("expected {HOW}, found nothing"),
+            )),
+            (None, None) if must && !self.unpinned => Err((
+                "spacetimedb.database_identity",
+                format!(
+                    "expected {HOW}, found nothing. Without it whoever takes the database's name is sent every event; \
+                     spacetimedb.unpinned = true accepts that"
+                ),
+            )),
+            (None, None) => Ok(()),
+        }
     }
 
     /// The token of the bridge's identity, from its file or the configuration. `None` if the bridge signs its own.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use spacetime_sync_proto::access::{Incompatible, StreamPattern};
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{Position, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{DatabasePin, Position, Refusal, RefusalCode, Seq, StreamId};
 
 use crate::credential::TokenError;
 use crate::error::ErrorClass;
@@ -146,6 +146,14 @@ pub enum Disconnect {
     /// SpacetimeDB has no such database.
     #[error("SpacetimeDB has no database {0:?}: publish the module, or correct the name")]
     NoDatabase(String),
+    /// SpacetimeDB's database is not the one that the bridge or the configuration names.
+    #[error("the database is not the one to connect to: expected {expected}, found {found}; its operator must look")]
+    WrongDatabase {
+        /// What the bridge or the configuration names.
+        expected: Box<DatabasePin>,
+        /// What SpacetimeDB has.
+        found: Box<DatabasePin>,
+    },
     /// No connection within [`Limits::connect_timeout`](crate::Limits::connect_timeout).
     #[error("no connection within {0:?}")]
     ConnectTimeout(Duration),
@@ -178,6 +186,7 @@ impl Disconnect {
         match self {
             Self::Unreachable(_) => "unreachable",
             Self::NoDatabase(_) => "no_database",
+            Self::WrongDatabase { .. } => "wrong_database",
             Self::ConnectTimeout(_) => "connect_timeout",
             Self::Closed => "closed",
             Self::Silence(_) => "silence",
@@ -197,6 +206,7 @@ impl Disconnect {
             Self::NoToken(TokenError::Unavailable { .. })
             | Self::Unreachable(_)
             | Self::NoDatabase(_)
+            | Self::WrongDatabase { .. }
             | Self::ConnectTimeout(_)
             | Self::Closed
             | Self::Silence(_)

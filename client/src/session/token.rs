@@ -168,6 +168,10 @@ pub(super) fn after_failure(
         // While its clock is wrong, or before it has read the issuer's newest key, SpacetimeDB accepts no token.
         DialFailure::Unauthorized if renewable => Ok(later(Disconnect::Unauthorized, true)),
         DialFailure::Unauthorized => Err(StopReason::Unauthorized),
+        // Between a publish and its configuration. Whoever publishes is at it.
+        DialFailure::Refused(refusal) if refusal.code == RefusalCode::NotConfigured => {
+            Ok(later(Disconnect::Refused(refusal), false))
+        }
         DialFailure::Refused(refusal) => {
             let may_pass = refusal.code.class() == ErrorClass::Retry && (renewable || !has_aged(refusal.code));
             if may_pass {
@@ -175,6 +179,10 @@ pub(super) fn after_failure(
             } else {
                 Err(StopReason::Refused(refusal))
             }
+        }
+        // The next token may name another database.
+        DialFailure::Later(reason @ (Disconnect::NoDatabase(_) | Disconnect::WrongDatabase { .. })) => {
+            Ok(later(reason, true))
         }
         DialFailure::Later(reason) => Ok(later(reason, false)),
     }
@@ -316,7 +324,13 @@ mod tests {
             (refused(MissingScope), "stop: refused"),
             (refused(TokenExpired), "later, new token: refused"),
             (refused(TokenNotYetValid), "later, new token: refused"),
+            (refused(NotConfigured), "later: refused"),
             (DialFailure::Later(Disconnect::Closed), "later: closed"),
+            (
+                DialFailure::Later(Disconnect::NoDatabase("lane".to_owned())),
+                "later, new token: no_database",
+            ),
+            (no_token(WrongDatabase), "later: no_token"),
             (DialFailure::Stop(StopReason::Defect), "stop: defect"),
         ] {
             let shown = format!("{failure:?}");
@@ -349,6 +363,7 @@ mod tests {
     #[test]
     fn a_fixed_token_that_has_ended_stops() {
         assert_eq!(verdict(refused(RefusalCode::TokenExpired), false), "stop: refused");
+        assert_eq!(verdict(refused(RefusalCode::NotConfigured), false), "later: refused");
         assert_eq!(
             verdict(refused(RefusalCode::TokenNotYetValid), false),
             "later, new token: refused"

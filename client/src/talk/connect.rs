@@ -25,7 +25,11 @@ pub(super) enum ConnectFailure {
 
 /// Connects. The SDK blocks a thread until SpacetimeDB has answered, however long that takes. When the caller gives up,
 /// the thread and the socket end with the connection's runtime.
-pub(super) async fn connect(config: &ClientConfig, token: Option<String>) -> Result<Link, ConnectFailure> {
+pub(super) async fn connect(
+    config: &ClientConfig,
+    database: &str,
+    token: Option<String>,
+) -> Result<Link, ConnectFailure> {
     let failed = |detail: String| ConnectFailure::Later(Disconnect::Failed(detail));
     let mut builder = Builder::new_multi_thread();
     builder
@@ -37,7 +41,6 @@ pub(super) async fn connect(config: &ClientConfig, token: Option<String>) -> Res
         .map_err(|error| failed(format!("cannot start a thread to connect on: {error}")))?;
     let threads = runtime.handle().clone();
     let runtime = LinkRuntime(Some(runtime));
-    let config = config.clone();
     let (transport, uri) = (config.transport.clone(), config.uri.clone());
     let leading = threads.spawn(async move { transport.address_for_sdk(&uri).await });
     let address = match leading.await {
@@ -45,7 +48,8 @@ pub(super) async fn connect(config: &ClientConfig, token: Option<String>) -> Res
         Ok(Err(error)) => return Err(ConnectFailure::Later(Disconnect::Unreachable(error.to_string()))),
         Err(error) => return Err(failed(format!("connecting ended without an answer: {error}"))),
     };
-    let opening = threads.spawn_blocking(move || open(&config, &address, token.as_deref()));
+    let (config, database) = (config.clone(), database.to_owned());
+    let opening = threads.spawn_blocking(move || open(&config, &address, &database, token.as_deref()));
     match opening.await {
         Ok(opened) => opened.map(|(connection, inbox)| Link::new(connection, inbox, runtime)),
         Err(error) => Err(failed(format!("connecting ended without an answer: {error}"))),
@@ -65,7 +69,12 @@ impl Drop for LinkRuntime {
     }
 }
 
-fn open(config: &ClientConfig, address: &str, token: Option<&str>) -> Result<(DbConnection, Inbox), ConnectFailure> {
+fn open(
+    config: &ClientConfig,
+    address: &str,
+    database: &str,
+    token: Option<&str>,
+) -> Result<(DbConnection, Inbox), ConnectFailure> {
     let inbox = Inbox::default();
     let identified = Arc::clone(&inbox);
     let compression = if config.compression {
@@ -75,14 +84,14 @@ fn open(config: &ClientConfig, address: &str, token: Option<&str>) -> Result<(Db
     };
     DbConnection::builder()
         .with_uri(address)
-        .with_database_name(config.database.as_str())
+        .with_database_name(database)
         .with_token(token)
         .with_compression(compression)
         .with_confirmed_reads(config.reads.are_confirmed())
         .on_connect(move |_, identity, _| greet(&identified, Greeting::Identified(identity)))
         .build()
         .map(|connection| (connection, inbox))
-        .map_err(|error| classify(&error, &config.database))
+        .map_err(|error| classify(&error, database))
 }
 
 fn classify(error: &spacetimedb_sdk::Error, database: &str) -> ConnectFailure {
@@ -136,7 +145,7 @@ mod tests {
         });
         let streams = vec![StreamId::new("a").unwrap()];
         let config = ClientConfig::new(format!("http://{address}"), "lane", streams);
-        let failure = connect(&config, None).await.err().unwrap();
+        let failure = connect(&config, "lane", None).await.err().unwrap();
         host.join().unwrap();
         failure
     }
@@ -158,7 +167,7 @@ mod tests {
     async fn an_unreachable_server_is_tried_again() {
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let config = ClientConfig::new(format!("http://{closed}"), "lane", vec![StreamId::new("a").unwrap()]);
-        let failure = connect(&config, None).await.err().unwrap();
+        let failure = connect(&config, "lane", None).await.err().unwrap();
         assert!(
             matches!(failure, ConnectFailure::Later(Disconnect::Unreachable(_))),
             "{failure:?}"

@@ -3,10 +3,12 @@
 
 use tokio::time::{Instant, timeout};
 
+use spacetime_sync_proto::DatabasePin;
 use spacetime_sync_proto::contract::Contract;
 
 use super::connect::{ConnectFailure, connect};
 use super::link::{Greeting, Link};
+use super::pin;
 use super::reason::{Reason, ask_reason};
 use crate::config::ClientConfig;
 use crate::credential::{Credential, TokenError, WantedToken};
@@ -48,14 +50,28 @@ pub(crate) async fn dial(config: &ClientConfig, held: Option<Issued>) -> DialAns
             }
         }
     };
-    let result = open(config, text).await;
+    let pin = token.as_ref().and_then(|issued| issued.token.pin.as_deref());
+    let result = open(config, pin.or(config.pin.as_ref()), text).await;
     DialAnswer { token, result }
 }
 
-async fn open(config: &ClientConfig, token: Option<String>) -> Result<(Link, Vec<Inbound>), DialFailure> {
+async fn open(
+    config: &ClientConfig,
+    pin: Option<&DatabasePin>,
+    token: Option<String>,
+) -> Result<(Link, Vec<Inbound>), DialFailure> {
     let within = config.limits.connect_timeout;
+    let database = pin.map_or(config.database.as_str(), |pin| pin.database_identity.as_str());
     let serving = async {
-        let link = match connect(config, token.clone()).await {
+        let right = match pin {
+            Some(pin) => pin::check(config, pin, token.as_deref()).await,
+            None => Ok(()),
+        };
+        let connected = match right {
+            Ok(()) => connect(config, database, token.clone()).await,
+            Err(failure) => Err(failure),
+        };
+        let link = match connected {
             Ok(link) => link,
             Err(ConnectFailure::Unauthorized) => return Err(Closed::Told(DialFailure::Unauthorized)),
             Err(ConnectFailure::Forbidden) => return Err(Closed::Untold(DialFailure::Unauthorized)),
@@ -71,7 +87,7 @@ async fn open(config: &ClientConfig, token: Option<String>) -> Result<(Link, Vec
     };
     match closed {
         Closed::Told(failure) => Err(failure),
-        Closed::Untold(failure) => Err(match ask_reason(config, token.as_deref()).await {
+        Closed::Untold(failure) => Err(match ask_reason(config, database, token.as_deref()).await {
             Some(Reason::Refused(refusal)) => DialFailure::Refused(refusal),
             Some(Reason::Incompatible(incompatible)) => DialFailure::Stop(StopReason::Incompatible(incompatible)),
             None => failure,

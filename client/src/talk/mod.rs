@@ -8,5 +8,6 @@ pub(crate) mod link;
 pub(crate) mod tokens;
 
 mod connect;
+mod pin;
 mod presence;
 mod reason;

@@ -24,9 +24,9 @@ pub(super) enum Reason {
 }
 
 /// Asks SpacetimeDB why it closed. `None` without an answer in time.
-pub(super) async fn ask_reason(config: &ClientConfig, token: Option<&str>) -> Option<Reason> {
+pub(super) async fn ask_reason(config: &ClientConfig, database: &str, token: Option<&str>) -> Option<Reason> {
     let ask = async {
-        let url = sql_url(&config.uri, &config.database);
+        let url = format!("{}/sql", database_url(&config.uri, database));
         let http = config
             .transport
             .http(&url)
@@ -61,14 +61,14 @@ fn read_reason(body: &[u8]) -> Option<Reason> {
     Refusal::from_wire(text).map(Reason::Refused)
 }
 
-/// The SDK also accepts WebSocket addresses.
-fn sql_url(uri: &str, database: &str) -> String {
+/// The address of a database over HTTP. The SDK also accepts WebSocket addresses.
+pub(super) fn database_url(uri: &str, database: &str) -> String {
     let http = match uri.split_once("://") {
         Some(("ws", rest)) => format!("http://{rest}"),
         Some(("wss", rest)) => format!("https://{rest}"),
         Some(_) | None => uri.to_owned(),
     };
-    format!("{}/v1/database/{database}/sql", http.trim_end_matches('/'))
+    format!("{}/v1/database/{database}", http.trim_end_matches('/'))
 }
 
 #[cfg(test)]
@@ -81,9 +81,9 @@ mod tests {
     #[test]
     fn the_address_is_spacetimedbs_own() {
         for uri in ["http://host:3000", "http://host:3000/", "ws://host:3000"] {
-            assert_eq!(sql_url(uri, "lane"), "http://host:3000/v1/database/lane/sql");
+            assert_eq!(database_url(uri, "lane"), "http://host:3000/v1/database/lane");
         }
-        assert_eq!(sql_url("wss://host", "lane"), "https://host/v1/database/lane/sql");
+        assert_eq!(database_url("wss://host", "lane"), "https://host/v1/database/lane");
     }
 
     #[test]

@@ -247,6 +247,7 @@ fn read_token(body: &[u8]) -> Result<AccessToken, TokenError> {
         granted_streams: response.granted_streams,
         session_id: Some(response.session_id.to_string()),
         seal_keys: response.seal_keys,
+        pin: response.pin.map(Box::new),
     })
 }
 

@@ -30,6 +30,17 @@ impl<I: Copy + Eq> Trust<I> {
         }
     }
 
+    /// Admits a caller while no issuer of tokens is trusted. Until the owner has said who the bridge is, the database
+    /// serves nobody else: strangers would come between a publish and its configuration. A bridge without an issuer
+    /// means that anybody may connect, and sees what an operator has granted.
+    pub fn admit_without_issuer(&self, caller: I) -> Result<(), Refusal> {
+        if self.bridge.is_some() || caller == self.owner {
+            Ok(())
+        } else {
+            Err(not_configured())
+        }
+    }
+
     /// Allows the owner and the bridge. For grants and for reading heads.
     pub fn operator(&self, caller: I) -> Result<(), Refusal> {
         if caller == self.owner || self.bridge == Some(caller) {
@@ -44,7 +55,7 @@ impl<I: Copy + Eq> Trust<I> {
 pub fn not_configured() -> Refusal {
     Refusal::new(
         RefusalCode::NotConfigured,
-        "the owner has not configured this database: run `spacetime-sync publish`, or call `configure`",
+        "the owner has not configured this database yet: run `spacetime-sync publish`, or call `configure`",
     )
 }
 
@@ -79,5 +90,16 @@ mod tests {
         let unset = Trust { owner: 1, bridge: None };
         assert_eq!(code(unset.bridge_only(1)), Some(RefusalCode::NotConfigured));
         assert_eq!([1, 3].map(|who| code(unset.operator(who))), [None, unauthorized]);
+    }
+
+    #[test]
+    fn nobody_but_the_owner_is_admitted_before_the_bridge_is_named() {
+        let code = |bridge| {
+            let trust = Trust { owner: 1, bridge };
+            [1, 2, 3].map(|who| trust.admit_without_issuer(who).err().map(|refusal| refusal.code))
+        };
+        let unset = Some(RefusalCode::NotConfigured);
+        assert_eq!(code(None), [None, unset, unset]);
+        assert_eq!(code(Some(2)), [None; 3]);
     }
 }

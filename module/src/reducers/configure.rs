@@ -8,6 +8,9 @@ use crate::log_access::trust_row;
 use crate::refuse::{Refused, invalid_argument, refused};
 use crate::tables::sync_trust;
 
+/// Opens the database: for the sessions of an issuer that is trusted already, or else for anybody. So an owner that trusts
+/// an issuer calls `trust_issuer` first.
+///
 /// `key_secret` is hex of at least 16 random bytes. The first call needs it; later calls may leave it empty.
 #[reducer]
 pub fn configure(ctx: &ReducerContext, bridge: Identity, key_secret: String) -> Result<(), Refused> {

@@ -13,7 +13,8 @@ pub struct SyncTrust {
     pub bridge: Option<Identity>,
     /// The secret that stream keys are derived with. It is set once, because another secret would rename every stream.
     pub key_secret: Vec<u8>,
-    /// Whose tokens open a session. While there is no issuer, anyone may connect and sees what an operator granted.
+    /// Whose tokens open a session. Without an issuer, nobody but the owner may connect until there is a bridge, and
+    /// anybody from then on: they see what an operator granted.
     #[default(None::<Issuer>)]
     pub issuer: Option<Issuer>,
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Scope, StreamPattern};
 use crate::id::Label;
+use crate::identity::DatabasePin;
 use crate::refusal::RefusalCode;
 use crate::seal::SealKey;
 
@@ -85,6 +86,9 @@ pub struct TokenResponse {
     pub device_id: Label,
     /// The keys whose seals the client accepts from now on, and no others.
     pub seal_keys: Vec<SealKey>,
+    /// The one database to connect to with this token, whatever its name leads to. `None` if the bridge has no pin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<DatabasePin>,
 }
 
 impl std::fmt::Debug for TokenResponse {

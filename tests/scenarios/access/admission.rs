@@ -32,26 +32,7 @@ async fn refused_everywhere(guarded: &Guarded, who: Option<&Credential>, code: O
         let said = Refusal::from_wire(&refused).map(|refusal| refusal.code);
         assert_eq!(said, code, "{what}: {table}: {refused}");
     }
-    assert!(!connects(module, who).await, "{what}: the WebSocket is refused");
-}
-
-/// Whether the server accepts a WebSocket.
-async fn connects(module: &Module, who: Option<&Credential>) -> bool {
-    let (said, answer) = tokio::sync::mpsc::unbounded_channel();
-    let failed = said.clone();
-    let built = spacetime_sync_bindings::DbConnection::builder()
-        .with_uri(module.server.uri())
-        .with_database_name(module.name.as_str())
-        .with_token(who.map(|who| who.token.expose()))
-        .on_connect(move |_, _, _| said.send(true).unwrap_or_default())
-        .on_disconnect(move |_, _| failed.send(false).unwrap_or_default())
-        .build();
-    let Ok(connection) = built else { return false };
-    let pump = tokio::spawn(async move { connection.run_async().await });
-    let mut answer = answer;
-    let let_in = tokio::time::timeout(std::time::Duration::from_secs(20), answer.recv()).await;
-    pump.abort();
-    let_in.expect("the host accepts or hangs up").unwrap_or(false)
+    assert!(!module.connects(who).await, "{what}: the WebSocket is refused");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,11 +193,11 @@ async fn callers_without_a_token_of_the_issuer_are_refused() {
         .send()
         .await;
     assert!(page.is_err() || page.is_ok_and(|page| page.status().is_client_error()));
-    assert!(!connects(module, Some(&megabyte)).await);
+    assert!(!module.connects(Some(&megabyte)).await);
     assert_eq!(guarded.grants().await, 0, "a refused caller leaves no grant behind");
 
     // The unchanged token is accepted.
-    assert!(connects(module, Some(&guarded.with(&good))).await);
+    assert!(module.connects(Some(&guarded.with(&good))).await);
     let page = module
         .call(Some(&guarded.with(&good)), "read_events", &json!(["user:7:notes", 0]))
         .await;
@@ -232,7 +213,7 @@ async fn a_token_that_spacetimedb_signed_anew_opens_nothing() {
         let anew = module.server.sign_anew(&good).await.unwrap();
         let what = claims["sub"].to_string();
         refused_everywhere(&guarded, Some(&bearer(anew)), Some(RefusalCode::InvalidToken), &what).await;
-        assert!(connects(module, Some(&bearer(good))).await, "{what}");
+        assert!(module.connects(Some(&bearer(good))).await, "{what}");
     }
 }
 
@@ -247,7 +228,7 @@ async fn operators_and_identities_granted_by_hand_need_no_token() {
         .await
         .done();
     for who in [&module.owner, &module.bridge, &by_hand] {
-        assert!(connects(module, Some(who)).await);
+        assert!(module.connects(Some(who)).await);
         let page = module.call(Some(who), "read_events", &json!([id.as_str(), 0])).await;
         assert_eq!(page.done()[1], 2);
     }

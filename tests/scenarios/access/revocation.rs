@@ -7,8 +7,8 @@ use spacetime_sync_issuer::keys::now;
 use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH};
 use spacetime_sync_tests::issuing::{ADMIN, Desk, Issuing, answer};
 use spacetime_sync_tests::stub::Stub;
-use sqlx::Connection as _;
 use spacetime_sync_tests::write_secret;
+use sqlx::Connection as _;
 
 use super::desk;
 

@@ -1,5 +1,6 @@
 //! What somebody who means harm, and stands on the way, cannot do.
 
+mod database;
 mod gate;
 mod postgres;
 mod row_limit;

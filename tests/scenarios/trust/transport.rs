@@ -80,6 +80,7 @@ impl Files {
             ("authority.url", "postgres://nobody@127.0.0.1:9/none".to_owned()),
             ("spacetimedb.uri", "http://127.0.0.1:9".to_owned()),
             ("spacetimedb.database", "lane".to_owned()),
+            ("spacetimedb.unpinned", "true".to_owned()),
             ("http.listen", "127.0.0.1:0".to_owned()),
             ("http.admin_token_file", self.path("admin")),
             ("issuer.url", "https://lane.example".to_owned()),

@@ -291,7 +291,7 @@ impl World {
                 let ended = Event::LinkClosed(link, "given up".to_owned());
                 self.bridge_in(at, late, BridgeStep::Happens(ended));
             }
-            Command::Relinked => {}
+            Command::Relinked | Command::Strayed => {}
             Command::Append {
                 link,
                 call,

@@ -91,7 +91,9 @@ fn status(code: RefusalCode) -> StatusCode {
         | RefusalCode::UpgradeRequired
         | RefusalCode::UnsupportedClientBuild => StatusCode::UPGRADE_REQUIRED,
         RefusalCode::RateLimited => StatusCode::TOO_MANY_REQUESTS,
-        RefusalCode::SyncTokenUnavailable | RefusalCode::NotConfigured => StatusCode::SERVICE_UNAVAILABLE,
+        RefusalCode::SyncTokenUnavailable | RefusalCode::NotConfigured | RefusalCode::WrongDatabase => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         RefusalCode::SeqGap
         | RefusalCode::ChainMismatch
         | RefusalCode::EventConflict

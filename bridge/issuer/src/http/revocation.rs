@@ -63,13 +63,13 @@ pub(super) async fn revoke(
     }
 }
 
-/// The sessions that were revoked lately, for a gate: the whole list each time.
+/// The sessions that were revoked lately, for a gate: the whole list each time, and the database that tokens are for.
 pub(super) async fn revoked(State(desk): State<Option<Arc<Desk>>>) -> Response {
     let Some(desk) = desk else {
         return refuse(&Denial::unavailable("this bridge issues no tokens"));
     };
     match desk.issuer.recently_revoked().await {
-        Ok(revoked) => Json(json!({ "revoked": revoked })).into_response(),
+        Ok(revoked) => Json(json!({ "revoked": revoked, "pin": desk.issuer.pin() })).into_response(),
         Err(denial) => refuse(&denial),
     }
 }

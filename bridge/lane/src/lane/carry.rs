@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::refusal::RefusalClass;
 
 use super::Lane;
@@ -188,7 +189,12 @@ impl Lane {
             }
             Err(failure) => {
                 let for_a_person = failure.class != RefusalClass::Retry;
-                self.no_link(now, failure.text, for_a_person, out);
+                let code = failure.refusal.map(|refusal| refusal.code);
+                self.no_link(now, failure.text.clone(), for_a_person, out);
+                if code == Some(RefusalCode::WrongDatabase) {
+                    out.push(Command::Strayed);
+                    self.vitals.link_strays(failure.text);
+                }
             }
         }
     }

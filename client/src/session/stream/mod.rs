@@ -440,6 +440,7 @@ fn may_be_granted_later(code: RefusalCode) -> bool {
         | RefusalCode::RateLimited
         | RefusalCode::SyncTokenUnavailable => true,
         RefusalCode::InvalidArgument
+        | RefusalCode::WrongDatabase
         | RefusalCode::InvalidFrame
         | RefusalCode::SeqGap
         | RefusalCode::ChainMismatch

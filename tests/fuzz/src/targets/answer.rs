@@ -111,6 +111,7 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
         "subject": "user:7/session:s1", "org_id": null, "claims_version": CLAIMS_VERSION,
         "scopes": ["sync.subscribe"], "granted_topics": [], "granted_streams": ["runtime.run.42.events", "user:7:*"],
         "kid": "k", "token_id": "sync_1", "session_id": "s1", "device_id": "d1",
+        "pin": { "database_identity": "c2".repeat(32), "owner_identity": "c3".repeat(32) },
         "seal_keys": [{ "kid": "k", "kty": "EC", "crv": "P-256", "x": "eA", "y": "eQ" }],
     });
     let refusal = |code: &str| json!({ "code": code, "message": "no", "retryable": true, "retry_after_ms": 1_500 });

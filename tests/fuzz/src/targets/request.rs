@@ -91,6 +91,7 @@ impl Requests {
             uri: config.spacetimedb.uri.clone(),
             transport: config.spacetimedb.transport()?,
             database: config.spacetimedb.database.clone(),
+            pin: None,
             tokens: TokenSource::Fixed(Secret::from("none".to_owned())),
             compatibility: None,
             deadline: Duration::from_secs(1),
@@ -137,6 +138,7 @@ url = "postgres://nobody@127.0.0.1:1/none"
 [spacetimedb]
 uri = "http://127.0.0.1:1"
 database = "lane"
+unpinned = true
 [issuer]
 url = "{ISSUER}"
 key = "{key}"

@@ -269,12 +269,7 @@ async fn an_unconfigured_module_refuses_everything_and_its_secret_is_fixed() {
         (owner, "append_sync_events", append.clone(), unset),
         (bridge, "append_sync_events", append.clone(), unset),
         (owner, "grant_stream", json!([identity(&stranger), name, 60]), unset),
-        (
-            bridge,
-            "grant_stream",
-            json!([identity(&stranger), name, 60]),
-            RefusalCode::Unauthorized,
-        ),
+        (bridge, "grant_stream", json!([identity(&stranger), name, 60]), unset),
         (owner, "revoke_stream", json!([identity(&stranger), name]), unset),
         (owner, "read_heads", json!([[name]]), unset),
         (owner, "read_events", json!([name, 0]), unset),
@@ -298,12 +293,7 @@ async fn an_unconfigured_module_refuses_everything_and_its_secret_is_fixed() {
             json!([identity(&module.bridge), "not hex"]),
             RefusalCode::InvalidArgument,
         ),
-        (
-            bridge,
-            "configure",
-            json!([identity(&module.bridge), SECRET]),
-            RefusalCode::Unauthorized,
-        ),
+        (bridge, "configure", json!([identity(&module.bridge), SECRET]), unset),
     ] {
         let refusal = module.call(who, function, &arguments).await.refused(code);
         assert!(

@@ -134,6 +134,24 @@ impl Module {
         }
     }
 
+    /// Whether the module lets a WebSocket in.
+    pub(crate) async fn connects(&self, who: Option<&Credential>) -> bool {
+        let (said, mut answer) = tokio::sync::mpsc::unbounded_channel();
+        let failed = said.clone();
+        let built = spacetime_sync_bindings::DbConnection::builder()
+            .with_uri(self.server.uri())
+            .with_database_name(self.name.as_str())
+            .with_token(who.map(|who| who.token.expose()))
+            .on_connect(move |_, _, _| said.send(true).unwrap_or_default())
+            .on_disconnect(move |_, _| failed.send(false).unwrap_or_default())
+            .build();
+        let Ok(connection) = built else { return false };
+        let pump = tokio::spawn(async move { connection.run_async().await });
+        let let_in = tokio::time::timeout(std::time::Duration::from_secs(20), answer.recv()).await;
+        pump.abort();
+        let_in.expect("the host accepts or hangs up").unwrap_or(false)
+    }
+
     /// Appends a frame as the bridge does.
     pub(crate) async fn append(&self, stream_id: &StreamId, events: &[Event], base_chain: &ChainHash) -> Said {
         self.call(

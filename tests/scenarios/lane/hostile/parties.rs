@@ -194,12 +194,12 @@ async fn a_bridge_does_not_start_on_a_database_of_another_release() {
     assert_eq!(held, (1, 0), "nothing was lost, and nothing was published");
 }
 
-/// Publishes a variant of the module as another database of the lane's server.
-async fn publish(lane: &Lane, name: &str, variant: Variant) -> Admin {
+/// Publishes a variant of the module as another database of the lane's server, open to anybody.
+async fn publish(lane: &Lane, name: &str, variant: Variant) {
     let owner = Admin::new_identity(lane.server.uri()).await.unwrap();
     let admin = Admin::new(lane.server.uri(), name, owner.token);
     admin.publish(variant.wasm().unwrap(), Breaking::Refuse).await.unwrap();
-    admin
+    admin.configure(&owner.identity, &"0".repeat(32)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -264,6 +264,7 @@ async fn a_bridge_waits_for_a_server_that_is_not_ready_and_says_why() {
     ] {
         let mut options = options;
         // All bridges run at once, and none is the standby of another.
+        options.unpinned = true;
         options.set.push(("bridge.lead", "false".to_owned()));
         options.set.push(("bridge.stall_after_ms", "500".to_owned()));
         waiting.push((lane.bridge_with(&options).unwrap(), said));

@@ -96,3 +96,20 @@ fn a_connection_that_fails_is_for_a_person_unless_the_reason_passes_by_itself() 
         assert_eq!(found, expected, "{class:?}");
     }
 }
+
+#[test]
+fn another_database_is_told_to_the_issuer_and_red_at_once() {
+    let mut bench = Bench::new(Vec::new(), in_step);
+    let link = bench.until(|command| match command {
+        Command::Dial(link) => Some(*link),
+        _ => None,
+    });
+    let another = Failure {
+        refusal: Some(Refusal::new(RefusalCode::WrongDatabase, "another one")),
+        ..failure(RefusalClass::Fatal)
+    };
+    bench.feed(Event::Dialed(link, Err(another)));
+    bench.until(|command| (*command == Command::Strayed).then_some(()));
+    let health = bench.lane.vitals().health(bench.now);
+    assert!(!health.healthy && !health.ready, "{:?}", health.problems);
+}

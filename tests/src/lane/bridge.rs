@@ -1,0 +1,74 @@
+//! A running bridge, as an operator sees it.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::process::Process;
+use crate::until;
+
+/// How long a bridge may take until it handles SIGTERM.
+const START: Duration = Duration::from_secs(30);
+/// How long a bridge may take to stop.
+const STOP: Duration = Duration::from_secs(30);
+/// A running bridge.
+#[derive(Debug)]
+pub struct Bridge {
+    /// The process.
+    pub process: Process,
+    pub(super) http: String,
+}
+
+impl Bridge {
+    /// `http://host:port` of the bridge's HTTP server.
+    pub fn url(&self) -> &str {
+        &self.http
+    }
+
+    /// The status (whether it is a success) and the JSON body at a path such as `/healthz`.
+    pub async fn ask(&self, path: &str) -> anyhow::Result<(bool, Value)> {
+        let response = reqwest::get(format!("{}{path}", self.http)).await?;
+        Ok((response.status().is_success(), response.json().await?))
+    }
+
+    /// The text at a path.
+    pub async fn text(&self, path: &str) -> anyhow::Result<String> {
+        Ok(reqwest::get(format!("{}{path}", self.http)).await?.text().await?)
+    }
+
+    /// Waits until an answer satisfies the condition.
+    pub async fn until(
+        &self,
+        path: &str,
+        limit: Duration,
+        wanted: impl Fn(bool, &Value) -> bool,
+    ) -> anyhow::Result<Value> {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let answer = self.ask(path).await;
+            if let Ok((good, body)) = &answer
+                && wanted(*good, body)
+            {
+                return Ok(body.clone());
+            }
+            anyhow::ensure!(
+                tokio::time::Instant::now() < deadline,
+                "{path} did not answer as expected, last answer: {answer:?}"
+            );
+            tokio::time::sleep(crate::STEP).await;
+        }
+    }
+
+    /// Sends SIGTERM as soon as the bridge handles it, and returns the exit code.
+    pub async fn stop(&self) -> anyhow::Result<i32> {
+        let listens = until(START, || {
+            self.process.handles(Signal::TERM) || !self.process.is_running()
+        });
+        anyhow::ensure!(listens.await, "the bridge did not start within {START:?}");
+        self.process.signal(Signal::TERM);
+        let ended = self.process.ended(STOP).await.context("the bridge did not stop")?;
+        ended.code().context("the bridge was killed")
+    }
+}
