@@ -268,12 +268,14 @@ impl Compare {
                     match reconcile(&progress, held, chain, window) {
                         // What was heard of a stream that flows may be outdated: a comparison of its own decides.
                         verdict if again => {
-                            if !verdict.fits() {
+                            if !verdict.fits() || self.walks.is_unsound(&stream_id) {
                                 found.doubts.push(stream_id);
                             }
                             continue;
                         }
                         Verdict::Apart(reason) => {
+                            // What is found about the end of the log decides from where the window is refilled.
+                            self.walks.take_unsound(&stream_id);
                             let suspect = Suspect {
                                 stream_id,
                                 held,

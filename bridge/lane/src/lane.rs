@@ -84,6 +84,8 @@ pub struct Lane {
     vitals: Vitals,
     /// When the last turn was.
     turned: Duration,
+    /// Whether SpacetimeDB led to another database when this bridge last looked. Only a bridge that leads looks.
+    strayed: bool,
     /// A buffer for the streams' effects. Empty between steps.
     effects: Vec<Effect>,
 }
@@ -107,6 +109,7 @@ impl Lane {
             wake: Wake::new(Duration::ZERO),
             vitals: Vitals::new(settings.stall_after),
             turned: Duration::ZERO,
+            strayed: false,
             effects: Vec::new(),
             settings,
         }
@@ -218,7 +221,7 @@ impl Lane {
                 | Command::Dial(_)
                 | Command::HangUp(_)
                 | Command::Relinked
-                | Command::Strayed
+                | Command::Strayed(_)
                 | Command::Append { .. }
                 | Command::Tell(_)
                 | Command::End(_) => {}

@@ -45,6 +45,15 @@ pub enum Page {
     Purged,
 }
 
+/// Up to where a log is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// The last event that is checked.
+    pub seq: Seq,
+    /// The chain hash there. `None` before the first frame: nothing says what it must continue.
+    pub chain: Option<ChainHash>,
+}
+
 /// Whether the bridge sealed the next frames that SpacetimeDB holds, and nobody altered them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checked {
@@ -54,6 +63,11 @@ pub enum Checked {
         to: Position,
         /// Whether the log ends there.
         is_end: bool,
+    },
+    /// The window begins after this seq by now, and nothing was checked.
+    Swept {
+        /// The seq before the window.
+        to: Seq,
     },
     /// Something else follows this seq.
     Unsound {
@@ -238,8 +252,8 @@ pub enum Command {
     HangUp(LinkId),
     /// A new link is up. SpacetimeDB may have lost what was not durable.
     Relinked,
-    /// Tell whoever issues tokens that SpacetimeDB leads to another database.
-    Strayed,
+    /// Tell whoever issues tokens whether SpacetimeDB leads to another database.
+    Strayed(bool),
     /// Call `append_sync_events`: [`Event::Answered`].
     Append {
         /// The link.
@@ -273,8 +287,8 @@ pub enum Command {
         request: RequestId,
         /// The stream.
         stream_id: StreamId,
-        /// Up to where the frames are checked. `None` if none is.
-        after: Option<Position>,
+        /// Up to where the log is checked.
+        after: Reached,
     },
     /// Take one step of a rewind to `to`: [`Event::Rewound`].
     Rewind {

@@ -166,9 +166,9 @@ impl Runner {
                     neighbour.relinked();
                 }
             }
-            Command::Strayed => {
+            Command::Strayed(strayed) => {
                 if let Some(neighbour) = &self.neighbour {
-                    neighbour.strayed();
+                    neighbour.strayed(strayed);
                 }
             }
             Command::ReadHeads(link, request, streams) => self.call(
@@ -213,10 +213,9 @@ impl Runner {
                             stream_id: &stream_id,
                             sealer: &*sealer,
                         };
-                        let from = after.map_or(Seq::ZERO, |after| after.seq);
-                        Ok(match link.page(&stream_id, from).await? {
+                        Ok(match link.page(&stream_id, after.seq).await? {
                             Ok(held) => check_frames(after, held.oldest_seq, &held.head, held.frames, sealing),
-                            Err(_) => Checked::Unsound { after: from },
+                            Err(_) => Checked::Unsound { after: after.seq },
                         })
                     },
                     move |checked| Event::FramesChecked(link, request, checked),

@@ -105,6 +105,7 @@ impl Session {
                 return self.ask_heads_within(overdue_after);
             }
         };
+        let mut owes = false;
         for (at, head) in heads {
             let follower = &mut self.followers[at];
             let cursor = follower.stream.cursor().seq;
@@ -113,7 +114,12 @@ impl Session {
                 let missing = u32::try_from(head.since(cursor)).unwrap_or(u32::MAX);
                 let due = self.now + overdue_after + FOR_EACH_EVENT * missing;
                 follower.owed = Some(Owed { head, due });
+                owes = true;
             }
+        }
+        if owes {
+            // It may keep back what comes next as well.
+            self.ask_heads_within(overdue_after);
         }
     }
 
@@ -139,8 +145,6 @@ impl Session {
                 follower.owed = Some(Owed { due, ..owed });
             } else {
                 tracing::warn!(stream = %follower.id, head = %owed.head, "SpacetimeDB has not brought in time what the authority has");
-                // It may keep back what comes next as well.
-                self.ask_heads_within(overdue_after);
                 self.feed(at, Input::Overdue { head: owed.head });
             }
         }

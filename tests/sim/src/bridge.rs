@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use rand::Rng as _;
 use spacetime_sync_lane::{
-    Answer, Checked, Command, Event, Failure, Lane, LinkId, Notice, RequestId, Sealing, Settings, check_frames,
-    check_seal,
+    Answer, Checked, Command, Event, Failure, Lane, LinkId, Notice, Reached, RequestId, Sealing, Settings,
+    check_frames, check_seal,
 };
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{Frame, FrameRow, Position, Refusal, Seq};
+use spacetime_sync_proto::{Frame, FrameRow, Position, Refusal};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
@@ -45,7 +45,7 @@ enum Asked {
     /// The last frame of a stream, which ended here.
     Tail(usize, Position),
     /// The frames of a stream after a position.
-    Frames(usize, Option<Position>),
+    Frames(usize, Reached),
     Rewind,
     Retention,
     Epoch,
@@ -291,7 +291,7 @@ impl World {
                 let ended = Event::LinkClosed(link, "given up".to_owned());
                 self.bridge_in(at, late, BridgeStep::Happens(ended));
             }
-            Command::Relinked | Command::Strayed => {}
+            Command::Relinked | Command::Strayed(_) => {}
             Command::Append {
                 link,
                 call,
@@ -329,7 +329,7 @@ impl World {
                 let ask = ToHost::Frames {
                     ask: request,
                     stream,
-                    after,
+                    after: after.seq,
                 };
                 self.send(at, link, ask);
             }
@@ -400,8 +400,13 @@ impl World {
             Notice::SetBack { .. } => self.coverage.seen("bridge: heads behind"),
             Notice::Forged { stream_id, to, .. } => {
                 self.coverage.seen("bridge: forgery removed");
-                // Another bridge may have published before it, and go with it.
                 let stream = self.stream_at(stream_id);
+                if self.excuses[stream].foreign.is_empty() {
+                    self.violate("I13", || {
+                        format!("bridge {at}: takes the authority's own events of stream {stream} for a forgery")
+                    });
+                }
+                // Another bridge may have published before it, and go with it.
                 self.set_back(stream, to.previous());
             }
             Notice::WindowBegun { .. } => self.coverage.seen("bridge: window refilled"),
@@ -465,9 +470,7 @@ impl World {
                 };
                 let checked = match frames.into_iter().map(decode).collect::<Option<Vec<_>>>() {
                     Some(frames) => check_frames(after, oldest, &head, frames, sealing),
-                    None => Checked::Unsound {
-                        after: after.map_or(Seq::ZERO, |after| after.seq),
-                    },
+                    None => Checked::Unsound { after: after.seq },
                 };
                 Event::FramesChecked(link, ask, Ok(checked))
             }

@@ -125,6 +125,8 @@ faults! {
     Tampered => "poison: payload altered in the authority",
     /// SpacetimeDB accepts an event of another origin.
     Foreign => "poison: event of another origin",
+    /// A client reports that SpacetimeDB contradicts the authority about a stream, whether that is so or not.
+    Reported => "client: reports a stream",
     /// A payload is altered on its way to a client.
     RowAltered => "poison: row altered on its way",
     /// A client receives a row of another log.
@@ -174,6 +176,7 @@ impl Fault {
             | Self::Swept
             | Self::Purged
             | Self::AuthorityClock
+            | Self::Reported
             | Self::WriterUnknown => 4,
             // Rewinds are rare.
             Self::RewindRefused | Self::RewindOvertaken => 8,

@@ -13,6 +13,7 @@ use spacetime_sync_client::session::stream::SubscriptionId;
 use spacetime_sync_proto::{Position, Refusal, RefusalCode, Seq, StreamId};
 use spacetime_sync_rules::log::HeadRow;
 use spacetime_sync_rules::log::memory::MemoryLog;
+use spacetime_sync_rules::page;
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
@@ -103,8 +104,6 @@ pub(crate) struct Host {
 
 /// How many snapshots are kept. A restore goes back to the oldest.
 const SNAPSHOTS: usize = 3;
-/// How many frames a bridge is shown at once when it walks through a window.
-const FRAMES_OF_A_PAGE: usize = 3;
 
 impl Table {
     fn new(stream_id: &StreamId) -> Self {
@@ -298,16 +297,13 @@ impl World {
             }
             ToHost::Frames { ask, stream, after } => {
                 let table = &self.host.tables[stream];
-                let frames = table.log.frames_after(after.map_or(Seq::ZERO, |after| after.seq));
+                let page::Page { held, frames } =
+                    page::read(&table.log, &table.stream_id, after, self.setup.host_page_bytes);
                 let answer = FromHost::Frames {
                     ask,
-                    oldest: table.log.head.map_or(Seq::ZERO.next(), |row| row.oldest_seq),
-                    head: table.head(),
-                    frames: frames
-                        .iter()
-                        .take(FRAMES_OF_A_PAGE)
-                        .map(|stored| stored.frame.clone())
-                        .collect(),
+                    oldest: held.oldest_seq,
+                    head: held.head,
+                    frames: frames.into_iter().map(|stored| stored.frame).collect(),
                 };
                 self.answer_soon(conn, answer);
             }

@@ -51,11 +51,11 @@ pub(crate) enum ToHost {
         ask: RequestId,
         stream: usize,
     },
-    /// The frames of a stream after a position, or all.
+    /// The frames of a stream after a seq.
     Frames {
         ask: RequestId,
         stream: usize,
-        after: Option<Position>,
+        after: Seq,
     },
     Rewind {
         ask: RequestId,

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use rand::Rng as _;
 use spacetime_sync_client::session::stream::Page;
+use spacetime_sync_lane::Event as LaneEvent;
 use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, PayloadHash, Seq};
 
 use crate::agenda::{MILLISECOND, Micros};
@@ -141,6 +142,14 @@ impl World {
             Fault::Tampered => self.tamper(stream),
             Fault::Corrupted => self.corrupt(stream),
             Fault::Foreign => self.host_takes_foreign(stream),
+            Fault::Reported => {
+                let stream_id = self.logs[stream].id.clone();
+                let running = self.bridges[bridge].running;
+                if running {
+                    self.bridge_in(bridge, 0, BridgeStep::Happens(LaneEvent::Reported(stream_id)));
+                }
+                running
+            }
         };
         if struck {
             self.coverage.struck(fault);

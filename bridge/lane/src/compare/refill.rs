@@ -45,6 +45,7 @@ pub(super) struct Wanted {
 impl Compare {
     /// A stream's window is to begin after the seq `after`. SpacetimeDB's head was at `seen`.
     pub(crate) fn want_refill(&mut self, stream_id: StreamId, seen: Position, after: Seq) {
+        self.walks.take_unsound(&stream_id);
         self.refills_wanted.push_back(Wanted { stream_id, seen, after });
     }
 

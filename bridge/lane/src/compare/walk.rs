@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{Position, Seq, StreamId};
+use spacetime_sync_proto::{Seq, StreamId};
 
 use super::{Compare, Found};
-use crate::message::{Checked, Command, Failure};
+use crate::message::{Checked, Command, Failure, Reached};
 use crate::notice::Notice;
 use crate::{RequestId, Turn};
 
@@ -36,10 +36,21 @@ struct Walk {
     request: RequestId,
 }
 
+/// Before the beginning of every log.
+const BEGIN: Reached = Reached {
+    seq: Seq::ZERO,
+    chain: None,
+};
+
 impl Walks {
     /// After which seq a stream's window is to be refilled, if a walk found that.
     pub(super) fn take_unsound(&mut self, stream_id: &StreamId) -> Option<Seq> {
         self.unsound.remove(stream_id)
+    }
+
+    /// Whether a walk found something of which nothing has come yet.
+    pub(super) fn is_unsound(&self, stream_id: &StreamId) -> bool {
+        self.unsound.contains_key(stream_id)
     }
 }
 
@@ -48,7 +59,8 @@ impl Compare {
     pub(crate) fn reported(&mut self, now: Duration, stream_id: StreamId) {
         let walks = &mut self.walks;
         walks.rest.retain(|_, until| *until > now);
-        let is_known = walks.rest.contains_key(&stream_id) || walks.waiting.contains(&stream_id);
+        let walks_now = walks.now.as_ref().is_some_and(|walk| walk.stream_id == stream_id);
+        let is_known = walks_now || walks.rest.contains_key(&stream_id) || walks.waiting.contains(&stream_id);
         if self.link.is_some() && !is_known && walks.waiting.len() < WAITING {
             walks.waiting.push_back(stream_id);
         }
@@ -59,13 +71,12 @@ impl Compare {
         if self.walks.now.is_none()
             && let Some(stream_id) = self.walks.waiting.pop_front()
         {
-            self.walks.rest.insert(stream_id.clone(), turn.now + REST);
-            self.walk_on(stream_id, None, turn);
+            self.walk_on(stream_id, BEGIN, turn);
         }
     }
 
-    /// Asks for the next frames of a walk. The window is sound up to there.
-    fn walk_on(&mut self, stream_id: StreamId, sound: Option<Position>, turn: &mut Turn<'_>) {
+    /// Asks for the next frames of a walk. The log is sound up to there.
+    fn walk_on(&mut self, stream_id: StreamId, sound: Reached, turn: &mut Turn<'_>) {
         let Some(link) = self.link else { return };
         let request = turn.ids.request();
         turn.out.push(Command::CheckFrames {
@@ -88,9 +99,21 @@ impl Compare {
         let Some(Walk { stream_id, .. }) = self.walks.now.take_if(|walk| walk.request == request) else {
             return found;
         };
+        let next = match checked {
+            Ok(Checked::Sound { to, is_end: false }) => Some(Reached {
+                seq: to.seq,
+                chain: Some(to.chain),
+            }),
+            Ok(Checked::Swept { to }) => Some(Reached { seq: to, chain: None }),
+            Ok(Checked::Sound { is_end: true, .. } | Checked::Unsound { .. }) | Err(_) => None,
+        };
+        if let Some(next) = next {
+            self.walk_on(stream_id, next, turn);
+            return found;
+        }
+        self.walks.rest.insert(stream_id.clone(), turn.now + REST);
         match checked {
-            Ok(Checked::Sound { to, is_end: false }) => self.walk_on(stream_id, Some(to), turn),
-            Ok(Checked::Sound { is_end: true, .. }) => {}
+            Ok(Checked::Sound { .. } | Checked::Swept { .. }) => {}
             Ok(Checked::Unsound { after }) => {
                 self.walks.unsound.insert(stream_id.clone(), after);
                 found.doubts.push(stream_id);

@@ -179,6 +179,7 @@ impl Lane {
             Ok(()) => {
                 out.push(Command::Tell(Notice::LinkUp));
                 out.push(Command::Relinked);
+                self.found_its_way(out);
                 self.link.rise(now, link);
                 self.vitals.link_up();
                 self.ledger.forget();
@@ -192,7 +193,8 @@ impl Lane {
                 let code = failure.refusal.map(|refusal| refusal.code);
                 self.no_link(now, failure.text.clone(), for_a_person, out);
                 if code == Some(RefusalCode::WrongDatabase) {
-                    out.push(Command::Strayed);
+                    self.strayed = true;
+                    out.push(Command::Strayed(true));
                     self.vitals.link_strays(failure.text);
                 }
             }

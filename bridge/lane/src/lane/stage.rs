@@ -174,12 +174,21 @@ impl Lane {
     }
 
     /// Forgets the lane's state: the next leader compares both sides anyway.
+    /// As far as this bridge knows, SpacetimeDB leads to the right database again.
+    pub(super) fn found_its_way(&mut self, out: &mut Vec<Command>) {
+        if std::mem::take(&mut self.strayed) {
+            out.push(Command::Strayed(false));
+        }
+    }
+
     pub(super) fn lead_lost(&mut self, now: Duration, out: &mut Vec<Command>) {
         match self.stage {
             Stage::Leading => {
                 out.push(Command::Tell(Notice::LeadLost));
                 self.link.turn_off(out);
                 out.push(Command::EndLead);
+                // Whoever leads now looks where SpacetimeDB leads. Tokens name the right database in any case.
+                self.found_its_way(out);
                 let settings = &self.settings;
                 self.streams = Streams::new(settings.limits);
                 self.link = Link::new(settings.connect_deadline, settings.ack_deadline);

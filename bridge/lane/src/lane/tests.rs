@@ -172,7 +172,7 @@ impl Bench {
             | Command::EndLead
             | Command::HangUp(_)
             | Command::Relinked
-            | Command::Strayed
+            | Command::Strayed(_)
             | Command::Tell(_)
             | Command::End(_)) => return Some(other),
         };

@@ -3,7 +3,7 @@
 use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, Position, Seal, Sealer, Seq, StreamId, limit};
 
 use super::HaltReason;
-use crate::message::{Checked, HeadSeal, Page};
+use crate::message::{Checked, HeadSeal, Page, Reached};
 
 /// A frame whose hashes are checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,43 +151,43 @@ pub fn check_seal(head: &Position, now: &Position, frames: &[Frame], sealing: Se
 
 /// Checks the next frames of a walk through a window: whether they continue from one another, and the bridge sealed each.
 /// `after` is up to where the walk has come. The log that SpacetimeDB holds begins at `oldest` and ends at `head`.
-pub fn check_frames(
-    after: Option<Position>,
-    oldest: Seq,
-    head: &Position,
-    frames: Vec<Frame>,
-    sealing: Sealing<'_>,
-) -> Checked {
-    // A sweep may have removed frames since the last step.
+pub fn check_frames(after: Reached, oldest: Seq, head: &Position, frames: Vec<Frame>, sealing: Sealing<'_>) -> Checked {
     let swept = oldest.previous();
-    let mut sound = after.filter(|after| after.seq >= swept);
+    if after.seq < swept {
+        // SpacetimeDB answers with no frames, because it no longer holds the next event.
+        return Checked::Swept { to: swept };
+    }
+    let (mut sound, is_empty) = (after, frames.is_empty());
     for frame in frames {
-        let before = sound.map_or(swept, |sound| sound.seq);
-        let continues = sound.is_none_or(|sound| sound.chain == frame.base_chain());
         let ends = Position {
             seq: frame.last_seq(),
             chain: frame.last_chain(),
         };
         // A seal by a key that is gone proves nothing, and neither does it accuse anybody.
         let is_sealed = |seal: &Seal| sealing.sealer.check(sealing.stream_id, &ends, seal) != Some(false);
-        let follows = frame.first_seq() == before.next() && continues;
-        let is_whole = follows && frame.seal().is_some_and(is_sealed);
+        // Where another bridge has refilled the window in the meantime, a frame may begin before.
+        let follows = frame.first_seq() <= sound.seq.next() && ends.seq > sound.seq;
+        let continues = sound.chain.is_none_or(|chain| frame.chain_at(sound.seq) == Some(chain));
+        let is_whole = follows && continues && frame.seal().is_some_and(is_sealed);
         if !is_whole || !frame.into_events_after(Seq::ZERO).all(|event| event.payload_matches()) {
-            return Checked::Unsound { after: before };
+            return Checked::Unsound { after: sound.seq };
         }
-        sound = Some(ends);
+        sound = Reached {
+            seq: ends.seq,
+            chain: Some(ends.chain),
+        };
     }
-    match sound {
-        Some(to) if to == *head => Checked::Sound { to, is_end: true },
-        Some(to) if Some(to) != after => Checked::Sound { to, is_end: false },
-        // The window is empty.
-        None if head.seq == swept => Checked::Sound {
-            to: *head,
-            is_end: true,
-        },
+    let is_end = sound.seq == head.seq;
+    match sound.chain {
+        Some(chain) if is_end && chain != head.chain => Checked::Unsound { after: sound.seq },
         // Rows are missing.
-        _ => Checked::Unsound {
-            after: sound.map_or(swept, |sound| sound.seq),
+        _ if is_empty && !is_end => Checked::Unsound { after: sound.seq },
+        chain => Checked::Sound {
+            to: Position {
+                seq: sound.seq,
+                chain: chain.unwrap_or(head.chain),
+            },
+            is_end,
         },
     }
 }
@@ -336,7 +336,10 @@ mod tests {
         };
         let at = |seq: usize| Position {
             seq: seq_of(seq),
-            chain: seq.checked_sub(1).map_or(genesis(), |last| events[last].chain_hash),
+            chain: seq
+                .checked_sub(1)
+                .and_then(|last| events.get(last))
+                .map_or(genesis(), |last| last.chain_hash),
         };
         let frame = |first: usize, last: usize, seal: Option<usize>| {
             let seal = seal.and_then(|seq| Stamp.seal(&stream_id, &at(seq)));
@@ -349,24 +352,40 @@ mod tests {
             .unwrap()
         };
         let good = || vec![frame(1, 2, Some(2)), frame(3, 4, Some(4))];
-        let check =
-            |after: Option<usize>, oldest, frames| check_frames(after.map(at), seq_of(oldest), &at(4), frames, sealing);
+        let reached = |after: Option<usize>| Reached {
+            seq: after.map_or(Seq::ZERO, seq_of),
+            chain: after.map(|after| at(after).chain),
+        };
+        let check = |after: Option<usize>, oldest, frames| {
+            check_frames(reached(after), seq_of(oldest), &at(4), frames, sealing)
+        };
+        let swept = |to| Checked::Swept { to: seq_of(to) };
         let sound = |to, is_end| Checked::Sound { to: at(to), is_end };
         let unsound = |after| Checked::Unsound { after: seq_of(after) };
         assert_eq!(check(None, 1, good()), sound(4, true));
         assert_eq!(check(None, 1, vec![frame(1, 2, Some(2))]), sound(2, false));
         assert_eq!(check(Some(2), 1, vec![frame(3, 4, Some(4))]), sound(4, true));
+        // As SpacetimeDB answers about what it no longer holds.
+        assert_eq!(check(None, 3, vec![]), swept(2), "the window begins later");
+        assert_eq!(check(Some(1), 3, vec![]), swept(2), "a sweep came in between");
+        let at_begin = Reached {
+            seq: seq_of(2),
+            chain: None,
+        };
+        let from_begin = check_frames(at_begin, seq_of(3), &at(4), vec![frame(3, 4, Some(4))], sealing);
+        assert_eq!(from_begin, sound(4, true));
+        let at_end = Reached {
+            seq: seq_of(4),
+            chain: None,
+        };
+        let of_nothing = check_frames(at_end, seq_of(5), &at(4), vec![], sealing);
+        assert_eq!(of_nothing, sound(4, true), "the window is empty");
+        assert_eq!(check(Some(4), 1, vec![]), sound(4, true), "nothing follows");
         assert_eq!(
-            check(None, 3, vec![frame(3, 4, Some(4))]),
+            check(Some(1), 1, vec![frame(1, 2, Some(2)), frame(3, 4, Some(4))]),
             sound(4, true),
-            "the window begins later"
+            "the window was filled anew"
         );
-        assert_eq!(
-            check(Some(1), 3, vec![frame(3, 4, Some(4))]),
-            sound(4, true),
-            "a sweep came in between"
-        );
-        assert_eq!(check(None, 5, vec![]), sound(4, true), "the window is empty");
         assert_eq!(
             check(None, 1, vec![frame(1, 2, Some(100)), frame(3, 4, Some(4))]),
             sound(4, true),
@@ -387,9 +406,11 @@ mod tests {
         );
         assert_eq!(check(Some(2), 1, vec![]), unsound(2), "the end is missing");
         assert_eq!(check(None, 1, vec![]), unsound(0), "all rows are missing");
-        let mut other = at(2);
-        other.chain = genesis();
-        let continues_another = check_frames(Some(other), seq_of(1), &at(4), vec![frame(3, 4, Some(4))], sealing);
+        let other = Reached {
+            seq: seq_of(2),
+            chain: Some(genesis()),
+        };
+        let continues_another = check_frames(other, seq_of(1), &at(4), vec![frame(3, 4, Some(4))], sealing);
         assert_eq!(continues_another, unsound(2));
         let mut altered = events.clone();
         altered[2].payload = Bytes::from_static(b"altered");

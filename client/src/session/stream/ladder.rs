@@ -154,7 +154,7 @@ fn a_stream_waits_while_spacetimedb_is_filled_and_applies_what_the_authority_has
     let log = Log::new("s", 30);
     let mut case = case(log.at(20), StaleAnswer::Restart);
     let wiped = Log::new("s", 0);
-    case.expect(lane(&wiped, 1, vec![]), &["history after 20"]);
+    case.expect(lane(&wiped, 1, vec![]), &["report", "history after 20"]);
     assert_eq!(rung(&case), "consult");
     case.expect(
         history(&log, vec![log.frame(21, 30)]),
@@ -165,7 +165,7 @@ fn a_stream_waits_while_spacetimedb_is_filled_and_applies_what_the_authority_has
     let filling = Log::new("s", 7);
     for attempt in 2..9 {
         case.expect(Input::AskAgain, &["read after 30"]);
-        case.expect(lane(&filling, 1, vec![]), &["history after 30"]);
+        case.expect(lane(&filling, 1, vec![]), &["report", "history after 30"]);
         case.expect(history(&log, vec![]), &[&format!("recover later {attempt}")]);
         assert_eq!(case.stream.recovery_attempt(), attempt);
     }
@@ -179,14 +179,20 @@ fn another_log_than_the_authoritys_is_waited_out_however_long_it_takes() {
     let log = Log::new("s", 30);
     let other = log.fork(10, 40);
     let mut case = case(log.at(20), StaleAnswer::Restart);
-    case.expect(lane(&other, 1, vec![other.frame(21, 40)]), &["history after 20"]);
+    case.expect(
+        lane(&other, 1, vec![other.frame(21, 40)]),
+        &["report", "history after 20"],
+    );
     case.expect(
         history(&log, vec![log.frame(21, 30)]),
         &["apply 21..=30", "recover later 1"],
     );
     for attempt in 2..9 {
         case.expect(Input::AskAgain, &["read after 30"]);
-        case.expect(lane(&other, 1, vec![other.frame(31, 40)]), &["history after 30"]);
+        case.expect(
+            lane(&other, 1, vec![other.frame(31, 40)]),
+            &["report", "history after 30"],
+        );
         assert_eq!(rung(&case), "consult");
         case.expect(history(&log, vec![]), &[&format!("recover later {attempt}")]);
     }
@@ -204,12 +210,15 @@ fn what_may_be_forged_is_not_shown_to_the_authority() {
     case.step(Input::Subscribed(SubscriptionId(1)));
     case.expect(Input::Frame(other.frame(11, 20)), &["apply 11..=20"]);
     // SpacetimeDB contradicts itself before the seal of the first events is checked.
-    case.expect(Input::Frame(log.frame(18, 25)), &["unsubscribe 1"]);
+    case.expect(Input::Frame(log.frame(18, 25)), &["report", "unsubscribe 1"]);
     let failure = ApplyFailure::Unproven {
         to: seq(20),
         why: Unproven::NoSeal,
     };
-    case.expect(Input::ApplyFailed { failure, released: 0 }, &["history after 10"]);
+    case.expect(
+        Input::ApplyFailed { failure, released: 0 },
+        &["report", "history after 10"],
+    );
     case.expect(
         history(&log, vec![log.frame(11, 30)]),
         &["apply 11..=30", "recover later 1"],
@@ -225,7 +234,7 @@ fn rows_that_are_damaged_come_from_the_authority() {
     extent.last_seq = seq(19);
     for damaged in [bytes, extent] {
         let mut case = case(log.at(10), StaleAnswer::Stop);
-        case.expect(lane(&log, 1, vec![damaged]), &["history after 10"]);
+        case.expect(lane(&log, 1, vec![damaged]), &["report", "history after 10"]);
     }
     let mut case = case(log.at(10), StaleAnswer::Stop);
     case.step(lane(&log, 1, vec![log.frame(11, 20)]));
@@ -384,18 +393,18 @@ fn a_live_stream_notices_another_log_at_remembered_positions() {
     // It ends before the cursor, where a batch ended.
     before.expect(
         Input::Frame(other.frame(21, 25)),
-        &["unsubscribe 1", "history after 30"],
+        &["report", "unsubscribe 1", "history after 30"],
     );
     assert_eq!(rung(&before), "consult");
     let mut across = live();
     across.expect(
         Input::Frame(other.frame(26, 33)),
-        &["unsubscribe 1", "history after 30"],
+        &["report", "unsubscribe 1", "history after 30"],
     );
     let mut after = live();
     after.expect(
         Input::Frame(other.frame(31, 33)),
-        &["unsubscribe 1", "history after 30"],
+        &["report", "unsubscribe 1", "history after 30"],
     );
     // At a frame that holds no remembered position, the stream asks for the head, which decides.
     let mut unknown = live();
@@ -406,7 +415,7 @@ fn a_live_stream_notices_another_log_at_remembered_positions() {
         durable_reads: true,
         frames: vec![],
     };
-    unknown.expect(Input::Page(short), &["unsubscribe 1", "history after 30"]);
+    unknown.expect(Input::Page(short), &["report", "unsubscribe 1", "history after 30"]);
     // So it does when the row at the end of what was applied is gone.
     let mut rewound = live();
     rewound.expect(Input::Gone { last_seq: seq(20) }, &[]);

@@ -33,6 +33,15 @@ fn asked(commands: &[Command]) -> Vec<(QuestionId, Range<usize>)> {
     asked.collect()
 }
 
+/// The streams that the commands report to the bridge.
+fn reported_of(commands: &[Command]) -> Vec<usize> {
+    let reported = commands.iter().filter_map(|command| match command {
+        Command::AskHeads { reported, .. } => Some(reported.clone()),
+        _ => None,
+    });
+    reported.flatten().collect()
+}
+
 /// The streams whose events the commands ask the authority for.
 fn history_of(commands: &[Command]) -> Vec<usize> {
     let asked = commands.iter().filter_map(|command| match command {
@@ -106,6 +115,10 @@ fn what_spacetimedb_keeps_back_is_read_from_the_authority_and_shown() {
     assert_eq!(case.phase_of(1), &StreamPhase::Live);
     let commands = case.stay(connection, 2 * second());
     assert_eq!(history_of(&commands), [1]);
+    // The bridge hears at once what is missing, in the question about the heads.
+    let (question, _) = asked(&commands).pop().unwrap();
+    assert_eq!(reported_of(&commands), [1]);
+    case.step(heads(question, &[(0, 3), (1, 5)]));
     assert_eq!(case.shown.counters.withheld, 1);
     let StreamPhase::Recovering {
         rung: Rung::Consult(why),
@@ -116,7 +129,7 @@ fn what_spacetimedb_keeps_back_is_read_from_the_authority_and_shown() {
     };
     assert_eq!(why.code(), "withheld");
     // SpacetimeDB may keep back what comes next as well.
-    assert_eq!(asked(&case.stay(connection, 30 * second())).len(), 1);
+    assert_eq!(asked(&case.stay(connection, 31 * second())).len(), 1);
 }
 
 #[test]

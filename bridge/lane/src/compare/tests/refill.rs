@@ -48,16 +48,14 @@ fn rewinding() -> (Bench, RequestId) {
     let (mut bench, asked) = refilling(&["a"]);
     let (request, _) = asks_authority(&asked);
     let (_, told) = begins(&mut bench, request, Some(position(AFTER).chain));
-    let request = rewinds(&told, SEEN);
+    let request = rewinds(&told, position(SEEN));
     (bench, request)
 }
 
 /// The step that the last command asks for, from a head at `from`.
-fn rewinds(commands: &[Command], from: u64) -> RequestId {
+fn rewinds(commands: &[Command], from: Position) -> RequestId {
     match commands {
-        [.., Command::Rewind { request, seen, to, .. }] if *seen == position(from) && *to == position(AFTER) => {
-            *request
-        }
+        [.., Command::Rewind { request, seen, to, .. }] if *seen == from && *to == position(AFTER) => *request,
         other => panic!("{other:?}"),
     }
 }
@@ -74,13 +72,13 @@ fn ends_at(bench: &mut Bench, request: RequestId, head: Option<Position>) -> (Fo
 fn a_refill_steps_back_until_the_log_ends_where_the_window_begins() {
     let (mut bench, request) = rewinding();
     let (_, told) = ends_at(&mut bench, request, Some(position(7)));
-    let request = rewinds(&told, 7);
+    let request = rewinds(&told, position(7));
     let other_chain = Position {
         chain: position(1).chain,
         ..position(AFTER)
     };
     let (_, told) = ends_at(&mut bench, request, Some(other_chain));
-    let request = rewinds(&told, AFTER);
+    let request = rewinds(&told, other_chain);
     let (found, told) = ends_at(&mut bench, request, Some(position(AFTER)));
     assert_eq!(
         (found.findings, told),

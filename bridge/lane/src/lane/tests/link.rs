@@ -109,7 +109,7 @@ fn another_database_is_told_to_the_issuer_and_red_at_once() {
         ..failure(RefusalClass::Fatal)
     };
     bench.feed(Event::Dialed(link, Err(another)));
-    bench.until(|command| (*command == Command::Strayed).then_some(()));
+    bench.until(|command| (*command == Command::Strayed(true)).then_some(()));
     let health = bench.lane.vitals().health(bench.now);
     assert!(!health.healthy && !health.ready, "{:?}", health.problems);
 }
