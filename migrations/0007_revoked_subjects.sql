@@ -23,8 +23,8 @@ create table runtime.sync_revoked_subjects (
 create index sync_sessions_by_user on runtime.sync_sessions (user_id) where revoked_at is null;
 create index sync_sessions_by_device on runtime.sync_sessions (device_id) where revoked_at is null;
 
--- Revokes all sessions of these users and on these devices, and returns those that it revoked. Who was revoked is remembered
--- for as long as sessions are, at least, because a session that was signed in before may ask for its first token later.
+-- Revokes all sessions of these users and on these devices, and returns those that it revoked. Who was revoked is never
+-- forgotten, because a session that was signed in before may ask for its first token at any later time.
 create function runtime.sync_revoke_subjects(users text[], devices text[], reason text, actor text, origin text)
 returns text[]
 language plpgsql security definer
@@ -41,8 +41,6 @@ begin
   end if;
   -- A session that another bridge is binding at this moment is bound before or after this, and noticed either way.
   lock table runtime.sync_sessions in share row exclusive mode;
-  delete from runtime.sync_revoked_subjects s
-    where s.revoked_at < clock_timestamp() - (select r.keep from runtime.sync_session_retention r);
   for subject in
     insert into runtime.sync_revoked_subjects as s (kind, name, revoked_at)
       select distinct w.kind, w.name, clock_timestamp() from (
@@ -88,7 +86,7 @@ begin
       'device ' || device_id);
     select s.kind || ' ' || s.name into of_whom from runtime.sync_revoked_subjects s
       where (s.kind, s.name) in (('user', user_id collate "C"), ('device', device_id collate "C"))
-        and s.revoked_at >= to_timestamp(signed_in)
+        and s.revoked_at >= to_timestamp(signed_in) - interval '1 minute'
       limit 1;
     if found then
       update runtime.sync_sessions s set revoked_at = clock_timestamp(), revoked_reason = of_whom || ' was revoked'

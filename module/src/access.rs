@@ -12,9 +12,9 @@ use spacetimedb::{Identity, ReducerContext, Table, Timestamp};
 use crate::log_access::trust_row;
 use crate::refuse::{Refused, refused, unauthorized};
 use crate::tables::{
-    EndedSession, GrantCount, GrantPattern, Issuer, StreamGrant, SyncSession, SyncStream, SyncTrust, ended_session,
-    grant_count, grant_pattern, revoked_session, standing_grant, stream_grant, sync_checkpoint, sync_session,
-    sync_stream,
+    EndedSession, GrantCount, GrantPattern, Issuer, StandingGrant, StreamGrant, SyncSession, SyncStream, SyncTrust,
+    ended_session, grant_count, grant_pattern, revoked_session, standing_grant, stream_grant, sync_checkpoint,
+    sync_session, sync_stream,
 };
 
 /// Admits a connection, or refuses it. A token of the issuer opens its session, or renews it.
@@ -169,7 +169,9 @@ fn grant(
     let mut missing = wanted.clone();
     for row in held {
         let is_wanted = missing.remove(&row.stream_key);
-        if !is_wanted && !row.standing {
+        if row.standing {
+            set_beside_session(ctx, row.grant_id, is_wanted);
+        } else if !is_wanted {
             take(ctx, &row);
         }
     }
@@ -231,7 +233,8 @@ pub fn grant_new_stream(ctx: &ReducerContext, stream_id: &StreamId, stream_key: 
             let identity = pattern.identity;
             let session = ctx.db.sync_session().identity().find(identity);
             let may_see = session.is_some_and(|session| session::may_see(&session.scopes(), stream_id));
-            if !may_see || grant_row(ctx, identity, stream_key).is_some() {
+            let held = grant_row(ctx, identity, stream_key);
+            if !may_see || held.as_ref().is_some_and(|held| is_of_session(ctx, held)) {
                 continue;
             }
             // A session without a count is older than this table. Its next token counts its grants.
@@ -242,14 +245,41 @@ pub fn grant_new_stream(ctx: &ReducerContext, stream_id: &StreamId, stream_key: 
                 let grants = count.grants + 1;
                 counts.identity().update(GrantCount { grants, ..count });
             }
-            ctx.db.stream_grant().insert(StreamGrant {
-                grant_id: 0,
-                identity,
-                stream_key,
-                standing: false,
-            });
+            match held {
+                Some(held) => set_beside_session(ctx, held.grant_id, true),
+                None => {
+                    ctx.db.stream_grant().insert(StreamGrant {
+                        grant_id: 0,
+                        identity,
+                        stream_key,
+                        standing: false,
+                    });
+                }
+            }
         }
     }
+}
+
+/// Notes whether the session has the right that the owner gave, too.
+fn set_beside_session(ctx: &ReducerContext, grant_id: u64, beside_session: bool) {
+    let given = ctx.db.standing_grant().grant_id();
+    if let Some(held) = given.find(grant_id)
+        && held.beside_session != beside_session
+    {
+        given.update(StandingGrant { beside_session, ..held });
+    }
+}
+
+/// Ends what the owner gave. What the session has by its token remains.
+pub fn end_standing(ctx: &ReducerContext, grant: StreamGrant) {
+    if !is_of_session(ctx, &grant) {
+        return take(ctx, &grant);
+    }
+    ctx.db.standing_grant().grant_id().delete(grant.grant_id);
+    ctx.db.stream_grant().grant_id().update(StreamGrant {
+        standing: false,
+        ..grant
+    });
 }
 
 /// Takes a grant away, and with it the checkpoints that its holder acknowledged.
@@ -282,7 +312,9 @@ pub fn expire(ctx: &ReducerContext, session: SyncSession) {
 /// Ends a session. With this transaction it sees nothing more, on live connections too.
 pub fn end(ctx: &ReducerContext, identity: Identity) {
     for row in ctx.db.stream_grant().by_holder().filter(identity) {
-        if !row.standing {
+        if row.standing {
+            set_beside_session(ctx, row.grant_id, false);
+        } else {
             take(ctx, &row);
         }
     }
@@ -315,9 +347,15 @@ pub fn session(ctx: &ReducerContext) -> Option<SyncSession> {
 /// Whether the caller may read a stream.
 pub fn may_read(ctx: &ReducerContext, stream_key: u64) -> bool {
     match grant_row(ctx, ctx.sender(), stream_key) {
-        Some(row) => is_standing(ctx, &row) || session(ctx).is_some(),
+        Some(row) => is_standing(ctx, &row) || is_of_session(ctx, &row) && session(ctx).is_some(),
         None => false,
     }
+}
+
+/// Whether the grant follows from the token of a session, alone or beside what the owner gave.
+fn is_of_session(ctx: &ReducerContext, grant: &StreamGrant) -> bool {
+    let given = ctx.db.standing_grant().grant_id();
+    !grant.standing || given.find(grant.grant_id).is_some_and(|given| given.beside_session)
 }
 
 /// Whether the owner gave the grant, and it has not ended, even if no sweep has removed it yet.
@@ -333,10 +371,10 @@ fn is_standing(ctx: &ReducerContext, grant: &StreamGrant) -> bool {
 pub fn may_acknowledge(ctx: &ReducerContext, stream_key: u64) -> Result<(), Refused> {
     match grant_row(ctx, ctx.sender(), stream_key) {
         Some(row) if is_standing(ctx, &row) => Ok(()),
-        Some(_) => session(ctx)
+        Some(row) if is_of_session(ctx, &row) => session(ctx)
             .ok_or_else(|| refused(session::expired()))?
             .may(Scope::CheckpointWrite),
-        None => Err(refused(forbidden_stream())),
+        Some(_) | None => Err(refused(forbidden_stream())),
     }
 }
 

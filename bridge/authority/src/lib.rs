@@ -25,6 +25,7 @@ pub mod settings;
 mod standing;
 mod wake;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -179,6 +180,10 @@ fn parse(server: Server) -> Result<(String, PgConnectOptions), AuthorityError> {
         });
     }
     secret_file::check_named_in(url, &["sslkey", "ssl-key"])?;
+    // The driver takes a key from there, too.
+    if let Some(file) = std::env::var_os("PGSSLKEY") {
+        secret_file::read(Path::new(&file))?;
+    }
     let options: PgConnectOptions = url.parse().map_err(|source| AuthorityError::Url { source })?;
     let options = options.application_name("spacetime-sync").options([
         ("statement_timeout", STATEMENT_LIMIT_MS),

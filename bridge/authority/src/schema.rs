@@ -258,6 +258,7 @@ mod tests {
             (4, "retention", "219d4bc57326bba4"),
             (5, "roles", "b1cf1fdec47d3857"),
             (6, "audit", "73f49badff45b61f"),
+            (7, "revoked subjects", "52d530e684ea9c2c"),
         ];
         assert_eq!(
             recorded,

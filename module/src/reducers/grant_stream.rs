@@ -7,6 +7,7 @@ use spacetimedb::{Identity, ReducerContext, Table, reducer};
 
 use crate::access::grant_row;
 use crate::log_access::trust_row;
+use crate::reducers::sweep_access;
 use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
 use crate::tables::{StandingGrant, StreamGrant, standing_grant, stream_grant};
 
@@ -22,6 +23,8 @@ pub fn grant_stream(ctx: &ReducerContext, identity: Identity, stream_id: String,
         return Err(invalid_argument(message));
     }
     let grants = ctx.db.stream_grant();
+    let given = ctx.db.standing_grant();
+    let mut beside_session = false;
     let grant = match grant_row(ctx, identity, stream_key) {
         None => grants.insert(StreamGrant {
             grant_id: 0,
@@ -30,10 +33,18 @@ pub fn grant_stream(ctx: &ReducerContext, identity: Identity, stream_id: String,
             standing: true,
         }),
         // From now on the grant outlives the session that it came with.
-        Some(held) if !held.standing => grants.grant_id().update(StreamGrant { standing: true, ..held }),
-        Some(held) => held,
+        Some(held) if !held.standing => {
+            beside_session = true;
+            grants.grant_id().update(StreamGrant { standing: true, ..held })
+        }
+        Some(held) => {
+            beside_session = given
+                .grant_id()
+                .find(held.grant_id)
+                .is_some_and(|given| given.beside_session);
+            held
+        }
     };
-    let given = ctx.db.standing_grant();
     given.grant_id().delete(grant.grant_id);
     given.insert(StandingGrant {
         grant_id: grant.grant_id,
@@ -41,6 +52,8 @@ pub fn grant_stream(ctx: &ReducerContext, identity: Identity, stream_id: String,
         stream_id,
         given_at: ctx.timestamp,
         ends_at: ctx.timestamp + Duration::from_secs(seconds),
+        beside_session,
     });
+    sweep_access::schedule_if_none(ctx);
     Ok(())
 }

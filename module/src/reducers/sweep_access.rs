@@ -1,17 +1,22 @@
 //! Removes what has expired: sessions, the owner's grants, presences and what is remembered for a while. A bounded piece each time.
 
-use spacetime_sync_rules::presence::{self, OFFLINE, TTL_EXPIRED};
-use spacetimedb::{ReducerContext, reducer};
+use std::time::Duration;
 
-use crate::access::{expire, take};
+use spacetime_sync_rules::presence::{self, OFFLINE, TTL_EXPIRED};
+use spacetimedb::{ReducerContext, ScheduleAt, Table, TimeDuration, reducer};
+
+use crate::access::{end_standing, expire};
 use crate::refuse::{Refused, unauthorized};
 use crate::tables::{
-    AccessSweep, SessionPresence, SyncSession, ended_session, revoked_session, session_presence, standing_grant,
-    stream_grant, sync_session,
+    AccessSweep, SessionPresence, SyncSession, access_sweep, ended_session, revoked_session, session_presence,
+    standing_grant, stream_grant, sync_session,
 };
 
 /// Most rows of each kind in one sweep, so that a transaction stays short. The next sweep soon takes the rest.
 const AT_ONCE: usize = 1_000;
+
+/// How often a database sweeps that trusts no issuer: only the owner's grants end there.
+const WITHOUT_ISSUER: Duration = Duration::from_secs(1);
 
 #[reducer]
 pub fn sweep_access(ctx: &ReducerContext, _due: AccessSweep) -> Result<(), Refused> {
@@ -33,7 +38,7 @@ pub fn sweep_access(ctx: &ReducerContext, _due: AccessSweep) -> Result<(), Refus
     let given = ctx.db.standing_grant().ends_at().filter(..=now).take(AT_ONCE);
     for grant_id in given.map(|row| row.grant_id).collect::<Vec<_>>() {
         if let Some(grant) = ctx.db.stream_grant().grant_id().find(grant_id) {
-            take(ctx, &grant);
+            end_standing(ctx, grant);
         }
     }
 
@@ -64,4 +69,24 @@ pub fn sweep_access(ctx: &ReducerContext, _due: AccessSweep) -> Result<(), Refus
         ctx.db.revoked_session().session_id().delete(session_id);
     }
     Ok(())
+}
+
+/// Sweeps every so often from now on.
+pub fn schedule(ctx: &ReducerContext, every: Duration) {
+    let sweeps = ctx.db.access_sweep();
+    let before: Vec<u64> = sweeps.iter().map(|row| row.sweep_id).collect();
+    for sweep_id in before {
+        sweeps.sweep_id().delete(sweep_id);
+    }
+    sweeps.insert(AccessSweep {
+        sweep_id: 0,
+        scheduled_at: ScheduleAt::Interval(TimeDuration::from_duration(every)),
+    });
+}
+
+/// Sweeps, if nothing does yet.
+pub fn schedule_if_none(ctx: &ReducerContext) {
+    if ctx.db.access_sweep().count() == 0 {
+        schedule(ctx, WITHOUT_ISSUER);
+    }
 }

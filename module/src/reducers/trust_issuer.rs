@@ -1,13 +1,16 @@
 //! Sets whose tokens open a session. From then on a caller needs such a token to connect, or a grant that an operator
 //! gave.
 
+use std::time::Duration;
+
 use spacetime_sync_proto::access::{Compatibility, SERVICE_SUBJECT, check_issuer_url};
 use spacetime_sync_proto::limit;
-use spacetimedb::{Identity, ReducerContext, ScheduleAt, Table, TimeDuration, reducer};
+use spacetimedb::{Identity, ReducerContext, reducer};
 
 use crate::log_access::trust_row;
+use crate::reducers::sweep_access;
 use crate::refuse::{Refused, invalid_argument, refused};
-use crate::tables::{AccessSweep, Issuer, access_sweep, sync_trust};
+use crate::tables::{Issuer, sync_trust};
 
 /// `issuer` and `audience` must equal `iss` and `aud` of its tokens. A session sees nothing more `sweep_every_ms` after
 /// it has expired, at the latest.
@@ -46,19 +49,6 @@ pub fn trust_issuer(
         max_schema_version: compatibility.max_schema_version,
     });
     ctx.db.sync_trust().id().update(row);
-    schedule(ctx, sweep_every_ms);
+    sweep_access::schedule(ctx, Duration::from_millis(sweep_every_ms.into()));
     Ok(())
-}
-
-fn schedule(ctx: &ReducerContext, every_ms: u32) {
-    let sweeps = ctx.db.access_sweep();
-    let before: Vec<u64> = sweeps.iter().map(|row| row.sweep_id).collect();
-    for sweep_id in before {
-        sweeps.sweep_id().delete(sweep_id);
-    }
-    let every = TimeDuration::from_micros(i64::from(every_ms) * 1_000);
-    sweeps.insert(AccessSweep {
-        sweep_id: 0,
-        scheduled_at: ScheduleAt::Interval(every),
-    });
 }

@@ -36,4 +36,6 @@ pub struct StandingGrant {
     /// When it ends.
     #[index(btree)]
     pub ends_at: Timestamp,
+    /// Whether the identity's session has the same right by its token. Then that remains when this grant ends.
+    pub beside_session: bool,
 }

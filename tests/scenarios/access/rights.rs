@@ -10,7 +10,7 @@ use spacetime_sync_tests::lane::wait_for;
 
 use super::guarded::Guarded;
 use super::sessions::append_all;
-use crate::lane::hostile::{identity, newcomer, stream};
+use crate::lane::hostile::{Module, identity, newcomer, stream};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -136,4 +136,50 @@ async fn a_grant_by_hand_has_an_end() {
             "{seconds}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_owner_gave_ends_and_what_a_session_has_by_its_token_remains() {
+    let guarded = Guarded::start().await;
+    let module = &guarded.module;
+    let ids = ["user:7:notes", "runtime.run.1.events"].map(stream);
+    for id in &ids {
+        append_all(module, id, 1).await;
+    }
+    let session = guarded.session("7", "s1", &["user:7:*"]);
+    let read = async |id: &str| module.call(Some(&session), "read_events", &json!([id, 0])).await;
+    read(ids[0].as_str()).await.done();
+    let owner = module.as_owner();
+    let holds = spacetimedb_sdk::Identity::from_claims(&guarded.issuer.url, "user:7/session:s1").to_hex();
+    for id in &ids {
+        owner.grant(&holds, id, Duration::from_secs(1)).await.unwrap();
+    }
+    wait_for(SOON, "both grants have ended", async || {
+        owner.grants().await.is_ok_and(|grants| grants.is_empty())
+    })
+    .await;
+    read(ids[0].as_str()).await.done();
+    read(ids[1].as_str()).await.refused(RefusalCode::ForbiddenStream);
+
+    // What is revoked under a pattern comes back with a newer token, too.
+    owner.revoke(&holds, &ids[0]).await.unwrap();
+    read(ids[0].as_str()).await.refused(RefusalCode::ForbiddenStream);
+    let newer = guarded.session("7", "s1", &["user:7:*"]);
+    let read = json!([ids[0].as_str(), 0]);
+    module.call(Some(&newer), "read_events", &read).await.done();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_by_hand_ends_where_no_issuer_is_trusted_as_well() {
+    let module = Module::start().await;
+    let id = stream("runtime.run.1.events");
+    append_all(&module, &id, 1).await;
+    let (owner, tool) = (module.as_owner(), newcomer(&module.server).await);
+    owner.grant(&tool.identity, &id, Duration::from_secs(1)).await.unwrap();
+    wait_for(SOON, "the grant has ended for live connections, too", async || {
+        let held = module.sql(Some(&module.owner), "SELECT * FROM stream_grant").await;
+        held.is_ok_and(|held| held.is_empty())
+    })
+    .await;
+    assert_eq!(owner.grants().await.unwrap(), []);
 }
