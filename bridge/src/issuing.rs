@@ -31,7 +31,7 @@ impl Neighbour for Issuing {
         self.issuer.relinked();
     }
 
-    fn strayed(&self) {
-        self.issuer.strayed();
+    fn strayed(&self, strayed: bool) {
+        self.issuer.set_strayed(strayed);
     }
 }

@@ -233,7 +233,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!(
             database = target.database,
             "no pin: this bridge publishes to whichever database has that name, even if a stranger created it. Put what \
-             `spacetime-sync database` prints into [spacetimedb]"
+             `spacetime-sync database --token-file OWNER` prints into [spacetimedb]"
         );
     }
     let mut beside = JoinSet::new();

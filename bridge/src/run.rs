@@ -42,8 +42,8 @@ pub trait Neighbour: Send {
     /// A new link to SpacetimeDB is up.
     fn relinked(&self);
 
-    /// SpacetimeDB leads to another database.
-    fn strayed(&self);
+    /// Whether SpacetimeDB leads to another database.
+    fn strayed(&self, strayed: bool);
 }
 
 /// Runs the bridge until `stop` says so, and then finishes what is in flight. `reports` names streams about

@@ -56,7 +56,7 @@ pub async fn watch(gate: &Gate, transport: &Transport, url: &str, token: &Secret
                         }
                         failing = false;
                         // First, because this may be the answer that opens the gate.
-                        gate.leads_to(pin);
+                        gate.leads_to(pin, asked_at);
                         gate.revoked(revoked, asked_at);
                     }
                     Err(why) => {

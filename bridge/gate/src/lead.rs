@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -16,26 +17,45 @@ use crate::serve::{Gate, No, bytes_of, not_found, reach};
 /// What the bridge has said last.
 #[derive(Debug, Default)]
 pub(crate) struct Lead {
-    /// `None`: whichever database has the name.
-    pin: Mutex<Option<DatabasePin>>,
+    said: Mutex<Said>,
     /// Whether SpacetimeDB was seen to have another one.
     strays: AtomicBool,
 }
 
+#[derive(Debug, Default)]
+struct Said {
+    /// `None`: whichever database has the name.
+    pin: Option<DatabasePin>,
+    /// When the bridge was asked.
+    as_of: Option<Instant>,
+}
+
 impl Lead {
     fn pin(&self) -> Option<DatabasePin> {
-        self.pin.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).pin.clone()
     }
 }
 
 impl Gate {
-    /// The database that the gate leads to from now on.
-    pub fn leads_to(&self, pin: Option<DatabasePin>) {
-        let mut held = self.lead.pin.lock().unwrap_or_else(PoisonError::into_inner);
-        if *held != pin {
-            self.lead.strays.store(false, Ordering::Relaxed);
-            *held = pin;
+    /// The database that the gate leads to, as the bridge has said when it was asked at `as_of`.
+    pub fn leads_to(&self, pin: Option<DatabasePin>, as_of: Instant) {
+        let mut said = self.lead.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.as_of.is_some_and(|newer| newer > as_of) {
+            return;
         }
+        said.as_of = Some(as_of);
+        if said.pin == pin {
+            return;
+        }
+        match (&said.pin, &pin) {
+            (Some(before), Some(pin)) => {
+                tracing::warn!("the bridge names another database: before {before}, now {pin}")
+            }
+            (Some(before), None) => tracing::warn!("the bridge names no database any more: before {before}"),
+            (None, _) => {}
+        }
+        self.lead.strays.store(false, Ordering::Relaxed);
+        said.pin = pin;
     }
 
     /// How SpacetimeDB knows the database that a client names: by its identity, if the bridge has said which one it is.
@@ -50,12 +70,19 @@ impl Gate {
         let url = format!("{}/v1/database/{}", self.config.spacetimedb_uri, pin.database_identity);
         let answer = reach(self, self.server.get(url)).await?;
         let found = match answer.status() {
-            StatusCode::OK => serde_json::from_slice(&bytes_of(answer).await).ok(),
+            StatusCode::OK => {
+                let said = bytes_of(answer)
+                    .await
+                    .and_then(|body| serde_json::from_slice(&body).ok());
+                let found = said.as_ref().and_then(DatabasePin::from_answer);
+                // An answer that breaks off, or is another server's, says nothing about the database.
+                Some(found.ok_or(No::Unreached)?)
+            }
             StatusCode::NOT_FOUND => None,
             _ => return Err(No::Unreached),
         };
-        let found = found.as_ref().and_then(DatabasePin::from_answer);
         if found.as_ref() == Some(&pin) {
+            self.lead.strays.store(false, Ordering::Relaxed);
             return Ok(Some(pin.database_identity.to_string()));
         }
         if !self.lead.strays.swap(true, Ordering::Relaxed) {

@@ -538,18 +538,23 @@ pub(crate) async fn reach(gate: &Gate, request: reqwest::RequestBuilder) -> Resu
 
 /// An answer of SpacetimeDB as it is, up to a length.
 async fn passed_on(answer: reqwest::Response) -> Response {
-    (answer.status(), bytes_of(answer).await).into_response()
+    let status = answer.status();
+    match bytes_of(answer).await {
+        Some(body) => (status, body).into_response(),
+        None => StatusCode::BAD_GATEWAY.into_response(),
+    }
 }
 
-pub(crate) async fn bytes_of(mut answer: reqwest::Response) -> Vec<u8> {
+/// What SpacetimeDB says. `None` if its answer breaks off, or is too long.
+pub(crate) async fn bytes_of(mut answer: reqwest::Response) -> Option<Vec<u8>> {
     let mut body = Vec::new();
-    while let Ok(Ok(Some(chunk))) = timeout(HEADERS_LIMIT, answer.chunk()).await {
+    while let Some(chunk) = timeout(HEADERS_LIMIT, answer.chunk()).await.ok()?.ok()? {
         if body.len() + chunk.len() > ANSWER_BYTES {
-            break;
+            return None;
         }
         body.extend_from_slice(&chunk);
     }
-    body
+    Some(body)
 }
 
 /// The one question over HTTP that a client of the lane asks: for the contract, to learn why it is not let in.

@@ -166,13 +166,16 @@ impl Issuer {
 
     /// Notes that the link to SpacetimeDB is new. The server may have lost recent revocations, so they are sent again.
     pub fn relinked(&self) {
-        self.strayed.store(false, Ordering::SeqCst);
         self.revocations.relinked();
     }
 
-    /// SpacetimeDB leads to another database. Nobody gets a token for that one.
-    pub fn strayed(&self) {
-        self.strayed.store(true, Ordering::SeqCst);
+    /// Whether SpacetimeDB leads to another database. Nobody gets a token for that one.
+    pub fn set_strayed(&self, strayed: bool) {
+        self.strayed.store(strayed, Ordering::SeqCst);
+    }
+
+    pub(crate) fn strayed(&self) -> bool {
+        self.strayed.load(Ordering::SeqCst)
     }
 
     /// Which clients the bridge supports.
@@ -254,7 +257,7 @@ impl Issuer {
         request: &TokenRequest,
         address: IpAddr,
     ) -> Result<TokenResponse, Denial> {
-        if self.strayed.load(Ordering::SeqCst) {
+        if self.strayed() {
             return Err(Denial::strayed());
         }
         let wanted = Wanted::read(request)?;

@@ -133,9 +133,15 @@ impl Issuer {
             devices = devices.len(),
             "sessions revoked"
         );
-        let delivered = match timeout(WAIT, deliver(authority, messenger, &sessions)).await {
-            _ if self.strayed.load(Ordering::SeqCst) => false,
-            Ok(Ok(())) => true,
+        let delivering = async {
+            if self.strayed() {
+                // Another database has nothing to do with our sessions.
+                return Ok(false);
+            }
+            deliver(authority, messenger, &sessions).await.map(|()| true)
+        };
+        let delivered = match timeout(WAIT, delivering).await {
+            Ok(Ok(delivered)) => delivered,
             Ok(Err(error)) => {
                 tracing::warn!(error = error_text(&error), "the module has not taken a revocation yet");
                 false
@@ -166,7 +172,7 @@ impl Issuer {
             let Some(authority) = self.authority.get() else {
                 continue;
             };
-            if self.strayed.load(Ordering::SeqCst) {
+            if self.strayed() {
                 // Another database has nothing to do with our sessions.
                 continue;
             }

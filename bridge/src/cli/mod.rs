@@ -174,7 +174,8 @@ pub(crate) async fn halted_streams(config: &Config) -> Vec<HaltedStream> {
         });
     }
     let ask = async {
-        let request = reqwest::Client::new().get(format!("http://{address}/healthz"));
+        let url = format!("http://{address}/healthz");
+        let request = Transport::default().http(&url).build()?.get(url);
         // An unhealthy bridge answers as well, with 503.
         request.timeout(HEALTH_LIMIT).send().await?.json::<Health>().await
     };

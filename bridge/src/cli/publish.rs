@@ -155,8 +155,11 @@ pub(crate) struct DatabaseArgs {
     #[command(flatten)]
     server: ServerArgs,
     /// Token of the owner: fail if the database belongs to somebody else.
-    #[arg(long)]
+    #[arg(long, required_unless_present = "whoever_owns_it")]
     token_file: Option<PathBuf>,
+    /// Print which database has the name, even if a stranger took it.
+    #[arg(long, conflicts_with = "token_file")]
+    whoever_owns_it: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,

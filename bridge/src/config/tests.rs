@@ -43,7 +43,7 @@ fn a_bridge_that_strangers_can_mislead_needs_a_pin() {
         lines.collect::<Vec<_>>().join("\n")
     };
     let unpinned = without("database_identity").replace("owner_identity", "# owner_identity");
-    let remote = unpinned.replace("127.0.0.1", "db.example");
+    let remote = unpinned.replace("http://127.0.0.1", "https://db.example");
     for text in [
         unpinned.clone(),
         unpinned.replace("127.0.0.1", "localhost"),

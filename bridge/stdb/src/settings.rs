@@ -69,7 +69,7 @@ impl SpacetimeConfig {
     /// Checks the pin. `must` says whether strangers reach the server, and the bridge needs one.
     pub fn check_pin(&self, must: bool) -> Result<(), (&'static str, String)> {
         const HOW: &str = "what `spacetime-sync publish` printed; for a database that is there already, \
-                           `spacetime-sync database` prints it";
+                           `spacetime-sync database --token-file OWNER` prints it";
         match (&self.database_identity, &self.owner_identity) {
             (Some(_), Some(_)) if self.unpinned => Err((
                 "spacetimedb.unpinned",

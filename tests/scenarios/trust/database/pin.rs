@@ -148,7 +148,10 @@ async fn an_operator_learns_the_pin_from_a_publish_and_of_a_database_that_is_the
     assert!(said.contains(&lines), "{said}");
 
     let database = [&["database"][..], &of].concat();
-    assert_eq!(tool::run("spacetime-sync", &database, &[]).await.good(), lines);
+    let said = tool::run("spacetime-sync", &database, &[]).await;
+    said.failed(2, &["--token-file"]);
+    let of_anybody = [&database[..], &["--whoever-owns-it"]].concat();
+    assert_eq!(tool::run("spacetime-sync", &of_anybody, &[]).await.good(), lines);
     let as_owner = [&database[..], &["--token-file", owner, "--json"]].concat();
     let said = tool::run("spacetime-sync", &as_owner, &[]).await.good();
     let said: Value = serde_json::from_str(&said).unwrap();
