@@ -161,10 +161,11 @@ impl Compare {
 
     pub(crate) fn next_due(&self) -> Option<Duration> {
         self.link?;
-        match self.sweep {
+        let sweep = match self.sweep {
             Sweep::Waiting(until) => Some(until),
             Sweep::Listing(_) | Sweep::Comparing { .. } => None,
-        }
+        };
+        sweep.into_iter().chain(self.walks.next_due()).min()
     }
 
     /// Begins the comparisons and refills that can begin.

@@ -1,8 +1,8 @@
 //! Walks through the windows of streams about which SpacetimeDB contradicts the authority, as clients report. A comparison
 //! looks at the ends of logs alone; a walk looks at every frame that SpacetimeDB holds. Where it finds one that is not the
-//! bridge's, the stream is compared, and its window is refilled from there.
+//! bridge's, and finds one a while later again, the stream is compared, and its window is refilled from there.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use spacetime_sync_proto::refusal::RefusalClass;
@@ -17,6 +17,8 @@ use crate::{RequestId, Turn};
 const WAITING: usize = 64;
 /// How long a stream is left alone after a walk, so that clients cannot keep the bridge walking.
 const REST: Duration = Duration::from_secs(60);
+/// After which time a walk that has found something is repeated. While another bridge rewinds a log, its last frame has no seal.
+const CONFIRM: Duration = Duration::from_secs(15);
 
 /// The walks on this link.
 #[derive(Debug, Default)]
@@ -24,6 +26,10 @@ pub(super) struct Walks {
     waiting: VecDeque<StreamId>,
     /// The walk that is under way.
     now: Option<Walk>,
+    /// Streams in which the last walk has found something.
+    doubted: BTreeSet<StreamId>,
+    /// When the walks through them are repeated.
+    again: BTreeMap<StreamId, Duration>,
     /// Until when a stream is left alone.
     rest: BTreeMap<StreamId, Duration>,
     /// After which seq the windows of streams are to be refilled, once they are compared.
@@ -48,6 +54,25 @@ impl Walks {
         self.unsound.remove(stream_id)
     }
 
+    /// When the next walk is to be repeated.
+    pub(super) fn next_due(&self) -> Option<Duration> {
+        let again = self.again.values().min().copied();
+        // The end of a walk brings the next turn.
+        again.filter(|_| self.now.is_none())
+    }
+
+    /// The next stream to walk through.
+    fn next(&mut self, now: Duration) -> Option<StreamId> {
+        let due = self.again.iter().find(|(_, at)| **at <= now);
+        match due.map(|(stream_id, _)| stream_id.clone()) {
+            Some(stream_id) => {
+                self.again.remove(&stream_id);
+                Some(stream_id)
+            }
+            None => self.waiting.pop_front(),
+        }
+    }
+
     /// Whether a walk found something of which nothing has come yet.
     pub(super) fn is_unsound(&self, stream_id: &StreamId) -> bool {
         self.unsound.contains_key(stream_id)
@@ -60,7 +85,10 @@ impl Compare {
         let walks = &mut self.walks;
         walks.rest.retain(|_, until| *until > now);
         let walks_now = walks.now.as_ref().is_some_and(|walk| walk.stream_id == stream_id);
-        let is_known = walks_now || walks.rest.contains_key(&stream_id) || walks.waiting.contains(&stream_id);
+        let is_known = walks_now
+            || walks.rest.contains_key(&stream_id)
+            || walks.doubted.contains(&stream_id)
+            || walks.waiting.contains(&stream_id);
         if self.link.is_some() && !is_known && walks.waiting.len() < WAITING {
             walks.waiting.push_back(stream_id);
         }
@@ -69,7 +97,7 @@ impl Compare {
     /// Begins the next walk if none is under way.
     pub(super) fn begin_walk(&mut self, turn: &mut Turn<'_>) {
         if self.walks.now.is_none()
-            && let Some(stream_id) = self.walks.waiting.pop_front()
+            && let Some(stream_id) = self.walks.next(turn.now)
         {
             self.walk_on(stream_id, BEGIN, turn);
         }
@@ -113,16 +141,25 @@ impl Compare {
         }
         self.walks.rest.insert(stream_id.clone(), turn.now + REST);
         match checked {
-            Ok(Checked::Sound { .. } | Checked::Swept { .. }) => {}
+            Ok(Checked::Sound { .. } | Checked::Swept { .. }) => {
+                self.walks.doubted.remove(&stream_id);
+            }
+            Ok(Checked::Unsound { .. }) if self.walks.doubted.insert(stream_id.clone()) => {
+                self.walks.again.insert(stream_id, turn.now + CONFIRM);
+            }
             Ok(Checked::Unsound { after }) => {
+                self.walks.doubted.remove(&stream_id);
                 self.walks.unsound.insert(stream_id.clone(), after);
                 found.doubts.push(stream_id);
             }
             Err(failure) if failure.class == RefusalClass::Fatal => found.drop_link = Some(failure.text),
-            // The client reports it again.
+            // The client reports it again, unless the walk is to be repeated anyway.
             Err(failure) => {
                 let why = failure.text;
                 self.walks.rest.remove(&stream_id);
+                if self.walks.doubted.contains(&stream_id) {
+                    self.walks.again.insert(stream_id.clone(), turn.now + CONFIRM);
+                }
                 turn.out.push(Command::Tell(Notice::NotCompared { stream_id, why }));
             }
         }

@@ -157,6 +157,13 @@ pub fn check_frames(after: Reached, oldest: Seq, head: &Position, frames: Vec<Fr
         // SpacetimeDB answers with no frames, because it no longer holds the next event.
         return Checked::Swept { to: swept };
     }
+    if head.seq < after.seq {
+        // The log was cut in the meantime. Whoever does that compares the stream afterwards.
+        return Checked::Sound {
+            to: *head,
+            is_end: true,
+        };
+    }
     let (mut sound, is_empty) = (after, frames.is_empty());
     for frame in frames {
         let ends = Position {
@@ -381,6 +388,8 @@ mod tests {
         let of_nothing = check_frames(at_end, seq_of(5), &at(4), vec![], sealing);
         assert_eq!(of_nothing, sound(4, true), "the window is empty");
         assert_eq!(check(Some(4), 1, vec![]), sound(4, true), "nothing follows");
+        let of_less = check_frames(reached(Some(4)), seq_of(1), &at(2), vec![], sealing);
+        assert_eq!(of_less, sound(2, true), "the log was cut in the meantime");
         assert_eq!(
             check(Some(1), 1, vec![frame(1, 2, Some(2)), frame(3, 4, Some(4))]),
             sound(4, true),

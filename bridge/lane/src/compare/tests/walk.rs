@@ -73,13 +73,36 @@ fn a_walk_goes_through_the_whole_window_one_stream_after_the_other() {
     assert_eq!(walks(&bench.turn()).unwrap().1, "b");
 }
 
+/// Two walks that find something else after this seq, a while after one another.
+fn unsound(bench: &mut Bench, after: Seq) -> Found {
+    let (request, ..) = walks(&report(bench, &["a"])).unwrap();
+    let (found, _) = checked(bench, request, Ok(Checked::Unsound { after }));
+    assert_eq!((found.doubts, walks(&report(bench, &["a"]))), (vec![], None));
+    bench.now = bench.compare.next_due().unwrap();
+    let (request, ..) = walks(&bench.turn()).unwrap();
+    checked(bench, request, Ok(Checked::Unsound { after })).0
+}
+
+#[test]
+fn a_rewind_that_a_walk_comes_across_is_no_forgery() {
+    let mut bench = idle();
+    let after = Seq::new(3).unwrap();
+    let (request, ..) = walks(&report(&mut bench, &["a"])).unwrap();
+    checked(&mut bench, request, Ok(Checked::Unsound { after }));
+    bench.now += Duration::from_secs(15);
+    let (request, ..) = walks(&bench.turn()).unwrap();
+    let (found, _) = checked(&mut bench, request, sound(9, true));
+    assert!(found.doubts.is_empty() && !bench.compare.walks.is_unsound(&streams(&["a"])[0]));
+    // What a later walk finds is a first finding again.
+    bench.now += Duration::from_secs(60);
+    assert_eq!(unsound(&mut bench, after).doubts, streams(&["a"]));
+}
+
 #[test]
 fn what_follows_the_sound_part_is_refilled_once_the_stream_is_compared() {
     let mut bench = idle();
-    let (request, ..) = walks(&report(&mut bench, &["a"])).unwrap();
     let after = Seq::new(3).unwrap();
-    let (found, _) = checked(&mut bench, request, Ok(Checked::Unsound { after }));
-    assert_eq!(found.doubts, streams(&["a"]));
+    assert_eq!(unsound(&mut bench, after).doubts, streams(&["a"]));
     for forged in [true, false] {
         bench.compare.want(streams(&["a"]).remove(0));
         let (request, _) = asks_module(&bench.turn());
@@ -106,9 +129,8 @@ fn what_follows_the_sound_part_is_refilled_once_the_stream_is_compared() {
 #[test]
 fn what_a_walk_found_is_not_forgotten_while_the_stream_is_busy() {
     let mut bench = idle();
-    let (request, ..) = walks(&report(&mut bench, &["a"])).unwrap();
     let after = Seq::new(3).unwrap();
-    checked(&mut bench, request, Ok(Checked::Unsound { after }));
+    unsound(&mut bench, after);
     assert!(bench.compare.walks.is_unsound(&streams(&["a"])[0]));
     // Whatever refills the window takes care of it.
     bench.compare.want_refill(streams(&["a"]).remove(0), head(), after);
