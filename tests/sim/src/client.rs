@@ -2,17 +2,21 @@
 //! modelled connections, as `client/src/runner.rs` does over real ones. Every call is a step of its own.
 
 mod applier;
+mod authority;
 mod talk;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
 use spacetime_sync_client::seal::SealKeys;
 use spacetime_sync_client::session::status::{Disconnect, Phase, Status, StopReason};
 use spacetime_sync_client::session::stream::{Counters, Mode, StreamStop};
-use spacetime_sync_client::session::{Applied, Command, ConnectionId, Event, Inbound, Issued, Outcome, Session};
+use spacetime_sync_client::session::{
+    Applied, Command, ConnectionId, Event, Inbound, Issued, Outcome, Question, QuestionId, Session,
+};
 use spacetime_sync_client::{CheckpointStore as _, HandlerError, Stepped, StreamId};
 use spacetime_sync_proto::{Position, Seq};
 
@@ -37,6 +41,18 @@ pub(crate) enum ClientStep {
     /// The session hears what became of the applier's work.
     Applied(Outcome),
     ApplierEnded,
+    /// A question about events, or the document, arrives at the authority.
+    Asks {
+        question: QuestionId,
+        stream: usize,
+        about: Question,
+    },
+    /// A question where streams end arrives at the authority.
+    AsksHeads {
+        question: QuestionId,
+        streams: Range<usize>,
+        reported: Vec<usize>,
+    },
     /// The application stops the client in good order, and starts it again after a while.
     Stop {
         back_after: Micros,
@@ -59,6 +75,8 @@ pub(crate) struct Followed {
     pub(crate) loaded: Seq,
     /// How many of the effects the oracle has checked.
     pub(crate) checked: usize,
+    /// Up to where the authority has told the client its events.
+    pub(crate) from_authority: Seq,
     /// The reasons for which the stream may stop.
     forgiven: BTreeSet<&'static str>,
     /// Whether its stop was counted.
@@ -116,6 +134,7 @@ impl Client {
         let followed = |(_, start): &(StreamId, Position)| Followed {
             loaded: start.seq,
             checked: 0,
+            from_authority: Seq::ZERO,
             forgiven: BTreeSet::new(),
             stopped: false,
         };
@@ -156,10 +175,13 @@ impl Client {
         matches!(self.session.stream(stream).mode(), Mode::Stopped(_))
     }
 
-    /// Whether a stream stopped because SpacetimeDB no longer holds what it needs next.
+    /// Whether a stream stopped because nobody holds what it needs next.
     pub(crate) fn is_below_window(&self, stream: usize) -> bool {
         let mode = self.session.stream(stream).mode();
-        matches!(mode, Mode::Stopped(StreamStop::BelowWindow { .. }))
+        matches!(
+            mode,
+            Mode::Stopped(StreamStop::BelowWindow { .. } | StreamStop::StaleCursor(_))
+        )
     }
 
     pub(crate) fn forgive(&mut self, stream: usize, code: &'static str) {
@@ -291,6 +313,16 @@ impl World {
                 self.tell_client(at, Event::Applied(outcome));
             }
             ClientStep::ApplierEnded => self.tell_client(at, Event::ApplierEnded),
+            ClientStep::Asks {
+                question,
+                stream,
+                about,
+            } => self.authority_answers(at, question, stream, about),
+            ClientStep::AsksHeads {
+                question,
+                streams,
+                reported,
+            } => self.authority_tells_heads(at, question, streams, reported),
             ClientStep::Stop { back_after } => {
                 self.clients[at].back_after = Some(back_after);
                 self.tell_client(at, Event::Stop);
@@ -447,13 +479,36 @@ impl World {
                 let after = client.told_at.saturating_sub(self.now) + 1;
                 self.client_in(at, after, ClientStep::ApplierEnded);
             }
+            Command::Ask {
+                question,
+                stream,
+                about,
+                ..
+            } => self.client_asks(
+                at,
+                ClientStep::Asks {
+                    question,
+                    stream,
+                    about,
+                },
+            ),
+            Command::AskHeads {
+                question,
+                streams,
+                reported,
+                ..
+            } => self.client_asks(
+                at,
+                ClientStep::AsksHeads {
+                    question,
+                    streams,
+                    reported,
+                },
+            ),
+            // The session ignores the answer.
             Command::Withdraw { .. } => {}
-            // These runs have neither history nor presence.
-            Command::Ask { .. }
-            | Command::AskHeads { .. }
-            | Command::SayPresence { .. }
-            | Command::WatchPresence { .. }
-            | Command::ShowPresences { .. } => {
+            // These runs have no presence.
+            Command::SayPresence { .. } | Command::WatchPresence { .. } | Command::ShowPresences { .. } => {
                 self.violate("I8", || {
                     format!("client {at} gave a command that these runs have no use for: {command:?}")
                 });

@@ -125,6 +125,8 @@ faults! {
     Tampered => "poison: payload altered in the authority",
     /// SpacetimeDB accepts an event of another origin.
     Foreign => "poison: event of another origin",
+    /// SpacetimeDB keeps the newest events of a stream back from a client that may ask the authority: for a while, or for ever.
+    Withheld => "SpacetimeDB: keeps events back from a client",
     /// A client reports that SpacetimeDB contradicts the authority about a stream, whether that is so or not.
     Reported => "client: reports a stream",
     /// A payload is altered on its way to a client.
@@ -177,6 +179,7 @@ impl Fault {
             | Self::Purged
             | Self::AuthorityClock
             | Self::Reported
+            | Self::Withheld
             | Self::WriterUnknown => 4,
             // Rewinds are rare.
             Self::RewindRefused | Self::RewindOvertaken => 8,
@@ -189,6 +192,7 @@ impl Fault {
             Self::BridgePaused | Self::ClientPaused => 14 * SECOND,
             Self::ClientSlow | Self::Revoked | Self::HostSlowDisk => 4 * SECOND,
             Self::RowLocked => 12 * SECOND,
+            Self::Withheld => 60 * SECOND,
             _ => 2 * SECOND,
         }
     }

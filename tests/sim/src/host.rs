@@ -100,6 +100,8 @@ pub(crate) struct Host {
     /// Connections that are open, as far as the host knows.
     open: BTreeMap<ConnId, Vec<Sub>>,
     snapshots: VecDeque<Vec<Table>>,
+    /// From which clients it keeps back what follows a position of a stream, and until when.
+    withheld: BTreeMap<(usize, usize), (Position, Micros)>,
 }
 
 /// How many snapshots are kept. A restore goes back to the oldest.
@@ -182,6 +184,7 @@ impl Host {
             held_back: VecDeque::new(),
             open: BTreeMap::new(),
             snapshots: VecDeque::new(),
+            withheld: BTreeMap::new(),
         }
     }
 }

@@ -110,7 +110,8 @@ impl World {
             }
             let durable = self.host.tables[stream].durable.seq;
             let forgiven = self.excuses[stream].set_back_from.unwrap_or(Seq::ZERO);
-            if event.seq > durable.max(forgiven) {
+            let told = self.clients[client].followed[stream].from_authority;
+            if event.seq > durable.max(forgiven).max(told) {
                 let seq = event.seq;
                 return self.violate("I5", || {
                     format!("client {client}, stream {stream}: {seq} is applied, but only {durable} is durable")
@@ -160,10 +161,10 @@ impl World {
             }
             StreamStop::PayloadMismatch { .. } => party.forgives(stream, "payload_mismatch"),
             StreamStop::BelowWindow { .. } => self.setup.window().is_some(),
+            StreamStop::StaleCursor(_) => self.logs[stream].floor > applied.seq,
             StreamStop::Unproven { .. }
             | StreamStop::Withheld { .. }
             | StreamStop::DurableReads
-            | StreamStop::StaleCursor(_)
             | StreamStop::BadFrame { .. }
             | StreamStop::FrameExtent { .. }
             | StreamStop::Refused(_) => false,
@@ -215,8 +216,10 @@ impl World {
                 && table.durable.seq == head
                 && self.clients.iter().enumerate().all(|(at, client)| {
                     let core = client.session.stream(stream);
-                    let arrived = core.is_current() && core.applied().seq == head;
-                    client.running && (client.is_below_window(stream) || arrived && self.is_acknowledged(at, stream))
+                    let has_all = core.applied().seq == head;
+                    let is_fine = core.is_current() && self.is_acknowledged(at, stream);
+                    let arrived = has_all && (is_fine || self.is_withheld_for_ever(at, stream));
+                    client.running && (client.is_below_window(stream) || arrived)
                 })
         }) && self.now > self.setup.until + crate::agenda::SECOND
     }

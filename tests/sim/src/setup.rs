@@ -39,7 +39,7 @@ pub struct Setup {
     pub(crate) page: PageLimits,
     pub(crate) bounds: StreamBounds,
     pub(crate) batch: (usize, usize),
-    /// The clients' settings. All times in it are the shipped defaults.
+    /// The clients' settings. All times in it but one are the shipped defaults.
     pub(crate) client: Settings,
     pub(crate) host_page_bytes: usize,
     /// How many of a stream's newest events SpacetimeDB keeps, if it does not keep all.
@@ -65,6 +65,9 @@ pub(crate) struct PageLimits {
 /// How often bridges compare every stream again: more often than the shipped default, so that a run sees it.
 const COMPARE_EVERY: Duration = Duration::from_secs(20);
 
+/// How often clients ask where streams end: more often than the shipped default, so that a run sees it.
+const HEADS_EVERY: Duration = Duration::from_secs(20);
+
 impl Setup {
     /// The setup of a seed.
     pub fn of(seed: u64) -> Self {
@@ -72,6 +75,8 @@ impl Setup {
         let until = rng.random_range(2..12) * SECOND;
         let unapplied_bytes = rng.random_range(3_000..100_000);
         let host_page_bytes = rng.random_range(1_000..20_000);
+        // By a generator of its own, so that it does not change the rest.
+        let history = StdRng::seed_from_u64(seed ^ 0xA070_5A11).random_bool(0.5);
         Self {
             seed,
             streams: rng.random_range(1..=4),
@@ -100,7 +105,7 @@ impl Setup {
                 apply_attempts: rng.random_range(2..=8),
                 reach_bytes: rng.random_range(1..20_000),
                 recovery_attempts: 3,
-                history: false,
+                history,
                 reads: Reads::Confirmed,
                 on_stale: StaleAnswer::Stop,
             },
@@ -113,6 +118,7 @@ impl Setup {
                         pages_in_flight: rng.random_range(1..=4),
                         subscribed_bytes,
                         reconnect_bytes: subscribed_bytes + rng.random_range(2_000..100_000),
+                        heads_every: HEADS_EVERY,
                         ..ClientLimits::default()
                     },
                     backoff: Backoff::default(),

@@ -95,11 +95,14 @@ impl Shrinking {
         }
     }
 
-    /// Tries fewer streams, clients, bridges and writes, and a shorter run.
+    /// Tries fewer streams, clients, bridges and writes, clients that do not ask the authority, and a shorter run.
     fn make_smaller(&mut self) {
         while self.best.streams > 1 && self.keeps_with(|setup| setup.streams -= 1) {}
         while self.best.clients > 1 && self.keeps_with(|setup| setup.clients -= 1) {}
         while self.best.bridges > 1 && self.keeps_with(|setup| setup.bridges -= 1) {}
+        if self.best.bounds.history {
+            self.keeps_with(|setup| setup.bounds.history = false);
+        }
         while self.best.writes > 1 && self.keeps_with(|setup| setup.writes /= 2) {}
         while self.best.writes > 1 && self.keeps_with(|setup| setup.writes -= 1) {}
         while self.best.until > SECOND && self.keeps_with(|setup| setup.until = (setup.until / 2).max(SECOND)) {}

@@ -142,6 +142,14 @@ impl World {
             Fault::Tampered => self.tamper(stream),
             Fault::Corrupted => self.corrupt(stream),
             Fault::Foreign => self.host_takes_foreign(stream),
+            Fault::Withheld => {
+                let until = if planned.stream < 32 {
+                    self.now + lasts
+                } else {
+                    Micros::MAX
+                };
+                self.host_withholds(client, stream, until)
+            }
             Fault::Reported => {
                 let stream_id = self.logs[stream].id.clone();
                 let running = self.bridges[bridge].running;

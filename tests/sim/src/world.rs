@@ -22,8 +22,8 @@ use crate::net::{Conn, ConnId, FromHost, Party, ToHost};
 use crate::setup::Setup;
 
 /// How long a lane without further faults may take until everybody holds everything. It covers several bounded waits of
-/// up to 30 s each, one after another.
-const HEALS_WITHIN: Micros = 150 * SECOND;
+/// up to 30 s each, one after another, and a host that goes on keeping events back for a minute.
+const HEALS_WITHIN: Micros = 240 * SECOND;
 /// How often the operator looks for parties that have stopped.
 const OPERATOR_EVERY: Micros = 3 * SECOND;
 /// A run with more steps than this is considered stuck in a loop.

@@ -99,7 +99,10 @@ impl World {
                 return None;
             };
             let sees = |sub: &Sub| sub.stream == stream && frame.last_seq > sub.after && frame.first_seq <= sub.to;
-            (self.host.granted[client][stream] && subs.iter().any(sees)).then_some(*conn)
+            let is_shown = self
+                .withheld_after(client, stream)
+                .is_none_or(|shown| frame.last_seq <= shown.seq);
+            (self.host.granted[client][stream] && is_shown && subs.iter().any(sees)).then_some(*conn)
         };
         let seers: Vec<_> = self.host.open.iter().filter_map(see).collect();
         for conn in seers {

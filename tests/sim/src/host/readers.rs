@@ -9,6 +9,7 @@ use spacetime_sync_rules::log::chain_of_held;
 use spacetime_sync_rules::page;
 
 use super::{Sub, Undo};
+use crate::agenda::Micros;
 use crate::fault::Fault;
 use crate::net::{ConnId, FromHost, Party};
 use crate::world::World;
@@ -27,13 +28,41 @@ impl World {
         }
         let table = &self.host.tables[stream];
         let page::Page { held, frames } = page::read(&table.log, &table.stream_id, after, self.setup.host_page_bytes);
-        let page = Page {
+        let mut page = Page {
             head: held.head,
             oldest_seq: held.oldest_seq,
             durable_reads: true,
             frames: frames.into_iter().map(|stored| stored.frame).collect(),
         };
+        if let Some(shown) = self.withheld_after(client, stream)
+            && shown.seq < page.head.seq
+        {
+            page.head = shown;
+            page.frames.retain(|frame| frame.last_seq <= shown.seq);
+        }
         Ok(self.bend_page(client, stream, page))
+    }
+
+    /// Keeps back from a client, from now on, what follows in a stream. Only clients that may ask the authority notice.
+    pub(crate) fn host_withholds(&mut self, client: usize, stream: usize, until: Micros) -> bool {
+        let head = self.host.tables[stream].head();
+        let notices = self.setup.bounds.history;
+        if notices {
+            self.host.withheld.insert((client, stream), (head, until));
+        }
+        notices
+    }
+
+    /// The position after which events are kept back from a client.
+    pub(super) fn withheld_after(&self, client: usize, stream: usize) -> Option<Position> {
+        let (shown, until) = self.host.withheld.get(&(client, stream))?;
+        (self.now < *until).then_some(*shown)
+    }
+
+    /// Whether events are kept back from a client for ever.
+    pub(crate) fn is_withheld_for_ever(&self, client: usize, stream: usize) -> bool {
+        let withheld = self.host.withheld.get(&(client, stream));
+        withheld.is_some_and(|(_, until)| *until == Micros::MAX)
     }
 
     pub(super) fn subscribe(&mut self, conn: ConnId, stream: usize, id: SubscriptionId, after: Seq, to: Seq) {
@@ -59,6 +88,9 @@ impl World {
         let table = &self.host.tables[stream];
         let rows = table.log.frames_after(after).iter().map(|stored| &stored.frame);
         let mut rows: Vec<_> = rows.filter(|row| row.first_seq <= to).cloned().collect();
+        if let Some(shown) = self.withheld_after(client, stream) {
+            rows.retain(|row| row.last_seq <= shown.seq);
+        }
         rows.shuffle(&mut self.dice.net);
         for frame in rows {
             self.emit(conn, FromHost::Row { stream, frame });
