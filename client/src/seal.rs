@@ -53,7 +53,7 @@ impl SealKeys {
     }
 
     /// Whether the bridge has sealed this position of a stream, and with it everything before.
-    pub(crate) fn check(&self, stream_id: &StreamId, at: &Position, seal: Option<&Seal>) -> Result<(), Unproven> {
+    pub fn check(&self, stream_id: &StreamId, at: &Position, seal: Option<&Seal>) -> Result<(), Unproven> {
         let seal = seal.ok_or(Unproven::NoSeal)?;
         let key = self.keys.get(&seal.key).ok_or(Unproven::UnknownKey(seal.key))?;
         if (self.verify)(key, &sealed_text(stream_id, at), &seal.signature) {

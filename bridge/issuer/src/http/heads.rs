@@ -41,12 +41,20 @@ pub(super) async fn heads(
     answer.await.unwrap_or_else(told)
 }
 
+fn invalid(message: String) -> Denial {
+    Denial::new(RefusalCode::InvalidRequest, message)
+}
+
 async fn read(body: Body) -> Result<HeadsRequest, Denial> {
-    let invalid = |message: String| Denial::new(RefusalCode::InvalidRequest, message);
     let bytes = to_bytes(body, BODY_BYTES)
         .await
         .map_err(|_| invalid(format!("the body is missing or longer than {BODY_BYTES} bytes")))?;
-    let request: HeadsRequest = object(&bytes).map_err(|error| {
+    question(&bytes)
+}
+
+/// Reads a client's question.
+pub fn question(body: &[u8]) -> Result<HeadsRequest, Denial> {
+    let request: HeadsRequest = object(body).map_err(|error| {
         invalid(format!(
             "the body is not a request for heads (line {}, column {}): expected an object with streams, a list of names",
             error.line(),

@@ -1,7 +1,7 @@
 //! The issuer's routes: tokens, the keys that verify them, revocation, and the log for holders of a token.
 
 mod discovery;
-mod heads;
+pub mod heads;
 mod history;
 pub mod refusal;
 mod revocation;

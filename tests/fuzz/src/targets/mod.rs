@@ -12,6 +12,7 @@ mod request;
 mod store;
 mod text;
 mod token;
+mod trust;
 
 use crate::target::Entry;
 
@@ -31,6 +32,8 @@ pub const ALL: &[&Entry] = &[
     &request::REQUEST,
     &gate::GATE,
     &answer::ANSWER,
+    &trust::SEAL,
+    &trust::HEADS,
     &text::REFUSAL,
     &text::PATTERN,
     &text::TOPIC,
