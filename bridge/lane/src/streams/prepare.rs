@@ -390,6 +390,18 @@ mod tests {
         assert_eq!(check(Some(4), 1, vec![]), sound(4, true), "nothing follows");
         let of_less = check_frames(reached(Some(4)), seq_of(1), &at(2), vec![], sealing);
         assert_eq!(of_less, sound(2, true), "the log was cut in the meantime");
+        let of_another = Position {
+            seq: seq_of(4),
+            chain: genesis(),
+        };
+        let of_another = check_frames(reached(Some(4)), seq_of(1), &of_another, vec![], sealing);
+        assert_eq!(of_another, unsound(4), "the log ends there with another event");
+        assert_eq!(
+            check(None, 1, vec![frame(3, 4, Some(4))]),
+            unsound(0),
+            "the first is missing"
+        );
+        assert_eq!(check(Some(2), 1, vec![frame(1, 2, Some(2))]), unsound(2), "nothing new");
         assert_eq!(
             check(Some(1), 1, vec![frame(1, 2, Some(2)), frame(3, 4, Some(4))]),
             sound(4, true),

@@ -57,6 +57,8 @@ fn a_walk_goes_through_the_whole_window_one_stream_after_the_other() {
         chain,
     };
     assert_eq!((name.as_str(), after), ("a", reached(0, None)));
+    // The walk is under way, and one of the others waits for its own.
+    assert_eq!(report(&mut bench, &["a", "b"]), []);
     // SpacetimeDB no longer holds the beginning.
     let to = position(2).seq;
     let (_, asked) = checked(&mut bench, first, Ok(Checked::Swept { to }));
@@ -70,7 +72,10 @@ fn a_walk_goes_through_the_whole_window_one_stream_after_the_other() {
     assert_eq!(walks(&checked(&mut bench, first, sound(5, false)).1), None);
     let (found, asked) = checked(&mut bench, second, sound(9, true));
     assert!(found.doubts.is_empty() && walks(&asked).is_none());
-    assert_eq!(walks(&bench.turn()).unwrap().1, "b");
+    let (request, name, _) = walks(&bench.turn()).unwrap();
+    assert_eq!(name, "b");
+    checked(&mut bench, request, sound(9, true));
+    assert_eq!(walks(&bench.turn()), None, "each stream was walked once");
 }
 
 /// Two walks that find something else after this seq, a while after one another.
@@ -78,7 +83,8 @@ fn unsound(bench: &mut Bench, after: Seq) -> Found {
     let (request, ..) = walks(&report(bench, &["a"])).unwrap();
     let (found, _) = checked(bench, request, Ok(Checked::Unsound { after }));
     assert_eq!((found.doubts, walks(&report(bench, &["a"]))), (vec![], None));
-    bench.now = bench.compare.next_due().unwrap();
+    bench.now += Duration::from_secs(15);
+    assert_eq!(bench.compare.next_due(), Some(bench.now));
     let (request, ..) = walks(&bench.turn()).unwrap();
     checked(bench, request, Ok(Checked::Unsound { after })).0
 }
@@ -147,6 +153,23 @@ fn a_stream_rests_after_a_walk_unless_it_failed() {
     let (request, ..) = walks(&report(&mut bench, &["a"])).unwrap();
     checked(&mut bench, request, Err(failure(RefusalClass::Retry)));
     assert!(walks(&report(&mut bench, &["a"])).is_some());
+}
+
+#[test]
+fn a_walk_that_is_repeated_and_fails_is_repeated_again() {
+    let mut bench = idle();
+    let after = Seq::new(3).unwrap();
+    let (request, ..) = walks(&report(&mut bench, &["a"])).unwrap();
+    checked(&mut bench, request, Ok(Checked::Unsound { after }));
+    bench.now += Duration::from_secs(15);
+    let (request, ..) = walks(&bench.turn()).unwrap();
+    checked(&mut bench, request, Err(failure(RefusalClass::Retry)));
+    assert_eq!(walks(&bench.turn()), None);
+    bench.now += Duration::from_secs(15);
+    assert_eq!(bench.compare.next_due(), Some(bench.now));
+    let (request, ..) = walks(&bench.turn()).unwrap();
+    let (found, _) = checked(&mut bench, request, Ok(Checked::Unsound { after }));
+    assert_eq!(found.doubts, streams(&["a"]));
 }
 
 #[test]

@@ -172,3 +172,32 @@ fn forgeries_are_counted() {
     }
     assert_eq!(bench.lane.vitals().counters().forgeries, 2);
 }
+
+#[test]
+fn a_stream_that_is_shown_too_low_again_is_compared_once_nothing_of_it_is_being_recorded() {
+    let (mut bench, link) = two_dirty_streams();
+    let (name, after) = bench.until(reads);
+    bench.page(link, &name, after);
+    let call = bench.until(appends);
+    bench.feed(Event::Answered(link, call, Answer::Acked));
+    // The authority goes on showing what it showed before the record.
+    let request = bench.until(|command| match command {
+        Command::Record(request, _) => Some(*request),
+        _ => None,
+    });
+    let shown_again = bench.dirty.clone();
+    for _ in 0..3 {
+        looked(&mut bench, Ok(shown_again.clone()));
+        let compares = |command: &Command| matches!(command, Command::ReadHeads(..));
+        assert!(!bench.commands.iter().any(compares), "the record is under way");
+    }
+    bench.feed(Event::Recorded(request, Ok(crate::Recorded::default())));
+    let shown = bench.now;
+    let compared = bench.until(|command| match command {
+        Command::ReadHeads(_, _, streams) => Some(streams.clone()),
+        _ => None,
+    });
+    assert_eq!(compared, [stream(&name)]);
+    let (waited, sweep) = (bench.now - shown, bench.lane.settings.compare_every);
+    assert!(waited < sweep / 2, "{waited:?}, and the sweep comes after {sweep:?}");
+}
