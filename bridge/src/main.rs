@@ -7,7 +7,7 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -18,6 +18,7 @@ use spacetime_sync_bridge::run::Neighbour;
 use spacetime_sync_bridge::status::Status;
 use spacetime_sync_bridge::tasks::joined;
 use spacetime_sync_bridge::{http, run};
+use spacetime_sync_doors::quota::Rate;
 use spacetime_sync_issuer::history::Histories;
 use spacetime_sync_issuer::http::Desk;
 use spacetime_sync_issuer::keys::{KeyFolder, now};
@@ -255,7 +256,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
                 histories: histories.clone(),
                 messenger,
                 reports,
-                behind_proxy: config.http.behind_proxy,
+                proxy: config.http.proxy(),
             };
             let neighbour: Box<dyn Neighbour> = Box::new(Issuing {
                 issuer,
@@ -269,15 +270,28 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let side = http::Side {
         status: status.clone(),
         desk,
-        admin: config.admin_token()?.as_ref().map(http::AdminToken::new),
-        gate: config.gate_token()?.as_ref().map(http::AdminToken::new),
+        admins: Arc::new(http::Admins::new(
+            config.admin_token()?.as_ref().map(http::AdminToken::new),
+            config.gate_token()?.as_ref().map(http::AdminToken::new),
+            Rate::per_minute(config.http.failures_per_minute, config.http.failures_burst),
+            Instant::now(),
+        )),
+        proxy: config.http.proxy(),
     };
+    let side = Arc::new(side);
     let (stop, stopping) = watch::channel(false);
-    let listener = tokio::net::TcpListener::bind(config.http.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.http.listen))?;
-    tracing::info!(http = %listener.local_addr()?, "listening");
-    beside.spawn(http::server::serve(listener, http::router(side)));
+    for (address, serves) in config.http.listeners() {
+        let listener = tokio::net::TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
+        tracing::info!(http = %listener.local_addr()?, ?serves, "listening");
+        if serves == (http::Listener::Only { open: false }) && side.admins.admin.is_none() {
+            tracing::warn!(
+                "nobody can see metrics and the reasons of health: set http.admin_token_file or http.admin_listen"
+            );
+        }
+        let (routes, bounds) = (http::router(&side, serves), config.http.bounds(serves));
+        beside.spawn(http::server::serve(listener, routes, bounds));
+    }
     beside.spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}

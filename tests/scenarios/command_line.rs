@@ -80,7 +80,7 @@ fn a_variable_that_resembles_a_key_causes_a_warning() {
         "{warned}"
     );
     assert!(
-        said.contains("listen = \"127.0.0.1:7070\"\nbehind_proxy = true\n"),
+        said.contains("listen = \"127.0.0.1:7070\"\nbehind_proxy = \"x-forwarded-for\"\n"),
         "{said}"
     );
     let whole = config_check().output().unwrap();

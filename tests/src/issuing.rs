@@ -60,6 +60,7 @@ pub struct Issuing {
     /// The process.
     pub process: Process,
     http: String,
+    operator: String,
     client: reqwest::Client,
 }
 
@@ -89,6 +90,7 @@ impl Keys {
         vec![
             ("http.admin_token", ADMIN.to_owned()),
             ("http.gate_token", GATE.to_owned()),
+            ("http.behind_proxy", "false".to_owned()),
             ("issuer.url", issuer.to_owned()),
             ("issuer.keys_dir", self.keys_dir().display().to_string()),
             ("issuer.keys_reload_ms", "100".to_owned()),
@@ -174,16 +176,18 @@ impl Desk {
         command.arg("run").env("RUST_LOG", says).env("NO_COLOR", "1");
         command.envs(self.environment(&http, set));
         let process = Process::start("bridge", &mut command, &self.path(&format!("bridge-{number}.log")))?;
+        let own = set.iter().find(|(key, _)| *key == "http.admin_listen");
         let issuing = Issuing {
             process,
+            operator: format!("http://{}", own.map_or(&http, |(_, address)| address)),
             http: format!("http://{http}"),
             client: reqwest::Client::new(),
         };
         // A bridge that has a role is connected to the authority, and is ready for tokens a moment later.
         let deadline = tokio::time::Instant::now() + UP_LIMIT;
         loop {
-            let health = issuing.client.get(issuing.url("/healthz")).send().await;
-            if let Ok(health) = health
+            let health = issuing.client.get(issuing.operator("/healthz")).bearer_auth(ADMIN);
+            if let Ok(health) = health.send().await
                 && health.json::<Value>().await?["role"] != "starting"
             {
                 return Ok(issuing);
@@ -247,6 +251,11 @@ impl Issuing {
         format!("{}{path}", self.http)
     }
 
+    /// The url of a path where the bridge serves its operator.
+    pub fn operator(&self, path: &str) -> String {
+        format!("{}{path}", self.operator)
+    }
+
     /// A token request of a supported client with this credential, still without a body.
     pub fn ask(&self, credential: &str) -> RequestBuilder {
         self.client_of(BUILD, PROTOCOL, &SCHEMA_VERSION.to_string(), "desktop")
@@ -285,8 +294,14 @@ impl Issuing {
     /// The metrics that an admin sees.
     pub async fn metrics(&self) -> anyhow::Result<Value> {
         let path = "/internal/v1/spacetime/sync/metrics";
-        let response = self.client.get(self.url(path)).bearer_auth(ADMIN).send().await?;
+        let response = self.client.get(self.operator(path)).bearer_auth(ADMIN).send().await?;
         Ok(response.error_for_status()?.json().await?)
+    }
+
+    /// The text at a path, as an admin sees it.
+    pub async fn text(&self, path: &str) -> anyhow::Result<String> {
+        let request = self.client.get(self.url(path)).bearer_auth(ADMIN);
+        Ok(request.send().await?.text().await?)
     }
 
     /// Revokes sessions as an admin.
@@ -297,7 +312,7 @@ impl Issuing {
 
     /// Sends this revocation.
     pub async fn revoke_whom(&self, body: &Value) -> anyhow::Result<(u16, Value)> {
-        let request = self.client.post(self.url(REVOKE_PATH)).bearer_auth(ADMIN);
+        let request = self.client.post(self.operator(REVOKE_PATH)).bearer_auth(ADMIN);
         answer(request.json(body).send().await?).await
     }
 

@@ -68,7 +68,7 @@ pub fn judge(claims: &str, policy: &Policy, now: u64) -> Result<Caller, Refusal>
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use serde_json::{Value, json};
     use spacetime_sync_proto::access::{AUDIENCE, CLAIMS_VERSION, SERVICE_SUBJECT};
     use spacetime_sync_proto::contract::PROTOCOL;
@@ -76,12 +76,13 @@ mod tests {
     use super::*;
 
     const NOW: u64 = 1_800_000_000;
-    const ISSUER: &str = "https://lane.example";
+    pub(crate) const ISSUER: &str = "https://lane.example";
 
-    fn judged(changes: &[(&str, Value)]) -> Result<Caller, RefusalCode> {
+    /// The claims of a good token that was signed just now, with changes.
+    pub(crate) fn claims(now: u64, changes: &[(&str, Value)]) -> String {
         let mut claims = json!({
             "iss": ISSUER, "aud": AUDIENCE, "sub": "user:7/session:s1",
-            "iat": NOW - 10, "nbf": NOW - 10, "exp": NOW + 290, "jti": "sync_1",
+            "iat": now - 10, "nbf": now - 10, "exp": now + 290, "jti": "sync_1",
             "oa_user_id": "7", "oa_session_id": "s1", "oa_device_id": "d1",
             "oa_sync_scopes": ["sync.subscribe"], "oa_sync_topics": [], "oa_sync_streams": ["user:7:*"],
             "oa_claims_version": CLAIMS_VERSION, "oa_client_surface": "desktop",
@@ -90,7 +91,11 @@ mod tests {
         for (field, value) in changes {
             claims[*field] = value.clone();
         }
-        judge(&claims.to_string(), &policy(ISSUER, AUDIENCE), NOW).map_err(|refusal| refusal.code)
+        claims.to_string()
+    }
+
+    fn judged(changes: &[(&str, Value)]) -> Result<Caller, RefusalCode> {
+        judge(&claims(NOW, changes), &policy(ISSUER, AUDIENCE), NOW).map_err(|refusal| refusal.code)
     }
 
     #[test]

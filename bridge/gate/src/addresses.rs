@@ -1,17 +1,16 @@
 //! What is known of addresses: how many sockets and connections each has, how often it asked, and how often in vain.
 //!
 //! A request spends what its address may ask for, until its token turns out to be good: then it counts against the
-//! session alone, and the address gets it back. A token that is bad counts as a failure instead. So whoever shares an
-//! address with somebody who guesses is let in, for as long as the guesses are no flood.
+//! session alone, and the address gets it back. A token that is bad counts as a failure instead, and one that has expired as
+//! the request that it is. So whoever shares an address with somebody who guesses is let in, for as long as the guesses are no
+//! flood.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use spacetime_sync_doors::asker::Origin;
+use spacetime_sync_doors::quota::{Bucket, Rate};
 use spacetime_sync_proto::Label;
-use spacetime_sync_proto::access::network;
-
-use crate::quota::{Bucket, Rate};
 
 /// How many tokens to remember. Honest ones live for minutes, and are few.
 const TOKENS: usize = 65_536;
@@ -33,7 +32,7 @@ pub struct AddressQuotas {
 #[derive(Debug)]
 pub(crate) struct Addresses {
     quotas: AddressQuotas,
-    by_address: HashMap<IpAddr, Address>,
+    by_address: HashMap<Origin, Address>,
     /// Whose the good tokens are, and until when.
     tokens: HashMap<u64, (Label, Instant)>,
 }
@@ -55,8 +54,8 @@ impl Addresses {
         }
     }
 
-    fn of(&mut self, address: IpAddr, now: Instant) -> &mut Address {
-        self.by_address.entry(network(address)).or_insert_with(|| Address {
+    fn of(&mut self, origin: &Origin, now: Instant) -> &mut Address {
+        self.by_address.entry(origin.clone()).or_insert_with(|| Address {
             connections: 0,
             sockets: 0,
             requests: Bucket::new(now),
@@ -65,25 +64,25 @@ impl Addresses {
     }
 
     /// A socket comes. Returns whether the address may have it; what is asked on it is paid for with that.
-    pub(crate) fn arrive(&mut self, address: IpAddr, now: Instant) -> bool {
+    pub(crate) fn arrive(&mut self, origin: &Origin, now: Instant) -> bool {
         let (most, rate) = (self.quotas.sockets, self.quotas.requests);
-        let of = self.of(address, now);
+        let of = self.of(origin, now);
         let may = of.sockets < most && of.requests.take(rate, now).is_ok();
         of.sockets += usize::from(may);
         may
     }
 
     /// A socket no longer waits: a connection has begun on it, or it is closed.
-    pub(crate) fn leave(&mut self, address: IpAddr) {
-        if let Some(of) = self.by_address.get_mut(&network(address)) {
+    pub(crate) fn leave(&mut self, origin: &Origin) {
+        if let Some(of) = self.by_address.get_mut(origin) {
             of.sockets = of.sockets.saturating_sub(1);
         }
     }
 
     /// A request comes whose socket did not pay for it. Otherwise says how long that takes.
-    pub(crate) fn ask(&mut self, address: IpAddr, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn ask(&mut self, origin: &Origin, now: Instant) -> Result<(), Duration> {
         let rate = self.quotas.requests;
-        self.of(address, now).requests.take(rate, now)
+        self.of(origin, now).requests.take(rate, now)
     }
 
     /// Whose a token is, if it was good before.
@@ -93,48 +92,48 @@ impl Addresses {
     }
 
     /// Whether the address may show a token that nobody knows. Otherwise says how long that takes.
-    pub(crate) fn may_fail(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
-        let of = self.by_address.get(&network(address));
+    pub(crate) fn may_fail(&self, origin: &Origin, now: Instant) -> Result<(), Duration> {
+        let of = self.by_address.get(origin);
         of.map_or(Ok(()), |of| of.failures.has(self.quotas.failures, now))
     }
 
     /// The token of a request was good.
-    pub(crate) fn good(&mut self, address: IpAddr, token: u64, session_id: &Label, until: Instant) {
-        self.give_back(address);
+    pub(crate) fn good(&mut self, origin: &Origin, token: u64, session_id: &Label, until: Instant) {
+        self.give_back(origin);
         if self.tokens.len() < TOKENS {
             self.tokens.insert(token, (session_id.clone(), until));
         }
     }
 
     /// The token of a request was bad.
-    pub(crate) fn bad(&mut self, address: IpAddr, now: Instant) {
-        self.give_back(address);
+    pub(crate) fn bad(&mut self, origin: &Origin, now: Instant) {
+        self.give_back(origin);
         let rate = self.quotas.failures;
         // Several may be judged at once, so there may be no token left to take.
-        let _ = self.of(address, now).failures.take(rate, now);
+        let _ = self.of(origin, now).failures.take(rate, now);
     }
 
-    fn give_back(&mut self, address: IpAddr) {
+    fn give_back(&mut self, origin: &Origin) {
         let rate = self.quotas.requests;
-        if let Some(of) = self.by_address.get_mut(&network(address)) {
+        if let Some(of) = self.by_address.get_mut(origin) {
             of.requests.give_back(rate);
         }
     }
 
     /// Whether the address may have another connection.
-    pub(crate) fn may_open(&self, address: IpAddr) -> bool {
-        let open = self.by_address.get(&network(address)).map_or(0, |of| of.connections);
+    pub(crate) fn may_open(&self, origin: &Origin) -> bool {
+        let open = self.by_address.get(origin).map_or(0, |of| of.connections);
         open < self.quotas.connections
     }
 
     /// A connection begins.
-    pub(crate) fn open(&mut self, address: IpAddr, now: Instant) {
-        self.of(address, now).connections += 1;
+    pub(crate) fn open(&mut self, origin: &Origin, now: Instant) {
+        self.of(origin, now).connections += 1;
     }
 
     /// A connection has ended.
-    pub(crate) fn close(&mut self, address: IpAddr) {
-        if let Some(of) = self.by_address.get_mut(&network(address)) {
+    pub(crate) fn close(&mut self, origin: &Origin) {
+        if let Some(of) = self.by_address.get_mut(origin) {
             of.connections = of.connections.saturating_sub(1);
         }
     }
@@ -159,10 +158,7 @@ mod tests {
     use super::*;
 
     fn addresses() -> Addresses {
-        let twice = Rate {
-            per_second: 1,
-            burst: 2,
-        };
+        let twice = Rate::per_second(1, 2);
         Addresses::new(AddressQuotas {
             sockets: 3,
             connections: 3,
@@ -171,15 +167,15 @@ mod tests {
         })
     }
 
-    fn here() -> IpAddr {
-        IpAddr::from([10, 0, 0, 1])
+    fn here() -> Origin {
+        Origin::of([10, 0, 0, 1].into())
     }
 
     #[test]
     fn requests_are_counted_by_address_and_by_network() {
         let now = Instant::now();
         let mut addresses = addresses();
-        let mut ask = |address: &str| addresses.ask(address.parse().unwrap(), now).is_ok();
+        let mut ask = |address: &str| addresses.ask(&Origin::of(address.parse().unwrap()), now).is_ok();
         assert_eq!(
             [ask("10.0.0.1"), ask("::ffff:10.0.0.1"), ask("10.0.0.1")],
             [true, true, false]
@@ -197,12 +193,12 @@ mod tests {
         let now = Instant::now();
         let mut addresses = addresses();
         let at = |seconds| now + Duration::from_secs(seconds);
-        assert_eq!([0; 3].map(|_| addresses.arrive(here(), now)), [true, true, false]);
-        assert_eq!([5; 2].map(|after| addresses.arrive(here(), at(after))), [true, false]);
-        addresses.leave(here());
-        assert!(addresses.arrive(here(), at(5)));
-        addresses.leave(here());
-        assert!(!addresses.arrive(here(), at(5)));
+        assert_eq!([0; 3].map(|_| addresses.arrive(&here(), now)), [true, true, false]);
+        assert_eq!([5; 2].map(|after| addresses.arrive(&here(), at(after))), [true, false]);
+        addresses.leave(&here());
+        assert!(addresses.arrive(&here(), at(5)));
+        addresses.leave(&here());
+        assert!(!addresses.arrive(&here(), at(5)));
     }
 
     #[test]
@@ -211,20 +207,20 @@ mod tests {
         let mut addresses = addresses();
         let session_id = Label::new("s").unwrap();
         for token in 0..10 {
-            assert_eq!(addresses.ask(here(), now), Ok(()));
-            addresses.good(here(), token, &session_id, now + Duration::from_secs(300));
+            assert_eq!(addresses.ask(&here(), now), Ok(()));
+            addresses.good(&here(), token, &session_id, now + Duration::from_secs(300));
         }
         assert_eq!(
-            [(); 3].map(|()| addresses.ask(here(), now).is_ok()),
+            [(); 3].map(|()| addresses.ask(&here(), now).is_ok()),
             [true, true, false]
         );
         // Nobody gets back more than was spent.
         let later = now + Duration::from_secs(100);
         for token in 0..10 {
-            addresses.good(here(), token, &session_id, later);
+            addresses.good(&here(), token, &session_id, later);
         }
         assert_eq!(
-            [(); 3].map(|()| addresses.ask(here(), later).is_ok()),
+            [(); 3].map(|()| addresses.ask(&here(), later).is_ok()),
             [true, true, false]
         );
     }
@@ -233,20 +229,20 @@ mod tests {
     fn bad_tokens_spend_what_is_for_them_and_tokens_that_were_good_go_on() {
         let now = Instant::now();
         let mut addresses = addresses();
-        addresses.good(here(), 7, &Label::new("s").unwrap(), now + Duration::from_secs(300));
+        addresses.good(&here(), 7, &Label::new("s").unwrap(), now + Duration::from_secs(300));
         for _ in 0..2 {
             assert_eq!(
-                (addresses.ask(here(), now), addresses.may_fail(here(), now)),
+                (addresses.ask(&here(), now), addresses.may_fail(&here(), now)),
                 (Ok(()), Ok(()))
             );
-            addresses.bad(here(), now);
+            addresses.bad(&here(), now);
         }
-        assert_eq!(addresses.may_fail(here(), now), Err(Duration::from_secs(1)));
-        assert_eq!(addresses.ask(here(), now), Ok(()));
+        assert_eq!(addresses.may_fail(&here(), now), Err(Duration::from_secs(1)));
+        assert_eq!(addresses.ask(&here(), now), Ok(()));
         assert_eq!(addresses.known(7, now).map(Label::as_str), Some("s"));
         assert_eq!(addresses.known(8, now), None);
         assert_eq!(addresses.known(7, now + Duration::from_secs(300)), None);
-        assert_eq!(addresses.may_fail(IpAddr::from([10, 0, 0, 2]), now), Ok(()));
+        assert_eq!(addresses.may_fail(&Origin::of([10, 0, 0, 2].into()), now), Ok(()));
         addresses.forget(now + Duration::from_secs(300));
         assert!(addresses.is_empty());
     }

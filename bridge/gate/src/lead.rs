@@ -9,9 +9,9 @@ use std::time::Instant;
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use spacetime_sync_doors::asker::asker;
 use spacetime_sync_proto::DatabasePin;
 
-use crate::request::asker;
 use crate::serve::{Gate, No, bytes_of, not_found, reach};
 
 /// What the bridge has said last.
@@ -104,8 +104,8 @@ pub(crate) async fn about(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Response {
-    let address = asker(&headers, peer.ip(), gate.config.behind_proxy);
-    match gate.caller(&headers, address).await {
+    let asker = asker(&headers, peer.ip(), gate.config.proxy());
+    match gate.caller(&headers, &asker.origin).await {
         Ok(_) => match gate.lead.pin().filter(|pin| name == pin.database_identity.as_str()) {
             Some(pin) => axum::Json(pin.to_answer()).into_response(),
             None => not_found(),

@@ -8,11 +8,34 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
+use spacetime_sync_doors::sockets;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 
-use crate::serve::Gate;
+use crate::serve::{Gate, HEADERS_LIMIT, serve_one};
+
+/// The most sockets at once. Further ones wait to be accepted.
+const SOCKETS: usize = 32;
+
+/// Serves for as long as the process runs: one request on each socket.
+pub(crate) async fn serve(gate: Arc<Gate>, listener: TcpListener) {
+    let router = router(gate);
+    let serve = |stream, peer| {
+        let router = router.clone();
+        Some(async move {
+            if timeout(2 * HEADERS_LIMIT, serve_one(stream, peer, router))
+                .await
+                .is_err()
+            {
+                tracing::debug!(%peer, "an operator took too long to ask");
+            }
+        })
+    };
+    sockets::accept(listener, SOCKETS, serve).await;
+}
 
 /// The routes.
-pub(crate) fn router(gate: Arc<Gate>) -> Router {
+fn router(gate: Arc<Gate>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))

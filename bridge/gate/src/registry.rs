@@ -1,14 +1,14 @@
 //! Who is connected, how much of what they do they have left, and which sessions were revoked.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use spacetime_sync_doors::asker::Origin;
+use spacetime_sync_doors::quota::{Bucket, Rate};
 use spacetime_sync_proto::{Label, Refusal, RefusalCode};
 
 use crate::addresses::{AddressQuotas, Addresses};
 use crate::decide::{Change, Kind};
-use crate::quota::{Bucket, Rate};
 
 /// What everybody may do at the most.
 #[derive(Debug, Clone)]
@@ -116,25 +116,25 @@ impl<E> Registry<E> {
     }
 
     /// A socket comes from an address. Returns whether the address may have it.
-    pub fn arrive(&mut self, address: IpAddr, now: Instant) -> bool {
-        self.addresses.arrive(address, now)
+    pub fn arrive(&mut self, origin: &Origin, now: Instant) -> bool {
+        self.addresses.arrive(origin, now)
     }
 
     /// A socket no longer waits: a connection has begun on it, or it is closed.
-    pub fn leave(&mut self, address: IpAddr) {
-        self.addresses.leave(address);
+    pub fn leave(&mut self, origin: &Origin) {
+        self.addresses.leave(origin);
     }
 
     /// A request comes from an address whose sockets are not counted.
-    pub fn ask(&mut self, address: IpAddr, now: Instant) -> Result<(), Turned> {
-        self.addresses.ask(address, now).map_err(Turned::Busy)
+    pub fn ask(&mut self, origin: &Origin, now: Instant) -> Result<(), Turned> {
+        self.addresses.ask(origin, now).map_err(Turned::Busy)
     }
 
     /// A request shows a token, which is not judged yet: that costs time. A token that was good before need not be
     /// judged if its session may not connect; any other may fail as often as its address may.
-    pub fn show(&self, address: IpAddr, token: u64, now: Instant) -> Result<(), Turned> {
+    pub fn show(&self, origin: &Origin, token: u64, now: Instant) -> Result<(), Turned> {
         let Some(session_id) = self.addresses.known(token, now) else {
-            return self.addresses.may_fail(address, now).map_err(Turned::Busy);
+            return self.addresses.may_fail(origin, now).map_err(Turned::Busy);
         };
         self.may(session_id, now)?;
         let session = self.sessions.get(session_id);
@@ -143,25 +143,25 @@ impl<E> Registry<E> {
     }
 
     /// The token of a request was good, and is so until then.
-    pub fn good(&mut self, address: IpAddr, token: u64, session_id: &Label, until: Instant) {
-        self.addresses.good(address, token, session_id, until);
+    pub fn good(&mut self, origin: &Origin, token: u64, session_id: &Label, until: Instant) {
+        self.addresses.good(origin, token, session_id, until);
     }
 
     /// The token of a request was bad.
-    pub fn bad(&mut self, address: IpAddr, now: Instant) {
-        self.addresses.bad(address, now);
+    pub fn bad(&mut self, origin: &Origin, now: Instant) {
+        self.addresses.bad(origin, now);
     }
 
     /// Lets a session in, if it may. Returns the connections that end for it.
     pub fn open(
         &mut self,
         session_id: &Label,
-        address: IpAddr,
+        origin: &Origin,
         end: E,
         now: Instant,
     ) -> Result<(ConnectionId, Option<E>), Turned> {
         self.may(session_id, now)?;
-        if self.connections >= self.quotas.connections || !self.addresses.may_open(address) {
+        if self.connections >= self.quotas.connections || !self.addresses.may_open(origin) {
             return Err(Turned::Busy(BUSY));
         }
         let rate = self.quotas.connects;
@@ -177,7 +177,7 @@ impl<E> Registry<E> {
             streams: HashMap::new(),
         });
         self.connections += 1;
-        self.addresses.open(address, now);
+        self.addresses.open(origin, now);
         Ok((id, ended))
     }
 
@@ -200,12 +200,12 @@ impl<E> Registry<E> {
     }
 
     /// A connection has ended.
-    pub fn close(&mut self, id: ConnectionId, session_id: &Label, address: IpAddr) {
+    pub fn close(&mut self, id: ConnectionId, session_id: &Label, origin: &Origin) {
         self.connections = self.connections.saturating_sub(1);
         if let Some(session) = self.sessions.get_mut(session_id) {
             session.open.retain(|open| open.id != id);
         }
-        self.addresses.close(address);
+        self.addresses.close(origin);
     }
 
     /// A subscription to a stream begins or ends on a connection. Returns the connection that ends for it.
@@ -303,28 +303,19 @@ mod tests {
     use super::*;
 
     fn quotas() -> Quotas {
-        let plenty = Rate {
-            per_second: 100,
-            burst: 100,
-        };
+        let plenty = Rate::per_second(100, 100);
         Quotas {
             connections: 4,
             address: AddressQuotas {
                 sockets: 3,
                 connections: 3,
                 requests: plenty,
-                failures: Rate {
-                    per_second: 1,
-                    burst: 1,
-                },
+                failures: Rate::per_second(1, 1),
             },
             session_connections: 2,
             session_stream_subscriptions: 3,
             connects: plenty,
-            calls: Rate {
-                per_second: 10,
-                burst: 1,
-            },
+            calls: Rate::per_second(10, 1),
             reads: plenty,
             subscribes: plenty,
             revocations_max_age: Duration::from_secs(30),
@@ -335,19 +326,19 @@ mod tests {
         Label::new(text).unwrap()
     }
 
-    fn address(last: u8) -> IpAddr {
-        IpAddr::from([10, 0, 0, last])
+    fn address(last: u8) -> Origin {
+        Origin::of([10, 0, 0, last].into())
     }
 
     #[test]
     fn nobody_gets_in_before_the_gate_knows_who_was_revoked_or_when_it_has_not_heard_for_long() {
         let now = Instant::now();
         let mut registry = Registry::new(quotas());
-        assert_eq!(registry.open(&label("s"), address(1), 0, now), Err(Turned::Blind));
+        assert_eq!(registry.open(&label("s"), &address(1), 0, now), Err(Turned::Blind));
         registry.heard(HashSet::new(), now);
-        assert!(registry.open(&label("s"), address(1), 0, now).is_ok());
+        assert!(registry.open(&label("s"), &address(1), 0, now).is_ok());
         let later = now + Duration::from_secs(31);
-        assert_eq!(registry.open(&label("s"), address(1), 0, later), Err(Turned::Blind));
+        assert_eq!(registry.open(&label("s"), &address(1), 0, later), Err(Turned::Blind));
     }
 
     #[test]
@@ -356,12 +347,12 @@ mod tests {
         let mut registry = Registry::new(quotas());
         registry.heard(HashSet::new(), now);
         for (session, end) in [("lost", 1), ("kept", 2), ("lost", 3)] {
-            registry.open(&label(session), address(1), end, now).unwrap();
+            registry.open(&label(session), &address(1), end, now).unwrap();
         }
         assert_eq!(registry.heard(HashSet::from([label("lost")]), now), [1, 3]);
         assert_eq!(registry.heard(HashSet::from([label("lost")]), now), [0; 0]);
-        assert_eq!(registry.open(&label("lost"), address(2), 4, now), Err(Turned::Revoked));
-        assert!(registry.open(&label("kept"), address(2), 5, now).is_ok());
+        assert_eq!(registry.open(&label("lost"), &address(2), 4, now), Err(Turned::Revoked));
+        assert!(registry.open(&label("kept"), &address(2), 5, now).is_ok());
     }
 
     #[test]
@@ -369,7 +360,7 @@ mod tests {
         let now = Instant::now();
         let mut registry = Registry::new(quotas());
         registry.heard(HashSet::new(), now);
-        let mut open = |end| registry.open(&label("s"), address(1), end, now).unwrap().1;
+        let mut open = |end| registry.open(&label("s"), &address(1), end, now).unwrap().1;
         assert_eq!([open(1), open(2), open(3)], [None, None, Some(1)]);
     }
 
@@ -380,14 +371,14 @@ mod tests {
         registry.heard(HashSet::new(), now);
         let mut ids = Vec::new();
         for session in ["a", "b", "c"] {
-            ids.push(registry.open(&label(session), address(1), 0, now).unwrap().0);
+            ids.push(registry.open(&label(session), &address(1), 0, now).unwrap().0);
         }
         let busy = Err(Turned::Busy(BUSY));
-        assert_eq!(registry.open(&label("d"), address(1), 0, now), busy);
-        assert!(registry.open(&label("d"), address(2), 0, now).is_ok());
-        assert_eq!(registry.open(&label("e"), address(2), 0, now), busy);
-        registry.close(ids[0], &label("a"), address(1));
-        assert!(registry.open(&label("e"), address(2), 0, now).is_ok());
+        assert_eq!(registry.open(&label("d"), &address(1), 0, now), busy);
+        assert!(registry.open(&label("d"), &address(2), 0, now).is_ok());
+        assert_eq!(registry.open(&label("e"), &address(2), 0, now), busy);
+        registry.close(ids[0], &label("a"), &address(1));
+        assert!(registry.open(&label("e"), &address(2), 0, now).is_ok());
     }
 
     #[test]
@@ -397,8 +388,8 @@ mod tests {
         registry.heard(HashSet::new(), now);
         let s = label("s");
         let (first, second) = (
-            registry.open(&s, address(1), 1, now).unwrap().0,
-            registry.open(&s, address(1), 2, now).unwrap().0,
+            registry.open(&s, &address(1), 1, now).unwrap().0,
+            registry.open(&s, &address(1), 2, now).unwrap().0,
         );
         let mut change = |id, change| registry.change(&s, id, change);
         for (id, begins) in [(first, 7), (first, 7), (second, 7), (second, 8), (first, 8)] {
@@ -416,25 +407,22 @@ mod tests {
     fn a_token_that_was_good_is_judged_unless_its_session_may_not_connect() {
         let now = Instant::now();
         let mut registry = Registry::<()>::new(Quotas {
-            connects: Rate {
-                per_second: 1,
-                burst: 1,
-            },
+            connects: Rate::per_second(1, 1),
             ..quotas()
         });
         registry.heard(HashSet::new(), now);
         let until = now + Duration::from_secs(300);
-        assert_eq!(registry.show(address(1), 7, now), Ok(()));
-        registry.good(address(1), 7, &label("s"), until);
-        assert_eq!(registry.show(address(1), 8, now), Ok(()));
-        registry.bad(address(1), now);
+        assert_eq!(registry.show(&address(1), 7, now), Ok(()));
+        registry.good(&address(1), 7, &label("s"), until);
+        assert_eq!(registry.show(&address(1), 8, now), Ok(()));
+        registry.bad(&address(1), now);
         let busy = Err(Turned::Busy(Duration::from_secs(1)));
-        assert_eq!(registry.show(address(1), 8, now), busy);
-        assert_eq!(registry.show(address(1), 7, now), Ok(()));
+        assert_eq!(registry.show(&address(1), 8, now), busy);
+        assert_eq!(registry.show(&address(1), 7, now), Ok(()));
         registry.question(&label("s"), now).unwrap();
-        assert_eq!(registry.show(address(2), 7, now), busy);
+        assert_eq!(registry.show(&address(2), 7, now), busy);
         registry.heard(HashSet::from([label("s")]), now);
-        assert_eq!(registry.show(address(2), 7, now), Err(Turned::Revoked));
+        assert_eq!(registry.show(&address(2), 7, now), Err(Turned::Revoked));
     }
 
     #[test]
@@ -442,19 +430,19 @@ mod tests {
         let now = Instant::now();
         let mut registry = Registry::new(quotas());
         registry.heard(HashSet::new(), now);
-        let (id, _) = registry.open(&label("s"), address(1), 0, now).unwrap();
+        let (id, _) = registry.open(&label("s"), &address(1), 0, now).unwrap();
         let waits = |registry: &mut Registry<i32>| (registry.reserve(&label("s"), Kind::Call, now) - now).as_millis();
         assert_eq!(
             [waits(&mut registry), waits(&mut registry), waits(&mut registry)],
             [0, 100, 200]
         );
-        registry.close(id, &label("s"), address(1));
+        registry.close(id, &label("s"), &address(1));
         // A reconnect brings nothing back.
         registry.forget(now);
-        registry.open(&label("s"), address(1), 0, now).unwrap();
+        registry.open(&label("s"), &address(1), 0, now).unwrap();
         assert_eq!(waits(&mut registry), 300);
         let later = now + Duration::from_secs(10);
-        registry.close(ConnectionId(2), &label("s"), address(1));
+        registry.close(ConnectionId(2), &label("s"), &address(1));
         registry.forget(later);
         assert!(registry.sessions.is_empty() && registry.addresses.is_empty());
     }

@@ -3,8 +3,7 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,12 +20,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use spacetime_sync_doors::asker::{Asker, Origin, Proxy, Unexpected, asker};
+use spacetime_sync_doors::failure::is_failure;
+use spacetime_sync_doors::sockets;
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, error_text};
 use spacetime_sync_rules::session::Policy;
 use spacetime_sync_transport::Transport;
 use spacetimedb_client_api_messages::websocket::v2::BIN_PROTOCOL;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::access::{self, Caller, Unverified, Verifier, judge};
@@ -37,19 +39,17 @@ use crate::operator;
 use crate::query::Query;
 use crate::registry::{ConnectionId, Registry, Turned};
 use crate::relay::{Ending, Pool, Terms, relay};
-use crate::request::{FORWARDED_FOR, asker, options, socket_key};
+use crate::request::{options, socket_key};
 use crate::settings::GateConfig;
 
 /// How long a client may take to ask.
-const HEADERS_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const HEADERS_LIMIT: Duration = Duration::from_secs(10);
 /// The largest headers. The largest token fits, with room for what a proxy adds.
 const HEADERS_BYTES: usize = 32 * 1024;
 /// Largest question over HTTP.
 const QUESTION_BYTES: usize = 1_024;
 /// Most of an answer of SpacetimeDB over HTTP that passes: the contract, or a refusal.
 const ANSWER_BYTES: usize = 64 * 1024;
-/// The pause after a failed accept, for example when the process has no file descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often the gate forgets who has left.
 const FORGET: Duration = Duration::from_secs(10);
 
@@ -66,8 +66,7 @@ pub struct Gate {
     pub(crate) server: reqwest::Client,
     /// Makes numbers of tokens. It has a secret of its own, so that nobody finds another token with the same number.
     tokens: RandomState,
-    /// Whether a proxy was heard of that the configuration does not name.
-    knows_of_proxy: AtomicBool,
+    unexpected: Unexpected,
 }
 
 impl Gate {
@@ -88,7 +87,7 @@ impl Gate {
             counters: Counters::default(),
             pool: Pool::new(config.buffers_bytes),
             tokens: RandomState::new(),
-            knows_of_proxy: AtomicBool::new(false),
+            unexpected: Unexpected::default(),
             // Fails only where no client can be made at all.
             server: server.expect("a client whose options are numbers"),
             config,
@@ -129,7 +128,7 @@ impl Gate {
     }
 
     /// Who asks, if the token is good.
-    pub(crate) async fn caller(&self, headers: &HeaderMap, address: IpAddr) -> Result<Caller, No> {
+    pub(crate) async fn caller(&self, headers: &HeaderMap, origin: &Origin) -> Result<Caller, No> {
         let refuse = |status, code, text: &str| No::Token(status, Refusal::new(code, text));
         let missing = || {
             let text = "connecting needs a token from the bridge: ask for one with POST /api/sync/token";
@@ -145,9 +144,9 @@ impl Gate {
         }
         let token = token.trim();
         let number = self.tokens.hash_one(token);
-        self.registry().show(address, number, Instant::now())?;
+        self.registry().show(origin, number, Instant::now())?;
         let bad = |no| {
-            self.registry().bad(address, Instant::now());
+            self.registry().bad(origin, Instant::now());
             no
         };
         let claims = self
@@ -163,11 +162,15 @@ impl Gate {
             })?;
         let unix = unix_now();
         let caller = judge(&claims, &self.policy, unix.as_secs());
-        let caller = caller.map_err(|refusal| bad(No::Token(StatusCode::FORBIDDEN, refusal)))?;
+        let caller = caller.map_err(|refusal| {
+            let failed = is_failure(refusal.code);
+            let no = No::Token(StatusCode::FORBIDDEN, refusal);
+            if failed { bad(no) } else { no }
+        })?;
         let now = Instant::now();
         let until = now + Duration::from_secs(caller.expires_at).saturating_sub(unix);
         let mut registry = self.registry();
-        registry.good(address, number, &caller.session_id, until);
+        registry.good(origin, number, &caller.session_id, until);
         registry.may(&caller.session_id, now)?;
         drop(registry);
         Ok(caller)
@@ -262,12 +265,14 @@ struct Seat {
     gate: Arc<Gate>,
     id: ConnectionId,
     session_id: Label,
-    address: IpAddr,
+    asker: Asker,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.gate.registry().close(self.id, &self.session_id, self.address);
+        self.gate
+            .registry()
+            .close(self.id, &self.session_id, &self.asker.origin);
     }
 }
 
@@ -281,7 +286,6 @@ pub async fn serve(gate: Arc<Gate>, clients: TcpListener, operator: TcpListener)
         .fallback(elsewhere)
         .layer(from_fn_with_state(gate.clone(), charge))
         .with_state(gate.clone());
-    let operators = operator::router(gate.clone());
     let forgetting = async {
         loop {
             tokio::time::sleep(FORGET).await;
@@ -290,11 +294,7 @@ pub async fn serve(gate: Arc<Gate>, clients: TcpListener, operator: TcpListener)
     };
     tokio::join!(
         accept(gate.clone(), clients, router),
-        async {
-            if let Err(error) = axum::serve(operator, operators).await {
-                tracing::error!(%error, "health and metrics are served no more");
-            }
-        },
+        operator::serve(gate.clone(), operator),
         forgetting
     );
 }
@@ -306,62 +306,49 @@ async fn charge(
     request: Request,
     next: Next,
 ) -> Response {
-    if gate.config.behind_proxy {
-        let address = asker(request.headers(), peer.ip(), true);
-        let asked = gate.registry().ask(address, Instant::now());
+    let proxy = gate.config.proxy();
+    if proxy != Proxy::None {
+        let asker = asker(request.headers(), peer.ip(), proxy);
+        let asked = gate.registry().ask(&asker.origin, Instant::now());
         if let Err(turned) = asked {
             return gate.answer(&turned.into());
         }
-    } else if request.headers().contains_key(FORWARDED_FOR) && !gate.knows_of_proxy.swap(true, Ordering::Relaxed) {
-        tracing::warn!(
-            %peer,
-            "a request names a client in x-forwarded-for, and gate.behind_proxy is off: if that is a proxy of yours, \
-             all of its clients share the limits of one address"
-        );
+    } else {
+        gate.unexpected
+            .notice(request.headers(), peer.ip(), "gate.behind_proxy");
     }
     next.run(request).await
 }
 
 async fn accept(gate: Arc<Gate>, listener: TcpListener, router: Router) {
-    let turns = Arc::new(Semaphore::new(gate.config.sockets));
-    loop {
-        // Nobody closes the semaphore.
-        let Ok(turn) = turns.clone().acquire_owned().await else {
-            return;
-        };
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        // A proxy's address stands for many clients.
-        let counted = (!gate.config.behind_proxy).then(|| peer.ip());
-        if let Some(address) = counted
-            && !gate.registry().arrive(address, Instant::now())
+    let most = gate.config.sockets;
+    // A proxy's address stands for many clients.
+    let counts = gate.config.proxy() == Proxy::None;
+    let serve = |stream, peer: SocketAddr| {
+        let counted = counts.then(|| Origin::of(peer.ip()));
+        if let Some(origin) = &counted
+            && !gate.registry().arrive(origin, Instant::now())
         {
             count(&gate.counters.turned_away);
-            continue;
+            return None;
         }
         let (gate, router) = (gate.clone(), router.clone());
-        tokio::spawn(async move {
+        Some(async move {
             // The headers, the answer of SpacetimeDB, and the answer of the gate.
             let limit = 2 * HEADERS_LIMIT + gate.config.connect_deadline();
             if timeout(limit, serve_one(stream, peer, router)).await.is_err() {
                 tracing::debug!(%peer, "a client took too long to ask");
             }
-            if let Some(address) = counted {
-                gate.registry().leave(address);
+            if let Some(origin) = counted {
+                gate.registry().leave(&origin);
             }
-            drop(turn);
-        });
-    }
+        })
+    };
+    sockets::accept(listener, most, serve).await;
 }
 
 /// Answers one socket: one request, which may begin a connection.
-async fn serve_one(stream: TcpStream, peer: SocketAddr, router: Router) {
+pub(crate) async fn serve_one(stream: TcpStream, peer: SocketAddr, router: Router) {
     let _ = stream.set_nodelay(true);
     let routes = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
@@ -397,8 +384,8 @@ async fn subscribe(
     RawQuery(query): RawQuery,
     request: Request,
 ) -> Response {
-    let address = asker(request.headers(), peer.ip(), gate.config.behind_proxy);
-    match connect(&gate, address, &name, query.as_deref().unwrap_or_default(), request).await {
+    let asker = asker(request.headers(), peer.ip(), gate.config.proxy());
+    match connect(&gate, asker, &name, query.as_deref().unwrap_or_default(), request).await {
         Ok(response) => response,
         Err(no) => gate.answer(&no),
     }
@@ -406,13 +393,13 @@ async fn subscribe(
 
 async fn connect(
     gate: &Arc<Gate>,
-    address: IpAddr,
+    asker: Asker,
     name: &str,
     query: &str,
     mut request: Request,
 ) -> Result<Response, No> {
     let headers = request.headers();
-    let caller = gate.caller(headers, address).await?;
+    let caller = gate.caller(headers, &asker.origin).await?;
     let invalid = |text: &str| {
         Ok(told(
             StatusCode::BAD_REQUEST,
@@ -426,12 +413,14 @@ async fn connect(
         return invalid("expected compression, connection_id and confirmed, and nothing else");
     };
     let (end, told) = oneshot::channel();
-    let (id, replaced) = gate.registry().open(&caller.session_id, address, end, Instant::now())?;
+    let (id, replaced) = gate
+        .registry()
+        .open(&caller.session_id, &asker.origin, end, Instant::now())?;
     let seat = Seat {
         gate: gate.clone(),
         id,
         session_id: caller.session_id.clone(),
-        address,
+        asker,
     };
     if let Some(replaced) = replaced {
         let _ = replaced.send(Ending::Replaced);
@@ -513,10 +502,10 @@ async fn run(
     match ending {
         Ending::Gone | Ending::Expired => {}
         Ending::Breach(breach) => {
-            tracing::warn!(session = %seat.session_id, address = %seat.address, %breach, "a connection was ended");
+            tracing::warn!(session = %seat.session_id, address = %seat.asker.address, %breach, "a connection was ended");
         }
         Ending::Slow | Ending::Revoked | Ending::Replaced => {
-            tracing::info!(session = %seat.session_id, address = %seat.address, ?ending, "a connection was ended");
+            tracing::info!(session = %seat.session_id, address = %seat.asker.address, ?ending, "a connection was ended");
         }
     }
 }
@@ -565,11 +554,11 @@ async fn ask(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let address = asker(&headers, peer.ip(), gate.config.behind_proxy);
+    let asker = asker(&headers, peer.ip(), gate.config.proxy());
     let answer = async {
         // First, because a socket that is closed with something unread takes the answer back.
         let question = said(body).await;
-        let caller = gate.caller(&headers, address).await?;
+        let caller = gate.caller(&headers, &asker.origin).await?;
         gate.registry().question(&caller.session_id, Instant::now())?;
         if question.as_deref() != Some(Query::Contract.to_string().as_bytes()) {
             let refusal = Refusal::new(
@@ -591,3 +580,6 @@ async fn ask(
     };
     answer.await.unwrap_or_else(|no| gate.answer(&no))
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use spacetime_sync_doors::asker::Proxy;
+use spacetime_sync_doors::quota::Rate;
+use spacetime_sync_doors::sockets;
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
 use spacetime_sync_transport::{TlsError, TlsFiles, Transport, plaintext};
@@ -12,7 +15,6 @@ use spacetime_sync_transport::{TlsError, TlsFiles, Transport, plaintext};
 use crate::addresses::AddressQuotas;
 use crate::backlog::Bounds;
 use crate::decide::Limits;
-use crate::quota::Rate;
 use crate::registry::Quotas;
 
 /// `[gate]`: with it `spacetime-sync gate` runs. The gate reads no other section, and needs no key and no Postgres.
@@ -51,10 +53,9 @@ pub struct GateConfig {
     pub bridge_token_file: Option<PathBuf>,
     /// The credential itself. The gate needs one of the two.
     pub bridge_token: Option<Secret>,
-    /// Whether every request comes through the operator's proxy. Then the last address in `x-forwarded-for` is the
-    /// client's.
-    #[serde(default)]
-    pub behind_proxy: bool,
+    /// Whether every request comes through the operator's proxy, and in which header it names the client. Must be said if
+    /// the issuer's url is https.
+    pub behind_proxy: Option<Proxy>,
     /// How often the gate asks which sessions were revoked.
     #[serde(default = "default_revocations_every_ms")]
     pub revocations_every_ms: u64,
@@ -260,8 +261,8 @@ fn default_slow_after_ms() -> u64 {
     10_000
 }
 
-/// So many times as many sockets as one address may have wait for all of them, at the least.
-const SOCKETS_OF_ALL: u64 = 16;
+/// With fewer, the sixteenth that an address may have would be none.
+const SOCKETS_AT_LEAST: u64 = sockets::ADDRESSES as u64;
 /// File descriptors for everything but clients: what listens, the operator's requests, the questions to the bridge.
 const OTHER_DESCRIPTORS: u64 = 128;
 
@@ -303,6 +304,9 @@ impl GateConfig {
             let message = format!("expected the name of a database, found {:?}", self.database);
             return bad("gate.database", message);
         }
+        if self.behind_proxy.is_none() && self.issuer.starts_with("https:") {
+            return bad("gate.behind_proxy", Proxy::undecided("gate.behind_proxy"));
+        }
         match (&self.bridge_token, &self.bridge_token_file) {
             (Some(_), None) | (None, Some(_)) => {}
             (None, None) => {
@@ -330,7 +334,7 @@ impl GateConfig {
                 1,
                 1_000_000,
             ),
-            ("gate.sockets", self.sockets as u64, SOCKETS_OF_ALL, 1_000_000),
+            ("gate.sockets", self.sockets as u64, SOCKETS_AT_LEAST, 1_000_000),
             ("gate.address_sockets", self.address_sockets as u64, 1, 1_000_000),
             ("gate.address_per_second", self.address_per_second.into(), 1, 1_000_000),
             ("gate.address_burst", self.address_burst.into(), 1, 1_000_000),
@@ -394,9 +398,7 @@ impl GateConfig {
             let message = format!("expected {least} or more, as gate.revocations_every_ms is set, found {found}");
             return bad("gate.revocations_max_age_ms", message);
         }
-        let (most, found) = (self.sockets / SOCKETS_OF_ALL as usize, self.address_sockets);
-        if found > most {
-            let message = format!("expected {most} or less, a sixteenth of gate.sockets, found {found}");
+        if let Err(message) = sockets::check_share(self.address_sockets, self.sockets, "gate.sockets") {
             return bad("gate.address_sockets", message);
         }
         let (least, found) = (self.stream_subscriptions, self.session_stream_subscriptions);
@@ -420,10 +422,10 @@ impl GateConfig {
         let left = descriptors.saturating_sub(OTHER_DESCRIPTORS);
         let sockets = (self.sockets as u64).min(left / 4);
         let connections = (self.connections as u64).min((left - sockets) / 2);
-        if sockets < SOCKETS_OF_ALL || connections == 0 {
+        if sockets < SOCKETS_AT_LEAST || connections == 0 {
             let message = format!(
                 "expected at least {} file descriptors, found {descriptors}: raise the hard limit (ulimit -Hn)",
-                OTHER_DESCRIPTORS + 4 * SOCKETS_OF_ALL
+                OTHER_DESCRIPTORS + 4 * SOCKETS_AT_LEAST
             );
             return Err(BadSetting {
                 key: "gate.connections",
@@ -433,7 +435,7 @@ impl GateConfig {
         // They are no larger than what was there before.
         self.sockets = usize::try_from(sockets).unwrap_or(self.sockets);
         self.connections = usize::try_from(connections).unwrap_or(self.connections);
-        self.address_sockets = self.address_sockets.min(self.sockets / SOCKETS_OF_ALL as usize);
+        self.address_sockets = self.address_sockets.min(self.sockets / sockets::ADDRESSES);
         Ok(true)
     }
 
@@ -447,6 +449,11 @@ impl GateConfig {
         Transport::default()
             .allow_plaintext(self.allow_plaintext)
             .with_files(files)
+    }
+
+    /// See [`GateConfig::behind_proxy`].
+    pub fn proxy(&self) -> Proxy {
+        self.behind_proxy.unwrap_or_default()
     }
 
     /// The url of the issuer's keys.
@@ -472,7 +479,7 @@ impl GateConfig {
 
     /// What everybody may do at the most.
     pub fn quotas(&self) -> Quotas {
-        let rate = |per_second, burst| Rate { per_second, burst };
+        let rate = Rate::per_second;
         Quotas {
             connections: self.connections,
             address: AddressQuotas {
@@ -517,7 +524,7 @@ mod tests {
     fn config(changes: &[(&str, Value)]) -> GateConfig {
         let mut section = json!({
             "spacetimedb_uri": "http://127.0.0.1:3000", "database": "lane", "issuer": "https://lane.example",
-            "bridge_token": "a-credential-of-the-gate",
+            "bridge_token": "a-credential-of-the-gate", "behind_proxy": false,
         });
         for (key, value) in changes {
             section[*key] = value.clone();
@@ -555,6 +562,16 @@ mod tests {
             refused(&[("issuer", json!("http://lane.example"))]),
             Some("gate.bridge_url")
         );
+    }
+
+    #[test]
+    fn with_an_issuer_behind_tls_the_proxy_is_a_choice_that_must_be_made() {
+        let said = |issuer: &str, said: Value| refused(&[("issuer", json!(issuer)), ("behind_proxy", said)]);
+        assert_eq!(said("https://lane.example", json!(null)), Some("gate.behind_proxy"));
+        assert_eq!(said("http://127.0.0.1:7070", json!(null)), None);
+        for choice in [json!(false), json!(true), json!("x-forwarded-for"), json!("forwarded")] {
+            assert_eq!(said("https://lane.example", choice), None);
+        }
     }
 
     #[test]

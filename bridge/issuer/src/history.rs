@@ -4,20 +4,21 @@
 //! how often a session may ask. It never sends an event whose hashes do not match, and never moves a cursor.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use spacetime_sync_authority::{Authority, AuthorityError, Extent, History};
+use spacetime_sync_doors::buckets::Buckets;
+use spacetime_sync_doors::quota::Rate;
 use spacetime_sync_lane::{HaltReason, prepare};
 use spacetime_sync_proto::heads::StreamHead;
 use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, Snapshot};
 use spacetime_sync_proto::{ChainHash, Event, Label, RefusalCode, Seq, StaleCursor, StaleReason, StreamId, limit};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::denial::Denial;
-use crate::limits::{Buckets, Rate};
 use crate::settings::HistoryConfig;
 
 /// How long a request waits for its turn.
@@ -27,6 +28,9 @@ const TURN: Duration = Duration::from_secs(2);
 const ROOM: u64 = 4;
 /// How long a session counts as a consumer after it asked, and over how long the largest lag is taken.
 const RECENT: Duration = Duration::from_secs(60);
+/// With so many users and sessions, those that neither hold nor want a turn are forgotten. There are fewer others: each has
+/// a connection.
+const SWEPT: usize = 1_024;
 /// Most consumers that are counted.
 const CONSUMERS: usize = 10_000;
 
@@ -184,15 +188,33 @@ pub struct Histories {
     pool_size: usize,
     frame_bytes: usize,
     turns: Arc<Semaphore>,
+    /// How many turns one user may hold, and one session.
+    shares: Shares,
+    /// The turns of the users and sessions that hold or want one.
+    holders: Mutex<HashMap<Holder, Weak<Semaphore>>>,
     asked: Buckets<Label>,
     totals: Mutex<Totals>,
+}
+
+/// Who holds turns.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Holder {
+    User(Label),
+    Session(Label),
+}
+
+/// How many turns each may hold.
+#[derive(Debug, Clone, Copy)]
+struct Shares {
+    user: usize,
+    session: usize,
 }
 
 /// The right to make one of the answers that may be in memory at the same time. It lasts until the client has taken its
 /// answer.
 #[derive(Debug)]
 pub struct Turn {
-    _permit: OwnedSemaphorePermit,
+    _permits: [OwnedSemaphorePermit; 3],
 }
 
 /// The counters, under the names of the metrics.
@@ -229,6 +251,11 @@ impl Histories {
             pool_size: config.pool_size,
             frame_bytes,
             turns: Arc::new(Semaphore::new(config.requests)),
+            shares: Shares {
+                user: (config.requests / 2).max(1),
+                session: (config.requests / 4).max(1),
+            },
+            holders: Mutex::default(),
             asked: Buckets::new(
                 Rate::per_minute(config.session_per_minute, config.session_burst),
                 Instant::now(),
@@ -367,16 +394,43 @@ impl Histories {
         Denial::unavailable("the authority is not available at the moment")
     }
 
-    /// Waits a moment for a turn.
-    pub async fn turn(&self) -> Result<Turn, Denial> {
-        match timeout(TURN, self.turns.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(Turn { _permit: permit }),
-            // Nobody closes the semaphore.
+    /// Waits a moment for a turn. A session waits for its own turns first, and then for its user's, so that it never stands
+    /// in the way of others.
+    pub async fn turn(&self, session_id: &Label, user_id: &Label) -> Result<Turn, Denial> {
+        let own = [
+            self.turns_of(Holder::Session(session_id.clone()), self.shares.session),
+            self.turns_of(Holder::User(user_id.clone()), self.shares.user),
+        ];
+        let all = async {
+            let [of_session, of_user] = own;
+            Ok::<_, AcquireError>([
+                of_session.acquire_owned().await?,
+                of_user.acquire_owned().await?,
+                self.turns.clone().acquire_owned().await?,
+            ])
+        };
+        match timeout(TURN, all).await {
+            Ok(Ok(permits)) => Ok(Turn { _permits: permits }),
+            // Nobody closes the semaphores.
             Ok(Err(_)) | Err(_) => Err(Denial::rate_limited(
                 "too many clients read history at the moment",
                 TURN,
             )),
         }
+    }
+
+    /// The turns of one user or session. They last as long as one of them is held or waited for.
+    fn turns_of(&self, holder: Holder, share: usize) -> Arc<Semaphore> {
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turns) = holders.get(&holder).and_then(Weak::upgrade) {
+            return turns;
+        }
+        if holders.len() >= SWEPT {
+            holders.retain(|_, turns| turns.strong_count() > 0);
+        }
+        let turns = Arc::new(Semaphore::new(share));
+        holders.insert(holder, Arc::downgrade(&turns));
+        turns
     }
 
     /// The counters.

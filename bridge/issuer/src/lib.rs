@@ -1,12 +1,13 @@
 //! The issuer: gives sync tokens to sessions with a valid credential, for the streams that the authority lets them
 //! read. For clients that SpacetimeDB cannot continue, it also reads the authority's log ([`history`]).
 //!
-//! Everything that decides is pure ([`policy`], [`issue`], [`limits`], the schedule of [`keys`]). [`Issuer`] carries it
+//! Everything that decides is pure ([`policy`], [`issue`], how many `credentials` may be bad, the schedule of [`keys`]). [`Issuer`] carries it
 //! out with the authority. All memory that it uses is bounded. It never trusts a request about who asks or what they
 //! may read.
 
 mod cache;
 mod counters;
+mod credentials;
 pub mod denial;
 pub mod history;
 pub mod http;
@@ -14,7 +15,6 @@ pub mod issue;
 pub mod json;
 pub mod jws;
 pub mod keys;
-pub mod limits;
 pub mod policy;
 pub mod reader;
 pub mod revocation;
@@ -28,17 +28,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use spacetime_sync_proto::access::{ClientVersion, Compatibility, Incompatible, TokenRequest, TokenResponse, network};
+use spacetime_sync_doors::asker::Origin;
+use spacetime_sync_doors::buckets::Buckets;
+use spacetime_sync_doors::quota::Rate;
+use spacetime_sync_proto::access::{ClientVersion, Compatibility, Incompatible, TokenRequest, TokenResponse};
 use spacetime_sync_proto::{DatabasePin, Label, RefusalCode};
 
 use cache::AccessCache;
+use credentials::{Check, Credentials};
 use denial::Denial;
 use issue::{Names, Order};
 use keys::{KeyError, KeyFolder, SigningKey, now, now_us};
-use limits::{Buckets, Rate};
 use policy::Wanted;
 use service::ServiceTokens;
-use sessions::{PublicKeyError, Session, SessionVerifier};
+use sessions::{PublicKeyError, Refused, Session, SessionVerifier};
 use settings::{IssuerConfig, SessionsConfig};
 use spacetime_sync_authority::{Access, AccessQuestion, Authority, BoundSession};
 
@@ -67,7 +70,7 @@ pub struct Issuer {
     seals: Arc<KeyFolder>,
     sessions: SessionVerifier,
     asked: Buckets<Label>,
-    failed: Buckets<IpAddr>,
+    credentials: Credentials,
     cache: AccessCache,
     authority: OnceLock<Authority>,
     counters: counters::Totals,
@@ -109,7 +112,8 @@ impl Issuer {
                 Rate::per_minute(issuer.session_per_minute, issuer.session_burst),
                 started,
             ),
-            failed: Buckets::new(
+            credentials: Credentials::new(
+                Rate::per_second(issuer.checks_per_second, issuer.checks_burst),
                 Rate::per_minute(issuer.failures_per_minute, issuer.failures_burst),
                 started,
             ),
@@ -189,38 +193,44 @@ impl Issuer {
     }
 
     /// Returns the session that the value of the header `Authorization` proves.
-    pub async fn authenticate(self: &Arc<Self>, authorization: Option<&[u8]>, peer: IpAddr) -> Result<Session, Denial> {
-        let peer = network(peer);
-        if let Err(wait) = self.failed.peek(&peer, Instant::now()) {
-            let denial = Denial::rate_limited("too many credentials from this address failed", wait);
-            return Err(self.counted(denial));
-        }
-        let credential = bearer(authorization).map(|token| token.trim().to_owned());
+    pub async fn authenticate(
+        self: &Arc<Self>,
+        authorization: Option<&[u8]>,
+        origin: &Origin,
+    ) -> Result<Session, Denial> {
+        let (credential, check) = self
+            .begin(authorization, origin)
+            .map_err(|denial| self.counted(denial))?;
+        let credential = credential.to_owned();
         // Runs in a task of its own: if the client hangs up while a key is fetched, its failure counts all the same.
         let judged = tokio::spawn({
             let issuer = self.clone();
-            async move { issuer.judge(credential, peer).await }
+            async move { issuer.judge(&credential, check).await }
         });
         // Nobody cancels the task, so it ends with an answer or with a panic.
         judged.await.unwrap_or_else(|ended| resume_unwind(ended.into_panic()))
     }
 
-    async fn judge(&self, credential: Result<String, Denial>, peer: IpAddr) -> Result<Session, Denial> {
-        let verified = match credential {
-            Ok(token) => self.sessions.verify(&token, now()).await,
-            Err(denial) => Err(denial),
+    /// The credential of a request, the check of which is paid for.
+    fn begin<'a>(&self, authorization: Option<&'a [u8]>, origin: &Origin) -> Result<(&'a str, Check), Denial> {
+        let now = Instant::now();
+        let credential = bearer(authorization).map(str::trim).map_err(|denial| {
+            let failed = self.credentials.nothing_shown(origin, now);
+            failed.err().unwrap_or(denial)
+        })?;
+        Ok((credential, self.credentials.begin(credential, origin, now)?))
+    }
+
+    async fn judge(&self, credential: &str, check: Check) -> Result<Session, Denial> {
+        let verified = self.sessions.verify(credential, now()).await;
+        let (proven, code) = match &verified {
+            Ok(session) => (Some(&session.session_id), None),
+            Err(refused) => (refused.session_id.as_ref(), Some(refused.denial.code)),
         };
-        verified.map_err(|denial| {
-            let unproven = !matches!(
-                denial.code,
-                RefusalCode::RateLimited | RefusalCode::SyncTokenUnavailable
-            );
-            if unproven {
-                // If this failure was the last that the limit allows, the next credential of this address is refused.
-                let _ = self.failed.take(peer, Instant::now());
-            }
-            self.counted(denial)
-        })
+        self.credentials
+            .settle(check, proven, code, Instant::now())
+            .and(verified.map_err(|Refused { denial, .. }| denial))
+            .map_err(|denial| self.counted(denial))
     }
 
     /// Makes a token for a session. The caller has checked `client`, which asks from `address`.
@@ -418,15 +428,16 @@ mod tests {
         let app = axum::Router::new().route("/keys", no_keys);
         tokio::spawn(axum::serve(listener, app).into_future());
         let issuer = Arc::new(issuer(&keys_of_sessions));
-        let stranger: IpAddr = "10.0.0.1".parse().unwrap();
+        let stranger = Origin::of([10, 0, 0, 1].into());
+        let payer = credentials::Payer::Origin(stranger.clone());
         let token = keys::tests::key(0)
             .sign(jws::Kind::Session, &serde_json::json!({ "sub": "7" }))
             .unwrap();
         let authorization = format!("Bearer {}", token.expose());
 
         let asked = tokio::spawn({
-            let (issuer, authorization) = (issuer.clone(), authorization.clone());
-            async move { issuer.authenticate(Some(authorization.as_bytes()), stranger).await }
+            let (issuer, authorization, stranger) = (issuer.clone(), authorization.clone(), stranger.clone());
+            async move { issuer.authenticate(Some(authorization.as_bytes()), &stranger).await }
         });
         requested.recv().await.unwrap();
         asked.abort();
@@ -435,13 +446,13 @@ mod tests {
 
         // Without a limit on failures, this loop would never end.
         let limited = async {
-            while issuer.failed.peek(&stranger, Instant::now()).is_ok() {
+            while issuer.credentials.may_fail(&payer, Instant::now()) {
                 tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             }
         };
         let limited = tokio::time::timeout(std::time::Duration::from_secs(10), limited).await;
         assert!(limited.is_ok(), "the credential that failed was not counted");
-        let denial = issuer.authenticate(Some(authorization.as_bytes()), stranger).await;
+        let denial = issuer.authenticate(Some(authorization.as_bytes()), &stranger).await;
         assert_eq!(denial.unwrap_err().code, RefusalCode::RateLimited);
     }
 

@@ -1,17 +1,17 @@
 //! Decides who may read the log over HTTP: every holder of a sync token that the module would accept.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use spacetime_sync_authority::{Authority, BoundSession};
-use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, SyncClaims, network};
-use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
+use spacetime_sync_doors::asker::Origin;
+use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, SyncClaims};
+use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId};
 use spacetime_sync_rules::session::{self, Claims, Policy, Session};
 
+use super::Issuer;
 use super::denial::Denial;
 use super::jws::{Jws, Kind};
 use super::keys::{Ring, now};
-use super::{Issuer, bearer};
 
 /// Why a request may not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,15 @@ pub enum NoReader {
     Denied(Denial),
     /// The bridge does not serve this client.
     Incompatible(Box<Incompatible>),
+}
+
+impl NoReader {
+    fn code(&self) -> RefusalCode {
+        match self {
+            Self::Denied(denial) => denial.code,
+            Self::Incompatible(why) => why.code,
+        }
+    }
 }
 
 impl From<Denial> for NoReader {
@@ -60,29 +69,29 @@ impl Reader {
 impl Issuer {
     /// Verifies the value of the header `Authorization`. [`lasts`](Issuer::lasts) says whether the session still
     /// exists.
-    pub fn reader(&self, authorization: Option<&[u8]>, peer: IpAddr) -> Result<Reader, NoReader> {
-        let peer = network(peer);
+    pub fn reader(&self, authorization: Option<&[u8]>, origin: &Origin) -> Result<Reader, NoReader> {
         let counted = |refused| match refused {
             NoReader::Denied(denial) => NoReader::Denied(self.counted(denial)),
             NoReader::Incompatible(_) => refused,
         };
-        if let Err(wait) = self.failed.peek(&peer, Instant::now()) {
-            let denial = Denial::rate_limited("too many credentials from this address failed", wait);
-            return Err(counted(denial.into()));
-        }
         let policy = Policy {
             issuer: self.names.issuer.clone(),
             audience: self.names.audience.clone(),
             compatibility: self.compatibility.clone(),
         };
-        bearer(authorization)
+        let (token, check) = self
+            .begin(authorization, origin)
+            .map_err(|denial| counted(denial.into()))?;
+        let verified = verify(token, &self.keys.ring(), &policy, now());
+        let (proven, code) = match &verified {
+            Ok(reader) => (Some(&reader.0.session_id), None),
+            Err((refused, session_id)) => (session_id.as_ref(), Some(refused.code())),
+        };
+        self.credentials
+            .settle(check, proven, code, Instant::now())
             .map_err(NoReader::from)
-            .and_then(|token| verify(token, &self.keys.ring(), &policy, now()))
-            .map_err(|refused| {
-                // If this failure was the last that the limit allows, the next credential is refused.
-                let _ = self.failed.take(peer, Instant::now());
-                counted(refused)
-            })
+            .and(verified.map_err(|(refused, _)| refused))
+            .map_err(counted)
     }
 
     /// Whether a reader's session still exists. Asks the authority each time, so that a revocation takes effect at
@@ -95,17 +104,29 @@ impl Issuer {
     }
 }
 
-/// Checks what SpacetimeDB and then the module check when somebody connects.
-fn verify(token: &str, ring: &Ring, policy: &Policy, now: u64) -> Result<Reader, NoReader> {
-    let jws = Jws::parse(token.trim(), Kind::Sync).map_err(Denial::from)?;
+/// Checks what SpacetimeDB and then the module check when somebody connects. A refusal comes with whose token it is, if
+/// that is proven.
+fn verify(token: &str, ring: &Ring, policy: &Policy, now: u64) -> Result<Reader, (NoReader, Option<Label>)> {
+    let nobodys = |denial: Denial| (NoReader::from(denial), None);
+    let jws = Jws::parse(token.trim(), Kind::Sync).map_err(|malformed| nobodys(malformed.into()))?;
     let key = ring.published(now).find(|key| Some(key.kid()) == jws.kid.as_deref());
     let claims = key.and_then(|key| jws.claims(&key.public()).ok());
-    let claims = claims.ok_or_else(|| Denial::invalid_token("the token is not signed by this bridge"))?;
+    let claims = claims.ok_or_else(|| nobodys(Denial::invalid_token("the token is not signed by this bridge")))?;
     let claims = claims.get();
     Claims::read(claims)
         .and_then(|claims| session::admit(claims, policy, now, |_| false))
         .map(Reader)
-        .map_err(|refusal| refused(refusal, claims, policy))
+        .map_err(|refusal| (refused(refusal, claims, policy), named(claims, policy)))
+}
+
+/// The session that claims name, if they are of this lane's issuer and audience.
+fn named(claims: &str, policy: &Policy) -> Option<Label> {
+    let claims: serde_json::Value = serde_json::from_str(claims).ok()?;
+    let says = |field: &str| claims.get(field)?.as_str();
+    if says("iss")? != policy.issuer || says("aud")? != policy.audience {
+        return None;
+    }
+    Label::new(says("oa_session_id")?).ok()
 }
 
 /// Tells an unsupported client which clients the bridge supports.
@@ -137,7 +158,6 @@ fn lasts(known: &BoundSession, session: &Session) -> Result<(), Denial> {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use spacetime_sync_proto::Label;
     use spacetime_sync_proto::access::Compatibility;
     use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 
@@ -167,12 +187,8 @@ mod tests {
         })
     }
 
-    fn code(result: Result<Reader, NoReader>) -> Option<RefusalCode> {
-        match result {
-            Ok(_) => None,
-            Err(NoReader::Denied(denial)) => Some(denial.code),
-            Err(NoReader::Incompatible(incompatible)) => Some(incompatible.code),
-        }
+    fn code(result: Result<Reader, (NoReader, Option<Label>)>) -> Option<RefusalCode> {
+        result.err().map(|(refused, _)| refused.code())
     }
 
     #[test]
@@ -218,8 +234,10 @@ mod tests {
             let mut claims = claims();
             claims[field] = value;
             let token = key.sign(Kind::Sync, &claims).unwrap();
-            let found = code(verify(token.expose(), &ring, &policy(), NOW));
-            assert_eq!(found, Some(expected), "{field}");
+            let (refused, whose) = verify(token.expose(), &ring, &policy(), NOW).unwrap_err();
+            assert_eq!(refused.code(), expected, "{field}");
+            let foreign = ["iss", "aud"].contains(&field);
+            assert_eq!(whose.is_none(), foreign, "{field}");
         }
         let service = json!({ "iss": "https://lane.example", "sub": "service:bridge" });
         let token = key.sign(Kind::Sync, &service).unwrap();

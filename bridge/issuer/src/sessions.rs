@@ -47,6 +47,24 @@ pub struct Session {
     pub expires_at: u64,
 }
 
+/// Why a credential is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// What its holder is told.
+    pub denial: Denial,
+    /// Whose it is, if it is signed and for this bridge.
+    pub session_id: Option<Label>,
+}
+
+impl From<Denial> for Refused {
+    fn from(denial: Denial) -> Self {
+        Self {
+            denial,
+            session_id: None,
+        }
+    }
+}
+
 /// Verifies session credentials.
 #[derive(Debug)]
 pub struct SessionVerifier {
@@ -92,8 +110,8 @@ impl SessionVerifier {
     }
 
     /// Returns the session of a credential, or why the credential is refused.
-    pub async fn verify(&self, token: &str, now: u64) -> Result<Session, Denial> {
-        let jws = Jws::parse(token, Kind::Session)?;
+    pub async fn verify(&self, token: &str, now: u64) -> Result<Session, Refused> {
+        let jws = Jws::parse(token, Kind::Session).map_err(Denial::from)?;
         let mut by_fixed = self.fixed.iter().map(|key| jws.claims(key));
         let judged = by_fixed.find(|read| !matches!(read, Err(Unverified::Signature)));
         let read = match (judged, &self.remote) {
@@ -114,37 +132,23 @@ impl SessionVerifier {
     }
 
     /// Checks signed claims. Their types are strict: a time is a whole number, a name is a valid label.
-    fn check(&self, claims: &str, now: u64) -> Result<Session, Denial> {
+    fn check(&self, claims: &str, now: u64) -> Result<Session, Refused> {
         let claims: Claims = object(claims.as_bytes()).map_err(|_| malformed())?;
-        if claims.iss != self.issuer {
-            return Err(Denial::invalid_token("the credential comes from another issuer"));
-        }
-        if !claims.aud.holds(&self.audience) {
-            return Err(Denial::invalid_token("the credential is for another audience"));
-        }
-        let Some(issued_at) = claims.iat else {
-            return Err(Denial::new(
-                RefusalCode::MissingIat,
-                "the credential does not say when it was signed",
-            ));
+        let session_id = match (&claims.sid, &claims.session_id) {
+            (Some(sid), Some(other)) if sid != other => return Err(malformed().into()),
+            (Some(session_id), _) | (None, Some(session_id)) => session_id.clone(),
+            (None, None) => return Err(malformed().into()),
         };
-        if claims.exp.saturating_add(LEEWAY_SECONDS) <= now {
-            return Err(Denial::new(RefusalCode::TokenExpired, "the credential has expired"));
-        }
-        let latest = now.saturating_add(LEEWAY_SECONDS);
-        if issued_at > latest || claims.nbf.is_some_and(|from| from > latest) {
-            return Err(Denial::new(
-                RefusalCode::TokenNotYetValid,
-                "the credential is not valid yet",
-            ));
-        }
-        let session_id = match (claims.sid, claims.session_id) {
-            (Some(sid), Some(other)) if sid != other => return Err(malformed()),
-            (Some(session_id), _) | (None, Some(session_id)) => session_id,
-            (None, None) => return Err(malformed()),
+        self.is_for_us(&claims)?;
+        let names = SyncClaims::check_names(&claims.sub, &session_id);
+        let names = names.map_err(|unusable| Denial::invalid_token(unusable.to_string()));
+        let issued_at = match issued_at(&claims, now).and_then(|issued_at| names.map(|()| issued_at)) {
+            Ok(issued_at) => issued_at,
+            Err(denial) => {
+                let session_id = Some(session_id);
+                return Err(Refused { denial, session_id });
+            }
         };
-        SyncClaims::check_names(&claims.sub, &session_id)
-            .map_err(|unusable| Denial::invalid_token(unusable.to_string()))?;
         Ok(Session {
             user_id: claims.sub,
             session_id,
@@ -154,6 +158,38 @@ impl SessionVerifier {
             expires_at: claims.exp,
         })
     }
+
+    /// Checks whether claims are from the sessions' issuer, and for this bridge.
+    fn is_for_us(&self, claims: &Claims) -> Result<(), Denial> {
+        if claims.iss != self.issuer {
+            return Err(Denial::invalid_token("the credential comes from another issuer"));
+        }
+        if !claims.aud.holds(&self.audience) {
+            return Err(Denial::invalid_token("the credential is for another audience"));
+        }
+        Ok(())
+    }
+}
+
+/// Checks whether claims are valid now. Returns when they were signed.
+fn issued_at(claims: &Claims, now: u64) -> Result<u64, Denial> {
+    let Some(issued_at) = claims.iat else {
+        return Err(Denial::new(
+            RefusalCode::MissingIat,
+            "the credential does not say when it was signed",
+        ));
+    };
+    if claims.exp.saturating_add(LEEWAY_SECONDS) <= now {
+        return Err(Denial::new(RefusalCode::TokenExpired, "the credential has expired"));
+    }
+    let latest = now.saturating_add(LEEWAY_SECONDS);
+    if issued_at > latest || claims.nbf.is_some_and(|from| from > latest) {
+        return Err(Denial::new(
+            RefusalCode::TokenNotYetValid,
+            "the credential is not valid yet",
+        ));
+    }
+    Ok(issued_at)
 }
 
 /// Verifies sync tokens where the issuer itself does not run: by the keys that it publishes.
@@ -307,10 +343,13 @@ MwIDAQAB
         let mut claims = claims();
         change(&mut claims);
         let token = key.sign(Kind::Session, &claims).unwrap();
-        verifier(&key).verify(token.expose(), NOW).await.map_err(|denial| {
-            assert!(!denial.to_string().contains(token.expose()));
-            denial.code
-        })
+        verifier(&key)
+            .verify(token.expose(), NOW)
+            .await
+            .map_err(|Refused { denial, .. }| {
+                assert!(!denial.to_string().contains(token.expose()));
+                denial.code
+            })
     }
 
     fn without(field: &'static str) -> impl FnOnce(&mut Value) {
@@ -339,6 +378,25 @@ MwIDAQAB
         }
         for field in ["org_id", "device_id", "nbf"] {
             assert!(verify(without(field)).await.is_ok(), "{field}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_credential_is_a_sessions_only_if_it_is_for_this_bridge() {
+        let key = key(0);
+        for (field, value, whose) in [
+            ("iss", json!("https://other.example"), None),
+            ("aud", json!("something-else"), None),
+            ("exp", json!(1), Some("s1")),
+            ("nbf", json!(NOW + 1_000), Some("s1")),
+            ("sub", json!("bridge"), Some("s1")),
+        ] {
+            let mut claims = claims();
+            claims[field] = value;
+            let token = key.sign(Kind::Session, &claims).unwrap();
+            let refused = verifier(&key).verify(token.expose(), NOW).await.unwrap_err();
+            let found = refused.session_id.as_ref().map(Label::as_str);
+            assert_eq!(found, whose, "{field}");
         }
     }
 
@@ -391,7 +449,7 @@ MwIDAQAB
             claims["sub"] = json!(user);
             claims["sid"] = json!(session);
             let token = key.sign(Kind::Session, &claims).unwrap();
-            let denial = verifier(&key).verify(token.expose(), NOW).await.err()?;
+            let denial = verifier(&key).verify(token.expose(), NOW).await.err()?.denial;
             assert_eq!(denial.code, RefusalCode::InvalidToken);
             Some(denial.message.into_owned())
         };
@@ -491,7 +549,7 @@ MwIDAQAB
             "a.b.c".to_owned(),
             "x".repeat(1024 * 1024),
         ] {
-            let denial = verifier.verify(&token, NOW).await.unwrap_err();
+            let denial = verifier.verify(&token, NOW).await.unwrap_err().denial;
             assert_eq!(
                 denial.code,
                 RefusalCode::InvalidToken,
@@ -510,7 +568,7 @@ MwIDAQAB
         let mut claims = claims();
         claims["more"] = json!("x".repeat(1024 * 1024));
         let token: Secret = key.sign(Kind::Session, &claims).unwrap();
-        let denial = verifier(&key).verify(token.expose(), NOW).await.unwrap_err();
+        let denial = verifier(&key).verify(token.expose(), NOW).await.unwrap_err().denial;
         assert_eq!(
             (denial.code, denial.message.as_ref()),
             (RefusalCode::InvalidToken, "the token is too long")

@@ -47,7 +47,14 @@ pub struct IssuerConfig {
     /// How many of these at once.
     #[serde(default = "default_session_burst")]
     pub session_burst: u32,
-    /// How many credentials of one address may fail in a minute.
+    /// How many credentials of one address, or of one session, are checked in a second, and how often one that is refused.
+    #[serde(default = "default_checks_per_second")]
+    pub checks_per_second: u32,
+    /// How many of these at once.
+    #[serde(default = "default_checks_burst")]
+    pub checks_burst: u32,
+    /// How many credentials of one address may fail in a minute, and how often one that is signed. A good one is heard all the
+    /// same.
     #[serde(default = "default_failures_per_minute")]
     pub failures_per_minute: u32,
     /// How many of these at once.
@@ -111,6 +118,14 @@ fn default_session_burst() -> u32 {
     30
 }
 
+fn default_checks_per_second() -> u32 {
+    2_000
+}
+
+fn default_checks_burst() -> u32 {
+    4_000
+}
+
 fn default_failures_per_minute() -> u32 {
     60
 }
@@ -151,7 +166,8 @@ impl IssuerConfig {
 pub struct HistoryConfig {
     /// Most connections to the authority for history.
     pub pool_size: usize,
-    /// Most requests that are answered at the same time. Further ones wait a moment.
+    /// Most requests that are answered at the same time: half of them of one user, a quarter of one session. Further ones wait
+    /// a moment.
     pub requests: usize,
     /// How many requests one session may send in a minute.
     pub session_per_minute: u32,
@@ -256,6 +272,13 @@ fn check_issuer(issuer: &IssuerConfig) -> Result<(), BadSetting> {
             1_000_000,
         ),
         ("issuer.session_burst", issuer.session_burst.into(), 1, 1_000_000),
+        (
+            "issuer.checks_per_second",
+            issuer.checks_per_second.into(),
+            1,
+            1_000_000,
+        ),
+        ("issuer.checks_burst", issuer.checks_burst.into(), 1, 1_000_000),
         (
             "issuer.failures_per_minute",
             issuer.failures_per_minute.into(),

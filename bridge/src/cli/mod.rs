@@ -2,6 +2,7 @@
 
 pub(crate) mod gate;
 pub(crate) mod grants;
+pub(crate) mod halted;
 pub(crate) mod keys;
 pub(crate) mod parity;
 pub(crate) mod publish;
@@ -10,19 +11,16 @@ pub(crate) mod session;
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use serde::Deserialize;
 use spacetime_sync_authority::{Act, Actor, Authority, Server};
 use spacetime_sync_bridge::config::Config;
 use spacetime_sync_issuer::Issuer;
 use spacetime_sync_issuer::keys::KeyFolder;
-use spacetime_sync_ops::repair::HaltedStream;
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
 use spacetime_sync_transport::{TlsFiles, Transport};
@@ -151,51 +149,6 @@ pub(crate) fn sealing_keys(config: &Config, issuer: Option<&Arc<Issuer>>) -> any
     match issuer {
         Some(issuer) => Ok(issuer.seals().clone()),
         None => config.open_seals()?.context("no key seals events"),
-    }
-}
-
-/// How long a bridge may take to answer about its health.
-const HEALTH_LIMIT: Duration = Duration::from_secs(5);
-
-#[derive(Deserialize)]
-struct Health {
-    role: String,
-    halted: Vec<HaltedStream>,
-}
-
-/// The streams that the bridge of this configuration has halted. If the bridge does not answer, that is not an error, because
-/// the operator may have stopped it for the repair.
-pub(crate) async fn halted_streams(config: &Config) -> Vec<HaltedStream> {
-    let mut address = config.http.listen;
-    if address.ip().is_unspecified() {
-        address.set_ip(match address.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    let ask = async {
-        let url = format!("http://{address}/healthz");
-        let request = Transport::default().http(&url).build()?.get(url);
-        // An unhealthy bridge answers as well, with 503.
-        request.timeout(HEALTH_LIMIT).send().await?.json::<Health>().await
-    };
-    match ask.await {
-        Ok(health) => {
-            if health.role != "leading" {
-                tell(format_args!(
-                    "note: the bridge at {address} does not lead ({}), so it cannot say which streams are halted",
-                    health.role
-                ));
-            }
-            health.halted
-        }
-        Err(error) => {
-            tell(format_args!(
-                "note: no bridge answers at {address}, so this does not show which streams it has halted: {}",
-                error.without_url()
-            ));
-            Vec::new()
-        }
     }
 }
 

@@ -8,7 +8,8 @@ use spacetime_sync_bridge::config::Config;
 use spacetime_sync_ops::repair::{Finding, Report, Sides};
 use spacetime_sync_proto::StreamId;
 
-use super::{both_sides, halted_streams, load, operator, say, sealing_keys};
+use super::halted::halted_streams;
+use super::{both_sides, load, operator, say, sealing_keys};
 
 #[derive(Args)]
 pub(crate) struct RepairArgs {
@@ -53,13 +54,15 @@ pub(crate) struct RepublishArgs {
 pub(crate) async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
     let config = load(args.repair.config.clone())?;
     let mut reports = sides_of(&config, &args.repair).await?.verify(args.deep).await?;
-    for halted in halted_streams(&config).await {
+    let halted = halted_streams(&config).await;
+    for halted in halted.iter().flatten() {
         let report = reports.iter_mut().find(|report| report.stream_id == halted.stream_id);
         if let Some(report) = report {
-            report.findings.push(Finding::Halted(halted));
+            report.findings.push(Finding::Halted(halted.clone()));
         }
     }
     tell("verify", &reports, &args.repair, false)?;
+    halted?;
     let wrong = reports.iter().filter(|report| !report.findings.is_empty()).count();
     anyhow::ensure!(wrong == 0, "{wrong} of {} streams have problems", reports.len());
     Ok(())

@@ -3,10 +3,10 @@
 //! The environment can set every key and overrides the file: `SPACETIME_SYNC__AUTHORITY__URL` is `authority.url`. An unknown
 //! key is an error in both places. Secrets are never printed. Each crate below the bridge defines its own section.
 
+mod http;
 mod retention;
 mod sources;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use spacetime_sync_stdb::settings::SpacetimeConfig;
 use spacetime_sync_stdb::tokens::{TokenFileError, read_token};
 use spacetime_sync_transport::plaintext;
 
+pub use http::HttpConfig;
 pub use retention::{RetentionConfig, Windows};
 
 use sources::{Sources, line_at};
@@ -108,24 +109,6 @@ pub struct SealsConfig {
     pub key: Option<Secret>,
 }
 
-/// `[http]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HttpConfig {
-    /// Where health, metrics and tokens are served.
-    pub listen: SocketAddr,
-    /// Whether every request comes through the operator's proxy. Then the last address in `x-forwarded-for` is the client's.
-    pub behind_proxy: bool,
-    /// The credential for `/internal/…`. Without one, nobody may use these routes, but the metrics are open to all.
-    pub admin_token: Option<Secret>,
-    /// File that holds this credential.
-    pub admin_token_file: Option<PathBuf>,
-    /// The credential with which a gate may ask which sessions were revoked, and nothing else.
-    pub gate_token: Option<Secret>,
-    /// File that holds this credential.
-    pub gate_token_file: Option<PathBuf>,
-}
-
 /// `[bridge]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -169,19 +152,6 @@ pub struct LimitsConfig {
     pub idle_streams: usize,
     /// How often in a row a stream may fail before it halts.
     pub attempts: u32,
-}
-
-impl Default for HttpConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
-            behind_proxy: false,
-            admin_token: None,
-            admin_token_file: None,
-            gate_token: None,
-            gate_token_file: None,
-        }
-    }
 }
 
 impl Default for BridgeConfig {
@@ -359,22 +329,11 @@ impl Config {
         if let Err(message) = self.compatibility.check_bounds() {
             return value("compatibility", message);
         }
-        if self.http.admin_token.is_some() && self.http.admin_token_file.is_some() {
-            return value(
-                "http.admin_token",
-                "expected this or http.admin_token_file, found both".to_owned(),
-            );
-        }
-        if self.http.gate_token.is_some() && self.http.gate_token_file.is_some() {
-            return value(
-                "http.gate_token",
-                "expected this or http.gate_token_file, found both".to_owned(),
-            );
-        }
         if let Some(gate) = &self.gate {
             gate.check()?;
         }
         settings::check(self.issuer.as_ref(), self.sessions.as_ref())?;
+        self.http.check(self.issuer.as_ref())?;
         self.history.check()?;
         let limits = &self.limits;
         for (key, found, least, most) in [

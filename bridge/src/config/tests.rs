@@ -1,4 +1,5 @@
 use super::*;
+use crate::http::Listener;
 
 const FILE: &str = r#"
     [authority]
@@ -23,6 +24,8 @@ const ACCESS: &str = r#"
     public_keys = ["a.pem", "b.pem"]
     [compatibility]
     min_client_build_id = "20260101T000000Z"
+    [http]
+    behind_proxy = "x-forwarded-for"
 "#;
 
 #[test]
@@ -106,6 +109,25 @@ fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
         .iter()
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     Config::load(Some(&path), environment).map_err(|error| error.to_string())
+}
+
+#[test]
+fn only_this_machine_sees_metrics_without_a_credential_and_only_without_a_proxy() {
+    let listeners = |http: &str| load(&format!("{FILE}[http]\n{http}"), &[]).unwrap().http.listeners();
+    let only = |open| Listener::Only { open };
+    for (http, expected) in [
+        ("", only(true)),
+        ("listen = \"[::1]:7070\"", only(true)),
+        ("listen = \"0.0.0.0:7070\"", only(false)),
+        ("listen = \"10.0.0.1:7070\"", only(false)),
+        ("behind_proxy = \"forwarded\"", only(false)),
+        ("admin_token_file = \"admin.token\"", only(false)),
+    ] {
+        assert_eq!(listeners(http)[0].1, expected, "{http}");
+    }
+    let two = listeners("admin_listen = \"127.0.0.1:7073\"");
+    let serves: Vec<_> = two.iter().map(|(address, serves)| (address.port(), *serves)).collect();
+    assert_eq!(serves, [(7070, Listener::Clients), (7073, Listener::Operator)]);
 }
 
 #[test]
@@ -213,6 +235,26 @@ fn an_error_names_what_is_wrong_and_where() {
             "unknown field `authorities`",
         ),
         ("\n[authority".to_owned(), vec![], "bridge.toml:2: expected TOML: "),
+        (
+            format!("{FILE}\n{}", ACCESS.replace("behind_proxy", "#")),
+            vec![],
+            "http.behind_proxy: expected a choice, because the issuer's url is https",
+        ),
+        (
+            format!("{FILE}\n[http]\nconnections = 4095"),
+            vec![],
+            "http.address_connections: expected 255 or less, a sixteenth of http.connections, found 256",
+        ),
+        (
+            format!("{FILE}\n[http]\nconnections = 15"),
+            vec![],
+            "http.connections: expected 16 to 1000000, found 15",
+        ),
+        (
+            format!("{FILE}\n[http]\nbehind_proxy = \"via\""),
+            vec![],
+            "expected false, true, \"x-forwarded-for\" or \"forwarded\"",
+        ),
         (
             format!("{FILE}\n[limits]\ncals = 3"),
             vec![],
@@ -376,7 +418,7 @@ fn no_secret_is_printed() {
     let config = load(&FILE.replace("token_file = \"token\"", "token = \"hunter3\""), &[]).unwrap();
     let secrets = FILE.replace("token_file = \"token\"", "token = \"hunter3\"");
     let issuing = ACCESS.replace("keys_dir = \"keys\"", "key = \"hunter4\"");
-    let issuing = load(&format!("{secrets}{issuing}[http]\nadmin_token = \"hunter5\""), &[]).unwrap();
+    let issuing = load(&format!("{secrets}{issuing}admin_token = \"hunter5\""), &[]).unwrap();
     let printed = format!("{config:?} {issuing:#?} {}", issuing.to_toml());
     assert!(!printed.contains("hunter"), "{printed}");
     assert!(printed.contains("admin_token = \"(secret)\""), "{printed}");
@@ -388,6 +430,7 @@ const GATE: &str = r#"
     database = "lane"
     issuer = "https://lane.example/sync"
     bridge_token = "a-credential-of-the-gate"
+    behind_proxy = true
 "#;
 
 fn load_gate(text: &str) -> Result<GateConfig, String> {
@@ -419,6 +462,10 @@ fn a_gate_needs_its_own_section_and_no_other() {
             "gate.bridge_token_file: expected this or gate.bridge_token, found neither",
         ),
         (GATE.replace("https://", "wss://"), "gate.issuer: expected http://"),
+        (
+            GATE.replace("behind_proxy", "#"),
+            "gate.behind_proxy: expected a choice",
+        ),
         (
             format!("{GATE}\nslow_after_ms = 1"),
             "gate.slow_after_ms: expected 100 to 600000, found 1",

@@ -1,5 +1,5 @@
-//! Serves connections. It limits their number, how long one may be idle, how large its headers may be, and how slowly it may
-//! take an answer.
+//! Serves connections. It limits their number, in all and of one address, how long one may be idle, how large its headers
+//! may be, and how slowly it may take an answer.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
@@ -11,46 +11,46 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use spacetime_sync_doors::asker::Origin;
+use spacetime_sync_doors::sockets::{Sockets, accept};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
-/// The most connections at once. Further ones wait to be accepted.
-const CONNECTIONS: usize = 4_096;
-/// How long a connection may be idle, or take to send the headers of a request.
-const HEADERS_LIMIT: Duration = Duration::from_secs(60);
 /// The largest headers. The largest credential fits.
 const HEADERS_BYTES: usize = 64 * 1024;
 /// If sending an answer takes between this long and twice as long, the server ends the connection. A client of the lane has
-/// given up by then.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
-/// The pause after a failed accept, for example when the process has no file descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// given up by then: it waits 30 s for an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(40);
 
-/// Serves for as long as the process runs.
-pub async fn serve(listener: TcpListener, router: Router) {
-    let turns = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        // Nobody closes the semaphore.
-        let Ok(turn) = turns.clone().acquire_owned().await else {
-            return;
-        };
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let router = router.clone();
-        tokio::spawn(async move {
-            serve_one(stream, peer, router, ANSWER_LIMIT).await;
-            drop(turn);
-        });
-    }
+/// How much a listener bears.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// The most connections at once. Further ones wait to be accepted.
+    pub connections: usize,
+    /// The most connections of one address. Further ones are closed. `None` if all come from one, which is a proxy's.
+    pub address_connections: Option<usize>,
+    /// How long a connection may be idle, or take to send the headers of a request.
+    pub idle: Duration,
 }
 
-async fn serve_one(stream: tokio::net::TcpStream, peer: SocketAddr, router: Router, answer_limit: Duration) {
+/// Serves for as long as the process runs.
+pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds) {
+    let sockets = bounds.address_connections.map(Sockets::new);
+    let serve = |stream, peer: SocketAddr| {
+        let socket = match &sockets {
+            Some(sockets) => Some(sockets.arrive(Origin::of(peer.ip()))?),
+            None => None,
+        };
+        let router = router.clone();
+        Some(async move {
+            serve_one(stream, peer, router, bounds.idle, ANSWER_LIMIT).await;
+            drop(socket);
+        })
+    };
+    accept(listener, bounds.connections, serve).await;
+}
+
+async fn serve_one(stream: TcpStream, peer: SocketAddr, router: Router, idle: Duration, answer_limit: Duration) {
     // Answers are small, and the client waits for each.
     let _ = stream.set_nodelay(true);
     let routes = TowerToHyperService::new(router);
@@ -59,9 +59,9 @@ async fn serve_one(stream: tokio::net::TcpStream, peer: SocketAddr, router: Rout
         request.extensions_mut().insert(ConnectInfo(peer));
         let (response, answering) = (hyper::service::Service::call(&routes, request), answering.clone());
         async move {
-            let unsent = Arc::new(());
-            answering.send_replace(Arc::downgrade(&unsent));
             response.await.map(|response| {
+                let unsent = Arc::new(());
+                answering.send_replace(Arc::downgrade(&unsent));
                 response.map(|body| {
                     body.map_frame(move |frame| {
                         let _unsent = unsent.clone();
@@ -73,7 +73,7 @@ async fn serve_one(stream: tokio::net::TcpStream, peer: SocketAddr, router: Rout
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_LIMIT)
+        .header_read_timeout(idle)
         .max_buf_size(HEADERS_BYTES)
         .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
@@ -110,11 +110,12 @@ async fn overdue(mut answers: watch::Receiver<Weak<()>>, limit: Duration) {
 #[cfg(test)]
 mod tests {
     use axum::routing::get;
-    use tokio::io::AsyncWriteExt as _;
-    use tokio::net::TcpStream;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::time::timeout;
 
     use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
 
     #[tokio::test]
     async fn a_client_that_does_not_take_its_answer_is_cut_off() {
@@ -124,8 +125,37 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         client.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
-        let served = serve_one(stream, peer, router, Duration::from_millis(50));
-        let ended = timeout(Duration::from_secs(20), served).await;
-        assert!(ended.is_ok(), "the connection is still open");
+        let served = serve_one(stream, peer, router, SOON, Duration::from_millis(50));
+        assert!(timeout(SOON, served).await.is_ok(), "the connection is still open");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_is_cut_off_and_an_address_has_few_connections() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let bounds = Bounds {
+            connections: 4,
+            address_connections: Some(2),
+            idle: Duration::from_millis(500),
+        };
+        tokio::spawn(serve(listener, Router::new().route("/", get(async || "here")), bounds));
+        let mut silent = [
+            TcpStream::connect(at).await.unwrap(),
+            TcpStream::connect(at).await.unwrap(),
+        ];
+        let mut further = TcpStream::connect(at).await.unwrap();
+        let mut nothing = Vec::new();
+        for stream in std::iter::once(&mut further).chain(&mut silent) {
+            // One that is closed with something unread ends with an error.
+            let ended = timeout(SOON, stream.read_to_end(&mut nothing)).await;
+            assert!(ended.is_ok() && nothing.is_empty(), "{nothing:?}");
+        }
+        let mut good = TcpStream::connect(at).await.unwrap();
+        good.write_all(b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        good.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("here"), "{answer}");
     }
 }

@@ -116,11 +116,7 @@ async fn the_token_of_the_lane_reads_the_whole_log_in_bounded_pages() {
         (&delivery["max_replay_lag"], &delivery["active_consumers"]),
         (&json!(9_000), &json!(1))
     );
-    let text = send(bridge.http().get(bridge.url("/metrics")), "")
-        .await
-        .text()
-        .await
-        .unwrap();
+    let text = bridge.text("/metrics").await.unwrap();
     assert!(
         text.contains("spacetime_sync_history_served_messages_total 9003\n"),
         "{text}"

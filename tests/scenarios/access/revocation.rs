@@ -195,7 +195,8 @@ async fn a_revocation_is_repeated_until_the_module_has_taken_it() {
 #[tokio::test]
 async fn only_an_admin_may_use_internal_routes() {
     let desk = desk().await;
-    let bridge = desk.bridge(&[]).await.unwrap();
+    let often = ("http.failures_burst", "1000".to_owned());
+    let bridge = desk.bridge(&[often]).await.unwrap();
     let session = desk.session("7", "s1");
     let (client, metrics) = (bridge.http(), "/internal/v1/spacetime/sync/metrics");
     for path in [

@@ -97,15 +97,7 @@ async fn a_session_gets_what_it_asks_for_and_may_read() {
         (&metrics["minted_total"], &metrics["rate_limited_total"]),
         (&json!(1), &json!(0))
     );
-    let text = bridge
-        .http()
-        .get(bridge.url("/metrics"))
-        .send()
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
+    let text = bridge.text("/metrics").await.unwrap();
     assert!(text.contains("spacetime_sync_minted_total 1\n"), "{text}");
 }
 
@@ -449,9 +441,9 @@ async fn too_many_token_requests_are_limited_with_a_time_to_return() {
         assert_eq!(code(&bridge, "x").await.0, 401);
     }
     assert_eq!(code(&bridge, "x").await, (429, "rate_limited".to_owned()));
-    // The limit applies before any credential is checked, so guessing is as slow with a valid credential.
-    assert_eq!(code(&bridge, &desk.session("7", "s3")).await.0, 429);
-    assert_eq!(bridge.metrics().await.unwrap()["rate_limited_total"], 3);
+    // Whoever shares the address with somebody who guesses is heard.
+    assert_eq!(code(&bridge, &desk.session("7", "s3")).await.0, 200);
+    assert_eq!(bridge.metrics().await.unwrap()["rate_limited_total"], 2);
 }
 
 #[tokio::test]
@@ -574,15 +566,7 @@ async fn no_output_contains_a_token_or_key() {
         "/.well-known/jwks.json",
         "/.well-known/openid-configuration",
     ] {
-        said += &bridge
-            .http()
-            .get(bridge.url(path))
-            .send()
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap();
+        said += &bridge.text(path).await.unwrap();
     }
     let environment = desk.environment("127.0.0.1:0", &set);
     let environment: Vec<_> = environment

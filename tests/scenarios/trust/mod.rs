@@ -1,6 +1,7 @@
 //! What somebody who means harm, and stands on the way, cannot do.
 
 mod database;
+mod doors;
 mod gate;
 mod postgres;
 mod row_limit;

@@ -83,6 +83,7 @@ impl Files {
             ("spacetimedb.unpinned", "true".to_owned()),
             ("http.listen", "127.0.0.1:0".to_owned()),
             ("http.admin_token_file", self.path("admin")),
+            ("http.behind_proxy", "false".to_owned()),
             ("issuer.url", "https://lane.example".to_owned()),
             ("issuer.keys_dir", self.path("keys")),
             ("sessions.issuer", "https://app.example".to_owned()),
@@ -99,6 +100,7 @@ impl Files {
             ("spacetimedb_uri", "http://127.0.0.1:9".to_owned()),
             ("database", "lane".to_owned()),
             ("issuer", "https://lane.example".to_owned()),
+            ("behind_proxy", "false".to_owned()),
             ("bridge_token_file", self.path("gate")),
         ];
         environment(&mut keys, "gate.", set)

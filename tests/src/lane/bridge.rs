@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::issuing::ADMIN;
 use crate::process::Process;
 use crate::until;
 
@@ -29,13 +30,19 @@ impl Bridge {
 
     /// The status (whether it is a success) and the JSON body at a path such as `/healthz`.
     pub async fn ask(&self, path: &str) -> anyhow::Result<(bool, Value)> {
-        let response = reqwest::get(format!("{}{path}", self.http)).await?;
+        let response = self.get(path).await?;
         Ok((response.status().is_success(), response.json().await?))
     }
 
     /// The text at a path.
     pub async fn text(&self, path: &str) -> anyhow::Result<String> {
-        Ok(reqwest::get(format!("{}{path}", self.http)).await?.text().await?)
+        Ok(self.get(path).await?.text().await?)
+    }
+
+    /// Asks as the operator. A bridge without an admin credential tells everybody on its machine the same.
+    async fn get(&self, path: &str) -> reqwest::Result<reqwest::Response> {
+        let request = reqwest::Client::new().get(format!("{}{path}", self.http));
+        request.bearer_auth(ADMIN).send().await
     }
 
     /// Waits until an answer satisfies the condition.

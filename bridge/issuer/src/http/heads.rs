@@ -10,7 +10,7 @@ use spacetime_sync_proto::heads::{Heads, HeadsRequest};
 use spacetime_sync_proto::{RefusalCode, limit};
 
 use super::Desk;
-use super::history::{reader, told};
+use super::history::{reader, told, turn_of};
 use crate::denial::Denial;
 use crate::json::object;
 
@@ -34,7 +34,7 @@ pub(super) async fn heads(
         }
         // A stream that the token does not cover is missing in the answer, as one that does not exist is.
         streams.retain(|stream_id| reader.may_read(stream_id).is_ok());
-        let turn = desk.histories.turn().await?;
+        let turn = turn_of(&desk.histories, &reader).await?;
         let heads = desk.histories.heads(&turn, &streams).await?;
         Ok(Json(Heads { heads }).into_response())
     };

@@ -16,12 +16,12 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
+use spacetime_sync_doors::asker::asker;
 use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, PROTOBUF, Snapshot};
 use spacetime_sync_proto::{ChainHash, Frame, RefusalCode, Seq, StreamId};
 
 use super::Desk;
 use super::refusal::{incompatible, refuse};
-use super::token::asker;
 use crate::denial::Denial;
 use crate::history::{Cursor, Histories, NoPage, Turn};
 use crate::reader::{NoReader, Reader};
@@ -48,9 +48,9 @@ pub(super) async fn events(
     uri: Uri,
 ) -> Response {
     let answer = async {
-        let (histories, stream_id) = admitted(desk.as_deref(), peer, &stream_id, &sent).await?;
+        let (histories, reader, stream_id) = admitted(desk.as_deref(), peer, &stream_id, &sent).await?;
         let (cursor, most) = read(&uri)?;
-        let turn = histories.turn().await?;
+        let turn = turn_of(histories, &reader).await?;
         match histories.page(&turn, &stream_id, cursor, most).await {
             Ok(page) if wants_json(&sent) => Ok(json(turn, &readable(&page)?)),
             Ok(page) => Ok(protobuf(turn, page.encode())),
@@ -68,8 +68,8 @@ pub(super) async fn snapshot(
     sent: HeaderMap,
 ) -> Response {
     let answer = async {
-        let (histories, stream_id) = admitted(desk.as_deref(), peer, &stream_id, &sent).await?;
-        let turn = histories.turn().await?;
+        let (histories, reader, stream_id) = admitted(desk.as_deref(), peer, &stream_id, &sent).await?;
+        let turn = turn_of(histories, &reader).await?;
         let snapshot = histories.snapshot(&turn, &stream_id).await?;
         if wants_json(&sent) {
             return Ok(json(turn, &readable_document(&snapshot)));
@@ -85,14 +85,14 @@ async fn admitted<'a>(
     peer: SocketAddr,
     stream_id: &str,
     sent: &HeaderMap,
-) -> Result<(&'a Histories, StreamId), NoReader> {
+) -> Result<(&'a Histories, Reader, StreamId), NoReader> {
     let (reader, desk) = reader(desk, peer, sent).await?;
     let stream_id = StreamId::new(stream_id)
         .map_err(|error| Denial::new(RefusalCode::InvalidArgument, format!("the stream's name: {error}")))?;
     reader
         .may_read(&stream_id)
         .map_err(|denial| desk.issuer.counted(denial))?;
-    Ok((&desk.histories, stream_id))
+    Ok((&desk.histories, reader, stream_id))
 }
 
 /// Checks who asks, how often, and whether the session still exists.
@@ -106,12 +106,18 @@ pub(super) async fn reader<'a>(
     };
     let (issuer, histories) = (&desk.issuer, &desk.histories);
     let authorization = sent.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let asker = asker(sent, peer.ip(), desk.behind_proxy);
-    let reader = issuer.reader(authorization, asker)?;
+    let asker = asker(sent, peer.ip(), desk.proxy);
+    let reader = issuer.reader(authorization, &asker.origin)?;
     let session_id = &reader.session().session_id;
     histories.admit(session_id).map_err(|denial| issuer.counted(denial))?;
     issuer.lasts(&reader, histories.authority()?).await?;
     Ok((reader, desk))
+}
+
+/// Waits for a turn of a reader.
+pub(super) async fn turn_of(histories: &Histories, reader: &Reader) -> Result<Turn, Denial> {
+    let session = reader.session();
+    histories.turn(&session.session_id, &session.user_id).await
 }
 
 pub(super) fn told(refused: NoReader) -> Response {
@@ -216,6 +222,7 @@ fn readable_document(snapshot: &Snapshot) -> Value {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt as _;
+    use spacetime_sync_proto::Label;
 
     use super::*;
     use crate::settings::HistoryConfig;
@@ -257,17 +264,51 @@ mod tests {
 
     #[tokio::test]
     async fn a_turn_lasts_until_the_last_byte_of_its_answer_is_dropped() {
-        let config = HistoryConfig {
-            requests: 1,
-            ..HistoryConfig::default()
-        };
-        let histories = Histories::new(&config, 1_000);
-        let answer = held(histories.turn().await.unwrap(), Bytes::from_static(b"answer"));
+        let histories = histories(1);
+        let [first, second] = ["s", "t"].map(label);
+        let turn = histories.turn(&first, &first).await.unwrap();
+        let answer = held(turn, Bytes::from_static(b"answer"));
         let unsent = answer.slice(5..);
         drop(answer);
-        assert!(histories.turn().now_or_never().is_none());
+        assert!(histories.turn(&second, &second).now_or_never().is_none());
         drop(unsent);
-        assert!(histories.turn().now_or_never().is_some());
+        assert!(histories.turn(&second, &second).now_or_never().is_some());
+    }
+
+    fn histories(requests: usize) -> Histories {
+        let config = HistoryConfig {
+            requests,
+            ..HistoryConfig::default()
+        };
+        Histories::new(&config, 1_000)
+    }
+
+    fn label(text: &str) -> Label {
+        Label::new(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_session_holds_a_quarter_of_the_turns_and_one_user_half_and_neither_waits_for_more() {
+        let (histories, user) = (histories(8), label("u"));
+        let [greedy, another, third] = ["s", "t", "v"].map(label);
+        let turn = |session_id| histories.turn(session_id, &user);
+        let now = |session_id| turn(session_id).now_or_never().map(Result::unwrap);
+        let mut held = Vec::from([&greedy, &greedy].map(now));
+        assert!(held.iter().all(Option::is_some) && now(&greedy).is_none());
+        held.extend([&another, &another].map(now));
+        assert!(held.iter().all(Option::is_some) && now(&third).is_none());
+        let wanting = (0..100).flat_map(|_| [&greedy, &third]);
+        let mut waiting: Vec<_> = wanting.map(|one| Box::pin(turn(one))).collect();
+        assert!(waiting.iter_mut().all(|turn| turn.now_or_never().is_none()));
+        let others = ["a", "b", "c", "d", "e"].map(label);
+        let other = |number: usize| histories.turn(&others[number], &others[number]).now_or_never();
+        let mut of_others: Vec<_> = (0..4).map(other).collect();
+        assert!(of_others.iter().all(Option::is_some) && other(4).is_none());
+        of_others.pop();
+        assert!(other(4).is_some());
+        drop(waiting);
+        held.pop();
+        assert!(now(&third).is_some());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
+use spacetime_sync_doors::asker::Proxy;
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH, REVOKED_PATH, TOKEN_PATH};
 use spacetime_sync_proto::heads::HEADS_PATH;
@@ -39,12 +40,11 @@ pub struct Desk {
     pub messenger: Messenger,
     /// Takes the streams about which SpacetimeDB contradicts the authority, as clients report.
     pub reports: mpsc::Sender<StreamId>,
-    /// Whether every request comes through the operator's proxy, which names the client's address.
-    pub behind_proxy: bool,
+    /// Whether every request comes through the operator's proxy, and in which header it names the client.
+    pub proxy: Proxy,
 }
 
-/// The routes. Without a desk they answer that this bridge issues no tokens. The caller must guard the routes
-/// of revocations.
+/// The routes for clients. Without a desk they answer that this bridge issues no tokens.
 pub fn router(desk: Option<Arc<Desk>>) -> Router {
     let log = Router::new()
         .route(history::EVENTS_PATH, get(history::events))
@@ -55,13 +55,19 @@ pub fn router(desk: Option<Arc<Desk>>) -> Router {
         .route(discovery::DOCUMENT_PATH, get(discovery::document))
         .route(discovery::KEYS_PATH, get(discovery::keys))
         .route(HEADS_PATH, post(heads::heads).fallback(no_such_method))
-        .route(TOKEN_PATH, post(token::token).fallback(no_such_method))
-        .route(REVOKE_PATH, post(revocation::revoke).fallback(no_such_method))
-        .route(REVOKED_PATH, get(revocation::revoked));
+        .route(TOKEN_PATH, post(token::token).fallback(no_such_method));
     for route in RETIRED_ROUTES {
         router = router.route(route, any(not_found));
     }
     router.with_state(desk)
+}
+
+/// The routes of revocations, for admins and gates: the caller must guard them.
+pub fn internal_router(desk: Option<Arc<Desk>>) -> Router {
+    Router::new()
+        .route(REVOKE_PATH, post(revocation::revoke).fallback(no_such_method))
+        .route(REVOKED_PATH, get(revocation::revoked))
+        .with_state(desk)
 }
 
 async fn no_such_method(State(_): State<Option<Arc<Desk>>>) -> Response {

@@ -10,12 +10,12 @@ use axum::response::{IntoResponse, Json, Response};
 use serde::Deserialize;
 use serde_json::json;
 use spacetime_sync_authority::Actor;
+use spacetime_sync_doors::asker::asker;
 use spacetime_sync_proto::access::SyncClaims;
 use spacetime_sync_proto::{Label, RefusalCode};
 
 use super::Desk;
 use super::refusal::refuse;
-use super::token::asker;
 use crate::denial::Denial;
 use crate::json::object;
 use crate::revocation::{AT_MOST, REASON_BYTES, Revoked, Whom};
@@ -49,7 +49,7 @@ pub(super) async fn revoke(
         Ok(revocation) => revocation,
         Err(denial) => return refuse(&denial),
     };
-    let admin = Actor::admin(asker(&sent, peer.ip(), desk.behind_proxy));
+    let admin = Actor::admin(asker(&sent, peer.ip(), desk.proxy).address);
     // Runs in a task of its own, so that a revocation that has begun is carried out even if the admin hangs up.
     let revoked = tokio::spawn(async move { desk.issuer.revoke(&desk.messenger, whom, &reason, &admin).await });
     let unknown = |_| Err(Denial::unavailable("the revocation was interrupted; ask again"));

@@ -1,15 +1,16 @@
 //! `POST /api/sync/token`.
 //!
-//! The order of the checks is part of the contract: which client asks, how often its address failed, who asks and how
-//! often, what they ask for, and what of it they may have.
+//! The order of the checks is part of the contract: which client asks, how much of its address is checked, who asks and
+//! how often, what they ask for, and what of it they may have.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Json, Response};
+use spacetime_sync_doors::asker::asker;
 use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::access::{ClientVersion, Compatibility, TokenRequest, headers};
 
@@ -20,8 +21,6 @@ use crate::json::object;
 
 /// The kind of a client that does not name it.
 const UNKNOWN_SURFACE: &str = "unknown";
-/// The header in which a proxy names the client's address.
-const FORWARDED_FOR: &str = "x-forwarded-for";
 /// Longest value of one of the client's headers that is read.
 const HEADER_BYTES: usize = 128;
 
@@ -41,27 +40,16 @@ pub(super) async fn token(
     }
     let answer = async {
         let authorization = parts.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-        let address = asker(&parts.headers, peer.ip(), desk.behind_proxy);
-        let session = issuer.authenticate(authorization, address).await?;
+        let asker = asker(&parts.headers, peer.ip(), desk.proxy);
+        let session = issuer.authenticate(authorization, &asker.origin).await?;
         issuer.admit(&session)?;
         let request = read(body).await?;
-        issuer.token(&session, &client, &request, address).await
+        issuer.token(&session, &client, &request, asker.address).await
     };
     match answer.await {
         Ok(token) => Json(token).into_response(),
         Err(denial) => refuse(&denial),
     }
-}
-
-/// The address that asks. The operator's proxy appends it to the header as the last one; anybody can write the earlier
-/// ones.
-pub(super) fn asker(sent: &HeaderMap, peer: IpAddr, behind_proxy: bool) -> IpAddr {
-    if !behind_proxy {
-        return peer;
-    }
-    let last = sent.get_all(FORWARDED_FOR).iter().next_back();
-    let last = last.and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
-    last.unwrap_or(peer)
 }
 
 /// What a client says about itself. A header that is missing, doubled or not text becomes a value that is not
@@ -121,24 +109,6 @@ mod tests {
             sent.append(*name, HeaderValue::from_str(value).unwrap());
         }
         client(&sent, &Compatibility::default())
-    }
-
-    #[test]
-    fn the_address_is_the_peers_or_the_last_one_that_the_operators_proxy_names() {
-        let peer: IpAddr = "10.0.0.1".parse().unwrap();
-        let of = |values: &[&str], behind_proxy| {
-            let mut sent = HeaderMap::new();
-            for value in values {
-                sent.append(FORWARDED_FOR, HeaderValue::from_str(value).unwrap());
-            }
-            asker(&sent, peer, behind_proxy).to_string()
-        };
-        assert_eq!(of(&["1.2.3.4"], false), "10.0.0.1");
-        assert_eq!(of(&["1.2.3.4"], true), "1.2.3.4");
-        assert_eq!(of(&["6.6.6.6, 1.2.3.4"], true), "1.2.3.4");
-        assert_eq!(of(&["6.6.6.6", "1.2.3.4"], true), "1.2.3.4");
-        assert_eq!(of(&["6.6.6.6, x"], true), "10.0.0.1");
-        assert_eq!(of(&[], true), "10.0.0.1");
     }
 
     #[test]

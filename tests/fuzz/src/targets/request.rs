@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use axum::Router;
@@ -16,8 +16,9 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use serde_json::json;
 use spacetime_sync_bridge::config::Config;
-use spacetime_sync_bridge::http::{AdminToken, Side, router};
+use spacetime_sync_bridge::http::{AdminToken, Admins, Listener, Side, router};
 use spacetime_sync_bridge::status::Status;
+use spacetime_sync_doors::quota::Rate;
 use spacetime_sync_issuer::history::Histories;
 use spacetime_sync_issuer::http::Desk;
 use spacetime_sync_issuer::policy::Wanted;
@@ -101,16 +102,22 @@ impl Requests {
             histories: Arc::new(Histories::new(&config.history, config.limits.frame_bytes)),
             messenger,
             reports: tokio::sync::mpsc::channel(1).0,
-            behind_proxy: true,
+            proxy: config.http.proxy(),
         };
         let side = Side {
             status: Arc::new(Status::new(Duration::from_secs(10))),
             desk: Some(Arc::new(desk)),
-            admin: Some(AdminToken::new(&Secret::from(ADMIN.to_owned()))),
-            gate: None,
+            admins: Arc::new(Admins::new(
+                Some(AdminToken::new(&Secret::from(ADMIN.to_owned()))),
+                None,
+                Rate::per_second(1_000_000, 1_000_000),
+                Instant::now(),
+            )),
+            proxy: config.http.proxy(),
         };
+        let listener = Listener::Only { open: false };
         Ok(Self {
-            router: router(side),
+            router: router(&Arc::new(side), listener),
             runtime: tokio::runtime::Builder::new_current_thread().enable_time().build()?,
             signed: token::signed_messages()?,
             _folder: folder,
@@ -139,11 +146,15 @@ url = "postgres://nobody@127.0.0.1:1/none"
 uri = "http://127.0.0.1:1"
 database = "lane"
 unpinned = true
+[http]
+behind_proxy = true
 [issuer]
 url = "{ISSUER}"
 key = "{key}"
 session_per_minute = 1000000
 session_burst = 1000000
+checks_per_second = 1000000
+checks_burst = 1000000
 failures_per_minute = 1000000
 failures_burst = 1000000
 [sessions]
@@ -209,13 +220,23 @@ impl Target for Requests {
         {
             ensure!(!text.contains(secret), "the answer reveals the credential");
         }
-        let internal = path == "/internal" || path.starts_with("/internal/");
+        let internal = path == "/internal" || path.starts_with("/internal/") || path == "/metrics";
         if internal && credential.as_deref().is_none_or(|value| !is_admin(value)) {
             ensure!(
                 status == StatusCode::UNAUTHORIZED,
                 "{path} answers {status} to a request without the admin's credential"
             );
             return Ok(Verdict::Refused);
+        }
+        if ["/healthz", "/readyz"].contains(&path.as_str())
+            && credential.as_deref().is_none_or(|value| !is_admin(value))
+        {
+            ensure!(
+                answer.len() < 200 && !text.contains("problems"),
+                "{path} tells a stranger {text}"
+            );
+            let refused = [StatusCode::UNAUTHORIZED, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+            ensure!(!refused, "{path} answers {status}");
         }
         if method != Method::POST || (path != TOKEN_PATH && path != REVOKE_PATH) {
             return Ok(Verdict::taken(status == StatusCode::OK));

@@ -197,6 +197,7 @@ impl Verifier {
         let Some(answer) = self.verifier.verify(token, NOW).now_or_never() else {
             bail!("verifying waits, though the keys are fixed");
         };
+        let answer = answer.map_err(|refused| refused.denial);
         if let Err(denial) = &answer {
             let known = matches!(
                 denial.code,

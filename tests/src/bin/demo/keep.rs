@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::follower::Follower;
+use spacetime_sync_tests::issuing::ADMIN;
 use spacetime_sync_tests::lane::{Bridge, Lane};
 use spacetime_sync_tests::process::built;
 
@@ -36,7 +37,7 @@ impl Commands {
                 client.token_file().display(),
                 client.store().display()
             ),
-            health: format!("curl {}/healthz", bridge.url()),
+            health: format!("curl -H 'Authorization: Bearer {ADMIN}' {}/healthz", bridge.url()),
             stop: format!("kill {}", std::process::id()),
         }
     }

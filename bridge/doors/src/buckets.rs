@@ -1,31 +1,16 @@
-//! Token buckets, which bound how often somebody may do something. Time is an argument.
+//! One bucket for each of many who do something. Time is an argument.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::quota::{Bucket, Rate};
+
 /// Most keys that have a bucket of their own.
 const KEYS: usize = 100_000;
 /// The shortest time between two searches for full buckets, which make room when there are too many keys.
 const SWEEP: Duration = Duration::from_secs(1);
-
-/// How often something may happen, on average and at once.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rate {
-    per_second: f64,
-    burst: f64,
-}
-
-impl Rate {
-    /// `count` a minute on average, and `burst` at once.
-    pub fn per_minute(count: u32, burst: u32) -> Self {
-        Self {
-            per_second: f64::from(count.max(1)) / 60.0,
-            burst: f64::from(burst.max(1)),
-        }
-    }
-}
 
 /// One bucket for each key. When there are too many keys, further ones share one bucket: no bucket is forgotten before
 /// it is full again.
@@ -43,27 +28,6 @@ struct State<K> {
     swept: Instant,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    left: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn refill(&mut self, rate: Rate, now: Instant) {
-        let since = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = (self.left + since * rate.per_second).min(rate.burst);
-        self.at = self.at.max(now);
-    }
-
-    fn wait(&self, rate: Rate) -> Result<(), Duration> {
-        if self.left >= 1.0 {
-            return Ok(());
-        }
-        Err(Duration::from_secs_f64((1.0 - self.left) / rate.per_second))
-    }
-}
-
 impl<K: Eq + Hash> Buckets<K> {
     /// Every bucket is full at the beginning.
     pub fn new(rate: Rate, now: Instant) -> Self {
@@ -71,16 +35,12 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 
     fn bounded(rate: Rate, most: usize, now: Instant) -> Self {
-        let rest = Bucket {
-            left: rate.burst,
-            at: now,
-        };
         Self {
             rate,
             most,
             state: Mutex::new(State {
                 buckets: HashMap::new(),
-                rest,
+                rest: Bucket::new(now),
                 swept: now,
             }),
         }
@@ -88,48 +48,36 @@ impl<K: Eq + Hash> Buckets<K> {
 
     /// Takes one token, or returns how long it takes until there is one.
     pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
-        self.with(key, now, |bucket, rate| {
-            bucket.wait(rate)?;
-            bucket.left -= 1.0;
-            Ok(())
-        })
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *state;
+        let is_full = |state: &State<K>| state.buckets.len() >= self.most && !state.buckets.contains_key(&key);
+        if is_full(state) && now.saturating_duration_since(state.swept) >= SWEEP {
+            state.swept = now;
+            state.buckets.retain(|_, bucket| !bucket.is_full(now));
+        }
+        let bucket = if is_full(state) {
+            &mut state.rest
+        } else {
+            state.buckets.entry(key).or_insert(Bucket::new(now))
+        };
+        bucket.take(self.rate, now)
+    }
+
+    /// Puts a token back that was taken.
+    pub fn give_back(&self, key: &K) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *state;
+        // Whose bucket is gone had a full one, or one in common.
+        let bucket = state.buckets.get_mut(key).unwrap_or(&mut state.rest);
+        bucket.give_back(self.rate);
     }
 
     /// Answers as [`Buckets::take`] would, but takes nothing and remembers no key.
     pub fn peek(&self, key: &K, now: Instant) -> Result<(), Duration> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let rest = (state.buckets.len() >= self.most).then_some(&state.rest);
-        let Some(mut bucket) = state.buckets.get(key).or(rest).copied() else {
-            return Ok(());
-        };
-        bucket.refill(self.rate, now);
-        bucket.wait(self.rate)
-    }
-
-    fn with<T>(&self, key: K, now: Instant, act: impl FnOnce(&mut Bucket, Rate) -> T) -> T {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let rate = self.rate;
-        let state = &mut *state;
-        if state.buckets.len() >= self.most
-            && !state.buckets.contains_key(&key)
-            && now.saturating_duration_since(state.swept) >= SWEEP
-        {
-            state.swept = now;
-            state.buckets.retain(|_, bucket| {
-                bucket.refill(rate, now);
-                bucket.left < rate.burst
-            });
-        }
-        let bucket = if state.buckets.len() >= self.most && !state.buckets.contains_key(&key) {
-            &mut state.rest
-        } else {
-            state.buckets.entry(key).or_insert(Bucket {
-                left: rate.burst,
-                at: now,
-            })
-        };
-        bucket.refill(rate, now);
-        act(bucket, rate)
+        let bucket = state.buckets.get(key).or(rest);
+        bucket.map_or(Ok(()), |bucket| bucket.has(self.rate, now))
     }
 }
 
@@ -161,6 +109,16 @@ mod tests {
         assert_eq!(buckets.take("a", start), Ok(()));
         assert_eq!(buckets.peek(&"a", start), Err(SECOND));
         assert_eq!(buckets.peek(&"a", start + SECOND), Ok(()));
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again() {
+        let start = Instant::now();
+        let buckets = Buckets::new(Rate::per_minute(60, 1), start);
+        assert_eq!(buckets.take("a", start), Ok(()));
+        buckets.give_back(&"a");
+        assert_eq!(buckets.take("a", start), Ok(()));
+        assert_eq!(buckets.take("a", start), Err(SECOND));
     }
 
     #[test]

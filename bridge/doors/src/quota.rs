@@ -2,13 +2,30 @@
 
 use std::time::{Duration, Instant};
 
-/// A rate, and how much of it at once.
+/// A rate, and how much of it at once, after a rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// How often, in one second.
-    pub per_second: u32,
-    /// How many at once, after a rest.
-    pub burst: u32,
+    each: Duration,
+    burst: u32,
+}
+
+impl Rate {
+    /// So many in a second, and so many at once.
+    pub fn per_second(count: u32, burst: u32) -> Self {
+        Self::within(Duration::from_secs(1), count, burst)
+    }
+
+    /// So many in a minute, and so many at once.
+    pub fn per_minute(count: u32, burst: u32) -> Self {
+        Self::within(Duration::from_secs(60), count, burst)
+    }
+
+    fn within(time: Duration, count: u32, burst: u32) -> Self {
+        Self {
+            each: time / count.max(1),
+            burst: burst.max(1),
+        }
+    }
 }
 
 /// A bucket of tokens, which refills at a rate. It holds nothing but a time: when it will be full again.
@@ -25,9 +42,8 @@ impl Bucket {
 
     /// Takes a token, even one that is not there yet, and says from when it may be used.
     pub fn reserve(&mut self, rate: Rate, now: Instant) -> Instant {
-        let each = each(rate);
-        self.full_at = self.full_at.max(now) + each;
-        let room = each.saturating_mul(rate.burst.max(1));
+        self.full_at = self.full_at.max(now) + rate.each;
+        let room = rate.each.saturating_mul(rate.burst);
         self.full_at.checked_sub(room).map_or(now, |free| free.max(now))
     }
 
@@ -50,7 +66,7 @@ impl Bucket {
 
     /// Puts a token back that was taken.
     pub fn give_back(&mut self, rate: Rate) {
-        self.full_at = self.full_at.checked_sub(each(rate)).unwrap_or(self.full_at);
+        self.full_at = self.full_at.checked_sub(rate.each).unwrap_or(self.full_at);
     }
 
     /// Whether it is full, so that forgetting it changes nothing.
@@ -59,16 +75,12 @@ impl Bucket {
     }
 }
 
-fn each(rate: Rate) -> Duration {
-    Duration::from_secs(1) / rate.per_second.max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const RATE: Rate = Rate {
-        per_second: 10,
+        each: Duration::from_millis(100),
         burst: 3,
     };
 
