@@ -23,6 +23,7 @@ use crate::talk::history::Source;
 pub struct SyncClient {
     status: watch::Receiver<Status>,
     wishes: watch::Sender<PresenceWishes>,
+    may_serve: bool,
     presences: watch::Sender<Presences>,
     stop: oneshot::Sender<()>,
     runner: JoinHandle<()>,
@@ -61,6 +62,7 @@ impl SyncClient {
         let session = Session::new(Settings::of(&config), bounded.collect(), rand::random(), now);
         let (stop, stopped) = oneshot::channel();
         let (wishes, wished) = watch::channel(PresenceWishes::default());
+        let may_serve = config.serves;
         let presences = watch::Sender::new(Presences::new());
         let status = watch::Sender::new(session.status());
         let watched = status.subscribe();
@@ -68,6 +70,7 @@ impl SyncClient {
         Ok(Self {
             status: watched,
             wishes,
+            may_serve,
             presences,
             stop,
             runner: runtime.spawn(runner.run(stopped, wished)),
@@ -85,6 +88,7 @@ impl SyncClient {
     pub fn presence(&self, presence: Presence) -> Result<PresenceHandle, PresenceError> {
         let handle = PresenceHandle {
             wishes: self.wishes.clone(),
+            may_serve: self.may_serve,
         };
         handle.update(presence)?;
         Ok(handle)

@@ -44,6 +44,9 @@ pub struct ClientConfig {
     pub surface: String,
     /// The streams to follow, each once.
     pub streams: Vec<StreamId>,
+    /// Whether its presence may list streams that a node serves. The client asks for a scope for that, and gets it if the
+    /// authority's policy names its user.
+    pub serves: bool,
     /// Whether to read only what is durable.
     pub reads: Reads,
     /// Whether SpacetimeDB compresses large messages. Worth it over a network, not on one machine.
@@ -122,6 +125,7 @@ impl ClientConfig {
             client_build_id: DEFAULT_BUILD_ID.to_owned(),
             surface: DEFAULT_SURFACE.to_owned(),
             streams,
+            serves: false,
             reads: Reads::Confirmed,
             compression: false,
             seal_keys: Vec::new(),
@@ -220,6 +224,7 @@ impl fmt::Debug for ClientConfig {
             .field("client_build_id", &self.client_build_id)
             .field("surface", &self.surface)
             .field("streams", &self.streams)
+            .field("serves", &self.serves)
             .field("reads", &self.reads)
             .field("compression", &self.compression)
             .field("seal_keys", &self.seal_keys)

@@ -18,7 +18,8 @@ pub struct Presence {
     pub status: PresenceStatus,
     /// The region of the node; may be empty.
     pub region: String,
-    /// The streams that it serves: sessions that may read one of them see it.
+    /// The streams that it serves: sessions that may read one of them see it. Needs
+    /// [`ClientConfig::serves`](crate::ClientConfig::serves).
     pub serves: Vec<StreamId>,
 }
 
@@ -114,10 +115,13 @@ impl Presence {
         }
     }
 
-    pub(crate) fn check(&self) -> Result<(), PresenceError> {
+    pub(crate) fn check(&self, may_serve: bool) -> Result<(), PresenceError> {
         Label::check(&self.node_id).map_err(PresenceError::NodeId)?;
         if !self.region.is_empty() {
             Label::check(&self.region).map_err(PresenceError::Region)?;
+        }
+        if !self.serves.is_empty() && !may_serve {
+            return Err(PresenceError::MayNotServe);
         }
         if self.serves.len() > limit::PRESENCE_SERVES {
             return Err(PresenceError::Serves {
@@ -150,12 +154,13 @@ pub(crate) struct PresenceWishes {
 #[derive(Debug)]
 pub struct PresenceHandle {
     pub(crate) wishes: watch::Sender<PresenceWishes>,
+    pub(crate) may_serve: bool,
 }
 
 impl PresenceHandle {
     /// Announces something else from now on.
     pub fn update(&self, presence: Presence) -> Result<(), PresenceError> {
-        presence.check()?;
+        presence.check(self.may_serve)?;
         self.wishes.send_modify(|wishes| wishes.said = Some(presence));
         Ok(())
     }
@@ -172,21 +177,24 @@ mod tests {
 
     #[test]
     fn a_presence_that_the_module_would_refuse_is_refused_here() {
-        assert_eq!(Presence::online("n").check(), Ok(()));
+        assert_eq!(Presence::online("n").check(false), Ok(()));
         let long = "x".repeat(limit::NAME_BYTES + 1);
         for wrong in ["", "a\nb", &long] {
-            let node = Presence::online(wrong).check();
+            let node = Presence::online(wrong).check(true);
             assert!(matches!(node, Err(PresenceError::NodeId(_))), "{wrong:?}");
         }
         let region = Presence {
             region: long,
             ..Presence::online("n")
         };
-        assert!(matches!(region.check(), Err(PresenceError::Region(_))));
-        let serves = Presence {
-            serves: vec![StreamId::new("a").unwrap(); limit::PRESENCE_SERVES + 1],
+        assert!(matches!(region.check(true), Err(PresenceError::Region(_))));
+        let serves = |count: usize| Presence {
+            serves: vec![StreamId::new("a").unwrap(); count],
             ..Presence::online("n")
         };
-        assert_eq!(serves.check(), Err(PresenceError::Serves { found: 17 }));
+        let most = limit::PRESENCE_SERVES;
+        assert_eq!(serves(most).check(true), Ok(()));
+        assert_eq!(serves(most + 1).check(true), Err(PresenceError::Serves { found: 17 }));
+        assert_eq!(serves(1).check(false), Err(PresenceError::MayNotServe));
     }
 }

@@ -328,7 +328,8 @@ impl SyncSession {
         self.scopes.iter().filter_map(|scope| scope.parse().ok()).collect()
     }
 
-    fn may(&self, scope: Scope) -> Result<(), Refused> {
+    /// Whether its token has this scope.
+    pub fn may(&self, scope: Scope) -> Result<(), Refused> {
         if self.scopes.iter().any(|held| held == scope.as_str()) {
             Ok(())
         } else {

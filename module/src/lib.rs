@@ -13,4 +13,5 @@ pub mod tables;
 
 mod access;
 mod log_access;
+mod quota;
 mod refuse;

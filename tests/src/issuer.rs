@@ -55,7 +55,7 @@ impl Issuer {
             "iss": self.url, "aud": AUDIENCE, "sub": format!("user:{user}/session:{session}"),
             "iat": now, "nbf": now, "exp": now + 300, "jti": format!("sync_{token}"),
             "oa_user_id": user, "oa_session_id": session, "oa_device_id": format!("device-of-{session}"),
-            "oa_sync_scopes": ["sync.subscribe", "sync.checkpoint.write", "runtime.run_events"],
+            "oa_sync_scopes": ["sync.subscribe", "sync.checkpoint.write", "sync.presence.serve", "runtime.run_events"],
             "oa_sync_topics": [], "oa_sync_streams": streams, "oa_claims_version": CLAIMS_VERSION,
             "oa_client_surface": "desktop", "oa_client_build_id": BUILD,
             "oa_protocol_version": PROTOCOL, "oa_schema_version": SCHEMA_VERSION,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use spacetime_sync_proto::access::StreamPattern;
+use spacetime_sync_proto::access::{Scope, StreamPattern};
 use spacetime_sync_proto::{Label, limit};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -33,6 +33,8 @@ pub struct Access {
     pub session: Option<BoundSession>,
     /// What the subject may read, as far as it overlaps with what the question asks for.
     pub allowed: Vec<StreamPattern>,
+    /// Those scopes that the subject may have although [not everybody](Scope::needs_policy) gets them.
+    pub scopes: Vec<Scope>,
 }
 
 /// A session that the authority knows.
@@ -89,7 +91,10 @@ impl Authority {
                            where o.org_id = $8
                              and o.stream_id > r.low collate \"C\" and o.stream_id < r.high collate \"C\"
                            order by o.stream_id limit $9) ranged
-                       ) as streams
+                       ) as streams,
+                       array(
+                         select p.scope from runtime.sync_scope_policy p where p.principal = any($2)
+                       ) as scopes
                      from (values ($1::text)) as asked(session_id)
                      left join runtime.sync_sessions s on s.session_id = asked.session_id collate \"C\"",
                 )
@@ -114,9 +119,11 @@ impl Authority {
                 // A text that is not a pattern grants nothing. The tables' checks keep such texts out.
                 let allowed = patterns.iter().chain(&streams);
                 let allowed = allowed.filter_map(|text| StreamPattern::new(text).ok());
+                let scopes: Vec<String> = row.try_get("scopes")?;
                 Ok(Access {
                     session,
                     allowed: allowed.collect(),
+                    scopes: scopes.iter().filter_map(|name| name.parse().ok()).collect(),
                 })
             })
             .await

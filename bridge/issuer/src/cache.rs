@@ -114,6 +114,7 @@ mod tests {
         Arc::new(Access {
             session: None,
             allowed: vec![],
+            scopes: vec![],
         })
     }
 

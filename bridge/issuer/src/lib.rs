@@ -292,7 +292,7 @@ impl Issuer {
         if let Some(known) = &access.session {
             bound(known, session, &device_id)?;
         }
-        let granted = wanted.grant(&access.allowed)?;
+        let granted = wanted.grant(&access.allowed, &access.scopes)?;
         if access.session.as_ref().is_none_or(|known| known.bound_to.is_none()) {
             let (authority, user_id) = (self.authority()?, &session.user_id);
             let known = self
@@ -302,7 +302,7 @@ impl Issuer {
             if let Some(epoch) = epoch {
                 let access = Access {
                     session: Some(known),
-                    allowed: access.allowed.clone(),
+                    ..(*access).clone()
                 };
                 self.cache.put(epoch, question, Arc::new(access), asked_at);
             }

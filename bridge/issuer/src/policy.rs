@@ -84,8 +84,9 @@ impl Wanted {
         })
     }
 
-    /// The part of the request that a session which may read `allowed` gets.
-    pub fn grant(&self, allowed: &[StreamPattern]) -> Result<Granted, Denial> {
+    /// The part of the request that a session gets which may read `allowed`, and may have the `scopes` that not everybody
+    /// gets.
+    pub fn grant(&self, allowed: &[StreamPattern], scopes: &[Scope]) -> Result<Granted, Denial> {
         let both = StreamPattern::intersection(&self.streams, allowed);
         let in_scope = both.into_iter().filter(|pattern| match pattern {
             // A prefix covers streams of many kinds. The module checks the scope of each when it is read.
@@ -113,8 +114,9 @@ impl Wanted {
             self.has_scope_of(stream_id) && streams.iter().any(|pattern| pattern.matches(stream_id))
         };
         let topics = self.topics.iter().filter(|(_, stream_id)| granted(stream_id));
+        let may_have = |scope: &Scope| !scope.needs_policy() || scopes.contains(scope);
         Ok(Granted {
-            scopes: self.scopes.clone(),
+            scopes: self.scopes.iter().copied().filter(may_have).collect(),
             topics: topics.map(|(text, _)| text.clone()).collect(),
             streams,
         })
@@ -181,7 +183,7 @@ mod tests {
 
     fn grant(scopes: &[&str], streams: &[&str], allowed: &[&str]) -> Result<Vec<String>, RefusalCode> {
         let allowed: Vec<_> = allowed.iter().map(|text| StreamPattern::new(text).unwrap()).collect();
-        let granted = Wanted::read(&request(scopes, streams, &[])).and_then(|wanted| wanted.grant(&allowed));
+        let granted = Wanted::read(&request(scopes, streams, &[])).and_then(|wanted| wanted.grant(&allowed, &[]));
         granted
             .map(|granted| granted.streams.iter().map(ToString::to_string).collect())
             .map_err(|denial| denial.code)
@@ -235,6 +237,18 @@ mod tests {
     }
 
     #[test]
+    fn a_scope_that_needs_policy_is_granted_to_whom_it_names() {
+        let asked = request(&["sync.presence.serve", "sync.subscribe"], &["a"], &[]);
+        let streams = [StreamPattern::new("a").unwrap()];
+        let granted = |scopes: &[Scope]| Wanted::read(&asked).unwrap().grant(&streams, scopes).unwrap().scopes;
+        assert_eq!(granted(&[]), [Scope::Subscribe]);
+        assert_eq!(granted(&[Scope::Serve]), [Scope::Subscribe, Scope::Serve]);
+        let less = request(&["sync.subscribe"], &["a"], &[]);
+        let granted = Wanted::read(&less).unwrap().grant(&streams, &[Scope::Serve]);
+        assert_eq!(granted.unwrap().scopes, [Scope::Subscribe], "it did not ask");
+    }
+
+    #[test]
     fn topics_are_granted_by_the_streams_that_carry_them() {
         let asked = request(
             &["sync.subscribe", "runtime.run_events"],
@@ -242,7 +256,7 @@ mod tests {
             &["run:1:events", "worker:7:lifecycle", "notes"],
         );
         let allowed = ["runtime.run.*", "runtime.worker.7.lifecycle"].map(|text| StreamPattern::new(text).unwrap());
-        let granted = Wanted::read(&asked).unwrap().grant(&allowed).unwrap();
+        let granted = Wanted::read(&asked).unwrap().grant(&allowed, &[]).unwrap();
         assert_eq!(granted.topics, ["run:1:events"]);
         assert_eq!(granted.streams, allowed[..1]);
     }

@@ -1,7 +1,7 @@
 //! What the session does with a message of a connection.
 
-use spacetime_sync_proto::Seq;
 use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::{RefusalCode, Seq};
 
 use super::connection::Connection;
 use super::counted::less;
@@ -135,7 +135,13 @@ impl Session {
             Err(failure) => {
                 self.counters.heartbeats_refused += 1;
                 self.doubt_token_if(failure.is_of_aged_token());
-                tracing::debug!(?failure, "a presence call failed");
+                if matches!(failure, CallFailure::Refused(refusal) if refusal.code == RefusalCode::MissingScope) {
+                    tracing::warn!(
+                        "the presence is refused: the authority's policy does not let this session say what it serves"
+                    );
+                } else {
+                    tracing::debug!(?failure, "a presence call failed");
+                }
             }
         }
     }

@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod log;
 pub mod page;
 pub mod presence;
+pub mod quota;
 pub mod retention;
 pub mod rewind;
 pub mod session;

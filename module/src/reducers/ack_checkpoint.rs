@@ -3,11 +3,13 @@
 use spacetime_sync_proto::Position;
 use spacetime_sync_rules::checkpoint::{self, Ack};
 use spacetime_sync_rules::log::{HeadRow, LogRows, chain_of_held};
+use spacetime_sync_rules::quota::Call;
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, Table, reducer};
 
 use crate::access::may_acknowledge;
 use crate::log_access::{StreamRows, chain_from_column, seq_argument, seq_from_column, trust_row};
+use crate::quota::spend;
 use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
 use crate::tables::{SyncCheckpoint, sync_checkpoint};
 
@@ -17,6 +19,7 @@ pub fn ack_checkpoint(ctx: &ReducerContext, stream_id: String, seq: u64, chain_h
     let stream_key = trust_row(ctx)?.stream_key(&stream_id)?;
     let identity = ctx.sender();
     may_acknowledge(ctx, stream_key)?;
+    spend(ctx, Call::Acknowledgement)?;
     let checkpoint = Position {
         seq: seq_argument(seq)?,
         chain: chain_from_column(chain_hash),

@@ -8,8 +8,8 @@ use spacetimedb::{ReducerContext, ScheduleAt, Table, TimeDuration, reducer};
 use crate::access::{end_standing, expire};
 use crate::refuse::{Refused, unauthorized};
 use crate::tables::{
-    AccessSweep, SessionPresence, SyncSession, access_sweep, ended_session, revoked_session, session_presence,
-    standing_grant, stream_grant, sync_session,
+    AccessSweep, SessionPresence, SyncSession, access_sweep, caller_quota, ended_session, revoked_session,
+    session_presence, standing_grant, stream_grant, sync_session,
 };
 
 /// Most rows of each kind in one sweep, so that a transaction stays short. The next sweep soon takes the rest.
@@ -33,6 +33,11 @@ pub fn sweep_access(ctx: &ReducerContext, _due: AccessSweep) -> Result<(), Refus
     let forgotten = ctx.db.ended_session().until().filter(..=now).take(AT_ONCE);
     for identity in forgotten.map(|row| row.identity).collect::<Vec<_>>() {
         ctx.db.ended_session().identity().delete(identity);
+    }
+
+    let whole = ctx.db.caller_quota().until().filter(..=now).take(AT_ONCE);
+    for identity in whole.map(|row| row.identity).collect::<Vec<_>>() {
+        ctx.db.caller_quota().identity().delete(identity);
     }
 
     let given = ctx.db.standing_grant().ends_at().filter(..=now).take(AT_ONCE);

@@ -5,11 +5,14 @@
 //! session whose connection broke has not left yet.
 
 use spacetime_sync_proto::Label;
+use spacetime_sync_proto::access::Scope;
 use spacetime_sync_rules::presence::{self, HeldPresence, OFFLINE};
+use spacetime_sync_rules::quota::Call;
 use spacetimedb::{ReducerContext, Table, Timestamp, reducer};
 
 use crate::access::{forbidden_stream, may_read, session};
 use crate::log_access::trust_row;
+use crate::quota::spend;
 use crate::refuse::{Refused, invalid_argument, refused, unauthorized};
 use crate::tables::{SessionPresence, session_presence};
 
@@ -25,6 +28,10 @@ pub fn upsert_presence(
     let heartbeat = presence::heartbeat(&node_id, &status, &region, &serves).map_err(refused)?;
     let own = session(ctx).filter(|own| own.session_id == session_id);
     let own = own.ok_or_else(|| unauthorized("session_id is not the caller's session, or the session has expired"))?;
+    if !heartbeat.serves.is_empty() {
+        own.may(Scope::Serve)?;
+    }
+    spend(ctx, Call::Heartbeat)?;
     let trust = trust_row(ctx)?;
     let user_id = Label::new(&own.user_id).map_err(|error| invalid_argument(error.to_string()))?;
     let mut audiences = vec![trust.user_key(&user_id)?];

@@ -35,6 +35,8 @@ scopes! {
     Append = "sync.append",
     /// Acknowledge checkpoints.
     CheckpointWrite = "sync.checkpoint.write",
+    /// Say in presence that a node serves a stream. Only whom the authority's policy names gets it.
+    Serve = "sync.presence.serve",
     /// Read the events of codex workers.
     CodexWorkerEvents = "runtime.codex_worker_events",
     /// Read the summaries of codex workers.
@@ -53,6 +55,11 @@ scopes! {
 pub struct UnknownScope(pub String);
 
 impl Scope {
+    /// Whether only those get it whom the authority's policy names (`sync_scope_policy`).
+    pub fn needs_policy(self) -> bool {
+        matches!(self, Self::Serve)
+    }
+
     /// The scope that reading this stream needs besides [`Scope::Subscribe`]. `None` if the stream is not one of the
     /// runtime's well-known kinds.
     pub fn of_stream(stream_id: &StreamId) -> Option<Self> {

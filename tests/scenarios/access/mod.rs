@@ -8,6 +8,7 @@ mod keys;
 mod presence;
 mod revocation;
 mod rights;
+mod scopes;
 mod sessions;
 mod tokens;
 mod whole_lane;

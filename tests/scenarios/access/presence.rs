@@ -170,6 +170,45 @@ async fn a_session_can_only_set_its_own_presence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_a_session_with_the_scope_says_what_it_serves() {
+    let guarded = Guarded::start().await;
+    let mut claims = guarded.issuer.claims("7", "reader", &["user:7:*"]);
+    claims["oa_sync_scopes"] = json!(["sync.subscribe", "sync.checkpoint.write", "runtime.run_events"]);
+    let reader = guarded.with(&claims);
+    guarded.beat(&reader, "reader", "online", &[]).await;
+    let refused = guarded.say(&reader, "reader", "online", &["user:7:notes"]).await;
+    assert_eq!(refused, Some(RefusalCode::MissingScope));
+    let worker = guarded.session("7", "worker", &["user:7:*"]);
+    guarded.beat(&worker, "worker", "online", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_heartbeats_is_refused_and_costs_no_other_session_its_presence() {
+    let guarded = Guarded::start().await;
+    let [loud, quiet] = ["loud", "quiet"].map(|session| guarded.session("7", session, &["user:7:*"]));
+    let began = Instant::now();
+    let mut taken = 0;
+    let refused = loop {
+        match guarded.say(&loud, "loud", "busy", &[]).await {
+            None => taken += 1,
+            Some(refused) => break refused,
+        }
+        assert!(taken < 1_000, "nothing is refused");
+    };
+    assert_eq!(refused, RefusalCode::RateLimited);
+    // A burst of a hundred, and ten more in each second that it took.
+    assert!(
+        (100..=101 + began.elapsed().as_millis() / 100).contains(&taken),
+        "{taken}"
+    );
+    guarded.beat(&quiet, "quiet", "online", &[]).await;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while guarded.say(&loud, "loud", "online", &[]).await.is_some() {
+        assert!(Instant::now() < deadline, "its quota does not come back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_without_heartbeats_goes_offline() {
     let guarded = Guarded::start().await;
     let [silent, alive] = ["silent", "alive"].map(|session| guarded.session("7", session, &["user:7:*"]));

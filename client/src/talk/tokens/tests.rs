@@ -59,7 +59,7 @@ fn wanted() -> WantedToken {
         schema_version: 1,
         surface: "desktop".to_owned(),
     };
-    WantedToken::new(client, &[StreamId::new("runtime.run.42.events").unwrap()])
+    WantedToken::new(client, &[StreamId::new("runtime.run.42.events").unwrap()], false)
 }
 
 fn tokens(bridge: &str) -> HttpTokens {

@@ -21,12 +21,12 @@ use spacetime_sync_bridge::status::Status;
 use spacetime_sync_doors::quota::Rate;
 use spacetime_sync_issuer::history::Histories;
 use spacetime_sync_issuer::http::Desk;
-use spacetime_sync_issuer::policy::Wanted;
+use spacetime_sync_issuer::policy::{Granted, Wanted};
 use spacetime_sync_issuer::revocation::Messenger;
 use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::Secret;
 use spacetime_sync_proto::access::{
-    Incompatible, REVOKE_PATH, TOKEN_PATH, TTL_SECONDS, TokenRefusal, TokenRequest, headers,
+    Incompatible, REVOKE_PATH, Scope, TOKEN_PATH, TTL_SECONDS, TokenRefusal, TokenRequest, headers,
 };
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::limit;
@@ -314,9 +314,15 @@ fn wanted(body: &[u8]) -> anyhow::Result<()> {
     let wanted = Wanted::read(&request)?;
     ensure!(!wanted.scopes.is_empty() && !wanted.streams.is_empty());
     ensure!(wanted.streams.len() <= limit::TOKEN_STREAMS && TTL_SECONDS.contains(&wanted.ttl_seconds));
-    let granted = wanted.grant(&wanted.streams);
-    if let Ok(granted) = granted {
-        ensure!(granted.streams.len() <= limit::TOKEN_STREAMS && granted.scopes == wanted.scopes);
+    let scopes_are = |granted: &Granted, least: bool| {
+        let expected = wanted.scopes.iter().filter(|scope| !(least && scope.needs_policy()));
+        granted.scopes.iter().eq(expected)
+    };
+    if let Ok(granted) = wanted.grant(&wanted.streams, &[]) {
+        ensure!(scopes_are(&granted, true), "a scope is granted that needs policy");
+    }
+    if let Ok(granted) = wanted.grant(&wanted.streams, Scope::ALL) {
+        ensure!(granted.streams.len() <= limit::TOKEN_STREAMS && scopes_are(&granted, false));
         let asked = |stream: &spacetime_sync_proto::access::StreamPattern| {
             wanted
                 .streams
@@ -339,7 +345,8 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
     );
     let post = |path: &str, headers: &str, body: &serde_json::Value| format!("POST {path}\n{headers}\n\n{body}");
     let body = json!({
-        "scopes": ["sync.subscribe", "runtime.run_events"], "streams": ["runtime.run.42.events", "user:7:*"],
+        "scopes": ["sync.subscribe", "sync.presence.serve", "runtime.run_events"],
+        "streams": ["runtime.run.42.events", "user:7:*"],
         "topics": ["run:42:events"], "ttl_seconds": 300, "device_id": "d1",
     });
     let asking = format!("authorization: Bearer {credential}\n{client}");

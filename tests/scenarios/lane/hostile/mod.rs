@@ -178,10 +178,10 @@ impl Module {
         Ok(answer[0]["rows"].as_array().unwrap().clone())
     }
 
-    /// Every row of every table, as the owner sees them.
+    /// Every row of every table, as the owner sees them, but for what is counted of callers, which passes by itself.
     pub(crate) async fn everything(&self) -> Vec<(String, Vec<Value>)> {
         let mut all = Vec::new();
-        for table in self.tables().await {
+        for table in self.tables().await.into_iter().filter(|table| table != "caller_quota") {
             let mut rows = self
                 .sql(Some(&self.owner), &format!("SELECT * FROM {table}"))
                 .await

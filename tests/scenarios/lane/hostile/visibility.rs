@@ -53,6 +53,7 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
         ("revoked_session", Seen::OwnerOfSessions),
         ("access_sweep", Seen::OwnerOfSessions),
         ("ended_session", Seen::OwnerOfSessions),
+        ("caller_quota", Seen::OwnerOfSessions),
         ("standing_grant", Seen::Owner),
         ("session_presence", Seen::Audience),
     ])

@@ -71,11 +71,13 @@ const APPENDS: [&str; 3] = [
     "select runtime.sync_put_snapshot('s', 'doc', 1, 'all')",
 ];
 
-const POLICY: [&str; 4] = [
+const POLICY: [&str; 6] = [
     "insert into runtime.sync_stream_owners (stream_id, user_id) values ('s', 'u')",
     "update runtime.sync_stream_owners set org_id = 'o'",
     "insert into runtime.sync_access_policy values ('user:u', 'a.*')",
     "delete from runtime.sync_access_policy",
+    "insert into runtime.sync_scope_policy values ('user:u', 'sync.presence.serve')",
+    "delete from runtime.sync_scope_policy",
 ];
 
 const PURGES: [&str; 3] = [
@@ -159,6 +161,7 @@ async fn reading_reads_the_log_and_nothing_else() {
         &[
             "select * from runtime.sync_sessions",
             "select * from runtime.sync_access_policy",
+            "select * from runtime.sync_scope_policy",
         ],
     )
     .await;

@@ -57,12 +57,13 @@ impl Before {
     }
 }
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "sync_streams",
     "sync_stream_events",
     "sync_bridge_wake",
     "sync_stream_owners",
     "sync_access_policy",
+    "sync_scope_policy",
     "sync_sessions",
     "sync_retention",
     "sync_snapshots",
@@ -104,7 +105,8 @@ async fn an_upgrade_leaves_no_way_to_the_owners_rights() {
         .execute(
             "select runtime.sync_append('s', 'one', 'k', 'payload');
              select runtime.sync_put_snapshot('s', 'doc', 1, 'all');
-             insert into runtime.sync_access_policy values ('everyone', 's')",
+             insert into runtime.sync_access_policy values ('everyone', 's');
+             insert into runtime.sync_scope_policy values ('everyone', 'sync.presence.serve')",
         )
         .await
         .unwrap();
@@ -158,6 +160,7 @@ async fn an_upgrade_gives_nobody_more_than_they_had() {
 
     let deny_to_all = [
         "insert into runtime.sync_access_policy values ('everyone', 's')",
+        "insert into runtime.sync_scope_policy values ('everyone', 'sync.presence.serve')",
         "insert into runtime.sync_stream_owners (stream_id, user_id) values ('s', 'u')",
         "select runtime.sync_put_snapshot('s', 'doc', 1, 'all')",
         "select runtime.sync_purge('s', 1)",

@@ -1,0 +1,16 @@
+//! How much of its quotas each caller has used lately. Private. A row that says nothing more is swept.
+
+use spacetimedb::{Identity, Timestamp, table};
+
+#[table(accessor = caller_quota)]
+pub struct CallerQuota {
+    #[primary_key]
+    pub identity: Identity,
+    /// When the caller may acknowledge a whole burst again.
+    pub acknowledgements: Timestamp,
+    /// When a whole burst of its heartbeats is accepted again.
+    pub heartbeats: Timestamp,
+    /// The later of these: then the row may be deleted.
+    #[index(btree)]
+    pub until: Timestamp,
+}
