@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use spacetime_sync_authority::{Authority, AuthorityError, Candidate, Leadership};
-use spacetime_sync_lane::{Command, Event, Failure, Lane, LinkId, RequestId};
-use spacetime_sync_proto::{Sealer, StreamId};
+use spacetime_sync_lane::{Command, Event, Failure, Lane, LinkId, Report, RequestId};
+use spacetime_sync_proto::Sealer;
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::link::{Link, Target};
 use tokio::sync::{mpsc, watch};
@@ -46,15 +46,15 @@ pub trait Neighbour: Send {
     fn strayed(&self, strayed: bool);
 }
 
-/// Runs the bridge until `stop` says so, and then finishes what is in flight. `reports` names streams about
-/// which SpacetimeDB contradicts the authority, as clients say.
+/// Runs the bridge until `stop` says so, and then finishes what is in flight. `reports` brings clients' reports that
+/// SpacetimeDB contradicts the authority.
 pub async fn run(
     config: Config,
     target: Target,
     sealer: Arc<dyn Sealer>,
     status: Arc<Status>,
     neighbour: Option<Box<dyn Neighbour>>,
-    reports: mpsc::Receiver<StreamId>,
+    reports: mpsc::Receiver<Report>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
     Runner::new(config, target, sealer, status, neighbour)
@@ -132,7 +132,7 @@ impl Runner {
 
     async fn run(
         mut self,
-        mut reports: mpsc::Receiver<StreamId>,
+        mut reports: mpsc::Receiver<Report>,
         mut stop: watch::Receiver<bool>,
     ) -> Result<(), RunError> {
         let mut stopping = false;
@@ -167,7 +167,7 @@ impl Runner {
                     }
                 }
                 // After what the lane itself asked for: it can wait.
-                Some(stream_id) = reports.recv() => self.step(Event::Reported(stream_id)),
+                Some(report) = reports.recv() => self.step(Event::Reported(report)),
                 () = &mut timer => {}
             }
             self.lane.turn(self.started.elapsed(), &mut self.commands);

@@ -89,6 +89,7 @@ pub(crate) fn counters_json(counters: &Counters) -> Value {
         "polls": counters.polls,
         "wakes": counters.wakes,
         "compared_streams": counters.compared_streams,
+        "walks": counters.walks,
         "forgeries": counters.forgeries,
         "purged_events": counters.purged_events,
     })

@@ -1,6 +1,7 @@
 //! A whole lane: authority, SpacetimeDB with the module, bridges and followers, each a real process.
 
 mod bridge;
+mod forger;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,23 +12,22 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 use spacetime_sync_authority::{Actor, Authority};
-use spacetime_sync_bindings::{DbConnection, append_sync_event};
+use spacetime_sync_issuer::issue::Names;
 use spacetime_sync_issuer::keys::{KeyFolder, add_key, now};
+use spacetime_sync_issuer::service::ServiceTokens;
 use spacetime_sync_ops::publish::{Bridge as BridgeProof, ROW_LIMIT, Request, Trust, publish};
 use spacetime_sync_ops::repair::Sides;
-use spacetime_sync_proto::access::AUDIENCE;
-use spacetime_sync_proto::{ChainHash, DatabasePin, Position, Seal, SealKey, Sealer as _, StreamId};
+use spacetime_sync_proto::access::{AUDIENCE, Compatibility};
+use spacetime_sync_proto::{DatabasePin, Position, Seal, SealKey, Sealer as _, StreamId};
 use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_stdb::link::{Link, Target};
 use spacetime_sync_stdb::tokens::TokenSource;
 use spacetime_sync_stdb::tokens::read_token;
 use spacetime_sync_transport::Transport;
-use spacetimedb_sdk::__codegen::__sats::u256;
-use spacetimedb_sdk::DbContext as _;
 use sqlx::Connection as _;
-use tokio::sync::oneshot;
 
 pub use bridge::Bridge;
+pub use forger::{Forger, invented};
 
 use crate::follower::{Credential, Follower};
 use crate::gate::{Gate, GateOptions};
@@ -42,6 +42,9 @@ use crate::{until, write_secret};
 pub const A_DAY: Duration = Duration::from_secs(86_400);
 /// How often the module of a lane with tokens looks for ended sessions, in milliseconds.
 const SWEEP_MS: u32 = 1_000;
+
+/// How long a token lasts that a lane signs in its bridge's name.
+const SERVICE_SECONDS: u64 = 900;
 
 /// The folder of the keys that seal the events of a lane without tokens.
 const SEALS: &str = "seals";
@@ -373,14 +376,18 @@ impl Lane {
         Ok(())
     }
 
-    /// A link like the bridge's, for reading what SpacetimeDB holds.
+    /// A link like the bridge's, with a token of the bridge.
     pub async fn link(&self) -> anyhow::Result<Link> {
+        let tokens = match &self.tokens {
+            None => TokenSource::Fixed(read_token(&self.path("bridge.token"))?),
+            Some(tokens) => TokenSource::Signed(Arc::new(tokens.of_bridge()?)),
+        };
         let target = Target {
             uri: self.server.uri().to_owned(),
             transport: Transport::default(),
             database: self.name.clone(),
             pin: self.pin(),
-            tokens: TokenSource::Fixed(read_token(&self.path("bridge.token"))?),
+            tokens,
             compatibility: None,
             deadline: Duration::from_secs(10),
         };
@@ -485,33 +492,6 @@ impl Lane {
         Ok(rows.iter().filter_map(|row| row[0].as_u64()).collect())
     }
 
-    /// Appends an event at seq 1 that the authority does not have, with the rights of the bridge.
-    pub async fn append_as_bridge(&self, stream_id: &StreamId) -> anyhow::Result<()> {
-        let token = read_token(&self.path("bridge.token"))?;
-        let builder = DbConnection::builder()
-            .with_uri(self.server.uri())
-            .with_database_name(self.name.as_str())
-            .with_token(Some(token.expose()));
-        let connection = tokio::task::spawn_blocking(move || builder.build()).await??;
-        connection.run_threaded();
-        let genesis = u256::from_be_bytes(*ChainHash::genesis(stream_id).as_bytes());
-        let (answer, answered) = oneshot::channel();
-        let (key, kind, payload) = ("foreign", "foreign", b"not of the authority");
-        connection.reducers.append_sync_event_then(
-            stream_id.as_str().to_owned(),
-            1,
-            genesis,
-            key.to_owned(),
-            kind.to_owned(),
-            payload.to_vec(),
-            1,
-            move |_, result| drop(answer.send(result)),
-        )?;
-        let appended = answered.await??;
-        connection.disconnect()?;
-        appended.map_err(anyhow::Error::msg)
-    }
-
     /// The `published_seq` of each stream.
     pub async fn recorded(&self, streams: &[StreamId]) -> anyhow::Result<Vec<u64>> {
         let mut recorded = Vec::new();
@@ -542,6 +522,21 @@ impl Lane {
 impl Tokens {
     fn url(&self) -> String {
         format!("http://{}", self.http)
+    }
+
+    /// Tokens as the bridge signs them for itself.
+    fn of_bridge(&self) -> anyhow::Result<ServiceTokens> {
+        let names = Names {
+            issuer: self.url(),
+            audience: AUDIENCE.to_owned(),
+        };
+        let keys = Arc::new(KeyFolder::open(&self.keys.keys_dir(), now())?);
+        Ok(ServiceTokens::new(
+            keys,
+            &names,
+            &Compatibility::default(),
+            SERVICE_SECONDS,
+        ))
     }
 }
 

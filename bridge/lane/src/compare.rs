@@ -56,6 +56,8 @@ pub(crate) struct Found {
     pub(crate) findings: Vec<(StreamId, Finding)>,
     /// Streams that may not fit any more, and are to be compared alone.
     pub(crate) doubts: Vec<StreamId>,
+    /// How many walks have ended.
+    pub(crate) walks: u64,
     /// How many streams hold a forgery.
     pub(crate) forgeries: u64,
     /// Why to give up the link: the module refuses every call on it.
@@ -193,7 +195,7 @@ impl Compare {
         }
         self.begin_refills(turn);
         self.begin_checks(turn);
-        self.begin_walk(turn);
+        self.walk(turn);
     }
 
     /// SpacetimeDB has answered with the heads of streams.

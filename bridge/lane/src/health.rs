@@ -47,6 +47,8 @@ pub struct Counters {
     pub wakes: u64,
     /// Streams compared with SpacetimeDB.
     pub compared_streams: u64,
+    /// Walks through windows of streams that clients have reported.
+    pub walks: u64,
     /// Forgeries found in SpacetimeDB.
     pub forgeries: u64,
     /// Events purged from the authority's log.

@@ -334,7 +334,7 @@ impl Lane {
                     self.found(now, found, out);
                 }
             }
-            Event::Reported(stream_id) => self.compare.reported(now, stream_id),
+            Event::Reported(report) => self.compare.reported(now, report),
             Event::Rewound(link, request, rewound) => {
                 if self.link.hears(link, request) {
                     let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);

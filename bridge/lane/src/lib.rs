@@ -28,7 +28,9 @@ use rand::rngs::SmallRng;
 pub use ids::{CallId, LinkId, RequestId};
 pub use lane::{Lane, Settings};
 pub use look::Lag;
-pub use message::{Answer, Checked, Command, Event, Failure, HeadSeal, Page, Reached, Record, Recorded, Standing};
+pub use message::{
+    Answer, Checked, Command, Event, Failure, HeadSeal, Page, Reached, Record, Recorded, Report, Standing,
+};
 pub use notice::{Level, Notice};
 pub use streams::{
     HaltReason, Limits, Load, ReadyFrame, Sealing, Verdict, check_frames, check_seal, is_doubtful, judge, prepare,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use spacetime_sync_proto::epoch::AuthorityEpoch;
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::retention::RetentionClass;
-use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, Seq, StreamId, StreamProgress};
+use spacetime_sync_proto::{ChainHash, FrameRow, Label, Position, Refusal, Seq, StreamId, StreamProgress};
 
 use crate::notice::Notice;
 use crate::streams::{HaltReason, ReadyFrame};
@@ -107,6 +107,15 @@ pub struct Recorded {
     pub above_head: Vec<StreamId>,
 }
 
+/// A client's report that SpacetimeDB contradicts the authority about a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The stream. The client may read it.
+    pub stream_id: StreamId,
+    /// The client's session.
+    pub session_id: Label,
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
@@ -168,7 +177,7 @@ pub enum Event {
     /// Answers [`Command::CheckFrames`].
     FramesChecked(LinkId, RequestId, Result<Checked, Failure>),
     /// A client that may read the stream reports that SpacetimeDB contradicts the authority.
-    Reported(StreamId),
+    Reported(Report),
     /// Answers [`Command::Rewind`].
     Rewound(LinkId, RequestId, Result<(), Failure>),
     /// Answers [`Command::SetRetention`].

@@ -104,6 +104,12 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
             counters.compared_streams,
         ),
         (
+            "walks_total",
+            "counter",
+            "Walks through windows of streams about which clients report that SpacetimeDB contradicts the authority.",
+            counters.walks,
+        ),
+        (
             "forgeries_total",
             "counter",
             "Streams in which somebody else than the bridge had written. Alert on any.",

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use rand::Rng as _;
 use spacetime_sync_client::session::stream::Page;
-use spacetime_sync_lane::Event as LaneEvent;
 use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, PayloadHash, Seq};
 
 use crate::agenda::{MILLISECOND, Micros};
@@ -151,10 +150,9 @@ impl World {
                 self.host_withholds(client, stream, until)
             }
             Fault::Reported => {
-                let stream_id = self.logs[stream].id.clone();
                 let running = self.bridges[bridge].running;
                 if running {
-                    self.bridge_in(bridge, 0, BridgeStep::Happens(LaneEvent::Reported(stream_id)));
+                    self.bridge_hears_of(bridge, client, stream);
                 }
                 running
             }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::response::{IntoResponse as _, Json, Response};
+use spacetime_sync_lane::Report;
 use spacetime_sync_proto::heads::{Heads, HeadsRequest};
 use spacetime_sync_proto::{RefusalCode, limit};
 
@@ -28,8 +29,9 @@ pub(super) async fn heads(
         let HeadsRequest { mut streams, reported } = read(body).await?;
         for stream_id in reported {
             if reader.may_read(&stream_id).is_ok() {
+                let session_id = reader.session().session_id.clone();
                 // If there is no room, the client reports it again.
-                let _ = desk.reports.try_send(stream_id);
+                let _ = desk.reports.try_send(Report { stream_id, session_id });
             }
         }
         // A stream that the token does not cover is missing in the answer, as one that does not exist is.

@@ -15,10 +15,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use spacetime_sync_doors::asker::Proxy;
-use spacetime_sync_proto::StreamId;
+use spacetime_sync_lane::Report;
 use spacetime_sync_proto::access::{RETIRED_ROUTES, REVOKE_PATH, REVOKED_PATH, TOKEN_PATH};
 use spacetime_sync_proto::heads::HEADS_PATH;
 use tokio::sync::mpsc;
+use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 
 use crate::Issuer;
@@ -38,8 +39,8 @@ pub struct Desk {
     pub histories: Arc<Histories>,
     /// Tells the module about revocations.
     pub messenger: Messenger,
-    /// Takes the streams about which SpacetimeDB contradicts the authority, as clients report.
-    pub reports: mpsc::Sender<StreamId>,
+    /// Takes clients' reports that SpacetimeDB contradicts the authority.
+    pub reports: mpsc::Sender<Report>,
     /// Whether every request comes through the operator's proxy, and in which header it names the client.
     pub proxy: Proxy,
 }
@@ -49,7 +50,7 @@ pub fn router(desk: Option<Arc<Desk>>) -> Router {
     let log = Router::new()
         .route(history::EVENTS_PATH, get(history::events))
         .route(history::SNAPSHOT_PATH, get(history::snapshot))
-        .layer(CompressionLayer::new());
+        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest));
     let mut router = Router::new()
         .merge(log)
         .route(discovery::DOCUMENT_PATH, get(discovery::document))

@@ -6,24 +6,30 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{Seq, StreamId};
+use spacetime_sync_proto::{Label, Seq, StreamId};
 
 use super::{Compare, Found};
-use crate::message::{Checked, Command, Failure, Reached};
+use crate::message::{Checked, Command, Failure, Reached, Report};
 use crate::notice::Notice;
 use crate::{RequestId, Turn};
 
 /// Most streams that wait for a walk. A client whose report finds no room reports again.
 const WAITING: usize = 64;
+/// Most of them that wait because of the same session, so that its reports, true or not, leave places to others.
+const OF_A_SESSION: usize = 8;
 /// How long a stream is left alone after a walk, so that clients cannot keep the bridge walking.
 const REST: Duration = Duration::from_secs(60);
 /// After which time a walk that has found something is repeated. While another bridge rewinds a log, its last frame has no seal.
 const CONFIRM: Duration = Duration::from_secs(15);
 
+/// How long a walk rests after each page, so that it holds up what is published meanwhile by little.
+const BETWEEN_PAGES: Duration = Duration::from_millis(50);
+
 /// The walks on this link.
 #[derive(Debug, Default)]
 pub(super) struct Walks {
-    waiting: VecDeque<StreamId>,
+    /// The streams that wait, each with the first report about it.
+    waiting: VecDeque<Report>,
     /// The walk that is under way.
     now: Option<Walk>,
     /// Streams in which the last walk has found something.
@@ -39,7 +45,15 @@ pub(super) struct Walks {
 #[derive(Debug)]
 struct Walk {
     stream_id: StreamId,
-    request: RequestId,
+    step: Step,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// The next frames are being checked.
+    Asked(RequestId),
+    /// The log is sound up to here, and the walk goes on at that time.
+    Rests { sound: Reached, until: Duration },
 }
 
 /// Before the beginning of every log.
@@ -54,11 +68,14 @@ impl Walks {
         self.unsound.remove(stream_id)
     }
 
-    /// When the next walk is to be repeated.
+    /// When a walk goes on, or the next one is to be repeated.
     pub(super) fn next_due(&self) -> Option<Duration> {
-        let again = self.again.values().min().copied();
-        // The end of a walk brings the next turn.
-        again.filter(|_| self.now.is_none())
+        match self.now.as_ref().map(|walk| walk.step) {
+            Some(Step::Rests { until, .. }) => Some(until),
+            // Its answer brings the next turn.
+            Some(Step::Asked(_)) => None,
+            None => self.again.values().min().copied(),
+        }
     }
 
     /// The next stream to walk through.
@@ -69,8 +86,22 @@ impl Walks {
                 self.again.remove(&stream_id);
                 Some(stream_id)
             }
-            None => self.waiting.pop_front(),
+            None => self.waiting.pop_front().map(|report| report.stream_id),
         }
+    }
+
+    /// Whether a stream already waits for a walk, is being walked, or has been walked a short time ago.
+    fn knows(&self, stream_id: &StreamId) -> bool {
+        self.now.as_ref().is_some_and(|walk| walk.stream_id == *stream_id)
+            || self.rest.contains_key(stream_id)
+            || self.doubted.contains(stream_id)
+            || self.waiting.iter().any(|report| report.stream_id == *stream_id)
+    }
+
+    /// Whether another stream may wait because of this session.
+    fn has_room(&self, session_id: &Label) -> bool {
+        let of_session = self.waiting.iter().filter(|report| report.session_id == *session_id);
+        self.waiting.len() < WAITING && of_session.count() < OF_A_SESSION
     }
 
     /// Whether a walk found something of which nothing has come yet.
@@ -81,22 +112,22 @@ impl Walks {
 
 impl Compare {
     /// A client reports that SpacetimeDB contradicts the authority about a stream.
-    pub(crate) fn reported(&mut self, now: Duration, stream_id: StreamId) {
+    pub(crate) fn reported(&mut self, now: Duration, report: Report) {
         let walks = &mut self.walks;
         walks.rest.retain(|_, until| *until > now);
-        let walks_now = walks.now.as_ref().is_some_and(|walk| walk.stream_id == stream_id);
-        let is_known = walks_now
-            || walks.rest.contains_key(&stream_id)
-            || walks.doubted.contains(&stream_id)
-            || walks.waiting.contains(&stream_id);
-        if self.link.is_some() && !is_known && walks.waiting.len() < WAITING {
-            walks.waiting.push_back(stream_id);
+        if self.link.is_some() && !walks.knows(&report.stream_id) && walks.has_room(&report.session_id) {
+            walks.waiting.push_back(report);
         }
     }
 
-    /// Begins the next walk if none is under way.
-    pub(super) fn begin_walk(&mut self, turn: &mut Turn<'_>) {
-        if self.walks.now.is_none()
+    /// Goes on with the walk that is under way, or begins the next one.
+    pub(super) fn walk(&mut self, turn: &mut Turn<'_>) {
+        let rested = |walk: &mut Walk| matches!(walk.step, Step::Rests { until, .. } if until <= turn.now);
+        if let Some(Walk { stream_id, step }) = self.walks.now.take_if(rested) {
+            if let Step::Rests { sound, .. } = step {
+                self.walk_on(stream_id, sound, turn);
+            }
+        } else if self.walks.now.is_none()
             && let Some(stream_id) = self.walks.next(turn.now)
         {
             self.walk_on(stream_id, BEGIN, turn);
@@ -113,7 +144,8 @@ impl Compare {
             stream_id: stream_id.clone(),
             after: sound,
         });
-        self.walks.now = Some(Walk { stream_id, request });
+        let step = Step::Asked(request);
+        self.walks.now = Some(Walk { stream_id, step });
     }
 
     /// The runner has checked the next frames of a walk.
@@ -124,7 +156,8 @@ impl Compare {
         turn: &mut Turn<'_>,
     ) -> Found {
         let mut found = Found::default();
-        let Some(Walk { stream_id, .. }) = self.walks.now.take_if(|walk| walk.request == request) else {
+        let is_answered = |walk: &mut Walk| walk.step == Step::Asked(request);
+        let Some(Walk { stream_id, .. }) = self.walks.now.take_if(is_answered) else {
             return found;
         };
         let next = match checked {
@@ -135,10 +168,13 @@ impl Compare {
             Ok(Checked::Swept { to }) => Some(Reached { seq: to, chain: None }),
             Ok(Checked::Sound { is_end: true, .. } | Checked::Unsound { .. }) | Err(_) => None,
         };
-        if let Some(next) = next {
-            self.walk_on(stream_id, next, turn);
+        if let Some(sound) = next {
+            let until = turn.now + BETWEEN_PAGES;
+            let step = Step::Rests { sound, until };
+            self.walks.now = Some(Walk { stream_id, step });
             return found;
         }
+        found.walks += 1;
         self.walks.rest.insert(stream_id.clone(), turn.now + REST);
         match checked {
             Ok(Checked::Sound { .. } | Checked::Swept { .. }) => {

@@ -113,6 +113,7 @@ impl Lane {
     /// Passes the findings of the comparison on to the streams.
     pub(super) fn found(&mut self, now: Duration, found: Found, out: &mut Vec<Command>) {
         self.vitals.count().forgeries += found.forgeries;
+        self.vitals.count().walks += found.walks;
         for (stream_id, finding) in found.findings {
             self.feed(now, Input::Compared(stream_id, finding), out);
         }

@@ -1,7 +1,7 @@
 //! What a client trusts the bridge by: seals with the keys that verify them, and where streams end.
 //!
-//! Properties: of the seals of our key, only those count that it made, each for its own position of its own stream. What
-//! was read survives writing and reading again, and is within its bounds.
+//! Properties: of the seals of our key, only those count that it made and that name it, each for its own position of its own
+//! stream, and there they count. What was read survives writing and reading again, and is within its bounds.
 
 use anyhow::{Context as _, ensure};
 use rand::rngs::StdRng;
@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use spacetime_sync_client::seal::SealKeys;
 use spacetime_sync_issuer::http::heads;
+use spacetime_sync_issuer::keys::SigningKey;
 use spacetime_sync_proto::heads::{Heads, HeadsRequest, StreamHead};
-use spacetime_sync_proto::{ChainHash, Position, Seal, SealKey, Seq, StreamId, limit};
+use spacetime_sync_proto::{ChainHash, Position, Seal, SealKey, SealKeyId, Seq, StreamId, limit};
 
 use super::page::log;
 use crate::lane::{Log, key};
@@ -38,12 +39,7 @@ pub(super) const SEAL: Entry = Entry {
         b"ffffffff",
     ],
     most: 8 * 1024,
-    open: || {
-        Ok(Box::new(Seals {
-            log: log()?,
-            ours: key(1)?.seal_key(),
-        }))
-    },
+    open: || Ok(Box::new(Seals::new()?)),
     seeds: seal_seeds,
 };
 
@@ -78,27 +74,58 @@ struct Sealed {
 
 struct Seals {
     log: Log,
-    ours: SealKey,
+    /// Our key, and a client that has no other.
+    ours: SigningKey,
+    client: SealKeys,
+    /// How seals name our key, and another one.
+    names: [SealKeyId; 2],
+}
+
+impl Seals {
+    fn new() -> anyhow::Result<Self> {
+        let (log, ours) = (log()?, key(1)?);
+        let name = |key: &SigningKey| Ok::<_, anyhow::Error>(sealed(key, &log, log.head())?.key);
+        Ok(Self {
+            names: [name(&ours)?, name(&key(2)?)?],
+            client: SealKeys::new(&[ours.seal_key()]),
+            ours,
+            log,
+        })
+    }
+}
+
+fn sealed(key: &SigningKey, log: &Log, at: Position) -> anyhow::Result<Seal> {
+    key.seal(&log.stream_id, &at).context("a seal")
 }
 
 impl Target for Seals {
     fn check(&mut self, input: &[u8]) -> anyhow::Result<Verdict> {
-        let Ok(sealed) = serde_json::from_slice::<Sealed>(input) else {
+        let Ok(input) = serde_json::from_slice::<Sealed>(input) else {
             return Ok(Verdict::Refused);
         };
         let at = Position {
-            seq: sealed.seq,
-            chain: sealed.chain_hash,
+            seq: input.seq,
+            chain: input.chain_hash,
         };
-        let Some(seal) = hex(&sealed.seal).and_then(|bytes| Seal::from_slice(&bytes)) else {
+        let bytes = hex(&input.seal).unwrap_or_default();
+        let Some(seal) = Seal::from_slice(&bytes) else {
             return Ok(Verdict::Refused);
         };
-        ensure!(Seal::from_slice(&seal.to_bytes()) == Some(seal));
-        let counts = |keys: &[SealKey]| SealKeys::new(keys).check(&sealed.stream_id, &at, Some(&seal)).is_ok();
-        if counts(std::slice::from_ref(&self.ours)) {
-            ensure!(sealed.stream_id == self.log.stream_id && self.log.at(at.seq.get()) == Some(at));
+        ensure!(bytes == seal.to_bytes());
+        let counts = |keys: &SealKeys, seal: &Seal| keys.check(&input.stream_id, &at, Some(seal)).is_ok();
+        let there = self.log.at(at.seq.get());
+        let is_ours = input.stream_id == self.log.stream_id && there == Some(at);
+        let [name, another] = self.names;
+        if counts(&self.client, &seal) {
+            ensure!(is_ours && seal.key == name);
         }
-        Ok(Verdict::taken(counts(&sealed.keys)))
+        if let Some(there) = there {
+            let fresh = sealed(&self.ours, &self.log, there)?;
+            ensure!(counts(&self.client, &fresh) == is_ours);
+            let renamed = Seal { key: another, ..fresh };
+            ensure!(!counts(&self.client, &renamed));
+        }
+        Ok(Verdict::taken(counts(&SealKeys::new(&input.keys), &seal)))
     }
 
     fn vary(&self, rng: &mut StdRng, input: &[u8]) -> Option<Vec<u8>> {
@@ -114,10 +141,10 @@ fn hex(text: &str) -> Option<Vec<u8>> {
 
 fn seal_seeds() -> anyhow::Result<Vec<Seed>> {
     let (log, ours) = (log()?, key(1)?);
-    let sealed = |seq: u64| {
+    let seed = |seq: u64| {
         let at = log.at(seq).context("a position of the log")?;
         // A signature is random, so whoever makes the corpus again changes this file.
-        let seal = ours.seal(&log.stream_id, &at).context("a seal")?;
+        let seal = sealed(&ours, &log, at)?;
         let sealed = Sealed {
             keys: vec![ours.seal_key(), key(2)?.seal_key()],
             stream_id: log.stream_id.clone(),
@@ -127,7 +154,7 @@ fn seal_seeds() -> anyhow::Result<Vec<Seed>> {
         };
         Ok(Seed::new(format!("at-{seq}"), serde_json::to_vec(&sealed)?))
     };
-    [1, 9].into_iter().map(sealed).collect()
+    [1, 9].into_iter().map(seed).collect()
 }
 
 struct Questions;

@@ -5,8 +5,8 @@ use std::ops::Range;
 use rand::Rng as _;
 use spacetime_sync_client::session::stream::Page;
 use spacetime_sync_client::session::{Answer, Event, Question, QuestionId};
-use spacetime_sync_lane::Event as LaneEvent;
-use spacetime_sync_proto::{Frame, FrameRow, Position, Seq, StaleCursor, StaleReason};
+use spacetime_sync_lane::{Event as LaneEvent, Report};
+use spacetime_sync_proto::{Frame, FrameRow, Label, Position, Seq, StaleCursor, StaleReason};
 
 use super::ClientStep;
 use crate::bridge::BridgeStep;
@@ -39,8 +39,7 @@ impl World {
             Some(bridge) => {
                 for stream in reported {
                     self.coverage.seen("client: reports what it saw");
-                    let reported = LaneEvent::Reported(self.logs[stream].id.clone());
-                    self.bridge_in(bridge, 0, BridgeStep::Happens(reported));
+                    self.bridge_hears_of(bridge, at, stream);
                 }
                 let has_events = |stream: &usize| self.logs[*stream].head() > Seq::ZERO;
                 Ok(streams
@@ -50,6 +49,15 @@ impl World {
             }
         };
         self.tell_client(at, Event::Heads { question, answer });
+    }
+
+    /// A client reports a stream to a bridge.
+    pub(crate) fn bridge_hears_of(&mut self, bridge: usize, client: usize, stream: usize) {
+        let report = Report {
+            stream_id: self.logs[stream].id.clone(),
+            session_id: Label::new(&format!("client-{client}")).expect("a name"),
+        };
+        self.bridge_in(bridge, 0, BridgeStep::Happens(LaneEvent::Reported(report)));
     }
 
     pub(super) fn authority_answers(&mut self, at: usize, question: QuestionId, stream: usize, about: Question) {

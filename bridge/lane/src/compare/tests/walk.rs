@@ -1,7 +1,9 @@
 //! Walks through windows that clients complained of.
 
+use spacetime_sync_proto::Label;
+
 use super::*;
-use crate::message::{Checked, Reached};
+use crate::message::{Checked, Reached, Report};
 
 fn position(seq: u64) -> Position {
     Position {
@@ -31,11 +33,19 @@ fn walks(commands: &[Command]) -> Option<(RequestId, String, Reached)> {
     })
 }
 
-fn report(bench: &mut Bench, names: &[&str]) -> Vec<Command> {
-    for stream_id in streams(names) {
-        let now = bench.now;
-        bench.compare.reported(now, stream_id);
+/// A session reports streams. Nothing of it is begun yet.
+fn says<N: AsRef<str>>(bench: &mut Bench, session: &str, names: &[N]) {
+    for name in names {
+        let report = Report {
+            stream_id: StreamId::new(name.as_ref()).unwrap(),
+            session_id: Label::new(session).unwrap(),
+        };
+        bench.compare.reported(bench.now, report);
     }
+}
+
+fn report(bench: &mut Bench, names: &[&str]) -> Vec<Command> {
+    says(bench, "s", names);
     bench.turn()
 }
 
@@ -61,11 +71,18 @@ fn a_walk_goes_through_the_whole_window_one_stream_after_the_other() {
     assert_eq!(report(&mut bench, &["a", "b"]), []);
     // SpacetimeDB no longer holds the beginning.
     let to = position(2).seq;
-    let (_, asked) = checked(&mut bench, first, Ok(Checked::Swept { to }));
-    let (first, _, after) = walks(&asked).unwrap();
+    checked(&mut bench, first, Ok(Checked::Swept { to }));
+    let (first, _, after) = walks(&bench.wait()).unwrap();
     assert_eq!(after, reached(2, None));
+    let before = bench.now;
     let (found, asked) = checked(&mut bench, first, sound(4, false));
-    let (second, name, after) = walks(&asked).unwrap();
+    assert_eq!(found.walks, 0, "it goes on");
+    assert!(
+        walks(&asked).is_none() && walks(&bench.turn()).is_none(),
+        "others have their turn"
+    );
+    let (second, name, after) = walks(&bench.wait()).unwrap();
+    assert_eq!(bench.now - before, Duration::from_millis(50));
     assert_eq!((name.as_str(), after), ("a", reached(4, Some(head().chain))));
     assert!(found.doubts.is_empty());
     // An answer to another question is ignored.
@@ -172,19 +189,55 @@ fn a_walk_that_is_repeated_and_fails_is_repeated_again() {
     assert_eq!(found.doubts, streams(&["a"]));
 }
 
+fn numbered(letter: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{letter}{number}")).collect()
+}
+
+/// The streams that wait, in the order in which they are walked.
+fn walked(bench: &mut Bench) -> Vec<String> {
+    let mut walked = Vec::new();
+    while let Some((request, name, _)) = walks(&bench.turn()) {
+        walked.push(name);
+        let (found, _) = checked(bench, request, sound(9, true));
+        assert_eq!(found.walks, 1);
+    }
+    walked
+}
+
 #[test]
 fn few_streams_wait_for_a_walk() {
     let mut bench = idle();
-    let names: Vec<String> = (0..1_000).map(|number| format!("s{number}")).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let mut walked = 0;
-    let mut next = walks(&report(&mut bench, &names));
-    while let Some((request, ..)) = next {
-        walked += 1;
-        checked(&mut bench, request, sound(9, true));
-        next = walks(&bench.turn());
+    for number in 0..1_000 {
+        says(&mut bench, &format!("s{number}"), &[format!("a{number}")]);
     }
-    assert_eq!(walked, 64);
+    assert_eq!(walked(&mut bench).len(), 64);
+}
+
+#[test]
+fn a_session_that_reports_many_streams_leaves_places_to_the_others() {
+    let mut bench = idle();
+    let (greedy, another, third) = (numbered("a", 1_000), numbered("b", 1_000), numbered("c", 1));
+    says(&mut bench, "greedy", &greedy);
+    says(&mut bench, "another", &another);
+    says(&mut bench, "third", &third);
+    assert_eq!(walked(&mut bench), [&greedy[..8], &another[..8], &third].concat());
+    // Once its streams are walked, others of its streams may wait.
+    says(&mut bench, "greedy", &greedy[8..]);
+    assert_eq!(walked(&mut bench), greedy[8..16]);
+}
+
+#[test]
+fn a_stream_that_waits_takes_no_second_place_whoever_reports_it() {
+    let mut bench = idle();
+    let (both, ones, others) = (numbered("a", 3), numbered("b", 9), numbered("c", 9));
+    for _ in 0..3 {
+        says(&mut bench, "one", &both);
+        says(&mut bench, "another", &both);
+    }
+    // Who reported a stream first holds its place.
+    says(&mut bench, "another", &others);
+    says(&mut bench, "one", &ones);
+    assert_eq!(walked(&mut bench), [&both[..], &others[..8], &ones[..5]].concat());
 }
 
 #[test]

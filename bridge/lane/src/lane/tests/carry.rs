@@ -174,6 +174,19 @@ fn forgeries_are_counted() {
 }
 
 #[test]
+fn walks_are_counted_and_what_they_find_is_counted_once() {
+    let mut bench = Bench::new(vec![stream("a")], in_step);
+    bench.until(|command| matches!(command, Command::Tell(Notice::AllCompared { .. })).then_some(()));
+    bench.feed(Event::Reported(crate::Report {
+        stream_id: stream("a"),
+        session_id: spacetime_sync_proto::Label::new("s").unwrap(),
+    }));
+    bench.until(|command| matches!(command, Command::Tell(Notice::Forged { .. })).then_some(()));
+    let counters = bench.lane.vitals().counters();
+    assert_eq!((counters.walks, counters.forgeries), (2, 1));
+}
+
+#[test]
 fn a_stream_that_is_shown_too_low_again_is_compared_once_nothing_of_it_is_being_recorded() {
     let (mut bench, link) = two_dirty_streams();
     let (name, after) = bench.until(reads);

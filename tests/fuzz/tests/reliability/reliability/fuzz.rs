@@ -75,6 +75,10 @@ fn valid_inputs_of_the_encoders_are_accepted() {
         ("request", "revoke"),
         ("answer", "token"),
         ("answer", "incompatible-by-headers"),
+        ("seal", "at-1"),
+        ("seal", "at-9"),
+        ("heads", "question"),
+        ("heads", "answer"),
     ] {
         let input = std::fs::read(corpus::folder().join(target).join(file)).expect("a file of the corpus");
         let answer = replay(named(target).expect("a target"), &input).expect("a target that opens");
