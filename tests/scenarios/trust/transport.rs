@@ -14,6 +14,9 @@ use spacetime_sync_tests::write_secret;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 
+pub(super) use postgres::authority;
+pub(super) use tls::{addr, certified};
+
 /// A server that another machine could be: it counts what it hears, and answers nothing.
 struct Ear {
     addr: SocketAddr,

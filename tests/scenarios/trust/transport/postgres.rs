@@ -14,9 +14,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 /// An authority that signs certificates.
-pub(super) type Ca = CertifiedIssuer<'static, KeyPair>;
+pub(in crate::trust) type Ca = CertifiedIssuer<'static, KeyPair>;
 
-pub(super) fn authority() -> Ca {
+pub(in crate::trust) fn authority() -> Ca {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     // Two authorities of one name could not be told apart by it.
     let name = format!("authority {:x}", rand::random::<u64>());

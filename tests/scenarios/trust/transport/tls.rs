@@ -79,13 +79,14 @@ impl Front {
     }
 }
 
-fn certified(ca: &Ca, name: &str) -> (rcgen::Certificate, KeyPair) {
+/// A certificate for a name, and its key.
+pub(in crate::trust) fn certified(ca: &Ca, name: &str) -> (rcgen::Certificate, KeyPair) {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
     (params.signed_by(&key, ca).unwrap(), key)
 }
 
-fn addr(url: &str) -> SocketAddr {
+pub(in crate::trust) fn addr(url: &str) -> SocketAddr {
     url.trim_start_matches("http://").parse().unwrap()
 }
 
