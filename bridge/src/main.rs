@@ -25,7 +25,7 @@ use spacetime_sync_issuer::keys::{KeyFolder, now};
 use spacetime_sync_issuer::revocation::Messenger;
 use spacetime_sync_stdb::identity;
 use spacetime_sync_stdb::tokens::read_token;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -279,6 +279,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         proxy: config.http.proxy(),
     };
     let side = Arc::new(side);
+    let doors = Doors::open()?;
     let (stop, stopping) = watch::channel(false);
     for (address, serves) in config.http.listeners() {
         let listener = tokio::net::TcpListener::bind(address).await;
@@ -290,7 +291,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
             );
         }
         let (routes, bounds) = (http::router(&side, serves), config.http.bounds(serves));
-        beside.spawn(http::server::serve(listener, routes, bounds));
+        beside.spawn_on(http::server::serve(listener, routes, bounds), &doors.handle);
     }
     beside.spawn(async move {
         tokio::select! {
@@ -307,6 +308,33 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Threads of their own for whoever asks over HTTP: what they ask for can keep a thread busy for long, and the lane does
+/// not wait for one.
+struct Doors {
+    handle: Handle,
+    runtime: Option<Runtime>,
+}
+
+impl Doors {
+    fn open() -> std::io::Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.thread_name("doors").enable_all().build()?;
+        Ok(Self {
+            handle: runtime.handle().clone(),
+            runtime: Some(runtime),
+        })
+    }
+}
+
+impl Drop for Doors {
+    fn drop(&mut self) {
+        // A task may not wait for a runtime to end.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Waits for the tasks beside the lane. They run as long as the process, and only a panic ends them.

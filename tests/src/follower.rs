@@ -321,12 +321,22 @@ impl Follower {
 
     /// Milliseconds from commit to application, for the events from `first_seq` to `last_seq`.
     pub fn latencies_ms(&self, stream_id: &StreamId, first_seq: u64, last_seq: u64) -> anyhow::Result<Vec<f64>> {
+        let took_us = self.times_us("applied_at_us - committed_at_us", stream_id, first_seq, last_seq)?;
+        Ok(took_us.into_iter().map(|us| us as f64 / 1_000.0).collect())
+    }
+
+    /// When the events from `first_seq` to `last_seq` were applied, in microseconds since 1970.
+    pub fn applied_at_us(&self, stream_id: &StreamId, first_seq: u64, last_seq: u64) -> anyhow::Result<Vec<i64>> {
+        self.times_us("applied_at_us", stream_id, first_seq, last_seq)
+    }
+
+    fn times_us(&self, time: &str, stream_id: &StreamId, first_seq: u64, last_seq: u64) -> anyhow::Result<Vec<i64>> {
         let store = self.open()?;
-        let mut rows = store.prepare(
-            "SELECT applied_at_us - committed_at_us FROM applied WHERE stream_id = ?1 AND seq BETWEEN ?2 AND ?3",
-        )?;
+        let mut rows = store.prepare(&format!(
+            "SELECT {time} FROM applied WHERE stream_id = ?1 AND seq BETWEEN ?2 AND ?3 ORDER BY seq"
+        ))?;
         let rows = rows.query_map(rusqlite::params![stream_id.as_str(), first_seq, last_seq], |row| {
-            Ok(row.get::<_, i64>(0)? as f64 / 1_000.0)
+            row.get::<_, i64>(0)
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }

@@ -258,26 +258,12 @@ impl Issuing {
 
     /// A token request of a supported client with this credential, still without a body.
     pub fn ask(&self, credential: &str) -> RequestBuilder {
-        self.client_of(BUILD, PROTOCOL, &SCHEMA_VERSION.to_string(), "desktop")
-            .bearer_auth(credential)
+        ask(&self.client, &self.http, credential)
     }
 
     /// A token request of a client with these version headers.
     pub fn client_of(&self, build: &str, protocol: &str, schema: &str, surface: &str) -> RequestBuilder {
-        // A text that is not a valid header as a string is sent as bytes.
-        let value = |text: &str| reqwest::header::HeaderValue::from_bytes(text.as_bytes());
-        let mut request = self.client.post(self.url(TOKEN_PATH));
-        for (name, text) in [
-            (headers::CLIENT_BUILD_ID, build),
-            (headers::PROTOCOL_VERSION, protocol),
-            (headers::SCHEMA_VERSION, schema),
-            (headers::CLIENT_SURFACE, surface),
-        ] {
-            if let Ok(value) = value(text) {
-                request = request.header(name, value);
-            }
-        }
-        request
+        client_of(&self.client, &self.http, [build, protocol, schema, surface])
     }
 
     /// Asks for a token for these streams.
@@ -325,6 +311,29 @@ impl Issuing {
     pub async fn said(&self, text: &str) -> bool {
         until(UP_LIMIT, || self.process.log().contains(text)).await
     }
+}
+
+/// A token request of a supported client with this credential to the bridge at a url, still without a body.
+pub fn ask(http: &reqwest::Client, bridge: &str, credential: &str) -> RequestBuilder {
+    let schema = SCHEMA_VERSION.to_string();
+    client_of(http, bridge, [BUILD, PROTOCOL, schema.as_str(), "desktop"]).bearer_auth(credential)
+}
+
+fn client_of(http: &reqwest::Client, bridge: &str, says: [&str; 4]) -> RequestBuilder {
+    let mut request = http.post(format!("{bridge}{TOKEN_PATH}"));
+    let names = [
+        headers::CLIENT_BUILD_ID,
+        headers::PROTOCOL_VERSION,
+        headers::SCHEMA_VERSION,
+        headers::CLIENT_SURFACE,
+    ];
+    for (name, text) in names.into_iter().zip(says) {
+        // A text that is not a valid header as a string is sent as bytes.
+        if let Ok(value) = reqwest::header::HeaderValue::from_bytes(text.as_bytes()) {
+            request = request.header(name, value);
+        }
+    }
+    request
 }
 
 /// Status and body of a response; null for a body that is not JSON.

@@ -4,18 +4,19 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures_util::{SinkExt as _, StreamExt as _};
-use spacetimedb_client_api_messages::websocket::v2::{
-    BIN_PROTOCOL, CallProcedure, CallProcedureFlags, CallReducer, CallReducerFlags, ClientMessage, OneOffQuery,
-    QuerySetId, ServerMessage, Subscribe, Unsubscribe, UnsubscribeFlags,
-};
+use bytes::Bytes;
+use futures_util::{SinkExt as _, Stream, StreamExt as _};
+use spacetimedb_client_api_messages::websocket::v2::{BIN_PROTOCOL, ClientMessage, OneOffQuery, ServerMessage};
 use spacetimedb_sdk::__codegen::__sats::bsatn;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+
+use crate::words;
 
 /// A connection.
 #[derive(Debug)]
@@ -37,6 +38,17 @@ impl Socket {
     /// Connects to a database at `http://host:port`, without compression.
     pub async fn open(uri: &str, database: &str, token: Option<&str>) -> anyhow::Result<Result<Self, Refused>> {
         let address = uri.strip_prefix("http://").context("expected http://")?;
+        Self::over(TcpStream::connect(address).await?, uri, database, token).await
+    }
+
+    /// Like [`open`](Self::open), over a socket that is connected already.
+    pub async fn over(
+        stream: TcpStream,
+        uri: &str,
+        database: &str,
+        token: Option<&str>,
+    ) -> anyhow::Result<Result<Self, Refused>> {
+        let address = uri.strip_prefix("http://").context("expected http://")?;
         let url = format!("ws://{address}/v1/database/{database}/subscribe?compression=None");
         let mut request = url.into_client_request()?;
         let headers = request.headers_mut();
@@ -44,9 +56,10 @@ impl Socket {
         if let Some(token) = token {
             headers.insert(AUTHORIZATION, format!("Bearer {token}").try_into()?);
         }
-        let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        match client_async(request, stream).await {
+        // Whoever subscribes to much gets it in one message.
+        let any_size = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+        match client_async_with_config(request, stream, Some(any_size)).await {
             Ok((stream, _)) => Ok(Ok(Self { stream, requests: 0 })),
             Err(Error::Http(answer)) => Ok(Err(Refused {
                 status: answer.status().as_u16(),
@@ -87,67 +100,71 @@ impl Socket {
     /// Subscribes, and returns the subscription's id.
     pub async fn subscribe(&mut self, text: &str) -> anyhow::Result<u32> {
         let id = self.request();
-        self.say(&ClientMessage::Subscribe(Subscribe {
-            request_id: id,
-            query_set_id: QuerySetId { id },
-            query_strings: Box::new([text.into()]),
-        }))
-        .await?;
+        self.say(&words::subscribe(id, text)).await?;
         Ok(id)
     }
 
     /// Ends a subscription.
     pub async fn unsubscribe(&mut self, id: u32) -> anyhow::Result<()> {
         let request_id = self.request();
-        self.say(&ClientMessage::Unsubscribe(Unsubscribe {
-            request_id,
-            query_set_id: QuerySetId { id },
-            flags: UnsubscribeFlags::Default,
-        }))
-        .await
+        self.say(&words::unsubscribe(request_id, id)).await
     }
 
     /// Calls a reducer with encoded arguments.
     pub async fn reducer(&mut self, name: &str, args: Vec<u8>) -> anyhow::Result<()> {
         let request_id = self.request();
-        self.say(&ClientMessage::CallReducer(CallReducer {
-            request_id,
-            flags: CallReducerFlags::Default,
-            reducer: name.into(),
-            args: args.into(),
-        }))
-        .await
+        self.say(&words::reducer(request_id, name, args)).await
     }
 
     /// Calls a procedure with encoded arguments.
     pub async fn procedure(&mut self, name: &str, args: Vec<u8>) -> anyhow::Result<()> {
         let request_id = self.request();
-        self.say(&ClientMessage::CallProcedure(CallProcedure {
-            request_id,
-            flags: CallProcedureFlags::Default,
-            procedure: name.into(),
-            args: args.into(),
-        }))
-        .await
+        self.say(&words::procedure(request_id, name, args)).await
+    }
+
+    /// Says one message after the other, as fast as they are taken, for as long as `next` has one for a request's number,
+    /// and drops what it hears. `heard` is told how many bytes that is. Returns the reason with which the connection was
+    /// closed.
+    pub async fn flood(
+        self,
+        mut next: impl FnMut(u32) -> Option<ClientMessage>,
+        mut heard: impl FnMut(usize),
+    ) -> String {
+        let mut request_id = self.requests;
+        let (mut mouth, mut ears) = self.stream.split::<Message>();
+        let speaks = async {
+            loop {
+                request_id += 1;
+                let said = next(request_id).and_then(|message| bsatn::to_vec(&message).ok());
+                let Some(said) = said else { break };
+                if mouth.send(Message::Binary(said.into())).await.is_err() {
+                    break;
+                }
+            }
+            // What the other side says last is still to be heard.
+            std::future::pending::<String>().await
+        };
+        let hears = async {
+            loop {
+                match bytes_from(&mut ears).await {
+                    Ok(bytes) => heard(bytes.len()),
+                    Err(reason) => return reason,
+                }
+            }
+        };
+        tokio::select! {
+            reason = hears => reason,
+            reason = speaks => reason,
+        }
     }
 
     /// The next message of the server. `Err` holds the reason with which the connection was closed, empty if it just
     /// broke.
     pub async fn next(&mut self) -> Result<ServerMessage, String> {
-        loop {
-            match self.stream.next().await {
-                Some(Ok(Message::Binary(bytes))) => {
-                    // The first byte says that the rest is not compressed.
-                    let message = bytes.get(1..).and_then(|bytes| bsatn::from_slice(bytes).ok());
-                    return message.ok_or_else(|| "the server's message cannot be read".to_owned());
-                }
-                Some(Ok(Message::Close(frame))) => {
-                    return Err(frame.map(|frame| frame.reason.to_string()).unwrap_or_default());
-                }
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Err(String::new()),
-            }
-        }
+        let bytes = bytes_from(&mut self.stream).await?;
+        // The first byte says that the rest is not compressed.
+        let message = bytes.get(1..).and_then(|bytes| bsatn::from_slice(bytes).ok());
+        message.ok_or_else(|| "the server's message cannot be read".to_owned())
     }
 
     /// The reason with which the connection is closed within a time. `None` if it stays open.
@@ -182,5 +199,19 @@ impl Socket {
         })
         .await
         .context("no such message came in time")?
+    }
+}
+
+/// The next message, still encoded. `Err` holds the reason with which the connection was closed.
+async fn bytes_from(stream: &mut (impl Stream<Item = Result<Message, Error>> + Unpin)) -> Result<Bytes, String> {
+    loop {
+        match stream.next().await {
+            Some(Ok(Message::Binary(bytes))) => return Ok(bytes),
+            Some(Ok(Message::Close(frame))) => {
+                return Err(frame.map(|frame| frame.reason.to_string()).unwrap_or_default());
+            }
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return Err(String::new()),
+        }
     }
 }

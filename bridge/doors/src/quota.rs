@@ -64,6 +64,14 @@ impl Bucket {
         self.take(rate, now)
     }
 
+    /// Takes tokens that were used in the time since then. No matter how many there were, the bucket has one again after
+    /// `longest`.
+    pub fn charge(&mut self, rate: Rate, tokens: u32, since: Instant, now: Instant, longest: Duration) {
+        let room = rate.each.saturating_mul(rate.burst.saturating_sub(1));
+        let used = self.full_at.max(since) + rate.each.saturating_mul(tokens);
+        self.full_at = used.min(now + room + longest);
+    }
+
     /// Puts a token back that was taken.
     pub fn give_back(&mut self, rate: Rate) {
         self.full_at = self.full_at.checked_sub(rate.each).unwrap_or(self.full_at);
@@ -116,6 +124,19 @@ mod tests {
         assert_eq!(bucket.has(RATE, start), Err(Duration::from_millis(100)));
         bucket.give_back(RATE);
         assert!(bucket.take(RATE, start).is_ok() && bucket.take(RATE, start).is_err());
+    }
+
+    #[test]
+    fn what_is_charged_afterwards_counts_from_when_it_was_used() {
+        let start = Instant::now();
+        let (second, longest) = (Duration::from_secs(1), Duration::from_millis(500));
+        let mut bucket = Bucket::new(start);
+        bucket.charge(RATE, 10, start, start + second, longest);
+        assert!(bucket.is_full(start + second), "ten come back in that time");
+        bucket.charge(RATE, 13, start + second, start + 2 * second, longest);
+        assert_eq!(bucket.has(RATE, start + 2 * second), Err(Duration::from_millis(100)));
+        bucket.charge(RATE, u32::MAX, start + 2 * second, start + 3 * second, longest);
+        assert_eq!(bucket.has(RATE, start + 3 * second), Err(longest));
     }
 
     #[test]

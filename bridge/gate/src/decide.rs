@@ -102,6 +102,9 @@ pub enum Breach {
     /// More subscriptions than a connection may hold.
     #[error("too many subscriptions")]
     TooManySubscriptions,
+    /// A subscription that brings more at once than a client's may.
+    #[error("the subscription brings too much at once: read what is far behind page by page")]
+    TooMuch,
     /// The id of a subscription that exists, or the end of one that does not.
     #[error("the id of the subscription is wrong")]
     WrongId,
@@ -113,7 +116,7 @@ impl Breach {
         let code = match self {
             Self::Malformed | Self::TooLong | Self::WrongId => RefusalCode::InvalidRequest,
             Self::ForeignQuery | Self::OneOffQuery | Self::ForeignCall => RefusalCode::Forbidden,
-            Self::TooManySubscriptions => RefusalCode::RateLimited,
+            Self::TooManySubscriptions | Self::TooMuch => RefusalCode::RateLimited,
         };
         Refusal::new(code, self.to_string())
     }
@@ -192,6 +195,11 @@ impl Connection {
             change: slot.stream().map(Change::Begins),
         };
         pass(asked, &ClientMessage::Subscribe(written))
+    }
+
+    /// Whether a subscription is of a stream, so that its client can ask for less.
+    pub fn is_of_stream(&self, id: u32) -> bool {
+        self.subscriptions.get(&id).is_some_and(|slot| slot.stream().is_some())
     }
 
     fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) -> Result<Asked, Breach> {
@@ -349,7 +357,7 @@ mod tests {
     #[test]
     fn subscriptions_are_counted_and_freed() {
         let mut connection = connection();
-        assert!(connection.decide(&subscribe(1, &[&frames(7)])).is_ok());
+        assert!(connection.decide(&subscribe(1, &[&frames(7)])).is_ok() && connection.is_of_stream(1));
         assert_eq!(connection.decide(&subscribe(1, &[&frames(8)])), Err(Breach::WrongId));
         assert!(connection.decide(&subscribe(2, &[&frames(7)])).is_ok());
         let too_many = Err(Breach::TooManySubscriptions);

@@ -7,6 +7,7 @@ use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 use tungstenite::protocol::frame::{CloseFrame, Frame, FrameHeader};
 
 use spacetime_sync_proto::Refusal;
+use spacetimedb_client_api_messages::websocket::common::SERVER_MSG_COMPRESSION_TAG_NONE;
 
 use crate::decide::Breach;
 
@@ -158,9 +159,29 @@ pub struct Walk {
     header: Header,
     /// What is missing of the payload.
     missing: u64,
+    message: Message,
     /// How many frames have begun.
     pub frames: u64,
+    /// How many bytes of messages have come with which a subscription begins, or which are compressed.
+    pub subscribed: u64,
 }
+
+/// The message that has begun. SpacetimeDB cuts long ones into many frames, and may say something else in between.
+#[derive(Debug, Clone, Copy, Default)]
+struct Message {
+    /// Its length, with the frame that has begun.
+    length: u64,
+    /// Its first bytes, and how many of them have come.
+    first: [u8; ANSWER_BYTES],
+    come: usize,
+    /// Whether the frame that has begun is a part of it.
+    goes_on: bool,
+}
+
+/// The second byte of a message that is not compressed, and with which a subscription begins. The number of the question and
+/// of the subscription follow, with four bytes each.
+const SUBSCRIBE_APPLIED: u8 = 1;
+const ANSWER_BYTES: usize = 10;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Header {
@@ -173,6 +194,9 @@ impl Walk {
     pub fn over(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let skipped = usize::try_from(self.missing).unwrap_or(usize::MAX).min(bytes.len());
+            if self.message.comes(&bytes[..skipped]) {
+                self.subscribed += skipped as u64;
+            }
             bytes = &bytes[skipped..];
             self.missing -= skipped as u64;
             if self.missing > 0 {
@@ -183,10 +207,23 @@ impl Walk {
                 if let Some(payload) = self.header.push(*byte) {
                     self.missing = payload;
                     self.frames += 1;
+                    self.message.frame(self.header.bytes[0] & 0xf, payload);
                     break;
                 }
             }
         }
+    }
+
+    /// The subscription that begins with the message under way, and the length of the message so far. Of compressed ones
+    /// nothing is known.
+    pub fn subscription(&self) -> Option<(u32, u64)> {
+        let Message {
+            first, come, length, ..
+        } = self.message;
+        let [SERVER_MSG_COMPRESSION_TAG_NONE, SUBSCRIBE_APPLIED, _, _, _, _, id @ ..] = first else {
+            return None;
+        };
+        (come == ANSWER_BYTES).then_some((u32::from_le_bytes(id), length))
     }
 
     /// How many of these bytes, which come next, belong to the frame that has begun. `None` if they do not end it.
@@ -207,6 +244,34 @@ impl Walk {
     /// Whether the last frame is whole.
     pub fn is_between_frames(&self) -> bool {
         self.missing == 0 && self.header.length == 0
+    }
+}
+
+impl Message {
+    /// A frame of this kind begins, with so long a payload.
+    fn frame(&mut self, opcode: u8, payload: u64) {
+        match opcode {
+            0 => self.length += payload,
+            1 | 2 => (self.length, self.come) = (payload, 0),
+            _ => {}
+        }
+        self.goes_on = opcode <= 2;
+    }
+
+    /// The next part of the frame's payload comes. Returns whether it belongs to a message with which a subscription
+    /// begins, or may belong to one, because it is compressed.
+    fn comes(&mut self, payload: &[u8]) -> bool {
+        if !self.goes_on {
+            return false;
+        }
+        let part = payload.len().min(ANSWER_BYTES - self.come);
+        self.first[self.come..self.come + part].copy_from_slice(&payload[..part]);
+        self.come += part;
+        match self.first[..self.come] {
+            [SERVER_MSG_COMPRESSION_TAG_NONE, tag, ..] => tag == SUBSCRIBE_APPLIED,
+            [SERVER_MSG_COMPRESSION_TAG_NONE] | [] => false,
+            _ => true,
+        }
     }
 }
 

@@ -30,9 +30,23 @@ pub struct Quotas {
     pub reads: Rate,
     /// [`Kind::Subscribe`] of one session.
     pub subscribes: Rate,
+    /// How close together they may be: SpacetimeDB does little else meanwhile.
+    pub subscribes_apart: Rate,
+    /// What may answer its subscriptions before it may subscribe again, in units of [`UNIT_BYTES`]: SpacetimeDB does
+    /// nothing else meanwhile.
+    pub subscribed: Rate,
     /// How old the list of revoked sessions may be when a connection is opened.
     pub revocations_max_age: Duration,
 }
+
+/// What answers subscriptions is counted in units of so many bytes.
+pub const UNIT_BYTES: u64 = 64 * 1024;
+/// No session waits longer before it may subscribe again: its streams may always be busy.
+const LONGEST: Duration = Duration::from_secs(1);
+/// How long a session may not connect that subscribed to too much twice within [`FORGIVEN`].
+const REST: Duration = Duration::from_secs(10);
+/// After which time it may do so once more: a client guesses how large events are.
+const FORGIVEN: Duration = Duration::from_secs(60);
 
 /// Names one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,6 +105,31 @@ struct Session<E> {
     calls: Bucket,
     reads: Bucket,
     subscribes: Bucket,
+    subscribes_apart: Bucket,
+    subscribed: Bucket,
+    /// Bytes that are no whole unit yet.
+    rest_bytes: u64,
+    /// When it last subscribed to too much.
+    too_much_at: Option<Instant>,
+    /// Until when it may not connect.
+    rests_until: Instant,
+}
+
+impl<E> Session<E> {
+    /// Whether it may open a connection.
+    fn may_connect(&self, rate: Rate, now: Instant) -> Result<(), Turned> {
+        let rests = self.rests_until.saturating_duration_since(now);
+        if !rests.is_zero() {
+            return Err(Turned::Busy(rests));
+        }
+        self.connects.has(rate, now).map_err(Turned::Busy)
+    }
+
+    /// Opens a connection, if it may.
+    fn connect(&mut self, rate: Rate, now: Instant) -> Result<(), Turned> {
+        self.may_connect(rate, now)?;
+        self.connects.take(rate, now).map_err(Turned::Busy)
+    }
 }
 
 #[derive(Debug)]
@@ -138,8 +177,7 @@ impl<E> Registry<E> {
         };
         self.may(session_id, now)?;
         let session = self.sessions.get(session_id);
-        let has = session.map_or(Ok(()), |session| session.connects.has(self.quotas.connects, now));
-        has.map_err(Turned::Busy)
+        session.map_or(Ok(()), |session| session.may_connect(self.quotas.connects, now))
     }
 
     /// The token of a request was good, and is so until then.
@@ -166,7 +204,7 @@ impl<E> Registry<E> {
         }
         let rate = self.quotas.connects;
         let session = of(&mut self.sessions, session_id, now);
-        session.connects.take(rate, now).map_err(Turned::Busy)?;
+        session.connect(rate, now)?;
         let full = session.open.len() >= self.quotas.session_connections;
         let ended = full.then(|| session.open.remove(0).end);
         self.next += 1;
@@ -185,7 +223,7 @@ impl<E> Registry<E> {
     pub fn question(&mut self, session_id: &Label, now: Instant) -> Result<(), Turned> {
         let rate = self.quotas.connects;
         let session = of(&mut self.sessions, session_id, now);
-        session.connects.take(rate, now).map_err(Turned::Busy)
+        session.connect(rate, now)
     }
 
     /// Whether a session may speak to SpacetimeDB.
@@ -246,8 +284,38 @@ impl<E> Registry<E> {
         match kind {
             Kind::Call => session.calls.reserve(quotas.calls, now),
             Kind::Read => session.reads.reserve(quotas.reads, now),
-            Kind::Subscribe => session.subscribes.reserve(quotas.subscribes, now),
+            Kind::Subscribe => {
+                let at = session.subscribes.reserve(quotas.subscribes, now);
+                let apart = session.subscribes_apart.reserve(quotas.subscribes_apart, now);
+                let refills = session.subscribed.has(quotas.subscribed, now).err();
+                at.max(apart).max(now + refills.unwrap_or_default())
+            }
         }
+    }
+
+    /// So many bytes have answered subscriptions of a session on a connection, in the time since then.
+    pub fn subscribed(&mut self, session_id: &Label, bytes: u64, since: Instant, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(session_id) {
+            let bytes = session.rest_bytes.saturating_add(bytes);
+            session.rest_bytes = bytes % UNIT_BYTES;
+            let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX);
+            let rate = self.quotas.subscribed;
+            session.subscribed.charge(rate, units, since, now, LONGEST);
+        }
+    }
+
+    /// A session has subscribed to too much at once, and loses the connection on which it did. If it did so a short time
+    /// ago, too, it may not open another one for a while, and this returns all others, which are to be ended.
+    pub fn too_much(&mut self, session_id: &Label, now: Instant) -> Vec<E> {
+        let Some(session) = self.sessions.get_mut(session_id) else {
+            return Vec::new();
+        };
+        let before = session.too_much_at.replace(now);
+        if before.is_none_or(|before| now.saturating_duration_since(before) >= FORGIVEN) {
+            return Vec::new();
+        }
+        session.rests_until = now + REST;
+        session.open.drain(..).map(|open| open.end).collect()
     }
 
     /// The bridge has said which sessions were revoked lately, as of a time. Returns the connections that end.
@@ -276,8 +344,19 @@ impl<E> Registry<E> {
     /// Forgets whoever has no connection and has rested long enough.
     pub fn forget(&mut self, now: Instant) {
         self.sessions.retain(|_, session| {
-            let buckets = [session.connects, session.calls, session.reads, session.subscribes];
-            !session.open.is_empty() || !buckets.iter().all(|bucket| bucket.is_full(now))
+            let Session {
+                connects,
+                calls,
+                reads,
+                subscribes,
+                subscribes_apart,
+                subscribed,
+                too_much_at,
+                ..
+            } = session;
+            let buckets = [connects, calls, reads, subscribes, subscribes_apart, subscribed];
+            let is_forgiven = too_much_at.is_none_or(|at| now.saturating_duration_since(at) >= FORGIVEN);
+            !session.open.is_empty() || !is_forgiven || !buckets.iter().all(|bucket| bucket.is_full(now))
         });
         self.addresses.forget(now);
     }
@@ -295,168 +374,13 @@ fn of<'a, E>(sessions: &'a mut HashMap<Label, Session<E>>, session_id: &Label, n
         calls: Bucket::new(now),
         reads: Bucket::new(now),
         subscribes: Bucket::new(now),
+        subscribes_apart: Bucket::new(now),
+        subscribed: Bucket::new(now),
+        rest_bytes: 0,
+        too_much_at: None,
+        rests_until: now,
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn quotas() -> Quotas {
-        let plenty = Rate::per_second(100, 100);
-        Quotas {
-            connections: 4,
-            address: AddressQuotas {
-                sockets: 3,
-                connections: 3,
-                requests: plenty,
-                failures: Rate::per_second(1, 1),
-            },
-            session_connections: 2,
-            session_stream_subscriptions: 3,
-            connects: plenty,
-            calls: Rate::per_second(10, 1),
-            reads: plenty,
-            subscribes: plenty,
-            revocations_max_age: Duration::from_secs(30),
-        }
-    }
-
-    fn label(text: &str) -> Label {
-        Label::new(text).unwrap()
-    }
-
-    fn address(last: u8) -> Origin {
-        Origin::of([10, 0, 0, last].into())
-    }
-
-    #[test]
-    fn nobody_gets_in_before_the_gate_knows_who_was_revoked_or_when_it_has_not_heard_for_long() {
-        let now = Instant::now();
-        let mut registry = Registry::new(quotas());
-        assert_eq!(registry.open(&label("s"), &address(1), 0, now), Err(Turned::Blind));
-        registry.heard(HashSet::new(), now);
-        assert!(registry.open(&label("s"), &address(1), 0, now).is_ok());
-        let later = now + Duration::from_secs(31);
-        assert_eq!(registry.open(&label("s"), &address(1), 0, later), Err(Turned::Blind));
-    }
-
-    #[test]
-    fn a_revocation_ends_the_sessions_connections_and_keeps_it_out() {
-        let now = Instant::now();
-        let mut registry = Registry::new(quotas());
-        registry.heard(HashSet::new(), now);
-        for (session, end) in [("lost", 1), ("kept", 2), ("lost", 3)] {
-            registry.open(&label(session), &address(1), end, now).unwrap();
-        }
-        assert_eq!(registry.heard(HashSet::from([label("lost")]), now), [1, 3]);
-        assert_eq!(registry.heard(HashSet::from([label("lost")]), now), [0; 0]);
-        assert_eq!(registry.open(&label("lost"), &address(2), 4, now), Err(Turned::Revoked));
-        assert!(registry.open(&label("kept"), &address(2), 5, now).is_ok());
-    }
-
-    #[test]
-    fn a_session_with_too_many_connections_keeps_the_newest() {
-        let now = Instant::now();
-        let mut registry = Registry::new(quotas());
-        registry.heard(HashSet::new(), now);
-        let mut open = |end| registry.open(&label("s"), &address(1), end, now).unwrap().1;
-        assert_eq!([open(1), open(2), open(3)], [None, None, Some(1)]);
-    }
-
-    #[test]
-    fn connections_are_counted_by_address_and_in_all() {
-        let now = Instant::now();
-        let mut registry = Registry::new(quotas());
-        registry.heard(HashSet::new(), now);
-        let mut ids = Vec::new();
-        for session in ["a", "b", "c"] {
-            ids.push(registry.open(&label(session), &address(1), 0, now).unwrap().0);
-        }
-        let busy = Err(Turned::Busy(BUSY));
-        assert_eq!(registry.open(&label("d"), &address(1), 0, now), busy);
-        assert!(registry.open(&label("d"), &address(2), 0, now).is_ok());
-        assert_eq!(registry.open(&label("e"), &address(2), 0, now), busy);
-        registry.close(ids[0], &label("a"), &address(1));
-        assert!(registry.open(&label("e"), &address(2), 0, now).is_ok());
-    }
-
-    #[test]
-    fn copies_of_a_stream_are_counted_over_all_connections_of_a_session_and_the_newest_stay() {
-        let now = Instant::now();
-        let mut registry = Registry::new(quotas());
-        registry.heard(HashSet::new(), now);
-        let s = label("s");
-        let (first, second) = (
-            registry.open(&s, &address(1), 1, now).unwrap().0,
-            registry.open(&s, &address(1), 2, now).unwrap().0,
-        );
-        let mut change = |id, change| registry.change(&s, id, change);
-        for (id, begins) in [(first, 7), (first, 7), (second, 7), (second, 8), (first, 8)] {
-            assert_eq!(change(id, Change::Begins(begins)), None);
-        }
-        assert_eq!(change(first, Change::Ends(7)), None);
-        assert_eq!(change(second, Change::Begins(7)), None);
-        assert_eq!(change(second, Change::Begins(7)), Some(1));
-        assert_eq!(change(second, Change::Begins(7)), None);
-        // What was ended has nothing any more.
-        assert_eq!(change(first, Change::Begins(7)), None);
-    }
-
-    #[test]
-    fn a_token_that_was_good_is_judged_unless_its_session_may_not_connect() {
-        let now = Instant::now();
-        let mut registry = Registry::<()>::new(Quotas {
-            connects: Rate::per_second(1, 1),
-            ..quotas()
-        });
-        registry.heard(HashSet::new(), now);
-        let until = now + Duration::from_secs(300);
-        assert_eq!(registry.show(&address(1), 7, now), Ok(()));
-        registry.good(&address(1), 7, &label("s"), until);
-        assert_eq!(registry.show(&address(1), 8, now), Ok(()));
-        registry.bad(&address(1), now);
-        let busy = Err(Turned::Busy(Duration::from_secs(1)));
-        assert_eq!(registry.show(&address(1), 8, now), busy);
-        assert_eq!(registry.show(&address(1), 7, now), Ok(()));
-        registry.question(&label("s"), now).unwrap();
-        assert_eq!(registry.show(&address(2), 7, now), busy);
-        registry.heard(HashSet::from([label("s")]), now);
-        assert_eq!(registry.show(&address(2), 7, now), Err(Turned::Revoked));
-    }
-
-    #[test]
-    fn all_connections_of_a_session_share_its_rates_and_who_rests_is_forgotten() {
-        let now = Instant::now();
-        let mut registry = Registry::new(quotas());
-        registry.heard(HashSet::new(), now);
-        let (id, _) = registry.open(&label("s"), &address(1), 0, now).unwrap();
-        let waits = |registry: &mut Registry<i32>| (registry.reserve(&label("s"), Kind::Call, now) - now).as_millis();
-        assert_eq!(
-            [waits(&mut registry), waits(&mut registry), waits(&mut registry)],
-            [0, 100, 200]
-        );
-        registry.close(id, &label("s"), &address(1));
-        // A reconnect brings nothing back.
-        registry.forget(now);
-        registry.open(&label("s"), &address(1), 0, now).unwrap();
-        assert_eq!(waits(&mut registry), 300);
-        let later = now + Duration::from_secs(10);
-        registry.close(ConnectionId(2), &label("s"), &address(1));
-        registry.forget(later);
-        assert!(registry.sessions.is_empty() && registry.addresses.is_empty());
-    }
-
-    #[test]
-    fn an_older_list_of_revoked_sessions_that_comes_late_changes_nothing() {
-        let now = Instant::now();
-        let mut registry = Registry::<u32>::new(quotas());
-        let later = now + Duration::from_secs(1);
-        registry.heard(HashSet::from([label("lost")]), later);
-        registry.heard(HashSet::new(), now);
-        assert_eq!(registry.may(&label("lost"), later), Err(Turned::Revoked));
-        assert!(
-            registry.is_blind(later + Duration::from_secs(31)) && !registry.is_blind(now + Duration::from_secs(31))
-        );
-    }
-}
+mod tests;

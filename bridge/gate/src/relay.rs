@@ -92,6 +92,10 @@ pub(crate) struct Terms<'a> {
     pub(crate) connection: Connection,
     /// The longest message.
     pub(crate) message_bytes: usize,
+    /// The longest answer to a subscription of a stream.
+    pub(crate) subscription_bytes: u64,
+    /// The client has subscribed to more.
+    pub(crate) too_much: &'a (dyn Fn() + Send + Sync),
     /// How slow the client may be.
     pub(crate) bounds: Bounds,
     /// When the token expires.
@@ -100,6 +104,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) told: oneshot::Receiver<Ending>,
     /// From when the session may do one thing more.
     pub(crate) reserve: &'a (dyn Fn(Asked, Instant) -> Instant + Send + Sync),
+    /// So many bytes answered subscriptions of the session, in the time since then.
+    pub(crate) subscribed: &'a (dyn Fn(u64, Instant, Instant) + Send + Sync),
     /// What is counted.
     pub(crate) counters: &'a Counters,
     /// What all connections hold together.
@@ -165,6 +171,7 @@ pub(crate) async fn relay(
         to_client: BytesMut::new(),
         reader: Reader::new(terms.message_bytes),
         longest: terms.message_bytes,
+        subscription_bytes: terms.subscription_bytes,
         heard: Walk::default(),
         said: Walk::default(),
         backlog: Backlog::default(),
@@ -172,9 +179,12 @@ pub(crate) async fn relay(
         connection: terms.connection,
         held: None,
         spoke_at: Instant::now(),
+        unreported: 0,
+        reported_at: Instant::now(),
         client_is_done: false,
         clients_turn: false,
         reserve: terms.reserve,
+        subscribed: terms.subscribed,
         counters: terms.counters,
         share: Share {
             pool: terms.pool,
@@ -219,7 +229,11 @@ pub(crate) async fn relay(
                             break Ending::Breach(breach);
                         }
                     }
-                    Ok(Moved::FromServer(bytes)) => relay.pass(bytes, now),
+                    Ok(Moved::FromServer(bytes)) => {
+                        if let Err(breach) = relay.pass(bytes, now) {
+                            break Ending::Breach(breach);
+                        }
+                    }
                     Ok(Moved::ToClient) => {
                         relay.backlog.shrank(&relay.bounds, relay.to_client.len(), now);
                         if let Err(breach) = relay.judge(now) {
@@ -234,6 +248,10 @@ pub(crate) async fn relay(
         }
     };
     ending.count(terms.counters);
+    relay.report(Instant::now());
+    if ending == Ending::Breach(Breach::TooMuch) {
+        (terms.too_much)();
+    }
     relay.say_goodbye(ending).await;
     ending
 }
@@ -246,6 +264,7 @@ struct Relay<'a, C, S> {
     to_client: BytesMut,
     reader: Reader,
     longest: usize,
+    subscription_bytes: u64,
     /// Over what SpacetimeDB has said.
     heard: Walk,
     /// Over what of that the client has taken.
@@ -257,11 +276,15 @@ struct Relay<'a, C, S> {
     held: Option<Held>,
     /// When SpacetimeDB was last told something.
     spoke_at: Instant,
+    /// How many bytes have answered subscriptions since that was last reported, and when that was.
+    unreported: u64,
+    reported_at: Instant,
     /// The client has closed the connection. What SpacetimeDB answers still goes to it.
     client_is_done: bool,
     /// Who is heard first. They take turns, so that neither drowns the other out.
     clients_turn: bool,
     reserve: &'a (dyn Fn(Asked, Instant) -> Instant + Send + Sync),
+    subscribed: &'a (dyn Fn(u64, Instant, Instant) + Send + Sync),
     counters: &'a Counters,
     share: Share<'a>,
 }
@@ -392,6 +415,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
                     break;
                 }
             };
+            self.report(now);
             let (at, kind) = ((self.reserve)(asked, now), asked.kind);
             if at > now || !self.may_ask(kind) {
                 count(&self.counters.delayed);
@@ -407,16 +431,32 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
         Ok(())
     }
 
+    /// Reports what has answered subscriptions, before each question, and at the end.
+    fn report(&mut self, now: Instant) {
+        let since = std::mem::replace(&mut self.reported_at, now);
+        let bytes = std::mem::take(&mut self.unreported);
+        if bytes > 0 {
+            (self.subscribed)(bytes, since, now);
+        }
+    }
+
     /// Takes note of what SpacetimeDB has said: the last `bytes` of what goes to the client.
-    fn pass(&mut self, bytes: usize, now: Instant) {
-        let before = self.heard.frames;
+    fn pass(&mut self, bytes: usize, now: Instant) -> Result<(), Breach> {
+        let Walk { frames, subscribed, .. } = self.heard;
         self.heard.over(&self.to_client[self.to_client.len() - bytes..]);
         let add = |counter: &AtomicU64, more| {
             counter.fetch_add(more, Ordering::Relaxed);
         };
-        add(&self.counters.frames, self.heard.frames - before);
+        add(&self.counters.frames, self.heard.frames - frames);
         add(&self.counters.bytes, bytes as u64);
+        self.unreported += self.heard.subscribed - subscribed;
         self.backlog.grew(&self.bounds, self.to_client.len(), now);
+        match self.heard.subscription() {
+            Some((id, length)) if length > self.subscription_bytes && self.connection.is_of_stream(id) => {
+                Err(Breach::TooMuch)
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Tells both sides that it is over, as far as they listen.

@@ -33,7 +33,7 @@ use tokio::time::timeout;
 
 use crate::access::{self, Caller, Unverified, Verifier, judge};
 use crate::counters::{Counters, count};
-use crate::decide::{Asked, Connection};
+use crate::decide::{Asked, Breach, Connection};
 use crate::lead::{Lead, about};
 use crate::operator;
 use crate::query::Query;
@@ -488,13 +488,24 @@ async fn run(
         }
         registry.reserve(&seat.session_id, asked.kind, now)
     };
+    let subscribed = |bytes: u64, since: Instant, now: Instant| {
+        gate.registry().subscribed(&seat.session_id, bytes, since, now);
+    };
+    let too_much = || {
+        for other in gate.registry().too_much(&seat.session_id, Instant::now()) {
+            let _ = other.send(Ending::Breach(Breach::TooMuch));
+        }
+    };
     let terms = Terms {
         connection: Connection::new(caller.identity, gate.config.limits()),
         message_bytes: gate.config.message_bytes,
+        subscription_bytes: gate.config.subscription_bytes as u64,
         bounds: gate.config.backlog(),
         expires: Instant::now() + left,
         told,
         reserve: &reserve,
+        subscribed: &subscribed,
+        too_much: &too_much,
         counters: &gate.counters,
         pool: &gate.pool,
     };

@@ -1,5 +1,7 @@
 //! The section `[gate]` of the configuration.
 
+mod defaults;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,14 +10,15 @@ use serde::{Deserialize, Serialize};
 use spacetime_sync_doors::asker::Proxy;
 use spacetime_sync_doors::quota::Rate;
 use spacetime_sync_doors::sockets;
-use spacetime_sync_proto::Secret;
-use spacetime_sync_proto::access::{AUDIENCE, check_issuer_url};
+use spacetime_sync_proto::access::check_issuer_url;
+use spacetime_sync_proto::{Secret, limit};
 use spacetime_sync_transport::{TlsError, TlsFiles, Transport, plaintext};
 
+use self::defaults::*;
 use crate::addresses::AddressQuotas;
 use crate::backlog::Bounds;
 use crate::decide::Limits;
-use crate::registry::Quotas;
+use crate::registry::{Quotas, UNIT_BYTES};
 
 /// `[gate]`: with it `spacetime-sync gate` runs. The gate reads no other section, and needs no key and no Postgres.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -129,6 +132,10 @@ pub struct GateConfig {
     /// The longest message of a client.
     #[serde(default = "default_message_bytes")]
     pub message_bytes: usize,
+    /// The most that a subscription of a stream may bring at once. A client of the lane means to subscribe to a quarter of
+    /// it (`Limits::subscribed_bytes`), and guesses by the last page how large events are.
+    #[serde(default = "default_subscription_bytes")]
+    pub subscription_bytes: usize,
     /// How much the gate holds for a client that reads slowly.
     #[serde(default = "default_buffer_bytes")]
     pub buffer_bytes: usize,
@@ -139,126 +146,6 @@ pub struct GateConfig {
     /// A client that reads nothing for so long is closed, and so is one for which the gate holds too much for so long.
     #[serde(default = "default_slow_after_ms")]
     pub slow_after_ms: u64,
-}
-
-fn default_listen() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 7071))
-}
-
-fn default_admin_listen() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 7072))
-}
-
-fn default_audience() -> String {
-    AUDIENCE.to_owned()
-}
-
-fn default_revocations_every_ms() -> u64 {
-    250
-}
-
-fn default_revocations_max_age_ms() -> u64 {
-    30_000
-}
-
-fn default_connect_deadline_ms() -> u64 {
-    5_000
-}
-
-fn default_connections() -> usize {
-    10_000
-}
-
-fn default_address_connections() -> usize {
-    256
-}
-
-fn default_sockets() -> usize {
-    8_192
-}
-
-fn default_address_sockets() -> usize {
-    64
-}
-
-fn default_address_failures_per_second() -> u32 {
-    10
-}
-
-fn default_address_failures_burst() -> u32 {
-    100
-}
-
-fn default_session_stream_subscriptions() -> usize {
-    8
-}
-
-fn default_buffers_bytes() -> usize {
-    1024 * 1024 * 1024
-}
-
-fn default_address_per_second() -> u32 {
-    100
-}
-
-fn default_address_burst() -> u32 {
-    1_000
-}
-
-fn default_session_connections() -> usize {
-    8
-}
-
-fn default_connects_per_second() -> u32 {
-    1
-}
-
-fn default_connects_burst() -> u32 {
-    20
-}
-
-fn default_calls_per_second() -> u32 {
-    50
-}
-
-fn default_calls_burst() -> u32 {
-    500
-}
-
-fn default_reads_per_second() -> u32 {
-    50
-}
-
-fn default_reads_burst() -> u32 {
-    256
-}
-
-fn default_subscribes_per_second() -> u32 {
-    50
-}
-
-fn default_subscribes_burst() -> u32 {
-    1_024
-}
-
-fn default_subscriptions() -> usize {
-    2_048
-}
-
-fn default_stream_subscriptions() -> usize {
-    4
-}
-
-fn default_message_bytes() -> usize {
-    64 * 1024
-}
-
-fn default_buffer_bytes() -> usize {
-    4 * 1024 * 1024
-}
-
-fn default_slow_after_ms() -> u64 {
-    10_000
 }
 
 /// With fewer, the sixteenth that an address may have would be none.
@@ -379,6 +266,12 @@ impl GateConfig {
                 16 * 1024 * 1024,
             ),
             (
+                "gate.subscription_bytes",
+                self.subscription_bytes as u64,
+                2 * limit::FRAME_BYTES as u64,
+                1 << 30,
+            ),
+            (
                 "gate.buffer_bytes",
                 self.buffer_bytes as u64,
                 64 * 1024,
@@ -494,8 +387,14 @@ impl GateConfig {
             calls: rate(self.calls_per_second, self.calls_burst),
             reads: rate(self.reads_per_second, self.reads_burst),
             subscribes: rate(self.subscribes_per_second, self.subscribes_burst),
+            subscribes_apart: rate(self.subscribes_per_second.saturating_mul(4), 4),
+            subscribed: rate(self.units_of_a_subscription() / 2, self.units_of_a_subscription()),
             revocations_max_age: Duration::from_millis(self.revocations_max_age_ms),
         }
+    }
+
+    fn units_of_a_subscription(&self) -> u32 {
+        u32::try_from(self.subscription_bytes as u64 / UNIT_BYTES).unwrap_or(u32::MAX / 2)
     }
 
     /// How much one connection may hold.

@@ -222,7 +222,8 @@ impl Runner {
     }
 }
 
-async fn bulk(authority: &Authority, stream_id: &StreamId, events: u64, size: Size) -> anyhow::Result<()> {
+/// Commits so many events of a stream in bulk.
+pub(crate) async fn bulk(authority: &Authority, stream_id: &StreamId, events: u64, size: Size) -> anyhow::Result<()> {
     let mut log = Log::new(stream_id, size);
     let mut left = usize::try_from(events)?;
     while left > 0 {

@@ -3,6 +3,7 @@
 mod bare;
 mod client;
 mod gate;
+mod hostile;
 mod lane;
 mod measure;
 mod minting;
@@ -19,7 +20,7 @@ use report::Part;
 /// Measures how fast the lane is, and what bounds it.
 #[derive(Parser)]
 struct Args {
-    /// Take two minutes instead of a quarter of an hour: fewer events, fewer sizes.
+    /// Take three minutes instead of half an hour: fewer events, fewer sizes.
     #[arg(long)]
     quick: bool,
     /// End with one line of JSON on stdout.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::bare::{self, Cut, Window};
 use crate::lane::{Run, Runner};
 use crate::measure::{Size, fsync_ms, in_memory, memory_mb_per_second};
-use crate::{gate, minting, reconnect};
+use crate::{gate, hostile, minting, reconnect};
 use spacetime_sync_tests::figures::{median, rate, since};
 use spacetime_sync_tests::postgres::Cluster;
 
@@ -43,6 +43,8 @@ struct Extent {
     reconnect: (&'static [usize], usize),
     /// What goes through the gate, and without it.
     gate: gate::Extent,
+    /// How long an honest client is measured beside a hostile one.
+    hostile: hostile::Extent,
 }
 
 const FULL: Extent = Extent {
@@ -74,6 +76,13 @@ const FULL: Extent = Extent {
         rounds: 5,
         paced: (1_000, 30_000),
         idle: 2_000,
+    },
+    hostile: hostile::Extent {
+        per_second: 200,
+        backlog: 100_000,
+        quiet: Duration::from_secs(6),
+        each: Duration::from_secs(10),
+        worst: Duration::from_secs(60),
     },
 };
 
@@ -107,6 +116,13 @@ const QUICK: Extent = Extent {
         paced: (1_000, 6_000),
         idle: 500,
     },
+    hostile: hostile::Extent {
+        per_second: 200,
+        backlog: 100_000,
+        quiet: Duration::from_secs(1),
+        each: Duration::from_millis(1_500),
+        worst: Duration::from_secs(5),
+    },
 };
 
 /// A part of the report. Each part can run alone.
@@ -132,6 +148,8 @@ pub(crate) enum Part {
     Reconnect,
     /// The same client through the gate and without it.
     Gate,
+    /// An honest client through the gate beside a hostile one.
+    Hostile,
 }
 
 /// Measures these parts, or all, and prints the results; one line of JSON at the end if requested.
@@ -160,6 +178,7 @@ pub(crate) async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Re
             Part::Minting => report.minting().await?,
             Part::Reconnect => report.reconnect().await?,
             Part::Gate => report.gate().await?,
+            Part::Hostile => report.hostile().await?,
         }
     }
     if as_json {
@@ -412,6 +431,32 @@ impl Report {
             cost.idle_kb, cost.idle
         ));
         self.put("gate", json!(cost));
+        Ok(())
+    }
+
+    async fn hostile(&mut self) -> anyhow::Result<()> {
+        let extent = self.extent.hostile;
+        self.say(&format!(
+            "one hostile session beside a client that applies {} single events per second through the gate; from commit, \
+             quiet and hostile windows in turn",
+            extent.per_second
+        ));
+        let costs = hostile::run(&self.cluster, extent).await?;
+        for cost in &costs {
+            let ((quiet_p50, quiet_p99), (p50, p99)) = (cost.quiet_ms, cost.hostile_ms);
+            let (of_p50, of_p99) = cost.ratio;
+            self.say(&format!(
+                "  {:>14} for {:>4.1} s: p50 {p50:.2} ms of {quiet_p50:.2} ms ({of_p50:.2}), p99 {p99:.2} ms of \
+                 {quiet_p99:.2} ms ({of_p99:.2}); it said {} things, {} were refused, {} times closed, {:.2} s of CPU",
+                cost.kind.name(),
+                cost.seconds,
+                cost.tally.said,
+                cost.tally.refused,
+                cost.tally.closed,
+                cost.cpu_seconds
+            ));
+        }
+        self.put("hostile", json!(costs));
         Ok(())
     }
 

@@ -12,13 +12,14 @@ use spacetime_sync_proto::StreamId;
 use spacetime_sync_proto::access::{REVOKED_PATH, TOKEN_PATH};
 use spacetime_sync_proto::page::STREAMS_PATH;
 use spacetime_sync_tests::gate::GATE;
+use spacetime_sync_tests::hostile::unread;
 use spacetime_sync_tests::issuing::{ADMIN, Desk, Issuing, answer};
 use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::port;
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::tool;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -317,19 +318,6 @@ async fn nobody_finds_the_admin_credential_by_guessing_and_no_guess_keeps_an_adm
     assert_eq!(show(ADMIN, "10.0.0.8").await, 200, "an admin was there before");
 }
 
-/// Reads nothing of what it asks for: so many pages, one after the other.
-async fn unread(bridge: &Issuing, token: &str, pages: usize) -> TcpStream {
-    let at: std::net::SocketAddr = bridge.url("").trim_start_matches("http://").parse().unwrap();
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4_096).unwrap();
-    let mut stream = socket.connect(at).await.unwrap();
-    let request = format!(
-        "GET {STREAMS_PATH}/{NOTES}/events?after=0 HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {token}\r\n\r\n"
-    );
-    stream.write_all(request.repeat(pages).as_bytes()).await.unwrap();
-    stream
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_reads_nothing_of_what_it_asks_for_holds_up_no_other_session() {
     let desk = desk().await;
@@ -341,7 +329,7 @@ async fn a_session_that_reads_nothing_of_what_it_asks_for_holds_up_no_other_sess
     let (_, honest) = token(&bridge, &desk.session("7", "honest")).await;
     let mut held = Vec::new();
     for _ in 0..8 {
-        held.push(unread(&bridge, &greedy, 12).await);
+        held.push(unread(&bridge.url(""), &greedy, &id, 12).await.unwrap());
     }
     let deadline = Instant::now() + FULL;
     let full = async || {

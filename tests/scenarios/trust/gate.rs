@@ -1,25 +1,26 @@
 //! The gate before SpacetimeDB: a client works through it as without it, and who says anything else does not get through.
 
+mod hostile;
 mod limits;
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use spacetime_sync_issuer::keys::now;
-use spacetime_sync_proto::access::{REVOKE_PATH, REVOKED_PATH, TOKEN_PATH, headers};
-use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+use spacetime_sync_proto::access::{REVOKE_PATH, REVOKED_PATH};
 use spacetime_sync_proto::heads::HEADS_PATH;
 use spacetime_sync_proto::{Refusal, RefusalCode, StreamId};
 use spacetime_sync_tests::follower::Follower;
 use spacetime_sync_tests::gate::{GATE, Gate, GateOptions};
+use spacetime_sync_tests::hostile::forged;
 use spacetime_sync_tests::issuer::Issuer;
-use spacetime_sync_tests::issuing::{ADMIN, BUILD, Desk};
+use spacetime_sync_tests::issuing::{ADMIN, Desk, ask};
 use spacetime_sync_tests::lane::{Bridge, Lane, stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::scene::ready;
 use spacetime_sync_tests::socket::Socket;
+use spacetime_sync_tests::words::{SELF_JOIN, read_events};
 use spacetimedb_client_api_messages::websocket::v2::ServerMessage;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -56,13 +57,7 @@ impl Guarded {
         let user = format!("user-of-{session}");
         self.lane.allow(&format!("user:{user}"), &[id.as_str()]).await.unwrap();
         let credential = self.lane.keys().unwrap().session(&user, session);
-        let response = reqwest::Client::new()
-            .post(format!("{}{TOKEN_PATH}", self.bridge.url()))
-            .bearer_auth(credential)
-            .header(headers::CLIENT_BUILD_ID, BUILD)
-            .header(headers::PROTOCOL_VERSION, PROTOCOL)
-            .header(headers::SCHEMA_VERSION, SCHEMA_VERSION)
-            .header(headers::CLIENT_SURFACE, "desktop")
+        let response = ask(&reqwest::Client::new(), self.bridge.url(), &credential)
             .json(&json!({
                 "scopes": ["sync.subscribe", "sync.checkpoint.write", "runtime.run_events"], "streams": [id.as_str()],
             }))
@@ -81,10 +76,7 @@ impl Guarded {
     }
 
     async fn revoke(&self, session: &str) {
-        let body = json!({ "session_ids": [session], "reason": "a probe" });
-        let request = reqwest::Client::new().post(format!("{}{REVOKE_PATH}", self.bridge.url()));
-        let response = request.bearer_auth(ADMIN).json(&body).send().await.unwrap();
-        assert!(response.status().is_success(), "{response:?}");
+        self.bridge.revoke(session).await.unwrap();
     }
 }
 
@@ -103,9 +95,6 @@ fn writer(lane: &Lane, id: &StreamId) -> Writer {
 fn code(reason: &str) -> Option<RefusalCode> {
     Refusal::from_wire(reason).map(|refusal| refusal.code)
 }
-
-/// What the engine's own tables answer: as many rows as the square of 145, or more.
-const SELF_JOIN: &str = "SELECT a.* FROM st_column a JOIN st_column b ON a.table_id = b.table_id";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_works_through_the_gate_as_without_it() {
@@ -264,10 +253,7 @@ async fn only_a_good_token_of_a_session_opens_a_connection() {
     };
     let missing = (401, Some(RefusalCode::MissingAuthorization));
     assert_eq!(refused(&lane.name, None).await, missing);
-    let (signed, signature) = token.rsplit_once('.').unwrap();
-    let other = if signature.starts_with('A') { 'B' } else { 'A' };
-    let forged = format!("{signed}.{other}{}", &signature[1..]);
-    for bad in ["a.b.c", "eyJhbGciOiJub25lIn0.e30.", &forged] {
+    for bad in ["a.b.c", "eyJhbGciOiJub25lIn0.e30.", &forged(&token)] {
         assert_eq!(
             refused(&lane.name, Some(bad)).await,
             (401, Some(RefusalCode::InvalidToken)),
@@ -396,85 +382,6 @@ async fn a_connection_ends_with_its_token() {
     );
 }
 
-/// The median of the milliseconds from commit to application of so many events, one after the other.
-async fn median(writer: &mut Writer, client: &Follower, id: &StreamId, events: u64) -> f64 {
-    let before = client.applied();
-    for done in 1..=events {
-        writer.append(1).await.unwrap();
-        client.until_applied(before + done, SOON).await.unwrap();
-    }
-    let mut latencies = client.latencies_ms(id, before + 1, before + events).unwrap();
-    latencies.sort_by(f64::total_cmp);
-    latencies[latencies.len() / 2]
-}
-
-fn frames(stream_key: u64, after: u64) -> String {
-    let (to, ends) = (after + 100, after + 1_099);
-    format!(
-        "SELECT * FROM sync_event WHERE stream_key = {stream_key} AND last_seq > {after} AND last_seq <= {ends} AND \
-         first_seq <= {to}"
-    )
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn floods_cost_the_honest_client_beside_them_little() {
-    let guarded = Guarded::start(&[]).await;
-    let (lane, id) = (&guarded.lane, stream(1));
-    let mut writer = writer(lane, &id);
-    writer.append(1).await.unwrap();
-    let honest = guarded.client(std::slice::from_ref(&id), 1).await;
-    let quiet = median(&mut writer, &honest, &id, 200).await;
-    let token = guarded.token("probe", &id).await;
-
-    // As many subscriptions as it takes until the gate has enough.
-    let mut keys = HashSet::new();
-    for row in lane.rows("SELECT stream_key FROM stream_grant", false).await.unwrap() {
-        keys.extend(row[0].as_u64());
-    }
-    let mut socket = guarded.socket(&token).await;
-    for round in 0..20 {
-        for key in &keys {
-            // A connection that was closed takes no more.
-            let _ = socket.subscribe(&frames(*key, round)).await;
-        }
-    }
-    let reason = socket.closed(SOON).await.unwrap();
-    assert_eq!(code(&reason), Some(RefusalCode::RateLimited), "{reason}");
-
-    // Calls, faster than anybody may make them, on as many connections as a session may have.
-    let mut floods = Vec::new();
-    for _ in 0..8 {
-        let mut socket = guarded.socket(&token).await;
-        floods.push(tokio::spawn(async move {
-            while socket.procedure("read_events", read_arguments()).await.is_ok() {}
-        }));
-    }
-    let passed = guarded.gate.metric("passed_messages_total").await.unwrap();
-    let began = Instant::now();
-    let flooded = median(&mut writer, &honest, &id, 200).await;
-    let passed = guarded.gate.metric("passed_messages_total").await.unwrap() - passed;
-    let rate = passed as f64 / began.elapsed().as_secs_f64();
-    eprintln!("median {quiet:.1} ms without a flood, {flooded:.1} ms with one of {rate:.0} messages a second");
-    assert!(guarded.gate.metric("delayed_messages_total").await.unwrap() > 0);
-    for flood in floods {
-        flood.abort();
-    }
-    assert!(flooded < 3.0 * quiet + 5.0, "{quiet:.1} ms became {flooded:.1} ms");
-    assert!(honest.compare(&lane.authority).await.unwrap().is_equal());
-}
-
-/// The arguments of `read_events` for the whole of a stream, as they are encoded.
-fn read_arguments() -> Vec<u8> {
-    let id = stream(1);
-    let name = id.as_str().as_bytes();
-    [
-        &u32::try_from(name.len()).unwrap().to_le_bytes()[..],
-        name,
-        &0_u64.to_le_bytes(),
-    ]
-    .concat()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_is_closed_and_the_gate_stays_small() {
     let set = [
@@ -490,7 +397,7 @@ async fn a_client_that_does_not_read_is_closed_and_the_gate_stays_small() {
     let mut slow = guarded.socket(&token).await;
     // Pages of a megabyte, more than the kernel and the gate hold together.
     for _ in 0..60 {
-        slow.procedure("read_events", read_arguments()).await.unwrap();
+        slow.procedure("read_events", read_events(&id, 0)).await.unwrap();
     }
     let deadline = Instant::now() + SOON;
     while guarded.gate.metric("slow_total").await.unwrap() == 0 {

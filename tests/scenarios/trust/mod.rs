@@ -4,6 +4,8 @@ mod database;
 mod doors;
 mod gate;
 mod postgres;
+mod reports;
+mod reverse_proxy;
 mod row_limit;
 mod seals;
 mod transport;

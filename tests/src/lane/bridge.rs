@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
+use spacetime_sync_proto::access::REVOKE_PATH;
 
 use crate::issuing::ADMIN;
 use crate::process::Process;
@@ -66,6 +67,24 @@ impl Bridge {
             );
             tokio::time::sleep(crate::STEP).await;
         }
+    }
+
+    /// The metrics.
+    pub async fn metrics(&self) -> anyhow::Result<Value> {
+        Ok(self.ask("/internal/v1/spacetime/sync/metrics").await?.1)
+    }
+
+    /// Revokes a session as an admin.
+    pub async fn revoke(&self, session: &str) -> anyhow::Result<()> {
+        let body = json!({ "session_ids": [session], "reason": "a probe" });
+        let request = reqwest::Client::new().post(format!("{}{REVOKE_PATH}", self.http));
+        request
+            .bearer_auth(ADMIN)
+            .json(&body)
+            .send()
+            .await?
+            .error_for_status()?;
+        Ok(())
     }
 
     /// Sends SIGTERM as soon as the bridge handles it, and returns the exit code.

@@ -2,7 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use spacetimedb_client_api_messages::websocket::v2::{CallProcedure, CallProcedureFlags, ClientMessage};
+use spacetimedb_client_api_messages::websocket::v2::{
+    CallProcedure, CallProcedureFlags, ClientMessage, QueryRows, QuerySetId, ServerMessage, Subscribe,
+    SubscribeApplied, UnsubscribeApplied,
+};
 use spacetimedb_lib::bsatn;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::task::yield_now;
@@ -46,6 +49,7 @@ impl Setup {
         let terms = Terms {
             connection: Connection::new("c2".repeat(32), limits),
             message_bytes: 1_000,
+            subscription_bytes: 10_000,
             bounds: Bounds {
                 bytes: self.bytes,
                 slow_after: LATER,
@@ -53,6 +57,8 @@ impl Setup {
             expires: Instant::now() + LATER,
             told,
             reserve: &|_, now| now,
+            subscribed: &|_, _, _| {},
+            too_much: &|| {},
             counters: &counters,
             pool: &pool,
         };
@@ -142,6 +148,79 @@ async fn who_is_ended_gets_the_rest_of_one_frame_the_reason_and_nothing_more() {
             assert_eq!(last, reason, "{ending:?}");
         });
         assert_eq!(ended.await, ending);
+    }
+}
+
+/// Frames of the server with the answer to a subscription, or with another message. Between them it says something else.
+fn applied(is_subscription: bool, lengths: &[u16]) -> Vec<u8> {
+    let rows = QueryRows { tables: Box::default() };
+    let (request_id, query_set_id) = (1, QuerySetId { id: 1 });
+    let message = if is_subscription {
+        ServerMessage::SubscribeApplied(SubscribeApplied {
+            request_id,
+            query_set_id,
+            rows,
+        })
+    } else {
+        ServerMessage::UnsubscribeApplied(UnsubscribeApplied {
+            request_id,
+            query_set_id,
+            rows: Some(rows),
+        })
+    };
+    // Behind the tag that says that the message is not compressed.
+    let message = [vec![0], bsatn::to_vec(&message).unwrap()].concat();
+    let mut bytes = Vec::new();
+    for (at, length) in lengths.iter().enumerate() {
+        let mut part = frame(0, *length);
+        part[0] = if at == 0 { 2 } else { 0 } | if at + 1 == lengths.len() { 0x80 } else { 0 };
+        if at == 0 {
+            part[4..4 + message.len()].copy_from_slice(&message);
+        }
+        bytes.extend(part);
+        bytes.extend([0x89, 2, 0, 1]);
+    }
+    bytes
+}
+
+#[tokio::test]
+async fn a_subscription_that_brings_too_much_ends_the_connection() {
+    let too_much = Ending::Breach(Breach::TooMuch);
+    let presence = "SELECT * FROM session_presence";
+    let stream =
+        "SELECT * FROM sync_event WHERE stream_key = 7 AND last_seq > 0 AND last_seq <= 1099 AND first_seq <= 100";
+    for (query, is_subscription, lengths, expected) in [
+        (stream, true, &[10_000][..], Ending::Gone),
+        (stream, true, &[4_000, 3_000, 3_000], Ending::Gone),
+        (stream, false, &[10_001], Ending::Gone),
+        // Nobody can ask for less of it.
+        (presence, true, &[10_001], Ending::Gone),
+        (stream, true, &[10_001], too_much),
+        (stream, true, &[4_000, 3_000, 3_001], too_much),
+    ] {
+        let setup = Setup {
+            ways: (1 << 20, 1 << 20),
+            bytes: 1 << 20,
+            pool: 1 << 20,
+        };
+        let ended = setup.run(async |mut ends| {
+            let mut asked = BytesMut::new();
+            let message = ClientMessage::Subscribe(Subscribe {
+                request_id: 1,
+                query_set_id: QuerySetId { id: 1 },
+                query_strings: Box::new([query.into()]),
+            });
+            frames::message(bsatn::to_vec(&message).unwrap(), [1, 2, 3, 4], &mut asked);
+            ends.client.write_all(&asked).await.unwrap();
+            until(|| ends.counters.passed.load(Ordering::Relaxed) == 1).await;
+            // However it is cut.
+            for byte in applied(is_subscription, lengths) {
+                if ends.server.write_all(&[byte]).await.is_err() {
+                    break;
+                }
+            }
+        });
+        assert_eq!(ended.await, expected, "{query} {is_subscription} {lengths:?}");
     }
 }
 

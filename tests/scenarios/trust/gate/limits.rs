@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use spacetime_sync_tests::words::{CONTRACT, PRESENCE, frames};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -26,7 +27,7 @@ async fn a_session_holds_few_subscriptions_of_each_kind_over_all_its_connections
     let id = stream(1);
     writer(&guarded.lane, &id).append(1).await.unwrap();
     let token = guarded.token("probe", &id).await;
-    for query in ["SELECT * FROM session_presence", "SELECT * FROM sync_contract"] {
+    for query in [PRESENCE, CONTRACT] {
         let mut socket = guarded.socket(&token).await;
         subscribed(&mut socket, query).await;
         subscribed(&mut socket, query).await;
@@ -42,15 +43,54 @@ async fn a_session_holds_few_subscriptions_of_each_kind_over_all_its_connections
     let key = key(&guarded.lane).await;
     for socket in &mut sockets {
         for after in 0..2 {
-            subscribed(socket, &frames(key, after)).await;
+            subscribed(socket, &frames(key, after, after + 100)).await;
         }
     }
     let mut newest = guarded.socket(&token).await;
-    subscribed(&mut newest, &frames(key, 0)).await;
+    subscribed(&mut newest, &frames(key, 0, 100)).await;
     let reason = sockets[0].closed(SOON).await.unwrap();
     assert_eq!(code(&reason), Some(RefusalCode::RateLimited), "{reason}");
     assert_eq!(guarded.gate.metric("replaced_total").await.unwrap(), 1);
-    subscribed(&mut sockets[1], "SELECT * FROM sync_contract").await;
+    subscribed(&mut sockets[1], CONTRACT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_subscribes_to_too_much_at_once_loses_its_connections_and_rests() {
+    let guarded = Guarded::start(&[("subscription_bytes", (2 << 20).to_string())]).await;
+    let (lane, id) = (&guarded.lane, stream(1));
+    let mut large = Writer::new(&lane.authority, &id, "w", Payload::Fixed(30_000), 1);
+    large.append_all(100, 100).await.unwrap();
+    assert!(lane.published(SOON).await, "not everything is published");
+    let rows = lane.rows("SELECT stream_key FROM sync_stream", false).await.unwrap();
+    let key = rows[0][0].as_u64().unwrap();
+    let token = guarded.token("greedy", &id).await;
+    let mut sockets = Vec::new();
+    for _ in 0..3 {
+        sockets.push(guarded.socket(&token).await);
+    }
+    let ended = async |socket: &mut Socket| {
+        let reason = socket.closed(SOON).await.unwrap();
+        assert_eq!(code(&reason), Some(RefusalCode::RateLimited), "{reason}");
+    };
+    // Half of them are not too much.
+    subscribed(&mut sockets[0], &frames(key, 50, 100)).await;
+    sockets[0].subscribe(&frames(key, 0, 100)).await.unwrap();
+    ended(&mut sockets[0]).await;
+    subscribed(&mut sockets[1], CONTRACT).await;
+    sockets[1].subscribe(&frames(key, 0, 100)).await.unwrap();
+    ended(&mut sockets[1]).await;
+    ended(&mut sockets[2]).await;
+    let again = Socket::open(&guarded.gate.uri(), &lane.name, Some(&token))
+        .await
+        .unwrap();
+    let refused = again.err().unwrap();
+    assert_eq!(
+        (refused.status, code(&refused.body)),
+        (429, Some(RefusalCode::RateLimited))
+    );
+    // Nobody else rests with it.
+    let mut other = guarded.socket(&guarded.token("other", &id).await).await;
+    subscribed(&mut other, CONTRACT).await;
 }
 
 /// A request without a body, as bytes.
