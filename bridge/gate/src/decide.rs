@@ -197,9 +197,10 @@ impl Connection {
         pass(asked, &ClientMessage::Subscribe(written))
     }
 
-    /// Whether a subscription is of a stream, so that its client can ask for less.
-    pub fn is_of_stream(&self, id: u32) -> bool {
-        self.subscriptions.get(&id).is_some_and(|slot| slot.stream().is_some())
+    /// Whether a subscription may be of a stream, so that its client could ask for less. One that was given up before its
+    /// answer came counts as such, or whoever gives up each subscription at once could ask for anything.
+    pub fn may_be_of_stream(&self, id: u32) -> bool {
+        self.subscriptions.get(&id).is_none_or(|slot| slot.stream().is_some())
     }
 
     fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) -> Result<Asked, Breach> {
@@ -357,7 +358,7 @@ mod tests {
     #[test]
     fn subscriptions_are_counted_and_freed() {
         let mut connection = connection();
-        assert!(connection.decide(&subscribe(1, &[&frames(7)])).is_ok() && connection.is_of_stream(1));
+        assert!(connection.decide(&subscribe(1, &[&frames(7)])).is_ok() && connection.may_be_of_stream(1));
         assert_eq!(connection.decide(&subscribe(1, &[&frames(8)])), Err(Breach::WrongId));
         assert!(connection.decide(&subscribe(2, &[&frames(7)])).is_ok());
         let too_many = Err(Breach::TooManySubscriptions);

@@ -452,7 +452,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
         self.unreported += self.heard.subscribed - subscribed;
         self.backlog.grew(&self.bounds, self.to_client.len(), now);
         match self.heard.subscription() {
-            Some((id, length)) if length > self.subscription_bytes && self.connection.is_of_stream(id) => {
+            Some((id, length)) if length > self.subscription_bytes && self.connection.may_be_of_stream(id) => {
                 Err(Breach::TooMuch)
             }
             Some(_) | None => Ok(()),

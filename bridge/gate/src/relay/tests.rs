@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use spacetimedb_client_api_messages::websocket::v2::{
     CallProcedure, CallProcedureFlags, ClientMessage, QueryRows, QuerySetId, ServerMessage, Subscribe,
-    SubscribeApplied, UnsubscribeApplied,
+    SubscribeApplied, Unsubscribe, UnsubscribeApplied, UnsubscribeFlags,
 };
 use spacetimedb_lib::bsatn;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
@@ -189,14 +189,15 @@ async fn a_subscription_that_brings_too_much_ends_the_connection() {
     let presence = "SELECT * FROM session_presence";
     let stream =
         "SELECT * FROM sync_event WHERE stream_key = 7 AND last_seq > 0 AND last_seq <= 1099 AND first_seq <= 100";
-    for (query, is_subscription, lengths, expected) in [
-        (stream, true, &[10_000][..], Ending::Gone),
-        (stream, true, &[4_000, 3_000, 3_000], Ending::Gone),
-        (stream, false, &[10_001], Ending::Gone),
+    for (query, gives_up, is_subscription, lengths, expected) in [
+        (stream, false, true, &[10_000][..], Ending::Gone),
+        (stream, false, true, &[4_000, 3_000, 3_000], Ending::Gone),
+        (stream, false, false, &[10_001], Ending::Gone),
         // Nobody can ask for less of it.
-        (presence, true, &[10_001], Ending::Gone),
-        (stream, true, &[10_001], too_much),
-        (stream, true, &[4_000, 3_000, 3_001], too_much),
+        (presence, false, true, &[10_001], Ending::Gone),
+        (stream, false, true, &[10_001], too_much),
+        (stream, false, true, &[4_000, 3_000, 3_001], too_much),
+        (stream, true, true, &[10_001], too_much),
     ] {
         let setup = Setup {
             ways: (1 << 20, 1 << 20),
@@ -212,7 +213,17 @@ async fn a_subscription_that_brings_too_much_ends_the_connection() {
             });
             frames::message(bsatn::to_vec(&message).unwrap(), [1, 2, 3, 4], &mut asked);
             ends.client.write_all(&asked).await.unwrap();
-            until(|| ends.counters.passed.load(Ordering::Relaxed) == 1).await;
+            if gives_up {
+                let message = ClientMessage::Unsubscribe(Unsubscribe {
+                    request_id: 2,
+                    query_set_id: QuerySetId { id: 1 },
+                    flags: UnsubscribeFlags::Default,
+                });
+                let mut given_up = BytesMut::new();
+                frames::message(bsatn::to_vec(&message).unwrap(), [1, 2, 3, 4], &mut given_up);
+                ends.client.write_all(&given_up).await.unwrap();
+            }
+            until(|| ends.counters.passed.load(Ordering::Relaxed) == 1 + u64::from(gives_up)).await;
             // However it is cut.
             for byte in applied(is_subscription, lengths) {
                 if ends.server.write_all(&[byte]).await.is_err() {
@@ -220,7 +231,11 @@ async fn a_subscription_that_brings_too_much_ends_the_connection() {
                 }
             }
         });
-        assert_eq!(ended.await, expected, "{query} {is_subscription} {lengths:?}");
+        assert_eq!(
+            ended.await,
+            expected,
+            "{query} {gives_up} {is_subscription} {lengths:?}"
+        );
     }
 }
 
