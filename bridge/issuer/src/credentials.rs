@@ -36,7 +36,7 @@ pub(crate) struct Credentials {
     numbers: RandomState,
 }
 
-/// Who pays for credentials that are somebody's, and until when that is remembered.
+/// The credentials whose signature was good: whose quota each of them counts against, and until when that is remembered.
 #[derive(Debug)]
 struct Proven {
     by_number: HashMap<u64, (Payer, Instant)>,
@@ -142,7 +142,7 @@ impl Credentials {
     }
 
     fn proven(&self) -> MutexGuard<'_, Proven> {
-        // Whatever a panic leaves behind is whole.
+        // A panic under this lock leaves whole entries behind.
         self.proven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

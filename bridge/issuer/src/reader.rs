@@ -104,8 +104,8 @@ impl Issuer {
     }
 }
 
-/// Checks what SpacetimeDB and then the module check when somebody connects. A refusal comes with whose token it is, if
-/// that is proven.
+/// Makes the checks that SpacetimeDB, and then the module, make when somebody connects. A refusal names the session of the
+/// token, if this bridge has signed the token for this lane.
 fn verify(token: &str, ring: &Ring, policy: &Policy, now: u64) -> Result<Reader, (NoReader, Option<Label>)> {
     let nobodys = |denial: Denial| (NoReader::from(denial), None);
     let jws = Jws::parse(token.trim(), Kind::Sync).map_err(|malformed| nobodys(malformed.into()))?;

@@ -128,7 +128,7 @@ fn unauthorized() -> Denial {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SeesAll(pub(super) bool);
 
-/// What the guard of one listener needs.
+/// What decides who may see the operator's routes of a listener.
 #[derive(Debug)]
 pub(super) struct Guard {
     pub(super) admins: Arc<Admins>,

@@ -26,7 +26,7 @@ pub(super) async fn readyz(State(side): State<Arc<Side>>, Extension(sees): Exten
     answer(health.ready, word, &health, sees)
 }
 
-/// Names of streams, reasons and addresses are for the operator alone.
+/// Only the operator may read the names of streams, the reasons and the addresses.
 fn answer(good: bool, word: &'static str, health: &Health, SeesAll(sees): SeesAll) -> Response {
     let status = if good {
         StatusCode::OK

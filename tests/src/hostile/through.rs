@@ -168,7 +168,7 @@ impl Client {
         .await;
     }
 
-    /// The whole of each log, by subscription and in pages, of which it takes nothing.
+    /// Asks for the whole of each log, by subscription and page by page, and reads nothing of the answers.
     pub(super) async fn unread(&self) {
         let args = words::read_events(&self.args.streams[0], 0);
         at_once(1, async || {
