@@ -12,6 +12,7 @@ use spacetime_sync_issuer::jws::Kind;
 use spacetime_sync_issuer::keys::{SigningKey, add_key, now};
 use spacetime_sync_proto::access::{REVOKE_PATH, TOKEN_PATH, headers};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+use spacetime_sync_transport::Transport;
 use sqlx::Connection as _;
 
 use crate::gate::GATE;
@@ -177,11 +178,12 @@ impl Desk {
         command.envs(self.environment(&http, set));
         let process = Process::start("bridge", &mut command, &self.path(&format!("bridge-{number}.log")))?;
         let own = set.iter().find(|(key, _)| *key == "http.admin_listen");
+        let url = format!("http://{http}");
         let issuing = Issuing {
             process,
             operator: format!("http://{}", own.map_or(&http, |(_, address)| address)),
-            http: format!("http://{http}"),
-            client: reqwest::Client::new(),
+            client: Transport::default().http(&url).build()?,
+            http: url,
         };
         // A bridge that has a role is connected to the authority, and is ready for tokens a moment later.
         let deadline = tokio::time::Instant::now() + UP_LIMIT;

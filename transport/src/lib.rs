@@ -12,9 +12,14 @@ mod tunnel;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use plaintext::PlaintextRefused;
 pub use tls::{TlsError, TlsFiles};
+
+/// How long a connection is kept for the next request: half of what a bridge lets it be idle. Whoever keeps one until the other
+/// side closes it sends a request into the closing, and cannot tell whether it was heard.
+pub const KEEP_IDLE: Duration = Duration::from_secs(5);
 
 /// How a process reaches others.
 #[derive(Clone, Default)]
@@ -49,7 +54,9 @@ impl Transport {
     /// Begins a client for the requests to one url. It follows no redirect, which would hand a token to a server that nobody
     /// named.
     pub fn http(&self, url: &str) -> reqwest::ClientBuilder {
-        let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+        let builder = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .pool_idle_timeout(KEEP_IDLE);
         if plaintext::is_plaintext(url) {
             // A proxy from the environment would read what goes to it, even what is for this machine.
             return builder.no_proxy();

@@ -9,6 +9,7 @@ use spacetime_sync_doors::asker::Proxy;
 use spacetime_sync_doors::sockets;
 use spacetime_sync_issuer::settings::IssuerConfig;
 use spacetime_sync_proto::Secret;
+use spacetime_sync_transport::KEEP_IDLE;
 
 use super::ConfigError;
 use crate::http::Listener;
@@ -16,6 +17,10 @@ use crate::http::server::Bounds;
 
 /// How long a client's connection may be idle.
 const IDLE: Duration = Duration::from_secs(10);
+const _: () = assert!(
+    KEEP_IDLE.as_secs() < IDLE.as_secs(),
+    "our own clients give a connection up first"
+);
 /// How long a proxy's may. A proxy keeps connections, commonly for a minute, and a request on one that ends at that moment
 /// is lost.
 const PROXY_IDLE: Duration = Duration::from_secs(75);
