@@ -49,7 +49,8 @@ pub struct ClientConfig {
     pub serves: bool,
     /// Whether to read only what is durable.
     pub reads: Reads,
-    /// Whether SpacetimeDB compresses large messages. Worth it over a network, not on one machine.
+    /// Whether SpacetimeDB compresses large messages. Worth it over a network, not on one machine. Through a gate none is
+    /// compressed.
     pub compression: bool,
     /// The keys whose seals the client accepts until a token brings others. Needed by a client whose tokens bring none:
     /// `spacetime-sync keys seals` prints them.

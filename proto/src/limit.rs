@@ -17,9 +17,9 @@ pub const FRAME_BYTES: usize = 1024 * 1024;
 pub const FRAME_PADDED_BYTES: usize = 993;
 /// Most bytes of frames in one answer of `read_events`. An answer may always hold one frame, however large.
 pub const PAGE_BYTES: usize = 1024 * 1024;
-/// How many events a subscription may reach ahead. A client subscribes to 4 MiB of events by default, and none of them
-/// is smaller than 64 bytes.
-pub const SUBSCRIPTION_EVENTS: u64 = 65_536;
+/// How many events a subscription may reach ahead. A client subscribes to 4 MiB of events by default: to so many of 256 bytes.
+/// More would serve only who means harm: SpacetimeDB does nothing else while it evaluates a subscription.
+pub const SUBSCRIPTION_EVENTS: u64 = 16_384;
 /// Most streams in one question for heads, of the bridge to the module or of a client to the bridge.
 pub const HEADS: usize = 1_000;
 /// Most retention classes.

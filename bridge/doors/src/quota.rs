@@ -64,6 +64,11 @@ impl Bucket {
         self.take(rate, now)
     }
 
+    /// Whether at least half of what it can hold is there.
+    pub fn is_half_full(&self, rate: Rate, now: Instant) -> bool {
+        self.full_at.saturating_duration_since(now) <= rate.each.saturating_mul(rate.burst / 2)
+    }
+
     /// Takes tokens that were used in the time since then. No matter how many there were, the bucket has one again after
     /// `longest`.
     pub fn charge(&mut self, rate: Rate, tokens: u32, since: Instant, now: Instant, longest: Duration) {

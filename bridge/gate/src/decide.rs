@@ -51,13 +51,19 @@ pub struct Pass {
 pub struct Asked {
     /// Its kind.
     pub kind: Kind,
+    /// Whether it is a subscription, or the end of one, which SpacetimeDB answers in turn.
+    pub wants_answer: bool,
     /// What it changes about the subscriptions of streams.
     pub change: Option<Change>,
 }
 
 impl From<Kind> for Asked {
     fn from(kind: Kind) -> Self {
-        Self { kind, change: None }
+        Self {
+            kind,
+            wants_answer: false,
+            change: None,
+        }
     }
 }
 
@@ -192,6 +198,7 @@ impl Connection {
         };
         let asked = Asked {
             kind: Kind::Subscribe,
+            wants_answer: true,
             change: slot.stream().map(Change::Begins),
         };
         pass(asked, &ClientMessage::Subscribe(written))
@@ -217,6 +224,7 @@ impl Connection {
                 UnsubscribeFlags::Default => Kind::Call,
                 UnsubscribeFlags::SendDroppedRows => Kind::Subscribe,
             },
+            wants_answer: true,
             change: slot.stream().map(Change::Ends),
         })
     }
@@ -307,19 +315,33 @@ mod tests {
         let mut connection = connection();
         let grants = format!("SELECT * FROM stream_grant WHERE identity = 0x{}", "c2".repeat(32));
         let (begins, ends) = (Some(Change::Begins(7)), Some(Change::Ends(7)));
-        for (message, kind, change) in [
-            (subscribe(1, &["SELECT * FROM sync_contract"]), Kind::Subscribe, None),
-            (subscribe(2, &[&grants]), Kind::Subscribe, None),
-            (subscribe(3, &[&frames(7)]), Kind::Subscribe, begins),
+        for (message, kind, wants_answer, change) in [
+            (
+                subscribe(1, &["SELECT * FROM sync_contract"]),
+                Kind::Subscribe,
+                true,
+                None,
+            ),
+            (subscribe(2, &[&grants]), Kind::Subscribe, true, None),
+            (subscribe(3, &[&frames(7)]), Kind::Subscribe, true, begins),
             // SpacetimeDB reads and sends the rows once more.
-            (unsubscribe(3, UnsubscribeFlags::SendDroppedRows), Kind::Subscribe, ends),
-            (subscribe(3, &[&frames(7)]), Kind::Subscribe, begins),
-            (unsubscribe(3, UnsubscribeFlags::Default), Kind::Call, ends),
-            (reducer("ack_checkpoint"), Kind::Call, None),
-            (reducer("upsert_presence"), Kind::Call, None),
-            (procedure("read_events"), Kind::Read, None),
+            (
+                unsubscribe(3, UnsubscribeFlags::SendDroppedRows),
+                Kind::Subscribe,
+                true,
+                ends,
+            ),
+            (subscribe(3, &[&frames(7)]), Kind::Subscribe, true, begins),
+            (unsubscribe(3, UnsubscribeFlags::Default), Kind::Call, true, ends),
+            (reducer("ack_checkpoint"), Kind::Call, false, None),
+            (reducer("upsert_presence"), Kind::Call, false, None),
+            (procedure("read_events"), Kind::Read, false, None),
         ] {
-            let asked = Asked { kind, change };
+            let asked = Asked {
+                kind,
+                wants_answer,
+                change,
+            };
             assert_eq!(connection.decide(&message), Ok(Pass { asked, message }));
         }
     }

@@ -162,8 +162,10 @@ pub struct Walk {
     message: Message,
     /// How many frames have begun.
     pub frames: u64,
-    /// How many bytes of messages have come with which a subscription begins, or which are compressed.
+    /// How many bytes have answered subscriptions.
     pub subscribed: u64,
+    /// How many answers to subscriptions, and to ends of subscriptions, are whole.
+    pub answers: u64,
 }
 
 /// The message that has begun. SpacetimeDB cuts long ones into many frames, and may say something else in between.
@@ -174,13 +176,18 @@ struct Message {
     /// Its first bytes, and how many of them have come.
     first: [u8; ANSWER_BYTES],
     come: usize,
-    /// Whether the frame that has begun is a part of it.
+    /// Whether the frame that has begun is a part of it, and whether it is the last one.
     goes_on: bool,
+    ends: bool,
 }
 
-/// The second byte of a message that is not compressed, and with which a subscription begins. The number of the question and
-/// of the subscription follow, with four bytes each.
+/// The second byte of a message with which a subscription begins. The number of the question and of the subscription follow,
+/// with four bytes each. The gate asks for no compression, so the first byte says that there is none.
 const SUBSCRIBE_APPLIED: u8 = 1;
+/// The second byte of a message with which a subscription ends.
+const UNSUBSCRIBE_APPLIED: u8 = 2;
+/// The second byte of a message that refuses a subscription or its end.
+const SUBSCRIPTION_ERROR: u8 = 3;
 const ANSWER_BYTES: usize = 10;
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -194,11 +201,15 @@ impl Walk {
     pub fn over(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let skipped = usize::try_from(self.missing).unwrap_or(usize::MAX).min(bytes.len());
-            if self.message.comes(&bytes[..skipped]) {
-                self.subscribed += skipped as u64;
+            if skipped > 0 {
+                self.message.comes(&bytes[..skipped]);
+                if self.message.tag() == Some(SUBSCRIBE_APPLIED) {
+                    self.subscribed += skipped as u64;
+                }
+                self.missing -= skipped as u64;
+                self.count_if_whole();
             }
             bytes = &bytes[skipped..];
-            self.missing -= skipped as u64;
             if self.missing > 0 {
                 return;
             }
@@ -207,15 +218,26 @@ impl Walk {
                 if let Some(payload) = self.header.push(*byte) {
                     self.missing = payload;
                     self.frames += 1;
-                    self.message.frame(self.header.bytes[0] & 0xf, payload);
+                    self.message.frame(self.header.bytes[0], payload);
+                    self.count_if_whole();
                     break;
                 }
             }
         }
     }
 
-    /// The subscription that begins with the message under way, and the length of the message so far. Of compressed ones
-    /// nothing is known.
+    /// Counts the message if it is whole.
+    fn count_if_whole(&mut self) {
+        let answers = [SUBSCRIBE_APPLIED, UNSUBSCRIBE_APPLIED, SUBSCRIPTION_ERROR];
+        if self.missing == 0
+            && self.message.is_last_part()
+            && self.message.tag().is_some_and(|tag| answers.contains(&tag))
+        {
+            self.answers += 1;
+        }
+    }
+
+    /// The subscription that begins with the message under way, and the length of the message so far.
     pub fn subscription(&self) -> Option<(u32, u64)> {
         let Message {
             first, come, length, ..
@@ -248,29 +270,36 @@ impl Walk {
 }
 
 impl Message {
-    /// A frame of this kind begins, with so long a payload.
-    fn frame(&mut self, opcode: u8, payload: u64) {
-        match opcode {
+    /// A frame begins with this byte, and has so long a payload.
+    fn frame(&mut self, first: u8, payload: u64) {
+        match first & 0xf {
             0 => self.length += payload,
             1 | 2 => (self.length, self.come) = (payload, 0),
             _ => {}
         }
-        self.goes_on = opcode <= 2;
+        self.goes_on = first & 0xf <= 2;
+        self.ends = first & 0x80 != 0;
     }
 
-    /// The next part of the frame's payload comes. Returns whether it belongs to a message with which a subscription
-    /// begins, or may belong to one, because it is compressed.
-    fn comes(&mut self, payload: &[u8]) -> bool {
-        if !self.goes_on {
-            return false;
+    /// The next part of the frame's payload comes.
+    fn comes(&mut self, payload: &[u8]) {
+        if self.goes_on {
+            let part = payload.len().min(ANSWER_BYTES - self.come);
+            self.first[self.come..self.come + part].copy_from_slice(&payload[..part]);
+            self.come += part;
         }
-        let part = payload.len().min(ANSWER_BYTES - self.come);
-        self.first[self.come..self.come + part].copy_from_slice(&payload[..part]);
-        self.come += part;
+    }
+
+    /// Whether the frame that has begun is the last of the message.
+    fn is_last_part(&self) -> bool {
+        self.goes_on && self.ends
+    }
+
+    /// What the message is, if the frame that has begun belongs to one and its second byte has come.
+    fn tag(&self) -> Option<u8> {
         match self.first[..self.come] {
-            [SERVER_MSG_COMPRESSION_TAG_NONE, tag, ..] => tag == SUBSCRIBE_APPLIED,
-            [SERVER_MSG_COMPRESSION_TAG_NONE] | [] => false,
-            _ => true,
+            [SERVER_MSG_COMPRESSION_TAG_NONE, tag, ..] if self.goes_on => Some(tag),
+            _ => None,
         }
     }
 }

@@ -23,5 +23,6 @@ pub mod query;
 pub mod registry;
 mod relay;
 mod request;
+mod seat;
 pub mod serve;
 pub mod settings;

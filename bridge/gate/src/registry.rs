@@ -41,10 +41,20 @@ pub struct Quotas {
 
 /// What answers subscriptions is counted in units of so many bytes.
 pub const UNIT_BYTES: u64 = 64 * 1024;
-/// No session waits longer before it may subscribe again: its streams may always be busy.
-const LONGEST: Duration = Duration::from_secs(1);
-/// How long a session may not connect that subscribed to too much twice within [`FORGIVEN`].
+/// No session waits longer before it may subscribe again: its streams may always be busy, and a client that hears nothing for
+/// four seconds gives its connection up.
+const LONGEST: Duration = Duration::from_secs(2);
+/// How many subscriptions of a session SpacetimeDB may have to answer while what they bring is small. One costs at least the
+/// time until everything before it is durable.
+const AT_ONCE: usize = 4;
+/// A subscription without an answer counts as one of these for so long: SpacetimeDB does not stop when the client goes away.
+const UNANSWERED: Duration = Duration::from_millis(500);
+/// How soon to look again whether a subscription was answered.
+const AGAIN: Duration = Duration::from_millis(20);
+/// How long a session may not connect that subscribed to too much twice within [`FORGIVEN`]. Each time more doubles it.
 const REST: Duration = Duration::from_secs(10);
+/// How often it doubles at the most.
+const DOUBLINGS: u32 = 4;
 /// After which time it may do so once more: a client guesses how large events are.
 const FORGIVEN: Duration = Duration::from_secs(60);
 
@@ -107,10 +117,13 @@ struct Session<E> {
     subscribes: Bucket,
     subscribes_apart: Bucket,
     subscribed: Bucket,
+    /// Where it has asked for subscriptions that are not answered yet, and when.
+    asking: Vec<(ConnectionId, Instant)>,
     /// Bytes that are no whole unit yet.
     rest_bytes: u64,
-    /// When it last subscribed to too much.
-    too_much_at: Option<Instant>,
+    /// How often it has subscribed to too much, until that is forgiven.
+    too_much: u32,
+    forgiven_at: Instant,
     /// Until when it may not connect.
     rests_until: Instant,
 }
@@ -286,10 +299,40 @@ impl<E> Registry<E> {
             Kind::Read => session.reads.reserve(quotas.reads, now),
             Kind::Subscribe => {
                 let at = session.subscribes.reserve(quotas.subscribes, now);
-                let apart = session.subscribes_apart.reserve(quotas.subscribes_apart, now);
-                let refills = session.subscribed.has(quotas.subscribed, now).err();
-                at.max(apart).max(now + refills.unwrap_or_default())
+                at.max(session.subscribes_apart.reserve(quotas.subscribes_apart, now))
             }
+        }
+    }
+
+    /// A session asks for a subscription on a connection. Returns when to try again if it must wait. SpacetimeDB evaluates one
+    /// after the other, and does nothing else meanwhile: what is asked on eight connections would lie before everybody else's.
+    pub fn begin(&mut self, session_id: &Label, id: ConnectionId, now: Instant) -> Result<(), Instant> {
+        let Some(session) = self.sessions.get_mut(session_id) else {
+            return Ok(());
+        };
+        let rate = self.quotas.subscribed;
+        let enough = session.subscribed.has(rate, now);
+        enough.map_err(|refills| now + refills.max(AGAIN))?;
+        let at_once = if session.subscribed.is_half_full(rate, now) {
+            AT_ONCE
+        } else {
+            1
+        };
+        let asking = &mut session.asking;
+        asking.retain(|(_, since)| now.saturating_duration_since(*since) < UNANSWERED);
+        if asking.len() >= at_once {
+            return Err(now + AGAIN);
+        }
+        asking.push((id, now));
+        Ok(())
+    }
+
+    /// The first subscription that was asked for on a connection was answered.
+    pub fn answered(&mut self, session_id: &Label, id: ConnectionId) {
+        if let Some(session) = self.sessions.get_mut(session_id)
+            && let Some(first) = session.asking.iter().position(|(asked, _)| *asked == id)
+        {
+            session.asking.remove(first);
         }
     }
 
@@ -306,16 +349,34 @@ impl<E> Registry<E> {
 
     /// A session has subscribed to too much at once, and loses the connection on which it did. If it did so a short time
     /// ago, too, it may not open another one for a while, and this returns all others, which are to be ended.
-    pub fn too_much(&mut self, session_id: &Label, now: Instant) -> Vec<E> {
+    pub fn too_much(&mut self, session_id: &Label, id: ConnectionId, now: Instant) -> Vec<E> {
         let Some(session) = self.sessions.get_mut(session_id) else {
             return Vec::new();
         };
-        let before = session.too_much_at.replace(now);
-        if before.is_none_or(|before| now.saturating_duration_since(before) >= FORGIVEN) {
+        // What was ended for another one's sake says so, too.
+        if !session.open.iter().any(|open| open.id == id) {
             return Vec::new();
         }
-        session.rests_until = now + REST;
-        session.open.drain(..).map(|open| open.end).collect()
+        let before = if session.forgiven_at <= now {
+            0
+        } else {
+            session.too_much
+        };
+        session.too_much = before.saturating_add(1);
+        session.rests_until = match before {
+            0 => now,
+            _ => now + REST * 2u32.pow((before - 1).min(DOUBLINGS)),
+        };
+        session.forgiven_at = session.rests_until + FORGIVEN;
+        if before == 0 {
+            return Vec::new();
+        }
+        session
+            .open
+            .drain(..)
+            .filter(|open| open.id != id)
+            .map(|open| open.end)
+            .collect()
     }
 
     /// The bridge has said which sessions were revoked lately, as of a time. Returns the connections that end.
@@ -351,12 +412,11 @@ impl<E> Registry<E> {
                 subscribes,
                 subscribes_apart,
                 subscribed,
-                too_much_at,
+                forgiven_at,
                 ..
             } = session;
             let buckets = [connects, calls, reads, subscribes, subscribes_apart, subscribed];
-            let is_forgiven = too_much_at.is_none_or(|at| now.saturating_duration_since(at) >= FORGIVEN);
-            !session.open.is_empty() || !is_forgiven || !buckets.iter().all(|bucket| bucket.is_full(now))
+            !session.open.is_empty() || *forgiven_at > now || !buckets.iter().all(|bucket| bucket.is_full(now))
         });
         self.addresses.forget(now);
     }
@@ -376,8 +436,10 @@ fn of<'a, E>(sessions: &'a mut HashMap<Label, Session<E>>, session_id: &Label, n
         subscribes: Bucket::new(now),
         subscribes_apart: Bucket::new(now),
         subscribed: Bucket::new(now),
+        asking: Vec::new(),
         rest_bytes: 0,
-        too_much_at: None,
+        too_much: 0,
+        forgiven_at: now,
         rests_until: now,
     })
 }

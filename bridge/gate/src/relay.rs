@@ -1,13 +1,15 @@
 //! Carries one connection: what the client says after it was judged, what SpacetimeDB says as it comes.
 
+pub(crate) mod pool;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,8 @@ use crate::counters::{Counters, count};
 use crate::decide::{Asked, Breach, Connection, Kind};
 use crate::frames::{self, FromClient, Reader, Walk};
 use crate::registry::revoked;
+
+use pool::{Pool, Share};
 
 /// How much is read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -86,6 +90,20 @@ impl Ending {
     }
 }
 
+/// What the session of a connection has left. Its connections share it.
+pub(crate) trait Account {
+    /// The client asks for something. Returns from when that may pass, as far as its rate goes.
+    fn reserve(&self, asked: Asked, now: Instant) -> Instant;
+    /// A subscription is to pass. Returns when to try again if SpacetimeDB has enough to do for the session.
+    fn begin(&self, now: Instant) -> Result<(), Instant>;
+    /// SpacetimeDB has answered it.
+    fn answered(&self);
+    /// So many bytes have answered subscriptions, in the time since then.
+    fn subscribed(&self, bytes: u64, since: Instant, now: Instant);
+    /// A subscription has brought more than one may.
+    fn too_much(&self);
+}
+
 /// What a connection runs by.
 pub(crate) struct Terms<'a> {
     /// Judges messages.
@@ -94,66 +112,18 @@ pub(crate) struct Terms<'a> {
     pub(crate) message_bytes: usize,
     /// The longest answer to a subscription of a stream.
     pub(crate) subscription_bytes: u64,
-    /// The client has subscribed to more.
-    pub(crate) too_much: &'a (dyn Fn() + Send + Sync),
+    /// What its session has left.
+    pub(crate) account: &'a (dyn Account + Send + Sync),
     /// How slow the client may be.
     pub(crate) bounds: Bounds,
     /// When the token expires.
     pub(crate) expires: Instant,
     /// Comes when somebody else ends the connection.
     pub(crate) told: oneshot::Receiver<Ending>,
-    /// From when the session may do one thing more.
-    pub(crate) reserve: &'a (dyn Fn(Asked, Instant) -> Instant + Send + Sync),
-    /// So many bytes answered subscriptions of the session, in the time since then.
-    pub(crate) subscribed: &'a (dyn Fn(u64, Instant, Instant) + Send + Sync),
     /// What is counted.
     pub(crate) counters: &'a Counters,
     /// What all connections hold together.
     pub(crate) pool: &'a Pool,
-}
-
-/// The bytes that all connections hold together.
-#[derive(Debug)]
-pub(crate) struct Pool {
-    /// Above this, a connection takes nothing more of SpacetimeDB before its client has taken what is there.
-    most: usize,
-    held: AtomicUsize,
-}
-
-impl Pool {
-    /// A pool of so many bytes.
-    pub(crate) fn new(most: usize) -> Self {
-        Self {
-            most,
-            held: AtomicUsize::new(0),
-        }
-    }
-
-    /// What is held.
-    pub(crate) fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
-    }
-}
-
-/// A connection's part of the pool, which it gives back when it is dropped.
-struct Share<'a> {
-    pool: &'a Pool,
-    held: usize,
-}
-
-impl Share<'_> {
-    /// The connection holds so much.
-    fn set(&mut self, held: usize) {
-        self.pool.held.fetch_add(held, Ordering::Relaxed);
-        self.pool.held.fetch_sub(self.held, Ordering::Relaxed);
-        self.held = held;
-    }
-}
-
-impl Drop for Share<'_> {
-    fn drop(&mut self) {
-        self.set(0);
-    }
 }
 
 /// Carries a connection to its end.
@@ -183,13 +153,10 @@ pub(crate) async fn relay(
         reported_at: Instant::now(),
         client_is_done: false,
         clients_turn: false,
-        reserve: terms.reserve,
-        subscribed: terms.subscribed,
+        unanswered: VecDeque::new(),
+        account: terms.account,
         counters: terms.counters,
-        share: Share {
-            pool: terms.pool,
-            held: 0,
-        },
+        share: Share::of(terms.pool),
     };
     let mut goodbye_by = None;
     let mut alarm = pin!(sleep_until(terms.expires.into()));
@@ -230,7 +197,8 @@ pub(crate) async fn relay(
                         }
                     }
                     Ok(Moved::FromServer(bytes)) => {
-                        if let Err(breach) = relay.pass(bytes, now) {
+                        // An answer lets the next question pass.
+                        if let Err(breach) = relay.pass(bytes, now).and_then(|()| relay.judge(now)) {
                             break Ending::Breach(breach);
                         }
                     }
@@ -248,9 +216,9 @@ pub(crate) async fn relay(
         }
     };
     ending.count(terms.counters);
-    relay.report(Instant::now());
+    relay.close_account(Instant::now());
     if ending == Ending::Breach(Breach::TooMuch) {
-        (terms.too_much)();
+        terms.account.too_much();
     }
     relay.say_goodbye(ending).await;
     ending
@@ -283,17 +251,30 @@ struct Relay<'a, C, S> {
     client_is_done: bool,
     /// Who is heard first. They take turns, so that neither drowns the other out.
     clients_turn: bool,
-    reserve: &'a (dyn Fn(Asked, Instant) -> Instant + Send + Sync),
-    subscribed: &'a (dyn Fn(u64, Instant, Instant) + Send + Sync),
+    /// The subscriptions, and ends of subscriptions, that SpacetimeDB has not answered yet, in the order of its answers. `true`
+    /// if it has work with one.
+    unanswered: VecDeque<bool>,
+    account: &'a (dyn Account + Send + Sync),
     counters: &'a Counters,
     share: Share<'a>,
 }
 
 /// What a client has said and must wait.
 struct Held {
+    /// From when it may pass, as far as the session's rate goes.
     at: Instant,
-    kind: Kind,
+    /// When to look again whether SpacetimeDB still has enough to do for the session.
+    again_at: Option<Instant>,
+    /// Whether it did not pass at once.
+    is_late: bool,
+    asked: Asked,
     words: BytesMut,
+}
+
+impl Held {
+    fn due(&self) -> Instant {
+        self.again_at.unwrap_or(self.at)
+    }
 }
 
 /// What a step did.
@@ -334,7 +315,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
     }
 
     fn hear_server(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Moved>> {
-        let pool = self.share.pool;
+        let pool = self.share.pool();
         let full = self.to_client.len() >= self.bounds.bytes;
         // Whoever waits here has a client that takes something, or is too slow. So nobody needs to be woken.
         if full || (!self.to_client.is_empty() && pool.held() >= pool.most) {
@@ -359,9 +340,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
 
     fn next_time(&self, expires: Instant, goodbye_by: Option<Instant>) -> Instant {
         // What waits for the client to take something has no time of its own.
-        let held = self.held.as_ref().filter(|held| self.may_ask(held.kind));
+        let held = self.held.as_ref().filter(|held| self.may_ask(held.asked.kind));
         let slow = self.backlog.too_slow_at(&self.bounds);
-        [held.map(|held| held.at), slow, goodbye_by]
+        [held.map(Held::due), slow, goodbye_by]
             .into_iter()
             .flatten()
             .fold(expires, Instant::min)
@@ -375,13 +356,30 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
         }
     }
 
+    /// Whether what waits may pass.
+    fn may_pass(&mut self, held: &mut Held, now: Instant) -> bool {
+        if held.due() > now || !self.may_ask(held.asked.kind) {
+            return false;
+        }
+        if held.asked.kind == Kind::Subscribe {
+            held.again_at = self.account.begin(now).err();
+        }
+        held.again_at.is_none()
+    }
+
     /// Passes on what has its time, and judges what the client has said since, up to what must wait.
     fn judge(&mut self, now: Instant) -> Result<(), Breach> {
         loop {
-            if let Some(held) = self.held.take() {
-                if held.at > now || !self.may_ask(held.kind) {
+            if let Some(mut held) = self.held.take() {
+                if !self.may_pass(&mut held, now) {
+                    if !std::mem::replace(&mut held.is_late, true) {
+                        count(&self.counters.delayed);
+                    }
                     self.held = Some(held);
                     break;
+                }
+                if held.asked.wants_answer {
+                    self.unanswered.push_back(held.asked.kind == Kind::Subscribe);
                 }
                 self.to_server.unsplit(held.words);
                 self.spoke_at = now;
@@ -416,11 +414,13 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
                 }
             };
             self.report(now);
-            let (at, kind) = ((self.reserve)(asked, now), asked.kind);
-            if at > now || !self.may_ask(kind) {
-                count(&self.counters.delayed);
-            }
-            self.held = Some(Held { at, kind, words });
+            self.held = Some(Held {
+                at: self.account.reserve(asked, now),
+                again_at: None,
+                is_late: false,
+                asked,
+                words,
+            });
         }
         // SpacetimeDB closes a connection on which it hears nothing.
         if self.held.is_some() && now.saturating_duration_since(self.spoke_at) >= SIGN_OF_LIFE {
@@ -436,13 +436,38 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
         let since = std::mem::replace(&mut self.reported_at, now);
         let bytes = std::mem::take(&mut self.unreported);
         if bytes > 0 {
-            (self.subscribed)(bytes, since, now);
+            self.account.subscribed(bytes, since, now);
+        }
+    }
+
+    /// SpacetimeDB has answered the next of what it was asked. What that brought counts before another one passes.
+    fn answered(&mut self, now: Instant) {
+        self.report(now);
+        if self.unanswered.pop_front() == Some(true) {
+            self.account.answered();
+        }
+        if let Some(held) = &mut self.held {
+            held.again_at = None;
+        }
+    }
+
+    /// Reports what came last. SpacetimeDB still does what nobody waits for any more, so that is not answered, and counts as
+    /// the most that a subscription may bring.
+    fn close_account(&mut self, now: Instant) {
+        self.report(now);
+        if self.unanswered.contains(&true) {
+            self.account.subscribed(self.subscription_bytes, now, now);
         }
     }
 
     /// Takes note of what SpacetimeDB has said: the last `bytes` of what goes to the client.
     fn pass(&mut self, bytes: usize, now: Instant) -> Result<(), Breach> {
-        let Walk { frames, subscribed, .. } = self.heard;
+        let Walk {
+            frames,
+            subscribed,
+            answers,
+            ..
+        } = self.heard;
         self.heard.over(&self.to_client[self.to_client.len() - bytes..]);
         let add = |counter: &AtomicU64, more| {
             counter.fetch_add(more, Ordering::Relaxed);
@@ -450,6 +475,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin, S: AsyncRead + AsyncWrite + Unpin> Relay
         add(&self.counters.frames, self.heard.frames - frames);
         add(&self.counters.bytes, bytes as u64);
         self.unreported += self.heard.subscribed - subscribed;
+        for _ in answers..self.heard.answers {
+            self.answered(now);
+        }
         self.backlog.grew(&self.bounds, self.to_client.len(), now);
         match self.heard.subscription() {
             Some((id, length)) if length > self.subscription_bytes && self.connection.may_be_of_stream(id) => {

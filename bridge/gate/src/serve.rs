@@ -33,13 +33,15 @@ use tokio::time::timeout;
 
 use crate::access::{self, Caller, Unverified, Verifier, judge};
 use crate::counters::{Counters, count};
-use crate::decide::{Asked, Breach, Connection};
+use crate::decide::Connection;
 use crate::lead::{Lead, about};
 use crate::operator;
 use crate::query::Query;
-use crate::registry::{ConnectionId, Registry, Turned};
-use crate::relay::{Ending, Pool, Terms, relay};
+use crate::registry::{Registry, Turned};
+use crate::relay::pool::Pool;
+use crate::relay::{Ending, Terms, relay};
 use crate::request::{options, socket_key};
+use crate::seat::Seat;
 use crate::settings::GateConfig;
 
 /// How long a client may take to ask.
@@ -122,7 +124,7 @@ impl Gate {
         &self.counters
     }
 
-    fn registry(&self) -> MutexGuard<'_, Registry<oneshot::Sender<Ending>>> {
+    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry<oneshot::Sender<Ending>>> {
         // Nothing can panic while it holds the lock: under it we only count.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -258,22 +260,6 @@ async fn said(body: Body) -> Option<bytes::Bytes> {
 
 fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// A place in the registry, free again when it is dropped.
-struct Seat {
-    gate: Arc<Gate>,
-    id: ConnectionId,
-    session_id: Label,
-    asker: Asker,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.gate
-            .registry()
-            .close(self.id, &self.session_id, &self.asker.origin);
-    }
 }
 
 /// Serves clients and the operator for as long as the process runs.
@@ -479,23 +465,6 @@ async fn run(
 ) {
     let gate = &seat.gate;
     let left = Duration::from_secs(caller.expires_at).saturating_sub(unix_now());
-    let reserve = |asked: Asked, now: Instant| {
-        let mut registry = gate.registry();
-        let change = asked.change;
-        let replaced = change.and_then(|change| registry.change(&seat.session_id, seat.id, change));
-        if let Some(replaced) = replaced {
-            let _ = replaced.send(Ending::Replaced);
-        }
-        registry.reserve(&seat.session_id, asked.kind, now)
-    };
-    let subscribed = |bytes: u64, since: Instant, now: Instant| {
-        gate.registry().subscribed(&seat.session_id, bytes, since, now);
-    };
-    let too_much = || {
-        for other in gate.registry().too_much(&seat.session_id, Instant::now()) {
-            let _ = other.send(Ending::Breach(Breach::TooMuch));
-        }
-    };
     let terms = Terms {
         connection: Connection::new(caller.identity, gate.config.limits()),
         message_bytes: gate.config.message_bytes,
@@ -503,9 +472,7 @@ async fn run(
         bounds: gate.config.backlog(),
         expires: Instant::now() + left,
         told,
-        reserve: &reserve,
-        subscribed: &subscribed,
-        too_much: &too_much,
+        account: &seat,
         counters: &gate.counters,
         pool: &gate.pool,
     };

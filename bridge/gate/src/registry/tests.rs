@@ -152,21 +152,62 @@ fn whoever_has_subscribed_to_much_waits_before_it_subscribes_again_but_never_lon
     let now = Instant::now();
     let mut registry = Registry::new(quotas());
     registry.heard(HashSet::new(), now);
-    registry.open(&label("s"), &address(1), 0, now).unwrap();
-    let mut waits_after = |bytes: u64| {
+    let (id, _) = registry.open(&label("s"), &address(1), 0, now).unwrap();
+    let mut wait_after = |bytes: u64| {
         registry.subscribed(&label("s"), bytes, now, now);
-        // They need not keep apart.
-        registry.sessions.get_mut(&label("s")).unwrap().subscribes_apart = Bucket::new(now);
-        let waits = |kind| (registry.reserve(&label("s"), kind, now) - now).as_millis();
-        [Kind::Read, Kind::Subscribe].map(waits)
+        let begun = registry.begin(&label("s"), id, now);
+        registry.answered(&label("s"), id);
+        begun.err().map_or(0, |at| (at - now).as_millis())
     };
-    assert_eq!(waits_after(9 * UNIT_BYTES), [0, 0]);
+    assert_eq!(wait_after(9 * UNIT_BYTES), 0);
     // Little by little.
     for _ in 0..3 {
-        waits_after(UNIT_BYTES / 3);
+        assert_eq!(wait_after(UNIT_BYTES / 3), 0);
     }
-    assert_eq!(waits_after(3), [0, 100]);
-    assert_eq!(waits_after(1_000 * UNIT_BYTES), [0, 1_000]);
+    assert_eq!(wait_after(3), 100);
+    assert_eq!(wait_after(1_000 * UNIT_BYTES), 2_000);
+}
+
+#[test]
+fn spacetimedb_has_few_subscriptions_of_a_session_to_answer_over_all_connections() {
+    let now = Instant::now();
+    let at = |millis| now + Duration::from_millis(millis);
+    let mut registry = Registry::new(quotas());
+    registry.heard(HashSet::new(), now);
+    let s = label("s");
+    let [first, second] = [1, 2].map(|end| registry.open(&s, &address(1), end, now).unwrap().0);
+    let (other, _) = registry.open(&label("t"), &address(1), 3, now).unwrap();
+    for id in [first, second, first, second] {
+        assert_eq!(registry.begin(&s, id, at(0)), Ok(()));
+    }
+    assert_eq!(registry.begin(&s, second, at(10)), Err(at(30)));
+    assert_eq!(registry.begin(&label("t"), other, at(10)), Ok(()));
+    registry.answered(&s, first);
+    assert_eq!(registry.begin(&s, second, at(10)), Ok(()));
+    // What is never answered holds up nothing for ever.
+    assert_eq!(registry.begin(&s, first, at(499)), Err(at(519)));
+    assert_eq!(registry.begin(&s, first, at(500)), Ok(()));
+    // What was answered meanwhile says nothing of another connection.
+    for _ in 0..3 {
+        registry.answered(&s, second);
+    }
+    for id in [first, first, first] {
+        assert_eq!(registry.begin(&s, id, at(510)), Ok(()));
+    }
+    assert_eq!(registry.begin(&s, first, at(510)), Err(at(530)));
+}
+
+#[test]
+fn whoever_has_subscribed_to_much_has_one_answered_after_the_other() {
+    let now = Instant::now();
+    let mut registry = Registry::new(quotas());
+    registry.heard(HashSet::new(), now);
+    let (id, _) = registry.open(&label("s"), &address(1), 0, now).unwrap();
+    registry.subscribed(&label("s"), 6 * UNIT_BYTES, now, now);
+    assert_eq!(registry.begin(&label("s"), id, now), Ok(()));
+    assert_eq!(registry.begin(&label("s"), id, now), Err(now + AGAIN));
+    registry.answered(&label("s"), id);
+    assert_eq!(registry.begin(&label("s"), id, now), Ok(()));
 }
 
 #[test]
@@ -185,23 +226,39 @@ fn a_session_that_subscribes_to_too_much_twice_loses_its_connections_and_rests()
     let at = |seconds| start + Duration::from_secs(seconds);
     let mut registry = Registry::new(quotas());
     registry.heard(HashSet::new(), at(60));
-    registry.open(&label("s"), &address(1), 1, start).unwrap();
-    registry.open(&label("s"), &address(1), 2, start).unwrap();
+    let [first, second] = [1, 2].map(|end| registry.open(&label("s"), &address(1), end, start).unwrap().0);
     registry.open(&label("t"), &address(2), 3, start).unwrap();
-    assert!(registry.too_much(&label("s"), start).is_empty());
+    assert!(registry.too_much(&label("s"), first, start).is_empty());
     registry.forget(at(59));
-    let again = registry.too_much(&label("s"), at(60));
+    let again = registry.too_much(&label("s"), first, at(60));
     assert!(again.is_empty(), "once in a while is no matter");
-    assert_eq!(registry.too_much(&label("s"), at(61)), [1, 2]);
-    for id in [1, 2] {
-        registry.close(ConnectionId(id), &label("s"), &address(1));
+    assert_eq!(registry.too_much(&label("s"), first, at(61)), [2]);
+    // The other one ends with the same reason.
+    assert!(registry.too_much(&label("s"), second, at(61)).is_empty());
+    for id in [first, second] {
+        registry.close(id, &label("s"), &address(1));
     }
     registry.forget(at(70));
-    registry.good(&address(1), 7, &label("s"), at(900));
+    registry.good(&address(1), 7, &label("s"), at(9_000));
     let soon = Err(Turned::Busy(Duration::from_secs(1)));
     assert_eq!(registry.show(&address(1), 7, at(70)), soon);
     assert_eq!(registry.open(&label("s"), &address(1), 4, at(70)).map(|_| ()), soon);
-    assert!(registry.open(&label("s"), &address(1), 5, at(71)).is_ok());
+    // The next rests are longer, up to a bound, until it keeps within its bounds for a while.
+    let mut now = at(71);
+    for rest in [20, 40, 80, 160, 160, 0] {
+        registry.heard(HashSet::new(), now);
+        if rest == 0 {
+            now += Duration::from_secs(60);
+            registry.heard(HashSet::new(), now);
+        }
+        let (id, _) = registry.open(&label("s"), &address(1), 4, now).unwrap();
+        registry.too_much(&label("s"), id, now);
+        registry.close(id, &label("s"), &address(1));
+        let wait = Duration::from_secs(rest);
+        let shown = registry.show(&address(1), 7, now);
+        assert_eq!(shown, if rest == 0 { Ok(()) } else { Err(Turned::Busy(wait)) });
+        now += wait;
+    }
 }
 
 #[test]

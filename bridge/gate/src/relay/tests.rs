@@ -1,10 +1,10 @@
 //! Whole connections in memory: a client and a server of whom the test sees every byte.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use spacetimedb_client_api_messages::websocket::v2::{
     CallProcedure, CallProcedureFlags, ClientMessage, QueryRows, QuerySetId, ServerMessage, Subscribe,
-    SubscribeApplied, Unsubscribe, UnsubscribeApplied, UnsubscribeFlags,
+    SubscribeApplied, SubscriptionError, Unsubscribe, UnsubscribeApplied, UnsubscribeFlags,
 };
 use spacetimedb_lib::bsatn;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
@@ -15,7 +15,39 @@ use crate::decide::Limits;
 
 /// So often a test lets the gate have its turn before it calls something done, or lost.
 const TURNS: usize = 1_000;
+const SOON: Duration = Duration::from_millis(1);
 const LATER: Duration = Duration::from_secs(600);
+/// A ping of the server.
+const PING: [u8; 4] = [0x89, 2, 0, 1];
+const PRESENCE: &str = "SELECT * FROM session_presence";
+
+/// A session that may do anything at once, but for a subscription while another one is not answered.
+#[derive(Default)]
+struct OneByOne {
+    is_asking: AtomicBool,
+    subscribed: AtomicU64,
+}
+
+impl Account for OneByOne {
+    fn reserve(&self, _: Asked, now: Instant) -> Instant {
+        now
+    }
+
+    fn begin(&self, now: Instant) -> Result<(), Instant> {
+        let is_busy = self.is_asking.swap(true, Ordering::Relaxed);
+        if is_busy { Err(now + SOON) } else { Ok(()) }
+    }
+
+    fn answered(&self) {
+        self.is_asking.store(false, Ordering::Relaxed);
+    }
+
+    fn subscribed(&self, bytes: u64, _: Instant, _: Instant) {
+        self.subscribed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn too_much(&self) {}
+}
 
 /// The ends of a connection.
 struct Ends<'a> {
@@ -35,9 +67,21 @@ struct Setup {
     pool: usize,
 }
 
+/// Room for everything.
+const ROOMY: Setup = Setup {
+    ways: (1 << 20, 1 << 20),
+    bytes: 1 << 20,
+    pool: 1 << 20,
+};
+
 impl Setup {
     /// Runs a connection while a test plays both of its ends.
     async fn run(self, play: impl AsyncFnOnce(Ends<'_>)) -> Ending {
+        self.run_for(&OneByOne::default(), play).await
+    }
+
+    /// The same for a session that has other connections.
+    async fn run_for(self, account: &OneByOne, play: impl AsyncFnOnce(Ends<'_>)) -> Ending {
         let (client, of_client) = duplex(self.ways.0);
         let (server, of_server) = duplex(self.ways.1);
         let (end, told) = oneshot::channel();
@@ -56,9 +100,7 @@ impl Setup {
             },
             expires: Instant::now() + LATER,
             told,
-            reserve: &|_, now| now,
-            subscribed: &|_, _, _| {},
-            too_much: &|| {},
+            account,
             counters: &counters,
             pool: &pool,
         };
@@ -122,6 +164,18 @@ fn question() -> BytesMut {
     bytes
 }
 
+/// A client's subscription.
+fn subscription(id: u32, query: &str) -> BytesMut {
+    let message = ClientMessage::Subscribe(Subscribe {
+        request_id: id,
+        query_set_id: QuerySetId { id },
+        query_strings: Box::new([query.into()]),
+    });
+    let mut bytes = BytesMut::new();
+    frames::message(bsatn::to_vec(&message).unwrap(), [1, 2, 3, 4], &mut bytes);
+    bytes
+}
+
 #[tokio::test]
 async fn who_is_ended_gets_the_rest_of_one_frame_the_reason_and_nothing_more() {
     for ending in [Ending::Revoked, Ending::Expired, Ending::Breach(Breach::Malformed)] {
@@ -151,22 +205,34 @@ async fn who_is_ended_gets_the_rest_of_one_frame_the_reason_and_nothing_more() {
     }
 }
 
-/// Frames of the server with the answer to a subscription, or with another message. Between them it says something else.
-fn applied(is_subscription: bool, lengths: &[u16]) -> Vec<u8> {
+/// What SpacetimeDB says about a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Begins,
+    Ends,
+    Refused,
+}
+
+/// Frames of the server with an answer. Between them and after them it says something else.
+fn answer(kind: Answer, lengths: &[u16]) -> Vec<u8> {
     let rows = QueryRows { tables: Box::default() };
     let (request_id, query_set_id) = (1, QuerySetId { id: 1 });
-    let message = if is_subscription {
-        ServerMessage::SubscribeApplied(SubscribeApplied {
+    let message = match kind {
+        Answer::Begins => ServerMessage::SubscribeApplied(SubscribeApplied {
             request_id,
             query_set_id,
             rows,
-        })
-    } else {
-        ServerMessage::UnsubscribeApplied(UnsubscribeApplied {
+        }),
+        Answer::Ends => ServerMessage::UnsubscribeApplied(UnsubscribeApplied {
             request_id,
             query_set_id,
             rows: Some(rows),
-        })
+        }),
+        Answer::Refused => ServerMessage::SubscriptionError(SubscriptionError {
+            request_id: Some(request_id),
+            query_set_id,
+            error: "".into(),
+        }),
     };
     // Behind the tag that says that the message is not compressed.
     let message = [vec![0], bsatn::to_vec(&message).unwrap()].concat();
@@ -178,7 +244,7 @@ fn applied(is_subscription: bool, lengths: &[u16]) -> Vec<u8> {
             part[4..4 + message.len()].copy_from_slice(&message);
         }
         bytes.extend(part);
-        bytes.extend([0x89, 2, 0, 1]);
+        bytes.extend(PING);
     }
     bytes
 }
@@ -186,33 +252,20 @@ fn applied(is_subscription: bool, lengths: &[u16]) -> Vec<u8> {
 #[tokio::test]
 async fn a_subscription_that_brings_too_much_ends_the_connection() {
     let too_much = Ending::Breach(Breach::TooMuch);
-    let presence = "SELECT * FROM session_presence";
     let stream =
         "SELECT * FROM sync_event WHERE stream_key = 7 AND last_seq > 0 AND last_seq <= 1099 AND first_seq <= 100";
-    for (query, gives_up, is_subscription, lengths, expected) in [
-        (stream, false, true, &[10_000][..], Ending::Gone),
-        (stream, false, true, &[4_000, 3_000, 3_000], Ending::Gone),
-        (stream, false, false, &[10_001], Ending::Gone),
+    for (query, gives_up, kind, lengths, expected) in [
+        (stream, false, Answer::Begins, &[10_000][..], Ending::Gone),
+        (stream, false, Answer::Begins, &[4_000, 3_000, 3_000], Ending::Gone),
+        (stream, false, Answer::Ends, &[10_001], Ending::Gone),
         // Nobody can ask for less of it.
-        (presence, false, true, &[10_001], Ending::Gone),
-        (stream, false, true, &[10_001], too_much),
-        (stream, false, true, &[4_000, 3_000, 3_001], too_much),
-        (stream, true, true, &[10_001], too_much),
+        (PRESENCE, false, Answer::Begins, &[10_001], Ending::Gone),
+        (stream, false, Answer::Begins, &[10_001], too_much),
+        (stream, false, Answer::Begins, &[4_000, 3_000, 3_001], too_much),
+        (stream, true, Answer::Begins, &[10_001], too_much),
     ] {
-        let setup = Setup {
-            ways: (1 << 20, 1 << 20),
-            bytes: 1 << 20,
-            pool: 1 << 20,
-        };
-        let ended = setup.run(async |mut ends| {
-            let mut asked = BytesMut::new();
-            let message = ClientMessage::Subscribe(Subscribe {
-                request_id: 1,
-                query_set_id: QuerySetId { id: 1 },
-                query_strings: Box::new([query.into()]),
-            });
-            frames::message(bsatn::to_vec(&message).unwrap(), [1, 2, 3, 4], &mut asked);
-            ends.client.write_all(&asked).await.unwrap();
+        let ended = ROOMY.run(async |mut ends| {
+            ends.client.write_all(&subscription(1, query)).await.unwrap();
             if gives_up {
                 let message = ClientMessage::Unsubscribe(Unsubscribe {
                     request_id: 2,
@@ -225,18 +278,70 @@ async fn a_subscription_that_brings_too_much_ends_the_connection() {
             }
             until(|| ends.counters.passed.load(Ordering::Relaxed) == 1 + u64::from(gives_up)).await;
             // However it is cut.
-            for byte in applied(is_subscription, lengths) {
+            for byte in answer(kind, lengths) {
                 if ends.server.write_all(&[byte]).await.is_err() {
                     break;
                 }
             }
         });
-        assert_eq!(
-            ended.await,
-            expected,
-            "{query} {gives_up} {is_subscription} {lengths:?}"
-        );
+        assert_eq!(ended.await, expected, "{query} {gives_up} {kind:?} {lengths:?}");
     }
+}
+
+#[tokio::test]
+async fn the_next_subscription_passes_when_the_last_one_is_answered_whole() {
+    let account = OneByOne::default();
+    let kinds = [Answer::Begins, Answer::Ends, Answer::Refused];
+    let lengths: [&[u16]; 3] = [&[300, 0, 100], &[300], &[300, 0]];
+    let ended = ROOMY.run_for(&account, async |mut ends| {
+        let asked = [1, 2, 3].map(|id| subscription(id, ["SELECT * FROM sync_contract", PRESENCE][id as usize % 2]));
+        for words in &asked {
+            ends.client.write_all(words).await.unwrap();
+        }
+        for (words, (kind, lengths)) in asked.iter().zip(kinds.into_iter().zip(lengths)) {
+            assert_eq!(next(&mut ends.server).await.map(|heard| heard.len()), Some(words.len()));
+            let said = answer(kind, lengths);
+            // All but the last byte of the answer, behind which a ping comes.
+            let (most, rest) = said.split_at(said.len() - PING.len() - 1);
+            ends.server.write_all(most).await.unwrap();
+            assert_eq!(next(&mut ends.server).await, None, "{kind:?}");
+            ends.server.write_all(rest).await.unwrap();
+        }
+        until(|| !account.is_asking.load(Ordering::Relaxed)).await;
+        drop(ends.client);
+    });
+    assert_eq!(ended.await, Ending::Gone);
+    let subscribed = account.subscribed.into_inner();
+    assert_eq!(subscribed, 400, "what ends a subscription was charged with it");
+}
+
+#[tokio::test]
+async fn a_subscription_that_waits_for_another_connection_of_the_session_passes_when_that_is_answered() {
+    let account = OneByOne::default();
+    account.begin(Instant::now()).unwrap();
+    let ended = ROOMY.run_for(&account, async |mut ends| {
+        ends.client.write_all(&subscription(1, PRESENCE)).await.unwrap();
+        until(|| ends.counters.delayed.load(Ordering::Relaxed) == 1).await;
+        assert_eq!(next(&mut ends.server).await, None);
+        account.answered();
+        let mut heard = vec![0; subscription(1, PRESENCE).len()];
+        ends.server.read_exact(&mut heard).await.unwrap();
+        drop(ends.client);
+    });
+    assert_eq!(ended.await, Ending::Gone);
+}
+
+#[tokio::test]
+async fn what_a_client_asks_for_and_does_not_await_counts_as_the_most_that_it_may_bring() {
+    let account = OneByOne::default();
+    let ended = ROOMY.run_for(&account, async |mut ends| {
+        ends.client.write_all(&subscription(1, PRESENCE)).await.unwrap();
+        assert!(next(&mut ends.server).await.is_some());
+        drop(ends.client);
+    });
+    assert_eq!(ended.await, Ending::Gone);
+    assert!(account.is_asking.into_inner(), "SpacetimeDB is still busy with it");
+    assert_eq!(account.subscribed.into_inner(), 10_000);
 }
 
 #[tokio::test]
