@@ -27,6 +27,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 const SIZE: Size = Size::Bytes(512);
 /// Events of one append while the backlog is written.
 const BULK: usize = 500;
+/// In which time a client has read what is held.
+const CATCHES_UP: Duration = Duration::from_secs(10);
 
 /// The result.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -35,6 +37,10 @@ pub(crate) struct Cost {
     pub(crate) direct_per_second: f64,
     /// The same through the gate.
     pub(crate) gated_per_second: f64,
+    /// Events per second of a client that follows bulk writers, without the gate.
+    pub(crate) live_direct_per_second: f64,
+    /// The same through the gate.
+    pub(crate) live_gated_per_second: f64,
     /// From commit to applied without the gate: the median and the 99th percentile.
     pub(crate) direct_ms: (f64, f64),
     /// The same events through the gate.
@@ -99,11 +105,14 @@ pub(crate) async fn run(cluster: &Cluster, extent: Extent) -> anyhow::Result<Cos
         clients: 0,
     };
     let (direct_per_second, gated_per_second) = measured.away(extent.events, extent.rounds).await?;
-    let (direct_ms, gated_ms) = measured.latency(extent.events, extent.paced).await?;
+    let (held, live) = measured.live(extent.events, extent.rounds).await?;
+    let (direct_ms, gated_ms) = measured.latency(held, extent.paced).await?;
     let idle_kb = measured.idle(extent.idle).await?;
     Ok(Cost {
         direct_per_second,
         gated_per_second,
+        live_direct_per_second: live.0,
+        live_gated_per_second: live.1,
         direct_ms,
         gated_ms,
         idle_kb,
@@ -129,30 +138,64 @@ impl Measured {
         let (mut direct, mut gated) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             for (through, rates) in [(false, &mut direct), (true, &mut gated)] {
-                let child = self.client(through, events, false)?;
+                let child = self.client(through, None, events, false)?;
                 rates.push(events as f64 / report(child).await?.seconds_from_start);
             }
         }
         Ok((median(&mut direct), median(&mut gated)))
     }
 
+    /// Clients that follow bulk writers, in turn. Each begins where the last one of its way ended: how fast a backlog is read
+    /// does not count here. Returns how many events the streams hold then.
+    async fn live(&mut self, events: u64, rounds: usize) -> anyhow::Result<(u64, (f64, f64))> {
+        let (mut direct, mut gated, mut held) = (Vec::new(), Vec::new(), events);
+        for _ in 0..rounds {
+            for (through, db, rates) in [(false, "direct", &mut direct), (true, "gated", &mut gated)] {
+                let child = self.client(through, Some(db), held + events, true)?;
+                tokio::time::sleep(CATCHES_UP).await;
+                let begun_us = now_us();
+                let mut writers = JoinSet::new();
+                for stream_id in &self.streams {
+                    let (authority, stream_id) = (self.lane.authority.clone(), stream_id.clone());
+                    let (before, mut left) = (held / STREAMS as u64, usize::try_from(events)? / STREAMS);
+                    writers.spawn(async move {
+                        let mut log = Log::after(&stream_id, SIZE, before);
+                        while left > 0 {
+                            let count = left.min(BULK);
+                            authority.append_batch(&stream_id, &log.new_events(count)).await?;
+                            left -= count;
+                        }
+                        Ok::<_, anyhow::Error>(())
+                    });
+                }
+                while let Some(written) = writers.join_next().await {
+                    written??;
+                }
+                held += events;
+                let applied = report(child).await?.applied_at_us;
+                let last_us = applied.values().flatten().max().context("a client applied nothing")?;
+                rates.push(events as f64 * 1_000_000.0 / (last_us - begun_us) as f64);
+            }
+        }
+        Ok((held, (median(&mut direct), median(&mut gated))))
+    }
+
     /// Two clients that apply the same single events, one of them through the gate.
     async fn latency(&mut self, held: u64, paced: (u64, u64)) -> anyhow::Result<((f64, f64), (f64, f64))> {
         let (per_second, events) = paced;
         let until = held + events;
-        let children = [self.client(false, until, true)?, self.client(true, until, true)?];
+        let children = [
+            self.client(false, Some("direct"), until, true)?,
+            self.client(true, Some("gated"), until, true)?,
+        ];
         let mut writers = JoinSet::new();
         let pace = Duration::from_micros(1_000_000 * STREAMS as u64 / per_second);
         for (at, stream_id) in (0u32..).zip(&self.streams) {
             let (authority, stream_id) = (self.lane.authority.clone(), stream_id.clone());
             let before = held / STREAMS as u64;
             writers.spawn(async move {
-                let mut log = Log::new(&stream_id, SIZE);
-                for _ in 0..before {
-                    log.seq = log.seq.next();
-                }
-                // The clients first read what is held.
-                let begins = tokio::time::Instant::now() + Duration::from_secs(10);
+                let mut log = Log::after(&stream_id, SIZE, before);
+                let begins = tokio::time::Instant::now() + CATCHES_UP;
                 let mut beat = tokio::time::interval_at(begins + pace / 4 * at, pace);
                 let mut committed_at_us = Vec::new();
                 for _ in 0..events / STREAMS as u64 {
@@ -206,14 +249,17 @@ impl Measured {
         Ok((memory()?.saturating_sub(before)) as f64 / count as f64)
     }
 
-    fn client(&mut self, through_gate: bool, until: u64, each: bool) -> anyhow::Result<Child> {
+    /// A client that begins where the last one with this name ended.
+    fn client(&mut self, through_gate: bool, name: Option<&str>, until: u64, each: bool) -> anyhow::Result<Child> {
         self.clients += 1;
-        let name = |ending: &str| self.lane.path(&format!("measured-{}.{ending}", self.clients));
+        let number = self.clients.to_string();
+        let path = |name: &str, ending: &str| self.lane.path(&format!("measured-{name}.{ending}"));
         let mut claims = self
             .issuer
             .claims("7", &format!("measured-{}", self.clients), &["runtime.run.*"]);
         claims["exp"] = json!(claims["iat"].as_u64().unwrap_or_default() + 900);
-        spacetime_sync_tests::write_secret(&name("token"), self.issuer.sign(&claims))?;
+        let token_file = path(&number, "token");
+        spacetime_sync_tests::write_secret(&token_file, self.issuer.sign(&claims))?;
         let uri = if through_gate {
             self.gate.uri()
         } else {
@@ -222,9 +268,9 @@ impl Measured {
         let args = ClientArgs {
             uri,
             database: self.lane.name.clone(),
-            token_file: name("token"),
+            token_file,
             seal_keys: self.lane.seal_keys_file(),
-            db: name("sqlite"),
+            db: path(name.unwrap_or(&number), "sqlite"),
             streams: self.streams.clone(),
             until,
             each,

@@ -82,6 +82,14 @@ impl Log {
         }
     }
 
+    /// The log of a stream that holds so many events, of which only the authority's functions know the chain.
+    pub(crate) fn after(stream_id: &StreamId, size: Size, held: u64) -> Self {
+        Self {
+            seq: Seq::ZERO.plus(held),
+            ..Self::new(stream_id, size)
+        }
+    }
+
     /// The chain hash of the last event made.
     pub(crate) fn chain(&self) -> ChainHash {
         self.chain

@@ -421,6 +421,11 @@ impl Report {
             "  a client that was away: {:.0}/s without, {:.0}/s through the gate, {ratio:.2}",
             cost.direct_per_second, cost.gated_per_second
         ));
+        let ratio = cost.live_gated_per_second / cost.live_direct_per_second;
+        self.say(&format!(
+            "  a client that follows bulk writers: {:.0}/s without, {:.0}/s through the gate, {ratio:.2}",
+            cost.live_direct_per_second, cost.live_gated_per_second
+        ));
         let ((p50, p99), (gated_p50, gated_p99)) = (cost.direct_ms, cost.gated_ms);
         self.say(&format!(
             "  the same single events: p50 {p50:.2} ms, p99 {p99:.2} ms without; p50 {gated_p50:.2} ms, p99 {gated_p99:.2} \
