@@ -388,7 +388,7 @@ impl GateConfig {
             reads: rate(self.reads_per_second, self.reads_burst),
             subscribes: rate(self.subscribes_per_second, self.subscribes_burst),
             subscribes_apart: rate(self.subscribes_per_second.saturating_mul(4), 4),
-            subscribed: rate(self.units_of_a_subscription() / 2, self.units_of_a_subscription()),
+            subscribed: rate(self.units_of_a_subscription(), self.units_of_a_subscription()),
             revocations_max_age: Duration::from_millis(self.revocations_max_age_ms),
         }
     }
