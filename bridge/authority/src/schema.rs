@@ -21,7 +21,7 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 9] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
@@ -30,6 +30,7 @@ const FILES: [(&str, &str); 8] = [
     embedded!("0006_audit.sql"),
     embedded!("0007_revoked_subjects.sql"),
     embedded!("0008_scopes.sql"),
+    embedded!("0009_hashes_of_a_batch.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());
@@ -261,6 +262,7 @@ mod tests {
             (6, "audit", "73f49badff45b61f"),
             (7, "revoked subjects", "52d530e684ea9c2c"),
             (8, "scopes", "de53e0ca9dbdc404"),
+            (9, "hashes of a batch", "d8bad949ac04518b"),
         ];
         assert_eq!(
             recorded,
