@@ -38,7 +38,7 @@ impl Sealing<'_> {
 }
 
 /// Cuts the events after `after` into frames of at most `frame_bytes` and [`limit::FRAME_EVENTS`], with one event at least.
-/// Checks every seq, payload hash and chain hash first, because the bridge does not trust the authority's log blindly.
+/// Checks every seq, length, payload hash and chain hash first, because the bridge does not trust the authority's log blindly.
 /// Frames that SpacetimeDB is to deliver are sealed.
 pub fn prepare(
     after: Seq,
@@ -54,6 +54,13 @@ pub fn prepare(
             return Err(HaltReason::BrokenLog(format!(
                 "expected seq {expected}, found seq {}",
                 event.seq
+            )));
+        }
+        let length = event.payload.len();
+        if length == 0 || length > limit::PAYLOAD_BYTES {
+            return Err(HaltReason::BrokenLog(format!(
+                "the payload of seq {expected} has {length} bytes, expected 1 to {}",
+                limit::PAYLOAD_BYTES
             )));
         }
         if !event.payload_matches() {
@@ -533,6 +540,16 @@ mod tests {
             ),
         ] {
             assert!(matches!(answer, Err(HaltReason::BrokenLog(_))), "{name}");
+        }
+        // All hashes match, but no client would take such an event.
+        for (length, is_taken) in [
+            (0, false),
+            (1, true),
+            (limit::PAYLOAD_BYTES, true),
+            (limit::PAYLOAD_BYTES + 1, false),
+        ] {
+            let answer = prepare_all(&log(&[5, length, 5]), limit::FRAME_BYTES);
+            assert_eq!(answer.is_ok(), is_taken, "{length} bytes");
         }
     }
 }
