@@ -252,11 +252,7 @@ impl State {
     fn publish(&mut self, to: u64) {
         for seq in self.head() + 1..=to {
             let frame = self.log.sealed_frame(&stream(), seq, seq, &BRIDGE);
-            let request = append::Request {
-                first_seq: seq,
-                base_chain: frame.base_chain,
-                frame: frame.bytes,
-            };
+            let request = append::Request::of_frame(seq, frame.base_chain, frame.bytes).unwrap();
             append::append(&mut self.held, &stream(), request).unwrap();
         }
     }

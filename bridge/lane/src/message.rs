@@ -8,7 +8,7 @@ use std::time::Duration;
 use spacetime_sync_proto::epoch::AuthorityEpoch;
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::retention::RetentionClass;
-use spacetime_sync_proto::{ChainHash, FrameRow, Label, Position, Refusal, Seq, StreamId, StreamProgress};
+use spacetime_sync_proto::{ChainHash, Label, Position, Refusal, Seq, StreamId, StreamProgress};
 
 use crate::notice::Notice;
 use crate::streams::{HaltReason, ReadyFrame};
@@ -272,7 +272,7 @@ pub enum Command {
         /// The stream.
         stream_id: StreamId,
         /// The frame.
-        frame: FrameRow,
+        frame: ReadyFrame,
     },
     /// Read the heads of streams in SpacetimeDB, as far as they are durable: [`Event::Heads`].
     ReadHeads(LinkId, RequestId, Vec<StreamId>),

@@ -40,14 +40,15 @@ impl Runner {
                     return;
                 };
                 let events = self.events.clone();
-                connection.append(&stream_id, frame, move |became| {
+                let done = move |became: Appended| {
                     let answer = match became {
                         Appended::Durable => Answer::Acked,
                         Appended::Refused(refusal) => Answer::Refused(refusal),
                         Appended::Failed(why) => Answer::Lost(why),
                     };
                     let _ = events.send(Happened::Event(Event::Answered(link, call, answer)));
-                });
+                };
+                connection.append(&stream_id, frame.row, &frame.last_chain, frame.last_at_us, done);
             }
             Command::OpenAuthority(request) => {
                 let (config, events) = (self.config.clone(), self.events.clone());

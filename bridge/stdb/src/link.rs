@@ -202,9 +202,18 @@ impl Link {
         let (answer, answered) = oneshot::channel();
         let no_chain = chain_to_column(&ChainHash::from_bytes([0; 32]));
         let reducers = &self.connection.reducers;
-        let sent = reducers.append_sync_events_then(String::new(), 0, no_chain, Vec::new(), move |_, result| {
-            let _ = answer.send(result.map_err(|error| error.to_string()));
-        });
+        let sent = reducers.append_sync_events_then(
+            String::new(),
+            0,
+            0,
+            no_chain,
+            no_chain,
+            0,
+            Vec::new(),
+            move |_, result| {
+                let _ = answer.send(result.map_err(|error| error.to_string()));
+            },
+        );
         sent.map_err(|error| self.unavailable(&error.to_string()))?;
         let result = answered
             .await
@@ -220,12 +229,23 @@ impl Link {
         }
     }
 
-    /// Sends a frame. Calls `done` with the result, or never if the link breaks.
-    pub fn append(&self, stream_id: &StreamId, frame: FrameRow, done: impl FnOnce(Appended) + Send + 'static) {
+    /// Sends a frame, with the chain hash and the time of its last event. Calls `done` with the result, or never if the
+    /// link breaks.
+    pub fn append(
+        &self,
+        stream_id: &StreamId,
+        frame: FrameRow,
+        last_chain: &ChainHash,
+        last_at_us: i64,
+        done: impl FnOnce(Appended) + Send + 'static,
+    ) {
         let sent = self.connection.reducers.append_sync_events_then(
             stream_id.as_str().to_owned(),
             frame.first_seq.get(),
+            frame.last_seq.get(),
             chain_to_column(&frame.base_chain),
+            chain_to_column(last_chain),
+            last_at_us,
             frame.bytes.into(),
             move |_, result| {
                 done(match result {

@@ -1,20 +1,66 @@
 //! Appending: decides whether a frame may be appended, and which of its events are new.
+//!
+//! A frame that continues the log is taken as its caller states it, without a look into it: that costs the same for one
+//! event as for a thousand. Who delivers a frame need not be believed, because clients check it against the bridge's seal
+//! (docs/adr/0019). A frame that the module itself must cut is decoded, and checked in whole.
 
 use bytes::Bytes;
-use spacetime_sync_proto::{ChainHash, Frame, FrameError, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::{
+    ChainHash, Frame, FrameError, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId, limit,
+};
 
 use crate::log::{HeadRow, LogRows, StoredFrame, chain_of_held};
 use crate::retention::must_look_after_append;
 
-/// A frame that the bridge asks to append.
+/// A frame that the bridge asks to append, and what the bridge states about it. Nobody has checked any of it.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Seq of the frame's first event. Nobody has checked it.
+    /// Seq of the frame's first event.
     pub first_seq: u64,
-    /// Chain hash before the frame's first event.
+    /// Seq of its last event.
+    pub last_seq: u64,
+    /// Chain hash before its first event.
     pub base_chain: ChainHash,
+    /// Chain hash of its last event.
+    pub last_chain: ChainHash,
+    /// When its last event was committed, in microseconds, by the authority's clock.
+    pub last_at_us: i64,
     /// The encoded frame.
     pub frame: Bytes,
+}
+
+impl Request {
+    /// The request for a frame of which only the beginning is stated. The rest is read from the frame, which is thereby
+    /// checked in whole.
+    pub fn of_frame(first_seq: u64, base_chain: ChainHash, frame: Bytes) -> Result<Self, Refusal> {
+        let read = Frame::decode(first_seq, base_chain, frame.clone()).map_err(invalid_frame)?;
+        Ok(Self {
+            first_seq,
+            last_seq: read.last_seq().get(),
+            base_chain,
+            last_chain: read.last_chain(),
+            last_at_us: read.last_at_us(),
+            frame,
+        })
+    }
+
+    /// The seqs of the first and the last event, if a frame of this length can have them.
+    fn extent(&self) -> Result<(Seq, Seq), FrameError> {
+        let found = self.frame.len();
+        if found > limit::FRAME_BYTES {
+            return Err(FrameError::TooLarge { found });
+        }
+        let seq = |value| Seq::new(value).filter(|seq| *seq < Seq::MAX);
+        let first = seq(self.first_seq).filter(|first| *first > Seq::ZERO);
+        let (Some(first), Some(last)) = (first, seq(self.last_seq)) else {
+            return Err(FrameError::FirstSeq { found: self.first_seq });
+        };
+        let found = usize::try_from(last.next().since(first)).unwrap_or(usize::MAX);
+        if found == 0 || found > limit::FRAME_EVENTS {
+            return Err(FrameError::EventCount { found });
+        }
+        Ok((first, last))
+    }
 }
 
 /// What an accepted request changes.
@@ -86,64 +132,90 @@ pub fn decide(
     request: Request,
     held: impl FnOnce(Seq) -> Option<ChainHash>,
 ) -> Result<Append, Refusal> {
-    let bytes = request.frame.clone();
-    let frame = Frame::decode(request.first_seq, request.base_chain, request.frame).map_err(invalid_frame)?;
-    let (next, last_at_us) = (head.seq.next(), frame.last_at_us());
-    let new_head = Position {
-        seq: frame.last_seq(),
-        chain: frame.last_chain(),
-    };
+    let (first_seq, seq) = request.extent().map_err(invalid_frame)?;
+    let chain = request.last_chain;
+    let (next, last) = (head.seq.next(), Position { seq, chain });
 
-    if frame.first_seq() > next {
-        let message = format!("the frame begins at seq {}, expected {next}", frame.first_seq());
+    if first_seq > next {
+        let message = format!("the frame begins at seq {first_seq}, expected {next}");
         return Err(Refusal::new(RefusalCode::SeqGap, message).at_head(head.seq.get()));
     }
-    if frame.first_seq() == next {
-        if frame.base_chain() != head.chain {
+    if first_seq == next {
+        if request.base_chain != head.chain {
             let message = format!(
                 "the frame follows chain hash {} at seq {}, but the log ends with {} there",
-                frame.base_chain(),
-                head.seq,
-                head.chain
+                request.base_chain, head.seq, head.chain
             );
             return Err(Refusal::new(RefusalCode::ChainMismatch, message).at_head(head.seq.get()));
         }
         return Ok(Append::Extend {
             first_seq: next,
-            frame: bytes,
-            head: new_head,
-            last_at_us,
+            frame: request.frame,
+            head: last,
+            last_at_us: request.last_at_us,
         });
     }
+    if last.seq > head.seq {
+        return extend_by_rest(head, last, request);
+    }
     // The frame repeats events of the log. If the chain hashes agree at one seq, all earlier events agree too.
-    let repeated_to = frame.last_seq().min(head.seq);
-    let held = if repeated_to == head.seq {
+    let held = if last.seq == head.seq {
         Some(head.chain)
     } else {
-        held(repeated_to)
+        held(last.seq)
     };
     match held {
         None => {
-            let message =
-                format!("the window no longer holds seq {repeated_to}, so the repeated events cannot be compared");
+            let message = format!(
+                "the window no longer holds seq {}, so the repeated events cannot be compared",
+                last.seq
+            );
             Err(Refusal::new(RefusalCode::BelowWindow, message).at_head(head.seq.get()))
         }
-        Some(chain) if frame.chain_at(repeated_to) != Some(chain) => {
-            let message = format!(
-                "up to seq {repeated_to} the frame holds other events than the log, whose chain hash there is {chain}"
-            );
-            Err(Refusal::new(RefusalCode::EventConflict, message).at_head(head.seq.get()))
+        Some(chain) if last.chain != chain => {
+            let at = Position { chain, ..last };
+            Err(conflict(at, head))
         }
-        Some(_) => Ok(match frame.encode_after(head.seq) {
-            None => Append::Absorbed,
-            Some(rest) => Append::Extend {
-                first_seq: next,
-                frame: rest,
-                head: new_head,
-                last_at_us,
-            },
-        }),
+        Some(_) => Ok(Append::Absorbed),
     }
+}
+
+/// Decides about a frame that repeats the head's event and goes on to `last`. It must be cut, so it is decoded.
+fn extend_by_rest(head: Position, last: Position, request: Request) -> Result<Append, Refusal> {
+    let frame = Frame::decode(request.first_seq, request.base_chain, request.frame).map_err(invalid_frame)?;
+    let found = Position {
+        seq: frame.last_seq(),
+        chain: frame.last_chain(),
+    };
+    if found != last {
+        let message = format!(
+            "the frame ends at seq {} with chain hash {}, but the call states seq {} with {}",
+            found.seq, found.chain, last.seq, last.chain
+        );
+        return Err(Refusal::new(RefusalCode::InvalidFrame, message));
+    }
+    if frame.chain_at(head.seq) != Some(head.chain) {
+        return Err(conflict(head, head));
+    }
+    let last_at_us = frame.last_at_us();
+    Ok(match frame.encode_after(head.seq) {
+        None => Append::Absorbed,
+        Some(rest) => Append::Extend {
+            first_seq: head.seq.next(),
+            frame: rest,
+            head: last,
+            last_at_us,
+        },
+    })
+}
+
+/// The refusal of a frame that has another chain hash than the log has at this position.
+fn conflict(at: Position, head: Position) -> Refusal {
+    let message = format!(
+        "up to seq {} the frame holds other events than the log, whose chain hash there is {}",
+        at.seq, at.chain
+    );
+    Refusal::new(RefusalCode::EventConflict, message).at_head(head.seq.get())
 }
 
 /// The refusal of bytes that are not a frame.
@@ -160,13 +232,22 @@ mod tests {
 
     /// Asks to append events `from..=to` of `log` to a stream that holds `held`, one event per frame.
     fn ask(rows: &mut MemoryLog, log: &[Event], from: usize, to: usize) -> Result<Appended, RefusalCode> {
+        append(rows, &stream(), request(log, from, to)).map_err(|refusal| refusal.code)
+    }
+
+    /// The request for events `from..=to` of `log`.
+    fn request(log: &[Event], from: usize, to: usize) -> Request {
         let row = frame_row(log, from, to);
-        let request = Request {
-            first_seq: row.first_seq.get(),
-            base_chain: row.base_chain,
-            frame: row.bytes,
-        };
-        append(rows, &stream(), request).map_err(|refusal| refusal.code)
+        Request::of_frame(row.first_seq.get(), row.base_chain, row.bytes).unwrap()
+    }
+
+    /// Asks a stream that holds `log`, and expects nothing to change.
+    fn is_left_by(log: &[Event], request: Request, expected: Result<Appended, RefusalCode>) {
+        let before = held(log);
+        let mut rows = before.clone();
+        let answer = append(&mut rows, &stream(), request.clone()).map_err(|refusal| refusal.code);
+        assert_eq!(answer, expected, "{request:?}");
+        assert_eq!(rows, before, "{request:?}");
     }
 
     /// Asks, and expects the stream to hold `log` afterwards, with a new frame that begins at `first`.
@@ -185,10 +266,7 @@ mod tests {
 
     /// Asks, and expects nothing to change.
     fn leaves(log: &[Event], asked: &[Event], from: usize, to: usize, expected: Result<Appended, RefusalCode>) {
-        let before = held(log);
-        let mut rows = before.clone();
-        assert_eq!(ask(&mut rows, asked, from, to), expected, "{from}..={to}");
-        assert_eq!(rows, before, "{from}..={to}");
+        is_left_by(log, request(asked, from, to), expected);
     }
 
     #[test]
@@ -254,16 +332,102 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_frame_changes_nothing() {
-        let mut rows = MemoryLog::default();
-        let request = Request {
-            first_seq: 1,
-            base_chain: ChainHash::genesis(&stream()),
-            frame: vec![1, 2, 3].into(),
+    fn a_frame_that_continues_the_log_is_taken_as_it_is_stated() {
+        let (log, other) = (events(5, 1), events(5, 2));
+        let stated = Request {
+            last_chain: head_of(&other).chain,
+            last_at_us: 77,
+            frame: Bytes::from_static(b"no frame"),
+            ..request(&log, 3, 5)
         };
-        let answer = append(&mut rows, &stream(), request).map_err(|refusal| refusal.code);
-        assert_eq!(answer, Err(RefusalCode::InvalidFrame));
-        assert_eq!(rows, MemoryLog::default());
+        let mut rows = held(&log[..2]);
+        let answer = append(&mut rows, &stream(), stated.clone());
+        assert_eq!(
+            answer.map_err(|refusal| refusal.code),
+            Ok(Appended::Extended { must_look: false })
+        );
+        assert_eq!(rows.head.unwrap().head, head_of(&other));
+        let new = rows.frames.last().unwrap();
+        assert_eq!((new.frame.first_seq, new.frame.last_seq), (log[2].seq, log[4].seq));
+        assert_eq!(new.frame.base_chain, head_of(&log[..2]).chain);
+        assert_eq!((&new.frame.bytes, new.last_at_us), (&stated.frame, 77));
+    }
+
+    #[test]
+    fn what_no_frame_can_have_is_refused_without_a_look_into_it() {
+        let log = events(3, 1);
+        let next = request(&log, 3, 3);
+        let between = |first_seq, last_seq| Request {
+            first_seq,
+            last_seq,
+            ..next.clone()
+        };
+        let most = limit::FRAME_EVENTS as u64;
+        for wrong in [
+            between(0, 0),
+            between(0, 3),
+            between(3, 2),
+            between(3, 0),
+            between(3, 3 + most),
+            between(3, u64::MAX),
+            between(Seq::MAX.get(), Seq::MAX.get()),
+            between(u64::MAX, u64::MAX),
+            Request {
+                frame: vec![0; limit::FRAME_BYTES + 1].into(),
+                ..next.clone()
+            },
+        ] {
+            is_left_by(&log[..2], wrong, Err(RefusalCode::InvalidFrame));
+        }
+        let largest = Request {
+            frame: vec![0; limit::FRAME_BYTES].into(),
+            ..between(3, 2 + most)
+        };
+        let answer = append(&mut held(&log[..2]), &stream(), largest).map_err(|refusal| refusal.code);
+        assert!(matches!(answer, Ok(Appended::Extended { .. })), "{answer:?}");
+    }
+
+    #[test]
+    fn a_frame_that_must_be_cut_is_checked_in_whole() {
+        let log = events(5, 1);
+        let overlap = request(&log, 2, 5);
+        for wrong in [
+            Request {
+                frame: Bytes::from_static(b"no frame"),
+                ..overlap.clone()
+            },
+            Request {
+                last_seq: 4,
+                ..overlap.clone()
+            },
+            Request {
+                last_seq: 6,
+                ..overlap.clone()
+            },
+            Request {
+                last_chain: head_of(&log[..4]).chain,
+                ..overlap.clone()
+            },
+        ] {
+            is_left_by(&log[..3], wrong, Err(RefusalCode::InvalidFrame));
+        }
+    }
+
+    #[test]
+    fn a_repeat_is_known_by_the_end_that_is_stated() {
+        let log = events(5, 1);
+        for (from, to) in [(2, 4), (2, 5)] {
+            let repeat = Request {
+                frame: Bytes::from_static(b"no frame"),
+                ..request(&log, from, to)
+            };
+            is_left_by(&log, repeat.clone(), Ok(Appended::Absorbed));
+            let other = Request {
+                last_chain: head_of(&log[..1]).chain,
+                ..repeat
+            };
+            is_left_by(&log, other, Err(RefusalCode::EventConflict));
+        }
     }
 
     #[test]
@@ -293,13 +457,7 @@ mod tests {
             }
         }
         let mut rows = Full(MemoryLog::default());
-        let row = frame_row(&events(2, 1), 1, 2);
-        let request = Request {
-            first_seq: 1,
-            base_chain: row.base_chain,
-            frame: row.bytes,
-        };
-        let answer = append(&mut rows, &stream(), request).map_err(|refusal| refusal.code);
+        let answer = append(&mut rows, &stream(), request(&events(2, 1), 1, 2)).map_err(|refusal| refusal.code);
         assert_eq!(answer, Err(RefusalCode::InvalidArgument));
         assert_eq!(rows.0, MemoryLog::default());
     }

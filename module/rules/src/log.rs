@@ -54,7 +54,7 @@ pub struct StoredFrame {
 }
 
 impl StoredFrame {
-    /// Decodes the frame. `None` if somebody changed the row behind the module's back.
+    /// Decodes the frame. `None` if the bytes are no frame: appending does not look into them.
     pub(crate) fn decode(&self) -> Option<Frame> {
         let FrameRow {
             first_seq,

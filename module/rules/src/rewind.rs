@@ -41,7 +41,7 @@ pub fn step(
     let (step, after) = match decide(held, target, there, most_events) {
         Step::Cut { after } => match cut(rows, held, after, seal.filter(|_| after == target.seq)) {
             Some(shorter) => (Step::Cut { after }, shorter),
-            // Somebody deleted or changed rows, so nobody knows the chain hash that the log would end with.
+            // Rows are missing, or are no frames, so nobody knows the chain hash that the log would end with.
             None => (Step::Drop, drop_oldest(rows, held, most_events)),
         },
         Step::Drop => (Step::Drop, drop_oldest(rows, held, most_events)),

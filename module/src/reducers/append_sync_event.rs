@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use spacetime_sync_proto::{Event, Frame, FrameError, IdempotencyKey, InvalidId, Kind, PayloadHash, limit};
-use spacetime_sync_rules::append::invalid_frame;
+use spacetime_sync_rules::append::{Request, invalid_frame};
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, reducer};
 
@@ -12,7 +12,7 @@ use crate::log_access::{chain_from_column, seq_argument, trust_row};
 use crate::refuse::{Refused, invalid_argument, refused};
 
 /// `base_chain` is the chain hash before the event, big-endian; `committed_at_us` is the authority's time. The module
-/// hashes the payload.
+/// hashes the payload, and checks the whole event.
 #[reducer]
 // A reducer's arguments are its wire format.
 #[allow(clippy::too_many_arguments)]
@@ -46,5 +46,6 @@ pub fn append_sync_event(
         chain_hash: base_chain,
         committed_at_us,
     };
-    append_frame(ctx, &trust, &stream_id, seq, base_chain, Frame::encode(&[event], None))
+    let request = Request::of_frame(seq, base_chain, Frame::encode(&[event], None)).map_err(refused)?;
+    append_frame(ctx, &trust, &stream_id, request)
 }

@@ -283,8 +283,15 @@ fn segments(folder: &Path) -> usize {
         .sum()
 }
 
-/// A frame to send: its first seq, the chain hash before it, its bytes.
-type Made = (u64, u256, Vec<u8>);
+/// A frame to send, and what the call states about it.
+struct Made {
+    first_seq: u64,
+    last_seq: u64,
+    base_chain: u256,
+    last_chain: u256,
+    last_at: i64,
+    frame: Vec<u8>,
+}
 
 fn make(log: &mut Log, cut: Cut, events: u64) -> Vec<Made> {
     let mut frames = Vec::new();
@@ -298,7 +305,15 @@ fn make(log: &mut Log, cut: Cut, events: u64) -> Vec<Made> {
             bytes += frame.last().map_or(0, |event| event.size() + 64);
             left -= 1;
         }
-        frames.push((frame[0].seq.get(), base, cut.encode(&frame)));
+        let (first, last) = (&frame[0], &frame[frame.len() - 1]);
+        frames.push(Made {
+            first_seq: first.seq.get(),
+            last_seq: last.seq.get(),
+            base_chain: base,
+            last_chain: u256::from_be_bytes(*last.chain_hash.as_bytes()),
+            last_at: last.committed_at_us,
+            frame: cut.encode(&frame),
+        });
     }
     frames
 }
@@ -306,14 +321,17 @@ fn make(log: &mut Log, cut: Cut, events: u64) -> Vec<Made> {
 async fn send(bridge: &DbConnection, stream_id: &StreamId, frames: Vec<Made>, in_flight: usize) -> anyhow::Result<()> {
     let slots = Arc::new(Semaphore::new(in_flight));
     let failed = Arc::new(std::sync::Mutex::new(None));
-    for (first_seq, base_chain, frame) in frames {
+    for made in frames {
         let slot = slots.clone().acquire_owned().await?;
         let failed = failed.clone();
         bridge.reducers.append_sync_events_then(
             stream_id.as_str().to_owned(),
-            first_seq,
-            base_chain,
-            frame,
+            made.first_seq,
+            made.last_seq,
+            made.base_chain,
+            made.last_chain,
+            made.last_at,
+            made.frame,
             move |_, result| {
                 if !matches!(result, Ok(Ok(()))) {
                     *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(format!("{result:?}"));

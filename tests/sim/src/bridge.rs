@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rand::Rng as _;
 use spacetime_sync_lane::{
-    Answer, Checked, Command, Event, Failure, Lane, LinkId, Notice, Reached, RequestId, Sealing, Settings,
+    Answer, Checked, Command, Event, Failure, HeadSeal, Lane, LinkId, Notice, Reached, RequestId, Sealing, Settings,
     check_frames, check_seal,
 };
 use spacetime_sync_proto::refusal::RefusalClass;
@@ -299,7 +299,7 @@ impl World {
                 frame,
             } => {
                 let stream = self.stream_at(&stream_id);
-                let (first, last) = (frame.first_seq, frame.last_seq);
+                let (first, last) = (frame.row.first_seq, frame.row.last_seq);
                 say!(self, "bridge {at}: sends {first}..={last} of stream {stream}");
                 self.send(at, link, ToHost::Append { call, stream, frame });
             }
@@ -446,13 +446,15 @@ impl World {
                 let Some(Asked::Tail(stream, head)) = bridge.asked.remove(&ask) else {
                     return;
                 };
-                let decode = |row: FrameRow| Frame::decode(row.first_seq.get(), row.base_chain, row.bytes).ok();
-                let frames: Vec<_> = frame.and_then(decode).into_iter().collect();
                 let sealing = Sealing {
                     stream_id: &self.logs[stream].id,
                     sealer: &SimSealer,
                 };
-                Event::SealChecked(link, ask, Ok(check_seal(&head, &now, &frames, sealing)))
+                let sealed = match frame.into_iter().map(decode).collect::<Option<Vec<_>>>() {
+                    Some(frames) => check_seal(&head, &now, &frames, sealing),
+                    None => HeadSeal::Missing,
+                };
+                Event::SealChecked(link, ask, Ok(sealed))
             }
             FromHost::Frames {
                 ask,
@@ -463,7 +465,6 @@ impl World {
                 let Some(Asked::Frames(stream, after)) = bridge.asked.remove(&ask) else {
                     return;
                 };
-                let decode = |row: FrameRow| Frame::decode(row.first_seq.get(), row.base_chain, row.bytes).ok();
                 let sealing = Sealing {
                     stream_id: &self.logs[stream].id,
                     sealer: &SimSealer,
@@ -517,4 +518,10 @@ fn refused(refusal: Refusal) -> Failure {
         text: refusal.to_string(),
         refusal: Some(refusal),
     }
+}
+
+/// The frame of a row, if it is what the row states.
+fn decode(row: FrameRow) -> Option<Frame> {
+    let frame = Frame::decode(row.first_seq.get(), row.base_chain, row.bytes).ok()?;
+    (frame.last_seq() == row.last_seq).then_some(frame)
 }

@@ -22,6 +22,7 @@ const SEEN: &[&str] = &[
     "module: seq_gap",
     "module: event_conflict",
     "module: chain_mismatch",
+    "module: took what is no such frame",
     "ack: moved",
     "ack: repeated or behind",
     "bridge: link up",

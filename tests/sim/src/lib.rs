@@ -19,15 +19,15 @@
 //! - The authority is away, its rows are locked, its clock jumps, its chain hashes become malformed. Writers repeat.
 //! - Stores are busy, roll back, fail, or lose their last writes. Handlers fail, and consumers are slow.
 //! - Windows are swept, the authority is purged, and windows begin anew. Grants are revoked and given again.
-//! - What nobody should ever meet: altered payloads, events of another origin, rows and pages that are not what
-//!   they claim.
+//! - What nobody should ever meet: altered payloads, events of another origin, bytes that are no frame or another one than
+//!   was stated, rows and pages that are not what they claim.
 //!
 //! **Not injected**: history out of the authority for clients below the window (they stop, and stay stopped); an
 //! authority that is restored to an earlier time, and what an operator does about it; tokens that are refused or end;
-//! delivery without confirmed reads; bytes that are no frame (see the small cases of `proto`); a row that was forged
-//! together with everything that could contradict it. The messages of one connection stay in order, as over TCP, except
-//! for the rows of subscriptions. One assumption: under confirmed reads every answer of SpacetimeDB waits until
-//! everything that was committed before is durable, even the answer to a call that changed nothing.
+//! delivery without confirmed reads; what is no frame, for clients that may not ask the authority (they stop); a row that
+//! was forged together with everything that could contradict it. The messages of one connection stay in order, as over
+//! TCP, except for the rows of subscriptions. One assumption: under confirmed reads every answer of SpacetimeDB waits
+//! until everything that was committed before is durable, even the answer to a call that changed nothing.
 //!
 //! **The oracle** compares with the authority's log; see `oracle.rs`. A seed replays exactly. A failing run is
 //! [minimised](shrink).

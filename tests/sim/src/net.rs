@@ -3,7 +3,7 @@
 
 use rand::Rng as _;
 use spacetime_sync_client::session::stream::{Page, SubscriptionId};
-use spacetime_sync_lane::{CallId, RequestId};
+use spacetime_sync_lane::{CallId, ReadyFrame, RequestId};
 use spacetime_sync_proto::{FrameRow, Position, Refusal, Seq};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
@@ -40,7 +40,7 @@ pub(crate) enum ToHost {
     Append {
         call: CallId,
         stream: usize,
-        frame: FrameRow,
+        frame: ReadyFrame,
     },
     Heads {
         ask: RequestId,

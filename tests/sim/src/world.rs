@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use spacetime_sync_client::session::stream::Counters;
-use spacetime_sync_proto::{Event, IdempotencyKey, Position, Seq};
+use spacetime_sync_proto::{IdempotencyKey, Position, Seq};
 
 use crate::agenda::{Agenda, MILLISECOND, Micros, SECOND};
 use crate::authority::{Log, NewEvent};
@@ -82,17 +82,16 @@ pub(crate) struct Excuses {
     pub(crate) set_back_from: Option<Seq>,
     /// Whether SpacetimeDB has ever lost durable events.
     pub(crate) was_set_back: bool,
-    /// The events of another origin. The bridge removes them, and they return if SpacetimeDB is restored.
-    pub(crate) foreign: Vec<Event>,
+    /// Where logs end with what is of another origin. The bridge removes it, and it returns if SpacetimeDB is restored.
+    pub(crate) foreign: Vec<Position>,
     /// The reasons for which a bridge may halt the stream.
     pub(crate) halts: BTreeSet<&'static str>,
 }
 
 impl Excuses {
-    /// Whether a log that ends there ends with an event of another origin.
+    /// Whether a log that ends there ends with what is of another origin.
     pub(crate) fn is_foreign(&self, end: Position) -> bool {
-        let mut events = self.foreign.iter();
-        events.any(|event| event.seq == end.seq && event.chain_hash == end.chain)
+        self.foreign.contains(&end)
     }
 }
 

@@ -47,6 +47,23 @@ impl Forger {
         events: &[Event],
         seal: Option<&Seal>,
     ) -> anyhow::Result<()> {
+        let last = events.last().context("expected events, found none")?;
+        let end = Position {
+            seq: last.seq,
+            chain: last.chain_hash,
+        };
+        self.write_bytes(stream_id, after, end, Frame::encode(events, seal))
+            .await
+    }
+
+    /// The same with bytes that need not be a frame. They are said to hold what follows up to `end`.
+    pub async fn write_bytes(
+        &self,
+        stream_id: &StreamId,
+        after: Position,
+        end: Position,
+        bytes: Bytes,
+    ) -> anyhow::Result<()> {
         let held = self.0.heads(std::slice::from_ref(stream_id)).await?;
         let held = *held.first().context("expected a head, found none")?;
         if held != after {
@@ -54,13 +71,14 @@ impl Forger {
         }
         let frame = FrameRow {
             first_seq: after.seq.next(),
-            last_seq: after.seq.plus(events.len() as u64),
+            last_seq: end.seq,
             base_chain: after.chain,
-            bytes: Frame::encode(events, seal),
+            bytes,
         };
         let (answer, answered) = oneshot::channel();
-        self.0
-            .append(stream_id, frame, move |appended| drop(answer.send(appended)));
+        self.0.append(stream_id, frame, &end.chain, 1, move |appended| {
+            drop(answer.send(appended))
+        });
         match answered.await? {
             Appended::Durable => Ok(()),
             Appended::Refused(refusal) => Err(refusal.into()),

@@ -58,7 +58,7 @@ impl Lane {
                     stream_id,
                     frame,
                 } => {
-                    self.link.sends(now, call, frame.claimed_events());
+                    self.link.sends(now, call, frame.row.claimed_events());
                     out.push(Command::Append {
                         link,
                         call,

@@ -212,6 +212,7 @@ impl Bench {
                 bytes: Bytes::from_static(b"frame"),
             },
             last_chain: last.chain,
+            last_at_us: 0,
         };
         let stream_id = stream(name);
         let page = Ok(Page::Frames(vec![frame]));

@@ -38,7 +38,7 @@ impl Streams {
                 link,
                 call,
                 stream_id,
-                frame: frame.row,
+                frame,
             });
         }
     }

@@ -15,7 +15,7 @@ mod stream;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, Seq, StreamId, StreamProgress};
+use spacetime_sync_proto::{ChainHash, Position, Refusal, Seq, StreamId, StreamProgress};
 
 pub use prepare::{ReadyFrame, Sealing, check_frames, check_seal, is_doubtful, judge, prepare};
 pub use reconcile::{Verdict, reconcile};
@@ -116,7 +116,7 @@ pub(crate) enum Effect {
         link: LinkId,
         call: CallId,
         stream_id: StreamId,
-        frame: FrameRow,
+        frame: ReadyFrame,
     },
     /// Record that SpacetimeDB durably holds the stream up to here.
     Advance { stream_id: StreamId, seq: Seq },

@@ -5,13 +5,15 @@ use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, Position, Seal, Se
 use super::HaltReason;
 use crate::message::{Checked, HeadSeal, Page, Reached};
 
-/// A frame whose hashes are checked.
+/// A frame whose hashes are checked, and what a call states about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadyFrame {
-    /// The frame as a call carries it.
+    /// The frame.
     pub row: FrameRow,
     /// Chain hash of its last event.
     pub last_chain: ChainHash,
+    /// When its last event was committed, in microseconds since 1970-01-01 UTC, by the authority's clock.
+    pub last_at_us: i64,
 }
 
 impl ReadyFrame {
@@ -38,7 +40,8 @@ impl Sealing<'_> {
 }
 
 /// Cuts the events after `after` into frames of at most `frame_bytes` and [`limit::FRAME_EVENTS`], with one event at least.
-/// Checks every seq, length, payload hash and chain hash first, because the bridge does not trust the authority's log blindly.
+/// Checks every seq, length, payload hash and chain hash first: the bridge does not trust the authority's log blindly, and
+/// nobody looks into a frame again before clients do.
 /// Frames that SpacetimeDB is to deliver are sealed.
 pub fn prepare(
     after: Seq,
@@ -98,6 +101,7 @@ pub fn prepare(
                 bytes: Frame::encode(frame, seal.as_ref()),
             },
             last_chain: last.chain_hash,
+            last_at_us: last.committed_at_us,
         });
         (base, rest) = (last.chain_hash, later);
     }
@@ -136,7 +140,7 @@ pub fn judge(
 }
 
 /// Whether the bridge sealed the head of a log in SpacetimeDB. `now` is where the log ends, and `frames` are the last ones
-/// that SpacetimeDB holds, or nothing if they are not frames.
+/// that SpacetimeDB holds. Bytes that are no frame carry no seal, so their reader decides without this.
 pub fn check_seal(head: &Position, now: &Position, frames: &[Frame], sealing: Sealing<'_>) -> HeadSeal {
     if now != head {
         return HeadSeal::Moved;
@@ -460,6 +464,7 @@ mod tests {
         for frame in frames {
             let decoded = Frame::decode(frame.row.first_seq.get(), frame.row.base_chain, frame.row.bytes).unwrap();
             assert_eq!(decoded.last_chain(), frame.last_chain);
+            assert_eq!(decoded.last_at_us(), frame.last_at_us);
             held.extend(decoded.into_events_after(Seq::ZERO));
         }
         assert_eq!(held, events);

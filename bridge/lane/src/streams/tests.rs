@@ -53,6 +53,7 @@ fn prepared(first: u64, last: u64) -> ReadyFrame {
             bytes: Bytes::from_static(&[0; 10]),
         },
         last_chain: chain(last),
+        last_at_us: 0,
     }
 }
 
@@ -142,7 +143,7 @@ fn calls(effects: &[Effect]) -> Vec<(CallId, u64, u64)> {
     effects
         .iter()
         .filter_map(|effect| match effect {
-            Effect::Append { call, frame, .. } => Some((*call, frame.first_seq.get(), frame.last_seq.get())),
+            Effect::Append { call, frame, .. } => Some((*call, frame.row.first_seq.get(), frame.row.last_seq.get())),
             _ => None,
         })
         .collect()

@@ -15,7 +15,10 @@ use spacetimedb_sdk::__codegen::{
 pub(super) struct AppendSyncEventsArgs {
     pub stream_id: String,
     pub first_seq: u64,
+    pub last_seq: u64,
     pub base_chain: __sats::u256,
+    pub last_chain: __sats::u256,
+    pub last_at: i64,
     pub frame: Vec::<u8>,
 }
 
@@ -24,7 +27,10 @@ impl From<AppendSyncEventsArgs> for super::Reducer {
         Self::AppendSyncEvents {
             stream_id: args.stream_id,
             first_seq: args.first_seq,
+            last_seq: args.last_seq,
             base_chain: args.base_chain,
+            last_chain: args.last_chain,
+            last_at: args.last_at,
             frame: args.frame,
 }
 }
@@ -47,10 +53,13 @@ pub trait append_sync_events {
     /// /// Use [`append_sync_events:append_sync_events_then`] to run a callback after the reducer completes.
     fn append_sync_events(&self, stream_id: String,
 first_seq: u64,
+last_seq: u64,
 base_chain: __sats::u256,
+last_chain: __sats::u256,
+last_at: i64,
 frame: Vec::<u8>,
 ) -> __sdk::Result<()> {
-        self.append_sync_events_then(stream_id, first_seq, base_chain, frame,  |_, _| {})
+        self.append_sync_events_then(stream_id, first_seq, last_seq, base_chain, last_chain, last_at, frame,  |_, _| {})
     }
 
     /// Request that the remote module invoke the reducer `append_sync_events` to run as soon as possible,
@@ -63,7 +72,10 @@ frame: Vec::<u8>,
         &self,
         stream_id: String,
 first_seq: u64,
+last_seq: u64,
 base_chain: __sats::u256,
+last_chain: __sats::u256,
+last_at: i64,
 frame: Vec::<u8>,
 
         callback: impl FnOnce(&super::ReducerEventContext, Result<Result<(), String>, __sdk::InternalError>)
@@ -77,14 +89,17 @@ impl append_sync_events for super::RemoteReducers {
         &self,
         stream_id: String,
 first_seq: u64,
+last_seq: u64,
 base_chain: __sats::u256,
+last_chain: __sats::u256,
+last_at: i64,
 frame: Vec::<u8>,
 
         callback: impl FnOnce(&super::ReducerEventContext, Result<Result<(), String>, __sdk::InternalError>)
             + Send
             + 'static,
     ) -> __sdk::Result<()> {
-        self.imp.invoke_reducer_with_callback(AppendSyncEventsArgs { stream_id, first_seq, base_chain, frame,  }, callback)
+        self.imp.invoke_reducer_with_callback(AppendSyncEventsArgs { stream_id, first_seq, last_seq, base_chain, last_chain, last_at, frame,  }, callback)
     }
 }
 

@@ -128,7 +128,10 @@ pub enum Reducer {
     AppendSyncEvents {
         stream_id: String,
         first_seq: u64,
+        last_seq: u64,
         base_chain: __sats::u256,
+        last_chain: __sats::u256,
+        last_at: i64,
         frame: Vec::<u8>,
 }    ,
     Configure {
@@ -239,12 +242,18 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
             Reducer::AppendSyncEvents{
                 stream_id,
                 first_seq,
+                last_seq,
                 base_chain,
+                last_chain,
+                last_at,
                 frame,
 }             => __sats::bsatn::to_vec(&append_sync_events_reducer::AppendSyncEventsArgs {
                 stream_id: stream_id.clone(),
                 first_seq: first_seq.clone(),
+                last_seq: last_seq.clone(),
                 base_chain: base_chain.clone(),
+                last_chain: last_chain.clone(),
+                last_at: last_at.clone(),
                 frame: frame.clone(),
 }),
             Reducer::Configure{

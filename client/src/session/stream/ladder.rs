@@ -253,6 +253,43 @@ fn rows_that_are_damaged_come_from_the_authority() {
     assert_eq!(case.stopped().code(), "payload_mismatch");
 }
 
+/// The module takes a frame as it is stated, so rows may state anything about what they hold.
+#[test]
+fn a_frame_that_is_not_what_was_stated_comes_from_the_authority() {
+    let log = Log::new("s", 20);
+    let wrong = log.at(1).chain;
+    let fewer = FrameRow {
+        last_seq: seq(20),
+        ..log.frame(11, 19)
+    };
+    let at_the_head = |chain, frame| {
+        Input::Page(Page {
+            head: Position { chain, ..log.head() },
+            oldest_seq: seq(1),
+            durable_reads: true,
+            frames: vec![frame],
+        })
+    };
+    for page in [
+        at_the_head(log.head().chain, fewer),
+        at_the_head(wrong, log.frame(11, 20)),
+    ] {
+        let mut case = case(log.at(10), StaleAnswer::Stop);
+        case.expect(page, &["report", "history after 10"]);
+    }
+    // Another end within the log is the base of the next frame.
+    let next = FrameRow {
+        base_chain: wrong,
+        ..log.frame(16, 20)
+    };
+    let mut case = case(log.at(10), StaleAnswer::Stop);
+    case.expect(
+        lane(&log, 1, vec![log.frame(11, 15), next]),
+        &["apply 11..=15", "report"],
+    );
+    case.expect(applied(&log, 15), &["history after 15"]);
+}
+
 #[test]
 fn a_stale_cursor_stops_by_default_and_is_never_moved() {
     let log = Log::new("s", 90);

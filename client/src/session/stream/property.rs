@@ -201,11 +201,7 @@ impl World {
         let before = self.published();
         for end in self.cuts.iter().filter(|end| (before + 1..=to).contains(end)) {
             let frame = self.log.frame(self.published() + 1, *end);
-            let request = Request {
-                first_seq: frame.first_seq.get(),
-                base_chain: frame.base_chain,
-                frame: frame.bytes.clone(),
-            };
+            let request = Request::of_frame(frame.first_seq.get(), frame.base_chain, frame.bytes.clone()).unwrap();
             let appended = append(&mut self.held, &stream_id(), request).unwrap();
             assert_ne!(appended, Appended::Absorbed);
             if self.subscriptions.iter().any(|(_, to)| frame.first_seq <= *to) {

@@ -88,11 +88,7 @@ impl World {
         let to = self.rng.random_range(from..=log.len());
         let row = frame_row(&log, from, to);
         let before = self.rows.clone();
-        let request = Request {
-            first_seq: row.first_seq.get(),
-            base_chain: row.base_chain,
-            frame: row.bytes,
-        };
+        let request = Request::of_frame(row.first_seq.get(), row.base_chain, row.bytes).unwrap();
         let answer = append(&mut self.rows, &stream(), request).map_err(|refusal| refusal.code);
 
         let (head, repeated) = (self.head(), to.min(self.head()));

@@ -1,10 +1,11 @@
-//! What the module does with a frame from the bridge or from somebody in its place.
+//! What the module does with a frame from the bridge or from somebody in its place, who may state what is not true.
 //!
-//! Properties: appended events follow the log, a stored event is never replaced, and a repeat changes nothing.
+//! Properties: what is appended is stated to follow the log, and is what was sent, or a frame that was checked in whole; a
+//! stored event is never replaced; a repeat changes nothing.
 
 use anyhow::{bail, ensure};
 use rand::rngs::StdRng;
-use spacetime_sync_proto::{Frame, Position, RefusalCode, Seq, limit};
+use spacetime_sync_proto::{ChainHash, Frame, Position, RefusalCode, Seq, limit};
 use spacetime_sync_rules::append::{Append, Request, decide};
 
 use super::frame;
@@ -43,18 +44,47 @@ impl Target for Appends {
         let Some((first_seq, base_chain, bytes)) = frame::parts(input) else {
             return Ok(Verdict::Refused);
         };
-        let Some(held) = self.log.at(HELD) else {
+        let honest = match Request::of_frame(first_seq, base_chain, bytes.clone()) {
+            Ok(honest) => honest,
+            // Of bytes that are no frame, somebody may state anything.
+            Err(refusal) => {
+                ensure!(refusal.code == RefusalCode::InvalidFrame);
+                let stated = Request {
+                    first_seq,
+                    last_seq: first_seq.wrapping_add(bytes.len() as u64 % 4),
+                    base_chain,
+                    last_chain: self.log.head().chain,
+                    last_at_us: 0,
+                    frame: bytes,
+                };
+                self.decides(&stated)?;
+                return Ok(Verdict::Refused);
+            }
+        };
+        let taken = self.decides(&honest)?;
+        self.decides(&Request {
+            last_seq: honest.last_seq + 1,
+            ..honest.clone()
+        })?;
+        self.decides(&Request {
+            last_chain: ChainHash::from_bytes([7; 32]),
+            ..honest
+        })?;
+        Ok(taken)
+    }
+
+    fn vary(&self, rng: &mut StdRng, input: &[u8]) -> Option<Vec<u8>> {
+        self.frames.vary(rng, input)
+    }
+}
+
+impl Appends {
+    /// Has the rule decide about a request, and checks the decision.
+    fn decides(&self, request: &Request) -> anyhow::Result<Verdict> {
+        let Some(head) = self.log.at(HELD) else {
             bail!("the log is too short")
         };
-        let head = Position {
-            seq: held.seq,
-            chain: held.chain,
-        };
-        let request = Request {
-            first_seq,
-            base_chain,
-            frame: bytes.clone(),
-        };
+        let first_seq = request.first_seq;
         let kept = |seq: Seq| {
             let event = self
                 .log
@@ -62,47 +92,62 @@ impl Target for Appends {
                 .filter(|_| seq.get() >= OLDEST && seq <= head.seq);
             event.map(|at| at.chain)
         };
-        let sent = Frame::decode(first_seq, base_chain, bytes);
-        match (decide(head, request, kept), sent) {
-            (Err(refusal), Err(_)) => ensure!(refusal.code == RefusalCode::InvalidFrame),
-            (Ok(_), Err(error)) => bail!("an invalid frame is appended: {error}"),
-            (Err(refusal), Ok(frame)) => {
+        let stated = Position {
+            seq: Seq::ZERO.plus(request.last_seq),
+            chain: request.last_chain,
+        };
+        // The chain hash that the log has where the request is said to end.
+        let there = self.log.at(stated.seq.min(head.seq).get()).map(|at| at.chain);
+        let sent = Frame::decode(first_seq, request.base_chain, request.frame.clone()).ok();
+        let sent = sent.filter(|sent| sent.last_seq() == stated.seq && sent.last_chain() == stated.chain);
+        let events = request.last_seq.saturating_add(1).saturating_sub(first_seq);
+        let is_possible = first_seq > 0
+            && stated.seq < Seq::MAX
+            && (1..=limit::FRAME_EVENTS as u64).contains(&events)
+            && request.frame.len() <= limit::FRAME_BYTES;
+        let is_cut = first_seq <= HELD && stated.seq > head.seq;
+        match decide(head, request.clone(), kept) {
+            Err(refusal) if refusal.code == RefusalCode::InvalidFrame => {
+                ensure!(!is_possible || is_cut && sent.is_none(), "{refusal:?}");
+            }
+            _ if !is_possible => bail!("no frame can be what was stated, and still it is not refused for that"),
+            Err(refusal) => {
                 ensure!(refusal.head_seq == Some(HELD), "{refusal:?}");
                 match refusal.code {
-                    RefusalCode::SeqGap => ensure!(frame.first_seq() > head.seq.next()),
-                    RefusalCode::ChainMismatch => ensure!(base_chain != head.chain),
-                    RefusalCode::EventConflict => {
-                        let at = frame.last_seq().min(head.seq);
-                        ensure!(frame.chain_at(at) != self.log.at(at.get()).map(|held| held.chain));
+                    RefusalCode::SeqGap => ensure!(first_seq > HELD + 1),
+                    RefusalCode::ChainMismatch => ensure!(first_seq == HELD + 1 && request.base_chain != head.chain),
+                    RefusalCode::EventConflict if is_cut => {
+                        ensure!(sent.is_some_and(|sent| sent.chain_at(head.seq) != there));
                     }
-                    RefusalCode::BelowWindow => ensure!(frame.last_seq().get() < OLDEST),
+                    RefusalCode::EventConflict => ensure!(Some(stated.chain) != there),
+                    RefusalCode::BelowWindow => ensure!(request.last_seq < OLDEST),
                     other => bail!("refused as {other:?}"),
                 }
             }
-            (Ok(Append::Absorbed), Ok(frame)) => {
-                ensure!(frame.last_seq() <= head.seq);
-                let held = self.log.at(frame.last_seq().get()).map(|held| held.chain);
-                ensure!(
-                    held == Some(frame.last_chain()),
-                    "an absorbed frame differs from the log"
-                );
+            Ok(Append::Absorbed) => {
+                ensure!(stated.seq <= head.seq && Some(stated.chain) == there);
                 return Ok(Verdict::Taken);
             }
-            (
-                Ok(Append::Extend {
-                    first_seq,
-                    frame,
-                    head: after,
-                    last_at_us,
-                }),
-                Ok(sent),
-            ) => {
-                ensure!(first_seq == head.seq.next());
+            Ok(Append::Extend {
+                first_seq: from,
+                frame,
+                head: after,
+                last_at_us,
+            }) => {
+                ensure!(from == head.seq.next() && after == stated && after.seq >= from);
+                if first_seq == from.get() {
+                    ensure!(request.base_chain == head.chain, "the frame does not follow the log");
+                    ensure!(frame == request.frame && last_at_us == request.last_at_us);
+                    return Ok(Verdict::Taken);
+                }
+                let Some(sent) = sent else {
+                    bail!("a frame is cut that is not what was stated")
+                };
                 ensure!(
                     sent.chain_at(head.seq) == Some(head.chain),
                     "the appended events do not follow the log"
                 );
-                let written = Frame::decode(first_seq.get(), head.chain, frame)?;
+                let written = Frame::decode(from.get(), head.chain, frame)?;
                 ensure!(written.last_seq() == after.seq && written.last_chain() == after.chain);
                 ensure!(written.last_at_us() == last_at_us);
                 ensure!(
@@ -114,10 +159,6 @@ impl Target for Appends {
             }
         }
         Ok(Verdict::Refused)
-    }
-
-    fn vary(&self, rng: &mut StdRng, input: &[u8]) -> Option<Vec<u8>> {
-        self.frames.vary(rng, input)
     }
 }
 

@@ -426,7 +426,7 @@ async fn a_caller_who_may_not_append_is_refused_before_its_arguments_are_checked
     for (function, arguments) in [
         ("append_sync_event", single(1, limit::PAYLOAD_BYTES + 1)),
         ("append_sync_event", single(u64::MAX, 1)),
-        ("append_sync_events", json!(["a b", u64::MAX, "0x0", "ff"])),
+        ("append_sync_events", json!(["a b", u64::MAX, 1, "0x0", "0x0", 0, "ff"])),
     ] {
         let said = module.call(Some(&stranger), function, &arguments).await;
         said.refused(RefusalCode::Unauthorized);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use serde_json::{Value, json};
 use spacetime_sync_bindings::{DbConnection, append_sync_events};
-use spacetime_sync_proto::{ChainHash, Frame, Refusal, RefusalCode, Seq, limit, wire};
+use spacetime_sync_proto::{ChainHash, Event, Frame, Refusal, RefusalCode, Seq, limit, wire};
 use spacetimedb_sdk::{DbContext as _, u256};
 use tokio::sync::{mpsc, oneshot};
 
@@ -87,7 +87,10 @@ async fn malformed_frames_are_refused_and_change_nothing() {
         assert_eq!(module.everything().await, before, "{what}: {refusal:?}");
     }
 
-    let several = |first_seq: u64, frame: &[u8]| json!([name, first_seq, base, hex::encode(frame)]);
+    let several = |first_seq: u64, last_seq: u64, frame: &[u8]| {
+        let end = column(&events[2].chain_hash);
+        json!([name, first_seq, last_seq, base, end, 7, hex::encode(frame)])
+    };
     let wire = |key: &str, kind: &str, payload: usize, hash: usize| wire::Event {
         idempotency_key: key.to_owned(),
         kind: kind.to_owned(),
@@ -104,29 +107,38 @@ async fn malformed_frames_are_refused_and_change_nothing() {
         .encode_to_vec()
     };
     let good = Frame::encode(&events[2..3], None);
+    let most = limit::FRAME_EVENTS as u64;
+    // The module decodes what it must cut: here the second event is in the log already.
     for (what, arguments) in [
-        ("nothing", several(3, &[])),
-        ("no event", several(3, &frame(Vec::new()))),
-        ("not protobuf", several(3, &[0xff; 100])),
-        ("half a frame", several(3, &good[..good.len() / 2])),
+        ("nothing", several(2, 3, &[])),
+        ("no event", several(2, 3, &frame(Vec::new()))),
+        ("not protobuf", several(2, 3, &[0xff; 100])),
+        ("half a frame", several(2, 3, &good[..good.len() / 2])),
         (
             "too many events",
-            several(3, &frame(vec![wire("k", "t", 1, 32); limit::FRAME_EVENTS + 1])),
+            several(2, 3, &frame(vec![wire("k", "t", 1, 32); limit::FRAME_EVENTS + 1])),
         ),
         (
             "no payload",
-            several(3, &frame(vec![wire("k", "t", 1, 32), wire("l", "t", 0, 32)])),
+            several(2, 3, &frame(vec![wire("k", "t", 1, 32), wire("l", "t", 0, 32)])),
         ),
         (
             "a large payload",
-            several(3, &frame(vec![wire("k", "t", limit::PAYLOAD_BYTES + 1, 32)])),
+            several(2, 3, &frame(vec![wire("k", "t", limit::PAYLOAD_BYTES + 1, 32)])),
         ),
-        ("no key", several(3, &frame(vec![wire("", "t", 1, 32)]))),
-        ("no kind", several(3, &frame(vec![wire("k", "", 1, 32)]))),
-        ("half a hash", several(3, &frame(vec![wire("k", "t", 1, 16)]))),
-        ("seq 0", several(0, &good)),
-        ("a seq past the end", several(u64::MAX, &good)),
-        ("the last seq there can be", several(Seq::MAX.get(), &good)),
+        ("no key", several(2, 3, &frame(vec![wire("", "t", 1, 32)]))),
+        ("no kind", several(2, 3, &frame(vec![wire("k", "", 1, 32)]))),
+        ("half a hash", several(2, 3, &frame(vec![wire("k", "t", 1, 16)]))),
+        ("fewer events than stated", several(2, 3, &good)),
+        ("seq 0", several(0, 3, &good)),
+        ("a seq past the end", several(u64::MAX, u64::MAX, &good)),
+        ("an end past the end", several(3, u64::MAX, &good)),
+        (
+            "the last seq there can be",
+            several(Seq::MAX.get(), Seq::MAX.get(), &good),
+        ),
+        ("an end before the beginning", several(3, 2, &good)),
+        ("more events than a frame may hold", several(3, 3 + most, &good)),
     ] {
         let said = module
             .call(Some(&module.bridge), "append_sync_events", &arguments)
@@ -139,8 +151,8 @@ async fn malformed_frames_are_refused_and_change_nothing() {
     for arguments in [
         json!([]),
         json!([name, 3]),
-        json!([name, "three", base, ""]),
-        json!([name, -1, base, ""]),
+        json!([name, "three", 3, base, base, 0, ""]),
+        json!([name, -1, 3, base, base, 0, ""]),
         Value::Null,
     ] {
         let said = module
@@ -150,6 +162,37 @@ async fn malformed_frames_are_refused_and_change_nothing() {
     }
     assert_eq!(module.everything().await, before);
     module.append(&id, &events[2..], &events[1].chain_hash).await.done();
+}
+
+#[tokio::test]
+async fn the_module_does_not_look_into_a_frame_that_continues_the_log() {
+    let module = Module::start().await;
+    let id = stream("runtime.run.1.events");
+    let (begin, end) = (
+        column(&ChainHash::genesis(&id)),
+        column(&ChainHash::from_bytes([7; 32])),
+    );
+    let arguments = json!([id.as_str(), 1, 3, begin, end, 7, "ff"]);
+    for _ in 0..2 {
+        module
+            .call(Some(&module.bridge), "append_sync_events", &arguments)
+            .await
+            .done();
+    }
+    let page = module
+        .call(Some(&module.owner), "read_events", &json!([id.as_str(), 0]))
+        .await
+        .done();
+    assert_eq!((&page[1], &page[2]), (&json!(3), &json!(end)));
+    // Nothing can be built on its inside, and it goes when the log is rewound.
+    let within = log(&id, 2, 1);
+    module
+        .append(&id, &within, &ChainHash::genesis(&id))
+        .await
+        .refused(RefusalCode::BelowWindow);
+    let rewind = json!([id.as_str(), 0, begin, "", 3, end]);
+    module.call(Some(&module.bridge), "rewind_stream", &rewind).await.done();
+    module.append(&id, &within, &ChainHash::genesis(&id)).await.done();
 }
 
 #[tokio::test]
@@ -287,15 +330,18 @@ async fn the_websocket_answers_with_the_same_refusals() {
     }
 
     let (answers, mut answered) = mpsc::unbounded_channel();
-    let send = |first_seq: u64, base: &ChainHash, frame: Bytes| {
+    let send = |first_seq: u64, base: &ChainHash, last: &Event, frame: Bytes| {
         let answers = answers.clone();
-        let base = u256::from_be_bytes(*base.as_bytes());
+        let [base, end] = [base, &last.chain_hash].map(|chain| u256::from_be_bytes(*chain.as_bytes()));
         connection
             .reducers
             .append_sync_events_then(
                 id.as_str().to_owned(),
                 first_seq,
+                last.seq.get(),
                 base,
+                end,
+                last.committed_at_us,
                 frame.into(),
                 move |_, answer| {
                     let _ = answers.send(answer.unwrap().map_err(|text| Refusal::from_wire(&text).unwrap().code));
@@ -304,16 +350,17 @@ async fn the_websocket_answers_with_the_same_refusals() {
             .unwrap();
     };
     let genesis = ChainHash::genesis(&id);
-    send(1, &genesis, Frame::encode(&ours[..2], None));
-    send(1, &genesis, Frame::encode(&ours[..2], None));
-    send(1, &genesis, Frame::encode(&other[..2], None));
-    send(4, &genesis, Frame::encode(&other[..1], None));
-    send(3, &genesis, Frame::encode(&ours[2..], None));
+    send(1, &genesis, &ours[1], Frame::encode(&ours[..2], None));
+    send(1, &genesis, &ours[1], Frame::encode(&ours[..2], None));
+    send(1, &genesis, &other[1], Frame::encode(&other[..2], None));
+    send(4, &genesis, &large[3], Frame::encode(&other[..1], None));
+    send(3, &genesis, &ours[2], Frame::encode(&ours[2..], None));
     // Over HTTP the server accepts no call of that size.
-    send(3, &ours[1].chain_hash, vec![0xff; limit::FRAME_BYTES + 1].into());
-    send(3, &ours[1].chain_hash, Frame::encode(&large, None));
-    send(3, &ours[1].chain_hash, Bytes::new());
-    send(3, &ours[1].chain_hash, Frame::encode(&ours[2..], None));
+    let too_large = vec![0xff; limit::FRAME_BYTES + 1].into();
+    send(3, &ours[1].chain_hash, &ours[2], too_large);
+    send(3, &ours[1].chain_hash, &large[4], Frame::encode(&large, None));
+    send(2, &ours[0].chain_hash, &ours[2], Bytes::new());
+    send(3, &ours[1].chain_hash, &ours[2], Frame::encode(&ours[2..], None));
     for expected in [
         Ok(()),
         Ok(()),

@@ -254,8 +254,17 @@ fn chain_before(stream_id: &StreamId, log: &[Event], seq: usize) -> ChainHash {
 }
 
 pub(crate) fn append_arguments(stream_id: &StreamId, events: &[Event], base_chain: &ChainHash) -> Value {
-    let frame = hex::encode(Frame::encode(events, None));
-    json!([stream_id.as_str(), events[0].seq.get(), column(base_chain), frame])
+    let frame = Frame::encode(events, None);
+    let read = Frame::decode(events[0].seq.get(), *base_chain, frame.clone()).unwrap();
+    json!([
+        stream_id.as_str(),
+        read.first_seq().get(),
+        read.last_seq().get(),
+        column(base_chain),
+        column(&read.last_chain()),
+        read.last_at_us(),
+        hex::encode(frame)
+    ])
 }
 
 /// A chain hash as a 256-bit argument.

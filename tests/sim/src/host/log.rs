@@ -1,8 +1,10 @@
 //! What happens to the logs in SpacetimeDB: frames are appended, ends are rewound, windows are swept.
 
 use bytes::Bytes;
-use spacetime_sync_lane::CallId;
-use spacetime_sync_proto::{Event, Frame, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Sealer as _, Seq};
+use spacetime_sync_lane::{CallId, ReadyFrame};
+use spacetime_sync_proto::{
+    ChainHash, Event, Frame, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Sealer as _, Seq,
+};
 use spacetime_sync_rules::append::{Appended, Request, append};
 use spacetime_sync_rules::log::HeadRow;
 use spacetime_sync_rules::log::memory::MemoryLog;
@@ -20,7 +22,7 @@ use crate::world::{World, say};
 const REWIND_EVENTS: u64 = 16;
 
 impl World {
-    pub(super) fn host_appends(&mut self, conn: ConnId, call: CallId, stream: usize, frame: FrameRow) {
+    pub(super) fn host_appends(&mut self, conn: ConnId, call: CallId, stream: usize, frame: ReadyFrame) {
         let Party::Bridge(bridge) = self.conns[conn.0].party else {
             return;
         };
@@ -32,10 +34,19 @@ impl World {
         if unknown {
             self.excuses[stream].halts.insert("failing");
         }
+        let FrameRow {
+            first_seq,
+            last_seq,
+            base_chain,
+            bytes,
+        } = frame.row;
         let request = Request {
-            first_seq: frame.first_seq.get(),
-            base_chain: frame.base_chain,
-            frame: frame.bytes,
+            first_seq: first_seq.get(),
+            last_seq: last_seq.get(),
+            base_chain,
+            last_chain: frame.last_chain,
+            last_at_us: frame.last_at_us,
+            frame: bytes,
         };
         let before = self.host.tables[stream].head();
         let taken = self.host_takes_frame(stream, request);
@@ -187,7 +198,7 @@ impl World {
         true
     }
 
-    /// Appends an event of another origin at the head, with the rights of the bridge.
+    /// Appends an event of another origin at the head, with the rights of the bridge. It may be no event at all.
     pub(crate) fn host_takes_foreign(&mut self, stream: usize) -> bool {
         let head = self.host.tables[stream].head();
         if self.is_poisoned(stream) || self.excuses[stream].is_foreign(head) || !self.host.up || head.seq == Seq::ZERO {
@@ -209,15 +220,36 @@ impl World {
             committed_at_us: 1,
             ..model
         };
-        self.excuses[stream].foreign.push(event.clone());
-        // Whoever invents it may show the seal of another position.
         let stream_id = &self.logs[stream].id;
-        let replayed = SimSealer.seal(stream_id, &head).filter(|_| seq.get().is_multiple_of(2));
+        let replayed = SimSealer.seal(stream_id, &head);
+        let mut last_chain = event.chain_hash;
+        // Clients that may not ask the authority stop at what is no frame.
+        let kinds = if self.setup.bounds.history { 5 } else { 2 };
+        let frame = match seq.get() % kinds {
+            // Whoever invents it may show the seal of another position.
+            0 => Frame::encode(std::slice::from_ref(&event), replayed.as_ref()),
+            1 => Frame::encode(std::slice::from_ref(&event), None),
+            2 => Bytes::from_static(b"no frame"),
+            // One more event than is stated.
+            3 => Frame::encode(&[event.clone(), event], None),
+            _ => {
+                last_chain = ChainHash::from_bytes([seq.get() as u8; 32]);
+                Frame::encode(std::slice::from_ref(&event), None)
+            }
+        };
+        self.excuses[stream].foreign.push(Position { seq, chain: last_chain });
         let request = Request {
             first_seq: seq.get(),
+            last_seq: seq.get(),
             base_chain: head.chain,
-            frame: Frame::encode(std::slice::from_ref(&event), replayed.as_ref()),
+            last_chain,
+            last_at_us: 1,
+            frame,
         };
-        self.host_takes_frame(stream, request).is_ok()
+        let is_taken = self.host_takes_frame(stream, request).is_ok();
+        if is_taken && seq.get() % kinds > 1 {
+            self.coverage.seen("module: took what is no such frame");
+        }
+        is_taken
     }
 }
