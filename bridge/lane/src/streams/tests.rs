@@ -3,7 +3,7 @@ mod findings;
 mod pages;
 
 use bytes::Bytes;
-use spacetime_sync_proto::RefusalCode;
+use spacetime_sync_proto::{FrameRow, RefusalCode};
 
 use super::*;
 use crate::ids::Ids;
