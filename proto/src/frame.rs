@@ -41,6 +41,14 @@ pub enum FrameError {
         /// Its length in bytes.
         found: usize,
     },
+    /// Fewer bytes than [`Frame::least_bytes`], so it cannot have the events that its carrier states.
+    #[error("the frame has {found} bytes, at least {least} are needed for its events")]
+    TooSmall {
+        /// How many bytes a frame of so many events has at least.
+        least: usize,
+        /// Its length in bytes.
+        found: usize,
+    },
     /// No event, or more than [`limit::FRAME_EVENTS`].
     #[error("the frame holds {found} events, 1 to {} are allowed", limit::FRAME_EVENTS)]
     EventCount {
@@ -51,6 +59,12 @@ pub enum FrameError {
     #[error("a frame cannot begin at seq {found}: expected its seqs between 1 and {}", Seq::MAX)]
     FirstSeq {
         /// The first seq that its carrier stated.
+        found: u64,
+    },
+    /// The last seq is 0 or past [`Seq::MAX`].
+    #[error("a frame cannot end at seq {found}: expected its seqs between 1 and {}", Seq::MAX)]
+    LastSeq {
+        /// The last seq that its carrier stated.
         found: u64,
     },
     /// An event's key or kind is not a valid name.
@@ -151,6 +165,16 @@ impl Frame {
     /// The fields are written by hand, because a message of the generated types would cost three allocations per event.
     pub fn encode(events: &[Event], seal: Option<&Seal>) -> Bytes {
         encode(events.iter().map(Fields::of), seal)
+    }
+
+    /// The fewest bytes that a frame of so many events can have: short frames are padded.
+    pub const fn least_bytes(events: usize) -> usize {
+        let events = events.saturating_mul(LEAST_EVENT_BYTES);
+        if events > limit::FRAME_PADDED_BYTES {
+            events
+        } else {
+            limit::FRAME_PADDED_BYTES
+        }
     }
 
     /// The seal of the last event. Nobody has verified it.
@@ -329,9 +353,13 @@ fn encode<'a>(events: impl Iterator<Item = Fields<'a>> + Clone, seal: Option<&Se
 }
 
 /// The encoded length of a field of this many bytes: a tag below 16, the length, the bytes.
-fn delimited(bytes: usize) -> usize {
+const fn delimited(bytes: usize) -> usize {
     1 + encoded_len_varint(bytes as u64) + bytes
 }
+
+/// The encoded length of the smallest event: key, kind and payload of one byte each, and a payload hash. A time of 0 is
+/// left out.
+const LEAST_EVENT_BYTES: usize = delimited(3 * delimited(1) + delimited(32));
 
 fn put(tag: u32, bytes: &[u8], out: &mut Vec<u8>) {
     if !bytes.is_empty() {

@@ -50,14 +50,17 @@ impl Request {
         if found > limit::FRAME_BYTES {
             return Err(FrameError::TooLarge { found });
         }
-        let seq = |value| Seq::new(value).filter(|seq| *seq < Seq::MAX);
-        let first = seq(self.first_seq).filter(|first| *first > Seq::ZERO);
-        let (Some(first), Some(last)) = (first, seq(self.last_seq)) else {
-            return Err(FrameError::FirstSeq { found: self.first_seq });
-        };
-        let found = usize::try_from(last.next().since(first)).unwrap_or(usize::MAX);
-        if found == 0 || found > limit::FRAME_EVENTS {
-            return Err(FrameError::EventCount { found });
+        let seq = |value| Seq::new(value).filter(|seq| *seq > Seq::ZERO && *seq < Seq::MAX);
+        let first = seq(self.first_seq).ok_or(FrameError::FirstSeq { found: self.first_seq })?;
+        let last = seq(self.last_seq).ok_or(FrameError::LastSeq { found: self.last_seq })?;
+        let events = usize::try_from(last.next().since(first)).unwrap_or(usize::MAX);
+        if events == 0 || events > limit::FRAME_EVENTS {
+            return Err(FrameError::EventCount { found: events });
+        }
+        // Pages and sweeps count bytes. Without a least length they would have no bound on rows and events.
+        let least = Frame::least_bytes(events);
+        if found < least {
+            return Err(FrameError::TooSmall { least, found });
         }
         Ok((first, last))
     }
@@ -167,7 +170,7 @@ pub fn decide(
     match held {
         None => {
             let message = format!(
-                "the window no longer holds seq {}, so the repeated events cannot be compared",
+                "no frame of the log tells the chain hash at seq {}, so the repeated events cannot be compared",
                 last.seq
             );
             Err(Refusal::new(RefusalCode::BelowWindow, message).at_head(head.seq.get()))
@@ -239,6 +242,11 @@ mod tests {
     fn request(log: &[Event], from: usize, to: usize) -> Request {
         let row = frame_row(log, from, to);
         Request::of_frame(row.first_seq.get(), row.base_chain, row.bytes).unwrap()
+    }
+
+    /// Bytes that are no frame, as short as a frame can be.
+    fn garbage() -> Bytes {
+        Bytes::from_static(&[0xff; limit::FRAME_PADDED_BYTES])
     }
 
     /// Asks a stream that holds `log`, and expects nothing to change.
@@ -337,7 +345,7 @@ mod tests {
         let stated = Request {
             last_chain: head_of(&other).chain,
             last_at_us: 77,
-            frame: Bytes::from_static(b"no frame"),
+            frame: garbage(),
             ..request(&log, 3, 5)
         };
         let mut rows = held(&log[..2]);
@@ -363,6 +371,10 @@ mod tests {
             ..next.clone()
         };
         let most = limit::FRAME_EVENTS as u64;
+        let sized = |events, bytes: usize| Request {
+            frame: vec![0; bytes].into(),
+            ..between(3, 2 + events)
+        };
         for wrong in [
             between(0, 0),
             between(0, 3),
@@ -372,19 +384,73 @@ mod tests {
             between(3, u64::MAX),
             between(Seq::MAX.get(), Seq::MAX.get()),
             between(u64::MAX, u64::MAX),
-            Request {
-                frame: vec![0; limit::FRAME_BYTES + 1].into(),
-                ..next.clone()
-            },
+            sized(1, limit::FRAME_BYTES + 1),
+            sized(1, 0),
+            sized(1, limit::FRAME_PADDED_BYTES - 1),
+            sized(most, 0),
+            sized(most, limit::FRAME_PADDED_BYTES),
+            sized(most, Frame::least_bytes(limit::FRAME_EVENTS) - 1),
         ] {
             is_left_by(&log[..2], wrong, Err(RefusalCode::InvalidFrame));
         }
-        let largest = Request {
-            frame: vec![0; limit::FRAME_BYTES].into(),
-            ..between(3, 2 + most)
+        for possible in [
+            sized(1, limit::FRAME_BYTES),
+            sized(most, limit::FRAME_BYTES),
+            sized(1, limit::FRAME_PADDED_BYTES),
+            sized(most, Frame::least_bytes(limit::FRAME_EVENTS)),
+        ] {
+            let answer = append(&mut held(&log[..2]), &stream(), possible).map_err(|refusal| refusal.code);
+            assert!(matches!(answer, Ok(Appended::Extended { .. })), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_what_cannot_be() {
+        let log = events(3, 1);
+        let next = request(&log, 3, 3);
+        let said = |first_seq, last_seq, frame: Bytes| {
+            let stated = Request {
+                first_seq,
+                last_seq,
+                frame,
+                ..next.clone()
+            };
+            append(&mut held(&log[..2]), &stream(), stated).unwrap_err().message
         };
-        let answer = append(&mut held(&log[..2]), &stream(), largest).map_err(|refusal| refusal.code);
-        assert!(matches!(answer, Ok(Appended::Extended { .. })), "{answer:?}");
+        for (said, expected) in [
+            (said(0, 3, garbage()), "cannot begin at seq 0:"),
+            (said(3, 0, garbage()), "cannot end at seq 0:"),
+            (said(3, u64::MAX, garbage()), "cannot end at seq 18446744073709551615:"),
+            (said(3, 2, garbage()), "holds 0 events,"),
+            (said(3, 102, garbage()), "has 993 bytes, at least 4500 are needed"),
+        ] {
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_repeat_within_a_frame_that_nobody_can_read_cannot_be_compared() {
+        let log = events(6, 1);
+        let mut rows = held(&log[..2]);
+        for (from, to) in [(3, 5), (6, 6)] {
+            let stated = Request {
+                frame: garbage(),
+                ..request(&log, from, to)
+            };
+            append(&mut rows, &stream(), stated).unwrap();
+        }
+        for (from, to, expected) in [
+            (1, 2, Ok(Appended::Absorbed)),
+            (3, 3, Err(RefusalCode::BelowWindow)),
+            (1, 4, Err(RefusalCode::BelowWindow)),
+            // The next frame tells with what this one was said to end.
+            (3, 5, Ok(Appended::Absorbed)),
+            (4, 6, Ok(Appended::Absorbed)),
+        ] {
+            assert_eq!(ask(&mut rows, &log, from, to), expected, "{from}..={to}");
+        }
+        let other = events(6, 2);
+        assert_eq!(ask(&mut rows, &other, 3, 5), Err(RefusalCode::EventConflict));
     }
 
     #[test]
@@ -393,7 +459,7 @@ mod tests {
         let overlap = request(&log, 2, 5);
         for wrong in [
             Request {
-                frame: Bytes::from_static(b"no frame"),
+                frame: garbage(),
                 ..overlap.clone()
             },
             Request {
@@ -418,7 +484,7 @@ mod tests {
         let log = events(5, 1);
         for (from, to) in [(2, 4), (2, 5)] {
             let repeat = Request {
-                frame: Bytes::from_static(b"no frame"),
+                frame: garbage(),
                 ..request(&log, from, to)
             };
             is_left_by(&log, repeat.clone(), Ok(Appended::Absorbed));

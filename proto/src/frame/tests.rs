@@ -232,6 +232,38 @@ fn a_small_frame_is_padded_to_the_blob_threshold_and_a_large_one_is_not() {
     assert!(Frame::encode(&events, None).len() < 2_000 + 200);
 }
 
+/// The module refuses smaller ones without a look into them.
+#[test]
+fn no_frame_is_smaller_than_its_events_allow() {
+    let base = ChainHash::genesis(&stream());
+    let mut events = log(&[1; 100]);
+    for event in &mut events {
+        event.idempotency_key = IdempotencyKey::new("k").unwrap();
+        event.kind = Kind::new("t").unwrap();
+        event.committed_at_us = 0;
+    }
+    let least = Frame::least_bytes;
+    for count in 1..=events.len() {
+        let bytes = Frame::encode(&events[..count], None);
+        assert!(bytes.len() >= least(count), "{count} events have {} bytes", bytes.len());
+        let whole = Frame::decode(1, base, bytes).unwrap();
+        assert_eq!(whole.last_seq(), events[count - 1].seq);
+        let middle = events[count / 2].seq;
+        for (part, held) in [
+            (whole.clone().encode_until(middle, None), (count / 2 + 1).min(count)),
+            (whole.encode_after(middle), count.saturating_sub(count / 2 + 1)),
+        ] {
+            assert!(part.is_none_or(|part| part.len() >= least(held)), "{held} of {count}");
+        }
+    }
+    // These need no padding, and have not a byte more than they must.
+    assert_eq!([least(0), least(1), least(22)], [limit::FRAME_PADDED_BYTES; 3]);
+    for count in [23, 50, 100] {
+        assert_eq!(Frame::encode(&events[..count], None).len(), least(count));
+        assert_eq!(least(count), 45 * count);
+    }
+}
+
 #[test]
 fn the_chain_pins_every_field() {
     let events = log(&[8, 8]);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use spacetime_sync_bindings::{DbConnection, SyncEventTableAccess, append_sync_events, read_events};
-use spacetime_sync_proto::{Event, Frame, Seq, StreamId, wire};
+use spacetime_sync_proto::{Event, Frame, Seq, StreamId};
 use spacetimedb_sdk::__codegen::__sats::u256;
 use spacetimedb_sdk::{Compression, DbContext, Table};
 use tokio::sync::{Semaphore, oneshot};
@@ -30,8 +30,6 @@ pub(crate) struct Cut {
     pub(crate) events: usize,
     /// Approximate bytes in a frame.
     pub(crate) bytes: usize,
-    /// Whether small frames are padded, as the contract requires. Unpadded runs show why it does.
-    pub(crate) padded: bool,
     /// Whether the commit log is on disk. In memory, a run shows the cost of a growing table and not the speed of the
     /// disk after its first burst.
     pub(crate) on_disk: bool,
@@ -42,34 +40,14 @@ impl Cut {
     pub(crate) const BACKLOG: Self = Self {
         events: 1_000,
         bytes: 256 * 1024,
-        padded: true,
         on_disk: true,
     };
     /// As the bridge cuts events that come one at a time.
     pub(crate) const LIVE: Self = Self {
         events: 1,
         bytes: 256 * 1024,
-        padded: true,
         on_disk: true,
     };
-
-    fn encode(self, events: &[Event]) -> Vec<u8> {
-        if self.padded {
-            return Frame::encode(events, None).into();
-        }
-        let events = events.iter().map(|event| wire::Event {
-            idempotency_key: event.idempotency_key.to_string(),
-            kind: event.kind.to_string(),
-            payload: event.payload.clone(),
-            payload_hash: event.payload_hash.as_bytes().to_vec().into(),
-            committed_at_us: event.committed_at_us,
-        });
-        prost::Message::encode_to_vec(&wire::EventFrame {
-            events: events.collect(),
-            seal: Default::default(),
-            padding: Default::default(),
-        })
-    }
 }
 
 /// How much is timed at once, and how often.
@@ -312,7 +290,7 @@ fn make(log: &mut Log, cut: Cut, events: u64) -> Vec<Made> {
             base_chain: base,
             last_chain: u256::from_be_bytes(*last.chain_hash.as_bytes()),
             last_at: last.committed_at_us,
-            frame: cut.encode(&frame),
+            frame: Frame::encode(&frame, None).into(),
         });
     }
     frames

@@ -29,6 +29,8 @@ pub(super) const APPEND: Entry = Entry {
 /// The number of events that the module holds, and the first of them.
 const HELD: u64 = 8;
 const OLDEST: u64 = 3;
+/// The fewest bytes that an event takes in a frame.
+const LEAST_EVENT_BYTES: u64 = 45;
 
 fn log() -> anyhow::Result<Log> {
     Log::new("runtime.run.1.events", &[10, 20, 1, 500, 3, 7, 80, 9, 1, 200, 30, 4])
@@ -51,7 +53,7 @@ impl Target for Appends {
                 ensure!(refusal.code == RefusalCode::InvalidFrame);
                 let stated = Request {
                     first_seq,
-                    last_seq: first_seq.wrapping_add(bytes.len() as u64 % 4),
+                    last_seq: first_seq.wrapping_add(bytes.len() as u64 % 40),
                     base_chain,
                     last_chain: self.log.head().chain,
                     last_at_us: 0,
@@ -101,10 +103,13 @@ impl Appends {
         let sent = Frame::decode(first_seq, request.base_chain, request.frame.clone()).ok();
         let sent = sent.filter(|sent| sent.last_seq() == stated.seq && sent.last_chain() == stated.chain);
         let events = request.last_seq.saturating_add(1).saturating_sub(first_seq);
+        let bytes = request.frame.len() as u64;
         let is_possible = first_seq > 0
             && stated.seq < Seq::MAX
             && (1..=limit::FRAME_EVENTS as u64).contains(&events)
-            && request.frame.len() <= limit::FRAME_BYTES;
+            && bytes >= limit::FRAME_PADDED_BYTES as u64
+            && bytes >= LEAST_EVENT_BYTES * events
+            && bytes <= limit::FRAME_BYTES as u64;
         let is_cut = first_seq <= HELD && stated.seq > head.seq;
         match decide(head, request.clone(), kept) {
             Err(refusal) if refusal.code == RefusalCode::InvalidFrame => {

@@ -98,11 +98,12 @@ async fn malformed_frames_are_refused_and_change_nothing() {
         payload_hash: vec![2; hash].into(),
         committed_at_us: 0,
     };
+    // As long as a frame must be, so that the module looks further.
     let frame = |events: Vec<wire::Event>| {
         wire::EventFrame {
             events,
             seal: Bytes::new(),
-            padding: Bytes::new(),
+            padding: vec![0; limit::FRAME_PADDED_BYTES].into(),
         }
         .encode_to_vec()
     };
@@ -112,8 +113,8 @@ async fn malformed_frames_are_refused_and_change_nothing() {
     for (what, arguments) in [
         ("nothing", several(2, 3, &[])),
         ("no event", several(2, 3, &frame(Vec::new()))),
-        ("not protobuf", several(2, 3, &[0xff; 100])),
-        ("half a frame", several(2, 3, &good[..good.len() / 2])),
+        ("not protobuf", several(2, 3, &[0xff; 1_000])),
+        ("a part of a frame", several(2, 3, &good[..good.len() - 1])),
         (
             "too many events",
             several(2, 3, &frame(vec![wire("k", "t", 1, 32); limit::FRAME_EVENTS + 1])),
@@ -139,6 +140,15 @@ async fn malformed_frames_are_refused_and_change_nothing() {
         ),
         ("an end before the beginning", several(3, 2, &good)),
         ("more events than a frame may hold", several(3, 3 + most, &good)),
+        ("no byte", several(3, 3, &[])),
+        (
+            "fewer bytes than a frame has",
+            several(3, 3, &[0xff; limit::FRAME_PADDED_BYTES - 1]),
+        ),
+        (
+            "fewer bytes than the events take",
+            several(3, 2 + most, &[0xff; 44_999]),
+        ),
     ] {
         let said = module
             .call(Some(&module.bridge), "append_sync_events", &arguments)
@@ -172,7 +182,8 @@ async fn the_module_does_not_look_into_a_frame_that_continues_the_log() {
         column(&ChainHash::genesis(&id)),
         column(&ChainHash::from_bytes([7; 32])),
     );
-    let arguments = json!([id.as_str(), 1, 3, begin, end, 7, "ff"]);
+    let garbage = "ff".repeat(limit::FRAME_PADDED_BYTES);
+    let arguments = json!([id.as_str(), 1, 3, begin, end, 7, garbage]);
     for _ in 0..2 {
         module
             .call(Some(&module.bridge), "append_sync_events", &arguments)
