@@ -109,7 +109,7 @@ pub fn next_frames(rows: &impl LogRows, from: Seq) -> Vec<StoredFrame> {
 }
 
 /// The chain hash at a seq, from just before the first event that the log holds up to the head. `None` if the log does
-/// not hold the frame that would tell it.
+/// not hold the frame that would tell it, or that frame cannot be decoded.
 pub fn chain_at(rows: &impl LogRows, held: HeadRow, seq: Seq) -> Option<ChainHash> {
     if seq < held.held_after() || seq > held.head.seq {
         return None;
@@ -122,7 +122,13 @@ pub fn chain_at(rows: &impl LogRows, held: HeadRow, seq: Seq) -> Option<ChainHas
     if next.frame.first_seq == seq.next() {
         return Some(next.frame.base_chain);
     }
-    next.decode()?.chain_at(seq)
+    let within = next.decode().and_then(|frame| frame.chain_at(seq));
+    if within.is_some() || next.frame.last_seq > seq {
+        return within;
+    }
+    // The frame that follows was appended to where this one is said to end.
+    let after = next_frames(rows, seq.next()).into_iter().next()?;
+    (after.frame.first_seq == seq.next()).then_some(after.frame.base_chain)
 }
 
 /// The chain hash of an event. `None` if the log does not hold the event.
@@ -271,6 +277,31 @@ pub(crate) mod tests {
             let expected = is_known.then(|| head_of(&log[..at]).chain);
             assert_eq!(chain_at(&rows, row, seq(at as u64)), expected, "{at}");
         }
+    }
+
+    #[test]
+    fn the_chain_hash_within_a_frame_that_nobody_can_read_is_unknown() {
+        let log = events(9, 1);
+        let mut rows = MemoryLog::default();
+        hold(&mut rows, &log, 1, 3);
+        hold(&mut rows, &log, 4, 6);
+        hold(&mut rows, &log, 7, 9);
+        let unknown = |rows: &MemoryLog| {
+            let known = |at: &u64| chain_at(rows, rows.head.unwrap(), seq(*at));
+            (0..=9).for_each(|at| {
+                let rightful = head_of(&log[..at as usize]).chain;
+                assert!(known(&at).is_none_or(|chain| chain == rightful), "{at}");
+            });
+            (0..=9).filter(|at| known(at).is_none()).collect::<Vec<_>>()
+        };
+        assert_eq!(unknown(&rows), [0; 0]);
+        rows.frames[1].frame.bytes = vec![1, 2, 3].into();
+        assert_eq!(unknown(&rows), [4, 5], "the next frame tells what follows it");
+        // It is a frame, but holds fewer events than the row states.
+        rows.frames[1].frame.bytes = frame_row(&log, 4, 4).bytes;
+        assert_eq!(unknown(&rows), [5]);
+        rows.frames.remove(2);
+        assert_eq!(unknown(&rows), [5, 6, 7, 8]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, 
 
 use crate::log::{HeadRow, LogRows, StoredFrame, chain_at, next_frames, oldest_after};
 
-/// The most events that one step removes, unless a single frame holds more.
+/// The most events that one step removes, unless a single frame holds more, or cannot be cut.
 pub const STEP_EVENTS: u64 = 8_192;
 
 /// What a step does. The log is valid after each step, so each can be a transaction of its own.
@@ -17,7 +17,7 @@ pub enum Step {
         /// The last event that stays.
         after: Seq,
     },
-    /// Removes the oldest events, because the log is broken at the place of the cut.
+    /// Removes the oldest events, because rows are missing at the place of the cut.
     Drop,
     /// Removes all remaining events. The log continues after the target.
     Begin,
@@ -25,7 +25,7 @@ pub enum Step {
 
 /// Takes the next step towards a log that ends at `target`, and returns that step. `seal` is the target's: a frame that
 /// is cut there ends with it. `seen` is the head as the caller last saw it. The caller looks at the head again and repeats
-/// the call until the log ends at the target. Every step moves the head, except on a broken log.
+/// the call until the log ends at the target. Every step moves the head, except where rows are missing.
 pub fn step(
     rows: &mut impl LogRows,
     stream_id: &StreamId,
@@ -40,8 +40,11 @@ pub fn step(
     let there = chain_at(&*rows, held, target.seq);
     let (step, after) = match decide(held, target, there, most_events) {
         Step::Cut { after } => match cut(rows, held, after, seal.filter(|_| after == target.seq)) {
-            Some(shorter) => (Step::Cut { after }, shorter),
-            // Rows are missing, or are no frames, so nobody knows the chain hash that the log would end with.
+            Some(shorter) => {
+                let after = shorter.head.seq;
+                (Step::Cut { after }, shorter)
+            }
+            // Rows are missing, so nobody knows the chain hash that the log would end with.
             None => (Step::Drop, drop_oldest(rows, held, most_events)),
         },
         Step::Drop => (Step::Drop, drop_oldest(rows, held, most_events)),
@@ -103,23 +106,36 @@ fn decide(held: HeadRow, target: Position, there: Option<ChainHash>, most_events
     Step::Begin
 }
 
-/// Removes the events after a seq, whose seal is `seal`, and returns the new head row. If the log is broken there, it
-/// removes nothing and returns `None`.
+/// Removes the events after a seq, whose seal is `seal`, and returns the new head row. A frame there that cannot be cut is
+/// removed as a whole. If rows are missing there, it removes nothing and returns `None`.
 fn cut(rows: &mut impl LogRows, held: HeadRow, after: Seq, seal: Option<&Seal>) -> Option<HeadRow> {
-    let chain = chain_at(&*rows, held, after)?;
-    let next = next_frames(&*rows, after.next()).into_iter().next();
+    let head = end_up_to(&*rows, held, after)?;
+    let next = next_frames(&*rows, head.seq.next()).into_iter().next();
     let shortened = match next {
         // The cut goes through this frame.
-        Some(stored) if stored.frame.first_seq <= after => Some(shorten(stored, after, seal)?),
+        Some(stored) if stored.frame.first_seq <= head.seq => Some(shorten(stored, head.seq, seal)?),
         Some(_) | None => None,
     };
-    rows.delete_frames_ending_in(after.next()..=held.head.seq);
+    rows.delete_frames_ending_in(head.seq.next()..=held.head.seq);
     if let Some(stored) = shortened {
         rows.insert_frame(stored);
     }
-    Some(HeadRow {
-        head: Position { seq: after, chain },
-        ..held
+    Some(HeadRow { head, ..held })
+}
+
+/// The last position up to `to` where a log can end: `to` itself, or the one before the frame that holds `to`, if that is
+/// not the frame that its row states. `None` if rows are missing there.
+fn end_up_to(rows: &impl LogRows, held: HeadRow, to: Seq) -> Option<Position> {
+    let at = |seq| {
+        Some(Position {
+            seq,
+            chain: chain_at(rows, held, seq)?,
+        })
+    };
+    at(to).or_else(|| {
+        let unread = next_frames(rows, to).into_iter().next()?;
+        let before = unread.frame.first_seq.previous();
+        (before < to).then(|| at(before)).flatten()
     })
 }
 
@@ -155,8 +171,9 @@ fn drop_oldest(rows: &mut impl LogRows, held: HeadRow, most_events: u64) -> Head
 mod tests {
     use super::*;
     use crate::log::memory::MemoryLog;
-    use crate::log::tests::{events, head_of, held, hold, stream};
+    use crate::log::tests::{events, frame_row, head_of, held, hold, stream};
     use crate::retention::{Effort, Window, sweep};
+    use bytes::Bytes;
     use spacetime_sync_proto::Event;
     use spacetime_sync_proto::seal::SEAL_BYTES;
 
@@ -367,20 +384,105 @@ mod tests {
         assert_eq!(rows, held(&log[..12]));
     }
 
+    /// Replaces what the frame that ends at a seq holds.
+    fn garble(rows: &mut MemoryLog, ends: u64, bytes: Bytes) {
+        let mut frames = rows.frames.iter_mut();
+        let of_row = frames.find(|stored| stored.frame.last_seq == seq(ends)).unwrap();
+        of_row.frame.bytes = bytes;
+    }
+
+    /// A log of ten frames, three events in each.
+    fn threes(log: &[Event]) -> MemoryLog {
+        let mut rows = MemoryLog::default();
+        (0..10).for_each(|at| hold(&mut rows, log, 3 * at + 1, 3 * at + 3));
+        rows
+    }
+
+    fn cuts<const N: usize>(afters: [u64; N]) -> [Step; N] {
+        afters.map(|after| Step::Cut { after: seq(after) })
+    }
+
     #[test]
-    fn a_log_that_cannot_be_decoded_is_removed() {
-        let log = events(9, 1);
-        let mut broken = MemoryLog::default();
-        hold(&mut broken, &log, 1, 3);
-        hold(&mut broken, &log, 4, 9);
-        broken.frames[1].frame.bytes = vec![1, 2, 3].into();
-        let target = head_of(&log[..6]);
-        for (most_events, expected) in [(100, vec![Step::Begin]), (4, vec![Step::Drop, Step::Drop, Step::Begin])] {
-            let mut rows = broken.clone();
-            assert_eq!(rewind(&mut rows, target, most_events), expected);
-            assert_eq!(rows.head, Some(HeadRow::empty_at(target)));
-            assert_eq!(rows.frames, []);
+    fn a_frame_that_nobody_can_read_goes_as_a_whole_and_the_sound_part_stays() {
+        let log = events(30, 1);
+        let garbage = Bytes::from_static(&[1, 2, 3]);
+        // A frame, but of one event, in a row that states three.
+        let fewer = frame_row(&log, 10, 10).bytes;
+        for (garbled, target, most_events, expected) in [
+            // At the head, over several steps.
+            (vec![24, 27, 30], 21, 4, vec![24, 21]),
+            (vec![24, 27, 30], 21, 6, vec![24, 21]),
+            (vec![24, 27, 30], 20, 4, vec![24, 20]),
+            (vec![30], 27, 1, vec![27]),
+            // Where a step reaches.
+            (vec![27], 10, 4, vec![24, 20, 16, 12, 10]),
+            // In the middle of what goes, and of what stays.
+            (vec![12, 18], 6, 100, vec![6]),
+            (vec![12, 18], 20, 4, vec![26, 22, 20]),
+            // A step that ends with such a frame leaves it.
+            (vec![27], 10, 3, vec![27, 24, 21, 18, 15, 12, 10]),
+            (vec![27], 27, 100, vec![27]),
+        ] {
+            for bytes in [&garbage, &fewer] {
+                let mut rows = threes(&log);
+                garbled.iter().for_each(|ends| garble(&mut rows, *ends, bytes.clone()));
+                let kept = rows.clone();
+                let steps = rewind(&mut rows, head_of(&log[..target]), most_events);
+                let afters = expected.iter().map(|after| Step::Cut { after: seq(*after) });
+                assert_eq!(steps, afters.collect::<Vec<_>>(), "{garbled:?} to {target}");
+                assert_eq!(rows.head.unwrap().oldest_seq, seq(1));
+                let whole = target / 3;
+                assert_eq!(rows.frames[..whole], kept.frames[..whole]);
+                let cut = (target % 3 > 0).then(|| frame_row(&log, 3 * whole + 1, target));
+                assert_eq!(
+                    rows.frames[whole..]
+                        .iter()
+                        .map(|stored| &stored.frame)
+                        .collect::<Vec<_>>(),
+                    cut.iter().collect::<Vec<_>>()
+                );
+            }
         }
+    }
+
+    #[test]
+    fn a_log_cannot_end_within_a_frame_that_nobody_can_read() {
+        let log = events(30, 1);
+        let mut rows = threes(&log);
+        garble(&mut rows, 21, Bytes::from_static(&[1, 2, 3]));
+        let target = head_of(&log[..20]);
+        let steps = rewind(&mut rows, target, 8);
+        assert_eq!(steps[..3], cuts([22, 14, 6]));
+        assert_eq!(steps[3..], [Step::Begin]);
+        assert_eq!(rows.head, Some(HeadRow::empty_at(target)));
+        assert_eq!(rows.frames, []);
+    }
+
+    /// No frame follows that would tell where this one ended.
+    #[test]
+    fn a_frame_that_nobody_can_read_before_missing_rows_goes_as_a_whole() {
+        let log = events(30, 1);
+        let mut rows = threes(&log);
+        rows.frames.drain(6..8);
+        for bytes in [Bytes::from_static(&[1, 2, 3]), frame_row(&log, 16, 16).bytes] {
+            let mut rows = rows.clone();
+            garble(&mut rows, 18, bytes);
+            // A step that reaches the missing rows themselves cannot cut.
+            assert_eq!(one_step(&mut rows.clone(), head_of(&log[..6]), 10), Step::Drop);
+            assert_eq!(rewind(&mut rows, head_of(&log[..6]), 12), cuts([15, 6])[..]);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_nobody_can_read_may_be_all_that_a_log_holds() {
+        let log = events(9, 1);
+        let mut rows = MemoryLog::default();
+        hold(&mut rows, &log, 4, 9);
+        garble(&mut rows, 9, Bytes::from_static(&[1, 2, 3]));
+        let before = head_of(&log[..3]);
+        assert_eq!(rewind(&mut rows, before, 2), cuts([3])[..]);
+        assert_eq!(rows.head, Some(HeadRow::empty_at(before)));
+        assert_eq!(rows.frames, []);
     }
 
     #[test]
@@ -388,10 +490,8 @@ mod tests {
         let log = events(25, 1);
         let mut rows = MemoryLog::default();
         hold(&mut rows, &log, 1, 12);
-        hold(&mut rows, &log, 16, 25);
-        rows.frames[1].frame.bytes = vec![1, 2, 3].into();
-        let steps = rewind(&mut rows, head_of(&events(25, 2)), 5);
-        assert_eq!(steps[0], Step::Drop);
-        assert!(steps.len() < 6, "{steps:?}");
+        hold(&mut rows, &log, 21, 25);
+        let steps = rewind(&mut rows, head_of(&events(25, 2)), 7);
+        assert_eq!(steps, [Step::Drop, Step::Begin]);
     }
 }
