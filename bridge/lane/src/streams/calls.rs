@@ -77,16 +77,17 @@ impl Streams {
         let attempts = self.streams.get(&stream_id).map_or(0, |stream| stream.attempts);
         let landed = match refusal.code.class() {
             RefusalClass::Fatal => return out.push(Effect::DropLink(refusal)),
+            // SpacetimeDB holds another log. The comparison finds out whose it is, even if all attempts went to other
+            // failures.
+            RefusalClass::Retry | RefusalClass::Reject
+                if is_about_the_log(refusal.code) && attempts <= self.limits.attempts =>
+            {
+                Landed::Compare
+            }
             // The stream is not to blame: a link with a fresh token may succeed.
             RefusalClass::Retry if is_about_the_token(refusal.code) => return out.push(Effect::DropLink(refusal)),
             RefusalClass::Retry if attempts < self.limits.attempts => Landed::Compare,
-            RefusalClass::Retry => Landed::Halt(HaltReason::Refused(refusal)),
-            // SpacetimeDB holds another log. The comparison finds out whose it is, even if all attempts went to other
-            // failures.
-            RefusalClass::Reject if is_about_the_log(refusal.code) && attempts <= self.limits.attempts => {
-                Landed::Compare
-            }
-            RefusalClass::Reject => Landed::Halt(HaltReason::Refused(refusal)),
+            RefusalClass::Retry | RefusalClass::Reject => Landed::Halt(HaltReason::Refused(refusal)),
         };
         self.fail(&stream_id, landed);
         self.when_landed(stream_id, out);
@@ -143,9 +144,12 @@ impl Streams {
     }
 }
 
-/// Whether the module refused because the log that it holds is another one.
+/// Whether the module refused because the log that it holds is another one, or has no frame there that it could read.
 fn is_about_the_log(code: RefusalCode) -> bool {
-    matches!(code, RefusalCode::ChainMismatch | RefusalCode::EventConflict)
+    matches!(
+        code,
+        RefusalCode::ChainMismatch | RefusalCode::EventConflict | RefusalCode::BelowWindow
+    )
 }
 
 /// Whether the module refused the bridge's own token, whatever the call was.

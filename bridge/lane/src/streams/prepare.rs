@@ -140,7 +140,8 @@ pub fn judge(
 }
 
 /// Whether the bridge sealed the head of a log in SpacetimeDB. `now` is where the log ends, and `frames` are the last ones
-/// that SpacetimeDB holds. Bytes that are no frame carry no seal, so their reader decides without this.
+/// that SpacetimeDB holds. A row that does not hold the frame that it states is not among them: where that leaves none,
+/// this is [`HeadSeal::Unknown`], and their reader, who has seen the row, says [`HeadSeal::Missing`].
 pub fn check_seal(head: &Position, now: &Position, frames: &[Frame], sealing: Sealing<'_>) -> HeadSeal {
     if now != head {
         return HeadSeal::Moved;
@@ -161,7 +162,9 @@ pub fn check_seal(head: &Position, now: &Position, frames: &[Frame], sealing: Se
 }
 
 /// Checks the next frames of a walk through a window: whether they continue from one another, and the bridge sealed each.
-/// `after` is up to where the walk has come. The log that SpacetimeDB holds begins at `oldest` and ends at `head`.
+/// `after` is up to where the walk has come. The log that SpacetimeDB holds begins at `oldest` and ends at `head`. The frames
+/// end before a row that does not hold the frame that it states, so the walk comes to it with the next frames, of which
+/// there are none.
 pub fn check_frames(after: Reached, oldest: Seq, head: &Position, frames: Vec<Frame>, sealing: Sealing<'_>) -> Checked {
     let swept = oldest.previous();
     if after.seq < swept {

@@ -67,6 +67,7 @@ fn a_stream_whose_log_does_not_fit_is_compared_and_halted_in_the_end() {
         (RefusalCode::SeqGap, LIMITS.attempts),
         (RefusalCode::ChainMismatch, LIMITS.attempts + 1),
         (RefusalCode::EventConflict, LIMITS.attempts + 1),
+        (RefusalCode::BelowWindow, LIMITS.attempts + 1),
     ] {
         keeps_refusing(code, comparisons);
     }
@@ -99,18 +100,27 @@ fn keeps_refusing(code: RefusalCode, comparisons: u32) {
 
 #[test]
 fn a_forgery_is_looked_for_even_if_all_attempts_went_to_other_failures() {
-    let mut bench = Bench::new();
-    bench.found("a", 0, 1);
-    for attempt in 0..=LIMITS.attempts {
-        let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
-        let failure = if attempt < LIMITS.attempts {
-            Input::Lost(sent[0].0, "trapped".to_owned())
-        } else {
-            Input::Refused(sent[0].0, refusal(RefusalCode::ChainMismatch))
-        };
-        assert!(matches!(bench.step(failure)[..], [Effect::Compare(_)]), "{attempt}");
-        bench.learned("a", Verdict::InStep(seq(0)));
-        bench.later(60_000);
+    for code in [
+        RefusalCode::ChainMismatch,
+        RefusalCode::EventConflict,
+        RefusalCode::BelowWindow,
+    ] {
+        let mut bench = Bench::new();
+        bench.found("a", 0, 1);
+        for attempt in 0..=LIMITS.attempts {
+            let sent = calls(&bench.page("a", vec![prepared(1, 1)]));
+            let failure = if attempt < LIMITS.attempts {
+                Input::Lost(sent[0].0, "trapped".to_owned())
+            } else {
+                Input::Refused(sent[0].0, refusal(code))
+            };
+            assert!(
+                matches!(bench.step(failure)[..], [Effect::Compare(_)]),
+                "{code:?}: {attempt}"
+            );
+            bench.learned("a", Verdict::InStep(seq(0)));
+            bench.later(60_000);
+        }
     }
 }
 
