@@ -16,7 +16,7 @@ use spacetime_sync_issuer::issue::Names;
 use spacetime_sync_issuer::keys::{KeyFolder, add_key, now};
 use spacetime_sync_issuer::service::ServiceTokens;
 use spacetime_sync_ops::publish::{Bridge as BridgeProof, ROW_LIMIT, Request, Trust, publish};
-use spacetime_sync_ops::repair::Sides;
+use spacetime_sync_ops::repair::{Report, Sides};
 use spacetime_sync_proto::access::{AUDIENCE, Compatibility};
 use spacetime_sync_proto::{DatabasePin, Position, Seal, SealKey, Sealer as _, StreamId};
 use spacetime_sync_stdb::admin::{Admin, Breaking};
@@ -394,8 +394,8 @@ impl Lane {
         Ok(Link::connect(target, Arc::new(|_| {})).await?)
     }
 
-    /// Asserts that everything SpacetimeDB holds equals the authority's log, event by event.
-    pub async fn verified(&self) {
+    /// What `spacetime-sync verify --deep` reports.
+    pub async fn verify(&self) -> Vec<Report> {
         let sides = Sides {
             authority: self.authority.clone(),
             link: self.link().await.unwrap_or_else(|error| panic!("{error:#}")),
@@ -403,7 +403,12 @@ impl Lane {
             streams: Vec::new(),
             operator: Actor::operator("tests", None),
         };
-        let reports = sides.verify(true).await.unwrap_or_else(|error| panic!("{error:#}"));
+        sides.verify(true).await.unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// Asserts that everything SpacetimeDB holds equals the authority's log, event by event.
+    pub async fn verified(&self) {
+        let reports = self.verify().await;
         for report in &reports {
             assert!(report.findings.is_empty(), "{report:?}");
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use spacetime_sync_authority::{Authority, AuthorityError};
 use spacetime_sync_lane::{
-    Answer, Checked, Command, Event, Failure, HeadSeal, Level, LinkId, Notice, Page, RequestId, Sealing, check_frames,
+    Answer, Command, Event, Failure, HeadSeal, Level, LinkId, Notice, Page, RequestId, Sealing, check_frames,
     check_seal, is_doubtful, judge,
 };
 use spacetime_sync_proto::refusal::RefusalClass;
@@ -192,10 +192,11 @@ impl Runner {
                             sealer: &*sealer,
                         };
                         let held = link.page(&stream_id, head.seq.previous()).await?;
-                        // Bytes that are not a frame prove nothing.
-                        Ok(held.map_or(HeadSeal::Missing, |held| {
-                            check_seal(&head, &held.head, &held.frames, sealing)
-                        }))
+                        Ok(match check_seal(&head, &held.head, &held.frames, sealing) {
+                            // There is a row. What is not the frame that it states proves nothing.
+                            HeadSeal::Unknown if held.invalid.is_some() => HeadSeal::Missing,
+                            sealed => sealed,
+                        })
                     },
                     move |sealed| Event::SealChecked(link, request, sealed),
                 );
@@ -214,10 +215,8 @@ impl Runner {
                             stream_id: &stream_id,
                             sealer: &*sealer,
                         };
-                        Ok(match link.page(&stream_id, after.seq).await? {
-                            Ok(held) => check_frames(after, held.oldest_seq, &held.head, held.frames, sealing),
-                            Err(_) => Checked::Unsound { after: after.seq },
-                        })
+                        let held = link.page(&stream_id, after.seq).await?;
+                        Ok(check_frames(after, held.oldest_seq, &held.head, held.frames, sealing))
                     },
                     move |checked| Event::FramesChecked(link, request, checked),
                 );

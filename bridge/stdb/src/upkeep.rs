@@ -2,8 +2,8 @@
 //! logs end.
 
 use spacetime_sync_bindings::{
-    EventPage, RemoteProcedures, RemoteReducers, RetentionRule, StreamReport, mark_epoch, read_events, read_streams,
-    rewind_stream, set_retention,
+    EventPage, RemoteProcedures, RemoteReducers, RetentionRule, StreamReport, SyncEvent, mark_epoch, read_events,
+    read_streams, rewind_stream, set_retention,
 };
 use spacetime_sync_proto::epoch::AuthorityEpoch;
 use spacetime_sync_proto::retention::RetentionClass;
@@ -35,8 +35,11 @@ pub struct HeldPage {
     pub oldest_seq: Seq,
     /// The stream's head.
     pub head: Position,
-    /// Consecutive frames. The first one holds the event after the seq that was asked for.
+    /// Consecutive frames. The first one holds the event after the seq that was asked for. They end before the first row
+    /// that does not hold the frame that it states.
     pub frames: Vec<Frame>,
+    /// What is wrong with that row, if there is one.
+    pub invalid: Option<String>,
 }
 
 impl Link {
@@ -141,8 +144,8 @@ impl Link {
         reports.into_iter().map(held).collect()
     }
 
-    /// A bounded part of what SpacetimeDB holds after a position. The inner `Err` names a frame that is invalid.
-    pub async fn page(&self, stream_id: &StreamId, after: Seq) -> Result<Result<HeldPage, String>, StdbError> {
+    /// A bounded part of what SpacetimeDB holds after a position.
+    pub async fn page(&self, stream_id: &StreamId, after: Seq) -> Result<HeldPage, StdbError> {
         let name = stream_id.as_str().to_owned();
         let page: EventPage = self
             .procedure("read_events", |procedures, answer| {
@@ -151,29 +154,16 @@ impl Link {
             .await?;
         let seq =
             |value: u64| Seq::new(value).ok_or_else(|| self.unexpected("read_events", format!("{value} as a seq")));
-        let mut frames = Vec::with_capacity(page.frames.len());
-        for row in page.frames {
-            let base = chain_from_column(row.base_chain);
-            match Frame::decode(row.first_seq, base, row.frame.into()) {
-                Ok(frame) if frame.last_seq().get() == row.last_seq => frames.push(frame),
-                Ok(frame) => {
-                    let (said, found) = (row.last_seq, frame.last_seq());
-                    return Ok(Err(format!(
-                        "the row at seq {} says that its frame ends at {said}, but the frame ends at {found}",
-                        row.first_seq
-                    )));
-                }
-                Err(error) => return Ok(Err(format!("the frame at seq {} is invalid: {error}", row.first_seq))),
-            }
-        }
-        Ok(Ok(HeldPage {
+        let (frames, invalid) = frames_of(page.frames);
+        Ok(HeldPage {
             oldest_seq: seq(page.oldest_seq)?,
             head: Position {
                 seq: seq(page.head_seq)?,
                 chain: chain_from_column(page.head_chain),
             },
             frames,
-        }))
+            invalid,
+        })
     }
 
     async fn reducer(
@@ -194,5 +184,101 @@ impl Link {
         let (answer, answered) = oneshot::channel();
         send(self.procedures(), answer);
         self.outcome(what, answered).await
+    }
+}
+
+/// The frames of these rows, up to the first row that does not hold the frame that it states, and what is wrong with that
+/// row.
+fn frames_of(rows: Vec<SyncEvent>) -> (Vec<Frame>, Option<String>) {
+    let mut frames = Vec::with_capacity(rows.len());
+    for row in rows {
+        match frame_of(row) {
+            Ok(frame) => frames.push(frame),
+            Err(why) => return (frames, Some(why)),
+        }
+    }
+    (frames, None)
+}
+
+/// The frame of a row. Everything that the row states about it must be true: the module has not looked into it.
+fn frame_of(row: SyncEvent) -> Result<Frame, String> {
+    let first = row.first_seq;
+    let frame = Frame::decode(first, chain_from_column(row.base_chain), row.frame.into())
+        .map_err(|error| format!("the frame at seq {first} is invalid: {error}"))?;
+    let (said, found) = (row.last_seq, frame.last_seq().get());
+    if said != found {
+        return Err(format!(
+            "the row at seq {first} says that its frame ends at {said}, but the frame ends at {found}"
+        ));
+    }
+    let (said, found) = (row.last_at, frame.last_at_us());
+    if said != found {
+        return Err(format!(
+            "the row at seq {first} says that its last event was committed at {said}, but the event says {found}"
+        ));
+    }
+    Ok(frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use spacetime_sync_proto::{ChainHash, Event, IdempotencyKey, Kind, PayloadHash};
+
+    use super::*;
+
+    /// Three rows of one event each.
+    fn rows() -> Vec<SyncEvent> {
+        let mut chain = ChainHash::from_bytes([7; 32]);
+        let row = |at: u64| {
+            let (seq, time) = (Seq::new(at).unwrap(), 1_000 + at as i64);
+            let (key, kind) = (IdempotencyKey::new("k").unwrap(), Kind::new("t").unwrap());
+            let payload = Bytes::from_static(b"payload");
+            let payload_hash = PayloadHash::of(&payload);
+            let base = chain;
+            chain = base.link(seq, time, &payload_hash, &key, &kind);
+            let event = Event {
+                seq,
+                idempotency_key: key,
+                kind,
+                payload,
+                payload_hash,
+                chain_hash: chain,
+                committed_at_us: time,
+            };
+            SyncEvent {
+                stream_key: 1,
+                first_seq: at,
+                last_seq: at,
+                base_chain: chain_to_column(&base),
+                last_at: time,
+                frame: Frame::encode(&[event], None).into(),
+            }
+        };
+        (1..=3).map(row).collect()
+    }
+
+    #[test]
+    fn a_page_ends_before_the_first_row_that_states_what_is_not_true() {
+        let (frames, invalid) = frames_of(rows());
+        assert_eq!((frames.len(), invalid), (3, None));
+        let changes: [(fn(&mut SyncEvent), &str); 5] = [
+            (|row| row.frame = vec![0xff; 1_000], "is invalid"),
+            (|row| row.last_seq += 1, "ends at"),
+            (|row| row.last_at = i64::MAX, "was committed at"),
+            (|row| row.last_at = i64::MIN, "was committed at"),
+            (|row| row.last_at += 1, "was committed at"),
+        ];
+        for at in 0..3 {
+            for (change, said) in changes {
+                let mut rows = rows();
+                change(&mut rows[at]);
+                let (frames, invalid) = frames_of(rows);
+                assert_eq!(frames.len(), at);
+                let why = invalid.unwrap();
+                let of_row = format!("at seq {} ", at + 1);
+                assert!(why.contains(&of_row) && why.contains(said), "{why}");
+            }
+        }
     }
 }

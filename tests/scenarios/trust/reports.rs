@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use spacetime_sync_proto::{Event, Position, Seq, StreamId};
+use spacetime_sync_ops::repair::Finding;
+use spacetime_sync_proto::{Event, Frame, Position, Seq, StreamId, limit};
 use spacetime_sync_tests::follower::Follower;
 use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Forger, Lane, invented, stream, wait, wait_for};
 use spacetime_sync_tests::load::{Payload, Writer};
@@ -57,6 +58,17 @@ fn end_of(events: &[Event]) -> Position {
         seq: last.seq,
         chain: last.chain_hash,
     }
+}
+
+/// Whether `spacetime-sync verify --deep` finds this in a stream.
+async fn verify_finds(lane: &Lane, id: &StreamId, expected: &str) {
+    let mut reports = lane.verify().await;
+    reports.retain(|report| report.stream_id == *id);
+    let finding = reports.first().and_then(|report| report.findings.first());
+    assert!(
+        matches!(finding, Some(Finding::Broken { what }) if what.contains(expected)),
+        "{reports:?}"
+    );
 }
 
 /// Whether the bridge has told a person of a forgery, and that it publishes again what follows a seq.
@@ -134,14 +146,14 @@ async fn a_forged_event_in_an_idle_stream_is_removed_once_a_client_has_reported_
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_altered_within_a_window_is_replaced_once_clients_have_reported_it() {
     let (lane, bridge) = compared().await;
-    let streams = [stream(1), stream(2), stream(3)];
-    let [replaced, altered, garbled] = &streams;
+    let streams = [stream(1), stream(2), stream(3), stream(4)];
+    let [replaced, altered, garbled, dated] = &streams;
     let mut writers = writers(&lane, &streams);
     append(&lane, &mut writers, 4).await;
     append(&lane, &mut writers, 6).await;
     let mut away = lane.client(&streams).await.unwrap();
     away.start().unwrap();
-    away.until_applied(30, SOON).await.unwrap();
+    away.until_applied(40, SOON).await.unwrap();
     away.kill();
 
     let forger = lane.forger().await.unwrap();
@@ -158,15 +170,35 @@ async fn what_was_altered_within_a_window_is_replaced_once_clients_have_reported
     // Bytes that are no frame, said to be the same events. The module does not look into them.
     let events = log(&lane, garbled).await;
     let (kept, end) = (end_of(&events[..4]), end_of(&events));
-    let garbage = Bytes::from_static(b"no frame");
-    forger.write_bytes(garbled, kept, end, garbage).await.unwrap();
-    assert_eq!(lane.held(&streams).await.unwrap(), [10, 10, 10]);
+    let garbage = Bytes::from_static(&[0xff; limit::FRAME_PADDED_BYTES]);
+    forger
+        .write_bytes(garbled, kept, end, 1, garbage.clone())
+        .await
+        .unwrap();
+    // The same events, said to have been committed at another time, which no client looks at. What follows them brings the
+    // report.
+    let events = log(&lane, dated).await;
+    let [kept, middle, end] = [4, 8, 10].map(|to| end_of(&events[..to]));
+    let seal = lane.seal(dated, &middle).unwrap();
+    let sealed = Frame::encode(&events[4..8], Some(&seal));
+    forger.write_bytes(dated, kept, middle, i64::MAX, sealed).await.unwrap();
+    forger.write_bytes(dated, middle, end, 1, garbage).await.unwrap();
+    assert_eq!(lane.held(&streams).await.unwrap(), [10; 4]);
+    for (id, found) in [
+        (replaced, "the frame at seq 5 is not the authority's"),
+        (altered, "the payload of seq 7 is not what was hashed"),
+        (garbled, "the frame at seq 5 is invalid"),
+        (dated, "the row at seq 5 says that its last event was committed at"),
+    ] {
+        verify_finds(&lane, id, found).await;
+    }
 
     let mut late = Vec::new();
     for (id, seen) in [
         (replaced, "Unproven"),
         (altered, "PayloadMismatch"),
         (garbled, "BadFrame"),
+        (dated, "BadFrame"),
     ] {
         let mut client = lane.client(std::slice::from_ref(id)).await.unwrap();
         client.start().unwrap();
@@ -176,21 +208,21 @@ async fn what_was_altered_within_a_window_is_replaced_once_clients_have_reported
         client.until_applied(10, SOON).await.unwrap();
         late.push(client);
     }
-    for (id, after) in [(replaced, 0), (altered, 4), (garbled, 0)] {
+    for (id, after) in [(replaced, 0), (altered, 4), (garbled, 4), (dated, 4)] {
         wait(HEALED, "the bridge tells a person", || told(&bridge, id, after)).await;
         wait_for(SOON, "the authority's events are back", async || {
             holds_the_log(&lane, &forger, id).await
         })
         .await;
     }
-    counted(&bridge, 6, 3).await;
+    counted(&bridge, 8, 4).await;
 
     append(&lane, &mut writers, 1).await;
     for client in &late {
         went_on(client, &lane, 11).await;
     }
     away.start().unwrap();
-    went_on(&away, &lane, 33).await;
+    went_on(&away, &lane, 44).await;
     lane.verified().await;
     let (healthy, health) = bridge.ask("/healthz").await.unwrap();
     assert!(healthy, "{health}");

@@ -29,7 +29,7 @@ impl Lane {
 impl Forger {
     /// The events at the beginning of what SpacetimeDB holds of a stream, up to 1 MiB, and the seal of the last of them.
     pub async fn read(&self, stream_id: &StreamId) -> anyhow::Result<(Vec<Event>, Option<Seal>)> {
-        let page = self.0.page(stream_id, Seq::ZERO).await?.map_err(anyhow::Error::msg)?;
+        let page = self.0.page(stream_id, Seq::ZERO).await?;
         let seal = page.frames.last().and_then(|last| last.seal().copied());
         let events = page.frames.into_iter();
         Ok((
@@ -52,16 +52,19 @@ impl Forger {
             seq: last.seq,
             chain: last.chain_hash,
         };
-        self.write_bytes(stream_id, after, end, Frame::encode(events, seal))
+        let bytes = Frame::encode(events, seal);
+        self.write_bytes(stream_id, after, end, last.committed_at_us, bytes)
             .await
     }
 
-    /// The same with bytes that need not be a frame. They are said to hold what follows up to `end`.
+    /// The same with bytes that need not be a frame. They are said to hold what follows up to `end`, which is said to have
+    /// been committed at `last_at_us`.
     pub async fn write_bytes(
         &self,
         stream_id: &StreamId,
         after: Position,
         end: Position,
+        last_at_us: i64,
         bytes: Bytes,
     ) -> anyhow::Result<()> {
         let held = self.0.heads(std::slice::from_ref(stream_id)).await?;
@@ -76,9 +79,10 @@ impl Forger {
             bytes,
         };
         let (answer, answered) = oneshot::channel();
-        self.0.append(stream_id, frame, &end.chain, 1, move |appended| {
-            drop(answer.send(appended))
-        });
+        self.0
+            .append(stream_id, frame, &end.chain, last_at_us, move |appended| {
+                drop(answer.send(appended))
+            });
         match answered.await? {
             Appended::Durable => Ok(()),
             Appended::Refused(refusal) => Err(refusal.into()),

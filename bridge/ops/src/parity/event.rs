@@ -25,10 +25,7 @@ impl Parity<'_> {
         let before = Seq::new(seq.get() - 1).unwrap_or(Seq::ZERO);
         for look in 1..=LOOKS {
             let page = self.link.page(stream_id, before).await?;
-            let held = match page {
-                Ok(page) => held(page, before, seq),
-                Err(why) => Held::Nothing(format!("SpacetimeDB does not hold a valid frame there: {why}")),
-            };
+            let held = held(page, before, seq);
             let base = self.authority.chain_at(stream_id, before).await?;
             let event = self
                 .authority
@@ -51,8 +48,7 @@ impl Parity<'_> {
         let held = self.link.heads(std::slice::from_ref(stream_id)).await?;
         let end = held.first().map_or(Seq::ZERO, |held| held.seq);
         // Both sides still hold everything after this.
-        let window = self.link.page(stream_id, Seq::ZERO).await?;
-        let window = window.map_or(Seq::ZERO, |page| page.oldest_seq.previous());
+        let window = self.link.page(stream_id, Seq::ZERO).await?.oldest_seq.previous();
         let floor = self.authority.position(stream_id).await?;
         let mut after = floor.map_or(Seq::ZERO, |position| position.floor_seq).max(window);
         let mut base = self.authority.chain_at(stream_id, after).await?;
@@ -73,8 +69,8 @@ impl Parity<'_> {
                 let seq = after.next();
                 if lane.front().is_none_or(|event| event.seq != seq) {
                     let page = self.link.page(stream_id, after).await?;
-                    let frames = page.map(|page| page.frames).unwrap_or_default();
-                    lane = frames
+                    lane = page
+                        .frames
                         .into_iter()
                         .flat_map(|frame| frame.into_events_after(after))
                         .collect();
@@ -182,7 +178,10 @@ fn held(page: HeldPage, before: Seq, seq: Seq) -> Held {
         .flat_map(|frame| frame.into_events_after(before));
     match events.find(|event| event.seq == seq) {
         Some(event) => Held::Event(Box::new(event)),
-        None => Held::Nothing("the event is missing".to_owned()),
+        None => Held::Nothing(match page.invalid {
+            Some(why) => format!("SpacetimeDB does not hold a valid frame there: {why}"),
+            None => "the event is missing".to_owned(),
+        }),
     }
 }
 

@@ -59,17 +59,15 @@ impl<'a> Common<'a> {
     pub async fn walk(&self) -> Result<Result<u64, String>, RepairError> {
         let (mut after, mut chain, mut events) = (self.held.oldest_seq.previous(), None, 0);
         while after < self.held.head.seq {
-            let page = match self.link.page(&self.held.stream_id, after).await? {
-                Ok(page) => page,
-                Err(what) => return Ok(Err(what)),
-            };
+            let page = self.link.page(&self.held.stream_id, after).await?;
             // Retention has removed this part of the window in the meantime.
             if page.oldest_seq > after.next() {
                 (after, chain) = (page.oldest_seq.previous(), None);
                 continue;
             }
             if page.frames.is_empty() {
-                return Ok(Err(format!("no frame holds seq {}", after.next())));
+                let missing = || format!("no frame holds seq {}", after.next());
+                return Ok(Err(page.invalid.unwrap_or_else(missing)));
             }
             for frame in page.frames {
                 let (first, last) = (frame.first_seq(), frame.last_seq());
@@ -114,8 +112,6 @@ impl<'a> Common<'a> {
             return Ok(Some(self.held.head.chain));
         }
         let page = self.link.page(&self.held.stream_id, seq).await?;
-        Ok(page
-            .ok()
-            .and_then(|page| page.frames.first().and_then(|frame| frame.chain_at(seq))))
+        Ok(page.frames.first().and_then(|frame| frame.chain_at(seq)))
     }
 }
