@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use rand::Rng as _;
 use spacetime_sync_lane::{
-    Answer, Checked, Command, Event, Failure, HeadSeal, Lane, LinkId, Notice, Reached, RequestId, Sealing, Settings,
+    Answer, Command, Event, Failure, HeadSeal, Lane, LinkId, Notice, Reached, RequestId, Sealing, Settings,
     check_frames, check_seal,
 };
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{Frame, FrameRow, Position, Refusal};
+use spacetime_sync_proto::{Position, Refusal};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
+use crate::host::frame_of;
 use crate::net::{ConnId, FromHost, Party, ToHost};
 use crate::seal::SimSealer;
 use crate::world::{Step, World, say};
@@ -407,7 +408,8 @@ impl World {
                     });
                 }
                 // Another bridge may have published before it, and go with it.
-                self.set_back(stream, to.previous());
+                let after = self.excuses[stream].foreign_after(*to);
+                self.set_back(stream, after);
             }
             Notice::WindowBegun { .. } => self.coverage.seen("bridge: window refilled"),
             Notice::Halted { .. } => self.coverage.seen("bridge: stream halted"),
@@ -450,9 +452,10 @@ impl World {
                     stream_id: &self.logs[stream].id,
                     sealer: &SimSealer,
                 };
-                let sealed = match frame.into_iter().map(decode).collect::<Option<Vec<_>>>() {
-                    Some(frames) => check_seal(&head, &now, &frames, sealing),
-                    None => HeadSeal::Missing,
+                let (is_there, read) = (frame.is_some(), frame.and_then(|stored| frame_of(&stored)));
+                let sealed = match check_seal(&head, &now, read.as_slice(), sealing) {
+                    HeadSeal::Unknown if is_there && read.is_none() => HeadSeal::Missing,
+                    sealed => sealed,
                 };
                 Event::SealChecked(link, ask, Ok(sealed))
             }
@@ -469,10 +472,8 @@ impl World {
                     stream_id: &self.logs[stream].id,
                     sealer: &SimSealer,
                 };
-                let checked = match frames.into_iter().map(decode).collect::<Option<Vec<_>>>() {
-                    Some(frames) => check_frames(after, oldest, &head, frames, sealing),
-                    None => Checked::Unsound { after: after.seq },
-                };
+                let frames = frames.iter().map_while(frame_of).collect();
+                let checked = check_frames(after, oldest, &head, frames, sealing);
                 Event::FramesChecked(link, ask, Ok(checked))
             }
             FromHost::Rewound { ask, answer } => Event::Rewound(link, ask, answer.map_err(refused)),
@@ -518,10 +519,4 @@ fn refused(refusal: Refusal) -> Failure {
         text: refusal.to_string(),
         refusal: Some(refusal),
     }
-}
-
-/// The frame of a row, if it is what the row states.
-fn decode(row: FrameRow) -> Option<Frame> {
-    let frame = Frame::decode(row.first_seq.get(), row.base_chain, row.bytes).ok()?;
-    (frame.last_seq() == row.last_seq).then_some(frame)
 }

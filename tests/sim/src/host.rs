@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rand::Rng as _;
 use spacetime_sync_client::session::stream::SubscriptionId;
-use spacetime_sync_proto::{Position, Refusal, RefusalCode, Seq, StreamId};
-use spacetime_sync_rules::log::HeadRow;
+use spacetime_sync_proto::{Frame, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId};
 use spacetime_sync_rules::log::memory::MemoryLog;
+use spacetime_sync_rules::log::{HeadRow, StoredFrame};
 use spacetime_sync_rules::page;
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
@@ -167,6 +167,18 @@ impl Undo {
     }
 }
 
+/// The frame of a row, if it is what the row states.
+pub(crate) fn frame_of(stored: &StoredFrame) -> Option<Frame> {
+    let FrameRow {
+        first_seq,
+        last_seq,
+        base_chain,
+        ref bytes,
+    } = stored.frame;
+    let frame = Frame::decode(first_seq.get(), base_chain, bytes.clone()).ok()?;
+    (frame.last_seq() == last_seq && frame.last_at_us() == stored.last_at_us).then_some(frame)
+}
+
 impl Host {
     pub(crate) fn new(setup: &Setup, stream_ids: impl Iterator<Item = StreamId>) -> Self {
         let all = |what| vec![vec![what; setup.streams]; setup.clients];
@@ -294,7 +306,7 @@ impl World {
             }
             ToHost::Tail { ask, stream } => {
                 let table = &self.host.tables[stream];
-                let frame = table.log.frames.last().map(|stored| stored.frame.clone());
+                let frame = table.log.frames.last().cloned();
                 let head = table.head();
                 self.answer_soon(conn, FromHost::Tail { ask, head, frame });
             }
@@ -306,7 +318,7 @@ impl World {
                     ask,
                     oldest: held.oldest_seq,
                     head: held.head,
-                    frames: frames.into_iter().map(|stored| stored.frame).collect(),
+                    frames,
                 };
                 self.answer_soon(conn, answer);
             }

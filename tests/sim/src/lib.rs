@@ -20,14 +20,15 @@
 //! - Stores are busy, roll back, fail, or lose their last writes. Handlers fail, and consumers are slow.
 //! - Windows are swept, the authority is purged, and windows begin anew. Grants are revoked and given again.
 //! - What nobody should ever meet: altered payloads, events of another origin, bytes that are no frame or another one than
-//!   was stated, rows and pages that are not what they claim.
+//!   was stated, of one event or of more than a step of a rewind removes; rows and pages that are not what they claim.
 //!
 //! **Not injected**: history out of the authority for clients below the window (they stop, and stay stopped); an
 //! authority that is restored to an earlier time, and what an operator does about it; tokens that are refused or end;
-//! delivery without confirmed reads; what is no frame, for clients that may not ask the authority (they stop); a row that
-//! was forged together with everything that could contradict it. The messages of one connection stay in order, as over
-//! TCP, except for the rows of subscriptions. One assumption: under confirmed reads every answer of SpacetimeDB waits
-//! until everything that was committed before is durable, even the answer to a call that changed nothing.
+//! delivery without confirmed reads; a stated end that its frame contradicts, for clients that may not ask the authority
+//! (they stop); a row that was forged together with everything that could contradict it; missing rows. The messages of one
+//! connection stay in order, as over TCP, except for the rows of subscriptions. One assumption: under confirmed reads every
+//! answer of SpacetimeDB waits until everything that was committed before is durable, even the answer to a call that changed
+//! nothing.
 //!
 //! **The oracle** compares with the authority's log; see `oracle.rs`. A seed replays exactly. A failing run is
 //! [minimised](shrink).

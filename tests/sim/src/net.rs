@@ -5,6 +5,7 @@ use rand::Rng as _;
 use spacetime_sync_client::session::stream::{Page, SubscriptionId};
 use spacetime_sync_lane::{CallId, ReadyFrame, RequestId};
 use spacetime_sync_proto::{FrameRow, Position, Refusal, Seq};
+use spacetime_sync_rules::log::StoredFrame;
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
@@ -99,14 +100,14 @@ pub(crate) enum FromHost {
     Tail {
         ask: RequestId,
         head: Position,
-        frame: Option<FrameRow>,
+        frame: Option<StoredFrame>,
     },
     /// What a stream holds after a position.
     Frames {
         ask: RequestId,
         oldest: Seq,
         head: Position,
-        frames: Vec<FrameRow>,
+        frames: Vec<StoredFrame>,
     },
     /// The answer to one step of a rewind.
     Rewound {

@@ -2,8 +2,10 @@
 
 use spacetime_sync_client::StreamPhase;
 use spacetime_sync_client::session::stream::{Mode, StreamStop};
-use spacetime_sync_proto::{Event, Frame, FrameRow, Position, Seq};
+use spacetime_sync_proto::{Event, Position, Seq};
+use spacetime_sync_rules::log::StoredFrame;
 
+use crate::host::frame_of;
 use crate::world::World;
 
 impl World {
@@ -51,29 +53,28 @@ impl World {
 
     /// Checks a frame that SpacetimeDB is about to append after `before`. What is of another origin may be anything: no
     /// client applies it.
-    pub(crate) fn check_frame(&mut self, stream: usize, before: Position, frame: &FrameRow, head: Position) {
+    pub(crate) fn check_frame(&mut self, stream: usize, before: Position, stored: &StoredFrame, head: Position) {
         if self.excuses[stream].is_foreign(head) {
             return;
         }
-        let follows = frame.first_seq == before.seq.next();
-        let decoded = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone());
-        let Ok(decoded) = decoded.as_ref() else {
+        let first = stored.frame.first_seq;
+        let Some(decoded) = frame_of(stored) else {
             return self.violate("I3", || {
-                format!("stream {stream}: SpacetimeDB holds bytes that are not a frame: {decoded:?}")
+                format!("stream {stream}: what SpacetimeDB holds at {first} is not the frame that was stated")
             });
         };
+        let follows = first == before.seq.next() && stored.frame.base_chain == before.chain;
         let ends = decoded.last_seq() == head.seq && decoded.last_chain() == head.chain;
         if !follows || !ends {
             return self.violate("I3", || {
                 format!(
-                    "stream {stream}: the frame {}..={} does not continue the log that ends at {}",
-                    frame.first_seq,
+                    "stream {stream}: the frame {first}..={} does not continue the log that ends at {}",
                     decoded.last_seq(),
                     before.seq
                 )
             });
         }
-        for event in decoded.clone().into_events_after(Seq::ZERO) {
+        for event in decoded.into_events_after(Seq::ZERO) {
             if !self.is_event(stream, &event) || !event.payload_matches() {
                 let seq = event.seq;
                 self.violate("I3", || {
@@ -267,11 +268,17 @@ impl World {
             .collect::<Vec<_>>()
         {
             let mut held: Vec<Event> = Vec::new();
+            let mut unread = None;
             for stored in &self.host.tables[stream].log.frames {
-                let frame = &stored.frame;
-                if let Ok(frame) = Frame::decode(frame.first_seq.get(), frame.base_chain, frame.bytes.clone()) {
-                    held.extend(frame.into_events_after(Seq::ZERO));
+                match frame_of(stored) {
+                    Some(frame) => held.extend(frame.into_events_after(Seq::ZERO)),
+                    None => unread = Some(stored.frame.first_seq),
                 }
+            }
+            if let Some(first) = unread {
+                self.violate("I1", || {
+                    format!("stream {stream}: what SpacetimeDB holds at {first} is not the frame that was stated")
+                });
             }
             let held_after = self.host.tables[stream].held_after().get() as usize;
             if held != self.logs[stream].events[held_after..] {

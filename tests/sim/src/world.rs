@@ -82,8 +82,9 @@ pub(crate) struct Excuses {
     pub(crate) set_back_from: Option<Seq>,
     /// Whether SpacetimeDB has ever lost durable events.
     pub(crate) was_set_back: bool,
-    /// Where logs end with what is of another origin. The bridge removes it, and it returns if SpacetimeDB is restored.
-    pub(crate) foreign: Vec<Position>,
+    /// Where logs end with what is of another origin, each with the seq after which that begins. The bridge removes it, and
+    /// it returns if SpacetimeDB is restored.
+    pub(crate) foreign: Vec<(Seq, Position)>,
     /// The reasons for which a bridge may halt the stream.
     pub(crate) halts: BTreeSet<&'static str>,
 }
@@ -91,7 +92,13 @@ pub(crate) struct Excuses {
 impl Excuses {
     /// Whether a log that ends there ends with what is of another origin.
     pub(crate) fn is_foreign(&self, end: Position) -> bool {
-        self.foreign.contains(&end)
+        self.foreign.iter().any(|(_, at)| *at == end)
+    }
+
+    /// After which seq what is of another origin begins in a log that ends at `to`.
+    pub(crate) fn foreign_after(&self, to: Seq) -> Seq {
+        let ending = self.foreign.iter().filter(|(_, at)| at.seq == to);
+        ending.map(|(after, _)| *after).max().unwrap_or(to.previous())
     }
 }
 

@@ -1,6 +1,7 @@
 //! What happens to the logs in SpacetimeDB: frames are appended, ends are rewound, windows are swept.
 
 use bytes::Bytes;
+use rand::Rng as _;
 use spacetime_sync_lane::{CallId, ReadyFrame};
 use spacetime_sync_proto::{
     ChainHash, Event, Frame, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Sealer as _, Seq,
@@ -77,6 +78,7 @@ impl World {
                     RefusalCode::SeqGap => "module: seq_gap",
                     RefusalCode::EventConflict => "module: event_conflict",
                     RefusalCode::ChainMismatch => "module: chain_mismatch",
+                    RefusalCode::BelowWindow => "module: below_window",
                     _ => "module: other refusal",
                 });
                 return Err(refusal);
@@ -91,15 +93,16 @@ impl World {
         let (after, Some(stored)) = (table.head(), table.log.frames.last()) else {
             return;
         };
-        let frame = stored.frame.clone();
-        let (first, last) = (frame.first_seq, frame.last_seq);
+        let stored = stored.clone();
+        let (first, last) = (stored.frame.first_seq, stored.frame.last_seq);
         self.coverage.seen(if first.get() > asked_from {
             "module: cut and extended"
         } else {
             "module: extended"
         });
         say!(self, "host: holds {first}..={last} of stream {stream}");
-        self.check_frame(stream, before, &frame, after);
+        self.check_frame(stream, before, &stored, after);
+        let frame = stored.frame;
         self.commit(Undo::Append {
             stream,
             before: row,
@@ -135,6 +138,7 @@ impl World {
             self.coverage.seen("module: rewind after another bridge appended");
         }
         let before = Box::new(table.log.clone());
+        let reach = Seq::ZERO.plus(seen.seq.get().saturating_sub(REWIND_EVENTS));
         let seal = SimSealer.seal(&table.stream_id, &target);
         let step = match rewind::step(
             &mut table.log,
@@ -152,11 +156,18 @@ impl World {
         };
         self.coverage.seen(match step {
             rewind::Step::Done => "module: nothing to rewind",
+            // What it would cut through cannot be read.
+            rewind::Step::Cut { after } if after < reach => "module: log cut before its place",
             rewind::Step::Cut { .. } => "module: log cut",
             rewind::Step::Drop => "module: broken log dropped",
             rewind::Step::Begin => "module: window begun anew",
         });
         self.host_changed(stream, before);
+        if step == rewind::Step::Drop {
+            self.violate("I7", || {
+                format!("stream {stream}: no row is missing, but the oldest events were dropped")
+            });
+        }
         Ok(())
     }
 
@@ -198,7 +209,7 @@ impl World {
         true
     }
 
-    /// Appends an event of another origin at the head, with the rights of the bridge. It may be no event at all.
+    /// Appends events of another origin at the head, with the rights of the bridge. They may be no events at all.
     pub(crate) fn host_takes_foreign(&mut self, stream: usize) -> bool {
         let head = self.host.tables[stream].head();
         if self.is_poisoned(stream) || self.excuses[stream].is_foreign(head) || !self.host.up || head.seq == Seq::ZERO {
@@ -207,49 +218,72 @@ impl World {
         let Some(model) = self.logs[stream].events.first().cloned() else {
             return false;
         };
-        let payload = Bytes::from_static(b"of another origin");
-        let payload_hash = PayloadHash::of(&payload);
-        let seq = head.seq.next();
-        let event = Event {
-            seq,
-            payload,
-            payload_hash,
-            chain_hash: head
-                .chain
-                .link(seq, 1, &payload_hash, &model.idempotency_key, &model.kind),
-            committed_at_us: 1,
-            ..model
+        // One step of a rewind may not reach before them.
+        let stated = if self.dice.work.random_bool(0.5) {
+            1
+        } else {
+            self.dice.work.random_range(2..=40)
         };
-        let stream_id = &self.logs[stream].id;
-        let replayed = SimSealer.seal(stream_id, &head);
-        let mut last_chain = event.chain_hash;
-        // Clients that may not ask the authority stop at what is no frame.
-        let kinds = if self.setup.bounds.history { 5 } else { 2 };
-        let frame = match seq.get() % kinds {
+        // One more than is stated.
+        let events = invented(head, &model, stated + 1);
+        let honest = &events[..stated];
+        let of = |event: &Event| Position {
+            seq: event.seq,
+            chain: event.chain_hash,
+        };
+        let mut end = honest.last().map_or(head, of);
+        let replayed = SimSealer.seal(&self.logs[stream].id, &head);
+        // Clients that may not ask the authority stop at a page that does not lead to the head that it states.
+        let kinds = if self.setup.bounds.history { 6 } else { 5 };
+        let kind = head.seq.next().get() % kinds;
+        let frame = match kind {
             // Whoever invents it may show the seal of another position.
-            0 => Frame::encode(std::slice::from_ref(&event), replayed.as_ref()),
-            1 => Frame::encode(std::slice::from_ref(&event), None),
-            2 => Bytes::from_static(b"no frame"),
-            // One more event than is stated.
-            3 => Frame::encode(&[event.clone(), event], None),
+            0 => Frame::encode(honest, replayed.as_ref()),
+            1 => Frame::encode(honest, None),
+            2 => vec![0xff; Frame::least_bytes(stated)].into(),
+            3 => Frame::encode(&events, None),
+            4 => Frame::encode(&events[..stated - 1], None),
             _ => {
-                last_chain = ChainHash::from_bytes([seq.get() as u8; 32]);
-                Frame::encode(std::slice::from_ref(&event), None)
+                end.chain = ChainHash::from_bytes([end.seq.get() as u8; 32]);
+                Frame::encode(honest, None)
             }
         };
-        self.excuses[stream].foreign.push(Position { seq, chain: last_chain });
+        let ends = honest.iter().map(of).chain([end]);
+        self.excuses[stream].foreign.extend(ends.map(|end| (head.seq, end)));
         let request = Request {
-            first_seq: seq.get(),
-            last_seq: seq.get(),
+            first_seq: head.seq.next().get(),
+            last_seq: end.seq.get(),
             base_chain: head.chain,
-            last_chain,
+            last_chain: end.chain,
             last_at_us: 1,
             frame,
         };
         let is_taken = self.host_takes_frame(stream, request).is_ok();
-        if is_taken && seq.get() % kinds > 1 {
+        if is_taken && kind > 1 {
             self.coverage.seen("module: took what is no such frame");
         }
         is_taken
     }
+}
+
+/// So many events after a position, all of another origin. They have key and kind of `model`.
+fn invented(after: Position, model: &Event, events: usize) -> Vec<Event> {
+    let payload = Bytes::from_static(b"of another origin");
+    let payload_hash = PayloadHash::of(&payload);
+    let mut before = after;
+    let invent = |_| {
+        let seq = before.seq.next();
+        let (key, kind) = (&model.idempotency_key, &model.kind);
+        let chain_hash = before.chain.link(seq, 1, &payload_hash, key, kind);
+        before = Position { seq, chain: chain_hash };
+        Event {
+            seq,
+            payload: payload.clone(),
+            payload_hash,
+            chain_hash,
+            committed_at_us: 1,
+            ..model.clone()
+        }
+    };
+    (0..events).map(invent).collect()
 }

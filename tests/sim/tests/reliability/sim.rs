@@ -120,6 +120,20 @@ fn a_rewind_that_another_bridge_has_overtaken_takes_nothing_away() {
     assert!(seen.times("module: rewind after another bridge appended") > 0, "{seen}");
 }
 
+/// A rewind once met bytes that it could not cut, and dropped the sound log before them instead.
+#[test]
+fn a_forgery_that_nobody_can_read_goes_alone_however_many_events_it_is_said_to_hold() {
+    let seen = hold(&[Fault::Foreign, Fault::BridgeCut, Fault::HostRestored]);
+    for what in [
+        "module: took what is no such frame",
+        "module: below_window",
+        "module: log cut before its place",
+        "bridge: forgery removed",
+    ] {
+        assert!(seen.times(what) > 0, "{what}\n{seen}");
+    }
+}
+
 /// Runs many seeds with these faults only, and returns what happened.
 fn hold(faults: &[Fault]) -> Coverage {
     let mut seen = Coverage::default();
