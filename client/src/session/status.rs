@@ -125,7 +125,7 @@ pub enum StreamPhase {
         /// How often it was tried.
         attempt: u32,
     },
-    /// Applying failed. The client tries again.
+    /// Applying failed, or SpacetimeDB holds a damaged row. The client tries again.
     Retrying {
         /// What went wrong.
         message: String,

@@ -38,7 +38,7 @@ pub enum Mode {
     Unanswered,
     /// SpacetimeDB does not continue what was applied. The stream finds out what does.
     Recovering(Rung),
-    /// Applying failed. The stream tries again later, from what is saved.
+    /// Applying failed, or a row is damaged. The stream tries again later, after a failure from what is saved.
     Retrying {
         /// What went wrong last.
         message: String,

@@ -69,7 +69,7 @@ pub(super) enum Asking {
 pub(super) struct Recovery {
     /// Pauses in a row.
     pub(super) waits: u32,
-    /// Times in a row that SpacetimeDB delivered events that the bridge has not sealed.
+    /// Times in a row that SpacetimeDB delivered events that the bridge has not sealed, or a damaged row.
     unproven: u32,
     /// Stale cursors after which the stream started over.
     answers: u32,
@@ -130,9 +130,21 @@ impl Stream {
                 effects.push(Effect::Report);
             }
             self.climb(rung, effects);
+        } else if matches!(stop, StreamStop::BadFrame { .. } | StreamStop::FrameExtent { .. }) {
+            self.damaged(&stop, effects);
         } else {
             self.stop(stop, effects);
         }
+    }
+
+    /// A row is damaged, and the authority cannot be asked what it should be. The stream asks SpacetimeDB again, from where
+    /// it is: what was handed out before is not in doubt.
+    fn damaged(&mut self, stop: &StreamStop, effects: &mut Vec<Effect>) {
+        self.claim = None;
+        self.recovery.unproven = self.recovery.unproven.saturating_add(1);
+        let (message, attempt) = (stop.to_string(), self.recovery.unproven);
+        self.leave(Mode::Retrying { message }, effects);
+        effects.push(Effect::RetryLater { attempt });
     }
 
     fn climb(&mut self, rung: Rung, effects: &mut Vec<Effect>) {

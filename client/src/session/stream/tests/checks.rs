@@ -36,31 +36,64 @@ fn a_frame_that_does_not_lead_to_the_head_is_never_applied() {
 }
 
 #[test]
-fn an_invalid_frame_stops_the_stream() {
-    let mut log = Log::new("s", 10);
-    let mut case = Case::live(&log);
-    log.append();
+fn without_history_a_stream_asks_again_for_a_damaged_row_however_long_it_takes() {
+    let (before, log) = (Log::new("s", 10), Log::new("s", 12));
     let broken = FrameRow {
         bytes: Bytes::from_static(b"\xff\xff\xff"),
         ..log.frame(11, 11)
     };
-    case.expect(Input::Frame(broken), &["unsubscribe 1"]);
-    assert_eq!(case.stopped().code(), "bad_frame");
-
-    let mut case = Case::live(&Log::new("s", 10));
     let longer = FrameRow {
         last_seq: seq(12),
         ..log.frame(11, 11)
     };
-    case.expect(Input::Frame(longer), &["unsubscribe 1"]);
-    assert_eq!(
-        case.stopped(),
-        &StreamStop::FrameExtent {
-            seq: seq(11),
-            expected: seq(12),
-            found: seq(11)
+    for (damaged, why) in [
+        (broken, "the frame at seq 11 is invalid"),
+        (longer, "says that its frame ends at 12"),
+    ] {
+        let mut case = Case::live(&before);
+        case.expect(Input::Frame(damaged.clone()), &["unsubscribe 1", "retry later 1"]);
+        for attempt in 2..3 * bounds().recovery_attempts {
+            let mode = case.stream.mode();
+            assert!(
+                matches!(mode, Mode::Retrying { message } if message.contains(why)),
+                "{mode:?}"
+            );
+            case.expect(Input::AskAgain, &["read after 10"]);
+            case.expect(log.page(vec![damaged.clone()]), &[&format!("retry later {attempt}")]);
         }
-    );
+        // The bridge has put the true row there.
+        case.expect(Input::AskAgain, &["read after 10"]);
+        let effects = case.step(log.page(vec![log.frame(11, 12)]));
+        assert_eq!(effects[0], "apply 11..=12");
+    }
+}
+
+#[test]
+fn what_was_taken_before_a_damaged_row_is_not_taken_again() {
+    let log = Log::new("s", 30);
+    for is_applied_first in [true, false] {
+        let mut case = Case::new(log.at(10));
+        case.step(Input::Connected);
+        let damaged = FrameRow {
+            bytes: Bytes::from_static(b"\xff\xff\xff"),
+            ..log.frame(16, 20)
+        };
+        case.expect(
+            log.page(vec![log.frame(11, 15), damaged, log.frame(21, 30)]),
+            &["apply 11..=15", "retry later 1"],
+        );
+        if is_applied_first {
+            case.expect(applied(&log, 15), &[]);
+        }
+        case.expect(Input::Frame(log.frame(16, 20)), &[]);
+        case.expect(Input::AskAgain, &["read after 15"]);
+        if !is_applied_first {
+            case.expect(applied(&log, 15), &[]);
+        }
+        let effects = case.step(log.page(vec![log.frame(16, 20), log.frame(21, 30)]));
+        assert_eq!(effects[..2], ["apply 16..=20", "apply 21..=30"]);
+        assert_eq!(case.stream.applied(), log.at(15));
+    }
 }
 
 #[test]
