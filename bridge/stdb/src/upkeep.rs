@@ -262,7 +262,8 @@ mod tests {
     fn a_page_ends_before_the_first_row_that_states_what_is_not_true() {
         let (frames, invalid) = frames_of(rows());
         assert_eq!((frames.len(), invalid), (3, None));
-        let changes: [(fn(&mut SyncEvent), &str); 5] = [
+        type Change = fn(&mut SyncEvent);
+        let changes: [(Change, &str); 5] = [
             (|row| row.frame = vec![0xff; 1_000], "is invalid"),
             (|row| row.last_seq += 1, "ends at"),
             (|row| row.last_at = i64::MAX, "was committed at"),
