@@ -165,7 +165,11 @@ impl World {
                 party.forgives(stream, "chain_mismatch") || excuses.was_set_back && !excuses.foreign.is_empty()
             }
             StreamStop::PayloadMismatch { .. } => party.forgives(stream, "payload_mismatch"),
-            StreamStop::BelowWindow { .. } => self.setup.window().is_some(),
+            // Where SpacetimeDB lost published events and something of another origin took their place, no chain hash leads
+            // to the last published one. The bridge begins the window there anew.
+            StreamStop::BelowWindow { .. } => {
+                self.setup.window().is_some() || excuses.was_set_back && !excuses.foreign.is_empty()
+            }
             StreamStop::StaleCursor(_) => self.logs[stream].floor > applied.seq,
             StreamStop::Unproven { .. }
             | StreamStop::Withheld { .. }

@@ -180,7 +180,7 @@ async fn the_module_does_not_look_into_a_frame_that_continues_the_log() {
     let id = stream("runtime.run.1.events");
     let (begin, end) = (
         column(&ChainHash::genesis(&id)),
-        column(&ChainHash::from_bytes([7; 32])),
+        column(&ChainHash::from_bytes([0x77; 32])),
     );
     let garbage = "ff".repeat(limit::FRAME_PADDED_BYTES);
     let arguments = json!([id.as_str(), 1, 3, begin, end, 7, garbage]);
