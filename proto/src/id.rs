@@ -215,6 +215,12 @@ impl Seq {
         Self(self.0.saturating_add(count).min(Self::MAX.0))
     }
 
+    /// The seq `count` events earlier, but not before [`Seq::ZERO`].
+    #[must_use]
+    pub fn minus(self, count: u64) -> Self {
+        Self(self.0.saturating_sub(count))
+    }
+
     /// The seq before this one. [`Seq::ZERO`] stays as it is.
     #[must_use]
     pub fn previous(self) -> Self {

@@ -49,6 +49,8 @@ pub const NAME_BYTES: usize = 128;
 pub const CLAIMED_NAME_BYTES: usize = 128;
 /// The allowed intervals at which the module looks for expired sessions, in milliseconds.
 pub const SWEEP_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
+/// The most events that one step of a rewind removes, unless a single frame holds more, or cannot be cut.
+pub const REWIND_STEP_EVENTS: u64 = 8_192;
 /// How many steps of a rewind in a row may leave SpacetimeDB's head in place. Steps that drop the oldest events of a
 /// broken log do. The bound is for a module that removes nothing.
 pub const REWIND_STEPS_IN_PLACE: u32 = 1_000;

@@ -96,6 +96,8 @@ pub(crate) struct Compare {
     swept: Option<StreamId>,
     coverage: Coverage,
     backoff: Backoff,
+    /// The most events that one step of a rewind removes.
+    rewind_events: u64,
     refills: BTreeMap<StreamId, Refill>,
     refills_wanted: VecDeque<Wanted>,
     /// Streams whose seal is being checked.
@@ -108,7 +110,7 @@ pub(crate) struct Compare {
 }
 
 impl Compare {
-    pub(crate) fn new(batch: usize, every: Duration) -> Self {
+    pub(crate) fn new(batch: usize, every: Duration, rewind_events: u64) -> Self {
         Self {
             batch,
             link: None,
@@ -118,6 +120,7 @@ impl Compare {
             urgent: None,
             sweeping: None,
             every,
+            rewind_events,
             sweep: Sweep::Waiting(Duration::ZERO),
             swept: None,
             coverage: Coverage::None,
@@ -134,7 +137,7 @@ impl Compare {
 
     /// The link is down: forgets everything, because no answer will come.
     pub(crate) fn close(&mut self) {
-        *self = Self::new(self.batch, self.every);
+        *self = Self::new(self.batch, self.every, self.rewind_events);
     }
 
     pub(crate) fn is_open(&self) -> bool {

@@ -79,7 +79,12 @@ impl Link {
             let held = self.heads(std::slice::from_ref(stream_id)).await?;
             match held.first() {
                 Some(held) if *held == to => return Ok(()),
-                Some(held) if held.seq < seen.seq => (seen, in_place) = (*held, 0),
+                // Above what a step leaves, somebody else has appended since.
+                Some(held)
+                    if held.seq < seen.seq && held.seq <= to.seq.max(seen.seq.minus(limit::REWIND_STEP_EVENTS)) =>
+                {
+                    (seen, in_place) = (*held, 0);
+                }
                 Some(held) if *held == seen && in_place < limit::REWIND_STEPS_IN_PLACE => in_place += 1,
                 Some(held) => {
                     let message = format!("a log that still ends at seq {}, not at {}", held.seq, to.seq);

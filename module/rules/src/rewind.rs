@@ -4,9 +4,6 @@ use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, 
 
 use crate::log::{HeadRow, LogRows, StoredFrame, chain_at, next_frames, oldest_after};
 
-/// The most events that one step removes, unless a single frame holds more, or cannot be cut.
-pub const STEP_EVENTS: u64 = 8_192;
-
 /// What a step does. The log is valid after each step, so each can be a transaction of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {

@@ -2,7 +2,7 @@
 //! a window, an operator after a restore. One call is one bounded step. The caller reads the head and calls again until
 //! the log ends there.
 
-use spacetime_sync_proto::Position;
+use spacetime_sync_proto::{Position, limit};
 use spacetime_sync_rules::rewind;
 use spacetimedb::sats::u256;
 use spacetimedb::{ReducerContext, reducer};
@@ -40,6 +40,14 @@ pub fn rewind_stream(
         seq: seq_from_column(seen_seq),
         chain: chain_from_column(seen_chain_hash),
     };
-    rewind::step(&mut rows, &stream_id, target, seal.as_ref(), seen, rewind::STEP_EVENTS).map_err(refused)?;
+    rewind::step(
+        &mut rows,
+        &stream_id,
+        target,
+        seal.as_ref(),
+        seen,
+        limit::REWIND_STEP_EVENTS,
+    )
+    .map_err(refused)?;
     Ok(())
 }

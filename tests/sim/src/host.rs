@@ -6,6 +6,8 @@ mod life;
 mod log;
 mod readers;
 
+pub(crate) use log::REWIND_EVENTS;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use rand::Rng as _;

@@ -164,12 +164,14 @@ impl Compare {
             return;
         };
         let RefillStep::Looking(to) = refill.step else { return };
+        // Above that, another bridge has appended since. What it appended may be published already.
+        let reach = refill.seen.seq.minus(self.rewind_events);
         match heads.map(|heads| heads.first().copied()) {
             Ok(Some(held)) if held == to => {
                 self.refills.remove(&stream_id);
                 found.findings.push((stream_id, Finding::Filled(to.seq)));
             }
-            Ok(Some(held)) if held.seq < refill.seen.seq => {
+            Ok(Some(held)) if held.seq < refill.seen.seq && held.seq <= to.seq.max(reach) => {
                 (refill.seen, refill.in_place) = (held, 0);
                 self.rewind(&stream_id, to, turn);
             }

@@ -20,7 +20,7 @@ use crate::world::{World, say};
 
 /// How many events one step of a rewind removes at most. In the module they are more than a run has: no rewind would
 /// take several steps.
-const REWIND_EVENTS: u64 = 16;
+pub(crate) const REWIND_EVENTS: u64 = 16;
 
 impl World {
     pub(super) fn host_appends(&mut self, conn: ConnId, call: CallId, stream: usize, frame: ReadyFrame) {
@@ -138,7 +138,7 @@ impl World {
             self.coverage.seen("module: rewind after another bridge appended");
         }
         let before = Box::new(table.log.clone());
-        let reach = Seq::ZERO.plus(seen.seq.get().saturating_sub(REWIND_EVENTS));
+        let reach = seen.seq.minus(REWIND_EVENTS);
         let seal = SimSealer.seal(&table.stream_id, &target);
         let step = match rewind::step(
             &mut table.log,
