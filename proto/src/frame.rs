@@ -2,7 +2,7 @@
 //!
 //! Decoding checks lengths, names, and the chain from the frame's base to its end. It hashes no payload: the bridge
 //! does that before it sends a frame, and the client before it applies one. The module decodes only what it must cut
-//! (docs/adr/0020). Checking copies nothing out of the frame; events are made only for callers that ask for them.
+//! (docs/adr/0019). Checking copies nothing out of the frame; events are made only for callers that ask for them.
 
 mod message;
 

@@ -2,7 +2,7 @@
 //!
 //! A frame that continues the log is taken as its caller states it, without a look into it: that costs the same for one
 //! event as for a thousand. Who delivers a frame need not be believed, because clients check it against the bridge's seal
-//! (docs/adr/0020). A frame that the module itself must cut is decoded, and checked in whole.
+//! (docs/adr/0019). A frame that the module itself must cut is decoded, and checked in whole.
 
 use bytes::Bytes;
 use spacetime_sync_proto::{

@@ -1,5 +1,5 @@
 //! Appends a frame of consecutive events. The call is one transaction, and a repeated frame changes nothing. What the call
-//! states about the frame must continue the log; whether the frame is what was stated, clients check (docs/adr/0020).
+//! states about the frame must continue the log; whether the frame is what was stated, clients check (docs/adr/0019).
 
 use bytes::Bytes;
 use spacetime_sync_rules::append::{Appended, Request, append};
