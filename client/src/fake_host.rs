@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 use spacetime_sync_bindings::{SessionPresence, SyncEvent};
 use spacetime_sync_proto::page::Snapshot;
-use spacetime_sync_proto::{PayloadHash, Refusal, Seq, StreamId};
+use spacetime_sync_proto::{PayloadHash, Refusal, Seq, StreamId, limit};
 use spacetime_sync_rules::log::memory::MemoryLog;
 use spacetime_sync_rules::{append, rewind};
 use tokio::net::TcpListener;
@@ -243,7 +243,7 @@ impl State {
             target,
             None,
             self.log.at(0),
-            rewind::STEP_EVENTS,
+            limit::REWIND_STEP_EVENTS,
         )
         .unwrap();
         self.publish(to);

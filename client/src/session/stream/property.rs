@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use spacetime_sync_proto::{PayloadHash, Position, Refusal, RefusalCode, StaleReason, StreamId};
+use spacetime_sync_proto::{PayloadHash, Position, Refusal, RefusalCode, StaleReason, StreamId, limit};
 use spacetime_sync_rules::append::{Appended, Request, append};
 use spacetime_sync_rules::log::HeadRow;
 use spacetime_sync_rules::log::memory::MemoryLog;
@@ -228,7 +228,7 @@ impl World {
                 target,
                 None,
                 self.log.at(0),
-                rewind::STEP_EVENTS,
+                limit::REWIND_STEP_EVENTS,
             )
             .unwrap();
         }
