@@ -1,14 +1,18 @@
-//! Pages of the log for clients, heads and streams for the bridge and operators. Filters do not apply to procedures, so
-//! each of them checks who asks.
+//! Calls that answer with more than done or refused: pages of the log for clients; heads, streams and rewinds for the
+//! bridge and operators. Filters do not apply to procedures, so each of them checks who asks.
 
-use spacetime_sync_proto::{Refusal, RefusalCode, StreamId, limit};
+use spacetime_sync_proto::{Position, Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_rules::log::{HeadRow, LogRows};
 use spacetime_sync_rules::page::{self, Page};
+use spacetime_sync_rules::rewind;
 use spacetimedb::sats::u256;
 use spacetimedb::{ProcedureContext, ReducerContext, SpacetimeType, Table, procedure};
 
 use crate::access::{may_read, no_grant, operator};
-use crate::log_access::{StreamRows, chain_to_column, event_row, seq_argument, stream_class, trust_row};
+use crate::log_access::{
+    StreamRows, chain_from_column, chain_to_column, event_row, seal_argument, seq_argument, seq_from_column,
+    stream_class, trust_row,
+};
 use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
 use crate::tables::{SyncEvent, SyncStream, retention_class, sync_head, sync_stream};
 
@@ -138,10 +142,57 @@ fn heads(ctx: &ReducerContext, stream_ids: &[String]) -> Result<Vec<HeadReport>,
                 stream_id: &stream_id,
             };
             let HeadRow { head, .. } = rows.head().unwrap_or_else(|| HeadRow::start(&stream_id));
-            Ok(HeadReport {
-                head_seq: head.seq.get(),
-                head_chain: chain_to_column(head.chain),
-            })
+            Ok(head_report(head))
         })
         .collect()
+}
+
+fn head_report(head: Position) -> HeadReport {
+    HeadReport {
+        head_seq: head.seq.get(),
+        head_chain: chain_to_column(head.chain),
+    }
+}
+
+/// Takes one bounded step to make a stream's log end where the authority's does, whatever SpacetimeDB holds, and answers
+/// where the log ends now. The bridge calls it when it refills a window, an operator after a restore. The caller calls
+/// again with that head until the log ends at `seq`. Whoever asked for the head afterwards could not tell what the step
+/// left from what another bridge has appended since.
+///
+/// `chain_hash` is the authority's chain hash at `seq`. `seal` is the bridge's seal of that position, or empty: a frame
+/// that is cut there ends with it. `seen_seq` and `seen_chain_hash` are the head as the caller last saw it. For the owner
+/// and the bridge.
+#[procedure]
+pub fn rewind_stream(
+    ctx: &mut ProcedureContext,
+    stream_id: String,
+    seq: u64,
+    chain_hash: u256,
+    seal: Vec<u8>,
+    seen_seq: u64,
+    seen_chain_hash: u256,
+) -> Result<HeadReport, Refused> {
+    ctx.try_with_tx(|tx| {
+        let trust = trust_row(tx)?;
+        operator(tx, &trust)?;
+        let stream_id = parse_stream_id(&stream_id)?;
+        let target = Position {
+            seq: seq_argument(seq)?,
+            chain: chain_from_column(chain_hash),
+        };
+        let seen = Position {
+            seq: seq_from_column(seen_seq),
+            chain: chain_from_column(seen_chain_hash),
+        };
+        let seal = seal_argument(&seal)?;
+        let mut rows = StreamRows {
+            ctx: tx,
+            stream_key: trust.stream_key(&stream_id)?,
+            stream_id: &stream_id,
+        };
+        let most_events = limit::REWIND_STEP_EVENTS;
+        let (_, left) =
+            rewind::step(&mut rows, &stream_id, target, seal.as_ref(), seen, most_events).map_err(refused)?;
+        Ok(head_report(left))
+    })
 }

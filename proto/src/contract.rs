@@ -6,11 +6,11 @@ use std::fmt;
 /// Name and version of the protocol.
 pub const PROTOCOL: &str = "spacetime.sync.v1";
 /// Version of tables, reducers, procedures and frames. Every change to them raises it.
-pub const SCHEMA_VERSION: u32 = 6;
+pub const SCHEMA_VERSION: u32 = 7;
 /// sha256 of what the bindings are generated from: the module's public tables, its reducers, procedures and their
 /// types. `scripts/bindings` prints it, and the test `lane::contract::module_and_bindings_agree` fails when it is out
 /// of date.
-pub const SCHEMA_HASH: &str = "sha256:e6589023edfb30525d2ec2e7571f7a0a3abc7251a2df8630f61b55c22b1ff96c";
+pub const SCHEMA_HASH: &str = "sha256:da6812394c9f0ed51789887f1e6b803cad2ab168559e4443832f3c71699e5faf";
 
 /// The contract that a module, bridge or client was built with.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -96,8 +96,6 @@ pub(crate) struct Compare {
     swept: Option<StreamId>,
     coverage: Coverage,
     backoff: Backoff,
-    /// The most events that one step of a rewind removes.
-    rewind_events: u64,
     refills: BTreeMap<StreamId, Refill>,
     refills_wanted: VecDeque<Wanted>,
     /// Streams whose seal is being checked.
@@ -110,7 +108,7 @@ pub(crate) struct Compare {
 }
 
 impl Compare {
-    pub(crate) fn new(batch: usize, every: Duration, rewind_events: u64) -> Self {
+    pub(crate) fn new(batch: usize, every: Duration) -> Self {
         Self {
             batch,
             link: None,
@@ -120,7 +118,6 @@ impl Compare {
             urgent: None,
             sweeping: None,
             every,
-            rewind_events,
             sweep: Sweep::Waiting(Duration::ZERO),
             swept: None,
             coverage: Coverage::None,
@@ -137,7 +134,7 @@ impl Compare {
 
     /// The link is down: forgets everything, because no answer will come.
     pub(crate) fn close(&mut self) {
-        *self = Self::new(self.batch, self.every, self.rewind_events);
+        *self = Self::new(self.batch, self.every);
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -209,10 +206,6 @@ impl Compare {
         turn: &mut Turn<'_>,
     ) -> Found {
         let mut found = Found::default();
-        if let Some(stream_id) = self.refill_of(request) {
-            self.refill_looked(stream_id, heads, turn, &mut found);
-            return found;
-        }
         let is_asked = |batch: &Batch| batch.request == request && matches!(batch.stage, Stage::Heads);
         let Some((slot, is_sweep)) = self.slot(is_asked) else {
             return found;

@@ -52,8 +52,6 @@ pub struct Settings {
     pub dirty_streams: usize,
     /// How many streams one batch compares with SpacetimeDB at most.
     pub compared_streams: usize,
-    /// The most events that one step of a rewind removes, as the module counts.
-    pub rewind_events: u64,
     /// How long after all streams were compared to compare them again.
     pub compare_every: Duration,
     /// Whether SpacetimeDB keeps only the window that a stream's retention class allows.
@@ -104,11 +102,7 @@ impl Lane {
             told_away: false,
             streams: Streams::new(settings.limits),
             link: Link::new(settings.connect_deadline, settings.ack_deadline),
-            compare: Compare::new(
-                settings.compared_streams,
-                settings.compare_every,
-                settings.rewind_events,
-            ),
+            compare: Compare::new(settings.compared_streams, settings.compare_every),
             ledger: Ledger::new(),
             look: Look::new(settings.idle_poll, settings.dirty_streams),
             beats: Beats::new(settings.beat_every, settings.policy_every, settings.applies_windows),

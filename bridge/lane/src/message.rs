@@ -178,8 +178,8 @@ pub enum Event {
     FramesChecked(LinkId, RequestId, Result<Checked, Failure>),
     /// A client that may read the stream reports that SpacetimeDB contradicts the authority.
     Reported(Report),
-    /// Answers [`Command::Rewind`].
-    Rewound(LinkId, RequestId, Result<(), Failure>),
+    /// Answers [`Command::Rewind`] with the head that the step left.
+    Rewound(LinkId, RequestId, Result<Position, Failure>),
     /// Answers [`Command::SetRetention`].
     RetentionSet(LinkId, RequestId, Result<(), Failure>),
     /// Answers [`Command::MarkEpoch`]. The refusal says that this is not the history that the bridge carried before.
@@ -307,7 +307,8 @@ pub enum Command {
         request: RequestId,
         /// The stream.
         stream_id: StreamId,
-        /// The head at the last look. If the log ends with another event by now, the module refuses.
+        /// The head at the last look, or after the last step. If the log ends with another event by now, the module
+        /// refuses.
         seen: Position,
         /// Where the log is to end.
         to: Position,

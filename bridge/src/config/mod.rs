@@ -433,7 +433,6 @@ impl Config {
             idle_poll: ms(bridge.idle_poll_ms),
             dirty_streams: limits.dirty_streams,
             compared_streams: limit::HEADS,
-            rewind_events: limit::REWIND_STEP_EVENTS,
             compare_every: ms(bridge.compare_every_ms),
             applies_windows: self.applies_windows(),
             policy_every: ms(retention.every_ms),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use spacetime_sync_bindings::{DbConnection, RemoteProcedures, RemoteReducers, append_sync_events, read_heads};
+use spacetime_sync_bindings::{
+    DbConnection, HeadReport, RemoteProcedures, RemoteReducers, append_sync_events, read_heads,
+};
 use spacetime_sync_proto::access::Compatibility;
 use spacetime_sync_proto::{
     ChainHash, DatabasePin, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId, error_text,
@@ -278,16 +280,8 @@ impl Link {
             let message = format!("{} heads for {} streams", reports.len(), stream_ids.len());
             return Err(self.unexpected("read_heads", message));
         }
-        let held = |(stream_id, report): (&StreamId, &spacetime_sync_bindings::HeadReport)| {
-            let seq = Seq::new(report.head_seq).unwrap_or(Seq::MAX);
-            let chain = if seq == Seq::ZERO {
-                ChainHash::genesis(stream_id)
-            } else {
-                chain_from_column(report.head_chain)
-            };
-            Position { seq, chain }
-        };
-        Ok(stream_ids.iter().zip(&reports).map(held).collect())
+        let heads = stream_ids.iter().zip(&reports);
+        Ok(heads.map(|(stream_id, report)| head_of(stream_id, report)).collect())
     }
 
     /// Resolves when the connection has ended.
@@ -355,6 +349,17 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// The head of a stream, as the module reports it.
+pub(super) fn head_of(stream_id: &StreamId, report: &HeadReport) -> Position {
+    let seq = Seq::new(report.head_seq).unwrap_or(Seq::MAX);
+    let chain = if seq == Seq::ZERO {
+        ChainHash::genesis(stream_id)
+    } else {
+        chain_from_column(report.head_chain)
+    };
+    Position { seq, chain }
 }
 
 fn port_of(uri: &str) -> Option<u16> {

@@ -11,7 +11,7 @@ use spacetime_sync_proto::{Frame, Position, Refusal, RefusalCode, Seal, Seq, Str
 use spacetimedb_sdk::__codegen::InternalError;
 use tokio::sync::oneshot;
 
-use super::link::Link;
+use super::link::{Link, head_of};
 use super::{StdbError, chain_from_column, chain_to_column};
 
 /// The raw answer to a call, in which the text of an error may be a refusal.
@@ -43,25 +43,26 @@ pub struct HeldPage {
 }
 
 impl Link {
-    /// Takes one step towards a log that ends at `to`, in a transaction of bounded size. `seal` is that position's. The
-    /// module refuses it if the log no longer ends at `seen`, because somebody else has changed it.
+    /// Takes one step towards a log that ends at `to`, in a transaction of bounded size, and returns the head that the step
+    /// left. `seal` is that position's. The module refuses it if the log no longer ends at `seen`, because somebody else
+    /// has changed it.
     pub async fn rewind_step(
         &self,
         stream_id: &StreamId,
         seen: Position,
         to: Position,
         seal: Option<&Seal>,
-    ) -> Result<(), StdbError> {
+    ) -> Result<Position, StdbError> {
         let seal = seal.map_or_else(Vec::new, |seal| seal.to_bytes().to_vec());
-        self.reducer("rewind_stream", |reducers, answer| {
+        let left = self.procedure("rewind_stream", |procedures, answer| {
             let name = stream_id.as_str().to_owned();
             let (at, chain) = (to.seq.get(), chain_to_column(&to.chain));
             let (seen_at, seen_chain) = (seen.seq.get(), chain_to_column(&seen.chain));
-            reducers.rewind_stream_then(name, at, chain, seal, seen_at, seen_chain, move |_, result| {
+            procedures.rewind_stream_then(name, at, chain, seal, seen_at, seen_chain, move |_, result| {
                 drop(answer.send(result));
-            })
-        })
-        .await
+            });
+        });
+        Ok(head_of(stream_id, &left.await?))
     }
 
     /// Makes SpacetimeDB's log end at `to` with the authority's `chain`, step by step. The rewind is given up after
@@ -75,22 +76,16 @@ impl Link {
     ) -> Result<(), StdbError> {
         let mut in_place = 0;
         loop {
-            self.rewind_step(stream_id, seen, to, seal).await?;
-            let held = self.heads(std::slice::from_ref(stream_id)).await?;
-            match held.first() {
-                Some(held) if *held == to => return Ok(()),
-                // Above what a step leaves, somebody else has appended since.
-                Some(held)
-                    if held.seq < seen.seq && held.seq <= to.seq.max(seen.seq.minus(limit::REWIND_STEP_EVENTS)) =>
-                {
-                    (seen, in_place) = (*held, 0);
-                }
-                Some(held) if *held == seen && in_place < limit::REWIND_STEPS_IN_PLACE => in_place += 1,
-                Some(held) => {
-                    let message = format!("a log that still ends at seq {}, not at {}", held.seq, to.seq);
-                    return Err(self.unexpected("rewind_stream", message));
-                }
-                None => return Err(self.unexpected("read_heads", "no head".to_owned())),
+            let left = self.rewind_step(stream_id, seen, to, seal).await?;
+            if left == to {
+                return Ok(());
+            } else if left.seq < seen.seq {
+                (seen, in_place) = (left, 0);
+            } else if left == seen && in_place < limit::REWIND_STEPS_IN_PLACE {
+                in_place += 1;
+            } else {
+                let message = format!("a log that still ends at seq {}, not at {}", left.seq, to.seq);
+                return Err(self.unexpected("rewind_stream", message));
             }
         }
     }

@@ -20,9 +20,10 @@ pub enum Step {
     Begin,
 }
 
-/// Takes the next step towards a log that ends at `target`, and returns that step. `seal` is the target's: a frame that
-/// is cut there ends with it. `seen` is the head as the caller last saw it. The caller looks at the head again and repeats
-/// the call until the log ends at the target. Every step moves the head, except where rows are missing.
+/// Takes the next step towards a log that ends at `target`, and returns that step and the head that it leaves. `seal` is
+/// the target's: a frame that is cut there ends with it. `seen` is the head as the caller last saw it. The caller repeats
+/// the call from the head that is left until the log ends at the target. Every step moves the head, except where rows are
+/// missing.
 pub fn step(
     rows: &mut impl LogRows,
     stream_id: &StreamId,
@@ -30,7 +31,7 @@ pub fn step(
     seal: Option<&Seal>,
     seen: Position,
     most_events: u64,
-) -> Result<Step, Refusal> {
+) -> Result<(Step, Position), Refusal> {
     let row = rows.head();
     let held = row.unwrap_or_else(|| HeadRow::start(stream_id));
     is_as_seen(held, seen)?;
@@ -60,7 +61,7 @@ pub fn step(
         // A reader that was further along starts again from here: the log that it acknowledged is gone.
         rows.delete_checkpoints_after(target.seq);
     }
-    Ok(step)
+    Ok((step, after.head))
 }
 
 /// Refuses a step if the log does not end with the event that the caller saw: another bridge may have published since,
@@ -90,8 +91,7 @@ fn decide(held: HeadRow, target: Position, there: Option<ChainHash>, most_events
     if held.head == target {
         return Step::Done;
     }
-    // Infallible: it is not past the head.
-    let reach = Seq::new(head.get().saturating_sub(most_events)).unwrap_or(head);
+    let reach = head.minus(most_events);
     if there == Some(target.chain) {
         return Step::Cut {
             after: target.seq.max(reach),
@@ -180,7 +180,9 @@ mod tests {
 
     fn one_step(rows: &mut MemoryLog, target: Position, most_events: u64) -> Step {
         let seen = rows.head.unwrap_or_else(|| HeadRow::start(&stream())).head;
-        step(rows, &stream(), target, None, seen, most_events).unwrap()
+        let (step, left) = step(rows, &stream(), target, None, seen, most_events).unwrap();
+        assert_eq!(left, rows.head.unwrap().head);
+        step
     }
 
     /// Rewinds until the log ends at the target, and returns every step.

@@ -9,7 +9,6 @@ mod lifecycle;
 mod mark_epoch;
 mod revoke_session;
 mod revoke_stream;
-mod rewind_stream;
 mod set_compatibility;
 mod set_retention;
 pub(crate) mod sweep_access;

@@ -6,8 +6,6 @@ mod life;
 mod log;
 mod readers;
 
-pub(crate) use log::REWIND_EVENTS;
-
 use std::collections::{BTreeMap, VecDeque};
 
 use rand::Rng as _;
@@ -255,6 +253,7 @@ impl World {
             let undo = self.host.undo.pop_front().map(|(_, undo)| undo);
             if let Some(Undo::Append { stream, after, .. } | Undo::Log { stream, after, .. }) = undo {
                 self.host.tables[stream].durable = after;
+                self.excuses[stream].becomes_durable(after);
             }
         }
         while let Some((offset, ..)) = self.host.held_back.front()

@@ -109,10 +109,10 @@ pub(crate) enum FromHost {
         head: Position,
         frames: Vec<StoredFrame>,
     },
-    /// The answer to one step of a rewind.
+    /// The answer to one step of a rewind: the head that it left.
     Rewound {
         ask: RequestId,
-        answer: Result<(), Refusal>,
+        answer: Result<Position, Refusal>,
     },
     Page {
         read: u64,

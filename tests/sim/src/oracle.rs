@@ -114,7 +114,8 @@ impl World {
                 });
             }
             let durable = self.host.tables[stream].durable.seq;
-            let forgiven = self.excuses[stream].set_back_from.unwrap_or(Seq::ZERO);
+            let excuses = &self.excuses[stream];
+            let forgiven = excuses.set_back_from.max(excuses.rewound_from).unwrap_or(Seq::ZERO);
             let told = self.clients[client].followed[stream].from_authority;
             if event.seq > durable.max(forgiven).max(told) {
                 let seq = event.seq;

@@ -11,7 +11,6 @@ use spacetime_sync_lane::{Limits, Settings as LaneSettings};
 
 use crate::agenda::{Micros, SECOND};
 use crate::fault::{Fault, Planned, plan};
-use crate::host::REWIND_EVENTS;
 
 /// A run before it starts. The same setup always runs in the same way.
 #[derive(Debug, Clone)]
@@ -164,7 +163,6 @@ impl Setup {
             idle_poll: shipped("idle_poll_ms"),
             dirty_streams: self.at_once.0,
             compared_streams: self.at_once.1,
-            rewind_events: REWIND_EVENTS,
             compare_every: COMPARE_EVERY,
             applies_windows: self.window().is_some(),
             policy_every: shipped("every_ms"),

@@ -82,6 +82,11 @@ pub(crate) struct Excuses {
     pub(crate) set_back_from: Option<Seq>,
     /// Whether SpacetimeDB has ever lost durable events.
     pub(crate) was_set_back: bool,
+    /// A rewind removed durable events up to here, which clients may have been given. Until they are published again,
+    /// clients may be ahead of SpacetimeDB.
+    pub(crate) rewound_from: Option<Seq>,
+    /// Where the log last ended durably with an event of the authority.
+    durable: Seq,
     /// Where logs end with what is of another origin, each with the seq after which that begins. The bridge removes it, and
     /// it returns if SpacetimeDB is restored.
     pub(crate) foreign: Vec<(Seq, Position)>,
@@ -93,6 +98,18 @@ impl Excuses {
     /// Whether a log that ends there ends with what is of another origin.
     pub(crate) fn is_foreign(&self, end: Position) -> bool {
         self.foreign.iter().any(|(_, at)| *at == end)
+    }
+
+    /// The log ends here now, and that is durable.
+    pub(crate) fn becomes_durable(&mut self, end: Position) {
+        if self.is_foreign(end) {
+            return;
+        }
+        if end.seq < self.durable {
+            self.rewound_from = self.rewound_from.max(Some(self.durable));
+        }
+        self.rewound_from = self.rewound_from.filter(|from| *from > end.seq);
+        self.durable = end.seq;
     }
 
     /// After which seq what is of another origin begins in a log that ends at `to`.

@@ -1,5 +1,5 @@
-//! Refills windows. A refill rewinds SpacetimeDB's log to where the window is to begin, step by step. Each step is a call
-//! and then a look at the head.
+//! Refills windows. A refill rewinds SpacetimeDB's log to where the window is to begin, step by step. Each step begins at
+//! the head that the step before it left: what another bridge appended in between may be published, and stays.
 
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{Position, RefusalCode, Seq, StreamId, limit};
@@ -17,7 +17,7 @@ const REFILLS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Refill {
     request: RequestId,
-    /// SpacetimeDB's head at the last look.
+    /// SpacetimeDB's head at the last look, or after the last step.
     seen: Position,
     /// Steps since the head last moved.
     in_place: u32,
@@ -30,8 +30,6 @@ pub(super) enum RefillStep {
     Chain(Seq),
     /// Asks the module to take a step.
     Rewinding(Position),
-    /// Asks the module where the log ends after the step.
-    Looking(Position),
 }
 
 /// A refill that waits for its turn.
@@ -129,10 +127,15 @@ impl Compare {
         }
     }
 
-    /// The module has answered a step.
-    pub(crate) fn rewound(&mut self, request: RequestId, rewound: Result<(), Failure>, turn: &mut Turn<'_>) -> Found {
+    /// The module has answered a step with the head that it left.
+    pub(crate) fn rewound(
+        &mut self,
+        request: RequestId,
+        rewound: Result<Position, Failure>,
+        turn: &mut Turn<'_>,
+    ) -> Found {
         let mut found = Found::default();
-        let (Some(link), Some(stream_id)) = (self.link, self.refill_of(request)) else {
+        let Some(stream_id) = self.refill_of(request) else {
             return found;
         };
         let Some(refill) = self.refills.get_mut(&stream_id) else {
@@ -142,56 +145,34 @@ impl Compare {
             return found;
         };
         match rewound {
-            Ok(()) => {
-                refill.request = turn.ids.request();
-                refill.step = RefillStep::Looking(to);
-                turn.out.push(Command::ReadHeads(link, refill.request, vec![stream_id]));
-            }
-            Err(failure) => self.refill_failed(stream_id, failure, turn, &mut found),
-        }
-        found
-    }
-
-    /// SpacetimeDB has answered where the log ends after a step.
-    pub(super) fn refill_looked(
-        &mut self,
-        stream_id: StreamId,
-        heads: Result<Vec<Position>, Failure>,
-        turn: &mut Turn<'_>,
-        found: &mut Found,
-    ) {
-        let Some(refill) = self.refills.get_mut(&stream_id) else {
-            return;
-        };
-        let RefillStep::Looking(to) = refill.step else { return };
-        // Above that, another bridge has appended since. What it appended may be published already.
-        let reach = refill.seen.seq.minus(self.rewind_events);
-        match heads.map(|heads| heads.first().copied()) {
-            Ok(Some(held)) if held == to => {
+            Ok(left) if left == to => {
                 self.refills.remove(&stream_id);
                 found.findings.push((stream_id, Finding::Filled(to.seq)));
             }
-            Ok(Some(held)) if held.seq < refill.seen.seq && held.seq <= to.seq.max(reach) => {
-                (refill.seen, refill.in_place) = (held, 0);
+            Ok(left) if left.seq < refill.seen.seq => {
+                (refill.seen, refill.in_place) = (left, 0);
                 self.rewind(&stream_id, to, turn);
             }
             // The step dropped the oldest events of a broken log.
-            Ok(Some(held)) if held == refill.seen && refill.in_place < limit::REWIND_STEPS_IN_PLACE => {
+            Ok(left) if left == refill.seen && refill.in_place < limit::REWIND_STEPS_IN_PLACE => {
                 refill.in_place += 1;
                 self.rewind(&stream_id, to, turn);
             }
-            Ok(held) => {
-                let ended = held.map_or("no head".to_owned(), |held| format!("seq {}", held.seq));
-                let text = format!("expected a rewind to end the log at seq {}, found {ended}", to.seq);
+            Ok(left) => {
+                let text = format!(
+                    "expected a rewind to end the log at seq {}, found seq {}",
+                    to.seq, left.seq
+                );
                 let failure = Failure {
                     class: RefusalClass::Retry,
                     refusal: None,
                     text,
                 };
-                self.refill_failed(stream_id, failure, turn, found);
+                self.refill_failed(stream_id, failure, turn, &mut found);
             }
-            Err(failure) => self.refill_failed(stream_id, failure, turn, found),
+            Err(failure) => self.refill_failed(stream_id, failure, turn, &mut found),
         }
+        found
     }
 
     fn refill_failed(&mut self, stream_id: StreamId, failure: Failure, turn: &mut Turn<'_>, found: &mut Found) {

@@ -43,7 +43,7 @@ fn head() -> Position {
 
 impl Bench {
     fn new() -> Self {
-        let (mut compare, mut ids) = (Compare::new(2, EVERY, 2), Ids::default());
+        let (mut compare, mut ids) = (Compare::new(2, EVERY), Ids::default());
         let now = Duration::from_secs(1);
         compare.open(now, ids.link());
         Self {

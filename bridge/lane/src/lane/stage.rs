@@ -192,11 +192,7 @@ impl Lane {
                 let settings = &self.settings;
                 self.streams = Streams::new(settings.limits);
                 self.link = Link::new(settings.connect_deadline, settings.ack_deadline);
-                self.compare = Compare::new(
-                    settings.compared_streams,
-                    settings.compare_every,
-                    settings.rewind_events,
-                );
+                self.compare = Compare::new(settings.compared_streams, settings.compare_every);
                 self.ledger = Ledger::new();
                 self.look = Look::new(settings.idle_poll, settings.dirty_streams);
                 self.beats = Beats::new(settings.beat_every, settings.policy_every, settings.applies_windows);

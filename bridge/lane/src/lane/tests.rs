@@ -32,7 +32,6 @@ fn settings() -> Settings {
         idle_poll: Duration::from_millis(250),
         dirty_streams: 1_000,
         compared_streams: 1_000,
-        rewind_events: 10,
         applies_windows: false,
         policy_every: Duration::from_secs(60),
         beat_every: Duration::from_secs(10),

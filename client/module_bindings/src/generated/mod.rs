@@ -41,7 +41,6 @@ pub mod grant_stream_reducer;
 pub mod mark_epoch_reducer;
 pub mod revoke_session_reducer;
 pub mod revoke_stream_reducer;
-pub mod rewind_stream_reducer;
 pub mod set_compatibility_reducer;
 pub mod set_retention_reducer;
 pub mod trust_issuer_reducer;
@@ -56,6 +55,7 @@ pub mod sync_stream_table;
 pub mod read_events_procedure;
 pub mod read_heads_procedure;
 pub mod read_streams_procedure;
+pub mod rewind_stream_procedure;
 
 pub use access_sweep_type::AccessSweep;
 pub use event_page_type::EventPage;
@@ -94,7 +94,6 @@ pub use grant_stream_reducer::grant_stream;
 pub use mark_epoch_reducer::mark_epoch;
 pub use revoke_session_reducer::revoke_session;
 pub use revoke_stream_reducer::revoke_stream;
-pub use rewind_stream_reducer::rewind_stream;
 pub use set_compatibility_reducer::set_compatibility;
 pub use set_retention_reducer::set_retention;
 pub use trust_issuer_reducer::trust_issuer;
@@ -102,6 +101,7 @@ pub use upsert_presence_reducer::upsert_presence;
 pub use read_events_procedure::read_events;
 pub use read_heads_procedure::read_heads;
 pub use read_streams_procedure::read_streams;
+pub use rewind_stream_procedure::rewind_stream;
 
 #[derive(Clone, PartialEq, Debug)]
 
@@ -155,14 +155,6 @@ pub enum Reducer {
         identity: __sdk::Identity,
         stream_id: String,
 }    ,
-    RewindStream {
-        stream_id: String,
-        seq: u64,
-        chain_hash: __sats::u256,
-        seal: Vec::<u8>,
-        seen_seq: u64,
-        seen_chain_hash: __sats::u256,
-}    ,
     SetCompatibility {
         min_client_build_id: String,
         max_client_build_id: String,
@@ -202,7 +194,6 @@ impl __sdk::Reducer for Reducer {
             Reducer::MarkEpoch { .. } => "mark_epoch",
             Reducer::RevokeSession { .. } => "revoke_session",
             Reducer::RevokeStream { .. } => "revoke_stream",
-            Reducer::RewindStream { .. } => "rewind_stream",
             Reducer::SetCompatibility { .. } => "set_compatibility",
             Reducer::SetRetention { .. } => "set_retention",
             Reducer::TrustIssuer { .. } => "trust_issuer",
@@ -292,21 +283,6 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
 }             => __sats::bsatn::to_vec(&revoke_stream_reducer::RevokeStreamArgs {
                 identity: identity.clone(),
                 stream_id: stream_id.clone(),
-}),
-            Reducer::RewindStream{
-                stream_id,
-                seq,
-                chain_hash,
-                seal,
-                seen_seq,
-                seen_chain_hash,
-}             => __sats::bsatn::to_vec(&rewind_stream_reducer::RewindStreamArgs {
-                stream_id: stream_id.clone(),
-                seq: seq.clone(),
-                chain_hash: chain_hash.clone(),
-                seal: seal.clone(),
-                seen_seq: seen_seq.clone(),
-                seen_chain_hash: seen_chain_hash.clone(),
 }),
             Reducer::SetCompatibility{
                 min_client_build_id,

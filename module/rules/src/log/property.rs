@@ -200,8 +200,8 @@ impl World {
         for steps in 0.. {
             let held_before = self.head() - self.held_after();
             let seen = self.rows.head.unwrap_or_else(|| HeadRow::start(&stream())).head;
-            let step = step(&mut self.rows, &stream(), target, None, seen, most_events).unwrap();
-            let row = self.rows.head.unwrap();
+            let (step, left) = step(&mut self.rows, &stream(), target, None, seen, most_events).unwrap();
+            assert_eq!(left, self.rows.head.unwrap().head);
             match step {
                 Step::Done => assert_eq!(steps, 0, "only the first step may find nothing to do"),
                 Step::Cut { after } => {
@@ -220,7 +220,7 @@ impl World {
                 }
             }
             self.check();
-            if row.head == target {
+            if left == target {
                 break;
             }
             assert_ne!(step, Step::Done);

@@ -207,6 +207,30 @@ async fn the_module_does_not_look_into_a_frame_that_continues_the_log() {
 }
 
 #[tokio::test]
+async fn a_step_of_a_rewind_answers_with_the_head_that_it_left_and_the_next_one_begins_only_there() {
+    let module = Module::start().await;
+    let id = stream("runtime.run.1.events");
+    let events = log(&id, limit::REWIND_STEP_EVENTS + 808, 1);
+    let append = async |from: usize, to: usize| {
+        let base = chain_before(&id, &events, from);
+        module.append(&id, &events[from - 1..to], &base).await.done();
+    };
+    for first in (1..=events.len()).step_by(1_000) {
+        append(first, (first + 999).min(events.len())).await;
+    }
+    let chain_at = |seq: usize| column(&chain_before(&id, &events, seq + 1));
+    let rewind = async |seen: usize| {
+        let arguments = json!([id.as_str(), 5, chain_at(5), "", seen, chain_at(seen)]);
+        module.call(Some(&module.bridge), "rewind_stream", &arguments).await
+    };
+    assert_eq!(rewind(events.len()).await.done(), json!([808, chain_at(808)]));
+    // What another bridge appends between two steps stays.
+    append(809, 900).await;
+    assert_eq!(rewind(808).await.refused(RefusalCode::SeqGap).head_seq, Some(900));
+    assert_eq!(rewind(900).await.done(), json!([5, chain_at(5)]));
+}
+
+#[tokio::test]
 async fn a_log_accepts_only_events_that_follow_it() {
     let module = Module::start().await;
     let id = stream("runtime.run.1.events");

@@ -20,7 +20,7 @@ use crate::world::{World, say};
 
 /// How many events one step of a rewind removes at most. In the module they are more than a run has: no rewind would
 /// take several steps.
-pub(crate) const REWIND_EVENTS: u64 = 16;
+const REWIND_EVENTS: u64 = 16;
 
 impl World {
     pub(super) fn host_appends(&mut self, conn: ConnId, call: CallId, stream: usize, frame: ReadyFrame) {
@@ -132,7 +132,7 @@ impl World {
         stream: usize,
         seen: Position,
         target: Position,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Position, Refusal> {
         let table = &mut self.host.tables[stream];
         if table.head() != seen && table.extended_by.is_some_and(|by| by != bridge) {
             self.coverage.seen("module: rewind after another bridge appended");
@@ -140,7 +140,7 @@ impl World {
         let before = Box::new(table.log.clone());
         let reach = seen.seq.minus(REWIND_EVENTS);
         let seal = SimSealer.seal(&table.stream_id, &target);
-        let step = match rewind::step(
+        let (step, left) = match rewind::step(
             &mut table.log,
             &table.stream_id,
             target,
@@ -148,7 +148,7 @@ impl World {
             seen,
             REWIND_EVENTS,
         ) {
-            Ok(step) => step,
+            Ok(taken) => taken,
             Err(refusal) => {
                 self.coverage.seen("module: another head than was seen");
                 return Err(refusal);
@@ -168,7 +168,7 @@ impl World {
                 format!("stream {stream}: no row is missing, but the oldest events were dropped")
             });
         }
-        Ok(())
+        Ok(left)
     }
 
     /// Commits any other change of a log.
