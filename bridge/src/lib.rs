@@ -13,4 +13,5 @@ pub mod issuing;
 pub mod run;
 pub mod status;
 pub mod tasks;
+mod timer;
 mod upkeep;

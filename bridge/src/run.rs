@@ -8,6 +8,7 @@ mod commands;
 
 use std::collections::HashMap;
 use std::future::pending;
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,6 +23,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::config::Config;
 use crate::status::Status;
 use crate::tasks::joined;
+use crate::timer::Timer;
 
 use answers::{from_authority, from_stdb};
 
@@ -136,8 +138,8 @@ impl Runner {
         mut stop: watch::Receiver<bool>,
     ) -> Result<(), RunError> {
         let mut stopping = false;
-        let mut due = Instant::now();
-        let mut timer = std::pin::pin!(tokio::time::sleep_until(due.into()));
+        let mut due = None;
+        let timer = Timer::at(Instant::now()).map_err(no_timer)?;
         loop {
             tokio::select! {
                 biased;
@@ -168,7 +170,10 @@ impl Runner {
                 }
                 // After what the lane itself asked for: it can wait.
                 Some(report) = reports.recv() => self.step(Event::Reported(report)),
-                () = &mut timer => {}
+                fired = timer.fired() => {
+                    fired.map_err(no_timer)?;
+                    due = None;
+                }
             }
             self.lane.turn(self.started.elapsed(), &mut self.commands);
             self.carry_out();
@@ -177,13 +182,12 @@ impl Runner {
                 self.end().await;
                 return ended.map_err(|failure| RunError(failure.text));
             }
-            let next = self.started + self.lane.next_due();
-            if next != due {
+            let next = Some(self.started + self.lane.next_due());
+            if let Some(at) = next
+                && next != due
+            {
                 due = next;
-                timer.as_mut().reset(due.into());
-            } else if timer.is_elapsed() {
-                // The timer has fired, and the same time is due again.
-                timer.as_mut().reset(due.into());
+                timer.set(at).map_err(no_timer)?;
             }
         }
     }
@@ -235,6 +239,10 @@ impl Runner {
         }
         authority.close().await;
     }
+}
+
+fn no_timer(error: io::Error) -> RunError {
+    RunError(format!("the timer failed: {error}"))
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
