@@ -41,6 +41,7 @@ pub use audit::{Act, Actor};
 pub use error::AuthorityError;
 pub use history::History;
 pub use leadership::{Candidate, Leadership};
+pub use positions::Looked;
 pub use published::Advanced;
 pub use retention::Extent;
 pub use settings::Server;
@@ -250,7 +251,7 @@ mod tests {
     #[test]
     fn calls_can_be_spawned() {
         fn check<T: Send>(_: impl FnOnce(&'static Authority) -> T) {}
-        check(|authority| authority.dirty_streams(None, 1));
+        check(|authority| authority.look(None, 1, &[]));
         check(|authority| authority.advance_published(&[]));
         check(|authority| authority.set_sleeping(true));
         check(|authority| authority.listen());

@@ -70,7 +70,7 @@ pub(super) async fn read_events(
         .fetch(connection);
     let mut events: Vec<Event> = Vec::with_capacity(max_events.min(1_000));
     while let Some(row) = rows.try_next().await? {
-        let event = decode(stream_id, &row, events.last().map(|event| &event.kind))?;
+        let event = event(stream_id, &row, 0, events.last().map(|event| &event.kind))?;
         events.push(event);
     }
     Ok(events)
@@ -110,8 +110,14 @@ fn chain_hash(stream_id: &StreamId, seq: Seq, bytes: &[u8]) -> Result<ChainHash,
     })
 }
 
-fn decode(stream_id: &StreamId, row: &PgRow, last_kind: Option<&Kind>) -> Result<Event, CallError> {
-    let seq: i64 = row.try_get(0)?;
+/// The event in the columns of a row from `column` on.
+pub(super) fn event(
+    stream_id: &StreamId,
+    row: &PgRow,
+    column: usize,
+    last_kind: Option<&Kind>,
+) -> Result<Event, CallError> {
+    let seq: i64 = row.try_get(column)?;
     let corrupt = |what| {
         CallError::Content(AuthorityError::Corrupt {
             stream_id: stream_id.as_str().to_owned(),
@@ -119,13 +125,13 @@ fn decode(stream_id: &StreamId, row: &PgRow, last_kind: Option<&Kind>) -> Result
             what,
         })
     };
-    let key: &str = row.try_get(1)?;
-    let kind: &str = row.try_get(2)?;
-    let payload: &[u8] = row.try_get(3)?;
-    let payload_hash: &[u8] = row.try_get(4)?;
-    let chain_hash: &[u8] = row.try_get(5)?;
+    let key: &str = row.try_get(column + 1)?;
+    let kind: &str = row.try_get(column + 2)?;
+    let payload: &[u8] = row.try_get(column + 3)?;
+    let payload_hash: &[u8] = row.try_get(column + 4)?;
+    let chain_hash: &[u8] = row.try_get(column + 5)?;
     // Postgres has times that are not moments, such as infinity.
-    let Timestamp(committed_at_us) = row.try_get(6).map_err(|_| corrupt("a time"))?;
+    let Timestamp(committed_at_us) = row.try_get(column + 6).map_err(|_| corrupt("a time"))?;
     Ok(Event {
         seq: Seq::from_sql(seq).ok_or_else(|| corrupt("a position"))?,
         idempotency_key: IdempotencyKey::new(key).map_err(|_| corrupt("a key"))?,

@@ -241,6 +241,9 @@ impl Compare {
             self.refill_chain(stream_id, standings, turn, &mut found);
             return found;
         }
+        if let Some(suspect) = self.take_suspect(request) {
+            return self.sound_part_known(suspect, standings, turn);
+        }
         let is_asked = |batch: &Batch| batch.request == request && matches!(batch.stage, Stage::Standings(_));
         let Some((slot, is_sweep)) = self.slot(is_asked) else {
             return found;
@@ -281,6 +284,8 @@ impl Compare {
                                 head,
                                 reason,
                                 after: publish_again_after(&progress, held.seq, window),
+                                unpublished: held.seq > progress.published_seq,
+                                sound: None,
                             };
                             self.suspects_wanted.push_back(suspect);
                             continue;

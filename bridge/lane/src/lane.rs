@@ -265,14 +265,15 @@ impl Lane {
                         self.look.failed(now);
                         self.authority_away(now, failure.text, out);
                     }
-                    Ok(progress) => {
+                    Ok(looked) => {
                         self.vitals.count().polls += 1;
                         self.authority_here(out);
                         let (streams, has_link) = (&self.streams, self.link.up().is_some());
-                        self.look
-                            .found(now, &progress, took, has_link, |stream_id| streams.is_halted(stream_id));
+                        self.look.found(now, &looked.progress, took, has_link, |stream_id| {
+                            streams.is_halted(stream_id)
+                        });
                         let swept = self.compare.coverage().clone();
-                        self.feed(now, Input::Found { progress, swept }, out);
+                        self.feed(now, Input::Found { looked, swept }, out);
                     }
                 }
             }

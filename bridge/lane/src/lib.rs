@@ -29,12 +29,12 @@ pub use ids::{CallId, LinkId, RequestId};
 pub use lane::{Lane, Settings};
 pub use look::Lag;
 pub use message::{
-    Answer, Checked, Command, Event, Failure, HeadSeal, Page, Reached, Record, Recorded, Report, Standing,
+    Answer, Checked, Command, Event, Failure, HeadSeal, Looked, Page, Reached, Record, Recorded, Report, Standing,
 };
 pub use notice::{Level, Notice};
 pub use streams::{
     HaltReason, Limits, Load, ReadyFrame, Sealing, Verdict, check_frames, check_seal, is_doubtful, judge, prepare,
-    reconcile,
+    prepare_looked, reconcile,
 };
 
 use ids::Ids;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use spacetime_sync_proto::{StreamId, StreamProgress};
+use spacetime_sync_proto::{Position, StreamId, StreamProgress};
 
 use crate::RequestId;
 use crate::ids::Ids;
@@ -76,7 +76,13 @@ impl Look {
         self.asked.is_none().then(|| self.pace.due())
     }
 
-    pub(crate) fn turn(&mut self, now: Duration, ids: &mut Ids, out: &mut Vec<Command>) {
+    pub(crate) fn turn(
+        &mut self,
+        now: Duration,
+        read: impl FnOnce() -> Vec<(StreamId, Position)>,
+        ids: &mut Ids,
+        out: &mut Vec<Command>,
+    ) {
         if self.asked.is_none() && self.pace.due() <= now {
             let request = ids.request();
             self.asked = Some(request);
@@ -84,6 +90,7 @@ impl Look {
                 request,
                 after: self.after.clone(),
                 limit: self.limit,
+                read: read(),
             });
         }
     }
@@ -133,6 +140,7 @@ mod tests {
     use spacetime_sync_proto::Seq;
 
     use super::*;
+    use crate::pace::BUSY;
 
     const LIMIT: usize = 3;
 
@@ -174,8 +182,8 @@ mod tests {
     fn one_look_is_under_way_at_a_time_and_only_its_own_answer_ends_it() {
         let (mut look, mut ids, mut out) = (Look::new(Duration::from_millis(250), LIMIT), Ids::default(), Vec::new());
         let other = ids.request();
-        look.turn(Duration::ZERO, &mut ids, &mut out);
-        look.turn(Duration::ZERO, &mut ids, &mut out);
+        look.turn(Duration::ZERO, Vec::new, &mut ids, &mut out);
+        look.turn(Duration::ZERO, Vec::new, &mut ids, &mut out);
         let [Command::Look { request, .. }] = out[..] else {
             panic!("{out:?}")
         };
@@ -186,20 +194,16 @@ mod tests {
     #[test]
     fn looks_hurry_while_there_is_something_that_the_bridge_can_publish() {
         for (names, has_link, wait) in [
-            (&["live"][..], true, 1),
-            (&["live"], false, 2),
-            (&["halted.1"], true, 2),
-            (&["halted.1", "halted.2", "halted.3"], true, 1),
-            (&[], true, 2),
+            (&["live"][..], true, BUSY),
+            (&["live"], false, 2 * BUSY),
+            (&["halted.1"], true, 2 * BUSY),
+            (&["halted.1", "halted.2", "halted.3"], true, BUSY),
+            (&[], true, 2 * BUSY),
         ] {
             let mut look = Look::new(Duration::from_millis(250), LIMIT);
             let halted = |stream_id: &StreamId| stream_id.as_str().starts_with("halted");
             look.found(Duration::ZERO, &page(names), Duration::ZERO, has_link, halted);
-            assert_eq!(
-                look.next_due(),
-                Some(Duration::from_millis(wait)),
-                "{names:?}, {has_link}"
-            );
+            assert_eq!(look.next_due(), Some(wait), "{names:?}, {has_link}");
         }
     }
 
@@ -221,9 +225,9 @@ mod tests {
         assert_eq!(look.next_due(), Some(Duration::from_millis(250)));
         assert!(look.is_asleep());
         found(&mut look, &["halted.1", "halted.2", "halted.3"]);
-        assert_eq!(look.next_due(), Some(Duration::from_millis(1)));
+        assert_eq!(look.next_due(), Some(BUSY));
         found(&mut look, &["halted.4"]);
-        assert!(look.next_due() <= Some(Duration::from_millis(2)));
+        assert!(look.next_due() <= Some(2 * BUSY));
         found(&mut look, &[]);
         assert!(!look.is_asleep());
     }

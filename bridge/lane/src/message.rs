@@ -3,6 +3,7 @@
 //! The runner carries out every command in order, and answers each question with the event that the command names. It
 //! decides nothing: it reports each failure as it is, and the lane decides what to do about it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use spacetime_sync_proto::epoch::AuthorityEpoch;
@@ -72,7 +73,7 @@ pub enum Checked {
     /// Something else follows this seq.
     Unsound {
         /// The last event that is sound.
-        after: Seq,
+        after: Reached,
     },
 }
 
@@ -137,8 +138,8 @@ pub enum Event {
     Looked {
         /// The question.
         request: RequestId,
-        /// The dirty streams, in the order of their ids.
-        found: Result<Vec<StreamProgress>, Failure>,
+        /// What the authority has.
+        found: Result<Looked, Failure>,
         /// How long the authority took to answer.
         took: Duration,
     },
@@ -188,6 +189,15 @@ pub enum Event {
     Purged(u64),
 }
 
+/// What a look finds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// The dirty streams, in the order of their ids.
+    pub progress: Vec<StreamProgress>,
+    /// The next events of some of them, checked and cut into frames.
+    pub frames: BTreeMap<StreamId, Vec<ReadyFrame>>,
+}
+
 /// The answer to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -222,6 +232,9 @@ pub enum Command {
         after: Option<StreamId>,
         /// At most so many.
         limit: usize,
+        /// Streams up to where the bridge has read them. The answer brings the next events of those that are dirty, if they
+        /// are few and small.
+        read: Vec<(StreamId, Position)>,
     },
     /// Read a page of the ids of all streams: [`Event::Listed`].
     ListStreams {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 /// The shortest wait before a look.
-const BUSY: Duration = Duration::from_millis(1);
+pub(crate) const BUSY: Duration = Duration::from_micros(500);
 /// The wait after a look is at least this many times as long as the look took, so that looks take at most a fifth of the
 /// time; it is never longer than the slowest wait. The median of the last three looks counts, so that one slow look alone
 /// changes nothing.
@@ -97,11 +97,18 @@ mod tests {
         let mut pace = Pace::new(Duration::from_millis(250));
         let mut wait_after = |took| {
             pace.looked(NOW, true, Duration::from_millis(took));
-            (pace.due() - NOW).as_millis()
+            pace.due() - NOW
         };
-        assert_eq!([10, 10, 12, 1, 1, 60, 1].map(&mut wait_after), [1, 40, 40, 40, 4, 4, 4]);
+        assert_eq!(wait_after(10), BUSY);
+        assert_eq!(
+            [10, 12, 1, 1, 60, 1].map(&mut wait_after),
+            [40, 40, 40, 4, 4, 4].map(Duration::from_millis)
+        );
         // The network is silent.
-        assert_eq!([5_000, 5_000].map(&mut wait_after), [240, 250]);
+        assert_eq!(
+            [5_000, 5_000].map(&mut wait_after),
+            [240, 250].map(Duration::from_millis)
+        );
     }
 
     #[test]

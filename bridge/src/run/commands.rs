@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use spacetime_sync_authority::{Authority, AuthorityError};
+use spacetime_sync_authority::{self as authority, Authority, AuthorityError};
 use spacetime_sync_lane::{
-    Answer, Command, Event, Failure, HeadSeal, Level, LinkId, Notice, Page, RequestId, Sealing, check_frames,
-    check_seal, is_doubtful, judge,
+    Answer, Command, Event, Failure, HeadSeal, Level, LinkId, Looked, Notice, Page, RequestId, Sealing, check_frames,
+    check_seal, is_doubtful, judge, prepare_looked,
 };
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{ChainHash, Sealer, Seq, StreamId};
@@ -83,15 +83,30 @@ impl Runner {
                 async move |authority| authority.set_sleeping(sleeping).await,
                 move |set| Event::SleepingSet(request, set),
             ),
-            Command::Look { request, after, limit } => {
+            Command::Look {
+                request,
+                after,
+                limit,
+                read,
+            } => {
                 // The wait for a free thread counts as well: on a busy machine the looks are to become rarer.
                 let asked = Instant::now();
+                let (config, sealer) = (self.config.clone(), self.sealer.clone());
                 self.ask(
-                    async move |authority| authority.dirty_streams(after.as_ref(), limit).await,
-                    move |found| Event::Looked {
-                        request,
-                        found,
-                        took: asked.elapsed(),
+                    async move |authority| {
+                        let seqs: Vec<_> = read.iter().map(|(stream_id, at)| (stream_id.clone(), at.seq)).collect();
+                        let authority::Looked { progress, events } =
+                            authority.look(after.as_ref(), limit, &seqs).await?;
+                        let took = asked.elapsed();
+                        let frames = prepare_looked(&read, &events, config.limits.frame_bytes, &*sealer);
+                        Ok((Looked { progress, frames }, took))
+                    },
+                    move |looked| {
+                        let (found, took) = match looked {
+                            Ok((found, took)) => (Ok(found), took),
+                            Err(failure) => (Err(failure), asked.elapsed()),
+                        };
+                        Event::Looked { request, found, took }
                     },
                 );
             }

@@ -240,12 +240,18 @@ impl World {
             Command::EndLead => self.bridges[at].asked.clear(),
             Command::Listen(request) => self.ask(at, Question::Listen(request)),
             Command::SetSleeping(request, sleeping) => self.ask(at, Question::Sleep(request, sleeping)),
-            Command::Look { request, after, limit } => {
+            Command::Look {
+                request,
+                after,
+                limit,
+                read,
+            } => {
                 let asked = self.now;
                 let look = Question::Look {
                     request,
                     after,
                     limit,
+                    read,
                     asked,
                 };
                 self.ask(at, look);

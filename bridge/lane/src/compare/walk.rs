@@ -148,13 +148,16 @@ impl Compare {
         self.walks.now = Some(Walk { stream_id, step });
     }
 
-    /// The runner has checked the next frames of a walk.
+    /// The runner has checked the next frames of a walk, or of a suspect.
     pub(crate) fn frames_checked(
         &mut self,
         request: RequestId,
         checked: Result<Checked, Failure>,
         turn: &mut Turn<'_>,
     ) -> Found {
+        if let Some(suspect) = self.take_suspect(request) {
+            return self.forgery_sought(suspect, checked, turn);
+        }
         let mut found = Found::default();
         let is_answered = |walk: &mut Walk| walk.step == Step::Asked(request);
         let Some(Walk { stream_id, .. }) = self.walks.now.take_if(is_answered) else {
@@ -185,7 +188,7 @@ impl Compare {
             }
             Ok(Checked::Unsound { after }) => {
                 self.walks.doubted.remove(&stream_id);
-                self.walks.unsound.insert(stream_id.clone(), after);
+                self.walks.unsound.insert(stream_id.clone(), after.seq);
                 found.doubts.push(stream_id);
             }
             Err(failure) if failure.class == RefusalClass::Fatal => found.drop_link = Some(failure.text),

@@ -64,7 +64,7 @@ impl Lane {
             }
             Stage::Leading => {
                 self.carry(now, out);
-                self.look.turn(now, &mut self.ids, out);
+                self.look.turn(now, || self.streams.read_up_to(), &mut self.ids, out);
                 self.wake.turn(now, &mut self.ids, out);
                 self.wake.sleeps(self.look.is_asleep(), &mut self.ids, out);
             }

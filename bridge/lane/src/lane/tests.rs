@@ -4,13 +4,15 @@ mod link;
 mod refill;
 mod stage;
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use spacetime_sync_proto::epoch::AuthorityEpoch;
 use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seq, StreamProgress};
 
 use super::*;
 use crate::health::Role;
-use crate::message::{Answer, Checked, Failure, Standing};
+use crate::message::{Answer, Checked, Failure, Looked, Reached, Standing};
 use crate::streams::ReadyFrame;
 use crate::{CallId, LinkId, RequestId};
 
@@ -61,6 +63,12 @@ fn progress(name: &str, published: u64, head: u64) -> StreamProgress {
         published_seq: seq(published),
         floor_seq: Seq::ZERO,
     }
+}
+
+/// What a look finds that brings no events.
+fn found(progress: Vec<StreamProgress>) -> Looked {
+    let frames = BTreeMap::new();
+    Looked { progress, frames }
 }
 
 fn failure(class: RefusalClass) -> Failure {
@@ -129,7 +137,7 @@ impl Bench {
             Command::SetSleeping(request, _) => Event::SleepingSet(request, Ok(())),
             Command::Look { request, .. } => Event::Looked {
                 request,
-                found: Ok(self.dirty.clone()),
+                found: Ok(found(self.dirty.clone())),
                 took: Duration::from_millis(1),
             },
             Command::ListStreams { request, after, limit } => {
@@ -146,7 +154,11 @@ impl Bench {
                 Event::Heads(link, request, Ok(heads.collect()))
             }
             Command::CheckFrames { link, request, .. } => {
-                let checked = Checked::Unsound { after: Seq::ZERO };
+                let after = Reached {
+                    seq: Seq::ZERO,
+                    chain: None,
+                };
+                let checked = Checked::Unsound { after };
                 Event::FramesChecked(link, request, Ok(checked))
             }
             Command::CheckSeal { link, request, .. } => Event::SealChecked(link, request, Ok(crate::HeadSeal::Good)),

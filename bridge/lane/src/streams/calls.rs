@@ -7,6 +7,9 @@ use super::stream::{Flying, HaltReason, Landed, Mode};
 use super::{Effect, Streams, less};
 use crate::CallId;
 
+/// Of how many streams a look may bring events.
+const LIVELY_STREAMS: usize = 64;
+
 impl Streams {
     /// Sends one frame of each stream in turn, within the limits.
     pub(super) fn send(&mut self, out: &mut Vec<Effect>) {
@@ -34,6 +37,12 @@ impl Streams {
                 self.to_send.push_back(stream_id.clone());
             }
             self.calls.insert(call, stream_id.clone());
+            if !self.lively.contains(&stream_id) {
+                self.lively.push_back(stream_id.clone());
+                if self.lively.len() > LIVELY_STREAMS {
+                    self.lively.pop_front();
+                }
+            }
             out.push(Effect::Append {
                 link,
                 call,

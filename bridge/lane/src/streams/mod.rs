@@ -17,14 +17,14 @@ use std::time::Duration;
 
 use spacetime_sync_proto::{ChainHash, Position, Refusal, Seq, StreamId, StreamProgress};
 
-pub use prepare::{ReadyFrame, Sealing, check_frames, check_seal, is_doubtful, judge, prepare};
+pub use prepare::{ReadyFrame, Sealing, check_frames, check_seal, is_doubtful, judge, prepare, prepare_looked};
 pub use reconcile::{Verdict, reconcile};
 pub(crate) use reconcile::{publish_again_after, window_begin};
 pub use stream::HaltReason;
 use stream::{Mode, Next, Stream};
 
 use crate::compare::Coverage;
-use crate::message::Page;
+use crate::message::{Looked, Page};
 use crate::{CallId, LinkId};
 
 /// Bounds on what is under way at once.
@@ -34,7 +34,8 @@ pub struct Limits {
     pub reads: usize,
     /// Calls not yet acknowledged, over all streams.
     pub calls: usize,
-    /// Bytes read and not yet acknowledged, over all streams. Each read that is under way may exceed it by one page.
+    /// Bytes read and not yet acknowledged, over all streams. Each read that is under way may exceed it by one page, and a
+    /// look by what it brings.
     pub bytes: usize,
     /// Idle streams that the bridge remembers.
     pub idle_streams: usize,
@@ -51,11 +52,8 @@ pub(crate) enum Input {
     LinkDown,
     /// An operator has repaired the lane: forget every stream, halted ones too.
     Anew,
-    /// A look found these dirty streams. `swept` says which streams the sweep has compared.
-    Found {
-        progress: Vec<StreamProgress>,
-        swept: Coverage,
-    },
+    /// A look found this. `swept` says which streams the sweep has compared.
+    Found { looked: Looked, swept: Coverage },
     /// A page was read.
     Page {
         link: LinkId,
@@ -172,6 +170,8 @@ pub(crate) struct Streams {
     to_read: VecDeque<StreamId>,
     /// Streams that may have a frame to send, in the order in which they send.
     to_send: VecDeque<StreamId>,
+    /// Streams that sent something lately, in the order in which they began to. A look brings their next events.
+    lively: VecDeque<StreamId>,
     /// Streams that rest, by the time at which the rest ends.
     resting: BTreeSet<(Duration, StreamId)>,
     calls: HashMap<CallId, StreamId>,
@@ -192,6 +192,7 @@ impl Streams {
             idle: VecDeque::new(),
             to_read: VecDeque::new(),
             to_send: VecDeque::new(),
+            lively: VecDeque::new(),
             resting: BTreeSet::new(),
             calls: HashMap::new(),
             next_call: 0,
@@ -219,8 +220,11 @@ impl Streams {
                 self.halted = 0;
                 self.link = None;
             }
-            Input::Found { progress, swept } => {
-                progress.into_iter().for_each(|found| self.found(found, &swept, out));
+            Input::Found { mut looked, swept } => {
+                for progress in looked.progress {
+                    let frames = looked.frames.remove(&progress.stream_id);
+                    self.found(progress, frames.unwrap_or_default(), &swept, out);
+                }
             }
             Input::Page { link, stream_id, page } => self.page(now, link, stream_id, page, out),
             Input::PageFailed { link, stream_id } => self.page_failed(now, link, &stream_id),
@@ -332,6 +336,7 @@ impl Streams {
         });
         self.busy = 0;
         self.idle.clear();
+        self.lively.clear();
         self.resting.clear();
         self.to_read.clear();
         self.to_send.clear();
@@ -340,7 +345,7 @@ impl Streams {
         self.bytes = 0;
     }
 
-    fn found(&mut self, progress: StreamProgress, swept: &Coverage, out: &mut Vec<Effect>) {
+    fn found(&mut self, progress: StreamProgress, frames: Vec<ReadyFrame>, swept: &Coverage, out: &mut Vec<Effect>) {
         if self.link.is_none() {
             return;
         }
@@ -356,6 +361,9 @@ impl Streams {
         stream.found(&progress);
         if stream.is_shown_less_again(&progress) {
             out.push(Effect::ShownLess(stream_id.clone()));
+        }
+        if !self.draining && frames.first().is_some_and(|first| stream.continues_with(first)) {
+            self.take(stream_id.clone(), frames);
         }
         self.queue_to_read(&stream_id);
         self.count(&stream_id);

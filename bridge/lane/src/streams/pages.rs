@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use spacetime_sync_proto::StreamId;
+use spacetime_sync_proto::{Position, StreamId};
 
 use super::stream::{Landed, Mode, Next, Stream};
-use super::{Effect, Streams, less};
+use super::{Effect, ReadyFrame, Streams, less};
 use crate::LinkId;
 use crate::message::Page;
 
@@ -65,20 +65,36 @@ impl Streams {
                 if frames.is_empty() {
                     stream.wanted = stream.read;
                 }
-                let mut bytes = 0;
-                for frame in frames {
-                    bytes += frame.size();
-                    stream.push(frame);
-                }
-                if !stream.ready.is_empty() && !stream.queued_to_send {
-                    stream.queued_to_send = true;
-                    self.to_send.push_back(stream_id.clone());
-                }
-                self.bytes += bytes;
+                self.take(stream_id.clone(), frames);
             }
             Page::Purged => {}
         }
         self.queue_to_read(&stream_id);
+    }
+
+    /// Takes frames that continue what was read of a stream. They are sent next.
+    pub(super) fn take(&mut self, stream_id: StreamId, frames: Vec<ReadyFrame>) {
+        let Some(stream) = self.streams.get_mut(&stream_id) else {
+            return;
+        };
+        for frame in frames {
+            self.bytes += frame.size();
+            stream.push(frame);
+        }
+        if !stream.ready.is_empty() && !stream.queued_to_send {
+            stream.queued_to_send = true;
+            self.to_send.push_back(stream_id);
+        }
+    }
+
+    /// Up to where the streams are read that sent something lately and now rest. A look brings their next events, which
+    /// spares a lone event the question for its page.
+    pub(crate) fn read_up_to(&self) -> Vec<(StreamId, Position)> {
+        if self.draining || self.bytes >= self.limits.bytes {
+            return Vec::new();
+        }
+        let at = |stream_id: &StreamId| Some((stream_id.clone(), self.streams.get(stream_id)?.rests_at()?));
+        self.lively.iter().filter_map(at).collect()
     }
 
     /// Counts a read as done.

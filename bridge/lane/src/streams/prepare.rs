@@ -1,5 +1,7 @@
 //! Checks every hash in a page of the authority's log, and cuts the page into frames.
 
+use std::collections::BTreeMap;
+
 use spacetime_sync_proto::{ChainHash, Event, Frame, FrameRow, Position, Seal, Sealer, Seq, StreamId, limit};
 
 use super::HaltReason;
@@ -108,6 +110,23 @@ pub fn prepare(
     Ok(frames)
 }
 
+/// The frames of events that a look brought. `read` says up to where each stream is read. A stream whose events do not
+/// continue from there has none: the page that is then read says what is wrong. Neither has any stream while no key seals.
+pub fn prepare_looked(
+    read: &[(StreamId, Position)],
+    events: &BTreeMap<StreamId, Vec<Event>>,
+    frame_bytes: usize,
+    sealer: &dyn Sealer,
+) -> BTreeMap<StreamId, Vec<ReadyFrame>> {
+    let frames = |(stream_id, at): &(StreamId, Position)| {
+        let sealing = Sealing { stream_id, sealer };
+        let events = events.get(stream_id)?;
+        let frames = prepare(at.seq, at.chain, events, frame_bytes, Some(sealing)).ok()?;
+        sealer.is_ready().then(|| (stream_id.clone(), frames))
+    };
+    read.iter().filter_map(frames).collect()
+}
+
 /// How many bytes an event takes in a frame beside its own, at most: hash, time, tags and lengths.
 const EVENT_OVERHEAD: usize = 64;
 
@@ -191,7 +210,7 @@ pub fn check_frames(after: Reached, oldest: Seq, head: &Position, frames: Vec<Fr
         let continues = sound.chain.is_none_or(|chain| frame.chain_at(sound.seq) == Some(chain));
         let is_whole = follows && continues && frame.seal().is_some_and(is_sealed);
         if !is_whole || !frame.into_events_after(Seq::ZERO).all(|event| event.payload_matches()) {
-            return Checked::Unsound { after: sound.seq };
+            return Checked::Unsound { after: sound };
         }
         sound = Reached {
             seq: ends.seq,
@@ -200,9 +219,9 @@ pub fn check_frames(after: Reached, oldest: Seq, head: &Position, frames: Vec<Fr
     }
     let is_end = sound.seq == head.seq;
     match sound.chain {
-        Some(chain) if is_end && chain != head.chain => Checked::Unsound { after: sound.seq },
+        Some(chain) if is_end && chain != head.chain => Checked::Unsound { after: sound },
         // Rows are missing.
-        _ if is_empty && !is_end => Checked::Unsound { after: sound.seq },
+        _ if is_empty && !is_end => Checked::Unsound { after: sound },
         chain => Checked::Sound {
             to: Position {
                 seq: sound.seq,
@@ -382,7 +401,9 @@ mod tests {
         };
         let swept = |to| Checked::Swept { to: seq_of(to) };
         let sound = |to, is_end| Checked::Sound { to: at(to), is_end };
-        let unsound = |after| Checked::Unsound { after: seq_of(after) };
+        let unsound = |after| Checked::Unsound {
+            after: reached(Some(after).filter(|after| *after > 0)),
+        };
         assert_eq!(check(None, 1, good()), sound(4, true));
         assert_eq!(check(None, 1, vec![frame(1, 2, Some(2))]), sound(2, false));
         assert_eq!(check(Some(2), 1, vec![frame(3, 4, Some(4))]), sound(4, true));
@@ -446,7 +467,7 @@ mod tests {
             chain: Some(genesis()),
         };
         let continues_another = check_frames(other, seq_of(1), &at(4), vec![frame(3, 4, Some(4))], sealing);
-        assert_eq!(continues_another, unsound(2));
+        assert_eq!(continues_another, Checked::Unsound { after: other });
         let mut altered = events.clone();
         altered[2].payload = Bytes::from_static(b"altered");
         let bytes = Frame::encode(&altered[2..], Stamp.seal(&stream_id, &at(4)).as_ref());

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use spacetime_sync_proto::{ChainHash, Refusal, Seq, StreamProgress};
+use spacetime_sync_proto::{ChainHash, Position, Refusal, Seq, StreamProgress};
 
 use super::ReadyFrame;
 use crate::CallId;
@@ -177,6 +177,21 @@ impl Stream {
             && !self.reading
             && self.read < self.wanted
             && self.ready.len() < READY_FRAMES
+    }
+
+    /// Up to where the stream is read, if nothing of it is under way. Otherwise its next events come as a page: under load
+    /// there are many of them by then, and they go out in a few large frames.
+    pub(super) fn rests_at(&self) -> Option<Position> {
+        let chain = self.read_chain.filter(|_| self.is_at_rest())?;
+        Some(Position { seq: self.read, chain })
+    }
+
+    /// Whether a frame that came without being asked for is the next one that the stream would read.
+    pub(super) fn continues_with(&self, frame: &ReadyFrame) -> bool {
+        matches!(self.mode, Mode::Flowing)
+            && !self.reading
+            && frame.row.first_seq == self.read.next()
+            && self.read_chain == Some(frame.row.base_chain)
     }
 
     pub(super) fn push(&mut self, frame: ReadyFrame) {

@@ -59,8 +59,12 @@ fn prepared(first: u64, last: u64) -> ReadyFrame {
 
 impl Bench {
     fn new() -> Self {
+        Self::within(LIMITS)
+    }
+
+    fn within(limits: Limits) -> Self {
         let mut bench = Self {
-            core: Streams::new(LIMITS),
+            core: Streams::new(limits),
             now: Duration::ZERO,
             ids: Ids::default(),
             swept: Coverage::All,
@@ -86,18 +90,25 @@ impl Bench {
             ..
         } = self.core.load();
         assert_eq!((busy_streams, halted_streams), (busy, self.core.halted().count()));
-        assert!(idle <= LIMITS.idle_streams, "{idle} streams are idle");
+        assert!(idle <= self.core.limits.idle_streams, "{idle} streams are idle");
         out
     }
 
     fn found(&mut self, name: &str, published: u64, head: u64) -> Vec<Effect> {
+        self.looked(name, published, head, Vec::new())
+    }
+
+    /// A look finds a dirty stream, and brings frames.
+    fn looked(&mut self, name: &str, published: u64, head: u64, frames: Vec<ReadyFrame>) -> Vec<Effect> {
+        let progress = vec![StreamProgress {
+            stream_id: stream(name),
+            head_seq: seq(head),
+            published_seq: seq(published),
+            floor_seq: Seq::ZERO,
+        }];
+        let frames = [(stream(name), frames)].into();
         self.step(Input::Found {
-            progress: vec![StreamProgress {
-                stream_id: stream(name),
-                head_seq: seq(head),
-                published_seq: seq(published),
-                floor_seq: Seq::ZERO,
-            }],
+            looked: Looked { progress, frames },
             swept: self.swept.clone(),
         })
     }

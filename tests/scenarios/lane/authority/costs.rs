@@ -85,6 +85,7 @@ async fn the_cost_of_the_bridges_queries_does_not_grow_with_the_tables() {
         authority.standings(&[(id.clone(), seq(1))]).await.unwrap();
         authority.read_events(&id, Seq::ZERO, 10, ALL).await.unwrap();
         authority.dirty_streams(None, 10).await.unwrap();
+        authority.look(None, 10, &[(id.clone(), seq(1))]).await.unwrap();
         authority.streams_after(None, 10).await.unwrap();
         authority.advance_published(&[(id.clone(), seq(1))]).await.unwrap();
         authority.set_published(&[(id.clone(), Seq::ZERO)]).await.unwrap();

@@ -26,6 +26,58 @@ async fn streams_and_dirty_streams_are_paged_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_look_brings_the_next_few_events_of_the_dirty_streams_that_it_names() {
+    let (_database, authority) = setup().await;
+    let [clean, long, large, other] = ["clean", "long", "large", "other"].map(stream);
+    for id in [&clean, &long, &other] {
+        authority.append_batch(id, &numbered(1, 100)).await.unwrap();
+    }
+    let sizes = [30_000, 30_000, 30_000, 100_000];
+    for (at, size) in sizes.into_iter().enumerate() {
+        let event = event(&format!("k{at}"), "k", &vec![1; size]);
+        authority.append(&large, &event).await.unwrap();
+    }
+    authority.advance_published(&[(clean.clone(), seq(100))]).await.unwrap();
+    let look = async |read: &[(&StreamId, u64)]| {
+        let read: Vec<_> = read.iter().map(|(id, at)| ((*id).clone(), seq(*at))).collect();
+        let looked = authority.look(None, 9, &read).await.unwrap();
+        assert_eq!(looked.progress, authority.dirty_streams(None, 9).await.unwrap());
+        for (id, events) in &looked.events {
+            let after = read.iter().find(|(name, _)| name == id).unwrap().1;
+            assert_eq!(
+                *events,
+                authority.read_events(id, after, events.len(), ALL).await.unwrap()
+            );
+        }
+        let counts = looked.events.iter().map(|(id, events)| (id.to_string(), events.len()));
+        counts.collect::<Vec<_>>()
+    };
+    let counts = |of: &[(&StreamId, usize)]| {
+        of.iter()
+            .map(|(id, count)| (id.to_string(), *count))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(look(&[]).await, []);
+    let missing = stream("missing");
+    let named = [(&clean, 9), (&long, 98), (&missing, 0)];
+    assert_eq!(look(&named).await, counts(&[(&long, 2)]));
+    assert_eq!(
+        look(&[(&long, 7), (&other, 99)]).await,
+        counts(&[(&long, 64), (&other, 1)])
+    );
+    assert_eq!(look(&[(&long, 100), (&other, 200)]).await, []);
+    // 64 KiB at most, and none of a large event: its page brings it.
+    assert_eq!(look(&[(&large, 0)]).await, counts(&[(&large, 2)]));
+    assert_eq!(look(&[(&large, 3)]).await, []);
+    let both = [(long.clone(), seq(0)), (other, seq(0))];
+    let limited = authority.look(Some(&large), 1, &both).await.unwrap();
+    assert_eq!(
+        (limited.progress.len(), limited.events.into_keys().collect()),
+        (1, vec![long])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn published_seq_only_moves_forward_and_never_past_the_head() {
     let (_database, authority) = setup().await;
     let id = stream("s");
@@ -252,4 +304,11 @@ async fn a_malformed_chain_hash_is_reported_as_corrupt_and_affects_only_its_stre
     let sound_chain = authority.chain_at(&sound, seq(1)).await.unwrap();
     assert!(sound_chain.is_some());
     assert_eq!(found[1].as_ref().unwrap().chain, sound_chain);
+    let named = [bad.clone(), sound.clone()].map(|id| (id, Seq::ZERO));
+    let looked = authority.look(None, 9, &named).await.unwrap();
+    let both: Vec<_> = looked.progress.into_iter().map(|progress| progress.stream_id).collect();
+    assert_eq!(
+        (both, looked.events.into_keys().collect()),
+        (vec![bad, sound.clone()], vec![sound])
+    );
 }

@@ -1,15 +1,17 @@
 //! The bridge's questions to the authority, and what the model of the authority answers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::Rng as _;
 use spacetime_sync_lane::{
-    Event, Failure, LinkId, Page, Record, Recorded, RequestId, Sealing, Standing, is_doubtful, judge,
+    Event, Failure, LinkId, Looked, Page, ReadyFrame, Record, Recorded, RequestId, Sealing, Standing, is_doubtful,
+    judge, prepare_looked,
 };
 use spacetime_sync_proto::epoch::AuthorityEpoch;
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::retention::RetentionClass;
-use spacetime_sync_proto::{ChainHash, Seq, StreamId, StreamProgress};
+use spacetime_sync_proto::{ChainHash, Position, Seq, StreamId, StreamProgress};
 
 use crate::agenda::Micros;
 use crate::fault::Fault;
@@ -27,6 +29,7 @@ pub(crate) enum Question {
         request: RequestId,
         after: Option<StreamId>,
         limit: usize,
+        read: Vec<(StreamId, Position)>,
         asked: Micros,
     },
     List {
@@ -119,17 +122,19 @@ impl World {
                 request,
                 after,
                 limit,
+                read,
                 asked,
             } => {
                 let dirty = self.logs.iter().filter(|log| log.published < log.head());
-                let found = dirty
+                let progress: Vec<_> = dirty
                     .map(|log| log.position())
                     .filter(|progress| after.as_ref().is_none_or(|after| progress.stream_id > *after))
                     .take(limit)
                     .collect();
+                let frames = self.looked_frames(&progress, &read);
                 Event::Looked {
                     request,
-                    found: Ok(found),
+                    found: Ok(Looked { progress, frames }),
                     took: Duration::from_micros(self.now - asked),
                 }
             }
@@ -231,6 +236,27 @@ impl World {
                 text,
             }),
         }
+    }
+
+    /// The frames of the next events of dirty streams.
+    fn looked_frames(
+        &mut self,
+        dirty: &[StreamProgress],
+        read: &[(StreamId, Position)],
+    ) -> BTreeMap<StreamId, Vec<ReadyFrame>> {
+        let limits = self.setup.page;
+        let mut events = BTreeMap::new();
+        for (stream_id, at) in read {
+            let log = &self.logs[self.stream_at(stream_id)];
+            let next = log.read(at.seq, limits.events, limits.bytes);
+            let is_readable = log.corrupt.is_none_or(|bad| next.iter().all(|event| event.seq != bad));
+            let is_dirty = dirty.iter().any(|progress| progress.stream_id == *stream_id);
+            if is_dirty && is_readable && !next.is_empty() {
+                self.coverage.seen("bridge: events came with a look");
+                events.insert(stream_id.clone(), next);
+            }
+        }
+        prepare_looked(read, &events, limits.frame_bytes, &SimSealer)
     }
 
     fn log_page(&mut self, link: LinkId, stream: usize, after: Seq, base: Option<ChainHash>) -> Event {

@@ -1,7 +1,7 @@
 //! What the comparison makes of a log that does not fit the authority's.
 
 use super::*;
-use crate::message::HeadSeal;
+use crate::message::{Checked, HeadSeal, Reached};
 
 /// A comparison of a stream whose head in SpacetimeDB the authority does not have, up to the question for its seal.
 fn suspected(published: u64) -> (Bench, RequestId) {
@@ -58,16 +58,134 @@ fn a_log_that_the_bridge_sealed_is_left_to_a_person() {
     assert_eq!(told, []);
 }
 
-#[test]
-fn a_forgery_is_told_and_the_stream_published_again_after_what_was_published() {
-    let (mut bench, request) = suspected(2);
+/// The question where the forgery begins after what was published, and after which seq it asks.
+fn sought(commands: &[Command]) -> (RequestId, Reached) {
+    match commands {
+        [Command::CheckFrames { request, after, .. }] => (*request, *after),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Where the log is sound up to.
+fn sound(seq: u64, is_end: bool) -> Checked {
+    let to = Position {
+        seq: Seq::new(seq).unwrap(),
+        chain: ChainHash::from_bytes([seq as u8; 32]),
+    };
+    Checked::Sound { to, is_end }
+}
+
+fn unsound(after: u64, chain: Option<u8>) -> Checked {
+    let after = Reached {
+        seq: Seq::new(after).unwrap(),
+        chain: chain.map(|chain| ChainHash::from_bytes([chain; 32])),
+    };
+    Checked::Unsound { after }
+}
+
+/// A suspect whose head has no seal, and of which nothing past seq 1 was published.
+fn seeking() -> (Bench, RequestId) {
+    let (mut bench, request) = suspected(1);
     let (found, told) = checked(&mut bench, request, Ok(HeadSeal::Missing));
-    assert_eq!(found.forgeries, 1);
+    assert_eq!(found.findings, []);
+    let (request, after) = sought(&told);
+    assert_eq!((after.seq.get(), after.chain), (1, None));
+    (bench, request)
+}
+
+fn answered(bench: &mut Bench, request: RequestId, checked: Result<Checked, Failure>) -> (Found, Vec<Command>) {
+    bench.step(|compare, turn| compare.frames_checked(request, checked, turn))
+}
+
+#[test]
+fn a_forgery_is_told_and_the_stream_published_again_where_it_begins() {
+    let (mut bench, request) = seeking();
+    let (_, told) = answered(&mut bench, request, Ok(sound(2, false)));
+    let (request, after) = sought(&told);
+    assert_eq!(
+        (after.seq.get(), after.chain),
+        (2, Some(ChainHash::from_bytes([2; 32])))
+    );
+    let (found, told) = answered(&mut bench, request, Ok(unsound(2, Some(2))));
+    assert_eq!(found.findings, []);
+    let (request, names) = asks_authority(&told);
+    assert_eq!(names, ["a"]);
+    let (found, told) = has(&mut bench, request, Ok(Some(2)));
+    assert_eq!((found.forgeries, found.walks), (1, 0));
     assert_eq!(verdict(found), Verdict::Refill(Seq::new(2).unwrap()));
     assert!(
         matches!(&told[..], [Command::Tell(Notice::Forged { to, .. })] if *to == head().seq),
         "{told:?}"
     );
+}
+
+/// The authority's answer about its chain hash there.
+fn has(bench: &mut Bench, request: RequestId, chain: Result<Option<u8>, Failure>) -> (Found, Vec<Command>) {
+    let standings = chain.map(|chain| {
+        let progress = StreamProgress {
+            stream_id: streams(&["a"]).remove(0),
+            head_seq: Seq::new(9).unwrap(),
+            published_seq: Seq::new(1).unwrap(),
+            floor_seq: Seq::new(1).unwrap(),
+        };
+        let chain = chain.map(|chain| ChainHash::from_bytes([chain; 32]));
+        vec![Ok(Standing { progress, chain })]
+    });
+    bench.step(|compare, turn| compare.standings(request, standings, &Policy::default(), turn))
+}
+
+/// A suspect whose log the bridge sealed up to seq 2, and the question whether the authority has that.
+fn sealed_up_to_two() -> (Bench, RequestId) {
+    let (mut bench, request) = seeking();
+    let (_, told) = answered(&mut bench, request, Ok(unsound(2, Some(2))));
+    let (request, _) = asks_authority(&told);
+    (bench, request)
+}
+
+#[test]
+fn what_the_bridge_sealed_and_the_authority_lost_goes_with_the_forgery() {
+    // The authority was restored, and went on with another event, or has not come so far again.
+    for chain in [Some(7), None] {
+        let (mut bench, request) = sealed_up_to_two();
+        let (found, _) = has(&mut bench, request, Ok(chain));
+        assert_eq!(verdict(found), Verdict::Refill(Seq::new(1).unwrap()), "{chain:?}");
+    }
+    let (mut bench, request) = sealed_up_to_two();
+    let (found, _) = has(&mut bench, request, Err(failure(RefusalClass::Retry)));
+    assert!(matches!(found.findings[..], [(_, Finding::NotCompared)]), "{found:?}");
+}
+
+#[test]
+fn a_forgery_is_removed_from_what_was_published_on_where_nobody_knows_more() {
+    let swept = Checked::Swept {
+        to: Seq::new(2).unwrap(),
+    };
+    // Of the last one the seal was missing, and is good now.
+    for checked in [unsound(1, None), swept, sound(3, true)] {
+        let (mut bench, request) = seeking();
+        let (found, _) = answered(&mut bench, request, Ok(checked));
+        assert_eq!(verdict(found), Verdict::Refill(Seq::new(1).unwrap()), "{checked:?}");
+    }
+    let (mut bench, request) = seeking();
+    let (found, _) = answered(&mut bench, request, Err(failure(RefusalClass::Reject)));
+    assert_eq!(verdict(found), Verdict::Refill(Seq::new(1).unwrap()));
+}
+
+#[test]
+fn a_forgery_that_cannot_be_found_decides_nothing() {
+    let (mut bench, request) = seeking();
+    let (found, _) = answered(&mut bench, request, Ok(sound(2, true)));
+    assert!(matches!(found.findings[..], [(_, Finding::NotCompared)]), "{found:?}");
+    let (found, _) = answered(&mut bench, request, Ok(unsound(2, None)));
+    assert_eq!(found.findings, [], "the answer to a question that is over");
+
+    let (mut bench, request) = seeking();
+    let (found, _) = answered(&mut bench, request, Err(failure(RefusalClass::Retry)));
+    assert!(matches!(found.findings[..], [(_, Finding::NotCompared)]), "{found:?}");
+
+    let (mut bench, request) = seeking();
+    let (found, _) = answered(&mut bench, request, Err(failure(RefusalClass::Fatal)));
+    assert_eq!(found.drop_link.as_deref(), Some("no"));
 }
 
 #[test]
@@ -111,6 +229,8 @@ fn few_seals_are_checked_at_once() {
         head: head().seq,
         reason: HaltReason::AheadOfAuthority,
         after: Seq::ZERO,
+        unpublished: true,
+        sound: None,
     };
     bench.compare.suspects_wanted.extend((0..10).map(suspect));
     let asked: Vec<_> = bench

@@ -95,15 +95,23 @@ fn a_walk_goes_through_the_whole_window_one_stream_after_the_other() {
     assert_eq!(walks(&bench.turn()), None, "each stream was walked once");
 }
 
+fn something_else(after: Seq) -> Checked {
+    let after = Reached {
+        seq: after,
+        chain: None,
+    };
+    Checked::Unsound { after }
+}
+
 /// Two walks that find something else after this seq, a while after one another.
 fn unsound(bench: &mut Bench, after: Seq) -> Found {
     let (request, ..) = walks(&report(bench, &["a"])).unwrap();
-    let (found, _) = checked(bench, request, Ok(Checked::Unsound { after }));
+    let (found, _) = checked(bench, request, Ok(something_else(after)));
     assert_eq!((found.doubts, walks(&report(bench, &["a"]))), (vec![], None));
     bench.now += Duration::from_secs(15);
     assert_eq!(bench.compare.next_due(), Some(bench.now));
     let (request, ..) = walks(&bench.turn()).unwrap();
-    checked(bench, request, Ok(Checked::Unsound { after })).0
+    checked(bench, request, Ok(something_else(after))).0
 }
 
 #[test]
@@ -111,7 +119,7 @@ fn a_rewind_that_a_walk_comes_across_is_no_forgery() {
     let mut bench = idle();
     let after = Seq::new(3).unwrap();
     let (request, ..) = walks(&report(&mut bench, &["a"])).unwrap();
-    checked(&mut bench, request, Ok(Checked::Unsound { after }));
+    checked(&mut bench, request, Ok(something_else(after)));
     bench.now += Duration::from_secs(15);
     let (request, ..) = walks(&bench.turn()).unwrap();
     let (found, _) = checked(&mut bench, request, sound(9, true));
@@ -177,7 +185,7 @@ fn a_walk_that_is_repeated_and_fails_is_repeated_again() {
     let mut bench = idle();
     let after = Seq::new(3).unwrap();
     let (request, ..) = walks(&report(&mut bench, &["a"])).unwrap();
-    checked(&mut bench, request, Ok(Checked::Unsound { after }));
+    checked(&mut bench, request, Ok(something_else(after)));
     bench.now += Duration::from_secs(15);
     let (request, ..) = walks(&bench.turn()).unwrap();
     checked(&mut bench, request, Err(failure(RefusalClass::Retry)));
@@ -185,7 +193,7 @@ fn a_walk_that_is_repeated_and_fails_is_repeated_again() {
     bench.now += Duration::from_secs(15);
     assert_eq!(bench.compare.next_due(), Some(bench.now));
     let (request, ..) = walks(&bench.turn()).unwrap();
-    let (found, _) = checked(&mut bench, request, Ok(Checked::Unsound { after }));
+    let (found, _) = checked(&mut bench, request, Ok(something_else(after)));
     assert_eq!(found.doubts, streams(&["a"]));
 }
 

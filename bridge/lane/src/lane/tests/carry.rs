@@ -25,6 +25,7 @@ fn looked(bench: &mut Bench, found: Result<Vec<StreamProgress>, Failure>) {
         _ => None,
     });
     let took = Duration::from_millis(1);
+    let found = found.map(super::found);
     bench.feed(Event::Looked { request, found, took });
 }
 
@@ -169,6 +170,9 @@ fn forgeries_are_counted() {
             _ => None,
         });
         bench.feed(Event::SealChecked(link, request, Ok(crate::HeadSeal::Missing)));
+    }
+    for _ in 0..2 {
+        bench.until(|command| matches!(command, Command::Tell(Notice::Forged { .. })).then_some(()));
     }
     assert_eq!(bench.lane.vitals().counters().forgeries, 2);
 }

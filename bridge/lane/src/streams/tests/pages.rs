@@ -112,3 +112,85 @@ fn a_page_that_is_being_read_counts_though_another_bridge_has_published_more() {
     let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
     assert_eq!((sent[0].1, sent[0].2), (1, 2));
 }
+
+#[test]
+fn events_that_come_with_a_look_are_sent_without_a_read() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 2);
+    assert_eq!(bench.core.read_up_to(), [], "nothing of it is read");
+    let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+    assert_eq!(bench.core.read_up_to(), [], "a call is in flight");
+    bench.step(Input::Acked(sent[0].0));
+    assert_eq!(bench.core.read_up_to(), [(stream("a"), position(2))]);
+    let out = bench.looked("a", 0, 4, vec![prepared(3, 3), prepared(4, 4)]);
+    assert_eq!(reads(&out), []);
+    let both: Vec<_> = calls(&out).into_iter().map(|(_, first, last)| (first, last)).collect();
+    assert_eq!(both, [(3, 3), (4, 4)]);
+    for call in calls(&out) {
+        bench.step(Input::Acked(call.0));
+    }
+    assert_eq!(bench.core.load(), Load::default());
+    assert_eq!(bench.core.read_up_to(), [(stream("a"), position(4))]);
+    bench.core.drain();
+    assert_eq!(bench.core.read_up_to(), []);
+    assert_eq!(calls(&bench.looked("a", 0, 5, vec![prepared(5, 5)])), []);
+}
+
+#[test]
+fn events_that_come_with_a_look_are_dropped_unless_they_are_the_next_ones() {
+    let other_chain = ReadyFrame {
+        row: FrameRow {
+            base_chain: chain(9),
+            ..prepared(3, 3).row
+        },
+        ..prepared(3, 3)
+    };
+    let [again, later] = [prepared(2, 3), prepared(4, 4)].map(|frame| ReadyFrame {
+        row: FrameRow {
+            base_chain: chain(2),
+            ..frame.row
+        },
+        ..frame
+    });
+    for frame in [again, later, other_chain] {
+        let mut bench = Bench::new();
+        bench.found("a", 0, 2);
+        bench.page("a", vec![prepared(1, 2)]);
+        let out = bench.looked("a", 0, 4, vec![frame]);
+        assert_eq!((calls(&out), reads(&out)), (vec![], vec![("a".to_owned(), 2)]));
+        // A page is on its way.
+        assert_eq!(bench.core.read_up_to(), []);
+        assert_eq!(bench.looked("a", 0, 4, vec![prepared(3, 4)]), []);
+        assert_eq!(calls(&bench.page("a", vec![prepared(3, 4)])).len(), 1);
+    }
+}
+
+#[test]
+fn a_stream_that_waits_to_be_compared_takes_no_events_of_a_look() {
+    let mut bench = Bench::new();
+    bench.found("a", 0, 2);
+    let sent = calls(&bench.page("a", vec![prepared(1, 2)]));
+    bench.step(Input::Lost(sent[0].0, "no answer".to_owned()));
+    assert_eq!(bench.core.read_up_to(), []);
+    assert_eq!(bench.looked("a", 0, 3, vec![prepared(3, 3)]), []);
+}
+
+#[test]
+fn a_look_brings_events_of_the_64_streams_that_began_to_send_last() {
+    let mut bench = Bench::within(Limits {
+        idle_streams: 100,
+        ..LIMITS
+    });
+    let send = |bench: &mut Bench, at: u64| {
+        let name = format!("s{at}");
+        bench.found(&name, 0, 1);
+        let sent = calls(&bench.page(&name, vec![prepared(1, 1)]));
+        bench.step(Input::Acked(sent[0].0));
+    };
+    (1..=65).for_each(|at| send(&mut bench, at));
+    let named: Vec<_> = bench.core.read_up_to().into_iter().map(|(name, _)| name).collect();
+    assert_eq!((named.len(), &named[0]), (64, &stream("s2")));
+    bench.step(Input::LinkDown);
+    bench.link_up();
+    assert_eq!(bench.core.read_up_to(), []);
+}
