@@ -156,8 +156,8 @@ fn head_report(head: Position) -> HeadReport {
 
 /// Takes one bounded step to make a stream's log end where the authority's does, whatever SpacetimeDB holds, and answers
 /// where the log ends now. The bridge calls it when it refills a window, an operator after a restore. The caller calls
-/// again with that head until the log ends at `seq`. Whoever asked for the head afterwards could not tell what the step
-/// left from what another bridge has appended since.
+/// again with that head until the log ends at `seq`. A head that is read later may be another bridge's, which has appended
+/// since.
 ///
 /// `chain_hash` is the authority's chain hash at `seq`. `seal` is the bridge's seal of that position, or empty: a frame
 /// that is cut there ends with it. `seen_seq` and `seen_chain_hash` are the head as the caller last saw it. For the owner

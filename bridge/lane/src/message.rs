@@ -232,8 +232,8 @@ pub enum Command {
         after: Option<StreamId>,
         /// At most so many.
         limit: usize,
-        /// Streams up to where the bridge has read them. The answer brings the next events of those that are dirty, if they
-        /// are few and small.
+        /// Streams, each with the position up to which the bridge has read it. The answer brings the next few events of those
+        /// that are dirty, and none of a stream whose next event is large.
         read: Vec<(StreamId, Position)>,
     },
     /// Read a page of the ids of all streams: [`Event::Listed`].

@@ -82,8 +82,8 @@ pub(crate) struct Excuses {
     pub(crate) set_back_from: Option<Seq>,
     /// Whether SpacetimeDB has ever lost durable events.
     pub(crate) was_set_back: bool,
-    /// A rewind removed durable events up to here, which clients may have been given. Until they are published again,
-    /// clients may be ahead of SpacetimeDB.
+    /// A rewind removed durable events up to this seq. Clients may have received them before, and may be ahead of SpacetimeDB
+    /// until the bridge publishes them again.
     pub(crate) rewound_from: Option<Seq>,
     /// Where the log last ended durably with an event of the authority.
     durable: Seq,

@@ -87,8 +87,8 @@ impl Streams {
         }
     }
 
-    /// Up to where the streams are read that sent something lately and now rest. A look brings their next events, which
-    /// spares a lone event the question for its page.
+    /// The streams that sent something lately and now rest, each with the position up to which it is read. A look brings
+    /// their next events, so a lone event needs no question for its page.
     pub(crate) fn read_up_to(&self) -> Vec<(StreamId, Position)> {
         if self.draining || self.bytes >= self.limits.bytes {
             return Vec::new();

@@ -144,7 +144,7 @@ fn sealed_up_to_two() -> (Bench, RequestId) {
 
 #[test]
 fn what_the_bridge_sealed_and_the_authority_lost_goes_with_the_forgery() {
-    // The authority was restored, and went on with another event, or has not come so far again.
+    // The authority was restored. It has another event there by now, or none yet.
     for chain in [Some(7), None] {
         let (mut bench, request) = sealed_up_to_two();
         let (found, _) = has(&mut bench, request, Ok(chain));
@@ -160,7 +160,7 @@ fn a_forgery_is_removed_from_what_was_published_on_where_nobody_knows_more() {
     let swept = Checked::Swept {
         to: Seq::new(2).unwrap(),
     };
-    // Of the last one the seal was missing, and is good now.
+    // In the last case the head's seal was missing a moment ago, and is good now.
     for checked in [unsound(1, None), swept, sound(3, true)] {
         let (mut bench, request) = seeking();
         let (found, _) = answered(&mut bench, request, Ok(checked));
