@@ -21,7 +21,7 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 10] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
@@ -31,6 +31,7 @@ const FILES: [(&str, &str); 9] = [
     embedded!("0007_revoked_subjects.sql"),
     embedded!("0008_scopes.sql"),
     embedded!("0009_hashes_of_a_batch.sql"),
+    embedded!("0010_cheaper_appends.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());
@@ -263,6 +264,7 @@ mod tests {
             (7, "revoked subjects", "52d530e684ea9c2c"),
             (8, "scopes", "de53e0ca9dbdc404"),
             (9, "hashes of a batch", "d8bad949ac04518b"),
+            (10, "cheaper appends", "96c91b9d123b4853"),
         ];
         assert_eq!(
             recorded,

@@ -1,6 +1,7 @@
 //! The authority's SQL functions and the bridge's use of them, on a real Postgres.
 
 mod appends;
+mod batches;
 mod connections;
 mod costs;
 mod reading;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
 use rand::{Rng, SeedableRng};
 use spacetime_sync_authority::{Advanced, Authority, AuthorityError, NewEvent};
 use spacetime_sync_proto::refusal::RefusalClass;

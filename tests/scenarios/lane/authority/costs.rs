@@ -73,6 +73,31 @@ async fn the_cost_of_an_append_does_not_grow_with_the_tables() {
     }
 }
 
+/// Without vacuum, the index still has the entries of events that a purge removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cost_of_a_batch_does_not_grow_with_what_was_purged() {
+    let (_database, mut connection) = believed_empty().await;
+    // Before the first and behind the last of all other keys.
+    let around = |n: usize| format!("select runtime.sync_append_batch('s', '{{a-{n},z-{n}}}', '{{k,k}}', '{{p,p}}')");
+    connection.execute(&*batch(1, 10)).await.unwrap();
+    let few = blocks(&mut connection, &around(1)).await;
+    for from in (11..10_000).step_by(1_000) {
+        connection.execute(&*batch(from, from + 999)).await.unwrap();
+    }
+    for statement in [
+        "update runtime.sync_streams set published_seq = head_seq",
+        "update runtime.sync_retention set window_events = 1, log_events = 1 where class = 'otherwise'",
+        "select runtime.sync_purge('s', 1000000)",
+    ] {
+        connection.execute(statement).await.unwrap();
+    }
+    let many = blocks(&mut connection, &around(2)).await;
+    assert!(
+        many <= 2 * few,
+        "{few} blocks among 10 events, {many} after a purge of 10,000"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cost_of_the_bridges_queries_does_not_grow_with_the_tables() {
     const ROUNDS: usize = 10;
