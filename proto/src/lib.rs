@@ -1,7 +1,7 @@
 //! The contract of the lane: everything that authority, bridge, module and client must agree on.
 //!
 //! Ids, identities and limits ([`id`], [`identity`], [`limit`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
-//! positions and frame rows ([`position`]), seals ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]),
+//! positions and frame rows ([`position`]), seals ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]), rewinds ([`rewind`]),
 //! the authority epoch ([`epoch`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
 //! continued from ([`stale`]), who may see and do what ([`access`]), the client's checkpoint table, which tools read
 //! ([`checkpoint_table`]), and the contract's own version ([`contract`]). [`Secret`] and [`error_text`] stand here
@@ -26,6 +26,7 @@ pub mod page;
 pub mod position;
 pub mod refusal;
 pub mod retention;
+pub mod rewind;
 pub mod seal;
 mod secret;
 pub mod stale;

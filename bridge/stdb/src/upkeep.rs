@@ -7,7 +7,8 @@ use spacetime_sync_bindings::{
 };
 use spacetime_sync_proto::epoch::AuthorityEpoch;
 use spacetime_sync_proto::retention::RetentionClass;
-use spacetime_sync_proto::{Frame, Position, Refusal, RefusalCode, Seal, Seq, StreamId, limit};
+use spacetime_sync_proto::rewind::{Rewind, Step};
+use spacetime_sync_proto::{Frame, Position, Refusal, RefusalCode, Seal, Seq, StreamId};
 use spacetimedb_sdk::__codegen::InternalError;
 use tokio::sync::oneshot;
 
@@ -65,27 +66,24 @@ impl Link {
         Ok(head_of(stream_id, &left.await?))
     }
 
-    /// Makes SpacetimeDB's log end at `to` with the authority's `chain`, step by step. The rewind is given up after
-    /// [`limit::REWIND_STEPS_IN_PLACE`] steps that left the head in place.
+    /// Makes SpacetimeDB's log end at `to` with the authority's `chain`, step by step.
     pub async fn rewind(
         &self,
         stream_id: &StreamId,
-        mut seen: Position,
+        seen: Position,
         to: Position,
         seal: Option<&Seal>,
     ) -> Result<(), StdbError> {
-        let mut in_place = 0;
+        let mut rewind = Rewind::new(seen, to);
         loop {
-            let left = self.rewind_step(stream_id, seen, to, seal).await?;
-            if left == to {
-                return Ok(());
-            } else if left.seq < seen.seq {
-                (seen, in_place) = (left, 0);
-            } else if left == seen && in_place < limit::REWIND_STEPS_IN_PLACE {
-                in_place += 1;
-            } else {
-                let message = format!("a log that still ends at seq {}, not at {}", left.seq, to.seq);
-                return Err(self.unexpected("rewind_stream", message));
+            let left = self.rewind_step(stream_id, rewind.seen(), to, seal).await?;
+            match rewind.left(left) {
+                Step::Done => return Ok(()),
+                Step::Next => {}
+                Step::Unexpected => {
+                    let message = format!("a log that still ends at seq {}, not at {}", left.seq, to.seq);
+                    return Err(self.unexpected("rewind_stream", message));
+                }
             }
         }
     }

@@ -2,7 +2,8 @@
 //! the head that the step before it left: what another bridge appended in between may be published, and stays.
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{Position, RefusalCode, Seq, StreamId, limit};
+use spacetime_sync_proto::rewind::{Rewind, Step};
+use spacetime_sync_proto::{Position, RefusalCode, Seq, StreamId};
 
 use super::{Compare, Found};
 use crate::message::{Command, Failure, Standing};
@@ -17,19 +18,15 @@ const REFILLS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Refill {
     request: RequestId,
-    /// SpacetimeDB's head at the last look, or after the last step.
-    seen: Position,
-    /// Steps since the head last moved.
-    in_place: u32,
     step: RefillStep,
 }
 
 #[derive(Debug)]
 pub(super) enum RefillStep {
-    /// Asks the authority for the chain hash at the seq after which the window begins.
-    Chain(Seq),
+    /// Asks the authority for the chain hash at the seq after which the window begins. SpacetimeDB's head was at `seen`.
+    Chain { seen: Position, after: Seq },
     /// Asks the module to take a step.
-    Rewinding(Position),
+    Rewinding(Rewind),
 }
 
 /// A refill that waits for its turn.
@@ -57,9 +54,7 @@ impl Compare {
                 .push(Command::ReadStandings(request, vec![(stream_id.clone(), after)]));
             let refill = Refill {
                 request,
-                seen,
-                in_place: 0,
-                step: RefillStep::Chain(after),
+                step: RefillStep::Chain { seen, after },
             };
             let before = self.refills.insert(stream_id, refill);
             debug_assert!(before.is_none(), "two refills of one window at once");
@@ -84,14 +79,16 @@ impl Compare {
         let Some(refill) = self.refills.get_mut(&stream_id) else {
             return;
         };
-        let RefillStep::Chain(after) = refill.step else { return };
+        let RefillStep::Chain { seen, after } = refill.step else {
+            return;
+        };
         let finding = match standings.map(|mut standings| standings.pop()) {
             Ok(Some(Ok(Standing { chain: Some(chain), .. }))) => {
                 turn.out.push(Command::Tell(Notice::WindowBegun {
                     stream_id: stream_id.clone(),
                     after,
                 }));
-                return self.rewind(&stream_id, Position { seq: after, chain }, turn);
+                return self.rewind(&stream_id, Rewind::new(seen, Position { seq: after, chain }), turn);
             }
             // The authority purged it in the meantime. The next comparison says where the window begins now.
             Ok(Some(Ok(Standing { chain: None, .. })) | None) => Finding::NotFilled {
@@ -113,16 +110,16 @@ impl Compare {
         found.findings.push((stream_id, finding));
     }
 
-    fn rewind(&mut self, stream_id: &StreamId, to: Position, turn: &mut Turn<'_>) {
+    fn rewind(&mut self, stream_id: &StreamId, rewind: Rewind, turn: &mut Turn<'_>) {
         if let (Some(link), Some(refill)) = (self.link, self.refills.get_mut(stream_id)) {
             refill.request = turn.ids.request();
-            refill.step = RefillStep::Rewinding(to);
+            refill.step = RefillStep::Rewinding(rewind);
             turn.out.push(Command::Rewind {
                 link,
                 request: refill.request,
                 stream_id: stream_id.clone(),
-                seen: refill.seen,
-                to,
+                seen: rewind.seen(),
+                to: rewind.to(),
             });
         }
     }
@@ -138,27 +135,20 @@ impl Compare {
         let Some(stream_id) = self.refill_of(request) else {
             return found;
         };
-        let Some(refill) = self.refills.get_mut(&stream_id) else {
+        let Some(refill) = self.refills.get(&stream_id) else {
             return found;
         };
-        let RefillStep::Rewinding(to) = refill.step else {
+        let RefillStep::Rewinding(mut rewind) = refill.step else {
             return found;
         };
-        match rewound {
-            Ok(left) if left == to => {
+        let to = rewind.to();
+        match rewound.map(|left| (left, rewind.left(left))) {
+            Ok((_, Step::Done)) => {
                 self.refills.remove(&stream_id);
                 found.findings.push((stream_id, Finding::Filled(to.seq)));
             }
-            Ok(left) if left.seq < refill.seen.seq => {
-                (refill.seen, refill.in_place) = (left, 0);
-                self.rewind(&stream_id, to, turn);
-            }
-            // The step dropped the oldest events of a broken log.
-            Ok(left) if left == refill.seen && refill.in_place < limit::REWIND_STEPS_IN_PLACE => {
-                refill.in_place += 1;
-                self.rewind(&stream_id, to, turn);
-            }
-            Ok(left) => {
+            Ok((_, Step::Next)) => self.rewind(&stream_id, rewind, turn),
+            Ok((left, Step::Unexpected)) => {
                 let text = format!(
                     "expected a rewind to end the log at seq {}, found seq {}",
                     to.seq, left.seq
