@@ -16,7 +16,7 @@ use crate::hash::{ChainHash, PayloadHash};
 use crate::id::{IdempotencyKey, InvalidId, Kind, Seq};
 use crate::limit;
 use crate::seal::{SEAL_BYTES, Seal};
-use message::Places;
+use message::{Places, Read};
 
 /// A frame whose form and chain are checked.
 #[derive(Debug, Clone)]
@@ -109,15 +109,23 @@ impl Frame {
         if bytes.len() > limit::FRAME_BYTES {
             return Err(FrameError::TooLarge { found: bytes.len() });
         }
-        // Surplus events are counted but not kept. The message is still read to its end, so that a malformed one is
-        // reported as malformed first.
-        let (mut events, mut count) = (Vec::new(), 0);
-        let seal = message::read(&bytes, |event| {
-            count += 1;
-            if count <= limit::FRAME_EVENTS {
-                events.push(event);
-            }
-        })?;
+        let mut checking = Checking {
+            seq: Seq::new(first_seq).filter(|seq| *seq > Seq::ZERO),
+            chain: base_chain,
+            last_kind: "",
+            events: Vec::new(),
+            links: Vec::new(),
+            count: 0,
+            invalid: None,
+        };
+        let seal = message::read(&bytes, |event| checking.event(event))?;
+        let Checking {
+            events,
+            links,
+            count,
+            invalid,
+            ..
+        } = checking;
         if count == 0 || count > limit::FRAME_EVENTS {
             return Err(FrameError::EventCount { found: count });
         }
@@ -125,38 +133,20 @@ impl Frame {
             [] => None,
             bytes => Some(Seal::from_slice(bytes).ok_or(FrameError::SealLength { found: bytes.len() })?),
         };
-        let first = Seq::new(first_seq)
+        let first_seq = Seq::new(first_seq)
             .filter(|seq| *seq > Seq::ZERO && Seq::MAX.since(*seq) >= count as u64)
             .ok_or(FrameError::FirstSeq { found: first_seq })?;
-        let mut links = Vec::with_capacity(count);
-        let mut chain = base_chain;
-        let mut seq = first;
-        for event in &events {
-            let invalid = |invalid| FrameError::Id { seq, invalid };
-            let (key, kind) = (text(&bytes, &event.idempotency_key), text(&bytes, &event.kind));
-            IdempotencyKey::check(key).map_err(invalid)?;
-            Kind::check(kind).map_err(invalid)?;
-            let found = event.payload.len();
-            if found == 0 || found > limit::PAYLOAD_BYTES {
-                return Err(FrameError::PayloadSize { seq, found });
-            }
-            let payload_hash =
-                PayloadHash::from_slice(part(&bytes, &event.payload_hash)).ok_or(FrameError::PayloadHashLength {
-                    seq,
-                    found: event.payload_hash.len(),
-                })?;
-            chain = chain.link_text(seq, event.committed_at_us, &payload_hash, key, kind);
-            links.push(chain);
-            seq = seq.next();
+        match invalid {
+            Some(invalid) => Err(invalid),
+            None => Ok(Self {
+                first_seq,
+                base_chain,
+                bytes,
+                events,
+                links,
+                seal,
+            }),
         }
-        Ok(Self {
-            first_seq: first,
-            base_chain,
-            bytes,
-            events,
-            links,
-            seal,
-        })
     }
 
     /// The bytes of a frame of these events. The caller guarantees that they are consecutive, and that the seal is for
@@ -250,19 +240,17 @@ impl Frame {
             .enumerate()
             .skip(skip)
             .map(move |(at, (event, chain_hash))| {
-                let kind = text(&bytes, &event.kind);
                 // Neighbours are mostly of one kind. Sharing it saves a check and an allocation.
                 let kind = match last_kind.take() {
-                    Some(last) if last.as_str() == kind => last,
+                    Some(last) if last.as_str().as_bytes() == part(&bytes, &event.kind) => last,
                     // Infallible: `decode` checked keys, kinds and hash lengths, and nothing else makes a `Frame`.
-                    _ => Kind::new(kind).expect("checked by decode"),
+                    _ => Kind::checked(text(&bytes, &event.kind)),
                 };
                 last_kind = Some(kind.clone());
-                let key = text(&bytes, &event.idempotency_key);
                 let payload_hash = part(&bytes, &event.payload_hash);
                 Event {
                     seq: first.plus(at as u64),
-                    idempotency_key: IdempotencyKey::new(key).expect("checked by decode"),
+                    idempotency_key: IdempotencyKey::checked(text(&bytes, &event.idempotency_key)),
                     kind,
                     payload_hash: PayloadHash::from_slice(payload_hash).expect("checked by decode"),
                     payload: bytes.slice(event.payload.start as usize..event.payload.end as usize),
@@ -270,6 +258,65 @@ impl Frame {
                     committed_at_us: event.committed_at_us,
                 }
             })
+    }
+}
+
+/// Checks the events of a message while it is read, and links them. What is wrong with the message as a whole is reported
+/// before what is wrong with an event.
+struct Checking<'a> {
+    /// Of the next event. `None` if no event can have it.
+    seq: Option<Seq>,
+    /// Up to the next event.
+    chain: ChainHash,
+    /// The last kind that was checked. Neighbours are mostly of one kind.
+    last_kind: &'a str,
+    events: Vec<Places>,
+    links: Vec<ChainHash>,
+    /// Counts surplus events, too, which are not kept.
+    count: usize,
+    /// What is wrong with the first event that is not valid.
+    invalid: Option<FrameError>,
+}
+
+impl<'a> Checking<'a> {
+    fn event(&mut self, event: Read<'a>) {
+        self.count += 1;
+        let Some(seq) = self
+            .seq
+            .filter(|_| self.count <= limit::FRAME_EVENTS && self.invalid.is_none())
+        else {
+            return;
+        };
+        match self.link(seq, &event) {
+            Ok(chain) => {
+                self.chain = chain;
+                self.links.push(chain);
+                self.events.push(event.places);
+                self.seq = Some(seq.next());
+            }
+            Err(invalid) => self.invalid = Some(invalid),
+        }
+    }
+
+    /// The chain hash of an event, if the event is valid.
+    fn link(&mut self, seq: Seq, event: &Read<'a>) -> Result<ChainHash, FrameError> {
+        let invalid = |invalid| FrameError::Id { seq, invalid };
+        let (key, kind, places) = (event.idempotency_key, event.kind, &event.places);
+        IdempotencyKey::check(key).map_err(invalid)?;
+        if kind != self.last_kind || kind.is_empty() {
+            Kind::check(kind).map_err(invalid)?;
+            self.last_kind = kind;
+        }
+        let found = places.payload.len();
+        if found == 0 || found > limit::PAYLOAD_BYTES {
+            return Err(FrameError::PayloadSize { seq, found });
+        }
+        let found = places.payload_hash.len();
+        let payload_hash =
+            PayloadHash::from_slice(event.payload_hash).ok_or(FrameError::PayloadHashLength { seq, found })?;
+        Ok(self
+            .chain
+            .link_text(seq, places.committed_at_us, &payload_hash, key, kind))
     }
 }
 

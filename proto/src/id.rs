@@ -93,6 +93,13 @@ macro_rules! name {
                 Ok(Self(text.into()))
             }
 
+            /// Makes a text a name that was checked before.
+            #[allow(dead_code, reason = "names of some kinds are not made from checked texts")]
+            pub(crate) fn checked(text: &str) -> Self {
+                debug_assert!(Self::check(text).is_ok(), "{text:?}");
+                Self(text.into())
+            }
+
             /// Checks a text without allocating a name.
             pub fn check(text: &str) -> Result<(), InvalidId> {
                 check($what, text, $most, $allowed, $good)

@@ -1,5 +1,5 @@
-//! Reads the protobuf message of a frame in place: an event is a set of ranges in the bytes, and nothing is copied. It
-//! accepts and refuses exactly what the generated message type does.
+//! Reads the protobuf message of a frame in place, in one pass: an event is a set of ranges in the bytes, and nothing is
+//! copied. It accepts and refuses exactly what the generated message type does.
 
 use std::ops::Range;
 
@@ -18,9 +18,18 @@ pub(super) struct Places {
     pub(super) committed_at_us: i64,
 }
 
+/// An event as it is read.
+#[derive(Debug, Default)]
+pub(super) struct Read<'a> {
+    pub(super) idempotency_key: &'a str,
+    pub(super) kind: &'a str,
+    pub(super) payload_hash: &'a [u8],
+    pub(super) places: Places,
+}
+
 /// Reads a message that is at most as long as a frame may be, and passes each event to `each`, in order. Returns where
 /// the seal is.
-pub(super) fn read(bytes: &[u8], mut each: impl FnMut(Places)) -> Result<Range<usize>, FrameError> {
+pub(super) fn read<'a>(bytes: &'a [u8], mut each: impl FnMut(Read<'a>)) -> Result<Range<usize>, FrameError> {
     let mut reader = Reader { bytes, at: 0 };
     let mut seal = 0..0;
     while reader.at < bytes.len() {
@@ -39,19 +48,23 @@ pub(super) fn read(bytes: &[u8], mut each: impl FnMut(Places)) -> Result<Range<u
     Ok(seal)
 }
 
-fn event_in(bytes: &[u8], event: Range<usize>) -> Result<Places, FrameError> {
+fn event_in(bytes: &[u8], event: Range<usize>) -> Result<Read<'_>, FrameError> {
     let mut reader = Reader {
         bytes: &bytes[..event.end],
         at: event.start,
     };
-    let mut places = Places::default();
+    let mut read = Read::default();
+    let places = &mut read.places;
     // Protobuf: if a field occurs twice, the last one counts.
     while reader.at < event.end {
         match reader.key()? {
-            (1, wire_type) => places.idempotency_key = reader.text(wire_type)?,
-            (2, wire_type) => places.kind = reader.text(wire_type)?,
+            (1, wire_type) => (read.idempotency_key, places.idempotency_key) = reader.text(wire_type)?,
+            (2, wire_type) => (read.kind, places.kind) = reader.text(wire_type)?,
             (3, wire_type) => places.payload = place(reader.delimited(wire_type)?),
-            (4, wire_type) => places.payload_hash = place(reader.delimited(wire_type)?),
+            (4, wire_type) => {
+                let range = reader.delimited(wire_type)?;
+                (read.payload_hash, places.payload_hash) = (&bytes[range.clone()], place(range));
+            }
             (5, wire_type) => {
                 check_wire_type(WireType::Varint, wire_type).map_err(malformed)?;
                 places.committed_at_us = reader.varint()? as i64;
@@ -59,7 +72,7 @@ fn event_in(bytes: &[u8], event: Range<usize>) -> Result<Places, FrameError> {
             (tag, wire_type) => reader.skip(tag, wire_type)?,
         }
     }
-    Ok(places)
+    Ok(read)
 }
 
 /// The casts lose nothing, because a frame has at most a mebibyte.
@@ -72,7 +85,7 @@ struct Reader<'a> {
     at: usize,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn take<T>(&mut self, read: impl FnOnce(&mut &[u8]) -> Result<T, DecodeError>) -> Result<T, FrameError> {
         let mut rest = &self.bytes[self.at..];
         let value = read(&mut rest).map_err(malformed)?;
@@ -80,12 +93,30 @@ impl Reader<'_> {
         Ok(value)
     }
 
+    /// The contract's own keys have one byte.
     fn key(&mut self) -> Result<(u32, WireType), FrameError> {
+        if let Some(byte @ 8..0x80) = self.bytes.get(self.at)
+            && let Ok(wire_type) = WireType::try_from(u64::from(byte & 7))
+        {
+            self.at += 1;
+            return Ok((u32::from(byte >> 3), wire_type));
+        }
         self.take(|rest| decode_key(rest))
     }
 
+    /// Nearly every length has one byte or two.
     fn varint(&mut self) -> Result<u64, FrameError> {
-        self.take(|rest| decode_varint(rest))
+        match self.bytes.get(self.at..) {
+            Some([byte @ ..0x80, ..]) => {
+                self.at += 1;
+                Ok(u64::from(*byte))
+            }
+            Some([low, high @ ..0x80, ..]) => {
+                self.at += 2;
+                Ok(u64::from(low & 0x7f) | u64::from(*high) << 7)
+            }
+            _ => self.take(|rest| decode_varint(rest)),
+        }
     }
 
     fn skip(&mut self, tag: u32, wire_type: WireType) -> Result<(), FrameError> {
@@ -108,10 +139,11 @@ impl Reader<'_> {
         }
     }
 
-    fn text(&mut self, wire_type: WireType) -> Result<Range<u32>, FrameError> {
+    fn text(&mut self, wire_type: WireType) -> Result<(&'a str, Range<u32>), FrameError> {
         let range = self.delimited(wire_type)?;
-        match std::str::from_utf8(&self.bytes[range.clone()]) {
-            Ok(_) => Ok(place(range)),
+        let bytes: &'a [u8] = self.bytes;
+        match std::str::from_utf8(&bytes[range.clone()]) {
+            Ok(text) => Ok((text, place(range))),
             Err(error) => Err(FrameError::Malformed(format!("a text field is not UTF-8: {error}"))),
         }
     }
@@ -130,7 +162,7 @@ mod tests {
 
     fn events(bytes: &[u8]) -> Result<Vec<i64>, FrameError> {
         let mut times = Vec::new();
-        read(bytes, |event| times.push(event.committed_at_us))?;
+        read(bytes, |event| times.push(event.places.committed_at_us))?;
         Ok(times)
     }
 
