@@ -158,7 +158,7 @@ impl Drop for Process {
 
 /// Wraps a command so that the kernel kills it when the thread that started it is gone. An interrupted run thus leaves
 /// no process behind.
-fn dying_with_us(command: &Command) -> Command {
+pub fn dying_with_us(command: &Command) -> Command {
     let mut wrapped = Command::new("setpriv");
     wrapped
         .args(["--pdeathsig", "KILL", "--"])

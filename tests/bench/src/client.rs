@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::child::{Child, READY};
+use crate::measure::now_us;
 use anyhow::Context as _;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use spacetime_sync_client::rusqlite::Transaction;
-use spacetime_sync_client::{ClientConfig, Credential, Event, HandlerError, SqliteStore, StreamId, SyncClient};
-use tokio::process::{Child, Command};
-
-use crate::measure::now_us;
+use spacetime_sync_client::{
+    ClientConfig, Credential, Event, HandlerError, SqliteStore, StreamId, StreamPhase, SyncClient,
+};
 use spacetime_sync_tests::figures::percentile;
 use spacetime_sync_tests::process::Cpu;
 
@@ -46,7 +47,7 @@ pub(crate) struct ClientArgs {
 }
 
 impl ClientArgs {
-    /// Starts a process with these arguments. What it prints is its report.
+    /// Starts a process with these arguments.
     pub(crate) fn spawn(&self) -> anyhow::Result<Child> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["client", "--uri", &self.uri, "--database", &self.database]);
@@ -60,7 +61,7 @@ impl ClientArgs {
         for stream_id in &self.streams {
             command.args(["--stream", stream_id.as_str()]);
         }
-        Ok(command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?)
+        Child::start("a client", &command)
     }
 }
 
@@ -75,6 +76,8 @@ pub(crate) struct ClientReport {
     pub(crate) seconds: f64,
     /// Time from the start of the process to the last applied event.
     pub(crate) seconds_from_start: f64,
+    /// When the last event was applied, in microseconds since 1970.
+    pub(crate) last_us: i64,
     /// Median time from append to applied.
     pub p50_ms: f64,
     /// 99th percentile of the time from append to applied.
@@ -131,14 +134,18 @@ pub(crate) async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
         }
     };
     let client = SyncClient::start(config, store, handler)?;
-    let mut status = client.status();
+    let (mut status, mut ready) = (client.status(), false);
     loop {
-        let applied: u64 = status
-            .borrow_and_update()
-            .streams
-            .values()
-            .map(|stream| stream.applied.seq.get())
-            .sum();
+        let (applied, live) = {
+            let status = status.borrow_and_update();
+            let streams = || status.streams.values();
+            let applied: u64 = streams().map(|stream| stream.applied.seq.get()).sum();
+            (applied, streams().all(|stream| stream.phase == StreamPhase::Live))
+        };
+        if live && !ready {
+            ready = true;
+            println!("{READY}");
+        }
         if applied >= args.until {
             break;
         }
@@ -152,6 +159,7 @@ pub(crate) async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
         cpu_seconds: Cpu::of("self").unwrap_or_default().whole().as_secs_f64(),
         seconds: (seen.last_us - seen.first_us) as f64 / 1e6,
         seconds_from_start: (seen.last_us - started_us) as f64 / 1e6,
+        last_us: seen.last_us,
         p50_ms: percentile(&seen.latencies_ms, 50.0),
         p99_ms: percentile(&seen.latencies_ms, 99.0),
         applied_at_us: std::mem::take(&mut seen.applied_at_us),

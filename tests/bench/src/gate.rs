@@ -16,9 +16,9 @@ use spacetime_sync_tests::lane::{Lane, stream};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::scene::ready;
 use spacetime_sync_tests::socket::Socket;
-use tokio::process::Child;
 use tokio::task::JoinSet;
 
+use crate::child::Child;
 use crate::client::{ClientArgs, ClientReport};
 use crate::lane::STREAMS;
 use crate::measure::{Log, Size, now_us};
@@ -139,7 +139,7 @@ impl Measured {
         for _ in 0..rounds {
             for (through, rates) in [(false, &mut direct), (true, &mut gated)] {
                 let child = self.client(through, None, events, false)?;
-                rates.push(events as f64 / report(child).await?.seconds_from_start);
+                rates.push(events as f64 / child.report::<ClientReport>().await?.seconds_from_start);
             }
         }
         Ok((median(&mut direct), median(&mut gated)))
@@ -172,7 +172,7 @@ impl Measured {
                     written??;
                 }
                 held += events;
-                let applied = report(child).await?.applied_at_us;
+                let applied = child.report::<ClientReport>().await?.applied_at_us;
                 let last_us = applied.values().flatten().max().context("a client applied nothing")?;
                 rates.push(events as f64 * 1_000_000.0 / (last_us - begun_us) as f64);
             }
@@ -213,7 +213,7 @@ impl Measured {
         }
         let mut figures = Vec::new();
         for child in children {
-            let report = report(child).await?;
+            let report = child.report::<ClientReport>().await?;
             let mut took_ms = Vec::new();
             for (stream_id, committed) in &committed {
                 let applied = report
@@ -277,11 +277,6 @@ impl Measured {
         };
         args.spawn()
     }
-}
-
-async fn report(child: Child) -> anyhow::Result<ClientReport> {
-    let output = tokio::time::timeout(LIMIT, child.wait_with_output()).await;
-    serde_json::from_slice(&output.context("a client took too long")??.stdout).context("a client failed")
 }
 
 fn resident_kb(process: u32) -> Option<u64> {

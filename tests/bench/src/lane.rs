@@ -1,14 +1,15 @@
 //! The whole lane, from the authority to clients in processes of their own.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use spacetime_sync_authority::{Authority, NewEvent};
 use spacetime_sync_proto::{IdempotencyKey, Kind, StreamId};
-use tokio::process::Child;
 use tokio::task::JoinSet;
 
+use crate::child::Child;
 use crate::client::{ClientArgs, ClientReport};
 use crate::measure::{Log, Size, now_us};
 use spacetime_sync_tests::figures::{percentile, rate};
@@ -55,6 +56,45 @@ pub(crate) struct Latency {
     pub p99_ms: f64,
 }
 
+/// Points in time of the events of each stream, from the first on, in microseconds since 1970.
+pub(crate) type Times = BTreeMap<String, Vec<i64>>;
+
+/// What the writers of single events know.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    /// When each event was handed over.
+    pub(crate) begun_at_us: Times,
+    /// When its writer knew that it was committed.
+    pub(crate) committed_at_us: Times,
+}
+
+impl Latency {
+    /// From one time of each event until another.
+    pub(crate) fn between(from: &Times, until: &Times) -> anyhow::Result<Self> {
+        let mut took_ms = Vec::new();
+        for (stream, from) in from {
+            let until = until.get(stream).context("nothing came of a stream")?;
+            anyhow::ensure!(
+                until.len() == from.len(),
+                "{} of {} events came",
+                until.len(),
+                from.len()
+            );
+            took_ms.extend(
+                until
+                    .iter()
+                    .zip(from)
+                    .map(|(until, from)| (until - from) as f64 / 1_000.0),
+            );
+        }
+        took_ms.sort_by(f64::total_cmp);
+        Ok(Self {
+            p50_ms: percentile(&took_ms, 50.0),
+            p99_ms: percentile(&took_ms, 99.0),
+        })
+    }
+}
+
 impl Runner {
     /// Starts a lane without a bridge.
     pub(crate) async fn start(cluster: &Cluster) -> anyhow::Result<Self> {
@@ -65,22 +105,40 @@ impl Runner {
     pub(crate) async fn start_in(cluster: &Cluster, parent: &Path) -> anyhow::Result<Self> {
         Ok(Self {
             lane: Lane::start_in(cluster, parent).await?,
-            streams: (1..=STREAMS).map(stream).collect(),
+            streams: streams(STREAMS),
+        })
+    }
+
+    /// Starts a lane with another number of streams.
+    pub(crate) async fn start_with(cluster: &Cluster, count: usize) -> anyhow::Result<Self> {
+        Ok(Self {
+            streams: streams(count),
+            ..Self::start(cluster).await?
         })
     }
 
     /// Commits events in bulk, with one writer per stream. Returns how long that took.
     pub(crate) async fn write(&self, events: u64, size: Size) -> anyhow::Result<Duration> {
         let started = Instant::now();
-        let mut writers = JoinSet::new();
-        for stream_id in &self.streams {
-            let (authority, stream_id) = (self.lane.authority.clone(), stream_id.clone());
-            writers.spawn(async move { bulk(&authority, &stream_id, events / STREAMS as u64, size).await });
-        }
-        while let Some(written) = writers.join_next().await {
-            written??;
-        }
+        write(&self.lane.authority, &self.streams, events, size).await?;
         Ok(started.elapsed())
+    }
+
+    /// Commits in bulk to clients that wait. Returns events per second until every client has applied them.
+    pub(crate) async fn live(&self, events: u64, size: Size, clients: usize) -> anyhow::Result<f64> {
+        let bridge = self.lane.bridge()?;
+        bridge.until("/readyz", LIMIT, |ready, _| ready).await?;
+        let mut children = self.clients(clients, events).await?;
+        for child in &mut children {
+            child.ready().await?;
+        }
+        let begun_us = now_us();
+        self.write(events, size).await?;
+        let mut last_us = begun_us;
+        for child in children {
+            last_us = last_us.max(child.report::<ClientReport>().await?.last_us);
+        }
+        Ok(events as f64 * 1e6 / (last_us - begun_us) as f64)
     }
 
     /// Publishes a committed backlog to waiting clients. Timed from the start of the bridge.
@@ -105,51 +163,29 @@ impl Runner {
         run
     }
 
-    /// Commits single events at a fixed rate, each in its own transaction. Also returns the time from when a writer
-    /// learned of its commit until the client had applied the event.
-    pub(crate) async fn paced(&self, per_second: u64, events: u64, size: Size) -> anyhow::Result<(Run, Latency)> {
+    /// Commits single events at a fixed rate to a client that waits, each in its own transaction. Also returns what the
+    /// writers know of each event, and when the client had applied it.
+    pub(crate) async fn paced(
+        &self,
+        per_second: u64,
+        events: u64,
+        size: Size,
+    ) -> anyhow::Result<(Run, Written, Times)> {
         let bridge = self.lane.bridge()?;
         bridge.until("/readyz", LIMIT, |ready, _| ready).await?;
         let client = self.lane.client(&self.streams).await?;
-        let children = vec![self.spawn(&client, events, true)?];
+        let mut child = self.spawn(&client, events, true)?;
+        child.ready().await?;
         let started = Instant::now();
-        let mut writers = JoinSet::new();
-        let pace = Duration::from_micros(1_000_000 * STREAMS as u64 / per_second);
-        for (at, stream_id) in (0u32..).zip(&self.streams) {
-            let (authority, stream_id) = (self.lane.authority.clone(), stream_id.clone());
-            writers.spawn(async move {
-                let mut log = Log::new(&stream_id, size);
-                let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + pace / 4 * at, pace);
-                let mut committed_at_us = Vec::new();
-                for _ in 0..events / STREAMS as u64 {
-                    beat.tick().await;
-                    authority.append_batch(&stream_id, &log.new_events(1)).await?;
-                    committed_at_us.push(now_us());
-                }
-                Ok::<_, anyhow::Error>((stream_id, committed_at_us))
-            });
-        }
-        let mut run = self.finish(events, started, &bridge, children).await?;
+        let (written, run) = tokio::join!(
+            write_paced(&self.lane.authority, &self.streams, per_second, events, size),
+            self.finish(events, started, &bridge, vec![child])
+        );
+        let (written, mut run) = (written?, run?);
         let applied_at_us = std::mem::take(&mut run.clients[0].applied_at_us);
-        let mut took_ms = Vec::new();
-        while let Some(written) = writers.join_next().await {
-            let (stream_id, committed_at_us) = written??;
-            let applied_at_us = applied_at_us
-                .get(&stream_id)
-                .context("the client applied no event of a stream")?;
-            anyhow::ensure!(
-                applied_at_us.len() == committed_at_us.len(),
-                "the client did not apply every event"
-            );
-            let both = applied_at_us.iter().zip(committed_at_us);
-            took_ms.extend(both.map(|(applied, committed)| (applied - committed) as f64 / 1_000.0));
-        }
-        took_ms.sort_by(f64::total_cmp);
-        let latency = Latency {
-            p50_ms: percentile(&took_ms, 50.0),
-            p99_ms: percentile(&took_ms, 99.0),
-        };
-        Ok((run, latency))
+        let applied_at_us = applied_at_us.into_iter();
+        let applied_at_us = applied_at_us.map(|(stream_id, times)| (stream_id.as_str().to_owned(), times));
+        Ok((run, written, applied_at_us.collect()))
     }
 
     /// Measures a client that was away while everything was published.
@@ -198,10 +234,7 @@ impl Runner {
         let before = processes.map(cpu);
         let mut clients: Vec<ClientReport> = Vec::new();
         for child in children {
-            let output = tokio::time::timeout(LIMIT, child.wait_with_output())
-                .await
-                .context("a client took too long")??;
-            clients.push(serde_json::from_slice(&output.stdout).context("a client failed")?);
+            clients.push(child.report().await?);
         }
         let took = started.elapsed();
         let after = processes.map(cpu);
@@ -220,6 +253,60 @@ impl Runner {
             host_mb: peak(self.lane.server.process()),
         })
     }
+}
+
+/// The streams of a lane.
+pub(crate) fn streams(count: usize) -> Vec<StreamId> {
+    (1..=count).map(stream).collect()
+}
+
+/// Commits events in bulk, with one writer per stream.
+pub(crate) async fn write(authority: &Authority, streams: &[StreamId], events: u64, size: Size) -> anyhow::Result<()> {
+    let (mut writers, each) = (JoinSet::new(), events / streams.len() as u64);
+    for stream_id in streams {
+        let (authority, stream_id) = (authority.clone(), stream_id.clone());
+        writers.spawn(async move { bulk(&authority, &stream_id, each, size).await });
+    }
+    while let Some(written) = writers.join_next().await {
+        written??;
+    }
+    Ok(())
+}
+
+/// Commits single events at a fixed rate over all streams, each in its own transaction.
+pub(crate) async fn write_paced(
+    authority: &Authority,
+    streams: &[StreamId],
+    per_second: u64,
+    events: u64,
+    size: Size,
+) -> anyhow::Result<Written> {
+    let (mut writers, count) = (JoinSet::new(), streams.len() as u32);
+    let pace = Duration::from_micros(1_000_000 * u64::from(count) / per_second);
+    for (at, stream_id) in (0u32..).zip(streams) {
+        let (authority, stream_id) = (authority.clone(), stream_id.clone());
+        writers.spawn(async move {
+            let mut log = Log::new(&stream_id, size);
+            let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + pace / count * at, pace);
+            let mut times = Vec::new();
+            for _ in 0..events / u64::from(count) {
+                beat.tick().await;
+                let event = log.new_events(1);
+                let begun_us = now_us();
+                authority.append_batch(&stream_id, &event).await?;
+                times.push((begun_us, now_us()));
+            }
+            anyhow::Ok((stream_id.as_str().to_owned(), times))
+        });
+    }
+    let mut written = Written::default();
+    while let Some(done) = writers.join_next().await {
+        let (stream, times) = done??;
+        let (begun, committed) = times.into_iter().unzip();
+        written.begun_at_us.insert(stream.clone(), begun);
+        written.committed_at_us.insert(stream, committed);
+    }
+    Ok(written)
 }
 
 /// Commits so many events of a stream in bulk.

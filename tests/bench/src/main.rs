@@ -1,12 +1,14 @@
 //! See `scripts/bench`: what each part of the lane carries alone, and what the whole lane carries.
 
 mod bare;
+mod child;
 mod client;
 mod gate;
 mod hostile;
 mod lane;
 mod measure;
 mod minting;
+mod peers;
 mod reconnect;
 mod report;
 
@@ -29,6 +31,9 @@ struct Args {
     /// Measure only this part; may be repeated.
     #[arg(long, value_enum)]
     only: Vec<Part>,
+    /// Measure the lane and its peers in turn, instead of the parts.
+    #[arg(long, conflicts_with = "only")]
+    peers: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -47,6 +52,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(Command::Client(args)) => {
             println!("{}", serde_json::to_string(&client::run(args).await?)?);
         }
+        None if args.peers => peers::run(args.quick, args.json).await?,
         None => report::run(args.quick, args.json, &args.only).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -7,7 +7,7 @@ use clap::ValueEnum as _;
 use serde_json::{Map, Value, json};
 
 use crate::bare::{self, Cut, Window};
-use crate::lane::{Run, Runner};
+use crate::lane::{Latency, Run, Runner};
 use crate::measure::{Size, fsync_ms, in_memory, memory_mb_per_second};
 use crate::{gate, hostile, minting, reconnect};
 use spacetime_sync_tests::figures::{median, rate, since};
@@ -369,7 +369,8 @@ impl Report {
             (&memory_only, in_memory(), "in memory  ", "_in_memory"),
         ] {
             let runner = Runner::start_in(cluster, &parent).await?;
-            let (run, from_commit) = runner.paced(PACE, events, Size::Bytes(512)).await?;
+            let (run, written, applied_at_us) = runner.paced(PACE, events, Size::Bytes(512)).await?;
+            let from_commit = Latency::between(&written.committed_at_us, &applied_at_us)?;
             let from_append = &run.clients[0];
             self.say(&format!(
                 "  {place}: from commit p50 {:.2} ms, p99 {:.2} ms; from append p50 {:.2} ms, \
