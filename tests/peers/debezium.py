@@ -1,8 +1,8 @@
 """Consumes the authority's log with Debezium's engine, for `scripts/bench --peers`.
 
-Checks that the events of each stream come in order, and ends with one line of JSON. Says `ready` on a line of its own when
-the first event of the stream `ready` has come: from there on Debezium streams. Runs with its working folder as the place
-for offsets and logs.
+Checks that the events of each stream come in order, and ends with one line of JSON. Says `ready` on a line of its own when so
+many events of the stream `ready` have come that Java has compiled what every event passes through. Runs with its working
+folder as the place for offsets and logs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ class Consumer(BasePythonChangeHandler):
 
     def __init__(self, arguments, out):
         self.events, self.until, self.each, self.out = 0, arguments.events, arguments.each, out
-        self.size, self.begun_us, self.is_ready = arguments.size, now_us(), False
+        self.size, self.warm, self.begun_us = arguments.size, arguments.warm, now_us()
         self.last = {}
         self.consumed_at_us = {}
 
@@ -36,8 +36,8 @@ class Consumer(BasePythonChangeHandler):
             event = json.loads(str(record.value()))
             stream, seq = event["stream_id"], event["seq"]
             if stream == READY:
-                if not self.is_ready:
-                    self.is_ready = True
+                self.warm -= 1
+                if self.warm == 0:
                     self.say(READY)
                 continue
             expected = self.last.get(stream, 0) + 1
@@ -74,6 +74,7 @@ def main():
     parser.add_argument("--database", required=True)
     parser.add_argument("--events", type=int, required=True, help="how many there will be, over all streams")
     parser.add_argument("--size", type=int, required=True, help="the bytes of each payload")
+    parser.add_argument("--warm", type=int, required=True, help="after how many events it is ready")
     parser.add_argument("--each", action="store_true", help="report when each event came")
     arguments = parser.parse_args()
     # Debezium logs to the standard output, which is for the report.

@@ -27,6 +27,9 @@ const PACED_STREAMS: usize = 4;
 /// Subscribers of the measure with many.
 const SUBSCRIBERS: usize = 20;
 
+/// Below this, in ms, a latency has no ratio: the consumer has an event when its writer's acknowledgement comes, or before.
+const AT_ONCE_MS: f64 = 0.1;
+
 /// How much to measure.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
@@ -54,7 +57,7 @@ const QUICK: Extent = Extent {
 };
 
 /// What every contender does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Measure {
     /// Publish and consume at once.
     OneStream,
@@ -100,7 +103,20 @@ impl Measure {
     fn columns(self) -> &'static [&'static str] {
         match self {
             Self::OneStream | Self::ManyStreams | Self::Subscribers | Self::Away => &["events/s"],
-            Self::Single => &["p50 ms", "p99 ms", "p50 ms from ack", "p99 ms from ack"],
+            Self::Single => &[
+                "from publish p50 ms",
+                "from publish p99 ms",
+                "from acknowledgement p50 ms",
+                "from acknowledgement p99 ms",
+            ],
+        }
+    }
+
+    /// The least figure of a peer that the lane's is divided by.
+    fn least(self) -> f64 {
+        match self {
+            Self::OneStream | Self::ManyStreams | Self::Subscribers | Self::Away => f64::MIN_POSITIVE,
+            Self::Single => AT_ONCE_MS,
         }
     }
 }
@@ -174,59 +190,34 @@ pub(crate) async fn run(quick: bool, as_json: bool) -> anyhow::Result<()> {
     for contender in &contenders {
         say(&format!("{}: {}", contender.name(), contender.acknowledges()));
     }
-    let (mut runs, mut failed) = (BTreeMap::<_, Vec<Figures>>::new(), 0);
+    let (mut runs, mut failed) = (Runs::new(), 0);
     for round in 1..=extent.rounds {
-        for (at, measure) in Measure::ALL.into_iter().enumerate() {
+        for measure in Measure::ALL {
             for contender in contenders.iter().filter(|contender| contender.does(measure)) {
+                let who = format!("round {round}: {}: {}", measure.title(), contender.name());
                 match contender.measure(&cluster, measure, extent).await {
                     Ok(figures) => {
-                        let told = told(measure, &figures);
-                        say(&format!(
-                            "round {round}: {}: {}: {told}",
-                            measure.title(),
-                            contender.name()
-                        ));
-                        runs.entry((at, *contender)).or_default().push(figures);
+                        say(&format!("{who}: {}", told(measure, &figures)));
+                        runs.entry((measure, *contender)).or_default().push(figures);
                     }
                     Err(error) => {
                         failed += 1;
-                        say(&format!(
-                            "round {round}: {}: {} FAILED: {error:#}",
-                            measure.title(),
-                            contender.name()
-                        ));
+                        say(&format!("{who}: FAILED: {error:#}"));
                     }
                 }
             }
         }
     }
     let mut report = Map::new();
-    for (at, measure) in Measure::ALL.into_iter().enumerate() {
-        let medians = |contender: Contender| runs.get(&(at, contender)).map(|runs| medians(runs));
-        let ours = medians(Contender::Lane);
-        say(&format!("{} (medians; ours/peer):", measure.title()));
+    for measure in Measure::ALL {
+        say(&format!("{}, medians:", measure.title()));
         let mut of_measure = Map::new();
         for contender in &contenders {
-            let Some(figures) = medians(*contender) else { continue };
-            let ratios: Option<Vec<f64>> = ours
-                .as_ref()
-                .filter(|_| *contender != Contender::Lane)
-                .map(|ours| ours.iter().zip(&figures).map(|(ours, peer)| two(ours / peer)).collect());
-            let ratio = ratios.as_ref().map_or(String::new(), |ratios| {
-                let ratios: Vec<_> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
-                format!("; ours/peer {}", ratios.join(", "))
-            });
-            say(&format!(
-                "  {:<32} {}{ratio}",
-                contender.name(),
-                told(measure, &figures)
-            ));
-            let told = json!({
-                "medians": named(measure, &figures),
-                "ours_of_peer": ratios.map(|ratios| named(measure, &ratios)),
-                "runs": runs.get(&(at, *contender)),
-            });
-            of_measure.insert(contender.name().to_owned(), told);
+            let Some(compared) = Compared::of(&runs, measure, *contender) else {
+                continue;
+            };
+            say(&format!("  {:<27} {}", contender.name(), compared.text(measure)));
+            of_measure.insert(contender.name().to_owned(), compared.json(measure));
         }
         report.insert(measure.key().to_owned(), of_measure.into());
     }
@@ -235,13 +226,69 @@ pub(crate) async fn run(quick: bool, as_json: bool) -> anyhow::Result<()> {
             .iter()
             .map(|contender| (contender.name().to_owned(), contender.acknowledges().into()))
             .collect();
+        let sync_ms = two(sync);
         println!(
             "{}",
-            json!({ "peers": report, "acknowledges": acknowledges, "skipped": skipped, "sync_ms": two(sync) })
+            json!({ "peers": report, "acknowledges": acknowledges, "skipped": skipped, "sync_ms": sync_ms })
         );
     }
     anyhow::ensure!(failed == 0, "{failed} runs failed, see above");
     Ok(())
+}
+
+/// All figures so far.
+type Runs = BTreeMap<(Measure, Contender), Vec<Figures>>;
+
+/// A contender's medians, and those of the lane divided by them.
+struct Compared {
+    medians: Figures,
+    ratios: Vec<Option<f64>>,
+    runs: Vec<Figures>,
+}
+
+impl Compared {
+    fn of(runs: &Runs, measure: Measure, contender: Contender) -> Option<Self> {
+        let runs_of = |contender| runs.get(&(measure, contender));
+        let own = medians(runs_of(contender)?);
+        let ours = runs_of(Contender::Lane).filter(|_| contender != Contender::Lane);
+        let ours = ours.map(|runs| medians(runs)).unwrap_or_default();
+        let ratio = |(ours, peer): (&f64, &f64)| (*peer >= measure.least()).then(|| ours / peer);
+        Some(Self {
+            ratios: ours.iter().zip(&own).map(ratio).collect(),
+            medians: own,
+            runs: runs_of(contender)?.clone(),
+        })
+    }
+
+    fn text(&self, measure: Measure) -> String {
+        let ratios: Vec<_> = self
+            .ratios
+            .iter()
+            .map(|ratio| ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")))
+            .collect();
+        let told = told(measure, &self.medians);
+        if ratios.is_empty() {
+            told
+        } else {
+            format!("{told}; ours/peer {}", ratios.join(" / "))
+        }
+    }
+
+    fn json(&self, measure: Measure) -> Value {
+        let ratios: Map<_, _> = measure
+            .columns()
+            .iter()
+            .zip(&self.ratios)
+            .map(|(column, ratio)| ((*column).to_owned(), json!(ratio.map(two))))
+            .collect();
+        let medians: Map<_, _> = measure
+            .columns()
+            .iter()
+            .zip(&self.medians)
+            .map(|(column, figure)| ((*column).to_owned(), two(*figure).into()))
+            .collect();
+        json!({ "medians": medians, "ours_of_peer": ratios, "runs": self.runs })
+    }
 }
 
 /// The median of each column.
@@ -253,27 +300,12 @@ fn medians(runs: &[Figures]) -> Figures {
 }
 
 fn told(measure: Measure, figures: &[f64]) -> String {
-    let told: Vec<_> = measure
-        .columns()
-        .iter()
-        .zip(figures)
-        .map(|(column, figure)| match measure {
-            Measure::Single => format!("{column} {figure:.2}"),
-            Measure::OneStream | Measure::ManyStreams | Measure::Subscribers | Measure::Away => {
-                format!("{figure:.0} {column}")
-            }
-        })
+    let decimals = if measure == Measure::Single { 2 } else { 0 };
+    let columns = measure.columns().iter().zip(figures);
+    let told: Vec<_> = columns
+        .map(|(column, figure)| format!("{column} {figure:.decimals$}"))
         .collect();
     told.join(", ")
-}
-
-fn named(measure: Measure, figures: &[f64]) -> Value {
-    let named = measure.columns().iter().zip(figures);
-    Value::Object(
-        named
-            .map(|(column, figure)| ((*column).to_owned(), two(*figure).into()))
-            .collect(),
-    )
 }
 
 fn two(value: f64) -> f64 {

@@ -110,8 +110,8 @@ impl Contender {
             Self::Redis => (Program::Redis, Bulk::new(100, 1)),
             Self::DurableStreams => (Program::DurableStreams, Bulk::new(500, 1)),
         };
-        // One sync for each message takes a minute for what takes others seconds.
-        let share = if self == Self::JetstreamAlways { 10 } else { 1 };
+        // One sync for each message takes minutes for what takes others seconds.
+        let share = if self == Self::JetstreamAlways { 20 } else { 1 };
         let extent = Extent {
             events: extent.events / share,
             events_for_many: extent.events_for_many / share,

@@ -22,8 +22,11 @@ use crate::measure::{Log, now_us};
 const CONSUMER: &str = "tests/peers/debezium.py";
 /// How long the engine may take to start.
 const UP_LIMIT: Duration = Duration::from_secs(60);
-/// How often an event is committed to find out whether it has.
-const PROBE: Duration = Duration::from_millis(500);
+/// The events after which it counts as warm: Java compiles what runs often, and a hundredth of a short run would be spent on
+/// that.
+const WARM: u64 = 20_000;
+/// How many of them are committed at once, and how often: more slowly than the engine reads.
+const WARMING: (usize, Duration) = (500, Duration::from_millis(100));
 
 /// An authority, and the folder of what the engine writes.
 struct Running {
@@ -89,7 +92,8 @@ impl Running {
         command
             .arg(std::fs::canonicalize(CONSUMER).context("not started in the project's folder")?)
             .args(["--port", &self.port.to_string(), "--database", self.database.name()])
-            .args(["--events", &events.to_string(), "--size", &SIZE.mean().to_string()]);
+            .args(["--events", &events.to_string(), "--size", &SIZE.mean().to_string()])
+            .args(["--warm", &WARM.to_string()]);
         if each {
             command.arg("--each");
         }
@@ -97,19 +101,20 @@ impl Running {
         let mut child = Child::start_in("Debezium", &command, self.folder.path(), log)?;
         tokio::select! {
             ready = child.ready() => ready?,
-            failed = self.probe() => match failed? {},
+            failed = self.warm() => match failed? {},
             () = tokio::time::sleep(UP_LIMIT) => anyhow::bail!("Debezium does not start"),
         }
         Ok(child)
     }
 
-    /// Commits an event of a stream of its own now and then: the engine sees only what comes after its slot.
-    async fn probe(&self) -> anyhow::Result<Infallible> {
+    /// Commits events of a stream of its own, again and again: the engine sees only what comes after its slot.
+    async fn warm(&self) -> anyhow::Result<Infallible> {
         let stream_id = StreamId::new(READY)?;
-        let (mut log, mut beat) = (Log::new(&stream_id, SIZE), tokio::time::interval(PROBE));
+        let (count, every) = WARMING;
+        let (mut log, mut beat) = (Log::new(&stream_id, SIZE), tokio::time::interval(every));
         loop {
             beat.tick().await;
-            self.authority.append_batch(&stream_id, &log.new_events(1)).await?;
+            self.authority.append_batch(&stream_id, &log.new_events(count)).await?;
         }
     }
 
