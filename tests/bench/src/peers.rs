@@ -27,7 +27,9 @@ const PACED_STREAMS: usize = 4;
 /// Subscribers of the measure with many.
 const SUBSCRIBERS: usize = 20;
 
-/// Below this, in ms, a latency has no ratio: the consumer has an event when its writer's acknowledgement comes, or before.
+/// The first column of single events that begins with the acknowledgement.
+const FROM_ACKNOWLEDGEMENT: usize = 2;
+/// Below this, such a latency has no ratio: the consumer has an event when its writer's acknowledgement comes, or before.
 const AT_ONCE_MS: f64 = 0.1;
 
 /// How much to measure.
@@ -113,10 +115,10 @@ impl Measure {
     }
 
     /// The least figure of a peer that the lane's is divided by.
-    fn least(self) -> f64 {
+    fn least(self, column: usize) -> f64 {
         match self {
-            Self::OneStream | Self::ManyStreams | Self::Subscribers | Self::Away => f64::MIN_POSITIVE,
-            Self::Single => AT_ONCE_MS,
+            Self::Single if column >= FROM_ACKNOWLEDGEMENT => AT_ONCE_MS,
+            Self::OneStream | Self::ManyStreams | Self::Subscribers | Self::Single | Self::Away => f64::MIN_POSITIVE,
         }
     }
 }
@@ -252,9 +254,10 @@ impl Compared {
         let own = medians(runs_of(contender)?);
         let ours = runs_of(Contender::Lane).filter(|_| contender != Contender::Lane);
         let ours = ours.map(|runs| medians(runs)).unwrap_or_default();
-        let ratio = |(ours, peer): (&f64, &f64)| (*peer >= measure.least()).then(|| ours / peer);
+        let ratio =
+            |(column, (ours, peer)): (usize, (&f64, &f64))| (*peer >= measure.least(column)).then(|| ours / peer);
         Some(Self {
-            ratios: ours.iter().zip(&own).map(ratio).collect(),
+            ratios: ours.iter().zip(&own).enumerate().map(ratio).collect(),
             medians: own,
             runs: runs_of(contender)?.clone(),
         })
