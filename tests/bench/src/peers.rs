@@ -40,6 +40,8 @@ struct Extent {
     events: u64,
     /// Events for each of many subscribers.
     events_for_many: u64,
+    /// Events that a consumer has missed: so many that its start does not count for much.
+    events_missed: u64,
     /// How long to publish single events.
     paced: Duration,
 }
@@ -48,6 +50,7 @@ const FULL: Extent = Extent {
     rounds: 3,
     events: 400_000,
     events_for_many: 100_000,
+    events_missed: 400_000,
     paced: Duration::from_secs(15),
 };
 
@@ -55,6 +58,7 @@ const QUICK: Extent = Extent {
     rounds: 1,
     events: 80_000,
     events_for_many: 20_000,
+    events_missed: 200_000,
     paced: Duration::from_secs(5),
 };
 
@@ -158,8 +162,8 @@ async fn ours(cluster: &Cluster, measure: Measure, extent: &Extent) -> anyhow::R
         }
         Measure::Away => {
             let runner = Runner::start_with(cluster, 1).await?;
-            runner.write(events, SIZE).await?;
-            Ok(vec![runner.catch_up(events).await?.events_per_second])
+            runner.write(extent.events_missed, SIZE).await?;
+            Ok(vec![runner.catch_up(extent.events_missed).await?.events_per_second])
         }
     }
 }

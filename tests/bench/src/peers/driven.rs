@@ -69,7 +69,7 @@ impl Driven {
             Measure::ManyStreams => self.live(MANY_STREAMS, extent.events, 1).await,
             Measure::Subscribers => self.live(1, extent.events_for_many, SUBSCRIBERS).await,
             Measure::Single => self.single(PACE * extent.paced.as_secs()).await,
-            Measure::Away => self.away(extent.events).await,
+            Measure::Away => self.away(extent.events_missed).await,
         };
         measured.with_context(|| format!("the server says: {}", self.server.log()))
     }
