@@ -12,7 +12,7 @@ mod suspect;
 mod sweep;
 mod walk;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use spacetime_sync_proto::refusal::RefusalClass;
@@ -20,6 +20,7 @@ use spacetime_sync_proto::{Position, Seq, StreamId};
 
 use crate::backoff::Backoff;
 use crate::beats::Policy;
+use crate::maps::Set;
 use crate::message::{Command, Failure, Standing};
 use crate::notice::Notice;
 use crate::streams::{Finding, HaltReason, Verdict, publish_again_after, reconcile, window_begin};
@@ -82,7 +83,7 @@ pub(crate) struct Compare {
     /// Streams that want to flow, in the order in which they came. They may come before the comparison opens.
     wanted: VecDeque<StreamId>,
     /// The streams in `wanted`, so that none waits twice.
-    queued: HashSet<StreamId>,
+    queued: Set<StreamId>,
     /// The halves of batches that failed.
     parts: VecDeque<Vec<StreamId>>,
     /// The batch of streams that want to flow.
@@ -113,7 +114,7 @@ impl Compare {
             batch,
             link: None,
             wanted: VecDeque::new(),
-            queued: HashSet::new(),
+            queued: Set::default(),
             parts: VecDeque::new(),
             urgent: None,
             sweeping: None,

@@ -4,7 +4,7 @@
 //! same stream never overtake each other. If a writer holds a row, or the authority refuses to write it, only that stream
 //! waits.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rand::Rng;
@@ -14,6 +14,7 @@ use spacetime_sync_proto::{Seq, StreamId};
 use crate::RequestId;
 use crate::backoff::Backoff;
 use crate::ids::Ids;
+use crate::maps::{Map, Set};
 use crate::message::{Command, Failure, Record, Recorded};
 use crate::notice::Notice;
 
@@ -50,7 +51,7 @@ enum Place {
 struct Writing {
     request: RequestId,
     entries: Vec<(StreamId, Seq)>,
-    streams: HashSet<StreamId>,
+    streams: Set<StreamId>,
     back: bool,
     /// It was sent before the current link came up. If it fails, the ledger does not repeat it.
     stale: bool,
@@ -58,7 +59,7 @@ struct Writing {
 
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    entries: HashMap<StreamId, Entry>,
+    entries: Map<StreamId, Entry>,
     queue: VecDeque<StreamId>,
     resting: BTreeSet<(Duration, StreamId)>,
     writing: Option<Writing>,
@@ -68,7 +69,7 @@ pub(crate) struct Ledger {
     most: usize,
     backoff: Backoff,
     /// Streams whose published seq the authority refuses to record, with its reasons.
-    refused: HashMap<StreamId, String>,
+    refused: Map<StreamId, String>,
 }
 
 /// What an answer means for the streams.
@@ -81,14 +82,14 @@ pub(crate) struct Outcome {
 impl Ledger {
     pub(crate) fn new() -> Self {
         Self {
-            entries: HashMap::new(),
+            entries: Map::default(),
             queue: VecDeque::new(),
             resting: BTreeSet::new(),
             writing: None,
             due: None,
             most: STREAMS,
             backoff: Backoff::new(AWAY.0, AWAY.1),
-            refused: HashMap::new(),
+            refused: Map::default(),
         }
     }
 
@@ -164,7 +165,7 @@ impl Ledger {
     }
 
     /// Streams whose published seq the authority refuses to record, with its reasons.
-    pub(crate) fn refused(&self) -> &HashMap<StreamId, String> {
+    pub(crate) fn refused(&self) -> &Map<StreamId, String> {
         &self.refused
     }
 

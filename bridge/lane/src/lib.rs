@@ -15,6 +15,7 @@ mod lane;
 mod ledger;
 mod link;
 mod look;
+mod maps;
 mod message;
 mod notice;
 mod pace;

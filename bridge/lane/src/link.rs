@@ -1,12 +1,13 @@
 //! Keeps the link to SpacetimeDB: connects, connects again when the link is down, and gives up a link that falls silent.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use rand::Rng;
 
 use crate::backoff::Backoff;
 use crate::ids::Ids;
+use crate::maps::Map;
 use crate::message::Command;
 use crate::{CallId, LinkId, RequestId};
 
@@ -44,7 +45,7 @@ pub(crate) struct Link {
     backoff: Backoff,
     connect_deadline: Duration,
     ack_deadline: Duration,
-    calls: HashMap<CallId, Sent>,
+    calls: Map<CallId, Sent>,
     /// The calls in the order in which they were sent. Some of them may be answered already.
     sent: VecDeque<CallId>,
     /// The deadline of each open question. Later questions have later deadlines.
@@ -58,7 +59,7 @@ impl Link {
             backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
             connect_deadline,
             ack_deadline,
-            calls: HashMap::new(),
+            calls: Map::default(),
             sent: VecDeque::new(),
             questions: BTreeMap::new(),
         }

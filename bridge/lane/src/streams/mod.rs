@@ -12,7 +12,7 @@ mod prepare;
 mod reconcile;
 mod stream;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use spacetime_sync_proto::{ChainHash, Position, Refusal, Seq, StreamId, StreamProgress};
@@ -24,6 +24,7 @@ pub use stream::HaltReason;
 use stream::{Mode, Next, Stream};
 
 use crate::compare::Coverage;
+use crate::maps::Map;
 use crate::message::{Looked, Page};
 use crate::{CallId, LinkId};
 
@@ -159,7 +160,7 @@ pub struct Load {
 pub(crate) struct Streams {
     limits: Limits,
     link: Option<LinkId>,
-    streams: HashMap<StreamId, Stream>,
+    streams: Map<StreamId, Stream>,
     /// How many are busy, and how many are halted. Kept up to date with each change, because every turn asks and there may
     /// be very many streams.
     busy: usize,
@@ -174,7 +175,7 @@ pub(crate) struct Streams {
     lively: VecDeque<StreamId>,
     /// Streams that rest, by the time at which the rest ends.
     resting: BTreeSet<(Duration, StreamId)>,
-    calls: HashMap<CallId, StreamId>,
+    calls: Map<CallId, StreamId>,
     next_call: u64,
     reads: usize,
     bytes: usize,
@@ -186,7 +187,7 @@ impl Streams {
         Self {
             limits,
             link: None,
-            streams: HashMap::new(),
+            streams: Map::default(),
             busy: 0,
             halted: 0,
             idle: VecDeque::new(),
@@ -194,7 +195,7 @@ impl Streams {
             to_send: VecDeque::new(),
             lively: VecDeque::new(),
             resting: BTreeSet::new(),
-            calls: HashMap::new(),
+            calls: Map::default(),
             next_call: 0,
             reads: 0,
             bytes: 0,
@@ -306,9 +307,9 @@ impl Streams {
 
     /// Whether a stream is halted.
     pub(crate) fn is_halted(&self, stream_id: &StreamId) -> bool {
-        self.streams
-            .get(stream_id)
-            .is_some_and(|stream| matches!(stream.mode, Mode::Halted(_)))
+        let halted = |stream: &Stream| matches!(stream.mode, Mode::Halted(_));
+        // Every look asks this of every dirty stream.
+        self.halted > 0 && self.streams.get(stream_id).is_some_and(halted)
     }
 
     /// Whether a stream needs no comparison by the sweep, because it is compared on this link for itself.
