@@ -8,8 +8,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, Sender};
 
 use spacetime_sync_proto::{Event, PayloadHash, Position, SealKey, StreamId};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -65,15 +64,14 @@ where
     }
 }
 
-/// How often an idle thread checks whether it should end.
-const STOP_POLL: Duration = Duration::from_millis(50);
-
 /// What the runner hands over.
 enum Job {
     /// Work for the stream with this index.
     Do(usize, Work),
     /// From here on the seals of these keys count.
     Trust(Vec<SealKey>),
+    /// Nothing: an idle thread looks whether it is to end.
+    Wake,
 }
 
 /// The runner's end of the thread. The channels are unbounded, but the session bounds the bytes in them with its limit
@@ -140,6 +138,7 @@ impl Applier {
     /// Lets the thread finish its current batch and end.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
+        let _ = self.jobs.send(Job::Wake);
     }
 }
 
@@ -170,11 +169,8 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         let mut turn = VecDeque::new();
         while !stop.load(Ordering::Acquire) {
             if turn.is_empty() {
-                match incoming.recv_timeout(STOP_POLL) {
-                    Ok(job) => self.enqueue(job, &mut turn),
-                    Err(RecvTimeoutError::Timeout) => continue,
-                    Err(RecvTimeoutError::Disconnected) => return,
-                }
+                let Ok(job) = incoming.recv() else { return };
+                self.enqueue(job, &mut turn);
             }
             while let Ok(job) = incoming.try_recv() {
                 self.enqueue(job, &mut turn);
@@ -195,6 +191,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         let (stream, work) = match job {
             Job::Do(stream, work) => (stream, work),
             Job::Trust(keys) => return self.seals.replace(&keys),
+            Job::Wake => return,
         };
         let queue = &mut self.streams[stream].queue;
         if queue.is_empty() {

@@ -15,6 +15,7 @@ use spacetimedb::db::{self, Storage};
 use spacetimedb::energy::NullEnergyMonitor;
 use spacetimedb::host::{DiskStorage, HostController, HostRuntimeConfig, IdcConfig, ModuleHost};
 use spacetimedb::util::jobs::JobCores;
+use spacetimedb::worker_metrics::spawn_bsatn_rlb_pool_stats;
 use spacetimedb_paths::FromPathUnchecked as _;
 use spacetimedb_paths::cli::ConfigDir;
 use spacetimedb_paths::server::{PidFile, PidFileError, ServerDataDir};
@@ -87,6 +88,7 @@ impl Node {
             Arc::new(LocalPersistenceProvider::new(dir)),
             cores,
         );
+        spawn_bsatn_rlb_pool_stats("host".to_owned(), hosts.bsatn_rlb_pool.clone());
         // The engine launches modules only once it knows how databases reach one another.
         hosts.set_idc_config(IdcConfig {
             http_port: port,

@@ -18,9 +18,10 @@ use spacetimedb::client::{
     ClientActorId, ClientConfig, ClientConnection, ClientConnectionReceiver, OutboundMessage, Protocol, WsVersion,
 };
 use spacetimedb::identity::AuthCtx;
+use spacetimedb::subscription::row_list_builder_pool::BsatnRowListBuilderPool;
 use spacetimedb_client_api_messages::websocket::common::Compression;
 use spacetimedb_client_api_messages::websocket::v2::{BIN_PROTOCOL, InitialConnection, ServerMessage};
-use spacetimedb_lib::ConnectionId;
+use spacetimedb_lib::{ConnectionId, bsatn};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -34,6 +35,10 @@ const PING_EVERY: Duration = Duration::from_secs(15);
 const IDLE_AFTER: Duration = Duration::from_secs(30);
 /// How long the client may take to answer a close frame.
 const CLOSE_WITHIN: Duration = Duration::from_millis(250);
+/// Buffers of larger messages are freed, and not kept for the next message.
+const KEPT_BUFFER: usize = 64 << 10;
+/// A connection holds this much as long as it lasts, and clears it before each read.
+const READ_BUFFER: usize = 16 << 10;
 const LARGEST_MESSAGE: usize = 32 << 20;
 const CLOSE_AWAY: u16 = 1001;
 const CLOSE_ERROR: u16 = 1011;
@@ -69,6 +74,7 @@ pub(crate) async fn subscribe(
     let entry = node.find(&name)?;
     let upgrade = upgrade
         .protocols([BIN_PROTOCOL])
+        .read_buffer_size(READ_BUFFER)
         .max_message_size(LARGEST_MESSAGE)
         .max_frame_size(LARGEST_MESSAGE);
     if upgrade.selected_protocol().is_none() {
@@ -163,11 +169,14 @@ async fn write(
                 for message in batch.drain(..) {
                     let OutboundMessage::V2(message) = message else { continue };
                     let buffer = spare.take().unwrap_or_else(|| SerializeBuffer::new(config));
-                    let (used, bytes) = serialize_v2(&pool, buffer, message, config.compression);
+                    let is_large = bsatn::to_len(&message).is_ok_and(|length| length > KEPT_BUFFER);
+                    // The engine's pool bounds the number of its buffers, not their size. A pool that ends here frees them.
+                    let taker = if is_large { &BsatnRowListBuilderPool::new() } else { &pool };
+                    let (used, bytes) = serialize_v2(taker, buffer, message, config.compression);
                     if sink.feed(Message::Binary(bytes)).await.is_err() {
                         return;
                     }
-                    spare = used.try_reclaim();
+                    spare = used.try_reclaim().filter(|_| !is_large);
                 }
                 if sink.flush().await.is_err() {
                     return;

@@ -1,6 +1,7 @@
 //! The apply thread, over a store in memory.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use spacetime_sync_proto::page::Snapshot;
@@ -401,4 +402,14 @@ fn keys_count_from_when_the_token_brings_them() {
         matches!(told[1].2, Applied::Failed(ApplyFailure::Unproven { .. })),
         "{told:?}"
     );
+}
+
+#[tokio::test]
+async fn an_idle_thread_ends_when_it_is_told_to() {
+    let seals = SealKeys::new(&[]);
+    let mut applier = Applier::start(Memory::default(), all_good, Vec::new(), BOUNDS, seals).unwrap();
+    // It has nothing to do, and waits for work.
+    applier.stop();
+    let ended = tokio::time::timeout(Duration::from_secs(10), applier.next());
+    assert_eq!(ended.await.expect("the thread does not end"), None);
 }

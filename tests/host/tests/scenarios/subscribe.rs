@@ -6,7 +6,7 @@ use spacetimedb_client_api_messages::websocket::v2::{BIN_PROTOCOL, ClientMessage
 use spacetimedb_lib::bsatn;
 use tokio_tungstenite::tungstenite;
 
-use crate::support::{Gone, Host, Socket};
+use crate::support::{Gone, Host, Socket, eventually};
 
 #[tokio::test]
 async fn a_subscriber_gets_existing_and_new_rows() {
@@ -73,6 +73,40 @@ async fn large_messages_are_compressed_as_asked() {
         assert_eq!(socket.last_tag, tag, "{asked}");
         assert_eq!(body.len() > text.len(), tag == 0, "{asked}: {} bytes", body.len());
     }
+}
+
+#[tokio::test]
+async fn buffers_of_large_messages_are_not_kept() {
+    const SUBSCRIBERS: u64 = 8;
+    const LARGE: usize = 300_000;
+    let (_dir, host, owner) = Host::with_demo().await;
+    let mut sockets = Vec::new();
+    for lower in 0..SUBSCRIBERS {
+        let mut socket = Socket::open(&host, "demo", &owner).await;
+        // A query of its own, and so a buffer of its own.
+        let query = format!("SELECT * FROM note WHERE id > {lower}");
+        assert_eq!(socket.subscribe(&query).await, Ok(0));
+        sockets.push(socket);
+    }
+    let text = "x".repeat(LARGE);
+    host.call("demo", "add_note", json!([SUBSCRIBERS, text]), &owner)
+        .await
+        .ok();
+    for socket in &mut sockets {
+        assert_eq!(socket.next_inserts().await.len(), 1);
+    }
+    let pool = async |what: &str| {
+        let metrics = host.get("/v1/metrics", None).await.ok().text;
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with(&format!("bsatn_rlb_pool_{what}{{")))?;
+        line.rsplit_once(' ')?.1.parse::<u64>().ok()
+    };
+    // The engine counts every ten seconds.
+    let counted = async || pool("new_allocated").await.filter(|buffers| *buffers >= SUBSCRIBERS);
+    eventually("the engine counts its buffers", counted).await;
+    let held = pool("resident_bytes").await.unwrap();
+    assert!(held < LARGE as u64, "{held} bytes");
 }
 
 #[tokio::test]
