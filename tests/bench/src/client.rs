@@ -1,7 +1,7 @@
 //! The client of a measurement, in a process of its own: it applies and counts events, and reports at the end.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -105,10 +105,7 @@ pub(crate) async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
     let mut config = ClientConfig::new(&args.uri, &args.database, args.streams.clone());
     config.credential = Credential::Fixed(std::fs::read_to_string(&args.token_file)?.trim().to_owned());
     config.seal_keys = serde_json::from_slice(&std::fs::read(&args.seal_keys)?)?;
-    let mut store = SqliteStore::open(&args.db)?;
-    store.connection().execute_batch(
-        "CREATE TABLE IF NOT EXISTS tally (stream_id TEXT PRIMARY KEY, events INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT",
-    )?;
+    let store = open(&args.db)?;
     let seen = Arc::new(Mutex::new(Seen::default()));
     let handler = {
         let seen = seen.clone();
@@ -168,8 +165,21 @@ pub(crate) async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
     })
 }
 
+/// A store with the table that [`tally`] writes to.
+pub(crate) fn open(db: &Path) -> anyhow::Result<SqliteStore> {
+    let mut store = SqliteStore::open(db)?;
+    store.connection().execute_batch(
+        "CREATE TABLE IF NOT EXISTS tally (stream_id TEXT PRIMARY KEY, events INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT",
+    )?;
+    Ok(store)
+}
+
 /// The application's effect: one row per batch, in the transaction of the checkpoint.
-fn tally(transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event]) -> Result<(), HandlerError> {
+pub(crate) fn tally(
+    transaction: &mut Transaction<'_>,
+    stream: &StreamId,
+    events: &[Event],
+) -> Result<(), HandlerError> {
     let bytes: usize = events.iter().map(|event| event.payload.len()).sum();
     transaction
         .prepare_cached(

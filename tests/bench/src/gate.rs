@@ -75,35 +75,9 @@ struct Measured {
 
 /// Measures.
 pub(crate) async fn run(cluster: &Cluster, extent: Extent) -> anyhow::Result<Cost> {
-    let lane = Lane::start_on(cluster).await?;
-    let issuer = Issuer::start().await?;
-    let trusted = json!([issuer.url, "openagents-sync", 1_000]);
-    lane.owner()?.call("trust_issuer", trusted).await?;
-    // It says that nobody was revoked.
-    let desk = Desk::new(cluster).await?;
-    let revocations = desk.bridge(&[]).await?;
-    let many = extent.idle.saturating_mul(2).max(1_000).to_string();
-    let gate = lane.gate_with(&GateOptions {
-        issuer: issuer.url.clone(),
-        set: vec![
-            ("keys_url", format!("{}/keys", issuer.url)),
-            ("bridge_url", revocations.url("")),
-            ("address_connections", many.clone()),
-            ("address_sockets", "512".to_owned()),
-            ("address_burst", many),
-        ],
-        ..GateOptions::default()
-    })?;
-    gate.until_ready(true).await?;
-    let bridge = lane.bridge()?;
+    let mut measured = Measured::start(cluster, extent.idle).await?;
+    let bridge = measured.lane.bridge()?;
     ready(&bridge, LIMIT).await?;
-    let mut measured = Measured {
-        lane,
-        issuer,
-        gate,
-        streams: (1..=STREAMS).map(stream).collect(),
-        clients: 0,
-    };
     let (direct_per_second, gated_per_second) = measured.away(extent.events, extent.rounds).await?;
     let (held, live) = measured.live(extent.events, extent.rounds).await?;
     let (direct_ms, gated_ms) = measured.latency(held, extent.paced).await?;
@@ -120,7 +94,43 @@ pub(crate) async fn run(cluster: &Cluster, extent: Extent) -> anyhow::Result<Cos
     })
 }
 
+/// Memory of a gate for each of so many silent clients, in KB.
+pub(crate) async fn idle(cluster: &Cluster, clients: usize) -> anyhow::Result<f64> {
+    Measured::start(cluster, clients).await?.idle(clients).await
+}
+
 impl Measured {
+    /// A lane without a bridge, and a gate for so many silent clients.
+    async fn start(cluster: &Cluster, idle: usize) -> anyhow::Result<Self> {
+        let lane = Lane::start_on(cluster).await?;
+        let issuer = Issuer::start().await?;
+        let trusted = json!([issuer.url, "openagents-sync", 1_000]);
+        lane.owner()?.call("trust_issuer", trusted).await?;
+        // It says that nobody was revoked.
+        let desk = Desk::new(cluster).await?;
+        let revocations = desk.bridge(&[]).await?;
+        let many = idle.saturating_mul(2).max(1_000).to_string();
+        let gate = lane.gate_with(&GateOptions {
+            issuer: issuer.url.clone(),
+            set: vec![
+                ("keys_url", format!("{}/keys", issuer.url)),
+                ("bridge_url", revocations.url("")),
+                ("address_connections", many.clone()),
+                ("address_sockets", "512".to_owned()),
+                ("address_burst", many),
+            ],
+            ..GateOptions::default()
+        })?;
+        gate.until_ready(true).await?;
+        Ok(Self {
+            lane,
+            issuer,
+            gate,
+            streams: (1..=STREAMS).map(stream).collect(),
+            clients: 0,
+        })
+    }
+
     /// Clients that read a backlog, in turn.
     async fn away(&mut self, events: u64, rounds: usize) -> anyhow::Result<(f64, f64)> {
         for stream_id in &self.streams {
@@ -279,7 +289,8 @@ impl Measured {
     }
 }
 
-fn resident_kb(process: u32) -> Option<u64> {
+/// Resident memory of a process in KB. `None` if it is gone.
+pub(crate) fn resident_kb(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
     line.split_whitespace().nth(1)?.parse().ok()

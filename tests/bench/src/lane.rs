@@ -21,7 +21,7 @@ use spacetime_sync_tests::process::Process;
 /// Number of streams in a run, each with its own writer.
 pub(crate) const STREAMS: usize = 4;
 /// Number of events per transaction of a bulk writer.
-const BULK: usize = 500;
+pub(crate) const BULK: usize = 500;
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// A lane to measure, with a backlog or under load.

@@ -1,22 +1,29 @@
 //! See `scripts/bench`: what each part of the lane carries alone, and what the whole lane carries.
 
 mod bare;
+mod busy;
 mod child;
 mod client;
+mod crowd;
+mod fan;
 mod gate;
 mod hostile;
+mod idle;
 mod lane;
+mod long;
 mod measure;
 mod minting;
 mod peers;
 mod reconnect;
 mod report;
+mod streams;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use client::ClientArgs;
+use crowd::CrowdArgs;
 use report::Part;
 
 /// Measures how fast the lane is, and what bounds it.
@@ -43,6 +50,9 @@ enum Command {
     /// The client of a measurement. The measurement starts this itself.
     #[command(hide = true)]
     Client(ClientArgs),
+    /// Many clients of a measurement. The measurement starts this itself.
+    #[command(hide = true)]
+    Crowd(CrowdArgs),
 }
 
 #[tokio::main]
@@ -52,6 +62,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(Command::Client(args)) => {
             println!("{}", serde_json::to_string(&client::run(args).await?)?);
         }
+        Some(Command::Crowd(args)) => crowd::run(args).await?,
         None if args.peers => peers::run(args.quick, args.json).await?,
         None => report::run(args.quick, args.json, &args.only).await?,
     }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::bare::{self, Cut, Window};
 use crate::lane::{Latency, Run, Runner};
 use crate::measure::{Size, fsync_ms, in_memory, memory_mb_per_second};
-use crate::{gate, hostile, minting, reconnect};
+use crate::{fan, gate, hostile, idle, long, minting, reconnect, streams};
 use spacetime_sync_tests::figures::{median, rate, since};
 use spacetime_sync_tests::postgres::Cluster;
 
@@ -150,6 +150,14 @@ pub(crate) enum Part {
     Gate,
     /// An honest client through the gate beside a hostile one.
     Hostile,
+    /// Many subscribers of one stream.
+    Fan,
+    /// Many streams, and busy streams beside many that rest.
+    Streams,
+    /// Clients that rest, and busy streams beside them.
+    Idle,
+    /// One long stream.
+    Long,
 }
 
 /// Measures these parts, or all, and prints the results; one line of JSON at the end if requested.
@@ -179,6 +187,14 @@ pub(crate) async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Re
             Part::Reconnect => report.reconnect().await?,
             Part::Gate => report.gate().await?,
             Part::Hostile => report.hostile().await?,
+            Part::Fan => report.fan(if quick { fan::QUICK } else { fan::FULL }).await?,
+            Part::Streams => {
+                report
+                    .streams(if quick { streams::QUICK } else { streams::FULL })
+                    .await?
+            }
+            Part::Idle => report.idle(if quick { idle::QUICK } else { idle::FULL }).await?,
+            Part::Long => report.long(if quick { long::QUICK } else { long::FULL }).await?,
         }
     }
     if as_json {
@@ -188,18 +204,18 @@ pub(crate) async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Re
     Ok(())
 }
 
-struct Report {
+pub(crate) struct Report {
     extent: &'static Extent,
     as_json: bool,
     started: Instant,
-    cluster: Cluster,
+    pub(crate) cluster: Cluster,
     json: Map<String, Value>,
     /// The runs whose memory the summary reports.
     runs: Vec<Run>,
 }
 
 impl Report {
-    fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         if self.as_json {
             eprintln!("{} {text}", since(self.started));
         } else {
@@ -207,7 +223,7 @@ impl Report {
         }
     }
 
-    fn put(&mut self, key: &str, value: impl Into<Value>) {
+    pub(crate) fn put(&mut self, key: &str, value: impl Into<Value>) {
         self.json.insert(key.to_owned(), value.into());
     }
 
@@ -519,6 +535,6 @@ fn peaks<'a>(runs: impl Iterator<Item = &'a Run> + Clone) -> Value {
     })
 }
 
-fn two(value: f64) -> f64 {
+pub(crate) fn two(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }

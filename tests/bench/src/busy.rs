@@ -1,0 +1,153 @@
+//! Four busy streams beside whatever else there is: how many events they carry in bulk, and how long single events take.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde::Serialize;
+use spacetime_sync_proto::StreamId;
+use spacetime_sync_tests::figures::{median, percentile, rate};
+use spacetime_sync_tests::lane::{Lane, stream};
+use spacetime_sync_tests::process::Cpu;
+use tokio::task::JoinSet;
+
+use crate::crowd::{Behaviour, Crowd, Member};
+use crate::lane::{STREAMS, bulk};
+use crate::measure::{Log, Size, now_us};
+
+const LIMIT: Duration = Duration::from_secs(600);
+const SIZE: Size = Size::Bytes(512);
+/// The numbers of busy streams begin here, beyond those of all streams that rest.
+const NUMBERS: usize = 1_000_000;
+
+/// How much to measure.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    /// Events in bulk.
+    pub(crate) bulk: u64,
+    /// How many single events are committed in a second, and how many in all.
+    pub(crate) paced: (u64, u64),
+    /// How often each is measured. The median counts.
+    pub(crate) rounds: usize,
+}
+
+/// What the busy streams carried.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Figures {
+    /// Events per second with bulk writers, from the first commit until the last event is applied.
+    pub(crate) per_second: f64,
+    /// Microseconds of the host's CPU for each of them.
+    pub(crate) host_us: f64,
+    /// From the commit of a single event until it is applied: the median.
+    pub(crate) p50_ms: f64,
+    /// The 99th percentile.
+    pub(crate) p99_ms: f64,
+}
+
+impl Figures {
+    /// These figures divided by others.
+    pub(crate) fn of(&self, others: &Self) -> Self {
+        Self {
+            per_second: self.per_second / others.per_second,
+            host_us: self.host_us / others.host_us,
+            p50_ms: self.p50_ms / others.p50_ms,
+            p99_ms: self.p99_ms / others.p99_ms,
+        }
+    }
+}
+
+/// Measures on a lane whose bridge runs. `name` distinguishes this from the lane's other measurements.
+pub(crate) async fn measure(lane: &Lane, name: usize, extent: Extent) -> anyhow::Result<Figures> {
+    let (mut rates, mut host_us, mut p50, mut p99) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for round in 0..extent.rounds {
+        let first = NUMBERS + (name * extent.rounds + round) * 2 * STREAMS;
+        let streams = |first: usize| (first..first + STREAMS).map(stream).collect::<Vec<_>>();
+        let (rate, us) = in_bulk(lane, &streams(first), extent.bulk).await?;
+        rates.push(rate);
+        host_us.push(us);
+        let (median, slowest) = one_by_one(lane, &streams(first + STREAMS), extent.paced).await?;
+        p50.push(median);
+        p99.push(slowest);
+    }
+    Ok(Figures {
+        per_second: median(&mut rates),
+        host_us: median(&mut host_us),
+        p50_ms: median(&mut p50),
+        p99_ms: median(&mut p99),
+    })
+}
+
+/// A client that is live on these streams, which are new.
+async fn follower(lane: &Lane, streams: &[StreamId], events: u64, each: bool) -> anyhow::Result<Crowd> {
+    let member = Member::new(lane, streams).await?;
+    let behaviour = Behaviour {
+        until: Some(events),
+        each,
+        ..Behaviour::default()
+    };
+    let mut crowd = Crowd::start(lane, streams[0].as_str(), vec![member], behaviour)?;
+    tokio::time::timeout(LIMIT, crowd.live())
+        .await
+        .context("the client did not become live")??;
+    Ok(crowd)
+}
+
+async fn in_bulk(lane: &Lane, streams: &[StreamId], events: u64) -> anyhow::Result<(f64, f64)> {
+    let crowd = follower(lane, streams, events, false).await?;
+    let host = lane.server.process().context("the host is not ours")?.id();
+    let (started, before) = (Instant::now(), cpu_of(host));
+    let mut writers = JoinSet::new();
+    for stream_id in streams {
+        let (authority, stream_id) = (lane.authority.clone(), stream_id.clone());
+        writers.spawn(async move { bulk(&authority, &stream_id, events / STREAMS as u64, SIZE).await });
+    }
+    while let Some(written) = writers.join_next().await {
+        written??;
+    }
+    tokio::time::timeout(LIMIT, crowd.done())
+        .await
+        .context("the client took too long")??;
+    let host_us = cpu_of(host).saturating_sub(before).as_secs_f64() * 1e6 / events as f64;
+    Ok((rate(events, started.elapsed()), host_us))
+}
+
+/// CPU time of a process so far.
+pub(crate) fn cpu_of(process: u32) -> Duration {
+    Cpu::of(&process.to_string()).unwrap_or_default().whole()
+}
+
+async fn one_by_one(lane: &Lane, streams: &[StreamId], paced: (u64, u64)) -> anyhow::Result<(f64, f64)> {
+    let (per_second, events) = paced;
+    let crowd = follower(lane, streams, events, true).await?;
+    let pace = Duration::from_micros(1_000_000 * STREAMS as u64 / per_second);
+    let mut writers = JoinSet::new();
+    for (at, stream_id) in (0u32..).zip(streams) {
+        let (authority, stream_id) = (lane.authority.clone(), stream_id.clone());
+        writers.spawn(async move {
+            let mut log = Log::new(&stream_id, SIZE);
+            let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + pace / STREAMS as u32 * at, pace);
+            let mut committed_at_us = Vec::new();
+            for _ in 0..events / STREAMS as u64 {
+                beat.tick().await;
+                authority.append_batch(&stream_id, &log.new_events(1)).await?;
+                committed_at_us.push(now_us());
+            }
+            Ok::<_, anyhow::Error>((stream_id, committed_at_us))
+        });
+    }
+    let report = tokio::time::timeout(LIMIT, crowd.done())
+        .await
+        .context("the client took too long")??;
+    let mut took_ms = Vec::new();
+    while let Some(written) = writers.join_next().await {
+        let (stream_id, committed_at_us) = written??;
+        let applied_at_us = report.applied_at_us.get(&stream_id).context("a stream has no event")?;
+        anyhow::ensure!(
+            applied_at_us.len() == committed_at_us.len(),
+            "the client did not apply every event"
+        );
+        let both = applied_at_us.iter().zip(committed_at_us);
+        took_ms.extend(both.map(|(applied, committed)| (applied - committed) as f64 / 1_000.0));
+    }
+    took_ms.sort_by(f64::total_cmp);
+    Ok((percentile(&took_ms, 50.0), percentile(&took_ms, 99.0)))
+}
