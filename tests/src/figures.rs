@@ -1,22 +1,112 @@
 //! Figures of a run, and their presentation.
 
+use std::fmt;
 use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 /// Events per second.
 pub fn rate(events: u64, took: Duration) -> f64 {
     events as f64 / took.as_secs_f64().max(1e-9)
 }
 
-/// The value below which this percentage of the values lies.
-pub fn percentile(sorted: &[f64], of_hundred: f64) -> f64 {
-    let at = (sorted.len() as f64 * of_hundred / 100.0).ceil() as usize;
-    sorted
-        .get(at.clamp(1, sorted.len().max(1)) - 1)
-        .copied()
-        .unwrap_or(f64::NAN)
+/// Many values of one kind, of which percentiles are told. They are kept with three significant digits, so a million of
+/// them take no more memory than a thousand.
+#[derive(Debug, Clone)]
+pub struct Samples(Histogram<u64>);
+
+/// Percentiles of a latency, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Percentiles {
+    /// The median.
+    pub p50_ms: f64,
+    /// Of a hundred, one takes longer.
+    pub p99_ms: f64,
+    /// Of a thousand, one takes longer.
+    pub p999_ms: f64,
+    /// The longest.
+    pub max_ms: f64,
 }
 
-/// The median; of two middle values, the better one.
+impl Default for Samples {
+    fn default() -> Self {
+        // Infallible: three digits are among the one to five that a histogram may have.
+        Self(Histogram::new(3).expect("three significant digits"))
+    }
+}
+
+impl Samples {
+    /// One more value.
+    pub fn record(&mut self, value: u64) {
+        // Infallible: it grows by itself.
+        self.0.record(value).expect("it grows");
+    }
+
+    /// One more latency, in microseconds. What was seen before its cause counts as seen at once: a client may apply an event
+    /// before its writer hears of the commit.
+    pub fn record_us(&mut self, us: i64) {
+        self.record(u64::try_from(us).unwrap_or_default());
+    }
+
+    /// All values of others, too.
+    pub fn add(&mut self, others: &Self) {
+        // Infallible: a histogram that grows by itself has room for what another one has.
+        self.0.add(&others.0).expect("it grows");
+    }
+
+    /// How many values there are.
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// The value that this percentage of the values does not exceed. `None` without values.
+    pub fn percentile(&self, of_hundred: f64) -> Option<u64> {
+        (!self.0.is_empty()).then(|| self.0.value_at_percentile(of_hundred).min(self.0.max()))
+    }
+
+    /// The percentiles of latencies in microseconds. `None` without values.
+    pub fn latency(&self) -> Option<Percentiles> {
+        let ms = |of_hundred| Some(self.percentile(of_hundred)? as f64 / 1_000.0);
+        Some(Percentiles {
+            p50_ms: ms(50.0)?,
+            p99_ms: ms(99.0)?,
+            p999_ms: ms(99.9)?,
+            max_ms: ms(100.0)?,
+        })
+    }
+}
+
+impl Extend<u64> for Samples {
+    fn extend<T: IntoIterator<Item = u64>>(&mut self, values: T) {
+        values.into_iter().for_each(|value| self.record(value));
+    }
+}
+
+impl FromIterator<u64> for Samples {
+    fn from_iter<T: IntoIterator<Item = u64>>(values: T) -> Self {
+        let mut samples = Self::default();
+        samples.extend(values);
+        samples
+    }
+}
+
+impl fmt::Display for Percentiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            p50_ms,
+            p99_ms,
+            p999_ms,
+            max_ms,
+        } = self;
+        write!(
+            f,
+            "p50 {p50_ms:.2} ms, p99 {p99_ms:.2} ms, p99.9 {p999_ms:.2} ms, max {max_ms:.2} ms"
+        )
+    }
+}
+
+/// The median of a few values; of two middle ones, the better one.
 pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
@@ -25,4 +115,39 @@ pub fn median(values: &mut [f64]) -> f64 {
 /// Seconds since the start, for progress lines.
 pub fn since(started: Instant) -> String {
     format!("{:6.1}s", started.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_those_of_the_values() {
+        let latency = (1..=10_000).map(|at| at * 100).collect::<Samples>().latency().unwrap();
+        for (found, expected) in [
+            (latency.p50_ms, 500.0),
+            (latency.p99_ms, 990.0),
+            (latency.p999_ms, 999.0),
+            (latency.max_ms, 1_000.0),
+        ] {
+            assert!((found / expected - 1.0).abs() < 0.001, "{found}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn one_value_is_every_percentile() {
+        let mut samples = Samples::default();
+        assert_eq!(samples.latency(), None);
+        samples.record_us(1_234_567);
+        let latency = samples.latency().unwrap();
+        assert_eq!(latency.p50_ms, latency.max_ms);
+        assert!((latency.max_ms / 1_234.567 - 1.0).abs() < 0.001, "{latency}");
+    }
+
+    #[test]
+    fn what_is_seen_before_its_cause_is_seen_at_once() {
+        let mut samples = Samples::default();
+        samples.record_us(-5);
+        assert_eq!((samples.count(), samples.percentile(100.0)), (1, Some(0)));
+    }
 }

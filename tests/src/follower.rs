@@ -319,10 +319,9 @@ impl Follower {
         self.process.as_ref().map(Process::log).unwrap_or_default()
     }
 
-    /// Milliseconds from commit to application, for the events from `first_seq` to `last_seq`.
-    pub fn latencies_ms(&self, stream_id: &StreamId, first_seq: u64, last_seq: u64) -> anyhow::Result<Vec<f64>> {
-        let took_us = self.times_us("applied_at_us - committed_at_us", stream_id, first_seq, last_seq)?;
-        Ok(took_us.into_iter().map(|us| us as f64 / 1_000.0).collect())
+    /// Microseconds from commit to application, for the events from `first_seq` to `last_seq`.
+    pub fn latencies_us(&self, stream_id: &StreamId, first_seq: u64, last_seq: u64) -> anyhow::Result<Vec<i64>> {
+        self.times_us("applied_at_us - committed_at_us", stream_id, first_seq, last_seq)
     }
 
     /// When the events from `first_seq` to `last_seq` were applied, in microseconds since 1970.

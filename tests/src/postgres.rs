@@ -11,6 +11,7 @@ mod server;
 mod standby;
 
 pub use restore::Backup;
+pub use server::Postmaster;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -192,6 +193,11 @@ impl Cluster {
     /// The log of a cluster that this process started.
     pub fn log_file(&self) -> Option<PathBuf> {
         self.own.as_ref().map(|own| own.folder.path().join("log"))
+    }
+
+    /// The process that all others of the server come from. `None` if this process did not start the server.
+    pub fn postmaster(&self) -> Option<Postmaster> {
+        self.own.as_ref()?.postmaster()
     }
 
     /// Whether this process started the cluster, and thus may kill it.

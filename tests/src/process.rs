@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Add;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -125,6 +126,11 @@ pub struct Cpu {
 impl Cpu {
     /// What a process, given by id or as `self`, has used so far. `None` if it is gone.
     pub fn of(process: &str) -> Option<Self> {
+        Self::at(process, 11)
+    }
+
+    /// The two times from this field on, counted from the process' state.
+    fn at(process: &str, field: usize) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let time = |field: usize| {
@@ -134,14 +140,31 @@ impl Cpu {
             ))
         };
         Some(Self {
-            user: time(11)?,
-            kernel: time(12)?,
+            user: time(field)?,
+            kernel: time(field + 1)?,
         })
+    }
+
+    /// What a process and the children that it has waited for have used so far. `None` if it is gone.
+    pub fn with_ended_children(process: &str) -> Option<Self> {
+        let (own, ended) = (Self::at(process, 11)?, Self::at(process, 13)?);
+        Some(own + ended)
     }
 
     /// User and kernel time together.
     pub fn whole(self) -> Duration {
         self.user + self.kernel
+    }
+}
+
+impl Add for Cpu {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            user: self.user + other.user,
+            kernel: self.kernel + other.kernel,
+        }
     }
 }
 

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use serde::Serialize;
 use spacetime_sync_proto::StreamId;
-use spacetime_sync_tests::figures::{median, percentile, rate};
+use spacetime_sync_tests::figures::{median, rate};
 use spacetime_sync_tests::lane::{Lane, stream};
 use spacetime_sync_tests::process::Cpu;
 use tokio::task::JoinSet;
 
 use crate::crowd::{Behaviour, Crowd, Member};
-use crate::lane::{STREAMS, bulk};
-use crate::measure::{Log, Size, now_us};
+use crate::lane::{STREAMS, between, bulk, write_paced};
+use crate::measure::Size;
 
 const LIMIT: Duration = Duration::from_secs(600);
 const SIZE: Size = Size::Bytes(512);
@@ -118,36 +118,13 @@ pub(crate) fn cpu_of(process: u32) -> Duration {
 async fn one_by_one(lane: &Lane, streams: &[StreamId], paced: (u64, u64)) -> anyhow::Result<(f64, f64)> {
     let (per_second, events) = paced;
     let crowd = follower(lane, streams, events, true).await?;
-    let pace = Duration::from_micros(1_000_000 * STREAMS as u64 / per_second);
-    let mut writers = JoinSet::new();
-    for (at, stream_id) in (0u32..).zip(streams) {
-        let (authority, stream_id) = (lane.authority.clone(), stream_id.clone());
-        writers.spawn(async move {
-            let mut log = Log::new(&stream_id, SIZE);
-            let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + pace / STREAMS as u32 * at, pace);
-            let mut committed_at_us = Vec::new();
-            for _ in 0..events / STREAMS as u64 {
-                beat.tick().await;
-                authority.append_batch(&stream_id, &log.new_events(1)).await?;
-                committed_at_us.push(now_us());
-            }
-            Ok::<_, anyhow::Error>((stream_id, committed_at_us))
-        });
-    }
-    let report = tokio::time::timeout(LIMIT, crowd.done())
-        .await
-        .context("the client took too long")??;
-    let mut took_ms = Vec::new();
-    while let Some(written) = writers.join_next().await {
-        let (stream_id, committed_at_us) = written??;
-        let applied_at_us = report.applied_at_us.get(&stream_id).context("a stream has no event")?;
-        anyhow::ensure!(
-            applied_at_us.len() == committed_at_us.len(),
-            "the client did not apply every event"
-        );
-        let both = applied_at_us.iter().zip(committed_at_us);
-        took_ms.extend(both.map(|(applied, committed)| (applied - committed) as f64 / 1_000.0));
-    }
-    took_ms.sort_by(f64::total_cmp);
-    Ok((percentile(&took_ms, 50.0), percentile(&took_ms, 99.0)))
+    let (written, report) = tokio::join!(
+        write_paced(&lane.authority, streams, per_second, events, SIZE),
+        tokio::time::timeout(LIMIT, crowd.done())
+    );
+    let report = report.context("the client took too long")??;
+    let applied_at_us = report.applied_at_us.into_iter();
+    let applied_at_us = applied_at_us.map(|(stream_id, times)| (stream_id.as_str().to_owned(), times));
+    let latency = between(&written?.committed_at_us, &applied_at_us.collect())?;
+    Ok((latency.p50_ms, latency.p99_ms))
 }

@@ -14,7 +14,7 @@ use spacetime_sync_client::rusqlite::Transaction;
 use spacetime_sync_client::{
     ClientConfig, Credential, Event, HandlerError, SqliteStore, StreamId, StreamPhase, SyncClient,
 };
-use spacetime_sync_tests::figures::percentile;
+use spacetime_sync_tests::figures::{Percentiles, Samples};
 use spacetime_sync_tests::process::Cpu;
 
 /// The arguments of the client's process.
@@ -78,10 +78,8 @@ pub(crate) struct ClientReport {
     pub(crate) seconds_from_start: f64,
     /// When the last event was applied, in microseconds since 1970.
     pub(crate) last_us: i64,
-    /// Median time from append to applied.
-    pub p50_ms: f64,
-    /// 99th percentile of the time from append to applied.
-    pub p99_ms: f64,
+    /// From append to applied.
+    pub(crate) from_append: Percentiles,
     /// When the events of each stream were applied, from seq 1 on, in microseconds; empty unless requested.
     pub(crate) applied_at_us: BTreeMap<StreamId, Vec<i64>>,
     /// Peak memory.
@@ -95,7 +93,7 @@ struct Seen {
     applied: u64,
     first_us: i64,
     last_us: i64,
-    latencies_ms: Vec<f64>,
+    from_append: Samples,
     applied_at_us: BTreeMap<StreamId, Vec<i64>>,
 }
 
@@ -118,11 +116,9 @@ pub(crate) async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
             }
             seen.last_us = now;
             seen.applied += events.len() as u64;
-            seen.latencies_ms.extend(
-                events
-                    .iter()
-                    .map(|event| (now - event.committed_at_us) as f64 / 1_000.0),
-            );
+            for event in events {
+                seen.from_append.record_us(now - event.committed_at_us);
+            }
             if args.each {
                 let applied_at_us = seen.applied_at_us.entry(stream.clone()).or_default();
                 applied_at_us.extend(events.iter().map(|_| now));
@@ -150,15 +146,13 @@ pub(crate) async fn run(args: ClientArgs) -> anyhow::Result<ClientReport> {
     }
     let resubscriptions = client.stop().await.counters.resubscriptions;
     let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-    seen.latencies_ms.sort_by(f64::total_cmp);
     Ok(ClientReport {
         applied: seen.applied,
         cpu_seconds: Cpu::of("self").unwrap_or_default().whole().as_secs_f64(),
         seconds: (seen.last_us - seen.first_us) as f64 / 1e6,
         seconds_from_start: (seen.last_us - started_us) as f64 / 1e6,
         last_us: seen.last_us,
-        p50_ms: percentile(&seen.latencies_ms, 50.0),
-        p99_ms: percentile(&seen.latencies_ms, 99.0),
+        from_append: seen.from_append.latency().context("no event was applied")?,
         applied_at_us: std::mem::take(&mut seen.applied_at_us),
         peak_rss_mb: peak_rss_mb(),
         resubscriptions,

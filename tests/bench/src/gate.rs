@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::json;
 use spacetime_sync_proto::StreamId;
-use spacetime_sync_tests::figures::{median, percentile};
+use spacetime_sync_tests::figures::{Percentiles, Samples, median};
 use spacetime_sync_tests::gate::{Gate, GateOptions};
 use spacetime_sync_tests::issuer::Issuer;
 use spacetime_sync_tests::issuing::Desk;
@@ -41,10 +41,10 @@ pub(crate) struct Cost {
     pub(crate) live_direct_per_second: f64,
     /// The same through the gate.
     pub(crate) live_gated_per_second: f64,
-    /// From commit to applied without the gate: the median and the 99th percentile.
-    pub(crate) direct_ms: (f64, f64),
+    /// From commit to applied without the gate.
+    pub(crate) direct: Percentiles,
     /// The same events through the gate.
-    pub(crate) gated_ms: (f64, f64),
+    pub(crate) gated: Percentiles,
     /// Memory of the gate for each silent client, in KB.
     pub(crate) idle_kb: f64,
     /// How many silent clients that was measured with.
@@ -80,15 +80,15 @@ pub(crate) async fn run(cluster: &Cluster, extent: Extent) -> anyhow::Result<Cos
     ready(&bridge, LIMIT).await?;
     let (direct_per_second, gated_per_second) = measured.away(extent.events, extent.rounds).await?;
     let (held, live) = measured.live(extent.events, extent.rounds).await?;
-    let (direct_ms, gated_ms) = measured.latency(held, extent.paced).await?;
+    let (direct, gated) = measured.latency(held, extent.paced).await?;
     let idle_kb = measured.idle(extent.idle).await?;
     Ok(Cost {
         direct_per_second,
         gated_per_second,
         live_direct_per_second: live.0,
         live_gated_per_second: live.1,
-        direct_ms,
-        gated_ms,
+        direct,
+        gated,
         idle_kb,
         idle: extent.idle,
     })
@@ -191,7 +191,7 @@ impl Measured {
     }
 
     /// Two clients that apply the same single events, one of them through the gate.
-    async fn latency(&mut self, held: u64, paced: (u64, u64)) -> anyhow::Result<((f64, f64), (f64, f64))> {
+    async fn latency(&mut self, held: u64, paced: (u64, u64)) -> anyhow::Result<(Percentiles, Percentiles)> {
         let (per_second, events) = paced;
         let until = held + events;
         let children = [
@@ -224,21 +224,18 @@ impl Measured {
         let mut figures = Vec::new();
         for child in children {
             let report = child.report::<ClientReport>().await?;
-            let mut took_ms = Vec::new();
+            let mut latencies = Samples::default();
             for (stream_id, committed) in &committed {
                 let applied = report
                     .applied_at_us
                     .get(stream_id)
                     .context("a client applied nothing of a stream")?;
                 let last = &applied[applied.len().saturating_sub(committed.len())..];
-                took_ms.extend(
-                    last.iter()
-                        .zip(committed)
-                        .map(|(at, from)| (at - from) as f64 / 1_000.0),
-                );
+                for (at, from) in last.iter().zip(committed) {
+                    latencies.record_us(at - from);
+                }
             }
-            took_ms.sort_by(f64::total_cmp);
-            figures.push((percentile(&took_ms, 50.0), percentile(&took_ms, 99.0)));
+            figures.push(latencies.latency().context("a client applied no single event")?);
         }
         Ok((figures[0], figures[1]))
     }

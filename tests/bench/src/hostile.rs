@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::ValueEnum as _;
 use serde::Serialize;
 use spacetime_sync_proto::StreamId;
-use spacetime_sync_tests::figures::percentile;
+use spacetime_sync_tests::figures::{Percentiles, Samples};
 use spacetime_sync_tests::follower::Follower;
 use spacetime_sync_tests::gate::Gate;
 use spacetime_sync_tests::hostile::{Hostile, Kind, Tally};
@@ -51,11 +52,11 @@ pub(crate) struct Cost {
     pub(crate) kind: Kind,
     /// How long it lasted.
     pub(crate) seconds: f64,
-    /// From commit to applied in the quiet windows beside it: the median and the 99th percentile.
-    pub(crate) quiet_ms: (f64, f64),
+    /// From commit to applied in the quiet windows beside it.
+    pub(crate) quiet: Percentiles,
     /// The same with it.
-    pub(crate) hostile_ms: (f64, f64),
-    /// How many times as much that is.
+    pub(crate) hostile: Percentiles,
+    /// How many times as much that is, of the median and the 99th percentile.
     pub(crate) ratio: (f64, f64),
     /// CPU time of the hostile client itself.
     pub(crate) cpu_seconds: f64,
@@ -79,8 +80,8 @@ struct Harm {
     tally: Tally,
 }
 
-/// An event: when it was committed, and how many milliseconds later it was applied.
-type Sample = (i64, f64);
+/// An event: when it was committed, and how many microseconds later it was applied.
+type Sample = (i64, i64);
 
 /// Measures each kind of harm, the worst last.
 pub(crate) async fn run(cluster: &Cluster, extent: Extent) -> anyhow::Result<Vec<Cost>> {
@@ -115,7 +116,7 @@ pub(crate) async fn run(cluster: &Cluster, extent: Extent) -> anyhow::Result<Vec
     let verdict = honest.compare(&lane.authority).await?;
     anyhow::ensure!(verdict.is_equal(), "the honest client lost something: {verdict:?}");
     let costs = harms.iter().zip(quiet.windows(2));
-    Ok(costs.map(|(harm, beside)| harm.cost(beside, &samples)).collect())
+    costs.map(|(harm, beside)| harm.cost(beside, &samples)).collect()
 }
 
 impl Window {
@@ -159,31 +160,32 @@ impl Harm {
         })
     }
 
-    fn cost(&self, beside: &[Window], samples: &[Sample]) -> Cost {
-        let (quiet_ms, hostile_ms) = (figures(beside, samples), figures(&[self.window], samples));
-        Cost {
+    fn cost(&self, beside: &[Window], samples: &[Sample]) -> anyhow::Result<Cost> {
+        let (quiet, hostile) = (figures(beside, samples)?, figures(&[self.window], samples)?);
+        Ok(Cost {
             kind: self.kind,
             seconds: self.lasted.as_secs_f64(),
-            quiet_ms,
-            hostile_ms,
-            ratio: (hostile_ms.0 / quiet_ms.0, hostile_ms.1 / quiet_ms.1),
+            quiet,
+            hostile,
+            ratio: (hostile.p50_ms / quiet.p50_ms, hostile.p99_ms / quiet.p99_ms),
             cpu_seconds: self.cpu.as_secs_f64(),
             tally: self.tally,
-        }
+        })
     }
 }
 
-/// The median and the 99th percentile of the events that were committed in some windows.
-fn figures(windows: &[Window], samples: &[Sample]) -> (f64, f64) {
+/// The latency of the events that were committed in some windows.
+fn figures(windows: &[Window], samples: &[Sample]) -> anyhow::Result<Percentiles> {
     let within = |at_us: i64| {
         windows
             .iter()
             .any(|window| (window.from_us..window.to_us).contains(&at_us))
     };
-    let committed = samples.iter().filter(|(at_us, _)| within(*at_us));
-    let mut took_ms: Vec<f64> = committed.map(|(_, took_ms)| *took_ms).collect();
-    took_ms.sort_by(f64::total_cmp);
-    (percentile(&took_ms, 50.0), percentile(&took_ms, 99.0))
+    let mut latencies = Samples::default();
+    for (_, took_us) in samples.iter().filter(|(at_us, _)| within(*at_us)) {
+        latencies.record_us(*took_us);
+    }
+    latencies.latency().context("nothing was committed in a window")
 }
 
 /// Writers of single events, each in its own transaction and at its own times.
@@ -232,7 +234,7 @@ impl Writing {
                 "the client did not apply every event"
             );
             let both = committed_at_us.into_iter().zip(applied_at_us);
-            samples.extend(both.map(|(committed, applied)| (committed, (applied - committed) as f64 / 1_000.0)));
+            samples.extend(both.map(|(committed, applied)| (committed, applied - committed)));
         }
         Ok(samples)
     }

@@ -11,11 +11,12 @@ use tokio::task::JoinSet;
 
 use crate::child::Child;
 use crate::client::{ClientArgs, ClientReport};
+use crate::cpu::{Cpu, Meter};
 use crate::measure::{Log, Size, now_us};
-use spacetime_sync_tests::figures::{percentile, rate};
+use spacetime_sync_tests::figures::{Percentiles, Samples, rate};
 use spacetime_sync_tests::follower::Follower;
 use spacetime_sync_tests::lane::{Bridge, Lane, stream};
-use spacetime_sync_tests::postgres::Cluster;
+use spacetime_sync_tests::postgres::{Cluster, Postmaster};
 use spacetime_sync_tests::process::Process;
 
 /// Number of streams in a run, each with its own writer.
@@ -30,6 +31,7 @@ pub(crate) struct Runner {
     /// The lane.
     pub(crate) lane: Lane,
     streams: Vec<StreamId>,
+    postgres: Option<Postmaster>,
 }
 
 /// The result of a run.
@@ -39,21 +41,12 @@ pub(crate) struct Run {
     pub(crate) events_per_second: f64,
     /// The clients' reports.
     pub(crate) clients: Vec<ClientReport>,
-    /// Microseconds of CPU per event: bridge, host and first client.
-    pub(crate) cpu_us: [f64; 3],
+    /// CPU time for an event.
+    pub(crate) cpu: Cpu,
     /// Peak memory of the bridge.
     pub(crate) bridge_mb: u64,
     /// Peak memory of the host.
     pub(crate) host_mb: u64,
-}
-
-/// A distribution of durations.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Latency {
-    /// The median.
-    pub p50_ms: f64,
-    /// The 99th percentile.
-    pub p99_ms: f64,
 }
 
 /// Points in time of the events of each stream, from the first on, in microseconds since 1970.
@@ -68,31 +61,22 @@ pub(crate) struct Written {
     pub(crate) committed_at_us: Times,
 }
 
-impl Latency {
-    /// From one time of each event until another.
-    pub(crate) fn between(from: &Times, until: &Times) -> anyhow::Result<Self> {
-        let mut took_ms = Vec::new();
-        for (stream, from) in from {
-            let until = until.get(stream).context("nothing came of a stream")?;
-            anyhow::ensure!(
-                until.len() == from.len(),
-                "{} of {} events came",
-                until.len(),
-                from.len()
-            );
-            took_ms.extend(
-                until
-                    .iter()
-                    .zip(from)
-                    .map(|(until, from)| (until - from) as f64 / 1_000.0),
-            );
+/// How long it took from one time of each event until another.
+pub(crate) fn between(from: &Times, until: &Times) -> anyhow::Result<Percentiles> {
+    let mut took = Samples::default();
+    for (stream, from) in from {
+        let until = until.get(stream).context("nothing came of a stream")?;
+        anyhow::ensure!(
+            until.len() == from.len(),
+            "{} of {} events came",
+            until.len(),
+            from.len()
+        );
+        for (until, from) in until.iter().zip(from) {
+            took.record_us(until - from);
         }
-        took_ms.sort_by(f64::total_cmp);
-        Ok(Self {
-            p50_ms: percentile(&took_ms, 50.0),
-            p99_ms: percentile(&took_ms, 99.0),
-        })
     }
+    took.latency().context("no event was written")
 }
 
 impl Runner {
@@ -106,6 +90,7 @@ impl Runner {
         Ok(Self {
             lane: Lane::start_in(cluster, parent).await?,
             streams: streams(STREAMS),
+            postgres: cluster.postmaster(),
         })
     }
 
@@ -139,6 +124,15 @@ impl Runner {
             last_us = last_us.max(child.report::<ClientReport>().await?.last_us);
         }
         Ok(events as f64 * 1e6 / (last_us - begun_us) as f64)
+    }
+
+    /// The same, and Postgres' CPU time for an event, in microseconds.
+    pub(crate) async fn write_measured(&self, events: u64, size: Size) -> anyhow::Result<(Duration, Option<f64>)> {
+        let used = || Some(self.postgres?.cpu()?.whole());
+        let before = used();
+        let took = self.write(events, size).await?;
+        let each = |(after, before): (Duration, Duration)| (after - before).as_secs_f64() * 1e6 / events as f64;
+        Ok((took, used().zip(before).map(each)))
     }
 
     /// Publishes a committed backlog to waiting clients. Timed from the start of the bridge.
@@ -229,25 +223,17 @@ impl Runner {
         bridge: &Bridge,
         children: Vec<Child>,
     ) -> anyhow::Result<Run> {
-        let cpu = |process: Option<&Process>| process.and_then(Process::cpu).unwrap_or_default().whole();
-        let processes = [Some(&bridge.process), self.lane.server.process()];
-        let before = processes.map(cpu);
+        let meter = Meter::start(self.postgres, &bridge.process, self.lane.server.process());
         let mut clients: Vec<ClientReport> = Vec::new();
         for child in children {
             clients.push(child.report().await?);
         }
         let took = started.elapsed();
-        let after = processes.map(cpu);
         let peak = |process: Option<&Process>| process.and_then(Process::memory_mb).map_or(0, |(_, peak)| peak);
-        let us = |cpu: Duration| cpu.as_secs_f64() * 1e6 / events as f64;
-        let first = clients.first().context("the run has no client")?;
+        anyhow::ensure!(!clients.is_empty(), "the run has no client");
         Ok(Run {
             events_per_second: rate(events, took),
-            cpu_us: [
-                us(after[0].saturating_sub(before[0])),
-                us(after[1].saturating_sub(before[1])),
-                first.cpu_seconds * 1e6 / events as f64,
-            ],
+            cpu: meter.read(events, &clients),
             clients,
             bridge_mb: peak(Some(&bridge.process)),
             host_mb: peak(self.lane.server.process()),

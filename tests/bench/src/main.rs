@@ -4,6 +4,7 @@ mod bare;
 mod busy;
 mod child;
 mod client;
+mod cpu;
 mod crowd;
 mod fan;
 mod gate;

@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use spacetime_sync_tests::figures::{percentile, rate};
+use spacetime_sync_tests::figures::{Percentiles, Samples, rate};
 use spacetime_sync_tests::issuing::{BUILD, Desk};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::process::built;
@@ -33,10 +33,8 @@ const BRIDGE_CORE: usize = 0;
 pub(crate) struct Minted {
     /// Tokens issued per second.
     pub(crate) per_second: f64,
-    /// Median time of a request.
-    pub p50_ms: f64,
-    /// 99th percentile of the time of a request.
-    pub p99_ms: f64,
+    /// The time of a request.
+    pub(crate) took: Percentiles,
     /// Peak memory of the bridge.
     pub(crate) bridge_mb: u64,
 }
@@ -67,12 +65,10 @@ pub(crate) async fn run(cluster: &Cluster, window: Duration) -> anyhow::Result<M
     let requests: Arc<Vec<Vec<u8>>> = Arc::new((0..SESSIONS).map(|number| request(&desk, number)).collect());
     // The first token of a session also writes to the authority. That happens once per session, so it is not measured.
     drive(address.clone(), requests.clone(), None).await?;
-    let (count, took, mut latencies) = drive(address, requests, Some(window)).await?;
-    latencies.sort_by(f64::total_cmp);
+    let (answers, took) = drive(address, requests, Some(window)).await?;
     Ok(Minted {
-        per_second: rate(count, took),
-        p50_ms: percentile(&latencies, 50.0),
-        p99_ms: percentile(&latencies, 99.0),
+        per_second: rate(answers.count(), took),
+        took: answers.latency().context("no token was issued")?,
         bridge_mb: bridge.process.memory_mb().map_or(0, |(_, most)| most),
     })
 }
@@ -97,13 +93,13 @@ fn request(desk: &Desk, number: usize) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Sends requests in turn: one per session, or for the duration of `window`. Returns the number of answers, the time
-/// taken, and the milliseconds of each.
+/// Sends requests in turn: one per session, or for the duration of `window`. Returns the time that each
+/// answer took, and all of them together.
 async fn drive(
     address: String,
     requests: Arc<Vec<Vec<u8>>>,
     window: Option<Duration>,
-) -> anyhow::Result<(u64, Duration, Vec<f64>)> {
+) -> anyhow::Result<(Samples, Duration)> {
     // Runs on a runtime of its own, away from the bridge's core.
     let driver = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -116,7 +112,7 @@ async fn drive(
                 let stream = TcpStream::connect(&address).await?;
                 stream.set_nodelay(true)?;
                 connections.spawn(async move {
-                    let (mut stream, mut latencies) = (BufReader::new(stream), Vec::new());
+                    let (mut stream, mut answers) = (BufReader::new(stream), Samples::default());
                     loop {
                         let turn = next.fetch_add(1, Ordering::Relaxed);
                         let over = match window {
@@ -124,19 +120,19 @@ async fn drive(
                             Some(window) => started.elapsed() >= window,
                         };
                         if over {
-                            return Ok::<_, anyhow::Error>(latencies);
+                            return Ok::<_, anyhow::Error>(answers);
                         }
                         let asked = Instant::now();
                         ask(&mut stream, &requests[turn % requests.len()]).await?;
-                        latencies.push(asked.elapsed().as_secs_f64() * 1_000.0);
+                        answers.record(asked.elapsed().as_micros() as u64);
                     }
                 });
             }
-            let mut latencies = Vec::new();
+            let mut answers = Samples::default();
             while let Some(done) = connections.join_next().await {
-                latencies.extend(done??);
+                answers.add(&done??);
             }
-            Ok((latencies.len() as u64, started.elapsed(), latencies))
+            Ok((answers, started.elapsed()))
         })
     });
     tokio::task::spawn_blocking(move || driver.join())

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use spacetime_sync_tests::figures::{median, since};
 use spacetime_sync_tests::postgres::Cluster;
 
-use crate::lane::{Latency, Runner, Times, Written};
+use crate::lane::{Runner, Times, Written, between};
 use crate::measure::{Size, fsync_ms, memory_mb_per_second};
 use contender::Contender;
 
@@ -132,8 +132,8 @@ type Figures = Vec<f64>;
 
 /// The figures of single events.
 fn latencies(written: &Written, consumed_at_us: &Times) -> anyhow::Result<Figures> {
-    let published = Latency::between(&written.begun_at_us, consumed_at_us)?;
-    let acknowledged = Latency::between(&written.committed_at_us, consumed_at_us)?;
+    let published = between(&written.begun_at_us, consumed_at_us)?;
+    let acknowledged = between(&written.committed_at_us, consumed_at_us)?;
     Ok(vec![
         published.p50_ms,
         published.p99_ms,

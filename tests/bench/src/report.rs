@@ -7,7 +7,7 @@ use clap::ValueEnum as _;
 use serde_json::{Map, Value, json};
 
 use crate::bare::{self, Cut, Window};
-use crate::lane::{Latency, Run, Runner};
+use crate::lane::{Run, Runner, between};
 use crate::measure::{Size, fsync_ms, in_memory, memory_mb_per_second};
 use crate::{fan, gate, hostile, idle, long, minting, reconnect, streams};
 use spacetime_sync_tests::figures::{median, rate, since};
@@ -296,8 +296,10 @@ impl Report {
             for _ in 0..self.extent.rounds {
                 bare.push(bare::empty(*size, Cut::BACKLOG, as_much, 1).await?.rate);
                 let runner = Runner::start(&self.cluster).await?;
-                written.push(rate(events, runner.write(events, *size).await?));
-                let run = runner.drain(events, 1).await?;
+                let (took, writing) = runner.write_measured(events, *size).await?;
+                written.push(rate(events, took));
+                let mut run = runner.drain(events, 1).await?;
+                run.cpu.writing = writing;
                 lane.push(run.events_per_second);
                 last = Some(run);
             }
@@ -308,7 +310,7 @@ impl Report {
                 size.name(),
                 lane / bare,
                 median(&mut written),
-                cpu(&run),
+                run.cpu,
                 memory(&run)
             ));
             bare_rates.insert(size.name(), bare.round());
@@ -317,6 +319,7 @@ impl Report {
                 self.put("bare_events_per_second", bare.round());
                 self.put("lane_events_per_second", lane.round());
                 self.put("lane_of_bare", two(lane / bare));
+                self.put("cpu_us_drain", run.cpu.json());
                 self.runs.push(run);
             }
         }
@@ -350,10 +353,12 @@ impl Report {
         let runner = Runner::start(&self.cluster).await?;
         let run = runner.stream(self.extent.lane, Size::Bytes(512), 1).await?;
         self.say(&format!(
-            "  {:>7.0} committed, published and applied per second; {}",
+            "  {:>7.0} committed, published and applied per second; {}; {}",
             run.events_per_second,
+            run.cpu,
             memory(&run)
         ));
+        self.put("cpu_us_stream", run.cpu.json());
         self.put("streaming_events_per_second", run.events_per_second.round());
         self.runs.push(run);
         Ok(())
@@ -386,23 +391,23 @@ impl Report {
         ] {
             let runner = Runner::start_in(cluster, &parent).await?;
             let (run, written, applied_at_us) = runner.paced(PACE, events, Size::Bytes(512)).await?;
-            let from_commit = Latency::between(&written.committed_at_us, &applied_at_us)?;
-            let from_append = &run.clients[0];
+            let from_commit = between(&written.committed_at_us, &applied_at_us)?;
+            let from_append = run.clients[0].from_append;
             self.say(&format!(
-                "  {place}: from commit p50 {:.2} ms, p99 {:.2} ms; from append p50 {:.2} ms, \
-                 p99 {:.2} ms; {}; {}",
-                from_commit.p50_ms,
-                from_commit.p99_ms,
-                from_append.p50_ms,
-                from_append.p99_ms,
-                cpu(&run),
+                "  {place}: from commit {from_commit}; from append {from_append}; {}; {}",
+                run.cpu,
                 memory(&run)
             ));
+            self.json.insert(format!("cpu_us_single{key}"), run.cpu.json());
             for (name, value) in [
                 ("p50_ms", from_commit.p50_ms),
                 ("p99_ms", from_commit.p99_ms),
+                ("p999_ms", from_commit.p999_ms),
+                ("max_ms", from_commit.max_ms),
                 ("p50_ms_from_append", from_append.p50_ms),
                 ("p99_ms_from_append", from_append.p99_ms),
+                ("p999_ms_from_append", from_append.p999_ms),
+                ("max_ms_from_append", from_append.max_ms),
             ] {
                 self.json.insert(format!("{name}{key}"), two(value).into());
             }
@@ -415,12 +420,12 @@ impl Report {
         self.say("tokens: a bridge on one core, many sessions over kept connections");
         let minted = minting::run(&self.cluster, self.extent.minting).await?;
         self.say(&format!(
-            "  {:>7.0} per second, p50 {:.2} ms, p99 {:.2} ms; bridge {} MB",
-            minted.per_second, minted.p50_ms, minted.p99_ms, minted.bridge_mb
+            "  {:>7.0} per second, {}; bridge {} MB",
+            minted.per_second, minted.took, minted.bridge_mb
         ));
         self.put("minting_per_second", minted.per_second.round());
-        self.put("minting_p50_ms", two(minted.p50_ms));
-        self.put("minting_p99_ms", two(minted.p99_ms));
+        self.put("minting_p50_ms", two(minted.took.p50_ms));
+        self.put("minting_p99_ms", two(minted.took.p99_ms));
         Ok(())
     }
 
@@ -437,10 +442,9 @@ impl Report {
             "  a client that follows bulk writers: {:.0}/s without, {:.0}/s through the gate, {ratio:.2}",
             cost.live_direct_per_second, cost.live_gated_per_second
         ));
-        let ((p50, p99), (gated_p50, gated_p99)) = (cost.direct_ms, cost.gated_ms);
         self.say(&format!(
-            "  the same single events: p50 {p50:.2} ms, p99 {p99:.2} ms without; p50 {gated_p50:.2} ms, p99 {gated_p99:.2} \
-             ms through the gate"
+            "  the same single events: {} without; {} through the gate",
+            cost.direct, cost.gated
         ));
         self.say(&format!(
             "  {:.1} KB for each of {} silent clients",
@@ -459,13 +463,14 @@ impl Report {
         ));
         let costs = hostile::run(&self.cluster, extent).await?;
         for cost in &costs {
-            let ((quiet_p50, quiet_p99), (p50, p99)) = (cost.quiet_ms, cost.hostile_ms);
             let (of_p50, of_p99) = cost.ratio;
             self.say(&format!(
-                "  {:>14} for {:>4.1} s: p50 {p50:.2} ms of {quiet_p50:.2} ms ({of_p50:.2}), p99 {p99:.2} ms of \
-                 {quiet_p99:.2} ms ({of_p99:.2}); it said {} things, {} were refused, {} times closed, {:.2} s of CPU",
+                "  {:>14} for {:>4.1} s: {}, beside {} ({of_p50:.2} and {of_p99:.2} times p50 and p99); it said {} things, \
+                 {} were refused, {} times closed, {:.2} s of CPU",
                 cost.kind.name(),
                 cost.seconds,
+                cost.hostile,
+                cost.quiet,
                 cost.tally.said,
                 cost.tally.refused,
                 cost.tally.closed,
@@ -511,11 +516,6 @@ fn flat(run: &bare::Run) -> String {
         run.cpu_flatness(),
         run.host_mb
     )
-}
-
-fn cpu(run: &Run) -> String {
-    let [bridge, host, client] = run.cpu_us;
-    format!("CPU per event: bridge {bridge:.2} µs, host {host:.2} µs, client {client:.2} µs")
 }
 
 fn memory(run: &Run) -> String {

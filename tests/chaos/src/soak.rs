@@ -13,6 +13,7 @@ use sqlx::Connection as _;
 
 use crate::stage::{Setting, Stage};
 use crate::{Held, Outcome, Record};
+use spacetime_sync_tests::figures::Samples;
 use spacetime_sync_tests::lane::BridgeOptions;
 use spacetime_sync_tests::process::Process;
 use spacetime_sync_tests::proxy::Direction;
@@ -234,9 +235,8 @@ async fn payload_bytes(stage: &Stage) -> anyhow::Result<i64> {
 }
 
 /// The 90th percentile.
-fn most(mut values: Vec<u64>) -> f64 {
-    values.sort_unstable();
-    values.get(values.len() * 9 / 10).copied().unwrap_or(0) as f64
+fn most(values: impl Iterator<Item = u64>) -> f64 {
+    values.collect::<Samples>().percentile(90.0).unwrap_or(0) as f64
 }
 
 /// Whether memory is flat, and if not, why.
@@ -253,7 +253,7 @@ fn judge(looks: &[Look], lasts: Duration, payload_bytes: f64) -> (Map<String, Va
     }
     let (first, last) = (&looks[..third], &looks[looks.len() - third..]);
     let thirds = |of: fn(&Look) -> u64| {
-        let most_of = |looks: &[&Look]| most(looks.iter().map(|look| of(look)).collect());
+        let most_of = |looks: &[&Look]| most(looks.iter().map(|look| of(look)));
         (most_of(first), most_of(last))
     };
     let is_flat = |(first, last): (f64, f64)| last <= first * SLACK.0 + SLACK.1;

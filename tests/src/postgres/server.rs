@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::ops::Add as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use rustix::process::{Pid, Signal, getuid, kill_process};
 
 use super::machine::{User, binaries, children_of, other_user, runs};
 use super::{ClusterError, io_error};
-use crate::process::Environment;
+use crate::process::{Cpu, Environment};
 
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -27,6 +28,22 @@ pub(super) struct Own {
     server: Mutex<Option<Child>>,
     /// Stops the server at the end of its input, which comes when this process ends.
     keeper: Mutex<Child>,
+}
+
+/// The first process of a server, which starts all others and waits for their end.
+#[derive(Debug, Clone, Copy)]
+pub struct Postmaster(Pid);
+
+impl Postmaster {
+    /// CPU time that all processes of the server have used so far, those that have ended included. `None` if the server is
+    /// gone.
+    pub fn cpu(self) -> Option<Cpu> {
+        // First those that run: one that ends in between is then counted twice for this reading, and not left out.
+        let running = children_of(self.0).into_iter();
+        let running = running.filter_map(|child| Cpu::of(&child.to_string()));
+        let running = running.fold(Cpu::default(), Cpu::add);
+        Some(running + Cpu::with_ended_children(&self.0.to_string())?)
+    }
 }
 
 impl Own {
@@ -120,6 +137,10 @@ impl Own {
 
     pub(super) fn runs(&self) -> bool {
         matches!(self.server().as_mut().map(Child::try_wait), Some(Ok(None)))
+    }
+
+    pub(super) fn postmaster(&self) -> Option<Postmaster> {
+        self.server().as_ref().map(|server| Postmaster(Pid::from_child(server)))
     }
 
     pub(super) fn log(&self) -> String {

@@ -89,7 +89,7 @@ async fn an_idle_bridge_costs_next_to_nothing_and_is_awake_at_once() {
         wakes().await > woken,
         "the append did not wake the bridge: it polled by itself"
     );
-    let latency = client.latencies_ms(&stream_id, head + 1, head + 1).unwrap()[0];
+    let latency = client.latencies_us(&stream_id, head + 1, head + 1).unwrap()[0] as f64 / 1_000.0;
     eprintln!("the first event was applied after {latency:.0} ms");
     assert!(
         latency < FIRST_EVENT_MS,

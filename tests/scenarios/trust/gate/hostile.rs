@@ -1,7 +1,7 @@
 //! One hostile session beside an honest client, in each way that a session can do harm.
 
 use clap::ValueEnum as _;
-use spacetime_sync_tests::figures::percentile;
+use spacetime_sync_tests::figures::Samples;
 use spacetime_sync_tests::hostile::{Hostile, Kind};
 use spacetime_sync_tests::lane::wait_for;
 
@@ -19,17 +19,19 @@ const CALLS: (u64, u64) = (50, 500);
 /// So many messages pass besides a session's calls: the honest client's, and subscriptions.
 const OTHERS: u64 = 200;
 
-/// The latencies of so many events in milliseconds, one after the other, in ascending order.
-async fn latencies(writer: &mut Writer, client: &Follower, events: u64) -> Vec<f64> {
+/// The latencies of so many events, one after the other.
+async fn latencies(writer: &mut Writer, client: &Follower, events: u64) -> Samples {
     let before = client.applied();
     for done in 1..=events {
         writer.append(1).await.unwrap();
         client.until_applied(before + done, SOON).await.unwrap();
     }
     let (id, last) = (writer.stream_id(), before + events);
-    let mut latencies = client.latencies_ms(id, before + 1, last).unwrap();
-    latencies.sort_by(f64::total_cmp);
-    latencies
+    let mut samples = Samples::default();
+    for us in client.latencies_us(id, before + 1, last).unwrap() {
+        samples.record_us(us);
+    }
+    samples
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,7 +75,8 @@ async fn one_session_that_does_its_worst_costs_the_honest_client_beside_it_littl
         }
         assert!(hostile.is_running(), "{kind:?} has given up");
         for (of_hundred, busy_ms) in BUSY_MS {
-            let (quiet, beside) = (percentile(&quiet, of_hundred), percentile(&beside, of_hundred));
+            let ms = |samples: &Samples| samples.percentile(of_hundred).unwrap() as f64 / 1_000.0;
+            let (quiet, beside) = (ms(&quiet), ms(&beside));
             eprintln!("{kind:?}: p{of_hundred} {beside:.1} ms instead of {quiet:.1} ms");
             let most = RATIO * quiet + busy_ms;
             assert!(

@@ -18,7 +18,7 @@ use clap::Parser;
 use keep::{Commands, write_pid};
 use serde_json::json;
 use spacetime_sync_proto::StreamId;
-use spacetime_sync_tests::figures::{percentile, rate, since};
+use spacetime_sync_tests::figures::{Samples, rate, since};
 use spacetime_sync_tests::follower::{Follower, Verdict};
 use spacetime_sync_tests::lane::{Lane, stream};
 use spacetime_sync_tests::load::{Payload, Writer};
@@ -119,13 +119,13 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         writers[turn].append(1).await?;
     }
     await_all(&clients, paced, &say).await?;
-    let mut latencies = Vec::new();
+    let mut latencies = Samples::default();
     for client in &clients {
         for writer in &writers {
-            latencies.extend(client.latencies_ms(writer.stream_id(), 1, writer.written())?);
+            let took_us = client.latencies_us(writer.stream_id(), 1, writer.written())?;
+            took_us.into_iter().for_each(|us| latencies.record_us(us));
         }
     }
-    latencies.sort_by(f64::total_cmp);
     say(format!("{paced} events at {PACE} per second are applied"));
 
     let burst = args.events - paced;
@@ -160,7 +160,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         verdicts.push(client.compare(&lane.authority).await?);
     }
     let held = verdicts.iter().all(Verdict::is_equal) && verdicts.iter().all(|verdict| verdict.applied == args.events);
-    let (p50, p99) = (percentile(&latencies, 50.0), percentile(&latencies, 99.0));
+    let latency = latencies.latency();
     let sum = |of: fn(&Verdict) -> u64| verdicts.iter().map(of).sum::<u64>();
     let chain_ok = sum(|verdict| verdict.different + verdict.missing) == 0;
     let summary = format!(
@@ -170,7 +170,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
            applied twice      {}\n  \
            equal to Postgres  {}\n  \
            events per second  {per_second:.0} (committed in bulk and applied by every client)\n  \
-           commit to applied  p50 {p50:.1} ms, p99 {p99:.1} ms (at {PACE} single events per second)\n",
+           commit to applied  {} (at {PACE} single events per second)\n",
         args.events,
         args.payload,
         args.streams,
@@ -183,6 +183,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         sum(|verdict| verdict.gaps),
         sum(|verdict| verdict.duplicates),
         if chain_ok { "yes, byte for byte" } else { "NO" },
+        latency.map_or("not measured".to_owned(), |latency| latency.to_string()),
     );
     if args.json || std::io::stdout().is_terminal() {
         eprintln!("{summary}");
@@ -201,8 +202,10 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 "duplicates_applied": sum(|verdict| verdict.duplicates),
                 "chain_ok": chain_ok,
                 "events_per_second": per_second.round(),
-                "p50_ms": if latencies.is_empty() { None } else { Some(round(p50)) },
-                "p99_ms": if latencies.is_empty() { None } else { Some(round(p99)) },
+                "p50_ms": latency.map(|latency| round(latency.p50_ms)),
+                "p99_ms": latency.map(|latency| round(latency.p99_ms)),
+                "p999_ms": latency.map(|latency| round(latency.p999_ms)),
+                "max_ms": latency.map(|latency| round(latency.max_ms)),
             })
         );
     }
