@@ -1,6 +1,7 @@
 //! See `scripts/bench`: what each part of the lane carries alone, and what the whole lane carries.
 
 mod bare;
+mod budget;
 mod busy;
 mod child;
 mod client;
@@ -54,6 +55,8 @@ enum Command {
     /// Many clients of a measurement. The measurement starts this itself.
     #[command(hide = true)]
     Crowd(CrowdArgs),
+    /// Shows where the CPU time of an event goes, by process and step, for bulk writers and for single events.
+    Budget,
 }
 
 #[tokio::main]
@@ -64,6 +67,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             println!("{}", serde_json::to_string(&client::run(args).await?)?);
         }
         Some(Command::Crowd(args)) => crowd::run(args).await?,
+        Some(Command::Budget) => budget::run(args.quick).await?,
         None if args.peers => peers::run(args.quick, args.json).await?,
         None => report::run(args.quick, args.json, &args.only).await?,
     }
