@@ -66,7 +66,9 @@ fn check(
         });
     }
     // Nearly every name is plain ASCII, which needs no decoding to check.
-    if text.bytes().all(|byte| byte.is_ascii() && good(char::from(byte))) {
+    // To look at all bytes without a branch is faster than to stop at the first bad one.
+    let is_good = |byte: u8| byte.is_ascii() & good(char::from(byte));
+    if text.bytes().fold(true, |all, byte| all & is_good(byte)) {
         return Ok(());
     }
     match text.char_indices().find(|(_, c)| !good(*c)) {

@@ -94,6 +94,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The contract's own keys have one byte.
+    #[inline]
     fn key(&mut self) -> Result<(u32, WireType), FrameError> {
         if let Some(byte @ 8..0x80) = self.bytes.get(self.at)
             && let Ok(wire_type) = WireType::try_from(u64::from(byte & 7))
@@ -105,6 +106,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Nearly every length has one byte or two.
+    #[inline]
     fn varint(&mut self) -> Result<u64, FrameError> {
         match self.bytes.get(self.at..) {
             Some([byte @ ..0x80, ..]) => {
@@ -123,6 +125,7 @@ impl<'a> Reader<'a> {
         self.take(|rest| skip_field(wire_type, tag, rest, DecodeContext::default()))
     }
 
+    #[inline]
     fn delimited(&mut self, wire_type: WireType) -> Result<Range<usize>, FrameError> {
         check_wire_type(WireType::LengthDelimited, wire_type).map_err(malformed)?;
         let length = self.varint()?;
@@ -139,6 +142,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     fn text(&mut self, wire_type: WireType) -> Result<(&'a str, Range<u32>), FrameError> {
         let range = self.delimited(wire_type)?;
         let bytes: &'a [u8] = self.bytes;
