@@ -16,6 +16,7 @@ use spacetime_sync_tests::process::Cpu;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::client::{open, peak_rss_mb, tally};
@@ -83,6 +84,8 @@ pub(crate) struct Report {
     pub(crate) cpu_seconds: f64,
     /// Peak memory of the process.
     pub(crate) peak_rss_mb: u64,
+    /// Connections that clients replaced because they held too many rows.
+    pub(crate) overfull: u64,
     /// When the events of each stream were applied by the last client that ended, in microseconds; empty unless requested.
     pub(crate) applied_at_us: BTreeMap<StreamId, Vec<i64>>,
 }
@@ -94,6 +97,7 @@ struct Seen {
     first_us: i64,
     last_us: i64,
     applied_at_us: BTreeMap<StreamId, Vec<i64>>,
+    overfull: u64,
 }
 
 /// A running crowd. It is killed when this is dropped.
@@ -226,6 +230,7 @@ pub(crate) async fn run(args: CrowdArgs) -> anyhow::Result<()> {
         last_us: 0,
         cpu_seconds: 0.0,
         peak_rss_mb: 0,
+        overfull: 0,
         applied_at_us: BTreeMap::new(),
     };
     loop {
@@ -244,6 +249,7 @@ pub(crate) async fn run(args: CrowdArgs) -> anyhow::Result<()> {
                 all.applied += seen.applied;
                 all.first_us = all.first_us.min(seen.first_us);
                 all.last_us = all.last_us.max(seen.last_us);
+                all.overfull += seen.overfull;
                 all.applied_at_us = seen.applied_at_us;
             }
             else => break,
@@ -266,6 +272,7 @@ async fn follow(spec: Arc<Spec>, member: Member, says: UnboundedSender<Said>) ->
     config.seal_keys = serde_json::from_slice(&std::fs::read(&spec.seal_keys)?)?;
     let store = open(&member.db)?;
     let seen = Arc::new(Mutex::new(Seen::default()));
+    let (counts, mut counted) = watch::channel(0);
     let handler = {
         let (seen, says, spec) = (seen.clone(), says.clone(), Arc::clone(&spec));
         move |transaction: &mut Transaction<'_>, stream: &StreamId, events: &[Event]| {
@@ -292,25 +299,35 @@ async fn follow(spec: Arc<Spec>, member: Member, says: UnboundedSender<Said>) ->
                     at_us: now,
                 });
             }
+            counts.send_replace(seen.applied);
             Ok::<(), HandlerError>(())
         }
     };
     let client = SyncClient::start(config, store, handler)?;
     let mut status = client.status();
-    let ended = |status: &Status| matches!(status.phase, Phase::Stopped { .. });
-    let found = status
-        .wait_for(|status| status.phase == Phase::Live || ended(status))
+    let held: u64 = status
+        .borrow()
+        .streams
+        .values()
+        .map(|stream| stream.applied.seq.get())
+        .sum();
+    let live = status
+        .wait_for(|status| status.phase == Phase::Live || has_stopped(status))
         .await?
         .clone();
-    anyhow::ensure!(!ended(&found), "a client stopped: {:?}", found.phase);
+    anyhow::ensure!(!has_stopped(&live), "a client stopped: {:?}", live.phase);
     let _ = says.send(Said::Live);
-    let enough = |status: &Status| {
-        let applied: u64 = status.streams.values().map(|stream| stream.applied.seq.get()).sum();
-        spec.until.is_some_and(|until| applied >= until)
-    };
-    let found = status.wait_for(|status| enough(status) || ended(status)).await?.clone();
-    anyhow::ensure!(enough(&found), "a client stopped: {:?}", found.phase);
-    client.stop().await;
-    let seen = std::mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner));
+    let wanted = spec.until.map_or(u64::MAX, |until| until.saturating_sub(held));
+    tokio::select! {
+        all = counted.wait_for(|applied| *applied >= wanted) => drop(all?),
+        status = client.stopped() => anyhow::bail!("a client stopped: {:?}", status.phase),
+    }
+    let counters = client.stop().await.counters;
+    let mut seen = std::mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner));
+    seen.overfull = counters.connections_overfull;
     Ok(seen)
+}
+
+fn has_stopped(status: &Status) -> bool {
+    matches!(status.phase, Phase::Stopped { .. })
 }

@@ -81,6 +81,8 @@ struct Carried {
     per_second: f64,
     /// Microseconds of CPU per event: bridge, host and client.
     cpu_us: [f64; 3],
+    /// Connections that the client replaced because it held too many rows.
+    replaced: u64,
 }
 
 /// Watches a bridge, a host and a client while events are carried.
@@ -111,11 +113,12 @@ impl Watch {
         let reached = tokio::time::timeout(LIMIT, crowd.reached(events)).await;
         reached.context("the client took too long")??;
         let (took, after) = (self.started.elapsed(), Self::used(&self.processes));
-        crowd.done().await?;
+        let replaced = crowd.done().await?.overfull;
         let us = |at: usize| two(after[at].saturating_sub(self.before[at]).as_secs_f64() * 1e6 / events as f64);
         Ok(Carried {
             per_second: rate(events, took).round(),
             cpu_us: [us(0), us(1), us(2)],
+            replaced,
         })
     }
 }
@@ -123,7 +126,11 @@ impl Watch {
 impl std::fmt::Display for Carried {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let [bridge, host, client] = self.cpu_us;
-        write!(f, "{:.0} ({bridge:.1}/{host:.1}/{client:.1} µs)", self.per_second)
+        write!(f, "{:.0} ({bridge:.1}/{host:.1}/{client:.1} µs", self.per_second)?;
+        match self.replaced {
+            0 => f.write_str(")"),
+            replaced => write!(f, ", {replaced} connections replaced)"),
+        }
     }
 }
 
