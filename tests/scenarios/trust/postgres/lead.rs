@@ -76,7 +76,8 @@ async fn the_lead_passes_between_roles_of_the_duty_and_holds_nothing_up() {
     // Its transaction is open, and has neither an id nor a snapshot, which would keep vacuum from its work.
     let mut owner = owner(&database).await;
     let of_lead = "from pg_stat_activity where pid = (
-        select pid from pg_locks where relation = 'runtime.sync_lead'::regclass and granted)";
+        select l.pid from pg_locks l join pg_database d on d.oid = l.database
+        where d.datname = current_database() and l.relation = 'runtime.sync_lead'::regclass and l.granted)";
     let (state, holds): (String, bool) = sqlx::query_as(&format!(
         "select state, backend_xid is not null or backend_xmin is not null {of_lead}"
     ))
@@ -120,7 +121,8 @@ async fn the_lead_outlives_a_short_timeout_for_idle_transactions() {
     // Five such timeouts later the same transaction is still open, while the bridge carries events.
     let mut owner = owner(&lane.database).await;
     let lead = "select pid, clock_timestamp() - xact_start > interval '1 second' from pg_stat_activity where pid = (
-        select pid from pg_locks where relation = 'runtime.sync_lead'::regclass and granted)";
+        select l.pid from pg_locks l join pg_database d on d.oid = l.database
+        where d.datname = current_database() and l.relation = 'runtime.sync_lead'::regclass and l.granted)";
     let first: (i32, bool) = sqlx::query_as(lead).fetch_one(&mut owner).await.unwrap();
     let deadline = tokio::time::Instant::now() + SOON;
     for n in 0.. {
