@@ -172,6 +172,24 @@ fn a_seal_of_another_length_is_refused() {
 }
 
 #[test]
+fn of_several_events_that_are_not_valid_the_first_is_reported() {
+    let message = |kind: &str| wire::Event {
+        idempotency_key: "k".to_owned(),
+        kind: kind.to_owned(),
+        payload: Bytes::from_static(b"p"),
+        payload_hash: Bytes::copy_from_slice(PayloadHash::of(b"p").as_bytes()),
+        committed_at_us: 1,
+    };
+    let bytes = generated(["a", "b b", "", "a"].map(message).into(), None);
+    let refused = Frame::decode(1, ChainHash::genesis(&stream()), bytes).map(|_| ());
+    let expected = FrameError::Id {
+        seq: Seq::new(2).unwrap(),
+        invalid: Kind::check("b b").unwrap_err(),
+    };
+    assert_eq!(refused, Err(expected));
+}
+
+#[test]
 fn each_event_keeps_its_own_kind() {
     let mut events = log(&[5; 4]);
     let mut chain = ChainHash::genesis(&stream());
