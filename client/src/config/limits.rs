@@ -96,6 +96,9 @@ pub struct Limits {
     /// rows have arrived meanwhile, the client replaces the connection, which frees all rows at once: 24 MiB. The SDK
     /// keeps each row twice, as received and as decoded: twice this is most of a client's peak memory.
     pub reconnect_bytes: usize,
+    /// How many bytes each stream adds to these two bounds: 16 KiB. To replace a subscription costs the same however little
+    /// it has brought, so a client of thousands of streams would otherwise do little else.
+    pub stream_bytes: usize,
     /// Pages under way at the same time, over all streams: 4.
     pub pages_in_flight: usize,
     /// A stream subscribes when it is at most this many events behind its head: 2,000 …
@@ -154,6 +157,7 @@ impl Default for Limits {
             resume_bytes: 1 << 20,
             subscribed_bytes: 4 << 20,
             reconnect_bytes: 24 << 20,
+            stream_bytes: 16 << 10,
             pages_in_flight: 4,
             subscribe_within_events: 2_000,
             subscribe_within_bytes: 1 << 20,
@@ -183,6 +187,18 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// What the subscriptions of so many streams may bring before the largest is replaced.
+    pub(crate) fn subscribed(&self, streams: usize) -> usize {
+        self.subscribed_bytes
+            .saturating_add(streams.saturating_mul(self.stream_bytes))
+    }
+
+    /// What they may bring before the connection is replaced.
+    pub(crate) fn overfull(&self, streams: usize) -> usize {
+        self.reconnect_bytes
+            .saturating_add(streams.saturating_mul(self.stream_bytes))
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let wrong = |name, needed| Err(ConfigError::Limit { name, needed });
         if self.pages_in_flight == 0 || self.history_in_flight == 0 {

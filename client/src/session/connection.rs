@@ -293,7 +293,7 @@ impl Session {
     /// A SpacetimeDB that is slow to send also learns late of what the client asked, and until then the SDK caches
     /// every row it has sent. A new connection pages what was still outstanding on the old one.
     pub(super) fn reconnect_if_overfull(&mut self) {
-        if self.cache.all() > self.settings.limits.reconnect_bytes {
+        if self.cache.all() > self.settings.limits.overfull(self.followers.len()) {
             tracing::info!(bytes = self.cache.all(), "the SDK caches too many bytes, reconnecting");
             self.counters.connections_overfull += 1;
             // Nothing failed: the next attempt counts as the first.

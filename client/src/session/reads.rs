@@ -182,7 +182,7 @@ impl Session {
     /// The SDK caches every row of a subscription. When that grows too large, the largest subscription is replaced by
     /// one that begins at its stream's cursor.
     pub(super) fn renew_if_large(&mut self) {
-        if self.cache.subscribed() <= self.settings.limits.subscribed_bytes {
+        if self.cache.subscribed() <= self.settings.limits.subscribed(self.followers.len()) {
             return;
         }
         let renewing = |mode: &Mode| matches!(mode, Mode::Renewing { .. });

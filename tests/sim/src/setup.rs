@@ -118,6 +118,7 @@ impl Setup {
                         pages_in_flight: rng.random_range(1..=4),
                         subscribed_bytes,
                         reconnect_bytes: subscribed_bytes + rng.random_range(2_000..100_000),
+                        stream_bytes: subscribed_bytes / 64,
                         heads_every: HEADS_EVERY,
                         ..ClientLimits::default()
                     },

@@ -17,7 +17,9 @@ fn the_largest_subscription_is_replaced_when_all_have_brought_too_much() {
     let small = case.logs[1].frame(3, 3).bytes.len();
     case.logs[0].append_payload(&(0..9_999).map(|n| n.to_string()).collect::<String>());
     let large = case.logs[0].frame(4, 4).bytes.len();
-    case.session.settings.limits.subscribed_bytes = large + small;
+    // Two streams add their share.
+    case.session.settings.limits.subscribed_bytes = large - small;
+    case.session.settings.limits.stream_bytes = small;
     let replaced = |commands: &[Command]| commands.iter().filter_map(subscribed).collect::<Vec<_>>();
     assert_eq!(replaced(case.deliver_frame(connection, 0, 4, 4)), []);
     assert_eq!(replaced(case.deliver(connection, 1)), []);
@@ -50,10 +52,15 @@ fn rows_of_a_subscription_that_was_given_up_count_until_it_has_ended() {
 
 #[test]
 fn a_connection_that_has_cached_too_much_is_replaced_at_once() {
-    let mut case = Case::new(1, 3);
+    let mut case = Case::new(2, 3);
     let connection = case.live();
-    case.session.settings.limits.reconnect_bytes = case.logs[0].frame(3, 3).bytes.len();
-    assert_eq!(closed(case.deliver(connection, 0)), []);
+    let bytes = case.logs[0].frame(3, 3).bytes.len();
+    let limits = &mut case.session.settings.limits;
+    // Each stream adds its share, whichever of them brings the rows.
+    (limits.reconnect_bytes, limits.stream_bytes) = (bytes, bytes);
+    for _ in 0..3 {
+        assert_eq!(closed(case.deliver(connection, 0)), []);
+    }
     assert_eq!(closed(case.deliver(connection, 0)), [connection]);
     assert_eq!(case.shown.counters.connections_overfull, 1);
     let next = dialed(&case.wait(Duration::ZERO)).unwrap();
