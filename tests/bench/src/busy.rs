@@ -8,10 +8,9 @@ use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::figures::{median, rate};
 use spacetime_sync_tests::lane::{Lane, stream};
 use spacetime_sync_tests::process::Cpu;
-use tokio::task::JoinSet;
 
 use crate::crowd::{Behaviour, Crowd, Member};
-use crate::lane::{STREAMS, between, bulk, write_paced};
+use crate::lane::{STREAMS, between, write, write_paced};
 use crate::measure::Size;
 
 const LIMIT: Duration = Duration::from_secs(600);
@@ -95,14 +94,7 @@ async fn in_bulk(lane: &Lane, streams: &[StreamId], events: u64) -> anyhow::Resu
     let crowd = follower(lane, streams, events, false).await?;
     let host = lane.server.process().context("the host is not ours")?.id();
     let (started, before) = (Instant::now(), cpu_of(host));
-    let mut writers = JoinSet::new();
-    for stream_id in streams {
-        let (authority, stream_id) = (lane.authority.clone(), stream_id.clone());
-        writers.spawn(async move { bulk(&authority, &stream_id, events / STREAMS as u64, SIZE).await });
-    }
-    while let Some(written) = writers.join_next().await {
-        written??;
-    }
+    write(&lane.authority, streams, events, SIZE).await?;
     tokio::time::timeout(LIMIT, crowd.done())
         .await
         .context("the client took too long")??;
@@ -123,8 +115,6 @@ async fn one_by_one(lane: &Lane, streams: &[StreamId], paced: (u64, u64)) -> any
         tokio::time::timeout(LIMIT, crowd.done())
     );
     let report = report.context("the client took too long")??;
-    let applied_at_us = report.applied_at_us.into_iter();
-    let applied_at_us = applied_at_us.map(|(stream_id, times)| (stream_id.as_str().to_owned(), times));
-    let latency = between(&written?.committed_at_us, &applied_at_us.collect())?;
+    let latency = between(&written?.committed_at_us, &report.applied_at_us)?;
     Ok((latency.p50_ms, latency.p99_ms))
 }

@@ -47,6 +47,17 @@ impl Child {
         })
     }
 
+    /// The process id.
+    pub(crate) fn id(&self) -> anyhow::Result<u32> {
+        self.child.id().with_context(|| format!("{} has ended", self.name))
+    }
+
+    /// The next line of a process that goes on after it.
+    pub(crate) async fn line(&mut self) -> anyhow::Result<String> {
+        let line = self.lines.next_line().await?;
+        line.with_context(|| format!("{} ended early", self.name))
+    }
+
     /// Waits until the process says that it is ready.
     pub(crate) async fn ready(&mut self) -> anyhow::Result<()> {
         let line = tokio::time::timeout(LIMIT, self.lines.next_line()).await;

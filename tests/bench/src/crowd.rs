@@ -3,22 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context as _;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use spacetime_sync_client::rusqlite::Transaction;
 use spacetime_sync_client::{ClientConfig, Credential, Event, HandlerError, Phase, Status, StreamId, SyncClient};
 use spacetime_sync_tests::lane::Lane;
 use spacetime_sync_tests::process::Cpu;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::child::Child;
 use crate::client::{open, peak_rss_mb, tally};
 use crate::measure::now_us;
 
@@ -105,7 +103,6 @@ struct Seen {
 pub(crate) struct Crowd {
     child: Child,
     members: usize,
-    lines: Lines<BufReader<ChildStdout>>,
 }
 
 /// How a crowd behaves.
@@ -146,30 +143,22 @@ impl Crowd {
             each: behaviour.each,
         };
         std::fs::write(&spec, serde_json::to_vec(&contents)?)?;
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg("crowd")
-            .arg("--spec")
-            .arg(&spec)
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let output = child.stdout.take().context("the crowd has no output")?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("crowd").arg("--spec").arg(&spec);
         Ok(Self {
-            child,
+            child: Child::start("a crowd", &command)?,
             members: count,
-            lines: BufReader::new(output).lines(),
         })
     }
 
     /// The process id.
     pub(crate) fn id(&self) -> anyhow::Result<u32> {
-        self.child.id().context("the crowd has ended")
+        self.child.id()
     }
 
     /// What the process says next.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Said> {
-        let line = self.lines.next_line().await?.context("the crowd ended early")?;
-        Ok(serde_json::from_str(&line)?)
+        Ok(serde_json::from_str(&self.child.line().await?)?)
     }
 
     /// Waits until every client is live.

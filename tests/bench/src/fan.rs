@@ -2,23 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::json;
-use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::figures::rate;
-use spacetime_sync_tests::lane::{Bridge, Lane, stream};
 use spacetime_sync_tests::postgres::Cluster;
-use spacetime_sync_tests::scene::ready;
 
 use crate::busy::cpu_of;
-use crate::crowd::{Behaviour, Crowd, Member};
-use crate::lane::BULK;
-use crate::measure::{Log, Size};
+use crate::crowd::{Behaviour, Crowd};
 use crate::report::Report;
+use crate::stage::Stage;
 
-const LIMIT: Duration = Duration::from_secs(600);
-const SIZE: Size = Size::Bytes(512);
 /// Processes that the clients of a run are spread over.
 const CROWDS: usize = 4;
 /// Parts of a run after each of which the host's memory is read.
@@ -75,97 +68,41 @@ pub(crate) struct Away {
     pub(crate) host_mb: [u64; 2],
 }
 
-/// A stream with a writer, and the processes that carry it.
-struct Stage {
-    lane: Lane,
-    bridge: Bridge,
-    stream_id: StreamId,
-    log: Log,
+/// A lane whose stream holds one event.
+async fn filled(cluster: &Cluster) -> anyhow::Result<Stage> {
+    let mut stage = Stage::start(cluster).await?;
+    stage.write(1).await?;
+    stage.published().await?;
+    Ok(stage)
 }
 
-impl Stage {
-    /// A lane whose stream holds one event.
-    async fn start(cluster: &Cluster) -> anyhow::Result<Self> {
-        let lane = Lane::start_on(cluster).await?;
-        let bridge = lane.bridge()?;
-        ready(&bridge, LIMIT).await?;
-        let stream_id = stream(1);
-        let mut stage = Self {
-            log: Log::new(&stream_id, SIZE),
-            lane,
-            bridge,
-            stream_id,
-        };
-        stage.write(1).await?;
-        stage.published().await?;
-        Ok(stage)
+/// Processes with so many clients of the stream.
+async fn crowds(stage: &mut Stage, clients: usize, behaviour: Behaviour) -> anyhow::Result<Vec<Crowd>> {
+    let mut members = Vec::new();
+    for _ in 0..clients {
+        members.push(stage.member().await?);
     }
-
-    async fn write(&mut self, events: u64) -> anyhow::Result<()> {
-        let mut left = usize::try_from(events)?;
-        while left > 0 {
-            let count = left.min(BULK);
-            let events = self.log.new_events(count);
-            self.lane.authority.append_batch(&self.stream_id, &events).await?;
-            left -= count;
-        }
-        Ok(())
-    }
-
-    async fn published(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(
-            self.lane.published(LIMIT).await,
-            "not everything was published: {}",
-            self.bridge.process.log()
-        );
-        Ok(())
-    }
-
-    /// Processes with so many clients of the stream.
-    async fn crowds(&self, name: &str, clients: usize, behaviour: Behaviour) -> anyhow::Result<Vec<Crowd>> {
-        let mut members = Vec::new();
-        for _ in 0..clients {
-            members.push(Member::new(&self.lane, std::slice::from_ref(&self.stream_id)).await?);
-        }
-        let mut crowds = Vec::new();
-        for (number, members) in members.chunks(clients.div_ceil(CROWDS)).enumerate() {
-            crowds.push(Crowd::start(
-                &self.lane,
-                &format!("{name}-{number}"),
-                members.to_vec(),
-                behaviour,
-            )?);
-        }
-        Ok(crowds)
-    }
-
-    /// Memory of the host in MB, and its peak.
-    fn memory(&self) -> anyhow::Result<(u64, u64)> {
-        let process = self.lane.server.process().context("the host is not ours")?;
-        process.memory_mb().context("the host is gone")
-    }
-
-    fn host_cpu(&self) -> Duration {
-        let cpu = self.lane.server.process().and_then(|process| process.cpu());
-        cpu.unwrap_or_default().whole()
-    }
+    let members = members.chunks(clients.div_ceil(CROWDS));
+    members
+        .map(|members| stage.crowd(members.to_vec(), behaviour))
+        .collect()
 }
 
 /// Subscribers that are live while a bulk writer commits, in quarters of so many events.
 pub(crate) async fn live(cluster: &Cluster, clients: usize, part: u64) -> anyhow::Result<Fan> {
-    let mut stage = Stage::start(cluster).await?;
+    let mut stage = filled(cluster).await?;
     let behaviour = Behaviour {
-        until: Some(1 + PARTS * part),
+        until: Some(stage.held() + PARTS * part),
         mark_every: Some(part),
         ..Behaviour::default()
     };
-    let mut crowds = stage.crowds("fan", clients, behaviour).await?;
+    let mut crowds = crowds(&mut stage, clients, behaviour).await?;
     for crowd in &mut crowds {
         crowd.live().await?;
     }
     let processes = crowds.iter().map(Crowd::id).collect::<anyhow::Result<Vec<_>>>()?;
     let clients_cpu = || processes.iter().map(|process| cpu_of(*process)).sum::<Duration>();
-    let before = (stage.host_cpu(), clients_cpu());
+    let before = (stage.host_cpu()?, clients_cpu());
     let mut host_mb = vec![stage.memory()?.1];
     let started = Instant::now();
     for number in 1..=PARTS {
@@ -175,7 +112,7 @@ pub(crate) async fn live(cluster: &Cluster, clients: usize, part: u64) -> anyhow
         }
         host_mb.push(stage.memory()?.1);
     }
-    let (took, after) = (started.elapsed(), (stage.host_cpu(), clients_cpu()));
+    let (took, after) = (started.elapsed(), (stage.host_cpu()?, clients_cpu()));
     for crowd in crowds {
         crowd.done().await?;
     }
@@ -195,18 +132,18 @@ pub(crate) async fn live(cluster: &Cluster, clients: usize, part: u64) -> anyhow
 
 /// Clients that read together what is held, once, and again when there is twice as much.
 pub(crate) async fn away(cluster: &Cluster, clients: usize, events: u64) -> anyhow::Result<Vec<Away>> {
-    let mut stage = Stage::start(cluster).await?;
+    let mut stage = filled(cluster).await?;
     let mut found = Vec::new();
     for half in 1..=2 {
         stage.write(events).await?;
         stage.published().await?;
         let before = stage.memory()?.0;
         let behaviour = Behaviour {
-            until: Some(1 + half * events),
+            until: Some(stage.held()),
             ..Behaviour::default()
         };
         let started = Instant::now();
-        for crowd in stage.crowds(&format!("away-{half}"), clients, behaviour).await? {
+        for crowd in crowds(&mut stage, clients, behaviour).await? {
             crowd.done().await?;
         }
         let took = started.elapsed();

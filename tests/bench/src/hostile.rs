@@ -19,7 +19,6 @@ use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::scene::ready;
 use tokio::task::JoinSet;
 
-use crate::lane::bulk;
 use crate::measure::{Log, Size, now_us};
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -92,7 +91,7 @@ pub(crate) async fn run(cluster: &Cluster, extent: Extent) -> anyhow::Result<Vec
     gate.until_ready(true).await?;
     let streams: Vec<StreamId> = (1..=STREAMS).map(stream).collect();
     let log = stream(STREAMS + 1);
-    bulk(&lane.authority, &log, extent.backlog, SIZE).await?;
+    Log::new(&log, SIZE).append(&lane.authority, extent.backlog).await?;
     anyhow::ensure!(lane.published(LIMIT).await, "the backlog was not published");
 
     let mut honest = lane.client(&streams).await?.at(gate.address());

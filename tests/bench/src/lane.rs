@@ -50,7 +50,7 @@ pub(crate) struct Run {
 }
 
 /// Points in time of the events of each stream, from the first on, in microseconds since 1970.
-pub(crate) type Times = BTreeMap<String, Vec<i64>>;
+pub(crate) type Times = BTreeMap<StreamId, Vec<i64>>;
 
 /// What the writers of single events know.
 #[derive(Debug, Default)]
@@ -177,9 +177,7 @@ impl Runner {
         );
         let (written, mut run) = (written?, run?);
         let applied_at_us = std::mem::take(&mut run.clients[0].applied_at_us);
-        let applied_at_us = applied_at_us.into_iter();
-        let applied_at_us = applied_at_us.map(|(stream_id, times)| (stream_id.as_str().to_owned(), times));
-        Ok((run, written, applied_at_us.collect()))
+        Ok((run, written, applied_at_us))
     }
 
     /// Measures a client that was away while everything was published.
@@ -251,7 +249,7 @@ pub(crate) async fn write(authority: &Authority, streams: &[StreamId], events: u
     let (mut writers, each) = (JoinSet::new(), events / streams.len() as u64);
     for stream_id in streams {
         let (authority, stream_id) = (authority.clone(), stream_id.clone());
-        writers.spawn(async move { bulk(&authority, &stream_id, each, size).await });
+        writers.spawn(async move { Log::new(&stream_id, size).append(&authority, each).await });
     }
     while let Some(written) = writers.join_next().await {
         written??;
@@ -282,32 +280,32 @@ pub(crate) async fn write_paced(
                 authority.append_batch(&stream_id, &event).await?;
                 times.push((begun_us, now_us()));
             }
-            anyhow::Ok((stream_id.as_str().to_owned(), times))
+            anyhow::Ok((stream_id, times))
         });
     }
     let mut written = Written::default();
     while let Some(done) = writers.join_next().await {
-        let (stream, times) = done??;
+        let (stream_id, times) = done??;
         let (begun, committed) = times.into_iter().unzip();
-        written.begun_at_us.insert(stream.clone(), begun);
-        written.committed_at_us.insert(stream, committed);
+        written.begun_at_us.insert(stream_id.clone(), begun);
+        written.committed_at_us.insert(stream_id, committed);
     }
     Ok(written)
 }
 
-/// Commits so many events of a stream in bulk.
-pub(crate) async fn bulk(authority: &Authority, stream_id: &StreamId, events: u64, size: Size) -> anyhow::Result<()> {
-    let mut log = Log::new(stream_id, size);
-    let mut left = usize::try_from(events)?;
-    while left > 0 {
-        let count = left.min(BULK);
-        authority.append_batch(stream_id, &log.new_events(count)).await?;
-        left -= count;
-    }
-    Ok(())
-}
-
 impl Log {
+    /// Commits the next events in bulk.
+    pub(crate) async fn append(&mut self, authority: &Authority, events: u64) -> anyhow::Result<()> {
+        let mut left = usize::try_from(events)?;
+        while left > 0 {
+            let count = left.min(BULK);
+            let events = self.new_events(count);
+            authority.append_batch(&self.stream_id, &events).await?;
+            left -= count;
+        }
+        Ok(())
+    }
+
     /// The next events, in the form of an append.
     pub(crate) fn new_events(&mut self, count: usize) -> Vec<NewEvent> {
         (0..count)

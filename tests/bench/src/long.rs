@@ -1,23 +1,18 @@
 //! One long stream: whether publishing, applying and catching up stay as fast as they were at its beginning.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::json;
-use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::figures::{median, rate};
-use spacetime_sync_tests::lane::{Bridge, Lane, stream};
 use spacetime_sync_tests::postgres::Cluster;
-use spacetime_sync_tests::scene::ready;
 
 use crate::crowd::{Behaviour, Crowd, Member};
-use crate::lane::BULK;
-use crate::measure::{Log, Size, now_us};
+use crate::measure::now_us;
 use crate::report::{Report, two};
+use crate::stage::{LIMIT, Stage};
 
-const LIMIT: Duration = Duration::from_secs(600);
-const SIZE: Size = Size::Bytes(512);
 const PARTS: u64 = 10;
 /// Events of a stream that counts as short.
 const SHORT: u64 = 1_000;
@@ -49,89 +44,36 @@ struct Long {
     long: First,
 }
 
-struct Stage {
-    lane: Lane,
-    _bridge: Bridge,
-    stream_id: StreamId,
-    log: Log,
-    held: u64,
-    crowds: usize,
+/// Starts a process with one client.
+fn follow(stage: &mut Stage, member: &Member, until: u64, mark_every: Option<u64>) -> anyhow::Result<Crowd> {
+    let behaviour = Behaviour {
+        until: Some(until),
+        mark_every,
+        ..Behaviour::default()
+    };
+    stage.crowd(vec![member.clone()], behaviour)
 }
 
-impl Stage {
-    async fn start(cluster: &Cluster) -> anyhow::Result<Self> {
-        let lane = Lane::start_on(cluster).await?;
-        let bridge = lane.bridge()?;
-        ready(&bridge, LIMIT).await?;
-        let stream_id = stream(1);
-        Ok(Self {
-            log: Log::new(&stream_id, SIZE),
-            lane,
-            _bridge: bridge,
-            stream_id,
-            held: 0,
-            crowds: 0,
-        })
-    }
+/// How soon clients have their first event. `member` has applied everything.
+async fn first_event(stage: &mut Stage, member: &Member) -> anyhow::Result<First> {
+    let (mut beginning, mut end) = (Vec::new(), Vec::new());
+    for _ in 0..STARTS {
+        let anew = stage.member().await?;
+        let started_us = now_us();
+        // It stays long enough to apply something, and is then killed.
+        let mut crowd = follow(stage, &anew, u64::MAX, Some(1))?;
+        beginning.push((crowd.first_us().await? - started_us) as f64 / 1_000.0);
 
-    async fn write(&mut self, events: u64) -> anyhow::Result<()> {
-        let mut left = usize::try_from(events)?;
-        while left > 0 {
-            let count = left.min(BULK);
-            let events = self.log.new_events(count);
-            self.lane.authority.append_batch(&self.stream_id, &events).await?;
-            left -= count;
-        }
-        self.held += events;
-        Ok(())
+        stage.write(1).await?;
+        stage.published().await?;
+        let (started_us, until) = (now_us(), stage.held());
+        let report = follow(stage, member, until, None)?.done().await?;
+        end.push((report.first_us - started_us) as f64 / 1_000.0);
     }
-
-    async fn published(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(self.lane.published(LIMIT).await, "not everything was published");
-        Ok(())
-    }
-
-    async fn member(&self) -> anyhow::Result<Member> {
-        Member::new(&self.lane, std::slice::from_ref(&self.stream_id)).await
-    }
-
-    fn follow(&mut self, member: &Member, until: u64, mark_every: Option<u64>) -> anyhow::Result<Crowd> {
-        self.crowds += 1;
-        let behaviour = Behaviour {
-            until: Some(until),
-            mark_every,
-            ..Behaviour::default()
-        };
-        Crowd::start(&self.lane, &self.crowds.to_string(), vec![member.clone()], behaviour)
-    }
-
-    fn host_cpu(&self) -> Duration {
-        let cpu = self.lane.server.process().and_then(|process| process.cpu());
-        cpu.unwrap_or_default().whole()
-    }
-
-    /// How soon clients have their first event. `member` has applied everything.
-    async fn first(&mut self, member: &Member) -> anyhow::Result<First> {
-        let (mut beginning, mut end) = (Vec::new(), Vec::new());
-        for _ in 0..STARTS {
-            let anew = self.member().await?;
-            let started_us = now_us();
-            // It stays long enough to apply something, and is then killed.
-            let mut crowd = self.follow(&anew, u64::MAX, Some(1))?;
-            beginning.push((crowd.first_us().await? - started_us) as f64 / 1_000.0);
-
-            self.write(1).await?;
-            self.published().await?;
-            let started_us = now_us();
-            let until = self.held;
-            let report = self.follow(member, until, None)?.done().await?;
-            end.push((report.first_us - started_us) as f64 / 1_000.0);
-        }
-        Ok(First {
-            beginning_ms: two(median(&mut beginning)),
-            end_ms: two(median(&mut end)),
-        })
-    }
+    Ok(First {
+        beginning_ms: two(median(&mut beginning)),
+        end_ms: two(median(&mut end)),
+    })
 }
 
 async fn measure(cluster: &Cluster, events: u64) -> anyhow::Result<Long> {
@@ -139,40 +81,40 @@ async fn measure(cluster: &Cluster, events: u64) -> anyhow::Result<Long> {
     stage.write(SHORT).await?;
     stage.published().await?;
     let member = stage.member().await?;
-    let until = stage.held;
-    stage.follow(&member, until, None)?.done().await?;
-    let short = stage.first(&member).await?;
+    let until = stage.held();
+    follow(&mut stage, &member, until, None)?.done().await?;
+    let short = first_event(&mut stage, &member).await?;
 
-    let begin = stage.held;
+    let begin = stage.held();
     let part = events / PARTS;
     let (mut per_second, mut host_us) = (Vec::new(), Vec::new());
-    let mut crowd = stage.follow(&member, begin + PARTS * part, Some(part))?;
+    let mut crowd = follow(&mut stage, &member, begin + PARTS * part, Some(part))?;
     crowd.live().await?;
     for number in 1..=PARTS {
-        let (started, before) = (Instant::now(), stage.host_cpu());
+        let (started, before) = (Instant::now(), stage.host_cpu()?);
         stage.write(part).await?;
         tokio::time::timeout(LIMIT, crowd.reached(number * part))
             .await
             .context("the client took too long")??;
         per_second.push(rate(part, started.elapsed()).round());
         host_us.push(two(
-            stage.host_cpu().saturating_sub(before).as_secs_f64() * 1e6 / part as f64
+            stage.host_cpu()?.saturating_sub(before).as_secs_f64() * 1e6 / part as f64
         ));
     }
     crowd.done().await?;
     stage.published().await?;
 
     let anew = stage.member().await?;
-    let until = stage.held;
+    let until = stage.held();
     let (mut away_per_second, mut last_us) = (Vec::new(), now_us());
-    let mut crowd = stage.follow(&anew, until, Some(part))?;
+    let mut crowd = follow(&mut stage, &anew, until, Some(part))?;
     for number in 1..=PARTS {
         let at_us = crowd.reached(number * part).await?;
         away_per_second.push((part as f64 * 1e6 / (at_us - last_us).max(1) as f64).round());
         last_us = at_us;
     }
     crowd.done().await?;
-    let long = stage.first(&member).await?;
+    let long = first_event(&mut stage, &member).await?;
     Ok(Long {
         per_second,
         host_us,

@@ -18,6 +18,7 @@ mod minting;
 mod peers;
 mod reconnect;
 mod report;
+mod stage;
 mod streams;
 
 use std::process::ExitCode;

@@ -65,6 +65,7 @@ impl Size {
 /// An endless log of a stream, made before the measurement begins.
 #[derive(Debug)]
 pub(crate) struct Log {
+    pub(crate) stream_id: StreamId,
     pub(crate) size: Size,
     pub(crate) random: StdRng,
     pub(crate) seq: Seq,
@@ -75,6 +76,7 @@ impl Log {
     /// The log of a stream, from its first event.
     pub(crate) fn new(stream_id: &StreamId, size: Size) -> Self {
         Self {
+            stream_id: stream_id.clone(),
             size,
             random: StdRng::seed_from_u64(7),
             seq: Seq::ZERO,

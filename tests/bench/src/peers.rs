@@ -15,6 +15,7 @@ use spacetime_sync_tests::postgres::Cluster;
 
 use crate::lane::{Runner, Times, Written, between};
 use crate::measure::{Size, fsync_ms, memory_mb_per_second};
+use crate::report::two;
 use contender::Contender;
 
 /// The payload of every event.
@@ -313,8 +314,4 @@ fn told(measure: Measure, figures: &[f64]) -> String {
         .map(|(column, figure)| format!("{column} {figure:.decimals$}"))
         .collect();
     told.join(", ")
-}
-
-fn two(value: f64) -> f64 {
-    (value * 100.0).round() / 100.0
 }

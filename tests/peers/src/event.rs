@@ -7,7 +7,7 @@ use rand::{RngCore as _, SeedableRng as _};
 
 /// The bytes of an event.
 pub(crate) const SIZE: usize = 512;
-/// The bytes of its number, at the beginning.
+/// How many bytes an event's number takes. They are its first ones.
 const NUMBER: usize = 8;
 
 /// The events of a stream, in order.

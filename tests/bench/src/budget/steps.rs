@@ -179,7 +179,7 @@ const IN_POSTGRES: &[Step] = &[
     (NAMELESS_POSTGRES, &["[unknown]"]),
 ];
 
-/// The steps in all other files, those of the system included.
+/// The steps in every file that has no list of its own, which includes the libraries of the system.
 const ELSEWHERE: &[Step] = &[
     (
         "hashing",

@@ -84,7 +84,7 @@ fn each_frame_carries_the_seal_of_its_last_event() {
     assert_eq!(frames.into_iter().map(sealed).collect::<Vec<_>>(), [2, 3, 4]);
 }
 
-/// Seals like [`Stamp`], but has no key at the moment.
+/// Makes the seals of [`Stamp`], but has no key at the moment.
 struct NoKey;
 
 impl Sealer for NoKey {
