@@ -20,13 +20,12 @@ use tokio::task::JoinSet;
 
 use crate::child::Child;
 use crate::client::{ClientArgs, ClientReport};
-use crate::lane::STREAMS;
+use crate::lane::{STREAMS, write};
 use crate::measure::{Log, Size, now_us};
 
 const LIMIT: Duration = Duration::from_secs(300);
 const SIZE: Size = Size::Bytes(512);
 /// Events of one append while the backlog is written.
-const BULK: usize = 500;
 /// In which time a client has read what is held.
 const CATCHES_UP: Duration = Duration::from_secs(10);
 
@@ -133,17 +132,7 @@ impl Measured {
 
     /// Clients that read a backlog, in turn.
     async fn away(&mut self, events: u64, rounds: usize) -> anyhow::Result<(f64, f64)> {
-        for stream_id in &self.streams {
-            let (mut log, mut left) = (Log::new(stream_id, SIZE), usize::try_from(events)? / STREAMS);
-            while left > 0 {
-                let count = left.min(BULK);
-                self.lane
-                    .authority
-                    .append_batch(stream_id, &log.new_events(count))
-                    .await?;
-                left -= count;
-            }
-        }
+        write(&self.lane.authority, &self.streams, events, SIZE).await?;
         anyhow::ensure!(self.lane.published(LIMIT).await, "the backlog was not published");
         let (mut direct, mut gated) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
@@ -167,16 +156,8 @@ impl Measured {
                 let mut writers = JoinSet::new();
                 for stream_id in &self.streams {
                     let (authority, stream_id) = (self.lane.authority.clone(), stream_id.clone());
-                    let (before, mut left) = (held / STREAMS as u64, usize::try_from(events)? / STREAMS);
-                    writers.spawn(async move {
-                        let mut log = Log::after(&stream_id, SIZE, before);
-                        while left > 0 {
-                            let count = left.min(BULK);
-                            authority.append_batch(&stream_id, &log.new_events(count)).await?;
-                            left -= count;
-                        }
-                        Ok::<_, anyhow::Error>(())
-                    });
+                    let (before, each) = (held / STREAMS as u64, events / STREAMS as u64);
+                    writers.spawn(async move { Log::after(&stream_id, SIZE, before).append(&authority, each).await });
                 }
                 while let Some(written) = writers.join_next().await {
                     written??;
@@ -210,7 +191,7 @@ impl Measured {
                 let mut committed_at_us = Vec::new();
                 for _ in 0..events / STREAMS as u64 {
                     beat.tick().await;
-                    authority.append_batch(&stream_id, &log.new_events(1)).await?;
+                    authority.append(&stream_id, &log.new_event()).await?;
                     committed_at_us.push(now_us());
                 }
                 Ok::<_, anyhow::Error>((stream_id, committed_at_us))

@@ -206,7 +206,7 @@ impl Writing {
                 let mut committed_at_us = Vec::new();
                 while !over.load(Ordering::Relaxed) {
                     beat.tick().await;
-                    authority.append_batch(&stream_id, &log.new_events(1)).await?;
+                    authority.append(&stream_id, &log.new_event()).await?;
                     committed_at_us.push(now_us());
                 }
                 Ok::<_, anyhow::Error>((stream_id, committed_at_us))

@@ -22,7 +22,7 @@ use spacetime_sync_tests::process::Process;
 /// Number of streams in a run, each with its own writer.
 pub(crate) const STREAMS: usize = 4;
 /// Number of events per transaction of a bulk writer.
-pub(crate) const BULK: usize = 500;
+const BULK: usize = 500;
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// A lane to measure, with a backlog or under load.
@@ -275,9 +275,9 @@ pub(crate) async fn write_paced(
             let mut times = Vec::new();
             for _ in 0..events / u64::from(count) {
                 beat.tick().await;
-                let event = log.new_events(1);
+                let event = log.new_event();
                 let begun_us = now_us();
-                authority.append_batch(&stream_id, &event).await?;
+                authority.append(&stream_id, &event).await?;
                 times.push((begun_us, now_us()));
             }
             anyhow::Ok((stream_id, times))
@@ -308,16 +308,17 @@ impl Log {
 
     /// The next events, in the form of an append.
     pub(crate) fn new_events(&mut self, count: usize) -> Vec<NewEvent> {
-        (0..count)
-            .map(|_| {
-                self.seq = self.seq.next();
-                NewEvent {
-                    idempotency_key: IdempotencyKey::new(&format!("run:42:events:{}", self.seq))
-                        .unwrap_or_else(|error| panic!("{error}")),
-                    kind: Kind::new("run.event").unwrap_or_else(|error| panic!("{error}")),
-                    payload: self.size.payload(&mut self.random),
-                }
-            })
-            .collect()
+        (0..count).map(|_| self.new_event()).collect()
+    }
+
+    /// The next event, in the form of an append.
+    pub(crate) fn new_event(&mut self) -> NewEvent {
+        self.seq = self.seq.next();
+        NewEvent {
+            idempotency_key: IdempotencyKey::new(&format!("run:42:events:{}", self.seq))
+                .unwrap_or_else(|error| panic!("{error}")),
+            kind: Kind::new("run.event").unwrap_or_else(|error| panic!("{error}")),
+            payload: self.size.payload(&mut self.random),
+        }
     }
 }

@@ -60,7 +60,7 @@ pub(crate) async fn run(cluster: &Cluster, streams: usize, cuts: usize) -> anyho
         let before = client.applied();
         proxy.cut();
         let started = Instant::now();
-        lane.authority.append_batch(&live, &[event]).await?;
+        lane.authority.append(&live, &event).await?;
         let applied = until(LIMIT, || client.applied() > before).await;
         anyhow::ensure!(
             applied,
