@@ -25,7 +25,6 @@ use crate::measure::{Log, Size, now_us};
 
 const LIMIT: Duration = Duration::from_secs(300);
 const SIZE: Size = Size::Bytes(512);
-/// Events of one append while the backlog is written.
 /// In which time a client has read what is held.
 const CATCHES_UP: Duration = Duration::from_secs(10);
 
