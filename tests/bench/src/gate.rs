@@ -11,7 +11,7 @@ use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::figures::{Percentiles, Samples, median};
 use spacetime_sync_tests::gate::{Gate, GateOptions};
 use spacetime_sync_tests::issuer::Issuer;
-use spacetime_sync_tests::issuing::Desk;
+use spacetime_sync_tests::issuing::{Desk, Issuing};
 use spacetime_sync_tests::lane::{Lane, stream};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::scene::ready;
@@ -67,6 +67,8 @@ struct Measured {
     lane: Lane,
     issuer: Issuer,
     gate: Gate,
+    /// Says which sessions were revoked. Without it the gate lets nobody in.
+    _revocations: Issuing,
     streams: Vec<StreamId>,
     clients: usize,
 }
@@ -104,7 +106,6 @@ impl Measured {
         let issuer = Issuer::start().await?;
         let trusted = json!([issuer.url, "openagents-sync", 1_000]);
         lane.owner()?.call("trust_issuer", trusted).await?;
-        // It says that nobody was revoked.
         let desk = Desk::new(cluster).await?;
         let revocations = desk.bridge(&[]).await?;
         let many = idle.saturating_mul(2).max(1_000).to_string();
@@ -124,6 +125,7 @@ impl Measured {
             lane,
             issuer,
             gate,
+            _revocations: revocations,
             streams: (1..=STREAMS).map(stream).collect(),
             clients: 0,
         })
