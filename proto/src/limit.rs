@@ -32,9 +32,9 @@ pub const TOKEN_STREAMS: usize = 256;
 pub const SESSION_GRANTS: usize = 10_000;
 /// How many of these may come from patterns when the module takes the token: the newest streams (docs/adr/0012).
 pub const PATTERN_GRANTS: usize = 9_000;
-// Everything that a token names always fits, and so does the stream that every session of a user sees. Some room is
-// left for streams that are created later.
-const _: () = assert!(PATTERN_GRANTS + TOKEN_STREAMS + 1 < SESSION_GRANTS);
+// Everything that a token names always fits, and so do the keys of the audiences that a session belongs to: its user and the
+// providers. Some room is left for streams that are created later.
+const _: () = assert!(PATTERN_GRANTS + TOKEN_STREAMS + 2 < SESSION_GRANTS);
 /// How long the owner of the database may give a grant by hand, in seconds: 400 days.
 pub const GRANT_SECONDS: u64 = 400 * 86_400;
 /// Most streams of which one request reports that SpacetimeDB contradicts the authority.
@@ -43,7 +43,24 @@ pub const REPORTED: usize = 16;
 pub const PRESENCE_SERVES: usize = 16;
 /// Most nodes for which the module keeps a session's presence.
 pub const PRESENCE_NODES: usize = 16;
-/// Longest name of a node, a region, a user, a session or a device, in bytes.
+/// Most capabilities of a user.
+pub const CAPABILITIES: usize = 64;
+/// Largest document of a capability, in bytes.
+pub const CAPABILITY_BYTES: usize = 4 * 1024;
+/// How long a capability may stand before it must be published anew, in seconds: a day.
+pub const CAPABILITY_SECONDS: u64 = 86_400;
+/// The highest price that a capability may hint at, in satoshis: all that there will ever be.
+pub const PRICE_SATS: u64 = 2_100_000_000_000_000;
+/// Most assignments of a requester that have not ended, and most of those that the module remembers after their end.
+pub const ASSIGNMENTS: usize = 256;
+/// Largest document of an assignment, and largest report about it, in bytes.
+pub const ASSIGNMENT_BYTES: usize = 16 * 1024;
+/// How long an assignment may take until its deadline, in seconds: a week.
+pub const ASSIGNMENT_SECONDS: u64 = 7 * 86_400;
+/// How many of an assignment's newest changes are kept.
+pub const ASSIGNMENT_CHANGES: u64 = 64;
+/// Longest name of a node, a region, a user, a session, a device, a provider, a capability, an assignment or a change of one, in
+/// bytes.
 pub const NAME_BYTES: usize = 128;
 /// The longest `iss` and the longest `sub` that SpacetimeDB accepts in a token, in bytes.
 pub const CLAIMED_NAME_BYTES: usize = 128;

@@ -32,6 +32,12 @@ pub enum RefusalCode {
     CheckpointBehind,
     /// The checkpoint is past the stream's head.
     CheckpointAhead,
+    /// The capability stands under another version or with other content, or its provider's name is another user's.
+    CapabilityConflict,
+    /// The assignment is in another state, or at another version, than the change expects; or its name is taken.
+    AssignmentConflict,
+    /// The caller takes no part in the assignment, which may or may not exist.
+    ForbiddenAssignment,
     /// The authority is behind the history that the bridge carried before: it was restored.
     EpochBehind,
     /// The secret that stream keys are derived from is already set, to another value.
@@ -117,6 +123,9 @@ impl RefusalCode {
             | Self::EventConflict
             | Self::CheckpointBehind
             | Self::CheckpointAhead
+            | Self::CapabilityConflict
+            | Self::AssignmentConflict
+            | Self::ForbiddenAssignment
             | Self::MissingScope => RefusalClass::Reject,
             Self::Unauthorized
             | Self::NotConfigured

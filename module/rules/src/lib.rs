@@ -6,7 +6,10 @@
 //! simulation run the same code that is published.
 
 pub mod append;
+pub mod assignment;
+pub mod capability;
 pub mod checkpoint;
+pub mod content;
 pub mod log;
 pub mod page;
 pub mod presence;
