@@ -114,8 +114,8 @@ fn newest_token(ctx: &ReducerContext, identity: Identity, held: Option<&SyncSess
     }
 }
 
-/// Sets a session's grants and patterns to what its token says: the streams that it names, and the newest ones that
-/// match its patterns. Writes only the rows that differ.
+/// Sets a session's grants and patterns to what its token says: the audiences that it belongs to, the streams that it names,
+/// and the newest ones that match its patterns. Writes only the rows that differ.
 fn grant(
     ctx: &ReducerContext,
     trust: &SyncTrust,
@@ -124,6 +124,9 @@ fn grant(
     before: Option<&SyncSession>,
 ) -> Result<(), Refused> {
     let mut wanted = BTreeSet::from([trust.user_key(&session.user_id)?]);
+    if session.scopes.contains(&Scope::Provider) {
+        wanted.insert(trust.providers_key()?);
+    }
     let mut prefixes = BTreeSet::new();
     for pattern in &session.streams {
         match pattern {
@@ -345,6 +348,12 @@ pub fn session(ctx: &ReducerContext) -> Option<SyncSession> {
     (row.expires_at > ctx.timestamp).then_some(row)
 }
 
+/// The caller's session, where nobody but a session may call.
+pub fn own_session(ctx: &ReducerContext) -> Result<SyncSession, Refused> {
+    session(ctx)
+        .ok_or_else(|| unauthorized("only a session may do this, and only until it ends: connect with a new token"))
+}
+
 /// Whether the caller may read a stream.
 pub fn may_read(ctx: &ReducerContext, stream_key: u64) -> bool {
     match grant_row(ctx, ctx.sender(), stream_key) {
@@ -417,6 +426,11 @@ impl SyncTrust {
     /// The key under which all sessions of a user see each other.
     pub fn user_key(&self, user_id: &Label) -> Result<u64, Refused> {
         Ok(stream_key::derive_user(self.secret()?, user_id))
+    }
+
+    /// The key under which all sessions that may provide see the assignments that are open to all.
+    pub fn providers_key(&self) -> Result<u64, Refused> {
+        Ok(stream_key::derive_providers(self.secret()?))
     }
 }
 

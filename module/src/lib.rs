@@ -12,6 +12,8 @@ pub mod reducers;
 pub mod tables;
 
 mod access;
+mod assignments;
+mod capabilities;
 mod log_access;
 mod quota;
 mod refuse;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use spacetime_sync_proto::retention::class_of;
 use spacetime_sync_proto::seal::SEAL_BYTES;
 use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seal, Seq, StreamId};
+use spacetime_sync_rules::content::Digest;
 use spacetime_sync_rules::log::{HeadRow, LogRows, StoredFrame};
 use spacetime_sync_rules::stream_key;
 use spacetime_sync_rules::trust::{Trust, not_configured};
@@ -158,6 +159,15 @@ pub fn chain_to_column(chain: ChainHash) -> u256 {
 
 pub fn chain_from_column(column: u256) -> ChainHash {
     ChainHash::from_bytes(column.to_be_bytes())
+}
+
+/// A digest as a column.
+pub fn digest_to_column(digest: Digest) -> u256 {
+    u256::from_be_bytes(digest)
+}
+
+pub fn digest_from_column(column: u256) -> Digest {
+    column.to_be_bytes()
 }
 
 /// A seq from a column that only this module writes.

@@ -17,15 +17,17 @@ pub fn spend(ctx: &ReducerContext, call: Call) -> Result<(), Refused> {
         acknowledgements: now,
         heartbeats: now,
         until: now,
+        collaboration: now,
     });
     let whole_at = match call {
         Call::Acknowledgement => &mut row.acknowledgements,
         Call::Heartbeat => &mut row.heartbeats,
+        Call::Collaboration => &mut row.collaboration,
     };
     let (whole_at_us, now_us) = (whole_at.to_micros_since_unix_epoch(), now.to_micros_since_unix_epoch());
     let after_us = call.rate().take(whole_at_us, now_us).map_err(refused)?;
     *whole_at = Timestamp::from_micros_since_unix_epoch(after_us);
-    row.until = row.acknowledgements.max(row.heartbeats);
+    row.until = row.acknowledgements.max(row.heartbeats).max(row.collaboration);
     if is_held {
         quotas.identity().update(row);
     } else {

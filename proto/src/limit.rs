@@ -51,7 +51,7 @@ pub const CAPABILITY_BYTES: usize = 4 * 1024;
 pub const CAPABILITY_SECONDS: u64 = 86_400;
 /// The highest price that a capability may hint at, in satoshis: all that there will ever be.
 pub const PRICE_SATS: u64 = 2_100_000_000_000_000;
-/// Most assignments of a requester that have not ended, and most of those that the module remembers after their end.
+/// Most assignments of a requester that have not ended. With those that have, the module holds twice as many.
 pub const ASSIGNMENTS: usize = 256;
 /// Largest document of an assignment, and largest report about it, in bytes.
 pub const ASSIGNMENT_BYTES: usize = 16 * 1024;

@@ -58,6 +58,7 @@ impl Totals {
             }
             RefusalCode::Forbidden
             | RefusalCode::ForbiddenStream
+            | RefusalCode::ForbiddenAssignment
             | RefusalCode::SessionBound
             | RefusalCode::MissingScope
             | RefusalCode::SurfacePolicyDenied => &self.forbidden,
@@ -79,6 +80,8 @@ impl Totals {
             | RefusalCode::BelowWindow
             | RefusalCode::CheckpointBehind
             | RefusalCode::CheckpointAhead
+            | RefusalCode::CapabilityConflict
+            | RefusalCode::AssignmentConflict
             | RefusalCode::EpochBehind
             | RefusalCode::KeySecretFixed
             | RefusalCode::InvalidScope

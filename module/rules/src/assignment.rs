@@ -248,10 +248,10 @@ pub fn decide(held: &Held, change: &Change, part: Part, now_us: i64) -> Result<N
         .iter()
         .filter(|(from, to, _)| (*from, *to) == (held.state, change.to));
     let Some((_, to, by)) = possible.clone().find(|(_, _, who)| part.is(*who)) else {
-        let others: Vec<&str> = possible.map(|(_, _, who)| who.as_str()).collect();
+        let others: Vec<String> = possible.map(|(_, _, who)| who.to_string()).collect();
         return match others.as_slice() {
             [] => refuse("there is no such change"),
-            others => refuse(&format!("only the {} may do that", others.join(" or the "))),
+            others => refuse(&format!("only {} may do that", others.join(" or "))),
         };
     };
     let named = || {

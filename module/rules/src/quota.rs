@@ -10,6 +10,8 @@ pub enum Call {
     Acknowledgement,
     /// A node of the session says how it is. Everybody who sees the session is told.
     Heartbeat,
+    /// A capability is published, or an assignment is opened or changed. Whoever may see it is told.
+    Collaboration,
 }
 
 /// So many calls in a second, and so many at once after a rest.
@@ -27,6 +29,7 @@ impl Call {
             Self::Acknowledgement => (500, 2 * streams),
             // Each node says so every five seconds.
             Self::Heartbeat => (10, 100),
+            Self::Collaboration => (50, 200),
         };
         Rate { per_second, burst }
     }

@@ -12,6 +12,9 @@ pub const SECRET_BYTES: usize = 16;
 /// Stands before a user's name. No stream's name can begin with it.
 const USER: &str = "\0user\0";
 
+/// The name of all who may provide. It is no stream's and no user's.
+const PROVIDERS: &str = "\0providers";
+
 /// The key of a stream.
 pub fn derive(secret: &[u8], stream_id: &StreamId) -> u64 {
     keyed(secret, &[stream_id.as_str()])
@@ -21,6 +24,12 @@ pub fn derive(secret: &[u8], stream_id: &StreamId) -> u64 {
 /// stream.
 pub fn derive_user(secret: &[u8], user_id: &Label) -> u64 {
     keyed(secret, &[USER, user_id.as_str()])
+}
+
+/// The key under which all who may provide see the assignments that are open to all. Each session that may holds a grant for
+/// it.
+pub fn derive_providers(secret: &[u8]) -> u64 {
+    keyed(secret, &[PROVIDERS])
 }
 
 fn keyed(secret: &[u8], name: &[&str]) -> u64 {
@@ -45,6 +54,13 @@ mod tests {
         assert_ne!(derive(b"0123456789abcdef", &a), derive(b"0123456789abcdeF", &a));
         let user = Label::new("a").unwrap();
         assert_ne!(derive(b"0123456789abcdef", &a), derive_user(b"0123456789abcdef", &user));
+        let named = Label::new("providers").unwrap();
+        let providers = derive_providers(b"0123456789abcdef");
+        assert_ne!(providers, derive_user(b"0123456789abcdef", &named));
+        assert_ne!(
+            providers,
+            derive(b"0123456789abcdef", &StreamId::new("providers").unwrap())
+        );
     }
 
     /// Rows and grants in existing databases have these keys.
@@ -53,5 +69,6 @@ mod tests {
         let (stream, user) = (StreamId::new("a").unwrap(), Label::new("a").unwrap());
         assert_eq!(derive(b"0123456789abcdef", &stream), 0xac11_6767_d335_2fff);
         assert_eq!(derive_user(b"0123456789abcdef", &user), 0x1b67_33a6_bf02_5ccb);
+        assert_eq!(derive_providers(b"0123456789abcdef"), 0x4fa1_ff96_aa27_887b);
     }
 }

@@ -1,4 +1,4 @@
-//! Removes what has expired: sessions, the owner's grants, presences and what is remembered for a while. A bounded piece each time.
+//! Removes what has expired: sessions, the owner's grants, presences, capabilities, assignments and what is remembered for a while. A bounded piece each time.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::tables::{
     AccessSweep, SessionPresence, SyncSession, access_sweep, caller_quota, ended_session, revoked_session,
     session_presence, standing_grant, stream_grant, sync_session,
 };
+use crate::{assignments, capabilities};
 
 /// Most rows of each kind in one sweep, so that a transaction stays short. The next sweep soon takes the rest.
 const AT_ONCE: usize = 1_000;
@@ -61,6 +62,9 @@ pub fn sweep_access(ctx: &ReducerContext, _due: AccessSweep) -> Result<(), Refus
             });
         }
     }
+
+    capabilities::sweep(ctx, AT_ONCE);
+    assignments::sweep(ctx);
 
     let forgotten: Vec<String> = ctx
         .db

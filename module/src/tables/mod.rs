@@ -3,6 +3,8 @@
 //! Rows of fixed size and rows with bytes are in separate tables: every frame rewrites a head, and that must cost the
 //! same however many streams there are (docs/adr/0002).
 
+mod assignment;
+mod capability;
 mod checkpoint;
 mod contract;
 mod epoch;
@@ -17,6 +19,8 @@ mod stream;
 mod sweep;
 mod trust;
 
+pub use assignment::*;
+pub use capability::*;
 pub use checkpoint::*;
 pub use contract::*;
 pub use epoch::*;

@@ -10,7 +10,10 @@ pub struct CallerQuota {
     pub acknowledgements: Timestamp,
     /// When a whole burst of its heartbeats is accepted again.
     pub heartbeats: Timestamp,
-    /// The later of these: then the row may be deleted.
+    /// The latest of all these: then the row may be deleted.
     #[index(btree)]
     pub until: Timestamp,
+    /// When the caller may publish, open and change a whole burst again.
+    #[default(Timestamp::UNIX_EPOCH)]
+    pub collaboration: Timestamp,
 }

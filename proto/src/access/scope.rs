@@ -37,6 +37,11 @@ scopes! {
     CheckpointWrite = "sync.checkpoint.write",
     /// Say in presence that a node serves a stream. Only whom the authority's policy names gets it.
     Serve = "sync.presence.serve",
+    /// Ask for work: open assignments, and change one's own.
+    AssignmentOpen = "sync.assignment.open",
+    /// Provide: publish capabilities, see the assignments that are open to all, take them and work on them. Only whom the
+    /// authority's policy names gets it.
+    Provider = "sync.provider",
     /// Read the events of codex workers.
     CodexWorkerEvents = "runtime.codex_worker_events",
     /// Read the summaries of codex workers.
@@ -57,7 +62,7 @@ pub struct UnknownScope(pub String);
 impl Scope {
     /// Whether only those get it whom the authority's policy names (`sync_scope_policy`).
     pub fn needs_policy(self) -> bool {
-        matches!(self, Self::Serve)
+        matches!(self, Self::Serve | Self::Provider)
     }
 
     /// The scope that reading this stream needs besides [`Scope::Subscribe`]. `None` if the stream is not one of the

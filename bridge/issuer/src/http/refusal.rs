@@ -76,6 +76,7 @@ fn status(code: RefusalCode) -> StatusCode {
         | RefusalCode::TokenRevoked => StatusCode::UNAUTHORIZED,
         RefusalCode::Forbidden
         | RefusalCode::ForbiddenStream
+        | RefusalCode::ForbiddenAssignment
         | RefusalCode::SessionBound
         | RefusalCode::MissingScope
         | RefusalCode::SurfacePolicyDenied => StatusCode::FORBIDDEN,
@@ -100,6 +101,8 @@ fn status(code: RefusalCode) -> StatusCode {
         | RefusalCode::BelowWindow
         | RefusalCode::CheckpointBehind
         | RefusalCode::CheckpointAhead
+        | RefusalCode::CapabilityConflict
+        | RefusalCode::AssignmentConflict
         | RefusalCode::KeySecretFixed
         | RefusalCode::EpochBehind => StatusCode::CONFLICT,
     }

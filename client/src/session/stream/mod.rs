@@ -448,6 +448,9 @@ fn may_be_granted_later(code: RefusalCode) -> bool {
         | RefusalCode::BelowWindow
         | RefusalCode::CheckpointBehind
         | RefusalCode::CheckpointAhead
+        | RefusalCode::CapabilityConflict
+        | RefusalCode::AssignmentConflict
+        | RefusalCode::ForbiddenAssignment
         | RefusalCode::KeySecretFixed
         | RefusalCode::EpochBehind
         | RefusalCode::MissingAuthorization

@@ -6,37 +6,29 @@ use spacetime_sync_proto::Refusal;
 
 use crate::content::invalid;
 
-macro_rules! names {
-    ($(#[$doc:meta])* $name:ident: $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)*) => {
-        $(#[$doc])*
+macro_rules! states {
+    ($($(#[$doc:meta])* $state:ident = $name:literal,)*) => {
+        /// The state of an assignment.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name {
-            $($(#[$variant_doc])* $variant,)*
+        pub enum State {
+            $($(#[$doc])* $state,)*
         }
 
-        impl $name {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$variant),*];
+        impl State {
+            /// All states.
+            pub const ALL: &[Self] = &[$(Self::$state),*];
 
             /// Its name in tables and calls.
             pub const fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$variant => $text,)*
+                    $(Self::$state => $name,)*
                 }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
             }
         }
     };
 }
 
-names! {
-    /// The state of an assignment.
-    State:
+states! {
     /// It waits for a provider.
     Open = "open",
     /// The requester offers it to one provider.
@@ -55,17 +47,39 @@ names! {
     Expired = "expired",
 }
 
-names! {
-    /// Who may make a change.
-    Who:
+/// Who may make a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Who {
     /// The user who asked for the assignment.
-    Requester = "requester",
+    Requester,
     /// The user of the provider that it is offered to, or that has it.
-    Provider = "provider",
+    Provider,
     /// Whoever may provide.
-    AnyProvider = "next provider",
+    AnyProvider,
     /// The module, at the deadline.
-    Clock = "clock",
+    Clock,
+}
+
+impl Who {
+    /// The side that it is on, as the history names it.
+    pub fn side(self) -> &'static str {
+        match self {
+            Self::Requester => "requester",
+            Self::Provider | Self::AnyProvider => "provider",
+            Self::Clock => "clock",
+        }
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Requester => "the requester",
+            Self::Provider => "its provider",
+            Self::AnyProvider => "a session that may provide",
+            Self::Clock => "the module, at the deadline,",
+        })
+    }
 }
 
 /// Every change that there is: from which state, to which, and who may make it. Where a caller is two of these, the first
@@ -99,6 +113,12 @@ pub const TRANSITIONS: &[(State, State, Who)] = {
         (Running, Expired, Clock),
     ]
 };
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 impl State {
     /// Whether nothing changes it any more.

@@ -120,7 +120,7 @@ fn a_conflict_names_both_states_the_version_and_the_holder() {
     let foreign = decide(&offered, &wants("accepted", "p2", ""), part("m"), NOW).unwrap_err();
     assert_eq!(
         foreign.message,
-        "expected version 4, to make it accepted; found a1 is offered at version 4, offered to p1: only the provider may do that"
+        "expected version 4, to make it accepted; found a1 is offered at version 4, offered to p1: only its provider may do that"
     );
 }
 

@@ -1,0 +1,190 @@
+//! The rows of assignments: who sees them, what a change writes, and what a sweep does when they are due.
+
+use std::collections::BTreeSet;
+
+use spacetime_sync_proto::{Label, limit};
+use spacetime_sync_rules::assignment::{self, Held, Next, Provider, State};
+use spacetimedb::{ReducerContext, Table};
+
+use crate::log_access::trust_row;
+use crate::refuse::{Refused, invalid_argument, refused};
+use crate::tables::{
+    AssignmentParty, ComputeAssignment, ComputeAssignmentChange, SyncTrust, assignment_party, assignment_update,
+    compute_assignment, compute_assignment_change,
+};
+
+/// About how many rows of assignments one sweep writes and deletes, so that a transaction stays short. The next sweep soon takes
+/// the rest.
+const SWEPT_ROWS: u64 = 5_000;
+
+/// An assignment. `row` is any of its rows: they differ in the audience alone.
+pub struct Assignment {
+    pub party: AssignmentParty,
+    pub row: ComputeAssignment,
+}
+
+impl Assignment {
+    pub fn find(ctx: &ReducerContext, request_id: &str) -> Option<Self> {
+        let party = ctx.db.assignment_party().request_id().find(request_id.to_owned())?;
+        let row = ctx.db.compute_assignment().request_id().filter(request_id).next()?;
+        Some(Self { party, row })
+    }
+
+    /// What the rules decide by.
+    pub fn held(&self) -> Result<Held, Refused> {
+        let row = &self.row;
+        Ok(Held {
+            state: State::parse(&row.status).map_err(refused)?,
+            version: row.version,
+            provider_id: (!row.provider_id.is_empty()).then(|| row.provider_id.clone()),
+            to_all: row.to_all,
+            deadline_us: row.deadline_at.to_micros_since_unix_epoch(),
+        })
+    }
+
+    /// Makes a change. `provider` is the user of the provider whom the change names. `update_id` is empty if nobody called.
+    pub fn change(
+        mut self,
+        ctx: &ReducerContext,
+        next: Next,
+        provider: String,
+        update_id: &str,
+    ) -> Result<(), Refused> {
+        match next.provider {
+            Provider::Same => {}
+            Provider::Nobody => {
+                self.row.provider_id.clear();
+                self.party.provider.clear();
+            }
+            Provider::Chosen(provider_id) | Provider::Own(provider_id) => {
+                provider_id.as_str().clone_into(&mut self.row.provider_id);
+                self.party.provider = provider;
+            }
+        }
+        next.state.as_str().clone_into(&mut self.row.status);
+        self.row.version = next.version;
+        self.row.to_all = next.to_all;
+        self.row.changed_at = ctx.timestamp;
+        if let Some(assignment) = next.assignment {
+            self.row.assignment = assignment;
+        }
+        if let Some(report) = next.report {
+            self.row.report = report;
+        }
+        if next.state.is_final() {
+            self.party.has_ended = true;
+            self.party.due_at = ctx.timestamp + assignment::REMEMBERED;
+        }
+        self.place(ctx, next.by.side(), update_id)?;
+        ctx.db.assignment_party().request_id().update(self.party);
+        Ok(())
+    }
+
+    /// Shows the assignment as it is to whoever may see it, and nobody else, and adds to its history what has just been done.
+    pub fn place(&self, ctx: &ReducerContext, by: &str, update_id: &str) -> Result<(), Refused> {
+        let audiences = self.audiences(&trust_row(ctx)?)?;
+        let (rows, changes) = (ctx.db.compute_assignment(), ctx.db.compute_assignment_change());
+        let request_id = self.row.request_id.as_str();
+        let held: Vec<ComputeAssignment> = rows.request_id().filter(request_id).collect();
+        // The history is the same for all audiences. Whoever sees the assignment for the first time sees it, too.
+        let is_new = |audience_key: &u64| !held.iter().any(|row| row.audience_key == *audience_key);
+        let history: Vec<ComputeAssignmentChange> = match held.first() {
+            Some(row) if audiences.iter().any(is_new) => {
+                changes.by_version().filter((request_id, row.audience_key)).collect()
+            }
+            _ => Vec::new(),
+        };
+        for row in &held {
+            if !audiences.contains(&row.audience_key) {
+                rows.assignment_id().delete(row.assignment_id);
+                changes.by_version().delete((request_id, row.audience_key));
+            }
+        }
+        let version = self.row.version;
+        for audience_key in audiences {
+            let own = held.iter().find(|row| row.audience_key == audience_key);
+            let row = ComputeAssignment {
+                assignment_id: own.map_or(0, |row| row.assignment_id),
+                audience_key,
+                ..self.row.clone()
+            };
+            if own.is_some() {
+                rows.assignment_id().update(row);
+            } else {
+                rows.insert(row);
+                for change in &history {
+                    changes.insert(ComputeAssignmentChange {
+                        change_id: 0,
+                        audience_key,
+                        ..change.clone()
+                    });
+                }
+            }
+            changes.insert(ComputeAssignmentChange {
+                change_id: 0,
+                audience_key,
+                request_id: request_id.to_owned(),
+                version,
+                status: self.row.status.clone(),
+                provider_id: self.row.provider_id.clone(),
+                changed_by: by.to_owned(),
+                update_id: update_id.to_owned(),
+                changed_at: ctx.timestamp,
+            });
+            if let Some(oldest) = version.checked_sub(limit::ASSIGNMENT_CHANGES) {
+                changes.by_version().delete((request_id, audience_key, ..=oldest));
+            }
+        }
+        Ok(())
+    }
+
+    /// Who sees the assignment.
+    fn audiences(&self, trust: &SyncTrust) -> Result<BTreeSet<u64>, Refused> {
+        let user_key = |user_id: &str| {
+            let user_id = Label::new(user_id).map_err(|error| invalid_argument(error.to_string()))?;
+            trust.user_key(&user_id)
+        };
+        let mut audiences = BTreeSet::from([user_key(&self.party.requester)?]);
+        if !self.party.provider.is_empty() {
+            audiences.insert(user_key(&self.party.provider)?);
+        }
+        if self.row.to_all && self.row.status == State::Open.as_str() {
+            audiences.insert(trust.providers_key()?);
+        }
+        Ok(audiences)
+    }
+}
+
+/// Forgets an assignment, and returns how many rows it had.
+pub fn forget(ctx: &ReducerContext, request_id: &str) -> u64 {
+    ctx.db.assignment_party().request_id().delete(request_id.to_owned());
+    ctx.db.compute_assignment().request_id().delete(request_id)
+        + ctx.db.compute_assignment_change().by_version().delete(request_id)
+        + ctx.db.assignment_update().by_version().delete(request_id)
+}
+
+/// Expires the assignments whose deadline has come, and forgets those that ended long ago.
+pub fn sweep(ctx: &ReducerContext) {
+    let parties = ctx.db.assignment_party();
+    let mut rows = 0;
+    while rows < SWEPT_ROWS {
+        let Some(due) = parties.due_at().filter(..=ctx.timestamp).next() else {
+            return;
+        };
+        rows += 1;
+        let request_id = due.request_id;
+        if due.has_ended || expire(ctx, &request_id).is_none() {
+            rows += forget(ctx, &request_id);
+        } else {
+            // Two audiences, each with a row and a change; and the party.
+            rows += 4;
+        }
+    }
+}
+
+/// Nothing if the assignment cannot expire, which no assignment that has not ended is. A sweep must not fail: it ends sessions.
+fn expire(ctx: &ReducerContext, request_id: &str) -> Option<()> {
+    let assignment = Assignment::find(ctx, request_id)?;
+    let next = assignment::expire(&assignment.held().ok()?)?;
+    assignment.change(ctx, next, String::new(), "").ok()
+}
