@@ -10,7 +10,7 @@ pub const SCHEMA_VERSION: u32 = 8;
 /// sha256 of what the bindings are generated from: the module's public tables, its reducers, procedures and their
 /// types. `scripts/bindings` prints it, and the test `lane::contract::module_and_bindings_agree` fails when it is out
 /// of date.
-pub const SCHEMA_HASH: &str = "sha256:da6812394c9f0ed51789887f1e6b803cad2ab168559e4443832f3c71699e5faf";
+pub const SCHEMA_HASH: &str = "sha256:097b697473b12e4baa5317834b9a31642b74f06e0da5098c6015a0e637039581";
 
 /// The contract that a module, bridge or client was built with.
 #[derive(Debug, Clone, PartialEq, Eq)]

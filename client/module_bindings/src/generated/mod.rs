@@ -12,6 +12,8 @@ use spacetimedb_sdk::__codegen::{
 };
 
 pub mod access_sweep_type;
+pub mod compute_assignment_type;
+pub mod compute_assignment_change_type;
 pub mod event_page_type;
 pub mod grant_count_type;
 pub mod grant_pattern_type;
@@ -20,6 +22,7 @@ pub mod issuer_type;
 pub mod lane_epoch_type;
 pub mod log_sweep_type;
 pub mod log_window_type;
+pub mod provider_capability_type;
 pub mod retention_class_type;
 pub mod retention_rule_type;
 pub mod revoked_session_type;
@@ -39,12 +42,18 @@ pub mod append_sync_events_reducer;
 pub mod configure_reducer;
 pub mod grant_stream_reducer;
 pub mod mark_epoch_reducer;
+pub mod open_compute_assignment_reducer;
+pub mod publish_provider_capability_reducer;
 pub mod revoke_session_reducer;
 pub mod revoke_stream_reducer;
 pub mod set_compatibility_reducer;
 pub mod set_retention_reducer;
 pub mod trust_issuer_reducer;
+pub mod update_compute_assignment_reducer;
 pub mod upsert_presence_reducer;
+pub mod compute_assignment_table;
+pub mod compute_assignment_change_table;
+pub mod provider_capability_table;
 pub mod session_presence_table;
 pub mod stream_grant_table;
 pub mod sync_checkpoint_table;
@@ -58,6 +67,8 @@ pub mod read_streams_procedure;
 pub mod rewind_stream_procedure;
 
 pub use access_sweep_type::AccessSweep;
+pub use compute_assignment_type::ComputeAssignment;
+pub use compute_assignment_change_type::ComputeAssignmentChange;
 pub use event_page_type::EventPage;
 pub use grant_count_type::GrantCount;
 pub use grant_pattern_type::GrantPattern;
@@ -66,6 +77,7 @@ pub use issuer_type::Issuer;
 pub use lane_epoch_type::LaneEpoch;
 pub use log_sweep_type::LogSweep;
 pub use log_window_type::LogWindow;
+pub use provider_capability_type::ProviderCapability;
 pub use retention_class_type::RetentionClass;
 pub use retention_rule_type::RetentionRule;
 pub use revoked_session_type::RevokedSession;
@@ -79,6 +91,9 @@ pub use sync_head_type::SyncHead;
 pub use sync_session_type::SyncSession;
 pub use sync_stream_type::SyncStream;
 pub use sync_trust_type::SyncTrust;
+pub use compute_assignment_table::*;
+pub use compute_assignment_change_table::*;
+pub use provider_capability_table::*;
 pub use session_presence_table::*;
 pub use stream_grant_table::*;
 pub use sync_checkpoint_table::*;
@@ -92,11 +107,14 @@ pub use append_sync_events_reducer::append_sync_events;
 pub use configure_reducer::configure;
 pub use grant_stream_reducer::grant_stream;
 pub use mark_epoch_reducer::mark_epoch;
+pub use open_compute_assignment_reducer::open_compute_assignment;
+pub use publish_provider_capability_reducer::publish_provider_capability;
 pub use revoke_session_reducer::revoke_session;
 pub use revoke_stream_reducer::revoke_stream;
 pub use set_compatibility_reducer::set_compatibility;
 pub use set_retention_reducer::set_retention;
 pub use trust_issuer_reducer::trust_issuer;
+pub use update_compute_assignment_reducer::update_compute_assignment;
 pub use upsert_presence_reducer::upsert_presence;
 pub use read_events_procedure::read_events;
 pub use read_heads_procedure::read_heads;
@@ -148,6 +166,21 @@ pub enum Reducer {
         beat: u64,
         begin: bool,
 }    ,
+    OpenComputeAssignment {
+        request_id: String,
+        provider_id: String,
+        assignment: String,
+        deadline_seconds: u64,
+}    ,
+    PublishProviderCapability {
+        provider_id: String,
+        capability: String,
+        version: u64,
+        price_hint_sats: u64,
+        region: String,
+        document: String,
+        ttl_seconds: u64,
+}    ,
     RevokeSession {
         session_id: String,
 }    ,
@@ -168,6 +201,14 @@ pub enum Reducer {
         issuer: String,
         audience: String,
         sweep_every_ms: u32,
+}    ,
+    UpdateComputeAssignment {
+        request_id: String,
+        update_id: String,
+        expected_version: u64,
+        status: String,
+        provider_id: String,
+        assignment: String,
 }    ,
     UpsertPresence {
         session_id: String,
@@ -192,11 +233,14 @@ impl __sdk::Reducer for Reducer {
             Reducer::Configure { .. } => "configure",
             Reducer::GrantStream { .. } => "grant_stream",
             Reducer::MarkEpoch { .. } => "mark_epoch",
+            Reducer::OpenComputeAssignment { .. } => "open_compute_assignment",
+            Reducer::PublishProviderCapability { .. } => "publish_provider_capability",
             Reducer::RevokeSession { .. } => "revoke_session",
             Reducer::RevokeStream { .. } => "revoke_stream",
             Reducer::SetCompatibility { .. } => "set_compatibility",
             Reducer::SetRetention { .. } => "set_retention",
             Reducer::TrustIssuer { .. } => "trust_issuer",
+            Reducer::UpdateComputeAssignment { .. } => "update_compute_assignment",
             Reducer::UpsertPresence { .. } => "upsert_presence",
             _ => unreachable!(),
 }
@@ -272,6 +316,34 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 beat: beat.clone(),
                 begin: begin.clone(),
 }),
+            Reducer::OpenComputeAssignment{
+                request_id,
+                provider_id,
+                assignment,
+                deadline_seconds,
+}             => __sats::bsatn::to_vec(&open_compute_assignment_reducer::OpenComputeAssignmentArgs {
+                request_id: request_id.clone(),
+                provider_id: provider_id.clone(),
+                assignment: assignment.clone(),
+                deadline_seconds: deadline_seconds.clone(),
+}),
+            Reducer::PublishProviderCapability{
+                provider_id,
+                capability,
+                version,
+                price_hint_sats,
+                region,
+                document,
+                ttl_seconds,
+}             => __sats::bsatn::to_vec(&publish_provider_capability_reducer::PublishProviderCapabilityArgs {
+                provider_id: provider_id.clone(),
+                capability: capability.clone(),
+                version: version.clone(),
+                price_hint_sats: price_hint_sats.clone(),
+                region: region.clone(),
+                document: document.clone(),
+                ttl_seconds: ttl_seconds.clone(),
+}),
             Reducer::RevokeSession{
                 session_id,
 }             => __sats::bsatn::to_vec(&revoke_session_reducer::RevokeSessionArgs {
@@ -309,6 +381,21 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 audience: audience.clone(),
                 sweep_every_ms: sweep_every_ms.clone(),
 }),
+            Reducer::UpdateComputeAssignment{
+                request_id,
+                update_id,
+                expected_version,
+                status,
+                provider_id,
+                assignment,
+}             => __sats::bsatn::to_vec(&update_compute_assignment_reducer::UpdateComputeAssignmentArgs {
+                request_id: request_id.clone(),
+                update_id: update_id.clone(),
+                expected_version: expected_version.clone(),
+                status: status.clone(),
+                provider_id: provider_id.clone(),
+                assignment: assignment.clone(),
+}),
             Reducer::UpsertPresence{
                 session_id,
                 node_id,
@@ -331,7 +418,10 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
 #[allow(non_snake_case)]
 #[doc(hidden)]
 pub struct DbUpdate {
-        session_presence: __sdk::TableUpdate<SessionPresence>,
+        compute_assignment: __sdk::TableUpdate<ComputeAssignment>,
+    compute_assignment_change: __sdk::TableUpdate<ComputeAssignmentChange>,
+    provider_capability: __sdk::TableUpdate<ProviderCapability>,
+    session_presence: __sdk::TableUpdate<SessionPresence>,
     stream_grant: __sdk::TableUpdate<StreamGrant>,
     sync_checkpoint: __sdk::TableUpdate<SyncCheckpoint>,
     sync_contract: __sdk::TableUpdate<SyncContract>,
@@ -348,7 +438,10 @@ impl TryFrom<__ws::v2::TransactionUpdate> for DbUpdate {
         for table_update in __sdk::transaction_update_iter_table_updates(raw) {
             match &table_update.table_name[..] {
 
-        "session_presence" => db_update.session_presence.append(session_presence_table::parse_table_update(table_update)?),
+        "compute_assignment" => db_update.compute_assignment.append(compute_assignment_table::parse_table_update(table_update)?),
+    "compute_assignment_change" => db_update.compute_assignment_change.append(compute_assignment_change_table::parse_table_update(table_update)?),
+    "provider_capability" => db_update.provider_capability.append(provider_capability_table::parse_table_update(table_update)?),
+    "session_presence" => db_update.session_presence.append(session_presence_table::parse_table_update(table_update)?),
     "stream_grant" => db_update.stream_grant.append(stream_grant_table::parse_table_update(table_update)?),
     "sync_checkpoint" => db_update.sync_checkpoint.append(sync_checkpoint_table::parse_table_update(table_update)?),
     "sync_contract" => db_update.sync_contract.append(sync_contract_table::parse_table_update(table_update)?),
@@ -377,7 +470,10 @@ impl __sdk::DbUpdate for DbUpdate {
     fn apply_to_client_cache(&self, cache: &mut __sdk::ClientCache<RemoteModule>) -> AppliedDiff<'_> {
                     let mut diff = AppliedDiff::default();
                 
-                diff.session_presence = cache.apply_diff_to_table::<SessionPresence>("session_presence", &self.session_presence).with_updates_by_pk(|row| &row.presence_id);
+                diff.compute_assignment = cache.apply_diff_to_table::<ComputeAssignment>("compute_assignment", &self.compute_assignment).with_updates_by_pk(|row| &row.assignment_id);
+        diff.compute_assignment_change = cache.apply_diff_to_table::<ComputeAssignmentChange>("compute_assignment_change", &self.compute_assignment_change).with_updates_by_pk(|row| &row.change_id);
+        diff.provider_capability = cache.apply_diff_to_table::<ProviderCapability>("provider_capability", &self.provider_capability).with_updates_by_pk(|row| &row.capability_id);
+        diff.session_presence = cache.apply_diff_to_table::<SessionPresence>("session_presence", &self.session_presence).with_updates_by_pk(|row| &row.presence_id);
         diff.stream_grant = cache.apply_diff_to_table::<StreamGrant>("stream_grant", &self.stream_grant).with_updates_by_pk(|row| &row.grant_id);
         diff.sync_checkpoint = cache.apply_diff_to_table::<SyncCheckpoint>("sync_checkpoint", &self.sync_checkpoint).with_updates_by_pk(|row| &row.checkpoint_id);
         diff.sync_contract = cache.apply_diff_to_table::<SyncContract>("sync_contract", &self.sync_contract).with_updates_by_pk(|row| &row.id);
@@ -391,7 +487,10 @@ fn parse_initial_rows(raw: __ws::v2::QueryRows) -> __sdk::Result<Self> {
                 let mut db_update = DbUpdate::default();
 for table_rows in raw.tables {
             match &table_rows.table[..] {
-                                "session_presence" => db_update.session_presence.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
+                                "compute_assignment" => db_update.compute_assignment.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
+                "compute_assignment_change" => db_update.compute_assignment_change.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
+                "provider_capability" => db_update.provider_capability.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
+                "session_presence" => db_update.session_presence.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "stream_grant" => db_update.stream_grant.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "sync_checkpoint" => db_update.sync_checkpoint.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "sync_contract" => db_update.sync_contract.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
@@ -405,7 +504,10 @@ fn parse_unsubscribe_rows(raw: __ws::v2::QueryRows) -> __sdk::Result<Self> {
                 let mut db_update = DbUpdate::default();
 for table_rows in raw.tables {
             match &table_rows.table[..] {
-                                "session_presence" => db_update.session_presence.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
+                                "compute_assignment" => db_update.compute_assignment.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
+                "compute_assignment_change" => db_update.compute_assignment_change.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
+                "provider_capability" => db_update.provider_capability.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
+                "session_presence" => db_update.session_presence.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "stream_grant" => db_update.stream_grant.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "sync_checkpoint" => db_update.sync_checkpoint.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "sync_contract" => db_update.sync_contract.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
@@ -421,7 +523,10 @@ for table_rows in raw.tables {
 #[allow(non_snake_case)]
 #[doc(hidden)]
 pub struct AppliedDiff<'r> {
-        session_presence: __sdk::TableAppliedDiff<'r, SessionPresence>,
+        compute_assignment: __sdk::TableAppliedDiff<'r, ComputeAssignment>,
+    compute_assignment_change: __sdk::TableAppliedDiff<'r, ComputeAssignmentChange>,
+    provider_capability: __sdk::TableAppliedDiff<'r, ProviderCapability>,
+    session_presence: __sdk::TableAppliedDiff<'r, SessionPresence>,
     stream_grant: __sdk::TableAppliedDiff<'r, StreamGrant>,
     sync_checkpoint: __sdk::TableAppliedDiff<'r, SyncCheckpoint>,
     sync_contract: __sdk::TableAppliedDiff<'r, SyncContract>,
@@ -438,7 +543,10 @@ impl __sdk::InModule for AppliedDiff<'_> {
 
 impl<'r> __sdk::AppliedDiff<'r> for AppliedDiff<'r> {
     fn invoke_row_callbacks(&self, event: &EventContext, callbacks: &mut __sdk::DbCallbacks<RemoteModule>) {
-                callbacks.invoke_table_row_callbacks::<SessionPresence>("session_presence", &self.session_presence, event);
+                callbacks.invoke_table_row_callbacks::<ComputeAssignment>("compute_assignment", &self.compute_assignment, event);
+        callbacks.invoke_table_row_callbacks::<ComputeAssignmentChange>("compute_assignment_change", &self.compute_assignment_change, event);
+        callbacks.invoke_table_row_callbacks::<ProviderCapability>("provider_capability", &self.provider_capability, event);
+        callbacks.invoke_table_row_callbacks::<SessionPresence>("session_presence", &self.session_presence, event);
         callbacks.invoke_table_row_callbacks::<StreamGrant>("stream_grant", &self.stream_grant, event);
         callbacks.invoke_table_row_callbacks::<SyncCheckpoint>("sync_checkpoint", &self.sync_checkpoint, event);
         callbacks.invoke_table_row_callbacks::<SyncContract>("sync_contract", &self.sync_contract, event);
@@ -1096,7 +1204,10 @@ impl __sdk::SpacetimeModule for RemoteModule {
     type QueryBuilder = __sdk::QueryBuilder;
 
 fn register_tables(client_cache: &mut __sdk::ClientCache<Self>) {
-                session_presence_table::register_table(client_cache);
+                compute_assignment_table::register_table(client_cache);
+        compute_assignment_change_table::register_table(client_cache);
+        provider_capability_table::register_table(client_cache);
+        session_presence_table::register_table(client_cache);
         stream_grant_table::register_table(client_cache);
         sync_checkpoint_table::register_table(client_cache);
         sync_contract_table::register_table(client_cache);
@@ -1105,7 +1216,10 @@ fn register_tables(client_cache: &mut __sdk::ClientCache<Self>) {
         sync_stream_table::register_table(client_cache);
 }
 const ALL_TABLE_NAMES: &'static [&'static str] = &[
-                "session_presence",
+                "compute_assignment",
+        "compute_assignment_change",
+        "provider_capability",
+        "session_presence",
         "stream_grant",
         "sync_checkpoint",
         "sync_contract",
