@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod collaboration;
 mod command_line;
 mod lane;
 mod leftovers;

@@ -8,20 +8,20 @@ use spacetime_sync_tests::issuer::Issuer;
 use crate::lane::hostile::Module;
 
 /// How often the module looks for expired sessions in these tests, in milliseconds.
-pub(super) const SWEEP_MS: u32 = 250;
+pub(crate) const SWEEP_MS: u32 = 250;
 
 /// The module, and an issuer that it trusts.
-pub(super) struct Guarded {
-    pub(super) module: Module,
-    pub(super) issuer: Issuer,
+pub(crate) struct Guarded {
+    pub(crate) module: Module,
+    pub(crate) issuer: Issuer,
 }
 
 impl Guarded {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::sweeping_every(SWEEP_MS).await
     }
 
-    pub(super) async fn sweeping_every(sweep_ms: u32) -> Self {
+    pub(crate) async fn sweeping_every(sweep_ms: u32) -> Self {
         let (module, issuer) = (Module::start().await, Issuer::start().await.unwrap());
         let trusted = json!([issuer.url, "openagents-sync", sweep_ms]);
         module.call(Some(&module.owner), "trust_issuer", &trusted).await.done();
@@ -29,18 +29,18 @@ impl Guarded {
     }
 
     /// A caller whose token has these claims.
-    pub(super) fn with(&self, claims: &Value) -> Credential {
+    pub(crate) fn with(&self, claims: &Value) -> Credential {
         bearer(self.issuer.sign(claims))
     }
 
     /// A caller whose session may see these streams.
-    pub(super) fn session(&self, user: &str, session: &str, streams: &[&str]) -> Credential {
+    pub(crate) fn session(&self, user: &str, session: &str, streams: &[&str]) -> Credential {
         self.with(&self.issuer.claims(user, session, streams))
     }
 
     /// A caller of the session `short`, with a token of these times. The newest token that the module has seen
     /// determines the session's end.
-    pub(super) fn short(&self, signed: u64, ends: u64) -> Credential {
+    pub(crate) fn short(&self, signed: u64, ends: u64) -> Credential {
         let mut claims = self.issuer.claims("7", "short", &["user:7:*"]);
         for (claim, time) in [("iat", signed), ("nbf", signed), ("exp", ends)] {
             claims[claim] = json!(time);
@@ -49,7 +49,7 @@ impl Guarded {
     }
 
     /// The number of grants, whether given by hand or by a session.
-    pub(super) async fn grants(&self) -> usize {
+    pub(crate) async fn grants(&self) -> usize {
         let rows = self
             .module
             .sql(Some(&self.module.owner), "SELECT * FROM stream_grant")
@@ -59,7 +59,7 @@ impl Guarded {
 }
 
 /// A caller with this token. The server derives the identity.
-pub(super) fn bearer(token: String) -> Credential {
+pub(crate) fn bearer(token: String) -> Credential {
     Credential {
         identity: String::new(),
         token: Secret::from(token),

@@ -2,7 +2,7 @@
 
 mod admission;
 mod compatibility;
-mod guarded;
+pub(crate) mod guarded;
 mod history;
 mod keys;
 mod presence;

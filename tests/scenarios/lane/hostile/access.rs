@@ -139,6 +139,18 @@ async fn each_function_admits_only_permitted_callers() {
             (json!(["s", "n", "online", "", []]), [unauthorized; 5]),
         ),
         (
+            "publish_provider_capability",
+            (json!(["p", "c", 1, 0, "", "{}", 60]), [unauthorized; 5]),
+        ),
+        (
+            "open_compute_assignment",
+            (json!(["r", "", "{}", 60]), [unauthorized; 5]),
+        ),
+        (
+            "update_compute_assignment",
+            (json!(["r", "u", 1, "open", "", ""]), [unauthorized; 5]),
+        ),
+        (
             "read_heads",
             (json!([[name]]), [unauthorized, unauthorized, unauthorized, None, None]),
         ),

@@ -22,6 +22,8 @@ const SOON: Duration = Duration::from_secs(20);
 enum Seen {
     /// Anyone.
     Anyone,
+    /// Anyone; only sessions fill the table, see `collaboration::visibility`.
+    AnyoneOfSessions,
     /// Whoever holds a grant for the row's stream.
     Granted,
     /// The identity that the row belongs to.
@@ -30,7 +32,8 @@ enum Seen {
     Owner,
     /// The owner of the database; only sessions fill the table, see `access::sessions`.
     OwnerOfSessions,
-    /// Everybody whom a session's presence is meant for; see `access::presence`.
+    /// Everybody whom a session's presence or an assignment is meant for; see `access::presence` and
+    /// `collaboration::visibility`.
     Audience,
 }
 
@@ -56,6 +59,12 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
         ("caller_quota", Seen::OwnerOfSessions),
         ("standing_grant", Seen::Owner),
         ("session_presence", Seen::Audience),
+        ("compute_assignment", Seen::Audience),
+        ("compute_assignment_change", Seen::Audience),
+        ("assignment_party", Seen::OwnerOfSessions),
+        ("assignment_update", Seen::OwnerOfSessions),
+        ("capability_claim", Seen::OwnerOfSessions),
+        ("provider_capability", Seen::AnyoneOfSessions),
     ])
 }
 
@@ -101,12 +110,12 @@ async fn no_sql_statement_shows_a_row_to_the_wrong_caller() {
         let all = format!("SELECT * FROM {table}");
         let count = format!("SELECT COUNT(*) AS n FROM {table}");
         let owned = module.sql(Some(&module.owner), &all).await.unwrap();
-        if !matches!(seen, Seen::OwnerOfSessions | Seen::Audience) {
+        if !matches!(seen, Seen::OwnerOfSessions | Seen::AnyoneOfSessions | Seen::Audience) {
             assert!(!owned.is_empty(), "{table} is empty, so the test proves nothing");
         }
         match seen {
             Seen::Audience => {}
-            Seen::Anyone => {
+            Seen::Anyone | Seen::AnyoneOfSessions => {
                 for (who, caller) in blind {
                     assert_eq!(
                         module.sql(caller, &all).await.unwrap().len(),

@@ -1,0 +1,172 @@
+//! Two users with tokens of the bridge, over WebSockets with the generated bindings, as clients will do it.
+
+use std::time::Duration;
+
+use serde_json::json;
+use spacetime_sync_bindings::{
+    ComputeAssignmentChangeTableAccess as _, ComputeAssignmentTableAccess as _, DbConnection,
+    ProviderCapabilityTableAccess as _, ReducerEventContext, RemoteReducers, open_compute_assignment,
+    publish_provider_capability, update_compute_assignment,
+};
+use spacetime_sync_proto::{Refusal, RefusalCode};
+use spacetime_sync_tests::issuing::{answer, ask};
+use spacetime_sync_tests::lane::{Lane, wait};
+use spacetime_sync_tests::postgres::Cluster;
+use spacetimedb_sdk::{DbContext as _, Table as _};
+use tokio::sync::oneshot;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A session that watches everything of collaboration.
+struct Party {
+    connection: DbConnection,
+}
+
+/// What a reducer's callback hears.
+type Heard = Result<Result<(), String>, spacetimedb_sdk::__codegen::InternalError>;
+
+impl Party {
+    async fn join(lane: &Lane, token: &str) -> Self {
+        let (connected, is_connected) = oneshot::channel();
+        let connection = DbConnection::builder()
+            .with_uri(lane.server.uri())
+            .with_database_name(lane.name.as_str())
+            .with_token(Some(token))
+            .with_confirmed_reads(true)
+            .on_connect(|_, _, _| {
+                // The receiver is gone only if the test has failed.
+                let _ = connected.send(());
+            })
+            .build()
+            .unwrap();
+        connection.run_threaded();
+        is_connected.await.unwrap();
+        let (applied, is_applied) = oneshot::channel();
+        connection
+            .subscription_builder()
+            .on_applied(|_| {
+                let _ = applied.send(());
+            })
+            .subscribe([
+                "SELECT * FROM provider_capability",
+                "SELECT * FROM compute_assignment",
+                "SELECT * FROM compute_assignment_change",
+            ]);
+        is_applied.await.unwrap();
+        Self { connection }
+    }
+
+    /// Makes a call, and waits until it is durable or refused.
+    async fn call(
+        &self,
+        call: impl FnOnce(&RemoteReducers, Box<dyn FnOnce(&ReducerEventContext, Heard) + Send>),
+    ) -> Result<(), Refusal> {
+        let (said, answer) = oneshot::channel();
+        let heard = Box::new(move |_: &ReducerEventContext, heard: Heard| {
+            let _ = said.send(heard.unwrap());
+        });
+        call(&self.connection.reducers, heard);
+        let said = tokio::time::timeout(SOON, answer).await.unwrap().unwrap();
+        said.map_err(|text| Refusal::from_wire(&text).unwrap())
+    }
+
+    async fn update(&self, version: u64, status: &str, provider: &str, document: &str) -> Result<(), Refusal> {
+        let [request, update] = ["job-1".to_owned(), format!("update-{version}")];
+        let [status, provider, document] = [status, provider, document].map(str::to_owned);
+        self.call(|reducers, heard| {
+            let sent =
+                reducers.update_compute_assignment_then(request, update, version, status, provider, document, heard);
+            sent.unwrap();
+        })
+        .await
+    }
+
+    /// Waits until the session sees the assignment in this state.
+    async fn sees(&self, version: u64, status: &str, report: &str) {
+        let what = format!("{status} at version {version} is seen");
+        wait(SOON, &what, || {
+            let rows: Vec<_> = self.connection.db.compute_assignment().iter().collect();
+            rows.iter()
+                .any(|row| row.version == version && row.status == status && row.report == report)
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_users_with_tokens_of_the_bridge_take_an_assignment_from_its_opening_to_its_end() {
+    let lane = Lane::start_with_tokens(Cluster::shared().await).await.unwrap();
+    let bridge = lane.bridge().unwrap();
+    lane.allow("everyone", &["notes"]).await.unwrap();
+    lane.sql("insert into runtime.sync_scope_policy values ('user:maker', 'sync.provider')")
+        .await
+        .unwrap();
+    let http = reqwest::Client::new();
+    wait(SOON, "the bridge answers", || bridge.process.log().contains("leads")).await;
+    let token = async |user: &str, session: &str| {
+        let credential = lane.keys().unwrap().session(user, session);
+        // Everybody asks for both. Only whom the policy names gets to provide.
+        let scopes = ["sync.subscribe", "sync.assignment.open", "sync.provider"];
+        let body = json!({ "scopes": scopes, "streams": ["notes"] });
+        let response = ask(&http, bridge.url(), &credential).json(&body).send().await.unwrap();
+        let (status, token) = answer(response).await.unwrap();
+        assert_eq!(status, 200, "{token}");
+        token["token"].as_str().unwrap().to_owned()
+    };
+    let asker = Party::join(&lane, &token("asker", "s1").await).await;
+    let second_device = Party::join(&lane, &token("asker", "s2").await).await;
+    let maker = Party::join(&lane, &token("maker", "s3").await).await;
+    let stranger = Party::join(&lane, &token("stranger", "s4").await).await;
+
+    let publish = |reducers: &RemoteReducers, heard: Box<dyn FnOnce(&ReducerEventContext, Heard) + Send>| {
+        let [provider, capability, region, document] = ["maker-1", "gpu", "eu", r#"{"vram":80}"#].map(str::to_owned);
+        let sent =
+            reducers.publish_provider_capability_then(provider, capability, 1, 2_100, region, document, 600, heard);
+        sent.unwrap();
+    };
+    let refused = stranger.call(publish).await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::MissingScope);
+    maker.call(publish).await.unwrap();
+    for party in [&asker, &stranger] {
+        wait(SOON, "everybody sees the capability", || {
+            party.connection.db.provider_capability().count() == 1
+        })
+        .await;
+    }
+    asker
+        .call(|reducers, heard| {
+            let [request, provider, document] = ["job-1", "", r#"{"job":1}"#].map(str::to_owned);
+            let sent = reducers.open_compute_assignment_then(request, provider, document, 600, heard);
+            sent.unwrap();
+        })
+        .await
+        .unwrap();
+    maker.sees(1, "open", "").await;
+    maker.update(1, "accepted", "maker-1", "").await.unwrap();
+    maker.update(2, "running", "", r#"{"at":"half"}"#).await.unwrap();
+    maker.update(3, "succeeded", "", r#"{"out":42}"#).await.unwrap();
+    for party in [&asker, &second_device, &maker] {
+        party.sees(4, "succeeded", r#"{"out":42}"#).await;
+        let mut history: Vec<_> = party.connection.db.compute_assignment_change().iter().collect();
+        history.sort_by_key(|change| change.version);
+        let steps: Vec<_> = history
+            .iter()
+            .map(|change| (change.status.as_str(), change.changed_by.as_str()))
+            .collect();
+        let expected = [
+            ("open", "requester"),
+            ("accepted", "provider"),
+            ("running", "provider"),
+            ("succeeded", "provider"),
+        ];
+        assert_eq!(steps, expected);
+    }
+    let refused = asker.update(4, "cancelled", "", "").await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::AssignmentConflict);
+    assert_eq!(stranger.connection.db.compute_assignment().count(), 0);
+    assert_eq!(stranger.connection.db.compute_assignment_change().count(), 0);
+    for party in [asker, second_device, maker, stranger] {
+        party.connection.disconnect().unwrap();
+    }
+    assert_eq!(bridge.stop().await.unwrap(), 0);
+}
