@@ -24,6 +24,7 @@ struct Party {
 
 /// What a reducer's callback hears.
 type Heard = Result<Result<(), String>, spacetimedb_sdk::__codegen::InternalError>;
+type Callback = Box<dyn FnOnce(&ReducerEventContext, Heard) + Send>;
 
 impl Party {
     async fn join(lane: &Lane, token: &str) -> Self {
@@ -57,10 +58,7 @@ impl Party {
     }
 
     /// Makes a call, and waits until it is durable or refused.
-    async fn call(
-        &self,
-        call: impl FnOnce(&RemoteReducers, Box<dyn FnOnce(&ReducerEventContext, Heard) + Send>),
-    ) -> Result<(), Refusal> {
+    async fn call(&self, call: impl FnOnce(&RemoteReducers, Callback)) -> Result<(), Refusal> {
         let (said, answer) = oneshot::channel();
         let heard = Box::new(move |_: &ReducerEventContext, heard: Heard| {
             let _ = said.send(heard.unwrap());
@@ -118,7 +116,7 @@ async fn two_users_with_tokens_of_the_bridge_take_an_assignment_from_its_opening
     let maker = Party::join(&lane, &token("maker", "s3").await).await;
     let stranger = Party::join(&lane, &token("stranger", "s4").await).await;
 
-    let publish = |reducers: &RemoteReducers, heard: Box<dyn FnOnce(&ReducerEventContext, Heard) + Send>| {
+    let publish = |reducers: &RemoteReducers, heard: Callback| {
         let [provider, capability, region, document] = ["maker-1", "gpu", "eu", r#"{"vram":80}"#].map(str::to_owned);
         let sent =
             reducers.publish_provider_capability_then(provider, capability, 1, 2_100, region, document, 600, heard);
