@@ -266,6 +266,7 @@ mod tests {
             (8, "scopes", "de53e0ca9dbdc404"),
             (9, "hashes of a batch", "d8bad949ac04518b"),
             (10, "cheaper appends", "96c91b9d123b4853"),
+            (11, "scope of providers", "139677f611e16522"),
         ];
         assert_eq!(
             recorded,
