@@ -11,7 +11,13 @@ use spacetimedb_lib::bsatn;
 use crate::query::Query;
 
 /// The reducers of a client of the lane.
-const REDUCERS: [&str; 2] = ["ack_checkpoint", "upsert_presence"];
+const REDUCERS: [&str; 5] = [
+    "ack_checkpoint",
+    "upsert_presence",
+    "publish_provider_capability",
+    "open_compute_assignment",
+    "update_compute_assignment",
+];
 /// The procedures of a client of the lane.
 const PROCEDURES: [&str; 1] = ["read_events"];
 
@@ -34,6 +40,9 @@ enum Slot {
     Contract,
     Grants,
     Presence,
+    Capabilities,
+    Assignments,
+    AssignmentChanges,
     Stream(u64),
 }
 
@@ -179,6 +188,9 @@ impl Connection {
             Query::Contract => (Slot::Contract, OF_A_KIND),
             Query::Grants(_) => (Slot::Grants, OF_A_KIND),
             Query::Presence => (Slot::Presence, OF_A_KIND),
+            Query::Capabilities => (Slot::Capabilities, OF_A_KIND),
+            Query::Assignments => (Slot::Assignments, OF_A_KIND),
+            Query::AssignmentChanges => (Slot::AssignmentChanges, OF_A_KIND),
             Query::Frames(frames) => (Slot::Stream(frames.stream_key), self.limits.stream_subscriptions),
         };
         let id = subscribe.query_set_id.id;
@@ -234,7 +246,12 @@ impl Slot {
     fn stream(self) -> Option<u64> {
         match self {
             Self::Stream(key) => Some(key),
-            Self::Contract | Self::Grants | Self::Presence => None,
+            Self::Contract
+            | Self::Grants
+            | Self::Presence
+            | Self::Capabilities
+            | Self::Assignments
+            | Self::AssignmentChanges => None,
         }
     }
 }
@@ -335,6 +352,9 @@ mod tests {
             (unsubscribe(3, UnsubscribeFlags::Default), Kind::Call, true, ends),
             (reducer("ack_checkpoint"), Kind::Call, false, None),
             (reducer("upsert_presence"), Kind::Call, false, None),
+            (reducer("publish_provider_capability"), Kind::Call, false, None),
+            (reducer("open_compute_assignment"), Kind::Call, false, None),
+            (reducer("update_compute_assignment"), Kind::Call, false, None),
             (procedure("read_events"), Kind::Read, false, None),
         ] {
             let asked = Asked {
@@ -360,6 +380,8 @@ mod tests {
             (reducer("read_events"), Breach::ForeignCall),
             (reducer("client_connected"), Breach::ForeignCall),
             (procedure("read_heads"), Breach::ForeignCall),
+            (procedure("open_compute_assignment"), Breach::ForeignCall),
+            (subscribe(1, &["SELECT * FROM assignment_party"]), Breach::ForeignQuery),
             (subscribe(1, &["SELECT * FROM st_client"]), Breach::ForeignQuery),
             (subscribe(1, &[&others]), Breach::ForeignQuery),
             (subscribe(1, &[contract, contract]), Breach::ForeignQuery),
@@ -399,6 +421,9 @@ mod tests {
         for query in [
             "SELECT * FROM sync_contract",
             "SELECT * FROM session_presence",
+            "SELECT * FROM provider_capability",
+            "SELECT * FROM compute_assignment",
+            "SELECT * FROM compute_assignment_change",
             &grants,
             &frames(7),
         ] {

@@ -15,6 +15,12 @@ pub enum Query {
     Grants(String),
     /// The presence of others.
     Presence,
+    /// What providers can do.
+    Capabilities,
+    /// The assignments that the caller may see.
+    Assignments,
+    /// The changes of these.
+    AssignmentChanges,
     /// The frames of a stream in a range.
     Frames(Frames),
 }
@@ -47,6 +53,9 @@ impl Query {
         match table {
             "sync_contract" => return Some(Self::Contract),
             "session_presence" => return Some(Self::Presence),
+            "provider_capability" => return Some(Self::Capabilities),
+            "compute_assignment" => return Some(Self::Assignments),
+            "compute_assignment_change" => return Some(Self::AssignmentChanges),
             _ => {}
         }
         if let Some(identity) = table.strip_prefix("stream_grant WHERE identity = 0x") {
@@ -84,6 +93,9 @@ impl fmt::Display for Query {
         match self {
             Self::Contract => f.write_str("SELECT * FROM sync_contract"),
             Self::Presence => f.write_str("SELECT * FROM session_presence"),
+            Self::Capabilities => f.write_str("SELECT * FROM provider_capability"),
+            Self::Assignments => f.write_str("SELECT * FROM compute_assignment"),
+            Self::AssignmentChanges => f.write_str("SELECT * FROM compute_assignment_change"),
             Self::Grants(identity) => write!(f, "SELECT * FROM stream_grant WHERE identity = 0x{identity}"),
             Self::Frames(Frames {
                 stream_key,
@@ -109,6 +121,9 @@ mod tests {
         for text in [
             "SELECT * FROM sync_contract".to_owned(),
             "SELECT * FROM session_presence".to_owned(),
+            "SELECT * FROM provider_capability".to_owned(),
+            "SELECT * FROM compute_assignment".to_owned(),
+            "SELECT * FROM compute_assignment_change".to_owned(),
             format!("SELECT * FROM stream_grant WHERE identity = 0x{identity}"),
             "SELECT * FROM sync_event WHERE stream_key = 18446744073709551615 \
              AND last_seq > 0 AND last_seq <= 1999 AND first_seq <= 1000"
@@ -127,6 +142,9 @@ mod tests {
             "SELECT * FROM sync_event".to_owned(),
             "SELECT * FROM stream_grant".to_owned(),
             "SELECT * FROM st_client".to_owned(),
+            "SELECT * FROM assignment_party".to_owned(),
+            "SELECT * FROM compute_assignment WHERE request_id = 'r1'".to_owned(),
+            "SELECT * FROM compute_assignment_changes".to_owned(),
             "SELECT a.* FROM st_column a JOIN st_column b ON a.table_id = b.table_id".to_owned(),
             "SELECT * FROM sync_contract WHERE id = 0".to_owned(),
             "SELECT * FROM sync_contract ".to_owned(),

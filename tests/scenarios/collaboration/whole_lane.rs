@@ -10,12 +10,18 @@ use spacetime_sync_bindings::{
 };
 use spacetime_sync_proto::{Refusal, RefusalCode};
 use spacetime_sync_tests::issuing::{answer, ask};
-use spacetime_sync_tests::lane::{Lane, wait};
+use spacetime_sync_tests::lane::{Bridge, Lane, wait};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetimedb_sdk::{DbContext as _, Table as _};
 use tokio::sync::oneshot;
 
 const SOON: Duration = Duration::from_secs(30);
+/// A gate lets one query pass in a subscription.
+const TABLES: [&str; 3] = [
+    "SELECT * FROM provider_capability",
+    "SELECT * FROM compute_assignment",
+    "SELECT * FROM compute_assignment_change",
+];
 
 /// A session that watches everything of collaboration.
 struct Party {
@@ -27,11 +33,12 @@ type Heard = Result<Result<(), String>, spacetimedb_sdk::__codegen::InternalErro
 type Callback = Box<dyn FnOnce(&ReducerEventContext, Heard) + Send>;
 
 impl Party {
-    async fn join(lane: &Lane, token: &str) -> Self {
+    /// `uri` is where SpacetimeDB or a gate listens.
+    async fn join(uri: &str, database: &str, token: &str) -> Self {
         let (connected, is_connected) = oneshot::channel();
         let connection = DbConnection::builder()
-            .with_uri(lane.server.uri())
-            .with_database_name(lane.name.as_str())
+            .with_uri(uri)
+            .with_database_name(database)
             .with_token(Some(token))
             .with_confirmed_reads(true)
             .on_connect(|_, _, _| {
@@ -42,18 +49,16 @@ impl Party {
             .unwrap();
         connection.run_threaded();
         is_connected.await.unwrap();
-        let (applied, is_applied) = oneshot::channel();
-        connection
-            .subscription_builder()
-            .on_applied(|_| {
-                let _ = applied.send(());
-            })
-            .subscribe([
-                "SELECT * FROM provider_capability",
-                "SELECT * FROM compute_assignment",
-                "SELECT * FROM compute_assignment_change",
-            ]);
-        is_applied.await.unwrap();
+        for query in TABLES {
+            let (applied, is_applied) = oneshot::channel();
+            connection
+                .subscription_builder()
+                .on_applied(|_| {
+                    let _ = applied.send(());
+                })
+                .subscribe(query);
+            tokio::time::timeout(SOON, is_applied).await.unwrap().unwrap();
+        }
         Self { connection }
     }
 
@@ -95,6 +100,23 @@ impl Party {
 async fn two_users_with_tokens_of_the_bridge_take_an_assignment_from_its_opening_to_its_end() {
     let lane = Lane::start_with_tokens(Cluster::shared().await).await.unwrap();
     let bridge = lane.bridge().unwrap();
+    take_an_assignment_to_its_end(&lane, &bridge, lane.server.uri()).await;
+    assert_eq!(bridge.stop().await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn through_the_gate_they_do_the_same() {
+    let lane = Lane::start_with_tokens(Cluster::shared().await).await.unwrap();
+    let bridge = lane.bridge().unwrap();
+    let gate = lane.gate(&[]).unwrap();
+    gate.until_ready(true).await.unwrap();
+    take_an_assignment_to_its_end(&lane, &bridge, &gate.uri()).await;
+    assert_eq!(gate.metric("breaches_total").await.unwrap(), 0);
+    assert!(gate.metric("passed_messages_total").await.unwrap() > 0);
+    assert_eq!(bridge.stop().await.unwrap(), 0);
+}
+
+async fn take_an_assignment_to_its_end(lane: &Lane, bridge: &Bridge, uri: &str) {
     lane.allow("everyone", &["notes"]).await.unwrap();
     lane.sql("insert into runtime.sync_scope_policy values ('user:maker', 'sync.provider')")
         .await
@@ -111,10 +133,11 @@ async fn two_users_with_tokens_of_the_bridge_take_an_assignment_from_its_opening
         assert_eq!(status, 200, "{token}");
         token["token"].as_str().unwrap().to_owned()
     };
-    let asker = Party::join(&lane, &token("asker", "s1").await).await;
-    let second_device = Party::join(&lane, &token("asker", "s2").await).await;
-    let maker = Party::join(&lane, &token("maker", "s3").await).await;
-    let stranger = Party::join(&lane, &token("stranger", "s4").await).await;
+    let join = async |user, session| Party::join(uri, &lane.name, &token(user, session).await).await;
+    let asker = join("asker", "s1").await;
+    let second_device = join("asker", "s2").await;
+    let maker = join("maker", "s3").await;
+    let stranger = join("stranger", "s4").await;
 
     let publish = |reducers: &RemoteReducers, heard: Callback| {
         let [provider, capability, region, document] = ["maker-1", "gpu", "eu", r#"{"vram":80}"#].map(str::to_owned);
@@ -166,5 +189,4 @@ async fn two_users_with_tokens_of_the_bridge_take_an_assignment_from_its_opening
     for party in [asker, second_device, maker, stranger] {
         party.connection.disconnect().unwrap();
     }
-    assert_eq!(bridge.stop().await.unwrap(), 0);
 }
