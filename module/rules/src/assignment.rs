@@ -309,13 +309,14 @@ pub fn expire(held: &Held) -> Option<Next> {
     })
 }
 
-/// The refusal for a change whose name belongs to another one.
-pub fn other_change(held: &Held, change: &Change) -> Refusal {
-    conflict(describe(
-        held,
-        change,
-        &format!("{} is the name of another change, which was made", change.update_id),
-    ))
+/// The refusal for a change whose name belongs to another one, which the caller's user made. It may take no part any more.
+pub fn other_change(held: &Held, change: &Change, part: Part) -> Refusal {
+    let why = format!("{} is the name of another change, which was made", change.update_id);
+    conflict(if part.may_know(held) {
+        describe(held, change, &why)
+    } else {
+        why
+    })
 }
 
 /// The refusal for whoever takes no part in an assignment. It is the same whether or not the assignment exists.

@@ -44,6 +44,11 @@ pub fn update_compute_assignment(
     .map_err(refused)?;
     let found = Assignment::find(ctx, &request_id).ok_or_else(|| refused(assignment::forbidden()))?;
     let held = found.held()?;
+    let by_user = Part {
+        is_requester: found.party.requester == own.user_id,
+        is_provider: found.party.provider == own.user_id,
+        may_provide: provides.is_ok(),
+    };
     let updates = ctx.db.assignment_update();
     let before = updates
         .by_version()
@@ -53,13 +58,8 @@ pub fn update_compute_assignment(
         if digest_from_column(before.content) == change.content {
             return Ok(());
         }
-        return Err(refused(assignment::other_change(&held, &change)));
+        return Err(refused(assignment::other_change(&held, &change, by_user)));
     }
-    let by_user = Part {
-        is_requester: found.party.requester == own.user_id,
-        is_provider: found.party.provider == own.user_id,
-        may_provide: provides.is_ok(),
-    };
     let by_scope = Part {
         is_requester: by_user.is_requester && asks.is_ok(),
         is_provider: by_user.is_provider && provides.is_ok(),
@@ -69,12 +69,11 @@ pub fn update_compute_assignment(
     let next = match assignment::decide(&held, &change, by_scope, now_us) {
         Ok(next) => next,
         Err(refusal) => {
-            // Another session of the same user could do it, one that has the scope.
-            if let Ok(next) = assignment::decide(&held, &change, by_user, now_us) {
-                match next.by {
-                    Who::Requester => asks?,
-                    Who::Provider | Who::AnyProvider | Who::Clock => provides?,
-                }
+            // What its user may know, a session is told. If nothing else is in the way, it lacks the scope.
+            let next = assignment::decide(&held, &change, by_user, now_us).map_err(refused)?;
+            match next.by {
+                Who::Requester => asks?,
+                Who::Provider | Who::AnyProvider | Who::Clock => provides?,
             }
             return Err(refused(refusal));
         }

@@ -5,7 +5,7 @@ use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_tests::issuing::{Desk, Issuing, answer};
 use spacetime_sync_tests::postgres::Cluster;
 
-use super::{ASKS, PROVIDES, is};
+use super::{ASKS, PROVIDES, conflict, is};
 use crate::access::guarded::Guarded;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,6 +30,15 @@ async fn each_call_needs_its_scope() {
     guarded.update(&one, "r1", 1, "accepted", "p1").await.done();
     guarded.update(&reader, "r1", 2, "running", "").await.refused(missing);
     assert_eq!(guarded.assignments(&asks).await, [is("r1", 2, "accepted", "p1")]);
+    // What its user may know, a session is told before its scope counts.
+    guarded.open(&asks, "r5", "p1", "{}", 600).await.done();
+    guarded.update(&one, "r5", 1, "accepted", "").await.done();
+    conflict(
+        guarded.update(&worker, "r5", 1, "cancelled", "").await,
+        &["version 1", "cancelled", "accepted at version 2", "p1"],
+    );
+    guarded.update(&worker, "r5", 2, "cancelled", "").await.refused(missing);
+    guarded.update(&asks, "r5", 2, "cancelled", "").await.done();
     // A worker of the requester's own user may take what the user asks for.
     guarded.publish(&worker, "p7", "gpu", 1, "{}", 600).await.done();
     guarded.open(&asks, "r3", "", "{}", 600).await.done();

@@ -119,6 +119,30 @@ async fn an_assignment_is_seen_by_its_parties_and_while_it_is_open_to_all_by_all
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_took_part_once_learns_nothing_more_by_the_name_of_its_change() {
+    let cast = Cast::gather().await;
+    let guarded = &cast.guarded;
+    guarded.open(&cast.asks, "r1", "p1", "{}", 600).await.done();
+    let decline = async |document| guarded.change(&cast.one, "r1", "u1", 1, "open", ["", document]).await;
+    decline("").await.done();
+    guarded.update(&cast.asks, "r1", 2, "offered", "p2").await.done();
+    assert_eq!(cast.seen_by("r1").await, ["asks", "beside", "two"]);
+    // It may hear that its own change was made, and nothing of what came after.
+    decline("").await.done();
+    let refusal = decline(r#"{"why":"busy"}"#)
+        .await
+        .refused(RefusalCode::AssignmentConflict);
+    assert!(refusal.message.contains("u1"), "{refusal}");
+    for secret in ["p2", "offered", "version 3"] {
+        assert!(!refusal.message.contains(secret), "{refusal}");
+    }
+    guarded
+        .update(&cast.one, "r1", 3, "accepted", "p1")
+        .await
+        .refused(RefusalCode::ForbiddenAssignment);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_sees_what_is_anothers_whatever_the_query_and_everybody_sees_capabilities() {
     let cast = Cast::gather().await;
     let module = &cast.guarded.module;
