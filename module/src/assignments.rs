@@ -158,6 +158,11 @@ impl Assignment {
 /// Forgets an assignment, and returns how many rows it had.
 pub fn forget(ctx: &ReducerContext, request_id: &str) -> u64 {
     ctx.db.assignment_party().request_id().delete(request_id.to_owned());
+/// How many assignments that have not ended are with a user's providers, or offered to them.
+pub fn unfinished_with(ctx: &ReducerContext, user_id: &str) -> usize {
+    ctx.db.assignment_party().by_provider().filter((user_id, false)).count()
+}
+
     ctx.db.compute_assignment().request_id().delete(request_id)
         + ctx.db.compute_assignment_change().by_version().delete(request_id)
         + ctx.db.assignment_update().by_version().delete(request_id)

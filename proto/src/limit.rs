@@ -52,7 +52,12 @@ pub const CAPABILITY_SECONDS: u64 = 86_400;
 /// The highest price that a capability may hint at, in satoshis: all that there will ever be.
 pub const PRICE_SATS: u64 = 2_100_000_000_000_000;
 /// Most assignments of a requester that have not ended. With those that have, the module holds twice as many.
-pub const ASSIGNMENTS: usize = 256;
+pub const ASSIGNMENTS: usize = 48;
+/// Of so many assignments of a requester, the module knows that they were opened after it has ceased to hold them.
+pub const ASSIGNMENTS_FORGOTTEN: usize = 512;
+/// So many assignments that have not ended may be with a user's providers, or offered to them. What is offered ends there; as many
+/// again may be taken, so that whoever fills a provider with offers keeps it from no work.
+pub const PROVIDER_ASSIGNMENTS: usize = 4 * ASSIGNMENTS;
 /// Largest document of an assignment, and largest report about it, in bytes.
 pub const ASSIGNMENT_BYTES: usize = 16 * 1024;
 /// How long an assignment may take until its deadline, in seconds: a week.

@@ -103,6 +103,28 @@ pub fn check_room(unfinished: usize) -> Result<(), Refusal> {
     Err(invalid(message))
 }
 
+/// Checks that a provider whose user has so many assignments that have not ended may be offered another one.
+pub fn check_offer(provider_id: &Label, unfinished: usize) -> Result<(), Refusal> {
+    if unfinished < limit::PROVIDER_ASSIGNMENTS {
+        return Ok(());
+    }
+    let message =
+        format!("{provider_id} has as many assignments as a provider may be offered: choose another one, or wait");
+    Err(invalid(message))
+}
+
+/// Checks that a provider whose user has so many assignments that have not ended may take another one that was not offered to it.
+pub fn check_taking(unfinished: usize) -> Result<(), Refusal> {
+    if unfinished < 2 * limit::PROVIDER_ASSIGNMENTS {
+        return Ok(());
+    }
+    let message = format!(
+        "the user's providers have {unfinished} assignments that have not ended, the most allowed: finish, decline or give back \
+         one first"
+    );
+    Err(invalid(message))
+}
+
 /// A change that a caller asks for, with valid fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {

@@ -44,7 +44,11 @@ pub fn open_compute_assignment(
         forget(ctx, &first.request_id);
     }
     let provider = match &opening.provider_id {
-        Some(provider_id) => user_of(ctx, provider_id)?,
+        Some(provider_id) => {
+            let user = user_of(ctx, provider_id)?;
+            assignment::check_offer(provider_id, unfinished_with(ctx, &user)).map_err(refused)?;
+            user
+        }
         None => String::new(),
     };
     let deadline_at = ctx.timestamp + opening.deadline;

@@ -7,7 +7,7 @@ use spacetime_sync_rules::quota::Call;
 use spacetimedb::{ReducerContext, Table, reducer};
 
 use crate::access::own_session;
-use crate::assignments::Assignment;
+use crate::assignments::{Assignment, unfinished_with};
 use crate::capabilities::user_of;
 use crate::log_access::{digest_from_column, digest_to_column};
 use crate::quota::spend;
@@ -80,13 +80,18 @@ pub fn update_compute_assignment(
     };
     let provider = match &next.provider {
         Provider::Same | Provider::Nobody => String::new(),
-        Provider::Chosen(named) => user_of(ctx, named)?,
+        Provider::Chosen(named) => {
+            let user = user_of(ctx, named)?;
+            assignment::check_offer(named, unfinished_with(ctx, &user)).map_err(refused)?;
+            user
+        }
         Provider::Own(named) => {
             let user = user_of(ctx, named)?;
             if user != own.user_id {
                 let message = format!("the name {named} is another user's: name a provider of your own");
                 return Err(refused(Refusal::new(RefusalCode::CapabilityConflict, message)));
             }
+            assignment::check_taking(unfinished_with(ctx, &user)).map_err(refused)?;
             user
         }
     };

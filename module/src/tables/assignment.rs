@@ -75,7 +75,8 @@ const SEEN_CHANGES: Filter = Filter::Sql(
 /// Who takes part in an assignment, and when a sweep must look at it. Private, because it names users.
 #[table(
     accessor = assignment_party,
-    index(accessor = by_requester, btree(columns = [requester, has_ended, due_at]))
+    index(accessor = by_requester, btree(columns = [requester, has_ended, due_at])),
+    index(accessor = by_provider, btree(columns = [provider, has_ended]))
 )]
 pub struct AssignmentParty {
     #[primary_key]

@@ -296,3 +296,27 @@ fn a_requester_has_a_bounded_number_of_assignments_that_have_not_ended() {
         RefusalCode::InvalidArgument
     );
 }
+
+#[test]
+fn a_provider_has_a_bounded_number_of_them_and_offers_fill_half_of_it() {
+    let provider = Label::new("p1").unwrap();
+    let most = limit::PROVIDER_ASSIGNMENTS;
+    assert_eq!(check_offer(&provider, most - 1), Ok(()));
+    let refused = check_offer(&provider, most).unwrap_err();
+    assert_eq!(refused.code, RefusalCode::InvalidArgument);
+    assert!(refused.message.contains("p1"), "{refused}");
+    assert_eq!(check_taking(2 * most - 1), Ok(()));
+    assert_eq!(check_taking(2 * most).unwrap_err().code, RefusalCode::InvalidArgument);
+}
+
+#[test]
+fn whoever_takes_no_part_any_more_hears_nothing_but_the_name_of_its_own_change() {
+    let mut offered = held(State::Offered, Some("p2"));
+    offered.to_all = false;
+    let change = wants("open", "", "");
+    let said = |letters| other_change(&offered, &change, part(letters));
+    assert_eq!(said("r").code, RefusalCode::AssignmentConflict);
+    assert!(said("r").message.contains("p2"));
+    assert_eq!(said("m").code, RefusalCode::AssignmentConflict);
+    assert_eq!(said("m").message, "u1 is the name of another change, which was made");
+}
