@@ -17,6 +17,9 @@ use crate::tables::{
 /// the rest.
 const SWEPT_ROWS: u64 = 5_000;
 
+/// Most assignments that one sweep looks at.
+const AT_ONCE: usize = 1_250;
+
 /// An assignment. `row` is any of its rows: they differ in the audience alone.
 pub struct Assignment {
     pub party: AssignmentParty,
@@ -172,10 +175,12 @@ pub fn unfinished_with(ctx: &ReducerContext, user_id: &str) -> usize {
 pub fn sweep(ctx: &ReducerContext) {
     let parties = ctx.db.assignment_party();
     let mut rows = 0;
-    while rows < SWEPT_ROWS {
-        let Some(due) = parties.due_at().filter(..=ctx.timestamp).next() else {
+    // The host reads all that are due before it gives the first, so they are asked for once.
+    let due = parties.due_at().filter(..=ctx.timestamp).take(AT_ONCE);
+    for due in due.collect::<Vec<AssignmentParty>>() {
+        if rows >= SWEPT_ROWS {
             return;
-        };
+        }
         rows += 1;
         let request_id = due.request_id;
         if due.has_ended || expire(ctx, &request_id).is_none() {
