@@ -9,8 +9,8 @@ use spacetimedb::{ReducerContext, Table};
 use crate::log_access::trust_row;
 use crate::refuse::{Refused, invalid_argument, refused};
 use crate::tables::{
-    AssignmentParty, ComputeAssignment, ComputeAssignmentChange, SyncTrust, assignment_party, assignment_update,
-    compute_assignment, compute_assignment_change,
+    AssignmentParty, ComputeAssignment, ComputeAssignmentChange, ForgottenAssignment, SyncTrust, assignment_party,
+    assignment_update, compute_assignment, compute_assignment_change, forgotten_assignment,
 };
 
 /// About how many rows of assignments one sweep writes and deletes, so that a transaction stays short. The next sweep soon takes
@@ -158,21 +158,45 @@ impl Assignment {
     }
 }
 
-/// Forgets an assignment, and returns how many rows it had.
-pub fn forget(ctx: &ReducerContext, request_id: &str) -> u64 {
-    ctx.db.assignment_party().request_id().delete(request_id.to_owned());
 /// How many assignments that have not ended are with a user's providers, or offered to them.
 pub fn unfinished_with(ctx: &ReducerContext, user_id: &str) -> usize {
     ctx.db.assignment_party().by_provider().filter((user_id, false)).count()
 }
 
+/// Forgets an assignment, and returns how many rows it had.
+pub fn forget(ctx: &ReducerContext, request_id: &str) -> u64 {
+    ctx.db.assignment_party().request_id().delete(request_id.to_owned());
     ctx.db.compute_assignment().request_id().delete(request_id)
         + ctx.db.compute_assignment_change().by_version().delete(request_id)
         + ctx.db.assignment_update().by_version().delete(request_id)
 }
 
+/// Forgets an assignment that has ended before its time, but not that it was opened.
+pub fn forget_early(ctx: &ReducerContext, party: AssignmentParty) {
+    forget(ctx, &party.request_id);
+    let forgotten = ctx.db.forgotten_assignment();
+    let before = forgotten.by_requester().filter(party.requester.as_str());
+    let before: Vec<ForgottenAssignment> = before.collect();
+    if before.len() >= limit::ASSIGNMENTS_FORGOTTEN
+        && let Some(first) = before.into_iter().next()
+    {
+        forgotten.request_id().delete(first.request_id);
+    }
+    forgotten.insert(ForgottenAssignment {
+        request_id: party.request_id,
+        requester: party.requester,
+        opened_as: party.opened_as,
+        until: party.due_at,
+    });
+}
+
 /// Expires the assignments whose deadline has come, and forgets those that ended long ago.
 pub fn sweep(ctx: &ReducerContext) {
+    let forgotten = ctx.db.forgotten_assignment();
+    let past = forgotten.until().filter(..=ctx.timestamp).take(AT_ONCE);
+    for request_id in past.map(|row| row.request_id).collect::<Vec<_>>() {
+        forgotten.request_id().delete(request_id);
+    }
     let parties = ctx.db.assignment_party();
     let mut rows = 0;
     // The host reads all that are due before it gives the first, so they are asked for once.

@@ -59,11 +59,24 @@ pub const ASSIGNMENTS_FORGOTTEN: usize = 512;
 /// again may be taken, so that whoever fills a provider with offers keeps it from no work.
 pub const PROVIDER_ASSIGNMENTS: usize = 4 * ASSIGNMENTS;
 /// Largest document of an assignment, and largest report about it, in bytes.
-pub const ASSIGNMENT_BYTES: usize = 16 * 1024;
+pub const ASSIGNMENT_BYTES: usize = 4 * 1024;
 /// How long an assignment may take until its deadline, in seconds: a week.
 pub const ASSIGNMENT_SECONDS: u64 = 7 * 86_400;
 /// How many of an assignment's newest changes are kept.
-pub const ASSIGNMENT_CHANGES: u64 = 64;
+pub const ASSIGNMENT_CHANGES: u64 = 16;
+/// Most bytes that the capabilities and assignments of one user take in SpacetimeDB's memory.
+pub const COLLABORATION_BYTES: usize = 6 * 1024 * 1024;
+const _: () = {
+    // Names and fixed columns, and the names again in the indexes. Of an assignment there are a row and a history for the
+    // requester's sessions, and the same for the provider's.
+    let (change, update, party) = (5 * NAME_BYTES, 5 * NAME_BYTES, 8 * NAME_BYTES);
+    let seen = 2 * ASSIGNMENT_BYTES + 4 * NAME_BYTES + ASSIGNMENT_CHANGES as usize * change;
+    let assignment = 2 * seen + ASSIGNMENT_CHANGES as usize * update + party;
+    let capability = CAPABILITY_BYTES + 12 * NAME_BYTES;
+    let forgotten = 5 * NAME_BYTES;
+    let assignments = 2 * ASSIGNMENTS * assignment + ASSIGNMENTS_FORGOTTEN * forgotten;
+    assert!(assignments + CAPABILITIES * capability < COLLABORATION_BYTES);
+};
 /// Longest name of a node, a region, a user, a session, a device, a provider, a capability, an assignment or a change of one, in
 /// bytes.
 pub const NAME_BYTES: usize = 128;

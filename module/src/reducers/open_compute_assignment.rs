@@ -7,12 +7,12 @@ use spacetime_sync_rules::quota::Call;
 use spacetimedb::{ReducerContext, Table, reducer};
 
 use crate::access::own_session;
-use crate::assignments::{Assignment, forget};
+use crate::assignments::{Assignment, forget_early, unfinished_with};
 use crate::capabilities::user_of;
 use crate::log_access::{digest_from_column, digest_to_column};
 use crate::quota::spend;
 use crate::refuse::{Refused, refused};
-use crate::tables::{AssignmentParty, ComputeAssignment, assignment_party};
+use crate::tables::{AssignmentParty, ComputeAssignment, assignment_party, forgotten_assignment};
 
 /// Without a `provider_id` the assignment is open to all. It expires after `deadline_seconds`. The same call again changes
 /// nothing, whatever has become of the assignment.
@@ -29,19 +29,23 @@ pub fn open_compute_assignment(
     spend(ctx, Call::Collaboration)?;
     let opening = assignment::opening(&request_id, &provider_id, &assignment, deadline_seconds).map_err(refused)?;
     let parties = ctx.db.assignment_party();
-    if let Some(held) = parties.request_id().find(request_id.clone()) {
-        let is_own = held.requester == own.user_id;
+    let held = parties.request_id().find(request_id.clone());
+    let opened = held.map(|held| (held.requester, held.opened_as)).or_else(|| {
+        let forgotten = ctx.db.forgotten_assignment().request_id().find(request_id.clone())?;
+        Some((forgotten.requester, forgotten.opened_as))
+    });
+    if let Some((requester, opened_as)) = opened {
         return opening
-            .check_repeat(is_own, digest_from_column(held.opened_as))
+            .check_repeat(requester == own.user_id, digest_from_column(opened_as))
             .map_err(refused);
     }
     let unfinished = parties.by_requester().filter((own.user_id.as_str(), false)).count();
     assignment::check_room(unfinished).map_err(refused)?;
     let ended: Vec<AssignmentParty> = parties.by_requester().filter((own.user_id.as_str(), true)).collect();
     if unfinished + ended.len() >= 2 * limit::ASSIGNMENTS
-        && let Some(first) = ended.first()
+        && let Some(first) = ended.into_iter().next()
     {
-        forget(ctx, &first.request_id);
+        forget_early(ctx, first);
     }
     let provider = match &opening.provider_id {
         Some(provider_id) => {

@@ -94,6 +94,21 @@ pub struct AssignmentParty {
     pub due_at: Timestamp,
 }
 
+/// Assignments that the module holds no longer because their requester opened many others, as long as they would have been
+/// held. By these the late repeat of a call is told that opened one. Private, because it names users.
+#[table(accessor = forgotten_assignment, index(accessor = by_requester, btree(columns = [requester, until])))]
+pub struct ForgottenAssignment {
+    #[primary_key]
+    pub request_id: String,
+    /// The user who asked for it.
+    pub requester: String,
+    /// The digest of the call that opened it.
+    pub opened_as: u256,
+    /// When the row may be deleted.
+    #[index(btree)]
+    pub until: Timestamp,
+}
+
 /// The calls that made the newest changes, by which a repeated call is told. Private, because it names users.
 #[table(accessor = assignment_update, index(accessor = by_version, btree(columns = [request_id, version])))]
 pub struct AssignmentUpdate {

@@ -63,6 +63,7 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
         ("compute_assignment_change", Seen::Audience),
         ("assignment_party", Seen::OwnerOfSessions),
         ("assignment_update", Seen::OwnerOfSessions),
+        ("forgotten_assignment", Seen::OwnerOfSessions),
         ("capability_claim", Seen::OwnerOfSessions),
         ("provider_capability", Seen::AnyoneOfSessions),
     ])
