@@ -17,17 +17,21 @@ pub fn spend(ctx: &ReducerContext, call: Call) -> Result<(), Refused> {
         acknowledgements: now,
         heartbeats: now,
         until: now,
-        collaboration: now,
+        publications: now,
+        assignments: now,
     });
     let whole_at = match call {
         Call::Acknowledgement => &mut row.acknowledgements,
         Call::Heartbeat => &mut row.heartbeats,
-        Call::Collaboration => &mut row.collaboration,
+        Call::Publication => &mut row.publications,
+        Call::Assignment => &mut row.assignments,
     };
     let (whole_at_us, now_us) = (whole_at.to_micros_since_unix_epoch(), now.to_micros_since_unix_epoch());
     let after_us = call.rate().take(whole_at_us, now_us).map_err(refused)?;
     *whole_at = Timestamp::from_micros_since_unix_epoch(after_us);
-    row.until = row.acknowledgements.max(row.heartbeats).max(row.collaboration);
+    row.until = [row.heartbeats, row.publications, row.assignments]
+        .into_iter()
+        .fold(row.acknowledgements, Timestamp::max);
     if is_held {
         quotas.identity().update(row);
     } else {

@@ -10,8 +10,10 @@ pub enum Call {
     Acknowledgement,
     /// A node of the session says how it is. Everybody who sees the session is told.
     Heartbeat,
-    /// A capability is published, or an assignment is opened or changed. Whoever may see it is told.
-    Collaboration,
+    /// A capability is published. Everybody is told.
+    Publication,
+    /// An assignment is opened or changed. Whoever may see it is told.
+    Assignment,
 }
 
 /// So many calls in a second, and so many at once after a rest.
@@ -29,7 +31,9 @@ impl Call {
             Self::Acknowledgement => (500, 2 * streams),
             // Each node says so every five seconds.
             Self::Heartbeat => (10, 100),
-            Self::Collaboration => (50, 200),
+            // A provider that begins anew may publish all that it can do, and that it cannot.
+            Self::Publication => (1, 2 * limit::CAPABILITIES as u32),
+            Self::Assignment => (20, 200),
         };
         Rate { per_second, burst }
     }

@@ -26,7 +26,7 @@ pub fn open_compute_assignment(
 ) -> Result<(), Refused> {
     let own = own_session(ctx)?;
     own.may(Scope::AssignmentOpen)?;
-    spend(ctx, Call::Collaboration)?;
+    spend(ctx, Call::Assignment)?;
     let opening = assignment::opening(&request_id, &provider_id, &assignment, deadline_seconds).map_err(refused)?;
     let parties = ctx.db.assignment_party();
     let held = parties.request_id().find(request_id.clone());

@@ -28,7 +28,7 @@ pub fn publish_provider_capability(
 ) -> Result<(), Refused> {
     let own = own_session(ctx)?;
     own.may(Scope::Provider)?;
-    spend(ctx, Call::Collaboration)?;
+    spend(ctx, Call::Publication)?;
     let names = [provider_id.as_str(), capability.as_str()];
     let publication =
         capability::publication(names, version, price_hint_sats, &region, &document, ttl_seconds).map_err(refused)?;

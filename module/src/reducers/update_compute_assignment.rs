@@ -32,7 +32,7 @@ pub fn update_compute_assignment(
     if provides.is_err() {
         asks.clone()?;
     }
-    spend(ctx, Call::Collaboration)?;
+    spend(ctx, Call::Assignment)?;
     let change = assignment::change(
         &request_id,
         &update_id,

@@ -13,7 +13,10 @@ pub struct CallerQuota {
     /// The latest of all these: then the row may be deleted.
     #[index(btree)]
     pub until: Timestamp,
-    /// When the caller may publish, open and change a whole burst again.
+    /// When the caller may publish a whole burst of capabilities again.
     #[default(Timestamp::UNIX_EPOCH)]
-    pub collaboration: Timestamp,
+    pub publications: Timestamp,
+    /// When the caller may open and change a whole burst of assignments again.
+    #[default(Timestamp::UNIX_EPOCH)]
+    pub assignments: Timestamp,
 }
