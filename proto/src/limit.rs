@@ -65,15 +65,15 @@ pub const ASSIGNMENT_SECONDS: u64 = 7 * 86_400;
 /// How many of an assignment's newest changes are kept.
 pub const ASSIGNMENT_CHANGES: u64 = 16;
 /// Most bytes that the capabilities and assignments of one user take in SpacetimeDB's memory.
-pub const COLLABORATION_BYTES: usize = 6 * 1024 * 1024;
+pub const COLLABORATION_BYTES: usize = 8 * 1024 * 1024;
 const _: () = {
-    // Names and fixed columns, and the names again in the indexes. Of an assignment there are a row and a history for the
-    // requester's sessions, and the same for the provider's.
-    let (change, update, party) = (5 * NAME_BYTES, 5 * NAME_BYTES, 8 * NAME_BYTES);
-    let seen = 2 * ASSIGNMENT_BYTES + 4 * NAME_BYTES + ASSIGNMENT_CHANGES as usize * change;
+    // Besides documents, a row is names and fixed columns in pieces of 64 bytes, and the names again in the indexes. Of an
+    // assignment there are a row and a history for the requester's sessions, and the same for the provider's.
+    let (change, update, party) = (9 * NAME_BYTES, 8 * NAME_BYTES, 12 * NAME_BYTES);
+    let seen = 2 * ASSIGNMENT_BYTES + 7 * NAME_BYTES + ASSIGNMENT_CHANGES as usize * change;
     let assignment = 2 * seen + ASSIGNMENT_CHANGES as usize * update + party;
-    let capability = CAPABILITY_BYTES + 12 * NAME_BYTES;
-    let forgotten = 5 * NAME_BYTES;
+    let capability = CAPABILITY_BYTES + 16 * NAME_BYTES;
+    let forgotten = 8 * NAME_BYTES;
     let assignments = 2 * ASSIGNMENTS * assignment + ASSIGNMENTS_FORGOTTEN * forgotten;
     assert!(assignments + CAPABILITIES * capability < COLLABORATION_BYTES);
 };
