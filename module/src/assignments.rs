@@ -210,13 +210,14 @@ pub fn sweep(ctx: &ReducerContext) {
         if due.has_ended || expire(ctx, &request_id).is_none() {
             rows += forget(ctx, &request_id);
         } else {
-            // Two audiences, each with a row and a change; and the party.
+            // An assignment and a change are written for each of its two audiences.
             rows += 4;
         }
     }
 }
 
-/// Nothing if the assignment cannot expire, which no assignment that has not ended is. A sweep must not fail: it ends sessions.
+/// Expires an assignment. `None` if its rows do not allow that, although every assignment that has not ended can expire. The
+/// sweep forgets it then, and does not fail, because the same transaction ends sessions.
 fn expire(ctx: &ReducerContext, request_id: &str) -> Option<()> {
     let assignment = Assignment::find(ctx, request_id)?;
     let next = assignment::expire(&assignment.held().ok()?)?;

@@ -97,7 +97,7 @@ pub struct Limits {
     /// keeps each row twice, as received and as decoded: twice this is most of a client's peak memory.
     pub reconnect_bytes: usize,
     /// How many bytes each stream adds to these two bounds: 16 KiB. To replace a subscription costs the same however little
-    /// it has brought, so a client of thousands of streams would otherwise do little else.
+    /// it has brought. Without this share, a client of thousands of streams would spend most of its time on that.
     pub stream_bytes: usize,
     /// Pages under way at the same time, over all streams: 4.
     pub pages_in_flight: usize,

@@ -1,4 +1,5 @@
-//! Removes what has expired: sessions, the owner's grants, presences, capabilities, assignments and what is remembered for a while. A bounded piece each time.
+//! Removes what has expired: sessions, the owner's grants, presences, capabilities, assignments and what is remembered for a
+//! while. A bounded piece each time.
 
 use std::time::Duration;
 

@@ -201,7 +201,8 @@ async fn whoever_publishes_without_end_is_refused_soon_because_everybody_hears_i
     let loud = guarded.provider("7", "loud", "p1").await;
     let quiet = guarded.provider("7", "quiet", "p1").await;
     let publish = async || guarded.publish(&loud, "p1", "gpu", 1, "{}", 3_600).await;
-    // A burst of all its capabilities twice, less the first, and one more in each second that it took.
+    // The burst lets each of its capabilities be published twice. The first call was made when the provider began, and each
+    // second that the flood took allows one more.
     let (taken, took) = flood(publish).await;
     let burst = 2 * limit::CAPABILITIES as u128 - 1;
     assert!(
