@@ -1,6 +1,5 @@
 //! SpacetimeDB alone: an SDK loop that appends to the module, with subscribers and without Postgres.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,11 +11,11 @@ use spacetimedb_sdk::__codegen::__sats::u256;
 use spacetimedb_sdk::{Compression, DbContext, Table};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::background;
 use crate::measure::{Log, Size, in_memory};
 use spacetime_sync_tests::figures::{median, rate};
 use spacetime_sync_tests::lane::{Lane, stream};
 use spacetime_sync_tests::postgres::Cluster;
-use spacetime_sync_tests::process::{Cpu, Process};
 
 /// Most frames in flight, for frames of many events and for frames of one event.
 const IN_FLIGHT: (usize, usize) = (16, 64);
@@ -136,10 +135,10 @@ pub(crate) async fn run(size: Size, cut: Cut, window: Window, held: u64, subscri
     let (mut pairs, mut beside_compression) = (Vec::new(), Vec::new());
     while pairs.len() < window.samples && beside_compression.len() < window.samples {
         let empty = empty(size, cut, window, subscribers).await?;
-        bare.at_rest().await;
-        let segments = bare.segments();
+        background::at_rest(&bare.lane).await;
+        let segments = background::segments(&bare.lane);
         let full = bare.timed(events).await?;
-        if bare.segments() == segments {
+        if background::segments(&bare.lane) == segments {
             pairs.push((empty, full));
         } else {
             beside_compression.push(full.rate);
@@ -189,14 +188,14 @@ impl Bare {
     /// Warms up connection, module and allocator.
     async fn warm_up(&mut self, events: u64) -> anyhow::Result<()> {
         self.timed(events).await?;
-        self.at_rest().await;
+        background::at_rest(&self.lane).await;
         Ok(())
     }
 
     async fn timed(&mut self, events: u64) -> anyhow::Result<Pace> {
         let frames = make(&mut self.log, self.cut, events);
         let in_flight = if self.cut.events > 1 { IN_FLIGHT.0 } else { IN_FLIGHT.1 };
-        let (started, cpu) = (Instant::now(), self.cpu());
+        let (started, cpu) = (Instant::now(), background::cpu(&self.lane));
         send(&self.bridge, &self.stream_id, frames, in_flight).await?;
         self.sent = self.sent.plus(events);
         let all = spacetime_sync_tests::until(Duration::from_secs(120), || {
@@ -206,34 +205,11 @@ impl Bare {
         });
         anyhow::ensure!(all.await, "a subscriber did not receive every event");
         let rate = rate(events, started.elapsed());
-        let user = self.cpu().user.saturating_sub(cpu.user);
+        let user = background::cpu(&self.lane).user.saturating_sub(cpu.user);
         Ok(Pace {
             rate,
             user_us: user.as_secs_f64() * 1e6 / events as f64,
         })
-    }
-
-    fn cpu(&self) -> Cpu {
-        self.lane.server.process().and_then(Process::cpu).unwrap_or_default()
-    }
-
-    /// Waits until the host is idle: it compresses a full log segment in the background, on a core of its own.
-    async fn at_rest(&self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let mut before = self.cpu().whole();
-        while Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let now = self.cpu().whole();
-            if now.saturating_sub(before) < Duration::from_millis(100) {
-                return;
-            }
-            before = now;
-        }
-    }
-
-    /// Number of segments of the engine's log.
-    fn segments(&self) -> usize {
-        segments(self.lane.folder.path())
     }
 
     /// Resident memory of the host, in MB.
@@ -249,16 +225,6 @@ impl Drop for Bare {
     fn drop(&mut self) {
         let _ = self.bridge.disconnect();
     }
-}
-
-fn segments(folder: &Path) -> usize {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.file_type() {
-            Ok(kind) if kind.is_dir() => segments(&entry.path()),
-            _ => usize::from(entry.file_name().to_string_lossy().ends_with(".stdb.log")),
-        })
-        .sum()
 }
 
 /// A frame to send, and what the call states about it.

@@ -6,12 +6,16 @@ use anyhow::Context as _;
 use serde::Serialize;
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::figures::{median, rate};
-use spacetime_sync_tests::lane::{Lane, stream};
+use spacetime_sync_tests::lane::{Bridge, Lane, stream};
+use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::process::Cpu;
+use spacetime_sync_tests::scene::ready;
 
+use crate::background;
 use crate::crowd::{Behaviour, Crowd, Member};
 use crate::lane::{STREAMS, between, write, write_paced};
 use crate::measure::Size;
+use crate::report::{Report, two};
 
 const LIMIT: Duration = Duration::from_secs(600);
 const SIZE: Size = Size::Bytes(512);
@@ -54,18 +58,90 @@ impl Figures {
     }
 }
 
-/// Measures on a lane whose bridge runs. `name` distinguishes this from the lane's other measurements.
-pub(crate) async fn measure(lane: &Lane, name: usize, extent: Extent) -> anyhow::Result<Figures> {
+/// What busy streams carried without others, beside something, and without others again.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Beside {
+    before: Figures,
+    beside: Figures,
+    after: Figures,
+}
+
+/// An empty lane with a bridge.
+pub(crate) async fn lane(cluster: &Cluster) -> anyhow::Result<(Lane, Bridge)> {
+    let lane = Lane::start_on(cluster).await?;
+    let bridge = lane.bridge()?;
+    ready(&bridge, LIMIT).await?;
+    Ok((lane, bridge))
+}
+
+/// Measures on three new lanes. `rest` brings to the second what busy streams are to run beside; that stays until they
+/// are measured.
+pub(crate) async fn beside<T, F>(
+    cluster: &Cluster,
+    extent: Extent,
+    rest: impl AsyncFnOnce(&Lane) -> anyhow::Result<(T, F)>,
+) -> anyhow::Result<(Beside, F)> {
+    let without = async || {
+        let (lane, _bridge) = lane(cluster).await?;
+        measure(&lane, extent).await
+    };
+    let before = without().await?;
+    let (lane, bridge) = lane(cluster).await?;
+    let (resting, found) = rest(&lane).await?;
+    let beside = measure(&lane, extent).await?;
+    drop((resting, bridge, lane));
+    let after = without().await?;
+    Ok((Beside { before, beside, after }, found))
+}
+
+impl Report {
+    /// Tells what busy streams did beside something. Returns the ratio to what they did without it.
+    pub(crate) fn compared(&self, found: &Beside) -> Figures {
+        let Beside { before, beside, after } = found;
+        let mean = |of: fn(&Figures) -> f64| f64::midpoint(of(before), of(after));
+        let without = Figures {
+            per_second: mean(|figures| figures.per_second),
+            host_us: mean(|figures| figures.host_us),
+            p50_ms: mean(|figures| figures.p50_ms),
+            p99_ms: mean(|figures| figures.p99_ms),
+        };
+        for (what, figures) in [("before", before), ("beside", beside), ("after", after)] {
+            self.say(&format!(
+                "  {what}: {:.0} in bulk per second, CPU of the host {:.2} µs per event; single events p50 {:.2} ms, p99 {:.2} ms",
+                figures.per_second, figures.host_us, figures.p50_ms, figures.p99_ms
+            ));
+        }
+        let ratio = beside.of(&without);
+        self.say(&format!(
+            "  ratios: {:.2} in bulk, CPU of the host {:.2}, p50 {:.2}, p99 {:.2}",
+            ratio.per_second, ratio.host_us, ratio.p50_ms, ratio.p99_ms
+        ));
+        Figures {
+            per_second: two(ratio.per_second),
+            host_us: two(ratio.host_us),
+            p50_ms: two(ratio.p50_ms),
+            p99_ms: two(ratio.p99_ms),
+        }
+    }
+}
+
+/// Measures on a lane whose bridge runs and which has no busy streams yet.
+async fn measure(lane: &Lane, extent: Extent) -> anyhow::Result<Figures> {
     let (mut rates, mut host_us, mut p50, mut p99) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for round in 0..extent.rounds {
-        let first = NUMBERS + (name * extent.rounds + round) * 2 * STREAMS;
-        let streams = |first: usize| (first..first + STREAMS).map(stream).collect::<Vec<_>>();
+    let streams = |first: usize| (first..first + STREAMS).map(stream).collect::<Vec<_>>();
+    let mut first = NUMBERS;
+    while rates.len() < extent.rounds {
+        background::at_rest(lane).await;
+        let segments = background::segments(lane);
         let (rate, us) = in_bulk(lane, &streams(first), extent.bulk).await?;
-        rates.push(rate);
-        host_us.push(us);
         let (median, slowest) = one_by_one(lane, &streams(first + STREAMS), extent.paced).await?;
-        p50.push(median);
-        p99.push(slowest);
+        first += 2 * STREAMS;
+        if background::segments(lane) == segments {
+            rates.push(rate);
+            host_us.push(us);
+            p50.push(median);
+            p99.push(slowest);
+        }
     }
     Ok(Figures {
         per_second: median(&mut rates),

@@ -6,8 +6,6 @@ use anyhow::Context as _;
 use serde_json::json;
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::lane::Lane;
-use spacetime_sync_tests::scene::ready;
-use spacetime_sync_tests::until;
 
 use crate::busy::{self, cpu_of};
 use crate::crowd::{Behaviour, Crowd, Member};
@@ -50,9 +48,8 @@ pub(crate) const QUICK: Extent = Extent {
     },
 };
 
-/// Clients that rest, each with a stream of its own, and what they cost.
-struct Resting {
-    crowds: Vec<Crowd>,
+/// What a client costs that rests, with a stream of its own.
+struct Each {
     /// Memory of each in the host and in its own process, in KB.
     host_kb: f64,
     client_kb: f64,
@@ -69,11 +66,6 @@ fn memory_kb(process: u32) -> anyhow::Result<u64> {
     gate::resident_kb(process).context("a process is gone")
 }
 
-/// Number of open files of a process, connections among them.
-fn files(process: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{process}/fd")).map_or(0, Iterator::count)
-}
-
 async fn crowd(lane: &Lane, name: &str, members: Vec<Member>) -> anyhow::Result<Crowd> {
     let mut crowd = Crowd::start(lane, name, members, Behaviour::default())?;
     tokio::time::timeout(LIMIT, crowd.live())
@@ -82,46 +74,44 @@ async fn crowd(lane: &Lane, name: &str, members: Vec<Member>) -> anyhow::Result<
     Ok(crowd)
 }
 
-impl Resting {
-    /// Connects the clients, a process after the other.
-    async fn start(lane: &Lane, clients: usize) -> anyhow::Result<Self> {
-        lane.sql(&format!(
-            "select runtime.sync_append('bench.rests.' || n, 'first', 'run.event', convert_to('first', 'UTF8')) \
-             from generate_series(1, {clients}) n"
-        ))
-        .await?;
-        anyhow::ensure!(lane.published(LIMIT).await, "the streams were not published");
-        let mut members = Vec::new();
-        for client in 1..=clients {
-            let stream_id = StreamId::new(&format!("bench.rests.{client}"))?;
-            members.push(Member::new(lane, &[stream_id]).await?);
-        }
-        let few_kb = memory_kb(crowd(lane, "few", members[..FEW].to_vec()).await?.id()?)?;
-        let (mut crowds, mut held_kb) = (Vec::new(), Vec::new());
-        let in_one = clients.div_ceil(CROWDS);
-        for (number, members) in members.chunks(in_one).enumerate() {
-            crowds.push(crowd(lane, &format!("rests-{number}"), members.to_vec()).await?);
-            held_kb.push(memory_kb(host(lane)?)?);
-        }
-        let processes = crowds.iter().map(Crowd::id).collect::<anyhow::Result<Vec<_>>>()?;
-        let used = || {
-            let of_clients: Duration = processes.iter().map(|process| cpu_of(*process)).sum();
-            Ok::<_, anyhow::Error>((cpu_of(host(lane)?), of_clients))
-        };
-        let before = used()?;
-        tokio::time::sleep(QUIET).await;
-        let after = used()?;
-        let us = |spent: Duration| spent.as_secs_f64() * 1e6 / QUIET.as_secs_f64() / clients as f64;
-        // The first process of clients also pays for what the host needs only once.
-        let (first_kb, last_kb) = (held_kb[0], held_kb[held_kb.len() - 1]);
-        Ok(Self {
-            host_kb: last_kb.saturating_sub(first_kb) as f64 / (clients - in_one) as f64,
-            client_kb: memory_kb(processes[0])?.saturating_sub(few_kb) as f64 / (in_one - FEW) as f64,
-            host_us: us(after.0.saturating_sub(before.0)),
-            client_us: us(after.1.saturating_sub(before.1)),
-            crowds,
-        })
+/// Connects the clients, a process after the other.
+async fn rest(lane: &Lane, clients: usize) -> anyhow::Result<(Vec<Crowd>, Each)> {
+    lane.sql(&format!(
+        "select runtime.sync_append('bench.rests.' || n, 'first', 'run.event', convert_to('first', 'UTF8')) \
+         from generate_series(1, {clients}) n"
+    ))
+    .await?;
+    anyhow::ensure!(lane.published(LIMIT).await, "the streams were not published");
+    let mut members = Vec::new();
+    for client in 1..=clients {
+        let stream_id = StreamId::new(&format!("bench.rests.{client}"))?;
+        members.push(Member::new(lane, &[stream_id]).await?);
     }
+    let few_kb = memory_kb(crowd(lane, "few", members[..FEW].to_vec()).await?.id()?)?;
+    let (mut crowds, mut held_kb) = (Vec::new(), Vec::new());
+    let in_one = clients.div_ceil(CROWDS);
+    for (number, members) in members.chunks(in_one).enumerate() {
+        crowds.push(crowd(lane, &format!("rests-{number}"), members.to_vec()).await?);
+        held_kb.push(memory_kb(host(lane)?)?);
+    }
+    let processes = crowds.iter().map(Crowd::id).collect::<anyhow::Result<Vec<_>>>()?;
+    let used = || {
+        let of_clients: Duration = processes.iter().map(|process| cpu_of(*process)).sum();
+        Ok::<_, anyhow::Error>((cpu_of(host(lane)?), of_clients))
+    };
+    let before = used()?;
+    tokio::time::sleep(QUIET).await;
+    let after = used()?;
+    let us = |spent: Duration| spent.as_secs_f64() * 1e6 / QUIET.as_secs_f64() / clients as f64;
+    // The first process of clients also pays for what the host needs only once.
+    let (first_kb, last_kb) = (held_kb[0], held_kb[held_kb.len() - 1]);
+    let each = Each {
+        host_kb: last_kb.saturating_sub(first_kb) as f64 / (clients - in_one) as f64,
+        client_kb: memory_kb(processes[0])?.saturating_sub(few_kb) as f64 / (in_one - FEW) as f64,
+        host_us: us(after.0.saturating_sub(before.0)),
+        client_us: us(after.1.saturating_sub(before.1)),
+    };
+    Ok((crowds, each))
 }
 
 impl Report {
@@ -130,26 +120,13 @@ impl Report {
         self.say(&format!(
             "{clients} clients of streams on which nothing happens, and busy streams beside them"
         ));
-        let lane = Lane::start_on(&self.cluster).await?;
-        let bridge = lane.bridge()?;
-        ready(&bridge, LIMIT).await?;
-        let before = busy::measure(&lane, 0, extent.busy).await?;
-        let open = files(host(&lane)?);
-        let resting = Resting::start(&lane, clients).await?;
+        let (beside, each) = busy::beside(&self.cluster, extent.busy, async |lane| rest(lane, clients).await).await?;
         self.say(&format!(
             "  memory of each: {:.1} KB in the host, {:.1} KB in its own process; CPU of each in a second: {:.0} µs in the host, \
              {:.0} µs in its own process",
-            resting.host_kb, resting.client_kb, resting.host_us, resting.client_us
+            each.host_kb, each.client_kb, each.host_us, each.client_us
         ));
-        let beside = busy::measure(&lane, 1, extent.busy).await?;
-        drop(resting.crowds);
-        let process = host(&lane)?;
-        anyhow::ensure!(
-            until(LIMIT, || files(process) < open + FEW).await,
-            "the host keeps the connections of clients that are gone"
-        );
-        let after = busy::measure(&lane, 2, extent.busy).await?;
-        let ratio = self.compared(before, beside, after);
+        let ratio = self.compared(&beside);
         let gate_kb = gate::idle(&self.cluster, clients).await?;
         self.say(&format!(
             "  {gate_kb:.1} KB in a gate for each of {clients} silent clients"
@@ -158,12 +135,12 @@ impl Report {
             "idle",
             json!({
                 "clients": clients,
-                "host_kb": two(resting.host_kb),
-                "client_kb": two(resting.client_kb),
+                "host_kb": two(each.host_kb),
+                "client_kb": two(each.client_kb),
                 "gate_kb": two(gate_kb),
-                "host_us_per_second": two(resting.host_us),
-                "client_us_per_second": two(resting.client_us),
-                "busy": [before, beside, after],
+                "host_us_per_second": two(each.host_us),
+                "client_us_per_second": two(each.client_us),
+                "busy": beside,
                 "ratio": ratio,
             }),
         );

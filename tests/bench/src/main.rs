@@ -1,5 +1,6 @@
 //! See `scripts/bench`: what each part of the lane carries alone, and what the whole lane carries.
 
+mod background;
 mod bare;
 mod budget;
 mod busy;

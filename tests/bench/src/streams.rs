@@ -10,7 +10,6 @@ use spacetime_sync_tests::figures::rate;
 use spacetime_sync_tests::lane::{Bridge, Lane, stream};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::process::Process;
-use spacetime_sync_tests::scene::ready;
 use tokio::task::JoinSet;
 
 use crate::busy::{self, cpu_of};
@@ -157,16 +156,9 @@ async fn write(lane: &Lane, streams: &[StreamId], before: u64, each: u64) -> any
 }
 
 /// A lane with a bridge.
-async fn lane_with_bridge(cluster: &Cluster) -> anyhow::Result<(Lane, Bridge)> {
-    let lane = Lane::start_on(cluster).await?;
-    let bridge = lane.bridge()?;
-    ready(&bridge, LIMIT).await?;
-    Ok((lane, bridge))
-}
-
 /// So many events on each of so many streams, of which one client sees all.
 async fn spread(cluster: &Cluster, count: usize, each: u64) -> anyhow::Result<Spread> {
-    let (lane, bridge) = lane_with_bridge(cluster).await?;
+    let (lane, bridge) = busy::lane(cluster).await?;
     let streams: Vec<_> = (1..=count).map(stream).collect();
     let events = each * count as u64;
     // `held` is what the client has applied before, `events` what it is still to apply.
@@ -209,23 +201,18 @@ async fn spread(cluster: &Cluster, count: usize, each: u64) -> anyhow::Result<Sp
     })
 }
 
-/// Busy streams without others, beside so many that rest, and without others again.
-async fn beside(cluster: &Cluster, extent: Extent) -> anyhow::Result<[busy::Figures; 3]> {
-    let mut found = Vec::new();
-    for resting in [0, extent.resting, 0] {
-        let (lane, _bridge) = lane_with_bridge(cluster).await?;
-        for first in (1..=resting).step_by(CHUNK) {
-            let last = resting.min(first + CHUNK - 1);
-            lane.sql(&format!(
-                "select runtime.sync_append('bench.rests.' || n, 'first', 'run.event', convert_to('first', 'UTF8')) \
-                 from generate_series({first}, {last}) n"
-            ))
-            .await?;
-        }
-        anyhow::ensure!(lane.published(LIMIT).await, "{resting} streams were not published");
-        found.push(busy::measure(&lane, 0, extent.busy).await?);
+/// Creates streams that rest.
+async fn create(lane: &Lane, resting: usize) -> anyhow::Result<()> {
+    for first in (1..=resting).step_by(CHUNK) {
+        let last = resting.min(first + CHUNK - 1);
+        lane.sql(&format!(
+            "select runtime.sync_append('bench.rests.' || n, 'first', 'run.event', convert_to('first', 'UTF8')) \
+             from generate_series({first}, {last}) n"
+        ))
+        .await?;
     }
-    Ok([found[0], found[1], found[2]])
+    anyhow::ensure!(lane.published(LIMIT).await, "{resting} streams were not published");
+    Ok(())
 }
 
 impl Report {
@@ -242,40 +229,15 @@ impl Report {
             spreads.push(found);
         }
         self.say(&format!("four busy streams beside {} that rest", extent.resting));
-        let [before, beside, after] = beside(&self.cluster, extent).await?;
-        let ratio = self.compared(before, beside, after);
+        let (beside, ()) = busy::beside(&self.cluster, extent.busy, async |lane| {
+            create(lane, extent.resting).await.map(|()| ((), ()))
+        })
+        .await?;
+        let ratio = self.compared(&beside);
         self.put(
             "streams",
-            json!({ "spread": spreads, "resting": extent.resting, "busy": [before, beside, after], "ratio": ratio }),
+            json!({ "spread": spreads, "resting": extent.resting, "busy": beside, "ratio": ratio }),
         );
         Ok(())
-    }
-
-    /// Tells what busy streams did beside something, and without it before and after. Returns the ratio.
-    pub(crate) fn compared(&self, before: busy::Figures, beside: busy::Figures, after: busy::Figures) -> busy::Figures {
-        let mean = |of: fn(&busy::Figures) -> f64| f64::midpoint(of(&before), of(&after));
-        let without = busy::Figures {
-            per_second: mean(|figures| figures.per_second),
-            host_us: mean(|figures| figures.host_us),
-            p50_ms: mean(|figures| figures.p50_ms),
-            p99_ms: mean(|figures| figures.p99_ms),
-        };
-        for (what, figures) in [("before", before), ("beside", beside), ("after", after)] {
-            self.say(&format!(
-                "  {what}: {:.0} in bulk per second, CPU of the host {:.2} µs per event; single events p50 {:.2} ms, p99 {:.2} ms",
-                figures.per_second, figures.host_us, figures.p50_ms, figures.p99_ms
-            ));
-        }
-        let ratio = beside.of(&without);
-        self.say(&format!(
-            "  ratios: {:.2} in bulk, CPU of the host {:.2}, p50 {:.2}, p99 {:.2}",
-            ratio.per_second, ratio.host_us, ratio.p50_ms, ratio.p99_ms
-        ));
-        busy::Figures {
-            per_second: two(ratio.per_second),
-            host_us: two(ratio.host_us),
-            p50_ms: two(ratio.p50_ms),
-            p99_ms: two(ratio.p99_ms),
-        }
     }
 }
