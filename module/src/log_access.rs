@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 use spacetime_sync_proto::retention::class_of;
 use spacetime_sync_proto::seal::SEAL_BYTES;
-use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seal, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seal, Section, Seq, StreamId};
 use spacetime_sync_rules::content::Digest;
 use spacetime_sync_rules::log::{HeadRow, LogRows, StoredFrame};
 use spacetime_sync_rules::stream_key;
@@ -116,6 +116,7 @@ pub fn event_row(stream_key: u64, stored: StoredFrame) -> SyncEvent {
         last_seq: stored.frame.last_seq.get(),
         base_chain: chain_to_column(stored.frame.base_chain),
         last_at: stored.last_at_us,
+        section: Section::of(stream_key, stored.frame.first_seq).get(),
         frame: stored.frame.bytes.into(),
     }
 }

@@ -6,11 +6,11 @@ use std::fmt;
 /// Name and version of the protocol.
 pub const PROTOCOL: &str = "spacetime.sync.v1";
 /// Version of tables, reducers, procedures and frames. Every change to them raises it.
-pub const SCHEMA_VERSION: u32 = 8;
+pub const SCHEMA_VERSION: u32 = 9;
 /// sha256 of what the bindings are generated from: the module's public tables, its reducers, procedures and their
 /// types. `scripts/bindings` prints it, and the test `lane::contract::module_and_bindings_agree` fails when it is out
 /// of date.
-pub const SCHEMA_HASH: &str = "sha256:097b697473b12e4baa5317834b9a31642b74f06e0da5098c6015a0e637039581";
+pub const SCHEMA_HASH: &str = "sha256:2c02efe22a14106fb407457735a0f71672f88c455525f874e8cd688012020326";
 
 /// The contract that a module, bridge or client was built with.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The contract of the lane: everything that authority, bridge, module and client must agree on.
 //!
 //! Ids, identities and limits ([`id`], [`identity`], [`limit`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
-//! positions and frame rows ([`position`]), seals ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]), rewinds ([`rewind`]),
+//! positions and frame rows ([`position`]), sections of a stream ([`Section`]), seals ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]), rewinds ([`rewind`]),
 //! the authority epoch ([`epoch`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
 //! continued from ([`stale`]), who may see and do what ([`access`]), the client's checkpoint table, which tools read
 //! ([`checkpoint_table`]), and the contract's own version ([`contract`]). [`Secret`] and [`error_text`] stand here
@@ -29,6 +29,7 @@ pub mod retention;
 pub mod rewind;
 pub mod seal;
 mod secret;
+mod section;
 pub mod stale;
 
 pub use error_text::error_text;
@@ -41,6 +42,7 @@ pub use position::{FrameRow, Position, StreamProgress};
 pub use refusal::{Refusal, RefusalCode};
 pub use seal::{Seal, SealKey, SealKeyId, Sealer};
 pub use secret::Secret;
+pub use section::Section;
 pub use stale::{StaleCursor, StaleReason};
 
 /// The messages of `proto/sync.proto`, as `prost-build` generates them. `tests/wire.rs` keeps the two in step.

@@ -20,6 +20,9 @@ pub const PAGE_BYTES: usize = 1024 * 1024;
 /// How many events a subscription may reach ahead. A client subscribes to 4 MiB of events by default: to so many of 256 bytes.
 /// More would serve only who means harm: SpacetimeDB does nothing else while it evaluates a subscription.
 pub const SUBSCRIPTION_EVENTS: u64 = 16_384;
+/// How many seqs a section of a stream has ([`Section`](crate::Section)). SpacetimeDB reads every frame of a section when a
+/// client subscribes to a part of it, 0.2 µs each, and each section is a query of its own.
+pub const SECTION_EVENTS: u64 = 8_192;
 /// Most streams in one question for heads, of the bridge to the module or of a client to the bridge.
 pub const HEADS: usize = 1_000;
 /// Most retention classes.

@@ -99,8 +99,13 @@ impl Socket {
 
     /// Subscribes, and returns the subscription's id.
     pub async fn subscribe(&mut self, text: &str) -> anyhow::Result<u32> {
+        self.subscribe_to(&[text]).await
+    }
+
+    /// Subscribes to several queries, and returns the subscription's id.
+    pub async fn subscribe_to(&mut self, queries: &[impl AsRef<str>]) -> anyhow::Result<u32> {
         let id = self.request();
-        self.say(&words::subscribe(id, text)).await?;
+        self.say(&words::subscribe(id, queries)).await?;
         Ok(id)
     }
 

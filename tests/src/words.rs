@@ -1,7 +1,7 @@
 //! What a client of the lane says to SpacetimeDB, word for word, and a little of what none says.
 
 use bytes::Bytes;
-use spacetime_sync_proto::limit::FRAME_EVENTS;
+use spacetime_sync_proto::limit::{FRAME_EVENTS, SECTION_EVENTS};
 use spacetime_sync_proto::{Position, StreamId};
 use spacetimedb_client_api_messages::websocket::v2::{
     CallProcedure, CallProcedureFlags, CallReducer, CallReducerFlags, ClientMessage, QuerySetId, Subscribe,
@@ -23,12 +23,14 @@ pub fn grants(identity: &str) -> String {
 }
 
 /// The subscription to the frames of a stream that end after one seq and begin no later than another.
-pub fn frames(stream_key: u64, after: u64, to: u64) -> String {
-    let ends = to + FRAME_EVENTS as u64 - 1;
-    format!(
-        "SELECT * FROM sync_event WHERE stream_key = {stream_key} AND last_seq > {after} AND last_seq <= {ends} AND \
-         first_seq <= {to}"
-    )
+pub fn frames(stream_key: u64, after: u64, to: u64) -> Vec<String> {
+    let first = after.saturating_sub(FRAME_EVENTS as u64 - 2) / SECTION_EVENTS;
+    (first..=to / SECTION_EVENTS)
+        .map(|number| {
+            let section = u128::from(stream_key) << 64 | u128::from(number);
+            format!("SELECT * FROM sync_event WHERE section = {section} AND last_seq > {after} AND first_seq <= {to}")
+        })
+        .collect()
 }
 
 /// The arguments of `read_events`.
@@ -52,11 +54,11 @@ fn encoded(arguments: &impl Serialize) -> Vec<u8> {
 }
 
 /// Subscribes. The subscription has the id of the request.
-pub fn subscribe(id: u32, text: &str) -> ClientMessage {
+pub fn subscribe(id: u32, queries: &[impl AsRef<str>]) -> ClientMessage {
     ClientMessage::Subscribe(Subscribe {
         request_id: id,
         query_set_id: QuerySetId { id },
-        query_strings: Box::new([text.into()]),
+        query_strings: queries.iter().map(|query| query.as_ref().into()).collect(),
     })
 }
 

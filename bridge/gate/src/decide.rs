@@ -178,11 +178,7 @@ impl Connection {
     }
 
     fn subscribe(&mut self, subscribe: &Subscribe) -> Result<Pass, Breach> {
-        // Our client asks for one query at a time.
-        let [text] = &*subscribe.query_strings else {
-            return Err(Breach::ForeignQuery);
-        };
-        let query = Query::parse(text).ok_or(Breach::ForeignQuery)?;
+        let query = Query::parse(&subscribe.query_strings).ok_or(Breach::ForeignQuery)?;
         let (slot, most) = match &query {
             Query::Grants(identity) if *identity != self.identity => return Err(Breach::ForeignQuery),
             Query::Contract => (Slot::Contract, OF_A_KIND),
@@ -206,7 +202,7 @@ impl Connection {
         let written = Subscribe {
             request_id: subscribe.request_id,
             query_set_id: subscribe.query_set_id,
-            query_strings: Box::new([query.to_string().into()]),
+            query_strings: query.texts().into_iter().map(Box::from).collect(),
         };
         let asked = Asked {
             kind: Kind::Subscribe,
@@ -322,8 +318,8 @@ mod tests {
 
     fn frames(stream_key: u64) -> String {
         format!(
-            "SELECT * FROM sync_event WHERE stream_key = {stream_key} AND last_seq > 0 AND last_seq <= 1099 AND \
-             first_seq <= 100"
+            "SELECT * FROM sync_event WHERE section = {} AND last_seq > 0 AND first_seq <= 100",
+            u128::from(stream_key) << 64
         )
     }
 

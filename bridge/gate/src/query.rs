@@ -1,10 +1,11 @@
 //! The subscriptions of a client of the lane. A query is read by this grammar and written anew: no text of a client
 //! reaches SpacetimeDB's SQL.
 
-use std::fmt;
+use spacetime_sync_proto::limit::SUBSCRIPTION_EVENTS;
+use spacetime_sync_proto::{Section, Seq};
 
-use spacetime_sync_proto::Seq;
-use spacetime_sync_proto::limit::{FRAME_EVENTS, SUBSCRIPTION_EVENTS};
+/// The question for the module's contract.
+pub const CONTRACT: &str = "SELECT * FROM sync_contract";
 
 /// A subscription that the lane knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,17 +26,15 @@ pub enum Query {
     Frames(Frames),
 }
 
-/// The frames of a stream that end after `after` and no later than `ends`, and begin no later than `to`.
+/// The frames of a stream that end after `after` and begin no later than `to`, in as many queries as they have sections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frames {
     /// The key of the stream.
     pub stream_key: u64,
     /// See the type.
-    pub after: u64,
+    pub after: Seq,
     /// See the type.
-    pub ends: u64,
-    /// See the type.
-    pub to: u64,
+    pub to: Seq,
 }
 
 /// Digits of an identity.
@@ -44,8 +43,16 @@ const IDENTITY_DIGITS: usize = 64;
 const QUERY_BYTES: usize = 256;
 
 impl Query {
-    /// Reads a query. `None` if no client of the lane would write it.
-    pub fn parse(text: &str) -> Option<Self> {
+    /// Reads the queries of a subscription. `None` if no client of the lane would write them.
+    pub fn parse(texts: &[Box<str>]) -> Option<Self> {
+        let query = Self::begins(texts.first()?)?;
+        let ours = query.texts();
+        // Numbers have many forms, and we write one.
+        ours.iter().eq(texts.iter().map(|text| &**text)).then_some(query)
+    }
+
+    /// The subscription that begins with this query.
+    fn begins(text: &str) -> Option<Self> {
         if text.len() > QUERY_BYTES {
             return None;
         }
@@ -63,80 +70,88 @@ impl Query {
             let whole = identity.len() == IDENTITY_DIGITS && identity.bytes().all(is_hex);
             return whole.then(|| Self::Grants(identity.to_owned()));
         }
-        let rest = table.strip_prefix("sync_event WHERE stream_key = ")?;
-        let (stream_key, rest) = rest.split_once(" AND last_seq > ")?;
-        let (after, rest) = rest.split_once(" AND last_seq <= ")?;
-        let (ends, to) = rest.split_once(" AND first_seq <= ")?;
-        let (stream_key, after) = (number(stream_key)?, number(after)?);
-        let (ends, to) = (number(ends)?, number(to)?);
-        // Every frame that begins in the range ends within it, or not far behind.
-        let furthest = Seq::new(to)?.plus(FRAME_EVENTS as u64 - 1).get();
-        let near = to.checked_sub(after)? <= SUBSCRIPTION_EVENTS;
-        (near && to <= ends && ends <= furthest).then_some(Self::Frames(Frames {
-            stream_key,
+        let rest = table.strip_prefix("sync_event WHERE section = ")?;
+        let (section, rest) = rest.split_once(" AND last_seq > ")?;
+        let (after, to) = rest.split_once(" AND first_seq <= ")?;
+        let (after, to) = (Seq::new(after.parse().ok()?)?, Seq::new(to.parse().ok()?)?);
+        let near = to.get().checked_sub(after.get())? <= SUBSCRIPTION_EVENTS;
+        near.then_some(Self::Frames(Frames {
+            stream_key: Section::from(section.parse::<u128>().ok()?).stream_key(),
             after,
-            ends,
             to,
         }))
     }
-}
 
-/// A number in its one form: no sign, no zero before it.
-fn number(text: &str) -> Option<u64> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let plain = digits && (text.len() == 1 || !text.starts_with('0'));
-    plain.then(|| text.parse().ok()).flatten()
-}
-
-impl fmt::Display for Query {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The queries of the subscription.
+    pub fn texts(&self) -> Vec<String> {
+        let all = |table: &str| vec![format!("SELECT * FROM {table}")];
         match self {
-            Self::Contract => f.write_str("SELECT * FROM sync_contract"),
-            Self::Presence => f.write_str("SELECT * FROM session_presence"),
-            Self::Capabilities => f.write_str("SELECT * FROM provider_capability"),
-            Self::Assignments => f.write_str("SELECT * FROM compute_assignment"),
-            Self::AssignmentChanges => f.write_str("SELECT * FROM compute_assignment_change"),
-            Self::Grants(identity) => write!(f, "SELECT * FROM stream_grant WHERE identity = 0x{identity}"),
-            Self::Frames(Frames {
-                stream_key,
-                after,
-                ends,
-                to,
-            }) => write!(
-                f,
-                "SELECT * FROM sync_event WHERE stream_key = {stream_key} \
-                 AND last_seq > {after} AND last_seq <= {ends} AND first_seq <= {to}"
-            ),
+            Self::Contract => vec![CONTRACT.to_owned()],
+            Self::Presence => all("session_presence"),
+            Self::Capabilities => all("provider_capability"),
+            Self::Assignments => all("compute_assignment"),
+            Self::AssignmentChanges => all("compute_assignment_change"),
+            Self::Grants(identity) => all(&format!("stream_grant WHERE identity = 0x{identity}")),
+            Self::Frames(Frames { stream_key, after, to }) => Section::between(*stream_key, *after, *to)
+                .flat_map(|section| {
+                    all(&format!(
+                        "sync_event WHERE section = {section} AND last_seq > {after} AND first_seq <= {to}"
+                    ))
+                })
+                .collect(),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use spacetime_sync_proto::limit::SECTION_EVENTS;
+
     use super::*;
+
+    fn parse(texts: &[String]) -> Option<Query> {
+        let texts: Vec<_> = texts.iter().map(|text| Box::from(text.as_str())).collect();
+        Query::parse(&texts)
+    }
+
+    fn frames(section: &str, after: &str, to: &str) -> String {
+        format!("SELECT * FROM sync_event WHERE section = {section} AND last_seq > {after} AND first_seq <= {to}")
+    }
+
+    /// A section of stream 1.
+    fn section(number: u64) -> String {
+        ((1_u128 << 64) + u128::from(number)).to_string()
+    }
 
     #[test]
     fn what_the_client_subscribes_to_is_read_and_written_alike() {
         let identity = "c2".repeat(32);
-        for text in [
-            "SELECT * FROM sync_contract".to_owned(),
-            "SELECT * FROM session_presence".to_owned(),
-            "SELECT * FROM provider_capability".to_owned(),
-            "SELECT * FROM compute_assignment".to_owned(),
-            "SELECT * FROM compute_assignment_change".to_owned(),
-            format!("SELECT * FROM stream_grant WHERE identity = 0x{identity}"),
-            "SELECT * FROM sync_event WHERE stream_key = 18446744073709551615 \
-             AND last_seq > 0 AND last_seq <= 1999 AND first_seq <= 1000"
-                .to_owned(),
+        for texts in [
+            vec!["SELECT * FROM sync_contract".to_owned()],
+            vec!["SELECT * FROM session_presence".to_owned()],
+            vec!["SELECT * FROM provider_capability".to_owned()],
+            vec!["SELECT * FROM compute_assignment".to_owned()],
+            vec!["SELECT * FROM compute_assignment_change".to_owned()],
+            vec![format!("SELECT * FROM stream_grant WHERE identity = 0x{identity}")],
+            vec![frames(&section(0), "0", "1000")],
+            vec![frames(&section(0), "8000", "9000"), frames(&section(1), "8000", "9000")],
+            // The next frame may begin in the section before.
+            vec![frames(&section(0), "8200", "9300"), frames(&section(1), "8200", "9300")],
+            vec![frames(
+                &u128::from(u64::MAX).checked_shl(64).unwrap().to_string(),
+                "0",
+                "1000",
+            )],
         ] {
-            let query = Query::parse(&text);
-            assert_eq!(query.map(|query| query.to_string()), Some(text));
+            let query = parse(&texts);
+            assert_eq!(query.map(|query| query.texts()), Some(texts));
         }
     }
 
     #[test]
     fn every_other_query_is_foreign() {
         let identity = "c2".repeat(32);
+        let contract = || "SELECT * FROM sync_contract".to_owned();
         for text in [
             String::new(),
             "SELECT * FROM sync_event".to_owned(),
@@ -149,37 +164,62 @@ mod tests {
             "SELECT * FROM sync_contract WHERE id = 0".to_owned(),
             "SELECT * FROM sync_contract ".to_owned(),
             "select * from sync_contract".to_owned(),
+            "SELECT * FROM sync_event WHERE stream_key = 1 AND last_seq > 0 AND first_seq <= 10".to_owned(),
             format!("SELECT * FROM stream_grant WHERE identity = 0x{identity} OR 1 = 1"),
             format!("SELECT * FROM stream_grant WHERE identity = 0x{}", "C2".repeat(32)),
             format!("SELECT * FROM stream_grant WHERE identity = 0x{identity}0"),
         ] {
-            assert_eq!(Query::parse(&text), None, "{text}");
+            assert_eq!(parse(std::slice::from_ref(&text)), None, "{text}");
         }
-        let frames = |key: &str, after: &str, ends: &str, to: &str| {
-            Query::parse(&format!(
-                "SELECT * FROM sync_event WHERE stream_key = {key} AND last_seq > {after} AND last_seq <= {ends} AND \
-                 first_seq <= {to}"
-            ))
-        };
-        assert!(frames("1", "5", "1009", "10").is_some());
-        let (last, further) = (5 + SUBSCRIPTION_EVENTS, 6 + SUBSCRIPTION_EVENTS);
-        let reaching = |to: u64| frames("1", "5", &(to + 999).to_string(), &to.to_string());
-        assert!(reaching(last).is_some());
-        assert_eq!(reaching(further), None, "further than any client's");
-        for (key, after, ends, to) in [
-            ("1", "5", "1010", "10"),
-            ("1", "5", "9", "10"),
-            ("1", "11", "1009", "10"),
-            ("01", "5", "1009", "10"),
-            ("+1", "5", "1009", "10"),
-            ("-1", "5", "1009", "10"),
-            ("1 OR 1 = 1", "5", "1009", "10"),
-            ("1", "5", "1009", "10 OR 1 = 1"),
-            ("18446744073709551616", "5", "1009", "10"),
-            ("1", "", "1009", "10"),
-            ("1", "5", "1009", "18446744073709551615"),
+        assert_eq!(parse(&[]), None);
+        assert_eq!(parse(&[contract(), contract()]), None);
+        assert_eq!(parse(&[contract(), frames(&section(0), "5", "10")]), None);
+    }
+
+    #[test]
+    fn a_subscription_to_frames_has_the_queries_that_it_needs_and_no_others() {
+        let first = section(0);
+        let one = |section: &str, after: &str, to: &str| parse(&[frames(section, after, to)]);
+        assert!(one(&first, "5", "10").is_some());
+        for (section, after, to) in [
+            (section(1).as_str(), "5", "10"),
+            (&first, "11", "10"),
+            (&first, "5", "8192"),
+            (&format!("0{first}"), "5", "10"),
+            (&format!("+{first}"), "5", "10"),
+            (&format!("-{first}"), "5", "10"),
+            (&format!("{first} OR 1 = 1"), "5", "10"),
+            ("340282366920938463463374607431768211456", "5", "10"),
+            (&first, "", "10"),
+            (&first, "05", "10"),
+            (&first, "5", "10 OR 1 = 1"),
+            (&first, "5", "18446744073709551615"),
         ] {
-            assert_eq!(frames(key, after, ends, to), None, "{key} {after} {ends} {to}");
+            assert_eq!(one(section, after, to), None, "{section} {after} {to}");
         }
+        let (two, both) = (frames(&section(1), "8000", "9000"), frames(&section(0), "8000", "9000"));
+        assert!(parse(&[both.clone(), two.clone()]).is_some());
+        for texts in [
+            vec![both.clone()],
+            vec![two.clone()],
+            vec![two.clone(), both.clone()],
+            vec![both.clone(), two.clone(), two.clone()],
+            vec![both.clone(), frames(&section(1), "8000", "9001")],
+            vec![both, frames(&section(1).replace('1', "2"), "8000", "9000")],
+        ] {
+            assert_eq!(parse(&texts), None, "{texts:?}");
+        }
+    }
+
+    #[test]
+    fn a_subscription_reaches_no_further_than_any_clients() {
+        let reaching = |to: u64| {
+            let queries: Vec<_> = (0..=to / SECTION_EVENTS)
+                .map(|number| frames(&section(number), "5", &to.to_string()))
+                .collect();
+            parse(&queries)
+        };
+        assert!(reaching(5 + SUBSCRIPTION_EVENTS).is_some());
+        assert_eq!(reaching(6 + SUBSCRIPTION_EVENTS), None);
     }
 }

@@ -36,7 +36,7 @@ use crate::counters::{Counters, count};
 use crate::decide::Connection;
 use crate::lead::{Lead, about};
 use crate::operator;
-use crate::query::Query;
+use crate::query::CONTRACT;
 use crate::registry::{Registry, Turned};
 use crate::relay::pool::Pool;
 use crate::relay::{Ending, Terms, relay};
@@ -538,7 +538,7 @@ async fn ask(
         let question = said(body).await;
         let caller = gate.caller(&headers, &asker.origin).await?;
         gate.registry().question(&caller.session_id, Instant::now())?;
-        if question.as_deref() != Some(Query::Contract.to_string().as_bytes()) {
+        if question.as_deref() != Some(CONTRACT.as_bytes()) {
             let refusal = Refusal::new(
                 RefusalCode::Forbidden,
                 "no SQL passes but the question for the contract",
@@ -550,7 +550,7 @@ async fn ask(
             return Ok(not_found());
         };
         let url = format!("{}/v1/database/{database}/sql", gate.config.spacetimedb_uri);
-        let mut sent = gate.server.post(url).body(Query::Contract.to_string());
+        let mut sent = gate.server.post(url).body(CONTRACT);
         if let Some(token) = headers.get(AUTHORIZATION) {
             sent = sent.header(AUTHORIZATION, token);
         }

@@ -251,6 +251,7 @@ mod tests {
                 base_chain: chain_to_column(&base),
                 last_at: time,
                 frame: Frame::encode(&[event], None).into(),
+                section: 0,
             }
         };
         (1..=3).map(row).collect()

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use spacetime_sync_bindings::{EventPage, SessionPresence, StreamGrant, SyncContract, SyncEvent};
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{Refusal, RefusalCode, Seq, limit};
+use spacetime_sync_proto::{Refusal, RefusalCode, Section, Seq, limit};
 use spacetime_sync_rules::log::StoredFrame;
 use spacetime_sync_rules::page as rules_page;
 use spacetimedb_sdk::__codegen::__lib::{bsatn, de, ser};
@@ -157,13 +157,12 @@ impl Connection {
                 schema_hash: ours.schema_hash,
             };
             query_rows("sync_contract", &[contract])
-        } else if let Some(bounds) = query.strip_prefix(&format!("SELECT * FROM sync_event WHERE stream_key = {KEY} "))
-        {
+        } else if let Some(bounds) = query.strip_prefix("SELECT * FROM sync_event WHERE section = ") {
             if self.host.state().stuck.contains(&self.token) {
                 return None;
             }
-            let numbers: Vec<u64> = bounds.split(' ').filter_map(|word| word.parse().ok()).collect();
-            let (from, to) = (numbers[0], numbers[2]);
+            let numbers: Vec<u64> = bounds.split(' ').skip(1).filter_map(|word| word.parse().ok()).collect();
+            let (from, to) = (numbers[0], numbers[1]);
             let sent = self.host.state().rows(from, to);
             let first = query_rows("sync_event", &sent);
             self.subscriptions.push(Subscribed {
@@ -261,6 +260,7 @@ pub(super) fn sync_event(stored: StoredFrame) -> SyncEvent {
         last_seq: frame.last_seq.get(),
         base_chain: u256::from_be_bytes(*frame.base_chain.as_bytes()),
         last_at: stored.last_at_us,
+        section: Section::of(KEY, frame.first_seq).get(),
         frame: frame.bytes.to_vec(),
     }
 }

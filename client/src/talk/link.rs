@@ -14,8 +14,7 @@ use spacetime_sync_bindings::{
     SyncEventTableAccess, ack_checkpoint, read_events, upsert_presence,
 };
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::limit::FRAME_EVENTS;
-use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, Section, Seq, StreamId};
 use spacetimedb_sdk::{DbContext, Identity, SubscriptionHandle as _, Table, TableWithPrimaryKey, Timestamp, u256};
 
 use super::presence::{PresenceRow, seen};
@@ -201,12 +200,13 @@ impl Link {
     /// among them however long it is.
     pub(crate) fn subscribe(&mut self, stream: usize, id: SubscriptionId, stream_key: u64, after: Seq, to: Seq) {
         let (seen, failed) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
-        // The index is by `last_seq`, and no frame has more events.
-        let ends = to.plus(FRAME_EVENTS as u64 - 1);
-        let query = format!(
-            "SELECT * FROM sync_event WHERE stream_key = {stream_key} \
-             AND last_seq > {after} AND last_seq <= {ends} AND first_seq <= {to}"
-        );
+        let queries: Vec<_> = Section::between(stream_key, after, to)
+            .map(|section| {
+                format!(
+                    "SELECT * FROM sync_event WHERE section = {section} AND last_seq > {after} AND first_seq <= {to}"
+                )
+            })
+            .collect();
         let handle = self
             .connection
             .subscription_builder()
@@ -221,7 +221,7 @@ impl Link {
                     },
                 );
             })
-            .subscribe(query);
+            .subscribe(queries);
         self.subscriptions.insert((stream, id), handle);
     }
 

@@ -21,6 +21,11 @@ pub struct SyncEvent {
     pub last_at: i64,
     /// The events: a `spacetime.sync.v1.EventFrame` of proto/sync.proto.
     pub frame: Vec<u8>,
+    /// The section of the stream in which the frame begins, by which clients subscribe (docs/adr/0022). Frames of an earlier
+    /// release have none, and clients read them as pages.
+    #[index(btree)]
+    #[default(0u128)]
+    pub section: u128,
 }
 
 #[client_visibility_filter]

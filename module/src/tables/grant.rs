@@ -12,6 +12,8 @@ pub struct StreamGrant {
     #[primary_key]
     #[auto_inc]
     pub grant_id: u64,
+    /// Indexed alone, too: SpacetimeDB finds the rows of a subscription by no other index.
+    #[index(btree)]
     pub identity: Identity,
     /// One row per identity and stream: a second one would deliver every frame twice.
     #[index(btree)]

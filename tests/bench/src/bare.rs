@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use serde::Serialize;
 use spacetime_sync_bindings::{DbConnection, SyncEventTableAccess, append_sync_events, read_events};
 use spacetime_sync_proto::{Event, Frame, Seq, StreamId};
 use spacetimedb_sdk::__codegen::__sats::u256;
@@ -13,14 +14,21 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::background;
 use crate::measure::{Log, Size, in_memory};
+use crate::report::two;
 use spacetime_sync_tests::figures::{median, rate};
 use spacetime_sync_tests::lane::{Lane, stream};
 use spacetime_sync_tests::postgres::Cluster;
+use spacetime_sync_tests::words;
 
 /// Most frames in flight, for frames of many events and for frames of one event.
 const IN_FLIGHT: (usize, usize) = (16, 64);
 /// Approximate bytes of an event in a frame beyond its payload.
 const EVENT_OVERHEAD: u64 = 64;
+
+/// Subscriptions of which the median counts.
+const SUBSCRIPTIONS: u64 = 50;
+/// How far they reach: as a client's that has seen no event.
+const REACH: u64 = 1_024;
 
 /// How a run cuts its log into frames.
 #[derive(Debug, Clone, Copy)]
@@ -151,6 +159,46 @@ pub(crate) async fn run(size: Size, cut: Cut, window: Window, held: u64, subscri
         beside_compression,
         host_mb: bare.host_mb(),
     })
+}
+
+/// What a subscription costs on a stream of so many frames.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Subscription {
+    /// Frames of one event each.
+    pub(crate) frames: u64,
+    /// Until the answer, in milliseconds.
+    pub(crate) answer_ms: f64,
+    /// Milliseconds of the host's CPU.
+    pub(crate) host_ms: f64,
+}
+
+/// Subscribes to the end of a stream, as a client does, while the stream grows.
+pub(crate) async fn subscriptions(frames: &[u64]) -> anyhow::Result<Vec<Subscription>> {
+    let cut = Cut {
+        events: 1,
+        ..Cut::BACKLOG
+    };
+    let mut bare = Bare::start(Size::Bytes(64), cut, 0).await?;
+    let (reader, stream_key) = reader(&bare.lane, &bare.stream_id).await?;
+    let mut found = Vec::new();
+    for held in frames {
+        bare.timed(held - bare.sent.get()).await?;
+        background::at_rest(&bare.lane).await;
+        let (mut took, before) = (Vec::new(), background::cpu(&bare.lane).whole());
+        for ago in 0..SUBSCRIPTIONS {
+            let after = held - ago;
+            let started = Instant::now();
+            subscribed(&reader, words::frames(stream_key, after, after + REACH)).await?;
+            took.push(started.elapsed().as_secs_f64() * 1e3);
+        }
+        let spent = background::cpu(&bare.lane).whole().saturating_sub(before);
+        found.push(Subscription {
+            frames: *held,
+            answer_ms: two(median(&mut took)),
+            host_ms: two(spent.as_secs_f64() * 1e3 / SUBSCRIPTIONS as f64),
+        });
+    }
+    Ok(found)
 }
 
 /// A host, an SDK connection that appends like the bridge, and subscribers.
@@ -318,8 +366,8 @@ async fn connect_as(uri: &str, database: &str, token: &str) -> anyhow::Result<Ar
     Ok(connection)
 }
 
-/// Starts a subscriber that only notes the last seq. It ends with the returned connection.
-async fn subscribe(lane: &Lane, stream_id: &StreamId) -> anyhow::Result<(Arc<DbConnection>, Arc<AtomicU64>)> {
+/// A connection that may read a stream, and the stream's key.
+async fn reader(lane: &Lane, stream_id: &StreamId) -> anyhow::Result<(Arc<DbConnection>, u64)> {
     let follower = lane.client(std::slice::from_ref(stream_id)).await?;
     let token = std::fs::read_to_string(follower.token_file())?;
     let connection = connect_as(lane.server.uri(), &lane.name, token.trim()).await?;
@@ -333,6 +381,24 @@ async fn subscribe(lane: &Lane, stream_id: &StreamId) -> anyhow::Result<(Arc<DbC
         .await?
         .map_err(|error| anyhow::anyhow!("{error}"))?
         .map_err(anyhow::Error::msg)?;
+    Ok((connection, page.stream_key))
+}
+
+/// Subscribes, and waits for the answer.
+async fn subscribed(connection: &DbConnection, queries: Vec<String>) -> anyhow::Result<()> {
+    let (applied, is_applied) = oneshot::channel();
+    connection
+        .subscription_builder()
+        .on_applied(move |_| {
+            let _ = applied.send(());
+        })
+        .subscribe(queries);
+    is_applied.await.context("the subscription was refused")
+}
+
+/// Starts a subscriber that only notes the last seq. It ends with the returned connection.
+async fn subscribe(lane: &Lane, stream_id: &StreamId) -> anyhow::Result<(Arc<DbConnection>, Arc<AtomicU64>)> {
+    let (connection, stream_key) = reader(lane, stream_id).await?;
     let last = Arc::new(AtomicU64::new(0));
     connection.db.sync_event().on_insert({
         let last = last.clone();
@@ -340,16 +406,7 @@ async fn subscribe(lane: &Lane, stream_id: &StreamId) -> anyhow::Result<(Arc<DbC
             last.fetch_max(row.last_seq, Ordering::Relaxed);
         }
     });
-    let (applied, is_applied) = oneshot::channel();
-    connection
-        .subscription_builder()
-        .on_applied(move |_| {
-            let _ = applied.send(());
-        })
-        .subscribe(format!(
-            "SELECT * FROM sync_event WHERE stream_key = {} AND last_seq > 0",
-            page.stream_key
-        ));
-    is_applied.await.context("the subscription was refused")?;
+    let whole = format!("SELECT * FROM sync_event WHERE stream_key = {stream_key} AND last_seq > 0");
+    subscribed(&connection, vec![whole]).await?;
     Ok((connection, last))
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 use spacetime_sync_tests::figures::{median, rate};
 use spacetime_sync_tests::postgres::Cluster;
 
+use crate::bare;
 use crate::crowd::{Behaviour, Crowd, Member};
 use crate::measure::now_us;
 use crate::report::{Report, two};
@@ -163,7 +164,21 @@ impl Report {
                 first.beginning_ms, first.end_ms
             ));
         }
-        self.put("long", json!({ "events": events, "found": found }));
+        let subscriptions = bare::subscriptions(&[SHORT, events / 40, events / 10]).await?;
+        for bare::Subscription {
+            frames,
+            answer_ms,
+            host_ms,
+        } in &subscriptions
+        {
+            self.say(&format!(
+                "  {frames:>7} frames: a subscription is answered after {answer_ms:.2} ms, with {host_ms:.2} ms of the host's CPU"
+            ));
+        }
+        self.put(
+            "long",
+            json!({ "events": events, "found": found, "subscriptions": subscriptions }),
+        );
         Ok(())
     }
 }

@@ -167,7 +167,7 @@ async fn what_no_client_of_the_lane_says_does_not_reach_spacetimedb() {
         &others,
         "SELECT * FROM sync_event WHERE last_seq > 3",
         // Further than any client reaches.
-        "SELECT * FROM sync_event WHERE stream_key = 7 AND last_seq > 0 AND last_seq <= 70000 AND first_seq <= 70000",
+        "SELECT * FROM sync_event WHERE section = 129127208515966861312 AND last_seq > 0 AND first_seq <= 70000",
         "SELECT e.* FROM sync_event e JOIN stream_grant g ON e.stream_key = g.stream_key",
     ] {
         let mut socket = guarded.socket(&token).await;

@@ -111,17 +111,17 @@ impl Client {
     }
 
     /// Subscriptions to as much as a client may have: of each kind, and of each stream from its beginning.
-    fn widest(&self) -> Vec<String> {
-        let mut widest: Vec<String> = self
+    fn widest(&self) -> Vec<Vec<String>> {
+        let mut widest: Vec<_> = self
             .args
             .keys
             .iter()
             .map(|key| words::frames(*key, 0, limit::SUBSCRIPTION_EVENTS))
             .collect();
         widest.extend([
-            words::CONTRACT.to_owned(),
-            words::PRESENCE.to_owned(),
-            words::grants(&self.identity()),
+            vec![words::CONTRACT.to_owned()],
+            vec![words::PRESENCE.to_owned()],
+            vec![words::grants(&self.identity())],
         ]);
         widest
     }
@@ -175,7 +175,7 @@ impl Client {
             let mut socket = self.connection(false).await;
             for query in self.widest() {
                 self.said();
-                if socket.subscribe(&query).await.is_err() {
+                if socket.subscribe_to(&query).await.is_err() {
                     break;
                 }
             }
@@ -200,7 +200,7 @@ impl Client {
         let mut missing = 0;
         for query in self.widest() {
             self.said();
-            if socket.subscribe(&query).await.is_err() {
+            if socket.subscribe_to(&query).await.is_err() {
                 return self.closed().await;
             }
             missing += 1;

@@ -252,8 +252,11 @@ fn answer(kind: Answer, lengths: &[u16]) -> Vec<u8> {
 #[tokio::test]
 async fn a_subscription_that_brings_too_much_ends_the_connection() {
     let too_much = Ending::Breach(Breach::TooMuch);
-    let stream =
-        "SELECT * FROM sync_event WHERE stream_key = 7 AND last_seq > 0 AND last_seq <= 1099 AND first_seq <= 100";
+    let stream = format!(
+        "SELECT * FROM sync_event WHERE section = {} AND last_seq > 0 AND first_seq <= 100",
+        7_u128 << 64
+    );
+    let stream = stream.as_str();
     for (query, gives_up, kind, lengths, expected) in [
         (stream, false, Answer::Begins, &[10_000][..], Ending::Gone),
         (stream, false, Answer::Begins, &[4_000, 3_000, 3_000], Ending::Gone),

@@ -53,6 +53,7 @@ impl __sdk::__query_builder::HasCols for StreamGrant {
 /// Provides typed access to indexed columns for query building.
 pub struct StreamGrantIxCols {
     pub grant_id: __sdk::__query_builder::IxCol<StreamGrant, u64>,
+    pub identity: __sdk::__query_builder::IxCol<StreamGrant, __sdk::Identity>,
     pub stream_key: __sdk::__query_builder::IxCol<StreamGrant, u64>,
 }
 
@@ -61,6 +62,7 @@ impl __sdk::__query_builder::HasIxCols for StreamGrant {
     fn ix_cols(table_name: &'static str) -> Self::IxCols {
         StreamGrantIxCols {
             grant_id: __sdk::__query_builder::IxCol::new(table_name, "grant_id"),
+            identity: __sdk::__query_builder::IxCol::new(table_name, "identity"),
             stream_key: __sdk::__query_builder::IxCol::new(table_name, "stream_key"),
 
         }

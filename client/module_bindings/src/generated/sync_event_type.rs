@@ -19,6 +19,7 @@ pub struct SyncEvent {
     pub base_chain: __sats::u256,
     pub last_at: i64,
     pub frame: Vec::<u8>,
+    pub section: u128,
 }
 
 
@@ -37,6 +38,7 @@ pub struct SyncEventCols {
     pub base_chain: __sdk::__query_builder::Col<SyncEvent, __sats::u256>,
     pub last_at: __sdk::__query_builder::Col<SyncEvent, i64>,
     pub frame: __sdk::__query_builder::Col<SyncEvent, Vec::<u8>>,
+    pub section: __sdk::__query_builder::Col<SyncEvent, u128>,
 }
 
 impl __sdk::__query_builder::HasCols for SyncEvent {
@@ -49,6 +51,7 @@ impl __sdk::__query_builder::HasCols for SyncEvent {
             base_chain: __sdk::__query_builder::Col::new(table_name, "base_chain"),
             last_at: __sdk::__query_builder::Col::new(table_name, "last_at"),
             frame: __sdk::__query_builder::Col::new(table_name, "frame"),
+            section: __sdk::__query_builder::Col::new(table_name, "section"),
 
         }
     }
@@ -58,6 +61,7 @@ impl __sdk::__query_builder::HasCols for SyncEvent {
 ///
 /// Provides typed access to indexed columns for query building.
 pub struct SyncEventIxCols {
+    pub section: __sdk::__query_builder::IxCol<SyncEvent, u128>,
     pub stream_key: __sdk::__query_builder::IxCol<SyncEvent, u64>,
 }
 
@@ -65,6 +69,7 @@ impl __sdk::__query_builder::HasIxCols for SyncEvent {
     type IxCols = SyncEventIxCols;
     fn ix_cols(table_name: &'static str) -> Self::IxCols {
         SyncEventIxCols {
+            section: __sdk::__query_builder::IxCol::new(table_name, "section"),
             stream_key: __sdk::__query_builder::IxCol::new(table_name, "stream_key"),
 
         }

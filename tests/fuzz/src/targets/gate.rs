@@ -9,7 +9,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use spacetime_sync_gate::decide::{Connection, Limits, Pass};
 use spacetime_sync_gate::frames::{FromClient, Reader, message, ping};
-use spacetime_sync_gate::query::Query;
+use spacetime_sync_gate::query::{CONTRACT, Query};
 use spacetimedb_client_api_messages::websocket::v2::{
     CallProcedure, CallProcedureFlags, CallReducer, CallReducerFlags, ClientMessage, OneOffQuery, QuerySetId,
     Subscribe, Unsubscribe, UnsubscribeFlags,
@@ -66,15 +66,16 @@ impl Target for Gate {
             let written: ClientMessage = bsatn::from_slice(&pass.message).context("what passes cannot be read")?;
             let mut fresh = connection();
             if let ClientMessage::Subscribe(subscribe) = &written {
-                let [text] = &*subscribe.query_strings else {
-                    anyhow::bail!("more than one query passes");
-                };
-                let query = Query::parse(text).context("a query that passes is foreign")?;
-                ensure!(query.to_string() == **text, "a query changes when it is written again");
+                let query = Query::parse(&subscribe.query_strings).context("a query that passes is foreign")?;
+                let written = query.texts();
+                ensure!(
+                    written.iter().eq(subscribe.query_strings.iter().map(|text| &**text)),
+                    "a query changes when it is written again"
+                );
             }
             if let ClientMessage::Unsubscribe(ended) = &written {
                 let id = ended.query_set_id;
-                let begun = encoded(&subscribe(id.id, &Query::Contract.to_string()));
+                let begun = encoded(&subscribe(id.id, CONTRACT));
                 fresh
                     .decide(&begun)
                     .context("a subscription to the contract is refused")?;
@@ -158,8 +159,7 @@ fn subscribe(id: u32, text: &str) -> ClientMessage {
 
 fn seeds() -> anyhow::Result<Vec<Seed>> {
     let grants = format!("SELECT * FROM stream_grant WHERE identity = 0x{}", "c2".repeat(32));
-    let frames =
-        "SELECT * FROM sync_event WHERE stream_key = 7 AND last_seq > 5 AND last_seq <= 1009 AND first_seq <= 10";
+    let frames = "SELECT * FROM sync_event WHERE section = 129127208515966861312 AND last_seq > 5 AND first_seq <= 10";
     let call = |reducer: &str| {
         ClientMessage::CallReducer(CallReducer {
             request_id: 3,

@@ -348,6 +348,7 @@ fn row(log: &Log, first: u64, last: u64) -> SyncEvent {
         base_chain: column(log.at(first - 1)),
         last_at: 0,
         frame: log.frame(first, last).to_vec(),
+        section: 0,
     }
 }
 

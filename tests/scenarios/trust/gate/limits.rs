@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use spacetime_sync_tests::words::{CONTRACT, PRESENCE, frames};
+use spacetime_sync_tests::words::{self, CONTRACT, PRESENCE};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -13,6 +13,11 @@ use super::*;
 async fn key(lane: &Lane) -> u64 {
     let rows = lane.rows("SELECT stream_key FROM stream_grant", false).await.unwrap();
     rows[0][0].as_u64().unwrap()
+}
+
+/// The subscription to the frames of a stream from one seq to another, both in its first section.
+fn frames(stream_key: u64, after: u64, to: u64) -> String {
+    words::frames(stream_key, after, to).remove(0)
 }
 
 async fn subscribed(socket: &mut Socket, query: &str) {
