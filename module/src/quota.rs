@@ -19,19 +19,28 @@ pub fn spend(ctx: &ReducerContext, call: Call) -> Result<(), Refused> {
         until: now,
         publications: now,
         assignments: now,
+        signals: now,
+        challenges: now,
     });
     let whole_at = match call {
         Call::Acknowledgement => &mut row.acknowledgements,
         Call::Heartbeat => &mut row.heartbeats,
         Call::Publication => &mut row.publications,
         Call::Assignment => &mut row.assignments,
+        Call::Signal => &mut row.signals,
+        Call::Challenge => &mut row.challenges,
     };
     let (whole_at_us, now_us) = (whole_at.to_micros_since_unix_epoch(), now.to_micros_since_unix_epoch());
     let after_us = call.rate().take(whole_at_us, now_us).map_err(refused)?;
     *whole_at = Timestamp::from_micros_since_unix_epoch(after_us);
-    row.until = [row.heartbeats, row.publications, row.assignments]
-        .into_iter()
-        .fold(row.acknowledgements, Timestamp::max);
+    let others = [
+        row.heartbeats,
+        row.publications,
+        row.assignments,
+        row.signals,
+        row.challenges,
+    ];
+    row.until = others.into_iter().fold(row.acknowledgements, Timestamp::max);
     if is_held {
         quotas.identity().update(row);
     } else {

@@ -14,6 +14,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
+use crate::hex;
 use crate::id::{IdempotencyKey, Kind, Seq, StreamId};
 
 const GENESIS: &[u8] = b"spacetime.sync.v1/stream\0";
@@ -24,20 +25,7 @@ const GENESIS: &[u8] = b"spacetime.sync.v1/stream\0";
 pub struct InvalidHash(String);
 
 fn parse(text: &str) -> Option<[u8; 32]> {
-    let digits = text.strip_prefix("sha256:")?.as_bytes();
-    if digits.len() != 64 {
-        return None;
-    }
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(bytes)
+    hex::decode(text.strip_prefix("sha256:")?)
 }
 
 macro_rules! hash {

@@ -3,7 +3,7 @@
 //! Ids, identities and limits ([`id`], [`identity`], [`limit`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
 //! positions and frame rows ([`position`]), sections of a stream ([`Section`]), seals ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]), rewinds ([`rewind`]),
 //! the authority epoch ([`epoch`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
-//! continued from ([`stale`]), who may see and do what ([`access`]), the client's checkpoint table, which tools read
+//! continued from ([`stale`]), what sessions tell one another in passing ([`signal`]), keys of Nostr ([`nostr`]), who may see and do what ([`access`]), the client's checkpoint table, which tools read
 //! ([`checkpoint_table`]), and the contract's own version ([`contract`]). [`Secret`] and [`error_text`] stand here
 //! because every crate needs them.
 //!
@@ -19,9 +19,11 @@ pub mod event;
 pub mod frame;
 pub mod hash;
 pub mod heads;
+mod hex;
 pub mod id;
 pub mod identity;
 pub mod limit;
+pub mod nostr;
 pub mod page;
 pub mod position;
 pub mod refusal;
@@ -30,6 +32,7 @@ pub mod rewind;
 pub mod seal;
 mod secret;
 mod section;
+pub mod signal;
 pub mod stale;
 
 pub use error_text::error_text;
@@ -38,11 +41,13 @@ pub use frame::{Frame, FrameError};
 pub use hash::{ChainHash, PayloadHash};
 pub use id::{IdempotencyKey, InvalidId, Kind, Label, Seq, StreamId};
 pub use identity::{DatabasePin, IdentityHex};
+pub use nostr::{NostrKey, NostrSignature};
 pub use position::{FrameRow, Position, StreamProgress};
 pub use refusal::{Refusal, RefusalCode};
 pub use seal::{Seal, SealKey, SealKeyId, Sealer};
 pub use secret::Secret;
 pub use section::Section;
+pub use signal::{SignalKind, SubjectKind};
 pub use stale::{StaleCursor, StaleReason};
 
 /// The messages of `proto/sync.proto`, as `prost-build` generates them. `tests/wire.rs` keeps the two in step.

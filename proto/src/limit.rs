@@ -46,6 +46,12 @@ pub const REPORTED: usize = 16;
 pub const PRESENCE_SERVES: usize = 16;
 /// Most nodes for which the module keeps a session's presence.
 pub const PRESENCE_NODES: usize = 16;
+/// Most challenges for keys of Nostr that the module holds of a session.
+pub const NOSTR_CHALLENGES: usize = 16;
+/// Longest text of a signal, in bytes.
+pub const SIGNAL_NOTE_BYTES: usize = 512;
+/// Most streams whose signals a client listens to.
+pub const HEARD_STREAMS: usize = 64;
 /// Most capabilities of a user.
 pub const CAPABILITIES: usize = 64;
 /// Largest document of a capability, in bytes.

@@ -38,6 +38,10 @@ pub enum RefusalCode {
     AssignmentConflict,
     /// The caller takes no part in the assignment, which may or may not exist.
     ForbiddenAssignment,
+    /// The challenge is not the newest one of the session and the node, was used before, or has expired.
+    ChallengeRefused,
+    /// The signature is not the key's, or is over something else.
+    SignatureRefused,
     /// The authority is behind the history that the bridge carried before: it was restored.
     EpochBehind,
     /// The secret that stream keys are derived from is already set, to another value.
@@ -126,6 +130,8 @@ impl RefusalCode {
             | Self::CapabilityConflict
             | Self::AssignmentConflict
             | Self::ForbiddenAssignment
+            | Self::ChallengeRefused
+            | Self::SignatureRefused
             | Self::MissingScope => RefusalClass::Reject,
             Self::Unauthorized
             | Self::NotConfigured

@@ -59,6 +59,8 @@ impl Totals {
             RefusalCode::Forbidden
             | RefusalCode::ForbiddenStream
             | RefusalCode::ForbiddenAssignment
+            | RefusalCode::ChallengeRefused
+            | RefusalCode::SignatureRefused
             | RefusalCode::SessionBound
             | RefusalCode::MissingScope
             | RefusalCode::SurfacePolicyDenied => &self.forbidden,

@@ -51,7 +51,8 @@ pub(crate) fn later(now_us: i64, by: Duration) -> i64 {
     now_us.saturating_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX))
 }
 
-pub(crate) fn invalid(message: impl Into<String>) -> Refusal {
+/// A refusal of an argument.
+pub fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::new(RefusalCode::InvalidArgument, message)
 }
 

@@ -14,6 +14,10 @@ pub enum Call {
     Publication,
     /// An assignment is opened or changed. Whoever may see it is told.
     Assignment,
+    /// Something is told in passing. Whoever may see what it is about hears it.
+    Signal,
+    /// A challenge is made for a key of Nostr. It lets the caller have one signature verified.
+    Challenge,
 }
 
 /// So many calls in a second, and so many at once after a rest.
@@ -34,6 +38,9 @@ impl Call {
             // A provider that begins anew may publish all that it can do, and that it cannot.
             Self::Publication => (1, 2 * limit::CAPABILITIES as u32),
             Self::Assignment => (20, 200),
+            Self::Signal => (20, 60),
+            // A session binds a key once for each of its nodes.
+            Self::Challenge => (1, 16),
         };
         Rate { per_second, burst }
     }

@@ -77,6 +77,8 @@ fn status(code: RefusalCode) -> StatusCode {
         RefusalCode::Forbidden
         | RefusalCode::ForbiddenStream
         | RefusalCode::ForbiddenAssignment
+        | RefusalCode::ChallengeRefused
+        | RefusalCode::SignatureRefused
         | RefusalCode::SessionBound
         | RefusalCode::MissingScope
         | RefusalCode::SurfacePolicyDenied => StatusCode::FORBIDDEN,
