@@ -116,6 +116,9 @@ pub enum PresenceError {
     /// Not a valid region.
     #[error("region is not a valid name")]
     Region(#[source] InvalidId),
+    /// Not a valid surface.
+    #[error("surface is not a valid name")]
+    Surface(#[source] InvalidId),
     /// The client asks for no scope to serve streams.
     #[error("serves: set `ClientConfig::serves`, so that the client asks for the scope that this needs")]
     MayNotServe,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use spacetime_sync_proto::{Label, StreamId, limit};
+use spacetime_sync_proto::{Label, NostrKey, StreamId, limit};
 use tokio::sync::watch;
 
 use crate::error::PresenceError;
@@ -18,6 +18,8 @@ pub struct Presence {
     pub status: PresenceStatus,
     /// The region of the node; may be empty.
     pub region: String,
+    /// What kind of application or machine the node is, such as `desktop`; may be empty.
+    pub surface: String,
     /// The streams that it serves: sessions that may read one of them see it. Needs
     /// [`ClientConfig::serves`](crate::ClientConfig::serves).
     pub serves: Vec<StreamId>,
@@ -95,6 +97,10 @@ pub struct SeenPresence {
     pub reason: Option<OfflineReason>,
     /// The region of the node.
     pub region: String,
+    /// What kind of application or machine the node is; may be empty.
+    pub surface: String,
+    /// The Nostr key that is bound to the node. Whoever bound it had the key then.
+    pub nostr_key: Option<NostrKey>,
     /// Since when it has been present.
     pub started_at: SystemTime,
     /// When it was last heard, by SpacetimeDB's clock.
@@ -111,6 +117,7 @@ impl Presence {
             node_id: node_id.into(),
             status: PresenceStatus::Online,
             region: String::new(),
+            surface: String::new(),
             serves: Vec::new(),
         }
     }
@@ -119,6 +126,9 @@ impl Presence {
         Label::check(&self.node_id).map_err(PresenceError::NodeId)?;
         if !self.region.is_empty() {
             Label::check(&self.region).map_err(PresenceError::Region)?;
+        }
+        if !self.surface.is_empty() {
+            Label::check(&self.surface).map_err(PresenceError::Surface)?;
         }
         if !self.serves.is_empty() && !may_serve {
             return Err(PresenceError::MayNotServe);
@@ -184,10 +194,15 @@ mod tests {
             assert!(matches!(node, Err(PresenceError::NodeId(_))), "{wrong:?}");
         }
         let region = Presence {
-            region: long,
+            region: long.clone(),
             ..Presence::online("n")
         };
         assert!(matches!(region.check(true), Err(PresenceError::Region(_))));
+        let surface = Presence {
+            surface: long,
+            ..Presence::online("n")
+        };
+        assert!(matches!(surface.check(true), Err(PresenceError::Surface(_))));
         let serves = |count: usize| Presence {
             serves: vec![StreamId::new("a").unwrap(); count],
             ..Presence::online("n")

@@ -1,19 +1,19 @@
 //! Calls that answer with more than done or refused: pages of the log for clients; heads, streams and rewinds for the
 //! bridge and operators. Filters do not apply to procedures, so each of them checks who asks.
 
-use spacetime_sync_proto::{Position, Refusal, RefusalCode, StreamId, limit};
+use spacetime_sync_proto::{Label, Position, Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_rules::log::{HeadRow, LogRows};
 use spacetime_sync_rules::page::{self, Page};
 use spacetime_sync_rules::rewind;
 use spacetimedb::sats::u256;
 use spacetimedb::{ProcedureContext, ReducerContext, SpacetimeType, Table, procedure};
 
-use crate::access::{may_read, no_grant, operator};
+use crate::access::{may_read, no_grant, operator, own_session};
 use crate::log_access::{
     StreamRows, chain_from_column, chain_to_column, event_row, seal_argument, seq_argument, seq_from_column,
     stream_class, trust_row,
 };
-use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
+use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
 use crate::tables::{SyncEvent, SyncStream, retention_class, sync_head, sync_stream};
 
 /// A part of a stream's log.
@@ -32,6 +32,28 @@ pub struct EventPage {
     /// Consecutive frames. The first one holds the event after `after_seq`, and may begin before it. Empty at the head,
     /// and below the window.
     pub frames: Vec<SyncEvent>,
+}
+
+/// The key by which the caller subscribes to what is told in passing: to the sessions of its own user if `stream_id` is empty, and
+/// otherwise to the readers of a stream that the caller may read.
+#[procedure]
+pub fn read_audience_key(ctx: &mut ProcedureContext, stream_id: String) -> Result<u64, Refused> {
+    ctx.with_tx(|tx| audience_key(tx, &stream_id))
+}
+
+fn audience_key(ctx: &ReducerContext, stream_id: &str) -> Result<u64, Refused> {
+    let trust = trust_row(ctx)?;
+    if stream_id.is_empty() {
+        let own = own_session(ctx)?;
+        let user_id = Label::new(&own.user_id).map_err(|error| invalid_argument(error.to_string()))?;
+        return trust.user_key(&user_id);
+    }
+    let stream_id = parse_stream_id(stream_id)?;
+    let stream_key = trust.stream_key(&stream_id)?;
+    if !may_read(ctx, stream_key) {
+        return Err(refused(no_grant(ctx, &stream_id, stream_key)));
+    }
+    Ok(stream_key)
 }
 
 /// A stream's head. The bridge asks for it after a reconnect.

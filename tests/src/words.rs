@@ -45,8 +45,14 @@ pub fn ack_checkpoint(stream_id: &StreamId, at: &Position) -> Vec<u8> {
 }
 
 /// The arguments of `upsert_presence`.
-pub fn upsert_presence(session: &str, node: &str, status: &str, region: &str, serves: &[&str]) -> Vec<u8> {
-    encoded(&(session, node, status, region, serves))
+pub fn upsert_presence(
+    session: &str,
+    node: &str,
+    status: &str,
+    [region, surface]: [&str; 2],
+    serves: &[&str],
+) -> Vec<u8> {
+    encoded(&(session, node, status, region, surface, serves))
 }
 
 fn encoded(arguments: &impl Serialize) -> Vec<u8> {

@@ -53,6 +53,7 @@ struct UpsertPresence {
     node_id: String,
     status: String,
     region: String,
+    surface: String,
     serves: Vec<String>,
 }
 
@@ -131,6 +132,8 @@ impl Connection {
                 started_at: Timestamp::UNIX_EPOCH,
                 last_seen: Timestamp::from_micros_since_unix_epoch(times),
                 holds_until: Timestamp::UNIX_EPOCH,
+                surface: said.surface,
+                nostr_pubkey: String::new(),
             };
             match rows.get_mut(at) {
                 Some(held) => *held = row,

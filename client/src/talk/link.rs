@@ -289,6 +289,7 @@ impl Link {
             presence.node_id.clone(),
             presence.status.as_str().to_owned(),
             presence.region.clone(),
+            presence.surface.clone(),
             serves.collect(),
             move |_, answer| {
                 let answer = match answer {
@@ -350,6 +351,8 @@ fn presence_row(row: SessionPresence) -> PresenceRow {
         status: row.status,
         reason: row.reason,
         region: row.region,
+        surface: row.surface,
+        nostr_pubkey: row.nostr_pubkey,
         started_at: time(row.started_at),
         last_seen: time(row.last_seen),
     }

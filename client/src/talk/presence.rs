@@ -10,6 +10,8 @@ pub(crate) struct PresenceRow {
     pub(crate) status: String,
     pub(crate) reason: String,
     pub(crate) region: String,
+    pub(crate) surface: String,
+    pub(crate) nostr_pubkey: String,
     pub(crate) started_at: SystemTime,
     pub(crate) last_seen: SystemTime,
 }
@@ -27,6 +29,8 @@ pub(crate) fn seen(rows: impl Iterator<Item = PresenceRow>) -> Presences {
                 status,
                 reason: OfflineReason::read(&row.reason),
                 region: row.region,
+                surface: row.surface,
+                nostr_key: row.nostr_pubkey.parse().ok(),
                 started_at: row.started_at,
                 last_seen: row.last_seen,
             };
@@ -52,6 +56,8 @@ mod tests {
             status: status.to_owned(),
             reason: reason.to_owned(),
             region: String::new(),
+            surface: String::new(),
+            nostr_pubkey: String::new(),
             started_at: SystemTime::UNIX_EPOCH,
             last_seen: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
         };

@@ -30,20 +30,29 @@ pub struct Heartbeat {
     pub reason: &'static str,
     /// Where the node is; may be empty.
     pub region: String,
+    /// What kind of application or machine it is; may be empty.
+    pub surface: String,
     /// The streams that the node serves.
     pub serves: Vec<StreamId>,
 }
 
 /// Checks the fields of a heartbeat.
-pub fn heartbeat(node_id: &str, status: &str, region: &str, serves: &[String]) -> Result<Heartbeat, Refusal> {
+pub fn heartbeat(
+    node_id: &str,
+    status: &str,
+    [region, surface]: [&str; 2],
+    serves: &[String],
+) -> Result<Heartbeat, Refusal> {
     let invalid = |message: String| Refusal::new(RefusalCode::InvalidArgument, message);
     let node_id = Label::new(node_id).map_err(|error| invalid(format!("node_id: {error}")))?;
     let status = *STATUSES
         .iter()
         .find(|known| **known == status)
         .ok_or_else(|| invalid(format!("status: expected one of {}", STATUSES.join(", "))))?;
-    if !region.is_empty() {
-        Label::check(region).map_err(|error| invalid(format!("region: {error}")))?;
+    for (what, text) in [("region", region), ("surface", surface)] {
+        if !text.is_empty() {
+            Label::check(text).map_err(|error| invalid(format!("{what}: {error}")))?;
+        }
     }
     if serves.len() > limit::PRESENCE_SERVES {
         let message = format!(
@@ -59,6 +68,7 @@ pub fn heartbeat(node_id: &str, status: &str, region: &str, serves: &[String]) -
         status,
         reason: if status == OFFLINE { EXPLICIT_OFFLINE } else { "" },
         region: region.to_owned(),
+        surface: surface.to_owned(),
         serves: serves.map_err(|error| invalid(format!("serves: {error}")))?,
     })
 }
@@ -89,6 +99,8 @@ pub struct Placement {
     pub rows: Vec<(u64, Option<u64>)>,
     /// Rows to delete.
     pub deleted: Vec<u64>,
+    /// The node that makes room for this one: all its rows are deleted.
+    pub forgets: Option<String>,
 }
 
 /// Decides which rows a heartbeat writes. `held` are the rows of the session on all its nodes. `audiences` are those
@@ -103,18 +115,19 @@ pub fn place(held: &[HeldPresence], node_id: &Label, audiences: &[u64], now_us: 
     });
     let unseen = own.iter().filter(|row| !audiences.contains(&row.audience_key));
     let mut deleted: Vec<u64> = unseen.map(|row| row.presence_id).collect();
-    if own.is_empty() {
-        deleted.extend(make_room(&others)?);
-    }
+    let forgets = if own.is_empty() { make_room(&others)? } else { None };
+    let forgotten = others.iter().filter(|row| forgets.as_ref() == Some(&row.node_id));
+    deleted.extend(forgotten.map(|row| row.presence_id));
     Ok(Placement {
         started_at_us: unbroken.map_or(now_us, |row| row.started_at_us),
         rows: rows.collect(),
         deleted,
+        forgets,
     })
 }
 
-/// The rows to delete so that there is room for one more node.
-fn make_room(others: &[&HeldPresence]) -> Result<Vec<u64>, Refusal> {
+/// The node to forget so that there is room for one more.
+fn make_room(others: &[&HeldPresence]) -> Result<Option<String>, Refusal> {
     /// A node: whether the session is online there, and the time of its last heartbeat.
     type Node = (bool, i64);
     let mut nodes: BTreeMap<&str, Node> = BTreeMap::new();
@@ -124,7 +137,7 @@ fn make_room(others: &[&HeldPresence]) -> Result<Vec<u64>, Refusal> {
         *last_seen_us = row.last_seen_us.max(*last_seen_us);
     }
     if nodes.len() < limit::PRESENCE_NODES {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let gone = nodes.iter().filter(|(_, (is_there, _))| !is_there);
     let Some((forgotten, _)) = gone.min_by_key(|(_, (_, last_seen_us))| *last_seen_us) else {
@@ -134,8 +147,7 @@ fn make_room(others: &[&HeldPresence]) -> Result<Vec<u64>, Refusal> {
         );
         return Err(Refusal::new(RefusalCode::InvalidArgument, message));
     };
-    let rows = others.iter().filter(|row| row.node_id == *forgotten);
-    Ok(rows.map(|row| row.presence_id).collect())
+    Ok(Some((*forgotten).to_owned()))
 }
 
 /// How long a row holds without another heartbeat. After that the row is stale, or is forgotten if it was offline.
@@ -155,7 +167,8 @@ mod tests {
     fn a_heartbeat_with_an_invalid_field_is_refused() {
         let said = |node: &str, status: &str, region: &str, serves: &[&str]| {
             let serves: Vec<String> = serves.iter().map(|text| (*text).to_owned()).collect();
-            heartbeat(node, status, region, &serves).map_err(|refusal| refusal.code)
+            let (region, surface) = region.split_once('|').unwrap_or((region, "desktop"));
+            heartbeat(node, status, [region, surface], &serves).map_err(|refusal| refusal.code)
         };
         assert_eq!(said("n1", "online", "", &["user:7:notes"]).unwrap().reason, "");
         assert_eq!(said("n1", "offline", "eu", &[]).unwrap().reason, EXPLICIT_OFFLINE);
@@ -164,6 +177,9 @@ mod tests {
         assert_eq!(said("n 1", "online", "", &[]), invalid);
         assert_eq!(said("n1", "Online", "", &[]), invalid);
         assert_eq!(said("n1", "online", "e u", &[]), invalid);
+        assert_eq!(said("n1", "online", "eu|", &[]).unwrap().surface, "");
+        assert_eq!(said("n1", "online", "eu|desk top", &[]), invalid);
+        assert_eq!(said("n1", "online", &format!("eu|{}", "x".repeat(129)), &[]), invalid);
         assert_eq!(said("n1", "online", "", &["user:7:*"]), invalid);
         assert!(said("n1", "online", "", &["a"; limit::PRESENCE_SERVES]).is_ok());
         assert_eq!(said("n1", "online", "", &["a"; limit::PRESENCE_SERVES + 1]), invalid);
@@ -208,6 +224,7 @@ mod tests {
             started_at_us,
             rows: rows.to_vec(),
             deleted: deleted.to_vec(),
+            forgets: None,
         };
         let laptop = expected(100, &[(7, Some(1)), (8, Some(2))], &[]);
         assert_eq!(placed("laptop", &[7, 8]), laptop);
@@ -248,5 +265,6 @@ mod tests {
             [3, most + 1],
             "all rows of the node that left first are deleted"
         );
+        assert_eq!(placed.forgets.as_deref(), Some("n3"));
     }
 }

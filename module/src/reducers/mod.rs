@@ -11,6 +11,7 @@ mod open_compute_assignment;
 mod publish_provider_capability;
 mod revoke_session;
 mod revoke_stream;
+mod send_signal;
 mod set_compatibility;
 mod set_retention;
 pub(crate) mod sweep_access;

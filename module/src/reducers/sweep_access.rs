@@ -3,16 +3,15 @@
 
 use std::time::Duration;
 
-use spacetime_sync_rules::presence::{self, OFFLINE, TTL_EXPIRED};
 use spacetimedb::{ReducerContext, ScheduleAt, Table, TimeDuration, reducer};
 
 use crate::access::{end_standing, expire};
 use crate::refuse::{Refused, unauthorized};
 use crate::tables::{
-    AccessSweep, SessionPresence, SyncSession, access_sweep, caller_quota, ended_session, revoked_session,
-    session_presence, standing_grant, stream_grant, sync_session,
+    AccessSweep, SyncSession, access_sweep, caller_quota, ended_session, revoked_session, standing_grant, stream_grant,
+    sync_session,
 };
-use crate::{assignments, capabilities};
+use crate::{assignments, capabilities, presences};
 
 /// Most rows of each kind in one sweep, so that a transaction stays short. The next sweep soon takes the rest.
 const AT_ONCE: usize = 1_000;
@@ -49,21 +48,7 @@ pub fn sweep_access(ctx: &ReducerContext, _due: AccessSweep) -> Result<(), Refus
         }
     }
 
-    let presences = ctx.db.session_presence();
-    let stale: Vec<SessionPresence> = presences.holds_until().filter(..=now).take(AT_ONCE).collect();
-    for row in stale {
-        if row.status == OFFLINE {
-            presences.presence_id().delete(row.presence_id);
-        } else {
-            presences.presence_id().update(SessionPresence {
-                status: OFFLINE.to_owned(),
-                reason: TTL_EXPIRED.to_owned(),
-                holds_until: now + presence::holds_for(OFFLINE),
-                ..row
-            });
-        }
-    }
-
+    presences::sweep(ctx, AT_ONCE);
     capabilities::sweep(ctx, AT_ONCE);
     assignments::sweep(ctx);
 

@@ -6,15 +6,15 @@
 
 use spacetime_sync_proto::Label;
 use spacetime_sync_proto::access::Scope;
-use spacetime_sync_rules::presence::{self, HeldPresence, OFFLINE};
+use spacetime_sync_rules::presence;
 use spacetime_sync_rules::quota::Call;
-use spacetimedb::{ReducerContext, Table, Timestamp, reducer};
+use spacetimedb::{ReducerContext, reducer};
 
 use crate::access::{forbidden_stream, may_read, session};
 use crate::log_access::trust_row;
+use crate::presences;
 use crate::quota::spend;
 use crate::refuse::{Refused, invalid_argument, refused, unauthorized};
-use crate::tables::{SessionPresence, session_presence};
 
 #[reducer]
 pub fn upsert_presence(
@@ -23,9 +23,10 @@ pub fn upsert_presence(
     node_id: String,
     status: String,
     region: String,
+    surface: String,
     serves: Vec<String>,
 ) -> Result<(), Refused> {
-    let heartbeat = presence::heartbeat(&node_id, &status, &region, &serves).map_err(refused)?;
+    let heartbeat = presence::heartbeat(&node_id, &status, [&region, &surface], &serves).map_err(refused)?;
     let own = session(ctx).filter(|own| own.session_id == session_id);
     let own = own.ok_or_else(|| unauthorized("session_id is not the caller's session, or the session has expired"))?;
     if !heartbeat.serves.is_empty() {
@@ -45,48 +46,5 @@ pub fn upsert_presence(
     audiences.sort_unstable();
     audiences.dedup();
 
-    let rows = ctx.db.session_presence();
-    let held: Vec<HeldPresence> = rows
-        .session_id()
-        .filter(session_id.as_str())
-        .map(HeldPresence::from)
-        .collect();
-    let now_us = ctx.timestamp.to_micros_since_unix_epoch();
-    let placement = presence::place(&held, &heartbeat.node_id, &audiences, now_us).map_err(refused)?;
-    for presence_id in placement.deleted {
-        rows.presence_id().delete(presence_id);
-    }
-    for (audience_key, presence_id) in placement.rows {
-        let row = SessionPresence {
-            presence_id: presence_id.unwrap_or(0),
-            audience_key,
-            session_id: session_id.clone(),
-            node_id: heartbeat.node_id.as_str().to_owned(),
-            status: heartbeat.status.to_owned(),
-            reason: heartbeat.reason.to_owned(),
-            region: heartbeat.region.clone(),
-            started_at: Timestamp::from_micros_since_unix_epoch(placement.started_at_us),
-            last_seen: ctx.timestamp,
-            holds_until: ctx.timestamp + presence::holds_for(heartbeat.status),
-        };
-        if presence_id.is_some() {
-            rows.presence_id().update(row);
-        } else {
-            rows.insert(row);
-        }
-    }
-    Ok(())
-}
-
-impl From<SessionPresence> for HeldPresence {
-    fn from(row: SessionPresence) -> Self {
-        Self {
-            presence_id: row.presence_id,
-            audience_key: row.audience_key,
-            node_id: row.node_id,
-            is_there: row.status != OFFLINE,
-            started_at_us: row.started_at.to_micros_since_unix_epoch(),
-            last_seen_us: row.last_seen.to_micros_since_unix_epoch(),
-        }
-    }
+    presences::place(ctx, &session_id, &heartbeat, &audiences)
 }

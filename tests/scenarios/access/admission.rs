@@ -16,7 +16,7 @@ async fn refused_everywhere(guarded: &Guarded, who: Option<&Credential>, code: O
         ("read_events", json!(["user:7:notes", 0])),
         ("read_heads", json!([["user:7:notes"]])),
         ("ack_checkpoint", json!(["user:7:notes", 0, "0x0"])),
-        ("upsert_presence", json!(["s1", "n1", "online", "", []])),
+        ("upsert_presence", json!(["s1", "n1", "online", "", "", []])),
         ("publish_provider_capability", json!(["p1", "gpu", 1, 0, "", "{}", 60])),
         ("open_compute_assignment", json!(["r1", "", "{}", 60])),
         ("update_compute_assignment", json!(["r1", "u1", 1, "open", "", ""])),

@@ -29,7 +29,7 @@ impl Guarded {
         status: &str,
         serves: &[&str],
     ) -> Option<RefusalCode> {
-        let arguments = json!([session, node, status, "eu", serves]);
+        let arguments = json!([session, node, status, "eu", "desktop", serves]);
         self.module.call(Some(who), "upsert_presence", &arguments).await.code()
     }
 

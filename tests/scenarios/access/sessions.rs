@@ -304,7 +304,7 @@ async fn a_revoked_session_receives_nothing_more_and_cannot_return() {
             .await
             .refused(RefusalCode::TokenRevoked);
         module
-            .call(Some(who), "upsert_presence", &json!(["s1", "n", "online", "", []]))
+            .call(Some(who), "upsert_presence", &json!(["s1", "n", "online", "", "", []]))
             .await
             .refused(RefusalCode::TokenRevoked);
     }
@@ -527,7 +527,7 @@ async fn session_tables_are_visible_to_the_owner_only() {
         .await
         .done();
     module
-        .call(Some(&who), "upsert_presence", &json!(["s1", "n", "online", "", []]))
+        .call(Some(&who), "upsert_presence", &json!(["s1", "n", "online", "", "", []]))
         .await
         .done();
     let by_hand = module.client(&[&stream("user:8:notes")]).await;

@@ -1,9 +1,12 @@
-//! Who can do what, and who does what for whom: capabilities and assignments, on the module behind an issuer.
+//! Who is here, who can do what, and who does what for whom: keys of Nostr, signals, capabilities and assignments, on the module
+//! behind an issuer.
 
 mod assignments;
 mod bounds;
 mod capabilities;
+mod nostr;
 mod rights;
+mod signals;
 mod visibility;
 mod whole_lane;
 

@@ -66,7 +66,7 @@ async fn a_token_from_before_these_scopes_works_as_before() {
     assert_eq!(page.done()[1], 2);
     let ack = json!([id.as_str(), 2, crate::lane::hostile::column(&log[1].chain_hash)]);
     module.call(Some(&old), "ack_checkpoint", &ack).await.done();
-    let beat = json!(["old", "n1", "online", "", ["user:7:notes"]]);
+    let beat = json!(["old", "n1", "online", "", "", ["user:7:notes"]]);
     module.call(Some(&old), "upsert_presence", &beat).await.done();
     // It sees what its user asked for, though it may not ask itself. It is no provider.
     assert_eq!(guarded.assignments(&old).await, [is("r1", 1, "open", "")]);

@@ -82,16 +82,16 @@ impl Client {
         let session = self.token.session_id.as_str();
         let serves: Vec<&str> = self.args.streams.iter().map(|id| id.as_str()).collect();
         let serves = &serves[..serves.len().min(limit::PRESENCE_SERVES)];
-        let presence = |node: usize, region: &str| {
+        let presence = |node: usize, region_and_surface: [&str; 2]| {
             let node = format!("{node:0>width$}", width = limit::NAME_BYTES);
-            let args = words::upsert_presence(session, &node, "online", region, serves);
+            let args = words::upsert_presence(session, &node, "online", region_and_surface, serves);
             ("upsert_presence", Bytes::from(args))
         };
         let (largest, too_large) = ("r".repeat(limit::NAME_BYTES), "r".repeat(LARGE));
         let presences: Vec<_> = (0..limit::PRESENCE_NODES)
-            .map(|node| presence(node, &largest))
+            .map(|node| presence(node, [&largest; 2]))
             .collect();
-        let refused = presence(0, &too_large);
+        let refused = presence(0, [&too_large, ""]);
         let mut calls = vec![refused.clone()];
         for (at, position) in self.positions().await?.iter().enumerate() {
             calls.push(presences[at % presences.len()].clone());

@@ -22,11 +22,14 @@ pub mod issuer_type;
 pub mod lane_epoch_type;
 pub mod log_sweep_type;
 pub mod log_window_type;
+pub mod presence_change_type;
+pub mod presence_count_type;
 pub mod provider_capability_type;
 pub mod retention_class_type;
 pub mod retention_rule_type;
 pub mod revoked_session_type;
 pub mod session_presence_type;
+pub mod session_signal_type;
 pub mod stream_grant_type;
 pub mod stream_report_type;
 pub mod sync_checkpoint_type;
@@ -46,6 +49,7 @@ pub mod open_compute_assignment_reducer;
 pub mod publish_provider_capability_reducer;
 pub mod revoke_session_reducer;
 pub mod revoke_stream_reducer;
+pub mod send_signal_reducer;
 pub mod set_compatibility_reducer;
 pub mod set_retention_reducer;
 pub mod trust_issuer_reducer;
@@ -53,14 +57,20 @@ pub mod update_compute_assignment_reducer;
 pub mod upsert_presence_reducer;
 pub mod compute_assignment_table;
 pub mod compute_assignment_change_table;
+pub mod presence_change_table;
+pub mod presence_count_table;
 pub mod provider_capability_table;
 pub mod session_presence_table;
+pub mod session_signal_table;
 pub mod stream_grant_table;
 pub mod sync_checkpoint_table;
 pub mod sync_contract_table;
 pub mod sync_event_table;
 pub mod sync_head_table;
 pub mod sync_stream_table;
+pub mod bind_nostr_key_procedure;
+pub mod challenge_nostr_key_procedure;
+pub mod read_audience_key_procedure;
 pub mod read_events_procedure;
 pub mod read_heads_procedure;
 pub mod read_streams_procedure;
@@ -77,11 +87,14 @@ pub use issuer_type::Issuer;
 pub use lane_epoch_type::LaneEpoch;
 pub use log_sweep_type::LogSweep;
 pub use log_window_type::LogWindow;
+pub use presence_change_type::PresenceChange;
+pub use presence_count_type::PresenceCount;
 pub use provider_capability_type::ProviderCapability;
 pub use retention_class_type::RetentionClass;
 pub use retention_rule_type::RetentionRule;
 pub use revoked_session_type::RevokedSession;
 pub use session_presence_type::SessionPresence;
+pub use session_signal_type::SessionSignal;
 pub use stream_grant_type::StreamGrant;
 pub use stream_report_type::StreamReport;
 pub use sync_checkpoint_type::SyncCheckpoint;
@@ -93,8 +106,11 @@ pub use sync_stream_type::SyncStream;
 pub use sync_trust_type::SyncTrust;
 pub use compute_assignment_table::*;
 pub use compute_assignment_change_table::*;
+pub use presence_change_table::*;
+pub use presence_count_table::*;
 pub use provider_capability_table::*;
 pub use session_presence_table::*;
+pub use session_signal_table::*;
 pub use stream_grant_table::*;
 pub use sync_checkpoint_table::*;
 pub use sync_contract_table::*;
@@ -111,11 +127,15 @@ pub use open_compute_assignment_reducer::open_compute_assignment;
 pub use publish_provider_capability_reducer::publish_provider_capability;
 pub use revoke_session_reducer::revoke_session;
 pub use revoke_stream_reducer::revoke_stream;
+pub use send_signal_reducer::send_signal;
 pub use set_compatibility_reducer::set_compatibility;
 pub use set_retention_reducer::set_retention;
 pub use trust_issuer_reducer::trust_issuer;
 pub use update_compute_assignment_reducer::update_compute_assignment;
 pub use upsert_presence_reducer::upsert_presence;
+pub use bind_nostr_key_procedure::bind_nostr_key;
+pub use challenge_nostr_key_procedure::challenge_nostr_key;
+pub use read_audience_key_procedure::read_audience_key;
 pub use read_events_procedure::read_events;
 pub use read_heads_procedure::read_heads;
 pub use read_streams_procedure::read_streams;
@@ -188,6 +208,15 @@ pub enum Reducer {
         identity: __sdk::Identity,
         stream_id: String,
 }    ,
+    SendSignal {
+        node_id: String,
+        subject_kind: String,
+        subject: String,
+        kind: String,
+        done: u64,
+        total: u64,
+        note: String,
+}    ,
     SetCompatibility {
         min_client_build_id: String,
         max_client_build_id: String,
@@ -215,6 +244,7 @@ pub enum Reducer {
         node_id: String,
         status: String,
         region: String,
+        surface: String,
         serves: Vec::<String>,
 }    ,
 }
@@ -237,6 +267,7 @@ impl __sdk::Reducer for Reducer {
             Reducer::PublishProviderCapability { .. } => "publish_provider_capability",
             Reducer::RevokeSession { .. } => "revoke_session",
             Reducer::RevokeStream { .. } => "revoke_stream",
+            Reducer::SendSignal { .. } => "send_signal",
             Reducer::SetCompatibility { .. } => "set_compatibility",
             Reducer::SetRetention { .. } => "set_retention",
             Reducer::TrustIssuer { .. } => "trust_issuer",
@@ -356,6 +387,23 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 identity: identity.clone(),
                 stream_id: stream_id.clone(),
 }),
+            Reducer::SendSignal{
+                node_id,
+                subject_kind,
+                subject,
+                kind,
+                done,
+                total,
+                note,
+}             => __sats::bsatn::to_vec(&send_signal_reducer::SendSignalArgs {
+                node_id: node_id.clone(),
+                subject_kind: subject_kind.clone(),
+                subject: subject.clone(),
+                kind: kind.clone(),
+                done: done.clone(),
+                total: total.clone(),
+                note: note.clone(),
+}),
             Reducer::SetCompatibility{
                 min_client_build_id,
                 max_client_build_id,
@@ -401,12 +449,14 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 node_id,
                 status,
                 region,
+                surface,
                 serves,
 }             => __sats::bsatn::to_vec(&upsert_presence_reducer::UpsertPresenceArgs {
                 session_id: session_id.clone(),
                 node_id: node_id.clone(),
                 status: status.clone(),
                 region: region.clone(),
+                surface: surface.clone(),
                 serves: serves.clone(),
 }),
             _ => unreachable!(),
@@ -420,8 +470,11 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
 pub struct DbUpdate {
         compute_assignment: __sdk::TableUpdate<ComputeAssignment>,
     compute_assignment_change: __sdk::TableUpdate<ComputeAssignmentChange>,
+    presence_change: __sdk::TableUpdate<PresenceChange>,
+    presence_count: __sdk::TableUpdate<PresenceCount>,
     provider_capability: __sdk::TableUpdate<ProviderCapability>,
     session_presence: __sdk::TableUpdate<SessionPresence>,
+    session_signal: __sdk::TableUpdate<SessionSignal>,
     stream_grant: __sdk::TableUpdate<StreamGrant>,
     sync_checkpoint: __sdk::TableUpdate<SyncCheckpoint>,
     sync_contract: __sdk::TableUpdate<SyncContract>,
@@ -440,8 +493,11 @@ impl TryFrom<__ws::v2::TransactionUpdate> for DbUpdate {
 
         "compute_assignment" => db_update.compute_assignment.append(compute_assignment_table::parse_table_update(table_update)?),
     "compute_assignment_change" => db_update.compute_assignment_change.append(compute_assignment_change_table::parse_table_update(table_update)?),
+    "presence_change" => db_update.presence_change.append(presence_change_table::parse_table_update(table_update)?),
+    "presence_count" => db_update.presence_count.append(presence_count_table::parse_table_update(table_update)?),
     "provider_capability" => db_update.provider_capability.append(provider_capability_table::parse_table_update(table_update)?),
     "session_presence" => db_update.session_presence.append(session_presence_table::parse_table_update(table_update)?),
+    "session_signal" => db_update.session_signal.append(session_signal_table::parse_table_update(table_update)?),
     "stream_grant" => db_update.stream_grant.append(stream_grant_table::parse_table_update(table_update)?),
     "sync_checkpoint" => db_update.sync_checkpoint.append(sync_checkpoint_table::parse_table_update(table_update)?),
     "sync_contract" => db_update.sync_contract.append(sync_contract_table::parse_table_update(table_update)?),
@@ -472,8 +528,11 @@ impl __sdk::DbUpdate for DbUpdate {
                 
                 diff.compute_assignment = cache.apply_diff_to_table::<ComputeAssignment>("compute_assignment", &self.compute_assignment).with_updates_by_pk(|row| &row.assignment_id);
         diff.compute_assignment_change = cache.apply_diff_to_table::<ComputeAssignmentChange>("compute_assignment_change", &self.compute_assignment_change).with_updates_by_pk(|row| &row.change_id);
+        diff.presence_change = self.presence_change.into_event_diff();
+        diff.presence_count = cache.apply_diff_to_table::<PresenceCount>("presence_count", &self.presence_count).with_updates_by_pk(|row| &row.id);
         diff.provider_capability = cache.apply_diff_to_table::<ProviderCapability>("provider_capability", &self.provider_capability).with_updates_by_pk(|row| &row.capability_id);
         diff.session_presence = cache.apply_diff_to_table::<SessionPresence>("session_presence", &self.session_presence).with_updates_by_pk(|row| &row.presence_id);
+        diff.session_signal = self.session_signal.into_event_diff();
         diff.stream_grant = cache.apply_diff_to_table::<StreamGrant>("stream_grant", &self.stream_grant).with_updates_by_pk(|row| &row.grant_id);
         diff.sync_checkpoint = cache.apply_diff_to_table::<SyncCheckpoint>("sync_checkpoint", &self.sync_checkpoint).with_updates_by_pk(|row| &row.checkpoint_id);
         diff.sync_contract = cache.apply_diff_to_table::<SyncContract>("sync_contract", &self.sync_contract).with_updates_by_pk(|row| &row.id);
@@ -489,8 +548,11 @@ for table_rows in raw.tables {
             match &table_rows.table[..] {
                                 "compute_assignment" => db_update.compute_assignment.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "compute_assignment_change" => db_update.compute_assignment_change.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
+                "presence_change" => db_update.presence_change.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
+                "presence_count" => db_update.presence_count.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "provider_capability" => db_update.provider_capability.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "session_presence" => db_update.session_presence.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
+                "session_signal" => db_update.session_signal.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "stream_grant" => db_update.stream_grant.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "sync_checkpoint" => db_update.sync_checkpoint.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "sync_contract" => db_update.sync_contract.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
@@ -506,8 +568,11 @@ for table_rows in raw.tables {
             match &table_rows.table[..] {
                                 "compute_assignment" => db_update.compute_assignment.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "compute_assignment_change" => db_update.compute_assignment_change.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
+                "presence_change" => db_update.presence_change.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
+                "presence_count" => db_update.presence_count.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "provider_capability" => db_update.provider_capability.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "session_presence" => db_update.session_presence.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
+                "session_signal" => db_update.session_signal.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "stream_grant" => db_update.stream_grant.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "sync_checkpoint" => db_update.sync_checkpoint.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "sync_contract" => db_update.sync_contract.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
@@ -525,8 +590,11 @@ for table_rows in raw.tables {
 pub struct AppliedDiff<'r> {
         compute_assignment: __sdk::TableAppliedDiff<'r, ComputeAssignment>,
     compute_assignment_change: __sdk::TableAppliedDiff<'r, ComputeAssignmentChange>,
+    presence_change: __sdk::TableAppliedDiff<'r, PresenceChange>,
+    presence_count: __sdk::TableAppliedDiff<'r, PresenceCount>,
     provider_capability: __sdk::TableAppliedDiff<'r, ProviderCapability>,
     session_presence: __sdk::TableAppliedDiff<'r, SessionPresence>,
+    session_signal: __sdk::TableAppliedDiff<'r, SessionSignal>,
     stream_grant: __sdk::TableAppliedDiff<'r, StreamGrant>,
     sync_checkpoint: __sdk::TableAppliedDiff<'r, SyncCheckpoint>,
     sync_contract: __sdk::TableAppliedDiff<'r, SyncContract>,
@@ -545,8 +613,11 @@ impl<'r> __sdk::AppliedDiff<'r> for AppliedDiff<'r> {
     fn invoke_row_callbacks(&self, event: &EventContext, callbacks: &mut __sdk::DbCallbacks<RemoteModule>) {
                 callbacks.invoke_table_row_callbacks::<ComputeAssignment>("compute_assignment", &self.compute_assignment, event);
         callbacks.invoke_table_row_callbacks::<ComputeAssignmentChange>("compute_assignment_change", &self.compute_assignment_change, event);
+        callbacks.invoke_table_row_callbacks::<PresenceChange>("presence_change", &self.presence_change, event);
+        callbacks.invoke_table_row_callbacks::<PresenceCount>("presence_count", &self.presence_count, event);
         callbacks.invoke_table_row_callbacks::<ProviderCapability>("provider_capability", &self.provider_capability, event);
         callbacks.invoke_table_row_callbacks::<SessionPresence>("session_presence", &self.session_presence, event);
+        callbacks.invoke_table_row_callbacks::<SessionSignal>("session_signal", &self.session_signal, event);
         callbacks.invoke_table_row_callbacks::<StreamGrant>("stream_grant", &self.stream_grant, event);
         callbacks.invoke_table_row_callbacks::<SyncCheckpoint>("sync_checkpoint", &self.sync_checkpoint, event);
         callbacks.invoke_table_row_callbacks::<SyncContract>("sync_contract", &self.sync_contract, event);
@@ -1206,8 +1277,11 @@ impl __sdk::SpacetimeModule for RemoteModule {
 fn register_tables(client_cache: &mut __sdk::ClientCache<Self>) {
                 compute_assignment_table::register_table(client_cache);
         compute_assignment_change_table::register_table(client_cache);
+        presence_change_table::register_table(client_cache);
+        presence_count_table::register_table(client_cache);
         provider_capability_table::register_table(client_cache);
         session_presence_table::register_table(client_cache);
+        session_signal_table::register_table(client_cache);
         stream_grant_table::register_table(client_cache);
         sync_checkpoint_table::register_table(client_cache);
         sync_contract_table::register_table(client_cache);
@@ -1218,8 +1292,11 @@ fn register_tables(client_cache: &mut __sdk::ClientCache<Self>) {
 const ALL_TABLE_NAMES: &'static [&'static str] = &[
                 "compute_assignment",
         "compute_assignment_change",
+        "presence_change",
+        "presence_count",
         "provider_capability",
         "session_presence",
+        "session_signal",
         "stream_grant",
         "sync_checkpoint",
         "sync_contract",

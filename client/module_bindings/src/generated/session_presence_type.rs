@@ -23,6 +23,8 @@ pub struct SessionPresence {
     pub started_at: __sdk::Timestamp,
     pub last_seen: __sdk::Timestamp,
     pub holds_until: __sdk::Timestamp,
+    pub surface: String,
+    pub nostr_pubkey: String,
 }
 
 
@@ -45,6 +47,8 @@ pub struct SessionPresenceCols {
     pub started_at: __sdk::__query_builder::Col<SessionPresence, __sdk::Timestamp>,
     pub last_seen: __sdk::__query_builder::Col<SessionPresence, __sdk::Timestamp>,
     pub holds_until: __sdk::__query_builder::Col<SessionPresence, __sdk::Timestamp>,
+    pub surface: __sdk::__query_builder::Col<SessionPresence, String>,
+    pub nostr_pubkey: __sdk::__query_builder::Col<SessionPresence, String>,
 }
 
 impl __sdk::__query_builder::HasCols for SessionPresence {
@@ -61,6 +65,8 @@ impl __sdk::__query_builder::HasCols for SessionPresence {
             started_at: __sdk::__query_builder::Col::new(table_name, "started_at"),
             last_seen: __sdk::__query_builder::Col::new(table_name, "last_seen"),
             holds_until: __sdk::__query_builder::Col::new(table_name, "holds_until"),
+            surface: __sdk::__query_builder::Col::new(table_name, "surface"),
+            nostr_pubkey: __sdk::__query_builder::Col::new(table_name, "nostr_pubkey"),
 
         }
     }

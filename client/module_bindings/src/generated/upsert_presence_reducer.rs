@@ -17,6 +17,7 @@ pub(super) struct UpsertPresenceArgs {
     pub node_id: String,
     pub status: String,
     pub region: String,
+    pub surface: String,
     pub serves: Vec::<String>,
 }
 
@@ -27,6 +28,7 @@ impl From<UpsertPresenceArgs> for super::Reducer {
             node_id: args.node_id,
             status: args.status,
             region: args.region,
+            surface: args.surface,
             serves: args.serves,
 }
 }
@@ -51,9 +53,10 @@ pub trait upsert_presence {
 node_id: String,
 status: String,
 region: String,
+surface: String,
 serves: Vec::<String>,
 ) -> __sdk::Result<()> {
-        self.upsert_presence_then(session_id, node_id, status, region, serves,  |_, _| {})
+        self.upsert_presence_then(session_id, node_id, status, region, surface, serves,  |_, _| {})
     }
 
     /// Request that the remote module invoke the reducer `upsert_presence` to run as soon as possible,
@@ -68,6 +71,7 @@ serves: Vec::<String>,
 node_id: String,
 status: String,
 region: String,
+surface: String,
 serves: Vec::<String>,
 
         callback: impl FnOnce(&super::ReducerEventContext, Result<Result<(), String>, __sdk::InternalError>)
@@ -83,13 +87,14 @@ impl upsert_presence for super::RemoteReducers {
 node_id: String,
 status: String,
 region: String,
+surface: String,
 serves: Vec::<String>,
 
         callback: impl FnOnce(&super::ReducerEventContext, Result<Result<(), String>, __sdk::InternalError>)
             + Send
             + 'static,
     ) -> __sdk::Result<()> {
-        self.imp.invoke_reducer_with_callback(UpsertPresenceArgs { session_id, node_id, status, region, serves,  }, callback)
+        self.imp.invoke_reducer_with_callback(UpsertPresenceArgs { session_id, node_id, status, region, surface, serves,  }, callback)
     }
 }
 

@@ -136,8 +136,18 @@ async fn each_function_admits_only_permitted_callers() {
         // None of these callers has a session.
         (
             "upsert_presence",
-            (json!(["s", "n", "online", "", []]), [unauthorized; 5]),
+            (json!(["s", "n", "online", "", "", []]), [unauthorized; 5]),
         ),
+        (
+            "send_signal",
+            (json!(["n", "user", "", "typing", 0, 0, ""]), [unauthorized; 5]),
+        ),
+        ("challenge_nostr_key", (json!(["n"]), [unauthorized; 5])),
+        (
+            "bind_nostr_key",
+            (json!(["n", "c", "0a".repeat(32), "0b".repeat(64)]), [unauthorized; 5]),
+        ),
+        ("read_audience_key", (json!([""]), [unauthorized; 5])),
         (
             "publish_provider_capability",
             (json!(["p", "c", 1, 0, "", "{}", 60]), [unauthorized; 5]),

@@ -32,8 +32,8 @@ enum Seen {
     Owner,
     /// The owner of the database; only sessions fill the table, see `access::sessions`.
     OwnerOfSessions,
-    /// Everybody whom a session's presence or an assignment is meant for; see `access::presence` and
-    /// `collaboration::visibility`.
+    /// Everybody whom a session's presence, an assignment or a signal is meant for; see `access::presence`,
+    /// `collaboration::visibility` and `collaboration::signals`.
     Audience,
 }
 
@@ -59,6 +59,11 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
         ("caller_quota", Seen::OwnerOfSessions),
         ("standing_grant", Seen::Owner),
         ("session_presence", Seen::Audience),
+        ("presence_change", Seen::Audience),
+        ("session_signal", Seen::Audience),
+        ("presence_count", Seen::AnyoneOfSessions),
+        ("nostr_binding", Seen::OwnerOfSessions),
+        ("nostr_challenge", Seen::OwnerOfSessions),
         ("compute_assignment", Seen::Audience),
         ("compute_assignment_change", Seen::Audience),
         ("assignment_party", Seen::OwnerOfSessions),
