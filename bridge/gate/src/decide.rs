@@ -8,18 +8,24 @@ use spacetimedb_client_api_messages::websocket::v2::{
 };
 use spacetimedb_lib::bsatn;
 
-use crate::query::Query;
+use crate::query::{Query, Told};
 
 /// The reducers of a client of the lane.
-const REDUCERS: [&str; 5] = [
+const REDUCERS: [&str; 6] = [
     "ack_checkpoint",
     "upsert_presence",
+    "send_signal",
     "publish_provider_capability",
     "open_compute_assignment",
     "update_compute_assignment",
 ];
 /// The procedures of a client of the lane.
-const PROCEDURES: [&str; 1] = ["read_events"];
+const PROCEDURES: [&str; 4] = [
+    "read_events",
+    "read_audience_key",
+    "challenge_nostr_key",
+    "bind_nostr_key",
+];
 
 /// How often one connection may hold each subscription that is of no stream. A client holds one, and has room to renew
 /// it.
@@ -43,6 +49,7 @@ enum Slot {
     Capabilities,
     Assignments,
     AssignmentChanges,
+    Heard(Told, u64),
     Stream(u64),
 }
 
@@ -187,6 +194,7 @@ impl Connection {
             Query::Capabilities => (Slot::Capabilities, OF_A_KIND),
             Query::Assignments => (Slot::Assignments, OF_A_KIND),
             Query::AssignmentChanges => (Slot::AssignmentChanges, OF_A_KIND),
+            Query::Heard(told, key) => (Slot::Heard(*told, *key), OF_A_KIND),
             Query::Frames(frames) => (Slot::Stream(frames.stream_key), self.limits.stream_subscriptions),
         };
         let id = subscribe.query_set_id.id;
@@ -247,7 +255,8 @@ impl Slot {
             | Self::Presence
             | Self::Capabilities
             | Self::Assignments
-            | Self::AssignmentChanges => None,
+            | Self::AssignmentChanges
+            | Self::Heard(..) => None,
         }
     }
 }
@@ -351,6 +360,14 @@ mod tests {
             (reducer("publish_provider_capability"), Kind::Call, false, None),
             (reducer("open_compute_assignment"), Kind::Call, false, None),
             (reducer("update_compute_assignment"), Kind::Call, false, None),
+            (reducer("send_signal"), Kind::Call, false, None),
+            (procedure("bind_nostr_key"), Kind::Read, false, None),
+            (
+                subscribe(4, &["SELECT * FROM session_signal WHERE audience_key = 7"]),
+                Kind::Subscribe,
+                true,
+                None,
+            ),
             (procedure("read_events"), Kind::Read, false, None),
         ] {
             let asked = Asked {
@@ -420,6 +437,8 @@ mod tests {
             "SELECT * FROM provider_capability",
             "SELECT * FROM compute_assignment",
             "SELECT * FROM compute_assignment_change",
+            "SELECT * FROM presence_change WHERE audience_key = 7",
+            "SELECT * FROM session_signal WHERE audience_key = 7",
             &grants,
             &frames(7),
         ] {

@@ -22,8 +22,28 @@ pub enum Query {
     Assignments,
     /// The changes of these.
     AssignmentChanges,
+    /// What is told in passing to an audience, by its key.
+    Heard(Told, u64),
     /// The frames of a stream in a range.
     Frames(Frames),
+}
+
+/// An event table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Told {
+    /// How nodes change.
+    Presence,
+    /// What sessions tell.
+    Signals,
+}
+
+impl Told {
+    fn table(self) -> &'static str {
+        match self {
+            Self::Presence => "presence_change",
+            Self::Signals => "session_signal",
+        }
+    }
 }
 
 /// The frames of a stream that end after `after` and begin no later than `to`, in as many queries as they have sections.
@@ -70,6 +90,12 @@ impl Query {
             let whole = identity.len() == IDENTITY_DIGITS && identity.bytes().all(is_hex);
             return whole.then(|| Self::Grants(identity.to_owned()));
         }
+        for told in [Told::Presence, Told::Signals] {
+            let of_table = table.strip_prefix(told.table());
+            if let Some(key) = of_table.and_then(|rest| rest.strip_prefix(" WHERE audience_key = ")) {
+                return key.parse().ok().map(|key| Self::Heard(told, key));
+            }
+        }
         let rest = table.strip_prefix("sync_event WHERE section = ")?;
         let (section, rest) = rest.split_once(" AND last_seq > ")?;
         let (after, to) = rest.split_once(" AND first_seq <= ")?;
@@ -92,6 +118,7 @@ impl Query {
             Self::Assignments => all("compute_assignment"),
             Self::AssignmentChanges => all("compute_assignment_change"),
             Self::Grants(identity) => all(&format!("stream_grant WHERE identity = 0x{identity}")),
+            Self::Heard(told, key) => all(&format!("{} WHERE audience_key = {key}", told.table())),
             Self::Frames(Frames { stream_key, after, to }) => Section::between(*stream_key, *after, *to)
                 .flat_map(|section| {
                     all(&format!(
@@ -133,6 +160,8 @@ mod tests {
             vec!["SELECT * FROM compute_assignment".to_owned()],
             vec!["SELECT * FROM compute_assignment_change".to_owned()],
             vec![format!("SELECT * FROM stream_grant WHERE identity = 0x{identity}")],
+            vec!["SELECT * FROM presence_change WHERE audience_key = 0".to_owned()],
+            vec!["SELECT * FROM session_signal WHERE audience_key = 18446744073709551615".to_owned()],
             vec![frames(&section(0), "0", "1000")],
             vec![frames(&section(0), "8000", "9000"), frames(&section(1), "8000", "9000")],
             // The next frame may begin in the section before.
@@ -161,6 +190,9 @@ mod tests {
             "SELECT * FROM compute_assignment WHERE request_id = 'r1'".to_owned(),
             "SELECT * FROM compute_assignment_changes".to_owned(),
             "SELECT a.* FROM st_column a JOIN st_column b ON a.table_id = b.table_id".to_owned(),
+            "SELECT * FROM session_signal".to_owned(),
+            "SELECT * FROM session_signal WHERE audience_key = 01".to_owned(),
+            "SELECT * FROM session_signal WHERE audience_key = 1 OR audience_key = 2".to_owned(),
             "SELECT * FROM sync_contract WHERE id = 0".to_owned(),
             "SELECT * FROM sync_contract ".to_owned(),
             "select * from sync_contract".to_owned(),

@@ -8,6 +8,7 @@ mod frame;
 mod gate;
 mod history;
 mod page;
+mod passing;
 mod request;
 mod store;
 mod text;
@@ -34,6 +35,8 @@ pub const ALL: &[&Entry] = &[
     &answer::ANSWER,
     &trust::SEAL,
     &trust::HEADS,
+    &passing::NOSTR,
+    &passing::SIGNAL,
     &text::REFUSAL,
     &text::PATTERN,
     &text::TOPIC,
