@@ -1,21 +1,26 @@
 //! The handle that an application holds.
 
-use spacetime_sync_proto::{Position, StreamId};
+use spacetime_sync_proto::{Label, NostrKey, NostrSignature, Position, StreamId, limit};
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::ClientConfig;
-use crate::error::{PresenceError, StartError};
+use crate::error::{CallError, PresenceError, StartError};
+use crate::nostr::NostrChallenge;
 use crate::presence::{Presence, PresenceHandle, PresenceWishes, Presences};
-use crate::runner::Runner;
+use crate::runner::{Asked, Runner, Wanted};
 use crate::seal::SealKeys;
 use crate::session::status::{Phase, Status, StopReason};
-use crate::session::{Session, Settings};
+use crate::session::{Call, Session, Settings};
+use crate::signal::{Audience, HEARD_QUEUE, Heard, Signal, Signals};
 use crate::store::CheckpointStore;
 use crate::store::applier::{Applier, BatchBounds, Handler};
 use crate::talk::history::Source;
+
+/// How many calls may wait for the client's task.
+const CALLS_QUEUE: usize = 16;
 
 /// Follows streams until it is stopped or dropped. It connects, catches up, goes live and recovers from failures by
 /// itself; the application watches its [`Status`].
@@ -25,6 +30,9 @@ pub struct SyncClient {
     wishes: watch::Sender<PresenceWishes>,
     may_serve: bool,
     presences: watch::Sender<Presences>,
+    audiences: watch::Sender<Vec<Audience>>,
+    heard: broadcast::Receiver<Heard>,
+    calls: mpsc::Sender<Asked>,
     stop: oneshot::Sender<()>,
     runner: JoinHandle<()>,
 }
@@ -61,19 +69,31 @@ impl SyncClient {
         let now = Instant::now().into_std();
         let session = Session::new(Settings::of(&config), bounded.collect(), rand::random(), now);
         let (stop, stopped) = oneshot::channel();
+        let (audiences, wanted) = watch::channel(Vec::new());
+        let (calls, called) = mpsc::channel(CALLS_QUEUE);
+        let (told, heard) = broadcast::channel(HEARD_QUEUE);
         let (wishes, wished) = watch::channel(PresenceWishes::default());
         let may_serve = config.serves;
         let presences = watch::Sender::new(Presences::new());
         let status = watch::Sender::new(session.status());
         let watched = status.subscribe();
-        let runner = Runner::new(config, session, applier, history, status, presences.clone());
+        let runner = Runner::new(config, session, applier, history, status, presences.clone(), told);
+        let wanted = Wanted {
+            stop: stopped,
+            wishes: wished,
+            audiences: wanted,
+            calls: called,
+        };
         Ok(Self {
             status: watched,
             wishes,
             may_serve,
             presences,
+            audiences,
+            heard,
+            calls,
             stop,
-            runner: runtime.spawn(runner.run(stopped, wished)),
+            runner: runtime.spawn(runner.run(wanted)),
         })
     }
 
@@ -100,6 +120,72 @@ impl SyncClient {
         self.wishes
             .send_if_modified(|wishes| !std::mem::replace(&mut wishes.watch, true));
         self.presences.subscribe()
+    }
+
+    /// Hears what is told in passing, from now on: to the session's own user, and to the readers of these streams, which the
+    /// client need not follow. The client goes on to hear all that it was ever asked to, and every [`Signals`] has all of it.
+    pub fn signals(&self, streams: &[StreamId]) -> Result<Signals, CallError> {
+        let heard = self.heard.resubscribe();
+        let streams = streams.iter().cloned().map(Audience::Stream);
+        let mut accepted = Ok(());
+        self.audiences.send_if_modified(|audiences| {
+            let mut wanted = audiences.clone();
+            for audience in std::iter::once(Audience::OwnUser).chain(streams) {
+                if !wanted.contains(&audience) {
+                    wanted.push(audience);
+                }
+            }
+            if wanted.len() > limit::HEARD_STREAMS + 1 {
+                let (found, most) = (wanted.len() - 1, limit::HEARD_STREAMS);
+                accepted = Err(CallError::Invalid(format!("{found} streams, at most {most} are heard")));
+                return false;
+            }
+            *audiences = wanted;
+            // Even if they are the same: a new listener is told which of them the client hears already.
+            true
+        });
+        accepted.map(|()| Signals { heard })
+    }
+
+    /// Tells others something in passing. `Ok` means that the module has told whoever listens, and nothing about who did.
+    pub async fn signal(&self, signal: Signal) -> Result<(), CallError> {
+        signal.check()?;
+        self.call(Call::Signal(signal)).await.map(drop)
+    }
+
+    /// Asks for a challenge by which a key of Nostr is bound to a node of this session. The session must have announced the
+    /// node by [`presence`](Self::presence). The application signs [`NostrChallenge::to_sign`] with the key.
+    pub async fn nostr_challenge(&self, node_id: &str) -> Result<NostrChallenge, CallError> {
+        let node_id = Label::new(node_id).map_err(|error| CallError::Invalid(format!("node_id: {error}")))?;
+        let call = Call::Challenge {
+            node_id: node_id.as_str().to_owned(),
+        };
+        let text = self.call(call).await?;
+        let text = text.ok_or_else(|| CallError::Failed("no challenge".to_owned()))?;
+        Ok(NostrChallenge { node_id, text })
+    }
+
+    /// Binds a key to the challenge's node. It ends the key's binding to any other node, and that of any other key to this one.
+    /// After [`CallError::Lost`] presences show whether it was done; a second attempt needs another challenge.
+    pub async fn bind_nostr_key(
+        &self,
+        challenge: NostrChallenge,
+        key: NostrKey,
+        signature: NostrSignature,
+    ) -> Result<(), CallError> {
+        let call = Call::Bind {
+            node_id: challenge.node_id.as_str().to_owned(),
+            challenge: challenge.text,
+            key,
+            signature,
+        };
+        self.call(call).await.map(drop)
+    }
+
+    async fn call(&self, call: Call) -> Result<Option<String>, CallError> {
+        let (caller, reply) = oneshot::channel();
+        self.calls.send((call, caller)).await.map_err(|_| CallError::Stopped)?;
+        reply.await.unwrap_or(Err(CallError::Stopped))
     }
 
     /// Finishes the current batch, tells the module how far each stream got and that the session leaves, and ends.

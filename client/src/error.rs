@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{InvalidId, Seq, StreamId, limit};
+use spacetime_sync_proto::{InvalidId, Refusal, Seq, StreamId, limit};
 use spacetime_sync_transport::PlaintextRefused;
 
 /// How to react to an error. All parties use the same classes.
@@ -134,6 +134,44 @@ impl PresenceError {
     /// How to react: announce something else.
     pub fn class(&self) -> ErrorClass {
         ErrorClass::Reject
+    }
+}
+
+/// Why a call of the application was not done, or may not have been.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The module would refuse it. Nothing was sent.
+    #[error("the call is invalid: {0}")]
+    Invalid(String),
+    /// There is no connection. Nothing was sent.
+    #[error("there is no connection to SpacetimeDB at the moment: try again when there is one")]
+    NotConnected,
+    /// Too many calls have no answer yet. Nothing was sent.
+    #[error("too many calls have no answer yet: wait for some of them")]
+    TooMany,
+    /// The connection was lost before the answer came. It may have been done or not.
+    #[error("the connection was lost before the answer came: it may have been done or not")]
+    Lost,
+    /// The module refused it.
+    #[error("the module refused it")]
+    Refused(#[source] Refusal),
+    /// SpacetimeDB gave no answer of the module, or a wrong one.
+    #[error("SpacetimeDB gave no usable answer: {0}")]
+    Failed(String),
+    /// The client has stopped.
+    #[error("the client has stopped")]
+    Stopped,
+}
+
+impl CallError {
+    /// How to react.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::NotConnected | Self::TooMany | Self::Lost | Self::Failed(_) => ErrorClass::Retry,
+            Self::Refused(refusal) => refusal.code.class(),
+            Self::Invalid(_) => ErrorClass::Reject,
+            Self::Stopped => ErrorClass::Fatal,
+        }
     }
 }
 

@@ -43,10 +43,12 @@ struct Readme;
 pub mod config;
 pub mod credential;
 pub mod error;
+pub mod nostr;
 pub mod presence;
 pub mod seal;
 #[doc(hidden)]
 pub mod session;
+pub mod signal;
 pub mod store;
 
 mod client;
@@ -60,10 +62,12 @@ mod whole_client;
 pub use client::SyncClient;
 pub use config::{Backoff, ClientConfig, History, Limits, Reads, StaleAnswer, WithoutDocument};
 pub use credential::{AccessToken, Credential, TokenError, TokenFuture, TokenProvider, WantedToken};
-pub use error::{ConfigError, ErrorClass, HandlerError, PresenceError, StartError};
+pub use error::{CallError, ConfigError, ErrorClass, HandlerError, PresenceError, StartError};
+pub use nostr::NostrChallenge;
 pub use presence::{OfflineReason, Presence, PresenceHandle, PresenceKey, PresenceStatus, Presences, SeenPresence};
 pub use session::status;
 pub use session::stream::{Beginning, Counters, Rung, StreamStop};
+pub use signal::{Audience, Heard, HeardSignal, PresenceChange, Says, Signal, Signals, Subject};
 pub use status::{Disconnect, Phase, Status, StopReason, StreamPhase, StreamStatus, TokenStatus};
 #[doc(hidden)]
 pub use store::applier::Stepped;
@@ -76,7 +80,7 @@ pub use rusqlite;
 pub use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern};
 pub use spacetime_sync_proto::page::Snapshot;
 pub use spacetime_sync_proto::{
-    ChainHash, DatabasePin, Event, IdempotencyKey, IdentityHex, Kind, PayloadHash, Position, Refusal, RefusalCode, Seq,
-    StaleCursor, StaleReason, StreamId,
+    ChainHash, DatabasePin, Event, IdempotencyKey, IdentityHex, Kind, NostrKey, NostrSignature, PayloadHash, Position,
+    Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId,
 };
 pub use spacetime_sync_transport::{PlaintextRefused, TlsError, TlsFiles, Transport};

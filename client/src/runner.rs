@@ -1,19 +1,23 @@
 //! The one task of a client: it carries out what the session decided and decides nothing itself. Whatever blocks
 //! happens elsewhere: on the apply thread, in the runtime of a connection, or in a task of its own.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::pending;
 use std::sync::Arc;
 
 use spacetime_sync_proto::Seq;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::ClientConfig;
+use crate::error::CallError;
 use crate::presence::{PresenceWishes, Presences};
 use crate::session::status::{Disconnect, Status};
-use crate::session::{Answer, Command, ConnectionId, DialFailure, Event, Inbound, QuestionId, Session};
+use crate::session::{
+    Answer, Call, CallId, Called, Command, ConnectionId, DialFailure, Event, Inbound, QuestionId, Session,
+};
+use crate::signal::{Audience, Heard};
 use crate::store::applier::Applier;
 use crate::talk::dial::{DialAnswer, dial};
 use crate::talk::history::Source;
@@ -33,6 +37,22 @@ pub(crate) struct Runner {
     errands: HashMap<tokio::task::Id, (Errand, AbortHandle)>,
     status: watch::Sender<Status>,
     presences: watch::Sender<Presences>,
+    heard: broadcast::Sender<Heard>,
+    /// Who waits for the answer to which call.
+    callers: BTreeMap<CallId, oneshot::Sender<Called<CallError>>>,
+    /// How many calls the application has made.
+    calls: u64,
+}
+
+/// A call of the application, and where it waits for the answer.
+pub(crate) type Asked = (Call, oneshot::Sender<Called<CallError>>);
+
+/// What the application asks of a client that runs.
+pub(crate) struct Wanted {
+    pub(crate) stop: oneshot::Receiver<()>,
+    pub(crate) wishes: watch::Receiver<PresenceWishes>,
+    pub(crate) audiences: watch::Receiver<Vec<Audience>>,
+    pub(crate) calls: mpsc::Receiver<Asked>,
 }
 
 /// What a task is doing.
@@ -58,6 +78,7 @@ impl Runner {
         history: Option<Source>,
         status: watch::Sender<Status>,
         presences: watch::Sender<Presences>,
+        heard: broadcast::Sender<Heard>,
     ) -> Self {
         Self {
             config: Arc::new(config),
@@ -69,11 +90,20 @@ impl Runner {
             errands: HashMap::new(),
             status,
             presences,
+            heard,
+            callers: BTreeMap::new(),
+            calls: 0,
         }
     }
 
     /// Runs until the session has ended.
-    pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>, mut wishes: watch::Receiver<PresenceWishes>) {
+    pub(crate) async fn run(mut self, wanted: Wanted) {
+        let Wanted {
+            mut stop,
+            mut wishes,
+            mut audiences,
+            mut calls,
+        } = wanted;
         let mut commands = Vec::new();
         let (mut stopping, mut applier_ended) = (false, false);
         let alarm = sleep_until(Instant::now());
@@ -108,6 +138,14 @@ impl Runner {
                 Ok(()) = wishes.changed() => {
                     let wishes = wishes.borrow_and_update().clone();
                     Event::Presence { said: wishes.said, watch: wishes.watch }
+                }
+                Ok(()) = audiences.changed() => Event::Hear(audiences.borrow_and_update().clone()),
+                // The channel has a bound, and each call waits for its answer.
+                Some((call, caller)) = calls.recv() => {
+                    self.calls += 1;
+                    let id = CallId(self.calls);
+                    self.callers.insert(id, caller);
+                    Event::Call { id, call }
                 }
                 // Last, because there may always be a next message.
                 (connection, message) = next_message(&self.links) => self.message(connection, message),
@@ -256,6 +294,35 @@ impl Runner {
                         changed
                     });
                 }
+            }
+            Command::Call { connection, id, call } => {
+                if let Some(link) = self.link(connection) {
+                    link.call(id, call);
+                }
+            }
+            Command::Reply { id, reply } => {
+                // A caller that no longer waits wants no answer.
+                if let Some(caller) = self.callers.remove(&id) {
+                    let _ = caller.send(reply);
+                }
+            }
+            Command::AskAudience {
+                connection,
+                ear,
+                audience,
+            } => {
+                if let Some(link) = self.link(connection) {
+                    link.ask_audience(ear, &audience);
+                }
+            }
+            Command::Hear { connection, ear, key } => {
+                if let Some(link) = self.link(connection) {
+                    link.hear(ear, key);
+                }
+            }
+            Command::Tell(heard) => {
+                // Without a listener nobody needs to know.
+                let _ = self.heard.send(heard);
             }
             Command::Ask {
                 question,

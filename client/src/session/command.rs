@@ -4,10 +4,13 @@ use std::ops::Range;
 
 use spacetime_sync_proto::{Position, SealKey, Seq};
 
+use super::calls::{Call, CallId, Called};
 use super::event::{ConnectionId, Question, QuestionId, ReadId};
 use super::stream::{Batch, Beginning, SubscriptionId};
 use super::token::Issued;
+use crate::error::CallError;
 use crate::presence::Presence;
+use crate::signal::{Audience, Heard};
 
 /// An order of the session.
 #[derive(Debug)]
@@ -87,6 +90,42 @@ pub enum Command {
         /// The connection whose rows to show.
         connection: ConnectionId,
     },
+    /// Make a call of the application; answered by [`Inbound::Called`](super::Inbound::Called).
+    Call {
+        /// The connection to call on.
+        connection: ConnectionId,
+        /// The id of the call.
+        id: CallId,
+        /// The call.
+        call: Call,
+    },
+    /// Tell the application what came of a call.
+    Reply {
+        /// The id of the call.
+        id: CallId,
+        /// The answer.
+        reply: Called<CallError>,
+    },
+    /// Ask for the key of an audience; answered by [`Inbound::AudienceTold`](super::Inbound::AudienceTold).
+    AskAudience {
+        /// The connection to ask on.
+        connection: ConnectionId,
+        /// The session's number for the audience.
+        ear: usize,
+        /// The audience.
+        audience: Audience,
+    },
+    /// Subscribe to what is told to an audience; answered by [`Inbound::HearingBegan`](super::Inbound::HearingBegan).
+    Hear {
+        /// The connection to subscribe on.
+        connection: ConnectionId,
+        /// The session's number for the audience.
+        ear: usize,
+        /// The audience's key in the module.
+        key: u64,
+    },
+    /// Tell the application what was heard.
+    Tell(Heard),
     /// Ask the authority; answered by [`Event::Answered`](super::Event::Answered).
     Ask {
         /// The id of the question.

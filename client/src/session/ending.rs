@@ -8,6 +8,7 @@ use super::event::{ConnectionId, Event, Inbound};
 use super::status::{Phase, StopReason};
 use super::stream::Input;
 use super::{Command, Session};
+use crate::error::CallError;
 
 #[derive(Debug)]
 pub(super) enum Life {
@@ -71,6 +72,10 @@ impl Session {
                 self.commands.push(Command::Close { connection });
                 self.end_if_all_is_said();
             }
+            Event::Call { id, .. } => {
+                let reply = Err(CallError::Stopped);
+                self.commands.push(Command::Reply { id, reply });
+            }
             // The attempt succeeded before the session could give it up.
             Event::Dialed { connection, .. } => self.commands.push(Command::Close { connection }),
             Event::Woken => {
@@ -85,6 +90,7 @@ impl Session {
             | Event::Answered { .. }
             | Event::Heads { .. }
             | Event::Presence { .. }
+            | Event::Hear(_)
             | Event::Stop => {}
         }
     }
@@ -104,7 +110,12 @@ impl Session {
             | Inbound::Unsubscribed { .. }
             | Inbound::SubscriptionFailed { .. }
             | Inbound::Page { .. }
-            | Inbound::PresenceChanged => {}
+            | Inbound::PresenceChanged
+            | Inbound::Called { .. }
+            | Inbound::AudienceTold { .. }
+            | Inbound::HearingBegan { .. }
+            | Inbound::HearingFailed { .. }
+            | Inbound::Told(_) => {}
         }
     }
 

@@ -6,12 +6,14 @@ use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::page::Snapshot;
 use spacetime_sync_proto::{FrameRow, Position, Refusal, Seq, StaleCursor};
 
+use super::calls::{Call, CallId, Called};
 use super::status::{Disconnect, StopReason};
 use super::stream::{ApplyFailure, Page, SubscriptionId};
 use super::token::Issued;
 use crate::credential::TokenError;
 use crate::error::StoreError;
 use crate::presence::Presence;
+use crate::signal::{Audience, Heard};
 
 /// Names a connection, from the attempt to make it on. A session never reuses an id, and ignores events of a connection
 /// that it has given up.
@@ -82,6 +84,15 @@ pub enum Event {
         /// Whether to watch the presence of others.
         watch: bool,
     },
+    /// The application makes a call; answered by [`Command::Reply`](super::Command::Reply).
+    Call {
+        /// The id of the call.
+        id: CallId,
+        /// The call.
+        call: Call,
+    },
+    /// The audiences that the application wants to hear: all that it ever named.
+    Hear(Vec<Audience>),
     /// The application wants the client to stop, or has dropped it.
     Stop,
 }
@@ -165,6 +176,34 @@ pub enum Inbound {
     },
     /// The presence of others has changed, or has arrived for the first time.
     PresenceChanged,
+    /// The answer to a call of the application.
+    Called {
+        /// The call.
+        id: CallId,
+        /// The answer.
+        answer: Called<CallFailure>,
+    },
+    /// The key of an audience.
+    AudienceTold {
+        /// The session's number for the audience.
+        ear: usize,
+        /// The key, or why the session gets none.
+        answer: Result<u64, CallFailure>,
+    },
+    /// A subscription to an audience has begun.
+    HearingBegan {
+        /// The session's number for the audience.
+        ear: usize,
+    },
+    /// SpacetimeDB ended a subscription to an audience, or never began it.
+    HearingFailed {
+        /// The session's number for the audience.
+        ear: usize,
+        /// What SpacetimeDB said.
+        detail: String,
+    },
+    /// Something was told to an audience.
+    Told(Heard),
 }
 
 /// Why an attempt to connect failed.

@@ -56,6 +56,7 @@ impl Session {
             }
             Inbound::NoModule { detail } => return Err(StopReason::NoModule { detail }),
             Inbound::GrantCame => {
+                self.ask_for_keys_again();
                 for at in 0..self.followers.len() {
                     if let Mode::Refused(_) = self.followers[at].stream.mode() {
                         self.followers[at].ask_at = None;
@@ -64,6 +65,7 @@ impl Session {
                 }
             }
             Inbound::GrantLost { stream_key } => {
+                self.ear_lost(stream_key);
                 if let Some(at) = self.by_key.get(&stream_key).copied() {
                     // The module forgot this stream's checkpoint together with the grant.
                     self.followers[at].acknowledgement.forget();
@@ -104,6 +106,11 @@ impl Session {
             Inbound::Page { stream, read, answer } => self.page(from, stream, read, answer)?,
             Inbound::Acked { stream, seq, answer } => self.acked(from, stream, seq, &answer),
             Inbound::PresenceSaid { answer } => self.presence_said(from, &answer),
+            Inbound::Called { id, answer } => self.called(from, id, answer),
+            Inbound::AudienceTold { ear, answer } => self.audience_told(from, ear, answer),
+            Inbound::HearingBegan { ear } => self.hearing_began(from, ear),
+            Inbound::HearingFailed { ear, detail } => self.hearing_failed(from, ear, &detail),
+            Inbound::Told(heard) => self.told(from, heard),
             // Shown once for the whole message.
             Inbound::PresenceChanged => {}
         }

@@ -19,8 +19,10 @@ pub mod token;
 
 mod acknowledgement;
 mod cache;
+mod calls;
 mod connection;
 mod counted;
+mod ears;
 mod ending;
 mod follower;
 mod handover;
@@ -32,6 +34,7 @@ mod reads;
 mod tally;
 mod timers;
 
+pub use calls::{Call, CallId, Called};
 pub use command::{Command, Work};
 pub use event::{
     Answer, Applied, CallFailure, ConnectionId, DialFailure, Event, Inbound, Outcome, Question, QuestionId, ReadId,
@@ -50,7 +53,9 @@ use crate::config::StreamBounds;
 use crate::presence::Presence;
 
 use cache::Cache;
+use calls::Calls;
 use connection::Connection;
+use ears::Ears;
 use ending::Life;
 use follower::Follower;
 use heads::Heads;
@@ -99,6 +104,8 @@ pub struct Session {
     presence: Option<Presence>,
     watch_presence: bool,
     heartbeat: Heartbeat,
+    calls: Calls,
+    ears: Ears,
     /// When to look at the timers next.
     tick_at: Instant,
     counters: Counters,
@@ -144,6 +151,8 @@ impl Session {
             presence: None,
             watch_presence: false,
             heartbeat: Heartbeat::default(),
+            calls: Calls::default(),
+            ears: Ears::default(),
             tick_at: now,
             counters: Counters::default(),
             phase: Phase::Idle,
@@ -274,6 +283,8 @@ impl Session {
                 self.applier_ended = true;
                 return Err(StopReason::Defect);
             }
+            Event::Call { id, call } => self.call(id, call),
+            Event::Hear(audiences) => self.hear(audiences),
             Event::Presence { said, watch } => (self.presence, self.watch_presence) = (said, watch),
             Event::Stop => return Err(StopReason::Requested),
         }
@@ -287,6 +298,8 @@ impl Session {
             Life::Draining { .. } | Life::Leaving { .. } | Life::Ended => return Ok(()),
         }
         self.end_handover_if_over();
+        self.end_lost_calls();
+        self.listen_on_serving();
         self.start_reads();
         self.start_questions();
         self.start_heads();

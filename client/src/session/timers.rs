@@ -46,6 +46,7 @@ impl Session {
         self.watch_heads();
         self.acknowledge_some();
         self.keep_presence();
+        self.listen();
     }
 
     fn ask_again(&mut self) {

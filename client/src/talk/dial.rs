@@ -72,7 +72,10 @@ async fn open(
             Err(failure) => Err(failure),
         };
         let link = match connected {
-            Ok(link) => link,
+            Ok(mut link) => {
+                link.know_identity(token.as_deref());
+                link
+            }
             Err(ConnectFailure::Unauthorized) => return Err(Closed::Told(DialFailure::Unauthorized)),
             Err(ConnectFailure::Forbidden) => return Err(Closed::Untold(DialFailure::Unauthorized)),
             Err(ConnectFailure::Later(reason)) => return Err(Closed::Told(DialFailure::Later(reason))),

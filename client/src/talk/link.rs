@@ -14,10 +14,11 @@ use spacetime_sync_bindings::{
     SyncEventTableAccess, ack_checkpoint, read_events, upsert_presence,
 };
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, Section, Seq, StreamId};
+use spacetime_sync_proto::{ChainHash, FrameRow, IdentityHex, Position, Refusal, Section, Seq, StreamId};
 use spacetimedb_sdk::{DbContext, Identity, SubscriptionHandle as _, Table, TableWithPrimaryKey, Timestamp, u256};
 
 use super::presence::{PresenceRow, seen};
+use super::signals::hear_signals;
 use crate::presence::{Presence, PresenceKey, Presences};
 use crate::session::status::Disconnect;
 use crate::session::stream::{Page, SubscriptionId};
@@ -48,8 +49,10 @@ pub(super) type Inbox = Arc<Mutex<Brought>>;
 
 /// A connection.
 pub(crate) struct Link {
-    connection: Box<DbConnection>,
-    inbox: Inbox,
+    pub(super) connection: Box<DbConnection>,
+    pub(super) inbox: Inbox,
+    /// Who the client is by its token.
+    pub(super) identity: Option<IdentityHex>,
     /// The stream subscriptions that were not given up.
     subscriptions: HashMap<(usize, SubscriptionId), SubscriptionHandle>,
     _runtime: LinkRuntime,
@@ -57,6 +60,7 @@ pub(crate) struct Link {
 
 impl Link {
     pub(super) fn new(connection: DbConnection, inbox: Inbox, runtime: LinkRuntime) -> Self {
+        hear_signals(&connection, &inbox);
         let into = |inbox: &Inbox| Arc::clone(inbox);
         let to = into(&inbox);
         connection.db.sync_event().on_insert(move |_, row| {
@@ -101,6 +105,7 @@ impl Link {
         Self {
             connection: Box::new(connection),
             inbox,
+            identity: None,
             subscriptions: HashMap::new(),
             _runtime: runtime,
         }
@@ -134,6 +139,11 @@ impl Link {
                 | Inbound::Page { .. }
                 | Inbound::PresenceSaid { .. }
                 | Inbound::PresenceChanged
+                | Inbound::Called { .. }
+                | Inbound::AudienceTold { .. }
+                | Inbound::HearingBegan { .. }
+                | Inbound::HearingFailed { .. }
+                | Inbound::Told(_)
                 | Inbound::Acked { .. } => (2, 0, Seq::ZERO),
             });
         }
@@ -322,7 +332,7 @@ fn lock(inbox: &Inbox) -> MutexGuard<'_, Brought> {
     inbox.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn push(inbox: &Inbox, inbound: Inbound) {
+pub(super) fn push(inbox: &Inbox, inbound: Inbound) {
     lock(inbox).inbound.push(inbound);
 }
 
@@ -330,7 +340,7 @@ pub(super) fn greet(inbox: &Inbox, greeting: Greeting) {
     lock(inbox).greetings.push(greeting);
 }
 
-fn call_failure(text: String) -> CallFailure {
+pub(super) fn call_failure(text: String) -> CallFailure {
     Refusal::from_wire(&text).map_or(CallFailure::Failed(text), CallFailure::Refused)
 }
 
@@ -359,7 +369,7 @@ fn presence_row(row: SessionPresence) -> PresenceRow {
 }
 
 /// A time that this machine cannot represent, or from before the epoch, becomes the epoch.
-fn time(column: Timestamp) -> SystemTime {
+pub(super) fn time(column: Timestamp) -> SystemTime {
     let epoch = SystemTime::UNIX_EPOCH;
     let micros = u64::try_from(column.to_micros_since_unix_epoch()).unwrap_or_default();
     epoch.checked_add(Duration::from_micros(micros)).unwrap_or(epoch)

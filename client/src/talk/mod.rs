@@ -11,3 +11,4 @@ mod connect;
 mod pin;
 mod presence;
 mod reason;
+mod signals;

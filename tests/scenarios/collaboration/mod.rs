@@ -4,6 +4,7 @@
 mod assignments;
 mod bounds;
 mod capabilities;
+mod clients;
 mod nostr;
 mod rights;
 mod signals;

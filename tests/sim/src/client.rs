@@ -507,8 +507,15 @@ impl World {
             ),
             // The session ignores the answer.
             Command::Withdraw { .. } => {}
-            // These runs have no presence.
-            Command::SayPresence { .. } | Command::WatchPresence { .. } | Command::ShowPresences { .. } => {
+            // These runs have no presence and no signals, and no application that calls.
+            Command::SayPresence { .. }
+            | Command::WatchPresence { .. }
+            | Command::ShowPresences { .. }
+            | Command::Call { .. }
+            | Command::Reply { .. }
+            | Command::AskAudience { .. }
+            | Command::Hear { .. }
+            | Command::Tell(_) => {
                 self.violate("I8", || {
                     format!("client {at} gave a command that these runs have no use for: {command:?}")
                 });

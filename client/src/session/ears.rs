@@ -1,0 +1,191 @@
+//! What the session listens to: for each audience it asks the module for the key, and subscribes to what is told to it. All of it
+//! begins anew with every connection, and the application is told about every break.
+
+use std::time::Instant;
+
+use super::event::{CallFailure, ConnectionId};
+use super::{Command, Session};
+use crate::signal::{Audience, Heard};
+
+/// Everything the session listens to.
+#[derive(Debug, Default)]
+pub(super) struct Ears {
+    /// The connection on which it does.
+    on: Option<ConnectionId>,
+    ears: Vec<Ear>,
+}
+
+/// One audience.
+#[derive(Debug)]
+struct Ear {
+    audience: Audience,
+    hearing: Hearing,
+    /// The key that the connection has subscribed to.
+    key: Option<u64>,
+    /// Whether the application knows that the module refuses.
+    refusal_told: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hearing {
+    /// Nothing is heard. The session asks for the key at this time, or at once.
+    Nothing { ask_at: Option<Instant> },
+    /// The session has asked for the key.
+    Asked,
+    /// The session has subscribed.
+    Subscribing,
+    /// It hears.
+    Listening,
+}
+
+impl Session {
+    /// The application wants to hear these audiences. It never gives one up.
+    pub(super) fn hear(&mut self, audiences: Vec<Audience>) {
+        for audience in audiences {
+            if !self.ears.ears.iter().any(|ear| ear.audience == audience) {
+                self.ears.ears.push(Ear {
+                    audience,
+                    hearing: Hearing::Nothing { ask_at: None },
+                    key: None,
+                    refusal_told: false,
+                });
+            }
+        }
+        // A listener that has just come does not know.
+        for ear in &self.ears.ears {
+            if ear.hearing == Hearing::Listening {
+                self.commands
+                    .push(Command::Tell(Heard::Listening(ear.audience.clone())));
+            }
+        }
+        self.listen();
+    }
+
+    /// Begins anew if another connection serves. A hand-over is a break, too: what comes on both connections, or on none of
+    /// them, cannot be told apart.
+    pub(super) fn listen_on_serving(&mut self) {
+        let serving = self.serving();
+        if self.ears.on == serving {
+            return;
+        }
+        self.ears.on = serving;
+        let was_heard = self.ears.ears.iter().any(|ear| ear.hearing == Hearing::Listening);
+        for ear in &mut self.ears.ears {
+            ear.hearing = Hearing::Nothing { ask_at: None };
+            ear.key = None;
+        }
+        if was_heard {
+            self.commands.push(Command::Tell(Heard::Interrupted));
+        }
+        self.listen();
+    }
+
+    /// Asks for the keys that are due.
+    pub(super) fn listen(&mut self) {
+        let Some(connection) = self.ears.on else { return };
+        for (at, ear) in self.ears.ears.iter_mut().enumerate() {
+            if let Hearing::Nothing { ask_at } = ear.hearing
+                && ask_at.is_none_or(|at| at <= self.now)
+            {
+                ear.hearing = Hearing::Asked;
+                self.commands.push(Command::AskAudience {
+                    connection,
+                    ear: at,
+                    audience: ear.audience.clone(),
+                });
+            }
+        }
+    }
+
+    /// The module has told the key of an audience, or refused.
+    pub(super) fn audience_told(&mut self, from: ConnectionId, at: usize, answer: Result<u64, CallFailure>) {
+        let ask_at = Some(self.now + self.settings.limits.ask_again_after);
+        let Some(ear) = self.ears.of(from, at, Hearing::Asked) else {
+            return;
+        };
+        match answer {
+            // The connection has subscribed to it before, and the module took the right away meanwhile.
+            Ok(key) if ear.key == Some(key) => self.hears(at),
+            Ok(key) => {
+                (ear.hearing, ear.key) = (Hearing::Subscribing, Some(key));
+                self.commands.push(Command::Hear {
+                    connection: from,
+                    ear: at,
+                    key,
+                });
+            }
+            Err(failure) => {
+                ear.hearing = Hearing::Nothing { ask_at };
+                if let CallFailure::Refused(refusal) = &failure
+                    && !std::mem::replace(&mut ear.refusal_told, true)
+                {
+                    let (audience, refusal) = (ear.audience.clone(), refusal.clone());
+                    self.commands.push(Command::Tell(Heard::Refused { audience, refusal }));
+                }
+                self.doubt_token_if(failure.is_of_aged_token());
+            }
+        }
+    }
+
+    /// A subscription to an audience has begun.
+    pub(super) fn hearing_began(&mut self, from: ConnectionId, at: usize) {
+        if self.ears.of(from, at, Hearing::Subscribing).is_some() {
+            self.hears(at);
+        }
+    }
+
+    fn hears(&mut self, at: usize) {
+        let ear = &mut self.ears.ears[at];
+        (ear.hearing, ear.refusal_told) = (Hearing::Listening, false);
+        self.commands
+            .push(Command::Tell(Heard::Listening(ear.audience.clone())));
+    }
+
+    /// SpacetimeDB ended a subscription to an audience, or never began it.
+    pub(super) fn hearing_failed(&mut self, from: ConnectionId, at: usize, detail: &str) {
+        let ask_at = Some(self.now + self.settings.limits.ask_again_after);
+        if self.ears.on != Some(from) {
+            return;
+        }
+        let Some(ear) = self.ears.ears.get_mut(at) else { return };
+        tracing::warn!(audience = ?ear.audience, detail, "cannot hear what is told in passing");
+        ear.key = None;
+        if std::mem::replace(&mut ear.hearing, Hearing::Nothing { ask_at }) == Hearing::Listening {
+            self.commands.push(Command::Tell(Heard::Interrupted));
+        }
+    }
+
+    /// The module took the right to this key away: nothing more is heard of it.
+    pub(super) fn ear_lost(&mut self, key: u64) {
+        let lost = |ear: &&mut Ear| ear.key == Some(key) && ear.hearing == Hearing::Listening;
+        if let Some(ear) = self.ears.ears.iter_mut().find(lost) {
+            ear.hearing = Hearing::Nothing { ask_at: None };
+            self.listen();
+        }
+    }
+
+    /// The module gave the session another right: perhaps one that was refused before.
+    pub(super) fn ask_for_keys_again(&mut self) {
+        for ear in &mut self.ears.ears {
+            if let Hearing::Nothing { ask_at } = &mut ear.hearing {
+                *ask_at = None;
+            }
+        }
+        self.listen();
+    }
+
+    /// Something was told to an audience.
+    pub(super) fn told(&mut self, from: ConnectionId, heard: Heard) {
+        if self.ears.on == Some(from) {
+            self.commands.push(Command::Tell(heard));
+        }
+    }
+}
+
+impl Ears {
+    /// An ear of the connection, if it is in this state.
+    fn of(&mut self, from: ConnectionId, at: usize, hearing: Hearing) -> Option<&mut Ear> {
+        let is_ours = self.on == Some(from);
+        self.ears.get_mut(at).filter(|ear| is_ours && ear.hearing == hearing)
+    }
+}
