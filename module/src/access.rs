@@ -10,7 +10,7 @@ use spacetime_sync_rules::stream_key;
 use spacetimedb::{Identity, ReducerContext, Table, Timestamp};
 
 use crate::log_access::trust_row;
-use crate::refuse::{Refused, refused, unauthorized};
+use crate::refuse::{Refused, invalid_argument, refused, unauthorized};
 use crate::tables::{
     EndedSession, GrantCount, GrantPattern, Issuer, StandingGrant, StreamGrant, SyncSession, SyncStream, SyncTrust,
     ended_session, grant_count, grant_pattern, revoked_session, standing_grant, stream_grant, sync_checkpoint,
@@ -123,7 +123,7 @@ fn grant(
     session: &Session,
     before: Option<&SyncSession>,
 ) -> Result<(), Refused> {
-    let mut wanted = BTreeSet::from([trust.user_key(&session.user_id)?]);
+    let mut wanted = BTreeSet::from([trust.user_key(session.user_id.as_str())?]);
     if session.scopes.contains(&Scope::Provider) {
         wanted.insert(trust.providers_key()?);
     }
@@ -424,8 +424,9 @@ fn has_standing_grant(ctx: &ReducerContext, identity: Identity) -> bool {
 
 impl SyncTrust {
     /// The key under which all sessions of a user see each other.
-    pub fn user_key(&self, user_id: &Label) -> Result<u64, Refused> {
-        Ok(stream_key::derive_user(self.secret()?, user_id))
+    pub fn user_key(&self, user_id: &str) -> Result<u64, Refused> {
+        let user_id = Label::new(user_id).map_err(|error| invalid_argument(format!("user_id: {error}")))?;
+        Ok(stream_key::derive_user(self.secret()?, &user_id))
     }
 
     /// The key under which all sessions that may provide see the assignments that are open to all.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use spacetime_sync_proto::{Label, limit};
+use spacetime_sync_proto::{AssignmentSide, limit};
 use spacetime_sync_rules::assignment::{self, Held, Next, Provider, State};
 use spacetimedb::{ReducerContext, Table};
 
 use crate::log_access::trust_row;
-use crate::refuse::{Refused, invalid_argument, refused};
+use crate::refuse::{Refused, refused};
 use crate::tables::{
     AssignmentParty, ComputeAssignment, ComputeAssignmentChange, ForgottenAssignment, SyncTrust, assignment_party,
     assignment_update, compute_assignment, compute_assignment_change, forgotten_assignment,
@@ -37,7 +37,7 @@ impl Assignment {
     pub fn held(&self) -> Result<Held, Refused> {
         let row = &self.row;
         Ok(Held {
-            state: State::parse(&row.status).map_err(refused)?,
+            state: assignment::state(&row.status).map_err(refused)?,
             version: row.version,
             provider_id: (!row.provider_id.is_empty()).then(|| row.provider_id.clone()),
             to_all: row.to_all,
@@ -74,7 +74,7 @@ impl Assignment {
         if let Some(report) = next.report {
             self.row.report = report;
         }
-        if next.state.is_final() {
+        if assignment::is_final(next.state) {
             self.party.has_ended = true;
             self.party.due_at = ctx.timestamp + assignment::REMEMBERED;
         }
@@ -84,7 +84,7 @@ impl Assignment {
     }
 
     /// Shows the assignment as it is to whoever may see it, and nobody else, and adds to its history what has just been done.
-    pub fn place(&self, ctx: &ReducerContext, by: &str, update_id: &str) -> Result<(), Refused> {
+    pub fn place(&self, ctx: &ReducerContext, by: AssignmentSide, update_id: &str) -> Result<(), Refused> {
         let audiences = self.audiences(&trust_row(ctx)?)?;
         let (rows, changes) = (ctx.db.compute_assignment(), ctx.db.compute_assignment_change());
         let request_id = self.row.request_id.as_str();
@@ -130,7 +130,7 @@ impl Assignment {
                 version,
                 status: self.row.status.clone(),
                 provider_id: self.row.provider_id.clone(),
-                changed_by: by.to_owned(),
+                changed_by: by.as_str().to_owned(),
                 update_id: update_id.to_owned(),
                 changed_at: ctx.timestamp,
             });
@@ -143,13 +143,9 @@ impl Assignment {
 
     /// Who sees the assignment.
     fn audiences(&self, trust: &SyncTrust) -> Result<BTreeSet<u64>, Refused> {
-        let user_key = |user_id: &str| {
-            let user_id = Label::new(user_id).map_err(|error| invalid_argument(error.to_string()))?;
-            trust.user_key(&user_id)
-        };
-        let mut audiences = BTreeSet::from([user_key(&self.party.requester)?]);
+        let mut audiences = BTreeSet::from([trust.user_key(&self.party.requester)?]);
         if !self.party.provider.is_empty() {
-            audiences.insert(user_key(&self.party.provider)?);
+            audiences.insert(trust.user_key(&self.party.provider)?);
         }
         if self.row.to_all && self.row.status == State::Open.as_str() {
             audiences.insert(trust.providers_key()?);

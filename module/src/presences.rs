@@ -29,7 +29,7 @@ pub fn place(ctx: &ReducerContext, session_id: &str, heartbeat: &Heartbeat, audi
             .delete((session_id, forgotten.as_str()));
     }
     let before = held.iter().find(|row| row.node_id == node_id);
-    let binding = ctx.db.nostr_binding().by_node().filter((session_id, node_id)).next();
+    let binding = bound_to(ctx, session_id, node_id);
     for (audience_key, presence_id) in placement.rows {
         let row = SessionPresence {
             presence_id: presence_id.unwrap_or(0),
@@ -107,6 +107,11 @@ fn set_there(ctx: &ReducerContext, binding: NostrBinding, is_there: bool) {
     }
 }
 
+/// The key that is bound to a node, if one is.
+fn bound_to(ctx: &ReducerContext, session_id: &str, node_id: &str) -> Option<NostrBinding> {
+    ctx.db.nostr_binding().by_node().filter((session_id, node_id)).next()
+}
+
 /// The rows of a node of a session, one for each audience.
 fn of_node(ctx: &ReducerContext, session_id: &str, node_id: &str) -> Vec<SessionPresence> {
     let of_session = ctx.db.session_presence().session_id().filter(session_id);
@@ -167,12 +172,7 @@ pub fn sweep(ctx: &ReducerContext, most: usize) {
     let stale: Vec<SessionPresence> = presences.holds_until().filter(..=now).take(most).collect();
     for row in stale {
         let (session_id, node_id) = (row.session_id.clone(), row.node_id.clone());
-        let binding = ctx
-            .db
-            .nostr_binding()
-            .by_node()
-            .filter((session_id.as_str(), node_id.as_str()))
-            .next();
+        let binding = bound_to(ctx, &session_id, &node_id);
         if row.status == OFFLINE {
             presences.presence_id().delete(row.presence_id);
             if let Some(binding) = binding.filter(|_| of_node(ctx, &session_id, &node_id).is_empty()) {

@@ -1,7 +1,7 @@
 //! Calls that answer with more than done or refused: pages of the log for clients; heads, streams and rewinds for the
 //! bridge and operators. Filters do not apply to procedures, so each of them checks who asks.
 
-use spacetime_sync_proto::{Label, Position, Refusal, RefusalCode, StreamId, limit};
+use spacetime_sync_proto::{Position, Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_rules::log::{HeadRow, LogRows};
 use spacetime_sync_rules::page::{self, Page};
 use spacetime_sync_rules::rewind;
@@ -13,7 +13,7 @@ use crate::log_access::{
     StreamRows, chain_from_column, chain_to_column, event_row, seal_argument, seq_argument, seq_from_column,
     stream_class, trust_row,
 };
-use crate::refuse::{Refused, invalid_argument, refused, stream_id as parse_stream_id};
+use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
 use crate::tables::{SyncEvent, SyncStream, retention_class, sync_head, sync_stream};
 
 /// A part of a stream's log.
@@ -44,9 +44,7 @@ pub fn read_audience_key(ctx: &mut ProcedureContext, stream_id: String) -> Resul
 fn audience_key(ctx: &ReducerContext, stream_id: &str) -> Result<u64, Refused> {
     let trust = trust_row(ctx)?;
     if stream_id.is_empty() {
-        let own = own_session(ctx)?;
-        let user_id = Label::new(&own.user_id).map_err(|error| invalid_argument(error.to_string()))?;
-        return trust.user_key(&user_id);
+        return trust.user_key(&own_session(ctx)?.user_id);
     }
     let stream_id = parse_stream_id(stream_id)?;
     let stream_key = trust.stream_key(&stream_id)?;

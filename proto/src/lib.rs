@@ -1,16 +1,19 @@
 //! The contract of the lane: everything that authority, bridge, module and client must agree on.
 //!
-//! Ids, identities and limits ([`id`], [`identity`], [`limit`]), hashes and the chain ([`hash`]), events and their frames ([`event`], [`frame`]),
-//! positions and frame rows ([`position`]), sections of a stream ([`Section`]), seals ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]), rewinds ([`rewind`]),
-//! the authority epoch ([`epoch`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
-//! continued from ([`stale`]), what sessions tell one another in passing ([`signal`]), keys of Nostr ([`nostr`]), who may see and do what ([`access`]), the client's checkpoint table, which tools read
-//! ([`checkpoint_table`]), and the contract's own version ([`contract`]). [`Secret`] and [`error_text`] stand here
-//! because every crate needs them.
+//! Ids, identities and limits ([`id`], [`identity`], [`limit`]), hashes and the chain ([`hash`]), events and their
+//! frames ([`event`], [`frame`]), positions and frame rows ([`position`]), sections of a stream ([`Section`]), seals
+//! ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]), rewinds ([`rewind`]), the
+//! authority epoch ([`epoch`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
+//! continued from ([`stale`]), what sessions tell one another in passing ([`signal`]), states of assignments
+//! ([`assignment`]), keys of Nostr ([`nostr`]), who may see and do what ([`access`]), the client's checkpoint table,
+//! which tools read ([`checkpoint_table`]), and the contract's own version ([`contract`]). [`Secret`] and [`error_text`]
+//! stand here because every crate needs them.
 //!
 //! The crate does no IO, reads no clock and needs no runtime. It builds for `wasm32-unknown-unknown` as well as for a
 //! desktop.
 
 pub mod access;
+pub mod assignment;
 pub mod checkpoint_table;
 pub mod contract;
 pub mod epoch;
@@ -23,6 +26,7 @@ mod hex;
 pub mod id;
 pub mod identity;
 pub mod limit;
+pub mod names;
 pub mod nostr;
 pub mod page;
 pub mod position;
@@ -35,6 +39,7 @@ mod section;
 pub mod signal;
 pub mod stale;
 
+pub use assignment::{AssignmentSide, AssignmentState};
 pub use error_text::error_text;
 pub use event::Event;
 pub use frame::{Frame, FrameError};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, limit};
 
-pub use self::state::{State, TRANSITIONS, Who};
+pub use self::state::{State, TRANSITIONS, Who, is_final, state};
 use crate::content::{Digest, check_document, digest, invalid, name, optional_name};
 
 /// How long an assignment is remembered after it has ended.
@@ -154,7 +154,7 @@ pub fn change(
     document: &str,
 ) -> Result<Change, Refusal> {
     let (request, update) = (name("request_id", request_id)?, name("update_id", update_id)?);
-    let to = State::parse(status)?;
+    let to = state(status)?;
     let provider = optional_name("provider_id", provider_id)?;
     if !document.is_empty() {
         check_document("assignment", document, limit::ASSIGNMENT_BYTES)?;
@@ -263,7 +263,7 @@ pub fn decide(held: &Held, change: &Change, part: Part, now_us: i64) -> Result<N
     if change.expected_version != held.version {
         return refuse("it was changed since");
     }
-    if !held.state.is_final() && held.deadline_us <= now_us {
+    if !is_final(held.state) && held.deadline_us <= now_us {
         return refuse("its deadline has passed");
     }
     let possible = TRANSITIONS

@@ -11,7 +11,7 @@ use crate::access::{forbidden_stream, may_read, own_session};
 use crate::assignments::Assignment;
 use crate::log_access::trust_row;
 use crate::quota::spend;
-use crate::refuse::{Refused, invalid_argument, refused};
+use crate::refuse::{Refused, refused};
 use crate::tables::{SessionSignal, SyncSession, SyncTrust, session_signal};
 
 /// Who hears a signal, and whether they may know whose it is.
@@ -35,7 +35,7 @@ pub fn send_signal(
     spend(ctx, Call::Signal)?;
     let trust = trust_row(ctx)?;
     let audiences = match &signal.subject {
-        Subject::User => vec![(user_key(&trust, &own.user_id)?, true)],
+        Subject::User => vec![(trust.user_key(&own.user_id)?, true)],
         Subject::Stream(stream_id) => {
             // All readers of the stream hear it, as they hear what serves it.
             own.may(Scope::Serve)?;
@@ -85,11 +85,6 @@ fn parties(
         return Err(refused(Refusal::new(RefusalCode::AssignmentConflict, message)));
     }
     let audience =
-        |user_id: &str| -> Result<Audience, Refused> { Ok((user_key(trust, user_id)?, user_id == own.user_id)) };
+        |user_id: &str| -> Result<Audience, Refused> { Ok((trust.user_key(user_id)?, user_id == own.user_id)) };
     parties.into_iter().map(audience).collect()
-}
-
-fn user_key(trust: &SyncTrust, user_id: &str) -> Result<u64, Refused> {
-    let user_id = Label::new(user_id).map_err(|error| invalid_argument(error.to_string()))?;
-    trust.user_key(&user_id)
 }

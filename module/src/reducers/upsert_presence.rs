@@ -4,7 +4,6 @@
 //! Presence does not follow connections: lifecycle reducers also run around every HTTP call and SQL request, and a
 //! session whose connection broke has not left yet.
 
-use spacetime_sync_proto::Label;
 use spacetime_sync_proto::access::Scope;
 use spacetime_sync_rules::presence;
 use spacetime_sync_rules::quota::Call;
@@ -14,7 +13,7 @@ use crate::access::{forbidden_stream, may_read, session};
 use crate::log_access::trust_row;
 use crate::presences;
 use crate::quota::spend;
-use crate::refuse::{Refused, invalid_argument, refused, unauthorized};
+use crate::refuse::{Refused, refused, unauthorized};
 
 #[reducer]
 pub fn upsert_presence(
@@ -34,8 +33,7 @@ pub fn upsert_presence(
     }
     spend(ctx, Call::Heartbeat)?;
     let trust = trust_row(ctx)?;
-    let user_id = Label::new(&own.user_id).map_err(|error| invalid_argument(error.to_string()))?;
-    let mut audiences = vec![trust.user_key(&user_id)?];
+    let mut audiences = vec![trust.user_key(&own.user_id)?];
     for stream_id in &heartbeat.serves {
         let stream_key = trust.stream_key(stream_id)?;
         if !may_read(ctx, stream_key) {

@@ -2,50 +2,13 @@
 
 use std::fmt;
 
-use spacetime_sync_proto::Refusal;
+use spacetime_sync_proto::{AssignmentSide, Refusal};
+
+use spacetime_sync_proto::names::UnknownName;
 
 use crate::content::invalid;
 
-macro_rules! states {
-    ($($(#[$doc:meta])* $state:ident = $name:literal,)*) => {
-        /// The state of an assignment.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum State {
-            $($(#[$doc])* $state,)*
-        }
-
-        impl State {
-            /// All states.
-            pub const ALL: &[Self] = &[$(Self::$state),*];
-
-            /// Its name in tables and calls.
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$state => $name,)*
-                }
-            }
-        }
-    };
-}
-
-states! {
-    /// It waits for a provider.
-    Open = "open",
-    /// The requester offers it to one provider.
-    Offered = "offered",
-    /// A provider has taken it.
-    Accepted = "accepted",
-    /// The provider works on it.
-    Running = "running",
-    /// The provider has done it.
-    Succeeded = "succeeded",
-    /// The provider could not do it.
-    Failed = "failed",
-    /// The requester does not want it any more.
-    Cancelled = "cancelled",
-    /// Its deadline came first.
-    Expired = "expired",
-}
+pub use spacetime_sync_proto::AssignmentState as State;
 
 /// Who may make a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,11 +25,11 @@ pub enum Who {
 
 impl Who {
     /// The side that it is on, as the history names it.
-    pub fn side(self) -> &'static str {
+    pub fn side(self) -> AssignmentSide {
         match self {
-            Self::Requester => "requester",
-            Self::Provider | Self::AnyProvider => "provider",
-            Self::Clock => "clock",
+            Self::Requester => AssignmentSide::Requester,
+            Self::Provider | Self::AnyProvider => AssignmentSide::Provider,
+            Self::Clock => AssignmentSide::Clock,
         }
     }
 }
@@ -114,24 +77,12 @@ pub const TRANSITIONS: &[(State, State, Who)] = {
     ]
 };
 
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
+/// Whether nothing changes an assignment in this state any more.
+pub fn is_final(state: State) -> bool {
+    !TRANSITIONS.iter().any(|(from, ..)| *from == state)
 }
 
-impl State {
-    /// Whether nothing changes it any more.
-    pub fn is_final(self) -> bool {
-        !TRANSITIONS.iter().any(|(from, ..)| *from == self)
-    }
-
-    /// The state of this name.
-    pub fn parse(text: &str) -> Result<Self, Refusal> {
-        let found = Self::ALL.iter().copied().find(|state| state.as_str() == text);
-        found.ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.iter().map(|state| state.as_str()).collect();
-            invalid(format!("status: expected one of {}", names.join(", ")))
-        })
-    }
+/// The state of this name.
+pub fn state(name: &str) -> Result<State, Refusal> {
+    name.parse().map_err(|error: UnknownName| invalid(error.to_string()))
 }

@@ -80,15 +80,15 @@ fn what_has_ended_stays_as_it_is_and_everything_else_expires() {
             state,
             State::Succeeded | State::Failed | State::Cancelled | State::Expired
         );
-        assert_eq!(state.is_final(), ends, "{state}");
+        assert_eq!(is_final(state), ends, "{state}");
         let expired = expire(&held(state, holder(state)));
         assert_eq!(expired.is_none(), ends, "{state}");
         if let Some(next) = expired {
             assert_eq!((next.state, next.version, next.by), (State::Expired, 5, Who::Clock));
         }
-        assert_eq!(State::parse(state.as_str()), Ok(state));
+        assert_eq!(super::state(state.as_str()), Ok(state));
     }
-    assert_eq!(State::parse("Open").unwrap_err().code, RefusalCode::InvalidArgument);
+    assert_eq!(super::state("Open").unwrap_err().code, RefusalCode::InvalidArgument);
 }
 
 #[test]
