@@ -46,6 +46,7 @@ enum Slot {
     Contract,
     Grants,
     Presence,
+    PresenceCount,
     Capabilities,
     Assignments,
     AssignmentChanges,
@@ -191,6 +192,7 @@ impl Connection {
             Query::Contract => (Slot::Contract, OF_A_KIND),
             Query::Grants(_) => (Slot::Grants, OF_A_KIND),
             Query::Presence => (Slot::Presence, OF_A_KIND),
+            Query::PresenceCount => (Slot::PresenceCount, OF_A_KIND),
             Query::Capabilities => (Slot::Capabilities, OF_A_KIND),
             Query::Assignments => (Slot::Assignments, OF_A_KIND),
             Query::AssignmentChanges => (Slot::AssignmentChanges, OF_A_KIND),
@@ -253,6 +255,7 @@ impl Slot {
             Self::Contract
             | Self::Grants
             | Self::Presence
+            | Self::PresenceCount
             | Self::Capabilities
             | Self::Assignments
             | Self::AssignmentChanges
@@ -434,6 +437,7 @@ mod tests {
         for query in [
             "SELECT * FROM sync_contract",
             "SELECT * FROM session_presence",
+            "SELECT * FROM presence_count",
             "SELECT * FROM provider_capability",
             "SELECT * FROM compute_assignment",
             "SELECT * FROM compute_assignment_change",

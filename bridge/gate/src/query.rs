@@ -16,6 +16,8 @@ pub enum Query {
     Grants(String),
     /// The presence of others.
     Presence,
+    /// How many providers are there.
+    PresenceCount,
     /// What providers can do.
     Capabilities,
     /// The assignments that the caller may see.
@@ -80,6 +82,7 @@ impl Query {
         match table {
             "sync_contract" => return Some(Self::Contract),
             "session_presence" => return Some(Self::Presence),
+            "presence_count" => return Some(Self::PresenceCount),
             "provider_capability" => return Some(Self::Capabilities),
             "compute_assignment" => return Some(Self::Assignments),
             "compute_assignment_change" => return Some(Self::AssignmentChanges),
@@ -114,6 +117,7 @@ impl Query {
         match self {
             Self::Contract => vec![CONTRACT.to_owned()],
             Self::Presence => all("session_presence"),
+            Self::PresenceCount => all("presence_count"),
             Self::Capabilities => all("provider_capability"),
             Self::Assignments => all("compute_assignment"),
             Self::AssignmentChanges => all("compute_assignment_change"),
@@ -156,6 +160,7 @@ mod tests {
         for texts in [
             vec!["SELECT * FROM sync_contract".to_owned()],
             vec!["SELECT * FROM session_presence".to_owned()],
+            vec!["SELECT * FROM presence_count".to_owned()],
             vec!["SELECT * FROM provider_capability".to_owned()],
             vec!["SELECT * FROM compute_assignment".to_owned()],
             vec!["SELECT * FROM compute_assignment_change".to_owned()],

@@ -25,6 +25,7 @@ pub(super) const GATE: Entry = Entry {
         b"SELECT * FROM ",
         b"sync_contract",
         b"session_presence",
+        b"presence_count",
         b"provider_capability",
         b"compute_assignment",
         b"compute_assignment_change",
