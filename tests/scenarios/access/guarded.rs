@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use spacetime_sync_proto::Secret;
 use spacetime_sync_stdb::admin::Credential;
+use spacetime_sync_tests::clock::Clock;
 use spacetime_sync_tests::issuer::Issuer;
 
 use crate::lane::hostile::Module;
@@ -22,7 +23,16 @@ impl Guarded {
     }
 
     pub(crate) async fn sweeping_every(sweep_ms: u32) -> Self {
-        let (module, issuer) = (Module::start().await, Issuer::start().await.unwrap());
+        Self::on(Module::start().await, sweep_ms).await
+    }
+
+    /// The module sees this clock.
+    pub(crate) async fn with_clock(clock: &Clock) -> Self {
+        Self::on(Module::start_with(&clock.environment()).await, SWEEP_MS).await
+    }
+
+    async fn on(module: Module, sweep_ms: u32) -> Self {
+        let issuer = Issuer::start().await.unwrap();
         let trusted = json!([issuer.url, "openagents-sync", sweep_ms]);
         module.call(Some(&module.owner), "trust_issuer", &trusted).await.done();
         Self { module, issuer }

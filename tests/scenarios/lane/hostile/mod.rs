@@ -14,6 +14,7 @@ use spacetime_sync_proto::{
 };
 use spacetime_sync_stdb::admin::{Admin, Breaking, Credential};
 use spacetime_sync_tests::lane::{A_DAY, module_wasm};
+use spacetime_sync_tests::process::Environment;
 use spacetime_sync_tests::server::Server;
 
 /// The module on a server, with its owner and its bridge, and without authority or clients.
@@ -68,7 +69,12 @@ impl Said {
 impl Module {
     /// Publishes and configures the module.
     pub(crate) async fn start() -> Self {
-        let module = Self::start_unconfigured().await;
+        Self::start_with(&Environment::new()).await
+    }
+
+    /// The same on a server with these environment variables.
+    pub(crate) async fn start_with(environment: &Environment) -> Self {
+        let module = Self::start_unconfigured_with(environment).await;
         module
             .as_owner()
             .configure(&module.bridge.identity, SECRET)
@@ -78,10 +84,14 @@ impl Module {
     }
 
     pub(crate) async fn start_unconfigured() -> Self {
+        Self::start_unconfigured_with(&Environment::new()).await
+    }
+
+    async fn start_unconfigured_with(environment: &Environment) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("host");
         std::fs::create_dir(&data).unwrap();
-        let server = Server::start(&data).await.unwrap();
+        let server = Server::start_with(&data, environment).await.unwrap();
         let [owner, bridge] = [newcomer(&server).await, newcomer(&server).await];
         let name = format!("hostile-{}", &owner.identity[owner.identity.len() - 16..]);
         let module = Self {
