@@ -1,5 +1,7 @@
 //! The handle that an application holds.
 
+use std::time::Duration;
+
 use spacetime_sync_proto::{Label, NostrKey, NostrSignature, Position, StreamId, limit};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -9,7 +11,7 @@ use tokio::time::Instant;
 use crate::config::ClientConfig;
 use crate::error::{CallError, PresenceError, StartError};
 use crate::nostr::NostrChallenge;
-use crate::presence::{Presence, PresenceHandle, PresenceWishes, Presences};
+use crate::presence::{Presence, PresenceHandle, Presences, Wishes};
 use crate::runner::{Asked, Runner, Wanted};
 use crate::seal::SealKeys;
 use crate::session::status::{Phase, Status, StopReason};
@@ -18,6 +20,8 @@ use crate::signal::{Audience, HEARD_QUEUE, Heard, Signal, Signals};
 use crate::store::CheckpointStore;
 use crate::store::applier::{Applier, BatchBounds, Handler};
 use crate::talk::history::Source;
+use crate::watched::{Views, Watchable, Watched};
+use crate::work::{Assignments, Capabilities, Capability, ChangeAssignment, OpenAssignment};
 
 /// How many calls may wait for the client's task.
 const CALLS_QUEUE: usize = 16;
@@ -27,9 +31,12 @@ const CALLS_QUEUE: usize = 16;
 #[derive(Debug)]
 pub struct SyncClient {
     status: watch::Receiver<Status>,
-    wishes: watch::Sender<PresenceWishes>,
+    wishes: watch::Sender<Wishes>,
     may_serve: bool,
-    presences: watch::Sender<Presences>,
+    presences: watch::Receiver<Watched<Presences>>,
+    providers_online: watch::Receiver<Watched<u64>>,
+    capabilities: watch::Receiver<Watched<Capabilities>>,
+    assignments: watch::Receiver<Watched<Assignments>>,
     audiences: watch::Sender<Vec<Audience>>,
     heard: broadcast::Receiver<Heard>,
     calls: mpsc::Sender<Asked>,
@@ -72,12 +79,14 @@ impl SyncClient {
         let (audiences, wanted) = watch::channel(Vec::new());
         let (calls, called) = mpsc::channel(CALLS_QUEUE);
         let (told, heard) = broadcast::channel(HEARD_QUEUE);
-        let (wishes, wished) = watch::channel(PresenceWishes::default());
+        let (wishes, wished) = watch::channel(Wishes::default());
         let may_serve = config.serves;
-        let presences = watch::Sender::new(Presences::new());
+        let views = Views::default();
+        let (presences, providers_online) = (views.presences.subscribe(), views.providers_online.subscribe());
+        let (capabilities, assignments) = (views.capabilities.subscribe(), views.assignments.subscribe());
         let status = watch::Sender::new(session.status());
         let watched = status.subscribe();
-        let runner = Runner::new(config, session, applier, history, status, presences.clone(), told);
+        let runner = Runner::new(config, session, applier, history, status, views, told);
         let wanted = Wanted {
             stop: stopped,
             wishes: wished,
@@ -89,6 +98,9 @@ impl SyncClient {
             wishes,
             may_serve,
             presences,
+            providers_online,
+            capabilities,
+            assignments,
             audiences,
             heard,
             calls,
@@ -114,12 +126,35 @@ impl SyncClient {
         Ok(handle)
     }
 
-    /// The latest known presence of others: sessions of the same user, and sessions that serve a stream which this
-    /// session may read. The client begins to watch them at the first call.
-    pub fn presences(&self) -> watch::Receiver<Presences> {
-        self.wishes
-            .send_if_modified(|wishes| !std::mem::replace(&mut wishes.watch, true));
-        self.presences.subscribe()
+    /// The nodes of the user's sessions, and of sessions that serve a stream which this session may read. The client begins
+    /// to watch them at the first call, as it does with everything that can be watched. The channel closes when the client
+    /// has ended.
+    pub fn presences(&self) -> watch::Receiver<Watched<Presences>> {
+        self.watch(Watchable::Presences);
+        self.presences.clone()
+    }
+
+    /// How many keys of Nostr are bound to a node that is not offline, over all users.
+    pub fn providers_online(&self) -> watch::Receiver<Watched<u64>> {
+        self.watch(Watchable::ProvidersOnline);
+        self.providers_online.clone()
+    }
+
+    /// What all providers say they can do.
+    pub fn capabilities(&self) -> watch::Receiver<Watched<Capabilities>> {
+        self.watch(Watchable::Capabilities);
+        self.capabilities.clone()
+    }
+
+    /// The assignments in which the session's user takes part. With [`ClientConfig::provides`], also those that are open to
+    /// all.
+    pub fn assignments(&self) -> watch::Receiver<Watched<Assignments>> {
+        self.watch(Watchable::Assignments);
+        self.assignments.clone()
+    }
+
+    fn watch(&self, watchable: Watchable) {
+        self.wishes.send_if_modified(|wishes| wishes.watches.insert(watchable));
     }
 
     /// Hears what is told in passing, from now on: to the session's own user, and to the readers of these streams, which the
@@ -150,7 +185,36 @@ impl SyncClient {
     /// Tells others something in passing. `Ok` means that the module has told whoever listens, and nothing about who did.
     pub async fn signal(&self, signal: Signal) -> Result<(), CallError> {
         signal.check()?;
-        self.call(Call::Signal(signal)).await.map(drop)
+        self.call(Call::Signal(signal), None).await.map(drop)
+    }
+
+    /// Publishes what a provider can do, or withdraws it. It is repeated until it has an answer, for at most so long.
+    ///
+    /// This and the next two calls are done once, however often they are repeated, and a lost connection does not end them.
+    /// The errors say what is known: after [`CallError::NotConnected`] and [`CallError::Stopped`] it was not done; after
+    /// [`CallError::Lost`] and [`CallError::Failed`] it may have been, and the same call again says so.
+    /// [`CallError::Refused`] is about the last attempt. If an answer was lost before, and the refusal is about the session
+    /// and not about the call, an earlier attempt may have been done. To drop the future does not withdraw the call.
+    pub async fn publish_capability(&self, capability: Capability, within: Duration) -> Result<(), CallError> {
+        capability.check()?;
+        self.call(Call::Publish(capability), Some(within)).await.map(drop)
+    }
+
+    /// Opens an assignment. See [`publish_capability`](Self::publish_capability) for how it is repeated.
+    pub async fn open_assignment(&self, opening: OpenAssignment, within: Duration) -> Result<(), CallError> {
+        opening.check()?;
+        self.call(Call::Open(opening), Some(within)).await.map(drop)
+    }
+
+    /// Changes an assignment. If somebody else was faster, it is refused with
+    /// [`RefusalCode::AssignmentConflict`](crate::RefusalCode::AssignmentConflict), which names both states and who has it. See
+    /// [`publish_capability`](Self::publish_capability) for how it is repeated.
+    ///
+    /// The module knows an assignment's newest 16 changes by their names. If so many others were made while this one was
+    /// repeated, it is refused as if it was another one.
+    pub async fn change_assignment(&self, change: ChangeAssignment, within: Duration) -> Result<(), CallError> {
+        change.check()?;
+        self.call(Call::Change(change), Some(within)).await.map(drop)
     }
 
     /// Asks for a challenge by which a key of Nostr is bound to a node of this session. The session must have announced the
@@ -160,7 +224,7 @@ impl SyncClient {
         let call = Call::Challenge {
             node_id: node_id.as_str().to_owned(),
         };
-        let text = self.call(call).await?;
+        let text = self.call(call, None).await?;
         let text = text.ok_or_else(|| CallError::Failed("no challenge".to_owned()))?;
         Ok(NostrChallenge { node_id, text })
     }
@@ -179,13 +243,18 @@ impl SyncClient {
             key,
             signature,
         };
-        self.call(call).await.map(drop)
+        self.call(call, None).await.map(drop)
     }
 
-    async fn call(&self, call: Call) -> Result<Option<String>, CallError> {
+    async fn call(&self, call: Call, within: Option<Duration>) -> Result<Option<String>, CallError> {
         let (caller, reply) = oneshot::channel();
-        self.calls.send((call, caller)).await.map_err(|_| CallError::Stopped)?;
-        reply.await.unwrap_or(Err(CallError::Stopped))
+        let asked = Asked { call, within, caller };
+        self.calls.send(asked).await.map_err(|_| CallError::Stopped)?;
+        reply.await.unwrap_or_else(|_| {
+            // Either the client had ended before it heard of the call, or its task has failed.
+            let has_ended = matches!(self.status.borrow().phase, Phase::Stopped { .. });
+            Err(if has_ended { CallError::Stopped } else { CallError::Lost })
+        })
     }
 
     /// Finishes the current batch, tells the module how far each stream got and that the session leaves, and ends.

@@ -1,14 +1,14 @@
 //! What a client needs to know: where SpacetimeDB is, who the client is, which streams it follows, and every bound it
 //! keeps.
 
-mod limits;
+pub(crate) mod limits;
 
 pub use limits::{Backoff, Limits, StreamBounds};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use spacetime_sync_proto::access::ClientVersion;
+use spacetime_sync_proto::access::{ClientVersion, Scope};
 use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::{DatabasePin, SealKey, StreamId, limit};
 use spacetime_sync_transport::Transport;
@@ -47,6 +47,11 @@ pub struct ClientConfig {
     /// Whether its presence may list streams that a node serves. The client asks for a scope for that, and gets it if the
     /// authority's policy names its user.
     pub serves: bool,
+    /// Whether it asks for work: opens assignments and changes its own. The client asks for a scope for that.
+    pub assigns: bool,
+    /// Whether it provides: publishes capabilities, sees what is open to all, and takes assignments. The client asks for a
+    /// scope for that, and gets it if the authority's policy names its user.
+    pub provides: bool,
     /// Whether to read only what is durable.
     pub reads: Reads,
     /// Whether SpacetimeDB compresses large messages. Worth it over a network, not on one machine. Through a gate none is
@@ -127,6 +132,8 @@ impl ClientConfig {
             surface: DEFAULT_SURFACE.to_owned(),
             streams,
             serves: false,
+            assigns: false,
+            provides: false,
             reads: Reads::Confirmed,
             compression: false,
             seal_keys: Vec::new(),
@@ -203,6 +210,22 @@ impl ClientConfig {
         }
     }
 
+    /// The scopes that it needs besides those that its streams ask for.
+    pub(crate) fn scopes(&self) -> Vec<Scope> {
+        let asked = [
+            (true, Scope::Subscribe),
+            (true, Scope::CheckpointWrite),
+            (self.serves, Scope::Serve),
+            (self.assigns, Scope::AssignmentOpen),
+            (self.provides, Scope::Provider),
+        ];
+        asked
+            .into_iter()
+            .filter(|(needed, _)| *needed)
+            .map(|(_, scope)| scope)
+            .collect()
+    }
+
     /// What the client says about itself.
     pub(crate) fn version(&self) -> ClientVersion {
         ClientVersion {
@@ -226,6 +249,8 @@ impl fmt::Debug for ClientConfig {
             .field("surface", &self.surface)
             .field("streams", &self.streams)
             .field("serves", &self.serves)
+            .field("assigns", &self.assigns)
+            .field("provides", &self.provides)
             .field("reads", &self.reads)
             .field("compression", &self.compression)
             .field("seal_keys", &self.seal_keys)
@@ -274,6 +299,21 @@ mod tests {
         ClientConfig {
             seal_keys: vec![some_key()],
             ..ClientConfig::new("http://127.0.0.1:3000", "lane", vec![StreamId::new("a").unwrap()])
+        }
+    }
+
+    #[test]
+    fn each_thing_that_a_client_does_asks_for_its_scope() {
+        let base = [Scope::Subscribe, Scope::CheckpointWrite];
+        assert_eq!(config().scopes(), base);
+        for (set, scope) in [
+            ((|config| config.serves = true) as fn(&mut ClientConfig), Scope::Serve),
+            (|config| config.assigns = true, Scope::AssignmentOpen),
+            (|config| config.provides = true, Scope::Provider),
+        ] {
+            let mut config = config();
+            set(&mut config);
+            assert_eq!(config.scopes(), [base.as_slice(), &[scope]].concat());
         }
     }
 

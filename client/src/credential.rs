@@ -96,16 +96,15 @@ where
 pub struct WantedToken {
     /// What the client is.
     pub client: ClientVersion,
-    /// What it does: read, acknowledge, say what it serves, and whatever the kinds of its streams require.
+    /// What it does: read, acknowledge, say what it serves, ask for work, provide, and whatever the kinds of its streams
+    /// require.
     pub scopes: Vec<Scope>,
     /// The streams that it follows.
     pub streams: Vec<StreamId>,
 }
 
 impl WantedToken {
-    pub(crate) fn new(client: ClientVersion, streams: &[StreamId], serves: bool) -> Self {
-        let mut scopes = vec![Scope::Subscribe, Scope::CheckpointWrite];
-        scopes.extend(serves.then_some(Scope::Serve));
+    pub(crate) fn new(client: ClientVersion, streams: &[StreamId], mut scopes: Vec<Scope>) -> Self {
         scopes.extend(streams.iter().filter_map(Scope::of_stream));
         scopes.sort();
         scopes.dedup();
@@ -279,14 +278,14 @@ mod tests {
     #[test]
     fn the_wanted_scopes_follow_from_the_streams() {
         let streams = ["runtime.run.1.events", "runtime.run.2.events", "notes"].map(|id| StreamId::new(id).unwrap());
-        let wanted = WantedToken::new(version(), &streams, false);
+        let wanted = WantedToken::new(version(), &streams, vec![Scope::Subscribe, Scope::CheckpointWrite]);
         assert_eq!(
             wanted.scopes,
             [Scope::Subscribe, Scope::CheckpointWrite, Scope::RunEvents]
         );
         assert_eq!(wanted.streams, streams);
-        let serving = WantedToken::new(version(), &streams[2..], true);
-        assert_eq!(serving.scopes, [Scope::Subscribe, Scope::CheckpointWrite, Scope::Serve]);
+        let other = WantedToken::new(version(), &streams[2..], vec![Scope::Subscribe]);
+        assert_eq!(other.scopes, [Scope::Subscribe]);
     }
 
     #[test]

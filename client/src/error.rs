@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_proto::{InvalidId, Refusal, Seq, StreamId, limit};
+use spacetime_sync_proto::{InvalidId, Label, Refusal, Seq, StreamId, limit};
 use spacetime_sync_transport::PlaintextRefused;
 
 /// How to react to an error. All parties use the same classes.
@@ -143,27 +143,41 @@ pub enum CallError {
     /// The module would refuse it. Nothing was sent.
     #[error("the call is invalid: {0}")]
     Invalid(String),
-    /// There is no connection. Nothing was sent.
-    #[error("there is no connection to SpacetimeDB at the moment: try again when there is one")]
+    /// There is no connection, or none came in time. Nothing was sent.
+    #[error("there is no connection to SpacetimeDB: try again when there is one")]
     NotConnected,
     /// Too many calls have no answer yet. Nothing was sent.
     #[error("too many calls have no answer yet: wait for some of them")]
     TooMany,
-    /// The connection was lost before the answer came. It may have been done or not.
-    #[error("the connection was lost before the answer came: it may have been done or not")]
+    /// No answer came: the connection was lost, the time was up, or the client was stopped. It may have been done or not.
+    #[error("no answer came: it may have been done or not")]
     Lost,
     /// The module refused it.
     #[error("the module refused it")]
     Refused(#[source] Refusal),
-    /// SpacetimeDB gave no answer of the module, or a wrong one.
-    #[error("SpacetimeDB gave no usable answer: {0}")]
+    /// SpacetimeDB gave no answer of the module, or a wrong one. It may have been done or not.
+    #[error("SpacetimeDB gave no usable answer, and it may have been done or not: {0}")]
     Failed(String),
-    /// The client has stopped.
+    /// The client has stopped. Nothing was sent.
     #[error("the client has stopped")]
     Stopped,
 }
 
 impl CallError {
+    pub(crate) fn check_name(what: &str, text: &str) -> Result<(), Self> {
+        Label::check(text).map_err(|error| Self::Invalid(format!("{what}: {error}")))
+    }
+
+    pub(crate) fn check_length(what: &str, text: &str, most: usize) -> Result<(), Self> {
+        let found = text.len();
+        if found <= most {
+            return Ok(());
+        }
+        Err(Self::Invalid(format!(
+            "{what}: {found} bytes, at most {most} are allowed"
+        )))
+    }
+
     /// How to react.
     pub fn class(&self) -> ErrorClass {
         match self {

@@ -50,6 +50,8 @@ pub mod seal;
 pub mod session;
 pub mod signal;
 pub mod store;
+pub mod watched;
+pub mod work;
 
 mod client;
 #[cfg(test)]
@@ -75,12 +77,17 @@ pub use store::{CheckpointStore, CommitError, Effects, Handler, SqliteStore, Sto
 #[doc(hidden)]
 pub use talk::link::frame_row;
 pub use talk::tokens::HttpTokens;
+pub use watched::{Freshness, Watched};
+pub use work::{
+    AssignmentChange, Assignments, Capabilities, Capability, CapabilityKey, ChangeAssignment, OpenAssignment,
+    SeenAssignment, SeenCapability,
+};
 
 pub use rusqlite;
 pub use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern};
 pub use spacetime_sync_proto::page::Snapshot;
 pub use spacetime_sync_proto::{
-    ChainHash, DatabasePin, Event, IdempotencyKey, IdentityHex, Kind, NostrKey, NostrSignature, PayloadHash, Position,
-    Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId,
+    AssignmentSide, AssignmentState, ChainHash, DatabasePin, Event, IdempotencyKey, IdentityHex, Kind, NostrKey,
+    NostrSignature, PayloadHash, Position, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId,
 };
 pub use spacetime_sync_transport::{PlaintextRefused, TlsError, TlsFiles, Transport};

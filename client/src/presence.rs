@@ -1,13 +1,14 @@
 //! Presence: what this session announces, and which other sessions it sees. Presence is never part of a log: a lost
 //! announcement is followed by the next one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use spacetime_sync_proto::{Label, NostrKey, StreamId, limit};
 use tokio::sync::watch;
 
 use crate::error::PresenceError;
+use crate::watched::Watchable;
 
 /// What a session announces about itself on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,20 +151,20 @@ impl Presence {
     }
 }
 
-/// What the application wants of presence.
+/// What the application wants to announce, and to watch.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct PresenceWishes {
+pub(crate) struct Wishes {
     /// What to announce for this session, if anything.
     pub(crate) said: Option<Presence>,
-    /// Whether to watch other sessions.
-    pub(crate) watch: bool,
+    /// All that it ever wanted to watch.
+    pub(crate) watches: BTreeSet<Watchable>,
 }
 
 /// Announces this session every five seconds while there is a connection, until [`PresenceHandle::clear`] or until the
 /// client stops; dropping the handle changes nothing. Needs a token whose provider names the session.
 #[derive(Debug)]
 pub struct PresenceHandle {
-    pub(crate) wishes: watch::Sender<PresenceWishes>,
+    pub(crate) wishes: watch::Sender<Wishes>,
     pub(crate) may_serve: bool,
 }
 

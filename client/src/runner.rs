@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use spacetime_sync_proto::Seq;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -12,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::config::ClientConfig;
 use crate::error::CallError;
-use crate::presence::{PresenceWishes, Presences};
+use crate::presence::Wishes;
 use crate::session::status::{Disconnect, Status};
 use crate::session::{
     Answer, Call, CallId, Called, Command, ConnectionId, DialFailure, Event, Inbound, QuestionId, Session,
@@ -22,6 +23,7 @@ use crate::store::applier::Applier;
 use crate::talk::dial::{DialAnswer, dial};
 use crate::talk::history::Source;
 use crate::talk::link::Link;
+use crate::watched::{Freshness, Views, Watchable, Watched};
 
 pub(crate) struct Runner {
     config: Arc<ClientConfig>,
@@ -36,7 +38,7 @@ pub(crate) struct Runner {
     /// What each task is doing.
     errands: HashMap<tokio::task::Id, (Errand, AbortHandle)>,
     status: watch::Sender<Status>,
-    presences: watch::Sender<Presences>,
+    views: Views,
     heard: broadcast::Sender<Heard>,
     /// Who waits for the answer to which call.
     callers: BTreeMap<CallId, oneshot::Sender<Called<CallError>>>,
@@ -44,13 +46,19 @@ pub(crate) struct Runner {
     calls: u64,
 }
 
-/// A call of the application, and where it waits for the answer.
-pub(crate) type Asked = (Call, oneshot::Sender<Called<CallError>>);
+/// A call of the application.
+pub(crate) struct Asked {
+    pub(crate) call: Call,
+    /// How long to repeat it until it has an answer, if that may be done.
+    pub(crate) within: Option<Duration>,
+    /// Where the application waits for the answer.
+    pub(crate) caller: oneshot::Sender<Called<CallError>>,
+}
 
 /// What the application asks of a client that runs.
 pub(crate) struct Wanted {
     pub(crate) stop: oneshot::Receiver<()>,
-    pub(crate) wishes: watch::Receiver<PresenceWishes>,
+    pub(crate) wishes: watch::Receiver<Wishes>,
     pub(crate) audiences: watch::Receiver<Vec<Audience>>,
     pub(crate) calls: mpsc::Receiver<Asked>,
 }
@@ -77,7 +85,7 @@ impl Runner {
         applier: Applier,
         history: Option<Source>,
         status: watch::Sender<Status>,
-        presences: watch::Sender<Presences>,
+        views: Views,
         heard: broadcast::Sender<Heard>,
     ) -> Self {
         Self {
@@ -89,7 +97,7 @@ impl Runner {
             tasks: JoinSet::new(),
             errands: HashMap::new(),
             status,
-            presences,
+            views,
             heard,
             callers: BTreeMap::new(),
             calls: 0,
@@ -136,16 +144,16 @@ impl Runner {
                 () = &mut alarm, if due.is_some() => Event::Woken,
                 // An error means that the application dropped the handle: the client is about to stop.
                 Ok(()) = wishes.changed() => {
-                    let wishes = wishes.borrow_and_update().clone();
-                    Event::Presence { said: wishes.said, watch: wishes.watch }
+                    let Wishes { said, watches } = wishes.borrow_and_update().clone();
+                    Event::Wishes { said, watches }
                 }
                 Ok(()) = audiences.changed() => Event::Hear(audiences.borrow_and_update().clone()),
                 // The channel has a bound, and each call waits for its answer.
-                Some((call, caller)) = calls.recv() => {
+                Some(Asked { call, within, caller }) = calls.recv() => {
                     self.calls += 1;
                     let id = CallId(self.calls);
                     self.callers.insert(id, caller);
-                    Event::Call { id, call }
+                    Event::Call { id, call, within }
                 }
                 // Last, because there may always be a next message.
                 (connection, message) = next_message(&self.links) => self.message(connection, message),
@@ -281,20 +289,16 @@ impl Runner {
                     link.say_presence(&session_id, &presence);
                 }
             }
-            Command::WatchPresence { connection } => {
-                if let Some(link) = self.link(connection) {
-                    link.watch_presence();
+            Command::Watch { connection, watchable } => {
+                if let Some(link) = self.link_mut(connection) {
+                    link.watch(watchable);
                 }
             }
-            Command::ShowPresences { connection } => {
-                if let Some(found) = self.link(connection).map(Link::presences) {
-                    self.presences.send_if_modified(|shown| {
-                        let changed = *shown != found;
-                        *shown = found;
-                        changed
-                    });
-                }
-            }
+            Command::Show {
+                watchable,
+                rows_of,
+                freshness,
+            } => self.show(watchable, rows_of, freshness),
             Command::Call { connection, id, call } => {
                 if let Some(link) = self.link(connection) {
                     link.call(id, call);
@@ -316,7 +320,7 @@ impl Runner {
                 }
             }
             Command::Hear { connection, ear, key } => {
-                if let Some(link) = self.link(connection) {
+                if let Some(link) = self.link_mut(connection) {
                     link.hear(ear, key);
                 }
             }
@@ -371,6 +375,16 @@ impl Runner {
         }
     }
 
+    fn show(&self, watchable: Watchable, rows_of: Option<ConnectionId>, freshness: Freshness) {
+        let (views, link) = (&self.views, rows_of.and_then(|connection| self.link(connection)));
+        match watchable {
+            Watchable::Presences => update(&views.presences, freshness, link.map(Link::presences)),
+            Watchable::ProvidersOnline => update(&views.providers_online, freshness, link.map(Link::providers_online)),
+            Watchable::Capabilities => update(&views.capabilities, freshness, link.map(Link::capabilities)),
+            Watchable::Assignments => update(&views.assignments, freshness, link.map(Link::assignments)),
+        }
+    }
+
     fn begin(&mut self, errand: Errand, task: impl Future<Output = Done> + Send + 'static) {
         let handle = self.tasks.spawn(task);
         self.errands.insert(handle.id(), (errand, handle));
@@ -403,6 +417,19 @@ impl Runner {
         let mut links = self.links.iter_mut();
         links.find_map(|(id, link)| (*id == connection).then_some(link))
     }
+}
+
+/// Shows the application what has changed of it. Without rows, those that are shown stay.
+fn update<T: PartialEq>(view: &watch::Sender<Watched<T>>, freshness: Freshness, rows: Option<T>) {
+    view.send_if_modified(|shown| {
+        let rows = rows.filter(|rows| *rows != shown.rows);
+        let changed = rows.is_some() || shown.freshness != freshness;
+        shown.freshness = freshness;
+        if let Some(rows) = rows {
+            shown.rows = rows;
+        }
+        changed
+    });
 }
 
 /// The next message of any connection. `select!` polls the two in random order, so that neither starves the other.

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use spacetime_sync_proto::{Label, NostrKey, Refusal, SignalKind, StreamId, SubjectKind, limit};
+use spacetime_sync_proto::{NostrKey, Refusal, SignalKind, StreamId, SubjectKind, limit};
 use tokio::sync::broadcast;
 
 use crate::error::CallError;
@@ -105,9 +105,9 @@ pub enum Audience {
 pub enum Heard {
     /// From here on the client hears what is told to this audience.
     Listening(Audience),
-    /// The client hears nothing more of any audience: its connection was lost or replaced. Whatever is said before the next
-    /// [`Listening`](Self::Listening) is missed.
-    Interrupted,
+    /// The client hears nothing more of this audience: its connection was lost or replaced, or the module took the right
+    /// away. Whatever is said before the audience's next [`Listening`](Self::Listening) is missed.
+    Interrupted(Audience),
     /// The module does not let the session belong to this audience. The client asks again by itself.
     Refused {
         /// The audience.
@@ -182,16 +182,24 @@ impl Says {
 
 impl Signal {
     pub(crate) fn check(&self) -> Result<(), CallError> {
-        Label::check(&self.node_id).map_err(|error| CallError::Invalid(format!("node_id: {error}")))?;
+        CallError::check_name("node_id", &self.node_id)?;
+        match &self.subject {
+            Subject::User(name) if name.is_empty() => {}
+            Subject::User(name) => {
+                StreamId::check(name).map_err(|error| CallError::Invalid(format!("subject: {error}")))?
+            }
+            Subject::Stream(_) => {}
+            Subject::Assignment(request_id) => CallError::check_name("subject", request_id)?,
+        }
         let (_, [done, total], note) = self.says.parts();
         if total > 0 && done > total {
             return Err(CallError::Invalid(format!("done: {done} steps of {total}")));
         }
-        if note.len() > limit::SIGNAL_NOTE_BYTES {
-            let (found, most) = (note.len(), limit::SIGNAL_NOTE_BYTES);
-            return Err(CallError::Invalid(format!(
-                "note: {found} bytes, at most {most} are allowed"
-            )));
+        CallError::check_length("note", note, limit::SIGNAL_NOTE_BYTES)?;
+        if note.chars().any(char::is_control) {
+            return Err(CallError::Invalid(
+                "note: control characters are not allowed".to_owned(),
+            ));
         }
         Ok(())
     }
@@ -232,17 +240,28 @@ mod tests {
 
     #[test]
     fn a_signal_that_the_module_would_refuse_is_refused_here() {
-        let signal = |node: &str, done, total, note: &str| {
+        let signal = |node: &str, subject: Subject, done, total, note: &str| {
             let (node_id, note) = (node.to_owned(), note.to_owned());
             let says = Says::Progress { done, total, note };
-            let subject = Subject::User(String::new());
             Signal { node_id, subject, says }.check()
         };
+        let user = |name: &str| Subject::User(name.to_owned());
         let full = "x".repeat(limit::SIGNAL_NOTE_BYTES);
-        assert_eq!(signal("n", 2, 2, &full), Ok(()));
-        assert_eq!(signal("n", 2, 0, ""), Ok(()));
-        for (node, done, note) in [("", 0, ""), ("n", 3, ""), ("n", 0, &*format!("{full}x"))] {
-            let refused = signal(node, done, 2, note);
+        assert_eq!(signal("n", user(""), 2, 2, &full), Ok(()));
+        assert_eq!(signal("n", user("notes/1"), 2, 0, ""), Ok(()));
+        let assignment = |name: &str| Subject::Assignment(name.to_owned());
+        assert_eq!(signal("n", assignment("r1"), 0, 0, ""), Ok(()));
+        for (node, subject, done, note) in [
+            ("", user(""), 0, ""),
+            ("n", user(""), 3, ""),
+            ("n", user(""), 0, &*format!("{full}x")),
+            ("n", user(""), 0, "a\nb"),
+            ("n", user("a b"), 0, ""),
+            ("n", user(&full), 0, ""),
+            ("n", assignment(""), 0, ""),
+            ("n", assignment(&full), 0, ""),
+        ] {
+            let refused = signal(node, subject, done, 2, note);
             assert!(matches!(refused, Err(CallError::Invalid(_))), "{refused:?}");
         }
     }
@@ -252,12 +271,12 @@ mod tests {
         let (tell, heard) = broadcast::channel(2);
         let mut signals = Signals { heard };
         for _ in 0..5 {
-            tell.send(Heard::Interrupted).unwrap();
+            tell.send(Heard::Missed(0)).unwrap();
         }
         assert_eq!(signals.next().await, Some(Heard::Missed(3)));
-        assert_eq!(signals.next().await, Some(Heard::Interrupted));
+        assert_eq!(signals.next().await, Some(Heard::Missed(0)));
         drop(tell);
-        assert_eq!(signals.next().await, Some(Heard::Interrupted));
+        assert_eq!(signals.next().await, Some(Heard::Missed(0)));
         assert_eq!(signals.next().await, None);
     }
 }

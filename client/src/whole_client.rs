@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use crate::fake_host::{FakeHost, stream};
 use crate::presence::{OfflineReason, Presence, PresenceStatus, Presences};
 use crate::seal::tests::BRIDGE;
+use crate::watched::Watched;
 use crate::{
     AccessToken, Beginning, ClientConfig, Credential, Handler, HandlerError, Phase, Reads, SqliteStore, Status,
     StopReason, StreamPhase, StreamStop, SyncClient, TokenError, WantedToken,

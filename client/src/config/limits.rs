@@ -6,7 +6,7 @@ use super::{Reads, StaleAnswer};
 use crate::error::ConfigError;
 
 /// The longest time that may be configured. Added to any instant it stays within what a clock can represent.
-const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+pub(crate) const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 fn check_longest<const N: usize>(times: [(&'static str, Duration); N]) -> Result<(), ConfigError> {
     match times.into_iter().find(|(_, time)| *time > LONGEST_TIME) {

@@ -11,6 +11,7 @@ use super::token::Issued;
 use crate::error::CallError;
 use crate::presence::Presence;
 use crate::signal::{Audience, Heard};
+use crate::watched::{Freshness, Watchable};
 
 /// An order of the session.
 #[derive(Debug)]
@@ -80,15 +81,21 @@ pub enum Command {
         /// Its presence.
         presence: Presence,
     },
-    /// Subscribe to the presence of others.
-    WatchPresence {
+    /// Subscribe to something that the application watches; answered by [`Inbound::ViewBegan`](super::Inbound::ViewBegan).
+    Watch {
         /// The connection to subscribe on.
         connection: ConnectionId,
+        /// What it is.
+        watchable: Watchable,
     },
-    /// Show the application the presence of others.
-    ShowPresences {
-        /// The connection whose rows to show.
-        connection: ConnectionId,
+    /// Show the application something that it watches.
+    Show {
+        /// What it is.
+        watchable: Watchable,
+        /// The connection whose rows to show. `None` to leave the rows that are shown.
+        rows_of: Option<ConnectionId>,
+        /// How fresh they are.
+        freshness: Freshness,
     },
     /// Make a call of the application; answered by [`Inbound::Called`](super::Inbound::Called).
     Call {

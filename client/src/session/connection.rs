@@ -33,8 +33,6 @@ pub(super) struct Up {
     pub(super) next: Option<ConnectionId>,
     /// The connection that this one replaced, while streams still use it.
     pub(super) old: Option<Old>,
-    /// Whether this connection has subscribed to presence.
-    pub(super) watches_presence: bool,
     /// How many presence calls are unanswered.
     pub(super) presence_calls: usize,
 }
@@ -57,7 +55,6 @@ impl Up {
             tenure,
             next: None,
             old: None,
-            watches_presence: false,
             presence_calls: 0,
         }
     }

@@ -69,13 +69,9 @@ impl Session {
             return;
         }
         self.ears.on = serving;
-        let was_heard = self.ears.ears.iter().any(|ear| ear.hearing == Hearing::Listening);
         for ear in &mut self.ears.ears {
-            ear.hearing = Hearing::Nothing { ask_at: None };
+            self.commands.extend(ear.falls_silent(None));
             ear.key = None;
-        }
-        if was_heard {
-            self.commands.push(Command::Tell(Heard::Interrupted));
         }
         self.listen();
     }
@@ -150,16 +146,14 @@ impl Session {
         let Some(ear) = self.ears.ears.get_mut(at) else { return };
         tracing::warn!(audience = ?ear.audience, detail, "cannot hear what is told in passing");
         ear.key = None;
-        if std::mem::replace(&mut ear.hearing, Hearing::Nothing { ask_at }) == Hearing::Listening {
-            self.commands.push(Command::Tell(Heard::Interrupted));
-        }
+        self.commands.extend(ear.falls_silent(ask_at));
     }
 
     /// The module took the right to this key away: nothing more is heard of it.
     pub(super) fn ear_lost(&mut self, key: u64) {
         let lost = |ear: &&mut Ear| ear.key == Some(key) && ear.hearing == Hearing::Listening;
         if let Some(ear) = self.ears.ears.iter_mut().find(lost) {
-            ear.hearing = Hearing::Nothing { ask_at: None };
+            self.commands.extend(ear.falls_silent(None));
             self.listen();
         }
     }
@@ -179,6 +173,15 @@ impl Session {
         if self.ears.on == Some(from) {
             self.commands.push(Command::Tell(heard));
         }
+    }
+}
+
+impl Ear {
+    /// Nothing is heard any more. The order to say so, if something was.
+    fn falls_silent(&mut self, ask_at: Option<Instant>) -> Option<Command> {
+        let before = std::mem::replace(&mut self.hearing, Hearing::Nothing { ask_at });
+        let interrupted = || Command::Tell(Heard::Interrupted(self.audience.clone()));
+        (before == Hearing::Listening).then(interrupted)
     }
 }
 

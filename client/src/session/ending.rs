@@ -30,6 +30,8 @@ impl Session {
     pub(super) fn begin_to_stop(&mut self, reason: StopReason) {
         self.life = Life::Draining { reason };
         self.old_is_gone();
+        self.end_calls();
+        self.views_are_stale();
         let attempted = match &mut self.connection {
             Connection::Up(up) => up.next.take(),
             Connection::Dialing(attempted) => Some(*attempted),
@@ -89,7 +91,7 @@ impl Session {
             | Event::Closed { .. }
             | Event::Answered { .. }
             | Event::Heads { .. }
-            | Event::Presence { .. }
+            | Event::Wishes { .. }
             | Event::Hear(_)
             | Event::Stop => {}
         }
@@ -110,7 +112,9 @@ impl Session {
             | Inbound::Unsubscribed { .. }
             | Inbound::SubscriptionFailed { .. }
             | Inbound::Page { .. }
-            | Inbound::PresenceChanged
+            | Inbound::Changed(_)
+            | Inbound::ViewBegan(_)
+            | Inbound::ViewFailed { .. }
             | Inbound::Called { .. }
             | Inbound::AudienceTold { .. }
             | Inbound::HearingBegan { .. }

@@ -1,5 +1,6 @@
 //! What a session is told about its connections, the authority, the apply thread and the application.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use spacetime_sync_proto::contract::Contract;
@@ -14,6 +15,7 @@ use crate::credential::TokenError;
 use crate::error::StoreError;
 use crate::presence::Presence;
 use crate::signal::{Audience, Heard};
+use crate::watched::Watchable;
 
 /// Names a connection, from the attempt to make it on. A session never reuses an id, and ignores events of a connection
 /// that it has given up.
@@ -77,12 +79,12 @@ pub enum Event {
     Applied(Outcome),
     /// The apply thread has ended.
     ApplierEnded,
-    /// The presence that the application gave this session, and whether it watches the presence of others.
-    Presence {
+    /// The presence that the application gave this session, and what it watches.
+    Wishes {
         /// This session's presence, or `None` to say nothing.
         said: Option<Presence>,
-        /// Whether to watch the presence of others.
-        watch: bool,
+        /// All that it ever wanted to watch.
+        watches: BTreeSet<Watchable>,
     },
     /// The application makes a call; answered by [`Command::Reply`](super::Command::Reply).
     Call {
@@ -90,6 +92,8 @@ pub enum Event {
         id: CallId,
         /// The call.
         call: Call,
+        /// How long to repeat it until it has an answer. `None` to send it at once or not at all.
+        within: Option<Duration>,
     },
     /// The audiences that the application wants to hear: all that it ever named.
     Hear(Vec<Audience>),
@@ -174,8 +178,17 @@ pub enum Inbound {
         /// Whether the module took it.
         answer: Result<(), CallFailure>,
     },
-    /// The presence of others has changed, or has arrived for the first time.
-    PresenceChanged,
+    /// A row of this has changed.
+    Changed(Watchable),
+    /// All rows of this have arrived.
+    ViewBegan(Watchable),
+    /// SpacetimeDB ended a subscription to this, or never began it.
+    ViewFailed {
+        /// What was watched.
+        watchable: Watchable,
+        /// What SpacetimeDB said.
+        detail: String,
+    },
     /// The answer to a call of the application.
     Called {
         /// The call.

@@ -1,14 +1,16 @@
 //! What the session does with a message of a connection.
 
+use std::collections::BTreeSet;
+
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::{RefusalCode, Seq};
 
+use super::Session;
 use super::connection::Connection;
 use super::counted::less;
 use super::event::{CallFailure, ConnectionId, Inbound};
 use super::status::StopReason;
 use super::stream::{Input, Mode};
-use super::{Command, Session};
 
 impl Session {
     /// Handles a whole message.
@@ -16,16 +18,16 @@ impl Session {
         if !self.heard(from, !message.is_empty()) {
             return Ok(());
         }
-        let mut presences = false;
+        let mut changed = BTreeSet::new();
         for inbound in message {
-            presences |= matches!(inbound, Inbound::PresenceChanged);
+            if let Inbound::Changed(watchable) = inbound {
+                changed.insert(watchable);
+            }
             self.inbound(from, inbound)?;
         }
         self.renew_if_large();
         // Once per message, and only from the serving connection: the replaced one may be behind.
-        if presences && self.serving() == Some(from) {
-            self.commands.push(Command::ShowPresences { connection: from });
-        }
+        self.show_views(from, changed);
         self.reconnect_if_overfull();
         Ok(())
     }
@@ -112,7 +114,9 @@ impl Session {
             Inbound::HearingFailed { ear, detail } => self.hearing_failed(from, ear, &detail),
             Inbound::Told(heard) => self.told(from, heard),
             // Shown once for the whole message.
-            Inbound::PresenceChanged => {}
+            Inbound::Changed(_) => {}
+            Inbound::ViewBegan(watchable) => self.view_began(from, watchable),
+            Inbound::ViewFailed { watchable, detail } => self.view_failed(from, watchable, &detail),
         }
         Ok(())
     }

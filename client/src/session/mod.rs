@@ -33,6 +33,7 @@ mod questions;
 mod reads;
 mod tally;
 mod timers;
+mod views;
 
 pub use calls::{Call, CallId, Called};
 pub use command::{Command, Work};
@@ -65,6 +66,7 @@ use reads::Reads;
 use status::{Phase, Status, StopReason};
 use stream::{Counters, Effect, Input, Stream};
 use tally::Tally;
+use views::Views;
 
 /// The client's decisions. See the module documentation.
 pub struct Session {
@@ -100,12 +102,12 @@ pub struct Session {
     unapplied_bytes: usize,
     /// The stream at which the search for checkpoints to acknowledge continues.
     ack_turn: usize,
-    /// The presence that the application gave this session, and whether the application watches the presence of others.
+    /// The presence that the application gave this session.
     presence: Option<Presence>,
-    watch_presence: bool,
     heartbeat: Heartbeat,
     calls: Calls,
     ears: Ears,
+    views: Views,
     /// When to look at the timers next.
     tick_at: Instant,
     counters: Counters,
@@ -149,10 +151,10 @@ impl Session {
             unapplied_bytes: 0,
             ack_turn: 0,
             presence: None,
-            watch_presence: false,
             heartbeat: Heartbeat::default(),
             calls: Calls::default(),
             ears: Ears::default(),
+            views: Views::default(),
             tick_at: now,
             counters: Counters::default(),
             phase: Phase::Idle,
@@ -283,9 +285,12 @@ impl Session {
                 self.applier_ended = true;
                 return Err(StopReason::Defect);
             }
-            Event::Call { id, call } => self.call(id, call),
+            Event::Call { id, call, within } => self.call(id, call, within),
             Event::Hear(audiences) => self.hear(audiences),
-            Event::Presence { said, watch } => (self.presence, self.watch_presence) = (said, watch),
+            Event::Wishes { said, watches } => {
+                self.presence = said;
+                self.watch(watches);
+            }
             Event::Stop => return Err(StopReason::Requested),
         }
         Ok(())
@@ -298,7 +303,8 @@ impl Session {
             Life::Draining { .. } | Life::Leaving { .. } | Life::Ended => return Ok(()),
         }
         self.end_handover_if_over();
-        self.end_lost_calls();
+        self.go_on_with_calls();
+        self.watch_on_serving();
         self.listen_on_serving();
         self.start_reads();
         self.start_questions();

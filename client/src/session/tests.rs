@@ -26,6 +26,7 @@ mod presence;
 mod reading;
 mod showing;
 mod tokens;
+mod watching;
 
 /// A session over streams with a given number of events each, and the commands it gave last.
 struct Case {

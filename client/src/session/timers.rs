@@ -45,8 +45,10 @@ impl Session {
         self.verify();
         self.watch_heads();
         self.acknowledge_some();
-        self.keep_presence();
+        self.say_presence(self.presence.clone());
+        self.subscribe_to_views();
         self.listen();
+        self.end_late_calls();
     }
 
     fn ask_again(&mut self) {
@@ -80,7 +82,8 @@ impl Session {
             return None;
         }
         let limits = &self.settings.limits;
-        let asked_at = self.followers.iter().filter_map(|follower| follower.asked_at).min()?;
+        let asked = self.followers.iter().filter_map(|follower| follower.asked_at);
+        let asked_at = asked.chain(self.calls.asked_at()).min()?;
         if self.now.saturating_duration_since(asked_at) > limits.answer_timeout {
             return Some(Disconnect::Silence(limits.answer_timeout));
         }
@@ -160,16 +163,5 @@ impl Session {
             stream: at,
             position,
         });
-    }
-
-    /// Tells this session's presence if due, and subscribes to the presence of others if the application wants it.
-    fn keep_presence(&mut self) {
-        let Connection::Up(up) = &mut self.connection else {
-            return;
-        };
-        if self.watch_presence && !std::mem::replace(&mut up.watches_presence, true) {
-            self.commands.push(Command::WatchPresence { connection: up.id });
-        }
-        self.say_presence(self.presence.clone());
     }
 }

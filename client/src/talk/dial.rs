@@ -31,7 +31,7 @@ pub(crate) async fn dial(config: &ClientConfig, held: Option<Issued>) -> DialAns
         (Credential::Provider(_), Some(held)) => (Some(held.token.token.clone()), Some(held)),
         (Credential::Provider(provider), None) => {
             let asked_at = Instant::now().into_std();
-            let wanted = WantedToken::new(config.version(), &config.streams, config.serves);
+            let wanted = WantedToken::new(config.version(), &config.streams, config.scopes());
             let within = config.limits.token_timeout;
             let answer = timeout(within, provider.token(wanted)).await;
             let late = || {

@@ -9,20 +9,21 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use spacetime_sync_bindings::{
-    DbConnection, EventPage, SessionPresence, SessionPresenceTableAccess, StreamGrant, StreamGrantTableAccess,
-    SubscriptionEventContext, SubscriptionHandle, SyncContract, SyncContractTableAccess, SyncEvent,
-    SyncEventTableAccess, ack_checkpoint, read_events, upsert_presence,
+    DbConnection, EventPage, StreamGrant, StreamGrantTableAccess, SubscriptionEventContext, SubscriptionHandle,
+    SyncContract, SyncContractTableAccess, SyncEvent, SyncEventTableAccess, ack_checkpoint, read_events,
+    upsert_presence,
 };
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::{ChainHash, FrameRow, IdentityHex, Position, Refusal, Section, Seq, StreamId};
 use spacetimedb_sdk::{DbContext, Identity, SubscriptionHandle as _, Table, TableWithPrimaryKey, Timestamp, u256};
 
-use super::presence::{PresenceRow, seen};
 use super::signals::hear_signals;
-use crate::presence::{Presence, PresenceKey, Presences};
+use super::views::see_changes;
+use crate::presence::Presence;
 use crate::session::status::Disconnect;
 use crate::session::stream::{Page, SubscriptionId};
 use crate::session::{CallFailure, Inbound, ReadId};
+use crate::watched::Watchable;
 
 use super::connect::LinkRuntime;
 
@@ -47,6 +48,15 @@ pub(super) struct Brought {
 
 pub(super) type Inbox = Arc<Mutex<Brought>>;
 
+/// What subscriptions are for that are of no stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Subscriber {
+    /// Something that the application watches.
+    View(Watchable),
+    /// What is told in passing to an audience, by the session's number for it.
+    Ear(usize),
+}
+
 /// A connection.
 pub(crate) struct Link {
     pub(super) connection: Box<DbConnection>,
@@ -55,12 +65,15 @@ pub(crate) struct Link {
     pub(super) identity: Option<IdentityHex>,
     /// The stream subscriptions that were not given up.
     subscriptions: HashMap<(usize, SubscriptionId), SubscriptionHandle>,
+    /// The others, by what they are for.
+    others: HashMap<Subscriber, Vec<SubscriptionHandle>>,
     _runtime: LinkRuntime,
 }
 
 impl Link {
     pub(super) fn new(connection: DbConnection, inbox: Inbox, runtime: LinkRuntime) -> Self {
         hear_signals(&connection, &inbox);
+        see_changes(&connection, &inbox);
         let into = |inbox: &Inbox| Arc::clone(inbox);
         let to = into(&inbox);
         connection.db.sync_event().on_insert(move |_, row| {
@@ -107,6 +120,7 @@ impl Link {
             inbox,
             identity: None,
             subscriptions: HashMap::new(),
+            others: HashMap::new(),
             _runtime: runtime,
         }
     }
@@ -138,7 +152,9 @@ impl Link {
                 | Inbound::SubscriptionFailed { .. }
                 | Inbound::Page { .. }
                 | Inbound::PresenceSaid { .. }
-                | Inbound::PresenceChanged
+                | Inbound::Changed(_)
+                | Inbound::ViewBegan(_)
+                | Inbound::ViewFailed { .. }
                 | Inbound::Called { .. }
                 | Inbound::AudienceTold { .. }
                 | Inbound::HearingBegan { .. }
@@ -197,11 +213,7 @@ impl Link {
         self.connection
             .procedures
             .read_events_then(stream_id.as_str().to_owned(), after.get(), move |_, answer| {
-                let answer = match answer {
-                    Ok(Ok(answer)) => Ok((answer.stream_key, Page::from(answer))),
-                    Ok(Err(text)) => Err(call_failure(text)),
-                    Err(error) => Err(CallFailure::Failed(error.to_string())),
-                };
+                let answer = flat(answer).map(|answer| (answer.stream_key, Page::from(answer)));
                 push(&inbox, Inbound::Page { stream, read, answer });
             });
     }
@@ -248,6 +260,36 @@ impl Link {
         }
     }
 
+    /// Subscribes to all of these, in place of those before. SpacetimeDB answers in turn: with the last one, all have begun.
+    pub(super) fn subscribe_all(
+        &mut self,
+        whose: Subscriber,
+        queries: Vec<String>,
+        began: impl Fn() -> Inbound + Clone + Send + 'static,
+        failed: impl Fn(String) -> Inbound + Clone + Send + 'static,
+    ) {
+        let last = queries.len().saturating_sub(1);
+        let subscribe = |(at, query): (usize, String)| {
+            let (seen, broken) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
+            let (began, failed) = (began.clone(), failed.clone());
+            let begins = move || {
+                if at == last {
+                    push(&seen, began());
+                }
+            };
+            self.connection
+                .subscription_builder()
+                .on_applied(move |_| begins())
+                .on_error(move |_, error| push(&broken, failed(error.to_string())))
+                .subscribe(query)
+        };
+        let handles = queries.into_iter().enumerate().map(subscribe).collect();
+        for before in self.others.insert(whose, handles).into_iter().flatten() {
+            // One that has failed is gone already.
+            let _ = before.unsubscribe();
+        }
+    }
+
     /// Tells the module how far a stream is applied.
     pub(crate) fn ack(&self, stream: usize, stream_id: &StreamId, checkpoint: Position) {
         let (inbox, seq) = (Arc::clone(&self.inbox), checkpoint.seq);
@@ -257,37 +299,13 @@ impl Link {
             seq.get(),
             chain_hash,
             move |_, answer| {
-                let answer = match answer {
-                    Ok(Ok(())) => Ok(()),
-                    Ok(Err(text)) => Err(call_failure(text)),
-                    Err(error) => Err(CallFailure::Failed(error.to_string())),
-                };
+                let answer = flat(answer);
                 push(&inbox, Inbound::Acked { stream, seq, answer });
             },
         );
         if let Err(error) = sent {
             tracing::debug!(%stream_id, %error, "cannot send an acknowledgement");
         }
-    }
-
-    /// Subscribes to the presence of others.
-    pub(crate) fn watch_presence(&self) {
-        let to = || Arc::clone(&self.inbox);
-        let (inserted, updated, deleted, seen) = (to(), to(), to(), to());
-        let table = self.connection.db.session_presence();
-        table.on_insert(move |_, _| push(&inserted, Inbound::PresenceChanged));
-        table.on_update(move |_, _, _| push(&updated, Inbound::PresenceChanged));
-        table.on_delete(move |_, _| push(&deleted, Inbound::PresenceChanged));
-        self.connection
-            .subscription_builder()
-            .on_applied(move |_| push(&seen, Inbound::PresenceChanged))
-            .on_error(|_, error| tracing::warn!(%error, "cannot watch presence"))
-            .subscribe("SELECT * FROM session_presence");
-    }
-
-    /// The presence of others.
-    pub(crate) fn presences(&self) -> Presences {
-        seen(self.connection.db.session_presence().iter().map(presence_row))
     }
 
     /// Tells the module this session's presence.
@@ -302,11 +320,7 @@ impl Link {
             presence.surface.clone(),
             serves.collect(),
             move |_, answer| {
-                let answer = match answer {
-                    Ok(Ok(())) => Ok(()),
-                    Ok(Err(text)) => Err(call_failure(text)),
-                    Err(error) => Err(CallFailure::Failed(error.to_string())),
-                };
+                let answer = flat(answer);
                 push(&inbox, Inbound::PresenceSaid { answer });
             },
         );
@@ -340,8 +354,13 @@ pub(super) fn greet(inbox: &Inbox, greeting: Greeting) {
     lock(inbox).greetings.push(greeting);
 }
 
-pub(super) fn call_failure(text: String) -> CallFailure {
-    Refusal::from_wire(&text).map_or(CallFailure::Failed(text), CallFailure::Refused)
+/// The answer to a call: of the module, or of SpacetimeDB in its place.
+pub(super) fn flat<T, E: ToString>(answer: Result<Result<T, String>, E>) -> Result<T, CallFailure> {
+    match answer {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(text)) => Err(Refusal::from_wire(&text).map_or(CallFailure::Failed(text), CallFailure::Refused)),
+        Err(error) => Err(CallFailure::Failed(error.to_string())),
+    }
 }
 
 fn contract(row: &SyncContract) -> Contract {
@@ -349,22 +368,6 @@ fn contract(row: &SyncContract) -> Contract {
         protocol: row.protocol.clone(),
         schema_version: row.schema_version,
         schema_hash: row.schema_hash.clone(),
-    }
-}
-
-fn presence_row(row: SessionPresence) -> PresenceRow {
-    PresenceRow {
-        key: PresenceKey {
-            session_id: row.session_id,
-            node_id: row.node_id,
-        },
-        status: row.status,
-        reason: row.reason,
-        region: row.region,
-        surface: row.surface,
-        nostr_pubkey: row.nostr_pubkey,
-        started_at: time(row.started_at),
-        last_seen: time(row.last_seen),
     }
 }
 

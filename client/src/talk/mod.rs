@@ -7,8 +7,10 @@ pub(crate) mod history;
 pub(crate) mod link;
 pub(crate) mod tokens;
 
+mod calls;
 mod connect;
 mod pin;
 mod presence;
 mod reason;
 mod signals;
+mod views;

@@ -12,10 +12,11 @@ async fn presence_is_announced_on_every_connection_until_the_session_leaves() {
     let run = Run::start(&host, &[Give::Token(600, 20_000)]).await;
     let handle = run.client.presence(Presence::online("desk")).unwrap();
     let mut seen = run.client.presences();
-    let found = timeout(SECONDS, seen.wait_for(|seen| !seen.is_empty())).await;
+    let found = timeout(SECONDS, seen.wait_for(|seen| !seen.rows.is_empty())).await;
     let (key, one) = found
         .unwrap()
         .unwrap()
+        .rows
         .iter()
         .next()
         .map(|(k, v)| (k.clone(), v.clone()))
@@ -31,11 +32,15 @@ async fn presence_is_announced_on_every_connection_until_the_session_leaves() {
         ..Presence::online("desk")
     };
     handle.update(busy).unwrap();
-    let is_busy = |seen: &Presences| seen.values().all(|one| one.status == PresenceStatus::Busy);
+    let is_busy = |seen: &Watched<Presences>| seen.rows.values().all(|one| one.status == PresenceStatus::Busy);
     timeout(SECONDS, seen.wait_for(is_busy)).await.unwrap().unwrap();
 
     handle.clear();
-    let is_gone = |seen: &Presences| seen.values().all(|one| one.reason == Some(OfflineReason::Explicit));
+    let is_gone = |seen: &Watched<Presences>| {
+        seen.rows
+            .values()
+            .all(|one| one.reason == Some(OfflineReason::Explicit))
+    };
     timeout(SECONDS, seen.wait_for(is_gone)).await.unwrap().unwrap();
     let expected = ["online", "online", "busy", "offline"].map(|status| said(status, "desk"));
     assert_eq!(host.seen().said, expected);

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use spacetime_sync_client::{
-    AccessToken, ClientConfig, Credential, Event, HandlerError, Phase, Presence, SqliteStore, StreamId, SyncClient,
-    TokenError, WantedToken,
+    AccessToken, ClientConfig, Credential, Event, HandlerError, Phase, Presence, Presences, SqliteStore, StreamId,
+    SyncClient, TokenError, WantedToken, Watched,
 };
 use spacetime_sync_issuer::keys::{add_key, now};
 use spacetime_sync_proto::access::REVOKE_PATH;
@@ -285,7 +285,7 @@ async fn clients_see_each_others_presence() {
     let here = worker.presence(Presence::online("node-1")).unwrap();
     let mut seen = desktop.presences();
     let is = |status: &'static str| {
-        move |seen: &spacetime_sync_client::Presences| seen.values().any(|who| who.status.as_str() == status)
+        move |seen: &Watched<Presences>| seen.rows.values().any(|who| who.status.as_str() == status)
     };
     tokio::time::timeout(SOON, seen.wait_for(is("online")))
         .await

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::json;
 use spacetime_sync_client::{
     AccessToken, Audience, CallError, ClientConfig, Credential, Event, HandlerError, Heard, HeardSignal, HttpTokens,
-    NostrChallenge, Phase, Presence, PresenceKey, RefusalCode, Says, Signal, Signals, SqliteStore, StreamId, Subject,
-    SyncClient, TokenError, WantedToken,
+    NostrChallenge, Phase, Presence, PresenceKey, Presences, RefusalCode, Says, Signal, Signals, SqliteStore, StreamId,
+    Subject, SyncClient, TokenError, WantedToken, Watched,
 };
 use spacetime_sync_issuer::keys::now;
 use spacetime_sync_tests::issuer::Issuer;
@@ -16,10 +16,11 @@ use spacetime_sync_tests::lane::{Bridge, Lane, stream};
 use spacetime_sync_tests::load::{Payload, Writer};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::scene::ready;
+use tokio::sync::watch;
 
 use super::nostr::Holder;
 
-const SOON: Duration = Duration::from_secs(30);
+pub(super) const SOON: Duration = Duration::from_secs(30);
 
 /// Tokens of a session that may read a stream, signed by an issuer in this process. The client replaces them after `refresh`.
 fn tokens(issuer: Arc<Issuer>, session: &'static str, refresh: Duration) -> Credential {
@@ -34,7 +35,7 @@ fn tokens(issuer: Arc<Issuer>, session: &'static str, refresh: Duration) -> Cred
 }
 
 /// A lane with one event, whose module trusts an issuer of this process.
-async fn lane_of(issuer: &Issuer) -> (Lane, Bridge) {
+pub(super) async fn lane_of(issuer: &Issuer) -> (Lane, Bridge) {
     let lane = Lane::start().await.unwrap();
     let trusted = json!([issuer.url, "openagents-sync", 500]);
     lane.owner().unwrap().call("trust_issuer", trusted).await.unwrap();
@@ -52,7 +53,7 @@ fn client(lane: &Lane, credential: Credential, name: &str) -> SyncClient {
     run(lane, config, name)
 }
 
-fn run(lane: &Lane, config: ClientConfig, name: &str) -> SyncClient {
+pub(super) fn run(lane: &Lane, config: ClientConfig, name: &str) -> SyncClient {
     let store = SqliteStore::open(lane.path(name)).unwrap();
     let handler = |_: &mut rusqlite::Transaction<'_>, _: &StreamId, _: &[Event]| Ok::<(), HandlerError>(());
     SyncClient::start(config, store, handler).unwrap()
@@ -147,7 +148,7 @@ async fn clients_hear_each_other_and_say_when_they_did_not() {
     }
     if lane.server.is_own() {
         lane.server.kill();
-        while next(&mut second).await != Heard::Interrupted {}
+        while next(&mut second).await != Heard::Interrupted(Audience::OwnUser) {}
         let refused = laptop.signal(typing("lost")).await.unwrap_err();
         assert!(
             matches!(refused, CallError::NotConnected | CallError::Lost),
@@ -183,17 +184,18 @@ async fn another_token_is_a_break_that_is_told() {
         "laptop",
     );
     let mut heard = laptop.signals(&[stream(1)]).unwrap();
+    let both = [Audience::OwnUser, Audience::Stream(stream(1))];
     for _ in 0..2 {
-        let mut audiences = Vec::new();
-        for _ in 0..2 {
+        let (mut begun, mut ended) = (Vec::new(), Vec::new());
+        while ended.len() < 2 {
             match next(&mut heard).await {
-                Heard::Listening(audience) => audiences.push(audience),
+                Heard::Listening(audience) => begun.push(audience),
+                Heard::Interrupted(audience) => ended.push(audience),
                 other => panic!("{other:?}"),
             }
         }
-        audiences.sort();
-        assert_eq!(audiences, [Audience::OwnUser, Audience::Stream(stream(1))]);
-        assert_eq!(next(&mut heard).await, Heard::Interrupted);
+        begun.sort();
+        assert_eq!((begun.as_slice(), ended.as_slice()), (both.as_slice(), both.as_slice()));
     }
     laptop.stop().await;
 }
@@ -253,10 +255,9 @@ async fn bind_and_see(desktop: SyncClient, laptop: SyncClient) {
         node_id: "n1".to_owned(),
     };
     let mut presences = laptop.presences();
-    let sees = async |presences: &mut tokio::sync::watch::Receiver<spacetime_sync_client::Presences>,
-                      key: Option<&str>| {
-        let shown = |all: &spacetime_sync_client::Presences| {
-            let node = all.get(&is);
+    let sees = async |presences: &mut watch::Receiver<Watched<Presences>>, key: Option<&str>| {
+        let shown = |all: &Watched<Presences>| {
+            let node = all.rows.get(&is);
             let found = node.and_then(|node| node.nostr_key).map(|key| key.to_string());
             node.is_some_and(|node| node.surface == "terminal") && found.as_deref() == key
         };
@@ -284,6 +285,23 @@ async fn bind_and_see(desktop: SyncClient, laptop: SyncClient) {
         matches!(&again, CallError::Refused(refusal) if refusal.code == RefusalCode::ChallengeRefused),
         "{again:?}"
     );
+    // Everything that can be watched is, through a gate as without one.
+    let mut providers = laptop.providers_online();
+    let is_one = |seen: &Watched<u64>| seen.is_live() && seen.rows == 1;
+    drop(
+        tokio::time::timeout(SOON, providers.wait_for(is_one))
+            .await
+            .unwrap()
+            .unwrap(),
+    );
+    let (mut capabilities, mut assignments) = (laptop.capabilities(), laptop.assignments());
+    let live = async {
+        (
+            capabilities.wait_for(Watched::is_live).await.is_ok(),
+            assignments.wait_for(Watched::is_live).await.is_ok(),
+        )
+    };
+    assert_eq!(tokio::time::timeout(SOON, live).await.unwrap(), (true, true));
     // The change was told, too.
     let told = async {
         loop {

@@ -10,6 +10,7 @@ mod rights;
 mod signals;
 mod visibility;
 mod whole_lane;
+mod work;
 
 use serde_json::{Value, json};
 use spacetime_sync_proto::RefusalCode;

@@ -507,10 +507,10 @@ impl World {
             ),
             // The session ignores the answer.
             Command::Withdraw { .. } => {}
-            // These runs have no presence and no signals, and no application that calls.
+            // These runs have no presence and no signals, and no application that watches or calls.
             Command::SayPresence { .. }
-            | Command::WatchPresence { .. }
-            | Command::ShowPresences { .. }
+            | Command::Watch { .. }
+            | Command::Show { .. }
             | Command::Call { .. }
             | Command::Reply { .. }
             | Command::AskAudience { .. }

@@ -69,7 +69,7 @@ fn what_is_told_is_handed_on_and_another_listener_learns_what_is_heard() {
 #[test]
 fn a_lost_connection_is_told_and_the_next_one_listens_anew() {
     let (mut case, connection) = listening();
-    assert_eq!(told(&case.close(connection)), [Heard::Interrupted]);
+    assert_eq!(told(&case.close(connection)), [Heard::Interrupted(Audience::OwnUser)]);
     assert_eq!(told(case.hear(connection, something())), []);
     let next = case.dial();
     case.serve(next);
@@ -100,7 +100,7 @@ fn a_hand_over_is_a_break_and_only_one_connection_is_heard() {
     let next = case.dial_next(first);
     case.serve(next);
     let commands = std::mem::take(&mut case.commands);
-    assert_eq!(told(&commands), [Heard::Interrupted]);
+    assert_eq!(told(&commands), [Heard::Interrupted(Audience::OwnUser)]);
     assert_eq!(asked(&commands), [(next, 0)]);
     assert_eq!(told(case.hear(first, something())), []);
     case.hear(next, Inbound::AudienceTold { ear: 0, answer: Ok(70) });
@@ -141,6 +141,7 @@ fn a_right_that_is_lost_and_comes_back_needs_no_other_subscription() {
     assert_eq!(asked(commands), []);
     let commands = case.hear(connection, Inbound::GrantLost { stream_key: 70 });
     assert_eq!(asked(commands), [(connection, 0)]);
+    assert_eq!(told(commands), [Heard::Interrupted(Audience::OwnUser)]);
     let commands = case.hear(connection, Inbound::AudienceTold { ear: 0, answer: Ok(70) });
     assert_eq!(told(commands), [Heard::Listening(Audience::OwnUser)]);
     assert_eq!(heard(commands), []);
@@ -153,7 +154,8 @@ fn a_subscription_that_ends_is_told_and_made_again() {
         ear: 0,
         detail: "no".to_owned(),
     };
-    assert_eq!(told(case.hear(connection, failed)), [Heard::Interrupted]);
+    let commands = case.hear(connection, failed);
+    assert_eq!(told(commands), [Heard::Interrupted(Audience::OwnUser)]);
     assert_eq!(asked(&case.stay(connection, 6 * second())), [(connection, 0)]);
     let commands = case.hear(connection, Inbound::AudienceTold { ear: 0, answer: Ok(70) });
     assert_eq!(heard(commands), [(connection, 0, 70)]);

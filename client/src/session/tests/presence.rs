@@ -1,4 +1,6 @@
-//! What a session says of its presence, and what it shows of the presence of others.
+//! What a session says of its presence.
+
+use std::collections::BTreeSet;
 
 use super::*;
 
@@ -15,31 +17,21 @@ fn said(commands: &[Command]) -> Vec<(ConnectionId, &str, Presence)> {
     said.collect()
 }
 
-fn watches(commands: &[Command]) -> usize {
-    let watch = |command: &&Command| matches!(command, Command::WatchPresence { .. });
-    commands.iter().filter(watch).count()
-}
-
-fn shows(commands: &[Command]) -> usize {
-    let show = |command: &&Command| matches!(command, Command::ShowPresences { .. });
-    commands.iter().filter(show).count()
-}
-
 /// A live session that is present.
-fn present(watch: bool) -> (Case, ConnectionId) {
+fn present() -> (Case, ConnectionId) {
     let mut case = Case::new(1, 3);
     let connection = case.live();
     let said = Some(Presence::online("node"));
-    case.step(Event::Presence { said, watch });
+    let watches = BTreeSet::new();
+    case.step(Event::Wishes { said, watches });
     (case, connection)
 }
 
 #[test]
 fn presence_is_told_and_repeated_and_answers_are_counted() {
-    let (mut case, connection) = present(false);
+    let (mut case, connection) = present();
     let commands = case.wait(second());
     assert_eq!(said(&commands), [(connection, "session", Presence::online("node"))]);
-    assert_eq!(watches(&commands), 0);
     case.hear(connection, Inbound::PresenceSaid { answer: Ok(()) });
     assert_eq!(said(&case.stay(connection, 5 * second())).len(), 1);
     let answer = Err(CallFailure::Failed("trapped".to_owned()));
@@ -49,27 +41,8 @@ fn presence_is_told_and_repeated_and_answers_are_counted() {
 }
 
 #[test]
-fn presence_is_watched_once_and_shown_when_it_has_changed() {
-    let (mut case, connection) = present(true);
-    assert_eq!(watches(&case.wait(second())), 1);
-    assert_eq!(watches(&case.wait(second())), 0);
-    assert_eq!(shows(case.hear(connection, Inbound::GrantCame)), 0);
-    assert_eq!(shows(case.hear(connection, Inbound::PresenceChanged)), 1);
-}
-
-#[test]
-fn the_presence_that_a_replaced_connection_brings_is_not_shown() {
-    let mut case = Case::new(1, 3);
-    let first = case.live_with_a_token_that_ends_soon();
-    let second = case.dial_next(first);
-    case.serve(second);
-    assert_eq!(shows(case.hear(first, Inbound::PresenceChanged)), 0);
-    assert_eq!(shows(case.hear(second, Inbound::PresenceChanged)), 1);
-}
-
-#[test]
 fn a_stopping_client_says_that_it_leaves_and_waits_for_the_answer() {
-    let (mut case, connection) = present(false);
+    let (mut case, connection) = present();
     case.wait(second());
     let answer = || Inbound::PresenceSaid { answer: Ok(()) };
     case.hear(connection, answer());

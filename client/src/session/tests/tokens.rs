@@ -1,5 +1,7 @@
 //! Tokens: which one an attempt uses, and what makes the session doubt one.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 /// Whether the attempt among the commands reuses a token.
@@ -92,8 +94,8 @@ fn a_call_that_is_refused_for_the_tokens_age_casts_doubt_on_it() {
         for inbound in [acked, Inbound::PresenceSaid { answer }] {
             let mut case = Case::new(1, 3);
             let connection = case.live();
-            let (said, watch) = (Some(Presence::online("node")), false);
-            case.step(Event::Presence { said, watch });
+            let (said, watches) = (Some(Presence::online("node")), BTreeSet::new());
+            case.step(Event::Wishes { said, watches });
             case.wait(QUARTER);
             case.hear(connection, inbound);
             let next = dialed(&case.wait(2 * second()));

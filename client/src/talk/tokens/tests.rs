@@ -4,6 +4,7 @@ use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 use spacetime_sync_proto::StreamId;
+use spacetime_sync_proto::access::Scope;
 
 use super::*;
 use crate::error::ErrorClass;
@@ -59,7 +60,8 @@ fn wanted() -> WantedToken {
         schema_version: 1,
         surface: "desktop".to_owned(),
     };
-    WantedToken::new(client, &[StreamId::new("runtime.run.42.events").unwrap()], false)
+    let streams = [StreamId::new("runtime.run.42.events").unwrap()];
+    WantedToken::new(client, &streams, vec![Scope::Subscribe, Scope::CheckpointWrite])
 }
 
 fn tokens(bridge: &str) -> HttpTokens {

@@ -1,0 +1,146 @@
+//! What the application watches: the session subscribes to it on each connection that serves, and says of everything it
+//! shows how fresh it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::event::ConnectionId;
+use super::{Command, Session};
+use crate::watched::{Freshness, Watchable};
+
+/// Everything that is watched.
+#[derive(Debug, Default)]
+pub(super) struct Views {
+    /// The connection on which it is.
+    on: Option<ConnectionId>,
+    views: BTreeMap<Watchable, View>,
+}
+
+#[derive(Debug)]
+struct View {
+    watching: Watching,
+    freshness: Freshness,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watching {
+    /// The connection brings nothing. The session subscribes at this time, or at once.
+    Nothing { ask_at: Option<Instant> },
+    /// The session has subscribed, and not all rows are there.
+    Subscribing,
+    /// The connection brings every change.
+    Live,
+}
+
+impl Session {
+    /// The application wants to watch this. It never gives anything up.
+    pub(super) fn watch(&mut self, watchables: BTreeSet<Watchable>) {
+        for watchable in watchables {
+            self.views.views.entry(watchable).or_insert(View {
+                watching: Watching::Nothing { ask_at: None },
+                freshness: Freshness::Unseen,
+            });
+        }
+        self.subscribe_to_views();
+    }
+
+    /// Begins anew if another connection serves. What was seen is stale until that one has brought all rows.
+    pub(super) fn watch_on_serving(&mut self) {
+        let serving = self.serving();
+        if self.views.on == serving {
+            return;
+        }
+        self.views.on = serving;
+        self.views_are_stale();
+        self.subscribe_to_views();
+    }
+
+    /// Nothing that is watched changes any more, as far as the application can see.
+    pub(super) fn views_are_stale(&mut self) {
+        for (watchable, view) in &mut self.views.views {
+            view.watching = Watching::Nothing { ask_at: None };
+            self.commands.extend(view.becomes_stale(*watchable, self.now));
+        }
+    }
+
+    /// Subscribes to what is due.
+    pub(super) fn subscribe_to_views(&mut self) {
+        let Some(connection) = self.views.on else { return };
+        for (watchable, view) in &mut self.views.views {
+            if let Watching::Nothing { ask_at } = view.watching
+                && ask_at.is_none_or(|at| at <= self.now)
+            {
+                view.watching = Watching::Subscribing;
+                let watchable = *watchable;
+                self.commands.push(Command::Watch { connection, watchable });
+            }
+        }
+    }
+
+    /// All rows that a subscription begins with are there.
+    pub(super) fn view_began(&mut self, from: ConnectionId, watchable: Watchable) {
+        if let Some(view) = self.views.of(from, watchable)
+            && view.watching == Watching::Subscribing
+        {
+            view.watching = Watching::Live;
+            view.freshness = Freshness::Live;
+            self.show_views(from, [watchable]);
+        }
+    }
+
+    /// Shows the rows that the connection has now, of whatever is live.
+    pub(super) fn show_views(&mut self, from: ConnectionId, changed: impl IntoIterator<Item = Watchable>) {
+        for watchable in changed {
+            if let Some(view) = self.views.of(from, watchable)
+                && view.watching == Watching::Live
+            {
+                let (rows_of, freshness) = (Some(from), view.freshness);
+                self.commands.push(Command::Show {
+                    watchable,
+                    rows_of,
+                    freshness,
+                });
+            }
+        }
+    }
+
+    /// SpacetimeDB ended a subscription, or never began it.
+    pub(super) fn view_failed(&mut self, from: ConnectionId, watchable: Watchable, detail: &str) {
+        let (now, again) = (self.now, self.now + self.settings.limits.ask_again_after);
+        let Some(view) = self.views.of(from, watchable) else {
+            return;
+        };
+        tracing::warn!(?watchable, detail, "cannot watch");
+        view.watching = Watching::Nothing { ask_at: Some(again) };
+        let stale = view.becomes_stale(watchable, now);
+        self.commands.extend(stale);
+    }
+}
+
+impl Views {
+    /// A view, if this is the connection that serves it.
+    fn of(&mut self, from: ConnectionId, watchable: Watchable) -> Option<&mut View> {
+        if self.on == Some(from) {
+            self.views.get_mut(&watchable)
+        } else {
+            None
+        }
+    }
+}
+
+impl View {
+    /// The order to show it, if it was live until now.
+    fn becomes_stale(&mut self, watchable: Watchable, now: Instant) -> Option<Command> {
+        match self.freshness {
+            Freshness::Unseen | Freshness::Stale { .. } => None,
+            Freshness::Live => {
+                self.freshness = Freshness::Stale { since: now };
+                Some(Command::Show {
+                    watchable,
+                    rows_of: None,
+                    freshness: self.freshness,
+                })
+            }
+        }
+    }
+}
