@@ -10,7 +10,7 @@ pub const SCHEMA_VERSION: u32 = 9;
 /// sha256 of what the bindings are generated from: the module's public tables, its reducers, procedures and their
 /// types. `scripts/bindings` prints it, and the test `lane::contract::module_and_bindings_agree` fails when it is out
 /// of date.
-pub const SCHEMA_HASH: &str = "sha256:3d21d569b8588cb79d3e3e97bc633da1ae2e8243a216a6f34c9b9a0dd18ed186";
+pub const SCHEMA_HASH: &str = "sha256:1aee619a5592be11d605d2eb333301f3125f3602ce55fa2b039a87add4e855da";
 
 /// The contract that a module, bridge or client was built with.
 #[derive(Debug, Clone, PartialEq, Eq)]
