@@ -212,8 +212,8 @@ pub fn sweep(ctx: &ReducerContext) {
     }
 }
 
-/// Expires an assignment. `None` if its rows do not allow that, although every assignment that has not ended can expire. The
-/// sweep forgets it then, and does not fail, because the same transaction ends sessions.
+/// Expires an assignment. `None` if its rows cannot be read, which no call of the module brings about. The sweep then forgets
+/// the assignment instead of failing, because the same transaction ends sessions.
 fn expire(ctx: &ReducerContext, request_id: &str) -> Option<()> {
     let assignment = Assignment::find(ctx, request_id)?;
     let next = assignment::expire(&assignment.held().ok()?)?;

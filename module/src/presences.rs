@@ -164,8 +164,8 @@ fn show_key(ctx: &ReducerContext, session_id: &str, node_id: &str, nostr_pubkey:
     }
 }
 
-/// Nodes that have been silent for too long are offline, and those that are offline for long are forgotten, with what is bound to
-/// them. At most so many rows; the next sweep soon takes the rest. Then it counts who is there.
+/// Marks nodes that have been silent for too long as offline, and forgets those that have been offline for long, with what is
+/// bound to them. It takes at most so many rows, and leaves the rest to the next sweep. At last it counts who is there.
 pub fn sweep(ctx: &ReducerContext, most: usize) {
     let now = ctx.timestamp;
     let presences = ctx.db.session_presence();

@@ -19,7 +19,7 @@ pub struct CallerQuota {
     /// When the caller may open and change a whole burst of assignments again.
     #[default(Timestamp::UNIX_EPOCH)]
     pub assignments: Timestamp,
-    /// When a whole burst of its signals is told again.
+    /// When the caller may send a whole burst of signals again.
     #[default(Timestamp::UNIX_EPOCH)]
     pub signals: Timestamp,
     /// When the caller may ask for a whole burst of challenges again.

@@ -11,7 +11,7 @@ use spacetime_sync_tests::process::{Cpu, Process};
 const LIMIT: Duration = Duration::from_secs(60);
 /// How often to look.
 const LOOK: Duration = Duration::from_millis(500);
-/// How much of a core the host may need at rest. Thousands of clients that rest need half of it.
+/// How much of a core the host may need at rest. Two thousand clients that rest need a third of that.
 const AT_REST: f64 = 0.2;
 
 /// The CPU time of a lane's host so far.

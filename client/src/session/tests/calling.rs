@@ -217,7 +217,7 @@ fn a_call_whose_time_is_up_says_what_is_known() {
         [],
         "it was answered"
     );
-    // It was refused, and nothing else can have been done.
+    // The module refused each attempt, so the call was never done.
     case.call_within(2, Some(Duration::ZERO));
     case.answer_call(connection, 2, Err(busy()));
     let refused = CallError::Refused(refusal_of(busy()));
