@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::config::ClientConfig;
 use crate::error::{CallError, PresenceError, StartError};
 use crate::nostr::NostrChallenge;
+use crate::outbox::{Outbox, OutboxEvent, OutboxOutcome};
 use crate::presence::{Presence, PresenceHandle, Presences, Wishes};
 use crate::runner::{Asked, Runner, Wanted};
 use crate::seal::SealKeys;
@@ -37,6 +38,7 @@ pub struct SyncClient {
     providers_online: watch::Receiver<Watched<u64>>,
     capabilities: watch::Receiver<Watched<Capabilities>>,
     assignments: watch::Receiver<Watched<Assignments>>,
+    outbox: watch::Receiver<Watched<Outbox>>,
     audiences: watch::Sender<Vec<Audience>>,
     heard: broadcast::Receiver<Heard>,
     calls: mpsc::Sender<Asked>,
@@ -84,6 +86,7 @@ impl SyncClient {
         let views = Views::default();
         let (presences, providers_online) = (views.presences.subscribe(), views.providers_online.subscribe());
         let (capabilities, assignments) = (views.capabilities.subscribe(), views.assignments.subscribe());
+        let outbox = views.outbox.subscribe();
         let status = watch::Sender::new(session.status());
         let watched = status.subscribe();
         let runner = Runner::new(config, session, applier, history, status, views, told);
@@ -101,6 +104,7 @@ impl SyncClient {
             providers_online,
             capabilities,
             assignments,
+            outbox,
             audiences,
             heard,
             calls,
@@ -153,6 +157,12 @@ impl SyncClient {
         self.assignments.clone()
     }
 
+    /// What the world outside is to hear, and what became of it. Needs [`ClientConfig::mirrors`].
+    pub fn outbox(&self) -> watch::Receiver<Watched<Outbox>> {
+        self.watch(Watchable::Outbox);
+        self.outbox.clone()
+    }
+
     fn watch(&self, watchable: Watchable) {
         self.wishes.send_if_modified(|wishes| wishes.watches.insert(watchable));
     }
@@ -190,7 +200,7 @@ impl SyncClient {
 
     /// Publishes what a provider can do, or withdraws it. It is repeated until it has an answer, for at most so long.
     ///
-    /// This and the next two calls are done once, however often they are repeated, and a lost connection does not end them.
+    /// This call and those that refer to it are done once, however often they are repeated, and a lost connection does not end them.
     /// The errors say what is known: after [`CallError::NotConnected`] and [`CallError::Stopped`] it was not done; after
     /// [`CallError::Lost`] and [`CallError::Failed`] it may have been, and the same call again says so.
     /// [`CallError::Refused`] is about the last attempt. If an answer was lost before, and the refusal is about the session
@@ -215,6 +225,20 @@ impl SyncClient {
     pub async fn change_assignment(&self, change: ChangeAssignment, within: Duration) -> Result<(), CallError> {
         change.check()?;
         self.call(Call::Change(change), Some(within)).await.map(drop)
+    }
+
+    /// Puts an event into the outbox. Needs [`ClientConfig::mirrors`]. See [`publish_capability`](Self::publish_capability) for how
+    /// it is repeated.
+    pub async fn enqueue_event(&self, event: OutboxEvent, within: Duration) -> Result<(), CallError> {
+        event.check()?;
+        self.call(Call::Enqueue(event), Some(within)).await.map(drop)
+    }
+
+    /// Says what became of an event of the outbox. Needs [`ClientConfig::mirrors`]. See
+    /// [`publish_capability`](Self::publish_capability) for how it is repeated.
+    pub async fn mark_event(&self, outcome: OutboxOutcome, within: Duration) -> Result<(), CallError> {
+        outcome.check()?;
+        self.call(Call::Mark(outcome), Some(within)).await.map(drop)
     }
 
     /// Asks for a challenge by which a key of Nostr is bound to a node of this session. The session must have announced the

@@ -52,6 +52,9 @@ pub struct ClientConfig {
     /// Whether it provides: publishes capabilities, sees what is open to all, and takes assignments. The client asks for a
     /// scope for that, and gets it if the authority's policy names its user.
     pub provides: bool,
+    /// Whether it mirrors: sees the outbox, puts events into it, and says what became of them. The client asks for a scope for
+    /// that, and gets it if the authority's policy names its user.
+    pub mirrors: bool,
     /// Whether to read only what is durable.
     pub reads: Reads,
     /// Whether SpacetimeDB compresses large messages. Worth it over a network, not on one machine. Through a gate none is
@@ -134,6 +137,7 @@ impl ClientConfig {
             serves: false,
             assigns: false,
             provides: false,
+            mirrors: false,
             reads: Reads::Confirmed,
             compression: false,
             seal_keys: Vec::new(),
@@ -218,6 +222,7 @@ impl ClientConfig {
             (self.serves, Scope::Serve),
             (self.assigns, Scope::AssignmentOpen),
             (self.provides, Scope::Provider),
+            (self.mirrors, Scope::Mirror),
         ];
         asked
             .into_iter()
@@ -251,6 +256,7 @@ impl fmt::Debug for ClientConfig {
             .field("serves", &self.serves)
             .field("assigns", &self.assigns)
             .field("provides", &self.provides)
+            .field("mirrors", &self.mirrors)
             .field("reads", &self.reads)
             .field("compression", &self.compression)
             .field("seal_keys", &self.seal_keys)
@@ -310,6 +316,7 @@ mod tests {
             ((|config| config.serves = true) as fn(&mut ClientConfig), Scope::Serve),
             (|config| config.assigns = true, Scope::AssignmentOpen),
             (|config| config.provides = true, Scope::Provider),
+            (|config| config.mirrors = true, Scope::Mirror),
         ] {
             let mut config = config();
             set(&mut config);

@@ -44,6 +44,7 @@ pub mod config;
 pub mod credential;
 pub mod error;
 pub mod nostr;
+pub mod outbox;
 pub mod presence;
 pub mod seal;
 #[doc(hidden)]
@@ -66,6 +67,7 @@ pub use config::{Backoff, ClientConfig, History, Limits, Reads, StaleAnswer, Wit
 pub use credential::{AccessToken, Credential, TokenError, TokenFuture, TokenProvider, WantedToken};
 pub use error::{CallError, ConfigError, ErrorClass, HandlerError, PresenceError, StartError};
 pub use nostr::NostrChallenge;
+pub use outbox::{Outbox, OutboxEvent, OutboxOutcome, SeenOutboxEvent};
 pub use presence::{OfflineReason, Presence, PresenceHandle, PresenceKey, PresenceStatus, Presences, SeenPresence};
 pub use session::status;
 pub use session::stream::{Beginning, Counters, Rung, StreamStop};
@@ -88,6 +90,6 @@ pub use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, Strea
 pub use spacetime_sync_proto::page::Snapshot;
 pub use spacetime_sync_proto::{
     AssignmentSide, AssignmentState, ChainHash, DatabasePin, Event, IdempotencyKey, IdentityHex, Kind, NostrKey,
-    NostrSignature, PayloadHash, Position, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId,
+    NostrSignature, OutboxStatus, PayloadHash, Position, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId,
 };
 pub use spacetime_sync_transport::{PlaintextRefused, TlsError, TlsFiles, Transport};

@@ -382,6 +382,7 @@ impl Runner {
             Watchable::ProvidersOnline => update(&views.providers_online, freshness, link.map(Link::providers_online)),
             Watchable::Capabilities => update(&views.capabilities, freshness, link.map(Link::capabilities)),
             Watchable::Assignments => update(&views.assignments, freshness, link.map(Link::assignments)),
+            Watchable::Outbox => update(&views.outbox, freshness, link.map(Link::outbox)),
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use crate::outbox::Outbox;
 use crate::presence::Presences;
 use crate::work::{Assignments, Capabilities};
 
@@ -59,6 +60,8 @@ pub enum Watchable {
     Capabilities,
     /// The assignments that the session may see, with their newest changes.
     Assignments,
+    /// What the world outside is to hear.
+    Outbox,
 }
 
 /// Where the runner puts what is watched, for the application to see.
@@ -68,4 +71,5 @@ pub(crate) struct Views {
     pub(crate) providers_online: watch::Sender<Watched<u64>>,
     pub(crate) capabilities: watch::Sender<Watched<Capabilities>>,
     pub(crate) assignments: watch::Sender<Watched<Assignments>>,
+    pub(crate) outbox: watch::Sender<Watched<Outbox>>,
 }

@@ -127,6 +127,9 @@ fn grant(
     if session.scopes.contains(&Scope::Provider) {
         wanted.insert(trust.providers_key()?);
     }
+    if session.scopes.contains(&Scope::Mirror) {
+        wanted.insert(trust.mirrors_key()?);
+    }
     let mut prefixes = BTreeSet::new();
     for pattern in &session.streams {
         match pattern {
@@ -432,6 +435,11 @@ impl SyncTrust {
     /// The key under which all sessions that may provide see the assignments that are open to all.
     pub fn providers_key(&self) -> Result<u64, Refused> {
         Ok(stream_key::derive_providers(self.secret()?))
+    }
+
+    /// The key under which mirrors see the outbox.
+    pub fn mirrors_key(&self) -> Result<u64, Refused> {
+        Ok(stream_key::derive_mirrors(self.secret()?))
     }
 }
 

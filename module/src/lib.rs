@@ -16,6 +16,7 @@ mod access;
 mod assignments;
 mod capabilities;
 mod log_access;
+mod outbox;
 mod presences;
 mod quota;
 mod refuse;

@@ -21,6 +21,7 @@ pub fn spend(ctx: &ReducerContext, call: Call) -> Result<(), Refused> {
         assignments: now,
         signals: now,
         challenges: now,
+        outbox: now,
     });
     let whole_at = match call {
         Call::Acknowledgement => &mut row.acknowledgements,
@@ -29,6 +30,7 @@ pub fn spend(ctx: &ReducerContext, call: Call) -> Result<(), Refused> {
         Call::Assignment => &mut row.assignments,
         Call::Signal => &mut row.signals,
         Call::Challenge => &mut row.challenges,
+        Call::Outbox => &mut row.outbox,
     };
     let (whole_at_us, now_us) = (whole_at.to_micros_since_unix_epoch(), now.to_micros_since_unix_epoch());
     let after_us = call.rate().take(whole_at_us, now_us).map_err(refused)?;
@@ -39,6 +41,7 @@ pub fn spend(ctx: &ReducerContext, call: Call) -> Result<(), Refused> {
         row.assignments,
         row.signals,
         row.challenges,
+        row.outbox,
     ];
     row.until = others.into_iter().fold(row.acknowledgements, Timestamp::max);
     if is_held {

@@ -5,7 +5,7 @@
 //! ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]), rewinds ([`rewind`]), the
 //! authority epoch ([`epoch`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
 //! continued from ([`stale`]), what sessions tell one another in passing ([`signal`]), states of assignments
-//! ([`assignment`]), keys of Nostr ([`nostr`]), who may see and do what ([`access`]), the client's checkpoint table,
+//! ([`assignment`]), what becomes of events of the outbox ([`outbox`]), keys of Nostr ([`nostr`]), who may see and do what ([`access`]), the client's checkpoint table,
 //! which tools read ([`checkpoint_table`]), and the contract's own version ([`contract`]). [`Secret`] and [`error_text`]
 //! stand here because every crate needs them.
 //!
@@ -28,6 +28,7 @@ pub mod identity;
 pub mod limit;
 pub mod names;
 pub mod nostr;
+pub mod outbox;
 pub mod page;
 pub mod position;
 pub mod refusal;
@@ -47,6 +48,7 @@ pub use hash::{ChainHash, PayloadHash};
 pub use id::{IdempotencyKey, InvalidId, Kind, Label, Seq, StreamId};
 pub use identity::{DatabasePin, IdentityHex};
 pub use nostr::{NostrKey, NostrSignature};
+pub use outbox::OutboxStatus;
 pub use position::{FrameRow, Position, StreamProgress};
 pub use refusal::{Refusal, RefusalCode};
 pub use seal::{Seal, SealKey, SealKeyId, Sealer};

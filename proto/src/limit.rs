@@ -35,9 +35,9 @@ pub const TOKEN_STREAMS: usize = 256;
 pub const SESSION_GRANTS: usize = 10_000;
 /// How many of these may come from patterns when the module takes the token: the newest streams (docs/adr/0012).
 pub const PATTERN_GRANTS: usize = 9_000;
-// Everything that a token names always fits, and so do the keys of the audiences that a session belongs to: its user and the
-// providers. Some room is left for streams that are created later.
-const _: () = assert!(PATTERN_GRANTS + TOKEN_STREAMS + 2 < SESSION_GRANTS);
+// Everything that a token names always fits, and so do the keys of the audiences that a session belongs to: its user, the
+// providers and the mirrors. Some room is left for streams that are created later.
+const _: () = assert!(PATTERN_GRANTS + TOKEN_STREAMS + 3 < SESSION_GRANTS);
 /// How long the owner of the database may give a grant by hand, in seconds: 400 days.
 pub const GRANT_SECONDS: u64 = 400 * 86_400;
 /// Most streams of which one request reports that SpacetimeDB contradicts the authority.
@@ -86,8 +86,14 @@ const _: () = {
     let assignments = 2 * ASSIGNMENTS * assignment + ASSIGNMENTS_FORGOTTEN * forgotten;
     assert!(assignments + CAPABILITIES * capability < COLLABORATION_BYTES);
 };
-/// Longest name of a node, a region, a user, a session, a device, a provider, a capability, an assignment or a change of one, in
-/// bytes.
+/// Most events of the outbox that were not sent.
+pub const OUTBOX_PENDING: u32 = 1_024;
+/// So many events of the outbox are remembered after they were sent.
+pub const OUTBOX_SENT: u32 = 1_024;
+/// Largest payload of an event of the outbox, in bytes.
+pub const OUTBOX_BYTES: usize = 4 * 1024;
+/// Longest name of a node, a region, a user, a session, a device, a provider, a capability, an assignment, a change of one or an
+/// event of the outbox, in bytes.
 pub const NAME_BYTES: usize = 128;
 /// The longest `iss` and the longest `sub` that SpacetimeDB accepts in a token, in bytes.
 pub const CLAIMED_NAME_BYTES: usize = 128;

@@ -49,7 +49,7 @@ pub(crate) use names;
 
 #[cfg(test)]
 mod tests {
-    use crate::{AssignmentSide, AssignmentState, SignalKind, SubjectKind};
+    use crate::{AssignmentSide, AssignmentState, OutboxStatus, SignalKind, SubjectKind};
 
     #[test]
     fn a_name_crosses_the_wire_and_no_other_is_taken_for_it() {
@@ -64,6 +64,9 @@ mod tests {
         }
         for side in AssignmentSide::ALL {
             assert_eq!(side.as_str().parse(), Ok(*side));
+        }
+        for status in OutboxStatus::ALL {
+            assert_eq!(status.as_str().parse(), Ok(*status));
         }
         let unknown = "Typing".parse::<SignalKind>().unwrap_err().to_string();
         assert_eq!(unknown, "kind: expected one of progress, typing, conflict");

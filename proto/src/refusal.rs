@@ -38,6 +38,10 @@ pub enum RefusalCode {
     AssignmentConflict,
     /// The caller takes no part in the assignment, which may or may not exist.
     ForbiddenAssignment,
+    /// The outbox holds another event under the same name, or it was sent as another one, or there is none.
+    OutboxConflict,
+    /// The outbox has no room for another event until some were sent.
+    OutboxFull,
     /// The challenge is not the newest one of the session and the node, was used before, or has expired.
     ChallengeRefused,
     /// The signature is not the key's, or is over something else.
@@ -118,6 +122,7 @@ impl RefusalCode {
             | Self::TokenNotYetValid
             | Self::TokenTooOld
             | Self::RateLimited
+            | Self::OutboxFull
             | Self::SyncTokenUnavailable
             | Self::WrongDatabase => RefusalClass::Retry,
             Self::ForbiddenStream
@@ -130,6 +135,7 @@ impl RefusalCode {
             | Self::CapabilityConflict
             | Self::AssignmentConflict
             | Self::ForbiddenAssignment
+            | Self::OutboxConflict
             | Self::ChallengeRefused
             | Self::SignatureRefused
             | Self::MissingScope => RefusalClass::Reject,

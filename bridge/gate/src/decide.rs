@@ -11,13 +11,15 @@ use spacetimedb_lib::bsatn;
 use crate::query::{Query, Told};
 
 /// The reducers of a client of the lane.
-const REDUCERS: [&str; 6] = [
+const REDUCERS: [&str; 8] = [
     "ack_checkpoint",
     "upsert_presence",
     "send_signal",
     "publish_provider_capability",
     "open_compute_assignment",
     "update_compute_assignment",
+    "enqueue_bridge_event",
+    "mark_bridge_event_sent",
 ];
 /// The procedures of a client of the lane.
 const PROCEDURES: [&str; 4] = [
@@ -50,6 +52,7 @@ enum Slot {
     Capabilities,
     Assignments,
     AssignmentChanges,
+    Outbox,
     Heard(Told, u64),
     Stream(u64),
 }
@@ -196,6 +199,7 @@ impl Connection {
             Query::Capabilities => (Slot::Capabilities, OF_A_KIND),
             Query::Assignments => (Slot::Assignments, OF_A_KIND),
             Query::AssignmentChanges => (Slot::AssignmentChanges, OF_A_KIND),
+            Query::Outbox => (Slot::Outbox, OF_A_KIND),
             Query::Heard(told, key) => (Slot::Heard(*told, *key), OF_A_KIND),
             Query::Frames(frames) => (Slot::Stream(frames.stream_key), self.limits.stream_subscriptions),
         };
@@ -259,6 +263,7 @@ impl Slot {
             | Self::Capabilities
             | Self::Assignments
             | Self::AssignmentChanges
+            | Self::Outbox
             | Self::Heard(..) => None,
         }
     }
@@ -364,6 +369,8 @@ mod tests {
             (reducer("open_compute_assignment"), Kind::Call, false, None),
             (reducer("update_compute_assignment"), Kind::Call, false, None),
             (reducer("send_signal"), Kind::Call, false, None),
+            (reducer("enqueue_bridge_event"), Kind::Call, false, None),
+            (reducer("mark_bridge_event_sent"), Kind::Call, false, None),
             (procedure("bind_nostr_key"), Kind::Read, false, None),
             (
                 subscribe(4, &["SELECT * FROM session_signal WHERE audience_key = 7"]),
@@ -441,6 +448,7 @@ mod tests {
             "SELECT * FROM provider_capability",
             "SELECT * FROM compute_assignment",
             "SELECT * FROM compute_assignment_change",
+            "SELECT * FROM bridge_outbox",
             "SELECT * FROM presence_change WHERE audience_key = 7",
             "SELECT * FROM session_signal WHERE audience_key = 7",
             &grants,

@@ -24,6 +24,8 @@ pub enum Query {
     Assignments,
     /// The changes of these.
     AssignmentChanges,
+    /// The outbox.
+    Outbox,
     /// What is told in passing to an audience, by its key.
     Heard(Told, u64),
     /// The frames of a stream in a range.
@@ -86,6 +88,7 @@ impl Query {
             "provider_capability" => return Some(Self::Capabilities),
             "compute_assignment" => return Some(Self::Assignments),
             "compute_assignment_change" => return Some(Self::AssignmentChanges),
+            "bridge_outbox" => return Some(Self::Outbox),
             _ => {}
         }
         if let Some(identity) = table.strip_prefix("stream_grant WHERE identity = 0x") {
@@ -121,6 +124,7 @@ impl Query {
             Self::Capabilities => all("provider_capability"),
             Self::Assignments => all("compute_assignment"),
             Self::AssignmentChanges => all("compute_assignment_change"),
+            Self::Outbox => all("bridge_outbox"),
             Self::Grants(identity) => all(&format!("stream_grant WHERE identity = 0x{identity}")),
             Self::Heard(told, key) => all(&format!("{} WHERE audience_key = {key}", told.table())),
             Self::Frames(Frames { stream_key, after, to }) => Section::between(*stream_key, *after, *to)
@@ -164,6 +168,7 @@ mod tests {
             vec!["SELECT * FROM provider_capability".to_owned()],
             vec!["SELECT * FROM compute_assignment".to_owned()],
             vec!["SELECT * FROM compute_assignment_change".to_owned()],
+            vec!["SELECT * FROM bridge_outbox".to_owned()],
             vec![format!("SELECT * FROM stream_grant WHERE identity = 0x{identity}")],
             vec!["SELECT * FROM presence_change WHERE audience_key = 0".to_owned()],
             vec!["SELECT * FROM session_signal WHERE audience_key = 18446744073709551615".to_owned()],
@@ -192,6 +197,7 @@ mod tests {
             "SELECT * FROM stream_grant".to_owned(),
             "SELECT * FROM st_client".to_owned(),
             "SELECT * FROM assignment_party".to_owned(),
+            "SELECT * FROM outbox_entry".to_owned(),
             "SELECT * FROM compute_assignment WHERE request_id = 'r1'".to_owned(),
             "SELECT * FROM compute_assignment_changes".to_owned(),
             "SELECT a.* FROM st_column a JOIN st_column b ON a.table_id = b.table_id".to_owned(),

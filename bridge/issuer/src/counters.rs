@@ -84,6 +84,8 @@ impl Totals {
             | RefusalCode::CheckpointAhead
             | RefusalCode::CapabilityConflict
             | RefusalCode::AssignmentConflict
+            | RefusalCode::OutboxConflict
+            | RefusalCode::OutboxFull
             | RefusalCode::EpochBehind
             | RefusalCode::KeySecretFixed
             | RefusalCode::InvalidScope

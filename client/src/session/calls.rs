@@ -13,6 +13,7 @@ use super::event::{CallFailure, ConnectionId};
 use super::{Command, Session};
 use crate::config::limits::LONGEST_TIME;
 use crate::error::CallError;
+use crate::outbox::{OutboxEvent, OutboxOutcome};
 use crate::signal::Signal;
 use crate::work::{Capability, ChangeAssignment, OpenAssignment};
 
@@ -50,6 +51,10 @@ pub enum Call {
     Open(OpenAssignment),
     /// Change an assignment.
     Change(ChangeAssignment),
+    /// Put an event into the outbox.
+    Enqueue(OutboxEvent),
+    /// Say what became of an event of the outbox.
+    Mark(OutboxOutcome),
 }
 
 /// What a call answers with: a challenge, if it asks for one.

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use spacetime_sync_bindings::{
-    bind_nostr_key, challenge_nostr_key, open_compute_assignment, publish_provider_capability, send_signal,
-    update_compute_assignment,
+    bind_nostr_key, challenge_nostr_key, enqueue_bridge_event, mark_bridge_event_sent, open_compute_assignment,
+    publish_provider_capability, send_signal, update_compute_assignment,
 };
 use spacetime_sync_proto::{IdentityHex, Label};
 use spacetimedb_sdk::Identity;
 
 use super::link::{Link, flat, push};
 use crate::nostr::NostrChallenge;
+use crate::outbox::{OutboxEvent, OutboxOutcome};
 use crate::session::{Call, CallFailure, CallId, Called, Inbound};
 use crate::signal::Signal;
 use crate::work::{Capability, ChangeAssignment, OpenAssignment};
@@ -108,6 +109,19 @@ impl Link {
                 document.unwrap_or_default(),
                 move |_, answer| say(flat(answer).map(|()| None)),
             ),
+            Call::Enqueue(OutboxEvent {
+                event_id,
+                transport,
+                payload,
+            }) => reducers.enqueue_bridge_event_then(event_id, transport, payload, move |_, answer| {
+                say(flat(answer).map(|()| None));
+            }),
+            Call::Mark(OutboxOutcome { event_id, published_as }) => {
+                let published_as = published_as.unwrap_or_default();
+                reducers.mark_bridge_event_sent_then(event_id, published_as, move |_, answer| {
+                    say(flat(answer).map(|()| None));
+                })
+            }
         };
         if let Err(error) = sent {
             let answer = Err(CallFailure::Failed(error.to_string()));

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use spacetime_sync_bindings::{
-    ComputeAssignment, ComputeAssignmentChange, ComputeAssignmentChangeTableAccess as _,
-    ComputeAssignmentTableAccess as _, DbConnection, PresenceCountTableAccess as _, ProviderCapability,
-    ProviderCapabilityTableAccess as _, SessionPresence, SessionPresenceTableAccess as _,
+    BridgeOutbox, BridgeOutboxTableAccess as _, ComputeAssignment, ComputeAssignmentChange,
+    ComputeAssignmentChangeTableAccess as _, ComputeAssignmentTableAccess as _, DbConnection,
+    PresenceCountTableAccess as _, ProviderCapability, ProviderCapabilityTableAccess as _, SessionPresence,
+    SessionPresenceTableAccess as _,
 };
 use spacetimedb_sdk::{Table as _, TableWithPrimaryKey as _};
 
 use super::link::{Inbox, Link, Subscriber, push, time};
 use super::presence::{PresenceRow, seen};
+use crate::outbox::{Outbox, SeenOutboxEvent};
 use crate::presence::{PresenceKey, Presences};
 use crate::session::Inbound;
 use crate::watched::Watchable;
@@ -36,6 +38,7 @@ pub(super) fn see_changes(connection: &DbConnection, inbox: &Inbox) {
     see!(provider_capability, Capabilities);
     see!(compute_assignment, Assignments);
     see!(compute_assignment_change, Assignments);
+    see!(bridge_outbox, Outbox);
 }
 
 /// The tables that have it. SpacetimeDB answers subscriptions in turn: with the last one, all are there.
@@ -45,6 +48,7 @@ fn tables(watchable: Watchable) -> &'static [&'static str] {
         Watchable::ProvidersOnline => &["presence_count"],
         Watchable::Capabilities => &["provider_capability"],
         Watchable::Assignments => &["compute_assignment_change", "compute_assignment"],
+        Watchable::Outbox => &["bridge_outbox"],
     }
 }
 
@@ -89,6 +93,16 @@ impl Link {
         let db = &self.connection.db;
         assignments(db.compute_assignment().iter(), db.compute_assignment_change().iter())
     }
+
+    /// What the world outside is to hear.
+    pub(crate) fn outbox(&self) -> Outbox {
+        self.connection
+            .db
+            .bridge_outbox()
+            .iter()
+            .filter_map(outbox_event)
+            .collect()
+    }
 }
 
 fn presence_row(row: SessionPresence) -> PresenceRow {
@@ -121,6 +135,19 @@ fn capability(row: ProviderCapability) -> (CapabilityKey, SeenCapability) {
         ends_at: time(row.ends_at),
     };
     (key, seen)
+}
+
+/// `None` if its status is unknown.
+fn outbox_event(row: BridgeOutbox) -> Option<(String, SeenOutboxEvent)> {
+    let seen = SeenOutboxEvent {
+        transport: row.transport,
+        payload: some(row.payload),
+        status: row.status.parse().ok()?,
+        published_as: some(row.published_as),
+        enqueued_at: time(row.enqueued_at),
+        changed_at: time(row.changed_at),
+    };
+    Some((row.event_id, seen))
 }
 
 /// A session may see a row several times, once for each of its audiences. What names an unknown state is left out.

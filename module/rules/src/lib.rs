@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod content;
 pub mod log;
 pub mod nostr;
+pub mod outbox;
 pub mod page;
 pub mod presence;
 pub mod quota;

@@ -16,6 +16,8 @@ pub enum Call {
     Assignment,
     /// Something is told in passing. Whoever may see what it is about hears it.
     Signal,
+    /// An event is put into the outbox, or it is said what became of one.
+    Outbox,
     /// A challenge is made for a key of Nostr. It lets the caller have one signature verified.
     Challenge,
 }
@@ -39,6 +41,8 @@ impl Call {
             Self::Publication => (1, 2 * limit::CAPABILITIES as u32),
             Self::Assignment => (20, 200),
             Self::Signal => (20, 60),
+            // A mirror that begins anew may put everything in again, and say of everything what became of it.
+            Self::Outbox => (100, 2 * (limit::OUTBOX_PENDING + limit::OUTBOX_SENT)),
             // A session binds a key once for each of its nodes.
             Self::Challenge => (1, 16),
         };

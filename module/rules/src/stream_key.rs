@@ -15,6 +15,9 @@ const USER: &str = "\0user\0";
 /// The name of all who may provide. It is no stream's and no user's.
 const PROVIDERS: &str = "\0providers";
 
+/// The name of all mirrors. It is no stream's and no user's.
+const MIRRORS: &str = "\0mirrors";
+
 /// The key of a stream.
 pub fn derive(secret: &[u8], stream_id: &StreamId) -> u64 {
     keyed(secret, &[stream_id.as_str()])
@@ -30,6 +33,11 @@ pub fn derive_user(secret: &[u8], user_id: &Label) -> u64 {
 /// it.
 pub fn derive_providers(secret: &[u8]) -> u64 {
     keyed(secret, &[PROVIDERS])
+}
+
+/// The key under which mirrors see the outbox. Each session that may holds a grant for it.
+pub fn derive_mirrors(secret: &[u8]) -> u64 {
+    keyed(secret, &[MIRRORS])
 }
 
 fn keyed(secret: &[u8], name: &[&str]) -> u64 {
@@ -70,5 +78,6 @@ mod tests {
         assert_eq!(derive(b"0123456789abcdef", &stream), 0xac11_6767_d335_2fff);
         assert_eq!(derive_user(b"0123456789abcdef", &user), 0x1b67_33a6_bf02_5ccb);
         assert_eq!(derive_providers(b"0123456789abcdef"), 0x4fa1_ff96_aa27_887b);
+        assert_eq!(derive_mirrors(b"0123456789abcdef"), 0x3e8a_8948_c43d_811b);
     }
 }

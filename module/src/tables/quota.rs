@@ -25,4 +25,7 @@ pub struct CallerQuota {
     /// When the caller may ask for a whole burst of challenges again.
     #[default(Timestamp::UNIX_EPOCH)]
     pub challenges: Timestamp,
+    /// When the caller may make a whole burst of calls about the outbox again.
+    #[default(Timestamp::UNIX_EPOCH)]
+    pub outbox: Timestamp,
 }

@@ -42,6 +42,8 @@ scopes! {
     /// Provide: publish capabilities, see the assignments that are open to all, take them and work on them. Only whom the
     /// authority's policy names gets it.
     Provider = "sync.provider",
+    /// See the outbox, put events into it, and say what was sent: the mirror's. Only whom the authority's policy names gets it.
+    Mirror = "sync.mirror",
     /// Read the events of codex workers.
     CodexWorkerEvents = "runtime.codex_worker_events",
     /// Read the summaries of codex workers.
@@ -62,7 +64,7 @@ pub struct UnknownScope(pub String);
 impl Scope {
     /// Whether only those get it whom the authority's policy names (`sync_scope_policy`).
     pub fn needs_policy(self) -> bool {
-        matches!(self, Self::Serve | Self::Provider)
+        matches!(self, Self::Serve | Self::Provider | Self::Mirror)
     }
 
     /// The scope that reading this stream needs besides [`Scope::Subscribe`]. `None` if the stream is not one of the

@@ -20,6 +20,8 @@ async fn refused_everywhere(guarded: &Guarded, who: Option<&Credential>, code: O
         ("publish_provider_capability", json!(["p1", "gpu", 1, 0, "", "{}", 60])),
         ("open_compute_assignment", json!(["r1", "", "{}", 60])),
         ("update_compute_assignment", json!(["r1", "u1", 1, "open", "", ""])),
+        ("enqueue_bridge_event", json!(["e1", "nostr", "{}"])),
+        ("mark_bridge_event_sent", json!(["e1", ""])),
     ] {
         let said = module.call(who, function, &arguments).await;
         match code {

@@ -6,6 +6,7 @@ mod bounds;
 mod capabilities;
 mod clients;
 mod nostr;
+mod outbox;
 mod rights;
 mod signals;
 mod visibility;
@@ -23,6 +24,9 @@ use crate::lane::hostile::Said;
 const ASKS: &[&str] = &["sync.subscribe", "sync.assignment.open"];
 /// The scopes of a session that provides.
 const PROVIDES: &[&str] = &["sync.subscribe", "sync.provider"];
+
+/// The scopes of a session that mirrors.
+const MIRRORS: &[&str] = &["sync.subscribe", "sync.mirror"];
 
 impl Guarded {
     /// A caller whose session has these scopes. It may see no stream.

@@ -84,7 +84,7 @@ async fn granted(bridge: &Issuing, credential: &str, scopes: &[&str]) -> serde_j
 }
 
 #[tokio::test]
-async fn anybody_may_ask_for_work_and_the_policy_says_who_provides() {
+async fn anybody_may_ask_for_work_and_the_policy_says_who_provides_and_who_mirrors() {
     let desk = Desk::new(Cluster::shared().await).await.unwrap();
     desk.allow("everyone", "notes").await.unwrap();
     let bridge = desk.bridge(&[]).await.unwrap();
@@ -96,6 +96,19 @@ async fn anybody_may_ask_for_work_and_the_policy_says_who_provides() {
         .unwrap();
     assert_eq!(granted(&bridge, &desk.session("7", "after"), &all).await, json!(all));
     assert_eq!(granted(&bridge, &desk.session("8", "other"), &all).await, asks);
+    let mirrors = ["sync.subscribe", "sync.mirror"];
+    let subscribes = json!(["sync.subscribe"]);
+    assert_eq!(
+        granted(&bridge, &desk.session("9", "before"), &mirrors).await,
+        subscribes
+    );
+    desk.sql("insert into runtime.sync_scope_policy values ('user:9', 'sync.mirror')")
+        .await
+        .unwrap();
+    assert_eq!(
+        granted(&bridge, &desk.session("9", "after"), &mirrors).await,
+        json!(mirrors)
+    );
     // Whoever does not know these scopes, and so does not ask for them, gets what it got before.
     let known = ["sync.subscribe", "sync.checkpoint.write"];
     assert_eq!(granted(&bridge, &desk.session("7", "old"), &known).await, json!(known));

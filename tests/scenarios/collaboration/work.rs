@@ -19,10 +19,10 @@ use tokio::sync::watch;
 use super::clients::{SOON, lane_of, run};
 
 /// How long a call may take that is to be done.
-const LONG: Duration = Duration::from_secs(60);
+pub(super) const LONG: Duration = Duration::from_secs(60);
 
 /// A lane, and a proxy before its SpacetimeDB.
-struct Stage {
+pub(super) struct Stage {
     lane: Lane,
     _bridge: Bridge,
     issuer: Arc<Issuer>,
@@ -30,7 +30,7 @@ struct Stage {
 }
 
 impl Stage {
-    async fn set() -> Self {
+    pub(super) async fn set() -> Self {
         let issuer = Arc::new(Issuer::start().await.unwrap());
         let (lane, bridge) = lane_of(&issuer).await;
         let proxy = Proxy::start(lane.server.addr().unwrap()).await.unwrap();
@@ -42,7 +42,7 @@ impl Stage {
         }
     }
 
-    /// A client whose session may read a stream, ask for work and provide.
+    /// A client whose session may read a stream, ask for work, provide and mirror.
     fn client(&self, user: &'static str, session: &'static str, uri: String) -> SyncClient {
         let issuer = self.issuer.clone();
         let credential = Credential::provider(move |wanted: WantedToken| {
@@ -56,17 +56,17 @@ impl Stage {
         let mut config = ClientConfig::new(uri, &self.lane.name, vec![stream(1)]);
         config.credential = credential;
         config.seal_keys = self.lane.seal_keys().unwrap();
-        (config.assigns, config.provides) = (true, true);
+        (config.assigns, config.provides, config.mirrors) = (true, true, true);
         run(&self.lane, config, session)
     }
 
     /// A client whose connection breaks when the proxy's does.
-    fn shaky(&self, user: &'static str, session: &'static str) -> SyncClient {
+    pub(super) fn shaky(&self, user: &'static str, session: &'static str) -> SyncClient {
         self.client(user, session, format!("http://{}", self.proxy.addr()))
     }
 
     /// A client whose connection holds.
-    fn steady(&self, user: &'static str, session: &'static str) -> SyncClient {
+    pub(super) fn steady(&self, user: &'static str, session: &'static str) -> SyncClient {
         self.client(user, session, self.lane.server.uri().to_owned())
     }
 
@@ -76,7 +76,7 @@ impl Stage {
     }
 
     /// Makes a call whose answer is lost: the module has done it, and then the connection breaks.
-    async fn loses_the_answer<T>(&self, call: impl Future<Output = T>, done: &str) -> T {
+    pub(super) async fn loses_the_answer<T>(&self, call: impl Future<Output = T>, done: &str) -> T {
         self.proxy.stall(Direction::ToClient);
         let cut = async {
             wait_for(SOON, "the module has done it", async || self.rows(done).await > 0).await;
@@ -128,7 +128,11 @@ fn change(request: &str, version: u64, to: AssignmentState, provider: Option<&st
     }
 }
 
-async fn becomes<T>(watched: &mut watch::Receiver<Watched<T>>, what: &str, is: impl FnMut(&Watched<T>) -> bool) {
+pub(super) async fn becomes<T>(
+    watched: &mut watch::Receiver<Watched<T>>,
+    what: &str,
+    is: impl FnMut(&Watched<T>) -> bool,
+) {
     let found = tokio::time::timeout(SOON, watched.wait_for(is)).await;
     drop(found.unwrap_or_else(|_| panic!("{what}: not within {SOON:?}")).unwrap());
 }

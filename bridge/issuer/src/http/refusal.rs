@@ -93,7 +93,7 @@ fn status(code: RefusalCode) -> StatusCode {
         | RefusalCode::UnsupportedSchemaVersion
         | RefusalCode::UpgradeRequired
         | RefusalCode::UnsupportedClientBuild => StatusCode::UPGRADE_REQUIRED,
-        RefusalCode::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        RefusalCode::RateLimited | RefusalCode::OutboxFull => StatusCode::TOO_MANY_REQUESTS,
         RefusalCode::SyncTokenUnavailable | RefusalCode::NotConfigured | RefusalCode::WrongDatabase => {
             StatusCode::SERVICE_UNAVAILABLE
         }
@@ -105,6 +105,7 @@ fn status(code: RefusalCode) -> StatusCode {
         | RefusalCode::CheckpointAhead
         | RefusalCode::CapabilityConflict
         | RefusalCode::AssignmentConflict
+        | RefusalCode::OutboxConflict
         | RefusalCode::KeySecretFixed
         | RefusalCode::EpochBehind => StatusCode::CONFLICT,
     }

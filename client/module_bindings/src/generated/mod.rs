@@ -12,6 +12,7 @@ use spacetimedb_sdk::__codegen::{
 };
 
 pub mod access_sweep_type;
+pub mod bridge_outbox_type;
 pub mod compute_assignment_type;
 pub mod compute_assignment_change_type;
 pub mod event_page_type;
@@ -43,7 +44,9 @@ pub mod ack_checkpoint_reducer;
 pub mod append_sync_event_reducer;
 pub mod append_sync_events_reducer;
 pub mod configure_reducer;
+pub mod enqueue_bridge_event_reducer;
 pub mod grant_stream_reducer;
+pub mod mark_bridge_event_sent_reducer;
 pub mod mark_epoch_reducer;
 pub mod open_compute_assignment_reducer;
 pub mod publish_provider_capability_reducer;
@@ -55,6 +58,7 @@ pub mod set_retention_reducer;
 pub mod trust_issuer_reducer;
 pub mod update_compute_assignment_reducer;
 pub mod upsert_presence_reducer;
+pub mod bridge_outbox_table;
 pub mod compute_assignment_table;
 pub mod compute_assignment_change_table;
 pub mod presence_change_table;
@@ -77,6 +81,7 @@ pub mod read_streams_procedure;
 pub mod rewind_stream_procedure;
 
 pub use access_sweep_type::AccessSweep;
+pub use bridge_outbox_type::BridgeOutbox;
 pub use compute_assignment_type::ComputeAssignment;
 pub use compute_assignment_change_type::ComputeAssignmentChange;
 pub use event_page_type::EventPage;
@@ -104,6 +109,7 @@ pub use sync_head_type::SyncHead;
 pub use sync_session_type::SyncSession;
 pub use sync_stream_type::SyncStream;
 pub use sync_trust_type::SyncTrust;
+pub use bridge_outbox_table::*;
 pub use compute_assignment_table::*;
 pub use compute_assignment_change_table::*;
 pub use presence_change_table::*;
@@ -121,7 +127,9 @@ pub use ack_checkpoint_reducer::ack_checkpoint;
 pub use append_sync_event_reducer::append_sync_event;
 pub use append_sync_events_reducer::append_sync_events;
 pub use configure_reducer::configure;
+pub use enqueue_bridge_event_reducer::enqueue_bridge_event;
 pub use grant_stream_reducer::grant_stream;
+pub use mark_bridge_event_sent_reducer::mark_bridge_event_sent;
 pub use mark_epoch_reducer::mark_epoch;
 pub use open_compute_assignment_reducer::open_compute_assignment;
 pub use publish_provider_capability_reducer::publish_provider_capability;
@@ -176,10 +184,19 @@ pub enum Reducer {
         bridge: __sdk::Identity,
         key_secret: String,
 }    ,
+    EnqueueBridgeEvent {
+        event_id: String,
+        transport: String,
+        payload: String,
+}    ,
     GrantStream {
         identity: __sdk::Identity,
         stream_id: String,
         seconds: u64,
+}    ,
+    MarkBridgeEventSent {
+        event_id: String,
+        published_as: String,
 }    ,
     MarkEpoch {
         epoch: String,
@@ -261,7 +278,9 @@ impl __sdk::Reducer for Reducer {
             Reducer::AppendSyncEvent { .. } => "append_sync_event",
             Reducer::AppendSyncEvents { .. } => "append_sync_events",
             Reducer::Configure { .. } => "configure",
+            Reducer::EnqueueBridgeEvent { .. } => "enqueue_bridge_event",
             Reducer::GrantStream { .. } => "grant_stream",
+            Reducer::MarkBridgeEventSent { .. } => "mark_bridge_event_sent",
             Reducer::MarkEpoch { .. } => "mark_epoch",
             Reducer::OpenComputeAssignment { .. } => "open_compute_assignment",
             Reducer::PublishProviderCapability { .. } => "publish_provider_capability",
@@ -329,6 +348,15 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 bridge: bridge.clone(),
                 key_secret: key_secret.clone(),
 }),
+            Reducer::EnqueueBridgeEvent{
+                event_id,
+                transport,
+                payload,
+}             => __sats::bsatn::to_vec(&enqueue_bridge_event_reducer::EnqueueBridgeEventArgs {
+                event_id: event_id.clone(),
+                transport: transport.clone(),
+                payload: payload.clone(),
+}),
             Reducer::GrantStream{
                 identity,
                 stream_id,
@@ -337,6 +365,13 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 identity: identity.clone(),
                 stream_id: stream_id.clone(),
                 seconds: seconds.clone(),
+}),
+            Reducer::MarkBridgeEventSent{
+                event_id,
+                published_as,
+}             => __sats::bsatn::to_vec(&mark_bridge_event_sent_reducer::MarkBridgeEventSentArgs {
+                event_id: event_id.clone(),
+                published_as: published_as.clone(),
 }),
             Reducer::MarkEpoch{
                 epoch,
@@ -468,7 +503,8 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
 #[allow(non_snake_case)]
 #[doc(hidden)]
 pub struct DbUpdate {
-        compute_assignment: __sdk::TableUpdate<ComputeAssignment>,
+        bridge_outbox: __sdk::TableUpdate<BridgeOutbox>,
+    compute_assignment: __sdk::TableUpdate<ComputeAssignment>,
     compute_assignment_change: __sdk::TableUpdate<ComputeAssignmentChange>,
     presence_change: __sdk::TableUpdate<PresenceChange>,
     presence_count: __sdk::TableUpdate<PresenceCount>,
@@ -491,7 +527,8 @@ impl TryFrom<__ws::v2::TransactionUpdate> for DbUpdate {
         for table_update in __sdk::transaction_update_iter_table_updates(raw) {
             match &table_update.table_name[..] {
 
-        "compute_assignment" => db_update.compute_assignment.append(compute_assignment_table::parse_table_update(table_update)?),
+        "bridge_outbox" => db_update.bridge_outbox.append(bridge_outbox_table::parse_table_update(table_update)?),
+    "compute_assignment" => db_update.compute_assignment.append(compute_assignment_table::parse_table_update(table_update)?),
     "compute_assignment_change" => db_update.compute_assignment_change.append(compute_assignment_change_table::parse_table_update(table_update)?),
     "presence_change" => db_update.presence_change.append(presence_change_table::parse_table_update(table_update)?),
     "presence_count" => db_update.presence_count.append(presence_count_table::parse_table_update(table_update)?),
@@ -526,7 +563,8 @@ impl __sdk::DbUpdate for DbUpdate {
     fn apply_to_client_cache(&self, cache: &mut __sdk::ClientCache<RemoteModule>) -> AppliedDiff<'_> {
                     let mut diff = AppliedDiff::default();
                 
-                diff.compute_assignment = cache.apply_diff_to_table::<ComputeAssignment>("compute_assignment", &self.compute_assignment).with_updates_by_pk(|row| &row.assignment_id);
+                diff.bridge_outbox = cache.apply_diff_to_table::<BridgeOutbox>("bridge_outbox", &self.bridge_outbox).with_updates_by_pk(|row| &row.outbox_id);
+        diff.compute_assignment = cache.apply_diff_to_table::<ComputeAssignment>("compute_assignment", &self.compute_assignment).with_updates_by_pk(|row| &row.assignment_id);
         diff.compute_assignment_change = cache.apply_diff_to_table::<ComputeAssignmentChange>("compute_assignment_change", &self.compute_assignment_change).with_updates_by_pk(|row| &row.change_id);
         diff.presence_change = self.presence_change.into_event_diff();
         diff.presence_count = cache.apply_diff_to_table::<PresenceCount>("presence_count", &self.presence_count).with_updates_by_pk(|row| &row.id);
@@ -546,7 +584,8 @@ fn parse_initial_rows(raw: __ws::v2::QueryRows) -> __sdk::Result<Self> {
                 let mut db_update = DbUpdate::default();
 for table_rows in raw.tables {
             match &table_rows.table[..] {
-                                "compute_assignment" => db_update.compute_assignment.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
+                                "bridge_outbox" => db_update.bridge_outbox.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
+                "compute_assignment" => db_update.compute_assignment.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "compute_assignment_change" => db_update.compute_assignment_change.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "presence_change" => db_update.presence_change.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
                 "presence_count" => db_update.presence_count.append(__sdk::parse_row_list_as_inserts(table_rows.rows)?),
@@ -566,7 +605,8 @@ fn parse_unsubscribe_rows(raw: __ws::v2::QueryRows) -> __sdk::Result<Self> {
                 let mut db_update = DbUpdate::default();
 for table_rows in raw.tables {
             match &table_rows.table[..] {
-                                "compute_assignment" => db_update.compute_assignment.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
+                                "bridge_outbox" => db_update.bridge_outbox.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
+                "compute_assignment" => db_update.compute_assignment.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "compute_assignment_change" => db_update.compute_assignment_change.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "presence_change" => db_update.presence_change.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
                 "presence_count" => db_update.presence_count.append(__sdk::parse_row_list_as_deletes(table_rows.rows)?),
@@ -588,7 +628,8 @@ for table_rows in raw.tables {
 #[allow(non_snake_case)]
 #[doc(hidden)]
 pub struct AppliedDiff<'r> {
-        compute_assignment: __sdk::TableAppliedDiff<'r, ComputeAssignment>,
+        bridge_outbox: __sdk::TableAppliedDiff<'r, BridgeOutbox>,
+    compute_assignment: __sdk::TableAppliedDiff<'r, ComputeAssignment>,
     compute_assignment_change: __sdk::TableAppliedDiff<'r, ComputeAssignmentChange>,
     presence_change: __sdk::TableAppliedDiff<'r, PresenceChange>,
     presence_count: __sdk::TableAppliedDiff<'r, PresenceCount>,
@@ -611,7 +652,8 @@ impl __sdk::InModule for AppliedDiff<'_> {
 
 impl<'r> __sdk::AppliedDiff<'r> for AppliedDiff<'r> {
     fn invoke_row_callbacks(&self, event: &EventContext, callbacks: &mut __sdk::DbCallbacks<RemoteModule>) {
-                callbacks.invoke_table_row_callbacks::<ComputeAssignment>("compute_assignment", &self.compute_assignment, event);
+                callbacks.invoke_table_row_callbacks::<BridgeOutbox>("bridge_outbox", &self.bridge_outbox, event);
+        callbacks.invoke_table_row_callbacks::<ComputeAssignment>("compute_assignment", &self.compute_assignment, event);
         callbacks.invoke_table_row_callbacks::<ComputeAssignmentChange>("compute_assignment_change", &self.compute_assignment_change, event);
         callbacks.invoke_table_row_callbacks::<PresenceChange>("presence_change", &self.presence_change, event);
         callbacks.invoke_table_row_callbacks::<PresenceCount>("presence_count", &self.presence_count, event);
@@ -1275,7 +1317,8 @@ impl __sdk::SpacetimeModule for RemoteModule {
     type QueryBuilder = __sdk::QueryBuilder;
 
 fn register_tables(client_cache: &mut __sdk::ClientCache<Self>) {
-                compute_assignment_table::register_table(client_cache);
+                bridge_outbox_table::register_table(client_cache);
+        compute_assignment_table::register_table(client_cache);
         compute_assignment_change_table::register_table(client_cache);
         presence_change_table::register_table(client_cache);
         presence_count_table::register_table(client_cache);
@@ -1290,7 +1333,8 @@ fn register_tables(client_cache: &mut __sdk::ClientCache<Self>) {
         sync_stream_table::register_table(client_cache);
 }
 const ALL_TABLE_NAMES: &'static [&'static str] = &[
-                "compute_assignment",
+                "bridge_outbox",
+        "compute_assignment",
         "compute_assignment_change",
         "presence_change",
         "presence_count",

@@ -451,6 +451,8 @@ fn may_be_granted_later(code: RefusalCode) -> bool {
         | RefusalCode::CapabilityConflict
         | RefusalCode::AssignmentConflict
         | RefusalCode::ForbiddenAssignment
+        | RefusalCode::OutboxConflict
+        | RefusalCode::OutboxFull
         | RefusalCode::ChallengeRefused
         | RefusalCode::SignatureRefused
         | RefusalCode::KeySecretFixed

@@ -160,6 +160,8 @@ async fn each_function_admits_only_permitted_callers() {
             "update_compute_assignment",
             (json!(["r", "u", 1, "open", "", ""]), [unauthorized; 5]),
         ),
+        ("enqueue_bridge_event", (json!(["e", "nostr", "{}"]), [unauthorized; 5])),
+        ("mark_bridge_event_sent", (json!(["e", "n"]), [unauthorized; 5])),
         (
             "read_heads",
             (json!([[name]]), [unauthorized, unauthorized, unauthorized, None, None]),

@@ -71,6 +71,9 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
         ("forgotten_assignment", Seen::OwnerOfSessions),
         ("capability_claim", Seen::OwnerOfSessions),
         ("provider_capability", Seen::AnyoneOfSessions),
+        ("bridge_outbox", Seen::Audience),
+        ("outbox_entry", Seen::OwnerOfSessions),
+        ("outbox_count", Seen::OwnerOfSessions),
     ])
 }
 
