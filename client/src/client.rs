@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use spacetime_sync_proto::{Label, NostrKey, NostrSignature, Position, StreamId, limit};
+use spacetime_sync_proto::{Label, NostrKey, NostrSignature, Position, StreamId};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -17,7 +17,7 @@ use crate::runner::{Asked, Runner, Wanted};
 use crate::seal::SealKeys;
 use crate::session::status::{Phase, Status, StopReason};
 use crate::session::{Call, Session, Settings};
-use crate::signal::{Audience, HEARD_QUEUE, Heard, Signal, Signals};
+use crate::signal::{Audience, Audiences, HEARD_QUEUE, Heard, Purpose, Signal, Signals};
 use crate::store::CheckpointStore;
 use crate::store::applier::{Applier, BatchBounds, Handler};
 use crate::talk::history::Source;
@@ -34,12 +34,13 @@ pub struct SyncClient {
     status: watch::Receiver<Status>,
     wishes: watch::Sender<Wishes>,
     may_serve: bool,
+    may_provide: bool,
     presences: watch::Receiver<Watched<Presences>>,
     providers_online: watch::Receiver<Watched<u64>>,
     capabilities: watch::Receiver<Watched<Capabilities>>,
     assignments: watch::Receiver<Watched<Assignments>>,
     outbox: watch::Receiver<Watched<Outbox>>,
-    audiences: watch::Sender<Vec<Audience>>,
+    audiences: watch::Sender<Audiences>,
     heard: broadcast::Receiver<Heard>,
     calls: mpsc::Sender<Asked>,
     stop: oneshot::Sender<()>,
@@ -78,11 +79,11 @@ impl SyncClient {
         let now = Instant::now().into_std();
         let session = Session::new(Settings::of(&config), bounded.collect(), rand::random(), now);
         let (stop, stopped) = oneshot::channel();
-        let (audiences, wanted) = watch::channel(Vec::new());
+        let (audiences, wanted) = watch::channel(Audiences::default());
         let (calls, called) = mpsc::channel(CALLS_QUEUE);
         let (told, heard) = broadcast::channel(HEARD_QUEUE);
         let (wishes, wished) = watch::channel(Wishes::default());
-        let may_serve = config.serves;
+        let (may_serve, may_provide) = (config.serves, config.provides);
         let views = Views::default();
         let (presences, providers_online) = (views.presences.subscribe(), views.providers_online.subscribe());
         let (capabilities, assignments) = (views.capabilities.subscribe(), views.assignments.subscribe());
@@ -100,6 +101,7 @@ impl SyncClient {
             status: watched,
             wishes,
             may_serve,
+            may_provide,
             presences,
             providers_online,
             capabilities,
@@ -130,12 +132,13 @@ impl SyncClient {
         Ok(handle)
     }
 
-    /// The nodes of the user's sessions, and of sessions that serve a stream which this session may read. The client begins
-    /// to watch them at the first call, as it does with everything that can be watched. The channel closes when the client
-    /// has ended.
-    pub fn presences(&self) -> watch::Receiver<Watched<Presences>> {
+    /// The nodes of the user's sessions, and of sessions that serve one of these streams. The client begins to watch them at the
+    /// first call, as it does with everything that can be watched. It goes on to watch all that it was ever asked to, and every
+    /// channel has all of it. A stream that the session may not read shows nothing. The channel closes when the client has ended.
+    pub fn presences(&self, streams: &[StreamId]) -> Result<watch::Receiver<Watched<Presences>>, CallError> {
+        self.want(Purpose::Presences, Audience::OwnUser, streams)?;
         self.watch(Watchable::Presences);
-        self.presences.clone()
+        Ok(self.presences.clone())
     }
 
     /// How many keys of Nostr are bound to a node that is not offline, over all users.
@@ -153,6 +156,11 @@ impl SyncClient {
     /// The assignments in which the session's user takes part. With [`ClientConfig::provides`], also those that are open to
     /// all.
     pub fn assignments(&self) -> watch::Receiver<Watched<Assignments>> {
+        self.audiences.send_if_modified(|audiences| {
+            let own = [Some(Audience::OwnUser), self.may_provide.then_some(Audience::Providers)];
+            let own = own.into_iter().flatten().collect();
+            audiences.want(Purpose::Assignments, own).unwrap_or_default()
+        });
         self.watch(Watchable::Assignments);
         self.assignments.clone()
     }
@@ -171,25 +179,22 @@ impl SyncClient {
     /// client need not follow. The client goes on to hear all that it was ever asked to, and every [`Signals`] has all of it.
     pub fn signals(&self, streams: &[StreamId]) -> Result<Signals, CallError> {
         let heard = self.heard.resubscribe();
+        self.want(Purpose::Signals, Audience::OwnUser, streams)?;
+        // Even if they are the same: a new listener is told which of them the client hears already.
+        self.audiences.send_modify(|audiences| audiences.listeners += 1);
+        Ok(Signals { heard })
+    }
+
+    /// Wants this of an audience and of the readers of these streams.
+    fn want(&self, purpose: Purpose, audience: Audience, streams: &[StreamId]) -> Result<(), CallError> {
         let streams = streams.iter().cloned().map(Audience::Stream);
-        let mut accepted = Ok(());
-        self.audiences.send_if_modified(|audiences| {
-            let mut wanted = audiences.clone();
-            for audience in std::iter::once(Audience::OwnUser).chain(streams) {
-                if !wanted.contains(&audience) {
-                    wanted.push(audience);
-                }
-            }
-            if wanted.len() > limit::HEARD_STREAMS + 1 {
-                let (found, most) = (wanted.len() - 1, limit::HEARD_STREAMS);
-                accepted = Err(CallError::Invalid(format!("{found} streams, at most {most} are heard")));
-                return false;
-            }
-            *audiences = wanted;
-            // Even if they are the same: a new listener is told which of them the client hears already.
-            true
+        let audiences = std::iter::once(audience).chain(streams).collect();
+        let mut added = Ok(false);
+        self.audiences.send_if_modified(|wanted| {
+            added = wanted.want(purpose, audiences);
+            matches!(added, Ok(true))
         });
-        accepted.map(|()| Signals { heard })
+        added.map(drop)
     }
 
     /// Tells others something in passing. `Ok` means that the module has told whoever listens, and nothing about who did.

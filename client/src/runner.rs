@@ -18,7 +18,7 @@ use crate::session::status::{Disconnect, Status};
 use crate::session::{
     Answer, Call, CallId, Called, Command, ConnectionId, DialFailure, Event, Inbound, QuestionId, Session,
 };
-use crate::signal::{Audience, Heard};
+use crate::signal::{Audiences, Heard};
 use crate::store::applier::Applier;
 use crate::talk::dial::{DialAnswer, dial};
 use crate::talk::history::Source;
@@ -59,7 +59,7 @@ pub(crate) struct Asked {
 pub(crate) struct Wanted {
     pub(crate) stop: oneshot::Receiver<()>,
     pub(crate) wishes: watch::Receiver<Wishes>,
-    pub(crate) audiences: watch::Receiver<Vec<Audience>>,
+    pub(crate) audiences: watch::Receiver<Audiences>,
     pub(crate) calls: mpsc::Receiver<Asked>,
 }
 
@@ -319,9 +319,14 @@ impl Runner {
                     link.ask_audience(ear, &audience);
                 }
             }
-            Command::Hear { connection, ear, key } => {
+            Command::Hear {
+                connection,
+                ear,
+                purpose,
+                key,
+            } => {
                 if let Some(link) = self.link_mut(connection) {
-                    link.hear(ear, key);
+                    link.hear(ear, purpose, key);
                 }
             }
             Command::Tell(heard) => {

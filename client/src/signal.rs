@@ -91,13 +91,58 @@ pub struct PresenceChange {
     pub changed_at: SystemTime,
 }
 
-/// Those to whom something is told in passing.
+/// Those to whom something is told in passing, or shown.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Audience {
-    /// The sessions of this session's user. They hear what is about the user and about its assignments.
+    /// The sessions of this session's user. They hear what is about the user and about its assignments, and see both.
     OwnUser,
     /// The readers of a stream.
     Stream(StreamId),
+    /// All who may provide. They see the assignments that are open to all, and nothing is told to them in passing.
+    Providers,
+}
+
+/// What a client wants of an audience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// To hear what is told to it in passing.
+    Signals,
+    /// To see its nodes.
+    Presences,
+    /// To see its assignments.
+    Assignments,
+}
+
+/// The audiences that the application ever named, and what for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Audiences {
+    /// Each once.
+    pub wanted: Vec<(Purpose, Audience)>,
+    /// How many listeners there have been. A new one does not know what is heard already.
+    pub listeners: u64,
+}
+
+impl Audiences {
+    /// Adds what is not there yet, if no more streams are named than [`limit::HEARD_STREAMS`] for one purpose. Whether it added
+    /// anything.
+    pub(crate) fn want(&mut self, purpose: Purpose, audiences: Vec<Audience>) -> Result<bool, CallError> {
+        let mut wanted = self.wanted.clone();
+        for audience in audiences {
+            let one = (purpose, audience);
+            if !wanted.contains(&one) {
+                wanted.push(one);
+            }
+        }
+        let is_stream = |one: &&(Purpose, Audience)| one.0 == purpose && matches!(one.1, Audience::Stream(_));
+        let (found, most) = (wanted.iter().filter(is_stream).count(), limit::HEARD_STREAMS);
+        if found > most {
+            let message = format!("{found} streams, at most {most} are heard or seen");
+            return Err(CallError::Invalid(message));
+        }
+        let adds = wanted.len() > self.wanted.len();
+        self.wanted = wanted;
+        Ok(adds)
+    }
 }
 
 /// One thing that a listener hears.

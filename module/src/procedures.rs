@@ -1,6 +1,7 @@
 //! Calls that answer with more than done or refused: pages of the log for clients; heads, streams and rewinds for the
 //! bridge and operators. Filters do not apply to procedures, so each of them checks who asks.
 
+use spacetime_sync_proto::access::Scope;
 use spacetime_sync_proto::{Position, Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_rules::log::{HeadRow, LogRows};
 use spacetime_sync_rules::page::{self, Page};
@@ -52,6 +53,15 @@ fn audience_key(ctx: &ReducerContext, stream_id: &str) -> Result<u64, Refused> {
         return Err(refused(no_grant(ctx, &stream_id, stream_key)));
     }
     Ok(stream_key)
+}
+
+/// The key by which a subscription names those who may provide. For sessions that may.
+#[procedure]
+pub fn read_providers_key(ctx: &mut ProcedureContext) -> Result<u64, Refused> {
+    ctx.with_tx(|tx| {
+        own_session(tx)?.may(Scope::Provider)?;
+        trust_row(tx)?.providers_key()
+    })
 }
 
 /// A stream's head. The bridge asks for it after a reconnect.

@@ -6,11 +6,11 @@ use std::fmt;
 /// Name and version of the protocol.
 pub const PROTOCOL: &str = "spacetime.sync.v1";
 /// Version of tables, reducers, procedures and frames. Every change to them raises it.
-pub const SCHEMA_VERSION: u32 = 9;
+pub const SCHEMA_VERSION: u32 = 10;
 /// sha256 of what the bindings are generated from: the module's public tables, its reducers, procedures and their
 /// types. `scripts/bindings` prints it, and the test `lane::contract::module_and_bindings_agree` fails when it is out
 /// of date.
-pub const SCHEMA_HASH: &str = "sha256:1aee619a5592be11d605d2eb333301f3125f3602ce55fa2b039a87add4e855da";
+pub const SCHEMA_HASH: &str = "sha256:ad194c518ab0bfc6a49f35fcf1c9cda0ed8af6a552c375ecbf810f71cfdada73";
 
 /// The contract that a module, bridge or client was built with.
 #[derive(Debug, Clone, PartialEq, Eq)]

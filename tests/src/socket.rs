@@ -6,7 +6,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::{SinkExt as _, Stream, StreamExt as _};
-use spacetimedb_client_api_messages::websocket::v2::{BIN_PROTOCOL, ClientMessage, OneOffQuery, ServerMessage};
+use spacetimedb_client_api_messages::websocket::v2::{
+    BIN_PROTOCOL, ClientMessage, OneOffQuery, ProcedureStatus, ServerMessage,
+};
 use spacetimedb_sdk::__codegen::__sats::bsatn;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -125,6 +127,21 @@ impl Socket {
     pub async fn procedure(&mut self, name: &str, args: Vec<u8>) -> anyhow::Result<()> {
         let request_id = self.request();
         self.say(&words::procedure(request_id, name, args)).await
+    }
+
+    /// Asks for the key of an audience: the session's user, or the readers of a stream.
+    pub async fn audience_key(&mut self, stream_id: &str, within: Duration) -> anyhow::Result<u64> {
+        self.procedure("read_audience_key", words::arguments(&(stream_id,)))
+            .await?;
+        let answered = self.until(within, |message| matches!(message, ServerMessage::ProcedureResult(_)));
+        let ServerMessage::ProcedureResult(answered) = answered.await? else {
+            anyhow::bail!("not an answer");
+        };
+        let ProcedureStatus::Returned(answer) = answered.status else {
+            anyhow::bail!("the module failed");
+        };
+        let key: Result<u64, String> = bsatn::from_slice(&answer)?;
+        key.map_err(|refusal| anyhow::anyhow!("refused: {refusal}"))
     }
 
     /// Says one message after the other, as fast as they are taken, for as long as `next` has one for a request's number,

@@ -4,22 +4,25 @@ use bytes::Bytes;
 use spacetime_sync_proto::limit::{FRAME_EVENTS, SECTION_EVENTS};
 use spacetime_sync_proto::{Position, StreamId};
 use spacetimedb_client_api_messages::websocket::v2::{
-    CallProcedure, CallProcedureFlags, CallReducer, CallReducerFlags, ClientMessage, QuerySetId, Subscribe,
-    Unsubscribe, UnsubscribeFlags,
+    CallProcedure, CallProcedureFlags, CallReducer, CallReducerFlags, ClientMessage, ProcedureStatus, QuerySetId,
+    ReducerOutcome, ServerMessage, Subscribe, Unsubscribe, UnsubscribeFlags,
 };
 use spacetimedb_sdk::__codegen::__sats::ser::Serialize;
 use spacetimedb_sdk::__codegen::__sats::{bsatn, u256};
 
 /// The subscription to the contract.
 pub const CONTRACT: &str = "SELECT * FROM sync_contract";
-/// The subscription to the presence of others.
-pub const PRESENCE: &str = "SELECT * FROM session_presence";
 /// What the engine's own tables answer: as many rows as the square of 145, or more. No client asks for it.
 pub const SELF_JOIN: &str = "SELECT a.* FROM st_column a JOIN st_column b ON a.table_id = b.table_id";
 
 /// The subscription to the grants of an identity, in hex.
 pub fn grants(identity: &str) -> String {
     format!("SELECT * FROM stream_grant WHERE identity = 0x{identity}")
+}
+
+/// The subscription to the nodes that an audience sees.
+pub fn presence(audience_key: u64) -> String {
+    format!("SELECT * FROM session_presence WHERE audience_key = {audience_key}")
 }
 
 /// The subscription to the frames of a stream that end after one seq and begin no later than another.
@@ -35,13 +38,13 @@ pub fn frames(stream_key: u64, after: u64, to: u64) -> Vec<String> {
 
 /// The arguments of `read_events`.
 pub fn read_events(stream_id: &StreamId, after: u64) -> Vec<u8> {
-    encoded(&(stream_id.as_str(), after))
+    arguments(&(stream_id.as_str(), after))
 }
 
 /// The arguments of `ack_checkpoint`.
 pub fn ack_checkpoint(stream_id: &StreamId, at: &Position) -> Vec<u8> {
     let chain = u256::from_be_bytes(*at.chain.as_bytes());
-    encoded(&(stream_id.as_str(), at.seq.get(), chain))
+    arguments(&(stream_id.as_str(), at.seq.get(), chain))
 }
 
 /// The arguments of `upsert_presence`.
@@ -52,10 +55,29 @@ pub fn upsert_presence(
     [region, surface]: [&str; 2],
     serves: &[&str],
 ) -> Vec<u8> {
-    encoded(&(session, node, status, region, surface, serves))
+    arguments(&(session, node, status, region, surface, serves))
 }
 
-fn encoded(arguments: &impl Serialize) -> Vec<u8> {
+/// Whether a message is the answer to a call, which is an error if the call was refused.
+pub fn is_done(message: &ServerMessage) -> anyhow::Result<bool> {
+    match message {
+        ServerMessage::ReducerResult(result) => match &result.result {
+            ReducerOutcome::Ok(_) | ReducerOutcome::OkEmpty => Ok(true),
+            ReducerOutcome::Err(said) => anyhow::bail!("refused: {}", String::from_utf8_lossy(said)),
+            ReducerOutcome::InternalError(said) => anyhow::bail!("failed: {said}"),
+        },
+        // An answer begins with 0 if it is none of a refusal.
+        ServerMessage::ProcedureResult(result) => match &result.status {
+            ProcedureStatus::Returned(answer) if answer.first() == Some(&0) => Ok(true),
+            ProcedureStatus::Returned(answer) => anyhow::bail!("refused: {}", String::from_utf8_lossy(answer)),
+            ProcedureStatus::InternalError(said) => anyhow::bail!("failed: {said}"),
+        },
+        _ => Ok(false),
+    }
+}
+
+/// The arguments of any call: a tuple of what it takes.
+pub fn arguments(arguments: &impl Serialize) -> Vec<u8> {
     bsatn::to_vec(arguments).unwrap_or_else(|error| panic!("{error}"))
 }
 

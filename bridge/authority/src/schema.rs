@@ -21,7 +21,7 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 12] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
@@ -33,6 +33,7 @@ const FILES: [(&str, &str); 11] = [
     embedded!("0009_hashes_of_a_batch.sql"),
     embedded!("0010_cheaper_appends.sql"),
     embedded!("0011_scope_of_providers.sql"),
+    embedded!("0012_scope_of_mirrors.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());

@@ -8,7 +8,7 @@ use spacetimedb_client_api_messages::websocket::v2::{
 };
 use spacetimedb_lib::bsatn;
 
-use crate::query::{Query, Told};
+use crate::query::{AudienceTable, Query};
 
 /// The reducers of a client of the lane.
 const REDUCERS: [&str; 8] = [
@@ -22,9 +22,10 @@ const REDUCERS: [&str; 8] = [
     "mark_bridge_event_sent",
 ];
 /// The procedures of a client of the lane.
-const PROCEDURES: [&str; 4] = [
+const PROCEDURES: [&str; 5] = [
     "read_events",
     "read_audience_key",
+    "read_providers_key",
     "challenge_nostr_key",
     "bind_nostr_key",
 ];
@@ -47,13 +48,10 @@ pub struct Limits {
 enum Slot {
     Contract,
     Grants,
-    Presence,
     PresenceCount,
     Capabilities,
-    Assignments,
-    AssignmentChanges,
     Outbox,
-    Heard(Told, u64),
+    Audience(AudienceTable, u64),
     Stream(u64),
 }
 
@@ -194,13 +192,10 @@ impl Connection {
             Query::Grants(identity) if *identity != self.identity => return Err(Breach::ForeignQuery),
             Query::Contract => (Slot::Contract, OF_A_KIND),
             Query::Grants(_) => (Slot::Grants, OF_A_KIND),
-            Query::Presence => (Slot::Presence, OF_A_KIND),
             Query::PresenceCount => (Slot::PresenceCount, OF_A_KIND),
             Query::Capabilities => (Slot::Capabilities, OF_A_KIND),
-            Query::Assignments => (Slot::Assignments, OF_A_KIND),
-            Query::AssignmentChanges => (Slot::AssignmentChanges, OF_A_KIND),
             Query::Outbox => (Slot::Outbox, OF_A_KIND),
-            Query::Heard(told, key) => (Slot::Heard(*told, *key), OF_A_KIND),
+            Query::Audience(table, key) => (Slot::Audience(*table, *key), OF_A_KIND),
             Query::Frames(frames) => (Slot::Stream(frames.stream_key), self.limits.stream_subscriptions),
         };
         let id = subscribe.query_set_id.id;
@@ -258,13 +253,10 @@ impl Slot {
             Self::Stream(key) => Some(key),
             Self::Contract
             | Self::Grants
-            | Self::Presence
             | Self::PresenceCount
             | Self::Capabilities
-            | Self::Assignments
-            | Self::AssignmentChanges
             | Self::Outbox
-            | Self::Heard(..) => None,
+            | Self::Audience(..) => None,
         }
     }
 }
@@ -443,11 +435,11 @@ mod tests {
         let grants = format!("SELECT * FROM stream_grant WHERE identity = 0x{}", "c2".repeat(32));
         for query in [
             "SELECT * FROM sync_contract",
-            "SELECT * FROM session_presence",
+            "SELECT * FROM session_presence WHERE audience_key = 7",
             "SELECT * FROM presence_count",
             "SELECT * FROM provider_capability",
-            "SELECT * FROM compute_assignment",
-            "SELECT * FROM compute_assignment_change",
+            "SELECT * FROM compute_assignment WHERE audience_key = 7",
+            "SELECT * FROM compute_assignment_change WHERE audience_key = 7",
             "SELECT * FROM bridge_outbox",
             "SELECT * FROM presence_change WHERE audience_key = 7",
             "SELECT * FROM session_signal WHERE audience_key = 7",

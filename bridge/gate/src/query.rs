@@ -14,38 +14,50 @@ pub enum Query {
     Contract,
     /// The grants of one identity, in hex.
     Grants(String),
-    /// The presence of others.
-    Presence,
     /// How many providers are there.
     PresenceCount,
     /// What providers can do.
     Capabilities,
-    /// The assignments that the caller may see.
-    Assignments,
-    /// The changes of these.
-    AssignmentChanges,
     /// The outbox.
     Outbox,
-    /// What is told in passing to an audience, by its key.
-    Heard(Told, u64),
+    /// What is shown or told to an audience, by its key.
+    Audience(AudienceTable, u64),
     /// The frames of a stream in a range.
     Frames(Frames),
 }
 
-/// An event table.
+/// A table whose rows are for audiences. A subscription to the whole of one passes no gate: SpacetimeDB would look at it for each
+/// change of anybody's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Told {
+pub enum AudienceTable {
+    /// The nodes of sessions.
+    Presences,
     /// How nodes change.
-    Presence,
+    PresenceChanges,
     /// What sessions tell.
     Signals,
+    /// Assignments.
+    Assignments,
+    /// The changes of these.
+    AssignmentChanges,
 }
 
-impl Told {
-    fn table(self) -> &'static str {
+impl AudienceTable {
+    const ALL: [Self; 5] = [
+        Self::Presences,
+        Self::PresenceChanges,
+        Self::Signals,
+        Self::Assignments,
+        Self::AssignmentChanges,
+    ];
+
+    fn name(self) -> &'static str {
         match self {
-            Self::Presence => "presence_change",
+            Self::Presences => "session_presence",
+            Self::PresenceChanges => "presence_change",
             Self::Signals => "session_signal",
+            Self::Assignments => "compute_assignment",
+            Self::AssignmentChanges => "compute_assignment_change",
         }
     }
 }
@@ -83,11 +95,8 @@ impl Query {
         let table = text.strip_prefix("SELECT * FROM ")?;
         match table {
             "sync_contract" => return Some(Self::Contract),
-            "session_presence" => return Some(Self::Presence),
             "presence_count" => return Some(Self::PresenceCount),
             "provider_capability" => return Some(Self::Capabilities),
-            "compute_assignment" => return Some(Self::Assignments),
-            "compute_assignment_change" => return Some(Self::AssignmentChanges),
             "bridge_outbox" => return Some(Self::Outbox),
             _ => {}
         }
@@ -96,11 +105,9 @@ impl Query {
             let whole = identity.len() == IDENTITY_DIGITS && identity.bytes().all(is_hex);
             return whole.then(|| Self::Grants(identity.to_owned()));
         }
-        for told in [Told::Presence, Told::Signals] {
-            let of_table = table.strip_prefix(told.table());
-            if let Some(key) = of_table.and_then(|rest| rest.strip_prefix(" WHERE audience_key = ")) {
-                return key.parse().ok().map(|key| Self::Heard(told, key));
-            }
+        if let Some((name, key)) = table.split_once(" WHERE audience_key = ") {
+            let table = AudienceTable::ALL.into_iter().find(|table| table.name() == name)?;
+            return key.parse().ok().map(|key| Self::Audience(table, key));
         }
         let rest = table.strip_prefix("sync_event WHERE section = ")?;
         let (section, rest) = rest.split_once(" AND last_seq > ")?;
@@ -119,14 +126,11 @@ impl Query {
         let all = |table: &str| vec![format!("SELECT * FROM {table}")];
         match self {
             Self::Contract => vec![CONTRACT.to_owned()],
-            Self::Presence => all("session_presence"),
             Self::PresenceCount => all("presence_count"),
             Self::Capabilities => all("provider_capability"),
-            Self::Assignments => all("compute_assignment"),
-            Self::AssignmentChanges => all("compute_assignment_change"),
             Self::Outbox => all("bridge_outbox"),
             Self::Grants(identity) => all(&format!("stream_grant WHERE identity = 0x{identity}")),
-            Self::Heard(told, key) => all(&format!("{} WHERE audience_key = {key}", told.table())),
+            Self::Audience(table, key) => all(&format!("{} WHERE audience_key = {key}", table.name())),
             Self::Frames(Frames { stream_key, after, to }) => Section::between(*stream_key, *after, *to)
                 .flat_map(|section| {
                     all(&format!(
@@ -163,14 +167,14 @@ mod tests {
         let identity = "c2".repeat(32);
         for texts in [
             vec!["SELECT * FROM sync_contract".to_owned()],
-            vec!["SELECT * FROM session_presence".to_owned()],
             vec!["SELECT * FROM presence_count".to_owned()],
             vec!["SELECT * FROM provider_capability".to_owned()],
-            vec!["SELECT * FROM compute_assignment".to_owned()],
-            vec!["SELECT * FROM compute_assignment_change".to_owned()],
             vec!["SELECT * FROM bridge_outbox".to_owned()],
             vec![format!("SELECT * FROM stream_grant WHERE identity = 0x{identity}")],
             vec!["SELECT * FROM presence_change WHERE audience_key = 0".to_owned()],
+            vec!["SELECT * FROM session_presence WHERE audience_key = 7".to_owned()],
+            vec!["SELECT * FROM compute_assignment WHERE audience_key = 7".to_owned()],
+            vec!["SELECT * FROM compute_assignment_change WHERE audience_key = 7".to_owned()],
             vec!["SELECT * FROM session_signal WHERE audience_key = 18446744073709551615".to_owned()],
             vec![frames(&section(0), "0", "1000")],
             vec![frames(&section(0), "8000", "9000"), frames(&section(1), "8000", "9000")],
@@ -199,7 +203,11 @@ mod tests {
             "SELECT * FROM assignment_party".to_owned(),
             "SELECT * FROM outbox_entry".to_owned(),
             "SELECT * FROM compute_assignment WHERE request_id = 'r1'".to_owned(),
-            "SELECT * FROM compute_assignment_changes".to_owned(),
+            "SELECT * FROM compute_assignment_changes WHERE audience_key = 7".to_owned(),
+            "SELECT * FROM compute_assignment".to_owned(),
+            "SELECT * FROM compute_assignment_change".to_owned(),
+            "SELECT * FROM session_presence".to_owned(),
+            "SELECT * FROM stream_grant WHERE audience_key = 7".to_owned(),
             "SELECT a.* FROM st_column a JOIN st_column b ON a.table_id = b.table_id".to_owned(),
             "SELECT * FROM session_signal".to_owned(),
             "SELECT * FROM session_signal WHERE audience_key = 01".to_owned(),

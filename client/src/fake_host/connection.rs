@@ -14,6 +14,8 @@ use spacetimedb_sdk::{Identity, TimeDuration, Timestamp, u256};
 use super::{FakeHost, STREAM, stream};
 
 const KEY: u64 = 7;
+/// The key of the session's user.
+const USER_KEY: u64 = 1;
 
 pub(super) struct Connection {
     host: FakeHost,
@@ -84,10 +86,13 @@ impl Connection {
                 })]
             }
             ClientMessage::CallProcedure(call) => {
-                assert_eq!(&*call.procedure, "read_events");
-                let answer = self.read(&bsatn::from_slice(&call.args).unwrap());
+                let answer = match &*call.procedure {
+                    "read_events" => bsatn::to_vec(&self.read(&bsatn::from_slice(&call.args).unwrap())),
+                    "read_audience_key" => bsatn::to_vec(&Ok::<_, String>(USER_KEY)),
+                    other => panic!("{other}"),
+                };
                 vec![ServerMessage::ProcedureResult(ProcedureResult {
-                    status: ProcedureStatus::Returned(bsatn::to_vec(&answer).unwrap().into()),
+                    status: ProcedureStatus::Returned(answer.unwrap().into()),
                     timestamp: Timestamp::UNIX_EPOCH,
                     total_host_execution_duration: TimeDuration::ZERO,
                     request_id: call.request_id,
@@ -118,7 +123,7 @@ impl Connection {
             let at = at.unwrap_or(rows.len());
             let row = SessionPresence {
                 presence_id: at as u64 + 1,
-                audience_key: 1,
+                audience_key: USER_KEY,
                 session_id: said.session_id,
                 node_id: said.node_id,
                 reason: if said.status == "offline" {
@@ -175,7 +180,7 @@ impl Connection {
                 sent,
             });
             first
-        } else if query == "SELECT * FROM session_presence" {
+        } else if query == format!("SELECT * FROM session_presence WHERE audience_key = {USER_KEY}") {
             let rows = self.host.state().presence.clone();
             let first = query_rows("session_presence", &rows);
             self.presence = Some((asked.query_set_id, rows));

@@ -10,7 +10,7 @@ use super::stream::{Batch, Beginning, SubscriptionId};
 use super::token::Issued;
 use crate::error::CallError;
 use crate::presence::Presence;
-use crate::signal::{Audience, Heard};
+use crate::signal::{Audience, Heard, Purpose};
 use crate::watched::{Freshness, Watchable};
 
 /// An order of the session.
@@ -81,7 +81,8 @@ pub enum Command {
         /// Its presence.
         presence: Presence,
     },
-    /// Subscribe to something that the application watches; answered by [`Inbound::ViewBegan`](super::Inbound::ViewBegan).
+    /// Subscribe to the whole of something that the application watches; answered by
+    /// [`Inbound::ViewBegan`](super::Inbound::ViewBegan).
     Watch {
         /// The connection to subscribe on.
         connection: ConnectionId,
@@ -122,12 +123,14 @@ pub enum Command {
         /// The audience.
         audience: Audience,
     },
-    /// Subscribe to what is told to an audience; answered by [`Inbound::HearingBegan`](super::Inbound::HearingBegan).
+    /// Subscribe to what is wanted of an audience; answered by [`Inbound::HearingBegan`](super::Inbound::HearingBegan).
     Hear {
         /// The connection to subscribe on.
         connection: ConnectionId,
         /// The session's number for the audience.
         ear: usize,
+        /// What is wanted of it.
+        purpose: Purpose,
         /// The audience's key in the module.
         key: u64,
     },

@@ -1,11 +1,14 @@
-//! What the session listens to: for each audience it asks the module for the key, and subscribes to what is told to it. All of it
-//! begins anew with every connection, and the application is told about every break.
+//! What the session listens to: for each audience it asks the module for the key, and subscribes to what is wanted of it. All of
+//! it begins anew with every connection, and the application is told about every break: of signals in their channel, of what it
+//! watches by how fresh that is.
+//!
+//! A subscription names its audience, because SpacetimeDB looks at every subscription that names none for each change.
 
 use std::time::Instant;
 
 use super::event::{CallFailure, ConnectionId};
 use super::{Command, Session};
-use crate::signal::{Audience, Heard};
+use crate::signal::{Audience, Audiences, Heard, Purpose};
 
 /// Everything the session listens to.
 #[derive(Debug, Default)]
@@ -13,17 +16,20 @@ pub(super) struct Ears {
     /// The connection on which it does.
     on: Option<ConnectionId>,
     ears: Vec<Ear>,
+    /// How many listeners know what is heard.
+    listeners: u64,
 }
 
-/// One audience.
+/// One audience, for one purpose.
 #[derive(Debug)]
 struct Ear {
+    purpose: Purpose,
     audience: Audience,
     hearing: Hearing,
     /// The key that the connection has subscribed to.
     key: Option<u64>,
-    /// Whether the application knows that the module refuses.
-    refusal_told: bool,
+    /// Whether the module refuses, as far as the session knows. The application knows it, too.
+    is_refused: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,26 +45,32 @@ enum Hearing {
 }
 
 impl Session {
-    /// The application wants to hear these audiences. It never gives one up.
-    pub(super) fn hear(&mut self, audiences: Vec<Audience>) {
-        for audience in audiences {
-            if !self.ears.ears.iter().any(|ear| ear.audience == audience) {
-                self.ears.ears.push(Ear {
+    /// The application wants this of these audiences. It never gives one up.
+    pub(super) fn hear(&mut self, Audiences { wanted, listeners }: Audiences) {
+        for (purpose, audience) in wanted {
+            let ears = &mut self.ears.ears;
+            if !ears
+                .iter()
+                .any(|ear| (ear.purpose, &ear.audience) == (purpose, &audience))
+            {
+                ears.push(Ear {
+                    purpose,
                     audience,
                     hearing: Hearing::Nothing { ask_at: None },
                     key: None,
-                    refusal_told: false,
+                    is_refused: false,
                 });
             }
         }
-        // A listener that has just come does not know.
-        for ear in &self.ears.ears {
-            if ear.hearing == Hearing::Listening {
-                self.commands
-                    .push(Command::Tell(Heard::Listening(ear.audience.clone())));
+        if std::mem::replace(&mut self.ears.listeners, listeners) != listeners {
+            for ear in &self.ears.ears {
+                if ear.hearing == Hearing::Listening {
+                    self.commands.extend(ear.says(Heard::Listening));
+                }
             }
         }
         self.listen();
+        self.views_follow_ears();
     }
 
     /// Begins anew if another connection serves. A hand-over is a break, too: what comes on both connections, or on none of
@@ -74,6 +86,7 @@ impl Session {
             ear.key = None;
         }
         self.listen();
+        self.views_follow_ears();
     }
 
     /// Asks for the keys that are due.
@@ -104,21 +117,27 @@ impl Session {
             Ok(key) if ear.key == Some(key) => self.hears(at),
             Ok(key) => {
                 (ear.hearing, ear.key) = (Hearing::Subscribing, Some(key));
+                let purpose = ear.purpose;
                 self.commands.push(Command::Hear {
                     connection: from,
                     ear: at,
+                    purpose,
                     key,
                 });
             }
             Err(failure) => {
                 ear.hearing = Hearing::Nothing { ask_at };
                 if let CallFailure::Refused(refusal) = &failure
-                    && !std::mem::replace(&mut ear.refusal_told, true)
+                    && !std::mem::replace(&mut ear.is_refused, true)
                 {
-                    let (audience, refusal) = (ear.audience.clone(), refusal.clone());
-                    self.commands.push(Command::Tell(Heard::Refused { audience, refusal }));
+                    let refused = |audience| Heard::Refused {
+                        audience,
+                        refusal: refusal.clone(),
+                    };
+                    self.commands.extend(ear.says(refused));
                 }
                 self.doubt_token_if(failure.is_of_aged_token());
+                self.views_follow_ears();
             }
         }
     }
@@ -132,9 +151,9 @@ impl Session {
 
     fn hears(&mut self, at: usize) {
         let ear = &mut self.ears.ears[at];
-        (ear.hearing, ear.refusal_told) = (Hearing::Listening, false);
-        self.commands
-            .push(Command::Tell(Heard::Listening(ear.audience.clone())));
+        (ear.hearing, ear.is_refused) = (Hearing::Listening, false);
+        self.commands.extend(ear.says(Heard::Listening));
+        self.views_follow_ears();
     }
 
     /// SpacetimeDB ended a subscription to an audience, or never began it.
@@ -144,18 +163,20 @@ impl Session {
             return;
         }
         let Some(ear) = self.ears.ears.get_mut(at) else { return };
-        tracing::warn!(audience = ?ear.audience, detail, "cannot hear what is told in passing");
+        tracing::warn!(audience = ?ear.audience, purpose = ?ear.purpose, detail, "cannot hear an audience");
         ear.key = None;
         self.commands.extend(ear.falls_silent(ask_at));
+        self.views_follow_ears();
     }
 
     /// The module took the right to this key away: nothing more is heard of it.
-    pub(super) fn ear_lost(&mut self, key: u64) {
+    pub(super) fn ears_lost(&mut self, key: u64) {
         let lost = |ear: &&mut Ear| ear.key == Some(key) && ear.hearing == Hearing::Listening;
-        if let Some(ear) = self.ears.ears.iter_mut().find(lost) {
+        for ear in self.ears.ears.iter_mut().filter(lost) {
             self.commands.extend(ear.falls_silent(None));
-            self.listen();
         }
+        self.listen();
+        self.views_follow_ears();
     }
 
     /// The module gave the session another right: perhaps one that was refused before.
@@ -180,12 +201,26 @@ impl Ear {
     /// Nothing is heard any more. The order to say so, if something was.
     fn falls_silent(&mut self, ask_at: Option<Instant>) -> Option<Command> {
         let before = std::mem::replace(&mut self.hearing, Hearing::Nothing { ask_at });
-        let interrupted = || Command::Tell(Heard::Interrupted(self.audience.clone()));
-        (before == Hearing::Listening).then(interrupted)
+        self.says(Heard::Interrupted).filter(|_| before == Hearing::Listening)
+    }
+
+    /// The order to tell whoever listens to signals.
+    fn says(&self, heard: impl FnOnce(Audience) -> Heard) -> Option<Command> {
+        match self.purpose {
+            Purpose::Signals => Some(Command::Tell(heard(self.audience.clone()))),
+            Purpose::Presences | Purpose::Assignments => None,
+        }
     }
 }
 
 impl Ears {
+    /// Whether everything that there is for this purpose is heard. What the module refuses there is not.
+    pub(super) fn hear_all(&self, purpose: Purpose) -> bool {
+        let mut of = self.ears.iter().filter(|ear| ear.purpose == purpose).peekable();
+        let some = of.peek().is_some() && self.on.is_some();
+        some && of.all(|ear| ear.hearing == Hearing::Listening || ear.is_refused)
+    }
+
     /// An ear of the connection, if it is in this state.
     fn of(&mut self, from: ConnectionId, at: usize, hearing: Hearing) -> Option<&mut Ear> {
         let is_ours = self.on == Some(from);

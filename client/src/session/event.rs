@@ -14,7 +14,7 @@ use super::token::Issued;
 use crate::credential::TokenError;
 use crate::error::StoreError;
 use crate::presence::Presence;
-use crate::signal::{Audience, Heard};
+use crate::signal::{Audiences, Heard};
 use crate::watched::Watchable;
 
 /// Names a connection, from the attempt to make it on. A session never reuses an id, and ignores events of a connection
@@ -95,8 +95,8 @@ pub enum Event {
         /// How long to repeat it until it has an answer. `None` to send it at once or not at all.
         within: Option<Duration>,
     },
-    /// The audiences that the application wants to hear: all that it ever named.
-    Hear(Vec<Audience>),
+    /// The audiences of which the application wants something.
+    Hear(Audiences),
     /// The application wants the client to stop, or has dropped it.
     Stop,
 }

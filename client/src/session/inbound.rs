@@ -67,7 +67,7 @@ impl Session {
                 }
             }
             Inbound::GrantLost { stream_key } => {
-                self.ear_lost(stream_key);
+                self.ears_lost(stream_key);
                 if let Some(at) = self.by_key.get(&stream_key).copied() {
                     // The module forgot this stream's checkpoint together with the grant.
                     self.followers[at].acknowledgement.forget();

@@ -1,11 +1,12 @@
-//! What the application watches: the session subscribes to it on each connection that serves, and says of everything it
-//! shows how fresh it is.
+//! What the application watches, and how fresh the session says that it is. What everybody sees alike the session subscribes to
+//! here, on each connection that serves. What is shown to audiences comes through the ears.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::event::ConnectionId;
 use super::{Command, Session};
+use crate::signal::Purpose;
 use crate::watched::{Freshness, Watchable};
 
 /// Everything that is watched.
@@ -26,7 +27,7 @@ struct View {
 enum Watching {
     /// The connection brings nothing. The session subscribes at this time, or at once.
     Nothing { ask_at: Option<Instant> },
-    /// The session has subscribed, and not all rows are there.
+    /// The session has subscribed, or the ears will, and not all rows are there.
     Subscribing,
     /// The connection brings every change.
     Live,
@@ -37,11 +38,12 @@ impl Session {
     pub(super) fn watch(&mut self, watchables: BTreeSet<Watchable>) {
         for watchable in watchables {
             self.views.views.entry(watchable).or_insert(View {
-                watching: Watching::Nothing { ask_at: None },
+                watching: watchable.not_watched(),
                 freshness: Freshness::Unseen,
             });
         }
         self.subscribe_to_views();
+        self.views_follow_ears();
     }
 
     /// Begins anew if another connection serves. What was seen is stale until that one has brought all rows.
@@ -58,8 +60,28 @@ impl Session {
     /// Nothing that is watched changes any more, as far as the application can see.
     pub(super) fn views_are_stale(&mut self) {
         for (watchable, view) in &mut self.views.views {
-            view.watching = Watching::Nothing { ask_at: None };
+            view.watching = watchable.not_watched();
             self.commands.extend(view.becomes_stale(*watchable, self.now));
+        }
+    }
+
+    /// What is shown to audiences is live as long as all of them are heard.
+    pub(super) fn views_follow_ears(&mut self) {
+        let Some(on) = self.views.on else { return };
+        for (watchable, view) in &mut self.views.views {
+            let Some(purpose) = watchable.of_audiences() else {
+                continue;
+            };
+            match (view.watching, self.ears.hear_all(purpose)) {
+                (Watching::Live, true) | (Watching::Subscribing | Watching::Nothing { .. }, false) => {}
+                (Watching::Live, false) => {
+                    view.watching = Watching::Subscribing;
+                    self.commands.extend(view.becomes_stale(*watchable, self.now));
+                }
+                (Watching::Subscribing | Watching::Nothing { .. }, true) => {
+                    self.commands.push(view.becomes_live(*watchable, on));
+                }
+            }
         }
     }
 
@@ -82,9 +104,8 @@ impl Session {
         if let Some(view) = self.views.of(from, watchable)
             && view.watching == Watching::Subscribing
         {
-            view.watching = Watching::Live;
-            view.freshness = Freshness::Live;
-            self.show_views(from, [watchable]);
+            let live = view.becomes_live(watchable, from);
+            self.commands.push(live);
         }
     }
 
@@ -128,7 +149,35 @@ impl Views {
     }
 }
 
+impl Watchable {
+    /// For what the ears hear its audiences, if it is shown to audiences.
+    fn of_audiences(self) -> Option<Purpose> {
+        match self {
+            Self::Presences => Some(Purpose::Presences),
+            Self::Assignments => Some(Purpose::Assignments),
+            Self::ProvidersOnline | Self::Capabilities | Self::Outbox => None,
+        }
+    }
+
+    fn not_watched(self) -> Watching {
+        match self.of_audiences() {
+            Some(_) => Watching::Subscribing,
+            None => Watching::Nothing { ask_at: None },
+        }
+    }
+}
+
 impl View {
+    /// The order to show what the connection has.
+    fn becomes_live(&mut self, watchable: Watchable, from: ConnectionId) -> Command {
+        (self.watching, self.freshness) = (Watching::Live, Freshness::Live);
+        Command::Show {
+            watchable,
+            rows_of: Some(from),
+            freshness: Freshness::Live,
+        }
+    }
+
     /// The order to show it, if it was live until now.
     fn becomes_stale(&mut self, watchable: Watchable, now: Instant) -> Option<Command> {
         match self.freshness {

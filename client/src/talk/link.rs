@@ -51,9 +51,9 @@ pub(super) type Inbox = Arc<Mutex<Brought>>;
 /// What subscriptions are for that are of no stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Subscriber {
-    /// Something that the application watches.
+    /// The whole of something that the application watches.
     View(Watchable),
-    /// What is told in passing to an audience, by the session's number for it.
+    /// What is wanted of an audience, by the session's number for that.
     Ear(usize),
 }
 

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use spacetime_sync_bindings::{
-    DbConnection, PresenceChangeTableAccess as _, SessionSignalTableAccess as _, read_audience_key,
+    DbConnection, PresenceChangeTableAccess as _, SessionSignalTableAccess as _, read_audience_key, read_providers_key,
 };
 use spacetimedb_sdk::EventTable as _;
 
 use super::link::{Inbox, Link, Subscriber, flat, push, time};
 use crate::presence::{OfflineReason, PresenceKey, PresenceStatus};
 use crate::session::Inbound;
-use crate::signal::{Audience, Heard, HeardSignal, PresenceChange, Says, Subject};
+use crate::signal::{Audience, Heard, HeardSignal, PresenceChange, Purpose, Says, Subject};
 
 /// Turns rows of the event tables into what the session is told.
 pub(super) fn hear_signals(connection: &DbConnection, inbox: &Inbox) {
@@ -61,25 +61,30 @@ impl Link {
     /// Asks for the key of an audience.
     pub(crate) fn ask_audience(&self, ear: usize, audience: &Audience) {
         let inbox = Arc::clone(&self.inbox);
-        let stream_id = match audience {
-            Audience::OwnUser => String::new(),
-            Audience::Stream(stream_id) => stream_id.as_str().to_owned(),
-        };
-        self.connection
-            .procedures
-            .read_audience_key_then(stream_id, move |_, answer| {
-                let answer = flat(answer);
-                push(&inbox, Inbound::AudienceTold { ear, answer });
-            });
+        let say = move |answer| push(&inbox, Inbound::AudienceTold { ear, answer });
+        let procedures = &self.connection.procedures;
+        match audience {
+            Audience::OwnUser => procedures.read_audience_key_then(String::new(), move |_, answer| say(flat(answer))),
+            Audience::Stream(stream_id) => {
+                let name = stream_id.as_str().to_owned();
+                procedures.read_audience_key_then(name, move |_, answer| say(flat(answer)));
+            }
+            Audience::Providers => procedures.read_providers_key_then(move |_, answer| say(flat(answer))),
+        }
     }
 
-    /// Subscribes to what is told to an audience.
-    pub(crate) fn hear(&mut self, ear: usize, key: u64) {
-        let tables = ["presence_change", "session_signal"];
+    /// Subscribes to what is wanted of an audience.
+    pub(crate) fn hear(&mut self, ear: usize, purpose: Purpose, key: u64) {
+        let tables = match purpose {
+            Purpose::Signals => &["presence_change", "session_signal"][..],
+            Purpose::Presences => &["session_presence"],
+            // The history is there before what it is the history of.
+            Purpose::Assignments => &["compute_assignment_change", "compute_assignment"],
+        };
         let query = |table| format!("SELECT * FROM {table} WHERE audience_key = {key}");
         self.subscribe_all(
             Subscriber::Ear(ear),
-            tables.map(query).to_vec(),
+            tables.iter().map(query).collect(),
             move || Inbound::HearingBegan { ear },
             move |detail| Inbound::HearingFailed { ear, detail },
         );

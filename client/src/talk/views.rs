@@ -41,27 +41,18 @@ pub(super) fn see_changes(connection: &DbConnection, inbox: &Inbox) {
     see!(bridge_outbox, Outbox);
 }
 
-/// The tables that have it. SpacetimeDB answers subscriptions in turn: with the last one, all are there.
-fn tables(watchable: Watchable) -> &'static [&'static str] {
-    match watchable {
-        Watchable::Presences => &["session_presence"],
-        Watchable::ProvidersOnline => &["presence_count"],
-        Watchable::Capabilities => &["provider_capability"],
-        Watchable::Assignments => &["compute_assignment_change", "compute_assignment"],
-        Watchable::Outbox => &["bridge_outbox"],
-    }
-}
-
 impl Link {
-    /// Subscribes to it.
+    /// Subscribes to the whole of it. What is shown to audiences is heard, audience by audience, and has no table here.
     pub(crate) fn watch(&mut self, watchable: Watchable) {
-        let queries = tables(watchable)
-            .iter()
-            .map(|table| format!("SELECT * FROM {table}"))
-            .collect();
+        let table = match watchable {
+            Watchable::ProvidersOnline => "presence_count",
+            Watchable::Capabilities => "provider_capability",
+            Watchable::Outbox => "bridge_outbox",
+            Watchable::Presences | Watchable::Assignments => return,
+        };
         self.subscribe_all(
             Subscriber::View(watchable),
-            queries,
+            vec![format!("SELECT * FROM {table}")],
             move || Inbound::ViewBegan(watchable),
             move |detail| Inbound::ViewFailed { watchable, detail },
         );

@@ -11,7 +11,7 @@ async fn presence_is_announced_on_every_connection_until_the_session_leaves() {
     let host = FakeHost::start(5).await;
     let run = Run::start(&host, &[Give::Token(600, 20_000)]).await;
     let handle = run.client.presence(Presence::online("desk")).unwrap();
-    let mut seen = run.client.presences();
+    let mut seen = run.client.presences(&[]).unwrap();
     let found = timeout(SECONDS, seen.wait_for(|seen| !seen.rows.is_empty())).await;
     let (key, one) = found
         .unwrap()

@@ -5,7 +5,7 @@
 
 use spacetime_sync_proto::{Label, OutboxStatus, Refusal, RefusalCode, limit};
 
-use crate::content::{Digest, check_document, digest, invalid, name, optional_name};
+use crate::content::{Digest, check_document, digest, name, optional_name};
 
 /// An event for the outbox, with valid fields.
 #[derive(Debug, Clone, PartialEq, Eq)]

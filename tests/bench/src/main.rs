@@ -4,6 +4,7 @@ mod background;
 mod bare;
 mod budget;
 mod busy;
+mod calls;
 mod child;
 mod client;
 mod cpu;
@@ -19,6 +20,7 @@ mod minting;
 mod peers;
 mod reconnect;
 mod report;
+mod sessions;
 mod stage;
 mod streams;
 
@@ -29,6 +31,7 @@ use clap::{Parser, Subcommand};
 use client::ClientArgs;
 use crowd::CrowdArgs;
 use report::Part;
+use sessions::SessionsArgs;
 
 /// Measures how fast the lane is, and what bounds it.
 #[derive(Parser)]
@@ -57,6 +60,9 @@ enum Command {
     /// Many clients of a measurement. The measurement starts this itself.
     #[command(hide = true)]
     Crowd(CrowdArgs),
+    /// The sessions of a measurement. The measurement starts this itself.
+    #[command(hide = true)]
+    Sessions(SessionsArgs),
     /// Shows where the CPU time of an event goes, by process and step, for bulk writers and for single events.
     Budget,
 }
@@ -69,6 +75,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             println!("{}", serde_json::to_string(&client::run(args).await?)?);
         }
         Some(Command::Crowd(args)) => crowd::run(args).await?,
+        Some(Command::Sessions(args)) => sessions::run(args).await?,
         Some(Command::Budget) => budget::run(args.quick).await?,
         None if args.peers => peers::run(args.quick, args.json).await?,
         None => report::run(args.quick, args.json, &args.only).await?,

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::bare::{self, Cut, Window};
 use crate::lane::{Run, Runner, between};
 use crate::measure::{Size, fsync_ms, in_memory, memory_mb_per_second};
-use crate::{fan, gate, hostile, idle, long, minting, reconnect, streams};
+use crate::{fan, gate, hostile, idle, long, minting, reconnect, sessions, streams};
 use spacetime_sync_tests::figures::{median, rate, since};
 use spacetime_sync_tests::postgres::Cluster;
 
@@ -156,6 +156,8 @@ pub(crate) enum Part {
     Streams,
     /// Clients that rest, and busy streams beside them.
     Idle,
+    /// Sessions that say how they are and assignments that change, busy streams beside them, and what each call costs.
+    Sessions,
     /// One long stream.
     Long,
 }
@@ -194,6 +196,11 @@ pub(crate) async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Re
                     .await?
             }
             Part::Idle => report.idle(if quick { idle::QUICK } else { idle::FULL }).await?,
+            Part::Sessions => {
+                report
+                    .sessions(if quick { sessions::QUICK } else { sessions::FULL })
+                    .await?
+            }
             Part::Long => report.long(if quick { long::QUICK } else { long::FULL }).await?,
         }
     }

@@ -283,7 +283,7 @@ async fn clients_see_each_others_presence() {
     };
     let (worker, desktop) = (start("worker"), start("desktop"));
     let here = worker.presence(Presence::online("node-1")).unwrap();
-    let mut seen = desktop.presences();
+    let mut seen = desktop.presences(&[]).unwrap();
     let is = |status: &'static str| {
         move |seen: &Watched<Presences>| seen.rows.values().any(|who| who.status.as_str() == status)
     };

@@ -254,7 +254,7 @@ async fn bind_and_see(desktop: SyncClient, laptop: SyncClient) {
         session_id: "desktop".to_owned(),
         node_id: "n1".to_owned(),
     };
-    let mut presences = laptop.presences();
+    let mut presences = laptop.presences(&[]).unwrap();
     let sees = async |presences: &mut watch::Receiver<Watched<Presences>>, key: Option<&str>| {
         let shown = |all: &Watched<Presences>| {
             let node = all.rows.get(&is);

@@ -6,7 +6,7 @@ use serde_json::json;
 use spacetime_sync_bindings::{
     ComputeAssignmentChangeTableAccess as _, ComputeAssignmentTableAccess as _, DbConnection,
     ProviderCapabilityTableAccess as _, ReducerEventContext, RemoteReducers, open_compute_assignment,
-    publish_provider_capability, update_compute_assignment,
+    publish_provider_capability, read_audience_key, read_providers_key, update_compute_assignment,
 };
 use spacetime_sync_proto::{Refusal, RefusalCode};
 use spacetime_sync_tests::issuing::{answer, ask};
@@ -16,12 +16,8 @@ use spacetimedb_sdk::{DbContext as _, Table as _};
 use tokio::sync::oneshot;
 
 const SOON: Duration = Duration::from_secs(30);
-/// A gate lets one query pass in a subscription.
-const TABLES: [&str; 3] = [
-    "SELECT * FROM provider_capability",
-    "SELECT * FROM compute_assignment",
-    "SELECT * FROM compute_assignment_change",
-];
+/// The tables of assignments.
+const TABLES: [&str; 2] = ["compute_assignment", "compute_assignment_change"];
 
 /// A session that watches everything of collaboration.
 struct Party {
@@ -49,7 +45,24 @@ impl Party {
             .unwrap();
         connection.run_threaded();
         is_connected.await.unwrap();
-        for query in TABLES {
+        let (told, keys) = std::sync::mpsc::channel();
+        let tell = told.clone();
+        connection
+            .procedures
+            .read_audience_key_then(String::new(), move |_, key| tell.send(key.unwrap()).unwrap());
+        connection
+            .procedures
+            .read_providers_key_then(move |_, key| told.send(key.unwrap()).unwrap());
+        let keys: Vec<_> = tokio::task::spawn_blocking(move || keys.iter().collect())
+            .await
+            .unwrap();
+        let mut queries = vec!["SELECT * FROM provider_capability".to_owned()];
+        // Whoever may not provide gets no key of those who may.
+        for key in keys.into_iter().flatten() {
+            queries.extend(TABLES.map(|table| format!("SELECT * FROM {table} WHERE audience_key = {key}")));
+        }
+        // A gate lets one query pass in a subscription.
+        for query in queries {
             let (applied, is_applied) = oneshot::channel();
             connection
                 .subscription_builder()

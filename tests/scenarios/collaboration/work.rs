@@ -153,7 +153,7 @@ async fn what_is_watched_says_whether_it_is_live_and_since_when_it_is_not() {
     let provider = stage.steady("8", "provider");
     let desktop = stage.shaky("7", "desktop");
     let (mut capabilities, mut assignments) = (desktop.capabilities(), desktop.assignments());
-    let (mut presences, mut providers) = (desktop.presences(), desktop.providers_online());
+    let (mut presences, mut providers) = (desktop.presences(&[]).unwrap(), desktop.providers_online());
     assert_eq!(*capabilities.borrow(), Watched::default());
     assert_eq!(capabilities.borrow().freshness, Freshness::Unseen);
     stage.proxy.accept().await;
@@ -378,7 +378,7 @@ async fn a_client_that_vanishes_is_there_until_its_heartbeats_are_missed() {
         session_id: "desktop".to_owned(),
         node_id: "n1".to_owned(),
     };
-    let mut presences = laptop.presences();
+    let mut presences = laptop.presences(&[]).unwrap();
     let is = |status, reason| {
         let key = key.clone();
         move |seen: &Watched<spacetime_sync_client::Presences>| {

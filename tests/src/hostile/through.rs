@@ -120,7 +120,7 @@ impl Client {
             .collect();
         widest.extend([
             vec![words::CONTRACT.to_owned()],
-            vec![words::PRESENCE.to_owned()],
+            vec![words::presence(self.args.keys[0])],
             vec![words::grants(&self.identity())],
         ]);
         widest

@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_millis(1);
 const LATER: Duration = Duration::from_secs(600);
 /// A ping of the server.
 const PING: [u8; 4] = [0x89, 2, 0, 1];
-const PRESENCE: &str = "SELECT * FROM session_presence";
+const PRESENCE: &str = "SELECT * FROM session_presence WHERE audience_key = 7";
 
 /// A session that may do anything at once, but for a subscription while another one is not answered.
 #[derive(Default)]

@@ -77,6 +77,7 @@ pub mod challenge_nostr_key_procedure;
 pub mod read_audience_key_procedure;
 pub mod read_events_procedure;
 pub mod read_heads_procedure;
+pub mod read_providers_key_procedure;
 pub mod read_streams_procedure;
 pub mod rewind_stream_procedure;
 
@@ -146,6 +147,7 @@ pub use challenge_nostr_key_procedure::challenge_nostr_key;
 pub use read_audience_key_procedure::read_audience_key;
 pub use read_events_procedure::read_events;
 pub use read_heads_procedure::read_heads;
+pub use read_providers_key_procedure::read_providers_key;
 pub use read_streams_procedure::read_streams;
 pub use rewind_stream_procedure::rewind_stream;
 

@@ -1,7 +1,7 @@
 //! What is told in passing: what the session asks for, and what it tells the application about every break.
 
 use super::*;
-use crate::signal::{Audience, Heard};
+use crate::signal::{Audience, Audiences, Heard, Purpose};
 
 /// The audiences whose keys the commands ask for.
 fn asked(commands: &[Command]) -> Vec<(ConnectionId, usize)> {
@@ -15,7 +15,9 @@ fn asked(commands: &[Command]) -> Vec<(ConnectionId, usize)> {
 /// The keys that the commands subscribe to.
 fn heard(commands: &[Command]) -> Vec<(ConnectionId, usize, u64)> {
     let heard = commands.iter().filter_map(|command| match command {
-        Command::Hear { connection, ear, key } => Some((*connection, *ear, *key)),
+        Command::Hear {
+            connection, ear, key, ..
+        } => Some((*connection, *ear, *key)),
         _ => None,
     });
     heard.collect()
@@ -34,6 +36,15 @@ fn of(stream: &str) -> Audience {
     Audience::Stream(StreamId::new(stream).unwrap())
 }
 
+/// What a listener wants, who is the first, the second …
+fn signals(audiences: &[Audience], listeners: u64) -> Event {
+    let wanted = audiences.iter().map(|audience| (Purpose::Signals, audience.clone()));
+    Event::Hear(Audiences {
+        wanted: wanted.collect(),
+        listeners,
+    })
+}
+
 /// Anything that could be heard.
 fn something() -> Inbound {
     Inbound::Told(Heard::Missed(1))
@@ -43,7 +54,7 @@ fn something() -> Inbound {
 fn listening() -> (Case, ConnectionId) {
     let mut case = Case::new(1, 3);
     let connection = case.live();
-    let commands = case.step(Event::Hear(vec![Audience::OwnUser]));
+    let commands = case.step(signals(&[Audience::OwnUser], 1));
     assert_eq!(asked(commands), [(connection, 0)]);
     let commands = case.hear(connection, Inbound::AudienceTold { ear: 0, answer: Ok(70) });
     assert_eq!((heard(commands), told(commands)), (vec![(connection, 0, 70)], vec![]));
@@ -56,7 +67,7 @@ fn listening() -> (Case, ConnectionId) {
 fn what_is_told_is_handed_on_and_another_listener_learns_what_is_heard() {
     let (mut case, connection) = listening();
     assert_eq!(told(case.hear(connection, something())), [Heard::Missed(1)]);
-    let commands = case.step(Event::Hear(vec![Audience::OwnUser, of("a")]));
+    let commands = case.step(signals(&[Audience::OwnUser, of("a")], 2));
     assert_eq!(told(commands), [Heard::Listening(Audience::OwnUser)]);
     assert_eq!(asked(commands), [(connection, 1)]);
     assert_eq!(
@@ -94,7 +105,7 @@ fn a_lost_connection_is_told_and_the_next_one_listens_anew() {
 fn a_hand_over_is_a_break_and_only_one_connection_is_heard() {
     let mut case = Case::new(1, 3);
     let first = case.live_with_a_token_that_ends_soon();
-    case.step(Event::Hear(vec![Audience::OwnUser]));
+    case.step(signals(&[Audience::OwnUser], 1));
     case.hear(first, Inbound::AudienceTold { ear: 0, answer: Ok(70) });
     case.hear(first, Inbound::HearingBegan { ear: 0 });
     let next = case.dial_next(first);
@@ -112,7 +123,7 @@ fn a_hand_over_is_a_break_and_only_one_connection_is_heard() {
 fn a_refusal_is_told_once_and_the_key_asked_for_again() {
     let mut case = Case::new(1, 3);
     let connection = case.live();
-    case.step(Event::Hear(vec![of("a")]));
+    case.step(signals(&[of("a")], 1));
     let refusal = Refusal::new(RefusalCode::ForbiddenStream, "no");
     let refused = || Inbound::AudienceTold {
         ear: 0,

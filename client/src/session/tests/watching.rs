@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::signal::{Audience, Audiences, Purpose};
 use crate::watched::{Freshness, Watchable};
 
-const WATCHED: Watchable = Watchable::Assignments;
+const WATCHED: Watchable = Watchable::Capabilities;
 
 /// What the commands subscribe to.
 fn watched(commands: &[Command]) -> Vec<(ConnectionId, Watchable)> {
@@ -55,7 +56,7 @@ fn watching() -> (Case, ConnectionId) {
 fn each_thing_is_watched_once_and_shown_when_it_has_changed() {
     let (mut case, connection) = watching();
     assert_eq!(watched(&case.stay(connection, 10 * second())), []);
-    let other = Watchable::Presences;
+    let other = Watchable::Outbox;
     assert_eq!(watched(case.watch(&[WATCHED, other])), [(connection, other)]);
     assert_eq!(shown(case.hear(connection, Inbound::GrantCame)), []);
     let inbound = vec![
@@ -78,11 +79,11 @@ fn without_a_connection_nothing_is_live_and_it_says_since_when() {
     let lost_at = case.now;
     let stale = [(WATCHED, None, Freshness::Stale { since: lost_at })];
     assert_eq!(shown(&case.close(connection)), stale);
-    assert_eq!(watched(case.watch(&[WATCHED, Watchable::Capabilities])), []);
+    assert_eq!(watched(case.watch(&[WATCHED, Watchable::Outbox])), []);
     let next = case.dial();
     case.serve(next);
     let commands = std::mem::take(&mut case.commands);
-    assert_eq!(watched(&commands), [(next, Watchable::Capabilities), (next, WATCHED)]);
+    assert_eq!(watched(&commands), [(next, WATCHED), (next, Watchable::Outbox)]);
     assert_eq!(shown(&commands), [], "it stays stale, since the same time");
     // What belongs to the lost connection changes nothing.
     for late in [Inbound::ViewBegan(WATCHED), Inbound::Changed(WATCHED)] {
@@ -144,4 +145,86 @@ fn a_client_that_stops_sees_nothing_more() {
     let commands = case.step(Event::Stop);
     assert_eq!(shown(commands), [(WATCHED, None, Freshness::Stale { since })]);
     assert_eq!(shown(case.hear(connection, Inbound::Changed(WATCHED))), []);
+}
+
+/// A live session that watches the assignments of its user and of all who may provide, which the ears 0 and 1 hear.
+fn watching_audiences() -> (Case, ConnectionId) {
+    let mut case = Case::new(1, 3);
+    let connection = case.live();
+    let wanted = [Audience::OwnUser, Audience::Providers].map(|audience| (Purpose::Assignments, audience));
+    let audiences = Audiences {
+        wanted: wanted.to_vec(),
+        listeners: 0,
+    };
+    case.step(Event::Hear(audiences));
+    assert_eq!(watched(case.watch(&[SHOWN])), [], "it is heard, audience by audience");
+    (case, connection)
+}
+
+const SHOWN: Watchable = Watchable::Assignments;
+
+impl Case {
+    fn audience_begins(&mut self, connection: ConnectionId, ear: usize) -> &[Command] {
+        let answer = Ok(70 + ear as u64);
+        self.hear(connection, Inbound::AudienceTold { ear, answer });
+        self.hear(connection, Inbound::HearingBegan { ear })
+    }
+
+    fn audience_refused(&mut self, connection: ConnectionId, ear: usize) -> &[Command] {
+        let answer = Err(CallFailure::Refused(Refusal::new(RefusalCode::MissingScope, "no")));
+        self.hear(connection, Inbound::AudienceTold { ear, answer })
+    }
+}
+
+#[test]
+fn what_is_shown_to_audiences_is_live_when_all_of_them_are_heard() {
+    let (mut case, connection) = watching_audiences();
+    assert_eq!(shown(case.audience_begins(connection, 0)), []);
+    assert_eq!(shown(case.hear(connection, Inbound::Changed(SHOWN))), []);
+    let live = [(SHOWN, Some(connection), Freshness::Live)];
+    assert_eq!(shown(case.audience_begins(connection, 1)), live);
+    assert_eq!(shown(case.hear(connection, Inbound::Changed(SHOWN))), live);
+    let lost_at = case.now;
+    let stale = [(SHOWN, None, Freshness::Stale { since: lost_at })];
+    assert_eq!(shown(&case.close(connection)), stale);
+    let next = case.dial();
+    case.serve(next);
+    assert_eq!(shown(&std::mem::take(&mut case.commands)), []);
+    assert_eq!(shown(case.audience_begins(next, 1)), []);
+    let live = [(SHOWN, Some(next), Freshness::Live)];
+    assert_eq!(shown(case.audience_begins(next, 0)), live);
+}
+
+#[test]
+fn an_audience_that_the_session_is_none_of_shows_nothing_and_keeps_nothing_from_being_live() {
+    let (mut case, connection) = watching_audiences();
+    case.audience_begins(connection, 0);
+    let live = [(SHOWN, Some(connection), Freshness::Live)];
+    assert_eq!(shown(case.audience_refused(connection, 1)), live);
+    // The policy has changed: what comes is shown like any change.
+    case.hear(connection, Inbound::GrantCame);
+    assert_eq!(shown(case.audience_begins(connection, 1)), []);
+    assert_eq!(shown(case.hear(connection, Inbound::Changed(SHOWN))), live);
+}
+
+#[test]
+fn an_audience_that_is_heard_no_more_makes_it_stale() {
+    let (mut case, connection) = watching_audiences();
+    case.audience_begins(connection, 0);
+    case.audience_begins(connection, 1);
+    let stale = [(SHOWN, None, Freshness::Stale { since: case.now })];
+    let failed = Inbound::HearingFailed {
+        ear: 1,
+        detail: "no".to_owned(),
+    };
+    assert_eq!(shown(case.hear(connection, failed)), stale);
+    case.stay(connection, 6 * second());
+    let live = [(SHOWN, Some(connection), Freshness::Live)];
+    assert_eq!(shown(case.audience_begins(connection, 1)), live);
+    let stale = [(SHOWN, None, Freshness::Stale { since: case.now })];
+    assert_eq!(
+        shown(case.hear(connection, Inbound::GrantLost { stream_key: 71 })),
+        stale
+    );
+    assert_eq!(shown(case.audience_refused(connection, 1)), live);
 }

@@ -24,11 +24,11 @@ pub(super) const GATE: Entry = Entry {
     dictionary: &[
         b"SELECT * FROM ",
         b"sync_contract",
-        b"session_presence",
+        b"session_presence WHERE audience_key = ",
         b"presence_count",
         b"provider_capability",
-        b"compute_assignment",
-        b"compute_assignment_change",
+        b"compute_assignment WHERE audience_key = ",
+        b"compute_assignment_change WHERE audience_key = ",
         b"bridge_outbox",
         b"session_signal WHERE audience_key = ",
         b"presence_change WHERE audience_key = ",
@@ -215,7 +215,7 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
         Seed::new(
             "presence",
             sent(&[
-                &subscribe(4, "SELECT * FROM session_presence"),
+                &subscribe(4, "SELECT * FROM session_presence WHERE audience_key = 7"),
                 &call("upsert_presence"),
             ]),
         ),
@@ -223,11 +223,13 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
             "collaboration",
             sent(&[
                 &subscribe(5, "SELECT * FROM provider_capability"),
-                &subscribe(6, "SELECT * FROM compute_assignment"),
-                &subscribe(7, "SELECT * FROM compute_assignment_change"),
+                &subscribe(6, "SELECT * FROM compute_assignment WHERE audience_key = 7"),
+                &subscribe(7, "SELECT * FROM compute_assignment_change WHERE audience_key = 7"),
                 &call("publish_provider_capability"),
                 &call("open_compute_assignment"),
                 &call("update_compute_assignment"),
+                &subscribe(8, "SELECT * FROM bridge_outbox"),
+                &call("enqueue_bridge_event"),
             ]),
         ),
         Seed::new(

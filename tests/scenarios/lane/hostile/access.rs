@@ -148,6 +148,7 @@ async fn each_function_admits_only_permitted_callers() {
             (json!(["n", "c", "0a".repeat(32), "0b".repeat(64)]), [unauthorized; 5]),
         ),
         ("read_audience_key", (json!([""]), [unauthorized; 5])),
+        ("read_providers_key", (json!([]), [unauthorized; 5])),
         (
             "publish_provider_capability",
             (json!(["p", "c", 1, 0, "", "{}", 60]), [unauthorized; 5]),

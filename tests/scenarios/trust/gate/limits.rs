@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use spacetime_sync_tests::words::{self, CONTRACT, PRESENCE};
+use spacetime_sync_tests::words::{self, CONTRACT};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -32,7 +32,8 @@ async fn a_session_holds_few_subscriptions_of_each_kind_over_all_its_connections
     let id = stream(1);
     writer(&guarded.lane, &id).append(1).await.unwrap();
     let token = guarded.token("probe", &id).await;
-    for query in [PRESENCE, CONTRACT] {
+    let presence = words::presence(7);
+    for query in [&presence, CONTRACT] {
         let mut socket = guarded.socket(&token).await;
         subscribed(&mut socket, query).await;
         subscribed(&mut socket, query).await;
