@@ -187,26 +187,35 @@ impl Follower {
         &self.store
     }
 
+    /// What any program is started with that connects as this client, and keeps its store.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![("--uri", self.uri.clone()), ("--database", self.database.clone())];
+        if let Some(pin) = &self.pin {
+            arguments.push(("--database-identity", pin.database_identity.to_string()));
+            arguments.push(("--owner-identity", pin.owner_identity.to_string()));
+        }
+        match &self.credential {
+            Credential::Token { token_file, seal_keys } => arguments.extend([
+                ("--token-file", token_file.display().to_string()),
+                ("--seal-keys", seal_keys.display().to_string()),
+            ]),
+            Credential::Session(bridge, file) => arguments.extend([
+                ("--bridge", bridge.clone()),
+                ("--session-file", file.display().to_string()),
+            ]),
+        }
+        arguments.push(("--db", self.store.display().to_string()));
+        arguments.extend(self.streams.iter().map(|stream| ("--stream", stream.to_string())));
+        arguments
+            .into_iter()
+            .flat_map(|(name, value)| [name.to_owned(), value])
+            .collect()
+    }
+
     /// Starts the client. It resumes from what it applied before.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(built("examples/follow"));
-        command.args(["--uri", &self.uri, "--database", &self.database]);
-        if let Some(pin) = &self.pin {
-            command.args(["--database-identity", pin.database_identity.as_str()]);
-            command.args(["--owner-identity", pin.owner_identity.as_str()]);
-        }
-        match &self.credential {
-            Credential::Token { token_file, seal_keys } => command
-                .arg("--token-file")
-                .arg(token_file)
-                .arg("--seal-keys")
-                .arg(seal_keys),
-            Credential::Session(bridge, file) => command.args(["--bridge", bridge, "--session-file"]).arg(file),
-        };
-        command.arg("--db").arg(&self.store);
-        for stream_id in &self.streams {
-            command.args(["--stream", stream_id.as_str()]);
-        }
+        command.args(self.arguments());
         let environment = self.environment.iter().map(|(key, value)| (key, value));
         command.args(&self.options).env("NO_COLOR", "1").envs(environment);
         self.before = self.log().len();

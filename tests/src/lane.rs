@@ -311,45 +311,61 @@ impl Lane {
     /// Creates a client that may read these streams. Does not start it.
     pub async fn client(&self, streams: &[StreamId]) -> anyhow::Result<Follower> {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let (credential, identity) = match &self.tokens {
-            None => {
-                let credential = Admin::new_identity(self.server.uri()).await?;
-                let token_file = self.path(&format!("client-{number}.token"));
-                write_secret(&token_file, credential.token.expose())?;
-                let owner = self.owner()?;
-                for stream_id in streams {
-                    owner.grant(&credential.identity, stream_id, A_DAY).await?;
-                }
-                let seal_keys = self.path(SEAL_KEYS);
-                (Credential::Token { token_file, seal_keys }, credential.identity)
-            }
-            Some(tokens) => {
-                let (user, session) = (format!("user-{number}"), format!("session-{number}"));
-                let session_file = self.path(&format!("client-{number}.session"));
-                write_secret(&session_file, tokens.keys.session(&user, &session))?;
-                let patterns: Vec<&str> = streams.iter().map(StreamId::as_str).collect();
-                self.allow(&format!("user:{user}"), &patterns).await?;
-                let subject = format!("user:{user}/session:{session}");
-                let identity = spacetimedb_sdk::Identity::from_claims(&tokens.url(), &subject);
-                (
-                    Credential::Session(tokens.url(), session_file),
-                    identity.to_hex().to_string(),
-                )
-            }
-        };
+        if let Some(tokens) = &self.tokens {
+            let user = format!("user-{number}");
+            return self.session_of(tokens, &user, &number.to_string(), streams).await;
+        }
+        let credential = Admin::new_identity(self.server.uri()).await?;
+        let token_file = self.path(&format!("client-{number}.token"));
+        write_secret(&token_file, credential.token.expose())?;
+        let owner = self.owner()?;
+        for stream_id in streams {
+            owner.grant(&credential.identity, stream_id, A_DAY).await?;
+        }
+        let seal_keys = self.path(SEAL_KEYS);
         let client = Follower::new(
             self.server.uri(),
             &self.name,
-            credential,
-            &identity,
+            Credential::Token { token_file, seal_keys },
+            &credential.identity,
             &self.path(&format!("client-{number}.sqlite")),
             streams,
         );
-        // With tokens the bridge says which database it is.
-        Ok(match &self.tokens {
-            None => client.pinned(self.pin()),
-            Some(_) => client,
-        })
+        Ok(client.pinned(self.pin()))
+    }
+
+    /// Creates a device of a user on a lane with tokens. Its session has the device's name after `session-`, and may read these
+    /// streams. Does not start it.
+    pub async fn device(&self, user: &str, name: &str, streams: &[StreamId]) -> anyhow::Result<Follower> {
+        let tokens = self.tokens.as_ref().context("this lane does not use tokens")?;
+        self.session_of(tokens, user, name, streams).await
+    }
+
+    async fn session_of(
+        &self,
+        tokens: &Tokens,
+        user: &str,
+        name: &str,
+        streams: &[StreamId],
+    ) -> anyhow::Result<Follower> {
+        let session = format!("session-{name}");
+        let session_file = self.path(&format!("client-{name}.session"));
+        write_secret(&session_file, tokens.keys.session(user, &session))?;
+        let patterns: Vec<&str> = streams.iter().map(StreamId::as_str).collect();
+        self.allow(&format!("user:{user}"), &patterns).await?;
+        let subject = format!("user:{user}/session:{session}");
+        let identity = spacetimedb_sdk::Identity::from_claims(&tokens.url(), &subject);
+        let credential = Credential::Session(tokens.url(), session_file);
+        let store = self.path(&format!("client-{name}.sqlite"));
+        // The bridge says which database it is.
+        Ok(Follower::new(
+            self.server.uri(),
+            &self.name,
+            credential,
+            identity.to_hex().as_ref(),
+            &store,
+            streams,
+        ))
     }
 
     /// Allows a user, an organisation or everyone to ask for tokens that cover these patterns.

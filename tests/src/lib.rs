@@ -1,6 +1,7 @@
 //! The foundation of the lane's tests: real processes to run the lane with, and faults to break it with.
 
 pub mod clock;
+pub mod device;
 pub mod disk;
 pub mod figures;
 pub mod follower;
@@ -22,6 +23,7 @@ pub mod server;
 pub mod socket;
 pub mod stub;
 pub mod tool;
+pub mod tty;
 pub mod variant;
 pub mod words;
 

@@ -26,9 +26,19 @@ pub struct Process {
 impl Process {
     /// Starts the process. Both its outputs go to `log`.
     pub fn start(name: &'static str, command: &mut Command, log: &Path) -> io::Result<Self> {
+        Self::start_fed(name, command, log, Stdio::null())
+    }
+
+    /// Like [`start`](Self::start), with an input.
+    pub fn start_fed(
+        name: &'static str,
+        command: &mut Command,
+        log: &Path,
+        input: impl Into<Stdio>,
+    ) -> io::Result<Self> {
         let output = File::options().create(true).append(true).open(log)?;
         let child = dying_with_us(command)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()

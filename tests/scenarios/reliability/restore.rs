@@ -278,7 +278,7 @@ async fn events_that_cannot_be_published_are_reported_with_and_without_a_bridge(
         .await
         .unwrap();
     set("(select payload from kept)").await;
-    let http: SocketAddr = bridge.url().trim_start_matches("http://").parse().unwrap();
+    let http = bridge.addr().unwrap();
     let (code, said) = operator_beside(&lane, http, &["verify", "--deep"]).await;
     let found = findings(&said);
     assert!(code == 1 && found.len() == 1, "{said}");

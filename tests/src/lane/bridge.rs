@@ -1,5 +1,6 @@
 //! A running bridge, as an operator sees it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -27,6 +28,11 @@ impl Bridge {
     /// `http://host:port` of the bridge's HTTP server.
     pub fn url(&self) -> &str {
         &self.http
+    }
+
+    /// Where its HTTP server listens.
+    pub fn addr(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.http.trim_start_matches("http://").parse()?)
     }
 
     /// The status (whether it is a success) and the JSON body at a path such as `/healthz`.

@@ -1,7 +1,5 @@
 //! A whole lane on which every process has the rights that the documents ask for, and no more.
 
-use std::net::SocketAddr;
-
 use serde_json::{Value, json};
 use spacetime_sync_proto::access::REVOKE_PATH;
 use spacetime_sync_tests::issuing::ADMIN;
@@ -38,7 +36,7 @@ async fn logins(lane: &Lane) -> Logins {
 }
 
 async fn operator(lane: &Lane, options: &BridgeOptions, bridge: &Bridge, arguments: &[&str]) -> Value {
-    let http: SocketAddr = bridge.url().trim_start_matches("http://").parse().unwrap();
+    let http = bridge.addr().unwrap();
     let environment = lane.environment(options, http).unwrap();
     let environment: Vec<_> = environment
         .iter()

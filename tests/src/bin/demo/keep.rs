@@ -14,13 +14,20 @@ pub(crate) struct Commands {
     lane: String,
     append: String,
     follow: String,
+    show: String,
     health: String,
     stop: String,
 }
 
 impl Commands {
-    /// The commands for a lane and its bridge. The client may read the streams, and was not started.
-    pub(crate) fn of(psql: &Path, lane: &Lane, bridge: &Bridge, client: &Follower, stream: &StreamId) -> Self {
+    /// The commands for a lane and its bridge. The clients may read the streams, and were not started.
+    pub(crate) fn of(
+        psql: &Path,
+        lane: &Lane,
+        bridge: &Bridge,
+        [client, terminal]: [&Follower; 2],
+        stream: &StreamId,
+    ) -> Self {
         let psql = psql.display();
         // psql does not know the driver's options.
         let url = lane.database.url().split('?').next().unwrap_or_default();
@@ -37,6 +44,11 @@ impl Commands {
                 client.token_file().display(),
                 client.store().display()
             ),
+            show: format!(
+                "{} {}",
+                built("spacetime-sync-terminal").display(),
+                terminal.arguments().join(" ")
+            ),
             health: format!("curl -H 'Authorization: Bearer {ADMIN}' {}/healthz", bridge.url()),
             stop: format!("kill {}", std::process::id()),
         }
@@ -49,9 +61,10 @@ impl Commands {
             "\nThe lane goes on running: {}.\n\n\
              Follow a stream in another terminal (the session is valid for an hour):\n  {}\n\n\
              Append an event to it (repeat the same command, and nothing new happens):\n  {}\n\n\
+             See live in a terminal who is here and how far the streams are:\n  {}\n\n\
              Ask for the bridge's health:\n  {}\n\n\
              Stop everything and delete it:\n  {stop}\n",
-            self.lane, self.follow, self.append, self.health
+            self.lane, self.follow, self.append, self.show, self.health
         )
     }
 }

@@ -211,8 +211,8 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     // A lane that failed is not kept.
     if args.keep && held {
-        let client = lane.client(&streams).await?;
-        let commands = Commands::of(&cluster.psql(), &lane, &bridge, &client, &streams[0]);
+        let clients = [lane.client(&streams).await?, lane.client(&streams).await?];
+        let commands = Commands::of(&cluster.psql(), &lane, &bridge, clients.each_ref(), &streams[0]);
         eprintln!("{}", commands.text(args.pid_file.as_deref()));
         if let Some(file) = &args.pid_file {
             write_pid(file)?;
