@@ -4,8 +4,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use spacetime_sync_lane::Load;
 use spacetime_sync_lane::health::{Counters, Health, Role, Vitals};
+use spacetime_sync_lane::{Backlog, Load};
 
 /// Shared between the lane's runner and the HTTP side.
 #[derive(Debug)]
@@ -42,6 +42,12 @@ impl Status {
     /// How the bridge is.
     pub fn health(&self, now: Instant) -> Health {
         self.look(|vitals| vitals.health(now.saturating_duration_since(self.started)))
+    }
+
+    /// How it is with the journal, and the lane's time.
+    pub fn journal(&self, now: Instant) -> (Backlog, Duration) {
+        let now = now.saturating_duration_since(self.started);
+        self.look(|vitals| (vitals.backlog(), now))
     }
 
     /// The counters, and what is under way.
@@ -92,5 +98,16 @@ pub(crate) fn counters_json(counters: &Counters) -> Value {
         "walks": counters.walks,
         "forgeries": counters.forgeries,
         "purged_events": counters.purged_events,
+    })
+}
+
+/// How it is with the journal, for the metrics.
+pub(crate) fn journal_json((journal, now): (Backlog, Duration)) -> Value {
+    json!({
+        "closed_ms": u64::try_from(journal.closed(now).as_millis()).unwrap_or(u64::MAX),
+        "waiting": journal.waiting,
+        "oldest_ms": u64::try_from(journal.oldest(now).as_millis()).unwrap_or(u64::MAX),
+        "kept": journal.kept,
+        "brought_back": journal.brought_back,
     })
 }

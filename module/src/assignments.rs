@@ -1,16 +1,19 @@
-//! The rows of assignments: who sees them, what a change writes, and what a sweep does when they are due.
+//! The rows of assignments: who sees them, what a change writes, what a sweep does when they are due, and how the journal has
+//! them.
 
 use std::collections::BTreeSet;
 
 use spacetime_sync_proto::{AssignmentSide, limit};
 use spacetime_sync_rules::assignment::{self, Held, Next, Provider, State};
-use spacetimedb::{ReducerContext, Table};
+use spacetime_sync_rules::journal::{self, Document, Forgotten, HeldName, Key, assignment_comes_back};
+use spacetimedb::{ReducerContext, Table, Timestamp};
 
-use crate::log_access::trust_row;
+use crate::journal::mark;
+use crate::log_access::{digest_from_column, digest_to_column, trust_row};
 use crate::refuse::{Refused, refused};
 use crate::tables::{
-    AssignmentParty, ComputeAssignment, ComputeAssignmentChange, ForgottenAssignment, SyncTrust, assignment_party,
-    assignment_update, compute_assignment, compute_assignment_change, forgotten_assignment,
+    AssignmentParty, AssignmentUpdate, ComputeAssignment, ComputeAssignmentChange, ForgottenAssignment, SyncTrust,
+    assignment_party, assignment_update, compute_assignment, compute_assignment_change, forgotten_assignment,
 };
 
 /// About how many rows of assignments one sweep writes and deletes, so that a transaction stays short. The next sweep soon takes
@@ -88,6 +91,7 @@ impl Assignment {
         let audiences = self.audiences(&trust_row(ctx)?)?;
         let (rows, changes) = (ctx.db.compute_assignment(), ctx.db.compute_assignment_change());
         let request_id = self.row.request_id.as_str();
+        mark(ctx, &Key::Assignment(request_id.to_owned()));
         let held: Vec<ComputeAssignment> = rows.request_id().filter(request_id).collect();
         // The history is the same for all audiences. Whoever sees the assignment for the first time sees it, too.
         let is_new = |audience_key: &u64| !held.iter().any(|row| row.audience_key == *audience_key);
@@ -161,6 +165,11 @@ pub fn unfinished_with(ctx: &ReducerContext, user_id: &str) -> usize {
 
 /// Forgets an assignment, and returns how many rows it had.
 pub fn forget(ctx: &ReducerContext, request_id: &str) -> u64 {
+    mark(ctx, &Key::Assignment(request_id.to_owned()));
+    remove(ctx, request_id)
+}
+
+fn remove(ctx: &ReducerContext, request_id: &str) -> u64 {
     ctx.db.assignment_party().request_id().delete(request_id.to_owned());
     ctx.db.compute_assignment().request_id().delete(request_id)
         + ctx.db.compute_assignment_change().by_version().delete(request_id)
@@ -176,6 +185,7 @@ pub fn forget_early(ctx: &ReducerContext, party: AssignmentParty) {
     if before.len() >= limit::ASSIGNMENTS_FORGOTTEN
         && let Some(first) = before.into_iter().next()
     {
+        mark(ctx, &Key::Assignment(first.request_id.clone()));
         forgotten.request_id().delete(first.request_id);
     }
     forgotten.insert(ForgottenAssignment {
@@ -191,6 +201,7 @@ pub fn sweep(ctx: &ReducerContext) {
     let forgotten = ctx.db.forgotten_assignment();
     let past = forgotten.until().filter(..=ctx.timestamp).take(AT_ONCE);
     for request_id in past.map(|row| row.request_id).collect::<Vec<_>>() {
+        mark(ctx, &Key::Assignment(request_id.clone()));
         forgotten.request_id().delete(request_id);
     }
     let parties = ctx.db.assignment_party();
@@ -218,4 +229,151 @@ fn expire(ctx: &ReducerContext, request_id: &str) -> Option<()> {
     let assignment = Assignment::find(ctx, request_id)?;
     let next = assignment::expire(&assignment.held().ok()?)?;
     assignment.change(ctx, next, String::new(), "").ok()
+}
+
+/// What is held under an assignment's name, as the journal has it.
+pub fn document(ctx: &ReducerContext, request_id: &str) -> Option<Document> {
+    let Some(Assignment { party, row }) = Assignment::find(ctx, request_id) else {
+        let forgotten = ctx.db.forgotten_assignment().request_id();
+        return forgotten.find(request_id.to_owned()).map(|row| {
+            Document::Forgotten(Forgotten {
+                requester: row.requester,
+                opened_as: digest_from_column(row.opened_as),
+                until: row.until.to_micros_since_unix_epoch(),
+            })
+        });
+    };
+    let changes = ctx.db.compute_assignment_change().by_version();
+    let changes = changes
+        .filter((request_id, row.audience_key))
+        .map(|change| journal::Change {
+            version: change.version,
+            status: change.status,
+            provider_id: change.provider_id,
+            changed_by: change.changed_by,
+            update_id: change.update_id,
+            changed_at: change.changed_at.to_micros_since_unix_epoch(),
+        });
+    let updates = ctx.db.assignment_update().by_version();
+    let updates = updates.filter(request_id).map(|update| journal::Update {
+        version: update.version,
+        update_id: update.update_id,
+        user_id: update.user_id,
+        content: digest_from_column(update.content),
+    });
+    Some(Document::Assignment(journal::Assignment {
+        requester: party.requester,
+        provider: party.provider,
+        opened_as: digest_from_column(party.opened_as),
+        has_ended: party.has_ended,
+        due_at: party.due_at.to_micros_since_unix_epoch(),
+        version: row.version,
+        status: row.status,
+        provider_id: row.provider_id,
+        to_all: row.to_all,
+        assignment: row.assignment,
+        report: row.report,
+        opened_at: row.opened_at.to_micros_since_unix_epoch(),
+        changed_at: row.changed_at.to_micros_since_unix_epoch(),
+        deadline_at: row.deadline_at.to_micros_since_unix_epoch(),
+        changes: changes.collect(),
+        updates: updates.collect(),
+    }))
+}
+
+/// Writes an assignment as the journal has it, if that is newer than what is held under its name.
+pub fn bring_back(ctx: &ReducerContext, request_id: String, kept: Document) -> Result<(), Refused> {
+    let forgotten = ctx.db.forgotten_assignment();
+    let held = if let Some(held) = Assignment::find(ctx, &request_id) {
+        HeldName::Assignment {
+            opened_as: digest_from_column(held.party.opened_as),
+            opened_at: held.row.opened_at.to_micros_since_unix_epoch(),
+            version: held.row.version,
+            changed_at: held.row.changed_at.to_micros_since_unix_epoch(),
+        }
+    } else if let Some(held) = forgotten.request_id().find(request_id.clone()) {
+        HeldName::Forgotten {
+            opened_as: digest_from_column(held.opened_as),
+        }
+    } else {
+        HeldName::Nothing
+    };
+    if !assignment_comes_back(held, &kept) {
+        return Ok(());
+    }
+    remove(ctx, &request_id);
+    forgotten.request_id().delete(request_id.clone());
+    match kept {
+        Document::Assignment(kept) => write(ctx, request_id, kept),
+        Document::Forgotten(kept) => {
+            forgotten.insert(ForgottenAssignment {
+                request_id,
+                requester: kept.requester,
+                opened_as: digest_to_column(kept.opened_as),
+                until: Timestamp::from_micros_since_unix_epoch(kept.until),
+            });
+            Ok(())
+        }
+        Document::Capability(_) => Ok(()),
+    }
+}
+
+/// Writes all rows of an assignment, of which none is there.
+fn write(ctx: &ReducerContext, request_id: String, kept: journal::Assignment) -> Result<(), Refused> {
+    let at = Timestamp::from_micros_since_unix_epoch;
+    let assignment = Assignment {
+        party: AssignmentParty {
+            request_id: request_id.clone(),
+            requester: kept.requester,
+            provider: kept.provider,
+            opened_as: digest_to_column(kept.opened_as),
+            has_ended: kept.has_ended,
+            due_at: at(kept.due_at),
+        },
+        row: ComputeAssignment {
+            assignment_id: 0,
+            audience_key: 0,
+            request_id: request_id.clone(),
+            version: kept.version,
+            status: kept.status,
+            provider_id: kept.provider_id,
+            to_all: kept.to_all,
+            assignment: kept.assignment,
+            report: kept.report,
+            opened_at: at(kept.opened_at),
+            changed_at: at(kept.changed_at),
+            deadline_at: at(kept.deadline_at),
+        },
+    };
+    for audience_key in assignment.audiences(&trust_row(ctx)?)? {
+        ctx.db.compute_assignment().insert(ComputeAssignment {
+            audience_key,
+            ..assignment.row.clone()
+        });
+        for change in &kept.changes {
+            ctx.db.compute_assignment_change().insert(ComputeAssignmentChange {
+                change_id: 0,
+                audience_key,
+                request_id: request_id.clone(),
+                version: change.version,
+                status: change.status.clone(),
+                provider_id: change.provider_id.clone(),
+                changed_by: change.changed_by.clone(),
+                update_id: change.update_id.clone(),
+                changed_at: at(change.changed_at),
+            });
+        }
+    }
+    for update in kept.updates {
+        ctx.db.assignment_update().insert(AssignmentUpdate {
+            update_key: 0,
+            request_id: request_id.clone(),
+            version: update.version,
+            update_id: update.update_id,
+            user_id: update.user_id,
+            content: digest_to_column(update.content),
+        });
+    }
+    ctx.db.assignment_party().insert(assignment.party);
+    Ok(())
 }

@@ -15,6 +15,7 @@ pub mod tables;
 mod access;
 mod assignments;
 mod capabilities;
+mod journal;
 mod log_access;
 mod outbox;
 mod presences;

@@ -1,15 +1,17 @@
-//! Calls that answer with more than done or refused: pages of the log for clients; heads, streams and rewinds for the
-//! bridge and operators. Filters do not apply to procedures, so each of them checks who asks.
+//! Calls that answer with more than done or refused: pages of the log for clients; heads, streams, rewinds and the journal for
+//! the bridge and operators. Filters do not apply to procedures, so each of them checks who asks.
 
 use spacetime_sync_proto::access::Scope;
 use spacetime_sync_proto::{Position, Refusal, RefusalCode, StreamId, limit};
+use spacetime_sync_rules::journal::marks;
 use spacetime_sync_rules::log::{HeadRow, LogRows};
 use spacetime_sync_rules::page::{self, Page};
 use spacetime_sync_rules::rewind;
 use spacetimedb::sats::u256;
 use spacetimedb::{ProcedureContext, ReducerContext, SpacetimeType, Table, procedure};
 
-use crate::access::{may_read, no_grant, operator, own_session};
+use crate::access::{bridge_only, may_read, no_grant, operator, own_session};
+use crate::journal::{JournalPage, Rows, now_us};
 use crate::log_access::{
     StreamRows, chain_from_column, chain_to_column, event_row, seal_argument, seq_argument, seq_from_column,
     stream_class, trust_row,
@@ -224,5 +226,15 @@ pub fn rewind_stream(
         let (_, left) =
             rewind::step(&mut rows, &stream_id, target, seal.as_ref(), seen, most_events).map_err(refused)?;
         Ok(head_report(left))
+    })
+}
+
+/// How it is with the journal, and its oldest entries that are not settled, about `most` and as many as fit into a page. For the
+/// bridge.
+#[procedure]
+pub fn read_journal(ctx: &mut ProcedureContext, most: u64) -> Result<JournalPage, Refused> {
+    ctx.try_with_tx(|tx| {
+        bridge_only(tx, &trust_row(tx)?)?;
+        Ok(marks::page(&mut Rows(tx), most, now_us(tx)).into())
     })
 }

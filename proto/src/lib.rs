@@ -3,7 +3,7 @@
 //! Ids, identities and limits ([`id`], [`identity`], [`limit`]), hashes and the chain ([`hash`]), events and their
 //! frames ([`event`], [`frame`]), positions and frame rows ([`position`]), sections of a stream ([`Section`]), seals
 //! ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]), rewinds ([`rewind`]), the
-//! authority epoch ([`epoch`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
+//! authority epoch ([`epoch`]), the journal ([`journal`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
 //! continued from ([`stale`]), what sessions tell one another in passing ([`signal`]), states of assignments
 //! ([`assignment`]), what becomes of events of the outbox ([`outbox`]), keys of Nostr ([`nostr`]), who may see and do what ([`access`]), the client's checkpoint table,
 //! which tools read ([`checkpoint_table`]), and the contract's own version ([`contract`]). [`Secret`] and [`error_text`]
@@ -25,6 +25,7 @@ pub mod heads;
 mod hex;
 pub mod id;
 pub mod identity;
+pub mod journal;
 pub mod limit;
 pub mod names;
 pub mod nostr;

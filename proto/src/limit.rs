@@ -74,7 +74,7 @@ pub const ASSIGNMENT_SECONDS: u64 = 7 * 86_400;
 /// How many of an assignment's newest changes are kept.
 pub const ASSIGNMENT_CHANGES: u64 = 16;
 /// Most bytes that the capabilities and assignments of one user take in SpacetimeDB's memory.
-pub const COLLABORATION_BYTES: usize = 8 * 1024 * 1024;
+pub const COLLABORATION_BYTES: usize = 9 * 1024 * 1024;
 const _: () = {
     // Besides documents, a row is names and fixed columns in pieces of 64 bytes, and the names again in the indexes. Of an
     // assignment there are a row and a history for the requester's sessions, and the same for the provider's.
@@ -84,7 +84,9 @@ const _: () = {
     let capability = CAPABILITY_BYTES + 16 * NAME_BYTES;
     let forgotten = 8 * NAME_BYTES;
     let assignments = 2 * ASSIGNMENTS * assignment + ASSIGNMENTS_FORGOTTEN * forgotten;
-    assert!(assignments + CAPABILITIES * capability < COLLABORATION_BYTES);
+    // What the authority does not keep yet has a mark each.
+    let marks = (2 * ASSIGNMENTS + ASSIGNMENTS_FORGOTTEN + CAPABILITIES) * 8 * NAME_BYTES;
+    assert!(assignments + CAPABILITIES * capability + marks < COLLABORATION_BYTES);
 };
 /// Most events of the outbox that were not sent.
 pub const OUTBOX_PENDING: u32 = 1_024;
@@ -92,6 +94,9 @@ pub const OUTBOX_PENDING: u32 = 1_024;
 pub const OUTBOX_SENT: u32 = 1_024;
 /// Largest payload of an event of the outbox, in bytes.
 pub const OUTBOX_BYTES: usize = 4 * 1024;
+/// So many assignments and capabilities, also such as are gone again, may wait until the authority keeps them as they are. While so
+/// many wait, nobody opens or publishes anything.
+pub const JOURNAL_WAITING: u64 = 100_000;
 /// Longest name of a node, a region, a user, a session, a device, a provider, a capability, an assignment, a change of one or an
 /// event of the outbox, in bytes.
 pub const NAME_BYTES: usize = 128;

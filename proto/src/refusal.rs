@@ -42,6 +42,8 @@ pub enum RefusalCode {
     OutboxConflict,
     /// The outbox has no room for another event until some were sent.
     OutboxFull,
+    /// SpacetimeDB has lost what this call is about, or is new, and the bridge has not brought it back yet.
+    BeingBroughtBack,
     /// The challenge is not the newest one of the session and the node, was used before, or has expired.
     ChallengeRefused,
     /// The signature is not the key's, or is over something else.
@@ -123,6 +125,7 @@ impl RefusalCode {
             | Self::TokenTooOld
             | Self::RateLimited
             | Self::OutboxFull
+            | Self::BeingBroughtBack
             | Self::SyncTokenUnavailable
             | Self::WrongDatabase => RefusalClass::Retry,
             Self::ForbiddenStream

@@ -507,6 +507,12 @@ impl Lane {
         rows.cloned().with_context(|| format!("expected rows, found {answer}"))
     }
 
+    /// Whether the module accepts changes of assignments and capabilities: a bridge has brought back what there was.
+    pub async fn accepts_changes(&self) -> bool {
+        let rows = self.rows("SELECT is_open FROM journal_state", false).await;
+        rows.is_ok_and(|rows| rows.first().is_some_and(|row| row[0] == true))
+    }
+
     /// The first seq that SpacetimeDB holds of each stream, in no particular order.
     pub async fn oldest_held(&self) -> anyhow::Result<Vec<u64>> {
         let rows = self.rows("SELECT oldest_seq FROM sync_head", false).await?;

@@ -126,7 +126,7 @@ pub enum AuthorityError {
     /// The append functions refused an append, with an SQLSTATE of the class SY.
     #[error("{code}: {message}; {hint}")]
     Refused {
-        /// `SY001` to `SY007`, as migration 1 lists them.
+        /// `SY001` to `SY007`, as migration 1 lists them; of the journal, `SY009` and `SY010`.
         code: String,
         /// What was expected and what was found.
         message: String,
@@ -164,11 +164,16 @@ pub enum AuthorityError {
     },
 }
 
+/// The SQLSTATE with which a page of the journal is refused that is of an earlier turn.
+const ANOTHER_TURN: &str = "SY010";
+
 impl AuthorityError {
     /// What to do about it.
     pub fn class(&self) -> RefusalClass {
         match self {
             Self::Unavailable { .. } | Self::TimedOut { .. } => RefusalClass::Retry,
+            // The caller begins another turn.
+            Self::Refused { code, .. } if code == ANOTHER_TURN => RefusalClass::Retry,
             Self::Refused { .. } | Self::Corrupt { .. } | Self::NoSuchSeq { .. } => RefusalClass::Reject,
             Self::NotMigrated { .. }
             | Self::NewerSchema { .. }

@@ -15,6 +15,7 @@ mod audit;
 mod connections;
 mod error;
 mod history;
+mod journal;
 mod leadership;
 mod log;
 mod positions;

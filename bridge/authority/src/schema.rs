@@ -34,6 +34,7 @@ const FILES: [(&str, &str); 12] = [
     embedded!("0010_cheaper_appends.sql"),
     embedded!("0011_scope_of_providers.sql"),
     embedded!("0012_scope_of_mirrors.sql"),
+    embedded!("0013_journal.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());
@@ -268,6 +269,7 @@ mod tests {
             (9, "hashes of a batch", "d8bad949ac04518b"),
             (10, "cheaper appends", "96c91b9d123b4853"),
             (11, "scope of providers", "139677f611e16522"),
+            (13, "journal", "eb7c093c82c97252"),
         ];
         assert_eq!(
             recorded,

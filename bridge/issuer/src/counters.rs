@@ -86,6 +86,7 @@ impl Totals {
             | RefusalCode::AssignmentConflict
             | RefusalCode::OutboxConflict
             | RefusalCode::OutboxFull
+            | RefusalCode::BeingBroughtBack
             | RefusalCode::EpochBehind
             | RefusalCode::KeySecretFixed
             | RefusalCode::InvalidScope

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use spacetime_sync_proto::StreamId;
 
+use crate::journal::Backlog;
 use crate::look::Lag;
 use crate::streams::{HaltReason, Load};
 
@@ -81,6 +82,7 @@ struct Pulse {
     load: Load,
     lag: Lag,
     counters: Counters,
+    journal: Backlog,
     /// When the current work began. `None` if there is no work.
     work_since: Option<Duration>,
     last_progress: Duration,
@@ -142,6 +144,7 @@ impl Vitals {
                 load: Load::default(),
                 lag: Lag::default(),
                 counters: Counters::default(),
+                journal: Backlog::default(),
                 work_since: None,
                 last_progress: Duration::ZERO,
                 last_turn: Duration::ZERO,
@@ -248,9 +251,15 @@ impl Vitals {
         }
     }
 
+    /// How it is with the journal.
+    pub(crate) fn journal(&mut self, backlog: Backlog) {
+        self.pulse.journal = backlog;
+    }
+
     /// The lead is lost. The next leader reports on the lane.
     pub(crate) fn lead_lost(&mut self, now: Duration, why: &str) {
         (self.pulse.load, self.pulse.lag, self.pulse.work_since) = (Load::default(), Lag::default(), None);
+        self.pulse.journal = self.pulse.journal.without_link();
         let condition = self.change();
         condition.role = Role::Standby;
         away(&mut condition.authority, now, why.to_owned());
@@ -278,6 +287,7 @@ impl Vitals {
     /// - SpacetimeDB leads to another database than the configuration names,
     /// - a stream is halted,
     /// - the authority refuses to record a published seq,
+    /// - the journal has been closed, or an entry of it has waited to be kept, for longer than `stall_after`,
     /// - the authority was restored.
     pub fn health(&self, now: Duration) -> Health {
         let (pulse, condition) = (&self.pulse, &*self.condition);
@@ -310,6 +320,22 @@ impl Vitals {
             .iter()
             .map(|(stream_id, why)| format!("cannot record how far stream {stream_id} is published: {why}"));
         problems.streams(unrecorded, "published but not recorded");
+        if is_leading && condition.link.is_here() {
+            let closed = pulse.journal.closed(now);
+            if closed > self.stall_after {
+                problems.red(format!(
+                    "assignments and the names of providers have not been brought back for {closed:.1?}: changes of them are refused"
+                ));
+            }
+            let oldest = pulse.journal.oldest(now);
+            if oldest > self.stall_after {
+                let waiting = pulse.journal.waiting;
+                problems.red(format!(
+                    "{waiting} changes of assignments and of providers' names are not kept in the authority, one for {oldest:.1?}: a \
+                     SpacetimeDB that loses its data loses them"
+                ));
+            }
+        }
         let ready = match condition.role {
             Role::Starting | Role::Draining => false,
             Role::Standby => condition.authority.is_here(),
@@ -337,6 +363,11 @@ impl Vitals {
     /// The counters.
     pub fn counters(&self) -> Counters {
         self.pulse.counters
+    }
+
+    /// How it is with the journal.
+    pub fn backlog(&self) -> Backlog {
+        self.pulse.journal
     }
 
     /// What is under way.

@@ -16,6 +16,7 @@ use crate::beats::Beats;
 use crate::compare::Compare;
 use crate::health::{Health, Vitals};
 use crate::ids::Ids;
+use crate::journal::Journal;
 use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::look::Look;
@@ -80,6 +81,7 @@ pub struct Lane {
     ledger: Ledger,
     look: Look,
     beats: Beats,
+    journal: Journal,
     wake: Wake,
     vitals: Vitals,
     /// When the last turn was.
@@ -106,6 +108,7 @@ impl Lane {
             ledger: Ledger::new(),
             look: Look::new(settings.idle_poll, settings.dirty_streams),
             beats: Beats::new(settings.beat_every, settings.policy_every, settings.applies_windows),
+            journal: Journal::new(),
             wake: Wake::new(Duration::ZERO),
             vitals: Vitals::new(settings.stall_after),
             turned: Duration::ZERO,
@@ -130,6 +133,7 @@ impl Lane {
         self.turned = now;
         self.do_what_is_due(now, out);
         self.vitals.turned(now, self.streams.load(), self.look.lag());
+        self.vitals.journal(self.journal.backlog());
         debug_assert!(self.effects.is_empty());
         self.watch(now, &out[before..]);
     }
@@ -162,6 +166,7 @@ impl Lane {
             self.compare.next_due(),
             self.ledger.next_due(),
             self.beats.next_due(),
+            self.journal.next_due(),
         ]
         .into_iter()
         .flatten()
@@ -202,6 +207,11 @@ impl Lane {
                 | Command::CheckFrames { request, .. }
                 | Command::Rewind { request, .. }
                 | Command::SetRetention(_, request, _)
+                | Command::ReadJournal(_, request)
+                | Command::SettleJournal(_, request, _)
+                | Command::CloseJournal(_, request, _)
+                | Command::BringBack(_, request, _)
+                | Command::OpenJournal { request, .. }
                 | Command::MarkEpoch(_, request, _) => self.link.asks(now, *request),
                 Command::OpenAuthority(_)
                 | Command::AskForLead(_)
@@ -218,6 +228,10 @@ impl Lane {
                 | Command::ReadPolicy(_)
                 | Command::ReadEpoch(_)
                 | Command::AdvanceBeat(_)
+                | Command::BeginJournal(_)
+                | Command::FetchJournal(..)
+                | Command::KeepJournal { .. }
+                | Command::ForgetJournal(_)
                 | Command::Dial(_)
                 | Command::HangUp(_)
                 | Command::Relinked
@@ -364,6 +378,36 @@ impl Lane {
                 }
             }
             Event::BeatAdvanced(request, advanced) => self.beats.advanced(now, request, advanced, out),
+            Event::Journal(link, request, page) => {
+                if self.link.hears(link, request) {
+                    let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
+                    let verdict = self.journal.read(request, page, &mut turn);
+                    self.journalled(now, verdict, out);
+                }
+            }
+            Event::JournalTold(link, request, told) => {
+                if self.link.hears(link, request) {
+                    let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
+                    let verdict = self.journal.told(request, told, &mut turn);
+                    self.journalled(now, verdict, out);
+                }
+            }
+            Event::JournalBegun(request, begun) => {
+                let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
+                self.journal.begun(request, begun, &mut turn);
+            }
+            Event::JournalFetched(request, entries) => {
+                let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
+                self.journal.fetched(request, entries, &mut turn);
+            }
+            Event::JournalKept(request, kept) => {
+                let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
+                self.journal.kept(request, kept, &mut turn);
+            }
+            Event::JournalForgotten(request, gone) => {
+                let mut turn = Turn::new(now, &mut self.ids, &mut self.dice, out);
+                self.journal.forgotten(request, gone, &mut turn);
+            }
         }
     }
 

@@ -4,13 +4,15 @@
 //! [`Lane`] takes [`Event`]s with a time and answers with [`Command`]s. It consists of small machines: `streams` reads and
 //! sends each stream, `link` keeps the connection to SpacetimeDB, `compare` compares SpacetimeDB with the authority,
 //! `ledger` records what is published, `look` and `pace` find dirty streams, `wake` asks writers to wake the bridge, `beats`
-//! tells the module about the authority's history and retention, and [`health`] says how the bridge is.
+//! tells the module about the authority's history and retention, `journal` brings back what only SpacetimeDB decides, and
+//! [`health`] says how the bridge is.
 
 mod backoff;
 mod beats;
 mod compare;
 pub mod health;
 mod ids;
+mod journal;
 mod lane;
 mod ledger;
 mod link;
@@ -27,6 +29,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 
 pub use ids::{CallId, LinkId, RequestId};
+pub use journal::Backlog;
 pub use lane::{Lane, Settings};
 pub use look::Lag;
 pub use message::{

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use spacetime_sync_proto::epoch::AuthorityEpoch;
+use spacetime_sync_proto::journal::{JournalEntry, JournalPage, JournalTurn};
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::retention::RetentionClass;
 use spacetime_sync_proto::{ChainHash, Label, Position, Refusal, Seq, StreamId, StreamProgress};
@@ -185,6 +186,18 @@ pub enum Event {
     RetentionSet(LinkId, RequestId, Result<(), Failure>),
     /// Answers [`Command::MarkEpoch`]. The refusal says that this is not the history that the bridge carried before.
     EpochMarked(LinkId, RequestId, Result<Result<(), Refusal>, Failure>),
+    /// Answers [`Command::ReadJournal`].
+    Journal(LinkId, RequestId, Result<JournalPage, Failure>),
+    /// Answers [`Command::SettleJournal`], [`Command::CloseJournal`], [`Command::BringBack`] and [`Command::OpenJournal`].
+    JournalTold(LinkId, RequestId, Result<(), Failure>),
+    /// Answers [`Command::BeginJournal`].
+    JournalBegun(RequestId, Result<JournalTurn, Failure>),
+    /// Answers [`Command::FetchJournal`] with entries in the order of their marks. Empty at the end.
+    JournalFetched(RequestId, Result<Vec<JournalEntry>, Failure>),
+    /// Answers [`Command::KeepJournal`].
+    JournalKept(RequestId, Result<(), Failure>),
+    /// Answers [`Command::ForgetJournal`] with the number of entries that are gone. 0 at the end.
+    JournalForgotten(RequestId, Result<u64, Failure>),
     /// The bridge has purged so many events from the authority's log.
     Purged(u64),
 }
@@ -330,6 +343,42 @@ pub enum Command {
     SetRetention(LinkId, RequestId, Vec<RetentionClass>),
     /// Tell the module which history the authority holds: [`Event::EpochMarked`].
     MarkEpoch(LinkId, RequestId, AuthorityEpoch),
+    /// Read how it is with the journal in the module, and what the authority does not keep yet: [`Event::Journal`].
+    ReadJournal(LinkId, RequestId),
+    /// Tell the module that the authority keeps everything up to this mark: [`Event::JournalTold`].
+    SettleJournal(LinkId, RequestId, u64),
+    /// Have the module refuse changes, if the journal is settled up to this mark: [`Event::JournalTold`].
+    CloseJournal(LinkId, RequestId, u64),
+    /// Give the module what it has lost: [`Event::JournalTold`].
+    BringBack(LinkId, RequestId, Vec<JournalEntry>),
+    /// Have the module accept changes: [`Event::JournalTold`].
+    OpenJournal {
+        /// The link.
+        link: LinkId,
+        /// The question.
+        request: RequestId,
+        /// The authority's epoch.
+        epoch: String,
+        /// The newest mark that the authority was ever given.
+        newest: u64,
+    },
+    /// Begin to keep the journal in the authority: [`Event::JournalBegun`].
+    BeginJournal(RequestId),
+    /// Read a page of what the authority keeps after this mark: [`Event::JournalFetched`].
+    FetchJournal(RequestId, u64),
+    /// Have the authority keep a page: [`Event::JournalKept`].
+    KeepJournal {
+        /// The question.
+        request: RequestId,
+        /// The turn that the authority has named.
+        turn: u64,
+        /// The entries, in the order of their marks.
+        entries: Vec<JournalEntry>,
+        /// They are all up to this mark.
+        to: u64,
+    },
+    /// Have the authority forget a page of what it keeps of another history: [`Event::JournalForgotten`].
+    ForgetJournal(RequestId),
     /// Write this to the log.
     Tell(Notice),
     /// Release the lead if this bridge has it, and end.

@@ -168,6 +168,20 @@ pub enum Notice {
         /// What the module says.
         refusal: Refusal,
     },
+    /// The module has lost what the authority keeps, and refuses changes until that is brought back.
+    JournalClosed,
+    /// The module accepts changes of what the journal covers.
+    JournalOpened {
+        /// How many entries the bridge gave it before.
+        brought_back: u64,
+    },
+    /// The journal could not be kept or brought back. The bridge tries again.
+    JournalFails {
+        /// The reason.
+        why: String,
+        /// Whether a person must repair something.
+        for_a_person: bool,
+    },
     /// An operator began a new epoch, so the bridge compares every stream again.
     EpochBegun,
     /// The bridge stops.
@@ -185,12 +199,14 @@ impl Notice {
             | Self::Listening
             | Self::LinkUp
             | Self::PolicyTaken { .. }
+            | Self::JournalOpened { .. }
             | Self::EpochBegun
             | Self::Stopping => Level::Info,
             Self::NoLink { for_a_person: true, .. }
             | Self::Halted { .. }
             | Self::Forged { .. }
             | Self::CannotRecord { .. }
+            | Self::JournalFails { for_a_person: true, .. }
             | Self::Restored { .. } => Level::Error,
             Self::AuthorityAway { .. }
             | Self::LeadLost
@@ -208,6 +224,10 @@ impl Notice {
             | Self::LeftUnrecorded { .. }
             | Self::PolicyRefused { .. }
             | Self::PolicyNotHandedOn { .. }
+            | Self::JournalClosed
+            | Self::JournalFails {
+                for_a_person: false, ..
+            }
             | Self::NoBeat { .. } => Level::Warn,
         }
     }
@@ -315,6 +335,28 @@ impl fmt::Display for Notice {
                 "a beat failed, so a restore may be noticed later; the bridge tries again: {why}"
             ),
             Self::Restored { refusal } => write!(f, "the authority was restored: {refusal}"),
+            Self::JournalClosed => f.write_str(
+                "SpacetimeDB has lost assignments or the names of providers; the module refuses to change any until the bridge has \
+                 brought them back",
+            ),
+            Self::JournalOpened { brought_back } => write!(
+                f,
+                "assignments and the names of providers can be changed; the bridge has brought back {brought_back}"
+            ),
+            Self::JournalFails {
+                why,
+                for_a_person: false,
+            } => write!(
+                f,
+                "cannot keep or bring back assignments and the names of providers; the bridge tries again: {why}"
+            ),
+            Self::JournalFails {
+                why,
+                for_a_person: true,
+            } => write!(
+                f,
+                "cannot keep or bring back assignments and the names of providers until somebody repairs this: {why}"
+            ),
             Self::EpochBegun => {
                 f.write_str("an operator began a new epoch of the authority; the bridge compares every stream again")
             }

@@ -1,7 +1,7 @@
 //! The metrics, as text for Prometheus and as JSON.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::header;
@@ -9,11 +9,11 @@ use axum::response::{IntoResponse, Json, Response};
 use serde_json::json;
 use spacetime_sync_issuer::AuthCounters;
 use spacetime_sync_issuer::history::Delivery;
-use spacetime_sync_lane::Load;
 use spacetime_sync_lane::health::{Counters, Health};
+use spacetime_sync_lane::{Backlog, Load};
 
 use super::Side;
-use crate::status::{counters_json, health_json};
+use crate::status::{counters_json, health_json, journal_json};
 
 type Line = (&'static str, &'static str, &'static str, u64);
 
@@ -21,6 +21,7 @@ type Line = (&'static str, &'static str, &'static str, u64);
 pub(super) async fn text(State(side): State<Arc<Side>>) -> Response {
     let (counters, load) = side.status.snapshot();
     let mut lines = lane(counters, load, &side.status.health(Instant::now()));
+    lines.extend(journal(side.status.journal(Instant::now())));
     if let Some(desk) = &side.desk {
         lines.extend(tokens(desk.issuer.counters()));
         lines.extend(history(desk.histories.delivery()));
@@ -50,6 +51,7 @@ pub(super) async fn json(State(side): State<Arc<Side>>) -> Response {
         "counters": counters_json(&counters),
         "bridge": bridge,
         "health": health_json(&health),
+        "journal": journal_json(side.status.journal(Instant::now())),
         "minted_total": tokens.minted_total,
         "rate_limited_total": tokens.rate_limited_total,
         "auth_failures": tokens.auth_failures,
@@ -175,6 +177,41 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
             "gauge",
             "1 when both sides are connected.",
             u64::from(health.ready),
+        ),
+    ]
+}
+
+fn journal((journal, now): (Backlog, Duration)) -> Vec<Line> {
+    vec![
+        (
+            "journal_waiting",
+            "gauge",
+            "Assignments and providers' names whose last change the authority does not keep yet.",
+            journal.waiting,
+        ),
+        (
+            "journal_oldest_ms",
+            "gauge",
+            "How long one of these has waited, in milliseconds. So much is lost with SpacetimeDB.",
+            u64::try_from(journal.oldest(now).as_millis()).unwrap_or(u64::MAX),
+        ),
+        (
+            "journal_closed_ms",
+            "gauge",
+            "How long changes of assignments have been refused, in milliseconds, because they are not brought back yet.",
+            u64::try_from(journal.closed(now).as_millis()).unwrap_or(u64::MAX),
+        ),
+        (
+            "journal_kept_total",
+            "counter",
+            "Changes of assignments and providers' names that the authority has kept.",
+            journal.kept,
+        ),
+        (
+            "journal_brought_back_total",
+            "counter",
+            "Assignments and providers' names that were given back to SpacetimeDB.",
+            journal.brought_back,
         ),
     ]
 }

@@ -263,6 +263,57 @@ impl Runner {
                 async move |link| link.mark_epoch(&epoch, false).await,
                 move |marked| Event::EpochMarked(link, request, marked.map(|refused| refused.map_or(Ok(()), Err))),
             ),
+            Command::ReadJournal(link, request) => self.call(
+                link,
+                async move |link| link.journal().await,
+                move |page| Event::Journal(link, request, page),
+            ),
+            Command::SettleJournal(link, request, to) => self.call(
+                link,
+                async move |link| link.settle_journal(to).await,
+                move |told| Event::JournalTold(link, request, told),
+            ),
+            Command::CloseJournal(link, request, settled) => self.call(
+                link,
+                async move |link| link.close_journal(settled).await,
+                move |told| Event::JournalTold(link, request, told),
+            ),
+            Command::BringBack(link, request, entries) => self.call(
+                link,
+                async move |link| link.bring_back(entries).await,
+                move |told| Event::JournalTold(link, request, told),
+            ),
+            Command::OpenJournal {
+                link,
+                request,
+                epoch,
+                newest,
+            } => self.call(
+                link,
+                async move |link| link.open_journal(&epoch, newest).await,
+                move |told| Event::JournalTold(link, request, told),
+            ),
+            Command::BeginJournal(request) => self.ask(
+                async move |authority| authority.begin_journal().await,
+                move |begun| Event::JournalBegun(request, begun),
+            ),
+            Command::FetchJournal(request, after) => self.ask(
+                async move |authority| authority.kept_journal(after).await,
+                move |entries| Event::JournalFetched(request, entries),
+            ),
+            Command::KeepJournal {
+                request,
+                turn,
+                entries,
+                to,
+            } => self.ask(
+                async move |authority| authority.keep_journal(turn, &entries, to).await,
+                move |kept| Event::JournalKept(request, kept),
+            ),
+            Command::ForgetJournal(request) => self.ask(
+                async move |authority| authority.forget_journal().await,
+                move |gone| Event::JournalForgotten(request, gone),
+            ),
             Command::Tell(notice) => tell(&notice),
             Command::End(ended) => self.ended = Some(ended),
         }

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod grants;
 mod handshake;
 pub mod identity;
+mod journal;
 pub mod link;
 pub mod settings;
 pub mod tokens;

@@ -164,7 +164,7 @@ impl Link {
         })
     }
 
-    async fn reducer(
+    pub(super) async fn reducer(
         &self,
         what: &'static str,
         send: impl FnOnce(&RemoteReducers, oneshot::Sender<Outcome<()>>) -> spacetimedb_sdk::Result<()>,
@@ -174,7 +174,7 @@ impl Link {
         self.outcome(what, answered).await
     }
 
-    async fn procedure<T>(
+    pub(super) async fn procedure<T>(
         &self,
         what: &'static str,
         send: impl FnOnce(&RemoteProcedures, oneshot::Sender<Outcome<T>>),

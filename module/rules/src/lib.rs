@@ -10,6 +10,7 @@ pub mod assignment;
 pub mod capability;
 pub mod checkpoint;
 pub mod content;
+pub mod journal;
 pub mod log;
 pub mod nostr;
 pub mod outbox;

@@ -9,6 +9,7 @@ use spacetimedb::{ReducerContext, Table, reducer};
 use crate::access::own_session;
 use crate::assignments::{Assignment, forget_early, unfinished_with};
 use crate::capabilities::user_of;
+use crate::journal::check_room;
 use crate::log_access::{digest_from_column, digest_to_column};
 use crate::quota::spend;
 use crate::refuse::{Refused, refused};
@@ -26,6 +27,7 @@ pub fn open_compute_assignment(
 ) -> Result<(), Refused> {
     let own = own_session(ctx)?;
     own.may(Scope::AssignmentOpen)?;
+    check_room(ctx)?;
     spend(ctx, Call::Assignment)?;
     let opening = assignment::opening(&request_id, &provider_id, &assignment, deadline_seconds).map_err(refused)?;
     let parties = ctx.db.assignment_party();

@@ -2,10 +2,13 @@
 
 use spacetime_sync_proto::access::Scope;
 use spacetime_sync_rules::capability::{self, HeldCapability, Published, REMEMBERED};
+use spacetime_sync_rules::journal::Key;
 use spacetime_sync_rules::quota::Call;
 use spacetimedb::{ReducerContext, Table, Timestamp, reducer};
 
 use crate::access::own_session;
+use crate::capabilities::forget;
+use crate::journal::{check_room, mark};
 use crate::log_access::{digest_from_column, digest_to_column};
 use crate::quota::spend;
 use crate::refuse::{Refused, refused};
@@ -28,6 +31,7 @@ pub fn publish_provider_capability(
 ) -> Result<(), Refused> {
     let own = own_session(ctx)?;
     own.may(Scope::Provider)?;
+    check_room(ctx)?;
     spend(ctx, Call::Publication)?;
     let names = [provider_id.as_str(), capability.as_str()];
     let publication =
@@ -55,9 +59,15 @@ pub fn publish_provider_capability(
     };
     let capabilities = ctx.db.provider_capability();
     if let Some(forgotten) = forgets {
-        claims.capability_id().delete(forgotten);
-        capabilities.capability_id().delete(forgotten);
+        forget(ctx, forgotten);
     }
+    mark(
+        ctx,
+        &Key::Capability {
+            provider_id: provider_id.clone(),
+            capability: capability.clone(),
+        },
+    );
     let ends_at = Timestamp::from_micros_since_unix_epoch(ends_at_us);
     let claim = CapabilityClaim {
         capability_id: replaces.unwrap_or(0),

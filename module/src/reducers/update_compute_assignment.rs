@@ -9,6 +9,7 @@ use spacetimedb::{ReducerContext, Table, reducer};
 use crate::access::own_session;
 use crate::assignments::{Assignment, unfinished_with};
 use crate::capabilities::user_of;
+use crate::journal::check_open;
 use crate::log_access::{digest_from_column, digest_to_column};
 use crate::quota::spend;
 use crate::refuse::{Refused, refused};
@@ -32,6 +33,7 @@ pub fn update_compute_assignment(
     if provides.is_err() {
         asks.clone()?;
     }
+    check_open(ctx)?;
     spend(ctx, Call::Assignment)?;
     let change = assignment::change(
         &request_id,

@@ -1,11 +1,12 @@
 //! Who is here, who can do what, and who does what for whom: keys of Nostr, signals, capabilities and assignments, on the module
-//! behind an issuer.
+//! behind an issuer; and what becomes of them when SpacetimeDB loses its data.
 
 mod assignments;
 mod bounds;
 mod capabilities;
 mod clients;
 mod devices;
+mod journal;
 mod nostr;
 mod outbox;
 mod rights;

@@ -10,7 +10,7 @@ use spacetime_sync_bindings::{
 };
 use spacetime_sync_proto::{Refusal, RefusalCode};
 use spacetime_sync_tests::issuing::{answer, ask};
-use spacetime_sync_tests::lane::{Bridge, Lane, wait};
+use spacetime_sync_tests::lane::{Bridge, Lane, wait, wait_for};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetimedb_sdk::{DbContext as _, Table as _};
 use tokio::sync::oneshot;
@@ -136,6 +136,7 @@ async fn take_an_assignment_to_its_end(lane: &Lane, bridge: &Bridge, uri: &str) 
         .unwrap();
     let http = reqwest::Client::new();
     wait(SOON, "the bridge answers", || bridge.process.log().contains("leads")).await;
+    wait_for(SOON, "changes are accepted", async || lane.accepts_changes().await).await;
     let token = async |user: &str, session: &str| {
         let credential = lane.keys().unwrap().session(user, session);
         // Everybody asks for both. Only whom the policy names gets to provide.

@@ -4,6 +4,7 @@ mod appends;
 mod batches;
 mod connections;
 mod costs;
+mod journal;
 mod reading;
 mod sessions;
 mod wake;

@@ -4,6 +4,6 @@
 mod drills;
 mod parity;
 mod power;
-mod restore;
+pub(crate) mod restore;
 mod retention;
 mod stale;

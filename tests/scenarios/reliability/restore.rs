@@ -12,7 +12,7 @@ use spacetime_sync_tests::tool;
 /// How soon a restore is noticed, and a repaired lane has recovered.
 const SOON: Duration = Duration::from_secs(20);
 
-fn watching() -> BridgeOptions {
+pub(crate) fn watching() -> BridgeOptions {
     BridgeOptions {
         set: vec![("retention.beat_ms", "50".to_owned())],
         ..BridgeOptions::default()
@@ -25,7 +25,7 @@ async fn write(lane: &Lane, stream_id: &StreamId, name: &str, events: u64) {
 }
 
 /// Runs an operator's command and parses its JSON. The command asks no bridge.
-async fn operator(lane: &Lane, arguments: &[&str]) -> (i32, Value) {
+pub(crate) async fn operator(lane: &Lane, arguments: &[&str]) -> (i32, Value) {
     operator_beside(lane, ([127, 0, 0, 1], 0).into(), arguments).await
 }
 
@@ -304,7 +304,7 @@ async fn events_that_cannot_be_published_are_reported_with_and_without_a_bridge(
     }
 }
 
-fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+pub(crate) fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

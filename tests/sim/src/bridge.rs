@@ -16,7 +16,7 @@ use spacetime_sync_proto::{Position, Refusal};
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
-use crate::host::frame_of;
+use crate::host::{JournalAnswer, JournalCall, frame_of};
 use crate::net::{ConnId, FromHost, Party, ToHost};
 use crate::seal::SimSealer;
 use crate::world::{Step, World, say};
@@ -360,6 +360,33 @@ impl World {
             }
             Command::SetRetention(link, request, _) => self.ask_nothing(at, link, request, Asked::Retention),
             Command::MarkEpoch(link, request, _) => self.ask_nothing(at, link, request, Asked::Epoch),
+            Command::ReadJournal(link, ask) => self.journal(at, link, ask, JournalCall::Read),
+            Command::SettleJournal(link, ask, to) => self.journal(at, link, ask, JournalCall::Settle(to)),
+            Command::CloseJournal(link, ask, settled) => self.journal(at, link, ask, JournalCall::Close(settled)),
+            Command::BringBack(link, ask, entries) => self.journal(at, link, ask, JournalCall::BringBack(entries)),
+            Command::OpenJournal {
+                link,
+                request,
+                epoch,
+                newest,
+            } => self.journal(at, link, request, JournalCall::Open { epoch, newest }),
+            Command::BeginJournal(request) => self.ask(at, Question::BeginJournal(request)),
+            Command::FetchJournal(request, after) => self.ask(at, Question::FetchJournal(request, after)),
+            Command::KeepJournal {
+                request,
+                turn,
+                entries,
+                to,
+            } => {
+                let page = Question::KeepJournal {
+                    request,
+                    turn,
+                    entries,
+                    to,
+                };
+                self.ask(at, page);
+            }
+            Command::ForgetJournal(request) => self.ask(at, Question::ForgetJournal(request)),
             Command::Tell(notice) => self.bridge_says(at, &notice),
             Command::End(ended) => {
                 if let Err(failure) = ended {
@@ -394,6 +421,10 @@ impl World {
         self.send(at, link, nothing);
     }
 
+    fn journal(&mut self, at: usize, link: LinkId, ask: RequestId, call: JournalCall) {
+        self.send(at, link, ToHost::Journal { ask, call });
+    }
+
     fn bridge_says(&mut self, at: usize, notice: &Notice) {
         say!(self, "bridge {at}: {notice}");
         match notice {
@@ -420,6 +451,8 @@ impl World {
             Notice::WindowBegun { .. } => self.coverage.seen("bridge: window refilled"),
             Notice::Halted { .. } => self.coverage.seen("bridge: stream halted"),
             Notice::AllCompared { .. } => self.coverage.seen("bridge: all streams compared"),
+            Notice::JournalClosed => self.coverage.seen("bridge: journal closed"),
+            Notice::JournalOpened { brought_back: 1.. } => self.coverage.seen("bridge: assignments brought back"),
             Notice::StandingBy => self.coverage.seen("bridge: stands by"),
             _ => {}
         }
@@ -482,6 +515,14 @@ impl World {
                 let checked = check_frames(after, oldest, &head, frames, sealing);
                 Event::FramesChecked(link, ask, Ok(checked))
             }
+            FromHost::Journal {
+                ask,
+                answer: JournalAnswer::Page(page),
+            } => Event::Journal(link, ask, Ok(page)),
+            FromHost::Journal {
+                ask,
+                answer: JournalAnswer::Told(told),
+            } => Event::JournalTold(link, ask, told.map_err(refused)),
             FromHost::Rewound { ask, answer } => Event::Rewound(link, ask, answer.map_err(refused)),
             FromHost::Page { .. }
             | FromHost::Row { .. }

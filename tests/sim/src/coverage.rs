@@ -56,6 +56,15 @@ const SEEN: &[&str] = &[
     "client: batch thrown away",
     "client: unsealed events not applied",
     "durable transactions lost with the host",
+    "module: assignment opened",
+    "module: assignment changed",
+    "module: being brought back",
+    "journal: page kept",
+    "journal: page of an earlier turn refused",
+    "journal: call of the bridge refused",
+    "journal: repeat absorbed",
+    "bridge: journal closed",
+    "bridge: assignments brought back",
 ];
 
 impl Coverage {

@@ -5,12 +5,14 @@
 mod life;
 mod log;
 mod readers;
+mod work;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use rand::Rng as _;
 use spacetime_sync_client::session::stream::SubscriptionId;
 use spacetime_sync_proto::{Frame, FrameRow, Position, Refusal, RefusalCode, Seq, StreamId};
+use spacetime_sync_rules::journal::memory::MemoryJournal;
 use spacetime_sync_rules::log::memory::MemoryLog;
 use spacetime_sync_rules::log::{HeadRow, StoredFrame};
 use spacetime_sync_rules::page;
@@ -20,6 +22,8 @@ use crate::fault::Fault;
 use crate::net::{ConnId, FromHost, Party, ToHost};
 use crate::setup::{Defect, Setup};
 use crate::world::{Step, World};
+
+pub(crate) use work::{JournalAnswer, JournalCall, assignment_of};
 
 /// A stream in the module's tables.
 #[derive(Debug, Clone)]
@@ -67,6 +71,8 @@ enum Undo {
         stream: usize,
         was: Option<Position>,
     },
+    /// Any change of assignments and of the journal, which are small.
+    Work(Box<MemoryJournal>),
 }
 
 #[derive(Debug)]
@@ -99,7 +105,11 @@ pub(crate) struct Host {
     held_back: VecDeque<(u64, ConnId, FromHost)>,
     /// Connections that are open, as far as the host knows.
     open: BTreeMap<ConnId, Vec<Sub>>,
-    snapshots: VecDeque<Vec<Table>>,
+    snapshots: VecDeque<(Vec<Table>, MemoryJournal)>,
+    /// Assignments, and the journal.
+    pub(crate) work: MemoryJournal,
+    /// Whether it was restored, and no bridge has opened the journal since.
+    pub(crate) is_stale: bool,
     /// From which clients it keeps back what follows a position of a stream, and until when.
     withheld: BTreeMap<(usize, usize), (Position, Micros)>,
 }
@@ -145,7 +155,7 @@ impl Table {
 
 impl Undo {
     /// Takes back one transaction, which must be the newest.
-    fn take_back(self, tables: &mut [Table], granted: &mut [Vec<bool>]) {
+    fn take_back(self, tables: &mut [Table], granted: &mut [Vec<bool>], work: &mut MemoryJournal) {
         match self {
             Self::Append { stream, before, .. } => {
                 let log = &mut tables[stream].log;
@@ -163,6 +173,7 @@ impl Undo {
                 tables[stream].acknowledges(client, acknowledged);
             }
             Self::Ack { client, stream, was } => tables[stream].acknowledges(client, was),
+            Self::Work(before) => *work = *before,
         }
     }
 }
@@ -196,6 +207,8 @@ impl Host {
             held_back: VecDeque::new(),
             open: BTreeMap::new(),
             snapshots: VecDeque::new(),
+            work: MemoryJournal::default(),
+            is_stale: false,
             withheld: BTreeMap::new(),
         }
     }
@@ -217,10 +230,11 @@ impl World {
             HostStep::Snapshot => {
                 let mut tables = self.host.tables.clone();
                 let mut granted = self.host.granted.clone();
+                let mut work = self.host.work.clone();
                 for (_, undo) in self.host.undo.iter().rev() {
-                    undo.clone().take_back(&mut tables, &mut granted);
+                    undo.clone().take_back(&mut tables, &mut granted, &mut work);
                 }
-                self.host.snapshots.push_back(tables);
+                self.host.snapshots.push_back((tables, work));
                 if self.host.snapshots.len() > SNAPSHOTS {
                     self.host.snapshots.pop_front();
                 }
@@ -338,6 +352,7 @@ impl World {
                 };
                 self.emit(conn, FromHost::Rewound { ask, answer });
             }
+            ToHost::Journal { ask, call } => self.host_journals(conn, ask, call),
             ToHost::Read { read, stream, after } => {
                 let Party::Client(client) = party else { return };
                 let answer = self.page(client, stream, after);

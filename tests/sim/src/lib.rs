@@ -1,10 +1,11 @@
 //! The seeded simulation of the lane: the shipped pure code, run against models of everything else under virtual time.
 //!
 //! **Shipped code**: the bridge's whole [`Lane`]; the module's rules, such as [`append`] and [`rewind`], which change
-//! the logs, and [`checkpoint::decide`]; the client's whole [`Session`], and its applier with its transactions.
+//! the logs, [`checkpoint::decide`], and the rules of assignments and of the journal; the client's whole [`Session`], and its applier with its transactions.
 //! Adapters carry out what the machines order. Each question and each answer is a step of its own.
 //!
-//! **Models**: the authority (logs with their chains, `published_seq`, writers, locks, leads), SpacetimeDB (rows,
+//! **Models**: the authority (logs with their chains, `published_seq`, the journal, writers, locks, leads), sessions that open and
+//! change assignments (not by clients), SpacetimeDB (rows,
 //! grants, what is committed and what is durable, snapshots), the connections, and the clients' stores.
 //!
 //! **Injected**: every [`Fault`].
@@ -30,7 +31,7 @@
 //! answer of SpacetimeDB waits until everything that was committed before is durable, even the answer to a call that changed
 //! nothing.
 //!
-//! **The oracle** compares with the authority's log; see `oracle.rs`. A seed replays exactly. A failing run is
+//! **The oracle** compares with the authority's log, see `oracle.rs`, and with what it keeps of assignments, see `work.rs`. A seed replays exactly. A failing run is
 //! [minimised](shrink).
 //!
 //! [`Lane`]: spacetime_sync_lane::Lane
@@ -54,6 +55,7 @@ mod setup;
 mod shrink;
 mod store;
 mod strike;
+mod work;
 mod world;
 
 pub use agenda::Micros;

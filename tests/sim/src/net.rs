@@ -9,6 +9,7 @@ use spacetime_sync_rules::log::StoredFrame;
 
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::fault::Fault;
+use crate::host::{JournalAnswer, JournalCall};
 use crate::world::{Step, World};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,6 +66,10 @@ pub(crate) enum ToHost {
         seen: Position,
         target: Position,
     },
+    Journal {
+        ask: RequestId,
+        call: JournalCall,
+    },
     Read {
         read: u64,
         stream: usize,
@@ -113,6 +118,10 @@ pub(crate) enum FromHost {
     Rewound {
         ask: RequestId,
         answer: Result<Position, Refusal>,
+    },
+    Journal {
+        ask: RequestId,
+        answer: JournalAnswer,
     },
     Page {
         read: u64,

@@ -231,7 +231,8 @@ impl World {
                     let arrived = has_all && (is_fine || self.is_withheld_for_ever(at, stream));
                     client.running && (client.is_below_window(stream) || arrived)
                 })
-        }) && self.now > self.setup.until + crate::agenda::SECOND
+        }) && self.is_kept()
+            && self.now > self.setup.until + crate::agenda::SECOND
     }
 
     /// Whether the module knows how far a client is. When SpacetimeDB is set back, or a log is rewound for that reason,
@@ -247,6 +248,9 @@ impl World {
     /// Describes what lags.
     pub(crate) fn lag(&self) -> String {
         let mut lines = Vec::new();
+        if !self.is_kept() {
+            lines.push(format!("assignments {:?}, kept {:?}", self.host.work, self.kept));
+        }
         for (stream, log) in self.logs.iter().enumerate().filter(|(at, _)| !self.is_poisoned(*at)) {
             let table = &self.host.tables[stream];
             let clients = self.clients.iter().enumerate().map(|(at, client)| {

@@ -42,6 +42,9 @@ pub struct Setup {
     /// The clients' settings. All times in it but one are the shipped defaults.
     pub(crate) client: Settings,
     pub(crate) host_page_bytes: usize,
+    /// How often sessions open or change assignments, and how many marks the module reads at once.
+    pub(crate) works: usize,
+    pub(crate) journal_page: u64,
     /// How many of a stream's newest events SpacetimeDB keeps, if it does not keep all.
     window: u64,
 }
@@ -77,8 +80,11 @@ impl Setup {
         let host_page_bytes = rng.random_range(1_000..20_000);
         // By a generator of its own, so that it does not change the rest.
         let history = StdRng::seed_from_u64(seed ^ 0xA070_5A11).random_bool(0.5);
+        let mut labour = StdRng::seed_from_u64(seed ^ 0x1AB0_0E55);
         Self {
             seed,
+            works: labour.random_range(0..60),
+            journal_page: labour.random_range(1..=4),
             streams: rng.random_range(1..=4),
             clients: rng.random_range(1..=3),
             bridges: if rng.random_bool(0.4) { 2 } else { 1 },

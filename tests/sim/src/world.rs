@@ -10,6 +10,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use spacetime_sync_client::session::stream::Counters;
 use spacetime_sync_proto::{IdempotencyKey, Position, Seq};
+use spacetime_sync_rules::journal::Key;
 
 use crate::agenda::{Agenda, MILLISECOND, Micros, SECOND};
 use crate::authority::{Log, NewEvent};
@@ -20,6 +21,7 @@ use crate::fault::{Fault, Planned};
 use crate::host::{Host, HostStep};
 use crate::net::{Conn, ConnId, FromHost, Party, ToHost};
 use crate::setup::Setup;
+use crate::work::Kept;
 
 /// How long a lane without further faults may take until everybody holds everything. It covers several bounded waits of
 /// up to 30 s each, one after another, and a host that goes on keeping events back for a minute.
@@ -52,6 +54,7 @@ impl fmt::Display for Violation {
 #[derive(Debug)]
 pub(crate) enum Step {
     Write { stream: usize },
+    Work,
     WriteAgain { stream: usize, event: NewEvent },
     Strike(usize),
     Bridge { at: usize, life: u32, step: BridgeStep },
@@ -124,6 +127,7 @@ pub(crate) struct Dice {
     pub(crate) net: StdRng,
     pub(crate) work: StdRng,
     pub(crate) write: StdRng,
+    pub(crate) labour: StdRng,
 }
 
 pub(crate) struct World {
@@ -143,6 +147,12 @@ pub(crate) struct World {
     pub(crate) clients: Vec<Client>,
     pub(crate) armed: Vec<Armed>,
     pub(crate) excuses: Vec<Excuses>,
+    /// What the authority keeps of assignments.
+    pub(crate) kept: Kept,
+    /// The assignments that the module has forgotten, each with the time at which it was opened.
+    pub(crate) forgotten: BTreeSet<(Key, i64)>,
+    /// Whether SpacetimeDB was ever restored.
+    pub(crate) was_restored: bool,
     pub(crate) quiet: bool,
     pub(crate) coverage: Coverage,
     pub(crate) steps: u64,
@@ -196,6 +206,7 @@ impl World {
                 net: setup.rng(1),
                 work: setup.rng(2),
                 write: setup.rng(3),
+                labour: setup.rng(4),
             },
             excuses: logs.iter().map(|_| Excuses::default()).collect(),
             logs,
@@ -208,6 +219,9 @@ impl World {
             bridges,
             clients,
             armed: Vec::new(),
+            kept: Kept::default(),
+            forgotten: BTreeSet::new(),
+            was_restored: false,
             quiet: false,
             coverage: Coverage::default(),
             steps: 0,
@@ -234,6 +248,10 @@ impl World {
             let when = self.dice.write.random_range(0..self.setup.until);
             let stream = self.dice.write.random_range(0..self.setup.streams);
             self.agenda.push(when, Step::Write { stream });
+        }
+        for _ in 0..self.setup.works {
+            let when = self.dice.labour.random_range(0..self.setup.until);
+            self.agenda.push(when, Step::Work);
         }
         for (nth, planned) in self.setup.plan.iter().enumerate() {
             self.agenda.push(planned.at, Step::Strike(nth));
@@ -293,7 +311,7 @@ impl World {
             Step::BridgeStarts { at } | Step::ClientStarts { at } => at.hash(&mut self.trace),
             Step::Broken { conn } => conn.hash(&mut self.trace),
             Step::Granted { client, stream } => (client, stream).hash(&mut self.trace),
-            Step::HostStarts | Step::Quiet | Step::Operator => {}
+            Step::HostStarts | Step::Quiet | Step::Operator | Step::Work => {}
         }
         (self.host.committed, self.host.durable).hash(&mut self.trace);
         for log in &self.logs {
@@ -304,6 +322,7 @@ impl World {
     fn take(&mut self, step: Step) {
         match step {
             Step::Write { stream } => self.write(stream),
+            Step::Work => self.sessions_work(),
             Step::WriteAgain { stream, event } => self.append(stream, event),
             Step::Strike(nth) => self.strike(self.setup.plan[nth]),
             Step::Bridge { at, life, step } => {

@@ -94,9 +94,10 @@ fn status(code: RefusalCode) -> StatusCode {
         | RefusalCode::UpgradeRequired
         | RefusalCode::UnsupportedClientBuild => StatusCode::UPGRADE_REQUIRED,
         RefusalCode::RateLimited | RefusalCode::OutboxFull => StatusCode::TOO_MANY_REQUESTS,
-        RefusalCode::SyncTokenUnavailable | RefusalCode::NotConfigured | RefusalCode::WrongDatabase => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        RefusalCode::SyncTokenUnavailable
+        | RefusalCode::NotConfigured
+        | RefusalCode::BeingBroughtBack
+        | RefusalCode::WrongDatabase => StatusCode::SERVICE_UNAVAILABLE,
         RefusalCode::SeqGap
         | RefusalCode::ChainMismatch
         | RefusalCode::EventConflict

@@ -216,3 +216,41 @@ fn a_loop_that_does_not_turn_is_red_even_without_work() {
     assert!(vitals.health(START + LIMIT).healthy);
     assert!(!vitals.health(START + LIMIT + MOMENT).healthy);
 }
+
+#[test]
+fn a_journal_that_stays_closed_or_does_not_follow_is_red_for_a_leader_with_a_link() {
+    let closed = Backlog {
+        closed_since: Some(START),
+        ..Backlog::default()
+    };
+    // It had waited for a moment when it was read.
+    let waiting = Backlog {
+        waiting: 3,
+        oldest: MOMENT,
+        read_at: START + MOMENT,
+        ..Backlog::default()
+    };
+    for (backlog, said) in [(closed, "have not been brought back"), (waiting, "3 changes")] {
+        let mut vitals = leading();
+        vitals.journal(backlog);
+        assert!(healthy_at(&mut vitals, START + LIMIT, busy(0)));
+        assert!(!healthy_at(&mut vitals, START + LIMIT + MOMENT, busy(0)));
+        let health = vitals.health(START + LIMIT + MOMENT);
+        assert!(health.problems[0].contains(said), "{health:?}");
+        // Nobody but the leader keeps it, and without a link there is another problem.
+        vitals.link_down(START + LIMIT, "away".to_owned());
+        assert!(healthy_at(&mut vitals, START + LIMIT + MOMENT, busy(0)));
+        vitals.link_up();
+        vitals.role(Role::Standby);
+        assert!(healthy_at(&mut vitals, START + LIMIT + MOMENT, busy(0)));
+        assert_eq!(vitals.backlog(), backlog);
+        vitals.lead_lost(START, "gone");
+        assert_eq!(vitals.backlog(), Backlog::default());
+    }
+    let still = Backlog {
+        read_at: START,
+        oldest: LIMIT,
+        ..Backlog::default()
+    };
+    assert_eq!(still.oldest(START + LIMIT), Duration::ZERO, "nothing waits");
+}

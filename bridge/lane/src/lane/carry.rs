@@ -12,7 +12,7 @@ use crate::compare::Found;
 use crate::message::{Answer, Command, Failure};
 use crate::notice::Notice;
 use crate::streams::{Effect, Input};
-use crate::{CallId, LinkId, Turn, beats};
+use crate::{CallId, LinkId, Turn, beats, journal};
 
 impl Lane {
     /// Does what is due while this bridge carries events.
@@ -31,6 +31,7 @@ impl Lane {
             self.feed(now, Input::Tick, out);
         }
         self.beats.turn(now, &mut self.ids, out);
+        self.journal.turn(now, &mut self.ids, out);
         // A comparison needs the window that each stream may have, and published seqs that no old statement still changes.
         if let Some(link) = self.link.up()
             && !self.compare.is_open()
@@ -168,6 +169,13 @@ impl Lane {
         }
     }
 
+    pub(super) fn journalled(&mut self, now: Duration, verdict: journal::Verdict, out: &mut Vec<Command>) {
+        match verdict {
+            journal::Verdict::Fine => {}
+            journal::Verdict::DropLink(why) => self.link_down(now, why, out),
+        }
+    }
+
     pub(super) fn dialed(&mut self, now: Duration, link: LinkId, dialed: Result<(), Failure>, out: &mut Vec<Command>) {
         if !self.link.is_dialing(link) {
             // The bridge gave this attempt up before it succeeded.
@@ -186,6 +194,7 @@ impl Lane {
                 self.ledger.forget();
                 self.vitals.unrecorded(self.ledger.refused().iter());
                 self.beats.link_up(now, link);
+                self.journal.link_up(now, link);
                 self.feed(now, Input::LinkUp(link), out);
                 self.look.woken(now);
             }
@@ -222,6 +231,7 @@ impl Lane {
         out.push(Command::Tell(Notice::LinkDown { why: why.clone(), wait }));
         self.vitals.link_down(now, why);
         self.beats.link_down();
+        self.journal.link_down();
         self.compare.close();
         self.feed(now, Input::LinkDown, out);
     }

@@ -196,6 +196,7 @@ impl Lane {
                 self.ledger = Ledger::new();
                 self.look = Look::new(settings.idle_poll, settings.dirty_streams);
                 self.beats = Beats::new(settings.beat_every, settings.policy_every, settings.applies_windows);
+                self.journal.link_down();
                 self.stage = Stage::Standby(Attempt::Waiting(now));
                 self.vitals.lead_lost(now, "the connection that held the lead is lost");
             }

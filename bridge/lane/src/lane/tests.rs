@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use spacetime_sync_proto::epoch::AuthorityEpoch;
+use spacetime_sync_proto::journal::{JournalPage, JournalTurn};
 use spacetime_sync_proto::{ChainHash, FrameRow, Position, Refusal, RefusalCode, Seq, StreamProgress};
 
 use super::*;
@@ -76,6 +77,21 @@ fn failure(class: RefusalClass) -> Failure {
         class,
         refusal: None,
         text: "no".to_owned(),
+    }
+}
+
+/// A journal that is in step and rests.
+fn journal() -> JournalPage {
+    JournalPage {
+        is_open: true,
+        epoch: "one".to_owned(),
+        settled: 0,
+        whole_at: 0,
+        newest: 0,
+        waiting: 0,
+        oldest: Duration::ZERO,
+        to: 0,
+        entries: Vec::new(),
     }
 }
 
@@ -173,6 +189,22 @@ impl Bench {
             Command::AdvanceBeat(request) => Event::BeatAdvanced(request, Ok(())),
             Command::SetRetention(link, request, _) => Event::RetentionSet(link, request, Ok(())),
             Command::MarkEpoch(link, request, _) => Event::EpochMarked(link, request, Ok(Ok(()))),
+            Command::ReadJournal(link, request) => Event::Journal(link, request, Ok(journal())),
+            Command::BeginJournal(request) => Event::JournalBegun(
+                request,
+                Ok(JournalTurn {
+                    turn: 1,
+                    newest: 0,
+                    epoch: "one".to_owned(),
+                }),
+            ),
+            Command::SettleJournal(link, request, _)
+            | Command::CloseJournal(link, request, _)
+            | Command::BringBack(link, request, _)
+            | Command::OpenJournal { link, request, .. } => Event::JournalTold(link, request, Ok(())),
+            Command::FetchJournal(request, _) => Event::JournalFetched(request, Ok(Vec::new())),
+            Command::KeepJournal { request, .. } => Event::JournalKept(request, Ok(())),
+            Command::ForgetJournal(request) => Event::JournalForgotten(request, Ok(0)),
             Command::Dial(link) => Event::Dialed(link, Ok(())),
             Command::Record(request, _) | Command::RecordExactly(request, _) => {
                 Event::Recorded(request, Ok(crate::Recorded::default()))

@@ -20,6 +20,8 @@ pub mod grant_count_type;
 pub mod grant_pattern_type;
 pub mod head_report_type;
 pub mod issuer_type;
+pub mod journal_entry_type;
+pub mod journal_page_type;
 pub mod lane_epoch_type;
 pub mod log_sweep_type;
 pub mod log_window_type;
@@ -43,18 +45,22 @@ pub mod sync_trust_type;
 pub mod ack_checkpoint_reducer;
 pub mod append_sync_event_reducer;
 pub mod append_sync_events_reducer;
+pub mod bring_back_reducer;
+pub mod close_journal_reducer;
 pub mod configure_reducer;
 pub mod enqueue_bridge_event_reducer;
 pub mod grant_stream_reducer;
 pub mod mark_bridge_event_sent_reducer;
 pub mod mark_epoch_reducer;
 pub mod open_compute_assignment_reducer;
+pub mod open_journal_reducer;
 pub mod publish_provider_capability_reducer;
 pub mod revoke_session_reducer;
 pub mod revoke_stream_reducer;
 pub mod send_signal_reducer;
 pub mod set_compatibility_reducer;
 pub mod set_retention_reducer;
+pub mod settle_journal_reducer;
 pub mod trust_issuer_reducer;
 pub mod update_compute_assignment_reducer;
 pub mod upsert_presence_reducer;
@@ -77,6 +83,7 @@ pub mod challenge_nostr_key_procedure;
 pub mod read_audience_key_procedure;
 pub mod read_events_procedure;
 pub mod read_heads_procedure;
+pub mod read_journal_procedure;
 pub mod read_providers_key_procedure;
 pub mod read_streams_procedure;
 pub mod rewind_stream_procedure;
@@ -90,6 +97,8 @@ pub use grant_count_type::GrantCount;
 pub use grant_pattern_type::GrantPattern;
 pub use head_report_type::HeadReport;
 pub use issuer_type::Issuer;
+pub use journal_entry_type::JournalEntry;
+pub use journal_page_type::JournalPage;
 pub use lane_epoch_type::LaneEpoch;
 pub use log_sweep_type::LogSweep;
 pub use log_window_type::LogWindow;
@@ -127,18 +136,22 @@ pub use sync_stream_table::*;
 pub use ack_checkpoint_reducer::ack_checkpoint;
 pub use append_sync_event_reducer::append_sync_event;
 pub use append_sync_events_reducer::append_sync_events;
+pub use bring_back_reducer::bring_back;
+pub use close_journal_reducer::close_journal;
 pub use configure_reducer::configure;
 pub use enqueue_bridge_event_reducer::enqueue_bridge_event;
 pub use grant_stream_reducer::grant_stream;
 pub use mark_bridge_event_sent_reducer::mark_bridge_event_sent;
 pub use mark_epoch_reducer::mark_epoch;
 pub use open_compute_assignment_reducer::open_compute_assignment;
+pub use open_journal_reducer::open_journal;
 pub use publish_provider_capability_reducer::publish_provider_capability;
 pub use revoke_session_reducer::revoke_session;
 pub use revoke_stream_reducer::revoke_stream;
 pub use send_signal_reducer::send_signal;
 pub use set_compatibility_reducer::set_compatibility;
 pub use set_retention_reducer::set_retention;
+pub use settle_journal_reducer::settle_journal;
 pub use trust_issuer_reducer::trust_issuer;
 pub use update_compute_assignment_reducer::update_compute_assignment;
 pub use upsert_presence_reducer::upsert_presence;
@@ -147,6 +160,7 @@ pub use challenge_nostr_key_procedure::challenge_nostr_key;
 pub use read_audience_key_procedure::read_audience_key;
 pub use read_events_procedure::read_events;
 pub use read_heads_procedure::read_heads;
+pub use read_journal_procedure::read_journal;
 pub use read_providers_key_procedure::read_providers_key;
 pub use read_streams_procedure::read_streams;
 pub use rewind_stream_procedure::rewind_stream;
@@ -182,6 +196,12 @@ pub enum Reducer {
         last_at: i64,
         frame: Vec::<u8>,
 }    ,
+    BringBack {
+        entries: Vec::<JournalEntry>,
+}    ,
+    CloseJournal {
+        settled: u64,
+}    ,
     Configure {
         bridge: __sdk::Identity,
         key_secret: String,
@@ -210,6 +230,10 @@ pub enum Reducer {
         provider_id: String,
         assignment: String,
         deadline_seconds: u64,
+}    ,
+    OpenJournal {
+        epoch: String,
+        newest: u64,
 }    ,
     PublishProviderCapability {
         provider_id: String,
@@ -245,6 +269,9 @@ pub enum Reducer {
     SetRetention {
         rules: Vec::<RetentionRule>,
 }    ,
+    SettleJournal {
+        to: u64,
+}    ,
     TrustIssuer {
         issuer: String,
         audience: String,
@@ -279,18 +306,22 @@ impl __sdk::Reducer for Reducer {
                         Reducer::AckCheckpoint { .. } => "ack_checkpoint",
             Reducer::AppendSyncEvent { .. } => "append_sync_event",
             Reducer::AppendSyncEvents { .. } => "append_sync_events",
+            Reducer::BringBack { .. } => "bring_back",
+            Reducer::CloseJournal { .. } => "close_journal",
             Reducer::Configure { .. } => "configure",
             Reducer::EnqueueBridgeEvent { .. } => "enqueue_bridge_event",
             Reducer::GrantStream { .. } => "grant_stream",
             Reducer::MarkBridgeEventSent { .. } => "mark_bridge_event_sent",
             Reducer::MarkEpoch { .. } => "mark_epoch",
             Reducer::OpenComputeAssignment { .. } => "open_compute_assignment",
+            Reducer::OpenJournal { .. } => "open_journal",
             Reducer::PublishProviderCapability { .. } => "publish_provider_capability",
             Reducer::RevokeSession { .. } => "revoke_session",
             Reducer::RevokeStream { .. } => "revoke_stream",
             Reducer::SendSignal { .. } => "send_signal",
             Reducer::SetCompatibility { .. } => "set_compatibility",
             Reducer::SetRetention { .. } => "set_retention",
+            Reducer::SettleJournal { .. } => "settle_journal",
             Reducer::TrustIssuer { .. } => "trust_issuer",
             Reducer::UpdateComputeAssignment { .. } => "update_compute_assignment",
             Reducer::UpsertPresence { .. } => "upsert_presence",
@@ -343,6 +374,16 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 last_at: last_at.clone(),
                 frame: frame.clone(),
 }),
+            Reducer::BringBack{
+                entries,
+}             => __sats::bsatn::to_vec(&bring_back_reducer::BringBackArgs {
+                entries: entries.clone(),
+}),
+            Reducer::CloseJournal{
+                settled,
+}             => __sats::bsatn::to_vec(&close_journal_reducer::CloseJournalArgs {
+                settled: settled.clone(),
+}),
             Reducer::Configure{
                 bridge,
                 key_secret,
@@ -394,6 +435,13 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 provider_id: provider_id.clone(),
                 assignment: assignment.clone(),
                 deadline_seconds: deadline_seconds.clone(),
+}),
+            Reducer::OpenJournal{
+                epoch,
+                newest,
+}             => __sats::bsatn::to_vec(&open_journal_reducer::OpenJournalArgs {
+                epoch: epoch.clone(),
+                newest: newest.clone(),
 }),
             Reducer::PublishProviderCapability{
                 provider_id,
@@ -456,6 +504,11 @@ fn args_bsatn(&self) -> Result<Vec<u8>, __sats::bsatn::EncodeError> {
                 rules,
 }             => __sats::bsatn::to_vec(&set_retention_reducer::SetRetentionArgs {
                 rules: rules.clone(),
+}),
+            Reducer::SettleJournal{
+                to,
+}             => __sats::bsatn::to_vec(&settle_journal_reducer::SettleJournalArgs {
+                to: to.clone(),
 }),
             Reducer::TrustIssuer{
                 issuer,

@@ -453,6 +453,7 @@ fn may_be_granted_later(code: RefusalCode) -> bool {
         | RefusalCode::ForbiddenAssignment
         | RefusalCode::OutboxConflict
         | RefusalCode::OutboxFull
+        | RefusalCode::BeingBroughtBack
         | RefusalCode::ChallengeRefused
         | RefusalCode::SignatureRefused
         | RefusalCode::KeySecretFixed

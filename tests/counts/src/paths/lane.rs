@@ -9,6 +9,7 @@ use spacetime_sync_lane::{
     Answer, Command, Event, HeadSeal, Lane, Limits, Looked, Page, ReadyFrame, Recorded, Settings, Standing, prepare,
 };
 use spacetime_sync_proto::epoch::AuthorityEpoch;
+use spacetime_sync_proto::journal::{JournalPage, JournalTurn};
 use spacetime_sync_proto::{ChainHash, FrameRow, Position, Seq, StreamId, StreamProgress, limit};
 
 use super::log::{events, named};
@@ -18,6 +19,8 @@ use super::{Path, Round};
 const PAGE_EVENTS: usize = 400;
 /// What `limits.frame_bytes` is unless somebody sets it.
 const FRAME_BYTES: usize = 256 * 1024;
+/// The authority's epoch.
+const EPOCH: &str = "one";
 /// How long a question takes.
 const ANSWER: Duration = Duration::from_micros(10);
 
@@ -217,12 +220,28 @@ impl World {
             Command::CheckSeal { link, request, .. } => Event::SealChecked(link, request, Ok(HeadSeal::Good)),
             Command::ReadPolicy(request) => Event::Policy(request, Ok(Vec::new())),
             Command::ReadEpoch(request) => {
-                let epoch = "one".to_owned();
+                let epoch = EPOCH.to_owned();
                 Event::Epoch(request, Ok(AuthorityEpoch { epoch, beat: 1 }))
             }
             Command::AdvanceBeat(request) => Event::BeatAdvanced(request, Ok(())),
             Command::SetRetention(link, request, _) => Event::RetentionSet(link, request, Ok(())),
             Command::MarkEpoch(link, request, _) => Event::EpochMarked(link, request, Ok(Ok(()))),
+            Command::ReadJournal(link, request) => Event::Journal(link, request, Ok(resting_journal())),
+            Command::SettleJournal(link, request, _)
+            | Command::CloseJournal(link, request, _)
+            | Command::BringBack(link, request, _)
+            | Command::OpenJournal { link, request, .. } => Event::JournalTold(link, request, Ok(())),
+            Command::BeginJournal(request) => {
+                let begun = JournalTurn {
+                    turn: 1,
+                    newest: 0,
+                    epoch: EPOCH.to_owned(),
+                };
+                Event::JournalBegun(request, Ok(begun))
+            }
+            Command::FetchJournal(request, _) => Event::JournalFetched(request, Ok(Vec::new())),
+            Command::KeepJournal { request, .. } => Event::JournalKept(request, Ok(())),
+            Command::ForgetJournal(request) => Event::JournalForgotten(request, Ok(0)),
             Command::Dial(link) => Event::Dialed(link, Ok(())),
             Command::BeginLead | Command::Relinked | Command::Strayed(_) | Command::Tell(_) => return None,
             Command::EndLead
@@ -302,5 +321,20 @@ fn settings() -> Settings {
         applies_windows: false,
         policy_every: NEVER,
         beat_every: NEVER,
+    }
+}
+
+/// A journal that is in step, with nothing to keep.
+fn resting_journal() -> JournalPage {
+    JournalPage {
+        is_open: true,
+        epoch: EPOCH.to_owned(),
+        settled: 0,
+        whole_at: 0,
+        newest: 0,
+        waiting: 0,
+        oldest: Duration::ZERO,
+        to: 0,
+        entries: Vec::new(),
     }
 }

@@ -133,6 +133,42 @@ async fn each_function_admits_only_permitted_callers() {
             "read_streams",
             (json!([""]), [unauthorized, unauthorized, unauthorized, None, None]),
         ),
+        // The bridge alone keeps the journal. It is told that the arguments are invalid, so nothing changes.
+        (
+            "bring_back",
+            (
+                json!([[]]),
+                [unauthorized, unauthorized, unauthorized, invalid, unauthorized],
+            ),
+        ),
+        (
+            "close_journal",
+            (
+                json!([9]),
+                [unauthorized, unauthorized, unauthorized, invalid, unauthorized],
+            ),
+        ),
+        (
+            "open_journal",
+            (
+                json!(["", 0]),
+                [unauthorized, unauthorized, unauthorized, invalid, unauthorized],
+            ),
+        ),
+        (
+            "settle_journal",
+            (
+                json!([9]),
+                [unauthorized, unauthorized, unauthorized, invalid, unauthorized],
+            ),
+        ),
+        (
+            "read_journal",
+            (
+                json!([1]),
+                [unauthorized, unauthorized, unauthorized, None, unauthorized],
+            ),
+        ),
         // None of these callers has a session.
         (
             "upsert_presence",

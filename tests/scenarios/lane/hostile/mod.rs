@@ -80,7 +80,14 @@ impl Module {
             .configure(&module.bridge.identity, SECRET)
             .await
             .unwrap();
+        module.open_journal().await;
         module
+    }
+
+    /// Has the module accept changes, as a bridge does that has nothing to bring back.
+    pub(crate) async fn open_journal(&self) {
+        let nothing = json!(["epoch", 0]);
+        self.call(Some(&self.bridge), "open_journal", &nothing).await.done();
     }
 
     pub(crate) async fn start_unconfigured() -> Self {

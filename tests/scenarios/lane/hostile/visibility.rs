@@ -70,6 +70,8 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
         ("assignment_update", Seen::OwnerOfSessions),
         ("forgotten_assignment", Seen::OwnerOfSessions),
         ("capability_claim", Seen::OwnerOfSessions),
+        ("journal_state", Seen::Owner),
+        ("journal_mark", Seen::OwnerOfSessions),
         ("provider_capability", Seen::AnyoneOfSessions),
         ("bridge_outbox", Seen::Audience),
         ("outbox_entry", Seen::OwnerOfSessions),

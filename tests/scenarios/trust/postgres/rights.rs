@@ -5,7 +5,7 @@ use spacetime_sync_proto::{ChainHash, Seq};
 use super::*;
 
 /// What no role that runs may do, whatever its duty.
-const NOBODY: [&str; 35] = [
+const NOBODY: [&str; 37] = [
     // Insert at a position of one's choice.
     "insert into runtime.sync_stream_events values ('s', 9, now(), 'x', 'k', 'p', sha256('p'), sha256('c'))",
     "insert into runtime.sync_streams (stream_id, head_seq, head_chain) values ('t', 5, sha256('c'))",
@@ -39,6 +39,9 @@ const NOBODY: [&str; 35] = [
     "select set_config('spacetime_sync.purging', 'yes', false); delete from runtime.sync_audit",
     "update runtime.sync_audit_retention set keep = interval '1 day'",
     "select setval('runtime.sync_audit_id_seq', 1)",
+    // Write the journal by hand, or shorten it.
+    "insert into runtime.sync_journal values ('assignment/r', 9, 'e', '{}', now())",
+    "update runtime.sync_journal_extent set newest = 0, most = 0",
     // Take rights.
     "select runtime.sync_grant_duty('bridge', current_user)",
     "select runtime.sync_make_roles('spacetime_sync')",
@@ -52,7 +55,7 @@ const NOBODY: [&str; 35] = [
 ];
 
 /// Statements that only the bridge may run.
-const BRIDGE: [&str; 10] = [
+const BRIDGE: [&str; 13] = [
     "update runtime.sync_streams set published_seq = head_seq",
     "update runtime.sync_streams set published_seq = 0",
     "update runtime.sync_epoch set beat = beat + 1",
@@ -62,6 +65,9 @@ const BRIDGE: [&str; 10] = [
     "select runtime.sync_begin_epoch('operator', null)",
     "select runtime.sync_revoke_sessions(array['y'], 'why', 'admin', null)",
     "select runtime.sync_revoke_subjects(array['u'], array['d'], 'why', 'admin', null)",
+    "select runtime.sync_begin_journal(), (select max(mark) from runtime.sync_journal)",
+    "select runtime.sync_keep_journal(turn, array['assignment/r'], array[1], array['{}'], 1) from runtime.sync_journal_extent",
+    "select runtime.sync_forget_journal(10)",
     "select runtime.sync_record_act('publish_module', 'database:lane', 'operator', null, null)",
 ];
 

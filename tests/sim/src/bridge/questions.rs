@@ -9,6 +9,7 @@ use spacetime_sync_lane::{
     judge, prepare_looked,
 };
 use spacetime_sync_proto::epoch::AuthorityEpoch;
+use spacetime_sync_proto::journal::JournalEntry;
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::retention::RetentionClass;
 use spacetime_sync_proto::{ChainHash, Position, Seq, StreamId, StreamProgress};
@@ -16,6 +17,7 @@ use spacetime_sync_proto::{ChainHash, Position, Seq, StreamId, StreamProgress};
 use crate::agenda::Micros;
 use crate::fault::Fault;
 use crate::seal::SimSealer;
+use crate::work::EPOCH;
 use crate::world::{World, say};
 
 /// A question to the authority.
@@ -56,6 +58,15 @@ pub(crate) enum Question {
     Policy(RequestId),
     Epoch(RequestId),
     Beat(RequestId),
+    BeginJournal(RequestId),
+    FetchJournal(RequestId, u64),
+    KeepJournal {
+        request: RequestId,
+        turn: u64,
+        entries: Vec<JournalEntry>,
+        to: u64,
+    },
+    ForgetJournal(RequestId),
 }
 
 impl World {
@@ -99,6 +110,10 @@ impl World {
             Question::Policy(request) => Event::Policy(request, Err(away)),
             Question::Epoch(request) => Event::Epoch(request, Err(away)),
             Question::Beat(request) => Event::BeatAdvanced(request, Err(away)),
+            Question::BeginJournal(request) => Event::JournalBegun(request, Err(away)),
+            Question::FetchJournal(request, _) => Event::JournalFetched(request, Err(away)),
+            Question::KeepJournal { request, .. } => Event::JournalKept(request, Err(away)),
+            Question::ForgetJournal(request) => Event::JournalForgotten(request, Err(away)),
         }
     }
 
@@ -189,10 +204,19 @@ impl World {
                 Event::Policy(request, Ok(self.setup.window().map(class).into_iter().collect()))
             }
             Question::Epoch(request) => {
-                let epoch = "the only one".to_owned();
+                let epoch = EPOCH.to_owned();
                 Event::Epoch(request, Ok(AuthorityEpoch { epoch, beat: 1 }))
             }
             Question::Beat(request) => Event::BeatAdvanced(request, Ok(())),
+            Question::BeginJournal(request) => Event::JournalBegun(request, Ok(self.kept.begin())),
+            Question::FetchJournal(request, after) => Event::JournalFetched(request, Ok(self.kept.page(after))),
+            Question::KeepJournal {
+                request,
+                turn,
+                entries,
+                to,
+            } => Event::JournalKept(request, self.keep(turn, &entries, to)),
+            Question::ForgetJournal(request) => Event::JournalForgotten(request, Ok(0)),
         })
     }
 

@@ -172,6 +172,7 @@ fn inbound(message: FromHost) -> Option<Inbound> {
         | FromHost::Heads { .. }
         | FromHost::Tail { .. }
         | FromHost::Frames { .. }
+        | FromHost::Journal { .. }
         | FromHost::Rewound { .. } => {
             return None;
         }

@@ -1,6 +1,7 @@
 //! How SpacetimeDB dies, comes back, and is set back to an earlier state.
 
 use rand::Rng as _;
+use spacetime_sync_rules::journal::memory::MemoryJournal;
 
 use super::{HostStep, Table};
 use crate::agenda::{MILLISECOND, Micros, SECOND};
@@ -17,7 +18,7 @@ impl World {
             .seen_times("durable transactions lost with the host", lost);
         say!(self, "host: dies, {lost} transactions are not durable");
         while let Some((_, undo)) = self.host.undo.pop_back() {
-            undo.take_back(&mut self.host.tables, &mut self.host.granted);
+            undo.take_back(&mut self.host.tables, &mut self.host.granted, &mut self.host.work);
         }
         let host = &mut self.host;
         host.committed = host.durable;
@@ -61,8 +62,11 @@ impl World {
             return;
         }
         self.host_dies(300 * MILLISECOND);
-        let fresh = || self.logs.iter().map(|log| Table::new(&log.id)).collect();
-        let tables: Vec<_> = snapshot.unwrap_or_else(fresh);
+        let fresh = || self.logs.iter().map(|log| Table::new(&log.id)).collect::<Vec<_>>();
+        let (tables, work) = snapshot.unwrap_or_else(|| (fresh(), MemoryJournal::default()));
+        self.host.work = work;
+        self.host.is_stale = !wiped;
+        self.was_restored |= !wiped;
         if wiped {
             self.host.snapshots.clear();
             self.host.granted = vec![vec![false; self.setup.streams]; self.setup.clients];

@@ -1,0 +1,467 @@
+//! Keeps the journal: has the authority keep what only SpacetimeDB decides, and brings it back after SpacetimeDB has lost it.
+//!
+//! On each new link it first finds out which side has lost something ([`Step::Reading`], [`Step::Beginning`]). If it is
+//! SpacetimeDB, the module refuses changes while everything is brought back, page by page, and accepts them afterwards. If it is the
+//! authority, the module marks everything anew. Then it follows: it reads what has changed, has it kept, and settles it. One
+//! question is under way at a time, and appends never wait for it.
+//!
+//! It never looks into an entry.
+
+use std::time::Duration;
+
+use spacetime_sync_proto::journal::{JournalEntry, JournalPage, JournalTurn};
+use spacetime_sync_proto::refusal::RefusalClass;
+
+use crate::backoff::Backoff;
+use crate::ids::Ids;
+use crate::message::{Command, Failure};
+use crate::notice::Notice;
+use crate::{LinkId, RequestId, Turn};
+
+/// How often the journal is read while nothing changes.
+const QUIET: Duration = Duration::from_millis(250);
+/// The first and the longest wait after a failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// What the journal does on the link.
+#[derive(Debug)]
+enum Step {
+    /// Reads the journal at this time.
+    Waiting(Duration),
+    /// Asks the module how it is with the journal.
+    Reading(RequestId),
+    /// Has read this, and asks the authority how it is with what it keeps.
+    Beginning(RequestId, Box<JournalPage>),
+    /// Has the module refuse changes. Then everything after this mark comes back.
+    Closing(RequestId, u64),
+    /// Asks the authority for what it keeps after this mark.
+    Fetching(RequestId),
+    /// Gives the module a page whose last entry has this mark.
+    BringingBack(RequestId, u64),
+    /// Has the module accept changes.
+    Opening(RequestId),
+    /// Has the authority keep a page.
+    Keeping(RequestId, Page),
+    /// Tells the module that the authority keeps a page.
+    Settling(RequestId, Page),
+    /// Has the authority forget what is of another history.
+    Forgetting(RequestId),
+}
+
+/// What remains of a page once its entries are handed on.
+#[derive(Debug, Clone, Copy)]
+struct Page {
+    to: u64,
+    entries: u64,
+    /// Whether there is more to read.
+    is_full: bool,
+}
+
+/// How it is with the journal, for health and metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Since when the module has refused changes, as far as this bridge knows. `None` if it accepts them, or there is no link.
+    pub closed_since: Option<Duration>,
+    /// How many entries the authority does not keep yet.
+    pub waiting: u64,
+    /// How long the one that waits longest had waited when the journal was last read.
+    pub oldest: Duration,
+    /// When it was last read.
+    pub read_at: Duration,
+    /// How many entries the authority has kept.
+    pub kept: u64,
+    /// How many entries were brought back.
+    pub brought_back: u64,
+}
+
+impl Backlog {
+    /// How long the module has refused changes.
+    pub fn closed(&self, now: Duration) -> Duration {
+        self.closed_since
+            .map_or(Duration::ZERO, |since| now.saturating_sub(since))
+    }
+
+    /// How long the entry that waits longest has waited.
+    pub fn oldest(&self, now: Duration) -> Duration {
+        if self.waiting == 0 {
+            return Duration::ZERO;
+        }
+        self.oldest + now.saturating_sub(self.read_at)
+    }
+
+    /// What is known without a link: only what was counted.
+    pub(crate) fn without_link(self) -> Self {
+        Self {
+            kept: self.kept,
+            brought_back: self.brought_back,
+            ..Self::default()
+        }
+    }
+}
+
+/// What the lane must do about an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing.
+    Fine,
+    /// The module refuses every call on this link.
+    DropLink(String),
+}
+
+#[derive(Debug)]
+struct Linked {
+    id: LinkId,
+    step: Step,
+    /// The authority's answer on this link.
+    turn: Option<JournalTurn>,
+    /// Whether both sides are in step, so that the journal only follows.
+    follows: bool,
+    /// Whether the authority has nothing of another history any more.
+    is_pure: bool,
+    /// How many entries were brought back.
+    brought_back: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Journal {
+    link: Option<Linked>,
+    backoff: Backoff,
+    backlog: Backlog,
+    /// Whether the log says already that the journal fails.
+    told: bool,
+}
+
+impl Journal {
+    pub(crate) fn new() -> Self {
+        Self {
+            link: None,
+            backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+            backlog: Backlog::default(),
+            told: false,
+        }
+    }
+
+    pub(crate) fn backlog(&self) -> Backlog {
+        self.backlog
+    }
+
+    pub(crate) fn link_up(&mut self, now: Duration, id: LinkId) {
+        self.backoff.reset();
+        self.link = Some(Linked {
+            id,
+            step: Step::Waiting(now),
+            turn: None,
+            follows: false,
+            is_pure: false,
+            brought_back: 0,
+        });
+        self.backlog.closed_since.get_or_insert(now);
+    }
+
+    pub(crate) fn link_down(&mut self) {
+        self.link = None;
+        // Health says already that there is no link.
+        self.backlog = self.backlog.without_link();
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        match self.link.as_ref()?.step {
+            Step::Waiting(until) => Some(until),
+            Step::Reading(_)
+            | Step::Beginning(..)
+            | Step::Closing(..)
+            | Step::Fetching(_)
+            | Step::BringingBack(..)
+            | Step::Opening(_)
+            | Step::Keeping(..)
+            | Step::Settling(..)
+            | Step::Forgetting(_) => None,
+        }
+    }
+
+    pub(crate) fn turn(&mut self, now: Duration, ids: &mut Ids, out: &mut Vec<Command>) {
+        if let Some(link) = &mut self.link
+            && matches!(link.step, Step::Waiting(until) if until <= now)
+        {
+            let request = ids.request();
+            link.step = Step::Reading(request);
+            out.push(Command::ReadJournal(link.id, request));
+        }
+    }
+
+    /// The module has answered how it is with the journal.
+    pub(crate) fn read(
+        &mut self,
+        request: RequestId,
+        page: Result<JournalPage, Failure>,
+        turn: &mut Turn<'_>,
+    ) -> Verdict {
+        let Some(link) = &mut self.link else {
+            return Verdict::Fine;
+        };
+        if !matches!(link.step, Step::Reading(reading) if reading == request) {
+            return Verdict::Fine;
+        }
+        let page = match page {
+            Ok(page) => page,
+            Err(failure) => return self.failed(failure, turn),
+        };
+        let backlog = &mut self.backlog;
+        (backlog.waiting, backlog.oldest, backlog.read_at) = (page.waiting, page.oldest, turn.now);
+        if !page.is_open {
+            // Somebody else has closed it.
+            link.follows = false;
+            backlog.closed_since.get_or_insert(turn.now);
+        }
+        let request = turn.ids.request();
+        match &link.turn {
+            Some(begun) if link.follows => {
+                let rest = Page {
+                    to: page.to,
+                    entries: page.entries.len() as u64,
+                    is_full: page.to < page.newest,
+                };
+                if page.to > page.settled {
+                    link.step = Step::Keeping(request, rest);
+                    turn.out.push(Command::KeepJournal {
+                        request,
+                        turn: begun.turn,
+                        entries: page.entries,
+                        to: page.to,
+                    });
+                } else if page.whole_at > 0 && page.settled >= page.whole_at && !link.is_pure {
+                    link.step = Step::Forgetting(request);
+                    turn.out.push(Command::ForgetJournal(request));
+                } else {
+                    self.succeeded();
+                    self.wait(turn.now + QUIET);
+                }
+            }
+            Some(_) | None => {
+                link.step = Step::Beginning(request, Box::new(page));
+                turn.out.push(Command::BeginJournal(request));
+            }
+        }
+        Verdict::Fine
+    }
+
+    /// The authority has answered how it is with what it keeps.
+    pub(crate) fn begun(&mut self, request: RequestId, begun: Result<JournalTurn, Failure>, turn: &mut Turn<'_>) {
+        let Some(link) = &mut self.link else { return };
+        let Step::Beginning(beginning, page) = &link.step else {
+            return;
+        };
+        if *beginning != request {
+            return;
+        }
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(failure) => {
+                self.failed(failure, turn);
+                return;
+            }
+        };
+        let (is_open, settled) = (page.is_open, page.settled);
+        let is_behind = settled < begun.newest;
+        let authority_lacks = settled > begun.newest || page.epoch != begun.epoch;
+        link.turn = Some(begun);
+        let request = turn.ids.request();
+        if is_open && is_behind {
+            link.step = Step::Closing(request, settled);
+            turn.out.push(Command::CloseJournal(link.id, request, settled));
+        } else if !is_open {
+            self.fetch(settled, turn);
+        } else if authority_lacks {
+            self.open(turn);
+        } else {
+            self.follow(turn);
+        }
+    }
+
+    /// The module has answered a call that has no other answer than that it is done.
+    pub(crate) fn told(&mut self, request: RequestId, told: Result<(), Failure>, turn: &mut Turn<'_>) -> Verdict {
+        let Some(link) = &mut self.link else {
+            return Verdict::Fine;
+        };
+        let is_ours = match &link.step {
+            Step::Closing(asked, _)
+            | Step::BringingBack(asked, _)
+            | Step::Opening(asked)
+            | Step::Settling(asked, _) => *asked == request,
+            Step::Waiting(_)
+            | Step::Reading(_)
+            | Step::Beginning(..)
+            | Step::Fetching(_)
+            | Step::Keeping(..)
+            | Step::Forgetting(_) => false,
+        };
+        if !is_ours {
+            return Verdict::Fine;
+        }
+        if let Err(failure) = told {
+            return self.failed(failure, turn);
+        }
+        match link.step {
+            Step::Closing(_, after) => {
+                turn.out.push(Command::Tell(Notice::JournalClosed));
+                self.backlog.closed_since.get_or_insert(turn.now);
+                self.fetch(after, turn);
+            }
+            Step::BringingBack(_, after) => self.fetch(after, turn),
+            Step::Opening(_) => {
+                turn.out.push(Command::Tell(Notice::JournalOpened {
+                    brought_back: link.brought_back,
+                }));
+                self.follow(turn);
+            }
+            Step::Settling(_, page) => {
+                self.backlog.kept += page.entries;
+                self.succeeded();
+                self.wait(if page.is_full { turn.now } else { turn.now + QUIET });
+            }
+            Step::Waiting(_)
+            | Step::Reading(_)
+            | Step::Beginning(..)
+            | Step::Fetching(_)
+            | Step::Keeping(..)
+            | Step::Forgetting(_) => {}
+        }
+        Verdict::Fine
+    }
+
+    /// The authority has answered with a page of what it keeps.
+    pub(crate) fn fetched(
+        &mut self,
+        request: RequestId,
+        entries: Result<Vec<JournalEntry>, Failure>,
+        turn: &mut Turn<'_>,
+    ) {
+        let Some(link) = &mut self.link else { return };
+        if !matches!(link.step, Step::Fetching(fetching) if fetching == request) {
+            return;
+        }
+        match entries {
+            Err(failure) => {
+                self.failed(failure, turn);
+            }
+            Ok(entries) => match entries.last().map(|last| last.mark) {
+                None => self.open(turn),
+                Some(last) => {
+                    self.backlog.brought_back += entries.len() as u64;
+                    link.brought_back += entries.len() as u64;
+                    let request = turn.ids.request();
+                    link.step = Step::BringingBack(request, last);
+                    turn.out.push(Command::BringBack(link.id, request, entries));
+                }
+            },
+        }
+    }
+
+    /// The authority has kept a page, or not.
+    pub(crate) fn kept(&mut self, request: RequestId, kept: Result<(), Failure>, turn: &mut Turn<'_>) {
+        let Some(link) = &mut self.link else { return };
+        let Step::Keeping(keeping, page) = link.step else {
+            return;
+        };
+        if keeping != request {
+            return;
+        }
+        match kept {
+            Ok(()) => {
+                let request = turn.ids.request();
+                link.step = Step::Settling(request, page);
+                turn.out.push(Command::SettleJournal(link.id, request, page.to));
+            }
+            Err(failure) => {
+                self.failed(failure, turn);
+            }
+        }
+    }
+
+    /// The authority has forgotten a page of another history. The last one is empty.
+    pub(crate) fn forgotten(&mut self, request: RequestId, gone: Result<u64, Failure>, turn: &mut Turn<'_>) {
+        let Some(link) = &mut self.link else { return };
+        if !matches!(link.step, Step::Forgetting(forgetting) if forgetting == request) {
+            return;
+        }
+        match gone {
+            Ok(gone) => {
+                link.is_pure = gone == 0;
+                self.wait(turn.now);
+            }
+            Err(failure) => {
+                self.failed(failure, turn);
+            }
+        }
+    }
+
+    fn fetch(&mut self, after: u64, turn: &mut Turn<'_>) {
+        let Some(link) = &mut self.link else { return };
+        let request = turn.ids.request();
+        link.step = Step::Fetching(request);
+        turn.out.push(Command::FetchJournal(request, after));
+    }
+
+    fn open(&mut self, turn: &mut Turn<'_>) {
+        let Some(link) = &mut self.link else { return };
+        let Some(begun) = &link.turn else { return };
+        let request = turn.ids.request();
+        link.step = Step::Opening(request);
+        turn.out.push(Command::OpenJournal {
+            link: link.id,
+            request,
+            epoch: begun.epoch.clone(),
+            newest: begun.newest,
+        });
+    }
+
+    /// Both sides are in step.
+    fn follow(&mut self, turn: &mut Turn<'_>) {
+        self.backlog.closed_since = None;
+        if let Some(link) = &mut self.link {
+            link.follows = true;
+        }
+        self.succeeded();
+        self.wait(turn.now);
+    }
+
+    fn wait(&mut self, until: Duration) {
+        if let Some(link) = &mut self.link {
+            link.step = Step::Waiting(until);
+        }
+    }
+
+    fn succeeded(&mut self) {
+        self.backoff.reset();
+        self.told = false;
+    }
+
+    /// Begins again after a while. Whatever was under way is safe to repeat.
+    fn failed(&mut self, failure: Failure, turn: &mut Turn<'_>) -> Verdict {
+        let Some(link) = &mut self.link else {
+            return Verdict::Fine;
+        };
+        let is_of_module = match link.step {
+            Step::Reading(_) | Step::Closing(..) | Step::BringingBack(..) | Step::Opening(_) | Step::Settling(..) => {
+                true
+            }
+            Step::Waiting(_) | Step::Beginning(..) | Step::Fetching(_) | Step::Keeping(..) | Step::Forgetting(_) => {
+                false
+            }
+        };
+        link.follows = false;
+        link.step = Step::Waiting(turn.now + self.backoff.next(turn.dice));
+        if is_of_module && failure.class == RefusalClass::Fatal {
+            return Verdict::DropLink(failure.text);
+        }
+        if !std::mem::replace(&mut self.told, true) {
+            let for_a_person = failure.class != RefusalClass::Retry;
+            let why = failure.text;
+            turn.out.push(Command::Tell(Notice::JournalFails { why, for_a_person }));
+        }
+        Verdict::Fine
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,345 @@
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use super::*;
+
+/// The machine on a link, with both sides as a test says.
+struct Bench {
+    journal: Journal,
+    ids: Ids,
+    dice: SmallRng,
+    now: Duration,
+    link: LinkId,
+}
+
+fn page(is_open: bool, settled: u64) -> JournalPage {
+    JournalPage {
+        is_open,
+        epoch: "one".to_owned(),
+        settled,
+        whole_at: 0,
+        newest: settled,
+        waiting: 0,
+        oldest: Duration::ZERO,
+        to: settled,
+        entries: Vec::new(),
+    }
+}
+
+fn entry(mark: u64) -> JournalEntry {
+    JournalEntry {
+        mark,
+        key: format!("assignment/r{mark}"),
+        document: "{}".to_owned(),
+    }
+}
+
+fn failure(class: RefusalClass) -> Failure {
+    Failure {
+        class,
+        refusal: None,
+        text: "no".to_owned(),
+    }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut ids = Ids::default();
+        let link = ids.link();
+        let mut bench = Self {
+            journal: Journal::new(),
+            ids,
+            dice: SmallRng::seed_from_u64(1),
+            now: Duration::from_secs(1),
+            link,
+        };
+        bench.journal.link_up(bench.now, link);
+        bench
+    }
+
+    /// Lets the machine do what is due.
+    fn due(&mut self) -> Option<Command> {
+        let mut out = Vec::new();
+        self.now = self.now.max(self.journal.next_due()?);
+        self.journal.turn(self.now, &mut self.ids, &mut out);
+        assert_eq!(out.len(), 1, "{out:?}");
+        out.pop()
+    }
+
+    /// Feeds an answer, and returns what the machine orders next, but for what it tells people.
+    fn then(&mut self, feed: impl FnOnce(&mut Journal, &mut Turn<'_>)) -> Option<Command> {
+        let mut out = Vec::new();
+        let mut turn = Turn::new(self.now, &mut self.ids, &mut self.dice, &mut out);
+        feed(&mut self.journal, &mut turn);
+        out.retain(|command| !matches!(command, Command::Tell(_)));
+        assert!(out.len() <= 1, "{out:?}");
+        out.pop()
+    }
+
+    /// Reads the journal, which is like this.
+    fn reads(&mut self, page: JournalPage) -> Option<Command> {
+        let Some(Command::ReadJournal(_, request)) = self.due() else {
+            panic!("it does not read the journal")
+        };
+        self.then(|journal, turn| assert_eq!(journal.read(request, Ok(page), turn), Verdict::Fine))
+    }
+
+    /// The authority answers a question how far it has come.
+    fn begins(&mut self, asked: Option<Command>, newest: u64, epoch: &str) -> Option<Command> {
+        let Some(Command::BeginJournal(request)) = asked else {
+            panic!("it does not ask the authority: {asked:?}")
+        };
+        let begun = JournalTurn {
+            turn: 7,
+            newest,
+            epoch: epoch.to_owned(),
+        };
+        self.then(|journal, turn| journal.begun(request, Ok(begun), turn))
+    }
+
+    fn tells(&mut self, request: RequestId) -> Option<Command> {
+        self.then(|journal, turn| assert_eq!(journal.told(request, Ok(()), turn), Verdict::Fine))
+    }
+
+    fn fetches(&mut self, asked: Option<Command>, after: u64, entries: Vec<JournalEntry>) -> Option<Command> {
+        let Some(Command::FetchJournal(request, from)) = asked else {
+            panic!("it does not fetch: {asked:?}")
+        };
+        assert_eq!(from, after);
+        self.then(|journal, turn| journal.fetched(request, Ok(entries), turn))
+    }
+
+    /// The module accepts changes, of an authority that was given this mark.
+    fn opens(&mut self, asked: Option<Command>, expected: u64, epoch: &str) {
+        let Some(Command::OpenJournal {
+            request,
+            newest,
+            epoch: said,
+            ..
+        }) = asked
+        else {
+            panic!("it does not open the journal: {asked:?}")
+        };
+        assert_eq!((newest, said.as_str()), (expected, epoch));
+        assert_eq!(self.tells(request), None);
+    }
+
+    /// A link on which both sides are in step.
+    fn following() -> Self {
+        let mut bench = Self::new();
+        let asked = bench.reads(page(true, 5));
+        assert_eq!(bench.begins(asked, 5, "one"), None);
+        assert_eq!(bench.journal.backlog().closed_since, None);
+        bench
+    }
+}
+
+#[test]
+fn a_fresh_database_gets_everything_back_before_it_accepts_changes() {
+    let mut bench = Bench::new();
+    let fresh = JournalPage {
+        epoch: String::new(),
+        ..page(false, 0)
+    };
+    let asked = bench.reads(fresh);
+    let mut asked = bench.begins(asked, 9, "one");
+    for (after, entries) in [(0, vec![entry(2), entry(4)]), (4, vec![entry(9)])] {
+        let last = entries.last().unwrap().mark;
+        let Some(Command::BringBack(link, request, brought)) = bench.fetches(asked, after, entries.clone()) else {
+            panic!("it does not bring back")
+        };
+        assert_eq!((link, brought), (bench.link, entries));
+        assert!(bench.journal.backlog().closed_since.is_some());
+        asked = bench.tells(request);
+        assert!(
+            matches!(asked, Some(Command::FetchJournal(_, after)) if after == last),
+            "{asked:?}"
+        );
+    }
+    let asked = bench.fetches(asked, 9, Vec::new());
+    bench.opens(asked, 9, "one");
+    assert_eq!(bench.journal.backlog().closed_since, None);
+    assert_eq!(bench.journal.backlog().brought_back, 3);
+}
+
+#[test]
+fn a_database_that_was_restored_refuses_changes_until_it_has_what_the_authority_kept_since() {
+    let mut bench = Bench::new();
+    let asked = bench.reads(page(true, 5));
+    let Some(Command::CloseJournal(_, request, settled)) = bench.begins(asked, 9, "one") else {
+        panic!("it does not close the journal")
+    };
+    assert_eq!(settled, 5);
+    let asked = bench.tells(request);
+    let Some(Command::BringBack(_, request, _)) = bench.fetches(asked, 5, vec![entry(8)]) else {
+        panic!("it does not bring back")
+    };
+    let asked = bench.tells(request);
+    let asked = bench.fetches(asked, 8, Vec::new());
+    bench.opens(asked, 9, "one");
+}
+
+#[test]
+fn an_authority_of_another_history_or_with_less_is_told_everything_anew() {
+    for (newest, epoch) in [(5, "two"), (4, "one"), (4, "two")] {
+        let mut bench = Bench::new();
+        let asked = bench.reads(page(true, 5));
+        let asked = bench.begins(asked, newest, epoch);
+        bench.opens(asked, newest, epoch);
+    }
+}
+
+#[test]
+fn what_has_changed_is_kept_and_then_settled() {
+    let mut bench = Bench::following();
+    let changed = JournalPage {
+        newest: 9,
+        waiting: 3,
+        oldest: Duration::from_millis(40),
+        to: 8,
+        entries: vec![entry(6), entry(8)],
+        ..page(true, 5)
+    };
+    let Some(Command::KeepJournal {
+        request,
+        turn,
+        entries,
+        to,
+    }) = bench.reads(changed.clone())
+    else {
+        panic!("it keeps nothing")
+    };
+    assert_eq!((turn, entries.len(), to), (7, 2, 8));
+    let backlog = bench.journal.backlog();
+    let later = bench.now + Duration::from_millis(2);
+    assert_eq!((backlog.waiting, backlog.oldest(later)), (3, Duration::from_millis(42)));
+    let asked = bench.then(|journal, turn| journal.kept(request, Ok(()), turn));
+    let Some(Command::SettleJournal(_, request, 8)) = asked else {
+        panic!("it does not settle: {asked:?}")
+    };
+    assert_eq!(bench.tells(request), None);
+    // There is more.
+    assert_eq!(bench.journal.next_due(), Some(bench.now));
+    let rest = JournalPage {
+        newest: 9,
+        to: 9,
+        entries: vec![entry(9)],
+        ..page(true, 8)
+    };
+    let Some(Command::KeepJournal { request, .. }) = bench.reads(rest) else {
+        panic!("it keeps nothing")
+    };
+    let Some(Command::SettleJournal(_, request, 9)) = bench.then(|journal, turn| journal.kept(request, Ok(()), turn))
+    else {
+        panic!("it does not settle")
+    };
+    assert_eq!(bench.tells(request), None);
+    assert_eq!(bench.journal.next_due(), Some(bench.now + QUIET));
+    assert_eq!(bench.reads(page(true, 9)), None);
+    assert_eq!(bench.journal.next_due(), Some(bench.now + QUIET));
+    assert_eq!(bench.journal.backlog().kept, 3);
+}
+
+#[test]
+fn marks_of_what_changed_again_are_settled_although_nothing_is_to_be_kept() {
+    let mut bench = Bench::following();
+    let moved = JournalPage {
+        newest: 90_000,
+        to: 16_389,
+        ..page(true, 5)
+    };
+    let asked = bench.reads(moved);
+    assert!(
+        matches!(asked, Some(Command::KeepJournal { to: 16_389, .. })),
+        "{asked:?}"
+    );
+}
+
+#[test]
+fn what_is_of_another_history_is_forgotten_once_everything_was_said_anew() {
+    let mut bench = Bench::following();
+    let said = |settled| JournalPage {
+        whole_at: 6,
+        newest: 6,
+        ..page(true, settled)
+    };
+    assert_eq!(bench.reads(said(5)), None);
+    for gone in [256, 1, 0] {
+        let Some(Command::ForgetJournal(request)) = bench.reads(said(6)) else {
+            panic!("it does not forget")
+        };
+        assert_eq!(
+            bench.then(|journal, turn| journal.forgotten(request, Ok(gone), turn)),
+            None
+        );
+    }
+    assert_eq!(bench.reads(said(6)), None);
+}
+
+#[test]
+fn after_a_failure_the_journal_finds_out_again_which_side_has_lost_something() {
+    let mut bench = Bench::following();
+    let changed = JournalPage {
+        newest: 6,
+        to: 6,
+        entries: vec![entry(6)],
+        ..page(true, 5)
+    };
+    let Some(Command::KeepJournal { request, .. }) = bench.reads(changed) else {
+        panic!("it keeps nothing")
+    };
+    let away = failure(RefusalClass::Retry);
+    assert_eq!(bench.then(|journal, turn| journal.kept(request, Err(away), turn)), None);
+    let due = bench.journal.next_due().unwrap();
+    assert!((BACKOFF.0 / 2..BACKOFF.0).contains(&(due - bench.now)), "{due:?}");
+    // The authority has kept the page before it went away, and the module does not know it.
+    let asked = bench.reads(page(true, 5));
+    let asked = bench.begins(asked, 6, "one");
+    assert!(matches!(asked, Some(Command::CloseJournal(_, _, 5))), "{asked:?}");
+}
+
+#[test]
+fn a_journal_that_somebody_else_has_closed_is_not_followed() {
+    let mut bench = Bench::following();
+    let asked = bench.reads(page(false, 5));
+    let asked = bench.begins(asked, 5, "one");
+    let asked = bench.fetches(asked, 5, Vec::new());
+    bench.opens(asked, 5, "one");
+}
+
+#[test]
+fn a_module_that_refuses_the_bridge_ends_the_link() {
+    let mut bench = Bench::new();
+    let Some(Command::ReadJournal(_, request)) = bench.due() else {
+        panic!("it does not read the journal")
+    };
+    let mut out = Vec::new();
+    let mut turn = Turn::new(bench.now, &mut bench.ids, &mut bench.dice, &mut out);
+    let verdict = bench
+        .journal
+        .read(request, Err(failure(RefusalClass::Fatal)), &mut turn);
+    assert_eq!(verdict, Verdict::DropLink("no".to_owned()));
+}
+
+#[test]
+fn answers_that_nobody_waits_for_change_nothing() {
+    let mut bench = Bench::following();
+    let stale = bench.ids.request();
+    let before = format!("{:?}", bench.journal);
+    let mut out = Vec::new();
+    let mut turn = Turn::new(bench.now, &mut bench.ids, &mut bench.dice, &mut out);
+    let journal = &mut bench.journal;
+    assert_eq!(journal.read(stale, Ok(page(false, 0)), &mut turn), Verdict::Fine);
+    assert_eq!(
+        journal.told(stale, Err(failure(RefusalClass::Fatal)), &mut turn),
+        Verdict::Fine
+    );
+    journal.begun(stale, Err(failure(RefusalClass::Retry)), &mut turn);
+    journal.fetched(stale, Ok(vec![entry(1)]), &mut turn);
+    journal.kept(stale, Ok(()), &mut turn);
+    journal.forgotten(stale, Ok(1), &mut turn);
+    assert!(out.is_empty(), "{out:?}");
+    assert_eq!(format!("{:?}", bench.journal), before);
+    bench.journal.link_down();
+    assert_eq!(bench.journal.next_due(), None);
+}
