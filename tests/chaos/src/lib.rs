@@ -18,6 +18,7 @@ mod failover;
 mod network;
 mod restarts;
 mod stale;
+mod wiped;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -75,6 +76,8 @@ pub enum Drill {
     ClockJump,
     /// Hundreds of clients lose their connections at once.
     ReconnectStorm,
+    /// SpacetimeDB loses everything while several clients change assignments.
+    WipedAssignments,
 }
 
 /// How large a drill is.
@@ -214,6 +217,7 @@ impl Drill {
             Self::PostgresFailover => played!(setting, failover::failover),
             Self::ClockJump => clock::jump(scale, seed, logs, record).await,
             Self::ReconnectStorm => played!(setting, storm::storm),
+            Self::WipedAssignments => played!(wiped::with_tokens(), wiped::assignments),
         }
     }
 }

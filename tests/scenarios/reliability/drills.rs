@@ -74,3 +74,8 @@ async fn the_lane_survives_clock_jumps() {
 async fn all_clients_recover_from_a_reconnect_storm() {
     holds(Drill::ReconnectStorm).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_of_assignments_survives_a_spacetimedb_that_is_wiped_under_them() {
+    holds(Drill::WipedAssignments).await;
+}
