@@ -53,6 +53,15 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+    /// Run a mirror to relays of Nostr until SIGTERM. It reads the sections [mirror] and [authority] alone.
+    Mirror {
+        /// The configuration, in TOML. Every key can come from the environment instead: SPACETIME_SYNC__MIRROR__KEY.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// What the mirror is to publish, has published, and has parked.
+    #[command(subcommand)]
+    Outbox(cli::outbox::OutboxCommand),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -65,8 +74,8 @@ enum Command {
         /// password, and use it.
         #[arg(long)]
         allow_plaintext: bool,
-        /// Make the group roles PREFIX_runtime, PREFIX_bridge, PREFIX_purge, PREFIX_reading and PREFIX_audit, as far as they
-        /// do not exist, and give them their rights. By default the migration that brings roles does that once, for spacetime_sync.
+        /// Make the group roles PREFIX_runtime, PREFIX_bridge, PREFIX_purge, PREFIX_reading, PREFIX_audit and PREFIX_mirror, as
+        /// far as they do not exist, and give them their rights. By default the migration that brings roles does that once, for spacetime_sync.
         #[arg(long, value_name = "PREFIX", value_parser = role_prefix)]
         role_prefix: Option<String>,
     },
@@ -164,6 +173,8 @@ async fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run { config } => run(cli::load(config)?).await,
         Command::Gate { config } => cli::gate::run(config).await,
+        Command::Mirror { config } => cli::mirror::run(config).await,
+        Command::Outbox(command) => cli::outbox::execute(command).await,
         Command::Config(ConfigCommand::Check { config }) => {
             let config = cli::load(config)?;
             config.spacetimedb.token()?;

@@ -10,7 +10,7 @@ pub const SCHEMA_VERSION: u32 = 10;
 /// sha256 of what the bindings are generated from: the module's public tables, its reducers, procedures and their
 /// types. `scripts/bindings` prints it, and the test `lane::contract::module_and_bindings_agree` fails when it is out
 /// of date.
-pub const SCHEMA_HASH: &str = "sha256:ad194c518ab0bfc6a49f35fcf1c9cda0ed8af6a552c375ecbf810f71cfdada73";
+pub const SCHEMA_HASH: &str = "sha256:93c8ee787c5150ffc43b643349675077df4e8ee977e6dba3866b159b5c1c7dc3";
 
 /// The contract that a module, bridge or client was built with.
 #[derive(Debug, Clone, PartialEq, Eq)]

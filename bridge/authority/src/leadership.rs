@@ -1,7 +1,7 @@
-//! Decides which bridge leads. Two leaders at once would be safe, but would do all the work twice.
+//! Decides which bridge leads, and which mirror. Two leaders at once would be safe, but would do all the work twice.
 //!
-//! The lead is a lock that only `runtime.sync_take_lead` can keep, so only a role with the bridge's duty can have it
-//! (migration 5). The transaction that took it stays open as long as the bridge leads. It writes nothing and has no
+//! A lead is a lock that only one function can keep, so only a role with the bridge's or the mirror's duty can have it
+//! (migrations 5 and 13). The transaction that took it stays open as long as the bridge leads. It writes nothing and has no
 //! snapshot, so it keeps vacuum from nothing.
 
 use std::panic::resume_unwind;
@@ -16,6 +16,25 @@ use tokio::time::{sleep, timeout};
 
 use super::connections::CALL_LIMIT;
 use super::error::AuthorityError;
+
+/// What there is one leader of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lead {
+    /// Bridges.
+    Bridge,
+    /// Mirrors.
+    Mirror,
+}
+
+impl Lead {
+    /// Takes it, if nobody has it.
+    fn take(self) -> &'static str {
+        match self {
+            Self::Bridge => "select runtime.sync_take_lead()",
+            Self::Mirror => "select runtime.sync_take_mirror_lead()",
+        }
+    }
+}
 
 /// The server's session that held the lead. The server reuses process ids, so only pid and start time together identify it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,10 +60,11 @@ pub struct Leadership {
     held: oneshot::Sender<()>,
 }
 
-/// A bridge that asks for the lead. All attempts use one connection while it lives, so that a standby costs the server only
+/// A bridge or a mirror that asks for the lead. All attempts use one connection while it lives, so that a standby costs the server only
 /// one session.
 #[derive(Debug)]
 pub struct Candidate {
+    lead: Lead,
     server: String,
     options: PgConnectOptions,
     /// The session in which this process held the lead until the session stopped answering.
@@ -53,8 +73,14 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    pub(super) fn new(server: String, options: PgConnectOptions, lost: Arc<Mutex<Option<LeadSession>>>) -> Self {
+    pub(super) fn new(
+        lead: Lead,
+        server: String,
+        options: PgConnectOptions,
+        lost: Arc<Mutex<Option<LeadSession>>>,
+    ) -> Self {
         Self {
+            lead,
             server,
             options,
             lost,
@@ -62,7 +88,7 @@ impl Candidate {
         }
     }
 
-    /// Takes the lead if no other bridge has it. The lead goes with the connection.
+    /// Takes the lead if nobody else has it. The lead goes with the connection.
     pub async fn try_lead(&mut self) -> Result<Option<Leadership>, AuthorityError> {
         // If the attempt times out, its connection is dropped.
         let connection = self.connection.take();
@@ -86,7 +112,7 @@ impl Candidate {
             .execute("begin isolation level read committed")
             .await
             .map_err(driver)?;
-        let taken: bool = sqlx::query_scalar("select runtime.sync_take_lead()")
+        let taken: bool = sqlx::query_scalar(self.lead.take())
             .fetch_one(&mut connection)
             .await
             .map_err(driver)?;
@@ -104,7 +130,7 @@ impl Candidate {
         }
         connection.execute("rollback").await.map_err(driver)?;
         // The session that this process lost may still hold the lead, because the server has not noticed that its client
-        // is gone. End it, so that no bridge has to wait until the server notices.
+        // is gone. End it, so that nobody has to wait until the server notices.
         let ghost = lock(&self.lost).clone();
         if let Some(LeadSession { pid, started }) = ghost {
             let ended: Option<bool> = sqlx::query_scalar(

@@ -18,6 +18,8 @@ mod history;
 mod journal;
 mod leadership;
 mod log;
+mod mirror;
+mod outbox;
 mod positions;
 mod published;
 mod retention;
@@ -41,7 +43,9 @@ pub use append::NewEvent;
 pub use audit::{Act, Actor};
 pub use error::AuthorityError;
 pub use history::History;
-pub use leadership::{Candidate, Leadership};
+pub use leadership::{Candidate, Lead, Leadership};
+pub use mirror::{Behind, MirrorPolicy, MirrorSource, MirroredEvent, TrustedKey};
+pub use outbox::{Attempt, Delivery, Depth, Entry, Kept, OutboxRow, OutboxState, Outcome, Reflected, Unreflected};
 pub use positions::Looked;
 pub use published::Advanced;
 pub use retention::Extent;
@@ -141,10 +145,15 @@ impl Authority {
         }
     }
 
-    /// A candidate that can ask for the lead repeatedly, on one connection.
+    /// A candidate that can ask for the bridges' lead repeatedly, on one connection.
     pub fn candidate(&self) -> Candidate {
+        self.candidate_for(Lead::Bridge)
+    }
+
+    /// A candidate for this lead.
+    pub fn candidate_for(&self, lead: Lead) -> Candidate {
         let (server, options) = (self.connections.server().to_owned(), self.connections.options().clone());
-        Candidate::new(server, options, self.lost_lead.clone())
+        Candidate::new(lead, server, options, self.lost_lead.clone())
     }
 
     /// Takes the lead if no other bridge has it, on a connection of its own.
@@ -257,6 +266,9 @@ mod tests {
         check(|authority| authority.set_sleeping(true));
         check(|authority| authority.listen());
         check(|authority| authority.try_lead());
+        check(|authority| authority.outbox_relays());
+        check(|authority| authority.outbox_settle("r", &[]));
+        check(|authority| authority.journal(&MirrorSource::Enqueued, Kept::Park("p"), None, &[]));
     }
 
     #[test]

@@ -148,7 +148,7 @@ pub(super) fn event(
 }
 
 /// A `timestamptz` as microseconds since 1970-01-01 UTC.
-struct Timestamp(i64);
+pub(super) struct Timestamp(pub(super) i64);
 
 impl Type<Postgres> for Timestamp {
     fn type_info() -> PgTypeInfo {

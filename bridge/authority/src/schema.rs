@@ -21,7 +21,7 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 14] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
@@ -35,6 +35,7 @@ const FILES: [(&str, &str); 12] = [
     embedded!("0011_scope_of_providers.sql"),
     embedded!("0012_scope_of_mirrors.sql"),
     embedded!("0013_journal.sql"),
+    embedded!("0014_mirror.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());

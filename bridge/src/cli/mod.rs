@@ -4,6 +4,8 @@ pub(crate) mod gate;
 pub(crate) mod grants;
 pub(crate) mod halted;
 pub(crate) mod keys;
+pub(crate) mod mirror;
+pub(crate) mod outbox;
 pub(crate) mod parity;
 pub(crate) mod publish;
 pub(crate) mod repair;

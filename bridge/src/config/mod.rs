@@ -21,6 +21,7 @@ use spacetime_sync_issuer::keys::{KeyError, KeyFolder, SigningKey, now};
 use spacetime_sync_issuer::settings::{self, BadSetting, HistoryConfig, IssuerConfig, SessionsConfig};
 use spacetime_sync_issuer::{Issuer, IssuerError};
 use spacetime_sync_lane::Limits;
+use spacetime_sync_mirror::settings::MirrorConfig;
 use spacetime_sync_stdb::settings::SpacetimeConfig;
 use spacetime_sync_stdb::tokens::{TokenFileError, read_token};
 use spacetime_sync_transport::plaintext;
@@ -75,6 +76,8 @@ pub struct Config {
     pub compatibility: Compatibility,
     /// The gate before SpacetimeDB, a process of its own: `spacetime-sync gate`.
     pub gate: Option<GateConfig>,
+    /// The mirror, a process of its own: `spacetime-sync mirror`.
+    pub mirror: Option<MirrorConfig>,
 }
 
 /// What `spacetime-sync gate` reads of the configuration.
@@ -84,9 +87,16 @@ struct OfTheGate {
     gate: GateConfig,
 }
 
-/// The sections that are not the gate's.
-const OTHER_SECTIONS: [&str; 11] = [
-    "authority",
+/// What `spacetime-sync mirror` reads of the configuration.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfTheMirror {
+    authority: AuthorityConfig,
+    mirror: MirrorConfig,
+}
+
+/// The sections of the bridge alone.
+const BRIDGE_SECTIONS: [&str; 10] = [
     "spacetimedb",
     "http",
     "bridge",
@@ -235,6 +245,15 @@ impl From<spacetime_sync_gate::settings::BadSetting> for ConfigError {
     }
 }
 
+impl From<spacetime_sync_mirror::settings::BadSetting> for ConfigError {
+    fn from(bad: spacetime_sync_mirror::settings::BadSetting) -> Self {
+        Self::Value {
+            key: bad.key,
+            message: bad.message,
+        }
+    }
+}
+
 impl From<BadSetting> for ConfigError {
     fn from(BadSetting { key, message }: BadSetting) -> Self {
         Self::Value { key, message }
@@ -256,13 +275,34 @@ impl Config {
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<GateConfig, ConfigError> {
         let (mut tree, sources) = read(path, environment)?;
-        for section in OTHER_SECTIONS {
+        for section in BRIDGE_SECTIONS.into_iter().chain(["authority", "mirror"]) {
             tree.remove(section);
         }
         let OfTheGate { gate } = sources.parse(tree)?;
         let checked = gate.check().map_err(ConfigError::from);
         checked.map_err(|error| sources.locate(error))?;
         Ok(gate)
+    }
+
+    /// Reads the sections `[authority]` and `[mirror]` alone. The other sections may be there, and their values do not matter.
+    pub fn load_mirror(
+        path: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<(AuthorityConfig, MirrorConfig), ConfigError> {
+        let (mut tree, sources) = read(path, environment)?;
+        for section in BRIDGE_SECTIONS.into_iter().chain(["gate"]) {
+            tree.remove(section);
+        }
+        let OfTheMirror { authority, mirror } = sources.parse(tree)?;
+        let checked = match authority.check_transport() {
+            Ok(()) => mirror.check().map_err(ConfigError::from),
+            Err(message) => Err(ConfigError::Value {
+                key: "authority.url",
+                message,
+            }),
+        };
+        checked.map_err(|error| sources.locate(error))?;
+        Ok((authority, mirror))
     }
 
     /// All keys with their values, in TOML, without secrets.
@@ -331,6 +371,9 @@ impl Config {
         }
         if let Some(gate) = &self.gate {
             gate.check()?;
+        }
+        if let Some(mirror) = &self.mirror {
+            mirror.check()?;
         }
         settings::check(self.issuer.as_ref(), self.sessions.as_ref())?;
         self.http.check(self.issuer.as_ref())?;

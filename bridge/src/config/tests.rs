@@ -480,3 +480,67 @@ fn a_gate_needs_its_own_section_and_no_other() {
     let error = gate_credential(&short).unwrap_err().to_string();
     assert!(error.contains("at least 16") && !error.contains("hunter2"), "{error}");
 }
+
+const MIRROR: &str = r#"
+    [mirror]
+    key = "hunter2hunter2hunter2"
+"#;
+
+#[test]
+fn a_mirror_needs_its_own_section_and_the_authority() {
+    let load_mirror = |text: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mirror.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load_mirror(Some(&path), std::iter::empty()).map_err(|error| error.to_string())
+    };
+    let authority = "[authority]\nurl = \"postgres://localhost/d\"\n";
+    let (_, alone) = load_mirror(&format!("{authority}{MIRROR}")).unwrap();
+    assert_eq!((alone.pending, alone.session()), (10_000, None));
+    // What the bridge and a gate say does not matter to the mirror, nor its section to them.
+    assert!(load_mirror(&format!("{FILE}{ACCESS}{GATE}{MIRROR}")).is_ok());
+    assert!(load_gate(&format!("{FILE}{MIRROR}{GATE}")).is_ok());
+    let whole = load(&format!("{FILE}{MIRROR}"), &[]).unwrap();
+    assert!(!format!("{whole:?} {}", whole.to_toml()).contains("hunter2"));
+    let session = r#"
+        spacetimedb_uri = "http://localhost:3000"
+        database = "lane"
+        bridge_url = "http://localhost:7070"
+        session_file = "mirror.session"
+        stream = "runtime.mirror"
+    "#;
+    let with_session = format!("{authority}{MIRROR}{session}");
+    assert_eq!(
+        load_mirror(&with_session).unwrap().1.session().unwrap().database,
+        "lane"
+    );
+    for (text, expected) in [
+        (MIRROR.to_owned(), "missing field `authority`"),
+        (authority.to_owned(), "missing field `mirror`"),
+        (
+            format!("{authority}[mirror]"),
+            "mirror.key_file: expected this or mirror.key, found neither",
+        ),
+        (
+            format!("{authority}{MIRROR}key_file = \"f\""),
+            "mirror.key: expected this or mirror.key_file, found both",
+        ),
+        (
+            format!("{authority}{MIRROR}attempts = 0"),
+            "mirror.attempts: expected 1 to 1000, found 0",
+        ),
+        (format!("{authority}{MIRROR}atempts = 1"), "unknown field `atempts`"),
+        (with_session.replace("stream =", "# "), "mirror.stream: expected this"),
+        (
+            with_session.replace("localhost:7070", "10.0.0.1:7070"),
+            "mirror.allow_plaintext = true",
+        ),
+        (
+            format!("[authority]\nurl = \"postgres://db.example/d\"\n{MIRROR}"),
+            "authority.url: expected sslmode=verify-full",
+        ),
+    ] {
+        let error = load_mirror(&text).map(|_| ()).unwrap_err();
+        assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
+    }
+}

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser;
 use spacetime_sync_client::{
-    ClientConfig, Credential, DatabasePin, HttpTokens, IdentityHex, SqliteStore, StaleAnswer, StreamId, TlsFiles,
-    TokenError, Transport,
+    ClientConfig, Credential, DatabasePin, HEARD_STREAMS, HttpTokens, IdentityHex, SqliteStore, StaleAnswer, StreamId,
+    TlsFiles, TokenError, Transport,
 };
 use spacetime_sync_transport::secret_file;
 use tracing_subscriber::EnvFilter;
@@ -112,6 +112,11 @@ impl Args {
             .with_env_filter(EnvFilter::from_default_env().add_directive(quiet))
             .init();
         Ok(())
+    }
+
+    /// The streams whose servers are shown: as many as a client may ask for.
+    pub(crate) fn served(&self) -> &[StreamId] {
+        &self.streams[..self.streams.len().min(HEARD_STREAMS)]
     }
 
     /// The client's configuration.

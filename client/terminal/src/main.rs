@@ -73,7 +73,7 @@ async fn main() -> anyhow::Result<ExitCode> {
 /// Shows the client until a key or a signal ends that. Returns the calls that had no answer by then.
 async fn show(client: &SyncClient, args: &Args) -> anyhow::Result<Vec<String>> {
     let mut ends = Ends::new()?;
-    let mut seen = Seen::of(client);
+    let mut seen = Seen::of(client, args.served())?;
     let mut state = State::new(args.own(), seen.status.borrow().clone());
     let mut tty = Tty::take()?;
     let mut inputs = EventStream::new();
@@ -150,12 +150,12 @@ enum Changed {
 }
 
 impl Seen {
-    fn of(client: &SyncClient) -> Self {
-        Self {
+    fn of(client: &SyncClient, streams: &[StreamId]) -> Result<Self, CallError> {
+        Ok(Self {
             status: client.status(),
-            presences: client.presences(),
+            presences: client.presences(streams)?,
             assignments: client.assignments(),
-        }
+        })
     }
 
     /// What has changed. It waits for ever once the client has ended: the screen stays as it is until a person ends it.

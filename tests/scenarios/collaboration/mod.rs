@@ -7,6 +7,7 @@ mod capabilities;
 mod clients;
 mod devices;
 mod journal;
+mod mirror;
 mod nostr;
 mod outbox;
 mod rights;

@@ -64,7 +64,7 @@ async fn main() -> anyhow::Result<()> {
     let client = SyncClient::start(config, store, apply)?;
     client.presence(Presence::online(args.node))?;
 
-    let (mut status, mut presences) = (client.status(), client.presences());
+    let (mut status, mut presences) = (client.status(), client.presences(&[])?);
     let mut assignments = client.assignments();
     let mut lines = BufReader::new(stdin()).lines();
     let mut calls = FuturesUnordered::new();

@@ -7,6 +7,7 @@ mod config;
 mod frame;
 mod gate;
 mod history;
+mod mirror;
 mod page;
 mod passing;
 mod request;
@@ -35,6 +36,8 @@ pub const ALL: &[&Entry] = &[
     &answer::ANSWER,
     &trust::SEAL,
     &trust::HEADS,
+    &mirror::ANNOUNCEMENT,
+    &mirror::OUTBOX,
     &passing::NOSTR,
     &passing::SIGNAL,
     &text::REFUSAL,

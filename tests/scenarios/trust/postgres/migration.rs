@@ -234,7 +234,7 @@ async fn an_owner_that_may_not_make_roles_uses_those_of_an_administrator() {
 
     // An administrator makes the roles later, and the owner gives them their duties. Repeating that is harmless.
     let mut administrator = super::owner(&database).await;
-    for duty in ["runtime", "bridge", "purge", "reading", "audit"] {
+    for duty in ["runtime", "bridge", "purge", "reading", "audit", "mirror"] {
         let role = format!("create role {prefix}_{duty}");
         administrator.execute(&*role).await.unwrap();
     }
@@ -245,7 +245,7 @@ async fn an_owner_that_may_not_make_roles_uses_those_of_an_administrator() {
     }
     let (_, bridge_url) = database.login(&[&format!("{prefix}_bridge")]).await.unwrap();
     Authority::connect(&bridge_url, 1).await.unwrap();
-    for duty in ["runtime", "bridge", "purge", "reading", "audit"] {
+    for duty in ["runtime", "bridge", "purge", "reading", "audit", "mirror"] {
         let gone = format!("drop owned by {prefix}_{duty}; drop role {prefix}_{duty}");
         administrator.execute(&*gone).await.unwrap();
     }

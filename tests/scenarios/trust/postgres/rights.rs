@@ -92,6 +92,23 @@ const PURGES: [&str; 3] = [
     "select runtime.sync_forget_sessions(1, '', 10)",
 ];
 
+const MIRROR_POLICY: [&str; 2] = [
+    "insert into runtime.sync_mirror_trusted_keys values (repeat('0a', 32), 'them.')",
+    "update runtime.sync_mirror_policy set enabled = false",
+];
+
+/// What belongs to the mirror alone.
+const MIRRORS: [&str; 7] = [
+    "insert into runtime.sync_mirror_cursors values ('p', 's', 1)",
+    "insert into runtime.sync_outbox (event_id, policy_id, source, nostr_kind, schema, d_tag, content, created_at_s, author, \
+        published_as, quorum) values ('x', 'p', 'events', 30078, 's', 'd', '{}', 1, 'a', 'i', 1)",
+    "insert into runtime.sync_outbox_deliveries (event_id, relay) values ('x', 'ws://r')",
+    "update runtime.sync_outbox set failure = 'network'",
+    "select runtime.sync_take_mirror_lead()",
+    "select runtime.sync_retry_outbox(array['x'], 'operator', null)",
+    "select runtime.sync_drop_outbox(array['x'], 'operator', null)",
+];
+
 const READS: [&str; 3] = [
     "select * from runtime.sync_stream_events",
     "select * from runtime.sync_streams, runtime.sync_retention, runtime.sync_epoch",
@@ -128,8 +145,10 @@ async fn the_runtime_appends_and_can_do_nothing_else() {
     all_denied(&mut runtime, &PURGES).await;
     all_denied(&mut runtime, &READS).await;
     all_denied(&mut runtime, &AUDITS).await;
+    all_denied(&mut runtime, &MIRRORS).await;
     all_allowed(&mut runtime, &APPENDS).await;
     all_allowed(&mut runtime, &POLICY).await;
+    all_allowed(&mut runtime, &MIRROR_POLICY).await;
     // As it was found: an event that is set published in the transaction that appends it would never be delivered.
     let hidden = "begin; select runtime.sync_append('s', 'hidden', 'k', 'p'); \
         update runtime.sync_streams set published_seq = head_seq; commit";
@@ -145,6 +164,8 @@ async fn the_bridge_publishes_and_changes_nothing_that_happened() {
     all_denied(&mut bridge, &POLICY).await;
     all_denied(&mut bridge, &PURGES).await;
     all_denied(&mut bridge, &AUDITS).await;
+    all_denied(&mut bridge, &MIRRORS).await;
+    all_denied(&mut bridge, &MIRROR_POLICY).await;
     all_allowed(&mut bridge, &READS).await;
     all_allowed(&mut bridge, &BRIDGE).await;
     let beyond = "update runtime.sync_streams set published_seq = head_seq + 1";
@@ -162,6 +183,7 @@ async fn reading_reads_the_log_and_nothing_else() {
     all_denied(&mut reading, &PURGES).await;
     // These say who read what, on which device and from where.
     all_denied(&mut reading, &AUDITS).await;
+    all_denied(&mut reading, &MIRRORS).await;
     all_denied(
         &mut reading,
         &[
@@ -175,10 +197,52 @@ async fn reading_reads_the_log_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_mirror_reads_positions_and_hashes_and_no_payload() {
+    let database = held().await;
+    let mut mirror = with_duties(&database, &["mirror"]).await;
+    for statements in [
+        &NOBODY[..],
+        &BRIDGE,
+        &APPENDS,
+        &POLICY,
+        &PURGES,
+        &READS,
+        &AUDITS,
+        &MIRROR_POLICY,
+    ] {
+        all_denied(&mut mirror, statements).await;
+    }
+    all_denied(
+        &mut mirror,
+        &[
+            "select payload from runtime.sync_stream_events",
+            "select idempotency_key from runtime.sync_stream_events",
+            "select * from runtime.sync_sessions",
+            // Whoever appends or publishes would wait for these.
+            "select stream_id from runtime.sync_streams for update",
+            "select stream_id from runtime.sync_streams for key share",
+            "do $$ begin lock table runtime.sync_streams in share mode; end $$",
+            "do $$ begin lock table runtime.sync_stream_events in access share mode; end $$",
+        ],
+    )
+    .await;
+    all_allowed(
+        &mut mirror,
+        &[
+            "select stream_id, head_seq, oldest_seq from runtime.sync_streams",
+            "select stream_id, seq, committed_at, kind, payload_hash from runtime.sync_stream_events",
+            "select * from runtime.sync_mirror_policy, runtime.sync_mirror_trusted_keys",
+        ],
+    )
+    .await;
+    all_allowed(&mut mirror, &MIRRORS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn audit_reads_what_is_on_record_and_nothing_else() {
     let database = held().await;
     let mut audit = with_duties(&database, &["audit"]).await;
-    for statements in [&NOBODY[..], &BRIDGE, &APPENDS, &POLICY, &PURGES, &READS] {
+    for statements in [&NOBODY[..], &BRIDGE, &APPENDS, &POLICY, &PURGES, &READS, &MIRRORS] {
         all_denied(&mut audit, statements).await;
     }
     all_denied(&mut audit, &["select * from runtime.sync_sessions"]).await;
@@ -222,7 +286,17 @@ async fn nobody_takes_a_revocation_back_by_forgetting_it() {
 async fn who_has_no_duty_has_no_rights() {
     let database = held().await;
     let mut nobody = with_duties(&database, &[]).await;
-    for statements in [&NOBODY[..], &BRIDGE, &APPENDS, &POLICY, &PURGES, &READS, &AUDITS] {
+    for statements in [
+        &NOBODY[..],
+        &BRIDGE,
+        &APPENDS,
+        &POLICY,
+        &PURGES,
+        &READS,
+        &AUDITS,
+        &MIRRORS,
+        &MIRROR_POLICY,
+    ] {
         all_denied(&mut nobody, statements).await;
     }
 }
@@ -336,14 +410,17 @@ async fn what_runs_as_the_owner_is_known_and_pinned() {
         "sync_append_batch",
         "sync_begin_epoch",
         "sync_bind_session",
+        "sync_drop_outbox",
         "sync_forget_sessions",
         "sync_purge",
         "sync_purge_audit",
         "sync_put_snapshot",
         "sync_record_act",
+        "sync_retry_outbox",
         "sync_revoke_sessions",
         "sync_revoke_subjects",
         "sync_take_lead",
+        "sync_take_mirror_lead",
     ];
     assert_eq!(found, known.map(|name| (name.to_owned(), true)));
     let open: Vec<String> = sqlx::query_scalar(

@@ -1,0 +1,116 @@
+//! What SpacetimeDB's outbox is known to show of the authority's.
+
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+
+use super::{ENTRY, Entry, OutboxState, entry};
+use crate::{Authority, AuthorityError};
+
+/// What SpacetimeDB's outbox is known to say of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reflected {
+    /// It does not have it.
+    Nothing,
+    /// It is to be published.
+    Pending,
+    /// It is published.
+    Sent,
+}
+
+/// An entry whose state SpacetimeDB's outbox does not show yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreflected {
+    /// The entry.
+    pub entry: Entry,
+    /// How it is.
+    pub state: OutboxState,
+    /// What SpacetimeDB is known to say of it.
+    pub reflected: Reflected,
+}
+
+impl Reflected {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Pending => "pending",
+            Self::Sent => "sent",
+        }
+    }
+
+    fn of(text: &str) -> Self {
+        match text {
+            "pending" => Self::Pending,
+            "sent" => Self::Sent,
+            _ => Self::Nothing,
+        }
+    }
+}
+
+impl Authority {
+    /// Entries whose state SpacetimeDB's outbox does not show, the oldest first: those that are over, or those that wait.
+    pub async fn outbox_unreflected(&self, are_over: bool, limit: usize) -> Result<Vec<Unreflected>, AuthorityError> {
+        self.connections
+            .run("outbox_unreflected", async |connection| {
+                let sql = format!(
+                    "select {ENTRY}, o.status, o.reflected from runtime.sync_outbox o
+                     where o.reflected <> 'sent' and o.status <> 'parked' and (o.status <> 'pending') = $2
+                       and (o.reflected = 'nothing' or o.status <> 'pending')
+                     order by o.enqueued_at limit $1"
+                );
+                let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+                let rows = sqlx::query(&sql)
+                    .bind(limit)
+                    .bind(are_over)
+                    .fetch_all(connection)
+                    .await?;
+                let unreflected = |row: &PgRow| {
+                    Ok(Unreflected {
+                        entry: entry(row)?,
+                        state: OutboxState::of(row.try_get(9)?),
+                        reflected: Reflected::of(row.try_get(10)?),
+                    })
+                };
+                rows.iter().map(unreflected).collect()
+            })
+            .await
+    }
+
+    /// The names of entries after `after` that are to be published and that SpacetimeDB is known to show as such.
+    pub async fn outbox_reflected(&self, after: &str, limit: usize) -> Result<Vec<String>, AuthorityError> {
+        self.connections
+            .run("outbox_reflected", async |connection| {
+                let names = sqlx::query_scalar(
+                    "select event_id from runtime.sync_outbox
+                     where event_id > $1 and reflected = 'pending' and status <> 'parked' order by event_id limit $2",
+                )
+                .bind(after)
+                .bind(i64::try_from(limit).unwrap_or(i64::MAX));
+                Ok(names.fetch_all(connection).await?)
+            })
+            .await
+    }
+
+    /// Which of these entries there are.
+    pub async fn outbox_has(&self, event_ids: &[&str]) -> Result<Vec<String>, AuthorityError> {
+        self.connections
+            .run("outbox_has", async |connection| {
+                let names = sqlx::query_scalar("select event_id from runtime.sync_outbox where event_id = any ($1)");
+                Ok(names.bind(event_ids).fetch_all(connection).await?)
+            })
+            .await
+    }
+
+    /// Records what SpacetimeDB's outbox says of these entries.
+    pub async fn outbox_reflect(&self, event_ids: &[&str], says: Reflected) -> Result<(), AuthorityError> {
+        self.connections
+            .run("outbox_reflect", async |connection| {
+                sqlx::query("update runtime.sync_outbox set reflected = $2 where event_id = any ($1)")
+                    .bind(event_ids)
+                    .bind(says.as_str())
+                    .execute(connection)
+                    .await?;
+                Ok(())
+            })
+            .await
+    }
+}
