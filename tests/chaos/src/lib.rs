@@ -16,6 +16,7 @@ mod clock;
 mod disk;
 mod failover;
 mod network;
+mod relays;
 mod restarts;
 mod stale;
 mod wiped;
@@ -78,6 +79,8 @@ pub enum Drill {
     ReconnectStorm,
     /// SpacetimeDB loses everything while several clients change assignments.
     WipedAssignments,
+    /// Relays of Nostr lie, fall silent and go down, and the mirror is killed.
+    LyingRelays,
 }
 
 /// How large a drill is.
@@ -218,6 +221,7 @@ impl Drill {
             Self::ClockJump => clock::jump(scale, seed, logs, record).await,
             Self::ReconnectStorm => played!(setting, storm::storm),
             Self::WipedAssignments => played!(wiped::with_tokens(), wiped::assignments),
+            Self::LyingRelays => played!(setting, relays::lie),
         }
     }
 }

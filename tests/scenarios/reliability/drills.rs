@@ -79,3 +79,8 @@ async fn all_clients_recover_from_a_reconnect_storm() {
 async fn what_is_kept_of_assignments_survives_a_spacetimedb_that_is_wiped_under_them() {
     holds(Drill::WipedAssignments).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lane_does_not_notice_relays_that_lie_or_a_mirror_that_dies() {
+    holds(Drill::LyingRelays).await;
+}
