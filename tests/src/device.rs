@@ -14,11 +14,13 @@ use spacetime_sync_client as client;
 use crate::follower::Follower;
 use crate::lane::wait;
 use crate::process::{Process, built};
-use crate::proxy::Proxy;
+use crate::proxy::{Direction, Proxy};
 use crate::until;
 
 /// How long the assignments last that devices open, and their capabilities stand.
 const AN_HOUR: Duration = Duration::from_secs(3_600);
+/// How long connections may take to be gone that were cut.
+const LOST: Duration = Duration::from_secs(10);
 /// A device that has no connection tries again after this.
 const RETRY_MS: u64 = 100;
 
@@ -173,11 +175,18 @@ impl Device {
         Ok(())
     }
 
-    /// Its network is gone.
+    /// Nothing reaches it any more, and it goes on to be heard.
+    pub fn goes_deaf(&self) {
+        self.proxies.iter().for_each(|proxy| proxy.stall(Direction::ToClient));
+    }
+
+    /// Its network is gone, and what was on the way to it is lost.
     pub async fn leaves(&self) {
         for proxy in &self.proxies {
             proxy.refuse().await;
             proxy.cut();
+            wait(LOST, "the connections are gone", || proxy.counts().open == 0).await;
+            proxy.resume(Direction::ToClient);
         }
     }
 

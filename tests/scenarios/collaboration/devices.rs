@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use spacetime_sync_proto::StreamId;
 use spacetime_sync_tests::device::{Change, Device, Opening, Publication, Wish};
-use spacetime_sync_tests::lane::{Bridge, Lane, stream};
+use spacetime_sync_tests::lane::{Bridge, Lane, stream, wait_for};
 use spacetime_sync_tests::load::{Load, Pace};
 use spacetime_sync_tests::postgres::Cluster;
 use spacetime_sync_tests::scene::ready;
@@ -242,6 +242,13 @@ async fn a_device_that_was_away_finds_what_the_others_did_and_its_own_calls_are_
         stage.calls(desktop, open(request)).await;
         stage.sees(phone, request, 1).await;
     }
+    // The module does what the phone asks for, and the phone does not hear of that.
+    stage.devices[phone].goes_deaf();
+    let unheard = stage.devices[phone].ask(open("r4")).unwrap();
+    wait_for(SOON, "the module has done it", async || {
+        stage.held().await.contains_key("r4")
+    })
+    .await;
     stage.devices[phone].leaves().await;
     stage.devices[phone]
         .sees(SOON, "that it sees nothing", |shown| {
@@ -252,7 +259,7 @@ async fn a_device_that_was_away_finds_what_the_others_did_and_its_own_calls_are_
     let asked = [
         change("phone", "r1", 1, "accepted"),
         change("phone", "r2", 1, "cancelled"),
-        open("r4"),
+        open("r6"),
     ];
     let [late, alone, opened] = asked.map(|wish| stage.devices[phone].ask(wish).unwrap());
     for (version, to) in [(1, "accepted"), (2, "running"), (3, "succeeded")] {
@@ -275,7 +282,7 @@ async fn a_device_that_was_away_finds_what_the_others_did_and_its_own_calls_are_
             })
             .await;
     }
-    for number in [late, alone, opened] {
+    for number in [unheard, late, alone, opened] {
         assert_eq!(stage.devices[phone].answer(number), None, "it is away");
     }
 
@@ -284,7 +291,7 @@ async fn a_device_that_was_away_finds_what_the_others_did_and_its_own_calls_are_
     assert_eq!(refused["refused"], "assignment_conflict", "{refused}");
     let message = refused["message"].as_str().unwrap();
     assert!(message.contains("succeeded") && message.contains(PROVIDER), "{message}");
-    for number in [alone, opened] {
+    for number in [unheard, alone, opened] {
         assert_eq!(stage.devices[phone].answered(number, RECOVERY).await, "done");
     }
     stage.settles().await;
