@@ -1,7 +1,7 @@
 //! Decides which bridge leads, and which mirror. Two leaders at once would be safe, but would do all the work twice.
 //!
 //! A lead is a lock that only one function can keep, so only a role with the bridge's or the mirror's duty can have it
-//! (migrations 5 and 13). The transaction that took it stays open as long as the bridge leads. It writes nothing and has no
+//! (migrations 5 and 14). The transaction that took it stays open as long as the bridge leads. It writes nothing and has no
 //! snapshot, so it keeps vacuum from nothing.
 
 use std::panic::resume_unwind;

@@ -28,8 +28,10 @@ struct Ear {
     hearing: Hearing,
     /// The key that the connection has subscribed to.
     key: Option<u64>,
-    /// Whether the module refuses, as far as the session knows. The application knows it, too.
-    is_refused: bool,
+    /// Whether the module has said on this connection that the session does not belong to it.
+    is_foreign: bool,
+    /// Whether the application knows that the module refuses.
+    refusal_told: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +60,8 @@ impl Session {
                     audience,
                     hearing: Hearing::Nothing { ask_at: None },
                     key: None,
-                    is_refused: false,
+                    is_foreign: false,
+                    refusal_told: false,
                 });
             }
         }
@@ -83,7 +86,7 @@ impl Session {
         self.ears.on = serving;
         for ear in &mut self.ears.ears {
             self.commands.extend(ear.falls_silent(None));
-            ear.key = None;
+            (ear.key, ear.is_foreign) = (None, false);
         }
         self.listen();
         self.views_follow_ears();
@@ -117,6 +120,7 @@ impl Session {
             Ok(key) if ear.key == Some(key) => self.hears(at),
             Ok(key) => {
                 (ear.hearing, ear.key) = (Hearing::Subscribing, Some(key));
+                ear.is_foreign = false;
                 let purpose = ear.purpose;
                 self.commands.push(Command::Hear {
                     connection: from,
@@ -124,11 +128,13 @@ impl Session {
                     purpose,
                     key,
                 });
+                self.views_follow_ears();
             }
             Err(failure) => {
                 ear.hearing = Hearing::Nothing { ask_at };
+                ear.is_foreign |= failure.is_of_rights();
                 if let CallFailure::Refused(refusal) = &failure
-                    && !std::mem::replace(&mut ear.is_refused, true)
+                    && !std::mem::replace(&mut ear.refusal_told, true)
                 {
                     let refused = |audience| Heard::Refused {
                         audience,
@@ -151,7 +157,7 @@ impl Session {
 
     fn hears(&mut self, at: usize) {
         let ear = &mut self.ears.ears[at];
-        (ear.hearing, ear.is_refused) = (Hearing::Listening, false);
+        (ear.hearing, ear.refusal_told) = (Hearing::Listening, false);
         self.commands.extend(ear.says(Heard::Listening));
         self.views_follow_ears();
     }
@@ -214,11 +220,12 @@ impl Ear {
 }
 
 impl Ears {
-    /// Whether everything that there is for this purpose is heard. What the module refuses there is not.
+    /// Whether everything that there is for this purpose is heard. The session sees nothing of audiences that it does not
+    /// belong to.
     pub(super) fn hear_all(&self, purpose: Purpose) -> bool {
         let mut of = self.ears.iter().filter(|ear| ear.purpose == purpose).peekable();
         let some = of.peek().is_some() && self.on.is_some();
-        some && of.all(|ear| ear.hearing == Hearing::Listening || ear.is_refused)
+        some && of.all(|ear| ear.hearing == Hearing::Listening || ear.is_foreign)
     }
 
     /// An ear of the connection, if it is in this state.

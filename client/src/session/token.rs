@@ -207,6 +207,12 @@ impl CallFailure {
             Self::Failed(_) => false,
         }
     }
+
+    /// Whether the module refused because of what the session may see.
+    pub(super) fn is_of_rights(&self) -> bool {
+        let codes = [RefusalCode::MissingScope, RefusalCode::ForbiddenStream];
+        matches!(self, Self::Refused(refusal) if codes.contains(&refusal.code))
+    }
 }
 
 /// Whether a refusal means that the session is over, and not only this call.

@@ -313,7 +313,12 @@ pub fn assignment_comes_back(held: HeldName, kept: &Document) -> bool {
         // It is forgotten after all its changes.
         (HeldName::Forgotten { opened_as }, Document::Assignment(kept)) => opened_as != kept.opened_as,
         (HeldName::Forgotten { .. }, Document::Forgotten(_)) => false,
-        (HeldName::Assignment { opened_as, .. }, Document::Forgotten(kept)) => opened_as == kept.opened_as,
+        (
+            HeldName::Assignment {
+                opened_as, opened_at, ..
+            },
+            Document::Forgotten(kept),
+        ) => opened_as == kept.opened_as || kept.until > opened_at,
         (
             HeldName::Assignment {
                 opened_as,
@@ -327,8 +332,9 @@ pub fn assignment_comes_back(held: HeldName, kept: &Document) -> bool {
                 // Of two changes to one version, the one counts that was kept: a SpacetimeDB that was restored has made the other one.
                 kept.version > version || kept.version == version && kept.changed_at != changed_at
             } else {
-                // The name was used for another one once it was free again.
-                kept.opened_at > opened_at
+                // The name was free for another one only after the end of the one that is kept, and as long after as it is
+                // remembered. Before that, a SpacetimeDB that was restored did not know of the one that is kept.
+                !(kept.has_ended && kept.due_at <= opened_at)
             }
         }
     }

@@ -201,10 +201,29 @@ fn an_audience_that_the_session_is_none_of_shows_nothing_and_keeps_nothing_from_
     case.audience_begins(connection, 0);
     let live = [(SHOWN, Some(connection), Freshness::Live)];
     assert_eq!(shown(case.audience_refused(connection, 1)), live);
-    // The policy has changed: what comes is shown like any change.
+    // The policy has changed: what the session sees is not all of it until the other audience is heard, too.
+    let since = case.now;
     case.hear(connection, Inbound::GrantCame);
-    assert_eq!(shown(case.audience_begins(connection, 1)), []);
-    assert_eq!(shown(case.hear(connection, Inbound::Changed(SHOWN))), live);
+    let answer = Ok(71);
+    let told = case.hear(connection, Inbound::AudienceTold { ear: 1, answer });
+    assert_eq!(shown(told), [(SHOWN, None, Freshness::Stale { since })]);
+    assert_eq!(shown(case.hear(connection, Inbound::HearingBegan { ear: 1 })), live);
+}
+
+#[test]
+fn a_refusal_on_another_connection_or_about_the_token_leaves_it_unseen() {
+    let (mut case, connection) = watching_audiences();
+    case.audience_begins(connection, 0);
+    let aged = Refusal::new(RefusalCode::TokenExpired, "no");
+    let answer = Err(CallFailure::Refused(aged));
+    let told = case.hear(connection, Inbound::AudienceTold { ear: 1, answer });
+    assert_eq!(shown(told), []);
+    let (mut case, connection) = watching_audiences();
+    case.audience_refused(connection, 1);
+    case.close(connection);
+    let next = case.dial();
+    case.serve(next);
+    assert_eq!(shown(case.audience_begins(next, 0)), []);
 }
 
 #[test]

@@ -194,17 +194,33 @@ fn of_an_assignment_only_what_is_newer_comes_back() {
         (changed(0xab, 5, 3, 6), false),
         // Another one of the same name.
         (held(1, 4, 9), true),
-        (held(1, 6, 1), false),
         (held(0xab, 4, 9), true),
+        // It was opened while the one that is kept was lost, by somebody else or by a late repeat.
+        (held(1, 6, 1), true),
+        (held(0xab, 6, 1), true),
+        (held(1, 200, 1), true),
         (HeldName::Forgotten { opened_as: [0xab; 32] }, false),
         (HeldName::Forgotten { opened_as: [1; 32] }, true),
     ] {
         assert_eq!(assignment_comes_back(held, &kept), comes, "{held:?}");
     }
+    let ended = Document::Assignment(Assignment {
+        has_ended: true,
+        ..assignment()
+    });
+    // It is remembered until 100.
+    for (held, comes) in [
+        (held(1, 99, 1), true),
+        (held(1, 100, 1), false),
+        (held(0xab, 100, 1), false),
+    ] {
+        assert_eq!(assignment_comes_back(held, &ended), comes, "{held:?}");
+    }
     for (held, comes) in [
         (HeldName::Nothing, true),
         (held(3, 5, 9), true),
-        (held(4, 5, 9), false),
+        (held(4, 5, 9), true),
+        (held(4, 100, 9), false),
         (HeldName::Forgotten { opened_as: [3; 32] }, false),
     ] {
         assert_eq!(assignment_comes_back(held, &forgotten(3)), comes, "{held:?}");
