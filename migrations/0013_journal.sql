@@ -34,6 +34,9 @@ create table runtime.sync_journal_extent (
   newest bigint not null default 0,
   -- How often a bridge began to keep the journal of a SpacetimeDB. What an earlier one still sends comes too late.
   turn bigint not null default 0,
+  -- The history of the authority in which that one began. All that it keeps is of this history, also what it keeps after
+  -- another one has begun: it ends then, and the next one has SpacetimeDB say everything anew.
+  epoch text collate "C" not null default '',
   -- How many rows the journal has, and may have. The owner may set another bound.
   entries bigint not null default 0,
   most bigint not null default 1000000,
@@ -48,8 +51,8 @@ create function runtime.sync_begin_journal() returns table (turn bigint, newest 
 language sql security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  update runtime.sync_journal_extent x set turn = x.turn + 1
-    returning x.turn, x.newest, (select p.epoch::text from runtime.sync_epoch p)
+  update runtime.sync_journal_extent x set turn = x.turn + 1, epoch = (select p.epoch::text from runtime.sync_epoch p)
+    returning x.turn, x.newest, x.epoch
 $$;
 
 -- Keeps a page of entries, all that there were after the last page up to the mark `upto`. An entry without a document is gone.
@@ -61,13 +64,14 @@ as $$
 #variable_conflict use_variable
 declare
   present bigint;
+  present_epoch text;
   held bigint;
   bound bigint;
   gone bigint;
   added bigint;
 begin
   -- Bridges keep one after another.
-  select x.turn, x.entries, x.most into present, held, bound
+  select x.turn, x.epoch, x.entries, x.most into present, present_epoch, held, bound
     from runtime.sync_journal_extent x where x.singleton for update;
   if turn is distinct from present then
     raise exception 'expected a page of turn %, found one of turn %', present, turn
@@ -82,7 +86,7 @@ begin
   select count(*) into gone from deleted;
   with written as (
     insert into runtime.sync_journal as j (key, mark, epoch, document, kept_at)
-      select e.key, e.mark, (select p.epoch::text from runtime.sync_epoch p), e.document, clock_timestamp()
+      select e.key, e.mark, present_epoch, e.document, clock_timestamp()
         from unnest(keys, marks, documents) as e(key, mark, document)
         where e.document <> ''
       on conflict on constraint sync_journal_pkey do update
@@ -100,17 +104,24 @@ begin
     where x.singleton and (gone > 0 or added > 0 or x.newest < upto);
 end $$;
 
--- Removes at most `most` entries that were written in another history of the authority, and returns how many. SpacetimeDB has
--- said everything anew in this one, so it does not hold them any more.
-create function runtime.sync_forget_journal(most int) returns bigint
+-- Removes at most `most` entries that were written in another history of the authority than the one of this turn, and returns
+-- how many. SpacetimeDB has said everything anew in this one, so it does not hold them any more.
+create function runtime.sync_forget_journal(turn bigint, most int) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_variable
 declare
-  current_epoch constant text := (select p.epoch::text from runtime.sync_epoch p);
+  present bigint;
+  current_epoch text;
   gone bigint;
 begin
-  perform 1 from runtime.sync_journal_extent x where x.singleton for update;
+  select x.turn, x.epoch into present, current_epoch
+    from runtime.sync_journal_extent x where x.singleton for update;
+  if turn is distinct from present then
+    raise exception 'expected turn %, found turn %', present, turn
+      using errcode = 'SY010', hint = 'Another link keeps the journal by now. Begin again.';
+  end if;
   with old as (
     (select j.key from runtime.sync_journal j where j.epoch < current_epoch collate "C" order by j.epoch limit most)
     union all
@@ -128,7 +139,7 @@ insert into runtime.sync_duty_rights values
   ('bridge', 'select on runtime.sync_journal, runtime.sync_journal_extent'),
   ('bridge', 'execute on function runtime.sync_begin_journal()'),
   ('bridge', 'execute on function runtime.sync_keep_journal(bigint, text[], bigint[], text[], bigint)'),
-  ('bridge', 'execute on function runtime.sync_forget_journal(int)');
+  ('bridge', 'execute on function runtime.sync_forget_journal(bigint, int)');
 
 -- What is new belongs to nobody but the owner, and then to whoever has the duty.
 do $$
@@ -143,7 +154,7 @@ begin
       where a.grantee <> p.proowner and p.oid = any (array[
         'runtime.sync_begin_journal()',
         'runtime.sync_keep_journal(bigint, text[], bigint[], text[], bigint)',
-        'runtime.sync_forget_journal(int)']::regprocedure[])
+        'runtime.sync_forget_journal(bigint, int)']::regprocedure[])
     union all
     select distinct format('table %s from %s', c.oid::regclass,
         case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end)

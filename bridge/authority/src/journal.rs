@@ -74,11 +74,12 @@ impl Authority {
             .await
     }
 
-    /// Removes a page of the entries that were kept in another history of the authority. Returns how many.
-    pub async fn forget_journal(&self) -> Result<u64, AuthorityError> {
+    /// Removes a page of the entries that were kept in another history of the authority than this turn's. Returns how many.
+    pub async fn forget_journal(&self, turn: u64) -> Result<u64, AuthorityError> {
         self.connections
             .run("forget_journal", async |connection| {
-                let gone: i64 = sqlx::query_scalar("select runtime.sync_forget_journal($1)")
+                let gone: i64 = sqlx::query_scalar("select runtime.sync_forget_journal($1, $2)")
+                    .bind(to_sql(turn))
                     .bind(i32::try_from(PAGE_ENTRIES).unwrap_or(i32::MAX))
                     .fetch_one(connection)
                     .await?;

@@ -231,7 +231,7 @@ impl Journal {
                     });
                 } else if page.whole_at > 0 && page.settled >= page.whole_at && !link.is_pure {
                     link.step = Step::Forgetting(request);
-                    turn.out.push(Command::ForgetJournal(request));
+                    turn.out.push(Command::ForgetJournal(request, begun.turn));
                 } else {
                     self.succeeded();
                     self.wait(turn.now + QUIET);

@@ -231,7 +231,7 @@ impl Lane {
                 | Command::BeginJournal(_)
                 | Command::FetchJournal(..)
                 | Command::KeepJournal { .. }
-                | Command::ForgetJournal(_)
+                | Command::ForgetJournal(..)
                 | Command::Dial(_)
                 | Command::HangUp(_)
                 | Command::Relinked

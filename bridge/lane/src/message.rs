@@ -377,8 +377,9 @@ pub enum Command {
         /// They are all up to this mark.
         to: u64,
     },
-    /// Have the authority forget a page of what it keeps of another history: [`Event::JournalForgotten`].
-    ForgetJournal(RequestId),
+    /// Have the authority forget a page of what it keeps of another history than the one in which this turn began:
+    /// [`Event::JournalForgotten`].
+    ForgetJournal(RequestId, u64),
     /// Write this to the log.
     Tell(Notice),
     /// Release the lead if this bridge has it, and end.

@@ -310,8 +310,8 @@ impl Runner {
                 async move |authority| authority.keep_journal(turn, &entries, to).await,
                 move |kept| Event::JournalKept(request, kept),
             ),
-            Command::ForgetJournal(request) => self.ask(
-                async move |authority| authority.forget_journal().await,
+            Command::ForgetJournal(request, turn) => self.ask(
+                async move |authority| authority.forget_journal(turn).await,
                 move |gone| Event::JournalForgotten(request, gone),
             ),
             Command::Tell(notice) => tell(&notice),

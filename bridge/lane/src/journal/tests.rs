@@ -265,7 +265,7 @@ fn what_is_of_another_history_is_forgotten_once_everything_was_said_anew() {
     };
     assert_eq!(bench.reads(said(5)), None);
     for gone in [256, 1, 0] {
-        let Some(Command::ForgetJournal(request)) = bench.reads(said(6)) else {
+        let Some(Command::ForgetJournal(request, _)) = bench.reads(said(6)) else {
             panic!("it does not forget")
         };
         assert_eq!(

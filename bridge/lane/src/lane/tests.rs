@@ -204,7 +204,7 @@ impl Bench {
             | Command::OpenJournal { link, request, .. } => Event::JournalTold(link, request, Ok(())),
             Command::FetchJournal(request, _) => Event::JournalFetched(request, Ok(Vec::new())),
             Command::KeepJournal { request, .. } => Event::JournalKept(request, Ok(())),
-            Command::ForgetJournal(request) => Event::JournalForgotten(request, Ok(0)),
+            Command::ForgetJournal(request, _) => Event::JournalForgotten(request, Ok(0)),
             Command::Dial(link) => Event::Dialed(link, Ok(())),
             Command::Record(request, _) | Command::RecordExactly(request, _) => {
                 Event::Recorded(request, Ok(crate::Recorded::default()))

@@ -241,7 +241,7 @@ impl World {
             }
             Command::FetchJournal(request, _) => Event::JournalFetched(request, Ok(Vec::new())),
             Command::KeepJournal { request, .. } => Event::JournalKept(request, Ok(())),
-            Command::ForgetJournal(request) => Event::JournalForgotten(request, Ok(0)),
+            Command::ForgetJournal(request, _) => Event::JournalForgotten(request, Ok(0)),
             Command::Dial(link) => Event::Dialed(link, Ok(())),
             Command::BeginLead | Command::Relinked | Command::Strayed(_) | Command::Tell(_) => return None,
             Command::EndLead

@@ -126,18 +126,30 @@ async fn what_is_of_another_history_is_forgotten_page_by_page() {
     for page in entries.chunks(PAGE_ENTRIES) {
         authority.keep_journal(turn, page, 600).await.unwrap();
     }
-    assert_eq!(authority.forget_journal().await.unwrap(), 0);
+    assert_eq!(authority.forget_journal(turn).await.unwrap(), 0);
     connection
         .execute("update runtime.sync_epoch set epoch = gen_random_uuid()")
         .await
         .unwrap();
+    // What this turn keeps is of the history in which it began, and so nothing of it is forgotten.
+    authority
+        .keep_journal(turn, &[entry(600, "600", "z")], 600)
+        .await
+        .unwrap();
+    assert_eq!(authority.forget_journal(turn).await.unwrap(), 0);
+    let old = turn;
+    let turn = authority.begin_journal().await.unwrap().turn;
+    assert!(
+        authority.forget_journal(old).await.is_err(),
+        "another link keeps the journal"
+    );
     let anew = [entry(601, "1", "y"), entry(602, "2", "y")];
     authority.keep_journal(turn, &anew, 602).await.unwrap();
     let mut gone = Vec::new();
     while gone.last() != Some(&0) {
-        gone.push(authority.forget_journal().await.unwrap());
+        gone.push(authority.forget_journal(turn).await.unwrap());
     }
-    assert_eq!(gone, [256, 254, 0]);
+    assert_eq!(gone, [256, 255, 0]);
     assert_eq!(authority.kept_journal(0).await.unwrap(), anew);
     assert_eq!(extent(&mut connection).await, (2, 2));
 }

@@ -67,7 +67,7 @@ const BRIDGE: [&str; 13] = [
     "select runtime.sync_revoke_subjects(array['u'], array['d'], 'why', 'admin', null)",
     "select runtime.sync_begin_journal(), (select max(mark) from runtime.sync_journal)",
     "select runtime.sync_keep_journal(turn, array['assignment/r'], array[1], array['{}'], 1) from runtime.sync_journal_extent",
-    "select runtime.sync_forget_journal(10)",
+    "select runtime.sync_forget_journal(turn, 10) from runtime.sync_journal_extent",
     "select runtime.sync_record_act('publish_module', 'database:lane', 'operator', null, null)",
 ];
 
