@@ -270,7 +270,9 @@ mod tests {
             (9, "hashes of a batch", "d8bad949ac04518b"),
             (10, "cheaper appends", "96c91b9d123b4853"),
             (11, "scope of providers", "139677f611e16522"),
-            (13, "journal", "eb7c093c82c97252"),
+            (12, "scope of mirrors", "a1162b33241dc217"),
+            (13, "journal", "b17c14380dfec106"),
+            (14, "mirror", "fd3004e10945307a"),
         ];
         assert_eq!(
             recorded,

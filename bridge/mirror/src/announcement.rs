@@ -167,7 +167,7 @@ mod tests {
     use crate::key::MirrorKey;
     use crate::things::{self, Advertised, Slot};
 
-    const NOW: u64 = 1_700_000_100;
+    const NOW: u64 = 1_700_000_140;
 
     fn key(byte: &str) -> MirrorKey {
         MirrorKey::read(&Secret::from(byte.repeat(32))).unwrap()

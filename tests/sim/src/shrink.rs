@@ -59,7 +59,7 @@ pub fn shrink(setup: &Setup) -> Option<Story> {
 }
 
 fn size(setup: &Setup) -> usize {
-    setup.streams + setup.clients + setup.bridges + setup.writes + setup.until as usize
+    setup.streams + setup.clients + setup.bridges + setup.writes + setup.works + setup.until as usize
 }
 
 impl Shrinking {
@@ -95,13 +95,16 @@ impl Shrinking {
         }
     }
 
-    /// Tries fewer streams, clients, bridges and writes, clients that do not ask the authority, and a shorter run.
+    /// Tries fewer streams, clients, bridges, writes and calls about assignments, clients that do not ask the authority, and a shorter run.
     fn make_smaller(&mut self) {
         while self.best.streams > 1 && self.keeps_with(|setup| setup.streams -= 1) {}
         while self.best.clients > 1 && self.keeps_with(|setup| setup.clients -= 1) {}
         while self.best.bridges > 1 && self.keeps_with(|setup| setup.bridges -= 1) {}
         if self.best.bounds.history {
             self.keeps_with(|setup| setup.bounds.history = false);
+        }
+        if self.best.works > 0 && !self.keeps_with(|setup| setup.works = 0) {
+            while self.best.works > 1 && self.keeps_with(|setup| setup.works /= 2) {}
         }
         while self.best.writes > 1 && self.keeps_with(|setup| setup.writes /= 2) {}
         while self.best.writes > 1 && self.keeps_with(|setup| setup.writes -= 1) {}
