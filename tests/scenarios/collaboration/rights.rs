@@ -99,14 +99,14 @@ async fn anybody_may_ask_for_work_and_the_policy_says_who_provides_and_who_mirro
     let mirrors = ["sync.subscribe", "sync.mirror"];
     let subscribes = json!(["sync.subscribe"]);
     assert_eq!(
-        granted(&bridge, &desk.session("9", "mirror"), &mirrors).await,
+        granted(&bridge, &desk.session("9", "mirror-before"), &mirrors).await,
         subscribes
     );
     desk.sql("insert into runtime.sync_scope_policy values ('user:9', 'sync.mirror')")
         .await
         .unwrap();
     assert_eq!(
-        granted(&bridge, &desk.session("9", "mirror"), &mirrors).await,
+        granted(&bridge, &desk.session("9", "mirror-after"), &mirrors).await,
         json!(mirrors)
     );
     // Whoever does not know these scopes, and so does not ask for them, gets what it got before.
