@@ -224,8 +224,8 @@ mod tests {
         assert_eq!(marked(Pending, "", "n1"), (Sent, Ok(Effect::New)));
         assert_eq!(marked(Pending, "", ""), (Dropped, Ok(Effect::New)));
         assert_eq!(marked(Sent, "n1", "n1"), (Sent, Ok(Effect::Repeated)));
-        assert_eq!(marked(Sent, "n1", "n2"), (Sent, conflict.clone()));
-        assert_eq!(marked(Sent, "n1", ""), (Dropped, conflict.clone()));
+        assert_eq!(marked(Sent, "n1", "n2"), (Sent, conflict));
+        assert_eq!(marked(Sent, "n1", ""), (Dropped, conflict));
         assert_eq!(marked(Dropped, "", ""), (Dropped, Ok(Effect::Repeated)));
         assert_eq!(marked(Dropped, "", "n1"), (Sent, Ok(Effect::New)));
         let unknown = mark(&outcome("e1", "n1").unwrap(), None).map_err(|refusal| refusal.code);
