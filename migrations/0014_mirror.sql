@@ -42,8 +42,11 @@ create table runtime.sync_mirror_policy (
     when 'events' then pattern is not null and nostr_kind = 30078 and schema = 'openagents.bridge.receipt_ptr.v1'
     when 'capabilities' then pattern is null and kinds = '{}' and nostr_kind = 31990
       and schema = 'openagents.bridge.provider_ad.v1'
-    -- Only what can be replaced by its name: to publish it again changes nothing.
+    -- Only what can be replaced by its name: to publish it again changes nothing. And nothing that would replace what the
+    -- mirror itself has said.
     when 'enqueued' then pattern is null and kinds = '{}' and nostr_kind between 30000 and 39999
+      and nostr_kind not in (30078, 31990)
+      and schema not in ('openagents.bridge.receipt_ptr.v1', 'openagents.bridge.provider_ad.v1')
     else false end)
 );
 
@@ -92,17 +95,22 @@ create table runtime.sync_outbox (
   constraint sync_outbox_d_tag check (octet_length(d_tag) between 1 and 512),
   constraint sync_outbox_content check (octet_length(content) <= 65536),
   constraint sync_outbox_status check (status in ('pending', 'sent', 'parked', 'dropped')),
-  constraint sync_outbox_reflected check (reflected in ('nothing', 'pending', 'sent')),
+  constraint sync_outbox_reflected check (reflected in ('nothing', 'pending', 'dropped', 'sent')),
   constraint sync_outbox_settled check ((status = 'pending') = (settled_at is null))
 ) with (fillfactor = 70);
 
 create index sync_outbox_pending on runtime.sync_outbox (enqueued_at) where status = 'pending';
+create index sync_outbox_shares on runtime.sync_outbox (policy_id) where status = 'pending';
 create index sync_outbox_over on runtime.sync_outbox (settled_at) where status in ('sent', 'dropped');
 create index sync_outbox_parked on runtime.sync_outbox (settled_at) where status = 'parked';
 create index sync_outbox_ads on runtime.sync_outbox (d_tag)
   where status in ('pending', 'parked') and source = 'capabilities';
-create index sync_outbox_reflect on runtime.sync_outbox (enqueued_at)
-  where reflected <> 'sent' and status <> 'parked';
+create index sync_outbox_sent_ads on runtime.sync_outbox (d_tag, expires_at_s)
+  where status = 'sent' and source = 'capabilities';
+create index sync_outbox_reflect_waiting on runtime.sync_outbox ((reflected = 'nothing'), enqueued_at)
+  where status = 'pending' and reflected = 'nothing';
+create index sync_outbox_reflect_over on runtime.sync_outbox ((reflected = 'nothing'), enqueued_at)
+  where status = 'sent' and reflected <> 'sent' or status in ('parked', 'dropped') and reflected in ('nothing', 'pending');
 
 -- One row for each relay that is to have an entry.
 create table runtime.sync_outbox_deliveries (
@@ -147,8 +155,13 @@ declare
 begin
   for retried in
     update runtime.sync_outbox o set status = 'pending', settled_at = null, failure = null
-      where o.event_id = any (event_ids collate "C") and o.status = 'parked'
-        and exists (select from runtime.sync_outbox_deliveries d where d.event_id = o.event_id)
+      from (
+        select h.event_id from runtime.sync_outbox h
+          where h.event_id = any (event_ids collate "C") and h.status = 'parked'
+            and exists (select from runtime.sync_outbox_deliveries d where d.event_id = h.event_id)
+          order by h.event_id for update
+      ) was
+      where o.event_id = was.event_id
       returning o.event_id
   loop
     update runtime.sync_outbox_deliveries d

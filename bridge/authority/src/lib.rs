@@ -45,7 +45,9 @@ pub use error::AuthorityError;
 pub use history::History;
 pub use leadership::{Candidate, Lead, Leadership};
 pub use mirror::{Behind, MirrorPolicy, MirrorSource, MirroredEvent, TrustedKey};
-pub use outbox::{Attempt, Delivery, Depth, Entry, Kept, OutboxRow, OutboxState, Outcome, Reflected, Unreflected};
+pub use outbox::{
+    Attempt, Delivery, Depth, Entry, Forgotten, Kept, OutboxRow, OutboxState, Outcome, Reflected, Unreflected,
+};
 pub use positions::Looked;
 pub use published::Advanced;
 pub use retention::Extent;

@@ -15,7 +15,7 @@ use sqlx::{Connection as _, Row as _};
 use super::error::CallError;
 use super::{Authority, AuthorityError, MirrorPolicy, MirrorSource};
 
-pub use operator::{Depth, OutboxRow};
+pub use operator::{Depth, Forgotten, OutboxRow};
 pub use reflection::{Reflected, Unreflected};
 
 /// What is to be published: everything that the event of Nostr is made of.
@@ -129,6 +129,10 @@ impl OutboxState {
 const ENTRY: &str = "o.event_id, o.nostr_kind, o.schema, o.d_tag, o.content, o.created_at_s, o.expires_at_s, o.author, \
                      o.published_as";
 
+/// Whoever changes entries or their deliveries locks the entries first, in the order of their names: nobody judges an entry by what
+/// another one is about to change, and no two wait for each other.
+const LOCK: &str = "select event_id from runtime.sync_outbox where event_id = any ($1) order by event_id for update";
+
 /// Settles entries whose relays have decided.
 const SETTLE: &str = "
     update runtime.sync_outbox o
@@ -147,15 +151,16 @@ const SETTLE: &str = "
 
 impl Authority {
     /// Writes entries of a policy's source, and moves the policy's cursor of a stream from one seq to another, in one
-    /// transaction. Returns `false`, and writes nothing, if somebody else has moved the cursor. What is there already stays as
-    /// it is; an advertisement replaces those of the same name that are not published yet.
+    /// transaction. Returns how many are new; `None`, and writes nothing, if somebody else has moved the cursor. What is there
+    /// already stays as it is, but the relays of another policy that names the same event are to have it, too. An advertisement
+    /// replaces those of the same name that are not published yet.
     pub async fn journal(
         &self,
         source: &MirrorSource,
         kept: Kept<'_>,
         moved: Option<(&StreamId, Seq, Seq)>,
         entries: &[Entry],
-    ) -> Result<bool, AuthorityError> {
+    ) -> Result<Option<usize>, AuthorityError> {
         self.connections
             .run("journal", async |connection| {
                 let mut transaction = connection.begin().await?;
@@ -172,25 +177,29 @@ impl Authority {
                     .await?;
                     if moved.rows_affected() == 0 {
                         transaction.rollback().await?;
-                        return Ok(false);
+                        return Ok(None);
                     }
                 }
-                if !entries.is_empty() {
-                    insert(&mut transaction, source, kept, entries).await?;
-                }
+                let fresh = if entries.is_empty() {
+                    0
+                } else {
+                    insert(&mut transaction, source, kept, entries).await?
+                };
                 transaction.commit().await?;
-                Ok(true)
+                Ok(Some(fresh))
             })
             .await
     }
 
-    /// How many entries are pending, counted up to `most`.
-    pub async fn outbox_pending(&self, most: usize) -> Result<usize, AuthorityError> {
+    /// How many entries of a policy are pending, counted up to `most`.
+    pub async fn outbox_pending(&self, policy_id: &str, most: usize) -> Result<usize, AuthorityError> {
         self.connections
             .run("outbox_pending", async |connection| {
                 let found: i64 = sqlx::query_scalar(
-                    "select count(*) from (select from runtime.sync_outbox where status = 'pending' limit $1) p",
+                    "select count(*) from (
+                       select from runtime.sync_outbox where status = 'pending' and policy_id = $1 limit $2) p",
                 )
+                .bind(policy_id)
                 .bind(i64::try_from(most).unwrap_or(i64::MAX))
                 .fetch_one(connection)
                 .await?;
@@ -199,7 +208,7 @@ impl Authority {
             .await
     }
 
-    /// The relays that are to have something.
+    /// The relays at which something is due.
     pub async fn outbox_relays(&self) -> Result<Vec<String>, AuthorityError> {
         self.connections
             .run("outbox_relays", async |connection| {
@@ -213,7 +222,9 @@ impl Authority {
                                where d.status = 'pending' and d.relay > r.relay order by d.relay limit 1)
                        from r where r.relay is not null
                      )
-                     select relay from r where relay is not null",
+                     select relay from r where relay is not null and exists (
+                       select from runtime.sync_outbox_deliveries d
+                       where d.relay = r.relay and d.status = 'pending' and d.next_at <= clock_timestamp())",
                 );
                 Ok(relays.fetch_all(connection).await?)
             })
@@ -250,6 +261,29 @@ impl Authority {
             .await
     }
 
+    /// Gives up what is void: nobody is to hear of it any more. Returns how many deliveries that were.
+    pub async fn outbox_void(&self, event_ids: &[&str]) -> Result<u64, AuthorityError> {
+        self.connections
+            .run("outbox_void", async |connection| {
+                let mut transaction = connection.begin().await?;
+                sqlx::query(LOCK).bind(event_ids).execute(&mut *transaction).await?;
+                sqlx::query(
+                    "update runtime.sync_outbox set status = 'dropped', failure = 'void', settled_at = clock_timestamp()
+                     where event_id = any ($1) and status = 'pending'",
+                )
+                .bind(event_ids)
+                .execute(&mut *transaction)
+                .await?;
+                let gone = sqlx::query(
+                    "delete from runtime.sync_outbox_deliveries where event_id = any ($1) and status = 'pending'",
+                );
+                let gone = gone.bind(event_ids).execute(&mut *transaction).await?;
+                transaction.commit().await?;
+                Ok(gone.rows_affected())
+            })
+            .await
+    }
+
     /// Records what attempts at a relay came to, and returns the entries that are settled with it.
     pub async fn outbox_settle(
         &self,
@@ -274,6 +308,7 @@ impl Authority {
         self.connections
             .run("outbox_settle", async |connection| {
                 let mut transaction = connection.begin().await?;
+                sqlx::query(LOCK).bind(&ids).execute(&mut *transaction).await?;
                 sqlx::query(
                     "update runtime.sync_outbox_deliveries d
                      set status = w.status, attempts = d.attempts + 1, failure = w.failure, detail = w.detail,
@@ -305,7 +340,7 @@ async fn insert(
     source: &MirrorSource,
     kept: Kept<'_>,
     entries: &[Entry],
-) -> Result<(), CallError> {
+) -> Result<usize, CallError> {
     let texts = |of: fn(&Entry) -> &str| entries.iter().map(of).collect::<Vec<_>>();
     let seconds = |of: fn(&Entry) -> Option<u64>| -> Vec<Option<i64>> {
         let sql = |entry| of(entry).map(|value| i64::try_from(value).unwrap_or(i64::MAX));
@@ -314,20 +349,34 @@ async fn insert(
     let names = texts(|entry| &entry.d_tag);
     let created = seconds(|entry| Some(entry.created_at_s));
     if let MirrorSource::Capabilities = source {
-        sqlx::query(
+        // What waits or is parked is given up; and what is sent goes to no further relay.
+        for sql in [
             "with old as (
+               select o.event_id from runtime.sync_outbox o
+                 where o.status in ('pending', 'parked') and o.source = 'capabilities' and exists (
+                   select from unnest($1::text[], $2::bigint[]) as n(d_tag, created_at_s)
+                   where o.d_tag = n.d_tag and o.created_at_s < n.created_at_s)
+                 order by o.event_id for update
+             ), replaced as (
                update runtime.sync_outbox o set status = 'dropped', failure = 'superseded', settled_at = clock_timestamp()
-                 from unnest($1::text[], $2::bigint[]) as n(d_tag, created_at_s)
-                 where o.status in ('pending', 'parked') and o.source = 'capabilities' and o.d_tag = n.d_tag
-                   and o.created_at_s < n.created_at_s
-                 returning o.event_id
+                 from old where o.event_id = old.event_id
              )
              delete from runtime.sync_outbox_deliveries d using old where d.event_id = old.event_id",
-        )
-        .bind(&names)
-        .bind(&created)
-        .execute(&mut *connection)
-        .await?;
+            // What is void is given up without this.
+            "with old as (
+               select o.event_id from runtime.sync_outbox o
+                 where o.status = 'sent' and o.source = 'capabilities' and o.d_tag = any ($1)
+                   and o.expires_at_s > extract(epoch from clock_timestamp())::bigint and exists (
+                     select from unnest($1::text[], $2::bigint[]) as n(d_tag, created_at_s)
+                     where o.d_tag = n.d_tag and o.created_at_s < n.created_at_s)
+                 order by o.event_id for update
+             )
+             delete from runtime.sync_outbox_deliveries d using old
+               where d.event_id = old.event_id and d.status = 'pending'",
+        ] {
+            let superseding = sqlx::query(sql).bind(&names).bind(&created);
+            superseding.execute(&mut *connection).await?;
+        }
     }
     let (policy_id, relays, quorum, failure) = match kept {
         Kept::Publish(policy) => (
@@ -343,27 +392,25 @@ async fn insert(
         MirrorSource::Enqueued => Reflected::Pending,
         MirrorSource::Events(_) | MirrorSource::Capabilities => Reflected::Nothing,
     };
-    sqlx::query(
-        "with fresh as (
-           insert into runtime.sync_outbox (event_id, policy_id, source, nostr_kind, schema, d_tag, content, created_at_s,
-               expires_at_s, author, published_as, quorum, status, failure, reflected, settled_at)
-             select n.event_id, $1, $2, n.nostr_kind, n.schema, n.d_tag, n.content, n.created_at_s, n.expires_at_s, n.author,
-                 n.published_as, $3, case when $4::text is null then 'pending' else 'parked' end, $4, $5,
-                 case when $4::text is not null then clock_timestamp() end
-               from unnest($6::text[], $7::int[], $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[],
-                   $13::text[], $14::text[])
-                 as n(event_id, nostr_kind, schema, d_tag, content, created_at_s, expires_at_s, author, published_as)
-             on conflict (event_id) do nothing returning event_id
-         )
-         insert into runtime.sync_outbox_deliveries (event_id, relay)
-           select f.event_id, r.relay from fresh f cross join unnest($15::text[]) as r(relay)",
+    let ids = texts(|entry| entry.event_id.as_str());
+    let fresh: Vec<String> = sqlx::query_scalar(
+        "insert into runtime.sync_outbox (event_id, policy_id, source, nostr_kind, schema, d_tag, content, created_at_s,
+             expires_at_s, author, published_as, quorum, status, failure, reflected, settled_at)
+           select n.event_id, $1, $2, n.nostr_kind, n.schema, n.d_tag, n.content, n.created_at_s, n.expires_at_s, n.author,
+               n.published_as, $3, case when $4::text is null then 'pending' else 'parked' end, $4, $5,
+               case when $4::text is not null then clock_timestamp() end
+             from unnest($6::text[], $7::int[], $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[],
+                 $13::text[], $14::text[])
+               as n(event_id, nostr_kind, schema, d_tag, content, created_at_s, expires_at_s, author, published_as)
+             order by n.event_id collate \"C\"
+           on conflict (event_id) do nothing returning event_id",
     )
     .bind(policy_id)
     .bind(source.as_str())
     .bind(quorum)
     .bind(failure)
     .bind(reflected.as_str())
-    .bind(texts(|entry| entry.event_id.as_str()))
+    .bind(&ids)
     .bind(entries.iter().map(|entry| i32::from(entry.nostr_kind)).collect::<Vec<_>>())
     .bind(texts(|entry| &entry.schema))
     .bind(&names)
@@ -372,27 +419,52 @@ async fn insert(
     .bind(seconds(|entry| entry.expires_at_s))
     .bind(texts(|entry| &entry.author))
     .bind(texts(|entry| &entry.published_as))
+    .fetch_all(&mut *connection)
+    .await?;
+    // Of an advertisement the first of its slot stands. An event may be named by several policies.
+    let to_deliver = match source {
+        MirrorSource::Events(_) => ids,
+        MirrorSource::Capabilities | MirrorSource::Enqueued => fresh.iter().map(String::as_str).collect(),
+    };
+    if to_deliver.len() > fresh.len() {
+        sqlx::query(LOCK).bind(&to_deliver).execute(&mut *connection).await?;
+    }
+    // What was over is open again. It has the same id, so those that have it already take it for what it is. What was given up stays
+    // so for the policy that it is of.
+    sqlx::query(
+        "with added as (
+           insert into runtime.sync_outbox_deliveries (event_id, relay)
+             select i.event_id, r.relay
+               from unnest($1::text[]) as i(event_id) join runtime.sync_outbox o on o.event_id = i.event_id
+               cross join unnest($2::text[]) as r(relay)
+               where o.status <> 'dropped' or o.policy_id <> $5
+             on conflict (event_id, relay) do nothing returning event_id
+         )
+         update runtime.sync_outbox o
+           set status = case when o.status = 'parked' then o.status else 'pending' end,
+               settled_at = case when o.status = 'parked' then o.settled_at end,
+               quorum = least(a.relays, $3) + case when o.status = 'dropped' then 0 else o.quorum end
+           from (select event_id, count(*)::int as relays from added group by event_id) a
+           where o.event_id = a.event_id and o.event_id <> all ($4::text[])",
+    )
+    .bind(&to_deliver)
     .bind(relays)
+    .bind(quorum)
+    .bind(&fresh)
+    .bind(policy_id)
     .execute(&mut *connection)
     .await?;
-    Ok(())
+    Ok(fresh.len())
 }
 
 /// The entry in the first columns of a row.
 fn entry(row: &PgRow) -> Result<Entry, CallError> {
     let event_id: &str = row.try_get(0)?;
-    let wrong = |what| {
-        CallError::Content(AuthorityError::Corrupt {
-            stream_id: event_id.to_owned(),
-            seq: 0,
-            what,
-        })
-    };
-    let seconds = |value: i64| u64::try_from(value).map_err(|_| wrong("a time of the outbox"));
+    let seconds = |value: i64| u64::try_from(value).map_err(|_| wrong(event_id, "a time of the outbox"));
     let (kind, created, expires): (i32, i64, Option<i64>) = (row.try_get(1)?, row.try_get(5)?, row.try_get(6)?);
     Ok(Entry {
-        event_id: Label::new(event_id).map_err(|_| wrong("a name of the outbox"))?,
-        nostr_kind: u16::try_from(kind).map_err(|_| wrong("a kind of Nostr"))?,
+        event_id: name(event_id)?,
+        nostr_kind: u16::try_from(kind).map_err(|_| wrong(event_id, "a kind of Nostr"))?,
         schema: row.try_get(2)?,
         d_tag: row.try_get(3)?,
         content: row.try_get(4)?,
@@ -400,5 +472,18 @@ fn entry(row: &PgRow) -> Result<Entry, CallError> {
         expires_at_s: expires.map(seconds).transpose()?,
         author: row.try_get(7)?,
         published_as: row.try_get(8)?,
+    })
+}
+
+/// The name of an entry.
+fn name(text: &str) -> Result<Label, CallError> {
+    Label::new(text).map_err(|_| wrong(text, "a name of the outbox"))
+}
+
+fn wrong(event_id: &str, what: &'static str) -> CallError {
+    CallError::Content(AuthorityError::Corrupt {
+        stream_id: event_id.to_owned(),
+        seq: 0,
+        what,
     })
 }

@@ -15,7 +15,7 @@ pub const ANNOUNCEMENT_BYTES: usize = 131_072;
 /// The most capabilities of one announcement.
 const CAPABILITIES: usize = 32;
 /// How far ahead of ours another clock may be.
-const AHEAD_S: u64 = 60;
+pub(crate) const AHEAD_S: u64 = 60;
 /// How long an announcement stands that does not say it.
 const STANDS_S: u64 = 180;
 /// The longest that one stands, whatever it says.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use spacetime_sync_authority::{MirrorPolicy, MirrorSource, OutboxState, Reflected, Unreflected};
+use spacetime_sync_authority::{Entry, MirrorPolicy, MirrorSource, OutboxState, Reflected, Unreflected};
+use spacetime_sync_proto::{Label, OutboxStatus};
 
-use crate::things::payload;
+use crate::things::{is_shown_by, payload, shown_name};
 
 /// How relays of Nostr are called in SpacetimeDB's outbox.
 pub const TRANSPORT: &str = "nostr";
@@ -15,14 +16,10 @@ pub const TRANSPORT: &str = "nostr";
 pub struct Seen {
     /// To whom it is to go.
     pub transport: String,
+    /// What it says became of it.
+    pub status: OutboxStatus,
     /// What is to be published, while it waits.
     pub payload: Option<String>,
-}
-
-impl Seen {
-    fn waits(&self) -> bool {
-        self.payload.is_some()
-    }
 }
 
 /// SpacetimeDB's outbox, by the names of its rows.
@@ -34,21 +31,26 @@ pub enum Step {
     /// That it is to be published.
     Enqueue {
         /// The entry.
-        event_id: String,
+        event_id: Label,
         /// What is published.
         payload: String,
     },
     /// What became of it.
     Mark {
         /// The entry.
-        event_id: String,
-        /// The id of its event. `None` if it never will be published.
+        event_id: Label,
+        /// The id of its event. `None` if it will not be published, as far as anybody knows.
         published_as: Option<String>,
+    },
+    /// That what stands under its name is not to be published: it is another thing.
+    Refute {
+        /// The entry.
+        event_id: Label,
     },
     /// Nothing: it shows that already.
     Known {
         /// The entry.
-        event_id: String,
+        event_id: Label,
         /// What it shows.
         says: Reflected,
     },
@@ -56,45 +58,50 @@ pub enum Step {
 
 /// The next step of each entry that SpacetimeDB does not show as it is.
 pub fn steps(unreflected: &[Unreflected], rows: &Rows) -> Vec<Step> {
-    let step = |one: &Unreflected| {
-        let event_id = one.entry.event_id.as_str().to_owned();
-        let row = rows.get(&event_id);
-        match (row, one.state) {
-            (Some(row), _) if !row.waits() => Step::Known {
-                event_id,
-                says: Reflected::Sent,
-            },
-            (Some(_), OutboxState::Sent) => Step::Mark {
-                event_id,
-                published_as: Some(one.entry.published_as.clone()),
-            },
-            (Some(_), OutboxState::Dropped) => Step::Mark {
-                event_id,
-                published_as: None,
-            },
-            (Some(_), OutboxState::Pending | OutboxState::Parked) => Step::Known {
-                event_id,
-                says: Reflected::Pending,
-            },
-            // Nobody has to hear of what is never to be published.
-            (None, OutboxState::Dropped) => Step::Known {
-                event_id,
-                says: Reflected::Sent,
-            },
+    unreflected.iter().map(|one| step(one, rows)).collect()
+}
+
+fn step(one: &Unreflected, rows: &Rows) -> Step {
+    let event_id = one.entry.event_id.clone();
+    let mark = |event_id, published_as| Step::Mark { event_id, published_as };
+    let known = |event_id, says| Step::Known { event_id, says };
+    let id = || Some(one.entry.published_as.clone());
+    let Some(row) = rows.get(shown_name(&one.entry.event_id)) else {
+        return match one.state {
+            // Nobody has to hear of what is not to be published.
+            OutboxState::Dropped | OutboxState::Parked => known(event_id, Reflected::Dropped),
             // The row comes with the next change of what is watched, and then it is marked.
-            (None, OutboxState::Pending | OutboxState::Sent | OutboxState::Parked) => Step::Enqueue {
-                event_id,
+            OutboxState::Pending | OutboxState::Sent => Step::Enqueue {
                 payload: payload(&one.entry),
+                event_id,
             },
-        }
+        };
     };
-    unreflected.iter().map(step).collect()
+    match (row.status, one.state) {
+        (OutboxStatus::Sent, _) => known(event_id, Reflected::Sent),
+        (OutboxStatus::Pending, _) if !row.shows(&one.entry) => Step::Refute { event_id },
+        // It was never seen to be the entry's, and what it was is gone.
+        (OutboxStatus::Dropped, _) if one.reflected == Reflected::Nothing => known(event_id, Reflected::Sent),
+        (OutboxStatus::Pending | OutboxStatus::Dropped, OutboxState::Sent) => mark(event_id, id()),
+        (OutboxStatus::Pending, OutboxState::Dropped | OutboxState::Parked) => mark(event_id, None),
+        (OutboxStatus::Pending, OutboxState::Pending) => known(event_id, Reflected::Pending),
+        (OutboxStatus::Dropped, OutboxState::Pending | OutboxState::Dropped | OutboxState::Parked) => {
+            known(event_id, Reflected::Dropped)
+        }
+    }
+}
+
+impl Seen {
+    fn shows(&self, entry: &Entry) -> bool {
+        let shown = self.payload.as_deref().unwrap_or_default();
+        self.transport == TRANSPORT && is_shown_by(entry, shown)
+    }
 }
 
 /// Those of these entries that SpacetimeDB showed once and shows no more: it was wiped, or restored to an earlier time.
-pub fn lost<'a>(names: &'a [String], rows: &Rows) -> Vec<&'a str> {
-    let names = names.iter().map(String::as_str);
-    names.filter(|name| !rows.contains_key(*name)).collect()
+pub fn lost<'a>(names: &'a [Label], rows: &Rows) -> Vec<&'a str> {
+    let lost = names.iter().filter(|name| !rows.contains_key(shown_name(name)));
+    lost.map(Label::as_str).collect()
 }
 
 /// The rows after a name that somebody has put there to be published, at most so many.
@@ -116,9 +123,6 @@ pub fn named<'a>(policies: &'a [MirrorPolicy], schema: &str, nostr_kind: u16) ->
 
 #[cfg(test)]
 mod tests {
-    use spacetime_sync_authority::Entry;
-    use spacetime_sync_proto::Label;
-
     use super::*;
 
     fn one(name: &str, state: OutboxState) -> Unreflected {
@@ -136,56 +140,78 @@ mod tests {
         Unreflected {
             entry,
             state,
-            reflected: Reflected::Nothing,
+            reflected: if name == "dropped" {
+                Reflected::Dropped
+            } else {
+                Reflected::Nothing
+            },
         }
     }
 
-    fn row(waits: bool, transport: &str) -> Seen {
+    fn row(status: OutboxStatus, transport: &str) -> Seen {
         Seen {
             transport: transport.to_owned(),
-            payload: waits.then(|| "{}".to_owned()),
+            status,
+            payload: (status == OutboxStatus::Pending).then(|| payload(&one("x", OutboxState::Pending).entry)),
         }
     }
 
     #[test]
-    fn an_entry_is_enqueued_first_and_marked_once_it_is_published() {
-        use OutboxState::{Dropped, Pending, Sent};
-        let waiting = "waiting".to_owned();
+    fn an_entry_is_enqueued_first_and_marked_once_it_is_settled() {
+        use OutboxState::{Dropped, Parked, Pending, Sent};
+        let another = Seen {
+            payload: Some("{}".to_owned()),
+            ..row(OutboxStatus::Pending, TRANSPORT)
+        };
         let rows: Rows = [
-            (waiting, row(true, TRANSPORT)),
-            ("over".to_owned(), row(false, TRANSPORT)),
+            ("waiting".to_owned(), row(OutboxStatus::Pending, TRANSPORT)),
+            ("others".to_owned(), row(OutboxStatus::Pending, TRANSPORT)),
+            ("sent".to_owned(), row(OutboxStatus::Sent, TRANSPORT)),
+            ("dropped".to_owned(), row(OutboxStatus::Dropped, TRANSPORT)),
+            ("taken".to_owned(), another),
+            ("strange".to_owned(), row(OutboxStatus::Dropped, TRANSPORT)),
+            ("elsewhere".to_owned(), row(OutboxStatus::Pending, "mail")),
         ]
         .into();
         for (name, state, expected) in [
             ("new", Pending, "enqueue"),
             ("new", Sent, "enqueue"),
-            ("new", Dropped, "known over"),
+            ("new", Dropped, "known dropped"),
+            ("new", Parked, "known dropped"),
             ("waiting", Pending, "known waiting"),
             ("waiting", Sent, "sent"),
             ("waiting", Dropped, "never"),
-            ("over", Sent, "known over"),
-            ("over", Pending, "known over"),
+            ("waiting", Parked, "never"),
+            ("enqueued:others", Pending, "known waiting"),
+            ("enqueued:others", Sent, "sent"),
+            ("sent", Sent, "known sent"),
+            ("sent", Pending, "known sent"),
+            ("dropped", Pending, "known dropped"),
+            ("dropped", Parked, "known dropped"),
+            ("dropped", Dropped, "known dropped"),
+            // It was retried.
+            ("dropped", Sent, "sent"),
+            ("strange", Pending, "known sent"),
+            ("strange", Sent, "known sent"),
+            ("taken", Pending, "refuted"),
+            ("taken", Sent, "refuted"),
+            ("elsewhere", Sent, "refuted"),
         ] {
-            let step = match &steps(&[one(name, state)], &rows)[..] {
-                [Step::Enqueue { .. }] => "enqueue",
-                [
-                    Step::Mark {
-                        published_as: Some(id), ..
-                    },
-                ] if id == "id" => "sent",
-                [Step::Mark { published_as: None, .. }] => "never",
-                [
-                    Step::Known {
-                        says: Reflected::Pending,
-                        ..
-                    },
-                ] => "known waiting",
-                [
-                    Step::Known {
-                        says: Reflected::Sent, ..
-                    },
-                ] => "known over",
-                other => panic!("{other:?}"),
+            let found = &steps(&[one(name, state)], &rows)[0];
+            let step = match found {
+                Step::Enqueue { .. } => "enqueue",
+                Step::Mark {
+                    published_as: Some(id), ..
+                } if id == "id" => "sent",
+                Step::Mark { published_as: None, .. } => "never",
+                Step::Refute { .. } => "refuted",
+                Step::Known { says, .. } => match says {
+                    Reflected::Pending => "known waiting",
+                    Reflected::Dropped => "known dropped",
+                    Reflected::Sent => "known sent",
+                    Reflected::Nothing => "known nothing",
+                },
+                Step::Mark { .. } => "another id",
             };
             assert_eq!(step, expected, "{name} {state:?}");
         }
@@ -194,13 +220,14 @@ mod tests {
     #[test]
     fn what_a_wipe_took_is_missed_and_what_others_put_there_is_found() {
         let rows: Rows = [
-            ("a".to_owned(), row(true, TRANSPORT)),
-            ("b".to_owned(), row(false, TRANSPORT)),
-            ("c".to_owned(), row(true, "mail")),
-            ("d".to_owned(), row(true, TRANSPORT)),
+            ("a".to_owned(), row(OutboxStatus::Pending, TRANSPORT)),
+            ("b".to_owned(), row(OutboxStatus::Sent, TRANSPORT)),
+            ("c".to_owned(), row(OutboxStatus::Pending, "mail")),
+            ("d".to_owned(), row(OutboxStatus::Pending, TRANSPORT)),
         ]
         .into();
-        assert_eq!(lost(&["a".to_owned(), "x".to_owned()], &rows), ["x"]);
+        let known = ["a", "x", "enqueued:b", "enqueued:y"].map(|name| Label::new(name).unwrap());
+        assert_eq!(lost(&known, &rows), ["x", "enqueued:y"]);
         let names =
             |after, limit| -> Vec<&str> { to_publish(&rows, after, limit).iter().map(|(name, _)| *name).collect() };
         assert_eq!(

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spacetime_sync_authority::{
-    Attempt, Authority, AuthorityError, Delivery, Lead, Leadership, MirrorPolicy, OutboxState, Outcome,
+    Attempt, Authority, AuthorityError, Delivery, Entry, Lead, Leadership, MirrorPolicy, MirrorSource, OutboxState,
+    Outcome,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -16,10 +17,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::batch::{BatchSize, together};
 use crate::key::MirrorKey;
 use crate::relay::{Published, Relay};
-use crate::session::attend;
+use crate::session::{attend, now_s};
 use crate::settings::MirrorConfig;
 use crate::status::{Role, Status};
-use crate::tail::{PASS, Tail};
+use crate::tail::{PASS, Read, Tail};
 use crate::things::unsigned;
 use crate::verdict::{Answer, Chance, Failure};
 
@@ -27,8 +28,9 @@ use crate::verdict::{Answer, Chance, Failure};
 const STANDBY: Duration = Duration::from_millis(500);
 /// How often the policy is read, and what is over is forgotten.
 const UPKEEP: Duration = Duration::from_secs(2);
-/// How many entries are forgotten at once.
+/// How many entries are forgotten at once, and how often in a row: faster than they are published.
 const FORGOTTEN: usize = 256;
+const FORGETTING: usize = 64;
 /// The most relays that are talked to. Further ones wait until one has nothing to be told any more.
 const RELAYS: usize = 64;
 
@@ -104,6 +106,7 @@ async fn work(mirror: &Arc<Mirror>, mut lead: Leadership, stop: &mut watch::Rece
         done,
         chance: Chance::seeded(rand::random()),
         upkeep_at: Instant::now(),
+        turns: 0,
     };
     let mut turn_at = Instant::now();
     let ended = loop {
@@ -192,17 +195,24 @@ struct Life<'a> {
     done: mpsc::Sender<Answered>,
     chance: Chance,
     upkeep_at: Instant,
+    /// How often it has read.
+    turns: usize,
 }
 
 impl Life<'_> {
-    /// Does what is due. Returns whether more is.
+    /// Does what is due. Returns whether more is. What cannot be read or kept up keeps nothing from relays.
     async fn turn(&mut self) -> Result<bool, AuthorityError> {
+        let mut kept_up = Ok(());
         if Instant::now() >= self.upkeep_at {
-            self.upkeep().await?;
-            self.upkeep_at = Instant::now() + UPKEEP;
+            kept_up = self.upkeep().await;
+            if kept_up.is_ok() {
+                self.upkeep_at = Instant::now() + UPKEEP;
+            }
         }
-        let has_more = self.read().await?;
+        let read = self.read().await;
         self.hand_out().await?;
+        kept_up?;
+        let has_more = read?;
         self.mirror
             .status
             .change(|status| status.answered_at = Some(std::time::Instant::now()));
@@ -221,36 +231,56 @@ impl Life<'_> {
             }
         }
         let usable = |policy: &MirrorPolicy| policy.relays.iter().all(|relay| config.check_relay(relay).is_ok());
-        self.policies
-            .send_replace(policies.into_iter().filter(usable).collect());
+        let policies: Vec<_> = policies.into_iter().filter(usable).collect();
+        self.tail.keep(&policies);
+        self.policies.send_replace(policies);
         if self.mirror.status.get().bad_policies != malformed.len() {
             tracing::error!(?malformed, "policies of the mirror that have no effect");
         }
-        authority.forget_mirror_cursors().await?;
-        let sent_for = Duration::from_secs(config.sent_seconds);
-        let forgotten = authority
-            .outbox_forget(sent_for, config.sent, config.parked, FORGOTTEN)
-            .await?;
-        if forgotten > 0 {
-            tracing::warn!(forgotten, "parked entries are forgotten, because there are too many");
-        }
-        let depth = authority.outbox_depth().await?;
-        self.mirror.status.change(|status| {
-            status.bad_policies = malformed.len();
-            status.counters.parked_forgotten += forgotten;
-            status.depth = depth;
-        });
-        self.open_relays().await
+        self.mirror
+            .status
+            .change(|status| status.bad_policies = malformed.len());
+        self.open_relays().await?;
+        self.forget().await?;
+        let depth = self.mirror.authority.outbox_depth().await?;
+        self.mirror.status.change(|status| status.depth = depth);
+        Ok(())
     }
 
-    /// Has a task for each relay that is to have something, and for no other.
+    /// Forgets what is over, as far as it is too old or too much.
+    async fn forget(&self) -> Result<(), AuthorityError> {
+        let (authority, config) = (&self.mirror.authority, &self.mirror.config);
+        authority.forget_mirror_cursors().await?;
+        let sent_for = Duration::from_secs(config.sent_seconds);
+        for _ in 0..FORGETTING {
+            let forgotten = authority
+                .outbox_forget(sent_for, config.sent, config.parked, FORGOTTEN)
+                .await?;
+            let parked = forgotten.parked;
+            if parked > 0 {
+                tracing::warn!(parked, "parked entries are forgotten, because there are too many");
+            }
+            self.mirror
+                .status
+                .change(|status| status.counters.parked_forgotten += parked);
+            if forgotten.over.max(parked) < FORGOTTEN as u64 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a task for each relay at which something is due or may soon be, and for no other.
     async fn open_relays(&mut self) -> Result<(), AuthorityError> {
         let config = &self.mirror.config;
         let policies = self.policies.borrow().clone();
         let named = policies.into_iter().flat_map(|policy| policy.relays);
-        let mut wanted: BTreeSet<String> = named.collect();
-        wanted.extend(self.mirror.authority.outbox_relays().await?);
-        wanted.retain(|relay| config.check_relay(relay).is_ok());
+        let due = self.mirror.authority.outbox_relays().await?;
+        let (wanted, left) = served(due, named, |relay| config.check_relay(relay).is_ok());
+        if self.mirror.status.get().relays_left != left {
+            tracing::warn!(left, most = RELAYS, "relays have to wait, because there are too many");
+        }
+        self.mirror.status.change(|status| status.relays_left = left);
         self.relays
             .retain(|relay, worker| wanted.contains(relay) || !worker.busy.is_empty());
         for relay in wanted {
@@ -279,27 +309,48 @@ impl Life<'_> {
         Ok(())
     }
 
-    /// Reads new events into the outbox, as long as there is room. Returns whether there may be more.
+    /// Reads new events into the outbox, as long as there is room: the same for each policy, so that none waits for the relays of
+    /// another. Returns whether there may be more.
     async fn read(&mut self) -> Result<bool, AuthorityError> {
-        let (authority, most) = (&self.mirror.authority, self.mirror.config.pending);
-        let pending = authority.outbox_pending(most).await?;
-        let mut room = PASS.min(most.saturating_sub(pending));
+        let (authority, config) = (&self.mirror.authority, &self.mirror.config);
         let author = self.mirror.key.public();
-        let mut has_more = false;
-        let policies = self.policies.borrow().clone();
+        let mut policies = self.policies.borrow().clone();
+        let share = share(config.pending, policies.len());
+        // Who is first finds most of the pass.
+        let first = self.turns.checked_rem(policies.len()).unwrap_or_default();
+        policies.rotate_left(first);
+        self.turns = self.turns.wrapping_add(1);
+        let (mut room, mut has_more, mut failed) = (PASS, false, None);
         for policy in &policies {
-            if room == 0 {
-                return Ok(has_more);
+            if !matches!(policy.source, MirrorSource::Events(_)) {
+                continue;
             }
-            let read = self.tail.pass(authority, policy, &author, room).await?;
-            room = room.saturating_sub(read.entries);
-            has_more |= read.has_more;
-            self.mirror.status.change(|status| {
-                status.counters.enqueued += read.entries as u64;
-                status.counters.missed += read.missed;
-            });
+            let tail = &mut self.tail;
+            let read = async {
+                let pending = authority.outbox_pending(&policy.policy_id, share).await?;
+                match room.min(share.saturating_sub(pending)) {
+                    0 => Ok(Read::default()),
+                    room => tail.pass(authority, policy, &author, room, config.poll()).await,
+                }
+            };
+            match read.await {
+                Ok(read) => {
+                    room = room.saturating_sub(read.events);
+                    has_more |= read.has_more;
+                    self.mirror.status.change(|status| {
+                        status.counters.enqueued += read.entries as u64;
+                        status.counters.missed += read.missed;
+                    });
+                }
+                // The others go on.
+                Err(error) => failed = Some(error),
+            }
+            if room == 0 {
+                has_more = true;
+                break;
+            }
         }
-        Ok(has_more)
+        failed.map_or(Ok(has_more), Err)
     }
 
     /// Gives every relay that has nothing to do what is due there.
@@ -316,7 +367,12 @@ impl Life<'_> {
             let Some(worker) = self.relays.get_mut(&name) else {
                 continue;
             };
-            let mut due = self.mirror.authority.outbox_due(&name, worker.size.get()).await?;
+            let due = self.mirror.authority.outbox_due(&name, worker.size.get()).await?;
+            let (void, mut due): (Vec<_>, Vec<_>) = due.into_iter().partition(|one| is_void(&one.entry, now_s()));
+            if !void.is_empty() {
+                let names: Vec<&str> = void.iter().map(|one| one.entry.event_id.as_str()).collect();
+                self.mirror.authority.outbox_void(&names).await?;
+            }
             let failures: Vec<u32> = due.iter().map(|delivery| delivery.attempts).collect();
             due.truncate(together(&failures));
             let (mut batch, mut busy, mut unsigned_ones) = (Batch::new(), Vec::new(), Vec::new());
@@ -420,6 +476,33 @@ impl Life<'_> {
     }
 }
 
+/// How many entries of each policy may be pending.
+pub(crate) fn share(pending: usize, policies: usize) -> usize {
+    (pending / policies.max(1)).max(1)
+}
+
+/// The relays that are served, and how many are not: those first at which something is due.
+fn served(
+    due: Vec<String>,
+    named: impl Iterator<Item = String>,
+    is_usable: impl Fn(&str) -> bool,
+) -> (BTreeSet<String>, usize) {
+    let (mut served, mut left) = (BTreeSet::new(), BTreeSet::new());
+    for relay in due.into_iter().chain(named).filter(|relay| is_usable(relay)) {
+        if served.len() < RELAYS {
+            served.insert(relay);
+        } else if !served.contains(&relay) {
+            left.insert(relay);
+        }
+    }
+    (served, left.len())
+}
+
+/// Whether nobody is to hear of an entry any more.
+fn is_void(entry: &Entry, now_s: u64) -> bool {
+    entry.expires_at_s.is_some_and(|at| at <= now_s)
+}
+
 /// The task of a relay: one batch after the other.
 async fn carry(mut relay: Relay, name: String, mut given: mpsc::Receiver<Batch>, done: mpsc::Sender<Answered>) {
     while let Some(batch) = given.recv().await {
@@ -433,4 +516,28 @@ async fn carry(mut relay: Relay, name: String, mut given: mpsc::Receiver<Batch>,
         }
     }
     relay.close().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_policy_has_a_share_however_many_there_are() {
+        for (pending, policies, expected) in [(10_000, 0, 10_000), (10_000, 1, 10_000), (10_000, 3, 3_333), (1, 5, 1)] {
+            assert_eq!(share(pending, policies), expected);
+        }
+    }
+
+    #[test]
+    fn relays_at_which_something_is_due_come_first_and_the_rest_are_counted() {
+        let relays = |prefix: &str, count: usize| (0..count).map(|n| format!("{prefix}{n:03}")).collect::<Vec<_>>();
+        let (all, left) = served(relays("b", 10), relays("a", 20).into_iter(), |relay| relay != "a000");
+        assert_eq!((all.len(), left), (29, 0));
+        let due = relays("b", 60);
+        let named = [relays("a", 20), due.clone(), relays("a", 20)].concat();
+        let (all, left) = served(due.clone(), named.into_iter(), |_| true);
+        assert!(due.iter().all(|relay| all.contains(relay)));
+        assert_eq!((all.len(), left), (RELAYS, 16));
+    }
 }

@@ -1,7 +1,7 @@
 //! The mirror's session at SpacetimeDB: what it advertises from there, and what it puts there. SpacetimeDB may be away for as
 //! long as it likes: this task waits for it, and nothing waits for this task.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,12 +19,12 @@ use spacetime_sync_transport::{Transport, secret_file};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::announcement::{self, Announced};
+use crate::announcement::{self, AHEAD_S, Announced};
 use crate::reflection::{Rows, Seen, Step, TRANSPORT, lost, named, steps, to_publish};
 use crate::relay::Relay;
-use crate::run::{Mirror, chain};
+use crate::run::{Mirror, chain, share};
 use crate::settings::SessionConfig;
-use crate::things::{AD_KIND, Advertised, Slot, adopted, advertisement, unreadable};
+use crate::things::{AD_KIND, Advertised, Slot, adopted, adopted_name, advertisement, shown_name, unreadable};
 
 /// How often the task looks for something to do.
 const LOOK: Duration = Duration::from_millis(250);
@@ -38,6 +38,10 @@ const PROVIDERS: usize = 1_000;
 const AT_ONCE: usize = 256;
 /// How many calls wait for their answers at once.
 const CALLS: usize = 16;
+/// How long it may take to ask a relay what it has heard, and to publish that.
+const HEARING: Duration = Duration::from_secs(20);
+/// How long nothing is enqueued after SpacetimeDB's outbox was full. What is published makes room.
+const FULL: Duration = Duration::from_secs(5);
 /// The most announcements that are read of one relay at once.
 const ANNOUNCEMENTS: usize = 256;
 
@@ -88,11 +92,13 @@ pub(crate) async fn attend(mirror: Arc<Mirror>, session: SessionConfig, policies
                     policies: policies.clone(),
                     slot: None,
                     heard_at: None,
+                    unasked: BTreeSet::new(),
                     relays: BTreeMap::new(),
                     outbox: client.outbox(),
                     rows: Rows::new(),
                     missed_after: String::new(),
                     adopted_after: String::new(),
+                    full_until: None,
                 };
                 tokio::select! {
                     status = client.stopped() => {
@@ -141,8 +147,9 @@ struct Life<'a> {
     policies: watch::Receiver<Vec<MirrorPolicy>>,
     /// The slot that is advertised.
     slot: Option<Slot>,
-    /// When relays were last asked what they have heard.
+    /// When relays were last asked what they have heard, and which are to be asked yet.
     heard_at: Option<Instant>,
+    unasked: BTreeSet<String>,
     relays: BTreeMap<String, Relay>,
     outbox: watch::Receiver<Watched<Outbox>>,
     /// What SpacetimeDB's outbox says, as of the last change.
@@ -150,6 +157,18 @@ struct Life<'a> {
     /// Up to where it was looked for what a wipe has taken, and for what others have put there.
     missed_after: String,
     adopted_after: String,
+    /// Before that nothing is enqueued: there was no room.
+    full_until: Option<Instant>,
+}
+
+/// What came of telling SpacetimeDB one thing.
+enum Told {
+    /// It is known to show this.
+    Shows(Label, Reflected),
+    /// There is no room.
+    Full,
+    /// It did not hear.
+    Nothing,
 }
 
 impl Life<'_> {
@@ -190,14 +209,13 @@ impl Life<'_> {
         let trusted = self.mirror.authority.trusted_keys().await?;
         let entries = self.advertisements(policy, &capabilities, &trusted, slot);
         for entries in entries.chunks(AT_ONCE) {
+            let authority = &self.mirror.authority;
+            let journaled = authority.journal(&MirrorSource::Capabilities, Kept::Publish(policy), None, entries);
+            let fresh = journaled.await?.unwrap_or_default();
             self.mirror
-                .authority
-                .journal(&MirrorSource::Capabilities, Kept::Publish(policy), None, entries)
-                .await?;
+                .status
+                .change(|status| status.counters.advertised += fresh as u64);
         }
-        self.mirror
-            .status
-            .change(|status| status.counters.advertised += entries.len() as u64);
         self.slot = Some(slot);
         Ok(())
     }
@@ -239,10 +257,21 @@ impl Life<'_> {
         providers.into_iter().take(PROVIDERS).filter_map(entry).collect()
     }
 
-    /// Publishes here what trusted keys announce on the relays of the policy, as often as we advertise.
+    /// Publishes here what trusted keys announce on the relays of the policy, as often as we advertise. It asks one relay, so that
+    /// what is to be advertised and shown does not wait for all of them.
     async fn hear(&mut self) -> Result<(), AuthorityError> {
         let every = Duration::from_secs(self.mirror.config.refresh_seconds);
-        if self.heard_at.is_some_and(|at| at.elapsed() < every) {
+        if self.unasked.is_empty() && self.heard_at.is_none_or(|at| at.elapsed() >= every) {
+            let policies = self.policies.borrow();
+            let of_ads = policies
+                .iter()
+                .filter(|policy| policy.source == MirrorSource::Capabilities);
+            self.unasked = of_ads.flat_map(|policy| policy.relays.iter().cloned()).collect();
+            if !self.unasked.is_empty() {
+                self.heard_at = Some(Instant::now());
+            }
+        }
+        if self.unasked.is_empty() || !self.client.capabilities().borrow().is_live() {
             return Ok(());
         }
         let trusted = self.mirror.authority.trusted_keys().await?;
@@ -251,42 +280,50 @@ impl Life<'_> {
         let keys: Vec<PublicKey> = keys
             .filter_map(|key| PublicKey::from_hex(&key.nostr_key).ok())
             .collect();
-        if keys.is_empty() || !self.client.capabilities().borrow().is_live() {
+        let Some(url) = self.unasked.pop_first() else {
+            return Ok(());
+        };
+        if keys.is_empty() {
             return Ok(());
         }
-        self.heard_at = Some(Instant::now());
-        let policies = self.policies.borrow().clone();
-        let relays = policies
-            .iter()
-            .filter(|policy| policy.source == MirrorSource::Capabilities)
-            .flat_map(|policy| policy.relays.iter().cloned());
-        for relay in relays {
-            let since = now_s().saturating_sub(announcement::LONGEST_S);
-            let filter = Filter::new()
-                .authors(keys.iter().copied())
-                .kind(Kind::from_u16(AD_KIND))
-                .since(Timestamp::from_secs(since))
-                .limit(ANNOUNCEMENTS);
-            let events = match self.relay(&relay) {
-                Some(relay) => relay.fetch(filter).await,
-                None => continue,
-            };
-            match events {
-                Ok(events) => {
-                    for event in events.iter().take(ANNOUNCEMENTS) {
-                        match announcement::read(&event.as_json(), &trusted, &own, now_s()) {
-                            Ok(announced) => self.publish(announced).await,
-                            Err(unheard) => {
-                                self.mirror.status.change(|status| status.counters.unheard += 1);
-                                tracing::debug!(%unheard, relay, "an announcement has no effect");
-                            }
-                        }
-                    }
-                }
-                Err(how) => tracing::debug!(relay, how, "a relay does not say what it has heard"),
+        let bounds = self.mirror.config.bounds();
+        let relay = match self.relays.remove(&url) {
+            Some(relay) => Some(relay),
+            None => Relay::new(&url, bounds).ok(),
+        };
+        let Some(mut relay) = relay else { return Ok(()) };
+        let since = now_s().saturating_sub(announcement::LONGEST_S);
+        let filter = Filter::new()
+            .authors(keys)
+            .kind(Kind::from_u16(AD_KIND))
+            .since(Timestamp::from_secs(since))
+            .limit(ANNOUNCEMENTS);
+        let asked = tokio::time::timeout(HEARING, async {
+            match relay.fetch(filter).await {
+                Ok(events) => self.take_in(&url, &events, &trusted, &own).await,
+                Err(how) => tracing::debug!(relay = url, how, "a relay does not say what it has heard"),
             }
+        });
+        if asked.await.is_ok() {
+            self.relays.insert(url, relay);
+        } else {
+            // Whatever this connection still brings, belongs to what was given up.
+            tracing::debug!(relay = url, "a relay takes too long to say what it has heard");
+            relay.close().await;
         }
         Ok(())
+    }
+
+    async fn take_in(&self, relay: &str, events: &[nostr::Event], trusted: &[TrustedKey], own: &str) {
+        for event in events.iter().take(ANNOUNCEMENTS) {
+            match announcement::read(&event.as_json(), trusted, own, now_s()) {
+                Ok(announced) => self.publish(announced).await,
+                Err(unheard) => {
+                    self.mirror.status.change(|status| status.counters.unheard += 1);
+                    tracing::debug!(%unheard, relay, "an announcement has no effect");
+                }
+            }
+        }
     }
 
     /// Shows in SpacetimeDB's outbox what the authority's says, and takes from there what others have put in.
@@ -307,6 +344,7 @@ impl Life<'_> {
             let row = |(name, row): (&String, &spacetime_sync_client::SeenOutboxEvent)| {
                 let seen = Seen {
                     transport: row.transport.clone(),
+                    status: row.status,
                     payload: row.payload.clone(),
                 };
                 (name.clone(), seen)
@@ -327,53 +365,85 @@ impl Life<'_> {
         self.missed_after = if names.len() < AT_ONCE {
             String::new()
         } else {
-            names.last().cloned().unwrap_or_default()
+            names.last().map(|name| name.as_str().to_owned()).unwrap_or_default()
         };
         Ok(())
     }
 
     /// Takes in what others have put there, some names at a time.
     async fn adopt(&mut self) -> Result<(), AuthorityError> {
-        let (authority, most) = (&self.mirror.authority, self.mirror.config.pending);
+        let authority = &self.mirror.authority;
         let found = to_publish(&self.rows, &self.adopted_after, AT_ONCE);
         let next = if found.len() < AT_ONCE {
             String::new()
         } else {
             found.last().map_or_else(String::new, |(name, _)| (*name).to_owned())
         };
-        let names: Vec<&str> = found.iter().map(|(name, _)| *name).collect();
-        if !names.is_empty() {
-            let known = authority.outbox_has(&names).await?;
-            let policies = self.policies.borrow().clone();
-            let author = self.mirror.key.public();
-            for (name, payload) in found
-                .iter()
-                .filter(|(name, _)| !known.iter().any(|known| known.as_str() == *name))
-            {
-                if authority.outbox_pending(most).await? >= most {
-                    return Ok(());
-                }
-                // The module takes no other names.
-                let Ok(event_id) = Label::new(name) else { continue };
-                let read = adopted(&event_id, payload, &author);
-                let policy = read.as_ref().ok();
-                let policy = policy.and_then(|entry| named(&policies, &entry.schema, entry.nostr_kind));
-                let (entry, kept) = match (read, policy) {
-                    (Ok(entry), Some(policy)) => (entry, Kept::Publish(policy)),
-                    (Ok(entry), None) => (entry, Kept::Park("no_policy")),
-                    (Err(error), _) => {
-                        tracing::warn!(%error, name, "what somebody enqueued cannot be published");
-                        match unreadable(&event_id, &author) {
-                            Ok(entry) => (entry, Kept::Park("unreadable")),
-                            Err(_) => continue,
-                        }
-                    }
-                };
-                authority.journal(&MirrorSource::Enqueued, kept, None, &[entry]).await?;
+        let of_others: Vec<_> = found
+            .iter()
+            .filter_map(|(name, payload)| Some((adopted_name(name)?, *payload)))
+            .collect();
+        let mut names: Vec<&str> = found.iter().map(|(name, _)| *name).collect();
+        names.extend(of_others.iter().map(|(event_id, _)| event_id.as_str()));
+        let known: BTreeSet<String> = if names.is_empty() {
+            BTreeSet::new()
+        } else {
+            authority.outbox_has(&names).await?.into_iter().collect()
+        };
+        for (name, _) in &found {
+            let is_entry = |own: Label| known.contains(*name) && shown_name(&own) == *name;
+            if adopted_name(name).is_none() && !Label::new(name).is_ok_and(is_entry) {
+                self.refuse(name).await;
             }
+        }
+        let policies = self.policies.borrow().clone();
+        let author = self.mirror.key.public();
+        let share = share(self.mirror.config.pending, policies.len());
+        for (event_id, payload) in of_others
+            .iter()
+            .filter(|(event_id, _)| !known.contains(event_id.as_str()))
+        {
+            let read = adopted(event_id, payload, &author);
+            let policy = read.as_ref().ok();
+            let policy = policy.and_then(|entry| named(&policies, &entry.schema, entry.nostr_kind));
+            let (entry, kept) = match (read, policy) {
+                // At relays it would stand before all that is genuine, until its time has come.
+                (Ok(entry), _) if entry.created_at_s > now_s().saturating_add(AHEAD_S) => (entry, Kept::Park("ahead")),
+                (Ok(entry), Some(policy)) => (entry, Kept::Publish(policy)),
+                (Ok(entry), None) => (entry, Kept::Park("no_policy")),
+                (Err(error), _) => {
+                    tracing::warn!(%error, %event_id, "what somebody enqueued cannot be published");
+                    match unreadable(event_id, &author) {
+                        Ok(entry) => (entry, Kept::Park("unreadable")),
+                        Err(_) => continue,
+                    }
+                }
+            };
+            if let Kept::Publish(policy) = kept
+                && authority.outbox_pending(&policy.policy_id, share).await? >= share
+            {
+                continue;
+            }
+            authority.journal(&MirrorSource::Enqueued, kept, None, &[entry]).await?;
         }
         self.adopted_after = next;
         Ok(())
+    }
+
+    /// Says of what nobody can publish that it is not published: it has a name of the mirror's, and the authority does not know it,
+    /// or a name that is too long. It takes room from the rest.
+    async fn refuse(&self, name: &str) {
+        tracing::warn!(
+            name,
+            "what stands in SpacetimeDB's outbox under this name is not published"
+        );
+        let outcome = OutboxOutcome {
+            event_id: name.to_owned(),
+            published_as: None,
+        };
+        if let Err(error) = self.client.mark_event(outcome, CALL).await {
+            tracing::debug!(%error, name, "SpacetimeDB's outbox was not told of it");
+        }
     }
 
     /// Says there what is to be published and what became of it: of what is over first, which makes room for the rest.
@@ -381,14 +451,32 @@ impl Life<'_> {
         let authority = &self.mirror.authority;
         for are_over in [true, false] {
             let unreflected = authority.outbox_unreflected(are_over, AT_ONCE).await?;
-            let told: Vec<Option<(String, Reflected)>> = stream::iter(steps(&unreflected, &self.rows))
-                .map(|step| self.tell(step))
-                .buffer_unordered(CALLS)
-                .collect()
-                .await;
-            for says in [Reflected::Pending, Reflected::Sent] {
-                let told = told.iter().flatten().filter(|(_, told)| *told == says);
-                let names: Vec<&str> = told.map(|(name, _)| name.as_str()).collect();
+            let is_full = self.full_until.is_some_and(|until| Instant::now() < until);
+            let steps = steps(&unreflected, &self.rows).into_iter();
+            let steps: Vec<Step> = steps
+                .filter(|step| !(is_full && matches!(step, Step::Enqueue { .. })))
+                .collect();
+            let mut telling = stream::iter(steps).map(|step| self.tell(step)).buffer_unordered(CALLS);
+            let mut shows: Vec<(Label, Reflected)> = Vec::new();
+            let mut was_full = false;
+            while let Some(told) = telling.next().await {
+                match told {
+                    Told::Shows(event_id, says) => shows.push((event_id, says)),
+                    // What is under way beside it may be cut off: it is said again.
+                    Told::Full => {
+                        was_full = true;
+                        break;
+                    }
+                    Told::Nothing => {}
+                }
+            }
+            drop(telling);
+            if was_full {
+                self.full_until = Some(Instant::now() + FULL);
+            }
+            for says in [Reflected::Pending, Reflected::Dropped, Reflected::Sent] {
+                let names = shows.iter().filter(|(_, shows)| *shows == says);
+                let names: Vec<&str> = names.map(|(name, _)| name.as_str()).collect();
                 if !names.is_empty() {
                     authority.outbox_reflect(&names, says).await?;
                 }
@@ -397,55 +485,61 @@ impl Life<'_> {
         Ok(())
     }
 
-    /// Carries a step out. Returns what SpacetimeDB is known to show then.
-    async fn tell(&self, step: Step) -> Option<(String, Reflected)> {
+    /// Carries a step out.
+    async fn tell(&self, step: Step) -> Told {
         let (event_id, said, says) = match step {
-            Step::Known { event_id, says } => return Some((event_id, says)),
+            Step::Known { event_id, says } => return Told::Shows(event_id, says),
             Step::Enqueue { event_id, payload } => {
                 let event = OutboxEvent {
-                    event_id: event_id.clone(),
+                    event_id: shown_name(&event_id).to_owned(),
                     transport: TRANSPORT.to_owned(),
                     payload,
                 };
-                (
-                    event_id,
-                    self.client.enqueue_event(event, CALL).await,
-                    Reflected::Pending,
-                )
+                let said = self.client.enqueue_event(event, CALL).await;
+                (event_id, said, Reflected::Pending)
             }
             Step::Mark { event_id, published_as } => {
+                let says = match &published_as {
+                    Some(_) => Reflected::Sent,
+                    None => Reflected::Dropped,
+                };
                 let outcome = OutboxOutcome {
-                    event_id: event_id.clone(),
+                    event_id: shown_name(&event_id).to_owned(),
                     published_as,
                 };
+                (event_id, self.client.mark_event(outcome, CALL).await, says)
+            }
+            Step::Refute { event_id } => {
+                tracing::error!(%event_id, "another thing stands in SpacetimeDB's outbox under the name of an entry");
+                let outcome = OutboxOutcome {
+                    event_id: shown_name(&event_id).to_owned(),
+                    published_as: None,
+                };
+                // That row is never the entry's, whatever becomes of the entry.
                 (event_id, self.client.mark_event(outcome, CALL).await, Reflected::Sent)
             }
         };
         match said {
-            Ok(()) => Some((event_id, says)),
+            Ok(()) => Told::Shows(event_id, says),
             // There is room again when something was sent.
-            Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::OutboxFull => None,
+            Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::OutboxFull => Told::Full,
             Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::OutboxConflict => {
-                tracing::error!(%refusal, event_id, "SpacetimeDB's outbox contradicts the authority's");
-                Some((event_id, Reflected::Sent))
+                tracing::error!(%refusal, %event_id, "SpacetimeDB's outbox contradicts the authority's");
+                // What stands there instead is seen soon, and refuted.
+                match says {
+                    Reflected::Pending | Reflected::Nothing => Told::Nothing,
+                    Reflected::Dropped | Reflected::Sent => Told::Shows(event_id, Reflected::Sent),
+                }
             }
             Err(CallError::Invalid(why)) => {
-                tracing::error!(why, event_id, "SpacetimeDB's outbox cannot show an entry");
-                Some((event_id, Reflected::Sent))
+                tracing::error!(why, %event_id, "SpacetimeDB's outbox cannot show an entry");
+                Told::Shows(event_id, Reflected::Sent)
             }
             Err(error) => {
-                tracing::debug!(%error, event_id, "SpacetimeDB's outbox was not told of an entry");
-                None
+                tracing::debug!(%error, %event_id, "SpacetimeDB's outbox was not told of an entry");
+                Told::Nothing
             }
         }
-    }
-
-    fn relay(&mut self, url: &str) -> Option<&mut Relay> {
-        if !self.relays.contains_key(url) {
-            let relay = Relay::new(url, self.mirror.config.bounds()).ok()?;
-            self.relays.insert(url.to_owned(), relay);
-        }
-        self.relays.get_mut(url)
     }
 
     async fn publish(&self, announced: Vec<Announced>) {
@@ -483,7 +577,7 @@ impl Life<'_> {
     }
 }
 
-fn now_s() -> u64 {
+pub(crate) fn now_s() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }

@@ -155,6 +155,12 @@ impl MirrorConfig {
                 return bad(key, format!("expected {least} to {most}, found {found}"));
             }
         }
+        // Or what was advertised would be forgotten within its slot, and advertised again.
+        if self.sent_seconds < self.refresh_seconds {
+            let (found, least) = (self.sent_seconds, self.refresh_seconds);
+            let message = format!("expected at least mirror.refresh_seconds, {least}, found {found}");
+            return bad("mirror.sent_seconds", message);
+        }
         let session = [
             ("mirror.spacetimedb_uri", self.spacetimedb_uri.is_some()),
             ("mirror.database", self.database.is_some()),

@@ -58,6 +58,8 @@ pub struct Snapshot {
     pub relays: BTreeMap<String, bool>,
     /// Policies that cannot be used.
     pub bad_policies: usize,
+    /// Relays that have to wait, because there are too many.
+    pub relays_left: usize,
     /// When the authority last answered.
     pub answered_at: Option<Instant>,
 }
@@ -142,6 +144,13 @@ impl Snapshot {
                 plain(),
                 "Policies that cannot be used; the log names them.",
                 self.bad_policies as u64,
+            ),
+            (
+                "relays_left",
+                "gauge",
+                plain(),
+                "Relays that hear nothing, because 64 others are talked to.",
+                self.relays_left as u64,
             ),
             (
                 "enqueued_total",

@@ -2,6 +2,7 @@
 //! for another.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use spacetime_sync_authority::{
     Authority, AuthorityError, Behind, Entry, Kept, MirrorPolicy, MirrorSource, MirroredEvent,
@@ -9,6 +10,7 @@ use spacetime_sync_authority::{
 use spacetime_sync_proto::access::StreamPattern;
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{Seq, StreamId};
+use tokio::time::Instant;
 
 use crate::things;
 
@@ -20,7 +22,43 @@ pub(crate) const PASS: usize = 256;
 /// Where each policy goes on to look.
 #[derive(Debug, Default)]
 pub(crate) struct Tail {
-    after: BTreeMap<String, StreamId>,
+    rounds: BTreeMap<String, Round>,
+}
+
+/// One policy's way through its streams, in the order of their names, again and again.
+#[derive(Debug, Default)]
+struct Round {
+    /// Behind this stream the next pass begins.
+    after: Option<StreamId>,
+    /// Whether an event was read since the round began.
+    found: bool,
+    /// Until then nothing new is expected: the round before found nothing.
+    rests_until: Option<Instant>,
+}
+
+impl Round {
+    fn rests(&self, now: Instant) -> bool {
+        self.rests_until.is_some_and(|until| now < until)
+    }
+
+    /// A pass ended early behind this stream.
+    fn ended_early(&mut self, after: Option<StreamId>) {
+        self.after = after;
+        self.found = true;
+    }
+
+    /// A pass has seen a whole page of streams, of which this is the last; none: the round is over. Returns whether to look again
+    /// at once.
+    fn saw_page(&mut self, after: Option<StreamId>, found: bool, now: Instant, poll: Duration) -> bool {
+        self.found |= found;
+        self.after = after;
+        if self.after.is_some() {
+            return true;
+        }
+        let found = std::mem::take(&mut self.found);
+        self.rests_until = (!found).then(|| now + poll);
+        found
+    }
 }
 
 /// What a pass came to.
@@ -28,7 +66,7 @@ pub(crate) struct Tail {
 pub(crate) struct Read {
     /// Events that were read.
     pub(crate) events: usize,
-    /// Entries that were written.
+    /// Entries that are new.
     pub(crate) entries: usize,
     /// Events that were purged before the mirror had read them.
     pub(crate) missed: u64,
@@ -37,34 +75,38 @@ pub(crate) struct Read {
 }
 
 impl Tail {
-    /// One pass of a policy that names events. It reads at most `room` events.
+    /// One pass of a policy that names events. It reads at most `room` events. After a round in which there was none it rests.
     pub(crate) async fn pass(
         &mut self,
         authority: &Authority,
         policy: &MirrorPolicy,
         author: &str,
         room: usize,
+        poll: Duration,
     ) -> Result<Read, AuthorityError> {
         let MirrorSource::Events(pattern) = &policy.source else {
             return Ok(Read::default());
         };
+        let round = self.rounds.entry(policy.policy_id.clone()).or_default();
+        if round.rests(Instant::now()) {
+            return Ok(Read::default());
+        }
         let room = room.min(PASS);
         let mut read = Read::default();
-        let after = self.after.remove(&policy.policy_id);
         let positions = authority
-            .mirror_positions(&policy.policy_id, pattern, after.as_ref(), STREAMS)
+            .mirror_positions(&policy.policy_id, pattern, round.after.as_ref(), STREAMS)
             .await?;
         let is_last_page = positions.len() < STREAMS;
-        let last = positions.last().map(|position| position.stream_id.clone());
+        let mut after = round.after.clone();
         for position in positions.iter().filter(|position| is_behind(pattern, position)) {
             if read.events >= room {
+                // The next pass begins behind the last stream that was read.
+                round.ended_early(after);
                 read.has_more = true;
                 return Ok(read);
             }
-            match self
-                .read(authority, policy, position, author, room - read.events, &mut read)
-                .await
-            {
+            let left = room - read.events;
+            match read_stream(authority, policy, position, author, left, &mut read).await {
                 Ok(()) => {}
                 // The stream holds what the contract does not allow. Others go on.
                 Err(error) if error.class() == RefusalClass::Reject => {
@@ -72,56 +114,49 @@ impl Tail {
                 }
                 Err(error) => return Err(error),
             }
-            // After an early end the next pass begins behind this stream.
-            self.after.insert(policy.policy_id.clone(), position.stream_id.clone());
+            after = Some(position.stream_id.clone());
         }
-        match last {
-            Some(last) if !is_last_page => {
-                self.after.insert(policy.policy_id.clone(), last);
-                read.has_more = true;
-            }
-            Some(_) | None => {
-                // What lies before the stream where this pass began comes next.
-                read.has_more |= after.is_some();
-                self.after.remove(&policy.policy_id);
-            }
-        }
+        let last = positions.last().filter(|_| !is_last_page);
+        let last = last.map(|position| position.stream_id.clone());
+        read.has_more = round.saw_page(last, read.events > 0, Instant::now(), poll);
         Ok(read)
     }
 
-    /// Reads the next events of a stream, and writes their entries and the cursor behind them at once.
-    async fn read(
-        &self,
-        authority: &Authority,
-        policy: &MirrorPolicy,
-        position: &Behind,
-        author: &str,
-        room: usize,
-        read: &mut Read,
-    ) -> Result<(), AuthorityError> {
-        let begin = position.cursor.max(position.floor);
-        let events = authority.mirrored_events(&position.stream_id, begin, room).await?;
-        let Some(last) = events.last() else { return Ok(()) };
-        let entries = entries_of(policy, &position.stream_id, &events, author);
-        let moved = (&position.stream_id, position.cursor, last.seq);
-        if !authority
-            .journal(&policy.source, Kept::Publish(policy), Some(moved), &entries)
-            .await?
-        {
-            // Another mirror still led. Its entries are the same.
-            tracing::info!(stream = %position.stream_id, "somebody else has moved the cursor");
-            return Ok(());
-        }
-        let missed = missed(position.cursor, &events);
-        if missed > 0 {
-            tracing::warn!(stream = %position.stream_id, missed, "events were purged before they were mirrored");
-        }
-        read.missed += missed;
-        read.events += events.len();
-        read.entries += entries.len();
-        read.has_more |= last.seq < position.head;
-        Ok(())
+    /// Forgets what is of no policy any more.
+    pub(crate) fn keep(&mut self, policies: &[MirrorPolicy]) {
+        let is_there = |id: &String| policies.iter().any(|policy| policy.policy_id == *id);
+        self.rounds.retain(|id, _| is_there(id));
     }
+}
+
+/// Reads the next events of a stream, and writes their entries and the cursor behind them at once.
+async fn read_stream(
+    authority: &Authority,
+    policy: &MirrorPolicy,
+    position: &Behind,
+    author: &str,
+    room: usize,
+    read: &mut Read,
+) -> Result<(), AuthorityError> {
+    let begin = position.cursor.max(position.floor);
+    let events = authority.mirrored_events(&position.stream_id, begin, room).await?;
+    let Some(last) = events.last() else { return Ok(()) };
+    let entries = entries_of(policy, &position.stream_id, &events, author);
+    let moved = (&position.stream_id, position.cursor, last.seq);
+    let journaled = authority.journal(&policy.source, Kept::Publish(policy), Some(moved), &entries);
+    let Some(fresh) = journaled.await? else {
+        // Another mirror still led. Its entries are the same.
+        tracing::info!(stream = %position.stream_id, "somebody else has moved the cursor");
+        return Ok(());
+    };
+    let missed = missed(position.cursor, &events);
+    if missed > 0 {
+        tracing::warn!(stream = %position.stream_id, missed, "events were purged before they were mirrored");
+    }
+    read.missed += missed;
+    read.events += events.len();
+    read.entries += fresh;
+    Ok(())
 }
 
 fn is_behind(pattern: &StreamPattern, position: &Behind) -> bool {
@@ -161,6 +196,39 @@ mod tests {
             payload_hash: PayloadHash::of(b"p"),
             committed_at_us: 1_000_000,
         }
+    }
+
+    #[test]
+    fn a_round_through_idle_streams_ends_however_many_pages_they_fill() {
+        const POLL: Duration = Duration::from_millis(500);
+        let now = Instant::now();
+        let pages = || (1..=3).map(|page| (page < 3).then(|| StreamId::new(&format!("s{page}")).unwrap()));
+        // Two policies out of step, so that one is always in the middle of a round unless both come to rest.
+        let (mut first, mut second) = (Round::default(), Round::default());
+        assert!(second.saw_page(pages().next().unwrap(), false, now, POLL));
+        let mut looks = 0;
+        while [&first, &second].iter().any(|round| !round.rests(now)) {
+            for round in [&mut first, &mut second] {
+                if round.rests(now) {
+                    continue;
+                }
+                let at = round.after.as_ref().map_or(0, |after| {
+                    usize::from(after.as_str() == "s1") + 2 * usize::from(after.as_str() == "s2")
+                });
+                let again = round.saw_page(pages().nth(at).unwrap(), false, now, POLL);
+                assert_eq!(again, !round.rests(now));
+                looks += 1;
+            }
+            assert!(looks < 10, "it never rests");
+        }
+        assert_eq!(looks, 5);
+        assert!(!first.rests(now + POLL) && first.after.is_none());
+        // What was read anywhere in a round is a reason for another one.
+        assert!(first.saw_page(pages().next().unwrap(), true, now + POLL, POLL));
+        assert!(first.saw_page(None, false, now + POLL, POLL) && !first.rests(now + POLL));
+        first.ended_early(Some(StreamId::new("s2").unwrap()));
+        assert!(first.saw_page(None, false, now + POLL, POLL));
+        assert!(!first.saw_page(None, false, now + POLL, POLL) && first.rests(now + POLL));
     }
 
     #[test]

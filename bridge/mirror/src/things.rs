@@ -67,7 +67,7 @@ pub fn receipt(
     };
     let d_tag = format!("{stream_id}:{}", event.seq.get());
     Draft {
-        name: named("receipt_ptr.v1", &d_tag),
+        name: named(RECEIPTS, &d_tag),
         nostr_kind: policy.nostr_kind,
         schema: &policy.schema,
         // This cannot fail: it has no maps.
@@ -117,7 +117,7 @@ pub fn advertisement(
         provider_id,
     };
     let draft = Draft {
-        name: named("provider_ad.v1", &format!("{provider_id}\n{}", slot.begins_s)),
+        name: named(ADS, &format!("{provider_id}\n{}", slot.begins_s)),
         nostr_kind: policy.nostr_kind,
         schema: &policy.schema,
         // This cannot fail: it has no maps.
@@ -183,6 +183,44 @@ pub fn payload(entry: &Entry) -> String {
     // Whoever wants the rest reads it at a relay, by its id.
     let (kind, schema, id) = (entry.nostr_kind, &entry.schema, &entry.published_as);
     json!({ "created_at": entry.created_at_s, "kind": kind, "published_as": id, "schema": schema }).to_string()
+}
+
+/// How pointers are named in the outbox.
+const RECEIPTS: &str = "receipt_ptr.v1";
+/// How advertisements are named.
+const ADS: &str = "provider_ad.v1";
+/// How the authority's outbox names what others have put into SpacetimeDB's: no name of theirs is one of ours.
+const ENQUEUED: &str = "enqueued";
+
+/// The name in the authority's outbox of what stands under a name in SpacetimeDB's, put there by somebody else. `None` for the names
+/// of the mirror itself, and for one that is too long.
+pub fn adopted_name(name: &str) -> Option<Label> {
+    let is_own = [RECEIPTS, ADS, ENQUEUED]
+        .iter()
+        .any(|own| name.strip_prefix(own).is_some_and(|rest| rest.starts_with(':')));
+    if is_own {
+        return None;
+    }
+    Label::new(&format!("{ENQUEUED}:{name}")).ok()
+}
+
+/// The name in SpacetimeDB's outbox of an entry of the authority's.
+pub fn shown_name(event_id: &Label) -> &str {
+    let name = event_id.as_str();
+    let others = name.strip_prefix(ENQUEUED).and_then(|rest| rest.strip_prefix(':'));
+    others.unwrap_or(name)
+}
+
+/// Whether what stands in SpacetimeDB's outbox is this entry, and not another thing under its name.
+pub fn is_shown_by(entry: &Entry, shown: &str) -> bool {
+    if shown == payload(entry) {
+        return true;
+    }
+    // What others have put there is written as they like.
+    let is_others = shown_name(&entry.event_id) != entry.event_id.as_str();
+    let read =
+        || adopted(&entry.event_id, shown, &entry.author).or_else(|_| unreadable(&entry.event_id, &entry.author));
+    is_others && read().is_ok_and(|read| read == *entry)
 }
 
 /// The entry of what somebody else has put into SpacetimeDB's outbox. Whether a policy names it, the caller sees.
@@ -403,12 +441,44 @@ mod tests {
     }
 
     #[test]
+    fn nobody_takes_the_name_of_what_the_mirror_itself_says() {
+        let key = MirrorKey::read(&Secret::from("01".repeat(32))).unwrap().public();
+        let stream = StreamId::new("runtime.run.42.events").unwrap();
+        let own = receipt(&policy(), &stream, &event(7), &key).unwrap();
+        assert_eq!(shown_name(&own.event_id), own.event_id.as_str());
+        for name in [
+            own.event_id.as_str(),
+            "provider_ad.v1:x",
+            "enqueued:x",
+            "enqueued:",
+            &"x".repeat(120),
+        ] {
+            assert_eq!(adopted_name(name), None, "{name}");
+        }
+        for name in [
+            "x",
+            "receipt_ptr.v1",
+            "receipt_ptr.v2:x",
+            "enqueued.x",
+            &"x".repeat(119),
+        ] {
+            let adopted = adopted_name(name).unwrap();
+            assert_eq!(shown_name(&adopted), name);
+            assert_eq!(adopted_name(adopted.as_str()), None);
+        }
+        // The name is right, and what stands under it is another thing.
+        let other = receipt(&policy(), &stream, &event(8), &key).unwrap();
+        assert!(is_shown_by(&own, &payload(&own)) && !is_shown_by(&own, &payload(&other)));
+        assert!(!is_shown_by(&own, &format!(" {}", payload(&own))));
+    }
+
+    #[test]
     fn what_others_enqueue_is_read_as_it_was_written_or_not_at_all() {
         let key = MirrorKey::read(&Secret::from("01".repeat(32))).unwrap().public();
         let stream = StreamId::new("runtime.run.42.events").unwrap();
         let entry = receipt(&policy(), &stream, &event(7), &key).unwrap();
         assert_eq!(adopted(&entry.event_id, &payload(&entry), &key).unwrap(), entry);
-        let name = Label::new("x").unwrap();
+        let name = adopted_name("x").unwrap();
         let good = r#"{"kind":30078,"schema":"a.b","d":"d","content":"c","created_at":1}"#;
         assert!(adopted(&name, good, &key).is_ok());
         for wrong in [
@@ -427,7 +497,12 @@ mod tests {
         ] {
             assert!(adopted(&name, &wrong, &key).is_err(), "{wrong:.200}");
         }
-        assert!(unreadable(&name, &key).is_ok());
+        let unread = unreadable(&name, &key).unwrap();
+        assert!(is_shown_by(&unread, "[]") && !is_shown_by(&unread, good));
+        let spaced = format!(" {good}");
+        let read = adopted(&name, good, &key).unwrap();
+        assert!(is_shown_by(&read, good) && is_shown_by(&read, &spaced) && is_shown_by(&read, &payload(&read)));
+        assert!(!is_shown_by(&read, &good.replace(r#""c""#, r#""other""#)) && !is_shown_by(&read, "[]"));
         let long = Entry {
             content: "c".repeat(limit::OUTBOX_BYTES),
             ..entry

@@ -529,6 +529,10 @@ fn a_mirror_needs_its_own_section_and_the_authority() {
             format!("{authority}{MIRROR}attempts = 0"),
             "mirror.attempts: expected 1 to 1000, found 0",
         ),
+        (
+            format!("{authority}{MIRROR}sent_seconds = 59"),
+            "mirror.sent_seconds: expected at least mirror.refresh_seconds, 60, found 59",
+        ),
         (format!("{authority}{MIRROR}atempts = 1"), "unknown field `atempts`"),
         (with_session.replace("stream =", "# "), "mirror.stream: expected this"),
         (

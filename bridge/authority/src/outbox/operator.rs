@@ -23,6 +23,15 @@ pub struct Depth {
     pub failures: Vec<(String, u64)>,
 }
 
+/// How many entries were forgotten at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Those that were published or dropped.
+    pub over: u64,
+    /// Those that were parked.
+    pub parked: u64,
+}
+
 /// An entry as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxRow {
@@ -42,18 +51,18 @@ pub struct OutboxRow {
 
 impl Authority {
     /// Removes at most `limit` of the entries that are published for so long, or of which there are more than so many, and of
-    /// parked ones of which there are more than so many, the oldest first. Returns how many parked ones.
+    /// parked ones of which there are more than so many, the oldest first. Returns how many of each.
     pub async fn outbox_forget(
         &self,
         sent_for: Duration,
         sent_most: usize,
         parked_most: usize,
         limit: usize,
-    ) -> Result<u64, AuthorityError> {
+    ) -> Result<Forgotten, AuthorityError> {
         let sql_of = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.connections
             .run("outbox_forget", async |connection| {
-                sqlx::query(
+                let over = sqlx::query(
                     "delete from runtime.sync_outbox where event_id in (
                        (select event_id from runtime.sync_outbox
                         where status in ('sent', 'dropped') and settled_at < clock_timestamp() - make_interval(secs => $1)
@@ -76,7 +85,10 @@ impl Authority {
                 .bind(sql_of(limit))
                 .execute(&mut *connection)
                 .await?;
-                Ok(parked.rows_affected())
+                Ok(Forgotten {
+                    over: over.rows_affected(),
+                    parked: parked.rows_affected(),
+                })
             })
             .await
     }

@@ -1,9 +1,10 @@
 //! What SpacetimeDB's outbox is known to show of the authority's.
 
+use spacetime_sync_proto::Label;
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::{ENTRY, Entry, OutboxState, entry};
+use super::{ENTRY, Entry, OutboxState, entry, name};
 use crate::{Authority, AuthorityError};
 
 /// What SpacetimeDB's outbox is known to say of an entry.
@@ -13,7 +14,9 @@ pub enum Reflected {
     Nothing,
     /// It is to be published.
     Pending,
-    /// It is published.
+    /// It is not to be published, as far as anybody knows.
+    Dropped,
+    /// It is published. Or there is nothing that SpacetimeDB could be told of it any more.
     Sent,
 }
 
@@ -33,6 +36,7 @@ impl Reflected {
         match self {
             Self::Nothing => "nothing",
             Self::Pending => "pending",
+            Self::Dropped => "dropped",
             Self::Sent => "sent",
         }
     }
@@ -40,6 +44,7 @@ impl Reflected {
     fn of(text: &str) -> Self {
         match text {
             "pending" => Self::Pending,
+            "dropped" => Self::Dropped,
             "sent" => Self::Sent,
             _ => Self::Nothing,
         }
@@ -47,22 +52,24 @@ impl Reflected {
 }
 
 impl Authority {
-    /// Entries whose state SpacetimeDB's outbox does not show, the oldest first: those that are over, or those that wait.
+    /// Entries whose state SpacetimeDB's outbox does not show: those that are over, or those that wait. Those first that it has,
+    /// because they make room, and then the oldest.
     pub async fn outbox_unreflected(&self, are_over: bool, limit: usize) -> Result<Vec<Unreflected>, AuthorityError> {
         self.connections
             .run("outbox_unreflected", async |connection| {
+                // As in the indexes.
+                let unreflected = if are_over {
+                    "(o.status = 'sent' and o.reflected <> 'sent'
+                      or o.status in ('parked', 'dropped') and o.reflected in ('nothing', 'pending'))"
+                } else {
+                    "o.status = 'pending' and o.reflected = 'nothing'"
+                };
                 let sql = format!(
                     "select {ENTRY}, o.status, o.reflected from runtime.sync_outbox o
-                     where o.reflected <> 'sent' and o.status <> 'parked' and (o.status <> 'pending') = $2
-                       and (o.reflected = 'nothing' or o.status <> 'pending')
-                     order by o.enqueued_at limit $1"
+                     where {unreflected} order by (o.reflected = 'nothing'), o.enqueued_at limit $1"
                 );
                 let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-                let rows = sqlx::query(&sql)
-                    .bind(limit)
-                    .bind(are_over)
-                    .fetch_all(connection)
-                    .await?;
+                let rows = sqlx::query(&sql).bind(limit).fetch_all(connection).await?;
                 let unreflected = |row: &PgRow| {
                     Ok(Unreflected {
                         entry: entry(row)?,
@@ -76,16 +83,17 @@ impl Authority {
     }
 
     /// The names of entries after `after` that are to be published and that SpacetimeDB is known to show as such.
-    pub async fn outbox_reflected(&self, after: &str, limit: usize) -> Result<Vec<String>, AuthorityError> {
+    pub async fn outbox_reflected(&self, after: &str, limit: usize) -> Result<Vec<Label>, AuthorityError> {
         self.connections
             .run("outbox_reflected", async |connection| {
-                let names = sqlx::query_scalar(
+                let names = sqlx::query_scalar::<_, String>(
                     "select event_id from runtime.sync_outbox
-                     where event_id > $1 and reflected = 'pending' and status <> 'parked' order by event_id limit $2",
+                     where event_id > $1 and reflected = 'pending' order by event_id limit $2",
                 )
                 .bind(after)
                 .bind(i64::try_from(limit).unwrap_or(i64::MAX));
-                Ok(names.fetch_all(connection).await?)
+                let names = names.fetch_all(connection).await?;
+                names.iter().map(|text| name(text)).collect()
             })
             .await
     }
@@ -104,11 +112,12 @@ impl Authority {
     pub async fn outbox_reflect(&self, event_ids: &[&str], says: Reflected) -> Result<(), AuthorityError> {
         self.connections
             .run("outbox_reflect", async |connection| {
-                sqlx::query("update runtime.sync_outbox set reflected = $2 where event_id = any ($1)")
-                    .bind(event_ids)
-                    .bind(says.as_str())
-                    .execute(connection)
-                    .await?;
+                let reflected = sqlx::query(
+                    "update runtime.sync_outbox o set reflected = $2
+                     from (select event_id from runtime.sync_outbox where event_id = any ($1) order by event_id for update) n
+                     where o.event_id = n.event_id",
+                );
+                reflected.bind(event_ids).bind(says.as_str()).execute(connection).await?;
                 Ok(())
             })
             .await

@@ -124,3 +124,37 @@ async fn a_policy_that_comes_later_begins_with_the_oldest_event_there_is() {
     heard(&relay, &BTreeMap::from([("s", 1..=5), ("t", 1..=5)]));
     assert_eq!(mirror.stop().await.unwrap(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_relays_of_each_policy_that_names_an_event_have_it_as_the_same_one() {
+    let stage = Stage::new().await;
+    let (first, second) = (RealRelay::start().await.unwrap(), RealRelay::start().await.unwrap());
+    stage.receipts("s.*", &[], &[first.url()], None).await;
+    stage.append("s.1", "step", 5).await;
+    let mirror = stage.start(&[]);
+    stage.until("sent", 5).await;
+    // This one comes when everything is sent, and what comes next is named by both.
+    stage.receipts("s.1", &[], &[second.url(), first.url()], None).await;
+    wait(SOON, "the relay of the later policy has all", || {
+        second.received.ids().len() == 5
+    })
+    .await;
+    stage.append("s.1", "step", 5).await;
+    wait(SOON, "both have all", || {
+        first.received.ids().len() == 10 && second.received.ids().len() == 10
+    })
+    .await;
+    stage.until("sent", 10).await;
+    let expected = BTreeMap::from([("s.1", 1..=10)]);
+    heard(&first, &expected);
+    heard(&second, &expected);
+    let open: i64 =
+        sqlx::query_scalar("select count(*) from runtime.sync_outbox_deliveries where status <> 'accepted'")
+            .fetch_one(&mut stage.owner().await)
+            .await
+            .unwrap();
+    assert_eq!(open, 0);
+    // Each entry is written once.
+    assert_eq!(mirror.metric("enqueued_total").await, Some(10));
+    assert_eq!(mirror.stop().await.unwrap(), 0);
+}

@@ -272,11 +272,12 @@ async fn until_shown(stage: &Collaboration, waiting: usize, sent: usize) {
     wait_for(SOON, "SpacetimeDB shows what the authority says", async || {
         let shown = shown(&stage.lane).await;
         let count = |status: &str| shown.iter().filter(|(_, found, _)| found == status).count();
-        let said: Vec<(String, String)> =
-            sqlx::query_as("select event_id, published_as from runtime.sync_outbox where status = 'sent'")
-                .fetch_all(&mut owner)
-                .await
-                .unwrap();
+        let said: Vec<(String, String)> = sqlx::query_as(
+            "select replace(event_id, 'enqueued:', ''), published_as from runtime.sync_outbox where status = 'sent'",
+        )
+        .fetch_all(&mut owner)
+        .await
+        .unwrap();
         let is_said = |(name, status, id): &(String, String, String)| {
             status != "sent" || said.iter().any(|(said, as_id)| (said, as_id) == (name, id))
         };
@@ -311,26 +312,39 @@ async fn what_is_published_shows_in_spacetimedb_and_comes_back_after_a_wipe() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_another_session_enqueues_is_published_if_a_policy_names_it_and_else_parked() {
     let stage = Collaboration::new().await;
-    stage
-        .lane
-        .sql(&format!(
+    let notes = |schema: &str, kind: u32| {
+        let relay = stage.relay.url();
+        format!(
             "insert into runtime.sync_mirror_policy (policy_id, source, schema, nostr_kind, relays)
-             values ('notes', 'enqueued', 'notes.v1', 30078, '{{{}}}')",
-            stage.relay.url()
-        ))
-        .await
-        .unwrap();
+             values ('notes', 'enqueued', '{schema}', {kind}, '{{{relay}}}')"
+        )
+    };
+    // Nothing that would replace what the mirror itself says.
+    for (schema, kind) in [
+        ("notes.v1", 30_078),
+        ("notes.v1", 31_990),
+        ("openagents.bridge.receipt_ptr.v1", 30_079),
+        ("openagents.bridge.provider_ad.v1", 30_079),
+        ("notes.v1", 1),
+    ] {
+        let refused = stage.lane.sql(&notes(schema, kind)).await;
+        assert!(refused.is_err(), "{schema} {kind}");
+    }
+    stage.lane.sql(&notes("notes.v1", 30_079)).await.unwrap();
+    let ahead = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 600;
+    let ahead = format!(r#"{{"kind":30079,"schema":"notes.v1","d":"n-3","content":"hello","created_at":{ahead}}}"#);
     let other = stage.client("other");
     for (name, payload) in [
         (
             "named",
-            r#"{"kind":30078,"schema":"notes.v1","d":"n-1","content":"hello","created_at":1700000000}"#,
+            r#"{"kind":30079,"schema":"notes.v1","d":"n-1","content":"hello","created_at":1700000000}"#,
         ),
         (
             "unnamed",
             r#"{"kind":30078,"schema":"other.v1","d":"n-2","content":"hello","created_at":1700000000}"#,
         ),
         ("malformed", r#"{"kind":"x"}"#),
+        ("ahead", &ahead),
     ] {
         let event = OutboxEvent {
             event_id: name.to_owned(),
@@ -346,8 +360,9 @@ async fn what_another_session_enqueues_is_published_if_a_policy_names_it_and_els
     };
     other.enqueue_event(elsewhere, SOON).await.unwrap();
     let mirror = stage.mirror();
-    until_shown(&stage, 3, 1).await;
-    mirror.until("outbox_parked", SOON, |count| count == 2).await;
+    // What is parked waits for a person, and not there.
+    until_shown(&stage, 1, 1).await;
+    mirror.until("outbox_parked", SOON, |count| count == 3).await;
     let found = stage.relay.received.all();
     let found: Vec<_> = found
         .iter()
@@ -358,15 +373,64 @@ async fn what_another_session_enqueues_is_published_if_a_policy_names_it_and_els
         "{found:?}"
     );
     assert_eq!(stage.relay.received.ids()["n-1"].len(), 1);
-    // What an operator drops, nobody waits for any more.
-    let dropped = "select runtime.sync_drop_outbox('{unnamed}', 'operator', null)";
-    stage.lane.sql(dropped).await.unwrap();
-    wait_for(SOON, "SpacetimeDB shows what was dropped", async || {
-        let shown = shown(&stage.lane).await;
-        shown
+    let shown = shown(&stage.lane).await;
+    let status = |name: &str| &shown.iter().find(|(found, _, _)| found == name).unwrap().1;
+    assert!(
+        ["unnamed", "malformed", "ahead"]
             .iter()
-            .any(|(name, status, _)| name == "unnamed" && status == "dropped")
+            .all(|name| status(name) == "dropped"),
+        "{shown:?}"
+    );
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_the_name_of_a_receipt_keeps_it_from_no_relay_and_is_not_shown_as_sent() {
+    let stage = Collaboration::new().await;
+    let mut owner = PgConnection::connect(stage.lane.database.url()).await.unwrap();
+    policy(&mut owner, "s", &[], &[stage.relay.url()], None).await;
+    stage
+        .lane
+        .sql(&format!(
+            "insert into runtime.sync_mirror_policy (policy_id, source, schema, nostr_kind, relays)
+             values ('notes', 'enqueued', 'notes.v1', 30079, '{{{}}}')",
+            stage.relay.url()
+        ))
+        .await
+        .unwrap();
+    let other = stage.client("other");
+    let taken: String = sqlx::query_scalar("select 'receipt_ptr.v1:' || encode(sha256('s:1'), 'hex')")
+        .fetch_one(&mut owner)
+        .await
+        .unwrap();
+    let forged = r#"{"kind":30079,"schema":"notes.v1","d":"forged","content":"hello","created_at":1700000000}"#;
+    // One of an event that comes, one of an event that never comes, and one that says it was adopted.
+    let adopted = format!("enqueued:{taken}");
+    for name in [taken.as_str(), "receipt_ptr.v1:0", adopted.as_str()] {
+        let event = OutboxEvent {
+            event_id: name.to_owned(),
+            transport: "nostr".to_owned(),
+            payload: forged.to_owned(),
+        };
+        other.enqueue_event(event, SOON).await.unwrap();
+    }
+    append(&stage.lane.authority, "s", "step", 2).await;
+    let mirror = stage.mirror();
+    mirror.until("published_total", SOON, |count| count == 2).await;
+    // The one is refuted, and so are those that are nobody's. The other event's row is its own.
+    wait_for(SOON, "nothing waits, and nothing forged was sent", async || {
+        let shown = shown(&stage.lane).await;
+        let count = |status: &str| shown.iter().filter(|(_, found, _)| found == status).count();
+        let is_taken = |name: &str| [taken.as_str(), "receipt_ptr.v1:0", adopted.as_str()].contains(&name);
+        count("pending") == 0
+            && count("sent") == 1
+            && shown
+                .iter()
+                .all(|(name, status, _)| is_taken(name) == (status == "dropped"))
     })
     .await;
+    let ids = stage.relay.received.ids();
+    assert_eq!(ids.keys().collect::<Vec<_>>(), ["s:1", "s:2"]);
+    assert_eq!(mirror.metric("outbox_parked").await, Some(0));
     other.stop().await;
 }
