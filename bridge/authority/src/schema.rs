@@ -272,7 +272,7 @@ mod tests {
             (11, "scope of providers", "139677f611e16522"),
             (12, "scope of mirrors", "a1162b33241dc217"),
             (13, "journal", "b17c14380dfec106"),
-            (14, "mirror", "fd3004e10945307a"),
+            (14, "mirror", "a04a2d3ea900da5e"),
         ];
         assert_eq!(
             recorded,
