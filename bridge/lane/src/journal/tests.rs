@@ -343,3 +343,14 @@ fn answers_that_nobody_waits_for_change_nothing() {
     bench.journal.link_down();
     assert_eq!(bench.journal.next_due(), None);
 }
+
+#[test]
+fn without_a_link_only_what_was_counted_is_known() {
+    let counted = Backlog {
+        kept: 3,
+        brought_back: 2,
+        ..Backlog::default()
+    };
+    let known = Backlog { waiting: 5, ..counted };
+    assert_eq!(known.without_link(), counted);
+}
