@@ -144,6 +144,17 @@ impl Socket {
         key.map_err(|refusal| anyhow::anyhow!("refused: {refusal}"))
     }
 
+    /// Waits until so many calls are answered, none of which was refused, each of them in time.
+    pub async fn answered(&mut self, calls: usize, within: Duration) -> anyhow::Result<()> {
+        let mut answers = 0;
+        while answers < calls {
+            let message = tokio::time::timeout(within, self.next()).await?;
+            let message = message.map_err(|reason| anyhow::anyhow!("closed: {reason}"))?;
+            answers += usize::from(words::is_done(&message)?);
+        }
+        Ok(())
+    }
+
     /// Says one message after the other, as fast as they are taken, for as long as `next` has one for a request's number,
     /// and drops what it hears. `heard` is told how many bytes that is. Returns the reason with which the connection was
     /// closed.

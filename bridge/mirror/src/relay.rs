@@ -31,7 +31,7 @@ pub enum Published {
     Answered(Vec<(EventId, Answer)>),
 }
 
-/// A relay, connected when something is to be said.
+/// A relay. It is connected as soon as the mirror has something to say to it.
 #[derive(Debug)]
 pub struct Relay {
     url: RelayUrl,

@@ -10,6 +10,7 @@ use spacetime_sync_authority::{
     Attempt, Authority, AuthorityError, Delivery, Entry, Lead, Leadership, MirrorPolicy, MirrorSource, OutboxState,
     Outcome,
 };
+use spacetime_sync_proto::error_text;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -150,18 +151,7 @@ async fn work(mirror: &Arc<Mirror>, mut lead: Leadership, stop: &mut watch::Rece
 
 fn failed(mirror: &Mirror, error: &AuthorityError) {
     mirror.status.change(|status| status.counters.authority_failures += 1);
-    tracing::warn!(error = %chain(error), "the authority did not do what the mirror asked");
-}
-
-/// An error with what caused it.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
+    tracing::warn!(error = %error_text(error), "the authority did not do what the mirror asked");
 }
 
 /// A batch for a relay.

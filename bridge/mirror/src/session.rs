@@ -14,7 +14,7 @@ use spacetime_sync_client::{
     Effects, Event, HandlerError, History, HttpTokens, Outbox, OutboxEvent, OutboxOutcome, RefusalCode, StoreError,
     SyncClient, TokenError, Watched,
 };
-use spacetime_sync_proto::{Label, Position, StreamId};
+use spacetime_sync_proto::{Label, Position, StreamId, error_text};
 use spacetime_sync_transport::{Transport, secret_file};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 use crate::announcement::{self, AHEAD_S, Announced};
 use crate::reflection::{Rows, Seen, Step, TRANSPORT, lost, named, steps, to_publish};
 use crate::relay::Relay;
-use crate::run::{Mirror, chain, share};
+use crate::run::{Mirror, share};
 use crate::settings::SessionConfig;
 use crate::things::{AD_KIND, Advertised, Slot, adopted, adopted_name, advertisement, shown_name, unreadable};
 
@@ -175,13 +175,13 @@ impl Life<'_> {
     async fn work(&mut self) {
         loop {
             if let Err(error) = self.advertise().await {
-                tracing::warn!(error = %chain(&error), "the authority did not take advertisements");
+                tracing::warn!(error = %error_text(&error), "the authority did not take advertisements");
             }
             if let Err(error) = self.reflect().await {
-                tracing::warn!(error = %chain(&error), "the authority did not say what SpacetimeDB is to show");
+                tracing::warn!(error = %error_text(&error), "the authority did not say what SpacetimeDB is to show");
             }
             if let Err(error) = self.hear().await {
-                tracing::warn!(error = %chain(&error), "the authority did not say whom to trust");
+                tracing::warn!(error = %error_text(&error), "the authority did not say whom to trust");
             }
             sleep(LOOK).await;
         }
@@ -571,7 +571,7 @@ impl Life<'_> {
                 Err(_) => status.counters.unheard += 1,
             });
             if let Err(error) = published {
-                tracing::warn!(error = %chain(&error), provider = key.provider_id, "a capability is not published");
+                tracing::warn!(error = %error_text(&error), provider = key.provider_id, "a capability is not published");
             }
         }
     }

@@ -46,7 +46,7 @@ pub struct MirrorConfig {
     /// How often an entry is tried at a relay.
     #[serde(default = "default_attempts")]
     pub attempts: u32,
-    /// About how long to wait after the first failure; after each further one twice as long.
+    /// About how long the mirror waits after the first failure. After each further one it waits twice as long.
     #[serde(default = "default_backoff_ms")]
     pub backoff_ms: u64,
     /// The longest wait.

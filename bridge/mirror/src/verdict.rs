@@ -85,7 +85,7 @@ impl Failure {
 pub struct Patience {
     /// The most attempts.
     pub attempts: u32,
-    /// About how long to wait after the first failure; after each further one twice as long.
+    /// About how long the mirror waits after the first failure. After each further one it waits twice as long.
     pub first: Duration,
     /// The longest wait.
     pub longest: Duration,

@@ -153,17 +153,6 @@ impl Measured {
     }
 }
 
-/// Waits for so many answers, none of which is a refusal.
-async fn answered(mut socket: Socket, calls: usize) -> anyhow::Result<Socket> {
-    let mut answers = 0;
-    while answers < calls {
-        let message = tokio::time::timeout(LIMIT, socket.next()).await?;
-        let message = message.map_err(|reason| anyhow::anyhow!("closed: {reason}"))?;
-        answers += usize::from(words::is_done(&message)?);
-    }
-    Ok(socket)
-}
-
 impl Report {
     pub(crate) async fn calls(&mut self) -> anyhow::Result<()> {
         self.say("what each call of the module costs: CPU of the host, and a single call until it is answered");
@@ -220,7 +209,10 @@ async fn measure(lane: &Lane, callers: &[String], call: &Measured) -> anyhow::Re
         for at in 0..at_once {
             call.call(&mut socket, who, at).await?;
         }
-        waiting.spawn(async move { Ok::<_, anyhow::Error>((who, answered(socket, at_once).await?)) });
+        waiting.spawn(async move {
+            socket.answered(at_once, LIMIT).await?;
+            Ok::<_, anyhow::Error>((who, socket))
+        });
     }
     let answered_all = waiting.join_all().await;
     let spent = cpu_of(host).saturating_sub(before);
@@ -231,7 +223,7 @@ async fn measure(lane: &Lane, callers: &[String], call: &Measured) -> anyhow::Re
     for at in at_once..call.each {
         let asked = Instant::now();
         call.call(&mut first, 0, at).await?;
-        first = answered(first, 1).await?;
+        first.answered(1, LIMIT).await?;
         took.push(asked.elapsed().as_secs_f64() * 1e3);
     }
     let cpu_us = spent.as_secs_f64() * 1e6 / (at_once * callers.len()) as f64;

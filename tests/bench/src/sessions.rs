@@ -69,7 +69,7 @@ pub(crate) const QUICK: Extent = Extent {
 /// The arguments of the process that has the sessions.
 #[derive(Debug, Args)]
 pub(crate) struct SessionsArgs {
-    /// A file that says who they are, in JSON.
+    /// A file that says who the sessions are, in JSON.
     #[arg(long)]
     spec: PathBuf,
 }
@@ -271,14 +271,9 @@ async fn works(
 }
 
 /// Makes a call, and waits until it is done.
-pub(crate) async fn done(socket: &mut Socket, reducer: &str, args: Vec<u8>) -> anyhow::Result<()> {
+async fn done(socket: &mut Socket, reducer: &str, args: Vec<u8>) -> anyhow::Result<()> {
     socket.reducer(reducer, args).await?;
-    loop {
-        let message = tokio::time::timeout(LIMIT, socket.next()).await?;
-        if words::is_done(&message.map_err(|reason| anyhow::anyhow!("closed: {reason}"))?)? {
-            return Ok(());
-        }
-    }
+    socket.answered(1, LIMIT).await
 }
 
 impl Report {
