@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use spacetime_sync_proto::access::{ClientVersion, Scope};
-use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+use spacetime_sync_proto::contract::{OLDEST_SCHEMA_VERSION, PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::{DatabasePin, SealKey, StreamId, limit};
 use spacetime_sync_transport::Transport;
 
@@ -237,6 +237,7 @@ impl ClientConfig {
             client_build_id: self.client_build_id.clone(),
             protocol_version: PROTOCOL.to_owned(),
             schema_version: SCHEMA_VERSION,
+            oldest_schema_version: Some(OLDEST_SCHEMA_VERSION),
             surface: self.surface.clone(),
         }
     }

@@ -249,6 +249,7 @@ mod tests {
             client_build_id: "20260101T000000Z".to_owned(),
             protocol_version: "spacetime.sync.v1".to_owned(),
             schema_version: 1,
+            oldest_schema_version: None,
             surface: "desktop".to_owned(),
         }
     }

@@ -6,6 +6,7 @@
 mod access;
 mod collaboration;
 mod command_line;
+mod contracts;
 mod lane;
 mod leftovers;
 mod reliability;

@@ -178,6 +178,11 @@ impl Lane {
     /// Publishes the module in the same way as `spacetime-sync publish`. Bridges that start from here on are pinned to that
     /// database.
     pub async fn publish(&self, breaking: Breaking) -> anyhow::Result<()> {
+        self.publish_module(module_wasm()?, breaking).await
+    }
+
+    /// Like [`publish`](Self::publish), for another module.
+    pub async fn publish_module(&self, wasm: Vec<u8>, breaking: Breaking) -> anyhow::Result<()> {
         let request = Request {
             uri: self.server.uri().to_owned(),
             transport: Transport::default(),
@@ -191,7 +196,7 @@ impl Lane {
                     sweep_every_ms: SWEEP_MS,
                 }),
             },
-            wasm: Some(module_wasm()?),
+            wasm: Some(wasm),
             breaking,
             row_limit: ROW_LIMIT,
         };

@@ -1,7 +1,7 @@
 //! The module as another release would be: the built one, with some texts replaced by others of the same length.
 
 use anyhow::Context as _;
-use spacetime_sync_proto::contract::SCHEMA_HASH;
+use spacetime_sync_proto::contract::PROTOCOL;
 
 use crate::lane::module_wasm;
 
@@ -14,8 +14,8 @@ pub enum Variant {
     Breaking,
     /// A column has another name. No server migrates that automatically.
     Incompatible,
-    /// It states another contract and is otherwise the same.
-    OtherContract,
+    /// It speaks the next protocol and is otherwise the same.
+    NextProtocol,
     /// It has none of the names that bridge and client look for.
     Foreign,
 }
@@ -28,7 +28,7 @@ impl Variant {
             Self::Compatible => ("revoke_stream", "revoke_access"),
             Self::Breaking => ("sync_checkpoint WHERE identity", "sync_checkpoint where identity"),
             Self::Incompatible => ("oldest_seq", "eldest_seq"),
-            Self::OtherContract => (&SCHEMA_HASH[SCHEMA_HASH.len() - 16..], "0000000000000000"),
+            Self::NextProtocol => (PROTOCOL, "spacetime.sync.v2"),
             Self::Foreign => ("sync_", "blog_"),
         };
         replaced(&wasm, from, to).with_context(|| format!("the module does not hold {from:?}"))

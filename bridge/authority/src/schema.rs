@@ -2,10 +2,15 @@
 //!
 //! sqlx keeps its list of applied migrations in a table `_sqlx_migrations` of the first schema of the search path. The lane's
 //! list has a schema of its own, so that an application that uses sqlx in the same database keeps a separate list.
+//!
+//! Whoever applies migrations notes on that table which releases the database works with from then on. So a bridge of the release
+//! before goes on with a database that the next release has migrated.
 
 use std::sync::LazyLock;
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use spacetime_sync_proto::contract::Contract;
 use sqlx::error::BoxDynError;
 use sqlx::migrate::{Migration, MigrationSource, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -42,6 +47,46 @@ static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name,
 
 const LEDGER_SCHEMA: &str = "spacetime_sync";
 const OLDEST_SERVER: i32 = 150_000;
+
+/// Which releases a database works with, as its list of migrations says it in its comment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct WorksWith {
+    /// The newest migration when this was noted. With another one, it says nothing.
+    migration: i64,
+    /// See [`Contract`].
+    protocol: String,
+    /// See [`Contract`].
+    oldest: u32,
+    /// See [`Contract`].
+    newest: u32,
+}
+
+impl WorksWith {
+    /// What this release notes when it has applied its migrations.
+    fn ours() -> Self {
+        let Contract {
+            protocol,
+            oldest,
+            newest,
+        } = Contract::ours();
+        Self {
+            migration: expected(),
+            protocol,
+            oldest,
+            newest,
+        }
+    }
+
+    /// Whether a release works with the database whose newest migration is this one.
+    fn includes(&self, release: &Contract, migration: i64) -> bool {
+        let theirs = Contract {
+            protocol: self.protocol.clone(),
+            oldest: self.oldest,
+            newest: self.newest,
+        };
+        self.migration == migration && release.agree(&theirs).is_ok()
+    }
+}
 
 /// Hands [`MIGRATIONS`] to sqlx.
 #[derive(Debug)]
@@ -86,7 +131,7 @@ pub(super) async fn migrate(
     let mut connection = PgConnection::connect_with(options).await.map_err(driver)?;
     check_server(server, &mut connection).await?;
     let ledger = applied(&mut connection).await.map_err(driver)?;
-    check_known(server, &ledger)?;
+    check_known(server, &ledger, &mut connection).await?;
     // The migrator would need the owner's rights even to find out that there is nothing to do.
     if !is_current(&ledger) {
         apply(server, &mut connection, ledger.is_empty()).await?;
@@ -131,7 +176,16 @@ async fn apply(server: &str, connection: &mut PgConnection, is_first: bool) -> R
         },
     };
     let migrator = Migrator::new(Embedded).await.map_err(failed)?;
-    migrator.run_direct(&mut *connection).await.map_err(failed)
+    migrator.run_direct(&mut *connection).await.map_err(failed)?;
+    // Postgres takes no parameters here. The text is this build's own, and holds no quote.
+    let noted = serde_json::to_string(&WorksWith::ours()).expect("a map of texts and numbers");
+    connection
+        .execute(&*format!(
+            "comment on table {LEDGER_SCHEMA}._sqlx_migrations is '{noted}'"
+        ))
+        .await
+        .map_err(driver)?;
+    Ok(())
 }
 
 /// Checks that this build can work with the database.
@@ -140,7 +194,7 @@ pub(super) async fn check(server: &str, connection: &mut PgConnection) -> Result
     let ledger = applied(connection)
         .await
         .map_err(|error| AuthorityError::from_driver(server, error))?;
-    check_known(server, &ledger)?;
+    check_known(server, &ledger, connection).await?;
     if !is_current(&ledger) {
         return Err(AuthorityError::NotMigrated {
             server: server.to_owned(),
@@ -183,14 +237,12 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<Applied>, sqlx::Er
     Ok(rows.into_iter().map(row).collect())
 }
 
-fn check_known(server: &str, ledger: &[Applied]) -> Result<(), AuthorityError> {
+/// Checks that the migrations are ours, or that a release has applied the others that this one works with.
+async fn check_known(server: &str, ledger: &[Applied], connection: &mut PgConnection) -> Result<(), AuthorityError> {
+    let newest = ledger.iter().map(|row| row.version).max().unwrap_or(0);
     for row in ledger {
         let Some(ours) = MIGRATIONS.iter().find(|ours| ours.version == row.version) else {
-            return Err(AuthorityError::NewerSchema {
-                server: server.to_owned(),
-                found: ledger.iter().map(|row| row.version).max().unwrap_or(row.version),
-                expected: expected(),
-            });
+            continue;
         };
         if *ours.checksum != *row.checksum {
             return Err(AuthorityError::ForeignMigration {
@@ -199,7 +251,24 @@ fn check_known(server: &str, ledger: &[Applied]) -> Result<(), AuthorityError> {
             });
         }
     }
-    Ok(())
+    let is_ours = |row: &Applied| MIGRATIONS.iter().any(|ours| ours.version == row.version);
+    if ledger.iter().all(is_ours) {
+        return Ok(());
+    }
+    let noted: Option<String> = sqlx::query_scalar("select obj_description(to_regclass($1), 'pg_class')")
+        .bind(format!("{LEDGER_SCHEMA}._sqlx_migrations"))
+        .fetch_one(connection)
+        .await
+        .map_err(|error| AuthorityError::from_driver(server, error))?;
+    let noted: Option<WorksWith> = noted.and_then(|noted| serde_json::from_str(&noted).ok());
+    if noted.is_some_and(|noted| noted.includes(&Contract::ours(), newest)) {
+        return Ok(());
+    }
+    Err(AuthorityError::NewerSchema {
+        server: server.to_owned(),
+        found: newest,
+        expected: expected(),
+    })
 }
 
 async fn check_server(server: &str, connection: &mut PgConnection) -> Result<(), AuthorityError> {
@@ -239,6 +308,32 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, FILES.map(|(name, _)| name));
+    }
+
+    #[test]
+    fn a_release_works_with_a_database_of_the_next_one_while_that_says_so() {
+        let release = |oldest, newest| Contract {
+            oldest,
+            newest,
+            ..Contract::ours()
+        };
+        let noted = WorksWith {
+            migration: 20,
+            protocol: Contract::ours().protocol,
+            oldest: 11,
+            newest: 12,
+        };
+        assert!(noted.includes(&release(11, 11), 20), "the release before");
+        assert!(noted.includes(&release(12, 13), 20), "the release after");
+        assert!(!noted.includes(&release(10, 10), 20), "an older one");
+        assert!(
+            !noted.includes(&release(11, 11), 21),
+            "somebody else has migrated it since"
+        );
+        assert!(WorksWith::ours().includes(&Contract::ours(), expected()));
+        let text = serde_json::to_string(&WorksWith::ours()).unwrap();
+        assert!(!text.contains('\''));
+        assert_eq!(serde_json::from_str::<WorksWith>(&text).unwrap(), WorksWith::ours());
     }
 
     fn hex(bytes: &[u8]) -> String {

@@ -86,6 +86,7 @@ pub fn issue(
         oa_client_build_id: client.client_build_id.clone(),
         oa_protocol_version: client.protocol_version.clone(),
         oa_schema_version: client.schema_version,
+        oa_oldest_schema_version: client.oldest_schema_version,
     };
     let token = sign(key, &claims)?;
     let refresh_after_in = ttl.saturating_sub(REFRESH_BEFORE).max(1);
@@ -168,6 +169,7 @@ mod tests {
             client_build_id: "20260601T000000Z".to_owned(),
             protocol_version: PROTOCOL.to_owned(),
             schema_version: 1,
+            oldest_schema_version: None,
             surface: "desktop".to_owned(),
         };
         let name = |number: usize| StreamPattern::new(&format!("{}.{number}", "x".repeat(240))).unwrap();

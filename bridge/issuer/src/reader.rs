@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use spacetime_sync_authority::{Authority, BoundSession};
 use spacetime_sync_doors::asker::Origin;
-use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, SyncClaims};
+use spacetime_sync_proto::access::{Incompatible, Scope, SyncClaims};
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId};
 use spacetime_sync_rules::session::{self, Claims, Policy, Session};
 
@@ -131,12 +131,7 @@ fn named(claims: &str, policy: &Policy) -> Option<Label> {
 
 /// Tells an unsupported client which clients the bridge supports.
 fn refused(refusal: Refusal, claims: &str, policy: &Policy) -> NoReader {
-    let client = serde_json::from_str(claims).map(|claims: SyncClaims| ClientVersion {
-        client_build_id: claims.oa_client_build_id,
-        protocol_version: claims.oa_protocol_version,
-        schema_version: claims.oa_schema_version,
-        surface: claims.oa_client_surface.as_str().to_owned(),
-    });
+    let client = serde_json::from_str(claims).map(|claims: SyncClaims| claims.client());
     match client.map(|client| policy.compatibility.check(&client)) {
         Ok(Err(incompatible)) if incompatible.code == refusal.code => NoReader::Incompatible(incompatible),
         Ok(_) | Err(_) => Denial::new(refusal.code, refusal.message).into(),

@@ -62,6 +62,7 @@ impl Signer for ServiceTokens {
             oa_client_build_id: self.build_id.clone(),
             oa_protocol_version: PROTOCOL.to_owned(),
             oa_schema_version: self.schema_version,
+            oa_oldest_schema_version: None,
         };
         self.keys.ring().signer(now)?.sign(Kind::Sync, &claims).ok()
     }
@@ -101,13 +102,7 @@ mod tests {
             ("service:bridge", &[Scope::Append][..])
         );
         assert_eq!(claims.exp - claims.iat, 900);
-        let client = spacetime_sync_proto::access::ClientVersion {
-            client_build_id: claims.oa_client_build_id,
-            protocol_version: claims.oa_protocol_version,
-            schema_version: claims.oa_schema_version,
-            surface: claims.oa_client_surface.to_string(),
-        };
-        assert_eq!(compatibility.check(&client), Ok(()));
+        assert_eq!(compatibility.check(&claims.client()), Ok(()));
         assert!(!format!("{service:?}").contains("PRIVATE"));
     }
 }

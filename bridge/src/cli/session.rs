@@ -10,7 +10,7 @@ use serde_json::json;
 use spacetime_sync_issuer::jws::Kind;
 use spacetime_sync_issuer::keys::{SigningKey, moment_text};
 use spacetime_sync_proto::access::{Scope, TOKEN_PATH, TokenRequest, TokenResponse, headers};
-use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+use spacetime_sync_proto::contract::{OLDEST_SCHEMA_VERSION, PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::{Label, StreamId};
 use spacetime_sync_stdb::tokens::read_token;
 use spacetime_sync_transport::secret_file;
@@ -112,6 +112,7 @@ async fn token(args: TokenArgs, now: u64) -> anyhow::Result<()> {
         )
         .header(headers::PROTOCOL_VERSION, PROTOCOL)
         .header(headers::SCHEMA_VERSION, SCHEMA_VERSION)
+        .header(headers::OLDEST_SCHEMA_VERSION, OLDEST_SCHEMA_VERSION)
         .json(&request)
         .send()
         .await

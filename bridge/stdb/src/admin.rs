@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use spacetime_sync_proto::access::Compatibility;
-use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::contract::{Contract, ContractRow};
 use spacetime_sync_proto::{DatabasePin, Refusal, error_text};
 
 use super::StdbError;
@@ -129,9 +129,9 @@ impl Admin {
         }
     }
 
-    /// Checks that the database exists, runs our module and has our contract. When it returns, everything that the
-    /// server answered before is durable.
-    pub async fn check_contract(&self) -> Result<(), StdbError> {
+    /// Checks that the database exists, and runs our module of a release that this one works with. Returns the schema
+    /// version that both speak. When it returns, everything that the server answered before is durable.
+    pub async fn check_contract(&self) -> Result<u32, StdbError> {
         let foreign = |message: String| StdbError::ForeignModule {
             database: self.database.clone(),
             message,
@@ -147,24 +147,17 @@ impl Admin {
         let answer: Value = self
             .json(self.success("the contract", response).await?, "the contract")
             .await?;
-        let row = &answer[0]["rows"][0];
-        let found = match (row[1].as_str(), row[2].as_u64(), row[3].as_str()) {
-            (Some(protocol), Some(version), Some(hash)) => Contract {
-                protocol: protocol.to_owned(),
-                schema_version: u32::try_from(version).unwrap_or(u32::MAX),
-                schema_hash: hash.to_owned(),
-            },
-            _ => return Err(foreign("its table sync_contract is empty".to_owned())),
+        let rows = answer[0]["rows"].as_array().into_iter().flatten();
+        let Some(found) = Contract::of_rows(rows.filter_map(contract_row)) else {
+            return Err(foreign("its table sync_contract says no version".to_owned()));
         };
-        let expected = Contract::ours();
-        if found != expected {
-            return Err(StdbError::ContractMismatch {
-                database: self.database.clone(),
-                found: Box::new(found),
-                expected: Box::new(expected),
-            });
-        }
-        Ok(())
+        let ours = Contract::ours();
+        ours.agree(&found).map_err(|mismatch| StdbError::ContractMismatch {
+            database: self.database.clone(),
+            found: Box::new(found),
+            ours: Box::new(ours),
+            mismatch,
+        })
     }
 
     /// Sets how many rows a query of anybody but the owner may scan, by SpacetimeDB's estimate.
@@ -394,6 +387,16 @@ impl Admin {
             message,
         }
     }
+}
+
+/// Reads a row of `sync_contract`.
+fn contract_row(row: &Value) -> Option<ContractRow> {
+    Some(ContractRow {
+        id: u8::try_from(row[0].as_u64()?).ok()?,
+        protocol: row[1].as_str()?.to_owned(),
+        schema_version: u32::try_from(row[2].as_u64()?).ok()?,
+        schema_hash: row[3].as_str()?.to_owned(),
+    })
 }
 
 async fn text(response: Response) -> String {

@@ -13,7 +13,7 @@ pub mod upkeep;
 mod nodelay;
 mod pin;
 
-use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::contract::{Contract, Mismatch};
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_proto::{ChainHash, DatabasePin, Refusal};
 use spacetimedb_sdk::__codegen::__sats::u256;
@@ -116,18 +116,20 @@ pub enum StdbError {
         /// How the difference was noticed.
         message: String,
     },
-    /// The database runs our module, but with another contract.
+    /// The database runs our module, but of a release that does not work with this one.
     #[error(
-        "database {database:?} has contract {found}, this build has {expected}; publish the module of \
-         this build, or run the build of that module"
+        "the module of database {database:?} speaks {found}, this build {ours}: {}",
+        mismatch.remedy("this build", "the module")
     )]
     ContractMismatch {
         /// The name of the database.
         database: String,
-        /// The contract that the module states.
+        /// What the module speaks.
         found: Box<Contract>,
-        /// The contract of this build.
-        expected: Box<Contract>,
+        /// What this build speaks.
+        ours: Box<Contract>,
+        /// Which of the two is too old.
+        mismatch: Mismatch,
     },
     /// The new module would disconnect clients.
     #[error(

@@ -373,7 +373,7 @@ async fn renew(admin: Admin, tokens: TokenSource, every: Duration) {
         tokio::time::sleep(every).await;
         loop {
             let renewed = match tokens.token() {
-                Ok(token) => admin.with_token(token).check_contract().await,
+                Ok(token) => admin.with_token(token).check_contract().await.map(drop),
                 Err(error) => Err(error),
             };
             match renewed {

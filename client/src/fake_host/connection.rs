@@ -150,7 +150,6 @@ impl Connection {
     fn subscribe(&mut self, asked: Subscribe) -> Option<ServerMessage> {
         let query = &*asked.query_strings[0];
         let rows = if query.contains("sync_contract") {
-            let ours = Contract::ours();
             let mut state = self.host.state();
             if state.cut_when.as_ref().is_some_and(|(next, _)| *next == self.token)
                 && let Some((_, old)) = state.cut_when.take()
@@ -158,13 +157,13 @@ impl Connection {
                 state.cut.insert(old);
                 self.host.changed.send_replace(());
             }
-            let contract = SyncContract {
-                id: 0,
-                protocol: ours.protocol,
-                schema_version: ours.schema_version,
-                schema_hash: ours.schema_hash,
-            };
-            query_rows("sync_contract", &[contract])
+            let contract = Contract::our_rows().map(|row| SyncContract {
+                id: row.id,
+                protocol: row.protocol,
+                schema_version: row.schema_version,
+                schema_hash: row.schema_hash,
+            });
+            query_rows("sync_contract", &contract)
         } else if let Some(bounds) = query.strip_prefix("SELECT * FROM sync_event WHERE section = ") {
             if self.host.state().stuck.contains(&self.token) {
                 return None;

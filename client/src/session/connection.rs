@@ -17,7 +17,7 @@ pub(super) enum Connection {
     Waiting { until: Instant },
     /// An attempt is under way.
     Dialing(ConnectionId),
-    /// A connection serves: its contract equals ours.
+    /// A connection serves: its module is one that this release works with.
     Up(Box<Up>),
 }
 
@@ -184,7 +184,7 @@ impl Session {
         issued.map(|issued| Tenure::new(issued, self.dice.random()))
     }
 
-    /// A connection exists and its contract equals ours: the streams may go on.
+    /// A connection exists, to a module that this release works with: the streams may go on.
     fn serve(&mut self, id: ConnectionId, brought: Vec<Inbound>) -> Result<(), StopReason> {
         let tenure = self.tenure(self.held.clone());
         self.connection = Connection::Up(Box::new(Up::new(id, tenure, self.now)));

@@ -41,7 +41,7 @@ pub enum Event {
         connection: ConnectionId,
         /// The token it used, if a provider issued it: the next attempt may use it again.
         token: Option<Issued>,
-        /// What the first messages brought beside the contract, which equals ours.
+        /// What the first messages brought beside the contract, which this release works with.
         result: Result<Vec<Inbound>, DialFailure>,
     },
     /// A message has arrived.
@@ -104,7 +104,7 @@ pub enum Event {
 /// One part of what a message brought.
 #[derive(Debug)]
 pub enum Inbound {
-    /// The module's contract.
+    /// What the module speaks.
     Contract(Contract),
     /// The database has no `sync_contract` or no `stream_grant` table.
     NoModule {

@@ -12,6 +12,16 @@ use super::event::{CallFailure, ConnectionId, Inbound};
 use super::status::StopReason;
 use super::stream::{Input, Mode};
 
+/// The schema version that this release speaks with a module, or why it speaks none.
+pub(crate) fn agree(found: Contract) -> Result<u32, StopReason> {
+    let ours = Contract::ours();
+    ours.agree(&found).map_err(|mismatch| StopReason::ContractMismatch {
+        ours: Box::new(ours),
+        found: Box::new(found),
+        mismatch,
+    })
+}
+
 impl Session {
     /// Handles a whole message.
     pub(super) fn message(&mut self, from: ConnectionId, message: Vec<Inbound>) -> Result<(), StopReason> {
@@ -50,12 +60,7 @@ impl Session {
 
     pub(super) fn inbound(&mut self, from: ConnectionId, inbound: Inbound) -> Result<(), StopReason> {
         match inbound {
-            Inbound::Contract(found) => {
-                let expected = Contract::ours();
-                if found != expected {
-                    return Err(StopReason::ContractMismatch { expected, found });
-                }
-            }
+            Inbound::Contract(found) => drop(agree(found)?),
             Inbound::NoModule { detail } => return Err(StopReason::NoModule { detail }),
             Inbound::GrantCame => {
                 self.ask_for_keys_again();

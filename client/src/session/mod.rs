@@ -40,6 +40,7 @@ pub use command::{Command, Work};
 pub use event::{
     Answer, Applied, CallFailure, ConnectionId, DialFailure, Event, Inbound, Outcome, Question, QuestionId, ReadId,
 };
+pub(crate) use inbound::agree;
 pub use settings::Settings;
 pub use token::Issued;
 

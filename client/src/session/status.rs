@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use spacetime_sync_proto::access::{Incompatible, StreamPattern};
-use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::contract::{Contract, Mismatch, Party};
 use spacetime_sync_proto::{DatabasePin, Position, Refusal, RefusalCode, Seq, StreamId};
 
 use crate::credential::TokenError;
@@ -232,13 +232,15 @@ pub enum StopReason {
     /// This build of the application is not supported.
     #[error("this build is not supported: {0}")]
     Incompatible(Box<Incompatible>),
-    /// The module has another contract than this release.
-    #[error("the module's contract is {found}, this client's is {expected}: update the older one")]
+    /// The module is of a release that does not work with this one.
+    #[error("the module speaks {found}, this client {ours}: {}", mismatch.remedy("this client", "the module"))]
     ContractMismatch {
-        /// This release's contract.
-        expected: Contract,
-        /// The module's contract.
-        found: Contract,
+        /// What this release speaks.
+        ours: Box<Contract>,
+        /// What the module speaks.
+        found: Box<Contract>,
+        /// Which of the two is too old.
+        mismatch: Mismatch,
     },
     /// The database does not run this project's module.
     #[error("the database does not run this project's module ({detail}): check the database's name")]
@@ -308,9 +310,9 @@ impl StopReason {
         match self {
             Self::Incompatible(incompatible) => incompatible.upgrade_required,
             Self::Refused(refusal) => refusal.code == RefusalCode::UpgradeRequired,
+            Self::ContractMismatch { mismatch, .. } => mismatch.older() == Some(Party::Ours),
             Self::Requested
             | Self::Unauthorized
-            | Self::ContractMismatch { .. }
             | Self::NoModule { .. }
             | Self::Store(_)
             | Self::EveryStreamStopped
@@ -409,11 +411,12 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_build_is_required_only_where_the_issuer_or_the_module_says_so() {
+    fn a_newer_build_is_required_only_where_it_would_be_accepted() {
         let nobody = ClientVersion {
             client_build_id: String::new(),
             protocol_version: String::new(),
             schema_version: 0,
+            oldest_schema_version: None,
             surface: String::new(),
         };
         let incompatible = |upgrade_required| {
@@ -429,6 +432,14 @@ mod tests {
         assert!(refused(RefusalCode::UpgradeRequired).upgrade_required());
         assert!(!refused(RefusalCode::TokenRevoked).upgrade_required());
         assert!(!StopReason::Unauthorized.upgrade_required());
+        let between = |mismatch| StopReason::ContractMismatch {
+            ours: Box::new(Contract::ours()),
+            found: Box::new(Contract::ours()),
+            mismatch,
+        };
+        assert!(between(Mismatch::Schema(Party::Ours)).upgrade_required());
+        assert!(!between(Mismatch::Schema(Party::Theirs)).upgrade_required());
+        assert!(!between(Mismatch::Protocol(None)).upgrade_required());
     }
 
     #[test]

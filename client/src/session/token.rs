@@ -350,6 +350,7 @@ mod tests {
             client_build_id: String::new(),
             protocol_version: String::new(),
             schema_version: 0,
+            oldest_schema_version: None,
             surface: String::new(),
         };
         let incompatible = Compatibility::default().check(&nobody).unwrap_err();

@@ -4,7 +4,6 @@
 use tokio::time::{Instant, timeout};
 
 use spacetime_sync_proto::DatabasePin;
-use spacetime_sync_proto::contract::Contract;
 
 use super::connect::{ConnectFailure, connect};
 use super::link::{Greeting, Link};
@@ -13,13 +12,13 @@ use super::reason::{Reason, ask_reason};
 use crate::config::ClientConfig;
 use crate::credential::{Credential, TokenError, WantedToken};
 use crate::session::status::{Disconnect, StopReason};
-use crate::session::{DialFailure, Inbound, Issued};
+use crate::session::{DialFailure, Inbound, Issued, agree};
 
 /// The result of an attempt.
 pub(crate) struct DialAnswer {
     /// The token it used, if a provider issued it.
     pub(crate) token: Option<Issued>,
-    /// A connection whose contract equals ours, and what else its first messages brought.
+    /// A connection to a module that this release works with, and what else its first messages brought.
     pub(crate) result: Result<(Link, Vec<Inbound>), DialFailure>,
 }
 
@@ -115,13 +114,10 @@ async fn until_serving(link: &Link) -> Result<Vec<Inbound>, Closed> {
         let message = link.next().await;
         for inbound in message.map_err(|reason| Closed::Untold(DialFailure::Later(reason)))? {
             match inbound {
-                Inbound::Contract(found) => {
-                    let expected = Contract::ours();
-                    if found != expected {
-                        return stop(StopReason::ContractMismatch { expected, found });
-                    }
-                    serving = true;
-                }
+                Inbound::Contract(found) => match agree(found) {
+                    Ok(_) => serving = true,
+                    Err(reason) => return stop(reason),
+                },
                 Inbound::NoModule { detail } => return stop(StopReason::NoModule { detail }),
                 other => rest.push(other),
             }
@@ -130,7 +126,7 @@ async fn until_serving(link: &Link) -> Result<Vec<Inbound>, Closed> {
             match greeting {
                 Greeting::Identified(identity) => link.watch_grants(identity),
                 Greeting::ContractSeen if !serving => {
-                    let detail = "its table sync_contract is empty".to_owned();
+                    let detail = "its table sync_contract says no version".to_owned();
                     return stop(StopReason::NoModule { detail });
                 }
                 Greeting::ContractSeen => {}

@@ -9,11 +9,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use spacetime_sync_bindings::{
-    DbConnection, EventPage, StreamGrant, StreamGrantTableAccess, SubscriptionEventContext, SubscriptionHandle,
-    SyncContract, SyncContractTableAccess, SyncEvent, SyncEventTableAccess, ack_checkpoint, read_events,
-    upsert_presence,
+    DbConnection, EventPage, RemoteTables, StreamGrant, StreamGrantTableAccess, SubscriptionEventContext,
+    SubscriptionHandle, SyncContract, SyncContractTableAccess, SyncEvent, SyncEventTableAccess, ack_checkpoint,
+    read_events, upsert_presence,
 };
-use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::contract::{Contract, ContractRow};
 use spacetime_sync_proto::{ChainHash, FrameRow, IdentityHex, Position, Refusal, Section, Seq, StreamId};
 use spacetimedb_sdk::{DbContext, Identity, SubscriptionHandle as _, Table, TableWithPrimaryKey, Timestamp, u256};
 
@@ -95,12 +95,12 @@ impl Link {
         connection
             .db
             .sync_contract()
-            .on_insert(move |_, row| push(&to, Inbound::Contract(contract(row))));
+            .on_insert(move |seen, _| hear_contract(&to, &seen.db));
         let to = into(&inbox);
         connection
             .db
             .sync_contract()
-            .on_update(move |_, _, row| push(&to, Inbound::Contract(contract(row))));
+            .on_update(move |seen, _, _| hear_contract(&to, &seen.db));
         let to = into(&inbox);
         connection
             .db
@@ -363,11 +363,17 @@ pub(super) fn flat<T, E: ToString>(answer: Result<Result<T, String>, E>) -> Resu
     }
 }
 
-fn contract(row: &SyncContract) -> Contract {
-    Contract {
-        protocol: row.protocol.clone(),
+/// Says what the module speaks by all its rows, whichever of them has changed. When a row's callback runs, all that the
+/// same transaction changed is there.
+fn hear_contract(inbox: &Inbox, db: &RemoteTables) {
+    let row = |row: SyncContract| ContractRow {
+        id: row.id,
+        protocol: row.protocol,
         schema_version: row.schema_version,
-        schema_hash: row.schema_hash.clone(),
+        schema_hash: row.schema_hash,
+    };
+    if let Some(contract) = Contract::of_rows(db.sync_contract().iter().map(row)) {
+        push(inbox, Inbound::Contract(contract));
     }
 }
 

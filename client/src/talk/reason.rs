@@ -97,6 +97,7 @@ mod tests {
             client_build_id: "x".to_owned(),
             protocol_version: String::new(),
             schema_version: 1,
+            oldest_schema_version: None,
             surface: String::new(),
         };
         let incompatible = Compatibility::default().check(&client).unwrap_err();

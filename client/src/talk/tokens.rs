@@ -171,13 +171,16 @@ impl fmt::Debug for HttpTokens {
 
 fn version_headers(client: &ClientVersion) -> Result<HeaderMap, TokenError> {
     let schema = client.schema_version.to_string();
+    let oldest = client.oldest_schema_version.map(|version| version.to_string());
     let mut map = HeaderMap::new();
-    for (name, value) in [
-        (headers::CLIENT_BUILD_ID, client.client_build_id.as_str()),
-        (headers::PROTOCOL_VERSION, client.protocol_version.as_str()),
-        (headers::SCHEMA_VERSION, schema.as_str()),
-        (headers::CLIENT_SURFACE, client.surface.as_str()),
-    ] {
+    let said = [
+        (headers::CLIENT_BUILD_ID, Some(client.client_build_id.as_str())),
+        (headers::PROTOCOL_VERSION, Some(client.protocol_version.as_str())),
+        (headers::SCHEMA_VERSION, Some(schema.as_str())),
+        (headers::OLDEST_SCHEMA_VERSION, oldest.as_deref()),
+        (headers::CLIENT_SURFACE, Some(client.surface.as_str())),
+    ];
+    for (name, value) in said.into_iter().filter_map(|(name, value)| Some((name, value?))) {
         let value = HeaderValue::from_str(value).map_err(|_| {
             TokenError::refused(
                 RefusalCode::InvalidRequest,

@@ -1,7 +1,7 @@
 //! What SpacetimeDB calls by itself: when the database is created, and around every connection, HTTP call and SQL
 //! request.
 
-use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::contract::{Contract, ContractRow};
 use spacetimedb::{ReducerContext, Table, reducer};
 
 use super::sweep_log;
@@ -21,30 +21,27 @@ pub fn init(ctx: &ReducerContext) {
     write_contract(ctx);
 }
 
-/// SpacetimeDB runs no reducer when a module is updated, so the first connection after an update writes the contract
-/// row before it can read it. Then the caller is admitted or refused.
+/// SpacetimeDB runs no reducer when a module is updated, so the first connection after an update writes the rows of the
+/// contract before it can read them. Then the caller is admitted or refused.
 #[reducer(client_connected)]
 pub fn client_connected(ctx: &ReducerContext) -> Result<(), Refused> {
-    let ours = contract_row();
-    let current = ctx.db.sync_contract().id().find(0).is_some_and(|held| {
-        held.protocol == ours.protocol
-            && held.schema_version == ours.schema_version
-            && held.schema_hash == ours.schema_hash
-    });
-    if !current {
+    let held = ctx.db.sync_contract();
+    let is_current = |ours: ContractRow| held.id().find(ours.id).is_some_and(|held| held == row(ours));
+    if !Contract::our_rows().into_iter().all(is_current) {
         write_contract(ctx);
     }
     admit(ctx)
 }
 
-fn contract_row() -> SyncContract {
-    let Contract {
+fn row(row: ContractRow) -> SyncContract {
+    let ContractRow {
+        id,
         protocol,
         schema_version,
         schema_hash,
-    } = Contract::ours();
+    } = row;
     SyncContract {
-        id: 0,
+        id,
         protocol,
         schema_version,
         schema_hash,
@@ -53,6 +50,8 @@ fn contract_row() -> SyncContract {
 
 fn write_contract(ctx: &ReducerContext) {
     sweep_log::schedule(ctx);
-    ctx.db.sync_contract().id().delete(0);
-    ctx.db.sync_contract().insert(contract_row());
+    for ours in Contract::our_rows() {
+        ctx.db.sync_contract().id().delete(ours.id);
+        ctx.db.sync_contract().insert(row(ours));
+    }
 }

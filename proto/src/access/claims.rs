@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Scope, StreamPattern};
+use super::{ClientVersion, Scope, StreamPattern};
 use crate::id::Label;
 use crate::limit;
 
@@ -53,7 +53,8 @@ pub struct SyncClaims {
     pub oa_session_id: Label,
     /// The device that the session is bound to.
     pub oa_device_id: Label,
-    /// What the session may do.
+    /// What the session may do. A scope that this release does not know is left out: it gives no right here.
+    #[serde(deserialize_with = "Scope::known")]
     pub oa_sync_scopes: Vec<Scope>,
     /// The topics that the client asked for and got.
     pub oa_sync_topics: Vec<String>,
@@ -69,9 +70,24 @@ pub struct SyncClaims {
     pub oa_protocol_version: String,
     /// The schema version that the client was built with.
     pub oa_schema_version: u32,
+    /// The oldest schema version that the client works with, if that is another one. Issuers before schema version 11 do
+    /// not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oa_oldest_schema_version: Option<u32>,
 }
 
 impl SyncClaims {
+    /// The client that the token was issued to.
+    pub fn client(&self) -> ClientVersion {
+        ClientVersion {
+            client_build_id: self.oa_client_build_id.clone(),
+            protocol_version: self.oa_protocol_version.clone(),
+            schema_version: self.oa_schema_version,
+            oldest_schema_version: self.oa_oldest_schema_version,
+            surface: self.oa_client_surface.as_str().to_owned(),
+        }
+    }
+
     /// When the token was signed, in Unix microseconds. `None` if its two times contradict each other.
     pub fn issued_at_us(&self) -> Option<u64> {
         let second = self.iat.checked_mul(1_000_000)?;
@@ -144,7 +160,7 @@ mod tests {
             "oa_sync_scopes": ["sync.subscribe"], "oa_sync_topics": ["run:42:events"],
             "oa_sync_streams": ["runtime.run.42.events", "user:7:*"], "oa_claims_version": "oa_sync_claims_v1",
             "oa_client_surface": "desktop", "oa_client_build_id": "20261101T000000Z",
-            "oa_protocol_version": "spacetime.sync.v1", "oa_schema_version": 1,
+            "oa_protocol_version": "spacetime.sync.v1", "oa_schema_version": 12, "oa_oldest_schema_version": 11,
         })
     }
 
@@ -152,6 +168,19 @@ mod tests {
     fn claims_cross_the_wire_as_they_are_named_upstream() {
         let read: SyncClaims = serde_json::from_value(claims()).unwrap();
         assert_eq!(read.sub, SyncClaims::subject(&read.oa_user_id, &read.oa_session_id));
+        assert_eq!(serde_json::to_value(&read).unwrap(), claims());
+        assert_eq!(
+            (read.client().contract().oldest, read.client().contract().newest),
+            (11, 12)
+        );
+    }
+
+    #[test]
+    fn what_a_newer_issuer_adds_to_a_token_is_left_out() {
+        let mut newer = claims();
+        newer["oa_sync_scopes"] = json!(["sync.subscribe", "sync.everything"]);
+        newer["oa_later"] = json!({ "more": [1] });
+        let read: SyncClaims = serde_json::from_value(newer).unwrap();
         assert_eq!(serde_json::to_value(&read).unwrap(), claims());
     }
 
@@ -202,7 +231,7 @@ mod tests {
     #[test]
     fn claims_with_a_missing_or_mistyped_field_are_refused() {
         for field in claims().as_object().unwrap().keys() {
-            if field != "oa_org_id" && field != "oa_iat_us" {
+            if !["oa_org_id", "oa_iat_us", "oa_oldest_schema_version"].contains(&field.as_str()) {
                 let mut without = claims();
                 without.as_object_mut().unwrap().remove(field);
                 assert!(serde_json::from_value::<SyncClaims>(without).is_err(), "{field}");
@@ -216,11 +245,7 @@ mod tests {
                 );
             }
         }
-        for (field, wrong) in [
-            ("exp", json!("400")),
-            ("oa_sync_streams", json!(["*"])),
-            ("oa_sync_scopes", json!(["all"])),
-        ] {
+        for (field, wrong) in [("exp", json!("400")), ("oa_sync_streams", json!(["*"]))] {
             let mut mistyped = claims();
             mistyped[field] = wrong;
             assert!(serde_json::from_value::<SyncClaims>(mistyped).is_err(), "{field}");

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::contract::{PROTOCOL, SCHEMA_VERSION};
+use crate::contract::{Contract, Mismatch, OLDEST_SCHEMA_VERSION, PROTOCOL, Party, SCHEMA_VERSION};
 use crate::refusal::RefusalCode;
 
 /// The HTTP headers in which a client says what it is, and a refusal says what is served.
@@ -14,6 +14,8 @@ pub mod headers {
     pub const PROTOCOL_VERSION: &str = "x-oa-protocol-version";
     /// The schema version that the client was built with.
     pub const SCHEMA_VERSION: &str = "x-oa-schema-version";
+    /// The oldest schema version that the client works with.
+    pub const OLDEST_SCHEMA_VERSION: &str = "x-oa-oldest-schema-version";
     /// The kind of client.
     pub const CLIENT_SURFACE: &str = "x-oa-client-surface";
     /// Why a client is not served.
@@ -41,11 +43,26 @@ pub struct ClientVersion {
     pub protocol_version: String,
     /// See [`SCHEMA_VERSION`].
     pub schema_version: u32,
+    /// See [`OLDEST_SCHEMA_VERSION`]. A client that does not say it works with `schema_version` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_schema_version: Option<u32>,
     /// The kind of client, e.g. `desktop`.
     pub surface: String,
 }
 
-/// Which clients are served.
+impl ClientVersion {
+    /// What the client speaks.
+    pub fn contract(&self) -> Contract {
+        let newest = self.schema_version;
+        Contract {
+            protocol: self.protocol_version.clone(),
+            oldest: self.oldest_schema_version.unwrap_or(newest).min(newest),
+            newest,
+        }
+    }
+}
+
+/// Which clients are served: whoever speaks one of the schema versions, and is of one of the builds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Compatibility {
@@ -64,7 +81,7 @@ impl Default for Compatibility {
         Self {
             min_client_build_id: "00000000T000000Z".to_owned(),
             max_client_build_id: String::new(),
-            min_schema_version: SCHEMA_VERSION,
+            min_schema_version: OLDEST_SCHEMA_VERSION,
             max_schema_version: SCHEMA_VERSION,
         }
     }
@@ -125,19 +142,27 @@ impl Compatibility {
     /// is refused.
     pub fn check(&self, client: &ClientVersion) -> Result<(), Box<Incompatible>> {
         let build = client.client_build_id.as_str();
+        let served = Contract {
+            protocol: PROTOCOL.to_owned(),
+            oldest: self.min_schema_version,
+            newest: self.max_schema_version,
+        };
         let (code, message, upgrade) = if !is_build_id(build) {
             let message = "the client's build id is not of the form YYYYMMDDTHHMMSSZ".to_owned();
             (RefusalCode::InvalidClientBuild, message, false)
-        } else if client.protocol_version != PROTOCOL {
-            let message = format!("this server speaks {PROTOCOL}, the client does not: update the client");
-            (RefusalCode::UnsupportedProtocolVersion, message, true)
-        } else if !(self.min_schema_version..=self.max_schema_version).contains(&client.schema_version) {
-            let message = format!(
-                "schema versions {} to {} are served, the client has {}",
-                self.min_schema_version, self.max_schema_version, client.schema_version
-            );
-            let upgrade = client.schema_version.cmp(&self.min_schema_version).is_lt();
-            (RefusalCode::UnsupportedSchemaVersion, message, upgrade)
+        } else if let Err(mismatch) = served.agree(&client.contract()) {
+            let code = match mismatch {
+                Mismatch::Protocol(_) => RefusalCode::UnsupportedProtocolVersion,
+                Mismatch::Schema(_) => RefusalCode::UnsupportedSchemaVersion,
+            };
+            let remedy = mismatch.remedy("this server", "the client");
+            // The client's protocol may be anything, and of any length.
+            let message = match mismatch {
+                Mismatch::Protocol(_) => format!("this server speaks {PROTOCOL}, the client does not; {remedy}"),
+                Mismatch::Schema(_) => format!("{served} is served, the client speaks {}; {remedy}", client.contract()),
+            };
+            // Where neither is a version of the other, another client is the only help.
+            (code, message, mismatch.older() != Some(Party::Ours))
         } else if build < self.min_client_build_id.as_str() {
             let message = format!(
                 "builds from {} on are served: update the client",
@@ -231,6 +256,7 @@ mod tests {
                 client_build_id: "20260101T000000Z".to_owned(),
                 protocol_version: PROTOCOL.to_owned(),
                 schema_version: compatibility.min_schema_version,
+                oldest_schema_version: None,
                 surface: "desktop".to_owned(),
             };
             let refused = compatibility.check(&client).unwrap_err();
@@ -239,6 +265,33 @@ mod tests {
         };
         assert_eq!(refused(""), None);
         assert_eq!(refused("20260103T000000Z").as_deref(), Some("20260103T000000Z"));
+    }
+
+    #[test]
+    fn a_release_serves_the_one_before_it() {
+        let client = |oldest: u32, newest: u32| ClientVersion {
+            client_build_id: "20260101T000000Z".to_owned(),
+            protocol_version: PROTOCOL.to_owned(),
+            schema_version: newest,
+            oldest_schema_version: Some(oldest),
+            surface: "desktop".to_owned(),
+        };
+        let refused = |oldest, newest| {
+            let refused = Compatibility::default().check(&client(oldest, newest)).err()?;
+            Some((refused.code, refused.upgrade_required))
+        };
+        let (oldest, newest) = (OLDEST_SCHEMA_VERSION, SCHEMA_VERSION);
+        let unsupported = |upgrade| Some((RefusalCode::UnsupportedSchemaVersion, upgrade));
+        assert_eq!(refused(oldest, newest), None, "this one");
+        assert_eq!(refused(oldest - 1, oldest), None, "the one before");
+        assert_eq!(refused(newest, newest + 1), None, "the next one");
+        assert_eq!(refused(newest + 1, newest + 2), unsupported(false), "two releases on");
+        assert_eq!(refused(oldest - 1, oldest - 1), unsupported(true), "too old");
+        assert_eq!(
+            refused(newest + 7, oldest - 1),
+            unsupported(true),
+            "a range from its end"
+        );
     }
 
     #[test]

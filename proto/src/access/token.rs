@@ -70,7 +70,8 @@ pub struct TokenResponse {
     pub org_id: Option<Label>,
     /// See [`CLAIMS_VERSION`](super::CLAIMS_VERSION).
     pub claims_version: String,
-    /// What the session may do.
+    /// What the session may do, as far as this release knows it.
+    #[serde(deserialize_with = "Scope::known")]
     pub scopes: Vec<Scope>,
     /// The granted part of the topics asked for.
     pub granted_topics: Vec<String>,

@@ -324,6 +324,7 @@ async fn every_scenario_of_the_fixture_is_admitted_or_refused_as_expected() {
         claims["oa_client_build_id"] = client["client_build_id"].clone();
         claims["oa_protocol_version"] = client["protocol_version"].clone();
         claims["oa_schema_version"] = client["schema_version"].clone();
+        claims["oa_oldest_schema_version"] = client["oldest_schema_version"].clone();
         let who = guarded.with(&claims);
         let said = module
             .call(Some(&who), "read_events", &json!(["user:7:notes", 0]))

@@ -61,13 +61,16 @@ async fn every_scenario_of_the_fixture_ends_as_expected() {
         } in scenarios
         {
             let schema = client.schema_version.to_string();
-            let request = bridge
-                .client_of(
-                    &client.client_build_id,
-                    &client.protocol_version,
-                    &schema,
-                    &client.surface,
-                )
+            let mut request = bridge.client_of(
+                &client.client_build_id,
+                &client.protocol_version,
+                &schema,
+                &client.surface,
+            );
+            if let Some(oldest) = client.oldest_schema_version {
+                request = request.header(headers::OLDEST_SCHEMA_VERSION, oldest);
+            }
+            let request = request
                 .bearer_auth(&credential)
                 .json(&json!({ "scopes": ["sync.subscribe"], "streams": ["notes"] }));
             let response = request.send().await.unwrap();

@@ -61,13 +61,13 @@ fn client(sent: &HeaderMap, compatibility: &Compatibility) -> ClientVersion {
         (values.next().is_none() && value.len() <= HEADER_BYTES).then(|| value.to_owned())
     };
     let digits = |text: &String| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let schema_version = said(headers::SCHEMA_VERSION).filter(digits);
+    let version = |name: &str| said(name).filter(digits)?.parse().ok();
+    let schema_version = version(headers::SCHEMA_VERSION);
     ClientVersion {
         client_build_id: said(headers::CLIENT_BUILD_ID).unwrap_or_default(),
         protocol_version: said(headers::PROTOCOL_VERSION).unwrap_or_default(),
-        schema_version: schema_version
-            .and_then(|text| text.parse().ok())
-            .unwrap_or_else(|| unserved_schema(compatibility)),
+        schema_version: schema_version.unwrap_or_else(|| unserved_schema(compatibility)),
+        oldest_schema_version: schema_version.and_then(|_| version(headers::OLDEST_SCHEMA_VERSION)),
         surface: said(headers::CLIENT_SURFACE).unwrap_or_else(|| UNKNOWN_SURFACE.to_owned()),
     }
 }
@@ -130,6 +130,19 @@ mod tests {
             let wrong = [good[0], good[1], (headers::SCHEMA_VERSION, schema)];
             assert_eq!(code(&wrong), Some(RefusalCode::UnsupportedSchemaVersion), "{schema:?}");
         }
+        let [next, later] = [1, 2].map(|more| (SCHEMA_VERSION + more).to_string());
+        let newer = [good[0], good[1], (headers::SCHEMA_VERSION, later.as_str())];
+        let with_oldest = |oldest| [&newer[..], &[(headers::OLDEST_SCHEMA_VERSION, oldest)]].concat();
+        assert_eq!(code(&with_oldest(served.as_str())), None);
+        for oldest in [next.as_str(), "", "-1", "ten"] {
+            let refused = Some(RefusalCode::UnsupportedSchemaVersion);
+            assert_eq!(code(&with_oldest(oldest)), refused, "{oldest:?}");
+        }
+        // Who names only its oldest version names none.
+        assert_eq!(
+            code(&[good[0], good[1], (headers::OLDEST_SCHEMA_VERSION, served.as_str())]),
+            Some(RefusalCode::UnsupportedSchemaVersion)
+        );
         let twice = [good[0], good[0], good[1], good[2]];
         assert_eq!(code(&twice), Some(RefusalCode::InvalidClientBuild));
         let all = Compatibility {

@@ -44,7 +44,7 @@ pub struct SubscriptionId(pub u32);
 /// Something that happens to a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// A connection exists and its contract equals ours.
+    /// A connection exists, to a module that this release works with.
     Connected,
     /// The connection is gone, and with it every read and subscription.
     Disconnected,

@@ -13,7 +13,8 @@ fn events_of_a_connection_that_was_given_up_are_ignored() {
     case.serve(second);
     let before = case.shown.clone();
     let other = Contract {
-        schema_version: 999,
+        oldest: 999,
+        newest: 999,
         ..Contract::ours()
     };
     let answer = Ok((0, case.page(0)));

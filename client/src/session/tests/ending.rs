@@ -80,20 +80,40 @@ fn a_stopping_client_waits_for_answers_only_while_its_connection_lasts() {
 }
 
 #[test]
-fn another_contract_stops_the_client() {
+fn only_a_module_without_a_version_in_common_stops_the_client() {
     let mut case = Case::new(1, 3);
     let connection = case.live();
     assert!(case.hear(connection, Inbound::Contract(Contract::ours())).is_empty());
-    let other = Contract {
-        schema_version: 999,
-        ..Contract::ours()
+    let Contract {
+        protocol,
+        oldest,
+        newest,
+    } = Contract::ours();
+    let speaks = |oldest, newest| Contract {
+        protocol: protocol.clone(),
+        oldest,
+        newest,
     };
-    let commands = case.hear(connection, Inbound::Contract(other));
-    assert!(matches!(commands, [Command::StopApplier]));
-    case.step(Event::ApplierEnded);
-    case.close(connection);
-    let Phase::Stopped { reason } = &case.shown.phase else {
-        panic!("{:?}", case.shown.phase);
-    };
-    assert_eq!(reason.code(), "contract_mismatch");
+    for neighbour in [speaks(newest, newest + 1), speaks(oldest - 1, oldest)] {
+        assert!(case.hear(connection, Inbound::Contract(neighbour)).is_empty());
+    }
+    for (other, upgrade_required, said) in [
+        (speaks(newest + 1, newest + 2), true, "this client is too old"),
+        (speaks(oldest - 1, oldest - 1), false, "the module is too old"),
+    ] {
+        let mut case = Case::new(1, 3);
+        let connection = case.live();
+        let commands = case.hear(connection, Inbound::Contract(other));
+        assert!(matches!(commands, [Command::StopApplier]));
+        case.step(Event::ApplierEnded);
+        case.close(connection);
+        let Phase::Stopped { reason } = &case.shown.phase else {
+            panic!("{:?}", case.shown.phase);
+        };
+        assert_eq!(
+            (reason.code(), reason.upgrade_required()),
+            ("contract_mismatch", upgrade_required)
+        );
+        assert!(reason.to_string().contains(said), "{reason}");
+    }
 }

@@ -57,7 +57,8 @@ fn wanted() -> WantedToken {
     let client = ClientVersion {
         client_build_id: "20261101T000000Z".to_owned(),
         protocol_version: "spacetime.sync.v1".to_owned(),
-        schema_version: 1,
+        schema_version: 12,
+        oldest_schema_version: Some(11),
         surface: "desktop".to_owned(),
     };
     let streams = [StreamId::new("runtime.run.42.events").unwrap()];
@@ -115,7 +116,8 @@ async fn a_request_for_a_token_carries_the_session_and_the_client_version() {
         "authorization: Bearer very-secret-session",
         "x-oa-client-build-id: 20261101T000000Z",
         "x-oa-protocol-version: spacetime.sync.v1",
-        "x-oa-schema-version: 1",
+        "x-oa-schema-version: 12",
+        "x-oa-oldest-schema-version: 11",
         "x-oa-client-surface: desktop",
     ] {
         assert!(head.lines().any(|line| line == header), "{header}: {head}");

@@ -165,6 +165,7 @@ fn refusal_seeds() -> anyhow::Result<Vec<Seed>> {
         client_build_id: String::new(),
         protocol_version: String::new(),
         schema_version: 0,
+        oldest_schema_version: None,
         surface: "desktop".to_owned(),
     };
     let mut seeds = vec![

@@ -1,5 +1,7 @@
 //! What happens to a bridge whose database does not fit, or goes away.
 
+use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,6 +57,45 @@ async fn an_incompatible_database_is_refused_with_advice() {
             "{error:?}"
         );
         assert!(error.to_string().contains("upgrade the bridge"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_of_the_next_release_is_one_to_work_with_while_that_says_so() {
+    let cluster = Cluster::shared().await;
+    let database = cluster.create_empty_database().await.unwrap();
+    Authority::migrate(database.url()).await.unwrap();
+    let mut connection = client(&database).await;
+    let next = "insert into spacetime_sync._sqlx_migrations (version, description, success, checksum, execution_time)
+         select 9999, 'of the next release', true, '\\x00', 0";
+    connection.execute(next).await.unwrap();
+    let newest = SCHEMA_VERSION;
+    for (migration, oldest, newest, is_good) in [
+        (9_999, newest, newest + 1, true),
+        // Noted before somebody applied another migration.
+        (9_998, newest, newest + 1, false),
+        (9_999, newest + 1, newest + 2, false),
+    ] {
+        let noted = format!(
+            r#"{{"migration":{migration},"protocol":"{PROTOCOL}","oldest":{oldest},"newest":{newest},"more":1}}"#
+        );
+        connection
+            .execute(&*format!(
+                "comment on table spacetime_sync._sqlx_migrations is '{noted}'"
+            ))
+            .await
+            .unwrap();
+        let connected = Authority::connect(database.url(), 1).await.map(drop);
+        let migrated = Authority::migrate(database.url()).await;
+        for ended in [connected, migrated] {
+            match ended {
+                Ok(()) => assert!(is_good, "{noted}"),
+                Err(error) => assert!(
+                    !is_good && matches!(error, AuthorityError::NewerSchema { found: 9_999, .. }),
+                    "{noted}: {error:?}"
+                ),
+            }
+        }
     }
 }
 

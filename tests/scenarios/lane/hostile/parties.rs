@@ -215,7 +215,7 @@ async fn a_bridge_waits_for_a_server_that_is_not_ready_and_says_why() {
     let has_no_database = format!("has no database {missing:?}");
     let no_database = [has_no_database.as_str(), "spacetime-sync publish"];
     publish(&lane, &foreign, Variant::Foreign).await;
-    publish(&lane, &other, Variant::OtherContract).await;
+    publish(&lane, &other, Variant::NextProtocol).await;
     let stranger = Admin::new_identity(lane.server.uri()).await.unwrap();
     for (file, token) in [
         ("stranger.token", stranger.token.expose()),
@@ -242,7 +242,7 @@ async fn a_bridge_waits_for_a_server_that_is_not_ready_and_says_why() {
         ),
         (
             set("spacetimedb.database", other.clone()),
-            &["this build has", "0000000000000000", "publish the module of this build"],
+            &["speaks spacetime.sync.v2", "this build is too old"],
         ),
         (token("rubbish.token"), &["does not accept the token"]),
         (token("altered.token"), &["does not accept the token"]),
@@ -336,7 +336,7 @@ async fn a_client_reports_a_wrong_server_and_retries_only_where_that_helps() {
     let lane = Lane::start().await.unwrap();
     let [foreign, other, missing] = ["foreign", "other", "missing"].map(|what| format!("{}-{what}", lane.name));
     publish(&lane, &foreign, Variant::Foreign).await;
-    publish(&lane, &other, Variant::OtherContract).await;
+    publish(&lane, &other, Variant::NextProtocol).await;
     let client = lane.client(&[stream(1)]).await.unwrap();
     let rubbish = lane.path("rubbish.token");
     write_secret(&rubbish, "a.rubbish.token").unwrap();
@@ -375,7 +375,12 @@ async fn a_client_reports_a_wrong_server_and_retries_only_where_that_helps() {
             "no_module",
             "does not run this project's module",
         ),
-        (&other, client.token_file(), "contract_mismatch", "update the older one"),
+        (
+            &other,
+            client.token_file(),
+            "contract_mismatch",
+            "this client is too old",
+        ),
         (&lane.name, &rubbish, "unauthorized", "get a new one"),
     ] {
         let arguments = arguments(uri, database, token, &format!("{code}.sqlite"));
