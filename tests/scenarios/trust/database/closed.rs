@@ -66,7 +66,7 @@ async fn a_stranger_who_knocks_all_the_time_is_not_let_in_while_the_owner_publis
             tokio::spawn(async move {
                 while !over.load(Ordering::Relaxed) {
                     match admin.check_contract().await {
-                        Ok(()) => inside.fetch_add(1, Ordering::Relaxed),
+                        Ok(_) => inside.fetch_add(1, Ordering::Relaxed),
                         Err(spacetime_sync_stdb::StdbError::NotLetIn { .. }) => refused.fetch_add(1, Ordering::Relaxed),
                         Err(_) => 0,
                     };
