@@ -106,7 +106,7 @@ async fn only_a_client_without_a_version_in_common_is_refused_a_token() {
             .header(headers::OLDEST_SCHEMA_VERSION, versions.0)
             .header(headers::SCHEMA_VERSION, versions.1)
             .header(headers::CLIENT_SURFACE, "desktop")
-            .json(&json!({ "scopes": ["sync.subscribe"], "streams": [id.as_str()] }));
+            .json(&json!({ "scopes": ["sync.subscribe", "runtime.run_events"], "streams": [id.as_str()] }));
         let response = request.send().await.unwrap();
         let header = response.headers().get(headers::UPGRADE_REQUIRED).cloned();
         let (status, body) = answer(response).await.unwrap();
