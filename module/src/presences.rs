@@ -50,6 +50,11 @@ pub fn place(ctx: &ReducerContext, session_id: &str, heartbeat: &Heartbeat, audi
         // A heartbeat that only repeats is told to nobody. Whoever sees the node for the first time is told.
         if presence_id.is_none() || before.is_none_or(|before| differ(before, &row)) {
             tell(ctx, &row);
+        } else if judged
+            .iter()
+            .any(|held| Some(held.presence_id) == presence_id && held.is_fresh(now_us))
+        {
+            continue;
         }
         if presence_id.is_some() {
             rows.presence_id().update(row);

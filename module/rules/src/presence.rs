@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
 
-/// A heartbeat holds for this long. Clients send one every five seconds.
+/// What a row says holds for this long. Clients send a heartbeat every five seconds.
 pub const STALE_AFTER: Duration = Duration::from_secs(30);
+/// A heartbeat that only repeats what a row says rewrites the row once it is this old: with the usual heartbeats, every second
+/// one does. Each rewriting is a message to everybody who watches.
+pub const REWRITTEN_AFTER: Duration = Duration::from_secs(8);
 /// A session that left is remembered for this long.
 pub const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3_600);
 /// The status of a session that is not online on a node.
@@ -90,6 +93,15 @@ pub struct HeldPresence {
     pub last_seen_us: i64,
 }
 
+impl HeldPresence {
+    /// Whether the row is too new to be rewritten by a heartbeat that only repeats it. A row of the future is not: a clock was
+    /// set back.
+    pub fn is_fresh(&self, now_us: i64) -> bool {
+        let age_us = now_us.saturating_sub(self.last_seen_us);
+        (0..REWRITTEN_AFTER.as_micros() as i64).contains(&age_us)
+    }
+}
+
 /// What a heartbeat changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
@@ -150,7 +162,7 @@ fn make_room(others: &[&HeldPresence]) -> Result<Option<String>, Refusal> {
     Ok(Some((*forgotten).to_owned()))
 }
 
-/// How long a row holds without another heartbeat. After that the row is stale, or is forgotten if it was offline.
+/// How long a row holds without being rewritten. After that the row is stale, or is forgotten if it was offline.
 pub fn holds_for(status: &str) -> Duration {
     if status == OFFLINE {
         FORGOTTEN_AFTER
@@ -195,6 +207,23 @@ mod tests {
             };
             assert_eq!(holds_for(status), expected, "{status}");
         }
+    }
+
+    #[test]
+    fn a_repeated_heartbeat_rewrites_a_row_in_time() {
+        let old_us = REWRITTEN_AFTER.as_micros() as i64;
+        for (age_us, expected) in [
+            (-1, false),
+            (0, true),
+            (old_us - 1, true),
+            (old_us, false),
+            (i64::MAX, false),
+        ] {
+            let held = row(1, "laptop", 7, true, 0);
+            assert_eq!(held.is_fresh(age_us), expected, "{age_us}");
+        }
+        // Whoever leaves a row alone may miss three of its next heartbeats.
+        assert!(STALE_AFTER - REWRITTEN_AFTER > 4 * Duration::from_secs(5));
     }
 
     fn row(presence_id: u64, node_id: &str, audience_key: u64, is_there: bool, at_us: i64) -> HeldPresence {

@@ -209,6 +209,31 @@ async fn a_flood_of_heartbeats_is_refused_and_costs_no_other_session_its_presenc
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_that_only_repeats_is_written_now_and_then() {
+    let guarded = Guarded::start().await;
+    let session = guarded.session("7", "one", &["user:7:*"]);
+    let last_seen = async || {
+        let rows = guarded
+            .module
+            .sql(Some(&session), "SELECT last_seen FROM session_presence")
+            .await;
+        rows.unwrap()[0][0].clone()
+    };
+    guarded.beat(&session, "one", "online", &[]).await;
+    let (began, first) = (Instant::now(), last_seen().await);
+    // Each of these is a heartbeat, and only one is written.
+    while last_seen().await == first {
+        guarded.beat(&session, "one", "online", &[]).await;
+        assert!(began.elapsed() < Duration::from_secs(20), "it is never written");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(began.elapsed() > Duration::from_secs(7), "{:?}", began.elapsed());
+    let repeated = last_seen().await;
+    guarded.beat(&session, "one", "busy", &[]).await;
+    assert_ne!(last_seen().await, repeated, "what is new is written at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_without_heartbeats_goes_offline() {
     let guarded = Guarded::start().await;
     let [silent, alive] = ["silent", "alive"].map(|session| guarded.session("7", session, &["user:7:*"]));
