@@ -199,6 +199,7 @@ impl Session {
         for inbound in brought {
             self.inbound(id, inbound)?;
         }
+        self.watch_and_listen();
         Ok(())
     }
 
@@ -226,6 +227,7 @@ impl Session {
         self.heartbeat.again();
         self.counters.refreshes += 1;
         tracing::debug!("a connection with a new token takes over");
+        self.see_and_hear_no_more();
         for at in 0..self.followers.len() {
             // As after any connection: SpacetimeDB may have been restored while the old one seemed to be open.
             self.followers[at].acknowledgement.forget();
@@ -234,7 +236,20 @@ impl Session {
         for inbound in brought {
             self.inbound(id, inbound)?;
         }
+        self.watch_and_listen();
         Ok(())
+    }
+
+    /// What the application watches and hears begins anew with each connection that serves.
+    fn watch_and_listen(&mut self) {
+        self.subscribe_to_views();
+        self.listen();
+    }
+
+    /// The connection that served does so no longer: what was seen is stale until the next one has brought all rows.
+    fn see_and_hear_no_more(&mut self) {
+        self.views_are_stale();
+        self.ears_fall_silent();
     }
 
     /// A connection has ended.
@@ -278,6 +293,7 @@ impl Session {
         for connection in ended.into_iter().flatten() {
             self.commands.push(Command::Close { connection });
         }
+        self.see_and_hear_no_more();
         self.reads.clear();
         self.cache.clear();
         for at in 0..self.followers.len() {

@@ -13,8 +13,6 @@ use crate::signal::{Audience, Audiences, Heard, Purpose};
 /// Everything the session listens to.
 #[derive(Debug, Default)]
 pub(super) struct Ears {
-    /// The connection on which it does.
-    on: Option<ConnectionId>,
     ears: Vec<Ear>,
     /// How many listeners know what is heard.
     listeners: u64,
@@ -76,25 +74,18 @@ impl Session {
         self.views_follow_ears();
     }
 
-    /// Begins anew if another connection serves. A hand-over is a break, too: what comes on both connections, or on none of
-    /// them, cannot be told apart.
-    pub(super) fn listen_on_serving(&mut self) {
-        let serving = self.serving();
-        if self.ears.on == serving {
-            return;
-        }
-        self.ears.on = serving;
+    /// Nothing is heard any more. A hand-over is a break, too: what comes on both connections, or on none of them, cannot be told
+    /// apart.
+    pub(super) fn ears_fall_silent(&mut self) {
         for ear in &mut self.ears.ears {
             self.commands.extend(ear.falls_silent(None));
             (ear.key, ear.is_foreign) = (None, false);
         }
-        self.listen();
-        self.views_follow_ears();
     }
 
     /// Asks for the keys that are due.
     pub(super) fn listen(&mut self) {
-        let Some(connection) = self.ears.on else { return };
+        let Some(connection) = self.serving() else { return };
         for (at, ear) in self.ears.ears.iter_mut().enumerate() {
             if let Hearing::Nothing { ask_at } = ear.hearing
                 && ask_at.is_none_or(|at| at <= self.now)
@@ -112,7 +103,7 @@ impl Session {
     /// The module has told the key of an audience, or refused.
     pub(super) fn audience_told(&mut self, from: ConnectionId, at: usize, answer: Result<u64, CallFailure>) {
         let ask_at = Some(self.now + self.settings.limits.ask_again_after);
-        let Some(ear) = self.ears.of(from, at, Hearing::Asked) else {
+        let Some(ear) = self.ear_of(from, at, Hearing::Asked) else {
             return;
         };
         match answer {
@@ -140,7 +131,8 @@ impl Session {
                         audience,
                         refusal: refusal.clone(),
                     };
-                    self.commands.extend(ear.says(refused));
+                    let says = ear.says(refused);
+                    self.commands.extend(says);
                 }
                 self.doubt_token_if(failure.is_of_aged_token());
                 self.views_follow_ears();
@@ -150,7 +142,7 @@ impl Session {
 
     /// A subscription to an audience has begun.
     pub(super) fn hearing_began(&mut self, from: ConnectionId, at: usize) {
-        if self.ears.of(from, at, Hearing::Subscribing).is_some() {
+        if self.ear_of(from, at, Hearing::Subscribing).is_some() {
             self.hears(at);
         }
     }
@@ -165,7 +157,7 @@ impl Session {
     /// SpacetimeDB ended a subscription to an audience, or never began it.
     pub(super) fn hearing_failed(&mut self, from: ConnectionId, at: usize, detail: &str) {
         let ask_at = Some(self.now + self.settings.limits.ask_again_after);
-        if self.ears.on != Some(from) {
+        if self.serving() != Some(from) {
             return;
         }
         let Some(ear) = self.ears.ears.get_mut(at) else { return };
@@ -197,9 +189,18 @@ impl Session {
 
     /// Something was told to an audience.
     pub(super) fn told(&mut self, from: ConnectionId, heard: Heard) {
-        if self.ears.on == Some(from) {
+        if self.serving() == Some(from) {
             self.commands.push(Command::Tell(heard));
         }
+    }
+
+    /// An ear, if this is the connection that serves and it is in this state.
+    fn ear_of(&mut self, from: ConnectionId, at: usize, hearing: Hearing) -> Option<&mut Ear> {
+        let serves = self.serving() == Some(from);
+        self.ears
+            .ears
+            .get_mut(at)
+            .filter(|ear| serves && ear.hearing == hearing)
     }
 }
 
@@ -224,13 +225,6 @@ impl Ears {
     /// belong to.
     pub(super) fn hear_all(&self, purpose: Purpose) -> bool {
         let mut of = self.ears.iter().filter(|ear| ear.purpose == purpose).peekable();
-        let some = of.peek().is_some() && self.on.is_some();
-        some && of.all(|ear| ear.hearing == Hearing::Listening || ear.is_foreign)
-    }
-
-    /// An ear of the connection, if it is in this state.
-    fn of(&mut self, from: ConnectionId, at: usize, hearing: Hearing) -> Option<&mut Ear> {
-        let is_ours = self.on == Some(from);
-        self.ears.get_mut(at).filter(|ear| is_ours && ear.hearing == hearing)
+        of.peek().is_some() && of.all(|ear| ear.hearing == Hearing::Listening || ear.is_foreign)
     }
 }

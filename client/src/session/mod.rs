@@ -305,8 +305,6 @@ impl Session {
         }
         self.end_handover_if_over();
         self.go_on_with_calls();
-        self.watch_on_serving();
-        self.listen_on_serving();
         self.start_reads();
         self.start_questions();
         self.start_heads();

@@ -9,16 +9,11 @@ use super::{Command, Session};
 use crate::signal::Purpose;
 use crate::watched::{Freshness, Watchable};
 
-/// Everything that is watched.
-#[derive(Debug, Default)]
-pub(super) struct Views {
-    /// The connection on which it is.
-    on: Option<ConnectionId>,
-    views: BTreeMap<Watchable, View>,
-}
+/// Everything that is watched, on the connection that serves.
+pub(super) type Views = BTreeMap<Watchable, View>;
 
 #[derive(Debug)]
-struct View {
+pub(super) struct View {
     watching: Watching,
     freshness: Freshness,
 }
@@ -37,7 +32,7 @@ impl Session {
     /// The application wants to watch this. It never gives anything up.
     pub(super) fn watch(&mut self, watchables: BTreeSet<Watchable>) {
         for watchable in watchables {
-            self.views.views.entry(watchable).or_insert(View {
+            self.views.entry(watchable).or_insert(View {
                 watching: watchable.not_watched(),
                 freshness: Freshness::Unseen,
             });
@@ -46,20 +41,9 @@ impl Session {
         self.views_follow_ears();
     }
 
-    /// Begins anew if another connection serves. What was seen is stale until that one has brought all rows.
-    pub(super) fn watch_on_serving(&mut self) {
-        let serving = self.serving();
-        if self.views.on == serving {
-            return;
-        }
-        self.views.on = serving;
-        self.views_are_stale();
-        self.subscribe_to_views();
-    }
-
     /// Nothing that is watched changes any more, as far as the application can see.
     pub(super) fn views_are_stale(&mut self) {
-        for (watchable, view) in &mut self.views.views {
+        for (watchable, view) in &mut self.views {
             view.watching = watchable.not_watched();
             self.commands.extend(view.becomes_stale(*watchable, self.now));
         }
@@ -67,8 +51,8 @@ impl Session {
 
     /// What is shown to audiences is live as long as all of them are heard.
     pub(super) fn views_follow_ears(&mut self) {
-        let Some(on) = self.views.on else { return };
-        for (watchable, view) in &mut self.views.views {
+        let Some(on) = self.serving() else { return };
+        for (watchable, view) in &mut self.views {
             let Some(purpose) = watchable.of_audiences() else {
                 continue;
             };
@@ -87,8 +71,8 @@ impl Session {
 
     /// Subscribes to what is due.
     pub(super) fn subscribe_to_views(&mut self) {
-        let Some(connection) = self.views.on else { return };
-        for (watchable, view) in &mut self.views.views {
+        let Some(connection) = self.serving() else { return };
+        for (watchable, view) in &mut self.views {
             if let Watching::Nothing { ask_at } = view.watching
                 && ask_at.is_none_or(|at| at <= self.now)
             {
@@ -101,7 +85,7 @@ impl Session {
 
     /// All rows that a subscription begins with are there.
     pub(super) fn view_began(&mut self, from: ConnectionId, watchable: Watchable) {
-        if let Some(view) = self.views.of(from, watchable)
+        if let Some(view) = self.view_of(from, watchable)
             && view.watching == Watching::Subscribing
         {
             let live = view.becomes_live(watchable, from);
@@ -112,7 +96,7 @@ impl Session {
     /// Shows the rows that the connection has now, of whatever is live.
     pub(super) fn show_views(&mut self, from: ConnectionId, changed: impl IntoIterator<Item = Watchable>) {
         for watchable in changed {
-            if let Some(view) = self.views.of(from, watchable)
+            if let Some(view) = self.view_of(from, watchable)
                 && view.watching == Watching::Live
             {
                 let (rows_of, freshness) = (Some(from), view.freshness);
@@ -128,7 +112,7 @@ impl Session {
     /// SpacetimeDB ended a subscription, or never began it.
     pub(super) fn view_failed(&mut self, from: ConnectionId, watchable: Watchable, detail: &str) {
         let (now, again) = (self.now, self.now + self.settings.limits.ask_again_after);
-        let Some(view) = self.views.of(from, watchable) else {
+        let Some(view) = self.view_of(from, watchable) else {
             return;
         };
         tracing::warn!(?watchable, detail, "cannot watch");
@@ -136,12 +120,10 @@ impl Session {
         let stale = view.becomes_stale(watchable, now);
         self.commands.extend(stale);
     }
-}
 
-impl Views {
-    /// A view, if this is the connection that serves it.
-    fn of(&mut self, from: ConnectionId, watchable: Watchable) -> Option<&mut View> {
-        if self.on == Some(from) {
+    /// A view, if this is the connection that serves.
+    fn view_of(&mut self, from: ConnectionId, watchable: Watchable) -> Option<&mut View> {
+        if self.serving() == Some(from) {
             self.views.get_mut(&watchable)
         } else {
             None
