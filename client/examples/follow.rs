@@ -19,6 +19,7 @@ use spacetime_sync_client::{
     Phase, Reads, SqliteStore, StaleAnswer, Status, StreamId, StreamPhase, SyncClient, TlsFiles, TokenError, Transport,
     WithoutDocument,
 };
+use spacetime_sync_proto::error_text;
 use spacetime_sync_transport::secret_file;
 use tracing_subscriber::EnvFilter;
 
@@ -229,7 +230,7 @@ async fn main() -> anyhow::Result<ExitCode> {
 fn tokens(transport: Transport, bridge: &str, session: PathBuf) -> anyhow::Result<HttpTokens> {
     let tokens = HttpTokens::over(transport, bridge, move || {
         let read = secret_file::read(&session).map(|credential| credential.expose().to_owned());
-        std::future::ready(read.map_err(|error| TokenError::unavailable(describe(&error))))
+        std::future::ready(read.map_err(|error| TokenError::unavailable(error_text(&error))))
     });
     Ok(tokens?)
 }
@@ -334,7 +335,7 @@ impl Phases {
 fn to_json(status: &Status) -> Value {
     let (reason, detail, code) = match &status.phase {
         Phase::Backoff { reason, .. } => (Some(reason.code()), Some(reason.to_string()), reason.refusal()),
-        Phase::Stopped { reason } => (Some(reason.code()), Some(describe(reason)), reason.refusal()),
+        Phase::Stopped { reason } => (Some(reason.code()), Some(error_text(reason)), reason.refusal()),
         Phase::Idle | Phase::Connecting { .. } | Phase::CatchingUp { .. } | Phase::Live => (None, None, None),
     };
     let upgrade_required = matches!(&status.phase, Phase::Stopped { reason } if reason.upgrade_required());
@@ -403,14 +404,4 @@ fn to_json(status: &Status) -> Value {
             "heartbeats_refused": counters.heartbeats_refused,
         },
     })
-}
-
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

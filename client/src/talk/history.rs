@@ -2,18 +2,16 @@
 //! stream does.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, HeaderMap, RETRY_AFTER};
+use reqwest::header::{ACCEPT, HeaderMap};
 use reqwest::{StatusCode, Url};
-use serde::de::DeserializeOwned;
 use spacetime_sync_proto::access::{Incompatible, TokenRefusal};
 use spacetime_sync_proto::heads::{HEADS_PATH, Heads, HeadsRequest, StreamHead};
 use spacetime_sync_proto::page::{DOCUMENT_BYTES, EventPage, PROTOBUF, STREAMS_PATH, Snapshot, path_segment};
-use spacetime_sync_proto::{Position, Refusal, RefusalCode, Seq, StaleCursor, StreamId, limit};
+use spacetime_sync_proto::{Position, Refusal, RefusalCode, Seq, StaleCursor, StreamId, error_text, limit};
 
-use super::tokens::{bridge_url, read_up_to};
+use super::tokens::{bridge_url, json, read_up_to, retry_after};
 use crate::config::{ALLOWED_BY, ClientConfig, History};
 use crate::credential::Credential;
 use crate::error::ConfigError;
@@ -76,7 +74,7 @@ impl Source {
         }
         let answer = match request.send().await {
             Ok(answer) => answer,
-            Err(error) => return failed(chain(&error.without_url())),
+            Err(error) => return failed(error_text(&error.without_url())),
         };
         let (status, headers) = (answer.status(), answer.headers().clone());
         let most = match question {
@@ -107,7 +105,7 @@ impl Source {
         if let Some(token) = token {
             request = request.bearer_auth(token);
         }
-        let answer = request.send().await.map_err(|error| chain(&error.without_url()))?;
+        let answer = request.send().await.map_err(|error| error_text(&error.without_url()))?;
         let status = answer.status();
         let body = read_up_to(answer, HEADS_ANSWER_BYTES).await?;
         match (status, json::<Heads>(&body)) {
@@ -142,14 +140,6 @@ fn places(first: usize, streams: &[StreamId], heads: &[StreamHead]) -> Vec<(usiz
 
 fn read(stream_id: &StreamId, question: Question, status: StatusCode, headers: &HeaderMap, body: Bytes) -> Answer {
     let said = json::<TokenRefusal>(&body);
-    let retry_after = || {
-        let told = said
-            .as_ref()
-            .and_then(|said| said.retry_after_ms)
-            .map(Duration::from_millis);
-        let seconds = || headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok();
-        told.or_else(|| seconds().map(Duration::from_secs))
-    };
     let refusal = |code| match &said {
         Some(said) => Refusal::new(said.code, said.message.clone()),
         None => Refusal::new(code, format!("the bridge answered {status}")),
@@ -183,7 +173,7 @@ fn read(stream_id: &StreamId, question: Question, status: StatusCode, headers: &
         }),
         _ => Answer::Failed {
             message: format!("the bridge answered {status}"),
-            retry_after: retry_after(),
+            retry_after: retry_after(said.as_ref(), headers),
         },
     }
 }
@@ -201,22 +191,10 @@ fn raw(page: EventPage) -> Page {
     }
 }
 
-fn json<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
-    serde_json::from_slice(body).ok()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use spacetime_sync_proto::{ChainHash, Seq, StaleReason};
 
     use super::*;

@@ -173,38 +173,27 @@ impl Link {
 
     /// Subscribes to the module's contract.
     pub(crate) fn watch_contract(&self) {
-        let (seen, failed) = (Arc::clone(&self.inbox), Arc::clone(&self.inbox));
-        self.connection
-            .subscription_builder()
+        let seen = Arc::clone(&self.inbox);
+        self.subscription_of_the_module()
             .on_applied(move |_| greet(&seen, Greeting::ContractSeen))
-            .on_error(move |_, error| {
-                push(
-                    &failed,
-                    Inbound::NoModule {
-                        detail: error.to_string(),
-                    },
-                )
-            })
             .subscribe("SELECT * FROM sync_contract");
     }
 
     /// Subscribes to the session's grants.
     pub(crate) fn watch_grants(&self, identity: Identity) {
+        self.subscription_of_the_module().subscribe(format!(
+            "SELECT * FROM stream_grant WHERE identity = 0x{}",
+            identity.to_hex()
+        ));
+    }
+
+    /// A subscription that fails only where our module is not.
+    fn subscription_of_the_module(&self) -> <DbConnection as DbContext>::SubscriptionBuilder {
         let failed = Arc::clone(&self.inbox);
-        self.connection
-            .subscription_builder()
-            .on_error(move |_, error| {
-                push(
-                    &failed,
-                    Inbound::NoModule {
-                        detail: error.to_string(),
-                    },
-                )
-            })
-            .subscribe(format!(
-                "SELECT * FROM stream_grant WHERE identity = 0x{}",
-                identity.to_hex()
-            ));
+        self.connection.subscription_builder().on_error(move |_, error| {
+            let detail = error.to_string();
+            push(&failed, Inbound::NoModule { detail });
+        })
     }
 
     /// Asks for the frames after a position.
@@ -260,7 +249,8 @@ impl Link {
         }
     }
 
-    /// Subscribes to all of these, in place of those before. SpacetimeDB answers in turn: with the last one, all have begun.
+    /// Subscribes to all of these, in place of those before. SpacetimeDB answers in turn: with the last one, all have begun. Each is
+    /// a subscription of its own, because a gate lets one query of no stream pass in a subscription.
     pub(super) fn subscribe_all(
         &mut self,
         whose: Subscriber,

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use spacetime_sync_proto::access::{
     ClientVersion, Incompatible, TOKEN_PATH, TokenRefusal, TokenRequest, TokenResponse, headers,
 };
-use spacetime_sync_proto::{Refusal, RefusalCode};
+use spacetime_sync_proto::{Refusal, RefusalCode, error_text};
 use spacetime_sync_transport::Transport;
 
 use crate::config::ALLOWED_BY;
@@ -118,7 +118,7 @@ impl HttpTokens {
             ttl_seconds: self.ttl.map(|ttl| ttl.as_secs()),
             device_id: self.device_id.clone(),
         };
-        let failed = |error: reqwest::Error| TokenError::unavailable(chain(&error.without_url()));
+        let failed = |error: reqwest::Error| TokenError::unavailable(error_text(&error.without_url()));
         let answer = self
             .http
             .post(self.url.clone())
@@ -196,16 +196,12 @@ fn read_answer(status: StatusCode, answered: &HeaderMap, body: &[u8]) -> Result<
     if status == StatusCode::OK {
         return read_token(body);
     }
-    let incompatible = read::<Incompatible>(body).or_else(|| read_headers(answered));
+    let incompatible = json::<Incompatible>(body).or_else(|| read_headers(answered));
     if let Some(incompatible) = incompatible.filter(|_| status == StatusCode::UPGRADE_REQUIRED) {
         return Err(TokenError::Incompatible(Box::new(incompatible)));
     }
-    let refusal = read::<TokenRefusal>(body);
-    let retry_after = refusal
-        .as_ref()
-        .and_then(|refusal| refusal.retry_after_ms)
-        .map(Duration::from_millis)
-        .or_else(|| seconds(answered));
+    let refusal = json::<TokenRefusal>(body);
+    let retry_after = retry_after(refusal.as_ref(), answered);
     let said = refusal.map(|refusal| Refusal::new(refusal.code, refusal.message));
     // A failing server is asked again, whatever code it gives.
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
@@ -238,7 +234,7 @@ fn read_answer(status: StatusCode, answered: &HeaderMap, body: &[u8]) -> Result<
 
 fn read_token(body: &[u8]) -> Result<AccessToken, TokenError> {
     let response: TokenResponse =
-        read(body).ok_or_else(|| TokenError::unavailable("the bridge's answer contains no token"))?;
+        json(body).ok_or_else(|| TokenError::unavailable("the bridge's answer contains no token"))?;
     if !is_token(&response.token) || response.expires_in == 0 {
         let message = "the bridge's answer contains an unusable token";
         return Err(TokenError::unavailable(message));
@@ -254,7 +250,7 @@ fn read_token(body: &[u8]) -> Result<AccessToken, TokenError> {
     })
 }
 
-fn read<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     serde_json::from_slice(body).ok()
 }
 
@@ -276,31 +272,23 @@ fn read_headers(answered: &HeaderMap) -> Option<Incompatible> {
     })
 }
 
-fn seconds(answered: &HeaderMap) -> Option<Duration> {
-    let text = answered.get(RETRY_AFTER)?.to_str().ok()?;
-    text.trim().parse().ok().map(Duration::from_secs)
+/// When to ask again: as the bridge says, or else what stands before it.
+pub(super) fn retry_after(said: Option<&TokenRefusal>, answered: &HeaderMap) -> Option<Duration> {
+    let told = said.and_then(|said| said.retry_after_ms).map(Duration::from_millis);
+    let seconds = || answered.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok();
+    told.or_else(|| seconds().map(Duration::from_secs))
 }
 
 /// The body, unless it is longer than allowed.
 pub(crate) async fn read_up_to(mut answer: Response, most: usize) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|error| chain(&error.without_url()))? {
+    while let Some(chunk) = answer.chunk().await.map_err(|error| error_text(&error.without_url()))? {
         if body.len() + chunk.len() > most {
             return Err(format!("the answer is longer than the {most} bytes allowed"));
         }
         body.extend_from_slice(&chunk);
     }
     Ok(body)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
