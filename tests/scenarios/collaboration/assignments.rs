@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use spacetime_sync_issuer::keys::now;
 use spacetime_sync_proto::{RefusalCode, limit};
+use spacetime_sync_tests::clock::Clock;
 use spacetime_sync_tests::lane::wait_for;
 use tokio::task::JoinSet;
 
@@ -215,7 +217,7 @@ async fn an_assignment_expires_at_its_deadline_whatever_its_state() {
     );
     // What has ended is remembered for a day, so that a repeat is told from a new assignment.
     let statement = "SELECT due_at, has_ended FROM assignment_party";
-    let now = i64::try_from(spacetime_sync_issuer::keys::now()).unwrap() * 1_000_000;
+    let now = i64::try_from(now()).unwrap() * 1_000_000;
     for row in module.sql(Some(&module.owner), statement).await.unwrap() {
         let left = micros(&row[0]) - now;
         let expected = if row[1] == json!(true) {
@@ -227,6 +229,66 @@ async fn an_assignment_expires_at_its_deadline_whatever_its_state() {
     }
     guarded.open(&asks, "open", "", "{}", 2).await.done();
     assert!(seen().await.contains(&is("open", 2, "expired", "")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ended_by_a_clock_that_jumps_stays_ended_when_the_clock_goes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::make(folder.path(), "stdb").unwrap();
+    let guarded = Guarded::with_clock(&clock).await;
+    if !guarded.module.server.is_own() {
+        eprintln!("skipped: the clock of this server is not ours");
+        return;
+    }
+    let lasting = |user, session, scopes: &[&str]| {
+        let mut claims = guarded.issuer.claims(user, session, &[]);
+        claims["oa_sync_scopes"] = json!(scopes);
+        claims["exp"] = json!(now() + 800);
+        guarded.with(&claims)
+    };
+    let (asks, one) = (lasting("7", "asks", ASKS), lasting("8", "one", PROVIDES));
+    let publish = async |capability, version, seconds| {
+        let said = guarded.publish(&one, "p1", capability, version, "{}", seconds).await;
+        said.done();
+    };
+    let stand = async || {
+        let rows = guarded.column("SELECT capability FROM provider_capability").await;
+        let mut standing: Vec<_> = rows.iter().map(text).collect();
+        standing.sort();
+        standing
+    };
+    publish("brief", 1, 200).await;
+    publish("long", 1, 600).await;
+    guarded.open(&asks, "brief", "", "{}", 200).await.done();
+    guarded.update(&one, "brief", 1, "accepted", "p1").await.done();
+    guarded.open(&asks, "long", "", "{}", 600).await.done();
+    clock.set(301).unwrap();
+    let ended = [is("brief", 3, "expired", "p1"), is("long", 1, "open", "")];
+    wait_for(SOON, "what is brief has ended", async || {
+        guarded.assignments(&asks).await == ended && stand().await == ["long"]
+    })
+    .await;
+    clock.set(0).unwrap();
+    // By this clock neither has reached its end. The same calls again bring neither back.
+    guarded.open(&asks, "brief", "", "{}", 200).await.done();
+    publish("brief", 1, 200).await;
+    conflict(
+        guarded.update(&one, "brief", 2, "running", "").await,
+        &["running", "expired at version 3", "p1"],
+    );
+    assert_eq!(guarded.assignments(&asks).await, ended);
+    assert_eq!(stand().await, ["long"]);
+    let by: Vec<_> = guarded
+        .history(&asks, "brief")
+        .await
+        .into_iter()
+        .map(|change| change.3)
+        .collect();
+    assert_eq!(by, ["requester", "provider", "clock"]);
+    // Everything else goes on.
+    publish("brief", 2, 200).await;
+    assert_eq!(stand().await, ["brief", "long"]);
+    guarded.update(&one, "long", 1, "accepted", "p1").await.done();
 }
 
 #[tokio::test(flavor = "multi_thread")]
