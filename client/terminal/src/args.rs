@@ -16,7 +16,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::state::Own;
 
-/// Shows live who is here, which assignment is where, which stream is how far behind, and what the connection does.
+/// Shows live who is here, who can do what, which assignment is where, which stream is how far behind, what is told in passing,
+/// and what the connection does.
 #[derive(Parser)]
 #[command(version)]
 pub(crate) struct Args {
@@ -114,7 +115,7 @@ impl Args {
         Ok(())
     }
 
-    /// The streams whose servers are shown: as many as a client may ask for.
+    /// The streams whose servers are shown, and whose readers are heard: as many as a client may ask for.
     pub(crate) fn served(&self) -> &[StreamId] {
         &self.streams[..self.streams.len().min(HEARD_STREAMS)]
     }
@@ -194,6 +195,7 @@ impl Args {
             capability: self.capability.clone(),
             document: self.document.clone(),
             deadline: Duration::from_secs(self.deadline_s),
+            hears: self.served().to_vec(),
         }
     }
 }

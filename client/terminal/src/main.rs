@@ -1,5 +1,5 @@
-//! Shows a lane live in a terminal: who is here, which assignment is where, which stream is how far behind, and what the
-//! connection does. Keys change assignments. It embeds the client library as any application does.
+//! Shows a lane live in a terminal: who is here, who can do what, which assignment is where, which stream is how far behind, what
+//! is told in passing, and what the connection does. Keys change assignments. It embeds the client library as any application does.
 //!
 //! `state` decides what the screen shows and what a key does, and `draw` draws it; both are pure. This file carries out, and
 //! decides nothing.
@@ -21,8 +21,8 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use spacetime_sync_client::rusqlite::Transaction;
 use spacetime_sync_client::{
-    Assignments, Beginning, CallError, Event, Handler, HandlerError, Phase, Presence, Presences, SqliteStore, Status,
-    StopReason, StreamId, SyncClient, Watched,
+    Assignments, Beginning, CallError, Capabilities, Event, Handler, HandlerError, Heard, Phase, Presence, Presences,
+    Signals, SqliteStore, Status, StopReason, StreamId, SyncClient, Watched,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -111,6 +111,14 @@ async fn show(client: &SyncClient, args: &Args) -> anyhow::Result<Vec<String>> {
                     Changed::Status(status) => state.says(*status, now()),
                     Changed::Presences(presences) => state.presences = presences,
                     Changed::Assignments(assignments) => state.shows(assignments),
+                    Changed::Capabilities(capabilities) => state.capabilities = capabilities,
+                    Changed::ProvidersOnline(providers) => state.providers_online = providers,
+                    Changed::Heard(heard) => {
+                        if state.hears(heard, now()) {
+                            // Whoever listens anew is told of each audience whether it is heard.
+                            seen.signals = client.signals(args.served())?;
+                        }
+                    }
                 }
                 due = due.min(drawn + PAUSE);
             }
@@ -141,12 +149,18 @@ struct Seen {
     status: watch::Receiver<Status>,
     presences: watch::Receiver<Watched<Presences>>,
     assignments: watch::Receiver<Watched<Assignments>>,
+    capabilities: watch::Receiver<Watched<Capabilities>>,
+    providers_online: watch::Receiver<Watched<u64>>,
+    signals: Signals,
 }
 
 enum Changed {
     Status(Box<Status>),
     Presences(Watched<Presences>),
     Assignments(Watched<Assignments>),
+    Capabilities(Watched<Capabilities>),
+    ProvidersOnline(Watched<u64>),
+    Heard(Heard),
 }
 
 impl Seen {
@@ -155,6 +169,9 @@ impl Seen {
             status: client.status(),
             presences: client.presences(streams)?,
             assignments: client.assignments(),
+            capabilities: client.capabilities(),
+            providers_online: client.providers_online(),
+            signals: client.signals(streams)?,
         })
     }
 
@@ -164,6 +181,9 @@ impl Seen {
             Ok(()) = self.status.changed() => Changed::Status(Box::new(self.status.borrow_and_update().clone())),
             Ok(()) = self.presences.changed() => Changed::Presences(self.presences.borrow_and_update().clone()),
             Ok(()) = self.assignments.changed() => Changed::Assignments(self.assignments.borrow_and_update().clone()),
+            Ok(()) = self.capabilities.changed() => Changed::Capabilities(self.capabilities.borrow_and_update().clone()),
+            Ok(()) = self.providers_online.changed() => Changed::ProvidersOnline(*self.providers_online.borrow_and_update()),
+            Some(heard) = self.signals.next() => Changed::Heard(heard),
             else => std::future::pending().await,
         }
     }

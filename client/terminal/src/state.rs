@@ -4,13 +4,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use spacetime_sync_client::{
-    AssignmentState, Assignments, CallError, Capability, ChangeAssignment, Freshness, OpenAssignment, Phase, Presences,
-    SeenAssignment, Status, Watched,
+    AssignmentState, Assignments, Audience, CallError, Capabilities, Capability, ChangeAssignment, Freshness, Heard,
+    HeardSignal, OpenAssignment, Phase, PresenceChange, Presences, Refusal, SeenAssignment, Status, StreamId, Watched,
 };
 use spacetime_sync_rules::assignment::is_final;
 
@@ -18,6 +18,8 @@ use crate::acts::{ACTS, possible};
 
 /// How many calls are remembered, of which some may have no answer yet. The client takes no more at once either.
 pub(crate) const CALLS: usize = 16;
+/// How many of the newest things are remembered that were told in passing.
+pub(crate) const TOLD: usize = 64;
 /// How long a capability stands that was published by a key.
 const STANDS_FOR: Duration = Duration::from_secs(3_600);
 
@@ -36,6 +38,8 @@ pub(crate) struct Own {
     pub(crate) document: String,
     /// How long an assignment that it opens may take.
     pub(crate) deadline: Duration,
+    /// The streams whose readers it hears.
+    pub(crate) hears: Vec<StreamId>,
 }
 
 /// The time of this machine.
@@ -51,8 +55,44 @@ pub(crate) struct Now {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pane {
     Nodes,
+    Capabilities,
     Assignments,
     Streams,
+    Told,
+}
+
+impl Pane {
+    /// All panes, from the top of the screen to its bottom.
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Nodes,
+        Self::Capabilities,
+        Self::Assignments,
+        Self::Streams,
+        Self::Told,
+    ];
+}
+
+/// Something that was told in passing, or that it was not heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// When it was heard.
+    pub(crate) at: Instant,
+    pub(crate) what: Passing,
+}
+
+/// What that is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Passing {
+    /// A session said something.
+    Signal(HeardSignal),
+    /// A node changed.
+    Presence(PresenceChange),
+    /// The module lets the session hear nothing of this audience.
+    Refused(Audience, Refusal),
+    /// At least so much was told too fast to be heard.
+    Missed(u64),
+    /// Not everything was heard for so long until then.
+    Unheard(Duration),
 }
 
 /// A call, and what became of it. It is drawn from the newest on, as many as there is room for.
@@ -101,6 +141,14 @@ pub(crate) struct State {
     pub(crate) status: Status,
     pub(crate) presences: Watched<Presences>,
     pub(crate) assignments: Watched<Assignments>,
+    pub(crate) capabilities: Watched<Capabilities>,
+    pub(crate) providers_online: Watched<u64>,
+    /// What was told in passing, the newest first.
+    pub(crate) told: VecDeque<Told>,
+    /// Whether everything is heard that is told to the session's audiences, and since when it is not.
+    pub(crate) listening: Freshness,
+    /// The audiences that the session may belong to, and whether each is heard.
+    audiences: BTreeMap<Audience, bool>,
     /// How fresh is what the status says of streams.
     pub(crate) streams_are: Freshness,
     /// Why the last connection ended, or none was made, and when the client said so.
@@ -110,6 +158,10 @@ pub(crate) struct State {
     pub(crate) node: usize,
     /// The row that is chosen among the streams.
     pub(crate) stream: usize,
+    /// The row that is chosen among the capabilities.
+    pub(crate) capability: usize,
+    /// The row that is chosen of what was told in passing.
+    pub(crate) told_row: usize,
     /// The assignment that is chosen, by its name: its row moves when others come and end.
     pub(crate) assignment: Option<String>,
     /// The newest calls, the oldest first.
@@ -119,16 +171,25 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(own: Own, status: Status) -> Self {
+        let audiences = own.hears.iter().cloned().map(Audience::Stream);
+        let audiences = audiences.chain([Audience::OwnUser]);
         Self {
+            audiences: audiences.map(|audience| (audience, false)).collect(),
             own,
             status,
             presences: Watched::default(),
             assignments: Watched::default(),
+            capabilities: Watched::default(),
+            providers_online: Watched::default(),
+            told: VecDeque::new(),
+            listening: Freshness::Unseen,
             streams_are: Freshness::Unseen,
             last_disconnect: None,
             pane: Pane::Assignments,
             node: 0,
             stream: 0,
+            capability: 0,
+            told_row: 0,
             assignment: None,
             calls: VecDeque::new(),
             next_call: 1,
@@ -137,17 +198,19 @@ impl State {
 
     /// The client says how it is.
     pub(crate) fn says(&mut self, status: Status, now: Now) {
-        self.streams_are = match (&status.phase, self.streams_are) {
-            (Phase::Live | Phase::CatchingUp { .. }, _) => Freshness::Live,
-            (_, Freshness::Live) => Freshness::Stale { since: now.instant },
-            (_, before) => before,
-        };
+        let brings_events = matches!(status.phase, Phase::Live | Phase::CatchingUp { .. });
+        self.streams_are = becomes(self.streams_are, brings_events, now);
         if let Phase::Backoff { reason, attempt, .. } = &status.phase {
             // Each attempt has a reason of its own.
             let is_told = matches!(&self.status.phase, Phase::Backoff { attempt: told, .. } if told == attempt);
             if !is_told || self.last_disconnect.is_none() {
                 self.last_disconnect = Some((reason.to_string(), now.instant));
             }
+        }
+        if let Phase::Stopped { .. } = status.phase {
+            // A client that has ended says nothing of its audiences.
+            self.audiences.values_mut().for_each(|is_heard| *is_heard = false);
+            self.listens(now);
         }
         self.status = status;
     }
@@ -160,6 +223,53 @@ impl State {
             && !self.assignments.rows.contains_key(chosen)
         {
             self.assignment = None;
+        }
+    }
+
+    /// The client has heard something in passing, or hears an audience from here on or no more. Whether to listen anew, because
+    /// nobody knows any more what is heard.
+    pub(crate) fn hears(&mut self, heard: Heard, now: Now) -> bool {
+        let missed_some = matches!(heard, Heard::Missed(_));
+        match heard {
+            Heard::Listening(audience) => {
+                self.audiences.insert(audience, true);
+            }
+            Heard::Interrupted(audience) => {
+                self.audiences.insert(audience, false);
+            }
+            Heard::Refused { audience, refusal } => {
+                self.audiences.remove(&audience);
+                self.remembers_told(Passing::Refused(audience, refusal), now);
+            }
+            Heard::Missed(missed) => {
+                // What was dropped may have said that an audience is heard no more.
+                self.audiences.values_mut().for_each(|is_heard| *is_heard = false);
+                self.remembers_told(Passing::Missed(missed), now);
+            }
+            Heard::Presence(change) => self.remembers_told(Passing::Presence(change), now),
+            Heard::Signal(signal) => self.remembers_told(Passing::Signal(signal), now),
+        }
+        self.listens(now);
+        missed_some
+    }
+
+    /// Looks whether everything is heard, and remembers for how long it was not.
+    fn listens(&mut self, now: Now) {
+        let before = self.listening;
+        let hears_all = !self.audiences.is_empty() && self.audiences.values().all(|is_heard| *is_heard);
+        self.listening = becomes(before, hears_all, now);
+        if let (Freshness::Stale { since }, Freshness::Live) = (before, self.listening) {
+            self.remembers_told(Passing::Unheard(now.instant.saturating_duration_since(since)), now);
+        }
+    }
+
+    /// Forgets the oldest, if there is too much. Whoever has chosen an older one still has.
+    fn remembers_told(&mut self, what: Passing, now: Now) {
+        let at = now.instant;
+        self.told.push_front(Told { at, what });
+        self.told.truncate(TOLD);
+        if self.told_row > 0 {
+            self.told_row = (self.told_row + 1).min(TOLD - 1);
         }
     }
 
@@ -179,7 +289,7 @@ impl State {
             KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Order::Quit),
             KeyCode::Char('q') => Some(Order::Quit),
             KeyCode::Tab | KeyCode::Right => self.goes_to(|at| at + 1),
-            KeyCode::BackTab | KeyCode::Left => self.goes_to(|at| at + 2),
+            KeyCode::BackTab | KeyCode::Left => self.goes_to(|at| at + Pane::ALL.len() - 1),
             KeyCode::Down => self.moves(|at| at.saturating_add(1)),
             KeyCode::Up => self.moves(|at| at.saturating_sub(1)),
             KeyCode::Char('n') => self.opens(chance, now),
@@ -190,9 +300,8 @@ impl State {
     }
 
     fn goes_to(&mut self, pane: impl Fn(usize) -> usize) -> Option<Order> {
-        let all = [Pane::Nodes, Pane::Assignments, Pane::Streams];
-        let at = all.iter().position(|one| *one == self.pane).unwrap_or_default();
-        self.pane = all[pane(at) % all.len()];
+        let at = Pane::ALL.iter().position(|one| *one == self.pane).unwrap_or_default();
+        self.pane = Pane::ALL[pane(at) % Pane::ALL.len()];
         None
     }
 
@@ -201,6 +310,8 @@ impl State {
         match self.pane {
             Pane::Nodes => self.node = within(self.node, self.presences.rows.len()),
             Pane::Streams => self.stream = within(self.stream, self.status.streams.len()),
+            Pane::Capabilities => self.capability = within(self.capability, self.capabilities.rows.len()),
+            Pane::Told => self.told_row = within(self.told_row, self.told.len()),
             Pane::Assignments => {
                 let rows = self.in_order();
                 let at = match self.chosen_row() {
@@ -319,5 +430,14 @@ impl State {
         self.calls
             .iter()
             .filter(|call| matches!(call.outcome, Outcome::Asked { .. }))
+    }
+}
+
+/// How fresh something is that was as fresh as this before.
+fn becomes(before: Freshness, is_live: bool, now: Now) -> Freshness {
+    match before {
+        _ if is_live => Freshness::Live,
+        Freshness::Live => Freshness::Stale { since: now.instant },
+        Freshness::Unseen | Freshness::Stale { .. } => before,
     }
 }

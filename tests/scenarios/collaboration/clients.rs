@@ -53,6 +53,19 @@ fn client(lane: &Lane, credential: Credential, name: &str) -> SyncClient {
     run(lane, config, name)
 }
 
+/// For a session of user 7 with tokens of the bridge.
+pub(super) fn with_tokens(lane: &Lane, bridge: &Bridge, uri: &str, session: &str) -> ClientConfig {
+    let credential = lane.keys().unwrap().session("7", session);
+    let tokens = HttpTokens::new(bridge.url(), move || {
+        let credential = credential.clone();
+        async move { Ok::<_, TokenError>(credential) }
+    });
+    let mut config = ClientConfig::new(uri, &lane.name, vec![stream(1)]);
+    config.credential = Credential::provider(tokens.unwrap());
+    config.client_build_id = BUILD.to_owned();
+    config
+}
+
 pub(super) fn run(lane: &Lane, config: ClientConfig, name: &str) -> SyncClient {
     let store = SqliteStore::open(lane.path(name)).unwrap();
     let handler = |_: &mut rusqlite::Transaction<'_>, _: &StreamId, _: &[Event]| Ok::<(), HandlerError>(());
@@ -219,17 +232,7 @@ async fn through_a_gate_with_tokens_of_the_bridge_it_is_the_same() {
     let mut writer = Writer::new(&lane.authority, &stream(1), "w", Payload::UpTo(300), 1);
     writer.append(1).await.unwrap();
     assert!(lane.published(SOON).await);
-    let start = |session: &'static str| {
-        let credential = lane.keys().unwrap().session("7", session);
-        let tokens = HttpTokens::new(bridge.url(), move || {
-            let credential = credential.clone();
-            async move { Ok::<_, TokenError>(credential) }
-        });
-        let mut config = ClientConfig::new(gate.uri(), &lane.name, vec![stream(1)]);
-        config.credential = Credential::provider(tokens.unwrap());
-        config.client_build_id = BUILD.to_owned();
-        run(&lane, config, session)
-    };
+    let start = |session| run(&lane, with_tokens(&lane, &bridge, &gate.uri(), session), session);
     bind_and_see(start("desktop"), start("laptop")).await;
     assert_eq!(gate.metric("breaches_total").await.unwrap(), 0);
 }

@@ -1,9 +1,12 @@
 //! The terminal program in a terminal, on a whole lane with another device of the same user: what a person reads on its screen,
 //! and what the keys do.
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::Signal as ToProcess;
+use spacetime_sync_client::{Capability, Presence, Says, Signal, Subject};
 use spacetime_sync_tests::device::{Change, Device, Opening, Wish};
 use spacetime_sync_tests::lane::{Bridge, Lane, stream, wait};
 use spacetime_sync_tests::load::{Payload, Writer};
@@ -13,11 +16,15 @@ use spacetime_sync_tests::proxy::Proxy;
 use spacetime_sync_tests::scene::ready;
 use spacetime_sync_tests::tty::Tty;
 
-use super::clients::SOON;
+use super::clients::{SOON, run, with_tokens};
+use super::nostr::Holder;
+use super::work::LONG;
 
 /// A lane, the terminal program behind two proxies, and another device.
 struct Stage {
     tty: Tty,
+    /// Where the program's client keeps how far it has applied streams.
+    store: PathBuf,
     laptop: Device,
     writer: Writer,
     proxies: [Proxy; 2],
@@ -46,10 +53,12 @@ impl Stage {
         let [uri, url] = proxies.each_ref().map(|proxy| format!("http://{}", proxy.addr()));
         let session = lane.device("7", "terminal", &[stream(1)]).await.unwrap();
         let mut command = Command::new(built("spacetime-sync-terminal"));
-        command.args(session.through(&uri, &url).arguments());
+        let session = session.through(&uri, &url);
+        command.args(session.arguments());
         command.args(["--node", "n-here", "--provider", "maker-1", "--retry-ms", "200"]);
-        let tty = Tty::start(&command, [100, 30]).unwrap();
+        let tty = Tty::start(&command, [100, 40]).unwrap();
         let stage = Self {
+            store: session.store().to_owned(),
             lane,
             bridge,
             proxies,
@@ -65,7 +74,9 @@ impl Stage {
     async fn is_live(&self) {
         self.tty
             .shows(SOON, "everything is live", |lines| {
-                lines[1].starts_with("│live;") && lines.iter().filter(|line| line.contains("): live ")).count() == 3
+                lines[1].starts_with("│live;")
+                    && has(lines, &["providers online: ", ", live"])
+                    && lines.iter().filter(|line| line.contains("): live")).count() == PANES
             })
             .await;
     }
@@ -144,6 +155,28 @@ fn accept(request: &str) -> Wish {
     })
 }
 
+fn render(version: u64) -> Capability {
+    Capability {
+        provider_id: "maker-2".to_owned(),
+        capability: "render".to_owned(),
+        version,
+        price_hint_sats: 21,
+        region: "eu".to_owned(),
+        document: "{}".to_owned(),
+        stands_for: Duration::from_secs(3_600),
+    }
+}
+
+fn typing(note: &str) -> Signal {
+    Signal {
+        node_id: "n-phone".to_owned(),
+        subject: Subject::User("notes".to_owned()),
+        says: Says::Typing { note: note.to_owned() },
+    }
+}
+
+/// How many panes say how fresh they are.
+const PANES: usize = 5;
 const DOWN: &str = "\x1b[B";
 const TAB: &str = "\t";
 
@@ -154,7 +187,12 @@ async fn a_person_sees_what_other_devices_do_and_changes_assignments() {
     stage.reads(&["session-laptop", "n-laptop", "online"]).await;
     stage.reads(&["this one", "n-here", "online", "terminal"]).await;
     stage.reads(&["runtime.run.1.events", "live", "3", "3", "0"]).await;
+    // As long as somebody else writes to the client's store, it cannot apply what it has.
+    let store = rusqlite::Connection::open(&stage.store).unwrap();
+    store.execute_batch("BEGIN IMMEDIATE").unwrap();
     stage.writer.append(39).await.unwrap();
+    stage.reads(&["runtime.run.1.events", " 3 ", " 42 ", " 39 "]).await;
+    store.execute_batch("ROLLBACK").unwrap();
     stage.reads(&["runtime.run.1.events", "live", "42", "42", "0"]).await;
 
     // Its own provider, and an assignment of the other device from its opening to its end.
@@ -220,7 +258,7 @@ async fn without_a_connection_the_screen_says_since_when_it_is_stale_and_what_be
         .tty
         .shows(SOON, "it says what it does and what is stale", |lines| {
             let stale = lines.iter().filter(|line| line.contains("): STALE for ")).count();
-            lines[1].contains("reconnecting: attempt ") && stale == 3 && has(lines, &["> r2", "open", "1"])
+            lines[1].contains("reconnecting: attempt ") && stale == PANES && has(lines, &["> r2", "open", "1"])
         })
         .await;
     // Somebody else changes what the screen shows, and this program asks for changes to what it shows.
@@ -263,6 +301,81 @@ async fn without_a_connection_the_screen_says_since_when_it_is_stale_and_what_be
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_person_sees_who_can_do_what_and_hears_what_is_told_in_passing_or_that_it_was_not_heard() {
+    let mut stage = Stage::set().await;
+    stage.tty.resize([100, 30]).unwrap();
+    stage.reads(&["providers online: 0, live"]).await;
+    let mut config = with_tokens(&stage.lane, &stage.bridge, stage.lane.server.uri(), "phone");
+    config.provides = true;
+    let phone = run(&stage.lane, config, "phone");
+    phone.presence(Presence::online("n-phone")).unwrap();
+    stage.reads(&["phone", "n-phone", "online"]).await;
+    let (holder, challenge) = (Holder::new(5), phone.nostr_challenge("n-phone").await.unwrap());
+    let signature = holder.sign_digest(&challenge.to_sign()).parse().unwrap();
+    phone
+        .bind_nostr_key(challenge, holder.key().parse().unwrap(), signature)
+        .await
+        .unwrap();
+    stage.reads(&["providers online: 1, live"]).await;
+    phone.publish_capability(render(3), LONG).await.unwrap();
+    stage
+        .reads(&["maker-2", "render", "3", "21 sats", "eu", "in 59m"])
+        .await;
+    // There is no room for one more pane, and its title says what was told last.
+    phone.signal(typing("one")).await.unwrap();
+    stage
+        .reads(&[
+            "─ Told in passing (",
+            "): live; ",
+            "phone/n-phone, user's notes: types: one",
+        ])
+        .await;
+    stage.tty.press(TAB).unwrap();
+    stage.tty.press(TAB).unwrap();
+    stage
+        .reads(&["> ", "phone/n-phone", "user's notes", "types: one"])
+        .await;
+
+    stage.tty.resize([100, 50]).unwrap();
+    stage.breaks().await;
+    stage.reads(&["providers online: 1, STALE for "]).await;
+    phone.signal(typing("two")).await.unwrap();
+    phone.publish_capability(render(4), LONG).await.unwrap();
+    stage
+        .tty
+        .shows(SOON, "nothing of it is shown", |lines| {
+            stale_for(lines).is_some_and(|seconds| seconds >= 3)
+                && has(lines, &["Who can do what (1): STALE for "])
+                && has(lines, &["maker-2", "render", "3"])
+                && has(lines, &["Told in passing (", "): STALE for "])
+        })
+        .await;
+    stage.mends().await;
+    stage.is_live().await;
+    stage.reads(&["maker-2", "render", "4"]).await;
+    stage.reads(&["not everything was heard for "]).await;
+    let note = "the rest follows".to_owned();
+    let progress = Signal {
+        says: Says::Progress {
+            done: 3,
+            total: 4,
+            note,
+        },
+        ..typing("")
+    };
+    phone.signal(progress).await.unwrap();
+    let said = ["phone/n-phone", "user's notes", "3 of 4 steps done: the rest"];
+    stage.reads(&said).await;
+    let lines = stage.tty.lines();
+    assert!(!has(&lines, &["types: two"]), "nobody tells it again: {lines:#?}");
+    phone.stop().await;
+    stage.reads(&["phone", "n-phone", "left"]).await;
+    stage.reads(&["providers online: 0, live"]).await;
+    stage.tty.press("q").unwrap();
+    stage.leaves_it_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_screen_follows_its_terminals_size_and_gives_it_back_at_a_signal() {
     let mut stage = Stage::set().await;
     for size in [[60, 22], [140, 50], [100, 30]] {
@@ -281,7 +394,7 @@ async fn the_screen_follows_its_terminals_size_and_gives_it_back_at_a_signal() {
     }
     stage.tty.press(TAB).unwrap();
     stage.reads(&["> runtime.run.1.events"]).await;
-    stage.tty.signal(Signal::TERM).unwrap();
+    stage.tty.signal(ToProcess::TERM).unwrap();
     stage.leaves_it_clean().await;
 }
 

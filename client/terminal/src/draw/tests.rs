@@ -8,8 +8,8 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use spacetime_sync_client::status::TokenStatus;
 use spacetime_sync_client::{
-    AssignmentChange, AssignmentSide, AssignmentState, Counters, Disconnect, Position, Refusal, RefusalCode, Seq,
-    Status, Watched,
+    AssignmentChange, AssignmentSide, AssignmentState, Counters, Disconnect, Heard, HeardSignal, Position,
+    PresenceChange, Refusal, RefusalCode, Seq, Status, Watched,
 };
 
 use super::*;
@@ -124,7 +124,54 @@ fn own() -> Own {
         capability: "gpu".to_owned(),
         document: "{}".to_owned(),
         deadline: Duration::from_secs(600),
+        hears: vec![StreamId::new("runtime.run.1.events").unwrap()],
     }
+}
+
+fn capability(
+    clock: &Clock,
+    [provider, name]: [&str; 2],
+    version: u64,
+    region: &str,
+) -> (CapabilityKey, SeenCapability) {
+    let key = CapabilityKey {
+        provider_id: provider.to_owned(),
+        capability: name.to_owned(),
+    };
+    let seen = SeenCapability {
+        version,
+        price_hint_sats: 21,
+        region: region.to_owned(),
+        document: "{}".to_owned(),
+        published_at: clock.ago(10),
+        ends_at: clock.0.clock + Duration::from_secs(3_590),
+    };
+    (key, seen)
+}
+
+fn signal(from: Option<&str>, subject: Subject, says: Says) -> Heard {
+    let key = |node: &str| PresenceKey {
+        session_id: node.to_owned(),
+        node_id: "n1".to_owned(),
+    };
+    Heard::Signal(HeardSignal {
+        from: from.map(key),
+        subject,
+        says,
+        said_at: UNIX_EPOCH,
+    })
+}
+
+fn change(key: PresenceKey, region: &str) -> Heard {
+    Heard::Presence(PresenceChange {
+        key,
+        status: PresenceStatus::Busy,
+        reason: None,
+        region: region.to_owned(),
+        surface: region.to_owned(),
+        nostr_key: None,
+        changed_at: UNIX_EPOCH,
+    })
 }
 
 /// A state in which all is well.
@@ -153,6 +200,49 @@ fn live(clock: &Clock) -> State {
             ),
         ]),
     });
+    state.capabilities = Watched {
+        freshness: Freshness::Live,
+        rows: BTreeMap::from([
+            capability(clock, ["maker-1", "gpu"], 1_800_000_000_000, ""),
+            capability(clock, ["maker-2", "render"], 7, "eu-west"),
+        ]),
+    };
+    state.providers_online = Watched {
+        freshness: Freshness::Live,
+        rows: 2,
+    };
+    let (phone, _) = node(clock, "phone", "n2", PresenceStatus::Busy);
+    for (seconds, heard) in [
+        (30, Heard::Listening(Audience::OwnUser)),
+        (
+            30,
+            Heard::Listening(Audience::Stream(StreamId::new("runtime.run.1.events").unwrap())),
+        ),
+        (20, change(phone, "eu-west")),
+        (
+            9,
+            signal(
+                None,
+                Subject::Assignment("r-3".to_owned()),
+                Says::Progress {
+                    done: 1,
+                    total: 4,
+                    note: "the first quarter".to_owned(),
+                },
+            ),
+        ),
+        (
+            2,
+            signal(
+                Some("laptop"),
+                Subject::User("notes".to_owned()),
+                Says::Typing { note: String::new() },
+            ),
+        ),
+    ] {
+        let instant = clock.0.instant - Duration::from_secs(seconds);
+        state.hears(heard, Now { instant, ..clock.0 });
+    }
     state
 }
 
@@ -174,7 +264,12 @@ fn drawn(state: &State, now: Now, width: u16, height: u16) -> Vec<String> {
 
 #[track_caller]
 fn is(state: &State, clock: &Clock, expected: &str) {
-    let found = drawn(state, clock.0, 80, 26).join("\n");
+    is_at(state, clock, 24, expected);
+}
+
+#[track_caller]
+fn is_at(state: &State, clock: &Clock, height: u16, expected: &str) {
+    let found = drawn(state, clock.0, 80, height).join("\n");
     assert_eq!(found, expected.trim_matches('\n'), "\n{found}\n");
 }
 
@@ -186,6 +281,29 @@ fn a_lane_that_is_well() {
     press(&mut state, KeyCode::Down, &clock);
     press(&mut state, KeyCode::Char('a'), &clock);
     is(&state, &clock, include_str!("tests/well.txt"));
+}
+
+#[test]
+fn a_large_screen_shows_all_panes() {
+    let clock = Clock::start();
+    is_at(&live(&clock), &clock, 38, include_str!("tests/large.txt"));
+}
+
+#[test]
+fn on_a_small_screen_the_chosen_pane_is_open_and_others_make_room_for_it() {
+    let clock = Clock::start();
+    let mut state = live(&clock);
+    press(&mut state, KeyCode::BackTab, &clock);
+    is(&state, &clock, include_str!("tests/capabilities.txt"));
+}
+
+#[test]
+fn what_was_told_is_shown_the_newest_first() {
+    let clock = Clock::start();
+    let mut state = live(&clock);
+    press(&mut state, KeyCode::Tab, &clock);
+    press(&mut state, KeyCode::Tab, &clock);
+    is(&state, &clock, include_str!("tests/told.txt"));
 }
 
 #[test]
@@ -205,6 +323,9 @@ fn a_lane_that_was_cut_says_since_when_nothing_is_seen() {
     state.says(status(&clock, cut), clock.0);
     let since = clock.0.instant;
     state.presences.freshness = Freshness::Stale { since };
+    state.capabilities.freshness = Freshness::Stale { since };
+    state.providers_online.freshness = Freshness::Stale { since };
+    state.hears(Heard::Interrupted(Audience::OwnUser), clock.0);
     let stale = Watched {
         freshness: Freshness::Stale { since },
         rows: state.assignments.rows.clone(),
@@ -245,6 +366,72 @@ fn a_refusal_says_what_the_module_said() {
     );
 }
 
+#[test]
+fn what_was_told_or_missed_is_said_in_words() {
+    let clock = Clock::start();
+    let mut state = live(&clock);
+    let steps = |done, total, note: &str| Says::Progress {
+        done,
+        total,
+        note: note.to_owned(),
+    };
+    let conflict = Says::Conflict {
+        note: "too late".to_owned(),
+    };
+    let stream = || StreamId::new("runtime.run.1.events").unwrap();
+    for (heard, words) in [
+        (
+            signal(Some("laptop"), Subject::Stream(stream()), steps(3, 0, "")),
+            "laptop/n1 stream runtime.run.1.events 3 steps done",
+        ),
+        (
+            signal(Some("laptop"), Subject::User(String::new()), steps(3, 4, "hm")),
+            "laptop/n1 this user 3 of 4 steps done: hm",
+        ),
+        (
+            signal(None, Subject::Assignment("r-3".to_owned()), conflict),
+            "the other party assignment r-3 conflict: too late",
+        ),
+        (
+            Heard::Refused {
+                audience: Audience::Stream(stream()),
+                refusal: Refusal::new(RefusalCode::ForbiddenStream, "no"),
+            },
+            "- stream runtime.run.1.events refused: no",
+        ),
+        (Heard::Missed(12), "- - at least 12 more came too fast"),
+    ] {
+        state.hears(heard, clock.0);
+        let [_, cells @ ..] = passing(&state.told[0], clock.0);
+        assert_eq!(cells.join(" "), words);
+    }
+    let told = Told {
+        at: clock.0.instant,
+        what: Passing::Unheard(Duration::from_secs(75)),
+    };
+    let [heard, .., what] = passing(&told, clock.0);
+    assert_eq!(
+        [heard.as_str(), what.as_str()],
+        ["0s", "not everything was heard for 75s"]
+    );
+}
+
+#[test]
+fn the_chosen_pane_is_open_on_any_screen_that_has_room_for_a_row() {
+    let clock = Clock::start();
+    let mut state = live(&clock);
+    for height in 18..60 {
+        for (pane, row) in Pane::ALL
+            .into_iter()
+            .zip(["this one", "maker-1", "r-3", "run.1", "laptop/n1"])
+        {
+            state.pane = pane;
+            let lines = drawn(&state, clock.0, 80, height);
+            assert!(lines.iter().any(|line| line.contains(row)), "{pane:?}: {lines:#?}");
+        }
+    }
+}
+
 /// What others say is drawn where it belongs, and nowhere else: the rest of the screen is the same whatever it is.
 #[test]
 fn hostile_texts_change_nothing_but_their_own_cells() {
@@ -269,6 +456,24 @@ fn hostile_texts_change_nothing_but_their_own_cells() {
         let mut seen = assignment(&clock, AssignmentState::Open, 1, Some(text), 1);
         seen.document = text.to_owned();
         state.assignments.rows.insert(format!("r-{text}"), seen);
+        let (key, seen) = capability(&clock, [text, text], 1, text);
+        state.capabilities.rows.insert(key, seen);
+        let (key, _) = node(&clock, text, text, PresenceStatus::Away);
+        let audience = Audience::OwnUser;
+        for heard in [
+            change(key, text),
+            Heard::Refused {
+                audience,
+                refusal: Refusal::new(RefusalCode::MissingScope, text),
+            },
+            signal(
+                Some(text),
+                Subject::User(text.to_owned()),
+                Says::Conflict { note: text.to_owned() },
+            ),
+        ] {
+            state.hears(heard, clock.0);
+        }
         let reason = Disconnect::Failed(text.to_owned());
         let (attempt, retry_in) = (1, Duration::ZERO);
         let phase = Phase::Backoff {
@@ -291,14 +496,16 @@ fn hostile_texts_change_nothing_but_their_own_cells() {
         state.answered(1, Err(CallError::Refused(refusal)));
         state
     };
-    for (width, height) in [(80, 30), (120, 40), (30, 30)] {
-        for text in hostile {
-            let lines = drawn(&of(text), clock.0, width, height);
+    for (width, height) in [(80, 24), (80, 30), (120, 50), (30, 30)] {
+        for (text, pane) in hostile.into_iter().flat_map(|text| Pane::ALL.map(|pane| (text, pane))) {
+            let mut state = of(text);
+            state.pane = pane;
+            let lines = drawn(&state, clock.0, width, height);
             let all = lines.concat();
             let moves = |c: char| c.is_control() || ['\u{202e}', '\u{200d}', '\u{fe0f}', '\u{301}'].contains(&c);
             assert!(!all.contains(moves), "{all:?}");
-            // Every line that has a frame has both its sides, where they were.
-            let sides = |line: &String| line.starts_with(['│', '┌', '└']) && line.ends_with(['│', '┐', '┘']);
+            // Every line that has a frame has both its sides, where they were, and a pane that is closed has its line.
+            let sides = |line: &String| line.starts_with(['│', '┌', '└', '─']) && line.ends_with(['│', '┐', '┘', '─']);
             assert!(lines[..lines.len() - 1].iter().all(sides), "{text:?}: {lines:#?}");
             assert!(!lines.iter().any(|line| line.starts_with("owned")));
         }

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use spacetime_sync_client::{Counters, Disconnect, StreamStatus};
+use spacetime_sync_client::{Counters, Disconnect, RefusalCode, Says, StopReason, StreamStatus, Subject};
 
 use super::*;
 
@@ -8,6 +8,18 @@ fn now() -> Now {
     Now {
         instant: Instant::now(),
         clock: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+    }
+}
+
+fn stream() -> StreamId {
+    StreamId::new("notes").unwrap()
+}
+
+/// So many seconds after another time.
+fn later(begun: Now, seconds: u64) -> Now {
+    Now {
+        instant: begun.instant + Duration::from_secs(seconds),
+        ..begun
     }
 }
 
@@ -37,6 +49,7 @@ fn state(provider_id: Option<&str>) -> State {
         capability: "gpu".to_owned(),
         document: r#"{"do":"it"}"#.to_owned(),
         deadline: Duration::from_secs(600),
+        hears: vec![stream()],
     };
     State::new(own, status(Phase::Idle))
 }
@@ -171,10 +184,7 @@ fn calls_are_remembered_until_others_come_and_none_without_an_answer_is_forgotte
 fn why_a_connection_ended_is_shown_after_there_is_another() {
     let mut state = state(None);
     let begun = now();
-    let later = |seconds| Now {
-        instant: begun.instant + Duration::from_secs(seconds),
-        ..begun
-    };
+    let later = |seconds| later(begun, seconds);
     assert_eq!(state.streams_are, Freshness::Unseen);
     state.says(status(Phase::Connecting { attempt: 1 }), later(1));
     assert_eq!(state.streams_are, Freshness::Unseen);
@@ -207,13 +217,128 @@ fn keys_that_end_the_program() {
 fn panes_are_walked_through_in_a_circle() {
     let mut state = state(None);
     let mut seen = Vec::new();
-    for key in [KeyCode::Tab, KeyCode::Tab, KeyCode::Tab, KeyCode::BackTab] {
+    for key in [
+        KeyCode::Tab,
+        KeyCode::Right,
+        KeyCode::Tab,
+        KeyCode::Tab,
+        KeyCode::BackTab,
+        KeyCode::Left,
+    ] {
         press(&mut state, key);
         seen.push(state.pane);
     }
-    assert_eq!(seen, [Pane::Streams, Pane::Nodes, Pane::Assignments, Pane::Nodes]);
+    let expected = [
+        Pane::Streams,
+        Pane::Told,
+        Pane::Nodes,
+        Pane::Capabilities,
+        Pane::Nodes,
+        Pane::Told,
+    ];
+    assert_eq!(seen, expected);
+    press(&mut state, KeyCode::Tab);
     for key in [KeyCode::Down, KeyCode::Up, KeyCode::Down] {
         press(&mut state, key);
     }
     assert_eq!(state.node, 0, "there is no row");
+}
+
+fn typing(note: &str) -> Heard {
+    Heard::Signal(HeardSignal {
+        from: None,
+        subject: Subject::User(String::new()),
+        says: Says::Typing { note: note.to_owned() },
+        said_at: UNIX_EPOCH,
+    })
+}
+
+/// What is remembered of what was told, the newest first.
+fn told(state: &State) -> Vec<Passing> {
+    state.told.iter().map(|told| told.what.clone()).collect()
+}
+
+#[test]
+fn what_is_told_is_remembered_the_newest_first_up_to_a_bound() {
+    let mut state = state(None);
+    for nth in 0..TOLD + 2 {
+        assert!(!state.hears(typing(&nth.to_string()), now()));
+    }
+    assert_eq!(state.told.len(), TOLD);
+    let note = |row: &Told| match &row.what {
+        Passing::Signal(HeardSignal {
+            says: Says::Typing { note },
+            ..
+        }) => note.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(note(&state.told[0]), (TOLD + 1).to_string());
+    assert_eq!(note(&state.told[TOLD - 1]), "2");
+    // What is chosen stays so, as long as it is remembered.
+    state.pane = Pane::Told;
+    press(&mut state, KeyCode::Down);
+    let chosen = state.told[state.told_row].clone();
+    state.hears(typing("next"), now());
+    assert_eq!((state.told_row, &state.told[2]), (2, &chosen));
+    for _ in 0..TOLD {
+        state.hears(typing("more"), now());
+    }
+    assert_eq!(state.told_row, TOLD - 1);
+}
+
+#[test]
+fn everything_is_heard_only_when_each_audience_is_and_a_break_is_told_with_its_length() {
+    let begun = now();
+    let mut state = state(None);
+    let mut hears = |heard: Heard, seconds| {
+        assert!(!state.hears(heard, later(begun, seconds)));
+        (state.listening, told(&state))
+    };
+    let (own, readers) = (|| Audience::OwnUser, || Audience::Stream(stream()));
+    assert_eq!(hears(Heard::Listening(own()), 1), (Freshness::Unseen, vec![]));
+    assert_eq!(hears(Heard::Listening(readers()), 2), (Freshness::Live, vec![]));
+    let since = later(begun, 3).instant;
+    let stale = (Freshness::Stale { since }, vec![]);
+    assert_eq!(hears(Heard::Interrupted(own()), 3), stale);
+    assert_eq!(hears(Heard::Interrupted(readers()), 4), stale);
+    assert_eq!(hears(Heard::Listening(own()), 5), stale);
+    // What the session may no longer hear keeps nothing from being live.
+    let refusal = Refusal::new(RefusalCode::ForbiddenStream, "no");
+    let audience = readers();
+    let refused = Heard::Refused {
+        audience,
+        refusal: refusal.clone(),
+    };
+    let notes = vec![
+        Passing::Unheard(Duration::from_secs(4)),
+        Passing::Refused(readers(), refusal),
+    ];
+    assert_eq!(hears(refused, 7), (Freshness::Live, notes));
+}
+
+#[test]
+fn whoever_misses_something_does_not_know_what_is_heard_and_listens_anew() {
+    let mut state = state(None);
+    for audience in [Audience::OwnUser, Audience::Stream(stream())] {
+        state.hears(Heard::Listening(audience), now());
+    }
+    assert_eq!(state.listening, Freshness::Live);
+    let missed = now();
+    assert!(state.hears(Heard::Missed(12), missed));
+    let since = missed.instant;
+    assert_eq!(state.listening, Freshness::Stale { since });
+    assert_eq!(told(&state), [Passing::Missed(12)]);
+}
+
+#[test]
+fn a_client_that_has_ended_hears_nothing_more() {
+    let mut state = state(None);
+    for audience in [Audience::OwnUser, Audience::Stream(stream())] {
+        state.hears(Heard::Listening(audience), now());
+    }
+    let ended = now();
+    let reason = StopReason::Defect;
+    state.says(status(Phase::Stopped { reason }), ended);
+    let since = ended.instant;
+    assert_eq!(state.listening, Freshness::Stale { since });
 }
