@@ -107,6 +107,7 @@ pub(crate) fn journal_json((journal, now): (Backlog, Duration)) -> Value {
         "closed_ms": u64::try_from(journal.closed(now).as_millis()).unwrap_or(u64::MAX),
         "waiting": journal.waiting,
         "oldest_ms": u64::try_from(journal.oldest(now).as_millis()).unwrap_or(u64::MAX),
+        "lag_ms": u64::try_from(journal.lag.as_millis()).unwrap_or(u64::MAX),
         "kept": journal.kept,
         "brought_back": journal.brought_back,
     })

@@ -8,7 +8,7 @@ use spacetime_sync_rules::assignment::{self, Held, Next, Provider, State};
 use spacetime_sync_rules::journal::{self, Document, Forgotten, HeldName, Key, assignment_comes_back};
 use spacetimedb::{ReducerContext, Table, Timestamp};
 
-use crate::journal::mark;
+use crate::journal::{check_closed, mark};
 use crate::log_access::{digest_from_column, digest_to_column, trust_row};
 use crate::refuse::{Refused, refused};
 use crate::tables::{
@@ -176,24 +176,46 @@ fn remove(ctx: &ReducerContext, request_id: &str) -> u64 {
         + ctx.db.assignment_update().by_version().delete(request_id)
 }
 
-/// Forgets an assignment that has ended before its time, but not that it was opened.
+/// Forgets an assignment that has ended, but not that it was opened.
 pub fn forget_early(ctx: &ReducerContext, party: AssignmentParty) {
-    forget(ctx, &party.request_id);
+    forget_all_but_its_name(ctx, party, Timestamp::from_micros_since_unix_epoch(0));
+}
+
+/// The same, unless its name is free by `free_by`. Returns how many rows were written and deleted.
+fn forget_all_but_its_name(ctx: &ReducerContext, party: AssignmentParty, free_by: Timestamp) -> u64 {
+    let row = ctx
+        .db
+        .compute_assignment()
+        .request_id()
+        .filter(party.request_id.as_str())
+        .next();
+    let deadline_at = row.map_or(party.due_at, |row| row.deadline_at);
+    let rows = forget(ctx, &party.request_id);
+    if party.due_at.max(deadline_at) <= free_by {
+        return rows;
+    }
     let forgotten = ctx.db.forgotten_assignment();
     let before = forgotten.by_requester().filter(party.requester.as_str());
     let before: Vec<ForgottenAssignment> = before.collect();
-    if before.len() >= limit::ASSIGNMENTS_FORGOTTEN
-        && let Some(first) = before.into_iter().next()
+    let [due_us, deadline_us] = [party.due_at, deadline_at].map(Timestamp::to_micros_since_unix_epoch);
+    let until = assignment::known_until(due_us, deadline_us, before.len());
+    let until = Timestamp::from_micros_since_unix_epoch(until);
+    if until <= free_by {
+        return rows;
+    }
+    if before.len() >= limit::ASSIGNMENTS_FORGOTTEN + limit::ASSIGNMENTS_LINGERING
+        && let Some(first) = before.first()
     {
         mark(ctx, &Key::Assignment(first.request_id.clone()));
-        forgotten.request_id().delete(first.request_id);
+        forgotten.request_id().delete(first.request_id.clone());
     }
     forgotten.insert(ForgottenAssignment {
         request_id: party.request_id,
         requester: party.requester,
         opened_as: party.opened_as,
-        until: party.due_at,
+        until,
     });
+    rows + 1 + before.len() as u64
 }
 
 /// Expires the assignments whose deadline has come, and forgets those that ended long ago.
@@ -213,9 +235,10 @@ pub fn sweep(ctx: &ReducerContext) {
             return;
         }
         rows += 1;
-        let request_id = due.request_id;
-        if due.has_ended || expire(ctx, &request_id).is_none() {
-            rows += forget(ctx, &request_id);
+        if due.has_ended {
+            rows += forget_all_but_its_name(ctx, due, ctx.timestamp);
+        } else if expire(ctx, &due.request_id).is_none() {
+            rows += forget(ctx, &due.request_id);
         } else {
             // An assignment and a change are written for each of its two audiences.
             rows += 4;
@@ -301,6 +324,7 @@ pub fn bring_back(ctx: &ReducerContext, request_id: String, kept: Document) -> R
     if !assignment_comes_back(held, &kept) {
         return Ok(());
     }
+    check_closed(ctx)?;
     remove(ctx, &request_id);
     forgotten.request_id().delete(request_id.clone());
     match kept {

@@ -4,7 +4,7 @@ use spacetime_sync_proto::{Label, Refusal, RefusalCode};
 use spacetime_sync_rules::journal::{Capability, HeldClaim, Key, Standing, capability_comes_back};
 use spacetimedb::{ReducerContext, Table, Timestamp};
 
-use crate::journal::mark;
+use crate::journal::{check_closed, mark};
 use crate::log_access::{digest_from_column, digest_to_column};
 use crate::refuse::{Refused, refused};
 use crate::tables::{CapabilityClaim, ProviderCapability, capability_claim, provider_capability};
@@ -80,7 +80,12 @@ fn claim(ctx: &ReducerContext, provider_id: &str, capability: &str) -> Option<Ca
 }
 
 /// Writes a capability as the journal has it, if that is newer than what is held.
-pub fn bring_back(ctx: &ReducerContext, provider_id: String, capability: String, kept: Capability) {
+pub fn bring_back(
+    ctx: &ReducerContext,
+    provider_id: String,
+    capability: String,
+    kept: Capability,
+) -> Result<(), Refused> {
     let claims = ctx.db.capability_claim();
     let held = claim(ctx, &provider_id, &capability);
     let is_newer = {
@@ -92,8 +97,9 @@ pub fn bring_back(ctx: &ReducerContext, provider_id: String, capability: String,
         capability_comes_back(held, &kept, ctx.timestamp.to_micros_since_unix_epoch())
     };
     if !is_newer {
-        return;
+        return Ok(());
     }
+    check_closed(ctx)?;
     let of_others = claims.by_name().filter(provider_id.as_str());
     let of_others: Vec<u64> = of_others
         .filter(|claim| claim.user_id != kept.user_id || claim.capability == capability)
@@ -128,4 +134,5 @@ pub fn bring_back(ctx: &ReducerContext, provider_id: String, capability: String,
             ends_at,
         });
     }
+    Ok(())
 }

@@ -8,12 +8,14 @@ use std::ops::RangeInclusive;
 
 use spacetime_sync_proto::journal::{ENTRY_BYTES, JournalPage as Page, PAGE_BYTES, PAGE_ENTRIES};
 use spacetime_sync_rules::journal::marks::{self, JournalRows, Mark, State};
-use spacetime_sync_rules::journal::{Document, Key};
+use spacetime_sync_rules::journal::pass::{Kind, Pass};
+use spacetime_sync_rules::journal::{Document, Key, read_entry};
 use spacetimedb::{ReducerContext, SpacetimeType, Table, Timestamp};
 
 use crate::refuse::{Refused, invalid_argument, refused};
 use crate::tables::{
-    JournalMark, JournalState, assignment_party, capability_claim, forgotten_assignment, journal_mark, journal_state,
+    JournalMark, JournalPass, JournalState, assignment_party, capability_claim, forgotten_assignment, journal_mark,
+    journal_pass, journal_state,
 };
 use crate::{assignments, capabilities};
 
@@ -123,16 +125,60 @@ impl JournalRows for Rows<'_> {
         self.0.db.journal_mark().count()
     }
 
-    fn everything(&self) -> Vec<Key> {
+    fn pass(&self) -> Option<Pass> {
+        let row = self.0.db.journal_pass().id().find(0)?;
+        Some(Pass {
+            kinds: row.kinds,
+            from_us: row.from_us,
+            begun_us: row.begun_us,
+            is_for_another_history: row.is_for_another_history,
+        })
+    }
+
+    fn set_pass(&mut self, pass: Option<Pass>) {
+        let passes = self.0.db.journal_pass();
+        passes.id().delete(0);
+        if let Some(pass) = pass {
+            passes.insert(JournalPass {
+                id: 0,
+                kinds: pass.kinds,
+                from_us: pass.from_us,
+                begun_us: pass.begun_us,
+                is_for_another_history: pass.is_for_another_history,
+            });
+        }
+    }
+
+    fn held(&self, kind: Kind) -> u64 {
         let db = &self.0.db;
-        let assignments = db.assignment_party().iter().map(|party| party.request_id);
-        let forgotten = db.forgotten_assignment().iter().map(|row| row.request_id);
-        let capabilities = db.capability_claim().iter().map(|claim| Key::Capability {
-            provider_id: claim.provider_id,
-            capability: claim.capability,
-        });
-        let assignments = assignments.chain(forgotten).map(Key::Assignment);
-        assignments.chain(capabilities).collect()
+        match kind {
+            Kind::Assignment => db.assignment_party().count(),
+            Kind::Forgotten => db.forgotten_assignment().count(),
+            Kind::Capability => db.capability_claim().count(),
+        }
+    }
+
+    fn due(&self, kind: Kind, range: RangeInclusive<i64>) -> Vec<Key> {
+        let at = Timestamp::from_micros_since_unix_epoch;
+        let (db, range) = (&self.0.db, at(*range.start())..=at(*range.end()));
+        match kind {
+            Kind::Assignment => {
+                let due = db.assignment_party().due_at().filter(range);
+                due.map(|party| Key::Assignment(party.request_id)).collect()
+            }
+            Kind::Forgotten => {
+                let due = db.forgotten_assignment().until().filter(range);
+                due.map(|row| Key::Assignment(row.request_id)).collect()
+            }
+            Kind::Capability => {
+                let due = db.capability_claim().until().filter(range);
+                due.map(|claim| Key::Capability {
+                    provider_id: claim.provider_id,
+                    capability: claim.capability,
+                })
+                .collect()
+            }
+        }
     }
 
     fn document(&self, key: &Key) -> Option<Document> {
@@ -176,8 +222,13 @@ pub fn now_us(ctx: &ReducerContext) -> i64 {
     ctx.timestamp.to_micros_since_unix_epoch()
 }
 
-/// Writes what is newer than what is held.
-pub fn bring_back(ctx: &ReducerContext, entries: &[JournalEntry]) -> Result<(), Refused> {
+/// Refuses to bring something back once the journal is open.
+pub fn check_closed(ctx: &ReducerContext) -> Result<(), Refused> {
+    marks::check_closed(&mut Rows(ctx), now_us(ctx)).map_err(refused)
+}
+
+/// Writes what is newer than what is held. While the journal is open, nothing may be newer.
+pub fn bring_back(ctx: &ReducerContext, entries: Vec<JournalEntry>) -> Result<(), Refused> {
     let bytes: usize = entries.iter().map(|entry| entry.document.len()).sum();
     if entries.len() > PAGE_ENTRIES || bytes > PAGE_BYTES + ENTRY_BYTES {
         return Err(invalid_argument(format!(
@@ -187,19 +238,21 @@ pub fn bring_back(ctx: &ReducerContext, entries: &[JournalEntry]) -> Result<(), 
         )));
     }
     for entry in entries {
-        let key = Key::read(&entry.key).map_err(refused)?;
-        let document = Document::read(&key, &entry.document).map_err(refused)?;
-        match (key, document) {
-            (
+        match read_entry(&entry.key, &entry.document).map_err(refused)? {
+            Some((
                 Key::Capability {
                     provider_id,
                     capability,
                 },
                 Document::Capability(kept),
-            ) => capabilities::bring_back(ctx, provider_id, capability, kept),
-            (Key::Assignment(request_id), document) => assignments::bring_back(ctx, request_id, document)?,
-            // `Document::read` refuses these.
-            (Key::Capability { .. }, Document::Assignment(_) | Document::Forgotten(_)) => {}
+            )) => capabilities::bring_back(ctx, provider_id, capability, kept)?,
+            Some((Key::Assignment(request_id), document)) => assignments::bring_back(ctx, request_id, document)?,
+            // `read_entry` refuses these.
+            Some((Key::Capability { .. }, Document::Assignment(_) | Document::Forgotten(_))) => {}
+            None => spacetimedb::log::warn!(
+                "the entry {} is of a later release, and stays in the journal",
+                entry.key
+            ),
         }
     }
     Ok(())

@@ -69,6 +69,8 @@ pub const ASSIGNMENTS_FORGOTTEN: usize = 512;
 pub const PROVIDER_ASSIGNMENTS: usize = 4 * ASSIGNMENTS;
 /// Largest document of an assignment, and largest report about it, in bytes.
 pub const ASSIGNMENT_BYTES: usize = 4 * 1024;
+/// So many more stay known until their deadline, if that comes later.
+pub const ASSIGNMENTS_LINGERING: usize = 256;
 /// How long an assignment may take until its deadline, in seconds: a week.
 pub const ASSIGNMENT_SECONDS: u64 = 7 * 86_400;
 /// How many of an assignment's newest changes are kept.
@@ -83,9 +85,10 @@ const _: () = {
     let assignment = 2 * seen + ASSIGNMENT_CHANGES as usize * update + party;
     let capability = CAPABILITY_BYTES + 16 * NAME_BYTES;
     let forgotten = 8 * NAME_BYTES;
-    let assignments = 2 * ASSIGNMENTS * assignment + ASSIGNMENTS_FORGOTTEN * forgotten;
+    let known = ASSIGNMENTS_FORGOTTEN + ASSIGNMENTS_LINGERING;
+    let assignments = 2 * ASSIGNMENTS * assignment + known * forgotten;
     // What the authority does not keep yet has a mark each.
-    let marks = (2 * ASSIGNMENTS + ASSIGNMENTS_FORGOTTEN + CAPABILITIES) * 8 * NAME_BYTES;
+    let marks = (2 * ASSIGNMENTS + known + CAPABILITIES) * 8 * NAME_BYTES;
     assert!(assignments + CAPABILITIES * capability + marks < COLLABORATION_BYTES);
 };
 /// Most events of the outbox that were not sent.

@@ -287,7 +287,7 @@ impl Vitals {
     /// - SpacetimeDB leads to another database than the configuration names,
     /// - a stream is halted,
     /// - the authority refuses to record a published seq,
-    /// - the journal has been closed, or an entry of it has waited to be kept, for longer than `stall_after`,
+    /// - the journal has been closed or was not read, or an entry of it has waited to be kept, for longer than `stall_after`,
     /// - the authority was restored.
     pub fn health(&self, now: Duration) -> Health {
         let (pulse, condition) = (&self.pulse, &*self.condition);
@@ -321,7 +321,12 @@ impl Vitals {
             .map(|(stream_id, why)| format!("cannot record how far stream {stream_id} is published: {why}"));
         problems.streams(unrecorded, "published but not recorded");
         if is_leading && condition.link.is_here() {
-            let closed = pulse.journal.closed(now);
+            let (closed, unread) = (pulse.journal.closed(now), pulse.journal.unread(now));
+            if closed == Duration::ZERO && unread > self.stall_after {
+                problems.red(format!(
+                    "the journal could not be read for {unread:.1?}: nobody knows whether SpacetimeDB has lost assignments or names of providers"
+                ));
+            }
             if closed > self.stall_after {
                 problems.red(format!(
                     "assignments and the names of providers have not been brought back for {closed:.1?}: changes of them are refused"

@@ -1,14 +1,16 @@
 //! Keeps the journal: has the authority keep what only SpacetimeDB decides, and brings it back after SpacetimeDB has lost it.
 //!
-//! On each new link it first finds out which side has lost something ([`Step::Reading`], [`Step::Beginning`]). If it is
-//! SpacetimeDB, the module refuses changes while everything is brought back, page by page, and accepts them afterwards. If it is the
-//! authority, the module marks everything anew. Then it follows: it reads what has changed, has it kept, and settles it. One
-//! question is under way at a time, and appends never wait for it.
+//! On each new link it first finds out which side has lost something ([`Step::Reading`], [`Step::Beginning`]). If the authority keeps
+//! what the module has not settled, either only the settlement was lost with the last link, or SpacetimeDB was restored. So the module is
+//! given what the authority keeps, page by page. As long as it holds all of that, it goes on taking changes. As soon as it lacks some, it
+//! refuses changes until everything is brought back. If the authority has lost something, the module marks everything anew. Then the journal follows:
+//! it reads what has changed, has it kept, and settles it. One question is under way at a time, and appends never wait for it.
 //!
-//! It never looks into an entry.
+//! It never looks into an entry. Whether one is newer than what is held, the module decides.
 
 use std::time::Duration;
 
+use spacetime_sync_proto::RefusalCode;
 use spacetime_sync_proto::journal::{JournalEntry, JournalPage, JournalTurn};
 use spacetime_sync_proto::refusal::RefusalClass;
 
@@ -36,8 +38,8 @@ enum Step {
     Closing(RequestId, u64),
     /// Asks the authority for what it keeps after this mark.
     Fetching(RequestId),
-    /// Gives the module a page whose last entry has this mark.
-    BringingBack(RequestId, u64),
+    /// Gives the module a page of so many entries, of which the last one has this mark.
+    BringingBack(RequestId, Given),
     /// Has the module accept changes.
     Opening(RequestId),
     /// Has the authority keep a page.
@@ -48,26 +50,40 @@ enum Step {
     Forgetting(RequestId),
 }
 
-/// What remains of a page once its entries are handed on.
+/// What remains of a page of the authority once its entries are handed on.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    last: u64,
+    entries: u64,
+}
+
+/// The same for a page of the module.
 #[derive(Debug, Clone, Copy)]
 struct Page {
     to: u64,
     entries: u64,
-    /// Whether there is more to read.
-    is_full: bool,
+    /// Whether it was all that there was to keep.
+    is_all: bool,
+    read_at: Duration,
+    /// How long one of its entries had waited at most.
+    oldest: Duration,
 }
 
 /// How it is with the journal, for health and metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Since when the module has refused changes, as far as this bridge knows. `None` if it accepts them, or there is no link.
+    /// Since when this bridge has known that the module refuses changes. `None` if it accepts them, or nobody knows.
     pub closed_since: Option<Duration>,
     /// How many entries the authority does not keep yet.
     pub waiting: u64,
-    /// How long the one that waits longest had waited when the journal was last read.
+    /// How long one of those that were read last had waited at most.
     pub oldest: Duration,
-    /// When it was last read.
-    pub read_at: Duration,
+    /// If there was more than what was read: when the authority last kept everything, or the link came up.
+    pub behind_since: Option<Duration>,
+    /// When the journal was last read, or the link came up. `None` without a link.
+    pub read_at: Option<Duration>,
+    /// How long a change had waited when the authority kept it: the longest of the page that was kept last.
+    pub lag: Duration,
     /// How many entries the authority has kept.
     pub kept: u64,
     /// How many entries were brought back.
@@ -81,12 +97,19 @@ impl Backlog {
             .map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
 
-    /// How long the entry that waits longest has waited.
+    /// No entry waits for longer. The module gives a page at a time, and what lies behind it may have waited since the authority
+    /// last kept everything.
     pub fn oldest(&self, now: Duration) -> Duration {
         if self.waiting == 0 {
             return Duration::ZERO;
         }
-        self.oldest + now.saturating_sub(self.read_at)
+        let behind = self.behind_since.map(|since| now.saturating_sub(since));
+        (self.oldest + self.unread(now)).max(behind.unwrap_or_default())
+    }
+
+    /// How long the journal has not been read.
+    pub fn unread(&self, now: Duration) -> Duration {
+        self.read_at.map_or(Duration::ZERO, |at| now.saturating_sub(at))
     }
 
     /// What is known without a link: only what was counted.
@@ -94,6 +117,7 @@ impl Backlog {
         Self {
             kept: self.kept,
             brought_back: self.brought_back,
+            lag: self.lag,
             ..Self::default()
         }
     }
@@ -114,8 +138,12 @@ struct Linked {
     step: Step,
     /// The authority's answer on this link.
     turn: Option<JournalTurn>,
+    /// Up to where the open journal was settled, while it is not known whether the module lacks what the authority keeps after that.
+    compares: Option<u64>,
     /// Whether both sides are in step, so that the journal only follows.
     follows: bool,
+    /// When the authority last kept everything, or the link came up.
+    all_kept_at: Duration,
     /// Whether the authority has nothing of another history any more.
     is_pure: bool,
     /// How many entries were brought back.
@@ -151,11 +179,13 @@ impl Journal {
             id,
             step: Step::Waiting(now),
             turn: None,
+            compares: None,
             follows: false,
+            all_kept_at: now,
             is_pure: false,
             brought_back: 0,
         });
-        self.backlog.closed_since.get_or_insert(now);
+        self.backlog.read_at = Some(now);
     }
 
     pub(crate) fn link_down(&mut self) {
@@ -207,7 +237,12 @@ impl Journal {
             Err(failure) => return self.failed(failure, turn),
         };
         let backlog = &mut self.backlog;
-        (backlog.waiting, backlog.oldest, backlog.read_at) = (page.waiting, page.oldest, turn.now);
+        let is_all = page.to >= page.newest && page.waiting <= page.entries.len() as u64;
+        if is_all && page.entries.is_empty() {
+            link.all_kept_at = turn.now;
+        }
+        (backlog.waiting, backlog.oldest, backlog.read_at) = (page.waiting, page.oldest, Some(turn.now));
+        backlog.behind_since = (!is_all).then_some(link.all_kept_at);
         if !page.is_open {
             // Somebody else has closed it.
             link.follows = false;
@@ -219,7 +254,9 @@ impl Journal {
                 let rest = Page {
                     to: page.to,
                     entries: page.entries.len() as u64,
-                    is_full: page.to < page.newest,
+                    is_all,
+                    read_at: turn.now,
+                    oldest: page.oldest,
                 };
                 if page.to > page.settled {
                     link.step = Step::Keeping(request, rest);
@@ -234,7 +271,7 @@ impl Journal {
                     turn.out.push(Command::ForgetJournal(request, begun.turn));
                 } else {
                     self.succeeded();
-                    self.wait(turn.now + QUIET);
+                    self.wait(if is_all { turn.now + QUIET } else { turn.now });
                 }
             }
             Some(_) | None => {
@@ -265,11 +302,8 @@ impl Journal {
         let is_behind = settled < begun.newest;
         let authority_lacks = settled > begun.newest || page.epoch != begun.epoch;
         link.turn = Some(begun);
-        let request = turn.ids.request();
-        if is_open && is_behind {
-            link.step = Step::Closing(request, settled);
-            turn.out.push(Command::CloseJournal(link.id, request, settled));
-        } else if !is_open {
+        link.compares = (is_open && is_behind).then_some(settled);
+        if !is_open || is_behind {
             self.fetch(settled, turn);
         } else if authority_lacks {
             self.open(turn);
@@ -299,7 +333,14 @@ impl Journal {
             return Verdict::Fine;
         }
         if let Err(failure) = told {
-            return self.failed(failure, turn);
+            let lacks = matches!(&failure.refusal, Some(refusal) if refusal.code == RefusalCode::InvalidArgument);
+            return match link.compares {
+                Some(settled) if lacks && matches!(link.step, Step::BringingBack(..)) => {
+                    self.close(settled, turn);
+                    Verdict::Fine
+                }
+                Some(_) | None => self.failed(failure, turn),
+            };
         }
         match link.step {
             Step::Closing(_, after) => {
@@ -307,17 +348,28 @@ impl Journal {
                 self.backlog.closed_since.get_or_insert(turn.now);
                 self.fetch(after, turn);
             }
-            Step::BringingBack(_, after) => self.fetch(after, turn),
+            Step::BringingBack(_, given) => {
+                if link.compares.is_none() {
+                    link.brought_back += given.entries;
+                    self.backlog.brought_back += given.entries;
+                }
+                self.fetch(given.last, turn);
+            }
             Step::Opening(_) => {
-                turn.out.push(Command::Tell(Notice::JournalOpened {
-                    brought_back: link.brought_back,
-                }));
+                if link.compares.take().is_none() {
+                    turn.out.push(Command::Tell(Notice::JournalOpened {
+                        brought_back: link.brought_back,
+                    }));
+                }
                 self.follow(turn);
             }
             Step::Settling(_, page) => {
                 self.backlog.kept += page.entries;
+                if page.is_all {
+                    link.all_kept_at = page.read_at;
+                }
                 self.succeeded();
-                self.wait(if page.is_full { turn.now } else { turn.now + QUIET });
+                self.wait(if page.is_all { turn.now + QUIET } else { turn.now });
             }
             Step::Waiting(_)
             | Step::Reading(_)
@@ -347,10 +399,12 @@ impl Journal {
             Ok(entries) => match entries.last().map(|last| last.mark) {
                 None => self.open(turn),
                 Some(last) => {
-                    self.backlog.brought_back += entries.len() as u64;
-                    link.brought_back += entries.len() as u64;
                     let request = turn.ids.request();
-                    link.step = Step::BringingBack(request, last);
+                    let given = Given {
+                        last,
+                        entries: entries.len() as u64,
+                    };
+                    link.step = Step::BringingBack(request, given);
                     turn.out.push(Command::BringBack(link.id, request, entries));
                 }
             },
@@ -368,6 +422,7 @@ impl Journal {
         }
         match kept {
             Ok(()) => {
+                self.backlog.lag = page.oldest + turn.now.saturating_sub(page.read_at);
                 let request = turn.ids.request();
                 link.step = Step::Settling(request, page);
                 turn.out.push(Command::SettleJournal(link.id, request, page.to));
@@ -393,6 +448,15 @@ impl Journal {
                 self.failed(failure, turn);
             }
         }
+    }
+
+    /// The module lacks what the authority keeps.
+    fn close(&mut self, settled: u64, turn: &mut Turn<'_>) {
+        let Some(link) = &mut self.link else { return };
+        link.compares = None;
+        let request = turn.ids.request();
+        link.step = Step::Closing(request, settled);
+        turn.out.push(Command::CloseJournal(link.id, request, settled));
     }
 
     fn fetch(&mut self, after: u64, turn: &mut Turn<'_>) {
@@ -449,7 +513,7 @@ impl Journal {
                 false
             }
         };
-        link.follows = false;
+        (link.follows, link.compares) = (false, None);
         link.step = Step::Waiting(turn.now + self.backoff.next(turn.dice));
         if is_of_module && failure.class == RefusalClass::Fatal {
             return Verdict::DropLink(failure.text);

@@ -192,13 +192,19 @@ fn journal((journal, now): (Backlog, Duration)) -> Vec<Line> {
         (
             "journal_oldest_ms",
             "gauge",
-            "How long one of these has waited, in milliseconds. So much is lost with SpacetimeDB.",
+            "No such change has waited for longer, in milliseconds. So much is lost with SpacetimeDB.",
             u64::try_from(journal.oldest(now).as_millis()).unwrap_or(u64::MAX),
+        ),
+        (
+            "journal_lag_ms",
+            "gauge",
+            "How long the change that had waited longest had waited when the authority last kept some, in milliseconds.",
+            u64::try_from(journal.lag.as_millis()).unwrap_or(u64::MAX),
         ),
         (
             "journal_closed_ms",
             "gauge",
-            "How long changes of assignments have been refused, in milliseconds, because they are not brought back yet.",
+            "How long changes of assignments have been refused, in milliseconds, because not everything is brought back yet.",
             u64::try_from(journal.closed(now).as_millis()).unwrap_or(u64::MAX),
         ),
         (

@@ -15,6 +15,17 @@ use crate::content::{Digest, check_document, digest, invalid, name, optional_nam
 /// How long an assignment is remembered after it has ended.
 pub const REMEMBERED: Duration = Duration::from_secs(86_400);
 
+/// Until when it is known of an assignment that it was opened, once it is held no longer. An older copy of SpacetimeDB may have it as
+/// it was before its end, and takes changes of it until its deadline. So the name stays taken as long, where there is room: while the
+/// requester has `known` such assignments.
+pub fn known_until(remembered_until_us: i64, deadline_us: i64, known: usize) -> i64 {
+    if known < limit::ASSIGNMENTS_LINGERING {
+        remembered_until_us.max(deadline_us)
+    } else {
+        remembered_until_us
+    }
+}
+
 /// An assignment that is asked for, with valid fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {

@@ -13,6 +13,12 @@ use crate::content::{Digest, check_document, digest, invalid, later, name, optio
 /// How long a capability is remembered, and its provider's name kept for its user, after it has ended.
 pub const REMEMBERED: Duration = Duration::from_secs(7 * 86_400);
 
+/// Until when a provider's name is kept for its user: until [`REMEMBERED`] after the capability ends, and never shorter than was said
+/// before, because an older copy of SpacetimeDB keeps it as long.
+pub fn claimed_until(remembered_until_us: i64, before_us: Option<i64>) -> i64 {
+    before_us.map_or(remembered_until_us, |before_us| before_us.max(remembered_until_us))
+}
+
 /// A publication whose fields are valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
@@ -198,6 +204,14 @@ mod tests {
 
     const NOW: i64 = 1_800_000_000_000_000;
     const MINUTE: i64 = 60_000_000;
+
+    #[test]
+    fn a_name_is_never_kept_shorter_than_was_said_before() {
+        assert_eq!(claimed_until(NOW, None), NOW);
+        assert_eq!(claimed_until(NOW + MINUTE, Some(NOW)), NOW + MINUTE);
+        // It was withdrawn.
+        assert_eq!(claimed_until(NOW, Some(NOW + MINUTE)), NOW + MINUTE);
+    }
 
     fn says(version: u64, document: &str, ttl_seconds: u64) -> Publication {
         publication(["p1", "gpu"], version, 5, "eu", document, ttl_seconds).unwrap()

@@ -2,12 +2,17 @@
 //! lost it, the bridge hands them back, and [`assignment_comes_back`] and [`capability_comes_back`] say which of them are newer
 //! than what is held. [`marks`] says what the authority lacks, and when changes are accepted.
 //!
-//! A document comes from outside, so it is checked like any other argument: [`Document::read`].
+//! A document comes from outside, so it is checked like any other argument: [`read_entry`]. It may also come from a later
+//! release: fields that this one does not know are left out, and so is an entry of a kind that it does not know.
 
 mod hexed;
 pub mod marks;
 pub mod memory;
+pub mod pass;
 
+use std::collections::BTreeMap;
+
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use spacetime_sync_proto::journal::ENTRY_BYTES;
 use spacetime_sync_proto::{AssignmentSide, Label, Refusal, limit};
@@ -67,15 +72,43 @@ fn valid(what: &str, text: &str) -> Result<String, Refusal> {
 pub enum Document {
     /// An assignment that is held.
     Assignment(Assignment),
-    /// An assignment that is held no longer, but not forgotten either.
+    /// An assignment that is held no longer, and whose name is not free yet.
     Forgotten(Forgotten),
-    /// A capability, or a provider's name that still belongs to its user.
+    /// A capability. After its end, it says whose the provider's name still is.
     Capability(Capability),
+}
+
+/// What the keys and the documents of this release begin with.
+const KEYS: [&str; 2] = ["assignment", "capability"];
+const DOCUMENTS: [&str; 3] = ["assignment", "forgotten", "capability"];
+
+/// Reads an entry that the authority has kept, and checks every field. `None` if it is of a kind that only a later release knows:
+/// this one leaves it where it is.
+pub fn read_entry(key: &str, document: &str) -> Result<Option<(Key, Document)>, Refusal> {
+    let is_kind = |text: &str| !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'_'));
+    if let Some((kind, _)) = key.split_once('/')
+        && is_kind(kind)
+        && !KEYS.contains(&kind)
+    {
+        return Ok(None);
+    }
+    let key = Key::read(key)?;
+    match Document::read(&key, document) {
+        Ok(document) => Ok(Some((key, document))),
+        Err(_) if is_of_later_kind(document) => Ok(None),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+fn is_of_later_kind(document: &str) -> bool {
+    let Ok(kinds) = serde_json::from_str::<BTreeMap<String, IgnoredAny>>(document) else {
+        return false;
+    };
+    kinds.len() == 1 && kinds.keys().all(|kind| !DOCUMENTS.contains(&kind.as_str()))
 }
 
 /// An assignment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Assignment {
     /// The user who asked for it.
     pub requester: String,
@@ -114,7 +147,6 @@ pub struct Assignment {
 
 /// A change of an assignment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Change {
     /// The version after it.
     pub version: u64,
@@ -132,7 +164,6 @@ pub struct Change {
 
 /// A call that made a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Update {
     /// The version after it.
     pub version: u64,
@@ -145,22 +176,20 @@ pub struct Update {
     pub content: Digest,
 }
 
-/// An assignment that was forgotten before its time.
+/// An assignment that is held no longer, and whose name is not free yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Forgotten {
     /// The user who asked for it.
     pub requester: String,
     /// The digest of the call that opened it.
     #[serde(with = "hexed")]
     pub opened_as: Digest,
-    /// When this may be forgotten, too.
+    /// When the name is free again.
     pub until: i64,
 }
 
 /// What a user has published under a provider's name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Capability {
     /// The user.
     pub user_id: String,
@@ -173,13 +202,12 @@ pub struct Capability {
     pub ends_at: i64,
     /// Until when the name is kept for the user.
     pub until: i64,
-    /// What everybody reads, unless it has ended or was withdrawn.
+    /// What everybody reads about the capability. `None` once it has ended or was withdrawn.
     pub stands: Option<Standing>,
 }
 
-/// What everybody reads about a capability.
+/// The part of a capability that everybody reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Standing {
     /// What it may cost, in satoshis.
     pub price_hint_sats: u64,

@@ -1,17 +1,16 @@
 //! The bridge brings back what SpacetimeDB has lost, as the authority keeps it.
 
-use spacetime_sync_rules::journal::marks::check_closed;
 use spacetimedb::{ReducerContext, reducer};
 
 use crate::access::bridge_only;
-use crate::journal::{self, JournalEntry, Rows, now_us};
+use crate::journal::{self, JournalEntry};
 use crate::log_access::trust_row;
-use crate::refuse::{Refused, refused};
+use crate::refuse::Refused;
 
-/// Writes those entries that are newer than what is held. Once the journal is open, nothing comes back.
+/// Writes those entries that are newer than what is held. If there is one while the journal is open, the call is refused, and the bridge
+/// knows that the module has lost something.
 #[reducer]
 pub fn bring_back(ctx: &ReducerContext, entries: Vec<JournalEntry>) -> Result<(), Refused> {
     bridge_only(ctx, &trust_row(ctx)?)?;
-    check_closed(&mut Rows(ctx), now_us(ctx)).map_err(refused)?;
-    journal::bring_back(ctx, &entries)
+    journal::bring_back(ctx, entries)
 }

@@ -1,7 +1,7 @@
 //! A provider says what it can do, or that it cannot any more.
 
 use spacetime_sync_proto::access::Scope;
-use spacetime_sync_rules::capability::{self, HeldCapability, Published, REMEMBERED};
+use spacetime_sync_rules::capability::{self, HeldCapability, Published, REMEMBERED, claimed_until};
 use spacetime_sync_rules::journal::Key;
 use spacetime_sync_rules::quota::Call;
 use spacetimedb::{ReducerContext, Table, Timestamp, reducer};
@@ -68,7 +68,10 @@ pub fn publish_provider_capability(
             capability: capability.clone(),
         },
     );
-    let ends_at = Timestamp::from_micros_since_unix_epoch(ends_at_us);
+    let at = Timestamp::from_micros_since_unix_epoch;
+    let ends_at = at(ends_at_us);
+    let before = replaces.and_then(|capability_id| claims.capability_id().find(capability_id));
+    let before_us = before.map(|claim| claim.until.to_micros_since_unix_epoch());
     let claim = CapabilityClaim {
         capability_id: replaces.unwrap_or(0),
         provider_id: provider_id.clone(),
@@ -77,7 +80,10 @@ pub fn publish_provider_capability(
         version,
         content: digest_to_column(publication.content),
         ends_at,
-        until: ends_at + REMEMBERED,
+        until: at(claimed_until(
+            (ends_at + REMEMBERED).to_micros_since_unix_epoch(),
+            before_us,
+        )),
     };
     let capability_id = if replaces.is_some() {
         claims.capability_id().update(claim).capability_id

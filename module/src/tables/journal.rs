@@ -16,7 +16,8 @@ pub struct JournalState {
     pub settled: u64,
     /// The next change gets this mark.
     pub next_mark: u64,
-    /// The last mark that was given when everything was marked anew for another history of the authority. 0 if it never was.
+    /// The last mark that was given when everything was marked anew for another history of the authority. 0 if it never was, and the
+    /// largest number while it is done.
     pub whole_at: u64,
 }
 
@@ -31,4 +32,20 @@ pub struct JournalMark {
     pub key: String,
     /// Since when the authority has not had it as it is.
     pub since: Timestamp,
+}
+
+/// How far everything has been marked anew, while that is under way.
+#[table(accessor = journal_pass)]
+pub struct JournalPass {
+    /// Always 0.
+    #[primary_key]
+    pub id: u8,
+    /// How many kinds of things are done: assignments, those that are held no longer, capabilities.
+    pub kinds: u8,
+    /// It goes by the times at which things are due, in microseconds, and has come up to here.
+    pub from_us: i64,
+    /// When it began, in microseconds.
+    pub begun_us: i64,
+    /// Whether the authority may forget, after it, what it keeps from another history.
+    pub is_for_another_history: bool,
 }

@@ -227,16 +227,35 @@ fn a_journal_that_stays_closed_or_does_not_follow_is_red_for_a_leader_with_a_lin
     let waiting = Backlog {
         waiting: 3,
         oldest: MOMENT,
-        read_at: START + MOMENT,
+        read_at: Some(START + MOMENT),
         ..Backlog::default()
     };
-    for (backlog, said) in [(closed, "have not been brought back"), (waiting, "3 changes")] {
+    // A page was read, and there was always more.
+    let behind = Backlog {
+        waiting: 300,
+        behind_since: Some(START),
+        read_at: Some(START + LIMIT),
+        ..Backlog::default()
+    };
+    let unread = Backlog {
+        read_at: Some(START),
+        ..Backlog::default()
+    };
+    for (backlog, said) in [
+        (closed, "have not been brought back"),
+        (waiting, "3 changes"),
+        (behind, "300 changes"),
+        (unread, "could not be read"),
+    ] {
         let mut vitals = leading();
         vitals.journal(backlog);
         assert!(healthy_at(&mut vitals, START + LIMIT, busy(0)));
         assert!(!healthy_at(&mut vitals, START + LIMIT + MOMENT, busy(0)));
         let health = vitals.health(START + LIMIT + MOMENT);
-        assert!(health.problems[0].contains(said), "{health:?}");
+        assert!(
+            matches!(&*health.problems, [problem] if problem.contains(said)),
+            "{health:?}"
+        );
         // Nobody but the leader keeps it, and without a link there is another problem.
         vitals.link_down(START + LIMIT, "away".to_owned());
         assert!(healthy_at(&mut vitals, START + LIMIT + MOMENT, busy(0)));
@@ -248,7 +267,7 @@ fn a_journal_that_stays_closed_or_does_not_follow_is_red_for_a_leader_with_a_lin
         assert_eq!(vitals.backlog(), Backlog::default());
     }
     let still = Backlog {
-        read_at: START,
+        read_at: Some(START),
         oldest: LIMIT,
         ..Backlog::default()
     };

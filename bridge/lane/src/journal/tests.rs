@@ -1,6 +1,8 @@
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use spacetime_sync_proto::Refusal;
+
 use super::*;
 
 /// The machine on a link, with both sides as a test says.
@@ -101,6 +103,10 @@ impl Bench {
         self.then(|journal, turn| assert_eq!(journal.told(request, Ok(()), turn), Verdict::Fine))
     }
 
+    fn refuses(&mut self, request: RequestId, failure: Failure) -> Option<Command> {
+        self.then(|journal, turn| assert_eq!(journal.told(request, Err(failure), turn), Verdict::Fine))
+    }
+
     fn fetches(&mut self, asked: Option<Command>, after: u64, entries: Vec<JournalEntry>) -> Option<Command> {
         let Some(Command::FetchJournal(request, from)) = asked else {
             panic!("it does not fetch: {asked:?}")
@@ -162,21 +168,77 @@ fn a_fresh_database_gets_everything_back_before_it_accepts_changes() {
     assert_eq!(bench.journal.backlog().brought_back, 3);
 }
 
+/// What the module says of a page that holds something that it lacks while the journal is open.
+fn lacks() -> Failure {
+    Failure {
+        class: RefusalClass::Reject,
+        refusal: Some(Refusal::new(RefusalCode::InvalidArgument, "the journal is open")),
+        text: "the journal is open".to_owned(),
+    }
+}
+
 #[test]
 fn a_database_that_was_restored_refuses_changes_until_it_has_what_the_authority_kept_since() {
     let mut bench = Bench::new();
     let asked = bench.reads(page(true, 5));
-    let Some(Command::CloseJournal(_, request, settled)) = bench.begins(asked, 9, "one") else {
+    let asked = bench.begins(asked, 9, "one");
+    let Some(Command::BringBack(_, request, _)) = bench.fetches(asked, 5, vec![entry(8)]) else {
+        panic!("it does not compare")
+    };
+    assert_eq!(bench.journal.backlog().closed_since, None);
+    let Some(Command::CloseJournal(_, request, settled)) = bench.refuses(request, lacks()) else {
         panic!("it does not close the journal")
     };
     assert_eq!(settled, 5);
     let asked = bench.tells(request);
+    assert!(bench.journal.backlog().closed_since.is_some());
     let Some(Command::BringBack(_, request, _)) = bench.fetches(asked, 5, vec![entry(8)]) else {
         panic!("it does not bring back")
     };
     let asked = bench.tells(request);
     let asked = bench.fetches(asked, 8, Vec::new());
     bench.opens(asked, 9, "one");
+    assert_eq!(bench.journal.backlog().closed_since, None);
+    assert_eq!(bench.journal.backlog().brought_back, 1);
+}
+
+#[test]
+fn a_link_that_broke_before_a_page_was_settled_closes_nothing() {
+    let mut bench = Bench::new();
+    let asked = bench.reads(page(true, 5));
+    let mut asked = bench.begins(asked, 9, "one");
+    for (after, mark) in [(5, 7), (7, 9)] {
+        let Some(Command::BringBack(_, request, _)) = bench.fetches(asked, after, vec![entry(mark)]) else {
+            panic!("it does not compare")
+        };
+        asked = bench.tells(request);
+    }
+    let asked = bench.fetches(asked, 9, Vec::new());
+    bench.opens(asked, 9, "one");
+    assert_eq!(bench.journal.backlog().closed_since, None);
+    assert_eq!(bench.journal.backlog().brought_back, 0);
+    assert_eq!(bench.reads(page(true, 9)), None);
+}
+
+#[test]
+fn a_comparison_that_fails_for_another_reason_begins_again_and_closes_nothing() {
+    let mut bench = Bench::new();
+    let asked = bench.reads(page(true, 5));
+    let asked = bench.begins(asked, 9, "one");
+    let Some(Command::BringBack(_, request, _)) = bench.fetches(asked, 5, vec![entry(8)]) else {
+        panic!("it does not compare")
+    };
+    assert_eq!(bench.refuses(request, failure(RefusalClass::Retry)), None);
+    let asked = bench.reads(page(true, 5));
+    assert!(matches!(asked, Some(Command::BeginJournal(_))), "{asked:?}");
+    // A closed journal that refuses a page is not closed once more.
+    let mut bench = Bench::new();
+    let asked = bench.reads(page(false, 5));
+    let asked = bench.begins(asked, 9, "one");
+    let Some(Command::BringBack(_, request, _)) = bench.fetches(asked, 5, vec![entry(8)]) else {
+        panic!("it does not bring back")
+    };
+    assert_eq!(bench.refuses(request, lacks()), None);
 }
 
 #[test]
@@ -210,18 +272,27 @@ fn what_has_changed_is_kept_and_then_settled() {
         panic!("it keeps nothing")
     };
     assert_eq!((turn, entries.len(), to), (7, 2, 8));
-    let backlog = bench.journal.backlog();
+    // There is more than the page, and it may have changed at any time since the link came up.
+    let (backlog, up) = (bench.journal.backlog(), Duration::from_secs(1));
     let later = bench.now + Duration::from_millis(2);
-    assert_eq!((backlog.waiting, backlog.oldest(later)), (3, Duration::from_millis(42)));
+    assert_eq!((backlog.waiting, backlog.behind_since), (3, Some(up)));
+    assert_eq!(backlog.oldest(later), Duration::from_millis(42));
+    assert_eq!(
+        backlog.oldest(up + Duration::from_secs(9)),
+        Duration::from_secs(9) + Duration::from_millis(40)
+    );
+    bench.now += Duration::from_millis(5);
     let asked = bench.then(|journal, turn| journal.kept(request, Ok(()), turn));
     let Some(Command::SettleJournal(_, request, 8)) = asked else {
         panic!("it does not settle: {asked:?}")
     };
     assert_eq!(bench.tells(request), None);
+    assert_eq!(bench.journal.backlog().lag, Duration::from_millis(45));
     // There is more.
     assert_eq!(bench.journal.next_due(), Some(bench.now));
     let rest = JournalPage {
         newest: 9,
+        waiting: 1,
         to: 9,
         entries: vec![entry(9)],
         ..page(true, 8)
@@ -237,7 +308,56 @@ fn what_has_changed_is_kept_and_then_settled() {
     assert_eq!(bench.journal.next_due(), Some(bench.now + QUIET));
     assert_eq!(bench.reads(page(true, 9)), None);
     assert_eq!(bench.journal.next_due(), Some(bench.now + QUIET));
-    assert_eq!(bench.journal.backlog().kept, 3);
+    assert_eq!(
+        (bench.journal.backlog().kept, bench.journal.backlog().behind_since),
+        (3, None)
+    );
+    // What does not fit into the next page may have changed since then.
+    let kept_at = bench.now;
+    bench.now += Duration::from_secs(1);
+    let more = JournalPage {
+        newest: 12,
+        waiting: 2,
+        to: 11,
+        entries: vec![entry(11)],
+        ..page(true, 9)
+    };
+    bench.reads(more);
+    assert_eq!(bench.journal.backlog().behind_since, Some(kept_at));
+}
+
+#[test]
+fn while_the_module_marks_everything_anew_it_is_read_without_a_pause() {
+    let mut bench = Bench::following();
+    let looked_at = JournalPage {
+        waiting: 1_000_000,
+        whole_at: u64::MAX,
+        ..page(true, 5)
+    };
+    assert_eq!(bench.reads(looked_at), None);
+    assert_eq!(bench.journal.next_due(), Some(bench.now));
+}
+
+#[test]
+fn nobody_says_that_the_journal_is_closed_before_it_was_read() {
+    let mut bench = Bench::new();
+    let up = bench.now;
+    let Some(Command::ReadJournal(_, request)) = bench.due() else {
+        panic!("it does not read the journal")
+    };
+    bench.now += Duration::from_secs(9);
+    let backlog = bench.journal.backlog();
+    assert_eq!(
+        (backlog.closed_since, backlog.unread(bench.now)),
+        (None, Duration::from_secs(9))
+    );
+    assert_eq!(up + backlog.unread(bench.now), bench.now);
+    bench.then(|journal, turn| assert_eq!(journal.read(request, Ok(page(false, 5)), turn), Verdict::Fine));
+    let backlog = bench.journal.backlog();
+    assert_eq!(
+        (backlog.closed_since, backlog.unread(bench.now)),
+        (Some(bench.now), Duration::ZERO)
+    );
 }
 
 #[test]
@@ -295,7 +415,7 @@ fn after_a_failure_the_journal_finds_out_again_which_side_has_lost_something() {
     // The authority has kept the page before it went away, and the module does not know it.
     let asked = bench.reads(page(true, 5));
     let asked = bench.begins(asked, 6, "one");
-    assert!(matches!(asked, Some(Command::CloseJournal(_, _, 5))), "{asked:?}");
+    assert!(matches!(asked, Some(Command::FetchJournal(_, 5))), "{asked:?}");
 }
 
 #[test]

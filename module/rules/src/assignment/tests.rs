@@ -320,3 +320,15 @@ fn whoever_takes_no_part_any_more_hears_nothing_but_the_name_of_its_own_change()
     assert_eq!(said("m").code, RefusalCode::AssignmentConflict);
     assert_eq!(said("m").message, "u1 is the name of another change, which was made");
 }
+
+#[test]
+fn what_is_held_no_longer_is_known_until_its_deadline_where_there_is_room() {
+    let most = limit::ASSIGNMENTS_LINGERING;
+    for (remembered, deadline, known, until) in [(5, 3, 0, 5), (5, 9, 0, 9), (5, 9, most - 1, 9), (5, 9, most, 5)] {
+        assert_eq!(
+            known_until(remembered, deadline, known),
+            until,
+            "{remembered} {deadline} {known}"
+        );
+    }
+}

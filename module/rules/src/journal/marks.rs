@@ -9,6 +9,7 @@ use spacetime_sync_proto::{Refusal, RefusalCode, limit};
 
 use crate::content::invalid;
 
+use super::pass::{Kind, Pass, go_on};
 use super::{Document, Key};
 
 /// How many ranges of marks one read looks through, each as long as a page. Most of the marks that were given are settled.
@@ -16,6 +17,9 @@ const RANGES: usize = 64;
 
 /// The highest mark that is taken from outside, so that there are always more. No module ever gives as many.
 const MOST_MARKS: u64 = i64::MAX.unsigned_abs() / 2;
+
+/// Stands for a mark that comes later than every other one.
+pub const NOT_YET: u64 = u64::MAX;
 
 /// The state of the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +32,8 @@ pub struct State {
     pub settled: u64,
     /// The next change gets this mark.
     pub next_mark: u64,
-    /// The last mark that was given when everything was marked anew for another history of the authority. 0 if it never was.
+    /// The last mark that was given when everything was marked anew for another history of the authority. 0 if it never was, and
+    /// [`NOT_YET`] while it is done.
     pub whole_at: u64,
 }
 
@@ -66,8 +71,18 @@ pub trait JournalRows {
     /// How many marks there are.
     fn marks(&self) -> u64;
 
-    /// Every thing that is held.
-    fn everything(&self) -> Vec<Key>;
+    /// How far everything has been marked anew. `None` if that is not under way.
+    fn pass(&self) -> Option<Pass>;
+
+    /// Writes it.
+    fn set_pass(&mut self, pass: Option<Pass>);
+
+    /// How many things of a kind are held.
+    fn held(&self, kind: Kind) -> u64;
+
+    /// The things of a kind that are due in this range of times, in microseconds. A thing that does not change is always due at the
+    /// same time.
+    fn due(&self, kind: Kind, range: RangeInclusive<i64>) -> Vec<Key>;
 
     /// How a thing is. `None` if it is held no longer.
     fn document(&self, key: &Key) -> Option<Document>;
@@ -96,20 +111,20 @@ pub fn check_room(rows: &impl JournalRows) -> Result<(), Refusal> {
     Err(Refusal::new(RefusalCode::RateLimited, message))
 }
 
-/// The state. If there is none, the database is new, or older than the journal: then everything that it holds is marked.
+/// The state. If there is none, the database is new, or older than the journal: then everything that it holds is to be marked.
 fn state(rows: &mut impl JournalRows, now_us: i64) -> State {
     if let Some(state) = rows.state() {
         return state;
     }
-    let mut state = State {
+    let state = State {
         is_open: false,
         epoch: String::new(),
         settled: 0,
         next_mark: 1,
         whole_at: 0,
     };
-    mark_everything(rows, &mut state, now_us);
     rows.set_state(state.clone());
+    rows.set_pass(Some(Pass::new(now_us, false)));
     state
 }
 
@@ -121,7 +136,7 @@ pub fn mark(rows: &mut impl JournalRows, key: &Key, now_us: i64) {
 }
 
 /// Gives the next mark. What waits already waits no shorter for it.
-fn place(rows: &mut impl JournalRows, state: &mut State, key: String, now_us: i64) {
+pub(super) fn place(rows: &mut impl JournalRows, state: &mut State, key: String, now_us: i64) {
     let held = rows.mark_of(&key);
     if let Some(held) = &held {
         rows.delete_marks(held.mark..=held.mark);
@@ -134,17 +149,11 @@ fn place(rows: &mut impl JournalRows, state: &mut State, key: String, now_us: i6
     state.next_mark += 1;
 }
 
-/// Marks everything. In the module it is one transaction, which takes some microseconds for each thing: it happens once for a
-/// database, and once for each history of the authority.
-fn mark_everything(rows: &mut impl JournalRows, state: &mut State, now_us: i64) {
-    for key in rows.everything() {
-        place(rows, state, key.to_text(), now_us);
-    }
-}
-
-/// The oldest marks with what they are about, as it is: about `most` and as many as fit into a page.
+/// The oldest marks with what they are about, as it is: about `most` and as many as fit into a page. If everything is to be marked,
+/// some more of it is marked first.
 pub fn page(rows: &mut impl JournalRows, most: u64, now_us: i64) -> JournalPage {
-    let state = state(rows, now_us);
+    let mut state = state(rows, now_us);
+    let unmarked = go_on(rows, &mut state, now_us);
     let most = most.clamp(1, PAGE_ENTRIES as u64);
     let newest = state.next_mark - 1;
     let (mut entries, mut bytes) = (Vec::new(), 0);
@@ -177,7 +186,7 @@ pub fn page(rows: &mut impl JournalRows, most: u64, now_us: i64) -> JournalPage 
         settled: state.settled,
         whole_at: state.whole_at,
         newest,
-        waiting: rows.marks(),
+        waiting: rows.marks() + unmarked,
         oldest: Duration::from_micros((now_us - oldest_us).unsigned_abs()),
         to,
         entries,
@@ -227,7 +236,8 @@ pub fn check_closed(rows: &mut impl JournalRows, now_us: i64) -> Result<(), Refu
     Ok(())
 }
 
-/// Has calls accepted. `newest` is the newest mark that the authority was ever given.
+/// Has calls accepted. `newest` is the newest mark that the authority was ever given. An authority that may lack anything is told
+/// everything anew: as its pages are read, everything is marked.
 pub fn open(rows: &mut impl JournalRows, epoch: String, newest: u64, now_us: i64) -> Result<(), Refusal> {
     if epoch.is_empty() || epoch.len() > limit::NAME_BYTES {
         let (most, found) = (limit::NAME_BYTES, epoch.len());
@@ -249,8 +259,8 @@ pub fn open(rows: &mut impl JournalRows, epoch: String, newest: u64, now_us: i64
         }
     }
     if lacks {
-        mark_everything(rows, &mut state, now_us);
-        state.whole_at = state.next_mark - 1;
+        rows.set_pass(Some(Pass::new(now_us, true)));
+        state.whole_at = NOT_YET;
     }
     state.is_open = true;
     state.epoch = epoch;

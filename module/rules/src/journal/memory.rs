@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use super::marks::{JournalRows, Mark, State};
+use super::pass::{Kind, Pass};
 use super::{Document, Key};
 
 /// What a module holds that the journal covers, and the marks.
@@ -13,6 +14,8 @@ pub struct MemoryJournal {
     pub state: Option<State>,
     /// The marks, by their numbers.
     pub marks: BTreeMap<u64, Mark>,
+    /// How far everything has been marked anew.
+    pub pass: Option<Pass>,
     /// Everything that is held.
     pub things: BTreeMap<Key, Document>,
 }
@@ -46,8 +49,24 @@ impl JournalRows for MemoryJournal {
         self.marks.len() as u64
     }
 
-    fn everything(&self) -> Vec<Key> {
-        self.things.keys().cloned().collect()
+    fn pass(&self) -> Option<Pass> {
+        self.pass
+    }
+
+    fn set_pass(&mut self, pass: Option<Pass>) {
+        self.pass = pass;
+    }
+
+    fn held(&self, kind: Kind) -> u64 {
+        self.things.values().filter(|thing| Kind::of(thing) == kind).count() as u64
+    }
+
+    fn due(&self, kind: Kind, range: RangeInclusive<i64>) -> Vec<Key> {
+        let due = self
+            .things
+            .iter()
+            .filter(|(_, thing)| Kind::of(thing) == kind && range.contains(&thing.due_us()));
+        due.map(|(key, _)| key.clone()).collect()
     }
 
     fn document(&self, key: &Key) -> Option<Document> {

@@ -104,6 +104,35 @@ fn a_document_is_read_as_it_was_written() {
 }
 
 #[test]
+fn what_a_later_release_has_written_is_read_without_what_is_not_known() {
+    let (key, document) = (key("assignment/r1"), Document::Assignment(assignment()));
+    let more = document.to_text().replace("\"due_at\"", "\"colour\":[1],\"due_at\"");
+    let more = more.replace("\"user_id\"", "\"shade\":{},\"user_id\"");
+    assert_ne!(more, document.to_text());
+    assert_eq!(Document::read(&key, &more).unwrap(), document);
+    for (key, document) in [
+        ("assignment/r1", r#"{"draft":{"of":"7"}}"#),
+        ("draft/r1", "{}"),
+        ("draft/r1/1", "anything"),
+    ] {
+        assert_eq!(read_entry(key, document).unwrap(), None, "{key} {document}");
+    }
+    for (key, document) in [
+        ("assignment/r1", r#"{"assignment":{"of":"7"}}"#),
+        ("assignment/r1", r#"{"draft":1,"assignment":{}}"#),
+        ("assignment/r1", "{}"),
+        ("assignment/r1", "anything"),
+        ("capability/r1", "{}"),
+        ("/r1", "{}"),
+        ("Draft/r1", "{}"),
+    ] {
+        assert!(read_entry(key, document).is_err(), "{key} {document}");
+    }
+    let read = read_entry("assignment/r1", &document.to_text()).unwrap();
+    assert_eq!(read, Some((key, document)));
+}
+
+#[test]
 fn what_no_module_has_written_does_not_come_back() {
     let good = Document::Assignment(assignment()).to_text();
     let other = |change: fn(&mut Assignment)| {

@@ -144,9 +144,11 @@ fn an_authority_of_another_history_or_with_less_is_told_everything_anew() {
         let mut rows = opened(0);
         rows.change("a", 1, NOW);
         rows.change("b", 1, NOW);
+        rows.read(256);
         settle(&mut rows, 2, NOW).unwrap();
         open(&mut rows, epoch.to_owned(), newest, NOW).unwrap();
         let first = newest.max(2) + 1;
+        assert_eq!(rows.state.as_ref().unwrap().whole_at, if anew { NOT_YET } else { 0 });
         let expected = if anew {
             (read(&[("a", first), ("b", first + 1)]), first + 1)
         } else {
