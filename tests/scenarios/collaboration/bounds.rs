@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use spacetime_sync_proto::{RefusalCode, limit};
 use spacetime_sync_tests::lane::wait_for;
 
-use super::{ASKS, is};
+use super::{ASKS, PROVIDES, is};
 use crate::access::guarded::Guarded;
 use crate::lane::hostile::Said;
 
@@ -92,10 +92,39 @@ async fn a_requester_has_a_bounded_number_of_assignments_and_what_ended_first_is
     }
 }
 
+/// An older copy of SpacetimeDB may have them as they were: an assignment that is open until its deadline, and a name that is kept
+/// for as long as was said first.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ended_early_is_known_for_as_long_as_an_older_copy_would_have_it() {
+    let guarded = Guarded::start().await;
+    let [asks, again] = ["asks", "again"].map(|session| guarded.scoped("7", session, ASKS));
+    let cancelled = async |request: &str, seconds: u64| {
+        insist(async || guarded.open(&asks, request, "", "{}", seconds).await).await;
+        insist(async || guarded.update(&again, request, 1, "cancelled", "").await).await;
+    };
+    cancelled("long", limit::ASSIGNMENT_SECONDS).await;
+    let deadline = guarded.column("SELECT deadline_at FROM compute_assignment").await;
+    assert_ne!(guarded.column("SELECT due_at FROM assignment_party").await, deadline);
+    for nth in 0..2 * limit::ASSIGNMENTS {
+        cancelled(&format!("r{nth}"), 60).await;
+    }
+    let known = guarded.column("SELECT request_id FROM forgotten_assignment").await;
+    assert_eq!(known, ["long"]);
+    assert_eq!(guarded.column("SELECT until FROM forgotten_assignment").await, deadline);
+
+    let one = guarded.scoped("8", "one", PROVIDES);
+    guarded.publish(&one, "p1", "gpu", 1, "{}", 3_600).await.done();
+    let until = guarded.column("SELECT until FROM capability_claim").await;
+    guarded.publish(&one, "p1", "gpu", 2, "{}", 0).await.done();
+    assert_eq!(guarded.column("SELECT version FROM capability_claim").await, [2]);
+    assert_eq!(guarded.column("SELECT until FROM capability_claim").await, until);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_opened_is_known_a_bounded_number_of_times_after_it_is_held_no_longer() {
     let guarded = Guarded::start().await;
-    let last = 2 * limit::ASSIGNMENTS + limit::ASSIGNMENTS_FORGOTTEN;
+    let most = limit::ASSIGNMENTS_FORGOTTEN + limit::ASSIGNMENTS_LINGERING;
+    let last = 2 * limit::ASSIGNMENTS + most;
     // Each session has a quota of its own.
     let sessions = last / 90 + 1;
     let asks: Vec<_> = (0..=sessions)
@@ -107,7 +136,7 @@ async fn what_was_opened_is_known_a_bounded_number_of_times_after_it_is_held_no_
         guarded.update(who, &request, 1, "cancelled", "").await.done();
     }
     let known = guarded.column("SELECT request_id FROM forgotten_assignment").await;
-    assert_eq!(known.len(), limit::ASSIGNMENTS_FORGOTTEN);
+    assert_eq!(known.len(), most);
     let held = guarded.column("SELECT request_id FROM assignment_party").await;
     assert_eq!(held.len(), 2 * limit::ASSIGNMENTS);
     // The first one alone is known no longer.

@@ -1,19 +1,18 @@
 //! What becomes of assignments and of providers' names when SpacetimeDB, or the authority, loses its data.
 
+mod calls;
+
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use spacetime_sync_proto::journal::{PAGE_BYTES, PAGE_ENTRIES};
-use spacetime_sync_proto::{Refusal, RefusalCode, Secret, limit};
+use spacetime_sync_proto::{Refusal, RefusalCode, Secret};
 use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_tests::issuer::Issuer;
 use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, wait_for};
 use sqlx::Connection as _;
 
-use super::{ASKS, PROVIDES, is, text};
-use crate::access::guarded::Guarded;
-use crate::lane::hostile::Said;
+use super::{ASKS, PROVIDES, text};
 use crate::reliability::restore::{copy_folder, operator, watching};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -443,151 +442,4 @@ async fn a_full_journal_turns_the_bridge_red_and_nothing_else_stops() {
     let healed = bridge.until("/healthz", SOON, |healthy, _| healthy);
     healed.await.unwrap();
     assert_eq!(stage.count("select entries from runtime.sync_journal_extent").await, 5);
-}
-
-impl Guarded {
-    /// Calls as the bridge.
-    async fn bridge(&self, function: &str, arguments: Value) -> Said {
-        self.module.call(Some(&self.module.bridge), function, &arguments).await
-    }
-
-    /// Settled, newest, to, and the entries as the bridge reads them.
-    async fn page(&self, most: u64) -> ([u64; 3], Vec<(String, Value)>) {
-        let page = self.bridge("read_journal", json!([most])).await.done();
-        let number = |at: usize| page[at].as_u64().unwrap();
-        let entries = page[8].as_array().unwrap().iter();
-        let entries = entries.map(|entry| (text(&entry[1]), entry.clone()));
-        ([number(2), number(4), number(7)], entries.collect())
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_changed_after_it_was_read_is_read_again() {
-    let guarded = Guarded::start().await;
-    let asks = guarded.scoped("7", "asks", ASKS);
-    guarded.provider("8", "one", "p1").await;
-    for request in ["r1", "r2", "r3"] {
-        guarded.open(&asks, request, "p1", "{}", 600).await.done();
-    }
-    let keys = |entries: &[(String, Value)]| entries.iter().map(|entry| entry.0.clone()).collect::<Vec<_>>();
-    let (numbers, entries) = guarded.page(2).await;
-    assert_eq!(numbers, [0, 4, 2]);
-    assert_eq!(keys(&entries), ["capability/p1/gpu", "assignment/r1"]);
-    // It changes between the read and the settlement.
-    guarded.update(&asks, "r1", 1, "cancelled", "").await.done();
-    guarded.bridge("settle_journal", json!([2])).await.done();
-    guarded.bridge("settle_journal", json!([1])).await.done();
-    let (numbers, entries) = guarded.page(256).await;
-    assert_eq!(numbers, [2, 5, 5]);
-    assert_eq!(keys(&entries), ["assignment/r2", "assignment/r3", "assignment/r1"]);
-    assert!(entries[2].1.to_string().contains("cancelled"), "{entries:?}");
-    let said = guarded.bridge("settle_journal", json!([6])).await;
-    said.refused(RefusalCode::InvalidArgument);
-    guarded.bridge("settle_journal", json!([5])).await.done();
-    assert_eq!(guarded.page(256).await, ([5, 5, 5], Vec::new()));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn only_what_the_module_has_written_comes_back_and_only_while_the_journal_is_closed() {
-    let guarded = Guarded::start().await;
-    let asks = guarded.scoped("7", "asks", ASKS);
-    let one = guarded.provider("8", "one", "p1").await;
-    guarded.open(&asks, "r1", "", "{}", 600).await.done();
-    guarded.update(&one, "r1", 1, "accepted", "p1").await.done();
-    let (_, old) = guarded.page(256).await;
-    guarded.update(&one, "r1", 2, "running", "").await.done();
-    let (_, new) = guarded.page(256).await;
-    let entries = |entries: &[(String, Value)]| json!([entries.iter().map(|entry| &entry.1).collect::<Vec<_>>()]);
-    let [old, new] = [entries(&old), entries(&new)];
-    let invalid = RefusalCode::InvalidArgument;
-    guarded.bridge("bring_back", new.clone()).await.refused(invalid);
-    guarded.bridge("close_journal", json!([7])).await.refused(invalid);
-    guarded.bridge("close_journal", json!([0])).await.done();
-    let closed = guarded.update(&one, "r1", 3, "succeeded", "").await;
-    closed.refused(RefusalCode::BeingBroughtBack);
-
-    // What is held already, or is older, changes nothing.
-    let before = guarded.module.everything().await;
-    for known in [old, new.clone(), new.clone()] {
-        guarded.bridge("bring_back", known).await.done();
-        assert_eq!(guarded.module.everything().await, before);
-    }
-    // Nothing of a page is written if a part of it is wrong.
-    let document = new[0][1][2].as_str().unwrap();
-    assert!(document.contains("running"), "{document}");
-    let with = |key: &str, document: &str| json!([9, key, document]);
-    let fresh = document.replacen("\"version\":3", "\"version\":4", 1);
-    for wrong in [
-        with("assignment/r2", "{}"),
-        with("assignment/r2", ""),
-        with("assignment/r2", &fresh),
-        with("capability/p1/gpu", document),
-        with("r2", document),
-        with("assignment/r2", &document.replace("running", "paused")),
-    ] {
-        let page = json!([[new[0][0], with("assignment/r3", document), wrong]]);
-        guarded.bridge("bring_back", page).await.refused(invalid);
-    }
-    let many = vec![with("assignment/r3", document); PAGE_ENTRIES + 1];
-    guarded.bridge("bring_back", json!([many])).await.refused(invalid);
-    let filled = format!("{document}{}", " ".repeat(100_000));
-    let large = vec![with("assignment/r3", &filled); PAGE_BYTES / 100_000 + 2];
-    guarded.bridge("bring_back", json!([large])).await.refused(invalid);
-    assert_eq!(guarded.module.everything().await, before);
-    for (epoch, newest) in [("", 0), (&*"e".repeat(limit::NAME_BYTES + 1), 0), ("epoch", u64::MAX)] {
-        let said = guarded.bridge("open_journal", json!([epoch, newest])).await;
-        said.refused(invalid);
-    }
-
-    // An assignment that the module did not know, and a name that belongs to another user.
-    let claim = text(&new[0][0][2]).replace("\"user_id\":\"8\"", "\"user_id\":\"9\"");
-    guarded
-        .bridge(
-            "bring_back",
-            json!([[with("capability/p1/gpu", &claim), with("assignment/r3", document)]]),
-        )
-        .await
-        .done();
-    guarded.bridge("open_journal", json!(["epoch", 0])).await.done();
-    assert_eq!(
-        guarded.assignments(&asks).await,
-        [is("r1", 3, "running", "p1"), is("r3", 3, "running", "p1")]
-    );
-    guarded.update(&one, "r3", 3, "succeeded", "").await.done();
-    let said = guarded.publish(&one, "p1", "gpu", 9, "{}", 60).await;
-    said.refused(RefusalCode::CapabilityConflict);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nobody_but_the_bridge_reads_or_writes_the_journal() {
-    let guarded = Guarded::start().await;
-    let everybody = guarded.scoped("7", "asks", &[ASKS, PROVIDES].concat());
-    guarded.open(&everybody, "r1", "", "{}", 600).await.done();
-    let before = guarded.module.everything().await;
-    for (function, arguments) in [
-        ("read_journal", json!([256])),
-        ("settle_journal", json!([1])),
-        ("close_journal", json!([0])),
-        ("bring_back", json!([[]])),
-        ("open_journal", json!(["epoch", 0])),
-    ] {
-        for who in [&everybody, &guarded.module.owner] {
-            let said = guarded.module.call(Some(who), function, &arguments).await;
-            said.refused(RefusalCode::Unauthorized);
-        }
-    }
-    assert_eq!(guarded.module.everything().await, before);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn it_is_written_down_what_a_wipe_costs_for_each_table() {
-    let guarded = Guarded::start().await;
-    let document = include_str!("../../../docs/recovery.md");
-    let (_, costs) = document.split_once("| table of the module |").unwrap();
-    for table in guarded.module.tables().await {
-        assert!(
-            costs.contains(&format!("`{table}`")),
-            "docs/recovery.md says nothing of {table}"
-        );
-    }
 }

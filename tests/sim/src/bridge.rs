@@ -386,7 +386,7 @@ impl World {
                 };
                 self.ask(at, page);
             }
-            Command::ForgetJournal(request, _) => self.ask(at, Question::ForgetJournal(request)),
+            Command::ForgetJournal(request, turn) => self.ask(at, Question::ForgetJournal(request, turn)),
             Command::Tell(notice) => self.bridge_says(at, &notice),
             Command::End(ended) => {
                 if let Err(failure) = ended {

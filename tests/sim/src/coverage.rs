@@ -58,6 +58,14 @@ const SEEN: &[&str] = &[
     "durable transactions lost with the host",
     "module: assignment opened",
     "module: assignment changed",
+    "module: assignment expired",
+    "module: assignment forgotten early",
+    "module: assignment forgotten at its time",
+    "module: name kept until the deadline",
+    "module: name free again",
+    "module: capability published",
+    "module: capability of another user refused",
+    "module: capability forgotten",
     "module: being brought back",
     "journal: page kept",
     "journal: page of an earlier turn refused",
@@ -65,6 +73,11 @@ const SEEN: &[&str] = &[
     "journal: repeat absorbed",
     "bridge: journal closed",
     "bridge: assignments brought back",
+    "journal: open, and nothing is lacking",
+    "journal: open, and something is lacking",
+    "journal: told everything anew",
+    "authority: journal restored",
+    "authority: entry of another history forgotten",
 ];
 
 impl Coverage {

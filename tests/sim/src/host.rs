@@ -23,7 +23,7 @@ use crate::net::{ConnId, FromHost, Party, ToHost};
 use crate::setup::{Defect, Setup};
 use crate::world::{Step, World};
 
-pub(crate) use work::{JournalAnswer, JournalCall, assignment_of};
+pub(crate) use work::{JournalAnswer, JournalCall, SWEEP, as_shown, assignment_of};
 
 /// A stream in the module's tables.
 #[derive(Debug, Clone)]
@@ -87,6 +87,8 @@ pub(crate) enum HostStep {
         message: FromHost,
     },
     Snapshot,
+    /// The module does what the clock says.
+    Sweep,
 }
 
 #[derive(Debug)]
@@ -241,6 +243,10 @@ impl World {
                 if !self.quiet {
                     self.host_step_in(self.host.life, SECOND, HostStep::Snapshot);
                 }
+            }
+            HostStep::Sweep => {
+                self.host_sweeps_work();
+                self.host_step_in(self.host.life, SWEEP, HostStep::Sweep);
             }
         }
     }

@@ -5,8 +5,7 @@
 //! Adapters carry out what the machines order. Each question and each answer is a step of its own.
 //!
 //! **Models**: the authority (logs with their chains, `published_seq`, the journal, writers, locks, leads), sessions that open and
-//! change assignments (not by clients), SpacetimeDB (rows,
-//! grants, what is committed and what is durable, snapshots), the connections, and the clients' stores.
+//! change assignments and publish capabilities (not by clients), SpacetimeDB (rows, what the clock does to them, grants, what is committed and what is durable, snapshots), the connections, and the clients' stores.
 //!
 //! **Injected**: every [`Fault`].
 //! - Connections break, fall silent or are late. Calls of a dead connection arrive late, and so does the news of
@@ -17,14 +16,16 @@
 //!   without a lead. A bridge that has lost the lead does not notice for a while, and its rewinds arrive after the next
 //!   leader has worked on the stream.
 //! - SpacetimeDB loses what is not durable, is set back to a snapshot, or is wiped.
-//! - The authority is away, its rows are locked, its clock jumps, its chain hashes become malformed. Writers repeat.
+//! - The authority is away, its rows are locked, its clock jumps, its chain hashes become malformed. Writers repeat. Its
+//!   journal, and nothing else of it, is restored from a backup.
 //! - Stores are busy, roll back, fail, or lose their last writes. Handlers fail, and consumers are slow.
 //! - Windows are swept, the authority is purged, and windows begin anew. Grants are revoked and given again.
 //! - What nobody should ever meet: altered payloads, events of another origin, bytes that are no frame or another one than
 //!   was stated, of one event or of more than a step of a rewind removes; rows and pages that are not what they claim.
 //!
 //! **Not injected**: history out of the authority for clients below the window (they stop, and stay stopped); an
-//! authority that is restored to an earlier time, and what an operator does about it; tokens that are refused or end;
+//! authority whose logs are restored to an earlier time, and what an operator does about it; more things than a module marks in
+//! one look; tokens that are refused or end;
 //! delivery without confirmed reads; a stated end that its frame contradicts, for clients that may not ask the authority
 //! (they stop); a row that was forged together with everything that could contradict it; missing rows. The messages of one
 //! connection stay in order, as over TCP, except for the rows of subscriptions. One assumption: under confirmed reads every

@@ -45,6 +45,8 @@ pub struct Setup {
     /// How often sessions open or change assignments, and how many marks the module reads at once.
     pub(crate) works: usize,
     pub(crate) journal_page: u64,
+    /// When a backup of what the authority keeps of it is made, and when the authority is restored from that.
+    pub(crate) restored: Option<(Micros, Micros)>,
     /// How many of a stream's newest events SpacetimeDB keeps, if it does not keep all.
     window: u64,
 }
@@ -85,6 +87,10 @@ impl Setup {
             seed,
             works: labour.random_range(0..60),
             journal_page: labour.random_range(1..=4),
+            restored: labour.random_bool(0.3).then(|| {
+                let made = labour.random_range(0..until / 2);
+                (made, labour.random_range(made..until))
+            }),
             streams: rng.random_range(1..=4),
             clients: rng.random_range(1..=3),
             bridges: if rng.random_bool(0.4) { 2 } else { 1 },

@@ -1,50 +1,74 @@
-//! The journal in the authority, and what must be true of assignments whatever SpacetimeDB loses:
+//! The journal in the authority, and what must be true of assignments and of providers' names whatever SpacetimeDB loses:
 //!
-//! - nothing is changed that is older than what the authority keeps, so nothing has two winners ("A1");
+//! - nothing is changed that is older than what the authority keeps, or that it knows to be gone, and nobody takes what it
+//!   keeps for another user, so nothing has two winners ("A1");
 //! - what the authority keeps never becomes older, and never gets another past ("A2");
 //! - in the end both sides have the same, and changes are accepted ("I10").
 //!
-//! A SpacetimeDB that was restored shows its old states until a bridge notices it. What is decided on those may differ.
+//! A SpacetimeDB that was restored shows its old states until a bridge notices it. What is decided on those may differ. An
+//! authority that is restored knows no more than its backup. It gets another epoch at once, as by `spacetime-sync rewind`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use spacetime_sync_lane::Failure;
 use spacetime_sync_proto::journal::{JournalEntry, JournalTurn, PAGE_ENTRIES};
 use spacetime_sync_proto::refusal::RefusalClass;
-use spacetime_sync_rules::journal::{Assignment, Document, Key};
+use spacetime_sync_rules::journal::{Assignment, Capability, Document, Key};
 
-use crate::host::assignment_of;
-use crate::world::World;
+use crate::agenda::MILLISECOND;
+use crate::host::{as_shown, assignment_of};
+use crate::world::{Step, World, say};
 
-/// The authority's epoch.
-pub(crate) const EPOCH: &str = "the only one";
+/// How long a restore of the authority takes, and how many entries it forgets at once.
+const RESTORE: u64 = 300 * MILLISECOND;
+const FORGOTTEN_AT_ONCE: usize = 2;
+
+/// An entry that the authority keeps.
+#[derive(Debug, Clone)]
+struct Entry {
+    mark: u64,
+    /// The number of the history in which it was kept.
+    history: u64,
+    document: Document,
+}
 
 /// What the authority keeps.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Kept {
-    entries: BTreeMap<Key, (u64, Document)>,
+    entries: BTreeMap<Key, Entry>,
     newest: u64,
     turn: u64,
+    /// The number of this history, and of the one in which the turn began.
+    history: u64,
+    turn_history: u64,
+    /// The assignments that the authority was told are gone, each with the time at which it was opened.
+    gone: BTreeSet<(Key, i64)>,
 }
 
 impl Kept {
+    /// The authority's epoch.
+    pub(crate) fn epoch(&self) -> String {
+        format!("epoch {}", self.history)
+    }
+
     pub(crate) fn begin(&mut self) -> JournalTurn {
         self.turn += 1;
+        self.turn_history = self.history;
         JournalTurn {
             turn: self.turn,
             newest: self.newest,
-            epoch: EPOCH.to_owned(),
+            epoch: self.epoch(),
         }
     }
 
     /// A page of the entries with higher marks, in their order.
     pub(crate) fn page(&self, after: u64) -> Vec<JournalEntry> {
-        let later = self.entries.iter().filter(|(_, (mark, _))| *mark > after);
+        let later = self.entries.iter().filter(|(_, entry)| entry.mark > after);
         let mut page: Vec<_> = later
-            .map(|(key, (mark, document))| JournalEntry {
-                mark: *mark,
+            .map(|(key, entry)| JournalEntry {
+                mark: entry.mark,
                 key: key.to_text(),
-                document: document.to_text(),
+                document: entry.document.to_text(),
             })
             .collect();
         page.sort_by_key(|entry| entry.mark);
@@ -52,36 +76,72 @@ impl Kept {
         page
     }
 
+    fn document(&self, key: &Key) -> Option<&Document> {
+        self.entries.get(key).map(|entry| &entry.document)
+    }
+
     fn assignment(&self, key: &Key) -> Option<&Assignment> {
-        self.entries.get(key).and_then(|(_, document)| assignment_of(document))
+        self.document(key).and_then(assignment_of)
     }
 }
 
 impl World {
+    /// The authority is set back to its backup, and begins another history.
+    pub(crate) fn authority_is_restored(&mut self) {
+        // Whatever is on its way to the authority dies with it. What a bridge sends that stands still now would not.
+        if self.bridges.iter().any(|bridge| bridge.paused_until > self.now) {
+            let later = self.now + RESTORE;
+            if later < self.setup.until {
+                self.agenda.push(later, Step::Restore);
+            }
+            return;
+        }
+        let Some(backup) = self.backup.take() else { return };
+        say!(self, "authority: its journal is restored");
+        self.coverage.seen("authority: journal restored");
+        self.authority_away_until = self.authority_away_until.max(self.now + RESTORE);
+        self.lose_lead();
+        let history = self.kept.history + 1;
+        self.kept = Kept { history, ..backup };
+    }
+
+    fn check_turn(&mut self, turn: u64) -> Result<(), Failure> {
+        if turn == self.kept.turn {
+            return Ok(());
+        }
+        self.coverage.seen("journal: page of an earlier turn refused");
+        Err(Failure {
+            class: RefusalClass::Retry,
+            refusal: None,
+            text: "another turn".to_owned(),
+        })
+    }
+
     /// Keeps a page, as `runtime.sync_keep_journal` does.
     pub(crate) fn keep(&mut self, turn: u64, entries: &[JournalEntry], to: u64) -> Result<(), Failure> {
-        if turn != self.kept.turn {
-            self.coverage.seen("journal: page of an earlier turn refused");
-            return Err(Failure {
-                class: RefusalClass::Retry,
-                refusal: None,
-                text: "another turn".to_owned(),
-            });
-        }
+        self.check_turn(turn)?;
         for entry in entries {
             let Ok(key) = Key::read(&entry.key) else { continue };
-            let held = self.kept.entries.get(&key).map_or(0, |(mark, _)| *mark);
+            let held = self.kept.entries.get(&key).map_or(0, |held| held.mark);
             if held >= entry.mark {
                 continue;
             }
             if entry.document.is_empty() {
+                self.is_gone(&key, None);
                 self.kept.entries.remove(&key);
                 continue;
             }
             match Document::read(&key, &entry.document) {
                 Ok(document) => {
                     self.judge_kept(&key, &document);
-                    self.kept.entries.insert(key, (entry.mark, document));
+                    self.is_gone(&key, assignment_of(&document).map(|assignment| assignment.opened_at));
+                    let (mark, history) = (entry.mark, self.kept.turn_history);
+                    let kept = Entry {
+                        mark,
+                        history,
+                        document,
+                    };
+                    self.kept.entries.insert(key, kept);
                 }
                 Err(refusal) => self.violate("A2", || {
                     format!("the module wrote an entry that cannot be read: {refusal}")
@@ -93,17 +153,54 @@ impl World {
         Ok(())
     }
 
-    /// What is kept of an assignment follows from what was kept before.
+    /// Forgets what is of another history, as `runtime.sync_forget_journal` does.
+    pub(crate) fn forget(&mut self, turn: u64) -> Result<u64, Failure> {
+        self.check_turn(turn)?;
+        let present = self.kept.turn_history;
+        let old = self.kept.entries.iter().filter(|(_, entry)| entry.history != present);
+        let old: Vec<Key> = old.map(|(key, _)| key.clone()).take(FORGOTTEN_AT_ONCE).collect();
+        for key in &old {
+            self.coverage.seen("authority: entry of another history forgotten");
+            self.is_gone(key, None);
+            self.kept.entries.remove(key);
+        }
+        Ok(old.len() as u64)
+    }
+
+    /// The authority is told that the assignment that it keeps is gone, unless it is the one that was opened then.
+    fn is_gone(&mut self, key: &Key, opened_at: Option<i64>) {
+        if let Some(kept) = self.kept.assignment(key)
+            && opened_at != Some(kept.opened_at)
+        {
+            let gone = (key.clone(), kept.opened_at);
+            self.kept.gone.insert(gone);
+        }
+    }
+
+    /// What is kept follows from what was kept before.
     fn judge_kept(&mut self, key: &Key, document: &Document) {
+        if let (Some(Document::Capability(before)), Document::Capability(after)) = (self.kept.document(key), document) {
+            let is_older = if before.user_id == after.user_id {
+                let is_shorter = after.until < before.until && self.restored_at.is_none();
+                after.version < before.version || is_shorter
+            } else {
+                before.until > self.now as i64
+            };
+            if is_older {
+                let (before, after) = (before.clone(), after.clone());
+                self.violate("A2", || format!("{} was {before:?}, and is {after:?}", key.to_text()));
+            }
+            return;
+        }
         let (Some(before), Some(after)) = (self.kept.assignment(key), assignment_of(document)) else {
             return;
         };
-        let is_older = if before.opened_at == after.opened_at {
+        let is_same = before.opened_at == after.opened_at;
+        let is_older = if is_same {
             after.version < before.version
         } else {
             after.opened_at < before.opened_at
         };
-        let is_same = before.opened_at == after.opened_at;
         let other_past = before.changes.iter().find(|step| {
             let now = after.changes.iter().find(|now| now.version == step.version);
             is_same && now.is_some_and(|now| now != *step)
@@ -114,8 +211,9 @@ impl World {
                 format!("{} was kept at {before}, and is at {after}", key.to_text())
             });
         }
+        // A change that was made on an old state counts if its version is higher. What it was made on was never kept after that.
         if let Some(other) = other_past
-            && !self.was_restored
+            && self.restored_at.is_none_or(|at| other.changed_at > at as i64)
         {
             let version = other.version;
             self.violate("A2", || {
@@ -125,28 +223,64 @@ impl World {
     }
 
     /// A session opens an assignment.
-    pub(crate) fn judge_opening(&mut self, key: &Key, opened: &Assignment) {
-        let Some(kept) = self.kept.assignment(key) else { return };
-        let was_forgotten = self.forgotten.contains(&(key.clone(), kept.opened_at));
-        if !was_forgotten && !self.host.is_stale {
-            let (before, at) = (kept.opened_at, opened.opened_at);
+    pub(crate) fn judge_opening(&mut self, key: &Key, opened_at: i64) {
+        if self.host.is_stale {
+            return;
+        }
+        let taken = match self.kept.document(key) {
+            Some(Document::Assignment(kept)) if !self.forgotten.contains(&(key.clone(), kept.opened_at)) => {
+                format!("keeps the one of {}", kept.opened_at)
+            }
+            Some(Document::Forgotten(kept)) if kept.until > self.now as i64 => {
+                format!("keeps that its name is taken until {}", kept.until)
+            }
+            Some(_) | None => return,
+        };
+        self.violate("A1", || {
+            format!("{} is opened at {opened_at}, but the authority {taken}", key.to_text())
+        });
+    }
+
+    /// A session changes an assignment.
+    pub(crate) fn judge_change(&mut self, key: &Key, changed: &Assignment) {
+        if self.host.is_stale {
+            return;
+        }
+        let version = changed.version;
+        if self.kept.gone.contains(&(key.clone(), changed.opened_at)) {
+            return self.violate("A1", || {
+                format!(
+                    "{} gets version {version}, but the authority knows that it is gone",
+                    key.to_text()
+                )
+            });
+        }
+        if let Some(kept) = self.kept.assignment(key)
+            && kept.opened_at == changed.opened_at
+            && kept.version >= version
+        {
+            let kept = kept.version;
             self.violate("A1", || {
                 format!(
-                    "{} is opened at {at}, but the authority keeps the one of {before}",
+                    "{} gets version {version}, but the authority keeps {kept}",
                     key.to_text()
                 )
             });
         }
     }
 
-    /// A session changes an assignment.
-    pub(crate) fn judge_change(&mut self, key: &Key, changed: &Assignment) {
-        let Some(kept) = self.kept.assignment(key) else { return };
-        if kept.opened_at == changed.opened_at && kept.version >= changed.version && !self.host.is_stale {
-            let (kept, changed) = (kept.version, changed.version);
+    /// A session publishes a capability.
+    pub(crate) fn judge_publication(&mut self, key: &Key, published: &Capability) {
+        let Some(Document::Capability(kept)) = self.kept.document(key) else {
+            return;
+        };
+        let is_others = kept.user_id != published.user_id;
+        let is_older = !is_others && kept.version >= published.version;
+        if (is_others || is_older) && kept.until > self.now as i64 && !self.host.is_stale {
+            let (kept, published) = (kept.clone(), published.clone());
             self.violate("A1", || {
                 format!(
-                    "{} gets version {changed}, but the authority keeps {kept}",
+                    "{} is published as {published:?}, but the authority keeps {kept:?}",
                     key.to_text()
                 )
             });
@@ -155,16 +289,13 @@ impl World {
 
     /// Whether the authority keeps everything as it is, and changes are accepted.
     pub(crate) fn is_kept(&self) -> bool {
-        let work = &self.host.work;
-        // What came back with an old SpacetimeDB, and was forgotten before, is nobody's any more.
-        let is_remembered = |key: &&Key| {
-            let opened_at = work.things.get(*key).and_then(assignment_of).map(|held| held.opened_at);
-            !self.was_restored || opened_at.is_none_or(|at| !self.forgotten.contains(&((*key).clone(), at)))
+        let (work, now) = (&self.host.work, self.now as i64);
+        let is_same = |(key, entry): (&Key, &Entry)| {
+            let held = work.things.get(key);
+            held.is_some_and(|held| as_shown(held, now) == as_shown(&entry.document, now))
         };
-        let held: Vec<&Key> = work.things.keys().filter(is_remembered).collect();
-        let kept = |key: &Key| self.kept.entries.get(key).map(|(_, document)| document);
-        let same = self.kept.entries.keys().all(|key| work.things.contains_key(key))
-            && held.iter().all(|key| kept(key) == work.things.get(*key));
-        same && work.marks.is_empty() && work.state.as_ref().is_some_and(|state| state.is_open)
+        let same = self.kept.entries.len() == work.things.len() && self.kept.entries.iter().all(is_same);
+        let is_open = work.state.as_ref().is_some_and(|state| state.is_open);
+        same && work.marks.is_empty() && work.pass.is_none() && is_open
     }
 }

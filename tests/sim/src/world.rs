@@ -18,7 +18,7 @@ use crate::bridge::{Bridge, BridgeStep};
 use crate::client::{Client, ClientStep};
 use crate::coverage::Coverage;
 use crate::fault::{Fault, Planned};
-use crate::host::{Host, HostStep};
+use crate::host::{Host, HostStep, SWEEP};
 use crate::net::{Conn, ConnId, FromHost, Party, ToHost};
 use crate::setup::Setup;
 use crate::work::Kept;
@@ -55,6 +55,8 @@ impl fmt::Display for Violation {
 pub(crate) enum Step {
     Write { stream: usize },
     Work,
+    BackUp,
+    Restore,
     WriteAgain { stream: usize, event: NewEvent },
     Strike(usize),
     Bridge { at: usize, life: u32, step: BridgeStep },
@@ -147,12 +149,13 @@ pub(crate) struct World {
     pub(crate) clients: Vec<Client>,
     pub(crate) armed: Vec<Armed>,
     pub(crate) excuses: Vec<Excuses>,
-    /// What the authority keeps of assignments.
+    /// What the authority keeps of assignments and of providers' names, and a backup of that.
     pub(crate) kept: Kept,
+    pub(crate) backup: Option<Kept>,
     /// The assignments that the module has forgotten, each with the time at which it was opened.
     pub(crate) forgotten: BTreeSet<(Key, i64)>,
-    /// Whether SpacetimeDB was ever restored.
-    pub(crate) was_restored: bool,
+    /// When SpacetimeDB was last restored.
+    pub(crate) restored_at: Option<Micros>,
     pub(crate) quiet: bool,
     pub(crate) coverage: Coverage,
     pub(crate) steps: u64,
@@ -220,8 +223,9 @@ impl World {
             clients,
             armed: Vec::new(),
             kept: Kept::default(),
+            backup: None,
             forgotten: BTreeSet::new(),
-            was_restored: false,
+            restored_at: None,
             quiet: false,
             coverage: Coverage::default(),
             steps: 0,
@@ -253,10 +257,15 @@ impl World {
             let when = self.dice.labour.random_range(0..self.setup.until);
             self.agenda.push(when, Step::Work);
         }
+        if let Some((made, restored)) = self.setup.restored {
+            self.agenda.push(made, Step::BackUp);
+            self.agenda.push(restored, Step::Restore);
+        }
         for (nth, planned) in self.setup.plan.iter().enumerate() {
             self.agenda.push(planned.at, Step::Strike(nth));
         }
         self.host_step_in(0, SECOND, HostStep::Snapshot);
+        self.host_step_in(0, SWEEP, HostStep::Sweep);
         self.agenda.push(self.setup.until, Step::Quiet);
     }
 
@@ -311,7 +320,7 @@ impl World {
             Step::BridgeStarts { at } | Step::ClientStarts { at } => at.hash(&mut self.trace),
             Step::Broken { conn } => conn.hash(&mut self.trace),
             Step::Granted { client, stream } => (client, stream).hash(&mut self.trace),
-            Step::HostStarts | Step::Quiet | Step::Operator | Step::Work => {}
+            Step::HostStarts | Step::Quiet | Step::Operator | Step::Work | Step::BackUp | Step::Restore => {}
         }
         (self.host.committed, self.host.durable).hash(&mut self.trace);
         for log in &self.logs {
@@ -323,6 +332,8 @@ impl World {
         match step {
             Step::Write { stream } => self.write(stream),
             Step::Work => self.sessions_work(),
+            Step::BackUp => self.backup = Some(self.kept.clone()),
+            Step::Restore => self.authority_is_restored(),
             Step::WriteAgain { stream, event } => self.append(stream, event),
             Step::Strike(nth) => self.strike(self.setup.plan[nth]),
             Step::Bridge { at, life, step } => {

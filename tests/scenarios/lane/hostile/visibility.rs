@@ -72,6 +72,7 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
         ("capability_claim", Seen::OwnerOfSessions),
         ("journal_state", Seen::Owner),
         ("journal_mark", Seen::OwnerOfSessions),
+        ("journal_pass", Seen::OwnerOfSessions),
         ("provider_capability", Seen::AnyoneOfSessions),
         ("bridge_outbox", Seen::Audience),
         ("outbox_entry", Seen::OwnerOfSessions),

@@ -17,7 +17,6 @@ use spacetime_sync_proto::{ChainHash, Position, Seq, StreamId, StreamProgress};
 use crate::agenda::Micros;
 use crate::fault::Fault;
 use crate::seal::SimSealer;
-use crate::work::EPOCH;
 use crate::world::{World, say};
 
 /// A question to the authority.
@@ -66,7 +65,7 @@ pub(crate) enum Question {
         entries: Vec<JournalEntry>,
         to: u64,
     },
-    ForgetJournal(RequestId),
+    ForgetJournal(RequestId, u64),
 }
 
 impl World {
@@ -113,7 +112,7 @@ impl World {
             Question::BeginJournal(request) => Event::JournalBegun(request, Err(away)),
             Question::FetchJournal(request, _) => Event::JournalFetched(request, Err(away)),
             Question::KeepJournal { request, .. } => Event::JournalKept(request, Err(away)),
-            Question::ForgetJournal(request) => Event::JournalForgotten(request, Err(away)),
+            Question::ForgetJournal(request, _) => Event::JournalForgotten(request, Err(away)),
         }
     }
 
@@ -204,7 +203,7 @@ impl World {
                 Event::Policy(request, Ok(self.setup.window().map(class).into_iter().collect()))
             }
             Question::Epoch(request) => {
-                let epoch = EPOCH.to_owned();
+                let epoch = self.kept.epoch();
                 Event::Epoch(request, Ok(AuthorityEpoch { epoch, beat: 1 }))
             }
             Question::Beat(request) => Event::BeatAdvanced(request, Ok(())),
@@ -216,7 +215,7 @@ impl World {
                 entries,
                 to,
             } => Event::JournalKept(request, self.keep(turn, &entries, to)),
-            Question::ForgetJournal(request) => Event::JournalForgotten(request, Ok(0)),
+            Question::ForgetJournal(request, turn) => Event::JournalForgotten(request, self.forget(turn)),
         })
     }
 

@@ -3,7 +3,7 @@
 use rand::Rng as _;
 use spacetime_sync_rules::journal::memory::MemoryJournal;
 
-use super::{HostStep, Table};
+use super::{HostStep, SWEEP, Table};
 use crate::agenda::{MILLISECOND, Micros, SECOND};
 use crate::world::{Step, World, say};
 
@@ -41,6 +41,7 @@ impl World {
         self.host.up = true;
         say!(self, "host: is back");
         self.host_step_in(self.host.life, SECOND, HostStep::Snapshot);
+        self.host_step_in(self.host.life, SWEEP, HostStep::Sweep);
         // The issuer revokes again what was revoked while the host was away.
         for client in 0..self.setup.clients {
             for stream in 0..self.setup.streams {
@@ -66,7 +67,9 @@ impl World {
         let (tables, work) = snapshot.unwrap_or_else(|| (fresh(), MemoryJournal::default()));
         self.host.work = work;
         self.host.is_stale = !wiped;
-        self.was_restored |= !wiped;
+        if !wiped {
+            self.restored_at = Some(self.now);
+        }
         if wiped {
             self.host.snapshots.clear();
             self.host.granted = vec![vec![false; self.setup.streams]; self.setup.clients];
