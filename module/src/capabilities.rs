@@ -1,7 +1,7 @@
 //! Which user a provider's name belongs to, the end of capabilities, and how the journal has them.
 
 use spacetime_sync_proto::{Label, Refusal, RefusalCode};
-use spacetime_sync_rules::journal::{Capability, HeldClaim, Key, Standing, capability_comes_back};
+use spacetime_sync_rules::journal::{Capability, HeldClaim, Key, Standing, capability_comes_back, capability_is_over};
 use spacetimedb::{ReducerContext, Table, Timestamp};
 
 use crate::journal::{check_closed, mark};
@@ -88,15 +88,23 @@ pub fn bring_back(
 ) -> Result<(), Refused> {
     let claims = ctx.db.capability_claim();
     let held = claim(ctx, &provider_id, &capability);
-    let is_newer = {
-        let held = held.as_ref().map(|held| HeldClaim {
-            is_same_user: held.user_id == kept.user_id,
-            version: held.version,
-            content: digest_from_column(held.content),
-        });
-        capability_comes_back(held, &kept, ctx.timestamp.to_micros_since_unix_epoch())
-    };
-    if !is_newer {
+    let held = held.map(|held| HeldClaim {
+        is_same_user: held.user_id == kept.user_id,
+        version: held.version,
+        content: digest_from_column(held.content),
+    });
+    let now_us = ctx.timestamp.to_micros_since_unix_epoch();
+    if capability_is_over(held, &kept, now_us) && check_closed(ctx).is_ok() {
+        mark(
+            ctx,
+            &Key::Capability {
+                provider_id,
+                capability,
+            },
+        );
+        return Ok(());
+    }
+    if !capability_comes_back(held, &kept, now_us) {
         return Ok(());
     }
     check_closed(ctx)?;

@@ -387,5 +387,11 @@ pub fn capability_comes_back(held: Option<HeldClaim>, kept: &Capability, now_us:
     kept.until > now_us && held.is_none_or(|held| !held.is_same_user || is_newer(held))
 }
 
+/// Whether the journal still has a capability that is forgotten, because nobody had it when its time came. Then it is marked, so that the
+/// authority forgets it, too.
+pub fn capability_is_over(held: Option<HeldClaim>, kept: &Capability, now_us: i64) -> bool {
+    held.is_none() && kept.until <= now_us
+}
+
 #[cfg(test)]
 mod tests;

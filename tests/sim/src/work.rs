@@ -180,12 +180,14 @@ impl World {
     /// What is kept follows from what was kept before.
     fn judge_kept(&mut self, key: &Key, document: &Document) {
         if let (Some(Document::Capability(before)), Document::Capability(after)) = (self.kept.document(key), document) {
-            let is_older = if before.user_id == after.user_id {
+            let is_other = if before.user_id == after.user_id {
                 let is_shorter = after.until < before.until && self.restored_at.is_none();
                 after.version < before.version || is_shorter
             } else {
-                before.until > self.now as i64
+                true
             };
+            // After that, the name is free.
+            let is_older = is_other && before.until > self.now as i64;
             if is_older {
                 let (before, after) = (before.clone(), after.clone());
                 self.violate("A2", || format!("{} was {before:?}, and is {after:?}", key.to_text()));

@@ -287,4 +287,11 @@ fn whoever_took_a_name_while_it_was_lost_does_not_keep_it() {
             "{held:?} at {now}"
         );
     }
+    for (held, now, is_over) in [(None, 99, false), (None, 100, true), (held(true, 1), 100, false)] {
+        assert_eq!(
+            capability_is_over(held, &capability(), now),
+            is_over,
+            "{held:?} at {now}"
+        );
+    }
 }

@@ -10,7 +10,7 @@ use spacetime_sync_rules::capability::{self, HeldCapability, Published, claimed_
 use spacetime_sync_rules::journal::memory::MemoryJournal;
 use spacetime_sync_rules::journal::{
     Assignment, Capability, Change, Document, Forgotten, HeldClaim, HeldName, Key, Standing, assignment_comes_back,
-    capability_comes_back, marks, read_entry,
+    capability_comes_back, capability_is_over, marks, read_entry,
 };
 
 use super::Undo;
@@ -400,7 +400,12 @@ fn bring_back(work: &mut MemoryJournal, entries: &[JournalEntry], now: i64) -> R
                 };
                 capability_comes_back(Some(claim), kept, now)
             }
-            (None, Document::Capability(kept)) => capability_comes_back(None, kept, now),
+            (None, Document::Capability(kept)) => {
+                if capability_is_over(None, kept, now) && marks::check_closed(work, now).is_ok() {
+                    marks::mark(work, &key, now);
+                }
+                capability_comes_back(None, kept, now)
+            }
             (held, kept) => assignment_comes_back(held.map_or(HeldName::Nothing, held_name), kept),
         };
         if !comes_back {
