@@ -94,7 +94,7 @@ pub fn bring_back(
         content: digest_from_column(held.content),
     });
     let now_us = ctx.timestamp.to_micros_since_unix_epoch();
-    if capability_is_over(held, &kept, now_us) && check_closed(ctx).is_ok() {
+    if capability_is_over(held, &kept, now_us) {
         mark(
             ctx,
             &Key::Capability {

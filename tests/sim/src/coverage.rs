@@ -69,7 +69,6 @@ const SEEN: &[&str] = &[
     "module: being brought back",
     "journal: page kept",
     "journal: page of an earlier turn refused",
-    "journal: call of the bridge refused",
     "journal: repeat absorbed",
     "bridge: journal closed",
     "bridge: assignments brought back",

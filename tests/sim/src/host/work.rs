@@ -401,7 +401,7 @@ fn bring_back(work: &mut MemoryJournal, entries: &[JournalEntry], now: i64) -> R
                 capability_comes_back(Some(claim), kept, now)
             }
             (None, Document::Capability(kept)) => {
-                if capability_is_over(None, kept, now) && marks::check_closed(work, now).is_ok() {
+                if capability_is_over(None, kept, now) {
                     marks::mark(work, &key, now);
                 }
                 capability_comes_back(None, kept, now)
