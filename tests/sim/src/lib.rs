@@ -23,7 +23,7 @@
 //! - What nobody should ever meet: altered payloads, events of another origin, bytes that are no frame or another one than
 //!   was stated, of one event or of more than a step of a rewind removes; rows and pages that are not what they claim.
 //!
-//! **Not injected**: history out of the authority for clients below the window (they stop, and stay stopped); an
+//! **Not injected**: a copy of SpacetimeDB from before the authority was restored; history out of the authority for clients below the window (they stop, and stay stopped); an
 //! authority whose logs are restored to an earlier time, and what an operator does about it; more things than a module marks in
 //! one look; tokens that are refused or end;
 //! delivery without confirmed reads; a stated end that its frame contradicts, for clients that may not ask the authority

@@ -57,7 +57,13 @@ impl World {
         let snapshot = if wiped {
             None
         } else {
-            self.host.snapshots.front().cloned()
+            // A copy from before the authority was restored has marks of another history.
+            let epoch = self.kept.epoch();
+            let is_of_it = |(_, work): &&(Vec<Table>, MemoryJournal)| {
+                let of = work.state.as_ref().map_or("", |state| &state.epoch);
+                of.is_empty() || *of == epoch
+            };
+            self.host.snapshots.iter().find(is_of_it).cloned()
         };
         if snapshot.is_none() && !wiped {
             return;
