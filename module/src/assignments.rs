@@ -2,13 +2,16 @@
 //! them.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use spacetime_sync_proto::{AssignmentSide, limit};
 use spacetime_sync_rules::assignment::{self, Held, Next, Provider, State};
-use spacetime_sync_rules::journal::{self, Document, Forgotten, HeldName, Key, assignment_comes_back};
+use spacetime_sync_rules::journal::{
+    self, Document, Forgotten, HeldName, Key, assignment_comes_back, assignment_is_over,
+};
 use spacetimedb::{ReducerContext, Table, Timestamp};
 
-use crate::journal::{check_closed, mark};
+use crate::journal::{check_closed, mark, now_us};
 use crate::log_access::{digest_from_column, digest_to_column, trust_row};
 use crate::refuse::{Refused, refused};
 use crate::tables::{
@@ -16,7 +19,7 @@ use crate::tables::{
     assignment_party, assignment_update, compute_assignment, compute_assignment_change, forgotten_assignment,
 };
 
-/// About how many rows of assignments one sweep writes and deletes, so that a transaction stays short. The next sweep soon takes
+/// About how many rows of assignments one sweep reads, writes and deletes, so that a transaction stays short. The next sweep soon takes
 /// the rest.
 const SWEPT_ROWS: u64 = 5_000;
 
@@ -181,7 +184,7 @@ pub fn forget_early(ctx: &ReducerContext, party: AssignmentParty) {
     forget_all_but_its_name(ctx, party, Timestamp::from_micros_since_unix_epoch(0));
 }
 
-/// The same, unless its name is free by `free_by`. Returns how many rows were written and deleted.
+/// The same, unless its name is free by `free_by`. Returns how many rows were read, written and deleted.
 fn forget_all_but_its_name(ctx: &ReducerContext, party: AssignmentParty, free_by: Timestamp) -> u64 {
     let row = ctx
         .db
@@ -189,20 +192,30 @@ fn forget_all_but_its_name(ctx: &ReducerContext, party: AssignmentParty, free_by
         .request_id()
         .filter(party.request_id.as_str())
         .next();
-    let deadline_at = row.map_or(party.due_at, |row| row.deadline_at);
+    let at = |time: fn(&ComputeAssignment) -> Timestamp| row.as_ref().map(time);
+    let deadline_at = at(|row| row.deadline_at).unwrap_or(party.due_at);
+    let opened_at = at(|row| row.opened_at).unwrap_or(Timestamp::UNIX_EPOCH);
     let rows = forget(ctx, &party.request_id);
     if party.due_at.max(deadline_at) <= free_by {
         return rows;
     }
     let forgotten = ctx.db.forgotten_assignment();
-    let before = forgotten.by_requester().filter(party.requester.as_str());
-    let before: Vec<ForgottenAssignment> = before.collect();
+    // A tick more than one that ends now is remembered. There are about as many as may linger.
+    let long = ctx.timestamp + assignment::REMEMBERED + Duration::from_micros(1);
+    let lingering = forgotten
+        .by_requester()
+        .filter((party.requester.as_str(), long..))
+        .count();
     let [due_us, deadline_us] = [party.due_at, deadline_at].map(Timestamp::to_micros_since_unix_epoch);
-    let until = assignment::known_until(due_us, deadline_us, before.len());
+    let until = assignment::known_until(due_us, deadline_us, lingering);
     let until = Timestamp::from_micros_since_unix_epoch(until);
+    // What was only read counts, too: it takes time.
+    let rows = rows + lingering as u64;
     if until <= free_by {
         return rows;
     }
+    let before = forgotten.by_requester().filter(party.requester.as_str());
+    let before: Vec<ForgottenAssignment> = before.collect();
     if before.len() >= limit::ASSIGNMENTS_FORGOTTEN + limit::ASSIGNMENTS_LINGERING
         && let Some(first) = before.first()
     {
@@ -214,6 +227,7 @@ fn forget_all_but_its_name(ctx: &ReducerContext, party: AssignmentParty, free_by
         requester: party.requester,
         opened_as: party.opened_as,
         until,
+        opened_at,
     });
     rows + 1 + before.len() as u64
 }
@@ -263,6 +277,7 @@ pub fn document(ctx: &ReducerContext, request_id: &str) -> Option<Document> {
                 requester: row.requester,
                 opened_as: digest_from_column(row.opened_as),
                 until: row.until.to_micros_since_unix_epoch(),
+                opened_at: row.opened_at.to_micros_since_unix_epoch(),
             })
         });
     };
@@ -317,11 +332,17 @@ pub fn bring_back(ctx: &ReducerContext, request_id: String, kept: Document) -> R
     } else if let Some(held) = forgotten.request_id().find(request_id.clone()) {
         HeldName::Forgotten {
             opened_as: digest_from_column(held.opened_as),
+            opened_at: held.opened_at.to_micros_since_unix_epoch(),
         }
     } else {
         HeldName::Nothing
     };
-    if !assignment_comes_back(held, &kept) {
+    let now_us = now_us(ctx);
+    if assignment_is_over(held, &kept, now_us) {
+        mark(ctx, &Key::Assignment(request_id));
+        return Ok(());
+    }
+    if !assignment_comes_back(held, &kept, now_us) {
         return Ok(());
     }
     check_closed(ctx)?;
@@ -335,6 +356,7 @@ pub fn bring_back(ctx: &ReducerContext, request_id: String, kept: Document) -> R
                 requester: kept.requester,
                 opened_as: digest_to_column(kept.opened_as),
                 until: Timestamp::from_micros_since_unix_epoch(kept.until),
+                opened_at: Timestamp::from_micros_since_unix_epoch(kept.opened_at),
             });
             Ok(())
         }

@@ -227,7 +227,8 @@ pub fn check_closed(ctx: &ReducerContext) -> Result<(), Refused> {
     marks::check_closed(&mut Rows(ctx), now_us(ctx)).map_err(refused)
 }
 
-/// Writes what is newer than what is held. While the journal is open, nothing may be newer.
+/// Writes what is newer than what is held. While the journal is open, nothing may be newer: the page is refused for that first,
+/// whatever else is wrong with it.
 pub fn bring_back(ctx: &ReducerContext, entries: Vec<JournalEntry>) -> Result<(), Refused> {
     let bytes: usize = entries.iter().map(|entry| entry.document.len()).sum();
     if entries.len() > PAGE_ENTRIES || bytes > PAGE_BYTES + ENTRY_BYTES {
@@ -237,8 +238,16 @@ pub fn bring_back(ctx: &ReducerContext, entries: Vec<JournalEntry>) -> Result<()
             PAGE_BYTES + ENTRY_BYTES
         )));
     }
+    let mut unread = None;
     for entry in entries {
-        match read_entry(&entry.key, &entry.document).map_err(refused)? {
+        let read = match read_entry(&entry.key, &entry.document) {
+            Ok(read) => read,
+            Err(refusal) => {
+                unread.get_or_insert(refusal);
+                continue;
+            }
+        };
+        match read {
             Some((
                 Key::Capability {
                     provider_id,
@@ -249,11 +258,8 @@ pub fn bring_back(ctx: &ReducerContext, entries: Vec<JournalEntry>) -> Result<()
             Some((Key::Assignment(request_id), document)) => assignments::bring_back(ctx, request_id, document)?,
             // `read_entry` refuses these.
             Some((Key::Capability { .. }, Document::Assignment(_) | Document::Forgotten(_))) => {}
-            None => spacetimedb::log::warn!(
-                "the entry {} is of a later release, and stays in the journal",
-                entry.key
-            ),
+            None => spacetimedb::log::warn!("the entry {} is of a later release, and is not brought back", entry.key),
         }
     }
-    Ok(())
+    unread.map_or(Ok(()), |refusal| Err(refused(refusal)))
 }

@@ -4,6 +4,7 @@
 use spacetime_sync_proto::access::Scope;
 use spacetime_sync_proto::{Position, Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_rules::journal::marks;
+use spacetime_sync_rules::journal::pass::Steps;
 use spacetime_sync_rules::log::{HeadRow, LogRows};
 use spacetime_sync_rules::page::{self, Page};
 use spacetime_sync_rules::rewind;
@@ -235,6 +236,6 @@ pub fn rewind_stream(
 pub fn read_journal(ctx: &mut ProcedureContext, most: u64) -> Result<JournalPage, Refused> {
     ctx.try_with_tx(|tx| {
         bridge_only(tx, &trust_row(tx)?)?;
-        Ok(marks::page(&mut Rows(tx), most, now_us(tx)).into())
+        Ok(marks::page(&mut Rows(tx), most, &Steps::SHIPPED, now_us(tx)).into())
     })
 }

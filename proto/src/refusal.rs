@@ -44,6 +44,8 @@ pub enum RefusalCode {
     OutboxFull,
     /// SpacetimeDB has lost what this call is about, or is new, and the bridge has not brought it back yet.
     BeingBroughtBack,
+    /// SpacetimeDB has lost some of what the bridge gives it, and takes changes all the same.
+    Lacking,
     /// The challenge is not the newest one of the session and the node, was used before, or has expired.
     ChallengeRefused,
     /// The signature is not the key's, or is over something else.
@@ -139,6 +141,7 @@ impl RefusalCode {
             | Self::AssignmentConflict
             | Self::ForbiddenAssignment
             | Self::OutboxConflict
+            | Self::Lacking
             | Self::ChallengeRefused
             | Self::SignatureRefused
             | Self::MissingScope => RefusalClass::Reject,

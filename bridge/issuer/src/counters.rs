@@ -87,6 +87,7 @@ impl Totals {
             | RefusalCode::OutboxConflict
             | RefusalCode::OutboxFull
             | RefusalCode::BeingBroughtBack
+            | RefusalCode::Lacking
             | RefusalCode::EpochBehind
             | RefusalCode::KeySecretFixed
             | RefusalCode::InvalidScope

@@ -321,10 +321,10 @@ impl Vitals {
             .map(|(stream_id, why)| format!("cannot record how far stream {stream_id} is published: {why}"));
         problems.streams(unrecorded, "published but not recorded");
         if is_leading && condition.link.is_here() {
-            let (closed, unread) = (pulse.journal.closed(now), pulse.journal.unread(now));
-            if closed == Duration::ZERO && unread > self.stall_after {
+            let (closed, out_of_step) = (pulse.journal.closed(now), pulse.journal.out_of_step(now));
+            if closed == Duration::ZERO && out_of_step > self.stall_after {
                 problems.red(format!(
-                    "the journal could not be read for {unread:.1?}: nobody knows whether SpacetimeDB has lost assignments or names of providers"
+                    "the journal could not be read or compared for {out_of_step:.1?}: nobody knows whether SpacetimeDB has lost assignments or names of providers"
                 ));
             }
             if closed > self.stall_after {

@@ -82,6 +82,8 @@ pub struct Backlog {
     pub behind_since: Option<Duration>,
     /// When the journal was last read, or the link came up. `None` without a link.
     pub read_at: Option<Duration>,
+    /// When both sides were last in step, or the link came up. `None` without a link.
+    pub in_step_at: Option<Duration>,
     /// How long a change had waited when the authority kept it: the longest of the page that was kept last.
     pub lag: Duration,
     /// How many entries the authority has kept.
@@ -107,9 +109,13 @@ impl Backlog {
         (self.oldest + self.unread(now)).max(behind.unwrap_or_default())
     }
 
-    /// How long the journal has not been read.
-    pub fn unread(&self, now: Duration) -> Duration {
+    fn unread(&self, now: Duration) -> Duration {
         self.read_at.map_or(Duration::ZERO, |at| now.saturating_sub(at))
+    }
+
+    /// How long nobody has known whether both sides are in step.
+    pub fn out_of_step(&self, now: Duration) -> Duration {
+        self.in_step_at.map_or(Duration::ZERO, |at| now.saturating_sub(at))
     }
 
     /// What is known without a link: only what was counted.
@@ -140,6 +146,8 @@ struct Linked {
     turn: Option<JournalTurn>,
     /// Up to where the open journal was settled, while it is not known whether the module lacks what the authority keeps after that.
     compares: Option<u64>,
+    /// Why the first entry could not be compared that the module cannot read.
+    incomparable: Option<Failure>,
     /// Whether both sides are in step, so that the journal only follows.
     follows: bool,
     /// When the authority last kept everything, or the link came up.
@@ -180,12 +188,13 @@ impl Journal {
             step: Step::Waiting(now),
             turn: None,
             compares: None,
+            incomparable: None,
             follows: false,
             all_kept_at: now,
             is_pure: false,
             brought_back: 0,
         });
-        self.backlog.read_at = Some(now);
+        (self.backlog.read_at, self.backlog.in_step_at) = (Some(now), Some(now));
     }
 
     pub(crate) fn link_down(&mut self) {
@@ -248,6 +257,9 @@ impl Journal {
             link.follows = false;
             backlog.closed_since.get_or_insert(turn.now);
         }
+        if link.follows {
+            backlog.in_step_at = Some(turn.now);
+        }
         let request = turn.ids.request();
         match &link.turn {
             Some(begun) if link.follows => {
@@ -298,6 +310,7 @@ impl Journal {
                 return;
             }
         };
+        link.incomparable = None;
         let (is_open, settled) = (page.is_open, page.settled);
         let is_behind = settled < begun.newest;
         let authority_lacks = settled > begun.newest || page.epoch != begun.epoch;
@@ -333,13 +346,20 @@ impl Journal {
             return Verdict::Fine;
         }
         if let Err(failure) = told {
-            let lacks = matches!(&failure.refusal, Some(refusal) if refusal.code == RefusalCode::InvalidArgument);
-            return match link.compares {
-                Some(settled) if lacks && matches!(link.step, Step::BringingBack(..)) => {
+            let code = failure.refusal.as_ref().map(|refusal| refusal.code);
+            return match (link.compares, &link.step, code) {
+                (Some(settled), Step::BringingBack(..), Some(RefusalCode::Lacking)) => {
                     self.close(settled, turn);
                     Verdict::Fine
                 }
-                Some(_) | None => self.failed(failure, turn),
+                // What the module cannot read says nothing about the rest.
+                (Some(_), Step::BringingBack(_, given), Some(RefusalCode::InvalidArgument)) => {
+                    let last = given.last;
+                    link.incomparable.get_or_insert(failure);
+                    self.fetch(last, turn);
+                    Verdict::Fine
+                }
+                _ => self.failed(failure, turn),
             };
         }
         match link.step {
@@ -397,7 +417,12 @@ impl Journal {
                 self.failed(failure, turn);
             }
             Ok(entries) => match entries.last().map(|last| last.mark) {
-                None => self.open(turn),
+                None => match link.incomparable.take() {
+                    Some(failure) => {
+                        self.failed(failure, turn);
+                    }
+                    None => self.open(turn),
+                },
                 Some(last) => {
                     let request = turn.ids.request();
                     let given = Given {
@@ -453,7 +478,7 @@ impl Journal {
     /// The module lacks what the authority keeps.
     fn close(&mut self, settled: u64, turn: &mut Turn<'_>) {
         let Some(link) = &mut self.link else { return };
-        link.compares = None;
+        (link.compares, link.incomparable) = (None, None);
         let request = turn.ids.request();
         link.step = Step::Closing(request, settled);
         turn.out.push(Command::CloseJournal(link.id, request, settled));
@@ -481,7 +506,7 @@ impl Journal {
 
     /// Both sides are in step.
     fn follow(&mut self, turn: &mut Turn<'_>) {
-        self.backlog.closed_since = None;
+        (self.backlog.closed_since, self.backlog.in_step_at) = (None, Some(turn.now));
         if let Some(link) = &mut self.link {
             link.follows = true;
         }

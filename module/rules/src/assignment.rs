@@ -16,10 +16,10 @@ use crate::content::{Digest, check_document, digest, invalid, name, optional_nam
 pub const REMEMBERED: Duration = Duration::from_secs(86_400);
 
 /// Until when it is known of an assignment that it was opened, once it is held no longer. An older copy of SpacetimeDB may have it as
-/// it was before its end, and takes changes of it until its deadline. So the name stays taken as long, where there is room: while the
-/// requester has `known` such assignments.
-pub fn known_until(remembered_until_us: i64, deadline_us: i64, known: usize) -> i64 {
-    if known < limit::ASSIGNMENTS_LINGERING {
+/// it was before its end, and takes changes of it until its deadline. So the name stays taken as long, where there is room: of the
+/// requester's names that are known, `lingering` are taken for longer than an assignment is remembered that ends now.
+pub fn known_until(remembered_until_us: i64, deadline_us: i64, lingering: usize) -> i64 {
+    if lingering < limit::ASSIGNMENTS_LINGERING {
         remembered_until_us.max(deadline_us)
     } else {
         remembered_until_us

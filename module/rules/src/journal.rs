@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use spacetime_sync_proto::journal::ENTRY_BYTES;
 use spacetime_sync_proto::{AssignmentSide, Label, Refusal, limit};
 
-use crate::assignment::{is_final, state};
+use crate::assignment::{REMEMBERED, is_final, state};
 use crate::content::{Digest, check_document, invalid, name, optional_name};
 
 /// What an entry is about.
@@ -83,7 +83,7 @@ const KEYS: [&str; 2] = ["assignment", "capability"];
 const DOCUMENTS: [&str; 3] = ["assignment", "forgotten", "capability"];
 
 /// Reads an entry that the authority has kept, and checks every field. `None` if it is of a kind that only a later release knows:
-/// this one leaves it where it is.
+/// this one does not bring it back.
 pub fn read_entry(key: &str, document: &str) -> Result<Option<(Key, Document)>, Refusal> {
     let is_kind = |text: &str| !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'_'));
     if let Some((kind, _)) = key.split_once('/')
@@ -186,6 +186,9 @@ pub struct Forgotten {
     pub opened_as: Digest,
     /// When the name is free again.
     pub until: i64,
+    /// When it was opened. 0 where an earlier release has forgotten it, which did not note that.
+    #[serde(default)]
+    pub opened_at: i64,
 }
 
 /// What a user has published under a provider's name.
@@ -249,6 +252,17 @@ impl Document {
 }
 
 impl Assignment {
+    /// Until when it is remembered, unless it ends after this.
+    fn is_remembered_until(&self) -> i64 {
+        if self.has_ended {
+            self.due_at
+        } else {
+            // At its deadline it expires.
+            let remembered = i64::try_from(REMEMBERED.as_micros()).unwrap_or(i64::MAX);
+            self.due_at.saturating_add(remembered)
+        }
+    }
+
     fn check(&self) -> Result<(), Refusal> {
         name("requester", &self.requester)?;
         optional_name("provider", &self.provider)?;
@@ -319,6 +333,8 @@ pub enum HeldName {
     Forgotten {
         /// The digest of the call that opened it.
         opened_as: Digest,
+        /// When it was opened. 0 if nobody knows.
+        opened_at: i64,
     },
     /// The assignment.
     Assignment {
@@ -334,19 +350,24 @@ pub enum HeldName {
 }
 
 /// Whether what the journal says under an assignment's name is newer than what is held.
-pub fn assignment_comes_back(held: HeldName, kept: &Document) -> bool {
+pub fn assignment_comes_back(held: HeldName, kept: &Document, now_us: i64) -> bool {
     match (held, kept) {
         (_, Document::Capability(_)) => false,
-        (HeldName::Nothing, Document::Assignment(_) | Document::Forgotten(_)) => true,
-        // It is forgotten after all its changes.
-        (HeldName::Forgotten { opened_as }, Document::Assignment(kept)) => opened_as != kept.opened_as,
-        (HeldName::Forgotten { .. }, Document::Forgotten(_)) => false,
-        (
-            HeldName::Assignment {
-                opened_as, opened_at, ..
-            },
-            Document::Forgotten(kept),
-        ) => opened_as == kept.opened_as || kept.until > opened_at,
+        (HeldName::Nothing, Document::Assignment(_) | Document::Forgotten(_)) => {
+            !assignment_is_over(held, kept, now_us)
+        }
+        // It is forgotten after all its changes. The same call opens another one of the name once that is free.
+        (HeldName::Forgotten { opened_as, opened_at }, Document::Assignment(kept)) => {
+            if opened_at == 0 {
+                opened_as != kept.opened_as
+            } else {
+                kept.opened_at > opened_at
+            }
+        }
+        (HeldName::Forgotten { opened_at, .. }, Document::Forgotten(kept)) => kept.opened_at > opened_at,
+        // Whatever was opened before the name was free is the one that was forgotten, or was opened by a SpacetimeDB that was
+        // restored and did not know of that one.
+        (HeldName::Assignment { opened_at, .. }, Document::Forgotten(kept)) => kept.until > opened_at,
         (
             HeldName::Assignment {
                 opened_as,
@@ -362,10 +383,22 @@ pub fn assignment_comes_back(held: HeldName, kept: &Document) -> bool {
             } else {
                 // The name was free for another one only after the end of the one that is kept, and as long after as it is
                 // remembered. Before that, a SpacetimeDB that was restored did not know of the one that is kept.
-                !(kept.has_ended && kept.due_at <= opened_at)
+                kept.is_remembered_until() > opened_at
             }
         }
     }
+}
+
+/// Whether the journal still has an assignment that is forgotten, or a name that is free, because nobody had it when its time came.
+/// Then it is marked, so that the authority forgets it, too.
+pub fn assignment_is_over(held: HeldName, kept: &Document, now_us: i64) -> bool {
+    let known_until = match kept {
+        // No copy of SpacetimeDB takes changes of it after its deadline.
+        Document::Assignment(kept) => kept.is_remembered_until().max(kept.deadline_at),
+        Document::Forgotten(kept) => kept.until,
+        Document::Capability(_) => return false,
+    };
+    held == HeldName::Nothing && known_until <= now_us
 }
 
 /// What is held of a capability.

@@ -107,6 +107,9 @@ pub struct ForgottenAssignment {
     /// When the row may be deleted.
     #[index(btree)]
     pub until: Timestamp,
+    /// When it was opened. The epoch where an earlier release has forgotten it.
+    #[default(Timestamp::UNIX_EPOCH)]
+    pub opened_at: Timestamp,
 }
 
 /// The calls that made the newest changes, by which a repeated call is told. Private, because it names users.

@@ -428,7 +428,12 @@ impl World {
     fn bridge_says(&mut self, at: usize, notice: &Notice) {
         say!(self, "bridge {at}: {notice}");
         match notice {
-            Notice::LinkUp => self.coverage.seen("bridge: link up"),
+            Notice::LinkUp => {
+                self.coverage.seen("bridge: link up");
+                if self.host.work.pass.is_some() {
+                    self.coverage.seen("journal: pass under way at link up");
+                }
+            }
             Notice::LinkDown { why, .. } if why.contains("did not answer a call") => {
                 self.coverage.seen("bridge: ack deadline");
             }

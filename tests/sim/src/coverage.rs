@@ -75,6 +75,8 @@ const SEEN: &[&str] = &[
     "journal: open, and nothing is lacking",
     "journal: open, and something is lacking",
     "journal: told everything anew",
+    "journal: pass under way at link up",
+    "journal: pass under way at restore",
     "authority: journal restored",
     "authority: entry of another history forgotten",
 ];

@@ -15,7 +15,7 @@ use spacetime_sync_proto::journal::{JournalEntry, JournalTurn, PAGE_ENTRIES};
 use spacetime_sync_proto::refusal::RefusalClass;
 use spacetime_sync_rules::journal::{Assignment, Capability, Document, Key};
 
-use crate::agenda::MILLISECOND;
+use crate::agenda::{MILLISECOND, Micros};
 use crate::host::{as_shown, assignment_of};
 use crate::world::{Step, World, say};
 
@@ -29,6 +29,8 @@ struct Entry {
     mark: u64,
     /// The number of the history in which it was kept.
     history: u64,
+    /// When it was kept. 0 if that was of a SpacetimeDB that had been restored and may lack something.
+    kept_at: Micros,
     document: Document,
 }
 
@@ -127,18 +129,21 @@ impl World {
                 continue;
             }
             if entry.document.is_empty() {
+                self.judge_gone(&key, None);
                 self.is_gone(&key, None);
                 self.kept.entries.remove(&key);
                 continue;
             }
             match Document::read(&key, &entry.document) {
                 Ok(document) => {
+                    self.judge_gone(&key, Some(&document));
                     self.judge_kept(&key, &document);
                     self.is_gone(&key, assignment_of(&document).map(|assignment| assignment.opened_at));
                     let (mark, history) = (entry.mark, self.kept.turn_history);
                     let kept = Entry {
                         mark,
                         history,
+                        kept_at: if self.host.is_stale { 0 } else { self.now },
                         document,
                     };
                     self.kept.entries.insert(key, kept);
@@ -177,11 +182,43 @@ impl World {
         }
     }
 
+    /// What is kept goes only if the module has forgotten it, or if nobody would know it by now. `after` is what comes in its place.
+    fn judge_gone(&mut self, key: &Key, after: Option<&Document>) {
+        // After a restore of the authority, the backup may have what SpacetimeDB lost before it was told anew.
+        let Some(kept) = self.kept.entries.get(key) else { return };
+        if kept.history != self.kept.turn_history {
+            return;
+        }
+        let now = self.now as i64;
+        let may_go = match (&kept.document, after) {
+            (Document::Assignment(before), Some(Document::Assignment(after)))
+                if before.opened_at == after.opened_at =>
+            {
+                true
+            }
+            (Document::Assignment(before), _) => {
+                let was_forgotten = self.forgotten.contains(&(key.clone(), before.opened_at));
+                was_forgotten || before.has_ended && before.due_at <= now
+            }
+            (Document::Capability(before), None) => before.until <= now,
+            (Document::Capability(_), Some(_)) | (Document::Forgotten(_), _) => true,
+        };
+        if !may_go {
+            let before = kept.document.clone();
+            self.violate("A2", || {
+                format!("{} was {before:?}, and goes without being forgotten", key.to_text())
+            });
+        }
+    }
+
     /// What is kept follows from what was kept before.
     fn judge_kept(&mut self, key: &Key, document: &Document) {
         if let (Some(Document::Capability(before)), Document::Capability(after)) = (self.kept.document(key), document) {
             let is_other = if before.user_id == after.user_id {
-                let is_shorter = after.until < before.until && self.restored_at.is_none();
+                // A SpacetimeDB that was restored has not known how long that was.
+                let kept_at = self.kept.entries.get(key).map_or(0, |entry| entry.kept_at);
+                let is_known = self.restored_at.is_none_or(|at| kept_at > at);
+                let is_shorter = after.until < before.until && is_known;
                 after.version < before.version || is_shorter
             } else {
                 true

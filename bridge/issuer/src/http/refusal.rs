@@ -97,6 +97,7 @@ fn status(code: RefusalCode) -> StatusCode {
         RefusalCode::SyncTokenUnavailable
         | RefusalCode::NotConfigured
         | RefusalCode::BeingBroughtBack
+        | RefusalCode::Lacking
         | RefusalCode::WrongDatabase => StatusCode::SERVICE_UNAVAILABLE,
         RefusalCode::SeqGap
         | RefusalCode::ChainMismatch

@@ -237,15 +237,17 @@ fn a_journal_that_stays_closed_or_does_not_follow_is_red_for_a_leader_with_a_lin
         read_at: Some(START + LIMIT),
         ..Backlog::default()
     };
-    let unread = Backlog {
-        read_at: Some(START),
+    // It is read again and again, and the comparison fails each time.
+    let out_of_step = Backlog {
+        read_at: Some(START + LIMIT),
+        in_step_at: Some(START),
         ..Backlog::default()
     };
     for (backlog, said) in [
         (closed, "have not been brought back"),
         (waiting, "3 changes"),
         (behind, "300 changes"),
-        (unread, "could not be read"),
+        (out_of_step, "could not be read or compared"),
     ] {
         let mut vitals = leading();
         vitals.journal(backlog);

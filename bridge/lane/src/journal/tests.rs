@@ -172,7 +172,7 @@ fn a_fresh_database_gets_everything_back_before_it_accepts_changes() {
 fn lacks() -> Failure {
     Failure {
         class: RefusalClass::Reject,
-        refusal: Some(Refusal::new(RefusalCode::InvalidArgument, "the journal is open")),
+        refusal: Some(Refusal::new(RefusalCode::Lacking, "the journal is open")),
         text: "the journal is open".to_owned(),
     }
 }
@@ -239,6 +239,47 @@ fn a_comparison_that_fails_for_another_reason_begins_again_and_closes_nothing() 
         panic!("it does not bring back")
     };
     assert_eq!(bench.refuses(request, lacks()), None);
+}
+
+#[test]
+fn an_entry_that_the_module_cannot_read_closes_nothing_and_hides_nothing_that_is_lacking() {
+    let unreadable = || Failure {
+        refusal: Some(Refusal::new(RefusalCode::InvalidArgument, "the entry r8")),
+        ..failure(RefusalClass::Reject)
+    };
+    let compared = |bench: &mut Bench| {
+        let asked = bench.reads(page(true, 5));
+        let asked = bench.begins(asked, 9, "one");
+        let Some(Command::BringBack(_, request, _)) = bench.fetches(asked, 5, vec![entry(8)]) else {
+            panic!("it does not compare")
+        };
+        bench.refuses(request, unreadable())
+    };
+    let mut bench = Bench::new();
+    for is_first in [true, false, false] {
+        let asked = compared(&mut bench);
+        let Some(Command::FetchJournal(request, 8)) = asked else {
+            panic!("it does not go on: {asked:?}")
+        };
+        let mut out = Vec::new();
+        let mut turn = Turn::new(bench.now, &mut bench.ids, &mut bench.dice, &mut out);
+        bench.journal.fetched(request, Ok(Vec::new()), &mut turn);
+        // The log says it once.
+        let said = [Command::Tell(Notice::JournalFails {
+            why: "no".to_owned(),
+            for_a_person: true,
+        })];
+        let said = if is_first { format!("{said:?}") } else { "[]".to_owned() };
+        assert_eq!(format!("{out:?}"), said);
+        assert_eq!(bench.journal.backlog().closed_since, None);
+        assert!(bench.journal.next_due() > Some(bench.now));
+    }
+    let asked = compared(&mut bench);
+    let Some(Command::BringBack(_, request, _)) = bench.fetches(asked, 8, vec![entry(9)]) else {
+        panic!("it does not compare the rest")
+    };
+    let asked = bench.refuses(request, lacks());
+    assert!(matches!(asked, Some(Command::CloseJournal(_, _, 5))), "{asked:?}");
 }
 
 #[test]
@@ -348,16 +389,36 @@ fn nobody_says_that_the_journal_is_closed_before_it_was_read() {
     bench.now += Duration::from_secs(9);
     let backlog = bench.journal.backlog();
     assert_eq!(
-        (backlog.closed_since, backlog.unread(bench.now)),
+        (backlog.closed_since, backlog.out_of_step(bench.now)),
         (None, Duration::from_secs(9))
     );
-    assert_eq!(up + backlog.unread(bench.now), bench.now);
+    assert_eq!(up + backlog.out_of_step(bench.now), bench.now);
     bench.then(|journal, turn| assert_eq!(journal.read(request, Ok(page(false, 5)), turn), Verdict::Fine));
     let backlog = bench.journal.backlog();
     assert_eq!(
-        (backlog.closed_since, backlog.unread(bench.now)),
-        (Some(bench.now), Duration::ZERO)
+        (backlog.closed_since, backlog.out_of_step(bench.now)),
+        (Some(bench.now), Duration::from_secs(9))
     );
+}
+
+#[test]
+fn nobody_says_that_both_sides_are_in_step_while_every_comparison_fails() {
+    let mut bench = Bench::new();
+    let up = bench.now;
+    let mut asked = bench.reads(page(true, 5));
+    for _ in 0..20 {
+        let comparing = bench.begins(asked, 9, "one");
+        let Some(Command::BringBack(_, request, _)) = bench.fetches(comparing, 5, vec![entry(8)]) else {
+            panic!("it does not compare")
+        };
+        assert_eq!(bench.refuses(request, failure(RefusalClass::Retry)), None);
+        asked = bench.reads(page(true, 5));
+        assert_eq!(up + bench.journal.backlog().out_of_step(bench.now), bench.now);
+    }
+    assert!(bench.now > up + BACKOFF.1);
+    let asked = bench.begins(asked, 5, "one");
+    assert_eq!(asked, None);
+    assert_eq!(bench.journal.backlog().out_of_step(bench.now), Duration::ZERO);
 }
 
 #[test]

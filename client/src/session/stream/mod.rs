@@ -454,6 +454,7 @@ fn may_be_granted_later(code: RefusalCode) -> bool {
         | RefusalCode::OutboxConflict
         | RefusalCode::OutboxFull
         | RefusalCode::BeingBroughtBack
+        | RefusalCode::Lacking
         | RefusalCode::ChallengeRefused
         | RefusalCode::SignatureRefused
         | RefusalCode::KeySecretFixed

@@ -9,7 +9,7 @@ use spacetime_sync_proto::{Refusal, RefusalCode, limit};
 
 use crate::content::invalid;
 
-use super::pass::{Kind, Pass, go_on};
+use super::pass::{Kind, Pass, Steps, go_on};
 use super::{Document, Key};
 
 /// How many ranges of marks one read looks through, each as long as a page. Most of the marks that were given are settled.
@@ -151,9 +151,9 @@ pub(super) fn place(rows: &mut impl JournalRows, state: &mut State, key: String,
 
 /// The oldest marks with what they are about, as it is: about `most` and as many as fit into a page. If everything is to be marked,
 /// some more of it is marked first.
-pub fn page(rows: &mut impl JournalRows, most: u64, now_us: i64) -> JournalPage {
+pub fn page(rows: &mut impl JournalRows, most: u64, steps: &Steps, now_us: i64) -> JournalPage {
     let mut state = state(rows, now_us);
-    let unmarked = go_on(rows, &mut state, now_us);
+    let unmarked = go_on(rows, &mut state, steps, now_us);
     let most = most.clamp(1, PAGE_ENTRIES as u64);
     let newest = state.next_mark - 1;
     let (mut entries, mut bytes) = (Vec::new(), 0);
@@ -229,9 +229,8 @@ pub fn close(rows: &mut impl JournalRows, settled: u64, now_us: i64) -> Result<(
 /// Whether anything may be brought back. Once the journal is open nothing may: what is lacking then was given up.
 pub fn check_closed(rows: &mut impl JournalRows, now_us: i64) -> Result<(), Refusal> {
     if state(rows, now_us).is_open {
-        return Err(invalid(
-            "the journal is open: read it, and close it first if the module has lost something",
-        ));
+        let message = "the journal is open, and the module lacks something newer: close it first";
+        return Err(Refusal::new(RefusalCode::Lacking, message));
     }
     Ok(())
 }

@@ -12,13 +12,33 @@ use super::Document;
 use super::marks::{JournalRows, NOT_YET, State, place};
 use crate::{assignment, capability};
 
-/// How much time one look covers, in microseconds. Users choose in seconds when things are due, so unless very many of them mean to, no
-/// more is due in so short a time than a few seconds of calls have made.
-const LOOK_US: i64 = 4_000_000;
-/// Most looks in one step. While nothing is due, each takes some microseconds.
-const LOOKS: usize = 512;
-/// Of so few things all are looked at in one look.
-const FEW: u64 = 1_024;
+/// Of how many steps a pass is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Steps {
+    /// How much time one look covers, in microseconds.
+    pub look_us: i64,
+    /// Most looks in one step.
+    pub looks: usize,
+    /// Of so few things all are looked at in one look.
+    pub few: u64,
+    /// A step looks at nothing more once so many marks wait.
+    pub most: u64,
+    /// Nothing is due later than so long after it was written, in microseconds.
+    pub horizon_us: i64,
+}
+
+impl Steps {
+    /// The module's. Users choose in seconds when things are due, so unless very many of them mean to, no more is due within a look
+    /// than a few seconds of calls have made. While nothing is due, a look takes some microseconds.
+    pub const SHIPPED: Self = Self {
+        look_us: 4_000_000,
+        looks: 512,
+        few: 1_024,
+        most: PAGE_ENTRIES as u64,
+        horizon_us: HORIZON_US,
+    };
+}
+
 /// Nothing that the module writes is due later than so long after it was written.
 const HORIZON_US: i64 = {
     let capability = limit::CAPABILITY_SECONDS + capability::REMEMBERED.as_secs();
@@ -96,14 +116,14 @@ impl Pass {
     }
 
     /// Up to when the next look goes, where so many things of its kind are held.
-    fn look_ends(&self, held: u64) -> i64 {
-        if held <= FEW || self.from_us > self.begun_us.saturating_add(HORIZON_US) {
+    fn look_ends(&self, held: u64, steps: &Steps) -> i64 {
+        if held <= steps.few || self.from_us > self.begun_us.saturating_add(steps.horizon_us) {
             i64::MAX
         } else if self.from_us <= self.begun_us {
             // The sweep soon takes what is due by then, or has taken it.
             self.begun_us
         } else {
-            self.from_us.saturating_add(LOOK_US - 1)
+            self.from_us.saturating_add(steps.look_us - 1)
         }
     }
 
@@ -120,14 +140,14 @@ impl Pass {
 }
 
 /// Goes on with the pass that is under way, if there is one, and returns how many things it may still have to mark.
-pub(super) fn go_on(rows: &mut impl JournalRows, state: &mut State, now_us: i64) -> u64 {
+pub(super) fn go_on(rows: &mut impl JournalRows, state: &mut State, steps: &Steps, now_us: i64) -> u64 {
     let Some(mut pass) = rows.pass() else { return 0 };
-    let (most, mut looks) = (PAGE_ENTRIES as u64, 0);
+    let mut looks = 0;
     while let Some(kind) = pass.kind()
-        && rows.marks() < most
-        && looks < LOOKS
+        && rows.marks() < steps.most
+        && looks < steps.looks
     {
-        let to = pass.look_ends(rows.held(kind));
+        let to = pass.look_ends(rows.held(kind), steps);
         for key in rows.due(kind, pass.from_us..=to) {
             let key = key.to_text();
             // What has a mark already is read without another one.

@@ -1,5 +1,7 @@
 use super::*;
 
+const DAY_US: i64 = 86_400_000_000;
+
 fn assignment() -> Assignment {
     let change = |version, status: &str, changed_by: &str| Change {
         version,
@@ -43,7 +45,16 @@ fn forgotten(opened_as: u8) -> Document {
         requester: "7".to_owned(),
         opened_as: [opened_as; 32],
         until: 100,
+        opened_at: 5,
     })
+}
+
+/// What is held once an assignment was forgotten.
+fn was(opened_as: u8, opened_at: i64) -> HeldName {
+    HeldName::Forgotten {
+        opened_as: [opened_as; 32],
+        opened_at,
+    }
 }
 
 fn capability() -> Capability {
@@ -129,7 +140,13 @@ fn what_a_later_release_has_written_is_read_without_what_is_not_known() {
         assert!(read_entry(key, document).is_err(), "{key} {document}");
     }
     let read = read_entry("assignment/r1", &document.to_text()).unwrap();
-    assert_eq!(read, Some((key, document)));
+    assert_eq!(read, Some((key.clone(), document)));
+    // An earlier release did not note when it was opened.
+    let earlier = forgotten(3).to_text().replace(",\"opened_at\":5", "");
+    let Document::Forgotten(read) = Document::read(&key, &earlier).unwrap() else {
+        panic!("{earlier}")
+    };
+    assert_eq!((read.until, read.opened_at), (100, 0));
 }
 
 #[test]
@@ -228,10 +245,20 @@ fn of_an_assignment_only_what_is_newer_comes_back() {
         (held(1, 6, 1), true),
         (held(0xab, 6, 1), true),
         (held(1, 200, 1), true),
-        (HeldName::Forgotten { opened_as: [0xab; 32] }, false),
-        (HeldName::Forgotten { opened_as: [1; 32] }, true),
+        (held(1, DAY_US + 99, 1), true),
+        // By then it had expired, and was forgotten.
+        (held(1, DAY_US + 100, 1), false),
+        (was(0xab, 5), false),
+        (was(0xab, 6), false),
+        (was(1, 6), false),
+        // The same call has opened another one since.
+        (was(0xab, 4), true),
+        (was(1, 4), true),
+        // An earlier release has forgotten it.
+        (was(0xab, 0), false),
+        (was(1, 0), true),
     ] {
-        assert_eq!(assignment_comes_back(held, &kept), comes, "{held:?}");
+        assert_eq!(assignment_comes_back(held, &kept, 7), comes, "{held:?}");
     }
     let ended = Document::Assignment(Assignment {
         has_ended: true,
@@ -243,20 +270,56 @@ fn of_an_assignment_only_what_is_newer_comes_back() {
         (held(1, 100, 1), false),
         (held(0xab, 100, 1), false),
     ] {
-        assert_eq!(assignment_comes_back(held, &ended), comes, "{held:?}");
+        assert_eq!(assignment_comes_back(held, &ended, 7), comes, "{held:?}");
     }
     for (held, comes) in [
         (HeldName::Nothing, true),
         (held(3, 5, 9), true),
         (held(4, 5, 9), true),
+        // It was opened when the name was free.
         (held(4, 100, 9), false),
-        (HeldName::Forgotten { opened_as: [3; 32] }, false),
+        (held(3, 100, 9), false),
+        (was(3, 5), false),
+        (was(3, 6), false),
+        (was(3, 4), true),
     ] {
-        assert_eq!(assignment_comes_back(held, &forgotten(3)), comes, "{held:?}");
+        assert_eq!(assignment_comes_back(held, &forgotten(3), 7), comes, "{held:?}");
     }
-    assert!(!assignment_comes_back(
+    let capability = Document::Capability(capability());
+    assert!(!assignment_comes_back(HeldName::Nothing, &capability, 7));
+}
+
+#[test]
+fn what_nobody_would_know_by_now_does_not_come_back_and_is_forgotten_by_the_authority() {
+    let ended = |deadline_at| {
+        Document::Assignment(Assignment {
+            has_ended: true,
+            deadline_at,
+            ..assignment()
+        })
+    };
+    for (kept, over_at) in [
+        (ended(50), 100),
+        // An older copy takes changes of it until then.
+        (ended(200), 200),
+        // It expires at 100.
+        (Document::Assignment(assignment()), DAY_US + 100),
+        (forgotten(3), 100),
+    ] {
+        for (now, is_over) in [(over_at - 1, false), (over_at, true)] {
+            assert_eq!(assignment_is_over(HeldName::Nothing, &kept, now), is_over, "{kept:?}");
+            assert_eq!(
+                assignment_comes_back(HeldName::Nothing, &kept, now),
+                !is_over,
+                "{kept:?}"
+            );
+        }
+        assert!(!assignment_is_over(was(3, 5), &kept, over_at));
+    }
+    assert!(!assignment_is_over(
         HeldName::Nothing,
-        &Document::Capability(capability())
+        &Document::Capability(capability()),
+        100
     ));
 }
 

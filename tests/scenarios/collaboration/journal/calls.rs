@@ -78,7 +78,7 @@ async fn only_what_the_module_has_written_comes_back_and_only_while_the_journal_
     let newer = document.replacen("\"changed_at\":", "\"changed_at\":1", 1);
     for lacking in [with("assignment/r3", document), with("assignment/r1", &newer)] {
         let page = json!([[new[0][0], lacking]]);
-        guarded.bridge("bring_back", page).await.refused(invalid);
+        guarded.bridge("bring_back", page).await.refused(RefusalCode::Lacking);
     }
     // What only a later release knows is lacking in every module of this one.
     let later = json!([[with("draft/r1", "{}"), with("assignment/r1", r#"{"draft":{}}"#)]]);

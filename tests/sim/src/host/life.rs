@@ -68,6 +68,9 @@ impl World {
         if snapshot.is_none() && !wiped {
             return;
         }
+        if self.host.work.pass.is_some() {
+            self.coverage.seen("journal: pass under way at restore");
+        }
         self.host_dies(300 * MILLISECOND);
         let fresh = || self.logs.iter().map(|log| Table::new(&log.id)).collect::<Vec<_>>();
         let (tables, work) = snapshot.unwrap_or_else(|| (fresh(), MemoryJournal::default()));

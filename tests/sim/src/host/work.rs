@@ -8,9 +8,10 @@ use spacetime_sync_proto::{AssignmentSide, AssignmentState, Refusal, RefusalCode
 use spacetime_sync_rules::assignment::{self, Held, Next, Part, Provider, known_until};
 use spacetime_sync_rules::capability::{self, HeldCapability, Published, claimed_until};
 use spacetime_sync_rules::journal::memory::MemoryJournal;
+use spacetime_sync_rules::journal::pass::Steps;
 use spacetime_sync_rules::journal::{
     Assignment, Capability, Change, Document, Forgotten, HeldClaim, HeldName, Key, Standing, assignment_comes_back,
-    capability_comes_back, capability_is_over, marks, read_entry,
+    assignment_is_over, capability_comes_back, capability_is_over, marks, read_entry,
 };
 
 use super::Undo;
@@ -26,6 +27,14 @@ pub(crate) const SWEEP: Micros = 250 * MILLISECOND;
 /// How long what has ended is remembered, and the deadlines of assignments. The shipped times are days.
 const REMEMBERED: i64 = 800_000;
 const DEADLINES: std::ops::Range<i64> = 300_000..8_000_000;
+/// The steps of a pass, of which the shipped ones are larger than all that is held here.
+const STEPS: Steps = Steps {
+    look_us: 2_000_000,
+    looks: 1,
+    few: 1,
+    most: 2,
+    horizon_us: 10_000_000,
+};
 
 /// What a bridge calls about the journal.
 #[derive(Debug)]
@@ -74,7 +83,7 @@ impl World {
         let told = match call {
             JournalCall::Read => {
                 let most = self.setup.journal_page;
-                let answer = JournalAnswer::Page(marks::page(work, most, now));
+                let answer = JournalAnswer::Page(marks::page(work, most, &STEPS, now));
                 self.work_is_done(before);
                 return self.answer_soon(conn, FromHost::Journal { ask, answer });
             }
@@ -247,11 +256,12 @@ impl World {
         self.forgotten.insert((key.clone(), held.opened_at));
         let work = &mut self.host.work;
         work.things.remove(key);
-        let known = work
+        let remembered = self.now as i64 + REMEMBERED;
+        let lingering = work
             .things
             .values()
-            .filter(|thing| matches!(thing, Document::Forgotten(_)));
-        let until = known_until(held.due_at, held.deadline_at, known.count());
+            .filter(|thing| matches!(thing, Document::Forgotten(known) if known.until > remembered));
+        let until = known_until(held.due_at, held.deadline_at, lingering.count());
         if until > free_by {
             if until > held.due_at {
                 self.coverage.seen("module: name kept until the deadline");
@@ -260,6 +270,7 @@ impl World {
                 requester: held.requester.clone(),
                 opened_as: held.opened_as,
                 until,
+                opened_at: held.opened_at,
             };
             work.things.insert(key.clone(), Document::Forgotten(forgotten));
         }
@@ -406,7 +417,13 @@ fn bring_back(work: &mut MemoryJournal, entries: &[JournalEntry], now: i64) -> R
                 }
                 capability_comes_back(None, kept, now)
             }
-            (held, kept) => assignment_comes_back(held.map_or(HeldName::Nothing, held_name), kept),
+            (held, kept) => {
+                let held = held.map_or(HeldName::Nothing, held_name);
+                if assignment_is_over(held, kept, now) {
+                    marks::mark(work, &key, now);
+                }
+                assignment_comes_back(held, kept, now)
+            }
         };
         if !comes_back {
             continue;
@@ -431,6 +448,7 @@ fn held_name(held: &Document) -> HeldName {
         },
         Document::Forgotten(held) => HeldName::Forgotten {
             opened_as: held.opened_as,
+            opened_at: held.opened_at,
         },
         Document::Capability(_) => HeldName::Nothing,
     }

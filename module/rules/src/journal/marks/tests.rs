@@ -13,6 +13,7 @@ fn document(until: i64) -> Document {
         requester: "7".to_owned(),
         opened_as: [1; 32],
         until,
+        opened_at: NOW,
     })
 }
 
@@ -30,7 +31,7 @@ impl MemoryJournal {
 
     /// The names and the marks of a page, and up to where it goes.
     fn read(&mut self, most: u64) -> (Vec<(String, u64)>, u64) {
-        let page = page(self, most, NOW);
+        let page = page(self, most, &Steps::SHIPPED, NOW);
         let name = |entry: &JournalEntry| entry.key.trim_start_matches("assignment/").to_owned();
         let entries = page.entries.iter().map(|entry| (name(entry), entry.mark)).collect();
         (entries, page.to)
@@ -60,10 +61,7 @@ fn a_database_that_is_new_or_older_than_the_journal_is_closed_and_marks_what_it_
     check_closed(&mut rows, NOW).unwrap();
     open(&mut rows, "one".to_owned(), 0, NOW).unwrap();
     check_room(&rows).unwrap();
-    assert_eq!(
-        check_closed(&mut rows, NOW).unwrap_err().code,
-        RefusalCode::InvalidArgument
-    );
+    assert_eq!(check_closed(&mut rows, NOW).unwrap_err().code, RefusalCode::Lacking);
     assert_eq!(rows.read(256).1, 2, "opening marks nothing twice");
 }
 
@@ -73,12 +71,15 @@ fn each_thing_has_one_mark_and_waits_since_it_first_changed() {
     rows.change("a", 1, NOW - 50);
     rows.change("b", 1, NOW - 40);
     rows.change("a", 2, NOW - 30);
-    let page = page(&mut rows, 256, NOW);
+    let page = page(&mut rows, 256, &Steps::SHIPPED, NOW);
     assert_eq!((page.waiting, page.oldest), (2, Duration::from_micros(50)));
     assert_eq!(rows.read(256), (read(&[("b", 2), ("a", 3)]), 3));
     rows.goes("b");
     assert_eq!(rows.read(256), (read(&[("a", 3), ("b", 4)]), 4));
-    assert_eq!(super::page(&mut rows, 256, NOW).entries[1].document, "");
+    assert_eq!(
+        super::page(&mut rows, 256, &Steps::SHIPPED, NOW).entries[1].document,
+        ""
+    );
 }
 
 #[test]
@@ -119,6 +120,7 @@ fn a_page_is_bounded_in_bytes_and_holds_one_entry_at_least() {
             requester,
             opened_as: [1; 32],
             until: 1,
+            opened_at: NOW,
         });
         rows.things.insert(key(name), large);
         mark(&mut rows, &key(name), NOW);

@@ -15,6 +15,7 @@ fn forgotten(until: i64) -> Document {
         requester: "7".to_owned(),
         opened_as: [1; 32],
         until,
+        opened_at: NOW,
     })
 }
 
@@ -47,7 +48,7 @@ fn holding(many: usize, apart_us: i64) -> MemoryJournal {
 
 /// Reads a page and settles it. Returns the keys.
 fn settle_all(rows: &mut MemoryJournal) -> Vec<String> {
-    let page = page(rows, 256, NOW);
+    let page = page(rows, 256, &Steps::SHIPPED, NOW);
     settle(rows, page.to, NOW).unwrap();
     page.entries.into_iter().map(|entry| entry.key).collect()
 }
@@ -68,7 +69,11 @@ fn everything_is_marked_in_bounded_steps_and_nothing_twice() {
             reads += 1;
             assert!(reads < 10_000);
             // All that is due within one look is marked at once.
-            let at_once = if apart_us == 1 { many } else { FEW as usize };
+            let at_once = if apart_us == 1 {
+                many
+            } else {
+                Steps::SHIPPED.few as usize
+            };
             assert!(rows.marks.len() <= PAGE_ENTRIES + at_once, "{}", rows.marks.len());
         }
         assert_eq!(told.len(), many + 1);
@@ -103,10 +108,10 @@ fn a_pass_marks_nothing_while_much_waits_and_counts_what_it_has_not_marked() {
         );
         state.next_mark += 1;
     }
-    assert_eq!(page(&mut rows, 256, NOW).waiting, 256 + 701);
+    assert_eq!(page(&mut rows, 256, &Steps::SHIPPED, NOW).waiting, 256 + 701);
     assert_eq!(rows.marks.len(), 256);
     settle_all(&mut rows);
-    assert_eq!(page(&mut rows, 256, NOW).waiting, 701);
+    assert_eq!(page(&mut rows, 256, &Steps::SHIPPED, NOW).waiting, 701);
 }
 
 #[test]
@@ -125,7 +130,7 @@ fn what_changes_during_a_pass_is_told_as_it_is_in_the_end() {
     mark(&mut rows, &name(1_000), NOW);
     let mut last = std::collections::BTreeMap::new();
     while rows.pass.is_some() || !rows.marks.is_empty() {
-        let page = page(&mut rows, 256, NOW);
+        let page = page(&mut rows, 256, &Steps::SHIPPED, NOW);
         settle(&mut rows, page.to, NOW).unwrap();
         last.extend(page.entries.into_iter().map(|entry| (entry.key, entry.document)));
     }
