@@ -97,20 +97,35 @@ async fn a_requester_has_a_bounded_number_of_assignments_and_what_ended_first_is
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ended_early_is_known_for_as_long_as_an_older_copy_would_have_it() {
     let guarded = Guarded::start().await;
-    let [asks, again] = ["asks", "again"].map(|session| guarded.scoped("7", session, ASKS));
-    let cancelled = async |request: &str, seconds: u64| {
-        insist(async || guarded.open(&asks, request, "", "{}", seconds).await).await;
-        insist(async || guarded.update(&again, request, 1, "cancelled", "").await).await;
+    let (held, short) = (2 * limit::ASSIGNMENTS, limit::ASSIGNMENTS_LINGERING + 1);
+    // Each session has a quota of its own.
+    let sessions = (held + short) / 90 + 1;
+    let asks: Vec<_> = (0..=sessions)
+        .map(|session| guarded.scoped("7", &format!("s{session}"), ASKS))
+        .collect();
+    let cancelled = async |who: usize, request: &str, seconds: u64| {
+        guarded.open(&asks[who], request, "", "{}", seconds).await.done();
+        guarded.update(&asks[who], request, 1, "cancelled", "").await.done();
     };
-    cancelled("long", limit::ASSIGNMENT_SECONDS).await;
-    let deadline = guarded.column("SELECT deadline_at FROM compute_assignment").await;
-    assert_ne!(guarded.column("SELECT due_at FROM assignment_party").await, deadline);
-    for nth in 0..2 * limit::ASSIGNMENTS {
-        cancelled(&format!("r{nth}"), 60).await;
+    // Those of which less remains than the day for which all are known take no room from the others.
+    for nth in 0..short {
+        cancelled(nth / 90, &format!("r{nth}"), 60).await;
+    }
+    cancelled(sessions, "long", limit::ASSIGNMENT_SECONDS).await;
+    let of_long = async |column: &str, table: &str| {
+        let query = format!("SELECT {column} FROM {table} WHERE request_id = 'long'");
+        guarded.column(&query).await
+    };
+    let deadline = of_long("deadline_at", "compute_assignment").await;
+    let opened = of_long("opened_at", "compute_assignment").await;
+    assert_ne!(of_long("due_at", "assignment_party").await, deadline);
+    for nth in short..short + held {
+        cancelled(nth / 90, &format!("r{nth}"), 60).await;
     }
     let known = guarded.column("SELECT request_id FROM forgotten_assignment").await;
-    assert_eq!(known, ["long"]);
-    assert_eq!(guarded.column("SELECT until FROM forgotten_assignment").await, deadline);
+    assert_eq!(known.len(), short + 1);
+    assert_eq!(of_long("until", "forgotten_assignment").await, deadline);
+    assert_eq!(of_long("opened_at", "forgotten_assignment").await, opened);
 
     let one = guarded.scoped("8", "one", PROVIDES);
     guarded.publish(&one, "p1", "gpu", 1, "{}", 3_600).await.done();

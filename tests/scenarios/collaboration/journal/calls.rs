@@ -77,9 +77,16 @@ async fn only_what_the_module_has_written_comes_back_and_only_while_the_journal_
     let with = |key: &str, document: &str| json!([9, key, document]);
     let newer = document.replacen("\"changed_at\":", "\"changed_at\":1", 1);
     for lacking in [with("assignment/r3", document), with("assignment/r1", &newer)] {
-        let page = json!([[new[0][0], lacking]]);
-        guarded.bridge("bring_back", page).await.refused(RefusalCode::Lacking);
+        // What cannot be read hides nothing that is lacking.
+        for page in [
+            json!([[new[0][0], lacking]]),
+            json!([[with("assignment/r2", "{}"), lacking]]),
+        ] {
+            guarded.bridge("bring_back", page).await.refused(RefusalCode::Lacking);
+        }
     }
+    let unreadable = json!([[new[0][0], with("assignment/r2", "{}")]]);
+    guarded.bridge("bring_back", unreadable).await.refused(invalid);
     // What only a later release knows is lacking in every module of this one.
     let later = json!([[with("draft/r1", "{}"), with("assignment/r1", r#"{"draft":{}}"#)]]);
     guarded.bridge("bring_back", later.clone()).await.done();
@@ -136,6 +143,59 @@ async fn only_what_the_module_has_written_comes_back_and_only_while_the_journal_
     guarded.update(&one, "r3", 3, "succeeded", "").await.done();
     let said = guarded.publish(&one, "p1", "gpu", 9, "{}", 60).await;
     said.refused(RefusalCode::CapabilityConflict);
+}
+
+/// A name that is known, then free, and then taken again by the same call, as for work that is asked for every day. The module is
+/// an older copy, or the settlement was lost with the link.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_same_call_has_opened_again_comes_back_and_what_is_over_by_now_does_not() {
+    let guarded = Guarded::start().await;
+    let asks = guarded.scoped("7", "asks", ASKS);
+    guarded.open(&asks, "r1", "", "{}", 600).await.done();
+    let (_, entries) = guarded.page(256).await;
+    let again = text(&entries[0].1[2]);
+    let opened: Value = serde_json::from_str(&again).unwrap();
+    let opened = &opened["assignment"];
+    let opened_at = opened["opened_at"].as_u64().unwrap();
+    let forgotten = |opened_at: u64, until: u64| {
+        let forgotten = json!({ "forgotten": {
+            "requester": "7", "opened_as": opened["opened_as"], "until": until, "opened_at": opened_at
+        } });
+        forgotten.to_string()
+    };
+    let day_us = 86_400_000_000;
+    let earlier = forgotten(opened_at - 2 * day_us, opened_at + day_us);
+    let give = async |key: &str, document: &str| guarded.bridge("bring_back", json!([[[9, key, document]]])).await;
+    guarded.bridge("close_journal", json!([0])).await.done();
+    give("assignment/r2", &earlier).await.done();
+    guarded.bridge("open_journal", json!(["epoch", 0])).await.done();
+
+    let before = guarded.module.everything().await;
+    give("assignment/r1", &forgotten(opened_at - 2 * day_us, opened_at))
+        .await
+        .done();
+    give("assignment/r2", &earlier).await.done();
+    give(
+        "assignment/r2",
+        &again.replace(&opened_at.to_string(), &(opened_at - 3 * day_us).to_string()),
+    )
+    .await
+    .done();
+    assert_eq!(guarded.module.everything().await, before);
+    give("assignment/r2", &again).await.refused(RefusalCode::Lacking);
+    guarded.bridge("close_journal", json!([0])).await.done();
+    give("assignment/r2", &again).await.done();
+    guarded.bridge("open_journal", json!(["epoch", 0])).await.done();
+    let open = [is("r1", 1, "open", ""), is("r2", 1, "open", "")];
+    assert_eq!(guarded.assignments(&asks).await, open);
+
+    give("assignment/r3", &forgotten(opened_at - 2 * day_us, opened_at))
+        .await
+        .done();
+    let (_, entries) = guarded.page(256).await;
+    let last = entries.last().unwrap();
+    assert_eq!((&*last.0, &last.1[2]), ("assignment/r3", &json!("")));
+    assert_eq!(guarded.assignments(&asks).await, open);
 }
 
 /// More than the module looks at, at once.
