@@ -22,6 +22,7 @@ mod mirror;
 mod outbox;
 mod positions;
 mod published;
+mod relay;
 mod retention;
 mod schema;
 pub mod settings;
@@ -50,6 +51,7 @@ pub use outbox::{
 };
 pub use positions::Looked;
 pub use published::Advanced;
+pub use relay::{hide_relay, one_relay, shown_relay};
 pub use retention::Extent;
 pub use settings::Server;
 pub use standing::Standing;

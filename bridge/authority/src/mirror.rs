@@ -9,6 +9,7 @@ use sqlx::{Connection as _, Executor as _, Row as _};
 
 use super::error::CallError;
 use super::log::Timestamp;
+use super::relay::one_relay;
 use super::retention::corrupt;
 use super::{Authority, AuthorityError, is_name, stream_id};
 
@@ -30,7 +31,7 @@ pub struct MirrorPolicy {
     pub schema: String,
     /// The kind of what is published, by Nostr's count.
     pub nostr_kind: u16,
-    /// Where it is published.
+    /// Where it is published, each relay once and in its one form.
     pub relays: Vec<String>,
     /// How many relays must have it before it counts as sent.
     pub quorum: usize,
@@ -242,7 +243,9 @@ fn policy(row: &PgRow) -> Result<Result<MirrorPolicy, String>, CallError> {
         _ => None,
     };
     let (nostr_kind, quorum): (i32, Option<i32>) = (row.try_get(5)?, row.try_get(7)?);
-    let mut relays: Vec<String> = row.try_get(6)?;
+    // Here alone: whatever is written for a policy has this form.
+    let named: Vec<String> = row.try_get(6)?;
+    let mut relays: Vec<String> = named.iter().map(|address| one_relay(address)).collect();
     relays.sort();
     relays.dedup();
     let quorum = quorum.map_or(Some(relays.len()), |quorum| usize::try_from(quorum).ok());

@@ -133,6 +133,20 @@ const ENTRY: &str = "o.event_id, o.nostr_kind, o.schema, o.d_tag, o.content, o.c
 /// another one is about to change, and no two wait for each other.
 const LOCK: &str = "select event_id from runtime.sync_outbox where event_id = any ($1) order by event_id for update";
 
+/// The relays that are to have something, as `r`: one step for each, however many deliveries there are.
+macro_rules! waiting_relays {
+    () => {
+        "with recursive r as (
+           (select d.relay from runtime.sync_outbox_deliveries d where d.status = 'pending' order by d.relay limit 1)
+           union all
+           select (select d.relay from runtime.sync_outbox_deliveries d
+                   where d.status = 'pending' and d.relay > r.relay order by d.relay limit 1)
+           from r where r.relay is not null
+         )"
+    };
+}
+use waiting_relays;
+
 /// Settles entries whose relays have decided.
 const SETTLE: &str = "
     update runtime.sync_outbox o
@@ -213,19 +227,12 @@ impl Authority {
         self.connections
             .run("outbox_relays", async |connection| {
                 // One step for each relay, however many deliveries there are.
-                let relays = sqlx::query_scalar(
-                    "with recursive r as (
-                       (select d.relay from runtime.sync_outbox_deliveries d where d.status = 'pending'
-                        order by d.relay limit 1)
-                       union all
-                       select (select d.relay from runtime.sync_outbox_deliveries d
-                               where d.status = 'pending' and d.relay > r.relay order by d.relay limit 1)
-                       from r where r.relay is not null
-                     )
-                     select relay from r where relay is not null and exists (
+                let relays = sqlx::query_scalar(concat!(
+                    waiting_relays!(),
+                    " select relay from r where relay is not null and exists (
                        select from runtime.sync_outbox_deliveries d
-                       where d.relay = r.relay and d.status = 'pending' and d.next_at <= clock_timestamp())",
-                );
+                       where d.relay = r.relay and d.status = 'pending' and d.next_at <= clock_timestamp())"
+                ));
                 Ok(relays.fetch_all(connection).await?)
             })
             .await

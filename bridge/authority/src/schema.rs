@@ -26,7 +26,7 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 14] = [
+const FILES: [(&str, &str); 15] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
@@ -41,6 +41,7 @@ const FILES: [(&str, &str); 14] = [
     embedded!("0012_scope_of_mirrors.sql"),
     embedded!("0013_journal.sql"),
     embedded!("0014_mirror.sql"),
+    embedded!("0018_give_up_relay.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());
@@ -368,6 +369,7 @@ mod tests {
             (12, "scope of mirrors", "a1162b33241dc217"),
             (13, "journal", "b17c14380dfec106"),
             (14, "mirror", "a04a2d3ea900da5e"),
+            (18, "give up relay", "b4ddb69c802d5d23"),
         ];
         assert_eq!(
             recorded,

@@ -4,11 +4,13 @@
 //! lock that anybody of the lane waits for. What is to be published is in the authority's outbox, with everything that the event
 //! of Nostr is made of. So one thing has one id, whenever it is published and however often the mirror dies.
 //!
-//! [`things`], [`verdict`], [`batch`], [`reflection`] and [`announcement`] decide and do nothing else; [`run`] carries out. The
-//! mirror never publishes a payload, and never shows its key.
+//! [`things`], [`courier`], [`verdict`], [`batch`], [`reflection`], [`adoption`] and [`announcement`] decide and do nothing else;
+//! [`run`] carries out. The mirror never publishes a payload, and never shows its key.
 
+pub mod adoption;
 pub mod announcement;
 pub mod batch;
+pub mod courier;
 pub mod key;
 pub mod operator;
 pub mod reflection;
@@ -17,7 +19,7 @@ pub mod run;
 mod session;
 pub mod settings;
 pub mod status;
-mod tail;
+pub mod tail;
 pub mod things;
 pub mod verdict;
 mod wire;

@@ -77,7 +77,7 @@ fn health(snapshot: &Snapshot) -> serde_json::Value {
             "parked": snapshot.depth.parked,
             "failures": failures,
         },
-        "relays": snapshot.relays,
+        "relays": snapshot.shown_relays(),
         "bad_policies": snapshot.bad_policies,
     })
 }
@@ -89,7 +89,13 @@ mod tests {
     #[test]
     fn each_metric_is_explained_once() {
         let snapshot = Snapshot {
-            relays: [("wss://a\"b".to_owned(), true), ("wss://c".to_owned(), false)].into(),
+            relays: [
+                ("wss://a/\"b".to_owned(), true),
+                ("wss://me:hunter2@c".to_owned(), true),
+                ("wss://you:hunter3@c".to_owned(), false),
+                ("wss://d/?token=hunter2".to_owned(), true),
+            ]
+            .into(),
             ..Snapshot::default()
         };
         let text = text(&snapshot);
@@ -98,8 +104,12 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), explained.len(), "{text}");
+        for shown in ["wss://a/%22b\"} 1", "wss://…@c\"} 0", "wss://d/?…\"} 1"] {
+            let line = format!("spacetime_sync_mirror_relay_reached{{relay=\"{shown}");
+            assert!(text.contains(&line), "{shown}: {text}");
+        }
         assert!(
-            text.contains("spacetime_sync_mirror_relay_reached{relay=\"wss://a_b\"} 1"),
+            !text.contains("hunter") && !health(&snapshot).to_string().contains("hunter"),
             "{text}"
         );
         assert!(

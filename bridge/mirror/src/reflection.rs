@@ -1,9 +1,11 @@
-//! What SpacetimeDB's outbox is to be told, so that it shows what the authority's says. The authority's is the truth.
+//! What SpacetimeDB's outbox is to be told, so that it shows what the authority's says, and what its answers mean. The authority's
+//! is the truth.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::time::Duration;
 
-use spacetime_sync_authority::{Entry, MirrorPolicy, MirrorSource, OutboxState, Reflected, Unreflected};
+use spacetime_sync_authority::{Entry, OutboxState, Reflected, Unreflected};
+use spacetime_sync_client::{CallError, OutboxEvent, OutboxOutcome, RefusalCode};
 use spacetime_sync_proto::{Label, OutboxStatus};
 
 use crate::things::{is_shown_by, payload, shown_name};
@@ -56,6 +58,116 @@ pub enum Step {
     },
 }
 
+/// What SpacetimeDB is called with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// That something is to be published.
+    Enqueue(OutboxEvent),
+    /// What became of it.
+    Mark(OutboxOutcome),
+}
+
+/// What came of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// SpacetimeDB is known to show this.
+    Shows(Reflected),
+    /// There is no room.
+    Full,
+    /// It did not hear. It is told again.
+    Nothing,
+}
+
+impl Step {
+    /// The entry.
+    pub fn event_id(&self) -> &Label {
+        match self {
+            Self::Enqueue { event_id, .. }
+            | Self::Mark { event_id, .. }
+            | Self::Refute { event_id }
+            | Self::Known { event_id, .. } => event_id,
+        }
+    }
+
+    /// What SpacetimeDB says of the entry once it has heard.
+    pub fn says(&self) -> Reflected {
+        match self {
+            Self::Enqueue { .. } => Reflected::Pending,
+            Self::Mark { published_as: None, .. } => Reflected::Dropped,
+            // What was refuted is never the entry's, whatever becomes of the entry.
+            Self::Mark {
+                published_as: Some(_), ..
+            }
+            | Self::Refute { .. } => Reflected::Sent,
+            Self::Known { says, .. } => *says,
+        }
+    }
+
+    /// What SpacetimeDB is called with. `None`: it shows that already.
+    pub fn call(&self) -> Option<Call> {
+        let name = shown_name(self.event_id()).to_owned();
+        let mark = |published_as: Option<String>| {
+            Call::Mark(OutboxOutcome {
+                event_id: shown_name(self.event_id()).to_owned(),
+                published_as,
+            })
+        };
+        match self {
+            Self::Enqueue { payload, .. } => Some(Call::Enqueue(OutboxEvent {
+                event_id: name,
+                transport: TRANSPORT.to_owned(),
+                payload: payload.clone(),
+            })),
+            Self::Mark { published_as, .. } => Some(mark(published_as.clone())),
+            Self::Refute { .. } => Some(mark(None)),
+            Self::Known { .. } => None,
+        }
+    }
+}
+
+/// What an answer means to somebody who wanted SpacetimeDB to say this of an entry.
+pub fn told(says: Reflected, said: &Result<(), CallError>) -> Told {
+    match said {
+        Ok(()) => Told::Shows(says),
+        // There is room again when something was sent.
+        Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::OutboxFull => Told::Full,
+        Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::OutboxConflict => match says {
+            // What stands there instead is seen soon, and refuted.
+            Reflected::Pending | Reflected::Nothing => Told::Nothing,
+            Reflected::Dropped | Reflected::Sent => Told::Shows(Reflected::Sent),
+        },
+        // Nor would it ever be.
+        Err(CallError::Invalid(_)) => Told::Shows(Reflected::Sent),
+        Err(_) => Told::Nothing,
+    }
+}
+
+/// How long nothing is enqueued after SpacetimeDB's outbox was full. What is published makes room.
+pub const FULL: Duration = Duration::from_secs(5);
+
+/// Whether SpacetimeDB's outbox has room, as far as anybody knows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Room {
+    full_until: Duration,
+}
+
+impl Room {
+    /// It had none.
+    pub fn was_full(&mut self, now: Duration) {
+        self.full_until = now + FULL;
+    }
+
+    /// Those of these steps that may be taken: what takes room waits for some.
+    pub fn allow(&self, steps: Vec<Step>, now: Duration) -> Vec<Step> {
+        let is_full = now < self.full_until;
+        let takes_room = |step: &Step| matches!(step, Step::Enqueue { .. });
+        steps
+            .into_iter()
+            .filter(|step| !(is_full && takes_room(step)))
+            .collect()
+    }
+}
+
 /// The next step of each entry that SpacetimeDB does not show as it is.
 pub fn steps(unreflected: &[Unreflected], rows: &Rows) -> Vec<Step> {
     unreflected.iter().map(|one| step(one, rows)).collect()
@@ -102,23 +214,6 @@ impl Seen {
 pub fn lost<'a>(names: &'a [Label], rows: &Rows) -> Vec<&'a str> {
     let lost = names.iter().filter(|name| !rows.contains_key(shown_name(name)));
     lost.map(Label::as_str).collect()
-}
-
-/// The rows after a name that somebody has put there to be published, at most so many.
-pub fn to_publish<'a>(rows: &'a Rows, after: &str, limit: usize) -> Vec<(&'a str, &'a str)> {
-    let later = (Bound::Excluded(after.to_owned()), Bound::Unbounded);
-    let of_ours = |(_, row): &(&String, &Seen)| row.transport == TRANSPORT;
-    let waiting = rows.range(later).filter(of_ours);
-    let waiting = waiting.filter_map(|(name, row)| Some((name.as_str(), row.payload.as_deref()?)));
-    waiting.take(limit).collect()
-}
-
-/// The policy that names what somebody has put there.
-pub fn named<'a>(policies: &'a [MirrorPolicy], schema: &str, nostr_kind: u16) -> Option<&'a MirrorPolicy> {
-    let names = |policy: &&MirrorPolicy| {
-        policy.source == MirrorSource::Enqueued && policy.schema == schema && policy.nostr_kind == nostr_kind
-    };
-    policies.iter().find(names)
 }
 
 #[cfg(test)]
@@ -218,21 +313,49 @@ mod tests {
     }
 
     #[test]
-    fn what_a_wipe_took_is_missed_and_what_others_put_there_is_found() {
+    fn what_a_wipe_took_is_missed() {
         let rows: Rows = [
             ("a".to_owned(), row(OutboxStatus::Pending, TRANSPORT)),
             ("b".to_owned(), row(OutboxStatus::Sent, TRANSPORT)),
-            ("c".to_owned(), row(OutboxStatus::Pending, "mail")),
-            ("d".to_owned(), row(OutboxStatus::Pending, TRANSPORT)),
         ]
         .into();
         let known = ["a", "x", "enqueued:b", "enqueued:y"].map(|name| Label::new(name).unwrap());
         assert_eq!(lost(&known, &rows), ["x", "enqueued:y"]);
-        let names =
-            |after, limit| -> Vec<&str> { to_publish(&rows, after, limit).iter().map(|(name, _)| *name).collect() };
-        assert_eq!(
-            (names("", 9), names("", 1), names("a", 9)),
-            (vec!["a", "d"], vec!["a"], vec!["d"])
-        );
+    }
+
+    #[test]
+    fn an_answer_of_spacetimedb_is_taken_for_what_it_is() {
+        let refused = |code| Err(CallError::Refused(spacetime_sync_proto::Refusal::new(code, "no")));
+        let (pending, dropped, sent) = (Reflected::Pending, Reflected::Dropped, Reflected::Sent);
+        for (says, said, expected) in [
+            (pending, Ok(()), Told::Shows(pending)),
+            (pending, refused(RefusalCode::OutboxFull), Told::Full),
+            (pending, refused(RefusalCode::OutboxConflict), Told::Nothing),
+            (sent, refused(RefusalCode::OutboxConflict), Told::Shows(sent)),
+            (dropped, refused(RefusalCode::OutboxConflict), Told::Shows(sent)),
+            (pending, Err(CallError::Invalid(String::new())), Told::Shows(sent)),
+            (sent, Err(CallError::Lost), Told::Nothing),
+            (sent, refused(RefusalCode::RateLimited), Told::Nothing),
+        ] {
+            assert_eq!(told(says, &said), expected, "{says:?} {said:?}");
+        }
+    }
+
+    #[test]
+    fn after_the_outbox_was_full_what_takes_room_waits_and_what_makes_room_does_not() {
+        let rows: Rows = [("waiting".to_owned(), row(OutboxStatus::Pending, TRANSPORT))].into();
+        let entries = [one("new", OutboxState::Pending), one("waiting", OutboxState::Sent)];
+        let (mut room, now) = (Room::default(), Duration::from_secs(9));
+        let allowed = |room: Room, now| {
+            let allowed = room.allow(steps(&entries, &rows), now).into_iter();
+            allowed
+                .map(|step| step.event_id().as_str().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(allowed(room, now), ["new", "waiting"]);
+        room.was_full(now);
+        assert_eq!(allowed(room, now), ["waiting"]);
+        assert_eq!(allowed(room, now + FULL - Duration::from_nanos(1)), ["waiting"]);
+        assert_eq!(allowed(room, now + FULL), ["new", "waiting"]);
     }
 }

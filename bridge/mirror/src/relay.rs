@@ -6,6 +6,7 @@ use futures_util::{StreamExt as _, stream};
 use nostr::{Event, EventId, Filter, RelayUrl};
 use nostr_relay_pool::relay::{self, ReqExitPolicy};
 use nostr_relay_pool::{RelayLimits, RelayOptions, RelayPool};
+use spacetime_sync_authority::{hide_relay, shown_relay};
 
 use crate::verdict::Answer;
 use crate::wire::Bounded;
@@ -48,15 +49,17 @@ struct Connection {
 
 /// The address of a relay that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected wss://… or ws://…, found {url:?}; correct the policy")]
+#[error("expected wss://… or ws://…, found {shown:?}; correct the policy")]
 pub struct BadRelay {
-    url: String,
+    shown: String,
 }
 
 impl Relay {
     /// Does not connect yet.
     pub fn new(url: &str, bounds: Bounds) -> Result<Self, BadRelay> {
-        let bad = |_| BadRelay { url: url.to_owned() };
+        let bad = |_| BadRelay {
+            shown: shown_relay(url),
+        };
         Ok(Self {
             url: RelayUrl::parse(url).map_err(bad)?,
             bounds,
@@ -68,7 +71,7 @@ impl Relay {
     pub async fn publish(&mut self, events: &[Event]) -> Published {
         let relay = match self.connected().await {
             Ok(relay) => relay,
-            Err(how) => return Published::Unreached(how),
+            Err(how) => return Published::Unreached(hide_relay(&how, self.url.as_str())),
         };
         let deadline = self.bounds.deadline;
         let sends: Vec<_> = events
@@ -88,13 +91,11 @@ impl Relay {
             shown(&relay, Filter::new().ids(taken).limit(count), deadline).await
         };
         let answer = |(id, said): Said| {
-            let answer = match (said, &shown) {
-                (Err(answer), _) => answer,
-                (Ok(()), Ok(shown)) if shown.iter().any(|event| event.id == id) => Answer::Shown,
-                (Ok(()), Ok(_)) => Answer::Forgotten,
-                (Ok(()), Err(how)) => Answer::Silent(how.clone()),
-            };
-            (id, answer)
+            let is_shown = shown.as_ref().map(|shown| shown.iter().any(|event| event.id == id));
+            (
+                id,
+                Answer::of(said, is_shown).map_words(|words| hide_relay(&words, self.url.as_str())),
+            )
         };
         let answers: Vec<_> = said.into_iter().map(answer).collect();
         if answers.iter().any(|(_, answer)| matches!(answer, Answer::Silent(_))) {
@@ -106,12 +107,16 @@ impl Relay {
 
     /// The events of a filter, those alone whose id and signature are right.
     pub async fn fetch(&mut self, filter: Filter) -> Result<Vec<Event>, String> {
-        let relay = self.connected().await?;
+        let hidden = |url: &RelayUrl, how: String| hide_relay(&how, url.as_str());
+        let relay = match self.connected().await {
+            Ok(relay) => relay,
+            Err(how) => return Err(hidden(&self.url, how)),
+        };
         let shown = shown(&relay, filter, self.bounds.deadline).await;
         if shown.is_err() {
             self.close().await;
         }
-        shown
+        shown.map_err(|how| hidden(&self.url, how))
     }
 
     /// Ends the connection.

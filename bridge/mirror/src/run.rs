@@ -7,23 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spacetime_sync_authority::{
-    Attempt, Authority, AuthorityError, Delivery, Entry, Lead, Leadership, MirrorPolicy, MirrorSource, OutboxState,
-    Outcome,
+    Attempt, Authority, AuthorityError, Lead, Leadership, MirrorPolicy, MirrorSource, OutboxState, Outcome, shown_relay,
 };
 use spacetime_sync_proto::error_text;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::batch::{BatchSize, together};
+use crate::courier::{Courier, Given};
 use crate::key::MirrorKey;
 use crate::relay::{Published, Relay};
 use crate::session::{attend, now_s};
 use crate::settings::MirrorConfig;
 use crate::status::{Role, Status};
 use crate::tail::{PASS, Read, Tail};
-use crate::things::unsigned;
-use crate::verdict::{Answer, Chance, Failure};
+use crate::verdict::Chance;
 
 /// How often a mirror that stands by asks for the lead.
 const STANDBY: Duration = Duration::from_millis(500);
@@ -106,6 +104,7 @@ async fn work(mirror: &Arc<Mirror>, mut lead: Leadership, stop: &mut watch::Rece
         workers,
         done,
         chance: Chance::seeded(rand::random()),
+        began: Instant::now(),
         upkeep_at: Instant::now(),
         turns: 0,
     };
@@ -166,13 +165,7 @@ struct Answered {
 /// A relay's task, as the runner sees it.
 struct Worker {
     batches: mpsc::Sender<Batch>,
-    /// What it works on.
-    busy: Vec<Delivery>,
-    size: BatchSize,
-    /// How often in a row it could not be reached.
-    unreached: u32,
-    /// Before that it is not tried.
-    rests_until: Instant,
+    courier: Courier,
 }
 
 /// What a mirror knows while it leads.
@@ -184,6 +177,7 @@ struct Life<'a> {
     workers: JoinSet<()>,
     done: mpsc::Sender<Answered>,
     chance: Chance,
+    began: Instant,
     upkeep_at: Instant,
     /// How often it has read.
     turns: usize,
@@ -272,7 +266,11 @@ impl Life<'_> {
         }
         self.mirror.status.change(|status| status.relays_left = left);
         self.relays
-            .retain(|relay, worker| wanted.contains(relay) || !worker.busy.is_empty());
+            .retain(|relay, worker| wanted.contains(relay) || worker.courier.is_busy());
+        let relays = &self.relays;
+        self.mirror
+            .status
+            .change(|status| status.relays.retain(|relay, _| relays.contains_key(relay)));
         for relay in wanted {
             if self.relays.contains_key(&relay) || self.relays.len() >= RELAYS {
                 continue;
@@ -289,10 +287,7 @@ impl Life<'_> {
                 .spawn(carry(opened, relay.clone(), given, self.done.clone()));
             let worker = Worker {
                 batches,
-                busy: Vec::new(),
-                size: BatchSize::new(config.relay_batch),
-                unreached: 0,
-                rests_until: Instant::now(),
+                courier: Courier::new(config.relay_batch),
             };
             self.relays.insert(relay, worker);
         }
@@ -345,54 +340,30 @@ impl Life<'_> {
 
     /// Gives every relay that has nothing to do what is due there.
     async fn hand_out(&mut self) -> Result<(), AuthorityError> {
-        let now = Instant::now();
-        let free = |worker: &Worker| worker.busy.is_empty() && worker.rests_until <= now;
+        let now = self.began.elapsed();
+        let patience = self.mirror.config.patience();
         let names: Vec<String> = self
             .relays
             .iter()
-            .filter(|(_, worker)| free(worker))
+            .filter(|(_, worker)| worker.courier.is_free(now))
             .map(|(name, _)| name.clone())
             .collect();
         for name in names {
             let Some(worker) = self.relays.get_mut(&name) else {
                 continue;
             };
-            let due = self.mirror.authority.outbox_due(&name, worker.size.get()).await?;
-            let (void, mut due): (Vec<_>, Vec<_>) = due.into_iter().partition(|one| is_void(&one.entry, now_s()));
+            let due = self.mirror.authority.outbox_due(&name, worker.courier.wants()).await?;
+            let Given { void, batch, unsigned } = worker.courier.give(due, &self.mirror.key, &patience, now_s());
+            // It takes one batch at a time, and has none.
+            if !batch.is_empty() && worker.batches.try_send(batch).is_err() {
+                worker.courier.told_nothing();
+            }
             if !void.is_empty() {
-                let names: Vec<&str> = void.iter().map(|one| one.entry.event_id.as_str()).collect();
+                let names: Vec<&str> = void.iter().map(String::as_str).collect();
                 self.mirror.authority.outbox_void(&names).await?;
             }
-            let failures: Vec<u32> = due.iter().map(|delivery| delivery.attempts).collect();
-            due.truncate(together(&failures));
-            let (mut batch, mut busy, mut unsigned_ones) = (Batch::new(), Vec::new(), Vec::new());
-            for delivery in due {
-                let signed = unsigned(&delivery.entry)
-                    .ok()
-                    .and_then(|event| self.mirror.key.sign(event));
-                match signed {
-                    Some(event) if event.id.to_hex() == delivery.entry.published_as => {
-                        batch.push(event);
-                        busy.push(delivery);
-                    }
-                    Some(_) | None => unsigned_ones.push(delivery),
-                }
-            }
-            if !batch.is_empty() {
-                worker.busy = busy;
-                // It takes one batch at a time, and has none.
-                if worker.batches.try_send(batch).is_err() {
-                    worker.busy.clear();
-                }
-            }
-            if !unsigned_ones.is_empty() {
-                let detail = "another key is its author: drop it, or give the mirror that key";
-                let outcome = |delivery: Delivery| Outcome {
-                    event_id: delivery.entry.event_id,
-                    attempt: self.mirror.config.patience().fail(Failure::Key, detail, 0, 0),
-                };
-                let outcomes = unsigned_ones.into_iter().map(outcome).collect();
-                self.settle(&name, outcomes).await?;
+            if !unsigned.is_empty() {
+                self.settle(&name, unsigned).await?;
             }
         }
         Ok(())
@@ -401,53 +372,34 @@ impl Life<'_> {
     /// A relay has answered.
     async fn answered(&mut self, answered: Answered) -> Result<(), AuthorityError> {
         let Answered { relay, published } = answered;
-        let patience = self.mirror.config.patience();
         let Some(worker) = self.relays.get_mut(&relay) else {
             return Ok(());
         };
-        let busy = std::mem::take(&mut worker.busy);
+        if let Published::Unreached(how) = &published {
+            tracing::debug!(relay = shown_relay(&relay), how, "a relay cannot be reached");
+        }
         let reached = matches!(published, Published::Answered(_));
         self.mirror.status.change(|status| {
             status.relays.insert(relay.clone(), reached);
             status.counters.unreached += u64::from(!reached);
         });
-        let answers = match published {
-            Published::Unreached(how) => {
-                // No entry is to blame.
-                let wait = patience.wait(worker.unreached, self.chance.draw());
-                tracing::debug!(relay, how, ?wait, "a relay cannot be reached");
-                worker.unreached = worker.unreached.saturating_add(1);
-                worker.rests_until = Instant::now() + wait;
-                return Ok(());
-            }
-            Published::Answered(answers) => answers,
-        };
-        worker.unreached = 0;
-        let mut is_broken = false;
-        let mut outcomes = Vec::new();
-        for delivery in busy {
-            let id = &delivery.entry.published_as;
-            let found = answers.iter().find(|(answered, _)| answered.to_hex() == *id);
-            let Some((_, answer)) = found else { continue };
-            is_broken |= matches!(answer, Answer::Silent(_));
-            outcomes.push(Outcome {
-                event_id: delivery.entry.event_id,
-                attempt: patience.judge(answer.clone(), delivery.attempts, self.chance.draw()),
-            });
-        }
-        worker.size = worker.size.after(is_broken);
+        let (patience, now) = (self.mirror.config.patience(), self.began.elapsed());
+        let outcomes = worker.courier.answered(published, &patience, &mut self.chance, now);
         self.settle(&relay, outcomes).await
     }
 
     async fn settle(&self, relay: &str, outcomes: Vec<Outcome>) -> Result<(), AuthorityError> {
-        let status = &self.mirror.status;
+        if outcomes.is_empty() {
+            return Ok(());
+        }
+        let (status, shown) = (&self.mirror.status, shown_relay(relay));
         for outcome in &outcomes {
             match &outcome.attempt {
                 Attempt::Accepted => {}
                 Attempt::Again { failure, .. } => status.failed(failure),
                 Attempt::Failed { failure, detail } => {
                     status.failed(failure);
-                    tracing::warn!(relay, event = %outcome.event_id, failure, detail, "a relay will not have an entry");
+                    tracing::warn!(relay = shown, event = %outcome.event_id, failure, detail, "a relay will not have an entry");
                 }
             }
         }
@@ -467,7 +419,7 @@ impl Life<'_> {
 }
 
 /// How many entries of each policy may be pending.
-pub(crate) fn share(pending: usize, policies: usize) -> usize {
+pub fn share(pending: usize, policies: usize) -> usize {
     (pending / policies.max(1)).max(1)
 }
 
@@ -486,11 +438,6 @@ fn served(
         }
     }
     (served, left.len())
-}
-
-/// Whether nobody is to hear of an entry any more.
-fn is_void(entry: &Entry, now_s: u64) -> bool {
-    entry.expires_at_s.is_some_and(|at| at <= now_s)
 }
 
 /// The task of a relay: one batch after the other.

@@ -8,23 +8,26 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{StreamExt as _, stream};
 use nostr::{Filter, JsonUtil as _, Kind, PublicKey, Timestamp};
-use spacetime_sync_authority::{AuthorityError, Entry, Kept, MirrorPolicy, MirrorSource, Reflected, TrustedKey};
+use spacetime_sync_authority::{
+    AuthorityError, Entry, Kept, MirrorPolicy, MirrorSource, Reflected, TrustedKey, shown_relay,
+};
 use spacetime_sync_client::{
     CallError, Capabilities, Capability, CapabilityKey, CheckpointStore, ClientConfig, CommitError, Credential,
-    Effects, Event, HandlerError, History, HttpTokens, Outbox, OutboxEvent, OutboxOutcome, RefusalCode, StoreError,
-    SyncClient, TokenError, Watched,
+    Effects, Event, HandlerError, History, HttpTokens, Outbox, OutboxOutcome, StoreError, SyncClient, TokenError,
+    Watched,
 };
 use spacetime_sync_proto::{Label, Position, StreamId, error_text};
 use spacetime_sync_transport::{Transport, secret_file};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::announcement::{self, AHEAD_S, Announced};
-use crate::reflection::{Rows, Seen, Step, TRANSPORT, lost, named, steps, to_publish};
+use crate::adoption::{Adoption, Waiting};
+use crate::announcement::{self, Announced};
+use crate::reflection::{Call, Room, Rows, Seen, Step, Told, lost, steps, told};
 use crate::relay::Relay;
 use crate::run::{Mirror, share};
 use crate::settings::SessionConfig;
-use crate::things::{AD_KIND, Advertised, Slot, adopted, adopted_name, advertisement, shown_name, unreadable};
+use crate::things::{AD_KIND, Advertised, Slot, advertisement};
 
 /// How often the task looks for something to do.
 const LOOK: Duration = Duration::from_millis(250);
@@ -40,8 +43,6 @@ const AT_ONCE: usize = 256;
 const CALLS: usize = 16;
 /// How long it may take to ask a relay what it has heard, and to publish that.
 const HEARING: Duration = Duration::from_secs(20);
-/// How long nothing is enqueued after SpacetimeDB's outbox was full. What is published makes room.
-const FULL: Duration = Duration::from_secs(5);
 /// The most announcements that are read of one relay at once.
 const ANNOUNCEMENTS: usize = 256;
 
@@ -98,7 +99,8 @@ pub(crate) async fn attend(mirror: Arc<Mirror>, session: SessionConfig, policies
                     rows: Rows::new(),
                     missed_after: String::new(),
                     adopted_after: String::new(),
-                    full_until: None,
+                    began: Instant::now(),
+                    room: Room::default(),
                 };
                 tokio::select! {
                     status = client.stopped() => {
@@ -157,18 +159,8 @@ struct Life<'a> {
     /// Up to where it was looked for what a wipe has taken, and for what others have put there.
     missed_after: String,
     adopted_after: String,
-    /// Before that nothing is enqueued: there was no room.
-    full_until: Option<Instant>,
-}
-
-/// What came of telling SpacetimeDB one thing.
-enum Told {
-    /// It is known to show this.
-    Shows(Label, Reflected),
-    /// There is no room.
-    Full,
-    /// It did not hear.
-    Nothing,
+    began: Instant,
+    room: Room,
 }
 
 impl Life<'_> {
@@ -267,6 +259,8 @@ impl Life<'_> {
                 .iter()
                 .filter(|policy| policy.source == MirrorSource::Capabilities);
             self.unasked = of_ads.flat_map(|policy| policy.relays.iter().cloned()).collect();
+            let unasked = &self.unasked;
+            self.relays.retain(|relay, _| unasked.contains(relay));
             if !self.unasked.is_empty() {
                 self.heard_at = Some(Instant::now());
             }
@@ -301,14 +295,17 @@ impl Life<'_> {
         let asked = tokio::time::timeout(HEARING, async {
             match relay.fetch(filter).await {
                 Ok(events) => self.take_in(&url, &events, &trusted, &own).await,
-                Err(how) => tracing::debug!(relay = url, how, "a relay does not say what it has heard"),
+                Err(how) => tracing::debug!(relay = shown_relay(&url), how, "a relay does not say what it has heard"),
             }
         });
         if asked.await.is_ok() {
             self.relays.insert(url, relay);
         } else {
             // Whatever this connection still brings, belongs to what was given up.
-            tracing::debug!(relay = url, "a relay takes too long to say what it has heard");
+            tracing::debug!(
+                relay = shown_relay(&url),
+                "a relay takes too long to say what it has heard"
+            );
             relay.close().await;
         }
         Ok(())
@@ -320,7 +317,7 @@ impl Life<'_> {
                 Ok(announced) => self.publish(announced).await,
                 Err(unheard) => {
                     self.mirror.status.change(|status| status.counters.unheard += 1);
-                    tracing::debug!(%unheard, relay, "an announcement has no effect");
+                    tracing::debug!(%unheard, relay = shown_relay(relay), "an announcement has no effect");
                 }
             }
         }
@@ -373,52 +370,23 @@ impl Life<'_> {
     /// Takes in what others have put there, some names at a time.
     async fn adopt(&mut self) -> Result<(), AuthorityError> {
         let authority = &self.mirror.authority;
-        let found = to_publish(&self.rows, &self.adopted_after, AT_ONCE);
-        let next = if found.len() < AT_ONCE {
-            String::new()
-        } else {
-            found.last().map_or_else(String::new, |(name, _)| (*name).to_owned())
-        };
-        let of_others: Vec<_> = found
-            .iter()
-            .filter_map(|(name, payload)| Some((adopted_name(name)?, *payload)))
-            .collect();
-        let mut names: Vec<&str> = found.iter().map(|(name, _)| *name).collect();
-        names.extend(of_others.iter().map(|(event_id, _)| event_id.as_str()));
+        let waiting = Waiting::after(&self.rows, &self.adopted_after, AT_ONCE);
+        let names = waiting.names();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let known: BTreeSet<String> = if names.is_empty() {
             BTreeSet::new()
         } else {
             authority.outbox_has(&names).await?.into_iter().collect()
         };
-        for (name, _) in &found {
-            let is_entry = |own: Label| known.contains(*name) && shown_name(&own) == *name;
-            if adopted_name(name).is_none() && !Label::new(name).is_ok_and(is_entry) {
-                self.refuse(name).await;
-            }
+        for name in waiting.refused(&known) {
+            self.refuse(name).await;
         }
         let policies = self.policies.borrow().clone();
-        let author = self.mirror.key.public();
         let share = share(self.mirror.config.pending, policies.len());
-        for (event_id, payload) in of_others
-            .iter()
-            .filter(|(event_id, _)| !known.contains(event_id.as_str()))
-        {
-            let read = adopted(event_id, payload, &author);
-            let policy = read.as_ref().ok();
-            let policy = policy.and_then(|entry| named(&policies, &entry.schema, entry.nostr_kind));
-            let (entry, kept) = match (read, policy) {
-                // At relays it would stand before all that is genuine, until its time has come.
-                (Ok(entry), _) if entry.created_at_s > now_s().saturating_add(AHEAD_S) => (entry, Kept::Park("ahead")),
-                (Ok(entry), Some(policy)) => (entry, Kept::Publish(policy)),
-                (Ok(entry), None) => (entry, Kept::Park("no_policy")),
-                (Err(error), _) => {
-                    tracing::warn!(%error, %event_id, "what somebody enqueued cannot be published");
-                    match unreadable(event_id, &author) {
-                        Ok(entry) => (entry, Kept::Park("unreadable")),
-                        Err(_) => continue,
-                    }
-                }
-            };
+        for Adoption { entry, kept, why } in waiting.adoptions(&known, &policies, &self.mirror.key.public(), now_s()) {
+            if let Some(error) = why {
+                tracing::warn!(%error, event_id = %entry.event_id, "what somebody enqueued cannot be published");
+            }
             if let Kept::Publish(policy) = kept
                 && authority.outbox_pending(&policy.policy_id, share).await? >= share
             {
@@ -426,7 +394,7 @@ impl Life<'_> {
             }
             authority.journal(&MirrorSource::Enqueued, kept, None, &[entry]).await?;
         }
-        self.adopted_after = next;
+        self.adopted_after = waiting.next;
         Ok(())
     }
 
@@ -451,17 +419,13 @@ impl Life<'_> {
         let authority = &self.mirror.authority;
         for are_over in [true, false] {
             let unreflected = authority.outbox_unreflected(are_over, AT_ONCE).await?;
-            let is_full = self.full_until.is_some_and(|until| Instant::now() < until);
-            let steps = steps(&unreflected, &self.rows).into_iter();
-            let steps: Vec<Step> = steps
-                .filter(|step| !(is_full && matches!(step, Step::Enqueue { .. })))
-                .collect();
+            let steps = self.room.allow(steps(&unreflected, &self.rows), self.began.elapsed());
             let mut telling = stream::iter(steps).map(|step| self.tell(step)).buffer_unordered(CALLS);
             let mut shows: Vec<(Label, Reflected)> = Vec::new();
             let mut was_full = false;
-            while let Some(told) = telling.next().await {
+            while let Some((event_id, told)) = telling.next().await {
                 match told {
-                    Told::Shows(event_id, says) => shows.push((event_id, says)),
+                    Told::Shows(says) => shows.push((event_id, says)),
                     // What is under way beside it may be cut off: it is said again.
                     Told::Full => {
                         was_full = true;
@@ -472,7 +436,8 @@ impl Life<'_> {
             }
             drop(telling);
             if was_full {
-                self.full_until = Some(Instant::now() + FULL);
+                self.room.was_full(self.began.elapsed());
+                self.mirror.status.change(|status| status.counters.no_room += 1);
             }
             for says in [Reflected::Pending, Reflected::Dropped, Reflected::Sent] {
                 let names = shows.iter().filter(|(_, shows)| *shows == says);
@@ -486,60 +451,26 @@ impl Life<'_> {
     }
 
     /// Carries a step out.
-    async fn tell(&self, step: Step) -> Told {
-        let (event_id, said, says) = match step {
-            Step::Known { event_id, says } => return Told::Shows(event_id, says),
-            Step::Enqueue { event_id, payload } => {
-                let event = OutboxEvent {
-                    event_id: shown_name(&event_id).to_owned(),
-                    transport: TRANSPORT.to_owned(),
-                    payload,
-                };
-                let said = self.client.enqueue_event(event, CALL).await;
-                (event_id, said, Reflected::Pending)
-            }
-            Step::Mark { event_id, published_as } => {
-                let says = match &published_as {
-                    Some(_) => Reflected::Sent,
-                    None => Reflected::Dropped,
-                };
-                let outcome = OutboxOutcome {
-                    event_id: shown_name(&event_id).to_owned(),
-                    published_as,
-                };
-                (event_id, self.client.mark_event(outcome, CALL).await, says)
-            }
-            Step::Refute { event_id } => {
-                tracing::error!(%event_id, "another thing stands in SpacetimeDB's outbox under the name of an entry");
-                let outcome = OutboxOutcome {
-                    event_id: shown_name(&event_id).to_owned(),
-                    published_as: None,
-                };
-                // That row is never the entry's, whatever becomes of the entry.
-                (event_id, self.client.mark_event(outcome, CALL).await, Reflected::Sent)
-            }
-        };
-        match said {
-            Ok(()) => Told::Shows(event_id, says),
-            // There is room again when something was sent.
-            Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::OutboxFull => Told::Full,
-            Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::OutboxConflict => {
-                tracing::error!(%refusal, %event_id, "SpacetimeDB's outbox contradicts the authority's");
-                // What stands there instead is seen soon, and refuted.
-                match says {
-                    Reflected::Pending | Reflected::Nothing => Told::Nothing,
-                    Reflected::Dropped | Reflected::Sent => Told::Shows(event_id, Reflected::Sent),
-                }
-            }
-            Err(CallError::Invalid(why)) => {
-                tracing::error!(why, %event_id, "SpacetimeDB's outbox cannot show an entry");
-                Told::Shows(event_id, Reflected::Sent)
-            }
-            Err(error) => {
-                tracing::debug!(%error, %event_id, "SpacetimeDB's outbox was not told of an entry");
-                Told::Nothing
-            }
+    async fn tell(&self, step: Step) -> (Label, Told) {
+        let (event_id, says) = (step.event_id(), step.says());
+        if let Step::Refute { .. } = step {
+            tracing::error!(%event_id, "another thing stands in SpacetimeDB's outbox under the name of an entry");
         }
+        let said = match step.call() {
+            Some(Call::Enqueue(event)) => self.client.enqueue_event(event, CALL).await,
+            Some(Call::Mark(outcome)) => self.client.mark_event(outcome, CALL).await,
+            None => Ok(()),
+        };
+        let told = told(says, &said);
+        match (&said, told) {
+            (Ok(()), _) | (_, Told::Full) => {}
+            (Err(error @ (CallError::Refused(_) | CallError::Invalid(_))), _) => {
+                let error = error_text(error);
+                tracing::error!(error, %event_id, "SpacetimeDB's outbox does not show an entry as it is");
+            }
+            (Err(error), _) => tracing::debug!(%error, %event_id, "SpacetimeDB's outbox was not told of an entry"),
+        }
+        (event_id.clone(), told)
     }
 
     async fn publish(&self, announced: Vec<Announced>) {

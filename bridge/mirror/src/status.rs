@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use spacetime_sync_authority::Depth;
+use spacetime_sync_authority::{Depth, shown_relay};
 
 use crate::verdict::Failure;
 
@@ -41,6 +41,8 @@ pub struct Counters {
     pub heard: u64,
     /// Announcements of relays that had no effect.
     pub unheard: u64,
+    /// How often SpacetimeDB's outbox had no room.
+    pub no_room: u64,
     /// How often the authority did not answer.
     pub authority_failures: u64,
 }
@@ -54,7 +56,7 @@ pub struct Snapshot {
     pub depth: Depth,
     /// See there.
     pub counters: Counters,
-    /// Whether each relay was reached the last time that something was to be said to it.
+    /// Whether each relay was reached the last time that something was to be said to it: of those alone that are talked to.
     pub relays: BTreeMap<String, bool>,
     /// Policies that cannot be used.
     pub bad_policies: usize,
@@ -216,6 +218,13 @@ impl Snapshot {
                 counters.unheard,
             ),
             (
+                "spacetimedb_outbox_full_total",
+                "counter",
+                plain(),
+                "How often SpacetimeDB's outbox had no room.",
+                counters.no_room,
+            ),
+            (
                 "authority_failures_total",
                 "counter",
                 plain(),
@@ -244,15 +253,24 @@ impl Snapshot {
                 found.map_or(0, |(_, count)| *count),
             ));
         }
-        for (relay, reached) in &self.relays {
+        for (relay, reached) in self.shown_relays() {
             lines.push((
                 "relay_reached",
                 "gauge",
                 format!("{{relay=\"{}\"}}", relay.replace(['\\', '"', '\n'], "_")),
                 "1 if the relay was reached the last time.",
-                u64::from(*reached),
+                u64::from(reached),
             ));
         }
         lines
+    }
+
+    /// The relays by what of their addresses may be shown. Those that look alike count as reached if all of them are.
+    pub fn shown_relays(&self) -> BTreeMap<String, bool> {
+        let mut shown: BTreeMap<String, bool> = BTreeMap::new();
+        for (relay, reached) in &self.relays {
+            *shown.entry(shown_relay(relay)).or_insert(true) &= reached;
+        }
+        shown
     }
 }

@@ -164,7 +164,7 @@ fn is_behind(pattern: &StreamPattern, position: &Behind) -> bool {
 }
 
 /// The entries of those events that the policy names.
-fn entries_of(policy: &MirrorPolicy, stream_id: &StreamId, events: &[MirroredEvent], author: &str) -> Vec<Entry> {
+pub fn entries_of(policy: &MirrorPolicy, stream_id: &StreamId, events: &[MirroredEvent], author: &str) -> Vec<Entry> {
     let named =
         |event: &&MirroredEvent| policy.kinds.is_empty() || policy.kinds.iter().any(|kind| kind == event.kind.as_str());
     let entry = |event| match things::receipt(policy, stream_id, event, author) {

@@ -17,6 +17,29 @@ pub enum Answer {
     Silent(String),
 }
 
+impl Answer {
+    /// What a relay said about an event, and whether it shows it, or why nobody knows. What it says it took counts for nothing if
+    /// it does not show it.
+    pub fn of(said: Result<(), Self>, is_shown: Result<bool, &String>) -> Self {
+        match (said, is_shown) {
+            (Err(answer), _) => answer,
+            (Ok(()), Ok(true)) => Self::Shown,
+            (Ok(()), Ok(false)) => Self::Forgotten,
+            (Ok(()), Err(how)) => Self::Silent(how.clone()),
+        }
+    }
+
+    /// The same, in other words.
+    #[must_use]
+    pub fn map_words(self, other: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Refused(words) => Self::Refused(other(words)),
+            Self::Silent(how) => Self::Silent(other(how)),
+            Self::Shown | Self::Forgotten => self,
+        }
+    }
+}
+
 /// The kinds of failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {

@@ -1,8 +1,10 @@
 //! `spacetime-sync outbox`: what the mirror is to publish, has published, and has parked. Each act goes on record.
 
+use std::collections::BTreeSet;
+
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use spacetime_sync_authority::{Authority, OutboxState, Server};
+use spacetime_sync_authority::{Authority, OutboxState, Server, one_relay, shown_relay};
 
 use super::{operator, say};
 
@@ -17,6 +19,9 @@ pub(crate) enum OutboxCommand {
     Retry(ActArgs),
     /// Give entries up for good. What relays have of them stays there.
     Drop(ActArgs),
+    /// Give up what waits for a relay that will never come back. Entries do not count it any more; those that have no other
+    /// relay are dropped.
+    GiveUp(GiveUpArgs),
 }
 
 #[derive(Args)]
@@ -59,6 +64,14 @@ pub(crate) struct ActArgs {
     all_parked: bool,
 }
 
+#[derive(Args)]
+pub(crate) struct GiveUpArgs {
+    #[command(flatten)]
+    at: WhereArgs,
+    /// The relay, by its address, or as the list shows it.
+    relay: String,
+}
+
 pub(crate) async fn execute(command: OutboxCommand) -> anyhow::Result<()> {
     match command {
         OutboxCommand::List(args) => list(args).await,
@@ -72,7 +85,57 @@ pub(crate) async fn execute(command: OutboxCommand) -> anyhow::Result<()> {
             let done = authority.outbox_drop(&ids, &operator()).await?;
             told("is dropped", &ids, &done)
         }
+        OutboxCommand::GiveUp(args) => give_up(args).await,
     }
+}
+
+async fn give_up(args: GiveUpArgs) -> anyhow::Result<()> {
+    let authority = args.at.connect().await?;
+    let waiting = authority.outbox_waiting_relays().await?;
+    let addresses = meant(&args.relay, &waiting)?;
+    let (mut given_up, shown) = (0, shown_relay(&addresses[0]));
+    for address in &addresses {
+        loop {
+            let some = authority.outbox_give_up(address, AT_ONCE, &operator()).await?;
+            given_up += some;
+            if some < AT_ONCE {
+                break;
+            }
+        }
+    }
+    say(format_args!("{given_up} entries do not wait for {shown} any more"))?;
+    let (policies, _) = authority.mirror_policies().await?;
+    let is_meant = |relay: &String| addresses.iter().any(|address| one_relay(address) == *relay);
+    for policy in policies.iter().filter(|policy| policy.relays.iter().any(is_meant)) {
+        let name = &policy.policy_id;
+        say(format_args!(
+            "policy {name} still names it: what is new waits for it again"
+        ))?;
+    }
+    Ok(())
+}
+
+/// The addresses that are meant, as deliveries have them: those of the one relay that has this address, or is shown like this.
+fn meant(said: &str, waiting: &[String]) -> anyhow::Result<Vec<String>> {
+    let (one, shown) = (one_relay(said), shown_relay(said));
+    let of = |is_meant: &dyn Fn(&String) -> bool| -> Vec<String> {
+        waiting.iter().filter(|address| is_meant(address)).cloned().collect()
+    };
+    let mut found = of(&|address| one_relay(address) == one);
+    if found.is_empty() {
+        found = of(&|address| [said, shown.as_str()].contains(&shown_relay(address).as_str()));
+        let different: BTreeSet<String> = found.iter().map(|address| one_relay(address)).collect();
+        anyhow::ensure!(
+            different.len() < 2,
+            "expected the address of one relay, found {} that are shown as {shown}: write the whole address of one",
+            different.len()
+        );
+    }
+    anyhow::ensure!(
+        !found.is_empty(),
+        "expected a relay that something waits for, found {shown}: see spacetime-sync outbox list --pending"
+    );
+    Ok(found)
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
@@ -131,5 +194,32 @@ impl ActArgs {
         // What no policy names was never to be published, so it has no relay to try again.
         let meant = rows.into_iter().filter(|row| !to_publish || !row.relays.is_empty());
         Ok((authority, meant.map(|row| row.event_id).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_is_meant_by_its_address_or_as_it_is_shown_if_one_is_shown_so() {
+        let waiting = [
+            "wss://a",
+            "wss://a/",
+            "wss://me:x@b",
+            "wss://you:y@b",
+            "wss://c/?token=z",
+        ]
+        .map(str::to_owned);
+        let found = |said: &str| meant(said, &waiting).map_err(|error| error.to_string());
+        let of = |addresses: &[&str]| Ok(addresses.iter().map(|address| (*address).to_owned()).collect());
+        // Entries of an older build may have another form of the same address.
+        assert_eq!(found("WSS://A/"), of(&["wss://a", "wss://a/"]));
+        assert_eq!(found("wss://you:y@b/"), of(&["wss://you:y@b"]));
+        assert_eq!(found("wss://c/?…"), of(&["wss://c/?token=z"]));
+        for (said, expected) in [("wss://…@b", "found 2"), ("wss://d:secret@d", "found wss://…@d")] {
+            let refused = found(said).unwrap_err();
+            assert!(refused.contains(expected) && !refused.contains("secret"), "{refused}");
+        }
     }
 }

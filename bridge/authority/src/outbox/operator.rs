@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::OutboxState;
-use crate::{Actor, Authority, AuthorityError};
+use super::{OutboxState, waiting_relays};
+use crate::{Actor, Authority, AuthorityError, hide_relay, shown_relay};
 
 /// How full the outbox is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,7 +45,8 @@ pub struct OutboxRow {
     pub age_s: u64,
     /// Why it is parked.
     pub failure: Option<String>,
-    /// How it is at each relay: the relay, how it is, how often it was tried, and what the last failure was.
+    /// How it is at each relay: the relay as far as it may be shown, how it is, how often it was tried, and what the last failure
+    /// was.
     pub relays: Vec<String>,
 }
 
@@ -143,13 +144,14 @@ impl Authority {
                 .fetch_all(connection)
                 .await?;
                 let listed = |row: &PgRow| {
+                    let relays: Vec<String> = row.try_get(5)?;
                     Ok(OutboxRow {
                         event_id: row.try_get(0)?,
                         status: row.try_get(1)?,
                         schema: row.try_get(2)?,
                         age_s: row.try_get::<f64, _>(3)?.max(0.0) as u64,
                         failure: row.try_get(4)?,
-                        relays: row.try_get(5)?,
+                        relays: relays.iter().map(|line| shown_line(line)).collect(),
                     })
                 };
                 rows.iter().map(listed).collect()
@@ -169,6 +171,36 @@ impl Authority {
             .await
     }
 
+    /// The relays at which something is to be published, whether it is due or not.
+    pub async fn outbox_waiting_relays(&self) -> Result<Vec<String>, AuthorityError> {
+        self.connections
+            .run("outbox_waiting_relays", async |connection| {
+                let relays = sqlx::query_scalar(concat!(
+                    waiting_relays!(),
+                    " select relay from r where relay is not null"
+                ));
+                Ok(relays.fetch_all(connection).await?)
+            })
+            .await
+    }
+
+    /// Gives up what waits for a relay, which has exactly this address here, and puts that on record: at most `limit` entries.
+    /// Entries do not count the relay any more, and those that have no other are dropped. Returns how many there were.
+    pub async fn outbox_give_up(&self, relay: &str, limit: usize, actor: &Actor) -> Result<usize, AuthorityError> {
+        self.connections
+            .run("outbox_give_up", async |connection| {
+                let given_up: i32 = sqlx::query_scalar("select runtime.sync_give_up_relay($1, $2, $3, $4)")
+                    .bind(relay)
+                    .bind(i32::try_from(limit).unwrap_or(i32::MAX))
+                    .bind(actor.who())
+                    .bind(actor.origin())
+                    .fetch_one(connection)
+                    .await?;
+                Ok(usize::try_from(given_up).unwrap_or_default())
+            })
+            .await
+    }
+
     async fn outbox_act(
         &self,
         sql: &'static str,
@@ -185,4 +217,10 @@ impl Authority {
             })
             .await
     }
+}
+
+/// A line about a delivery, which begins with the address of its relay.
+fn shown_line(line: &str) -> String {
+    let (relay, rest) = line.split_once(' ').unwrap_or((line, ""));
+    format!("{} {}", shown_relay(relay), hide_relay(rest, relay))
 }

@@ -5,6 +5,7 @@ mod operating;
 mod publishing;
 mod relays;
 mod session;
+mod settling;
 
 use std::time::Duration;
 

@@ -146,3 +146,52 @@ async fn a_policy_that_leads_to_plaintext_elsewhere_has_no_effect() {
     mirror.until("bad_policies", SOON, |count| count == 1).await;
     assert!(relay.received.ids().contains_key("t:1") && relay.received.ids().len() == 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_credential_of_a_relays_address_is_shown_and_a_relay_that_nobody_names_is_forgotten() {
+    let stage = Stage::new().await;
+    let relay = OddRelay::start(Treats::Refusing("invalid: no hunter3 for me"))
+        .await
+        .unwrap();
+    let authority = relay.url().replace("ws://", "");
+    let with_credentials = format!("ws://me:hunter2@{authority}/?token=hunter3");
+    let (down, real) = (
+        spacetime_sync_tests::port::free().unwrap(),
+        RealRelay::start().await.unwrap(),
+    );
+    let unreached = format!("ws://hunter2@{down}");
+    stage.receipts("s", &[], &[with_credentials, unreached], None).await;
+    stage.receipts("t", &[], &[real.url()], None).await;
+    stage.append("s", "step", 3).await;
+    stage.append("t", "step", 3).await;
+    let mirror = stage.start(&[]);
+    let reached = |shown: &str| format!("relay_reached{{relay=\"{shown}\"}}");
+    let (refuses, gone) = (format!("ws://…@{authority}/?…"), format!("ws://…@{down}"));
+    mirror.until(&reached(&refuses), SOON, |reached| reached == 1).await;
+    mirror.until(&reached(&gone), SOON, |reached| reached == 0).await;
+    stage.until("parked", 3).await;
+    let (listed, list) = stage.outbox(&["list"]);
+    assert!(
+        listed && list.contains(&format!("{refuses} failed 1 validation invalid: no … for me")),
+        "{list}"
+    );
+    let (_, health) = mirror.ask("/healthz").await.unwrap();
+    let log = mirror.process.log();
+    assert!(log.contains(&refuses), "{log}");
+    for shown in [&list, &health.to_string(), &log] {
+        assert!(!shown.contains("hunter"), "{shown}");
+    }
+    // Whatever waits for a relay keeps it known, and what is named does.
+    for sql in [
+        "delete from runtime.sync_mirror_policy where pattern = 's'",
+        "delete from runtime.sync_outbox_deliveries where relay like '%@%'",
+    ] {
+        sqlx::query(sql).execute(&mut stage.owner().await).await.unwrap();
+    }
+    spacetime_sync_tests::lane::wait_for(SOON, "the relays are forgotten", async || {
+        let (_, health) = mirror.ask("/healthz").await.unwrap();
+        let relays = health["relays"].as_object().unwrap();
+        relays.len() == 1 && relays.contains_key(&real.url())
+    })
+    .await;
+}

@@ -150,3 +150,50 @@ async fn a_full_outbox_stops_the_reading_and_goes_on_when_relays_are_back() {
     let ids = relay.received.ids();
     assert!(ids.len() == 100 && ids.values().all(|ids| ids.len() == 1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_relay_fills_the_share_of_its_policy_and_no_other_policy_waits() {
+    let stage = Stage::new().await;
+    let real = RealRelay::start().await.unwrap();
+    let down = format!("ws://{}", port::free().unwrap());
+    stage.receipts("dead.*", &[], &[down], None).await;
+    stage.receipts("sound.*", &[], &[real.url()], None).await;
+    stage.append("dead.1", "step", 100).await;
+    let mirror = stage.start(&[("pending", "20")]);
+    mirror.until("outbox_depth", SOON, |depth| depth == 10).await;
+    // Many times its own share, while that of the other one is full.
+    for round in 1..=3 {
+        stage.append("sound.1", "step", 100).await;
+        stage.append("dead.2", "step", 10).await;
+        stage.until("sent", 100 * round).await;
+    }
+    assert_eq!(stage.count("pending").await, 10);
+    let ids = real.received.ids();
+    assert!(
+        ids.len() == 300 && ids.keys().all(|name| name.starts_with("sound.1:")),
+        "{ids:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_written_twice_is_one_relay() {
+    let stage = Stage::new().await;
+    let relay = RealRelay::start().await.unwrap();
+    let written = [relay.url(), format!("{}/", relay.url()), format!("{}/#x", relay.url())];
+    stage.receipts("s", &[], &written[..2], None).await;
+    stage.receipts("t", &[], &written[2..], None).await;
+    // As many as there are not: it has no effect.
+    stage.receipts("u", &[], &written, Some(2)).await;
+    for stream in ["s", "t", "u"] {
+        stage.append(stream, "step", 5).await;
+    }
+    let mirror = stage.start(&[]);
+    stage.until("sent", 10).await;
+    mirror.until("bad_policies", SOON, |count| count == 1).await;
+    assert_eq!(relay.received.all().len(), 10, "{:?}", relay.received.ids());
+    let relays: Vec<String> = sqlx::query_scalar("select distinct relay from runtime.sync_outbox_deliveries")
+        .fetch_all(&mut stage.owner().await)
+        .await
+        .unwrap();
+    assert_eq!(relays, [relay.url()]);
+}

@@ -1,14 +1,16 @@
 //! The mirror's session at SpacetimeDB: providers are advertised, and what trusted keys announce is a capability here.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use futures_util::{StreamExt as _, stream};
 use nostr::{Event, EventBuilder, Keys, Kind as NostrKind, Tag, TagKind, Timestamp};
 use serde_json::json;
 use spacetime_sync_client::{
-    Capability, CapabilityKey, ClientConfig, Credential, HandlerError, HttpTokens, OutboxEvent, SqliteStore,
-    SyncClient, TokenError,
+    Capability, CapabilityKey, ClientConfig, Credential, HandlerError, HttpTokens, OutboxEvent, OutboxOutcome,
+    SqliteStore, SyncClient, TokenError,
 };
+use spacetime_sync_proto::limit;
 use spacetime_sync_stdb::admin::Breaking;
 use spacetime_sync_tests::issuing::BUILD;
 use spacetime_sync_tests::lane::{Bridge, Lane, wait, wait_for};
@@ -253,6 +255,9 @@ async fn what_a_trusted_key_announces_is_a_capability_here_and_goes_out_to_nobod
     maker.stop().await;
 }
 
+/// How long a mirror waits after SpacetimeDB's outbox was full.
+const FULL: Duration = Duration::from_secs(5);
+
 /// What the module's outbox says, as its owner sees it: the name, the status, and what it was sent as.
 async fn shown(lane: &Lane) -> Vec<(String, String, String)> {
     let query = "SELECT event_id, status, published_as FROM bridge_outbox";
@@ -433,4 +438,88 @@ async fn who_takes_the_name_of_a_receipt_keeps_it_from_no_relay_and_is_not_shown
     assert_eq!(ids.keys().collect::<Vec<_>>(), ["s:1", "s:2"]);
     assert_eq!(mirror.metric("outbox_parked").await, Some(0));
     other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_outbox_is_tried_again_seldom_and_shows_everything_once_there_is_room() {
+    let stage = Collaboration::new().await;
+    let mut owner = PgConnection::connect(stage.lane.database.url()).await.unwrap();
+    policy(&mut owner, "s", &[], &[stage.relay.url()], None).await;
+    stage.relay.treat(Treats::Refusing("error: not now"));
+    // By something else than Nostr, so no mirror takes it.
+    let other = stage.client("other");
+    let name = |nth: u32| format!("letter-{nth}");
+    let put = |nth: u32| {
+        other.enqueue_event(
+            OutboxEvent {
+                event_id: name(nth),
+                transport: "mail".to_owned(),
+                payload: "{}".to_owned(),
+            },
+            SOON,
+        )
+    };
+    let puts = stream::iter(0..limit::OUTBOX_PENDING).map(put).buffer_unordered(16);
+    let put: Vec<_> = puts.collect().await;
+    assert!(put.iter().all(Result::is_ok), "{put:?}");
+    append(&stage.lane.authority, "s", "step", 20).await;
+    let mirror = stage.mirror();
+    let began = Instant::now();
+    mirror
+        .until("spacetimedb_outbox_full_total", SOON, |count| count >= 3)
+        .await;
+    // Between the first time and the third it has waited twice.
+    assert!(began.elapsed() >= 2 * FULL, "{:?}", began.elapsed());
+    for nth in 0..20 {
+        let sent = OutboxOutcome {
+            event_id: name(nth),
+            published_as: Some("letter".to_owned()),
+        };
+        other.mark_event(sent, SOON).await.unwrap();
+    }
+    wait_for(SOON, "there is room, and what waits is shown", async || {
+        let shown = shown(&stage.lane).await;
+        let ours = shown
+            .iter()
+            .filter(|(name, status, _)| name.starts_with("receipt") && status == "pending");
+        ours.count() == 20
+    })
+    .await;
+    assert_eq!(mirror.stop().await.unwrap(), 0);
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relays_that_never_answer_a_question_keep_nobody_else_from_being_heard_or_shown() {
+    let stage = Collaboration::new().await;
+    let mut owner = PgConnection::connect(stage.lane.database.url()).await.unwrap();
+    let silent = [
+        OddRelay::start(Treats::NoHandshake).await.unwrap(),
+        OddRelay::start(Treats::Silently).await.unwrap(),
+    ];
+    // Two of three say nothing, whatever the order in which they are asked.
+    let all: Vec<String> = silent.iter().chain([&stage.relay]).map(OddRelay::url).collect();
+    sqlx::query("update runtime.sync_mirror_policy set relays = $1, quorum = 1 where source = 'capabilities'")
+        .bind(&all)
+        .execute(&mut owner)
+        .await
+        .unwrap();
+    policy(&mut owner, "s", &[], &[stage.relay.url()], None).await;
+    let friend = Keys::generate();
+    let trust = format!(
+        "insert into runtime.sync_mirror_trusted_keys values ('{}', 'friend.')",
+        friend.public_key().to_hex()
+    );
+    stage.lane.sql(&trust).await.unwrap();
+    let mirror = stage.mirror();
+    for round in 1..=3_u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        stage.relay.holds(announcement(&friend, round, now + round));
+        append(&stage.lane.authority, "s", "step", 5).await;
+        mirror
+            .until("heard_capabilities_total", SOON, |count| count >= round)
+            .await;
+        until_shown(&stage, 0, usize::try_from(5 * round).unwrap()).await;
+    }
+    assert_eq!(mirror.stop().await.unwrap(), 0);
 }

@@ -98,7 +98,7 @@ const MIRROR_POLICY: [&str; 2] = [
 ];
 
 /// What belongs to the mirror alone.
-const MIRRORS: [&str; 7] = [
+const MIRRORS: [&str; 8] = [
     "insert into runtime.sync_mirror_cursors values ('p', 's', 1)",
     "insert into runtime.sync_outbox (event_id, policy_id, source, nostr_kind, schema, d_tag, content, created_at_s, author, \
         published_as, quorum) values ('x', 'p', 'events', 30078, 's', 'd', '{}', 1, 'a', 'i', 1)",
@@ -107,6 +107,7 @@ const MIRRORS: [&str; 7] = [
     "select runtime.sync_take_mirror_lead()",
     "select runtime.sync_retry_outbox(array['x'], 'operator', null)",
     "select runtime.sync_drop_outbox(array['x'], 'operator', null)",
+    "select runtime.sync_give_up_relay('ws://r', 1, 'operator', null)",
 ];
 
 const READS: [&str; 3] = [
@@ -414,6 +415,7 @@ async fn what_runs_as_the_owner_is_known_and_pinned() {
         "sync_drop_outbox",
         "sync_forget_journal",
         "sync_forget_sessions",
+        "sync_give_up_relay",
         "sync_keep_journal",
         "sync_purge",
         "sync_purge_audit",
