@@ -52,6 +52,13 @@ impl Waiting {
         names
     }
 
+    /// The entries that they are, or would be.
+    pub fn entries(&self) -> Vec<Label> {
+        let own = |name: &str| Label::new(name).ok().filter(|own| shown_name(own) == name);
+        let entry = |(name, _): &(String, String)| adopted_name(name).or_else(|| own(name));
+        self.rows.iter().filter_map(entry).collect()
+    }
+
     /// Those that nobody can publish: under a name of the mirror's that the authority does not know, or under one that is too long.
     pub fn refused(&self, known: &BTreeSet<String>) -> Vec<&str> {
         let is_entry = |name: &str| known.contains(name) && Label::new(name).is_ok_and(|own| shown_name(&own) == name);
@@ -192,6 +199,12 @@ mod tests {
         let known = ["enqueued:known", "receipt_ptr.v1:own"].map(str::to_owned).into();
         assert_eq!(waiting.refused(&known), [long.as_str(), "receipt_ptr.v1:forged"]);
         assert!(waiting.names().contains(&"enqueued:good".to_owned()) && waiting.names().len() == 11);
+        let entries = waiting.entries();
+        let entries: Vec<_> = entries.iter().map(Label::as_str).collect();
+        assert_eq!(
+            entries[3..],
+            ["enqueued:other", "receipt_ptr.v1:forged", "receipt_ptr.v1:own"]
+        );
         for (now_s, of_good) in [(940, "published"), (939, "ahead")] {
             let adoptions = waiting.adoptions(&known, &policies, AUTHOR, now_s);
             let found: Vec<_> = adoptions

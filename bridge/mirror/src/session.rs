@@ -378,6 +378,12 @@ impl Life<'_> {
         } else {
             authority.outbox_has(&names).await?.into_iter().collect()
         };
+        // It was over there, and forgotten; somebody has put it in again, or SpacetimeDB was restored to an earlier time.
+        let entries = waiting.entries();
+        let entries: Vec<&str> = entries.iter().map(Label::as_str).collect();
+        if !entries.is_empty() {
+            authority.outbox_wait_again(&entries).await?;
+        }
         for name in waiting.refused(&known) {
             self.refuse(name).await;
         }

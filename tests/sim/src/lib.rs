@@ -32,6 +32,8 @@
 //! answer of SpacetimeDB waits until everything that was committed before is durable, even the answer to a call that changed
 //! nothing.
 //!
+//! The mirror stands beside the lane and shares nothing with it, so it has a [world of its own](mirror), with its own faults and oracle.
+//!
 //! **The oracle** compares with the authority's log, see `oracle.rs`, and with what it keeps of assignments, see `work.rs`. A seed replays exactly. A failing run is
 //! [minimised](shrink).
 //!
@@ -48,6 +50,7 @@ mod client;
 mod coverage;
 mod fault;
 mod host;
+mod mirror;
 mod net;
 mod oracle;
 mod run;
@@ -62,7 +65,8 @@ mod world;
 pub use agenda::Micros;
 pub use coverage::Coverage;
 pub use fault::{Fault, Planned};
-pub use run::{Failure, Report, run, run_seeds};
+pub use mirror::{MirrorSetup, Strike, Struck, run_mirror, shrink_mirror};
+pub use run::{Failure, Report, run, run_seeds, stories};
 pub use setup::{Defect, Setup};
 pub use shrink::{Story, shrink};
 pub use world::{Ended, Violation};

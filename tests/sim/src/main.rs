@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use serde_json::json;
-use spacetime_sync_sim::{Coverage, Setup, run, run_seeds, shrink};
+use spacetime_sync_sim::{Coverage, MirrorSetup, Setup, run, run_mirror, run_seeds, stories};
 
 /// The seeded simulation of the lane.
 #[derive(Parser)]
@@ -32,7 +32,8 @@ fn main() -> anyhow::Result<()> {
 fn one(seed: u64, as_json: bool) -> anyhow::Result<()> {
     let setup = Setup::of(seed);
     let ended = run(&setup, !as_json);
-    let violation = ended.violation.as_ref();
+    let mirrored = run_mirror(&MirrorSetup::of(seed), !as_json);
+    let violation = ended.violation.as_ref().or(mirrored.violation.as_ref());
     if as_json {
         let told = json!({
             "seed": seed,
@@ -40,6 +41,11 @@ fn one(seed: u64, as_json: bool) -> anyhow::Result<()> {
             "trace": format!("{:016x}", ended.trace),
             "violation": violation.map(ToString::to_string),
             "coverage": ended.coverage.to_json(),
+            "mirror": {
+                "steps": mirrored.steps,
+                "trace": format!("{:016x}", mirrored.trace),
+                "coverage": mirrored.coverage.to_json(),
+            },
         });
         println!("{told}");
     } else {
@@ -50,9 +56,11 @@ fn one(seed: u64, as_json: bool) -> anyhow::Result<()> {
             println!("{line}");
         }
         println!("{} steps, trace {:016x}", ended.steps, ended.trace);
-        if let Some(story) = shrink(&setup) {
-            println!("{story}");
+        for line in &mirrored.story {
+            println!("{line}");
         }
+        println!("the mirror: {} steps, trace {:016x}", mirrored.steps, mirrored.trace);
+        println!("{}", stories(seed));
     }
     match violation {
         None => Ok(()),
@@ -81,10 +89,8 @@ fn many(arguments: &Arguments) -> anyhow::Result<()> {
             report.healed_ms(1.0),
             report.trace
         );
-        if let Some(first) = report.failures.first()
-            && let Some(story) = shrink(&Setup::of(first.seed))
-        {
-            println!("{story}");
+        if let Some(first) = report.failures.first() {
+            println!("{}", stories(first.seed));
         }
     }
     for failure in &report.failures {

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use crate::agenda::Micros;
 use crate::coverage::Coverage;
+use crate::mirror::{MirrorSetup, run_mirror, shrink_mirror};
 use crate::setup::Setup;
+use crate::shrink::shrink;
 use crate::world::{Ended, Violation, World};
 
 /// The results of many runs.
@@ -42,6 +44,9 @@ pub struct Failure {
     pub violation: Violation,
 }
 
+/// One seed of so many runs a mirror, too.
+const MIRRORED: u64 = 2;
+
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
@@ -61,9 +66,14 @@ fn silence_panics() {
 
 /// Runs a setup to its end. Keeps a story if `tell` is set.
 pub fn run(setup: &Setup, tell: bool) -> Ended {
+    caught(|| World::new(setup, tell).run())
+}
+
+/// A run whose panic is a violation.
+pub(crate) fn caught(run: impl FnOnce() -> Ended) -> Ended {
     silence_panics();
     QUIET.set(true);
-    let ended = catch_unwind(AssertUnwindSafe(|| World::new(setup, tell).run()));
+    let ended = catch_unwind(AssertUnwindSafe(run));
     QUIET.set(false);
     ended.unwrap_or_else(|panic| Ended {
         violation: Some(Violation {
@@ -78,6 +88,20 @@ pub fn run(setup: &Setup, tell: bool) -> Ended {
         healed_after: 0,
         story: Vec::new(),
     })
+}
+
+/// The minimised stories of a seed that failed: the lane's, and the mirror's.
+pub fn stories(seed: u64) -> String {
+    let mut told = String::new();
+    if let Some(story) = shrink(&Setup::of(seed)) {
+        told.push_str(&story.to_string());
+    }
+    if let Some((setup, ended)) = shrink_mirror(&MirrorSetup::of(seed)) {
+        let faults: Vec<String> = setup.plan.iter().map(ToString::to_string).collect();
+        let lines = [vec![format!("{setup:?}")], faults, ended.story].concat();
+        told.push_str(&lines.join("\n"));
+    }
+    told
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
@@ -105,6 +129,10 @@ pub fn run_seeds(from: u64, seeds: u64, most_failures: usize) -> Report {
                 let seed = from + nth;
                 let ended = run(&Setup::of(seed), false);
                 part.take(seed, ended);
+                if seed.is_multiple_of(MIRRORED) {
+                    let mirrored = run_mirror(&MirrorSetup::of(seed), false);
+                    part.take_mirrored(seed, mirrored);
+                }
             }
             part
         };
@@ -132,6 +160,14 @@ impl Report {
             Some(violation) => self.failures.push(Failure { seed, violation }),
             None => self.healed_after.push(ended.healed_after),
         }
+    }
+
+    fn take_mirrored(&mut self, seed: u64, ended: Ended) {
+        self.steps += ended.steps;
+        self.coverage.add(&ended.coverage);
+        self.trace = self.trace.wrapping_add(ended.trace.wrapping_mul(seed | 1));
+        let failure = |violation| Failure { seed, violation };
+        self.failures.extend(ended.violation.map(failure));
     }
 
     fn add(&mut self, part: Self) {

@@ -108,6 +108,22 @@ impl Authority {
             .await
     }
 
+    /// Records that these entries wait in SpacetimeDB's outbox, if they were known to be over there: it is to be told again.
+    pub async fn outbox_wait_again(&self, event_ids: &[&str]) -> Result<(), AuthorityError> {
+        self.connections
+            .run("outbox_wait_again", async |connection| {
+                let again = sqlx::query(
+                    "update runtime.sync_outbox o set reflected = 'nothing'
+                     from (select event_id from runtime.sync_outbox
+                           where event_id = any ($1) and reflected in ('dropped', 'sent') order by event_id for update) n
+                     where o.event_id = n.event_id",
+                );
+                again.bind(event_ids).execute(connection).await?;
+                Ok(())
+            })
+            .await
+    }
+
     /// Records what SpacetimeDB's outbox says of these entries.
     pub async fn outbox_reflect(&self, event_ids: &[&str], says: Reflected) -> Result<(), AuthorityError> {
         self.connections

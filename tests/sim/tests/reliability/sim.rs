@@ -1,6 +1,6 @@
 //! The seeds of every test run, and tests that the simulation finds defects.
 
-use spacetime_sync_sim::{Coverage, Defect, Fault, Setup, run, run_seeds, shrink};
+use spacetime_sync_sim::{Coverage, Defect, Fault, MirrorSetup, Setup, run, run_mirror, run_seeds, shrink, stories};
 
 const SEEDS: u64 = 2_000;
 
@@ -8,8 +8,7 @@ const SEEDS: u64 = 2_000;
 fn two_thousand_seeds_hold_every_invariant() {
     let report = run_seeds(0, SEEDS, 3);
     if let Some(first) = report.failures.first() {
-        let story = shrink(&Setup::of(first.seed)).map(|story| story.to_string());
-        panic!("{:?}\n{}", report.failures, story.unwrap_or_default());
+        panic!("{:?}\n{}", report.failures, stories(first.seed));
     }
     assert_eq!(report.seeds, SEEDS);
     let missing = report.coverage.missing(SEEDS);
@@ -26,6 +25,16 @@ fn a_seed_replays_exactly() {
         let (first, second) = (run(&Setup::of(seed), false), run(&Setup::of(seed), true));
         assert_eq!((first.trace, first.steps), (second.trace, second.steps), "seed {seed}");
         assert_ne!(first.trace, run(&Setup::of(seed ^ 1), false).trace);
+    }
+}
+
+#[test]
+fn a_mirror_replays_exactly() {
+    for seed in [0, 7, 1_234, u64::MAX] {
+        let told = |seed| run_mirror(&MirrorSetup::of(seed), false);
+        let (first, second) = (told(seed), run_mirror(&MirrorSetup::of(seed), true));
+        assert_eq!((first.trace, first.steps), (second.trace, second.steps), "seed {seed}");
+        assert_ne!(first.trace, told(seed ^ 1).trace);
     }
 }
 
