@@ -13,8 +13,8 @@ use spacetime_sync_authority::{
 };
 use spacetime_sync_client::{
     CallError, Capabilities, Capability, CapabilityKey, CheckpointStore, ClientConfig, CommitError, Credential,
-    Effects, Event, HandlerError, History, HttpTokens, Outbox, OutboxOutcome, StoreError, SyncClient, TokenError,
-    Watched,
+    Effects, Event, HandlerError, History, HttpTokens, Outbox, OutboxOutcome, RefusalCode, StoreError, SyncClient,
+    TokenError, Watched,
 };
 use spacetime_sync_proto::{Label, Position, StreamId, error_text};
 use spacetime_sync_transport::{Transport, secret_file};
@@ -468,13 +468,17 @@ impl Life<'_> {
             None => Ok(()),
         };
         let told = told(says, &said);
-        match (&said, told) {
-            (Ok(()), _) | (_, Told::Full) => {}
-            (Err(error @ (CallError::Refused(_) | CallError::Invalid(_))), _) => {
-                let error = error_text(error);
-                tracing::error!(error, %event_id, "SpacetimeDB's outbox does not show an entry as it is");
+        if let Err(error) = &said {
+            let is_contradicted = match error {
+                CallError::Refused(refusal) => refusal.code == RefusalCode::OutboxConflict,
+                error => matches!(error, CallError::Invalid(_)),
+            };
+            let error = error_text(error);
+            if is_contradicted {
+                tracing::error!(error, %event_id, "SpacetimeDB's outbox contradicts the authority's");
+            } else {
+                tracing::debug!(error, %event_id, "SpacetimeDB's outbox was not told of an entry");
             }
-            (Err(error), _) => tracing::debug!(%error, %event_id, "SpacetimeDB's outbox was not told of an entry"),
         }
         (event_id.clone(), told)
     }
