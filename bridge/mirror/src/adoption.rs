@@ -202,7 +202,7 @@ mod tests {
         let entries = waiting.entries();
         let entries: Vec<_> = entries.iter().map(Label::as_str).collect();
         assert_eq!(
-            entries[3..],
+            entries[4..],
             ["enqueued:other", "receipt_ptr.v1:forged", "receipt_ptr.v1:own"]
         );
         for (now_s, of_good) in [(940, "published"), (939, "ahead")] {
