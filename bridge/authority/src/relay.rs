@@ -1,6 +1,6 @@
 //! The addresses of relays: when two are the same, and what of one may be shown.
 
-use url::Url;
+use url::{Url, form_urlencoded};
 
 /// The one form of a relay's address, as the mirror knows it: `wss://a` and `WSS://A:443/` are the same relay. What is no address
 /// stays as it is.
@@ -28,28 +28,60 @@ pub fn shown_relay(address: &str) -> String {
     format!("{}://{user}{host}{port}{path}{rest}", url.scheme())
 }
 
-/// What somebody said, without what an address must not show. A relay or a library may repeat the address.
+/// What somebody said, without what an address must not show. A relay or a library may repeat the address, or a part of it,
+/// as it is written or decoded.
 pub fn hide_relay(words: &str, address: &str) -> String {
     let Ok(url) = Url::parse(address) else {
         return words.to_owned();
     };
-    let (user, password) = (url.username(), url.password());
+    let mut secrets: Vec<(String, &str)> = Vec::new();
+    let mut hide = |part: &str, by| secrets.extend(forms(part).map(|form| (form, by)));
+    let user = url.username();
     // A name without a password is a token.
-    let (pair, secret) = match password {
-        Some(password) => (format!("{user}:{password}@"), password),
-        None => (format!("{user}@"), user),
-    };
-    let secrets = [pair.as_str(), secret, url.query().unwrap_or_default()].map(str::to_owned);
-    // A token alone may be repeated, too.
-    let values = url.query_pairs().map(|(_, value)| value.into_owned());
-    let mut secrets: Vec<String> = secrets.into_iter().chain(values).collect();
-    secrets.retain(|secret| !["", "@"].contains(&secret.as_str()));
-    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-    let hidden = |words: String, secret: &String| {
-        let rest = if *secret == pair { "…@" } else { "…" };
-        words.replace(secret.as_str(), rest)
-    };
+    match url.password() {
+        Some(password) => {
+            hide(&format!("{user}:{password}@"), "…@");
+            hide(alone(password), "…");
+        }
+        None if user.is_empty() => {}
+        None => {
+            hide(&format!("{user}@"), "…@");
+            hide(alone(user), "…");
+        }
+    }
+    let query = url.query().unwrap_or_default();
+    hide(query, "…");
+    for pair in query.split('&') {
+        match pair.split_once('=') {
+            Some((_, "")) => {}
+            Some((_, value)) => {
+                hide(pair, "…");
+                hide(alone(value), "…");
+            }
+            None => hide(alone(pair), "…"),
+        }
+    }
+    secrets.retain(|(secret, _)| !secret.is_empty());
+    secrets.sort_by_key(|(secret, _)| std::cmp::Reverse(secret.len()));
+    let hidden = |words: String, (secret, by): &(String, &str)| words.replace(secret.as_str(), by);
     secrets.iter().fold(words.to_owned(), hidden)
+}
+
+/// What is so short stands in any sentence, and is no credential: it is hidden only together with what it is the value of.
+const SHORT_BYTES: usize = 2;
+
+fn alone(part: &str) -> &str {
+    if part.len() > SHORT_BYTES { part } else { "" }
+}
+
+/// A part of an address as it is written, and decoded; in a form a `+` is a space.
+fn forms(part: &str) -> impl Iterator<Item = String> {
+    let decoded = |part: &str| {
+        let part = part.replace('&', "%26").replace('=', "%3D");
+        let mut pairs = form_urlencoded::parse(part.as_bytes());
+        pairs.next().map(|(name, _)| name.into_owned()).unwrap_or_default()
+    };
+    [part.to_owned(), decoded(part), decoded(&part.replace('+', "%2B"))].into_iter()
 }
 
 fn has_user(url: &Url) -> bool {
@@ -109,5 +141,24 @@ mod tests {
             assert_eq!(hide_relay(words, address), expected);
         }
         assert_eq!(hide_relay("time out", "wss://relay.example"), "time out");
+    }
+
+    #[test]
+    fn a_credential_is_hidden_in_each_of_its_forms_and_nothing_else_is() {
+        for (address, words, expected) in [
+            ("wss://me:p%40ss@h", "p%40ss or p@ss", "… or …"),
+            ("wss://me:p%40ss@h", "wss://me:p@ss@h", "wss://…@h"),
+            ("wss://me:p+ss@h", "p+ss", "…"),
+            ("wss://p%40ss@h", "p@ss is p%40ss", "… is …"),
+            ("wss://h/?a=x%2Fy&b=1", "x%2Fy, x/y, a=x/y", "…, …, …"),
+            ("wss://h/?a=x%2Fy&b=1", "a=x/y&b=1", "…"),
+            ("wss://h/?a=x+y", "x+y x y", "… …"),
+            ("wss://h/?hunter2&x=1", "no hunter2", "no …"),
+            ("wss://h/?a=hunter2=&x=1", "no hunter2=", "no …"),
+            // It is no credential, and a sentence without it is no sentence.
+            ("wss://h/?v=1&x=", "v=1: x=1 of 11", "…: x=1 of 11"),
+        ] {
+            assert_eq!(hide_relay(words, address), expected, "{address}");
+        }
     }
 }
