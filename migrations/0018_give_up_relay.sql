@@ -12,7 +12,7 @@ end $$;
 
 -- Gives up what waits for a relay, for at most `most` entries, and returns for how many. These entries have one relay less to be
 -- at, and no more of them than are left count for the quorum. An entry that enough of these have is sent, one that they cannot
--- have any more is parked, and one that has no other relay is dropped.
+-- have any more is parked, or stays so, and one that has no other relay is dropped.
 create function runtime.sync_give_up_relay(relay text, most int, actor text, origin text) returns int
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -47,19 +47,19 @@ begin
         count(*) filter (where d.status = 'pending') as pending,
         min(d.failure) filter (where d.status = 'failed') as failure
       from runtime.sync_outbox o left join runtime.sync_outbox_deliveries d on d.event_id = o.event_id
-      where o.event_id = any (left_over collate "C") and o.status = 'pending' group by o.event_id
+      where o.event_id = any (left_over collate "C") and o.status in ('pending', 'parked') group by o.event_id
   ), judged as (
     select r.event_id, least(o.quorum, r.relays) as quorum, r.failure,
         case when r.relays = 0 then 'dropped'
           when r.accepted >= least(o.quorum, r.relays) then 'sent'
-          when r.accepted + r.pending < least(o.quorum, r.relays) then 'parked'
+          when o.status = 'parked' or r.accepted + r.pending < least(o.quorum, r.relays) then 'parked'
           else 'pending' end as status
       from rest r join runtime.sync_outbox o on o.event_id = r.event_id
   ), changed as (
     update runtime.sync_outbox o
       set quorum = greatest(j.quorum, 1), status = j.status,
-          failure = case j.status when 'dropped' then 'given_up' when 'parked' then j.failure end,
-          settled_at = case when j.status <> 'pending' then clock_timestamp() end
+          failure = case j.status when 'dropped' then 'given_up' when 'parked' then coalesce(j.failure, o.failure) end,
+          settled_at = case when j.status = o.status then o.settled_at else clock_timestamp() end
       from judged j where o.event_id = j.event_id
       returning o.status
   )

@@ -369,7 +369,7 @@ mod tests {
             (12, "scope of mirrors", "a1162b33241dc217"),
             (13, "journal", "b17c14380dfec106"),
             (14, "mirror", "a04a2d3ea900da5e"),
-            (18, "give up relay", "b4ddb69c802d5d23"),
+            (18, "give up relay", "2a3b68775f4e5c43"),
         ];
         assert_eq!(
             recorded,
