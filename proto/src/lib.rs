@@ -1,6 +1,6 @@
 //! The contract of the lane: everything that authority, bridge, module and client must agree on.
 //!
-//! Ids, identities and limits ([`id`], [`identity`], [`limit`]), hashes and the chain ([`hash`]), events and their
+//! Ids, identities and limits ([`id`], [`identity`], [`limit`]), hashes and the chain ([`hash`]), canonical JSON ([`canonical`]), events and their
 //! frames ([`event`], [`frame`]), positions and frame rows ([`position`]), sections of a stream ([`Section`]), seals
 //! ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]), rewinds ([`rewind`]), the
 //! authority epoch ([`epoch`]), the journal ([`journal`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
@@ -14,6 +14,7 @@
 
 pub mod access;
 pub mod assignment;
+pub mod canonical;
 pub mod checkpoint_table;
 pub mod contract;
 pub mod epoch;
@@ -42,6 +43,7 @@ pub mod signal;
 pub mod stale;
 
 pub use assignment::{AssignmentSide, AssignmentState};
+pub use canonical::{canonical_json, document_hash};
 pub use error_text::error_text;
 pub use event::Event;
 pub use frame::{Frame, FrameError};
@@ -58,7 +60,7 @@ pub use section::Section;
 pub use signal::{SignalKind, SubjectKind};
 pub use stale::{StaleCursor, StaleReason};
 
-/// The messages of `proto/sync.proto`, as `prost-build` generates them. `tests/wire.rs` keeps the two in step.
+/// The messages of `proto/proto/spacetime/sync/v1`, as `prost-build` generates them. `tests/wire.rs` keeps the two in step.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 #[rustfmt::skip]
 pub mod wire;

@@ -4,10 +4,23 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Why something was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RefusalCode {
+macro_rules! codes {
+    ($($(#[$doc:meta])* $code:ident,)*) => {
+        /// Why something was refused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum RefusalCode {
+            $($(#[$doc])* $code,)*
+        }
+
+        impl RefusalCode {
+            /// All of them. `proto/refusals.proto` and the vectors have the same list.
+            pub const ALL: &[Self] = &[$(Self::$code),*];
+        }
+    };
+}
+
+codes! {
     /// The caller's identity may not do this.
     Unauthorized,
     /// The caller holds no grant for the stream, which may or may not exist.

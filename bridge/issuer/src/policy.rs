@@ -58,9 +58,6 @@ impl Wanted {
         }
         let mut topics = Vec::new();
         for (at, text) in request.topics.iter().enumerate() {
-            if text.is_empty() {
-                return Err(invalid(format!("topics[{at}] is empty")));
-            }
             let stream_id = Topic::new(text).stream_id();
             let stream_id = stream_id.map_err(|error| invalid(format!("topics[{at}]: {error}")))?;
             streams.insert(StreamPattern::Exact(stream_id.clone()));

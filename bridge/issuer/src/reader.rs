@@ -152,13 +152,16 @@ fn lasts(known: &BoundSession, session: &Session) -> Result<(), Denial> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::{Value, json};
     use spacetime_sync_proto::access::Compatibility;
     use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+    use spacetime_sync_proto::{Secret, seal::SealKey};
 
     use super::*;
-    use crate::keys::PUBLISHED_AFTER_SECONDS;
     use crate::keys::tests::key;
+    use crate::keys::{PUBLISHED_AFTER_SECONDS, SigningKey};
 
     const NOW: u64 = 1_000_000;
 
@@ -237,6 +240,68 @@ mod tests {
         let service = json!({ "iss": "https://lane.example", "sub": "service:bridge" });
         let token = key.sign(Kind::Sync, &service).unwrap();
         assert!(code(verify(token.expose(), &ring, &policy(), NOW)).is_some());
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Vectors {
+        private_key: Secret,
+        key: SealKey,
+        policy: VectorPolicy,
+        tokens: Vec<Vector>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct VectorPolicy {
+        issuer: String,
+        audience: String,
+        now: u64,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Vector {
+        name: String,
+        token: String,
+        claims: Option<SyncClaims>,
+        refused: Option<RefusalCode>,
+    }
+
+    #[test]
+    fn tokens_of_the_contracts_vectors_are_taken_or_refused() {
+        let vectors: Vectors = serde_json::from_str(include_str!("../../../proto/vectors/tokens.json")).unwrap();
+        let key = SigningKey::from_pem(&vectors.private_key, 0, "vectors").unwrap();
+        assert_eq!(key.seal_key(), vectors.key);
+        let ring = Ring::new(vec![Arc::new(key)]);
+        let policy = Policy {
+            issuer: vectors.policy.issuer,
+            audience: vectors.policy.audience,
+            compatibility: Compatibility {
+                min_schema_version: 0,
+                max_schema_version: u32::MAX,
+                ..Compatibility::default()
+            },
+        };
+        assert!(vectors.tokens.len() >= 10);
+        for Vector {
+            name,
+            token,
+            claims,
+            refused,
+        } in vectors.tokens
+        {
+            let read = verify(&token, &ring, &policy, vectors.policy.now);
+            assert_eq!(read.is_ok(), claims.is_some(), "{name}");
+            assert_eq!(code(read), refused, "{name}");
+            if let Some(claims) = claims {
+                // What it says, field by field.
+                let jws = Jws::parse(&token, Kind::Sync).unwrap();
+                let signed = jws.claims(&ring.published(0).next().unwrap().public()).unwrap();
+                assert_eq!(
+                    serde_json::from_str::<SyncClaims>(signed.get()).unwrap(),
+                    claims,
+                    "{name}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub struct SyncEvent {
     pub base_chain: u256,
     /// When its last event was committed, in microseconds since 1970-01-01 UTC, by the authority's clock.
     pub last_at: i64,
-    /// The events: a `spacetime.sync.v1.EventFrame` of proto/sync.proto.
+    /// The events: a `spacetime.sync.v1.EventFrame` of proto/spacetime/sync/v1/events.proto.
     pub frame: Vec<u8>,
     /// The section of the stream in which the frame begins, by which clients subscribe (docs/adr/0022). Frames of an earlier
     /// release have none, and clients read them as pages.

@@ -1,5 +1,3 @@
-//! Releases side by side: modules are published over one another while everything runs, and parties that have no version in
-//! common say so.
+//! What the parties agree on holds in each of them.
 
-mod incompatible;
-mod republish;
+mod vectors;

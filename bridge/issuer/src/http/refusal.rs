@@ -112,3 +112,24 @@ fn status(code: RefusalCode) -> StatusCode {
         | RefusalCode::EpochBehind => StatusCode::CONFLICT,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct Vector {
+        code: RefusalCode,
+        status: u16,
+    }
+
+    #[test]
+    fn every_code_has_the_status_of_the_contracts_vectors() {
+        let vectors = include_str!("../../../../proto/vectors/refusals.json");
+        let vectors: Vec<Vector> = serde_json::from_str(vectors).unwrap();
+        assert_eq!(vectors.len(), RefusalCode::ALL.len());
+        for Vector { code, status: expected } in vectors {
+            assert_eq!(status(code).as_u16(), expected, "{code:?}");
+        }
+    }
+}
