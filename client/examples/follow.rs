@@ -68,8 +68,11 @@ struct Args {
     #[arg(long)]
     db: PathBuf,
     /// A stream to follow. May be repeated.
-    #[arg(long = "stream", required = true)]
+    #[arg(long = "stream", required_unless_present = "topics")]
     streams: Vec<StreamId>,
+    /// The same as a topic, e.g. run:42:events. May be repeated.
+    #[arg(long = "topic")]
+    topics: Vec<String>,
     /// Print every applied event as a line of JSON.
     #[arg(long)]
     print: bool,
@@ -143,7 +146,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         .with_env_filter(EnvFilter::from_default_env().add_directive(quiet))
         .init();
 
-    let mut config = ClientConfig::new(&args.uri, &args.database, args.streams.clone());
+    let config = ClientConfig::new(&args.uri, &args.database, args.streams.clone());
+    let mut config = config.topics(args.topics.iter().map(String::as_str))?;
     config.transport = Transport::default()
         .allow_plaintext(args.allow_plaintext)
         .with_files(TlsFiles {

@@ -8,8 +8,8 @@ pub use limits::{Backoff, Limits, StreamBounds};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use spacetime_sync_proto::access::{ClientVersion, Scope};
-use spacetime_sync_proto::contract::{OLDEST_SCHEMA_VERSION, PROTOCOL, SCHEMA_VERSION};
+use spacetime_sync_proto::access::{ClientVersion, Scope, Topic};
+use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::{DatabasePin, SealKey, StreamId, limit};
 use spacetime_sync_transport::Transport;
 
@@ -147,6 +147,20 @@ impl ClientConfig {
             backoff: Backoff::default(),
             limits: Limits::default(),
         }
+    }
+
+    /// Follows topics, too: the streams that carry them, each once.
+    pub fn topics<'a>(mut self, topics: impl IntoIterator<Item = &'a str>) -> Result<Self, ConfigError> {
+        for topic in topics {
+            let stream_id = Topic::new(topic).stream_id().map_err(|invalid| ConfigError::Topic {
+                topic: topic.to_owned(),
+                invalid,
+            })?;
+            if !self.streams.contains(&stream_id) {
+                self.streams.push(stream_id);
+            }
+        }
+        Ok(self)
     }
 
     /// Refuses a configuration that cannot work, before anything is opened.
@@ -397,6 +411,25 @@ mod tests {
             ..config()
         };
         assert_eq!(twice.check(), Err(ConfigError::StreamTwice { stream }));
+    }
+
+    #[test]
+    fn topics_are_followed_by_the_streams_that_carry_them() {
+        let stream = |name: &str| StreamId::new(name).unwrap();
+        let config = ClientConfig {
+            streams: vec![stream("a"), stream("runtime.run.42.events")],
+            ..config()
+        };
+        let config = config
+            .topics(["run:42:events", "worker:7:lifecycle", "worker:7:lifecycle"])
+            .unwrap();
+        let expected = ["a", "runtime.run.42.events", "runtime.worker.7.lifecycle"].map(stream);
+        assert_eq!(config.streams, expected);
+        assert_eq!(config.check(), Ok(()));
+        for wrong in ["", &"x".repeat(242)] {
+            let refused = config.clone().topics([wrong]).unwrap_err();
+            assert!(matches!(refused, ConfigError::Topic { .. }), "{refused:?}");
+        }
     }
 
     #[test]

@@ -84,6 +84,15 @@ pub enum ConfigError {
     /// No stream to follow.
     #[error("streams: expected at least one")]
     NoStreams,
+    /// No stream carries the topic.
+    #[error("topics: {topic:?} leads to no stream")]
+    Topic {
+        /// The topic.
+        topic: String,
+        /// Why.
+        #[source]
+        invalid: InvalidId,
+    },
     /// The same stream more than once.
     #[error("streams: {stream} is listed twice")]
     StreamTwice {

@@ -86,7 +86,7 @@ pub use work::{
 };
 
 pub use rusqlite;
-pub use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern};
+pub use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern, Topic};
 pub use spacetime_sync_proto::limit::HEARD_STREAMS;
 pub use spacetime_sync_proto::page::Snapshot;
 pub use spacetime_sync_proto::{

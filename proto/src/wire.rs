@@ -778,6 +778,15 @@ pub struct ClientCounters {
     /// Checkpoints that the module accepted.
     #[prost(uint64, tag = "20")]
     pub acks: u64,
+    /// Checkpoints that the module refused.
+    #[prost(uint64, tag = "21")]
+    pub acks_refused: u64,
+    /// Presence calls that the module accepted.
+    #[prost(uint64, tag = "22")]
+    pub heartbeats: u64,
+    /// Presence calls that failed.
+    #[prost(uint64, tag = "23")]
+    pub heartbeats_refused: u64,
 }
 /// The body of POST /api/sync/token. The bearer credential says which session asks, the headers say what the client is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

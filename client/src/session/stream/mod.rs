@@ -19,7 +19,7 @@ pub use core::{Mode, Rung, Stream};
 
 use spacetime_sync_proto::page::Snapshot;
 use spacetime_sync_proto::{
-    ChainHash, Event, FrameError, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seal, Seq, StaleCursor,
+    ChainHash, Event, FrameError, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seal, Seq, StaleCursor, wire,
 };
 
 use crate::seal::Unproven;
@@ -424,6 +424,62 @@ pub struct Counters {
     pub heartbeats: u64,
     /// Presence calls that failed.
     pub heartbeats_refused: u64,
+}
+
+/// The counters as a message. Both sides name every field, so neither can have one that the other lacks.
+impl From<Counters> for wire::ClientCounters {
+    fn from(counters: Counters) -> Self {
+        let Counters {
+            events_applied,
+            frames,
+            duplicates_dropped,
+            holes_paged,
+            pages,
+            history_pages,
+            history_failures,
+            withheld,
+            stale_cursors,
+            rebootstraps,
+            restarts,
+            resubscriptions,
+            overruns,
+            apply_failures,
+            reads_refused,
+            reconnects,
+            connections_overfull,
+            refreshes,
+            token_failures,
+            acks,
+            acks_refused,
+            heartbeats,
+            heartbeats_refused,
+        } = counters;
+        Self {
+            events_applied,
+            frames,
+            duplicates_dropped,
+            holes_paged,
+            pages,
+            history_pages,
+            history_failures,
+            withheld,
+            stale_cursors,
+            rebootstraps,
+            restarts,
+            resubscriptions,
+            overruns,
+            apply_failures,
+            reads_refused,
+            reconnects,
+            connections_overfull,
+            refreshes,
+            token_failures,
+            acks,
+            acks_refused,
+            heartbeats,
+            heartbeats_refused,
+        }
+    }
 }
 
 /// Whether a refused read may succeed later.
