@@ -4,6 +4,7 @@ mod access;
 mod answer;
 mod append;
 mod config;
+mod document;
 mod frame;
 mod gate;
 mod history;
@@ -24,6 +25,7 @@ pub const ALL: &[&Entry] = &[
     &append::APPEND,
     &page::PAGE,
     &history::HISTORY,
+    &document::DOCUMENT,
     &access::CLAIMS,
     &token::CREDENTIAL,
     &token::SESSION,

@@ -70,6 +70,8 @@ fn valid_inputs_of_the_encoders_are_accepted() {
         ("store", "killed"),
         ("config", "whole"),
         ("config", "environment"),
+        ("document", "names"),
+        ("document", "deep"),
         ("request", "token"),
         ("request", "token-least"),
         ("request", "revoke"),
