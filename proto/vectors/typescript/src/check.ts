@@ -151,7 +151,7 @@ function jsonNames(name: string): string[] {
 
 function refusals(): void {
   const listed = vectors("refusals.json");
-  same(listed.map((vector: any) => vector.code), jsonNames("RefusalCode"), "the codes of refusals");
+  same(listed.map((vector: any) => vector.code).sort(), jsonNames("RefusalCode").sort(), "the codes of refusals");
   for (const { code, body } of listed) {
     const read = JSON.parse(body);
     same([read.code, JSON.stringify(read)], [code, body], code);
