@@ -422,12 +422,28 @@ mod tests {
         out.push_str(blank(random));
     }
 
+    /// What RFC 8785 says, on a value that somebody else has read. Integers and texts serde_json writes as the RFC does.
+    fn canonical(value: &Value) -> String {
+        let list = |parts: Vec<String>| parts.join(",");
+        match value {
+            Value::Array(items) => format!("[{}]", list(items.iter().map(canonical).collect())),
+            Value::Object(members) => {
+                let mut members: Vec<_> = members.iter().collect();
+                members.sort_by_key(|(name, _)| name.encode_utf16().collect::<Vec<_>>());
+                let member =
+                    |(name, value): (&String, &Value)| format!("{}:{}", Value::from(name.as_str()), canonical(value));
+                format!("{{{}}}", list(members.into_iter().map(member).collect()))
+            }
+            other => other.to_string(),
+        }
+    }
+
     #[test]
-    fn a_document_has_one_canonical_text_which_is_that_of_another_implementation() {
+    fn a_document_has_one_canonical_text_however_it_is_written() {
         let random = &mut StdRng::seed_from_u64(8785);
         for _ in 0..5_000 {
             let value = value(random, 5);
-            let expected = serde_json_canonicalizer::to_string(&value).unwrap();
+            let expected = canonical(&value);
             let mut text = String::new();
             written(&value, random, &mut text);
             assert_eq!(canonical_json(text.as_bytes()).as_ref(), Ok(&expected), "{text}");
@@ -461,7 +477,7 @@ mod tests {
                 // What is taken is JSON to others, too, and says the same.
                 Ok(text) => {
                     let read: Value = serde_json::from_slice(&bytes).unwrap();
-                    assert_eq!(serde_json_canonicalizer::to_string(&read).unwrap(), text);
+                    assert_eq!(canonical(&read), text);
                 }
                 Err(NotADocument { at, fault }) => {
                     assert!(at <= bytes.len());
