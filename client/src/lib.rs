@@ -89,6 +89,7 @@ pub use rusqlite;
 pub use spacetime_sync_proto::access::{ClientVersion, Incompatible, Scope, StreamPattern, Topic};
 pub use spacetime_sync_proto::limit::HEARD_STREAMS;
 pub use spacetime_sync_proto::page::Snapshot;
+pub use spacetime_sync_proto::wire::ClientCounters;
 pub use spacetime_sync_proto::{
     AssignmentSide, AssignmentState, ChainHash, DatabasePin, Event, IdempotencyKey, IdentityHex, Kind, NostrKey,
     NostrSignature, OutboxStatus, PayloadHash, Position, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId,

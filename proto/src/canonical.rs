@@ -490,6 +490,25 @@ mod tests {
         }
     }
 
+    #[derive(serde::Deserialize)]
+    struct Vector {
+        name: String,
+        input: Option<String>,
+        canonical: Option<String>,
+        refused: Option<String>,
+    }
+
+    #[test]
+    fn the_bounds_are_those_of_the_vectors() {
+        let vectors: Vec<Vector> = serde_json::from_str(include_str!("../vectors/canonical.json")).unwrap();
+        for vector in vectors {
+            let Some(input) = vector.input else { continue };
+            let found = canonical_json(input.as_bytes()).map_err(|refused| refused.fault.to_string());
+            let expected = vector.canonical.ok_or_else(|| vector.refused.unwrap_or_default());
+            assert_eq!(found, expected, "{}", vector.name);
+        }
+    }
+
     #[test]
     fn a_fault_says_where_it_is_and_what_was_expected() {
         for (text, at, said) in [

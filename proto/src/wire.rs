@@ -403,52 +403,35 @@ pub struct Incompatible {
     #[prost(string, tag = "10")]
     pub protocol_version: ::prost::alloc::string::String,
 }
-/// The newest version of something that a stream tells about: an entry of a read model. Its version is the seq of the event that
-/// brought it, so of two versions the later event has the newer one.
+/// The payload of an event that tells of a document, in canonical JSON (RFC 8785): the document itself, a pointer to it, or that it
+/// is gone.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Document {
-    /// Names it within its stream, e.g. `runtime/run_summary:42`.
+pub struct DocumentEvent {
+    /// Names the document within its stream, e.g. `runtime/run_summary:42`.
     #[prost(string, tag = "1")]
     pub doc_key: ::prost::alloc::string::String,
-    /// Seq of the event that brought this version.
+    /// The seq, in its source, of what the document was made of last. Of two versions the higher one is the newer.
     #[prost(uint64, tag = "2")]
     pub doc_version: u64,
-    /// sha256 of the document's canonical JSON, 32 bytes. Empty if it is gone.
-    #[prost(bytes = "bytes", tag = "6")]
-    pub payload_hash: ::prost::bytes::Bytes,
-    /// What it says.
-    #[prost(oneof = "document::Content", tags = "3, 4, 5")]
-    pub content: ::core::option::Option<document::Content>,
+    /// The document itself. Absent in a pointer, and if it is gone.
+    #[prost(message, optional, tag = "3")]
+    pub payload: ::core::option::Option<DocumentContent>,
+    /// The hash of the document's canonical JSON, as text. Absent if it is gone.
+    #[prost(string, optional, tag = "4")]
+    pub payload_hash: ::core::option::Option<::prost::alloc::string::String>,
+    /// True in a pointer: the document is too large for an event, and is fetched over HTTP. Absent elsewhere.
+    #[prost(bool, optional, tag = "5")]
+    pub hydration_required: ::core::option::Option<bool>,
+    /// How many bytes the document's canonical JSON has. Only in a pointer.
+    #[prost(uint64, optional, tag = "6")]
+    pub payload_bytes: ::core::option::Option<u64>,
+    /// True if the document is gone. Absent elsewhere.
+    #[prost(bool, optional, tag = "7")]
+    pub deleted: ::core::option::Option<bool>,
 }
-/// Nested message and enum types in `Document`.
-pub mod document {
-    /// What it says.
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Content {
-        /// The document itself, canonical JSON (RFC 8785).
-        #[prost(bytes, tag = "3")]
-        Payload(::prost::bytes::Bytes),
-        /// Where it is.
-        #[prost(message, tag = "4")]
-        Pointer(super::DocumentPointer),
-        /// It is gone.
-        #[prost(message, tag = "5")]
-        Deleted(super::DocumentDeleted),
-    }
-}
-/// Stands for a document that is too large for an event.
+/// A JSON object, whose members its projector chooses.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DocumentPointer {
-    /// Whether the reader must fetch the document before it can show it. Always true.
-    #[prost(bool, tag = "1")]
-    pub hydration_required: bool,
-    /// How many bytes the document has.
-    #[prost(uint64, tag = "2")]
-    pub payload_bytes: u64,
-}
-/// Stands for a document that is gone.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DocumentDeleted {
+pub struct DocumentContent {
 }
 /// Consecutive events of one stream. The seq of the first event and the chain hash before it are not in the message:
 /// the row, page or call that carries the frame holds them.

@@ -126,6 +126,26 @@ mod tests {
 
     use super::*;
 
+    #[derive(serde::Deserialize)]
+    struct Vector {
+        topic: Option<String>,
+        stream_id: Option<StreamId>,
+    }
+
+    #[test]
+    fn topics_and_streams_are_those_of_the_vectors() {
+        let vectors: Vec<Vector> = serde_json::from_str(include_str!("../../vectors/topics.json")).unwrap();
+        for Vector { topic, stream_id } in vectors {
+            let topic = topic.map(|text| Topic::new(&text));
+            if let Some(topic) = &topic {
+                assert_eq!(topic.stream_id().ok(), stream_id, "{topic:?}");
+            }
+            if let Some(stream_id) = &stream_id {
+                assert_eq!(Topic::of_stream(stream_id), topic, "{stream_id}");
+            }
+        }
+    }
+
     #[test]
     fn a_topic_and_its_stream_lead_to_one_another_and_to_nothing_else() {
         let random = &mut StdRng::seed_from_u64(14);

@@ -136,7 +136,7 @@ async fn the_module_computes_the_hashes_and_chains_of_the_vectors() {
             append_one(&module, &stream_id, row, &base).await;
             let page = page(&module, &stream_id, 0).await;
             assert_eq!(page[1].to_string(), row.seq, "{name}");
-            assert_eq!(page[2], json!(column(&row.chain_hash)), "{name}: {}", row.seq);
+            assert_eq!(chain(&page[2]), row.chain_hash, "{name}: {}", row.seq);
             base = row.chain_hash;
         }
     }
@@ -190,11 +190,7 @@ async fn the_module_reads_and_refuses_the_frames_of_the_vectors() {
                 .await;
             said.done();
             let page = page(&module, id, 1).await;
-            assert_eq!(
-                (page[1].as_u64(), &page[2]),
-                (Some(last), &json!(column(&end))),
-                "{name}"
-            );
+            assert_eq!((page[1].as_u64(), chain(&page[2])), (Some(last), end), "{name}");
             let rest = hex::decode(page[5][0][5].as_str().unwrap()).unwrap();
             let rest = Frame::decode(2, vector.events[0].chain_hash, rest.into()).unwrap();
             let expected: Vec<Event> = vector.events[1..].iter().map(Row::event).collect();
@@ -223,6 +219,12 @@ async fn append_one(module: &Module, stream_id: &StreamId, row: &Row, base: &Cha
     ]);
     let said = module.call(Some(&module.bridge), "append_sync_event", &arguments).await;
     said.done();
+}
+
+/// A chain hash of an answer. SpacetimeDB writes a number of 256 bits without zeros in front.
+fn chain(column: &Value) -> ChainHash {
+    let digits = column.as_str().unwrap().strip_prefix("0x").unwrap();
+    format!("sha256:{digits:0>64}").parse().unwrap()
 }
 
 /// What `read_events` answers to the owner.
