@@ -62,6 +62,8 @@ enum Command {
     /// What the mirror is to publish, has published, and has parked.
     #[command(subcommand)]
     Outbox(cli::outbox::OutboxCommand),
+    /// Compare the documents of a table with its rows, and bring in what differs.
+    Reproject(cli::reproject::ReprojectArgs),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -175,6 +177,7 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Gate { config } => cli::gate::run(config).await,
         Command::Mirror { config } => cli::mirror::run(config).await,
         Command::Outbox(command) => cli::outbox::execute(command).await,
+        Command::Reproject(args) => cli::reproject::execute(args).await,
         Command::Config(ConfigCommand::Check { config }) => {
             let config = cli::load(config)?;
             config.spacetimedb.token()?;

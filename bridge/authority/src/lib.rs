@@ -21,6 +21,7 @@ mod log;
 mod mirror;
 mod outbox;
 mod positions;
+mod projections;
 mod published;
 mod relay;
 mod retention;
@@ -50,6 +51,7 @@ pub use outbox::{
     Attempt, Delivery, Depth, Entry, Forgotten, Kept, OutboxRow, OutboxState, Outcome, Reflected, Unreflected,
 };
 pub use positions::Looked;
+pub use projections::{Reprojection, ReprojectionPhase};
 pub use published::Advanced;
 pub use relay::{hide_relay, one_relay, shown_relay};
 pub use retention::Extent;

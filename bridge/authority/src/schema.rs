@@ -26,7 +26,7 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 15] = [
+const FILES: [(&str, &str); 17] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
@@ -41,7 +41,9 @@ const FILES: [(&str, &str); 15] = [
     embedded!("0012_scope_of_mirrors.sql"),
     embedded!("0013_journal.sql"),
     embedded!("0014_mirror.sql"),
-    embedded!("0018_give_up_relay.sql"),
+    embedded!("0016_projections.sql"),
+    embedded!("0017_attached_tables.sql"),
+    embedded!("0019_attach_and_reproject.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());
@@ -369,7 +371,9 @@ mod tests {
             (12, "scope of mirrors", "a1162b33241dc217"),
             (13, "journal", "b17c14380dfec106"),
             (14, "mirror", "a04a2d3ea900da5e"),
-            (18, "give up relay", "2a3b68775f4e5c43"),
+            (16, "projections", "35549af700265404"),
+            (17, "attached tables", "9916a2c2272403ef"),
+            (19, "attach and reproject", "1db853f1667a1ff2"),
         ];
         assert_eq!(
             recorded,

@@ -9,6 +9,7 @@ pub(crate) mod outbox;
 pub(crate) mod parity;
 pub(crate) mod publish;
 pub(crate) mod repair;
+pub(crate) mod reproject;
 pub(crate) mod session;
 
 use std::fmt::Display;

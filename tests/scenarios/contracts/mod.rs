@@ -1,3 +1,3 @@
-//! What the parties agree on holds in each of them.
+//! Contracts that outlive a release, and read models that people can use.
 
-mod vectors;
+mod projections;

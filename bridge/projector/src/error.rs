@@ -1,0 +1,112 @@
+//! Why a document was not projected.
+
+use sqlx::postgres::PgDatabaseError;
+
+/// Why a document was not projected. After all but [`Unwritable`](Self::Unwritable), Postgres has ended the transaction.
+#[derive(Debug, thiserror::Error)]
+pub enum ProjectError {
+    /// The application's type does not become JSON.
+    #[error("{document} does not become JSON; correct the type or its Serialize")]
+    Unwritable {
+        /// Projection and entity.
+        document: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// What is held is further: another projector was faster, or this one read an old state. Begin again from the checkpoint.
+    #[error("{message}; {hint}")]
+    Backwards {
+        /// What was expected and what was found.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Another document is held for the same seq and version.
+    #[error("{message}; {hint}")]
+    Conflict {
+        /// What was expected and what was found.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The document, its names or its size are not what the authority takes. To try again helps nobody.
+    #[error("{code}: {message}; {hint}")]
+    Refused {
+        /// The SQLSTATE, of class SY.
+        code: String,
+        /// What was expected and what was found.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Postgres has undone the transaction because of others, or cannot be reached. The whole transaction may be tried again.
+    #[error("postgres could not finish the transaction; try all of it again")]
+    Again {
+        /// What the driver says.
+        source: sqlx::Error,
+    },
+    /// The role lacks the duty runtime, or a migration is missing, or something else that a person must mend.
+    #[error("postgres failed to project; check the role's duty (runtime) and the lane's migrations")]
+    Failed {
+        /// What the driver says.
+        source: sqlx::Error,
+    },
+    /// A sink of the application's own failed.
+    #[error("{sink} failed")]
+    Other {
+        /// Which.
+        sink: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl ProjectError {
+    /// Whether the same transaction may succeed when it is tried again.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Again { .. })
+    }
+
+    /// A short name for metrics.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Unwritable { .. } => "unwritable",
+            Self::Backwards { .. } => "SY012",
+            Self::Conflict { .. } => "SY013",
+            Self::Refused { code, .. } => code,
+            Self::Again { .. } => "again",
+            Self::Failed { .. } => "failed",
+            Self::Other { .. } => "other",
+        }
+    }
+
+    pub(crate) fn from_driver(error: sqlx::Error) -> Self {
+        let Some(refusal) = error
+            .as_database_error()
+            .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        else {
+            return match error {
+                sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => Self::Again { source: error },
+                _ => Self::Failed { source: error },
+            };
+        };
+        let (message, hint) = (
+            refusal.message().to_owned(),
+            refusal.hint().unwrap_or_default().to_owned(),
+        );
+        match refusal.code() {
+            "SY012" => Self::Backwards { message, hint },
+            "SY013" => Self::Conflict { message, hint },
+            code if code.starts_with("SY") => Self::Refused {
+                code: code.to_owned(),
+                message,
+                hint,
+            },
+            // Connection, rollback (deadlock, serialization), resources, lock, shutdown, system.
+            code if ["08", "40", "53", "55", "57", "58"].contains(&code.get(..2).unwrap_or_default()) => {
+                Self::Again { source: error }
+            }
+            _ => Self::Failed { source: error },
+        }
+    }
+}
