@@ -94,10 +94,10 @@ begin
     perform runtime.sync_refuse_document(
       format('found the number %s, expected none past 2^53 - 1', left(number::text, 100)));
   end if;
-  if number <> trunc(number) then
+  if scale(number) > 0 then
     perform runtime.sync_refuse_document(format('found the number %s, expected a whole one', left(number::text, 100)));
   end if;
-  return trunc(number)::text;
+  return number::text;
 end $$;
 
 -- Names are in the order of their UTF-16 code units. That is the order of their bytes but for characters from U+E000 on: those
@@ -179,13 +179,14 @@ begin
   return 'sha256:' || encode(sha256(convert_to(runtime.sync_canonical_part(document, 64), 'UTF8')), 'hex');
 end $$;
 
--- A text of JSON as it is stored, or SY011 if an object in it has a name twice.
+-- A text of JSON as it is stored, or SY011 if an object in it has a name twice, or a number is written with an exponent or as
+-- minus zero: what a jsonb no longer shows.
 create function runtime.sync_checked_json(document json, depth int default 64) returns jsonb
 language plpgsql immutable strict parallel safe as $$
 declare
   repeated text;
 begin
-  if depth < 1 then
+  if depth < 1 and json_typeof(document) <> 'number' then
     perform runtime.sync_refuse_document('it is nested more than 64 deep');
   end if;
   case json_typeof(document)
@@ -196,10 +197,14 @@ begin
         perform runtime.sync_refuse_document(format('found the name %s twice in one object', to_json(left(repeated, 100))));
       end if;
       perform runtime.sync_checked_json(m.value, depth - 1)
-        from json_each(document) m where json_typeof(m.value) in ('object', 'array');
+        from json_each(document) m where json_typeof(m.value) in ('object', 'array', 'number');
     when 'array' then
       perform runtime.sync_checked_json(e.value, depth - 1)
-        from json_array_elements(document) e(value) where json_typeof(e.value) in ('object', 'array');
+        from json_array_elements(document) e(value) where json_typeof(e.value) in ('object', 'array', 'number');
+    when 'number' then
+      if btrim(document::text, E' \t\r\n') !~ '^(0|-?[1-9][0-9]*)$' then
+        perform runtime.sync_refuse_document(format('found the number %s, expected digits alone', left(document::text, 100)));
+      end if;
     else null;
   end case;
   return document::jsonb;

@@ -371,7 +371,7 @@ mod tests {
             (12, "scope of mirrors", "a1162b33241dc217"),
             (13, "journal", "b17c14380dfec106"),
             (14, "mirror", "a04a2d3ea900da5e"),
-            (16, "projections", "35549af700265404"),
+            (16, "projections", "da380f5ba2380988"),
             (17, "attached tables", "9916a2c2272403ef"),
             (19, "attach and reproject", "1db853f1667a1ff2"),
         ];

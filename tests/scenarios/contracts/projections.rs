@@ -1,6 +1,9 @@
 //! Projections: documents by key, which a projector or a table makes, and what their streams and clients hear of them.
 
 mod attached;
+mod canonical;
+mod projector;
+mod reprojection;
 
 use std::time::Duration;
 
