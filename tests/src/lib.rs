@@ -1,6 +1,7 @@
 //! The foundation of the lane's tests: real processes to run the lane with, and faults to break it with.
 
 pub mod clock;
+pub mod db_schema;
 pub mod device;
 pub mod disk;
 pub mod figures;

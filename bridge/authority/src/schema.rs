@@ -26,7 +26,7 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 18] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
@@ -44,6 +44,7 @@ const FILES: [(&str, &str); 17] = [
     embedded!("0016_projections.sql"),
     embedded!("0017_attached_tables.sql"),
     embedded!("0019_attach_and_reproject.sql"),
+    embedded!("0020_comments.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());
@@ -374,6 +375,7 @@ mod tests {
             (16, "projections", "da380f5ba2380988"),
             (17, "attached tables", "9916a2c2272403ef"),
             (19, "attach and reproject", "1db853f1667a1ff2"),
+            (20, "comments", "9e450de88088a869"),
         ];
         assert_eq!(
             recorded,

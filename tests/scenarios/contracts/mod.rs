@@ -1,3 +1,4 @@
 //! Contracts that outlive a release, and read models that people can use.
 
+mod db_schema;
 mod projections;
