@@ -18,6 +18,7 @@ mod long;
 mod measure;
 mod minting;
 mod peers;
+mod project;
 mod reconnect;
 mod report;
 mod sessions;

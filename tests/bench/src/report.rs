@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::bare::{self, Cut, Window};
 use crate::lane::{Run, Runner, between};
 use crate::measure::{Size, fsync_ms, in_memory, memory_mb_per_second};
-use crate::{fan, gate, hostile, idle, long, minting, reconnect, sessions, streams};
+use crate::{fan, gate, hostile, idle, long, minting, project, reconnect, sessions, streams};
 use spacetime_sync_tests::figures::{median, rate, since};
 use spacetime_sync_tests::postgres::Cluster;
 
@@ -142,6 +142,8 @@ pub(crate) enum Part {
     Away,
     /// The time from commit to applied of single events.
     Latency,
+    /// Documents of projectors and tables, beside plain appends and plain writes.
+    Project,
     /// Tokens issued by a bridge on one core.
     Minting,
     /// The first event after the bridge has lost its link, by number of streams.
@@ -185,6 +187,17 @@ pub(crate) async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Re
             Part::Stream => report.stream().await?,
             Part::Away => report.away().await?,
             Part::Latency => report.latency().await?,
+            Part::Project => {
+                project::run(
+                    &mut report,
+                    if quick {
+                        Duration::from_secs(2)
+                    } else {
+                        Duration::from_secs(10)
+                    },
+                )
+                .await?
+            }
             Part::Minting => report.minting().await?,
             Part::Reconnect => report.reconnect().await?,
             Part::Gate => report.gate().await?,
