@@ -9,7 +9,7 @@ use spacetime_sync_tests::tool;
 use super::*;
 
 /// A table with more rows than attaching brings in.
-const ROWS: u32 = 30_000;
+const ROWS: u32 = 20_000;
 
 async fn attached(connection: &mut PgConnection) {
     let statements = format!(
@@ -78,17 +78,21 @@ async fn a_killed_reprojection_goes_on_where_it_was_while_the_lane_runs() {
     let rows = number(&mut owner, DIFFERENCES).await;
     assert!(rows > 0, "it was done before it was killed");
 
-    let second = tokio::task::spawn_blocking({
-        let url = url.clone();
-        move || reproject(&url, &["--per-second", "1000000"]).output().unwrap()
-    })
-    .await
-    .unwrap();
-    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    let again = [
+        "reproject",
+        "public.items",
+        "--authority-url",
+        &url,
+        "--per-second",
+        "1000000",
+    ];
+    let second = tool::run("spacetime-sync", &again, &[]).await;
     assert!(
-        second.status.success() && said.contains("goes on where an earlier run was stopped"),
-        "{said}"
+        second.stderr.contains("goes on where an earlier run was stopped"),
+        "{}",
+        second.stderr
     );
+    second.good();
     assert_eq!(number(&mut owner, DIFFERENCES).await, 0);
     // It did not begin again: each row was looked at once, and each document.
     let total = number(

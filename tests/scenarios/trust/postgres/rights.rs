@@ -5,7 +5,7 @@ use spacetime_sync_proto::{ChainHash, Seq};
 use super::*;
 
 /// What no role that runs may do, whatever its duty.
-const NOBODY: [&str; 37] = [
+const NOBODY: [&str; 42] = [
     // Insert at a position of one's choice.
     "insert into runtime.sync_stream_events values ('s', 9, now(), 'x', 'k', 'p', sha256('p'), sha256('c'))",
     "insert into runtime.sync_streams (stream_id, head_seq, head_chain) values ('t', 5, sha256('c'))",
@@ -42,6 +42,12 @@ const NOBODY: [&str; 37] = [
     // Write the journal by hand, or shorten it.
     "insert into runtime.sync_journal values ('assignment/r', 9, 'e', '{}', now())",
     "update runtime.sync_journal_extent set newest = 0, most = 0",
+    // Write a read model by hand, or what is gathered of a table, or have somebody else's table projected.
+    "insert into runtime.sync_documents values ('run_summaries', '1', 's', 'k', 1, 1, 1, '{}', 'h', 2, false, now())",
+    "update runtime.sync_run_summaries set document = '{}'",
+    "insert into runtime.sync_changes (projection, entity_id, is_first) values ('run_summaries', '1', true)",
+    "update runtime.sync_projections set stream = 'mine'",
+    "update runtime.sync_payload_limits set payload_bytes = 262144",
     // Take rights.
     "select runtime.sync_grant_duty('bridge', current_user)",
     "select runtime.sync_make_roles('spacetime_sync')",
@@ -71,10 +77,11 @@ const BRIDGE: [&str; 13] = [
     "select runtime.sync_record_act('publish_module', 'database:lane', 'operator', null, null)",
 ];
 
-const APPENDS: [&str; 3] = [
+const APPENDS: [&str; 4] = [
     "select runtime.sync_append('s', 'by-one', 'k', 'p')",
     "select runtime.sync_append_batch('s', array['by-many'], array['k'], array['p'::bytea])",
     "select runtime.sync_put_snapshot('s', 'doc', 1, 'all')",
+    "select runtime.sync_project('run_summaries', '1', 1, '{}')",
 ];
 
 const POLICY: [&str; 6] = [
@@ -110,10 +117,11 @@ const MIRRORS: [&str; 8] = [
     "select runtime.sync_give_up_relay('ws://r', 1, 'operator', null)",
 ];
 
-const READS: [&str; 3] = [
+const READS: [&str; 4] = [
     "select * from runtime.sync_stream_events",
     "select * from runtime.sync_streams, runtime.sync_retention, runtime.sync_epoch",
     "select * from runtime.sync_snapshots",
+    "select * from runtime.sync_documents, runtime.sync_run_summaries, runtime.sync_payload_limits",
 ];
 
 const AUDITS: [&str; 2] = [
