@@ -321,14 +321,18 @@ begin
   return 'doc:' || doc_key || ':seq:' || doc_version || ':projection:' || projection_version;
 end $$;
 
--- Locks a stream's row, as an append does, so that nothing is appended to it until the caller's transaction ends. The settings
--- of whoever calls it forbid scans.
-create function runtime.sync_lock_stream(stream_id text) returns void language plpgsql as $$
+-- Locks a stream's row, as an append does, so that nothing is appended to it until the caller's transaction ends, and returns the
+-- last seq. The settings of whoever calls it forbid scans.
+create function runtime.sync_lock_stream(stream_id text) returns bigint language plpgsql as $$
 #variable_conflict use_variable
+declare
+  head bigint;
 begin
   loop
-    perform from runtime.sync_streams s where s.stream_id = stream_id collate "C" for no key update;
-    exit when found;
+    select s.head_seq into head from runtime.sync_streams s where s.stream_id = stream_id collate "C" for no key update;
+    if found then
+      return head;
+    end if;
     insert into runtime.sync_streams (stream_id, head_chain)
       values (stream_id, runtime.sync_genesis(stream_id))
       on conflict do nothing;

@@ -372,8 +372,8 @@ mod tests {
             (12, "scope of mirrors", "a1162b33241dc217"),
             (13, "journal", "b17c14380dfec106"),
             (14, "mirror", "a04a2d3ea900da5e"),
-            (16, "projections", "da380f5ba2380988"),
-            (17, "attached tables", "9916a2c2272403ef"),
+            (16, "projections", "d7bd29f8de1f9cc5"),
+            (17, "attached tables", "f48c7c16170cf670"),
             (19, "attach and reproject", "1db853f1667a1ff2"),
             (20, "comments", "9e450de88088a869"),
         ];
