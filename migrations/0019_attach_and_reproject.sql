@@ -38,6 +38,10 @@ begin
     raise exception 'role % may not put triggers on %', session_user, source
       using errcode = 'insufficient_privilege', hint = 'Have the owner of the table attach it.';
   end if;
+  if (octet_length(doc_prefix) between 1 and 128 and doc_prefix collate "C" !~ '[:\u0001-\u001f\u007f-\u009f]') is not true then
+    raise exception 'documents cannot be called "%"', doc_prefix
+      using errcode = 'SY016', hint = 'Give them a name of at most 128 bytes without a colon: documents => ''shop/order''.';
+  end if;
   perform runtime.sync_genesis(regexp_replace(stream, '\{[^{}]+\}', 'x', 'g'));
   for held in
     select p.* from runtime.sync_projections p

@@ -374,7 +374,7 @@ mod tests {
             (14, "mirror", "a04a2d3ea900da5e"),
             (16, "projections", "d7bd29f8de1f9cc5"),
             (17, "attached tables", "f48c7c16170cf670"),
-            (19, "attach and reproject", "1db853f1667a1ff2"),
+            (19, "attach and reproject", "39fb4e9a5ade6825"),
             (20, "comments", "9e450de88088a869"),
         ];
         assert_eq!(

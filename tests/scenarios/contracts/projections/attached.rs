@@ -260,6 +260,11 @@ async fn a_table_that_cannot_be_attached_says_what_it_lacks() {
             "no column nothing",
         ),
         ("'public.good', stream => 'a b', key => '{id}'", "SY002", "stream_id"),
+        (
+            "'public.good', stream => 's', key => '{id}', documents => 'a:b'",
+            "SY016",
+            "cannot be called",
+        ),
         ("'public.seen', stream => 's', key => '{id}'", "42809", "is no table"),
         ("'runtime.sync_streams', stream => 's'", "42809", "none"),
     ] {
