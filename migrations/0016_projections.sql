@@ -8,6 +8,7 @@
 --   SY011 a document has no canonical JSON                  SY014 there is no such projection, or it is not the caller's
 --   SY012 a projection goes backwards                       SY015 a table has no key
 --   SY013 seq and version stand for another document        SY016 an entity's id is empty, too long or malformed
+--   SY017 a seq or a version is out of range
 
 do $$
 declare
@@ -381,7 +382,8 @@ declare
   canonical text;
   hash bytea;
   held record;
-  is_locked boolean := false;
+  needed text[];
+  locked text[] := '{}';
 begin
   select p.doc_prefix, p.stream, p.source into kind
     from runtime.sync_projections p where p.projection = projection collate "C";
@@ -398,7 +400,7 @@ begin
   if (source_seq between 1 and 9007199254740991 and projection_version >= 1) is not true then
     raise exception 'found source_seq % and projection_version %, expected at least 1, and a seq below 2^53', source_seq,
         projection_version
-      using errcode = 'SY012', hint = 'Pass the seq of the last event that is in the document.';
+      using errcode = 'SY017', hint = 'Pass the seq of the last event that is in the document.';
   end if;
   if (octet_length(entity_id) between 1 and 255 and entity_id collate "C" !~ '[\u0001-\u001f\u007f-\u009f]') is not true then
     perform runtime.sync_refuse_entity(entity_id);
@@ -434,15 +436,17 @@ begin
             'projection_version; if more has happened, pass the seq of that.';
       end if;
     end if;
-    exit when is_locked;
-    if held.stream_id <> stream_id and not held.gone then
-      -- Whoever moves documents between two streams locks them in one order.
-      perform runtime.sync_lock_stream(least(held.stream_id, stream_id collate "C"));
-      perform runtime.sync_lock_stream(greatest(held.stream_id, stream_id collate "C"));
-    else
-      perform runtime.sync_lock_stream(stream_id);
+    -- Whoever moves documents between two streams locks them in one order. What was read counts once its stream is locked, and it
+    -- may have moved until then.
+    needed := case when held.stream_id <> stream_id and not held.gone
+      then array[least(held.stream_id, stream_id collate "C"), greatest(held.stream_id, stream_id collate "C")]
+      else array[stream_id] end;
+    exit when needed <@ locked;
+    perform runtime.sync_lock_stream(needed[1]);
+    if cardinality(needed) = 2 then
+      perform runtime.sync_lock_stream(needed[2]);
     end if;
-    is_locked := true;
+    locked := locked || needed;
   end loop;
 
   outcome := 'applied';
@@ -464,7 +468,13 @@ begin
       set stream_id = excluded.stream_id, doc_version = excluded.doc_version, projection_version = excluded.projection_version,
           seq = excluded.seq, document = excluded.document, payload_hash = excluded.payload_hash,
           payload_bytes = excluded.payload_bytes, hydration_required = excluded.hydration_required,
-          projected_at = excluded.projected_at;
+          projected_at = excluded.projected_at
+      where d.stream_id = held.stream_id and d.seq = held.seq;
+  if not found then
+    -- Where nothing was held, or a deleted document, another projector may write by another stream, whose lock nobody waits for.
+    raise exception 'document "%" was projected into another stream meanwhile', doc_key
+      using errcode = 'serialization_failure', hint = 'Try the whole transaction again.';
+  end if;
 end $$;
 
 -- Where a role that reads may look. A part is read under its own name, too.

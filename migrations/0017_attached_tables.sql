@@ -3,8 +3,8 @@
 --
 --   select runtime.sync_attach('public.orders', stream => 'shop.user.{user_id}.orders');
 --
--- Who may: whoever may append (the duty runtime) and may put triggers on the table. Who writes to the table afterwards needs no
--- right of the lane: the trigger has the owner's. It runs nothing of the table's owner. Postgres would, if it made JSON of a type
+-- Who may: whoever may append (the duty runtime), and may read the table and put triggers on it. Who writes to the table afterwards
+-- needs no right of the lane: the trigger has the owner's. It runs nothing of the table's owner. Postgres would, if it made JSON of a type
 -- that somebody has made, so the value of such a column becomes a text, as the type writes it.
 --
 -- A transaction's changes are gathered, and appended as it commits: a stream is locked at the end, for as long as the commit
@@ -30,12 +30,14 @@ create unlogged table runtime.sync_changes (
   -- Null: it is deleted.
   document jsonb,
   canonical text,
+  -- Whether it is deleted because it is told of in another stream.
+  has_moved boolean not null default false,
   -- One row of those that one statement writes has them appended.
   is_first boolean not null,
   constraint sync_changes_pkey primary key (transaction_id, id)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
-create index sync_changes_by_stream on runtime.sync_changes (transaction_id, stream_id, id);
+create index sync_changes_by_stream on runtime.sync_changes (transaction_id, stream_id, id) where stream_id is not null;
 
 -- The name of the stream of a row: each column's name in braces becomes its value, percent-encoded where a name needs it.
 create function runtime.sync_fill_stream(stream text, document jsonb) returns text language plpgsql immutable as $$
@@ -65,16 +67,26 @@ begin
   return filled;
 end $$;
 
--- The id of a row: the value of its key. Of a key of several columns, the values with a colon between.
-create function runtime.sync_entity_of(source_key text[], document jsonb) returns text language plpgsql immutable as $$
-declare
-  entity_id text;
+-- The values of a key with a colon between. Null: one of them is missing.
+create function runtime.sync_join_key(source_key text[], document jsonb) returns text language plpgsql immutable as $$
 begin
   if cardinality(source_key) = 1 then
-    entity_id := document ->> source_key[1];
-  else
-    select string_agg(replace(replace(document ->> k.name, '%', '%25'), ':', '%3A'), ':' order by k.nth) into entity_id
-      from unnest(source_key) with ordinality k(name, nth);
+    return document ->> source_key[1];
+  end if;
+  return (
+    select case when bool_and(document ->> k.name is not null)
+        then string_agg(replace(replace(document ->> k.name, '%', '%25'), ':', '%3A'), ':' order by k.nth) end
+      from unnest(source_key) with ordinality k(name, nth));
+end $$;
+
+-- The id of a row: the value of its key.
+create function runtime.sync_entity_of(source_key text[], document jsonb) returns text language plpgsql immutable as $$
+declare
+  entity_id constant text := runtime.sync_join_key(source_key, document);
+begin
+  if entity_id is null then
+    raise exception 'a row has no value in a column of its key (%)', array_to_string(source_key, ', ')
+      using errcode = 'SY016', hint = 'If a column was renamed or dropped, attach the table again.';
   end if;
   if (octet_length(entity_id) between 1 and 255 and entity_id collate "C" !~ '[\u0001-\u001f\u007f-\u009f]') is not true then
     perform runtime.sync_refuse_entity(entity_id);
@@ -106,12 +118,10 @@ begin
       from unnest(texts) t(name) where row_as_json ? t.name), '{}');
 end $$;
 
--- The columns of a table whose numbers become texts, because they may be fractions; those whose type somebody has made; and a
--- list for a select from it as n, in which the latter are texts. No list: there are none.
-create function runtime.sync_columns(source regclass, out texts text[], out list text) language plpgsql stable as $$
+-- The columns of a table whose numbers become texts, because they may be fractions, and a list for a select from it as n, in which
+-- values of types that somebody has made are texts.
+create function runtime.sync_columns(source regclass, out texts text[], out is_foreign boolean, out list text) language plpgsql stable as $$
 #variable_conflict use_variable
-declare
-  is_foreign boolean;
 begin
   select array_agg(a.attname::text) filter (where b.base = any (array['numeric', 'float4', 'float8', 'numeric[]', 'float4[]',
           'float8[]', 'money']::regtype[])),
@@ -124,9 +134,6 @@ begin
       -- JSON is made of what a domain is over. A domain over a domain counts as a type of somebody's.
       cross join lateral (select case t.typtype when 'd' then t.typbasetype else t.oid end as base) b
     where a.attrelid = source and a.attnum > 0 and not a.attisdropped;
-  if not is_foreign then
-    list := null;
-  end if;
 end $$;
 
 -- What a trigger of sync_attach runs after each statement. It has the owner's rights.
@@ -138,6 +145,7 @@ set datestyle = 'ISO, YMD'
 set intervalstyle = 'iso_8601'
 set bytea_output = 'hex'
 set extra_float_digits = 1
+set lc_monetary = 'C'
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set jit = off
@@ -151,14 +159,14 @@ declare
     insert into runtime.sync_changes (projection, entity_id, stream_id, document, canonical, is_first)
       select $1, runtime.sync_entity_of($2, d.document), runtime.sync_fill_stream($3, d.document), d.document,
           runtime.sync_canonical_document(d.document), row_number() over () = 1
-        from (select runtime.sync_document_of(to_jsonb(r), $4) as document from (select %s from new_rows n) r offset 0) d';
+        from (select runtime.sync_document_of(to_jsonb(r.*), $4) as document from (select %s from new_rows n) r offset 0) d';
   gone_of constant text := '
     insert into runtime.sync_changes (projection, entity_id, is_first)
       select $1, g.entity_id, row_number() over () = 1
-        from (select runtime.sync_entity_of($2, to_jsonb(r)) as entity_id from (select %s from old_rows n) r) g';
+        from (select runtime.sync_entity_of($2, to_jsonb(r.*)) as entity_id from (select %s from old_rows n) r) g';
   but_for constant text := '
         where not exists (
-          select from (select runtime.sync_entity_of($2, to_jsonb(r)) as entity_id from (select %s from new_rows n) r) k
+          select from (select runtime.sync_entity_of($2, to_jsonb(r.*)) as entity_id from (select %s from new_rows n) r) k
             where k.entity_id = g.entity_id)';
 begin
   select p.* into of from runtime.sync_projections p where p.projection = tg_argv[0] collate "C";
@@ -168,10 +176,26 @@ begin
       using errcode = 'SY014', hint = 'Attach the table with runtime.sync_attach.';
   end if;
   if tg_op = 'TRUNCATE' then
+    -- What the same transaction has changed is not held yet.
     insert into runtime.sync_changes (projection, entity_id, is_first)
-      select of.projection, d.entity_id, row_number() over () = 1
-        from runtime.sync_documents d where d.projection = of.projection and d.document is not null;
+      select of.projection, g.entity_id, row_number() over () = 1
+        from (
+          select d.entity_id from runtime.sync_documents d where d.projection = of.projection and d.document is not null
+          union
+          select c.entity_id from runtime.sync_changes c
+            where c.transaction_id = pg_current_xact_id() and c.projection = of.projection) g;
     return null;
+  end if;
+  -- Without rows of the trigger's own, these names would be those of temporary relations of whoever writes, and a view among them
+  -- would run what they please with the rights of the owner.
+  if to_regclass('new_rows') is not null or to_regclass('old_rows') is not null or tg_level <> 'STATEMENT' or not exists (
+      select from pg_trigger t
+        where t.tgrelid = tg_relid and t.tgname = tg_name
+          and t.tgnewtable is not distinct from (case when tg_op <> 'DELETE' then 'new_rows' end)::name
+          and t.tgoldtable is not distinct from (case when tg_op <> 'INSERT' then 'old_rows' end)::name) then
+    raise exception 'the trigger % on % has not the rows that its statement changed, or a temporary relation is called like them',
+        tg_name, tg_relid::regclass
+      using errcode = 'SY014', hint = 'Attach the table with runtime.sync_attach, and call no temporary relation new_rows or old_rows.';
   end if;
   -- What runtime.sync_columns says, at less cost, where no type is somebody's.
   select array_agg(a.attname::text) filter (where a.atttypid = any (array['numeric', 'float4', 'float8', 'numeric[]', 'float4[]',
@@ -181,7 +205,7 @@ begin
   if is_foreign then
     columns := runtime.sync_columns(tg_relid);
     texts := columns.texts;
-    is_foreign := columns.list is not null;
+    is_foreign := columns.is_foreign;
   end if;
   texts := nullif(coalesce(texts, '{}') || of.source_texts, '{}');
 
@@ -201,18 +225,18 @@ begin
     insert into runtime.sync_changes (projection, entity_id, stream_id, document, canonical, is_first)
       select of.projection, runtime.sync_entity_of(of.source_key, d.document), runtime.sync_fill_stream(of.stream, d.document),
           d.document, runtime.sync_canonical_document(d.document), row_number() over () = 1
-        from (select runtime.sync_document_of(to_jsonb(n), texts) as document from new_rows n offset 0) d;
+        from (select runtime.sync_document_of(to_jsonb(n.*), texts) as document from new_rows n offset 0) d;
   end if;
   if tg_op = 'DELETE' then
     insert into runtime.sync_changes (projection, entity_id, is_first)
-      select of.projection, runtime.sync_entity_of(of.source_key, to_jsonb(o)), row_number() over () = 1 from old_rows o;
+      select of.projection, runtime.sync_entity_of(of.source_key, to_jsonb(o.*)), row_number() over () = 1 from old_rows o;
   elsif tg_op = 'UPDATE' then
     insert into runtime.sync_changes (projection, entity_id, is_first)
       select of.projection, g.entity_id, row_number() over () = 1
         from (
-          select runtime.sync_entity_of(of.source_key, to_jsonb(o)) as entity_id from old_rows o
+          select runtime.sync_entity_of(of.source_key, to_jsonb(o.*)) as entity_id from old_rows o
           except
-          select runtime.sync_entity_of(of.source_key, to_jsonb(n)) from new_rows n) g;
+          select runtime.sync_entity_of(of.source_key, to_jsonb(n.*)) from new_rows n) g;
   end if;
   return null;
 end $$;
@@ -240,6 +264,8 @@ declare
   doc_key text;
   points boolean;
   superseded bigint[];
+  targets text[];
+  locked text[] := '{}';
   target text;
   head bigint;
   part record;
@@ -257,29 +283,32 @@ begin
   end if;
   -- Most transactions change one row, and need no more than this.
   if sole.changes = 1 then
-    select d.stream_id, d.payload_hash, d.document is null as gone into held
-      from runtime.sync_documents d where d.projection = sole.projection and d.entity_id = sole.entity_id;
-    if sole.document is null then
-      sole.stream_id := case when not held.gone then held.stream_id end;
-    end if;
+    -- What is held counts once its stream is locked, and it may have moved until then.
+    loop
+      select d.stream_id, d.payload_hash, d.document is null as gone into held
+        from runtime.sync_documents d where d.projection = sole.projection and d.entity_id = sole.entity_id;
+      target := case when sole.document is not null then sole.stream_id when not held.gone then held.stream_id end;
+      exit when target is null or target = any (locked) or sole.document is not null and not held.gone and held.stream_id <> target;
+      head := runtime.sync_lock_stream(target) + 1;
+      locked := locked || target;
+    end loop;
     hash := sha256(convert_to(sole.canonical, 'UTF8'));
-    if sole.stream_id is null or held.payload_hash = hash and held.stream_id = sole.stream_id then
+    if target is null or held.payload_hash = hash and held.stream_id = target then
       delete from runtime.sync_changes c where c.transaction_id = mine;
       return 0;
     end if;
-    if (not held.gone and held.stream_id <> sole.stream_id) is not true then
-      head := runtime.sync_lock_stream(sole.stream_id) + 1;
+    if cardinality(locked) = 1 and (not held.gone and held.stream_id <> target) is not true then
       doc_key := sole.doc_prefix || ':' || sole.entity_id;
-      points := sole.canonical is not null and runtime.sync_document_points(sole.stream_id, doc_key, sole.canonical);
-      if runtime.sync_append(sole.stream_id, runtime.sync_document_event_key(doc_key, head, 1),
+      points := sole.canonical is not null and runtime.sync_document_points(target, doc_key, sole.canonical);
+      if runtime.sync_append(target, runtime.sync_document_event_key(doc_key, head, 1),
           case when sole.document is null then 'document.delete' else 'document.put' end,
           convert_to(runtime.sync_document_event(doc_key, head, sole.canonical, hash, points), 'UTF8')) <> head then
-        perform runtime.sync_refuse_document_event(sole.stream_id, head);
+        perform runtime.sync_refuse_document_event(target, head);
       end if;
       insert into runtime.sync_documents as d
           (projection, entity_id, stream_id, doc_key, doc_version, projection_version, seq, document, payload_hash,
             payload_bytes, hydration_required, projected_at)
-        values (sole.projection, sole.entity_id, sole.stream_id, doc_key, head, 1, head, sole.document, hash,
+        values (sole.projection, sole.entity_id, target, doc_key, head, 1, head, sole.document, hash,
           octet_length(sole.canonical), points, clock_timestamp())
         on conflict on constraint sync_documents_pkey do update
           set stream_id = excluded.stream_id, doc_version = excluded.doc_version,
@@ -299,21 +328,41 @@ begin
   if superseded <> '{}' then
     delete from runtime.sync_changes c where c.transaction_id = mine and c.id = any (superseded);
   end if;
-  -- What is deleted is deleted where it is. What is in another stream is deleted there, too.
-  update runtime.sync_changes c set stream_id = d.stream_id
-    from runtime.sync_documents d
-    where c.transaction_id = mine and c.document is null
-      and d.projection = c.projection and d.entity_id = c.entity_id and d.document is not null;
-  insert into runtime.sync_changes (projection, entity_id, stream_id, is_first)
-    select c.projection, c.entity_id, d.stream_id, false
-      from runtime.sync_changes c
-        join runtime.sync_documents d on d.projection = c.projection and d.entity_id = c.entity_id
-      where c.transaction_id = mine and c.document is not null and d.document is not null and d.stream_id <> c.stream_id;
-
-  for target in
-    select distinct c.stream_id from runtime.sync_changes c where c.transaction_id = mine and c.stream_id is not null
-      order by 1
+  -- Where documents are counts once those streams are locked, and they may have moved until then. OFFSET keeps Postgres from
+  -- joining by reading all documents, here and below.
   loop
+    targets := array(
+      select c.stream_id from runtime.sync_changes c where c.transaction_id = mine and c.document is not null
+      union
+      select d.stream_id from runtime.sync_changes c
+        cross join lateral (
+          select d.stream_id from runtime.sync_documents d
+            where d.projection = c.projection and d.entity_id = c.entity_id and d.document is not null offset 0) d
+        where c.transaction_id = mine
+      order by 1);
+    exit when targets <@ locked;
+    foreach target in array targets loop
+      if target <> all (locked) then
+        perform runtime.sync_lock_stream(target);
+      end if;
+    end loop;
+    locked := locked || targets;
+  end loop;
+  -- What is deleted is deleted where it is. What is in another stream is deleted there, too.
+  update runtime.sync_changes c
+    set stream_id = (
+      select d.stream_id from runtime.sync_documents d
+        where d.projection = c.projection and d.entity_id = c.entity_id and d.document is not null)
+    where c.transaction_id = mine and c.document is null;
+  insert into runtime.sync_changes (projection, entity_id, stream_id, has_moved, is_first)
+    select c.projection, c.entity_id, d.stream_id, true, false
+      from runtime.sync_changes c
+        cross join lateral (
+          select d.stream_id from runtime.sync_documents d
+            where d.projection = c.projection and d.entity_id = c.entity_id and d.document is not null offset 0) d
+      where c.transaction_id = mine and c.document is not null and d.stream_id <> c.stream_id;
+
+  foreach target in array targets loop
     head := runtime.sync_lock_stream(target);
     after := 0;
     loop
@@ -327,7 +376,9 @@ begin
       ), differing as (
         select c.*, head + row_number() over (order by c.id) as seq
           from changed c
-            left join runtime.sync_documents d on d.projection = c.projection and d.entity_id = c.entity_id
+            left join lateral (
+              select d.document, d.payload_hash, d.stream_id from runtime.sync_documents d
+                where d.projection = c.projection and d.entity_id = c.entity_id offset 0) d on true
           where case when c.document is null
             then d.document is not null
             else d.payload_hash is distinct from c.hash or d.stream_id <> target end
@@ -359,11 +410,10 @@ begin
         select c.projection, c.entity_id, target, e.doc_key, e.seq, 1, e.seq, c.document, e.hash,
             octet_length(c.canonical), e.points, clock_timestamp()
           from unnest(part.ids, part.seqs, part.doc_keys, part.hashes, part.points) as e(id, seq, doc_key, hash, points)
-            join runtime.sync_changes c on c.transaction_id = mine and c.id = e.id
+            cross join lateral (
+              select c.* from runtime.sync_changes c where c.transaction_id = mine and c.id = e.id offset 0) c
           -- What has moved is held where it has moved to, whichever stream comes first.
-          where c.document is not null or not exists (
-            select from runtime.sync_changes n
-              where n.transaction_id = mine and n.projection = c.projection and n.entity_id = c.entity_id and n.document is not null)
+          where not c.has_moved
         on conflict on constraint sync_documents_pkey do update
           set stream_id = excluded.stream_id, doc_version = excluded.doc_version, projection_version = excluded.projection_version,
               seq = excluded.seq, document = excluded.document, payload_hash = excluded.payload_hash,
@@ -377,9 +427,15 @@ end $$;
 
 create function runtime.sync_flush_changes() returns trigger language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
 as $$
 begin
-  perform runtime.sync_append_changes();
+  -- The first of a transaction's appends all of them.
+  if exists (select from runtime.sync_changes c where c.transaction_id = new.transaction_id and c.id = new.id) then
+    perform runtime.sync_append_changes();
+  end if;
   return null;
 end $$;
 
@@ -405,7 +461,7 @@ begin
         case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end)
       from pg_proc p cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
       where a.grantee <> p.proowner and p.pronamespace = 'runtime'::regnamespace
-        and p.proname = any (array['sync_fill_stream', 'sync_entity_of', 'sync_texts_of', 'sync_document_of',
+        and p.proname = any (array['sync_fill_stream', 'sync_join_key', 'sync_entity_of', 'sync_texts_of', 'sync_document_of',
           'sync_columns', 'sync_document', 'sync_refuse_document_event', 'sync_append_changes',
           'sync_flush_changes'])
     union all

@@ -43,8 +43,8 @@ const FILES: [(&str, &str); 18] = [
     embedded!("0014_mirror.sql"),
     embedded!("0016_projections.sql"),
     embedded!("0017_attached_tables.sql"),
-    embedded!("0019_attach_and_reproject.sql"),
-    embedded!("0020_comments.sql"),
+    embedded!("0018_attach_and_reproject.sql"),
+    embedded!("0019_comments.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());
@@ -374,8 +374,8 @@ mod tests {
             (14, "mirror", "a04a2d3ea900da5e"),
             (16, "projections", "d7bd29f8de1f9cc5"),
             (17, "attached tables", "f48c7c16170cf670"),
-            (19, "attach and reproject", "39fb4e9a5ade6825"),
-            (20, "comments", "9e450de88088a869"),
+            (18, "attach and reproject", "39fb4e9a5ade6825"),
+            (19, "comments", "9e450de88088a869"),
         ];
         assert_eq!(
             recorded,
