@@ -126,7 +126,7 @@ pub enum AuthorityError {
     /// The append functions refused an append, with an SQLSTATE of the class SY.
     #[error("{code}: {message}; {hint}")]
     Refused {
-        /// `SY001` to `SY007`, as migration 1 lists them; of the journal, `SY009` and `SY010`; of projections, `SY011` to `SY016`.
+        /// `SY001` to `SY007`, as migration 1 lists them; of the journal, `SY009` and `SY010`; of projections, `SY011` to `SY017`.
         code: String,
         /// What was expected and what was found.
         message: String,

@@ -372,10 +372,10 @@ mod tests {
             (12, "scope of mirrors", "a1162b33241dc217"),
             (13, "journal", "b17c14380dfec106"),
             (14, "mirror", "a04a2d3ea900da5e"),
-            (16, "projections", "d7bd29f8de1f9cc5"),
-            (17, "attached tables", "f48c7c16170cf670"),
-            (18, "attach and reproject", "39fb4e9a5ade6825"),
-            (19, "comments", "9e450de88088a869"),
+            (16, "projections", "dd3d4339f89cabee"),
+            (17, "attached tables", "2b77571bcaf0492e"),
+            (18, "attach and reproject", "65f26e6a8ec83ce1"),
+            (19, "comments", "ad92c66a546f2b7b"),
         ];
         assert_eq!(
             recorded,

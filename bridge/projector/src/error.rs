@@ -32,7 +32,7 @@ pub enum ProjectError {
     /// The document, its names or its size are not what the authority takes. To try again helps nobody.
     #[error("{code}: {message}; {hint}")]
     Refused {
-        /// The SQLSTATE, of class SY.
+        /// The SQLSTATE: of class SY, or of Postgres's own for a text that holds NUL or is nested too deep.
         code: String,
         /// What was expected and what was found.
         message: String,
@@ -101,6 +101,12 @@ impl ProjectError {
                 code: code.to_owned(),
                 message,
                 hint,
+            },
+            // What no jsonb holds, and what is nested deeper than Postgres reads.
+            code if ["22", "54"].contains(&code.get(..2).unwrap_or_default()) => Self::Refused {
+                code: code.to_owned(),
+                message,
+                hint: "correct the document".to_owned(),
             },
             // Connection, rollback (deadlock, serialization), resources, lock, shutdown, system.
             code if ["08", "40", "53", "55", "57", "58"].contains(&code.get(..2).unwrap_or_default()) => {

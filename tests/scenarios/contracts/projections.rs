@@ -4,6 +4,8 @@ mod attached;
 mod canonical;
 mod projector;
 mod reprojection;
+mod rows;
+mod trespass;
 
 use std::time::Duration;
 

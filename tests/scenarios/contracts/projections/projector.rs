@@ -74,6 +74,13 @@ async fn a_projection_does_not_go_backwards_and_a_deleted_document_stays_deleted
         assert!(matches!(error, ProjectError::Backwards { .. }), "{error}");
         assert!(error.to_string().contains("sync_projection_checkpoints"), "{error}");
     }
+    // What is no seq is not behind, so nobody begins again because of it.
+    for seq in [0, 1 << 53] {
+        assert_eq!(project(&mut runtime, seq, 2, "done").await.unwrap_err().code(), "SY017");
+    }
+    let nul = Document::of("run_summaries", "42", 9, &json!({ "text": "\0" })).unwrap();
+    let error = PostgresSink::default().project(&mut runtime, &nul).await.unwrap_err();
+    assert!(matches!(error, ProjectError::Refused { .. }), "{error}");
     let error = project(&mut runtime, 5, 2, "done").await.unwrap_err();
     assert!(matches!(error, ProjectError::Conflict { .. }), "{error}");
 

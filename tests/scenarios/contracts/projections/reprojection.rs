@@ -44,7 +44,7 @@ async fn a_killed_reprojection_goes_on_where_it_was_while_the_lane_runs() {
     attached(&mut owner).await;
     let (operator, url) = lane.database.login(&["spacetime_sync_runtime"]).await.unwrap();
     owner
-        .execute(&*format!("grant select on public.items to {operator}"))
+        .execute(&*format!("grant select, trigger on public.items to {operator}"))
         .await
         .unwrap();
     let brought = number(&mut owner, "select count(*) from runtime.sync_documents").await;
