@@ -92,6 +92,7 @@ pub fn bring_back(
         is_same_user: held.user_id == kept.user_id,
         version: held.version,
         content: digest_from_column(held.content),
+        until: held.until.to_micros_since_unix_epoch(),
     });
     let now_us = ctx.timestamp.to_micros_since_unix_epoch();
     if capability_is_over(held, &kept, now_us) {

@@ -356,12 +356,13 @@ pub fn assignment_comes_back(held: HeldName, kept: &Document, now_us: i64) -> bo
         (HeldName::Nothing, Document::Assignment(_) | Document::Forgotten(_)) => {
             !assignment_is_over(held, kept, now_us)
         }
-        // It is forgotten after all its changes. The same call opens another one of the name once that is free.
+        // It is forgotten after all its changes. The same call opens another one of the name once that is free. Before that, a
+        // SpacetimeDB that was restored did not know of the one that is kept.
         (HeldName::Forgotten { opened_as, opened_at }, Document::Assignment(kept)) => {
             if opened_at == 0 {
                 opened_as != kept.opened_as
             } else {
-                kept.opened_at > opened_at
+                kept.opened_at != opened_at && kept.is_remembered_until() > opened_at
             }
         }
         (HeldName::Forgotten { opened_at, .. }, Document::Forgotten(kept)) => kept.opened_at > opened_at,
@@ -410,13 +411,19 @@ pub struct HeldClaim {
     pub version: u64,
     /// The digest of what that version says.
     pub content: Digest,
+    /// Until when the name is kept for the user.
+    pub until: i64,
 }
 
 /// Whether what the journal says of a capability is newer than what is held. Whoever took a provider's name while it was lost
-/// does not keep it.
+/// does not keep it. A name is never kept shorter than was said, so what keeps it for longer is newer: it may be the first version again,
+/// after the name was free.
 pub fn capability_comes_back(held: Option<HeldClaim>, kept: &Capability, now_us: i64) -> bool {
-    let is_newer =
-        |held: HeldClaim| kept.version > held.version || kept.version == held.version && kept.content != held.content;
+    let is_newer = |held: HeldClaim| {
+        kept.version > held.version
+            || kept.version == held.version && kept.content != held.content
+            || kept.until > held.until
+    };
     kept.until > now_us && held.is_none_or(|held| !held.is_same_user || is_newer(held))
 }
 

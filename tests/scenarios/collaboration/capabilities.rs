@@ -84,10 +84,15 @@ async fn a_capability_ends_by_itself_or_is_withdrawn_and_no_late_call_brings_it_
     assert_eq!(stand().await, ["long"]);
     guarded.publish(&who, "p1", "brief", 2, "{}", 600).await.done();
     assert_eq!(stand().await, ["brief", "long"]);
-    // It is remembered for a week.
-    let times = "SELECT ends_at, until FROM capability_claim";
+    // It is remembered for a week, and what was withdrawn for as long as was first said.
+    let times = "SELECT ends_at, until, capability FROM capability_claim";
     for row in module.sql(Some(&module.owner), times).await.unwrap() {
-        assert_eq!(micros(&row[1]) - micros(&row[0]), 7 * 86_400_000_000);
+        let longer = micros(&row[1]) - micros(&row[0]) - 7 * 86_400_000_000;
+        if super::text(&row[2]) == "withdrawn" {
+            assert!((1..=600_000_000).contains(&longer), "{longer}");
+        } else {
+            assert_eq!(longer, 0);
+        }
     }
 }
 

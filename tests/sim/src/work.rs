@@ -87,6 +87,11 @@ impl Kept {
     }
 }
 
+/// Whether nobody would know the assignment by now.
+fn is_over(kept: &Assignment, now: i64) -> bool {
+    kept.has_ended && kept.due_at <= now
+}
+
 impl World {
     /// The authority is set back to its backup, and begins another history.
     pub(crate) fn authority_is_restored(&mut self) {
@@ -198,7 +203,7 @@ impl World {
             }
             (Document::Assignment(before), _) => {
                 let was_forgotten = self.forgotten.contains(&(key.clone(), before.opened_at));
-                was_forgotten || before.has_ended && before.due_at <= now
+                was_forgotten || is_over(before, now)
             }
             (Document::Capability(before), None) => before.until <= now,
             (Document::Capability(_), Some(_)) | (Document::Forgotten(_), _) => true,
@@ -267,7 +272,9 @@ impl World {
             return;
         }
         let taken = match self.kept.document(key) {
-            Some(Document::Assignment(kept)) if !self.forgotten.contains(&(key.clone(), kept.opened_at)) => {
+            Some(Document::Assignment(kept))
+                if !self.forgotten.contains(&(key.clone(), kept.opened_at)) && !is_over(kept, self.now as i64) =>
+            {
                 format!("keeps the one of {}", kept.opened_at)
             }
             Some(Document::Forgotten(kept)) if kept.until > self.now as i64 => {

@@ -137,7 +137,7 @@ async fn each_function_admits_only_permitted_callers() {
         (
             "bring_back",
             (
-                json!([[]]),
+                json!([[{ "mark": 1, "key": "", "document": "" }]]),
                 [unauthorized, unauthorized, unauthorized, invalid, unauthorized],
             ),
         ),

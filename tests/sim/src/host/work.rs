@@ -91,7 +91,7 @@ impl World {
             JournalCall::Close(settled) => marks::close(work, settled, now),
             JournalCall::BringBack(entries) => {
                 is_comparison = was_open;
-                bring_back(work, &entries, now)
+                bring_back(work, &entries, now).map(|over| self.forgotten.extend(over))
             }
             JournalCall::Open { epoch, newest } => {
                 let opened = marks::open(work, epoch, newest, now);
@@ -395,8 +395,10 @@ fn held_capability(held: &Capability, user_id: &str) -> HeldCapability {
     }
 }
 
-/// As the module does it: a call that is refused changes nothing.
-fn bring_back(work: &mut MemoryJournal, entries: &[JournalEntry], now: i64) -> Result<(), Refusal> {
+/// As the module does it: a call that is refused changes nothing. Returns the assignments of which only the authority still knew,
+/// each with the time at which it was opened: they are over.
+fn bring_back(work: &mut MemoryJournal, entries: &[JournalEntry], now: i64) -> Result<Vec<(Key, i64)>, Refusal> {
+    let mut over = Vec::new();
     for entry in entries {
         let Some((key, kept)) = read_entry(&entry.key, &entry.document)? else {
             continue;
@@ -408,6 +410,7 @@ fn bring_back(work: &mut MemoryJournal, entries: &[JournalEntry], now: i64) -> R
                     is_same_user: held.user_id == kept.user_id,
                     version: held.version,
                     content: held.content,
+                    until: held.until,
                 };
                 capability_comes_back(Some(claim), kept, now)
             }
@@ -421,6 +424,7 @@ fn bring_back(work: &mut MemoryJournal, entries: &[JournalEntry], now: i64) -> R
                 let held = held.map_or(HeldName::Nothing, held_name);
                 if assignment_is_over(held, kept, now) {
                     marks::mark(work, &key, now);
+                    over.extend(assignment_of(kept).map(|kept| (key.clone(), kept.opened_at)));
                 }
                 assignment_comes_back(held, kept, now)
             }
@@ -435,7 +439,7 @@ fn bring_back(work: &mut MemoryJournal, entries: &[JournalEntry], now: i64) -> R
         }
         work.things.insert(key, as_shown(&kept, now));
     }
-    Ok(())
+    Ok(over)
 }
 
 fn held_name(held: &Document) -> HeldName {
