@@ -133,8 +133,10 @@ const SEALS_RELOAD: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    // This library logs the addresses of relays with the credentials in them. The mirror tells of relays itself.
+    let silent = "nostr_relay_pool=off".parse().expect("a directive");
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter.add_directive(silent))
         .with_writer(std::io::stderr)
         .with_ansi(shows_colours())
         .init();

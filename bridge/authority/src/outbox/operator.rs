@@ -8,6 +8,9 @@ use sqlx::postgres::PgRow;
 use super::{OutboxState, waiting_relays};
 use crate::{Actor, Authority, AuthorityError, hide_relay, shown_relay};
 
+/// How much of what a relay said a list shows.
+const DETAIL_CHARS: usize = 200;
+
 /// How full the outbox is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Depth {
@@ -135,7 +138,9 @@ impl Authority {
                 let rows = sqlx::query(
                     "select o.event_id, o.status, o.schema,
                         extract(epoch from clock_timestamp() - o.enqueued_at)::float8, o.failure,
-                        array(select concat_ws(' ', d.relay, d.status, d.attempts, d.failure, left(d.detail, 200))
+                        array(select concat_ws(' ', d.relay, d.status, d.attempts, d.failure)
+                          from runtime.sync_outbox_deliveries d where d.event_id = o.event_id order by d.relay),
+                        array(select coalesce(d.detail, '')
                           from runtime.sync_outbox_deliveries d where d.event_id = o.event_id order by d.relay)
                      from runtime.sync_outbox o where o.status = $1 order by o.enqueued_at limit $2",
                 )
@@ -144,14 +149,18 @@ impl Authority {
                 .fetch_all(connection)
                 .await?;
                 let listed = |row: &PgRow| {
-                    let relays: Vec<String> = row.try_get(5)?;
+                    let (relays, details): (Vec<String>, Vec<String>) = (row.try_get(5)?, row.try_get(6)?);
                     Ok(OutboxRow {
                         event_id: row.try_get(0)?,
                         status: row.try_get(1)?,
                         schema: row.try_get(2)?,
                         age_s: row.try_get::<f64, _>(3)?.max(0.0) as u64,
                         failure: row.try_get(4)?,
-                        relays: relays.iter().map(|line| shown_line(line)).collect(),
+                        relays: relays
+                            .iter()
+                            .zip(&details)
+                            .map(|(line, detail)| shown_line(line, detail))
+                            .collect(),
                     })
                 };
                 rows.iter().map(listed).collect()
@@ -185,7 +194,8 @@ impl Authority {
     }
 
     /// Gives up what waits for a relay, which has exactly this address here, and puts that on record: at most `limit` entries.
-    /// Entries do not count the relay any more, and those that have no other are dropped. Returns how many there were.
+    /// Entries do not count the relay any more, and those that have no other are dropped. Returns how many there were: not those
+    /// that were settled while it waited for their locks, so more may wait even if there were fewer than `limit`.
     pub async fn outbox_give_up(&self, relay: &str, limit: usize, actor: &Actor) -> Result<usize, AuthorityError> {
         self.connections
             .run("outbox_give_up", async |connection| {
@@ -219,8 +229,29 @@ impl Authority {
     }
 }
 
-/// A line about a delivery, which begins with the address of its relay.
-fn shown_line(line: &str) -> String {
+/// A line about a delivery, which begins with the address of its relay, and ends with what the relay said.
+fn shown_line(line: &str, detail: &str) -> String {
     let (relay, rest) = line.split_once(' ').unwrap_or((line, ""));
-    format!("{} {}", shown_relay(relay), hide_relay(rest, relay))
+    // The end is cut off last, or half a credential would be shown.
+    let said: String = hide_relay(detail, relay).chars().take(DETAIL_CHARS).collect();
+    format!("{} {rest} {said}", shown_relay(relay)).trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_hides_what_a_relay_repeats_and_says_how_often_it_was_tried() {
+        let line = "wss://a/?v=1&token=hunter2 pending 11 auth";
+        let said = format!("{}hunter2", "x".repeat(DETAIL_CHARS - 3));
+        for (detail, expected) in [
+            ("", "wss://a/?… pending 11 auth"),
+            ("no hunter2: v=1", "wss://a/?… pending 11 auth no …: …"),
+        ] {
+            assert_eq!(shown_line(line, detail), expected);
+        }
+        let shown = shown_line(line, &said);
+        assert!(shown.ends_with("x…") && !shown.contains("hun"), "{shown}");
+    }
 }

@@ -113,7 +113,7 @@ impl Authority {
         self.connections
             .run("outbox_wait_again", async |connection| {
                 let again = sqlx::query(
-                    "update runtime.sync_outbox o set reflected = 'nothing'
+                    "update runtime.sync_outbox o set reflected = 'pending'
                      from (select event_id from runtime.sync_outbox
                            where event_id = any ($1) and reflected in ('dropped', 'sent') order by event_id for update) n
                      where o.event_id = n.event_id",

@@ -284,7 +284,7 @@ impl Tables {
     pub(super) fn waits_again(&mut self, name: &str) -> bool {
         let over = [Reflected::Dropped, Reflected::Sent];
         let row = self.rows.get_mut(name).filter(|row| over.contains(&row.reflected));
-        row.map(|row| row.reflected = Reflected::Nothing).is_some()
+        row.map(|row| row.reflected = Reflected::Pending).is_some()
     }
 
     pub(super) fn reflect(&mut self, name: &str, says: Reflected) {
