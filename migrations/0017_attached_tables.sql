@@ -178,12 +178,13 @@ begin
   if tg_op = 'TRUNCATE' then
     -- What the same transaction has changed is not held yet.
     insert into runtime.sync_changes (projection, entity_id, is_first)
-      select of.projection, g.entity_id, row_number() over () = 1
+      select of.projection, g.entity_id, row_number() over (order by g.entity_id) = 1
         from (
           select d.entity_id from runtime.sync_documents d where d.projection = of.projection and d.document is not null
           union
           select c.entity_id from runtime.sync_changes c
-            where c.transaction_id = pg_current_xact_id() and c.projection = of.projection) g;
+            where c.transaction_id = pg_current_xact_id() and c.projection = of.projection) g
+        order by g.entity_id;
     return null;
   end if;
   -- Without rows of the trigger's own, these names would be those of temporary relations of whoever writes, and a view among them

@@ -279,6 +279,7 @@ begin
         ('sync_forget_journal', 'removes entries of an earlier history'),
         ('sync_retry_outbox', 'has parked entries published again'),
         ('sync_drop_outbox', 'gives entries up for good'),
+        ('sync_give_up_relay', 'gives up what waits for a relay that will not come back'),
         ('sync_payload_limit', 'the limits of a stream'),
         ('sync_refuse_payload', 'keeps payloads within the limit of their stream'),
         ('sync_refuse_document', 'raises why a document has no canonical JSON'),

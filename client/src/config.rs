@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use spacetime_sync_proto::access::{ClientVersion, Scope, Topic};
-use spacetime_sync_proto::contract::{PROTOCOL, SCHEMA_VERSION};
+use spacetime_sync_proto::contract::{OLDEST_SCHEMA_VERSION, PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_proto::{DatabasePin, SealKey, StreamId, limit};
 use spacetime_sync_transport::Transport;
 

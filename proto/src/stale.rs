@@ -1,6 +1,8 @@
 //! Stale cursors: positions from which a stream cannot be continued event by event, and where it can be started over.
 
-use serde::{Deserialize, Serialize};
+use serde::de::IntoDeserializer;
+use serde::de::value::{self, StrDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::hash::ChainHash;
 use crate::id::{Seq, StreamId};
@@ -38,7 +40,8 @@ pub struct StaleCursor {
     pub oldest_available_chain: ChainHash,
     /// The stream's head.
     pub head_cursor: Seq,
-    /// Every reason that applies.
+    /// Every reason that applies. One that only a newer release knows is left out.
+    #[serde(deserialize_with = "known")]
     pub reason_codes: Vec<StaleReason>,
     /// How many events behind the head the cursor is.
     pub replay_lag: u64,
@@ -46,6 +49,15 @@ pub struct StaleCursor {
     pub replay_budget_events: Option<u64>,
     /// The seq of the document that replaces the earlier events, if there is one.
     pub snapshot_cursor: Option<Seq>,
+}
+
+fn known<'de, D: Deserializer<'de>>(reasons: D) -> Result<Vec<StaleReason>, D::Error> {
+    let reasons = Vec::<String>::deserialize(reasons)?;
+    let known = |reason: &String| {
+        let name: StrDeserializer<'_, value::Error> = reason.as_str().into_deserializer();
+        StaleReason::deserialize(name).ok()
+    };
+    Ok(reasons.iter().filter_map(known).collect())
 }
 
 /// The code of a stale cursor.
@@ -85,6 +97,8 @@ mod tests {
         );
         assert_eq!(serde_json::to_string(&stale).unwrap(), text);
         assert_eq!(serde_json::from_str::<StaleCursor>(text).unwrap(), stale);
+        let newer = text.replace("[\"retention", "[\"tide\",\"retention");
+        assert_eq!(serde_json::from_str::<StaleCursor>(&newer).unwrap(), stale);
         let negative = text.replace("\"head_cursor\":90", "\"head_cursor\":18446744073709551615");
         assert!(serde_json::from_str::<StaleCursor>(&negative).is_err());
     }

@@ -87,7 +87,7 @@ pub struct SyncClaims {
     /// The device that the session is bound to.
     #[prost(string, tag = "12")]
     pub oa_device_id: ::prost::alloc::string::String,
-    /// What the session may do: names of docs/security.md, a closed set.
+    /// What the session may do: names of docs/security.md. One that a reader does not know gives no right there.
     #[prost(string, repeated, tag = "13")]
     pub oa_sync_scopes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// The topics that the client asked for and got.
@@ -108,9 +108,12 @@ pub struct SyncClaims {
     /// The protocol version of the client.
     #[prost(string, tag = "19")]
     pub oa_protocol_version: ::prost::alloc::string::String,
-    /// The schema version that the client was built with.
+    /// The newest schema version that the client speaks.
     #[prost(uint32, tag = "20")]
     pub oa_schema_version: u32,
+    /// The oldest schema version that the client works with. Absent if it speaks no other one.
+    #[prost(uint32, optional, tag = "21")]
+    pub oa_oldest_schema_version: ::core::option::Option<u32>,
 }
 /// A refusal by the module: the text of the error that a reducer or procedure returns.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -239,6 +242,8 @@ pub enum RefusalCode {
     UpgradeRequired = 45,
     /// The client is too new.
     UnsupportedClientBuild = 46,
+    /// SpacetimeDB has lost some of what the bridge gives it, and takes changes all the same.
+    Lacking = 47,
 }
 impl RefusalCode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -294,6 +299,7 @@ impl RefusalCode {
             Self::UnsupportedSchemaVersion => "REFUSAL_CODE_UNSUPPORTED_SCHEMA_VERSION",
             Self::UpgradeRequired => "REFUSAL_CODE_UPGRADE_REQUIRED",
             Self::UnsupportedClientBuild => "REFUSAL_CODE_UNSUPPORTED_CLIENT_BUILD",
+            Self::Lacking => "REFUSAL_CODE_LACKING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -346,6 +352,7 @@ impl RefusalCode {
             "REFUSAL_CODE_UNSUPPORTED_SCHEMA_VERSION" => Some(Self::UnsupportedSchemaVersion),
             "REFUSAL_CODE_UPGRADE_REQUIRED" => Some(Self::UpgradeRequired),
             "REFUSAL_CODE_UNSUPPORTED_CLIENT_BUILD" => Some(Self::UnsupportedClientBuild),
+            "REFUSAL_CODE_LACKING" => Some(Self::Lacking),
             _ => None,
         }
     }
@@ -360,12 +367,15 @@ pub struct ClientVersion {
     /// `spacetime.sync.v1`
     #[prost(string, tag = "2")]
     pub protocol_version: ::prost::alloc::string::String,
-    /// The schema version that the client was built with.
+    /// The newest schema version that the client speaks.
     #[prost(uint32, tag = "3")]
     pub schema_version: u32,
     /// The kind of client, e.g. `desktop`.
     #[prost(string, tag = "4")]
     pub surface: ::prost::alloc::string::String,
+    /// The oldest schema version that the client works with. Absent if it speaks no other than schema_version.
+    #[prost(uint32, optional, tag = "5")]
+    pub oldest_schema_version: ::core::option::Option<u32>,
 }
 /// Why a client is not served: the body of HTTP 426, and what a client shows its user. The headers x-oa-compatibility-code,
 /// …-min-client-build-id, …-max-client-build-id, …-min-schema-version, …-max-schema-version, …-protocol-version and

@@ -693,6 +693,7 @@ forbidden_assignment reject 403
 outbox_conflict reject 409
 outbox_full retry 429
 being_brought_back retry 503
+lacking reject 503
 challenge_refused reject 403
 signature_refused reject 403
 epoch_behind fatal 409

@@ -26,7 +26,7 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 18] = [
+const FILES: [(&str, &str); 19] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
@@ -41,6 +41,7 @@ const FILES: [(&str, &str); 18] = [
     embedded!("0012_scope_of_mirrors.sql"),
     embedded!("0013_journal.sql"),
     embedded!("0014_mirror.sql"),
+    embedded!("0015_give_up_relay.sql"),
     embedded!("0016_projections.sql"),
     embedded!("0017_attached_tables.sql"),
     embedded!("0018_attach_and_reproject.sql"),
@@ -88,7 +89,7 @@ impl WorksWith {
             oldest: self.oldest,
             newest: self.newest,
         };
-        self.migration == migration && release.agree(&theirs).is_ok()
+        migration <= self.migration && release.agree(&theirs).is_ok()
     }
 }
 
@@ -139,6 +140,8 @@ pub(super) async fn migrate(
     // The migrator would need the owner's rights even to find out that there is nothing to do.
     if !is_current(&ledger) {
         apply(server, &mut connection, ledger.is_empty()).await?;
+    } else if noted(&mut connection).await.map_err(driver)?.is_none() {
+        note(&mut connection).await.map_err(driver)?;
     }
     if let Some(prefix) = role_prefix {
         sqlx::query("select runtime.sync_make_roles($1)")
@@ -180,16 +183,35 @@ async fn apply(server: &str, connection: &mut PgConnection, is_first: bool) -> R
         },
     };
     let migrator = Migrator::new(Embedded).await.map_err(failed)?;
+    if !is_first {
+        // A bridge of the release before may start between two migrations.
+        note(connection).await.map_err(driver)?;
+    }
     migrator.run_direct(&mut *connection).await.map_err(failed)?;
+    note(connection).await.map_err(driver)
+}
+
+/// What the release has noted whose migrations are the newest.
+async fn noted(connection: &mut PgConnection) -> Result<Option<WorksWith>, sqlx::Error> {
+    let noted: Option<String> = sqlx::query_scalar("select obj_description(to_regclass($1), 'pg_class')")
+        .bind(format!("{LEDGER_SCHEMA}._sqlx_migrations"))
+        .fetch_one(connection)
+        .await?;
+    Ok(noted.and_then(|noted| serde_json::from_str(&noted).ok()))
+}
+
+/// Notes which releases work with the database once it has this build's migrations, unless a later release has noted that already.
+async fn note(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    if noted(connection)
+        .await?
+        .is_some_and(|noted| noted.migration > expected())
+    {
+        return Ok(());
+    }
     // Postgres takes no parameters here. The text is this build's own, and holds no quote.
-    let noted = serde_json::to_string(&WorksWith::ours()).expect("a map of texts and numbers");
-    connection
-        .execute(&*format!(
-            "comment on table {LEDGER_SCHEMA}._sqlx_migrations is '{noted}'"
-        ))
-        .await
-        .map_err(driver)?;
-    Ok(())
+    let ours = serde_json::to_string(&WorksWith::ours()).expect("a map of texts and numbers");
+    let statement = format!("comment on table {LEDGER_SCHEMA}._sqlx_migrations is '{ours}'");
+    connection.execute(&*statement).await.map(drop)
 }
 
 /// Checks that this build can work with the database.
@@ -259,12 +281,9 @@ async fn check_known(server: &str, ledger: &[Applied], connection: &mut PgConnec
     if ledger.iter().all(is_ours) {
         return Ok(());
     }
-    let noted: Option<String> = sqlx::query_scalar("select obj_description(to_regclass($1), 'pg_class')")
-        .bind(format!("{LEDGER_SCHEMA}._sqlx_migrations"))
-        .fetch_one(connection)
+    let noted = noted(connection)
         .await
         .map_err(|error| AuthorityError::from_driver(server, error))?;
-    let noted: Option<WorksWith> = noted.and_then(|noted| serde_json::from_str(&noted).ok());
     if noted.is_some_and(|noted| noted.includes(&Contract::ours(), newest)) {
         return Ok(());
     }
@@ -372,10 +391,11 @@ mod tests {
             (12, "scope of mirrors", "a1162b33241dc217"),
             (13, "journal", "b17c14380dfec106"),
             (14, "mirror", "a04a2d3ea900da5e"),
+            (15, "give up relay", "2a3b68775f4e5c43"),
             (16, "projections", "dd3d4339f89cabee"),
-            (17, "attached tables", "2b77571bcaf0492e"),
+            (17, "attached tables", "ed25612c9b7fd09a"),
             (18, "attach and reproject", "65f26e6a8ec83ce1"),
-            (19, "comments", "ad92c66a546f2b7b"),
+            (19, "comments", "1adf016dd5e95b70"),
         ];
         assert_eq!(
             recorded,

@@ -1,6 +1,7 @@
 // Follows the contract in another language: checks every vector with public libraries and the little code beside this file.
 //
 // usage: VECTORS=proto/vectors CONTRACT=contract.binpb node check.js
+import { FeatureSet_FieldPresence } from "@bufbuild/protobuf/wkt";
 import { errors, importJWK, jwtVerify } from "jose";
 import { genesis, isSealed, link, payloadHash, type Event } from "./chain.js";
 import { canonical } from "./documents.js";
@@ -160,7 +161,7 @@ function refusals(): void {
 
 // Whether a value of JSON is one of this field.
 function fits(field: any, value: any): boolean {
-  if (value === null) return field.presence !== undefined && field.fieldKind !== "list";
+  if (value === null) return field.presence === FeatureSet_FieldPresence.EXPLICIT && field.fieldKind !== "list";
   if (field.fieldKind === "list") {
     return Array.isArray(value) && value.every((one) => fits({ ...field, fieldKind: field.listKind }, one));
   }

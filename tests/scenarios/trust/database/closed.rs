@@ -27,7 +27,7 @@ async fn a_module_admits_nobody_but_its_owner_until_it_is_configured() {
             );
         }
         assert!(module.connects(Some(&module.owner)).await);
-        assert_eq!(module.sql(Some(&module.owner), CONTRACT).await.unwrap().len(), 1);
+        assert_eq!(module.sql(Some(&module.owner), CONTRACT).await.unwrap().len(), 2);
     };
     shut().await;
     // An owner that trusts an issuer says so first, and then nobody else ever gets in.
