@@ -175,12 +175,12 @@ async fn what_the_same_call_has_opened_again_comes_back_and_what_is_over_by_now_
         .await
         .done();
     give("assignment/r2", &earlier).await.done();
-    give(
-        "assignment/r2",
-        &again.replace(&opened_at.to_string(), &(opened_at - 3 * day_us).to_string()),
-    )
-    .await
-    .done();
+    // It had expired, and was forgotten, before the one was opened that is forgotten now.
+    let due_at = opened["due_at"].as_u64().unwrap();
+    let long_ago = [opened_at, due_at].iter().fold(again.clone(), |document, at| {
+        document.replace(&at.to_string(), &(at - 4 * day_us).to_string())
+    });
+    give("assignment/r2", &long_ago).await.done();
     assert_eq!(guarded.module.everything().await, before);
     give("assignment/r2", &again).await.refused(RefusalCode::Lacking);
     guarded.bridge("close_journal", json!([0])).await.done();
