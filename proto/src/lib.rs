@@ -27,6 +27,7 @@ mod hex;
 pub mod id;
 pub mod identity;
 pub mod journal;
+mod known;
 pub mod limit;
 pub mod names;
 pub mod nostr;

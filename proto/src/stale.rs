@@ -1,8 +1,6 @@
 //! Stale cursors: positions from which a stream cannot be continued event by event, and where it can be started over.
 
-use serde::de::IntoDeserializer;
-use serde::de::value::{self, StrDeserializer};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::hash::ChainHash;
 use crate::id::{Seq, StreamId};
@@ -41,7 +39,7 @@ pub struct StaleCursor {
     /// The stream's head.
     pub head_cursor: Seq,
     /// Every reason that applies. One that only a newer release knows is left out.
-    #[serde(deserialize_with = "known")]
+    #[serde(deserialize_with = "crate::known::known")]
     pub reason_codes: Vec<StaleReason>,
     /// How many events behind the head the cursor is.
     pub replay_lag: u64,
@@ -49,15 +47,6 @@ pub struct StaleCursor {
     pub replay_budget_events: Option<u64>,
     /// The seq of the document that replaces the earlier events, if there is one.
     pub snapshot_cursor: Option<Seq>,
-}
-
-fn known<'de, D: Deserializer<'de>>(reasons: D) -> Result<Vec<StaleReason>, D::Error> {
-    let reasons = Vec::<String>::deserialize(reasons)?;
-    let known = |reason: &String| {
-        let name: StrDeserializer<'_, value::Error> = reason.as_str().into_deserializer();
-        StaleReason::deserialize(name).ok()
-    };
-    Ok(reasons.iter().filter_map(known).collect())
 }
 
 /// The code of a stale cursor.

@@ -720,7 +720,7 @@ pub struct ClientCounters {
     /// Events received again and dropped.
     #[prost(uint64, tag = "3")]
     pub duplicates_dropped: u64,
-    /// Times that a live stream missed something and paged it.
+    /// How often a live stream missed something and paged it.
     #[prost(uint64, tag = "4")]
     pub holes_paged: u64,
     /// Pages read.
@@ -732,22 +732,22 @@ pub struct ClientCounters {
     /// Requests to the authority that were refused or failed.
     #[prost(uint64, tag = "7")]
     pub history_failures: u64,
-    /// Times that SpacetimeDB did not bring in time what the authority has.
+    /// How often SpacetimeDB did not bring in time what the authority has.
     #[prost(uint64, tag = "8")]
     pub withheld: u64,
-    /// Times that the authority did not continue from what was applied.
+    /// How often the authority did not continue from what was applied.
     #[prost(uint64, tag = "9")]
     pub stale_cursors: u64,
-    /// Times that a stream started over from a document.
+    /// How often a stream started over from a document.
     #[prost(uint64, tag = "10")]
     pub rebootstraps: u64,
-    /// Times that a stream started over without one.
+    /// How often a stream started over without one.
     #[prost(uint64, tag = "11")]
     pub restarts: u64,
-    /// Times that a newer subscription replaced an older one.
+    /// How often a newer subscription replaced an older one.
     #[prost(uint64, tag = "12")]
     pub resubscriptions: u64,
-    /// Times that a stream went back to paging because applying lagged.
+    /// How often a stream went back to paging because applying lagged.
     #[prost(uint64, tag = "13")]
     pub overruns: u64,
     /// Batches that could not be applied.
@@ -765,7 +765,7 @@ pub struct ClientCounters {
     /// Connections that took over from one whose token was about to end.
     #[prost(uint64, tag = "18")]
     pub refreshes: u64,
-    /// Times that the provider gave no token, or a token was not accepted.
+    /// How often the provider gave no token, or a token was not accepted.
     #[prost(uint64, tag = "19")]
     pub token_failures: u64,
     /// Checkpoints that the module accepted.

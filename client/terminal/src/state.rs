@@ -433,7 +433,7 @@ impl State {
     }
 }
 
-/// How fresh something is that was as fresh as this before.
+/// How fresh something is now, by how fresh it was before and whether it is live.
 fn becomes(before: Freshness, is_live: bool, now: Now) -> Freshness {
     match before {
         _ if is_live => Freshness::Live,

@@ -54,7 +54,7 @@ pub struct SyncClaims {
     /// The device that the session is bound to.
     pub oa_device_id: Label,
     /// What the session may do. A scope that this release does not know is left out: it gives no right here.
-    #[serde(deserialize_with = "Scope::known")]
+    #[serde(deserialize_with = "crate::known::known")]
     pub oa_sync_scopes: Vec<Scope>,
     /// The topics that the client asked for and got.
     pub oa_sync_topics: Vec<String>,

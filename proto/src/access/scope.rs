@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::id::StreamId;
 
@@ -62,12 +62,6 @@ scopes! {
 pub struct UnknownScope(pub String);
 
 impl Scope {
-    /// Reads the scopes of a token. What a newer release added to them gives no right here, and does not spoil the rest.
-    pub(super) fn known<'de, D: Deserializer<'de>>(names: D) -> Result<Vec<Self>, D::Error> {
-        let names = Vec::<String>::deserialize(names)?;
-        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
-    }
-
     /// Whether only those get it whom the authority's policy names (`sync_scope_policy`).
     pub fn needs_policy(self) -> bool {
         matches!(self, Self::Serve | Self::Provider | Self::Mirror)

@@ -71,7 +71,7 @@ pub struct TokenResponse {
     /// See [`CLAIMS_VERSION`](super::CLAIMS_VERSION).
     pub claims_version: String,
     /// What the session may do, as far as this release knows it.
-    #[serde(deserialize_with = "Scope::known")]
+    #[serde(deserialize_with = "crate::known::known")]
     pub scopes: Vec<Scope>,
     /// The granted part of the topics asked for.
     pub granted_topics: Vec<String>,

@@ -384,7 +384,7 @@ pub struct Counters {
     pub frames: u64,
     /// Events received again and dropped.
     pub duplicates_dropped: u64,
-    /// Times that a live stream missed something and paged it.
+    /// How often a live stream missed something and paged it.
     pub holes_paged: u64,
     /// Pages read.
     pub pages: u64,
@@ -392,17 +392,17 @@ pub struct Counters {
     pub history_pages: u64,
     /// Requests to the authority that were refused or failed.
     pub history_failures: u64,
-    /// Times that SpacetimeDB did not bring in time what the authority has.
+    /// How often SpacetimeDB did not bring in time what the authority has.
     pub withheld: u64,
-    /// Times that the authority did not continue from what was applied.
+    /// How often the authority did not continue from what was applied.
     pub stale_cursors: u64,
-    /// Times that a stream started over from a document.
+    /// How often a stream started over from a document.
     pub rebootstraps: u64,
-    /// Times that a stream started over without one.
+    /// How often a stream started over without one.
     pub restarts: u64,
-    /// Times that a newer subscription replaced an older one.
+    /// How often a newer subscription replaced an older one.
     pub resubscriptions: u64,
-    /// Times that a stream went back to paging because applying lagged.
+    /// How often a stream went back to paging because applying lagged.
     pub overruns: u64,
     /// Batches that could not be applied.
     pub apply_failures: u64,
@@ -414,7 +414,7 @@ pub struct Counters {
     pub connections_overfull: u64,
     /// Connections that took over from one whose token was about to end.
     pub refreshes: u64,
-    /// Times that the provider gave no token, or a token was not accepted.
+    /// How often the provider gave no token, or a token was not accepted.
     pub token_failures: u64,
     /// Checkpoints that the module accepted.
     pub acks: u64,
