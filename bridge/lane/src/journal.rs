@@ -1,10 +1,11 @@
 //! Keeps the journal: has the authority keep what only SpacetimeDB decides, and brings it back after SpacetimeDB has lost it.
 //!
 //! On each new link it first finds out which side has lost something ([`Step::Reading`], [`Step::Beginning`]). If the authority keeps
-//! what the module has not settled, either only the settlement was lost with the last link, or SpacetimeDB was restored. So the module is
-//! given what the authority keeps, page by page. As long as it holds all of that, it goes on taking changes. As soon as it lacks some, it
-//! refuses changes until everything is brought back. If the authority has lost something, the module marks everything anew. Then the journal follows:
-//! it reads what has changed, has it kept, and settles it. One question is under way at a time, and appends never wait for it.
+//! what the module has not settled, either only the settlement was lost with the last link, or SpacetimeDB was restored. So the
+//! module is given what the authority keeps, page by page. As long as the module holds all of that, it goes on taking changes. As
+//! soon as it lacks some, it refuses changes until everything is brought back. If the authority has lost something, the module marks
+//! everything anew. Then the journal follows: it reads what has changed, has it kept, and settles it. One question is under way at a
+//! time, and appends never wait for it.
 //!
 //! It never looks into an entry. Whether one is newer than what is held, the module decides.
 

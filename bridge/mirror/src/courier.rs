@@ -143,12 +143,7 @@ mod tests {
 
     use super::*;
     use crate::things::Draft;
-
-    const PATIENCE: Patience = Patience {
-        attempts: 4,
-        first: Duration::from_secs(1),
-        longest: Duration::from_secs(60),
-    };
+    use crate::verdict::tests::PATIENCE;
 
     fn key(byte: &str) -> MirrorKey {
         MirrorKey::read(&Secret::from(byte.repeat(32))).unwrap()

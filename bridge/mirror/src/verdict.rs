@@ -189,10 +189,10 @@ impl Chance {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const PATIENCE: Patience = Patience {
+    pub(crate) const PATIENCE: Patience = Patience {
         attempts: 4,
         first: Duration::from_secs(1),
         longest: Duration::from_secs(60),

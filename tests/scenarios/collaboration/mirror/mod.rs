@@ -7,6 +7,7 @@ mod relays;
 mod session;
 mod settling;
 
+use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use spacetime_sync_authority::{Authority, NewEvent};
 use spacetime_sync_proto::{IdempotencyKey, Kind, StreamId};
 use spacetime_sync_tests::mirror::{Mirror, Mirrors};
 use spacetime_sync_tests::postgres::{Cluster, Database};
+use spacetime_sync_tests::process::built;
 use sqlx::{Connection as _, PgConnection};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -51,6 +53,20 @@ impl Stage {
     /// Appends events, the payload of each a secret.
     async fn append(&self, stream: &str, kind: &str, count: usize) {
         append(&self.authority, stream, kind, count).await;
+    }
+
+    /// Runs `spacetime-sync outbox`, and returns whether it succeeded and what it printed.
+    fn outbox(&self, arguments: &[&str]) -> (bool, String) {
+        let output = Command::new(built("spacetime-sync"))
+            .arg("outbox")
+            .args(arguments)
+            .env("SPACETIME_SYNC__AUTHORITY__URL", self.mirrors.url())
+            .env("USER", "ada")
+            .env_remove("SUDO_USER")
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
     }
 
     fn start(&self, set: &[(&str, &str)]) -> Mirror {

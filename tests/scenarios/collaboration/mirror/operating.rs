@@ -1,27 +1,8 @@
 //! What an operator sees and does.
 
-use std::process::Command;
-
-use spacetime_sync_tests::process::built;
 use spacetime_sync_tests::relays::{OddRelay, RealRelay, Treats};
 
 use super::*;
-
-impl Stage {
-    /// Runs `spacetime-sync outbox`, and returns whether it succeeded and what it printed.
-    fn outbox(&self, arguments: &[&str]) -> (bool, String) {
-        let output = Command::new(built("spacetime-sync"))
-            .arg("outbox")
-            .args(arguments)
-            .env("SPACETIME_SYNC__AUTHORITY__URL", self.mirrors.url())
-            .env("USER", "ada")
-            .env_remove("SUDO_USER")
-            .output()
-            .unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8(said).unwrap())
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_sees_what_is_parked_and_retries_or_drops_it_on_record() {

@@ -1,11 +1,8 @@
 //! What relays said is recorded, whoever records it, and given up when a person says so.
 
-use std::process::Command;
-
 use spacetime_sync_authority::{Attempt, Delivery, OutboxState, Outcome};
 use spacetime_sync_tests::lane::wait_for;
 use spacetime_sync_tests::port;
-use spacetime_sync_tests::process::built;
 use spacetime_sync_tests::relays::{OddRelay, RealRelay, Treats};
 
 use super::*;
@@ -72,20 +69,6 @@ async fn of_two_mirrors_that_settle_at_once_each_sees_what_the_other_has_recorde
     assert_eq!(attempts, [("accepted".to_owned(), 1)], "each outcome counts once");
 }
 
-impl Stage {
-    fn gives_up(&self, relay: &str) -> (bool, String) {
-        let output = Command::new(built("spacetime-sync"))
-            .args(["outbox", "give-up", relay])
-            .env("SPACETIME_SYNC__AUTHORITY__URL", self.mirrors.url())
-            .env("USER", "ada")
-            .env_remove("SUDO_USER")
-            .output()
-            .unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8(said).unwrap())
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_never_comes_back_is_given_up_on_record_and_holds_nothing_up() {
     let stage = Stage::new().await;
@@ -112,12 +95,12 @@ async fn a_relay_that_never_comes_back_is_given_up_on_record_and_holds_nothing_u
         real.received.ids().len() == 6
     })
     .await;
-    let (refused, said) = stage.gives_up("wss://elsewhere.example");
+    let (refused, said) = stage.outbox(&["give-up", "wss://elsewhere.example"]);
     assert!(
         !refused && said.contains("expected a relay that something waits for"),
         "{said}"
     );
-    let (done, said) = stage.gives_up(&gone);
+    let (done, said) = stage.outbox(&["give-up", &gone]);
     assert!(done && said.contains("9 entries do not wait for"), "{said}");
     assert_eq!(said.matches("still names it").count(), 3, "{said}");
     assert!(!said.contains("hunter"), "{said}");

@@ -179,7 +179,7 @@ async fn what_it_cannot_do_it_says() {
         .await;
         ended.failed(1, &["SY014", said]);
     }
-    // Who may not read the table compares nothing with it.
+    // A role that may not read the table cannot reproject it.
     attached(&mut owner).await;
     let (_, url) = database.login(&["spacetime_sync_runtime"]).await.unwrap();
     let ended = tool::run(

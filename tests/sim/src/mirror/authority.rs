@@ -69,7 +69,7 @@ impl Row {
         self.deliveries.get(relay).is_some_and(|one| one.at == At::Failed)
     }
 
-    /// Settles it if its relays have decided.
+    /// Settles the entry once enough of its relays have decided.
     fn settle(&mut self, now: Micros) -> bool {
         let (accepted, pending) = (self.count(At::Accepted), self.count(At::Pending));
         if self.state != OutboxState::Pending || self.deliveries.is_empty() {

@@ -19,21 +19,21 @@ const LOOK: u64 = 250 * MILLISECOND;
 
 #[derive(Debug)]
 pub(super) enum Attending {
-    /// It takes over what has changed, and asks what SpacetimeDB is known to show.
+    /// The session takes over what has changed, and asks what SpacetimeDB is known to show.
     Look,
-    /// It writes down what a wipe has taken.
+    /// The session writes down what a wipe has taken.
     Missed(Vec<String>),
-    /// It looks at what others have put there.
+    /// The session looks at what others have put there.
     Adopt,
-    /// It refuses and takes in some of that.
+    /// The session refuses and takes in some of that.
     Adopting {
         refused: Vec<String>,
         adopted: VecDeque<(Entry, Result<usize, &'static str>)>,
         next: String,
     },
-    /// It asks what is not shown.
+    /// The session asks what is not shown.
     Show { are_over: bool },
-    /// It tells SpacetimeDB one thing after the other.
+    /// The session tells SpacetimeDB one thing after the other.
     Tell {
         are_over: bool,
         steps: VecDeque<Showing>,
