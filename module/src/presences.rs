@@ -7,11 +7,12 @@ use spacetimedb::{ReducerContext, Table, Timestamp};
 
 use crate::refuse::{Refused, refused};
 use crate::tables::{
-    NostrBinding, PresenceChange, PresenceCount, SessionPresence, nostr_binding, nostr_challenge, presence_change,
-    presence_count, session_presence,
+    NostrBinding, PresenceBeat, PresenceChange, PresenceCount, SessionPresence, nostr_binding, nostr_challenge,
+    presence_beat, presence_change, presence_count, session_presence,
 };
 
-/// Writes what a node says of itself, for these audiences, and tells them if it is something new.
+/// Writes what a node says of itself, for these audiences, and tells them if it is something new. What only repeats is noted beside
+/// the rows: each rewriting of a row is a message to everybody who watches.
 pub fn place(ctx: &ReducerContext, session_id: &str, heartbeat: &Heartbeat, audiences: &[u64]) -> Result<(), Refused> {
     let rows = ctx.db.session_presence();
     let node_id = heartbeat.node_id.as_str();
@@ -23,12 +24,12 @@ pub fn place(ctx: &ReducerContext, session_id: &str, heartbeat: &Heartbeat, audi
         rows.presence_id().delete(presence_id);
     }
     if let Some(forgotten) = placement.forgets {
-        ctx.db
-            .nostr_binding()
-            .by_node()
-            .delete((session_id, forgotten.as_str()));
+        let of_node = (session_id, forgotten.as_str());
+        ctx.db.nostr_binding().by_node().delete(of_node);
+        ctx.db.presence_beat().by_node().delete(of_node);
     }
     let before = held.iter().find(|row| row.node_id == node_id);
+    let mut repeats = false;
     let binding = bound_to(ctx, session_id, node_id);
     for (audience_key, presence_id) in placement.rows {
         let row = SessionPresence {
@@ -50,10 +51,9 @@ pub fn place(ctx: &ReducerContext, session_id: &str, heartbeat: &Heartbeat, audi
         // A heartbeat that only repeats is told to nobody. Whoever sees the node for the first time is told.
         if presence_id.is_none() || before.is_none_or(|before| differ(before, &row)) {
             tell(ctx, &row);
-        } else if judged
-            .iter()
-            .any(|held| Some(held.presence_id) == presence_id && held.is_fresh(now_us))
-        {
+        } else if heartbeat.status != OFFLINE && before.is_some_and(|row| row.last_seen <= ctx.timestamp) {
+            // A row of the future is rewritten: a clock was set back.
+            repeats = true;
             continue;
         }
         if presence_id.is_some() {
@@ -62,10 +62,42 @@ pub fn place(ctx: &ReducerContext, session_id: &str, heartbeat: &Heartbeat, audi
             rows.insert(row);
         }
     }
+    if repeats {
+        note(ctx, session_id, node_id, before.map(|row| row.last_seen));
+    }
     if let Some(binding) = binding {
         set_there(ctx, binding, heartbeat.status != OFFLINE);
     }
     Ok(())
+}
+
+/// Notes that a node, whose rows were written at `told_at`, is still as they say.
+fn note(ctx: &ReducerContext, session_id: &str, node_id: &str, told_at: Option<Timestamp>) {
+    let beats = ctx.db.presence_beat();
+    let held = beat_of(ctx, session_id, node_id);
+    let last = held.as_ref().map(|beat| beat.seen_at).max(told_at);
+    let micros = Timestamp::to_micros_since_unix_epoch;
+    if last.is_some_and(|last| presence::is_fresh(micros(last), micros(ctx.timestamp))) {
+        return;
+    }
+    let seen_at = ctx.timestamp;
+    match held {
+        Some(beat) => {
+            beats.beat_id().update(PresenceBeat { seen_at, ..beat });
+        }
+        None => {
+            beats.insert(PresenceBeat {
+                beat_id: 0,
+                session_id: session_id.to_owned(),
+                node_id: node_id.to_owned(),
+                seen_at,
+            });
+        }
+    }
+}
+
+fn beat_of(ctx: &ReducerContext, session_id: &str, node_id: &str) -> Option<PresenceBeat> {
+    ctx.db.presence_beat().by_node().filter((session_id, node_id)).next()
 }
 
 impl From<&SessionPresence> for HeldPresence {
@@ -169,7 +201,8 @@ fn show_key(ctx: &ReducerContext, session_id: &str, node_id: &str, nostr_pubkey:
     }
 }
 
-/// Marks nodes that have been silent for too long as offline, and forgets those that have been offline for long, with what is
+/// Tells of the last heartbeat of nodes that went on saying the same, marks those that have been silent for too long as offline, and
+/// forgets those that have been offline for long, with what is
 /// bound to them. It takes at most so many rows, and leaves the rest to the next sweep. At last it counts who is there.
 pub fn sweep(ctx: &ReducerContext, most: usize) {
     let now = ctx.timestamp;
@@ -180,9 +213,23 @@ pub fn sweep(ctx: &ReducerContext, most: usize) {
         let binding = bound_to(ctx, &session_id, &node_id);
         if row.status == OFFLINE {
             presences.presence_id().delete(row.presence_id);
-            if let Some(binding) = binding.filter(|_| of_node(ctx, &session_id, &node_id).is_empty()) {
-                ctx.db.nostr_binding().binding_id().delete(binding.binding_id);
+            if of_node(ctx, &session_id, &node_id).is_empty() {
+                let of_node = (session_id.as_str(), node_id.as_str());
+                ctx.db.nostr_binding().by_node().delete(of_node);
+                ctx.db.presence_beat().by_node().delete(of_node);
             }
+            continue;
+        }
+        let last_seen = beat_of(ctx, &session_id, &node_id).map(|beat| beat.seen_at);
+        if let Some(last_seen) = last_seen
+            && last_seen + presence::STALE_AFTER > now
+        {
+            let holds_until = last_seen + presence::STALE_AFTER;
+            presences.presence_id().update(SessionPresence {
+                last_seen,
+                holds_until,
+                ..row
+            });
             continue;
         }
         let row = SessionPresence {

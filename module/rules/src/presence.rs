@@ -8,9 +8,9 @@ use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
 
 /// What a row says holds for this long. Clients send a heartbeat every five seconds.
 pub const STALE_AFTER: Duration = Duration::from_secs(30);
-/// A heartbeat that only repeats what a row says rewrites the row once it is this old: with the usual heartbeats, every second
-/// one does. Each rewriting is a message to everybody who watches.
-pub const REWRITTEN_AFTER: Duration = Duration::from_secs(8);
+/// A heartbeat that only repeats is noted once the last one that was written is this old: with the usual heartbeats, every second
+/// one is.
+pub const NOTED_AFTER: Duration = Duration::from_secs(8);
 /// A session that left is remembered for this long.
 pub const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3_600);
 /// The status of a session that is not online on a node.
@@ -93,13 +93,10 @@ pub struct HeldPresence {
     pub last_seen_us: i64,
 }
 
-impl HeldPresence {
-    /// Whether the row is too new to be rewritten by a heartbeat that only repeats it. A row of the future is not: a clock was
-    /// set back.
-    pub fn is_fresh(&self, now_us: i64) -> bool {
-        let age_us = now_us.saturating_sub(self.last_seen_us);
-        (0..REWRITTEN_AFTER.as_micros() as i64).contains(&age_us)
-    }
+/// Whether a heartbeat that was written is too new for one that only repeats it to be noted. One of the future is not: a clock was set
+/// back.
+pub fn is_fresh(written_us: i64, now_us: i64) -> bool {
+    (0..NOTED_AFTER.as_micros() as i64).contains(&now_us.saturating_sub(written_us))
 }
 
 /// What a heartbeat changes.
@@ -210,8 +207,8 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_heartbeat_rewrites_a_row_in_time() {
-        let old_us = REWRITTEN_AFTER.as_micros() as i64;
+    fn a_repeated_heartbeat_is_noted_in_time() {
+        let old_us = NOTED_AFTER.as_micros() as i64;
         for (age_us, expected) in [
             (-1, false),
             (0, true),
@@ -219,11 +216,10 @@ mod tests {
             (old_us, false),
             (i64::MAX, false),
         ] {
-            let held = row(1, "laptop", 7, true, 0);
-            assert_eq!(held.is_fresh(age_us), expected, "{age_us}");
+            assert_eq!(is_fresh(0, age_us), expected, "{age_us}");
         }
-        // Whoever leaves a row alone may miss three of its next heartbeats.
-        assert!(STALE_AFTER - REWRITTEN_AFTER > 4 * Duration::from_secs(5));
+        // Whoever is not noted may miss three of its next heartbeats.
+        assert!(STALE_AFTER - NOTED_AFTER > 4 * Duration::from_secs(5));
     }
 
     fn row(presence_id: u64, node_id: &str, audience_key: u64, is_there: bool, at_us: i64) -> HeldPresence {

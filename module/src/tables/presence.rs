@@ -25,7 +25,7 @@ pub struct SessionPresence {
     pub region: String,
     /// Since when the session has been online there without a break.
     pub started_at: Timestamp,
-    /// The last heartbeat.
+    /// The last heartbeat that is told: while nothing else changes, it may be 30 s older than the last one.
     pub last_seen: Timestamp,
     /// Until when the row holds without another heartbeat.
     #[index(btree)]
@@ -42,6 +42,17 @@ pub struct SessionPresence {
 const SEEN_PRESENCE: Filter = Filter::Sql(
     "SELECT p.* FROM session_presence p JOIN stream_grant g ON p.audience_key = g.stream_key WHERE g.identity = :sender",
 );
+
+/// The last heartbeat of a node that only repeated what its rows say. Private, so that nobody is told of it.
+#[table(accessor = presence_beat, index(accessor = by_node, btree(columns = [session_id, node_id])))]
+pub struct PresenceBeat {
+    #[primary_key]
+    #[auto_inc]
+    pub beat_id: u64,
+    pub session_id: String,
+    pub node_id: String,
+    pub seen_at: Timestamp,
+}
 
 /// How a node of a session changed. It is told once, to whoever sees the node and listens, and kept nowhere: what a node is
 /// like, `session_presence` says.

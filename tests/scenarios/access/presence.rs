@@ -209,26 +209,35 @@ async fn a_flood_of_heartbeats_is_refused_and_costs_no_other_session_its_presenc
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_heartbeat_that_only_repeats_is_written_now_and_then() {
+async fn heartbeats_that_only_repeat_are_told_together_and_keep_the_node_online_until_they_stop() {
     let guarded = Guarded::start().await;
-    let session = guarded.session("7", "one", &["user:7:*"]);
+    let [session, watcher] = ["one", "two"].map(|session| guarded.session("7", session, &["user:7:*"]));
+    guarded.beat(&watcher, "two", "away", &[]).await;
     let last_seen = async || {
-        let rows = guarded
-            .module
-            .sql(Some(&session), "SELECT last_seen FROM session_presence")
-            .await;
-        rows.unwrap()[0][0].clone()
+        let query = "SELECT last_seen FROM session_presence WHERE session_id = 'one'";
+        guarded.module.sql(Some(&watcher), query).await.unwrap()[0][0].clone()
     };
     guarded.beat(&session, "one", "online", &[]).await;
     let (began, first) = (Instant::now(), last_seen().await);
-    // Each of these is a heartbeat, and only one is written.
+    // All of these are heartbeats, and nobody is told until the row no longer holds.
     while last_seen().await == first {
         guarded.beat(&session, "one", "online", &[]).await;
-        assert!(began.elapsed() < Duration::from_secs(20), "it is never written");
+        assert!(began.elapsed() < Duration::from_secs(40), "it is never told");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    assert!(began.elapsed() > Duration::from_secs(7), "{:?}", began.elapsed());
-    let repeated = last_seen().await;
+    assert!(began.elapsed() > Duration::from_secs(29), "{:?}", began.elapsed());
+    let (stopped, repeated) = (Instant::now(), last_seen().await);
+    assert!(guarded.seen(&watcher).await.contains(&is("one", "online", "")));
+    // Of the last heartbeats, one was noted at most 8 s before.
+    while !guarded
+        .seen(&watcher)
+        .await
+        .contains(&is("one", "offline", "ttl_expired"))
+    {
+        assert!(stopped.elapsed() < Duration::from_secs(35), "it did not go offline");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(stopped.elapsed() > Duration::from_secs(20), "{:?}", stopped.elapsed());
     guarded.beat(&session, "one", "busy", &[]).await;
     assert_ne!(last_seen().await, repeated, "what is new is written at once");
 }

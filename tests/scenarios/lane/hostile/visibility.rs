@@ -62,6 +62,7 @@ fn expectations() -> BTreeMap<&'static str, Seen> {
         ("presence_change", Seen::Audience),
         ("session_signal", Seen::Audience),
         ("presence_count", Seen::AnyoneOfSessions),
+        ("presence_beat", Seen::OwnerOfSessions),
         ("nostr_binding", Seen::OwnerOfSessions),
         ("nostr_challenge", Seen::OwnerOfSessions),
         ("compute_assignment", Seen::Audience),
