@@ -97,15 +97,20 @@ async fn next(signals: &mut Signals) -> Heard {
     }
 }
 
-fn typing(note: &str) -> Signal {
+fn about(subject: Subject, says: Says) -> Signal {
     Signal {
         node_id: "n1".to_owned(),
-        subject: Subject::User("notes".to_owned()),
-        says: Says::Typing { note: note.to_owned() },
+        subject,
+        says,
     }
 }
 
-fn is_typing(heard: Heard, session: &str, note: &str) {
+fn typing(note: &str) -> Signal {
+    let says = Says::Typing { note: note.to_owned() };
+    about(Subject::User("notes".to_owned()), says)
+}
+
+fn is_from(heard: Heard, session: &str, sent: &Signal) {
     let Heard::Signal(HeardSignal {
         from, subject, says, ..
     }) = heard
@@ -114,7 +119,7 @@ fn is_typing(heard: Heard, session: &str, note: &str) {
     };
     let from = from.unwrap();
     assert_eq!((from.session_id.as_str(), from.node_id.as_str()), (session, "n1"));
-    assert_eq!((subject, says), (typing(note).subject, typing(note).says));
+    assert_eq!((subject, says), (sent.subject.clone(), sent.says.clone()));
 }
 
 /// Whom the module has let in may take a moment to be told that it serves.
@@ -140,7 +145,7 @@ async fn clients_hear_each_other_and_say_when_they_did_not() {
     let mut heard = laptop.signals(&[]).unwrap();
     assert_eq!(next(&mut heard).await, Heard::Listening(Audience::OwnUser));
     tells(&desktop, typing("one")).await;
-    is_typing(next(&mut heard).await, "desktop", "one");
+    is_from(next(&mut heard).await, "desktop", &typing("one"));
     // A second listener is told at once that the client listens. Both hear the same from then on.
     let mut second = laptop.signals(&[]).unwrap();
     for listener in [&mut heard, &mut second] {
@@ -173,7 +178,7 @@ async fn clients_hear_each_other_and_say_when_they_did_not() {
         loop {
             match next(&mut second).await {
                 Heard::Refused { .. } => {}
-                heard => break is_typing(heard, "desktop", "two"),
+                heard => break is_from(heard, "desktop", &typing("two")),
             }
         }
     }
@@ -184,6 +189,43 @@ async fn clients_hear_each_other_and_say_when_they_did_not() {
     assert!(matches!(desktop.signal(invalid).await, Err(CallError::Invalid(_))));
     laptop.stop().await;
     while tokio::time::timeout(SOON, heard.next()).await.unwrap().is_some() {}
+    desktop.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_typing_and_conflicts_arrive_as_they_were_said_and_in_order() {
+    let issuer = Arc::new(Issuer::start().await.unwrap());
+    let (lane, _bridge) = lane_of(&issuer).await;
+    let start = |session| client(&lane, tokens(issuer.clone(), session, SOON * 100), session);
+    let (desktop, laptop) = (start("desktop"), start("laptop"));
+    let mut heard = laptop.signals(&[]).unwrap();
+    assert_eq!(next(&mut heard).await, Heard::Listening(Audience::OwnUser));
+    let note = |text: &str| text.to_owned();
+    let said = [
+        Says::Progress {
+            done: 3,
+            total: 10,
+            note: note("halfway, nearly"),
+        },
+        Says::Conflict {
+            note: note("both changed the title: „Ä“ and „Ö“"),
+        },
+        Says::Progress {
+            done: 7,
+            total: 0,
+            note: note(""),
+        },
+        Says::Conflict { note: note("") },
+        Says::Typing { note: note("a reply") },
+    ];
+    for says in said {
+        for name in ["notes", ""] {
+            let signal = about(Subject::User(name.to_owned()), says.clone());
+            tells(&desktop, signal.clone()).await;
+            is_from(next(&mut heard).await, "desktop", &signal);
+        }
+    }
+    laptop.stop().await;
     desktop.stop().await;
 }
 
