@@ -276,7 +276,7 @@ impl Drop for Bare {
 }
 
 /// A frame to send, and what the call states about it.
-struct Made {
+pub(crate) struct Made {
     first_seq: u64,
     last_seq: u64,
     base_chain: u256,
@@ -285,7 +285,23 @@ struct Made {
     frame: Vec<u8>,
 }
 
-fn make(log: &mut Log, cut: Cut, events: u64) -> Vec<Made> {
+impl Made {
+    /// The arguments of `append_sync_events`.
+    pub(crate) fn arguments(&self, stream_id: &StreamId) -> Vec<u8> {
+        words::arguments(&(
+            stream_id.as_str(),
+            self.first_seq,
+            self.last_seq,
+            self.base_chain,
+            self.last_chain,
+            self.last_at,
+            self.frame.as_slice(),
+        ))
+    }
+}
+
+/// The next events of a log, in frames.
+pub(crate) fn make(log: &mut Log, cut: Cut, events: u64) -> Vec<Made> {
     let mut frames = Vec::new();
     let mut left = usize::try_from(events).unwrap_or(usize::MAX);
     while left > 0 {

@@ -1,18 +1,22 @@
-//! What each call of the module costs: CPU of the host, and how long a single one takes until it is answered.
+//! What each call of the module costs: CPU of the host, and how long a single one takes until it is answered. It leaves out those that
+//! nobody makes often: `configure`, `trust_issuer`, `rewind_stream` and `bind_nostr_key`.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use spacetime_sync_proto::{Position, Seq, StreamId, limit};
+use spacetime_sync_proto::journal::JournalEntry;
+use spacetime_sync_proto::{ChainHash, Position, Seq, StreamId, limit};
 use spacetime_sync_tests::figures::median;
 use spacetime_sync_tests::lane::Lane;
 use spacetime_sync_tests::socket::Socket;
 use spacetime_sync_tests::words;
+use spacetimedb_sdk::__codegen::__sats::u256;
 use spacetimedb_sdk::Identity;
 use tokio::task::JoinSet;
 
 use crate::background;
+use crate::bare::{Cut, make};
 use crate::busy::{self, cpu_of};
 use crate::measure::{Log, Size};
 use crate::report::{Report, two};
@@ -22,8 +26,8 @@ use crate::sessions::{issuer, token};
 const SESSIONS: usize = 32;
 /// How often a single call is made, with nothing else under way.
 const ALONE: usize = 50;
-/// How often the owner makes each of its calls.
-const OF_OWNER: usize = 500;
+/// How often the owner makes each of its calls, and the bridge.
+const OF_ONE: usize = 500;
 /// Events of the stream that is read.
 const EVENTS: u64 = 1_000;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -118,29 +122,68 @@ fn of_owner(stream_id: &StreamId) -> Vec<Measured> {
     let holder = |at: usize| Identity::from_byte_array([1 + (at % 200) as u8; 32]);
     let rule = ("all", "", 1_000_000_u64, 1_i64 << 50, true);
     vec![
-        reducer("grant_stream", OF_OWNER, move |_, at| {
+        reducer("grant_stream", OF_ONE, move |_, at| {
             words::arguments(&(holder(at), &granted, 3_600_u64))
         }),
-        reducer("revoke_stream", OF_OWNER, move |_, at| {
+        reducer("revoke_stream", OF_ONE, move |_, at| {
             words::arguments(&(holder(at), &revoked))
         }),
-        reducer("set_retention", OF_OWNER, move |_, _| {
+        reducer("set_retention", OF_ONE, move |_, _| {
             words::arguments(&([rule].as_slice(),))
         }),
-        reducer("mark_epoch", OF_OWNER, |_, at| {
+        reducer("mark_epoch", OF_ONE, |_, at| {
             words::arguments(&("epoch", at as u64, true))
         }),
-        reducer("set_compatibility", OF_OWNER, |_, _| {
+        reducer("set_compatibility", OF_ONE, |_, _| {
             words::arguments(&("20200101T000000Z", "", 0_u32, u32::MAX))
         }),
-        reducer("revoke_session", OF_OWNER, |_, at| {
+        reducer("revoke_session", OF_ONE, |_, at| {
             words::arguments(&(format!("nobody-{at}"),))
         }),
-        procedure("read_heads", OF_OWNER, move |_, _| {
+        procedure("read_heads", OF_ONE, move |_, _| {
             words::arguments(&([&read].as_slice(),))
         }),
-        procedure("read_streams", OF_OWNER, |_, _| words::arguments(&("",))),
+        procedure("read_streams", OF_ONE, |_, _| words::arguments(&("",))),
     ]
+}
+
+/// What the bridge calls, of a database to which none is connected: events one by one, and then the journal's calls in the order in
+/// which a bridge makes them, with what an authority keeps.
+fn of_bridge(kept: Vec<JournalEntry>) -> anyhow::Result<Vec<Measured>> {
+    let [single, framed] = ["bench.single", "bench.framed"].map(StreamId::new);
+    let (single, framed) = (single?, framed?);
+    let size = Size::Bytes(512);
+    let events = Log::new(&single, size).events(OF_ONE);
+    let genesis = ChainHash::genesis(&single);
+    let bases = std::iter::once(genesis).chain(events.iter().map(|event| event.chain_hash));
+    let singles: Vec<Vec<u8>> = bases
+        .zip(&events)
+        .map(|(base, event)| {
+            words::arguments(&(
+                single.as_str(),
+                event.seq.get(),
+                u256::from_be_bytes(*base.as_bytes()),
+                event.idempotency_key.as_str(),
+                event.kind.as_str(),
+                event.payload.as_ref(),
+                event.committed_at_us,
+            ))
+        })
+        .collect();
+    let frames = make(&mut Log::new(&framed, size), Cut::LIVE, OF_ONE as u64);
+    let newest = kept.iter().map(|entry| entry.mark).max().unwrap_or_default();
+    Ok(vec![
+        reducer("append_sync_event", OF_ONE, move |_, at| singles[at].clone()),
+        reducer("append_sync_events", OF_ONE, move |_, at| frames[at].arguments(&framed)),
+        reducer("close_journal", OF_ONE, |_, _| words::arguments(&(0_u64,))),
+        reducer("bring_back", kept.len(), move |_, at| {
+            let JournalEntry { mark, key, document } = &kept[at];
+            words::arguments(&([(*mark, key.as_str(), document.as_str())].as_slice(),))
+        }),
+        reducer("open_journal", OF_ONE, move |_, _| words::arguments(&("epoch", newest))),
+        procedure("read_journal", OF_ONE, |_, _| words::arguments(&(100_u64,))),
+        reducer("settle_journal", OF_ONE, move |_, _| words::arguments(&(newest,))),
+    ])
 }
 
 impl Measured {
@@ -172,23 +215,42 @@ impl Report {
         let issuer = issuer(&lane).await?;
         let sessions = (0..SESSIONS).map(|who| token(&issuer, &format!("u{who}"), &format!("s{who}"), SCOPES));
         let sessions: Vec<_> = sessions.collect::<anyhow::Result<_>>()?;
-        let owner = std::fs::read_to_string(lane.path("owner.token"))?;
-        let owner = vec![owner.trim().to_owned()];
         let mut table = serde_json::Map::new();
-        for (callers, calls) in [(sessions, of_clients(&id, checkpoints)), (owner, of_owner(&id))] {
-            for call in calls {
-                let measured = measure(&lane, &callers, &call).await;
-                let (cpu_us, alone_ms) = measured.with_context(|| call.name.to_owned())?;
-                self.say(&format!("  {:<28} {cpu_us:>7.1} µs, alone {alone_ms:.2} ms", call.name));
-                table.insert(
-                    call.name.to_owned(),
-                    json!({ "host_us": two(cpu_us), "alone_ms": two(alone_ms) }),
-                );
-            }
-        }
+        self.measured(&lane, &sessions, of_clients(&id, checkpoints), &mut table)
+            .await?;
+        self.measured(&lane, &[of_file(&lane, "owner.token")?], of_owner(&id), &mut table)
+            .await?;
+        let kept = lane.authority.kept_journal(0).await?;
+        anyhow::ensure!(kept.len() > ALONE, "the authority keeps {} entries", kept.len());
+        let without_bridge = Lane::start_on(&self.cluster).await?;
+        let bridge = [of_file(&without_bridge, "bridge.token")?];
+        self.measured(&without_bridge, &bridge, of_bridge(kept)?, &mut table)
+            .await?;
         self.put("calls", Value::Object(table));
         Ok(())
     }
+
+    async fn measured(
+        &self,
+        lane: &Lane,
+        callers: &[String],
+        calls: Vec<Measured>,
+        table: &mut serde_json::Map<String, Value>,
+    ) -> anyhow::Result<()> {
+        for call in calls {
+            let measured = measure(lane, callers, &call).await;
+            let (cpu_us, alone_ms) = measured.with_context(|| call.name.to_owned())?;
+            self.say(&format!("  {:<28} {cpu_us:>7.1} µs, alone {alone_ms:.2} ms", call.name));
+            let figures = json!({ "host_us": two(cpu_us), "alone_ms": two(alone_ms) });
+            table.insert(call.name.to_owned(), figures);
+        }
+        Ok(())
+    }
+}
+
+/// The token in a file of the lane.
+fn of_file(lane: &Lane, name: &str) -> anyhow::Result<String> {
+    Ok(std::fs::read_to_string(lane.path(name))?.trim().to_owned())
 }
 
 /// The callers' tokens become connections. All of these make their calls but the last few, and then the first of them makes

@@ -13,6 +13,7 @@ use serde_json::json;
 use spacetime_sync_tests::figures::rate;
 use spacetime_sync_tests::issuer::Issuer;
 use spacetime_sync_tests::lane::Lane;
+use spacetime_sync_tests::process::Cpu;
 use spacetime_sync_tests::socket::Socket;
 use spacetime_sync_tests::words;
 use tokio::task::JoinSet;
@@ -92,6 +93,8 @@ struct Done {
     heartbeats: u64,
     changes: u64,
     seconds: f64,
+    /// CPU time of their process.
+    cpu_seconds: f64,
 }
 
 #[derive(Debug, Default)]
@@ -190,6 +193,7 @@ pub(crate) async fn run(args: SessionsArgs) -> anyhow::Result<()> {
                 let mut done = tally.read(started.elapsed());
                 done.heartbeats -= before.heartbeats;
                 done.changes -= before.changes;
+                done.cpu_seconds -= before.cpu_seconds;
                 let new = spec.done.with_extension("new");
                 std::fs::write(&new, serde_json::to_vec(&done)?)?;
                 std::fs::rename(&new, &spec.done)?;
@@ -204,6 +208,7 @@ impl Tally {
             heartbeats: self.heartbeats.load(Ordering::Relaxed),
             changes: self.changes.load(Ordering::Relaxed),
             seconds: since.as_secs_f64(),
+            cpu_seconds: Cpu::of("self").unwrap_or_default().whole().as_secs_f64(),
         }
     }
 }
@@ -299,6 +304,15 @@ impl Report {
             anyhow::ensure!(done >= DONE_AT_LEAST * wanted, "only {done:.0} a second of {wanted:.0}");
         }
         let ratio = self.compared(&beside);
+        let (cores, theirs) = (
+            std::thread::available_parallelism()?.get() as f64,
+            said.cpu_seconds / said.seconds,
+        );
+        let of_the_rest = ratio.per_second * cores / (cores - theirs);
+        self.say(&format!(
+            "  their own process took {theirs:.2} of {cores} cores, which it would not take from the lane on the users' machines: with \
+             the rest, the lane carried {of_the_rest:.2} of what it carried with all"
+        ));
         self.put(
             "sessions",
             json!({
@@ -307,6 +321,8 @@ impl Report {
                 "changes_per_second": two(per_second[1]),
                 "busy": beside,
                 "ratio": ratio,
+                "their_cores": two(theirs),
+                "ratio_of_the_rest": two(of_the_rest),
             }),
         );
         self.calls().await
