@@ -74,6 +74,27 @@ impl Topic {
         // Accepts only the spelling that `stream_id` produces.
         (topic.stream_id().as_ref() == Ok(stream_id)).then_some(topic)
     }
+
+    /// The idempotency key, in the topic's stream, of the event that the topic counts as this one.
+    pub fn event_key(&self, seq: u64, kind: &str) -> String {
+        format!("{}{kind}", self.event_key_beginning(seq))
+    }
+
+    /// What that key begins with, whatever the event's kind is.
+    pub fn event_key_beginning(&self, seq: u64) -> String {
+        format!("topic:{}:seq:{seq}:kind:", self.0)
+    }
+
+    /// The topic's own count of the event with this key. `None` if the key is not of that form.
+    pub fn seq_of_key(&self, key: &str) -> Option<u64> {
+        let rest = key
+            .strip_prefix("topic:")?
+            .strip_prefix(self.as_str())?
+            .strip_prefix(":seq:")?;
+        let (seq, _) = rest.split_once(":kind:")?;
+        // Accepts only the spelling that `event_key` produces.
+        seq.parse().ok().filter(|number: &u64| number.to_string() == seq)
+    }
 }
 
 /// A stream's name of parts that stand as they are, and of a topic's parts.
@@ -143,6 +164,34 @@ mod tests {
             if let Some(stream_id) = &stream_id {
                 assert_eq!(Topic::of_stream(stream_id), topic, "{stream_id}");
             }
+        }
+    }
+
+    #[test]
+    fn the_key_of_a_topics_event_leads_back_to_its_seq() {
+        let topic = Topic::new("run:k\u{e4}se:seq:9:kind:x:events");
+        for seq in [0, 7, u64::MAX] {
+            let key = topic.event_key(seq, "run.step:kind:2");
+            assert!(key.starts_with(&topic.event_key_beginning(seq)), "{key}");
+            assert_eq!(topic.seq_of_key(&key), Some(seq), "{key}");
+        }
+        assert_eq!(
+            topic.event_key(7, "k"),
+            "topic:run:k\u{e4}se:seq:9:kind:x:events:seq:7:kind:k"
+        );
+        let topic = Topic::new("a");
+        for other in [
+            "a:seq:7:kind:k",
+            "topic:b:seq:7:kind:k",
+            "topic:a:b:seq:7:kind:k",
+            "topic:a:seq:07:kind:k",
+            "topic:a:seq:+7:kind:k",
+            "topic:a:seq::kind:k",
+            "topic:a:seq:7",
+            "topic:a:seq:18446744073709551616:kind:k",
+            "doc:a:seq:7:projection:1",
+        ] {
+            assert_eq!(topic.seq_of_key(other), None, "{other}");
         }
     }
 
