@@ -1,8 +1,11 @@
 //! Why a document was not projected.
 
+use spacetime_sync_proto::InvalidId;
+use spacetime_sync_proto::canonical::NotADocument;
 use sqlx::postgres::PgDatabaseError;
 
-/// Why a document was not projected. After all but [`Unwritable`](Self::Unwritable), Postgres has ended the transaction.
+/// Why a document was not projected, or an event not published. The caller's transaction must end without a commit, whatever it was:
+/// of two sinks, one may have done its part.
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectError {
     /// The application's type does not become JSON.
@@ -12,6 +15,38 @@ pub enum ProjectError {
         document: String,
         /// Why.
         source: serde_json::Error,
+    },
+    /// The content has no canonical JSON, so it has no hash that everybody computes alike.
+    #[error("{document} has no canonical JSON; write it as proto/src/canonical.rs describes")]
+    NotCanonical {
+        /// Projection and entity, or topic and seq.
+        document: String,
+        /// Where, and why.
+        source: NotADocument,
+    },
+    /// No stream carries the topic.
+    #[error("topic {topic:?} has no stream; shorten it, or name another")]
+    NoStream {
+        /// The topic.
+        topic: String,
+        /// Why.
+        source: InvalidId,
+    },
+    /// No topic has this stream, and a legacy lane knows topics alone.
+    #[error("stream {stream_id} is no topic's, so no legacy lane hears of it; project into the stream of a topic")]
+    NoTopic {
+        /// The stream.
+        stream_id: String,
+    },
+    /// The legacy lane holds something else for the topic and the seq.
+    #[error("the legacy lane holds another event at seq {seq} of topic {topic}; expected {payload_hash}")]
+    LegacyConflict {
+        /// The topic.
+        topic: String,
+        /// The seq.
+        seq: u64,
+        /// What was to be written.
+        payload_hash: String,
     },
     /// What is held is further: another projector was faster, or this one read an old state. Begin again from the checkpoint.
     #[error("{message}; {hint}")]
@@ -71,6 +106,10 @@ impl ProjectError {
     pub fn code(&self) -> &str {
         match self {
             Self::Unwritable { .. } => "unwritable",
+            Self::NotCanonical { .. } => "not_canonical",
+            Self::NoStream { .. } => "no_stream",
+            Self::NoTopic { .. } => "no_topic",
+            Self::LegacyConflict { .. } => "legacy_conflict",
             Self::Backwards { .. } => "SY012",
             Self::Conflict { .. } => "SY013",
             Self::Refused { code, .. } => code,

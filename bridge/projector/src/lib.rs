@@ -2,8 +2,8 @@
 //! read model, and its stream hears of it, both or neither.
 //!
 //! A projector calls [`Sink::project`] with the transaction in which it reads what happened. Which sink that is, the application
-//! decides once: [`PostgresSink`] for the lane, [`NoopSink`] for none, and [`DualSink`] for two at once, such as a lane of old that
-//! is to be replaced. A sink of one's own implements the trait.
+//! decides once: [`PostgresSink`] for the lane, [`NoopSink`] for none, and [`DualSink`] for the lane and a legacy lane that it is to
+//! replace. A sink of one's own implements the trait. What is no document, but an event of a topic, goes by [`Sink::publish`].
 //!
 //! ```
 //! use serde::Serialize;
@@ -30,17 +30,21 @@
 //!
 //! A document holds texts, integers below 2^53, booleans, nulls, arrays and objects, and fractions as texts, so that every language
 //! makes the same bytes of it. This crate holds neither a connection nor a task, commits nothing, and tries nothing again: after an
-//! error, Postgres has ended the transaction.
+//! error, the caller rolls its transaction back.
 
 mod error;
+mod legacy;
 mod sinks;
 mod telemetry;
+mod topic_event;
 
 use serde::Serialize;
 
 pub use error::ProjectError;
-pub use sinks::{DualSink, NoopSink, PostgresSink, Sink};
+pub use legacy::{DualSink, Emission, LegacySink, LegacyTable};
+pub use sinks::{NoopSink, PostgresSink, Sink};
 pub use telemetry::{Counts, Telemetry};
+pub use topic_event::TopicEvent;
 
 /// What a projector has made of an entity.
 #[derive(Debug)]
@@ -140,6 +144,8 @@ pub struct Projected {
     pub seq: Option<u64>,
     /// `sha256:` and the hash of its canonical JSON. `None` if it is deleted, or the sink has none.
     pub payload_hash: Option<String>,
+    /// The key of the document in its stream. `None` if the sink has none, and of what is no document.
+    pub doc_key: Option<String>,
     /// Whether its event holds a pointer, because the document is too large for its stream.
     pub hydration_required: bool,
 }

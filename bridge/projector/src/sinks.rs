@@ -5,9 +5,9 @@ use std::sync::Arc;
 use sqlx::{PgConnection, Row as _};
 
 use super::telemetry::Telemetry;
-use super::{Document, Outcome, ProjectError, Projected};
+use super::{Document, Outcome, ProjectError, Projected, TopicEvent};
 
-/// Where a projector's documents go.
+/// Where a projector's documents go, and the runtime's events of topics.
 pub trait Sink: Send + Sync {
     /// Projects a document, in the caller's transaction.
     fn project(
@@ -15,9 +15,16 @@ pub trait Sink: Send + Sync {
         transaction: &mut PgConnection,
         document: &Document<'_>,
     ) -> impl Future<Output = Result<Projected, ProjectError>> + Send;
+
+    /// Publishes an event of a topic, in the caller's transaction. To publish the same again changes nothing.
+    fn publish(
+        &self,
+        transaction: &mut PgConnection,
+        event: &TopicEvent<'_>,
+    ) -> impl Future<Output = Result<Projected, ProjectError>> + Send;
 }
 
-/// The lane: `runtime.sync_project`. Its transaction holds the lock of the document's stream until it ends, so project late and
+/// The lane: `runtime.sync_project` and `runtime.sync_append`. Its transaction holds the lock of the stream until it ends, so project late and
 /// commit soon.
 #[derive(Debug, Clone, Default)]
 pub struct PostgresSink {
@@ -40,7 +47,7 @@ impl PostgresSink {
         let source_seq = i64::try_from(document.source_seq).unwrap_or(i64::MAX);
         let version = i32::try_from(document.projection_version).unwrap_or(i32::MAX);
         let row = sqlx::query(
-            "select outcome, seq, payload_hash, hydration_required
+            "select outcome, seq, payload_hash, hydration_required, doc_key
              from runtime.sync_project($1, $2, $3, runtime.sync_checked_json($4::json), $5, $6)",
         )
         .bind(document.projection)
@@ -60,7 +67,25 @@ impl PostgresSink {
             },
             seq: seq.and_then(|seq| u64::try_from(seq).ok()),
             payload_hash: row.try_get(2)?,
+            doc_key: row.try_get(4)?,
             hydration_required: row.try_get(3)?,
+        })
+    }
+
+    async fn append(transaction: &mut PgConnection, event: &TopicEvent<'_>) -> Result<Projected, sqlx::Error> {
+        let seq: i64 = sqlx::query_scalar("select runtime.sync_append($1, $2, $3, $4)")
+            .bind(event.stream_id().as_str())
+            .bind(event.idempotency_key())
+            .bind(event.kind())
+            .bind(event.payload().as_bytes())
+            .fetch_one(transaction)
+            .await?;
+        Ok(Projected {
+            outcome: Outcome::Applied,
+            seq: u64::try_from(seq).ok(),
+            payload_hash: Some(event.payload_hash().to_string()),
+            doc_key: None,
+            hydration_required: false,
         })
     }
 }
@@ -74,7 +99,16 @@ impl Sink for PostgresSink {
         let result = Self::call(transaction, document)
             .await
             .map_err(ProjectError::from_driver);
-        self.telemetry.note(document, &result);
+        let about = (document.projection(), document.entity_id(), document.source_seq());
+        self.telemetry.note(about, &result);
+        result
+    }
+
+    async fn publish(&self, transaction: &mut PgConnection, event: &TopicEvent<'_>) -> Result<Projected, ProjectError> {
+        let result = Self::append(transaction, event)
+            .await
+            .map_err(ProjectError::from_driver);
+        self.telemetry.note((event.topic(), "", event.seq()), &result);
         result
     }
 }
@@ -85,36 +119,18 @@ pub struct NoopSink;
 
 impl Sink for NoopSink {
     async fn project(&self, _: &mut PgConnection, _: &Document<'_>) -> Result<Projected, ProjectError> {
-        Ok(Projected {
-            outcome: Outcome::Ignored,
-            seq: None,
-            payload_hash: None,
-            hydration_required: false,
-        })
+        Ok(IGNORED)
+    }
+
+    async fn publish(&self, _: &mut PgConnection, _: &TopicEvent<'_>) -> Result<Projected, ProjectError> {
+        Ok(IGNORED)
     }
 }
 
-/// Two sinks in one transaction: first one, then the other, both or neither. What the second says counts.
-#[derive(Debug, Clone, Default)]
-pub struct DualSink<First, Second> {
-    first: First,
-    second: Second,
-}
-
-impl<First: Sink, Second: Sink> DualSink<First, Second> {
-    /// Both of them. The lane comes second, because it holds the lock of a stream from then on.
-    pub fn new(first: First, second: Second) -> Self {
-        Self { first, second }
-    }
-}
-
-impl<First: Sink, Second: Sink> Sink for DualSink<First, Second> {
-    async fn project(
-        &self,
-        transaction: &mut PgConnection,
-        document: &Document<'_>,
-    ) -> Result<Projected, ProjectError> {
-        self.first.project(&mut *transaction, document).await?;
-        self.second.project(transaction, document).await
-    }
-}
+const IGNORED: Projected = Projected {
+    outcome: Outcome::Ignored,
+    seq: None,
+    payload_hash: None,
+    doc_key: None,
+    hydration_required: false,
+};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::{Document, Outcome, ProjectError, Projected};
+use super::{Outcome, ProjectError, Projected};
 
 /// Counts what a sink does. What it counts may be undone: a sink does not hear how the transaction ends.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ pub struct Telemetry {
 /// What was counted so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Documents that were new, other, or further.
+    /// Documents that were new, other, or further, and events of topics.
     pub applied: u64,
     /// Documents that were held already.
     pub unchanged: u64,
@@ -44,8 +44,12 @@ impl Telemetry {
         }
     }
 
-    pub(crate) fn note(&self, document: &Document<'_>, result: &Result<Projected, ProjectError>) {
-        let (projection, entity_id, source_seq) = (document.projection(), document.entity_id(), document.source_seq());
+    /// An event of a topic has the topic for a projection, and no entity.
+    pub(crate) fn note(
+        &self,
+        (projection, entity_id, source_seq): (&str, &str, u64),
+        result: &Result<Projected, ProjectError>,
+    ) {
         match result {
             Ok(projected) => {
                 let counter = match projected.outcome {

@@ -21,12 +21,12 @@ async fn database() -> Database {
     Cluster::shared().await.create_database().await.unwrap()
 }
 
-async fn owner(database: &Database) -> PgConnection {
+pub(super) async fn owner(database: &Database) -> PgConnection {
     PgConnection::connect(database.url()).await.unwrap()
 }
 
 /// A new role with these duties, and its connection.
-async fn with_duties(database: &Database, duties: &[&str]) -> (String, PgConnection) {
+pub(super) async fn with_duties(database: &Database, duties: &[&str]) -> (String, PgConnection) {
     let roles: Vec<String> = duties.iter().map(|duty| format!("spacetime_sync_{duty}")).collect();
     let roles: Vec<&str> = roles.iter().map(String::as_str).collect();
     let (name, url) = database.login(&roles).await.unwrap();
@@ -56,7 +56,7 @@ async fn told(connection: &mut PgConnection, stream_id: &str) -> Vec<(String, Va
     rows.into_iter().map(parsed).collect()
 }
 
-async fn number(connection: &mut PgConnection, question: &str) -> i64 {
+pub(super) async fn number(connection: &mut PgConnection, question: &str) -> i64 {
     sqlx::query_scalar(question).fetch_one(connection).await.unwrap()
 }
 

@@ -1,7 +1,9 @@
 //! The projector's sink: one document after the other, in the runtime's transactions.
 
 use serde_json::json;
-use spacetime_sync_projector::{Document, DualSink, NoopSink, Outcome, PostgresSink, ProjectError, Projected, Sink};
+use spacetime_sync_projector::{
+    Document, DualSink, LegacyTable, NoopSink, Outcome, PostgresSink, ProjectError, Projected, Sink, TopicEvent,
+};
 
 use super::*;
 
@@ -258,47 +260,122 @@ async fn a_document_moves_to_another_stream_and_is_deleted_where_it_was() {
     assert_eq!(kinds(&mut owner, theirs).await, ["document.put"]);
 }
 
-/// What the lane of old wrote.
-struct Legacy;
-
-impl Sink for Legacy {
-    async fn project(
-        &self,
-        transaction: &mut PgConnection,
-        document: &Document<'_>,
-    ) -> Result<Projected, ProjectError> {
-        sqlx::query("insert into public.legacy values ($1, $2)")
-            .bind(document.entity_id())
-            .bind(document.json())
-            .execute(&mut *transaction)
-            .await
-            .map_err(|source| ProjectError::Other {
-                sink: "legacy",
-                source: source.into(),
-            })?;
-        NoopSink.project(transaction, document).await
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lane_and_a_legacy_lane_take_a_document_both_or_neither() {
+    let database = database().await;
+    let mut owner = owner(&database).await;
+    let (role, mut runtime) = with_duties(&database, &["runtime"]).await;
+    legacy_table(&mut owner, &role).await;
+    let sink = DualSink::new(PostgresSink::default(), LegacyTable::new("public", "Legacy \"events\""));
+    let at = |seq| Document::of("run_summaries", "42", seq, &json!({ "seq": seq })).unwrap();
+    let legacy = "select count(*) from public.\"Legacy \"\"events\"\"\"";
+    assert_eq!(outcome(sink.project(&mut runtime, &at(2)).await), Outcome::Applied);
+    // What changes nothing in the lane, no lane is told.
+    assert_eq!(outcome(sink.project(&mut runtime, &at(2)).await), Outcome::Unchanged);
+    assert_eq!(number(&mut owner, legacy).await, 1);
+    // The lane refuses.
+    let mut transaction = runtime.begin().await.unwrap();
+    let error = sink.project(&mut transaction, &at(1)).await.unwrap_err();
+    assert_eq!(error.code(), "SY012");
+    drop(transaction);
+    assert_eq!(number(&mut owner, legacy).await, 1);
+    // The legacy lane holds something else already, and then it refuses everything.
+    owner
+        .execute(
+            "insert into public.\"Legacy \"\"events\"\"\" values ('runtime.run_summaries', 2, 'document.put', 'x')",
+        )
+        .await
+        .unwrap();
+    for (seq, change, code) in [
+        (3, "select 1", Some("legacy_conflict")),
+        (
+            4,
+            "delete from public.\"Legacy \"\"events\"\"\" where payload_hash = 'x'",
+            None,
+        ),
+        (
+            5,
+            "alter table public.\"Legacy \"\"events\"\"\" add constraint full check (seq < 3)",
+            Some("other"),
+        ),
+    ] {
+        owner.execute(change).await.unwrap();
+        let mut transaction = runtime.begin().await.unwrap();
+        let projected = sink.project(&mut transaction, &at(seq)).await;
+        assert_eq!(projected.as_ref().err().map(ProjectError::code), code, "{projected:?}");
+        match projected {
+            Ok(_) => transaction.commit().await.unwrap(),
+            Err(_) => transaction.rollback().await.unwrap(),
+        }
+        let in_both = if seq < 4 { 1 } else { 2 };
+        assert_eq!(told(&mut owner, SUMMARIES).await.len(), in_both, "{seq}");
+        let told_legacy = "select count(*) from public.\"Legacy \"\"events\"\"\" where payload_hash <> 'x'";
+        assert_eq!(number(&mut owner, told_legacy).await, in_both as i64, "{seq}");
     }
+    // A stream that is no topic's.
+    let nowhere = Document::of("fleet_workers", "w", 1, &json!({}))
+        .unwrap()
+        .on("any.other");
+    let mut transaction = runtime.begin().await.unwrap();
+    let error = sink.project(&mut transaction, &nowhere).await.unwrap_err();
+    assert_eq!(error.code(), "no_topic", "{error}");
+    drop(transaction);
+    assert_eq!(told(&mut owner, "any.other").await, []);
+    assert_eq!(outcome(NoopSink.project(&mut owner, &at(99)).await), Outcome::Ignored);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_sinks_take_a_document_both_or_neither() {
+async fn the_lane_and_a_legacy_lane_take_an_event_both_or_neither() {
     let database = database().await;
     let mut owner = owner(&database).await;
+    let (role, mut runtime) = with_duties(&database, &["runtime"]).await;
+    legacy_table(&mut owner, &role).await;
+    let sink = DualSink::new(PostgresSink::default(), LegacyTable::new("public", "Legacy \"events\""));
+    let at = |seq, content| TopicEvent::of("run:1:events", seq, "run.step", &content).unwrap();
+    let first = sink.publish(&mut runtime, &at(7, json!({ "n": 1 }))).await.unwrap();
+    assert_eq!((first.seq, first.outcome), (Some(1), Outcome::Applied));
+    // A repeat is the same event in both.
+    let again = sink.publish(&mut runtime, &at(7, json!({ "n": 1 }))).await.unwrap();
+    assert_eq!(again.seq, Some(1));
+    let held: Vec<(String, i64, String, String)> =
+        sqlx::query_as("select topic, seq, kind, payload_hash from public.\"Legacy \"\"events\"\"\"")
+            .fetch_all(&mut owner)
+            .await
+            .unwrap();
+    let hash = first.payload_hash.unwrap();
+    assert_eq!(held, [("run:1:events".to_owned(), 7, "run.step".to_owned(), hash)]);
+    // Other content for the same seq is refused by the lane.
+    let mut transaction = runtime.begin().await.unwrap();
+    let error = sink
+        .publish(&mut transaction, &at(7, json!({ "n": 2 })))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), "SY001", "{error}");
+    drop(transaction);
+    // And what only the legacy lane refuses is in neither.
     owner
-        .execute("create table public.legacy (entity_id text, document text)")
+        .execute("insert into public.\"Legacy \"\"events\"\"\" values ('run:1:events', 8, 'run.step', 'x')")
         .await
         .unwrap();
-    let sink = DualSink::new(Legacy, PostgresSink::default());
-    let at = |seq| Document::of("run_summaries", "42", seq, &json!({ "seq": seq })).unwrap();
-    assert_eq!(outcome(sink.project(&mut owner, &at(2)).await), Outcome::Applied);
-    let mut transaction = owner.begin().await.unwrap();
-    assert_eq!(
-        sink.project(&mut transaction, &at(1)).await.unwrap_err().code(),
-        "SY012"
-    );
+    let mut transaction = runtime.begin().await.unwrap();
+    let error = sink
+        .publish(&mut transaction, &at(8, json!({ "n": 2 })))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), "legacy_conflict", "{error}");
     drop(transaction);
-    assert_eq!(number(&mut owner, "select count(*) from public.legacy").await, 1);
-    assert_eq!(told(&mut owner, SUMMARIES).await.len(), 1);
-    assert_eq!(outcome(NoopSink.project(&mut owner, &at(3)).await), Outcome::Ignored);
-    assert_eq!(told(&mut owner, SUMMARIES).await.len(), 1);
+    assert_eq!(told(&mut owner, "runtime.run.1.events").await.len(), 1);
+    let counts = sink.lane().telemetry().counts();
+    assert_eq!((counts.applied, counts.failed), (3, [("SY001".to_owned(), 1)].into()));
+}
+
+/// A legacy lane's table, with a name that must be quoted, into which a role may write.
+async fn legacy_table(owner: &mut PgConnection, role: &str) {
+    let name = "public.\"Legacy \"\"events\"\"\"";
+    for statement in [
+        format!("create table {name} (topic text, seq bigint, kind text, payload_hash text, primary key (topic, seq))"),
+        format!("grant select, insert, update on {name} to {role}"),
+    ] {
+        owner.execute(&*statement).await.unwrap();
+    }
 }
