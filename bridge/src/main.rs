@@ -91,7 +91,7 @@ enum Command {
     /// Session credentials, signed with a key of your own, for trials and scripts.
     #[command(subcommand)]
     Session(cli::session::SessionCommand),
-    /// Compare authority, SpacetimeDB and clients while events flow. Fails if anything differs.
+    /// Compare authority, SpacetimeDB, clients and a legacy lane while events flow. Fails if anything differs.
     Parity(cli::parity::ParityArgs),
     /// Let an identity read a stream for some days.
     Grant(cli::grants::GrantArgs),
@@ -389,6 +389,19 @@ mod tests {
         ] {
             let arguments = ["spacetime-sync", "parity", "--watch", watch, "--every", every];
             assert_eq!(Cli::try_parse_from(arguments).is_ok(), good, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn parity_compares_with_one_legacy_lane() {
+        for (arguments, good) in [
+            ("--legacy-file a --legacy-seed 7", true),
+            ("--legacy-table s.t", true),
+            ("--legacy-file a --legacy-table s.t", false),
+            ("--legacy-seed 7", false),
+        ] {
+            let all = ["spacetime-sync", "parity"].into_iter().chain(arguments.split(' '));
+            assert_eq!(Cli::try_parse_from(all).is_ok(), good, "{arguments}");
         }
     }
 

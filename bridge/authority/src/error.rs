@@ -133,6 +133,19 @@ pub enum AuthorityError {
         /// What to do.
         hint: String,
     },
+    /// A table that a legacy lane should have left is not there, or is another one.
+    #[error(
+        "the database at {server} has {found} by the name {table:?}, expected one with the columns topic, seq and payload_hash; \
+         name it as Postgres does, schema.table"
+    )]
+    LegacyTable {
+        /// Host, port and database, without the password.
+        server: String,
+        /// The table.
+        table: String,
+        /// What is there.
+        found: String,
+    },
     /// A row breaks the contract. That happens only if somebody writes into the tables by hand.
     #[error("stream {stream_id} holds {what} at seq {seq} that the contract does not allow; restore it from a backup")]
     Corrupt {
@@ -185,6 +198,7 @@ impl AuthorityError {
             | Self::KeyFile(_)
             | Self::NoDatabase { .. }
             | Self::Denied { .. }
+            | Self::LegacyTable { .. }
             | Self::Failed { .. } => RefusalClass::Fatal,
         }
     }

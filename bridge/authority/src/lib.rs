@@ -17,6 +17,7 @@ mod error;
 mod history;
 mod journal;
 mod leadership;
+mod legacy;
 mod log;
 mod mirror;
 mod outbox;
@@ -46,6 +47,7 @@ pub use audit::{Act, Actor};
 pub use error::AuthorityError;
 pub use history::History;
 pub use leadership::{Candidate, Lead, Leadership};
+pub use legacy::{LegacyRow, LegacyTable};
 pub use mirror::{Behind, MirrorPolicy, MirrorSource, MirroredEvent, TrustedKey};
 pub use outbox::{
     Attempt, Delivery, Depth, Entry, Forgotten, Kept, OutboxRow, OutboxState, Outcome, Reflected, Unreflected,

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
-use spacetime_sync_ops::parity::{ClientFile, Extent, Parity, Round};
+use spacetime_sync_authority::LegacyTable;
+use spacetime_sync_ops::parity::{ClientFile, Extent, Legacy, LegacyRound, LegacySource, Parity, Round};
 
 use super::halted::halted_streams;
 use super::{both_sides, load, say, tell};
@@ -38,6 +39,16 @@ pub(crate) struct ParityArgs {
     /// The table in which those clients keep their events, with the columns of the example `follow`.
     #[arg(long, requires = "clients")]
     client_table: Option<String>,
+    /// A file with what a legacy lane emitted, one JSON object a line: topic, seq, payload_hash and, if known, kind. Compares it with
+    /// the lane, as many events of it as of the sample, or the whole.
+    #[arg(long, group = "legacy")]
+    legacy_file: Option<PathBuf>,
+    /// The same as a table in the authority's database, schema.table, with these columns.
+    #[arg(long, group = "legacy")]
+    legacy_table: Option<String>,
+    /// Choose the same events of the legacy lane as a run before, whose report names this seed.
+    #[arg(long, requires = "legacy")]
+    legacy_seed: Option<u64>,
     /// Print one line of JSON to stdout at the end.
     #[arg(long)]
     json: bool,
@@ -51,11 +62,9 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
     let table = args.client_table.as_deref();
     let clients: Result<Vec<_>, _> = args.clients.iter().map(|path| ClientFile::new(path, table)).collect();
     let clients = clients?;
-    let parity = Parity {
-        authority: &authority,
-        link: &link,
-        clients: &clients,
-    };
+    let file = args.legacy_file.map(LegacySource::File);
+    let source = file.or_else(|| Some(LegacySource::Table(LegacyTable::new(args.legacy_table.as_deref()?))));
+    let seed = args.legacy_seed.unwrap_or_else(rand::random);
     let extent = if args.whole {
         Extent::Whole
     } else {
@@ -65,8 +74,21 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
     let mut rounds = Vec::new();
     loop {
         let begun = Instant::now();
+        let legacy = source.clone().map(|source| Legacy {
+            source,
+            seed: seed.wrapping_add(rounds.len() as u64),
+        });
+        let parity = Parity {
+            authority: &authority,
+            link: &link,
+            clients: &clients,
+            legacy: legacy.as_ref(),
+        };
         let round = parity.round(extent).await.context("cannot complete the comparison")?;
         tell_of(&round, clients.len(), begun.elapsed());
+        if let Some(legacy) = &round.legacy {
+            tell_of_legacy(legacy);
+        }
         rounds.push(round);
         let next = begun + Duration::from_secs(args.every);
         if args
@@ -77,8 +99,12 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
         }
         tokio::time::sleep_until(next.into()).await;
     }
-    let mismatches: usize = rounds.iter().map(|round| round.mismatches.len()).sum();
-    let worst = rounds.iter().map(Round::mismatch_ratio).fold(0.0, f64::max);
+    let mismatches: u64 = rounds.iter().map(Round::all_mismatches).sum();
+    let ratios = rounds.iter().flat_map(|round| {
+        let legacy = round.legacy.as_ref().map(|legacy| legacy.mismatch_ratio);
+        [round.mismatch_ratio()].into_iter().chain(legacy)
+    });
+    let worst = ratios.fold(0.0, f64::max);
     let halted = halted_streams(&config).await;
     for stream in halted.iter().flatten() {
         tell(format_args!("  {}: {stream}", stream.stream_id));
@@ -91,7 +117,7 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
     let halted = halted?;
     anyhow::ensure!(
         mismatches == 0 && halted.is_empty(),
-        "{mismatches} mismatches and {} halted streams: authority, SpacetimeDB and clients differ",
+        "{mismatches} mismatches and {} halted streams: the parties differ",
         halted.len()
     );
     Ok(())
@@ -114,5 +140,48 @@ fn tell_of(round: &Round, clients: usize, took: Duration) {
     ));
     for mismatch in round.mismatches.iter().take(20) {
         tell(format_args!("  {mismatch}"));
+    }
+}
+
+fn tell_of_legacy(legacy: &LegacyRound) {
+    tell(format_args!(
+        "legacy lane: {} of {} entries in {} topics compared (seed {}): {} mismatches ({:.4}); {} repeated, {} contradictory, {} invalid",
+        legacy.compared,
+        legacy.entries,
+        legacy.topics.len(),
+        legacy.seed,
+        legacy.mismatches,
+        legacy.mismatch_ratio,
+        legacy.repeated,
+        legacy.contradictory,
+        legacy.invalid,
+    ));
+    for topic in legacy.topics.iter().filter(|topic| topic.mismatches() > 0).take(20) {
+        tell(format_args!(
+            "  {}: {} of {} compared; {} missing in the lane, {} in the legacy lane; hash of {} differs, kind of {}, order of {}{}",
+            topic.topic,
+            topic.compared,
+            topic.entries,
+            topic.missing_in_the_lane,
+            topic.missing_in_the_legacy_lane,
+            topic.hash_differs,
+            topic.kind_differs,
+            topic.order_differs,
+            topic
+                .no_stream
+                .iter()
+                .map(|why| format!("; no stream: {why}"))
+                .collect::<String>(),
+        ));
+    }
+    for difference in legacy.differences.iter().take(20) {
+        let what = &difference.what;
+        tell(format_args!(
+            "  legacy: {} at seq {}: {what}",
+            difference.topic, difference.seq
+        ));
+    }
+    for example in &legacy.invalid_examples {
+        tell(format_args!("  legacy: {example}"));
     }
 }

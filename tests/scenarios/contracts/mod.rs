@@ -3,6 +3,7 @@
 
 mod db_schema;
 mod incompatible;
+mod parity;
 mod projections;
 mod republish;
 mod vectors;

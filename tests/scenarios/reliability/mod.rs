@@ -2,7 +2,7 @@
 //! of `scripts/chaos`, and parity while everything moves.
 
 mod drills;
-mod parity;
+pub(crate) mod parity;
 mod power;
 pub(crate) mod restore;
 mod retention;

@@ -23,25 +23,33 @@ async fn scene() -> Scene {
     scene
 }
 
-/// Runs the tool, and returns its verdict and its line of JSON.
-async fn parity(scene: &Scene, clients: &[&Follower], extent: &[&str]) -> (bool, Value) {
-    let environment = scene
-        .lane
+/// Runs the tool.
+pub(crate) async fn compare(lane: &Lane, clients: &[&Follower], arguments: &[&str]) -> Output {
+    let environment = lane
         .environment(&BridgeOptions::default(), port::free().unwrap())
         .unwrap();
     let mut command = tokio::process::Command::new(built("spacetime-sync"));
-    command.arg("parity").args(extent).arg("--json").envs(environment);
+    command.arg("parity").args(arguments).arg("--json").envs(environment);
     for client in clients {
         command.arg("--client").arg(client.store());
     }
     if !clients.is_empty() {
         command.args(["--client-table", "applied"]);
     }
-    let Output { status, stdout, stderr } = command.output().await.unwrap();
-    let said = String::from_utf8_lossy(&stderr);
-    eprintln!("{said}");
-    let json = serde_json::from_slice(&stdout).unwrap_or_else(|_| panic!("no JSON: {said}"));
+    let output = command.output().await.unwrap();
+    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// Runs the tool, and returns its verdict and its line of JSON.
+pub(crate) async fn verdict(lane: &Lane, clients: &[&Follower], arguments: &[&str]) -> (bool, Value) {
+    let Output { status, stdout, .. } = compare(lane, clients, arguments).await;
+    let json = serde_json::from_slice(&stdout).unwrap_or_else(|_| panic!("no JSON, but {status}"));
     (status.success(), json)
+}
+
+async fn parity(scene: &Scene, clients: &[&Follower], extent: &[&str]) -> (bool, Value) {
+    verdict(&scene.lane, clients, extent).await
 }
 
 /// Which party differs at which seq, as the tool reports it.

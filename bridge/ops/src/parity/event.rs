@@ -8,7 +8,7 @@ use spacetime_sync_stdb::upkeep::HeldPage;
 use super::{BETWEEN_LOOKS, LOOKS, Parity, ParityError, Party, Round, mismatch};
 
 /// Most events read from the authority at once, and most bytes of their payloads.
-const PAGE: (usize, usize) = (1_000, 4 << 20);
+pub(super) const PAGE: (usize, usize) = (1_000, 4 << 20);
 
 /// What SpacetimeDB holds of an event.
 enum Held {

@@ -5,12 +5,13 @@
 //! chain hash that the authority has there. The chain covers every field of every event, so equal chain hashes at one
 //! position mean that everything before it is equal, too. Parity also compares events one by one, each by its payload
 //! and its chain hash, because a row may have been altered after the chain hash was computed. It looks again before it
-//! calls a difference a mismatch.
+//! calls a difference a mismatch. With a legacy lane beside this one, it compares the two as well.
 //!
 //! Parity reads, and never writes or repairs.
 
 mod client_file;
 mod event;
+mod legacy;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -27,6 +28,7 @@ use spacetime_sync_stdb::StdbError;
 use spacetime_sync_stdb::link::Link;
 
 pub use client_file::{ClientFile, ClientFileError};
+pub use legacy::{Difference, Legacy, LegacyError, LegacyRound, LegacySource, TopicRound};
 
 /// How often parity looks before something counts as a mismatch, and how long it waits between two looks.
 const LOOKS: u32 = 3;
@@ -46,6 +48,9 @@ pub enum ParityError {
     /// A client's file cannot be compared.
     #[error(transparent)]
     Client(#[from] ClientFileError),
+    /// A legacy lane cannot be compared.
+    #[error(transparent)]
+    Legacy(#[from] LegacyError),
 }
 
 /// How many events are compared one by one.
@@ -103,12 +108,21 @@ pub struct Round {
     pub clients_behind: u64,
     /// The mismatches.
     pub mismatches: Vec<Mismatch>,
+    /// The comparison with a legacy lane, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub legacy: Option<LegacyRound>,
 }
 
 impl Round {
     /// The share of mismatches among all comparisons.
     pub fn mismatch_ratio(&self) -> f64 {
         self.mismatches.len() as f64 / (self.positions + self.comparisons).max(1) as f64
+    }
+
+    /// How many things differ, with those between the lane and a legacy lane.
+    pub fn all_mismatches(&self) -> u64 {
+        let legacy = self.legacy.as_ref().map_or(0, |legacy| legacy.mismatches);
+        self.mismatches.len() as u64 + legacy
     }
 
     fn found(&mut self, found: Option<Mismatch>) {
@@ -135,22 +149,15 @@ pub struct Parity<'a> {
     pub link: &'a Link,
     /// Clients, by their files.
     pub clients: &'a [ClientFile],
+    /// A legacy lane.
+    pub legacy: Option<&'a Legacy>,
 }
 
 impl Parity<'_> {
     /// Compares once.
     pub async fn round(&self, extent: Extent) -> Result<Round, ParityError> {
         let mut round = Round::default();
-        let mut streams = Vec::new();
-        loop {
-            let after = streams.last().map(|position: &StreamProgress| &position.stream_id);
-            let page = self.authority.streams_after(after, STREAMS).await?;
-            let last = page.len() < STREAMS;
-            streams.extend(page);
-            if last {
-                break;
-            }
-        }
+        let streams = self.streams().await?;
         round.streams = streams.len() as u64;
         let mut behind = vec![0; self.clients.len()];
         for position in &streams {
@@ -178,7 +185,24 @@ impl Parity<'_> {
                 None => self.whole(&stream_id, &mut round).await?,
             }
         }
+        if let Some(legacy) = self.legacy {
+            round.legacy = Some(self.legacy(legacy, extent, &mut round).await?);
+        }
         Ok(round)
+    }
+
+    /// How far each stream has come.
+    async fn streams(&self) -> Result<Vec<StreamProgress>, ParityError> {
+        let mut streams = Vec::new();
+        loop {
+            let after = streams.last().map(|position: &StreamProgress| &position.stream_id);
+            let page = self.authority.streams_after(after, STREAMS).await?;
+            let last = page.len() < STREAMS;
+            streams.extend(page);
+            if last {
+                return Ok(streams);
+            }
+        }
     }
 
     /// Compares how far each party is in a stream.
@@ -278,15 +302,7 @@ fn chosen(streams: &[StreamProgress], extent: Extent) -> Vec<(StreamId, Option<V
                 .collect();
         }
     };
-    // Floyd's algorithm picks exactly `count` different events, and every set of them is equally likely.
-    let mut picked = BTreeSet::new();
-    for last in events - count..events {
-        let place = rand::rng().random_range(0..=last);
-        if !picked.insert(place) {
-            picked.insert(last);
-        }
-    }
-    let mut picked = picked.into_iter().peekable();
+    let mut picked = picked(events, count, &mut rand::rng()).into_iter().peekable();
     let mut before = 0;
     let mut chosen = Vec::new();
     for position in streams {
@@ -301,6 +317,18 @@ fn chosen(streams: &[StreamProgress], extent: Extent) -> Vec<(StreamId, Option<V
         before = end;
     }
     chosen
+}
+
+/// So many of the numbers below `of`, which are at least as many. By Floyd's algorithm, every set of them is equally likely.
+fn picked(of: u64, count: u64, random: &mut impl Rng) -> BTreeSet<u64> {
+    let mut picked = BTreeSet::new();
+    for last in of - count..of {
+        let place = random.random_range(0..=last);
+        if !picked.insert(place) {
+            picked.insert(last);
+        }
+    }
+    picked
 }
 
 #[cfg(test)]
