@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -57,13 +59,15 @@ fn grown(mut content: Value, length: usize) -> Value {
     content
 }
 
+type Dual = DualSink<PostgresSink, LegacyTable>;
+
 /// Two lanes, a runtime that publishes to both, and a client that follows the new one.
 struct Lanes {
     lane: Lane,
     _bridge: Bridge,
     runtime: PgConnection,
     owner: PgConnection,
-    sink: DualSink<PostgresSink, LegacyTable>,
+    sink: Dual,
     client: Follower,
     streams: Vec<StreamId>,
     told: u64,
@@ -123,10 +127,7 @@ impl Lanes {
     }
 
     async fn publish(&mut self, topic: &str, seq: u64, kind: &str, content: &Value) {
-        let event = TopicEvent::of(topic, seq, kind, content).unwrap();
-        let mut transaction = self.runtime.begin().await.unwrap();
-        self.sink.publish(&mut transaction, &event).await.unwrap();
-        transaction.commit().await.unwrap();
+        publish(&self.sink, &mut self.runtime, topic, seq, kind, content).await;
         self.told += 1;
     }
 
@@ -208,6 +209,14 @@ impl Lanes {
         let topics = said["topics"].as_array().unwrap();
         topics.iter().find(|found| found["topic"] == topic).unwrap()
     }
+}
+
+/// Publishes an event to both lanes, in a transaction of its own.
+async fn publish(sink: &Dual, runtime: &mut PgConnection, topic: &str, seq: u64, kind: &str, content: &Value) {
+    let event = TopicEvent::of(topic, seq, kind, content).unwrap();
+    let mut transaction = runtime.begin().await.unwrap();
+    sink.publish(&mut transaction, &event).await.unwrap();
+    transaction.commit().await.unwrap();
 }
 
 fn stream(name: &str) -> StreamId {
@@ -309,6 +318,39 @@ async fn parity_with_a_legacy_lane_that_is_told_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn parity_with_a_legacy_lane_holds_while_both_move() {
+    let mut lanes = Lanes::start().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (sink, stopped) = (lanes.sink.clone(), stop.clone());
+    let mut runtime = std::mem::replace(&mut lanes.runtime, owner(&lanes.lane.database).await);
+    let writer = tokio::spawn(async move {
+        let mut seq = 0;
+        while !stopped.load(Ordering::Relaxed) {
+            seq += 1;
+            publish(
+                &sink,
+                &mut runtime,
+                "run:load:events",
+                seq,
+                "run.step",
+                &json!({ "step": seq }),
+            )
+            .await;
+        }
+    });
+    let mut before = 0;
+    for extent in [&["--whole"][..], &["--sample", "30"], &["--whole"]] {
+        let (fits, said) = lanes.of(&[&["--legacy-table", TABLE], extent].concat()).await;
+        assert!(fits, "{said}");
+        let entries = Lanes::topic(&said, "run:load:events")["entries"].as_u64().unwrap();
+        assert!(entries > before, "both lanes move: {said}");
+        before = entries;
+    }
+    stop.store(true, Ordering::Relaxed);
+    writer.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn parity_finds_a_changed_byte_a_lost_event_and_a_swapped_order() {
     let mut lanes = Lanes::start().await;
     let legacy = lanes.legacy_log().await;
@@ -320,7 +362,8 @@ async fn parity_finds_a_changed_byte_a_lost_event_and_a_swapped_order() {
     let entry: Value = serde_json::from_str(lines[at]).unwrap();
     let hash = entry["payload_hash"].as_str().unwrap().to_owned();
     let mut other = hash.clone();
-    other.push(if other.pop() == Some('0') { '1' } else { '0' });
+    let last = other.pop();
+    other.push(if last == Some('0') { '1' } else { '0' });
     let cases = [
         ("hash_differs", legacy.replace(&hash, &other)),
         (

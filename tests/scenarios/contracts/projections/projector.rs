@@ -295,7 +295,7 @@ async fn the_lane_and_a_legacy_lane_take_a_document_both_or_neither() {
         ),
         (
             5,
-            "alter table public.\"Legacy \"\"events\"\"\" add constraint full check (seq < 3)",
+            "alter table public.\"Legacy \"\"events\"\"\" add constraint no_more check (seq < 3)",
             Some("other"),
         ),
     ] {

@@ -110,8 +110,11 @@ pub struct LegacyRound {
     pub differences: Vec<Difference>,
 }
 
+/// A topic's counts, and its first differences.
+type Compared = (TopicRound, Vec<Difference>);
+
 impl LegacyRound {
-    fn of(emitted: Emitted, seed: u64, topics: Vec<(TopicRound, Vec<Difference>)>) -> Self {
+    fn of(emitted: Emitted, seed: u64, topics: Vec<Compared>) -> Self {
         let mut round = Self {
             seed,
             entries: emitted.entries,
@@ -174,74 +177,87 @@ impl Parity<'_> {
         extent: Extent,
         complete: bool,
         random: &mut StdRng,
-    ) -> Result<(Vec<(TopicRound, Vec<Difference>)>, Vec<(StreamId, Seq)>), ParityError> {
+    ) -> Result<(Vec<Compared>, Vec<(StreamId, Seq)>), ParityError> {
         let counts: Vec<u64> = emitted.topics.values().map(|entries| entries.len() as u64).collect();
-        let sample = match extent {
-            Extent::Sample(count) if count < emitted.entries => Some(shares(&counts, count, random)),
-            Extent::Sample(_) | Extent::Whole => None,
+        let shares = match extent {
+            Extent::Sample(count) => Some(shares(&counts, count, random)),
+            Extent::Whole => None,
         };
-        let (mut rounds, mut seen) = (Vec::new(), Vec::new());
+        let (mut compared, mut seen) = (Vec::new(), Vec::new());
         for (at, (topic, entries)) in emitted.topics.iter().enumerate() {
             let topic = Topic::new(topic);
             let Ok(stream_id) = topic.stream_id() else {
-                rounds.push(Comparison::new(&topic, entries, complete, 0).end());
+                compared.push(Comparison::new(&topic, entries, complete, 0).end());
                 continue;
             };
-            let position = streams.get(&stream_id).copied();
+            let position = streams.get(&stream_id);
             let head = position.map_or(0, |position| position.head_seq.get());
             let mut comparison = Comparison::new(&topic, entries, complete, head);
-            let mut oldest = None;
-            let unfound = match &sample {
+            let unfound = match &shares {
                 None => {
-                    oldest = self.walk(&topic, &stream_id, &mut comparison).await?;
+                    self.walk(&topic, &stream_id, &mut comparison).await?;
                     comparison.unfound()
                 }
                 Some(shares) => {
                     let seqs = chosen(entries, shares[at], random);
-                    let mut events = BTreeMap::new();
-                    let mut unfound = Vec::new();
-                    for seq in seqs {
-                        let found = self.told_of(&topic, &stream_id, seq).await?;
-                        if found.is_empty() {
-                            unfound.push(seq);
-                        }
-                        events.extend(found.into_iter().map(|told| (told.seq, told)));
-                    }
                     // As many events of the lane, which the legacy lane may lack.
-                    if let Some(position) = position {
-                        let held = position.head_seq.since(position.floor_seq);
-                        for place in picked(held, shares[at].min(held), random) {
-                            let told = self.told_at(&topic, &stream_id, position.floor_seq.plus(place)).await?;
-                            events.extend(told.map(|told| (told.seq, told)));
-                        }
-                    }
-                    for told in events.values() {
+                    let floor = position.map_or(Seq::ZERO, |position| position.floor_seq);
+                    let held = position.map_or(0, |position| position.head_seq.since(floor));
+                    let places = picked(held, shares[at].min(held), random);
+                    let places = places.into_iter().map(|place| floor.plus(place)).collect();
+                    let (events, unfound) = self.sampled(&topic, &stream_id, seqs, places).await?;
+                    let published = position.map(|position| position.published_seq);
+                    for told in &events {
                         comparison.take(told);
-                        let seq = Seq::new(told.seq).filter(|seq| Some(*seq) <= position.map(|at| at.published_seq));
+                        let seq = Seq::new(told.seq).filter(|seq| Some(*seq) <= published);
                         seen.extend(seq.map(|seq| (stream_id.clone(), seq)));
-                    }
-                    if !unfound.is_empty() {
-                        oldest = self.oldest(&topic, &stream_id).await?;
                     }
                     unfound
                 }
             };
+            let oldest = match unfound.first() {
+                Some(_) => self.oldest(&topic, &stream_id).await?,
+                None => None,
+            };
             for seq in unfound {
                 comparison.lacks(seq, oldest);
             }
-            rounds.push(comparison.end());
+            compared.push(comparison.end());
         }
-        Ok((rounds, seen))
+        Ok((compared, seen))
     }
 
-    /// Takes every event of a stream. Returns the first one's seq in the topic, if the authority has purged what was before.
+    /// The events of these entries, and those after these seqs of the stream, in the order of the stream. Returns as well the
+    /// entries that have none.
+    async fn sampled(
+        &self,
+        topic: &Topic,
+        stream_id: &StreamId,
+        seqs: Vec<u64>,
+        places: Vec<Seq>,
+    ) -> Result<(Vec<Told>, Vec<u64>), ParityError> {
+        let (mut events, mut unfound) = (BTreeMap::new(), Vec::new());
+        for seq in seqs {
+            let found = self.told_of(topic, stream_id, seq).await?;
+            if found.is_empty() {
+                unfound.push(seq);
+            }
+            events.extend(found.into_iter().map(|told| (told.seq, told)));
+        }
+        for after in places {
+            let told = self.told_at(topic, stream_id, after).await?;
+            events.extend(told.map(|told| (told.seq, told)));
+        }
+        Ok((events.into_values().collect(), unfound))
+    }
+
+    /// Takes every event of a stream, up to where it ends at the beginning.
     async fn walk(
         &self,
         topic: &Topic,
         stream_id: &StreamId,
         comparison: &mut Comparison<'_>,
-    ) -> Result<Option<u64>, ParityError> {
-        let oldest = self.oldest(topic, stream_id).await?;
+    ) -> Result<(), ParityError> {
         let position = self.authority.position(stream_id).await?;
         let end = position.map_or(Seq::ZERO, |position| position.head_seq);
         let mut after = Seq::ZERO;
@@ -253,7 +269,7 @@ impl Parity<'_> {
                 comparison.take(&Told::of(topic, event));
             }
         }
-        Ok(oldest)
+        Ok(())
     }
 
     /// The seq in the topic of the oldest event that the authority holds, if it has purged what was before.
