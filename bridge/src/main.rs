@@ -399,6 +399,8 @@ mod tests {
             ("--legacy-table s.t", true),
             ("--legacy-file a --legacy-table s.t", false),
             ("--legacy-seed 7", false),
+            ("--legacy-topic run:", false),
+            ("--legacy-table s.t --legacy-topic run:", true),
         ] {
             let all = ["spacetime-sync", "parity"].into_iter().chain(arguments.split(' '));
             assert_eq!(Cli::try_parse_from(all).is_ok(), good, "{arguments}");

@@ -53,10 +53,12 @@ impl LegacyTable {
 }
 
 impl Authority {
-    /// Reads a legacy table, at most so many rows of it, and hands each of them out. All are of one moment.
+    /// Reads a legacy table, at most so many rows of it, of topics that begin so, and hands each of them out. All are of one moment.
+    /// What is too long to be right is cut off.
     pub async fn legacy_rows(
         &self,
         table: &LegacyTable,
+        beginning: &str,
         most: usize,
         mut take: impl FnMut(LegacyRow),
     ) -> Result<(), AuthorityError> {
@@ -84,13 +86,19 @@ impl Authority {
                         found: what,
                     }));
                 }
-                let kind = if has(KIND) { "kind::text" } else { "null::text" };
+                let kind = if has(KIND) {
+                    "left(kind::text, 200)"
+                } else {
+                    "null::text"
+                };
                 let sql = format!(
-                    "select topic::text, seq::text, payload_hash::text, {kind} from {} limit $1",
+                    "select left(topic::text, 300), left(seq::text, 100), left(payload_hash::text, 200), {kind} from {}
+                     where topic is null or starts_with(topic::text, $2) limit $1",
                     table.quoted
                 );
                 let mut rows = sqlx::query(&sql)
                     .bind(i64::try_from(most).unwrap_or(i64::MAX))
+                    .bind(beginning)
                     .fetch(connection);
                 while let Some(row) = rows.try_next().await? {
                     take(LegacyRow {

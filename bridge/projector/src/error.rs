@@ -4,8 +4,8 @@ use spacetime_sync_proto::InvalidId;
 use spacetime_sync_proto::canonical::NotADocument;
 use sqlx::postgres::PgDatabaseError;
 
-/// Why a document was not projected, or an event not published. The caller's transaction must end without a commit, whatever it was:
-/// of two sinks, one may have done its part.
+/// Why a document was not projected, or an event not published. After what Postgres refused, the caller's transaction can only be
+/// rolled back; a [`DualSink`](crate::DualSink) undoes its own part, and leaves the transaction as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectError {
     /// The application's type does not become JSON.
@@ -37,6 +37,22 @@ pub enum ProjectError {
     NoTopic {
         /// The stream.
         stream_id: String,
+    },
+    /// The lane's sink does nothing, so there is no seq by which a legacy lane could be told of a document.
+    #[error(
+        "the lane's sink ignores {document}, so a legacy lane has no seq for it; use the legacy lane's own projector instead"
+    )]
+    NoSeq {
+        /// Projection and entity.
+        document: String,
+    },
+    /// The topic's seq is past what the lane counts.
+    #[error("topic {topic:?} has seq {seq}, expected at most 2^63 - 1")]
+    SeqOutOfRange {
+        /// The topic.
+        topic: String,
+        /// The seq.
+        seq: u64,
     },
     /// The legacy lane holds something else for the topic and the seq.
     #[error("the legacy lane holds another event at seq {seq} of topic {topic}; expected {payload_hash}")]
@@ -109,6 +125,8 @@ impl ProjectError {
             Self::NotCanonical { .. } => "not_canonical",
             Self::NoStream { .. } => "no_stream",
             Self::NoTopic { .. } => "no_topic",
+            Self::NoSeq { .. } => "no_seq",
+            Self::SeqOutOfRange { .. } => "seq_out_of_range",
             Self::LegacyConflict { .. } => "legacy_conflict",
             Self::Backwards { .. } => "SY012",
             Self::Conflict { .. } => "SY013",

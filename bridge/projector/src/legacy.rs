@@ -3,7 +3,7 @@
 use serde_json::json;
 use spacetime_sync_proto::access::Topic;
 use spacetime_sync_proto::{PayloadHash, StreamId, canonical_json};
-use sqlx::PgConnection;
+use sqlx::{Executor as _, PgConnection};
 
 use super::{Document, Outcome, ProjectError, Projected, Sink, TopicEvent};
 
@@ -32,8 +32,10 @@ pub trait LegacySink: Send + Sync {
     ) -> impl Future<Output = Result<(), ProjectError>> + Send;
 }
 
-/// The lane and a legacy lane in one transaction: both or neither. The lane comes first, because its seq and whether anything has
-/// changed are what the legacy lane is told; so the stream's lock is held while the legacy sink works.
+/// The lane and a legacy lane in one transaction: both or neither, whatever the caller does with the transaction after an error,
+/// because a savepoint stands before both. Outside a transaction there is none, and it refuses to work. The lane comes first, because
+/// its seq and whether anything has changed are what the legacy lane is told; so the stream's lock is held while the legacy sink
+/// works.
 ///
 /// A document that moves to another stream is told of there. That it is deleted where it was, the legacy lane does not hear.
 #[derive(Debug, Clone, Default)]
@@ -67,15 +69,20 @@ impl<Lane: Sink, Legacy: LegacySink> DualSink<Lane, Legacy> {
     }
 }
 
-impl<Lane: Sink, Legacy: LegacySink> Sink for DualSink<Lane, Legacy> {
-    async fn project(
+impl<Lane: Sink, Legacy: LegacySink> DualSink<Lane, Legacy> {
+    async fn project_both(
         &self,
         transaction: &mut PgConnection,
         document: &Document<'_>,
     ) -> Result<Projected, ProjectError> {
+        let name = || format!("{} {}", document.projection(), document.entity_id());
         let projected = self.lane.project(&mut *transaction, document).await?;
-        let (Outcome::Applied | Outcome::Moved, Some(seq)) = (projected.outcome, projected.seq) else {
-            return Ok(projected);
+        let seq = match (projected.outcome, projected.seq) {
+            (Outcome::Unchanged, _) => return Ok(projected),
+            (Outcome::Applied | Outcome::Moved, Some(seq)) => seq,
+            (Outcome::Applied | Outcome::Moved | Outcome::Ignored, _) => {
+                return Err(ProjectError::NoSeq { document: name() });
+            }
         };
         let stream_id = Self::stream_of(&mut *transaction, document).await?;
         let topic = StreamId::new(&stream_id).ok().and_then(|id| Topic::of_stream(&id));
@@ -90,7 +97,7 @@ impl<Lane: Sink, Legacy: LegacySink> Sink for DualSink<Lane, Legacy> {
             ),
         };
         let payload = canonical_json(content.as_bytes()).map_err(|source| ProjectError::NotCanonical {
-            document: format!("{} {}", document.projection(), document.entity_id()),
+            document: name(),
             source,
         })?;
         let emission = Emission {
@@ -104,11 +111,12 @@ impl<Lane: Sink, Legacy: LegacySink> Sink for DualSink<Lane, Legacy> {
         Ok(projected)
     }
 
-    async fn publish(&self, transaction: &mut PgConnection, event: &TopicEvent<'_>) -> Result<Projected, ProjectError> {
+    async fn publish_both(
+        &self,
+        transaction: &mut PgConnection,
+        event: &TopicEvent<'_>,
+    ) -> Result<Projected, ProjectError> {
         let projected = self.lane.publish(&mut *transaction, event).await?;
-        if projected.outcome == Outcome::Ignored {
-            return Ok(projected);
-        }
         let emission = Emission {
             topic: event.topic(),
             seq: event.seq(),
@@ -119,6 +127,44 @@ impl<Lane: Sink, Legacy: LegacySink> Sink for DualSink<Lane, Legacy> {
         self.legacy.emit(transaction, &emission).await?;
         Ok(projected)
     }
+}
+
+impl<Lane: Sink, Legacy: LegacySink> Sink for DualSink<Lane, Legacy> {
+    async fn project(
+        &self,
+        transaction: &mut PgConnection,
+        document: &Document<'_>,
+    ) -> Result<Projected, ProjectError> {
+        begin(transaction).await?;
+        let projected = self.project_both(transaction, document).await;
+        end(transaction, projected).await
+    }
+
+    async fn publish(&self, transaction: &mut PgConnection, event: &TopicEvent<'_>) -> Result<Projected, ProjectError> {
+        begin(transaction).await?;
+        let projected = self.publish_both(transaction, event).await;
+        end(transaction, projected).await
+    }
+}
+
+async fn begin(transaction: &mut PgConnection) -> Result<(), ProjectError> {
+    let done = transaction.execute("savepoint spacetime_sync_both_lanes").await;
+    done.map(drop).map_err(ProjectError::from_driver)
+}
+
+/// Keeps what both lanes have taken, or undoes what one of them has.
+async fn end(
+    transaction: &mut PgConnection,
+    result: Result<Projected, ProjectError>,
+) -> Result<Projected, ProjectError> {
+    let statement = match &result {
+        Ok(_) => "release savepoint spacetime_sync_both_lanes",
+        Err(_) => "rollback to savepoint spacetime_sync_both_lanes; release savepoint spacetime_sync_both_lanes",
+    };
+    let done = transaction.execute(statement).await;
+    let projected = result?;
+    done.map_err(ProjectError::from_driver)?;
+    Ok(projected)
 }
 
 /// A legacy lane that is a table, or of which a table keeps what it was told, so that `spacetime-sync parity` can compare it:

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use spacetime_sync_proto::access::Topic;
-use spacetime_sync_proto::{PayloadHash, StreamId, canonical_json};
+use spacetime_sync_proto::{PayloadHash, Seq, StreamId, canonical_json};
 
 use super::ProjectError;
 
@@ -21,6 +21,12 @@ impl<'a> TopicEvent<'a> {
     /// The event with this seq of a topic, which is the runtime's count and not the stream's. The payload is the canonical JSON of
     /// `content`.
     pub fn of(topic: &str, seq: u64, kind: &'a str, content: &impl Serialize) -> Result<Self, ProjectError> {
+        if Seq::new(seq).is_none() {
+            return Err(ProjectError::SeqOutOfRange {
+                topic: topic.to_owned(),
+                seq,
+            });
+        }
         let document = || format!("{topic} {seq}");
         let name = Topic::new(topic);
         let stream_id = name.stream_id().map_err(|source| ProjectError::NoStream {
@@ -100,6 +106,8 @@ mod tests {
     fn what_has_no_stream_or_no_canonical_json_is_no_event() {
         let code = |topic: &str, content| TopicEvent::of(topic, 1, "k", &content).unwrap_err().code().to_owned();
         assert_eq!(code("", json!({})), "no_stream");
+        let past = TopicEvent::of("run:1:events", 1 << 63, "k", &json!({})).unwrap_err();
+        assert_eq!(past.code(), "seq_out_of_range");
         assert_eq!(code(&"x".repeat(300), json!({})), "no_stream");
         assert_eq!(code("run:1:events", json!({ "share": 0.5 })), "not_canonical");
     }

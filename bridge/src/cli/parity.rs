@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 use spacetime_sync_authority::LegacyTable;
-use spacetime_sync_ops::parity::{ClientFile, Extent, Legacy, LegacyRound, LegacySource, Parity, Round};
+use spacetime_sync_ops::parity::{ClientFile, Extent, Legacy, LegacyRound, LegacySource, Parity, Round, TopicRound};
 
 use super::halted::halted_streams;
 use super::{both_sides, load, say, tell};
@@ -46,6 +46,9 @@ pub(crate) struct ParityArgs {
     /// The same as a table in the authority's database, schema.table, with these columns.
     #[arg(long, group = "legacy")]
     legacy_table: Option<String>,
+    /// Compare only topics of the legacy lane that begin so.
+    #[arg(long, requires = "legacy", default_value = "")]
+    legacy_topic: String,
     /// Choose the same events of the legacy lane as a run before, whose report names this seed.
     #[arg(long, requires = "legacy")]
     legacy_seed: Option<u64>,
@@ -76,6 +79,7 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
         let begun = Instant::now();
         let legacy = source.clone().map(|source| Legacy {
             source,
+            beginning: args.legacy_topic.clone(),
             seed: seed.wrapping_add(rounds.len() as u64),
         });
         let parity = Parity {
@@ -89,6 +93,9 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
         if let Some(legacy) = &round.legacy {
             tell_of_legacy(legacy);
         }
+        if let Some(legacy) = rounds.last_mut().and_then(|before: &mut Round| before.legacy.as_mut()) {
+            legacy.forget_details();
+        }
         rounds.push(round);
         let next = begun + Duration::from_secs(args.every);
         if args
@@ -101,7 +108,8 @@ pub(crate) async fn compare(args: ParityArgs) -> anyhow::Result<()> {
     }
     let mismatches: u64 = rounds.iter().map(Round::all_mismatches).sum();
     let ratios = rounds.iter().flat_map(|round| {
-        let legacy = round.legacy.as_ref().map(|legacy| legacy.mismatch_ratio);
+        let legacy = round.legacy.iter();
+        let legacy = legacy.flat_map(|legacy| [legacy.mismatch_ratio, legacy.invalid_ratio]);
         [round.mismatch_ratio()].into_iter().chain(legacy)
     });
     let worst = ratios.fold(0.0, f64::max);
@@ -144,19 +152,38 @@ fn tell_of(round: &Round, clients: usize, took: Duration) {
 }
 
 fn tell_of_legacy(legacy: &LegacyRound) {
+    let sum = |count: fn(&TopicRound) -> u64| legacy.topics.iter().map(count).sum::<u64>();
     tell(format_args!(
-        "legacy lane: {} of {} entries in {} topics compared (seed {}): {} mismatches ({:.4}); {} repeated, {} contradictory, {} invalid",
+        "legacy lane: {} of {} entries in {} topics compared (seed {}): {} mismatches ({:.4}); {} repeated, {} contradictory, {} \
+         invalid ({:.4}){}",
         legacy.compared,
         legacy.entries,
-        legacy.topics.len(),
+        legacy.topic_count,
         legacy.seed,
         legacy.mismatches,
         legacy.mismatch_ratio,
         legacy.repeated,
         legacy.contradictory,
         legacy.invalid,
+        legacy.invalid_ratio,
+        if legacy.unfinished_line {
+            ", and a line that is not finished"
+        } else {
+            ""
+        },
     ));
-    for topic in legacy.topics.iter().filter(|topic| topic.mismatches() > 0).take(20) {
+    tell(format_args!(
+        "  not compared: {} purged, {} before the legacy lane, {} past its end, {} deletions only in the lane, {} events without a \
+         seq of their topic; {} topics only in the lane: {}",
+        sum(|topic| topic.purged),
+        sum(|topic| topic.before_the_legacy_lane),
+        sum(|topic| topic.legacy_lane_behind),
+        sum(|topic| topic.deletions_only_in_the_lane),
+        sum(|topic| topic.without_topic_seq),
+        legacy.topics_only_in_the_lane,
+        legacy.topics_only_in_the_lane_examples.join(", "),
+    ));
+    for topic in legacy.topics.iter().filter(|topic| topic.mismatches > 0).take(20) {
         tell(format_args!(
             "  {}: {} of {} compared; {} missing in the lane, {} in the legacy lane; hash of {} differs, kind of {}, order of {}{}",
             topic.topic,

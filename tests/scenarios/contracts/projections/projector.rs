@@ -5,6 +5,8 @@ use spacetime_sync_projector::{
     Document, DualSink, LegacyTable, NoopSink, Outcome, PostgresSink, ProjectError, Projected, Sink, TopicEvent,
 };
 
+use spacetime_sync_proto::error_text;
+
 use super::*;
 
 const SUMMARIES: &str = "runtime.run_summaries";
@@ -269,10 +271,15 @@ async fn the_lane_and_a_legacy_lane_take_a_document_both_or_neither() {
     let sink = DualSink::new(PostgresSink::default(), LegacyTable::new("public", "Legacy \"events\""));
     let at = |seq| Document::of("run_summaries", "42", seq, &json!({ "seq": seq })).unwrap();
     let legacy = "select count(*) from public.\"Legacy \"\"events\"\"\"";
-    assert_eq!(outcome(sink.project(&mut runtime, &at(2)).await), Outcome::Applied);
-    // What changes nothing in the lane, no lane is told.
-    assert_eq!(outcome(sink.project(&mut runtime, &at(2)).await), Outcome::Unchanged);
-    assert_eq!(number(&mut owner, legacy).await, 1);
+    for expected in [Outcome::Applied, Outcome::Unchanged] {
+        let mut transaction = runtime.begin().await.unwrap();
+        assert_eq!(outcome(sink.project(&mut transaction, &at(2)).await), expected);
+        transaction.commit().await.unwrap();
+        assert_eq!(number(&mut owner, legacy).await, 1);
+    }
+    // Without a transaction, nothing would undo one half.
+    let error = sink.project(&mut runtime, &at(3)).await.unwrap_err();
+    assert!(error_text(&error).contains("SAVEPOINT"), "{error}");
     // The lane refuses.
     let mut transaction = runtime.begin().await.unwrap();
     let error = sink.project(&mut transaction, &at(1)).await.unwrap_err();
@@ -303,10 +310,8 @@ async fn the_lane_and_a_legacy_lane_take_a_document_both_or_neither() {
         let mut transaction = runtime.begin().await.unwrap();
         let projected = sink.project(&mut transaction, &at(seq)).await;
         assert_eq!(projected.as_ref().err().map(ProjectError::code), code, "{projected:?}");
-        match projected {
-            Ok(_) => transaction.commit().await.unwrap(),
-            Err(_) => transaction.rollback().await.unwrap(),
-        }
+        // Whoever only logs the error and commits commits nothing of it.
+        transaction.commit().await.unwrap();
         let in_both = if seq < 4 { 1 } else { 2 };
         assert_eq!(told(&mut owner, SUMMARIES).await.len(), in_both, "{seq}");
         let told_legacy = "select count(*) from public.\"Legacy \"\"events\"\"\" where payload_hash <> 'x'";
@@ -319,9 +324,19 @@ async fn the_lane_and_a_legacy_lane_take_a_document_both_or_neither() {
     let mut transaction = runtime.begin().await.unwrap();
     let error = sink.project(&mut transaction, &nowhere).await.unwrap_err();
     assert_eq!(error.code(), "no_topic", "{error}");
-    drop(transaction);
+    transaction.commit().await.unwrap();
     assert_eq!(told(&mut owner, "any.other").await, []);
     assert_eq!(outcome(NoopSink.project(&mut owner, &at(99)).await), Outcome::Ignored);
+    // A lane that ignores documents has no seq for the legacy lane, but events have one of their own.
+    let alone = DualSink::new(NoopSink, LegacyTable::new("public", "Legacy \"events\""));
+    let mut transaction = owner.begin().await.unwrap();
+    let error = alone.project(&mut transaction, &at(99)).await.unwrap_err();
+    assert_eq!(error.code(), "no_seq", "{error}");
+    let event = TopicEvent::of("run:1:events", 1, "run.step", &json!({})).unwrap();
+    assert_eq!(outcome(alone.publish(&mut transaction, &event).await), Outcome::Ignored);
+    transaction.commit().await.unwrap();
+    let published = "select count(*) from public.\"Legacy \"\"events\"\"\" where topic = 'run:1:events'";
+    assert_eq!(number(&mut owner, published).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -332,11 +347,13 @@ async fn the_lane_and_a_legacy_lane_take_an_event_both_or_neither() {
     legacy_table(&mut owner, &role).await;
     let sink = DualSink::new(PostgresSink::default(), LegacyTable::new("public", "Legacy \"events\""));
     let at = |seq, content| TopicEvent::of("run:1:events", seq, "run.step", &content).unwrap();
-    let first = sink.publish(&mut runtime, &at(7, json!({ "n": 1 }))).await.unwrap();
+    let mut transaction = runtime.begin().await.unwrap();
+    let first = sink.publish(&mut transaction, &at(7, json!({ "n": 1 }))).await.unwrap();
     assert_eq!((first.seq, first.outcome), (Some(1), Outcome::Applied));
     // A repeat is the same event in both.
-    let again = sink.publish(&mut runtime, &at(7, json!({ "n": 1 }))).await.unwrap();
+    let again = sink.publish(&mut transaction, &at(7, json!({ "n": 1 }))).await.unwrap();
     assert_eq!(again.seq, Some(1));
+    transaction.commit().await.unwrap();
     let held: Vec<(String, i64, String, String)> =
         sqlx::query_as("select topic, seq, kind, payload_hash from public.\"Legacy \"\"events\"\"\"")
             .fetch_all(&mut owner)
@@ -351,7 +368,7 @@ async fn the_lane_and_a_legacy_lane_take_an_event_both_or_neither() {
         .await
         .unwrap_err();
     assert_eq!(error.code(), "SY001", "{error}");
-    drop(transaction);
+    transaction.commit().await.unwrap();
     // And what only the legacy lane refuses is in neither.
     owner
         .execute("insert into public.\"Legacy \"\"events\"\"\" values ('run:1:events', 8, 'run.step', 'x')")
@@ -363,7 +380,7 @@ async fn the_lane_and_a_legacy_lane_take_an_event_both_or_neither() {
         .await
         .unwrap_err();
     assert_eq!(error.code(), "legacy_conflict", "{error}");
-    drop(transaction);
+    transaction.commit().await.unwrap();
     assert_eq!(told(&mut owner, "runtime.run.1.events").await.len(), 1);
     let counts = sink.lane().telemetry().counts();
     assert_eq!((counts.applied, counts.failed), (3, [("SY001".to_owned(), 1)].into()));

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use rand::Rng;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use serde::Serialize;
 use serde_json::Value;
 use spacetime_sync_proto::access::Topic;
-use spacetime_sync_proto::{Event, Kind, PayloadHash, canonical_json, document_hash};
+use spacetime_sync_proto::{Event, Kind, PayloadHash, Seq, StreamProgress, canonical_json, document_hash};
 
 use super::super::picked;
 use super::emitted::{Entries, Entry};
@@ -27,6 +28,10 @@ pub struct TopicRound {
     pub no_stream: Option<String>,
     /// Entries of the legacy lane.
     pub entries: u64,
+    /// Entries and events that were looked for on the other side, each once.
+    pub looked_for: u64,
+    /// Those of them that differ in any way, each once.
+    pub mismatches: u64,
     /// Entries that were compared with their event.
     pub compared: u64,
     /// Entries whose event the lane does not have.
@@ -47,21 +52,8 @@ pub struct TopicRound {
     pub legacy_lane_behind: u64,
     /// Deletions of documents of which the legacy lane has no entry.
     pub deletions_only_in_the_lane: u64,
-}
-
-impl TopicRound {
-    /// How many things differ.
-    pub fn mismatches(&self) -> u64 {
-        let lost = self.missing_in_the_lane + self.missing_in_the_legacy_lane;
-        let nowhere = if self.no_stream.is_some() { self.entries } else { 0 };
-        lost + self.hash_differs + self.kind_differs + self.order_differs + nowhere
-    }
-
-    /// How many entries were looked for, and events of which none was found.
-    pub(super) fn looked_for(&self) -> u64 {
-        let nowhere = if self.no_stream.is_some() { self.entries } else { 0 };
-        self.compared + self.missing_in_the_lane + self.missing_in_the_legacy_lane + nowhere
-    }
+    /// Events that are no documents, and whose keys name no seq of the topic: no legacy lane was told of them.
+    pub without_topic_seq: u64,
 }
 
 /// What differs about one event.
@@ -80,8 +72,9 @@ pub struct Difference {
 pub(super) struct Told {
     /// Its seq in the stream.
     pub(super) seq: u64,
-    /// The seq by which a legacy lane knows it: the topic's own, if the idempotency key says it, and otherwise that in the stream.
-    pub(super) legacy_seq: u64,
+    /// The seq by which a legacy lane knows it: the topic's own, if the idempotency key says it, and that in the stream, if it tells
+    /// of a document.
+    pub(super) legacy_seq: Option<u64>,
     kind: Kind,
     /// The hashes by which a legacy lane may know its content: of the payload as it is, of its canonical JSON, and of the document
     /// that it tells of.
@@ -101,9 +94,12 @@ impl Told {
             hashes.extend(document_of(&event.payload));
         }
         let seq = event.seq.get();
+        let is_document = [PUT, DELETE].contains(&event.kind.as_str());
         Self {
             seq,
-            legacy_seq: topic.seq_of_key(event.idempotency_key.as_str()).unwrap_or(seq),
+            legacy_seq: topic
+                .seq_of_key(event.idempotency_key.as_str())
+                .or(is_document.then_some(seq)),
             kind: event.kind.clone(),
             hashes,
         }
@@ -153,15 +149,25 @@ impl<'a> Comparison<'a> {
         }
     }
 
+    /// No stream carries the topic, and so many of its entries were to be looked for.
+    pub(super) fn nowhere(mut self, entries: u64) -> (TopicRound, Vec<Difference>) {
+        self.round.looked_for = entries.max(1);
+        self.round.mismatches = self.round.looked_for;
+        self.end()
+    }
+
     /// An event, which comes later in its stream than those before.
     pub(super) fn take(&mut self, told: &Told) {
-        let seq = told.legacy_seq;
+        let Some(seq) = told.legacy_seq else {
+            self.round.without_topic_seq += 1;
+            return;
+        };
         match self.entries.get(&seq) {
-            Some(entry) if self.found.insert(seq) => self.compare(entry, told),
+            Some(entry) if self.found.insert(seq) => self.compare(seq, entry, told),
             Some(_) => {
                 self.round.missing_in_the_legacy_lane += 1;
                 let what = format!("the lane has another event for it, at its seq {}", told.seq);
-                self.differs(seq, what);
+                self.differs(seq, vec![what]);
             }
             // It may have been committed after the entries were read.
             None if told.seq > self.head => {}
@@ -175,48 +181,55 @@ impl<'a> Comparison<'a> {
             None => {
                 self.round.missing_in_the_legacy_lane += 1;
                 let what = format!("the legacy lane has no entry, the lane has it at its seq {}", told.seq);
-                self.differs(seq, what);
+                self.differs(seq, vec![what]);
             }
         }
     }
 
-    fn compare(&mut self, entry: &Entry, told: &Told) {
-        let seq = told.legacy_seq;
+    fn compare(&mut self, seq: u64, entry: &Entry, told: &Told) {
         self.round.compared += 1;
+        let mut wrong = Vec::new();
         if !told.hashes.contains(&entry.payload_hash) {
             self.round.hash_differs += 1;
             let found: Vec<String> = told.hashes.iter().map(ToString::to_string).collect();
-            let what = format!(
+            wrong.push(format!(
                 "the legacy lane has {}, the lane {}",
                 entry.payload_hash,
                 found.join(" or ")
-            );
-            self.differs(seq, what);
+            ));
         }
         if let Some(kind) = entry.kind.as_deref().filter(|kind| *kind != told.kind.as_str()) {
             self.round.kind_differs += 1;
-            self.differs(
-                seq,
-                format!("the legacy lane has the kind {kind}, the lane {}", told.kind),
-            );
+            wrong.push(format!("the legacy lane has the kind {kind}, the lane {}", told.kind));
         }
         if seq < self.furthest {
             self.round.order_differs += 1;
-            let what = format!("the lane has it at its seq {}, after {}", told.seq, self.furthest);
-            self.differs(seq, what);
+            wrong.push(format!(
+                "the lane has it at its seq {}, after {}",
+                told.seq, self.furthest
+            ));
         }
         self.furthest = self.furthest.max(seq);
+        if wrong.is_empty() {
+            self.round.looked_for += 1;
+        } else {
+            self.differs(seq, wrong);
+        }
     }
 
     /// The lane does not have the event of an entry, and all that it has of the topic is from `oldest` on, if it has purged
     /// anything.
     pub(super) fn lacks(&mut self, seq: u64, oldest: Option<u64>) {
+        // It was in the entries at an earlier look.
+        if !self.entries.contains_key(&seq) {
+            return;
+        }
         if oldest.is_some_and(|oldest| seq < oldest) {
             self.round.purged += 1;
             return;
         }
         self.round.missing_in_the_lane += 1;
-        self.differs(seq, "the lane does not have it".to_owned());
+        self.differs(seq, vec!["the lane does not have it".to_owned()]);
     }
 
     /// The entries that no event was taken for.
@@ -229,24 +242,53 @@ impl<'a> Comparison<'a> {
         (self.round, self.differences)
     }
 
-    fn differs(&mut self, seq: u64, what: String) {
+    /// Counts one event or entry, whatever is wrong with it.
+    fn differs(&mut self, seq: u64, wrong: Vec<String>) {
+        self.round.looked_for += 1;
+        self.round.mismatches += 1;
         if self.differences.len() < EXAMPLES {
             self.differences.push(Difference {
                 topic: self.round.topic.clone(),
                 seq,
-                what,
+                what: wrong.join("; "),
             });
         }
     }
 }
 
+/// What is looked at of one topic.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Draw {
+    /// The seqs of entries.
+    pub(super) entries: Vec<u64>,
+    /// As many events of the lane, which the legacy lane may lack, by their seqs in the stream.
+    pub(super) events: Vec<Seq>,
+}
+
+/// Draws a sample of this topic's entries and events. What other topics have does not matter.
+pub(super) fn draw(seed: u64, topic: &str, entries: &Entries, share: u64, position: Option<&StreamProgress>) -> Draw {
+    let mut random = random(seed, topic);
+    let of_entries = picked(entries.len() as u64, share.min(entries.len() as u64), &mut random);
+    let numbered = (0_u64..).zip(entries.keys());
+    let floor = position.map_or(Seq::ZERO, |position| position.floor_seq);
+    let held = position.map_or(0, |position| position.head_seq.since(floor));
+    let of_events = picked(held, share.min(held), &mut random);
+    Draw {
+        entries: numbered
+            .filter(|(at, _)| of_entries.contains(at))
+            .map(|(_, seq)| *seq)
+            .collect(),
+        events: of_events.into_iter().map(|at| floor.plus(at + 1)).collect(),
+    }
+}
+
 /// How many entries of each topic are looked at, of `sample` in total: as many of each as of every other, as far as they reach. Where
 /// there are more topics than that, chance says which.
-pub(super) fn shares(counts: &[u64], sample: u64, random: &mut impl Rng) -> Vec<u64> {
+pub(super) fn shares(seed: u64, counts: &[u64], sample: u64) -> Vec<u64> {
     let mut shares = vec![0; counts.len()];
     let topics = counts.len() as u64;
     if sample < topics {
-        let picked = picked(topics, sample, random);
+        let picked = picked(topics, sample, &mut random(seed, ""));
         let numbered = (0_u64..).zip(&mut shares).filter(|(at, _)| picked.contains(at));
         numbered.for_each(|(_, share)| *share = 1);
         return shares;
@@ -262,12 +304,9 @@ pub(super) fn shares(counts: &[u64], sample: u64, random: &mut impl Rng) -> Vec<
     shares
 }
 
-/// So many of a topic's seqs, by chance.
-pub(super) fn chosen(entries: &Entries, count: u64, random: &mut impl Rng) -> Vec<u64> {
-    let picked = picked(entries.len() as u64, count, random);
-    let numbered = (0_u64..).zip(entries.keys());
-    let chosen = numbered.filter(|(at, _)| picked.contains(at));
-    chosen.map(|(_, seq)| *seq).collect()
+fn random(seed: u64, topic: &str) -> StdRng {
+    let seed = PayloadHash::of(&[&seed.to_be_bytes(), topic.as_bytes()].concat());
+    StdRng::from_seed(*seed.as_bytes())
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use serde_json::Value;
 use spacetime_sync_authority::LegacyRow;
 use spacetime_sync_proto::{PayloadHash, Seq};
 
+/// The longest topic that can have a stream, and the longest kind, in bytes.
+const LONGEST: (usize, usize) = (255, 128);
 /// How many of the entries that are no use are told of one by one.
 const EXAMPLES: usize = 20;
 
@@ -36,6 +38,10 @@ pub(super) struct Emitted {
     pub(super) invalid: u64,
     /// The first of those that are contradictory or invalid, and why.
     pub(super) examples: Vec<String>,
+    /// The file ends within a line: somebody writes it.
+    pub(super) unfinished_line: bool,
+    /// Entries of topics that do not begin so are passed over.
+    pub(super) beginning: String,
 }
 
 /// A line of a file. What else it holds does not matter.
@@ -50,22 +56,21 @@ struct Line {
 impl Emitted {
     /// Takes a line of JSON, with its number.
     pub(super) fn line(&mut self, number: u64, line: &[u8]) {
-        let found = serde_json::from_slice::<Line>(line).map_err(|error| error.to_string());
-        let found = found.and_then(|line| {
-            let seq = match &line.seq {
-                Value::Number(seq) => seq.to_string(),
-                Value::String(seq) => seq.clone(),
-                other => return Err(format!("seq is {other}, expected a whole number")),
-            };
-            Ok((line.topic, entry(&seq, &line.payload_hash, line.kind)?))
-        });
-        self.take(format_args!("line {number}"), found);
+        self.take(format_args!("line {number}"), parsed(line));
+    }
+
+    /// Takes the last line of a file if it is whole, although it does not end as lines do.
+    pub(super) fn last_line(&mut self, number: u64, line: &[u8]) {
+        match parsed(line) {
+            Ok(found) => self.take(format_args!("line {number}"), Ok(found)),
+            Err(_) => self.unfinished_line = true,
+        }
     }
 
     /// Takes a row of a table, with its number in the order of reading.
     pub(super) fn row(&mut self, number: u64, row: LegacyRow) {
         let found = match (row.topic, row.seq, row.payload_hash) {
-            (Some(topic), Some(seq), Some(hash)) => entry(&seq, &hash, row.kind).map(|entry| (topic, entry)),
+            (Some(topic), Some(seq), Some(hash)) => found(topic, &seq, &hash, row.kind),
             _ => Err("topic, seq or payload_hash is null".to_owned()),
         };
         self.take(format_args!("row {number}"), found);
@@ -82,11 +87,14 @@ impl Emitted {
         self.entries + self.repeated + self.contradictory + self.invalid
     }
 
-    fn take(&mut self, place: impl Display, found: Result<(String, (u64, Entry)), String>) {
-        let (topic, (seq, entry)) = match found {
+    fn take(&mut self, place: impl Display, found: Result<(String, u64, Entry), String>) {
+        let (topic, seq, entry) = match found {
             Ok(found) => found,
             Err(why) => return self.refuse(place, why),
         };
+        if !topic.starts_with(&self.beginning) {
+            return;
+        }
         let entries = self.topics.entry(topic.clone()).or_default();
         match entries.get(&seq) {
             None => {
@@ -112,14 +120,32 @@ impl Emitted {
     }
 }
 
-fn entry(seq: &str, hash: &str, kind: Option<String>) -> Result<(u64, Entry), String> {
+fn parsed(line: &[u8]) -> Result<(String, u64, Entry), String> {
+    let line: Line = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    let seq = match &line.seq {
+        Value::Number(seq) => seq.to_string(),
+        Value::String(seq) => seq.clone(),
+        other => return Err(format!("seq is {other}, expected a whole number")),
+    };
+    found(line.topic, &seq, &line.payload_hash, line.kind)
+}
+
+fn found(topic: String, seq: &str, hash: &str, kind: Option<String>) -> Result<(String, u64, Entry), String> {
+    for (what, length, most) in [
+        ("topic", topic.len(), LONGEST.0),
+        ("kind", kind.as_ref().map_or(0, String::len), LONGEST.1),
+    ] {
+        if length > most {
+            return Err(format!("{what} has {length} bytes, expected at most {most}"));
+        }
+    }
     let number = seq.parse::<u64>().ok().filter(|number| Seq::new(*number).is_some());
     let number = number.ok_or_else(|| format!("seq is {seq:?}, expected a whole number from 0 to {}", Seq::MAX))?;
     let payload_hash = hash
         .parse::<PayloadHash>()
         .map_err(|error| format!("payload_hash: {error}"))?;
     let kind = kind.map(String::into_boxed_str);
-    Ok((number, Entry { payload_hash, kind }))
+    Ok((topic, number, Entry { payload_hash, kind }))
 }
 
 #[cfg(test)]
@@ -194,5 +220,25 @@ mod tests {
             emitted.line(number, b"");
         }
         assert_eq!((emitted.invalid, emitted.examples.len()), (102, EXAMPLES));
+        for (topic, kind, good) in [(255, 128, true), (256, 128, false), (255, 129, false)] {
+            let (topic, kind) = ("t".repeat(topic), "k".repeat(kind));
+            let emitted = lines(&[&format!(
+                "{{\"topic\":\"{topic}\",\"seq\":1,\"payload_hash\":\"HASH\",\"kind\":\"{kind}\"}}"
+            )]);
+            assert_eq!((emitted.entries, emitted.invalid), if good { (1, 0) } else { (0, 1) });
+        }
+    }
+
+    #[test]
+    fn topics_that_begin_otherwise_are_passed_over() {
+        let mut emitted = Emitted {
+            beginning: "run:".to_owned(),
+            ..Emitted::default()
+        };
+        for topic in ["run:1:events", "worker:1:lifecycle"] {
+            let line = format!("{{\"topic\":\"{topic}\",\"seq\":1,\"payload_hash\":\"{HASH}\"}}");
+            emitted.line(1, line.as_bytes());
+        }
+        assert_eq!((emitted.taken(), emitted.topics.len()), (1, 1));
     }
 }

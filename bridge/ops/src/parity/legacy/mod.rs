@@ -2,11 +2,11 @@
 //!
 //! What the legacy lane emitted is a file with one JSON object a line, or a table in the authority's database: topic, seq, payload
 //! hash and, if it has it, kind. The lane's event of an entry is the one whose idempotency key names topic and seq
-//! (`topic:<topic>:seq:<seq>:kind:<kind>`). Where no key does, it is the event with the same seq in the topic's stream: so it is for
-//! documents, of which the dual sink tells the legacy lane by that seq.
+//! (`topic:<topic>:seq:<seq>:kind:<kind>`). An event that tells of a document is the one of its own seq in the topic's stream, which
+//! is what the dual sink tells the legacy lane.
 //!
 //! The entries are read after the lane's heads and before its events. So what a transaction told both lanes is in both, whenever it
-//! was committed.
+//! was committed. A sample is drawn once, so another look is at what the first one saw.
 
 mod comparison;
 mod emitted;
@@ -15,8 +15,6 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
-use rand::SeedableRng as _;
-use rand::rngs::StdRng;
 use serde::Serialize;
 use spacetime_sync_authority::LegacyTable;
 use spacetime_sync_proto::access::Topic;
@@ -25,16 +23,19 @@ use spacetime_sync_proto::{Seq, StreamId, StreamProgress};
 pub use comparison::{Difference, TopicRound};
 
 use super::event::PAGE;
-use super::{BETWEEN_LOOKS, Extent, LOOKS, Parity, ParityError, Round, picked};
-use comparison::{Comparison, Told, chosen, shares};
+use super::{BETWEEN_LOOKS, Extent, LOOKS, Parity, ParityError, Round};
+use comparison::{Comparison, Draw, Told, draw, shares};
 use emitted::Emitted;
 
 /// The most entries that are read.
 const MOST_ENTRIES: u64 = 1_000_000;
 /// The longest line of a file, in bytes. A topic and a kind have a few hundred.
 const LONGEST_LINE: u64 = 64 * 1024;
-/// How many differences of all topics are told of one by one.
+/// How many differences of all topics are told of one by one, and how many topics.
 const EXAMPLES: usize = 1_000;
+const TOPICS: usize = 1_000;
+/// How many topics are named that only the lane has.
+const NAMES: usize = 20;
 
 /// Why a legacy lane cannot be compared.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +57,9 @@ pub enum LegacyError {
         name: String,
     },
     /// There is too much to compare at once.
-    #[error("{name}: expected at most {MOST_ENTRIES} entries, found more; compare it in parts, for example by topic")]
+    #[error(
+        "{name}: expected at most {MOST_ENTRIES} entries, found more; compare it in parts: --legacy-topic BEGINNING"
+    )]
     TooMany {
         /// The file or table.
         name: String,
@@ -77,6 +80,8 @@ pub enum LegacySource {
 pub struct Legacy {
     /// What it emitted.
     pub source: LegacySource,
+    /// Only topics that begin so are compared.
+    pub beginning: String,
     /// Determines which entries are in a sample.
     pub seed: u64,
 }
@@ -96,16 +101,27 @@ pub struct LegacyRound {
     pub invalid: u64,
     /// The first of those that are contradictory or invalid, and why.
     pub invalid_examples: Vec<String>,
+    /// The share of those that are contradictory or invalid in everything that was read.
+    pub invalid_ratio: f64,
+    /// The file ends within a line: somebody writes it, and the next round reads that line.
+    pub unfinished_line: bool,
     /// Entries that were compared with their event, in all topics.
     pub compared: u64,
-    /// How many things differ, in all topics, with what is contradictory or invalid.
+    /// How many events and entries differ, in all topics, with what is contradictory or invalid. If nothing could be compared, it
+    /// is one.
     pub mismatches: u64,
-    /// The share of mismatches in what was looked for.
+    /// The share of the topics' mismatches in what was looked for there.
     pub mismatch_ratio: f64,
     /// Whether it took another look.
     pub settled_by_another_look: bool,
-    /// Each topic.
+    /// How many topics the legacy lane names.
+    pub topic_count: u64,
+    /// The first topics, those that differ before all others.
     pub topics: Vec<TopicRound>,
+    /// Topics of the lane that the legacy lane never names, which is right if those were never its own.
+    pub topics_only_in_the_lane: u64,
+    /// The first of them.
+    pub topics_only_in_the_lane_examples: Vec<String>,
     /// The first differences.
     pub differences: Vec<Difference>,
 }
@@ -115,27 +131,46 @@ type Compared = (TopicRound, Vec<Difference>);
 
 impl LegacyRound {
     fn of(emitted: Emitted, seed: u64, topics: Vec<Compared>) -> Self {
+        let wrong = emitted.contradictory + emitted.invalid;
         let mut round = Self {
             seed,
             entries: emitted.entries,
             repeated: emitted.repeated,
             contradictory: emitted.contradictory,
             invalid: emitted.invalid,
+            invalid_ratio: wrong as f64 / emitted.taken().max(1) as f64,
             invalid_examples: emitted.examples,
-            mismatches: emitted.contradictory + emitted.invalid,
+            unfinished_line: emitted.unfinished_line,
+            topic_count: topics.len() as u64,
             ..Self::default()
         };
-        let mut looked_for = round.mismatches;
+        let mut looked_for = 0;
         for (topic, differences) in topics {
             round.compared += topic.compared;
-            round.mismatches += topic.mismatches();
-            looked_for += topic.looked_for();
+            round.mismatches += topic.mismatches;
+            looked_for += topic.looked_for;
             let room = EXAMPLES - round.differences.len();
             round.differences.extend(differences.into_iter().take(room));
             round.topics.push(topic);
         }
         round.mismatch_ratio = round.mismatches as f64 / looked_for.max(1) as f64;
+        round.mismatches += wrong;
+        if round.compared == 0 && round.mismatches == 0 {
+            round.mismatches = 1;
+            let why = "nothing was compared: no entry has an event that the lane still holds";
+            round.invalid_examples.push(why.to_owned());
+        }
+        round.topics.sort_by_key(|topic| topic.mismatches == 0);
+        round.topics.truncate(TOPICS);
         round
+    }
+
+    /// Keeps the totals alone, as a long watch does of its earlier rounds.
+    pub fn forget_details(&mut self) {
+        self.topics.clear();
+        self.differences.clear();
+        self.topics_only_in_the_lane_examples.clear();
+        self.invalid_examples.clear();
     }
 }
 
@@ -148,64 +183,66 @@ impl Parity<'_> {
         extent: Extent,
         round: &mut Round,
     ) -> Result<LegacyRound, ParityError> {
+        let mut draws = None;
         let mut look = 1;
         loop {
-            let streams = self.streams().await?;
-            let streams = streams.iter().map(|position| (&position.stream_id, position)).collect();
-            let emitted = self.emitted(&legacy.source).await?;
-            let complete = matches!(legacy.source, LegacySource::Table(_));
-            let mut random = StdRng::seed_from_u64(legacy.seed);
-            let (topics, seen) = self.topics(&emitted, &streams, extent, complete, &mut random).await?;
-            let mut found = LegacyRound::of(emitted, legacy.seed, topics);
-            if found.mismatches == 0 || look == LOOKS {
-                found.settled_by_another_look = look > 1 && found.mismatches == 0;
-                for (stream_id, seq) in seen {
-                    self.event(&stream_id, seq, round).await?;
-                }
-                return Ok(found);
+            let positions = self.streams().await?;
+            let streams = positions
+                .iter()
+                .map(|position| (&position.stream_id, position))
+                .collect();
+            let emitted = self.emitted(legacy).await?;
+            if let (Extent::Sample(count), None) = (extent, &draws) {
+                draws = Some(drawn(legacy.seed, &emitted, &streams, count));
             }
-            look += 1;
-            tokio::time::sleep(BETWEEN_LOOKS).await;
+            let complete = matches!(legacy.source, LegacySource::Table(_));
+            let (topics, seen) = self.topics(&emitted, &streams, draws.as_ref(), complete).await?;
+            let only = only_in_the_lane(&emitted, &positions);
+            let mut found = LegacyRound::of(emitted, legacy.seed, topics);
+            if found.mismatches > 0 && look < LOOKS {
+                look += 1;
+                tokio::time::sleep(BETWEEN_LOOKS).await;
+                continue;
+            }
+            found.settled_by_another_look = look > 1 && found.mismatches == 0;
+            found.topics_only_in_the_lane = only.len() as u64;
+            found.topics_only_in_the_lane_examples = only.into_iter().take(NAMES).collect();
+            for (stream_id, seq) in seen {
+                self.event(&stream_id, seq, round).await?;
+            }
+            return Ok(found);
         }
     }
 
-    /// Compares each topic. Returns as well which published events were in the sample.
+    /// Compares each topic: all of it, or what was drawn. Returns as well which published events were drawn.
     async fn topics(
         &self,
         emitted: &Emitted,
         streams: &BTreeMap<&StreamId, &StreamProgress>,
-        extent: Extent,
+        draws: Option<&BTreeMap<String, Draw>>,
         complete: bool,
-        random: &mut StdRng,
     ) -> Result<(Vec<Compared>, Vec<(StreamId, Seq)>), ParityError> {
-        let counts: Vec<u64> = emitted.topics.values().map(|entries| entries.len() as u64).collect();
-        let shares = match extent {
-            Extent::Sample(count) => Some(shares(&counts, count, random)),
-            Extent::Whole => None,
-        };
         let (mut compared, mut seen) = (Vec::new(), Vec::new());
-        for (at, (topic, entries)) in emitted.topics.iter().enumerate() {
-            let topic = Topic::new(topic);
+        // A topic that came after the draw has its turn in the next round.
+        let nothing = Draw::default();
+        for (name, entries) in &emitted.topics {
+            let topic = Topic::new(name);
+            let draw = draws.map(|draws| draws.get(name).unwrap_or(&nothing));
             let Ok(stream_id) = topic.stream_id() else {
-                compared.push(Comparison::new(&topic, entries, complete, 0).end());
+                let share = draw.map_or(entries.len(), |draw| draw.entries.len());
+                compared.push(Comparison::new(&topic, entries, complete, 0).nowhere(share as u64));
                 continue;
             };
             let position = streams.get(&stream_id);
             let head = position.map_or(0, |position| position.head_seq.get());
             let mut comparison = Comparison::new(&topic, entries, complete, head);
-            let unfound = match &shares {
+            let unfound = match draw {
                 None => {
                     self.walk(&topic, &stream_id, &mut comparison).await?;
                     comparison.unfound()
                 }
-                Some(shares) => {
-                    let seqs = chosen(entries, shares[at], random);
-                    // As many events of the lane, which the legacy lane may lack.
-                    let floor = position.map_or(Seq::ZERO, |position| position.floor_seq);
-                    let held = position.map_or(0, |position| position.head_seq.since(floor));
-                    let places = picked(held, shares[at].min(held), random);
-                    let places = places.into_iter().map(|place| floor.plus(place)).collect();
-                    let (events, unfound) = self.sampled(&topic, &stream_id, seqs, places).await?;
+                Some(draw) => {
+                    let (events, unfound) = self.sampled(&topic, &stream_id, draw).await?;
                     let published = position.map(|position| position.published_seq);
                     for told in &events {
                         comparison.take(told);
@@ -227,25 +264,24 @@ impl Parity<'_> {
         Ok((compared, seen))
     }
 
-    /// The events of these entries, and those after these seqs of the stream, in the order of the stream. Returns as well the
-    /// entries that have none.
+    /// The events that were drawn, by their entries or by themselves, in the order of the stream. Returns as well the entries that
+    /// have none.
     async fn sampled(
         &self,
         topic: &Topic,
         stream_id: &StreamId,
-        seqs: Vec<u64>,
-        places: Vec<Seq>,
+        draw: &Draw,
     ) -> Result<(Vec<Told>, Vec<u64>), ParityError> {
         let (mut events, mut unfound) = (BTreeMap::new(), Vec::new());
-        for seq in seqs {
-            let found = self.told_of(topic, stream_id, seq).await?;
+        for seq in &draw.entries {
+            let found = self.told_of(topic, stream_id, *seq).await?;
             if found.is_empty() {
-                unfound.push(seq);
+                unfound.push(*seq);
             }
             events.extend(found.into_iter().map(|told| (told.seq, told)));
         }
-        for after in places {
-            let told = self.told_at(topic, stream_id, after).await?;
+        for seq in &draw.events {
+            let told = self.told_at(topic, stream_id, seq.get()).await?;
             events.extend(told.map(|told| (told.seq, told)));
         }
         Ok((events.into_values().collect(), unfound))
@@ -275,43 +311,48 @@ impl Parity<'_> {
     /// The seq in the topic of the oldest event that the authority holds, if it has purged what was before.
     async fn oldest(&self, topic: &Topic, stream_id: &StreamId) -> Result<Option<u64>, ParityError> {
         let position = self.authority.position(stream_id).await?;
-        let Some(floor) = position
-            .map(|position| position.floor_seq)
-            .filter(|floor| *floor > Seq::ZERO)
-        else {
+        let floor = position.map(|position| position.floor_seq);
+        let Some(floor) = floor.filter(|floor| *floor > Seq::ZERO) else {
             return Ok(None);
         };
-        let told = self.told_at(topic, stream_id, floor).await?;
-        // With nothing left, all that was appended is purged.
-        Ok(Some(told.map_or(u64::MAX, |told| told.legacy_seq)))
+        let events = self.authority.read_events(stream_id, floor, PAGE.0, PAGE.1).await?;
+        if events.is_empty() {
+            // All that was appended is purged.
+            return Ok(Some(u64::MAX));
+        }
+        Ok(events.iter().find_map(|event| Told::of(topic, event).legacy_seq))
     }
 
-    /// The first event after a seq of the stream.
-    async fn told_at(&self, topic: &Topic, stream_id: &StreamId, after: Seq) -> Result<Option<Told>, ParityError> {
-        let events = self.authority.read_events(stream_id, after, 1, usize::MAX >> 1).await?;
-        Ok(events.first().map(|event| Told::of(topic, event)))
+    /// The event with this seq of the stream, if the authority holds it.
+    async fn told_at(&self, topic: &Topic, stream_id: &StreamId, seq: u64) -> Result<Option<Told>, ParityError> {
+        let Some(before) = seq.checked_sub(1).and_then(Seq::new) else {
+            return Ok(None);
+        };
+        let events = self
+            .authority
+            .read_events(stream_id, before, 1, usize::MAX >> 1)
+            .await?;
+        let event = events.first().filter(|event| event.seq.get() == seq);
+        Ok(event.map(|event| Told::of(topic, event)))
     }
 
-    /// What the lane has for an entry: by its key, or by its seq. Should be one event.
+    /// What the lane has for an entry: by its key, or as a document by its seq. Should be one event.
     async fn told_of(&self, topic: &Topic, stream_id: &StreamId, seq: u64) -> Result<Vec<Told>, ParityError> {
         let events = self.authority.topic_events(topic, stream_id, seq, 2).await?;
         if !events.is_empty() {
             return Ok(events.iter().map(|event| Told::of(topic, event)).collect());
         }
-        let Some(before) = seq.checked_sub(1).and_then(Seq::new) else {
-            return Ok(Vec::new());
-        };
-        let told = self.told_at(topic, stream_id, before).await?;
-        // The authority may have purged it, and an event whose key names another seq is another one.
-        let is_it = |told: &Told| told.seq == seq && told.legacy_seq == seq;
-        Ok(told.filter(is_it).into_iter().collect())
+        let told = self.told_at(topic, stream_id, seq).await?;
+        let told = told.filter(|told| told.legacy_seq == Some(seq));
+        Ok(told.into_iter().collect())
     }
 
-    async fn emitted(&self, source: &LegacySource) -> Result<Emitted, ParityError> {
-        let (name, emitted) = match source {
+    async fn emitted(&self, legacy: &Legacy) -> Result<Emitted, ParityError> {
+        let beginning = legacy.beginning.clone();
+        let (name, emitted) = match &legacy.source {
             LegacySource::File(path) => {
                 let file = path.clone();
-                let read = tokio::task::spawn_blocking(move || read_file(&file)).await;
+                let read = tokio::task::spawn_blocking(move || read_file(&file, beginning)).await;
                 let read = read.map_err(|error| LegacyError::Unreadable {
                     path: path.clone(),
                     source: std::io::Error::other(error),
@@ -319,14 +360,17 @@ impl Parity<'_> {
                 (path.display().to_string(), read?)
             }
             LegacySource::Table(table) => {
-                let mut emitted = Emitted::default();
+                let mut emitted = Emitted {
+                    beginning,
+                    ..Emitted::default()
+                };
                 let mut number = 0;
                 let most = usize::try_from(MOST_ENTRIES + 1).unwrap_or(usize::MAX);
                 let take = |row| {
                     number += 1;
                     emitted.row(number, row);
                 };
-                self.authority.legacy_rows(table, most, take).await?;
+                self.authority.legacy_rows(table, &legacy.beginning, most, take).await?;
                 (table.name().to_owned(), emitted)
             }
         };
@@ -340,14 +384,45 @@ impl Parity<'_> {
     }
 }
 
+/// What is looked at of each topic, of so many entries in total.
+fn drawn(
+    seed: u64,
+    emitted: &Emitted,
+    streams: &BTreeMap<&StreamId, &StreamProgress>,
+    count: u64,
+) -> BTreeMap<String, Draw> {
+    let counts: Vec<u64> = emitted.topics.values().map(|entries| entries.len() as u64).collect();
+    let topics = emitted.topics.iter().zip(shares(seed, &counts, count));
+    let draws = topics.map(|((topic, entries), share)| {
+        let stream_id = Topic::new(topic).stream_id().ok();
+        let position = stream_id.and_then(|stream_id| streams.get(&stream_id).copied());
+        (topic.clone(), draw(seed, topic, entries, share, position))
+    });
+    draws.collect()
+}
+
+/// The topics of the lane that the legacy lane does not name.
+fn only_in_the_lane(emitted: &Emitted, streams: &[StreamProgress]) -> Vec<String> {
+    let topics = streams
+        .iter()
+        .filter_map(|position| Topic::of_stream(&position.stream_id));
+    let topics = topics.map(|topic| topic.as_str().to_owned());
+    topics
+        .filter(|topic| topic.starts_with(&emitted.beginning) && !emitted.topics.contains_key(topic))
+        .collect()
+}
+
 /// Reads a file line by line. It ends early once there are too many.
-fn read_file(path: &Path) -> Result<Emitted, LegacyError> {
+fn read_file(path: &Path, beginning: String) -> Result<Emitted, LegacyError> {
     let unreadable = |source| LegacyError::Unreadable {
         path: path.to_owned(),
         source,
     };
     let mut file = BufReader::new(std::fs::File::open(path).map_err(unreadable)?);
-    let mut emitted = Emitted::default();
+    let mut emitted = Emitted {
+        beginning,
+        ..Emitted::default()
+    };
     let mut number = 0;
     let mut line = Vec::new();
     while emitted.taken() <= MOST_ENTRIES {
@@ -361,12 +436,15 @@ fn read_file(path: &Path) -> Result<Emitted, LegacyError> {
         if read == 0 {
             break;
         }
-        if read as u64 == LONGEST_LINE && line.last() != Some(&b'\n') {
+        let whole = line.last() == Some(&b'\n');
+        if read as u64 == LONGEST_LINE && !whole {
             emitted.refuse(
                 format_args!("line {number}"),
                 format_args!("longer than {LONGEST_LINE} bytes"),
             );
             file.skip_until(b'\n').map_err(unreadable)?;
+        } else if !whole {
+            emitted.last_line(number, &line);
         } else if !line.trim_ascii().is_empty() {
             emitted.line(number, &line);
         }
@@ -379,20 +457,60 @@ mod tests {
     use super::*;
 
     #[test]
+    fn with_nothing_compared_nothing_is_equal() {
+        for (compared, mismatches) in [(0, 1), (1, 0)] {
+            let topic = TopicRound {
+                purged: 5,
+                compared,
+                looked_for: compared,
+                ..TopicRound::default()
+            };
+            let round = LegacyRound::of(Emitted::default(), 7, vec![(topic, Vec::new())]);
+            assert_eq!((round.mismatches, round.mismatch_ratio), (mismatches, 0.0));
+        }
+    }
+
+    #[test]
+    fn what_is_read_and_what_is_compared_have_ratios_of_their_own() {
+        let emitted = Emitted {
+            entries: 6,
+            invalid: 2,
+            ..Emitted::default()
+        };
+        let topic = TopicRound {
+            compared: 3,
+            looked_for: 4,
+            mismatches: 1,
+            ..TopicRound::default()
+        };
+        let round = LegacyRound::of(emitted, 7, vec![(topic, Vec::new())]);
+        let ratios = (round.mismatch_ratio, round.invalid_ratio);
+        assert_eq!((round.mismatches, ratios), (3, (0.25, 0.25)));
+    }
+
+    #[test]
     fn a_file_is_read_to_its_end_whatever_its_lines_are() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events.jsonl");
-        let missing = read_file(&path).unwrap_err();
+        let missing = read_file(&path, String::new()).unwrap_err();
         assert!(matches!(missing, LegacyError::Unreadable { .. }), "{missing}");
         let hash = format!("sha256:{}", "0".repeat(64));
         let line = |seq: u64| format!("{{\"topic\":\"a\",\"seq\":{seq},\"payload_hash\":\"{hash}\"}}");
         let long = "x".repeat(LONGEST_LINE as usize + 5);
         let text = format!("{}\r\n\n{long}\n  \n{}\n{}", line(1), line(2), line(3));
         std::fs::write(&path, text).unwrap();
-        let emitted = read_file(&path).unwrap();
+        let emitted = read_file(&path, String::new()).unwrap();
         assert_eq!((emitted.entries, emitted.invalid), (3, 1));
         assert_eq!(emitted.examples, ["line 3: longer than 65536 bytes"]);
+        assert!(!emitted.unfinished_line);
+        // Somebody writes it.
+        std::fs::write(&path, format!("{}\n{}", line(1), &line(2)[..20])).unwrap();
+        let emitted = read_file(&path, String::new()).unwrap();
+        assert_eq!(
+            (emitted.entries, emitted.invalid, emitted.unfinished_line),
+            (1, 0, true)
+        );
         std::fs::write(&path, "").unwrap();
-        assert_eq!(read_file(&path).unwrap().taken(), 0);
+        assert_eq!(read_file(&path, String::new()).unwrap().taken(), 0);
     }
 }
