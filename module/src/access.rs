@@ -35,9 +35,8 @@ pub fn admit(ctx: &ReducerContext) -> Result<(), Refused> {
                 .find(name.as_str().to_owned())
                 .is_some()
         };
-        let session =
-            session::admit(claims, &issuer.policy(), second_of(ctx.timestamp), is_revoked).map_err(refused)?;
-        return open(ctx, &trust, session);
+        let judged = session::judge(claims, &issuer.policy(), second_of(ctx.timestamp), is_revoked);
+        return open(ctx, &trust, judged.map_err(|denied| denied.to_wire())?);
     }
     let caller = ctx.sender();
     if trust.trust().operator(caller).is_ok() || has_standing_grant(ctx, caller) {

@@ -366,7 +366,8 @@ impl Config {
             }
             (Some(_), None) | (None, Some(_)) | (None, None) => {}
         }
-        if let Err(message) = self.compatibility.check_bounds() {
+        let served = &self.compatibility;
+        if let Err(message) = served.check_bounds().and_then(|()| served.check_spoken()) {
             return value("compatibility", message);
         }
         if let Some(gate) = &self.gate {

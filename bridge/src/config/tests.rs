@@ -1,3 +1,5 @@
+use spacetime_sync_proto::contract::{OLDEST_SCHEMA_VERSION, SCHEMA_VERSION};
+
 use super::*;
 use crate::http::Listener;
 
@@ -223,6 +225,19 @@ fn an_error_names_what_is_wrong_and_where() {
             format!("{FILE}\n[compatibility]\nmin_client_build_id = \"1\""),
             vec![],
             "min_client_build_id: expected",
+        ),
+        (
+            format!(
+                "{FILE}\n[compatibility]\nmin_schema_version = {}",
+                OLDEST_SCHEMA_VERSION - 1
+            ),
+            vec![],
+            "compatibility: min_schema_version: expected at least",
+        ),
+        (
+            format!("{FILE}\n[compatibility]\nmax_schema_version = {}", SCHEMA_VERSION + 1),
+            vec![],
+            "compatibility: max_schema_version: expected at most",
         ),
         (
             format!("{FILE}\n[http]\nadmin_token = [\"hunter2\"]"),

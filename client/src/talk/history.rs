@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, HeaderMap};
 use reqwest::{StatusCode, Url};
-use spacetime_sync_proto::access::{Incompatible, TokenRefusal};
+use spacetime_sync_proto::access::TokenRefusal;
 use spacetime_sync_proto::heads::{HEADS_PATH, Heads, HeadsRequest, StreamHead};
 use spacetime_sync_proto::page::{DOCUMENT_BYTES, EventPage, PROTOBUF, STREAMS_PATH, Snapshot, path_segment};
 use spacetime_sync_proto::{Position, Refusal, RefusalCode, Seq, StaleCursor, StreamId, error_text, limit};
 
-use super::tokens::{bridge_url, json, read_up_to, retry_after};
+use super::tokens::{bridge_url, json, read_incompatible, read_up_to, retry_after};
 use crate::config::{ALLOWED_BY, ClientConfig, History};
 use crate::credential::Credential;
 use crate::error::ConfigError;
@@ -167,7 +167,7 @@ fn read(stream_id: &StreamId, question: Question, status: StatusCode, headers: &
         (StatusCode::FORBIDDEN, _) => Answer::Refused(refusal(RefusalCode::ForbiddenStream)),
         (StatusCode::CONFLICT, _) => Answer::Refused(refusal(RefusalCode::ChainMismatch)),
         (StatusCode::UNPROCESSABLE_ENTITY, _) => Answer::Refused(refusal(RefusalCode::InvalidArgument)),
-        (StatusCode::UPGRADE_REQUIRED, _) => Answer::Refused(match json::<Incompatible>(&body) {
+        (StatusCode::UPGRADE_REQUIRED, _) => Answer::Refused(match read_incompatible(&body) {
             Some(incompatible) => Refusal::new(incompatible.code, incompatible.message),
             None => refusal(RefusalCode::UpgradeRequired),
         }),

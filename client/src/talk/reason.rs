@@ -8,7 +8,7 @@ use reqwest::StatusCode;
 use spacetime_sync_proto::Refusal;
 use spacetime_sync_proto::access::Incompatible;
 
-use super::tokens::read_up_to;
+use super::tokens::{read_incompatible, read_up_to};
 use crate::config::ClientConfig;
 
 /// Longest answer that is read: the contract, or a refusal.
@@ -55,7 +55,7 @@ pub(super) async fn ask_reason(config: &ClientConfig, database: &str, token: Opt
 fn read_reason(body: &[u8]) -> Option<Reason> {
     let text = std::str::from_utf8(body).ok()?.trim();
     // The larger form first: the smaller one would also accept it.
-    if let Ok(incompatible) = serde_json::from_str(text) {
+    if let Some(incompatible) = read_incompatible(text.as_bytes()) {
         return Some(Reason::Incompatible(Box::new(incompatible)));
     }
     Refusal::from_wire(text).map(Reason::Refused)

@@ -8,6 +8,7 @@ use std::time::Duration;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use spacetime_sync_proto::access::{
     ClientVersion, Incompatible, TOKEN_PATH, TokenRefusal, TokenRequest, TokenResponse, headers,
 };
@@ -196,7 +197,7 @@ fn read_answer(status: StatusCode, answered: &HeaderMap, body: &[u8]) -> Result<
     if status == StatusCode::OK {
         return read_token(body);
     }
-    let incompatible = json::<Incompatible>(body).or_else(|| read_headers(answered));
+    let incompatible = read_incompatible(body).or_else(|| read_headers(answered));
     if let Some(incompatible) = incompatible.filter(|_| status == StatusCode::UPGRADE_REQUIRED) {
         return Err(TokenError::Incompatible(Box::new(incompatible)));
     }
@@ -254,12 +255,24 @@ pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     serde_json::from_slice(body).ok()
 }
 
+/// The body of a 426. A code of a later release is taken by the status; what it says beside its code counts all the same.
+pub(super) fn read_incompatible(body: &[u8]) -> Option<Incompatible> {
+    let mut said: Value = json(body)?;
+    let code = said.get_mut("code")?;
+    *code = serde_json::to_value(code_of_426(code.as_str()?)).ok()?;
+    serde_json::from_value(said).ok()
+}
+
+fn code_of_426(code: &str) -> RefusalCode {
+    serde_json::from_value(code.into()).unwrap_or(RefusalCode::UpgradeRequired)
+}
+
 /// A 426 repeats its body in its headers, because a proxy may replace the body with a page of its own.
 fn read_headers(answered: &HeaderMap) -> Option<Incompatible> {
     let text = |name: &str| answered.get(name)?.to_str().ok().map(str::to_owned);
     let code = text(headers::CODE)?;
     Some(Incompatible {
-        code: serde_json::from_value(code.clone().into()).ok()?,
+        code: code_of_426(&code),
         message: format!("the bridge does not support this client: {code}"),
         retryable: false,
         upgrade_required: text(headers::UPGRADE_REQUIRED)? == "true",

@@ -6,8 +6,10 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use spacetime_sync_proto::access::{CLAIMS_VERSION, SERVICE_SUBJECT, Scope, StreamPattern, SyncClaims};
-use spacetime_sync_proto::access::{Compatibility, TTL_SECONDS};
+use spacetime_sync_proto::access::{
+    CLAIMS_VERSION, ClientVersion, Compatibility, Incompatible, SERVICE_SUBJECT, Scope, StreamPattern, SyncClaims,
+    TTL_SECONDS,
+};
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
 
 /// How far the issuer's clock may be ahead of this one, in seconds.
@@ -95,6 +97,39 @@ fn no_token(detail: String) -> Refusal {
     )
 }
 
+/// Why a token opens no session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denied {
+    /// The token or its session is the reason.
+    Refused(Refusal),
+    /// The client is none of those that are served.
+    Incompatible(Box<Incompatible>),
+}
+
+impl Denied {
+    /// The refusal, without which clients are served.
+    pub fn refusal(self) -> Refusal {
+        match self {
+            Self::Refused(refusal) => refusal,
+            Self::Incompatible(incompatible) => refused(incompatible.code, incompatible.message),
+        }
+    }
+
+    /// Encodes it for the wire. Whoever expects a refusal reads one.
+    pub fn to_wire(&self) -> String {
+        match self {
+            Self::Refused(refusal) => refusal.to_wire(),
+            Self::Incompatible(incompatible) => incompatible.to_wire(),
+        }
+    }
+}
+
+impl From<Refusal> for Denied {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 /// Checks the claims of a token whose signature is valid. `is_revoked` says whether the session of this name was
 /// revoked.
 pub fn admit(
@@ -103,6 +138,30 @@ pub fn admit(
     now: u64,
     is_revoked: impl FnOnce(&Label) -> bool,
 ) -> Result<Session, Refusal> {
+    judge(claims, policy, now, is_revoked).map_err(Denied::refusal)
+}
+
+/// Like [`admit`], and tells a client that is not served which ones are.
+pub fn judge(
+    claims: Claims,
+    policy: &Policy,
+    now: u64,
+    is_revoked: impl FnOnce(&Label) -> bool,
+) -> Result<Session, Denied> {
+    let (session, client) = check(claims, policy, now, is_revoked)?;
+    if let Some(client) = client {
+        policy.compatibility.check(&client).map_err(Denied::Incompatible)?;
+    }
+    Ok(session)
+}
+
+/// What a token stands for, and the client that it was issued to, unless that is the bridge.
+fn check(
+    claims: Claims,
+    policy: &Policy,
+    now: u64,
+    is_revoked: impl FnOnce(&Label) -> bool,
+) -> Result<(Session, Option<ClientVersion>), Refusal> {
     let claims = claims.sync()?;
     if claims.iss != policy.issuer {
         return Err(refused(
@@ -159,11 +218,8 @@ pub fn admit(
             "the session was revoked: sign in again",
         ));
     }
-    if !service {
-        let served = policy.compatibility.check(&claims.client());
-        served.map_err(|incompatible| refused(incompatible.code, incompatible.message))?;
-    }
-    Ok(Session {
+    let client = (!service).then(|| claims.client());
+    let session = Session {
         session_id: claims.oa_session_id,
         user_id: claims.oa_user_id,
         org_id: claims.oa_org_id,
@@ -172,7 +228,8 @@ pub fn admit(
         streams: claims.oa_sync_streams,
         issued_at_us,
         expires_at: claims.exp,
-    })
+    };
+    Ok((session, client))
 }
 
 /// Whether a session with these scopes may see a stream that its token names.
@@ -293,7 +350,7 @@ mod tests {
         })
     }
 
-    fn judge(changes: &[(&str, Value)]) -> Result<Session, RefusalCode> {
+    fn judged(changes: &[(&str, Value)]) -> Result<Session, RefusalCode> {
         let mut claims = claims();
         for (field, value) in changes {
             claims[*field] = value.clone();
@@ -315,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_good_token_opens_its_session() {
-        let session = judge(&[]).unwrap();
+        let session = judged(&[]).unwrap();
         assert_eq!((session.session_id.as_str(), session.expires_at), ("s1", NOW + 290));
         assert!(may_see(
             &session.scopes,
@@ -334,7 +391,7 @@ mod tests {
     #[test]
     fn a_pattern_covers_streams_with_its_prefix_if_the_session_has_their_scope() {
         let streams = json!(["user:7:*", "runtime.*", "org:a:x"]);
-        let session = judge(&[("oa_sync_streams", streams)]).unwrap();
+        let session = judged(&[("oa_sync_streams", streams)]).unwrap();
         let covered = [
             "user:7:notes",
             "user:7:",
@@ -357,7 +414,7 @@ mod tests {
             })
         };
         let renews = |at, newest| {
-            let token = judge(&[signed(at)]).unwrap();
+            let token = judged(&[signed(at)]).unwrap();
             token.renews(newest, NOW).map_err(|refusal| refusal.code)
         };
         assert_eq!(renews(4, None), Ok(true));
@@ -371,7 +428,7 @@ mod tests {
 
     #[test]
     fn of_several_bridges_the_token_that_lasts_longest_counts() {
-        let token = judge(&service()).unwrap();
+        let token = judged(&service()).unwrap();
         let newest = |expires_at| {
             let issued_at_us = NOW * 1_000_000;
             Some(NewestToken {
@@ -402,7 +459,7 @@ mod tests {
 
     #[test]
     fn the_bridge_has_a_session_without_streams_whatever_its_build() {
-        assert_eq!(judge(&service()).unwrap().scopes, [Scope::Append]);
+        assert_eq!(judged(&service()).unwrap().scopes, [Scope::Append]);
     }
 
     #[test]
@@ -484,12 +541,31 @@ mod tests {
                 RefusalCode::InvalidToken,
             ),
         ] {
-            assert_eq!(judge(&changes).err(), Some(code), "{changes:.80?}");
+            assert_eq!(judged(&changes).err(), Some(code), "{changes:.80?}");
         }
         let mut without = claims();
         without.as_object_mut().unwrap().remove("iat");
         let refusal = admit(Claims(without), &policy(), NOW, |_| false).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::MissingIat);
+    }
+
+    #[test]
+    fn a_client_that_is_not_served_is_told_who_is() {
+        let mut older = claims();
+        older["oa_client_build_id"] = json!("20251231T000000Z");
+        let denied = judge(Claims(older), &policy(), NOW, |_| false).unwrap_err();
+        let wire = denied.to_wire();
+        let said: Incompatible = serde_json::from_str(&wire).unwrap();
+        assert_eq!((said.code, said.upgrade_required), (RefusalCode::UpgradeRequired, true));
+        assert_eq!(said.min_client_build_id, "20260101T000000Z");
+        // Whoever reads refusals alone reads the same one.
+        assert_eq!(Refusal::from_wire(&wire), Some(denied.refusal()));
+        let gone = judge(Claims(claims()), &policy(), NOW, |_| true).unwrap_err();
+        let refusal = Refusal::from_wire(&gone.to_wire()).unwrap();
+        assert_eq!(
+            (refusal.code, Denied::Refused(refusal)),
+            (RefusalCode::TokenRevoked, gone)
+        );
     }
 
     #[test]
@@ -514,11 +590,11 @@ mod tests {
             ("oa_user_id", json!("u".repeat(112))),
             ("sub", json!(format!("user:{}/session:s1", "u".repeat(112)))),
         ];
-        assert!(judge(&named).is_ok());
+        assert!(judged(&named).is_ok());
         let longest = [("iat", json!(NOW)), ("exp", json!(NOW + TTL_SECONDS.end()))];
-        assert!(judge(&longest).is_ok());
+        assert!(judged(&longest).is_ok());
         let most_streams = json!(vec!["a"; limit::TOKEN_STREAMS]);
-        assert!(judge(&[("oa_sync_streams", most_streams)]).is_ok());
+        assert!(judged(&[("oa_sync_streams", most_streams)]).is_ok());
         let padded = |bytes: usize| {
             let text = claims().to_string();
             Claims::read(&(" ".repeat(bytes - text.len()) + &text)).map_err(|refusal| refusal.code)
@@ -551,7 +627,7 @@ mod tests {
             ("nbf", json!(NOW + 60)),
             ("exp", json!(NOW + 360)),
         ];
-        assert!(judge(&fresh).is_ok());
-        assert!(judge(&[("exp", json!(NOW + 1))]).is_ok());
+        assert!(judged(&fresh).is_ok());
+        assert!(judged(&[("exp", json!(NOW + 1))]).is_ok());
     }
 }

@@ -114,6 +114,14 @@ pub struct Incompatible {
     pub protocol_version: String,
 }
 
+impl Incompatible {
+    /// Encodes it as the module tells it: a refusal, to whoever does not know the other fields.
+    pub fn to_wire(&self) -> String {
+        // Infallible: a map of texts, numbers and the name of an enum.
+        serde_json::to_string(self).expect("it is always JSON")
+    }
+}
+
 impl Compatibility {
     /// Checks these bounds themselves: the build ids are well formed, and no upper bound is below its lower one.
     pub fn check_bounds(&self) -> Result<(), String> {
@@ -133,6 +141,22 @@ impl Compatibility {
             return Err(format!(
                 "min_schema_version: expected at most max_schema_version {}, found {}",
                 self.max_schema_version, self.min_schema_version
+            ));
+        }
+        Ok(())
+    }
+
+    /// Checks that this release speaks every schema version that is served: a client would be let in that nobody can serve.
+    pub fn check_spoken(&self) -> Result<(), String> {
+        let (min, max) = (self.min_schema_version, self.max_schema_version);
+        if min < OLDEST_SCHEMA_VERSION {
+            return Err(format!(
+                "min_schema_version: expected at least {OLDEST_SCHEMA_VERSION}, the oldest that this build speaks, found {min}"
+            ));
+        }
+        if max > SCHEMA_VERSION {
+            return Err(format!(
+                "max_schema_version: expected at most {SCHEMA_VERSION}, the newest that this build speaks, found {max}"
             ));
         }
         Ok(())

@@ -251,6 +251,38 @@ async fn an_unsupported_build_learns_it_from_body_or_headers() {
 }
 
 #[tokio::test]
+async fn a_code_of_a_later_release_loses_nothing_that_stands_beside_it() {
+    for upgrade_required in [true, false] {
+        let body = json!({
+            "code": "unsupported_weather", "message": "rain", "retryable": false, "upgrade_required": upgrade_required,
+            "surface": "desktop", "min_client_build_id": "20270101T000000Z", "min_schema_version": 1,
+            "max_schema_version": 2, "protocol_version": "spacetime.sync.v1",
+        });
+        let flag = upgrade_required.to_string();
+        let by_headers = [
+            (headers::CODE, "unsupported_weather"),
+            (headers::UPGRADE_REQUIRED, &*flag),
+            (headers::MIN_CLIENT_BUILD_ID, "20270101T000000Z"),
+            (headers::MIN_SCHEMA_VERSION, "1"),
+            (headers::MAX_SCHEMA_VERSION, "2"),
+            (headers::SERVED_PROTOCOL_VERSION, "spacetime.sync.v1"),
+        ];
+        for answer in [
+            answer("426 Upgrade Required", &[], &body.to_string()),
+            answer("426 Upgrade Required", &by_headers, "<html>"),
+        ] {
+            let Err(TokenError::Incompatible(found)) = asked(answer).await else {
+                panic!("expected an incompatible build");
+            };
+            assert_eq!(
+                (found.code, found.upgrade_required),
+                (RefusalCode::UpgradeRequired, upgrade_required)
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_is_too_long_or_has_no_usable_token_is_refused() {
     let long = answer("200 OK", &[], &"x".repeat(ANSWER_BYTES + 1));
     // Without a length, until the connection ends.
