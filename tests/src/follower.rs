@@ -11,7 +11,8 @@ use serde_json::Value;
 use spacetime_sync_authority::Authority;
 use spacetime_sync_proto::{ChainHash, DatabasePin, Event, IdempotencyKey, Kind, PayloadHash, Seq, StreamId};
 
-use crate::process::{Environment, Process, built};
+use crate::process::{Environment, Process};
+use crate::release::Release;
 
 /// A client, running or not.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub struct Follower {
     streams: Vec<StreamId>,
     options: Vec<String>,
     environment: Environment,
+    release: Release,
     process: Option<Process>,
     /// Length of the log that earlier runs of this client have left, in bytes.
     before: usize,
@@ -93,6 +95,7 @@ impl Follower {
             streams: streams.to_vec(),
             options: Vec::new(),
             environment: Environment::new(),
+            release: Release::Current,
             process: None,
             before: 0,
         }
@@ -165,6 +168,11 @@ impl Follower {
         self
     }
 
+    /// Is of this release from its next start on.
+    pub fn become_of(&mut self, release: Release) {
+        self.release = release;
+    }
+
     /// Removes the added command-line options.
     pub fn clear_options(&mut self) {
         self.options.clear();
@@ -214,7 +222,7 @@ impl Follower {
 
     /// Starts the client. It resumes from what it applied before.
     pub fn start(&mut self) -> anyhow::Result<()> {
-        let mut command = Command::new(built("examples/follow"));
+        let mut command = Command::new(self.release.program("examples/follow")?);
         command.args(self.arguments());
         let environment = self.environment.iter().map(|(key, value)| (key, value));
         command.args(&self.options).env("NO_COLOR", "1").envs(environment);

@@ -34,7 +34,8 @@ use crate::gate::{Gate, GateOptions};
 use crate::issuing::Keys;
 use crate::port;
 use crate::postgres::{Cluster, Database};
-use crate::process::{Environment, Process, built};
+use crate::process::{Environment, Process};
+use crate::release::Release;
 use crate::server::Server;
 use crate::{until, write_secret};
 
@@ -98,6 +99,8 @@ pub struct BridgeOptions {
     pub unpinned: bool,
     /// Additional configuration keys, as `section.key` and a value.
     pub set: Vec<(&'static str, String)>,
+    /// The release whose bridge it is.
+    pub release: Release,
     /// The bridge's `RUST_LOG`.
     pub says: Option<String>,
     /// Additional environment.
@@ -113,6 +116,8 @@ pub struct LaneOptions {
     pub environment: Environment,
     /// Whether everybody authenticates with tokens of the lane's bridge. Such a lane has one bridge at a time.
     pub tokens: bool,
+    /// The release whose module is published first.
+    pub module: Release,
 }
 
 impl Lane {
@@ -171,7 +176,7 @@ impl Lane {
             tokens,
             next: 0.into(),
         };
-        lane.publish(Breaking::Refuse).await?;
+        lane.publish_module(options.module.module()?, Breaking::Refuse).await?;
         Ok(lane)
     }
 
@@ -246,7 +251,7 @@ impl Lane {
             None => port::free()?,
             Some(tokens) => tokens.http,
         };
-        let mut command = Command::new(built("spacetime-sync"));
+        let mut command = Command::new(options.release.program("spacetime-sync")?);
         command
             .arg("run")
             .env("RUST_LOG", options.says.as_deref().unwrap_or("info,sqlx=warn"))

@@ -20,6 +20,7 @@ pub mod power;
 pub mod process;
 pub mod proxy;
 pub mod relays;
+pub mod release;
 pub mod scene;
 pub mod schema;
 pub mod server;

@@ -45,7 +45,7 @@ pub(super) async fn jump(scale: Scale, seed: u64, logs: Option<&Path>, record: &
         lane: LaneOptions {
             environment: spacetimedb,
             tokens: true,
-            data: None,
+            ..LaneOptions::default()
         },
         bridge: BridgeOptions {
             environment: bridge,

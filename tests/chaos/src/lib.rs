@@ -19,6 +19,7 @@ mod network;
 mod relays;
 mod restarts;
 mod stale;
+mod upgrade;
 mod wiped;
 
 use std::collections::BTreeMap;
@@ -81,6 +82,8 @@ pub enum Drill {
     WipedAssignments,
     /// Relays of Nostr lie, fall silent and go down, and the mirror is killed.
     LyingRelays,
+    /// Module, bridge and client are put back to the previous release and updated again, one by one.
+    Upgrade,
 }
 
 /// How large a drill is.
@@ -222,6 +225,7 @@ impl Drill {
             Self::ReconnectStorm => played!(setting, storm::storm),
             Self::WipedAssignments => played!(wiped::with_tokens(), wiped::assignments),
             Self::LyingRelays => played!(setting, relays::lie),
+            Self::Upgrade => played!(setting, upgrade::upgrade),
         }
     }
 }
