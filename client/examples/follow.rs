@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use spacetime_sync_client::rusqlite::{Transaction, params};
 use spacetime_sync_client::{
     Beginning, ClientConfig, Credential, DatabasePin, Event, Handler, HandlerError, History, HttpTokens, IdentityHex,
-    Phase, Reads, SqliteStore, StaleAnswer, Status, StreamId, StreamPhase, SyncClient, TlsFiles, TokenError, Transport,
+    Phase, Reads, SqliteStore, StaleAnswer, Status, StreamId, SyncClient, TlsFiles, TokenError, Transport,
     WithoutDocument,
 };
 use spacetime_sync_proto::error_text;
@@ -317,9 +317,12 @@ fn has_reached(status: &Status, until: Option<u64>) -> bool {
     until.is_some_and(|until| status.streams.values().all(|stream| stream.applied.seq.get() >= until))
 }
 
-/// What was shown last, so that only changes of phase and new tokens are shown.
+/// What was shown last, so that only changes of phase, another schema version and new tokens are shown.
+type Shown = (&'static str, (Option<u32>, u64), BTreeMap<StreamId, &'static str>);
+
+/// See [`Shown`].
 #[derive(Default)]
-struct Phases(Option<(&'static str, u64, BTreeMap<StreamId, &'static str>)>);
+struct Phases(Option<Shown>);
 
 impl Phases {
     fn show(&mut self, status: &Status) {
@@ -328,84 +331,11 @@ impl Phases {
             .iter()
             .map(|(id, stream)| (id.clone(), stream.phase.code()))
             .collect();
-        let phases = Some((status.phase.code(), status.counters.refreshes, streams));
+        let spoken = (status.schema_version, status.counters.refreshes);
+        let phases = Some((status.phase.code(), spoken, streams));
         if self.0 != phases {
-            println!("{}", to_json(status));
+            println!("{}", serde_json::to_string(status).unwrap_or_default());
             self.0 = phases;
         }
     }
-}
-
-fn to_json(status: &Status) -> Value {
-    let (reason, detail, code) = match &status.phase {
-        Phase::Backoff { reason, .. } => (Some(reason.code()), Some(reason.to_string()), reason.refusal()),
-        Phase::Stopped { reason } => (Some(reason.code()), Some(error_text(reason)), reason.refusal()),
-        Phase::Idle | Phase::Connecting { .. } | Phase::CatchingUp { .. } | Phase::Live => (None, None, None),
-    };
-    let upgrade_required = matches!(&status.phase, Phase::Stopped { reason } if reason.upgrade_required());
-    let token = status.token.as_ref().map(|token| {
-        json!({
-            "refresh_due_in_s": token.refresh_due_in().as_secs(),
-            "expires_in_s": token.expires_in().as_secs(),
-            "failures": token.failures,
-            "granted_streams": token.granted_streams,
-            "session_id": token.session_id,
-        })
-    });
-    let streams: BTreeMap<_, _> = status
-        .streams
-        .iter()
-        .map(|(id, stream)| {
-            let reason = match &stream.phase {
-                StreamPhase::Stopped { reason } => Some((reason.code(), reason.to_string())),
-                StreamPhase::Forbidden { code } => Some(("forbidden", format!("{code:?}"))),
-                StreamPhase::Retrying { message } => Some(("retrying", message.clone())),
-                StreamPhase::Recovering { rung, .. } => Some((rung.code(), format!("{rung:?}"))),
-                StreamPhase::Waiting | StreamPhase::CatchingUp | StreamPhase::Live | StreamPhase::Unanswered => None,
-            };
-            let value = json!({
-                "phase": stream.phase.code(),
-                "applied": stream.applied.seq.get(),
-                "head": stream.head.map(|head| head.get()),
-                "reason": reason.as_ref().map(|(code, _)| code),
-                "detail": reason.as_ref().map(|(_, detail)| detail),
-            });
-            (id.as_str().to_owned(), value)
-        })
-        .collect();
-    let counters = &status.counters;
-    json!({
-        "phase": status.phase.code(),
-        "reason": reason,
-        "detail": detail,
-        "code": code,
-        "upgrade_required": upgrade_required,
-        "token": token,
-        "streams": streams,
-        "counters": {
-            "events_applied": counters.events_applied,
-            "frames": counters.frames,
-            "duplicates_dropped": counters.duplicates_dropped,
-            "holes_paged": counters.holes_paged,
-            "pages": counters.pages,
-            "history_pages": counters.history_pages,
-            "history_failures": counters.history_failures,
-            "stale_cursors": counters.stale_cursors,
-            "rebootstraps": counters.rebootstraps,
-            "restarts": counters.restarts,
-            "resubscriptions": counters.resubscriptions,
-            "overruns": counters.overruns,
-            "apply_failures": counters.apply_failures,
-            "reads_refused": counters.reads_refused,
-            "reconnects": counters.reconnects,
-            "connections_overfull": counters.connections_overfull,
-            "refreshes": counters.refreshes,
-            "token_failures": counters.token_failures,
-            "withheld": counters.withheld,
-            "acks": counters.acks,
-            "acks_refused": counters.acks_refused,
-            "heartbeats": counters.heartbeats,
-            "heartbeats_refused": counters.heartbeats_refused,
-        },
-    })
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use spacetime_sync_proto::access::Topic;
 use spacetime_sync_proto::{Label, NostrKey, NostrSignature, Position, StreamId};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -9,10 +10,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::ClientConfig;
-use crate::error::{CallError, PresenceError, StartError};
+use crate::error::{CallError, FollowError, PresenceError, StartError};
 use crate::nostr::NostrChallenge;
 use crate::outbox::{Outbox, OutboxEvent, OutboxOutcome};
 use crate::presence::{Presence, PresenceHandle, Presences, Wishes};
+use crate::readable::ReadableStreams;
 use crate::runner::{Asked, Runner, Wanted};
 use crate::seal::SealKeys;
 use crate::session::status::{Phase, Status, StopReason};
@@ -40,6 +42,7 @@ pub struct SyncClient {
     capabilities: watch::Receiver<Watched<Capabilities>>,
     assignments: watch::Receiver<Watched<Assignments>>,
     outbox: watch::Receiver<Watched<Outbox>>,
+    readable: watch::Receiver<Watched<ReadableStreams>>,
     audiences: watch::Sender<Audiences>,
     heard: broadcast::Receiver<Heard>,
     calls: mpsc::Sender<Asked>,
@@ -73,7 +76,7 @@ impl SyncClient {
         let seals = SealKeys::new(&config.seal_keys);
         let applier = Applier::start(store, handler, streams.clone(), bounds, seals).map_err(StartError::Thread)?;
         let bounded = streams.into_iter().map(|(id, applied)| {
-            let bounds = config.bounds_of(&id, history.is_some());
+            let bounds = config.bounds_of(&id, config.streams.len(), history.is_some());
             (id, applied, bounds)
         });
         let now = Instant::now().into_std();
@@ -87,7 +90,7 @@ impl SyncClient {
         let views = Views::default();
         let (presences, providers_online) = (views.presences.subscribe(), views.providers_online.subscribe());
         let (capabilities, assignments) = (views.capabilities.subscribe(), views.assignments.subscribe());
-        let outbox = views.outbox.subscribe();
+        let (outbox, readable) = (views.outbox.subscribe(), views.readable.subscribe());
         let status = watch::Sender::new(session.status());
         let watched = status.subscribe();
         let runner = Runner::new(config, session, applier, history, status, views, told);
@@ -107,6 +110,7 @@ impl SyncClient {
             capabilities,
             assignments,
             outbox,
+            readable,
             audiences,
             heard,
             calls,
@@ -169,6 +173,79 @@ impl SyncClient {
     pub fn outbox(&self) -> watch::Receiver<Watched<Outbox>> {
         self.watch(Watchable::Outbox);
         self.outbox.clone()
+    }
+
+    /// The streams that the session may read, among them those that the client does not follow, and
+    /// [their topics](ReadableStreams::topics). It hears when a grant comes or goes, within about a second. A token that names
+    /// no more than the streams that the client follows lets it read no others: the provider decides.
+    ///
+    /// ```no_run
+    /// # use spacetime_sync_client::{SyncClient, Watched};
+    /// # async fn example(client: SyncClient) {
+    /// let mut readable = client.readable();
+    /// // Once: what they are at the moment.
+    /// if let Ok(seen) = readable.wait_for(Watched::is_live).await {
+    ///     println!("{:?}", seen.rows.streams);
+    /// }
+    /// // And whenever they change, until the client has ended.
+    /// while readable.changed().await.is_ok() {
+    ///     let topics = readable.borrow_and_update().rows.topics();
+    ///     println!("{topics:?}");
+    /// }
+    /// # }
+    /// ```
+    pub fn readable(&self) -> watch::Receiver<Watched<ReadableStreams>> {
+        self.wishes
+            .send_if_modified(|wishes| !std::mem::replace(&mut wishes.readable, true));
+        self.readable.clone()
+    }
+
+    /// Follows one more stream. It goes on where its checkpoint in the store says, as a stream does that was followed from the
+    /// start: [`Status::streams`] shows it from now on. To follow a stream that is followed already changes nothing.
+    ///
+    /// If the client's token does not grant the stream, the client gets another one at once, and the stream waits for that.
+    /// A client follows at most 256 streams if its tokens come from a [`TokenProvider`](crate::TokenProvider), because a token
+    /// holds no more, and 10,000 otherwise; or as many as it began with, if those are more.
+    ///
+    /// ```no_run
+    /// # use spacetime_sync_client::{FollowError, StreamId, SyncClient};
+    /// # async fn example(client: SyncClient, shown: StreamId, closed: StreamId) -> Result<(), FollowError> {
+    /// client.follow(&shown).await?;
+    /// client.follow_topic("run:42:events").await?;
+    /// client.unfollow(&closed).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn follow(&self, stream_id: &StreamId) -> Result<(), FollowError> {
+        let stream_id = stream_id.clone();
+        self.change(|caller| Asked::Follow { stream_id, caller }).await
+    }
+
+    /// Follows a stream no longer. Once this returns, the handler hears nothing more of it, unless it is followed again. Its
+    /// checkpoint and what the handler has made of it stay. To unfollow a stream that is not followed changes nothing.
+    pub async fn unfollow(&self, stream_id: &StreamId) -> Result<(), FollowError> {
+        let stream_id = stream_id.clone();
+        self.change(|caller| Asked::Unfollow { stream_id, caller }).await
+    }
+
+    /// [Follows](Self::follow) the stream that carries a topic.
+    pub async fn follow_topic(&self, topic: &str) -> Result<(), FollowError> {
+        self.follow(&stream_of(topic)?).await
+    }
+
+    /// [Unfollows](Self::unfollow) the stream that carries a topic.
+    pub async fn unfollow_topic(&self, topic: &str) -> Result<(), FollowError> {
+        self.unfollow(&stream_of(topic)?).await
+    }
+
+    async fn change(
+        &self,
+        asked: impl FnOnce(oneshot::Sender<Result<(), FollowError>>) -> Asked,
+    ) -> Result<(), FollowError> {
+        let (caller, reply) = oneshot::channel();
+        let sent = self.calls.send(asked(caller)).await;
+        sent.map_err(|_| FollowError::Stopped)?;
+        reply.await.unwrap_or(Err(FollowError::Stopped))
     }
 
     fn watch(&self, watchable: Watchable) {
@@ -277,7 +354,7 @@ impl SyncClient {
 
     async fn call(&self, call: Call, within: Option<Duration>) -> Result<Option<String>, CallError> {
         let (caller, reply) = oneshot::channel();
-        let asked = Asked { call, within, caller };
+        let asked = Asked::Call { call, within, caller };
         self.calls.send(asked).await.map_err(|_| CallError::Stopped)?;
         reply.await.unwrap_or_else(|_| {
             // Either the client had ended before it heard of the call, or its task has failed.
@@ -299,6 +376,13 @@ impl SyncClient {
     pub async fn stopped(&self) -> Status {
         last_status(self.status.clone()).await
     }
+}
+
+fn stream_of(topic: &str) -> Result<StreamId, FollowError> {
+    Topic::new(topic).stream_id().map_err(|invalid| FollowError::Topic {
+        topic: topic.to_owned(),
+        invalid,
+    })
 }
 
 async fn last_status(mut status: watch::Receiver<Status>) -> Status {

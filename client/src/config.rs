@@ -211,11 +211,11 @@ impl ClientConfig {
         self.backoff.check()
     }
 
-    /// The bounds of one stream. `history` says whether the client can ask the authority.
-    pub(crate) fn bounds_of(&self, stream_id: &StreamId, history: bool) -> StreamBounds {
+    /// The bounds of one of so many streams. `history` says whether the client can ask the authority.
+    pub(crate) fn bounds_of(&self, stream_id: &StreamId, streams: usize, history: bool) -> StreamBounds {
         let limits = &self.limits;
         StreamBounds {
-            reach_bytes: (limits.subscribed_bytes / self.streams.len().max(1)).max(limit::FRAME_BYTES),
+            reach_bytes: (limits.subscribed_bytes / streams.max(1)).max(limit::FRAME_BYTES),
             unapplied_bytes: limits.unapplied_bytes,
             resume_bytes: limits.resume_bytes,
             subscribe_within_events: limits.subscribe_within_events,

@@ -172,6 +172,47 @@ pub enum CallError {
     Stopped,
 }
 
+/// Why a client does not begin or cease to follow a stream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FollowError {
+    /// No stream can carry the topic.
+    #[error("no stream can carry the topic {topic:?}")]
+    Topic {
+        /// The topic.
+        topic: String,
+        /// What is wrong with it.
+        #[source]
+        invalid: InvalidId,
+    },
+    /// The client follows as many streams as it may.
+    #[error("a client follows at most {most} streams, and this one does: unfollow one first")]
+    TooMany {
+        /// How many that are.
+        most: usize,
+    },
+    /// Too many changes are under way.
+    #[error("too many changes are under way: wait for some of them")]
+    Busy,
+    /// The store cannot say up to where the stream is applied.
+    #[error("the store cannot say up to where the stream is applied")]
+    Store(#[source] StoreError),
+    /// The client has stopped.
+    #[error("the client has stopped")]
+    Stopped,
+}
+
+impl FollowError {
+    /// How to react.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Busy => ErrorClass::Retry,
+            Self::Store(error) => error.class(),
+            Self::Topic { .. } | Self::TooMany { .. } => ErrorClass::Reject,
+            Self::Stopped => ErrorClass::Fatal,
+        }
+    }
+}
+
 impl CallError {
     pub(crate) fn check_name(what: &str, text: &str) -> Result<(), Self> {
         Label::check(text).map_err(|error| Self::Invalid(format!("{what}: {error}")))

@@ -57,6 +57,7 @@ pub mod work;
 mod client;
 #[cfg(test)]
 mod fake_host;
+mod readable;
 mod runner;
 mod talk;
 #[cfg(test)]
@@ -65,10 +66,11 @@ mod whole_client;
 pub use client::SyncClient;
 pub use config::{Backoff, ClientConfig, History, Limits, Reads, StaleAnswer, WithoutDocument};
 pub use credential::{AccessToken, Credential, TokenError, TokenFuture, TokenProvider, WantedToken};
-pub use error::{CallError, ConfigError, ErrorClass, HandlerError, PresenceError, StartError};
+pub use error::{CallError, ConfigError, ErrorClass, FollowError, HandlerError, PresenceError, StartError};
 pub use nostr::NostrChallenge;
 pub use outbox::{Outbox, OutboxEvent, OutboxOutcome, SeenOutboxEvent};
 pub use presence::{OfflineReason, Presence, PresenceHandle, PresenceKey, PresenceStatus, Presences, SeenPresence};
+pub use readable::ReadableStreams;
 pub use session::status;
 pub use session::stream::{Beginning, Counters, Rung, StreamStop};
 pub use signal::{Audience, Heard, HeardSignal, PresenceChange, Says, Signal, Signals, Subject};

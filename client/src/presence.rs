@@ -158,6 +158,8 @@ pub(crate) struct Wishes {
     pub(crate) said: Option<Presence>,
     /// All that it ever wanted to watch.
     pub(crate) watches: BTreeSet<Watchable>,
+    /// Whether it ever wanted to know which streams the session may read.
+    pub(crate) readable: bool,
 }
 
 /// Announces this session every five seconds while there is a connection, until [`PresenceHandle::clear`] or until the

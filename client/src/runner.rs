@@ -6,13 +6,13 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use spacetime_sync_proto::Seq;
+use spacetime_sync_proto::{Seq, StreamId};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::ClientConfig;
-use crate::error::CallError;
+use crate::error::{CallError, FollowError};
 use crate::presence::Wishes;
 use crate::session::status::{Disconnect, Status};
 use crate::session::{
@@ -27,6 +27,8 @@ use crate::watched::{Freshness, Views, Watchable, Watched};
 
 pub(crate) struct Runner {
     config: Arc<ClientConfig>,
+    /// The stream of each place.
+    streams: Vec<StreamId>,
     session: Session,
     applier: Applier,
     /// Answers what SpacetimeDB no longer holds, if configured.
@@ -42,17 +44,28 @@ pub(crate) struct Runner {
     heard: broadcast::Sender<Heard>,
     /// Who waits for the answer to which call.
     callers: BTreeMap<CallId, oneshot::Sender<Called<CallError>>>,
+    /// Who waits to hear whether a stream is followed, or no longer.
+    changers: BTreeMap<CallId, oneshot::Sender<Result<(), FollowError>>>,
     /// How many calls the application has made.
     calls: u64,
 }
 
-/// A call of the application.
-pub(crate) struct Asked {
-    pub(crate) call: Call,
-    /// How long to repeat it until it has an answer, if that may be done.
-    pub(crate) within: Option<Duration>,
-    /// Where the application waits for the answer.
-    pub(crate) caller: oneshot::Sender<Called<CallError>>,
+/// What the application asks for, and where it waits for the answer.
+pub(crate) enum Asked {
+    Call {
+        call: Call,
+        /// How long to repeat it until it has an answer, if that may be done.
+        within: Option<Duration>,
+        caller: oneshot::Sender<Called<CallError>>,
+    },
+    Follow {
+        stream_id: StreamId,
+        caller: oneshot::Sender<Result<(), FollowError>>,
+    },
+    Unfollow {
+        stream_id: StreamId,
+        caller: oneshot::Sender<Result<(), FollowError>>,
+    },
 }
 
 /// What the application asks of a client that runs.
@@ -89,6 +102,7 @@ impl Runner {
         heard: broadcast::Sender<Heard>,
     ) -> Self {
         Self {
+            streams: config.streams.clone(),
             config: Arc::new(config),
             session,
             applier,
@@ -100,6 +114,7 @@ impl Runner {
             views,
             heard,
             callers: BTreeMap::new(),
+            changers: BTreeMap::new(),
             calls: 0,
         }
     }
@@ -144,17 +159,12 @@ impl Runner {
                 () = &mut alarm, if due.is_some() => Event::Woken,
                 // An error means that the application dropped the handle: the client is about to stop.
                 Ok(()) = wishes.changed() => {
-                    let Wishes { said, watches } = wishes.borrow_and_update().clone();
-                    Event::Wishes { said, watches }
+                    let Wishes { said, watches, readable } = wishes.borrow_and_update().clone();
+                    Event::Wishes { said, watches, readable }
                 }
                 Ok(()) = audiences.changed() => Event::Hear(audiences.borrow_and_update().clone()),
                 // The channel has a bound, and each call waits for its answer.
-                Some(Asked { call, within, caller }) = calls.recv() => {
-                    self.calls += 1;
-                    let id = CallId(self.calls);
-                    self.callers.insert(id, caller);
-                    Event::Call { id, call, within }
-                }
+                Some(asked) = calls.recv() => self.asked(asked),
                 // Last, because there may always be a next message.
                 (connection, message) = next_message(&self.links) => self.message(connection, message),
             };
@@ -164,6 +174,31 @@ impl Runner {
             }
             let session = &mut self.session;
             self.status.send_if_modified(|shown| session.show(shown));
+        }
+    }
+
+    fn asked(&mut self, asked: Asked) -> Event {
+        self.calls += 1;
+        let id = CallId(self.calls);
+        match asked {
+            Asked::Call { call, within, caller } => {
+                self.callers.insert(id, caller);
+                Event::Call { id, call, within }
+            }
+            Asked::Follow { stream_id, caller } => {
+                self.changers.insert(id, caller);
+                let streams = self.streams.len() + 1;
+                let bounds = self.config.bounds_of(&stream_id, streams, self.history.is_some());
+                Event::Follow {
+                    call: id,
+                    stream_id,
+                    bounds,
+                }
+            }
+            Asked::Unfollow { stream_id, caller } => {
+                self.changers.insert(id, caller);
+                Event::Unfollow { call: id, stream_id }
+            }
         }
     }
 
@@ -234,10 +269,16 @@ impl Runner {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Dial { connection, token } => {
+            Command::Dial {
+                connection,
+                token,
+                streams,
+            } => {
                 let config = Arc::clone(&self.config);
+                // Not later, when the session may already want other streams.
+                let asked_at = Instant::now().into_std();
                 self.begin(Errand::Dial(connection), async move {
-                    Done::Dialed(Box::new(dial(&config, token).await))
+                    Done::Dialed(Box::new(dial(&config, token, &streams, asked_at).await))
                 });
             }
             Command::Close { connection } => {
@@ -251,7 +292,7 @@ impl Runner {
                 after,
             } => {
                 if let Some(link) = self.link(connection) {
-                    link.read(read, stream, &self.config.streams[stream], after);
+                    link.read(read, stream, &self.streams[stream], after);
                 }
             }
             Command::Subscribe {
@@ -277,7 +318,7 @@ impl Runner {
                 position,
             } => {
                 if let Some(link) = self.link(connection) {
-                    link.ack(stream, &self.config.streams[stream], position);
+                    link.ack(stream, &self.streams[stream], position);
                 }
             }
             Command::SayPresence {
@@ -333,16 +374,38 @@ impl Runner {
                 // Without a listener nobody needs to know.
                 let _ = self.heard.send(heard);
             }
+            Command::Open { stream, stream_id } => {
+                match self.streams.get_mut(stream) {
+                    Some(before) => before.clone_from(&stream_id),
+                    None => self.streams.push(stream_id.clone()),
+                }
+                self.applier.open(stream, stream_id);
+            }
+            Command::Followed { call, result } => {
+                if let Some(caller) = self.changers.remove(&call) {
+                    let _ = caller.send(result);
+                }
+            }
+            Command::AskReadable {
+                connection,
+                question,
+                after,
+            } => {
+                if let Some(link) = self.link(connection) {
+                    link.ask_readable(question, after);
+                }
+            }
+            Command::ShowReadable { readable, freshness } => update(&self.views.readable, freshness, readable),
             Command::Ask {
                 question,
                 stream,
                 token,
                 about,
             } => {
-                let (config, history) = (Arc::clone(&self.config), self.history.clone());
+                let (stream_id, history) = (self.streams[stream].clone(), self.history.clone());
                 self.begin(Errand::Question(question, stream), async move {
                     Done::Answered(match history {
-                        Some(source) => source.ask(token, &config.streams[stream], about).await,
+                        Some(source) => source.ask(token, &stream_id, about).await,
                         // A stream asks only if there is a source to ask.
                         None => pending().await,
                     })
@@ -354,15 +417,12 @@ impl Runner {
                 reported,
                 token,
             } => {
-                let (config, history) = (Arc::clone(&self.config), self.history.clone());
+                let first = streams.start;
+                let reported = reported.into_iter().map(|at| self.streams[at].clone()).collect();
+                let (asked, history) = (self.streams[streams].to_vec(), self.history.clone());
                 self.begin(Errand::Heads(question), async move {
                     Done::Heads(match history {
-                        Some(source) => {
-                            let reported = reported.into_iter().map(|at| config.streams[at].clone()).collect();
-                            source
-                                .heads(token, streams.start, &config.streams[streams], reported)
-                                .await
-                        }
+                        Some(source) => source.heads(token, first, &asked, reported).await,
                         // A session asks only if there is a source to ask.
                         None => pending().await,
                     })

@@ -1,11 +1,13 @@
 //! What the application watches: rows of SpacetimeDB, each time with how fresh they are.
 
+use std::fmt;
 use std::time::Instant;
 
 use tokio::sync::watch;
 
 use crate::outbox::Outbox;
 use crate::presence::Presences;
+use crate::readable::ReadableStreams;
 use crate::work::{Assignments, Capabilities};
 
 /// What the client last saw of something, and whether it would see a change.
@@ -31,6 +33,16 @@ pub enum Freshness {
         /// Since when.
         since: Instant,
     },
+}
+
+impl fmt::Display for Freshness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unseen => "not seen yet",
+            Self::Live => "live",
+            Self::Stale { .. } => "from before: nothing brings changes",
+        })
+    }
 }
 
 impl<T: Default> Default for Watched<T> {
@@ -72,4 +84,5 @@ pub(crate) struct Views {
     pub(crate) capabilities: watch::Sender<Watched<Capabilities>>,
     pub(crate) assignments: watch::Sender<Watched<Assignments>>,
     pub(crate) outbox: watch::Sender<Watched<Outbox>>,
+    pub(crate) readable: watch::Sender<Watched<ReadableStreams>>,
 }

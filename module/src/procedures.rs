@@ -18,7 +18,7 @@ use crate::log_access::{
     stream_class, trust_row,
 };
 use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
-use crate::tables::{SyncEvent, SyncStream, retention_class, sync_head, sync_stream};
+use crate::tables::{SyncEvent, SyncStream, retention_class, stream_grant, sync_head, sync_stream};
 
 /// A part of a stream's log.
 #[derive(SpacetimeType)]
@@ -65,6 +65,27 @@ pub fn read_providers_key(ctx: &mut ProcedureContext) -> Result<u64, Refused> {
         own_session(tx)?.may(Scope::Provider)?;
         trust_row(tx)?.providers_key()
     })
+}
+
+/// The streams that the caller may read and whose names come after `after`, in order, at most `limit::HEADS`. A stream that has no
+/// event yet is not among them. For holders of a grant, and for sessions; anybody else may read none.
+#[procedure]
+pub fn readable_streams(ctx: &mut ProcedureContext, after: String) -> Result<Vec<String>, Refused> {
+    ctx.with_tx(|tx| Ok(readable(tx, &after)))
+}
+
+fn readable(ctx: &ReducerContext, after: &str) -> Vec<String> {
+    let streams = ctx.db.sync_stream();
+    let grants = ctx.db.stream_grant().by_holder().filter(ctx.sender());
+    let readable = grants.filter(|grant| may_read(ctx, grant.stream_key));
+    let named = readable.filter_map(|grant| streams.stream_key().find(grant.stream_key));
+    let mut names: Vec<String> = named
+        .map(|stream| stream.stream_id)
+        .filter(|name| name.as_str() > after)
+        .collect();
+    names.sort_unstable();
+    names.truncate(limit::HEADS);
+    names
 }
 
 /// A stream's head. The bridge asks for it after a reconnect.

@@ -8,14 +8,16 @@ use std::fmt;
 /// Name and version of the protocol.
 pub const PROTOCOL: &str = "spacetime.sync.v1";
 /// Version of tables, reducers, procedures and frames. Every change to them raises it.
-pub const SCHEMA_VERSION: u32 = 11;
+pub const SCHEMA_VERSION: u32 = 12;
 /// The oldest schema version that this release works with. The one before [`SCHEMA_VERSION`], unless that one worked with
 /// no other than itself: the releases before 11.
 pub const OLDEST_SCHEMA_VERSION: u32 = 11;
+/// The first schema version whose module has the procedure `readable_streams`.
+pub const READABLE_STREAMS_SINCE: u32 = 12;
 /// sha256 of what the bindings are generated from: the module's public tables, its reducers, procedures and their
 /// types. `scripts/bindings` prints it, and the test `lane::contract::module_and_bindings_agree` fails when it is out
 /// of date. Nobody is refused by it.
-pub const SCHEMA_HASH: &str = "sha256:93c8ee787c5150ffc43b643349675077df4e8ee977e6dba3866b159b5c1c7dc3";
+pub const SCHEMA_HASH: &str = "sha256:745027b0d5996ec7615dae66b602c0f538c0e00a567e44dd48399e13e4d29eee";
 
 /// What a module, a bridge or a client speaks: one protocol, and a range of schema versions.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,8 @@
 //!
 //! A reducer's error is one text. Ours is always the JSON of a [`Refusal`], so callers match codes and never prose.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 macro_rules! codes {
@@ -13,7 +15,14 @@ macro_rules! codes {
             $($(#[$doc])* $code,)*
         }
 
-        impl RefusalCode {
+        /// Its name on the wire.
+impl fmt::Display for RefusalCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+impl RefusalCode {
             /// All of them. `proto/refusals.proto` and the vectors have the same list.
             pub const ALL: &[Self] = &[$(Self::$code),*];
         }

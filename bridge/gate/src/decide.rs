@@ -22,8 +22,9 @@ const REDUCERS: [&str; 8] = [
     "mark_bridge_event_sent",
 ];
 /// The procedures of a client of the lane.
-const PROCEDURES: [&str; 5] = [
+const PROCEDURES: [&str; 6] = [
     "read_events",
+    "readable_streams",
     "read_audience_key",
     "read_providers_key",
     "challenge_nostr_key",

@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
-use spacetime_sync_proto::{Position, SealKey, Seq};
+use spacetime_sync_proto::{Position, SealKey, Seq, StreamId};
 
 use super::calls::{Call, CallId, Called};
 use super::event::{ConnectionId, Question, QuestionId, ReadId};
 use super::stream::{Batch, Beginning, SubscriptionId};
 use super::token::Issued;
-use crate::error::CallError;
+use crate::error::{CallError, FollowError};
 use crate::presence::Presence;
+use crate::readable::ReadableStreams;
 use crate::signal::{Audience, Heard, Purpose};
 use crate::watched::{Freshness, Watchable};
 
@@ -22,6 +23,8 @@ pub enum Command {
         connection: ConnectionId,
         /// The token to use. Without one, ask the provider, if there is one.
         token: Option<Issued>,
+        /// The streams to ask it for.
+        streams: Vec<StreamId>,
     },
     /// Give up an attempt or a connection. The session ignores anything that still comes from it.
     Close {
@@ -134,8 +137,38 @@ pub enum Command {
         /// The audience's key in the module.
         key: u64,
     },
+    /// Find out from the store where a stream is, and give it this place; answered by [`Applied::Opened`](super::Applied::Opened).
+    Open {
+        /// The place.
+        stream: usize,
+        /// The stream.
+        stream_id: StreamId,
+    },
+    /// Tell the application what came of its wish to follow a stream, or to follow it no longer.
+    Followed {
+        /// The id of the call.
+        call: CallId,
+        /// Whether that is so.
+        result: Result<(), FollowError>,
+    },
     /// Tell the application what was heard.
     Tell(Heard),
+    /// Ask the module which streams the session may read; answered by [`Inbound::Readable`](super::Inbound::Readable).
+    AskReadable {
+        /// The connection to ask on.
+        connection: ConnectionId,
+        /// The id of the question.
+        question: QuestionId,
+        /// Their names come after this text.
+        after: String,
+    },
+    /// Tell the application which streams the session may read.
+    ShowReadable {
+        /// The streams. `None` to leave those that are shown.
+        readable: Option<ReadableStreams>,
+        /// How fresh they are.
+        freshness: Freshness,
+    },
     /// Ask the authority; answered by [`Event::Answered`](super::Event::Answered).
     Ask {
         /// The id of the question.

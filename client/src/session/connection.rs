@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
+use spacetime_sync_proto::contract::OLDEST_SCHEMA_VERSION;
 
 use super::event::{ConnectionId, DialFailure, Inbound};
 use super::status::{Disconnect, Phase, StopReason, TokenStatus};
@@ -35,6 +36,8 @@ pub(super) struct Up {
     pub(super) old: Option<Old>,
     /// How many presence calls are unanswered.
     pub(super) presence_calls: usize,
+    /// The schema version that the client and the module speak.
+    pub(super) speaks: u32,
 }
 
 #[derive(Debug)]
@@ -56,11 +59,21 @@ impl Up {
             next: None,
             old: None,
             presence_calls: 0,
+            // What every module has that this release works with, until the module has said more.
+            speaks: OLDEST_SCHEMA_VERSION,
         }
     }
 }
 
 impl Session {
+    /// The schema version that the client and the module of the connection that serves speak.
+    pub(super) fn speaks(&self) -> Option<u32> {
+        match &self.connection {
+            Connection::Up(up) => Some(up.speaks),
+            Connection::Waiting { .. } | Connection::Dialing(_) => None,
+        }
+    }
+
     /// The connection that serves.
     pub(super) fn serving(&self) -> Option<ConnectionId> {
         match &self.connection {
@@ -92,7 +105,13 @@ impl Session {
     /// Begins an attempt with the given token, or with a new one from the provider.
     pub(super) fn dial(&mut self, token: Option<Issued>) -> ConnectionId {
         let connection = ConnectionId(self.next_id());
-        self.commands.push(Command::Dial { connection, token });
+        let streams = self.wanted_streams();
+        self.attempts += 1;
+        self.commands.push(Command::Dial {
+            connection,
+            token,
+            streams,
+        });
         connection
     }
 
@@ -194,7 +213,7 @@ impl Session {
         for at in 0..self.followers.len() {
             // The module may have been restored or published again, and have lost the checkpoints.
             self.followers[at].acknowledgement.forget();
-            self.feed(at, Input::Connected);
+            self.set_out(at);
         }
         for inbound in brought {
             self.inbound(id, inbound)?;
@@ -233,6 +252,7 @@ impl Session {
             self.followers[at].acknowledgement.forget();
             self.touch(at);
         }
+        self.set_out_with_token();
         for inbound in brought {
             self.inbound(id, inbound)?;
         }
@@ -249,6 +269,7 @@ impl Session {
     /// The connection that served does so no longer: what was seen is stale until the next one has brought all rows.
     fn see_and_hear_no_more(&mut self) {
         self.views_are_stale();
+        self.readable_is_stale();
         self.ears_fall_silent();
     }
 
@@ -271,6 +292,7 @@ impl Session {
             Connection::Waiting { .. } | Connection::Dialing(_) => None,
         };
         self.hang_up(self.now + retry_in);
+        self.last_disconnect = Some(reason.clone());
         if let Some(attempted) = next {
             tracing::info!(%reason, "disconnected, the next connection is already being made");
             self.dialing(attempted);

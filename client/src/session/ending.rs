@@ -8,7 +8,7 @@ use super::event::{ConnectionId, Event, Inbound};
 use super::status::{Phase, StopReason};
 use super::stream::Input;
 use super::{Command, Session};
-use crate::error::CallError;
+use crate::error::{CallError, FollowError};
 
 #[derive(Debug)]
 pub(super) enum Life {
@@ -31,7 +31,9 @@ impl Session {
         self.life = Life::Draining { reason };
         self.old_is_gone();
         self.end_calls();
+        self.end_changes();
         self.views_are_stale();
+        self.readable_is_stale();
         let attempted = match &mut self.connection {
             Connection::Up(up) => up.next.take(),
             Connection::Dialing(attempted) => Some(*attempted),
@@ -78,6 +80,10 @@ impl Session {
                 let reply = Err(CallError::Stopped);
                 self.commands.push(Command::Reply { id, reply });
             }
+            Event::Follow { call, .. } | Event::Unfollow { call, .. } => {
+                let result = Err(FollowError::Stopped);
+                self.commands.push(Command::Followed { call, result });
+            }
             // The attempt succeeded before the session could give it up.
             Event::Dialed { connection, .. } => self.commands.push(Command::Close { connection }),
             Event::Woken => {
@@ -119,7 +125,8 @@ impl Session {
             | Inbound::AudienceTold { .. }
             | Inbound::HearingBegan { .. }
             | Inbound::HearingFailed { .. }
-            | Inbound::Told(_) => {}
+            | Inbound::Told(_)
+            | Inbound::Readable { .. } => {}
         }
     }
 

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use spacetime_sync_proto::contract::Contract;
 use spacetime_sync_proto::page::Snapshot;
-use spacetime_sync_proto::{FrameRow, Position, Refusal, Seq, StaleCursor};
+use spacetime_sync_proto::{FrameRow, Position, Refusal, Seq, StaleCursor, StreamId};
 
 use super::calls::{Call, CallId, Called};
 use super::status::{Disconnect, StopReason};
 use super::stream::{ApplyFailure, Page, SubscriptionId};
 use super::token::Issued;
+use crate::config::StreamBounds;
 use crate::credential::TokenError;
 use crate::error::StoreError;
 use crate::presence::Presence;
@@ -26,7 +27,7 @@ pub struct ConnectionId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadId(pub u64);
 
-/// Names a question to the authority. A session never reuses an id.
+/// Names a question to the authority, or one to the module about what the session may read. A session never reuses an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct QuestionId(pub u64);
 
@@ -41,7 +42,7 @@ pub enum Event {
         connection: ConnectionId,
         /// The token it used, if a provider issued it: the next attempt may use it again.
         token: Option<Issued>,
-        /// What the first messages brought beside the contract, which this release works with.
+        /// What the first messages brought: the contract, which this release works with, and the rest.
         result: Result<Vec<Inbound>, DialFailure>,
     },
     /// A message has arrived.
@@ -85,6 +86,8 @@ pub enum Event {
         said: Option<Presence>,
         /// All that it ever wanted to watch.
         watches: BTreeSet<Watchable>,
+        /// Whether it ever wanted to know which streams the session may read.
+        readable: bool,
     },
     /// The application makes a call; answered by [`Command::Reply`](super::Command::Reply).
     Call {
@@ -94,6 +97,22 @@ pub enum Event {
         call: Call,
         /// How long to repeat it until it has an answer. `None` to send it at once or not at all.
         within: Option<Duration>,
+    },
+    /// The application wants to follow one more stream; answered by [`Command::Followed`](super::Command::Followed).
+    Follow {
+        /// The id of the call.
+        call: CallId,
+        /// The stream.
+        stream_id: StreamId,
+        /// Its bounds.
+        bounds: StreamBounds,
+    },
+    /// The application no longer wants to follow a stream; answered in the same way.
+    Unfollow {
+        /// The id of the call.
+        call: CallId,
+        /// The stream.
+        stream_id: StreamId,
     },
     /// The audiences of which the application wants something.
     Hear(Audiences),
@@ -217,6 +236,13 @@ pub enum Inbound {
     },
     /// Something was told to an audience.
     Told(Heard),
+    /// A page of the names of the streams that the session may read.
+    Readable {
+        /// The question.
+        question: QuestionId,
+        /// The names, in order, or why there are none.
+        answer: Result<Vec<String>, CallFailure>,
+    },
 }
 
 /// Why an attempt to connect failed.
@@ -298,4 +324,6 @@ pub enum Applied {
     Failed(ApplyFailure),
     /// Failed; nothing of it is saved, and the store is no longer usable.
     StoreFailed(StoreError),
+    /// A place is given to another stream, which is applied up to this position; or the store cannot say.
+    Opened(Result<Position, StoreError>),
 }

@@ -6,6 +6,7 @@ use spacetime_sync_proto::{RefusalCode, Seq, StreamId};
 
 use super::acknowledgement::Acknowledgement;
 use super::event::{ConnectionId, QuestionId, ReadId};
+use super::following::Following;
 use super::heads::Owed;
 use super::status::{StreamPhase, StreamStatus};
 use super::stream::{Mode, Stream, SubscriptionId};
@@ -51,6 +52,12 @@ pub(super) struct Follower {
     pub(super) unshown: bool,
     /// Whether the stream still uses the replaced connection.
     pub(super) uses_old: bool,
+    /// Whether the client follows the stream.
+    pub(super) following: Following,
+    /// Whether the stream begins with the next token.
+    pub(super) awaits_token: bool,
+    /// Whether the session could read the stream when that was last looked at.
+    pub(super) was_readable: bool,
 }
 
 /// A subscription and the bytes of rows it has brought. The SDK keeps the rows until SpacetimeDB ends the subscription.
@@ -89,6 +96,9 @@ impl Follower {
             touched: false,
             unshown: false,
             uses_old: false,
+            following: Following::FromStart,
+            awaits_token: false,
+            was_readable: false,
         }
     }
 
@@ -98,6 +108,7 @@ impl Follower {
         self.reading = None;
         self.asked_at = None;
         self.uses_old = false;
+        self.awaits_token = false;
     }
 
     /// A subscription has begun or failed, perhaps one that was given up long ago. The deadline of a pending page
@@ -141,6 +152,11 @@ impl Follower {
         self.refused.is_some()
     }
 
+    /// Whether the module has let this session read the stream, as far as it has said.
+    pub(super) fn is_readable(&self) -> bool {
+        self.is_followed() && self.key.is_some() && !self.is_forbidden()
+    }
+
     /// Whether the stream waits for this client, and not for SpacetimeDB: for the application, or for its turn to read.
     pub(super) fn is_held_up(&self) -> bool {
         !self.stream.awaits_events() || self.stream.is_reading() && self.reading.is_none()
@@ -159,6 +175,9 @@ impl Follower {
 
     /// How the tally should count the stream.
     pub(super) fn share(&self) -> Share {
+        if !self.is_followed() {
+            return Share::Gone;
+        }
         if self.refused.is_some() {
             return Share::Aside;
         }

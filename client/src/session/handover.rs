@@ -94,6 +94,13 @@ impl Session {
 
     /// Ends everything the stream waits for and has it page from its cursor.
     fn re_page(&mut self, at: usize) {
+        self.let_go(at);
+        self.feed(at, Input::Disconnected);
+        self.feed(at, Input::Connected);
+    }
+
+    /// Ends everything the stream waits for.
+    pub(super) fn let_go(&mut self, at: usize) {
         if self.followers[at].reading.take().is_some() {
             self.reads.done();
         }
@@ -104,8 +111,6 @@ impl Session {
         for id in left {
             self.unsubscribe(at, id);
         }
-        self.feed(at, Input::Disconnected);
-        self.feed(at, Input::Connected);
     }
 
     fn old_mut(&mut self) -> Option<&mut Old> {

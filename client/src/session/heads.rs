@@ -108,6 +108,9 @@ impl Session {
         let mut owes = false;
         for (at, head) in heads {
             let follower = &mut self.followers[at];
+            if !follower.is_followed() {
+                continue;
+            }
             let cursor = follower.stream.cursor().seq;
             // A newer head does not postpone what an older one made due.
             if head > cursor && follower.owed.is_none_or(|owed| owed.head <= cursor) {

@@ -60,9 +60,18 @@ impl Session {
 
     pub(super) fn inbound(&mut self, from: ConnectionId, inbound: Inbound) -> Result<(), StopReason> {
         match inbound {
-            Inbound::Contract(found) => drop(agree(found)?),
+            Inbound::Contract(found) => {
+                let speaks = agree(found)?;
+                if let Connection::Up(up) = &mut self.connection
+                    && up.id == from
+                    && std::mem::replace(&mut up.speaks, speaks) != speaks
+                {
+                    self.readable_changed();
+                }
+            }
             Inbound::NoModule { detail } => return Err(StopReason::NoModule { detail }),
             Inbound::GrantCame => {
+                self.readable_changed();
                 self.ask_for_keys_again();
                 for at in 0..self.followers.len() {
                     if let Mode::Refused(_) = self.followers[at].stream.mode() {
@@ -72,6 +81,7 @@ impl Session {
                 }
             }
             Inbound::GrantLost { stream_key } => {
+                self.readable_changed();
                 self.ears_lost(stream_key);
                 if let Some(at) = self.by_key.get(&stream_key).copied() {
                     // The module forgot this stream's checkpoint together with the grant.
@@ -118,6 +128,7 @@ impl Session {
             Inbound::HearingBegan { ear } => self.hearing_began(from, ear),
             Inbound::HearingFailed { ear, detail } => self.hearing_failed(from, ear, &detail),
             Inbound::Told(heard) => self.told(from, heard),
+            Inbound::Readable { question, answer } => self.readable_told(from, question, answer),
             // Shown once for the whole message.
             Inbound::Changed(_) => {}
             Inbound::ViewBegan(watchable) => self.view_began(from, watchable),

@@ -25,11 +25,13 @@ mod counted;
 mod ears;
 mod ending;
 mod follower;
+mod following;
 mod handover;
 mod heads;
 mod heartbeat;
 mod inbound;
 mod questions;
+mod readable;
 mod reads;
 mod tally;
 mod timers;
@@ -60,11 +62,13 @@ use connection::Connection;
 use ears::Ears;
 use ending::Life;
 use follower::Follower;
+use following::Changes;
 use heads::Heads;
 use heartbeat::Heartbeat;
 use questions::Questions;
+use readable::Readable;
 use reads::Reads;
-use status::{Phase, Status, StopReason};
+use status::{Disconnect, Phase, Status, StopReason};
 use stream::{Counters, Effect, Input, Stream};
 use tally::Tally;
 use views::Views;
@@ -87,6 +91,10 @@ pub struct Session {
     connection: Connection,
     /// Attempts to connect since a connection last stayed stable.
     attempt: u32,
+    /// Attempts to connect since the start.
+    attempts: u64,
+    /// Why the last connection ended, or the last attempt failed.
+    last_disconnect: Option<Disconnect>,
     /// How many connections have served so far.
     served: u64,
     /// How many ids of connections, reads and questions have been handed out.
@@ -109,6 +117,10 @@ pub struct Session {
     calls: Calls,
     ears: Ears,
     views: Views,
+    readable: Readable,
+    changes: Changes,
+    /// The most streams that it may have.
+    most: usize,
     /// When to look at the timers next.
     tick_at: Instant,
     counters: Counters,
@@ -131,6 +143,7 @@ impl Session {
             .into_iter()
             .map(|(id, applied, bounds)| Follower::new(id, Stream::new(applied, bounds), now))
             .collect();
+        let renewable = settings.renewable;
         let mut session = Self {
             settings,
             dice: StdRng::seed_from_u64(seed),
@@ -141,6 +154,8 @@ impl Session {
             by_key: HashMap::new(),
             connection: Connection::Waiting { until: now },
             attempt: 0,
+            attempts: 0,
+            last_disconnect: None,
             served: 0,
             ids: 0,
             held: None,
@@ -156,6 +171,9 @@ impl Session {
             calls: Calls::default(),
             ears: Ears::default(),
             views: Views::default(),
+            readable: Readable::default(),
+            changes: Changes::default(),
+            most: Self::most_streams(renewable, followers.len()),
             tick_at: now,
             counters: Counters::default(),
             phase: Phase::Idle,
@@ -181,6 +199,9 @@ impl Session {
             streams: streams
                 .map(|follower| (follower.id.clone(), follower.status()))
                 .collect(),
+            connect_attempts: self.attempts,
+            last_disconnect: self.last_disconnect.clone(),
+            schema_version: self.speaks(),
             token: None,
             counters: self.counters,
         }
@@ -188,8 +209,16 @@ impl Session {
 
     /// Updates `shown` and returns whether anything has changed. The cost grows with the number of changed streams.
     pub fn show(&mut self, shown: &mut Status) -> bool {
-        let mut changed = shown.counters != self.counters || shown.phase != self.phase;
+        let speaks = self.speaks();
+        let mut changed =
+            shown.counters != self.counters || shown.phase != self.phase || shown.schema_version != speaks;
         shown.counters = self.counters;
+        shown.schema_version = speaks;
+        if shown.connect_attempts != self.attempts || shown.last_disconnect != self.last_disconnect {
+            shown.connect_attempts = self.attempts;
+            shown.last_disconnect.clone_from(&self.last_disconnect);
+            changed = true;
+        }
         if shown.phase != self.phase {
             shown.phase = self.phase.clone();
         }
@@ -201,12 +230,16 @@ impl Session {
             let follower = &mut self.followers[at];
             follower.unshown = false;
             let found = follower.status();
-            if let Some(stream) = shown.streams.get_mut(&follower.id)
-                && *stream != found
-            {
-                *stream = found;
-                changed = true;
+            if !follower.is_followed() {
+                changed |= shown.streams.remove(&follower.id).is_some();
+                continue;
             }
+            match shown.streams.get_mut(&follower.id) {
+                Some(stream) if *stream == found => continue,
+                Some(stream) => *stream = found,
+                None => drop(shown.streams.insert(follower.id.clone(), found)),
+            }
+            changed = true;
         }
         changed
     }
@@ -287,10 +320,23 @@ impl Session {
                 return Err(StopReason::Defect);
             }
             Event::Call { id, call, within } => self.call(id, call, within),
+            Event::Follow {
+                call,
+                stream_id,
+                bounds,
+            } => self.follow(call, stream_id, bounds),
+            Event::Unfollow { call, stream_id } => self.unfollow(call, &stream_id),
             Event::Hear(audiences) => self.hear(audiences),
-            Event::Wishes { said, watches } => {
+            Event::Wishes {
+                said,
+                watches,
+                readable,
+            } => {
                 self.presence = said;
                 self.watch(watches);
+                if readable {
+                    self.want_readable();
+                }
             }
             Event::Stop => return Err(StopReason::Requested),
         }
@@ -308,7 +354,8 @@ impl Session {
         self.start_reads();
         self.start_questions();
         self.start_heads();
-        if self.tally.stopped() == self.followers.len() {
+        self.ask_readable();
+        if self.tally.all_have_stopped(self.followers.len()) {
             return Err(StopReason::EveryStreamStopped);
         }
         Ok(())
@@ -327,8 +374,14 @@ impl Session {
             // The session is ending and begins nothing new.
             Life::Draining { .. } | Life::Leaving { .. } | Life::Ended => return,
         }
-        for effect in effects {
-            self.perform(at, effect);
+        if self.followers[at].is_followed() {
+            for effect in effects {
+                self.perform(at, effect);
+            }
+        } else if !effects.is_empty() {
+            // Nobody does for it what it asks for any more.
+            let nothing = self.followers[at].stream.step(Input::Disconnected, &mut self.counters);
+            debug_assert!(nothing.is_empty(), "a stream without a connection asks for nothing");
         }
     }
 
@@ -372,6 +425,10 @@ impl Session {
         } = outcome;
         let follower = &mut self.followers[at];
         let input = match result {
+            Applied::Opened(result) => {
+                self.opened(at, result);
+                return Ok(());
+            }
             Applied::To(to) => Input::Applied { to, released },
             Applied::StartedOver(from) => {
                 tracing::warn!(stream = %follower.id, %from.seq, "the stream has started over");
@@ -386,6 +443,7 @@ impl Session {
             Applied::StoreFailed(error) => return Err(StopReason::Store(error)),
         };
         self.feed(at, input);
+        self.end_leaving_if_applied(at);
         Ok(())
     }
 
@@ -411,10 +469,15 @@ impl Session {
             self.tally.remove(follower.share);
             follower.share = follower.share();
             self.tally.add(follower.share);
+            let is_readable = follower.is_readable();
+            let readable_changed = std::mem::replace(&mut follower.was_readable, is_readable) != is_readable;
             if !std::mem::replace(&mut follower.unshown, true) {
                 self.unshown.push(at);
             }
             self.hand_over(at);
+            if readable_changed {
+                self.followed_readable_changed();
+            }
         }
     }
 

@@ -1,6 +1,8 @@
 //! What a client reports about itself. It reports what it knows, not what it hopes: live means that a subscription
 //! delivers and every event it knows of is applied.
 
+mod health;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -13,13 +15,20 @@ use crate::error::ErrorClass;
 use crate::error::StoreError;
 use crate::session::stream::{Counters, Rung, StreamStop};
 
-/// A client's state.
-#[derive(Debug, Clone, PartialEq)]
+/// A client's state. It is serialised as what a panel of the client's health shows: `phase` and the reasons by stable names and in words,
+/// times as milliseconds or seconds from now on, and for each stream how far it is.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Status {
     /// The client as a whole.
     pub phase: Phase,
     /// Each stream.
     pub streams: BTreeMap<StreamId, StreamStatus>,
+    /// How many attempts to connect there were since the start.
+    pub connect_attempts: u64,
+    /// Why the last connection ended, or the last attempt failed. It stays when the client connects again.
+    pub last_disconnect: Option<Disconnect>,
+    /// The schema version that the client and the module speak: the newest that both know. `None` without a connection.
+    pub schema_version: Option<u32>,
     /// The token of the present connection. `None` without a connection or a [`TokenProvider`](crate::TokenProvider).
     pub token: Option<TokenStatus>,
     /// What has been counted since the start.
@@ -54,9 +63,10 @@ impl TokenStatus {
 }
 
 /// What the client as a whole is doing.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub enum Phase {
-    /// Not started yet, or connected but not allowed to read any stream.
+    /// Not started yet, or connected but not allowed to read any stream, or following none.
+    #[default]
     Idle,
     /// Connecting and comparing contracts.
     Connecting {
@@ -102,7 +112,7 @@ pub struct StreamStatus {
 /// What a stream is doing.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StreamPhase {
-    /// Waiting for a connection.
+    /// Waiting for a connection. A stream that the client has begun to follow may wait for a token that covers it.
     Waiting,
     /// Behind its head.
     CatchingUp,

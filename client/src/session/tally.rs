@@ -8,6 +8,8 @@ pub(super) enum Share {
     /// It waits for a grant or for an answer: the client counts as live without it.
     #[default]
     Aside,
+    /// The client does not follow it.
+    Gone,
     /// It has stopped for good.
     Stopped,
     /// It can go on.
@@ -24,6 +26,7 @@ pub(super) enum Share {
 /// The sum of all shares.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
+    gone: usize,
     stopped: usize,
     going: usize,
     live: usize,
@@ -37,6 +40,7 @@ impl Tally {
     pub(super) fn add(&mut self, share: Share) {
         match share {
             Share::Aside => {}
+            Share::Gone => self.gone += 1,
             Share::Stopped => self.stopped += 1,
             Share::Going { live, applied, target } => {
                 self.going += 1;
@@ -51,6 +55,7 @@ impl Tally {
     pub(super) fn remove(&mut self, share: Share) {
         match share {
             Share::Aside => {}
+            Share::Gone => self.gone -= 1,
             Share::Stopped => self.stopped -= 1,
             Share::Going { live, applied, target } => {
                 self.going -= 1;
@@ -61,9 +66,9 @@ impl Tally {
         }
     }
 
-    /// How many streams have stopped for good.
-    pub(super) fn stopped(&self) -> usize {
-        self.stopped
+    /// Whether there are streams that the client follows, and all `streams` but those that it does not follow have stopped for good.
+    pub(super) fn all_have_stopped(&self, streams: usize) -> bool {
+        self.stopped > 0 && self.stopped + self.gone == streams
     }
 
     /// The phase of a client that has a connection.
@@ -95,10 +100,10 @@ mod tests {
     fn a_client_is_live_when_every_stream_that_can_go_on_is_live() {
         let mut tally = Tally::default();
         assert_eq!(tally.phase(), Phase::Idle);
-        for share in [Share::Aside, Share::Stopped, going(true, 3, 3)] {
+        for share in [Share::Aside, Share::Gone, Share::Stopped, going(true, 3, 3)] {
             tally.add(share);
         }
-        assert_eq!((tally.phase(), tally.stopped()), (Phase::Live, 1));
+        assert_eq!(tally.phase(), Phase::Live);
         tally.add(going(false, 1, u64::MAX));
         let (applied, target) = (4, u64::MAX);
         assert_eq!(tally.phase(), Phase::CatchingUp { applied, target });
@@ -108,6 +113,10 @@ mod tests {
         assert_eq!(tally.phase(), Phase::Idle);
         tally.add(Share::Stopped);
         tally.remove(Share::Stopped);
-        assert_eq!(tally.stopped(), 1);
+        assert!(!tally.all_have_stopped(3), "one is aside");
+        tally.remove(Share::Aside);
+        assert!(tally.all_have_stopped(2));
+        tally.remove(Share::Stopped);
+        assert!(!tally.all_have_stopped(1), "none is followed");
     }
 }

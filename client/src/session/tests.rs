@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use spacetime_sync_proto::access::StreamPattern;
 use spacetime_sync_proto::contract::Contract;
-use spacetime_sync_proto::{Refusal, RefusalCode, Seq};
+use spacetime_sync_proto::{Refusal, RefusalCode, Seq, limit};
 
 use super::status::{Disconnect, StreamPhase};
 use super::stream::tests::Log;
@@ -12,6 +12,7 @@ use super::stream::{Batch, Page, SubscriptionId};
 use super::*;
 use crate::config::{ClientConfig, History};
 use crate::credential::{AccessToken, TokenError};
+use crate::error::StoreError;
 
 mod acknowledging;
 mod authority;
@@ -19,12 +20,14 @@ mod caching;
 mod calling;
 mod connecting;
 mod ending;
+mod following;
 mod handing_over;
 mod heads;
 mod hearing;
 mod presence;
 mod reading;
 mod showing;
+mod telling;
 mod tokens;
 mod watching;
 
@@ -66,7 +69,7 @@ impl Case {
             ..Settings::of(&config)
         };
         let bounded = ids.into_iter().map(|id| {
-            let bounds = config.bounds_of(&id, config.history != History::Off);
+            let bounds = config.bounds_of(&id, streams, config.history != History::Off);
             (id.clone(), Position::start(&id), bounds)
         });
         let now = Instant::now();

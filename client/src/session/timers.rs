@@ -83,7 +83,10 @@ impl Session {
         }
         let limits = &self.settings.limits;
         let asked = self.followers.iter().filter_map(|follower| follower.asked_at);
-        let asked_at = asked.chain(self.calls.asked_at()).min()?;
+        let asked_at = asked
+            .chain(self.calls.asked_at())
+            .chain(self.readable.owed_since())
+            .min()?;
         if self.now.saturating_duration_since(asked_at) > limits.answer_timeout {
             return Some(Disconnect::Silence(limits.answer_timeout));
         }
@@ -126,7 +129,7 @@ impl Session {
             .filter(|at| {
                 let follower = &self.followers[*at];
                 // The module accepts no acknowledgement from a session that may not read the stream.
-                if follower.is_forbidden() {
+                if follower.is_forbidden() || !follower.is_followed() {
                     return false;
                 }
                 let applied = follower.stream.applied().seq;
@@ -146,10 +149,17 @@ impl Session {
     /// Acknowledges everything outstanding, for the last time.
     pub(super) fn acknowledge_all(&mut self) {
         for at in 0..self.followers.len() {
-            let follower = &self.followers[at];
-            if follower.acknowledgement.is_owed(follower.stream.applied().seq) {
-                self.acknowledge(at);
+            if self.followers[at].is_followed() {
+                self.acknowledge_if_owed(at);
             }
+        }
+    }
+
+    /// Acknowledges what is outstanding of a stream.
+    pub(super) fn acknowledge_if_owed(&mut self, at: usize) {
+        let follower = &self.followers[at];
+        if follower.acknowledgement.is_owed(follower.stream.applied().seq) {
+            self.acknowledge(at);
         }
     }
 

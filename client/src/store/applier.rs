@@ -70,6 +70,8 @@ enum Job {
     Do(usize, Work),
     /// From here on the seals of these keys count.
     Trust(Vec<SealKey>),
+    /// Give the place with this index to another stream.
+    Open(usize, StreamId),
     /// Nothing: an idle thread looks whether it is to end.
     Wake,
 }
@@ -123,6 +125,11 @@ impl Applier {
     pub(crate) fn hand_over(&self, stream: usize, work: Work) {
         // If the thread is gone, the closed channel of outcomes tells the runner.
         let _ = self.jobs.send(Job::Do(stream, work));
+    }
+
+    /// Finds out where a stream is, and gives it a place that no other one uses.
+    pub(crate) fn open(&self, stream: usize, id: StreamId) {
+        let _ = self.jobs.send(Job::Open(stream, id));
     }
 
     /// From here on the seals of these keys count, and no others.
@@ -191,6 +198,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         let (stream, work) = match job {
             Job::Do(stream, work) => (stream, work),
             Job::Trust(keys) => return self.seals.replace(&keys),
+            Job::Open(stream, id) => return self.open(stream, id),
             Job::Wake => return,
         };
         let queue = &mut self.streams[stream].queue;
@@ -198,6 +206,23 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             turn.push_back(stream);
         }
         queue.push_back(work);
+    }
+
+    /// Reads a stream's checkpoint, and has the stream take a place: a new one, or that of a stream of which nothing is queued.
+    fn open(&mut self, stream: usize, id: StreamId) {
+        let start = Position::start(&id);
+        let result = self.store.load(&id).map(|saved| saved.unwrap_or(start));
+        let place = StreamQueue {
+            id,
+            applied: *result.as_ref().unwrap_or(&start),
+            queue: VecDeque::new(),
+        };
+        match self.streams.get_mut(stream) {
+            Some(before) => *before = place,
+            None => self.streams.push(place),
+        }
+        // If the runner is gone, the next work finds out.
+        let _ = self.tell(stream, 0, Applied::Opened(result));
     }
 
     /// Applies queued work of a stream, as much as fits into one transaction. Fails when the runner is gone.

@@ -1,9 +1,10 @@
 //! All steps up to a connection that serves: a token, the connection, the contract and, if SpacetimeDB closes the
 //! connection instead, its reason.
 
-use tokio::time::{Instant, timeout};
+use std::time::Instant;
 
-use spacetime_sync_proto::DatabasePin;
+use spacetime_sync_proto::{DatabasePin, StreamId};
+use tokio::time::timeout;
 
 use super::connect::{ConnectFailure, connect};
 use super::link::{Greeting, Link};
@@ -22,15 +23,20 @@ pub(crate) struct DialAnswer {
     pub(crate) result: Result<(Link, Vec<Inbound>), DialFailure>,
 }
 
-/// Attempts a connection, with the given token or a new one. Dropping the future gives up the attempt.
-pub(crate) async fn dial(config: &ClientConfig, held: Option<Issued>) -> DialAnswer {
+/// Attempts a connection, with the given token or a new one for these streams, which counts as asked for at `asked_at`. Dropping the
+/// future gives up the attempt.
+pub(crate) async fn dial(
+    config: &ClientConfig,
+    held: Option<Issued>,
+    streams: &[StreamId],
+    asked_at: Instant,
+) -> DialAnswer {
     let (text, token) = match (&config.credential, held) {
         (Credential::Anonymous, _) => (None, None),
         (Credential::Fixed(token), _) => (Some(token.clone()), None),
         (Credential::Provider(_), Some(held)) => (Some(held.token.token.clone()), Some(held)),
         (Credential::Provider(provider), None) => {
-            let asked_at = Instant::now().into_std();
-            let wanted = WantedToken::new(config.version(), &config.streams, config.scopes());
+            let wanted = WantedToken::new(config.version(), streams, config.scopes());
             let within = config.limits.token_timeout;
             let answer = timeout(within, provider.token(wanted)).await;
             let late = || {
@@ -114,10 +120,13 @@ async fn until_serving(link: &Link) -> Result<Vec<Inbound>, Closed> {
         let message = link.next().await;
         for inbound in message.map_err(|reason| Closed::Untold(DialFailure::Later(reason)))? {
             match inbound {
-                Inbound::Contract(found) => match agree(found) {
-                    Ok(_) => serving = true,
-                    Err(reason) => return stop(reason),
-                },
+                Inbound::Contract(found) => {
+                    if let Err(reason) = agree(found.clone()) {
+                        return stop(reason);
+                    }
+                    serving = true;
+                    rest.push(Inbound::Contract(found));
+                }
                 Inbound::NoModule { detail } => return stop(StopReason::NoModule { detail }),
                 other => rest.push(other),
             }

@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use spacetime_sync_bindings::{
     DbConnection, EventPage, RemoteTables, StreamGrant, StreamGrantTableAccess, SubscriptionEventContext,
     SubscriptionHandle, SyncContract, SyncContractTableAccess, SyncEvent, SyncEventTableAccess, ack_checkpoint,
-    read_events, upsert_presence,
+    read_events, readable_streams, upsert_presence,
 };
 use spacetime_sync_proto::contract::{Contract, ContractRow};
 use spacetime_sync_proto::{ChainHash, FrameRow, IdentityHex, Position, Refusal, Section, Seq, StreamId};
@@ -22,7 +22,7 @@ use super::views::see_changes;
 use crate::presence::Presence;
 use crate::session::status::Disconnect;
 use crate::session::stream::{Page, SubscriptionId};
-use crate::session::{CallFailure, Inbound, ReadId};
+use crate::session::{CallFailure, Inbound, QuestionId, ReadId};
 use crate::watched::Watchable;
 
 use super::connect::LinkRuntime;
@@ -160,6 +160,7 @@ impl Link {
                 | Inbound::HearingBegan { .. }
                 | Inbound::HearingFailed { .. }
                 | Inbound::Told(_)
+                | Inbound::Readable { .. }
                 | Inbound::Acked { .. } => (2, 0, Seq::ZERO),
             });
         }
@@ -278,6 +279,17 @@ impl Link {
             // One that has failed is gone already.
             let _ = before.unsubscribe();
         }
+    }
+
+    /// Asks which streams the session may read, a page of their names.
+    pub(crate) fn ask_readable(&self, question: QuestionId, after: String) {
+        let inbox = Arc::clone(&self.inbox);
+        self.connection
+            .procedures
+            .readable_streams_then(after, move |_, answer| {
+                let answer = flat(answer);
+                push(&inbox, Inbound::Readable { question, answer });
+            });
     }
 
     /// Tells the module how far a stream is applied.

@@ -112,6 +112,7 @@ fn of_clients(stream_id: &StreamId, checkpoints: Vec<Position>) -> Vec<Measured>
         procedure("challenge_nostr_key", 15, |_, _| words::arguments(&("node",))),
         procedure("read_audience_key", 500, |_, _| words::arguments(&("",))),
         procedure("read_providers_key", 500, |_, _| Vec::new()),
+        procedure("readable_streams", 500, |_, _| words::arguments(&("",))),
         procedure("read_events", 50, move |_, at| words::read_events(&asked, at as u64)),
     ]
 }

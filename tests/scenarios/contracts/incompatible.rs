@@ -1,7 +1,7 @@
 //! Parties without a version in common.
 
 use serde_json::json;
-use spacetime_sync_proto::access::headers;
+use spacetime_sync_proto::access::{Compatibility, headers};
 use spacetime_sync_proto::contract::{OLDEST_SCHEMA_VERSION, PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_stdb::admin::Breaking;
 use spacetime_sync_tests::issuing::{BUILD, answer};
@@ -60,43 +60,28 @@ async fn a_module_of_a_later_protocol_stops_clients_and_makes_the_bridge_wait() 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_client_without_a_version_in_common_is_refused_a_token() {
     let lane = Lane::start_with_tokens(Cluster::shared().await).await.unwrap();
-    let (id, soon) = (stream(1), SOON);
+    let id = stream(1);
     Writer::new(&lane.authority, &id, "w", Payload::UpTo(100), 1)
         .append_all(10, 3)
         .await
         .unwrap();
-    let mut client = lane.client(std::slice::from_ref(&id)).await.unwrap();
-    // What is served is past what this release speaks.
-    let (oldest, newest) = (SCHEMA_VERSION + 1, SCHEMA_VERSION + 2);
+    let client = lane.client(std::slice::from_ref(&id)).await.unwrap();
+    // The newest schema version alone is served.
+    let served = SCHEMA_VERSION;
     let options = BridgeOptions {
-        set: vec![
-            ("compatibility.min_schema_version", oldest.to_string()),
-            ("compatibility.max_schema_version", newest.to_string()),
-        ],
+        set: vec![("compatibility.min_schema_version", served.to_string())],
         ..BridgeOptions::default()
     };
     let bridge = lane.bridge_with(&options).unwrap();
     ready(&bridge).await;
-    client.start().unwrap();
-    wait(soon, "the client stops", || client.status()["phase"] == "stopped").await;
-    let status = client.status();
-    assert_eq!(
-        (&status["reason"], &status["code"], &status["upgrade_required"]),
-        (
-            &json!("incompatible"),
-            &json!("unsupported_schema_version"),
-            &json!(true)
-        ),
-        "{status}"
-    );
     // A client says both ends of its range, and one version in common is enough.
     let credential = std::fs::read_to_string(client.token_file()).unwrap();
     for (versions, expected) in [
-        ((oldest, oldest), None),
-        ((OLDEST_SCHEMA_VERSION, oldest), None),
-        ((newest, newest + 5), None),
-        ((OLDEST_SCHEMA_VERSION, SCHEMA_VERSION), Some(true)),
-        ((newest + 1, newest + 2), Some(false)),
+        ((served, served), None),
+        ((OLDEST_SCHEMA_VERSION, served), None),
+        ((served, served + 5), None),
+        ((OLDEST_SCHEMA_VERSION, OLDEST_SCHEMA_VERSION), Some(true)),
+        ((served + 1, served + 2), Some(false)),
     ] {
         let request = reqwest::Client::new()
             .post(format!("{}/api/sync/token", bridge.url()))
@@ -127,14 +112,51 @@ async fn only_a_client_without_a_version_in_common_is_refused_a_token() {
         assert_eq!(header.unwrap(), upgrade_required.to_string().as_str());
         assert_eq!(
             (&body["min_schema_version"], &body["max_schema_version"]),
-            (&json!(oldest), &json!(newest))
+            (&json!(served), &json!(served))
         );
     }
-    // The bridge serves its own release again, and so does the module, which the bridge tells.
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_the_module_refuses_as_too_old_learns_that_a_newer_build_is_served() {
+    let lane = Lane::start_with_tokens(Cluster::shared().await).await.unwrap();
+    let id = stream(1);
+    Writer::new(&lane.authority, &id, "w", Payload::UpTo(100), 1)
+        .append_all(10, 3)
+        .await
+        .unwrap();
+    let bridge = lane.bridge().unwrap();
+    ready(&bridge).await;
+    // The bridge has let it in, before a later bridge told the module whom to serve.
+    for (oldest, newest, upgrade_required) in [
+        (SCHEMA_VERSION + 1, SCHEMA_VERSION + 2, true),
+        (OLDEST_SCHEMA_VERSION - 2, OLDEST_SCHEMA_VERSION - 1, false),
+    ] {
+        let served = Compatibility {
+            min_schema_version: oldest,
+            max_schema_version: newest,
+            ..Compatibility::default()
+        };
+        lane.owner().unwrap().set_compatibility(&served).await.unwrap();
+        let mut client = lane.client(std::slice::from_ref(&id)).await.unwrap();
+        client.start().unwrap();
+        wait(SOON, "the client stops", || client.status()["phase"] == "stopped").await;
+        let status = client.status();
+        assert_eq!(
+            (&status["reason"], &status["code"], &status["upgrade_required"]),
+            (
+                &json!("incompatible"),
+                &json!("unsupported_schema_version"),
+                &json!(upgrade_required)
+            ),
+            "{status}"
+        );
+    }
+    // A bridge that starts tells the module whom this release serves.
     assert_eq!(bridge.stop().await.unwrap(), 0);
     let bridge = lane.bridge().unwrap();
     ready(&bridge).await;
-    client.kill();
+    let mut client = lane.client(std::slice::from_ref(&id)).await.unwrap();
     client.start().unwrap();
-    client.until_applied(10, soon).await.unwrap();
+    client.until_applied(10, SOON).await.unwrap();
 }

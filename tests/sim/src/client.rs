@@ -424,7 +424,7 @@ impl World {
 
     fn carry_out(&mut self, at: usize, command: Command) {
         match command {
-            Command::Dial { connection, token } => self.client_dials(at, connection, token),
+            Command::Dial { connection, token, .. } => self.client_dials(at, connection, token),
             Command::Close { connection } => {
                 let lines = &mut self.clients[at].lines;
                 if let Some(nth) = lines.iter().position(|line| line.connection == connection) {
@@ -515,7 +515,11 @@ impl World {
             | Command::Reply { .. }
             | Command::AskAudience { .. }
             | Command::Hear { .. }
-            | Command::Tell(_) => {
+            | Command::Tell(_)
+            | Command::Open { .. }
+            | Command::Followed { .. }
+            | Command::AskReadable { .. }
+            | Command::ShowReadable { .. } => {
                 self.violate("I8", || {
                     format!("client {at} gave a command that these runs have no use for: {command:?}")
                 });

@@ -86,6 +86,7 @@ pub mod read_heads_procedure;
 pub mod read_journal_procedure;
 pub mod read_providers_key_procedure;
 pub mod read_streams_procedure;
+pub mod readable_streams_procedure;
 pub mod rewind_stream_procedure;
 
 pub use access_sweep_type::AccessSweep;
@@ -163,6 +164,7 @@ pub use read_heads_procedure::read_heads;
 pub use read_journal_procedure::read_journal;
 pub use read_providers_key_procedure::read_providers_key;
 pub use read_streams_procedure::read_streams;
+pub use readable_streams_procedure::readable_streams;
 pub use rewind_stream_procedure::rewind_stream;
 
 #[derive(Clone, PartialEq, Debug)]

@@ -17,6 +17,7 @@ pub(crate) mod tests;
 
 pub use core::{Mode, Rung, Stream};
 
+use serde::Serialize;
 use spacetime_sync_proto::page::Snapshot;
 use spacetime_sync_proto::{
     ChainHash, Event, FrameError, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seal, Seq, StaleCursor, wire,
@@ -376,7 +377,7 @@ impl StreamStop {
 }
 
 /// Counts that a person may want to see.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// Events applied and saved.
     pub events_applied: u64,

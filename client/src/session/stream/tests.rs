@@ -118,7 +118,7 @@ impl Log {
 
 pub(crate) fn bounds() -> StreamBounds {
     let stream = StreamId::new("model").unwrap();
-    ClientConfig::new("https://host", "lane", vec![stream.clone()]).bounds_of(&stream, false)
+    ClientConfig::new("https://host", "lane", vec![stream.clone()]).bounds_of(&stream, 1, false)
 }
 
 pub(super) fn seq(value: u64) -> Seq {

@@ -23,7 +23,11 @@ fn present() -> (Case, ConnectionId) {
     let connection = case.live();
     let said = Some(Presence::online("node"));
     let watches = BTreeSet::new();
-    case.step(Event::Wishes { said, watches });
+    case.step(Event::Wishes {
+        said,
+        watches,
+        readable: false,
+    });
     (case, connection)
 }
 

@@ -7,7 +7,7 @@ use super::*;
 /// Whether the attempt among the commands reuses a token.
 fn reuses(commands: &[Command]) -> Option<(ConnectionId, bool)> {
     commands.iter().find_map(|command| match command {
-        Command::Dial { connection, token } => Some((*connection, token.is_some())),
+        Command::Dial { connection, token, .. } => Some((*connection, token.is_some())),
         _ => None,
     })
 }
@@ -95,7 +95,11 @@ fn a_call_that_is_refused_for_the_tokens_age_casts_doubt_on_it() {
             let mut case = Case::new(1, 3);
             let connection = case.live();
             let (said, watches) = (Some(Presence::online("node")), BTreeSet::new());
-            case.step(Event::Wishes { said, watches });
+            case.step(Event::Wishes {
+                said,
+                watches,
+                readable: false,
+            });
             case.wait(QUARTER);
             case.hear(connection, inbound);
             let next = dialed(&case.wait(2 * second()));

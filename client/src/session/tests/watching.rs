@@ -33,7 +33,11 @@ fn shown(commands: &[Command]) -> Vec<(Watchable, Option<ConnectionId>, Freshnes
 impl Case {
     fn watch(&mut self, watches: &[Watchable]) -> &[Command] {
         let watches = BTreeSet::from_iter(watches.iter().copied());
-        self.step(Event::Wishes { said: None, watches })
+        self.step(Event::Wishes {
+            said: None,
+            watches,
+            readable: false,
+        })
     }
 }
 

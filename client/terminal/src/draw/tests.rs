@@ -67,6 +67,7 @@ fn status(clock: &Clock, phase: Phase) -> Status {
             reconnects: 2,
             ..Counters::default()
         },
+        ..Status::default()
     }
 }
 

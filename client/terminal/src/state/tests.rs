@@ -1,6 +1,4 @@
-use std::collections::BTreeMap;
-
-use spacetime_sync_client::{Counters, Disconnect, RefusalCode, Says, StopReason, StreamStatus, Subject};
+use spacetime_sync_client::{Disconnect, RefusalCode, Says, StopReason, Subject};
 
 use super::*;
 
@@ -26,9 +24,7 @@ fn later(begun: Now, seconds: u64) -> Now {
 fn status(phase: Phase) -> Status {
     Status {
         phase,
-        streams: BTreeMap::<_, StreamStatus>::new(),
-        token: None,
-        counters: Counters::default(),
+        ..Status::default()
     }
 }
 

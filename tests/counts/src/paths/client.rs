@@ -127,7 +127,7 @@ impl Client {
 
     fn answer(&mut self, command: Command) {
         match command {
-            Command::Dial { connection, token } => {
+            Command::Dial { connection, token, .. } => {
                 self.connection = Some(connection);
                 self.answers.push_back(Event::Dialed {
                     connection,

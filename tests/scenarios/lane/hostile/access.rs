@@ -185,6 +185,7 @@ async fn each_function_admits_only_permitted_callers() {
         ),
         ("read_audience_key", (json!([""]), [unauthorized; 5])),
         ("read_providers_key", (json!([]), [unauthorized; 5])),
+        ("readable_streams", (json!([""]), [None; 5])),
         (
             "publish_provider_capability",
             (json!(["p", "c", 1, 0, "", "{}", 60]), [unauthorized; 5]),
