@@ -450,7 +450,7 @@ async fn a_forbidden_stream_does_not_stop_the_clients_other_streams() {
         client.status()["streams"][streams[1].as_str()]["detail"]
             .as_str()
             .unwrap()
-            .contains("ForbiddenStream")
+            .contains("forbidden_stream")
     );
 
     // A client notices a later grant on its existing connection.
