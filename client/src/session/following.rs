@@ -49,6 +49,11 @@ struct Opening {
 }
 
 impl Changes {
+    /// Whether the client is about to follow another stream.
+    pub(super) fn are_opening(&self) -> bool {
+        !self.opening.is_empty()
+    }
+
     fn under_way(&self) -> usize {
         let waiting = self.opening.values().map(|opening| opening.callers.len());
         waiting.sum::<usize>() + self.leaving.len()
@@ -76,6 +81,7 @@ impl Follower {
             && self.subscriptions.is_empty()
             && self.reading.is_none()
             && self.question.is_none()
+            && !self.acknowledgement.is_under_way()
             && !self.uses_old
     }
 }
@@ -90,11 +96,21 @@ impl Session {
             opening.is_wanted = true;
             return opening.callers.push(call);
         }
-        let place = match self.place_of(&stream_id) {
-            Some(at) if self.followers[at].is_followed() => return self.followed(call, Ok(())),
+        let own = self.place_of(&stream_id);
+        if own.is_some_and(|at| self.followers[at].is_followed()) {
+            return self.followed(call, Ok(()));
+        }
+        if self.followed_or_wanted() >= self.most {
+            let most = self.most;
+            return self.followed(call, Err(FollowError::TooMany { most }));
+        }
+        let place = match own {
             Some(at) if self.comes_back(at) => {
                 self.end_leaving(at);
-                self.followers[at].following = Following::Since(self.now);
+                let follower = &mut self.followers[at];
+                follower.following = Following::Since(self.now);
+                // The module may have forgotten it meanwhile, together with the grant.
+                follower.acknowledgement.forget();
                 self.touch(at);
                 self.ask_heads();
                 self.set_out(at);
@@ -102,12 +118,12 @@ impl Session {
                 self.feed(at, Input::AskAgain);
                 return self.followed(call, Ok(()));
             }
-            Some(at) => Some(at),
+            Some(at) => Some(at).filter(|at| self.is_free(*at)),
             None => self.free_place(&stream_id, &bounds),
         };
+        // What is still under way for the places that are not free ends soon.
         let Some(at) = place else {
-            let most = self.most;
-            return self.followed(call, Err(FollowError::TooMany { most }));
+            return self.followed(call, Err(FollowError::Busy));
         };
         self.commands.push(Command::Open {
             stream: at,
@@ -158,25 +174,37 @@ impl Session {
         own.find_map(|(at, follower)| (follower.id == *stream_id).then_some(at))
     }
 
-    /// Whether a stream that went can go on from what the session knows. One that has stopped is read from the store again, as
-    /// soon as nothing of it is under way.
+    /// How many streams the client follows or is about to follow.
+    fn followed_or_wanted(&self) -> usize {
+        let followed = self.followers.iter().filter(|follower| follower.is_followed());
+        let wanted = self.changes.opening.values().filter(|opening| opening.is_wanted);
+        followed.count() + wanted.count()
+    }
+
+    /// Whether a stream that went can go on from what the session knows. One that has stopped is read from the store again.
     fn comes_back(&self, at: usize) -> bool {
         let follower = &self.followers[at];
         match follower.following {
             Following::Unread => false,
             Following::FromStart | Following::Since(_) | Following::Left => {
-                !follower.is_free() || !matches!(follower.stream.mode(), Mode::Stopped(_))
+                !matches!(follower.stream.mode(), Mode::Stopped(_))
             }
         }
     }
 
-    /// A place for another stream: that of one that has gone, or a new one.
+    /// Whether another stream may have the place. A replaced connection may still bring something for the one that had it.
+    fn is_free(&self, at: usize) -> bool {
+        let follower = &self.followers[at];
+        let never_had = follower.following == Following::Unread;
+        follower.is_free() && (never_had || self.handed_over().is_none()) && !self.changes.opening.contains_key(&at)
+    }
+
+    /// A place for another stream: that of one that has gone, or a new one. `None` if too many have yet to become free.
     fn free_place(&mut self, stream_id: &StreamId, bounds: &StreamBounds) -> Option<usize> {
-        let free = |at: &usize| self.followers[*at].is_free() && !self.changes.opening.contains_key(at);
-        if let Some(at) = (0..self.followers.len()).find(free) {
+        if let Some(at) = (0..self.followers.len()).find(|at| self.is_free(*at)) {
             return Some(at);
         }
-        if self.followers.len() >= self.most {
+        if self.followers.len() >= self.most + UNDER_WAY {
             return None;
         }
         let stream = Stream::new(Position::start(stream_id), bounds.clone());
@@ -230,7 +258,7 @@ impl Session {
         self.acknowledge_if_owed(at);
         self.let_go(at);
         self.feed(at, Input::Disconnected);
-        if let Some(key) = self.followers[at].key
+        if let Some(key) = self.followers[at].key.take()
             && self.by_key.get(&key) == Some(&at)
         {
             self.by_key.remove(&key);
@@ -303,7 +331,12 @@ impl Session {
             wanted.map(|follower| follower.id.clone()).collect()
         };
         let followed = ids(Follower::is_followed);
-        if followed.is_empty() { ids(|_| true) } else { followed }
+        if !followed.is_empty() {
+            return followed;
+        }
+        let mut any = ids(|_| true);
+        any.truncate(limit::TOKEN_STREAMS);
+        any
     }
 
     /// The most streams that a session may have: as many as a token holds, or as it began with.

@@ -114,7 +114,10 @@ impl Session {
             Inbound::SubscriptionFailed { stream, id, detail } => {
                 self.followers[stream].subscription_answered();
                 tracing::warn!(stream = %self.followers[stream].id, detail, "a subscription failed");
-                if self.handed_over() == Some(from) {
+                if !self.followers[stream].is_followed() {
+                    // It was given up, and has ended in this way.
+                    self.unsubscribed(stream, id);
+                } else if self.handed_over() == Some(from) {
                     self.old_subscription_failed(stream, id);
                 } else {
                     self.feed(stream, Input::SubscriptionFailed(id));

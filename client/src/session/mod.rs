@@ -121,6 +121,8 @@ pub struct Session {
     changes: Changes,
     /// The most streams that it may have.
     most: usize,
+    /// How many streams had stopped for good when that was last looked at.
+    stopped: usize,
     /// When to look at the timers next.
     tick_at: Instant,
     counters: Counters,
@@ -174,6 +176,7 @@ impl Session {
             readable: Readable::default(),
             changes: Changes::default(),
             most: Self::most_streams(renewable, followers.len()),
+            stopped: 0,
             tick_at: now,
             counters: Counters::default(),
             phase: Phase::Idle,
@@ -355,7 +358,10 @@ impl Session {
         self.start_questions();
         self.start_heads();
         self.ask_readable();
-        if self.tally.all_have_stopped(self.followers.len()) {
+        let stopped = self.tally.stopped();
+        let has_one_stopped = stopped > std::mem::replace(&mut self.stopped, stopped);
+        // Not when the application follows a stream no longer: it may follow another one next.
+        if has_one_stopped && !self.changes.are_opening() && self.tally.all_have_stopped(self.followers.len()) {
             return Err(StopReason::EveryStreamStopped);
         }
         Ok(())

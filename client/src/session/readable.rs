@@ -15,6 +15,8 @@ use crate::watched::Freshness;
 
 /// The shortest time between two questions, however often the grants change.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The pause after a question without an answer doubles this many times at most.
+const PAUSE_DOUBLES: u32 = 6;
 /// Most pages of one answer: each has a name, and a session has no more grants.
 const PAGES: usize = limit::SESSION_GRANTS + 1;
 
@@ -29,6 +31,9 @@ pub(super) struct Readable {
     ask_at: Option<Instant>,
     /// When the session asked last.
     asked_at: Option<Instant>,
+    /// How many questions in a row had no answer when their connection ended. A gate of an earlier release ends a connection for the
+    /// question: the streams go on meanwhile.
+    unanswered: u32,
     freshness: Freshness,
 }
 
@@ -50,6 +55,7 @@ impl Default for Readable {
             asking: None,
             ask_at: None,
             asked_at: None,
+            unanswered: 0,
             freshness: Freshness::Unseen,
         }
     }
@@ -165,6 +171,7 @@ impl Session {
     }
 
     fn show_readable(&mut self, readable: ReadableStreams) {
+        self.readable.unanswered = 0;
         self.readable.freshness = Freshness::Live;
         self.commands.push(Command::ShowReadable {
             readable: Some(readable),
@@ -172,10 +179,19 @@ impl Session {
         });
     }
 
-    /// Nothing says any more what changes. The next connection that serves is asked at once.
+    /// Nothing says any more what changes. The next connection that serves is asked at once, or later if this one ended without an
+    /// answer.
     pub(super) fn readable_is_stale(&mut self) {
-        self.readable.asking = None;
-        self.readable.ask_at = self.readable.is_wanted.then_some(self.now);
+        let mut pause = Duration::ZERO;
+        if self.readable.asking.take().is_some() {
+            let doubled = 2_u32.pow(self.readable.unanswered.min(PAUSE_DOUBLES));
+            pause = self.settings.limits.ask_again_after.saturating_mul(doubled);
+            self.readable.unanswered += 1;
+        }
+        let at = self.now + pause;
+        // A pause that has begun is not cut short.
+        let at = self.readable.ask_at.map_or(at, |before| before.max(at));
+        self.readable.ask_at = self.readable.is_wanted.then_some(at);
         if self.readable.freshness == Freshness::Live {
             self.readable.freshness = Freshness::Stale { since: self.now };
             self.commands.push(Command::ShowReadable {

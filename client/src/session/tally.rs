@@ -66,6 +66,11 @@ impl Tally {
         }
     }
 
+    /// How many streams have stopped for good.
+    pub(super) fn stopped(&self) -> usize {
+        self.stopped
+    }
+
     /// Whether there are streams that the client follows, and all `streams` but those that it does not follow have stopped for good.
     pub(super) fn all_have_stopped(&self, streams: usize) -> bool {
         self.stopped > 0 && self.stopped + self.gone == streams

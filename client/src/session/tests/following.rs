@@ -345,12 +345,46 @@ fn a_stream_that_has_stopped_is_read_from_the_store_again() {
 }
 
 #[test]
-fn a_client_stops_when_all_streams_that_it_follows_have_stopped() {
+fn to_follow_a_stream_no_longer_ends_no_client() {
     let (mut case, _) = live();
     case.follow(1, 1);
     case.open(1, 1, 0);
     let unread = reads(&case.commands);
     case.refuse(unread[0], RefusalCode::InvalidArgument);
     assert_eq!(case.shown.phase, Phase::Live);
-    assert!(matches!(case.unfollow(2, 0), [.., Command::StopApplier]));
+    assert_eq!(replies(case.unfollow(2, 0)), [(2, Ok(()))]);
+    assert_eq!(case.shown.phase, Phase::Idle, "the other one has stopped");
+    assert_eq!(replies(case.follow(3, 0)), [(3, Ok(()))]);
+    assert_eq!(read(&case.commands), [0]);
+    // It ends when the last stream that goes on stops.
+    let unread = reads(&case.commands);
+    assert!(matches!(
+        case.refuse(unread[0], RefusalCode::InvalidArgument),
+        [.., Command::StopApplier]
+    ));
+}
+
+#[test]
+fn a_place_stays_its_streams_while_a_replaced_connection_may_bring_something_for_it() {
+    let mut case = Case::new(2, 3);
+    case.logs.push(Log::new("stream.2", 3));
+    let first = case.live_with_a_token_that_ends_soon();
+    let next = case.dial_next(first);
+    case.serve(next);
+    // Its subscription is on the connection that is handed over, and is forgotten at once.
+    case.unfollow(1, 1);
+    let opened = opened(case.follow(2, 2));
+    assert_eq!(opened, [(2, id(2))], "the place of stream.1 is not free");
+}
+
+#[test]
+fn a_swap_at_the_bound_takes_a_new_place() {
+    let most = limit::TOKEN_STREAMS;
+    let mut case = Case::new(most, 3);
+    let connection = case.live();
+    case.logs.push(Log::new("another", 3));
+    assert_eq!(replies(case.follow(1, most)), [(1, Err(FollowError::TooMany { most }))]);
+    case.unfollow(2, 0);
+    assert_eq!(opened(case.follow(3, most)), [(most, id(most))], "on {connection:?}");
+    assert_eq!(replies(case.follow(4, 0)), [(4, Err(FollowError::TooMany { most }))]);
 }

@@ -189,5 +189,17 @@ fn a_module_that_cannot_tell_is_not_asked() {
 #[test]
 fn a_question_that_is_never_answered_ends_the_connection() {
     let (mut case, connection, _) = asking();
-    assert_eq!(closed(&case.wait(5 * second())), [connection]);
+    let commands = case.wait(5 * second());
+    assert_eq!(closed(&commands), [connection]);
+    // The next connection serves for a while before it is asked, whoever ended the first.
+    let next = dialed(&commands).unwrap_or_else(|| case.dial());
+    let result = Ok(vec![speaks(12), Inbound::GrantCame]);
+    case.step(Event::Dialed {
+        connection: next,
+        token: None,
+        result,
+    });
+    assert_eq!(asked(&case.commands), []);
+    let commands = case.stay(next, 6 * second());
+    assert_eq!(asked(&commands).len(), 1);
 }
