@@ -190,6 +190,7 @@ fn a_place_is_given_away_only_once_nothing_of_its_stream_can_come_any_more() {
             id: subscription,
         },
     );
+    case.ack(connection, 3, Ok(()));
     assert_eq!(opened(case.follow(3, 2)), [(0, id(2))]);
     // Meanwhile the first stream comes back. Its place is no longer its own.
     assert_eq!(opened(case.follow(4, 0)), [(2, id(0))]);
@@ -371,8 +372,13 @@ fn a_place_stays_its_streams_while_a_replaced_connection_may_bring_something_for
     let first = case.live_with_a_token_that_ends_soon();
     let next = case.dial_next(first);
     case.serve(next);
-    // Its subscription is on the connection that is handed over, and is forgotten at once.
-    case.unfollow(1, 1);
+    // Its subscription on the connection that is handed over is forgotten at once; the other one ends.
+    let given_up = unsubscribed(case.unfollow(1, 1));
+    for (stream, id) in given_up {
+        case.hear(next, Inbound::Unsubscribed { stream, id });
+    }
+    let (stream, seq, answer) = (1, Seq::new(3).unwrap(), Ok(()));
+    case.hear(next, Inbound::Acked { stream, seq, answer });
     let opened = opened(case.follow(2, 2));
     assert_eq!(opened, [(2, id(2))], "the place of stream.1 is not free");
 }
