@@ -92,7 +92,10 @@ impl Session {
         if self.changes.under_way() >= UNDER_WAY {
             return self.followed(call, Err(FollowError::Busy));
         }
-        if let Some(opening) = self.opening_of(&stream_id) {
+        let is_full = self.followed_or_wanted() >= self.most;
+        if let Some(opening) = self.opening_of(&stream_id)
+            && (opening.is_wanted || !is_full)
+        {
             opening.is_wanted = true;
             return opening.callers.push(call);
         }
@@ -100,7 +103,7 @@ impl Session {
         if own.is_some_and(|at| self.followers[at].is_followed()) {
             return self.followed(call, Ok(()));
         }
-        if self.followed_or_wanted() >= self.most {
+        if is_full {
             let most = self.most;
             return self.followed(call, Err(FollowError::TooMany { most }));
         }
