@@ -364,6 +364,14 @@ pub fn may_read(ctx: &ReducerContext, stream_key: u64) -> bool {
     }
 }
 
+/// The keys of all streams that the caller may read by a grant.
+pub fn readable_keys(ctx: &ReducerContext) -> Vec<u64> {
+    let has_session = session(ctx).is_some();
+    let held = ctx.db.stream_grant().by_holder().filter(ctx.sender());
+    let readable = held.filter(|row| has_session && is_of_session(ctx, row) || is_standing(ctx, row));
+    readable.map(|row| row.stream_key).collect()
+}
+
 /// Whether the grant follows from the token of a session, alone or beside what the owner gave.
 fn is_of_session(ctx: &ReducerContext, grant: &StreamGrant) -> bool {
     let given = ctx.db.standing_grant().grant_id();

@@ -1,6 +1,8 @@
 //! Calls that answer with more than done or refused: pages of the log for clients; heads, streams, rewinds and the journal for
 //! the bridge and operators. Filters do not apply to procedures, so each of them checks who asks.
 
+use std::collections::BTreeSet;
+
 use spacetime_sync_proto::access::Scope;
 use spacetime_sync_proto::{Position, Refusal, RefusalCode, StreamId, limit};
 use spacetime_sync_rules::journal::marks;
@@ -11,14 +13,14 @@ use spacetime_sync_rules::rewind;
 use spacetimedb::sats::u256;
 use spacetimedb::{ProcedureContext, ReducerContext, SpacetimeType, Table, procedure};
 
-use crate::access::{bridge_only, may_read, no_grant, operator, own_session};
+use crate::access::{bridge_only, may_read, no_grant, operator, own_session, readable_keys};
 use crate::journal::{JournalPage, Rows, now_us};
 use crate::log_access::{
     StreamRows, chain_from_column, chain_to_column, event_row, seal_argument, seq_argument, seq_from_column,
     stream_class, trust_row,
 };
 use crate::refuse::{Refused, refused, stream_id as parse_stream_id};
-use crate::tables::{SyncEvent, SyncStream, retention_class, stream_grant, sync_head, sync_stream};
+use crate::tables::{SyncEvent, SyncStream, retention_class, sync_head, sync_stream};
 
 /// A part of a stream's log.
 #[derive(SpacetimeType)]
@@ -67,7 +69,7 @@ pub fn read_providers_key(ctx: &mut ProcedureContext) -> Result<u64, Refused> {
     })
 }
 
-/// The streams that the caller may read and whose names come after `after`, in order, at most `limit::HEADS`. A stream that has no
+/// The streams that the caller may read by a grant and whose names come after `after`, in order, at most `limit::HEADS`. A stream that has no
 /// event yet is not among them. For holders of a grant, and for sessions; anybody else may read none.
 #[procedure]
 pub fn readable_streams(ctx: &mut ProcedureContext, after: String) -> Result<Vec<String>, Refused> {
@@ -76,16 +78,15 @@ pub fn readable_streams(ctx: &mut ProcedureContext, after: String) -> Result<Vec
 
 fn readable(ctx: &ReducerContext, after: &str) -> Vec<String> {
     let streams = ctx.db.sync_stream();
-    let grants = ctx.db.stream_grant().by_holder().filter(ctx.sender());
-    let readable = grants.filter(|grant| may_read(ctx, grant.stream_key));
-    let named = readable.filter_map(|grant| streams.stream_key().find(grant.stream_key));
-    let mut names: Vec<String> = named
-        .map(|stream| stream.stream_id)
-        .filter(|name| name.as_str() > after)
-        .collect();
-    names.sort_unstable();
-    names.truncate(limit::HEADS);
-    names
+    let mut first = BTreeSet::new();
+    for stream_key in readable_keys(ctx) {
+        let named = streams.stream_key().find(stream_key).map(|stream| stream.stream_id);
+        first.extend(named.filter(|name| name.as_str() > after));
+        if first.len() > limit::HEADS {
+            first.pop_last();
+        }
+    }
+    first.into_iter().collect()
 }
 
 /// A stream's head. The bridge asks for it after a reconnect.

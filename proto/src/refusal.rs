@@ -15,14 +15,7 @@ macro_rules! codes {
             $($(#[$doc])* $code,)*
         }
 
-        /// Its name on the wire.
-impl fmt::Display for RefusalCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(f)
-    }
-}
-
-impl RefusalCode {
+        impl RefusalCode {
             /// All of them. `proto/refusals.proto` and the vectors have the same list.
             pub const ALL: &[Self] = &[$(Self::$code),*];
         }
@@ -124,6 +117,13 @@ codes! {
     UpgradeRequired,
     /// The client is too new.
     UnsupportedClientBuild,
+}
+
+/// Its name on the wire.
+impl fmt::Display for RefusalCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// What to do about a refusal. All retries follow from this class.
