@@ -21,8 +21,7 @@ use spacetime_sync_proto::access::{AUDIENCE, Compatibility};
 use spacetime_sync_proto::{DatabasePin, Position, Seal, SealKey, Sealer as _, StreamId};
 use spacetime_sync_stdb::admin::{Admin, Breaking};
 use spacetime_sync_stdb::link::{Link, Target};
-use spacetime_sync_stdb::tokens::TokenSource;
-use spacetime_sync_stdb::tokens::read_token;
+use spacetime_sync_stdb::tokens::{TokenSource, read_token};
 use spacetime_sync_transport::Transport;
 use sqlx::Connection as _;
 
@@ -43,10 +42,8 @@ use crate::{until, write_secret};
 pub const A_DAY: Duration = Duration::from_secs(86_400);
 /// How often the module of a lane with tokens looks for ended sessions, in milliseconds.
 const SWEEP_MS: u32 = 1_000;
-
 /// How long a token lasts that a lane signs in its bridge's name.
 const SERVICE_SECONDS: u64 = 900;
-
 /// The folder of the keys that seal the events of a lane without tokens.
 const SEALS: &str = "seals";
 /// The file that holds their public halves.
