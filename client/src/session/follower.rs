@@ -152,9 +152,11 @@ impl Follower {
         self.refused.is_some()
     }
 
-    /// Whether the module has let this session read the stream, as far as it has said.
+    /// Whether the module has let this session read the stream, as far as it has said, and the stream has an event. The module tells of
+    /// no others.
     pub(super) fn is_readable(&self) -> bool {
-        self.is_followed() && self.key.is_some() && !self.is_forbidden()
+        let has_event = self.stream.cursor().seq > Seq::ZERO || self.stream.known_head() > Some(Seq::ZERO);
+        self.is_followed() && self.key.is_some() && !self.is_forbidden() && has_event
     }
 
     /// Whether the stream waits for this client, and not for SpacetimeDB: for the application, or for its turn to read.

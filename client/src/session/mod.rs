@@ -481,8 +481,9 @@ impl Session {
                 self.unshown.push(at);
             }
             self.hand_over(at);
+            // A grant that names the stream may be older than the stream, so nothing else says that it has begun.
             if readable_changed {
-                self.followed_readable_changed();
+                self.readable_changed();
             }
         }
     }

@@ -84,13 +84,6 @@ impl Session {
         }
     }
 
-    /// Whether the session may read a stream that it follows has changed. That is all it knows by itself.
-    pub(super) fn followed_readable_changed(&mut self) {
-        if self.speaks().is_some_and(|speaks| speaks < READABLE_STREAMS_SINCE) {
-            self.readable_changed();
-        }
-    }
-
     /// Asks, or tells what the session knows, when it is time.
     pub(super) fn ask_readable(&mut self) {
         let Connection::Up(up) = &self.connection else { return };

@@ -141,7 +141,7 @@ async fn a_client_hears_which_streams_it_may_read() {
         .await;
     };
     hears(&[&first]).await;
-    // A token that names another stream, which has no event yet. The grant comes with the first.
+    // A token that names another stream, which has no event yet. It is told of with the first.
     client.follow(&second).await.unwrap();
     let status = client.status();
     wait(SOON, "a token names the other stream", || {

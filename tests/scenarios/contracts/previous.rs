@@ -115,7 +115,9 @@ async fn a_client_uses_what_is_new_only_where_the_module_has_it() {
     hears(&ids[..2], true).await;
     lane.owner().unwrap().revoke(granted.identity(), &ids[1]).await.unwrap();
     hears(&ids[..1], true).await;
-    lane.publish_module(Release::Previous.module().unwrap(), Breaking::Refuse)
+    // A table goes away, so clients are disconnected.
+    let previous = Release::Previous.module().unwrap();
+    lane.publish_module(previous, Breaking::DisconnectClients)
         .await
         .unwrap();
     hears(&ids[..1], false).await;
