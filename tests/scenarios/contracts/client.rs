@@ -95,7 +95,11 @@ async fn streams_come_and_go_while_the_client_runs() {
     assert_eq!(client.status().borrow().counters.reconnects, 0);
     // A stream that is gone is not applied, however much comes.
     client.unfollow(&second).await.unwrap();
-    assert!(!client.status().borrow().streams.contains_key(&second));
+    let status = client.status();
+    wait(SOON, "the status has the stream no more", || {
+        !status.borrow().streams.contains_key(&second)
+    })
+    .await;
     for id in [&second, &third] {
         append(&lane, id, "b", 20).await;
     }

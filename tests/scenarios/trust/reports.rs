@@ -120,7 +120,7 @@ async fn a_forged_event_in_an_idle_stream_is_removed_once_a_client_has_reported_
         forger.write(id, end, &next, seal.as_ref()).await.unwrap();
     }
     assert_eq!(lane.held(&streams).await.unwrap(), [6, 6]);
-    let noticed = || client.log().contains("Unproven");
+    let noticed = || client.log().contains("not proven to be the authority's");
     wait(SOON, "the client notices the forged event", noticed).await;
 
     wait(HEALED, "the bridge tells a person", || told(&bridge, followed, 5)).await;
@@ -195,10 +195,10 @@ async fn what_was_altered_within_a_window_is_replaced_once_clients_have_reported
 
     let mut late = Vec::new();
     for (id, seen) in [
-        (replaced, "Unproven"),
-        (altered, "PayloadMismatch"),
-        (garbled, "BadFrame"),
-        (dated, "BadFrame"),
+        (replaced, "not proven to be the authority's"),
+        (altered, "it was altered on its way"),
+        (garbled, "is invalid"),
+        (dated, "is invalid"),
     ] {
         let mut client = lane.client(std::slice::from_ref(id)).await.unwrap();
         client.start().unwrap();

@@ -100,8 +100,10 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         clients.push(client);
     }
     for client in &clients {
-        let live =
-            spacetime_sync_tests::until(STALL, || client.log().contains(r#""phase":"live","reason":null"#)).await;
+        let live = spacetime_sync_tests::until(STALL, || {
+            client.log().contains(r#""phase":"live","text":"live","reason":null"#)
+        })
+        .await;
         anyhow::ensure!(live, "a client did not go live: {}", client.log());
     }
     say(format!("{} clients are live on {} streams", args.clients, args.streams));
