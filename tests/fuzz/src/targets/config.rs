@@ -102,8 +102,6 @@ jwks_url = "https://app.example/keys"
 [compatibility]
 min_client_build_id = "20260101T000000Z"
 max_client_build_id = "20271231T000000Z"
-min_schema_version = 1
-max_schema_version = 10
 "#;
 
 const ENVIRONMENT: &str =

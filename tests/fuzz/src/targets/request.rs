@@ -164,8 +164,6 @@ public_keys = ["{}", "{}"]
 [compatibility]
 min_client_build_id = "20260101T000000Z"
 max_client_build_id = "20271231T000000Z"
-min_schema_version = 1
-max_schema_version = 1000000
 "#,
         crate::lane::SESSIONS.0,
         crate::lane::SESSIONS.1,
