@@ -530,8 +530,18 @@ fn without_a_link_only_what_was_counted_is_known() {
     let counted = Backlog {
         kept: 3,
         brought_back: 2,
+        lag: Duration::from_millis(45),
         ..Backlog::default()
     };
-    let known = Backlog { waiting: 5, ..counted };
+    let at = Duration::from_secs(1);
+    let known = Backlog {
+        closed_since: Some(at),
+        waiting: 5,
+        oldest: at,
+        behind_since: Some(at),
+        read_at: Some(at),
+        in_step_at: Some(at),
+        ..counted
+    };
     assert_eq!(known.without_link(), counted);
 }
