@@ -202,15 +202,14 @@ fn show_key(ctx: &ReducerContext, session_id: &str, node_id: &str, nostr_pubkey:
 }
 
 /// Tells of the last heartbeat of nodes that went on saying the same, marks those that have been silent for too long as offline, and
-/// forgets those that have been offline for long, with what is
-/// bound to them. It takes at most so many rows, and leaves the rest to the next sweep. At last it counts who is there.
+/// forgets those that have been offline for long, with what is bound to them. It takes at most so many rows, and leaves the rest to
+/// the next sweep. At last it counts who is there.
 pub fn sweep(ctx: &ReducerContext, most: usize) {
     let now = ctx.timestamp;
     let presences = ctx.db.session_presence();
     let stale: Vec<SessionPresence> = presences.holds_until().filter(..=now).take(most).collect();
     for row in stale {
         let (session_id, node_id) = (row.session_id.clone(), row.node_id.clone());
-        let binding = bound_to(ctx, &session_id, &node_id);
         if row.status == OFFLINE {
             presences.presence_id().delete(row.presence_id);
             if of_node(ctx, &session_id, &node_id).is_empty() {
@@ -240,7 +239,7 @@ pub fn sweep(ctx: &ReducerContext, most: usize) {
         };
         tell(ctx, &row);
         presences.presence_id().update(row);
-        if let Some(binding) = binding {
+        if let Some(binding) = bound_to(ctx, &session_id, &node_id) {
             set_there(ctx, binding, false);
         }
     }
