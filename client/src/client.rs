@@ -222,7 +222,8 @@ impl SyncClient {
     }
 
     /// Follows a stream no longer. Once this returns, the handler hears nothing more of it, unless it is followed again. Its
-    /// checkpoint and what the handler has made of it stay. A client that follows nothing goes on, and is idle. To unfollow a stream that is not followed changes nothing.
+    /// checkpoint and what the handler has made of it stay. A client that follows nothing goes on, and is idle. To unfollow a stream
+    /// that is not followed changes nothing.
     pub async fn unfollow(&self, stream_id: &StreamId) -> Result<(), FollowError> {
         let stream_id = stream_id.clone();
         self.change(|caller| Asked::Unfollow { stream_id, caller }).await

@@ -52,11 +52,6 @@ impl<S: CheckpointStore, H: Handler<S>> Stepped<S, H> {
         self.worker.enqueue(Job::Do(stream, work), &mut self.turn);
     }
 
-    /// Finds out where a stream is, and gives it a place that no other one uses.
-    pub fn open(&mut self, stream: usize, id: StreamId) {
-        self.worker.enqueue(Job::Open(stream, id), &mut self.turn);
-    }
-
     /// From here on the seals of these keys count, and no others.
     pub fn trust(&mut self, keys: Vec<SealKey>) {
         self.worker.enqueue(Job::Trust(keys), &mut self.turn);
