@@ -41,6 +41,7 @@ pub mod seal;
 mod secret;
 mod section;
 pub mod signal;
+mod sql_name;
 pub mod stale;
 
 pub use assignment::{AssignmentSide, AssignmentState};
@@ -59,6 +60,7 @@ pub use seal::{Seal, SealKey, SealKeyId, Sealer};
 pub use secret::Secret;
 pub use section::Section;
 pub use signal::{SignalKind, SubjectKind};
+pub use sql_name::sql_name;
 pub use stale::{StaleCursor, StaleReason};
 
 /// The messages of `proto/proto/spacetime/sync/v1`, as `prost-build` generates them. `tests/wire.rs` keeps the two in step.

@@ -2,7 +2,7 @@
 
 use futures_util::TryStreamExt;
 use spacetime_sync_proto::access::Topic;
-use spacetime_sync_proto::{Event, StreamId};
+use spacetime_sync_proto::{Event, StreamId, sql_name};
 use sqlx::Row as _;
 
 use super::error::CallError;
@@ -36,12 +36,11 @@ pub struct LegacyRow {
 impl LegacyTable {
     /// `schema.table`, or a table on the search path; both exactly as Postgres has them.
     pub fn new(name: &str) -> Self {
-        let quoted = |part: &str| format!("\"{}\"", part.replace('"', "\"\""));
         Self {
             name: name.to_owned(),
             quoted: match name.split_once('.') {
-                Some((schema, table)) => format!("{}.{}", quoted(schema), quoted(table)),
-                None => quoted(name),
+                Some((schema, table)) => format!("{}.{}", sql_name(schema), sql_name(table)),
+                None => sql_name(name),
             },
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use spacetime_sync_proto::access::Topic;
-use spacetime_sync_proto::{PayloadHash, StreamId, canonical_json};
+use spacetime_sync_proto::{PayloadHash, StreamId, canonical_json, sql_name};
 use sqlx::{Executor as _, PgConnection};
 
 use super::{Document, Outcome, ProjectError, Projected, Sink, TopicEvent};
@@ -181,14 +181,13 @@ pub struct LegacyTable {
 impl LegacyTable {
     /// The table with this name in this schema, both as Postgres has them. The caller makes it, with a key of topic and seq.
     pub fn new(schema: &str, table: &str) -> Self {
-        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         // A repeat changes nothing, and nothing comes back if another event is there.
         let insert = format!(
             "insert into {}.{} as held (topic, seq, kind, payload_hash) values ($1, $2, $3, $4)
              on conflict (topic, seq) do update set payload_hash = excluded.payload_hash
              where held.kind = excluded.kind and held.payload_hash = excluded.payload_hash",
-            quoted(schema),
-            quoted(table)
+            sql_name(schema),
+            sql_name(table)
         );
         Self { insert }
     }
