@@ -1,6 +1,7 @@
 //! Parties without a version in common.
 
 use serde_json::json;
+use spacetime_sync_proto::StreamId;
 use spacetime_sync_proto::access::{Compatibility, headers};
 use spacetime_sync_proto::contract::{OLDEST_SCHEMA_VERSION, PROTOCOL, SCHEMA_VERSION};
 use spacetime_sync_stdb::admin::Breaking;
@@ -57,14 +58,18 @@ async fn a_module_of_a_later_protocol_stops_clients_and_makes_the_bridge_wait() 
     scene.settle().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn only_a_client_without_a_version_in_common_is_refused_a_token() {
+/// A lane with tokens, and a stream of ten events.
+async fn with_ten_events() -> (Lane, StreamId) {
     let lane = Lane::start_with_tokens(Cluster::shared().await).await.unwrap();
     let id = stream(1);
-    Writer::new(&lane.authority, &id, "w", Payload::UpTo(100), 1)
-        .append_all(10, 3)
-        .await
-        .unwrap();
+    let mut writer = Writer::new(&lane.authority, &id, "w", Payload::UpTo(100), 1);
+    writer.append_all(10, 3).await.unwrap();
+    (lane, id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_client_without_a_version_in_common_is_refused_a_token() {
+    let (lane, id) = with_ten_events().await;
     let client = lane.client(std::slice::from_ref(&id)).await.unwrap();
     // The newest schema version alone is served.
     let served = SCHEMA_VERSION;
@@ -119,12 +124,7 @@ async fn only_a_client_without_a_version_in_common_is_refused_a_token() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_the_module_refuses_as_too_old_learns_that_a_newer_build_is_served() {
-    let lane = Lane::start_with_tokens(Cluster::shared().await).await.unwrap();
-    let id = stream(1);
-    Writer::new(&lane.authority, &id, "w", Payload::UpTo(100), 1)
-        .append_all(10, 3)
-        .await
-        .unwrap();
+    let (lane, id) = with_ten_events().await;
     let bridge = lane.bridge().unwrap();
     ready(&bridge).await;
     // The bridge has let it in, before a later bridge told the module whom to serve.

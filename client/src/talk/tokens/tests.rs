@@ -220,28 +220,35 @@ async fn how_long_to_wait_is_read_from_body_or_header() {
     assert_eq!(error.retry_after(), None);
 }
 
-#[tokio::test]
-async fn an_unsupported_build_learns_it_from_body_or_headers() {
+/// What a client hears whose version is not served: once by the body, and once by headers alone.
+async fn not_served(code: &str, upgrade_required: bool) -> [Incompatible; 2] {
     let body = json!({
-        "code": "upgrade_required", "message": "too old", "retryable": false, "upgrade_required": true,
+        "code": code, "message": "not served", "retryable": false, "upgrade_required": upgrade_required,
         "surface": "desktop", "min_client_build_id": "20270101T000000Z", "min_schema_version": 1,
         "max_schema_version": 2, "protocol_version": "spacetime.sync.v1",
     });
+    let flag = upgrade_required.to_string();
     let by_headers = [
-        (headers::CODE, "upgrade_required"),
-        (headers::UPGRADE_REQUIRED, "true"),
+        (headers::CODE, code),
+        (headers::UPGRADE_REQUIRED, &*flag),
         (headers::MIN_CLIENT_BUILD_ID, "20270101T000000Z"),
         (headers::MIN_SCHEMA_VERSION, "1"),
         (headers::MAX_SCHEMA_VERSION, "2"),
         (headers::SERVED_PROTOCOL_VERSION, "spacetime.sync.v1"),
     ];
-    for answer in [
-        answer("426 Upgrade Required", &[], &body.to_string()),
-        answer("426 Upgrade Required", &by_headers, "<html>"),
-    ] {
-        let Err(TokenError::Incompatible(found)) = asked(answer).await else {
-            panic!("expected an incompatible build");
-        };
+    let heard = async |answer: String| match asked(answer).await {
+        Err(TokenError::Incompatible(found)) => *found,
+        other => panic!("expected an incompatible build, not {other:?}"),
+    };
+    [
+        heard(answer("426 Upgrade Required", &[], &body.to_string())).await,
+        heard(answer("426 Upgrade Required", &by_headers, "<html>")).await,
+    ]
+}
+
+#[tokio::test]
+async fn an_unsupported_build_learns_it_from_body_or_headers() {
+    for found in not_served("upgrade_required", true).await {
         assert_eq!(found.code, RefusalCode::UpgradeRequired);
         assert!(found.upgrade_required && !found.retryable);
         assert_eq!(found.min_client_build_id, "20270101T000000Z");
@@ -253,27 +260,7 @@ async fn an_unsupported_build_learns_it_from_body_or_headers() {
 #[tokio::test]
 async fn a_code_of_a_later_release_loses_nothing_that_stands_beside_it() {
     for upgrade_required in [true, false] {
-        let body = json!({
-            "code": "unsupported_weather", "message": "rain", "retryable": false, "upgrade_required": upgrade_required,
-            "surface": "desktop", "min_client_build_id": "20270101T000000Z", "min_schema_version": 1,
-            "max_schema_version": 2, "protocol_version": "spacetime.sync.v1",
-        });
-        let flag = upgrade_required.to_string();
-        let by_headers = [
-            (headers::CODE, "unsupported_weather"),
-            (headers::UPGRADE_REQUIRED, &*flag),
-            (headers::MIN_CLIENT_BUILD_ID, "20270101T000000Z"),
-            (headers::MIN_SCHEMA_VERSION, "1"),
-            (headers::MAX_SCHEMA_VERSION, "2"),
-            (headers::SERVED_PROTOCOL_VERSION, "spacetime.sync.v1"),
-        ];
-        for answer in [
-            answer("426 Upgrade Required", &[], &body.to_string()),
-            answer("426 Upgrade Required", &by_headers, "<html>"),
-        ] {
-            let Err(TokenError::Incompatible(found)) = asked(answer).await else {
-                panic!("expected an incompatible build");
-            };
+        for found in not_served("unsupported_weather", upgrade_required).await {
             assert_eq!(
                 (found.code, found.upgrade_required),
                 (RefusalCode::UpgradeRequired, upgrade_required)
