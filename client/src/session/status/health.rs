@@ -72,15 +72,30 @@ impl Status {
 
 impl Serialize for Status {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let (reason, detail, code) = match &self.phase {
-            Phase::Backoff { reason, .. } => (Some(reason.code()), Some(error_text(reason)), reason.refusal()),
-            Phase::Stopped { reason } => (Some(reason.code()), Some(error_text(reason)), reason.refusal()),
-            Phase::Idle | Phase::Connecting { .. } | Phase::CatchingUp { .. } | Phase::Live => (None, None, None),
-        };
-        let next_retry_ms = match &self.phase {
-            Phase::Backoff { retry_in, .. } => Some(millis(*retry_in)),
-            Phase::Idle | Phase::Connecting { .. } | Phase::CatchingUp { .. } | Phase::Live | Phase::Stopped { .. } => {
-                None
+        let (reason, detail, code, next_retry_ms, upgrade_required) = match &self.phase {
+            Phase::Backoff { reason, retry_in, .. } => {
+                let detail = error_text(reason);
+                let next_retry_ms = Some(millis(*retry_in));
+                (
+                    Some(reason.code()),
+                    Some(detail),
+                    reason.refusal(),
+                    next_retry_ms,
+                    false,
+                )
+            }
+            Phase::Stopped { reason } => {
+                let (detail, upgrade_required) = (error_text(reason), reason.upgrade_required());
+                (
+                    Some(reason.code()),
+                    Some(detail),
+                    reason.refusal(),
+                    None,
+                    upgrade_required,
+                )
+            }
+            Phase::Idle | Phase::Connecting { .. } | Phase::CatchingUp { .. } | Phase::Live => {
+                (None, None, None, None, false)
             }
         };
         let shown = Shown {
@@ -89,7 +104,7 @@ impl Serialize for Status {
             reason,
             detail,
             code,
-            upgrade_required: matches!(&self.phase, Phase::Stopped { reason } if reason.upgrade_required()),
+            upgrade_required,
             next_retry_ms,
             connect_attempts: self.connect_attempts,
             last_disconnect: self.last_disconnect.as_ref().map(ShownDisconnect::of),
@@ -252,6 +267,36 @@ mod tests {
         let mut shown = serde_json::to_value(&status).unwrap();
         let counted = shown.as_object_mut().unwrap().remove("counters").unwrap();
         assert_eq!(counted["events_applied"], 7);
+        let mut names: Vec<&String> = counted.as_object().unwrap().keys().collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "acks",
+                "acks_refused",
+                "apply_failures",
+                "connections_overfull",
+                "duplicates_dropped",
+                "events_applied",
+                "frames",
+                "heartbeats",
+                "heartbeats_refused",
+                "history_failures",
+                "history_pages",
+                "holes_paged",
+                "overruns",
+                "pages",
+                "reads_refused",
+                "rebootstraps",
+                "reconnects",
+                "refreshes",
+                "restarts",
+                "resubscriptions",
+                "stale_cursors",
+                "token_failures",
+                "withheld",
+            ]
+        );
         assert_eq!(
             shown,
             json!({
