@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use rand::Rng as _;
 use spacetime_sync_proto::contract::READABLE_STREAMS_SINCE;
 use spacetime_sync_proto::{StreamId, limit};
 
@@ -15,6 +16,8 @@ use crate::watched::Freshness;
 
 /// The shortest time between two questions, however often the grants change.
 const PAUSE: Duration = Duration::from_secs(1);
+/// When grants change, the question waits for a random part of this: one act can change the grants of many sessions.
+pub(super) const SPREAD: Duration = Duration::from_secs(1);
 /// The pause after a question without an answer doubles this many times at most.
 const PAUSE_DOUBLES: u32 = 6;
 /// Most pages of one answer: each has a name, and a session has no more grants.
@@ -78,9 +81,15 @@ impl Session {
 
     /// What was told may be out of date.
     pub(super) fn readable_changed(&mut self) {
-        if self.readable.is_wanted {
+        if self.readable.is_wanted && self.readable.ask_at.is_none() {
             let rested = self.readable.asked_at.map_or(self.now, |at| at + PAUSE);
-            self.readable.ask_at.get_or_insert(rested.max(self.now));
+            let asks = matches!(&self.connection, Connection::Up(up) if up.speaks >= READABLE_STREAMS_SINCE);
+            let spread = if asks {
+                SPREAD.mul_f64(self.dice.random())
+            } else {
+                Duration::ZERO
+            };
+            self.readable.ask_at = Some(rested.max(self.now) + spread);
         }
     }
 

@@ -57,6 +57,11 @@ impl Case {
 
     /// The same for a client with other settings. It asks the authority, unless `history` is off.
     fn within(streams: usize, events: u64, set: impl FnOnce(&mut ClientConfig)) -> Self {
+        Self::seeded(streams, events, 7, set)
+    }
+
+    /// The same with other dice.
+    fn seeded(streams: usize, events: u64, seed: u64, set: impl FnOnce(&mut ClientConfig)) -> Self {
         let logs: Vec<_> = (0..streams)
             .map(|at| Log::new(&format!("stream.{at}"), events))
             .collect();
@@ -73,7 +78,7 @@ impl Case {
             (id.clone(), Position::start(&id), bounds)
         });
         let now = Instant::now();
-        let session = Session::new(settings, bounded.collect(), 7, now);
+        let session = Session::new(settings, bounded.collect(), seed, now);
         Self {
             logs,
             shown: session.status(),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::readable::ReadableStreams;
+use crate::session::readable::SPREAD;
 use crate::watched::Freshness;
 
 /// The questions among commands, and after which name each asks.
@@ -66,7 +67,12 @@ impl Case {
 
 /// A live session on a module that tells, with the question that it has asked.
 fn asking() -> (Case, ConnectionId, QuestionId) {
-    let mut case = Case::new(2, 3);
+    asking_with(7)
+}
+
+/// The same with other dice.
+fn asking_with(seed: u64) -> (Case, ConnectionId, QuestionId) {
+    let mut case = Case::seeded(2, 3, seed, |_| {});
     let connection = case.live();
     case.hear(connection, speaks(12));
     let asked = asked(case.want_readable());
@@ -110,7 +116,7 @@ fn a_grant_that_comes_or_goes_is_heard_and_many_at_once_are_one_question() {
     // One comes while the first question is under way.
     assert_eq!(asked(case.hear(connection, Inbound::GrantCame)), []);
     case.tell(connection, question, &[]);
-    let later = case.stay(connection, 2 * second());
+    let later = case.stay(connection, 3 * second());
     assert_eq!(asked(&later).len(), 1, "what came meanwhile is asked for");
     case.tell_all(connection, &later, &["a"]);
     case.stay(connection, 2 * second());
@@ -119,11 +125,36 @@ fn a_grant_that_comes_or_goes_is_heard_and_many_at_once_are_one_question() {
             stream_key: 1_000 + key,
         })
         .collect();
-    let at_once = asked(case.step(Event::Message { connection, inbound }));
-    assert_eq!(at_once.len(), 1, "a session that has rested asks at once");
-    case.tell(connection, at_once[0].1, &[]);
+    let mut soon = asked(case.step(Event::Message { connection, inbound }));
+    soon.extend(asked(&case.stay(connection, SPREAD + QUARTER)));
+    assert_eq!(soon.len(), 1, "a session that has rested asks soon");
+    case.tell(connection, soon[0].1, &[]);
     assert_eq!(asked(case.hear(connection, Inbound::GrantCame)), [], "and then rests");
-    assert_eq!(asked(&case.stay(connection, 2 * second())).len(), 1);
+    assert_eq!(asked(&case.stay(connection, 3 * second())).len(), 1);
+}
+
+#[test]
+fn sessions_whose_grants_change_at_the_same_moment_do_not_all_ask_at_once() {
+    let sessions = 100;
+    // How many ask at once, and how many in each quarter of a second after that.
+    let mut asking_at = [0; 6];
+    for seed in 0..sessions {
+        let (mut case, connection, question) = asking_with(seed);
+        case.tell(connection, question, &[]);
+        case.stay(connection, 2 * second());
+        case.hear(connection, Inbound::GrantCame);
+        let mut commands = std::mem::take(&mut case.commands);
+        let quarter = asking_at.iter_mut().find(|_| {
+            let asks = !asked(&commands).is_empty();
+            commands = case.stay(connection, QUARTER);
+            asks
+        });
+        *quarter.expect("every session asks within the spread") += 1;
+    }
+    assert!(
+        asking_at.iter().all(|at_once| *at_once <= sessions / 2),
+        "{asking_at:?}"
+    );
 }
 
 #[test]
@@ -149,7 +180,10 @@ fn a_refusal_makes_it_stale_and_is_followed_by_another_attempt() {
     let (mut case, connection, question) = asking();
     case.tell(connection, question, &[]);
     case.stay(connection, 2 * second());
-    let question = asked(case.hear(connection, Inbound::GrantCame))[0].1;
+    case.hear(connection, Inbound::GrantCame);
+    let mut commands = std::mem::take(&mut case.commands);
+    commands.extend(case.stay(connection, SPREAD + QUARTER));
+    let question = asked(&commands)[0].1;
     let answer = Err(CallFailure::Failed("no".to_owned()));
     let since = case.now;
     assert_eq!(
