@@ -2,7 +2,7 @@
 //!
 //! Ids, identities and limits ([`id`], [`identity`], [`limit`]), hashes and the chain ([`hash`]), canonical JSON ([`canonical`]), events and their
 //! frames ([`event`], [`frame`]), positions and frame rows ([`position`]), sections of a stream ([`Section`]), seals
-//! ([`seal`]), pages of the authority's log ([`page`]), retention classes ([`retention`]), rewinds ([`rewind`]), the
+//! ([`seal`]), pages of the authority's log ([`page`]), documents that a stream carries by key ([`document`]), retention classes ([`retention`]), rewinds ([`rewind`]), the
 //! authority epoch ([`epoch`]), the journal ([`journal`]), the closed set of refusal codes ([`refusal`]), positions that a stream cannot be
 //! continued from ([`stale`]), what sessions tell one another in passing ([`signal`]), states of assignments
 //! ([`assignment`]), what becomes of events of the outbox ([`outbox`]), keys of Nostr ([`nostr`]), who may see and do what ([`access`]), the client's checkpoint table,
@@ -17,6 +17,7 @@ pub mod assignment;
 pub mod canonical;
 pub mod checkpoint_table;
 pub mod contract;
+pub mod document;
 pub mod epoch;
 mod error_text;
 pub mod event;

@@ -86,8 +86,10 @@ fn chain(bytes: &[u8]) -> Result<ChainHash, PageError> {
     ChainHash::from_slice(bytes).ok_or(PageError::Hash(bytes.len()))
 }
 
-fn malformed(error: prost::DecodeError) -> PageError {
-    PageError::Malformed(error.to_string())
+impl PageError {
+    pub(crate) fn malformed(error: prost::DecodeError) -> Self {
+        Self::Malformed(error.to_string())
+    }
 }
 
 impl EventPage {
@@ -110,7 +112,7 @@ impl EventPage {
 
     /// Decodes a page.
     pub fn decode(bytes: Bytes) -> Result<Self, PageError> {
-        let page = wire::EventPage::decode(bytes).map_err(malformed)?;
+        let page = wire::EventPage::decode(bytes).map_err(PageError::malformed)?;
         let frame = |frame: wire::PageFrame| {
             Ok(FrameRow {
                 first_seq: seq(frame.first_seq)?,
@@ -143,7 +145,7 @@ impl Snapshot {
 
     /// Decodes a document.
     pub fn decode(bytes: Bytes) -> Result<Self, PageError> {
-        let snapshot = wire::Snapshot::decode(bytes).map_err(malformed)?;
+        let snapshot = wire::Snapshot::decode(bytes).map_err(PageError::malformed)?;
         if !DOC_KEY_BYTES.contains(&snapshot.doc_key.len()) {
             return Err(PageError::DocKey(snapshot.doc_key.len()));
         }

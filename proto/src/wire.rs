@@ -443,6 +443,116 @@ pub struct DocumentEvent {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DocumentContent {
 }
+/// A part of a stream's documents as they were at one seq: the answer of GET /api/sync/streams/{stream_id}/documents. Whoever has
+/// every part of them, and then the events after that seq, has missed nothing and has nothing twice.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DocumentPage {
+    /// The seq. The events after it come next.
+    #[prost(uint64, tag = "1")]
+    pub at_seq: u64,
+    /// Chain hash there, 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub at_chain: ::prost::bytes::Bytes,
+    /// The documents, in the order of the bytes of their keys. One that is deleted is not among them, nor one that has changed since that
+    /// seq, because an event tells of it.
+    #[prost(message, repeated, tag = "3")]
+    pub documents: ::prost::alloc::vec::Vec<PageDocument>,
+    /// The key after which the next part begins. Absent in the last one.
+    #[prost(string, optional, tag = "4")]
+    pub next_after: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// A document in a DocumentPage.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PageDocument {
+    /// Names the document within its stream.
+    #[prost(string, tag = "1")]
+    pub doc_key: ::prost::alloc::string::String,
+    /// The seq, in its source, of what the document was made of last.
+    #[prost(uint64, tag = "2")]
+    pub doc_version: u64,
+    /// The seq of the event that told of it.
+    #[prost(uint64, tag = "3")]
+    pub seq: u64,
+    /// Its canonical JSON. Empty in a pointer.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub payload: ::prost::bytes::Bytes,
+    /// sha256 of its canonical JSON, 32 bytes.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub payload_hash: ::prost::bytes::Bytes,
+    /// How many bytes its canonical JSON has.
+    #[prost(uint64, tag = "6")]
+    pub payload_bytes: u64,
+    /// Whether it is a pointer: its content is fetched by its key and hash.
+    #[prost(bool, tag = "7")]
+    pub hydration_required: bool,
+}
+/// A DocumentPage for whoever accepts application/json and no protobuf.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReadableDocumentPage {
+    /// As in DocumentPage.
+    #[prost(uint64, tag = "1")]
+    pub at_seq: u64,
+    /// The chain hash there, as text.
+    #[prost(string, tag = "2")]
+    pub at_chain: ::prost::alloc::string::String,
+    /// The documents.
+    #[prost(message, repeated, tag = "3")]
+    pub documents: ::prost::alloc::vec::Vec<ReadablePageDocument>,
+    /// As in DocumentPage. Null in the last part.
+    #[prost(string, optional, tag = "4")]
+    pub next_after: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// A document in a ReadableDocumentPage.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadablePageDocument {
+    /// As in PageDocument.
+    #[prost(string, tag = "1")]
+    pub doc_key: ::prost::alloc::string::String,
+    /// As in PageDocument.
+    #[prost(uint64, tag = "2")]
+    pub doc_version: u64,
+    /// As in PageDocument.
+    #[prost(uint64, tag = "3")]
+    pub seq: u64,
+    /// The document itself. Null in a pointer.
+    #[prost(message, optional, tag = "4")]
+    pub payload: ::core::option::Option<DocumentContent>,
+    /// Its hash, as text.
+    #[prost(string, tag = "5")]
+    pub payload_hash: ::prost::alloc::string::String,
+    /// As in PageDocument.
+    #[prost(uint64, tag = "6")]
+    pub payload_bytes: u64,
+    /// As in PageDocument.
+    #[prost(bool, tag = "7")]
+    pub hydration_required: bool,
+}
+/// The query of GET /api/sync/streams/{stream_id}/documents.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DocumentsRequest {
+    /// The seq as of which to read: that of the first part. Absent for the first part, which says where the stream is.
+    #[prost(uint64, optional, tag = "1")]
+    pub at: ::core::option::Option<u64>,
+    /// The chain hash there, as the first part said. Needed with `at`.
+    #[prost(string, optional, tag = "2")]
+    pub chain: ::core::option::Option<::prost::alloc::string::String>,
+    /// The key after which the part begins: what the part before said.
+    #[prost(string, optional, tag = "3")]
+    pub after: ::core::option::Option<::prost::alloc::string::String>,
+    /// Most documents to send. A page has a limit of its own.
+    #[prost(uint64, optional, tag = "4")]
+    pub limit: ::core::option::Option<u64>,
+}
+/// The query of GET /api/sync/streams/{stream_id}/document.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContentRequest {
+    /// The document's key.
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    /// The hash of the content that is wanted, as text. A document that has another one by now is `not_found`: an event tells of that.
+    #[prost(string, tag = "2")]
+    pub hash: ::prost::alloc::string::String,
+}
 /// Consecutive events of one stream. The seq of the first event and the chain hash before it are not in the message:
 /// the row, page or call that carries the frame holds them.
 #[derive(Clone, PartialEq, ::prost::Message)]
