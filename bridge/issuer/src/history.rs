@@ -21,6 +21,8 @@ use tokio::time::timeout;
 use crate::denial::Denial;
 use crate::settings::HistoryConfig;
 
+pub use documents::DocumentsAsked;
+
 /// How long a request waits for its turn.
 const TURN: Duration = Duration::from_secs(2);
 /// Where a client starts over when it may not replay the whole log. Starting at the bound itself would pass it with the
@@ -222,11 +224,13 @@ pub struct Turn {
 pub struct Delivery {
     /// Events that were sent.
     pub served_messages: u64,
-    /// Requests for pages and documents with a good token.
+    /// Documents that were sent by their keys.
+    pub served_documents: u64,
+    /// Requests for pages, snapshots and documents with a good token.
     pub total_polls: u64,
     /// Cursors that the log does not continue.
     pub stale_cursor_events_total: u64,
-    /// Pages that were refused because hashes in the log do not match.
+    /// Answers that were refused because hashes in the log, or those of documents, do not match.
     pub broken_log_total: u64,
     /// How many events the slowest client was behind within the last two minutes.
     pub max_replay_lag: u64,
@@ -461,5 +465,6 @@ impl Histories {
     }
 }
 
+mod documents;
 #[cfg(test)]
 mod tests;

@@ -278,8 +278,14 @@ fn history(delivery: Delivery) -> Vec<Line> {
         (
             "history_polls_total",
             "counter",
-            "Requests for pages and snapshots of the authority's log.",
+            "Requests for pages, snapshots and documents.",
             delivery.total_polls,
+        ),
+        (
+            "history_served_documents_total",
+            "counter",
+            "Documents read from the authority for clients.",
+            delivery.served_documents,
         ),
         (
             "stale_cursor_events_total",
@@ -290,7 +296,7 @@ fn history(delivery: Delivery) -> Vec<Line> {
         (
             "history_broken_log_total",
             "counter",
-            "Requests that found a log with wrong hashes.",
+            "Requests that found a log or a document with wrong hashes.",
             delivery.broken_log_total,
         ),
         (

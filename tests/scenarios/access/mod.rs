@@ -2,6 +2,7 @@
 
 mod admission;
 mod compatibility;
+mod documents;
 pub(crate) mod guarded;
 mod history;
 mod keys;

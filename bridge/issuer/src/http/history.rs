@@ -52,7 +52,7 @@ pub(super) async fn events(
         let (cursor, most) = read(&uri)?;
         let turn = turn_of(histories, &reader).await?;
         match histories.page(&turn, &stream_id, cursor, most).await {
-            Ok(page) if wants_json(&sent) => Ok(json(turn, &readable(&page)?)),
+            Ok(page) if wants_json(&sent) => Ok(json(turn, readable(&page)?.to_string())),
             Ok(page) => Ok(protobuf(turn, page.encode())),
             Err(NoPage::Stale(stale)) => Ok((StatusCode::GONE, Json(stale)).into_response()),
             Err(NoPage::Denied(denial)) => Err(denial.into()),
@@ -72,7 +72,7 @@ pub(super) async fn snapshot(
         let turn = turn_of(histories, &reader).await?;
         let snapshot = histories.snapshot(&turn, &stream_id).await?;
         if wants_json(&sent) {
-            return Ok(json(turn, &readable_document(&snapshot)));
+            return Ok(json(turn, readable_document(&snapshot).to_string()));
         }
         Ok(protobuf(turn, snapshot.encode()))
     };
@@ -80,7 +80,7 @@ pub(super) async fn snapshot(
 }
 
 /// Checks that the request may read this stream now.
-async fn admitted<'a>(
+pub(super) async fn admitted<'a>(
     desk: Option<&'a Desk>,
     peer: SocketAddr,
     stream_id: &str,
@@ -144,7 +144,7 @@ fn read(uri: &Uri) -> Result<(Cursor, usize), Denial> {
     Ok((Cursor { after, chain }, usize::try_from(most).unwrap_or(usize::MAX)))
 }
 
-fn wants_json(sent: &HeaderMap) -> bool {
+pub(super) fn wants_json(sent: &HeaderMap) -> bool {
     let accepts = |name: &str| {
         let mut values = sent
             .get_all(header::ACCEPT)
@@ -159,12 +159,12 @@ fn wants_json(sent: &HeaderMap) -> bool {
     accepts("application/json") && !accepts(PROTOBUF)
 }
 
-fn protobuf(turn: Turn, bytes: Bytes) -> Response {
+pub(super) fn protobuf(turn: Turn, bytes: Bytes) -> Response {
     ([(header::CONTENT_TYPE, PROTOBUF)], held(turn, bytes)).into_response()
 }
 
-fn json(turn: Turn, value: &Value) -> Response {
-    let text = held(turn, value.to_string().into());
+pub(super) fn json(turn: Turn, text: impl Into<Bytes>) -> Response {
+    let text = held(turn, text.into());
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 

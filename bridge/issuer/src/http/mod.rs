@@ -1,6 +1,7 @@
 //! The issuer's routes: tokens, the keys that verify them, revocation, and the log for holders of a token.
 
 mod discovery;
+pub mod documents;
 pub mod heads;
 mod history;
 pub mod refusal;
@@ -50,6 +51,8 @@ pub fn router(desk: Option<Arc<Desk>>) -> Router {
     let log = Router::new()
         .route(history::EVENTS_PATH, get(history::events))
         .route(history::SNAPSHOT_PATH, get(history::snapshot))
+        .route(documents::DOCUMENTS_PATH, get(documents::documents))
+        .route(documents::CONTENT_PATH, get(documents::content))
         .layer(CompressionLayer::new().quality(CompressionLevel::Fastest));
     let mut router = Router::new()
         .merge(log)
