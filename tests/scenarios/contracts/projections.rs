@@ -5,6 +5,7 @@ mod canonical;
 mod projector;
 mod reprojection;
 mod rows;
+mod seam;
 mod trespass;
 
 use std::time::Duration;
