@@ -98,6 +98,7 @@ pub(crate) fn counters_json(counters: &Counters) -> Value {
         "walks": counters.walks,
         "forgeries": counters.forgeries,
         "purged_events": counters.purged_events,
+        "kept_keys": counters.kept_keys,
     })
 }
 

@@ -1,5 +1,5 @@
-//! What a leader does at intervals beside the lane: it purges the authority's log and its audit log, forgets sessions that
-//! are over, and reports rows with invalid stream names.
+//! What a leader does at intervals beside the lane: it purges the authority's log and its audit log, forgets old keys of purged
+//! events and sessions that are over, and reports rows with invalid stream names.
 
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use spacetime_sync_proto::{Label, StreamId, error_text};
 const PURGE_EVENTS: i32 = 1_000;
 /// How many acts of the audit log one transaction removes.
 const PURGE_ACTS: i32 = 1_000;
+/// How many keys of purged events one transaction forgets.
+const FORGET_KEYS: i32 = 1_000;
 /// How many streams one statement lists.
 const PURGE_STREAMS: usize = 1_000;
 /// How often the bridge forgets sessions. They are kept for days, and each round looks at all of them.
@@ -19,11 +21,12 @@ const FORGET_SESSIONS: usize = 1_000;
 /// How many rows with invalid names the log names at most.
 const MISNAMED: usize = 10;
 
-/// Purges the authority's log at intervals, on a connection of its own. Tells `purged` how many events each step removed.
-pub(crate) async fn purge(authority: Authority, every: Duration, purged: impl Fn(u64)) {
+/// Purges the authority's log at intervals, on a connection of its own. Tells `purged` how many events each step removed, and
+/// `kept` how many keys of purged events are kept after a round.
+pub(crate) async fn purge(authority: Authority, every: Duration, purged: impl Fn(u64), kept: impl Fn(u64)) {
     let authority = authority.beside(1);
     loop {
-        if let Err(error) = purge_once(&authority, &purged).await {
+        if let Err(error) = purge_once(&authority, &purged, &kept).await {
             tracing::warn!(
                 error = error_text(&error),
                 "cannot purge the authority's log; the bridge tries again"
@@ -33,7 +36,7 @@ pub(crate) async fn purge(authority: Authority, every: Duration, purged: impl Fn
     }
 }
 
-async fn purge_once(authority: &Authority, purged: impl Fn(u64)) -> Result<(), AuthorityError> {
+async fn purge_once(authority: &Authority, purged: impl Fn(u64), kept: impl Fn(u64)) -> Result<(), AuthorityError> {
     let mut after: Option<StreamId> = None;
     loop {
         let streams = authority.purgeable_streams(after.as_ref(), PURGE_STREAMS).await?;
@@ -49,6 +52,8 @@ async fn purge_once(authority: &Authority, purged: impl Fn(u64)) -> Result<(), A
             }
         }
     }
+    while authority.forget_keys(FORGET_KEYS).await? == u64::from(FORGET_KEYS.unsigned_abs()) {}
+    kept(authority.kept_keys().await?);
     while authority.purge_audit(PURGE_ACTS).await? == u64::from(PURGE_ACTS.unsigned_abs()) {}
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Retention: how much of a stream the authority and SpacetimeDB keep, purges, snapshots, and the authority's epoch.
+//! Retention: how much of a stream the authority and SpacetimeDB keep, purges, keys of purged events, snapshots, and the authority's
+//! epoch.
 
 use bytes::Bytes;
 use spacetime_sync_proto::epoch::AuthorityEpoch;
@@ -138,7 +139,7 @@ impl Authority {
             .await
     }
 
-    /// Removes at most `most` of the oldest events that a stream's class no longer keeps. Returns how many.
+    /// Removes at most `most` of the oldest events that a stream's class no longer keeps, and keeps their keys. Returns how many.
     pub async fn purge(&self, stream_id: &StreamId, most: i32) -> Result<u64, AuthorityError> {
         self.connections
             .run("purge", async |connection| {
@@ -148,6 +149,32 @@ impl Authority {
                     .fetch_one(connection)
                     .await?;
                 Ok(count(gone))
+            })
+            .await
+    }
+
+    /// Forgets at most `most` keys of purged events whose time is over. Returns how many.
+    pub async fn forget_keys(&self, most: i32) -> Result<u64, AuthorityError> {
+        self.connections
+            .run("forget_keys", async |connection| {
+                let gone: i64 = sqlx::query_scalar("select runtime.sync_forget_keys($1)")
+                    .bind(most)
+                    .fetch_one(connection)
+                    .await?;
+                Ok(count(gone))
+            })
+            .await
+    }
+
+    /// About how many keys of purged events are kept: what Postgres has counted, because to count them means to read all of them.
+    pub async fn kept_keys(&self) -> Result<u64, AuthorityError> {
+        self.connections
+            .run("kept_keys", async |connection| {
+                let kept: i64 =
+                    sqlx::query_scalar("select pg_stat_get_live_tuples('runtime.sync_kept_keys'::regclass)")
+                        .fetch_one(connection)
+                        .await?;
+                Ok(count(kept))
             })
             .await
     }

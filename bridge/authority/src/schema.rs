@@ -26,7 +26,7 @@ macro_rules! embedded {
 
 /// The files of `migrations/`. They are listed here because sqlx's macro that reads a folder would compile all of sqlx a
 /// second time, for the build.
-const FILES: [(&str, &str); 19] = [
+const FILES: [(&str, &str); 20] = [
     embedded!("0001_streams_and_events.sql"),
     embedded!("0002_access.sql"),
     embedded!("0003_appends_without_statistics.sql"),
@@ -46,6 +46,7 @@ const FILES: [(&str, &str); 19] = [
     embedded!("0017_attached_tables.sql"),
     embedded!("0018_attach_and_reproject.sql"),
     embedded!("0019_comments.sql"),
+    embedded!("0020_kept_keys.sql"),
 ];
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| FILES.map(|(name, sql)| migration(name, sql)).into());
@@ -396,6 +397,7 @@ mod tests {
             (17, "attached tables", "ed25612c9b7fd09a"),
             (18, "attach and reproject", "65f26e6a8ec83ce1"),
             (19, "comments", "1adf016dd5e95b70"),
+            (20, "kept keys", "ae5df04f1e128864"),
         ];
         assert_eq!(
             recorded,

@@ -54,6 +54,8 @@ pub struct Counters {
     pub forgeries: u64,
     /// Events purged from the authority's log.
     pub purged_events: u64,
+    /// About how many keys of purged events the authority keeps. It goes back as well.
+    pub kept_keys: u64,
 }
 
 /// Whether the authority or SpacetimeDB answers.

@@ -251,6 +251,7 @@ impl Lane {
             Event::LeadLost => self.lead_lost(now, out),
             Event::Dialed(link, dialed) => self.dialed(now, link, dialed, out),
             Event::Purged(events) => self.vitals.count().purged_events += events,
+            Event::KeptKeys(keys) => self.vitals.count().kept_keys = keys,
             Event::Answered(link, call, answer) => self.answered(now, link, call, answer, out),
             Event::Page { link, stream_id, page } => {
                 let input = match page {

@@ -200,6 +200,8 @@ pub enum Event {
     JournalForgotten(RequestId, Result<u64, Failure>),
     /// The bridge has purged so many events from the authority's log.
     Purged(u64),
+    /// The authority keeps about so many keys of purged events.
+    KeptKeys(u64),
 }
 
 /// What a look finds.

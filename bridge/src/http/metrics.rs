@@ -125,6 +125,12 @@ fn lane(counters: Counters, load: Load, health: &Health) -> Vec<Line> {
             counters.purged_events,
         ),
         (
+            "kept_keys",
+            "gauge",
+            "About how many keys of purged events the authority keeps.",
+            counters.kept_keys,
+        ),
+        (
             "authority_restored",
             "gauge",
             "1 when the authority was restored to an earlier time.",
@@ -276,16 +282,16 @@ fn history(delivery: Delivery) -> Vec<Line> {
             delivery.served_messages,
         ),
         (
-            "history_polls_total",
-            "counter",
-            "Requests for pages, snapshots and documents.",
-            delivery.total_polls,
-        ),
-        (
             "history_served_documents_total",
             "counter",
             "Documents read from the authority for clients.",
             delivery.served_documents,
+        ),
+        (
+            "history_polls_total",
+            "counter",
+            "Requests for pages, snapshots and documents.",
+            delivery.total_polls,
         ),
         (
             "stale_cursor_events_total",

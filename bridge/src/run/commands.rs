@@ -382,11 +382,14 @@ impl Runner {
         let retention = &self.config.retention;
         let (purges, every) = (retention.purge, Duration::from_millis(retention.every_ms));
         if purges {
-            let events = self.events.clone();
+            let (events, also) = (self.events.clone(), self.events.clone());
             let purged = move |gone| {
                 let _ = events.send(Happened::Event(Event::Purged(gone)));
             };
-            self.spawn(|authority| upkeep::purge(authority, every, purged));
+            let kept = move |keys| {
+                let _ = also.send(Happened::Event(Event::KeptKeys(keys)));
+            };
+            self.spawn(move |authority| upkeep::purge(authority, every, purged, kept));
         }
         let sessions = self.config.sessions.as_ref();
         if let Some(days) = sessions.and_then(|sessions| sessions.remember_days) {

@@ -5,6 +5,7 @@ mod batches;
 mod connections;
 mod costs;
 mod journal;
+mod keys;
 mod reading;
 mod sessions;
 mod wake;

@@ -5,7 +5,7 @@ use spacetime_sync_proto::{ChainHash, Seq};
 use super::*;
 
 /// What no role that runs may do, whatever its duty.
-const NOBODY: [&str; 42] = [
+const NOBODY: [&str; 44] = [
     // Insert at a position of one's choice.
     "insert into runtime.sync_stream_events values ('s', 9, now(), 'x', 'k', 'p', sha256('p'), sha256('c'))",
     "insert into runtime.sync_streams (stream_id, head_seq, head_chain) values ('t', 5, sha256('c'))",
@@ -48,6 +48,9 @@ const NOBODY: [&str; 42] = [
     "insert into runtime.sync_changes (projection, entity_id, is_first) values ('run_summaries', '1', true)",
     "update runtime.sync_projections set stream = 'mine'",
     "update runtime.sync_payload_limits set payload_bytes = 262144",
+    // Read what is kept of purged events, or have a key stand for another one.
+    "select * from runtime.sync_kept_keys",
+    "insert into runtime.sync_kept_keys values ('s', 'mine', 1, 'k', sha256('p'), null)",
     // Take rights.
     "select runtime.sync_grant_duty('bridge', current_user)",
     "select runtime.sync_make_roles('spacetime_sync')",
@@ -93,8 +96,9 @@ const POLICY: [&str; 6] = [
     "delete from runtime.sync_scope_policy",
 ];
 
-const PURGES: [&str; 3] = [
+const PURGES: [&str; 4] = [
     "select runtime.sync_purge('s', 10)",
+    "select runtime.sync_forget_keys(10)",
     "select runtime.sync_purge_audit(10)",
     "select runtime.sync_forget_sessions(1, '', 10)",
 ];
@@ -426,6 +430,7 @@ async fn what_runs_as_the_owner_is_known_and_pinned() {
         "sync_drop_outbox",
         "sync_flush_changes",
         "sync_forget_journal",
+        "sync_forget_keys",
         "sync_forget_sessions",
         "sync_give_up_relay",
         "sync_keep_journal",

@@ -57,6 +57,7 @@ fn what_happens_to_the_lane_is_counted() {
     for _ in 0..2 {
         bench.feed(Event::Woken);
         bench.feed(Event::Purged(3));
+        bench.feed(Event::KeptKeys(3));
         let (name, after) = bench.until(reads);
         bench.page(link, &name, after);
     }
@@ -70,8 +71,13 @@ fn what_happens_to_the_lane_is_counted() {
     assert_eq!(halted, [(&stream("a"), &HaltReason::Refused(refusal))]);
     let counters = bench.lane.vitals().counters();
     assert_eq!(
-        (counters.wakes, counters.purged_events, counters.compared_streams),
-        (2, 6, 2)
+        (
+            counters.wakes,
+            counters.purged_events,
+            counters.kept_keys,
+            counters.compared_streams
+        ),
+        (2, 6, 3, 2)
     );
     assert_eq!((counters.refused_calls, counters.lost_calls), (1, 1));
     for looks in 1..3 {
