@@ -1,11 +1,15 @@
-//! The bridge's answers about history over HTTP: pages, documents, and stale cursors.
+//! What is asked of the bridge's history over HTTP, and its answers: pages, documents, and stale cursors.
 
 use anyhow::ensure;
+use axum::http::Uri;
 use bytes::Bytes;
 use rand::rngs::StdRng;
+use spacetime_sync_issuer::history::DocumentsAsked;
+use spacetime_sync_issuer::http::documents;
+use spacetime_sync_proto::document::{Document, DocumentPage, DocumentState, Pointer};
 use spacetime_sync_proto::page::{DOC_KEY_BYTES, DOCUMENT_BYTES, EventPage, Snapshot};
 use spacetime_sync_proto::stale::StaleCode;
-use spacetime_sync_proto::{FrameRow, PayloadHash, Seq, StaleCursor, StaleReason};
+use spacetime_sync_proto::{FrameRow, PayloadHash, Position, Seq, StaleCursor, StaleReason};
 
 use super::page::log;
 use crate::mutate;
@@ -13,13 +17,23 @@ use crate::target::{Entry, Seed, Target, Verdict};
 
 pub(super) const HISTORY: Entry = Entry {
     name: "history",
-    about: "pages, documents and stale cursors: they survive reading, writing and reading again, and are within their bounds",
+    about: "pages, documents and stale cursors: they survive reading, writing and reading again, and are within their bounds; queries for \
+            documents: what is read of one is within its bounds",
     dictionary: &[
         b"stale_cursor",
         b"reason_codes",
         b"retention_floor_breach",
         b"chain_mismatch",
         b"sha256:",
+        b"at=",
+        b"&chain=sha256:",
+        b"&after=",
+        b"&limit=",
+        b"key=",
+        b"&hash=sha256:",
+        b"%00",
+        b"doc_key",
+        b"hydration_required",
         b"null",
     ],
     most: 16 * 1024,
@@ -43,6 +57,40 @@ impl Target for Answers {
             let hash = PayloadHash::of(&document.payload);
             ensure!(document.payload_matches() == (hash == document.payload_hash));
             taken = true;
+        }
+        if let Ok(page) = DocumentPage::decode(Bytes::copy_from_slice(input)) {
+            ensure!(DocumentPage::decode(page.encode()).as_ref() == Ok(&page));
+            let keys = page.documents.iter().map(|document| &document.key);
+            ensure!(
+                keys.chain(&page.next_after)
+                    .all(|key| DOC_KEY_BYTES.contains(&key.len()))
+            );
+            let states = page.documents.iter().map(|document| &document.state);
+            ensure!(states.clone().all(|state| !matches!(state, DocumentState::Deleted)));
+            taken = true;
+        }
+        if let Ok(document) = Document::told(Seq::ZERO, &Bytes::copy_from_slice(input)) {
+            ensure!(DOC_KEY_BYTES.contains(&document.key.len()));
+            if let DocumentState::Content { json, hash } = &document.state {
+                ensure!(PayloadHash::of(json) == *hash);
+            }
+            taken = true;
+        }
+        if let Some(query) = std::str::from_utf8(input).ok()
+            && let Ok(uri) = format!("/x?{query}").parse::<Uri>()
+        {
+            let is_key = |key: &str| DOC_KEY_BYTES.contains(&key.len()) && !key.contains(char::is_control);
+            if let Ok((asked, most)) = documents::read(&uri) {
+                ensure!(most > 0);
+                if let DocumentsAsked::After { at, key } = asked {
+                    ensure!(at.seq <= Seq::MAX && key.is_none_or(|key| is_key(&key)));
+                    taken = true;
+                }
+            }
+            if let Ok((key, _)) = documents::read_content(&uri) {
+                ensure!(is_key(&key));
+                taken = true;
+            }
         }
         if let Ok(stale) = serde_json::from_slice::<StaleCursor>(input) {
             let again: StaleCursor = serde_json::from_slice(&serde_json::to_vec(&stale)?)?;
@@ -93,7 +141,40 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
         replay_budget_events: Some(5),
         snapshot_cursor: Some(head.seq),
     };
+    let content = Bytes::from_static(br#"{"state":"done"}"#);
+    let hash = PayloadHash::of(&content);
+    let position = Position {
+        seq: head.seq,
+        chain: head.chain,
+    };
+    let kept = |key: &str, state| Document {
+        key: key.to_owned(),
+        version: 4,
+        seq: head.seq,
+        state,
+    };
+    let documents = DocumentPage {
+        at: position,
+        documents: vec![
+            kept("runtime/run_summary:1", DocumentState::Content { json: content, hash }),
+            kept(
+                "runtime/run_summary:2",
+                DocumentState::Pointer(Pointer { hash, bytes: 99_999 }),
+            ),
+        ],
+        next_after: Some("runtime/run_summary:3".to_owned()),
+    };
+    let told = format!(r#"{{"doc_key":"a:1","doc_version":9,"payload":{{"state":"done"}},"payload_hash":"{hash}"}}"#);
+    let part = format!(
+        "at={}&chain={}&after=runtime%2Frun_summary:3&limit=7",
+        head.seq, head.chain
+    );
+    let key = format!("key=runtime/run_summary:%C3%A9&hash={hash}");
     Ok(vec![
+        Seed::new("documents", documents.encode().to_vec()),
+        Seed::new("told", told),
+        Seed::new("query-documents", part),
+        Seed::new("query-document", key),
         Seed::new("page", page(vec![frame(1, 4), frame(5, 9)]).encode().to_vec()),
         Seed::new("empty", page(Vec::new()).encode().to_vec()),
         Seed::new("document", document.encode().to_vec()),

@@ -373,6 +373,14 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
             "GET /api/sync/streams/runtime.run.1.events/events?after=0&limit=3",
         ),
         Seed::new("snapshot", "GET /api/sync/streams/runtime%2Frun/snapshot"),
+        Seed::new(
+            "documents",
+            "GET /api/sync/streams/runtime.run_summaries/documents?limit=3",
+        ),
+        Seed::new(
+            "content",
+            "GET /api/sync/streams/runtime.run_summaries/document?key=runtime/run_summary:1&hash=sha256:00",
+        ),
         Seed::new("internal", "GET /internal/v1/spacetime/sync/metrics"),
     ])
 }
