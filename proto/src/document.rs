@@ -48,7 +48,7 @@ pub enum DocumentState {
     /// Its content, which has this hash.
     Content {
         /// Its canonical JSON.
-        json: Bytes,
+        json: String,
         /// The hash of that.
         hash: PayloadHash,
     },
@@ -104,7 +104,7 @@ struct Told<'a> {
 
 impl Document {
     /// What the event at `seq` tells.
-    pub fn told(seq: Seq, payload: &Bytes) -> Result<Self, NoDocument> {
+    pub fn told(seq: Seq, payload: &[u8]) -> Result<Self, NoDocument> {
         let told: Told<'_> =
             serde_json::from_slice(payload).map_err(|error| NoDocument::Malformed(error.to_string()))?;
         if !DOC_KEY_BYTES.contains(&told.doc_key.len()) {
@@ -113,8 +113,8 @@ impl Document {
         let (points, deleted) = (told.hydration_required == Some(true), told.deleted == Some(true));
         let state = match (told.payload, told.payload_hash, told.payload_bytes) {
             (Some(content), Some(expected), _) if !points && !deleted => {
-                let json = payload.slice_ref(content.get().as_bytes());
-                let found = PayloadHash::of(&json);
+                let json = content.get().to_owned();
+                let found = PayloadHash::of(json.as_bytes());
                 if found != expected {
                     return Err(NoDocument::Hash { expected, found });
                 }
@@ -142,6 +142,8 @@ pub struct DocumentPage {
     pub documents: Vec<Document>,
     /// The key after which the next part begins. `None` in the last one.
     pub next_after: Option<String>,
+    /// The stream's last seq when the part was read. What changed between the position and there may be missing.
+    pub head_seq: Seq,
 }
 
 impl DocumentPage {
@@ -151,7 +153,11 @@ impl DocumentPage {
             let (payload, Pointer { hash, bytes }, points) = match &document.state {
                 DocumentState::Content { json, hash } => {
                     let bytes = json.len() as u64;
-                    (json.clone(), Pointer { hash: *hash, bytes }, false)
+                    (
+                        Bytes::copy_from_slice(json.as_bytes()),
+                        Pointer { hash: *hash, bytes },
+                        false,
+                    )
                 }
                 DocumentState::Pointer(pointer) => (Bytes::new(), *pointer, true),
                 DocumentState::Deleted => return None,
@@ -171,6 +177,7 @@ impl DocumentPage {
             at_chain: Bytes::copy_from_slice(self.at.chain.as_bytes()),
             documents: self.documents.iter().filter_map(document).collect(),
             next_after: self.next_after.clone(),
+            head_seq: self.head_seq.get(),
         };
         page.encode_to_vec().into()
     }
@@ -192,7 +199,8 @@ impl DocumentPage {
                     bytes: document.payload_bytes,
                 }),
                 false if (1..=DOCUMENT_BYTES).contains(&length) => DocumentState::Content {
-                    json: document.payload,
+                    json: String::from_utf8(document.payload.into())
+                        .map_err(|error| PageError::Malformed(format!("a document is not UTF-8: {error}")))?,
                     hash,
                 },
                 true | false => return Err(PageError::Document(length)),
@@ -212,6 +220,7 @@ impl DocumentPage {
             },
             documents: page.documents.into_iter().map(document).collect::<Result<_, _>>()?,
             next_after: page.next_after.map(key).transpose()?,
+            head_seq: Seq::new(page.head_seq).ok_or(PageError::Seq(page.head_seq))?,
         })
     }
 }
@@ -227,12 +236,12 @@ mod tests {
     }
 
     fn told(payload: &str) -> Result<Document, NoDocument> {
-        Document::told(seq(7), &Bytes::copy_from_slice(payload.as_bytes()))
+        Document::told(seq(7), payload.as_bytes())
     }
 
     fn content() -> DocumentState {
         DocumentState::Content {
-            json: Bytes::from_static(CONTENT.as_bytes()),
+            json: CONTENT.to_owned(),
             hash: PayloadHash::of(CONTENT.as_bytes()),
         }
     }
@@ -307,6 +316,7 @@ mod tests {
             },
             documents,
             next_after: Some("a:3".to_owned()),
+            head_seq: seq(12),
         };
         let mut sent = kept.clone();
         sent.push(document("a:3", DocumentState::Deleted));
@@ -331,6 +341,7 @@ mod tests {
                 at_chain: Bytes::from_static(&[0; 32]),
                 documents: vec![document],
                 next_after: None,
+                head_seq: 1,
             };
             DocumentPage::decode(page.encode_to_vec().into()).map(drop)
         };

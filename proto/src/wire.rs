@@ -460,6 +460,10 @@ pub struct DocumentPage {
     /// The key after which the next part begins. Absent in the last one.
     #[prost(string, optional, tag = "4")]
     pub next_after: ::core::option::Option<::prost::alloc::string::String>,
+    /// The stream's last seq when the part was read. A document that changed between `at_seq` and there may be missing, until the event
+    /// that tells of it is applied.
+    #[prost(uint64, tag = "5")]
+    pub head_seq: u64,
 }
 /// A document in a DocumentPage.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -501,6 +505,9 @@ pub struct ReadableDocumentPage {
     /// As in DocumentPage. Null in the last part.
     #[prost(string, optional, tag = "4")]
     pub next_after: ::core::option::Option<::prost::alloc::string::String>,
+    /// As in DocumentPage.
+    #[prost(uint64, tag = "5")]
+    pub head_seq: u64,
 }
 /// A document in a ReadableDocumentPage.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -890,6 +897,15 @@ pub struct ClientCounters {
     /// Presence calls that failed.
     #[prost(uint64, tag = "23")]
     pub heartbeats_refused: u64,
+    /// Parts of documents read from the authority.
+    #[prost(uint64, tag = "24")]
+    pub document_pages: u64,
+    /// Contents of documents read from the authority.
+    #[prost(uint64, tag = "25")]
+    pub contents: u64,
+    /// Events of streams of documents that tell of none, and contents that were not to be had.
+    #[prost(uint64, tag = "26")]
+    pub documents_refused: u64,
 }
 /// The body of POST /api/sync/token. The bearer credential says which session asks, the headers say what the client is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

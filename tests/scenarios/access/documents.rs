@@ -64,7 +64,7 @@ fn canonical(n: usize) -> DocumentState {
     let json = format!(r#"{{"n":{n}}}"#);
     DocumentState::Content {
         hash: PayloadHash::of(json.as_bytes()),
-        json: json.into(),
+        json,
     }
 }
 

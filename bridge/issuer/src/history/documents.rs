@@ -79,12 +79,14 @@ impl Histories {
         };
         let made = checked(move || rows.into_iter().map(document).collect::<Result<Vec<_>, _>>()).await?;
         let documents = made.map_err(|(key, why)| self.contradicted(stream_id, &key, &why))?;
+        let head_seq = log.extent.as_ref().map_or(seq, |extent| extent.head_seq);
         let served = documents.len() as u64;
         self.with(Instant::now(), |totals| totals.counted.served_documents += served);
         Ok(DocumentPage {
             at: Position { seq, chain },
             documents,
             next_after,
+            head_seq,
         })
     }
 
@@ -104,7 +106,7 @@ impl Histories {
         let made = checked(move || content(&json, hash)).await?;
         let content = made.map_err(|why| self.contradicted(stream_id, key, &why))?;
         self.with(Instant::now(), |totals| totals.counted.served_documents += 1);
-        Ok(content)
+        Ok(content.into())
     }
 
     fn contradicted(&self, stream_id: &StreamId, key: &str, why: &Contradiction) -> Denial {
@@ -144,7 +146,7 @@ fn document(row: DocumentRow) -> Result<Document, (String, Contradiction)> {
 }
 
 /// The canonical JSON of a document that has this hash.
-fn content(json: &str, expected: PayloadHash) -> Result<Bytes, Contradiction> {
+fn content(json: &str, expected: PayloadHash) -> Result<String, Contradiction> {
     let canonical = canonical_json(json.as_bytes())?;
     if canonical.len() > DOCUMENT_BYTES {
         return Err(Contradiction::Length(canonical.len()));
@@ -153,7 +155,7 @@ fn content(json: &str, expected: PayloadHash) -> Result<Bytes, Contradiction> {
     if found != expected {
         return Err(Contradiction::Hash { expected, found });
     }
-    Ok(canonical.into())
+    Ok(canonical)
 }
 
 #[cfg(test)]

@@ -147,6 +147,7 @@ struct Readable<'a> {
     at_chain: ChainHash,
     documents: Vec<ReadableDocument<'a>>,
     next_after: Option<&'a str>,
+    head_seq: Seq,
 }
 
 #[derive(Serialize)]
@@ -168,7 +169,7 @@ fn readable(page: &DocumentPage) -> Result<String, Denial> {
     for document in &page.documents {
         let (payload, payload_hash, payload_bytes) = match &document.state {
             DocumentState::Content { json, hash } => {
-                let payload = serde_json::from_slice(json).map_err(unreadable)?;
+                let payload = serde_json::from_str(json).map_err(unreadable)?;
                 (Some(payload), *hash, json.len() as u64)
             }
             DocumentState::Pointer(pointer) => (None, pointer.hash, pointer.bytes),
@@ -189,13 +190,13 @@ fn readable(page: &DocumentPage) -> Result<String, Denial> {
         at_chain: page.at.chain,
         documents,
         next_after: page.next_after.as_deref(),
+        head_seq: page.head_seq,
     };
     serde_json::to_string(&readable).map_err(unreadable)
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use spacetime_sync_proto::document::{Document, Pointer};
 
     use super::*;
@@ -290,17 +291,18 @@ mod tests {
                 document(
                     "a",
                     DocumentState::Content {
-                        json: Bytes::from_static(br#"{"z":1,"\u0001":2}"#),
+                        json: r#"{"z":1,"\u0001":2}"#.to_owned(),
                         hash,
                     },
                 ),
                 document("b", DocumentState::Pointer(Pointer { hash, bytes: 99 })),
             ],
             next_after: Some("b".to_owned()),
+            head_seq: Seq::new(9).unwrap(),
         };
         let chain = page.at.chain;
         let expected = format!(
-            r#"{{"at_seq":8,"at_chain":"{chain}","documents":[{{"doc_key":"a","doc_version":9,"seq":7,"payload":{{"z":1,"\u0001":2}},"payload_hash":"{hash}","payload_bytes":18,"hydration_required":false}},{{"doc_key":"b","doc_version":9,"seq":7,"payload":null,"payload_hash":"{hash}","payload_bytes":99,"hydration_required":true}}],"next_after":"b"}}"#
+            r#"{{"at_seq":8,"at_chain":"{chain}","documents":[{{"doc_key":"a","doc_version":9,"seq":7,"payload":{{"z":1,"\u0001":2}},"payload_hash":"{hash}","payload_bytes":18,"hydration_required":false}},{{"doc_key":"b","doc_version":9,"seq":7,"payload":null,"payload_hash":"{hash}","payload_bytes":99,"hydration_required":true}}],"next_after":"b","head_seq":9}}"#
         );
         assert_eq!(readable(&page).unwrap(), expected);
     }

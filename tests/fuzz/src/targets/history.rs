@@ -69,10 +69,10 @@ impl Target for Answers {
             ensure!(states.clone().all(|state| !matches!(state, DocumentState::Deleted)));
             taken = true;
         }
-        if let Ok(document) = Document::told(Seq::ZERO, &Bytes::copy_from_slice(input)) {
+        if let Ok(document) = Document::told(Seq::ZERO, input) {
             ensure!(DOC_KEY_BYTES.contains(&document.key.len()));
             if let DocumentState::Content { json, hash } = &document.state {
-                ensure!(PayloadHash::of(json) == *hash);
+                ensure!(PayloadHash::of(json.as_bytes()) == *hash);
             }
             taken = true;
         }
@@ -141,8 +141,8 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
         replay_budget_events: Some(5),
         snapshot_cursor: Some(head.seq),
     };
-    let content = Bytes::from_static(br#"{"state":"done"}"#);
-    let hash = PayloadHash::of(&content);
+    let content = r#"{"state":"done"}"#;
+    let hash = PayloadHash::of(content.as_bytes());
     let position = Position {
         seq: head.seq,
         chain: head.chain,
@@ -156,13 +156,20 @@ fn seeds() -> anyhow::Result<Vec<Seed>> {
     let documents = DocumentPage {
         at: position,
         documents: vec![
-            kept("runtime/run_summary:1", DocumentState::Content { json: content, hash }),
+            kept(
+                "runtime/run_summary:1",
+                DocumentState::Content {
+                    json: content.to_owned(),
+                    hash,
+                },
+            ),
             kept(
                 "runtime/run_summary:2",
                 DocumentState::Pointer(Pointer { hash, bytes: 99_999 }),
             ),
         ],
         next_after: Some("runtime/run_summary:3".to_owned()),
+        head_seq: head.seq,
     };
     let told = format!(r#"{{"doc_key":"a:1","doc_version":9,"payload":{{"state":"done"}},"payload_hash":"{hash}"}}"#);
     let part = format!(
