@@ -3,7 +3,7 @@
 
 pub(crate) mod limits;
 
-pub use limits::{Backoff, Limits, StreamBounds};
+pub use limits::{Backoff, Carries, Limits, StreamBounds};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -44,6 +44,10 @@ pub struct ClientConfig {
     pub surface: String,
     /// The streams to follow, each once.
     pub streams: Vec<StreamId>,
+    /// The streams to follow as documents by key, each once, and none of them in `streams`. The store holds the newest version of each
+    /// document, and [`SyncClient::documents`](crate::SyncClient::documents) reads them; the handler never sees their events. They need
+    /// a store that holds documents, and [history](Self::history).
+    pub documents: Vec<StreamId>,
     /// Whether its presence may list streams that a node serves. The client asks for a scope for that, and gets it if the
     /// authority's policy names its user.
     pub serves: bool,
@@ -134,6 +138,7 @@ impl ClientConfig {
             client_build_id: DEFAULT_BUILD_ID.to_owned(),
             surface: DEFAULT_SURFACE.to_owned(),
             streams,
+            documents: Vec::new(),
             serves: false,
             assigns: false,
             provides: false,
@@ -200,19 +205,32 @@ impl ClientConfig {
                 return Err(ConfigError::Version { name });
             }
         }
-        if self.streams.is_empty() {
+        if self.followed().next().is_none() {
             return Err(ConfigError::NoStreams);
         }
         let mut seen = BTreeSet::new();
-        if let Some(twice) = self.streams.iter().find(|stream| !seen.insert(*stream)) {
+        if let Some((twice, _)) = self.followed().find(|(stream, _)| !seen.insert(*stream)) {
             return Err(ConfigError::StreamTwice { stream: twice.clone() });
         }
         self.limits.check()?;
         self.backoff.check()
     }
 
+    /// All streams to follow, and what each carries. Only the store knows whether it holds the documents.
+    pub(crate) fn followed(&self) -> impl Iterator<Item = (&StreamId, Carries)> {
+        let events = self.streams.iter().map(|stream| (stream, Carries::Events));
+        let documents = self.documents.iter();
+        events.chain(documents.map(|stream| (stream, Carries::Documents { are_held: false })))
+    }
+
     /// The bounds of one of so many streams. `history` says whether the client can ask the authority.
-    pub(crate) fn bounds_of(&self, stream_id: &StreamId, streams: usize, history: bool) -> StreamBounds {
+    pub(crate) fn bounds_of(
+        &self,
+        stream_id: &StreamId,
+        carries: Carries,
+        streams: usize,
+        history: bool,
+    ) -> StreamBounds {
         let limits = &self.limits;
         StreamBounds {
             reach_bytes: (limits.subscribed_bytes / streams.max(1)).max(limit::FRAME_BYTES),
@@ -225,6 +243,7 @@ impl ClientConfig {
             history,
             on_stale: self.on_stale_of.get(stream_id).copied().unwrap_or(self.on_stale),
             reads: self.reads,
+            carries,
         }
     }
 
@@ -268,6 +287,7 @@ impl fmt::Debug for ClientConfig {
             .field("client_build_id", &self.client_build_id)
             .field("surface", &self.surface)
             .field("streams", &self.streams)
+            .field("documents", &self.documents)
             .field("serves", &self.serves)
             .field("assigns", &self.assigns)
             .field("provides", &self.provides)

@@ -81,6 +81,9 @@ pub enum ConfigError {
     /// Reading the authority's log needs a token.
     #[error("history: reading at a bridge needs a credential; set one, or set `History::Off`")]
     HistoryWithoutCredential,
+    /// Documents come from the authority.
+    #[error("documents: they are read at a bridge; set `history`, or a credential that knows the bridge")]
+    DocumentsWithoutHistory,
     /// No stream to follow.
     #[error("streams: expected at least one")]
     NoStreams,
@@ -196,9 +199,38 @@ pub enum FollowError {
     /// The store cannot say up to where the stream is applied.
     #[error("the store cannot say up to where the stream is applied")]
     Store(#[source] StoreError),
+    /// It is followed already, but as something else.
+    #[error(
+        "the stream is followed already, as events or as documents, and not as what is asked for: unfollow it first"
+    )]
+    OtherKind,
+    /// Documents come from the authority.
+    #[error("documents are read at a bridge: set `history`, or a credential that knows the bridge")]
+    NoHistory,
     /// The client has stopped.
     #[error("the client has stopped")]
     Stopped,
+}
+
+/// Why documents cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DocumentsError {
+    /// The store keeps no documents.
+    #[error("the store keeps no documents that can be read: use a `SqliteStore` in a file")]
+    NoDocuments,
+    /// The store cannot be read.
+    #[error("the store cannot be read")]
+    Store(#[source] StoreError),
+}
+
+impl DocumentsError {
+    /// How to react.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Store(error) => error.class(),
+            Self::NoDocuments => ErrorClass::Fatal,
+        }
+    }
 }
 
 impl FollowError {
@@ -207,7 +239,7 @@ impl FollowError {
         match self {
             Self::Busy => ErrorClass::Retry,
             Self::Store(error) => error.class(),
-            Self::Topic { .. } | Self::TooMany { .. } => ErrorClass::Reject,
+            Self::Topic { .. } | Self::TooMany { .. } | Self::NoHistory | Self::OtherKind => ErrorClass::Reject,
             Self::Stopped => ErrorClass::Fatal,
         }
     }
@@ -400,6 +432,9 @@ pub enum StoreError {
         /// What SQLite said.
         detail: String,
     },
+    /// The store keeps no documents.
+    #[error("the store keeps no documents: follow them with a store that does, as `SqliteStore` does")]
+    NoDocuments,
     /// Reading or writing failed.
     #[error("{path}: {detail}; check the disk")]
     Failed {
@@ -423,6 +458,7 @@ impl StoreError {
             | Self::BadCheckpoint { .. }
             | Self::Moved { .. }
             | Self::Backwards { .. }
+            | Self::NoDocuments
             | Self::Failed { .. } => ErrorClass::Fatal,
         }
     }

@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::ClientConfig;
+use crate::config::{Carries, ClientConfig};
 use crate::error::{CallError, FollowError};
 use crate::presence::Wishes;
 use crate::session::status::{Disconnect, Status};
@@ -60,6 +60,7 @@ pub(crate) enum Asked {
     },
     Follow {
         stream_id: StreamId,
+        carries: Carries,
         caller: oneshot::Sender<Result<(), FollowError>>,
     },
     Unfollow {
@@ -102,7 +103,7 @@ impl Runner {
         heard: broadcast::Sender<Heard>,
     ) -> Self {
         Self {
-            streams: config.streams.clone(),
+            streams: config.followed().map(|(stream, _)| stream.clone()).collect(),
             config: Arc::new(config),
             session,
             applier,
@@ -185,10 +186,16 @@ impl Runner {
                 self.callers.insert(id, caller);
                 Event::Call { id, call, within }
             }
-            Asked::Follow { stream_id, caller } => {
+            Asked::Follow {
+                stream_id,
+                carries,
+                caller,
+            } => {
                 self.changers.insert(id, caller);
                 let streams = self.streams.len() + 1;
-                let bounds = self.config.bounds_of(&stream_id, streams, self.history.is_some());
+                let bounds = self
+                    .config
+                    .bounds_of(&stream_id, carries, streams, self.history.is_some());
                 Event::Follow {
                     call: id,
                     stream_id,
@@ -374,12 +381,16 @@ impl Runner {
                 // Without a listener nobody needs to know.
                 let _ = self.heard.send(heard);
             }
-            Command::Open { stream, stream_id } => {
+            Command::Open {
+                stream,
+                stream_id,
+                carries,
+            } => {
                 match self.streams.get_mut(stream) {
                     Some(before) => before.clone_from(&stream_id),
                     None => self.streams.push(stream_id.clone()),
                 }
-                self.applier.open(stream, stream_id);
+                self.applier.open(stream, stream_id, carries);
             }
             Command::Followed { call, result } => {
                 if let Some(caller) = self.changers.remove(&call) {

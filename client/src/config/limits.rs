@@ -242,6 +242,28 @@ impl Limits {
     }
 }
 
+/// What a stream carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carries {
+    /// Events, each of which the handler applies.
+    Events,
+    /// Documents by key, which the store holds.
+    Documents {
+        /// Whether the store holds those of the checkpoint. If not, the stream begins with them.
+        are_held: bool,
+    },
+}
+
+impl Carries {
+    /// Whether it carries documents.
+    pub fn are_documents(self) -> bool {
+        match self {
+            Self::Documents { .. } => true,
+            Self::Events => false,
+        }
+    }
+}
+
 /// What the pure core needs of [`Limits`] and of the connection.
 #[derive(Debug, Clone)]
 pub struct StreamBounds {
@@ -263,6 +285,8 @@ pub struct StreamBounds {
     pub on_stale: StaleAnswer,
     /// See [`ClientConfig::reads`](crate::ClientConfig::reads).
     pub reads: Reads,
+    /// What the stream carries.
+    pub carries: Carries,
     /// This stream's share of [`Limits::subscribed_bytes`], but at least one large frame: with very many streams,
     /// subscriptions would otherwise be replaced every few events.
     pub reach_bytes: usize,

@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use spacetime_sync_proto::{Position, SealKey, Seq, StreamId};
 
 use super::calls::{Call, CallId, Called};
-use super::event::{ConnectionId, Question, QuestionId, ReadId};
-use super::stream::{Batch, Beginning, SubscriptionId};
+use super::event::{ConnectionId, Content, Question, QuestionId, ReadId};
+use super::stream::{Adoption, Batch, Beginning, Staging, SubscriptionId};
 use super::token::Issued;
+use crate::config::Carries;
 use crate::error::{CallError, FollowError};
 use crate::presence::Presence;
 use crate::readable::ReadableStreams;
@@ -143,6 +145,8 @@ pub enum Command {
         stream: usize,
         /// The stream.
         stream_id: StreamId,
+        /// What it carries.
+        carries: Carries,
     },
     /// Tell the application what came of its wish to follow a stream, or to follow it no longer.
     Followed {
@@ -217,4 +221,20 @@ pub enum Work {
     Batch(Batch),
     /// Start the stream over.
     StartOver(Box<Beginning>),
+    /// Keep documents aside.
+    Stage(Staging),
+    /// Show the documents that were kept aside.
+    Adopt(Adoption),
+    /// Look for a document whose content is not here; answered by [`Applied::Pointer`](super::Applied::Pointer).
+    NextPointer {
+        /// Its key comes after this one.
+        after: Option<String>,
+    },
+    /// Put a content in the place of a pointer; answered by [`Applied::Filled`](super::Applied::Filled).
+    Fill {
+        /// Which one.
+        content: Content,
+        /// Its bytes, not yet hashed.
+        bytes: Bytes,
+    },
 }

@@ -321,6 +321,7 @@ impl Session {
         for at in 0..self.followers.len() {
             self.followers[at].offline();
             self.withdraw(at);
+            self.withdraw_content(at);
             self.feed(at, Input::Disconnected);
         }
     }

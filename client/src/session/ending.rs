@@ -47,6 +47,7 @@ impl Session {
         }
         for at in 0..self.followers.len() {
             self.withdraw(at);
+            self.withdraw_content(at);
         }
         if self.applier_ended {
             self.leave();

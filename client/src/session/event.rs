@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use bytes::Bytes;
 use spacetime_sync_proto::contract::Contract;
+use spacetime_sync_proto::document::{DocumentPage, Pointer};
 use spacetime_sync_proto::page::Snapshot;
-use spacetime_sync_proto::{FrameRow, Position, Refusal, Seq, StaleCursor, StreamId};
+use spacetime_sync_proto::{FrameRow, PayloadHash, Position, Refusal, Seq, StaleCursor, StreamId};
 
 use super::calls::{Call, CallId, Called};
 use super::status::{Disconnect, StopReason};
-use super::stream::{ApplyFailure, Page, SubscriptionId};
+use super::stream::{ApplyFailure, FetchId, Page, SubscriptionId};
 use super::token::Issued;
-use crate::config::StreamBounds;
+use crate::config::{Carries, StreamBounds};
 use crate::credential::TokenError;
 use crate::error::StoreError;
 use crate::presence::Presence;
@@ -270,12 +272,30 @@ pub enum CallFailure {
 }
 
 /// A question to the authority.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
     /// The events after a position.
     Events(Position),
     /// The document that stands for the purged events.
     Document,
+    /// A part of a stream's documents.
+    Documents {
+        /// The position as of which to read. `None` at the first part.
+        at: Option<Position>,
+        /// The key after which the part begins.
+        after: Option<String>,
+    },
+    /// The content of a document.
+    Content(Content),
+}
+
+/// The content of a document, as a pointer names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// The document's key.
+    pub key: String,
+    /// The hash of the content.
+    pub hash: PayloadHash,
 }
 
 /// An answer of the authority.
@@ -287,6 +307,10 @@ pub enum Answer {
     Stale(Box<StaleCursor>),
     /// The document, if there is one.
     Document(Option<Box<Snapshot>>),
+    /// The part of the documents.
+    Documents(Box<DocumentPage>),
+    /// The content, if the document still has it.
+    Content(Option<Bytes>),
     /// The bridge does not accept the token.
     Unauthorized(Refusal),
     /// The bridge refuses to answer.
@@ -316,6 +340,21 @@ pub struct Outcome {
 pub enum Applied {
     /// Saved, up to this position.
     To(Position),
+    /// Saved, up to this position. The events told of documents.
+    DocumentsTo {
+        /// The position.
+        to: Position,
+        /// Whether any of them is a pointer.
+        have_pointers: bool,
+        /// How many events told of none.
+        refused: u64,
+    },
+    /// A part of this fetch's documents is kept aside.
+    Staged(FetchId),
+    /// The next document whose content is not here, if there is one; or the store cannot say now.
+    Pointer(Result<Option<(String, Pointer)>, ApplyFailure>),
+    /// What became of a content.
+    Filled(Filled),
     /// Store and handler have started over from this position.
     StartedOver(Position),
     /// Thrown away, because earlier work failed.
@@ -324,6 +363,26 @@ pub enum Applied {
     Failed(ApplyFailure),
     /// Failed; nothing of it is saved, and the store is no longer usable.
     StoreFailed(StoreError),
-    /// A place is given to another stream, which is applied up to this position; or the store cannot say.
-    Opened(Result<Position, StoreError>),
+    /// A place is given to another stream, and this is where it is; or the store cannot say.
+    Opened(Result<Opened, StoreError>),
+}
+
+/// Where a stream is, as the store says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// What is applied.
+    pub at: Position,
+    /// What it carries, and whether the store holds it.
+    pub carries: Carries,
+}
+
+/// What became of a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled {
+    /// It is saved, or no longer wanted.
+    Saved,
+    /// It does not have its hash.
+    Altered,
+    /// It cannot be saved now.
+    NotSaved,
 }

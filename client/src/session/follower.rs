@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use spacetime_sync_proto::{RefusalCode, Seq, StreamId};
 
 use super::acknowledgement::Acknowledgement;
+use super::contents::Search;
 use super::event::{ConnectionId, QuestionId, ReadId};
 use super::following::Following;
 use super::heads::Owed;
@@ -25,6 +26,8 @@ pub(super) struct Follower {
     pub(super) reading: Option<(ReadId, ConnectionId)>,
     /// The question to the authority that is still unanswered.
     pub(super) question: Option<QuestionId>,
+    /// How far it is with the contents that it lacks.
+    pub(super) search: Search,
     /// How long the authority asked to be left alone.
     pub(super) wait_for_authority: Option<Duration>,
     /// When the oldest unanswered call was made.
@@ -80,6 +83,7 @@ impl Follower {
             ask_at: None,
             reading: None,
             question: None,
+            search: Search::default(),
             wait_for_authority: None,
             asked_at: None,
             verified_at: now,

@@ -8,8 +8,9 @@ use spacetime_sync_proto::{Position, StreamId, limit};
 
 use super::calls::CallId;
 use super::connection::Connection;
+use super::event::Opened;
 use super::follower::Follower;
-use super::stream::{Input, Mode, Rung, Stream};
+use super::stream::{Input, Mode, Stream};
 use super::{Command, Session};
 use crate::config::StreamBounds;
 use crate::error::{FollowError, StoreError};
@@ -71,7 +72,7 @@ impl Follower {
 
     /// Whether the store holds nothing of the stream that it has yet to do.
     fn is_applied(&self) -> bool {
-        self.stream.unapplied_bytes() == 0 && !matches!(self.stream.mode(), Mode::Recovering(Rung::StartOver(_)))
+        self.stream.unapplied_bytes() == 0 && !self.stream.is_beginning()
     }
 
     /// Whether nothing that is still to come could be taken for another stream's.
@@ -81,6 +82,7 @@ impl Follower {
             && self.subscriptions.is_empty()
             && self.reading.is_none()
             && self.question.is_none()
+            && self.search.is_over()
             && !self.acknowledgement.is_under_way()
             && !self.uses_old
     }
@@ -96,19 +98,28 @@ impl Session {
         if let Some(opening) = self.opening_of(&stream_id)
             && (opening.is_wanted || !is_full)
         {
+            if opening.bounds.carries.are_documents() != bounds.carries.are_documents() {
+                return self.followed(call, Err(FollowError::OtherKind));
+            }
             opening.is_wanted = true;
             return opening.callers.push(call);
         }
         let own = self.place_of(&stream_id);
-        if own.is_some_and(|at| self.followers[at].is_followed()) {
-            return self.followed(call, Ok(()));
+        let is_same = |at: usize| self.followers[at].stream.carries_documents() == bounds.carries.are_documents();
+        if let Some(at) = own.filter(|at| self.followers[*at].is_followed()) {
+            let result = if is_same(at) {
+                Ok(())
+            } else {
+                Err(FollowError::OtherKind)
+            };
+            return self.followed(call, result);
         }
         if is_full {
             let most = self.most;
             return self.followed(call, Err(FollowError::TooMany { most }));
         }
         let place = match own {
-            Some(at) if self.comes_back(at) => {
+            Some(at) if is_same(at) && self.comes_back(at) => {
                 self.end_leaving(at);
                 let follower = &mut self.followers[at];
                 follower.following = Following::Since(self.now);
@@ -131,6 +142,7 @@ impl Session {
         self.commands.push(Command::Open {
             stream: at,
             stream_id: stream_id.clone(),
+            carries: bounds.carries,
         });
         let opening = Opening {
             id: stream_id,
@@ -220,21 +232,24 @@ impl Session {
     }
 
     /// The store has said where a stream is, or cannot.
-    pub(super) fn opened(&mut self, at: usize, result: Result<Position, StoreError>) {
+    pub(super) fn opened(&mut self, at: usize, result: Result<Opened, StoreError>) {
         let Some(opening) = self.changes.opening.remove(&at) else {
             return;
         };
         let Opening {
             id,
-            bounds,
+            mut bounds,
             callers,
             is_wanted,
         } = opening;
         let (position, following) = match &result {
-            Ok(position) if is_wanted => (*position, Following::Since(self.now)),
-            Ok(position) => (*position, Following::Left),
+            Ok(opened) if is_wanted => (opened.at, Following::Since(self.now)),
+            Ok(opened) => (opened.at, Following::Left),
             Err(_) => (Position::start(&id), Following::Unread),
         };
+        if let Ok(opened) = &result {
+            bounds.carries = opened.carries;
+        }
         let mut follower = Follower::new(id, Stream::new(position, bounds), self.now);
         follower.following = following;
         follower.share = follower.share();
@@ -260,6 +275,7 @@ impl Session {
     fn leave_stream(&mut self, at: usize) {
         self.acknowledge_if_owed(at);
         self.let_go(at);
+        self.withdraw_content(at);
         self.feed(at, Input::Disconnected);
         if let Some(key) = self.followers[at].key.take()
             && self.by_key.get(&key) == Some(&at)
@@ -313,6 +329,7 @@ impl Session {
         follower.awaits_token = !covers;
         if covers {
             self.feed(at, Input::Connected);
+            self.search(at);
         } else {
             self.doubt_token_if(true);
         }

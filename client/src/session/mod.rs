@@ -21,6 +21,7 @@ mod acknowledgement;
 mod cache;
 mod calls;
 mod connection;
+mod contents;
 mod counted;
 mod ears;
 mod ending;
@@ -40,7 +41,8 @@ mod views;
 pub use calls::{Call, CallId, Called};
 pub use command::{Command, Work};
 pub use event::{
-    Answer, Applied, CallFailure, ConnectionId, DialFailure, Event, Inbound, Outcome, Question, QuestionId, ReadId,
+    Answer, Applied, CallFailure, ConnectionId, Content, DialFailure, Event, Filled, Inbound, Opened, Outcome,
+    Question, QuestionId, ReadId,
 };
 pub(crate) use inbound::agree;
 pub use settings::Settings;
@@ -59,6 +61,7 @@ use crate::presence::Presence;
 use cache::Cache;
 use calls::Calls;
 use connection::Connection;
+use contents::Contents;
 use ears::Ears;
 use ending::Life;
 use follower::Follower;
@@ -103,6 +106,7 @@ pub struct Session {
     held: Option<Issued>,
     reads: Reads,
     questions: Questions,
+    contents: Contents,
     heads: Heads,
     /// Whether the authority can be asked.
     asks_authority: bool,
@@ -163,6 +167,7 @@ impl Session {
             held: None,
             reads: Reads::default(),
             questions: Questions::default(),
+            contents: Contents::default(),
             heads: Heads::default(),
             asks_authority,
             cache: Cache::default(),
@@ -356,6 +361,7 @@ impl Session {
         self.go_on_with_calls();
         self.start_reads();
         self.start_questions();
+        self.start_contents();
         self.start_heads();
         self.ask_readable();
         let stopped = self.tally.stopped();
@@ -406,6 +412,17 @@ impl Session {
             }),
             Effect::ReadHistory { after } => self.ask_authority(at, Question::Events(after)),
             Effect::ReadDocument => self.ask_authority(at, Question::Document),
+            Effect::ReadDocuments { at: position, after } => {
+                self.ask_authority(at, Question::Documents { at: position, after });
+            }
+            Effect::Stage(staging) => self.commands.push(Command::Apply {
+                stream: at,
+                work: Work::Stage(staging),
+            }),
+            Effect::Adopt(adoption) => self.commands.push(Command::Apply {
+                stream: at,
+                work: Work::Adopt(adoption),
+            }),
             Effect::Report => self.report(at),
             Effect::RecoverLater { attempt } => {
                 let wait = self.followers[at].wait_for_authority.take();
@@ -436,9 +453,34 @@ impl Session {
                 return Ok(());
             }
             Applied::To(to) => Input::Applied { to, released },
+            Applied::DocumentsTo {
+                to,
+                have_pointers,
+                refused,
+            } => {
+                self.counters.documents_refused += refused;
+                if have_pointers {
+                    self.search(at);
+                }
+                Input::Applied { to, released }
+            }
+            Applied::Staged(fetch) => Input::Staged { fetch, released },
+            Applied::Pointer(found) => {
+                self.pointer_found(at, found);
+                return Ok(());
+            }
+            Applied::Filled(filled) => {
+                self.filled(at, filled);
+                return Ok(());
+            }
             Applied::StartedOver(from) => {
-                tracing::warn!(stream = %follower.id, %from.seq, "the stream has started over");
+                if follower.stream.carries_documents() {
+                    tracing::info!(stream = %follower.id, %from.seq, "the stream has begun with its documents");
+                } else {
+                    tracing::warn!(stream = %follower.id, %from.seq, "the stream has started over");
+                }
                 follower.acknowledgement.forget();
+                self.search(at);
                 Input::StartedOver(from)
             }
             Applied::Dropped => Input::Dropped { released },

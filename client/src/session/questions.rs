@@ -42,7 +42,7 @@ impl Session {
 
     /// Starts questions in the order in which they were queued.
     pub(super) fn start_questions(&mut self) {
-        while let Some((at, about)) = self.questions.waiting.front().copied() {
+        while let Some((at, about)) = self.questions.waiting.front().cloned() {
             // The question carries the connection's token.
             let Connection::Up(up) = &self.connection else { return };
             let full = self.questions.under_way >= self.settings.limits.history_in_flight || !self.has_room_for_page();
@@ -81,7 +81,11 @@ impl Session {
                 Mode::Recovering(Rung::Document(_)) => follower.question.is_some(),
                 Mode::Recovering(Rung::StartOver(_)) => true,
                 Mode::Recovering(
-                    Rung::Replay { .. } | Rung::Consult(_) | Rung::AwaitLane(_) | Rung::AwaitAuthority,
+                    Rung::Replay { .. }
+                    | Rung::Consult(_)
+                    | Rung::AwaitLane(_)
+                    | Rung::AwaitAuthority
+                    | Rung::Documents { .. },
                 )
                 | Mode::Offline
                 | Mode::Paging
@@ -99,6 +103,9 @@ impl Session {
 
     /// A question to the authority has an answer, or has failed.
     pub(super) fn answered(&mut self, question: QuestionId, at: usize, answer: Answer) -> Result<(), StopReason> {
+        let Some(answer) = self.content_came(question, at, answer)? else {
+            return Ok(());
+        };
         let follower = &mut self.followers[at];
         // The question was withdrawn, perhaps together with its connection.
         if follower.question != Some(question) {
@@ -113,6 +120,9 @@ impl Session {
                 Input::Stale(stale)
             }
             Answer::Document(document) => Input::Document(document),
+            Answer::Documents(page) => Input::Documents(page),
+            // The stream has not asked for one.
+            Answer::Content(_) => Input::HistoryFailed,
             Answer::Unauthorized(refusal) | Answer::Refused(refusal) if token::ends_session(refusal.code) => {
                 return Err(StopReason::Refused(refusal));
             }

@@ -19,6 +19,7 @@ mod authority;
 mod caching;
 mod calling;
 mod connecting;
+mod documents;
 mod ending;
 mod following;
 mod handing_over;
@@ -73,9 +74,9 @@ impl Case {
             renewable: true,
             ..Settings::of(&config)
         };
-        let bounded = ids.into_iter().map(|id| {
-            let bounds = config.bounds_of(&id, streams, config.history != History::Off);
-            (id.clone(), Position::start(&id), bounds)
+        let bounded = config.followed().map(|(id, carries)| {
+            let bounds = config.bounds_of(id, carries, streams, config.history != History::Off);
+            (id.clone(), Position::start(id), bounds)
         });
         let now = Instant::now();
         let session = Session::new(settings, bounded.collect(), seed, now);

@@ -28,6 +28,7 @@ impl Session {
         }
         self.count_touched();
         self.ask_again();
+        self.search_again();
         self.tell_stable();
         if let Connection::Up(up) = &self.connection
             && up

@@ -1,6 +1,7 @@
 //! The apply thread: takes batches, checks their seal, hashes their payloads, runs the handler inside the store's transaction and reports
 //! the outcome. It never skips: it throws away a batch that does not begin at its stream's checkpoint.
 
+mod documents;
 mod stepped;
 
 use std::any::Any;
@@ -13,10 +14,12 @@ use std::sync::mpsc::{Receiver, Sender};
 use spacetime_sync_proto::{Event, PayloadHash, Position, SealKey, StreamId};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
+use crate::changes::Changes;
+use crate::config::Carries;
 use crate::error::{ErrorClass, HandlerError};
 use crate::seal::SealKeys;
-use crate::session::stream::{ApplyFailure, Beginning, Proof};
-use crate::session::{Applied, Outcome, Work};
+use crate::session::stream::{ApplyFailure, Batch, Beginning, FetchId, Proof};
+use crate::session::{Applied, Opened, Outcome, Work};
 use crate::store::{CheckpointStore, CommitError, StoreError};
 
 pub use stepped::Stepped;
@@ -64,6 +67,18 @@ where
     }
 }
 
+/// The handler of a client that follows documents alone.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoEvents;
+
+impl<S: CheckpointStore> Handler<S> for NoEvents {
+    fn apply(&mut self, _: &mut S::Transaction<'_>, _: &StreamId, _: &[Event]) -> Result<(), HandlerError> {
+        Err(HandlerError::stop(
+            "this client follows documents alone: give it a handler for the events of other streams",
+        ))
+    }
+}
+
 /// What the runner hands over.
 enum Job {
     /// Work for the stream with this index.
@@ -71,7 +86,7 @@ enum Job {
     /// From here on the seals of these keys count.
     Trust(Vec<SealKey>),
     /// Give the place with this index to another stream.
-    Open(usize, StreamId),
+    Open(usize, StreamId, Carries),
     /// Nothing: an idle thread looks whether it is to end.
     Wake,
 }
@@ -88,20 +103,17 @@ impl Applier {
     pub(crate) fn start<S: CheckpointStore, H: Handler<S>>(
         store: S,
         handler: H,
-        streams: Vec<(StreamId, Position)>,
+        streams: Vec<(StreamId, Position, Carries)>,
         bounds: BatchBounds,
         seals: SealKeys,
+        changes: Changes,
     ) -> std::io::Result<Self> {
         let (jobs, incoming) = std::sync::mpsc::channel();
         let (outgoing, outcomes) = tokio::sync::mpsc::unbounded_channel();
         let stopping = Arc::new(AtomicBool::new(false));
         let streams = streams
             .into_iter()
-            .map(|(id, applied)| StreamQueue {
-                id,
-                applied,
-                queue: VecDeque::new(),
-            })
+            .map(|(id, applied, carries)| StreamQueue::new(id, applied, carries))
             .collect();
         let mut worker = Worker {
             store,
@@ -109,6 +121,8 @@ impl Applier {
             streams,
             bounds,
             seals,
+            changes,
+            unswept: true,
             outgoing,
         };
         let stop = Arc::clone(&stopping);
@@ -128,8 +142,8 @@ impl Applier {
     }
 
     /// Finds out where a stream is, and gives it a place that no other one uses.
-    pub(crate) fn open(&self, stream: usize, id: StreamId) {
-        let _ = self.jobs.send(Job::Open(stream, id));
+    pub(crate) fn open(&self, stream: usize, id: StreamId, carries: Carries) {
+        let _ = self.jobs.send(Job::Open(stream, id, carries));
     }
 
     /// From here on the seals of these keys count, and no others.
@@ -159,7 +173,22 @@ pub(crate) struct BatchBounds {
 struct StreamQueue {
     id: StreamId,
     applied: Position,
+    carries: Carries,
+    /// The fetch whose documents are kept aside.
+    staging: Option<FetchId>,
     queue: VecDeque<Work>,
+}
+
+impl StreamQueue {
+    fn new(id: StreamId, applied: Position, carries: Carries) -> Self {
+        Self {
+            id,
+            applied,
+            carries,
+            staging: None,
+            queue: VecDeque::new(),
+        }
+    }
 }
 
 struct Worker<S, H> {
@@ -168,6 +197,9 @@ struct Worker<S, H> {
     streams: Vec<StreamQueue>,
     bounds: BatchBounds,
     seals: SealKeys,
+    changes: Changes,
+    /// Whether documents that are shown no more may have to be deleted.
+    unswept: bool,
     outgoing: UnboundedSender<Outcome>,
 }
 
@@ -175,7 +207,10 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
     fn run(&mut self, incoming: &Receiver<Job>, stop: &AtomicBool) {
         let mut turn = VecDeque::new();
         while !stop.load(Ordering::Acquire) {
-            if turn.is_empty() {
+            if turn.is_empty() && self.unswept {
+                // There is time for it. What comes meanwhile waits for one part of it.
+                self.sweep();
+            } else if turn.is_empty() {
                 let Ok(job) = incoming.recv() else { return };
                 self.enqueue(job, &mut turn);
             }
@@ -198,7 +233,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         let (stream, work) = match job {
             Job::Do(stream, work) => (stream, work),
             Job::Trust(keys) => return self.seals.replace(&keys),
-            Job::Open(stream, id) => return self.open(stream, id),
+            Job::Open(stream, id, carries) => return self.open(stream, id, carries),
             Job::Wake => return,
         };
         let queue = &mut self.streams[stream].queue;
@@ -209,14 +244,12 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
     }
 
     /// Reads a stream's checkpoint, and has the stream take a place: a new one, or that of a stream of which nothing is queued.
-    fn open(&mut self, stream: usize, id: StreamId) {
+    fn open(&mut self, stream: usize, id: StreamId, carries: Carries) {
         let start = Position::start(&id);
-        let result = self.store.load(&id).map(|saved| saved.unwrap_or(start));
-        let place = StreamQueue {
-            id,
-            applied: *result.as_ref().unwrap_or(&start),
-            queue: VecDeque::new(),
-        };
+        let result = open_stream(&mut self.store, &id, carries);
+        self.unswept = true;
+        let applied = result.as_ref().map_or(start, |opened| opened.at);
+        let place = StreamQueue::new(id, applied, carries);
         match self.streams.get_mut(stream) {
             Some(before) => *before = place,
             None => self.streams.push(place),
@@ -227,15 +260,21 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
 
     /// Applies queued work of a stream, as much as fits into one transaction. Fails when the runner is gone.
     fn apply_some(&mut self, stream: usize) -> Result<(), Gone> {
-        let queue = &mut self.streams[stream];
-        let first = match queue.queue.pop_front() {
+        let (released, result) = match self.streams[stream].queue.pop_front() {
             None => return Ok(()),
-            Some(Work::Batch(first)) => first,
-            Some(Work::StartOver(beginning)) => {
-                let result = self.start_over(stream, &beginning);
-                return self.tell(stream, 0, result);
-            }
+            Some(Work::Batch(first)) => return self.apply_batches(stream, first),
+            Some(Work::StartOver(beginning)) => (0, self.start_over(stream, &beginning)),
+            Some(Work::Stage(staging)) => (staging.bytes, self.stage(stream, &staging)),
+            Some(Work::Adopt(adoption)) => (0, self.adopt(stream, &adoption)),
+            Some(Work::NextPointer { after }) => (0, self.next_pointer(stream, after.as_deref())),
+            Some(Work::Fill { content, bytes }) => (0, self.fill(stream, &content, &bytes)),
         };
+        self.tell(stream, released, result)
+    }
+
+    /// Applies a batch, and those that follow it in the queue, as many as fit into one transaction.
+    fn apply_batches(&mut self, stream: usize, first: Batch) -> Result<(), Gone> {
+        let queue = &mut self.streams[stream];
         let (mut to, mut released, mut events, mut proof) = (first.to, first.bytes, first.events, first.proof);
         if first.from != queue.applied {
             return self.tell(stream, released, Applied::Dropped);
@@ -276,7 +315,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
                 chain: last.chain_hash,
             };
             match self.apply(stream, to, &events[..bad]) {
-                Applied::To(to) => self.tell(stream, 0, Applied::To(to))?,
+                saved @ (Applied::To(_) | Applied::DocumentsTo { .. }) => self.tell(stream, 0, saved)?,
                 other => return self.tell(stream, released, other),
             }
         }
@@ -294,6 +333,9 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
     }
 
     fn apply(&mut self, stream: usize, to: Position, events: &[Event]) -> Applied {
+        if let Carries::Documents { .. } = self.streams[stream].carries {
+            return self.take_documents(stream, to, events);
+        }
         let queue = &mut self.streams[stream];
         let (store, handler) = (&mut self.store, &mut self.handler);
         let mut panicked = None;
@@ -304,6 +346,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         match not_saved(saved, panicked) {
             Ok(()) => {
                 queue.applied = to;
+                self.changes.events(&queue.id, events);
                 Applied::To(to)
             }
             Err(applied) => applied,
@@ -340,6 +383,36 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
                 Applied::StartedOver(beginning.at)
             }
             Err(applied) => applied,
+        }
+    }
+}
+
+/// Finds out where a stream is.
+pub(crate) fn open_stream<S: CheckpointStore>(
+    store: &mut S,
+    id: &StreamId,
+    carries: Carries,
+) -> Result<Opened, StoreError> {
+    let saved = store.load(id)?.unwrap_or_else(|| Position::start(id));
+    let documents = store.documents();
+    match (carries, documents) {
+        (Carries::Events, None) => Ok(Opened { at: saved, carries }),
+        (Carries::Events, Some(documents)) => {
+            // The handler has seen none of the events up to there.
+            let at = if documents.forget_documents(id)? {
+                Position::start(id)
+            } else {
+                saved
+            };
+            Ok(Opened { at, carries })
+        }
+        (Carries::Documents { .. }, None) => Err(StoreError::NoDocuments),
+        (Carries::Documents { .. }, Some(documents)) => {
+            let are_held = documents.open_documents(id)?.is_some();
+            Ok(Opened {
+                at: saved,
+                carries: Carries::Documents { are_held },
+            })
         }
     }
 }

@@ -5,9 +5,11 @@
 //! checkpoint is one of which nothing was applied.
 
 pub(crate) mod applier;
+mod documents;
 mod sqlite;
 
-pub use applier::Handler;
+pub use applier::{Handler, NoEvents};
+pub use documents::{DocumentReader, DocumentStore, StoredDocument};
 pub use sqlite::SqliteStore;
 
 use spacetime_sync_proto::{Position, StreamId};
@@ -53,4 +55,9 @@ pub trait CheckpointStore: Send + 'static {
     ) -> Result<(), CommitError>
     where
         Self: Sized;
+
+    /// The same store, as one that keeps documents. `None` if it keeps none.
+    fn documents(&mut self) -> Option<&mut dyn DocumentStore> {
+        None
+    }
 }

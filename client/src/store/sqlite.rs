@@ -1,11 +1,13 @@
-//! Checkpoints in a SQLite file, which may be the application's own: our two tables live beside its tables.
+//! Checkpoints in a SQLite file, which may be the application's own: our tables live beside its tables.
+
+mod documents;
 
 use std::path::Path;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 use spacetime_sync_proto::{ChainHash, PayloadHash, Position, Seq, StreamId};
 
-use super::{CheckpointStore, CommitError, Effects, StoreError};
+use super::{CheckpointStore, CommitError, DocumentStore, Effects, StoreError};
 
 /// The format of the tables. Raised when their shape or meaning changes.
 const FORMAT: u32 = 2;
@@ -299,6 +301,20 @@ fn sum(stream_id: &StreamId, at: &Position) -> [u8; 32] {
     *PayloadHash::of(&bytes).as_bytes()
 }
 
+/// Refuses a checkpoint that is not the saved one.
+fn expect_at(path: &str, connection: &Connection, stream_id: &StreamId, at: &Position) -> Result<(), StoreError> {
+    let kept = read(path, connection, stream_id)?.unwrap_or_else(|| Position::start(stream_id));
+    if kept == *at {
+        return Ok(());
+    }
+    Err(StoreError::Moved {
+        path: path.to_owned(),
+        stream_id: stream_id.clone(),
+        expected: at.seq,
+        found: kept.seq,
+    })
+}
+
 fn save(transaction: &Transaction<'_>, stream_id: &StreamId, at: &Position) -> rusqlite::Result<()> {
     let mut save = transaction.prepare_cached(
         "INSERT INTO spacetime_sync_checkpoint (stream_id, seq, chain_hash, checksum) VALUES (?1, ?2, ?3, ?4) \
@@ -362,6 +378,10 @@ impl CheckpointStore for SqliteStore {
     ) -> Result<(), CommitError> {
         self.save(stream_id, from, at, effects)
     }
+
+    fn documents(&mut self) -> Option<&mut dyn DocumentStore> {
+        Some(self)
+    }
 }
 
 impl SqliteStore {
@@ -379,15 +399,7 @@ impl SqliteStore {
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(broken)?;
-        let kept = read(path, &transaction, stream_id)?.unwrap_or_else(|| Position::start(stream_id));
-        if kept != *from {
-            return Err(CommitError::Store(StoreError::Moved {
-                path: path.clone(),
-                stream_id: stream_id.clone(),
-                expected: from.seq,
-                found: kept.seq,
-            }));
-        }
+        expect_at(path, &transaction, stream_id, from)?;
         effects(&mut transaction).map_err(CommitError::Handler)?;
         save(&transaction, stream_id, to).map_err(broken)?;
         transaction.commit().map_err(broken)

@@ -7,8 +7,11 @@ use bytes::Bytes;
 use reqwest::header::{ACCEPT, HeaderMap};
 use reqwest::{StatusCode, Url};
 use spacetime_sync_proto::access::TokenRefusal;
+use spacetime_sync_proto::document::{self, DocumentPage, content_path, documents_path};
 use spacetime_sync_proto::heads::{HEADS_PATH, Heads, HeadsRequest, StreamHead};
-use spacetime_sync_proto::page::{DOCUMENT_BYTES, EventPage, PROTOBUF, STREAMS_PATH, Snapshot, path_segment};
+use spacetime_sync_proto::page::{
+    DOC_KEY_BYTES, DOCUMENT_BYTES, EventPage, PROTOBUF, STREAMS_PATH, Snapshot, path_segment,
+};
 use spacetime_sync_proto::{Position, Refusal, RefusalCode, Seq, StaleCursor, StreamId, error_text, limit};
 
 use super::tokens::{bridge_url, json, read_incompatible, read_up_to, retry_after};
@@ -16,7 +19,7 @@ use crate::config::{ALLOWED_BY, ClientConfig, History};
 use crate::credential::Credential;
 use crate::error::ConfigError;
 use crate::session::stream::Page;
-use crate::session::{Answer, Question};
+use crate::session::{Answer, Content, Question};
 
 /// The most bytes in an answer besides its frames or document.
 const ENVELOPE_BYTES: usize = 256 * 1024;
@@ -24,6 +27,9 @@ const ENVELOPE_BYTES: usize = 256 * 1024;
 const PAGE_ANSWER_BYTES: usize = limit::PAGE_BYTES + limit::FRAME_BYTES + ENVELOPE_BYTES;
 /// Longest answer with a document.
 const DOCUMENT_ANSWER_BYTES: usize = DOCUMENT_BYTES + ENVELOPE_BYTES;
+/// Longest answer with a part of documents: a full page, and one document beyond it.
+const DOCUMENTS_ANSWER_BYTES: usize =
+    document::PAGE_BYTES + DOCUMENT_BYTES + document::PAGE_DOCUMENTS * (*DOC_KEY_BYTES.end() + 128) + ENVELOPE_BYTES;
 /// Longest answer with heads.
 const HEADS_ANSWER_BYTES: usize = limit::HEADS * limit::STREAM_ID_BYTES + ENVELOPE_BYTES;
 
@@ -65,7 +71,7 @@ impl Source {
     }
 
     pub(crate) async fn ask(&self, token: Option<String>, stream_id: &StreamId, question: Question) -> Answer {
-        let Some(url) = self.url(stream_id, question) else {
+        let Some(url) = self.url(stream_id, &question) else {
             return failed("a stream with this name cannot be requested over HTTP");
         };
         let mut request = self.http.get(url).header(ACCEPT, PROTOBUF);
@@ -77,12 +83,13 @@ impl Source {
             Err(error) => return failed(error_text(&error.without_url())),
         };
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let most = match question {
+        let most = match &question {
             Question::Events(_) => PAGE_ANSWER_BYTES,
-            Question::Document => DOCUMENT_ANSWER_BYTES,
+            Question::Document | Question::Content(_) => DOCUMENT_ANSWER_BYTES,
+            Question::Documents { .. } => DOCUMENTS_ANSWER_BYTES,
         };
         match read_up_to(answer, most).await {
-            Ok(body) => read(stream_id, question, status, &headers, body.into()),
+            Ok(body) => read(stream_id, &question, status, &headers, body.into()),
             Err(message) => failed(message),
         }
     }
@@ -115,7 +122,7 @@ impl Source {
         }
     }
 
-    fn url(&self, stream_id: &StreamId, question: Question) -> Option<Url> {
+    fn url(&self, stream_id: &StreamId, question: &Question) -> Option<Url> {
         let mut url = self.bridge.clone();
         let (base, name) = (url.path().trim_end_matches('/').to_owned(), path_segment(stream_id)?);
         match question {
@@ -126,6 +133,23 @@ impl Source {
                     .append_pair("chain", &after.chain.to_string());
             }
             Question::Document => url.set_path(&format!("{base}{STREAMS_PATH}/{name}/snapshot")),
+            Question::Documents { at, after } => {
+                url.set_path(&format!("{base}{}", documents_path(stream_id)?));
+                let mut query = url.query_pairs_mut();
+                if let Some(at) = at {
+                    query.append_pair("at", &at.seq.to_string());
+                    query.append_pair("chain", &at.chain.to_string());
+                }
+                if let Some(after) = after {
+                    query.append_pair("after", after);
+                }
+            }
+            Question::Content(Content { key, hash }) => {
+                url.set_path(&format!("{base}{}", content_path(stream_id)?));
+                url.query_pairs_mut()
+                    .append_pair("key", key)
+                    .append_pair("hash", &hash.to_string());
+            }
         }
         Some(url)
     }
@@ -138,7 +162,7 @@ fn places(first: usize, streams: &[StreamId], heads: &[StreamHead]) -> Vec<(usiz
     streams.iter().enumerate().filter_map(place).collect()
 }
 
-fn read(stream_id: &StreamId, question: Question, status: StatusCode, headers: &HeaderMap, body: Bytes) -> Answer {
+fn read(stream_id: &StreamId, question: &Question, status: StatusCode, headers: &HeaderMap, body: Bytes) -> Answer {
     let said = json::<TokenRefusal>(&body);
     let refusal = |code| match &said {
         Some(said) => Refusal::new(said.code, said.message.clone()),
@@ -153,15 +177,25 @@ fn read(stream_id: &StreamId, question: Question, status: StatusCode, headers: &
             Ok(document) => Answer::Document(Some(Box::new(document))),
             Err(error) => failed(format!("the bridge's answer is not a valid document: {error}")),
         },
-        (StatusCode::GONE, Question::Events(after)) => match json::<StaleCursor>(&body) {
-            Some(stale) if stale.stream_id == *stream_id && stale.requested_after_seq == after.seq => {
-                Answer::Stale(Box::new(stale))
-            }
-            Some(_) | None => failed("the bridge answered 410, but not about this cursor"),
+        (StatusCode::OK, Question::Documents { .. }) => match DocumentPage::decode(body) {
+            Ok(page) => Answer::Documents(Box::new(page)),
+            Err(error) => failed(format!("the bridge's answer is not a valid page of documents: {error}")),
         },
-        (StatusCode::NOT_FOUND, Question::Document) => match &said {
-            Some(said) if said.code == RefusalCode::NotFound => Answer::Document(None),
-            Some(_) | None => failed("the server answered 404, but not as a bridge does: check the bridge's address"),
+        (StatusCode::OK, Question::Content(_)) => Answer::Content(Some(body)),
+        (StatusCode::GONE, Question::Events(after) | Question::Documents { at: Some(after), .. }) => {
+            match json::<StaleCursor>(&body) {
+                Some(stale) if stale.stream_id == *stream_id && stale.requested_after_seq == after.seq => {
+                    Answer::Stale(Box::new(stale))
+                }
+                Some(_) | None => failed("the bridge answered 410, but not about this cursor"),
+            }
+        }
+        (StatusCode::NOT_FOUND, Question::Document | Question::Content(_)) => match (&said, question) {
+            (Some(said), Question::Document) if said.code == RefusalCode::NotFound => Answer::Document(None),
+            (Some(said), _) if said.code == RefusalCode::NotFound => Answer::Content(None),
+            (Some(_) | None, _) => {
+                failed("the server answered 404, but not as a bridge does: check the bridge's address")
+            }
         },
         (StatusCode::UNAUTHORIZED, _) => Answer::Unauthorized(refusal(RefusalCode::Unauthorized)),
         (StatusCode::FORBIDDEN, _) => Answer::Refused(refusal(RefusalCode::ForbiddenStream)),
@@ -223,7 +257,7 @@ mod tests {
         let status = StatusCode::from_u16(status).unwrap();
         read(
             &stream(),
-            question,
+            &question,
             status,
             &HeaderMap::new(),
             Bytes::copy_from_slice(body),
@@ -236,15 +270,17 @@ mod tests {
         let source = Source::of(&config(at, Credential::Fixed("x".to_owned())))
             .unwrap()
             .unwrap();
-        let url = source.url(&stream(), Question::Events(after())).unwrap();
+        let url = source.url(&stream(), &Question::Events(after())).unwrap();
         let chain = format!("sha256%3A{}", "ab".repeat(32));
         assert_eq!(
             url.as_str(),
             format!("https://bridge.example/lane/api/sync/streams/user:7:a%2Fb%25c/events?after=7&chain={chain}")
         );
-        let url = source.url(&StreamId::new("../x").unwrap(), Question::Document).unwrap();
+        let url = source
+            .url(&StreamId::new("../x").unwrap(), &Question::Document)
+            .unwrap();
         assert_eq!(url.path(), "/lane/api/sync/streams/..%2Fx/snapshot");
-        assert!(source.url(&StreamId::new("..").unwrap(), Question::Document).is_none());
+        assert!(source.url(&StreamId::new("..").unwrap(), &Question::Document).is_none());
     }
 
     #[test]
@@ -273,7 +309,7 @@ mod tests {
 
     #[test]
     fn answers_are_read_by_their_body_or_else_by_their_status() {
-        let events = Question::Events(after());
+        let events = || Question::Events(after());
         let stale = StaleCursor {
             code: Default::default(),
             stream_id: stream(),
@@ -287,27 +323,27 @@ mod tests {
             snapshot_cursor: None,
         };
         let body = serde_json::to_vec(&stale).unwrap();
-        assert_eq!(read_of(410, events, &body), Answer::Stale(Box::new(stale.clone())));
+        assert_eq!(read_of(410, events(), &body), Answer::Stale(Box::new(stale.clone())));
         let other = StaleCursor {
             requested_after_seq: Seq::new(8).unwrap(),
             ..stale
         };
         for body in [serde_json::to_vec(&other).unwrap(), b"gone".to_vec()] {
-            assert!(matches!(read_of(410, events, &body), Answer::Failed { .. }));
+            assert!(matches!(read_of(410, events(), &body), Answer::Failed { .. }));
         }
         let refusal = br#"{"code":"forbidden_stream","message":"no","retryable":false}"#;
         let expected = Refusal::new(RefusalCode::ForbiddenStream, "no");
-        assert_eq!(read_of(403, events, refusal), Answer::Refused(expected));
+        assert_eq!(read_of(403, events(), refusal), Answer::Refused(expected));
         let gone = br#"{"code":"not_found","message":"none","retryable":false}"#;
         assert_eq!(read_of(404, Question::Document, gone), Answer::Document(None));
         for (status, question) in [
-            (404, events),
+            (404, events()),
             (404, Question::Document),
-            (500, events),
-            (503, events),
-            (200, events),
+            (500, events()),
+            (503, events()),
+            (200, events()),
             (200, Question::Document),
-            (302, events),
+            (302, events()),
         ] {
             assert!(
                 matches!(read_of(status, question, b"<html>"), Answer::Failed { .. }),
@@ -315,13 +351,13 @@ mod tests {
             );
         }
         let slower = br#"{"code":"rate_limited","message":"slower","retryable":true,"retry_after_ms":1500}"#;
-        let Answer::Failed { retry_after, .. } = read_of(429, events, slower) else {
+        let Answer::Failed { retry_after, .. } = read_of(429, events(), slower) else {
             panic!("not failed");
         };
         assert_eq!(retry_after, Some(Duration::from_millis(1_500)));
-        assert!(matches!(read_of(401, events, b""), Answer::Unauthorized(_)));
+        assert!(matches!(read_of(401, events(), b""), Answer::Unauthorized(_)));
         assert!(
-            matches!(read_of(409, events, b""), Answer::Refused(refusal) if refusal.code == RefusalCode::ChainMismatch)
+            matches!(read_of(409, events(), b""), Answer::Refused(refusal) if refusal.code == RefusalCode::ChainMismatch)
         );
     }
 }

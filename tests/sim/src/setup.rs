@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use spacetime_sync_client::StaleAnswer;
-use spacetime_sync_client::config::{Backoff, Limits as ClientLimits, Reads, StreamBounds};
+use spacetime_sync_client::config::{Backoff, Carries, Limits as ClientLimits, Reads, StreamBounds};
 use spacetime_sync_client::session::Settings;
 use spacetime_sync_lane::{Limits, Settings as LaneSettings};
 
@@ -110,6 +110,7 @@ impl Setup {
                 frame_bytes: rng.random_range(100..4_000),
             },
             bounds: StreamBounds {
+                carries: Carries::Events,
                 unapplied_bytes,
                 resume_bytes: rng.random_range(0..3_000),
                 subscribe_within_events: rng.random_range(0..20),

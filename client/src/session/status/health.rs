@@ -220,6 +220,7 @@ impl fmt::Display for Rung {
             Self::AwaitAuthority => f.write_str("waiting for the authority, which did not answer"),
             Self::Document(_) => f.write_str("fetching the document that stands for the purged events"),
             Self::StartOver(_) => f.write_str("starting over"),
+            Self::Documents { fetched } => write!(f, "fetching the stream's documents, {fetched} so far"),
         }
     }
 }
@@ -276,6 +277,9 @@ mod tests {
                 "acks_refused",
                 "apply_failures",
                 "connections_overfull",
+                "contents",
+                "document_pages",
+                "documents_refused",
                 "duplicates_dropped",
                 "events_applied",
                 "frames",

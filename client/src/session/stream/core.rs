@@ -1,6 +1,7 @@
 //! The modes of one stream and how each input moves it between them.
 
 mod arrivals;
+mod documents;
 mod recovery;
 
 use std::collections::VecDeque;
@@ -9,8 +10,9 @@ use spacetime_sync_proto::limit::SUBSCRIPTION_EVENTS;
 use spacetime_sync_proto::{Position, RefusalCode, Seq};
 
 use super::{ApplyFailure, Beginning, Counters, Effect, Input, StreamStop, SubscriptionId, may_be_granted_later};
-use crate::config::StreamBounds;
+use crate::config::{Carries, StreamBounds};
 
+use documents::Fetch;
 pub use recovery::Rung;
 use recovery::{Asking, Recovery};
 
@@ -96,12 +98,17 @@ pub struct Stream {
     /// Where store and handler are to start over.
     beginning: Option<Box<Beginning>>,
     recovery: Recovery,
+    /// The documents with which the stream has yet to begin.
+    fetch: Option<Fetch>,
+    /// How many fetches there were.
+    fetches: u32,
 }
 
 impl Stream {
     /// A stream that continues from what is saved.
     pub fn new(applied: Position, bounds: StreamBounds) -> Self {
-        Self {
+        let begins = bounds.carries == Carries::Documents { are_held: false };
+        let mut stream = Self {
             bounds,
             mode: Mode::Offline,
             connected: false,
@@ -122,7 +129,13 @@ impl Stream {
             asking: None,
             beginning: None,
             recovery: Recovery::default(),
+            fetch: None,
+            fetches: 0,
+        };
+        if begins {
+            stream.new_fetch();
         }
+        stream
     }
 
     /// What the stream is doing.
@@ -235,6 +248,8 @@ impl Stream {
             Input::HistoryFailed => self.history_failed(counters, &mut effects),
             Input::Stale(stale) => self.stale(stale, counters, &mut effects),
             Input::Document(document) => self.document(document, &mut effects),
+            Input::Documents(page) => self.documents(*page, counters, &mut effects),
+            Input::Staged { fetch, released } => self.staged(fetch, released),
             Input::StartedOver(at) => self.started_over(at, counters),
             Input::Applied { to, released } => {
                 counters.events_applied += to.seq.since(self.applied.seq);
@@ -260,7 +275,7 @@ impl Stream {
         self.connected = true;
         self.known = None;
         match self.mode {
-            Mode::Offline => self.mode = Mode::Paging,
+            Mode::Offline => self.mode = self.resumed(),
             Mode::Paging
             | Mode::Subscribing(_)
             | Mode::Live(_)
@@ -300,7 +315,7 @@ impl Stream {
             | Mode::Unanswered
             | Mode::Retrying { .. }
             | Mode::Recovering(Rung::AwaitLane(_) | Rung::AwaitAuthority) => {
-                self.mode = if self.connected { Mode::Paging } else { Mode::Offline };
+                self.mode = self.resumed();
                 self.known = None;
             }
             Mode::Offline
@@ -308,7 +323,13 @@ impl Stream {
             | Mode::Subscribing(_)
             | Mode::Live(_)
             | Mode::Renewing { .. }
-            | Mode::Recovering(Rung::Replay { .. } | Rung::Consult(_) | Rung::Document(_) | Rung::StartOver(_))
+            | Mode::Recovering(
+                Rung::Replay { .. }
+                | Rung::Consult(_)
+                | Rung::Document(_)
+                | Rung::StartOver(_)
+                | Rung::Documents { .. },
+            )
             | Mode::Stopped(_) => {}
         }
     }
@@ -363,8 +384,18 @@ impl Stream {
             self.cursor = self.applied;
             self.claim = None;
             self.asking = None;
+            self.fetch_anew();
             self.leave(Mode::Retrying { message }, effects);
             effects.push(Effect::RetryLater { attempt });
+        }
+    }
+
+    /// What a stream does that waits for nothing.
+    fn resumed(&self) -> Mode {
+        match &self.fetch {
+            _ if !self.connected => Mode::Offline,
+            Some(fetch) => fetch.mode(),
+            None => Mode::Paging,
         }
     }
 
@@ -504,7 +535,7 @@ impl Stream {
     }
 
     /// Whether the store was asked to start over and has not answered.
-    fn is_beginning(&self) -> bool {
+    pub fn is_beginning(&self) -> bool {
         matches!(self.asking, Some(Asking::ToBegin { .. }))
     }
 

@@ -6,6 +6,7 @@
 //! saved.
 
 mod core;
+mod counters;
 mod intake;
 
 #[cfg(test)]
@@ -16,11 +17,12 @@ mod property;
 pub(crate) mod tests;
 
 pub use core::{Mode, Rung, Stream};
+pub use counters::Counters;
 
-use serde::Serialize;
+use spacetime_sync_proto::document::{Document, DocumentPage};
 use spacetime_sync_proto::page::Snapshot;
 use spacetime_sync_proto::{
-    ChainHash, Event, FrameError, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seal, Seq, StaleCursor, wire,
+    ChainHash, Event, FrameError, FrameRow, PayloadHash, Position, Refusal, RefusalCode, Seal, Seq, StaleCursor,
 };
 
 use crate::seal::Unproven;
@@ -85,15 +87,24 @@ pub enum Input {
     },
     /// The answer to [`Effect::ReadHistory`].
     HistoryPage(Page),
-    /// The bridge refused [`Effect::ReadHistory`] or [`Effect::ReadDocument`].
+    /// The bridge refused [`Effect::ReadHistory`], [`Effect::ReadDocument`] or [`Effect::ReadDocuments`].
     HistoryRefused(Refusal),
     /// One of these failed for another reason than a refusal.
     HistoryFailed,
-    /// The authority does not continue from the position that [`Effect::ReadHistory`] named.
+    /// The authority does not continue from the position that [`Effect::ReadHistory`] or [`Effect::ReadDocuments`] named.
     Stale(Box<StaleCursor>),
     /// The answer to [`Effect::ReadDocument`]: the document, if the stream has one.
     Document(Option<Box<Snapshot>>),
-    /// [`Effect::StartOver`] is saved. A failure to save it comes as [`Input::ApplyFailed`].
+    /// The answer to [`Effect::ReadDocuments`].
+    Documents(Box<DocumentPage>),
+    /// [`Effect::Stage`] is saved. A failure to save it comes as [`Input::ApplyFailed`].
+    Staged {
+        /// The fetch that it belongs to.
+        fetch: FetchId,
+        /// How many bytes the applier no longer holds.
+        released: usize,
+    },
+    /// [`Effect::StartOver`] or [`Effect::Adopt`] is saved. A failure to save it comes as [`Input::ApplyFailed`].
     StartedOver(Position),
     /// A batch and its checkpoint are saved.
     Applied {
@@ -185,6 +196,17 @@ pub enum Effect {
     },
     /// Ask the authority for the document that stands for the purged events.
     ReadDocument,
+    /// Ask the authority for a part of the stream's documents.
+    ReadDocuments {
+        /// The position as of which to read. `None` at the first part, which says it.
+        at: Option<Position>,
+        /// The key after which the part begins.
+        after: Option<String>,
+    },
+    /// Have the store keep these documents aside, until all of them are there.
+    Stage(Staging),
+    /// Have the store go on from the documents that it has kept aside, and show them in the place of those that it shows.
+    Adopt(Adoption),
     /// Tell the bridge that SpacetimeDB contradicts the authority, so that it looks at what SpacetimeDB holds.
     Report,
     /// Have store and handler start over.
@@ -232,6 +254,36 @@ pub struct Batch {
     pub bytes: usize,
     /// What proves them.
     pub proof: Proof,
+}
+
+/// Names an attempt of a stream to fetch its documents. A stream never reuses an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FetchId(pub u32);
+
+/// A part of the documents with which a stream begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Staging {
+    /// The fetch that it belongs to.
+    pub fetch: FetchId,
+    /// Whether it is the first part: whatever an earlier fetch has left is cleared away.
+    pub is_first: bool,
+    /// The documents. Their contents are not yet hashed.
+    pub documents: Vec<Document>,
+    /// Roughly how much memory they take.
+    pub bytes: usize,
+}
+
+/// Where a stream of documents begins, or begins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adoption {
+    /// The fetch whose documents are all there.
+    pub fetch: FetchId,
+    /// The saved position.
+    pub from: Position,
+    /// The position as of which the documents are.
+    pub at: Position,
+    /// Once the events up to here are applied, none of them is missing: until then the store shows what it showed before.
+    pub whole_at: Seq,
 }
 
 /// Where a stream starts over, because what was applied cannot be continued.
@@ -372,113 +424,6 @@ impl StreamStop {
             Self::DurableReads => "durable_reads",
             Self::Handler { .. } => "handler",
             Self::Refused(_) => "refused",
-        }
-    }
-}
-
-/// Counts that a person may want to see.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Counters {
-    /// Events applied and saved.
-    pub events_applied: u64,
-    /// Frames received, by page or subscription.
-    pub frames: u64,
-    /// Events received again and dropped.
-    pub duplicates_dropped: u64,
-    /// How often a live stream missed something and paged it.
-    pub holes_paged: u64,
-    /// Pages read.
-    pub pages: u64,
-    /// Pages read from the authority.
-    pub history_pages: u64,
-    /// Requests to the authority that were refused or failed.
-    pub history_failures: u64,
-    /// How often SpacetimeDB did not bring in time what the authority has.
-    pub withheld: u64,
-    /// How often the authority did not continue from what was applied.
-    pub stale_cursors: u64,
-    /// How often a stream started over from a document.
-    pub rebootstraps: u64,
-    /// How often a stream started over without one.
-    pub restarts: u64,
-    /// How often a newer subscription replaced an older one.
-    pub resubscriptions: u64,
-    /// How often a stream went back to paging because applying lagged.
-    pub overruns: u64,
-    /// Batches that could not be applied.
-    pub apply_failures: u64,
-    /// Reads that the module refused or that failed.
-    pub reads_refused: u64,
-    /// Connections made after the first.
-    pub reconnects: u64,
-    /// Connections given up because SpacetimeDB was too far behind with sending.
-    pub connections_overfull: u64,
-    /// Connections that took over from one whose token was about to end.
-    pub refreshes: u64,
-    /// How often the provider gave no token, or a token was not accepted.
-    pub token_failures: u64,
-    /// Checkpoints that the module accepted.
-    pub acks: u64,
-    /// Checkpoints that the module refused.
-    pub acks_refused: u64,
-    /// Presence calls that the module accepted.
-    pub heartbeats: u64,
-    /// Presence calls that failed.
-    pub heartbeats_refused: u64,
-}
-
-/// The counters as a message. Both sides name every field, so neither can have one that the other lacks.
-impl From<Counters> for wire::ClientCounters {
-    fn from(counters: Counters) -> Self {
-        let Counters {
-            events_applied,
-            frames,
-            duplicates_dropped,
-            holes_paged,
-            pages,
-            history_pages,
-            history_failures,
-            withheld,
-            stale_cursors,
-            rebootstraps,
-            restarts,
-            resubscriptions,
-            overruns,
-            apply_failures,
-            reads_refused,
-            reconnects,
-            connections_overfull,
-            refreshes,
-            token_failures,
-            acks,
-            acks_refused,
-            heartbeats,
-            heartbeats_refused,
-        } = counters;
-        Self {
-            events_applied,
-            frames,
-            duplicates_dropped,
-            holes_paged,
-            pages,
-            history_pages,
-            history_failures,
-            withheld,
-            stale_cursors,
-            rebootstraps,
-            restarts,
-            resubscriptions,
-            overruns,
-            apply_failures,
-            reads_refused,
-            reconnects,
-            connections_overfull,
-            refreshes,
-            token_failures,
-            acks,
-            acks_refused,
-            heartbeats,
-            heartbeats_refused,
         }
     }
 }

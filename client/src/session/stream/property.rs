@@ -176,6 +176,9 @@ impl World {
                     self.asked = Some(Asked::Events(after));
                 }
                 Effect::ReadDocument => self.asked = Some(Asked::Document),
+                Effect::ReadDocuments { .. } | Effect::Stage(_) | Effect::Adopt(_) => {
+                    panic!("a stream of events has no documents by key")
+                }
                 Effect::AskLater | Effect::RetryLater { .. } | Effect::RecoverLater { .. } => self.ask = true,
             }
         }

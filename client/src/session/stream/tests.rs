@@ -6,7 +6,7 @@ use spacetime_sync_proto::{
 };
 
 use super::*;
-use crate::config::{ClientConfig, Reads, StreamBounds};
+use crate::config::{Carries, ClientConfig, Reads, StreamBounds};
 use crate::seal::tests::TestKey;
 use crate::session::stream::core::UNKNOWN_EVENT_BYTES;
 
@@ -118,7 +118,7 @@ impl Log {
 
 pub(crate) fn bounds() -> StreamBounds {
     let stream = StreamId::new("model").unwrap();
-    ClientConfig::new("https://host", "lane", vec![stream.clone()]).bounds_of(&stream, 1, false)
+    ClientConfig::new("https://host", "lane", vec![stream.clone()]).bounds_of(&stream, Carries::Events, 1, false)
 }
 
 pub(super) fn seq(value: u64) -> Seq {
@@ -177,6 +177,17 @@ fn show(effect: &Effect) -> String {
         Effect::Apply(batch) => format!("apply {}..={}", batch.from.seq.next(), batch.to.seq),
         Effect::ReadHistory { after } => format!("history after {}", after.seq),
         Effect::ReadDocument => "document".to_owned(),
+        Effect::ReadDocuments { at, after } => {
+            let at = at.map_or_else(|| "the position that it says".to_owned(), |at| at.seq.to_string());
+            format!("documents at {at} after {}", after.as_deref().unwrap_or_default())
+        }
+        Effect::Stage(staging) => format!(
+            "stage {} of fetch {}{}",
+            staging.documents.len(),
+            staging.fetch.0,
+            if staging.is_first { ", the first" } else { "" }
+        ),
+        Effect::Adopt(adoption) => format!("adopt fetch {} at {}", adoption.fetch.0, adoption.at.seq),
         Effect::Report => "report".to_owned(),
         Effect::StartOver(beginning) => format!("begin at {}", beginning.at.seq),
         Effect::RecoverLater { attempt } => format!("recover later {attempt}"),

@@ -28,7 +28,7 @@ fn asked(commands: &[Command]) -> Vec<(usize, Question, QuestionId)> {
             stream,
             about,
             ..
-        } => Some((*stream, *about, *question)),
+        } => Some((*stream, about.clone(), *question)),
         _ => None,
     });
     asked.collect()
@@ -78,10 +78,10 @@ impl Case {
         unread.into_iter().flat_map(|read| self.outrun(read)).collect()
     }
 
-    fn reply(&mut self, (stream, _, question): (usize, Question, QuestionId), answer: Answer) -> &[Command] {
+    fn reply(&mut self, (stream, _, question): &(usize, Question, QuestionId), answer: Answer) -> &[Command] {
         self.step(Event::Answered {
-            question,
-            stream,
+            question: *question,
+            stream: *stream,
             answer,
         })
     }
@@ -131,7 +131,7 @@ fn questions_are_asked_in_turn_and_with_the_connections_token() {
     let first = case.outrun_all();
     assert_eq!(streams(&first), [0]);
     let page = Answer::Page(case.page(0));
-    let commands = case.reply(first[0], page);
+    let commands = case.reply(&first[0], page);
     let token = commands.iter().find_map(|command| match command {
         Command::Ask { token, .. } => token.clone(),
         _ => None,
@@ -141,9 +141,9 @@ fn questions_are_asked_in_turn_and_with_the_connections_token() {
     assert_eq!(streams(&next), [1]);
     assert_eq!(case.shown.counters.history_pages, 1);
     let again = Answer::Page(case.page(0));
-    assert!(case.reply(first[0], again).is_empty(), "it was answered already");
+    assert!(case.reply(&first[0], again).is_empty(), "it was answered already");
     let page = Answer::Page(case.page(1));
-    assert_eq!(streams(&asked(case.reply(next[0], page))), [2]);
+    assert_eq!(streams(&asked(case.reply(&next[0], page))), [2]);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn questions_end_with_the_connection() {
     let first = case.outrun_all();
     assert_eq!(withdrawn(&case.close(connection)), [first[0].2]);
     let late = Answer::Page(case.page(0));
-    assert!(case.reply(first[0], late).is_empty());
+    assert!(case.reply(&first[0], late).is_empty());
     let next = case.dial();
     case.serve(next);
     assert_eq!(streams(&case.outrun_all()), [0]);
@@ -176,27 +176,27 @@ fn one_document_is_fetched_at_a_time_and_saved_before_the_next() {
     let first = case.outrun_all();
     assert_eq!(streams(&first), [0, 1]);
     let stale = case.stale(0, 0);
-    let events = asked(case.reply(first[0], stale));
+    let events = asked(case.reply(&first[0], stale));
     assert_eq!(streams(&events), [2]);
     let stale = case.stale(1, 0);
-    let documents = asked(case.reply(first[1], stale));
-    let (stream, about, _) = documents[0];
+    let documents = asked(case.reply(&first[1], stale));
+    let (stream, about, _) = documents[0].clone();
     assert_eq!((documents.len(), stream, about), (1, 0, Question::Document));
     let page = Answer::Page(case.page(2));
-    assert_eq!(asked(case.reply(events[0], page)), [], "one document is under way");
+    assert_eq!(asked(case.reply(&events[0], page)), [], "one document is under way");
     let document = case.document(0);
-    let commands = case.reply(documents[0], document);
+    let commands = case.reply(&documents[0], document);
     assert!(begins(commands));
     assert_eq!(asked(commands), [], "it is not saved yet");
     let head = case.logs[0].head();
-    let (stream, about, _) = asked(case.begun(0, head))[0];
+    let (stream, about, _) = asked(case.begun(0, head))[0].clone();
     assert_eq!((stream, about), (1, Question::Document));
 }
 
 #[test]
 fn an_authority_that_asks_for_time_gets_it() {
     let (mut case, _) = case(1, |_| {});
-    let question = case.outrun_all()[0];
+    let question = &case.outrun_all()[0];
     let answer = Answer::Failed {
         message: "busy".to_owned(),
         retry_after: Some(60 * second()),
@@ -220,7 +220,7 @@ fn a_refusal_of_the_authority_ends_the_client_the_stream_or_only_the_token() {
         (unauthorized(InvalidToken), "the token"),
     ] {
         let (mut case, _) = case(1, |_| {});
-        let question = case.outrun_all()[0];
+        let question = &case.outrun_all()[0];
         let stops = matches!(case.reply(question, answer), [Command::StopApplier]);
         let forbidden = matches!(case.phase_of(0), StreamPhase::Forbidden { .. });
         let doubted = dialed(&case.wait(2 * second())).is_some();
@@ -238,7 +238,7 @@ fn a_refusal_of_the_authority_ends_the_client_the_stream_or_only_the_token() {
 fn starts_over(case: &mut Case, connection: ConnectionId) -> bool {
     let log = case.logs[0].fork(2, 4);
     let frame = log.frame(4, 4);
-    let question = asked(case.hear(connection, Inbound::Frame { stream_key: 0, frame }))[0];
+    let question = &asked(case.hear(connection, Inbound::Frame { stream_key: 0, frame }))[0];
     let stale = case.stale(0, 3);
     begins(case.reply(question, stale))
 }

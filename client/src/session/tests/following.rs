@@ -1,13 +1,13 @@
 //! Streams that come and go while the session runs.
 
 use super::*;
-use crate::config::StreamBounds;
+use crate::config::{Carries, StreamBounds};
 use crate::error::FollowError;
 
 /// A stream's place, of those that the commands give away.
 fn opened(commands: &[Command]) -> Vec<(usize, StreamId)> {
     let opened = commands.iter().filter_map(|command| match command {
-        Command::Open { stream, stream_id } => Some((*stream, stream_id.clone())),
+        Command::Open { stream, stream_id, .. } => Some((*stream, stream_id.clone())),
         _ => None,
     });
     opened.collect()
@@ -45,7 +45,7 @@ fn followed_of(case: &Case) -> Vec<String> {
 impl Case {
     fn bounds() -> StreamBounds {
         let config = ClientConfig::new("https://host", "lane", vec![id(0)]);
-        config.bounds_of(&id(0), 1, false)
+        config.bounds_of(&id(0), Carries::Events, 1, false)
     }
 
     fn follow(&mut self, call: u64, stream: usize) -> &[Command] {
@@ -65,7 +65,11 @@ impl Case {
 
     /// The store says that a stream is applied up to this seq.
     fn open(&mut self, place: usize, log: usize, applied: u64) -> &[Command] {
-        let result = Applied::Opened(Ok(self.logs[log].at(applied)));
+        let opened = Opened {
+            at: self.logs[log].at(applied),
+            carries: Carries::Events,
+        };
+        let result = Applied::Opened(Ok(opened));
         self.step(Event::Applied(Outcome {
             stream: place,
             released: 0,

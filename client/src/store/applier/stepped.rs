@@ -6,6 +6,8 @@ use spacetime_sync_proto::{Position, SealKey, StreamId};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{BatchBounds, Handler, Job, StreamQueue, Worker};
+use crate::changes::Changes;
+use crate::config::Carries;
 use crate::seal::SealKeys;
 use crate::session::{Outcome, Work};
 use crate::store::CheckpointStore;
@@ -27,17 +29,15 @@ impl<S: CheckpointStore, H: Handler<S>> Stepped<S, H> {
         seals: SealKeys,
     ) -> Self {
         let (outgoing, outcomes) = tokio::sync::mpsc::unbounded_channel();
-        let queue = |(id, applied)| StreamQueue {
-            id,
-            applied,
-            queue: VecDeque::new(),
-        };
+        let queue = |(id, applied)| StreamQueue::new(id, applied, Carries::Events);
         let worker = Worker {
             store,
             handler,
             streams: streams.into_iter().map(queue).collect(),
             bounds: BatchBounds { events, bytes },
             seals,
+            changes: Changes::new(),
+            unswept: false,
             outgoing,
         };
         Self {

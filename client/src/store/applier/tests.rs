@@ -70,10 +70,9 @@ fn worker<H: Handler<Memory>>(
 ) -> (Worker<Memory, H>, Memory, UnboundedReceiver<Outcome>) {
     let store = Memory::default();
     let (outgoing, outcomes) = tokio::sync::mpsc::unbounded_channel();
-    let streams = logs.iter().enumerate().map(|(at, log)| StreamQueue {
-        id: StreamId::new(&format!("s{at}")).unwrap(),
-        applied: log.start,
-        queue: VecDeque::new(),
+    let streams = logs.iter().enumerate().map(|(at, log)| {
+        let id = StreamId::new(&format!("s{at}")).unwrap();
+        StreamQueue::new(id, log.start, Carries::Events)
     });
     let worker = Worker {
         store: store.clone(),
@@ -81,6 +80,8 @@ fn worker<H: Handler<Memory>>(
         streams: streams.collect(),
         bounds,
         seals: SealKeys::new(&[]),
+        changes: Changes::new(),
+        unswept: false,
         outgoing,
     };
     (worker, store, outcomes)
@@ -407,7 +408,7 @@ fn keys_count_from_when_the_token_brings_them() {
 #[tokio::test]
 async fn an_idle_thread_ends_when_it_is_told_to() {
     let seals = SealKeys::new(&[]);
-    let mut applier = Applier::start(Memory::default(), all_good, Vec::new(), BOUNDS, seals).unwrap();
+    let mut applier = Applier::start(Memory::default(), all_good, Vec::new(), BOUNDS, seals, Changes::new()).unwrap();
     // It has nothing to do, and waits for work.
     applier.stop();
     let ended = tokio::time::timeout(Duration::from_secs(10), applier.next());

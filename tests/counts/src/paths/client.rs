@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use spacetime_sync_client::ClientConfig;
-use spacetime_sync_client::config::{Reads, StaleAnswer, StreamBounds};
+use spacetime_sync_client::config::{Carries, Reads, StaleAnswer, StreamBounds};
 use spacetime_sync_client::seal::SealKeys;
 use spacetime_sync_client::session::stream::Page;
 use spacetime_sync_client::session::{
@@ -179,6 +179,7 @@ fn bounds(config: &ClientConfig) -> StreamBounds {
         history: false,
         on_stale: StaleAnswer::Stop,
         reads: Reads::Confirmed,
+        carries: Carries::Events,
         reach_bytes: limits.subscribed_bytes.max(limit::FRAME_BYTES),
     }
 }

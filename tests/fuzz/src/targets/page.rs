@@ -8,7 +8,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use spacetime_sync_bindings::{EventPage, SyncEvent};
-use spacetime_sync_client::config::{Reads, StreamBounds};
+use spacetime_sync_client::config::{Carries, Reads, StreamBounds};
 use spacetime_sync_client::session::stream::{Effect, Input, Mode, Page, Stream, SubscriptionId};
 use spacetime_sync_client::{Counters, StaleAnswer};
 use spacetime_sync_proto::{Position, Refusal, limit};
@@ -327,6 +327,7 @@ impl Watched<'_> {
 
 fn bounds() -> StreamBounds {
     StreamBounds {
+        carries: Carries::Events,
         unapplied_bytes: 8_000,
         resume_bytes: 2_000,
         subscribe_within_events: 4,

@@ -68,7 +68,8 @@ impl World {
         let answer = match (self.answering_bridge(), about) {
             (Some(_), Question::Events(after)) if !self.is_poisoned(stream) => self.history(at, stream, after),
             (Some(_), Question::Document) => Answer::Document(None),
-            (Some(_), Question::Events(_)) | (None, _) => failed(),
+            // The streams of these runs carry events.
+            (Some(_), Question::Events(_) | Question::Documents { .. } | Question::Content(_)) | (None, _) => failed(),
         };
         self.tell_client(
             at,

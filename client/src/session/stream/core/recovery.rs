@@ -7,6 +7,8 @@
 //! 3. The authority does not continue from the cursor either: the cursor is stale. The stream does what is configured
 //!    for that, but not more often than allowed.
 //!
+//! A stream of documents begins with its documents (`documents.rs`), and does so again where others would replay or start over.
+//!
 //! Only two things move a cursor here: events that follow the chain, and a new beginning that store and handler have
 //! saved.
 
@@ -37,6 +39,11 @@ pub enum Rung {
     Document(Box<StaleCursor>),
     /// Store and handler start over.
     StartOver(Box<StaleCursor>),
+    /// Fetches the documents with which the stream begins.
+    Documents {
+        /// How many have come.
+        fetched: u64,
+    },
 }
 
 impl Rung {
@@ -49,6 +56,7 @@ impl Rung {
             Self::AwaitAuthority => "await_authority",
             Self::Document(_) => "document",
             Self::StartOver(_) => "start_over",
+            Self::Documents { .. } => "documents",
         }
     }
 }
@@ -59,6 +67,7 @@ pub(super) enum Asking {
     /// The events after this position.
     ForEvents(Position),
     ForDocument,
+    ForDocuments,
     ToBegin {
         from_document: bool,
     },
@@ -72,7 +81,7 @@ pub(super) struct Recovery {
     /// Times in a row that SpacetimeDB delivered events that the bridge has not sealed, or a damaged row.
     unproven: u32,
     /// Stale cursors after which the stream started over.
-    answers: u32,
+    pub(super) answers: u32,
     /// How often the stream has ever started over.
     pub(super) begun: u32,
 }
@@ -81,7 +90,7 @@ impl Stream {
     /// How often the present rung was tried; 0 without one.
     pub fn recovery_attempt(&self) -> u32 {
         match &self.mode {
-            Mode::Recovering(Rung::Document(_) | Rung::StartOver(_)) => self.recovery.answers,
+            Mode::Recovering(Rung::Document(_) | Rung::StartOver(_) | Rung::Documents { .. }) => self.recovery.answers,
             Mode::Recovering(Rung::Replay { .. } | Rung::Consult(_) | Rung::AwaitLane(_) | Rung::AwaitAuthority) => {
                 self.recovery.waits.max(1)
             }
@@ -107,7 +116,15 @@ impl Stream {
 
     /// SpacetimeDB contradicts what was applied, or does not hold what it should.
     pub(super) fn contradicted(&mut self, stop: StreamStop, effects: &mut Vec<Effect>) {
+        // Where it begins does not depend on what was applied.
+        if self.fetch.is_some() {
+            return self.fetch_later(effects);
+        }
         let rung = match &stop {
+            // Unless it has just begun: then the little that is missing is replayed.
+            StreamStop::BelowWindow { .. } if self.carries_documents() && self.recovery.answers == 0 => {
+                return self.begin_with_documents(effects);
+            }
             StreamStop::BelowWindow { oldest, .. } => Rung::Replay {
                 until: *oldest,
                 lane: stop.clone(),
@@ -147,7 +164,7 @@ impl Stream {
         effects.push(Effect::RetryLater { attempt });
     }
 
-    fn climb(&mut self, rung: Rung, effects: &mut Vec<Effect>) {
+    pub(super) fn climb(&mut self, rung: Rung, effects: &mut Vec<Effect>) {
         if !self.is_stopped() {
             self.leave(Mode::Recovering(rung), effects);
         }
@@ -182,6 +199,10 @@ impl Stream {
                 effects.push(Effect::StartOver(beginning));
                 Asking::ToBegin { from_document }
             }
+            Rung::Documents { .. } => match self.fetch_some(effects) {
+                Some(asking) => asking,
+                None => return,
+            },
             Rung::AwaitLane(_) | Rung::AwaitAuthority => return,
         };
         self.asking = Some(asking);
@@ -212,7 +233,8 @@ impl Stream {
             | Rung::AwaitLane(_)
             | Rung::AwaitAuthority
             | Rung::Document(_)
-            | Rung::StartOver(_) => self.pause(Rung::AwaitAuthority, effects),
+            | Rung::StartOver(_)
+            | Rung::Documents { .. } => self.pause(Rung::AwaitAuthority, effects),
         }
     }
 
@@ -266,7 +288,7 @@ impl Stream {
         }
     }
 
-    fn pause(&mut self, rung: Rung, effects: &mut Vec<Effect>) {
+    pub(super) fn pause(&mut self, rung: Rung, effects: &mut Vec<Effect>) {
         // A page ends the waits when it arrives, and only then is the seal of its events checked. So pauses also grow with
         // the number of forgeries.
         self.recovery.waits = self.recovery.waits.saturating_add(1).max(self.recovery.unproven);
@@ -292,7 +314,7 @@ impl Stream {
         self.asking = None;
         counters.history_failures += 1;
         match &self.mode {
-            Mode::Recovering(Rung::Replay { .. } | Rung::Consult(_) | Rung::Document(_)) => {
+            Mode::Recovering(Rung::Replay { .. } | Rung::Consult(_) | Rung::Document(_) | Rung::Documents { .. }) => {
                 self.pause(Rung::AwaitAuthority, effects);
             }
             Mode::Recovering(Rung::AwaitLane(_) | Rung::AwaitAuthority | Rung::StartOver(_))
@@ -311,6 +333,9 @@ impl Stream {
     /// The authority does not continue from the position.
     pub(super) fn stale(&mut self, stale: Box<StaleCursor>, counters: &mut Counters, effects: &mut Vec<Effect>) {
         let asked = self.asking.take();
+        if asked == Some(Asking::ForDocuments) {
+            return self.documents_are_stale(&stale, counters, effects);
+        }
         let (Mode::Recovering(Rung::Replay { .. } | Rung::Consult(_)), Some(Asking::ForEvents(after))) =
             (&self.mode, asked)
         else {
@@ -321,6 +346,9 @@ impl Stream {
             return;
         }
         counters.stale_cursors += 1;
+        if self.carries_documents() {
+            return self.begin_with_documents(effects);
+        }
         let answer = self.bounds.on_stale;
         if answer == StaleAnswer::Stop || self.recovery.answers >= self.bounds.recovery_attempts {
             return self.stop(StreamStop::StaleCursor(stale), effects);
@@ -382,17 +410,26 @@ impl Stream {
     pub(super) fn started_over(&mut self, at: Position, counters: &mut Counters) {
         match self.asking.take() {
             Some(Asking::ToBegin { from_document: true }) => counters.rebootstraps += 1,
-            Some(Asking::ToBegin { from_document: false } | Asking::ForEvents(_) | Asking::ForDocument) | None => {
+            Some(
+                Asking::ToBegin { from_document: false }
+                | Asking::ForEvents(_)
+                | Asking::ForDocument
+                | Asking::ForDocuments,
+            )
+            | None => {
                 counters.restarts += 1;
             }
         }
         (self.applied, self.cursor) = (at, at);
         (self.claim, self.known) = (None, None);
+        if self.fetch.take().is_some() {
+            self.recovery.answers = self.recovery.answers.max(1);
+        }
         self.recent.clear();
         self.failures = 0;
         self.recovery.begun = self.recovery.begun.wrapping_add(1);
         if let Mode::Recovering(_) = self.mode {
-            self.mode = if self.connected { Mode::Paging } else { Mode::Offline };
+            self.mode = self.resumed();
         }
     }
 }
