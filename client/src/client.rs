@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use spacetime_sync_proto::access::Topic;
-use spacetime_sync_proto::{Label, NostrKey, NostrSignature, Position, StreamId};
+use spacetime_sync_proto::{Label, NostrKey, NostrSignature, StreamId};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::config::ClientConfig;
-use crate::error::{CallError, FollowError, PresenceError, StartError};
+use crate::changes::{Changes, ToHear};
+use crate::config::{Carries, ClientConfig};
+use crate::documents::{Documents, Events, Reader};
+use crate::error::{CallError, ConfigError, DocumentsError, FollowError, PresenceError, StartError};
 use crate::nostr::NostrChallenge;
 use crate::outbox::{Outbox, OutboxEvent, OutboxOutcome};
 use crate::presence::{Presence, PresenceHandle, Presences, Wishes};
@@ -18,10 +21,10 @@ use crate::readable::ReadableStreams;
 use crate::runner::{Asked, Runner, Wanted};
 use crate::seal::SealKeys;
 use crate::session::status::{Phase, Status, StopReason};
-use crate::session::{Call, Session, Settings};
+use crate::session::{Call, Opened, Session, Settings};
 use crate::signal::{Audience, Audiences, HEARD_QUEUE, Heard, Purpose, Signal, Signals};
 use crate::store::CheckpointStore;
-use crate::store::applier::{Applier, BatchBounds, Handler};
+use crate::store::applier::{Applier, BatchBounds, Handler, open_stream};
 use crate::talk::history::Source;
 use crate::watched::{Views, Watchable, Watched};
 use crate::work::{Assignments, Capabilities, Capability, ChangeAssignment, OpenAssignment};
@@ -46,6 +49,9 @@ pub struct SyncClient {
     audiences: watch::Sender<Audiences>,
     heard: broadcast::Receiver<Heard>,
     calls: mpsc::Sender<Asked>,
+    changes: ToHear,
+    reader: Option<Reader>,
+    has_history: bool,
     stop: oneshot::Sender<()>,
     runner: JoinHandle<()>,
 }
@@ -62,22 +68,37 @@ impl SyncClient {
     {
         config.check()?;
         let history = Source::of(&config)?;
+        if history.is_none() && !config.documents.is_empty() {
+            return Err(ConfigError::DocumentsWithoutHistory.into());
+        }
+        let has_history = history.is_some();
         let runtime = Handle::try_current().map_err(|_| StartError::Runtime)?;
         store.bind(&config.database)?;
         let streams = config
-            .streams
-            .iter()
-            .map(|id| Ok((id.clone(), store.load(id)?.unwrap_or_else(|| Position::start(id)))))
-            .collect::<Result<Vec<(StreamId, Position)>, StartError>>()?;
+            .followed()
+            .map(|(id, carries)| Ok((id.clone(), open_stream(&mut store, id, carries)?)))
+            .collect::<Result<Vec<(StreamId, Opened)>, StartError>>()?;
+        // A file in memory has no second reader, and a client that follows no documents needs none.
+        let reader = match store.documents().map(|documents| documents.document_reader()) {
+            Some(Err(error)) if !config.documents.is_empty() => return Err(error.into()),
+            opened => opened.and_then(Result::ok),
+        };
         let bounds = BatchBounds {
             events: config.limits.batch_events,
             bytes: config.limits.batch_bytes,
         };
         let seals = SealKeys::new(&config.seal_keys);
-        let applier = Applier::start(store, handler, streams.clone(), bounds, seals).map_err(StartError::Thread)?;
-        let bounded = streams.into_iter().map(|(id, applied)| {
-            let bounds = config.bounds_of(&id, config.streams.len(), history.is_some());
-            (id, applied, bounds)
+        let changes = Changes::new();
+        let places = streams
+            .iter()
+            .map(|(id, opened)| (id.clone(), opened.at, opened.carries));
+        let to_hear = changes.to_hear();
+        let applier = Applier::start(store, handler, places.collect(), bounds, seals, changes);
+        let applier = applier.map_err(StartError::Thread)?;
+        let many = streams.len();
+        let bounded = streams.into_iter().map(|(id, Opened { at, carries })| {
+            let bounds = config.bounds_of(&id, carries, many, history.is_some());
+            (id, at, bounds)
         });
         let now = Instant::now().into_std();
         let session = Session::new(Settings::of(&config), bounded.collect(), rand::random(), now);
@@ -114,6 +135,9 @@ impl SyncClient {
             audiences,
             heard,
             calls,
+            changes: to_hear,
+            reader: reader.map(Reader::new),
+            has_history,
             stop,
             runner: runtime.spawn(runner.run(wanted)),
         })
@@ -217,8 +241,81 @@ impl SyncClient {
     /// # }
     /// ```
     pub async fn follow(&self, stream_id: &StreamId) -> Result<(), FollowError> {
+        let (stream_id, carries) = (stream_id.clone(), Carries::Events);
+        self.change(|caller| Asked::Follow {
+            stream_id,
+            carries,
+            caller,
+        })
+        .await
+    }
+
+    /// Follows one more stream as documents, as [`ClientConfig::documents`] does from the start. A stream that was followed as events
+    /// before begins with its documents; one that was followed as documents and is [followed](Self::follow) as events begins with its
+    /// first event, because the handler has seen none.
+    pub async fn follow_documents(&self, stream_id: &StreamId) -> Result<(), FollowError> {
+        if !self.has_history {
+            return Err(FollowError::NoHistory);
+        }
         let stream_id = stream_id.clone();
-        self.change(|caller| Asked::Follow { stream_id, caller }).await
+        let carries = Carries::Documents { are_held: false };
+        self.change(|caller| Asked::Follow {
+            stream_id,
+            carries,
+            caller,
+        })
+        .await
+    }
+
+    /// The newest version of each document of a stream that is followed as documents, decoded, and word of every change. It shows
+    /// what the store holds, also while there is no connection: [`Status::streams`] says how fresh that is.
+    ///
+    /// ```no_run
+    /// # use spacetime_sync_client::{DocumentsError, StreamId, SyncClient};
+    /// #[derive(serde::Deserialize)]
+    /// struct RunSummary {
+    ///     state: String,
+    /// }
+    /// # async fn example(client: SyncClient, stream: StreamId) -> Result<(), DocumentsError> {
+    /// let mut runs = client.documents::<RunSummary>(&stream)?;
+    /// loop {
+    ///     for run in runs.all()? {
+    ///         println!("{}: {:?}", run.key, run.content.decoded().map(|run| &run.state));
+    ///     }
+    ///     if runs.changed().await.is_none() {
+    ///         return Ok(());
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn documents<T: DeserializeOwned>(&self, stream_id: &StreamId) -> Result<Documents<T>, DocumentsError> {
+        let reader = self.reader.clone().ok_or(DocumentsError::NoDocuments)?;
+        Ok(Documents::new(reader, self.changes.documents(stream_id.clone())))
+    }
+
+    /// The events of a stream, decoded, from now on, each once it is applied and saved. For what must not be missed, whatever happens to
+    /// the application, use the [`Handler`](crate::Handler): it has each event exactly once in effect, and this has those that are
+    /// applied while it is listened to.
+    ///
+    /// ```no_run
+    /// # use spacetime_sync_client::{StreamId, SyncClient};
+    /// #[derive(serde::Deserialize)]
+    /// struct RunEvent {
+    ///     text: String,
+    /// }
+    /// # async fn example(client: SyncClient, stream: StreamId) {
+    /// let mut events = client.events::<RunEvent>(&stream);
+    /// while let Some(next) = events.next().await {
+    ///     match next.map(|told| told.value) {
+    ///         Ok(Ok(event)) => println!("{}", event.text),
+    ///         Ok(Err(not_decoded)) => println!("{not_decoded}"),
+    ///         Err(missed) => println!("{missed}"),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn events<T: DeserializeOwned>(&self, stream_id: &StreamId) -> Events<T> {
+        Events::new(self.changes.events(stream_id.clone()))
     }
 
     /// Follows a stream no longer. Once this returns, the handler hears nothing more of it, unless it is followed again. Its

@@ -54,7 +54,9 @@ pub mod store;
 pub mod watched;
 pub mod work;
 
+mod changes;
 mod client;
+mod documents;
 #[cfg(test)]
 mod fake_host;
 mod readable;
@@ -63,10 +65,14 @@ mod talk;
 #[cfg(test)]
 mod whole_client;
 
+pub use changes::Changed;
 pub use client::SyncClient;
 pub use config::{Backoff, ClientConfig, History, Limits, Reads, StaleAnswer, WithoutDocument};
 pub use credential::{AccessToken, Credential, TokenError, TokenFuture, TokenProvider, WantedToken};
-pub use error::{CallError, ConfigError, ErrorClass, FollowError, HandlerError, PresenceError, StartError};
+pub use documents::{Content, Document, Documents, Events, Missed, NotDecoded, Told};
+pub use error::{
+    CallError, ConfigError, DocumentsError, ErrorClass, FollowError, HandlerError, PresenceError, StartError,
+};
 pub use nostr::NostrChallenge;
 pub use outbox::{Outbox, OutboxEvent, OutboxOutcome, SeenOutboxEvent};
 pub use presence::{OfflineReason, Presence, PresenceHandle, PresenceKey, PresenceStatus, Presences, SeenPresence};
@@ -77,7 +83,10 @@ pub use signal::{Audience, Heard, HeardSignal, PresenceChange, Says, Signal, Sig
 pub use status::{Disconnect, Phase, Status, StopReason, StreamPhase, StreamStatus, TokenStatus};
 #[doc(hidden)]
 pub use store::applier::Stepped;
-pub use store::{CheckpointStore, CommitError, Effects, Handler, SqliteStore, StoreError};
+pub use store::{
+    CheckpointStore, CommitError, DocumentReader, DocumentStore, Effects, Handler, NoEvents, SqliteStore, StoreError,
+    StoredDocument,
+};
 #[doc(hidden)]
 pub use talk::link::frame_row;
 pub use talk::tokens::HttpTokens;
