@@ -3,6 +3,7 @@
 
 mod client;
 mod db_schema;
+mod documents;
 mod incompatible;
 mod parity;
 mod previous;
