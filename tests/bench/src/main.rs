@@ -9,6 +9,7 @@ mod child;
 mod client;
 mod cpu;
 mod crowd;
+mod documents;
 mod fan;
 mod gate;
 mod hostile;
@@ -31,6 +32,7 @@ use clap::{Parser, Subcommand};
 
 use client::ClientArgs;
 use crowd::CrowdArgs;
+use documents::DocumentsArgs;
 use report::Part;
 use sessions::SessionsArgs;
 
@@ -64,6 +66,9 @@ enum Command {
     /// The sessions of a measurement. The measurement starts this itself.
     #[command(hide = true)]
     Sessions(SessionsArgs),
+    /// A client that begins with documents. The measurement starts this itself.
+    #[command(hide = true)]
+    Documents(DocumentsArgs),
     /// Shows where the CPU time of an event goes, by process and step, for bulk writers and for single events.
     Budget,
 }
@@ -77,6 +82,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         Some(Command::Crowd(args)) => crowd::run(args).await?,
         Some(Command::Sessions(args)) => sessions::run(args).await?,
+        Some(Command::Documents(args)) => println!("{}", documents::client(args).await?),
         Some(Command::Budget) => budget::run(args.quick).await?,
         None if args.peers => peers::run(args.quick, args.json).await?,
         None => report::run(args.quick, args.json, &args.only).await?,

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::bare::{self, Cut, Window};
 use crate::lane::{Run, Runner, between};
 use crate::measure::{Size, fsync_ms, in_memory, memory_mb_per_second};
-use crate::{fan, gate, hostile, idle, long, minting, project, reconnect, sessions, streams};
+use crate::{documents, fan, gate, hostile, idle, long, minting, project, reconnect, sessions, streams};
 use spacetime_sync_tests::figures::{median, rate, since};
 use spacetime_sync_tests::postgres::Cluster;
 
@@ -144,6 +144,8 @@ pub(crate) enum Part {
     Latency,
     /// Documents of projectors and tables, beside plain appends and plain writes.
     Project,
+    /// The first sync of documents.
+    Documents,
     /// Tokens issued by a bridge on one core.
     Minting,
     /// The first event after the bridge has lost its link, by number of streams.
@@ -198,6 +200,7 @@ pub(crate) async fn run(quick: bool, as_json: bool, only: &[Part]) -> anyhow::Re
                 )
                 .await?
             }
+            Part::Documents => documents::run(&mut report, if quick { 10_000 } else { 100_000 }).await?,
             Part::Minting => report.minting().await?,
             Part::Reconnect => report.reconnect().await?,
             Part::Gate => report.gate().await?,
