@@ -24,7 +24,7 @@
 //! # }
 //! ```
 //!
-//! [`SyncClient`] is the handle, [`Status`] says what the client is doing, a [`Handler`] is the application's code, a
+//! [`guide`] has ten things that an application does, with an example of each. [`SyncClient`] is the handle, [`Status`] says what the client is doing, a [`Handler`] is the application's code, a
 //! [`CheckpointStore`] saves what the handler does, and a [`Credential`] authenticates the client. Inside there are
 //! three rooms: `session` decides and does no IO, `talk` holds the connection and asks the bridge over HTTP, `store`
 //! saves checkpoints and runs the apply thread. `talk` and `store` know `session` but not each other.
@@ -43,6 +43,7 @@ struct Readme;
 pub mod config;
 pub mod credential;
 pub mod error;
+pub mod guide;
 pub mod nostr;
 pub mod outbox;
 pub mod presence;
