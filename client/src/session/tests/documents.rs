@@ -251,3 +251,49 @@ fn a_page_that_leads_nowhere_ends_the_fetch_and_the_next_begins_after_growing_pa
     }
     assert!(pauses[3] > pauses[0] && pauses[3] > second(), "{pauses:?}");
 }
+
+#[test]
+fn a_part_that_does_not_belong_to_the_fetch_ends_it() {
+    use spacetime_sync_proto::document::{Document, DocumentState};
+
+    let document = |key: &str, seq: u64| Document {
+        key: key.to_owned(),
+        version: 1,
+        seq: Seq::new(seq).unwrap(),
+        state: DocumentState::Deleted,
+    };
+    let sound = |case: &Case| DocumentPage {
+        at: case.logs[0].at(2),
+        documents: vec![document("k:6", 1), document("k:7", 2)],
+        next_after: Some("k:9".to_owned()),
+        head_seq: Seq::new(2).unwrap(),
+    };
+    type Change = fn(&mut DocumentPage, &Case);
+    let changes: [(&str, bool, Change); 7] = [
+        ("sound", true, |_, _| {}),
+        ("another position", false, |page, case| page.at = case.logs[0].at(3)),
+        ("newer than the position", false, |page, _| {
+            page.documents[0].seq = Seq::new(3).unwrap()
+        }),
+        ("out of order", false, |page, _| page.documents.reverse()),
+        ("twice", false, |page, _| page.documents[1].key = "k:6".to_owned()),
+        ("before what came", false, |page, _| {
+            page.documents[0].key = "k:5".to_owned()
+        }),
+        ("past the head", false, |page, _| page.head_seq = Seq::new(1).unwrap()),
+    ];
+    for (what, goes_on, change) in changes {
+        let (mut case, _) = case(1);
+        let question = questions(&case.commands)[0];
+        let first = DocumentPage {
+            documents: Vec::new(),
+            next_after: Some("k:5".to_owned()),
+            ..sound(&case)
+        };
+        let next = questions(case.reply_to(question, 0, Answer::Documents(Box::new(first))))[0];
+        let mut page = sound(&case);
+        change(&mut page, &case);
+        let ordered = ordered(case.reply_to(next, 0, Answer::Documents(Box::new(page))));
+        assert_eq!(ordered == ["0 stages 2"], goes_on, "{what}: {ordered:?}");
+    }
+}
