@@ -52,7 +52,7 @@ impl Fetch {
     fn continues(&self, page: &DocumentPage) -> bool {
         let Next::Part(after) = &self.next else { return false };
         let mut before = after.as_deref();
-        let mut ascends = |key| std::mem::replace(&mut before, Some(key)) < Some(key);
+        let mut ascends = |key| before.replace(key) < Some(key);
         let documents = page.documents.iter();
         self.at.is_none_or(|at| at == page.at)
             && documents.map(|document| document.key.as_str()).all(&mut ascends)
