@@ -100,12 +100,14 @@ set enable_sort = off
 set jit = off
 as $$
 declare
+  -- A function that Postgres calls anew for each row is no condition of an index.
+  due constant timestamptz := clock_timestamp();
   gone bigint;
 begin
   delete from runtime.sync_kept_keys k
     where k.ctid = any (array(
       select o.ctid from runtime.sync_kept_keys o
-        where o.kept_until < clock_timestamp() order by o.kept_until limit most for update skip locked));
+        where o.kept_until < due order by o.kept_until limit most for update skip locked));
   get diagnostics gone = row_count;
   return gone;
 end $$;
@@ -326,6 +328,11 @@ begin
     end if;
   end if;
   if not fresh then
+    -- runtime.sync_forget_keys leaves these until the caller's transaction ends, so whatever follows finds the same.
+    if head.oldest_seq > 1 then
+      perform from runtime.sync_kept_keys k
+        where k.stream_id = stream_id collate "C" and k.idempotency_key = any (idempotency_keys) for key share;
+    end if;
     hashes := array(select substr(t.tail, 1, 32) from (select unnest(tails) as tail) t);
     -- The rare case: some are repeats. What is left is the first of every key that is not held yet, in the log or of it.
     select e.key, e.kind, e.hash, h.seq, h.kind as held_kind, h.payload_hash as held_hash into bad

@@ -111,6 +111,7 @@ impl ToHear {
     pub(crate) fn documents(&self, stream_id: StreamId) -> Listener<Option<Changed>> {
         let mut listeners = lock(&self.0);
         let account = Account::new(stream_id, listeners.has_ended);
+        listeners.documents.retain(|account| account.strong_count() > 0);
         listeners.documents.push(Arc::downgrade(&account));
         Listener(account)
     }
@@ -119,6 +120,7 @@ impl ToHear {
     pub(crate) fn events(&self, stream_id: StreamId) -> Listener<Unheard> {
         let mut listeners = lock(&self.0);
         let account = Account::new(stream_id, listeners.has_ended);
+        listeners.events.retain(|account| account.strong_count() > 0);
         listeners.events.push(Arc::downgrade(&account));
         Listener(account)
     }
@@ -147,6 +149,11 @@ impl Changes {
         tell(&mut lock(&self.0.0).documents, stream_id, |unheard| {
             *unheard = Some(Changed::Everything)
         });
+    }
+
+    /// Events of a stream were passed over.
+    pub(crate) fn missed_events(&self, stream_id: &StreamId) {
+        tell(&mut lock(&self.0.0).events, stream_id, |unheard| unheard.missed = true);
     }
 
     /// These events were applied.

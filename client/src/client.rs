@@ -23,8 +23,8 @@ use crate::seal::SealKeys;
 use crate::session::status::{Phase, Status, StopReason};
 use crate::session::{Call, Opened, Session, Settings};
 use crate::signal::{Audience, Audiences, HEARD_QUEUE, Heard, Purpose, Signal, Signals};
-use crate::store::CheckpointStore;
 use crate::store::applier::{Applier, BatchBounds, Handler, open_stream};
+use crate::store::{CheckpointStore, StoreError};
 use crate::talk::history::Source;
 use crate::watched::{Views, Watchable, Watched};
 use crate::work::{Assignments, Capabilities, Capability, ChangeAssignment, OpenAssignment};
@@ -252,10 +252,13 @@ impl SyncClient {
 
     /// Follows one more stream as documents, as [`ClientConfig::documents`] does from the start. A stream that was followed as events
     /// before begins with its documents; one that was followed as documents and is [followed](Self::follow) as events begins with its
-    /// first event, because the handler has seen none.
+    /// first event. So a handler that had its events before it was followed as documents gets these once more.
     pub async fn follow_documents(&self, stream_id: &StreamId) -> Result<(), FollowError> {
         if !self.has_history {
             return Err(FollowError::NoHistory);
+        }
+        if self.reader.is_none() {
+            return Err(FollowError::Store(StoreError::NoDocuments));
         }
         let stream_id = stream_id.clone();
         let carries = Carries::Documents { are_held: false };

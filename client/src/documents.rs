@@ -177,9 +177,9 @@ pub struct Told<T> {
     pub value: Result<T, NotDecoded>,
 }
 
-/// The listener was too slow, and has missed events. They are applied all the same.
+/// The listener has missed events: it was too slow, or the stream has begun anew at another position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("events were applied faster than they were listened to: some were missed")]
+#[error("some events were missed: they were applied faster than they were listened to, or the stream has begun anew")]
 pub struct Missed;
 
 impl<T: DeserializeOwned> Events<T> {

@@ -85,8 +85,8 @@ pub use status::{Disconnect, Phase, Status, StopReason, StreamPhase, StreamStatu
 #[doc(hidden)]
 pub use store::applier::Stepped;
 pub use store::{
-    CheckpointStore, CommitError, DocumentReader, DocumentStore, Effects, Handler, NoEvents, SqliteStore, StoreError,
-    StoredDocument,
+    CheckpointStore, CommitError, Committed, DocumentReader, DocumentStore, Effects, Handler, NoEvents, SqliteStore,
+    StoreError, StoredDocument,
 };
 #[doc(hidden)]
 pub use talk::link::frame_row;

@@ -397,7 +397,7 @@ mod tests {
             (17, "attached tables", "ed25612c9b7fd09a"),
             (18, "attach and reproject", "65f26e6a8ec83ce1"),
             (19, "comments", "1adf016dd5e95b70"),
-            (20, "kept keys", "ae5df04f1e128864"),
+            (20, "kept keys", "5f0a9271d95911cb"),
         ];
         assert_eq!(
             recorded,

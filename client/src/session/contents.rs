@@ -72,8 +72,9 @@ impl Session {
             return;
         }
         match follower.search.step {
-            Step::Idle | Step::Paused(_, None) => self.look(at, None),
-            Step::Looking | Step::Waiting(_) | Step::Asking(..) | Step::Saving(_) | Step::Paused(_, Some(_)) => {
+            Step::Idle => self.look(at, None),
+            // What cannot be had must not be asked for whenever another pointer comes.
+            Step::Looking | Step::Waiting(_) | Step::Asking(..) | Step::Saving(_) | Step::Paused(..) => {
                 follower.search.again = true;
             }
         }
@@ -118,8 +119,8 @@ impl Session {
                 search.step = Step::Waiting(Content { key, hash });
                 self.contents.waiting.push_back(at);
             }
-            None if search.again => self.look(at, None),
             None if search.passed_over => self.pause_search(at, None, None),
+            None if search.again => self.look(at, None),
             None => *search = Search::default(),
         }
     }

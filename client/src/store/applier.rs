@@ -380,6 +380,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         match not_saved(saved, panicked) {
             Ok(()) => {
                 queue.applied = beginning.at;
+                self.changes.missed_events(&queue.id);
                 Applied::StartedOver(beginning.at)
             }
             Err(applied) => applied,

@@ -15,14 +15,14 @@ pub trait DocumentStore {
     fn open_documents(&mut self, stream_id: &StreamId) -> Result<Option<Position>, StoreError>;
 
     /// Takes what events tell, the newest last, and moves the checkpoint from `from` to `to`. Refuses if `from` is not the saved
-    /// checkpoint. Returns whether other documents are shown from here on: those that were adopted, and lack nothing any more.
+    /// checkpoint.
     fn commit_documents(
         &mut self,
         stream_id: &StreamId,
         from: &Position,
         to: &Position,
         documents: &[Document],
-    ) -> Result<bool, StoreError>;
+    ) -> Result<Committed, StoreError>;
 
     /// Keeps documents aside. The first part clears away what was kept aside before.
     fn stage_documents(
@@ -44,7 +44,7 @@ pub trait DocumentStore {
     ) -> Result<bool, StoreError>;
 
     /// Forgets the documents of a stream, if there are any, and its checkpoint with them: somebody wants its events, and has seen none of
-    /// them. Returns whether there were any.
+    /// them. The checkpoint stays if it is not that of the documents. Returns whether it went.
     fn forget_documents(&mut self, stream_id: &StreamId) -> Result<bool, StoreError>;
 
     /// Deletes a bounded part of what is shown no more, of any stream. Returns whether there is more.
@@ -69,6 +69,17 @@ pub trait DocumentStore {
 
     /// A way to read that may be used while the store is written to.
     fn document_reader(&self) -> Result<Box<dyn DocumentReader>, StoreError>;
+}
+
+/// Who sees what was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Committed {
+    /// Whoever reads.
+    Shown,
+    /// Whoever reads, and all documents with it: those that were adopted lack nothing any more.
+    BecameShown,
+    /// Nobody yet: the documents that were adopted still lack some.
+    NotShown,
 }
 
 /// Reads the documents that a store shows. It may block.

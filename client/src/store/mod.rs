@@ -9,7 +9,7 @@ mod documents;
 mod sqlite;
 
 pub use applier::{Handler, NoEvents};
-pub use documents::{DocumentReader, DocumentStore, StoredDocument};
+pub use documents::{Committed, DocumentReader, DocumentStore, StoredDocument};
 pub use sqlite::SqliteStore;
 
 use spacetime_sync_proto::{Position, StreamId};

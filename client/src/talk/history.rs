@@ -199,6 +199,10 @@ fn read(stream_id: &StreamId, question: &Question, status: StatusCode, headers: 
         },
         (StatusCode::UNAUTHORIZED, _) => Answer::Unauthorized(refusal(RefusalCode::Unauthorized)),
         (StatusCode::FORBIDDEN, _) => Answer::Refused(refusal(RefusalCode::ForbiddenStream)),
+        // An operator projects the document anew, and then it is there.
+        (StatusCode::CONFLICT, Question::Documents { .. } | Question::Content(_)) => {
+            failed("a document does not have its hash in the authority: an operator must look at it")
+        }
         (StatusCode::CONFLICT, _) => Answer::Refused(refusal(RefusalCode::ChainMismatch)),
         (StatusCode::UNPROCESSABLE_ENTITY, _) => Answer::Refused(refusal(RefusalCode::InvalidArgument)),
         (StatusCode::UPGRADE_REQUIRED, _) => Answer::Refused(match read_incompatible(&body) {

@@ -141,11 +141,11 @@ pub(crate) async fn run(report: &mut Report, documents: u64) -> anyhow::Result<(
         command.arg("documents");
         command.args([
             "--uri",
-            &lane.server.uri(),
+            lane.server.uri(),
             "--database",
             &lane.name,
             "--bridge",
-            &bridge.url(),
+            bridge.url(),
         ]);
         command.arg("--session-file").arg(&session_file);
         command.arg("--db").arg(lane.path("documents.sqlite"));

@@ -7,7 +7,10 @@ use spacetime_sync_proto::{Event, PayloadHash, Position};
 use super::{ApplyFailure, Handler, Worker, not_saved};
 use crate::session::stream::{Adoption, Staging};
 use crate::session::{Applied, Content, Filled};
-use crate::store::{CheckpointStore, CommitError, DocumentStore, StoreError};
+use crate::store::{CheckpointStore, CommitError, Committed, DocumentStore, StoreError};
+
+/// How many sweeps go before each part of documents. One takes half as many documents as a part may have.
+const SWEEPS: usize = 3;
 
 impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
     /// Takes what events tell of documents. One that tells of none is passed over, and changes nothing.
@@ -24,13 +27,14 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         let documents: Vec<_> = events.iter().filter_map(told).collect();
         let (id, from) = (queue.id.clone(), queue.applied);
         match self.keep(|store| store.commit_documents(&id, &from, &to, &documents)) {
-            Ok(true) => {
+            Ok(Committed::BecameShown) => {
                 self.unswept = true;
                 self.changes.all_documents(&id);
             }
             // What is not shown yet has not changed for anybody.
-            Ok(false) if documents.is_empty() => {}
-            Ok(false) => self
+            Ok(Committed::NotShown) => {}
+            Ok(Committed::Shown) if documents.is_empty() => {}
+            Ok(Committed::Shown) => self
                 .changes
                 .documents(&id, documents.iter().map(|document| document.key.as_str())),
             Err(applied) => return applied,
@@ -58,14 +62,16 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             return Applied::Failed(altered);
         }
         let id = queue.id.clone();
-        if staging.is_first {
-            // What failed attempts have left must not fill the disk.
-            self.unswept = true;
-            while self.unswept {
+        // What failed attempts have left must not fill the disk: more of it goes than comes.
+        self.unswept |= staging.is_first;
+        for _ in 0..SWEEPS {
+            if self.unswept {
                 self.sweep();
             }
         }
         let saved = self.keep(|store| store.stage_documents(&id, staging.is_first, &staging.documents));
+        // A first part leaves to the sweep what was aside before.
+        self.unswept |= staging.is_first;
         if let Err(applied) = saved {
             return applied;
         }
@@ -89,6 +95,8 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             Err(applied) => return applied,
         }
         self.unswept = true;
+        // What lies between was never applied as events.
+        self.changes.missed_events(&id);
         self.streams[stream].applied = adoption.at;
         Applied::StartedOver(adoption.at)
     }
@@ -155,17 +163,14 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
     }
 }
 
-/// Whether a document of the authority's does not have the hash that it states.
+/// Whether a document of a page does not have the hash that it states. The next fetch may bring a sound one.
 fn altered(document: &Document) -> Option<ApplyFailure> {
     let DocumentState::Content { json, hash } = &document.state else {
         return None;
     };
     let found = PayloadHash::of(json.as_bytes());
-    (found != *hash).then_some(ApplyFailure::Payload {
-        seq: document.seq,
-        expected: *hash,
-        found,
-        from_authority: true,
+    (found != *hash).then(|| ApplyFailure::Retry {
+        message: format!("the document {:?} has hash {found}, its page says {hash}", document.key),
     })
 }
 

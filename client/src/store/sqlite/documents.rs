@@ -11,7 +11,7 @@ use spacetime_sync_proto::document::{Document, DocumentState, Pointer};
 use spacetime_sync_proto::{PayloadHash, Position, Seq, StreamId};
 
 use super::{BUSY_TIMEOUT, SqliteStore, expect_at, failed, read, save};
-use crate::store::{DocumentReader, DocumentStore, StoreError, StoredDocument};
+use crate::store::{Committed, DocumentReader, DocumentStore, StoreError, StoredDocument};
 
 /// How many documents a sweep deletes in one transaction.
 const SWEPT: usize = 1_000;
@@ -120,7 +120,7 @@ impl DocumentStore for SqliteStore {
         from: &Position,
         to: &Position,
         documents: &[Document],
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Committed, StoreError> {
         if to.seq <= from.seq {
             return Err(StoreError::Backwards {
                 path: self.path.clone(),
@@ -142,9 +142,9 @@ impl DocumentStore for SqliteStore {
             let is_next = view.state == NEXT;
             if is_next && to.seq.to_sql() >= view.whole_at {
                 show(transaction, stream_id, view.id)?;
-                return Ok(true);
+                return Ok(Committed::BecameShown);
             }
-            Ok(false)
+            Ok(if is_next { Committed::NotShown } else { Committed::Shown })
         })
     }
 
@@ -194,12 +194,23 @@ impl DocumentStore for SqliteStore {
             return Ok(false);
         }
         self.within(|transaction| {
-            if current(transaction, stream_id)?.is_none() {
+            retire(transaction, stream_id, ASIDE)?;
+            let Some(view) = current(transaction, stream_id)? else {
+                return Ok(false);
+            };
+            retire(transaction, stream_id, NEXT)?;
+            retire(transaction, stream_id, SHOWN)?;
+            let saved: Option<i64> = transaction
+                .query_row(
+                    "SELECT seq FROM spacetime_sync_checkpoint WHERE stream_id = ?1",
+                    [stream_id.as_str()],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            // Somebody who knows nothing of views has followed its events meanwhile, and goes on with them.
+            if saved != Some(view.seq) {
                 return Ok(false);
             }
-            [ASIDE, NEXT, SHOWN]
-                .into_iter()
-                .try_for_each(|state| retire(transaction, stream_id, state))?;
             transaction.execute(
                 "DELETE FROM spacetime_sync_checkpoint WHERE stream_id = ?1",
                 [stream_id.as_str()],

@@ -71,6 +71,10 @@ impl Stream {
 
     pub(super) fn new_fetch(&mut self) {
         self.fetches = self.fetches.wrapping_add(1);
+        // An answer to what was asked before is about another fetch.
+        if self.asking == Some(Asking::ForDocuments) {
+            self.asking = None;
+        }
         self.fetch = Some(Fetch {
             id: FetchId(self.fetches),
             at: None,

@@ -1,7 +1,7 @@
 //! Seeded runs of a stream of documents: the stream's core, the apply thread's work and SQLite as they are shipped, against a model of
 //! SpacetimeDB and of the authority. Injected: pages of any size, documents that change, are deleted and come back while they are
 //! fetched, positions that are not the head, a window that moves, an authority that purges, refuses or does not answer, lost
-//! connections and answers, a database that is locked, and a process that dies. Not injected: a store that loses what it has saved.
+//! connections and answers, answers that come late, batches that nobody has sealed, a database that is locked, and a process that dies. Not injected: a store that loses what it has saved.
 //!
 //! The invariant: at every moment the store shows exactly the documents as of its checkpoint, each in its newest version up to there. From
 //! the time that it has gone on from other documents until these lack nothing, it shows what it showed before. When the faults
@@ -19,6 +19,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::super::*;
 use super::*;
 use crate::config::StreamBounds;
+use crate::seal::Unproven;
 use crate::session::Outcome;
 use crate::session::stream::tests::{Log, bounds};
 use crate::session::stream::{Counters, Effect, Input, Mode, Page, Stream, SubscriptionId};
@@ -37,8 +38,8 @@ fn stream_id() -> StreamId {
     StreamId::new(STREAM).unwrap()
 }
 
-/// What is shown of a document: version, seq, hash, and whether the content is here.
-type Shown = BTreeMap<String, (u64, u64, PayloadHash, bool)>;
+/// What is shown of a document: version, seq and hash.
+type Shown = BTreeMap<String, (u64, u64, PayloadHash)>;
 
 struct Process {
     worker: Worker<SqliteStore, Refuses>,
@@ -316,6 +317,21 @@ impl World {
         if worker.streams[0].queue.is_empty() {
             worker.sweep();
         }
+        if self.faults && self.rng.random_bool(0.05) {
+            // Its seal is not the bridge's.
+            match worker.streams[0].queue.pop_front() {
+                Some(Work::Batch(batch)) => {
+                    let failure = ApplyFailure::Unproven {
+                        to: batch.to.seq,
+                        why: Unproven::NoSeal,
+                    };
+                    let released = batch.bytes;
+                    return self.step(Input::ApplyFailed { failure, released });
+                }
+                Some(other) => worker.streams[0].queue.push_front(other),
+                None => {}
+            }
+        }
         let _ = worker.apply_some(0);
         self.check();
         while let Ok(Outcome { released, result, .. }) = self.process.outcomes.try_recv() {
@@ -349,20 +365,25 @@ impl World {
         let shown: Shown = shown
             .into_iter()
             .map(|stored| {
-                let is_here = stored.content.is_some();
-                (stored.key, (stored.version, stored.seq.get(), stored.hash, is_here))
+                let content = stored.content.as_ref();
+                assert!(content.is_none_or(|json| PayloadHash::of(json.as_bytes()) == stored.hash));
+                // A pointer has its content only if that was here before.
+                let event = &self.log.events[stored.seq.get() as usize - 1];
+                let told = Document::told(stored.seq, &event.payload).map(|document| document.state);
+                let is_pointer = matches!(told, Ok(DocumentState::Pointer(_)));
+                assert!(content.is_some() || is_pointer, "{}", stored.key);
+                (stored.key, (stored.version, stored.seq.get(), stored.hash))
             })
             .collect();
         let expected: Shown = self
             .state(at)
             .into_iter()
             .map(|(key, document)| {
-                let (hash, is_here) = match document.state {
-                    DocumentState::Content { hash, .. } => (hash, true),
-                    DocumentState::Pointer(Pointer { hash, .. }) => (hash, false),
+                let hash = match document.state {
+                    DocumentState::Content { hash, .. } | DocumentState::Pointer(Pointer { hash, .. }) => hash,
                     DocumentState::Deleted => panic!("not in the state"),
                 };
-                (key, (document.version, document.seq.get(), hash, is_here))
+                (key, (document.version, document.seq.get(), hash))
             })
             .collect();
         if is_next {
