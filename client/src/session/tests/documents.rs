@@ -299,3 +299,28 @@ fn a_part_that_does_not_belong_to_the_fetch_ends_it() {
         assert_eq!(ordered == ["0 stages 2"], goes_on, "{what}: {ordered:?}");
     }
 }
+
+#[test]
+fn an_answer_to_a_fetch_that_was_given_up_does_not_begin_the_next_one() {
+    let (mut case, connection) = case(1);
+    let at = case.logs[0].at(2);
+    let page = |next_after: Option<&str>| {
+        Answer::Documents(Box::new(DocumentPage {
+            at,
+            documents: Vec::new(),
+            next_after: next_after.map(str::to_owned),
+            head_seq: at.seq,
+        }))
+    };
+    let first = questions(&case.commands)[0];
+    let late = questions(case.reply_to(first, 0, page(Some("k:5"))))[0];
+    // Events that were handed out before are not the bridge's: where the stream begins is asked for once more.
+    let unproven = super::super::stream::ApplyFailure::Unproven {
+        to: at.seq,
+        why: crate::seal::Unproven::NoSeal,
+    };
+    assert_eq!(ordered(case.done(0, Applied::Failed(unproven))), [""; 0]);
+    let later = ordered(&case.stay(connection, 10 * second()));
+    assert_eq!(later, ["withdraws", "0 asks for documents at ? after nothing"]);
+    assert_eq!(ordered(case.reply_to(late, 0, page(None))), [""; 0]);
+}
