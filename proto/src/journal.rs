@@ -55,3 +55,16 @@ pub struct JournalTurn {
     /// Which history of the authority this is.
     pub epoch: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limit::ASSIGNMENT_BYTES;
+
+    #[test]
+    fn an_entry_holds_the_largest_document_and_its_report_and_a_page_holds_entries() {
+        let (entry, page) = (std::hint::black_box(ENTRY_BYTES), std::hint::black_box(PAGE_BYTES));
+        assert!(entry >= 2 * ASSIGNMENT_BYTES, "{entry}");
+        assert!(page >= entry, "{page}");
+    }
+}

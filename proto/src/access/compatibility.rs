@@ -246,6 +246,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_to_an_incompatible_client_is_a_refusal_to_whoever_knows_no_more() {
+        let old = ClientVersion {
+            client_build_id: "20200101T000000Z".to_owned(),
+            protocol_version: crate::contract::PROTOCOL.to_owned(),
+            schema_version: crate::contract::SCHEMA_VERSION,
+            oldest_schema_version: None,
+            surface: "desktop".to_owned(),
+        };
+        let bounds = Compatibility {
+            min_client_build_id: "20260101T000000Z".to_owned(),
+            ..Compatibility::default()
+        };
+        let refused = bounds.check(&old).unwrap_err();
+        let told: crate::Refusal = serde_json::from_str(&refused.to_wire()).unwrap();
+        assert_eq!((told.code, told.message), (refused.code, refused.message.clone()));
+        assert_eq!(told.code, RefusalCode::UpgradeRequired);
+    }
+
+    #[test]
     fn every_scenario_of_the_fixture_ends_as_expected() {
         let scenarios: Vec<Scenario> = serde_json::from_str(include_str!("../../fixtures/compatibility.json")).unwrap();
         assert!(scenarios.len() >= 15);
