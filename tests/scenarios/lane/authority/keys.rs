@@ -13,6 +13,7 @@ async fn purged(events: usize, kept: usize) -> (Database, Authority, PgConnectio
         .await
         .unwrap();
     keep(&mut owner, kept).await;
+    count_exactly(&mut owner).await;
     purge(&authority, &mut owner).await;
     (database, authority, owner)
 }
@@ -29,6 +30,13 @@ async fn purge(authority: &Authority, owner: &mut PgConnection) {
         .await
         .unwrap();
     authority.purge(&stream("s"), 1_000_000).await.unwrap();
+}
+
+/// Has what Postgres counts of kept keys be exact. If it analyzes the table before a session has told what it removed, that is
+/// subtracted twice, and the next analysis corrects it: about how many there are is all that is promised.
+async fn count_exactly(owner: &mut PgConnection) {
+    let off = "alter table runtime.sync_kept_keys set (autovacuum_enabled = off)";
+    owner.execute(off).await.unwrap();
 }
 
 async fn kept(owner: &mut PgConnection) -> i64 {
@@ -223,6 +231,7 @@ async fn the_bridge_forgets_old_keys_where_it_purges_and_says_how_many_are_left(
         .await
         .unwrap();
     keep(&mut owner, 10).await;
+    count_exactly(&mut owner).await;
     for statement in [
         "update runtime.sync_streams set published_seq = head_seq",
         "select runtime.sync_purge('s', 1000)",
