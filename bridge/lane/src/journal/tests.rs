@@ -12,6 +12,8 @@ struct Bench {
     dice: SmallRng,
     now: Duration,
     link: LinkId,
+    /// How much the machine has told people.
+    notices: usize,
 }
 
 fn page(is_open: bool, settled: u64) -> JournalPage {
@@ -54,6 +56,7 @@ impl Bench {
             dice: SmallRng::seed_from_u64(1),
             now: Duration::from_secs(1),
             link,
+            notices: 0,
         };
         bench.journal.link_up(bench.now, link);
         bench
@@ -73,7 +76,9 @@ impl Bench {
         let mut out = Vec::new();
         let mut turn = Turn::new(self.now, &mut self.ids, &mut self.dice, &mut out);
         feed(&mut self.journal, &mut turn);
+        let all = out.len();
         out.retain(|command| !matches!(command, Command::Tell(_)));
+        self.notices += all - out.len();
         assert!(out.len() <= 1, "{out:?}");
         out.pop()
     }
@@ -477,6 +482,31 @@ fn after_a_failure_the_journal_finds_out_again_which_side_has_lost_something() {
     let asked = bench.reads(page(true, 5));
     let asked = bench.begins(asked, 6, "one");
     assert!(matches!(asked, Some(Command::FetchJournal(_, 5))), "{asked:?}");
+}
+
+#[test]
+fn people_hear_of_the_first_failure_only_until_the_journal_is_followed_again() {
+    let mut bench = Bench::following();
+    let fails = |bench: &mut Bench| {
+        let Some(Command::ReadJournal(_, request)) = bench.due() else {
+            panic!("it does not read the journal")
+        };
+        let away = Err(failure(RefusalClass::Retry));
+        assert_eq!(
+            bench.then(|journal, turn| assert_eq!(journal.read(request, away, turn), Verdict::Fine)),
+            None
+        );
+        bench.journal.next_due().unwrap() - bench.now
+    };
+    for _ in 0..9 {
+        fails(&mut bench);
+        assert_eq!(bench.notices, 1);
+    }
+    let asked = bench.reads(page(true, 5));
+    assert_eq!(bench.begins(asked, 5, "one"), None);
+    let wait = fails(&mut bench);
+    assert_eq!(bench.notices, 2);
+    assert!(wait < BACKOFF.0, "{wait:?}");
 }
 
 #[test]
