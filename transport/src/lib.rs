@@ -25,7 +25,7 @@ pub const KEEP_IDLE: Duration = Duration::from_secs(5);
 #[derive(Clone, Default)]
 pub struct Transport {
     allow_plaintext: bool,
-    /// `None` if the authorities count that each library knows.
+    /// `None` if the authorities count that browsers trust.
     tls: Option<Arc<rustls::ClientConfig>>,
 }
 

@@ -99,20 +99,30 @@ impl Transport {
     }
 
     fn with(mut self, roots: RootCertStore, identity: Option<Identity>) -> Result<Self, TlsError> {
-        let unusable = |source| TlsError::Unusable {
+        let config = config(roots, identity).map_err(|source| TlsError::Unusable {
             origin: "the certificate or its key".to_owned(),
             source,
-        };
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(unusable)?
-            .with_root_certificates(roots);
-        let config = match identity {
-            Some((chain, key)) => config.with_client_auth_cert(chain, key).map_err(unusable)?,
-            None => config.with_no_client_auth(),
-        };
+        })?;
         self.tls = Some(Arc::new(config));
         Ok(self)
+    }
+
+    /// The TLS of a way. Without certificates of its own, it is that of [`http`](Self::http).
+    pub(crate) fn tls(&self) -> Result<Arc<ClientConfig>, rustls::Error> {
+        match &self.tls {
+            Some(tls) => Ok(Arc::clone(tls)),
+            None => config(public_roots(), None).map(Arc::new),
+        }
+    }
+}
+
+fn config(roots: RootCertStore, identity: Option<Identity>) -> Result<ClientConfig, rustls::Error> {
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    match identity {
+        Some((chain, key)) => config.with_client_auth_cert(chain, key),
+        None => Ok(config.with_no_client_auth()),
     }
 }
 

@@ -1,7 +1,8 @@
 //! TLS for a library that cannot be told whose certificates count.
 //!
-//! SpacetimeDB's SDK makes its WebSocket by itself, with the system's authorities, and shows no certificate. So it connects
-//! to a socket on this machine, over which one connection passes to the server, in TLS of ours.
+//! SpacetimeDB's SDK brings a TLS of its own, with the system's authorities, and shows no certificate. A process with two of them would
+//! trust two lists. So the SDK connects in plaintext to a socket on this machine, over which one connection passes to the server, in
+//! the TLS of all other ways.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -26,10 +27,11 @@ impl Transport {
     /// The address at which the SDK reaches a server. If that is on this machine instead of the server's own, one connection
     /// passes there, by a task of the runtime that calls this.
     pub async fn address_for_sdk(&self, uri: &str) -> io::Result<String> {
-        let Some(tls) = self.tls.as_ref().filter(|_| !crate::plaintext::is_plaintext(uri)) else {
+        if crate::plaintext::is_plaintext(uri) {
             return Ok(uri.to_owned());
-        };
+        }
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
+        let tls = self.tls().map_err(io::Error::other)?;
         let url = Url::parse(uri).map_err(|error| invalid(&error.to_string()))?;
         let host = url.host_str().ok_or_else(|| invalid("a url without a host"))?;
         let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -37,7 +39,7 @@ impl Transport {
         let name = ServerName::try_from(bare.clone()).map_err(|_| invalid("a host that no certificate can name"))?;
         let stream = TcpStream::connect((bare, port)).await?;
         stream.set_nodelay(true)?;
-        let server = TlsConnector::from(tls.clone()).connect(name, stream).await?;
+        let server = TlsConnector::from(tls).connect(name, stream).await?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         // Another process of this machine may connect, too, but does not know what to ask for.
         let pass = format!("{:032x}", rand::random::<u128>());

@@ -100,9 +100,14 @@ async fn another_authority_and_another_name_are_refused() {
         let error = transport.address_for_sdk(&uri).await.unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    // Without an authority of its own, the SDK goes by itself; and so it does in plaintext.
     let plain = "http://localhost:3000";
     assert_eq!(transport.address_for_sdk(plain).await.unwrap(), plain);
-    let public = "https://lane.example";
-    assert_eq!(Transport::default().address_for_sdk(public).await.unwrap(), public);
+}
+
+#[tokio::test]
+async fn without_an_authority_of_its_own_the_sdk_trusts_those_that_browsers_trust() {
+    let port = echo(&authority(), "localhost").await;
+    let uri = format!("https://localhost:{port}");
+    let error = Transport::default().address_for_sdk(&uri).await.unwrap_err();
+    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
 }
