@@ -13,8 +13,11 @@ use spacetime_sync_proto::{PayloadHash, Position, Seq, StreamId};
 use super::{BUSY_TIMEOUT, SqliteStore, expect_at, failed, read, save};
 use crate::store::{Committed, DocumentReader, DocumentStore, StoreError, StoredDocument};
 
-/// How many documents a sweep deletes in one transaction.
+/// How many documents a sweep deletes in one transaction, and how many bytes of contents, but for the last of them.
 const SWEPT: usize = 1_000;
+const SWEPT_BYTES: i64 = 16 * 1024 * 1024;
+/// How many bytes of contents that are here already one transaction copies, but for the first of them. What it leaves is fetched.
+const COPIED_BYTES: i64 = 16 * 1024 * 1024;
 
 const VIEW: &str = "spacetime_sync_view";
 const DOCUMENT: &str = "spacetime_sync_document";
@@ -57,7 +60,7 @@ impl SqliteStore {
         match missing {
             0 => Ok(()),
             1 => Err(self.foreign(DOCUMENT, format!("one of the tables {VIEW} and {DOCUMENT} is missing"))),
-            _ => self.within(|transaction| {
+            _ => self.within(None, |transaction| {
                 transaction.execute_batch(CREATE_VIEW)?;
                 transaction.execute_batch(CREATE_DOCUMENT)?;
                 transaction.execute_batch(CREATE_REST)
@@ -65,23 +68,10 @@ impl SqliteStore {
         }
     }
 
-    fn within<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        let path = &self.path;
-        let failed = |error| failed(path, error);
-        let transaction = self
-            .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(failed)?;
-        let result = work(&transaction).map_err(failed)?;
-        transaction.commit().map_err(failed)?;
-        Ok(result)
-    }
-
-    /// Does some work and moves the checkpoint: both or neither.
-    fn moving<T>(
+    /// Does some work in one transaction, and moves a stream's checkpoint with it: all of it or nothing.
+    fn within<T>(
         &mut self,
-        stream_id: &StreamId,
-        (from, to): (&Position, &Position),
+        moves: Option<(&StreamId, &Position, &Position)>,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
         let path = &self.path;
@@ -90,9 +80,13 @@ impl SqliteStore {
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(failed)?;
-        expect_at(path, &transaction, stream_id, from)?;
+        if let Some((stream_id, from, _)) = moves {
+            expect_at(path, &transaction, stream_id, from)?;
+        }
         let result = work(&transaction).map_err(failed)?;
-        save(&transaction, stream_id, to).map_err(failed)?;
+        if let Some((stream_id, _, to)) = moves {
+            save(&transaction, stream_id, to).map_err(failed)?;
+        }
         transaction.commit().map_err(failed)?;
         Ok(result)
     }
@@ -102,7 +96,7 @@ impl DocumentStore for SqliteStore {
     fn open_documents(&mut self, stream_id: &StreamId) -> Result<Option<Position>, StoreError> {
         self.prepare_documents()?;
         let checkpoint = read(&self.path, &self.connection, stream_id)?;
-        self.within(|transaction| {
+        self.within(None, |transaction| {
             retire(transaction, stream_id, ASIDE)?;
             // Somebody who knows nothing of views may have moved the checkpoint meanwhile.
             let holds = |view: &View| checkpoint.is_some_and(|at| at.seq.to_sql() == view.seq);
@@ -129,7 +123,7 @@ impl DocumentStore for SqliteStore {
                 to: to.seq,
             });
         }
-        self.moving(stream_id, (from, to), |transaction| {
+        self.within(Some((stream_id, from, to)), |transaction| {
             let view = current(transaction, stream_id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
             // Of several versions of a document only the newest is written.
             let mut written = HashSet::new();
@@ -154,7 +148,7 @@ impl DocumentStore for SqliteStore {
         is_first: bool,
         documents: &[Document],
     ) -> Result<(), StoreError> {
-        self.within(|transaction| {
+        self.within(None, |transaction| {
             if is_first {
                 retire(transaction, stream_id, ASIDE)?;
                 let mut add = transaction.prepare_cached(
@@ -175,7 +169,7 @@ impl DocumentStore for SqliteStore {
         at: &Position,
         whole_at: Seq,
     ) -> Result<bool, StoreError> {
-        self.moving(stream_id, (from, at), |transaction| {
+        self.within(Some((stream_id, from, at)), |transaction| {
             let aside = view_of(transaction, stream_id, ASIDE)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
             retire(transaction, stream_id, NEXT)?;
             transaction
@@ -193,7 +187,7 @@ impl DocumentStore for SqliteStore {
         if self.shape(VIEW)?.is_none() {
             return Ok(false);
         }
-        self.within(|transaction| {
+        self.within(None, |transaction| {
             retire(transaction, stream_id, ASIDE)?;
             let Some(view) = current(transaction, stream_id)? else {
                 return Ok(false);
@@ -230,17 +224,25 @@ impl DocumentStore for SqliteStore {
         let Some(old) = old.map_err(|error| failed(&self.path, error))? else {
             return Ok(false);
         };
-        self.within(|transaction| {
-            let swept = transaction
-                .prepare_cached(
-                    "DELETE FROM spacetime_sync_document WHERE view = ?1 AND doc_key IN \
-                     (SELECT doc_key FROM spacetime_sync_document WHERE view = ?1 LIMIT ?2)",
-                )?
-                .execute(params![old, SWEPT])?;
-            if swept < SWEPT {
-                transaction.execute("DELETE FROM spacetime_sync_view WHERE id = ?1", [old])?;
+        self.within(None, |transaction| {
+            let mut select = transaction.prepare_cached(
+                "SELECT doc_key, payload_bytes FROM spacetime_sync_document WHERE view = ?1 ORDER BY doc_key LIMIT ?2",
+            )?;
+            let mut rows = select.query(params![old, SWEPT])?;
+            let (mut last, mut bytes) = (None, 0);
+            while bytes < SWEPT_BYTES
+                && let Some(row) = rows.next()?
+            {
+                last = Some(row.get::<_, String>(0)?);
+                bytes += row.get::<_, i64>(1)?;
             }
-            Ok(true)
+            let sweep = match last {
+                Some(last) => transaction
+                    .prepare_cached("DELETE FROM spacetime_sync_document WHERE view = ?1 AND doc_key <= ?2")?
+                    .execute(params![old, last]),
+                None => transaction.execute("DELETE FROM spacetime_sync_view WHERE id = ?1", [old]),
+            };
+            sweep.map(|_| true)
         })
     }
 
@@ -278,7 +280,7 @@ impl DocumentStore for SqliteStore {
         hash: PayloadHash,
         content: &str,
     ) -> Result<bool, StoreError> {
-        self.within(|transaction| {
+        self.within(None, |transaction| {
             let Some(view) = current(transaction, stream_id)? else {
                 return Ok(false);
             };
@@ -360,7 +362,8 @@ fn advance(transaction: &Transaction<'_>, view: i64, to: Seq) -> rusqlite::Resul
         .map(drop)
 }
 
-/// Writes documents into a view. A deleted one leaves it. A pointer has its content at once if the view `known` has that.
+/// Writes documents into a view. A deleted one leaves it. A pointer has its content at once if the view `known` has that, as long as
+/// not too much is copied.
 fn put<'a>(
     transaction: &Transaction<'_>,
     view: i64,
@@ -368,18 +371,18 @@ fn put<'a>(
     documents: impl Iterator<Item = &'a Document>,
 ) -> rusqlite::Result<()> {
     let mut put = transaction.prepare_cached(
-        "INSERT INTO spacetime_sync_document (view, doc_key, doc_version, seq, content, payload_hash, payload_bytes) \
+        "INSERT INTO spacetime_sync_document AS d (view, doc_key, doc_version, seq, content, payload_hash, payload_bytes) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
          ON CONFLICT (view, doc_key) DO UPDATE SET doc_version = excluded.doc_version, seq = excluded.seq, \
-         content = excluded.content, payload_hash = excluded.payload_hash, payload_bytes = excluded.payload_bytes",
+         content = coalesce(excluded.content, CASE d.payload_hash WHEN excluded.payload_hash THEN d.content END), \
+         payload_hash = excluded.payload_hash, payload_bytes = excluded.payload_bytes",
     )?;
-    let mut point = transaction.prepare_cached(
-        "INSERT INTO spacetime_sync_document (view, doc_key, doc_version, seq, content, payload_hash, payload_bytes) \
-         VALUES (?1, ?2, ?3, ?4, (SELECT k.content FROM spacetime_sync_document k \
-           WHERE k.view = ?5 AND k.doc_key = ?2 AND k.payload_hash = ?6), ?6, ?7) \
-         ON CONFLICT (view, doc_key) DO UPDATE SET doc_version = excluded.doc_version, seq = excluded.seq, \
-         content = excluded.content, payload_hash = excluded.payload_hash, payload_bytes = excluded.payload_bytes",
+    let mut copy = transaction.prepare_cached(
+        "UPDATE spacetime_sync_document AS d SET content = k.content FROM spacetime_sync_document k \
+         WHERE d.view = ?1 AND d.doc_key = ?2 AND k.view = ?3 AND k.doc_key = ?2 AND k.payload_hash = d.payload_hash \
+         AND k.content IS NOT NULL",
     )?;
+    let mut copied = 0;
     let mut delete =
         transaction.prepare_cached("DELETE FROM spacetime_sync_document WHERE view = ?1 AND doc_key = ?2")?;
     for document in documents {
@@ -387,14 +390,22 @@ fn put<'a>(
         let version = i64::try_from(document.version).unwrap_or(i64::MAX);
         match &document.state {
             DocumentState::Content { json, hash } => {
-                put.execute(params![view, key, version, seq, json, hash.as_bytes(), json.len()])?
+                put.execute(params![view, key, version, seq, json, hash.as_bytes(), json.len()])?;
             }
             DocumentState::Pointer(Pointer { hash, bytes }) => {
                 let bytes = i64::try_from(*bytes).unwrap_or(i64::MAX);
-                point.execute(params![view, key, version, seq, known, hash.as_bytes(), bytes])?
+                put.execute(params![view, key, version, seq, None::<&str>, hash.as_bytes(), bytes])?;
+                if known != view
+                    && (copied == 0 || bytes <= COPIED_BYTES.saturating_sub(copied))
+                    && copy.execute(params![view, key, known])? > 0
+                {
+                    copied = bytes.saturating_add(copied);
+                }
             }
-            DocumentState::Deleted => delete.execute(params![view, key])?,
-        };
+            DocumentState::Deleted => {
+                delete.execute(params![view, key])?;
+            }
+        }
     }
     Ok(())
 }
@@ -478,3 +489,6 @@ impl DocumentReader for SqliteReader {
             .or_else(|error| self.without_documents(error))
     }
 }
+
+#[cfg(test)]
+mod tests;
