@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::hash::{ChainHash, PayloadHash};
-use crate::id::Seq;
+use crate::id::{Kind, Seq};
 use crate::page::{DOC_KEY_BYTES, DOCUMENT_BYTES, PageError, STREAMS_PATH, path_segment};
 use crate::position::Position;
 use crate::{StreamId, wire};
@@ -18,6 +18,11 @@ use crate::{StreamId, wire};
 pub const PAGE_DOCUMENTS: usize = 2_000;
 /// How many bytes of documents make a page full. A page may be larger by its last document.
 pub const PAGE_BYTES: usize = 1024 * 1024;
+
+/// The kind of an event that tells what a document is.
+pub const PUT: &str = "document.put";
+/// The kind of an event that tells that a document is deleted.
+pub const DELETE: &str = "document.delete";
 
 /// Where the bridge serves pages of a stream's documents. `None` as with [`path_segment`].
 pub fn documents_path(stream_id: &StreamId) -> Option<String> {
@@ -70,14 +75,19 @@ pub struct Pointer {
 /// Why a payload tells of no document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoDocument {
+    /// Its event has another kind: it tells of something else.
+    #[error("an event of kind {0} tells of no document, expected {PUT} or {DELETE}")]
+    Kind(Kind),
     /// It is not a `DocumentEvent`.
     #[error("expected a DocumentEvent: {0}")]
     Malformed(String),
     /// Its key is missing or too long.
     #[error("the document's key has {0} bytes, expected 1 to 512")]
     Key(usize),
-    /// It is neither a content nor a pointer, nor is the document deleted; or it is more than one of them.
-    #[error("expected either a payload with its hash, or a pointer with hash and size, or a deletion")]
+    /// A `document.put` is neither a content nor a pointer, or both; or a `document.delete` is no deletion.
+    #[error(
+        "expected of a {PUT} either a payload with its hash or a pointer with hash and size, and of a {DELETE} a deletion"
+    )]
     Ambiguous,
     /// The content does not have the hash that is stated.
     #[error("the document has hash {found}, its event says {expected}")]
@@ -103,8 +113,13 @@ struct Told<'a> {
 }
 
 impl Document {
-    /// What the event at `seq` tells.
-    pub fn told(seq: Seq, payload: &[u8]) -> Result<Self, NoDocument> {
+    /// What an event tells. One of another kind than these two may tell of anything, whatever its payload looks like.
+    pub fn told(seq: Seq, kind: &Kind, payload: &[u8]) -> Result<Self, NoDocument> {
+        let deletes = match kind.as_str() {
+            PUT => false,
+            DELETE => true,
+            _ => return Err(NoDocument::Kind(kind.clone())),
+        };
         let told: Told<'_> =
             serde_json::from_slice(payload).map_err(|error| NoDocument::Malformed(error.to_string()))?;
         if !DOC_KEY_BYTES.contains(&told.doc_key.len()) {
@@ -112,6 +127,7 @@ impl Document {
         }
         let (points, deleted) = (told.hydration_required == Some(true), told.deleted == Some(true));
         let state = match (told.payload, told.payload_hash, told.payload_bytes) {
+            _ if deletes != deleted => return Err(NoDocument::Ambiguous),
             (Some(content), Some(expected), _) if !points && !deleted => {
                 let json = content.get().to_owned();
                 let found = PayloadHash::of(json.as_bytes());
@@ -235,8 +251,13 @@ mod tests {
         Seq::new(value).unwrap()
     }
 
+    /// What an event of either kind tells.
     fn told(payload: &str) -> Result<Document, NoDocument> {
-        Document::told(seq(7), payload.as_bytes())
+        told_as(PUT, payload).or_else(|why| told_as(DELETE, payload).map_err(|_| why))
+    }
+
+    fn told_as(kind: &str, payload: &str) -> Result<Document, NoDocument> {
+        Document::told(seq(7), &Kind::new(kind).unwrap(), payload.as_bytes())
     }
 
     fn content() -> DocumentState {
@@ -275,6 +296,21 @@ mod tests {
             ),
         ] {
             assert_eq!(told(&payload), Ok(document("a:1", state)), "{payload}");
+        }
+    }
+
+    #[test]
+    fn the_kind_of_an_event_says_whether_it_tells_of_a_document_and_whether_that_is_deleted() {
+        let hash = PayloadHash::of(CONTENT.as_bytes());
+        let put = format!(r#"{{"doc_key":"a:1","doc_version":9,"payload":{CONTENT},"payload_hash":"{hash}"}}"#);
+        let delete = r#"{"deleted":true,"doc_key":"a:1","doc_version":9}"#;
+        assert!(told_as(PUT, &put).is_ok() && told_as(DELETE, delete).is_ok());
+        assert_eq!(told_as(DELETE, &put), Err(NoDocument::Ambiguous));
+        assert_eq!(told_as(PUT, delete), Err(NoDocument::Ambiguous));
+        for other in ["document.putter", "document", "run.finished"] {
+            let expected = Err(NoDocument::Kind(Kind::new(other).unwrap()));
+            assert_eq!(told_as(other, &put), expected);
+            assert_eq!(told_as(other, delete), expected);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use spacetime_sync_proto::access::Topic;
+use spacetime_sync_proto::document::{DELETE, PUT};
 use spacetime_sync_proto::{PayloadHash, StreamId, canonical_json, sql_name};
 use sqlx::{Executor as _, PgConnection};
 
@@ -88,10 +89,10 @@ impl<Lane: Sink, Legacy: LegacySink> DualSink<Lane, Legacy> {
         let topic = StreamId::new(&stream_id).ok().and_then(|id| Topic::of_stream(&id));
         let topic = topic.ok_or(ProjectError::NoTopic { stream_id })?;
         let (kind, content) = match document.json() {
-            Some(json) => ("document.put", json.to_owned()),
+            Some(json) => (PUT, json.to_owned()),
             // What the lane's event says of it.
             None => (
-                "document.delete",
+                DELETE,
                 json!({ "deleted": true, "doc_key": projected.doc_key, "doc_version": document.source_seq() })
                     .to_string(),
             ),

@@ -48,11 +48,15 @@ impl Log {
     }
 
     pub(crate) fn append_payload(&mut self, payload: &str) {
+        self.append_event("test.event", payload);
+    }
+
+    pub(crate) fn append_event(&mut self, kind: &str, payload: &str) {
         let seq = self.head().seq.next();
         let payload = Bytes::from(payload.to_owned());
         let payload_hash = PayloadHash::of(&payload);
         let idempotency_key = IdempotencyKey::new(&format!("key-{seq}")).unwrap();
-        let kind = Kind::new("test.event").unwrap();
+        let kind = Kind::new(kind).unwrap();
         let chain_hash = self.head().chain.link(seq, 7, &payload_hash, &idempotency_key, &kind);
         self.events.push(Event {
             seq,

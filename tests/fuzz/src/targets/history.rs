@@ -6,10 +6,10 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use spacetime_sync_issuer::history::DocumentsAsked;
 use spacetime_sync_issuer::http::documents;
-use spacetime_sync_proto::document::{Document, DocumentPage, DocumentState, Pointer};
+use spacetime_sync_proto::document::{DELETE, Document, DocumentPage, DocumentState, PUT, Pointer};
 use spacetime_sync_proto::page::{DOC_KEY_BYTES, DOCUMENT_BYTES, EventPage, Snapshot};
 use spacetime_sync_proto::stale::StaleCode;
-use spacetime_sync_proto::{FrameRow, PayloadHash, Position, Seq, StaleCursor, StaleReason};
+use spacetime_sync_proto::{FrameRow, Kind, PayloadHash, Position, Seq, StaleCursor, StaleReason};
 
 use super::page::log;
 use crate::mutate;
@@ -69,7 +69,10 @@ impl Target for Answers {
             ensure!(states.clone().all(|state| !matches!(state, DocumentState::Deleted)));
             taken = true;
         }
-        if let Ok(document) = Document::told(Seq::ZERO, input) {
+        for kind in [PUT, DELETE] {
+            let Ok(document) = Document::told(Seq::ZERO, &Kind::new(kind)?, input) else {
+                continue;
+            };
             ensure!(DOC_KEY_BYTES.contains(&document.key.len()));
             if let DocumentState::Content { json, hash } = &document.state {
                 ensure!(PayloadHash::of(json.as_bytes()) == *hash);

@@ -205,7 +205,7 @@ async fn follow(authority: &Authority, id: &StreamId, at: Position, held: &mut H
     for event in &history.events {
         assert!(event.follows(&chain));
         chain = event.chain_hash;
-        let document = Document::told(event.seq, &event.payload).unwrap();
+        let document = Document::told(event.seq, &event.kind, &event.payload).unwrap();
         match document.state {
             DocumentState::Content { hash, .. } => held.insert(document.key, hash),
             DocumentState::Pointer(pointer) => held.insert(document.key, pointer.hash),

@@ -7,6 +7,7 @@ use rand::rngs::StdRng;
 use serde::Serialize;
 use serde_json::Value;
 use spacetime_sync_proto::access::Topic;
+use spacetime_sync_proto::document::{DELETE, PUT};
 use spacetime_sync_proto::{Event, Kind, PayloadHash, Seq, StreamProgress, canonical_json, document_hash};
 
 use super::super::picked;
@@ -14,8 +15,6 @@ use super::emitted::{Entries, Entry};
 
 /// How many differences of one topic are told of one by one.
 const EXAMPLES: usize = 20;
-const PUT: &str = "document.put";
-const DELETE: &str = "document.delete";
 
 /// How one topic compares.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

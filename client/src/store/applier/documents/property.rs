@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use spacetime_sync_proto::document::{DocumentPage, Pointer};
+use spacetime_sync_proto::document::{DELETE, DocumentPage, PUT, Pointer};
 use spacetime_sync_proto::{Refusal, RefusalCode, Seq, StaleCursor, StaleReason};
 use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -140,18 +140,24 @@ impl World {
         let version = self.log.events.len() as u64 + 1;
         let json = format!(r#"{{"n":{}}}"#, self.rng.random_range(0..1_000));
         let hash = PayloadHash::of(json.as_bytes());
-        let payload = match self.rng.random_range(0..10) {
+        let put = format!(r#"{{"doc_key":"{key}","doc_version":{version},"payload":{json},"payload_hash":"{hash}"}}"#);
+        let (kind, payload) = match self.rng.random_range(0..10) {
             0..3 => {
                 self.deletions += 1;
-                format!(r#"{{"deleted":true,"doc_key":"{key}","doc_version":{version}}}"#)
+                let payload = format!(r#"{{"deleted":true,"doc_key":"{key}","doc_version":{version}}}"#);
+                (DELETE, payload)
             }
-            3 => format!(
-                r#"{{"doc_key":"{key}","doc_version":{version},"hydration_required":true,"payload_bytes":9,"payload_hash":"{hash}"}}"#
+            3 => (
+                PUT,
+                format!(
+                    r#"{{"doc_key":"{key}","doc_version":{version},"hydration_required":true,"payload_bytes":9,"payload_hash":"{hash}"}}"#
+                ),
             ),
-            4 => "no document".to_owned(),
-            _ => format!(r#"{{"doc_key":"{key}","doc_version":{version},"payload":{json},"payload_hash":"{hash}"}}"#),
+            4 => (PUT, "no document".to_owned()),
+            5 => ("document.seen", put),
+            _ => (PUT, put),
         };
-        self.log.append_payload(&payload);
+        self.log.append_event(kind, &payload);
         let seq = self.log.head().seq.get();
         if !self.subscriptions.is_empty() && !(self.faults && self.rng.random_bool(0.1)) {
             self.answers.push(Input::Frame(self.log.frame(seq, seq)));
@@ -162,7 +168,7 @@ impl World {
     fn state(&self, at: u64) -> BTreeMap<String, Document> {
         let mut state = BTreeMap::new();
         for event in &self.log.events[..at as usize] {
-            if let Ok(document) = Document::told(event.seq, &event.payload) {
+            if let Ok(document) = Document::told(event.seq, &event.kind, &event.payload) {
                 match document.state {
                     DocumentState::Deleted => drop(state.remove(&document.key)),
                     DocumentState::Content { .. } | DocumentState::Pointer(_) => {
@@ -180,7 +186,7 @@ impl World {
             .log
             .events
             .iter()
-            .filter_map(|event| Document::told(event.seq, &event.payload).ok());
+            .filter_map(|event| Document::told(event.seq, &event.kind, &event.payload).ok());
         told.map(|document| (document.key.clone(), document)).collect()
     }
 
@@ -369,7 +375,7 @@ impl World {
                 assert!(content.is_none_or(|json| PayloadHash::of(json.as_bytes()) == stored.hash));
                 // A pointer has its content only if that was here before.
                 let event = &self.log.events[stored.seq.get() as usize - 1];
-                let told = Document::told(stored.seq, &event.payload).map(|document| document.state);
+                let told = Document::told(stored.seq, &event.kind, &event.payload).map(|document| document.state);
                 let is_pointer = matches!(told, Ok(DocumentState::Pointer(_)));
                 assert!(content.is_some() || is_pointer, "{}", stored.key);
                 (stored.key, (stored.version, stored.seq.get(), stored.hash))
