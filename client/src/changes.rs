@@ -2,6 +2,8 @@
 //! a bounded account of what it has yet to hear; one that is too slow hears that it has missed something.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use spacetime_sync_proto::{Event, StreamId};
@@ -19,6 +21,16 @@ pub enum Changed {
     Documents(BTreeSet<String>),
     /// Perhaps every document: the stream has begun anew, or so much has changed that not all of it was told.
     Everything,
+}
+
+impl fmt::Display for Changed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Documents(keys) if keys.len() == 1 => f.write_str("1 document has changed"),
+            Self::Documents(keys) => write!(f, "{} documents have changed", keys.len()),
+            Self::Everything => f.write_str("all documents may have changed"),
+        }
+    }
 }
 
 impl Changed {
@@ -51,7 +63,7 @@ struct Account<T> {
     stream_id: StreamId,
     unheard: Mutex<T>,
     grew: Notify,
-    has_ended: Mutex<bool>,
+    has_ended: AtomicBool,
 }
 
 /// Hears of one stream.
@@ -84,12 +96,12 @@ impl<T: Default> Account<T> {
             stream_id,
             unheard: Mutex::default(),
             grew: Notify::new(),
-            has_ended: Mutex::new(has_ended),
+            has_ended: AtomicBool::new(has_ended),
         })
     }
 
     fn end(&self) {
-        *lock(&self.has_ended) = true;
+        self.has_ended.store(true, Ordering::Release);
         self.grew.notify_one();
     }
 }
@@ -205,7 +217,7 @@ impl<T> Listener<T> {
     async fn wait<R>(&self, take: impl Fn(&mut T) -> Option<R>) -> Option<R> {
         loop {
             // Before the look: what ends meanwhile leaves nothing unseen.
-            let has_ended = *lock(&self.0.has_ended);
+            let has_ended = self.0.has_ended.load(Ordering::Acquire);
             if let Some(taken) = take(&mut lock(&self.0.unheard)) {
                 return Some(taken);
             }

@@ -23,8 +23,8 @@ use crate::seal::SealKeys;
 use crate::session::status::{Phase, Status, StopReason};
 use crate::session::{Call, Opened, Session, Settings};
 use crate::signal::{Audience, Audiences, HEARD_QUEUE, Heard, Purpose, Signal, Signals};
-use crate::store::applier::{Applier, BatchBounds, Handler, open_stream};
-use crate::store::{CheckpointStore, StoreError};
+use crate::store::applier::{Applier, BatchBounds, open_stream};
+use crate::store::{CheckpointStore, Handler, StoreError};
 use crate::talk::history::Source;
 use crate::watched::{Views, Watchable, Watched};
 use crate::work::{Assignments, Capabilities, Capability, ChangeAssignment, OpenAssignment};
@@ -270,8 +270,14 @@ impl SyncClient {
         .await
     }
 
+    /// Follows the stream that carries a topic [as documents](Self::follow_documents).
+    pub async fn follow_documents_of_topic(&self, topic: &str) -> Result<(), FollowError> {
+        self.follow_documents(&stream_of(topic)?).await
+    }
+
     /// The newest version of each document of a stream that is followed as documents, decoded, and word of every change. It shows
-    /// what the store holds, also while there is no connection: [`Status::streams`] says how fresh that is.
+    /// what the store holds, also while there is no connection: [`Status::streams`] says how fresh that is. Of a stream that is not
+    /// followed as documents it shows what the store holds from before, and nothing changes until it is.
     ///
     /// ```no_run
     /// # use spacetime_sync_client::{DocumentsError, StreamId, SyncClient};

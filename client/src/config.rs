@@ -156,15 +156,13 @@ impl ClientConfig {
 
     /// Follows topics, too: the streams that carry them, each once.
     pub fn topics<'a>(mut self, topics: impl IntoIterator<Item = &'a str>) -> Result<Self, ConfigError> {
-        for topic in topics {
-            let stream_id = Topic::new(topic).stream_id().map_err(|invalid| ConfigError::Topic {
-                topic: topic.to_owned(),
-                invalid,
-            })?;
-            if !self.streams.contains(&stream_id) {
-                self.streams.push(stream_id);
-            }
-        }
+        add_topics(&mut self.streams, topics)?;
+        Ok(self)
+    }
+
+    /// Follows topics as [documents](Self::documents), too: the streams that carry them, each once.
+    pub fn document_topics<'a>(mut self, topics: impl IntoIterator<Item = &'a str>) -> Result<Self, ConfigError> {
+        add_topics(&mut self.documents, topics)?;
         Ok(self)
     }
 
@@ -274,6 +272,19 @@ impl ClientConfig {
             surface: self.surface.clone(),
         }
     }
+}
+
+fn add_topics<'a>(streams: &mut Vec<StreamId>, topics: impl IntoIterator<Item = &'a str>) -> Result<(), ConfigError> {
+    for topic in topics {
+        let stream_id = Topic::new(topic).stream_id().map_err(|invalid| ConfigError::Topic {
+            topic: topic.to_owned(),
+            invalid,
+        })?;
+        if !streams.contains(&stream_id) {
+            streams.push(stream_id);
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for ClientConfig {
@@ -447,9 +458,18 @@ mod tests {
         assert_eq!(config.streams, expected);
         assert_eq!(config.check(), Ok(()));
         for wrong in ["", &"x".repeat(242)] {
-            let refused = config.clone().topics([wrong]).unwrap_err();
-            assert!(matches!(refused, ConfigError::Topic { .. }), "{refused:?}");
+            for refused in [config.clone().topics([wrong]), config.clone().document_topics([wrong])] {
+                assert!(matches!(refused, Err(ConfigError::Topic { .. })), "{refused:?}");
+            }
         }
+        let documents = config.clone().document_topics(["runtime.run_summaries"; 2]).unwrap();
+        assert_eq!(documents.documents, [stream("runtime.run_summaries")]);
+        assert_eq!(
+            (documents.streams.as_slice(), documents.check()),
+            (&expected[..], Ok(()))
+        );
+        let twice = config.document_topics(["run:42:events"]).unwrap();
+        assert!(matches!(twice.check(), Err(ConfigError::StreamTwice { .. })));
     }
 
     #[test]

@@ -65,6 +65,16 @@ pub enum Content<T> {
     NotDecoded(NotDecoded),
 }
 
+impl<T> fmt::Display for Content<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Decoded(_) => f.write_str("decoded"),
+            Self::Fetching => f.write_str("being fetched"),
+            Self::NotDecoded(not_decoded) => not_decoded.fmt(f),
+        }
+    }
+}
+
 impl<T> Content<T> {
     /// What is in the document, if it is here and can be decoded.
     pub fn decoded(&self) -> Option<&T> {

@@ -133,17 +133,19 @@
 //! ```
 //!
 //! # 7. Follow more, or less, while it runs
-//! The client says which streams its session may read, and follows them when you ask.
+//! The client says which streams its session may read, and follows them when you ask: as events or as documents. To follow one as the
+//! other, unfollow it first.
 //!
 //! ```no_run
 //! # use spacetime_sync_client::{StreamId, SyncClient, Watched};
 //! # async fn example(client: SyncClient, closed: StreamId) -> Result<(), Box<dyn std::error::Error>> {
 //! let mut readable = client.readable();
 //! let seen = readable.wait_for(Watched::is_live).await?.rows.clone();
-//! for stream in &seen.streams {
+//! for stream in seen.streams.iter().filter(|stream| stream.as_str().ends_with(".events")) {
 //!     client.follow(stream).await?;
 //! }
 //! client.follow_topic("run:42:events").await?;
+//! client.follow_documents_of_topic("runtime.codex_worker_summaries").await?;
 //! client.unfollow(&closed).await?;
 //! # Ok(())
 //! # }
@@ -151,8 +153,9 @@
 //!
 //! # 8. Start over
 //! Who was away for longer than the authority keeps events cannot be brought up event by event. Streams of documents begin anew by
-//! themselves. Of other streams you decide: [`StaleAnswer`](crate::StaleAnswer) says what is to happen, and your handler clears what it
-//! made.
+//! themselves, and [`Handler::documents_begun`](crate::Handler::documents_begun) says so. Of other streams you decide:
+//! [`StaleAnswer`](crate::StaleAnswer) says what is to happen, and your handler clears what it made. Closures are told of both by
+//! [`Closures`](crate::Closures).
 //!
 //! ```no_run
 //! use spacetime_sync_client::rusqlite::Transaction;

@@ -24,9 +24,9 @@
 //! # }
 //! ```
 //!
-//! [`guide`] has ten things that an application does, with an example of each. [`SyncClient`] is the handle, [`Status`] says what the client is doing, a [`Handler`] is the application's code, a
-//! [`CheckpointStore`] saves what the handler does, and a [`Credential`] authenticates the client. Inside there are
-//! three rooms: `session` decides and does no IO, `talk` holds the connection and asks the bridge over HTTP, `store`
+//! [`guide`] has ten things that an application does, with an example of each. [`SyncClient`] is the handle, [`Status`] says what the
+//! client is doing, a [`Handler`] is the application's code, a [`CheckpointStore`] saves what the handler does, and a [`Credential`]
+//! authenticates the client. Inside there are three rooms: `session` decides and does no IO, `talk` holds the connection and asks the bridge over HTTP, `store`
 //! saves checkpoints and runs the apply thread. `talk` and `store` know `session` but not each other.
 //!
 //! The SDK panics when a connection breaks in the middle of a call, and a handler may panic: the client catches both
@@ -85,8 +85,8 @@ pub use status::{Disconnect, Phase, Status, StopReason, StreamPhase, StreamStatu
 #[doc(hidden)]
 pub use store::applier::Stepped;
 pub use store::{
-    CheckpointStore, CommitError, Committed, DocumentReader, DocumentStore, Effects, Handler, NoEvents, SqliteStore,
-    StoreError, StoredDocument,
+    CheckpointStore, Closures, CommitError, Committed, DocumentReader, DocumentStore, Effects, Handler, NoEvents,
+    SqliteStore, StoreError, StoredDocument,
 };
 #[doc(hidden)]
 pub use talk::link::frame_row;
@@ -107,3 +107,52 @@ pub use spacetime_sync_proto::{
     NostrSignature, OutboxStatus, PayloadHash, Position, Refusal, RefusalCode, Seq, StaleCursor, StaleReason, StreamId,
 };
 pub use spacetime_sync_transport::{PlaintextRefused, TlsError, TlsFiles, Transport};
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Display;
+
+    use super::*;
+
+    #[test]
+    fn every_state_and_every_reason_has_a_text() {
+        fn text<T: Display>() -> fn(&T) -> String {
+            T::to_string
+        }
+        let _ = (
+            text::<Phase>(),
+            text::<StreamPhase>(),
+            text::<Rung>(),
+            text::<Freshness>(),
+        );
+        let _ = (text::<StreamStop>(), text::<StopReason>(), text::<Disconnect>());
+        let _ = (text::<StaleReason>(), text::<RefusalCode>(), text::<Incompatible>());
+        let _ = (
+            text::<PresenceStatus>(),
+            text::<OfflineReason>(),
+            text::<OutboxStatus>(),
+        );
+        let _ = (text::<AssignmentState>(), text::<AssignmentSide>());
+        let _ = (
+            text::<Changed>(),
+            text::<Content<()>>(),
+            text::<NotDecoded>(),
+            text::<Missed>(),
+        );
+        for (text, expected) in [
+            (PresenceStatus::Away.to_string(), "away"),
+            (OfflineReason::TtlExpired.to_string(), "it was silent for too long"),
+            (
+                Changed::Documents(["a".to_owned()].into()).to_string(),
+                "1 document has changed",
+            ),
+            (
+                Changed::Documents(["a", "b"].map(str::to_owned).into()).to_string(),
+                "2 documents have changed",
+            ),
+            (Content::<()>::Fetching.to_string(), "being fetched"),
+        ] {
+            assert_eq!(text, expected);
+        }
+    }
+}

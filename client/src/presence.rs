@@ -2,6 +2,7 @@
 //! announcement is followed by the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::SystemTime;
 
 use spacetime_sync_proto::{Label, NostrKey, StreamId, limit};
@@ -56,6 +57,12 @@ impl PresenceStatus {
     }
 }
 
+impl fmt::Display for PresenceStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// Why a session is offline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OfflineReason {
@@ -77,6 +84,15 @@ impl OfflineReason {
     pub(crate) fn read(name: &str) -> Option<Self> {
         let all = [Self::Explicit, Self::TtlExpired];
         all.into_iter().find(|reason| reason.as_str() == name)
+    }
+}
+
+impl fmt::Display for OfflineReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Explicit => "it said that it leaves",
+            Self::TtlExpired => "it was silent for too long",
+        })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Stale cursors: positions from which a stream cannot be continued event by event, and where it can be started over.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::hash::ChainHash;
@@ -19,11 +21,23 @@ pub enum StaleReason {
     ChainMismatch,
 }
 
+impl fmt::Display for StaleReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RetentionFloorBreach => "the authority has purged what comes next",
+            Self::ReplayBudgetExceeded => "the head is further away than may be replayed",
+            Self::AheadOfHead => "it lies past the head of the authority's log",
+            Self::ChainMismatch => "what was applied up to there is not the authority's log",
+        })
+    }
+}
+
 /// The answer to a stale cursor: the body of HTTP 410, and the reason with which a client stops the stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error(
-    "stream {stream_id} cannot be continued after seq {requested_after_seq}: {reason_codes:?}; the authority keeps what \
-     comes after {oldest_available_cursor}, up to {head_cursor}"
+    "stream {stream_id} cannot be continued after seq {requested_after_seq}: {}; the authority keeps what comes after \
+     {oldest_available_cursor}, up to {head_cursor}",
+    reasons(reason_codes)
 )]
 pub struct StaleCursor {
     /// Always `stale_cursor`.
@@ -47,6 +61,14 @@ pub struct StaleCursor {
     pub replay_budget_events: Option<u64>,
     /// The seq of the document that replaces the earlier events, if there is one.
     pub snapshot_cursor: Option<Seq>,
+}
+
+fn reasons(codes: &[StaleReason]) -> String {
+    let texts: Vec<_> = codes.iter().map(StaleReason::to_string).collect();
+    if texts.is_empty() {
+        return "for a reason that only a newer release knows".to_owned();
+    }
+    texts.join(", and ")
 }
 
 /// The code of a stale cursor.

@@ -165,21 +165,24 @@ impl Session {
         answer: Answer,
     ) -> Result<Option<Answer>, StopReason> {
         let follower = &mut self.followers[at];
-        let content = match &follower.search.step {
-            Step::Asking(asked, content) if *asked == question => content.clone(),
-            Step::Idle | Step::Looking | Step::Waiting(_) | Step::Asking(..) | Step::Saving(_) | Step::Paused(..) => {
+        let content = match std::mem::take(&mut follower.search.step) {
+            Step::Asking(asked, content) if asked == question => content,
+            other => {
+                follower.search.step = other;
                 return Ok(Some(answer));
             }
         };
-        if let Answer::Content(Some(bytes)) = answer {
-            // It counts as under way until it is saved: it may be large.
-            self.save_content(at, content, bytes);
-            return Ok(None);
+        if !matches!(answer, Answer::Content(Some(_))) {
+            less(&mut self.contents.under_way, 1);
         }
-        less(&mut self.contents.under_way, 1);
         let mut wait = None;
         let (stream, key) = (&follower.id, content.key.as_str());
         match answer {
+            // It counts as under way until it is saved: it may be large.
+            Answer::Content(Some(bytes)) => {
+                self.save_content(at, content, bytes);
+                return Ok(None);
+            }
             // There is a newer version by now, of which an event tells.
             Answer::Content(None) => {
                 tracing::info!(%stream, key, "the content of a document is superseded");
@@ -200,11 +203,7 @@ impl Session {
                 tracing::warn!(%stream, key, message, "a question for a content failed");
                 wait = retry_after;
             }
-            Answer::Content(Some(_))
-            | Answer::Page(_)
-            | Answer::Stale(_)
-            | Answer::Document(_)
-            | Answer::Documents(_) => {
+            Answer::Page(_) | Answer::Stale(_) | Answer::Document(_) | Answer::Documents(_) => {
                 tracing::warn!(%stream, key, "the answer to a question for a content is about something else");
             }
         }

@@ -99,7 +99,9 @@ impl Session {
             && (opening.is_wanted || !is_full)
         {
             if opening.bounds.carries.are_documents() != bounds.carries.are_documents() {
-                return self.followed(call, Err(FollowError::OtherKind));
+                let (is_wanted, other) = (opening.is_wanted, FollowError::OtherKind);
+                // One that is wanted no longer is soon out of the way.
+                return self.followed(call, Err(if is_wanted { other } else { FollowError::Busy }));
             }
             opening.is_wanted = true;
             return opening.callers.push(call);

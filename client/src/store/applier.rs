@@ -20,64 +20,9 @@ use crate::error::{ErrorClass, HandlerError};
 use crate::seal::SealKeys;
 use crate::session::stream::{ApplyFailure, Batch, Beginning, FetchId, Proof};
 use crate::session::{Applied, Opened, Outcome, Work};
-use crate::store::{CheckpointStore, CommitError, StoreError};
+use crate::store::{CheckpointStore, CommitError, Handler, StoreError};
 
 pub use stepped::Stepped;
-
-/// The application's code that applies events.
-pub trait Handler<S: CheckpointStore>: Send + 'static {
-    /// Applies consecutive events of one stream within `transaction`, which also saves the checkpoint: both or neither.
-    /// Runs on a thread of its own, so it may block and be slow; nothing piles up meanwhile.
-    fn apply(
-        &mut self,
-        transaction: &mut S::Transaction<'_>,
-        stream_id: &StreamId,
-        events: &[Event],
-    ) -> Result<(), HandlerError>;
-
-    /// Starts a stream over within `transaction`, which also moves the checkpoint. The handler clears what it made of
-    /// the stream's events and puts the document in its place, if there is one. The events after `beginning.at` come
-    /// next. Called only if the client is configured with [`Restart`](crate::StaleAnswer::Restart) or
-    /// [`Rebootstrap`](crate::StaleAnswer::Rebootstrap).
-    fn start_over(
-        &mut self,
-        transaction: &mut S::Transaction<'_>,
-        stream_id: &StreamId,
-        beginning: &Beginning,
-    ) -> Result<(), HandlerError> {
-        let _ = (transaction, stream_id, beginning);
-        Err(HandlerError::stop(
-            "this handler cannot start a stream over: implement `Handler::start_over`",
-        ))
-    }
-}
-
-impl<S, F> Handler<S> for F
-where
-    S: CheckpointStore,
-    F: FnMut(&mut S::Transaction<'_>, &StreamId, &[Event]) -> Result<(), HandlerError> + Send + 'static,
-{
-    fn apply(
-        &mut self,
-        transaction: &mut S::Transaction<'_>,
-        stream_id: &StreamId,
-        events: &[Event],
-    ) -> Result<(), HandlerError> {
-        self(transaction, stream_id, events)
-    }
-}
-
-/// The handler of a client that follows documents alone.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoEvents;
-
-impl<S: CheckpointStore> Handler<S> for NoEvents {
-    fn apply(&mut self, _: &mut S::Transaction<'_>, _: &StreamId, _: &[Event]) -> Result<(), HandlerError> {
-        Err(HandlerError::stop(
-            "this client follows documents alone: give it a handler for the events of other streams",
-        ))
-    }
-}
 
 /// What the runner hands over.
 enum Job {

@@ -6,10 +6,11 @@
 
 pub(crate) mod applier;
 mod documents;
+mod handler;
 mod sqlite;
 
-pub use applier::{Handler, NoEvents};
 pub use documents::{Committed, DocumentReader, DocumentStore, StoredDocument};
+pub use handler::{Closures, Handler, NoEvents};
 pub use sqlite::SqliteStore;
 
 use spacetime_sync_proto::{Position, StreamId};

@@ -2,11 +2,12 @@
 //! are stopped while they fetch.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use serde::Deserialize;
 use spacetime_sync_client::{
-    Changed, ClientConfig, Content, Credential, Document, Documents, FollowError, HttpTokens, NoEvents, SqliteStore,
-    StreamId, StreamPhase, SyncClient, TokenError,
+    Changed, ClientConfig, Closures, Content, Credential, Document, Documents, FollowError, Handler, HttpTokens,
+    NoEvents, SqliteStore, StreamId, StreamPhase, SyncClient, TokenError,
 };
 use spacetime_sync_tests::issuing::BUILD;
 use spacetime_sync_tests::lane::{Bridge, BridgeOptions, Lane, wait, wait_for};
@@ -49,9 +50,22 @@ async fn lane() -> (Lane, Bridge) {
 
 /// An application of user 7 that follows the orders as documents.
 fn start(lane: &Lane, bridge: &Bridge) -> SyncClient {
+    start_with(lane, bridge, NoEvents)
+}
+
+fn start_with(lane: &Lane, bridge: &Bridge, handler: impl Handler<SqliteStore>) -> SyncClient {
     let mut config = config(lane, bridge);
     config.documents = vec![orders()];
-    SyncClient::start(config, SqliteStore::open(lane.path("orders.sqlite")).unwrap(), NoEvents).unwrap()
+    SyncClient::start(config, SqliteStore::open(lane.path("orders.sqlite")).unwrap(), handler).unwrap()
+}
+
+/// The same, and what its handler was told of new beginnings.
+fn start_telling(lane: &Lane, bridge: &Bridge) -> (SyncClient, Arc<Mutex<Vec<(StreamId, u64)>>>) {
+    let begun = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&begun);
+    let handler =
+        Closures::new().documents_begun(move |stream, at| told.lock().unwrap().push((stream.clone(), at.seq.get())));
+    (start_with(lane, bridge, handler), begun)
 }
 
 fn config(lane: &Lane, bridge: &Bridge) -> ClientConfig {
@@ -176,11 +190,17 @@ async fn who_comes_anew_or_back_after_too_long_gets_the_newest_versions_and_then
         lane.sql(&more).await.unwrap();
     }
     assert!(lane.published(SOON).await);
-    let client = start(&lane, &bridge);
+    let mut authority = PgConnection::connect(lane.database.url()).await.unwrap();
+    let head: i64 = sqlx::query_scalar("select head_seq from runtime.sync_streams where stream_id = 'shop.orders'")
+        .fetch_one(&mut authority)
+        .await
+        .unwrap();
+    let (client, begun) = start_telling(&lane, &bridge);
     let documents = client.documents::<Order>(&orders()).unwrap();
     agrees(&lane, &documents).await;
     is_live(&client).await;
     let counters = client.stop().await.counters;
+    assert_eq!(*begun.lock().unwrap(), [(orders(), head.cast_unsigned())]);
     assert_eq!(counters.rebootstraps, 1);
     assert_eq!(
         counters.events_applied, 0,
@@ -199,17 +219,21 @@ async fn who_comes_anew_or_back_after_too_long_gets_the_newest_versions_and_then
             format!("update public.orders set status = 'round {round}'; delete from public.orders where id = {round}");
         lane.sql(&more).await.unwrap();
     }
-    let mut authority = PgConnection::connect(lane.database.url()).await.unwrap();
     wait_for(SOON, "the log is purged past the client", async || {
         let oldest = "select oldest_seq from runtime.sync_streams where stream_id = 'shop.orders'";
         let oldest: i64 = sqlx::query_scalar(oldest).fetch_one(&mut authority).await.unwrap();
         oldest > 1_000
     })
     .await;
-    let client = start(&lane, &bridge);
+    let (client, begun) = start_telling(&lane, &bridge);
     let documents = client.documents::<Order>(&orders()).unwrap();
     agrees(&lane, &documents).await;
     is_live(&client).await;
+    assert_eq!(
+        begun.lock().unwrap().len(),
+        1,
+        "the handler was told of one new beginning"
+    );
     assert_eq!(seen(&documents).len(), 21, "what was deleted meanwhile is gone");
     assert_eq!(client.status().borrow().counters.rebootstraps, 1);
     lane.sql("insert into public.orders values (100, 'late')")

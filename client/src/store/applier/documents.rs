@@ -1,13 +1,15 @@
 //! The apply thread's work for streams of documents. The store does it; the handler has no part in it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use bytes::Bytes;
 use spacetime_sync_proto::document::{Document, DocumentState};
-use spacetime_sync_proto::{Event, PayloadHash, Position};
+use spacetime_sync_proto::{Event, PayloadHash, Position, StreamId};
 
-use super::{ApplyFailure, Handler, Worker, not_saved};
+use super::{ApplyFailure, Worker, not_saved, panic_message};
 use crate::session::stream::{Adoption, Staging};
 use crate::session::{Applied, Content, Filled};
-use crate::store::{CheckpointStore, CommitError, Committed, DocumentStore, StoreError};
+use crate::store::{CheckpointStore, CommitError, Committed, DocumentStore, Handler, StoreError};
 
 /// How many sweeps go before each part of documents. One takes half as many documents as a part may have.
 const SWEEPS: usize = 3;
@@ -17,7 +19,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
     pub(super) fn take_documents(&mut self, stream: usize, to: Position, events: &[Event]) -> Applied {
         let (queue, mut refused) = (&self.streams[stream], 0);
         let told = |event: &Event| {
-            let told = Document::told(event.seq, &event.payload);
+            let told = Document::told(event.seq, &event.kind, &event.payload);
             told.inspect_err(|why| {
                 refused += 1;
                 tracing::warn!(stream = %queue.id, seq = %event.seq, %why, "an event of a stream of documents tells of none");
@@ -29,7 +31,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         match self.keep(|store| store.commit_documents(&id, &from, &to, &documents)) {
             Ok(Committed::BecameShown) => {
                 self.unswept = true;
-                self.changes.all_documents(&id);
+                self.begun(&id, &to);
             }
             // What is not shown yet has not changed for anybody.
             Ok(Committed::NotShown) => {}
@@ -90,7 +92,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         let id = queue.id.clone();
         let Adoption { from, at, whole_at, .. } = adoption;
         match self.keep(|store| store.adopt_documents(&id, from, at, *whole_at)) {
-            Ok(true) => self.changes.all_documents(&id),
+            Ok(true) => self.begun(&id, at),
             Ok(false) => {}
             Err(applied) => return applied,
         }
@@ -99,6 +101,16 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         self.changes.missed_events(&id);
         self.streams[stream].applied = adoption.at;
         Applied::StartedOver(adoption.at)
+    }
+
+    /// The store shows other documents of a stream, all of them new.
+    fn begun(&mut self, id: &StreamId, at: &Position) {
+        self.changes.all_documents(id);
+        let tell = || self.handler.documents_begun(id, at);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(tell)) {
+            let message = panic_message(&*panic);
+            tracing::error!(stream = %id, message, "the handler panicked when it was told that documents have begun anew");
+        }
     }
 
     /// Deletes some of what is shown no more.

@@ -12,7 +12,7 @@ use crate::seal::Unproven;
 use crate::seal::tests::TestKey;
 use crate::session::stream::Batch;
 use crate::session::stream::tests::Log;
-use crate::store::Effects;
+use crate::store::{Closures, Effects};
 
 /// Keeps what was applied as text, and rolls it back together with the checkpoint.
 #[derive(Clone, Default)]
@@ -297,6 +297,36 @@ fn starting_over_is_one_transaction_and_events_continue_from_there() {
         *store.0.lock().unwrap(),
         ["s0 cleared for Some(\"doc\")", "s0 anew 0..5", "s0 5..9"]
     );
+}
+
+#[test]
+fn closures_stand_for_a_handler_and_without_one_nothing_is_applied() {
+    let log = Log::new("s0", 9);
+    let handler = Closures::<Memory>::default()
+        .apply(|transaction, stream, events| {
+            transaction.push(format!("{stream}: {} events", events.len()));
+            Ok(())
+        })
+        .start_over(|transaction, stream, beginning| {
+            transaction.push(format!("{stream} begins at {}", beginning.at.seq));
+            Ok(())
+        });
+    let (mut applying, store, _outcomes) = worker(&[&log], handler, BOUNDS);
+    begin(&mut applying, beginning(&log, 0, 5), Some(batch(&log, 6, 9)));
+    assert_eq!(
+        *store.0.lock().unwrap(),
+        ["s0 begins at 5", "s0 anew 0..5", "s0: 4 events", "s0 5..9"]
+    );
+    let (mut applying, store, mut outcomes) = worker(&[&log], Closures::default(), BOUNDS);
+    run(&mut applying, vec![(0, batch(&log, 1, 9))]);
+    begin(&mut applying, beginning(&log, 0, 5), None);
+    for (_, _, outcome) in told(&mut outcomes) {
+        assert!(
+            matches!(outcome, Applied::Failed(ApplyFailure::Stop { .. })),
+            "{outcome:?}"
+        );
+    }
+    assert!(store.0.lock().unwrap().is_empty());
 }
 
 #[test]
