@@ -1,14 +1,14 @@
 //! `GET /api/sync/streams/{stream_id}/documents` and `…/document`: the newest version of each document that a stream carries, for
 //! clients that may read the stream.
 //!
-//! The checks before the authority is asked are those of the [log](super::history).
+//! What a request must pass before the authority is asked is in [`reading`](super::reading).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::response::{IntoResponse as _, Json, Response};
+use axum::extract::{ConnectInfo, Path, State};
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use spacetime_sync_proto::document::{DocumentPage, DocumentState, PAGE_DOCUMENTS};
@@ -16,9 +16,9 @@ use spacetime_sync_proto::page::DOC_KEY_BYTES;
 use spacetime_sync_proto::{ChainHash, PayloadHash, Position, RefusalCode, Seq};
 
 use super::Desk;
-use super::history::{admitted, json, protobuf, told, turn_of, wants_json};
+use super::reading::{admitted, answer, json, query, told, turn_of};
 use crate::denial::Denial;
-use crate::history::{DocumentsAsked, NoPage};
+use crate::history::DocumentsAsked;
 
 pub(super) const DOCUMENTS_PATH: &str = "/api/sync/streams/{stream_id}/documents";
 pub(super) const CONTENT_PATH: &str = "/api/sync/streams/{stream_id}/document";
@@ -52,18 +52,14 @@ pub(super) async fn documents(
     sent: HeaderMap,
     uri: Uri,
 ) -> Response {
-    let answer = async {
+    let answered = async {
         let (histories, reader, stream_id) = admitted(desk.as_deref(), peer, &stream_id, &sent).await?;
         let (asked, most) = read(&uri)?;
         let turn = turn_of(histories, &reader).await?;
-        match histories.documents(&turn, &stream_id, asked, most).await {
-            Ok(page) if wants_json(&sent) => Ok(json(turn, readable(&page)?)),
-            Ok(page) => Ok(protobuf(turn, page.encode())),
-            Err(NoPage::Stale(stale)) => Ok((StatusCode::GONE, Json(stale)).into_response()),
-            Err(NoPage::Denied(denial)) => Err(denial.into()),
-        }
+        let page = histories.documents(&turn, &stream_id, asked, most).await;
+        answer(page, turn, &sent, DocumentPage::encode, readable)
     };
-    answer.await.unwrap_or_else(told)
+    answered.await.unwrap_or_else(told)
 }
 
 pub(super) async fn content(
@@ -73,14 +69,14 @@ pub(super) async fn content(
     sent: HeaderMap,
     uri: Uri,
 ) -> Response {
-    let answer = async {
+    let answered = async {
         let (histories, reader, stream_id) = admitted(desk.as_deref(), peer, &stream_id, &sent).await?;
         let (key, hash) = read_content(&uri)?;
         let turn = turn_of(histories, &reader).await?;
         let content = histories.content(&turn, &stream_id, &key, hash).await?;
         Ok(json(turn, content))
     };
-    answer.await.unwrap_or_else(told)
+    answered.await.unwrap_or_else(told)
 }
 
 fn invalid(message: impl Into<String>) -> Denial {
@@ -89,7 +85,7 @@ fn invalid(message: impl Into<String>) -> Denial {
 
 /// Which part of the documents a query asks for, and at most how many of them.
 pub fn read(uri: &Uri) -> Result<(DocumentsAsked, usize), Denial> {
-    let Query(asked) = Query::<Asked>::try_from_uri(uri).map_err(|_| {
+    let asked: Asked = query(uri).ok_or_else(|| {
         invalid(
             "expected nothing, or at=<seq> with chain=sha256:<64 hexadecimal digits>, and at most after=<key> and limit=<documents>",
         )
@@ -116,8 +112,8 @@ pub fn read(uri: &Uri) -> Result<(DocumentsAsked, usize), Denial> {
 
 /// The key and the hash that a query for a content names.
 pub fn read_content(uri: &Uri) -> Result<(String, PayloadHash), Denial> {
-    let Query(asked) = Query::<AskedContent>::try_from_uri(uri)
-        .map_err(|_| invalid("expected key=<key> and hash=sha256:<64 hexadecimal digits>"))?;
+    let asked: AskedContent =
+        query(uri).ok_or_else(|| invalid("expected key=<key> and hash=sha256:<64 hexadecimal digits>"))?;
     let hash = asked.hash.parse::<PayloadHash>().map_err(|_| not_a_hash("hash"))?;
     Ok((named("key", asked.key)?, hash))
 }
@@ -241,6 +237,7 @@ mod tests {
             format!("at=1&chain={chain}&after={}", "k".repeat(513)),
             format!("at=1&chain={chain}&after=a%00b"),
             format!("at=1&chain={chain}&after=a%C2%85b"),
+            format!("at=1&chain={chain}&after=a%FFb"),
             "limit=0".to_owned(),
             "limit=x".to_owned(),
             "x=1".to_owned(),
@@ -263,6 +260,7 @@ mod tests {
             format!("hash={hash}"),
             format!("key=&hash={hash}"),
             format!("key=a%0Ab&hash={hash}"),
+            format!("key=a%E2%82&hash={hash}"),
             format!("key={}&hash={hash}", "k".repeat(513)),
             "key=a&hash=sha256:00".to_owned(),
             format!("key=a&hash={}", &hash.to_string()[7..]),

@@ -11,7 +11,7 @@ use spacetime_sync_proto::heads::{Heads, HeadsRequest};
 use spacetime_sync_proto::{RefusalCode, limit};
 
 use super::Desk;
-use super::history::{reader, told, turn_of};
+use super::reading::{reader, told, turn_of};
 use crate::denial::Denial;
 use crate::json::object;
 

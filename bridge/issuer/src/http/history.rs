@@ -1,30 +1,27 @@
 //! `GET /api/sync/streams/{stream_id}/events` and `…/snapshot`: the authority's log, for clients that may read it in
 //! SpacetimeDB.
 //!
-//! Before it asks the authority anything, a request must pass the checks of who asks and how often. Then come whether
-//! the session still exists and may read the stream, and what the request asks for. `stream_id` is one segment of the
-//! path; see [`path_segment`](spacetime_sync_proto::page::path_segment).
+//! What a request must pass before the authority is asked is in [`reading`](super::reading). Then come whether the session may read
+//! the stream, and what the request asks for. `stream_id` is one segment of the path; see
+//! [`path_segment`](spacetime_sync_proto::page::path_segment).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
-use axum::response::{IntoResponse, Json, Response};
+use axum::extract::{ConnectInfo, Path, State};
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
-use spacetime_sync_doors::asker::asker;
-use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, PROTOBUF, Snapshot};
-use spacetime_sync_proto::{ChainHash, Frame, RefusalCode, Seq, StreamId};
+use spacetime_sync_proto::page::{EventPage, PAGE_EVENTS, Snapshot};
+use spacetime_sync_proto::{ChainHash, Frame, RefusalCode, Seq};
 
 use super::Desk;
-use super::refusal::{incompatible, refuse};
+use super::reading::{admitted, answer, json, protobuf, query, told, turn_of, wants_json};
 use crate::denial::Denial;
-use crate::history::{Cursor, Histories, NoPage, Turn};
-use crate::reader::{NoReader, Reader};
+use crate::history::Cursor;
 
 pub(super) const EVENTS_PATH: &str = "/api/sync/streams/{stream_id}/events";
 pub(super) const SNAPSHOT_PATH: &str = "/api/sync/streams/{stream_id}/snapshot";
@@ -47,18 +44,14 @@ pub(super) async fn events(
     sent: HeaderMap,
     uri: Uri,
 ) -> Response {
-    let answer = async {
+    let answered = async {
         let (histories, reader, stream_id) = admitted(desk.as_deref(), peer, &stream_id, &sent).await?;
         let (cursor, most) = read(&uri)?;
         let turn = turn_of(histories, &reader).await?;
-        match histories.page(&turn, &stream_id, cursor, most).await {
-            Ok(page) if wants_json(&sent) => Ok(json(turn, readable(&page)?.to_string())),
-            Ok(page) => Ok(protobuf(turn, page.encode())),
-            Err(NoPage::Stale(stale)) => Ok((StatusCode::GONE, Json(stale)).into_response()),
-            Err(NoPage::Denied(denial)) => Err(denial.into()),
-        }
+        let page = histories.page(&turn, &stream_id, cursor, most).await;
+        answer(page, turn, &sent, EventPage::encode, readable)
     };
-    answer.await.unwrap_or_else(told)
+    answered.await.unwrap_or_else(told)
 }
 
 pub(super) async fn snapshot(
@@ -67,7 +60,7 @@ pub(super) async fn snapshot(
     Path(stream_id): Path<String>,
     sent: HeaderMap,
 ) -> Response {
-    let answer = async {
+    let answered = async {
         let (histories, reader, stream_id) = admitted(desk.as_deref(), peer, &stream_id, &sent).await?;
         let turn = turn_of(histories, &reader).await?;
         let snapshot = histories.snapshot(&turn, &stream_id).await?;
@@ -76,60 +69,12 @@ pub(super) async fn snapshot(
         }
         Ok(protobuf(turn, snapshot.encode()))
     };
-    answer.await.unwrap_or_else(told)
-}
-
-/// Checks that the request may read this stream now.
-pub(super) async fn admitted<'a>(
-    desk: Option<&'a Desk>,
-    peer: SocketAddr,
-    stream_id: &str,
-    sent: &HeaderMap,
-) -> Result<(&'a Histories, Reader, StreamId), NoReader> {
-    let (reader, desk) = reader(desk, peer, sent).await?;
-    let stream_id = StreamId::new(stream_id)
-        .map_err(|error| Denial::new(RefusalCode::InvalidArgument, format!("the stream's name: {error}")))?;
-    reader
-        .may_read(&stream_id)
-        .map_err(|denial| desk.issuer.counted(denial))?;
-    Ok((&desk.histories, reader, stream_id))
-}
-
-/// Checks who asks, how often, and whether the session still exists.
-pub(super) async fn reader<'a>(
-    desk: Option<&'a Desk>,
-    peer: SocketAddr,
-    sent: &HeaderMap,
-) -> Result<(Reader, &'a Desk), NoReader> {
-    let Some(desk) = desk else {
-        return Err(Denial::unavailable("this bridge issues no tokens, and reading history needs one").into());
-    };
-    let (issuer, histories) = (&desk.issuer, &desk.histories);
-    let authorization = sent.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let asker = asker(sent, peer.ip(), desk.proxy);
-    let reader = issuer.reader(authorization, &asker.origin)?;
-    let session_id = &reader.session().session_id;
-    histories.admit(session_id).map_err(|denial| issuer.counted(denial))?;
-    issuer.lasts(&reader, histories.authority()?).await?;
-    Ok((reader, desk))
-}
-
-/// Waits for a turn of a reader.
-pub(super) async fn turn_of(histories: &Histories, reader: &Reader) -> Result<Turn, Denial> {
-    let session = reader.session();
-    histories.turn(&session.session_id, &session.user_id).await
-}
-
-pub(super) fn told(refused: NoReader) -> Response {
-    match refused {
-        NoReader::Denied(denial) => refuse(&denial),
-        NoReader::Incompatible(why) => incompatible(&why),
-    }
+    answered.await.unwrap_or_else(told)
 }
 
 fn read(uri: &Uri) -> Result<(Cursor, usize), Denial> {
     let invalid = |message: String| Denial::new(RefusalCode::InvalidArgument, message);
-    let Query(asked) = Query::<Asked>::try_from_uri(uri).map_err(|_| {
+    let asked: Asked = query(uri).ok_or_else(|| {
         let expected = "expected after=<seq>, and at most chain=sha256:<64 hexadecimal digits> and limit=<events>";
         invalid(expected.to_owned())
     })?;
@@ -144,46 +89,8 @@ fn read(uri: &Uri) -> Result<(Cursor, usize), Denial> {
     Ok((Cursor { after, chain }, usize::try_from(most).unwrap_or(usize::MAX)))
 }
 
-pub(super) fn wants_json(sent: &HeaderMap) -> bool {
-    let accepts = |name: &str| {
-        let mut values = sent
-            .get_all(header::ACCEPT)
-            .iter()
-            .filter_map(|value| value.to_str().ok());
-        values.any(|value| {
-            value
-                .split(',')
-                .any(|one| one.split(';').next().unwrap_or_default().trim() == name)
-        })
-    };
-    accepts("application/json") && !accepts(PROTOBUF)
-}
-
-pub(super) fn protobuf(turn: Turn, bytes: Bytes) -> Response {
-    ([(header::CONTENT_TYPE, PROTOBUF)], held(turn, bytes)).into_response()
-}
-
-pub(super) fn json(turn: Turn, text: impl Into<Bytes>) -> Response {
-    let text = held(turn, text.into());
-    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
-}
-
-/// Bytes that give their turn back once they have been sent.
-fn held(turn: Turn, bytes: Bytes) -> Bytes {
-    struct Held {
-        bytes: Bytes,
-        _turn: Turn,
-    }
-    impl AsRef<[u8]> for Held {
-        fn as_ref(&self) -> &[u8] {
-            &self.bytes
-        }
-    }
-    Bytes::from_owner(Held { bytes, _turn: turn })
-}
-
 /// A page as JSON, event by event.
-fn readable(page: &EventPage) -> Result<Value, Denial> {
+fn readable(page: &EventPage) -> Result<String, Denial> {
     let mut events = Vec::new();
     for frame in &page.frames {
         // The page was encoded just before, so it decodes.
@@ -201,12 +108,13 @@ fn readable(page: &EventPage) -> Result<Value, Denial> {
             })
         }));
     }
-    Ok(serde_json::json!({
+    let page = serde_json::json!({
         "head_seq": page.head_seq,
         "head_chain": page.head_chain,
         "oldest_seq": page.oldest_seq,
         "events": events,
-    }))
+    });
+    Ok(page.to_string())
 }
 
 fn readable_document(snapshot: &Snapshot) -> Value {
@@ -221,11 +129,7 @@ fn readable_document(snapshot: &Snapshot) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt as _;
-    use spacetime_sync_proto::Label;
-
     use super::*;
-    use crate::settings::HistoryConfig;
 
     #[test]
     fn a_query_is_read_strictly() {
@@ -255,76 +159,11 @@ mod tests {
             "after=1&limit=x",
             "after=1&before=2",
             "chain=x",
+            "after=1&chain=%FF",
         ] {
             assert!(read(query).is_err(), "{query}");
         }
         let long = format!("after=1&chain=sha256:{}", "A".repeat(64));
         assert!(read(&long).is_err());
-    }
-
-    #[tokio::test]
-    async fn a_turn_lasts_until_the_last_byte_of_its_answer_is_dropped() {
-        let histories = histories(1);
-        let [first, second] = ["s", "t"].map(label);
-        let turn = histories.turn(&first, &first).await.unwrap();
-        let answer = held(turn, Bytes::from_static(b"answer"));
-        let unsent = answer.slice(5..);
-        drop(answer);
-        assert!(histories.turn(&second, &second).now_or_never().is_none());
-        drop(unsent);
-        assert!(histories.turn(&second, &second).now_or_never().is_some());
-    }
-
-    fn histories(requests: usize) -> Histories {
-        let config = HistoryConfig {
-            requests,
-            ..HistoryConfig::default()
-        };
-        Histories::new(&config, 1_000)
-    }
-
-    fn label(text: &str) -> Label {
-        Label::new(text).unwrap()
-    }
-
-    #[tokio::test]
-    async fn one_session_holds_a_quarter_of_the_turns_and_one_user_half_and_neither_waits_for_more() {
-        let (histories, user) = (histories(8), label("u"));
-        let [greedy, another, third] = ["s", "t", "v"].map(label);
-        let turn = |session_id| histories.turn(session_id, &user);
-        let now = |session_id| turn(session_id).now_or_never().map(Result::unwrap);
-        let mut held = Vec::from([&greedy, &greedy].map(now));
-        assert!(held.iter().all(Option::is_some) && now(&greedy).is_none());
-        held.extend([&another, &another].map(now));
-        assert!(held.iter().all(Option::is_some) && now(&third).is_none());
-        let wanting = (0..100).flat_map(|_| [&greedy, &third]);
-        let mut waiting: Vec<_> = wanting.map(|one| Box::pin(turn(one))).collect();
-        assert!(waiting.iter_mut().all(|turn| turn.now_or_never().is_none()));
-        let others = ["a", "b", "c", "d", "e"].map(label);
-        let other = |number: usize| histories.turn(&others[number], &others[number]).now_or_never();
-        let mut of_others: Vec<_> = (0..4).map(other).collect();
-        assert!(of_others.iter().all(Option::is_some) && other(4).is_none());
-        of_others.pop();
-        assert!(other(4).is_some());
-        drop(waiting);
-        held.pop();
-        assert!(now(&third).is_some());
-    }
-
-    #[test]
-    fn json_is_sent_only_to_clients_that_do_not_accept_protobuf() {
-        for (accept, json) in [
-            ("application/json", true),
-            ("text/html, application/json;q=0.9", true),
-            ("*/*", false),
-            (PROTOBUF, false),
-            ("application/json, application/x-protobuf", false),
-            ("application/jsonx", false),
-        ] {
-            let mut sent = HeaderMap::new();
-            sent.insert(header::ACCEPT, accept.parse().unwrap());
-            assert_eq!(wants_json(&sent), json, "{accept}");
-        }
-        assert!(!wants_json(&HeaderMap::new()));
     }
 }

@@ -4,6 +4,7 @@ mod discovery;
 pub mod documents;
 pub mod heads;
 mod history;
+mod reading;
 pub mod refusal;
 mod revocation;
 mod token;
