@@ -26,34 +26,53 @@ const MISNAMED: usize = 10;
 pub(crate) async fn purge(authority: Authority, every: Duration, purged: impl Fn(u64), kept: impl Fn(u64)) {
     let authority = authority.beside(1);
     loop {
-        if let Err(error) = purge_once(&authority, &purged, &kept).await {
-            tracing::warn!(
-                error = error_text(&error),
-                "cannot purge the authority's log; the bridge tries again"
-            );
-        }
+        // What fails in one must not keep the others from being done.
+        tell("purge the authority's log", purge_log(&authority, &purged).await);
+        tell("forget keys of purged events", forget_keys(&authority, &kept).await);
+        tell("purge the authority's audit log", purge_audit(&authority).await);
         tokio::time::sleep(every).await;
     }
 }
 
-async fn purge_once(authority: &Authority, purged: impl Fn(u64), kept: impl Fn(u64)) -> Result<(), AuthorityError> {
-    let mut after: Option<StreamId> = None;
+fn tell(what: &str, done: Result<(), AuthorityError>) {
+    if let Err(error) = done {
+        tracing::warn!(error = error_text(&error), "cannot {what}; the bridge tries again");
+    }
+}
+
+/// A stream that cannot be purged does not keep the others from it. Fails with the first error, and at once if Postgres is away.
+async fn purge_log(authority: &Authority, purged: impl Fn(u64)) -> Result<(), AuthorityError> {
+    let (mut after, mut failed) = (None::<StreamId>, Ok(()));
     loop {
         let streams = authority.purgeable_streams(after.as_ref(), PURGE_STREAMS).await?;
-        let Some(last) = streams.last() else { break };
+        let Some(last) = streams.last() else { return failed };
         after = Some(last.clone());
         for stream_id in &streams {
-            loop {
-                let gone = authority.purge(stream_id, PURGE_EVENTS).await?;
-                purged(gone);
-                if gone < PURGE_EVENTS.unsigned_abs().into() {
-                    break;
-                }
+            match purge_stream(authority, stream_id, &purged).await {
+                Err(away @ AuthorityError::Unavailable { .. }) => return Err(away),
+                done => failed = failed.and(done),
             }
         }
     }
+}
+
+async fn purge_stream(authority: &Authority, stream_id: &StreamId, purged: impl Fn(u64)) -> Result<(), AuthorityError> {
+    loop {
+        let gone = authority.purge(stream_id, PURGE_EVENTS).await?;
+        purged(gone);
+        if gone < PURGE_EVENTS.unsigned_abs().into() {
+            return Ok(());
+        }
+    }
+}
+
+async fn forget_keys(authority: &Authority, kept: impl Fn(u64)) -> Result<(), AuthorityError> {
     while authority.forget_keys(FORGET_KEYS).await? == u64::from(FORGET_KEYS.unsigned_abs()) {}
     kept(authority.kept_keys().await?);
+    Ok(())
+}
+
+async fn purge_audit(authority: &Authority) -> Result<(), AuthorityError> {
     while authority.purge_audit(PURGE_ACTS).await? == u64::from(PURGE_ACTS.unsigned_abs()) {}
     Ok(())
 }
