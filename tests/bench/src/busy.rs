@@ -1,5 +1,6 @@
 //! Four busy streams beside whatever else there is: how many events they carry in bulk, and how long single events take.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -21,6 +22,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 const SIZE: Size = Size::Bytes(512);
 /// The numbers of busy streams begin here, beyond those of all streams that rest.
 const NUMBERS: usize = 1_000_000;
+/// How long something has gone on, or rested, before it is measured.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +97,86 @@ pub(crate) async fn beside<T, F>(
     Ok((Beside { before, beside, after }, found))
 }
 
+/// What busy streams carried without something and beside it, in turn.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct InTurn {
+    without: Figures,
+    beside: Figures,
+    /// The medians of the ratios of pairs.
+    ratio: Figures,
+}
+
+/// Measures on one lane in pairs, without something and beside it, so that what else the machine does meanwhile affects both of a
+/// pair. `set` has it go on or rest.
+pub(crate) async fn in_turn(
+    lane: &Lane,
+    extent: Extent,
+    mut set: impl AsyncFnMut(bool) -> anyhow::Result<()>,
+) -> anyhow::Result<InTurn> {
+    let numbers = Cell::new(NUMBERS);
+    let streams = || {
+        let first = numbers.replace(numbers.get() + STREAMS);
+        (first..first + STREAMS).map(stream).collect::<Vec<_>>()
+    };
+    let bulk = async || in_bulk(lane, &streams(), extent.bulk).await;
+    let bulk = pairs(lane, extent.rounds, &mut set, bulk).await?;
+    let single = async || one_by_one(lane, &streams(), extent.paced).await;
+    let single = pairs(lane, extent.rounds, &mut set, single).await?;
+    let figures = |of: fn(&Pair) -> Two| {
+        let middle =
+            |pairs: &[Pair], at: fn(Two) -> f64| median(&mut pairs.iter().map(|pair| at(of(pair))).collect::<Vec<_>>());
+        Figures {
+            per_second: middle(&bulk, |two| two.0),
+            host_us: middle(&bulk, |two| two.1),
+            p50_ms: middle(&single, |two| two.0),
+            p99_ms: middle(&single, |two| two.1),
+        }
+    };
+    Ok(InTurn {
+        without: figures(|pair| pair[0]),
+        beside: figures(|pair| pair[1]),
+        ratio: figures(|[without, beside]| (beside.0 / without.0, beside.1 / without.1)),
+    })
+}
+
+/// Two figures of one measurement.
+type Two = (f64, f64);
+/// Without something, and beside it.
+type Pair = [Two; 2];
+
+async fn pairs(
+    lane: &Lane,
+    rounds: usize,
+    set: &mut impl AsyncFnMut(bool) -> anyhow::Result<()>,
+    measure: impl AsyncFn() -> anyhow::Result<Two>,
+) -> anyhow::Result<Vec<Pair>> {
+    let (mut pairs, mut begins_beside) = (Vec::new(), true);
+    while pairs.len() < rounds {
+        begins_beside = !begins_beside;
+        let segments = background::segments(lane);
+        let mut pair = [(0.0, 0.0); 2];
+        for is_beside in [begins_beside, !begins_beside] {
+            set(is_beside).await?;
+            tokio::time::sleep(SETTLED).await;
+            background::at_rest(lane).await;
+            pair[usize::from(is_beside)] = measure().await?;
+        }
+        // What the engine does in the background would count for one of the two.
+        if background::segments(lane) == segments {
+            pairs.push(pair);
+        }
+    }
+    Ok(pairs)
+}
+
 impl Report {
+    /// Tells what busy streams did without something and beside it, in turn. Returns the ratio.
+    pub(crate) fn in_turn(&self, found: &InTurn) -> Figures {
+        self.figures("without", &found.without);
+        self.figures("beside", &found.beside);
+        self.ratios(&found.ratio)
+    }
+
     /// Tells what busy streams did beside something. Returns the ratio to what they did without it.
     pub(crate) fn compared(&self, found: &Beside) -> Figures {
         let Beside { before, beside, after } = found;
@@ -106,12 +188,19 @@ impl Report {
             p99_ms: mean(|figures| figures.p99_ms),
         };
         for (what, figures) in [("before", before), ("beside", beside), ("after", after)] {
-            self.say(&format!(
-                "  {what}: {:.0} in bulk per second, CPU of the host {:.2} µs per event; single events p50 {:.2} ms, p99 {:.2} ms",
-                figures.per_second, figures.host_us, figures.p50_ms, figures.p99_ms
-            ));
+            self.figures(what, figures);
         }
-        let ratio = beside.of(&without);
+        self.ratios(&beside.of(&without))
+    }
+
+    fn figures(&self, what: &str, figures: &Figures) {
+        self.say(&format!(
+            "  {what}: {:.0} in bulk per second, CPU of the host {:.2} µs per event; single events p50 {:.2} ms, p99 {:.2} ms",
+            figures.per_second, figures.host_us, figures.p50_ms, figures.p99_ms
+        ));
+    }
+
+    fn ratios(&self, ratio: &Figures) -> Figures {
         self.say(&format!(
             "  ratios: {:.2} in bulk, CPU of the host {:.2}, p50 {:.2}, p99 {:.2}",
             ratio.per_second, ratio.host_us, ratio.p50_ms, ratio.p99_ms

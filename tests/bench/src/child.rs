@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::de::DeserializeOwned;
 use spacetime_sync_tests::process::dying_with_us;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
-use tokio::process::ChildStdout;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{ChildStdin, ChildStdout};
 
 /// What a process says on a line of its own when it waits for the first event.
 pub(crate) const READY: &str = "ready";
@@ -20,6 +20,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 pub(crate) struct Child {
     name: &'static str,
     child: tokio::process::Child,
+    heard: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
@@ -38,11 +39,14 @@ impl Child {
 
     fn spawn(name: &'static str, command: Command) -> anyhow::Result<Self> {
         let mut command = tokio::process::Command::from(command);
-        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn()?;
+        let heard = child.stdin.take().context("a process without input")?;
         let stdout = child.stdout.take().context("a process without output")?;
         Ok(Self {
             name,
             child,
+            heard,
             lines: BufReader::new(stdout).lines(),
         })
     }
@@ -50,6 +54,12 @@ impl Child {
     /// The process id.
     pub(crate) fn id(&self) -> anyhow::Result<u32> {
         self.child.id().with_context(|| format!("{} has ended", self.name))
+    }
+
+    /// Says a line to a process that listens.
+    pub(crate) async fn say(&mut self, line: &str) -> anyhow::Result<()> {
+        let said = self.heard.write_all(format!("{line}\n").as_bytes()).await;
+        said.with_context(|| format!("{} does not listen", self.name))
     }
 
     /// The next line of a process that goes on after it.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -16,6 +16,7 @@ use spacetime_sync_tests::lane::Lane;
 use spacetime_sync_tests::process::Cpu;
 use spacetime_sync_tests::socket::Socket;
 use spacetime_sync_tests::words;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval_at};
 
@@ -51,9 +52,9 @@ pub(crate) const FULL: Extent = Extent {
     sessions: 2_000,
     changes: 200,
     busy: busy::Extent {
-        bulk: 400_000,
-        paced: (1_000, 10_000),
-        rounds: 3,
+        bulk: 250_000,
+        paced: (1_000, 5_000),
+        rounds: 8,
     },
 };
 
@@ -87,8 +88,12 @@ struct Spec {
     done: PathBuf,
 }
 
-/// What the sessions did so far.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+/// What is said to the process that has the sessions: to go on, or to rest. What is under way when it is to rest is finished.
+const GO_ON: &str = "go on";
+const REST: &str = "rest";
+
+/// What the sessions did so far, while they were to go on.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Done {
     heartbeats: u64,
     changes: u64,
@@ -99,6 +104,8 @@ struct Done {
 
 #[derive(Debug, Default)]
 struct Tally {
+    /// Whether the sessions are to go on.
+    go_on: AtomicBool,
     heartbeats: AtomicU64,
     changes: AtomicU64,
 }
@@ -184,32 +191,52 @@ pub(crate) async fn run(args: SessionsArgs) -> anyhow::Result<()> {
         tasks.spawn(works(pair, name, first, Arc::clone(&tally)));
     }
     println!("{READY}");
-    let (started, mut every) = (Instant::now(), tokio::time::interval(Duration::from_secs(1)));
-    let before = tally.read(Duration::ZERO);
-    loop {
-        tokio::select! {
-            ended = tasks.join_next() => ended.context("nobody is there")???,
-            _ = every.tick() => {
-                let mut done = tally.read(started.elapsed());
-                done.heartbeats -= before.heartbeats;
-                done.changes -= before.changes;
-                done.cpu_seconds -= before.cpu_seconds;
-                let new = spec.done.with_extension("new");
-                std::fs::write(&new, serde_json::to_vec(&done)?)?;
-                std::fs::rename(&new, &spec.done)?;
-            }
-        }
+    let mut said = BufReader::new(tokio::io::stdin()).lines();
+    let mut all = Done::default();
+    tokio::select! {
+        ended = tasks.join_next() => ended.context("nobody is there")??,
+        done = listen(&mut said, &tally, &mut all, &spec.done) => done,
     }
 }
 
+/// Has the sessions go on and rest as they are told, and says what they did so far whenever they rest.
+async fn listen(said: &mut Lines<BufReader<Stdin>>, tally: &Tally, all: &mut Done, file: &Path) -> anyhow::Result<()> {
+    let mut since = None;
+    while let Some(line) = said.next_line().await? {
+        let now = tally.read();
+        match line.as_str() {
+            GO_ON => {
+                since.get_or_insert((now, Instant::now()));
+                tally.go_on.store(true, Ordering::Relaxed);
+            }
+            REST => {
+                tally.go_on.store(false, Ordering::Relaxed);
+                let Some((before, at)) = since.take() else { continue };
+                all.heartbeats += now.heartbeats - before.heartbeats;
+                all.changes += now.changes - before.changes;
+                all.cpu_seconds += now.cpu_seconds - before.cpu_seconds;
+                all.seconds += at.elapsed().as_secs_f64();
+                std::fs::write(file, serde_json::to_vec(all)?)?;
+            }
+            other => anyhow::bail!("a line that nobody knows: {other}"),
+        }
+        println!("{line}");
+    }
+    Ok(())
+}
+
 impl Tally {
-    fn read(&self, since: Duration) -> Done {
+    fn read(&self) -> Done {
         Done {
             heartbeats: self.heartbeats.load(Ordering::Relaxed),
             changes: self.changes.load(Ordering::Relaxed),
-            seconds: since.as_secs_f64(),
+            seconds: 0.0,
             cpu_seconds: Cpu::of("self").unwrap_or_default().whole().as_secs_f64(),
         }
+    }
+
+    fn goes_on(&self) -> bool {
+        self.go_on.load(Ordering::Relaxed)
     }
 }
 
@@ -244,7 +271,9 @@ async fn says(
                     tally.heartbeats.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            _ = beats.tick() => socket.reducer("upsert_presence", said.clone()).await?,
+            _ = beats.tick() => if tally.goes_on() {
+                socket.reducer("upsert_presence", said.clone()).await?;
+            },
         }
     }
 }
@@ -262,7 +291,12 @@ async fn works(
     let mut begins = interval_at(first, ASSIGNMENT);
     begins.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for number in 0.. {
-        begins.tick().await;
+        loop {
+            begins.tick().await;
+            if tally.goes_on() {
+                break;
+            }
+        }
         let request = format!("{name}-{number}");
         let opening = words::arguments(&(&request, &name, &document, 600_u64));
         done(&mut asks, "open_compute_assignment", opening).await?;
@@ -290,8 +324,20 @@ impl Report {
         ));
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("done.json");
-        let begin = async |lane: &Lane| Ok((begin(lane, extent, &file).await?, ()));
-        let (beside, ()) = busy::beside(&self.cluster, extent.busy, begin).await?;
+        let (lane, bridge) = busy::lane(&self.cluster).await?;
+        let (mut sessions_process, issuer) = begin(&lane, extent, &file).await?;
+        let mut set = async |go_on| {
+            let line = if go_on { GO_ON } else { REST };
+            sessions_process.say(line).await?;
+            anyhow::ensure!(sessions_process.line().await? == line, "the sessions do not listen");
+            Ok(())
+        };
+        // Whoever says something for the first time is told of to others. What follows only repeats it.
+        set(true).await?;
+        tokio::time::sleep(2 * HEARTBEAT).await;
+        let found = busy::in_turn(&lane, extent.busy, &mut set).await?;
+        set(false).await?;
+        drop((sessions_process, issuer, bridge, lane));
         let said: Done = serde_json::from_slice(&std::fs::read(&file)?)?;
         let took = Duration::from_secs_f64(said.seconds);
         let per_second = [said.heartbeats, said.changes].map(|count| rate(count, took));
@@ -303,7 +349,7 @@ impl Report {
         for (done, wanted) in per_second.into_iter().zip(wanted) {
             anyhow::ensure!(done >= DONE_AT_LEAST * wanted, "only {done:.0} a second of {wanted:.0}");
         }
-        let ratio = self.compared(&beside);
+        let ratio = self.in_turn(&found);
         let (cores, theirs) = (
             std::thread::available_parallelism()?.get() as f64,
             said.cpu_seconds / said.seconds,
@@ -319,7 +365,7 @@ impl Report {
                 "sessions": sessions,
                 "heartbeats_per_second": two(per_second[0]),
                 "changes_per_second": two(per_second[1]),
-                "busy": beside,
+                "busy": found,
                 "ratio": ratio,
                 "their_cores": two(theirs),
                 "ratio_of_the_rest": two(of_the_rest),
