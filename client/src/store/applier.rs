@@ -209,7 +209,13 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
             None => return Ok(()),
             Some(Work::Batch(first)) => return self.apply_batches(stream, first),
             Some(Work::StartOver(beginning)) => (0, self.start_over(stream, &beginning)),
-            Some(Work::Stage(staging)) => (staging.bytes, self.stage(stream, &staging)),
+            Some(Work::Stage(staging)) => {
+                let bytes = staging.bytes;
+                let Some(result) = self.stage(stream, staging) else {
+                    return Ok(());
+                };
+                (bytes, result)
+            }
             Some(Work::Adopt(adoption)) => (0, self.adopt(stream, &adoption)),
             Some(Work::NextPointer { after }) => (0, self.next_pointer(stream, after.as_deref())),
             Some(Work::Fill { content, bytes }) => (0, self.fill(stream, &content, &bytes)),

@@ -24,13 +24,14 @@ pub trait DocumentStore {
         documents: &[Document],
     ) -> Result<Committed, StoreError>;
 
-    /// Keeps documents aside. The first part clears away what was kept aside before.
+    /// Keeps documents aside, and returns how many: all, or as many of the first as one transaction should, and at least one. The first
+    /// part clears away what was kept aside before.
     fn stage_documents(
         &mut self,
         stream_id: &StreamId,
         is_first: bool,
         documents: &[Document],
-    ) -> Result<(), StoreError>;
+    ) -> Result<usize, StoreError>;
 
     /// Goes on from what was kept aside, and sets the checkpoint to `at`. It is shown, in the place of what is shown now, once the events
     /// up to `whole_at` are applied. Refuses if `from` is not the saved checkpoint, or if nothing was kept aside. Returns whether it is

@@ -36,7 +36,8 @@ pub trait Handler<S: CheckpointStore>: Send + 'static {
     }
 
     /// A stream of documents has begun anew: what the store shows are its documents as of `at`, all of them, in the place of what it
-    /// showed before. That is saved already. A process that ends meanwhile is not told again.
+    /// showed before. That is saved already, so nothing that the handler does here changes it: a process that ends meanwhile is not told
+    /// again, and a panic is logged. Other streams wait until it returns.
     fn documents_begun(&mut self, stream_id: &StreamId, at: &Position) {
         let _ = (stream_id, at);
     }

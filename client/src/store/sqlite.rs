@@ -35,6 +35,8 @@ const APPLICATION: &str = "spacetime-sync";
 pub struct SqliteStore {
     path: String,
     connection: Connection,
+    /// How many bytes of contents one transaction copies.
+    pub(crate) copied_bytes: i64,
 }
 
 impl SqliteStore {
@@ -51,6 +53,7 @@ impl SqliteStore {
         let mut store = Self {
             path: shown,
             connection,
+            copied_bytes: documents::COPIED_BYTES,
         };
         store
             .connection

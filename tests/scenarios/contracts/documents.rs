@@ -262,7 +262,9 @@ async fn writers_go_on_while_a_client_begins_and_is_stopped_again_and_again() {
     };
     let stops = async {
         for _ in 0..6 {
-            let client = start(&lane, &bridge);
+            // What a handler does when it is told changes nothing.
+            let handler = Closures::new().documents_begun(|_, _| panic!("told of documents"));
+            let client = start_with(&lane, &bridge, handler);
             let status = client.status();
             // It has begun to fetch, or is further.
             wait(SOON, "the client fetches", || {

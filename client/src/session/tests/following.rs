@@ -43,16 +43,20 @@ fn followed_of(case: &Case) -> Vec<String> {
 }
 
 impl Case {
-    fn bounds() -> StreamBounds {
+    fn bounds(carries: Carries) -> StreamBounds {
         let config = ClientConfig::new("https://host", "lane", vec![id(0)]);
-        config.bounds_of(&id(0), Carries::Events, 1, false)
+        config.bounds_of(&id(0), carries, 1, carries.are_documents())
     }
 
     fn follow(&mut self, call: u64, stream: usize) -> &[Command] {
+        self.follow_as(call, stream, Carries::Events)
+    }
+
+    fn follow_as(&mut self, call: u64, stream: usize, carries: Carries) -> &[Command] {
         self.step(Event::Follow {
             call: CallId(call),
             stream_id: id(stream),
-            bounds: Self::bounds(),
+            bounds: Self::bounds(carries),
         })
     }
 
@@ -65,9 +69,13 @@ impl Case {
 
     /// The store says that a stream is applied up to this seq.
     fn open(&mut self, place: usize, log: usize, applied: u64) -> &[Command] {
+        self.open_as(place, log, applied, Carries::Events)
+    }
+
+    fn open_as(&mut self, place: usize, log: usize, applied: u64, carries: Carries) -> &[Command] {
         let opened = Opened {
             at: self.logs[log].at(applied),
-            carries: Carries::Events,
+            carries,
         };
         let result = Applied::Opened(Ok(opened));
         self.step(Event::Applied(Outcome {
@@ -347,6 +355,19 @@ fn a_stream_that_has_stopped_is_read_from_the_store_again() {
     let mut again = read(&case.commands);
     again.sort_unstable();
     assert_eq!(again, [0, 1], "on {next:?}");
+}
+
+#[test]
+fn a_stream_that_is_wanted_as_documents_is_refused_as_events_and_one_that_is_wanted_no_longer_is_soon_free() {
+    let documents = Carries::Documents { are_held: false };
+    let (mut case, _) = live();
+    assert_eq!(opened(case.follow_as(1, 1, documents)), [(1, id(1))]);
+    assert_eq!(replies(case.follow(2, 1)), [(2, Err(FollowError::OtherKind))]);
+    case.unfollow(3, 1);
+    assert_eq!(replies(case.follow(4, 1)), [(4, Err(FollowError::Busy))]);
+    assert_eq!(replies(case.open_as(1, 1, 0, documents)), [(1, Ok(())), (3, Ok(()))]);
+    assert_eq!(opened(case.follow(5, 1)), [(1, id(1))]);
+    assert_eq!(replies(case.open(1, 1, 0)), [(5, Ok(()))]);
 }
 
 #[test]

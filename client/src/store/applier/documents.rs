@@ -1,4 +1,5 @@
-//! The apply thread's work for streams of documents. The store does it; the handler has no part in it.
+//! The apply thread's work for streams of documents. The store does it; the handler only hears when documents begin
+//! anew.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -8,10 +9,10 @@ use spacetime_sync_proto::{Event, PayloadHash, Position, StreamId};
 
 use super::{ApplyFailure, Worker, not_saved, panic_message};
 use crate::session::stream::{Adoption, Staging};
-use crate::session::{Applied, Content, Filled};
+use crate::session::{Applied, Content, Filled, Work};
 use crate::store::{CheckpointStore, CommitError, Committed, DocumentStore, Handler, StoreError};
 
-/// How many sweeps go before each part of documents. One takes half as many documents as a part may have.
+/// How many sweeps go before each step that keeps documents aside. A step brings less than they take.
 const SWEEPS: usize = 3;
 
 impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
@@ -52,16 +53,31 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         }
     }
 
-    /// Keeps a part of a stream's documents aside.
-    pub(super) fn stage(&mut self, stream: usize, staging: &Staging) -> Applied {
+    /// Keeps a part of a stream's documents aside, or as much of it as one step may. The rest comes first when it is the stream's turn
+    /// again. `None` if there is a rest.
+    pub(super) fn stage(&mut self, stream: usize, mut staging: Staging) -> Option<Applied> {
+        let result = match self.stage_some(stream, &staging) {
+            Ok(kept) if kept < staging.documents.len() => {
+                staging.documents.drain(..kept);
+                staging.is_first = false;
+                self.streams[stream].queue.push_front(Work::Stage(staging));
+                return None;
+            }
+            Ok(_) => Applied::Staged(staging.fetch),
+            Err(applied) => applied,
+        };
+        Some(result)
+    }
+
+    fn stage_some(&mut self, stream: usize, staging: &Staging) -> Result<usize, Applied> {
         let queue = &mut self.streams[stream];
         let before = queue.staging.take();
         // A part was not saved: those that follow it are of no use.
         if !staging.is_first && before != Some(staging.fetch) {
-            return Applied::Dropped;
+            return Err(Applied::Dropped);
         }
         if let Some(altered) = staging.documents.iter().find_map(altered) {
-            return Applied::Failed(altered);
+            return Err(Applied::Failed(altered));
         }
         let id = queue.id.clone();
         // What failed attempts have left must not fill the disk: more of it goes than comes.
@@ -71,14 +87,12 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
                 self.sweep();
             }
         }
-        let saved = self.keep(|store| store.stage_documents(&id, staging.is_first, &staging.documents));
+        let kept = self.keep(|store| store.stage_documents(&id, staging.is_first, &staging.documents));
         // A first part leaves to the sweep what was aside before.
         self.unswept |= staging.is_first;
-        if let Err(applied) = saved {
-            return applied;
-        }
+        let kept = kept?;
         self.streams[stream].staging = Some(staging.fetch);
-        Applied::Staged(staging.fetch)
+        Ok(kept)
     }
 
     /// Shows the documents that were kept aside.
@@ -109,7 +123,7 @@ impl<S: CheckpointStore, H: Handler<S>> Worker<S, H> {
         let tell = || self.handler.documents_begun(id, at);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(tell)) {
             let message = panic_message(&*panic);
-            tracing::error!(stream = %id, message, "the handler panicked when it was told that documents have begun anew");
+            tracing::error!(stream = %id, message, "the handler panicked when it was told that documents have begun anew; they are shown all the same");
         }
     }
 

@@ -52,6 +52,11 @@ impl<S: CheckpointStore, H: Handler<S>> Stepped<S, H> {
         self.worker.enqueue(Job::Do(stream, work), &mut self.turn);
     }
 
+    /// Finds out from the store where a stream is, and gives it this place.
+    pub fn open(&mut self, stream: usize, id: StreamId, carries: Carries) {
+        self.worker.enqueue(Job::Open(stream, id, carries), &mut self.turn);
+    }
+
     /// From here on the seals of these keys count, and no others.
     pub fn trust(&mut self, keys: Vec<SealKey>) {
         self.worker.enqueue(Job::Trust(keys), &mut self.turn);

@@ -16,8 +16,8 @@ use crate::store::{Committed, DocumentReader, DocumentStore, StoreError, StoredD
 /// How many documents a sweep deletes in one transaction, and how many bytes of contents, but for the last of them.
 const SWEPT: usize = 1_000;
 const SWEPT_BYTES: i64 = 16 * 1024 * 1024;
-/// How many bytes of contents that are here already one transaction copies, but for the first of them. What it leaves is fetched.
-const COPIED_BYTES: i64 = 16 * 1024 * 1024;
+/// How many bytes of contents that are here already one transaction copies, but for the first of them.
+pub(super) const COPIED_BYTES: i64 = 16 * 1024 * 1024;
 
 const VIEW: &str = "spacetime_sync_view";
 const DOCUMENT: &str = "spacetime_sync_document";
@@ -131,7 +131,7 @@ impl DocumentStore for SqliteStore {
                 .iter()
                 .rev()
                 .filter(|document| written.insert(document.key.as_str()));
-            put(transaction, view.id, view.id, newest)?;
+            put(transaction, view.id, None, newest)?;
             advance(transaction, view.id, to.seq)?;
             let is_next = view.state == NEXT;
             if is_next && to.seq.to_sql() >= view.whole_at {
@@ -147,7 +147,8 @@ impl DocumentStore for SqliteStore {
         stream_id: &StreamId,
         is_first: bool,
         documents: &[Document],
-    ) -> Result<(), StoreError> {
+    ) -> Result<usize, StoreError> {
+        let most = self.copied_bytes;
         self.within(None, |transaction| {
             if is_first {
                 retire(transaction, stream_id, ASIDE)?;
@@ -157,8 +158,13 @@ impl DocumentStore for SqliteStore {
                 add.execute(params![stream_id.as_str(), ASIDE])?;
             }
             let aside = view_of(transaction, stream_id, ASIDE)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-            let shown = view_of(transaction, stream_id, SHOWN)?.map_or(aside.id, |shown| shown.id);
-            put(transaction, aside.id, shown, documents.iter())
+            let shown = view_of(transaction, stream_id, SHOWN)?;
+            put(
+                transaction,
+                aside.id,
+                shown.map(|shown| (shown.id, most)),
+                documents.iter(),
+            )
         })
     }
 
@@ -226,7 +232,8 @@ impl DocumentStore for SqliteStore {
         };
         self.within(None, |transaction| {
             let mut select = transaction.prepare_cached(
-                "SELECT doc_key, payload_bytes FROM spacetime_sync_document WHERE view = ?1 ORDER BY doc_key LIMIT ?2",
+                "SELECT doc_key, coalesce(octet_length(content), 0) FROM spacetime_sync_document \
+                 WHERE view = ?1 ORDER BY doc_key LIMIT ?2",
             )?;
             let mut rows = select.query(params![old, SWEPT])?;
             let (mut last, mut bytes) = (None, 0);
@@ -362,14 +369,14 @@ fn advance(transaction: &Transaction<'_>, view: i64, to: Seq) -> rusqlite::Resul
         .map(drop)
 }
 
-/// Writes documents into a view. A deleted one leaves it. A pointer has its content at once if the view `known` has that, as long as
-/// not too much is copied.
+/// Writes documents into a view, and returns how many. A deleted one leaves the view. A pointer has its content at once if that is there
+/// already, or in another view, of which only so many bytes are copied: what comes after them is not written.
 fn put<'a>(
     transaction: &Transaction<'_>,
     view: i64,
-    known: i64,
+    known: Option<(i64, i64)>,
     documents: impl Iterator<Item = &'a Document>,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<usize> {
     let mut put = transaction.prepare_cached(
         "INSERT INTO spacetime_sync_document AS d (view, doc_key, doc_version, seq, content, payload_hash, payload_bytes) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
@@ -377,14 +384,18 @@ fn put<'a>(
          content = coalesce(excluded.content, CASE d.payload_hash WHEN excluded.payload_hash THEN d.content END), \
          payload_hash = excluded.payload_hash, payload_bytes = excluded.payload_bytes",
     )?;
-    let mut copy = transaction.prepare_cached(
-        "UPDATE spacetime_sync_document AS d SET content = k.content FROM spacetime_sync_document k \
-         WHERE d.view = ?1 AND d.doc_key = ?2 AND k.view = ?3 AND k.doc_key = ?2 AND k.payload_hash = d.payload_hash \
-         AND k.content IS NOT NULL",
+    let mut size = transaction.prepare_cached(
+        "SELECT octet_length(content) FROM spacetime_sync_document \
+         WHERE view = ?1 AND doc_key = ?2 AND payload_hash = ?3 AND content IS NOT NULL",
     )?;
-    let mut copied = 0;
+    let mut copy = transaction.prepare_cached(
+        "UPDATE spacetime_sync_document SET content = \
+         (SELECT content FROM spacetime_sync_document WHERE view = ?3 AND doc_key = ?2) WHERE view = ?1 AND doc_key = ?2",
+    )?;
     let mut delete =
         transaction.prepare_cached("DELETE FROM spacetime_sync_document WHERE view = ?1 AND doc_key = ?2")?;
+    let (known, most) = known.unzip();
+    let (mut written, mut copied) = (0, 0);
     for document in documents {
         let (key, seq) = (document.key.as_str(), document.seq.to_sql());
         let version = i64::try_from(document.version).unwrap_or(i64::MAX);
@@ -393,21 +404,28 @@ fn put<'a>(
                 put.execute(params![view, key, version, seq, json, hash.as_bytes(), json.len()])?;
             }
             DocumentState::Pointer(Pointer { hash, bytes }) => {
+                let held: Option<i64> = size
+                    .query_row(params![known, key, hash.as_bytes()], |row| row.get(0))
+                    .optional()?;
+                if let Some(held) = held {
+                    if copied > 0 && Some(copied + held) > most {
+                        break;
+                    }
+                    copied += held;
+                }
                 let bytes = i64::try_from(*bytes).unwrap_or(i64::MAX);
                 put.execute(params![view, key, version, seq, None::<&str>, hash.as_bytes(), bytes])?;
-                if known != view
-                    && (copied == 0 || bytes <= COPIED_BYTES.saturating_sub(copied))
-                    && copy.execute(params![view, key, known])? > 0
-                {
-                    copied = bytes.saturating_add(copied);
+                if held.is_some() {
+                    copy.execute(params![view, key, known])?;
                 }
             }
             DocumentState::Deleted => {
                 delete.execute(params![view, key])?;
             }
         }
+        written += 1;
     }
-    Ok(())
+    Ok(written)
 }
 
 fn hash(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<PayloadHash> {

@@ -78,6 +78,8 @@ fn start(folder: &TempDir, bounds: &StreamBounds) -> Process {
     store.bind("lane").unwrap();
     // Who waits for a lock must not stop the world.
     store.connection().busy_timeout(std::time::Duration::ZERO).unwrap();
+    // Two or three contents.
+    store.copied_bytes = 20;
     let opened = open_stream(&mut store, &stream_id(), Carries::Documents { are_held: false }).unwrap();
     let (outgoing, outcomes) = tokio::sync::mpsc::unbounded_channel();
     let worker = Worker {
@@ -539,4 +541,59 @@ fn whatever_happens_the_store_shows_the_documents_of_its_checkpoint() {
     ] {
         assert!(count > 50, "{what}: {count}");
     }
+}
+
+#[test]
+fn a_part_with_many_contents_that_are_here_is_kept_aside_step_by_step_and_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = start(&folder, &bounds());
+    let (worker, content) = (&mut process.worker, "0123456789");
+    let hash = PayloadHash::of(content.as_bytes());
+    let pointer = |number| Document {
+        key: format!("k:{number}"),
+        version: 1,
+        seq: Seq::new(1).unwrap(),
+        state: DocumentState::Pointer(Pointer { hash, bytes: 10 }),
+    };
+    let documents: Vec<_> = (0..5).map(pointer).collect();
+    let log = Log::new(STREAM, 2);
+    let store = &mut worker.store;
+    store.stage_documents(&stream_id(), true, &documents).unwrap();
+    store
+        .adopt_documents(&stream_id(), &log.start, &log.at(1), Seq::ZERO)
+        .unwrap();
+    for document in &documents {
+        store.fill_document(&stream_id(), &document.key, hash, content).unwrap();
+    }
+    let mut turn = VecDeque::new();
+    let staging = Staging {
+        fetch: FetchId(7),
+        is_first: true,
+        documents,
+        bytes: 99,
+    };
+    worker.enqueue(Job::Do(0, Work::Stage(staging)), &mut turn);
+    let mut steps = 0;
+    while !worker.streams[0].queue.is_empty() {
+        assert!(process.outcomes.try_recv().is_err());
+        assert!(worker.apply_some(0).is_ok());
+        steps += 1;
+    }
+    let told = process.outcomes.try_recv().unwrap();
+    assert_eq!(
+        (steps, told.released, told.result),
+        (3, 99, Applied::Staged(FetchId(7)))
+    );
+    assert!(process.outcomes.try_recv().is_err());
+    let aside: i64 = worker
+        .store
+        .connection()
+        .query_row(
+            "SELECT count(*) FROM spacetime_sync_document JOIN spacetime_sync_view ON view = id \
+             WHERE state = 'aside' AND content IS NOT NULL",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(aside, 5);
 }
