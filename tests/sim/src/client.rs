@@ -3,6 +3,7 @@
 
 mod applier;
 mod authority;
+mod following;
 mod talk;
 
 use std::collections::BTreeSet;
@@ -26,6 +27,9 @@ use crate::seal;
 use crate::setup::Setup;
 use crate::store::{SimStore, Transaction, handler};
 use crate::world::{Step, World, say};
+
+pub(crate) use following::Wish;
+use following::Wishes;
 
 #[derive(Debug)]
 pub(crate) enum ClientStep {
@@ -57,6 +61,14 @@ pub(crate) enum ClientStep {
     Stop {
         back_after: Micros,
     },
+    /// The application follows a stream no longer, and follows it again after a while.
+    Unfollow {
+        stream: usize,
+        follow_after: Micros,
+    },
+    Follow {
+        stream: usize,
+    },
 }
 
 /// A connection, or the attempt to make one.
@@ -81,6 +93,8 @@ pub(crate) struct Followed {
     forgiven: BTreeSet<&'static str>,
     /// Whether its stop was counted.
     stopped: bool,
+    /// What the application wishes, and has heard.
+    pub(crate) wish: Wish,
 }
 
 type Handler = fn(&mut Transaction, &StreamId, &[spacetime_sync_client::Event]) -> Result<(), HandlerError>;
@@ -105,6 +119,8 @@ pub(crate) struct Client {
     applier_stopped: bool,
     /// When the session hears the last outcome of the applier.
     told_at: Micros,
+    /// The application's wishes to follow a stream, or to follow it no longer, that were not answered.
+    wishes: Wishes,
     /// How long after an orderly stop the process starts again.
     back_after: Option<Micros>,
     /// The counters of earlier processes.
@@ -137,6 +153,7 @@ impl Client {
             from_authority: Seq::ZERO,
             forgiven: BTreeSet::new(),
             stopped: false,
+            wish: Wish::Follow,
         };
         let epoch = Instant::now();
         let session = session(&starts, setup, 0, epoch);
@@ -156,6 +173,7 @@ impl Client {
             working: false,
             applier_stopped: false,
             told_at: 0,
+            wishes: Wishes::default(),
             back_after: None,
             before: Counters::default(),
         }
@@ -182,6 +200,11 @@ impl Client {
             mode,
             Mode::Stopped(StreamStop::BelowWindow { .. } | StreamStop::StaleCursor(_))
         )
+    }
+
+    /// Whether a wish of the application about a stream may not be fulfilled yet, or not any more.
+    pub(crate) fn has_wish(&self, stream: usize) -> bool {
+        self.wishes.are_open(stream)
     }
 
     pub(crate) fn forgive(&mut self, stream: usize, code: &'static str) {
@@ -259,7 +282,7 @@ impl World {
             // Infallible: the model's store can always be read.
             let applied = client.store.load(&log.id).expect("readable").unwrap_or(log.start);
             starts.push((log.id.clone(), applied));
-            (followed.loaded, followed.stopped) = (applied.seq, false);
+            (followed.loaded, followed.stopped, followed.wish) = (applied.seq, false, Wish::Follow);
         }
         let now = client.epoch + Duration::from_micros(self.now);
         client.session = session(&starts, &self.setup, seed, now);
@@ -270,6 +293,7 @@ impl World {
         client.alarm = None;
         client.working = false;
         client.applier_stopped = false;
+        client.wishes = Wishes::default();
         client.back_after = None;
         say!(self, "client {at}: starts");
         self.tell_client(at, Event::Woken);
@@ -327,6 +351,8 @@ impl World {
                 self.clients[at].back_after = Some(back_after);
                 self.tell_client(at, Event::Stop);
             }
+            ClientStep::Unfollow { stream, follow_after } => self.unfollow(at, stream, follow_after),
+            ClientStep::Follow { stream } => self.follow(at, stream),
         }
     }
 
@@ -412,7 +438,15 @@ impl World {
                 let back = self.dice.work.random_range(0..2 * SECOND);
                 self.client_dies(at, back);
             }
-            StopReason::EveryStreamStopped => self.coverage.seen("client: every stream stopped"),
+            StopReason::EveryStreamStopped => {
+                self.coverage.seen("client: every stream stopped");
+                // Every stream that it followed. The application wants the others back.
+                let client = &self.clients[at];
+                let is_followed = |followed: &Followed| followed.wish == Wish::Follow;
+                if client.wishes.are_refused() || !client.followed.iter().all(is_followed) {
+                    self.client_dies(at, SECOND);
+                }
+            }
             StopReason::Unauthorized
             | StopReason::Refused(_)
             | StopReason::Incompatible(_)
@@ -472,6 +506,16 @@ impl World {
                     self.work_later(at);
                 }
             }
+            Command::Open {
+                stream,
+                stream_id,
+                carries,
+            } => {
+                self.coverage.seen("client: stream read from the store again");
+                self.clients[at].applier.open(stream, stream_id, carries);
+                self.hear_applier(at);
+            }
+            Command::Followed { call, result } => self.wish_answered(at, call, result),
             Command::Trust(keys) => self.clients[at].applier.trust(keys),
             Command::StopApplier => {
                 let client = &mut self.clients[at];
@@ -516,8 +560,6 @@ impl World {
             | Command::AskAudience { .. }
             | Command::Hear { .. }
             | Command::Tell(_)
-            | Command::Open { .. }
-            | Command::Followed { .. }
             | Command::AskReadable { .. }
             | Command::ShowReadable { .. } => {
                 self.violate("I8", || {

@@ -55,6 +55,8 @@ const SEEN: &[&str] = &[
     "client: grant came back",
     "client: batch thrown away",
     "client: unsealed events not applied",
+    "client: stream unfollowed",
+    "client: stream read from the store again",
     "durable transactions lost with the host",
     "module: assignment opened",
     "module: assignment changed",

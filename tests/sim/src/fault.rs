@@ -78,6 +78,8 @@ faults! {
     ClientSlow => "client: slow consumer",
     /// A client is stopped in good order and comes back.
     ClientStopped => "client: stopped",
+    /// An application follows a stream no longer, and follows it again later.
+    Unfollowed => "client: stream unfollowed, later followed",
     /// An acknowledgement fails: nothing of it is done.
     AckFails => "acknowledgement: failed",
     /// A handler asks for a retry.
@@ -181,6 +183,8 @@ impl Fault {
             | Self::Reported
             | Self::Withheld
             | Self::WriterUnknown => 4,
+            // It has a plan of its own.
+            Self::Unfollowed => 0,
             // Rewinds are rare.
             Self::RewindRefused | Self::RewindOvertaken => 8,
         }
@@ -190,7 +194,7 @@ impl Fault {
     fn longest(self) -> Micros {
         match self {
             Self::BridgePaused | Self::ClientPaused => 14 * SECOND,
-            Self::ClientSlow | Self::Revoked | Self::HostSlowDisk => 4 * SECOND,
+            Self::ClientSlow | Self::Revoked | Self::HostSlowDisk | Self::Unfollowed => 4 * SECOND,
             Self::RowLocked => 12 * SECOND,
             Self::Withheld => 60 * SECOND,
             _ => 2 * SECOND,
@@ -231,7 +235,7 @@ impl fmt::Display for Planned {
 pub(crate) fn plan(rng: &mut StdRng, until: Micros) -> Vec<Planned> {
     let share = rng.random_range(0.1..0.9);
     let mut kinds = Vec::new();
-    for fault in Fault::ALL {
+    for fault in Fault::ALL.iter().filter(|fault| fault.weight() > 0) {
         if rng.random_bool(share) {
             kinds.extend(std::iter::repeat_n(*fault, fault.weight() as usize));
         }
@@ -243,15 +247,29 @@ pub(crate) fn plan(rng: &mut StdRng, until: Micros) -> Vec<Planned> {
     let mut plan: Vec<_> = (0..count)
         .map(|_| {
             let fault = kinds[rng.random_range(0..kinds.len())];
-            Planned {
-                at: rng.random_range(100 * MILLISECOND..until),
-                fault,
-                party: rng.random_range(0..64),
-                stream: rng.random_range(0..64),
-                lasts: rng.random_range(0..fault.longest()),
-            }
+            planned(rng, fault, until)
         })
         .collect();
     plan.sort_by_key(|planned| planned.at);
     plan
+}
+
+/// Adds streams that are unfollowed to some plans.
+pub(crate) fn with_unfollowed(mut plan: Vec<Planned>, rng: &mut StdRng, until: Micros) -> Vec<Planned> {
+    if rng.random_bool(0.4) {
+        let count = rng.random_range(1..8);
+        plan.extend((0..count).map(|_| planned(rng, Fault::Unfollowed, until)));
+        plan.sort_by_key(|planned| planned.at);
+    }
+    plan
+}
+
+fn planned(rng: &mut StdRng, fault: Fault, until: Micros) -> Planned {
+    Planned {
+        at: rng.random_range(100 * MILLISECOND..until),
+        fault,
+        party: rng.random_range(0..64),
+        stream: rng.random_range(0..64),
+        lasts: rng.random_range(0..fault.longest()),
+    }
 }

@@ -5,6 +5,7 @@ use spacetime_sync_client::session::stream::{Mode, StreamStop};
 use spacetime_sync_proto::{Event, Position, Seq};
 use spacetime_sync_rules::log::StoredFrame;
 
+use crate::client::Wish;
 use crate::host::frame_of;
 use crate::world::World;
 
@@ -105,6 +106,11 @@ impl World {
                 format!("client {client}, stream {stream}: {effects} events were applied, but the checkpoint is {at:?}")
             });
         }
+        if !fresh.is_empty() && self.clients[client].followed[stream].wish == Wish::Unfollowed {
+            return self.violate("I7", || {
+                format!("client {client}, stream {stream}: events were applied after the stream was unfollowed")
+            });
+        }
         for (nth, event) in (checked as u64 + 1..).zip(fresh) {
             // Whatever SpacetimeDB holds or invents: a client applies the authority's events alone.
             if event.seq.get() != nth || self.logs[stream].events.get(nth as usize - 1) != Some(&event) {
@@ -145,7 +151,14 @@ impl World {
         if bytes > most {
             return self.violate("bounds", || format!("client {client}: {bytes} bytes are not applied"));
         }
-        let shown = &party.shown.streams[&self.logs[stream].id];
+        let is_wanted = party.followed[stream].wish == Wish::Follow;
+        let shown = party.shown.streams.get(&self.logs[stream].id);
+        if shown.is_some() != is_wanted && !party.has_wish(stream) {
+            return self.violate("status", || {
+                format!("client {client}, stream {stream}: whether it is followed and whether it is shown differ")
+            });
+        }
+        let Some(shown) = shown else { return };
         let delivers = core.is_delivering() || shown.phase != StreamPhase::Live;
         if shown.applied != applied || !delivers {
             let mode = format!("{:?}", core.mode());

@@ -10,7 +10,7 @@ use spacetime_sync_client::session::Settings;
 use spacetime_sync_lane::{Limits, Settings as LaneSettings};
 
 use crate::agenda::{Micros, SECOND};
-use crate::fault::{Fault, Planned, plan};
+use crate::fault::{Fault, Planned, plan, with_unfollowed};
 
 /// A run before it starts. The same setup always runs in the same way.
 #[derive(Debug, Clone)]
@@ -83,6 +83,7 @@ impl Setup {
         // By a generator of its own, so that it does not change the rest.
         let history = StdRng::seed_from_u64(seed ^ 0xA070_5A11).random_bool(0.5);
         let mut labour = StdRng::seed_from_u64(seed ^ 0x1AB0_0E55);
+        let mut leaving = StdRng::seed_from_u64(seed ^ 0x1EA7_E500);
         Self {
             seed,
             works: labour.random_range(0..60),
@@ -145,7 +146,7 @@ impl Setup {
             window: rng.random_range(5..40),
             at_once: (rng.random_range(1..=4), rng.random_range(1..=3)),
             defect: None,
-            plan: plan(&mut rng, until),
+            plan: with_unfollowed(plan(&mut rng, until), &mut leaving, until),
         }
     }
 

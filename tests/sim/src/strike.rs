@@ -81,6 +81,15 @@ impl World {
                 self.agenda.push(self.now, Step::Client { at: client, life, step });
                 self.clients[client].running
             }
+            Fault::Unfollowed => {
+                let life = self.clients[client].life;
+                let step = ClientStep::Unfollow {
+                    stream,
+                    follow_after: lasts,
+                };
+                self.agenda.push(self.now, Step::Client { at: client, life, step });
+                self.clients[client].running
+            }
             Fault::StoreLost => {
                 let most = 1 + planned.stream % 3;
                 let running = self.clients[client].running;

@@ -42,6 +42,13 @@ impl World {
             say!(self, "FAULT {} at client {at}", fault.name());
             self.coverage.struck(fault);
         }
+        if self.hear_applier(at) && more {
+            self.work_later(at);
+        }
+    }
+
+    /// Has the session hear what the applier has done. Returns whether the process lives on.
+    pub(super) fn hear_applier(&mut self, at: usize) -> bool {
         let mut outcomes = VecDeque::new();
         while let Some(outcome) = self.clients[at].applier.outcome() {
             outcomes.push_back(outcome);
@@ -57,7 +64,7 @@ impl World {
                 if self.strikes(Fault::StoreUnknown, Some(at), None) {
                     let back = self.dice.work.random_range(0..SECOND);
                     self.client_dies(at, back);
-                    return;
+                    return false;
                 }
             }
             if matches!(&outcome.result, Applied::Failed(ApplyFailure::Unproven { .. })) {
@@ -68,9 +75,7 @@ impl World {
             self.clients[at].told_at = told_at;
             self.client_in(at, told_at - self.now, ClientStep::Applied(outcome));
         }
-        if more {
-            self.work_later(at);
-        }
+        true
     }
 
     pub(super) fn work_later(&mut self, at: usize) {
