@@ -128,7 +128,7 @@ fn config(roots: RootCertStore, identity: Option<Identity>) -> Result<ClientConf
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-fn public_roots() -> RootCertStore {
+pub(crate) fn public_roots() -> RootCertStore {
     RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned())
 }
 

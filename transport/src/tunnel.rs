@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use reqwest::Url;
+use rustls::CertificateError;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,7 +40,7 @@ impl Transport {
         let name = ServerName::try_from(bare.clone()).map_err(|_| invalid("a host that no certificate can name"))?;
         let stream = TcpStream::connect((bare, port)).await?;
         stream.set_nodelay(true)?;
-        let server = TlsConnector::from(tls).connect(name, stream).await?;
+        let server = TlsConnector::from(tls).connect(name, stream).await.map_err(advised)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         // Another process of this machine may connect, too, but does not know what to ask for.
         let pass = format!("{:032x}", rand::random::<u128>());
@@ -58,6 +59,20 @@ impl Transport {
             }
         });
         Ok(address)
+    }
+}
+
+/// Says what to do about a server whose authority is not known.
+fn advised(error: io::Error) -> io::Error {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => io::Error::new(
+            error.kind(),
+            format!(
+                "{error}: name an authority of your own by ca_file, or in a client by `Transport::with_authorities`"
+            ),
+        ),
+        _ => error,
     }
 }
 
