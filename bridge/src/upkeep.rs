@@ -14,6 +14,8 @@ const PURGE_ACTS: i32 = 1_000;
 const FORGET_KEYS: i32 = 1_000;
 /// How many streams one statement lists.
 const PURGE_STREAMS: usize = 1_000;
+/// After so many failures in a row, it is not the streams that cannot be purged.
+const FAILURES: usize = 3;
 /// How often the bridge forgets sessions. They are kept for days, and each round looks at all of them.
 const FORGET_EVERY: Duration = Duration::from_secs(60 * 60);
 /// How many sessions one statement looks at.
@@ -40,18 +42,23 @@ fn tell(what: &str, done: Result<(), AuthorityError>) {
     }
 }
 
-/// A stream that cannot be purged does not keep the others from it. Fails with the first error, and at once if Postgres is away.
+/// A stream that cannot be purged, which somebody may have locked, does not keep the others from it.
 async fn purge_log(authority: &Authority, purged: impl Fn(u64)) -> Result<(), AuthorityError> {
-    let (mut after, mut failed) = (None::<StreamId>, Ok(()));
+    let (mut after, mut failures) = (None::<StreamId>, 0);
     loop {
         let streams = authority.purgeable_streams(after.as_ref(), PURGE_STREAMS).await?;
-        let Some(last) = streams.last() else { return failed };
+        let Some(last) = streams.last() else { return Ok(()) };
         after = Some(last.clone());
         for stream_id in &streams {
-            match purge_stream(authority, stream_id, &purged).await {
-                Err(away @ AuthorityError::Unavailable { .. }) => return Err(away),
-                done => failed = failed.and(done),
+            let Err(error) = purge_stream(authority, stream_id, &purged).await else {
+                failures = 0;
+                continue;
+            };
+            failures += 1;
+            if failures == FAILURES {
+                return Err(error);
             }
+            tracing::warn!(%stream_id, error = error_text(&error), "cannot purge a stream of the authority's log");
         }
     }
 }
