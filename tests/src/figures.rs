@@ -106,10 +106,11 @@ impl fmt::Display for Percentiles {
     }
 }
 
-/// The median of a few values; of two middle ones, the better one.
+/// The median of a few values.
 pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    f64::midpoint(at(values.len().saturating_sub(1) / 2), at(values.len() / 2))
 }
 
 /// Seconds since the start, for progress lines.
@@ -131,6 +132,18 @@ mod tests {
             (latency.max_ms, 1_000.0),
         ] {
             assert!((found / expected - 1.0).abs() < 0.001, "{found}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_the_two_in_the_middle() {
+        assert!(median(&mut []).is_nan());
+        for (mut values, expected) in [
+            (vec![3.0], 3.0),
+            (vec![9.0, 1.0, 2.0], 2.0),
+            (vec![4.0, 1.0, 9.0, 2.0], 3.0),
+        ] {
+            assert!((median(&mut values) - expected).abs() < 1e-9, "{values:?}");
         }
     }
 

@@ -150,7 +150,7 @@ async fn pairs(
     set: &mut impl AsyncFnMut(bool) -> anyhow::Result<()>,
     measure: impl AsyncFn() -> anyhow::Result<Two>,
 ) -> anyhow::Result<Vec<Pair>> {
-    let (mut pairs, mut begins_beside) = (Vec::new(), true);
+    let (mut pairs, mut begins_beside) = (Vec::new(), false);
     while pairs.len() < rounds {
         begins_beside = !begins_beside;
         let segments = background::segments(lane);

@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, interval_at};
 
 use crate::busy;
 use crate::child::{Child, READY};
+use crate::cpu::{self, Meter};
 use crate::report::{Report, two};
 
 /// How often each node says how it is.
@@ -211,18 +212,26 @@ async fn listen(said: &mut Lines<BufReader<Stdin>>, tally: &Tally, all: &mut Don
             }
             REST => {
                 tally.go_on.store(false, Ordering::Relaxed);
-                let Some((before, at)) = since.take() else { continue };
-                all.heartbeats += now.heartbeats - before.heartbeats;
-                all.changes += now.changes - before.changes;
-                all.cpu_seconds += now.cpu_seconds - before.cpu_seconds;
-                all.seconds += at.elapsed().as_secs_f64();
-                std::fs::write(file, serde_json::to_vec(all)?)?;
+                if let Some((before, at)) = since.take() {
+                    all.add(&before, &now, at.elapsed());
+                    std::fs::write(file, serde_json::to_vec(all)?)?;
+                }
             }
             other => anyhow::bail!("a line that nobody knows: {other}"),
         }
         println!("{line}");
     }
     Ok(())
+}
+
+impl Done {
+    /// Adds what was done between two looks.
+    fn add(&mut self, before: &Self, now: &Self, between: Duration) {
+        self.heartbeats += now.heartbeats - before.heartbeats;
+        self.changes += now.changes - before.changes;
+        self.cpu_seconds += now.cpu_seconds - before.cpu_seconds;
+        self.seconds += between.as_secs_f64();
+    }
 }
 
 impl Tally {
@@ -292,9 +301,11 @@ async fn works(
     begins.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for number in 0.. {
         loop {
-            begins.tick().await;
-            if tally.goes_on() {
-                break;
+            tokio::select! {
+                _ = begins.tick() => if tally.goes_on() { break },
+                // Whoever answers nothing is cut off.
+                heard = asks.next() => drop(heard.map_err(|reason| anyhow::anyhow!("{name} was closed: {reason}"))?),
+                heard = provides.next() => drop(heard.map_err(|reason| anyhow::anyhow!("{name} was closed: {reason}"))?),
             }
         }
         let request = format!("{name}-{number}");
@@ -335,8 +346,34 @@ impl Report {
         // Whoever says something for the first time is told of to others. What follows only repeats it.
         set(true).await?;
         tokio::time::sleep(2 * HEARTBEAT).await;
+        let mut used = async |go_on| {
+            set(go_on).await?;
+            tokio::time::sleep(HEARTBEAT).await;
+            let meter = Meter::start(self.cluster.postmaster(), &bridge.process, lane.server.process());
+            tokio::time::sleep(2 * HEARTBEAT).await;
+            anyhow::Ok(meter.read(2 * HEARTBEAT.as_secs(), &[]))
+        };
+        let (with, without) = (used(true).await?, used(false).await?);
+        let ms = |of: fn(&cpu::Cpu) -> f64| (of(&with) - of(&without)) / 1_000.0;
+        let alone = [
+            ms(|cpu| cpu.host.unwrap_or_default()),
+            ms(|cpu| cpu.bridge),
+            ms(|cpu| cpu.postgres.unwrap_or_default()),
+        ];
+        self.say(&format!(
+            "  by themselves they take of each second {:.0} ms of a core in SpacetimeDB, {:.0} ms in the bridge and {:.0} ms in Postgres",
+            alone[0], alone[1], alone[2]
+        ));
         let found = busy::in_turn(&lane, extent.busy, &mut set).await?;
         set(false).await?;
+        let offline = lane
+            .rows("SELECT * FROM session_presence WHERE status = 'offline'", false)
+            .await?;
+        anyhow::ensure!(
+            offline.is_empty(),
+            "{} nodes went offline while they were to rest",
+            offline.len()
+        );
         drop((sessions_process, issuer, bridge, lane));
         let said: Done = serde_json::from_slice(&std::fs::read(&file)?)?;
         let took = Duration::from_secs_f64(said.seconds);
@@ -368,6 +405,7 @@ impl Report {
                 "busy": found,
                 "ratio": ratio,
                 "their_cores": two(theirs),
+                "alone_ms_of_host_bridge_postgres": alone.map(two),
                 "ratio_of_the_rest": two(of_the_rest),
             }),
         );
