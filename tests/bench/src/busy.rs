@@ -102,8 +102,9 @@ pub(crate) async fn beside<T, F>(
 pub(crate) struct InTurn {
     without: Figures,
     beside: Figures,
-    /// The medians of the ratios of pairs.
     ratio: Figures,
+    /// The lowest and the highest ratio of a pair, in bulk: how much the machine does besides.
+    between: (f64, f64),
 }
 
 /// Measures on one lane in pairs, without something and beside it, so that what else the machine does meanwhile affects both of a
@@ -122,20 +123,28 @@ pub(crate) async fn in_turn(
     let bulk = pairs(lane, extent.rounds, &mut set, bulk).await?;
     let single = async || one_by_one(lane, &streams(), extent.paced).await;
     let single = pairs(lane, extent.rounds, &mut set, single).await?;
-    let figures = |of: fn(&Pair) -> Two| {
+    let figures = |at: usize| {
         let middle =
-            |pairs: &[Pair], at: fn(Two) -> f64| median(&mut pairs.iter().map(|pair| at(of(pair))).collect::<Vec<_>>());
+            |pairs: &[Pair], of: fn(Two) -> f64| median(&mut pairs.iter().map(|pair| of(pair[at])).collect::<Vec<_>>());
+        // All events by all seconds.
+        let seconds: f64 = bulk.iter().map(|pair| pair[at].0.recip()).sum();
         Figures {
-            per_second: middle(&bulk, |two| two.0),
+            per_second: bulk.len() as f64 / seconds,
             host_us: middle(&bulk, |two| two.1),
             p50_ms: middle(&single, |two| two.0),
             p99_ms: middle(&single, |two| two.1),
         }
     };
+    let (without, beside) = (figures(0), figures(1));
+    let ratios = bulk.iter().map(|[without, beside]| beside.0 / without.0);
+    let between = ratios.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), ratio| {
+        (low.min(ratio), high.max(ratio))
+    });
     Ok(InTurn {
-        without: figures(|pair| pair[0]),
-        beside: figures(|pair| pair[1]),
-        ratio: figures(|[without, beside]| (beside.0 / without.0, beside.1 / without.1)),
+        ratio: beside.of(&without),
+        without,
+        beside,
+        between: (two(between.0), two(between.1)),
     })
 }
 
@@ -174,6 +183,10 @@ impl Report {
     pub(crate) fn in_turn(&self, found: &InTurn) -> Figures {
         self.figures("without", &found.without);
         self.figures("beside", &found.beside);
+        let (low, high) = found.between;
+        self.say(&format!(
+            "  in bulk, the ratios of pairs lie between {low:.2} and {high:.2}"
+        ));
         self.ratios(&found.ratio)
     }
 
