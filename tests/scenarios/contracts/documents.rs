@@ -59,9 +59,12 @@ fn start_with(lane: &Lane, bridge: &Bridge, handler: impl Handler<SqliteStore>) 
     SyncClient::start(config, SqliteStore::open(lane.path("orders.sqlite")).unwrap(), handler).unwrap()
 }
 
+/// Streams that have begun anew, and as of which seq.
+type Begun = Arc<Mutex<Vec<(StreamId, u64)>>>;
+
 /// The same, and what its handler was told of new beginnings.
-fn start_telling(lane: &Lane, bridge: &Bridge) -> (SyncClient, Arc<Mutex<Vec<(StreamId, u64)>>>) {
-    let begun = Arc::new(Mutex::new(Vec::new()));
+fn start_telling(lane: &Lane, bridge: &Bridge) -> (SyncClient, Begun) {
+    let begun = Begun::default();
     let told = Arc::clone(&begun);
     let handler =
         Closures::new().documents_begun(move |stream, at| told.lock().unwrap().push((stream.clone(), at.seq.get())));
