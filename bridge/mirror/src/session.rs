@@ -329,8 +329,8 @@ impl Life<'_> {
             return Ok(());
         }
         self.miss().await?;
-        self.adopt().await?;
-        self.show().await
+        let waiting = self.adopt().await?;
+        self.show(&waiting).await
     }
 
     /// Takes over what has changed. Returns whether a change would be seen.
@@ -367,8 +367,8 @@ impl Life<'_> {
         Ok(())
     }
 
-    /// Takes in what others have put there, some names at a time.
-    async fn adopt(&mut self) -> Result<(), AuthorityError> {
+    /// Takes in what others have put there, some names at a time. Returns the entries that these are.
+    async fn adopt(&mut self) -> Result<Vec<Label>, AuthorityError> {
         let authority = &self.mirror.authority;
         let waiting = Waiting::after(&self.rows, &self.adopted_after, AT_ONCE);
         let names = waiting.names();
@@ -380,9 +380,9 @@ impl Life<'_> {
         };
         // It was over there, and forgotten; somebody has put it in again, or SpacetimeDB was restored to an earlier time.
         let entries = waiting.entries();
-        let entries: Vec<&str> = entries.iter().map(Label::as_str).collect();
-        if !entries.is_empty() {
-            authority.outbox_wait_again(&entries).await?;
+        let again: Vec<&str> = entries.iter().map(Label::as_str).collect();
+        if !again.is_empty() {
+            authority.outbox_wait_again(&again).await?;
         }
         for name in waiting.refused(&known) {
             self.refuse(name).await;
@@ -401,7 +401,7 @@ impl Life<'_> {
             authority.journal(&MirrorSource::Enqueued, kept, None, &[entry]).await?;
         }
         self.adopted_after = waiting.next;
-        Ok(())
+        Ok(entries)
     }
 
     /// Says of what nobody can publish that it is not published: it has a name of the mirror's, and the authority does not know it,
@@ -420,11 +420,17 @@ impl Life<'_> {
         }
     }
 
-    /// Says there what is to be published and what became of it: of what is over first, which makes room for the rest.
-    async fn show(&mut self) -> Result<(), AuthorityError> {
+    /// Says there what is to be published and what became of it: of what waits there first, which makes room for the rest, however
+    /// many older entries have none. Then of what is over.
+    async fn show(&mut self, waiting: &[Label]) -> Result<(), AuthorityError> {
         let authority = &self.mirror.authority;
-        for are_over in [true, false] {
-            let unreflected = authority.outbox_unreflected(are_over, AT_ONCE).await?;
+        let waiting: Vec<&str> = waiting.iter().map(Label::as_str).collect();
+        for are_over in [None, Some(true), Some(false)] {
+            let unreflected = match are_over {
+                None if waiting.is_empty() => continue,
+                None => authority.outbox_unreflected_of(&waiting).await?,
+                Some(are_over) => authority.outbox_unreflected(are_over, AT_ONCE).await?,
+            };
             let steps = self.room.allow(steps(&unreflected, &self.rows), self.began.elapsed());
             let mut telling = stream::iter(steps).map(|step| self.tell(step)).buffer_unordered(CALLS);
             let mut shows: Vec<(Label, Reflected)> = Vec::new();

@@ -5,6 +5,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::{ENTRY, Entry, OutboxState, entry, name};
+use crate::error::CallError;
 use crate::{Authority, AuthorityError};
 
 /// What SpacetimeDB's outbox is known to say of an entry.
@@ -51,32 +52,39 @@ impl Reflected {
     }
 }
 
+/// What is over and not shown, as in the index.
+const OVER: &str = "(o.status = 'sent' and o.reflected <> 'sent'
+                      or o.status in ('parked', 'dropped') and o.reflected in ('nothing', 'pending'))";
+/// What waits and is not shown, as in the index.
+const WAITS: &str = "o.status = 'pending' and o.reflected = 'nothing'";
+
 impl Authority {
     /// Entries whose state SpacetimeDB's outbox does not show: those that are over, or those that wait. Those first that it has,
     /// because they make room, and then the oldest.
     pub async fn outbox_unreflected(&self, are_over: bool, limit: usize) -> Result<Vec<Unreflected>, AuthorityError> {
         self.connections
             .run("outbox_unreflected", async |connection| {
-                // As in the indexes.
-                let unreflected = if are_over {
-                    "(o.status = 'sent' and o.reflected <> 'sent'
-                      or o.status in ('parked', 'dropped') and o.reflected in ('nothing', 'pending'))"
-                } else {
-                    "o.status = 'pending' and o.reflected = 'nothing'"
-                };
+                let of = if are_over { OVER } else { WAITS };
                 let sql = format!(
                     "select {ENTRY}, o.status, o.reflected from runtime.sync_outbox o
-                     where {unreflected} order by (o.reflected = 'nothing'), o.enqueued_at limit $1"
+                     where {of} order by (o.reflected = 'nothing'), o.enqueued_at limit $1"
                 );
                 let limit = i64::try_from(limit).unwrap_or(i64::MAX);
                 let rows = sqlx::query(&sql).bind(limit).fetch_all(connection).await?;
-                let unreflected = |row: &PgRow| {
-                    Ok(Unreflected {
-                        entry: entry(row)?,
-                        state: OutboxState::of(row.try_get(9)?),
-                        reflected: Reflected::of(row.try_get(10)?),
-                    })
-                };
+                rows.iter().map(unreflected).collect()
+            })
+            .await
+    }
+
+    /// Those of these entries whose state SpacetimeDB's outbox does not show.
+    pub async fn outbox_unreflected_of(&self, event_ids: &[&str]) -> Result<Vec<Unreflected>, AuthorityError> {
+        self.connections
+            .run("outbox_unreflected_of", async |connection| {
+                let sql = format!(
+                    "select {ENTRY}, o.status, o.reflected from runtime.sync_outbox o
+                     where o.event_id = any ($1) and ({OVER} or {WAITS})"
+                );
+                let rows = sqlx::query(&sql).bind(event_ids).fetch_all(connection).await?;
                 rows.iter().map(unreflected).collect()
             })
             .await
@@ -138,4 +146,12 @@ impl Authority {
             })
             .await
     }
+}
+
+fn unreflected(row: &PgRow) -> Result<Unreflected, CallError> {
+    Ok(Unreflected {
+        entry: entry(row)?,
+        state: OutboxState::of(row.try_get(9)?),
+        reflected: Reflected::of(row.try_get(10)?),
+    })
 }

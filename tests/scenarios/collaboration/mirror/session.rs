@@ -440,28 +440,63 @@ async fn who_takes_the_name_of_a_receipt_keeps_it_from_no_relay_and_is_not_shown
     other.stop().await;
 }
 
+/// Puts so many events into the outbox that no mirror takes, because they go by something else than Nostr.
+async fn put_letters(other: &SyncClient, count: u32) {
+    let put = |nth: u32| put(other, format!("letter-{nth}"), "mail");
+    let puts = stream::iter(0..count).map(put).buffer_unordered(16);
+    puts.collect::<Vec<()>>().await;
+}
+
+async fn put(other: &SyncClient, event_id: String, transport: &str) {
+    let event = OutboxEvent {
+        event_id,
+        transport: transport.to_owned(),
+        payload: "{}".to_owned(),
+    };
+    other.enqueue_event(event, SOON).await.unwrap();
+}
+
+/// More entries than a mirror looks at once are over and have no row in a full outbox, and the one that takes the last place in it stands
+/// under the name of a newer entry.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_a_full_outbox_is_resolved_however_many_older_entries_have_no_row() {
+    let stage = Collaboration::new().await;
+    let mut owner = PgConnection::connect(stage.lane.database.url()).await.unwrap();
+    policy(&mut owner, "s", &[], &[stage.relay.url()], None).await;
+    append(&stage.lane.authority, "s", "step", 300).await;
+    let without_spacetimedb = stage.mirrors.start(&[]).unwrap();
+    wait_for(SOON, "all are sent", async || {
+        let sent = "select count(*) from runtime.sync_outbox where status = 'sent'";
+        sqlx::query_scalar::<_, i64>(sent).fetch_one(&mut owner).await.unwrap() == 300
+    })
+    .await;
+    assert_eq!(without_spacetimedb.stop().await.unwrap(), 0);
+    let newest = "update runtime.sync_outbox set enqueued_at = enqueued_at + interval '1 minute'
+        where event_id = (select min(event_id) from runtime.sync_outbox) returning event_id";
+    let newest: String = sqlx::query_scalar(newest).fetch_one(&mut owner).await.unwrap();
+    let other = stage.client("other");
+    put_letters(&other, limit::OUTBOX_PENDING - 1).await;
+    put(&other, newest.clone(), "nostr").await;
+    let mirror = stage.mirror();
+    wait_for(SOON, "what waits under the name of an entry is resolved", async || {
+        let shown = shown(&stage.lane).await;
+        shown
+            .iter()
+            .any(|(name, status, _)| *name == newest && status != "pending")
+    })
+    .await;
+    assert_eq!(mirror.stop().await.unwrap(), 0);
+    other.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_outbox_is_tried_again_seldom_and_shows_everything_once_there_is_room() {
     let stage = Collaboration::new().await;
     let mut owner = PgConnection::connect(stage.lane.database.url()).await.unwrap();
     policy(&mut owner, "s", &[], &[stage.relay.url()], None).await;
     stage.relay.treat(Treats::Refusing("error: not now"));
-    // By something else than Nostr, so no mirror takes it.
     let other = stage.client("other");
-    let name = |nth: u32| format!("letter-{nth}");
-    let put = |nth: u32| {
-        other.enqueue_event(
-            OutboxEvent {
-                event_id: name(nth),
-                transport: "mail".to_owned(),
-                payload: "{}".to_owned(),
-            },
-            SOON,
-        )
-    };
-    let puts = stream::iter(0..limit::OUTBOX_PENDING).map(put).buffer_unordered(16);
-    let put: Vec<_> = puts.collect().await;
-    assert!(put.iter().all(Result::is_ok), "{put:?}");
+    put_letters(&other, limit::OUTBOX_PENDING).await;
     append(&stage.lane.authority, "s", "step", 20).await;
     let mirror = stage.mirror();
     let began = Instant::now();
@@ -472,7 +507,7 @@ async fn a_full_outbox_is_tried_again_seldom_and_shows_everything_once_there_is_
     assert!(began.elapsed() >= 2 * FULL, "{:?}", began.elapsed());
     for nth in 0..20 {
         let sent = OutboxOutcome {
-            event_id: name(nth),
+            event_id: format!("letter-{nth}"),
             published_as: Some("letter".to_owned()),
         };
         other.mark_event(sent, SOON).await.unwrap();

@@ -265,6 +265,13 @@ impl Tables {
         found.into_iter().take(limit).map(unreflected).collect()
     }
 
+    /// Those of these entries that SpacetimeDB does not show as they are.
+    pub(super) fn unreflected_of(&self, names: &[Label]) -> Vec<Unreflected> {
+        let all = [true, false].map(|are_over| self.unreflected(are_over, usize::MAX));
+        let is_named = |one: &Unreflected| names.contains(&one.entry.event_id);
+        all.into_iter().flatten().filter(is_named).collect()
+    }
+
     /// The names after `after` of what SpacetimeDB is known to show as waiting.
     pub(super) fn reflected(&self, after: &str, limit: usize) -> Vec<Label> {
         let shown = self.rows.values().filter(|row| row.reflected == Reflected::Pending);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use rand::Rng as _;
-use spacetime_sync_authority::{Entry, Kept, Reflected};
+use spacetime_sync_authority::{Entry, Kept, Reflected, Unreflected};
 use spacetime_sync_client::OutboxOutcome;
 use spacetime_sync_mirror::adoption::Waiting;
 use spacetime_sync_mirror::reflection::{Call, Step as Showing, Told, lost, steps, told};
@@ -29,13 +29,17 @@ pub(super) enum Attending {
     Adopting {
         refused: Vec<String>,
         adopted: VecDeque<(Entry, Result<usize, &'static str>)>,
+        waiting: Vec<Label>,
         next: String,
     },
+    /// The session asks which of what waits there is not shown as it is.
+    ShowWaiting(Vec<Label>),
     /// The session asks what is not shown.
     Show { are_over: bool },
     /// The session tells SpacetimeDB one thing after the other.
     Tell {
-        are_over: bool,
+        /// What it asks for next: of what is over, or not.
+        then: Option<bool>,
         steps: VecDeque<Showing>,
         shows: Vec<(Label, Reflected)>,
     },
@@ -104,12 +108,14 @@ impl World {
                 Some(Attending::Adopting {
                     adopted: adopted.collect(),
                     refused: waiting.refused(&known).into_iter().map(str::to_owned).collect(),
+                    waiting: waiting.entries(),
                     next: waiting.next,
                 })
             }
             Attending::Adopting {
                 mut refused,
                 mut adopted,
+                waiting,
                 next,
             } => {
                 if let Some(event_id) = refused.pop() {
@@ -123,20 +129,25 @@ impl World {
                     self.takes_in(entry, kept);
                 } else {
                     self.mirrors[at].adopted_after = next;
-                    return Some(Attending::Show { are_over: true });
+                    return Some(Attending::ShowWaiting(waiting));
                 }
-                Some(Attending::Adopting { refused, adopted, next })
+                Some(Attending::Adopting {
+                    refused,
+                    adopted,
+                    waiting,
+                    next,
+                })
+            }
+            Attending::ShowWaiting(names) => {
+                let unreflected = self.tables.unreflected_of(&names);
+                Some(self.tells(at, Some(true), &unreflected))
             }
             Attending::Show { are_over } => {
                 let unreflected = self.tables.unreflected(are_over, most);
-                let process = &self.mirrors[at];
-                let now = Duration::from_micros(self.now);
-                let steps = process.room.allow(steps(&unreflected, &process.rows), now).into();
-                let shows = Vec::new();
-                Some(Attending::Tell { are_over, steps, shows })
+                Some(self.tells(at, are_over.then_some(false), &unreflected))
             }
             Attending::Tell {
-                are_over,
+                then,
                 mut steps,
                 mut shows,
             } => {
@@ -144,7 +155,7 @@ impl World {
                     for (name, says) in shows {
                         self.tables.reflect(name.as_str(), says);
                     }
-                    return are_over.then_some(Attending::Show { are_over: false });
+                    return then.map(|are_over| Attending::Show { are_over });
                 };
                 let said = step.call().map_or(Ok(()), |call| self.calls(&call));
                 match told(step.says(), &said) {
@@ -156,8 +167,18 @@ impl World {
                     Told::Nothing => {}
                 }
                 self.judge_outbox();
-                Some(Attending::Tell { are_over, steps, shows })
+                Some(Attending::Tell { then, steps, shows })
             }
+        }
+    }
+
+    fn tells(&self, at: usize, then: Option<bool>, unreflected: &[Unreflected]) -> Attending {
+        let process = &self.mirrors[at];
+        let now = Duration::from_micros(self.now);
+        Attending::Tell {
+            then,
+            steps: process.room.allow(steps(unreflected, &process.rows), now).into(),
+            shows: Vec::new(),
         }
     }
 }
