@@ -432,7 +432,7 @@ async fn a_full_journal_turns_the_bridge_red_and_nothing_else_stops() {
     );
     let metrics = bridge.metrics().await.unwrap();
     assert_eq!(metrics["journal"]["waiting"], 5);
-    assert!(metrics["journal"]["oldest_ms"].as_u64() > Some(1_500), "{metrics}");
+    assert!(metrics["journal"]["oldest_ms"].as_u64() >= Some(1_500), "{metrics}");
     stage
         .lane
         .sql("update runtime.sync_journal_extent set most = 1000")
