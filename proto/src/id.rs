@@ -274,6 +274,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_seq_so_many_events_earlier_never_lies_before_the_first() {
+        let seq = |value| Seq::new(value).unwrap();
+        assert_eq!(seq(9).minus(0), seq(9));
+        assert_eq!(seq(9).minus(4), seq(5));
+        for count in [9, 10, u64::MAX] {
+            assert_eq!(seq(9).minus(count), Seq::ZERO);
+        }
+    }
+
+    #[test]
     fn a_name_is_checked_when_it_is_made() {
         let long = "x".repeat(256);
         for (text, good) in [
