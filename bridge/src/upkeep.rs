@@ -14,7 +14,7 @@ const PURGE_ACTS: i32 = 1_000;
 const FORGET_KEYS: i32 = 1_000;
 /// How many streams one statement lists.
 const PURGE_STREAMS: usize = 1_000;
-/// After so many failures in a row, it is not the streams that cannot be purged.
+/// A round ends after so many failures in a row: then the fault is hardly that of single streams.
 const FAILURES: usize = 3;
 /// How often the bridge forgets sessions. They are kept for days, and each round looks at all of them.
 const FORGET_EVERY: Duration = Duration::from_secs(60 * 60);
