@@ -120,7 +120,8 @@ pub struct SeenPresence {
     pub nostr_key: Option<NostrKey>,
     /// Since when it has been present.
     pub started_at: SystemTime,
-    /// When it was last heard, by SpacetimeDB's clock.
+    /// When it was last heard, as far as was told, by SpacetimeDB's clock. As long as it goes on saying the same, it may have been heard
+    /// up to ten minutes later.
     pub last_seen: SystemTime,
 }
 

@@ -12,24 +12,31 @@ use crate::tables::{
 };
 
 /// Writes what a node says of itself, for these audiences, and tells them if it is something new. What only repeats is noted beside
-/// the rows: each rewriting of a row is a message to everybody who watches.
-pub fn place(ctx: &ReducerContext, session_id: &str, heartbeat: &Heartbeat, audiences: &[u64]) -> Result<(), Refused> {
+/// the rows, now and then: each rewriting of a row is a message to everybody who watches. Returns whether rows were written.
+pub fn place(
+    ctx: &ReducerContext,
+    session_id: &str,
+    heartbeat: &Heartbeat,
+    audiences: &[u64],
+) -> Result<bool, Refused> {
     let rows = ctx.db.session_presence();
     let node_id = heartbeat.node_id.as_str();
     let held: Vec<SessionPresence> = rows.session_id().filter(session_id).collect();
     let judged: Vec<HeldPresence> = held.iter().map(HeldPresence::from).collect();
     let now_us = ctx.timestamp.to_micros_since_unix_epoch();
     let placement = presence::place(&judged, &heartbeat.node_id, audiences, now_us).map_err(refused)?;
+    // Whichever node is forgotten, its rows are deleted.
+    let mut writes = !placement.deleted.is_empty();
     for presence_id in placement.deleted {
         rows.presence_id().delete(presence_id);
     }
     if let Some(forgotten) = placement.forgets {
-        let of_node = (session_id, forgotten.as_str());
-        ctx.db.nostr_binding().by_node().delete(of_node);
-        ctx.db.presence_beat().by_node().delete(of_node);
+        ctx.db
+            .nostr_binding()
+            .by_node()
+            .delete((session_id, forgotten.as_str()));
     }
     let before = held.iter().find(|row| row.node_id == node_id);
-    let mut repeats = false;
     let binding = bound_to(ctx, session_id, node_id);
     for (audience_key, presence_id) in placement.rows {
         let row = SessionPresence {
@@ -53,46 +60,48 @@ pub fn place(ctx: &ReducerContext, session_id: &str, heartbeat: &Heartbeat, audi
             tell(ctx, &row);
         } else if heartbeat.status != OFFLINE && before.is_some_and(|row| row.last_seen <= ctx.timestamp) {
             // A row of the future is rewritten: a clock was set back.
-            repeats = true;
             continue;
         }
+        writes = true;
         if presence_id.is_some() {
             rows.presence_id().update(row);
         } else {
             rows.insert(row);
         }
     }
-    if repeats {
-        note(ctx, session_id, node_id, before.map(|row| row.last_seen));
+    let is_there = heartbeat.status != OFFLINE;
+    if is_there {
+        note(ctx, session_id, node_id);
+    } else {
+        ctx.db.presence_beat().by_node().delete((session_id, node_id));
     }
     if let Some(binding) = binding {
-        set_there(ctx, binding, heartbeat.status != OFFLINE);
+        set_there(ctx, binding, is_there);
     }
-    Ok(())
+    Ok(writes)
 }
 
-/// Notes that a node, whose rows were written at `told_at`, is still as they say.
-fn note(ctx: &ReducerContext, session_id: &str, node_id: &str, told_at: Option<Timestamp>) {
-    let beats = ctx.db.presence_beat();
+/// Notes that a node is there, unless that was noted a moment ago.
+fn note(ctx: &ReducerContext, session_id: &str, node_id: &str) {
+    let (beats, seen_at) = (ctx.db.presence_beat(), ctx.timestamp);
     let held = beat_of(ctx, session_id, node_id);
-    let last = held.as_ref().map(|beat| beat.seen_at).max(told_at);
     let micros = Timestamp::to_micros_since_unix_epoch;
-    if last.is_some_and(|last| presence::is_fresh(micros(last), micros(ctx.timestamp))) {
+    if let Some(held) = &held
+        && presence::is_fresh(micros(held.seen_at), micros(seen_at))
+    {
         return;
     }
-    let seen_at = ctx.timestamp;
-    match held {
-        Some(beat) => {
-            beats.beat_id().update(PresenceBeat { seen_at, ..beat });
-        }
-        None => {
-            beats.insert(PresenceBeat {
-                beat_id: 0,
-                session_id: session_id.to_owned(),
-                node_id: node_id.to_owned(),
-                seen_at,
-            });
-        }
+    let beat = PresenceBeat {
+        beat_id: held.as_ref().map_or(0, |held| held.beat_id),
+        session_id: session_id.to_owned(),
+        node_id: node_id.to_owned(),
+        seen_at,
+        stale_at: seen_at + presence::STALE_AFTER,
+    };
+    if held.is_some() {
+        beats.beat_id().update(beat);
+    } else {
+        beats.insert(beat);
     }
 }
 
@@ -201,46 +210,43 @@ fn show_key(ctx: &ReducerContext, session_id: &str, node_id: &str, nostr_pubkey:
     }
 }
 
-/// Tells of the last heartbeat of nodes that went on saying the same, marks those that have been silent for too long as offline, and
-/// forgets those that have been offline for long, with what is bound to them. It takes at most so many rows, and leaves the rest to
-/// the next sweep. At last it counts who is there.
+/// Marks nodes that have been silent for too long as offline, tells now and then when those that go on saying the same were last heard,
+/// and forgets those that have been offline for long, with what is bound to them. It leaves to the next sweep what is more than so many
+/// rows of each kind. At last it counts who is there.
 pub fn sweep(ctx: &ReducerContext, most: usize) {
     let now = ctx.timestamp;
     let presences = ctx.db.session_presence();
-    let stale: Vec<SessionPresence> = presences.holds_until().filter(..=now).take(most).collect();
-    for row in stale {
-        let (session_id, node_id) = (row.session_id.clone(), row.node_id.clone());
+    let beats = ctx.db.presence_beat();
+    let silent: Vec<PresenceBeat> = beats.stale_at().filter(..=now).take(most).collect();
+    let mut ended = 0;
+    for beat in silent {
+        if ended >= most {
+            break;
+        }
+        beats.beat_id().delete(beat.beat_id);
+        for row in of_node(ctx, &beat.session_id, &beat.node_id) {
+            end(ctx, row, beat.seen_at);
+            ended += 1;
+        }
+    }
+    let due: Vec<SessionPresence> = presences.holds_until().filter(..=now).take(most).collect();
+    for row in due {
         if row.status == OFFLINE {
             presences.presence_id().delete(row.presence_id);
-            if of_node(ctx, &session_id, &node_id).is_empty() {
-                let of_node = (session_id.as_str(), node_id.as_str());
+            if of_node(ctx, &row.session_id, &row.node_id).is_empty() {
+                let of_node = (row.session_id.as_str(), row.node_id.as_str());
                 ctx.db.nostr_binding().by_node().delete(of_node);
-                ctx.db.presence_beat().by_node().delete(of_node);
             }
-            continue;
-        }
-        let last_seen = beat_of(ctx, &session_id, &node_id).map(|beat| beat.seen_at);
-        if let Some(last_seen) = last_seen
-            && last_seen + presence::STALE_AFTER > now
-        {
-            let holds_until = last_seen + presence::STALE_AFTER;
+        } else if let Some(beat) = beat_of(ctx, &row.session_id, &row.node_id) {
             presences.presence_id().update(SessionPresence {
-                last_seen,
-                holds_until,
+                last_seen: beat.seen_at,
+                holds_until: now + presence::holds_for(&row.status),
                 ..row
             });
-            continue;
-        }
-        let row = SessionPresence {
-            status: OFFLINE.to_owned(),
-            reason: TTL_EXPIRED.to_owned(),
-            holds_until: now + presence::holds_for(OFFLINE),
-            ..row
-        };
-        tell(ctx, &row);
-        presences.presence_id().update(row);
-        if let Some(binding) = bound_to(ctx, &session_id, &node_id) {
-            set_there(ctx, binding, false);
+        } else {
+            // An earlier release wrote the row, which held for as long as a node is there without another heartbeat.
+            let last_seen = row.last_seen;
+            end(ctx, row, last_seen);
         }
     }
     let challenges = ctx.db.nostr_challenge();
@@ -249,6 +255,22 @@ pub fn sweep(ctx: &ReducerContext, most: usize) {
         challenges.challenge_id().delete(challenge_id);
     }
     count(ctx);
+}
+
+/// Marks a row of a node as offline that has been silent since then.
+fn end(ctx: &ReducerContext, row: SessionPresence, last_seen: Timestamp) {
+    let row = SessionPresence {
+        status: OFFLINE.to_owned(),
+        reason: TTL_EXPIRED.to_owned(),
+        last_seen,
+        holds_until: ctx.timestamp + presence::holds_for(OFFLINE),
+        ..row
+    };
+    tell(ctx, &row);
+    if let Some(binding) = bound_to(ctx, &row.session_id, &row.node_id) {
+        set_there(ctx, binding, false);
+    }
+    ctx.db.session_presence().presence_id().update(row);
 }
 
 /// Counts the providers that are there. They are counted anew each time, so no sum can go wrong.

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use spacetime_sync_proto::{Label, Refusal, RefusalCode, StreamId, limit};
 
-/// What a row says holds for this long. Clients send a heartbeat every five seconds.
+/// A node is there for this long after the last heartbeat that was noted. Clients send one every five seconds.
 pub const STALE_AFTER: Duration = Duration::from_secs(30);
-/// A heartbeat that only repeats is noted once the last one that was written is this old: with the usual heartbeats, every second
-/// one is.
+/// A heartbeat is noted once the last one that was is this old: with the usual heartbeats, every second one is.
 pub const NOTED_AFTER: Duration = Duration::from_secs(8);
+/// Of a node that goes on saying the same, those who watch are told when it was last heard, this often.
+pub const TOLD_AFTER: Duration = Duration::from_secs(600);
 /// A session that left is remembered for this long.
 pub const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3_600);
 /// The status of a session that is not online on a node.
@@ -93,10 +94,9 @@ pub struct HeldPresence {
     pub last_seen_us: i64,
 }
 
-/// Whether a heartbeat that was written is too new for one that only repeats it to be noted. One of the future is not: a clock was set
-/// back.
-pub fn is_fresh(written_us: i64, now_us: i64) -> bool {
-    (0..NOTED_AFTER.as_micros() as i64).contains(&now_us.saturating_sub(written_us))
+/// Whether a heartbeat that was noted is too new for the next one to be noted. One of the future is not: a clock was set back.
+pub fn is_fresh(noted_us: i64, now_us: i64) -> bool {
+    (0..NOTED_AFTER.as_micros() as i64).contains(&now_us.saturating_sub(noted_us))
 }
 
 /// What a heartbeat changes.
@@ -159,13 +159,9 @@ fn make_room(others: &[&HeldPresence]) -> Result<Option<String>, Refusal> {
     Ok(Some((*forgotten).to_owned()))
 }
 
-/// How long a row holds without being rewritten. After that the row is stale, or is forgotten if it was offline.
+/// How long a row holds without being rewritten. After that the row is told again, or is forgotten if it was offline.
 pub fn holds_for(status: &str) -> Duration {
-    if status == OFFLINE {
-        FORGOTTEN_AFTER
-    } else {
-        STALE_AFTER
-    }
+    if status == OFFLINE { FORGOTTEN_AFTER } else { TOLD_AFTER }
 }
 
 #[cfg(test)]
@@ -195,19 +191,19 @@ mod tests {
     }
 
     #[test]
-    fn an_online_row_soon_becomes_stale_and_an_offline_row_is_kept_for_long() {
+    fn an_online_row_is_told_again_and_an_offline_row_is_kept_for_long() {
         for status in STATUSES {
             let expected = if status == "offline" {
                 FORGOTTEN_AFTER
             } else {
-                STALE_AFTER
+                TOLD_AFTER
             };
             assert_eq!(holds_for(status), expected, "{status}");
         }
     }
 
     #[test]
-    fn a_repeated_heartbeat_is_noted_in_time() {
+    fn a_heartbeat_is_noted_in_time() {
         let old_us = NOTED_AFTER.as_micros() as i64;
         for (age_us, expected) in [
             (-1, false),

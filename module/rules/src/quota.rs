@@ -8,7 +8,7 @@ use spacetime_sync_proto::{Refusal, RefusalCode, limit};
 pub enum Call {
     /// A checkpoint is acknowledged.
     Acknowledgement,
-    /// A node of the session says how it is. Everybody who sees the session is told.
+    /// A node of the session says something new of itself. Everybody who sees the session is told.
     Heartbeat,
     /// A capability is published. Everybody is told.
     Publication,

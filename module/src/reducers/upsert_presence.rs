@@ -31,7 +31,6 @@ pub fn upsert_presence(
     if !heartbeat.serves.is_empty() {
         own.may(Scope::Serve)?;
     }
-    spend(ctx, Call::Heartbeat)?;
     let trust = trust_row(ctx)?;
     let mut audiences = vec![trust.user_key(&own.user_id)?];
     for stream_id in &heartbeat.serves {
@@ -44,5 +43,10 @@ pub fn upsert_presence(
     audiences.sort_unstable();
     audiences.dedup();
 
-    presences::place(ctx, &session_id, &heartbeat, &audiences)
+    // One that only repeats is not counted. It writes at most one small row every few seconds, and to refuse it would cost as much as to
+    // answer it.
+    if presences::place(ctx, &session_id, &heartbeat, &audiences)? {
+        spend(ctx, Call::Heartbeat)?;
+    }
+    Ok(())
 }

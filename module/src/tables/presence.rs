@@ -25,9 +25,9 @@ pub struct SessionPresence {
     pub region: String,
     /// Since when the session has been online there without a break.
     pub started_at: Timestamp,
-    /// The last heartbeat that is told: while nothing else changes, it may be 30 s older than the last one.
+    /// The last heartbeat that is told: while nothing else changes, it may be ten minutes older than the last one.
     pub last_seen: Timestamp,
-    /// Until when the row holds without another heartbeat.
+    /// When a sweep looks at the row: to tell of a later heartbeat, or to forget a node that is offline.
     #[index(btree)]
     pub holds_until: Timestamp,
     /// What kind of application or machine the node is; may be empty.
@@ -43,7 +43,7 @@ const SEEN_PRESENCE: Filter = Filter::Sql(
     "SELECT p.* FROM session_presence p JOIN stream_grant g ON p.audience_key = g.stream_key WHERE g.identity = :sender",
 );
 
-/// The last heartbeat of a node that only repeated what its rows say. Private, so that nobody is told of it.
+/// A node that is there, and the last heartbeat that was noted. Private, so that nobody is told of those that only repeat.
 #[table(accessor = presence_beat, index(accessor = by_node, btree(columns = [session_id, node_id])))]
 pub struct PresenceBeat {
     #[primary_key]
@@ -52,6 +52,9 @@ pub struct PresenceBeat {
     pub session_id: String,
     pub node_id: String,
     pub seen_at: Timestamp,
+    /// When the node goes offline without another heartbeat.
+    #[index(btree)]
+    pub stale_at: Timestamp,
 }
 
 /// How a node of a session changed. It is told once, to whoever sees the node and listens, and kept nowhere: what a node is

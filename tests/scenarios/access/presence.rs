@@ -1,11 +1,14 @@
 //! Presence: which sessions are online.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use spacetime_sync_proto::limit::PRESENCE_NODES;
 use spacetime_sync_proto::{ChainHash, RefusalCode};
-use spacetime_sync_stdb::admin::Credential;
+use spacetime_sync_stdb::admin::{Breaking, Credential};
+use spacetime_sync_tests::clock::Clock;
+use spacetime_sync_tests::release::Release;
 
 use super::guarded::Guarded;
 use crate::lane::hostile::{log, stream};
@@ -186,10 +189,16 @@ async fn only_a_session_with_the_scope_says_what_it_serves() {
 async fn a_flood_of_heartbeats_is_refused_and_costs_no_other_session_its_presence() {
     let guarded = Guarded::start().await;
     let [loud, quiet] = ["loud", "quiet"].map(|session| guarded.session("7", session, &["user:7:*"]));
+    // What only repeats is told to nobody, and takes nothing from the quota.
+    guarded.beat(&loud, "loud", "away", &[]).await;
+    for _ in 0..200 {
+        guarded.beat(&loud, "loud", "away", &[]).await;
+    }
     let began = Instant::now();
     let mut taken = 0;
+    let mut statuses = ["busy", "away"].into_iter().cycle();
     let refused = loop {
-        match guarded.say(&loud, "loud", "busy", &[]).await {
+        match guarded.say(&loud, "loud", statuses.next().unwrap(), &[]).await {
             None => taken += 1,
             Some(refused) => break refused,
         }
@@ -209,7 +218,7 @@ async fn a_flood_of_heartbeats_is_refused_and_costs_no_other_session_its_presenc
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn heartbeats_that_only_repeat_are_told_together_and_keep_the_node_online_until_they_stop() {
+async fn heartbeats_that_only_repeat_are_told_to_nobody_and_keep_the_node_online_until_they_stop() {
     let guarded = Guarded::start().await;
     let [session, watcher] = ["one", "two"].map(|session| guarded.session("7", session, &["user:7:*"]));
     guarded.beat(&watcher, "two", "away", &[]).await;
@@ -219,15 +228,14 @@ async fn heartbeats_that_only_repeat_are_told_together_and_keep_the_node_online_
     };
     guarded.beat(&session, "one", "online", &[]).await;
     let (began, first) = (Instant::now(), last_seen().await);
-    // All of these are heartbeats, and nobody is told until the row no longer holds.
-    while last_seen().await == first {
+    // Without a heartbeat, the node would be offline 30 s after the first.
+    while began.elapsed() < Duration::from_secs(35) {
         guarded.beat(&session, "one", "online", &[]).await;
-        assert!(began.elapsed() < Duration::from_secs(40), "it is never told");
+        assert_eq!(last_seen().await, first);
+        assert!(guarded.seen(&watcher).await.contains(&is("one", "online", "")));
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    assert!(began.elapsed() > Duration::from_secs(29), "{:?}", began.elapsed());
-    let (stopped, repeated) = (Instant::now(), last_seen().await);
-    assert!(guarded.seen(&watcher).await.contains(&is("one", "online", "")));
+    let stopped = Instant::now();
     // Of the last heartbeats, one was noted at most 8 s before.
     while !guarded
         .seen(&watcher)
@@ -238,8 +246,163 @@ async fn heartbeats_that_only_repeat_are_told_together_and_keep_the_node_online_
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert!(stopped.elapsed() > Duration::from_secs(20), "{:?}", stopped.elapsed());
+    let noted = last_seen().await;
+    assert_ne!(noted, first, "it is told when the node was last heard");
     guarded.beat(&session, "one", "busy", &[]).await;
-    assert_ne!(last_seen().await, repeated, "what is new is written at once");
+    assert_ne!(last_seen().await, noted, "what is new is written at once");
+}
+
+/// The module on a server whose clock the test sets, and a session that lasts. `None` if the clock of the server is not ours.
+async fn clocked(folder: &Path) -> Option<(Guarded, Clock, Credential)> {
+    let clock = Clock::make(folder, "stdb").unwrap();
+    let guarded = Guarded::with_clock(&clock).await;
+    if !guarded.module.server.is_own() {
+        eprintln!("skipped: the clock of this server is not ours");
+        return None;
+    }
+    let mut claims = guarded.issuer.claims("7", "one", &["user:7:*"]);
+    claims["exp"] = json!(claims["iat"].as_u64().unwrap() + 880);
+    let session = guarded.with(&claims);
+    Some((guarded, clock, session))
+}
+
+impl Guarded {
+    /// Status, reason and `last_seen` of a node, as the owner sees them. `None` if no row is left.
+    async fn node(&self, node: &str) -> Option<(String, String, Value)> {
+        let statement = format!("SELECT status, reason, last_seen FROM session_presence WHERE node_id = '{node}'");
+        let rows = self.module.sql(Some(&self.module.owner), &statement).await.unwrap();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let row = rows.first()?;
+        Some((text(&row[0]), text(&row[1]), row[2].clone()))
+    }
+
+    /// Waits until a node has this status. Returns its `last_seen`.
+    async fn until(&self, node: &str, status: &str) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let held = self.node(node).await;
+            match held {
+                Some((now, _, last_seen)) if now == status => return last_seen,
+                _ => assert!(Instant::now() < deadline, "{node} is not {status}: {held:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_goes_on_is_told_of_now_and_then_and_one_that_is_long_gone_is_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((guarded, clock, session)) = clocked(folder.path()).await else {
+        return;
+    };
+    let beat = async || {
+        let said = guarded.say_on("n", &session, "one", "online", &[]).await;
+        assert_eq!(said, None);
+    };
+    beat().await;
+    let mut told = vec![guarded.until("n", "online").await];
+    for seconds in (20..=620).step_by(20) {
+        clock.set(seconds).unwrap();
+        beat().await;
+        let last_seen = guarded.until("n", "online").await;
+        if told.last() != Some(&last_seen) {
+            assert!(seconds >= 600, "told after {seconds} s");
+            told.push(last_seen);
+        }
+    }
+    clock.set(640).unwrap();
+    beat().await;
+    // A sweep may come a little later than what is due.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while told.len() < 2 {
+        assert!(Instant::now() < deadline, "nobody is told in ten minutes");
+        let last_seen = guarded.until("n", "online").await;
+        if told.last() != Some(&last_seen) {
+            told.push(last_seen);
+        }
+    }
+    clock.set(660).unwrap();
+    beat().await;
+    clock.set(660 + 31).unwrap();
+    let last_heard = guarded.until("n", "offline").await;
+    assert!(!told.contains(&last_heard), "it is told when the node was last heard");
+    assert_eq!(guarded.node("n").await.unwrap().1, "ttl_expired");
+    let day = 24 * 3_600;
+    clock.set(660 + day).unwrap();
+    assert!(guarded.node("n").await.is_some());
+    clock.set(660 + day + 60).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while guarded.node("n").await.is_some() {
+        assert!(Instant::now() < deadline, "it is not forgotten");
+    }
+    let beats = guarded
+        .module
+        .sql(Some(&guarded.module.owner), "SELECT * FROM presence_beat");
+    assert_eq!(beats.await.unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_last_heartbeat_lies_in_the_future_goes_offline_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((guarded, clock, session)) = clocked(folder.path()).await else {
+        return;
+    };
+    let beat = async || {
+        let said = guarded.say_on("n", &session, "one", "online", &[]).await;
+        assert_eq!(said, None);
+    };
+    clock.set(300).unwrap();
+    beat().await;
+    let ahead = guarded.until("n", "online").await;
+    clock.set(0).unwrap();
+    beat().await;
+    assert_ne!(
+        guarded.until("n", "online").await,
+        ahead,
+        "a row of the future is rewritten"
+    );
+    clock.set(31).unwrap();
+    guarded.until("n", "offline").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_the_previous_release_go_on_or_go_offline_when_the_module_is_updated() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((guarded, clock, session)) = clocked(folder.path()).await else {
+        return;
+    };
+    let beat = async |node: &str| {
+        let said = guarded.say_on(node, &session, "one", "online", &[]).await;
+        assert_eq!(said, None);
+    };
+    let put = async |release: Release| {
+        let owner = guarded.module.as_owner();
+        owner
+            .publish(release.module().unwrap(), Breaking::DisconnectClients)
+            .await
+            .unwrap();
+    };
+    put(Release::Previous).await;
+    for node in ["goes-on", "is-silent"] {
+        beat(node).await;
+    }
+    let before = guarded.until("goes-on", "online").await;
+    put(Release::Current).await;
+    clock.set(20).unwrap();
+    beat("goes-on").await;
+    clock.set(40).unwrap();
+    guarded.until("is-silent", "offline").await;
+    // What the previous release wrote held for 30 s. From now on, it is told as any other.
+    let told = guarded.until("goes-on", "online").await;
+    assert_ne!(told, before);
+    clock.set(45).unwrap();
+    beat("goes-on").await;
+    clock.set(70).unwrap();
+    beat("goes-on").await;
+    assert_eq!(guarded.until("goes-on", "online").await, told);
+    clock.set(70 + 31).unwrap();
+    guarded.until("goes-on", "offline").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
