@@ -113,6 +113,38 @@ pub fn median(values: &mut [f64]) -> f64 {
     f64::midpoint(at(values.len().saturating_sub(1) / 2), at(values.len() / 2))
 }
 
+/// The median of what was measured, and what it lies between with a certainty of 95 %.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Middle {
+    /// The median.
+    pub median: f64,
+    /// At least this.
+    pub low: f64,
+    /// At most this.
+    pub high: f64,
+}
+
+/// The median, and what it lies between whatever the distribution is: of values that lie on either side of the true one by the toss of a
+/// coin, so many on one side are rare. Five values or less say too little, so all of them are between.
+pub fn middle(values: &mut [f64]) -> Middle {
+    let median = median(values);
+    let count = values.len();
+    // How likely it is that at most so many of the values lie on one side.
+    let mut exactly = 0.5_f64.powi(i32::try_from(count).unwrap_or(i32::MAX));
+    let (mut at_most, mut outside) = (exactly, 0);
+    while outside < count / 2 && at_most <= 0.025 {
+        exactly *= (count - outside) as f64 / (outside + 1) as f64;
+        at_most += exactly;
+        outside += 1;
+    }
+    let beyond = outside.saturating_sub(1);
+    Middle {
+        median,
+        low: values.get(beyond).copied().unwrap_or(f64::NAN),
+        high: values.iter().rev().nth(beyond).copied().unwrap_or(f64::NAN),
+    }
+}
+
 /// Seconds since the start, for progress lines.
 pub fn since(started: Instant) -> String {
     format!("{:6.1}s", started.elapsed().as_secs_f64())
@@ -145,6 +177,18 @@ mod tests {
         ] {
             assert!((median(&mut values) - expected).abs() < 1e-9, "{values:?}");
         }
+    }
+
+    #[test]
+    fn the_middle_lies_between_values_that_are_as_far_out_as_their_number_allows() {
+        // From tables of the sign test: the 7th and the 18th of 24 values, the 2nd and the 8th of 9.
+        for (count, low, high) in [(24, 7, 18), (9, 2, 8), (8, 1, 8), (6, 1, 6), (5, 1, 5), (1, 1, 1)] {
+            let mut values: Vec<f64> = (1..=count).rev().map(f64::from).collect();
+            let middle = middle(&mut values);
+            assert_eq!((middle.low, middle.high), (f64::from(low), f64::from(high)), "{count}");
+            assert!((middle.median - f64::midpoint(1.0, f64::from(count))).abs() < 1e-9);
+        }
+        assert!(middle(&mut []).low.is_nan());
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Four busy streams beside whatever else there is: how many events they carry in bulk, and how long single events take.
 
-use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -18,12 +17,10 @@ use crate::lane::{STREAMS, between, write, write_paced};
 use crate::measure::Size;
 use crate::report::{Report, two};
 
-const LIMIT: Duration = Duration::from_secs(600);
-const SIZE: Size = Size::Bytes(512);
+pub(crate) const LIMIT: Duration = Duration::from_secs(600);
+pub(crate) const SIZE: Size = Size::Bytes(512);
 /// The numbers of busy streams begin here, beyond those of all streams that rest.
-const NUMBERS: usize = 1_000_000;
-/// How long something has gone on, or rested, before it is measured.
-const SETTLED: Duration = Duration::from_secs(1);
+pub(crate) const NUMBERS: usize = 1_000_000;
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy)]
@@ -97,99 +94,7 @@ pub(crate) async fn beside<T, F>(
     Ok((Beside { before, beside, after }, found))
 }
 
-/// What busy streams carried without something and beside it, in turn.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct InTurn {
-    without: Figures,
-    beside: Figures,
-    ratio: Figures,
-    /// The lowest and the highest ratio of a pair, in bulk: how much the machine does besides.
-    between: (f64, f64),
-}
-
-/// Measures on one lane in pairs, without something and beside it, so that what else the machine does meanwhile affects both of a
-/// pair. `set` has it go on or rest.
-pub(crate) async fn in_turn(
-    lane: &Lane,
-    extent: Extent,
-    mut set: impl AsyncFnMut(bool) -> anyhow::Result<()>,
-) -> anyhow::Result<InTurn> {
-    let numbers = Cell::new(NUMBERS);
-    let streams = || {
-        let first = numbers.replace(numbers.get() + STREAMS);
-        (first..first + STREAMS).map(stream).collect::<Vec<_>>()
-    };
-    let bulk = async || in_bulk(lane, &streams(), extent.bulk).await;
-    let bulk = pairs(lane, extent.rounds, &mut set, bulk).await?;
-    let single = async || one_by_one(lane, &streams(), extent.paced).await;
-    let single = pairs(lane, extent.rounds, &mut set, single).await?;
-    let figures = |at: usize| {
-        let middle =
-            |pairs: &[Pair], of: fn(Two) -> f64| median(&mut pairs.iter().map(|pair| of(pair[at])).collect::<Vec<_>>());
-        // All events by all seconds.
-        let seconds: f64 = bulk.iter().map(|pair| pair[at].0.recip()).sum();
-        Figures {
-            per_second: bulk.len() as f64 / seconds,
-            host_us: middle(&bulk, |two| two.1),
-            p50_ms: middle(&single, |two| two.0),
-            p99_ms: middle(&single, |two| two.1),
-        }
-    };
-    let (without, beside) = (figures(0), figures(1));
-    let ratios = bulk.iter().map(|[without, beside]| beside.0 / without.0);
-    let between = ratios.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), ratio| {
-        (low.min(ratio), high.max(ratio))
-    });
-    Ok(InTurn {
-        ratio: beside.of(&without),
-        without,
-        beside,
-        between: (two(between.0), two(between.1)),
-    })
-}
-
-/// Two figures of one measurement.
-type Two = (f64, f64);
-/// Without something, and beside it.
-type Pair = [Two; 2];
-
-async fn pairs(
-    lane: &Lane,
-    rounds: usize,
-    set: &mut impl AsyncFnMut(bool) -> anyhow::Result<()>,
-    measure: impl AsyncFn() -> anyhow::Result<Two>,
-) -> anyhow::Result<Vec<Pair>> {
-    let (mut pairs, mut begins_beside) = (Vec::new(), false);
-    while pairs.len() < rounds {
-        begins_beside = !begins_beside;
-        let segments = background::segments(lane);
-        let mut pair = [(0.0, 0.0); 2];
-        for is_beside in [begins_beside, !begins_beside] {
-            set(is_beside).await?;
-            tokio::time::sleep(SETTLED).await;
-            background::at_rest(lane).await;
-            pair[usize::from(is_beside)] = measure().await?;
-        }
-        // What the engine does in the background would count for one of the two.
-        if background::segments(lane) == segments {
-            pairs.push(pair);
-        }
-    }
-    Ok(pairs)
-}
-
 impl Report {
-    /// Tells what busy streams did without something and beside it, in turn. Returns the ratio.
-    pub(crate) fn in_turn(&self, found: &InTurn) -> Figures {
-        self.figures("without", &found.without);
-        self.figures("beside", &found.beside);
-        let (low, high) = found.between;
-        self.say(&format!(
-            "  in bulk, the ratios of pairs lie between {low:.2} and {high:.2}"
-        ));
-        self.ratios(&found.ratio)
-    }
-
     /// Tells what busy streams did beside something. Returns the ratio to what they did without it.
     pub(crate) fn compared(&self, found: &Beside) -> Figures {
         let Beside { before, beside, after } = found;
@@ -206,14 +111,14 @@ impl Report {
         self.ratios(&beside.of(&without))
     }
 
-    fn figures(&self, what: &str, figures: &Figures) {
+    pub(crate) fn figures(&self, what: &str, figures: &Figures) {
         self.say(&format!(
             "  {what}: {:.0} in bulk per second, CPU of the host {:.2} µs per event; single events p50 {:.2} ms, p99 {:.2} ms",
             figures.per_second, figures.host_us, figures.p50_ms, figures.p99_ms
         ));
     }
 
-    fn ratios(&self, ratio: &Figures) -> Figures {
+    pub(crate) fn ratios(&self, ratio: &Figures) -> Figures {
         self.say(&format!(
             "  ratios: {:.2} in bulk, CPU of the host {:.2}, p50 {:.2}, p99 {:.2}",
             ratio.per_second, ratio.host_us, ratio.p50_ms, ratio.p99_ms
@@ -254,7 +159,7 @@ async fn measure(lane: &Lane, extent: Extent) -> anyhow::Result<Figures> {
 }
 
 /// A client that is live on these streams, which are new.
-async fn follower(lane: &Lane, streams: &[StreamId], events: u64, each: bool) -> anyhow::Result<Crowd> {
+pub(crate) async fn follower(lane: &Lane, streams: &[StreamId], events: u64, each: bool) -> anyhow::Result<Crowd> {
     let member = Member::new(lane, streams).await?;
     let behaviour = Behaviour {
         until: Some(events),
@@ -285,7 +190,7 @@ pub(crate) fn cpu_of(process: u32) -> Duration {
     Cpu::of(&process.to_string()).unwrap_or_default().whole()
 }
 
-async fn one_by_one(lane: &Lane, streams: &[StreamId], paced: (u64, u64)) -> anyhow::Result<(f64, f64)> {
+pub(crate) async fn one_by_one(lane: &Lane, streams: &[StreamId], paced: (u64, u64)) -> anyhow::Result<(f64, f64)> {
     let (per_second, events) = paced;
     let crowd = follower(lane, streams, events, true).await?;
     let (written, report) = tokio::join!(

@@ -14,6 +14,7 @@ mod fan;
 mod gate;
 mod hostile;
 mod idle;
+mod in_turn;
 mod lane;
 mod long;
 mod measure;

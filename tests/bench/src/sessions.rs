@@ -17,12 +17,14 @@ use spacetime_sync_tests::process::Cpu;
 use spacetime_sync_tests::socket::Socket;
 use spacetime_sync_tests::words;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval_at};
 
 use crate::busy;
 use crate::child::{Child, READY};
 use crate::cpu::{self, Meter};
+use crate::in_turn::in_turn;
 use crate::report::{Report, two};
 
 /// How often each node says how it is.
@@ -53,7 +55,7 @@ pub(crate) const FULL: Extent = Extent {
     sessions: 2_000,
     changes: 200,
     busy: busy::Extent {
-        bulk: 250_000,
+        bulk: 800_000,
         paced: (1_000, 5_000),
         rounds: 8,
     },
@@ -63,7 +65,7 @@ pub(crate) const QUICK: Extent = Extent {
     sessions: 400,
     changes: 40,
     busy: busy::Extent {
-        bulk: 100_000,
+        bulk: 300_000,
         paced: (1_000, 3_000),
         rounds: 1,
     },
@@ -170,21 +172,27 @@ pub(crate) async fn run(args: SessionsArgs) -> anyhow::Result<()> {
     let spec: Spec = serde_json::from_slice(&std::fs::read(&args.spec)?)?;
     let (tally, spec) = (Arc::new(Tally::default()), Arc::new(spec));
     let mut tasks = JoinSet::new();
-    let (mut opening, mut open) = (JoinSet::<anyhow::Result<_>>::new(), Vec::new());
+    let (opened, mut open) = mpsc::channel(AT_ONCE);
+    let (opening, begins) = (Arc::new(Semaphore::new(AT_ONCE)), tokio::time::Instant::now());
     for (number, (session, token)) in spec.sessions.iter().cloned().enumerate() {
-        let spec = Arc::clone(&spec);
-        opening.spawn(async move { Ok((number, session, connect(&spec, &token).await?)) });
-        if opening.len() >= AT_ONCE {
-            open.extend(opening.join_next().await.transpose()?);
-        }
-    }
-    open.extend(opening.join_all().await);
-    let begins = tokio::time::Instant::now();
-    for opened in open {
-        let (number, session, socket) = opened?;
+        let (spec, tally) = (Arc::clone(&spec), Arc::clone(&tally));
+        let (opening, opened) = (Arc::clone(&opening), opened.clone());
         // They do not all speak at once.
         let first = begins + HEARTBEAT.mul_f64(number as f64 / spec.sessions.len() as f64);
-        tasks.spawn(says(socket, session, first, Arc::clone(&tally)));
+        tasks.spawn(async move {
+            let turn = opening.acquire().await?;
+            let socket = connect(&spec, &token).await?;
+            drop(turn);
+            opened.send(()).await?;
+            // From now on it hears what it is told: whoever answers nothing is cut off.
+            says(socket, session, first, tally).await
+        });
+    }
+    for _ in &spec.sessions {
+        tokio::select! {
+            _ = open.recv() => {}
+            ended = tasks.join_next() => ended.context("nobody is there")???,
+        }
     }
     for (number, ([asks, provides], name)) in spec.pairs.iter().cloned().enumerate() {
         let pair = [connect(&spec, &asks).await?, connect(&spec, &provides).await?];
@@ -271,6 +279,7 @@ async fn says(
     tally: Arc<Tally>,
 ) -> anyhow::Result<()> {
     let mut beats = interval_at(first, HEARTBEAT);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let said = words::upsert_presence(&session, "node", "online", ["eu", "desktop"], &[]);
     loop {
         tokio::select! {
@@ -364,7 +373,7 @@ impl Report {
             "  by themselves they take of each second {:.0} ms of a core in SpacetimeDB, {:.0} ms in the bridge and {:.0} ms in Postgres",
             alone[0], alone[1], alone[2]
         ));
-        let found = busy::in_turn(&lane, extent.busy, &mut set).await?;
+        let found = in_turn(&lane, extent.busy, &mut set).await?;
         set(false).await?;
         let offline = lane
             .rows("SELECT * FROM session_presence WHERE status = 'offline'", false)
@@ -391,7 +400,7 @@ impl Report {
             std::thread::available_parallelism()?.get() as f64,
             said.cpu_seconds / said.seconds,
         );
-        let of_the_rest = ratio.per_second * cores / (cores - theirs);
+        let of_the_rest = ratio.median * cores / (cores - theirs);
         self.say(&format!(
             "  their own process took {theirs:.2} of {cores} cores, which it would not take from the lane on the users' machines: with \
              the rest, the lane carried {of_the_rest:.2} of what it carried with all"
@@ -403,7 +412,6 @@ impl Report {
                 "heartbeats_per_second": two(per_second[0]),
                 "changes_per_second": two(per_second[1]),
                 "busy": found,
-                "ratio": ratio,
                 "their_cores": two(theirs),
                 "alone_ms_of_host_bridge_postgres": alone.map(two),
                 "ratio_of_the_rest": two(of_the_rest),
